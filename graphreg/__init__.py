@@ -1,0 +1,22 @@
+"""graphreg regularizes an existing PyTorch model by name."""
+
+from graphreg.control import noise_on, rng_state, set_rng_state, set_strength, strengths
+from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, TraceError
+from graphreg.keywords import from_kwargs
+from graphreg.module import Regularized
+from graphreg.noise import Noise
+from graphreg.pipeline import regularize
+from graphreg.plan import Plan, plan
+from graphreg.registry import build, registered
+from graphreg.regularizer import Penalty, Regularizer, Splice
+from graphreg.report import report
+from graphreg.rewrite import rewrite, strip
+from graphreg.sites import Site
+from graphreg.trace import Traced, names, trace
+
+__all__ = [
+    "GraphRegError", "NoMatchError", "Noise", "Penalty", "Plan", "Regularized", "Regularizer", "RegularizerError", "Site",
+    "Splice", "TraceError", "Traced", "build", "from_kwargs", "names", "noise_on", "plan", "registered", "regularize",
+    "report", "rewrite", "rng_state", "set_rng_state", "set_strength", "strengths", "strip", "trace",
+]  # fmt: skip
+__version__ = "0.1.0"

@@ -1,0 +1,42 @@
+"""Storage: which values share it, and whether a value is written into after it was produced."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from graphreg.operators import Operations, first_argument
+
+
+class Aliases:
+    """Answers for one graph; a walk touches only the operations that share the value's storage."""
+
+    def __init__(self, graph: fx.Graph, operations: Operations) -> None:
+        self.operations = operations
+        self.order = {node: i for i, node in enumerate(graph.nodes)}
+
+    def written_later(self, node: fx.Node) -> bool:
+        """Whether an operation after ``node`` may write into its value, by any name that the value has."""
+        start = self.order[node]
+        return any(
+            self.order.get(user, -1) > start and name in self.operations.writes(user)
+            for name in self.family(node)
+            for user in name.users
+        )
+
+    def family(self, node: fx.Node) -> set[fx.Node]:
+        """The nodes that may share storage with ``node``, itself among them."""
+        found, waiting = {node}, [node]
+        while waiting:
+            current = waiting.pop()
+            readers = (user for user in current.users if current in self._sources(user))
+            for other in (*self._sources(current), *readers):
+                if other not in found and other in self.order:
+                    found.add(other)
+                    waiting.append(other)
+        return found
+
+    def _sources(self, node: fx.Node) -> list[fx.Node]:
+        """The arguments whose storage the output may share."""
+        if not self.operations.may_alias(node):
+            return []
+        return self.operations.writes(node) or (list(node.all_input_nodes) if self.operations.is_opaque(node) else first_argument(node))

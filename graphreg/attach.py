@@ -1,0 +1,73 @@
+"""Penalties that join in backward, for training loops that know of a loss and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graphreg.errors import RegularizerError
+
+Scale = float | Tensor | Callable[[], Any] | Any  # Any: a GradScaler, which torch keeps in two places
+
+
+class AttachRule(nn.Module):
+    """Adds the penalties to a scalar ``loss``, or makes their gradient join that of the output's tensors."""
+
+    def __init__(self, names: tuple[str, ...], scale: Scale | None, to_loss: bool) -> None:
+        super().__init__()
+        self.names, self.scale, self.to_loss = names, scale, to_loss
+        self.last: dict[str, Tensor] = {}
+
+    def forward(self, outputs: tuple[Any, ...], penalties: tuple[Tensor, ...]) -> tuple[Any, ...]:
+        self.last = {name: value.detach() for name, value in zip(self.names, penalties, strict=True)}
+        if not penalties:
+            return outputs
+        total = torch.stack([p.to(torch.float64) if p.dtype == torch.float64 else p for p in penalties]).sum()
+        if self.to_loss:
+            (loss,) = outputs
+            if loss.dim():
+                raise RegularizerError(f"the output's loss has shape {tuple(loss.shape)}; penalties attach to a scalar. Use penalties='return'.")
+            return (loss + total.to(loss.dtype),)
+        live = [i for i, out in enumerate(outputs) if isinstance(out, Tensor) and out.requires_grad]
+        if not live or not total.requires_grad:
+            return outputs
+        scale = torch.as_tensor(current(self.scale), dtype=total.dtype, device=total.device)
+        joined = _Join.apply(total, scale, *(outputs[i] for i in live))
+        new = dict(zip(live, joined, strict=True))
+        return tuple(new.get(i, out) for i, out in enumerate(outputs))
+
+
+def current(scale: Scale | None) -> Any:
+    """The scale at this call: of a GradScaler the present one, as a tensor where it has one already."""
+    if scale is None:
+        return 1.0
+    if hasattr(scale, "get_scale"):
+        tensor = scale._get_scale_async() if hasattr(scale, "_get_scale_async") else None
+        return scale.get_scale() if tensor is None else tensor
+    return scale() if callable(scale) and not isinstance(scale, Tensor) else scale
+
+
+def check_scale(scale: Scale | None) -> None:
+    """Refuse what is no scale."""
+    ok = scale is None or hasattr(scale, "get_scale") or callable(scale) or (isinstance(scale, Tensor) and scale.dim() == 0)
+    number = isinstance(scale, (int, float)) and scale > 0
+    if not ok and not number:
+        raise RegularizerError(f"scale={scale!r} is not allowed; give a number above 0, a 0-d tensor, a GradScaler, or a function of no argument.")
+
+
+class _Join(torch.autograd.Function):
+    """The identity on the outputs; in backward the penalty gets the gradient ``scale``, once a pass."""
+
+    @staticmethod
+    def forward(ctx: Any, total: Tensor, scale: Tensor, *outputs: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(scale)
+        return tuple(out.view_as(out) for out in outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (scale,) = ctx.saved_tensors
+        return (scale, None, *grads)

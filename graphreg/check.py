@@ -1,0 +1,256 @@
+"""What a rewritten module must satisfy; run after every rewrite. It looks and never touches.
+
+A GraphRegError from here is a fault of graphreg or of whoever edited the graph by hand, never of the user's model.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import networkx as nx
+from torch import fx, nn
+from torch.fx.node import map_aggregate
+
+from graphreg.aliases import Aliases
+from graphreg.errors import GraphRegError, RegularizerError
+from graphreg.module import RULES, Regularized, RewrittenModule
+from graphreg.operators import nodes_in
+from graphreg.plan import Edit, Plan
+from graphreg.regularizer import Penalty, Splice
+from graphreg.roles import site_nodes
+from graphreg.trace import Traced
+
+
+def check(module: RewrittenModule, traced: Traced, plan: Plan) -> None:
+    """Raise GraphRegError unless the module is the traced model with the plan's additions and nothing else."""
+    _same_owner(module, traced.model)
+    for mode, graph in module.graphs.items():
+        _lint(graph)
+        original = traced.graphs[mode]
+        _contracts(graph, original)
+        _Placed(graph, traced, plan).check()
+        _reaches(graph, module, plan)
+
+
+def replaced_by(node: fx.Node) -> fx.Node | None:
+    """The value that an addition stands for, if it stands for one."""
+    kind = node.meta["graphreg"]["kind"]
+    if kind in ("splice", "clone"):
+        value = node.args[0]
+    elif kind == "attached" and isinstance(node.args[0], fx.Node):
+        value = node.args[0].args[0][node.args[1]]  # type: ignore[index]
+    else:
+        return None
+    return value if isinstance(value, fx.Node) else None
+
+
+def to_networkx(graph: fx.Graph) -> nx.DiGraph:
+    """The dataflow of a graph: nodes by name, an edge from each value to each operation that reads it."""
+    flow = nx.DiGraph()
+    flow.add_nodes_from(node.name for node in graph.nodes)
+    flow.add_edges_from((source.name, node.name) for node in graph.nodes for source in node.all_input_nodes)
+    return flow
+
+
+def _fail(sentence: str) -> None:
+    raise GraphRegError(f"a rewritten graph failed its check: {sentence}")
+
+
+def _lint(graph: fx.Graph) -> None:
+    doubled = [name for name, count in Counter(node.name for node in graph.nodes).items() if count > 1]
+    if doubled:
+        _fail(f"two nodes are called {doubled[0]!r}.")
+    try:
+        graph.lint()
+    except (RuntimeError, ValueError) as error:
+        _fail(str(error).splitlines()[0])
+    if not nx.is_directed_acyclic_graph(to_networkx(graph)):
+        _fail("it has a cycle.")
+
+
+def _same_owner(module: RewrittenModule, model: nn.Module) -> None:
+    """Nothing that the user owned was replaced, added or lost."""
+    ours = {n: m for n, m in module.named_modules(remove_duplicate=False) if n != "" and n.partition(".")[0] != RULES}
+    theirs = {n: m for n, m in model.named_modules(remove_duplicate=False) if n}
+    for name in theirs.keys() | ours.keys():
+        if ours.get(name) is not theirs.get(name):
+            _fail(f"the submodule {name!r} is not the user's own.")
+    tensors = [dict(m.named_parameters(remove_duplicate=False)) for m in (module, model)]
+    if tensors[0].keys() != tensors[1].keys() or any(tensors[0][n] is not p for n, p in tensors[1].items()):
+        _fail("a parameter is not the user's own.")
+
+
+def _contracts(graph: fx.Graph, original: fx.Graph) -> None:
+    """Taking the additions out gives the original back: each operation, on the same values, in the same order."""
+    stands: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        value = replaced_by(node) if "graphreg" in node.meta else None
+        if value is not None:
+            stands[node] = stands.get(value, value)
+    kept = [node for node in graph.nodes if "graphreg" not in node.meta]
+    if len(kept) != len(original.nodes):
+        _fail(f"{len(kept)} of the model's own {len(original.nodes)} operations are left.")
+    twin = dict(zip(kept, original.nodes, strict=True))
+    for ours, theirs in twin.items():
+        if (ours.op, ours.target) != (theirs.op, theirs.target):
+            _fail(f"{theirs.name} ({theirs.op} {theirs.target}) became {ours.name} ({ours.op} {ours.target}).")
+        args = ours.args
+        if ours.op == "output" and isinstance(args[0], Regularized):
+            args = (args[0].output,)
+        if not _equal((args, ours.kwargs), (theirs.args, theirs.kwargs), lambda n: twin.get(stands.get(n, n))):
+            _fail(f"{ours.name} does not read what it read in the model: {args}, not {theirs.args}.")
+
+
+def _equal(ours: Any, theirs: Any, resolve: Callable[[fx.Node], fx.Node | None]) -> bool:
+    mine: list[Any] = []
+    other: list[Any] = []
+    map_aggregate(ours, lambda leaf: mine.append(resolve(leaf) if isinstance(leaf, fx.Node) else leaf))
+    map_aggregate(theirs, other.append)
+    return len(mine) == len(other) and all(
+        a is b if isinstance(b, fx.Node) else type(a) is type(b) and (a == b or a != a) for a, b in zip(mine, other, strict=True)
+    )
+
+
+class _Placed:
+    """Every edit of the plan stands at its site, in its order, and nothing passes it by."""
+
+    def __init__(self, graph: fx.Graph, traced: Traced, plan: Plan) -> None:
+        self.graph, self.plan = graph, plan
+        own = {name: node for name, node in site_nodes(graph, traced.operations).items() if "graphreg" not in node.meta}
+        self.where, self.aliases = own, Aliases(graph, traced.operations)
+        self.added: dict[tuple[str, str], fx.Node] = {}
+        for node in graph.nodes:
+            about: Mapping[str, str] = node.meta.get("graphreg", {})
+            if about.get("kind") in ("splice", "measure", "read"):
+                place = (about["regularizer"], about["site"])
+                if place in self.added:
+                    _fail(f"{place[0]} acts twice at {place[1]}.")
+                self.added[place] = node
+
+    def check(self) -> None:
+        sites = dict.fromkeys(edit.site.name for edit in self.plan.edits)
+        counted = 0
+        for name in sites:
+            edits = [edit for edit in self.plan.edits if edit.site.name == name]
+            if edits[0].site.kind == "parameter":
+                counted += sum(self._reads(edit) for edit in edits)
+            elif name in self.where:
+                counted += self._chain(self.where[name], edits)
+        if counted != len(self.added):
+            _fail("there are additions that are not in the plan.")
+
+    def _reads(self, edit: Edit) -> int:
+        node = self.added.get((edit.name, edit.site.name))
+        if node is None or node.op != "get_attr" or node.target != edit.site.name:
+            _fail(f"{edit.name} does not read the parameter {edit.site.name}.")
+        return 1
+
+    def _chain(self, node: fx.Node, edits: list[Edit]) -> int:
+        """Clean measurements read the value, splices follow in order, the rest reads the last."""
+        value, found = node, 0
+        for edit in edits:
+            if isinstance(edit.regularizer, Splice):
+                value = self._follows(edit, value)
+                found += 1
+        for edit in edits:
+            if isinstance(edit.regularizer, Penalty) and "values" not in edit.regularizer.takes:
+                self._follows(edit, node if edit.regularizer.clean else value)
+                found += 1
+        clones = [user for user in value.users if user.meta.get("graphreg", {}).get("kind") == "clone"]
+        if clones:
+            value = clones[0]
+        elif self.aliases.written_later(value):
+            _fail(f"{value.name} is overwritten by a later operation while {edits[0].name} needs it.")
+        if value is not node:
+            self._passed_by(node, value)
+        return found
+
+    def _follows(self, edit: Edit, value: fx.Node) -> fx.Node:
+        node = self.added.get((edit.name, edit.site.name))
+        if node is None or node.args[0] is not value or not str(node.target).startswith(f"{RULES}."):
+            _fail(f"{edit.name} does not act on {value.name} at the site {edit.site.name}.")
+        if self._read_late(value, node):
+            _fail(f"{edit.name} reads {value.name} after it was overwritten.")
+        assert node is not None
+        return node
+
+    def _read_late(self, value: fx.Node, reader: fx.Node) -> bool:
+        order = self.aliases.order
+        return any(
+            order[value] < order[user] < order[reader] and name in self.aliases.operations.writes(user)
+            for name in self.aliases.family(value)
+            for user in name.users
+            if "graphreg" not in user.meta
+        )
+
+    def _passed_by(self, node: fx.Node, last: fx.Node) -> None:
+        """Nothing of the model's own reads the value at ``node`` or between, only what stands at the end."""
+        chain = [last]
+        while chain[-1] is not node:
+            chain.append(chain[-1].args[0])  # type: ignore[arg-type]
+        for link in chain[1:]:
+            for user in link.users:
+                if "graphreg" not in user.meta:
+                    _fail(f"{user.name} reads {link.name} and passes by {last.name}.")
+
+
+def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
+    """Every splice reaches the output; every penalty is in it, and a parameter that can train reaches the penalty."""
+    flow, output = to_networkx(graph), graph.output_node()
+    upstream = nx.ancestors(flow, output.name)
+    keys = {n for n in graph.nodes if n.meta.get("graphreg", {}).get("kind") == "key"}
+    totals: dict[str, fx.Node] = {}
+    for node in graph.nodes:
+        about = node.meta.get("graphreg", {})
+        if about and node.name not in upstream and _used_site(node, flow, upstream):
+            _fail(f"{node.name} does not reach the output.")
+        if about.get("kind") == "splice" and (len(keys) != 1 or node.args[1] not in keys):
+            _fail(f"{node.name} does not take the key of the call.")
+        if about.get("kind") == "total":
+            totals[about["regularizer"]] = node
+    wanted = [name for name, r in plan.regularizers.items() if isinstance(r, Penalty)]
+    returned = output.args[0].penalties if isinstance(output.args[0], Regularized) else {n: totals.get(n) for n in wanted}
+    if {n: totals.get(n) for n in wanted} != dict(returned) or None in returned.values():
+        _fail(f"the penalties {wanted} are not what the output carries.")
+    trained = _trained(graph, module, flow)
+    for name, node in totals.items():
+        inputs = [n.meta.get("graphreg", {}) for n in nodes_in(node.args)]
+        if any(about and about.get("regularizer") not in (name, None) and about["kind"] != "splice" for about in inputs):
+            _fail(f"{name} adds up what another penalty measured.")
+        _counts(node, name, plan, graph)
+        if node.args and node.name not in trained:
+            raise RegularizerError(f"{name}: no parameter that can train reaches its sites, so it would change nothing. Unfreeze one, or leave it out.")
+
+
+def _counts(node: fx.Node, name: str, plan: Plan, graph: fx.Graph) -> None:
+    """A total reads each of its sites once."""
+    measured = [n for n in graph.nodes if n.meta.get("graphreg", {}).get("regularizer") == name and n.meta["graphreg"]["kind"] in ("measure", "read")]
+    takes_all = "values" in plan.regularizers[name].takes and plan.regularizers[name].on == "values"
+    if not takes_all and list(node.args) != measured:
+        _fail(f"{name} does not add up each of its {len(measured)} sites once.")
+
+
+def _used_site(node: fx.Node, flow: nx.DiGraph, upstream: set[str]) -> bool:
+    """False at a site whose value the model itself computes and never uses."""
+    if node.meta["graphreg"]["kind"] not in ("splice", "clone"):
+        return True
+    value = replaced_by(node)
+    while value is not None and "graphreg" in value.meta:
+        value = replaced_by(value)
+    return value is None or value.name in upstream
+
+
+def _trained(graph: fx.Graph, module: RewrittenModule, flow: nx.DiGraph) -> set[str]:
+    """The operations that a parameter that can train reaches."""
+    trains = {name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
+    owners = {name.rpartition(".")[0] for name in trains}
+    prefixes = {".".join(owner.split(".")[:i]) for owner in owners for i in range(1, owner.count(".") + 2)}
+    sources = [
+        n.name for n in graph.nodes
+        if (n.op == "get_attr" and n.target in trains) or (n.op == "call_module" and (n.target in prefixes))
+    ]  # fmt: skip
+    flow = flow.copy()
+    flow.add_edges_from(("<parameters>", name) for name in sources)
+    return nx.descendants(flow, "<parameters>") if sources else set()

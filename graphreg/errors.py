@@ -1,0 +1,34 @@
+"""Every error meant for the caller: what was given, what is allowed, what to do next."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class GraphRegError(Exception):
+    """The root of every error that graphreg raises on purpose."""
+
+
+class TraceError(GraphRegError):
+    """A model that cannot be traced, or that must not be traced again."""
+
+
+class NoMatchError(GraphRegError, LookupError):
+    """A name, key or selector that finds nothing (or another number of things than asked for)."""
+
+
+class RegularizerError(GraphRegError, ValueError):
+    """A regularizer, option or value that is not allowed."""
+
+
+def near(word: str, words: Iterable[str], count: int = 3) -> list[str]:
+    """The ``count`` words most like ``word``, likest first; wildcards in it are ignored."""
+    bare = word.strip("!*?. ")
+    return difflib.get_close_matches(bare or word, list(dict.fromkeys(words)), n=count, cutoff=0.4)
+
+
+def near_sentence(word: str, words: Iterable[str], what: str = "Near names") -> str:
+    """`` Near names: a, b.``, or nothing when nothing is near."""
+    found = near(word, words)
+    return f" {what}: {', '.join(found)}." if found else ""

@@ -1,0 +1,144 @@
+"""Both modes of a model: traced twice, told as one graph where literals alone differ, as two where structure does.
+
+torch.fx evaluates ``self.training`` while it traces and freezes the answer into the graph; whoever traces in one
+mode gets the other wrong in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import fx, nn
+from torch.fx.node import map_aggregate
+
+Graphs = Mapping[str, fx.Graph]  # {"both": graph} or {"train": graph, "eval": graph}
+
+
+@contextmanager
+def left_as_it_was(model: nn.Module) -> Iterator[None]:
+    """Puts back every attribute, mode and registered tensor that running a forward on proxies may have changed."""
+    dicts = ("_parameters", "_buffers", "_modules")
+    before = [(m, dict(m.__dict__), {name: dict(m.__dict__[name]) for name in dicts}) for m in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes, registered in before:
+            for name, content in registered.items():
+                if module.__dict__[name] != content or list(module.__dict__[name]) != list(content):
+                    module.__dict__[name].clear()
+                    module.__dict__[name].update(content)
+            for name in set(module.__dict__) - set(attributes):
+                del module.__dict__[name]
+            module.__dict__.update(attributes)
+
+
+def trace_modes(model: nn.Module, trace: Callable[[], fx.Graph]) -> Graphs:
+    """``trace`` the model in train and in eval mode, and merge what it gives.
+
+    Both traces put *every* submodule in the mode, so that what depends on a mode is seen to, whatever the user set
+    apart. Only where structure differs must a submodule set apart be traced as it is set.
+    """
+    given = {module: module.training for module in model.modules()}
+    train, evaluation = _in_mode(given, lambda m: True, trace), _in_mode(given, lambda m: False, trace)
+    differing = _differing_literals(train, evaluation)
+    if _same_structure(train, evaluation):
+        _read_modes(train, differing)
+        return {"both": train}
+    apart = {m for m, mode in given.items() if mode != model.training}
+    if apart and model.training:
+        train = _in_mode(given, lambda m: m not in apart, trace)
+    elif apart:
+        evaluation = _in_mode(given, lambda m: m in apart, trace)
+    for graph in (train, evaluation):
+        _read_modes(graph, differing)
+    return {"train": train, "eval": evaluation}
+
+
+def choose(training: bool, in_train: Any, in_eval: Any) -> Any:
+    """The argument that belongs to the mode; stands in emitted code where a literal depends on it."""
+    return in_train if training else in_eval
+
+
+def _in_mode(given: Mapping[nn.Module, bool], mode: Callable[[nn.Module], bool], trace: Callable[[], fx.Graph]) -> fx.Graph:
+    try:
+        for module in given:
+            module.training = mode(module)  # not .train(): a user's override of it may do more
+        return trace()
+    finally:
+        for module, training in given.items():
+            module.training = training
+
+
+def _name(node: fx.Node) -> str:
+    return str(node.meta["site"][1][0].name) if "site" in node.meta else node.name
+
+
+def _flat(node: fx.Node) -> list[Any]:
+    """The arguments as a flat list, nodes by name; positions agree between two calls of the same form."""
+    flat: list[Any] = []
+    map_aggregate((node.args, node.kwargs), lambda leaf: flat.append(_Ref(_name(leaf)) if isinstance(leaf, fx.Node) else leaf))
+    return flat
+
+
+class _Ref(str):
+    """The name of a node, told from a literal string."""
+
+
+def _alike(a: fx.Node, b: fx.Node) -> bool:
+    """Whether two nodes are one operation on the same values, literals apart."""
+    if (a.op, a.target) != (b.op, b.target) or set(a.kwargs) != set(b.kwargs):
+        return False
+    ours, theirs = _flat(a), _flat(b)
+    return len(ours) == len(theirs) and all(
+        x == y if isinstance(x, _Ref) or isinstance(y, _Ref) else True for x, y in zip(ours, theirs, strict=True)
+    )
+
+
+def _same_structure(train: fx.Graph, evaluation: fx.Graph) -> bool:
+    return len(train.nodes) == len(evaluation.nodes) and all(
+        _name(a) == _name(b) and _alike(a, b) for a, b in zip(train.nodes, evaluation.nodes, strict=True)
+    )
+
+
+def _differing_literals(train: fx.Graph, evaluation: fx.Graph) -> dict[str, dict[int, tuple[Any, Any]]]:
+    """For each operation that both modes have: the positions whose literals differ, as (in train, in eval)."""
+    others = {_name(node): node for node in evaluation.nodes}
+    differing: dict[str, dict[int, tuple[Any, Any]]] = {}
+    for node in train.nodes:
+        other = others.get(_name(node))
+        if other is None or not _alike(node, other):
+            continue
+        pairs = enumerate(zip(_flat(node), _flat(other), strict=True))
+        found = {i: (a, b) for i, (a, b) in pairs if not isinstance(a, _Ref) and not _equal(a, b)}
+        if found:
+            differing[_name(node)] = found
+    return differing
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return type(a) is type(b) and bool(a == b or (a != a and b != b))
+
+
+def _read_modes(graph: fx.Graph, differing: Mapping[str, Mapping[int, tuple[Any, Any]]]) -> None:
+    """Replace each such literal by a read of the ``training`` of the module that owns the operation."""
+    for node in list(graph.nodes):
+        literals = differing.get(_name(node))
+        if not literals:
+            continue
+        owner = node.meta["site"][0] if "site" in node.meta else ""
+        with graph.inserting_before(node):
+            training = graph.create_node("get_attr", f"{owner}.training" if owner else "training")
+            reads = {
+                i: training
+                if (a, b) == (True, False) and type(a) is type(b) is bool
+                else graph.call_function(choose, (training, a, b))
+                for i, (a, b) in literals.items()
+            }
+        position = iter(range(len(_flat(node))))
+
+        def replaced(leaf: Any, reads: Mapping[int, fx.Node] = reads, position: Iterator[int] = position) -> Any:
+            return reads.get(next(position), leaf)
+
+        node.args, node.kwargs = map_aggregate((node.args, node.kwargs), replaced)  # type: ignore[assignment]

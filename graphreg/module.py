@@ -1,0 +1,177 @@
+"""The module that comes back: the user's model as far as a graph can be it, with both modes in it."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx._symbolic_trace import is_fx_symbolic_tracing
+
+from graphreg.errors import GraphRegError, TraceError
+from graphreg.rules import Rules
+from graphreg.storage import freeze, thaw
+
+RULES = "graphreg_rules"
+_EMPTY = frozenset(nn.Module().__dict__)
+_STATE_HOOKS = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
+
+
+class Regularized(NamedTuple):
+    """What a rewritten module returns: the model's own output, and the penalties, already weighted."""
+
+    output: Any
+    penalties: dict[str, Tensor]
+
+
+class RewrittenModule(fx.GraphModule):
+    """A GraphModule that shares the model's layers and holds one forward for both modes, or one for each."""
+
+    def __init__(self, model: nn.Module, graphs: Mapping[str, fx.Graph], rules: Rules | None, held: Mapping[str, Any]) -> None:
+        super().__init__(nn.Module(), fx.Graph(), type(model).__name__.removesuffix("Impl"))
+        self._adopt(model)
+        if rules is not None:
+            self.add_module(RULES, rules)
+            # DDP would broadcast rank 0's buffers over all ranks' at every step
+            self._ddp_params_and_buffers_to_ignore = [f"{RULES}.{name}" for name, _ in rules.named_buffers(remove_duplicate=False)]
+        self.held = dict(held)
+        self._set_graphs(dict(graphs))
+
+    def _adopt(self, model: nn.Module) -> None:
+        """Take over what the model has. The dicts of parameters and buffers are shared, so that ``.to()`` reaches both."""
+        self._source = (type(model).__name__, frozenset(n for n in dir(type(model)) if not n.startswith("__")))
+        # A root that overrides train() (to keep a backbone frozen) is still asked: a graph cannot carry its method.
+        own_train = type(model).train is not nn.Module.train and not isinstance(model, RewrittenModule)
+        self._trainer: tuple[nn.Module, ...] = (model,) if own_train else getattr(model, "_trainer", ())
+        taken = {*_EMPTY, *self.__dict__, *dir(fx.GraphModule), "forward"}
+        self.__dict__.update({name: value for name, value in model.__dict__.items() if name not in taken})
+        for name in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
+            self.__dict__[name] = model.__dict__[name]
+        self.__dict__["_modules"] = {name: child for name, child in model._modules.items() if name != RULES}
+        for name in _STATE_HOOKS:
+            self.__dict__[name] = copy.copy(model.__dict__[name])
+        self._version = model._version  # GraphModule's own would go into state_dict()._metadata
+        self.training = model.training
+
+    def _set_graphs(self, graphs: dict[str, fx.Graph]) -> None:
+        self.__dict__["_graphs"] = graphs
+        self.graph = next(iter(graphs.values()))
+
+    @property
+    def graphs(self) -> dict[str, fx.Graph]:
+        """The graphs by mode: ``both``, or ``train`` and ``eval``."""
+        return self.__dict__["_graphs"]  # type: ignore[no-any-return]
+
+    def recompile(self) -> Any:
+        """Generate the forward of each graph, and the one that chooses between them."""
+        graphs = self.__dict__.get("_graphs") or {"both": self._graph}
+        forwards, codes, first = {}, {}, self._graph
+        if first not in graphs.values():  # somebody assigned a graph of their own
+            graphs = self.__dict__["_graphs"] = {"both": first}
+        for mode, graph in reversed(graphs.items()):
+            self._graph = graph
+            graph.owning_module = self
+            python_code = super().recompile()
+            forwards[mode], codes[mode] = type(self).forward, self._code
+        self.codes = dict(reversed(codes.items()))
+        type(self).forward = _chosen(forwards, self.__dict__.get("held", {}))  # type: ignore[method-assign]
+        return python_code
+
+    def train(self, mode: bool = True) -> RewrittenModule:
+        if not self._trainer:
+            return super().train(mode)
+        self._trainer[0].train(mode)
+        self.training = mode
+        return self
+
+    def penalties(self) -> dict[str, Tensor]:
+        """The values of the last call's penalties, detached; for ``penalties="attach"``."""
+        attach = getattr(getattr(self, RULES, None), "attach", None)
+        if attach is None:
+            raise GraphRegError("this module returns its penalties with its output; penalties() is for penalties='attach'.")
+        return dict(attach.last)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            model, known = self.__dict__.get("_source", ("", ()))
+            if name in known:
+                raise AttributeError(f"{name!r} is a method of {model}, and a graph has only its forward. Call it on the model itself: they share all layers.") from None
+            raise
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {k: v for k, v in self.__dict__.items() if k not in ("_graph", "_graphs", "_code", "codes", "_compiled_call_impl")}
+        state["_frozen"] = {mode: freeze(graph) for mode, graph in self.graphs.items()}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        frozen = state.pop("_frozen")
+        super().__setstate__(state)
+        self._set_graphs({mode: thaw(records) for mode, records in frozen.items()})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _blank, (type(self).__name__,), self.__getstate__()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RewrittenModule:
+        twin = _blank(type(self).__name__)
+        memo[id(self)] = twin
+        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return twin
+
+    def __copy__(self) -> RewrittenModule:
+        twin = _blank(type(self).__name__)
+        twin.__setstate__(self.__getstate__())
+        return twin
+
+
+def _blank(class_name: str) -> RewrittenModule:
+    module = RewrittenModule.__new__(RewrittenModule)
+    type(module).__name__ = class_name
+    return module
+
+
+def _chosen(forwards: Mapping[str, Callable[..., Any]], held: Mapping[str, Any]) -> Callable[..., Any]:
+    """The forward of the class: refuses another tracer, checks held arguments, goes to the mode's own code."""
+    in_train = forwards.get("both") or forwards["train"]
+    in_eval = forwards.get("both") or forwards["eval"]
+    positions = _positions(in_train, held)
+
+    @functools.wraps(in_train)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not torch.compiler.is_compiling() and is_fx_symbolic_tracing():
+            raise TraceError(
+                "a rewritten module cannot be traced again: the trace would freeze its keys and its mode. "
+                "Use its .graph, or trace what graphreg.strip(module) gives."
+            )
+        for name, (position, value) in positions.items():
+            given = args[position] if position < len(args) else kwargs.get(name, value)
+            if given is not value and not (type(given) is type(value) and given == value):
+                raise GraphRegError(f"{name} was held at {value!r} when the model was traced. Give regularize example_inputs that carry {name}.")
+        return in_train(self, *args, **kwargs) if self.training else in_eval(self, *args, **kwargs)
+
+    return forward
+
+
+def _positions(forward: Callable[..., Any], held: Mapping[str, Any]) -> dict[str, tuple[int, Any]]:
+    names = list(forward.__code__.co_varnames[1 : forward.__code__.co_argcount])
+    return {name: (names.index(name), value) for name, value in held.items() if name in names}
+
+
+def rewritten(module: Any) -> RewrittenModule:
+    """The rewritten module inside compiled and distributed wrappers; GraphRegError for anything else."""
+    inner = module
+    while not isinstance(inner, RewrittenModule):
+        wrapped = getattr(inner, "_orig_mod", None)
+        if wrapped is None and type(inner).__name__ in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"):
+            wrapped = inner.module
+        if wrapped is None:
+            break
+        inner = wrapped
+    if not isinstance(inner, RewrittenModule) or getattr(inner, RULES, None) is None:
+        raise GraphRegError(f"{type(module).__name__} is not a module that graphreg rewrote. Give what graphreg.regularize returned.")
+    return inner

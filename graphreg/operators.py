@@ -1,0 +1,236 @@
+"""What the operations of a traced graph are: products, views, norms, dropout, writers.
+
+Everything here answers a question about one fx node; nothing changes one.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+# Products: they mix units with weights. The value that such an operation reads is what theanets calls a hidden output.
+PRODUCTS = {
+    "linear", "bilinear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+    "matmul", "mm", "bmm", "addmm", "baddbmm", "addmv", "mv", "einsum", "tensordot", "embedding", "embedding_bag",
+    "multi_head_attention_forward", "__matmul__", "imatmul",
+}  # fmt: skip
+# The same numbers in another shape or order: dropping before or after them is the same thing.
+VIEWS = {
+    "view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "permute", "transpose", "t", "swapaxes",
+    "swapdims", "movedim", "moveaxis", "squeeze", "unsqueeze", "contiguous", "expand", "expand_as", "narrow", "select",
+    "getitem", "__getitem__", "chunk", "split", "tensor_split", "unbind", "detach", "to", "float", "half", "double",
+    "type_as", "adjoint", "ravel", "squeeze_", "unsqueeze_", "getattr", "atleast_2d", "atleast_3d", "alias",
+}  # fmt: skip
+MOVES = {"pad", "roll", "flip", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle"}
+DROPOUTS = {
+    "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "feature_dropout",
+    "stochastic_depth", "drop_path", "dropout_", "drop_block2d", "drop_block3d",
+}  # fmt: skip
+NORMS = {"layer_norm", "batch_norm", "group_norm", "instance_norm", "rms_norm", "local_response_norm", "normalize"}
+SPLITS = {"chunk", "split", "tensor_split", "unbind", "split_with_sizes"}
+LISTS = SPLITS | {"meshgrid", "topk", "sort", "broadcast_tensors"}
+SIZES = {
+    "size", "dim", "numel", "nelement", "ndimension", "item", "tolist", "stride", "is_floating_point", "is_complex",
+    "get_device", "element_size", "data_ptr", "storage_offset", "is_contiguous", "type", "len", "_assert",
+    "_assert_is_none", "is_tensor", "is_grad_enabled", "is_autocast_enabled",
+}  # fmt: skip
+SIZE_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "is_cuda", "requires_grad", "layout", "training", "names"}
+INTEGERS = {
+    "argmax", "argmin", "argsort", "bincount", "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "isfinite",
+    "logical_and", "logical_or", "logical_not", "logical_xor", "long", "int", "bool", "short", "byte", "all", "any",
+    "one_hot", "nonzero", "searchsorted", "bucketize", "is_", "is_not", "not_", "contains",
+}  # fmt: skip
+NORM_MODULES = (
+    nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d, nn.RMSNorm,
+)  # fmt: skip
+DROPOUT_MODULES = (nn.modules.dropout._DropoutNd,)
+VIEW_MODULES = (nn.Flatten, nn.Unflatten, nn.Identity)
+MOVE_MODULES = (nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.modules.padding._ConstantPadNd)
+IN_PLACE_OPERATORS = {
+    getattr(operator, name)
+    for name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor", "ilshift", "irshift", "setitem")
+}
+
+
+class Operations:
+    """The operations of one model's graphs; ``modules`` maps paths to modules."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        return self.modules.get(str(node.target)) if node.op == "call_module" else None
+
+    def is_opaque(self, node: fx.Node) -> bool:
+        """Code that is neither torch's nor ours, kept whole: it may do anything to its arguments."""
+        module = self.module(node)
+        if module is not None:
+            return not type(module).__module__.startswith("torch.nn.")
+        if node.op != "call_function":
+            return False
+        home = getattr(node.target, "__module__", None) or "torch"
+        return home.partition(".")[0] not in ("torch", "_operator", "math", "builtins", "graphreg")
+
+    def is_product(self, node: fx.Node) -> bool:
+        """An operation with weights, on the face of it; whether its other operand is one is the caller's to see."""
+        module = self.module(node)
+        if module is not None:
+            return not isinstance(module, NORM_MODULES) and any(
+                not nn.parameter.is_lazy(p) and p.dim() >= 2 for p in module.parameters()
+            )
+        return function_name(node) in PRODUCTS or self.is_opaque(node)
+
+    def is_norm(self, node: fx.Node) -> bool:
+        module = self.module(node)
+        return isinstance(module, NORM_MODULES) if module is not None else function_name(node) in NORMS
+
+    def passes_through(self, node: fx.Node) -> bool:
+        """View-like operations and the model's own dropout: a read of their output is a read of their input."""
+        module = self.module(node)
+        if module is not None:
+            return isinstance(module, (*VIEW_MODULES, *MOVE_MODULES, *DROPOUT_MODULES))
+        if is_port(node, self):  # a part of a split tensor is a view of it; a port of a tuple is a value of its own
+            return isinstance(node.args[0], fx.Node) and function_name(node.args[0]) in SPLITS
+        return function_name(node) in VIEWS | MOVES | DROPOUTS
+
+    def may_alias(self, node: fx.Node) -> bool:
+        """Whether the output may share storage with an argument."""
+        module = self.module(node)
+        if module is not None:
+            return isinstance(module, (*VIEW_MODULES, *DROPOUT_MODULES)) or self.is_opaque(node) or bool(self.writes(node))
+        return function_name(node) in VIEWS | DROPOUTS or self.is_opaque(node) or bool(self.writes(node))
+
+    def writes(self, node: fx.Node) -> list[fx.Node]:
+        """The arguments whose storage the operation may write into."""
+        if node.op in ("placeholder", "get_attr", "output"):
+            return []
+        if self.is_opaque(node) and not is_pure(node):
+            return list(node.all_input_nodes)
+        module = self.module(node)
+        if module is not None:
+            return first_argument(node) if getattr(module, "inplace", False) is True else []
+        if is_in_place(node):
+            return first_argument(node)
+        return [node.kwargs["out"]] if isinstance(node.kwargs.get("out"), fx.Node) else []
+
+    def is_list(self, node: fx.Node) -> bool:
+        """Whether the value is a tuple or list of tensors."""
+        module = self.module(node)
+        if isinstance(module, (nn.RNNBase, nn.LSTMCell, nn.MultiheadAttention)):
+            return True
+        if module is not None:
+            return self.is_opaque(node) and _only_indexed(node)
+        name = function_name(node)
+        if name in ("max", "min", "median", "mode", "kthvalue") and _reduces_one_axis(node):
+            return True
+        if name in ("getitem", "__getitem__") and isinstance(node.args[0], fx.Node):
+            return port_path(node) == (1,) and isinstance(self.module(node.args[0]), nn.LSTM)
+        return name in LISTS or name == "multi_head_attention_forward" or (self.is_opaque(node) and _only_indexed(node))
+
+
+def function_name(node: fx.Node) -> str:
+    """The bare name of what a node calls: ``relu``, ``view``, ``add``; ``""`` for modules, inputs and reads."""
+    if node.op == "call_method":
+        return str(node.target)
+    return getattr(node.target, "__name__", "") if node.op == "call_function" else ""
+
+
+def is_pure(node: fx.Node) -> bool:
+    """Library functions that code outside torch marks as leaves and that are known not to write."""
+    return function_name(node) in DROPOUTS and node.kwargs.get("inplace") is not True
+
+
+def first_argument(node: fx.Node) -> list[fx.Node]:
+    first = node.args[0] if node.args else next(iter(node.kwargs.values()), None)
+    return [first] if isinstance(first, fx.Node) else []
+
+
+def is_in_place(node: fx.Node) -> bool:
+    """``x.add_(y)``, ``torch.relu_(x)``, ``x += y``, ``F.relu(x, inplace=True)``."""
+    name = function_name(node)
+    if node.op == "call_function" and node.target in IN_PLACE_OPERATORS:
+        return True
+    if name.endswith("_") and not name.endswith("__") and name not in ("squeeze_", "unsqueeze_", "not_", "is_", "and_", "or_"):
+        return True
+    if node.op != "call_function":
+        return False
+    position = _in_place_position(node.target)
+    at = node.args[position] if position is not None and position < len(node.args) else node.kwargs.get("inplace")
+    return at is True
+
+
+@lru_cache(maxsize=None)
+def _in_place_position(function: Callable[..., Any]) -> int | None:
+    try:
+        names = list(inspect.signature(function).parameters)
+    except (ValueError, TypeError):  # builtins without a signature have no ``inplace``
+        return None
+    return names.index("inplace") if "inplace" in names else None
+
+
+def _only_indexed(node: fx.Node) -> bool:
+    users = list(node.users)
+    return bool(users) and all(
+        function_name(user) == "getitem" and user.args[0] is node and isinstance(user.args[1], int) for user in users
+    )
+
+
+def _reduces_one_axis(node: fx.Node) -> bool:
+    axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    return isinstance(axis, int) and not isinstance(axis, bool)
+
+
+def port_path(node: fx.Node) -> tuple[int, ...]:
+    """The indices that take a value out of a tuple: ``(1, 0)`` for the hidden state of an LSTM."""
+    path: tuple[int, ...] = ()
+    while function_name(node) in ("getitem", "__getitem__") and isinstance(node.args[0], fx.Node):
+        index, source = node.args[1], node.args[0]
+        if not isinstance(index, int):
+            return ()
+        path, node = (index, *path), source
+    return path
+
+
+def is_port(node: fx.Node, operations: Operations) -> bool:
+    """Whether the node takes one value out of a tuple."""
+    if function_name(node) not in ("getitem", "__getitem__") or not isinstance(node.args[0], fx.Node):
+        return False
+    return isinstance(node.args[1], int) and operations.is_list(node.args[0])
+
+
+def nodes_in(value: object) -> Iterator[fx.Node]:
+    """Every node in a nested argument, in order."""
+    if isinstance(value, fx.Node):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from nodes_in(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from nodes_in(item)
+    elif isinstance(value, slice):
+        yield from nodes_in((value.start, value.stop, value.step))
+
+
+def is_size(node: fx.Node, size: Callable[[fx.Node], bool]) -> bool:
+    """Whether the value is a number, shape or flag and no tensor; ``size`` answers for the arguments."""
+    name = function_name(node)
+    if name in SIZES:
+        return True
+    if name == "getattr":
+        return node.args[1] in SIZE_ATTRIBUTES
+    inputs = node.all_input_nodes
+    known = getattr(node.target, "__module__", "") in ("_operator", "builtins", "math")
+    return node.op == "call_function" and known and bool(inputs) and all(map(size, inputs))
+
+
+def is_integer(node: fx.Node) -> bool:
+    """Whether the value is known to be integers or booleans."""
+    kinds = {torch.int64, torch.int32, torch.bool, torch.uint8, torch.int8, torch.int16}
+    return function_name(node) in INTEGERS or any(isinstance(a, torch.dtype) and a in kinds for a in (*node.args, *node.kwargs.values()))

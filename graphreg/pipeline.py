@@ -1,0 +1,73 @@
+"""``graphreg.regularize``: trace, plan and rewrite in a row, and compile when asked."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from graphreg.attach import Scale
+from graphreg.errors import RegularizerError
+from graphreg.keywords import from_kwargs, instances
+from graphreg.module import RULES, RewrittenModule
+from graphreg.plan import Plan, plan
+from graphreg.regularizer import Regularizer
+from graphreg.rewrite import Penalties, rewrite
+from graphreg.selector import Missing
+from graphreg.trace import FrontEnd, trace
+
+log = logging.getLogger("graphreg")
+
+
+def regularize(
+    model: nn.Module,
+    *regularizers: Regularizer | Iterable[Regularizer],
+    example_inputs: Any = None,
+    rng: int | torch.Generator | None = None,
+    front_end: FrontEnd = "auto",
+    missing: Missing = "error",
+    penalties: Penalties = "return",
+    compile: bool | Mapping[str, Any] = False,
+    scale: Scale | None = None,
+    **keywords: Any,
+) -> RewrittenModule:
+    """The model with regularizers at the sites they name: a GraphModule that returns ``(output, penalties)``.
+
+    ``regularizers``: instances or sequences of them; ``keywords``: ``hidden_dropout=0.1``, ``weight_l2=1e-4``, ….
+    ``example_inputs``: a tensor, a tuple (positional) or a dict (keyword). ``penalties="attach"`` keeps the model's own
+    output type; ``scale`` is then the scale of the loss. ``compile``: True, or a dict of torch.compile options.
+    The model itself stays as it is, and shares its layers with the result. Raises GraphRegError kinds.
+    """
+    if not isinstance(compile, (bool, Mapping)):
+        raise RegularizerError(f"compile={compile!r} is not allowed; give True, False or a dict of torch.compile options.")
+    if scale is not None and penalties != "attach":
+        raise RegularizerError("scale= is for penalties='attach'; returned penalties are scaled with the loss they are added to.")
+    traced = trace(model, example_inputs, front_end)
+    found = plan(traced, [*instances(regularizers), *from_kwargs(traced, **keywords)], missing)
+    module = rewrite(traced, found, rng, penalties, scale)
+    _tell(found)
+    if penalties == "attach" and scale is None:
+        _warn_of_scale(module)
+    if compile is not False:
+        options = {"fullgraph": True} | (dict(compile) if isinstance(compile, Mapping) else {})
+        module.compile(**options)
+    return module
+
+
+def _tell(found: Plan) -> None:
+    for name, regularizer in found.regularizers.items():
+        log.info("%g %s %r: %d sites (%s)", regularizer.weight, type(regularizer).__name__, regularizer.pattern, len(found.of(name)), name)
+
+
+def _warn_of_scale(module: RewrittenModule) -> None:
+    attach = getattr(getattr(module, RULES), "attach", None)
+    if attach is not None and not attach.to_loss:
+        warnings.warn(
+            "penalties='attach': the model returns no loss, so what the loss is scaled by (a GradScaler, gradient "
+            "accumulation) cannot be known; penalties join with scale 1. Pass scale=1 if that is right, else the scaler or factor.",
+            stacklevel=3,
+        )

@@ -1,0 +1,119 @@
+"""The plan: every edit, decided before anything changes. Pure; prints as a table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from graphreg.errors import NoMatchError, RegularizerError
+from graphreg.keywords import instances
+from graphreg.regularizer import Penalty, Regularizer, Splice
+from graphreg.selector import Missing, select
+from graphreg.sites import Site, columns, dtype_text, shape_text
+from graphreg.trace import Traced
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One regularizer at one site, and the string that chose it. ``occurrence`` counts its class at the site."""
+
+    site: Site
+    name: str
+    regularizer: Regularizer
+    matched: str
+    occurrence: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All edits of all regularizers; ``regularizers`` maps their final names to them, in order."""
+
+    title: str
+    regularizers: Mapping[str, Regularizer]
+    edits: tuple[Edit, ...]
+
+    def of(self, name: str) -> tuple[Edit, ...]:
+        return tuple(edit for edit in self.edits if edit.name == name)
+
+    def splices(self, site: str) -> tuple[Edit, ...]:
+        return tuple(e for e in self.edits if e.site.name == site and isinstance(e.regularizer, Splice))
+
+    def __str__(self) -> str:
+        rows = [
+            (e.site.name, e.site.op, shape_text(e.site), dtype_text(e.site), f"{type(e.regularizer).__name__} {e.name}",
+             f"{e.regularizer.weight:g}", e.matched)
+            for e in self.edits
+        ]
+        head = ("site", "op", "shape", "dtype", "regularizer", "weight", "matched by")
+        return f"{self.title}: {len(self.edits)} edits by {len(self.regularizers)} regularizers\n{columns(head, rows)}"
+
+
+def plan(traced: Traced, regularizers: Regularizer | Iterable[Regularizer], missing: Missing = "error") -> Plan:
+    """Decide every edit. ``missing``: what a string that selects nothing is, ``"error"``, ``"warn"`` or ``"ignore"``.
+
+    Raises NoMatchError for such a string and for a count other than ``expect``; RegularizerError for what is no
+    regularizer, or a penalty that no trainable parameter reaches.
+    """
+    if missing not in ("error", "warn", "ignore"):
+        raise RegularizerError(f"missing={missing!r} is unknown; it is 'error', 'warn' or 'ignore'.")
+    named = named_once(instances(regularizers))
+    edits: list[Edit] = []
+    seen: Counter[tuple[str, type]] = Counter()
+    for name, regularizer in named.items():
+        for site, text in _select(traced, regularizer, missing).items():
+            kind = type(regularizer)
+            edits.append(Edit(site, name, regularizer, text, seen[site.name, kind]))
+            seen[site.name, kind] += 1
+    return Plan(traced.title, named, tuple(edits))
+
+
+def named_once(regularizers: Sequence[Regularizer]) -> dict[str, Regularizer]:
+    """Each regularizer's name: its own, else its first key; ``_1``, ``_2`` on repeats."""
+    named: dict[str, Regularizer] = {}
+    wanted = [r.name or (r.keys[0] if r.keys else type(r).__name__.lower()) for r in regularizers]
+    for base, regularizer in zip(wanted, regularizers, strict=True):
+        name, count = base, 0
+        while name in named or (count and name in wanted):
+            count += 1
+            name = f"{base}_{count}"
+        named[name] = regularizer
+    return named
+
+
+def _select(traced: Traced, regularizer: Regularizer, missing: Missing) -> dict[Site, str]:
+    on_parameters = regularizer.on == "parameters"
+    sites = [_enough_dims(s, regularizer.min_dims) for s in traced.parameters] if on_parameters else traced.values
+    usable = [site for site in sites if site.selectable]
+    what = f"parameter of {regularizer.min_dims} dims or more" if on_parameters else "value"
+    found = select(
+        regularizer.pattern, sites, regularizer.defaults(usable), what=what, model=traced.title, missing=missing,
+    )  # fmt: skip
+    if not found and callable(regularizer.pattern) and missing == "error":
+        raise NoMatchError(f"the selector function of {type(regularizer).__name__} chooses no {what} of {traced.title}.")
+    if regularizer.expect is not None and len(found) != regularizer.expect:
+        listed = ", ".join(site.name for site in list(found)[:6]) or "none"
+        raise NoMatchError(
+            f"{type(regularizer).__name__}({regularizer.pattern!r}): expect={regularizer.expect}, found {len(found)} sites ({listed}). "
+            "Mend the selector, or the number."
+        )
+    if isinstance(regularizer, Penalty) and on_parameters:
+        _check_trainable(traced, regularizer, list(found))
+    return found
+
+
+def _enough_dims(site: Site, dims: int) -> Site:
+    if not site.selectable or (site.shape is not None and len(site.shape) >= dims):
+        return site
+    few = len(site.shape or ())
+    return Site(site.labels, "parameter", selectable=False, module=site.module, shape=site.shape, dtype=site.dtype,
+                why_not=f"{few} dim{'s' * (few != 1)}, {dims} needed")  # fmt: skip
+
+
+def _check_trainable(traced: Traced, regularizer: Penalty, sites: Sequence[Site]) -> None:
+    parameters = dict(traced.model.named_parameters())
+    if sites and not any(parameters[site.name].requires_grad for site in sites):
+        raise RegularizerError(
+            f"{type(regularizer).__name__}({regularizer.pattern!r}) selects only parameters that are frozen "
+            f"({', '.join(site.name for site in sites[:3])}): it would train nothing. Unfreeze one, or leave it out."
+        )

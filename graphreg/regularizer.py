@@ -1,0 +1,154 @@
+"""A regularizer is a selector plus a tensor function. To write one, subclass Splice or Penalty; this file is all there is.
+
+    class GroupLasso(Penalty, keys=("group_lasso",), on="parameters"):
+        def __call__(self, w: Tensor) -> Tensor:
+            return w.flatten(1).norm(dim=1).mean()
+
+``__call__`` asks by argument name for what it needs: ``z`` (a value) or ``w`` (a parameter), ``values`` (all selected
+sites at once, a dict), ``weight`` (the strength, a 0-d tensor), ``noise`` (a splice's draws). The engine averages over
+sites, multiplies by the strength, keeps precision and modes. A regularizer never sees an fx node.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import numbers
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar, Literal, dataclass_transform
+
+import torch
+
+from graphreg import registry
+from graphreg.errors import RegularizerError, near_sentence
+from graphreg.selector import Selector, strings
+from graphreg.sites import Site
+
+REQUIRED: Any = float("nan")  # stands for a weight that was not given; a given nan is refused just the same
+On = Literal["values", "parameters"]
+SUPPLIED = {"values": ("z", "values", "weight", "noise"), "parameters": ("w", "values", "weight")}
+
+
+@dataclass_transform(frozen_default=True)
+@dataclass(frozen=True)
+class Regularizer:
+    """What Splice and Penalty share: a selector, a weight, a name.
+
+    ``pattern``: a selector; ``"*"`` means the class's default sites. ``weight``: a finite number in the class's range.
+    ``name``: used in penalties, strengths, report and diff. ``expect``: how many sites must be found.
+    """
+
+    pattern: Selector = "*"
+    weight: float = REQUIRED
+    _: KW_ONLY
+    name: str | None = None
+    expect: int | None = None
+
+    on: ClassVar[On] = "values"
+    takes: ClassVar[tuple[str, ...]] = ()
+    keys: ClassVar[tuple[str, ...]] = ()
+    min_dims: ClassVar[int] = 2  # parameters with fewer dims are not acted on
+
+    def __init_subclass__(cls, keys: Sequence[str] = (), on: On | None = None, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        dataclass(frozen=True)(cls)
+        cls.on = on or cls.on
+        cls.keys = tuple(keys)
+        if "__call__" in cls.__dict__:
+            cls.takes = _arguments(cls)
+        registry.register(cls)
+
+    def __new__(cls, *args: Any, **options: Any) -> Regularizer:
+        _check_options(cls, args, options)
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        texts = strings(self.pattern)
+        object.__setattr__(self, "pattern", texts[0] if len(texts) == 1 else texts or self.pattern)
+        object.__setattr__(self, "weight", self._number("weight", self.weight))
+        if self.expect is not None and (not isinstance(self.expect, int) or self.expect < 0):
+            raise RegularizerError(f"{type(self).__name__}: expect={self.expect!r} is no count of sites; give a whole number.")
+        if self.name is not None and not (isinstance(self.name, str) and self.name.isidentifier()):
+            raise RegularizerError(f"{type(self).__name__}: name={self.name!r} is not allowed; a name is one Python identifier.")
+        self.check()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        raise NotImplementedError(f"{type(self).__name__} has no __call__: write the formula there.")
+
+    def check(self) -> None:
+        """Raise RegularizerError for options out of range. Subclasses extend it with ``self.require(...)``."""
+        self.require(self.weight >= 0, "weight", "0 or more")
+
+    def require(self, condition: bool, field: str, allowed: str) -> None:
+        """Raise RegularizerError naming ``field`` and what is ``allowed``, unless ``condition`` holds."""
+        if not condition:
+            raise RegularizerError(f"{type(self).__name__}: {field}={getattr(self, field)!r} is not allowed; {field} must be {allowed}.")
+
+    def defaults(self, sites: Sequence[Site]) -> list[Site]:
+        """The sites that a lone ``*`` means."""
+        if self.on == "parameters":
+            return list(sites)
+        return [site for site in sites if site.role == "hidden"]
+
+    def note(self, sites: Sequence[Site], weight: float) -> str:
+        """A line for the report, or nothing."""
+        return ""
+
+    def _number(self, field: str, value: object) -> float:
+        if isinstance(value, numbers.Real) and math.isfinite(value):
+            return float(value)
+        given = "was not given" if value is REQUIRED else f"is {value!r}"
+        raise RegularizerError(
+            f"{type(self).__name__}: {field} {given}; it must be a finite number. "
+            f"Write {type(self).__name__}('*', 0.1): the selector first, the {field} second."
+        )
+
+
+class Splice(Regularizer):
+    """Replaces a value at its site, in train mode: ``__call__`` takes ``z`` and gives a tensor like it.
+
+    ``rng``: an int or torch.Generator that seeds this splice alone; None takes part in the module's own.
+    """
+
+    _: KW_ONLY
+    rng: Any = None
+
+
+class Penalty(Regularizer):
+    """Measures values or parameters: ``__call__`` gives a 0-d tensor, which is averaged over the sites.
+
+    ``clean``: read the value before the splices at its own site.
+    """
+
+    _: KW_ONLY
+    clean: bool = False
+
+    reduction: ClassVar[str] = "mean"  # over sites; a subclass may make it an option
+
+    def defaults(self, sites: Sequence[Site]) -> list[Site]:
+        """The hidden sites, without the outputs of normalizations, whose scale is fixed."""
+        return [site for site in super().defaults(sites) if not site.norm]
+
+
+def _arguments(cls: type[Regularizer]) -> tuple[str, ...]:
+    names = tuple(inspect.signature(cls.__call__).parameters)[1:]
+    supplied = SUPPLIED[cls.on] if not issubclass(cls, Penalty) else tuple(n for n in SUPPLIED[cls.on] if n != "noise")
+    unknown = [name for name in names if name not in supplied]
+    if unknown:
+        raise RegularizerError(
+            f"{cls.__name__}.__call__ asks for {', '.join(unknown)}; the engine supplies {', '.join(supplied)} on {cls.on}."
+        )
+    return names
+
+
+def _check_options(cls: type[Regularizer], args: tuple[Any, ...], options: dict[str, Any]) -> None:
+    fields = [name for name in cls.__dataclass_fields__ if name != "_"]
+    unknown = [name for name in options if name not in fields]
+    if unknown:
+        raise RegularizerError(
+            f"{cls.__name__} has no option {unknown[0]!r}.{near_sentence(unknown[0], fields, 'Near options')} "
+            f"Options: {', '.join(fields)}."
+        )
+    if len(args) > 2:
+        raise RegularizerError(f"{cls.__name__} takes a selector and a weight by position; write the rest by name.")

@@ -1,0 +1,38 @@
+"""The report: which regularizer acts where, as text."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from graphreg.control import rules_of, strengths
+from graphreg.plan import Plan
+from graphreg.sites import columns, dtype_text, shape_text
+
+
+def report(module: nn.Module) -> str:
+    """A text table: site, op, shape, regularizer, strength, the string that matched; and a line a regularizer.
+
+    Strengths are the present ones. Raises GraphRegError for a module graphreg did not rewrite.
+    """
+    plan, leaves, held, front_end = rules_of(module).about
+    now = strengths(module)
+    rows = [
+        (e.site.name, e.site.op, shape_text(e.site), dtype_text(e.site), f"{type(e.regularizer).__name__} {e.name}", f"{now[e.name]:g}", e.matched)
+        for e in plan.edits
+    ]
+    head = ("site", "op", "shape", "dtype", "regularizer", "strength", "matched by")
+    lines = [f"{plan.title}, traced by the {front_end} front end: {len(plan.edits)} edits", columns(head, rows), ""]
+    lines += _by_regularizer(plan, now)
+    lines += [f"kept whole: {path} ({reason})" for path, reason in leaves.items()]
+    lines += [f"held: {name}={value!r}" for name, value in held.items()]
+    return "\n".join(lines).rstrip()
+
+
+def _by_regularizer(plan: Plan, now: dict[str, float]) -> list[str]:
+    lines = []
+    for name, regularizer in plan.regularizers.items():
+        sites = [edit.site for edit in plan.of(name)]
+        note = regularizer.note(sites, now[name]) if sites else ""
+        count = f"{len(sites)} site{'s' * (len(sites) != 1)}"
+        lines.append(f"{name}: {type(regularizer).__name__} {now[name]:g} on {regularizer.pattern!r}, {count}" + (f"; {note}" if note else ""))
+    return lines

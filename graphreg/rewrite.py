@@ -1,0 +1,306 @@
+"""The rewrite: the only file that edits an fx graph. It acts on a plan; it decides nothing.
+
+Every node it adds says so in ``node.meta["graphreg"]``: its kind, its regularizer, its site.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import fx, nn
+
+from graphreg.aliases import Aliases
+from graphreg.attach import AttachRule, Scale, check_scale
+from graphreg.check import check, replaced_by
+from graphreg.errors import GraphRegError, RegularizerError
+from graphreg.module import RULES, Regularized, RewrittenModule, rewritten
+from graphreg.noise import stream
+from graphreg.operators import nodes_in
+from graphreg.plan import Edit, Plan
+from graphreg.regularizer import Penalty, Splice
+from graphreg.roles import site_nodes
+from graphreg.rules import KeyRule, Leaf, Measure, Rules, SpliceRule, Total
+from graphreg.trace import Traced
+
+Penalties = Literal["return", "attach"]
+
+
+def rewrite(
+    traced: Traced, plan: Plan, rng: int | torch.Generator | None = None, penalties: Penalties = "return", scale: Scale | None = None
+) -> RewrittenModule:
+    """The module that the plan describes, checked; the traced model and its graphs stay as they are.
+
+    ``rng``: an int, a torch.Generator (one draw), or None (one draw from torch's global generator).
+    ``penalties``: ``"return"`` them with the output, or ``"attach"`` them to it; ``scale``: of the loss, for attaching.
+    """
+    if penalties not in ("return", "attach"):
+        raise RegularizerError(f"penalties={penalties!r} is unknown; it is 'return' or 'attach'.")
+    check_scale(scale)
+    require_sites(plan, traced)
+    names = _leaf_names(plan)
+    rules, owned = _rules(traced.model, plan, names, rng)
+    graphs = {}
+    for mode, graph in traced.graphs.items():
+        work = _Rewriting(graph, traced, plan, names)
+        if penalties == "attach" and work.totals:
+            rules.add_module("attach", AttachRule(tuple(work.totals), scale, work.loss() is not None))
+        work.finish(penalties)
+        graphs[mode] = work.graph
+    module = RewrittenModule(traced.model, graphs, rules, traced.held)
+    for leaf in owned:  # what the root owns follows the mode of the module that comes back
+        leaf.owner = (module,)
+    key = getattr(rules, "key", None)
+    if owned and isinstance(key, KeyRule):
+        key.owners = tuple(module if owner is traced.model else owner for owner in key.owners)
+    rules.about = (plan, dict(traced.leaves), dict(traced.held), traced.front_end)
+    rules.train(module.training)
+    check(module, traced, plan)
+    return module
+
+
+def strip(module: nn.Module) -> RewrittenModule:
+    """The model without any addition, returning its own output again; bit-equal to the original in eval mode.
+
+    It shares the layers of ``module``, which stays as it is. Raises GraphRegError for a module graphreg did not rewrite.
+    """
+    given = rewritten(module)
+    graphs = {}
+    for mode, graph in given.graphs.items():
+        copy, _ = _copied(graph)
+        _strip_graph(copy)
+        copy.lint()
+        graphs[mode] = copy
+    return RewrittenModule(given, graphs, None, given.held)
+
+
+def _strip_graph(graph: fx.Graph) -> None:
+    output = graph.output_node()
+    if isinstance(output.args[0], Regularized):
+        output.args = (output.args[0].output,)
+    for node in reversed(graph.nodes):
+        if "graphreg" in node.meta:
+            value = replaced_by(node)
+            if value is not None:
+                node.replace_all_uses_with(value)
+            graph.erase_node(node)
+
+
+def _copied(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+    copy, nodes = fx.Graph(), dict[fx.Node, fx.Node]()
+    value = copy.graph_copy(graph, nodes)
+    copy.output(value).meta.update(graph.output_node().meta)
+    copy._codegen = graph._codegen
+    return copy, nodes
+
+
+def identifier(name: str) -> str:
+    """A site's name as Python writes it: ``layer1.0.relu`` is ``layer1_0_relu``."""
+    text = re.sub(r"\W", "_", name)
+    return f"_{text}" if text[0].isdigit() else text
+
+
+def _leaf_names(plan: Plan) -> dict[int, str]:
+    """The name under ``graphreg_rules`` of each edit's leaf, by the edit's place in the plan."""
+    taken = {*dir(Rules()), "key", "attach", *plan.regularizers}
+    names: dict[int, str] = {}
+    for i, edit in enumerate(plan.edits):
+        base = f"{identifier(edit.site.name)}_{edit.name}"
+        name, count = base, 0
+        while name in taken:
+            count += 1
+            name = f"{base}_{count}"
+        taken.add(name)
+        names[i] = name
+    clash = [name for name in plan.regularizers if name in {*dir(Rules()), "key", "attach", "about", "strengths"}]
+    if clash:
+        raise RegularizerError(f"name={clash[0]!r} is one that torch modules use for themselves; choose another.")
+    return names
+
+
+def _rules(model: nn.Module, plan: Plan, names: Mapping[int, str], rng: Any) -> tuple[Rules, list[SpliceRule]]:
+    rules, owned, streams, owners = Rules(), list[SpliceRule](), dict[str, int](), list[nn.Module]()
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    rules.strengths = {
+        name: torch.tensor(r.weight, dtype=torch.float64, device=device) for name, r in plan.regularizers.items()
+    }
+    seeds = _Seeds(rng)
+    for i, edit in enumerate(plan.edits):
+        strength, regularizer = rules.strengths[edit.name], edit.regularizer
+        if isinstance(regularizer, Splice):
+            owner = model.get_submodule(edit.site.module)
+            leaf: Leaf = SpliceRule(regularizer, edit.site.name, strength, len(streams), owner)
+            streams[names[i]] = stream(seeds.of(edit), edit.site.name, type(regularizer).__name__, edit.occurrence)
+            owners.append(owner)
+            if owner is model and isinstance(leaf, SpliceRule):
+                owned.append(leaf)
+        elif isinstance(regularizer, Penalty) and _measures(regularizer):
+            leaf = Measure(regularizer, edit.site.name, strength)
+        else:
+            continue
+        rules.add_module(names[i], leaf)
+    if streams:
+        rules.add_module("key", KeyRule(streams, owners).to(device))
+    for name, regularizer in plan.regularizers.items():
+        if isinstance(regularizer, Penalty):
+            rules.add_module(name, Total(regularizer, name, rules.strengths[name], [e.site.name for e in plan.of(name)]))
+    return rules, owned
+
+
+def _measures(regularizer: Penalty) -> bool:
+    """Whether the penalty is taken site by site, directly after each, rather than all at once."""
+    return regularizer.on == "values" and "values" not in regularizer.takes
+
+
+class _Seeds:
+    """One seed for the module, drawn when first asked for, and one for each splice that brings its own."""
+
+    def __init__(self, rng: Any) -> None:
+        self.rng, self.common = rng, None if rng is None else seed(rng)
+        self.own: dict[str, int] = {}
+
+    def of(self, edit: Edit) -> int:
+        own = edit.regularizer.rng if isinstance(edit.regularizer, Splice) else None
+        if own is not None:
+            return self.own.setdefault(edit.name, seed(own))
+        if self.common is None:
+            self.common = seed(None)
+        return self.common
+
+
+def seed(rng: int | torch.Generator | None) -> int:
+    """A seed: the int itself, or one draw of a generator (None: torch's global one)."""
+    if isinstance(rng, torch.Generator) or rng is None:
+        device = rng.device if rng is not None else "cpu"
+        return int(torch.randint(1 << 62, (), generator=rng, device=device))
+    if isinstance(rng, int) and not isinstance(rng, bool):
+        return rng
+    raise RegularizerError(f"rng={rng!r} is not allowed; give an int, a torch.Generator, or None for torch's global generator.")
+
+
+class _Rewriting:
+    """The work on one graph: splices and measurements at their sites first, totals and output last."""
+
+    def __init__(self, graph: fx.Graph, traced: Traced, plan: Plan, names: Mapping[int, str]) -> None:
+        self.graph, self.plan, self.names = _copied(graph)[0], plan, names
+        self.where = site_nodes(self.graph, traced.operations)
+        self.aliases = Aliases(self.graph, traced.operations)
+        self.measured: dict[str, list[fx.Node]] = {name: [] for name, r in plan.regularizers.items() if isinstance(r, Penalty)}
+        self.output = self.graph.output_node()
+        by_site: dict[str, list[tuple[int, Edit]]] = {}
+        for i, edit in enumerate(plan.edits):
+            if edit.site.kind == "value" and edit.site.name in self.where:
+                by_site.setdefault(edit.site.name, []).append((i, edit))
+        self.top, self.key = self._top(by_site.values())
+        written = {name: self.aliases.written_later(self.where[name]) for name in by_site}
+        for name, edits in by_site.items():
+            self._site(self.where[name], edits, written[name])
+        self.totals = self._totals()
+
+    def _top(self, sites: Any) -> tuple[fx.Node | None, fx.Node | None]:
+        """The last node of the head of the graph, and the key node if anything draws."""
+        inputs = [n for n in self.graph.nodes if n.op == "placeholder"]
+        top = inputs[-1] if inputs else None
+        if not any(isinstance(edit.regularizer, Splice) for edits in sites for _, edit in edits):
+            return top, None
+        place = self.graph.inserting_after(top) if top else self.graph.inserting_before(next(iter(self.graph.nodes)))
+        with place:
+            key = self._add("key", "key", (), "key")
+        return key, key
+
+    def _site(self, node: fx.Node, edits: Sequence[tuple[int, Edit]], written: bool) -> None:
+        """Clean measurements, splices in order, measurements, and a clone where somebody writes into the value later."""
+        value, point, added = node, node if node.op != "placeholder" else self.top or node, set[fx.Node]()
+
+        def after(leaf: str, args: tuple[Any, ...], kind: str, edit: Edit) -> fx.Node:
+            nonlocal point
+            with self.graph.inserting_after(point):
+                point = self._add(leaf, leaf, args, kind, edit)
+            added.add(point)
+            return point
+
+        def measure(clean: bool) -> None:
+            for i, edit in edits:
+                if isinstance(edit.regularizer, Penalty) and edit.regularizer.clean == clean:
+                    leaf = after(self.names[i], (value,), "measure", edit) if _measures(edit.regularizer) else value
+                    self.measured[edit.name].append(leaf)
+
+        measure(clean=True)
+        for i, edit in edits:
+            if isinstance(edit.regularizer, Splice):
+                value = after(self.names[i], (value, self.key), "splice", edit)
+        measure(clean=False)
+        if written:
+            with self.graph.inserting_after(point):
+                clone = self.graph.create_node("call_function", torch.clone, (value,), name=f"{identifier(edits[0][1].site.name)}_kept")
+            clone.meta["graphreg"] = {"kind": "clone", "site": edits[0][1].site.name}
+            added.add(clone)
+            value = clone
+        if value is not node:
+            node.replace_all_uses_with(value, delete_user_cb=lambda user: user not in added)
+
+    def _add(self, leaf: str, name: str, args: tuple[Any, ...], kind: str, edit: Edit | None = None) -> fx.Node:
+        node = self.graph.create_node("call_module", f"{RULES}.{leaf}", args, name=name)
+        node.meta["graphreg"] = {"kind": kind} | ({"regularizer": edit.name, "site": edit.site.name} if edit else {})
+        return node
+
+    def _totals(self) -> dict[str, fx.Node]:
+        totals = {}
+        for name in self.measured:
+            with self.graph.inserting_before(self._end()):
+                values = [*self.measured[name], *self._reads(name)]
+                totals[name] = self._add(name, name, tuple(values), "total")
+                totals[name].meta["graphreg"]["regularizer"] = name
+        return totals
+
+    def _reads(self, name: str) -> Iterator[fx.Node]:
+        for edit in self.plan.of(name):
+            if edit.site.kind == "parameter":
+                node = self.graph.create_node("get_attr", edit.site.name, name=f"{identifier(edit.site.name)}_{name}")
+                node.meta["graphreg"] = {"kind": "read", "regularizer": name, "site": edit.site.name}
+                yield node
+
+    def _end(self) -> fx.Node:
+        """The node that builds the output: the graph's own, or the dataclass that it returns."""
+        value = self.output.args[0]
+        built = isinstance(value, fx.Node) and value.op == "call_function" and isinstance(value.target, type)
+        return value if built and isinstance(value, fx.Node) else self.output
+
+    def loss(self) -> fx.Node | None:
+        """The output's ``loss``, where it has one."""
+        end, value = self._end(), self.output.args[0]
+        if end is not self.output:
+            found = end.kwargs.get("loss")
+        else:
+            found = value.get("loss") if isinstance(value, dict) else getattr(value, "loss", None) if isinstance(value, tuple) else None
+        return found if isinstance(found, fx.Node) else None
+
+    def finish(self, penalties: Penalties) -> None:
+        if penalties == "return":
+            self.output.args = (Regularized(self.output.args[0], self.totals),)  # type: ignore[assignment]
+        elif self.totals:
+            self._attach()
+
+    def _attach(self) -> None:
+        end, loss = self._end(), self.loss()
+        outputs = [loss] if loss is not None else list(dict.fromkeys(nodes_in((end.args, end.kwargs))))
+        with self.graph.inserting_before(end):
+            joined = self._add("attach", "attach", (tuple(outputs), tuple(self.totals.values())), "attach")
+            for i, node in enumerate(outputs):
+                item = self.graph.create_node("call_function", operator.getitem, (joined, i), name=f"{node.name}_attached")
+                item.meta["graphreg"] = {"kind": "attached"}
+                end.replace_input_with(node, item)
+
+
+
+
+
+def require_sites(plan: Plan, traced: Traced) -> None:
+    """Refuse a plan made for another model."""
+    known = {site.name for site in traced.sites}
+    strange = [edit.site.name for edit in plan.edits if edit.site.name not in known]
+    if strange:
+        raise GraphRegError(f"the plan is for {plan.title} and names {strange[0]!r}, which {traced.title} does not have. Plan again.")

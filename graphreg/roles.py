@@ -1,0 +1,161 @@
+"""Roles: which values are inputs, which are hidden, which are outputs; and which are no sites of anything."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from torch import fx, nn
+
+from graphreg.modes import Graphs
+from graphreg.operators import Operations, function_name, is_integer, is_port, is_size, nodes_in, port_path
+from graphreg.sites import Label, Role, Site
+
+_NORM_CLASS = re.compile(r"Norm(alization)?(\dd)?$")  # a norm written by hand goes by its class's name
+PORTS = {(0,): ("out", "0"), (1,): ("h_n", "1"), (1, 0): ("h_n", "1.0"), (1, 1): ("c_n", "1.1")}
+
+
+def value_sites(model: nn.Module, graphs: Graphs) -> tuple[Site, ...]:
+    """The value sites of all graphs; what stands in several graphs is one site, judged in the first."""
+    operations = Operations(model)
+    sites: dict[str, Site] = {}
+    for graph in graphs.values():
+        for site in _Judge(graph, operations, model).sites():
+            sites.setdefault(site.name, site)
+    return tuple(sites.values())
+
+
+def site_nodes(graph: fx.Graph, operations: Operations) -> dict[str, fx.Node]:
+    """The node of each site of a graph, by the site's name."""
+    return {labels[0].text: node for node in graph.nodes if (labels := labels_of(node, operations))}
+
+
+def labels_of(node: fx.Node, operations: Operations) -> tuple[Label, ...]:
+    """A node's labels, those of its port in front: ``rnn:h_n`` rather than ``getitem_1``."""
+    if "site" not in node.meta:
+        return ()
+    own: tuple[Label, ...] = node.meta["site"][1]
+    if operations.module(node) is not None and operations.is_list(node) and _has_first_port(node):
+        return ()  # its name means its first port, which carries it
+    if not is_port(node, operations):
+        return own
+    path, source = port_path(node), node.args[0]
+    while isinstance(source, fx.Node) and function_name(source) in ("getitem", "__getitem__") and operations.is_list(source):
+        source = source.args[0]
+    if not isinstance(source, fx.Node) or "site" not in source.meta:
+        return own
+    recurrent = isinstance(operations.module(source), nn.RNNBase)
+    ports = PORTS.get(path) if recurrent else None
+    if ports is None:
+        ports = ("out", "0") if path == (0,) else (".".join(map(str, path)),)
+    of_module = operations.module(source) is not None
+    named = (
+        Label(label.name, label.op, ports, path == (0,) and of_module, label.module) for label in source.meta["site"][1]
+    )
+    return (*named, *own)
+
+
+def _has_first_port(node: fx.Node) -> bool:
+    return any(function_name(user) == "getitem" and user.args == (node, 0) for user in node.users)
+
+
+class _Judge:
+    """Walks one graph once, in order, and knows of each node what it carries and what it depends on."""
+
+    def __init__(self, graph: fx.Graph, operations: Operations, model: nn.Module) -> None:
+        self.graph, self.operations = graph, operations
+        self.parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        self.sizes: set[fx.Node] = set()  # numbers, shapes, flags
+        self.data: set[fx.Node] = set()  # depends on an input, through tensors
+        self.weights: set[fx.Node] = set()  # computed from parameters alone
+        self.deep: set[fx.Node] = set()  # depends on a product on data
+        self.hidden: set[fx.Node] = set()
+        self.integers: set[fx.Node] = set()
+        for node in graph.nodes:
+            self._walk(node)
+        self.returned = set(nodes_in(graph.output_node().args))
+
+    def _walk(self, node: fx.Node) -> None:
+        if node.op == "placeholder":
+            self.data.add(node)
+            return
+        if node.op == "get_attr":
+            (self.weights if str(node.target) in self.parameters else self.sizes if str(node.target).endswith("training") else set()).add(node)
+            return
+        if node.op == "output":
+            return
+        if is_size(node, self.sizes.__contains__):
+            self.sizes.add(node)
+            return
+        if is_integer(node):
+            self.integers.add(node)
+        tensors = [n for n in node.all_input_nodes if n not in self.sizes]
+        data = [n for n in tensors if n in self.data]
+        if data or (not tensors and node.op == "call_module"):
+            self.data.add(node)
+        elif any(n in self.weights for n in tensors):
+            self.weights.add(node)
+        if self._is_product(node, data):
+            self.hidden.update(origin for n in data if (origin := self._origin(n)) in self.deep)
+            self.integers.update(self._indices(node, data))
+            self.deep.add(node)
+        elif any(n in self.deep for n in data):
+            self.deep.add(node)
+
+    def _is_product(self, node: fx.Node, data: list[fx.Node]) -> bool:
+        if not data or not self.operations.is_product(node):
+            return False
+        return node.op == "call_module" or any(n in self.weights for n in node.all_input_nodes)
+
+    def _indices(self, node: fx.Node, data: list[fx.Node]) -> list[fx.Node]:
+        module = self.operations.module(node)
+        reads_indices = isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or function_name(node) in ("embedding", "embedding_bag")
+        return [self._origin(n) for n in data] if reads_indices else []
+
+    def _origin(self, node: fx.Node) -> fx.Node:
+        while self.operations.passes_through(node) and node.args and isinstance(node.args[0], fx.Node):
+            node = node.args[0]
+        return node
+
+    def sites(self) -> list[Site]:
+        found = []
+        for node in self.graph.nodes:
+            labels = labels_of(node, self.operations)
+            if labels:
+                found.append(self._site(node, labels))
+        return found
+
+    def _site(self, node: fx.Node, labels: tuple[Label, ...]) -> Site:
+        why_not, known = self._why_not(node), node.meta.get("value")
+        shape, dtype = known if isinstance(known, tuple) else (None, None)
+        site = Site(labels, module=node.meta["site"][0], shape=shape, dtype=dtype, why_not=why_not, selectable=not why_not)
+        if why_not:
+            return site
+        norm = self.operations.is_norm(node) or any(
+            label.module is not None and _NORM_CLASS.search(label.op) for label in labels
+        )
+        recurrent = isinstance(self.operations.module(node), nn.RNNBase) or (
+            is_port(node, self.operations) and isinstance(node.args[0], fx.Node) and isinstance(self.operations.module(node.args[0]), nn.RNNBase) and node.args[1] == 0
+        )
+        return replace(site, role=self._role(node), norm=norm, sequence=recurrent)
+
+    def _role(self, node: fx.Node) -> Role:
+        if node.op == "placeholder":
+            return "input"
+        if node in self.hidden:
+            return "hidden"
+        return "output" if node in self.returned else ""
+
+    def _why_not(self, node: fx.Node) -> str:
+        if node.op == "get_attr":
+            return "a parameter" if node in self.weights else "a constant"
+        if "value" in node.meta:
+            known = node.meta["value"]
+            if not isinstance(known, tuple):
+                return "a tuple" if isinstance(known, list) else "no tensor"
+            return "" if known[1].is_floating_point else "integers"
+        if node in self.sizes:
+            return "no tensor"
+        if self.operations.is_list(node):
+            return "a tuple"
+        return "integers" if node in self.integers else ""

@@ -1,0 +1,190 @@
+"""What a rewritten module holds under ``graphreg_rules``: one leaf module for each thing that was added.
+
+The emitted code calls them by name. They own the strengths and the keys as buffers that are not persistent; the
+regularizers' formulas run inside them, in the right precision and mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from graphreg.errors import GraphRegError, RegularizerError
+from graphreg.noise import Noise, call_keys, ranked
+from graphreg.regularizer import Penalty, Splice
+
+
+class Rules(nn.Module):
+    """The container: no key of a ``state_dict``, no entry of its ``_metadata``, buffers that keep their dtype.
+
+    ``strengths`` maps regularizers to the one buffer that all their leaves share; ``about`` is what the report tells.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.strengths: dict[str, Tensor] = {}
+        self.about: Any = None
+
+    def state_dict(self, *args: Any, destination: Any = None, **more: Any) -> Any:  # type: ignore[override]
+        """Adds nothing: the user's state_dict stays as it is, its metadata too."""
+        return destination if destination is not None else {}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rules:
+        """Follow the model to its device; keep dtype and value through ``.half()`` and ``.to_empty()``.
+
+        Several leaves hold one and the same strength: each tensor is moved once.
+        """
+        moved: dict[int, Tensor] = {}
+        for leaf in self.children():
+            for name, buffer in leaf._buffers.items():
+                if buffer is not None:
+                    new = moved.setdefault(id(buffer), _follow(buffer, fn))
+                    leaf._buffers[name] = new
+        self.strengths = {name: moved.get(id(tensor), tensor) for name, tensor in self.strengths.items()}
+        return self
+
+
+def _follow(buffer: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
+    device = fn(torch.empty(0, dtype=torch.float32, device=buffer.device)).device
+    return buffer if device.type == "meta" else buffer.to(device)  # a meta copy would lose the value
+
+
+class Leaf(nn.Module):
+    """The base of all leaves: its name in errors, its strength, and whether it acts."""
+
+    def __init__(self, about: str, strength: Tensor | None = None) -> None:
+        super().__init__()
+        self.about = about
+        self.register_buffer("strength", strength, persistent=False)
+
+    def extra_repr(self) -> str:
+        return self.about
+
+
+class SpliceRule(Leaf):
+    """A splice at a site: acts while the module that owns the site trains, or while the noise is held on."""
+
+    strength: Tensor
+
+    def __init__(self, regularizer: Splice, site: str, strength: Tensor, slot: int, owner: nn.Module) -> None:
+        super().__init__(f"{type(regularizer).__name__} at {site}", strength)
+        self.regularizer, self.site, self.slot = regularizer, site, slot
+        self.owner = (owner,)  # in a tuple, so that it does not become a submodule
+        self.forced = False
+
+    def acts(self) -> bool:
+        return self.forced or self.owner[0].training
+
+    def forward(self, z: Tensor, key: Tensor) -> Tensor:
+        if not self.acts():
+            return z
+        if not z.is_floating_point():
+            raise RegularizerError(f"{self.about}: the value is {z.dtype}, and only floating-point values can be spliced. Leave the site out.")
+        given = {"z": z, "weight": self.strength.to(accumulation(z.dtype)), "noise": Noise(key[self.slot]), "values": {self.site: z}}
+        y = self.regularizer(**{name: given[name] for name in self.regularizer.takes})
+        if y.shape != z.shape or y.dtype != z.dtype:
+            raise RegularizerError(f"{self.about} gave {tuple(y.shape)} {y.dtype} for {tuple(z.shape)} {z.dtype}; a splice gives a tensor like its site's.")
+        return y
+
+
+class KeyRule(nn.Module):
+    """Gives the keys of this call and makes those of the next: one leaf at the top of the graph.
+
+    It *assigns* new buffers. An increment in place gives silently wrong gradients when the partitioner recomputes
+    the masks in backward; so does a key derived at its use, which is inlined into every element's arithmetic.
+    """
+
+    streams: Tensor
+    step: Tensor
+    keys: Tensor
+
+    def __init__(self, streams: Mapping[str, int], owners: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.names = tuple(streams)
+        self.owners = tuple(dict.fromkeys(owners))
+        self.forced = False
+        self.register_buffer("streams", torch.tensor(list(streams.values()), dtype=torch.int64), persistent=False)
+        self.register_buffer("step", torch.tensor(0, dtype=torch.int64), persistent=False)
+        self.register_buffer("keys", call_keys(self.streams, self.step), persistent=False)
+
+    def draws(self) -> bool:
+        return self.forced or any(owner.training for owner in self.owners)
+
+    def forward(self) -> Tensor:
+        keys = self.keys
+        if self.draws():
+            if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+                raise GraphRegError(
+                    "this module runs inside a backward pass: activation checkpointing around the whole of it would draw "
+                    "other masks than the forward did. Checkpoint blocks inside the model, and compile outside."
+                )
+            self.step = self.step + 1
+            self.keys = call_keys(self.streams, self.step)
+        return ranked(keys, dist.get_rank()) if dist.is_available() and dist.is_initialized() else keys
+
+    def seek(self, step: int) -> None:
+        """Go to a call: the next forward draws its masks."""
+        self.step = torch.full_like(self.step, step)
+        self.keys = call_keys(self.streams, self.step)
+
+
+class Measure(Leaf):
+    """A penalty's formula at one site, in float32 or wider, also under autocast."""
+
+    def __init__(self, regularizer: Penalty, site: str, strength: Tensor) -> None:
+        super().__init__(f"{type(regularizer).__name__} at {site}", strength)
+        self.regularizer, self.site = regularizer, site
+
+    def forward(self, value: Tensor) -> Tensor:
+        return measured(self.regularizer, {self.site: value}, self.strength, self.about)
+
+
+class Total(Leaf):
+    """A penalty: its measurements, averaged (or summed), times its strength."""
+
+    strength: Tensor
+
+    def __init__(self, regularizer: Penalty, name: str, strength: Tensor, sites: Sequence[str]) -> None:
+        super().__init__(f"{type(regularizer).__name__} {name}", strength)
+        self.regularizer, self.sites = regularizer, tuple(sites)
+
+    def forward(self, *values: Tensor) -> Tensor:
+        if "values" in self.regularizer.takes:
+            return self._weighted(measured(self.regularizer, dict(zip(self.sites, values, strict=False)), self.strength, self.about))
+        if self.regularizer.on == "parameters":
+            values = tuple(measured(self.regularizer, {"": value}, self.strength, self.about) for value in values)
+        if not values:  # a mode in which none of its sites is reached
+            return self.strength.to(torch.float32) * 0
+        total = torch.stack(values).sum() if self.regularizer.reduction == "sum" else torch.stack(values).mean()
+        return self._weighted(total)
+
+    def _weighted(self, value: Tensor) -> Tensor:
+        return self.strength.to(value.dtype) * value
+
+
+def measured(regularizer: Penalty, sites: Mapping[str, Tensor], strength: Tensor, about: str) -> Tensor:
+    """The formula on values widened to the dtype they are accumulated in, with autocast off."""
+    wide = {name: value.to(accumulation(value.dtype)) for name, value in sites.items()}
+    first = next(iter(wide.values()))
+    given: dict[str, Any] = {"z": first, "w": first, "values": wide, "weight": strength.to(first.dtype)}
+    device = first.device.type
+    call = {name: given[name] for name in regularizer.takes}
+    if torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            value = regularizer(**call)
+    else:
+        value = regularizer(**call)
+    if value.dim() != 0:
+        raise RegularizerError(f"{about} gave a tensor of shape {tuple(value.shape)}; a penalty is a 0-d tensor. Average it.")
+    return value
+
+
+def accumulation(dtype: torch.dtype) -> torch.dtype:
+    """float32, or float64 for float64."""
+    if not dtype.is_floating_point:
+        raise RegularizerError(f"a value of {dtype} cannot be regularized: only floating-point values can.")
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,0 +1,166 @@
+"""The one rule by which selectors find sites.
+
+A string is ``[!]name-glob[@op-glob][:port-glob][#role]``. It names a thing, not its insides: where it
+matches a module's name, nothing within that module is selected by it; ``**`` lifts that.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from graphreg.errors import NoMatchError, RegularizerError, near_sentence
+from graphreg.sites import ROLES, Label, Site
+
+Selector = str | Sequence[str] | Callable[[Site], bool]
+Missing = Literal["error", "warn", "ignore"]
+
+_GRAMMAR = re.compile(r"(?P<exclude>!?)(?P<name>[^@:#]*)(?:@(?P<op>[^:#]+))?(?::(?P<port>[^#]+))?(?:#(?P<role>.*))?")
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """One parsed string."""
+
+    text: str
+    name: str
+    op: str | None
+    port: str | None
+    role: str | None
+    exclude: bool
+
+    @classmethod
+    def parse(cls, text: str) -> Pattern:
+        found = _GRAMMAR.fullmatch(text.strip())
+        if not found or not text.strip("! "):
+            raise RegularizerError(
+                f"{text!r} is no selector. Write [!]name[@op][:port][#role], e.g. 'layer4.*', '**@ReLU', '*.weight'."
+            )
+        role = found["role"]
+        if role is not None and role not in ROLES:
+            raise RegularizerError(f"{text!r} asks for the role {role!r}; roles are {', '.join(ROLES)}.")
+        return cls(text, found["name"] or "**", found["op"], found["port"], role, bool(found["exclude"]))
+
+    @cached_property
+    def _glob(self) -> Callable[[str], object]:
+        return re.compile(fnmatch.translate(self.name)).match
+
+    def names(self, label: Label, site: Site) -> bool:
+        if site.kind == "parameter" and self.port is not None:  # a parameter has no port: ':' is part of its name
+            return fnmatch.fnmatchcase(label.name, f"{self.name}:{self.port}")
+        return bool(self._glob(label.name))
+
+    def filters(self, label: Label, site: Site) -> bool:
+        """Whether the op and the role are those asked for."""
+        return (self.op is None or fnmatch.fnmatchcase(label.op, self.op)) and self.role in (None, site.role)
+
+    def takes_port(self, label: Label) -> bool:
+        if self.port is None:
+            return label.default
+        return any(fnmatch.fnmatchcase(port, self.port) for port in label.ports)
+
+    def find(self, sites: Iterable[Site]) -> list[Site]:
+        """The sites this string names, selectable or not. Filters apply first, then the name, then the insides go."""
+        named = [(label, site) for site in sites for label in site.labels if self.filters(label, site) and self.names(label, site)]
+        found = [(label, site) for label, site in named if site.kind == "parameter" or self.takes_port(label)]
+        if "**" not in self.name:
+            modules = {label.module for label, site in named if label.module is not None and site.kind == "value"}
+            found = [(label, site) for label, site in found if site.kind == "parameter" or not _within(label.name, modules)]
+        return list({id(site): site for _, site in found}.values())
+
+
+def _within(name: str, modules: set[str | None]) -> bool:
+    end = name.rfind(".")
+    while end > 0:
+        if name[:end] in modules:
+            return True
+        end = name.rfind(".", 0, end)
+    return False
+
+
+def strings(selector: Selector) -> tuple[str, ...]:
+    """The strings of a selector, checked; a predicate has none."""
+    if isinstance(selector, str):
+        given: tuple[object, ...] = (selector,)
+    elif isinstance(selector, Sequence):
+        given = tuple(selector)
+    elif callable(selector) and not isinstance(selector, type):
+        return ()
+    else:
+        raise RegularizerError(
+            f"a selector is a string, a sequence of strings or a function of a site, not {selector!r}. "
+            "The selector comes first and the weight second: Regularizer('layer4.*', 0.1)."
+        )
+    if not given or not all(isinstance(text, str) for text in given):
+        raise RegularizerError(f"a selector is one string or several, not {selector!r}. '*' means the default sites.")
+    for text in given:
+        Pattern.parse(str(text))
+    return tuple(str(text) for text in given)
+
+
+def select(
+    selector: Selector, sites: Sequence[Site], default: Sequence[Site], *, what: str = "value", model: str = "the model",
+    missing: Missing = "error",
+) -> dict[Site, str]:
+    """The selected sites in graph order, each with the string that matched it first.
+
+    ``sites`` are the candidates, ``default`` those that a lone ``*`` means.
+    """
+    if callable(selector):
+        return {site: _called(selector) for site in sites if site.selectable and selector(site)}
+    texts = strings(selector)
+    wanted: dict[int, str] = {}
+    if all(Pattern.parse(text).exclude for text in texts):
+        wanted = {id(site): "*" for site in default}
+    gone: set[int] = set()
+    for text in texts:
+        pattern = Pattern.parse(text)
+        found = list(default) if text.strip() == "*" else pattern.find(sites)
+        usable = [site for site in found if site.selectable]
+        if not usable:
+            complain(_nothing(pattern, found, sites, what, model), missing)
+        if pattern.exclude:
+            gone.update(map(id, usable))
+        else:
+            for site in usable:
+                wanted.setdefault(id(site), text)
+    if wanted and gone.issuperset(wanted):
+        complain(f"{list(texts)} leaves no {what} of {model}: what is selected is taken away again by '!'.", missing)
+    return {site: wanted[id(site)] for site in sites if id(site) in wanted and id(site) not in gone}
+
+
+def complain(sentence: str, missing: Missing) -> None:
+    if missing == "error":
+        raise NoMatchError(sentence)
+    if missing == "warn":
+        warnings.warn(sentence, stacklevel=2)
+
+
+def _called(selector: Callable[[Site], bool]) -> str:
+    return f"<{getattr(selector, '__name__', type(selector).__name__)}>"
+
+
+def _nothing(pattern: Pattern, found: Sequence[Site], sites: Sequence[Site], what: str, model: str) -> str:
+    """Why nothing was found, and what is near."""
+    start = f"{pattern.text!r} matches no {what} of {model}."
+    end = " List all: graphreg.names(model)."
+    if pattern.name == "*" and pattern.text.strip() == "*":
+        return f"{model} has no default {what} for this regularizer. Name the sites by a selector; graphreg.names(model) lists them."
+    if found:
+        reasons = ", ".join(f"{site.name} ({site.why_not})" for site in found[:3])
+        return f"{start} It finds only what cannot be regularized: {reasons}.{end}"
+    named = [(label, site) for site in sites for label in site.labels if pattern.names(label, site)]
+    if named and (pattern.op or pattern.port or pattern.role):
+        ops = ", ".join(sorted({label.op for label, _ in named})[:6])
+        ports = ", ".join(sorted({p for label, _ in named for p in label.ports})[:6])
+        roles = ", ".join(sorted({site.role for _, site in named} - {""})) or "none"
+        return f"{start} The name is found, the filter is not: ops there {ops}; ports {ports}; roles {roles}.{end}"
+    if named:
+        texts = ", ".join(label.text for label, _ in named[:6])
+        return f"{start} It has several ports; write one of {texts}.{end}"
+    return f"{start}{near_sentence(pattern.name, (name for site in sites if site.selectable for name in site.names))}{end}"

@@ -1,0 +1,63 @@
+"""Shapes and dtypes at the sites, from example inputs, without running the model on data."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from graphreg.modes import Graphs, left_as_it_was
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def arguments(example_inputs: Any) -> Arguments | None:
+    """Example inputs as a call: a tensor, a tuple (positional) or a dict (keyword)."""
+    if example_inputs is None:
+        return None
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    return (tuple(example_inputs), {}) if isinstance(example_inputs, (tuple, list)) else ((example_inputs,), {})
+
+
+def propagate(model: nn.Module, graphs: Graphs, bound: Mapping[str, Any], call: Arguments) -> None:
+    """Write ``node.meta["value"] = (shape, dtype)`` at every tensor; None at what is no tensor."""
+    for mode, graph in graphs.items():
+        values = [bound[str(n.target).lstrip("*")] for n in graph.nodes if n.op == "placeholder"]
+        try:
+            fake = FakeTensorMode()
+            with FakeCopyMode(fake):
+                twin = copy.deepcopy(model)
+            inputs = pytree.tree_map_only(torch.Tensor, fake.from_tensor, values)
+            with fake, torch.no_grad():
+                _Recorder(_in_mode(twin, mode), graph).run(*inputs, enable_io_processing=False)
+        except Exception:  # fake tensors cannot follow everything (data-dependent sizes): ask the model itself
+            with left_as_it_was(model), torch.no_grad():
+                twin = _in_mode(copy.deepcopy(model), "eval")
+                twin(*copy.deepcopy(call[0]), **copy.deepcopy(call[1]))  # its own error, if it has one
+                _Recorder(twin, graph).run(*copy.deepcopy(values), enable_io_processing=False)
+
+
+def _in_mode(model: nn.Module, mode: str) -> nn.Module:
+    return model.eval() if mode == "eval" else model
+
+
+class _Recorder(fx.Interpreter):
+    def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(module, graph=graph)
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        n.meta["value"] = _described(value)
+        return value
+
+
+def _described(value: Any) -> tuple[tuple[int, ...], torch.dtype] | Sequence[Any] | None:
+    if isinstance(value, torch.Tensor):
+        return tuple(int(n) for n in value.shape), value.dtype
+    return [_described(item) for item in value] if isinstance(value, (tuple, list)) else None

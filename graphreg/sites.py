@@ -1,0 +1,105 @@
+"""A site: a named place in a traced model, a value or a parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+Role = Literal["input", "hidden", "output", ""]
+ROLES = ("input", "hidden", "output")
+
+
+@dataclass(frozen=True)
+class Label:
+    """One way to call a site. A site has several: ``layer4``, ``layer4.1``, ``layer4.1.relu_1``."""
+
+    name: str
+    op: str
+    ports: tuple[str, ...] = ("out",)
+    default: bool = True  # the port meant when none is written
+    module: str | None = None  # the path of the module whose value this is, if it is one's
+
+    @property
+    def text(self) -> str:
+        return self.name if self.default else f"{self.name}:{self.ports[0]}"
+
+
+@dataclass(frozen=True)
+class Site:
+    """A value or parameter of the traced model; ``labels[0]`` names it.
+
+    ``shape`` and ``dtype`` are None where no example inputs were given. ``selectable`` is False for
+    what no regularizer can act on (sizes, tuples, integers, reads of parameters). ``norm`` marks the
+    output of a normalization. ``module`` is the path of the module that owns it.
+    """
+
+    labels: tuple[Label, ...]
+    kind: Literal["value", "parameter"] = "value"
+    role: Role = ""
+    selectable: bool = True
+    norm: bool = False
+    module: str = ""
+    shape: tuple[int, ...] | None = None
+    dtype: torch.dtype | None = None
+    sequence: bool = False  # the value of a recurrent layer
+    why_not: str = ""  # the reason, where it is not selectable
+
+    @property
+    def name(self) -> str:
+        return self.labels[0].text
+
+    @property
+    def op(self) -> str:
+        return self.labels[0].op
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(label.text for label in self.labels))
+
+
+class Names(Sequence[str]):
+    """The listing that ``graphreg.names`` gives: iterates over every name, prints as a table."""
+
+    def __init__(self, title: str, sites: Sequence[Site], notes: Sequence[str] = ()) -> None:
+        self.title, self.sites, self.notes = title, tuple(sites), tuple(notes)
+        self._names = [name for site in self.sites for name in site.names]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        return self._names[index]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __repr__(self) -> str:
+        rows = [
+            (s.name, s.op, shape_text(s), dtype_text(s), s.role or ("" if s.selectable else s.why_not),
+             ", ".join(s.names[1:]))
+            for s in self.sites
+        ]
+        table = columns(("name", "op", "shape", "dtype", "role", "also called"), rows)
+        return "\n".join([f"{self.title}: {len(self.sites)} sites", table, *self.notes])
+
+
+def shape_text(site: Site) -> str:
+    return "x".join(map(str, site.shape)) if site.shape is not None else ""
+
+
+def dtype_text(site: Site) -> str:
+    return str(site.dtype).removeprefix("torch.") if site.dtype is not None else ""
+
+
+def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Left-aligned text columns under a head; empty columns are left out."""
+    kept = [i for i in range(len(head)) if any(row[i] for row in rows) or i == 0]
+    table = [[head[i] for i in kept], *([row[i] for i in kept] for row in rows)]
+    widths = [max(len(row[i]) for row in table) for i in range(len(kept))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table)

@@ -1,0 +1,43 @@
+"""Graphs as plain data, for pickle: torch.fx pickles generated code and traces it again, which loses modes and names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+from torch.fx.node import map_aggregate
+
+KEPT = ("site", "graphreg", "value")  # what of node.meta is plain data of ours
+
+
+@dataclass(frozen=True)
+class _Ref:
+    index: int
+
+
+def freeze(graph: fx.Graph) -> list[tuple[Any, ...]]:
+    """A list of node records; recursion does not grow with the graph (``pickle`` on linked nodes overflows)."""
+    index = {node: _Ref(i) for i, node in enumerate(graph.nodes)}
+
+    def plain(leaf: Any) -> Any:
+        return index[leaf] if isinstance(leaf, fx.Node) else leaf
+
+    return [
+        (n.op, n.name, n.target, map_aggregate(n.args, plain), map_aggregate(n.kwargs, plain), {k: n.meta[k] for k in KEPT if k in n.meta})
+        for n in graph.nodes
+    ]
+
+
+def thaw(records: list[tuple[Any, ...]]) -> fx.Graph:
+    """The graph of a list of node records."""
+    graph, nodes = fx.Graph(), list[fx.Node]()
+
+    def linked(leaf: Any) -> Any:
+        return nodes[leaf.index] if isinstance(leaf, _Ref) else leaf
+
+    for op, name, target, args, kwargs, meta in records:
+        node = graph.create_node(op, target, map_aggregate(args, linked), map_aggregate(kwargs, linked), name)  # type: ignore[arg-type]
+        node.meta.update(meta)
+        nodes.append(node)
+    return graph

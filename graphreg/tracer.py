@@ -1,0 +1,223 @@
+"""The symbolic tracer: torch.fx's, with names for every value and leaves for what it cannot see into.
+
+A node's names go to ``node.meta["site"]``: the path of its module and its labels. They are plain data, so that
+they survive pickling, and no later stage needs the tracer again.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+import sys
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from torch import fx, nn
+
+from graphreg.errors import GraphRegError
+from graphreg.sites import Label
+
+
+class SiteTracer(fx.Tracer):
+    """Traces a module; ``leaves`` maps the paths it keeps whole to the reason, ``held`` the arguments it fixes."""
+
+    def __init__(self, leaves: dict[str, str], held: dict[str, Any]) -> None:
+        # torchvision wraps its operations as leaves in its own listing; where it is loaded, so do we, for its names.
+        ops = sys.modules.get("torchvision.ops")
+        super().__init__(autowrap_modules=(math, ops) if ops else (math,))
+        self.leaves, self.held = dict(leaves), held
+        self._scopes = [""]
+        self._namer = Namer(())
+        self._outputs: list[tuple[str, str, str, Any]] = []  # (name, module path, class, value) of each module call
+        self._parameter_cache: dict[str, fx.Proxy] = {}
+
+    def trace(self, root: nn.Module, concrete_args: dict[str, Any] | None = None) -> fx.Graph:  # type: ignore[override]
+        self._namer = Namer({path for path, _ in root.named_modules(remove_duplicate=False) if path})
+        graph = super().trace(root)
+        for name, path, kind, value in self._outputs:
+            label_output(value, name, path, kind)
+        return graph
+
+    # The root is called as a user calls it: with its hooks, and with a forward set on the instance.
+    # fx itself reads ``type(root).forward`` and loses both.
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        root = self.root
+        values: list[Any] = []
+        keywords: list[str | None] = []
+        variadic: list[int] = []
+        for name, parameter in inspect.signature(root.forward).parameters.items():
+            star = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+            default = () if parameter.default is parameter.empty else (parameter.default,)
+            proxy = self.create_proxy("placeholder", star + name, default, {})
+            if star:
+                variadic.append(len(values))
+            values.append(self.held.get(name, proxy))
+            keywords.append(name if parameter.kind is parameter.KEYWORD_ONLY else None)
+
+        def call(*given: Any) -> Any:
+            flat = [(k, v) for i, (k, v) in enumerate(zip(keywords, given, strict=True)) if i not in variadic]
+            rest = [given[i] for i in variadic]
+            more = next((v for i, v in zip(variadic, rest, strict=True) if keywords[i] is None), ())
+            return root._call_impl(
+                *(v for k, v in flat if k is None), *(more if variadic else ()), **{k: v for k, v in flat if k is not None}
+            )
+
+        return call, values
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return module_qualified_name in self.leaves or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        try:
+            path = self.path_of_module(m)
+        except NameError:  # made inside a forward and owned by nobody: its code is its caller's
+            return forward(*args, **kwargs)
+        if m._backward_hooks or m._backward_pre_hooks:
+            self.leaves.setdefault(path, "it has backward hooks")
+        if getattr(m, "graphreg_rules", None) is not None:
+            raise GraphRegError(f"the submodule {path!r} is a rewritten module: graphreg.strip it, then regularize the whole.")
+        with self._scope(path):
+            if self.is_leaf_module(m, path):
+                return super().call_module(m, forward, args, kwargs)
+            mark = self._mark()
+            try:
+                value = super().call_module(m, forward, args, kwargs)
+            except GraphRegError:
+                raise
+            except Exception as error:  # whatever a forward raises on proxies: the module is kept whole instead
+                self._roll_back(mark)
+                self.leaves[path] = first_line(error)
+                return super().call_module(m, forward, args, kwargs)
+        self._outputs.append((self._namer.module(path), path, type(m).__name__, value))
+        return value
+
+    def create_proxy(self, kind: str, target: Any, *rest: Any, **more: Any) -> fx.Proxy:
+        proxy = super().create_proxy(kind, target, *rest, **more)
+        label_node(proxy.node, self._scopes[-1], self.root, self._namer)
+        return proxy
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        self._parameter_cache = parameter_proxy_cache
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    @contextmanager
+    def _scope(self, path: str) -> Iterator[None]:
+        depth = len(self._scopes)
+        self._scopes.append(path)
+        try:
+            yield
+        finally:
+            del self._scopes[depth:]
+
+    def _mark(self) -> tuple[Any, ...]:
+        last = next(iter(reversed(self.graph.nodes)), None)
+        return last, self._namer.mark(), len(self._outputs), dict(self.module_stack), dict(self.num_calls)
+
+    def _roll_back(self, mark: tuple[Any, ...]) -> None:
+        last, names, outputs, stack, calls = mark
+        for node in reversed(self.graph.nodes):
+            if node is last:
+                break
+            self.graph.erase_node(node)
+        for path in [path for path, proxy in self._parameter_cache.items() if proxy.node._erased]:
+            del self._parameter_cache[path]
+        self._namer.roll_back(names)
+        del self._outputs[outputs:]
+        self.module_stack.clear()
+        self.module_stack.update(stack)
+        self.num_calls.clear()
+        self.num_calls.update(calls)
+
+
+class Namer:
+    """Gives each value the name torchvision gives it, save that a module's own path is always that module's."""
+
+    def __init__(self, paths: Collection[str]) -> None:
+        self._paths, self._used, self._order = paths, set[str](), list[str]()
+        self._next: dict[str, int] = {}
+
+    def module(self, path: str) -> str:
+        return self._take(path) if path not in self._used else self._count(path)
+
+    def operation(self, scope: str, base: str) -> str:
+        name = f"{scope}.{base}" if scope else base
+        return self._take(name) if name not in self._used and name not in self._paths else self._count(name)
+
+    def mark(self) -> int:
+        return len(self._order)
+
+    def roll_back(self, mark: int) -> None:
+        self._used.difference_update(self._order[mark:])
+        del self._order[mark:]
+        self._next.clear()
+
+    def _take(self, name: str) -> str:
+        self._used.add(name)
+        self._order.append(name)
+        return name
+
+    def _count(self, base: str) -> str:
+        count = self._next.get(base, 1)
+        while (name := f"{base}_{count}") in self._used or name in self._paths:
+            count += 1
+        self._next[base] = count + 1
+        return self._take(name)
+
+
+def label_node(node: fx.Node, scope: str, root: nn.Module, namer: Namer) -> None:
+    """Write the node's own label and the path of its module to ``node.meta["site"]``."""
+    if node.op == "call_module":
+        path = str(node.target)
+        label = Label(namer.module(path), type(root.get_submodule(path)).__name__, module=path)
+        scope = path
+    elif node.op == "placeholder":
+        label = Label(namer.operation("", node.name), "input")
+    else:
+        base = re.sub(r"_\d+$", "", node.name)
+        op = "parameter" if node.op == "get_attr" else getattr(node.target, "__name__", str(node.target)).strip("_") or base
+        label = Label(namer.operation(scope, base), op)
+    node.meta["site"] = (scope, (label,))
+
+
+def label_output(value: Any, name: str, path: str, kind: str) -> None:
+    """Give the value that a module returned that module's name, part by part."""
+    if isinstance(value, fx.Proxy):
+        add_label(value.node, Label(name, kind, module=path))
+        return
+    for ports, part, default in parts(value):
+        if isinstance(part, fx.Proxy):
+            add_label(part.node, Label(name, kind, ports, default, module=path))
+
+
+def add_label(node: fx.Node, label: Label) -> None:
+    scope, labels = node.meta.get("site", ("", ()))
+    if label not in labels:
+        node.meta["site"] = (scope, (*labels, label))
+
+
+def parts(value: Any, prefix: str = "") -> Iterator[tuple[tuple[str, ...], Any, bool]]:
+    """The parts of a tuple, dict, named tuple or dataclass: (ports, part, whether it is the default)."""
+    if isinstance(value, dict):
+        items = [(str(key), part) for key, part in value.items()]
+    elif is_dataclass(value) and not isinstance(value, type):
+        items = [(f.name, getattr(value, f.name)) for f in fields(value)]
+    elif isinstance(value, tuple) and hasattr(value, "_fields"):
+        items = list(zip(value._fields, value, strict=True))
+    elif isinstance(value, (tuple, list)):
+        items = [(str(i), part) for i, part in enumerate(value)]
+    else:
+        return
+    plain = isinstance(value, (tuple, list)) and not hasattr(value, "_fields")
+    for key, part in items:
+        if isinstance(part, (tuple, list, dict)) or (is_dataclass(part) and not isinstance(part, type)):
+            yield from parts(part, f"{prefix}{key}.")
+        else:
+            first = plain and not prefix and key == "0"
+            yield ((("out", "0") if first else (prefix + key,)), part, first)
+
+
+def first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"[:160]

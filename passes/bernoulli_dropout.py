@@ -1,0 +1,18 @@
+"""Dropout: Srivastava et al., JMLR 15 (2014), section 4; in the inverted form, which leaves eval mode alone."""
+
+from torch import Tensor
+
+from graphreg import Noise, Splice
+
+
+class BernoulliDropout(Splice, keys=("dropout",)):
+    """Zeroes each element with probability ``weight``; scales the rest by ``1 / (1 - weight)``.
+
+    z: [any shape], floating -> [same shape]. ``weight`` is a probability, 0 <= weight < 1.
+    """
+
+    def check(self) -> None:
+        self.require(0 <= self.weight < 1, "weight", "in [0, 1)")
+
+    def __call__(self, z: Tensor, weight: Tensor, noise: Noise) -> Tensor:
+        return z * noise.keep(z, weight) / (1 - weight)

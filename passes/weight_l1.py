@@ -1,0 +1,21 @@
+"""Sparse weights: Tibshirani, Regression shrinkage and selection via the lasso, 1996, equation 1, as a penalty."""
+
+from torch import Tensor
+
+from graphreg import Penalty
+
+
+class WeightL1(Penalty, keys=("weight_l1", "weight_sparsity"), on="parameters"):
+    """The mean over parameters (of 2 dims or more) of the mean absolute value; ``reduction="sum"``: sum of |w|.
+
+    w: [2 or more dims] -> 0-d. ``weight`` >= 0.
+    """
+
+    reduction: str = "mean"
+
+    def check(self) -> None:
+        super().check()
+        self.require(self.reduction in ("mean", "sum"), "reduction", "'mean' or 'sum'")
+
+    def __call__(self, w: Tensor) -> Tensor:
+        return w.abs().sum() if self.reduction == "sum" else w.abs().mean()

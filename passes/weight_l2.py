@@ -1,0 +1,32 @@
+"""Weight decay as a penalty: Krogh & Hertz, NIPS 4 (1991), equation 4; averaged, as theanets' code does."""
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from graphreg import Penalty, Site
+
+
+class WeightL2(Penalty, keys=("weight_l2", "weight_decay"), on="parameters"):
+    """The mean over parameters (of 2 dims or more) of the mean square of each; ``reduction="sum"``: sum of w².
+
+    w: [2 or more dims] -> 0-d. ``weight`` >= 0. A mean is a weak penalty: the report prints the SGD weight decay that
+    pulls as strongly.
+    """
+
+    reduction: str = "mean"
+
+    def check(self) -> None:
+        super().check()
+        self.require(self.reduction in ("mean", "sum"), "reduction", "'mean' or 'sum'")
+
+    def __call__(self, w: Tensor) -> Tensor:
+        return w.square().sum() if self.reduction == "sum" else w.square().mean()
+
+    def note(self, sites: Sequence[Site], weight: float) -> str:
+        """The SGD ``weight_decay`` whose step is the same: the gradient of the penalty divided by w."""
+        if self.reduction == "sum":
+            return f"equivalent SGD weight_decay: {2 * weight:.3g}"
+        pulls = [2 * weight / (len(sites) * math.prod(site.shape or ())) for site in sites]
+        return f"equivalent SGD weight_decay: {min(pulls):.3g} to {max(pulls):.3g}, by parameter"
