@@ -114,6 +114,11 @@ class Splice(Regularizer):
     _: KW_ONLY
     rng: Any = None
 
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if cls.on != "values":
+            raise RegularizerError(f"{cls.__name__}: a splice acts on values; on={cls.on!r} is for penalties.")
+
 
 class Penalty(Regularizer):
     """Measures values or parameters: ``__call__`` gives a 0-d tensor, which is averaged over the sites.

@@ -259,7 +259,7 @@ class _Rewriting:
     def _reads(self, name: str) -> Iterator[fx.Node]:
         for edit in self.plan.of(name):
             if edit.site.kind == "parameter":
-                node = self.graph.create_node("get_attr", edit.site.name, name=f"{identifier(edit.site.name)}_{name}")
+                node = self.graph.create_node("get_attr", edit.site.name, name=identifier(edit.site.name))
                 node.meta["graphreg"] = {"kind": "read", "regularizer": name, "site": edit.site.name}
                 yield node
 
