@@ -16,7 +16,6 @@ from torch.fx.node import map_aggregate
 from graphreg.aliases import Aliases
 from graphreg.errors import GraphRegError, RegularizerError
 from graphreg.module import RULES, Regularized, RewrittenModule
-from graphreg.operators import nodes_in
 from graphreg.plan import Edit, Plan
 from graphreg.regularizer import Penalty, Splice
 from graphreg.roles import site_nodes
@@ -30,8 +29,9 @@ def check(module: RewrittenModule, traced: Traced, plan: Plan) -> None:
         _lint(graph)
         original = traced.graphs[mode]
         _contracts(graph, original)
-        _Placed(graph, traced, plan).check()
-        _reaches(graph, module, plan)
+        placed = _Placed(graph, traced, plan)
+        placed.check()
+        _reaches(graph, module, plan, placed)
 
 
 def replaced_by(node: fx.Node) -> fx.Node | None:
@@ -167,6 +167,17 @@ class _Placed:
             self._passed_by(node, value)
         return found
 
+    def read(self, edit: Edit) -> fx.Node:
+        """The value that a penalty on all values at once reads at one of its sites."""
+        if edit.site.kind == "parameter":
+            return self.added[edit.name, edit.site.name]
+        value = self.where[edit.site.name]
+        if isinstance(edit.regularizer, Penalty) and edit.regularizer.clean:
+            return value
+        for other in self.plan.splices(edit.site.name):
+            value = self.added[other.name, edit.site.name]
+        return value
+
     def _follows(self, edit: Edit, value: fx.Node) -> fx.Node:
         node = self.added.get((edit.name, edit.site.name))
         if node is None or node.args[0] is not value or not str(node.target).startswith(f"{RULES}."):
@@ -196,7 +207,7 @@ class _Placed:
                     _fail(f"{user.name} reads {link.name} and passes by {last.name}.")
 
 
-def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
+def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: _Placed) -> None:
     """Every splice reaches the output; every penalty is in it, and a parameter that can train reaches the penalty."""
     flow, output = to_networkx(graph), graph.output_node()
     upstream = nx.ancestors(flow, output.name)
@@ -216,20 +227,22 @@ def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
         _fail(f"the penalties {wanted} are not what the output carries.")
     trained = _trained(graph, module, flow)
     for name, node in totals.items():
-        inputs = [n.meta.get("graphreg", {}) for n in nodes_in(node.args)]
-        if any(about and about.get("regularizer") not in (name, None) and about["kind"] != "splice" for about in inputs):
-            _fail(f"{name} adds up what another penalty measured.")
-        _counts(node, name, plan, graph)
+        _counts(node, name, plan, placed)
         if node.args and node.name not in trained:
             raise RegularizerError(f"{name}: no parameter that can train reaches its sites, so it would change nothing. Unfreeze one, or leave it out.")
 
 
-def _counts(node: fx.Node, name: str, plan: Plan, graph: fx.Graph) -> None:
-    """A total reads each of its sites once."""
-    measured = [n for n in graph.nodes if n.meta.get("graphreg", {}).get("regularizer") == name and n.meta["graphreg"]["kind"] in ("measure", "read")]
-    takes_all = "values" in plan.regularizers[name].takes and plan.regularizers[name].on == "values"
-    if not takes_all and list(node.args) != measured:
-        _fail(f"{name} does not add up each of its {len(measured)} sites once.")
+def _counts(node: fx.Node, name: str, plan: Plan, placed: _Placed) -> None:
+    """A total reads each of its sites once, in the order of the plan; a penalty on all values at once, by name."""
+    regularizer = plan.regularizers[name]
+    edits = [e for e in plan.of(name) if e.site.kind == "parameter" or e.site.name in placed.where]
+    if "values" in regularizer.takes:
+        expected = {e.site.name: placed.read(e) for e in edits}
+        right = node.args == (expected,)
+    else:
+        right = list(node.args) == [placed.added[name, e.site.name] for e in edits]
+    if not right:
+        _fail(f"{name} does not add up each of its {len(edits)} sites once.")
 
 
 def _used_site(node: fx.Node, flow: nx.DiGraph, upstream: set[str]) -> bool:

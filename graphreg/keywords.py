@@ -49,6 +49,8 @@ def instances(given: Any) -> list[Regularizer]:
 
 def _check_keyword(keyword: str) -> None:
     known = {*registered(), *PREFIXED, *FAMILIES}
+    if keyword in OPTIONS:
+        raise RegularizerError(f"{keyword!r} is an option of graphreg.regularize, not a regularizer: from_kwargs does not take it.")
     if keyword.lower() not in known:
         options = known | (OPTIONS - {"model", "own_dropout"})
         raise NoMatchError(
@@ -65,14 +67,19 @@ def _family(family: str, keywords: Mapping[str, Any], traced: Traced) -> Iterato
         keyword = f"{role}_{family}"
         value = keywords.get(keyword)
         # theanets: a tuple that names exactly a role's sites takes the place of that role's keyword
-        sites = {site.name for site in traced.values if site.role == role}
-        for selector in [s for s in rates if isinstance(s, tuple) and {text.removesuffix(":out") for text in s} == sites]:
+        for selector in [s for s in rates if isinstance(s, tuple) and _names_the_role(s, role, traced)]:
             value = rates.pop(selector)
         yield from _one(keyword, family, value, pattern="*" if role == "hidden" else f"**#{role}")
     if not _is_rates(own):
         yield from _one(family, family, own)
     for selector, rate in rates.items():
         yield from _one(family, family, rate, pattern=selector)
+
+
+def _names_the_role(selector: tuple[str, ...], role: str, traced: Traced) -> bool:
+    texts = {str(text).removesuffix(":out") for text in selector}
+    sites = [site for site in traced.values if site.role == role]
+    return len(texts) == len(sites) and all(not texts.isdisjoint(site.names) for site in sites)
 
 
 def _is_rates(value: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -141,7 +142,6 @@ def _chosen(forwards: Mapping[str, Callable[..., Any]], held: Mapping[str, Any])
     in_eval = forwards.get("both") or forwards["eval"]
     positions = _positions(in_train, held)
 
-    @functools.wraps(in_train)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if not torch.compiler.is_compiling() and is_fx_symbolic_tracing():
             raise TraceError(
@@ -154,7 +154,9 @@ def _chosen(forwards: Mapping[str, Callable[..., Any]], held: Mapping[str, Any])
                 raise GraphRegError(f"{name} was held at {value!r} when the model was traced. Give regularize example_inputs that carry {name}.")
         return in_train(self, *args, **kwargs) if self.training else in_eval(self, *args, **kwargs)
 
-    return forward
+    # Dynamo counts recompilations by code object (8 and it gives up): each module needs one of its own, as fx's have.
+    own = types.FunctionType(forward.__code__.replace(), forward.__globals__, "forward", None, forward.__closure__)
+    return functools.wraps(in_train)(own)
 
 
 def _positions(forward: Callable[..., Any], held: Mapping[str, Any]) -> dict[str, tuple[int, Any]]:

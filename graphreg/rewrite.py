@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -23,7 +23,7 @@ from graphreg.operators import nodes_in
 from graphreg.plan import Edit, Plan
 from graphreg.regularizer import Penalty, Splice
 from graphreg.roles import site_nodes
-from graphreg.rules import KeyRule, Leaf, Measure, Rules, SpliceRule, Total
+from graphreg.rules import KeyRule, Leaf, Measure, Rules, SpliceRule, Total, Whole
 from graphreg.trace import Traced
 
 Penalties = Literal["return", "attach"]
@@ -146,7 +146,8 @@ def _rules(model: nn.Module, plan: Plan, names: Mapping[int, str], rng: Any) -> 
         rules.add_module("key", KeyRule(streams, owners).to(device))
     for name, regularizer in plan.regularizers.items():
         if isinstance(regularizer, Penalty):
-            rules.add_module(name, Total(regularizer, name, rules.strengths[name], [e.site.name for e in plan.of(name)]))
+            kind = Whole if "values" in regularizer.takes else Total
+            rules.add_module(name, kind(regularizer, name, rules.strengths[name]))
     return rules, owned
 
 
@@ -188,7 +189,7 @@ class _Rewriting:
         self.graph, self.plan, self.names = _copied(graph)[0], plan, names
         self.where = site_nodes(self.graph, traced.operations)
         self.aliases = Aliases(self.graph, traced.operations)
-        self.measured: dict[str, list[fx.Node]] = {name: [] for name, r in plan.regularizers.items() if isinstance(r, Penalty)}
+        self.measured: dict[str, dict[str, fx.Node]] = {name: {} for name, r in plan.regularizers.items() if isinstance(r, Penalty)}
         self.output = self.graph.output_node()
         by_site: dict[str, list[tuple[int, Edit]]] = {}
         for i, edit in enumerate(plan.edits):
@@ -226,7 +227,7 @@ class _Rewriting:
             for i, edit in edits:
                 if isinstance(edit.regularizer, Penalty) and edit.regularizer.clean == clean:
                     leaf = after(self.names[i], (value,), "measure", edit) if _measures(edit.regularizer) else value
-                    self.measured[edit.name].append(leaf)
+                    self.measured[edit.name][edit.site.name] = leaf
 
         measure(clean=True)
         for i, edit in edits:
@@ -248,23 +249,24 @@ class _Rewriting:
         return node
 
     def _totals(self) -> dict[str, fx.Node]:
+        """One node a penalty, at the end, reading its sites in the order of the plan."""
         totals = {}
-        for name in self.measured:
+        for name, measured in self.measured.items():
             with self.graph.inserting_before(self._end()):
-                values = [*self.measured[name], *self._reads(name)]
-                totals[name] = self._add(name, name, tuple(values), "total")
+                edits = [edit for edit in self.plan.of(name) if edit.site.kind == "parameter" or edit.site.name in measured]
+                values = {edit.site.name: measured.get(edit.site.name) or self._read(edit) for edit in edits}
+                whole = "values" in self.plan.regularizers[name].takes
+                totals[name] = self._add(name, name, (values,) if whole else tuple(values.values()), "total")
                 totals[name].meta["graphreg"]["regularizer"] = name
         return totals
 
-    def _reads(self, name: str) -> Iterator[fx.Node]:
-        for edit in self.plan.of(name):
-            if edit.site.kind == "parameter":
-                node = self.graph.create_node("get_attr", edit.site.name, name=identifier(edit.site.name))
-                node.meta["graphreg"] = {"kind": "read", "regularizer": name, "site": edit.site.name}
-                yield node
+    def _read(self, edit: Edit) -> fx.Node:
+        node = self.graph.create_node("get_attr", edit.site.name, name=identifier(edit.site.name))
+        node.meta["graphreg"] = {"kind": "read", "regularizer": edit.name, "site": edit.site.name}
+        return node
 
     def _end(self) -> fx.Node:
-        """The node that builds the output: the graph's own, or the dataclass that it returns."""
+        """The node that builds the output: the graph's own, or the dataclass or dict of its own type that it returns."""
         value = self.output.args[0]
         built = isinstance(value, fx.Node) and value.op == "call_function" and isinstance(value.target, type)
         return value if built and isinstance(value, fx.Node) else self.output
@@ -272,8 +274,9 @@ class _Rewriting:
     def loss(self) -> fx.Node | None:
         """The output's ``loss``, where it has one."""
         end, value = self._end(), self.output.args[0]
-        if end is not self.output:
-            found = end.kwargs.get("loss")
+        if end is not self.output:  # built in the graph: a dataclass from keywords, a dict of its own type from a dict
+            first = end.args[0] if end.args else None
+            found = (first if isinstance(first, dict) else end.kwargs).get("loss")
         else:
             found = value.get("loss") if isinstance(value, dict) else getattr(value, "loss", None) if isinstance(value, tuple) else None
         return found if isinstance(found, fx.Node) else None

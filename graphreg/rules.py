@@ -144,26 +144,32 @@ class Measure(Leaf):
 
 
 class Total(Leaf):
-    """A penalty: its measurements, averaged (or summed), times its strength."""
+    """A penalty: its measurements, averaged (or summed), times its strength. Parameters are measured here."""
 
     strength: Tensor
 
-    def __init__(self, regularizer: Penalty, name: str, strength: Tensor, sites: Sequence[str]) -> None:
+    def __init__(self, regularizer: Penalty, name: str, strength: Tensor) -> None:
         super().__init__(f"{type(regularizer).__name__} {name}", strength)
-        self.regularizer, self.sites = regularizer, tuple(sites)
+        self.regularizer = regularizer
 
     def forward(self, *values: Tensor) -> Tensor:
-        if "values" in self.regularizer.takes:
-            return self._weighted(measured(self.regularizer, dict(zip(self.sites, values, strict=False)), self.strength, self.about))
         if self.regularizer.on == "parameters":
             values = tuple(measured(self.regularizer, {"": value}, self.strength, self.about) for value in values)
         if not values:  # a mode in which none of its sites is reached
             return self.strength.to(torch.float32) * 0
-        total = torch.stack(values).sum() if self.regularizer.reduction == "sum" else torch.stack(values).mean()
-        return self._weighted(total)
+        stacked = torch.stack(values)
+        total = stacked.sum() if self.regularizer.reduction == "sum" else stacked.mean()
+        return self.strength.to(total.dtype) * total
 
-    def _weighted(self, value: Tensor) -> Tensor:
-        return self.strength.to(value.dtype) * value
+
+class Whole(Total):
+    """A penalty that asks for ``values``: all its sites at once, by name, not averaged."""
+
+    def forward(self, values: dict[str, Tensor]) -> Tensor:  # type: ignore[override]
+        if not values:
+            return self.strength.to(torch.float32) * 0
+        total = measured(self.regularizer, values, self.strength, self.about)
+        return self.strength.to(total.dtype) * total
 
 
 def measured(regularizer: Penalty, sites: Mapping[str, Tensor], strength: Tensor, about: str) -> Tensor:

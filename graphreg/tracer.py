@@ -99,6 +99,12 @@ class SiteTracer(fx.Tracer):
         label_node(proxy.node, self._scopes[-1], self.root, self._namer)
         return proxy
 
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, dict) and type(a) is not dict and not is_dataclass(a) and a.__class__.__module__ != "torch.fx.immutable_collections":
+            # fx makes a plain dict of an OrderedDict; the model's own type is built in the graph instead
+            return self.create_node("call_function", type(a), (super().create_arg(dict(a)),), {})
+        return super().create_arg(a)
+
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
         self._parameter_cache = parameter_proxy_cache
         return super().getattr(attr, attr_val, parameter_proxy_cache)
@@ -215,8 +221,8 @@ def parts(value: Any, prefix: str = "") -> Iterator[tuple[tuple[str, ...], Any, 
         if isinstance(part, (tuple, list, dict)) or (is_dataclass(part) and not isinstance(part, type)):
             yield from parts(part, f"{prefix}{key}.")
         else:
-            first = plain and not prefix and key == "0"
-            yield ((("out", "0") if first else (prefix + key,)), part, first)
+            first = plain and not prefix and key == "0"  # what ``name`` and ``name:out`` mean
+            yield ((("out", "0") if first else (prefix + key,)), part, first or prefix + key == "out")
 
 
 def first_line(error: BaseException) -> str:

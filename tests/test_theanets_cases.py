@@ -1,0 +1,218 @@
+"""Penalties against theanets: every case of theanets.json agrees to 1e-9, value and gradients, or is a deliberate difference."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from theanets_nets import (
+    GOLDEN,
+    NETWORKS,
+    PRESENT,
+    Record,
+    Row,
+    assert_close,
+    assert_gradients,
+    inputs,
+    loss,
+    matched,
+    network,
+    options,
+    output_name,
+    plus,
+    probe,
+    seen,
+    tensor,
+    weights,
+)
+from torch import Tensor, nn
+
+import graphreg
+from graphreg.passes import HiddenL1, WeightL1, WeightL2
+
+
+def present(case: Record) -> list[Record]:
+    """The regularizers of a case that graphreg has."""
+    return [regularizer for regularizer in case["regularizers"] if regularizer["key"] in PRESENT]
+
+
+def absent(case: Record) -> list[Record]:
+    return [regularizer for regularizer in case["regularizers"] if regularizer["key"] not in PRESENT]
+
+
+CASES: dict[str, Record] = {case["id"]: case for case in GOLDEN["cases"] if present(case)}
+
+
+def built(case: Record) -> list[graphreg.Regularizer]:
+    """The regularizers of a case, by key and options, as theanets built them."""
+    found = []
+    for regularizer in present(case):
+        given = {k: tuple(v) if k in regularizer["kwargs_tuple"] else v for k, v in regularizer["kwargs"].items()}
+        found.append(graphreg.build(regularizer["key"], **options(regularizer["key"], given, case["network"])))
+    return found
+
+
+def agrees(case: Record, missing: Any = "error") -> None:
+    """Assert that graphreg selects what theanets selects, and computes the same terms, total and gradients."""
+    name, model = case["network"], network(case["network"])
+    if any("error" in regularizer for regularizer in present(case)):
+        with pytest.raises(graphreg.GraphRegError):
+            graphreg.regularize(model, built(case), missing=missing)
+        return
+    traced = graphreg.trace(model)
+    plan = graphreg.plan(traced, built(case), missing)
+    _selects(case, plan)
+    module = graphreg.rewrite(traced, plan)
+    _total(case, model, *module(*inputs(name)))
+    for strength in graphreg.strengths(module):
+        graphreg.set_strength(module, strength, 1.0)  # a term of theanets is unweighted
+    terms = module(*inputs(name)).penalties
+    for golden, (strength, term) in zip(present(case), terms.items(), strict=True):
+        assert_close(term, golden["term"], strength)
+        assert_gradients(term, model, golden["grad"], strength)
+
+
+def _selects(case: Record, plan: graphreg.Plan) -> None:
+    name = case["network"]
+    for golden, strength in zip(present(case), plan.regularizers, strict=True):
+        assert {output_name(edit.site, name) for edit in plan.of(strength)} == recorded(golden, name)
+
+
+def recorded(regularizer: Record, name: str) -> set[str]:
+    """What a regularizer acted on in theanets: outputs, or those of the matched parameters that have 2 dims."""
+    if regularizer["matched_outputs"] is not None:
+        return set(regularizer["matched_outputs"])
+    return set(weights(name)).intersection(regularizer["matched_params"])
+
+
+def _total(case: Record, model: nn.Module, output: Tensor, penalties: dict[str, Tensor]) -> None:
+    """The regularized loss and its gradients; what regularizers that graphreg lacks contributed is taken off theanets'."""
+    total = loss(case["network"], output) + sum(penalties.values())
+    others = sum(regularizer["kwargs"]["weight"] * float(regularizer["term"]) for regularizer in absent(case))
+    assert_close(total, case["loss_total"] - others, "total loss")
+    gradient = NETWORKS[case["network"]]["grad_loss"]
+    for regularizer in present(case):
+        gradient = plus(gradient, regularizer["kwargs"]["weight"], regularizer["grad"])
+    assert_gradients(total, model, gradient, "total loss")
+
+
+def asked(case: Record, pattern: Any) -> Record:
+    """The case with another selector, in theanets' words."""
+    other = copy.deepcopy(case)
+    for regularizer in other["regularizers"]:
+        regularizer["kwargs"]["pattern"] = pattern
+        regularizer["kwargs_tuple"] = []
+    return other
+
+
+# --- what differs on purpose ----------------------------------------------------------------------------------------
+
+
+def nothing(case: Record) -> None:
+    """A string that selects nothing is an error, also beside others; where it is allowed, theanets' numbers come out."""
+    pattern = case["regularizers"][0]["kwargs"].get("pattern", "has no default value")
+    culprit = pattern if isinstance(pattern, str) else pattern[-1]
+    with pytest.raises(graphreg.NoMatchError, match=re.escape(culprit)):
+        graphreg.regularize(network(case["network"]), built(case))
+    agrees(case, missing="ignore")
+
+
+def bare_layer(case: Record) -> None:
+    """``hid1`` names the value of the layer, as ``hid1:out`` does; theanets finds nothing."""
+    name = case["network"]
+    module = graphreg.regularize(network(name), HiddenL1("hid1", 1.0))
+    by_hand = tensor(NETWORKS[name]["outputs"]["hid1:out"]).abs().mean()
+    assert_close(module(*inputs(name)).penalties["hidden_l1"], by_hand, "hid1")
+
+
+def tuple_star(case: Record) -> None:
+    """A ``*`` in a tuple is the default as a ``*`` alone is; every output by its name is what theanets computed."""
+    module = graphreg.regularize(network(case["network"]), built(case))
+    default = CASES["hidden-l1/default"]["regularizers"][0]["term"]
+    assert_close(module(*inputs(case["network"])).penalties["hidden_l1"], 0.3 * default, "('*',)")
+    agrees(asked(case, case["regularizers"][0]["matched_outputs"]))
+
+
+def two_inputs(case: Record) -> None:
+    """The second input is no hidden site; selected by name, it adds to the mean as in theanets."""
+    name = case["network"]
+    module = graphreg.regularize(network(name), HiddenL1("*", 1.0))
+    hid1, hid2 = (tensor(NETWORKS[name]["outputs"][output]).abs().mean() for output in ("hid1:out", "hid2:out"))
+    assert_close(module(*inputs(name)).penalties["hidden_l1"], (hid1 + hid2) / 2, "hidden sites")
+    agrees(asked(case, case["regularizers"][0]["matched_outputs"]))
+
+
+DELIBERATE: dict[str, tuple[Row, Callable[[Record], None]]] = {
+    "weight-l1/biases-only": (Row.NOTHING, nothing),
+    "weight-l1/list": (Row.NOTHING, nothing),
+    "weight-l1/nothing": (Row.NOTHING, nothing),
+    "weight-l1/output-name": (Row.NOTHING, nothing),
+    "weight-l2/biases-only": (Row.NOTHING, nothing),
+    "weight-l2/list": (Row.NOTHING, nothing),
+    "weight-l2/output-name": (Row.NOTHING, nothing),
+    "hidden-l1/nohid": (Row.NOTHING, nothing),
+    "hidden-l1/nothing": (Row.NOTHING, nothing),
+    "hidden-l1/bare-layer": (Row.VALUES, bare_layer),
+    "hidden-l1/tuple-star": (Row.VALUES, tuple_star),
+    "hidden-l1/two-in": (Row.DISJOINT, two_inputs),
+}
+AGREEING = [case for case in CASES if case not in DELIBERATE]
+
+
+@pytest.mark.parametrize("case", AGREEING)
+def test_a_case_agrees(case: str) -> None:
+    agrees(CASES[case])
+
+
+@pytest.mark.parametrize("case", DELIBERATE)
+def test_a_case_differs_on_purpose(case: str) -> None:
+    with pytest.raises((AssertionError, graphreg.GraphRegError)):  # a row must not cover up an agreement
+        agrees(CASES[case])
+    DELIBERATE[case][1](CASES[case])
+
+
+@pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda case: case["id"])
+def test_each_case_is_covered_once(case: Record) -> None:
+    concerns = any(regularizer["key"] in PRESENT for regularizer in case["regularizers"])
+    assert [*AGREEING, *DELIBERATE].count(case["id"]) == concerns
+    assert [other["id"] for other in GOLDEN["cases"]].count(case["id"]) == 1
+
+
+def test_every_deliberate_difference_has_a_case() -> None:
+    assert DELIBERATE.keys() <= CASES.keys()
+
+
+# --- what the cases stand on ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_computes_what_theanets_does(name: str) -> None:
+    model, found = network(name), probe(name)
+    output = graphreg.regularize(model, found)(*inputs(name)).output
+    values = seen(found, graphreg.trace(model), name)
+    assert values.keys() == NETWORKS[name]["outputs"].keys()
+    for key, golden in NETWORKS[name]["outputs"].items():
+        assert_close(values[key], golden, key)
+    value = loss(name, output)
+    assert_close(value, NETWORKS[name]["loss_unregularized"], "loss")
+    assert_gradients(value, model, NETWORKS[name]["grad_loss"], "loss")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_theanets_rule_is_written_down_right(case: str) -> None:
+    """``matched``, which the keyword records are held against, gives what theanets recorded."""
+    for regularizer in present(CASES[case]):
+        name, pattern = CASES[case]["network"], regularizer["kwargs"].get("pattern", "*")
+        assert matched(regularizer["cls"], pattern, name) == recorded(regularizer, name)
+
+
+@pytest.mark.parametrize(("kind", "fact"), [(WeightL2, "l2_doc_sum"), (WeightL1, "l1_doc_sum")])
+def test_the_sum_that_theanets_documents_is_an_option(kind: Any, fact: str) -> None:
+    """theanets' code averages, as graphreg does by default; its documentation sums each parameter and averages over the four."""
+    golden = GOLDEN["observed"]["weight-vs-doc"]
+    module = graphreg.regularize(network(golden["network"]), kind("*", 1.0, reduction="sum"))
+    (term,) = module(*inputs(golden["network"])).penalties.values()
+    assert_close(term / 4, golden[fact], fact)
