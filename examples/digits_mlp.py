@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from sklearn.datasets import load_digits  # type: ignore[import-untyped]
@@ -22,7 +23,7 @@ NEAR_ZERO, NOISE, OFF = 0.01, 0.3, 0.5
 class Job:
     """One network to train: the keywords for ``graphreg.regularize`` (none: plain) and a seed."""
 
-    keywords: Mapping[str, float]
+    keywords: Mapping[str, Any]
     seed: int
 
 

@@ -1,4 +1,4 @@
-"""Part 1: which regularizer helps an over-large network on few digits, and does each do what it is for?"""
+"""All runs of the study: plain, each regularizer, all together; strengths chosen on the validation split."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
-from statistics import fmean, stdev
+from statistics import fmean
 
 import torch
-from digits_mlp import HIDDEN, NEAR_ZERO, NOISE, STEPS, TEST, TRAIN, VALIDATION, Job, Outcome, run
-from scipy.special import stdtrit  # type: ignore[import-untyped]
-from show import Advance, Screen, table
+from digits_mlp import Job, Outcome, run
+from show import Advance, Screen
 
 Keywords = Mapping[str, float]
 SEEDS = range(10)
@@ -24,8 +23,6 @@ GRID: Mapping[str, tuple[float, ...]] = {
     "hidden_l1": (0.1, 0.3, 1),
 }
 SHARES = (0.5, 1)  # of the chosen strengths, for all four at once
-MEASURES = {"half_off": "half off", "noisy": "noisy", "weight_norm": "weight norm", "near_zero": "near zero"}
-MEANT = dict(zip(GRID, MEASURES, strict=True))
 
 
 @dataclass(frozen=True)
@@ -36,35 +33,12 @@ class Entry:
     keywords: Keywords
     outcomes: tuple[Outcome, ...]
 
+    @property
+    def title(self) -> str:
+        return " ".join([self.name, *(f"{weight:g}" for weight in self.keywords.values() if len(self.keywords) == 1)])
+
     def of(self, measure: str) -> list[float]:
         return [getattr(outcome, measure) for outcome in self.outcomes]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over seeds and its 95 % interval, by Student's t."""
-
-    mean: float
-    half: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:.1f} [{self.mean - self.half:.1f}, {self.mean + self.half:.1f}]"
-
-    def signed(self) -> str:
-        return f"{self.mean:+.1f} [{self.mean - self.half:+.1f}, {self.mean + self.half:+.1f}]"
-
-    def verdict(self, up: str, down: str) -> str:
-        return "no effect" if abs(self.mean) <= self.half else up if self.mean > 0 else down
-
-
-def interval(values: Sequence[float]) -> Interval:
-    n = len(values)
-    return Interval(fmean(values), float(stdtrit(n - 1, 0.975)) * stdev(values) / n**0.5)
-
-
-def difference(entry: Entry, plain: Entry, measure: str) -> Interval:
-    """Seed by seed: both saw the same samples and started from the same weights."""
-    return interval([a - b for a, b in zip(entry.of(measure), plain.of(measure), strict=True)])
 
 
 @contextmanager
@@ -91,8 +65,9 @@ def choose(screen: Screen, label: str, tried: Sequence[tuple[str, Entry]]) -> En
     """The entry with the best validation accuracy, the weaker one where two are equal; tells how they did."""
     scores = [fmean(entry.of("validation")) for _, entry in tried]
     best = scores.index(max(scores))
-    cells = "".join(f"{text:>10}: {score:.1f}{'*' if i == best else ' '}" for i, ((text, _), score) in enumerate(zip(tried, scores, strict=True)))
-    screen.line(f"  {label:<16}{cells}")
+    marks = ["*" if i == best and len(tried) > 1 else " " for i in range(len(tried))]
+    cells = [f"{text:>8} {score:.1f}{mark}" for (text, _), score, mark in zip(tried, scores, marks, strict=True)]
+    screen.line(f"  {label:<16}{''.join(cells)}".rstrip())
     return tried[best][1]
 
 
@@ -107,10 +82,10 @@ def train_all(screen: Screen) -> list[Entry]:
         choose(screen, "plain", [("", plain)])
         chosen = [plain]
         for name, weights in GRID.items():
-            tried = [(f"{w:g}", collect(name, {name: w}, waiting[name, w], advance)) for w in weights]
+            tried = [(f"{w:g}:", collect(name, {name: w}, waiting[name, w], advance)) for w in weights]
             chosen.append(choose(screen, name, tried))
         all_four = {name: weight for entry in chosen for name, weight in entry.keywords.items()}
         shared = {share: {name: share * weight for name, weight in all_four.items()} for share in SHARES}
         runs = {share: submit(pool, keywords) for share, keywords in shared.items()}
-        tried = [(f"x {share:g}", collect("all four", shared[share], runs[share], advance)) for share in SHARES]
+        tried = [(f"x {share:g}:", collect(f"all four x {share:g}", shared[share], runs[share], advance)) for share in SHARES]
         return [*chosen, choose(screen, "all four", tried)]

@@ -39,7 +39,7 @@ def stream(seed: int, site: str, kind: str, occurrence: int) -> int:
 
 
 def call_keys(streams: Tensor, call: Tensor) -> Tensor:
-    """int64 [n] streams, 0-d int64 call -> int32 [n, 2] keys of that call."""
+    """int64 [n] streams, int64 [1] call -> int32 [n, 2] keys of that call."""
     x = streams + (call + 1) * _GOLDEN
     x = (x ^ _shift(x, 30, 64)) * _S1
     x = (x ^ _shift(x, 27, 64)) * _S2

@@ -125,7 +125,7 @@ def _rules(model: nn.Module, plan: Plan, names: Mapping[int, str], rng: Any) -> 
     rules, owned, streams, owners = Rules(), list[SpliceRule](), dict[str, int](), list[nn.Module]()
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     rules.strengths = {
-        name: torch.tensor(r.weight, dtype=torch.float64, device=device) for name, r in plan.regularizers.items()
+        name: torch.tensor([r.weight], dtype=torch.float64, device=device) for name, r in plan.regularizers.items()
     }
     seeds = _Seeds(rng)
     for i, edit in enumerate(plan.edits):

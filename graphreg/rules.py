@@ -54,12 +54,22 @@ def _follow(buffer: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 class Leaf(nn.Module):
-    """The base of all leaves: its name in errors, its strength, and whether it acts."""
+    """The base of all leaves: its name in errors, and its strength, float64 [1].
+
+    Not 0-d: of a 0-d float64 input Dynamo takes the ``item()`` as a symbol, fails to make a tensor of it again and
+    starts its analysis over (TensorifyScalarRestartAnalysis), which doubles the time to compile.
+    """
 
     def __init__(self, about: str, strength: Tensor | None = None) -> None:
         super().__init__()
         self.about = about
+        self.strength: Tensor | None
         self.register_buffer("strength", strength, persistent=False)
+
+    def weight(self, dtype: torch.dtype) -> Tensor:
+        """The strength as a 0-d tensor of the dtype it is used in."""
+        assert self.strength is not None
+        return self.strength[0].to(dtype)
 
     def extra_repr(self) -> str:
         return self.about
@@ -67,8 +77,6 @@ class Leaf(nn.Module):
 
 class SpliceRule(Leaf):
     """A splice at a site: acts while the module that owns the site trains, or while the noise is held on."""
-
-    strength: Tensor
 
     def __init__(self, regularizer: Splice, site: str, strength: Tensor, slot: int, owner: nn.Module) -> None:
         super().__init__(f"{type(regularizer).__name__} at {site}", strength)
@@ -84,7 +92,7 @@ class SpliceRule(Leaf):
             return z
         if not z.is_floating_point():
             raise RegularizerError(f"{self.about}: the value is {z.dtype}, and only floating-point values can be spliced. Leave the site out.")
-        given = {"z": z, "weight": self.strength.to(accumulation(z.dtype)), "noise": Noise(key[self.slot]), "values": {self.site: z}}
+        given = {"z": z, "weight": self.weight(accumulation(z.dtype)), "noise": Noise(key[self.slot]), "values": {self.site: z}}
         y = self.regularizer(**{name: given[name] for name in self.regularizer.takes})
         if y.shape != z.shape or y.dtype != z.dtype:
             raise RegularizerError(f"{self.about} gave {tuple(y.shape)} {y.dtype} for {tuple(z.shape)} {z.dtype}; a splice gives a tensor like its site's.")
@@ -108,7 +116,7 @@ class KeyRule(nn.Module):
         self.owners = tuple(dict.fromkeys(owners))
         self.forced = False
         self.register_buffer("streams", torch.tensor(list(streams.values()), dtype=torch.int64), persistent=False)
-        self.register_buffer("step", torch.tensor(0, dtype=torch.int64), persistent=False)
+        self.register_buffer("step", torch.zeros(1, dtype=torch.int64), persistent=False)
         self.register_buffer("keys", call_keys(self.streams, self.step), persistent=False)
 
     def draws(self) -> bool:
@@ -122,8 +130,9 @@ class KeyRule(nn.Module):
                     "this module runs inside a backward pass: activation checkpointing around the whole of it would draw "
                     "other masks than the forward did. Checkpoint blocks inside the model, and compile outside."
                 )
-            self.step = self.step + 1
-            self.keys = call_keys(self.streams, self.step)
+            # Into the dict that Module.__setattr__ would write to, after Dynamo had traced all of its questions.
+            self._buffers["step"] = self.step + 1
+            self._buffers["keys"] = call_keys(self.streams, self._buffers["step"])
         return ranked(keys, dist.get_rank()) if dist.is_available() and dist.is_initialized() else keys
 
     def seek(self, step: int) -> None:
@@ -140,13 +149,11 @@ class Measure(Leaf):
         self.regularizer, self.site = regularizer, site
 
     def forward(self, value: Tensor) -> Tensor:
-        return measured(self.regularizer, {self.site: value}, self.strength, self.about)
+        return measured(self.regularizer, {self.site: value}, self.weight, self.about)
 
 
 class Total(Leaf):
     """A penalty: its measurements, averaged (or summed), times its strength. Parameters are measured here."""
-
-    strength: Tensor
 
     def __init__(self, regularizer: Penalty, name: str, strength: Tensor) -> None:
         super().__init__(f"{type(regularizer).__name__} {name}", strength)
@@ -154,12 +161,12 @@ class Total(Leaf):
 
     def forward(self, *values: Tensor) -> Tensor:
         if self.regularizer.on == "parameters":
-            values = tuple(measured(self.regularizer, {"": value}, self.strength, self.about) for value in values)
+            values = tuple(measured(self.regularizer, {"": value}, self.weight, self.about) for value in values)
         if not values:  # a mode in which none of its sites is reached
-            return self.strength.to(torch.float32) * 0
+            return self.weight(torch.float32) * 0
         stacked = torch.stack(values)
         total = stacked.sum() if self.regularizer.reduction == "sum" else stacked.mean()
-        return self.strength.to(total.dtype) * total
+        return self.weight(total.dtype) * total
 
 
 class Whole(Total):
@@ -167,16 +174,16 @@ class Whole(Total):
 
     def forward(self, values: dict[str, Tensor]) -> Tensor:  # type: ignore[override]
         if not values:
-            return self.strength.to(torch.float32) * 0
-        total = measured(self.regularizer, values, self.strength, self.about)
-        return self.strength.to(total.dtype) * total
+            return self.weight(torch.float32) * 0
+        total = measured(self.regularizer, values, self.weight, self.about)
+        return self.weight(total.dtype) * total
 
 
-def measured(regularizer: Penalty, sites: Mapping[str, Tensor], strength: Tensor, about: str) -> Tensor:
+def measured(regularizer: Penalty, sites: Mapping[str, Tensor], weight: Callable[[torch.dtype], Tensor], about: str) -> Tensor:
     """The formula on values widened to the dtype they are accumulated in, with autocast off."""
     wide = {name: value.to(accumulation(value.dtype)) for name, value in sites.items()}
     first = next(iter(wide.values()))
-    given: dict[str, Any] = {"z": first, "w": first, "values": wide, "weight": strength.to(first.dtype)}
+    given: dict[str, Any] = {"z": first, "w": first, "values": wide, "weight": weight(first.dtype)}
     device = first.device.type
     call = {name: given[name] for name in regularizer.takes}
     if torch.is_autocast_enabled(device):

@@ -379,7 +379,9 @@ def test_ports(call: Callable[[nn.Module], graphreg.Regularizer], match: str) ->
         regularize(model, call(model))
 
 
-@pytest.mark.parametrize("model", [nn.Linear(3, 2), nn.Sequential(nn.ReLU()), nn.Sequential(nn.Linear(3, 2), nn.ReLU())], ids=str)
+@pytest.mark.parametrize(
+    "model", [nn.Linear(3, 2), nn.Sequential(nn.ReLU()), nn.Sequential(nn.Linear(3, 2), nn.ReLU())], ids=["linear", "relu", "both"]
+)
 def test_no_hidden_site(model: nn.Module) -> None:
     with refused(model, NoMatchError, rf"{type(model).__name__} has no.*hidden.*graphreg\.names\(model\)"):
         regularize(model, hidden_dropout=0.1)
@@ -454,7 +456,7 @@ def test_missing_does_not_relax_expect() -> None:
         (nn.Dropout(0.1), r"Dropout\(p=0\.1.* is no regularizer.*Give instances"),
         (torch.relu, r"is no regularizer.*Give instances"),
     ],
-    ids=str,
+    ids=["a class", "a number", "a text", "a module", "a function"],
 )
 def test_no_regularizer(given: Any, match: str) -> None:
     model = net()

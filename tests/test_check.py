@@ -8,13 +8,13 @@ import operator
 import random
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import hypothesis.strategies as st
 import pytest
 import torch
 import torchvision
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from torch import Tensor, fx, nn
 
 import graphreg
@@ -26,15 +26,6 @@ from graphreg.plan import Plan
 from graphreg.regularizer import Penalty, Regularizer
 from graphreg.rewrite import Penalties
 from graphreg.trace import Traced
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small tensors on shared cores: threads that wait for each other cost twenty times the work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Spread(Penalty):
@@ -332,14 +323,23 @@ def parameter_read_dropped(d: Damage) -> None:
 @kind
 def penalty_of_all_sites_misses_one(d: Damage) -> None:
     total = d.total("spread")
-    gone = d.one(list(total.args))
-    total.args = tuple(n for n in total.args if n is not gone)
+    gone = d.one(list(total.args[0]))
+    total.args = ({site: n for site, n in total.args[0].items() if site != gone},)
+
+
+@kind
+def penalty_of_all_sites_calls_two_by_each_others_name(d: Damage) -> None:
+    total = d.total("spread")
+    values = dict(total.args[0])
+    first, second = d.dice.sample(list(values), 2)
+    values[first], values[second] = values[second], values[first]
+    total.args = (values,)
 
 
 @kind
 def penalty_of_all_sites_reads_the_unspliced_value(d: Damage) -> None:
     total = d.total("spread")
-    value = d.one(n for n in total.args if n in d.added("splice"))
+    value = d.one(n for n in total.all_input_nodes if n in d.added("splice"))
     total.replace_input_with(value, d.original(value))
 
 
@@ -513,7 +513,7 @@ def finds(model: str, damage: Callable[[Damage], None], seed: int) -> None:
     module = graphreg.rewrite(traced, plan, rng=1)
     check(module, traced, plan)
     damage(Damage(module, seed))
-    with pytest.raises(GraphRegError, match="^a rewritten graph failed its check: "):
+    with pytest.raises(GraphRegError, match=r"^a rewritten graph failed its check: "):
         check(module, traced, plan)
 
 
@@ -720,14 +720,18 @@ kinds = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=120, deadline=None, database=None, derandomize=True)
+@settings(max_examples=100, deadline=None, database=None, derandomize=True)
 @given(rows, kinds)
-def test_contraction_gives_the_model_back(rows: list[tuple[str, str]], kinds: list[tuple[type[Regularizer], list[int], bool, float]]) -> None:
+def test_contraction_gives_the_model_back(rows: list[tuple[str, str]], kinds: list[Any]) -> None:
     torch.manual_seed(0)
     model = Random(rows)
     traced = graphreg.trace(model, torch.zeros(4, 5))
     plan = graphreg.plan(traced, [chosen(traced, *each) for each in kinds])
-    module = graphreg.rewrite(traced, plan, rng=0)  # checks itself
+    try:
+        module = graphreg.rewrite(traced, plan, rng=0)  # checks itself
+    except GraphRegError as error:  # a splice into a value that is written by another name may be refused
+        assert "failed its check" not in str(error)
+        reject()
     assert contracted(module.graph) == contracted(traced.graphs["both"])
     assert str(graphreg.strip(module).graph) == str(traced.graphs["both"])
     original, x = copy.deepcopy(model).eval(), torch.randn(4, 5)
@@ -759,5 +763,6 @@ def contracted(graph: fx.Graph) -> list[tuple[object, ...]]:
         place[node] = len(rows)
         answer = node.args[0] if node.op == "output" else None
         args = (answer.output,) if isinstance(answer, Regularized) else node.args
-        rows.append((node.op, node.target, fx.node.map_arg(args, lambda n: f"%{place[n]}"), fx.node.map_arg(node.kwargs, lambda n: f"%{place[n]}")))
+        placed = fx.node.map_arg((args, node.kwargs), lambda n: f"%{place[n]}")
+        rows.append((node.op, node.target, *placed))
     return rows

@@ -59,24 +59,20 @@ def hooked_flatten(model: nn.Module, site: graphreg.Site, x: Tensor) -> tuple[Te
     return output, taken[0].abs().mean()
 
 
-def gradients(model: nn.Module, output: Tensor, penalty: Tensor) -> list[Tensor]:
+def gradients(model: nn.Module, output: Tensor, penalty: Tensor, task: float = 1) -> list[Tensor]:
     parameters = list(model.parameters())
-    found = torch.autograd.grad(output.square().sum() + 3 * penalty, parameters, allow_unused=True)
+    found = torch.autograd.grad(task * output.square().sum() + 3 * penalty, parameters, allow_unused=True)
     return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
 
 
-def expected(site: graphreg.Site) -> tuple[Tensor, Tensor, list[Tensor]]:
-    model, x = small()
-    output, value = oracle(site)(model, site, x)
-    return output, value, gradients(model, output, value)
-
-
-def equal(ours: graphreg.Regularized, penalty: Tensor, model: nn.Module, site: graphreg.Site) -> None:
-    output, value, theirs = expected(site)
-    torch.testing.assert_close(penalty, value, rtol=1e-12, atol=0)
+def equal(ours: graphreg.Regularized, penalty: Tensor, model: nn.Module, site: graphreg.Site, task: float = 1) -> None:
+    reference, x = small()
+    output, value = oracle(site)(reference, site, x)
+    torch.testing.assert_close(penalty, value, rtol=1e-10, atol=0)
     torch.testing.assert_close(ours.output, output, rtol=1e-10, atol=1e-12)
-    for a, b in zip(gradients(model, ours.output, penalty), theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+    theirs = gradients(reference, output, value, task)
+    for a, b in zip(gradients(model, ours.output, penalty, task), theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8 * float(b.abs().max()))
 
 
 @pytest.mark.parametrize("site", SITES[1:], ids=lambda site: site.name)
@@ -105,7 +101,9 @@ def test_compiled_each_of_all() -> None:
         fresh, _ = small()
         module.load_state_dict(fresh.state_dict())  # the batch norms' statistics of before
         ours = run(x)
-        equal(ours, ours.penalties[name], model, site)
+        # Without the task's gradient, which is a million times the penalty's here and would hide it: Inductor's
+        # convolutions and batch norms agree with eager ones to 1e-9 of the largest only.
+        equal(ours, ours.penalties[name], model, site, task=0)
 
 
 def test_at_the_input() -> None:
@@ -138,7 +136,7 @@ class Writers(nn.Module):
             torch.nn.functional.relu(h, inplace=True)
             return h.exp()
         if self.how == "chain":
-            return self.relu(h.view(3, -1)).add_(1) * 2
+            return h.view(3, -1).mul_(2).view(-1).add_(1) * 2
         torch.relu_(h)
         return h * h
 

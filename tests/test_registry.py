@@ -53,7 +53,7 @@ KEYS = {
 }
 
 
-@pytest.mark.parametrize("key", [*KEYS, *{cls.__name__ for cls in KEYS.values()}])
+@pytest.mark.parametrize("key", [*KEYS, *dict.fromkeys(cls.__name__ for cls in KEYS.values())])
 def test_build(key: str) -> None:
     cls = KEYS.get(key) or getattr(graphreg.passes, key)
     assert registered()[key.lower()] is cls

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -329,19 +330,34 @@ def both(m: Any, x: Tensor) -> list[Tensor]:
     return [m.part.a(x), m.part.b(x)]
 
 
-LSTM: Callable[[Any, Tensor], list[Tensor]] = lambda m, x: [m.rnn(x)[0], *m.rnn(x)[1]]  # noqa: E731
-DICT = lambda: Holder(as_dict, lambda d: (d["left"], d["right"]))  # noqa: E731
-NESTED = lambda: Holder(nested, lambda d: (d["deep"]["left"], d["pair"][0]))  # noqa: E731
-FIELDS = lambda: Holder(Fields, lambda f: (f.mean, f.scale))  # noqa: E731
-DATA = lambda: Holder(Data, lambda d: (d.logits, d.hidden))  # noqa: E731
-TUPLE = lambda: Holder(lambda left, right: (left, right), lambda t: t)  # noqa: E731
+def lstm(m: Any, x: Tensor) -> list[Tensor]:
+    return [m.rnn(x)[0], *m.rnn(x)[1]]
+
+
+def gru(m: Any, x: Tensor) -> list[Tensor]:
+    return list(m.rnn(x))
+
+
+def attended(m: Any, x: Tensor) -> list[Tensor]:
+    return list(m.att(x, x, x))
+
+
+def chunks(m: Any, x: Tensor) -> list[Tensor]:
+    return list(m.up(x).chunk(2, -1))
+
+
+DICT = partial(Holder, as_dict, lambda d: (d["left"], d["right"]))
+NESTED = partial(Holder, nested, lambda d: (d["deep"]["left"], d["pair"][0]))
+FIELDS = partial(Holder, Fields, lambda f: (f.mean, f.scale))
+DATA = partial(Holder, Data, lambda d: (d.logits, d.hidden))
+TUPLE = partial(Holder, lambda left, right: (left, right), lambda t: t)
 
 
 @pytest.mark.parametrize(
     ("make", "selector", "values", "which"),
     [
         *[
-            (make, selector, LSTM, which)
+            (make, selector, lstm, which)
             for make in (Recurrent, Indexed)
             for selector, which in [
                 ("rnn", [0]), ("rnn:out", [0]), ("rnn:0", [0]), ("rnn:h_n", [1]), ("rnn:c_n", [2]), ("rnn:*", [0, 1, 2]),
@@ -350,7 +366,7 @@ TUPLE = lambda: Holder(lambda left, right: (left, right), lambda t: t)  # noqa: 
             ]
         ],
         *[
-            (lambda kind=kind: Recurrent(kind), selector, lambda m, x: list(m.rnn(x)), which)
+            (partial(Recurrent, kind), selector, gru, which)
             for kind in (nn.GRU, nn.RNN)
             for selector, which in [("rnn", [0]), ("rnn:out", [0]), ("rnn:h_n", [1]), ("rnn:*", [0, 1])]
         ],
@@ -371,14 +387,14 @@ TUPLE = lambda: Holder(lambda left, right: (left, right), lambda t: t)  # noqa: 
         (TUPLE, "part:1", both, [1]),
         (TUPLE, "part", both, [0]),
         (TUPLE, "part:[01]", both, [0, 1]),
-        (Attention, "att", lambda m, x: list(m.att(x, x, x)), [0]),
-        (Attention, "att:out", lambda m, x: list(m.att(x, x, x)), [0]),
-        (Attention, "att:0", lambda m, x: list(m.att(x, x, x)), [0]),
-        (Attention, "att:1", lambda m, x: list(m.att(x, x, x)), [1]),
-        (Attention, "@MultiheadAttention", lambda m, x: list(m.att(x, x, x)), [0]),
-        (Chunked, "chunk:0", lambda m, x: list(m.up(x).chunk(2, -1)), [0]),
-        (Chunked, "chunk:1", lambda m, x: list(m.up(x).chunk(2, -1)), [1]),
-        (Chunked, "@chunk:1", lambda m, x: list(m.up(x).chunk(2, -1)), [1]),
+        (Attention, "att", attended, [0]),
+        (Attention, "att:out", attended, [0]),
+        (Attention, "att:0", attended, [0]),
+        (Attention, "att:1", attended, [1]),
+        (Attention, "@MultiheadAttention", attended, [0]),
+        (Chunked, "chunk:0", chunks, [0]),
+        (Chunked, "chunk:1", chunks, [1]),
+        (Chunked, "@chunk:1", chunks, [1]),
         (Unrolled, "cell", steps, [0]),
         (Unrolled, "cell:out", steps, [0]),
         (Unrolled, "cell_1", steps, [1]),

@@ -33,15 +33,6 @@ from graphreg.rules import Measure, SpliceRule
 ALL: dict[str, Any] = {"hidden_dropout": 0.2, "hidden_noise": 0.1, "weight_l2": 1e-2, "hidden_l1": 1e-2}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small tensors on shared cores: threads that wait for each other cost twenty times the work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class Net(nn.Module):
     """The values at relu and tanh belong to the root; the model has a dropout of its own."""
 
@@ -570,7 +561,7 @@ def test_the_cure_that_the_refusal_names_works() -> None:
 
 
 def test_a_stripped_module_is_regularized_again() -> None:
-    model, module = made(Blocks)
+    _, module = made(Blocks)
     again = graphreg.regularize(graphreg.strip(module), rng=1, **ALL)
     assert again.graphs.keys() == module.graphs.keys() and str(again.graph) == str(module.graph)
     assert equal(run(again, batch()), run(module, batch()))
@@ -582,7 +573,7 @@ def test_checkpointing_the_whole_of_it_is_refused(name: str, reentrant: bool) ->
     _, module = made(SMALL[name])
     x = batch().requires_grad_()
     output = checkpoint(lambda x: module(x).output, x, use_reentrant=reentrant)
-    with pytest.raises(GraphRegError, match="(?i)checkpoint blocks inside"):
+    with pytest.raises(GraphRegError, match="Checkpoint blocks inside"):
         output.sum().backward()
 
 
@@ -816,7 +807,7 @@ def test_masks_differ_between_sites_steps_seeds_and_occurrences() -> None:
             return torch.sigmoid(torch.exp(self.first(x)))
 
     def masks_of(rng: int) -> list[Tensor]:
-        module = graphreg.regularize(Wide(), BernoulliDropout(["exp", "sigmoid"], 0.5), BernoulliDropout("sigmoid", 0.5, name="more"), rng=rng)
+        module = graphreg.regularize(Wide(), BernoulliDropout(["exp", "sigmoid"], 0.5), rng=rng)
         found: list[Tensor] = []
         for _ in range(2):
             with masks(module) as seen:
@@ -1004,11 +995,16 @@ class DropoutThenInPlace(View):
      (Unread, "view"), (Unread, "body"), (DropoutThenInPlace, "drop"), (DropoutThenInPlace, "body"), (DropoutThenInPlace, "act")],
 )  # fmt: skip
 def test_writes_through_another_name_of_the_value_are_the_models(cls: type[nn.Module], site: str, regularizer: Any) -> None:
+    """A penalty never changes what the model computes; a splice whose value is written from elsewhere may be refused."""
     torch.manual_seed(0)
     model = cls()
-    module = zeroed(model, regularizer(site, 0.5))
+    try:
+        module = zeroed(model, regularizer(site, 0.5))
+    except GraphRegError as error:
+        assert regularizer is BernoulliDropout and site in str(error) and "failed its check" not in str(error), error
+        return
     for mode in (False, True):
-        assert equal(run(module.train(mode), batch(4))[:1], run(model, batch(4))), f"training={mode}"
+        assert equal(run(module.train(mode), batch(4))[:1], run(model.train(mode), batch(4))), f"training={mode}"
 
 
 def test_a_splice_that_changes_nothing_says_so() -> None:

@@ -1,0 +1,133 @@
+"""Part 2: torchvision's resnet18 by name: sites, plan, emitted Python, compiled training, and the way back."""
+
+from __future__ import annotations
+
+import copy
+import time
+from typing import Any
+
+import torch
+from digits_mlp import accuracy, digits
+from show import Screen, prove
+from torch import Tensor, fx, nn
+from torch._dynamo.utils import counters
+from torch.nn.functional import cross_entropy, interpolate
+from torchvision.models import resnet18  # type: ignore[import-untyped]
+
+import graphreg
+
+TRAIN, BATCH, STEPS, EVERY = 1500, 32, 60, 10
+RAISED, RAISE_AT, WEIGHT_L2 = 0.3, 31, 100
+KEYWORDS: dict[str, Any] = {
+    "dropout": {"layer[34].*": 0.1},
+    "hidden_l1": {"weight": 2, "pattern": "layer[34].*"},
+    "weight_l2": {"weight": WEIGHT_L2, "pattern": "*conv2.w*"},
+}
+
+
+def images() -> tuple[Tensor, Tensor]:
+    """The digits as resnet18 wants them: [1797, 3, 32, 32], and labels [1797]."""
+    flat, labels = digits()
+    large = interpolate(flat.view(-1, 1, 8, 8), size=(32, 32), mode="bilinear")
+    return large.expand(-1, 3, -1, -1).contiguous(), labels
+
+
+def head(text: str, lines: int) -> str:
+    """The first lines, and how many follow."""
+    all_lines = text.splitlines()
+    left = len(all_lines) - lines
+    return "\n".join([*all_lines[:lines], f"... {left} more"] if left > 0 else all_lines)
+
+
+def show_names_and_plan(screen: Screen, net: nn.Module, example: Tensor) -> None:
+    screen.line("\nprint(graphreg.names(net, example))")
+    screen.block(head(repr(graphreg.names(net, example)), 14))
+    traced = graphreg.trace(net, example)
+    screen.line("\nprint(graphreg.plan(...)): what the keywords will do, before anything changes")
+    screen.block(head(str(graphreg.plan(traced, graphreg.from_kwargs(traced, **KEYWORDS))), 14))
+
+
+def show_call(screen: Screen) -> None:
+    lines = [f"{name}={value!r}," for name, value in KEYWORDS.items()]
+    screen.line("\nthe whole change to the program")
+    screen.block("\n    ".join(["module = graphreg.regularize(net, example_inputs=example, compile=True,", *lines]).rstrip(",") + ")")
+
+
+def show_code(screen: Screen, module: fx.GraphModule) -> None:
+    """The lines around one splice, without the ``;  name = None`` with which fx frees memory."""
+    lines = [line.strip().split(";  ")[0] for line in module.code.splitlines()]
+    at = next(i for i, line in enumerate(lines) if line.startswith("layer4_0_relu_1_dropout"))
+    screen.line("\nmodule.code: the emitted Python around one splice")
+    screen.block("\n".join(lines[at - 1 : at + 3]))
+
+
+def step(module: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> dict[str, float]:
+    """One step of training; what the loss was made of, and one penalty worked out by hand from the same weights."""
+    output, penalties = module(x)
+    error = cross_entropy(output, y)
+    weights = [p for name, p in module.named_parameters() if name.endswith("conv2.weight")]
+    by_hand = WEIGHT_L2 * torch.stack([w.square().mean() for w in weights]).mean()
+    optimizer.zero_grad()
+    (error + sum(penalties.values())).backward()
+    optimizer.step()
+    return {"cross-entropy": error.item(), **{name: value.item() for name, value in penalties.items()}, "by hand": by_hand.item()}
+
+
+def train(screen: Screen, module: fx.GraphModule, x: Tensor, y: Tensor) -> float:
+    """Compiled steps, their penalties told as they go; the largest relative error of weight_l2 on the way."""
+    optimizer = torch.optim.Adam(module.parameters(), 1e-3)
+    generator = torch.Generator().manual_seed(0)
+    screen.line("\ncompiling with Inductor (half a minute, more on a busy machine), then training ...")
+    start, worst = time.perf_counter(), 0.0
+    with screen.progress("compiling, then training", STEPS) as advance:
+        for number in range(1, STEPS + 1):
+            if number == RAISE_AT:
+                graphreg.set_strength(module, "dropout", RAISED)
+                screen.line(f'  graphreg.set_strength(module, "dropout", {RAISED:g})  # nothing is compiled again')
+            rows = torch.randint(TRAIN, (BATCH,), generator=generator)
+            told = step(module, optimizer, x[rows], y[rows])
+            by_hand = told.pop("by hand")
+            worst = max(worst, abs(told["weight_l2"] / by_hand - 1))
+            advance()
+            if number == 1 or number % EVERY == 0:
+                values = "   ".join(f"{name} {value:.3f}" for name, value in told.items())
+                screen.line(f"  step {number:>2}   {values}   {time.perf_counter() - start:5.1f} s")
+    return worst
+
+
+def strip_and_prove(screen: Screen, module: fx.GraphModule, original: nn.Module, x: Tensor, y: Tensor) -> list[str]:
+    """The stripped module against a copy of the network that graphreg never saw, with the trained weights loaded."""
+    stripped = graphreg.strip(module).eval()
+    same_keys = list(module.state_dict()) == list(stripped.state_dict()) == list(original.state_dict())
+    original.load_state_dict(stripped.state_dict())
+    with torch.no_grad():
+        given, wanted = stripped(x), original.eval()(x)
+    screen.line("\nstripped = graphreg.strip(module): the network itself again")
+    screen.line(f"  test accuracy after {STEPS} steps: {accuracy(given, y):.1f} % of {len(y)} images")
+    return [
+        prove("graphreg" not in stripped.code and same_keys, "nothing of graphreg in strip's code; state_dict keys are the original's"),
+        prove(torch.equal(given, wanted), f"strip gives the original's outputs bit for bit, on {len(y)} images in eval mode"),
+    ]
+
+
+def resnet(screen: Screen) -> list[str]:
+    """Show, train, strip; gives the lines for the summary."""
+    screen.title("2. torchvision's resnet18, by name")
+    torch.manual_seed(0)
+    torch.set_num_threads(1)  # where other jobs share the cores, two threads that wait for each other are far slower than one
+    x, y = images()
+    net = resnet18(num_classes=10)
+    original = copy.deepcopy(net)
+    show_names_and_plan(screen, net, x[:BATCH])
+    module = graphreg.regularize(net, example_inputs=x[:BATCH], rng=0, compile=True, **KEYWORDS)
+    show_call(screen)
+    show_code(screen, module)
+    counters.clear()
+    worst = train(screen, module, x[:TRAIN], y[:TRAIN])
+    graphs, breaks = counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
+    proofs = [
+        prove((graphs, breaks) == (1, 0), f"{STEPS} compiled steps: one graph, no graph break, no recompilation"),
+        prove(worst < 1e-5, "weight_l2 of the compiled graph agrees with mean(w ** 2) by hand, at every step"),
+        *strip_and_prove(screen, module, original, x[TRAIN:], y[TRAIN:]),
+    ]
+    return [f"resnet18, proved: {proof}" for proof in proofs]

@@ -1,0 +1,95 @@
+"""Part 1: which regularizer helps an over-large network on few digits, and does each do what it is meant to?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from digits_mlp import HIDDEN, NEAR_ZERO, NOISE, STEPS, TEST, TRAIN, VALIDATION
+from digits_study import GRID, SEEDS, Entry, train_all
+from scipy.special import stdtrit  # type: ignore[import-untyped]
+from show import Screen, table
+
+MEASURES = {"half_off": "half off", "noisy": "noisy", "weight_norm": "norm", "near_zero": "near zero"}
+MEANT = dict(zip(GRID, MEASURES, strict=True))  # what each regularizer is for
+SETUP = f"""\
+A 64-{HIDDEN}-{HIDDEN}-10 network learns {TRAIN} of scikit-learn's digits in {STEPS} steps of Adam, as it is ("plain")
+or as graphreg.regularize(net, hidden_dropout=0.5) and the like: the names below are its keywords.
+{len(SEEDS)} seeds each: other samples, weights and noise. Strengths are chosen on {VALIDATION} validation samples;
+the {TEST} test samples take no part in that."""
+KEY = """\
+test accuracy in %: mean over seeds [95 % interval]; the difference to plain is paired by seed,
+and where its interval contains 0 the verdict is "no effect\""""
+KEY_MEANT = f"""\
+half off: test accuracy in % with half of the hidden units switched off at random
+noisy: test accuracy in % with normal noise of {NOISE:g} on the input;  norm: of all weights
+near zero: % of activations below {NEAR_ZERO:g} at the hidden sites;  *: what the regularizer is meant to change"""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over seeds and half the width of its 95 % interval, by Student's t."""
+
+    mean: float
+    half: float
+
+    def text(self, sign: str = "") -> str:
+        low, high = self.mean - self.half, self.mean + self.half
+        return f"{self.mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
+
+    def verdict(self, up: str, down: str) -> str:
+        return "no effect" if abs(self.mean) <= self.half else up if self.mean > 0 else down
+
+
+def interval(values: Sequence[float]) -> Interval:
+    n = len(values)
+    return Interval(fmean(values), float(stdtrit(n - 1, 0.975)) * stdev(values) / n**0.5)
+
+
+def difference(entry: Entry, plain: Entry, measure: str) -> Interval:
+    """Seed by seed: both saw the same samples and started from the same weights."""
+    return interval([a - b for a, b in zip(entry.of(measure), plain.of(measure), strict=True)])
+
+
+def accuracy_table(entries: Sequence[Entry]) -> str:
+    plain = entries[0]
+    rows = [("", "test accuracy", "difference to plain", "verdict"), (plain.name, interval(plain.of("test")).text(), "", "")]
+    for entry in entries[1:]:
+        gain = difference(entry, plain, "test")
+        rows.append((entry.title, interval(entry.of("test")).text(), gain.text("+"), gain.verdict("better", "worse")))
+    return table(rows)
+
+
+def meant_table(entries: Sequence[Entry]) -> str:
+    plain = entries[0]
+    rows = [("", *MEASURES.values(), "difference of *", "verdict")]
+    for entry in entries:
+        meant = MEANT.get(entry.name)
+        cells = [f"{fmean(entry.of(measure)):.1f}{'*' if measure == meant else ' '}" for measure in MEASURES]
+        change = difference(entry, plain, meant) if meant else None
+        rows.append((entry.title, *cells, change.text("+") if change else "", change.verdict("more", "less") if change else ""))
+    return table(rows)
+
+
+def summary(entries: Sequence[Entry]) -> list[str]:
+    """Which regularizers moved the test accuracy, and which did not: a line each kind."""
+    kinds: dict[str, list[str]] = {"better": [], "no effect": [], "worse": []}
+    for entry in entries[1:]:
+        gain = difference(entry, entries[0], "test")
+        kinds[gain.verdict("better", "worse")].append(f"{entry.name} {gain.mean:+.1f}")
+    plain = f"plain {fmean(entries[0].of('test')):.1f} %"
+    return [f"digits ({plain}), {kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
+
+
+def study(screen: Screen) -> list[str]:
+    """Train, tell, and give the lines for the summary."""
+    screen.title("1. Digits: an over-large network, few samples")
+    screen.line(SETUP)
+    screen.line("\nvalidation accuracy in %, by strength (* chosen)")
+    entries = train_all(screen)
+    screen.line(f"\n{KEY}")
+    screen.block(accuracy_table(entries))
+    screen.line(f"\n{KEY_MEANT}")
+    screen.block(meant_table(entries))
+    return summary(entries)
