@@ -509,8 +509,18 @@ def test_a_batch_norm_set_apart_stays_still(cls: type[Blocks]) -> None:
     assert not torch.equal(norm.running_mean, frozen[0])
 
 
+def test_modes_set_on_the_models_layers_reach_the_result() -> None:
+    model, module = made(Blocks, dropout={"body": 0.5, "more": 0.5})
+    model.eval()
+    assert torch.equal(module(batch()).output, model(batch()))
+    model.body.train()
+    with masks(module) as seen:
+        module(batch())
+    assert not bool(seen["body_2_dropout"].all()) and bool(seen["more_2_dropout_1"].all())
+
+
 @pytest.mark.parametrize("cls", [Net, TwoForms, Blocks])
-def test_modes_set_on_the_model_reach_the_result(cls: type[nn.Module]) -> None:
+def test_modes_set_on_the_model_reach_what_its_root_owns(cls: type[nn.Module]) -> None:
     model, module = made(cls)
     model.eval()
     assert equal(tensors(module(batch()).output), tensors(model(batch())))

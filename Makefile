@@ -1,0 +1,42 @@
+# make demo and make test each stand alone: they make .venv, install, and run.
+PYTHON ?= python3
+PY := .venv/bin/python
+WORKERS ?= 2
+
+.PHONY: demo test sweep bench lint clean
+
+.venv/.demo: pyproject.toml
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[demo]'
+	touch $@
+
+.venv/.test: pyproject.toml
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	touch $@
+
+.venv/.lint: pyproject.toml
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[test,lint]'
+	touch $@
+
+demo: .venv/.demo
+	$(PY) examples/demo.py
+
+test: .venv/.test
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal
+
+# The whole of what the tests sample: every setting under Inductor, every site compiled alone. About half an hour.
+sweep: .venv/.test
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal -m sweep
+
+bench: .venv/.demo
+	$(PY) benchmarks/generators.py
+	$(PY) benchmarks/steps.py
+
+lint: .venv/.lint
+	.venv/bin/ruff check .
+	sh .ci/types
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
