@@ -43,7 +43,7 @@ def show_names_and_plan(screen: Screen, net: nn.Module, example: Tensor) -> None
     screen.line("\nprint(graphreg.names(net, example))")
     screen.block(head(repr(graphreg.names(net, example)), 14))
     traced = graphreg.trace(net, example)
-    screen.line("\nprint(graphreg.plan(...)): what the keywords will do, before anything changes")
+    screen.line("\nprint(graphreg.plan(traced, regularizers)): what will be done, before anything changes")
     screen.block(head(str(graphreg.plan(traced, graphreg.from_kwargs(traced, **KEYWORDS))), 14))
 
 
@@ -51,6 +51,7 @@ def show_call(screen: Screen) -> None:
     lines = [f"{name}={value!r}," for name, value in KEYWORDS.items()]
     screen.line("\nthe whole change to the program")
     screen.block("\n    ".join(["module = graphreg.regularize(net, example_inputs=example, compile=True,", *lines]).rstrip(",") + ")")
+    screen.block("output, penalties = module(x)\nloss = cross_entropy(output, y) + sum(penalties.values())")
 
 
 def show_code(screen: Screen, module: fx.GraphModule) -> None:

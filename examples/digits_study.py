@@ -35,7 +35,8 @@ class Entry:
 
     @property
     def title(self) -> str:
-        return " ".join([self.name, *(f"{weight:g}" for weight in self.keywords.values() if len(self.keywords) == 1)])
+        weights = list(self.keywords.values())
+        return f"{self.name} {weights[0]:g}" if len(weights) == 1 else self.name
 
     def of(self, measure: str) -> list[float]:
         return [getattr(outcome, measure) for outcome in self.outcomes]

@@ -19,12 +19,13 @@ or as graphreg.regularize(net, hidden_dropout=0.5) and the like: the names below
 {len(SEEDS)} seeds each: other samples, weights and noise. Strengths are chosen on {VALIDATION} validation samples;
 the {TEST} test samples take no part in that."""
 KEY = """\
-test accuracy in %: mean over seeds [95 % interval]; the difference to plain is paired by seed,
-and where its interval contains 0 the verdict is "no effect\""""
+test accuracy in %: mean over seeds [95 % interval]. Differences to plain are paired by seed; one
+whose interval contains 0 is "no effect". Of 20 such intervals one misses the truth by chance."""
 KEY_MEANT = f"""\
 half off: test accuracy in % with half of the hidden units switched off at random
 noisy: test accuracy in % with normal noise of {NOISE:g} on the input;  norm: of all weights
-near zero: % of activations below {NEAR_ZERO:g} at the hidden sites;  *: what the regularizer is meant to change"""
+near zero: % of activations below {NEAR_ZERO:g} at the hidden sites
+*: what the regularizer is meant to change, and the difference that it makes to it"""
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,17 @@ class Interval:
     mean: float
     half: float
 
-    def text(self, sign: str = "") -> str:
-        low, high = self.mean - self.half, self.mean + self.half
-        return f"{self.mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
+    def text(self, form: str) -> str:
+        """``form`` is a format for each of the numbers."""
+        return f"{self.mean:{form}} [{self.mean - self.half:{form}}, {self.mean + self.half:{form}}]"
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval leaves out 0."""
+        return abs(self.mean) > self.half
 
     def verdict(self, up: str, down: str) -> str:
-        return "no effect" if abs(self.mean) <= self.half else up if self.mean > 0 else down
+        return (up if self.mean > 0 else down) if self.clear else "no effect"
 
 
 def interval(values: Sequence[float]) -> Interval:
@@ -54,10 +60,10 @@ def difference(entry: Entry, plain: Entry, measure: str) -> Interval:
 
 def accuracy_table(entries: Sequence[Entry]) -> str:
     plain = entries[0]
-    rows = [("", "test accuracy", "difference to plain", "verdict"), (plain.name, interval(plain.of("test")).text(), "", "")]
+    rows = [("", "test accuracy", "difference to plain", "verdict"), (plain.name, interval(plain.of("test")).text(".1f"), "", "")]
     for entry in entries[1:]:
         gain = difference(entry, plain, "test")
-        rows.append((entry.title, interval(entry.of("test")).text(), gain.text("+"), gain.verdict("better", "worse")))
+        rows.append((entry.title, interval(entry.of("test")).text(".1f"), gain.text("+.2f"), gain.verdict("better", "worse")))
     return table(rows)
 
 
@@ -68,25 +74,27 @@ def meant_table(entries: Sequence[Entry]) -> str:
         meant = MEANT.get(entry.name)
         cells = [f"{fmean(entry.of(measure)):.1f}{'*' if measure == meant else ' '}" for measure in MEASURES]
         change = difference(entry, plain, meant) if meant else None
-        rows.append((entry.title, *cells, change.text("+") if change else "", change.verdict("more", "less") if change else ""))
+        rows.append((entry.title, *cells, change.text("+.2f") if change else "", change.verdict("higher", "lower") if change else ""))
     return table(rows)
 
 
 def summary(entries: Sequence[Entry]) -> list[str]:
-    """Which regularizers moved the test accuracy, and which did not: a line each kind."""
-    kinds: dict[str, list[str]] = {"better": [], "no effect": [], "worse": []}
-    for entry in entries[1:]:
-        gain = difference(entry, entries[0], "test")
-        kinds[gain.verdict("better", "worse")].append(f"{entry.name} {gain.mean:+.1f}")
-    plain = f"plain {fmean(entries[0].of('test')):.1f} %"
-    return [f"digits ({plain}), {kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
+    """Which regularizers moved the test accuracy, which did not, and how far each moved what it is meant to change."""
+    gains = {entry.name: difference(entry, entries[0], "test") for entry in entries[1:]}
+    own = {entry.name: difference(entry, entries[0], MEANT[entry.name]) for entry in entries if entry.name in MEANT}
+    lines = [f"digits, plain: test accuracy {fmean(entries[0].of('test')):.1f} %"]
+    for kind in ("better", "no effect", "worse"):
+        told = [f"{name} {gain.mean:+.1f}" for name, gain in gains.items() if gain.verdict("better", "worse") == kind]
+        lines += [f"digits, {kind}: {', '.join(told)}"] if told else []
+    told = [f"{name} {change.mean:+.1f}" if change.clear else f"{name} no effect" for name, change in own.items()]
+    return [*lines, f"digits, own measure: {', '.join(told)}"]
 
 
 def study(screen: Screen) -> list[str]:
     """Train, tell, and give the lines for the summary."""
     screen.title("1. Digits: an over-large network, few samples")
     screen.line(SETUP)
-    screen.line("\nvalidation accuracy in %, by strength (* chosen)")
+    screen.line("\nvalidation accuracy in %, by strength (* chosen); all four: the chosen ones together, scaled")
     entries = train_all(screen)
     screen.line(f"\n{KEY}")
     screen.block(accuracy_table(entries))

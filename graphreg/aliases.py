@@ -23,6 +23,31 @@ class Aliases:
             for user in name.users
         )
 
+    def written_aside(self, node: fx.Node) -> fx.Node | None:
+        """A later write that a replacement of ``node`` would not share: through another name of its storage, or read by one."""
+        start, family, own = self.order[node], self.family(node), self._downstream(node)
+        asides = family - own
+        for name in family:
+            for user in name.users:
+                at = self.order.get(user, -1)
+                if at <= start or name not in self.operations.writes(user):
+                    continue
+                read = any(self.order.get(reader, -1) > at for other in (own if name in asides else asides) for reader in other.users)
+                if read:
+                    return user
+        return None
+
+    def _downstream(self, node: fx.Node) -> set[fx.Node]:
+        """``node`` and the names made from it."""
+        found, waiting = {node}, [node]
+        while waiting:
+            current = waiting.pop()
+            for user in current.users:
+                if user not in found and user in self.order and current in self._sources(user):
+                    found.add(user)
+                    waiting.append(user)
+        return found
+
     def family(self, node: fx.Node) -> set[fx.Node]:
         """The nodes that may share storage with ``node``, itself among them."""
         found, waiting = {node}, [node]

@@ -16,17 +16,17 @@ Scale = float | Tensor | Callable[[], Any] | Any  # Any: a GradScaler, which tor
 class AttachRule(nn.Module):
     """Adds the penalties to a scalar ``loss``, or makes their gradient join that of the output's tensors."""
 
-    def __init__(self, names: tuple[str, ...], scale: Scale | None, to_loss: bool) -> None:
+    def __init__(self, names: tuple[str, ...], scale: Scale | None) -> None:
         super().__init__()
-        self.names, self.scale, self.to_loss = names, scale, to_loss
+        self.names, self.scale = names, scale
         self.last: dict[str, Tensor] = {}
 
-    def forward(self, outputs: tuple[Any, ...], penalties: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    def forward(self, outputs: tuple[Any, ...], penalties: tuple[Tensor, ...], to_loss: bool) -> tuple[Any, ...]:
         self.last = {name: value.detach() for name, value in zip(self.names, penalties, strict=True)}
         if not penalties:
             return outputs
         total = torch.stack([p.to(torch.float64) if p.dtype == torch.float64 else p for p in penalties]).sum()
-        if self.to_loss:
+        if to_loss:
             (loss,) = outputs
             if loss.dim():
                 raise RegularizerError(f"the output's loss has shape {tuple(loss.shape)}; penalties attach to a scalar. Use penalties='return'.")
@@ -45,7 +45,8 @@ def current(scale: Scale | None) -> Any:
     if scale is None:
         return 1.0
     if hasattr(scale, "get_scale"):
-        tensor = scale._get_scale_async() if hasattr(scale, "_get_scale_async") else None
+        # get_scale() reads the tensor to a number, which breaks a compiled graph; None until the first scale(loss)
+        tensor = getattr(scale, "_scale", None)
         return scale.get_scale() if tensor is None else tensor
     return scale() if callable(scale) and not isinstance(scale, Tensor) else scale
 
@@ -53,7 +54,7 @@ def current(scale: Scale | None) -> Any:
 def check_scale(scale: Scale | None) -> None:
     """Refuse what is no scale."""
     ok = scale is None or hasattr(scale, "get_scale") or callable(scale) or (isinstance(scale, Tensor) and scale.dim() == 0)
-    number = isinstance(scale, (int, float)) and scale > 0
+    number = isinstance(scale, (int, float)) and 0 < scale < float("inf")
     if not ok and not number:
         raise RegularizerError(f"scale={scale!r} is not allowed; give a number above 0, a 0-d tensor, a GradScaler, or a function of no argument.")
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import networkx as nx
+import torch
 from torch import fx, nn
 from torch.fx.node import map_aggregate
 
@@ -29,9 +30,43 @@ def check(module: RewrittenModule, traced: Traced, plan: Plan) -> None:
         _lint(graph)
         original = traced.graphs[mode]
         _contracts(graph, original)
-        placed = _Placed(graph, traced, plan)
+        placed = _Placed(graph, original, traced, plan)
         placed.check()
+        _leaves(graph, module, plan)
         _reaches(graph, module, plan, placed)
+
+
+def _leaves(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
+    """Each addition runs the leaf that was made for it."""
+    rules = module.get_submodule(RULES)
+    names = {leaf: name for name, leaf in rules.named_children()}
+    planned = {(e.name, e.site.name): e for e in plan.edits}
+    acted = {e.site.name for e in plan.edits}
+    for node in graph.nodes:
+        about = node.meta.get("graphreg")
+        if about is None:
+            continue
+        kind = about["kind"]
+        leaf = module.get_submodule(node.target) if node.op == "call_module" else None
+        if kind in ("splice", "measure"):
+            edit = planned.get((about["regularizer"], about["site"]))
+            ok = edit is not None and getattr(leaf, "regularizer", None) is edit.regularizer and leaf.site == edit.site.name
+            ok = ok and len(node.args) == (2 if kind == "splice" else 1)
+        elif kind == "total":
+            ok = node.target == f"{RULES}.{about['regularizer']}"
+        elif kind in ("key", "attach"):
+            ok = node.target == f"{RULES}.{kind}"
+        elif kind in ("clone", "copy"):
+            ok = node.target is torch.clone and about["site"] in acted
+        else:
+            ok = True
+        if not ok:
+            _fail(f"{node.name} does not do what was planned.")
+        if kind == "attach":
+            totals = [n for n in graph.nodes if n.meta.get("graphreg", {}).get("kind") == "total"]
+            order = [n for name in plan.regularizers for n in totals if n.meta["graphreg"]["regularizer"] == name]
+            if list(node.args[1]) != order:
+                _fail("the penalties are attached in another order.")
 
 
 def replaced_by(node: fx.Node) -> fx.Node | None:
@@ -80,6 +115,9 @@ def _same_owner(module: RewrittenModule, model: nn.Module) -> None:
     tensors = [dict(m.named_parameters(remove_duplicate=False)) for m in (module, model)]
     if tensors[0].keys() != tensors[1].keys() or any(tensors[0][n] is not p for n, p in tensors[1].items()):
         _fail("a parameter is not the user's own.")
+    buffers = [{n: b for n, b in m.named_buffers(remove_duplicate=False) if n.partition(".")[0] != RULES} for m in (module, model)]
+    if buffers[0].keys() != buffers[1].keys() or any(buffers[0][n] is not b for n, b in buffers[1].items()):
+        _fail("a buffer is not the user's own.")
 
 
 def _contracts(graph: fx.Graph, original: fx.Graph) -> None:
@@ -104,22 +142,31 @@ def _contracts(graph: fx.Graph, original: fx.Graph) -> None:
 
 
 def _equal(ours: Any, theirs: Any, resolve: Callable[[fx.Node], fx.Node | None]) -> bool:
-    mine: list[Any] = []
-    other: list[Any] = []
-    map_aggregate(ours, lambda leaf: mine.append(resolve(leaf) if isinstance(leaf, fx.Node) else leaf))
-    map_aggregate(theirs, other.append)
-    return len(mine) == len(other) and all(
-        a is b if isinstance(b, fx.Node) else type(a) is type(b) and (a == b or a != a) for a, b in zip(mine, other, strict=True)
-    )
+    """The same leaves in the same structure: containers of one kind, keys of one name."""
+    if isinstance(theirs, fx.Node):
+        return isinstance(ours, fx.Node) and resolve(ours) is theirs
+    if isinstance(theirs, (tuple, list)):
+        kinds = (tuple, list)
+        kind = next(k for k in kinds if isinstance(theirs, k))
+        return isinstance(ours, kind) and len(ours) == len(theirs) and all(_equal(a, b, resolve) for a, b in zip(ours, theirs, strict=True))
+    if isinstance(theirs, dict):
+        return isinstance(ours, dict) and list(ours) == list(theirs) and all(_equal(ours[k], theirs[k], resolve) for k in theirs)
+    if isinstance(theirs, slice):
+        return isinstance(ours, slice) and _equal((ours.start, ours.stop, ours.step), (theirs.start, theirs.stop, theirs.step), resolve)
+    return type(ours) is type(theirs) and bool(ours == theirs or (ours != ours and theirs != theirs))
 
 
 class _Placed:
     """Every edit of the plan stands at its site, in its order, and nothing passes it by."""
 
-    def __init__(self, graph: fx.Graph, traced: Traced, plan: Plan) -> None:
+    def __init__(self, graph: fx.Graph, original: fx.Graph, traced: Traced, plan: Plan) -> None:
         self.graph, self.plan = graph, plan
+        first, aliases = site_nodes(original, traced.operations), Aliases(original, traced.operations)
+        sites = {edit.site.name for edit in plan.edits if edit.site.name in first}
+        self.written = {name for name in sites if aliases.written_later(first[name])}
         own = {name: node for name, node in site_nodes(graph, traced.operations).items() if "graphreg" not in node.meta}
         self.where, self.aliases = own, Aliases(graph, traced.operations)
+        self.kept: set[fx.Node] = set()
         self.added: dict[tuple[str, str], fx.Node] = {}
         for node in graph.nodes:
             about: Mapping[str, str] = node.meta.get("graphreg", {})
@@ -138,7 +185,8 @@ class _Placed:
                 counted += sum(self._reads(edit) for edit in edits)
             elif name in self.where:
                 counted += self._chain(self.where[name], edits)
-        if counted != len(self.added):
+        kept = {n for n in self.graph.nodes if n.meta.get("graphreg", {}).get("kind") in ("clone", "copy")}
+        if counted != len(self.added) or kept != self.kept:
             _fail("there are additions that are not in the plan.")
 
     def _reads(self, edit: Edit) -> int:
@@ -154,24 +202,33 @@ class _Placed:
             if isinstance(edit.regularizer, Splice):
                 value = self._follows(edit, value)
                 found += 1
+        copies, clones = self._users(value, "copy"), self._users(value, "clone")
+        written, kept = edits[0].site.name in self.written, clones if found else copies
+        self.kept.update(kept[:1] if written else [])
+        if written and not kept:
+            _fail(f"{value.name} is overwritten by a later operation while {edits[0].name} needs it.")
+        read = copies[0] if copies else value
+        if copies and self._read_late(node, read):
+            _fail(f"{read.name} copies {node.name} after it was overwritten.")
         for edit in edits:
             if isinstance(edit.regularizer, Penalty) and "values" not in edit.regularizer.takes:
-                self._follows(edit, node if edit.regularizer.clean else value)
+                self._follows(edit, node if edit.regularizer.clean and found_splice(edits) else read)
                 found += 1
-        clones = [user for user in value.users if user.meta.get("graphreg", {}).get("kind") == "clone"]
-        if clones:
-            value = clones[0]
-        elif self.aliases.written_later(value):
-            _fail(f"{value.name} is overwritten by a later operation while {edits[0].name} needs it.")
+        value = clones[0] if clones else value
         if value is not node:
             self._passed_by(node, value)
         return found
+
+    def _users(self, value: fx.Node, kind: str) -> list[fx.Node]:
+        return [user for user in value.users if user.meta.get("graphreg", {}).get("kind") == kind]
 
     def read(self, edit: Edit) -> fx.Node:
         """The value that a penalty on all values at once reads at one of its sites."""
         if edit.site.kind == "parameter":
             return self.added[edit.name, edit.site.name]
         value = self.where[edit.site.name]
+        if copies := self._users(value, "copy"):
+            return copies[0]
         if isinstance(edit.regularizer, Penalty) and edit.regularizer.clean:
             return value
         for other in self.plan.splices(edit.site.name):
@@ -207,6 +264,10 @@ class _Placed:
                     _fail(f"{user.name} reads {link.name} and passes by {last.name}.")
 
 
+def found_splice(edits: list[Edit]) -> bool:
+    return any(isinstance(edit.regularizer, Splice) for edit in edits)
+
+
 def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: _Placed) -> None:
     """Every splice reaches the output; every penalty is in it, and a parameter that can train reaches the penalty."""
     flow, output = to_networkx(graph), graph.output_node()
@@ -215,7 +276,7 @@ def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: _Plac
     totals: dict[str, fx.Node] = {}
     for node in graph.nodes:
         about = node.meta.get("graphreg", {})
-        if about and node.name not in upstream and _used_site(node, flow, upstream):
+        if about and about.get("kind") not in ("key", "splice", "clone", "copy") and node.name not in upstream and _used_site(node, flow, upstream):
             _fail(f"{node.name} does not reach the output.")
         if about.get("kind") == "splice" and (len(keys) != 1 or node.args[1] not in keys):
             _fail(f"{node.name} does not take the key of the call.")

@@ -35,9 +35,9 @@ def set_strength(module: nn.Module, name: str, value: float) -> None:
     """
     rules = rules_of(module)
     plan = rules.about[0]
-    if name not in plan.regularizers:
+    if name not in plan.regularizers:  # also for what is no string
         known = ", ".join(plan.regularizers) or "none"
-        raise NoMatchError(f"no regularizer is named {name!r}.{near_sentence(name, plan.regularizers)} Names: {known}.")
+        raise NoMatchError(f"no regularizer is named {name!r}.{near_sentence(str(name), plan.regularizers)} Names: {known}.")
     checked = dataclasses.replace(plan.regularizers[name], weight=value)
     rules.strengths[name].fill_(checked.weight)
 

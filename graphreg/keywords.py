@@ -28,9 +28,13 @@ def from_kwargs(model_or_traced: nn.Module | Traced, **keywords: Any) -> list[Re
         keywords, given = {**keywords, **given}, None
     for keyword in keywords:
         _check_keyword(keyword)
+    lower = {keyword.lower(): value for keyword, value in keywords.items()}
+    if len(lower) < len(keywords):
+        raise RegularizerError(f"a keyword is given twice, in two cases: {', '.join(keywords)}.")
+    keywords = lower
     found = [r for family in FAMILIES for r in _family(family, keywords, traced)]
     taken = {*FAMILIES, *PREFIXED}
-    found += [r for key, value in keywords.items() if key.lower() not in taken for r in _one(key, key.lower(), value)]
+    found += [r for key, value in keywords.items() if key not in taken for r in _one(key, key, value)]
     return [*found, *instances(given)]
 
 
@@ -98,12 +102,11 @@ def _rates(family: str, value: Any) -> Iterable[tuple[Any, Any]]:
 def _one(keyword: str, key: str, value: Any, **options: Any) -> Iterator[Regularizer]:
     if value is None or (not isinstance(value, Mapping) and isinstance(value, (int, float)) and value == 0):
         return
-    name = keyword.lower()
     if isinstance(value, Mapping):
         if "weight" not in value:
             raise RegularizerError(f"{keyword}={dict(value)!r} has no 'weight'; write {keyword}={{'weight': 0.1, ...}}.")
-        if "pattern" in value and name in PREFIXED:
+        if "pattern" in value and keyword in PREFIXED:
             raise RegularizerError(f"{keyword} names its own sites; write {key}={{selector: rate}} to choose others.")
-        yield find(key)(**{"name": name, **options, **value})
+        yield find(key)(**{"name": keyword, **options, **value})
     else:
-        yield find(key)(weight=value, name=name, **options)
+        yield find(key)(weight=value, name=keyword, **options)

@@ -26,9 +26,10 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
     finally:
         for module, attributes, registered in before:
             for name, content in registered.items():
-                if module.__dict__[name] != content or list(module.__dict__[name]) != list(content):
-                    module.__dict__[name].clear()
-                    module.__dict__[name].update(content)
+                now = module.__dict__[name]  # the dict itself stays, others may hold it; compared by identity, for
+                if [(k, id(v)) for k, v in now.items()] != [(k, id(v)) for k, v in content.items()]:  # it may hold proxies
+                    now.clear()
+                    now.update(content)
             for name in set(module.__dict__) - set(attributes):
                 del module.__dict__[name]
             module.__dict__.update(attributes)
@@ -72,7 +73,8 @@ def _in_mode(given: Mapping[nn.Module, bool], mode: Callable[[nn.Module], bool],
 
 
 def _name(node: fx.Node) -> str:
-    return str(node.meta["site"][1][0].name) if "site" in node.meta else node.name
+    labels = node.meta["site"][1] if "site" in node.meta else ()
+    return str(labels[0].name) if labels else node.name
 
 
 def _flat(node: fx.Node) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from graphreg.rules import Rules
 from graphreg.storage import freeze, thaw
 
 RULES = "graphreg_rules"
+_REMADE = ("_graph", "_graphs", "_code", "codes", "_compiled_call_impl", "_root")  # not copied, not pickled
 _EMPTY = frozenset(nn.Module().__dict__)
 _STATE_HOOKS = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
 
@@ -43,11 +45,18 @@ class RewrittenModule(fx.GraphModule):
 
     def _adopt(self, model: nn.Module) -> None:
         """Take over what the model has. The dicts of parameters and buffers are shared, so that ``.to()`` reaches both."""
-        self._source = (type(model).__name__, frozenset(n for n in dir(type(model)) if not n.startswith("__")))
+        own = isinstance(model, RewrittenModule)
+        kind = type(model)
+        methods = frozenset(n for n in dir(kind) if not n.startswith("__") and n not in dir(nn.Module))
+        self._source: tuple[str, frozenset[str]] = model._source if own else (kind.__name__, methods)
+        self._root = (model,)  # its mode is this module's mode
         # A root that overrides train() (to keep a backbone frozen) is still asked: a graph cannot carry its method.
-        own_train = type(model).train is not nn.Module.train and not isinstance(model, RewrittenModule)
+        own_train = kind.train is not nn.Module.train and not own
         self._trainer: tuple[nn.Module, ...] = (model,) if own_train else getattr(model, "_trainer", ())
         taken = {*_EMPTY, *self.__dict__, *dir(fx.GraphModule), "forward"}
+        if not own:  # plain attributes of the class, which methods would have read
+            values = {name: inspect.getattr_static(kind, name) for name in methods}
+            self.__dict__.update({n: v for n, v in values.items() if n not in taken and not hasattr(type(v), "__get__")})
         self.__dict__.update({name: value for name, value in model.__dict__.items() if name not in taken})
         for name in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
             self.__dict__[name] = model.__dict__[name]
@@ -55,7 +64,19 @@ class RewrittenModule(fx.GraphModule):
         for name in _STATE_HOOKS:
             self.__dict__[name] = copy.copy(model.__dict__[name])
         self._version = model._version  # GraphModule's own would go into state_dict()._metadata
-        self.training = model.training
+
+    @property
+    def training(self) -> bool:  # type: ignore[override]
+        """The mode: that of the model, as long as both live, so that ``.train()`` and ``.eval()`` of either reach both."""
+        root = self.__dict__.get("_root")
+        return bool(root[0].training if root else self.__dict__.get("_mode", True))
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        root = self.__dict__.get("_root")
+        if root:
+            root[0].training = mode
+        self.__dict__["_mode"] = mode
 
     def _set_graphs(self, graphs: dict[str, fx.Graph]) -> None:
         self.__dict__["_graphs"] = graphs
@@ -101,11 +122,12 @@ class RewrittenModule(fx.GraphModule):
         except AttributeError:
             model, known = self.__dict__.get("_source", ("", ()))
             if name in known:
-                raise AttributeError(f"{name!r} is a method of {model}, and a graph has only its forward. Call it on the model itself: they share all layers.") from None
+                raise AttributeError(f"{name!r} belongs to {model}, and a graph has no method but its forward. Call it on the model itself: they share all layers.") from None
             raise
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {k: v for k, v in self.__dict__.items() if k not in ("_graph", "_graphs", "_code", "codes", "_compiled_call_impl")}
+        state = {k: v for k, v in self.__dict__.items() if k not in _REMADE}
+        state["_mode"] = self.training
         state["_frozen"] = {mode: freeze(graph) for mode, graph in self.graphs.items()}
         return state
 
@@ -143,7 +165,7 @@ def _chosen(forwards: Mapping[str, Callable[..., Any]], held: Mapping[str, Any])
     positions = _positions(in_train, held)
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if not torch.compiler.is_compiling() and is_fx_symbolic_tracing():
+        if not torch.compiler.is_compiling() and is_fx_symbolic_tracing() and RULES in self._modules:
             raise TraceError(
                 "a rewritten module cannot be traced again: the trace would freeze its keys and its mode. "
                 "Use its .graph, or trace what graphreg.strip(module) gives."

@@ -72,7 +72,7 @@ class Operations:
         module = self.module(node)
         if module is not None:
             return not type(module).__module__.startswith("torch.nn.")
-        if node.op != "call_function":
+        if node.op != "call_function" or isinstance(node.target, type):  # a dataclass or named tuple only holds
             return False
         home = getattr(node.target, "__module__", None) or "torch"
         return home.partition(".")[0] not in ("torch", "_operator", "math", "builtins", "graphreg")

@@ -64,8 +64,9 @@ def _tell(found: Plan) -> None:
 
 
 def _warn_of_scale(module: RewrittenModule) -> None:
-    attach = getattr(getattr(module, RULES), "attach", None)
-    if attach is not None and not attach.to_loss:
+    in_train = next(iter(module.graphs.values()))
+    joins = [n for n in in_train.nodes if n.op == "call_module" and n.target == f"{RULES}.attach" and not n.args[2]]
+    if joins:
         warnings.warn(
             "penalties='attach': the model returns no loss, so what the loss is scaled by (a GradScaler, gradient "
             "accumulation) cannot be known; penalties join with scale 1. Pass scale=1 if that is right, else the scaler or factor.",

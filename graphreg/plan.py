@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graphreg.errors import NoMatchError, RegularizerError
 from graphreg.keywords import instances
@@ -55,6 +55,8 @@ def plan(traced: Traced, regularizers: Regularizer | Iterable[Regularizer], miss
     Raises NoMatchError for such a string and for a count other than ``expect``; RegularizerError for what is no
     regularizer, or a penalty that no trainable parameter reaches.
     """
+    if not isinstance(traced, Traced):
+        raise RegularizerError(f"plan takes what graphreg.trace(model) gives, not {type(traced).__name__}.")
     if missing not in ("error", "warn", "ignore"):
         raise RegularizerError(f"missing={missing!r} is unknown; it is 'error', 'warn' or 'ignore'.")
     named = named_once(instances(regularizers))
@@ -83,14 +85,16 @@ def named_once(regularizers: Sequence[Regularizer]) -> dict[str, Regularizer]:
 
 def _select(traced: Traced, regularizer: Regularizer, missing: Missing) -> dict[Site, str]:
     on_parameters = regularizer.on == "parameters"
-    sites = [_enough_dims(s, regularizer.min_dims) for s in traced.parameters] if on_parameters else traced.values
+    sites = [_enough_dims(s, regularizer.min_dims) for s in traced.parameters] if on_parameters else list(traced.values)
+    if isinstance(regularizer, Splice):  # a splice at a value that nobody reads would do nothing, in silence
+        sites = [s if s.used else replace(s, selectable=False, why_not=s.why_not or "its value is not used") for s in sites]
     usable = [site for site in sites if site.selectable]
     what = f"parameter of {regularizer.min_dims} dims or more" if on_parameters else "value"
     found = select(
         regularizer.pattern, sites, regularizer.defaults(usable), what=what, model=traced.title, missing=missing,
+        who=type(regularizer).__name__, usual=regularizer.usual,
+        elsewhere=traced.values if on_parameters else traced.parameters,
     )  # fmt: skip
-    if not found and callable(regularizer.pattern) and missing == "error":
-        raise NoMatchError(f"the selector function of {type(regularizer).__name__} chooses no {what} of {traced.title}.")
     if regularizer.expect is not None and len(found) != regularizer.expect:
         listed = ", ".join(site.name for site in list(found)[:6]) or "none"
         raise NoMatchError(
@@ -106,8 +110,7 @@ def _enough_dims(site: Site, dims: int) -> Site:
     if not site.selectable or (site.shape is not None and len(site.shape) >= dims):
         return site
     few = len(site.shape or ())
-    return Site(site.labels, "parameter", selectable=False, module=site.module, shape=site.shape, dtype=site.dtype,
-                why_not=f"{few} dim{'s' * (few != 1)}, {dims} needed")  # fmt: skip
+    return replace(site, selectable=False, why_not=f"{few} dim{'s' * (few != 1)}, {dims} needed")
 
 
 def _check_trainable(traced: Traced, regularizer: Penalty, sites: Sequence[Site]) -> None:

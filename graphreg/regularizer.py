@@ -11,11 +11,13 @@ sites, multiplies by the strength, keeps precision and modes. A regularizer neve
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import keyword
 import math
 import numbers
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, ClassVar, Literal, dataclass_transform
 
 import torch
@@ -48,12 +50,20 @@ class Regularizer:
     on: ClassVar[On] = "values"
     takes: ClassVar[tuple[str, ...]] = ()
     keys: ClassVar[tuple[str, ...]] = ()
+    usual: ClassVar[str] = "the hidden values"  # the default sites, in words
+    may_act_on: ClassVar[tuple[str, ...]] = ("values", "parameters")
     min_dims: ClassVar[int] = 2  # parameters with fewer dims are not acted on
 
     def __init_subclass__(cls, keys: Sequence[str] = (), on: On | None = None, **more: Any) -> None:
         super().__init_subclass__(**more)
         dataclass(frozen=True)(cls)
         cls.on = on or cls.on
+        if cls.on not in cls.may_act_on:
+            raise RegularizerError(f"{cls.__name__}: on={cls.on!r} is not allowed; it is {' or '.join(map(repr, cls.may_act_on))}.")
+        if isinstance(keys, str):
+            raise RegularizerError(f"{cls.__name__}: keys={keys!r} is one string; write keys=({keys!r},).")
+        if "usual" not in cls.__dict__ and cls.on == "parameters":
+            cls.usual = f"the parameters of {cls.min_dims} dims or more"
         cls.keys = tuple(keys)
         if "__call__" in cls.__dict__:
             cls.takes = _arguments(cls)
@@ -67,10 +77,10 @@ class Regularizer:
         texts = strings(self.pattern)
         object.__setattr__(self, "pattern", texts[0] if len(texts) == 1 else texts or self.pattern)
         object.__setattr__(self, "weight", self._number("weight", self.weight))
-        if self.expect is not None and (not isinstance(self.expect, int) or self.expect < 0):
+        if self.expect is not None and (type(self.expect) is not int or self.expect < 0):
             raise RegularizerError(f"{type(self).__name__}: expect={self.expect!r} is no count of sites; give a whole number.")
-        if self.name is not None and not (isinstance(self.name, str) and self.name.isidentifier()):
-            raise RegularizerError(f"{type(self).__name__}: name={self.name!r} is not allowed; a name is one Python identifier.")
+        if self.name is not None and not (isinstance(self.name, str) and self.name.isidentifier() and not keyword.iskeyword(self.name)):
+            raise RegularizerError(f"{type(self).__name__}: name={self.name!r} is not allowed; a name is one Python identifier and no keyword.")
         self.check()
 
     def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -96,8 +106,9 @@ class Regularizer:
         return ""
 
     def _number(self, field: str, value: object) -> float:
-        if isinstance(value, numbers.Real) and math.isfinite(value):
-            return float(value)
+        with contextlib.suppress(OverflowError):  # an integer that no float can hold is not finite either
+            if isinstance(value, numbers.Real) and math.isfinite(value):
+                return float(value)
         given = "was not given" if value is REQUIRED else f"is {value!r}"
         raise RegularizerError(
             f"{type(self).__name__}: {field} {given}; it must be a finite number. "
@@ -114,10 +125,7 @@ class Splice(Regularizer):
     _: KW_ONLY
     rng: Any = None
 
-    def __init_subclass__(cls, **more: Any) -> None:
-        super().__init_subclass__(**more)
-        if cls.on != "values":
-            raise RegularizerError(f"{cls.__name__}: a splice acts on values; on={cls.on!r} is for penalties.")
+    may_act_on: ClassVar[tuple[str, ...]] = ("values",)
 
 
 class Penalty(Regularizer):
@@ -132,7 +140,7 @@ class Penalty(Regularizer):
     reduction: ClassVar[str] = "mean"  # over sites; a subclass may make it an option
 
     def defaults(self, sites: Sequence[Site]) -> list[Site]:
-        """The hidden sites, without the outputs of normalizations, whose scale is fixed."""
+        """The hidden sites, without the outputs of normalizations, whose scale is fixed; all parameters."""
         return [site for site in super().defaults(sites) if not site.norm]
 
 
@@ -148,12 +156,12 @@ def _arguments(cls: type[Regularizer]) -> tuple[str, ...]:
 
 
 def _check_options(cls: type[Regularizer], args: tuple[Any, ...], options: dict[str, Any]) -> None:
-    fields = [name for name in cls.__dataclass_fields__ if name != "_"]
-    unknown = [name for name in options if name not in fields]
+    names = [field.name for field in fields(cls)]
+    unknown = [name for name in options if name not in names]
     if unknown:
         raise RegularizerError(
-            f"{cls.__name__} has no option {unknown[0]!r}.{near_sentence(unknown[0], fields, 'Near options')} "
-            f"Options: {', '.join(fields)}."
+            f"{cls.__name__} has no option {unknown[0]!r}.{near_sentence(unknown[0], names, 'Near options')} "
+            f"Options: {', '.join(names)}."
         )
     if len(args) > 2:
         raise RegularizerError(f"{cls.__name__} takes a selector and a weight by position; write the rest by name.")

@@ -16,7 +16,7 @@ from torch import fx, nn
 from graphreg.aliases import Aliases
 from graphreg.attach import AttachRule, Scale, check_scale
 from graphreg.check import check, replaced_by
-from graphreg.errors import GraphRegError, RegularizerError
+from graphreg.errors import GraphRegError, RegularizerError, TraceError
 from graphreg.module import RULES, Regularized, RewrittenModule, rewritten
 from graphreg.noise import stream
 from graphreg.operators import nodes_in
@@ -40,6 +40,8 @@ def rewrite(
     if penalties not in ("return", "attach"):
         raise RegularizerError(f"penalties={penalties!r} is unknown; it is 'return' or 'attach'.")
     check_scale(scale)
+    if not isinstance(plan, Plan) or not isinstance(traced, Traced):
+        raise RegularizerError("rewrite takes what graphreg.trace gives and what graphreg.plan gives, in this order.")
     require_sites(plan, traced)
     names = _leaf_names(plan)
     rules, owned = _rules(traced.model, plan, names, rng)
@@ -47,7 +49,7 @@ def rewrite(
     for mode, graph in traced.graphs.items():
         work = _Rewriting(graph, traced, plan, names)
         if penalties == "attach" and work.totals:
-            rules.add_module("attach", AttachRule(tuple(work.totals), scale, work.loss() is not None))
+            rules.add_module("attach", AttachRule(tuple(work.totals), scale))
         work.finish(penalties)
         graphs[mode] = work.graph
     module = RewrittenModule(traced.model, graphs, rules, traced.held)
@@ -123,7 +125,8 @@ def _leaf_names(plan: Plan) -> dict[int, str]:
 
 def _rules(model: nn.Module, plan: Plan, names: Mapping[int, str], rng: Any) -> tuple[Rules, list[SpliceRule]]:
     rules, owned, streams, owners = Rules(), list[SpliceRule](), dict[str, int](), list[nn.Module]()
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    devices = (p.device for p in model.parameters() if p.device.type != "meta")  # a meta tensor holds no strength
+    device = next(devices, torch.device("cpu"))
     rules.strengths = {
         name: torch.tensor([r.weight], dtype=torch.float64, device=device) for name, r in plan.regularizers.items()
     }
@@ -196,7 +199,7 @@ class _Rewriting:
             if edit.site.kind == "value" and edit.site.name in self.where:
                 by_site.setdefault(edit.site.name, []).append((i, edit))
         self.top, self.key = self._top(by_site.values())
-        written = {name: self.aliases.written_later(self.where[name]) for name in by_site}
+        written = {name: self._written(name, edits, traced) for name, edits in by_site.items()}
         for name, edits in by_site.items():
             self._site(self.where[name], edits, written[name])
         self.totals = self._totals()
@@ -212,9 +215,25 @@ class _Rewriting:
             key = self._add("key", "key", (), "key")
         return key, key
 
+    def _written(self, name: str, edits: Sequence[tuple[int, Edit]], traced: Traced) -> bool:
+        """Whether the value is written into later; a splice cannot follow a write that goes by another name."""
+        node = self.where[name]
+        spliced = [edit for _, edit in edits if isinstance(edit.regularizer, Splice)]
+        if spliced and (culprit := self.aliases.written_aside(node)):
+            raise TraceError(
+                f"{spliced[0].name} cannot replace the value {name} of {traced.title}: {culprit.name} writes into its storage "
+                "under another name, and would write past the replacement. Choose the site after that write, or clone before it."
+            )
+        return self.aliases.written_later(node)
+
     def _site(self, node: fx.Node, edits: Sequence[tuple[int, Edit]], written: bool) -> None:
-        """Clean measurements, splices in order, measurements, and a clone where somebody writes into the value later."""
+        """Clean measurements, splices in order, measurements; a copy where somebody writes into the value later.
+
+        Measurements read the copy, and the model's own operations what they always read. Behind a splice the copy is
+        for the model's operations, so that nothing writes into what a splice has saved for backward.
+        """
         value, point, added = node, node if node.op != "placeholder" else self.top or node, set[fx.Node]()
+        spliced = any(isinstance(edit.regularizer, Splice) for _, edit in edits)
 
         def after(leaf: str, args: tuple[Any, ...], kind: str, edit: Edit) -> fx.Node:
             nonlocal point
@@ -223,23 +242,29 @@ class _Rewriting:
             added.add(point)
             return point
 
+        def copied(kind: str) -> fx.Node:
+            nonlocal point
+            site = edits[0][1].site.name
+            with self.graph.inserting_after(point):
+                point = self.graph.create_node("call_function", torch.clone, (value,), name=f"{identifier(site)}_kept")
+            point.meta["graphreg"] = {"kind": kind, "site": site}
+            added.add(point)
+            return point
+
         def measure(clean: bool) -> None:
             for i, edit in edits:
                 if isinstance(edit.regularizer, Penalty) and edit.regularizer.clean == clean:
-                    leaf = after(self.names[i], (value,), "measure", edit) if _measures(edit.regularizer) else value
+                    leaf = after(self.names[i], (read,), "measure", edit) if _measures(edit.regularizer) else read
                     self.measured[edit.name][edit.site.name] = leaf
 
+        read = copied("copy") if written and not spliced else value
         measure(clean=True)
         for i, edit in edits:
             if isinstance(edit.regularizer, Splice):
-                value = after(self.names[i], (value, self.key), "splice", edit)
+                read = value = after(self.names[i], (value, self.key), "splice", edit)
         measure(clean=False)
-        if written:
-            with self.graph.inserting_after(point):
-                clone = self.graph.create_node("call_function", torch.clone, (value,), name=f"{identifier(edits[0][1].site.name)}_kept")
-            clone.meta["graphreg"] = {"kind": "clone", "site": edits[0][1].site.name}
-            added.add(clone)
-            value = clone
+        if written and spliced:
+            value = copied("clone")
         if value is not node:
             node.replace_all_uses_with(value, delete_user_cb=lambda user: user not in added)
 
@@ -274,11 +299,10 @@ class _Rewriting:
     def loss(self) -> fx.Node | None:
         """The output's ``loss``, where it has one."""
         end, value = self._end(), self.output.args[0]
-        if end is not self.output:  # built in the graph: a dataclass from keywords, a dict of its own type from a dict
-            first = end.args[0] if end.args else None
-            found = (first if isinstance(first, dict) else end.kwargs).get("loss")
-        else:
-            found = value.get("loss") if isinstance(value, dict) else getattr(value, "loss", None) if isinstance(value, tuple) else None
+        if end is not self.output:  # built in the graph: a dataclass or named tuple by fields, a dict from a dict
+            names = getattr(end.target, "_fields", None) or getattr(end.target, "__dataclass_fields__", ())
+            value = end.args[0] if end.args and isinstance(end.args[0], dict) else dict(zip(names, end.args, strict=False)) | end.kwargs
+        found = value.get("loss") if isinstance(value, dict) else getattr(value, "loss", None) if isinstance(value, tuple) else None
         return found if isinstance(found, fx.Node) else None
 
     def finish(self, penalties: Penalties) -> None:
@@ -291,7 +315,7 @@ class _Rewriting:
         end, loss = self._end(), self.loss()
         outputs = [loss] if loss is not None else list(dict.fromkeys(nodes_in((end.args, end.kwargs))))
         with self.graph.inserting_before(end):
-            joined = self._add("attach", "attach", (tuple(outputs), tuple(self.totals.values())), "attach")
+            joined = self._add("attach", "attach", (tuple(outputs), tuple(self.totals.values()), loss is not None), "attach")
             for i, node in enumerate(outputs):
                 item = self.graph.create_node("call_function", operator.getitem, (joined, i), name=f"{node.name}_attached")
                 item.meta["graphreg"] = {"kind": "attached"}

@@ -35,8 +35,9 @@ def labels_of(node: fx.Node, operations: Operations) -> tuple[Label, ...]:
     if "site" not in node.meta:
         return ()
     own: tuple[Label, ...] = node.meta["site"][1]
-    if operations.module(node) is not None and operations.is_list(node) and _has_first_port(node):
-        return ()  # its name means its first port, which carries it
+    if operations.is_list(node):
+        # a module's name means its first port, which carries it
+        return () if operations.module(node) is not None and _has_first_port(node) else own
     if not is_port(node, operations):
         return own
     path, source = port_path(node), node.args[0]
@@ -45,10 +46,10 @@ def labels_of(node: fx.Node, operations: Operations) -> tuple[Label, ...]:
     if not isinstance(source, fx.Node) or "site" not in source.meta:
         return own
     recurrent = isinstance(operations.module(source), nn.RNNBase)
+    of_module = operations.module(source) is not None
     ports = PORTS.get(path) if recurrent else None
     if ports is None:
-        ports = ("out", "0") if path == (0,) else (".".join(map(str, path)),)
-    of_module = operations.module(source) is not None
+        ports = ("out", "0") if path == (0,) and of_module else (".".join(map(str, path)),)
     named = (
         Label(label.name, label.op, ports, path == (0,) and of_module, label.module) for label in source.meta["site"][1]
     )
@@ -74,6 +75,10 @@ class _Judge:
         for node in graph.nodes:
             self._walk(node)
         self.returned = set(nodes_in(graph.output_node().args))
+        self.used = {graph.output_node()}
+        for node in reversed(graph.nodes):
+            if any(user in self.used for user in node.users):
+                self.used.add(node)
 
     def _walk(self, node: fx.Node) -> None:
         if node.op == "placeholder":
@@ -128,7 +133,8 @@ class _Judge:
     def _site(self, node: fx.Node, labels: tuple[Label, ...]) -> Site:
         why_not, known = self._why_not(node), node.meta.get("value")
         shape, dtype = known if isinstance(known, tuple) else (None, None)
-        site = Site(labels, module=node.meta["site"][0], shape=shape, dtype=dtype, why_not=why_not, selectable=not why_not)
+        site = Site(labels, module=node.meta["site"][0], shape=shape, dtype=dtype, why_not=why_not, selectable=not why_not,
+                    used=node in self.used)  # fmt: skip
         if why_not:
             return site
         norm = self.operations.is_norm(node) or any(

@@ -105,14 +105,18 @@ def strings(selector: Selector) -> tuple[str, ...]:
 
 def select(
     selector: Selector, sites: Sequence[Site], default: Sequence[Site], *, what: str = "value", model: str = "the model",
-    missing: Missing = "error",
+    missing: Missing = "error", who: str = "the regularizer", usual: str = "the default sites", elsewhere: Sequence[Site] = (),
 ) -> dict[Site, str]:
     """The selected sites in graph order, each with the string that matched it first.
 
-    ``sites`` are the candidates, ``default`` those that a lone ``*`` means.
+    ``sites`` are the candidates, ``default`` those that a lone ``*`` means, ``usual`` what these are in words, ``who`` selects;
+    ``elsewhere`` are sites of the other kind, for the error.
     """
     if callable(selector):
-        return {site: _called(selector) for site in sites if site.selectable and selector(site)}
+        chosen = {site: _called(selector) for site in sites if site.selectable and selector(site)}
+        if not chosen:
+            complain(f"the selector {_called(selector)} of {who} chooses no {what} of {model}. It is asked for each site; graphreg.names(model) lists them.", missing)
+        return chosen
     texts = strings(selector)
     wanted: dict[int, str] = {}
     if all(Pattern.parse(text).exclude for text in texts):
@@ -120,10 +124,10 @@ def select(
     gone: set[int] = set()
     for text in texts:
         pattern = Pattern.parse(text)
-        found = list(default) if text.strip() == "*" else pattern.find(sites)
+        found = list(default) if text.strip("! ") == "*" else pattern.find(sites)
         usable = [site for site in found if site.selectable]
         if not usable:
-            complain(_nothing(pattern, found, sites, what, model), missing)
+            complain(_usual(who, usual, what, model) if text.strip("! ") == "*" else _nothing(pattern, found, sites, what, model, who, elsewhere), missing)
         if pattern.exclude:
             gone.update(map(id, usable))
         else:
@@ -141,16 +145,18 @@ def complain(sentence: str, missing: Missing) -> None:
         warnings.warn(sentence, stacklevel=2)
 
 
+def _usual(who: str, usual: str, what: str, model: str) -> str:
+    return f"{model} has none of the default sites of {who} ({usual}). Name a {what} by a selector instead; graphreg.names(model) lists them."
+
+
 def _called(selector: Callable[[Site], bool]) -> str:
     return f"<{getattr(selector, '__name__', type(selector).__name__)}>"
 
 
-def _nothing(pattern: Pattern, found: Sequence[Site], sites: Sequence[Site], what: str, model: str) -> str:
+def _nothing(pattern: Pattern, found: Sequence[Site], sites: Sequence[Site], what: str, model: str, who: str, elsewhere: Sequence[Site]) -> str:
     """Why nothing was found, and what is near."""
     start = f"{pattern.text!r} matches no {what} of {model}."
     end = " List all: graphreg.names(model)."
-    if pattern.name == "*" and pattern.text.strip() == "*":
-        return f"{model} has no default {what} for this regularizer. Name the sites by a selector; graphreg.names(model) lists them."
     if found:
         reasons = ", ".join(f"{site.name} ({site.why_not})" for site in found[:3])
         return f"{start} It finds only what cannot be regularized: {reasons}.{end}"
@@ -163,4 +169,8 @@ def _nothing(pattern: Pattern, found: Sequence[Site], sites: Sequence[Site], wha
     if named:
         texts = ", ".join(label.text for label, _ in named[:6])
         return f"{start} It has several ports; write one of {texts}.{end}"
+    others = pattern.find(elsewhere)
+    if others:
+        kind = "parameters" if others[0].kind == "parameter" else "values"
+        start += f" It names {kind} ({', '.join(site.name for site in others[:3])}), and {who} acts on a {what}."
     return f"{start}{near_sentence(pattern.name, (name for site in sites if site.selectable for name in site.names))}{end}"

@@ -11,6 +11,7 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils import _pytree as pytree
 
+from graphreg.errors import TraceError
 from graphreg.modes import Graphs, left_as_it_was
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -20,9 +21,17 @@ def arguments(example_inputs: Any) -> Arguments | None:
     """Example inputs as a call: a tensor, a tuple (positional) or a dict (keyword)."""
     if example_inputs is None:
         return None
-    if isinstance(example_inputs, Mapping):
-        return (), dict(example_inputs)
-    return (tuple(example_inputs), {}) if isinstance(example_inputs, (tuple, list)) else ((example_inputs,), {})
+    if isinstance(example_inputs, torch.Tensor):
+        return (example_inputs,), {}
+    if not isinstance(example_inputs, (Mapping, tuple, list)):
+        raise TraceError(
+            f"example_inputs={type(example_inputs).__name__} is not allowed; give a tensor, a tuple (positional) or a dict (keyword)."
+            + (" torch.as_tensor makes a tensor of an array." if hasattr(example_inputs, "__array__") else "")
+        )
+    values = example_inputs.values() if isinstance(example_inputs, Mapping) else example_inputs
+    if any(hasattr(value, "__array__") and not isinstance(value, torch.Tensor) for value in values):
+        raise TraceError("example_inputs carry an array that is no tensor. torch.as_tensor makes one of it.")
+    return ((), dict(example_inputs)) if isinstance(example_inputs, Mapping) else (tuple(example_inputs), {})
 
 
 def propagate(model: nn.Module, graphs: Graphs, bound: Mapping[str, Any], call: Arguments) -> None:

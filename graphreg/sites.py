@@ -45,6 +45,7 @@ class Site:
     shape: tuple[int, ...] | None = None
     dtype: torch.dtype | None = None
     sequence: bool = False  # the value of a recurrent layer
+    used: bool = True  # whether the model's output depends on the value
     why_not: str = ""  # the reason, where it is not selectable
 
     @property

@@ -123,8 +123,11 @@ def check_model(model: object) -> None:
             "torch.compile, then the distributed wrapper. Give regularize the model inside."
         )
     if getattr(model, "graphreg_rules", None) is not None:
-        what = "rewritten already" if isinstance(model, fx.GraphModule) else "using the name graphreg_rules for itself"
-        raise TraceError(f"this model is {what}. graphreg.strip(module) gives it back without the additions; regularize that.")
+        if isinstance(model, fx.GraphModule):
+            raise TraceError("this model is rewritten already. graphreg.strip(module) gives it back without the additions; regularize that.")
+        raise TraceError(f"{type(model).__name__} has something called graphreg_rules, the name that additions go under. Rename it.")
+    if type(model).forward is nn.Module.forward and "forward" not in model.__dict__:
+        raise TraceError(f"{type(model).__name__} has no forward, so there is nothing to trace.")
     if model._backward_hooks or model._backward_pre_hooks:
         raise TraceError(
             f"{type(model).__name__} has backward hooks on the whole model, which a graph cannot carry. "

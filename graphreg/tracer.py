@@ -15,9 +15,10 @@ from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import torch
 from torch import fx, nn
 
-from graphreg.errors import GraphRegError
+from graphreg.errors import GraphRegError, TraceError
 from graphreg.sites import Label
 
 
@@ -33,10 +34,18 @@ class SiteTracer(fx.Tracer):
         self._namer = Namer(())
         self._outputs: list[tuple[str, str, str, Any]] = []  # (name, module path, class, value) of each module call
         self._parameter_cache: dict[str, fx.Proxy] = {}
+        self._buffers: dict[int, str] = {}
+        self._constants: set[fx.Node] = set()  # computed from buffers alone: torchvision has no node for these
 
     def trace(self, root: nn.Module, concrete_args: dict[str, Any] | None = None) -> fx.Graph:  # type: ignore[override]
         self._namer = Namer({path for path, _ in root.named_modules(remove_duplicate=False) if path})
+        self._buffers = {id(buffer): name for name, buffer in root.named_buffers()}
         graph = super().trace(root)
+        if (assigned := _assigned_buffer(root)) is not None:
+            raise TraceError(
+                f"{type(root).__name__}.forward assigns the buffer self.{assigned}, which a graph cannot carry. Update it in "
+                "place (self.x.copy_(...), self.x.mul_(...)), or move it into a submodule, which graphreg then keeps whole."
+            )
         for name, path, kind, value in self._outputs:
             label_output(value, name, path, kind)
         return graph
@@ -82,13 +91,16 @@ class SiteTracer(fx.Tracer):
         with self._scope(path):
             if self.is_leaf_module(m, path):
                 return super().call_module(m, forward, args, kwargs)
-            mark = self._mark()
+            mark, buffers = self._mark(), dict(m._buffers)
             try:
                 value = super().call_module(m, forward, args, kwargs)
+                if (assigned := _assigned_buffer(m)) is not None:
+                    raise AttributeError(f"its forward assigns the buffer {assigned}")
             except GraphRegError:
                 raise
             except Exception as error:  # whatever a forward raises on proxies: the module is kept whole instead
                 self._roll_back(mark)
+                m._buffers.update(buffers)
                 self.leaves[path] = first_line(error)
                 return super().call_module(m, forward, args, kwargs)
         self._outputs.append((self._namer.module(path), path, type(m).__name__, value))
@@ -96,6 +108,10 @@ class SiteTracer(fx.Tracer):
 
     def create_proxy(self, kind: str, target: Any, *rest: Any, **more: Any) -> fx.Proxy:
         proxy = super().create_proxy(kind, target, *rest, **more)
+        if kind not in ("placeholder", "call_module") and self._is_constant(proxy.node):
+            self._constants.add(proxy.node)
+            proxy.node.meta["site"] = (self._scopes[-1], ())
+            return proxy
         label_node(proxy.node, self._scopes[-1], self.root, self._namer)
         return proxy
 
@@ -107,7 +123,18 @@ class SiteTracer(fx.Tracer):
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
         self._parameter_cache = parameter_proxy_cache
+        name = self._buffers.get(id(attr_val))
+        if name is not None and isinstance(attr_val, torch.Tensor):
+            # fx reads buffers while it traces: an update in place would happen now, to the user's own, and never again
+            if name not in parameter_proxy_cache:
+                parameter_proxy_cache[name] = BufferProxy(self.create_proxy("get_attr", name, (), {}).node, self, attr_val)
+            return parameter_proxy_cache[name]
         return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def _is_constant(self, node: fx.Node) -> bool:
+        if node.op == "get_attr":
+            return str(node.target) in self._buffers.values()
+        return bool(node.all_input_nodes) and all(n in self._constants for n in node.all_input_nodes)
 
     @contextmanager
     def _scope(self, path: str) -> Iterator[None]:
@@ -136,6 +163,31 @@ class SiteTracer(fx.Tracer):
         self.module_stack.update(stack)
         self.num_calls.clear()
         self.num_calls.update(calls)
+
+
+class BufferProxy(fx.Proxy):
+    """A buffer in the graph, whose shape, dtype and device are still plain values."""
+
+    def __init__(self, node: fx.Node, tracer: fx.Tracer, buffer: torch.Tensor) -> None:
+        super().__init__(node, tracer)
+        self.shape, self.ndim, self.dtype, self.device = buffer.shape, buffer.ndim, buffer.dtype, buffer.device
+
+    def size(self, dim: int | None = None) -> Any:
+        return self.shape if dim is None else self.shape[dim]
+
+    def dim(self) -> int:
+        return self.ndim
+
+    def numel(self) -> int:
+        return self.shape.numel()
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+
+def _assigned_buffer(module: nn.Module) -> str | None:
+    """The name of a buffer that a traced forward has put a proxy in the place of."""
+    return next((name for name, value in module._buffers.items() if isinstance(value, fx.Proxy)), None)
 
 
 class Namer:
@@ -179,8 +231,8 @@ def label_node(node: fx.Node, scope: str, root: nn.Module, namer: Namer) -> None
         path = str(node.target)
         label = Label(namer.module(path), type(root.get_submodule(path)).__name__, module=path)
         scope = path
-    elif node.op == "placeholder":
-        label = Label(namer.operation("", node.name), "input")
+    elif node.op == "placeholder":  # by its own name: fx renames an argument that is called like a builtin
+        label = Label(namer.operation("", str(node.target).lstrip("*")), "input")
     else:
         base = re.sub(r"_\d+$", "", node.name)
         op = "parameter" if node.op == "get_attr" else getattr(node.target, "__name__", str(node.target)).strip("_") or base

@@ -692,7 +692,7 @@ def test_method_of_the_model() -> None:
     model = Optional()
     before = fingerprint(model)
     module = regularize(model, weight_l2=0.1)
-    with pytest.raises(AttributeError, match=r"'describe' is a method of Optional.*Call it on the model itself"):
+    with pytest.raises(AttributeError, match=r"'describe' belongs to Optional.*Call it on the model itself"):
         module.describe()
     with pytest.raises(AttributeError, match=r"no attribute 'descibe'"):
         module.descibe()
@@ -842,7 +842,7 @@ def test_definition_asks_for_what_nobody_supplies() -> None:
 
 def test_definition_of_a_splice_on_parameters() -> None:
     before = graphreg.registered()
-    with pytest.raises(RegularizerError, match=r"Shake: a splice acts on values; on='parameters' is for penalties"):
+    with pytest.raises(RegularizerError, match=r"Shake: on='parameters' is not allowed; it is 'values'"):
 
         class Shake(Splice, keys=("shake",), on="parameters"):
             def __call__(self, w: Tensor) -> Tensor:

@@ -273,12 +273,12 @@ def clean_penalty_reads_the_spliced_value(d: Damage) -> None:
 
 @kind
 def measurement_after_the_value_is_overwritten(d: Damage) -> None:
-    measure = d.one(n for n in d.added("measure") if any(u in d.added("clone") for u in n.args[0].users))
-    clone = d.one(u for u in measure.args[0].users if u in d.added("clone"))
-    writer = d.one(d.readers(clone))
-    clone.replace_all_uses_with(clone.args[0])
-    d.graph.erase_node(clone)
-    writer.append(measure)
+    measure = d.one(n for n in d.added("measure") if n.args[0] in d.added("copy"))
+    copy = measure.args[0]
+    value = copy.args[0]
+    copy.replace_all_uses_with(value)
+    d.graph.erase_node(copy)
+    list(d.readers(value))[-1].append(measure)
 
 
 @kind
@@ -403,14 +403,14 @@ def argument_given_by_keyword(d: Damage) -> None:
 
 @kind
 def clone_removed(d: Damage) -> None:
-    clone = d.one(d.added("clone"))
+    clone = d.one([*d.added("clone"), *d.added("copy")])
     clone.replace_all_uses_with(clone.args[0])
     d.graph.erase_node(clone)
 
 
 @kind
 def clone_computes_something(d: Damage) -> None:
-    d.one(d.added("clone")).target = torch.neg
+    d.one([*d.added("clone"), *d.added("copy")]).target = torch.neg
 
 
 @kind
@@ -591,8 +591,9 @@ def test_a_measurement_after_a_write_through_the_base_is_found() -> None:
     traced = graphreg.trace(Overwritten())
     plan = graphreg.plan(traced, HiddenL1("view", 0.1))
     module = graphreg.rewrite(traced, plan)
-    measure = next(n for n in module.graph.nodes if n.name == "view_hidden_l1")
-    next(n for n in module.graph.nodes if n.name == "add_").append(measure)
+    copy = next(n for n in module.graph.nodes if n.name == "view_kept")
+    next(n for n in module.graph.nodes if n.name == "add_").append(copy)
+    copy.append(next(n for n in module.graph.nodes if n.name == "view_hidden_l1"))
     with pytest.raises(GraphRegError, match="overwritten"):
         check(module, traced, plan)
 

@@ -618,6 +618,8 @@ def test_a_union_is_the_union(union: list[str]) -> None:
 
 @calm
 @given(unions, texts)
+@example(["fc"], "*")
+@example(["fc", "layer4.*"], "layer4*")
 def test_what_is_taken_away_is_gone(union: list[str], text: str) -> None:
     gone = {site.name for site in found(RESNET, text)}
     assert or_nothing([*union, text, f"!{text}"]) == [site for site in found(RESNET, union) if site.name not in gone]

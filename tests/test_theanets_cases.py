@@ -113,7 +113,7 @@ def asked(case: Record, pattern: Any) -> Record:
 
 def nothing(case: Record) -> None:
     """A string that selects nothing is an error, also beside others; where it is allowed, theanets' numbers come out."""
-    pattern = case["regularizers"][0]["kwargs"].get("pattern", "has no default value")
+    pattern = case["regularizers"][0]["kwargs"].get("pattern", "has none of the default sites")
     culprit = pattern if isinstance(pattern, str) else pattern[-1]
     with pytest.raises(graphreg.NoMatchError, match=re.escape(culprit)):
         graphreg.regularize(network(case["network"]), built(case))

@@ -88,7 +88,7 @@ DELIBERATE: dict[str, tuple[Row, Callable[[Record], None]]] = {
     "dropout_negative": (Row.RANGE, raises(graphreg.RegularizerError, r"weight=-0\.2 is not allowed; weight must be in \[0, 1\)")),
     "dropout_ge_1": (Row.RANGE, raises(graphreg.RegularizerError, r"weight=1\.0 is not allowed; weight must be in \[0, 1\)")),
     "noise_negative": (Row.RANGE, raises(graphreg.RegularizerError, r"weight=-0\.2 is not allowed; weight must be 0 or more")),
-    "dropout_hidden_nohid": (Row.NOTHING, raises(graphreg.NoMatchError, "has no default value")),
+    "dropout_hidden_nohid": (Row.NOTHING, raises(graphreg.NoMatchError, "has none of the default sites")),
     "base_class": (Row.NOTHING, raises(graphreg.NoMatchError, "'regularizer'")),
     "unknown": (Row.NOTHING, raises(graphreg.NoMatchError, "'weight_l3'.* Near keys: .*weight_l2")),
     "single": (Row.NOTHING, gives(("WeightL2", WEIGHTS, 0.1))),

@@ -316,7 +316,7 @@ def test_what_the_forward_does_not_use_is_carried_over(copied: Copied) -> None:
 def test_a_missing_method_says_where_it_lives(copied: Copied) -> None:
     _, module = made(Carrying)
     for each in (module, copied(module)):
-        with pytest.raises(AttributeError, match="'predict' is a method of Carrying"):
+        with pytest.raises(AttributeError, match="'predict' belongs to Carrying"):
             each.predict(batch())
         with pytest.raises(AttributeError, match="nonsense"):
             _ = each.nonsense
@@ -324,7 +324,7 @@ def test_a_missing_method_says_where_it_lives(copied: Copied) -> None:
 
 
 def test_a_method_missing_from_a_stripped_module_says_where_it_lives() -> None:
-    with pytest.raises(AttributeError, match="'predict' is a method of Carrying"):
+    with pytest.raises(AttributeError, match="'predict' belongs to Carrying"):
         graphreg.strip(made(Carrying)[1]).predict(batch())
 
 

@@ -72,5 +72,5 @@ def test_normalizations_are_left_out_of_the_default() -> None:
 def test_errors() -> None:
     with pytest.raises(graphreg.RegularizerError, match="HiddenL1: weight=-1.0 is not allowed; weight must be 0 or more"):
         HiddenL1("*", -1)
-    with pytest.raises(graphreg.NoMatchError, match=r"no default value.*graphreg.names\(model\)"):
+    with pytest.raises(graphreg.NoMatchError, match=r"Linear has none of the default sites of HiddenL1 \(the hidden values\).*graphreg.names\(model\)"):
         graphreg.regularize(nn.Linear(2, 2), hidden_l1=1.0)

@@ -1,0 +1,32 @@
+"""Every Python block of the README runs, in order, and prints what the block behind it shows."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+README = Path(__file__).parent.parent / "README.md"
+BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
+
+
+def test_blocks() -> None:
+    blocks = BLOCK.findall(README.read_text())
+    space: dict[str, object] = {"__name__": "readme"}
+    compared = 0
+    for (language, code), (following, expected) in zip(blocks, [*blocks[1:], ("", "")], strict=True):
+        if language != "python":
+            continue
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(code, str(README), "exec"), space)
+        if following == "text":
+            assert printed.getvalue().strip() == expected.strip()
+            compared += 1
+    assert compared >= 4
+
+
+def test_the_two_commands_stand_alone() -> None:
+    shell = [code.strip() for language, code in BLOCK.findall(README.read_text()) if language == "sh"]
+    assert shell == ["make demo", "make test"]
