@@ -1,23 +1,18 @@
-"""Four workloads, each in four forms: unregularized, written by hand, by forward hooks, by graphreg.
-
-All forms regularize the same sites with the same formulas: dropout 0.1 and the mean absolute value at every hidden
-site, the mean square of every weight.
-"""
+"""Three workloads, each unregularized, written by hand and by graphreg: the same sites, the same formulas."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.resnet import ResNet
 
 import graphreg
 
 RATE, L1, L2 = 0.1, 1e-3, 1e-4
-Step = Callable[[Tensor], Tensor]  # input to loss
+Outcome = tuple[Tensor, Tensor]  # the output and the sum of the penalties
 
 
 class MLP(nn.Module):
@@ -29,80 +24,85 @@ class MLP(nn.Module):
         return self.layers(x)
 
 
-class Attention(nn.Module):
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads, self.qkv, self.out = heads, nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-
-
-class Block(nn.Module):
-    def __init__(self, dim: int = 256) -> None:
-        super().__init__()
-        self.norm1, self.attention, self.norm2 = nn.LayerNorm(dim), Attention(dim, 4), nn.LayerNorm(dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
-
-
 class ConvNet(nn.Module):
     def __init__(self, width: int = 64) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            *[m for c in (3, width, width) for m in (nn.Conv2d(c, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())],
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10),
-        )  # fmt: skip
+        blocks = [m for c in (3, width, width) for m in (nn.Conv2d(c, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())]
+        self.body = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.body(x)
 
 
-@dataclass(frozen=True)
-class Workload:
-    model: Callable[[], nn.Module]
-    shape: tuple[int, ...]
-
-
-WORKLOADS = {
-    "MLP 4x512, batch 256": Workload(MLP, (256, 512)),
-    "transformer block 256, 8x128": Workload(Block, (8, 128, 256)),
-    "batch-norm conv net 64, 32x32": Workload(ConvNet, (16, 3, 32, 32)),
-    "resnet18, 16x64x64": Workload(lambda: torchvision.models.resnet18(num_classes=10), (16, 3, 64, 64)),
+WORKLOADS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "MLP 4x512, batch 256": (MLP, (256, 512)),
+    "batch-norm conv net 64, 16x32x32": (ConvNet, (16, 3, 32, 32)),
+    "resnet18, 16x64x64": (lambda: torchvision.models.resnet18(num_classes=10), (16, 3, 64, 64)),
 }
 
 
-def hidden(model: nn.Module) -> list[str]:
-    return [site.name for site in graphreg.trace(model).values if site.role == "hidden"]
+def weights(model: nn.Module) -> Tensor:
+    return L2 * torch.stack([w.square().mean() for w in model.parameters() if w.dim() > 1]).mean()
 
 
 class ByHand(nn.Module):
-    """What a user writes: ``nn.Dropout`` and penalties put into a copy of the model's forward, line by line.
-
-    The copy is the model's own traced forward with the two lines added behind each hidden site, so that no workload
-    is written worse than a person would.
-    """
+    """What a user writes into a copy of the forward: ``nn.Dropout`` and the mean absolute value behind each hidden site."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model, self.dropout = model, nn.Dropout(RATE)
-        traced = graphreg.trace(model)
-        (graph,) = traced.graphs.values()
-        norms = {site.name for site in traced.values if site.norm}
-        sites = {site.name for site in traced.values if site.role == "hidden"}
-        lines, count = [], 0
-        for line, node in zip(graph.python_code("self.model").src.strip().splitlines()[1:], graph.nodes, strict=False):
-            del line, node
-        for node in graph.nodes:
-            name = node.meta["site"][1][0].text if "site" in node.meta else ""
-            lines.append((node, name in sites, name in sites and name not in norms))
-            count += name in sites and name not in norms
-        self.graph, self.lines, self.count = graph, lines, count
-        self.weights = [name for name, p in model.named_parameters() if p.dim() > 1]
 
-    def source(self) -> str:
-        raise NotImplementedError
+    def forward(self, x: Tensor) -> Outcome:
+        found: list[Tensor] = []
+
+        def site(z: Tensor) -> Tensor:
+            z = self.dropout(z)
+            found.append(z.abs().mean())
+            return z
+
+        output = resnet(self.model, x, site) if isinstance(self.model, ResNet) else layers(self.model, x, site)
+        return output, L1 * torch.stack(found).mean() + weights(self.model)
+
+
+def layers(model: nn.Module, x: Tensor, site: Callable[[Tensor], Tensor]) -> Tensor:
+    sequence = list(next(model.children()))  # type: ignore[call-overload]
+    for i, layer in enumerate(sequence):
+        x = layer(x)
+        pooled_next = i + 1 < len(sequence) and isinstance(sequence[i + 1], nn.AdaptiveAvgPool2d)
+        if (isinstance(layer, nn.ReLU) and not pooled_next) or isinstance(layer, nn.AdaptiveAvgPool2d):
+            x = site(x)
+    return x
+
+
+def resnet(model: ResNet, x: Tensor, site: Callable[[Tensor], Tensor]) -> Tensor:
+    x = site(model.maxpool(model.relu(model.bn1(model.conv1(x)))))
+    blocks = [b for layer in (model.layer1, model.layer2, model.layer3, model.layer4) for b in layer]
+    for block in blocks:
+        y = site(block.relu(block.bn1(block.conv1(x))))
+        y = block.bn2(block.conv2(y))
+        x = block.relu(y + (x if block.downsample is None else block.downsample(x)))
+        x = x if block is blocks[-1] else site(x)
+    return model.fc(torch.flatten(site(model.avgpool(x)), 1))
+
+
+class ByGraphreg(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.module = graphreg.regularize(model, hidden_dropout=RATE, hidden_l1=L1, weight_l2=L2, rng=0)
+
+    def forward(self, x: Tensor) -> Outcome:
+        output, penalties = self.module(x)
+        return output, penalties["hidden_l1"] + penalties["weight_l2"]
+
+
+class Plain(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Outcome:
+        output = self.model(x)
+        return output, output.new_zeros(())
+
+
+FORMS: dict[str, Callable[[nn.Module], nn.Module]] = {"unregularized": Plain, "by hand": ByHand, "graphreg": ByGraphreg}

@@ -14,11 +14,11 @@ class Aliases:
         self.operations = operations
         self.order = {node: i for i, node in enumerate(graph.nodes)}
 
-    def written_later(self, node: fx.Node) -> bool:
-        """Whether an operation after ``node`` may write into its value, by any name that the value has."""
+    def written_later(self, node: fx.Node, surely: bool = False) -> bool:
+        """Whether an operation after ``node`` may write into its value (or ``surely`` does), by any name it has."""
         start = self.order[node]
         return any(
-            self.order.get(user, -1) > start and name in self.operations.writes(user)
+            self.order.get(user, -1) > start and name in self.operations.writes(user, surely)
             for name in self.family(node)
             for user in name.users
         )
@@ -30,7 +30,7 @@ class Aliases:
         for name in family:
             for user in name.users:
                 at = self.order.get(user, -1)
-                if at <= start or name not in self.operations.writes(user):
+                if at <= start or name not in self.operations.writes(user, surely=True):
                     continue
                 read = any(self.order.get(reader, -1) > at for other in (own if name in asides else asides) for reader in other.users)
                 if read:

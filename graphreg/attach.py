@@ -29,13 +29,15 @@ class AttachRule(nn.Module):
         if to_loss:
             (loss,) = outputs
             if loss.dim():
-                raise RegularizerError(f"the output's loss has shape {tuple(loss.shape)}; penalties attach to a scalar. Use penalties='return'.")
+                raise RegularizerError(
+                    f"the output's loss has shape {tuple(loss.shape)}; penalties attach to a scalar. Use penalties='return'."
+                )
             return (loss + total.to(loss.dtype),)
         live = [i for i, out in enumerate(outputs) if isinstance(out, Tensor) and out.requires_grad]
         if not live or not total.requires_grad:
             return outputs
         scale = torch.as_tensor(current(self.scale), dtype=total.dtype, device=total.device)
-        joined = _Join.apply(total, scale, *(outputs[i] for i in live))
+        joined = _Join.apply(total, scale, *(outputs[i] for i in live))  # type: ignore[no-untyped-call]
         new = dict(zip(live, joined, strict=True))
         return tuple(new.get(i, out) for i, out in enumerate(outputs))
 
@@ -56,7 +58,9 @@ def check_scale(scale: Scale | None) -> None:
     ok = scale is None or hasattr(scale, "get_scale") or callable(scale) or (isinstance(scale, Tensor) and scale.dim() == 0)
     number = isinstance(scale, (int, float)) and 0 < scale < float("inf")
     if not ok and not number:
-        raise RegularizerError(f"scale={scale!r} is not allowed; give a number above 0, a 0-d tensor, a GradScaler, or a function of no argument.")
+        raise RegularizerError(
+            f"scale={scale!r} is not allowed; give a number above 0, a 0-d tensor, a GradScaler, or a function of no argument."
+        )
 
 
 class _Join(torch.autograd.Function):
@@ -69,6 +73,6 @@ class _Join(torch.autograd.Function):
         return tuple(out.view_as(out) for out in outputs)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         (scale,) = ctx.saved_tensors
         return (scale, None, *grads)

@@ -12,10 +12,10 @@ from typing import Any
 import networkx as nx
 import torch
 from torch import fx, nn
-from torch.fx.node import map_aggregate
 
 from graphreg.aliases import Aliases
 from graphreg.errors import GraphRegError, RegularizerError
+from graphreg.modes import is_nan
 from graphreg.module import RULES, Regularized, RewrittenModule
 from graphreg.plan import Edit, Plan
 from graphreg.regularizer import Penalty, Splice
@@ -38,8 +38,6 @@ def check(module: RewrittenModule, traced: Traced, plan: Plan) -> None:
 
 def _leaves(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
     """Each addition runs the leaf that was made for it."""
-    rules = module.get_submodule(RULES)
-    names = {leaf: name for name, leaf in rules.named_children()}
     planned = {(e.name, e.site.name): e for e in plan.edits}
     acted = {e.site.name for e in plan.edits}
     for node in graph.nodes:
@@ -50,7 +48,11 @@ def _leaves(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
         leaf = module.get_submodule(node.target) if node.op == "call_module" else None
         if kind in ("splice", "measure"):
             edit = planned.get((about["regularizer"], about["site"]))
-            ok = edit is not None and getattr(leaf, "regularizer", None) is edit.regularizer and leaf.site == edit.site.name
+            ok = (
+                edit is not None
+                and getattr(leaf, "regularizer", None) is edit.regularizer
+                and getattr(leaf, "site", None) == edit.site.name
+            )
             ok = ok and len(node.args) == (2 if kind == "splice" else 1)
         elif kind == "total":
             ok = node.target == f"{RULES}.{about['regularizer']}"
@@ -81,16 +83,20 @@ def replaced_by(node: fx.Node) -> fx.Node | None:
     return value if isinstance(value, fx.Node) else None
 
 
-def to_networkx(graph: fx.Graph) -> nx.DiGraph:
+def to_networkx(graph: fx.Graph) -> nx.DiGraph[str]:
     """The dataflow of a graph: nodes by name, an edge from each value to each operation that reads it."""
-    flow = nx.DiGraph()
+    flow: nx.DiGraph[str] = nx.DiGraph()
     flow.add_nodes_from(node.name for node in graph.nodes)
     flow.add_edges_from((source.name, node.name) for node in graph.nodes for source in node.all_input_nodes)
     return flow
 
 
+def _failed(sentence: str) -> GraphRegError:
+    return GraphRegError(f"a rewritten graph failed its check: {sentence}")
+
+
 def _fail(sentence: str) -> None:
-    raise GraphRegError(f"a rewritten graph failed its check: {sentence}")
+    raise _failed(sentence)
 
 
 def _lint(graph: fx.Graph) -> None:
@@ -153,7 +159,7 @@ def _equal(ours: Any, theirs: Any, resolve: Callable[[fx.Node], fx.Node | None])
         return isinstance(ours, dict) and list(ours) == list(theirs) and all(_equal(ours[k], theirs[k], resolve) for k in theirs)
     if isinstance(theirs, slice):
         return isinstance(ours, slice) and _equal((ours.start, ours.stop, ours.step), (theirs.start, theirs.stop, theirs.step), resolve)
-    return type(ours) is type(theirs) and bool(ours == theirs or (ours != ours and theirs != theirs))
+    return type(ours) is type(theirs) and bool(ours == theirs or (is_nan(ours) and is_nan(theirs)))
 
 
 class _Placed:
@@ -163,7 +169,8 @@ class _Placed:
         self.graph, self.plan = graph, plan
         first, aliases = site_nodes(original, traced.operations), Aliases(original, traced.operations)
         sites = {edit.site.name for edit in plan.edits if edit.site.name in first}
-        self.written = {name for name in sites if aliases.written_later(first[name])}
+        spliced = {name: bool(plan.splices(name)) for name in sites}
+        self.written = {name for name in sites if aliases.written_later(first[name], surely=spliced[name])}
         own = {name: node for name, node in site_nodes(graph, traced.operations).items() if "graphreg" not in node.meta}
         self.where, self.aliases = own, Aliases(graph, traced.operations)
         self.kept: set[fx.Node] = set()
@@ -238,10 +245,9 @@ class _Placed:
     def _follows(self, edit: Edit, value: fx.Node) -> fx.Node:
         node = self.added.get((edit.name, edit.site.name))
         if node is None or node.args[0] is not value or not str(node.target).startswith(f"{RULES}."):
-            _fail(f"{edit.name} does not act on {value.name} at the site {edit.site.name}.")
+            raise _failed(f"{edit.name} does not act on {value.name} at the site {edit.site.name}.")
         if self._read_late(value, node):
             _fail(f"{edit.name} reads {value.name} after it was overwritten.")
-        assert node is not None
         return node
 
     def _read_late(self, value: fx.Node, reader: fx.Node) -> bool:
@@ -276,7 +282,12 @@ def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: _Plac
     totals: dict[str, fx.Node] = {}
     for node in graph.nodes:
         about = node.meta.get("graphreg", {})
-        if about and about.get("kind") not in ("key", "splice", "clone", "copy") and node.name not in upstream and _used_site(node, flow, upstream):
+        if (
+            about
+            and about.get("kind") not in ("key", "splice", "clone", "copy")
+            and node.name not in upstream
+            and _used_site(node, flow, upstream)
+        ):
             _fail(f"{node.name} does not reach the output.")
         if about.get("kind") == "splice" and (len(keys) != 1 or node.args[1] not in keys):
             _fail(f"{node.name} does not take the key of the call.")
@@ -290,7 +301,9 @@ def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: _Plac
     for name, node in totals.items():
         _counts(node, name, plan, placed)
         if node.args and node.name not in trained:
-            raise RegularizerError(f"{name}: no parameter that can train reaches its sites, so it would change nothing. Unfreeze one, or leave it out.")
+            raise RegularizerError(
+                f"{name}: no parameter that can train reaches its sites, so it would change nothing. Unfreeze one, or leave it out."
+            )
 
 
 def _counts(node: fx.Node, name: str, plan: Plan, placed: _Placed) -> None:
@@ -306,7 +319,7 @@ def _counts(node: fx.Node, name: str, plan: Plan, placed: _Placed) -> None:
         _fail(f"{name} does not add up each of its {len(edits)} sites once.")
 
 
-def _used_site(node: fx.Node, flow: nx.DiGraph, upstream: set[str]) -> bool:
+def _used_site(node: fx.Node, flow: nx.DiGraph[str], upstream: set[str]) -> bool:
     """False at a site whose value the model itself computes and never uses."""
     if node.meta["graphreg"]["kind"] not in ("splice", "clone"):
         return True
@@ -316,7 +329,7 @@ def _used_site(node: fx.Node, flow: nx.DiGraph, upstream: set[str]) -> bool:
     return value is None or value.name in upstream
 
 
-def _trained(graph: fx.Graph, module: RewrittenModule, flow: nx.DiGraph) -> set[str]:
+def _trained(graph: fx.Graph, module: RewrittenModule, flow: nx.DiGraph[str]) -> set[str]:
     """The operations that a parameter that can train reaches."""
     trains = {name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
     owners = {name.rpartition(".")[0] for name in trains}

@@ -6,6 +6,7 @@ mode gets the other wrong in silence.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -120,7 +121,11 @@ def _differing_literals(train: fx.Graph, evaluation: fx.Graph) -> dict[str, dict
 
 
 def _equal(a: Any, b: Any) -> bool:
-    return type(a) is type(b) and bool(a == b or (a != a and b != b))
+    return type(a) is type(b) and bool(a == b or (is_nan(a) and is_nan(b)))
+
+
+def is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _read_modes(graph: fx.Graph, differing: Mapping[str, Mapping[int, tuple[Any, Any]]]) -> None:
@@ -133,9 +138,7 @@ def _read_modes(graph: fx.Graph, differing: Mapping[str, Mapping[int, tuple[Any,
         with graph.inserting_before(node):
             training = graph.create_node("get_attr", f"{owner}.training" if owner else "training")
             reads = {
-                i: training
-                if (a, b) == (True, False) and type(a) is type(b) is bool
-                else graph.call_function(choose, (training, a, b))
+                i: training if (a, b) == (True, False) and type(a) is type(b) is bool else graph.call_function(choose, (training, a, b))
                 for i, (a, b) in literals.items()
             }
         position = iter(range(len(_flat(node))))
@@ -143,4 +146,4 @@ def _read_modes(graph: fx.Graph, differing: Mapping[str, Mapping[int, tuple[Any,
         def replaced(leaf: Any, reads: Mapping[int, fx.Node] = reads, position: Iterator[int] = position) -> Any:
             return reads.get(next(position), leaf)
 
-        node.args, node.kwargs = map_aggregate((node.args, node.kwargs), replaced)  # type: ignore[assignment]
+        node.args, node.kwargs = map_aggregate((node.args, node.kwargs), replaced)

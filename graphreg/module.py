@@ -48,7 +48,7 @@ class RewrittenModule(fx.GraphModule):
         own = isinstance(model, RewrittenModule)
         kind = type(model)
         methods = frozenset(n for n in dir(kind) if not n.startswith("__") and n not in dir(nn.Module))
-        self._source: tuple[str, frozenset[str]] = model._source if own else (kind.__name__, methods)
+        self._source: tuple[str, frozenset[str]] = model.__dict__["_source"] if own else (kind.__name__, methods)
         self._root = (model,)  # its mode is this module's mode
         # A root that overrides train() (to keep a backbone frozen) is still asked: a graph cannot carry its method.
         own_train = kind.train is not nn.Module.train and not own
@@ -66,7 +66,7 @@ class RewrittenModule(fx.GraphModule):
         self._version = model._version  # GraphModule's own would go into state_dict()._metadata
 
     @property
-    def training(self) -> bool:  # type: ignore[override]
+    def training(self) -> bool:
         """The mode: that of the model, as long as both live, so that ``.train()`` and ``.eval()`` of either reach both."""
         root = self.__dict__.get("_root")
         return bool(root[0].training if root else self.__dict__.get("_mode", True))
@@ -85,7 +85,8 @@ class RewrittenModule(fx.GraphModule):
     @property
     def graphs(self) -> dict[str, fx.Graph]:
         """The graphs by mode: ``both``, or ``train`` and ``eval``."""
-        return self.__dict__["_graphs"]  # type: ignore[no-any-return]
+        graphs: dict[str, fx.Graph] = self.__dict__["_graphs"]
+        return graphs
 
     def recompile(self) -> Any:
         """Generate the forward of each graph, and the one that chooses between them."""
@@ -99,7 +100,7 @@ class RewrittenModule(fx.GraphModule):
             python_code = super().recompile()
             forwards[mode], codes[mode] = type(self).forward, self._code
         self.codes = dict(reversed(codes.items()))
-        type(self).forward = _chosen(forwards, self.__dict__.get("held", {}))  # type: ignore[method-assign]
+        type(self).forward = _chosen(forwards, self.__dict__.get("held", {}))
         return python_code
 
     def train(self, mode: bool = True) -> RewrittenModule:
@@ -122,7 +123,10 @@ class RewrittenModule(fx.GraphModule):
         except AttributeError:
             model, known = self.__dict__.get("_source", ("", ()))
             if name in known:
-                raise AttributeError(f"{name!r} belongs to {model}, and a graph has no method but its forward. Call it on the model itself: they share all layers.") from None
+                raise AttributeError(
+                    f"{name!r} belongs to {model}, and a graph has no method but its forward. "
+                    "Call it on the model itself: they share all layers."
+                ) from None
             raise
 
     def __getstate__(self) -> dict[str, Any]:
@@ -134,7 +138,7 @@ class RewrittenModule(fx.GraphModule):
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
         frozen = state.pop("_frozen")
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._set_graphs({mode: thaw(records) for mode, records in frozen.items()})
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -173,7 +177,9 @@ def _chosen(forwards: Mapping[str, Callable[..., Any]], held: Mapping[str, Any])
         for name, (position, value) in positions.items():
             given = args[position] if position < len(args) else kwargs.get(name, value)
             if given is not value and not (type(given) is type(value) and given == value):
-                raise GraphRegError(f"{name} was held at {value!r} when the model was traced. Give regularize example_inputs that carry {name}.")
+                raise GraphRegError(
+                    f"{name} was held at {value!r} when the model was traced. Give regularize example_inputs that carry {name}."
+                )
         return in_train(self, *args, **kwargs) if self.training else in_eval(self, *args, **kwargs)
 
     # Dynamo counts recompilations by code object (8 and it gives up): each module needs one of its own, as fx's have.

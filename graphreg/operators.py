@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -81,9 +81,7 @@ class Operations:
         """An operation with weights, on the face of it; whether its other operand is one is the caller's to see."""
         module = self.module(node)
         if module is not None:
-            return not isinstance(module, NORM_MODULES) and any(
-                not nn.parameter.is_lazy(p) and p.dim() >= 2 for p in module.parameters()
-            )
+            return not isinstance(module, NORM_MODULES) and any(not nn.parameter.is_lazy(p) and p.dim() >= 2 for p in module.parameters())
         return function_name(node) in PRODUCTS or self.is_opaque(node)
 
     def is_norm(self, node: fx.Node) -> bool:
@@ -106,18 +104,19 @@ class Operations:
             return isinstance(module, (*VIEW_MODULES, *DROPOUT_MODULES)) or self.is_opaque(node) or bool(self.writes(node))
         return function_name(node) in VIEWS | DROPOUTS or self.is_opaque(node) or bool(self.writes(node))
 
-    def writes(self, node: fx.Node) -> list[fx.Node]:
-        """The arguments whose storage the operation may write into."""
+    def writes(self, node: fx.Node, surely: bool = False) -> list[fx.Node]:
+        """The arguments whose storage the operation writes into: may write, or does for all that can be seen."""
         if node.op in ("placeholder", "get_attr", "output"):
             return []
         if self.is_opaque(node) and not is_pure(node):
-            return list(node.all_input_nodes)
+            return [] if surely else list(node.all_input_nodes)
         module = self.module(node)
         if module is not None:
             return first_argument(node) if getattr(module, "inplace", False) is True else []
         if is_in_place(node):
             return first_argument(node)
-        return [node.kwargs["out"]] if isinstance(node.kwargs.get("out"), fx.Node) else []
+        out = node.kwargs.get("out")
+        return [out] if isinstance(out, fx.Node) else []
 
     def is_list(self, node: fx.Node) -> bool:
         """Whether the value is a tuple or list of tensors."""
@@ -165,7 +164,7 @@ def is_in_place(node: fx.Node) -> bool:
     return at is True
 
 
-@lru_cache(maxsize=None)
+@cache
 def _in_place_position(function: Callable[..., Any]) -> int | None:
     try:
         names = list(inspect.signature(function).parameters)

@@ -41,12 +41,20 @@ class Plan:
 
     def __str__(self) -> str:
         rows = [
-            (e.site.name, e.site.op, shape_text(e.site), dtype_text(e.site), f"{type(e.regularizer).__name__} {e.name}",
-             f"{e.regularizer.weight:g}", e.matched)
+            (
+                e.site.name,
+                e.site.op,
+                shape_text(e.site),
+                dtype_text(e.site),
+                f"{type(e.regularizer).__name__} {e.name}",
+                f"{e.regularizer.weight:g}",
+                e.matched,
+            )
             for e in self.edits
         ]
         head = ("site", "op", "shape", "dtype", "regularizer", "weight", "matched by")
-        return f"{self.title}: {len(self.edits)} edits by {len(self.regularizers)} regularizers\n{columns(head, rows)}"
+        count = len(self.regularizers)
+        return f"{self.title}: {len(self.edits)} edits by {count} regularizer{'s' * (count != 1)}\n{columns(head, rows)}"
 
 
 def plan(traced: Traced, regularizers: Regularizer | Iterable[Regularizer], missing: Missing = "error") -> Plan:

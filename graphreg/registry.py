@@ -55,8 +55,7 @@ def find(key: str) -> type[Regularizer]:
     known = registered()
     if not isinstance(key, str) or key.lower() not in known:
         raise NoMatchError(
-            f"no regularizer is called {key!r}.{near_sentence(str(key).lower(), known, 'Near keys')} "
-            "graphreg.registered() lists all."
+            f"no regularizer is called {key!r}.{near_sentence(str(key).lower(), known, 'Near keys')} graphreg.registered() lists all."
         )
     return known[key.lower()]
 

@@ -80,7 +80,9 @@ class Regularizer:
         if self.expect is not None and (type(self.expect) is not int or self.expect < 0):
             raise RegularizerError(f"{type(self).__name__}: expect={self.expect!r} is no count of sites; give a whole number.")
         if self.name is not None and not (isinstance(self.name, str) and self.name.isidentifier() and not keyword.iskeyword(self.name)):
-            raise RegularizerError(f"{type(self).__name__}: name={self.name!r} is not allowed; a name is one Python identifier and no keyword.")
+            raise RegularizerError(
+                f"{type(self).__name__}: name={self.name!r} is not allowed; a name is one Python identifier and no keyword."
+            )
         self.check()
 
     def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -131,13 +133,12 @@ class Splice(Regularizer):
 class Penalty(Regularizer):
     """Measures values or parameters: ``__call__`` gives a 0-d tensor, which is averaged over the sites.
 
-    ``clean``: read the value before the splices at its own site.
+    ``clean``: read the value before the splices at its own site. A subclass with an option ``reduction`` chooses what
+    its measurements are made one by, ``"mean"`` or ``"sum"``.
     """
 
     _: KW_ONLY
     clean: bool = False
-
-    reduction: ClassVar[str] = "mean"  # over sites; a subclass may make it an option
 
     def defaults(self, sites: Sequence[Site]) -> list[Site]:
         """The hidden sites, without the outputs of normalizations, whose scale is fixed; all parameters."""
@@ -160,8 +161,7 @@ def _check_options(cls: type[Regularizer], args: tuple[Any, ...], options: dict[
     unknown = [name for name in options if name not in names]
     if unknown:
         raise RegularizerError(
-            f"{cls.__name__} has no option {unknown[0]!r}.{near_sentence(unknown[0], names, 'Near options')} "
-            f"Options: {', '.join(names)}."
+            f"{cls.__name__} has no option {unknown[0]!r}.{near_sentence(unknown[0], names, 'Near options')} Options: {', '.join(names)}."
         )
     if len(args) > 2:
         raise RegularizerError(f"{cls.__name__} takes a selector and a weight by position; write the rest by name.")

@@ -17,7 +17,15 @@ def report(module: nn.Module) -> str:
     plan, leaves, held, front_end = rules_of(module).about
     now = strengths(module)
     rows = [
-        (e.site.name, e.site.op, shape_text(e.site), dtype_text(e.site), f"{type(e.regularizer).__name__} {e.name}", f"{now[e.name]:g}", e.matched)
+        (
+            e.site.name,
+            e.site.op,
+            shape_text(e.site),
+            dtype_text(e.site),
+            f"{type(e.regularizer).__name__} {e.name}",
+            f"{now[e.name]:g}",
+            e.matched,
+        )
         for e in plan.edits
     ]
     head = ("site", "op", "shape", "dtype", "regularizer", "strength", "matched by")
@@ -34,5 +42,7 @@ def _by_regularizer(plan: Plan, now: dict[str, float]) -> list[str]:
         sites = [edit.site for edit in plan.of(name)]
         note = regularizer.note(sites, now[name]) if sites else ""
         count = f"{len(sites)} site{'s' * (len(sites) != 1)}"
-        lines.append(f"{name}: {type(regularizer).__name__} {now[name]:g} on {regularizer.pattern!r}, {count}" + (f"; {note}" if note else ""))
+        lines.append(
+            f"{name}: {type(regularizer).__name__} {now[name]:g} on {regularizer.pattern!r}, {count}" + (f"; {note}" if note else "")
+        )
     return lines

@@ -127,9 +127,7 @@ def _rules(model: nn.Module, plan: Plan, names: Mapping[int, str], rng: Any) -> 
     rules, owned, streams, owners = Rules(), list[SpliceRule](), dict[str, int](), list[nn.Module]()
     devices = (p.device for p in model.parameters() if p.device.type != "meta")  # a meta tensor holds no strength
     device = next(devices, torch.device("cpu"))
-    rules.strengths = {
-        name: torch.tensor([r.weight], dtype=torch.float64, device=device) for name, r in plan.regularizers.items()
-    }
+    rules.strengths = {name: torch.tensor([r.weight], dtype=torch.float64, device=device) for name, r in plan.regularizers.items()}
     seeds = _Seeds(rng)
     for i, edit in enumerate(plan.edits):
         strength, regularizer = rules.strengths[edit.name], edit.regularizer
@@ -224,7 +222,7 @@ class _Rewriting:
                 f"{spliced[0].name} cannot replace the value {name} of {traced.title}: {culprit.name} writes into its storage "
                 "under another name, and would write past the replacement. Choose the site after that write, or clone before it."
             )
-        return self.aliases.written_later(node)
+        return self.aliases.written_later(node, surely=bool(spliced))
 
     def _site(self, node: fx.Node, edits: Sequence[tuple[int, Edit]], written: bool) -> None:
         """Clean measurements, splices in order, measurements; a copy where somebody writes into the value later.
@@ -300,14 +298,14 @@ class _Rewriting:
         """The output's ``loss``, where it has one."""
         end, value = self._end(), self.output.args[0]
         if end is not self.output:  # built in the graph: a dataclass or named tuple by fields, a dict from a dict
-            names = getattr(end.target, "_fields", None) or getattr(end.target, "__dataclass_fields__", ())
+            names: Any = getattr(end.target, "_fields", None) or getattr(end.target, "__dataclass_fields__", ())
             value = end.args[0] if end.args and isinstance(end.args[0], dict) else dict(zip(names, end.args, strict=False)) | end.kwargs
         found = value.get("loss") if isinstance(value, dict) else getattr(value, "loss", None) if isinstance(value, tuple) else None
         return found if isinstance(found, fx.Node) else None
 
     def finish(self, penalties: Penalties) -> None:
         if penalties == "return":
-            self.output.args = (Regularized(self.output.args[0], self.totals),)  # type: ignore[assignment]
+            self.output.args = (Regularized(self.output.args[0], self.totals),)  # type: ignore[arg-type]
         elif self.totals:
             self._attach()
 
@@ -320,9 +318,6 @@ class _Rewriting:
                 item = self.graph.create_node("call_function", operator.getitem, (joined, i), name=f"{node.name}_attached")
                 item.meta["graphreg"] = {"kind": "attached"}
                 end.replace_input_with(node, item)
-
-
-
 
 
 def require_sites(plan: Plan, traced: Traced) -> None:

@@ -12,7 +12,7 @@ from graphreg.operators import Operations, function_name, is_integer, is_port, i
 from graphreg.sites import Label, Role, Site
 
 _NORM_CLASS = re.compile(r"Norm(alization)?(\dd)?$")  # a norm written by hand goes by its class's name
-PORTS = {(0,): ("out", "0"), (1,): ("h_n", "1"), (1, 0): ("h_n", "1.0"), (1, 1): ("c_n", "1.1")}
+PORTS: dict[tuple[int, ...], tuple[str, ...]] = {(0,): ("out", "0"), (1,): ("h_n", "1"), (1, 0): ("h_n", "1.0"), (1, 1): ("c_n", "1.1")}
 
 
 def value_sites(model: nn.Module, graphs: Graphs) -> tuple[Site, ...]:
@@ -47,12 +47,9 @@ def labels_of(node: fx.Node, operations: Operations) -> tuple[Label, ...]:
         return own
     recurrent = isinstance(operations.module(source), nn.RNNBase)
     of_module = operations.module(source) is not None
-    ports = PORTS.get(path) if recurrent else None
-    if ports is None:
-        ports = ("out", "0") if path == (0,) and of_module else (".".join(map(str, path)),)
-    named = (
-        Label(label.name, label.op, ports, path == (0,) and of_module, label.module) for label in source.meta["site"][1]
-    )
+    plain = ("out", "0") if path == (0,) and of_module else (".".join(map(str, path)),)
+    ports = PORTS.get(path, plain) if recurrent else plain
+    named = (Label(label.name, label.op, ports, path == (0,) and of_module, label.module) for label in source.meta["site"][1])
     return (*named, *own)
 
 
@@ -85,7 +82,10 @@ class _Judge:
             self.data.add(node)
             return
         if node.op == "get_attr":
-            (self.weights if str(node.target) in self.parameters else self.sizes if str(node.target).endswith("training") else set()).add(node)
+            if str(node.target) in self.parameters:
+                self.weights.add(node)
+            elif str(node.target).rpartition(".")[2] == "training":
+                self.sizes.add(node)
             return
         if node.op == "output":
             return
@@ -137,12 +137,9 @@ class _Judge:
                     used=node in self.used)  # fmt: skip
         if why_not:
             return site
-        norm = self.operations.is_norm(node) or any(
-            label.module is not None and _NORM_CLASS.search(label.op) for label in labels
-        )
-        recurrent = isinstance(self.operations.module(node), nn.RNNBase) or (
-            is_port(node, self.operations) and isinstance(node.args[0], fx.Node) and isinstance(self.operations.module(node.args[0]), nn.RNNBase) and node.args[1] == 0
-        )
+        norm = self.operations.is_norm(node) or any(label.module is not None and _NORM_CLASS.search(label.op) for label in labels)
+        source = node.args[0] if is_port(node, self.operations) and node.args[1] == 0 else None
+        recurrent = isinstance(source, fx.Node) and isinstance(self.operations.module(source), nn.RNNBase)
         return replace(site, role=self._role(node), norm=norm, sequence=recurrent)
 
     def _role(self, node: fx.Node) -> Role:

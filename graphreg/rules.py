@@ -29,7 +29,7 @@ class Rules(nn.Module):
         self.strengths: dict[str, Tensor] = {}
         self.about: Any = None
 
-    def state_dict(self, *args: Any, destination: Any = None, **more: Any) -> Any:  # type: ignore[override]
+    def state_dict(self, *args: Any, destination: Any = None, **more: Any) -> Any:
         """Adds nothing: the user's state_dict stays as it is, its metadata too."""
         return destination if destination is not None else {}
 
@@ -91,11 +91,15 @@ class SpliceRule(Leaf):
         if not self.acts():
             return z
         if not z.is_floating_point():
-            raise RegularizerError(f"{self.about}: the value is {z.dtype}, and only floating-point values can be spliced. Leave the site out.")
+            raise RegularizerError(
+                f"{self.about}: the value is {z.dtype}, and only floating-point values can be spliced. Leave the site out."
+            )
         given = {"z": z, "weight": self.weight(accumulation(z.dtype)), "noise": Noise(key[self.slot]), "values": {self.site: z}}
         y = self.regularizer(**{name: given[name] for name in self.regularizer.takes})
         if y.shape != z.shape or y.dtype != z.dtype:
-            raise RegularizerError(f"{self.about} gave {tuple(y.shape)} {y.dtype} for {tuple(z.shape)} {z.dtype}; a splice gives a tensor like its site's.")
+            raise RegularizerError(
+                f"{self.about} gave {tuple(y.shape)} {y.dtype} for {tuple(z.shape)} {z.dtype}; a splice gives a tensor like its site's."
+            )
         return y
 
 
@@ -131,8 +135,8 @@ class KeyRule(nn.Module):
                     "other masks than the forward did. Checkpoint blocks inside the model, and compile outside."
                 )
             # Into the dict that Module.__setattr__ would write to, after Dynamo had traced all of its questions.
-            self._buffers["step"] = self.step + 1
-            self._buffers["keys"] = call_keys(self.streams, self._buffers["step"])
+            step = self.step + 1
+            self._buffers["step"], self._buffers["keys"] = step, call_keys(self.streams, step)
         return ranked(keys, dist.get_rank()) if dist.is_available() and dist.is_initialized() else keys
 
     def seek(self, step: int) -> None:
@@ -165,7 +169,7 @@ class Total(Leaf):
         if not values:  # a mode in which none of its sites is reached
             return self.weight(torch.float32) * 0
         stacked = torch.stack(values)
-        total = stacked.sum() if self.regularizer.reduction == "sum" else stacked.mean()
+        total = stacked.sum() if getattr(self.regularizer, "reduction", "mean") == "sum" else stacked.mean()
         return self.weight(total.dtype) * total
 
 

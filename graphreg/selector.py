@@ -38,9 +38,7 @@ class Pattern:
     def parse(cls, text: str) -> Pattern:
         found = _GRAMMAR.fullmatch(text.strip())
         if not found or not text.strip("! "):
-            raise RegularizerError(
-                f"{text!r} is no selector. Write [!]name[@op][:port][#role], e.g. 'layer4.*', '**@ReLU', '*.weight'."
-            )
+            raise RegularizerError(f"{text!r} is no selector. Write [!]name[@op][:port][#role], e.g. 'layer4.*', '**@ReLU', '*.weight'.")
         role = found["role"]
         if role is not None and role not in ROLES:
             raise RegularizerError(f"{text!r} asks for the role {role!r}; roles are {', '.join(ROLES)}.")
@@ -74,7 +72,7 @@ class Pattern:
         return list({id(site): site for _, site in found}.values())
 
 
-def _within(name: str, modules: set[str | None]) -> bool:
+def _within(name: str, modules: set[str]) -> bool:
     end = name.rfind(".")
     while end > 0:
         if name[:end] in modules:
@@ -104,8 +102,16 @@ def strings(selector: Selector) -> tuple[str, ...]:
 
 
 def select(
-    selector: Selector, sites: Sequence[Site], default: Sequence[Site], *, what: str = "value", model: str = "the model",
-    missing: Missing = "error", who: str = "the regularizer", usual: str = "the default sites", elsewhere: Sequence[Site] = (),
+    selector: Selector,
+    sites: Sequence[Site],
+    default: Sequence[Site],
+    *,
+    what: str = "value",
+    model: str = "the model",
+    missing: Missing = "error",
+    who: str = "the regularizer",
+    usual: str = "the default sites",
+    elsewhere: Sequence[Site] = (),
 ) -> dict[Site, str]:
     """The selected sites in graph order, each with the string that matched it first.
 
@@ -115,7 +121,11 @@ def select(
     if callable(selector):
         chosen = {site: _called(selector) for site in sites if site.selectable and selector(site)}
         if not chosen:
-            complain(f"the selector {_called(selector)} of {who} chooses no {what} of {model}. It is asked for each site; graphreg.names(model) lists them.", missing)
+            complain(
+                f"the selector {_called(selector)} of {who} chooses no {what} of {model}. "
+                "It is asked for each site; graphreg.names(model) lists them.",
+                missing,
+            )
         return chosen
     texts = strings(selector)
     wanted: dict[int, str] = {}
@@ -127,7 +137,12 @@ def select(
         found = list(default) if text.strip("! ") == "*" else pattern.find(sites)
         usable = [site for site in found if site.selectable]
         if not usable:
-            complain(_usual(who, usual, what, model) if text.strip("! ") == "*" else _nothing(pattern, found, sites, what, model, who, elsewhere), missing)
+            complain(
+                _usual(who, usual, what, model)
+                if text.strip("! ") == "*"
+                else _nothing(pattern, found, sites, what, model, who, elsewhere),
+                missing,
+            )
         if pattern.exclude:
             gone.update(map(id, usable))
         else:
@@ -146,14 +161,18 @@ def complain(sentence: str, missing: Missing) -> None:
 
 
 def _usual(who: str, usual: str, what: str, model: str) -> str:
-    return f"{model} has none of the default sites of {who} ({usual}). Name a {what} by a selector instead; graphreg.names(model) lists them."
+    return (
+        f"{model} has none of the default sites of {who} ({usual}). Name a {what} by a selector instead; graphreg.names(model) lists them."
+    )
 
 
 def _called(selector: Callable[[Site], bool]) -> str:
     return f"<{getattr(selector, '__name__', type(selector).__name__)}>"
 
 
-def _nothing(pattern: Pattern, found: Sequence[Site], sites: Sequence[Site], what: str, model: str, who: str, elsewhere: Sequence[Site]) -> str:
+def _nothing(
+    pattern: Pattern, found: Sequence[Site], sites: Sequence[Site], what: str, model: str, who: str, elsewhere: Sequence[Site]
+) -> str:
     """Why nothing was found, and what is near."""
     start = f"{pattern.text!r} matches no {what} of {model}."
     end = " List all: graphreg.names(model)."

@@ -82,8 +82,7 @@ class Names(Sequence[str]):
 
     def __repr__(self) -> str:
         rows = [
-            (s.name, s.op, shape_text(s), dtype_text(s), s.role or ("" if s.selectable else s.why_not),
-             ", ".join(s.names[1:]))
+            (s.name, s.op, shape_text(s), dtype_text(s), s.role or ("" if s.selectable else s.why_not), ", ".join(s.names[1:]))
             for s in self.sites
         ]
         table = columns(("name", "op", "shape", "dtype", "role", "also called"), rows)

@@ -37,7 +37,7 @@ def thaw(records: list[tuple[Any, ...]]) -> fx.Graph:
         return nodes[leaf.index] if isinstance(leaf, _Ref) else leaf
 
     for op, name, target, args, kwargs, meta in records:
-        node = graph.create_node(op, target, map_aggregate(args, linked), map_aggregate(kwargs, linked), name)  # type: ignore[arg-type]
+        node = graph.create_node(op, target, map_aggregate(args, linked), map_aggregate(kwargs, linked), name)
         node.meta.update(meta)
         nodes.append(node)
     return graph

@@ -112,7 +112,9 @@ def bind(model: nn.Module, call: Arguments | None) -> dict[str, Any]:
 def check_model(model: object) -> None:
     """Refuse what is no model, or one that is wrapped, compiled or rewritten already."""
     if not isinstance(model, nn.Module):
-        what = f"the class {model.__name__}; make an instance" if isinstance(model, type) else f"{type(model).__name__}; wrap it in a module"
+        what = (
+            f"the class {model.__name__}; make an instance" if isinstance(model, type) else f"{type(model).__name__}; wrap it in a module"
+        )
         raise TraceError(f"graphreg takes a torch.nn.Module, not {what}.")
     kinds = {kind.__name__ for kind in type(model).__mro__}
     wrappers = {"OptimizedModule", "DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "FSDPModule"}
@@ -124,7 +126,9 @@ def check_model(model: object) -> None:
         )
     if getattr(model, "graphreg_rules", None) is not None:
         if isinstance(model, fx.GraphModule):
-            raise TraceError("this model is rewritten already. graphreg.strip(module) gives it back without the additions; regularize that.")
+            raise TraceError(
+                "this model is rewritten already. graphreg.strip(module) gives it back without the additions; regularize that."
+            )
         raise TraceError(f"{type(model).__name__} has something called graphreg_rules, the name that additions go under. Rename it.")
     if type(model).forward is nn.Module.forward and "forward" not in model.__dict__:
         raise TraceError(f"{type(model).__name__} has no forward, so there is nothing to trace.")

@@ -28,7 +28,7 @@ class SiteTracer(fx.Tracer):
     def __init__(self, leaves: dict[str, str], held: dict[str, Any]) -> None:
         # torchvision wraps its operations as leaves in its own listing; where it is loaded, so do we, for its names.
         ops = sys.modules.get("torchvision.ops")
-        super().__init__(autowrap_modules=(math, ops) if ops else (math,))
+        super().__init__(autowrap_modules=(math, ops) if ops else (math,))  # type: ignore[arg-type]
         self.leaves, self.held = dict(leaves), held
         self._scopes = [""]
         self._namer = Namer(())
@@ -58,7 +58,7 @@ class SiteTracer(fx.Tracer):
         keywords: list[str | None] = []
         variadic: list[int] = []
         for name, parameter in inspect.signature(root.forward).parameters.items():
-            star = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+            star = "*" if parameter.kind is parameter.VAR_POSITIONAL else "**" if parameter.kind is parameter.VAR_KEYWORD else ""
             default = () if parameter.default is parameter.empty else (parameter.default,)
             proxy = self.create_proxy("placeholder", star + name, default, {})
             if star:
@@ -70,7 +70,7 @@ class SiteTracer(fx.Tracer):
             flat = [(k, v) for i, (k, v) in enumerate(zip(keywords, given, strict=True)) if i not in variadic]
             rest = [given[i] for i in variadic]
             more = next((v for i, v in zip(variadic, rest, strict=True) if keywords[i] is None), ())
-            return root._call_impl(
+            return root._call_impl(  # type: ignore[no-untyped-call]
                 *(v for k, v in flat if k is None), *(more if variadic else ()), **{k: v for k, v in flat if k is not None}
             )
 
@@ -116,7 +116,12 @@ class SiteTracer(fx.Tracer):
         return proxy
 
     def create_arg(self, a: Any) -> Any:
-        if isinstance(a, dict) and type(a) is not dict and not is_dataclass(a) and a.__class__.__module__ != "torch.fx.immutable_collections":
+        if (
+            isinstance(a, dict)
+            and type(a) is not dict
+            and not is_dataclass(a)
+            and a.__class__.__module__ != "torch.fx.immutable_collections"
+        ):
             # fx makes a plain dict of an OrderedDict; the model's own type is built in the graph instead
             return self.create_node("call_function", type(a), (super().create_arg(dict(a)),), {})
         return super().create_arg(a)

@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from graphreg.passes import BernoulliDropout, GaussianNoise, HiddenL1, WeightL2
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -28,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import graphreg
 from graphreg import GraphRegError, NoMatchError, Penalty, RegularizerError, Splice, TraceError, regularize
+from graphreg.passes import BernoulliDropout, GaussianNoise, HiddenL1, WeightL2
 
 Call = Callable[[nn.Module], object]
 
@@ -83,9 +83,7 @@ def refused(model: nn.Module, kind: type[Exception], match: str) -> Iterator[Non
 
 def net() -> nn.Sequential:
     """hid1, act1, hid2, act2, out; with hooks, a module in another mode, and attributes of its own to lose."""
-    model = nn.Sequential(
-        OrderedDict(hid1=nn.Linear(4, 6), act1=nn.Tanh(), hid2=nn.Linear(6, 5), act2=nn.Tanh(), out=nn.Linear(5, 2))
-    )
+    model = nn.Sequential(OrderedDict(hid1=nn.Linear(4, 6), act1=nn.Tanh(), hid2=nn.Linear(6, 5), act2=nn.Tanh(), out=nn.Linear(5, 2)))
     model.hid2.eval()
     model.act1.register_forward_hook(lambda module, args, out: None)
     model.register_forward_pre_hook(lambda module, args: None)

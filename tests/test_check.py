@@ -747,7 +747,7 @@ def chosen(traced: Traced, cls: type[Regularizer], places: list[int], clean: boo
     if cls.on == "parameters":
         sites = [site.name for site in traced.parameters if len(site.shape or ()) >= 2]
     else:
-        sites = [site.name for site in traced.values if site.selectable]
+        sites = [site.name for site in traced.values if site.selectable and (site.used or issubclass(cls, Penalty))]
         sites = sites[1:] if issubclass(cls, Penalty) else sites
     return cls([sites[i % len(sites)] for i in places], weight, **({"clean": clean} if issubclass(cls, Penalty) else {}))
 

@@ -90,7 +90,9 @@ def five_steps(name: str, how: str, backend: str) -> None:
             torch.testing.assert_close(ours_penalties, penalties, rtol=1e-5, atol=1e-6)
             for (label, a), b in zip(twin.named_parameters(), eager.parameters(), strict=True):
                 scale = max(1.0, float(b.grad.abs().max()))  # type: ignore[union-attr]
-                torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=TOLERANCE[name] * scale, msg=lambda m, label=label: f"{label}: {m}")
+                torch.testing.assert_close(
+                    a.grad, b.grad, rtol=1e-5, atol=TOLERANCE[name] * scale, msg=lambda m, label=label: f"{label}: {m}"
+                )
             for optimizer in optimizers:
                 optimizer.step()
         assert graphreg.rng_state(twin)["call"] == graphreg.rng_state(eager)["call"] == 5

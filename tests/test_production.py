@@ -156,6 +156,8 @@ def test_every_writer_gets_a_clone(how: str, splice: bool) -> None:
     assert "linear_kept" in module.code
     torch.testing.assert_close(ours.output, output)
     torch.testing.assert_close(ours.penalties["hidden_l1"], taken[0].abs().mean())
-    for a, b in zip(gradients(model, ours.output, ours.penalties["hidden_l1"]), gradients(reference, output, taken[0].abs().mean()), strict=True):
+    for a, b in zip(
+        gradients(model, ours.output, ours.penalties["hidden_l1"]), gradients(reference, output, taken[0].abs().mean()), strict=True
+    ):
         torch.testing.assert_close(a, b)
     assert "kept" not in graphreg.strip(module).code

@@ -10,21 +10,19 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
-import graphreg.passes
 import networkx as nx
 import pytest
 import torch
-from graphreg.passes import BernoulliDropout, GaussianNoise, HiddenL1, WeightL1, WeightL2
 from torch import Tensor, nn
 
 import graphreg
+import graphreg.passes
 from graphreg import NoMatchError, Penalty, Regularizer, RegularizerError, Splice, build, from_kwargs, registered, registry, regularize
+from graphreg.passes import BernoulliDropout, GaussianNoise, HiddenL1, WeightL1, WeightL2
 
 
 def net() -> nn.Sequential:
-    return nn.Sequential(
-        OrderedDict(hid1=nn.Linear(4, 6), act1=nn.Tanh(), hid2=nn.Linear(6, 5), act2=nn.Tanh(), out=nn.Linear(5, 2))
-    )
+    return nn.Sequential(OrderedDict(hid1=nn.Linear(4, 6), act1=nn.Tanh(), hid2=nn.Linear(6, 5), act2=nn.Tanh(), out=nn.Linear(5, 2)))
 
 
 def summary(regularizers: list[Regularizer]) -> list[tuple[Any, ...]]:
@@ -418,10 +416,7 @@ def offer(monkeypatch: pytest.MonkeyPatch, *values: str) -> None:
 
 def package(directory: Path, name: str, key: str) -> None:
     (directory / f"{name}.py").write_text(
-        "from graphreg import Penalty\n\n"
-        f"class Theirs(Penalty, keys=({key!r},)):\n"
-        "    def __call__(self, z):\n"
-        "        return z.mean()\n"
+        f"from graphreg import Penalty\n\nclass Theirs(Penalty, keys=({key!r},)):\n    def __call__(self, z):\n        return z.mean()\n"
     )
 
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from graphreg.passes import BernoulliDropout, HiddenL1, WeightL2
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import graphreg
 from graphreg import NoMatchError, Site, Traced, regularize
+from graphreg.passes import BernoulliDropout, HiddenL1, WeightL2
 
 Selector = str | Sequence[str] | Callable[[Site], bool]
 
@@ -412,9 +412,7 @@ TUPLE = partial(Holder, lambda left, right: (left, right), lambda t: t)
     ],
     ids=lambda value: str(value) if isinstance(value, (str, list)) else getattr(value, "__name__", ""),
 )  # fmt: skip
-def test_ports(
-    make: Callable[[], nn.Module], selector: Selector, values: Callable[[Any, Tensor], list[Tensor]], which: list[int]
-) -> None:
+def test_ports(make: Callable[[], nn.Module], selector: Selector, values: Callable[[Any, Tensor], list[Tensor]], which: list[int]) -> None:
     torch.manual_seed(0)
     model, x = make(), torch.randn(2, 3, 4)
     module = regularize(model, HiddenL1(selector, 1.0, expect=len(which)))

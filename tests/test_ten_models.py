@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from ten_models import TEN, build, tensors
 from torch import nn
 from torchvision.models.feature_extraction import get_graph_node_names
 
 import graphreg
 from graphreg.rules import SpliceRule
+from ten_models import TEN, build, tensors
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "hidden_sites.json").read_text())
 WEIGHTS = {"hidden_dropout": 0.1, "weight_l2": 1e-4, "hidden_l1": 1e-3}

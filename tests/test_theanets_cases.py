@@ -8,6 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from torch import Tensor, nn
+
+import graphreg
+from graphreg.passes import HiddenL1, WeightL1, WeightL2
 from theanets_nets import (
     GOLDEN,
     NETWORKS,
@@ -28,10 +32,6 @@ from theanets_nets import (
     tensor,
     weights,
 )
-from torch import Tensor, nn
-
-import graphreg
-from graphreg.passes import HiddenL1, WeightL1, WeightL2
 
 
 def present(case: Record) -> list[Record]:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from theanets_nets import ABSENT, GOLDEN, NETWORKS, PRESENT, Record, Row, inputs, keywords, matched, network, selected
 
 import graphreg
 from graphreg.passes import GaussianNoise, WeightL2
+from theanets_nets import ABSENT, GOLDEN, NETWORKS, PRESENT, Record, Row, inputs, keywords, matched, network, selected
 
 Found = list[tuple[str, set[str], float]]  # class, what it selects by theanets' names, weight
 

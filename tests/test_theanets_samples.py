@@ -10,6 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
+import graphreg
+from graphreg.passes import BernoulliDropout, GaussianNoise, HiddenL1
 from theanets_nets import (
     ABSENT,
     GOLDEN,
@@ -34,10 +38,6 @@ from theanets_nets import (
     site_name,
     tensor,
 )
-from torch import Tensor
-
-import graphreg
-from graphreg.passes import BernoulliDropout, GaussianNoise, HiddenL1
 
 
 def present(sample: Record) -> list[Record]:

@@ -19,7 +19,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision.models as tv
-from ten_models import tensors
 from torch import Tensor, fx, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
@@ -29,6 +28,7 @@ from graphreg.errors import GraphRegError, RegularizerError, TraceError
 from graphreg.module import RewrittenModule
 from graphreg.passes import BernoulliDropout, GaussianNoise, HiddenL1, WeightL2
 from graphreg.rules import Measure, SpliceRule
+from ten_models import tensors
 
 ALL: dict[str, Any] = {"hidden_dropout": 0.2, "hidden_noise": 0.1, "weight_l2": 1e-2, "hidden_l1": 1e-2}
 

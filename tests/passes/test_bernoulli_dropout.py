@@ -5,21 +5,24 @@ import copy
 import pytest
 import torch
 from torch import nn
-from two_layers import BEFORE, TwoLayers, X, text
 
 import graphreg
 from graphreg.passes import BernoulliDropout
+from two_layers import BEFORE, TwoLayers, X, text
 
 
 def test_before_and_after() -> None:
     model = TwoLayers()
     module = graphreg.regularize(model, BernoulliDropout("act", 0.5), rng=0)
-    assert text(module.code) == """key = self.graphreg_rules.key()
+    assert (
+        text(module.code)
+        == """key = self.graphreg_rules.key()
 a = self.a(x)
 act = self.act(a)
 act_dropout = self.graphreg_rules.act_dropout(act, key)
 b = self.b(act_dropout)
 return graphreg_module_Regularized(b, {})"""
+    )
     assert text(graphreg.strip(module).code) == BEFORE
 
 
@@ -46,7 +49,7 @@ def test_mean_and_variance() -> None:
     p, z = 0.3, 2.0
     module = graphreg.regularize(nn.Sequential(nn.Identity(), nn.Linear(1, 1)), BernoulliDropout("0", p), rng=1)
     seen: list[torch.Tensor] = []
-    getattr(module.graphreg_rules, "_0_dropout").register_forward_hook(lambda m, a, out: seen.append(out))
+    module.graphreg_rules._0_dropout.register_forward_hook(lambda m, a, out: seen.append(out))
     module(torch.full((100_000, 1), z))
     variance = z * z * p / (1 - p)
     assert abs(float(seen[0].mean()) - z) < 4 * (variance / 1e5) ** 0.5
@@ -77,7 +80,9 @@ def test_second_dropout_at_a_site_is_another() -> None:
     module = graphreg.regularize(nn.Sequential(nn.Identity(), nn.Linear(4, 4)), [BernoulliDropout("0", 0.5)] * 2, rng=0)
     assert "_0_dropout_1 = self.graphreg_rules._0_dropout_1(_0_dropout, key)" in module.code
     z = torch.ones(100, 4)
-    kept = [copy.deepcopy(module).graphreg_rules.get_submodule(n)(z, module.graphreg_rules.key()) != 0 for n in ("_0_dropout", "_0_dropout_1")]  # type: ignore[union-attr,operator]
+    kept = [
+        copy.deepcopy(module).graphreg_rules.get_submodule(n)(z, module.graphreg_rules.key()) != 0 for n in ("_0_dropout", "_0_dropout_1")
+    ]  # type: ignore[union-attr,operator]
     assert not torch.equal(*kept)
 
 

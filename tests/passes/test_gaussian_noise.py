@@ -3,20 +3,23 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from two_layers import BEFORE, TwoLayers, X, text
 
 import graphreg
 from graphreg.passes import GaussianNoise
+from two_layers import BEFORE, TwoLayers, X, text
 
 
 def test_before_and_after() -> None:
     module = graphreg.regularize(TwoLayers(), input_noise=0.5, rng=0)
-    assert text(module.code) == """key = self.graphreg_rules.key()
+    assert (
+        text(module.code)
+        == """key = self.graphreg_rules.key()
 x_input_noise = self.graphreg_rules.x_input_noise(x, key)
 a = self.a(x_input_noise)
 act = self.act(a)
 b = self.b(act)
 return graphreg_module_Regularized(b, {})"""
+    )
     assert text(graphreg.strip(module).code) == BEFORE
 
 
@@ -25,7 +28,7 @@ def test_mean_and_variance() -> None:
     sigma = 0.3
     module = graphreg.regularize(nn.Sequential(nn.Identity(), nn.Linear(1, 1)), GaussianNoise("0", sigma), rng=1)
     seen: list[torch.Tensor] = []
-    getattr(module.graphreg_rules, "_0_noise").register_forward_hook(lambda m, a, out: seen.append(out - a[0]))
+    module.graphreg_rules._0_noise.register_forward_hook(lambda m, a, out: seen.append(out - a[0]))
     for _ in range(2):
         module(torch.full((100_000, 1), 5.0))
     first, second = (s.double().flatten() for s in seen)

@@ -3,20 +3,23 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from two_layers import BEFORE, TwoLayers, X, number, text
 
 import graphreg
 from graphreg.passes import HiddenL1
+from two_layers import BEFORE, TwoLayers, X, number, text
 
 
 def test_before_and_after() -> None:
     module = graphreg.regularize(TwoLayers(), hidden_l1=1.0)
-    assert text(module.code) == """a = self.a(x)
+    assert (
+        text(module.code)
+        == """a = self.a(x)
 act = self.act(a)
 act_hidden_l1 = self.graphreg_rules.act_hidden_l1(act)
 b = self.b(act)
 hidden_l1 = self.graphreg_rules.hidden_l1(act_hidden_l1)
 return graphreg_module_Regularized(b, {'hidden_l1': hidden_l1})"""
+    )
     assert text(graphreg.strip(module).code) == BEFORE
 
 
@@ -72,5 +75,7 @@ def test_normalizations_are_left_out_of_the_default() -> None:
 def test_errors() -> None:
     with pytest.raises(graphreg.RegularizerError, match="HiddenL1: weight=-1.0 is not allowed; weight must be 0 or more"):
         HiddenL1("*", -1)
-    with pytest.raises(graphreg.NoMatchError, match=r"Linear has none of the default sites of HiddenL1 \(the hidden values\).*graphreg.names\(model\)"):
+    with pytest.raises(
+        graphreg.NoMatchError, match=r"Linear has none of the default sites of HiddenL1 \(the hidden values\).*graphreg.names\(model\)"
+    ):
         graphreg.regularize(nn.Linear(2, 2), hidden_l1=1.0)

@@ -3,21 +3,24 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from two_layers import BEFORE, TwoLayers, X, number, text
 
 import graphreg
 from graphreg.passes import WeightL1
+from two_layers import BEFORE, TwoLayers, X, number, text
 
 
 def test_before_and_after() -> None:
     module = graphreg.regularize(TwoLayers(), weight_l1=1.0)
-    assert text(module.code) == """a = self.a(x)
+    assert (
+        text(module.code)
+        == """a = self.a(x)
 act = self.act(a)
 b = self.b(act)
 a_weight = self.a.weight
 b_weight = self.b.weight
 weight_l1 = self.graphreg_rules.weight_l1(a_weight, b_weight)
 return graphreg_module_Regularized(b, {'weight_l1': weight_l1})"""
+    )
     assert text(graphreg.strip(module).code) == BEFORE
 
 

@@ -1,23 +1,25 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from torch import nn
-from two_layers import BEFORE, TwoLayers, X, number, text
 
 import graphreg
 from graphreg.passes import WeightL2
+from two_layers import BEFORE, TwoLayers, X, number, text
 
 
 def test_before_and_after() -> None:
     module = graphreg.regularize(TwoLayers(), weight_l2=1.0)
-    assert text(module.code) == """a = self.a(x)
+    assert (
+        text(module.code)
+        == """a = self.a(x)
 act = self.act(a)
 b = self.b(act)
 a_weight = self.a.weight
 b_weight = self.b.weight
 weight_l2 = self.graphreg_rules.weight_l2(a_weight, b_weight)
 return graphreg_module_Regularized(b, {'weight_l2': weight_l2})"""
+    )
     assert text(graphreg.strip(module).code) == BEFORE
 
 
