@@ -37,6 +37,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, Any]
     "mlp": (MLP, (16, 20), {"hidden_noise": 0.1}),
     "vit": (vit, (4, 3, 32, 32), {"hidden_noise": 0.1}),
     "resnet18": (lambda: tv.resnet18(num_classes=10), (8, 3, 64, 64), {}),
+    "resnet18 in float64": (lambda: tv.resnet18(num_classes=10).double(), (8, 3, 64, 64), {}),
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -47,8 +48,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 # small models show as well, and aot_eager runs the same partitions.
 CASES = [
     *[("mlp", s, "inductor") for s in SETTINGS], ("vit", "budget", "inductor"), ("vit", "default", "aot_eager"),
-    ("vit", "aggressive", "aot_eager"), ("resnet18", "default", "inductor"), ("resnet18", "aggressive", "aot_eager_decomp_partition"),
-    ("resnet18", "budget", "aot_eager_decomp_partition"),
+    ("vit", "aggressive", "aot_eager"), ("resnet18", "default", "inductor"), ("resnet18 in float64", "aggressive", "aot_eager_decomp_partition"),
+    ("resnet18 in float64", "budget", "aot_eager_decomp_partition"),
 ]  # fmt: skip
 
 
@@ -68,7 +69,8 @@ def pair(name: str, **more: Any) -> tuple[nn.Module, nn.Module, Tensor]:
     make, shape, extra = MODELS[name]
     keywords = {"hidden_dropout": 0.1, "weight_l2": 1e-2, "hidden_l1": 1e-2} | extra | more
     module = graphreg.regularize(make(), rng=7, **keywords)
-    return module, copy.deepcopy(module), torch.randn(shape)
+    x = torch.randn(shape)
+    return module, copy.deepcopy(module), x.double() if "float64" in name else x
 
 
 def step(run: Callable[..., Any], module: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -98,8 +100,9 @@ def five_steps(name: str, how: str, backend: str) -> None:
         assert graphreg.rng_state(twin)["call"] == graphreg.rng_state(eager)["call"] == 5
 
 
-# The unregularized resnet18, compiled, is 1e-5 from its eager self: its batch norms divide by small deviations.
-TOLERANCE = {"mlp": 1e-6, "vit": 1e-6, "resnet18": 1e-4}
+# In float32 the unregularized resnet18, compiled, is up to 5e-6 beyond rtol 1e-5 of its eager self: its batch norms
+# divide by small deviations. In float64 it keeps to the tolerance of the others.
+TOLERANCE = {"mlp": 1e-6, "vit": 1e-6, "resnet18": 3e-5, "resnet18 in float64": 1e-6}
 
 
 @pytest.mark.parametrize(("name", "how", "backend"), CASES)
