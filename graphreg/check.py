@@ -6,20 +6,19 @@ A GraphRegError from here is a fault of graphreg or of whoever edited the graph 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import networkx as nx
 import torch
 from torch import fx, nn
 
-from graphreg.aliases import Aliases
-from graphreg.errors import GraphRegError, RegularizerError
+from graphreg.errors import RegularizerError
 from graphreg.modes import is_nan
 from graphreg.module import RULES, Regularized, RewrittenModule
-from graphreg.plan import Edit, Plan
-from graphreg.regularizer import Penalty, Splice
-from graphreg.roles import site_nodes
+from graphreg.placed import Placed, fail
+from graphreg.plan import Plan
+from graphreg.regularizer import Penalty
 from graphreg.trace import Traced
 
 
@@ -30,7 +29,7 @@ def check(module: RewrittenModule, traced: Traced, plan: Plan) -> None:
         _lint(graph)
         original = traced.graphs[mode]
         _contracts(graph, original)
-        placed = _Placed(graph, original, traced, plan)
+        placed = Placed(graph, original, traced, plan)
         placed.check()
         _leaves(graph, module, plan)
         _reaches(graph, module, plan, placed)
@@ -63,12 +62,12 @@ def _leaves(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
         else:
             ok = True
         if not ok:
-            _fail(f"{node.name} does not do what was planned.")
+            fail(f"{node.name} does not do what was planned.")
         if kind == "attach":
             totals = [n for n in graph.nodes if n.meta.get("graphreg", {}).get("kind") == "total"]
             order = [n for name in plan.regularizers for n in totals if n.meta["graphreg"]["regularizer"] == name]
             if list(node.args[1]) != order:
-                _fail("the penalties are attached in another order.")
+                fail("the penalties are attached in another order.")
 
 
 def replaced_by(node: fx.Node) -> fx.Node | None:
@@ -91,24 +90,16 @@ def to_networkx(graph: fx.Graph) -> nx.DiGraph[str]:
     return flow
 
 
-def _failed(sentence: str) -> GraphRegError:
-    return GraphRegError(f"a rewritten graph failed its check: {sentence}")
-
-
-def _fail(sentence: str) -> None:
-    raise _failed(sentence)
-
-
 def _lint(graph: fx.Graph) -> None:
     doubled = [name for name, count in Counter(node.name for node in graph.nodes).items() if count > 1]
     if doubled:
-        _fail(f"two nodes are called {doubled[0]!r}.")
+        fail(f"two nodes are called {doubled[0]!r}.")
     try:
         graph.lint()
     except (RuntimeError, ValueError) as error:
-        _fail(str(error).splitlines()[0])
+        fail(str(error).splitlines()[0])
     if not nx.is_directed_acyclic_graph(to_networkx(graph)):
-        _fail("it has a cycle.")
+        fail("it has a cycle.")
 
 
 def _same_owner(module: RewrittenModule, model: nn.Module) -> None:
@@ -117,13 +108,13 @@ def _same_owner(module: RewrittenModule, model: nn.Module) -> None:
     theirs = {n: m for n, m in model.named_modules(remove_duplicate=False) if n}
     for name in theirs.keys() | ours.keys():
         if ours.get(name) is not theirs.get(name):
-            _fail(f"the submodule {name!r} is not the user's own.")
+            fail(f"the submodule {name!r} is not the user's own.")
     tensors = [dict(m.named_parameters(remove_duplicate=False)) for m in (module, model)]
     if tensors[0].keys() != tensors[1].keys() or any(tensors[0][n] is not p for n, p in tensors[1].items()):
-        _fail("a parameter is not the user's own.")
+        fail("a parameter is not the user's own.")
     buffers = [{n: b for n, b in m.named_buffers(remove_duplicate=False) if n.partition(".")[0] != RULES} for m in (module, model)]
     if buffers[0].keys() != buffers[1].keys() or any(buffers[0][n] is not b for n, b in buffers[1].items()):
-        _fail("a buffer is not the user's own.")
+        fail("a buffer is not the user's own.")
 
 
 def _contracts(graph: fx.Graph, original: fx.Graph) -> None:
@@ -135,16 +126,16 @@ def _contracts(graph: fx.Graph, original: fx.Graph) -> None:
             stands[node] = stands.get(value, value)
     kept = [node for node in graph.nodes if "graphreg" not in node.meta]
     if len(kept) != len(original.nodes):
-        _fail(f"{len(kept)} of the model's own {len(original.nodes)} operations are left.")
+        fail(f"{len(kept)} of the model's own {len(original.nodes)} operations are left.")
     twin = dict(zip(kept, original.nodes, strict=True))
     for ours, theirs in twin.items():
         if (ours.op, ours.target) != (theirs.op, theirs.target):
-            _fail(f"{theirs.name} ({theirs.op} {theirs.target}) became {ours.name} ({ours.op} {ours.target}).")
+            fail(f"{theirs.name} ({theirs.op} {theirs.target}) became {ours.name} ({ours.op} {ours.target}).")
         args = ours.args
         if ours.op == "output" and isinstance(args[0], Regularized):
             args = (args[0].output,)
         if not _equal((args, ours.kwargs), (theirs.args, theirs.kwargs), lambda n: twin.get(stands.get(n, n))):
-            _fail(f"{ours.name} does not read what it read in the model: {args}, not {theirs.args}.")
+            fail(f"{ours.name} does not read what it read in the model: {args}, not {theirs.args}.")
 
 
 def _equal(ours: Any, theirs: Any, resolve: Callable[[fx.Node], fx.Node | None]) -> bool:
@@ -162,119 +153,7 @@ def _equal(ours: Any, theirs: Any, resolve: Callable[[fx.Node], fx.Node | None])
     return type(ours) is type(theirs) and bool(ours == theirs or (is_nan(ours) and is_nan(theirs)))
 
 
-class _Placed:
-    """Every edit of the plan stands at its site, in its order, and nothing passes it by."""
-
-    def __init__(self, graph: fx.Graph, original: fx.Graph, traced: Traced, plan: Plan) -> None:
-        self.graph, self.plan = graph, plan
-        first, aliases = site_nodes(original, traced.operations), Aliases(original, traced.operations)
-        sites = {edit.site.name for edit in plan.edits if edit.site.name in first}
-        spliced = {name: bool(plan.splices(name)) for name in sites}
-        self.written = {name for name in sites if aliases.written_later(first[name], surely=spliced[name])}
-        own = {name: node for name, node in site_nodes(graph, traced.operations).items() if "graphreg" not in node.meta}
-        self.where, self.aliases = own, Aliases(graph, traced.operations)
-        self.kept: set[fx.Node] = set()
-        self.added: dict[tuple[str, str], fx.Node] = {}
-        for node in graph.nodes:
-            about: Mapping[str, str] = node.meta.get("graphreg", {})
-            if about.get("kind") in ("splice", "measure", "read"):
-                place = (about["regularizer"], about["site"])
-                if place in self.added:
-                    _fail(f"{place[0]} acts twice at {place[1]}.")
-                self.added[place] = node
-
-    def check(self) -> None:
-        sites = dict.fromkeys(edit.site.name for edit in self.plan.edits)
-        counted = 0
-        for name in sites:
-            edits = [edit for edit in self.plan.edits if edit.site.name == name]
-            if edits[0].site.kind == "parameter":
-                counted += sum(self._reads(edit) for edit in edits)
-            elif name in self.where:
-                counted += self._chain(self.where[name], edits)
-        kept = {n for n in self.graph.nodes if n.meta.get("graphreg", {}).get("kind") in ("clone", "copy")}
-        if counted != len(self.added) or kept != self.kept:
-            _fail("there are additions that are not in the plan.")
-
-    def _reads(self, edit: Edit) -> int:
-        node = self.added.get((edit.name, edit.site.name))
-        if node is None or node.op != "get_attr" or node.target != edit.site.name:
-            _fail(f"{edit.name} does not read the parameter {edit.site.name}.")
-        return 1
-
-    def _chain(self, node: fx.Node, edits: list[Edit]) -> int:
-        """Clean measurements read the value, splices follow in order, the rest reads the last."""
-        value, found = node, 0
-        for edit in edits:
-            if isinstance(edit.regularizer, Splice):
-                value = self._follows(edit, value)
-                found += 1
-        copies, clones = self._users(value, "copy"), self._users(value, "clone")
-        written, kept = edits[0].site.name in self.written, clones if found else copies
-        self.kept.update(kept[:1] if written else [])
-        if written and not kept:
-            _fail(f"{value.name} is overwritten by a later operation while {edits[0].name} needs it.")
-        read = copies[0] if copies else value
-        if copies and self._read_late(node, read):
-            _fail(f"{read.name} copies {node.name} after it was overwritten.")
-        for edit in edits:
-            if isinstance(edit.regularizer, Penalty) and "values" not in edit.regularizer.takes:
-                self._follows(edit, node if edit.regularizer.clean and found_splice(edits) else read)
-                found += 1
-        value = clones[0] if clones else value
-        if value is not node:
-            self._passed_by(node, value)
-        return found
-
-    def _users(self, value: fx.Node, kind: str) -> list[fx.Node]:
-        return [user for user in value.users if user.meta.get("graphreg", {}).get("kind") == kind]
-
-    def read(self, edit: Edit) -> fx.Node:
-        """The value that a penalty on all values at once reads at one of its sites."""
-        if edit.site.kind == "parameter":
-            return self.added[edit.name, edit.site.name]
-        value = self.where[edit.site.name]
-        if copies := self._users(value, "copy"):
-            return copies[0]
-        if isinstance(edit.regularizer, Penalty) and edit.regularizer.clean:
-            return value
-        for other in self.plan.splices(edit.site.name):
-            value = self.added[other.name, edit.site.name]
-        return value
-
-    def _follows(self, edit: Edit, value: fx.Node) -> fx.Node:
-        node = self.added.get((edit.name, edit.site.name))
-        if node is None or node.args[0] is not value or not str(node.target).startswith(f"{RULES}."):
-            raise _failed(f"{edit.name} does not act on {value.name} at the site {edit.site.name}.")
-        if self._read_late(value, node):
-            _fail(f"{edit.name} reads {value.name} after it was overwritten.")
-        return node
-
-    def _read_late(self, value: fx.Node, reader: fx.Node) -> bool:
-        order = self.aliases.order
-        return any(
-            order[value] < order[user] < order[reader] and name in self.aliases.operations.writes(user)
-            for name in self.aliases.family(value)
-            for user in name.users
-            if "graphreg" not in user.meta
-        )
-
-    def _passed_by(self, node: fx.Node, last: fx.Node) -> None:
-        """Nothing of the model's own reads the value at ``node`` or between, only what stands at the end."""
-        chain = [last]
-        while chain[-1] is not node:
-            chain.append(chain[-1].args[0])  # type: ignore[arg-type]
-        for link in chain[1:]:
-            for user in link.users:
-                if "graphreg" not in user.meta:
-                    _fail(f"{user.name} reads {link.name} and passes by {last.name}.")
-
-
-def found_splice(edits: list[Edit]) -> bool:
-    return any(isinstance(edit.regularizer, Splice) for edit in edits)
-
-
-def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: _Placed) -> None:
+def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Placed) -> None:
     """Every splice reaches the output; every penalty is in it, and a parameter that can train reaches the penalty."""
     flow, output = to_networkx(graph), graph.output_node()
     upstream = nx.ancestors(flow, output.name)
@@ -288,15 +167,15 @@ def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: _Plac
             and node.name not in upstream
             and _used_site(node, flow, upstream)
         ):
-            _fail(f"{node.name} does not reach the output.")
+            fail(f"{node.name} does not reach the output.")
         if about.get("kind") == "splice" and (len(keys) != 1 or node.args[1] not in keys):
-            _fail(f"{node.name} does not take the key of the call.")
+            fail(f"{node.name} does not take the key of the call.")
         if about.get("kind") == "total":
             totals[about["regularizer"]] = node
     wanted = [name for name, r in plan.regularizers.items() if isinstance(r, Penalty)]
     returned = output.args[0].penalties if isinstance(output.args[0], Regularized) else {n: totals.get(n) for n in wanted}
     if {n: totals.get(n) for n in wanted} != dict(returned) or None in returned.values():
-        _fail(f"the penalties {wanted} are not what the output carries.")
+        fail(f"the penalties {wanted} are not what the output carries.")
     trained = _trained(graph, module, flow)
     for name, node in totals.items():
         _counts(node, name, plan, placed)
@@ -306,7 +185,7 @@ def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: _Plac
             )
 
 
-def _counts(node: fx.Node, name: str, plan: Plan, placed: _Placed) -> None:
+def _counts(node: fx.Node, name: str, plan: Plan, placed: Placed) -> None:
     """A total reads each of its sites once, in the order of the plan; a penalty on all values at once, by name."""
     regularizer = plan.regularizers[name]
     edits = [e for e in plan.of(name) if e.site.kind == "parameter" or e.site.name in placed.where]
@@ -316,7 +195,7 @@ def _counts(node: fx.Node, name: str, plan: Plan, placed: _Placed) -> None:
     else:
         right = list(node.args) == [placed.added[name, e.site.name] for e in edits]
     if not right:
-        _fail(f"{name} does not add up each of its {len(edits)} sites once.")
+        fail(f"{name} does not add up each of its {len(edits)} sites once.")
 
 
 def _used_site(node: fx.Node, flow: nx.DiGraph[str], upstream: set[str]) -> bool:

@@ -6,6 +6,7 @@ mode gets the other wrong in silence.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
     """Puts back every attribute, mode and registered tensor that running a forward on proxies may have changed."""
     dicts = ("_parameters", "_buffers", "_modules")
     before = [(m, dict(m.__dict__), {name: dict(m.__dict__[name]) for name in dicts}) for m in model.modules()]
+    containers = [(v, copy.copy(v)) for _, attributes, _ in before for v in attributes.values() if type(v) in (list, dict, set)]
     try:
         yield
     finally:
@@ -34,6 +36,16 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
             for name in set(module.__dict__) - set(attributes):
                 del module.__dict__[name]
             module.__dict__.update(attributes)
+        for container, content in containers:
+            _refill(container, content)
+
+
+def _refill(container: Any, content: Any) -> None:
+    """Give a list, dict or set its content back, where a traced forward has put something into it."""
+    if len(container) == len(content) and all(a is b for a, b in zip(container, content, strict=True)):
+        return
+    container.clear()
+    container.extend(content) if isinstance(container, list) else container.update(content)
 
 
 def trace_modes(model: nn.Module, trace: Callable[[], fx.Graph]) -> Graphs:

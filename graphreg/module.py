@@ -6,7 +6,7 @@ import copy
 import functools
 import inspect
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -29,17 +29,31 @@ class Regularized(NamedTuple):
     output: Any
     penalties: dict[str, Tensor]
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"this is (output, penalties), which has no {name!r}. Write output, penalties = module(x), or regularize with "
+            "penalties='attach' to get the output alone."
+        )
+
 
 class RewrittenModule(fx.GraphModule):
     """A GraphModule that shares the model's layers and holds one forward for both modes, or one for each."""
 
-    def __init__(self, model: nn.Module, graphs: Mapping[str, fx.Graph], rules: Rules | None, held: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        graphs: Mapping[str, fx.Graph],
+        rules: Rules | None,
+        held: Mapping[str, Any],
+        constants: Mapping[str, Tensor] | None = None,
+    ) -> None:
         super().__init__(nn.Module(), fx.Graph(), type(model).__name__.removesuffix("Impl"))
         self._adopt(model)
         if rules is not None:
             self.add_module(RULES, rules)
             # DDP would broadcast rank 0's buffers over all ranks' at every step
             self._ddp_params_and_buffers_to_ignore = [f"{RULES}.{name}" for name, _ in rules.named_buffers(remove_duplicate=False)]
+        self.__dict__.update(constants or {})
         self.held = dict(held)
         self._set_graphs(dict(graphs))
 
@@ -100,7 +114,9 @@ class RewrittenModule(fx.GraphModule):
             python_code = super().recompile()
             forwards[mode], codes[mode] = type(self).forward, self._code
         self.codes = dict(reversed(codes.items()))
-        type(self).forward = _chosen(forwards, self.__dict__.get("held", {}))
+        held = self.__dict__.get("held", {})
+        optional = [str(n.target) for n in first.nodes if n.op == "placeholder" and n.args]
+        type(self).forward = _chosen(forwards, held, [name for name in optional if name not in held])
         return python_code
 
     def train(self, mode: bool = True) -> RewrittenModule:
@@ -162,11 +178,11 @@ def _blank(class_name: str) -> RewrittenModule:
     return module
 
 
-def _chosen(forwards: Mapping[str, Callable[..., Any]], held: Mapping[str, Any]) -> Callable[..., Any]:
+def _chosen(forwards: Mapping[str, Callable[..., Any]], held: Mapping[str, Any], carried: Sequence[str]) -> Callable[..., Any]:
     """The forward of the class: refuses another tracer, checks held arguments, goes to the mode's own code."""
     in_train = forwards.get("both") or forwards["train"]
     in_eval = forwards.get("both") or forwards["eval"]
-    positions = _positions(in_train, held)
+    positions, required = _positions(in_train, held), _positions(in_train, dict.fromkeys(carried))
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if not torch.compiler.is_compiling() and is_fx_symbolic_tracing() and RULES in self._modules:
@@ -179,6 +195,11 @@ def _chosen(forwards: Mapping[str, Callable[..., Any]], held: Mapping[str, Any])
             if given is not value and not (type(given) is type(value) and given == value):
                 raise GraphRegError(
                     f"{name} was held at {value!r} when the model was traced. Give regularize example_inputs that carry {name}."
+                )
+        for name, (position, _) in required.items():
+            if position >= len(args) and name not in kwargs:
+                raise GraphRegError(
+                    f"{name} was carried by the example_inputs, so the graph needs it. Give it at each call, or trace without it."
                 )
         return in_train(self, *args, **kwargs) if self.training else in_eval(self, *args, **kwargs)
 

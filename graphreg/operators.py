@@ -52,10 +52,8 @@ NORM_MODULES = (
 DROPOUT_MODULES = (nn.modules.dropout._DropoutNd,)
 VIEW_MODULES = (nn.Flatten, nn.Unflatten, nn.Identity)
 MOVE_MODULES = (nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.modules.padding._ConstantPadNd)
-IN_PLACE_OPERATORS = {
-    getattr(operator, name)
-    for name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor", "ilshift", "irshift", "setitem")
-}
+IN_PLACE_NAMES = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor", "ilshift", "irshift")
+IN_PLACE_OPERATORS = {getattr(operator, name) for name in (*IN_PLACE_NAMES, "setitem")}
 
 
 class Operations:

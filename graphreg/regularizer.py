@@ -52,6 +52,7 @@ class Regularizer:
     keys: ClassVar[tuple[str, ...]] = ()
     usual: ClassVar[str] = "the hidden values"  # the default sites, in words
     may_act_on: ClassVar[tuple[str, ...]] = ("values", "parameters")
+    must_take: ClassVar[str] = ""
     min_dims: ClassVar[int] = 2  # parameters with fewer dims are not acted on
 
     def __init_subclass__(cls, keys: Sequence[str] = (), on: On | None = None, **more: Any) -> None:
@@ -67,6 +68,8 @@ class Regularizer:
         cls.keys = tuple(keys)
         if "__call__" in cls.__dict__:
             cls.takes = _arguments(cls)
+            if cls.must_take not in ("", *cls.takes):
+                raise RegularizerError(f"{cls.__name__}.__call__ does not take {cls.must_take}: set_strength would change nothing.")
         registry.register(cls)
 
     def __new__(cls, *args: Any, **options: Any) -> Regularizer:
@@ -83,6 +86,8 @@ class Regularizer:
             raise RegularizerError(
                 f"{type(self).__name__}: name={self.name!r} is not allowed; a name is one Python identifier and no keyword."
             )
+        if type(self).__call__ is Regularizer.__call__:
+            raise RegularizerError(f"{type(self).__name__} has no __call__: write its formula there.")
         self.check()
 
     def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -128,6 +133,7 @@ class Splice(Regularizer):
     rng: Any = None
 
     may_act_on: ClassVar[tuple[str, ...]] = ("values",)
+    must_take: ClassVar[str] = "weight"
 
 
 class Penalty(Regularizer):

@@ -96,6 +96,8 @@ class SpliceRule(Leaf):
             )
         given = {"z": z, "weight": self.weight(accumulation(z.dtype)), "noise": Noise(key[self.slot]), "values": {self.site: z}}
         y = self.regularizer(**{name: given[name] for name in self.regularizer.takes})
+        if not isinstance(y, Tensor):
+            raise RegularizerError(f"{self.about} gave {type(y).__name__}; a splice gives a tensor like its site's.")
         if y.shape != z.shape or y.dtype != z.dtype:
             raise RegularizerError(
                 f"{self.about} gave {tuple(y.shape)} {y.dtype} for {tuple(z.shape)} {z.dtype}; a splice gives a tensor like its site's."

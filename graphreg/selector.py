@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from torch import nn
+
 from graphreg.errors import NoMatchError, RegularizerError, near_sentence
 from graphreg.sites import ROLES, Label, Site
 
@@ -87,7 +89,7 @@ def strings(selector: Selector) -> tuple[str, ...]:
         given: tuple[object, ...] = (selector,)
     elif isinstance(selector, Sequence):
         given = tuple(selector)
-    elif callable(selector) and not isinstance(selector, type):
+    elif callable(selector) and not isinstance(selector, (type, nn.Module)):
         return ()
     else:
         raise RegularizerError(

@@ -34,7 +34,7 @@ def arguments(example_inputs: Any) -> Arguments | None:
     return ((), dict(example_inputs)) if isinstance(example_inputs, Mapping) else (tuple(example_inputs), {})
 
 
-def propagate(model: nn.Module, graphs: Graphs, bound: Mapping[str, Any], call: Arguments) -> None:
+def propagate(model: nn.Module, graphs: Graphs, bound: Mapping[str, Any], call: Arguments, constants: Mapping[str, torch.Tensor]) -> None:
     """Write ``node.meta["value"] = (shape, dtype)`` at every tensor; None at what is no tensor."""
     for mode, graph in graphs.items():
         values = [bound[str(n.target).lstrip("*")] for n in graph.nodes if n.op == "placeholder"]
@@ -42,12 +42,14 @@ def propagate(model: nn.Module, graphs: Graphs, bound: Mapping[str, Any], call: 
             fake = FakeTensorMode()
             with FakeCopyMode(fake):
                 twin = copy.deepcopy(model)
+            twin.__dict__.update({name: fake.from_tensor(value) for name, value in constants.items()})
             inputs = pytree.tree_map_only(torch.Tensor, fake.from_tensor, values)
             with fake, torch.no_grad():
                 _Recorder(_in_mode(twin, mode), graph).run(*inputs, enable_io_processing=False)
         except Exception:  # fake tensors cannot follow everything (data-dependent sizes): ask the model itself
             with left_as_it_was(model), torch.no_grad():
                 twin = _in_mode(copy.deepcopy(model), "eval")
+                twin.__dict__.update(constants)
                 twin(*copy.deepcopy(call[0]), **copy.deepcopy(call[1]))  # its own error, if it has one
                 _Recorder(twin, graph).run(*copy.deepcopy(values), enable_io_processing=False)
 

@@ -19,7 +19,7 @@ from graphreg.operators import Operations
 from graphreg.roles import value_sites
 from graphreg.shapes import Arguments, arguments, propagate
 from graphreg.sites import Label, Names, Site
-from graphreg.tracer import Namer, SiteTracer, label_node
+from graphreg.tracer import Namer, SiteTracer, label_node, randomness, restore_randomness
 
 FrontEnd = Literal["auto", "symbolic"]
 FRONT_ENDS = ("auto", "symbolic")
@@ -38,6 +38,7 @@ class Traced:
     leaves: Mapping[str, str] = field(default_factory=dict)
     held: Mapping[str, Any] = field(default_factory=dict)
     front_end: str = "symbolic"
+    constants: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @cached_property
     def parameters(self) -> tuple[Site, ...]:
@@ -78,14 +79,19 @@ def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "a
     call = arguments(example_inputs)
     bound = bind(model, call)
     held = {name: value for name, value in bound.items() if not _is_data(value)} if call else _optional(model)
+    constants: dict[str, torch.Tensor] = {}
     if isinstance(model, fx.GraphModule):
         graphs, leaves = _as_it_is(model), dict[str, str]()
     else:
         with left_as_it_was(model):
-            graphs, leaves = _symbolic(model, held)
+            drawn = randomness()
+            try:
+                graphs, leaves = _symbolic(model, held, constants)
+            finally:
+                restore_randomness(drawn)
     if call:
-        propagate(model, graphs, bound, call)
-    return Traced(model, graphs, value_sites(model, graphs), leaves, held)
+        propagate(model, graphs, bound, call, constants)
+    return Traced(model, graphs, value_sites(model, graphs), leaves, held, constants=constants)
 
 
 def names(model: nn.Module, example_inputs: Any = None) -> Names:
@@ -130,6 +136,8 @@ def check_model(model: object) -> None:
                 "this model is rewritten already. graphreg.strip(module) gives it back without the additions; regularize that."
             )
         raise TraceError(f"{type(model).__name__} has something called graphreg_rules, the name that additions go under. Rename it.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TraceError(f"{type(model).__name__} is compiled by torch.jit. Give regularize the model it was made from.")
     if type(model).forward is nn.Module.forward and "forward" not in model.__dict__:
         raise TraceError(f"{type(model).__name__} has no forward, so there is nothing to trace.")
     if model._backward_hooks or model._backward_pre_hooks:
@@ -151,13 +159,26 @@ def _optional(model: nn.Module) -> dict[str, Any]:
     return {n: p.default for n, p in inspect.signature(model.forward).parameters.items() if p.default is not p.empty}
 
 
-def _symbolic(model: nn.Module, held: Mapping[str, Any]) -> tuple[Graphs, dict[str, str]]:
+def _take_constants(model: nn.Module, graph: fx.Graph, before: set[str], constants: dict[str, torch.Tensor]) -> None:
+    """fx puts the tensors that a forward makes (``torch.tensor(2.0)``) on the model; they are the graph's, not the model's."""
+    for name in [n for n in model.__dict__ if n.startswith("_tensor_constant") and n not in before]:
+        value, new = model.__dict__.pop(name), name
+        while new in constants and not torch.equal(constants[new], value):
+            new += "_"
+        constants[new] = value
+        for node in graph.nodes:
+            if node.op == "get_attr" and node.target == name:
+                node.target = new
+
+
+def _symbolic(model: nn.Module, held: Mapping[str, Any], constants: dict[str, torch.Tensor]) -> tuple[Graphs, dict[str, str]]:
     leaves: dict[str, str] = {}
 
     def once() -> fx.Graph:
-        tracer = SiteTracer(leaves, dict(held))
+        tracer, before = SiteTracer(leaves, dict(held)), set(model.__dict__)
         graph = tracer.trace(model)
         leaves.update(tracer.leaves)
+        _take_constants(model, graph, before, constants)
         return graph
 
     try:

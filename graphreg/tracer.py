@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import inspect
 import math
+import operator
+import random
 import re
 import sys
 from collections.abc import Callable, Collection, Iterator
@@ -16,9 +18,11 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
+import torch.utils.checkpoint as checkpointing
 from torch import fx, nn
 
 from graphreg.errors import GraphRegError, TraceError
+from graphreg.operators import IN_PLACE_NAMES, is_size
 from graphreg.sites import Label
 
 
@@ -35,12 +39,21 @@ class SiteTracer(fx.Tracer):
         self._outputs: list[tuple[str, str, str, Any]] = []  # (name, module path, class, value) of each module call
         self._parameter_cache: dict[str, fx.Proxy] = {}
         self._buffers: dict[int, str] = {}
+        self.sizes: set[fx.Node] = set()  # numbers and shapes
+        self._region = _regions()
         self._constants: set[fx.Node] = set()  # computed from buffers alone: torchvision has no node for these
 
     def trace(self, root: nn.Module, concrete_args: dict[str, Any] | None = None) -> fx.Graph:  # type: ignore[override]
         self._namer = Namer({path for path, _ in root.named_modules(remove_duplicate=False) if path})
         self._buffers = {id(buffer): name for name, buffer in root.named_buffers()}
-        graph = super().trace(root)
+        drawn = randomness()
+        with _checkpoints_refused():
+            graph = super().trace(root)
+        if randomness() != drawn:
+            raise TraceError(
+                f"{type(root).__name__}.forward draws random numbers itself (random, torch.rand), and a trace would freeze them. "
+                "Move the draw into a submodule, which graphreg then keeps whole, or make it from the input (torch.rand_like)."
+            )
         if (assigned := _assigned_buffer(root)) is not None:
             raise TraceError(
                 f"{type(root).__name__}.forward assigns the buffer self.{assigned}, which a graph cannot carry. Update it in "
@@ -91,16 +104,19 @@ class SiteTracer(fx.Tracer):
         with self._scope(path):
             if self.is_leaf_module(m, path):
                 return super().call_module(m, forward, args, kwargs)
-            mark, buffers = self._mark(), dict(m._buffers)
+            mark, buffers, drawn = self._mark(), dict(m._buffers), randomness()
             try:
                 value = super().call_module(m, forward, args, kwargs)
                 if (assigned := _assigned_buffer(m)) is not None:
                     raise AttributeError(f"its forward assigns the buffer {assigned}")
+                if randomness() != drawn:
+                    raise AttributeError("its forward draws random numbers, which a trace would freeze")
             except GraphRegError:
                 raise
             except Exception as error:  # whatever a forward raises on proxies: the module is kept whole instead
                 self._roll_back(mark)
                 m._buffers.update(buffers)
+                restore_randomness(drawn)
                 self.leaves[path] = first_line(error)
                 return super().call_module(m, forward, args, kwargs)
         self._outputs.append((self._namer.module(path), path, type(m).__name__, value))
@@ -108,6 +124,8 @@ class SiteTracer(fx.Tracer):
 
     def create_proxy(self, kind: str, target: Any, *rest: Any, **more: Any) -> fx.Proxy:
         proxy = super().create_proxy(kind, target, *rest, **more)
+        if is_size(proxy.node, self.sizes.__contains__):
+            self.sizes.add(proxy.node)
         if kind not in ("placeholder", "call_module") and self._is_constant(proxy.node):
             self._constants.add(proxy.node)
             proxy.node.meta["site"] = (self._scopes[-1], ())
@@ -125,6 +143,16 @@ class SiteTracer(fx.Tracer):
             # fx makes a plain dict of an OrderedDict; the model's own type is built in the graph instead
             return self.create_node("call_function", type(a), (super().create_arg(dict(a)),), {})
         return super().create_arg(a)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return Value(node, self)
+
+    def create_node(self, kind: str, *rest: Any, **more: Any) -> fx.Node:
+        if kind not in ("placeholder", "get_attr", "output") and _regions() != self._region:
+            raise RuntimeError(
+                "this runs under torch.no_grad, autocast or the like, and a trace would lose that; keep it in a submodule of its own"
+            )
+        return super().create_node(kind, *rest, **more)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
         self._parameter_cache = parameter_proxy_cache
@@ -170,7 +198,31 @@ class SiteTracer(fx.Tracer):
         self.num_calls.update(calls)
 
 
-class BufferProxy(fx.Proxy):
+class Value(fx.Proxy):
+    """A value of the graph on which ``+=`` and its like are recorded as what they are.
+
+    Without these methods Python falls back on ``+``, and whoever holds the value by another name (a skip connection, a
+    view, the caller) does not see the write: fx traces another function than the model's, without a word.
+    """
+
+    def _in_place(self, function: Callable[..., Any], other: Any) -> Any:
+        if isinstance(self.tracer, SiteTracer) and self.node in self.tracer.sizes:
+            return NotImplemented  # a number: Python's own fallback is right
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+def _add_in_place_operators() -> None:
+    def method(function: Callable[..., Any]) -> Callable[[Value, Any], Any]:
+        return lambda self, other: self._in_place(function, other)
+
+    for name in IN_PLACE_NAMES:
+        setattr(Value, f"__{name}__", method(getattr(operator, name)))
+
+
+_add_in_place_operators()
+
+
+class BufferProxy(Value):
     """A buffer in the graph, whose shape, dtype and device are still plain values."""
 
     def __init__(self, node: fx.Node, tracer: fx.Tracer, buffer: torch.Tensor) -> None:
@@ -188,6 +240,42 @@ class BufferProxy(fx.Proxy):
 
     def __len__(self) -> int:
         return self.shape[0]
+
+
+def _regions() -> tuple[bool, ...]:
+    """What surrounds the code that runs now and changes what its operations do."""
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *(torch.is_autocast_enabled(d) for d in ("cpu", "cuda"))
+
+
+def randomness() -> tuple[Any, bytes]:
+    """The state of Python's and torch's generators."""
+    return random.getstate(), torch.get_rng_state().numpy().tobytes()
+
+
+def restore_randomness(state: tuple[Any, bytes]) -> None:
+    random.setstate(state[0])
+    torch.set_rng_state(torch.frombuffer(bytearray(state[1]), dtype=torch.uint8))
+
+
+@contextmanager
+def _checkpoints_refused() -> Iterator[None]:
+    """Activation checkpointing is traced away otherwise; the module that asks for it is kept whole instead."""
+    names = ("_checkpoint_without_reentrant_generator", "CheckpointFunction")
+    before = {name: getattr(checkpointing, name) for name in names if hasattr(checkpointing, name)}
+
+    class Refused:
+        apply = staticmethod(lambda *args: Refused())
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            raise RuntimeError("it checkpoints activations, which a trace would lose")
+
+    try:
+        for name in before:
+            setattr(checkpointing, name, Refused)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(checkpointing, name, value)
 
 
 def _assigned_buffer(module: nn.Module) -> str | None:
@@ -241,6 +329,8 @@ def label_node(node: fx.Node, scope: str, root: nn.Module, namer: Namer) -> None
     else:
         base = re.sub(r"_\d+$", "", node.name)
         op = "parameter" if node.op == "get_attr" else getattr(node.target, "__name__", str(node.target)).strip("_") or base
+        if node.op == "call_function" and op in IN_PLACE_NAMES:  # ``+=`` goes by the name of ``+``, as torchvision has it
+            base, op = re.sub("^i", "", base), op[1:]
         label = Label(namer.operation(scope, base), op)
     node.meta["site"] = (scope, (label,))
 

@@ -1,0 +1,101 @@
+"""The leaves of a plan: their names, their strengths and streams. Made before any graph is touched."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from graphreg.errors import RegularizerError
+from graphreg.noise import stream
+from graphreg.plan import Edit, Plan
+from graphreg.regularizer import Penalty, Splice
+from graphreg.rules import KeyRule, Leaf, Measure, Rules, SpliceRule, Total, Whole
+
+
+def identifier(name: str) -> str:
+    """A site's name as Python writes it: ``layer1.0.relu`` is ``layer1_0_relu``."""
+    text = re.sub(r"\W", "_", name)
+    return f"_{text}" if text[0].isdigit() else text
+
+
+def leaf_names(plan: Plan) -> dict[int, str]:
+    """The name under ``graphreg_rules`` of each edit's leaf, by the edit's place in the plan."""
+    taken = {*dir(Rules()), "key", "attach", *plan.regularizers}
+    names: dict[int, str] = {}
+    for i, edit in enumerate(plan.edits):
+        base = f"{identifier(edit.site.name)}_{edit.name}"
+        name, count = base, 0
+        while name in taken:
+            count += 1
+            name = f"{base}_{count}"
+        taken.add(name)
+        names[i] = name
+    clash = [name for name in plan.regularizers if name in {*dir(Rules()), "key", "attach", "about", "strengths"}]
+    if clash:
+        raise RegularizerError(f"name={clash[0]!r} is one that torch modules use for themselves; choose another.")
+    return names
+
+
+def make_rules(model: nn.Module, plan: Plan, names: Mapping[int, str], rng: Any) -> tuple[Rules, list[SpliceRule]]:
+    """What goes under ``graphreg_rules``, and the splices among it that the root itself owns."""
+    rules, owned, streams, owners = Rules(), list[SpliceRule](), dict[str, int](), list[nn.Module]()
+    devices = (p.device for p in model.parameters() if p.device.type != "meta")  # a meta tensor holds no strength
+    device = next(devices, torch.device("cpu"))
+    rules.strengths = {name: torch.tensor([r.weight], dtype=torch.float64, device=device) for name, r in plan.regularizers.items()}
+    seeds = _Seeds(rng)
+    for i, edit in enumerate(plan.edits):
+        strength, regularizer = rules.strengths[edit.name], edit.regularizer
+        if isinstance(regularizer, Splice):
+            owner = model.get_submodule(edit.site.module)
+            leaf: Leaf = SpliceRule(regularizer, edit.site.name, strength, len(streams), owner)
+            streams[names[i]] = stream(seeds.of(edit), edit.site.name, type(regularizer).__name__, edit.occurrence)
+            owners.append(owner)
+            if owner is model and isinstance(leaf, SpliceRule):
+                owned.append(leaf)
+        elif isinstance(regularizer, Penalty) and measures(regularizer):
+            leaf = Measure(regularizer, edit.site.name, strength)
+        else:
+            continue
+        rules.add_module(names[i], leaf)
+    if streams:
+        rules.add_module("key", KeyRule(streams, owners).to(device))
+    for name, regularizer in plan.regularizers.items():
+        if isinstance(regularizer, Penalty):
+            kind = Whole if "values" in regularizer.takes else Total
+            rules.add_module(name, kind(regularizer, name, rules.strengths[name]))
+    return rules, owned
+
+
+def measures(regularizer: Penalty) -> bool:
+    """Whether the penalty is taken site by site, directly after each, rather than all at once."""
+    return regularizer.on == "values" and "values" not in regularizer.takes
+
+
+class _Seeds:
+    """One seed for the module, drawn when first asked for, and one for each splice that brings its own."""
+
+    def __init__(self, rng: Any) -> None:
+        self.rng, self.common = rng, None if rng is None else seed(rng)
+        self.own: dict[str, int] = {}
+
+    def of(self, edit: Edit) -> int:
+        own = edit.regularizer.rng if isinstance(edit.regularizer, Splice) else None
+        if own is not None:
+            return self.own.setdefault(edit.name, seed(own))
+        if self.common is None:
+            self.common = seed(None)
+        return self.common
+
+
+def seed(rng: int | torch.Generator | None) -> int:
+    """A seed: the int itself, or one draw of a generator (None: torch's global one)."""
+    if isinstance(rng, torch.Generator) or rng is None:
+        device = rng.device if rng is not None else "cpu"
+        return int(torch.randint(1 << 62, (), generator=rng, device=device))
+    if isinstance(rng, int) and not isinstance(rng, bool):
+        return rng
+    raise RegularizerError(f"rng={rng!r} is not allowed; give an int, a torch.Generator, or None for torch's global generator.")

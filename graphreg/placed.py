@@ -1,0 +1,135 @@
+"""Whether every edit of a plan stands at its site, in its order, and nothing passes it by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import fx
+
+from graphreg.aliases import Aliases
+from graphreg.errors import GraphRegError
+from graphreg.module import RULES
+from graphreg.plan import Edit, Plan
+from graphreg.regularizer import Penalty, Splice
+from graphreg.roles import site_nodes
+from graphreg.trace import Traced
+
+
+def failed(sentence: str) -> GraphRegError:
+    return GraphRegError(f"a rewritten graph failed its check: {sentence}")
+
+
+def fail(sentence: str) -> None:
+    raise failed(sentence)
+
+
+class Placed:
+    """Every edit of the plan stands at its site, in its order, and nothing passes it by."""
+
+    def __init__(self, graph: fx.Graph, original: fx.Graph, traced: Traced, plan: Plan) -> None:
+        self.graph, self.plan = graph, plan
+        first, aliases = site_nodes(original, traced.operations), Aliases(original, traced.operations)
+        sites = {edit.site.name for edit in plan.edits if edit.site.name in first}
+        spliced = {name: bool(plan.splices(name)) for name in sites}
+        self.written = {name for name in sites if aliases.written_later(first[name], surely=spliced[name])}
+        own = {name: node for name, node in site_nodes(graph, traced.operations).items() if "graphreg" not in node.meta}
+        self.where, self.aliases = own, Aliases(graph, traced.operations)
+        self.kept: set[fx.Node] = set()
+        self.added: dict[tuple[str, str], fx.Node] = {}
+        for node in graph.nodes:
+            about: Mapping[str, str] = node.meta.get("graphreg", {})
+            if about.get("kind") in ("splice", "measure", "read"):
+                place = (about["regularizer"], about["site"])
+                if place in self.added:
+                    fail(f"{place[0]} acts twice at {place[1]}.")
+                self.added[place] = node
+
+    def check(self) -> None:
+        sites = dict.fromkeys(edit.site.name for edit in self.plan.edits)
+        counted = 0
+        for name in sites:
+            edits = [edit for edit in self.plan.edits if edit.site.name == name]
+            if edits[0].site.kind == "parameter":
+                counted += sum(self._reads(edit) for edit in edits)
+            elif name in self.where:
+                counted += self._chain(self.where[name], edits)
+        kept = {n for n in self.graph.nodes if n.meta.get("graphreg", {}).get("kind") in ("clone", "copy")}
+        if counted != len(self.added) or kept != self.kept:
+            fail("there are additions that are not in the plan.")
+
+    def _reads(self, edit: Edit) -> int:
+        node = self.added.get((edit.name, edit.site.name))
+        if node is None or node.op != "get_attr" or node.target != edit.site.name:
+            fail(f"{edit.name} does not read the parameter {edit.site.name}.")
+        return 1
+
+    def _chain(self, node: fx.Node, edits: list[Edit]) -> int:
+        """Clean measurements read the value, splices follow in order, the rest reads the last."""
+        value, found = node, 0
+        for edit in edits:
+            if isinstance(edit.regularizer, Splice):
+                value = self._follows(edit, value)
+                found += 1
+        copies, clones = self._users(value, "copy"), self._users(value, "clone")
+        written, kept = edits[0].site.name in self.written, clones if found else copies
+        self.kept.update(kept[:1] if written else [])
+        if written and not kept:
+            fail(f"{value.name} is overwritten by a later operation while {edits[0].name} needs it.")
+        read = copies[0] if copies else value
+        if copies and self._read_late(node, read):
+            fail(f"{read.name} copies {node.name} after it was overwritten.")
+        for edit in edits:
+            if isinstance(edit.regularizer, Penalty) and "values" not in edit.regularizer.takes:
+                self._follows(edit, node if edit.regularizer.clean and _has_splice(edits) else read)
+                found += 1
+        value = clones[0] if clones else value
+        if value is not node:
+            self._passed_by(node, value)
+        return found
+
+    def _users(self, value: fx.Node, kind: str) -> list[fx.Node]:
+        return [user for user in value.users if user.meta.get("graphreg", {}).get("kind") == kind]
+
+    def read(self, edit: Edit) -> fx.Node:
+        """The value that a penalty on all values at once reads at one of its sites."""
+        if edit.site.kind == "parameter":
+            return self.added[edit.name, edit.site.name]
+        value = self.where[edit.site.name]
+        if copies := self._users(value, "copy"):
+            return copies[0]
+        if isinstance(edit.regularizer, Penalty) and edit.regularizer.clean:
+            return value
+        for other in self.plan.splices(edit.site.name):
+            value = self.added[other.name, edit.site.name]
+        return value
+
+    def _follows(self, edit: Edit, value: fx.Node) -> fx.Node:
+        node = self.added.get((edit.name, edit.site.name))
+        if node is None or node.args[0] is not value or not str(node.target).startswith(f"{RULES}."):
+            raise failed(f"{edit.name} does not act on {value.name} at the site {edit.site.name}.")
+        if self._read_late(value, node):
+            fail(f"{edit.name} reads {value.name} after it was overwritten.")
+        return node
+
+    def _read_late(self, value: fx.Node, reader: fx.Node) -> bool:
+        order = self.aliases.order
+        return any(
+            order[value] < order[user] < order[reader] and name in self.aliases.operations.writes(user)
+            for name in self.aliases.family(value)
+            for user in name.users
+            if "graphreg" not in user.meta
+        )
+
+    def _passed_by(self, node: fx.Node, last: fx.Node) -> None:
+        """Nothing of the model's own reads the value at ``node`` or between, only what stands at the end."""
+        chain = [last]
+        while chain[-1] is not node:
+            chain.append(chain[-1].args[0])  # type: ignore[arg-type]
+        for link in chain[1:]:
+            for user in link.users:
+                if "graphreg" not in user.meta:
+                    fail(f"{user.name} reads {link.name} and passes by {last.name}.")
+
+
+def _has_splice(edits: list[Edit]) -> bool:
+    return any(isinstance(edit.regularizer, Splice) for edit in edits)

@@ -1,0 +1,197 @@
+"""A trace is the same function as the model, or an error, or a submodule kept whole: never another function in silence."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import graphreg
+from graphreg.passes import HiddenL1, WeightL2
+
+X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+
+
+def model(forward: Callable[..., Any]) -> nn.Module:
+    torch.manual_seed(0)
+    made: nn.Module = type("Made", (nn.Module,), {"forward": forward})()
+    made.l, made.k = nn.Linear(4, 4), nn.Linear(4, 4)
+    return made
+
+
+def skip(self: Any, x: Tensor) -> Tensor:
+    h = self.l(x)
+    before = h
+    h += self.k(h)
+    return h + before
+
+
+def column(self: Any, x: Tensor) -> Tensor:
+    h = self.l(x)
+    c = h[:, 0]
+    c += 1
+    return self.k(h)
+
+
+def callers(self: Any, x: Tensor) -> Tensor:
+    before = x
+    x *= 2
+    return self.k(x) + before
+
+
+def flat(self: Any, x: Tensor) -> Tensor:
+    h = self.l(x)
+    v = h.view(-1)
+    v -= 1
+    v /= 3
+    return self.k(h)
+
+
+def sizes(self: Any, x: Tensor) -> Tensor:
+    n = x.shape[1]
+    m = n
+    n += 1  # a number: its other name keeps the old one
+    return self.l(x) * n + m
+
+
+@pytest.mark.parametrize("forward", [skip, column, callers, flat, sizes])
+def test_augmented_assignment_writes_where_the_model_writes(forward: Callable[..., Any]) -> None:
+    original, given, ours = model(forward), X.clone(), X.clone()
+    module = graphreg.regularize(original, HiddenL1("k" if forward is not sizes else "l", 1.0))
+    assert torch.equal(original(given), module(ours).output)
+    assert torch.equal(given, ours)  # what the caller sees of its own tensor
+    assert torch.equal(original(X.clone()), graphreg.strip(module)(X.clone()))
+
+
+def test_augmented_assignment_has_the_name_of_the_operator() -> None:
+    assert "add" in list(graphreg.names(model(skip)))
+
+
+class Inner(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.l, self.p = how, nn.Linear(4, 4), 0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "no_grad":
+            with torch.no_grad():
+                return self.l(x)
+        if self.how == "autocast":
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return self.l(x).float()
+        if self.how == "checkpoint":
+            return checkpoint(self.l, x, use_reentrant=False)
+        if self.how == "reentrant":
+            return checkpoint(self.l, x, use_reentrant=True)
+        if self.how == "random":
+            return self.l(x) if random.random() < 0.5 else x
+        return self.l(x) if torch.rand(()) < 0.5 else x
+
+
+class Outer(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.inner, self.head = Inner(how), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.inner(x))
+
+
+REASONS = {
+    "no_grad": "no_grad", "autocast": "autocast", "checkpoint": "checkpoints activations", "reentrant": "checkpoints activations",
+    "random": "random numbers", "torch.rand": "random numbers",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", REASONS)
+def test_a_submodule_is_kept_whole_and_said_so(how: str) -> None:
+    torch.manual_seed(0)
+    random.seed(0)
+    outer, states = Outer(how), (random.getstate(), torch.get_rng_state())
+    traced = graphreg.trace(outer)
+    assert list(traced.leaves) == ["inner"] and REASONS[how] in traced.leaves["inner"]
+    assert random.getstate() == states[0] and torch.equal(torch.get_rng_state(), states[1])
+    module = graphreg.regularize(outer, WeightL2("head.*", 1.0))
+    assert "kept whole: inner" in graphreg.report(module)
+    for seed in range(4):
+        outputs = []
+        for run in (outer, lambda x: module(x).output):
+            torch.manual_seed(seed)
+            random.seed(seed)
+            outer.zero_grad()
+            y = run(X.clone().requires_grad_())
+            y.sum().backward()
+            outputs.append((y.detach(), None if outer.inner.l.weight.grad is None else outer.inner.l.weight.grad.clone()))
+        assert torch.equal(outputs[0][0], outputs[1][0])
+        assert (outputs[0][1] is None) == (outputs[1][1] is None)
+
+
+@pytest.mark.parametrize("how", REASONS)
+def test_at_the_root_it_is_an_error(how: str) -> None:
+    with pytest.raises(graphreg.TraceError, match="submodule"):
+        graphreg.trace(Inner(how))
+
+
+def test_tensors_made_in_the_forward_are_the_graphs() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.l(x) * torch.tensor(2.0) + torch.arange(4)
+
+    original = model(forward)
+    before = list(original.__dict__)
+    module = graphreg.regularize(original, example_inputs=X, weight_l2=1.0)
+    assert list(original.__dict__) == before and list(module.graphs) == ["both"]
+    assert torch.equal(module(X).output, original(X))
+    assert torch.equal(graphreg.strip(module)(X), original(X))
+    assert list(module.state_dict()) == list(original.state_dict())
+
+
+def test_containers_get_their_content_back() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        self.seen.append(x)
+        self.last = x
+        return self.k(x)
+
+    original = model(forward)
+    original.seen = kept = []
+    graphreg.trace(original)
+    assert original.seen is kept and kept == [] and not hasattr(original, "last")
+
+
+def test_an_argument_that_the_example_carried_is_needed() -> None:
+    def forward(self: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.k(x) if mask is None else self.k(x) * mask
+
+    module = graphreg.regularize(model(forward), weight_l2=1.0, example_inputs=(X, X))
+    module(X, X)
+    module(X, mask=X)
+    with pytest.raises(graphreg.GraphRegError, match="mask was carried by the example_inputs"):
+        module(X)
+
+
+def test_forgetting_to_unpack_says_so() -> None:
+    result = graphreg.regularize(model(skip), weight_l2=1.0)(X)
+    with pytest.raises(AttributeError, match=r"output, penalties = module\(x\)"):
+        result.mean()
+
+
+def test_definitions_that_could_not_work() -> None:
+    with pytest.raises(graphreg.RegularizerError, match="does not take weight"):
+
+        class Deaf(graphreg.Splice):
+            def __call__(self, z: Tensor) -> Tensor:
+                return z * self.weight
+
+    class Empty(graphreg.Penalty):
+        pass
+
+    with pytest.raises(graphreg.RegularizerError, match="Empty has no __call__"):
+        Empty("*", 1.0)
+    with pytest.raises(graphreg.RegularizerError, match="a selector is a string"):
+        HiddenL1(nn.Linear(2, 2), 1.0)  # type: ignore[arg-type]
+    with pytest.raises(graphreg.TraceError, match="compiled by torch.jit"):
+        graphreg.trace(torch.jit.ScriptModule())
