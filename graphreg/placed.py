@@ -45,10 +45,8 @@ class Placed:
                 self.added[place] = node
 
     def check(self) -> None:
-        sites = dict.fromkeys(edit.site.name for edit in self.plan.edits)
         counted = 0
-        for name in sites:
-            edits = [edit for edit in self.plan.edits if edit.site.name == name]
+        for name, edits in self.plan.by_site.items():
             if edits[0].site.kind == "parameter":
                 counted += sum(self._reads(edit) for edit in edits)
             elif name in self.where:

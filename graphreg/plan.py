@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from graphreg.errors import NoMatchError, RegularizerError
 from graphreg.keywords import instances
@@ -36,8 +37,16 @@ class Plan:
     def of(self, name: str) -> tuple[Edit, ...]:
         return tuple(edit for edit in self.edits if edit.name == name)
 
+    @cached_property
+    def by_site(self) -> dict[str, list[Edit]]:
+        """The edits at each site, in order."""
+        found: dict[str, list[Edit]] = {}
+        for edit in self.edits:
+            found.setdefault(edit.site.name, []).append(edit)
+        return found
+
     def splices(self, site: str) -> tuple[Edit, ...]:
-        return tuple(e for e in self.edits if e.site.name == site and isinstance(e.regularizer, Splice))
+        return tuple(edit for edit in self.by_site[site] if isinstance(edit.regularizer, Splice))
 
     def __str__(self) -> str:
         rows = [

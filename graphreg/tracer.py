@@ -39,6 +39,7 @@ class SiteTracer(fx.Tracer):
         self._outputs: list[tuple[str, str, str, Any]] = []  # (name, module path, class, value) of each module call
         self._parameter_cache: dict[str, fx.Proxy] = {}
         self._buffers: dict[int, str] = {}
+        self._buffer_names: set[str] = set()
         self.sizes: set[fx.Node] = set()  # numbers and shapes
         self._region = _regions()
         self._constants: set[fx.Node] = set()  # computed from buffers alone: torchvision has no node for these
@@ -46,6 +47,7 @@ class SiteTracer(fx.Tracer):
     def trace(self, root: nn.Module, concrete_args: dict[str, Any] | None = None) -> fx.Graph:  # type: ignore[override]
         self._namer = Namer({path for path, _ in root.named_modules(remove_duplicate=False) if path})
         self._buffers = {id(buffer): name for name, buffer in root.named_buffers()}
+        self._buffer_names = set(self._buffers.values())
         drawn = randomness()
         with _checkpoints_refused():
             graph = super().trace(root)
@@ -166,7 +168,7 @@ class SiteTracer(fx.Tracer):
 
     def _is_constant(self, node: fx.Node) -> bool:
         if node.op == "get_attr":
-            return str(node.target) in self._buffers.values()
+            return node.target in self._buffer_names
         return bool(node.all_input_nodes) and all(n in self._constants for n in node.all_input_nodes)
 
     @contextmanager
