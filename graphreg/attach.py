@@ -25,7 +25,7 @@ class AttachRule(nn.Module):
         self.last = {name: value.detach() for name, value in zip(self.names, penalties, strict=True)}
         if not penalties:
             return outputs
-        total = torch.stack([p.to(torch.float64) if p.dtype == torch.float64 else p for p in penalties]).sum()
+        total = torch.stack(penalties).sum()
         if to_loss:
             (loss,) = outputs
             if loss.dim():

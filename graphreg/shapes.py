@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from graphreg.errors import TraceError
-from graphreg.modes import Graphs, left_as_it_was
+from graphreg.modes import Graphs
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -47,7 +47,7 @@ def propagate(model: nn.Module, graphs: Graphs, bound: Mapping[str, Any], call: 
             with fake, torch.no_grad():
                 _Recorder(_in_mode(twin, mode), graph).run(*inputs, enable_io_processing=False)
         except Exception:  # fake tensors cannot follow everything (data-dependent sizes): ask the model itself
-            with left_as_it_was(model), torch.no_grad():
+            with torch.no_grad():
                 twin = _in_mode(copy.deepcopy(model), "eval")
                 twin.__dict__.update(constants)
                 twin(*copy.deepcopy(call[0]), **copy.deepcopy(call[1]))  # its own error, if it has one

@@ -15,11 +15,13 @@ from torch import fx, nn
 
 from graphreg.errors import GraphRegError, TraceError
 from graphreg.modes import Graphs, left_as_it_was, trace_modes
+from graphreg.naming import Namer, label_node
 from graphreg.operators import Operations
 from graphreg.roles import value_sites
 from graphreg.shapes import Arguments, arguments, propagate
 from graphreg.sites import Label, Names, Site
-from graphreg.tracer import Namer, SiteTracer, label_node, randomness, restore_randomness
+from graphreg.surroundings import randomness, restore_randomness
+from graphreg.tracer import SiteTracer
 
 FrontEnd = Literal["auto", "symbolic"]
 FRONT_ENDS = ("auto", "symbolic")
@@ -73,6 +75,14 @@ def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "a
     Optional arguments that the example does not carry are held at their defaults.
     Raises TraceError with the line of the user's forward that cannot be traced.
     """
+    drawn = randomness()
+    try:
+        return _trace(model, example_inputs, front_end)
+    finally:
+        restore_randomness(drawn)  # the model's code may have drawn; the user's streams go on as if it had not
+
+
+def _trace(model: nn.Module, example_inputs: Any, front_end: FrontEnd) -> Traced:
     check_model(model)
     if front_end not in FRONT_ENDS:
         raise GraphRegError(f"front_end={front_end!r} is unknown; it is one of {', '.join(map(repr, FRONT_ENDS))}.")
@@ -84,11 +94,7 @@ def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "a
         graphs, leaves = _as_it_is(model), dict[str, str]()
     else:
         with left_as_it_was(model):
-            drawn = randomness()
-            try:
-                graphs, leaves = _symbolic(model, held, constants)
-            finally:
-                restore_randomness(drawn)
+            graphs, leaves = _symbolic(model, held, constants)
     if call:
         propagate(model, graphs, bound, call, constants)
     return Traced(model, graphs, value_sites(model, graphs), leaves, held, constants=constants)

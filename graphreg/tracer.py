@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import inspect
 import math
-import operator
-import random
-import re
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
-import torch.utils.checkpoint as checkpointing
 from torch import fx, nn
 
 from graphreg.errors import GraphRegError, TraceError
-from graphreg.operators import IN_PLACE_NAMES, is_size
-from graphreg.sites import Label
+from graphreg.naming import Namer, label_node, label_output
+from graphreg.operators import is_size
+from graphreg.proxies import BufferProxy, Value
+from graphreg.surroundings import checkpoints_refused, randomness, regions, restore_randomness
 
 
 class SiteTracer(fx.Tracer):
@@ -41,7 +39,7 @@ class SiteTracer(fx.Tracer):
         self._buffers: dict[int, str] = {}
         self._buffer_names: set[str] = set()
         self.sizes: set[fx.Node] = set()  # numbers and shapes
-        self._region = _regions()
+        self._region = regions()
         self._constants: set[fx.Node] = set()  # computed from buffers alone: torchvision has no node for these
 
     def trace(self, root: nn.Module, concrete_args: dict[str, Any] | None = None) -> fx.Graph:  # type: ignore[override]
@@ -49,7 +47,7 @@ class SiteTracer(fx.Tracer):
         self._buffers = {id(buffer): name for name, buffer in root.named_buffers()}
         self._buffer_names = set(self._buffers.values())
         drawn = randomness()
-        with _checkpoints_refused():
+        with checkpoints_refused():
             graph = super().trace(root)
         if randomness() != drawn:
             raise TraceError(
@@ -150,7 +148,7 @@ class SiteTracer(fx.Tracer):
         return Value(node, self)
 
     def create_node(self, kind: str, *rest: Any, **more: Any) -> fx.Node:
-        if kind not in ("placeholder", "get_attr", "output") and _regions() != self._region:
+        if kind not in ("placeholder", "get_attr", "output") and regions() != self._region:
             raise RuntimeError(
                 "this runs under torch.no_grad, autocast or the like, and a trace would lose that; keep it in a submodule of its own"
             )
@@ -200,178 +198,9 @@ class SiteTracer(fx.Tracer):
         self.num_calls.update(calls)
 
 
-class Value(fx.Proxy):
-    """A value of the graph on which ``+=`` and its like are recorded as what they are.
-
-    Without these methods Python falls back on ``+``, and whoever holds the value by another name (a skip connection, a
-    view, the caller) does not see the write: fx traces another function than the model's, without a word.
-    """
-
-    def _in_place(self, function: Callable[..., Any], other: Any) -> Any:
-        if isinstance(self.tracer, SiteTracer) and self.node in self.tracer.sizes:
-            return NotImplemented  # a number: Python's own fallback is right
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-
-def _add_in_place_operators() -> None:
-    def method(function: Callable[..., Any]) -> Callable[[Value, Any], Any]:
-        return lambda self, other: self._in_place(function, other)
-
-    for name in IN_PLACE_NAMES:
-        setattr(Value, f"__{name}__", method(getattr(operator, name)))
-
-
-_add_in_place_operators()
-
-
-class BufferProxy(Value):
-    """A buffer in the graph, whose shape, dtype and device are still plain values."""
-
-    def __init__(self, node: fx.Node, tracer: fx.Tracer, buffer: torch.Tensor) -> None:
-        super().__init__(node, tracer)
-        self.shape, self.ndim, self.dtype, self.device = buffer.shape, buffer.ndim, buffer.dtype, buffer.device
-
-    def size(self, dim: int | None = None) -> Any:
-        return self.shape if dim is None else self.shape[dim]
-
-    def dim(self) -> int:
-        return self.ndim
-
-    def numel(self) -> int:
-        return self.shape.numel()
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-
-def _regions() -> tuple[bool, ...]:
-    """What surrounds the code that runs now and changes what its operations do."""
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *(torch.is_autocast_enabled(d) for d in ("cpu", "cuda"))
-
-
-def randomness() -> tuple[Any, bytes]:
-    """The state of Python's and torch's generators."""
-    return random.getstate(), torch.get_rng_state().numpy().tobytes()
-
-
-def restore_randomness(state: tuple[Any, bytes]) -> None:
-    random.setstate(state[0])
-    torch.set_rng_state(torch.frombuffer(bytearray(state[1]), dtype=torch.uint8))
-
-
-@contextmanager
-def _checkpoints_refused() -> Iterator[None]:
-    """Activation checkpointing is traced away otherwise; the module that asks for it is kept whole instead."""
-    names = ("_checkpoint_without_reentrant_generator", "CheckpointFunction")
-    before = {name: getattr(checkpointing, name) for name in names if hasattr(checkpointing, name)}
-
-    class Refused:
-        apply = staticmethod(lambda *args: Refused())
-
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            raise RuntimeError("it checkpoints activations, which a trace would lose")
-
-    try:
-        for name in before:
-            setattr(checkpointing, name, Refused)
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(checkpointing, name, value)
-
-
 def _assigned_buffer(module: nn.Module) -> str | None:
     """The name of a buffer that a traced forward has put a proxy in the place of."""
     return next((name for name, value in module._buffers.items() if isinstance(value, fx.Proxy)), None)
-
-
-class Namer:
-    """Gives each value the name torchvision gives it, save that a module's own path is always that module's."""
-
-    def __init__(self, paths: Collection[str]) -> None:
-        self._paths, self._used, self._order = paths, set[str](), list[str]()
-        self._next: dict[str, int] = {}
-
-    def module(self, path: str) -> str:
-        return self._take(path) if path not in self._used else self._count(path)
-
-    def operation(self, scope: str, base: str) -> str:
-        name = f"{scope}.{base}" if scope else base
-        return self._take(name) if name not in self._used and name not in self._paths else self._count(name)
-
-    def mark(self) -> int:
-        return len(self._order)
-
-    def roll_back(self, mark: int) -> None:
-        self._used.difference_update(self._order[mark:])
-        del self._order[mark:]
-        self._next.clear()
-
-    def _take(self, name: str) -> str:
-        self._used.add(name)
-        self._order.append(name)
-        return name
-
-    def _count(self, base: str) -> str:
-        count = self._next.get(base, 1)
-        while (name := f"{base}_{count}") in self._used or name in self._paths:
-            count += 1
-        self._next[base] = count + 1
-        return self._take(name)
-
-
-def label_node(node: fx.Node, scope: str, root: nn.Module, namer: Namer) -> None:
-    """Write the node's own label and the path of its module to ``node.meta["site"]``."""
-    if node.op == "call_module":
-        path = str(node.target)
-        label = Label(namer.module(path), type(root.get_submodule(path)).__name__, module=path)
-        scope = path
-    elif node.op == "placeholder":  # by its own name: fx renames an argument that is called like a builtin
-        label = Label(namer.operation("", str(node.target).lstrip("*")), "input")
-    else:
-        base = re.sub(r"_\d+$", "", node.name)
-        op = "parameter" if node.op == "get_attr" else getattr(node.target, "__name__", str(node.target)).strip("_") or base
-        if node.op == "call_function" and op in IN_PLACE_NAMES:  # ``+=`` goes by the name of ``+``, as torchvision has it
-            base, op = re.sub("^i", "", base), op[1:]
-        label = Label(namer.operation(scope, base), op)
-    node.meta["site"] = (scope, (label,))
-
-
-def label_output(value: Any, name: str, path: str, kind: str) -> None:
-    """Give the value that a module returned that module's name, part by part."""
-    if isinstance(value, fx.Proxy):
-        add_label(value.node, Label(name, kind, module=path))
-        return
-    for ports, part, default in parts(value):
-        if isinstance(part, fx.Proxy):
-            add_label(part.node, Label(name, kind, ports, default, module=path))
-
-
-def add_label(node: fx.Node, label: Label) -> None:
-    scope, labels = node.meta.get("site", ("", ()))
-    if label not in labels:
-        node.meta["site"] = (scope, (*labels, label))
-
-
-def parts(value: Any, prefix: str = "") -> Iterator[tuple[tuple[str, ...], Any, bool]]:
-    """The parts of a tuple, dict, named tuple or dataclass: (ports, part, whether it is the default)."""
-    if isinstance(value, dict):
-        items = [(str(key), part) for key, part in value.items()]
-    elif is_dataclass(value) and not isinstance(value, type):
-        items = [(f.name, getattr(value, f.name)) for f in fields(value)]
-    elif isinstance(value, tuple) and hasattr(value, "_fields"):
-        items = list(zip(value._fields, value, strict=True))
-    elif isinstance(value, (tuple, list)):
-        items = [(str(i), part) for i, part in enumerate(value)]
-    else:
-        return
-    plain = isinstance(value, (tuple, list)) and not hasattr(value, "_fields")
-    for key, part in items:
-        if isinstance(part, (tuple, list, dict)) or (is_dataclass(part) and not isinstance(part, type)):
-            yield from parts(part, f"{prefix}{key}.")
-        else:
-            first = plain and not prefix and key == "0"  # what ``name`` and ``name:out`` mean
-            yield ((("out", "0") if first else (prefix + key,)), part, first or prefix + key == "out")
 
 
 def first_line(error: BaseException) -> str:

@@ -195,3 +195,31 @@ def test_definitions_that_could_not_work() -> None:
         HiddenL1(nn.Linear(2, 2), 1.0)  # type: ignore[arg-type]
     with pytest.raises(graphreg.TraceError, match="compiled by torch.jit"):
         graphreg.trace(torch.jit.ScriptModule())
+
+
+def test_shapes_of_what_fake_tensors_cannot_follow_cost_no_random_number() -> None:
+    """A branch on a random number runs for real to find its shapes; the user's streams go on as if it had not."""
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    traced = graphreg.trace(Outer("torch.rand"), example_inputs=X)
+    assert {site.name: site.shape for site in traced.values}["inner"] == (3, 4)
+    assert not torch.equal(torch.get_rng_state(), before)  # the layers' own initialization
+    before = torch.get_rng_state()
+    graphreg.trace(traced.model, example_inputs=X)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_attached_penalties_of_two_dtypes() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 2).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x).double())
+
+    two = Two()
+    penalties = [WeightL2("a.*", 1.0), WeightL2("b.*", 1.0)]
+    graphreg.regularize(two, penalties, penalties="attach", scale=1)(X).mul(0).sum().backward()
+    for layer in (two.a, two.b):
+        torch.testing.assert_close(layer.weight.grad, 2 * layer.weight.detach() / layer.weight.numel())

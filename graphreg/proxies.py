@@ -1,0 +1,56 @@
+"""The proxies of a trace: values that know an in-place operator, buffers that know their shape."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from graphreg.operators import IN_PLACE_NAMES
+
+
+class Value(fx.Proxy):
+    """A value of the graph on which ``+=`` and its like are recorded as what they are.
+
+    Without these methods Python falls back on ``+``, and whoever holds the value by another name (a skip connection, a
+    view, the caller) does not see the write: fx traces another function than the model's, without a word.
+    """
+
+    def _in_place(self, function: Callable[..., Any], other: Any) -> Any:
+        if self.node in getattr(self.tracer, "sizes", ()):
+            return NotImplemented  # a number: Python's own fallback is right
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+def _add_in_place_operators() -> None:
+    def method(function: Callable[..., Any]) -> Callable[[Value, Any], Any]:
+        return lambda self, other: self._in_place(function, other)
+
+    for name in IN_PLACE_NAMES:
+        setattr(Value, f"__{name}__", method(getattr(operator, name)))
+
+
+_add_in_place_operators()
+
+
+class BufferProxy(Value):
+    """A buffer in the graph, whose shape, dtype and device are still plain values."""
+
+    def __init__(self, node: fx.Node, tracer: fx.Tracer, buffer: torch.Tensor) -> None:
+        super().__init__(node, tracer)
+        self.shape, self.ndim, self.dtype, self.device = buffer.shape, buffer.ndim, buffer.dtype, buffer.device
+
+    def size(self, dim: int | None = None) -> Any:
+        return self.shape if dim is None else self.shape[dim]
+
+    def dim(self) -> int:
+        return self.ndim
+
+    def numel(self) -> int:
+        return self.shape.numel()
+
+    def __len__(self) -> int:
+        return self.shape[0]

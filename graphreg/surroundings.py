@@ -1,0 +1,47 @@
+"""What surrounds a forward and a trace would lose: grad and autocast regions, generators, activation checkpointing."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.utils.checkpoint as checkpointing
+
+
+def regions() -> tuple[bool, ...]:
+    """What surrounds the code that runs now and changes what its operations do."""
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *(torch.is_autocast_enabled(d) for d in ("cpu", "cuda"))
+
+
+def randomness() -> tuple[Any, bytes]:
+    """The state of Python's and torch's generators."""
+    return random.getstate(), torch.get_rng_state().numpy().tobytes()
+
+
+def restore_randomness(state: tuple[Any, bytes]) -> None:
+    random.setstate(state[0])
+    torch.set_rng_state(torch.frombuffer(bytearray(state[1]), dtype=torch.uint8))
+
+
+@contextmanager
+def checkpoints_refused() -> Iterator[None]:
+    """Activation checkpointing is traced away otherwise; the module that asks for it is kept whole instead."""
+    names = ("_checkpoint_without_reentrant_generator", "CheckpointFunction")
+    before = {name: getattr(checkpointing, name) for name in names if hasattr(checkpointing, name)}
+
+    class Refused:
+        apply = staticmethod(lambda *args: Refused())
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            raise RuntimeError("it checkpoints activations, which a trace would lose")
+
+    try:
+        for name in before:
+            setattr(checkpointing, name, Refused)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(checkpointing, name, value)
