@@ -2,6 +2,7 @@
 
 from graphreg.control import noise_on, rng_state, set_rng_state, set_strength, strengths
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, TraceError
+from graphreg.fxpass import as_pass
 from graphreg.keywords import from_kwargs
 from graphreg.module import Regularized
 from graphreg.noise import Noise
@@ -16,7 +17,7 @@ from graphreg.trace import Traced, names, trace
 
 __all__ = [
     "GraphRegError", "NoMatchError", "Noise", "Penalty", "Plan", "Regularized", "Regularizer", "RegularizerError", "Site",
-    "Splice", "TraceError", "Traced", "build", "from_kwargs", "names", "noise_on", "plan", "registered", "regularize",
+    "Splice", "TraceError", "Traced", "as_pass", "build", "from_kwargs", "names", "noise_on", "plan", "registered", "regularize",
     "report", "rewrite", "rng_state", "set_rng_state", "set_strength", "strengths", "strip", "trace",
 ]  # fmt: skip
 __version__ = "0.1.0"

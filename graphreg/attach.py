@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from graphreg.errors import RegularizerError
 
+Penalties = Literal["return", "attach"]
 Scale = float | Tensor | Callable[[], Any] | Any  # Any: a GradScaler, which torch keeps in two places
 
 
@@ -51,6 +52,12 @@ def current(scale: Scale | None) -> Any:
         tensor = getattr(scale, "_scale", None)
         return scale.get_scale() if tensor is None else tensor
     return scale() if callable(scale) and not isinstance(scale, Tensor) else scale
+
+
+def check_penalties(penalties: str) -> None:
+    """Refuse an unknown ``penalties``."""
+    if penalties not in ("return", "attach"):
+        raise RegularizerError(f"penalties={penalties!r} is unknown; it is 'return' or 'attach'.")
 
 
 def check_scale(scale: Scale | None) -> None:

@@ -10,17 +10,10 @@ from typing import Any
 from torch import nn
 
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, near_sentence
-from graphreg.module import RULES, rewritten
-from graphreg.rules import KeyRule, Rules, SpliceRule
+from graphreg.inside import rules_of
+from graphreg.rules import KeyRule, SpliceRule
 
 STATE_VERSION = 1
-
-
-def rules_of(module: nn.Module) -> Rules:
-    """The additions of a rewritten module, also inside compiled and distributed wrappers."""
-    rules = getattr(rewritten(module), RULES)
-    assert isinstance(rules, Rules)
-    return rules
 
 
 def strengths(module: nn.Module) -> dict[str, float]:

@@ -12,7 +12,7 @@ from torch import nn
 from graphreg.errors import RegularizerError
 from graphreg.noise import stream
 from graphreg.plan import Edit, Plan
-from graphreg.regularizer import Penalty, Splice
+from graphreg.regularizer import Penalty, Regularizer, Splice
 from graphreg.rules import KeyRule, Leaf, Measure, Rules, SpliceRule, Total, Whole
 
 
@@ -40,9 +40,9 @@ def leaf_names(plan: Plan) -> dict[int, str]:
     return names
 
 
-def make_rules(model: nn.Module, plan: Plan, names: Mapping[int, str], rng: Any) -> tuple[Rules, list[SpliceRule]]:
-    """What goes under ``graphreg_rules``, and the splices among it that the root itself owns."""
-    rules, owned, streams, owners = Rules(), list[SpliceRule](), dict[str, int](), list[nn.Module]()
+def make_rules(model: nn.Module, plan: Plan, names: Mapping[int, str], rng: Any) -> Rules:
+    """What goes under ``graphreg_rules``."""
+    rules, streams = Rules(), dict[str, int]()
     devices = (p.device for p in model.parameters() if p.device.type != "meta")  # a meta tensor holds no strength
     device = next(devices, torch.device("cpu"))
     rules.strengths = {name: torch.tensor([r.weight], dtype=torch.float64, device=device) for name, r in plan.regularizers.items()}
@@ -50,27 +50,26 @@ def make_rules(model: nn.Module, plan: Plan, names: Mapping[int, str], rng: Any)
     for i, edit in enumerate(plan.edits):
         strength, regularizer = rules.strengths[edit.name], edit.regularizer
         if isinstance(regularizer, Splice):
-            owner = model.get_submodule(edit.site.module)
-            leaf: Leaf = SpliceRule(regularizer, edit.site.name, strength, len(streams), owner)
+            leaf: Leaf = SpliceRule(regularizer, edit.site.name, strength, len(streams), edit.site.module)
             streams[names[i]] = stream(seeds.of(edit), edit.site.name, type(regularizer).__name__, edit.occurrence)
-            owners.append(owner)
-            if owner is model and isinstance(leaf, SpliceRule):
-                owned.append(leaf)
         elif isinstance(regularizer, Penalty) and measures(regularizer):
             leaf = Measure(regularizer, edit.site.name, strength)
         else:
             continue
         rules.add_module(names[i], leaf)
     if streams:
-        rules.add_module("key", KeyRule(streams, owners).to(device))
+        rules.add_module("key", KeyRule(streams).to(device))
     for name, regularizer in plan.regularizers.items():
         if isinstance(regularizer, Penalty):
             kind = Whole if "values" in regularizer.takes else Total
             rules.add_module(name, kind(regularizer, name, rules.strengths[name]))
-    return rules, owned
+    for child in rules.children():
+        assert isinstance(child, Leaf)
+        child.rules = (rules,)
+    return rules
 
 
-def measures(regularizer: Penalty) -> bool:
+def measures(regularizer: Regularizer) -> bool:
     """Whether the penalty is taken site by site, directly after each, rather than all at once."""
     return regularizer.on == "values" and "values" not in regularizer.takes
 
@@ -93,9 +92,14 @@ class _Seeds:
 
 def seed(rng: int | torch.Generator | None) -> int:
     """A seed: the int itself, or one draw of a generator (None: torch's global one)."""
-    if isinstance(rng, torch.Generator) or rng is None:
-        device = rng.device if rng is not None else "cpu"
-        return int(torch.randint(1 << 62, (), generator=rng, device=device))
-    if isinstance(rng, int) and not isinstance(rng, bool):
+    check_rng(rng)
+    if isinstance(rng, int):
         return rng
-    raise RegularizerError(f"rng={rng!r} is not allowed; give an int, a torch.Generator, or None for torch's global generator.")
+    device = rng.device if rng is not None else "cpu"
+    return int(torch.randint(1 << 62, (), generator=rng, device=device))
+
+
+def check_rng(rng: object) -> None:
+    """Refuse what is no source of noise."""
+    if rng is not None and (isinstance(rng, bool) or not isinstance(rng, (int, torch.Generator))):
+        raise RegularizerError(f"rng={rng!r} is not allowed; give an int, a torch.Generator, or None for torch's global generator.")

@@ -68,13 +68,15 @@ class RewrittenModule(fx.GraphModule):
         own_train = kind.train is not nn.Module.train and not own
         self._trainer: tuple[nn.Module, ...] = (model,) if own_train else getattr(model, "_trainer", ())
         taken = {*_EMPTY, *self.__dict__, *dir(fx.GraphModule), "forward"}
-        if not own:  # plain attributes of the class, which methods would have read
+        if not isinstance(model, fx.GraphModule):  # plain attributes of the class, which methods would have read
             values = {name: inspect.getattr_static(kind, name) for name in methods}
             self.__dict__.update({n: v for n, v in values.items() if n not in taken and not hasattr(type(v), "__get__")})
         self.__dict__.update({name: value for name, value in model.__dict__.items() if name not in taken})
         for name in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
             self.__dict__[name] = model.__dict__[name]
         self.__dict__["_modules"] = {name: child for name, child in model._modules.items() if name != RULES}
+        self._brought = isinstance(model, fx.GraphModule) and model.__dict__.get("_brought", True)  # a graph of the user's
+        self.meta = dict(model.meta) if isinstance(model, fx.GraphModule) else {}
         for name in _STATE_HOOKS:
             self.__dict__[name] = copy.copy(model.__dict__[name])
         self._version = model._version  # GraphModule's own would go into state_dict()._metadata
@@ -94,7 +96,28 @@ class RewrittenModule(fx.GraphModule):
 
     def _set_graphs(self, graphs: dict[str, fx.Graph]) -> None:
         self.__dict__["_graphs"] = graphs
-        self.graph = next(iter(graphs.values()))
+        self.recompile()
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The graph that runs: of the two, that of the mode the module is in. Edit it in place, then ``recompile()``."""
+        graphs = self.__dict__.get("_graphs")
+        return graphs[self._running()] if graphs else self._graph
+
+    @graph.setter
+    def graph(self, graph: fx.Graph) -> None:
+        if "_graphs" in self.__dict__:
+            self.graphs[self._running()] = graph
+        self._graph = graph
+        self.recompile()
+
+    @property
+    def code(self) -> str:
+        """The emitted Python of ``graph``."""
+        return str(self.codes[self._running()])
+
+    def _running(self) -> str:
+        return "both" if "both" in self.graphs else "train" if self.training else "eval"
 
     @property
     def graphs(self) -> dict[str, fx.Graph]:
@@ -103,20 +126,20 @@ class RewrittenModule(fx.GraphModule):
         return graphs
 
     def recompile(self) -> Any:
-        """Generate the forward of each graph, and the one that chooses between them."""
+        """Generate the forward of each graph anew, and the one that chooses between them."""
         graphs = self.__dict__.get("_graphs") or {"both": self._graph}
-        forwards, codes, first = {}, {}, self._graph
-        if first not in graphs.values():  # somebody assigned a graph of their own
-            graphs = self.__dict__["_graphs"] = {"both": first}
-        for mode, graph in reversed(graphs.items()):
+        forwards, codes = {}, {}
+        for mode, graph in reversed(graphs.items()):  # the first stays as ``_graph``, which torch.fx prints
             self._graph = graph
             graph.owning_module = self
             python_code = super().recompile()
             forwards[mode], codes[mode] = type(self).forward, self._code
         self.codes = dict(reversed(codes.items()))
         held = self.__dict__.get("held", {})
-        optional = [str(n.target) for n in first.nodes if n.op == "placeholder" and n.args]
+        optional = [str(n.target) for n in self._graph.nodes if n.op == "placeholder" and n.args and not self.__dict__.get("_brought")]
         type(self).forward = _chosen(forwards, held, [name for name in optional if name not in held])
+        if isinstance(rules := self._modules.get(RULES), Rules):
+            rules.own(self)
         return python_code
 
     def train(self, mode: bool = True) -> RewrittenModule:
@@ -211,18 +234,3 @@ def _chosen(forwards: Mapping[str, Callable[..., Any]], held: Mapping[str, Any],
 def _positions(forward: Callable[..., Any], held: Mapping[str, Any]) -> dict[str, tuple[int, Any]]:
     names = list(forward.__code__.co_varnames[1 : forward.__code__.co_argcount])
     return {name: (names.index(name), value) for name, value in held.items() if name in names}
-
-
-def rewritten(module: Any) -> RewrittenModule:
-    """The rewritten module inside compiled and distributed wrappers; GraphRegError for anything else."""
-    inner = module
-    while not isinstance(inner, RewrittenModule):
-        wrapped = getattr(inner, "_orig_mod", None)
-        if wrapped is None and type(inner).__name__ in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"):
-            wrapped = inner.module
-        if wrapped is None:
-            break
-        inner = wrapped
-    if not isinstance(inner, RewrittenModule) or getattr(inner, RULES, None) is None:
-        raise GraphRegError(f"{type(module).__name__} is not a module that graphreg rewrote. Give what graphreg.regularize returned.")
-    return inner

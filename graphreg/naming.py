@@ -27,6 +27,10 @@ class Namer:
         name = f"{scope}.{base}" if scope else base
         return self._take(name) if name not in self._used and name not in self._paths else self._count(name)
 
+    def claim(self, name: str) -> bool:
+        """Take a name that a value has already; False if another has it."""
+        return name not in self._used and bool(self._take(name))
+
     def mark(self) -> int:
         return len(self._order)
 

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from graphreg.attach import Scale
+from graphreg.attach import Penalties, Scale
 from graphreg.errors import RegularizerError
 from graphreg.keywords import from_kwargs, instances
 from graphreg.module import RULES, RewrittenModule
 from graphreg.plan import Plan, plan
 from graphreg.regularizer import Regularizer
-from graphreg.rewrite import Penalties, rewrite
+from graphreg.rewrite import rewrite
 from graphreg.selector import Missing
 from graphreg.trace import FrontEnd, trace
 

@@ -74,8 +74,7 @@ def plan(traced: Traced, regularizers: Regularizer | Iterable[Regularizer], miss
     """
     if not isinstance(traced, Traced):
         raise RegularizerError(f"plan takes what graphreg.trace(model) gives, not {type(traced).__name__}.")
-    if missing not in ("error", "warn", "ignore"):
-        raise RegularizerError(f"missing={missing!r} is unknown; it is 'error', 'warn' or 'ignore'.")
+    check_missing(missing)
     named = named_once(instances(regularizers))
     edits: list[Edit] = []
     seen: Counter[tuple[str, type]] = Counter()
@@ -85,6 +84,12 @@ def plan(traced: Traced, regularizers: Regularizer | Iterable[Regularizer], miss
             edits.append(Edit(site, name, regularizer, text, seen[site.name, kind]))
             seen[site.name, kind] += 1
     return Plan(traced.title, named, tuple(edits))
+
+
+def check_missing(missing: str) -> None:
+    """Refuse an unknown ``missing``."""
+    if missing not in ("error", "warn", "ignore"):
+        raise RegularizerError(f"missing={missing!r} is unknown; it is 'error', 'warn' or 'ignore'.")
 
 
 def named_once(regularizers: Sequence[Regularizer]) -> dict[str, Regularizer]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import fx, nn
 
-from graphreg.control import rules_of, strengths
+from graphreg.control import strengths
+from graphreg.inside import graphs_of, rewritten, rules_of
+from graphreg.leaves import measures
 from graphreg.plan import Plan
+from graphreg.regularizer import Splice
 from graphreg.sites import columns, dtype_text, shape_text
 
 
@@ -31,6 +34,7 @@ def report(module: nn.Module) -> str:
     head = ("site", "op", "shape", "dtype", "regularizer", "strength", "matched by")
     lines = [f"{plan.title}, traced by the {front_end} front end: {len(plan.edits)} edits", columns(head, rows), ""]
     lines += _by_regularizer(plan, now)
+    lines += _gone(plan, list(graphs_of(rewritten(module)).values()))
     lines += [f"kept whole: {path} ({reason})" for path, reason in leaves.items()]
     lines += [f"held: {name}={value!r}" for name, value in held.items()]
     return "\n".join(lines).rstrip()
@@ -46,3 +50,10 @@ def _by_regularizer(plan: Plan, now: dict[str, float]) -> list[str]:
             f"{name}: {type(regularizer).__name__} {now[name]:g} on {regularizer.pattern!r}, {count}" + (f"; {note}" if note else "")
         )
     return lines
+
+
+def _gone(plan: Plan, graphs: list[fx.Graph]) -> list[str]:
+    """The edits that a later pass has taken out: where a site's value had no use, or somebody's own edit of the graph."""
+    there = {(a.get("regularizer"), a.get("site")) for graph in graphs for n in graph.nodes if (a := n.meta.get("graphreg"))}
+    edits = [e for e in plan.edits if isinstance(e.regularizer, Splice) or measures(e.regularizer) or e.site.kind == "parameter"]
+    return [f"gone: {e.name} at {e.site.name} (a later pass took it out of the graph)" for e in edits if (e.name, e.site.name) not in there]

@@ -7,25 +7,23 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import fx, nn
 
 from graphreg.aliases import Aliases
-from graphreg.attach import AttachRule, Scale, check_scale
+from graphreg.attach import AttachRule, Penalties, Scale, check_penalties, check_scale
 from graphreg.check import check, replaced_by
 from graphreg.errors import GraphRegError, RegularizerError, TraceError
+from graphreg.inside import graphs_of, rewritten
 from graphreg.leaves import identifier, leaf_names, make_rules, measures
-from graphreg.module import RULES, Regularized, RewrittenModule, rewritten
+from graphreg.module import RULES, Regularized, RewrittenModule
 from graphreg.operators import nodes_in
 from graphreg.plan import Edit, Plan
 from graphreg.regularizer import Penalty, Splice
 from graphreg.roles import site_nodes
-from graphreg.rules import KeyRule
 from graphreg.trace import Traced
-
-Penalties = Literal["return", "attach"]
 
 
 def rewrite(
@@ -36,14 +34,13 @@ def rewrite(
     ``rng``: an int, a torch.Generator (one draw), or None (one draw from torch's global generator).
     ``penalties``: ``"return"`` them with the output, or ``"attach"`` them to it; ``scale``: of the loss, for attaching.
     """
-    if penalties not in ("return", "attach"):
-        raise RegularizerError(f"penalties={penalties!r} is unknown; it is 'return' or 'attach'.")
+    check_penalties(penalties)
     check_scale(scale)
     if not isinstance(plan, Plan) or not isinstance(traced, Traced):
         raise RegularizerError("rewrite takes what graphreg.trace gives and what graphreg.plan gives, in this order.")
     require_sites(plan, traced)
     names = leaf_names(plan)
-    rules, owned = make_rules(traced.model, plan, names, rng)
+    rules = make_rules(traced.model, plan, names, rng)
     graphs = {}
     for mode, graph in traced.graphs.items():
         work = _Rewriting(graph, traced, plan, names)
@@ -52,11 +49,6 @@ def rewrite(
         work.finish(penalties)
         graphs[mode] = work.graph
     module = RewrittenModule(traced.model, graphs, rules, traced.held, traced.constants)
-    for leaf in owned:  # what the root owns follows the mode of the module that comes back
-        leaf.owner = (module,)
-    key = getattr(rules, "key", None)
-    if owned and isinstance(key, KeyRule):
-        key.owners = tuple(module if owner is traced.model else owner for owner in key.owners)
     rules.about = (plan, dict(traced.leaves), dict(traced.held), traced.front_end)
     rules.train(module.training)
     check(module, traced, plan)
@@ -66,16 +58,17 @@ def rewrite(
 def strip(module: nn.Module) -> RewrittenModule:
     """The model without any addition, returning its own output again; bit-equal to the original in eval mode.
 
-    It shares the layers of ``module``, which stays as it is. Raises GraphRegError for a module graphreg did not rewrite.
+    It shares the layers of ``module``, which stays as it is. Raises GraphRegError for a module graphreg did not rewrite,
+    and where a later pass made it impossible: new nodes without ``node.meta``, or operations that read an addition.
     """
     given = rewritten(module)
     graphs = {}
-    for mode, graph in given.graphs.items():
+    for mode, graph in graphs_of(given).items():
         copy, _ = _copied(graph)
         _strip_graph(copy)
         copy.lint()
         graphs[mode] = copy
-    return RewrittenModule(given, graphs, None, given.held)
+    return RewrittenModule(given, graphs, None, getattr(given, "held", {}))
 
 
 def _strip_graph(graph: fx.Graph) -> None:
@@ -87,7 +80,17 @@ def _strip_graph(graph: fx.Graph) -> None:
             value = replaced_by(node)
             if value is not None:
                 node.replace_all_uses_with(value)
+            if node.users:
+                raise GraphRegError(
+                    f"{next(iter(node.users)).name} reads {node.name}, which graphreg added, so it cannot be taken off. It was put "
+                    "there after graphreg's rewrite: undo that pass, or run it on what strip gives."
+                )
             graph.erase_node(node)
+        elif node.op == "call_module" and str(node.target).startswith(f"{RULES}."):
+            raise GraphRegError(
+                f"{node.name} runs an addition of graphreg and its node.meta no longer says so: a later pass made the nodes anew "
+                "(torch.fx.Transformer does). Run graphreg's pass after that one."
+            )
 
 
 def _copied(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:

@@ -6,7 +6,7 @@ regularizers' formulas run inside them, in the right precision and mode.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -28,6 +28,27 @@ class Rules(nn.Module):
         super().__init__()
         self.strengths: dict[str, Tensor] = {}
         self.about: Any = None
+        self.made_by: str | None = None  # the mark of the torch.fx pass that added all this
+
+    def train(self, mode: bool = True) -> Rules:
+        """The leaves follow the modules that own their sites; see ``Leaf.train``."""
+        self.training = mode
+        for leaf in self.children():
+            leaf.training = mode
+        return self
+
+    def own(self, root: nn.Module) -> None:
+        """Find the modules that own the sites, by path: a pass may have put another in the place of one, or taken it out."""
+        splices = [leaf for leaf in self.children() if isinstance(leaf, SpliceRule)]
+        for leaf in splices:
+            owner = root
+            for name in leaf.path.split("."):  # as far as there are modules: torch.fx keeps none without a layer in it
+                if (inner := owner._modules.get(name)) is None:
+                    break
+                owner = inner
+            leaf.owner = (owner,)
+        if splices and isinstance(key := self._modules["key"], KeyRule):
+            key.owner = tuple(dict.fromkeys(leaf.owner[0] for leaf in splices))
 
     def state_dict(self, *args: Any, destination: Any = None, **more: Any) -> Any:
         """Adds nothing: the user's state_dict stays as it is, its metadata too."""
@@ -63,25 +84,42 @@ class Leaf(nn.Module):
     def __init__(self, about: str, strength: Tensor | None = None) -> None:
         super().__init__()
         self.about = about
-        self.strength: Tensor | None
-        self.register_buffer("strength", strength, persistent=False)
+        self.rules: tuple[Rules, ...] = ()  # in tuples, so that they do not become submodules
+        self.owner: tuple[nn.Module, ...] = (self,)  # until Rules.own
+        self.strength: Tensor
+        if strength is not None:
+            self.register_buffer("strength", strength, persistent=False)
 
     def weight(self, dtype: torch.dtype) -> Tensor:
         """The strength as a 0-d tensor of the dtype it is used in."""
-        assert self.strength is not None
         return self.strength[0].to(dtype)
 
     def extra_repr(self) -> str:
         return self.about
 
+    def train(self, mode: bool = True) -> Leaf:
+        """Called by another parent than ``Rules``: a pass has made a GraphModule of its own of the graph.
+
+        That module's blocks are not those which own the sites, and its mode does not reach them: the leaf follows it.
+        """
+        self.training, self.owner = mode, (self,)
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Leaf:
+        """Keep dtype and value in such a module too, and the strength one tensor for all leaves of the regularizer."""
+        if not self.rules:
+            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call,no-any-return]
+        if any(_follow(buffer, fn) is not buffer for buffer in self._buffers.values() if buffer is not None):
+            self.rules[0]._apply(fn)
+        return self
+
 
 class SpliceRule(Leaf):
     """A splice at a site: acts while the module that owns the site trains, or while the noise is held on."""
 
-    def __init__(self, regularizer: Splice, site: str, strength: Tensor, slot: int, owner: nn.Module) -> None:
+    def __init__(self, regularizer: Splice, site: str, strength: Tensor, slot: int, path: str) -> None:
         super().__init__(f"{type(regularizer).__name__} at {site}", strength)
-        self.regularizer, self.site, self.slot = regularizer, site, slot
-        self.owner = (owner,)  # in a tuple, so that it does not become a submodule
+        self.regularizer, self.site, self.slot, self.path = regularizer, site, slot, path
         self.forced = False
 
     def acts(self) -> bool:
@@ -105,7 +143,7 @@ class SpliceRule(Leaf):
         return y
 
 
-class KeyRule(nn.Module):
+class KeyRule(Leaf):
     """Gives the keys of this call and makes those of the next: one leaf at the top of the graph.
 
     It *assigns* new buffers. An increment in place gives silently wrong gradients when the partitioner recomputes
@@ -116,17 +154,16 @@ class KeyRule(nn.Module):
     step: Tensor
     keys: Tensor
 
-    def __init__(self, streams: Mapping[str, int], owners: Sequence[nn.Module]) -> None:
-        super().__init__()
+    def __init__(self, streams: Mapping[str, int]) -> None:
+        super().__init__("the keys of the call")
         self.names = tuple(streams)
-        self.owners = tuple(dict.fromkeys(owners))
         self.forced = False
         self.register_buffer("streams", torch.tensor(list(streams.values()), dtype=torch.int64), persistent=False)
         self.register_buffer("step", torch.zeros(1, dtype=torch.int64), persistent=False)
         self.register_buffer("keys", call_keys(self.streams, self.step), persistent=False)
 
     def draws(self) -> bool:
-        return self.forced or any(owner.training for owner in self.owners)
+        return self.forced or any(owner.training for owner in self.owner)
 
     def forward(self) -> Tensor:
         keys = self.keys
@@ -138,7 +175,8 @@ class KeyRule(nn.Module):
                 )
             # Into the dict that Module.__setattr__ would write to, after Dynamo had traced all of its questions.
             step = self.step + 1
-            self._buffers["step"], self._buffers["keys"] = step, call_keys(self.streams, step)
+            if torch.compiler.is_compiling() or type(step) is type(self.step):  # shape propagation calls with fake tensors
+                self._buffers["step"], self._buffers["keys"] = step, call_keys(self.streams, step)
         return ranked(keys, dist.get_rank()) if dist.is_available() and dist.is_initialized() else keys
 
     def seek(self, step: int) -> None:

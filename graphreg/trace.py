@@ -14,8 +14,8 @@ import torch
 from torch import fx, nn
 
 from graphreg.errors import GraphRegError, TraceError
+from graphreg.given import given_graphs
 from graphreg.modes import Graphs, left_as_it_was, trace_modes
-from graphreg.naming import Namer, label_node
 from graphreg.operators import Operations
 from graphreg.roles import value_sites
 from graphreg.shapes import Arguments, arguments, propagate
@@ -88,10 +88,10 @@ def _trace(model: nn.Module, example_inputs: Any, front_end: FrontEnd) -> Traced
         raise GraphRegError(f"front_end={front_end!r} is unknown; it is one of {', '.join(map(repr, FRONT_ENDS))}.")
     call = arguments(example_inputs)
     bound = bind(model, call)
-    held = {name: value for name, value in bound.items() if not _is_data(value)} if call else _optional(model)
+    held = _held(model, bound if call else None)
     constants: dict[str, torch.Tensor] = {}
     if isinstance(model, fx.GraphModule):
-        graphs, leaves = _as_it_is(model), dict[str, str]()
+        graphs, leaves = given_graphs(model), dict[str, str]()
     else:
         with left_as_it_was(model):
             graphs, leaves = _symbolic(model, held, constants)
@@ -160,8 +160,15 @@ def _is_data(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
 
 
-def _optional(model: nn.Module) -> dict[str, Any]:
-    """Arguments with defaults are held at them: a proxy in place of None takes the wrong branch without a word."""
+def _held(model: nn.Module, bound: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The arguments fixed at their value: those of the example that are no data, or the optional ones at their defaults.
+
+    A proxy in place of None takes the wrong branch without a word. A GraphModule has taken its branches already.
+    """
+    if isinstance(model, fx.GraphModule):
+        return dict(getattr(model, "held", {}))
+    if bound is not None:
+        return {name: value for name, value in bound.items() if not _is_data(value)}
     return {n: p.default for n, p in inspect.signature(model.forward).parameters.items() if p.default is not p.empty}
 
 
@@ -208,17 +215,3 @@ def _where(model: nn.Module, error: Exception) -> str:
         "Move that step into a submodule of its own (graphreg keeps a submodule it cannot trace whole), mark a helper "
         "function with torch.fx.wrap, or take the decision from a constant rather than from a tensor."
     )
-
-
-def _as_it_is(model: fx.GraphModule) -> Graphs:
-    """The graphs of a GraphModule, labelled where they are not; a stripped module's know their names."""
-    graphs: Graphs = getattr(model, "graphs", None) or {"both": model.graph}
-    for graph in graphs.values():
-        if any("site" in node.meta for node in graph.nodes):
-            continue
-        namer = Namer({path for path, _ in model.named_modules(remove_duplicate=False) if path})
-        for node in graph.nodes:
-            stack = list(node.meta.get("nn_module_stack", {}).values())
-            if node.op != "output":
-                label_node(node, str(stack[-1][0]) if stack and node.op != "call_module" else "", model, namer)
-    return graphs

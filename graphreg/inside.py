@@ -1,0 +1,41 @@
+"""What is inside: the rewritten module in its wrappers, the additions in it, its graphs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx, nn
+
+from graphreg.errors import GraphRegError
+from graphreg.module import RULES, RewrittenModule
+from graphreg.rules import Rules
+
+
+def rewritten(module: Any) -> fx.GraphModule:
+    """The rewritten module inside compiled and distributed wrappers; GraphRegError for anything else.
+
+    A GraphModule that a pass of torch.fx made of one's graph (``fx.GraphModule(module, graph)``) counts as one.
+    """
+    inner = module
+    while not isinstance(inner, RewrittenModule):
+        wrapped = getattr(inner, "_orig_mod", None)
+        if wrapped is None and type(inner).__name__ in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"):
+            wrapped = inner.module
+        if wrapped is None:
+            break
+        inner = wrapped
+    if not isinstance(inner, fx.GraphModule) or getattr(inner, RULES, None) is None:
+        raise GraphRegError(f"{type(module).__name__} is not a module that graphreg rewrote. Give what graphreg.regularize returned.")
+    return inner
+
+
+def rules_of(module: nn.Module) -> Rules:
+    """The additions of a rewritten module, also inside compiled and distributed wrappers."""
+    rules = getattr(rewritten(module), RULES)
+    # a pass that made a GraphModule of its own took the leaves over, one by one
+    return rules if isinstance(rules, Rules) else next(leaf.rules[0] for leaf in rules.children())
+
+
+def graphs_of(module: fx.GraphModule) -> dict[str, fx.Graph]:
+    """The graphs by mode, of a module graphreg made or any other."""
+    return module.graphs if isinstance(module, RewrittenModule) else {"both": module.graph}
