@@ -24,6 +24,30 @@ class Value(fx.Proxy):
             return NotImplemented  # a number: Python's own fallback is right
         return self.tracer.create_proxy("call_function", function, (self, other), {})
 
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """``x[key] = value`` is a write into x, and no value that could have a name."""
+        made = self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+        made.node.meta["site"] = (made.node.meta["site"][0], ())
+
+    # What Python itself asks of a number or a shape, which torch.fx has no answer to; see graphreg.decisions.
+    def __index__(self) -> int:
+        return int(self._asked("an index", int))
+
+    def __int__(self) -> int:
+        return int(self._asked("int()", int, float))
+
+    def __float__(self) -> float:
+        return float(self._asked("float()", int, float))
+
+    def __len__(self) -> int:
+        return int(self.tracer.length(self))  # type: ignore[attr-defined]
+
+    def __round__(self, *digits: Any) -> Any:
+        return self.tracer.create_proxy("call_function", round, (self, *digits), {})
+
+    def _asked(self, what: str, *kinds: type) -> Any:
+        return self.tracer.ask(self, what, kinds)  # type: ignore[attr-defined]
+
 
 def _add_in_place_operators() -> None:
     def method(function: Callable[..., Any]) -> Callable[[Value, Any], Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from dataclasses import replace
 
@@ -74,7 +75,7 @@ class _Judge:
         self.returned = set(nodes_in(graph.output_node().args))
         self.used = {graph.output_node()}
         for node in reversed(graph.nodes):
-            if any(user in self.used for user in node.users):
+            if any(user in self.used for user in node.users) or node.target is operator.setitem:
                 self.used.add(node)
 
     def _walk(self, node: fx.Node) -> None:

@@ -140,6 +140,9 @@ class SpliceRule(Leaf):
             raise RegularizerError(
                 f"{self.about} gave {tuple(y.shape)} {y.dtype} for {tuple(z.shape)} {z.dtype}; a splice gives a tensor like its site's."
             )
+        if not torch.compiler.is_compiling() and y.stride() != z.stride() and z.is_contiguous() and y.is_contiguous():
+            # they differ in axes of length 1, and what follows would choose another layout, and round otherwise, than in the model
+            y = y.as_strided(z.shape, z.stride())
         return y
 
 

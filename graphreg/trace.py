@@ -94,7 +94,7 @@ def _trace(model: nn.Module, example_inputs: Any, front_end: FrontEnd) -> Traced
         graphs, leaves = given_graphs(model), dict[str, str]()
     else:
         with left_as_it_was(model):
-            graphs, leaves = _symbolic(model, held, constants)
+            graphs, leaves = _symbolic(model, held, constants, bound)
     if call:
         propagate(model, graphs, bound, call, constants)
     return Traced(model, graphs, value_sites(model, graphs), leaves, held, constants=constants)
@@ -184,11 +184,13 @@ def _take_constants(model: nn.Module, graph: fx.Graph, before: set[str], constan
                 node.target = new
 
 
-def _symbolic(model: nn.Module, held: Mapping[str, Any], constants: dict[str, torch.Tensor]) -> tuple[Graphs, dict[str, str]]:
+def _symbolic(
+    model: nn.Module, held: Mapping[str, Any], constants: dict[str, torch.Tensor], examples: Mapping[str, Any]
+) -> tuple[Graphs, dict[str, str]]:
     leaves: dict[str, str] = {}
 
     def once() -> fx.Graph:
-        tracer, before = SiteTracer(leaves, dict(held)), set(model.__dict__)
+        tracer, before = SiteTracer(leaves, dict(held), examples), set(model.__dict__)
         graph = tracer.trace(model)
         leaves.update(tracer.leaves)
         _take_constants(model, graph, before, constants)
@@ -203,10 +205,10 @@ def _symbolic(model: nn.Module, held: Mapping[str, Any], constants: dict[str, to
     except GraphRegError:
         raise
     except Exception as error:
-        raise TraceError(_where(model, error)) from error
+        raise TraceError(_where(model, error, bool(examples))) from error
 
 
-def _where(model: nn.Module, error: Exception) -> str:
+def _where(model: nn.Module, error: Exception, examples: bool) -> str:
     here = (os.path.dirname(torch.__file__), os.path.dirname(__file__))
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(here)]
     place = f" at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""
@@ -214,4 +216,5 @@ def _where(model: nn.Module, error: Exception) -> str:
         f"{type(model).__name__} cannot be traced symbolically{place} ({str(error).strip() or type(error).__name__}). "
         "Move that step into a submodule of its own (graphreg keeps a submodule it cannot trace whole), mark a helper "
         "function with torch.fx.wrap, or take the decision from a constant rather than from a tensor."
+        + ("" if examples else " Where it is taken from a shape, give example_inputs: it then follows theirs, and the graph asserts so.")
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from typing import Any
@@ -17,28 +17,38 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from graphreg.decisions import Answering
 from graphreg.errors import GraphRegError, TraceError
-from graphreg.naming import Namer, label_node, label_output
-from graphreg.operators import is_size
+from graphreg.naming import Namer, add_label, label_node, label_output
+from graphreg.operators import Operations, is_port, is_size
 from graphreg.proxies import BufferProxy, Value
 from graphreg.surroundings import checkpoints_refused, randomness, regions, restore_randomness
 
+# Functions that make a tensor of given sizes: they take no proxy by themselves.
+FACTORIES = {
+    torch.arange, torch.empty, torch.eye, torch.full, torch.linspace, torch.logspace, torch.ones, torch.rand, torch.randint,
+    torch.randn, torch.randperm, torch.tensor, torch.tril_indices, torch.triu_indices, torch.zeros,
+}  # fmt: skip
 
-class SiteTracer(fx.Tracer):
-    """Traces a module; ``leaves`` maps the paths it keeps whole to the reason, ``held`` the arguments it fixes."""
 
-    def __init__(self, leaves: dict[str, str], held: dict[str, Any]) -> None:
+class SiteTracer(Answering):
+    """Traces a module; ``leaves`` maps the paths it keeps whole to the reason, ``held`` the arguments it fixes.
+
+    ``examples``: the inputs by argument name, which answer what the forward decides on shapes.
+    """
+
+    def __init__(self, leaves: dict[str, str], held: dict[str, Any], examples: Mapping[str, Any] | None = None) -> None:
         # torchvision wraps its operations as leaves in its own listing; where it is loaded, so do we, for its names.
         ops = sys.modules.get("torchvision.ops")
-        super().__init__(autowrap_modules=(math, ops) if ops else (math,))  # type: ignore[arg-type]
+        super().__init__(examples or {}, autowrap_modules=(math, ops) if ops else (math,))
+        self._autowrap_function_ids.update(map(id, FACTORIES))
+        self._autowrap_search.append(torch)
         self.leaves, self.held = dict(leaves), held
-        self._scopes = [""]
         self._namer = Namer(())
         self._outputs: list[tuple[str, str, str, Any]] = []  # (name, module path, class, value) of each module call
         self._parameter_cache: dict[str, fx.Proxy] = {}
         self._buffers: dict[int, str] = {}
         self._buffer_names: set[str] = set()
-        self.sizes: set[fx.Node] = set()  # numbers and shapes
         self._region = regions()
         self._constants: set[fx.Node] = set()  # computed from buffers alone: torchvision has no node for these
 
@@ -61,6 +71,10 @@ class SiteTracer(fx.Tracer):
             )
         for name, path, kind, value in self._outputs:
             label_output(value, name, path, kind)
+        for node in graph.nodes:
+            if node.target in FACTORIES:  # emitted code would ask torch.fx to wrap the name "torch.full", and no later trace would run
+                node.meta.pop("is_wrapped", None)
+        _merge_ports(graph, Operations(root))
         return graph
 
     # The root is called as a user calls it: with its hooks, and with a forward set on the instance.
@@ -93,6 +107,8 @@ class SiteTracer(fx.Tracer):
         return module_qualified_name in self.leaves or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self.asking:
+            return forward(*args, **kwargs)
         try:
             path = self.path_of_module(m)
         except NameError:  # made inside a forward and owned by nobody: its code is its caller's
@@ -156,6 +172,8 @@ class SiteTracer(fx.Tracer):
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
         self._parameter_cache = parameter_proxy_cache
+        if self.asking:
+            return attr_val
         name = self._buffers.get(id(attr_val))
         if name is not None and isinstance(attr_val, torch.Tensor):
             # fx reads buffers while it traces: an update in place would happen now, to the user's own, and never again
@@ -196,6 +214,20 @@ class SiteTracer(fx.Tracer):
         self.module_stack.update(stack)
         self.num_calls.clear()
         self.num_calls.update(calls)
+
+
+def _merge_ports(graph: fx.Graph, operations: Operations) -> None:
+    """A part that is taken out of a tuple twice (``parts[0]``, and again) is one value: one node, with both names."""
+    first: dict[tuple[Any, ...], fx.Node] = {}
+    for node in graph.nodes:
+        if not is_port(node, operations):
+            continue
+        kept = first.setdefault(node.args, node)
+        if kept is not node:
+            for label in node.meta["site"][1]:
+                add_label(kept, label)
+            node.replace_all_uses_with(kept)
+            graph.erase_node(node)
 
 
 def _assigned_buffer(module: nn.Module) -> str | None:

@@ -388,7 +388,7 @@ def test_one_file_edits_graphs() -> None:
     """``rewrite`` edits; the front ends build graphs, and ``storage`` builds one from its record."""
     edits = {"inserting_after", "inserting_before", "erase_node", "replace_all_uses_with", "replace_input_with", "eliminate_dead_code"}
     edits |= {"create_node", "call_function", "call_module", "call_method", "get_attr"}
-    allowed = {"rewrite": edits, "tracer": edits, "modes": edits, "storage": {"create_node"}}
+    allowed = {"rewrite": edits, "tracer": edits, "modes": edits, "storage": {"create_node"}, "decisions": {"create_node"}}
     calls = {
         path.stem: {
             node.func.attr for node in ast.walk(tree)

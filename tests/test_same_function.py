@@ -59,7 +59,14 @@ def sizes(self: Any, x: Tensor) -> Tensor:
     return self.l(x) * n + m
 
 
-@pytest.mark.parametrize("forward", [skip, column, callers, flat, sizes])
+def assigned(self: Any, x: Tensor) -> Tensor:
+    h = self.l(x)
+    h.view(-1)[2:5] = 0.5
+    h[0] = h[1] * 2
+    return self.k(h)
+
+
+@pytest.mark.parametrize("forward", [skip, column, callers, flat, sizes, assigned])
 def test_augmented_assignment_writes_where_the_model_writes(forward: Callable[..., Any]) -> None:
     original, given, ours = model(forward), X.clone(), X.clone()
     module = graphreg.regularize(original, HiddenL1("k" if forward is not sizes else "l", 1.0))
@@ -70,6 +77,48 @@ def test_augmented_assignment_writes_where_the_model_writes(forward: Callable[..
 
 def test_augmented_assignment_has_the_name_of_the_operator() -> None:
     assert "add" in list(graphreg.names(model(skip)))
+
+
+def test_an_assignment_is_no_site_and_what_is_assigned_is_used() -> None:
+    traced = graphreg.trace(model(assigned))
+    assert [site.name for site in traced.values] == ["x", "l", "view", "getitem", "mul", "k"]
+    assert all(site.used for site in traced.values)
+
+
+def twice(self: Any, x: Tensor) -> Tensor:
+    parts = self.l(x).chunk(2, 1)
+    return self.k(torch.cat([parts[0] * 2, parts[0]], 1))
+
+
+def test_a_part_that_is_taken_twice_is_one_site_with_both_names() -> None:
+    original = model(twice)
+    (site,) = (site for site in graphreg.trace(original).values if site.name == "chunk:0")
+    assert [label.text for label in site.labels] == ["chunk:0", "getitem", "getitem_1"]
+    code = graphreg.regularize(original, graphreg.build("noise", weight=1.0, pattern="getitem_1")).code
+    assert "mul = chunk_0_noise * 2" in code and "torch.cat([mul, chunk_0_noise], 1)" in code
+    assert torch.equal(graphreg.strip(graphreg.regularize(original, weight_l2=1.0))(X), original(X))
+
+
+def made_of_sizes(self: Any, x: Tensor) -> Tensor:
+    return self.l(x) * torch.full((x.shape[0], 1), 2.0) + torch.arange(x.shape[1], dtype=x.dtype) + torch.ones(x.shape[0], x.size(1))
+
+
+def test_tensors_are_made_at_the_size_of_the_call() -> None:
+    original = model(made_of_sizes)
+    stripped = graphreg.strip(graphreg.regularize(original, weight_l2=1.0))
+    assert all(torch.equal(stripped(x), original(x)) for x in (X, torch.randn(5, 4)))
+
+
+def turned(self: Any, x: Tensor) -> Tensor:
+    return self.k(self.l(x).unsqueeze(2).transpose(1, 2))
+
+
+def test_a_splice_keeps_the_strides_of_axes_of_length_one() -> None:
+    module = graphreg.regularize(model(turned), graphreg.build("dropout", weight=0.5, pattern="transpose"))
+    strides = []
+    module.graphreg_rules.transpose_dropout.register_forward_hook(lambda m, args, y: strides.extend((args[0].stride(), y.stride())))
+    module(X).output.sum().backward()
+    assert strides == [(4, 1, 1)] * 2
 
 
 class Inner(nn.Module):

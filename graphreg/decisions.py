@@ -1,0 +1,137 @@
+"""Decisions on shapes: what a forward asks of a size (``if h != w``, ``range(n)``) is answered for the example inputs.
+
+The answer is asserted in the graph, so that inputs which would decide otherwise raise instead of going the wrong way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+from torch.fx.node import has_side_effect, map_arg
+from torch.utils import _pytree as pytree
+
+from graphreg.errors import GraphRegError
+
+_UNKNOWN = object()
+
+
+@has_side_effect  # no pass may take it for dead code
+def decided(value: Any, expected: Any) -> None:
+    """Raises unless a size is what it was when the model was traced."""
+    if value != expected:
+        raise GraphRegError(
+            f"the model decides something on a shape, and these inputs give {value} where the example_inputs gave {expected}. "
+            "Regularize it with example_inputs of this size too."
+        )
+
+
+class Answering(fx.Tracer):
+    """A tracer that answers what Python asks of a size, from ``examples``: the inputs by argument name.
+
+    The values of nodes are computed on fake tensors, and only of those that an answer needs.
+    """
+
+    def __init__(self, examples: Mapping[str, Any], **more: Any) -> None:
+        super().__init__(**more)
+        self.sizes: set[fx.Node] = set()  # numbers and shapes
+        self.asking = False  # modules that run now run for an answer; they are not traced
+        self._scopes = [""]
+        self._examples, self._values = examples, dict[fx.Node, Any]()
+        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        return bool(self._answer(obj, (bool, int, float, tuple, list), lambda: super(Answering, self).to_bool(obj)))
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        count = self._length(obj)
+        return super().iter(obj) if count is None else iter([obj[i] for i in range(count)])
+
+    def length(self, obj: fx.Proxy) -> int:
+        if (count := self._length(obj)) is None:
+            raise TypeError("the length of a traced value is not known")
+        return count
+
+    def ask(self, obj: fx.Proxy, what: str, kinds: tuple[type, ...]) -> Any:
+        def refuse() -> None:
+            raise TypeError(f"a traced value cannot be used as {what}")
+
+        return self._answer(obj, kinds, refuse)
+
+    def _answer(self, obj: fx.Proxy, kinds: tuple[type, ...], refuse: Callable[[], Any]) -> Any:
+        value = self._value(obj.node)
+        if not isinstance(value, kinds):
+            return refuse()
+        self._assert(obj.node, value)
+        return value
+
+    def _length(self, obj: fx.Proxy) -> int | None:
+        value = self._value(obj.node)
+        if not isinstance(value, (tuple, list, torch.Tensor)) or (isinstance(value, torch.Tensor) and not value.dim()):
+            return None
+        self._assert(obj.node, len(value), count=True)
+        return len(value)
+
+    def _assert(self, node: fx.Node, value: Any, count: bool = False) -> None:
+        """What was answered is asserted in the graph, save where no input is behind it."""
+        if all(each.op != "placeholder" for each in _needed(node, {})):
+            return
+        if count:
+            node = self._unnamed(len, node)
+        self._unnamed(decided, node, value)
+
+    def _unnamed(self, function: Callable[..., Any], *args: Any) -> fx.Node:
+        node = self.create_node("call_function", function, args, {})
+        node.meta["site"] = (self._scopes[-1], ())  # nobody's value: it has no name
+        return node
+
+    def _value(self, node: fx.Node) -> Any:
+        """What the node gives for the examples; _UNKNOWN where that depends on data, or on inputs that are not given."""
+        self.asking = True
+        try:
+            with self._fake, torch.no_grad():
+                for each in _needed(node, self._values):
+                    self._values[each] = self._run(each)
+            return self._values[node]
+        except Exception:  # data-dependent, or no fake form: whoever asked is told that it cannot be traced
+            return _UNKNOWN
+        finally:
+            self.asking = False
+
+    def _run(self, node: fx.Node) -> Any:
+        target: Any = node.target
+        args, kwargs = map_arg((node.args, node.kwargs), self._values.__getitem__)
+        if node.op == "placeholder":
+            return self._faked(self._examples[str(target).lstrip("*")])
+        if node.op == "call_module":
+            module = self.root.get_submodule(target)
+            tensors = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+            return functional_call(module, self._faked(tensors), args, kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], target)(*args[1:], **kwargs)
+        if node.op == "get_attr":
+            owner, _, name = target.rpartition(".")
+            return self._faked(getattr(self.root.get_submodule(owner), name))
+        return target(*args, **kwargs)
+
+    def _faked(self, value: Any) -> Any:
+        """Fake tensors in place of the user's own, which a write would reach otherwise, in a fake mode too."""
+        return pytree.tree_map_only(torch.Tensor, self._fake.from_tensor, value)
+
+
+def _needed(node: fx.Node, known: Mapping[fx.Node, Any]) -> list[fx.Node]:
+    """The node and what it is computed from, in order, without what is known; no recursion, for a graph may be deep."""
+    order: dict[fx.Node, None] = {}
+    waiting = [(node, False)]
+    while waiting:
+        each, done = waiting.pop()
+        if done:
+            order[each] = None
+        elif each not in order and each not in known:
+            waiting.append((each, True))
+            waiting.extend((source, False) for source in each.all_input_nodes)
+    return list(order)

@@ -1,0 +1,124 @@
+"""What a forward asks of a shape is answered for the example inputs, asserted in the graph, and never guessed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import graphreg
+from graphreg import GraphRegError, TraceError
+
+
+class Decides(nn.Module):
+    """A root that pads odd lengths, loops over an axis and slices by a rounded half."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hid, self.out = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] % 2:
+            x = torch.cat([x, x[:, :1]], 1)
+        h = torch.relu(self.hid(x))
+        h = sum(h[:, i] for i in range(h.shape[1]))
+        return self.out(h[: round(len(h) / 2)])
+
+
+def test_a_decision_at_the_root_follows_the_example() -> None:
+    model = Decides()
+    with pytest.raises(TraceError, match=r"Decides cannot be traced symbolically at .*if x.shape\[1\] % 2:.*example_inputs"):
+        graphreg.trace(model)
+    odd, even = torch.randn(4, 3, 4), torch.randn(4, 2, 4)
+    for x, other in ((odd, even), (even, odd)):
+        module = graphreg.regularize(model, example_inputs=x, hidden_dropout=0.1).eval()
+        assert torch.equal(module(x).output, model(x))
+        assert torch.equal(graphreg.strip(module)(x), model(x))
+        with pytest.raises(GraphRegError, match="decides something on a shape, and these inputs give"):
+            module(other)
+
+
+def test_the_whole_graph() -> None:
+    code = graphreg.strip(graphreg.regularize(Decides(), example_inputs=torch.randn(4, 2, 4), weight_l2=1.0)).code.strip()
+    assert code == GRAPH
+
+
+GRAPH = """\
+def forward(self, x):
+    getattr_1 = x.shape
+    getitem = getattr_1[1];  getattr_1 = None
+    mod = getitem % 2;  getitem = None
+    decided = graphreg_decisions_decided(mod, 0);  mod = decided = None
+    hid = self.hid(x);  x = None
+    relu = torch.relu(hid);  hid = None
+    getattr_2 = relu.shape
+    getitem_1 = getattr_2[1];  getattr_2 = None
+    decided_1 = graphreg_decisions_decided(getitem_1, 2);  getitem_1 = decided_1 = None
+    getitem_2 = relu[(slice(None, None, None), 0)]
+    add = 0 + getitem_2;  getitem_2 = None
+    getitem_3 = relu[(slice(None, None, None), 1)];  relu = None
+    add_1 = add + getitem_3;  add = getitem_3 = None
+    len_1 = len(add_1)
+    decided_2 = graphreg_decisions_decided(len_1, 4);  len_1 = decided_2 = None
+    getitem_4 = add_1[slice(None, 2, None)];  add_1 = None
+    out = self.out(getitem_4);  getitem_4 = None
+    return out"""
+
+
+def test_names_pass_over_the_assertions() -> None:
+    found = [site.name for site in graphreg.trace(Decides(), torch.randn(4, 2, 4)).values if site.selectable]
+    assert found == ["x", "hid", "relu", "getitem_2", "add", "getitem_3", "add_1", "getitem_4", "out"]
+
+
+def test_decisions_are_compiled() -> None:
+    model, x = Decides(), torch.randn(4, 2, 4)
+    module = torch.compile(graphreg.regularize(model, example_inputs=x, weight_l2=1.0), fullgraph=True, backend="eager")
+    assert torch.equal(module(x).output, model(x))
+
+
+class OnParameters(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.position, self.out = nn.Parameter(torch.randn(3, 4)), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(x + self.position if self.position.shape[0] == 3 else x)
+
+
+def test_the_size_of_a_parameter_needs_no_example_and_no_assertion() -> None:
+    model, x = OnParameters(), torch.randn(2, 3, 4)
+    graph = graphreg.trace(model).graphs["both"]
+    assert not any("decided" in node.name for node in graph.nodes)
+    assert torch.equal(graphreg.strip(graphreg.regularize(model, weight_l2=1.0))(x), model(x))
+
+
+class OnData(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        return h if h.sum() > 0 and h.shape[0] else -h
+
+
+def test_a_decision_on_data_is_refused_and_nothing_has_run() -> None:
+    model, x = OnData(), torch.randn(3, 4)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(TraceError, match="control flow"):
+        graphreg.trace(model, x)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class AfterNorm(OnData):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        return h if h.shape[0] == 3 else -h
+
+
+def test_answering_runs_no_layer_on_the_users_own_buffers() -> None:
+    model, x = AfterNorm(), torch.randn(3, 4)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    graphreg.trace(model, x)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert type(model.norm.running_mean) is Tensor
