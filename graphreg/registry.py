@@ -6,7 +6,8 @@ import importlib
 import pkgutil
 import warnings
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from graphreg.errors import NoMatchError, RegularizerError, near_sentence
@@ -68,6 +69,14 @@ def _discover() -> None:
         importlib.import_module(f"{GROUP}.{module.name}")
     for entry in entry_points(group=GROUP):
         try:
-            entry.load()
-        except Exception as error:  # somebody else's package must not take graphreg down with it
-            warnings.warn(f"graphreg: the regularizer {entry.name} = {entry.value} was not loaded: {error!r}", stacklevel=3)
+            _load(entry)
+        except (Exception, SystemExit) as error:  # somebody else's package must not take graphreg down with it
+            package = f" of {entry.dist.name} {entry.dist.version}" if entry.dist is not None else ""
+            warnings.warn(f"graphreg: the regularizer {entry.name} = {entry.value}{package} was not loaded: {error!r}", stacklevel=3)
+
+
+def _load(entry: EntryPoint) -> None:
+    """Import what an entry point names: a module that defines regularizers, or one of their classes."""
+    found = entry.load()
+    if not isinstance(found, ModuleType) and found not in _classes.values():
+        raise RegularizerError(f"{entry.value} is {found!r}; an entry point names a module, or a Regularizer class that has keys.")
