@@ -71,8 +71,8 @@ def _discover() -> None:
         try:
             _load(entry)
         except (Exception, SystemExit) as error:  # somebody else's package must not take graphreg down with it
-            package = f" of {entry.dist.name} {entry.dist.version}" if entry.dist is not None else ""
-            warnings.warn(f"graphreg: the regularizer {entry.name} = {entry.value}{package} was not loaded: {error!r}", stacklevel=3)
+            owner = f" of {entry.dist.name} {entry.dist.version}" if entry.dist is not None else ""
+            warnings.warn(f"graphreg: the regularizer {entry.name} = {entry.value}{owner} was not loaded: {error!r}", stacklevel=3)
 
 
 def _load(entry: EntryPoint) -> None:
