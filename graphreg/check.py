@@ -26,13 +26,14 @@ def check(module: RewrittenModule, traced: Traced, plan: Plan) -> None:
     """Raise GraphRegError unless the module is the traced model with the plan's additions and nothing else."""
     _same_owner(module, traced.model)
     for mode, graph in module.graphs.items():
-        _lint(graph)
+        flow = to_networkx(graph)
+        _lint(graph, flow)
         original = traced.graphs[mode]
         _contracts(graph, original)
         placed = Placed(graph, original, traced, plan)
         placed.check()
         _leaves(graph, module, plan)
-        _reaches(graph, module, plan, placed)
+        _reaches(graph, module, plan, placed, flow)
 
 
 def _leaves(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
@@ -90,7 +91,7 @@ def to_networkx(graph: fx.Graph) -> nx.DiGraph[str]:
     return flow
 
 
-def _lint(graph: fx.Graph) -> None:
+def _lint(graph: fx.Graph, flow: nx.DiGraph[str]) -> None:
     doubled = [name for name, count in Counter(node.name for node in graph.nodes).items() if count > 1]
     if doubled:
         fail(f"two nodes are called {doubled[0]!r}.")
@@ -98,7 +99,7 @@ def _lint(graph: fx.Graph) -> None:
         graph.lint()
     except (RuntimeError, ValueError) as error:
         fail(str(error).splitlines()[0])
-    if not nx.is_directed_acyclic_graph(to_networkx(graph)):
+    if not nx.is_directed_acyclic_graph(flow):
         fail("it has a cycle.")
 
 
@@ -153,9 +154,9 @@ def _equal(ours: Any, theirs: Any, resolve: Callable[[fx.Node], fx.Node | None])
     return type(ours) is type(theirs) and bool(ours == theirs or (is_nan(ours) and is_nan(theirs)))
 
 
-def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Placed) -> None:
+def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Placed, flow: nx.DiGraph[str]) -> None:
     """Every splice reaches the output; every penalty is in it, and a parameter that can train reaches the penalty."""
-    flow, output = to_networkx(graph), graph.output_node()
+    output = graph.output_node()
     upstream = nx.ancestors(flow, output.name)
     keys = {n for n in graph.nodes if n.meta.get("graphreg", {}).get("kind") == "key"}
     totals: dict[str, fx.Node] = {}
@@ -217,6 +218,5 @@ def _trained(graph: fx.Graph, module: RewrittenModule, flow: nx.DiGraph[str]) ->
         n.name for n in graph.nodes
         if (n.op == "get_attr" and n.target in trains) or (n.op == "call_module" and (n.target in prefixes))
     ]  # fmt: skip
-    flow = flow.copy()
     flow.add_edges_from(("<parameters>", name) for name in sources)
     return nx.descendants(flow, "<parameters>") if sources else set()

@@ -6,6 +6,7 @@ The answer is asserted in the graph, so that inputs which would decide otherwise
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -42,7 +43,11 @@ class Answering(fx.Tracer):
         self.asking = False  # modules that run now run for an answer; they are not traced
         self._scopes = [""]
         self._examples, self._values = examples, dict[fx.Node, Any]()
-        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self._given: dict[fx.Node, bool] = {}  # whether an input is behind a value
+
+    @cached_property
+    def _fake(self) -> FakeTensorMode:
+        return FakeTensorMode(allow_non_fake_inputs=True)  # imports Dynamo: three seconds, for whoever asks
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         return bool(self._answer(obj, (bool, int, float, tuple, list), lambda: super(Answering, self).to_bool(obj)))
@@ -78,7 +83,9 @@ class Answering(fx.Tracer):
 
     def _assert(self, node: fx.Node, value: Any, count: bool = False) -> None:
         """What was answered is asserted in the graph, save where no input is behind it."""
-        if all(each.op != "placeholder" for each in _needed(node, {})):
+        for each in _needed(node, self._given):
+            self._given[each] = each.op == "placeholder" or any(self._given[source] for source in each.all_input_nodes)
+        if not self._given[node]:
             return
         if count:
             node = self._unnamed(len, node)
@@ -94,13 +101,19 @@ class Answering(fx.Tracer):
         self.asking = True
         try:
             with self._fake, torch.no_grad():
-                for each in _needed(node, self._values):
-                    self._values[each] = self._run(each)
+                for each in _needed(node, self._values):  # kept, unknown or not: each is run once, however many ask
+                    self._values[each] = self._attempt(each)
             return self._values[node]
-        except Exception:  # data-dependent, or no fake form: whoever asked is told that it cannot be traced
-            return _UNKNOWN
         finally:
             self.asking = False
+
+    def _attempt(self, node: fx.Node) -> Any:
+        if any(self._values[source] is _UNKNOWN for source in node.all_input_nodes):
+            return _UNKNOWN
+        try:
+            return self._run(node)
+        except Exception:  # data-dependent, or no fake form: whoever asked is told that it cannot be traced
+            return _UNKNOWN
 
     def _run(self, node: fx.Node) -> Any:
         target: Any = node.target

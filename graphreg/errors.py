@@ -32,3 +32,7 @@ def near_sentence(word: str, words: Iterable[str], what: str = "Near names") -> 
     """`` Near names: a, b.``, or nothing when nothing is near."""
     found = near(word, words)
     return f" {what}: {', '.join(found)}." if found else ""
+
+
+def first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"[:160]

@@ -38,7 +38,8 @@ def _settle_modes(model: fx.GraphModule) -> None:
 
 
 def _label(graph: fx.Graph, model: fx.GraphModule) -> None:
-    namer = Namer({path for path, _ in model.named_modules(remove_duplicate=False) if path})
+    modules = dict(model.named_modules(remove_duplicate=False))
+    namer = Namer(modules.keys() - {""})
     buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
     constants: set[fx.Node] = set()  # computed from buffers alone: no sites, as in a trace of the model itself
     named = {node for node in graph.nodes if _claims(node, namer)}
@@ -51,7 +52,7 @@ def _label(graph: fx.Graph, model: fx.GraphModule) -> None:
             constants.add(node)
             node.meta["site"] = (scope, ())
         else:
-            label_node(node, scope, model, namer)
+            label_node(node, scope, modules, namer)
     if not named:  # a graph of torch.fx, not one that graphreg traced
         _label_blocks(graph, namer)
 

@@ -56,8 +56,8 @@ def trace_modes(model: nn.Module, trace: Callable[[], fx.Graph]) -> Graphs:
     """
     given = {module: module.training for module in model.modules()}
     train, evaluation = _in_mode(given, lambda m: True, trace), _in_mode(given, lambda m: False, trace)
-    differing = _differing_literals(train, evaluation)
-    if _same_structure(train, evaluation):
+    same, differing = _compared(train, evaluation)
+    if same:
         _read_modes(train, differing)
         return {"both": train}
     apart = {m for m, mode in given.items() if mode != model.training}
@@ -87,49 +87,42 @@ def _in_mode(given: Mapping[nn.Module, bool], mode: Callable[[nn.Module], bool],
 
 def _name(node: fx.Node) -> str:
     labels = node.meta["site"][1] if "site" in node.meta else ()
-    return str(labels[0].name) if labels else node.name
+    return str(labels[0].name) if labels else f":{node.name}"  # no label has a colon there
 
 
 def _flat(node: fx.Node) -> list[Any]:
-    """The arguments as a flat list, nodes by name; positions agree between two calls of the same form."""
+    """The arguments as a flat list; positions agree between two calls of the same form."""
     flat: list[Any] = []
-    map_aggregate((node.args, node.kwargs), lambda leaf: flat.append(_Ref(_name(leaf)) if isinstance(leaf, fx.Node) else leaf))
+    map_aggregate((node.args, node.kwargs), flat.append)
     return flat
 
 
-class _Ref(str):
-    """The name of a node, told from a literal string."""
+Literals = dict[int, tuple[Any, Any]]  # by position: in train, in eval
 
 
-def _alike(a: fx.Node, b: fx.Node) -> bool:
-    """Whether two nodes are one operation on the same values, literals apart."""
-    if (a.op, a.target) != (b.op, b.target) or set(a.kwargs) != set(b.kwargs):
-        return False
+def _literals(a: fx.Node, b: fx.Node) -> Literals | None:
+    """The literals that differ between two nodes; None unless they are one operation on the same values, literals apart."""
+    if a.op != b.op or a.target != b.target or a.kwargs.keys() != b.kwargs.keys():
+        return None
     ours, theirs = _flat(a), _flat(b)
-    return len(ours) == len(theirs) and all(
-        x == y if isinstance(x, _Ref) or isinstance(y, _Ref) else True for x, y in zip(ours, theirs, strict=True)
-    )
+    if len(ours) != len(theirs):
+        return None
+    found: Literals = {}
+    for i, (x, y) in enumerate(zip(ours, theirs, strict=True)):
+        if isinstance(x, fx.Node) or isinstance(y, fx.Node):
+            if not (isinstance(x, fx.Node) and isinstance(y, fx.Node) and _name(x) == _name(y)):
+                return None
+        elif not _equal(x, y):
+            found[i] = x, y
+    return found
 
 
-def _same_structure(train: fx.Graph, evaluation: fx.Graph) -> bool:
-    return len(train.nodes) == len(evaluation.nodes) and all(
-        _name(a) == _name(b) and _alike(a, b) for a, b in zip(train.nodes, evaluation.nodes, strict=True)
-    )
-
-
-def _differing_literals(train: fx.Graph, evaluation: fx.Graph) -> dict[str, dict[int, tuple[Any, Any]]]:
-    """For each operation that both modes have: the positions whose literals differ, as (in train, in eval)."""
+def _compared(train: fx.Graph, evaluation: fx.Graph) -> tuple[bool, dict[str, Literals]]:
+    """Whether the two are one structure, and the literals that differ in the operations that both have."""
     others = {_name(node): node for node in evaluation.nodes}
-    differing: dict[str, dict[int, tuple[Any, Any]]] = {}
-    for node in train.nodes:
-        other = others.get(_name(node))
-        if other is None or not _alike(node, other):
-            continue
-        pairs = enumerate(zip(_flat(node), _flat(other), strict=True))
-        found = {i: (a, b) for i, (a, b) in pairs if not isinstance(a, _Ref) and not _equal(a, b)}
-        if found:
-            differing[_name(node)] = found
-    return differing
+    found = {(name := _name(node)): _literals(node, others[name]) if name in others else None for node in train.nodes}
+    same = list(found) == list(others) and len(found) == len(train.nodes) == len(evaluation.nodes)
+    return same and None not in found.values(), {name: literals for name, literals in found.items() if literals}
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -140,7 +133,7 @@ def is_nan(value: Any) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
-def _read_modes(graph: fx.Graph, differing: Mapping[str, Mapping[int, tuple[Any, Any]]]) -> None:
+def _read_modes(graph: fx.Graph, differing: Mapping[str, Literals]) -> None:
     """Replace each such literal by a read of the ``training`` of the module that owns the operation."""
     for node in list(graph.nodes):
         literals = differing.get(_name(node))

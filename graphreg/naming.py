@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ from torch import fx, nn
 
 from graphreg.operators import IN_PLACE_NAMES
 from graphreg.sites import Label
+
+_COUNTED = re.compile(r"_\d+$")
 
 
 class Namer:
@@ -35,9 +37,12 @@ class Namer:
         return len(self._order)
 
     def roll_back(self, mark: int) -> None:
-        self._used.difference_update(self._order[mark:])
+        for name in self._order[mark:]:
+            self._used.discard(name)
+            base, _, count = name.rpartition("_")
+            if base in self._next and count.isdigit():  # free again
+                self._next[base] = max(1, min(self._next[base], int(count)))
         del self._order[mark:]
-        self._next.clear()
 
     def _take(self, name: str) -> str:
         self._used.add(name)
@@ -52,16 +57,16 @@ class Namer:
         return self._take(name)
 
 
-def label_node(node: fx.Node, scope: str, root: nn.Module, namer: Namer) -> None:
+def label_node(node: fx.Node, scope: str, modules: Mapping[str, nn.Module], namer: Namer) -> None:
     """Write the node's own label and the path of its module to ``node.meta["site"]``."""
     if node.op == "call_module":
         path = str(node.target)
-        label = Label(namer.module(path), type(root.get_submodule(path)).__name__, module=path)
+        label = Label(namer.module(path), type(modules[path]).__name__, module=path)
         scope = path
     elif node.op == "placeholder":  # by its own name: fx renames an argument that is called like a builtin
         label = Label(namer.operation("", str(node.target).lstrip("*")), "input")
     else:
-        base = re.sub(r"_\d+$", "", node.name)
+        base = _COUNTED.sub("", node.name)
         op = "parameter" if node.op == "get_attr" else getattr(node.target, "__name__", str(node.target)).strip("_") or base
         if node.op == "call_function" and op in IN_PLACE_NAMES:  # ``+=`` goes by the name of ``+``, as torchvision has it
             base, op = re.sub("^i", "", base), op[1:]

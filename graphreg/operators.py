@@ -54,6 +54,11 @@ VIEW_MODULES = (nn.Flatten, nn.Unflatten, nn.Identity)
 MOVE_MODULES = (nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.modules.padding._ConstantPadNd)
 IN_PLACE_NAMES = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor", "ilshift", "irshift")
 IN_PLACE_OPERATORS = {getattr(operator, name) for name in (*IN_PLACE_NAMES, "setitem")}
+# Functions that make a tensor of given sizes: they take no proxy by themselves.
+FACTORIES = {
+    torch.arange, torch.empty, torch.eye, torch.full, torch.linspace, torch.logspace, torch.ones, torch.rand, torch.randint,
+    torch.randn, torch.randperm, torch.tensor, torch.tril_indices, torch.triu_indices, torch.zeros,
+}  # fmt: skip
 
 
 class Operations:
@@ -222,9 +227,10 @@ def is_size(node: fx.Node, size: Callable[[fx.Node], bool]) -> bool:
         return True
     if name == "getattr":
         return node.args[1] in SIZE_ATTRIBUTES
+    if node.op != "call_function" or getattr(node.target, "__module__", "") not in ("_operator", "builtins", "math"):
+        return False
     inputs = node.all_input_nodes
-    known = getattr(node.target, "__module__", "") in ("_operator", "builtins", "math")
-    return node.op == "call_function" and known and bool(inputs) and all(map(size, inputs))
+    return bool(inputs) and all(map(size, inputs))
 
 
 def is_integer(node: fx.Node) -> bool:

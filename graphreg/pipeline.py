@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from graphreg.attach import Penalties, Scale
+from graphreg.collector import collector_at_rest
 from graphreg.errors import RegularizerError
 from graphreg.keywords import from_kwargs, instances
 from graphreg.module import RULES, RewrittenModule
@@ -46,9 +47,10 @@ def regularize(
         raise RegularizerError(f"compile={compile!r} is not allowed; give True, False or a dict of torch.compile options.")
     if scale is not None and penalties != "attach":
         raise RegularizerError("scale= is for penalties='attach'; returned penalties are scaled with the loss they are added to.")
-    traced = trace(model, example_inputs, front_end)
-    found = plan(traced, [*instances(regularizers), *from_kwargs(traced, **keywords)], missing)
-    module = rewrite(traced, found, rng, penalties, scale)
+    with collector_at_rest():
+        traced = trace(model, example_inputs, front_end)
+        found = plan(traced, [*instances(regularizers), *from_kwargs(traced, **keywords)], missing)
+        module = rewrite(traced, found, rng, penalties, scale)
     _tell(found)
     if penalties == "attach" and scale is None:
         _warn_of_scale(module)

@@ -74,7 +74,7 @@ class Placed:
         if written and not kept:
             fail(f"{value.name} is overwritten by a later operation while {edits[0].name} needs it.")
         read = copies[0] if copies else value
-        if copies and self._read_late(node, read):
+        if copies and self.aliases.written_between(node, read):
             fail(f"{read.name} copies {node.name} after it was overwritten.")
         for edit in edits:
             if isinstance(edit.regularizer, Penalty) and "values" not in edit.regularizer.takes:
@@ -105,18 +105,9 @@ class Placed:
         node = self.added.get((edit.name, edit.site.name))
         if node is None or node.args[0] is not value or not str(node.target).startswith(f"{RULES}."):
             raise failed(f"{edit.name} does not act on {value.name} at the site {edit.site.name}.")
-        if self._read_late(value, node):
+        if self.aliases.written_between(value, node):
             fail(f"{edit.name} reads {value.name} after it was overwritten.")
         return node
-
-    def _read_late(self, value: fx.Node, reader: fx.Node) -> bool:
-        order = self.aliases.order
-        return any(
-            order[value] < order[user] < order[reader] and name in self.aliases.operations.writes(user)
-            for name in self.aliases.family(value)
-            for user in name.users
-            if "graphreg" not in user.meta
-        )
 
     def _passed_by(self, node: fx.Node, last: fx.Node) -> None:
         """Nothing of the model's own reads the value at ``node`` or between, only what stands at the end."""

@@ -15,6 +15,7 @@ from torch import fx, nn
 from graphreg.aliases import Aliases
 from graphreg.attach import AttachRule, Penalties, Scale, check_penalties, check_scale
 from graphreg.check import check, replaced_by
+from graphreg.collector import collector_at_rest
 from graphreg.errors import GraphRegError, RegularizerError, TraceError
 from graphreg.inside import graphs_of, rewritten
 from graphreg.leaves import identifier, leaf_names, make_rules, measures
@@ -26,6 +27,7 @@ from graphreg.roles import site_nodes
 from graphreg.trace import Traced
 
 
+@collector_at_rest()
 def rewrite(
     traced: Traced, plan: Plan, rng: int | torch.Generator | None = None, penalties: Penalties = "return", scale: Scale | None = None
 ) -> RewrittenModule:

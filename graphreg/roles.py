@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from dataclasses import replace
+from typing import Any
 
 from torch import fx, nn
 
@@ -134,14 +134,13 @@ class _Judge:
     def _site(self, node: fx.Node, labels: tuple[Label, ...]) -> Site:
         why_not, known = self._why_not(node), node.meta.get("value")
         shape, dtype = known if isinstance(known, tuple) else (None, None)
-        site = Site(labels, module=node.meta["site"][0], shape=shape, dtype=dtype, why_not=why_not, selectable=not why_not,
-                    used=node in self.used)  # fmt: skip
+        given: dict[str, Any] = {"module": node.meta["site"][0], "shape": shape, "dtype": dtype, "used": node in self.used}
         if why_not:
-            return site
+            return Site(labels, selectable=False, why_not=why_not, **given)
         norm = self.operations.is_norm(node) or any(label.module is not None and _NORM_CLASS.search(label.op) for label in labels)
         source = node.args[0] if is_port(node, self.operations) and node.args[1] == 0 else None
         recurrent = isinstance(source, fx.Node) and isinstance(self.operations.module(source), nn.RNNBase)
-        return replace(site, role=self._role(node), norm=norm, sequence=recurrent)
+        return Site(labels, role=self._role(node), norm=norm, sequence=recurrent, **given)
 
     def _role(self, node: fx.Node) -> Role:
         if node.op == "placeholder":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -48,7 +49,10 @@ class Site:
     used: bool = True  # whether the model's output depends on the value
     why_not: str = ""  # the reason, where it is not selectable
 
-    @property
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    @cached_property
     def name(self) -> str:
         return self.labels[0].text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +14,8 @@ import torch.utils.checkpoint as checkpointing
 
 def regions() -> tuple[bool, ...]:
     """What surrounds the code that runs now and changes what its operations do."""
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *(torch.is_autocast_enabled(d) for d in ("cpu", "cuda"))
+    on = torch.is_autocast_enabled
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), on("cpu"), on("cuda")
 
 
 def randomness() -> tuple[Any, bytes]:
@@ -45,3 +47,10 @@ def checkpoints_refused() -> Iterator[None]:
     finally:
         for name, value in before.items():
             setattr(checkpointing, name, value)
+
+
+class ModuleStack(OrderedDict[str, Any]):
+    """The modules that surround a call; fx copies it for each node, and ``copy.copy`` goes a long way round with its type."""
+
+    def __copy__(self) -> OrderedDict[str, Any]:
+        return OrderedDict(self)

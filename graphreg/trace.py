@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import fx, nn
 
+from graphreg.collector import collector_at_rest
 from graphreg.errors import GraphRegError, TraceError
 from graphreg.given import given_graphs
 from graphreg.modes import Graphs, left_as_it_was, trace_modes
@@ -45,7 +46,8 @@ class Traced:
     @cached_property
     def parameters(self) -> tuple[Site, ...]:
         """The parameters as sites, named by ``named_parameters()``: each once, tied or not."""
-        return tuple(parameter_site(self.model, name, p) for name, p in self.model.named_parameters())
+        modules = self.operations.modules
+        return tuple(parameter_site(modules, name, p) for name, p in self.model.named_parameters())
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -60,14 +62,15 @@ class Traced:
         return Operations(self.model)
 
 
-def parameter_site(model: nn.Module, name: str, parameter: nn.Parameter) -> Site:
+def parameter_site(modules: Mapping[str, nn.Module], name: str, parameter: nn.Parameter) -> Site:
     owner = name.rpartition(".")[0]
-    label = Label(name, type(model.get_submodule(owner)).__name__)
+    label = Label(name, type(modules[owner]).__name__)
     if nn.parameter.is_lazy(parameter):
         return Site((label,), "parameter", module=owner, selectable=False, why_not="not initialized yet")
     return Site((label,), "parameter", module=owner, shape=tuple(parameter.shape), dtype=parameter.dtype)
 
 
+@collector_at_rest()
 def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "auto") -> Traced:
     """Trace a model in both of its modes.
 

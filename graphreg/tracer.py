@@ -18,17 +18,13 @@ import torch
 from torch import fx, nn
 
 from graphreg.decisions import Answering
-from graphreg.errors import GraphRegError, TraceError
+from graphreg.errors import GraphRegError, TraceError, first_line
 from graphreg.naming import Namer, add_label, label_node, label_output
-from graphreg.operators import Operations, is_port, is_size
+from graphreg.operators import FACTORIES, Operations, is_port, is_size
 from graphreg.proxies import BufferProxy, Value
-from graphreg.surroundings import checkpoints_refused, randomness, regions, restore_randomness
+from graphreg.surroundings import ModuleStack, checkpoints_refused, randomness, regions, restore_randomness
 
-# Functions that make a tensor of given sizes: they take no proxy by themselves.
-FACTORIES = {
-    torch.arange, torch.empty, torch.eye, torch.full, torch.linspace, torch.logspace, torch.ones, torch.rand, torch.randint,
-    torch.randn, torch.randperm, torch.tensor, torch.tril_indices, torch.triu_indices, torch.zeros,
-}  # fmt: skip
+PLAIN = (float, int, bool, str, type(None), torch.dtype, torch.device)
 
 
 class SiteTracer(Answering):
@@ -51,9 +47,13 @@ class SiteTracer(Answering):
         self._buffer_names: set[str] = set()
         self._region = regions()
         self._constants: set[fx.Node] = set()  # computed from buffers alone: torchvision has no node for these
+        self._calls: list[str] = []  # what ``num_calls`` counts, in order: a copy of it at each call would grow as their square
+        self._modules: dict[str, nn.Module] = {}
+        self.module_stack = ModuleStack()
 
     def trace(self, root: nn.Module, concrete_args: dict[str, Any] | None = None) -> fx.Graph:  # type: ignore[override]
-        self._namer = Namer({path for path, _ in root.named_modules(remove_duplicate=False) if path})
+        self._modules = dict(root.named_modules(remove_duplicate=False))
+        self._namer = Namer(self._modules.keys() - {""})
         self._buffers = {id(buffer): name for name, buffer in root.named_buffers()}
         self._buffer_names = set(self._buffers.values())
         drawn = randomness()
@@ -119,10 +119,10 @@ class SiteTracer(Answering):
             raise GraphRegError(f"the submodule {path!r} is a rewritten module: graphreg.strip it, then regularize the whole.")
         with self._scope(path):
             if self.is_leaf_module(m, path):
-                return super().call_module(m, forward, args, kwargs)
+                return self._called(path, m, forward, args, kwargs)
             mark, buffers, drawn = self._mark(), dict(m._buffers), randomness()
             try:
-                value = super().call_module(m, forward, args, kwargs)
+                value = self._called(path, m, forward, args, kwargs)
                 if (assigned := _assigned_buffer(m)) is not None:
                     raise AttributeError(f"its forward assigns the buffer {assigned}")
                 if randomness() != drawn:
@@ -134,9 +134,13 @@ class SiteTracer(Answering):
                 m._buffers.update(buffers)
                 restore_randomness(drawn)
                 self.leaves[path] = first_line(error)
-                return super().call_module(m, forward, args, kwargs)
+                return self._called(path, m, forward, args, kwargs)
         self._outputs.append((self._namer.module(path), path, type(m).__name__, value))
         return value
+
+    def _called(self, path: str, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        self._calls.append(path)
+        return super().call_module(m, forward, args, kwargs)
 
     def create_proxy(self, kind: str, target: Any, *rest: Any, **more: Any) -> fx.Proxy:
         proxy = super().create_proxy(kind, target, *rest, **more)
@@ -146,10 +150,17 @@ class SiteTracer(Answering):
             self._constants.add(proxy.node)
             proxy.node.meta["site"] = (self._scopes[-1], ())
             return proxy
-        label_node(proxy.node, self._scopes[-1], self.root, self._namer)
+        label_node(proxy.node, self._scopes[-1], self._modules, self._namer)
         return proxy
 
     def create_arg(self, a: Any) -> Any:
+        kind = type(a)  # what arguments mostly are goes first: fx asks twenty questions of each
+        if kind in PLAIN:
+            return a
+        if kind is Value:
+            return a.node
+        if kind is tuple:
+            return tuple(map(self.create_arg, a))
         if (
             isinstance(a, dict)
             and type(a) is not dict
@@ -185,7 +196,8 @@ class SiteTracer(Answering):
     def _is_constant(self, node: fx.Node) -> bool:
         if node.op == "get_attr":
             return node.target in self._buffer_names
-        return bool(node.all_input_nodes) and all(n in self._constants for n in node.all_input_nodes)
+        inputs = node.all_input_nodes if self._constants else ()
+        return bool(inputs) and self._constants.issuperset(inputs)
 
     @contextmanager
     def _scope(self, path: str) -> Iterator[None]:
@@ -198,7 +210,7 @@ class SiteTracer(Answering):
 
     def _mark(self) -> tuple[Any, ...]:
         last = next(iter(reversed(self.graph.nodes)), None)
-        return last, self._namer.mark(), len(self._outputs), dict(self.module_stack), dict(self.num_calls)
+        return last, self._namer.mark(), len(self._outputs), dict(self.module_stack), len(self._calls)
 
     def _roll_back(self, mark: tuple[Any, ...]) -> None:
         last, names, outputs, stack, calls = mark
@@ -206,14 +218,16 @@ class SiteTracer(Answering):
             if node is last:
                 break
             self.graph.erase_node(node)
-        for path in [path for path, proxy in self._parameter_cache.items() if proxy.node._erased]:
-            del self._parameter_cache[path]
+            cached = self._parameter_cache.get(str(node.target))
+            if cached is not None and cached.node is node:
+                del self._parameter_cache[str(node.target)]
         self._namer.roll_back(names)
         del self._outputs[outputs:]
         self.module_stack.clear()
         self.module_stack.update(stack)
-        self.num_calls.clear()
-        self.num_calls.update(calls)
+        for path in self._calls[calls:]:
+            self.num_calls[path] -= 1
+        del self._calls[calls:]
 
 
 def _merge_ports(graph: fx.Graph, operations: Operations) -> None:
@@ -233,7 +247,3 @@ def _merge_ports(graph: fx.Graph, operations: Operations) -> None:
 def _assigned_buffer(module: nn.Module) -> str | None:
     """The name of a buffer that a traced forward has put a proxy in the place of."""
     return next((name for name, value in module._buffers.items() if isinstance(value, fx.Proxy)), None)
-
-
-def first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"[:160]

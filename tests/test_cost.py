@@ -1,0 +1,198 @@
+"""What regularize() costs grows with the graph and no faster: counted in function calls, which no load on a machine changes."""
+
+from __future__ import annotations
+
+import cProfile
+import gc
+import pstats
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+import graphreg
+from graphreg import TraceError, decisions
+
+WIDTH = 4
+SITES = {"hidden_dropout": 0.1, "hidden_l1": 1e-3, "weight_l2": 1e-4}
+
+
+class Sized(nn.Module):
+    """Something done ``count`` times over."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(self.layer() for _ in range(count))
+        self.head = nn.Linear(WIDTH, WIDTH)
+
+    def layer(self) -> nn.Module:
+        return nn.Linear(WIDTH, WIDTH)
+
+
+class Block(nn.Module):
+    """Residual, with a dropout that depends on the mode and an operation in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.BatchNorm1d(WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu_(self.linear(F.dropout(self.norm(x), 0.1, self.training)))
+        return self.linear(F.gelu(h)) + x
+
+
+class Deep(Sized):
+    def layer(self) -> nn.Module:
+        return Block()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.layers:
+            x = block(x)
+        return self.head(x)
+
+
+class Fan(Sized):
+    """One value that all layers read; one sum of them all."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.head(x).relu()
+        return torch.stack([layer(h) for layer in self.layers]).sum(0)
+
+
+class Parts(Sized):
+    """One value in parts, which share its storage, each of which a layer reads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.head(x).sigmoid().repeat(1, len(self.layers)).chunk(len(self.layers), 1)
+        read = [layer(parts[i]) for i, layer in enumerate(self.layers)]
+        return torch.stack(read).sum(0) + self.head(x).view(-1, WIDTH).mul_(2)
+
+
+class Written(Sized):
+    """One storage that every layer's output is written into."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = torch.zeros_like(x)
+        for layer in self.layers:
+            out = out.add_(layer(self.head(x).tanh()))
+        return out
+
+
+class Untraceable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.linear(x)
+        return h if float(h.sum()) > 0 else -h
+
+
+class Whole(Sized):
+    """Modules that are kept whole, after a part of each has been traced and rolled back; names that repeat."""
+
+    def layer(self) -> nn.Module:
+        return Untraceable()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = torch.tanh(layer(x)) + x
+        return self.head(x)
+
+
+class Modes(Sized):
+    """A structure that depends on the mode: two graphs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x.relu()) if self.training else layer(x.relu()) * 0.9
+        return self.head(x)
+
+
+def calls(model: nn.Module) -> int:
+    profile = cProfile.Profile()
+    profile.runcall(graphreg.regularize, model, rng=0, **SITES)
+    return pstats.Stats(profile).total_calls  # type: ignore[attr-defined, no-any-return]
+
+
+@pytest.mark.parametrize("kind", [Deep, Fan, Parts, Written, Whole, Modes])
+def test_twice_the_model_is_twice_the_work(kind: type[Sized]) -> None:
+    calls(kind(4))  # imports, caches
+    first, second, third = (calls(kind(n)) for n in (100, 200, 300))
+    # by differences, so that what is done once does not hide what is done for each: 2 of a line is 1, of a square 5 / 3
+    assert (third - second) / (second - first) < 1.1
+
+
+def test_a_model_as_deep_as_the_benchmarks_is_no_recursion() -> None:
+    module = graphreg.regularize(Deep(1500), rng=0, **SITES)
+    assert len(module.graph.nodes) > 10_000
+
+
+@pytest.mark.parametrize(("kind", "graphs"), [(Deep, 1), (Modes, 2)])
+def test_code_is_generated_and_linted_once_a_graph(kind: type[Sized], graphs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: Counter[str] = Counter()
+
+    def count(name: str) -> None:
+        original: Callable[..., object] = getattr(fx.Graph, name)
+
+        def counting(graph: fx.Graph, *args: object, **more: object) -> object:
+            counted[name] += name == "graph_copy" or len(graph.nodes) > 0  # a GraphModule starts with an empty graph
+            return original(graph, *args, **more)
+
+        monkeypatch.setattr(fx.Graph, name, counting)
+
+    for name in ("python_code", "lint", "graph_copy"):
+        count(name)
+    graphreg.regularize(kind(3), rng=0, **SITES)
+    assert counted == dict.fromkeys(("python_code", "lint", "graph_copy"), graphs)
+
+
+class Seen(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        assert not gc.isenabled()
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_collector_rests_and_is_as_the_user_had_it(enabled: bool) -> None:
+    before = gc.isenabled()
+    try:
+        gc.enable() if enabled else gc.disable()
+        traced = graphreg.trace(Seen(2, 2))
+        assert gc.isenabled() == enabled
+        graphreg.rewrite(traced, graphreg.plan(traced, []))
+        assert gc.isenabled() == enabled
+        graphreg.regularize(Seen(2, 2), weight_l2=1.0)
+        assert gc.isenabled() == enabled
+        with pytest.raises(TraceError):
+            graphreg.regularize(Untraceable(), weight_l2=1.0)
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable() if before else gc.disable()
+
+
+class Decided(Sized):
+    """A decision on a shape in each layer, answered for the example inputs and asserted in the graph."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x.relu() if x.shape[0] % 2 else x.sigmoid())
+        return x
+
+
+def test_decisions_on_shapes_look_at_each_value_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: Counter[int] = Counter()
+    needed = decisions._needed
+
+    def counting(node: fx.Node, known: object) -> list[fx.Node]:
+        found = needed(node, known)  # type: ignore[arg-type]
+        seen[count] += len(found)
+        return found
+
+    monkeypatch.setattr(decisions, "_needed", counting)
+    for count in (5, 10, 15):  # noqa: B007: ``counting`` reads it
+        graphreg.trace(Decided(count), torch.randn(3, WIDTH))
+    assert seen[15] - seen[10] == seen[10] - seen[5] > 0
