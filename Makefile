@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 WORKERS ?= 2
 
-.PHONY: demo test sweep bench lint clean
+.PHONY: demo test sweep bench zoo lint clean
 
 .venv/.demo: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv .venv
@@ -20,6 +20,11 @@ WORKERS ?= 2
 	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[test,lint]'
 	touch $@
 
+.venv/.zoo: pyproject.toml
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[zoo]'
+	touch $@
+
 demo: .venv/.demo
 	$(PY) examples/demo.py
 
@@ -33,6 +38,11 @@ sweep: .venv/.test
 bench: .venv/.demo
 	$(PY) benchmarks/generators.py
 	$(PY) benchmarks/steps.py
+
+# Every model of docs/models.md, each in a process of its own; goes on where it was stopped. About an hour.
+# make zoo ARGS="--only 'timm/*' resnet18"; also --failed, --fresh: run again.
+zoo: .venv/.zoo
+	PYTHONPATH=benchmarks $(PY) -m zoo --workers $(WORKERS) $(ARGS)
 
 lint: .venv/.lint
 	.venv/bin/ruff check .
