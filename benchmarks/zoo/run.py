@@ -39,8 +39,14 @@ def kept(module: str, results: Path) -> dict[str, Record]:
     """The records of earlier sweeps by the versions of today; of several of one model, the last."""
     if not results.exists():
         return {}
-    records = (json.loads(line) for line in results.read_text().splitlines() if line.endswith("}"))  # the last may be half
+    records = [json.loads(line) for line in _whole_lines(results).splitlines()]
     return {record["name"]: record for record in records if record["versions"] == versions(module)}
+
+
+def _whole_lines(results: Path) -> str:
+    """Without the half of a line that a sweep which was killed may leave."""
+    text = results.read_text()
+    return text[: text.rfind("\n") + 1]
 
 
 def passes(record: Record) -> bool:
@@ -87,6 +93,8 @@ def answer(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 def sweep(module: str, names: Iterable[str], results: Path, workers: int, limits: Limits, tell: Callable[[Record], None]) -> None:
     """Run each model and append its record to ``results`` as soon as it is there; an interrupted sweep goes on from that."""
     results.parent.mkdir(parents=True, exist_ok=True)
+    if results.exists():
+        results.write_text(_whole_lines(results))
     stopping = threading.Event()
 
     def run(name: str) -> Record | None:
