@@ -39,7 +39,7 @@ def test_a_sweep_its_page_and_going_on(tmp_path: Path, capsys: pytest.CaptureFix
     ]
     results = tmp_path / "results.jsonl"
     with results.open("a") as file:  # the line that an interrupt leaves behind
-        file.write('{"name": "tiny/branches", "versions": {}
+        file.write('{"name": "tiny/branches", "versions": {}')
     first = kept("tiny_zoo", results)
     assert sorted(first) == ["tiny/passes", "tiny/raises"]
     assert run(tmp_path, "--only", "branches") == 0
