@@ -54,7 +54,7 @@ class Answering(fx.Tracer):
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         count = self._length(obj)
-        return super().iter(obj) if count is None else iter([obj[i] for i in range(count)])
+        return super().iter(obj) if count is None else iter([obj[i] for i in range(count)])  # type: ignore[index]  # fx sets its methods at run time
 
     def length(self, obj: fx.Proxy) -> int:
         if (count := self._length(obj)) is None:
