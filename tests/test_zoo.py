@@ -33,7 +33,7 @@ def run(folder: Path, *more: str) -> int:
 def test_a_sweep_its_page_and_going_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, "--only", "pass*", "tiny/raises") == 0
     assert capsys.readouterr().out.splitlines() == [
-        "tiny/raises: run: ValueError: it wants 5 channels",
+        "tiny/raises, run: ValueError: it wants 5 channels",
         "1 of 2 models pass every column",
         "4 of the zoo's 6 models have not run: models.md is left as it is",
     ]
@@ -86,7 +86,7 @@ def test_the_command_is_silent_in_a_pipe_until_the_end(tmp_path: Path) -> None:
     places = ["--results", str(tmp_path / "r.jsonl"), "--page", str(tmp_path / "models.md")]
     command = [sys.executable, "-m", "zoo", "--models", "tiny_zoo", "--only", "raises", *places]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stderr == "" and done.stdout.startswith("tiny/raises: run: ValueError: it wants 5 channels\n0 of 1 models")
+    assert done.stderr == "" and done.stdout.startswith("tiny/raises, run: ValueError: it wants 5 channels\n0 of 1 models")
 
 
 def record(**columns: str) -> dict[str, object]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from zoo.run import Limits, Record, failures, kept, passes, sweep
+from zoo.run import Limits, Record, kept, passes, sweep, told
 from zoo.table import page
 
 TOP = Path(__file__).parents[2]
@@ -67,16 +67,15 @@ def run(module: str, names: Sequence[str], given: argparse.Namespace, console: C
 
         def tell(record: Record) -> None:
             progress.advance(task)
-            for column, reason in failures(record).items():
-                if console.is_terminal:
-                    progress.console.print(f"{record['name']}: {column}: {reason}", markup=False, highlight=False)
+            for line in told(record) if console.is_terminal else ():
+                progress.console.print(f"{record['name']}, {line}", markup=False, highlight=False)
 
         limits = Limits(given.seconds, int(given.memory * 2**30))
         sweep(module, names, given.results, given.workers, limits, tell)
 
 
 def summary(records: Mapping[str, Record]) -> str:
-    failed = [f"{name}: {column}: {reason}" for name, r in records.items() for column, reason in failures(r).items()]
+    failed = [f"{name}, {line}" for name, record in records.items() for line in told(record)]
     return "\n".join([*failed, f"{sum(map(passes, records.values()))} of {len(records)} models pass every column"])
 
 

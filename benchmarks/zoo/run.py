@@ -60,6 +60,18 @@ def failures(record: Record) -> dict[str, str]:
     return {name: answer["remark"] for name, answer in record["columns"].items() if not answer["passed"]}
 
 
+def told(record: Record) -> list[str]:
+    """A line for each reason: the columns that failed for it, and the reason."""
+    return [f"{', '.join(columns)}: {reason}" for reason, columns in by_reason(failures(record)).items()]
+
+
+def by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for what, reason in reasons.items():
+        groups.setdefault(reason, []).append(what)
+    return groups
+
+
 def one(module: str, name: str, limits: Limits) -> Record:
     """What one model's process says, or what became of the process."""
     provider, _, model = name.partition("/")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from zoo.columns import COLUMNS, TIMED
-from zoo.run import Record, failures, passes
+from zoo.run import Record, by_reason, passes, told
 
 HEAD = """# Models
 
@@ -83,7 +83,7 @@ def _row(cells: Iterable[str]) -> str:
 
 def remarks(own: Iterable[str], records: Mapping[str, Record]) -> list[str]:
     """Why something failed, what torchvision cannot trace, and what is kept whole; each a list, where there is any."""
-    failed = [f"{_bare(n)}, {', '.join(columns)}: {reason}" for n in own for reason, columns in _by_reason(failures(records[n])).items()]
+    failed = [f"{_bare(n)}, {line}" for n in own for line in told(records[n])]
     ran = {_bare(n): records[n] for n in own if "error" not in records[n]}
     noted = [f"{n}: {a['remark']}" for n, r in ran.items() for a in r["columns"].values() if a["passed"] and a["remark"]]
     whole = [f"{n}: {_grouped(r['figures']['kept whole'])}" for n, r in ran.items() if r["figures"].get("kept whole")]
@@ -98,16 +98,9 @@ def remarks(own: Iterable[str], records: Mapping[str, Record]) -> list[str]:
     return [f"{title}\n\n" + "\n".join(f"- {line}" for line in lines) + "\n" for title, lines in lists.items() if lines]
 
 
-def _by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = {}
-    for what, reason in reasons.items():
-        groups.setdefault(reason, []).append(what)
-    return groups
-
-
 def _grouped(leaves: Mapping[str, str]) -> str:
     """Modules with one reason together: the first of them, and how many."""
-    groups = _by_reason(leaves)
+    groups = by_reason(leaves)
     return "; ".join(f"{p[0]}{f' and {len(p) - 1} more' if len(p) > 1 else ''} ({reason})" for reason, p in groups.items())
 
 
