@@ -5,6 +5,7 @@ The answer is asserted in the graph, so that inputs which would decide otherwise
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
@@ -29,6 +30,12 @@ def decided(value: Any, expected: Any) -> None:
             f"the model decides something on a shape, and these inputs give {value} where the example_inputs gave {expected}. "
             "Regularize it with example_inputs of this size too."
         )
+
+
+def decisions(graph: fx.Graph) -> list[str]:
+    """A line for each module that decides something on a shape; for the listing and the report."""
+    places = Counter(node.meta.get("site", ("",))[0] for node in graph.nodes if node.target is decided)
+    return [f"decided: {path or 'the model itself'} goes the way of the example's shapes ({n} asserted)" for path, n in places.items()]
 
 
 class Answering(fx.Tracer):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import fx, nn
 
 from graphreg.control import strengths
+from graphreg.decisions import decisions
 from graphreg.inside import graphs_of, rewritten, rules_of
 from graphreg.leaves import measures
 from graphreg.plan import Plan
@@ -37,6 +38,7 @@ def report(module: nn.Module) -> str:
     lines += _gone(plan, list(graphs_of(rewritten(module)).values()))
     lines += [f"kept whole: {path} ({reason})" for path, reason in leaves.items()]
     lines += [f"held: {name}={value!r}" for name, value in held.items()]
+    lines += decisions(next(iter(graphs_of(rewritten(module)).values())))
     return "\n".join(lines).rstrip()
 
 

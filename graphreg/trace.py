@@ -14,6 +14,7 @@ import torch
 from torch import fx, nn
 
 from graphreg.collector import collector_at_rest
+from graphreg.decisions import decisions
 from graphreg.errors import GraphRegError, TraceError
 from graphreg.given import given_graphs
 from graphreg.modes import Graphs, left_as_it_was, trace_modes
@@ -108,6 +109,7 @@ def names(model: nn.Module, example_inputs: Any = None) -> Names:
     traced = trace(model, example_inputs)
     notes = [f"kept whole: {path} ({reason})" for path, reason in traced.leaves.items()]
     notes += [f"held: {name}={value!r} (give example_inputs that carry it to trace it)" for name, value in traced.held.items()]
+    notes += decisions(next(iter(traced.graphs.values())))
     return Names(traced.title, traced.sites, notes)
 
 

@@ -70,6 +70,14 @@ def test_names_pass_over_the_assertions() -> None:
     assert found == ["x", "hid", "relu", "getitem_2", "add", "getitem_3", "add_1", "getitem_4", "out"]
 
 
+def test_the_listing_and_the_report_say_so() -> None:
+    model, x = nn.Sequential(Decides()), torch.randn(4, 2, 4)
+    line = "decided: 0 goes the way of the example's shapes (3 asserted)"
+    assert str(graphreg.names(model, x)).splitlines()[-1] == line
+    assert graphreg.report(graphreg.regularize(model, example_inputs=x, weight_l2=1.0)).splitlines()[-1] == line
+    assert "decided" not in str(graphreg.names(nn.Sequential(nn.Linear(4, 2)), x))
+
+
 def test_decisions_are_compiled() -> None:
     model, x = Decides(), torch.randn(4, 2, 4)
     module = torch.compile(graphreg.regularize(model, example_inputs=x, weight_l2=1.0), fullgraph=True, backend="eager")
