@@ -1,10 +1,11 @@
-"""Three workloads, each unregularized, written by hand and by graphreg: the same sites, the same formulas."""
+"""Four workloads, each unregularized, by hand, by forward hooks and by graphreg: the same sites, the same formulas."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
@@ -13,6 +14,7 @@ import graphreg
 
 RATE, L1, L2 = 0.1, 1e-3, 1e-4
 Outcome = tuple[Tensor, Tensor]  # the output and the sum of the penalties
+Site = Callable[[Tensor], Tensor]
 
 
 class MLP(nn.Module):
@@ -22,6 +24,25 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
+
+
+class Block(nn.Module):
+    """A transformer's: attention and an MLP of four times the width, each behind its normalization."""
+
+    def __init__(self, width: int = 256, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.act, self.down = nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+
+    def context(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return F.scaled_dot_product_attention(q, k, v)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.proj(self.context(self.norm_1(x)).transpose(1, 2).flatten(2))
+        return x + self.down(self.act(self.up(self.norm_2(x))))
 
 
 class ConvNet(nn.Module):
@@ -36,6 +57,7 @@ class ConvNet(nn.Module):
 
 WORKLOADS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "MLP 4x512, batch 256": (MLP, (256, 512)),
+    "transformer block 256, 16x128": (Block, (16, 128, 256)),
     "batch-norm conv net 64, 16x32x32": (ConvNet, (16, 3, 32, 32)),
     "resnet18, 16x64x64": (lambda: torchvision.models.resnet18(num_classes=10), (16, 3, 64, 64)),
 }
@@ -43,6 +65,16 @@ WORKLOADS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 def weights(model: nn.Module) -> Tensor:
     return L2 * torch.stack([w.square().mean() for w in model.parameters() if w.dim() > 1]).mean()
+
+
+class Plain(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Outcome:
+        output = self.model(x)
+        return output, output.new_zeros(())
 
 
 class ByHand(nn.Module):
@@ -60,21 +92,36 @@ class ByHand(nn.Module):
             found.append(z.abs().mean())
             return z
 
-        output = resnet(self.model, x, site) if isinstance(self.model, ResNet) else layers(self.model, x, site)
+        output = _written(self.model, x, site, self.dropout)
         return output, L1 * torch.stack(found).mean() + weights(self.model)
 
 
-def layers(model: nn.Module, x: Tensor, site: Callable[[Tensor], Tensor]) -> Tensor:
+def _written(model: nn.Module, x: Tensor, site: Site, dropout: Site) -> Tensor:
+    if isinstance(model, ResNet):
+        return _resnet(model, x, site)
+    return _block(model, x, site, dropout) if isinstance(model, Block) else _layers(model, x, site)
+
+
+def _layers(model: nn.Module, x: Tensor, site: Site) -> Tensor:
     sequence = list(next(model.children()))  # type: ignore[call-overload]
     for i, layer in enumerate(sequence):
         x = layer(x)
-        pooled_next = i + 1 < len(sequence) and isinstance(sequence[i + 1], nn.AdaptiveAvgPool2d)
-        if (isinstance(layer, nn.ReLU) and not pooled_next) or isinstance(layer, nn.AdaptiveAvgPool2d):
-            x = site(x)
+        x = site(x) if _is_site(sequence, i) else x
     return x
 
 
-def resnet(model: ResNet, x: Tensor, site: Callable[[Tensor], Tensor]) -> Tensor:
+def _is_site(sequence: list[nn.Module], i: int) -> bool:
+    """ReLUs and pooled features; not a ReLU that is pooled next."""
+    pooled_next = i + 1 < len(sequence) and isinstance(sequence[i + 1], nn.AdaptiveAvgPool2d)
+    return (isinstance(sequence[i], nn.ReLU) and not pooled_next) or isinstance(sequence[i], nn.AdaptiveAvgPool2d)
+
+
+def _block(model: Block, x: Tensor, site: Site, dropout: Site) -> Tensor:
+    x = x + model.proj(site(model.context(model.norm_1(x))).transpose(1, 2).flatten(2))
+    return x + model.down(site(model.act(model.up(dropout(model.norm_2(x))))))
+
+
+def _resnet(model: ResNet, x: Tensor, site: Site) -> Tensor:
     x = site(model.maxpool(model.relu(model.bn1(model.conv1(x)))))
     blocks = [b for layer in (model.layer1, model.layer2, model.layer3, model.layer4) for b in layer]
     for block in blocks:
@@ -83,6 +130,39 @@ def resnet(model: ResNet, x: Tensor, site: Callable[[Tensor], Tensor]) -> Tensor
         x = block.relu(y + (x if block.downsample is None else block.downsample(x)))
         x = x if block is blocks[-1] else site(x)
     return model.fc(torch.flatten(site(model.avgpool(x)), 1))
+
+
+class ByHooks(nn.Module):
+    """Forward hooks on the modules whose outputs are the sites; the attention's context by a hook before its projection."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.dropout, self.found = model, nn.Dropout(RATE), list[Tensor]()
+        if isinstance(model, Block):
+            model.proj.register_forward_pre_hook(lambda _, given: (self.site(given[0]),))
+            model.norm_2.register_forward_hook(lambda _, __, z: self.dropout(z))
+            model.act.register_forward_hook(lambda _, __, z: self.site(z))
+        elif isinstance(model, ResNet):
+            for name, layer in model.named_modules():
+                if name in ("maxpool", "avgpool") or (isinstance(layer, nn.ReLU) and name not in ("relu", "layer4.1.relu")):
+                    layer.register_forward_hook(lambda _, __, z: self.site(z))
+            # of the two calls of the last block's ReLU only the first is a site: the other is pooled
+            model.layer4[1].conv2.register_forward_pre_hook(lambda _, given: (self.site(given[0]),))
+        else:
+            sequence = list(next(model.children()))  # type: ignore[call-overload]
+            for i, layer in enumerate(sequence):
+                if _is_site(sequence, i):
+                    layer.register_forward_hook(lambda _, __, z: self.site(z))
+
+    def site(self, z: Tensor) -> Tensor:
+        z = self.dropout(z)
+        self.found.append(z.abs().mean())
+        return z
+
+    def forward(self, x: Tensor) -> Outcome:
+        self.found = []
+        output = self.model(x)
+        return output, L1 * torch.stack(self.found).mean() + weights(self.model)
 
 
 class ByGraphreg(nn.Module):
@@ -95,14 +175,4 @@ class ByGraphreg(nn.Module):
         return output, penalties["hidden_l1"] + penalties["weight_l2"]
 
 
-class Plain(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Outcome:
-        output = self.model(x)
-        return output, output.new_zeros(())
-
-
-FORMS: dict[str, Callable[[nn.Module], nn.Module]] = {"unregularized": Plain, "by hand": ByHand, "graphreg": ByGraphreg}
+FORMS: dict[str, Callable[[nn.Module], nn.Module]] = {"unregularized": Plain, "by hand": ByHand, "hooks": ByHooks, "graphreg": ByGraphreg}

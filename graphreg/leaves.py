@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from graphreg.errors import RegularizerError
+from graphreg.measures import Measure, Total, Whole
 from graphreg.noise import stream
 from graphreg.plan import Edit, Plan
 from graphreg.regularizer import Penalty, Regularizer, Splice
-from graphreg.rules import KeyRule, Leaf, Measure, Rules, SpliceRule, Total, Whole
+from graphreg.rules import KeyRule, Leaf, Rules, SpliceRule
 
 
 def identifier(name: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from graphreg.errors import NoMatchError, RegularizerError
+from graphreg.errors import GraphRegError, NoMatchError, RegularizerError
 from graphreg.keywords import instances
 from graphreg.regularizer import Penalty, Regularizer, Splice
 from graphreg.selector import Missing, select
@@ -142,3 +142,11 @@ def _check_trainable(traced: Traced, regularizer: Penalty, sites: Sequence[Site]
             f"{type(regularizer).__name__}({regularizer.pattern!r}) selects only parameters that are frozen "
             f"({', '.join(site.name for site in sites[:3])}): it would train nothing. Unfreeze one, or leave it out."
         )
+
+
+def require_sites(plan: Plan, traced: Traced) -> None:
+    """Refuse a plan made for another model."""
+    known = {site.name for site in traced.sites}
+    strange = [edit.site.name for edit in plan.edits if edit.site.name not in known]
+    if strange:
+        raise GraphRegError(f"the plan is for {plan.title} and names {strange[0]!r}, which {traced.title} does not have. Plan again.")

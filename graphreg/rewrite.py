@@ -17,11 +17,12 @@ from graphreg.attach import AttachRule, Penalties, Scale, check_penalties, check
 from graphreg.check import check, replaced_by
 from graphreg.collector import collector_at_rest
 from graphreg.errors import GraphRegError, RegularizerError, TraceError
+from graphreg.forms import recomputed
 from graphreg.inside import graphs_of, rewritten
 from graphreg.leaves import identifier, leaf_names, make_rules, measures
 from graphreg.module import RULES, Regularized, RewrittenModule
 from graphreg.operators import nodes_in
-from graphreg.plan import Edit, Plan
+from graphreg.plan import Edit, Plan, require_sites
 from graphreg.regularizer import Penalty, Splice
 from graphreg.roles import site_nodes
 from graphreg.trace import Traced
@@ -50,6 +51,8 @@ def rewrite(
             rules.add_module("attach", AttachRule(tuple(work.totals), scale))
         work.finish(penalties)
         graphs[mode] = work.graph
+        for leaf in work.recomputed:
+            rules.get_submodule(leaf).recomputed = True  # type: ignore[assignment]
     module = RewrittenModule(traced.model, graphs, rules, traced.held, traced.constants)
     rules.about = (plan, dict(traced.leaves), dict(traced.held), traced.front_end)
     rules.train(module.training)
@@ -109,7 +112,8 @@ class _Rewriting:
     def __init__(self, graph: fx.Graph, traced: Traced, plan: Plan, names: Mapping[int, str]) -> None:
         self.graph, self.plan, self.names = _copied(graph)[0], plan, names
         self.where = site_nodes(self.graph, traced.operations)
-        self.aliases = Aliases(self.graph, traced.operations)
+        self.aliases, self.operations = Aliases(self.graph, traced.operations), traced.operations
+        self.recomputed: list[str] = []
         self.measured: dict[str, dict[str, fx.Node]] = {name: {} for name, r in plan.regularizers.items() if isinstance(r, Penalty)}
         self.output = self.graph.output_node()
         by_site: dict[str, list[tuple[int, Edit]]] = {}
@@ -177,6 +181,8 @@ class _Rewriting:
 
         read = copied("copy") if written and not spliced else value
         measure(clean=True)
+        if spliced and recomputed(node, self.operations):
+            self.recomputed += [self.names[i] for i, edit in edits if isinstance(edit.regularizer, Splice)]
         for i, edit in edits:
             if isinstance(edit.regularizer, Splice):
                 read = value = after(self.names[i], (value, self.key), "splice", edit)
@@ -238,11 +244,3 @@ class _Rewriting:
                 item = self.graph.create_node("call_function", operator.getitem, (joined, i), name=f"{node.name}_attached")
                 item.meta["graphreg"] = {"kind": "attached"}
                 end.replace_input_with(node, item)
-
-
-def require_sites(plan: Plan, traced: Traced) -> None:
-    """Refuse a plan made for another model."""
-    known = {site.name for site in traced.sites}
-    strange = [edit.site.name for edit in plan.edits if edit.site.name not in known]
-    if strange:
-        raise GraphRegError(f"the plan is for {plan.title} and names {strange[0]!r}, which {traced.title} does not have. Plan again.")

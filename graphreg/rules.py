@@ -14,8 +14,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from graphreg.errors import GraphRegError, RegularizerError
+from graphreg.forms import kept
 from graphreg.noise import Noise, call_keys, ranked
-from graphreg.regularizer import Penalty, Splice
+from graphreg.regularizer import Splice
 
 
 class Rules(nn.Module):
@@ -121,6 +122,7 @@ class SpliceRule(Leaf):
         super().__init__(f"{type(regularizer).__name__} at {site}", strength)
         self.regularizer, self.site, self.slot, self.path = regularizer, site, slot, path
         self.forced = False
+        self.recomputed = False  # in backward, when compiled; see forms.py
 
     def acts(self) -> bool:
         return self.forced or self.owner[0].training
@@ -132,8 +134,9 @@ class SpliceRule(Leaf):
             raise RegularizerError(
                 f"{self.about}: the value is {z.dtype}, and only floating-point values can be spliced. Leave the site out."
             )
-        given = {"z": z, "weight": self.weight(accumulation(z.dtype)), "noise": Noise(key[self.slot]), "values": {self.site: z}}
-        y = self.regularizer(**{name: given[name] for name in self.regularizer.takes})
+        weight, noise = self.weight(accumulation(z.dtype)), Noise(key[self.slot])
+        again = self.recomputed and torch.compiler.is_dynamo_compiling()
+        y = kept(self._formula, z, weight, noise) if again else self._formula(z, weight, noise)
         if not isinstance(y, Tensor):
             raise RegularizerError(f"{self.about} gave {type(y).__name__}; a splice gives a tensor like its site's.")
         if y.shape != z.shape or y.dtype != z.dtype:
@@ -144,6 +147,10 @@ class SpliceRule(Leaf):
             # they differ in axes of length 1, and what follows would choose another layout, and round otherwise, than in the model
             y = y.as_strided(z.shape, z.stride())
         return y
+
+    def _formula(self, z: Tensor, weight: Tensor, noise: Noise) -> Any:
+        given = {"z": z, "weight": weight, "noise": noise, "values": {self.site: z}}
+        return self.regularizer(**{name: given[name] for name in self.regularizer.takes})
 
 
 class KeyRule(Leaf):
@@ -186,61 +193,6 @@ class KeyRule(Leaf):
         """Go to a call: the next forward draws its masks."""
         self.step = torch.full_like(self.step, step)
         self.keys = call_keys(self.streams, self.step)
-
-
-class Measure(Leaf):
-    """A penalty's formula at one site, in float32 or wider, also under autocast."""
-
-    def __init__(self, regularizer: Penalty, site: str, strength: Tensor) -> None:
-        super().__init__(f"{type(regularizer).__name__} at {site}", strength)
-        self.regularizer, self.site = regularizer, site
-
-    def forward(self, value: Tensor) -> Tensor:
-        return measured(self.regularizer, {self.site: value}, self.weight, self.about)
-
-
-class Total(Leaf):
-    """A penalty: its measurements, averaged (or summed), times its strength. Parameters are measured here."""
-
-    def __init__(self, regularizer: Penalty, name: str, strength: Tensor) -> None:
-        super().__init__(f"{type(regularizer).__name__} {name}", strength)
-        self.regularizer = regularizer
-
-    def forward(self, *values: Tensor) -> Tensor:
-        if self.regularizer.on == "parameters":
-            values = tuple(measured(self.regularizer, {"": value}, self.weight, self.about) for value in values)
-        if not values:  # a mode in which none of its sites is reached
-            return self.weight(torch.float32) * 0
-        stacked = torch.stack(values)
-        total = stacked.sum() if getattr(self.regularizer, "reduction", "mean") == "sum" else stacked.mean()
-        return self.weight(total.dtype) * total
-
-
-class Whole(Total):
-    """A penalty that asks for ``values``: all its sites at once, by name, not averaged."""
-
-    def forward(self, values: dict[str, Tensor]) -> Tensor:  # type: ignore[override]
-        if not values:
-            return self.weight(torch.float32) * 0
-        total = measured(self.regularizer, values, self.weight, self.about)
-        return self.weight(total.dtype) * total
-
-
-def measured(regularizer: Penalty, sites: Mapping[str, Tensor], weight: Callable[[torch.dtype], Tensor], about: str) -> Tensor:
-    """The formula on values widened to the dtype they are accumulated in, with autocast off."""
-    wide = {name: value.to(accumulation(value.dtype)) for name, value in sites.items()}
-    first = next(iter(wide.values()))
-    given: dict[str, Any] = {"z": first, "w": first, "values": wide, "weight": weight(first.dtype)}
-    device = first.device.type
-    call = {name: given[name] for name in regularizer.takes}
-    if torch.is_autocast_enabled(device):
-        with torch.autocast(device, enabled=False):
-            value = regularizer(**call)
-    else:
-        value = regularizer(**call)
-    if value.dim() != 0:
-        raise RegularizerError(f"{about} gave a tensor of shape {tuple(value.shape)}; a penalty is a 0-d tensor. Average it.")
-    return value
 
 
 def accumulation(dtype: torch.dtype) -> torch.dtype:
