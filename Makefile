@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 WORKERS ?= 2
 
-.PHONY: demo test sweep bench zoo lint clean
+.PHONY: demo test oldest sweep bench zoo lint clean
 
 .venv/.demo: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv .venv
@@ -31,13 +31,19 @@ demo: .venv/.demo
 test: .venv/.test
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal
 
+# The tests with the oldest torch that they pass with, in an environment of its own. PyPI has it as a CUDA build: 5 GB on disk.
+OLDEST := torch==2.12.0 torchvision==0.27.0
+oldest:
+	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check $(OLDEST) -e '.[test]'
+	OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= .venv-oldest/bin/python -m pytest -n $(WORKERS) --dist worksteal
+
 # The whole of what the tests sample: every setting under Inductor, every site compiled alone. About half an hour.
 sweep: .venv/.test
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal -m sweep
 
 bench: .venv/.demo
-	$(PY) benchmarks/generators.py
-	$(PY) benchmarks/steps.py
+	$(PY) benchmarks/bench.py
 
 # Every model of docs/models.md, each in a process of its own; goes on where it was stopped. About an hour.
 # make zoo ARGS="--only 'timm/*' resnet18"; also --failed, --fresh: run again.
@@ -49,4 +55,4 @@ lint: .venv/.lint
 	sh .ci/types
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .venv-oldest build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
