@@ -10,14 +10,14 @@ import time
 
 import torch
 from page import arguments, chosen, progress, row
-from steps import Run, step
+from steps import step
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from workloads import FORMS, WORKLOADS
 
 
-def kept_bytes(run: Run, form: nn.Module, x: Tensor) -> int:
+def kept_bytes(form: nn.Module, x: Tensor) -> int:
     """Bytes of the distinct storages that a forward keeps for backward, parameters, buffers and the input left out."""
     kept: dict[int, int] = {}
     own = {t.untyped_storage().data_ptr() for t in (*form.parameters(), *form.buffers(), x)}
@@ -29,18 +29,18 @@ def kept_bytes(run: Run, form: nn.Module, x: Tensor) -> int:
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        output, penalty = run(x)
+        output, penalty = form(x)
         total = sum(kept.values())
     del output, penalty
     return total
 
 
-def peak_bytes(run: Run, form: nn.Module, x: Tensor) -> int:
+def peak_bytes(form: nn.Module, x: Tensor) -> int:
     """The most that torch's allocator held at once during a step, gradients included, beyond what it held before."""
-    step(run, form, x)
+    step(form, x)
     form.zero_grad()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        step(run, form, x)
+        step(form, x)
     assert found.profiler is not None
     held = peak = 0
     for event in found.profiler.kineto_results.events():
@@ -57,7 +57,8 @@ def compile_seconds(workload: str, form: str) -> float:
     warm(torch.randn(2, 3)).sum().backward()
     module = FORMS[form](make())
     x, start = torch.randn(shape), time.perf_counter()
-    step(torch.compile(module, fullgraph=True), module, x)
+    module.compile(fullgraph=True)
+    step(module, x)
     return time.perf_counter() - start
 
 
@@ -83,10 +84,10 @@ def main() -> None:
                 times[form].append(in_a_process(workload, form))
         for form, wrap in FORMS.items():
             torch._dynamo.reset()
-            module, x = wrap(make()), torch.randn(shape)
-            compiled = torch.compile(module, fullgraph=True)
-            step(compiled, module, x)
-            cells = [f"{what(run, module, x) / 1e6:.1f}" for what in (kept_bytes, peak_bytes) for run in (module, compiled)]
+            eager, compiled, x = wrap(make()), wrap(make()), torch.randn(shape)
+            compiled.compile(fullgraph=True)
+            step(compiled, x)
+            cells = [f"{what(module, x) / 1e6:.1f}" for what in (kept_bytes, peak_bytes) for module in (eager, compiled)]
             seconds = statistics.median(times[form])
             ratio = statistics.median(t / h for t, h in zip(times[form], times["by hand"], strict=True))
             print(row(workload, form, *cells, f"{seconds:.1f}", f"{ratio:.2f}"), flush=True)

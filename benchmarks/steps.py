@@ -10,14 +10,12 @@ import torch
 from page import arguments, chosen, progress, row
 from torch import Tensor, nn
 
-from workloads import FORMS, WORKLOADS, Outcome
-
-Run = Callable[[Tensor], Outcome]
+from workloads import FORMS, WORKLOADS
 
 
-def step(run: Run, form: nn.Module, x: Tensor) -> None:
+def step(form: nn.Module, x: Tensor) -> None:
     form.zero_grad()
-    output, penalty = run(x)
+    output, penalty = form(x)
     (output.square().mean() + penalty).backward()
 
 
@@ -30,15 +28,16 @@ def measure(
     torch.manual_seed(0)
     x = torch.randn(shape)
     built = {name: wrap(make()) for name, wrap in forms.items()}
-    runs = {name: torch.compile(form, fullgraph=True) if compiled else form for name, form in built.items()}
-    for name, form in built.items():
+    for form in built.values():
+        if compiled:
+            form.compile(fullgraph=True)
         for _ in range(4):
-            step(runs[name], form, x)
+            step(form, x)
     times: dict[str, list[float]] = {name: [] for name in built}
     for _ in range(rounds):  # interleaved
         for name, form in built.items():
             start = time.perf_counter()
-            step(runs[name], form, x)
+            step(form, x)
             times[name].append(time.perf_counter() - start)
     plain = times[next(iter(forms))]
     ratios = {name: [t / p for t, p in zip(times[name], plain, strict=True)] for name in built}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -166,13 +167,18 @@ class ByHooks(nn.Module):
 
 
 class ByGraphreg(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
+    """Compiled as a user does it: the module compiles itself, and the penalties are summed outside."""
+
+    def __init__(self, model: nn.Module, keywords: dict[str, float] | None = None) -> None:
         super().__init__()
-        self.module = graphreg.regularize(model, hidden_dropout=RATE, hidden_l1=L1, weight_l2=L2, rng=0)
+        self.module = graphreg.regularize(model, **(keywords or {"hidden_dropout": RATE, "hidden_l1": L1, "weight_l2": L2}), rng=0)
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        self.module.compile(*args, **options)
 
     def forward(self, x: Tensor) -> Outcome:
         output, penalties = self.module(x)
-        return output, penalties["hidden_l1"] + penalties["weight_l2"]
+        return output, sum(penalties.values(), output.new_zeros(()))
 
 
 FORMS: dict[str, Callable[[nn.Module], nn.Module]] = {"unregularized": Plain, "by hand": ByHand, "hooks": ByHooks, "graphreg": ByGraphreg}

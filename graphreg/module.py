@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
 from graphreg.errors import GraphRegError, TraceError
+from graphreg.inductor import with_our_pass
 from graphreg.rules import Rules
 from graphreg.storage import freeze, thaw
 
@@ -148,6 +149,10 @@ class RewrittenModule(fx.GraphModule):
         self._trainer[0].train(mode)
         self.training = mode
         return self
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Compile in place, as ``nn.Module.compile`` does; under Inductor with the pass of ``graphreg/inductor.py``."""
+        super().compile(*args, **(options if args else with_our_pass(options)))
 
     def penalties(self) -> dict[str, Tensor]:
         """The values of the last call's penalties, detached; for ``penalties="attach"``."""
