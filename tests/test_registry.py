@@ -385,10 +385,11 @@ def test_no_import_inside_a_function_dodges_a_cycle(path: Path) -> None:
 
 
 def test_one_file_edits_graphs() -> None:
-    """``rewrite`` edits; the front ends build graphs, and ``storage`` builds one from its record."""
+    """``rewrite`` edits; the front ends build graphs, ``storage`` builds one from its record, ``inductor`` edits Inductor's."""
     edits = {"inserting_after", "inserting_before", "erase_node", "replace_all_uses_with", "replace_input_with", "eliminate_dead_code"}
     edits |= {"create_node", "call_function", "call_module", "call_method", "get_attr"}
     allowed = {"rewrite": edits, "tracer": edits, "modes": edits, "storage": {"create_node"}, "decisions": {"create_node"}}
+    allowed["inductor"] = edits
     calls = {
         path.stem: {
             node.func.attr for node in ast.walk(tree)
