@@ -30,8 +30,8 @@ class Placed:
         self.graph, self.plan = graph, plan
         first, aliases = site_nodes(original, traced.operations), Aliases(original, traced.operations)
         sites = {edit.site.name for edit in plan.edits if edit.site.name in first}
-        spliced = {name: bool(plan.splices(name)) for name in sites}
-        self.written = {name for name in sites if aliases.written_later(first[name], surely=spliced[name])}
+        sure = {name: bool(plan.splices(name)) and not plan.measures_spliced(name) for name in sites}
+        self.written = {name for name in sites if aliases.written_later(first[name], surely=sure[name])}
         own = {name: node for name, node in site_nodes(graph, traced.operations).items() if "graphreg" not in node.meta}
         self.where, self.aliases = own, Aliases(graph, traced.operations)
         self.kept: set[fx.Node] = set()

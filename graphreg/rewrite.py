@@ -146,7 +146,7 @@ class _Rewriting:
                 f"{spliced[0].name} cannot replace the value {name} of {traced.title}: {culprit.name} writes into its storage "
                 "under another name, and would write past the replacement. Choose the site after that write, or clone before it."
             )
-        return self.aliases.written_later(node, surely=bool(spliced))
+        return self.aliases.written_later(node, surely=bool(spliced) and not self.plan.measures_spliced(name))
 
     def _site(self, node: fx.Node, edits: Sequence[tuple[int, Edit]], written: bool) -> None:
         """Clean measurements, splices in order, measurements; a copy where somebody writes into the value later.

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
 import graphreg
@@ -272,3 +272,27 @@ def test_attached_penalties_of_two_dtypes() -> None:
     graphreg.regularize(two, penalties, penalties="attach", scale=1)(X).mul(0).sum().backward()
     for layer in (two.a, two.b):
         torch.testing.assert_close(layer.weight.grad, 2 * layer.weight.detach() / layer.weight.numel())
+
+
+@fx.wrap
+def add_into(h: Tensor, q: Tensor) -> None:
+    """A function kept whole that writes into its argument, as torchvision's MViT has one."""
+    h += q
+
+
+def written_by_a_function(self: Any, x: Tensor) -> Tensor:
+    q = self.l(x)
+    h = torch.sigmoid(q)
+    add_into(h, q)
+    return self.k(h)
+
+
+def test_what_is_spliced_and_measured_is_not_written_into_by_a_function_kept_whole() -> None:
+    original = model(written_by_a_function)
+    module = graphreg.regularize(original, hidden_dropout=0.5, hidden_l1=1.0)
+    output, penalties = module(X)
+    (output.sum() + penalties["hidden_l1"]).backward()
+    assert "add_into(sigmoid_kept, l)" in module.code
+    assert "kept" not in graphreg.regularize(original, hidden_dropout=0.5).code  # it may write; what a splice saves is its own affair
+    graphreg.set_strength(module, "hidden_dropout", 0.0)
+    assert torch.equal(module(X).output, original(X))
