@@ -18,7 +18,7 @@ import graphreg
 
 WIDTH = 4  # small: the graph is measured, not the arithmetic
 PER_BLOCK, PER_STAGE = 10, 10  # nodes a block, blocks a stage
-ROUNDS = {1_000: 21, 10_000: 9, 100_000: 5}
+ROUNDS = {1_000: 15, 10_000: 5, 100_000: 3}
 
 
 class Block(nn.Module):

@@ -71,7 +71,7 @@ def in_a_process(workload: str, form: str) -> float:
 
 
 def main() -> None:
-    options = arguments(__doc__, ("--times", 5), names=WORKLOADS)
+    options = arguments(__doc__, ("--times", 3), names=WORKLOADS)
     torch.set_num_threads(1)
     print(f"Compile time: median of {options.times} interleaved processes, in seconds. Memory in MB.\n")
     print(row("workload", "form", "kept, eager", "kept, compiled", "peak, eager", "peak, compiled", "compile time", "/ by hand"))
