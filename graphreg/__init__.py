@@ -13,11 +13,12 @@ from graphreg.regularizer import Penalty, Regularizer, Splice
 from graphreg.report import report
 from graphreg.rewrite import rewrite, strip
 from graphreg.sites import Site
+from graphreg.steps import mean_over_pairs
 from graphreg.trace import Traced, names, trace
 
 __all__ = [
     "GraphRegError", "NoMatchError", "Noise", "Penalty", "Plan", "Regularized", "Regularizer", "RegularizerError", "Site",
-    "Splice", "TraceError", "Traced", "as_pass", "build", "from_kwargs", "names", "noise_on", "plan", "registered", "regularize",
-    "report", "rewrite", "rng_state", "set_rng_state", "set_strength", "strengths", "strip", "trace",
+    "Splice", "TraceError", "Traced", "as_pass", "build", "from_kwargs", "mean_over_pairs", "names", "noise_on", "plan",
+    "registered", "regularize", "report", "rewrite", "rng_state", "set_rng_state", "set_strength", "strengths", "strip", "trace",
 ]  # fmt: skip
 __version__ = "0.1.0"

@@ -39,7 +39,7 @@ def check(module: RewrittenModule, traced: Traced, plan: Plan) -> None:
 def _leaves(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
     """Each addition runs the leaf that was made for it."""
     planned = {(e.name, e.site.name): e for e in plan.edits}
-    acted = {e.site.name for e in plan.edits}
+    acted = {site.name for e in plan.edits for site in e.sites}
     for node in graph.nodes:
         about = node.meta.get("graphreg")
         if about is None:
@@ -53,7 +53,7 @@ def _leaves(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
                 and getattr(leaf, "regularizer", None) is edit.regularizer
                 and getattr(leaf, "site", None) == edit.site.name
             )
-            ok = ok and len(node.args) == (2 if kind == "splice" else 1)
+            ok = ok and edit is not None and len(node.args) == 1 + (kind == "splice" or bool(edit.steps and edit.steps.lengths))
         elif kind == "total":
             ok = node.target == f"{RULES}.{about['regularizer']}"
         elif kind in ("key", "attach"):
@@ -189,7 +189,7 @@ def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Place
 def _counts(node: fx.Node, name: str, plan: Plan, placed: Placed) -> None:
     """A total reads each of its sites once, in the order of the plan; a penalty on all values at once, by name."""
     regularizer = plan.regularizers[name]
-    edits = [e for e in plan.of(name) if e.site.kind == "parameter" or e.site.name in placed.where]
+    edits = [e for e in plan.of(name) if any(site.kind == "parameter" or site.name in placed.where for site in e.sites)]
     if "values" in regularizer.takes:
         expected = {e.site.name: placed.read(e) for e in edits}
         right = node.args == (expected,)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from graphreg.errors import RegularizerError
-from graphreg.measures import Measure, Total, Whole
+from graphreg.measures import Measure, MeasureSteps, Total, Whole
 from graphreg.noise import stream
 from graphreg.plan import Edit, Plan
 from graphreg.regularizer import Penalty, Regularizer, Splice
@@ -54,7 +54,8 @@ def make_rules(model: nn.Module, plan: Plan, names: Mapping[int, str], rng: Any)
             leaf: Leaf = SpliceRule(regularizer, edit.site.name, strength, len(streams), edit.site.module)
             streams[names[i]] = stream(seeds.of(edit), edit.site.name, type(regularizer).__name__, edit.occurrence)
         elif isinstance(regularizer, Penalty) and measures(regularizer):
-            leaf = Measure(regularizer, edit.site.name, strength)
+            site = edit.site.name
+            leaf = MeasureSteps(regularizer, site, strength, edit.steps) if edit.steps else Measure(regularizer, site, strength)
         else:
             continue
         rules.add_module(names[i], leaf)

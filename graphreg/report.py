@@ -8,6 +8,7 @@ from graphreg.control import strengths
 from graphreg.decisions import decisions
 from graphreg.inside import graphs_of, rewritten, rules_of
 from graphreg.leaves import measures
+from graphreg.module import RewrittenModule
 from graphreg.plan import Plan
 from graphreg.regularizer import Splice
 from graphreg.sites import columns, dtype_text, shape_text
@@ -19,10 +20,10 @@ def report(module: nn.Module) -> str:
     Strengths are the present ones. Raises GraphRegError for a module graphreg did not rewrite.
     """
     plan, leaves, held, front_end = rules_of(module).about
-    now = strengths(module)
+    now, inner = strengths(module), rewritten(module)
     rows = [
         (
-            e.site.name,
+            e.place,
             e.site.op,
             shape_text(e.site),
             dtype_text(e.site),
@@ -39,6 +40,7 @@ def report(module: nn.Module) -> str:
     lines += [f"kept whole: {path} ({reason})" for path, reason in leaves.items()]
     lines += [f"held: {name}={value!r}" for name, value in held.items()]
     lines += decisions(next(iter(graphs_of(rewritten(module)).values())))
+    lines += inner.lowering().told() if isinstance(inner, RewrittenModule) else []
     return "\n".join(lines).rstrip()
 
 

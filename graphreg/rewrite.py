@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 
 from graphreg.aliases import Aliases
-from graphreg.attach import AttachRule, Penalties, Scale, check_penalties, check_scale
+from graphreg.attach import AttachRule, Penalties, Scale, check_penalties, check_scale, end_of, loss_of
 from graphreg.check import check, replaced_by
 from graphreg.collector import collector_at_rest
 from graphreg.errors import GraphRegError, RegularizerError, TraceError
@@ -25,6 +25,7 @@ from graphreg.operators import nodes_in
 from graphreg.plan import Edit, Plan, require_sites
 from graphreg.regularizer import Penalty, Splice
 from graphreg.roles import site_nodes
+from graphreg.storage import copied
 from graphreg.trace import Traced
 
 
@@ -69,7 +70,7 @@ def strip(module: nn.Module) -> RewrittenModule:
     given = rewritten(module)
     graphs = {}
     for mode, graph in graphs_of(given).items():
-        copy, _ = _copied(graph)
+        copy = copied(graph)
         _strip_graph(copy)
         copy.lint()
         graphs[mode] = copy
@@ -98,38 +99,34 @@ def _strip_graph(graph: fx.Graph) -> None:
             )
 
 
-def _copied(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
-    copy, nodes = fx.Graph(), dict[fx.Node, fx.Node]()
-    value = copy.graph_copy(graph, nodes)
-    copy.output(value).meta.update(graph.output_node().meta)
-    copy._codegen = graph._codegen
-    return copy, nodes
-
-
 class _Rewriting:
     """The work on one graph: splices and measurements at their sites first, totals and output last."""
 
     def __init__(self, graph: fx.Graph, traced: Traced, plan: Plan, names: Mapping[int, str]) -> None:
-        self.graph, self.plan, self.names = _copied(graph)[0], plan, names
+        self.graph, self.plan, self.names = copied(graph), plan, names
         self.where = site_nodes(self.graph, traced.operations)
         self.aliases, self.operations = Aliases(self.graph, traced.operations), traced.operations
         self.recomputed: list[str] = []
+        self.inputs = {str(n.target): n for n in self.graph.nodes if n.op == "placeholder"}
+        self.calls: dict[int, dict[str, fx.Node]] = {}  # by the edit's place: what it reads at each call of a cell
         self.measured: dict[str, dict[str, fx.Node]] = {name: {} for name, r in plan.regularizers.items() if isinstance(r, Penalty)}
         self.output = self.graph.output_node()
         by_site: dict[str, list[tuple[int, Edit]]] = {}
         for i, edit in enumerate(plan.edits):
-            if edit.site.kind == "value" and edit.site.name in self.where:
-                by_site.setdefault(edit.site.name, []).append((i, edit))
+            for site in edit.sites:
+                if site.kind == "value" and site.name in self.where:
+                    by_site.setdefault(site.name, []).append((i, edit))
         self.top, self.key = self._top(by_site.values())
         written = {name: self._written(name, edits, traced) for name, edits in by_site.items()}
         for name, edits in by_site.items():
-            self._site(self.where[name], edits, written[name])
+            self._site(name, edits, written[name])
+        for i in self.calls:
+            self._sequence(i, plan.edits[i])
         self.totals = self._totals()
 
     def _top(self, sites: Any) -> tuple[fx.Node | None, fx.Node | None]:
         """The last node of the head of the graph, and the key node if anything draws."""
-        inputs = [n for n in self.graph.nodes if n.op == "placeholder"]
-        top = inputs[-1] if inputs else None
+        top = next(reversed(self.inputs.values()), None)
         if not any(isinstance(edit.regularizer, Splice) for edits in sites for _, edit in edits):
             return top, None
         place = self.graph.inserting_after(top) if top else self.graph.inserting_before(next(iter(self.graph.nodes)))
@@ -148,12 +145,13 @@ class _Rewriting:
             )
         return self.aliases.written_later(node, surely=bool(spliced) and not self.plan.measures_spliced(name))
 
-    def _site(self, node: fx.Node, edits: Sequence[tuple[int, Edit]], written: bool) -> None:
+    def _site(self, name: str, edits: Sequence[tuple[int, Edit]], written: bool) -> None:
         """Clean measurements, splices in order, measurements; a copy where somebody writes into the value later.
 
         Measurements read the copy, and the model's own operations what they always read. Behind a splice the copy is
         for the model's operations, so that nothing writes into what a splice has saved for backward.
         """
+        node = self.where[name]
         value, point, added = node, node if node.op != "placeholder" else self.top or node, set[fx.Node]()
         spliced = any(isinstance(edit.regularizer, Splice) for _, edit in edits)
 
@@ -164,22 +162,25 @@ class _Rewriting:
             added.add(point)
             return point
 
-        def copied(kind: str) -> fx.Node:
+        def kept(kind: str) -> fx.Node:
             nonlocal point
-            site = edits[0][1].site.name
             with self.graph.inserting_after(point):
-                point = self.graph.create_node("call_function", torch.clone, (value,), name=f"{identifier(site)}_kept")
-            point.meta["graphreg"] = {"kind": kind, "site": site}
+                point = self.graph.create_node("call_function", torch.clone, (value,), name=f"{identifier(name)}_kept")
+            point.meta["graphreg"] = {"kind": kind, "site": name}
             added.add(point)
             return point
 
         def measure(clean: bool) -> None:
             for i, edit in edits:
-                if isinstance(edit.regularizer, Penalty) and edit.regularizer.clean == clean:
-                    leaf = after(self.names[i], (read,), "measure", edit) if measures(edit.regularizer) else read
-                    self.measured[edit.name][edit.site.name] = leaf
+                if not isinstance(edit.regularizer, Penalty) or edit.regularizer.clean != clean:
+                    continue
+                if edit.steps and edit.steps.calls:  # measured after the last call
+                    self.calls.setdefault(i, {})[name] = read
+                    continue
+                leaf = after(self.names[i], (read, *self._lengths(edit)), "measure", edit) if measures(edit.regularizer) else read
+                self.measured[edit.name][name] = leaf
 
-        read = copied("copy") if written and not spliced else value
+        read = kept("copy") if written and not spliced else value
         measure(clean=True)
         if spliced and recomputed(node, self.operations):
             self.recomputed += [self.names[i] for i, edit in edits if isinstance(edit.regularizer, Splice)]
@@ -188,9 +189,26 @@ class _Rewriting:
                 read = value = after(self.names[i], (value, self.key), "splice", edit)
         measure(clean=False)
         if written and spliced:
-            value = copied("clone")
+            value = kept("clone")
         if value is not node:
             node.replace_all_uses_with(value, delete_user_cb=lambda user: user not in added)
+
+    def _lengths(self, edit: Edit) -> list[fx.Node]:
+        """The input that carries the lengths of a sequence, where the penalty names one."""
+        if edit.steps is None or edit.steps.lengths is None:
+            return []
+        node = self.inputs[edit.steps.lengths]
+        if self.aliases.written_later(node, surely=True):
+            raise TraceError(f"{edit.name}: the model writes into its input {node.target!r}, which lengths= names. Clone it there first.")
+        return [node]
+
+    def _sequence(self, i: int, edit: Edit) -> None:
+        """The measurement of a cell's calls, after the last of them."""
+        read = tuple(self.calls[i][site.name] for site in edit.sites if site.name in self.calls[i])
+        with self.graph.inserting_after(self.top if self.top and max(read).op == "placeholder" else max(read)):
+            self.measured[edit.name][edit.site.name] = self._add(
+                self.names[i], self.names[i], (read, *self._lengths(edit)), "measure", edit
+            )
 
     def _add(self, leaf: str, name: str, args: tuple[Any, ...], kind: str, edit: Edit | None = None) -> fx.Node:
         node = self.graph.create_node("call_module", f"{RULES}.{leaf}", args, name=name)
@@ -201,7 +219,7 @@ class _Rewriting:
         """One node a penalty, at the end, reading its sites in the order of the plan."""
         totals = {}
         for name, measured in self.measured.items():
-            with self.graph.inserting_before(self._end()):
+            with self.graph.inserting_before(end_of(self.output)):
                 edits = [edit for edit in self.plan.of(name) if edit.site.kind == "parameter" or edit.site.name in measured]
                 values = {edit.site.name: measured.get(edit.site.name) or self._read(edit) for edit in edits}
                 whole = "values" in self.plan.regularizers[name].takes
@@ -214,21 +232,6 @@ class _Rewriting:
         node.meta["graphreg"] = {"kind": "read", "regularizer": edit.name, "site": edit.site.name}
         return node
 
-    def _end(self) -> fx.Node:
-        """The node that builds the output: the graph's own, or the dataclass or dict of its own type that it returns."""
-        value = self.output.args[0]
-        built = isinstance(value, fx.Node) and value.op == "call_function" and isinstance(value.target, type)
-        return value if built and isinstance(value, fx.Node) else self.output
-
-    def loss(self) -> fx.Node | None:
-        """The output's ``loss``, where it has one."""
-        end, value = self._end(), self.output.args[0]
-        if end is not self.output:  # built in the graph: a dataclass or named tuple by fields, a dict from a dict
-            names: Any = getattr(end.target, "_fields", None) or getattr(end.target, "__dataclass_fields__", ())
-            value = end.args[0] if end.args and isinstance(end.args[0], dict) else dict(zip(names, end.args, strict=False)) | end.kwargs
-        found = value.get("loss") if isinstance(value, dict) else getattr(value, "loss", None) if isinstance(value, tuple) else None
-        return found if isinstance(found, fx.Node) else None
-
     def finish(self, penalties: Penalties) -> None:
         if penalties == "return":
             self.output.args = (Regularized(self.output.args[0], self.totals),)  # type: ignore[arg-type]
@@ -236,7 +239,7 @@ class _Rewriting:
             self._attach()
 
     def _attach(self) -> None:
-        end, loss = self._end(), self.loss()
+        end, loss = end_of(self.output), loss_of(self.output)
         outputs = [loss] if loss is not None else list(dict.fromkeys(nodes_in((end.args, end.kwargs))))
         with self.graph.inserting_before(end):
             joined = self._add("attach", "attach", (tuple(outputs), tuple(self.totals.values()), loss is not None), "attach")

@@ -389,7 +389,7 @@ def test_one_file_edits_graphs() -> None:
     edits = {"inserting_after", "inserting_before", "erase_node", "replace_all_uses_with", "replace_input_with", "eliminate_dead_code"}
     edits |= {"create_node", "call_function", "call_module", "call_method", "get_attr"}
     allowed = {"rewrite": edits, "tracer": edits, "modes": edits, "storage": {"create_node"}, "decisions": {"create_node"}}
-    allowed["inductor"] = edits
+    allowed["inductor"] = allowed["ports"] = edits
     calls = {
         path.stem: {
             node.func.attr for node in ast.walk(tree)
