@@ -15,4 +15,5 @@ class BernoulliDropout(Splice, keys=("dropout",)):
         self.require(0 <= self.weight < 1, "weight", "in [0, 1)")
 
     def __call__(self, z: Tensor, weight: Tensor, noise: Noise) -> Tensor:
-        return z * (noise.keep(z, weight) * (1 / (1 - weight)))
+        # the mask first: what is kept for backward is then the mask of 1 byte, not the scaled one of 4
+        return z * noise.keep(z, weight) * (1 / (1 - weight))

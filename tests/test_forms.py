@@ -128,3 +128,27 @@ def test_what_is_kept_for_backward_is_the_output_and_a_mask_of_bytes() -> None:
         compiled(torch.randn(512, 6))
     large = sum(t.untyped_storage().nbytes() for t in {t.untyped_storage().data_ptr(): t for t in kept}.values() if t.numel() >= 512 * 32)
     assert large <= 512 * 32 * 5  # a float and a byte an element; by hand it is two floats and a byte, or more
+
+
+def test_a_splice_that_is_not_recomputed_keeps_a_mask_of_bytes() -> None:
+    """At most what ``nn.Dropout`` written by hand keeps, a bool an element; a scaled mask would be four times that."""
+
+    def layers(*between: nn.Module) -> nn.Sequential:
+        blocks = [m for c in (3, 8, 8) for m in (nn.Conv2d(c, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), *between)]
+        return nn.Sequential(*blocks, nn.Conv2d(8, 1, 3))
+
+    ours = graphreg.regularize(layers(), BernoulliDropout("2 5 8".split(), 0.1), rng=3)
+    assert not any(leaf.recomputed for leaf in splices(ours))
+    assert _kept_bytes(ours) <= _kept_bytes(layers(nn.Dropout(0.1)))
+
+
+def _kept_bytes(module: nn.Module) -> int:
+    kept: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        torch.compile(module, fullgraph=True, backend="aot_eager_decomp_partition")(torch.randn(4, 3, 16, 16))
+        return sum(kept.values())
