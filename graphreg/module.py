@@ -7,7 +7,6 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, fx, nn
 
 from graphreg.derivatives import Derivative

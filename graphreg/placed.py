@@ -58,7 +58,7 @@ class Placed:
             node = self.tracks.get(name)
             if node is None or name not in self.plan.tracked or node.args != (self.where.get(name),):
                 fail(f"the value {name}, which a penalty differentiates by, is not tracked from where it is produced.")
-        for name, edits in (dict.fromkeys(self.tracks, list[Edit]()) | self.plan.by_site).items():
+        for name, edits in ({site: list[Edit]() for site in self.tracks} | self.plan.by_site).items():
             if edits and edits[0].site.kind == "parameter":
                 counted += sum(self._reads(edit) for edit in edits)
             elif name in self.where:

@@ -7,8 +7,7 @@ equation 9, with directions of random signs (Hutchinson, 1990), of which none ha
 import torch
 from torch import Tensor
 
-from graphreg import Penalty, Pull
-from graphreg.selector import Selector
+from graphreg import Penalty, Pull, Selector
 
 
 class Contractive(Penalty, keys=("contractive",)):
