@@ -9,6 +9,7 @@ import time
 
 EXTRA = ("rich", "scipy", "sklearn")
 try:
+    from contractive_study import contractive
     from recurrent_study import recurrent
     from show import Screen
 except ModuleNotFoundError as error:
@@ -22,7 +23,7 @@ def main() -> None:
     start = time.perf_counter()
     screen = Screen()
     screen.line("graphreg: recurrent and contractive penalties by name. Two to three minutes, no network.", style="bold")
-    lines = [*recurrent(screen)]
+    lines = [*recurrent(screen), *contractive(screen)]
     screen.title("Summary")
     for line in lines:
         screen.line(f"- {line}")

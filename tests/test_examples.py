@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 
+import contractive_study
 import pytest
 import recurrent_study
 import torch
@@ -13,7 +14,11 @@ import trials
 from show import Screen
 from trials import Entry, choose, collect, difference, interval
 
+import graphreg
+
 SMALL = recurrent_study.Setup(seeds=(0, 1), steps=30, hidden=16, grid={"recurrent_norm": (1.0, 30.0), "recurrent_state": (1.0, 30.0)})
+
+CODES = contractive_study.Setup(seeds=(0, 1), steps=40, hidden=16, grid={"contractive": (0.1, 1.0), "weight_l2": (1.0, 100.0)})
 
 
 @contextmanager
@@ -96,6 +101,53 @@ def test_the_measures_by_hand() -> None:
     _, labels = recurrent_study.streams(torch.arange(1000), 300, 32, torch.Generator().manual_seed(0))
     for found, part in ((outcome.trained, labels[:, :2]), (outcome.middle, labels[:, 2:8]), (outcome.long, labels[:, 8:])):
         assert found == pytest.approx(100 * (part == 3).double().mean().item())
+
+
+# --- the contractive study ------------------------------------------------------------------------------------------
+
+
+def test_the_contractive_study(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(contractive_study, "workers", here)
+    lines = contractive_study.contractive(Screen(), CODES)
+    told = capsys.readouterr().out
+    assert [line.partition(": ")[0].split()[1] for line in lines] == ["plain", "contractive", "weight_l2"]
+    assert "\x1b" not in told and all(len(line) <= 102 for line in told.splitlines())
+    assert [line.count("*") for line in told.splitlines() if line.startswith(("  contractive", "  weight_l2")) and ": " in line] == [1, 1]
+    rows = [line for line in told.splitlines() if line.startswith("  ") and "±" in line]
+    titles = [line.partition(", ")[2].partition(":")[0] for line in lines]
+    assert [row.split("  ")[1] for row in rows] == [*titles, *titles[1:]]
+    assert [row.count("±") for row in rows] == [5, 5, 5, 3, 3]
+
+
+@pytest.mark.parametrize("seed", CODES.seeds)
+def test_contraction_makes_the_jacobian_smaller(seed: int) -> None:
+    plain, contracted = (contractive_study.run(contractive_study.Job(keywords, seed, CODES)) for keywords in ({}, {"contractive": 10.0}))
+    assert contracted.jacobian < 0.8 * plain.jacobian
+    assert contracted.moved < plain.moved and contracted.error > plain.error
+
+
+def test_the_jacobian_in_closed_form() -> None:
+    torch.manual_seed(0)
+    net, x = contractive_study.autoencoder(5).double(), torch.rand(3, 64, dtype=torch.float64)
+    oracle = torch.func.vmap(torch.func.jacrev(net[:2]))(x)
+    torch.testing.assert_close(contractive_study.jacobians(net, x), oracle.flatten(1).norm(dim=1), rtol=1e-12, atol=0)
+
+
+def test_the_penalty_is_the_mean_square_of_that_norm() -> None:
+    """What graphreg trains with is what the study judges by: its exact form, by graphreg, is the closed form's mean square."""
+    torch.manual_seed(0)
+    net, x = contractive_study.autoencoder(5), torch.rand(3, 64)
+    options = {**contractive_study.OPTIONS["contractive"], "estimator": "exact"}
+    penalty = graphreg.regularize(net, contractive={"weight": 1.0, **options})(x).penalties["contractive"]
+    torch.testing.assert_close(penalty, contractive_study.jacobians(net, x).square().mean())
+
+
+def test_the_strongest_that_costs_nothing_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    plain = entry("plain", validation=[0.4, 0.6])
+    tried = [Entry("c", {"c": weight}, entry("c", validation=[score]).outcomes) for weight, score in ((1, 0.3), (2, 0.5), (4, 0.51))]
+    assert contractive_study.choose(Screen(), "c", tried, plain) is tried[1]
+    assert contractive_study.choose(Screen(), "c", tried[2:], plain) is tried[2]
+    assert capsys.readouterr().out.split() == ["c", "1:", "0.300", "2:", "0.500*", "4:", "0.510", "c", "4:", "0.510*"]
 
 
 # --- what the studies share -----------------------------------------------------------------------------------------
