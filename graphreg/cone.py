@@ -61,10 +61,13 @@ def cone(traced: Traced, wrt: Selector, sites: Sequence[Site], who: str) -> Cone
 
 def downstream(nodes: Iterable[fx.Node], operations: Operations) -> set[fx.Node]:
     """The nodes and all that depends on them through tensors of real numbers, also by a write into something else."""
-    found, waiting = set[fx.Node](), list(nodes)
+    found, waiting, sizes = set[fx.Node](), list(nodes), set[fx.Node]()
+    for node in waiting[0].graph.nodes if waiting else ():
+        if is_size(node, sizes.__contains__):
+            sizes.add(node)
     while waiting:
         node = waiting.pop()
-        if node in found or is_size(node, lambda _: True) or is_integer(node) or function_name(node) == "detach":
+        if node in found or node in sizes or is_integer(node) or function_name(node) == "detach":
             continue
         found.add(node)
         waiting += [*node.users, *operations.writes(node)]

@@ -25,7 +25,7 @@ class Derivative(Total):
     ``slots``: the places of the sites' keys among those of the call.
     """
 
-    path = ""  # of the module whose mode it follows: the whole model's
+    path = ""  # its mode is the whole model's
 
     def __init__(self, regularizer: Penalty, name: str, strength: Tensor, cone: Cone, slots: Mapping[str, int]) -> None:
         super().__init__(regularizer, name, strength)
@@ -66,7 +66,8 @@ class Derivative(Total):
                 f"{self.about}: wrt selects integers only ({', '.join(wrt)}), which have no derivative. "
                 "Select a hidden value, e.g. wrt='embedding'; graphreg.names(model) lists them."
             )
-        if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+        inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()  # Dynamo does not know the question
+        if inference or not torch.is_grad_enabled():
             raise GraphRegError(
                 f"{self.about} needs derivatives, and torch records none here (torch.no_grad around a module that a pass has made "
                 "anew, or torch.inference_mode). Call the module under torch.enable_grad(), or in eval mode without always=True."
@@ -86,11 +87,12 @@ class Track(Leaf):
         return tracked(x)
 
 
-def run(
-    forward: Callable[..., Any], module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], readers: Sequence[Derivative]
-) -> Any:
-    """The forward. Where a penalty differentiates, attention takes the kernel that has a second derivative."""
-    acting = [reader for reader in readers if reader.acts()]
+def run(forward: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any, rules: Any, names: Sequence[str]) -> Any:
+    """The forward. Where a penalty differentiates, attention takes the kernel that has a second derivative.
+
+    ``names``: of the penalties that do, among the additions ``rules``.
+    """
+    acting = [leaf for leaf in [rules._modules[name] for name in names] if leaf.acts()]
     if not acting:
         return forward(module, *args, **kwargs)
     if any(reader.cone.attends for reader in acting):

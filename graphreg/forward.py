@@ -11,13 +11,19 @@ import torch
 from torch import nn
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
+from graphreg.derivatives import run
 from graphreg.errors import GraphRegError, TraceError
 
 Forwards = Mapping[str, Callable[..., Any]]
 
 
-def chosen(forwards: Forwards, compiled: Forwards, held: Mapping[str, Any], carried: Sequence[str], additions: str) -> Callable[..., Any]:
-    """The forward of the class: refuses another tracer, checks held arguments, goes to the mode's own code."""
+def chosen(
+    forwards: Forwards, compiled: Forwards, held: Mapping[str, Any], carried: Sequence[str], additions: str, derivatives: Sequence[str]
+) -> Callable[..., Any]:
+    """The forward of the class: refuses another tracer, checks held arguments, goes to the mode's own code.
+
+    ``derivatives``: names of the additions that differentiate, which have the code run under their conditions.
+    """
     in_train, in_eval = (forwards.get("both") or forwards[mode] for mode in ("train", "eval"))
     train_compiled, eval_compiled = (compiled.get("both") or compiled[mode] for mode in ("train", "eval"))
     positions, required = _positions(in_train, held), _positions(in_train, dict.fromkeys(carried))
@@ -40,8 +46,12 @@ def chosen(forwards: Forwards, compiled: Forwards, held: Mapping[str, Any], carr
                     f"{name} was carried by the example_inputs, so the graph needs it. Give it at each call, or trace without it."
                 )
         if torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():  # an exported program is torch's alone
-            return train_compiled(self, *args, **kwargs) if self.training else eval_compiled(self, *args, **kwargs)
-        return in_train(self, *args, **kwargs) if self.training else in_eval(self, *args, **kwargs)
+            code = train_compiled if self.training else eval_compiled
+        else:
+            code = in_train if self.training else in_eval
+        if derivatives and additions in self._modules:
+            return run(code, self, args, kwargs, self._modules[additions], derivatives)
+        return code(self, *args, **kwargs)
 
     # Dynamo counts recompilations by code object (8 and it gives up): each module needs one of its own, as fx's have.
     own = types.FunctionType(forward.__code__.replace(), forward.__globals__, "forward", None, forward.__closure__)

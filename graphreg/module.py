@@ -7,9 +7,9 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, fx, nn
 
+from graphreg.derivatives import Derivative
 from graphreg.errors import GraphRegError
 from graphreg.forward import chosen
 from graphreg.inductor import with_our_pass
@@ -152,9 +152,11 @@ class RewrittenModule(fx.GraphModule):
         self.codes, self.compiled_codes = dict(reversed(codes.items())), dict(reversed(compiled_codes.items()))
         held = self.__dict__.get("held", {})
         optional = [str(n.target) for n in self._graph.nodes if n.op == "placeholder" and n.args and not self.__dict__.get("_brought")]
-        type(self).forward = chosen(forwards, compiled or forwards, held, [name for name in optional if name not in held], RULES)
+        carried, derivatives = [name for name in optional if name not in held], list[str]()
         if isinstance(rules := self._modules.get(RULES), Rules):
             rules.own(self)
+            derivatives = [name for name, leaf in rules.named_children() if isinstance(leaf, Derivative)]
+        type(self).forward = chosen(forwards, compiled or forwards, held, carried, RULES, derivatives)
         return python_code
 
     def train(self, mode: bool = True) -> RewrittenModule:

@@ -79,10 +79,11 @@ class Plan:
     def splices(self, site: str) -> tuple[Edit, ...]:
         return tuple(edit for edit in self.by_site.get(site, ()) if isinstance(edit.regularizer, Splice))
 
-    def measures_spliced(self, site: str) -> bool:
-        """Whether a penalty reads what a splice has made of the value, and saves it for backward."""
-        after = any(isinstance(edit.regularizer, Penalty) and not edit.regularizer.clean for edit in self.by_site[site])
-        return after and bool(self.splices(site))
+    def reads_replaced(self, site: str) -> bool:
+        """Whether a penalty reads, and saves for backward, what a splice has made of the value; or differentiates by the value."""
+        own = self.by_site.get(site, ())
+        after = any(isinstance(edit.regularizer, Penalty) and not edit.regularizer.clean for edit in own)
+        return (after and bool(self.splices(site))) or site in self.tracked
 
     def __str__(self) -> str:
         rows = [

@@ -94,9 +94,10 @@ def gradients(
         return [torch.zeros_like(x) for x in inputs]
     # a function that is differentiable once tells so only of an argument that needs a gradient
     given = [vectors[i].detach().requires_grad_() if prove else vectors[i] for i in live]
+    before = history(outputs) if prove else set()
     options = {"create_graph": True, "allow_unused": True, "materialize_grads": True}
     found = list(torch.autograd.grad([outputs[i] for i in live], list(inputs), given, **options))  # type: ignore[arg-type]
-    if prove and (culprit := once_only(found)):
+    if prove and (culprit := once_only(found, before)):
         among = f" Among {', '.join(suspects[:4])}." if suspects else ""
         raise GraphRegError(
             f"{about}: {culprit} cannot be differentiated twice, so the penalty would have no gradient.{among} "
@@ -105,9 +106,23 @@ def gradients(
     return found
 
 
-def once_only(values: Sequence[Tensor]) -> str:
-    """The name of an operation in the values' history that has no derivative, or nothing."""
-    waiting, seen = [(value.grad_fn, "") for value in values], set[Any]()
+def history(values: Sequence[Tensor]) -> set[Any]:
+    """What autograd has recorded of the values: its functions."""
+    found, waiting = set[Any](), [value.grad_fn for value in values]
+    while waiting:
+        function = waiting.pop()
+        if function is not None and function not in found:
+            found.add(function)
+            waiting += [following for following, _ in function.next_functions]
+    return found
+
+
+def once_only(values: Sequence[Tensor], before: set[Any]) -> str:
+    """The name of an operation in the values' history that has no derivative, or nothing.
+
+    ``before``: the history of what was differentiated; under torch.compile a parameter has no derivative of its own there.
+    """
+    waiting, seen = [(value.grad_fn, "") for value in values], set(before)
     while waiting:
         function, user = waiting.pop()
         if function is None or function in seen:

@@ -49,6 +49,8 @@ def _by_regularizer(plan: Plan, now: dict[str, float]) -> list[str]:
     for name, regularizer in plan.regularizers.items():
         sites = [edit.site for edit in plan.of(name)]
         note = regularizer.note(sites, now[name]) if sites else ""
+        if name in plan.cones:
+            note = f"{plan.cones[name].note()}; {note}" if note else plan.cones[name].note()
         count = f"{len(sites)} site{'s' * (len(sites) != 1)}"
         lines.append(
             f"{name}: {type(regularizer).__name__} {now[name]:g} on {regularizer.pattern!r}, {count}" + (f"; {note}" if note else "")

@@ -1,4 +1,4 @@
-"""The rewrite: the only file that edits an fx graph. It acts on a plan; it decides nothing.
+"""The rewrite: with ``strip`` the only file that edits an fx graph. It acts on a plan; it decides nothing.
 
 Every node it adds says so in ``node.meta["graphreg"]``: its kind, its regularizer, its site.
 """
@@ -10,15 +10,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from graphreg.aliases import Aliases
 from graphreg.attach import AttachRule, Penalties, Scale, check_penalties, check_scale, end_of, loss_of
-from graphreg.check import check, replaced_by
+from graphreg.check import check
 from graphreg.collector import collector_at_rest
-from graphreg.errors import GraphRegError, RegularizerError, TraceError
+from graphreg.errors import RegularizerError, TraceError
 from graphreg.forms import recomputed
-from graphreg.inside import graphs_of, rewritten
 from graphreg.leaves import identifier, leaf_names, make_rules, measures
 from graphreg.module import RULES, Regularized, RewrittenModule
 from graphreg.operators import nodes_in
@@ -61,48 +60,10 @@ def rewrite(
     return module
 
 
-def strip(module: nn.Module) -> RewrittenModule:
-    """The model without any addition, returning its own output again; bit-equal to the original in eval mode.
-
-    It shares the layers of ``module``, which stays as it is. Raises GraphRegError for a module graphreg did not rewrite,
-    and where a later pass made it impossible: new nodes without ``node.meta``, or operations that read an addition.
-    """
-    given = rewritten(module)
-    graphs = {}
-    for mode, graph in graphs_of(given).items():
-        copy = copied(graph)
-        _strip_graph(copy)
-        copy.lint()
-        graphs[mode] = copy
-    return RewrittenModule(given, graphs, None, getattr(given, "held", {}))
-
-
-def _strip_graph(graph: fx.Graph) -> None:
-    output = graph.output_node()
-    if isinstance(output.args[0], Regularized):
-        output.args = (output.args[0].output,)
-    for node in reversed(graph.nodes):
-        if "graphreg" in node.meta:
-            value = replaced_by(node)
-            if value is not None:
-                node.replace_all_uses_with(value)
-            if node.users:
-                raise GraphRegError(
-                    f"{next(iter(node.users)).name} reads {node.name}, which graphreg added, so it cannot be taken off. It was put "
-                    "there after graphreg's rewrite: undo that pass, or run it on what strip gives."
-                )
-            graph.erase_node(node)
-        elif node.op == "call_module" and str(node.target).startswith(f"{RULES}."):
-            raise GraphRegError(
-                f"{node.name} runs an addition of graphreg and its node.meta no longer says so: a later pass made the nodes anew "
-                "(torch.fx.Transformer does). Run graphreg's pass after that one."
-            )
-
-
 class _Rewriting:
     """The work on one graph: splices and measurements at their sites first, totals and output last."""
 
-    def __init__(self, graph: fx.Graph, traced: Traced, plan: Plan, names: Mapping[int, str]) -> None:
+    def __init__(self, graph: fx.Graph, traced: Traced, plan: Plan, names: Mapping[int | str, str]) -> None:
         self.graph, self.plan, self.names = copied(graph), plan, names
         self.where = site_nodes(self.graph, traced.operations)
         self.aliases, self.operations = Aliases(self.graph, traced.operations), traced.operations
@@ -111,7 +72,8 @@ class _Rewriting:
         self.calls: dict[int, dict[str, fx.Node]] = {}  # by the edit's place: what it reads at each call of a cell
         self.measured: dict[str, dict[str, fx.Node]] = {name: {} for name, r in plan.regularizers.items() if isinstance(r, Penalty)}
         self.output = self.graph.output_node()
-        by_site: dict[str, list[tuple[int, Edit]]] = {}
+        self.wrt: dict[str, fx.Node] = {}  # by site: the values that derivatives are taken with respect to
+        by_site: dict[str, list[tuple[int, Edit]]] = {name: [] for name in plan.tracked if name in self.where}
         for i, edit in enumerate(plan.edits):
             for site in edit.sites:
                 if site.kind == "value" and site.name in self.where:
@@ -127,7 +89,7 @@ class _Rewriting:
     def _top(self, sites: Any) -> tuple[fx.Node | None, fx.Node | None]:
         """The last node of the head of the graph, and the key node if anything draws."""
         top = next(reversed(self.inputs.values()), None)
-        if not any(isinstance(edit.regularizer, Splice) for edits in sites for _, edit in edits):
+        if not any(isinstance(edit.regularizer, Splice) or edit.name in self.plan.cones for edits in sites for _, edit in edits):
             return top, None
         place = self.graph.inserting_after(top) if top else self.graph.inserting_before(next(iter(self.graph.nodes)))
         with place:
@@ -137,16 +99,16 @@ class _Rewriting:
     def _written(self, name: str, edits: Sequence[tuple[int, Edit]], traced: Traced) -> bool:
         """Whether the value is written into later; a splice cannot follow a write that goes by another name."""
         node = self.where[name]
-        spliced = [edit for _, edit in edits if isinstance(edit.regularizer, Splice)]
-        if spliced and (culprit := self.aliases.written_aside(node)):
+        replacing = [*self.plan.tracked.get(name, ()), *(edit.name for _, edit in edits if isinstance(edit.regularizer, Splice))]
+        if replacing and (culprit := self.aliases.written_aside(node)):
             raise TraceError(
-                f"{spliced[0].name} cannot replace the value {name} of {traced.title}: {culprit.name} writes into its storage "
+                f"{replacing[0]} cannot replace the value {name} of {traced.title}: {culprit.name} writes into its storage "
                 "under another name, and would write past the replacement. Choose the site after that write, or clone before it."
             )
-        return self.aliases.written_later(node, surely=bool(spliced) and not self.plan.measures_spliced(name))
+        return self.aliases.written_later(node, surely=bool(replacing) and not self.plan.reads_replaced(name))
 
     def _site(self, name: str, edits: Sequence[tuple[int, Edit]], written: bool) -> None:
-        """Clean measurements, splices in order, measurements; a copy where somebody writes into the value later.
+        """What tracks it, clean measurements, splices in order, measurements; a copy where somebody writes into the value later.
 
         Measurements read the copy, and the model's own operations what they always read. Behind a splice the copy is
         for the model's operations, so that nothing writes into what a splice has saved for backward.
@@ -154,8 +116,9 @@ class _Rewriting:
         node = self.where[name]
         value, point, added = node, node if node.op != "placeholder" else self.top or node, set[fx.Node]()
         spliced = any(isinstance(edit.regularizer, Splice) for _, edit in edits)
+        tracked = name in self.plan.tracked
 
-        def after(leaf: str, args: tuple[Any, ...], kind: str, edit: Edit) -> fx.Node:
+        def after(leaf: str, args: tuple[Any, ...], kind: str, edit: Edit | None = None) -> fx.Node:
             nonlocal point
             with self.graph.inserting_after(point):
                 point = self._add(leaf, leaf, args, kind, edit)
@@ -180,7 +143,10 @@ class _Rewriting:
                 leaf = after(self.names[i], (read, *self._lengths(edit)), "measure", edit) if measures(edit.regularizer) else read
                 self.measured[edit.name][name] = leaf
 
-        read = kept("copy") if written and not spliced else value
+        if tracked:
+            self.wrt[name] = value = after(self.names[name], (value,), "track")
+            value.meta["graphreg"]["site"] = name
+        read = kept("copy") if written and not spliced and not tracked else value
         measure(clean=True)
         if spliced and recomputed(node, self.operations):
             self.recomputed += [self.names[i] for i, edit in edits if isinstance(edit.regularizer, Splice)]
@@ -188,7 +154,7 @@ class _Rewriting:
             if isinstance(edit.regularizer, Splice):
                 read = value = after(self.names[i], (value, self.key), "splice", edit)
         measure(clean=False)
-        if written and spliced:
+        if written and (spliced or tracked):
             value = kept("clone")
         if value is not node:
             node.replace_all_uses_with(value, delete_user_cb=lambda user: user not in added)
@@ -217,8 +183,11 @@ class _Rewriting:
 
     def _totals(self) -> dict[str, fx.Node]:
         """One node a penalty, at the end, reading its sites in the order of the plan."""
-        totals = {}
+        totals: dict[str, fx.Node] = {}
         for name, measured in self.measured.items():
+            if name in self.plan.cones:
+                totals[name] = self._derivative(name, measured)
+                continue
             with self.graph.inserting_before(end_of(self.output)):
                 edits = [edit for edit in self.plan.of(name) if edit.site.kind == "parameter" or edit.site.name in measured]
                 values = {edit.site.name: measured.get(edit.site.name) or self._read(edit) for edit in edits}
@@ -226,6 +195,16 @@ class _Rewriting:
                 totals[name] = self._add(name, name, (values,) if whole else tuple(values.values()), "total")
                 totals[name].meta["graphreg"]["regularizer"] = name
         return totals
+
+    def _derivative(self, name: str, values: Mapping[str, fx.Node]) -> fx.Node:
+        """A penalty on derivatives, after the last of its sites: with respect to what is tracked for it."""
+        wrt = {site.name: self.wrt[site.name] for site in self.plan.cones[name].wrt if site.name in self.wrt}
+        ordered = {edit.site.name: values[edit.site.name] for edit in self.plan.of(name) if edit.site.name in values}
+        last = max([n for n in (*ordered.values(), *wrt.values(), self.key) if n is not None], default=None)
+        with self.graph.inserting_after(last) if last and ordered else self.graph.inserting_before(end_of(self.output)):
+            node = self._add(name, name, (ordered, wrt, self.key), "total")
+        node.meta["graphreg"]["regularizer"] = name
+        return node
 
     def _read(self, edit: Edit) -> fx.Node:
         node = self.graph.create_node("get_attr", edit.site.name, name=identifier(edit.site.name))
