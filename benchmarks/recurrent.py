@@ -18,7 +18,6 @@ from steps import step
 from torch import Tensor, nn
 
 import graphreg
-from graphreg import Penalty
 
 WEIGHT, BATCH, FEATURES, UNITS, LENGTHS = 1e-2, 64, 40, 128, (10, 60, 200)
 KINDS: dict[str, Callable[..., nn.RNNBase]] = {
@@ -27,14 +26,7 @@ KINDS: dict[str, Callable[..., nn.RNNBase]] = {
 }  # fmt: skip
 
 
-class StatePenalty(Penalty, keys=("state_penalty",)):
-    """The mean over pairs of neighbouring steps, batch and units of (h_t - h_(t-1))²."""
-
-    def __call__(self, steps: Tensor) -> Tensor:
-        return steps.diff(dim=0).square().mean()
-
-
-KEY = "state_penalty"
+KEY = "recurrent_state"
 
 
 class Classifier(nn.Module):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import graphreg
 
-PENALTIES = {"hidden_l1": 1e-2}  # by keyword, on the sequence of states
+PENALTIES = {"recurrent_norm": 1e-2, "recurrent_state": 1e-2, "hidden_l1": 1e-2}  # by keyword, on the sequence of states
 SENTENCES = ("他红了20年以后竟退出了大家的视线。", "银行行长在长江边重新发现了一行重要的数字。")
 
 
