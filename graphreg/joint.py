@@ -1,6 +1,6 @@
 """What ``module.compile()`` does to the graph of forward and backward in one, where a penalty differentiates, before it is cut in two.
 
-Four things that second derivatives bring with them cost more on a CPU than they compute:
+Five things that second derivatives bring with them cost more on a CPU than they compute:
 
 - torch writes the sums of batch norm's second derivative one axis at a time (``sum_exclude_dim1``); Inductor then stores each
   partial sum, and cannot fuse the three.
@@ -9,6 +9,8 @@ Four things that second derivatives bring with them cost more on a CPU than they
 - the mask of a ReLU (``output <= 0``) is wanted in the pull, in its derivative and in the loss's. A partitioner that weighs
   bytes keeps it, a bool tensor, which Inductor stores at 12 ns an element (a float: 0.1). It is computed again from the
   output, which is kept, as eager does.
+- the pull goes through ``convolution_backward`` in what becomes the forward graph, where Inductor then lays out all that it reads
+  as in eager, channels first, and transposes it for the convolutions around. A convolution has no such claim.
 - the gradient of a convolution's weights is there a convolution of transposed values (``_convolution_double_backward``), which
   are copied for it. As what it is, ``convolution_backward``, it takes them as they lie.
 """
@@ -30,6 +32,7 @@ def simplify(graph: fx.Graph) -> None:
     """All of it."""
     merge_sums(graph)
     same_forms(graph)
+    input_gradients(graph)
     weight_gradients(graph)
     recompute_masks(graph)
 
@@ -84,6 +87,27 @@ def _keeps(node: fx.Node) -> bool:
 
 def _value(node: Any) -> Any:
     return node.meta.get("val") if isinstance(node, fx.Node) else None
+
+
+def input_gradients(graph: fx.Graph) -> int:
+    """``convolution_backward`` for the input alone becomes the transposed convolution that it is; how often."""
+    count = 0
+    for node in list(graph.find_nodes(op="call_function", target=aten.convolution_backward.default)):
+        g, x, weight, _, strides, padding, dilations, transposed, _, groups, mask = node.args
+        if list(mask) != [True, False, False] or transposed:  # type: ignore[call-overload]
+            continue
+        sizes, kernel, outputs = (_value(n).shape[2:] for n in (x, weight, g))
+        parts = zip(sizes, kernel, outputs, strides, padding, dilations, strict=True)  # type: ignore[arg-type]
+        missing = [size - ((out - 1) * s - 2 * p + d * (k - 1) + 1) for size, k, out, s, p, d in parts]
+        with graph.inserting_before(node):
+            options = (None, strides, padding, dilations, True, missing, groups)
+            result = graph.call_function(aten.convolution.default, (g, weight, *options))  # type: ignore[arg-type]
+        for item in list(node.users):
+            result.meta.update(item.meta)
+            item.replace_all_uses_with(result)
+        count += 1
+    graph.eliminate_dead_code()
+    return count
 
 
 def weight_gradients(graph: fx.Graph) -> int:
