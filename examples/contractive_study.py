@@ -32,7 +32,7 @@ class Setup:
     steps: int = 1200
     hidden: int = 128
     grid: Mapping[str, Sequence[float]] = field(
-        default_factory=lambda: {"contractive": (0.01, 0.02, 0.04, 0.08), "weight_l2": (5, 10, 20, 40)}
+        default_factory=lambda: {"contractive": (0.005, 0.01, 0.02, 0.04), "weight_l2": (2.5, 5, 10, 20)}
     )
 
 
@@ -143,18 +143,19 @@ def train_all(screen: Screen, setup: Setup) -> list[Entry]:
 
 def setting(setup: Setup) -> str:
     return f"""\
-An autoencoder, 64 pixels to {setup.hidden} sigmoids and back, learns {TRAIN} of scikit-learn's digits in {setup.steps} steps, about
-as many as suit it best as it is ("plain"); the same with contractive on its code (pattern="{CODE}", one random
-projection a step), and, for comparison, with weight_l2. {len(setup.seeds)} seeds each. Of each penalty the strongest
-is taken whose error on {VALIDATION} validation digits is no higher than plain's; the {TEST} test digits take no part."""
+An autoencoder, 64 pixels to {setup.hidden} sigmoids and back, learns {TRAIN} of scikit-learn's digits in {setup.steps}
+steps, about as many as suit it best: as it is ("plain"); with contractive on its code (pattern="{CODE}",
+one random projection a step); and, for comparison, with weight_l2. {len(setup.seeds)} seeds each. Of each penalty
+the strongest is taken whose error on {VALIDATION} validation digits is no higher than plain's; the {TEST} test
+digits take no part in that."""
 
 
 KEY = f"""\
 mean over seeds ± half of its 95 % interval, on test digits.
 error: of the reconstruction, summed over pixels;  Jacobian: the exact norm of d code / d image
 moved: how far normal noise of {NOISE:g} on the pixels moves the code;  noisy: error of the reconstruction
-from the noisy image, against the clean one;  neighbour: % of noisy images whose nearest code among the
-{TRAIN} training images' has the right label"""
+from the noisy image, against the clean one;  neighbour: % of noisy images whose nearest code among
+the {TRAIN} training images' has the right label"""
 KEY_GAIN = 'difference to plain, paired by seed, likewise; one that is smaller than its ± is "no effect"'
 
 

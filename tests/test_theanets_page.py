@@ -198,7 +198,10 @@ RAISING: dict[str, Callable[[], object]] = {
     "dropout rate 1": lambda: BernoulliDropout("*", 1.0),
     "dropout rate -0.25": lambda: BernoulliDropout("*", -0.25),
 }
-CRASHES = {"`contractive`, no pattern": "contractive/default-pattern", "`contractive`, two inputs of unequal size": "contractive/two-in-uneq-all"}
+CRASHES = {  # theanets' own
+    "`contractive`, no pattern": "contractive/default-pattern",
+    "`contractive`, two inputs of unequal size": "contractive/two-in-uneq-all",
+}
 
 
 def test_every_number() -> None:
