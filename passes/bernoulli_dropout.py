@@ -1,5 +1,6 @@
 """Dropout: Srivastava et al., JMLR 15 (2014), section 4; in the inverted form, which leaves eval mode alone."""
 
+import torch
 from torch import Tensor
 
 from graphreg import Noise, Splice
@@ -15,5 +16,7 @@ class BernoulliDropout(Splice, keys=("dropout",)):
         self.require(0 <= self.weight < 1, "weight", "in [0, 1)")
 
     def __call__(self, z: Tensor, weight: Tensor, noise: Noise) -> Tensor:
-        # the mask first: what is kept for backward is then the mask of 1 byte, not the scaled one of 4
-        return z * noise.keep(z, weight) * (1 / (1 - weight))
+        keep, scale = noise.keep(z, weight), 1 / (1 - weight)
+        # The same numbers either way. What is kept for backward is the other factor: eager, one tensor and one product in
+        # backward; compiled, a mask of 1 byte an element, not the scaled one of 4.
+        return z * keep * scale if torch.compiler.is_compiling() else z * (keep * scale)
