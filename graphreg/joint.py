@@ -57,8 +57,10 @@ def merge_sums(graph: fx.Graph) -> int:
 def same_forms(graph: fx.Graph) -> int:
     """Axes of length 1 are added in one step, also to sums that keep theirs; how many nodes were written anew."""
     count = 0
-    for node in list(graph.nodes):
+    for node in reversed(list(graph.nodes)):  # the last of several steps first: those before it are read by nobody then
         value, base = _value(node), node
+        if not node.users:
+            continue
         while base.target is aten.unsqueeze.default:
             base = base.args[0]  # type: ignore[assignment]
         sums = node.target is aten.sum.dim_IntList and not node.kwargs and _keeps(node)
@@ -71,8 +73,8 @@ def same_forms(graph: fx.Graph) -> int:
             view = graph.call_function(aten.view.default, (base, list(value.shape)))
         view.meta.update(node.meta)
         node.replace_all_uses_with(view)
-        graph.erase_node(node)
         count += 1
+    graph.eliminate_dead_code()
     return count
 
 
