@@ -73,6 +73,7 @@ def same_forms(graph: fx.Graph) -> int:
             view = graph.call_function(aten.view.default, (base, list(value.shape)))
         view.meta.update(node.meta)
         node.replace_all_uses_with(view)
+        graph.erase_node(node)
         count += 1
     graph.eliminate_dead_code()
     return count
