@@ -59,10 +59,11 @@ def same_forms(graph: fx.Graph) -> int:
     count = 0
     for node in reversed(list(graph.nodes)):  # the last of several steps first: those before it are read by nobody then
         value, base = _value(node), node
-        if not node.users:
-            continue
         while base.target is aten.unsqueeze.default:
             base = base.args[0]  # type: ignore[assignment]
+        if base is not node and not node.users:
+            graph.erase_node(node)
+            continue
         sums = node.target is aten.sum.dim_IntList and not node.kwargs and _keeps(node)
         if not isinstance(value, torch.Tensor) or not (sums or (base is not node and _value(base).dim() == 1)):
             continue
@@ -75,7 +76,6 @@ def same_forms(graph: fx.Graph) -> int:
         node.replace_all_uses_with(view)
         graph.erase_node(node)
         count += 1
-    graph.eliminate_dead_code()
     return count
 
 
