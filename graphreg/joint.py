@@ -57,10 +57,13 @@ def merge_sums(graph: fx.Graph) -> int:
 def same_forms(graph: fx.Graph) -> int:
     """Axes of length 1 are added in one step, also to sums that keep theirs; how many nodes were written anew."""
     count = 0
-    for node in list(graph.nodes):
+    for node in reversed(list(graph.nodes)):  # the last of several steps first: those before it are read by nobody then
         value, base = _value(node), node
         while base.target is aten.unsqueeze.default:
             base = base.args[0]  # type: ignore[assignment]
+        if base is not node and not node.users:
+            graph.erase_node(node)
+            continue
         sums = node.target is aten.sum.dim_IntList and not node.kwargs and _keeps(node)
         if not isinstance(value, torch.Tensor) or not (sums or (base is not node and _value(base).dim() == 1)):
             continue
