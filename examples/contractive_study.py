@@ -82,7 +82,8 @@ def train(job: Job) -> nn.Sequential:
 def jacobians(net: nn.Sequential, x: Tensor) -> Tensor:
     """The Frobenius norm of d code / d x at each image [batch], in closed form: Rifai et al. 2011, equation 8."""
     code, weight = net[:2](x), net.get_parameter("0.weight")
-    return ((code * (1 - code)).square() @ weight.square().sum(1)).sqrt()
+    norms: Tensor = ((code * (1 - code)).square() @ weight.square().sum(1)).sqrt()
+    return norms
 
 
 @torch.no_grad()
@@ -160,14 +161,14 @@ KEY_GAIN = 'difference to plain, paired by seed, likewise; one that is smaller t
 
 
 def measures_table(entries: Sequence[Entry]) -> str:
-    rows = [("", "error", "Jacobian", "moved", "noisy", "neighbour")]
+    rows: list[tuple[str, ...]] = [("", "error", "Jacobian", "moved", "noisy", "neighbour")]
     for entry in entries:
         rows.append((entry.title, *(interval(entry.of(name)).short(form) for name, form in MEASURES.items())))
     return table(rows)
 
 
 def gain_table(entries: Sequence[Entry]) -> str:
-    rows = [("", "error", "verdict", "Jacobian", "verdict", "neighbour", "verdict")]
+    rows: list[tuple[str, ...]] = [("", "error", "verdict", "Jacobian", "verdict", "neighbour", "verdict")]
     for entry in entries[1:]:
         error, jacobian, neighbour = (difference(entry, entries[0], name) for name in ("error", "jacobian", "neighbour"))
         verdicts = (error.verdict("higher", "lower"), jacobian.verdict("larger", "smaller"), neighbour.verdict("better", "worse"))

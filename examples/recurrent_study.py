@@ -66,11 +66,10 @@ class Reader(nn.Module):
         super().__init__()
         self.rnn, self.head = nn.RNN(8, hidden, nonlinearity=activation, batch_first=True), nn.Linear(hidden, 10)
         if activation == "relu":  # the start of Le, Jaitly & Hinton 2015, which Krueger & Memisevic stabilize
-            with torch.no_grad():
-                self.rnn.weight_hh_l0.copy_(torch.eye(hidden))
-                self.rnn.weight_ih_l0.normal_(0, 0.1)
-                self.rnn.bias_hh_l0.zero_()
-                self.rnn.bias_ih_l0.zero_()
+            nn.init.eye_(self.rnn.get_parameter("weight_hh_l0"))
+            nn.init.normal_(self.rnn.get_parameter("weight_ih_l0"), 0, 0.1)
+            for bias in ("bias_hh_l0", "bias_ih_l0"):
+                nn.init.zeros_(self.rnn.get_parameter(bias))
 
     def forward(self, x: Tensor) -> Tensor:
         states, _ = self.rnn(x)
@@ -119,10 +118,12 @@ def measure(net: Reader, seed: int) -> Outcome:
     x, y = streams(test, STREAMS, LONG, torch.Generator().manual_seed(0))
     states = net.rnn(x)[0][:, ROWS - 1 :: ROWS]
     found = net.head(states)
-    at = [accuracy(found[:, a:b].flatten(0, 1), y[:, a:b].flatten()) for a, b in ((0, TRAINED), (TRAINED, MIDDLE), (MIDDLE, LONG))]
+    parts = (slice(0, TRAINED), slice(TRAINED, MIDDLE), slice(MIDDLE, LONG))
+    trained, middle, long = (accuracy(found[:, part].flatten(0, 1), y[:, part].flatten()) for part in parts)
     norms = torch.linalg.vector_norm(states.double(), dim=-1)  # in float32 the square of 1e20 is no number
     decades = norms.clamp(1e-6).log10()  # a state that is all zeros has no logarithm
-    return Outcome(right, *at, float(norms[:, TRAINED - 1].mean()), float((decades[:, -1] - decades[:, TRAINED - 1]).abs().mean()))
+    drift = (decades[:, -1] - decades[:, TRAINED - 1]).abs().mean()
+    return Outcome(right, trained, middle, long, float(norms[:, TRAINED - 1].mean()), float(drift))
 
 
 def run(job: Job) -> Outcome:
@@ -167,7 +168,7 @@ KEY_GAIN = 'difference to plain, paired by seed, likewise; one that is smaller t
 
 def accuracy_table(entries: Sequence[Entry]) -> str:
     heads = (f"digits 1-{TRAINED}", f"{TRAINED + 1}-{MIDDLE}", f"{MIDDLE + 1}-{LONG}")
-    rows = [("", *heads, "norm", "drift")]
+    rows: list[tuple[str, ...]] = [("", *heads, "norm", "drift")]
     for entry in entries:
         cells = [interval(entry.of(name)).short(".1f") for name in ("trained", "middle", "long", "norm")]
         rows.append((entry.title, *cells, interval(entry.of("drift")).short(".2f")))
@@ -176,7 +177,7 @@ def accuracy_table(entries: Sequence[Entry]) -> str:
 
 def gain_table(entries: Sequence[Entry]) -> str:
     plain = entries[0]
-    rows = [("", f"digits 1-{TRAINED}", "verdict", f"{MIDDLE + 1}-{LONG}", "verdict", "drift", "verdict")]
+    rows: list[tuple[str, ...]] = [("", f"digits 1-{TRAINED}", "verdict", f"{MIDDLE + 1}-{LONG}", "verdict", "drift", "verdict")]
     for entry in entries[1:]:
         near, far, drift = (difference(entry, plain, name) for name in ("trained", "long", "drift"))
         verdicts = (near.verdict("better", "worse"), far.verdict("better", "worse"), drift.verdict("more", "less"))

@@ -40,7 +40,8 @@ def term(name: str, *regularizers: graphreg.Regularizer, given: Sequence[Tensor]
     """The penalty on one of theanets' networks, on its own inputs unless others are given."""
     module = graphreg.regularize(model or network(name), *regularizers)
     (penalty,) = module(*(given or inputs(name))).penalties.values()
-    return penalty.item()
+    value: float = penalty.item()
+    return value
 
 
 def hidden_sums() -> float:
