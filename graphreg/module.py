@@ -167,13 +167,15 @@ class RewrittenModule(fx.GraphModule):
         return self
 
     def compile(self, *args: Any, **options: Any) -> None:
-        """Compile in place, as ``nn.Module.compile`` does; under Inductor with the pass of ``graphreg/inductor.py``.
+        """Compile in place, as ``nn.Module.compile`` does; under Inductor with the passes of ``graphreg/inductor.py``.
 
         Raises GraphRegError for fullgraph=True and a recurrent layer that is not lowered.
         """
         if options.get("fullgraph") and (refused := self.lowering().refused()):
             raise GraphRegError(refused)
-        super().compile(*args, **(options if args else with_our_pass(options)))
+        rules = self._modules.get(RULES)
+        differentiates = rules is not None and any(isinstance(leaf, Derivative) for leaf in rules.children())
+        super().compile(*args, **(options if args else with_our_pass(options, differentiates)))
 
     def penalties(self) -> dict[str, Tensor]:
         """The values of the last call's penalties, detached; for ``penalties="attach"``."""
