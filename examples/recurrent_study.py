@@ -33,7 +33,7 @@ class Setup:
     steps: int = 600
     hidden: int = 64
     grid: Mapping[str, Sequence[float]] = field(
-        default_factory=lambda: {"recurrent_norm": (1, 10, 100), "recurrent_state": (0.1, 1, 10)}
+        default_factory=lambda: {"recurrent_norm": (1, 10, 100), "recurrent_state": (1, 10, 100)}
     )
 
 
