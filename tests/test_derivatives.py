@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -416,7 +415,7 @@ class Twice(nn.Module):
 
 
 def test_an_operation_without_a_second_derivative_is_named() -> None:
-    for function, culprit in ((Once.apply, "OnceBackward"), (sine, "graphreg_tests::cosine_times")):
+    for function, culprit in ((Once.apply, "the operation whose derivative MmBackward0 reads"), (sine, "graphreg_tests::cosine_times")):
         module = graphreg.regularize(Twice(function), Contractive("b", 1.0))
         sentence = (
             rf"^Contractive contractive: {culprit} cannot be differentiated twice, so the penalty would have no gradient\. "
@@ -561,7 +560,7 @@ def test_compiled_the_limits_are_told() -> None:
             return self.head(self.rnn(x)[0])
 
     module = graphreg.regularize(Recurrent(), Contractive("head", 1.0), compile=True)
-    with pytest.raises(Exception, match=re.escape("cannot be differentiated twice, so the penalty would have no gradient. Among rnn.")):
+    with pytest.raises(Exception, match="a compiled recurrent layer cannot be differentiated twice. Call the module without compiling it"):
         module(torch.randn(2, 3, 3))
     module = graphreg.regularize(Mlp(), Contractive("tanh", 1.0, estimator="exact"), compile=True)
     with pytest.raises(Exception, match="has 272 rows, each a backward pass that is kept for the gradient; 256 are the most when compiled"):
