@@ -183,7 +183,7 @@ def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Place
     trained = _trained(graph, module, flow)
     for name, node in totals.items():
         _counts(node, name, plan, placed)
-        if node.args and node.name not in trained:
+        if node.args and node.args[0] != {} and node.name not in trained:
             raise RegularizerError(
                 f"{name}: no parameter that can train reaches its sites, so it would change nothing. Unfreeze one, or leave it out."
             )

@@ -130,7 +130,7 @@ def once_only(values: Sequence[Tensor], before: set[Any]) -> str:
         seen.add(function)
         name = function.name().rpartition("::")[2]
         if name in ("NotImplemented", "Error", "DelayedError"):
-            return user or "an operation"
+            return f"the operation whose derivative {user} reads" if user else "an operation"
         if name.startswith("GeneratedBackwardFor") and _has_no_backward(function):
             return name.removeprefix("GeneratedBackwardFor_").removesuffix("_defaultBackward").replace("_", "::", 1)
         waiting += [(following, name) for following, _ in function.next_functions]
