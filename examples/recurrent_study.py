@@ -32,9 +32,7 @@ class Setup:
     seeds: Sequence[int] = range(10)
     steps: int = 600
     hidden: int = 64
-    grid: Mapping[str, Sequence[float]] = field(
-        default_factory=lambda: {"recurrent_norm": (1, 10, 100), "recurrent_state": (1, 10, 100)}
-    )
+    grid: Mapping[str, Sequence[float]] = field(default_factory=lambda: {"recurrent_norm": (1, 10, 100), "recurrent_state": (1, 10, 100)})
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,11 @@ def cone(traced: Traced, wrt: Selector, sites: Sequence[Site], who: str) -> Cone
     """
     inputs = [site for site in traced.values if site.role == "input" and site.selectable]
     usual = "the floating-point inputs"
-    found = tuple(select(wrt, traced.values, inputs, model=traced.title, who=f"wrt of {who}", usual=usual, elsewhere=traced.parameters))
+    try:
+        chosen = select(wrt, traced.values, inputs, model=traced.title, who=f"wrt of {who}", usual=usual, elsewhere=traced.parameters)
+    except NoMatchError as error:
+        raise NoMatchError(str(error) if "wrt of" in str(error) else f"wrt of {who}: {error}") from None
+    found = tuple(chosen)
     if not found:
         raise NoMatchError(f"wrt={wrt!r} of {who} selects nothing. A lone '*' means {usual}.")
     apart, between = {site.name for site in sites}, dict[str, fx.Node]()

@@ -335,14 +335,10 @@ def test_a_value_that_is_no_sequence(planned: bool) -> None:
 
 
 def test_a_packed_sequence() -> None:
-    """The value of the layer is packed; what is padded again behind it is a sequence."""
+    """The value of the layer is packed, and no site; what is padded again behind it is a sequence."""
     model = Packed()
-    sentence = (
-        r"RecurrentState at rnn: the value is a PackedSequence, no tensor\. Select what torch\.nn\.utils\.rnn\.pad_packed_sequence "
-        r"gives, and name the input that carries its lengths: lengths='\.\.\.'\."
-    )
-    with pytest.raises(RegularizerError, match=sentence):
-        regularize(model, RecurrentState("rnn", 1.0, lengths="lengths"))(X, LENGTHS)
+    with pytest.raises(graphreg.NoMatchError, match=r"It finds only what cannot be regularized: rnn \(a packed sequence\)"):
+        regularize(model, RecurrentState("rnn", 1.0, lengths="lengths"))
     module = regularize(model, RecurrentState("pad_packed_sequence:0", 1.0, lengths="lengths"))
     assert module(X, LENGTHS).penalties["recurrent_state"].item() > 0
 
