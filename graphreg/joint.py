@@ -47,7 +47,7 @@ def merge_sums(graph: fx.Graph) -> int:
             rank = _value(inner.args[0]).dim()
             first = {d % rank for d in inner.args[1]}  # type: ignore[union-attr]
             left = list(range(rank)) if keeps else [d for d in range(rank) if d not in first]
-            dims = sorted(first | {left[d % len(left)] for d in node.args[1]})  # type: ignore[union-attr]
+            dims = sorted(first | {left[d % len(left)] for d in node.args[1]})
             node.args = (inner.args[0], dims, keeps)
             graph.erase_node(inner)
             inner, count = node.args[0], count + 1
@@ -60,7 +60,7 @@ def same_forms(graph: fx.Graph) -> int:
     for node in reversed(list(graph.nodes)):  # the last of several steps first: those before it are read by nobody then
         value, base = _value(node), node
         while base.target is aten.unsqueeze.default:
-            base = base.args[0]  # type: ignore[assignment]
+            base = base.args[0]
         if base is not node and not node.users:
             graph.erase_node(node)
             continue
@@ -69,8 +69,8 @@ def same_forms(graph: fx.Graph) -> int:
             continue
         with graph.inserting_before(node):
             if sums:
-                base = graph.call_function(node.target, node.args[:2])  # type: ignore[arg-type]
-                base.meta.update(node.meta, val=value.squeeze([d % value.dim() for d in node.args[1]]))  # type: ignore[union-attr]
+                base = graph.call_function(node.target, node.args[:2])
+                base.meta.update(node.meta, val=value.squeeze([d % value.dim() for d in node.args[1]]))
             view = graph.call_function(aten.view.default, (base, list(value.shape)))
         view.meta.update(node.meta)
         node.replace_all_uses_with(view)
@@ -97,14 +97,14 @@ def input_gradients(graph: fx.Graph) -> int:
     count = 0
     for node in list(graph.find_nodes(op="call_function", target=aten.convolution_backward.default)):
         g, x, weight, _, strides, padding, dilations, transposed, _, groups, mask = node.args
-        if list(mask) != [True, False, False] or transposed:  # type: ignore[call-overload]
+        if list(mask) != [True, False, False] or transposed:
             continue
         sizes, kernel, outputs = (_value(n).shape[2:] for n in (x, weight, g))
-        parts = zip(sizes, kernel, outputs, strides, padding, dilations, strict=True)  # type: ignore[arg-type]
+        parts = zip(sizes, kernel, outputs, strides, padding, dilations, strict=True)
         missing = [size - ((out - 1) * s - 2 * p + d * (k - 1) + 1) for size, k, out, s, p, d in parts]
         with graph.inserting_before(node):
             options = (None, strides, padding, dilations, True, missing, groups)
-            result = graph.call_function(aten.convolution.default, (g, weight, *options))  # type: ignore[arg-type]
+            result = graph.call_function(aten.convolution.default, (g, weight, *options))
         for item in list(node.users):
             result.meta.update(item.meta)
             item.replace_all_uses_with(result)
@@ -125,7 +125,7 @@ def weight_gradients(graph: fx.Graph) -> int:
         if weight is None or result is None or _value(result).shape != _value(weight).shape:
             continue
         with graph.inserting_before(node):
-            options = (None, dilations, padding, strides, False, [0] * len(strides), 1, [False, True, False])  # type: ignore[arg-type]
+            options = (None, dilations, padding, strides, False, [0] * len(strides), 1, [False, True, False])
             pair = graph.call_function(aten.convolution_backward.default, (g, x, weight, *options))
             item = graph.call_function(operator.getitem, (pair, 1))
         pair.meta.update(result.meta, val=(None, _value(result), None))

@@ -74,7 +74,8 @@ def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], rng
                 total = (Whole if "values" in regularizer.takes else Total)(regularizer, name, strength)
             rules.add_module(name, total)
     for site, readers in plan.tracked.items():
-        rules.add_module(names[site], Track(site, [rules.get_submodule(name) for name in readers]))
+        leaves = [reader for name in readers if isinstance(reader := rules.get_submodule(name), Derivative)]
+        rules.add_module(names[site], Track(site, leaves))
     for child in rules.children():
         assert isinstance(child, Leaf)
         child.rules = (rules,)

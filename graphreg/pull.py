@@ -73,7 +73,7 @@ class _Track(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
 
 
@@ -96,7 +96,7 @@ def gradients(
     given = [vectors[i].detach().requires_grad_() if prove else vectors[i] for i in live]
     before = history(outputs) if prove else set()
     options = {"create_graph": True, "allow_unused": True, "materialize_grads": True}
-    found = list(torch.autograd.grad([outputs[i] for i in live], list(inputs), given, **options))  # type: ignore[arg-type]
+    found = list(torch.autograd.grad([outputs[i] for i in live], list(inputs), given, **options))
     if prove and (culprit := once_only(found, before)):
         among = f" Among {', '.join(suspects[:4])}." if suspects else ""
         raise GraphRegError(
@@ -146,5 +146,5 @@ def _has_no_backward(function: Any) -> bool:
 @cache
 def known_to_dynamo() -> None:
     """Make Dynamo keep these whole. It takes a second to import, so this waits for a module that needs it."""
-    torch.compiler.allow_in_graph(tracked)
-    torch.compiler.allow_in_graph(gradients)
+    torch.compiler.allow_in_graph(tracked)  # type: ignore[no-untyped-call]
+    torch.compiler.allow_in_graph(gradients)  # type: ignore[no-untyped-call]

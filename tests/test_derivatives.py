@@ -387,11 +387,13 @@ def cosine_times(g: Tensor, x: Tensor) -> Tensor:
     return g * x.cos()
 
 
+def keep(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
 sine.register_fake(torch.empty_like)
 cosine_times.register_fake(lambda g, x: torch.empty_like(g))
-sine.register_autograd(
-    lambda ctx, g: cosine_times(g, *ctx.saved_tensors), setup_context=lambda ctx, given, _: ctx.save_for_backward(*given)
-)
+sine.register_autograd(lambda ctx, g: cosine_times(g, *ctx.saved_tensors), setup_context=keep)
 
 
 class Operation(nn.Module):
