@@ -132,9 +132,15 @@ def once_only(values: Sequence[Tensor], before: set[Any]) -> str:
         if name in ("NotImplemented", "Error", "DelayedError"):
             return f"the operation whose derivative {user} reads" if user else "an operation"
         if name.startswith("GeneratedBackwardFor") and _has_no_backward(function):
-            return name.removeprefix("GeneratedBackwardFor_").removesuffix("_defaultBackward").replace("_", "::", 1)
+            return _operator(name.removeprefix("GeneratedBackwardFor_").removesuffix("_defaultBackward"))
         waiting += [(following, name) for following, _ in function.next_functions]
     return ""
+
+
+def _operator(name: str) -> str:
+    """An operator's own name, of which autograd's has a ``_`` for the ``::``; a namespace may have others."""
+    known = {str(each).replace("::", "_"): str(each) for each in torch._library.custom_ops.OPDEFS}
+    return known.get(name, name)
 
 
 def _has_no_backward(function: Any) -> bool:
