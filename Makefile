@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 WORKERS ?= 2
 
-.PHONY: demo test oldest sweep bench zoo lint clean
+.PHONY: demo demo-penalties test oldest sweep bench zoo lint clean
 
 .venv/.demo: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv .venv
@@ -27,6 +27,9 @@ WORKERS ?= 2
 
 demo: .venv/.demo
 	$(PY) examples/demo.py
+
+demo-penalties: .venv/.demo
+	$(PY) examples/demo_penalties.py
 
 test: .venv/.test
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal

@@ -24,6 +24,7 @@ PARTS: dict[str, tuple[str, list[str]]] = {
     "steps-2": ("Step time, two threads", ["steps.py", "--threads", "2"]),
     "breakdown": ("What the rest is made of", ["breakdown.py"]),
     "memory": ("Memory and time to compile", ["memory.py"]),
+    "recurrent": ("Recurrent layers, compiled", ["recurrent.py"]),
     "cost": ("The cost of regularize()", ["cost.py"]),
     "generators": ("Generators of the noise", ["generators.py"]),
 }

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
-from multiprocessing import get_context
-from statistics import fmean
+from collections.abc import Mapping
+from concurrent.futures import Executor, Future
 
-import torch
 from digits_mlp import Job, Outcome, run
-from show import Advance, Screen
+from show import Screen
+from trials import Entry, choose, collect, workers
 
 Keywords = Mapping[str, float]
 SEEDS = range(10)
@@ -25,51 +20,8 @@ GRID: Mapping[str, tuple[float, ...]] = {
 SHARES = (0.5, 1)  # of the chosen strengths, for all four at once
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One row of the study: its name, its strengths, an outcome a seed."""
-
-    name: str
-    keywords: Keywords
-    outcomes: tuple[Outcome, ...]
-
-    @property
-    def title(self) -> str:
-        weights = list(self.keywords.values())
-        return f"{self.name} {weights[0]:g}" if len(weights) == 1 else self.name
-
-    def of(self, measure: str) -> list[float]:
-        return [getattr(outcome, measure) for outcome in self.outcomes]
-
-
-@contextmanager
-def workers() -> Iterator[ProcessPoolExecutor]:
-    """One process a core and one thread each: such small products gain nothing from threads."""
-    count = min(os.cpu_count() or 1, 8)
-    with ProcessPoolExecutor(count, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        yield pool
-
-
-def submit(pool: ProcessPoolExecutor, keywords: Keywords) -> list[Future[Outcome]]:
+def submit(pool: Executor, keywords: Keywords) -> list[Future[Outcome]]:
     return [pool.submit(run, Job(keywords, seed)) for seed in SEEDS]
-
-
-def collect(name: str, keywords: Keywords, futures: Iterable[Future[Outcome]], advance: Advance) -> Entry:
-    outcomes = []
-    for future in futures:
-        outcomes.append(future.result())
-        advance()
-    return Entry(name, keywords, tuple(outcomes))
-
-
-def choose(screen: Screen, label: str, tried: Sequence[tuple[str, Entry]]) -> Entry:
-    """The entry with the best validation accuracy, the weaker one where two are equal; tells how they did."""
-    scores = [fmean(entry.of("validation")) for _, entry in tried]
-    best = scores.index(max(scores))
-    marks = ["*" if i == best and len(tried) > 1 else " " for i in range(len(tried))]
-    cells = [f"{text:>8} {score:.1f}{mark}" for (text, _), score, mark in zip(tried, scores, marks, strict=True)]
-    screen.line(f"  {label:<16}{''.join(cells)}".rstrip())
-    return tried[best][1]
 
 
 def train_all(screen: Screen) -> list[Entry]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 
 from digits_mlp import HIDDEN, NEAR_ZERO, NOISE, STEPS, TEST, TRAIN, VALIDATION
-from digits_study import GRID, SEEDS, Entry, train_all
-from scipy.special import stdtrit  # type: ignore[import-untyped]
+from digits_study import GRID, SEEDS, train_all
 from show import Screen, table
+from trials import Entry, difference, interval
 
 MEASURES = {"half_off": "half off", "noisy": "noisy", "weight_norm": "norm", "near_zero": "near zero"}
 MEANT = dict(zip(GRID, MEASURES, strict=True))  # what each regularizer is for
@@ -26,36 +25,6 @@ half off: test accuracy in % with half of the hidden units switched off at rando
 noisy: test accuracy in % with normal noise of {NOISE:g} on the input;  norm: of all weights
 near zero: % of activations below {NEAR_ZERO:g} at the hidden sites
 *: what the regularizer is meant to change, and the difference that it makes to it"""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over seeds and half the width of its 95 % interval, by Student's t."""
-
-    mean: float
-    half: float
-
-    def text(self, form: str) -> str:
-        """``form`` is a format for each of the numbers."""
-        return f"{self.mean:{form}} [{self.mean - self.half:{form}}, {self.mean + self.half:{form}}]"
-
-    @property
-    def clear(self) -> bool:
-        """Whether the interval leaves out 0."""
-        return abs(self.mean) > self.half
-
-    def verdict(self, up: str, down: str) -> str:
-        return (up if self.mean > 0 else down) if self.clear else "no effect"
-
-
-def interval(values: Sequence[float]) -> Interval:
-    n = len(values)
-    return Interval(fmean(values), float(stdtrit(n - 1, 0.975)) * stdev(values) / n**0.5)
-
-
-def difference(entry: Entry, plain: Entry, measure: str) -> Interval:
-    """Seed by seed: both saw the same samples and started from the same weights."""
-    return interval([a - b for a, b in zip(entry.of(measure), plain.of(measure), strict=True)])
 
 
 def accuracy_table(entries: Sequence[Entry]) -> str:

@@ -8,16 +8,20 @@ from graphreg.module import Regularized
 from graphreg.noise import Noise
 from graphreg.pipeline import regularize
 from graphreg.plan import Plan, plan
+from graphreg.pull import Pull
 from graphreg.registry import build, registered
 from graphreg.regularizer import Penalty, Regularizer, Splice
 from graphreg.report import report
-from graphreg.rewrite import rewrite, strip
+from graphreg.rewrite import rewrite
+from graphreg.selector import Selector
 from graphreg.sites import Site
+from graphreg.steps import mean_over_pairs
+from graphreg.strip import strip
 from graphreg.trace import Traced, names, trace
 
 __all__ = [
-    "GraphRegError", "NoMatchError", "Noise", "Penalty", "Plan", "Regularized", "Regularizer", "RegularizerError", "Site",
-    "Splice", "TraceError", "Traced", "as_pass", "build", "from_kwargs", "names", "noise_on", "plan", "registered", "regularize",
-    "report", "rewrite", "rng_state", "set_rng_state", "set_strength", "strengths", "strip", "trace",
+    "GraphRegError", "NoMatchError", "Noise", "Penalty", "Plan", "Pull", "Regularized", "Regularizer", "RegularizerError", "Selector",
+    "Site", "Splice", "TraceError", "Traced", "as_pass", "build", "from_kwargs", "mean_over_pairs", "names", "noise_on", "plan",
+    "registered", "regularize", "report", "rewrite", "rng_state", "set_rng_state", "set_strength", "strengths", "strip", "trace",
 ]  # fmt: skip
 __version__ = "0.1.0"

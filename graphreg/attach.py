@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from graphreg.errors import RegularizerError
 
@@ -68,6 +68,23 @@ def check_scale(scale: Scale | None) -> None:
         raise RegularizerError(
             f"scale={scale!r} is not allowed; give a number above 0, a 0-d tensor, a GradScaler, or a function of no argument."
         )
+
+
+def end_of(output: fx.Node) -> fx.Node:
+    """The node that builds the output: the graph's own, or the dataclass or dict of its own type that it returns."""
+    value = output.args[0]
+    built = isinstance(value, fx.Node) and value.op == "call_function" and isinstance(value.target, type)
+    return value if built and isinstance(value, fx.Node) else output
+
+
+def loss_of(output: fx.Node) -> fx.Node | None:
+    """The output's ``loss``, where it has one."""
+    end, value = end_of(output), output.args[0]
+    if end is not output:  # built in the graph: a dataclass or named tuple by fields, a dict from a dict
+        names: Any = getattr(end.target, "_fields", None) or getattr(end.target, "__dataclass_fields__", ())
+        value = end.args[0] if end.args and isinstance(end.args[0], dict) else dict(zip(names, end.args, strict=False)) | end.kwargs
+    found = value.get("loss") if isinstance(value, dict) else getattr(value, "loss", None) if isinstance(value, tuple) else None
+    return found if isinstance(found, fx.Node) else None
 
 
 class _Join(torch.autograd.Function):

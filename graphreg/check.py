@@ -13,6 +13,7 @@ import networkx as nx
 import torch
 from torch import fx, nn
 
+from graphreg.derivatives import Track
 from graphreg.errors import RegularizerError
 from graphreg.modes import is_nan
 from graphreg.module import RULES, Regularized, RewrittenModule
@@ -39,7 +40,7 @@ def check(module: RewrittenModule, traced: Traced, plan: Plan) -> None:
 def _leaves(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
     """Each addition runs the leaf that was made for it."""
     planned = {(e.name, e.site.name): e for e in plan.edits}
-    acted = {e.site.name for e in plan.edits}
+    acted = {site.name for e in plan.edits for site in e.sites}
     for node in graph.nodes:
         about = node.meta.get("graphreg")
         if about is None:
@@ -53,13 +54,15 @@ def _leaves(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
                 and getattr(leaf, "regularizer", None) is edit.regularizer
                 and getattr(leaf, "site", None) == edit.site.name
             )
-            ok = ok and len(node.args) == (2 if kind == "splice" else 1)
+            ok = ok and edit is not None and len(node.args) == 1 + (kind == "splice" or bool(edit.steps and edit.steps.lengths))
+        elif kind == "track":
+            ok = about["site"] in plan.tracked and getattr(leaf, "site", None) == about["site"] and isinstance(leaf, Track)
         elif kind == "total":
             ok = node.target == f"{RULES}.{about['regularizer']}"
         elif kind in ("key", "attach"):
             ok = node.target == f"{RULES}.{kind}"
         elif kind in ("clone", "copy"):
-            ok = node.target is torch.clone and about["site"] in acted
+            ok = node.target is torch.clone and about["site"] in acted | plan.tracked.keys()
         else:
             ok = True
         if not ok:
@@ -74,7 +77,7 @@ def _leaves(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
 def replaced_by(node: fx.Node) -> fx.Node | None:
     """The value that an addition stands for, if it stands for one."""
     kind = node.meta["graphreg"]["kind"]
-    if kind in ("splice", "clone"):
+    if kind in ("splice", "clone", "track"):
         value = node.args[0]
     elif kind == "attached" and isinstance(node.args[0], fx.Node):
         value = node.args[0].args[0][node.args[1]]  # type: ignore[index]
@@ -164,7 +167,7 @@ def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Place
         about = node.meta.get("graphreg", {})
         if (
             about
-            and about.get("kind") not in ("key", "splice", "clone", "copy")
+            and about.get("kind") not in ("key", "splice", "clone", "copy", "track")
             and node.name not in upstream
             and _used_site(node, flow, upstream)
         ):
@@ -180,7 +183,7 @@ def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Place
     trained = _trained(graph, module, flow)
     for name, node in totals.items():
         _counts(node, name, plan, placed)
-        if node.args and node.name not in trained:
+        if node.args and node.args[0] != {} and node.name not in trained:
             raise RegularizerError(
                 f"{name}: no parameter that can train reaches its sites, so it would change nothing. Unfreeze one, or leave it out."
             )
@@ -189,8 +192,10 @@ def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Place
 def _counts(node: fx.Node, name: str, plan: Plan, placed: Placed) -> None:
     """A total reads each of its sites once, in the order of the plan; a penalty on all values at once, by name."""
     regularizer = plan.regularizers[name]
-    edits = [e for e in plan.of(name) if e.site.kind == "parameter" or e.site.name in placed.where]
-    if "values" in regularizer.takes:
+    edits = [e for e in plan.of(name) if any(site.kind == "parameter" or site.name in placed.where for site in e.sites)]
+    if name in plan.cones:
+        right = node.args == placed.derivative(name, edits)
+    elif "values" in regularizer.takes:
         expected = {e.site.name: placed.read(e) for e in edits}
         right = node.args == (expected,)
     else:

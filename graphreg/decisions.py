@@ -5,6 +5,8 @@ The answer is asserted in the graph, so that inputs which would decide otherwise
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
@@ -20,6 +22,24 @@ from torch.utils import _pytree as pytree
 from graphreg.errors import GraphRegError
 
 _UNKNOWN = object()
+
+
+class Unprepared(BaseException):
+    """Ends a trace that needs fake tensors for the first time: ``prepare``, and trace again. No forward may catch it."""
+
+
+def prepared() -> bool:
+    rules = sys.modules.get("torch._dynamo.trace_rules")
+    return rules is not None and rules.get_torch_obj_rule_map.cache_info().currsize > 0
+
+
+def prepare() -> None:
+    """Have Dynamo imported, and its table of torch's functions made: three seconds, for whoever asks.
+
+    Fake tensors do both, and in a trace torch.fx has put its own in the place of ``torch.arange`` and others: Dynamo would
+    know these and not torch's, and no graph with them in it would compile any more in this process.
+    """
+    importlib.import_module("torch._dynamo.trace_rules").get_torch_obj_rule_map()
 
 
 @has_side_effect  # no pass may take it for dead code
@@ -54,7 +74,9 @@ class Answering(fx.Tracer):
 
     @cached_property
     def _fake(self) -> FakeTensorMode:
-        return FakeTensorMode(allow_non_fake_inputs=True)  # imports Dynamo: three seconds, for whoever asks
+        if not prepared():
+            raise Unprepared
+        return FakeTensorMode(allow_non_fake_inputs=True)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         return bool(self._answer(obj, (bool, int, float, tuple, list), lambda: super(Answering, self).to_bool(obj)))

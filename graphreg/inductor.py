@@ -8,37 +8,44 @@ sum apart (``should_prefer_unfused_addmm``), so that it is fused into what compu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import fx
 
-SLOT = "post_grad_custom_post_pass"
+from graphreg import joint
+from graphreg.joint import simplify
+
+SLOT, JOINT_SLOT = "post_grad_custom_post_pass", "joint_custom_post_pass"
 
 
-def with_our_pass(options: Mapping[str, Any]) -> dict[str, Any]:
-    """torch.compile's options with the pass among Inductor's; as they are, where the user chose a backend, a mode or a pass."""
+def with_our_pass(options: Mapping[str, Any], differentiates: bool = False) -> dict[str, Any]:
+    """torch.compile's options with the passes among Inductor's; as they are, where the user chose a backend, a mode or a pass.
+
+    ``differentiates``: whether a penalty does, so that second derivatives are to be simplified (``graphreg/joint.py``).
+    """
     chosen = dict(options)
     inner = chosen.get("options") or {}
-    if chosen.get("backend", "inductor") == "inductor" and chosen.get("mode") is None and SLOT not in inner:
-        chosen["options"] = {**inner, SLOT: _unfused_sums()}
+    if chosen.get("backend", "inductor") == "inductor" and chosen.get("mode") is None and not {SLOT, JOINT_SLOT}.intersection(inner):
+        own = {SLOT: _pass(unfuse, __file__)} | ({JOINT_SLOT: _pass(simplify, joint.__file__)} if differentiates else {})
+        chosen["options"] = {**inner, **own}
     return chosen
 
 
-def _unfused_sums() -> Any:
+def _pass(change: Callable[[fx.Graph], object], file: str) -> Any:
     from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files  # noqa: PLC0415  a second to import
 
-    class UnfusedSums(CustomGraphPass):
-        """``addmm(x, a, b)`` becomes ``mm(a, b) + x`` where x is computed elementwise, for this sum alone, on a CPU."""
+    class Pass(CustomGraphPass):
+        """The change, with the file that it is written in as its mark in Inductor's cache."""
 
         def __call__(self, graph: fx.Graph) -> None:
-            unfuse(graph)
+            change(graph)
 
         def uuid(self) -> bytes:
-            return get_hash_for_files((__file__,))
+            return get_hash_for_files((file,))
 
-    return UnfusedSums()
+    return Pass()
 
 
 def unfuse(graph: fx.Graph) -> int:

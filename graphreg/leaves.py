@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from graphreg.derivatives import Derivative, Track
 from graphreg.errors import RegularizerError
-from graphreg.measures import Measure, Total, Whole
+from graphreg.measures import Measure, MeasureSteps, Total, Whole
 from graphreg.noise import stream
 from graphreg.plan import Edit, Plan
 from graphreg.regularizer import Penalty, Regularizer, Splice
@@ -23,12 +24,12 @@ def identifier(name: str) -> str:
     return f"_{text}" if text[0].isdigit() else text
 
 
-def leaf_names(plan: Plan) -> dict[int, str]:
-    """The name under ``graphreg_rules`` of each edit's leaf, by the edit's place in the plan."""
+def leaf_names(plan: Plan) -> dict[int | str, str]:
+    """The name under ``graphreg_rules`` of each edit's leaf, by the edit's place in the plan, and of what tracks, by site."""
     taken = {*dir(Rules()), "key", "attach", *plan.regularizers}
-    names: dict[int, str] = {}
-    for i, edit in enumerate(plan.edits):
-        base = f"{identifier(edit.site.name)}_{edit.name}"
+    names: dict[int | str, str] = {}
+    bases: dict[int | str, str] = {i: f"{identifier(edit.site.name)}_{edit.name}" for i, edit in enumerate(plan.edits)}
+    for i, base in (bases | {site: f"{identifier(site)}_wrt" for site in plan.tracked}).items():
         name, count = base, 0
         while name in taken:
             count += 1
@@ -41,9 +42,9 @@ def leaf_names(plan: Plan) -> dict[int, str]:
     return names
 
 
-def make_rules(model: nn.Module, plan: Plan, names: Mapping[int, str], rng: Any) -> Rules:
+def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], rng: Any) -> Rules:
     """What goes under ``graphreg_rules``."""
-    rules, streams = Rules(), dict[str, int]()
+    rules, streams, slots = Rules(), dict[str, int](), dict[str, dict[str, int]]()
     devices = (p.device for p in model.parameters() if p.device.type != "meta")  # a meta tensor holds no strength
     device = next(devices, torch.device("cpu"))
     rules.strengths = {name: torch.tensor([r.weight], dtype=torch.float64, device=device) for name, r in plan.regularizers.items()}
@@ -54,16 +55,27 @@ def make_rules(model: nn.Module, plan: Plan, names: Mapping[int, str], rng: Any)
             leaf: Leaf = SpliceRule(regularizer, edit.site.name, strength, len(streams), edit.site.module)
             streams[names[i]] = stream(seeds.of(edit), edit.site.name, type(regularizer).__name__, edit.occurrence)
         elif isinstance(regularizer, Penalty) and measures(regularizer):
-            leaf = Measure(regularizer, edit.site.name, strength)
+            site = edit.site.name
+            leaf = MeasureSteps(regularizer, site, strength, edit.steps) if edit.steps else Measure(regularizer, site, strength)
         else:
+            if edit.name in plan.cones:
+                slots.setdefault(edit.name, {})[edit.site.name] = len(streams)
+                streams[names[i]] = stream(seeds.of(edit), edit.site.name, type(regularizer).__name__, edit.occurrence)
             continue
         rules.add_module(names[i], leaf)
     if streams:
         rules.add_module("key", KeyRule(streams).to(device))
     for name, regularizer in plan.regularizers.items():
         if isinstance(regularizer, Penalty):
-            kind = Whole if "values" in regularizer.takes else Total
-            rules.add_module(name, kind(regularizer, name, rules.strengths[name]))
+            strength = rules.strengths[name]
+            if name in plan.cones:
+                total: Total = Derivative(regularizer, name, strength, plan.cones[name], slots[name])
+            else:
+                total = (Whole if "values" in regularizer.takes else Total)(regularizer, name, strength)
+            rules.add_module(name, total)
+    for site, readers in plan.tracked.items():
+        leaves = [reader for name in readers if isinstance(reader := rules.get_submodule(name), Derivative)]
+        rules.add_module(names[site], Track(site, leaves))
     for child in rules.children():
         assert isinstance(child, Leaf)
         child.rules = (rules,)
@@ -72,7 +84,7 @@ def make_rules(model: nn.Module, plan: Plan, names: Mapping[int, str], rng: Any)
 
 def measures(regularizer: Regularizer) -> bool:
     """Whether the penalty is taken site by site, directly after each, rather than all at once."""
-    return regularizer.on == "values" and "values" not in regularizer.takes
+    return regularizer.on == "values" and not {"values", "pull"}.intersection(regularizer.takes)
 
 
 class _Seeds:

@@ -11,6 +11,7 @@ from torch import Tensor
 from graphreg.errors import RegularizerError
 from graphreg.regularizer import Penalty
 from graphreg.rules import Leaf, accumulation
+from graphreg.steps import Steps
 
 
 class Measure(Leaf):
@@ -22,6 +23,18 @@ class Measure(Leaf):
 
     def forward(self, value: Tensor) -> Tensor:
         return measured(self.regularizer, {self.site: value}, self.weight, self.about)
+
+
+class MeasureSteps(Measure):
+    """A penalty's formula on a sequence: the value of one site, or the values of a cell's calls, in order."""
+
+    def __init__(self, regularizer: Penalty, site: str, strength: Tensor, steps: Steps) -> None:
+        super().__init__(regularizer, site, strength)
+        self.steps = steps
+
+    def forward(self, value: Tensor | tuple[Tensor, ...], lengths: Tensor | None = None) -> Tensor:
+        sequence, lengths = self.steps.of(value, lengths, self.about)
+        return measured(self.regularizer, {self.site: sequence}, self.weight, self.about, lengths)
 
 
 class Total(Leaf):
@@ -51,12 +64,18 @@ class Whole(Total):
         return self.weight(total.dtype) * total
 
 
-def measured(regularizer: Penalty, sites: Mapping[str, Tensor], weight: Callable[[torch.dtype], Tensor], about: str) -> Tensor:
+def measured(
+    regularizer: Penalty, sites: Mapping[str, Tensor], weight: Callable[[torch.dtype], Tensor], about: str, lengths: Tensor | None = None
+) -> Tensor:
     """The formula on values widened to the dtype they are accumulated in, with autocast off."""
     wide = {name: value.to(accumulation(value.dtype)) for name, value in sites.items()}
     first = next(iter(wide.values()))
-    given: dict[str, Any] = {"z": first, "w": first, "values": wide, "weight": weight(first.dtype)}
-    device = first.device.type
+    given: dict[str, Any] = {"z": first, "w": first, "values": wide, "steps": first, "lengths": lengths, "weight": weight(first.dtype)}
+    return formula(regularizer, given, first.device.type, about)
+
+
+def formula(regularizer: Penalty, given: Mapping[str, Any], device: str, about: str) -> Tensor:
+    """What the formula makes of what it asks for, with autocast off: a 0-d tensor."""
     call = {name: given[name] for name in regularizer.takes}
     if torch.is_autocast_enabled(device):
         with torch.autocast(device, enabled=False):

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
-import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, fx, nn
-from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
-from graphreg.errors import GraphRegError, TraceError
+from graphreg.derivatives import Derivative
+from graphreg.errors import GraphRegError
+from graphreg.forward import chosen
 from graphreg.inductor import with_our_pass
+from graphreg.lowering import LOWERED, Lowering
 from graphreg.rules import Rules
 from graphreg.storage import freeze, thaw
 
 RULES = "graphreg_rules"
-_REMADE = ("_graph", "_graphs", "_code", "codes", "_compiled_call_impl", "_root")  # not copied, not pickled
+_REMADE = ("_graph", "_graphs", "_code", "codes", "compiled_codes", LOWERED, "_compiled_call_impl", "_root")  # not copied, not pickled
 _EMPTY = frozenset(nn.Module().__dict__)
 _STATE_HOOKS = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
 
@@ -117,6 +116,15 @@ class RewrittenModule(fx.GraphModule):
         """The emitted Python of ``graph``."""
         return str(self.codes[self._running()])
 
+    @property
+    def compiled_code(self) -> str:
+        """The emitted Python that torch.compile is given: that of ``graph``, with an operator for each recurrent layer."""
+        return str((self.compiled_codes or self.codes)[self._running()])
+
+    def lowering(self) -> Lowering:
+        """What becomes of the module's recurrent layers when it is compiled."""
+        return Lowering(self, (self.__dict__.get("_graphs") or {"both": self._graph}).values())
+
     def _running(self) -> str:
         return "both" if "both" in self.graphs else "train" if self.training else "eval"
 
@@ -129,18 +137,26 @@ class RewrittenModule(fx.GraphModule):
     def recompile(self) -> Any:
         """Generate the forward of each graph anew, and the one that chooses between them."""
         graphs = self.__dict__.get("_graphs") or {"both": self._graph}
-        forwards, codes = {}, {}
+        forwards, codes, compiled, compiled_codes = {}, {}, {}, {}
+        lowering = self.lowering()
+        self.__dict__[LOWERED] = lowering.stand_ins
         for mode, graph in reversed(graphs.items()):  # the first stays as ``_graph``, which torch.fx prints
+            if lowering.layers:
+                self._graph = lowering.lowered(graph)
+                super().recompile()
+                compiled[mode], compiled_codes[mode] = type(self).forward, self._code
             self._graph = graph
             graph.owning_module = self
             python_code = super().recompile()
             forwards[mode], codes[mode] = type(self).forward, self._code
-        self.codes = dict(reversed(codes.items()))
+        self.codes, self.compiled_codes = dict(reversed(codes.items())), dict(reversed(compiled_codes.items()))
         held = self.__dict__.get("held", {})
         optional = [str(n.target) for n in self._graph.nodes if n.op == "placeholder" and n.args and not self.__dict__.get("_brought")]
-        type(self).forward = _chosen(forwards, held, [name for name in optional if name not in held])
+        carried, derivatives = [name for name in optional if name not in held], list[str]()
         if isinstance(rules := self._modules.get(RULES), Rules):
             rules.own(self)
+            derivatives = [name for name, leaf in rules.named_children() if isinstance(leaf, Derivative)]
+        type(self).forward = chosen(forwards, compiled or forwards, held, carried, RULES, derivatives)
         return python_code
 
     def train(self, mode: bool = True) -> RewrittenModule:
@@ -151,8 +167,15 @@ class RewrittenModule(fx.GraphModule):
         return self
 
     def compile(self, *args: Any, **options: Any) -> None:
-        """Compile in place, as ``nn.Module.compile`` does; under Inductor with the pass of ``graphreg/inductor.py``."""
-        super().compile(*args, **(options if args else with_our_pass(options)))
+        """Compile in place, as ``nn.Module.compile`` does; under Inductor with the passes of ``graphreg/inductor.py``.
+
+        Raises GraphRegError for fullgraph=True and a recurrent layer that is not lowered.
+        """
+        if options.get("fullgraph") and (refused := self.lowering().refused()):
+            raise GraphRegError(refused)
+        rules = self._modules.get(RULES)
+        differentiates = rules is not None and any(isinstance(leaf, Derivative) for leaf in rules.children())
+        super().compile(*args, **(options if args else with_our_pass(options, differentiates)))
 
     def penalties(self) -> dict[str, Tensor]:
         """The values of the last call's penalties, detached; for ``penalties="attach"``."""
@@ -204,38 +227,3 @@ def _blank(class_name: str) -> RewrittenModule:
     module = RewrittenModule.__new__(RewrittenModule)
     type(module).__name__ = class_name
     return module
-
-
-def _chosen(forwards: Mapping[str, Callable[..., Any]], held: Mapping[str, Any], carried: Sequence[str]) -> Callable[..., Any]:
-    """The forward of the class: refuses another tracer, checks held arguments, goes to the mode's own code."""
-    in_train = forwards.get("both") or forwards["train"]
-    in_eval = forwards.get("both") or forwards["eval"]
-    positions, required = _positions(in_train, held), _positions(in_train, dict.fromkeys(carried))
-
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if not torch.compiler.is_compiling() and is_fx_symbolic_tracing() and RULES in self._modules:
-            raise TraceError(
-                "a rewritten module cannot be traced again: the trace would freeze its keys and its mode. "
-                "Use its .graph, or trace what graphreg.strip(module) gives."
-            )
-        for name, (position, value) in positions.items():
-            given = args[position] if position < len(args) else kwargs.get(name, value)
-            if given is not value and not (type(given) is type(value) and given == value):
-                raise GraphRegError(
-                    f"{name} was held at {value!r} when the model was traced. Give regularize example_inputs that carry {name}."
-                )
-        for name, (position, _) in required.items():
-            if position >= len(args) and name not in kwargs:
-                raise GraphRegError(
-                    f"{name} was carried by the example_inputs, so the graph needs it. Give it at each call, or trace without it."
-                )
-        return in_train(self, *args, **kwargs) if self.training else in_eval(self, *args, **kwargs)
-
-    # Dynamo counts recompilations by code object (8 and it gives up): each module needs one of its own, as fx's have.
-    own = types.FunctionType(forward.__code__.replace(), forward.__globals__, "forward", None, forward.__closure__)
-    return functools.wraps(in_train)(own)
-
-
-def _positions(forward: Callable[..., Any], held: Mapping[str, Any]) -> dict[str, tuple[int, Any]]:
-    names = list(forward.__code__.co_varnames[1 : forward.__code__.co_argcount])
-    return {name: (names.index(name), value) for name, value in held.items() if name in names}

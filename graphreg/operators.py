@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.utils import rnn as packing
 
 # Products: they mix units with weights. The value that such an operation reads is what theanets calls a hidden output.
 PRODUCTS = {
@@ -27,14 +28,15 @@ VIEWS = {
     "getitem", "__getitem__", "chunk", "split", "tensor_split", "unbind", "detach", "to", "float", "half", "double",
     "type_as", "adjoint", "ravel", "squeeze_", "unsqueeze_", "getattr", "atleast_2d", "atleast_3d", "alias",
 }  # fmt: skip
-MOVES = {"pad", "roll", "flip", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle"}
+PACKS = {"pack_padded_sequence", "pack_sequence"}  # what gives a PackedSequence
+MOVES = PACKS | {"pad", "roll", "flip", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle"}
 DROPOUTS = {
     "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "feature_dropout",
     "stochastic_depth", "drop_path", "dropout_", "drop_block2d", "drop_block3d",
 }  # fmt: skip
 NORMS = {"layer_norm", "batch_norm", "group_norm", "instance_norm", "rms_norm", "local_response_norm", "normalize"}
 SPLITS = {"chunk", "split", "tensor_split", "unbind", "split_with_sizes"}
-LISTS = SPLITS | {"meshgrid", "topk", "sort", "broadcast_tensors"}
+LISTS = SPLITS | {"meshgrid", "topk", "sort", "broadcast_tensors", "pad_packed_sequence"}
 SIZES = {
     "size", "dim", "numel", "nelement", "ndimension", "item", "tolist", "stride", "is_floating_point", "is_complex",
     "get_device", "element_size", "data_ptr", "storage_offset", "is_contiguous", "type", "len", "_assert",
@@ -59,6 +61,8 @@ FACTORIES = {
     torch.arange, torch.empty, torch.eye, torch.full, torch.linspace, torch.logspace, torch.ones, torch.rand, torch.randint,
     torch.randn, torch.randperm, torch.tensor, torch.tril_indices, torch.triu_indices, torch.zeros,
 }  # fmt: skip
+# What a trace records whole: these make a tensor of a size, or look at lengths.
+WRAPPED = FACTORIES | {packing.pack_padded_sequence, packing.pack_sequence, packing.pad_packed_sequence}
 
 
 class Operations:
@@ -90,6 +94,9 @@ class Operations:
     def is_norm(self, node: fx.Node) -> bool:
         module = self.module(node)
         return isinstance(module, NORM_MODULES) if module is not None else function_name(node) in NORMS
+
+    def is_dropout(self, node: fx.Node) -> bool:
+        return isinstance(self.module(node), DROPOUT_MODULES) or function_name(node) in DROPOUTS
 
     def passes_through(self, node: fx.Node) -> bool:
         """View-like operations and the model's own dropout: a read of their output is a read of their input."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import fx
 
 from graphreg.aliases import Aliases
 from graphreg.errors import GraphRegError
+from graphreg.leaves import measures
 from graphreg.module import RULES
 from graphreg.plan import Edit, Plan
 from graphreg.regularizer import Penalty, Splice
 from graphreg.roles import site_nodes
+from graphreg.steps import Steps
 from graphreg.trace import Traced
 
 
@@ -29,13 +31,15 @@ class Placed:
     def __init__(self, graph: fx.Graph, original: fx.Graph, traced: Traced, plan: Plan) -> None:
         self.graph, self.plan = graph, plan
         first, aliases = site_nodes(original, traced.operations), Aliases(original, traced.operations)
-        sites = {edit.site.name for edit in plan.edits if edit.site.name in first}
-        sure = {name: bool(plan.splices(name)) and not plan.measures_spliced(name) for name in sites}
+        sites = {name for name in (*plan.by_site, *plan.tracked) if name in first}
+        sure = {name: bool(plan.splices(name)) and not plan.reads_replaced(name) for name in sites}
         self.written = {name for name in sites if aliases.written_later(first[name], surely=sure[name])}
         own = {name: node for name, node in site_nodes(graph, traced.operations).items() if "graphreg" not in node.meta}
         self.where, self.aliases = own, Aliases(graph, traced.operations)
         self.kept: set[fx.Node] = set()
+        self.reads: dict[tuple[str, str], dict[str, fx.Node]] = {}  # of the edits at all calls of a cell: the value at each
         self.added: dict[tuple[str, str], fx.Node] = {}
+        self.tracks: dict[str, fx.Node] = {}
         for node in graph.nodes:
             about: Mapping[str, str] = node.meta.get("graphreg", {})
             if about.get("kind") in ("splice", "measure", "read"):
@@ -43,14 +47,25 @@ class Placed:
                 if place in self.added:
                     fail(f"{place[0]} acts twice at {place[1]}.")
                 self.added[place] = node
+            elif about.get("kind") == "track":
+                if about["site"] in self.tracks:
+                    fail(f"{about['site']} is tracked twice.")
+                self.tracks[about["site"]] = node
 
     def check(self) -> None:
         counted = 0
-        for name, edits in self.plan.by_site.items():
-            if edits[0].site.kind == "parameter":
+        for name in self.tracks.keys() | (self.plan.tracked.keys() & self.where.keys()):
+            node = self.tracks.get(name)
+            if node is None or name not in self.plan.tracked or node.args != (self.where.get(name),):
+                fail(f"the value {name}, which a penalty differentiates by, is not tracked from where it is produced.")
+        for name, edits in ({site: list[Edit]() for site in self.tracks} | self.plan.by_site).items():
+            if edits and edits[0].site.kind == "parameter":
                 counted += sum(self._reads(edit) for edit in edits)
             elif name in self.where:
-                counted += self._chain(self.where[name], edits)
+                counted += self._chain(self.where[name], name, edits)
+        for edit in self.plan.edits:
+            if edit.steps is not None:
+                counted += self._sequence(edit, edit.steps)
         kept = {n for n in self.graph.nodes if n.meta.get("graphreg", {}).get("kind") in ("clone", "copy")}
         if counted != len(self.added) or kept != self.kept:
             fail("there are additions that are not in the plan.")
@@ -61,29 +76,51 @@ class Placed:
             fail(f"{edit.name} does not read the parameter {edit.site.name}.")
         return 1
 
-    def _chain(self, node: fx.Node, edits: list[Edit]) -> int:
+    def _chain(self, node: fx.Node, name: str, edits: list[Edit]) -> int:
         """Clean measurements read the value, splices follow in order, the rest reads the last."""
-        value, found = node, 0
+        value, found = self.tracks.get(name, node), 0
+        start = value
         for edit in edits:
             if isinstance(edit.regularizer, Splice):
                 value = self._follows(edit, value)
                 found += 1
         copies, clones = self._users(value, "copy"), self._users(value, "clone")
-        written, kept = edits[0].site.name in self.written, clones if found else copies
+        written, kept = name in self.written, clones if value is not node else copies
         self.kept.update(kept[:1] if written else [])
         if written and not kept:
-            fail(f"{value.name} is overwritten by a later operation while {edits[0].name} needs it.")
+            fail(f"{value.name} is overwritten by a later operation while {edits[0].name if edits else 'a derivative'} needs it.")
         read = copies[0] if copies else value
         if copies and self.aliases.written_between(node, read):
             fail(f"{read.name} copies {node.name} after it was overwritten.")
         for edit in edits:
-            if isinstance(edit.regularizer, Penalty) and "values" not in edit.regularizer.takes:
-                self._follows(edit, node if edit.regularizer.clean and _has_splice(edits) else read)
-                found += 1
+            if not isinstance(edit.regularizer, Penalty) or not measures(edit.regularizer):
+                continue
+            measured = start if edit.regularizer.clean and _has_splice(edits) else read
+            if edit.steps is not None:
+                self.reads.setdefault((edit.name, edit.site.name), {})[name] = measured
+                continue
+            self._follows(edit, measured)
+            found += 1
         value = clones[0] if clones else value
         if value is not node:
             self._passed_by(node, value)
         return found
+
+    def _sequence(self, edit: Edit, steps: Steps) -> int:
+        """A sequence is read at its site, or at every call of its cell, in their order, with its own lengths."""
+        values = self.reads.get((edit.name, edit.site.name), {})
+        if not values:  # a mode in which none of the calls is reached
+            return 0
+        node = self.added.get((edit.name, edit.site.name))
+        ordered = tuple(values[site.name] for site in edit.sites if site.name in values)
+        if node is None or node.args[:1] != ((ordered if steps.calls else ordered[0]),):
+            raise failed(f"{edit.name} does not act on {', '.join(value.name for value in ordered)}.")
+        for value in ordered:
+            self._in_time(edit, value, node)
+        given = [n.target if isinstance(n, fx.Node) and n.op == "placeholder" else None for n in node.args[1:]]
+        if given != ([steps.lengths] if steps.lengths is not None else []):
+            fail(f"{edit.name} at {edit.site.name} does not take the lengths {steps.lengths!r}.")
+        return 1
 
     def _users(self, value: fx.Node, kind: str) -> list[fx.Node]:
         return [user for user in value.users if user.meta.get("graphreg", {}).get("kind") == kind]
@@ -92,7 +129,7 @@ class Placed:
         """The value that a penalty on all values at once reads at one of its sites."""
         if edit.site.kind == "parameter":
             return self.added[edit.name, edit.site.name]
-        value = self.where[edit.site.name]
+        value = self.tracks.get(edit.site.name, self.where[edit.site.name])
         if copies := self._users(value, "copy"):
             return copies[0]
         if isinstance(edit.regularizer, Penalty) and edit.regularizer.clean:
@@ -101,13 +138,22 @@ class Placed:
             value = self.added[other.name, edit.site.name]
         return value
 
+    def derivative(self, name: str, edits: Sequence[Edit]) -> tuple[object, ...]:
+        """The arguments of a penalty on derivatives: its sites' values, what it differentiates by, the keys of the call."""
+        keys = [node for node in self.graph.nodes if node.meta.get("graphreg", {}).get("kind") == "key"]
+        wrt = {site.name: self.tracks[site.name] for site in self.plan.cones[name].wrt if site.name in self.tracks}
+        return {edit.site.name: self.read(edit) for edit in edits}, wrt, keys[0] if keys else None
+
     def _follows(self, edit: Edit, value: fx.Node) -> fx.Node:
         node = self.added.get((edit.name, edit.site.name))
         if node is None or node.args[0] is not value or not str(node.target).startswith(f"{RULES}."):
             raise failed(f"{edit.name} does not act on {value.name} at the site {edit.site.name}.")
+        self._in_time(edit, value, node)
+        return node
+
+    def _in_time(self, edit: Edit, value: fx.Node, node: fx.Node) -> None:
         if self.aliases.written_between(value, node):
             fail(f"{edit.name} reads {value.name} after it was overwritten.")
-        return node
 
     def _passed_by(self, node: fx.Node, last: fx.Node) -> None:
         """Nothing of the model's own reads the value at ``node`` or between, only what stands at the end."""

@@ -4,35 +4,56 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from graphreg.cone import Cone, cone
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError
 from graphreg.keywords import instances
 from graphreg.regularizer import Penalty, Regularizer, Splice
 from graphreg.selector import Missing, select
+from graphreg.sequences import check_lengths, lengths_name, sequences
 from graphreg.sites import Site, columns, dtype_text, shape_text
+from graphreg.steps import Steps
 from graphreg.trace import Traced
 
 
 @dataclass(frozen=True)
 class Edit:
-    """One regularizer at one site, and the string that chose it. ``occurrence`` counts its class at the site."""
+    """One regularizer at one site, and the string that chose it. ``occurrence`` counts its class at the site.
+
+    ``steps``: how a penalty on sequences reads the value; where the calls of a cell are the steps, the site is the first.
+    """
 
     site: Site
     name: str
     regularizer: Regularizer
     matched: str
     occurrence: int = 0
+    steps: Steps | None = None
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Where the edit acts: at its site, or at each call of a cell."""
+        return self.steps.calls if self.steps and self.steps.calls else (self.site,)
+
+    @property
+    def place(self) -> str:
+        """The site as tables show it."""
+        return f"{self.site.name} ({len(self.sites)} calls)" if self.steps and self.steps.calls else self.site.name
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All edits of all regularizers; ``regularizers`` maps their final names to them, in order."""
+    """All edits of all regularizers; ``regularizers`` maps their final names to them, in order.
+
+    ``cones``: by name, what the penalties on derivatives differentiate with respect to.
+    """
 
     title: str
     regularizers: Mapping[str, Regularizer]
     edits: tuple[Edit, ...]
+    cones: Mapping[str, Cone] = field(default_factory=dict)
 
     def of(self, name: str) -> tuple[Edit, ...]:
         return tuple(edit for edit in self.edits if edit.name == name)
@@ -42,21 +63,32 @@ class Plan:
         """The edits at each site, in order."""
         found: dict[str, list[Edit]] = {}
         for edit in self.edits:
-            found.setdefault(edit.site.name, []).append(edit)
+            for site in edit.sites:
+                found.setdefault(site.name, []).append(edit)
+        return found
+
+    @cached_property
+    def tracked(self) -> dict[str, list[str]]:
+        """The values that derivatives are taken with respect to, with the penalties that take them."""
+        found: dict[str, list[str]] = {}
+        for name, own in self.cones.items():
+            for site in own.wrt:
+                found.setdefault(site.name, []).append(name)
         return found
 
     def splices(self, site: str) -> tuple[Edit, ...]:
-        return tuple(edit for edit in self.by_site[site] if isinstance(edit.regularizer, Splice))
+        return tuple(edit for edit in self.by_site.get(site, ()) if isinstance(edit.regularizer, Splice))
 
-    def measures_spliced(self, site: str) -> bool:
-        """Whether a penalty reads what a splice has made of the value, and saves it for backward."""
-        after = any(isinstance(edit.regularizer, Penalty) and not edit.regularizer.clean for edit in self.by_site[site])
-        return after and bool(self.splices(site))
+    def reads_replaced(self, site: str) -> bool:
+        """Whether a penalty reads, and saves for backward, what a splice has made of the value; or differentiates by the value."""
+        own = self.by_site.get(site, ())
+        after = any(isinstance(edit.regularizer, Penalty) and not edit.regularizer.clean for edit in own)
+        return (after and bool(self.splices(site))) or site in self.tracked
 
     def __str__(self) -> str:
         rows = [
             (
-                e.site.name,
+                e.place,
                 e.site.op,
                 shape_text(e.site),
                 dtype_text(e.site),
@@ -68,7 +100,8 @@ class Plan:
         ]
         head = ("site", "op", "shape", "dtype", "regularizer", "weight", "matched by")
         count = len(self.regularizers)
-        return f"{self.title}: {len(self.edits)} edits by {count} regularizer{'s' * (count != 1)}\n{columns(head, rows)}"
+        notes = "".join(f"\n{name}: {own.note()}" for name, own in self.cones.items())
+        return f"{self.title}: {len(self.edits)} edits by {count} regularizer{'s' * (count != 1)}\n{columns(head, rows)}{notes}"
 
 
 def plan(traced: Traced, regularizers: Regularizer | Iterable[Regularizer], missing: Missing = "error") -> Plan:
@@ -84,11 +117,20 @@ def plan(traced: Traced, regularizers: Regularizer | Iterable[Regularizer], miss
     edits: list[Edit] = []
     seen: Counter[tuple[str, type]] = Counter()
     for name, regularizer in named.items():
-        for site, text in _select(traced, regularizer, missing).items():
+        for site, (text, steps) in _select(traced, regularizer, missing).items():
             kind = type(regularizer)
-            edits.append(Edit(site, name, regularizer, text, seen[site.name, kind]))
+            edits.append(Edit(site, name, regularizer, text, seen[site.name, kind], steps))
             seen[site.name, kind] += 1
-    return Plan(traced.title, named, tuple(edits))
+    return Plan(traced.title, named, tuple(edits), _cones(traced, named, edits))
+
+
+def _cones(traced: Traced, named: Mapping[str, Regularizer], edits: Sequence[Edit]) -> dict[str, Cone]:
+    found = {}
+    for name, regularizer in named.items():
+        sites = [edit.site for edit in edits if edit.name == name]
+        if sites and "pull" in regularizer.takes:
+            found[name] = cone(traced, getattr(regularizer, "wrt", "*"), sites, type(regularizer).__name__)
+    return found
 
 
 def check_missing(missing: str) -> None:
@@ -110,7 +152,7 @@ def named_once(regularizers: Sequence[Regularizer]) -> dict[str, Regularizer]:
     return named
 
 
-def _select(traced: Traced, regularizer: Regularizer, missing: Missing) -> dict[Site, str]:
+def _select(traced: Traced, regularizer: Regularizer, missing: Missing) -> dict[Site, tuple[str, Steps | None]]:
     on_parameters = regularizer.on == "parameters"
     sites = [_enough_dims(s, regularizer.min_dims) for s in traced.parameters] if on_parameters else list(traced.values)
     if isinstance(regularizer, Splice):  # a splice at a value that nobody reads would do nothing, in silence
@@ -122,15 +164,28 @@ def _select(traced: Traced, regularizer: Regularizer, missing: Missing) -> dict[
         who=type(regularizer).__name__, usual=regularizer.usual,
         elsewhere=traced.values if on_parameters else traced.parameters,
     )  # fmt: skip
-    if regularizer.expect is not None and len(found) != regularizer.expect:
-        listed = ", ".join(site.name for site in list(found)[:6]) or "none"
+    chosen = _sequences(traced, regularizer, found)
+    if regularizer.expect is not None and len(chosen) != regularizer.expect:
+        listed = ", ".join(site.name for site in list(chosen)[:6]) or "none"
         raise NoMatchError(
-            f"{type(regularizer).__name__}({regularizer.pattern!r}): expect={regularizer.expect}, found {len(found)} sites ({listed}). "
+            f"{type(regularizer).__name__}({regularizer.pattern!r}): expect={regularizer.expect}, found {len(chosen)} sites ({listed}). "
             "Mend the selector, or the number."
         )
     if isinstance(regularizer, Penalty) and on_parameters:
-        _check_trainable(traced, regularizer, list(found))
-    return found
+        _check_trainable(traced, regularizer, list(chosen))
+    return chosen
+
+
+def _sequences(traced: Traced, regularizer: Regularizer, found: Mapping[Site, str]) -> dict[Site, tuple[str, Steps | None]]:
+    """The selected sites, and how a penalty that asks for steps reads them."""
+    if "steps" not in regularizer.takes:
+        return {site: (text, None) for site, text in found.items()}
+    chosen = sequences(found, regularizer, traced.values, traced.operations.modules)
+    if (lengths := lengths_name(regularizer)) is not None:
+        nodes = {str(n.target): n for graph in traced.graphs.values() for n in graph.nodes if n.op == "placeholder"}
+        inputs = {name: node.meta.get("value") for name, node in nodes.items() if name not in traced.held}
+        check_lengths(chosen, lengths, inputs, traced.held, type(regularizer).__name__)
+    return dict(chosen)
 
 
 def _enough_dims(site: Site, dims: int) -> Site:
@@ -152,6 +207,6 @@ def _check_trainable(traced: Traced, regularizer: Penalty, sites: Sequence[Site]
 def require_sites(plan: Plan, traced: Traced) -> None:
     """Refuse a plan made for another model."""
     known = {site.name for site in traced.sites}
-    strange = [edit.site.name for edit in plan.edits if edit.site.name not in known]
+    strange = [site.name for edit in plan.edits for site in edit.sites if site.name not in known]
     if strange:
         raise GraphRegError(f"the plan is for {plan.title} and names {strange[0]!r}, which {traced.title} does not have. Plan again.")

@@ -5,8 +5,11 @@
             return w.flatten(1).norm(dim=1).mean()
 
 ``__call__`` asks by argument name for what it needs: ``z`` (a value) or ``w`` (a parameter), ``values`` (all selected
-sites at once, a dict), ``weight`` (the strength, a 0-d tensor), ``noise`` (a splice's draws). The engine averages over
-sites, multiplies by the strength, keeps precision and modes. A regularizer never sees an fx node.
+sites at once, a dict), ``weight`` (the strength, a 0-d tensor), ``noise`` (a splice's draws), ``steps`` and ``lengths``
+(a sequence, [time, batch, units], and None or int64 [batch]; a penalty's options ``time_axis`` and ``lengths`` say how it
+is found), ``pull`` (the vector-Jacobian product from all selected sites to what an option ``wrt`` selects, see ``Pull``;
+nothing is averaged then). The engine averages over sites, multiplies by the strength, keeps precision and modes. A
+regularizer never sees an fx node.
 """
 
 from __future__ import annotations
@@ -25,11 +28,12 @@ import torch
 from graphreg import registry
 from graphreg.errors import RegularizerError, near_sentence
 from graphreg.selector import Selector, strings
+from graphreg.sequences import check_arguments, check_options
 from graphreg.sites import Site
 
 REQUIRED: Any = float("nan")  # stands for a weight that was not given; a given nan is refused just the same
 On = Literal["values", "parameters"]
-SUPPLIED = {"values": ("z", "values", "weight", "noise"), "parameters": ("w", "values", "weight")}
+SUPPLIED = {"values": ("z", "values", "weight"), "parameters": ("w", "values", "weight")}
 
 
 @dataclass_transform(frozen_default=True)
@@ -88,6 +92,8 @@ class Regularizer:
             )
         if type(self).__call__ is Regularizer.__call__:
             raise RegularizerError(f"{type(self).__name__} has no __call__: write its formula there.")
+        if "steps" in self.takes:
+            check_options(self)
         self.check()
 
     def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -153,12 +159,16 @@ class Penalty(Regularizer):
 
 def _arguments(cls: type[Regularizer]) -> tuple[str, ...]:
     names = tuple(inspect.signature(cls.__call__).parameters)[1:]
-    supplied = SUPPLIED[cls.on] if not issubclass(cls, Penalty) else tuple(n for n in SUPPLIED[cls.on] if n != "noise")
+    more: tuple[str, ...] = ("steps", "lengths", "pull") if issubclass(cls, Penalty) else ("noise",)
+    supplied = SUPPLIED[cls.on] + (more if cls.on == "values" else ())
     unknown = [name for name in names if name not in supplied]
     if unknown:
         raise RegularizerError(
             f"{cls.__name__}.__call__ asks for {', '.join(unknown)}; the engine supplies {', '.join(supplied)} on {cls.on}."
         )
+    if "pull" in names and (both := {"z", "values", "steps"}.intersection(names)):
+        raise RegularizerError(f"{cls.__name__}.__call__ asks for pull and for {min(both)}; pull.sites has the values. Leave one out.")
+    check_arguments(cls.__name__, names, [field.name for field in fields(cls)])
     return names
 
 

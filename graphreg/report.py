@@ -8,6 +8,7 @@ from graphreg.control import strengths
 from graphreg.decisions import decisions
 from graphreg.inside import graphs_of, rewritten, rules_of
 from graphreg.leaves import measures
+from graphreg.module import RewrittenModule
 from graphreg.plan import Plan
 from graphreg.regularizer import Splice
 from graphreg.sites import columns, dtype_text, shape_text
@@ -19,10 +20,10 @@ def report(module: nn.Module) -> str:
     Strengths are the present ones. Raises GraphRegError for a module graphreg did not rewrite.
     """
     plan, leaves, held, front_end = rules_of(module).about
-    now = strengths(module)
+    now, inner = strengths(module), rewritten(module)
     rows = [
         (
-            e.site.name,
+            e.place,
             e.site.op,
             shape_text(e.site),
             dtype_text(e.site),
@@ -39,6 +40,7 @@ def report(module: nn.Module) -> str:
     lines += [f"kept whole: {path} ({reason})" for path, reason in leaves.items()]
     lines += [f"held: {name}={value!r}" for name, value in held.items()]
     lines += decisions(next(iter(graphs_of(rewritten(module)).values())))
+    lines += inner.lowering().told() if isinstance(inner, RewrittenModule) else []
     return "\n".join(lines).rstrip()
 
 
@@ -47,6 +49,8 @@ def _by_regularizer(plan: Plan, now: dict[str, float]) -> list[str]:
     for name, regularizer in plan.regularizers.items():
         sites = [edit.site for edit in plan.of(name)]
         note = regularizer.note(sites, now[name]) if sites else ""
+        if name in plan.cones:
+            note = f"{plan.cones[name].note()}; {note}" if note else plan.cones[name].note()
         count = f"{len(sites)} site{'s' * (len(sites) != 1)}"
         lines.append(
             f"{name}: {type(regularizer).__name__} {now[name]:g} on {regularizer.pattern!r}, {count}" + (f"; {note}" if note else "")

@@ -1,4 +1,4 @@
-"""The rewrite: the only file that edits an fx graph. It acts on a plan; it decides nothing.
+"""The rewrite: with ``strip`` the only file that edits an fx graph. It acts on a plan; it decides nothing.
 
 Every node it adds says so in ``node.meta["graphreg"]``: its kind, its regularizer, its site.
 """
@@ -10,21 +10,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from graphreg.aliases import Aliases
-from graphreg.attach import AttachRule, Penalties, Scale, check_penalties, check_scale
-from graphreg.check import check, replaced_by
+from graphreg.attach import AttachRule, Penalties, Scale, check_penalties, check_scale, end_of, loss_of
+from graphreg.check import check
 from graphreg.collector import collector_at_rest
-from graphreg.errors import GraphRegError, RegularizerError, TraceError
+from graphreg.errors import RegularizerError, TraceError
 from graphreg.forms import recomputed
-from graphreg.inside import graphs_of, rewritten
 from graphreg.leaves import identifier, leaf_names, make_rules, measures
 from graphreg.module import RULES, Regularized, RewrittenModule
 from graphreg.operators import nodes_in
 from graphreg.plan import Edit, Plan, require_sites
 from graphreg.regularizer import Penalty, Splice
 from graphreg.roles import site_nodes
+from graphreg.storage import copied
 from graphreg.trace import Traced
 
 
@@ -60,77 +60,36 @@ def rewrite(
     return module
 
 
-def strip(module: nn.Module) -> RewrittenModule:
-    """The model without any addition, returning its own output again; bit-equal to the original in eval mode.
-
-    It shares the layers of ``module``, which stays as it is. Raises GraphRegError for a module graphreg did not rewrite,
-    and where a later pass made it impossible: new nodes without ``node.meta``, or operations that read an addition.
-    """
-    given = rewritten(module)
-    graphs = {}
-    for mode, graph in graphs_of(given).items():
-        copy, _ = _copied(graph)
-        _strip_graph(copy)
-        copy.lint()
-        graphs[mode] = copy
-    return RewrittenModule(given, graphs, None, getattr(given, "held", {}))
-
-
-def _strip_graph(graph: fx.Graph) -> None:
-    output = graph.output_node()
-    if isinstance(output.args[0], Regularized):
-        output.args = (output.args[0].output,)
-    for node in reversed(graph.nodes):
-        if "graphreg" in node.meta:
-            value = replaced_by(node)
-            if value is not None:
-                node.replace_all_uses_with(value)
-            if node.users:
-                raise GraphRegError(
-                    f"{next(iter(node.users)).name} reads {node.name}, which graphreg added, so it cannot be taken off. It was put "
-                    "there after graphreg's rewrite: undo that pass, or run it on what strip gives."
-                )
-            graph.erase_node(node)
-        elif node.op == "call_module" and str(node.target).startswith(f"{RULES}."):
-            raise GraphRegError(
-                f"{node.name} runs an addition of graphreg and its node.meta no longer says so: a later pass made the nodes anew "
-                "(torch.fx.Transformer does). Run graphreg's pass after that one."
-            )
-
-
-def _copied(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
-    copy, nodes = fx.Graph(), dict[fx.Node, fx.Node]()
-    value = copy.graph_copy(graph, nodes)
-    copy.output(value).meta.update(graph.output_node().meta)
-    copy._codegen = graph._codegen
-    return copy, nodes
-
-
 class _Rewriting:
     """The work on one graph: splices and measurements at their sites first, totals and output last."""
 
-    def __init__(self, graph: fx.Graph, traced: Traced, plan: Plan, names: Mapping[int, str]) -> None:
-        self.graph, self.plan, self.names = _copied(graph)[0], plan, names
+    def __init__(self, graph: fx.Graph, traced: Traced, plan: Plan, names: Mapping[int | str, str]) -> None:
+        self.graph, self.plan, self.names = copied(graph), plan, names
         self.where = site_nodes(self.graph, traced.operations)
         self.aliases, self.operations = Aliases(self.graph, traced.operations), traced.operations
         self.recomputed: list[str] = []
+        self.inputs = {str(n.target): n for n in self.graph.nodes if n.op == "placeholder"}
+        self.calls: dict[int, dict[str, fx.Node]] = {}  # by the edit's place: what it reads at each call of a cell
         self.measured: dict[str, dict[str, fx.Node]] = {name: {} for name, r in plan.regularizers.items() if isinstance(r, Penalty)}
         self.output = self.graph.output_node()
-        by_site: dict[str, list[tuple[int, Edit]]] = {}
+        self.wrt: dict[str, fx.Node] = {}  # by site: the values that derivatives are taken with respect to
+        by_site: dict[str, list[tuple[int, Edit]]] = {name: [] for name in plan.tracked if name in self.where}
         for i, edit in enumerate(plan.edits):
-            if edit.site.kind == "value" and edit.site.name in self.where:
-                by_site.setdefault(edit.site.name, []).append((i, edit))
+            for site in edit.sites:
+                if site.kind == "value" and site.name in self.where:
+                    by_site.setdefault(site.name, []).append((i, edit))
         self.top, self.key = self._top(by_site.values())
         written = {name: self._written(name, edits, traced) for name, edits in by_site.items()}
         for name, edits in by_site.items():
-            self._site(self.where[name], edits, written[name])
+            self._site(name, edits, written[name])
+        for i in self.calls:
+            self._sequence(i, plan.edits[i])
         self.totals = self._totals()
 
     def _top(self, sites: Any) -> tuple[fx.Node | None, fx.Node | None]:
         """The last node of the head of the graph, and the key node if anything draws."""
-        inputs = [n for n in self.graph.nodes if n.op == "placeholder"]
-        top = inputs[-1] if inputs else None
-        if not any(isinstance(edit.regularizer, Splice) for edits in sites for _, edit in edits):
+        top = next(reversed(self.inputs.values()), None)
+        if not any(isinstance(edit.regularizer, Splice) or edit.name in self.plan.cones for edits in sites for _, edit in edits):
             return top, None
         place = self.graph.inserting_after(top) if top else self.graph.inserting_before(next(iter(self.graph.nodes)))
         with place:
@@ -140,46 +99,54 @@ class _Rewriting:
     def _written(self, name: str, edits: Sequence[tuple[int, Edit]], traced: Traced) -> bool:
         """Whether the value is written into later; a splice cannot follow a write that goes by another name."""
         node = self.where[name]
-        spliced = [edit for _, edit in edits if isinstance(edit.regularizer, Splice)]
-        if spliced and (culprit := self.aliases.written_aside(node)):
+        replacing = [*self.plan.tracked.get(name, ()), *(edit.name for _, edit in edits if isinstance(edit.regularizer, Splice))]
+        if replacing and (culprit := self.aliases.written_aside(node)):
             raise TraceError(
-                f"{spliced[0].name} cannot replace the value {name} of {traced.title}: {culprit.name} writes into its storage "
+                f"{replacing[0]} cannot replace the value {name} of {traced.title}: {culprit.name} writes into its storage "
                 "under another name, and would write past the replacement. Choose the site after that write, or clone before it."
             )
-        return self.aliases.written_later(node, surely=bool(spliced) and not self.plan.measures_spliced(name))
+        return self.aliases.written_later(node, surely=bool(replacing) and not self.plan.reads_replaced(name))
 
-    def _site(self, node: fx.Node, edits: Sequence[tuple[int, Edit]], written: bool) -> None:
-        """Clean measurements, splices in order, measurements; a copy where somebody writes into the value later.
+    def _site(self, name: str, edits: Sequence[tuple[int, Edit]], written: bool) -> None:
+        """What tracks it, clean measurements, splices in order, measurements; a copy where somebody writes into the value later.
 
         Measurements read the copy, and the model's own operations what they always read. Behind a splice the copy is
         for the model's operations, so that nothing writes into what a splice has saved for backward.
         """
+        node = self.where[name]
         value, point, added = node, node if node.op != "placeholder" else self.top or node, set[fx.Node]()
         spliced = any(isinstance(edit.regularizer, Splice) for _, edit in edits)
+        tracked = name in self.plan.tracked
 
-        def after(leaf: str, args: tuple[Any, ...], kind: str, edit: Edit) -> fx.Node:
+        def after(leaf: str, args: tuple[Any, ...], kind: str, edit: Edit | None = None) -> fx.Node:
             nonlocal point
             with self.graph.inserting_after(point):
                 point = self._add(leaf, leaf, args, kind, edit)
             added.add(point)
             return point
 
-        def copied(kind: str) -> fx.Node:
+        def kept(kind: str) -> fx.Node:
             nonlocal point
-            site = edits[0][1].site.name
             with self.graph.inserting_after(point):
-                point = self.graph.create_node("call_function", torch.clone, (value,), name=f"{identifier(site)}_kept")
-            point.meta["graphreg"] = {"kind": kind, "site": site}
+                point = self.graph.create_node("call_function", torch.clone, (value,), name=f"{identifier(name)}_kept")
+            point.meta["graphreg"] = {"kind": kind, "site": name}
             added.add(point)
             return point
 
         def measure(clean: bool) -> None:
             for i, edit in edits:
-                if isinstance(edit.regularizer, Penalty) and edit.regularizer.clean == clean:
-                    leaf = after(self.names[i], (read,), "measure", edit) if measures(edit.regularizer) else read
-                    self.measured[edit.name][edit.site.name] = leaf
+                if not isinstance(edit.regularizer, Penalty) or edit.regularizer.clean != clean:
+                    continue
+                if edit.steps and edit.steps.calls:  # measured after the last call
+                    self.calls.setdefault(i, {})[name] = read
+                    continue
+                leaf = after(self.names[i], (read, *self._lengths(edit)), "measure", edit) if measures(edit.regularizer) else read
+                self.measured[edit.name][name] = leaf
 
-        read = copied("copy") if written and not spliced else value
+        if tracked:
+            self.wrt[name] = value = after(self.names[name], (value,), "track")
+            value.meta["graphreg"]["site"] = name
+        read = kept("copy") if written and not spliced and not tracked else value
         measure(clean=True)
         if spliced and recomputed(node, self.operations):
             self.recomputed += [self.names[i] for i, edit in edits if isinstance(edit.regularizer, Splice)]
@@ -187,10 +154,27 @@ class _Rewriting:
             if isinstance(edit.regularizer, Splice):
                 read = value = after(self.names[i], (value, self.key), "splice", edit)
         measure(clean=False)
-        if written and spliced:
-            value = copied("clone")
+        if written and (spliced or tracked):
+            value = kept("clone")
         if value is not node:
             node.replace_all_uses_with(value, delete_user_cb=lambda user: user not in added)
+
+    def _lengths(self, edit: Edit) -> list[fx.Node]:
+        """The input that carries the lengths of a sequence, where the penalty names one."""
+        if edit.steps is None or edit.steps.lengths is None:
+            return []
+        node = self.inputs[edit.steps.lengths]
+        if self.aliases.written_later(node, surely=True):
+            raise TraceError(f"{edit.name}: the model writes into its input {node.target!r}, which lengths= names. Clone it there first.")
+        return [node]
+
+    def _sequence(self, i: int, edit: Edit) -> None:
+        """The measurement of a cell's calls, after the last of them."""
+        read = tuple(self.calls[i][site.name] for site in edit.sites if site.name in self.calls[i])
+        with self.graph.inserting_after(self.top if self.top and max(read).op == "placeholder" else max(read)):
+            self.measured[edit.name][edit.site.name] = self._add(
+                self.names[i], self.names[i], (read, *self._lengths(edit)), "measure", edit
+            )
 
     def _add(self, leaf: str, name: str, args: tuple[Any, ...], kind: str, edit: Edit | None = None) -> fx.Node:
         node = self.graph.create_node("call_module", f"{RULES}.{leaf}", args, name=name)
@@ -199,9 +183,12 @@ class _Rewriting:
 
     def _totals(self) -> dict[str, fx.Node]:
         """One node a penalty, at the end, reading its sites in the order of the plan."""
-        totals = {}
+        totals: dict[str, fx.Node] = {}
         for name, measured in self.measured.items():
-            with self.graph.inserting_before(self._end()):
+            if name in self.plan.cones:
+                totals[name] = self._derivative(name, measured)
+                continue
+            with self.graph.inserting_before(end_of(self.output)):
                 edits = [edit for edit in self.plan.of(name) if edit.site.kind == "parameter" or edit.site.name in measured]
                 values = {edit.site.name: measured.get(edit.site.name) or self._read(edit) for edit in edits}
                 whole = "values" in self.plan.regularizers[name].takes
@@ -209,25 +196,20 @@ class _Rewriting:
                 totals[name].meta["graphreg"]["regularizer"] = name
         return totals
 
+    def _derivative(self, name: str, values: Mapping[str, fx.Node]) -> fx.Node:
+        """A penalty on derivatives, after the last of its sites: with respect to what is tracked for it."""
+        wrt = {site.name: self.wrt[site.name] for site in self.plan.cones[name].wrt if site.name in self.wrt}
+        ordered = {edit.site.name: values[edit.site.name] for edit in self.plan.of(name) if edit.site.name in values}
+        last = max([n for n in (*ordered.values(), *wrt.values(), self.key) if n is not None], default=None)
+        with self.graph.inserting_after(last) if last and ordered else self.graph.inserting_before(end_of(self.output)):
+            node = self._add(name, name, (ordered, wrt, self.key), "total")
+        node.meta["graphreg"]["regularizer"] = name
+        return node
+
     def _read(self, edit: Edit) -> fx.Node:
         node = self.graph.create_node("get_attr", edit.site.name, name=identifier(edit.site.name))
         node.meta["graphreg"] = {"kind": "read", "regularizer": edit.name, "site": edit.site.name}
         return node
-
-    def _end(self) -> fx.Node:
-        """The node that builds the output: the graph's own, or the dataclass or dict of its own type that it returns."""
-        value = self.output.args[0]
-        built = isinstance(value, fx.Node) and value.op == "call_function" and isinstance(value.target, type)
-        return value if built and isinstance(value, fx.Node) else self.output
-
-    def loss(self) -> fx.Node | None:
-        """The output's ``loss``, where it has one."""
-        end, value = self._end(), self.output.args[0]
-        if end is not self.output:  # built in the graph: a dataclass or named tuple by fields, a dict from a dict
-            names: Any = getattr(end.target, "_fields", None) or getattr(end.target, "__dataclass_fields__", ())
-            value = end.args[0] if end.args and isinstance(end.args[0], dict) else dict(zip(names, end.args, strict=False)) | end.kwargs
-        found = value.get("loss") if isinstance(value, dict) else getattr(value, "loss", None) if isinstance(value, tuple) else None
-        return found if isinstance(found, fx.Node) else None
 
     def finish(self, penalties: Penalties) -> None:
         if penalties == "return":
@@ -236,7 +218,7 @@ class _Rewriting:
             self._attach()
 
     def _attach(self) -> None:
-        end, loss = self._end(), self.loss()
+        end, loss = end_of(self.output), loss_of(self.output)
         outputs = [loss] if loss is not None else list(dict.fromkeys(nodes_in((end.args, end.kwargs))))
         with self.graph.inserting_before(end):
             joined = self._add("attach", "attach", (tuple(outputs), tuple(self.totals.values()), loss is not None), "attach")

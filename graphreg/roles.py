@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import operator
 import re
-from typing import Any
+from typing import Any, Literal
 
 from torch import fx, nn
 
 from graphreg.modes import Graphs
-from graphreg.operators import Operations, function_name, is_integer, is_port, is_size, nodes_in, port_path
+from graphreg.operators import PACKS, Operations, function_name, is_integer, is_port, is_size, nodes_in, port_path
 from graphreg.sites import Label, Role, Site
 
 _NORM_CLASS = re.compile(r"Norm(alization)?(\dd)?$")  # a norm written by hand goes by its class's name
 PORTS: dict[tuple[int, ...], tuple[str, ...]] = {(0,): ("out", "0"), (1,): ("h_n", "1"), (1, 0): ("h_n", "1.0"), (1, 1): ("c_n", "1.1")}
+CELL_PORTS: dict[tuple[int, ...], tuple[str, ...]] = {(0,): ("out", "h", "0"), (1,): ("c", "1")}  # of nn.LSTMCell
 
 
 def value_sites(model: nn.Module, graphs: Graphs) -> tuple[Site, ...]:
@@ -46,16 +47,23 @@ def labels_of(node: fx.Node, operations: Operations) -> tuple[Label, ...]:
         source = source.args[0]
     if not isinstance(source, fx.Node) or "site" not in source.meta:
         return own
-    recurrent = isinstance(operations.module(source), nn.RNNBase)
-    of_module = operations.module(source) is not None
+    module = operations.module(source)
+    of_module = module is not None
     plain = ("out", "0") if path == (0,) and of_module else (".".join(map(str, path)),)
-    ports = PORTS.get(path, plain) if recurrent else plain
+    known = PORTS if isinstance(module, nn.RNNBase) else CELL_PORTS if isinstance(module, nn.LSTMCell) else {}
+    ports = known.get(path, plain)
     named = (Label(label.name, label.op, ports, path == (0,) and of_module, label.module) for label in source.meta["site"][1])
     return (*named, *own)
 
 
 def _has_first_port(node: fx.Node) -> bool:
     return any(function_name(user) == "getitem" and user.args == (node, 0) for user in node.users)
+
+
+def _lengths(node: fx.Node) -> list[fx.Node]:
+    """What tells ``pack_padded_sequence`` its lengths."""
+    given = node.args[1] if len(node.args) > 1 else node.kwargs.get("lengths")
+    return [given] if function_name(node) == "pack_padded_sequence" and isinstance(given, fx.Node) else []
 
 
 class _Judge:
@@ -70,6 +78,7 @@ class _Judge:
         self.deep: set[fx.Node] = set()  # depends on a product on data
         self.hidden: set[fx.Node] = set()
         self.integers: set[fx.Node] = set()
+        self.packed: set[fx.Node] = set()  # a PackedSequence, or what a layer makes of one
         for node in graph.nodes:
             self._walk(node)
         self.returned = set(nodes_in(graph.output_node().args))
@@ -93,6 +102,9 @@ class _Judge:
         if is_size(node, self.sizes.__contains__):
             self.sizes.add(node)
             return
+        if function_name(node) in PACKS or (self._of_packed(node) and port_path(node) in ((), (0,))):
+            self.packed.add(node)
+            self.integers.update(_lengths(node))
         if is_integer(node):
             self.integers.add(node)
         tensors = [n for n in node.all_input_nodes if n not in self.sizes]
@@ -107,6 +119,10 @@ class _Judge:
             self.deep.add(node)
         elif any(n in self.deep for n in data):
             self.deep.add(node)
+
+    def _of_packed(self, node: fx.Node) -> bool:
+        recurrent = isinstance(self.operations.module(node), nn.RNNBase) or is_port(node, self.operations)
+        return recurrent and bool(node.args) and node.args[0] in self.packed
 
     def _is_product(self, node: fx.Node, data: list[fx.Node]) -> bool:
         if not data or not self.operations.is_product(node):
@@ -138,9 +154,25 @@ class _Judge:
         if why_not:
             return Site(labels, selectable=False, why_not=why_not, **given)
         norm = self.operations.is_norm(node) or any(label.module is not None and _NORM_CLASS.search(label.op) for label in labels)
-        source = node.args[0] if is_port(node, self.operations) and node.args[1] == 0 else None
-        recurrent = isinstance(source, fx.Node) and isinstance(self.operations.module(source), nn.RNNBase)
-        return Site(labels, role=self._role(node), norm=norm, sequence=recurrent, **given)
+        return Site(labels, role=self._role(node), norm=norm, sequence=self._sequence(node), **given)
+
+    def _sequence(self, node: fx.Node) -> Literal["", "batch first", "time first", "state"]:
+        """Which port of a recurrent layer the node is: its output, by its axes, also behind dropout, or a state."""
+        port: Any = node
+        while isinstance(port, fx.Node) and self.operations.is_dropout(port) and port.args:
+            port = port.args[0]
+        source: Any = port
+        while isinstance(source, fx.Node) and is_port(source, self.operations):
+            source = source.args[0]
+        layer = self.operations.module(source) if source is not port and isinstance(source, fx.Node) else None
+        if isinstance(source, fx.Node) and function_name(source) == "pad_packed_sequence" and port_path(port) == (0,):
+            batch_first = source.args[1] if len(source.args) > 1 else source.kwargs.get("batch_first", False)
+            return "batch first" if batch_first is True else "time first"
+        if not isinstance(layer, nn.RNNBase):
+            return ""
+        if port_path(port) != (0,):
+            return "state" if port is node else ""
+        return "batch first" if layer.batch_first else "time first"
 
     def _role(self, node: fx.Node) -> Role:
         if node.op == "placeholder":
@@ -152,6 +184,8 @@ class _Judge:
     def _why_not(self, node: fx.Node) -> str:
         if node.op == "get_attr":
             return "a parameter" if node in self.weights else "a constant"
+        if node in self.packed and not self.operations.is_list(node):
+            return "a packed sequence"
         if "value" in node.meta:
             known = node.meta["value"]
             if not isinstance(known, tuple):

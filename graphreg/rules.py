@@ -40,16 +40,17 @@ class Rules(nn.Module):
 
     def own(self, root: nn.Module) -> None:
         """Find the modules that own the sites, by path: a pass may have put another in the place of one, or taken it out."""
-        splices = [leaf for leaf in self.children() if isinstance(leaf, SpliceRule)]
-        for leaf in splices:
+        placed = [leaf for leaf in self.children() if isinstance(leaf, Leaf) and leaf.path is not None]
+        for leaf in placed:
             owner = root
-            for name in leaf.path.split("."):  # as far as there are modules: torch.fx keeps none without a layer in it
+            for name in str(leaf.path).split("."):  # as far as there are modules: torch.fx keeps none without a layer in it
                 if (inner := owner._modules.get(name)) is None:
                     break
                 owner = inner
             leaf.owner = (owner,)
-        if splices and isinstance(key := self._modules["key"], KeyRule):
-            key.owner = tuple(dict.fromkeys(leaf.owner[0] for leaf in splices))
+        if placed and isinstance(key := self._modules["key"], KeyRule):
+            key.owner = tuple(dict.fromkeys(leaf.owner[0] for leaf in placed))
+            key.always = any(leaf.always for leaf in placed)
 
     def state_dict(self, *args: Any, destination: Any = None, **more: Any) -> Any:
         """Adds nothing: the user's state_dict stays as it is, its metadata too."""
@@ -81,6 +82,9 @@ class Leaf(nn.Module):
     Not 0-d: of a 0-d float64 input Dynamo takes the ``item()`` as a symbol, fails to make a tensor of it again and
     starts its analysis over (TensorifyScalarRestartAnalysis), which doubles the time to compile.
     """
+
+    path: str | None = None  # of the module whose mode it follows, if it follows one
+    always = False  # whether it acts in every mode
 
     def __init__(self, about: str, strength: Tensor | None = None) -> None:
         super().__init__()
@@ -173,7 +177,7 @@ class KeyRule(Leaf):
         self.register_buffer("keys", call_keys(self.streams, self.step), persistent=False)
 
     def draws(self) -> bool:
-        return self.forced or any(owner.training for owner in self.owner)
+        return self.forced or self.always or any(owner.training for owner in self.owner)
 
     def forward(self) -> Tensor:
         keys = self.keys

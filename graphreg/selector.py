@@ -50,6 +50,10 @@ class Pattern:
     def _glob(self) -> Callable[[str], object]:
         return re.compile(fnmatch.translate(self.name)).match
 
+    def path(self, module: str) -> bool:
+        """Whether it names the module at this path."""
+        return bool(self._glob(module))
+
     def names(self, label: Label, site: Site) -> bool:
         if site.kind == "parameter" and self.port is not None:  # a parameter has no port: ':' is part of its name
             return fnmatch.fnmatchcase(label.name, f"{self.name}:{self.port}")
@@ -65,13 +69,17 @@ class Pattern:
         return any(fnmatch.fnmatchcase(port, self.port) for port in label.ports)
 
     def find(self, sites: Iterable[Site]) -> list[Site]:
-        """The sites this string names, selectable or not. Filters apply first, then the name, then the insides go."""
+        """The sites this string names, selectable or not."""
+        return list({id(site): site for _, site in self.labels(sites)}.values())
+
+    def labels(self, sites: Iterable[Site]) -> list[tuple[Label, Site]]:
+        """The sites with the labels it names them by. Filters apply first, then the name, then the insides go."""
         named = [(label, site) for site in sites for label in site.labels if self.filters(label, site) and self.names(label, site)]
         found = [(label, site) for label, site in named if site.kind == "parameter" or self.takes_port(label)]
         if "**" not in self.name:
             modules = {label.module for label, site in named if label.module is not None and site.kind == "value"}
             found = [(label, site) for label, site in found if site.kind == "parameter" or not _within(label.name, modules)]
-        return list({id(site): site for _, site in found}.values())
+        return found
 
 
 def _within(name: str, modules: set[str]) -> bool:

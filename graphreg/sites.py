@@ -45,7 +45,7 @@ class Site:
     module: str = ""
     shape: tuple[int, ...] | None = None
     dtype: torch.dtype | None = None
-    sequence: bool = False  # the value of a recurrent layer
+    sequence: Literal["", "batch first", "time first", "state"] = ""  # which of a recurrent layer's values it is
     used: bool = True  # whether the model's output depends on the value
     why_not: str = ""  # the reason, where it is not selectable
 

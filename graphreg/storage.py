@@ -41,3 +41,12 @@ def thaw(records: list[tuple[Any, ...]]) -> fx.Graph:
         node.meta.update(meta)
         nodes.append(node)
     return graph
+
+
+def copied(graph: fx.Graph) -> fx.Graph:
+    """The same graph anew, with its code generator and what its output carries."""
+    copy = fx.Graph()
+    value = copy.graph_copy(graph, {})
+    copy.output(value).meta.update(graph.output_node().meta)
+    copy._codegen = graph._codegen
+    return copy

@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 
 from graphreg.collector import collector_at_rest
-from graphreg.decisions import decisions
+from graphreg.decisions import Unprepared, decisions, prepare
 from graphreg.errors import GraphRegError, TraceError
 from graphreg.given import given_graphs
 from graphreg.modes import Graphs, left_as_it_was, trace_modes
@@ -195,8 +195,14 @@ def _symbolic(
     leaves: dict[str, str] = {}
 
     def once() -> fx.Graph:
-        tracer, before = SiteTracer(leaves, dict(held), examples), set(model.__dict__)
-        graph = tracer.trace(model)
+        before = set(model.__dict__)
+        tracer = SiteTracer(leaves, dict(held), examples)
+        try:
+            graph = tracer.trace(model)
+        except Unprepared:
+            prepare()
+            tracer = SiteTracer(leaves, dict(held), examples)
+            graph = tracer.trace(model)
         leaves.update(tracer.leaves)
         _take_constants(model, graph, before, constants)
         return graph

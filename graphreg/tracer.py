@@ -19,8 +19,9 @@ from torch import fx, nn
 
 from graphreg.decisions import Answering
 from graphreg.errors import GraphRegError, TraceError, first_line
-from graphreg.naming import Namer, add_label, label_node, label_output
-from graphreg.operators import FACTORIES, Operations, is_port, is_size
+from graphreg.naming import Namer, label_node, label_output
+from graphreg.operators import WRAPPED, Operations, is_size
+from graphreg.ports import settle_ports
 from graphreg.proxies import BufferProxy, Value
 from graphreg.surroundings import ModuleStack, checkpoints_refused, randomness, regions, restore_randomness
 
@@ -37,8 +38,8 @@ class SiteTracer(Answering):
         # torchvision wraps its operations as leaves in its own listing; where it is loaded, so do we, for its names.
         ops = sys.modules.get("torchvision.ops")
         super().__init__(examples or {}, autowrap_modules=(math, ops) if ops else (math,))
-        self._autowrap_function_ids.update(map(id, FACTORIES))
-        self._autowrap_search.append(torch)
+        self._autowrap_function_ids.update(map(id, WRAPPED))
+        self._autowrap_search += [torch, torch.nn.utils.rnn]
         self.leaves, self.held = dict(leaves), held
         self._namer = Namer(())
         self._outputs: list[tuple[str, str, str, Any]] = []  # (name, module path, class, value) of each module call
@@ -72,9 +73,10 @@ class SiteTracer(Answering):
         for name, path, kind, value in self._outputs:
             label_output(value, name, path, kind)
         for node in graph.nodes:
-            if node.target in FACTORIES:  # emitted code would ask torch.fx to wrap the name "torch.full", and no later trace would run
+            # emitted code would ask torch.fx to wrap the name "torch.full", and no later trace would run
+            if node.target in WRAPPED or str(getattr(node.target, "__module__", "")).startswith("torch."):
                 node.meta.pop("is_wrapped", None)
-        _merge_ports(graph, Operations(root))
+        settle_ports(graph, Operations(root))
         return graph
 
     # The root is called as a user calls it: with its hooks, and with a forward set on the instance.
@@ -228,20 +230,6 @@ class SiteTracer(Answering):
         for path in self._calls[calls:]:
             self.num_calls[path] -= 1
         del self._calls[calls:]
-
-
-def _merge_ports(graph: fx.Graph, operations: Operations) -> None:
-    """A part that is taken out of a tuple twice (``parts[0]``, and again) is one value: one node, with both names."""
-    first: dict[tuple[Any, ...], fx.Node] = {}
-    for node in graph.nodes:
-        if not is_port(node, operations):
-            continue
-        kept = first.setdefault(node.args, node)
-        if kept is not node:
-            for label in node.meta["site"][1]:
-                add_label(kept, label)
-            node.replace_all_uses_with(kept)
-            graph.erase_node(node)
 
 
 def _assigned_buffer(module: nn.Module) -> str | None:

@@ -1,9 +1,12 @@
 """The built-in regularizers, one file each. This list is for type checkers; the registry finds them by scanning."""
 
 from graphreg.passes.bernoulli_dropout import BernoulliDropout
+from graphreg.passes.contractive import Contractive
 from graphreg.passes.gaussian_noise import GaussianNoise
 from graphreg.passes.hidden_l1 import HiddenL1
+from graphreg.passes.recurrent_norm import RecurrentNorm
+from graphreg.passes.recurrent_state import RecurrentState
 from graphreg.passes.weight_l1 import WeightL1
 from graphreg.passes.weight_l2 import WeightL2
 
-__all__ = ["BernoulliDropout", "GaussianNoise", "HiddenL1", "WeightL1", "WeightL2"]
+__all__ = ["BernoulliDropout", "Contractive", "GaussianNoise", "HiddenL1", "RecurrentNorm", "RecurrentState", "WeightL1", "WeightL2"]

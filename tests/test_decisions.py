@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -130,3 +133,33 @@ def test_answering_runs_no_layer_on_the_users_own_buffers() -> None:
     graphreg.trace(model, x)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert type(model.norm.running_mean) is Tensor
+
+
+def test_what_is_asked_in_a_trace_does_not_spoil_the_compiler() -> None:
+    """In a new process, where the trace is the first to need fake tensors, and with them Dynamo."""
+    code = """
+import torch
+from torch import nn
+import graphreg
+from graphreg.passes import RecurrentState
+
+class Loop(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.RNNCell(3, 4)
+
+    def forward(self, x, lengths):
+        h, one = None, torch.tensor(1.0)
+        for t in range(x.shape[1]):
+            h = self.cell(x[:, t], h)
+        return h * one
+
+x, lengths = torch.randn(2, 3, 3), torch.tensor([3, 2])
+model = Loop()
+module = graphreg.regularize(model, RecurrentState("cell", 1.0, lengths="lengths"), example_inputs=(x, lengths))
+assert set(vars(model)) == set(vars(Loop()))
+compiled = torch.compile(module, fullgraph=True, backend="eager")  # lengths are compared with torch.arange
+assert torch.allclose(compiled(x, lengths).penalties["recurrent_state"], module(x, lengths).penalties["recurrent_state"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

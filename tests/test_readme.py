@@ -33,6 +33,6 @@ def test_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compared >= 4
 
 
-def test_the_two_commands_stand_alone() -> None:
+def test_the_commands_stand_alone() -> None:
     shell = [code.strip() for language, code in BLOCK.findall(README.read_text()) if language == "sh"]
-    assert shell == ["make demo", "make test"]
+    assert shell == ["make demo", "make demo-penalties", "make test"]

@@ -385,11 +385,13 @@ def test_no_import_inside_a_function_dodges_a_cycle(path: Path) -> None:
 
 
 def test_one_file_edits_graphs() -> None:
-    """``rewrite`` edits; the front ends build graphs, ``storage`` builds one from its record, ``inductor`` edits Inductor's."""
+    """``rewrite`` edits and ``strip`` undoes it; the front ends build graphs, ``storage`` builds one from its record, ``inductor``
+    and ``joint`` edit Inductor's.
+    """
     edits = {"inserting_after", "inserting_before", "erase_node", "replace_all_uses_with", "replace_input_with", "eliminate_dead_code"}
     edits |= {"create_node", "call_function", "call_module", "call_method", "get_attr"}
     allowed = {"rewrite": edits, "tracer": edits, "modes": edits, "storage": {"create_node"}, "decisions": {"create_node"}}
-    allowed["inductor"] = edits
+    allowed["inductor"] = allowed["joint"] = allowed["ports"] = allowed["strip"] = edits
     calls = {
         path.stem: {
             node.func.attr for node in ast.walk(tree)
@@ -398,7 +400,8 @@ def test_one_file_edits_graphs() -> None:
         for path, tree in TREES.items()
     }  # fmt: skip
     assert {stem: found - allowed.get(stem, set()) for stem, found in calls.items() if found - allowed.get(stem, set())} == {}
-    assert {"inserting_after", "inserting_before", "erase_node", "replace_all_uses_with", "create_node"} <= calls["rewrite"]
+    both = calls["rewrite"] | calls["strip"]
+    assert {"inserting_after", "inserting_before", "erase_node", "replace_all_uses_with", "create_node"} <= both
 
 
 # Third parties

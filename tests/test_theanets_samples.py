@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import graphreg
-from graphreg.passes import BernoulliDropout, GaussianNoise, HiddenL1
+from graphreg.passes import BernoulliDropout, GaussianNoise, HiddenL1, RecurrentNorm
 from theanets_nets import (
     ABSENT,
     GOLDEN,
@@ -21,6 +21,7 @@ from theanets_nets import (
     PRESENT,
     Record,
     Row,
+    Telescoping,
     assert_close,
     assert_gradients,
     gradients,
@@ -36,6 +37,7 @@ from theanets_nets import (
     selected,
     selector,
     site_name,
+    squared_norms,
     tensor,
 )
 
@@ -163,8 +165,8 @@ def agrees(sample: Record, regularizers: Sequence[graphreg.Regularizer] | None =
 def _same_regularizers(sample: Record, plan: graphreg.Plan) -> None:
     name = sample["network"]
     ours = [
-        (type(regularizer).__name__, regularizer.weight, {output_name(edit.site, name) for edit in plan.of(key)})
-        for key, regularizer in list(plan.regularizers.items())[:-1]  # the last is the probe
+        (getattr(one, "theirs", type(one).__name__), one.weight, {output_name(edit.site, name) for edit in plan.of(key)})
+        for key, one in list(plan.regularizers.items())[:-1]  # the last is the probe
     ]
     assert ours == [(golden["cls"], golden["weight"], matched(golden["cls"], golden["pattern"], name)) for golden in present(sample)]
 
@@ -195,6 +197,22 @@ def second_input(sample: Record) -> None:
     once = sample | {"outputs": sample["outputs"] | {"in2:out": dropped_once}}
     assert_close(run(once).values["in2:out"], dropped_once, "in2:out")
     agrees(sample, [BernoulliDropout(("in_", "in2"), 0.25), BernoulliDropout(("in2", "hid1", "hid2"), 0.25)])
+
+
+def squared(sample: Record) -> None:
+    """theanets' unsquared norm in its place, all agrees; graphreg's own is the documented formula on the dropped values."""
+    name = sample["network"]
+    traced = graphreg.trace(network(name))
+    regularizers = graphreg.from_kwargs(traced, **keywords(sample["kwargs"], name))
+    places = [i for i, one in enumerate(regularizers) if isinstance(one, RecurrentNorm)]
+    assert len(places) == 1
+    theirs = [Telescoping(one.pattern, one.weight) if i in places else one for i, one in enumerate(regularizers)]
+    agrees(sample, theirs)
+    ran = run(sample)
+    by_hand = 0.7 * squared_norms({"hid1:out": ran.values["hid1:out"]})
+    assert_close(ran.penalties["recurrent_norm"], by_hand, "recurrent_norm")
+    assert_close(by_hand, 0.7 * squared_norms({"hid1:out": tensor(sample["outputs"]["hid1:out"])}), "recurrent_norm")
+    assert_gradients(ran.penalties["recurrent_norm"], ran.model, gradients(by_hand, ran.model), "recurrent_norm")
 
 
 # --- moments --------------------------------------------------------------------------------------------------------
@@ -286,6 +304,7 @@ def random_before_the_activation(record: Record) -> None:
 DELIBERATE: dict[str, tuple[Row, Callable[[Record], None]]] = {
     "sample/noise-pre": (Row.VALUES, noise_before_the_activation),
     "sample/two-in-dropout": (Row.DISJOINT, second_input),
+    "sample/rnn-dropout": (Row.SQUARED, squared),
     "BernoulliDropout/hid1:pre": (Row.VALUES, random_before_the_activation),
     "GaussianNoise/hid1:pre": (Row.VALUES, random_before_the_activation),
 }

@@ -46,6 +46,14 @@ class Row(Enum):
         "`weight_l2=0` makes a regularizer of weight 0 | "
         "a scalar 0 is off; a dict or an instance with weight 0 is spliced, to be raised later"
     )
+    SQUARED = "RecurrentNorm has no square, so it telescopes and can be negative | squared"
+    SEQUENCES = "recurrent penalties accept 2-D values and difference neighbouring units; T = 1 gives nan | error; 0"
+    TRAINS = "a penalty on what no parameter reaches is a constant in the loss | error"  # DESIGN.md, section 8; no row there
+    CONTRACTIVE = (
+        "Contractive is (∂ mean(h)/∂x)²: it shrinks with the batch squared, and opposite units cancel; its default pattern crashes; "
+        "unequal inputs crash; `wrt` that matches nothing gives nan | "
+        'true Frobenius norm; the old form as `estimator="mean"`; default hidden; sum over inputs; error'
+    )
     VALUES = "names of saved copies, inner outputs (`:pre`, `:cell`) exist in every layer | a site is a value of the traced graph"
 
 
@@ -237,7 +245,10 @@ def selector(pattern: Any, name: str) -> Any:
 def options(key: str, given: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A regularizer's options in graphreg's words; parameters have the same names in both."""
     on_values = graphreg.registered()[key.lower()].on == "values"
-    return {k: selector(v, name) if k == "pattern" and on_values else v for k, v in given.items()}
+    named = {k: selector(v, name) if k == "pattern" and on_values else v for k, v in given.items()}
+    if named.get("wrt") == "in":  # an input's variable in theanets, not its output
+        named["wrt"] = "in_"
+    return named | ({"estimator": "mean"} if key.lower() == "contractive" else {})  # theanets' code
 
 
 def keywords(source: str, name: str) -> dict[str, Any]:
@@ -264,7 +275,8 @@ def _translated(given: Mapping[str, Any], name: str) -> dict[str, Any]:
         elif key == "regularizers" and isinstance(value, dict):
             found[key] = _translated(value, name)
         else:
-            found[key] = options(key, value, name) if isinstance(value, dict) else value
+            scalar = {"weight": value} if key == "contractive" else value
+            found[key] = options(key, value if isinstance(value, dict) else scalar, name) if isinstance(scalar, dict) else value
     return found
 
 
@@ -329,6 +341,25 @@ def plus(gradient: Mapping[str, Any], factor: float, term: Mapping[str, Any] | N
         if value is not None:
             found[name] = found[name] + factor * tensor(value)
     return found
+
+
+class Telescoping(graphreg.Penalty):
+    """RecurrentNorm as theanets' code has it, without the square: what the engine makes of sequences, held against its numbers."""
+
+    time_axis: int = 1
+    theirs = "RecurrentNorm"
+
+    def __call__(self, steps: Tensor) -> Tensor:
+        return -steps.square().sum(-1).diff(dim=0).mean()
+
+
+def squared_norms(values: Mapping[str, Any]) -> Tensor:
+    """The formula of theanets' documentation, averaged as its code averages: over outputs, batch and time - 1."""
+    terms = []
+    for value in values.values():  # [batch, time, unit]
+        norms = (value * value).sum(-1)
+        terms.append(((norms[:, 1:] - norms[:, :-1]) ** 2).mean())
+    return sum(terms[1:], terms[0]) / len(terms)
 
 
 class Probe(graphreg.Penalty):

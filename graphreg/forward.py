@@ -1,0 +1,63 @@
+"""The forward of a rewritten module: which of the emitted codes a call goes to, and what it refuses before."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx._symbolic_trace import is_fx_symbolic_tracing
+
+from graphreg.derivatives import run
+from graphreg.errors import GraphRegError, TraceError
+
+Forwards = Mapping[str, Callable[..., Any]]
+
+
+def chosen(
+    forwards: Forwards, compiled: Forwards, held: Mapping[str, Any], carried: Sequence[str], additions: str, derivatives: Sequence[str]
+) -> Callable[..., Any]:
+    """The forward of the class: refuses another tracer, checks held arguments, goes to the mode's own code.
+
+    ``derivatives``: names of the additions that differentiate, which have the code run under their conditions.
+    """
+    in_train, in_eval = (forwards.get("both") or forwards[mode] for mode in ("train", "eval"))
+    train_compiled, eval_compiled = (compiled.get("both") or compiled[mode] for mode in ("train", "eval"))
+    positions, required = _positions(in_train, held), _positions(in_train, dict.fromkeys(carried))
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not torch.compiler.is_compiling() and is_fx_symbolic_tracing() and additions in self._modules:
+            raise TraceError(
+                "a rewritten module cannot be traced again: the trace would freeze its keys and its mode. "
+                "Use its .graph, or trace what graphreg.strip(module) gives."
+            )
+        for name, (position, value) in positions.items():
+            given = args[position] if position < len(args) else kwargs.get(name, value)
+            if given is not value and not (type(given) is type(value) and given == value):
+                raise GraphRegError(
+                    f"{name} was held at {value!r} when the model was traced. Give regularize example_inputs that carry {name}."
+                )
+        for name, (position, _) in required.items():
+            if position >= len(args) and name not in kwargs:
+                raise GraphRegError(
+                    f"{name} was carried by the example_inputs, so the graph needs it. Give it at each call, or trace without it."
+                )
+        if torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():  # an exported program is torch's alone
+            code = train_compiled if self.training else eval_compiled
+        else:
+            code = in_train if self.training else in_eval
+        if derivatives and additions in self._modules:
+            return run(code, self, args, kwargs, self._modules[additions], derivatives)
+        return code(self, *args, **kwargs)
+
+    # Dynamo counts recompilations by code object (8 and it gives up): each module needs one of its own, as fx's have.
+    own = types.FunctionType(forward.__code__.replace(), forward.__globals__, "forward", None, forward.__closure__)
+    return functools.wraps(in_train)(own)
+
+
+def _positions(forward: Callable[..., Any], held: Mapping[str, Any]) -> dict[str, tuple[int, Any]]:
+    names = list(forward.__code__.co_varnames[1 : forward.__code__.co_argcount])
+    return {name: (names.index(name), value) for name, value in held.items() if name in names}

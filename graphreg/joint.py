@@ -1,0 +1,177 @@
+"""What ``module.compile()`` does to the graph of forward and backward in one, where a penalty differentiates, before it is cut in two.
+
+Five things that second derivatives bring with them cost more on a CPU than they compute:
+
+- torch writes the sums of batch norm's second derivative one axis at a time (``sum_exclude_dim1``); Inductor then stores each
+  partial sum, and cannot fuse the three.
+- of those sums some are the first derivative's own, and are not found to be: the axes are kept there, and the statistics were
+  brought to four axes by other steps. One way of writing both lets what follows (``fx_graph_cse``) find them.
+- the mask of a ReLU (``output <= 0``) is wanted in the pull, in its derivative and in the loss's. A partitioner that weighs
+  bytes keeps it, a bool tensor, which Inductor stores at 12 ns an element (a float: 0.1). It is computed again from the
+  output, which is kept, as eager does.
+- the pull goes through ``convolution_backward`` in what becomes the forward graph, where Inductor then lays out all that it reads
+  as in eager, channels first, and transposes it for the convolutions around. A convolution has no such claim.
+- the gradient of a convolution's weights is there a convolution of transposed values (``_convolution_double_backward``), which
+  are copied for it. As what it is, ``convolution_backward``, it takes them as they lie.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils.checkpoint import CheckpointPolicy
+
+aten = torch.ops.aten
+_COMPARISONS = {getattr(aten, name).Scalar for name in ("le", "lt", "ge", "gt", "eq", "ne")}
+
+
+def simplify(graph: fx.Graph) -> None:
+    """All of it."""
+    merge_sums(graph)
+    same_forms(graph)
+    input_gradients(graph)
+    weight_gradients(graph)
+    recompute_masks(graph)
+
+
+def merge_sums(graph: fx.Graph) -> int:
+    """``sum(sum(x, a), b)`` becomes one sum over both, where nothing else reads the first; how many were taken out."""
+    count = 0
+    for node in list(graph.find_nodes(op="call_function", target=aten.sum.dim_IntList)):
+        inner = node.args[0]
+        while isinstance(inner, fx.Node) and inner.target is aten.sum.dim_IntList and _merges(inner, node):
+            keeps = _keeps(node)
+            rank = _value(inner.args[0]).dim()
+            first = {d % rank for d in inner.args[1]}  # type: ignore[union-attr]
+            left = list(range(rank)) if keeps else [d for d in range(rank) if d not in first]
+            dims = sorted(first | {left[d % len(left)] for d in node.args[1]})
+            node.args = (inner.args[0], dims, keeps)
+            graph.erase_node(inner)
+            inner, count = node.args[0], count + 1
+    return count
+
+
+def same_forms(graph: fx.Graph) -> int:
+    """Axes of length 1 are added in one step, also to sums that keep theirs; how many nodes were written anew."""
+    count = 0
+    for node in reversed(list(graph.nodes)):  # the last of several steps first: those before it are read by nobody then
+        value, base = _value(node), node
+        while base.target is aten.unsqueeze.default:
+            base = base.args[0]
+        if base is not node and not node.users:
+            graph.erase_node(node)
+            continue
+        sums = node.target is aten.sum.dim_IntList and not node.kwargs and _keeps(node)
+        if not isinstance(value, torch.Tensor) or not (sums or (base is not node and _value(base).dim() == 1)):
+            continue
+        with graph.inserting_before(node):
+            if sums:
+                base = graph.call_function(node.target, node.args[:2])
+                base.meta.update(node.meta, val=value.squeeze([d % value.dim() for d in node.args[1]]))
+            view = graph.call_function(aten.view.default, (base, list(value.shape)))
+        view.meta.update(node.meta)
+        node.replace_all_uses_with(view)
+        graph.erase_node(node)
+        count += 1
+    return count
+
+
+def _merges(inner: fx.Node, outer: fx.Node) -> bool:
+    plain = not inner.kwargs and not outer.kwargs and len(inner.users) == 1
+    return plain and bool(inner.args[1]) and bool(outer.args[1]) and _keeps(inner) == _keeps(outer)
+
+
+def _keeps(node: fx.Node) -> bool:
+    return len(node.args) > 2 and bool(node.args[2])
+
+
+def _value(node: Any) -> Any:
+    return node.meta.get("val") if isinstance(node, fx.Node) else None
+
+
+def input_gradients(graph: fx.Graph) -> int:
+    """``convolution_backward`` for the input alone becomes the transposed convolution that it is; how often."""
+    count = 0
+    for node in list(graph.find_nodes(op="call_function", target=aten.convolution_backward.default)):
+        g, x, weight, _, strides, padding, dilations, transposed, _, groups, mask = node.args
+        if list(mask) != [True, False, False] or transposed:
+            continue
+        sizes, kernel, outputs = (_value(n).shape[2:] for n in (x, weight, g))
+        parts = zip(sizes, kernel, outputs, strides, padding, dilations, strict=True)
+        missing = [size - ((out - 1) * s - 2 * p + d * (k - 1) + 1) for size, k, out, s, p, d in parts]
+        with graph.inserting_before(node):
+            options = (None, strides, padding, dilations, True, missing, groups)
+            result = graph.call_function(aten.convolution.default, (g, weight, *options))
+        for item in list(node.users):
+            result.meta.update(item.meta)
+            item.replace_all_uses_with(result)
+        count += 1
+    graph.eliminate_dead_code()
+    return count
+
+
+def weight_gradients(graph: fx.Graph) -> int:
+    """``transpose(convolution(transpose(x), transpose(g)))`` becomes the weight's gradient of a convolution of x; how often."""
+    count = 0
+    for node in list(graph.find_nodes(op="call_function", target=aten.convolution.default)):
+        x, g, bias, strides, padding, dilations, transposed, _, groups = node.args
+        x, g = _untransposed(x), _untransposed(g)
+        if x is None or g is None or bias is not None or transposed or groups != 1:
+            continue
+        weight, result = _weight(x, (dilations, padding, strides)), _result(node)  # strides and dilations change places
+        if weight is None or result is None or _value(result).shape != _value(weight).shape:
+            continue
+        with graph.inserting_before(node):
+            options = (None, dilations, padding, strides, False, [0] * len(strides), 1, [False, True, False])
+            pair = graph.call_function(aten.convolution_backward.default, (g, x, weight, *options))
+            item = graph.call_function(operator.getitem, (pair, 1))
+        pair.meta.update(result.meta, val=(None, _value(result), None))
+        item.meta.update(result.meta)
+        result.replace_all_uses_with(item)
+        count += 1
+    graph.eliminate_dead_code()
+    return count
+
+
+def _untransposed(node: Any) -> fx.Node | None:
+    """The value whose first two axes were changed."""
+    if not isinstance(node, fx.Node) or node.target is not aten.permute.default:
+        return None
+    order = list(node.args[1])  # type: ignore[arg-type]
+    return node.args[0] if order == [1, 0, *range(2, len(order))] else None  # type: ignore[return-value]
+
+
+def _weight(x: fx.Node, form: tuple[Any, ...]) -> fx.Node | None:
+    """The weight that x is convolved with in this form, with one group."""
+    for user in x.users:
+        if user.target is aten.convolution.default and user.args[0] is x and user.args[3:6] == form and user.args[8] == 1:
+            return user.args[1] if not user.args[6] else None  # type: ignore[return-value]
+    return None
+
+
+def _result(node: fx.Node) -> fx.Node | None:
+    """What is made of a convolution of transposed values: transposed back, and cut to the size of the weight."""
+    found = next(iter(node.users)) if len(node.users) == 1 else None
+    if found is None or _untransposed(found) is not node:
+        return None
+    while len(found.users) == 1 and (user := next(iter(found.users))).target is aten.slice.Tensor:
+        found = user
+    return found
+
+
+def recompute_masks(graph: fx.Graph) -> int:
+    """Have the comparisons of values with a number computed again in backward, on a CPU; how many there are."""
+    found = [node for node in graph.nodes if node.op == "call_function" and node.target in _COMPARISONS and _is_large_on_cpu(node)]
+    for node in found:
+        node.meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
+        if node.args[0].target is aten.relu.default:  # or it would be computed again, and the mask of it stored there
+            node.args[0].meta["recompute"] = CheckpointPolicy.MUST_SAVE
+    return len(found)
+
+
+def _is_large_on_cpu(node: fx.Node) -> bool:
+    value = _value(node.args[0])
+    return isinstance(value, torch.Tensor) and value.device.type == "cpu" and value.is_floating_point()

@@ -1,0 +1,216 @@
+"""Recurrent layers as one opaque operator, ``graphreg::recurrent``, with its own backward: what torch.compile is given of them.
+
+Dynamo refuses nn.RNN, nn.LSTM and nn.GRU ("Attempted to wrap RNN, GRU, or LSTM"), and of ``aten.lstm`` Inductor unrolls the
+steps: two minutes to compile at 60 of them, and again at each other length. Here the fused kernels of torch run as in eager.
+
+The forward keeps the graph of autograd that the kernel records, as eager does, so that nothing is computed twice and the
+masks of the layer's own dropout are those of the forward. It lives as long as the storage of the tensor ``kept``, and no
+longer. Where that was lost (saved tensors that are copied elsewhere and back), the backward runs the forward once more.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.utils._python_dispatch import _disable_current_modes
+
+from graphreg.errors import GraphRegError
+
+KERNELS: dict[str, Callable[..., tuple[Tensor, ...]]] = {
+    "LSTM": torch.lstm, "GRU": torch.gru, "RNN_TANH": torch.rnn_tanh, "RNN_RELU": torch.rnn_relu,
+}  # fmt: skip
+GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
+
+
+class Kept(bytearray):
+    """The memory of a tensor ``kept``: its number, an int64, and with it what a backward needs."""
+
+    edges: tuple[GradientEdge, ...]
+    leaves: tuple[Tensor, ...]
+
+
+_numbers = itertools.count(1)
+_kept: weakref.WeakValueDictionary[int, Kept] = weakref.WeakValueDictionary()
+
+
+@torch.library.custom_op("graphreg::recurrent", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
+def recurrent(
+    x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], call: Tensor, mode: str, layers: int, biases: bool,
+    dropout: float, training: bool, bidirectional: bool, wanted: Sequence[bool], autocast: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """A recurrent layer on x, [time, batch, features]: its output, last h, last c (an LSTM's), and two for the backward.
+
+    ``wanted``: which of x, states and weights need a gradient. ``call``: a tensor of this call alone; of two calls with the
+    same arguments a compiler would make one, though each has a dropout of its own.
+    """
+    kernel = mode, layers, biases, dropout, training, bidirectional, autocast
+    if not any(wanted):
+        with torch.no_grad():
+            out, *last = _run(x, states, weights, *kernel)
+        return out.contiguous(), last[0].clone(), last[1].clone() if len(last) > 1 else _none(x), _none(x), _none(x, torch.int64)
+    if dropout and training and torch._C._current_graph_task_id() != -1:
+        raise GraphRegError(
+            "a recurrent layer with dropout was run a second time within a backward pass, and would draw other masks than the "
+            "forward did. Leave activation_memory_budget and aggressive_recomputation of torch._functorch.config at their "
+            "defaults, and checkpoint no part that holds the layer."
+        )
+    # Copies of what goes in and out: the compiler does not see that it is kept, and may write other values into its memory.
+    copied = x.clone(memory_format=torch.contiguous_format)
+    kept, outputs = _recorded(copied, [s.clone() for s in states], weights, kernel, wanted)
+    out, *last = (t.clone(memory_format=torch.contiguous_format) for t in outputs)
+    number = torch.frombuffer(kept, dtype=torch.int64)  # holds the memory, and what is kept with it
+    number[0] = next(_numbers)
+    _kept[int(number)] = kept
+    return out, last[0], last[1] if len(last) > 1 else _none(x), copied, number
+
+
+def _run(
+    x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], mode: str, layers: int, biases: bool, dropout: float,
+    training: bool, bidirectional: bool, autocast: torch.dtype | None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    hx = tuple(states) if mode == "LSTM" else states[0]
+    with torch.autocast(x.device.type, autocast, enabled=autocast is not None):
+        return KERNELS[mode](x, hx, tuple(weights), biases, layers, dropout, training, bidirectional, False)
+
+
+def _recorded(
+    x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], kernel: tuple[Any, ...], wanted: Sequence[bool]
+) -> tuple[Kept, tuple[Tensor, ...]]:
+    """Run the kernel under autograd: what its backward needs, and its outputs, detached."""
+    # A custom operator runs below autograd: nothing is recorded there until the key is let in again.
+    with torch.enable_grad(), torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False):
+        leaves = tuple(t.detach().requires_grad_(need) for t, need in zip((x, *states, *weights), wanted, strict=True))
+        # A view: autocast converts a leaf once and adds up its gradients in the lower precision, other values at each use.
+        given = [leaf.view(leaf.shape) for leaf in leaves[: 1 + len(states)]]
+        outputs = _run(given[0], given[1:], leaves[len(given) :], *kernel)
+        kept = Kept(8)
+        kept.edges, kept.leaves = tuple(map(get_gradient_edge, outputs)), tuple(t for t in leaves if t.requires_grad)
+        return kept, tuple(t.detach() for t in outputs)
+
+
+def _none(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    return x.new_empty(0, dtype=dtype, device=x.device if dtype is None else "cpu")
+
+
+@recurrent.register_fake
+def _(
+    x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], call: Tensor, mode: str, layers: int, biases: bool,
+    dropout: float, training: bool, bidirectional: bool, wanted: Sequence[bool], autocast: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    _check(x, states, weights, mode, layers * (2 if bidirectional else 1), autocast)
+    given = x.dtype, states[0].dtype, weights[0].dtype
+    dtypes = _dtypes(x.device.type, given, mode, states[0].shape[2] != states[-1].shape[2], autocast)
+    directions = 2 if bidirectional else 1
+    shapes = [(*x.shape[:2], directions * states[0].shape[2]), *(s.shape for s in states)]
+    out, *last = (x.new_empty(shape, dtype=dtype) for shape, dtype in zip(shapes, dtypes, strict=True))
+    kept = x.new_empty(1 if any(wanted) else 0, dtype=torch.int64, device="cpu")
+    return out, last[0], last[1] if len(last) > 1 else _none(x), x.new_empty(x.shape) if any(wanted) else _none(x), kept
+
+
+def _check(x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], mode: str, depth: int, autocast: torch.dtype | None) -> None:
+    """What the kernel would refuse only when the compiled graph runs, and the layer itself refuses before."""
+    if x.dim() != 3:
+        raise GraphRegError(f"the {mode} takes an input of 3 dims, or of 2 without a batch, and this one has {x.dim()}.")
+    features, hidden = weights[0].shape[1], weights[1].shape[0] // GATES[mode]
+    if x.shape[2] != features:
+        raise GraphRegError(f"the {mode} takes {features} features, and the input has {x.shape[2]}: its last axis must be {features}.")
+    if x.dtype != weights[0].dtype and autocast is None:
+        raise GraphRegError(f"the input is {x.dtype} and the weights of the {mode} are {weights[0].dtype}. Convert one of the two.")
+    for state, units in zip(states, (weights[1].shape[1], hidden), strict=False):
+        if state.dim() != 3 or state.shape[0] != depth or state.shape[1] != x.shape[1] or state.shape[2] != units:
+            given, right = tuple(state.shape), (depth, x.shape[1], units)
+            raise GraphRegError(f"an initial state of the {mode} must be {right}, not {given}: [layers x directions, batch, units].")
+
+
+@cache
+def _dtypes(
+    device: str, given: tuple[torch.dtype, ...], mode: str, projects: bool, autocast: torch.dtype | None
+) -> tuple[torch.dtype, ...]:
+    """The dtypes of a kernel's outputs, asked of the kernel on a tiny case: under autocast each has rules of its own."""
+    if autocast is None:
+        return (given[0],) * (3 if mode == "LSTM" else 2)
+    gates = GATES[mode]
+    shapes = [(2 * gates, 2), (2 * gates, 1 if projects else 2), (2 * gates,), (2 * gates,), *[(1, 2)] * projects]
+    with _disable_current_modes(), torch.no_grad():
+        x, h = torch.zeros(2, 2, 2, dtype=given[0], device=device), torch.zeros(1, 2, 1 if projects else 2, dtype=given[1], device=device)
+        states = [h, torch.zeros(1, 2, 2, dtype=given[1], device=device)] if mode == "LSTM" else [h]
+        weights = [torch.zeros(shape, dtype=given[2], device=device) for shape in shapes]
+        return tuple(t.dtype for t in _run(x, states, weights, mode, 1, True, 0.0, False, False, autocast))
+
+
+@torch.library.custom_op("graphreg::recurrent_backward", mutates_args=())
+def recurrent_backward(
+    grads: Sequence[Tensor | None], kept: Tensor, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], mode: str, layers: int,
+    biases: bool, dropout: float, training: bool, bidirectional: bool, wanted: Sequence[bool], autocast: torch.dtype | None,
+) -> list[Tensor]:  # fmt: skip
+    """The gradients of those of x, states and weights that are ``wanted``, from the gradients of output, h and c."""
+    memory = _kept.get(int(kept))
+    if memory is None:
+        if dropout and training:
+            raise GraphRegError(
+                "what a recurrent layer with dropout kept for its backward pass is gone: its saved tensors were copied (by hooks on "
+                "saved tensors, as save_on_cpu has) and the masks are not among them. Leave the hooks out, or set the layer's dropout to 0."
+            )
+        memory, _ = _recorded(x, states, weights, (mode, layers, biases, dropout, training, bidirectional, autocast), wanted)
+    pairs = [(edge, grad) for edge, grad in zip(memory.edges, grads, strict=False) if grad is not None]
+    edges, given = zip(*pairs, strict=True)
+    found = torch.autograd.grad(edges, memory.leaves, given, retain_graph=True, materialize_grads=True)
+    return _apart(found, given)
+
+
+def _apart(found: Sequence[Tensor], given: Sequence[Tensor]) -> list[Tensor]:
+    """Contiguous tensors, each with memory of its own: the two biases of a layer have one gradient, and it is one tensor."""
+    taken, apart = {t.untyped_storage().data_ptr() for t in given}, list[Tensor]()
+    for grad in found:
+        own = grad.contiguous()
+        apart.append(own.clone() if own.untyped_storage().data_ptr() in taken else own)
+        taken.add(own.untyped_storage().data_ptr())
+    return apart
+
+
+@recurrent_backward.register_fake
+def _(
+    grads: Sequence[Tensor | None], kept: Tensor, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], mode: str, layers: int,
+    biases: bool, dropout: float, training: bool, bidirectional: bool, wanted: Sequence[bool], autocast: torch.dtype | None,
+) -> list[Tensor]:  # fmt: skip
+    return [t.new_empty(t.shape) for t, need in zip((x, *states, *weights), wanted, strict=True) if need]
+
+
+def _set_up(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, states, weights, _, *ctx.kernel = inputs
+    wanted = ctx.kernel[-2]
+    if any(t.requires_grad and not want for t, want in zip((x, *states, *weights), wanted, strict=True)):
+        raise GraphRegError("graphreg::recurrent was called without wanted for a tensor that requires a gradient.")
+    *_, copied, kept = output
+    ctx.mark_non_differentiable(copied, kept)
+    ctx.set_materialize_grads(False)
+    ctx.states = len(states)
+    ctx.save_for_backward(kept, copied, *states, *weights)
+
+
+def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+    kept, x, *rest = ctx.saved_tensors
+    states, weights, wanted = rest[: ctx.states], rest[ctx.states :], ctx.kernel[-2]
+    found = iter(recurrent_backward(list(grads[:3]), kept, x, states, weights, *ctx.kernel))
+    every = [next(found) if need else None for need in wanted]
+    return every[0], every[1 : 1 + len(states)], every[1 + len(states) :], *[None] * (1 + len(ctx.kernel))
+
+
+recurrent.register_autograd(_backward, setup_context=_set_up)
+
+
+def _refused(ctx: Any, *grads: Any) -> Any:
+    raise GraphRegError(
+        "a compiled recurrent layer cannot be differentiated twice. Call the module without compiling it: in eager the layer "
+        "itself runs, which can be."
+    )
+
+
+recurrent_backward.register_autograd(_refused)

@@ -1,0 +1,51 @@
+"""Contraction: Rifai, Vincent, Muller, Glorot & Bengio, Contractive auto-encoders, ICML 2011, equation 5.
+
+The estimate by random projections: Hoffman, Roberts & Yaida, Robust learning with Jacobian regularization, 2019,
+equation 9, with directions of random signs (Hutchinson, 1990), of which none has to be normalized.
+"""
+
+import torch
+from torch import Tensor
+
+from graphreg import Penalty, Pull, Selector
+
+
+class Contractive(Penalty, keys=("contractive",)):
+    """The mean over sites of the squared Frobenius norm of the Jacobian, an example: ``sum (dz/dx)² / len(x)``.
+
+    z, at each site, and x, what ``wrt`` selects (``"*"``: the floating-point inputs): [batch, any shape] -> 0-d. The
+    Jacobian is that of the whole batch, summed over all x, and 0 where there is no path. ``weight`` >= 0.
+    ``estimator``: ``"projection"`` on ``n`` >= 1 random directions, unbiased, one backward pass each for all sites;
+    ``"exact"``, one for each element of z; ``"mean"``, as theanets' code has it: the mean over x of (d mean(z)/dx)²,
+    averaged over what ``wrt`` selects. It acts in train mode; ``always``: in eval mode, too. Raises GraphRegError for what
+    cannot be differentiated twice, NoMatchError for a ``wrt`` that selects nothing.
+    """
+
+    wrt: Selector = "*"
+    estimator: str = "projection"
+    n: int = 1
+    always: bool = False
+
+    def check(self) -> None:
+        super().check()
+        self.require(self.estimator in ("projection", "exact", "mean"), "estimator", "'projection', 'exact' or 'mean'")
+        self.require(type(self.n) is int and self.n >= 1, "n", "a whole number, 1 or more")
+        self.require(self.n == 1 or self.estimator == "projection", "n", f"left out: estimator={self.estimator!r} draws nothing")
+        self.require(isinstance(self.always, bool), "always", "True or False")
+
+    def __call__(self, pull: Pull) -> Tensor:
+        if self.estimator == "mean":
+            means = [pull({name: torch.full_like(z, 1 / z.numel())}) for name, z in pull.sites.items()]
+            return torch.stack([g.square().mean() for gradients in means for g in gradients.values()]).mean()
+        if self.estimator == "exact":
+            rows = [gradients for name in pull.sites for gradients in pull.rows(name)]
+            return _squared(rows) / len(pull.sites)
+        signs = {name: (2 * pull.noise[name].keep(z.expand(self.n, *z.shape), 0.5) - 1).unbind() for name, z in pull.sites.items()}
+        # the directions of different sites are independent, so the products between sites vanish in the mean
+        rows = [pull({name: drawn[i] for name, drawn in signs.items()}) for i in range(self.n)]
+        return _squared(rows) / (self.n * len(pull.sites))
+
+
+def _squared(rows: list[dict[str, Tensor]]) -> Tensor:
+    """The sum of squares an example, over all rows and all that they were taken with respect to."""
+    return torch.stack([g.square().sum() / (len(g) if g.dim() else 1) for gradients in rows for g in gradients.values()]).sum()

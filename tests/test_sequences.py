@@ -1,0 +1,576 @@
+"""Penalties on sequences: where time runs, which values are steps, what lengths leave out, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+import graphreg
+from graphreg import Penalty, RegularizerError, regularize
+from graphreg.passes import HiddenL1, RecurrentNorm, RecurrentState
+
+X = torch.randn(4, 5, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+LENGTHS = torch.tensor([5, 1, 3, 4])
+
+
+def state(z: Tensor) -> Tensor:
+    """RecurrentState of [batch, time, units], step by step."""
+    return torch.stack([(z[:, t] - z[:, t - 1]) ** 2 for t in range(1, z.shape[1])]).mean()
+
+
+def norm(z: Tensor) -> Tensor:
+    """RecurrentNorm likewise."""
+    return torch.stack([((z[:, t] ** 2).sum(-1) - (z[:, t - 1] ** 2).sum(-1)) ** 2 for t in range(1, z.shape[1])]).mean()
+
+
+def agree(model: nn.Module, selector: Any, args: tuple[Any, ...], by_hand: Callable[[], tuple[Tensor, Tensor]], **options: Any) -> None:
+    """Both penalties at the selector equal those by hand, state and norm, with the gradients of all parameters."""
+    penalties = [RecurrentState(selector, 1.0, **options), RecurrentNorm(selector, 1.0, **options)]
+    for examples in (None, args):  # shapes known when planned, or not
+        found = regularize(model, penalties, example_inputs=examples)(*args).penalties
+        for ours, theirs in zip(found.values(), by_hand(), strict=True):
+            torch.testing.assert_close(ours, theirs)
+            same_gradients(model, ours, theirs)
+
+
+def same_gradients(model: nn.Module, ours: Tensor, theirs: Tensor) -> None:
+    parameters = list(model.parameters())
+    gradients = [torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True) for value in (ours, theirs)]
+    assert any(gradient is not None and bool(gradient.any()) for gradient in gradients[1])
+    for a, b in zip(*gradients, strict=True):
+        if b is None:
+            assert a is None or not a.any()
+        else:
+            torch.testing.assert_close(a, b)
+
+
+# --- recurrent layers ------------------------------------------------------------------------------------------------
+
+
+class Layered(nn.Module):
+    def __init__(self, kind: Any, **options: Any) -> None:
+        super().__init__()
+        self.rnn = kind(3, 4, dtype=torch.float64, **options)
+        width = (options.get("proj_size") or 4) * (1 + bool(options.get("bidirectional")))
+        self.head = nn.Linear(width, 2, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, last = self.rnn(x)
+        h = last[0] if isinstance(self.rnn, nn.LSTM) else last
+        return self.head(out).sum() + h.sum() + (last[1].sum() if isinstance(self.rnn, nn.LSTM) else 0)
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_first": True}, {"bidirectional": True, "batch_first": True}, {"num_layers": 2}], ids=str)
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+def test_a_layer_tells_its_axis(kind: Any, options: dict[str, Any]) -> None:
+    """The same number from [batch, time, features] and [time, batch, features]: all of the output, last layer, both directions."""
+    model, first = Layered(kind, **options), bool(options.get("batch_first"))
+    x = X if first else X.transpose(0, 1)
+
+    def by_hand() -> tuple[Tensor, Tensor]:
+        z = model.rnn(x)[0]
+        z = z if first else z.transpose(0, 1)
+        return state(z), norm(z)
+
+    agree(model, "rnn", (x,), by_hand)
+    agree(model, "rnn:out", (x,), by_hand)
+
+
+class Dropped(Layered):
+    def __init__(self, kind: Any, **options: Any) -> None:
+        super().__init__(kind, **options)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(nn.functional.dropout(self.drop(self.rnn(x)[0]), 0.5, self.training))
+
+
+@pytest.mark.parametrize("selector", ["drop", "dropout"])
+def test_behind_dropout_the_axis_is_still_the_layers(selector: str) -> None:
+    model = Dropped(nn.GRU).eval()
+    agree(model, selector, (X,), lambda: (state(model.rnn(X)[0].transpose(0, 1)), norm(model.rnn(X)[0].transpose(0, 1))))
+    agree(model, selector, (X[0],), lambda: (state(model.rnn(X[0])[0][None]), norm(model.rnn(X[0])[0][None])))
+
+
+def test_a_layer_whose_tuple_is_returned() -> None:
+    class Bare(Layered):
+        def forward(self, x: Tensor) -> Any:
+            return self.rnn(x)
+
+    model = Bare(nn.LSTM)
+    agree(model, "rnn", (X,), lambda: (state(model.rnn(X)[0].transpose(0, 1)), norm(model.rnn(X)[0].transpose(0, 1))))
+    output = regularize(model, RecurrentState("rnn", 1.0))(X).output
+    assert torch.equal(output[1][1], model(X)[1][1])
+
+
+def test_a_projected_lstm() -> None:
+    model = Layered(nn.LSTM, proj_size=2, batch_first=True)
+    agree(model, "rnn", (X,), lambda: (state(model.rnn(X)[0]), norm(model.rnn(X)[0])))
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+def test_a_layer_without_a_batch(kind: Any, batch_first: bool) -> None:
+    """[time, features], whatever batch_first says."""
+    model = Layered(kind, batch_first=batch_first)
+    agree(model, "rnn", (X[0],), lambda: (state(model.rnn(X[0])[0][None]), norm(model.rnn(X[0])[0][None])))
+
+
+@pytest.mark.parametrize(("kind", "port"), [(nn.RNN, "h_n"), (nn.GRU, "h_n"), (nn.LSTM, "h_n"), (nn.LSTM, "c_n")])
+def test_the_last_state_is_no_sequence(kind: Any, port: str) -> None:
+    sentence = (
+        rf"RecurrentState at rnn:{port}: this is the state of rnn after the last step, no sequence\. Select 'rnn:out'; "
+        rf"where a glob finds both, add '!rnn:{port}'\."
+    )
+    with pytest.raises(RegularizerError, match=sentence):
+        regularize(Layered(kind), RecurrentState(f"rnn:{port}", 1.0))
+    with pytest.raises(RegularizerError, match="no sequence"):
+        regularize(Layered(kind), RecurrentState("rnn:*", 1.0))
+
+
+def test_the_last_state_is_taken_away_from_a_glob() -> None:
+    model = Layered(nn.LSTM)
+    everything = ["rnn:*", "!rnn:h_n", "!rnn:c_n"]
+    agree(model, everything, (X,), lambda: (state(model.rnn(X)[0].transpose(0, 1)), norm(model.rnn(X)[0].transpose(0, 1))))
+
+
+@pytest.mark.parametrize(("batch_first", "axis"), [(True, 0), (True, 2), (False, 2), (False, -1)])
+def test_a_layers_axis_is_not_overruled(batch_first: bool, axis: int) -> None:
+    own = int(batch_first)
+    with pytest.raises(
+        RegularizerError,
+        match=rf"RecurrentState at rnn: time_axis={axis} is not the axis of time in the output of this layer, which is {own} "
+        rf"\(batch_first={batch_first}\)\. Leave time_axis out: a recurrent layer tells its own\.",
+    ):
+        regularize(Layered(nn.GRU, batch_first=batch_first), RecurrentState("rnn", 1.0, time_axis=axis))
+
+
+@pytest.mark.parametrize(("batch_first", "axis"), [(True, -2), (True, 1), (False, 0), (False, -3)])
+def test_a_layers_axis_may_be_said_again(batch_first: bool, axis: int) -> None:
+    model = Layered(nn.GRU, batch_first=batch_first)
+    found = [regularize(model, RecurrentState("rnn", 1.0, **o))(X).penalties["recurrent_state"] for o in ({}, {"time_axis": axis})]
+    assert torch.equal(*found)
+
+
+# --- other values ----------------------------------------------------------------------------------------------------
+
+
+class Valued(nn.Module):
+    """``relu`` is the value: of the axes that x has."""
+
+    def __init__(self, width: int = 3) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(width, width, dtype=torch.float64), nn.Linear(width, 2, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.body(x)))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, 3, -1, -4])
+def test_the_time_axis_of_a_value(axis: int) -> None:
+    """What remains after the axis of time is the batch, then units of any number of dims."""
+    x = torch.randn(2, 5, 4, 3, dtype=torch.float64)
+    model = Valued()
+
+    def by_hand() -> tuple[Tensor, Tensor]:
+        z = torch.relu(model.body(x)).movedim(axis, 0)
+        z = z.reshape(z.shape[0], z.shape[1], -1).transpose(0, 1)
+        return state(z), norm(z)
+
+    agree(model, "relu", (x,), by_hand, time_axis=axis)
+
+
+def test_sites_are_averaged() -> None:
+    model = Valued()
+    both = regularize(model, RecurrentState(["body", "relu"], 1.0))(X).penalties["recurrent_state"]
+    torch.testing.assert_close(both, (state(model.body(X)) + state(torch.relu(model.body(X)))) / 2)
+
+
+def test_a_single_step_costs_nothing() -> None:
+    for module, x in (
+        (regularize(Valued(), RecurrentState("relu", 1.0), RecurrentNorm("relu", 1.0, norm="l2")), X[:, :1]),
+        (regularize(Layered(nn.GRU), RecurrentState("rnn", 1.0), RecurrentNorm("rnn", 1.0)), X[:1]),
+        (regularize(Cells(nn.GRUCell, 1), RecurrentState("cell", 1.0), RecurrentNorm("cell", 1.0)), X[:, :1]),
+    ):
+        penalties = module(x).penalties
+        assert [value.item() for value in penalties.values()] == [0, 0]
+        sum(penalties.values()).backward()
+        assert all(p.grad is None or not p.grad.any() for p in module.parameters())
+
+
+def test_an_empty_batch_costs_nothing() -> None:
+    assert regularize(Valued(), RecurrentState("relu", 1.0))(X[:0]).penalties["recurrent_state"].item() == 0
+
+
+@pytest.mark.parametrize("which", ["squared", "l2"])
+def test_gradients_are_finite_at_a_zero_state(which: str) -> None:
+    model = Valued()
+    nn.init.zeros_(model.body.weight), nn.init.zeros_(model.body.bias)
+    regularize(model, RecurrentNorm("body", 1.0, norm=which))(X).penalties["recurrent_norm"].backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.body.parameters())
+
+
+def test_half_precision_is_measured_in_single() -> None:
+    model = Valued().bfloat16()
+    module = regularize(model, RecurrentNorm("relu", 1.0))
+    z = torch.relu(model.body(X.bfloat16())).float()
+    penalty = module(X.bfloat16()).penalties["recurrent_norm"]
+    assert penalty.dtype == torch.float32
+    torch.testing.assert_close(penalty, norm(z))
+
+
+# --- cells -----------------------------------------------------------------------------------------------------------
+
+
+class Cells(nn.Module):
+    """A cell of torch's, called ``count`` times."""
+
+    def __init__(self, kind: Any, count: int = 5) -> None:
+        super().__init__()
+        self.cell, self.head, self.count = kind(3, 4, dtype=torch.float64), nn.Linear(4, 2, dtype=torch.float64), count
+
+    def states(self, x: Tensor) -> list[Tensor]:
+        h, steps = None, []
+        for t in range(self.count):
+            h = self.cell(x[..., t, :], h)
+            steps.append(torch.stack(h) if isinstance(h, tuple) else h)
+        return steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = None
+        for t in range(self.count):
+            h = self.cell(x[..., t, :], h)
+        return self.head(h[0] if isinstance(self.cell, nn.LSTMCell) else h)
+
+
+@pytest.mark.parametrize("kind", [nn.RNNCell, nn.GRUCell])
+@pytest.mark.parametrize("selector", ["cell", "cell:out", "cell*", ["cell_2", "cell"]], ids=str)
+@pytest.mark.parametrize("x", [X, X[0]], ids=["batch", "no batch"])
+def test_the_calls_of_a_cell_are_steps(kind: Any, selector: Any, x: Tensor) -> None:
+    model = Cells(kind)
+
+    def by_hand() -> tuple[Tensor, Tensor]:
+        z = torch.stack(model.states(x), -2).reshape(-1, 5, 4)
+        return state(z), norm(z)
+
+    agree(model, selector, (x,), by_hand, expect=1)
+
+
+@pytest.mark.parametrize(("selector", "part"), [("cell", 0), ("cell:h", 0), ("cell:0", 0), ("cell:c", 1), ("cell:1", 1)])
+def test_an_lstm_cell_has_two_states(selector: str, part: int) -> None:
+    model = Cells(nn.LSTMCell)
+
+    def by_hand() -> tuple[Tensor, Tensor]:
+        z = torch.stack([step[part] for step in model.states(X)], 1)
+        return state(z), norm(z)
+
+    agree(model, selector, (X,), by_hand)
+
+
+class Own(nn.Module):
+    """A cell written by hand, that gives its state and a gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.back = nn.Linear(3, 4, dtype=torch.float64), nn.Linear(4, 4, dtype=torch.float64)
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        gate = torch.sigmoid(self.into(x))
+        return torch.tanh(self.back(h) + gate), gate
+
+
+class Wrapped(nn.Module):
+    """Gives the last state alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = Own()
+
+    def steps(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+        h, steps = x.new_zeros(len(x), 4), []
+        for t in range(5):
+            h, gate = self.cell(x[:, t], h)
+            steps.append((h, gate))
+        return steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x[:, 0] @ x.new_zeros(3, 4)
+        for t in range(5):
+            h, _ = self.cell(x[:, t], h)
+        return h
+
+
+class Outer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.head = Wrapped(), nn.Linear(4, 2, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(x))
+
+
+@pytest.mark.parametrize(("selector", "part"), [("encoder.cell", 0), ("**.cell", 0), ("encoder.cell:1", 1)])
+def test_a_cell_of_the_users_own(selector: str, part: int) -> None:
+    model = Outer()
+
+    def by_hand() -> tuple[Tensor, Tensor]:
+        z = torch.stack([step[part] for step in model.encoder.steps(X)], 1)
+        return state(z), norm(z)
+
+    agree(model, selector, (X,), by_hand, expect=1)
+
+
+def test_layers_within_a_cell_are_sequences_too() -> None:
+    model = Outer()
+
+    def by_hand() -> tuple[Tensor, Tensor]:
+        z = model.encoder.cell.into(X)
+        return state(z), norm(z)
+
+    agree(model, "encoder.cell.into", (X,), by_hand, expect=1)
+
+
+def test_what_holds_a_cell_is_not_its_steps() -> None:
+    """The last state is the encoder's value, whose name means one value; the error says what means them all."""
+    for selector in ("encoder", "enc*"):
+        with pytest.raises(
+            RegularizerError,
+            match=r"the value has shape \(4, 4\) and is no sequence: that takes \[batch, time, units\], 3 dims or more\. Neighbouring "
+            r"units are not neighbouring steps\. This is one call of 'encoder\.cell': the selector 'encoder\.cell' takes all its calls",
+        ):
+            regularize(Outer(), RecurrentState(selector, 1.0))(X)
+
+
+def test_one_call_of_a_cell_is_no_sequence() -> None:
+    sentence = "This is one call of 'cell': the selector 'cell' takes all its calls as the steps of one sequence."
+    for examples in (None, X):
+        for model, selector in ((Cells(nn.GRUCell), "cell_1"), (Cells(nn.GRUCell), lambda site: site.name == "cell")):
+            with pytest.raises(RegularizerError, match=sentence):
+                regularize(model, RecurrentState(selector, 1.0), example_inputs=examples)(X)
+    with pytest.raises(RegularizerError, match="the selector 'cell:c' takes all its calls"):
+        regularize(Cells(nn.LSTMCell), RecurrentState("cell_1:c", 1.0))(X)
+
+
+def test_calls_are_taken_away_by_name() -> None:
+    """Without the first call: the pairs that remain."""
+    model = Cells(nn.GRUCell)
+    agree(
+        model, ["cell*", "!cell"], (X,),
+        lambda: (state(torch.stack(model.states(X)[1:], 1)), norm(torch.stack(model.states(X)[1:], 1))),
+    )  # fmt: skip
+
+
+class Shared(nn.Module):
+    """A block of tied weights, applied twice to [batch, time, units]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Linear(3, 3, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(torch.tanh(self.block(x)))
+
+
+def test_calls_that_are_sequences_each_are_chosen_by_a_function() -> None:
+    """By name they are two steps; one by one each has steps of its own."""
+    model = Shared()
+    first = model.block(X)
+    second = model.block(torch.tanh(first))
+    each = regularize(model, RecurrentState(lambda site: site.op == "Linear", 1.0, expect=2))(X).penalties["recurrent_state"]
+    torch.testing.assert_close(each, (state(first) + state(second)) / 2)
+    calls = regularize(model, RecurrentState("block", 1.0, expect=1))(X).penalties["recurrent_state"]
+    torch.testing.assert_close(calls, ((second - first) ** 2).mean())
+
+
+class Opaque(nn.Module):
+    """A cell that cannot be traced and gives a tuple, which is not only taken apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3, dtype=torch.float64)
+
+    def forward(self, x: Tensor, states: Any) -> tuple[Tensor, Tensor]:
+        h = self.linear(x) if bool(x.sum() > 9) else -self.linear(x)
+        return h, h
+
+
+class OpaqueCell(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.head = Opaque(), nn.Linear(3, 2, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Any:
+        states = self.cell(x[:, 0], None)
+        return self.head(states[0]), states
+
+
+def test_a_tuple_is_no_sequence() -> None:
+    with pytest.raises(
+        RegularizerError,
+        match=r"RecurrentState at cell: the value is a tuple, no tensor\. Select a part of it by its port, as 'cell' with ':0' behind",
+    ):
+        regularize(OpaqueCell(), RecurrentState("cell", 1.0))(X)
+
+
+def test_time_axis_has_no_meaning_for_calls() -> None:
+    with pytest.raises(RegularizerError, match="time_axis=2 has no meaning where the calls of cell are the steps"):
+        regularize(Cells(nn.GRUCell), RecurrentState("cell", 1.0, time_axis=2))
+
+
+class Growing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.Tanh()
+        self.head = nn.Linear(1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.cell(self.head(x))
+        return self.cell(torch.cat([h, h], 1)).sum() + h.sum()
+
+
+@pytest.mark.parametrize("examples", [None, torch.ones(2, 1)])
+def test_calls_of_several_shapes_are_no_steps(examples: Any) -> None:
+    with pytest.raises(
+        RegularizerError,
+        match=r"RecurrentState at cell: its calls give values of several shapes, \(2, 1\) and \(2, 2\), and are no steps of one sequence\. "
+        r"Select the calls one by one, with a function of a site\.",
+    ):
+        regularize(Growing(), RecurrentState("cell", 1.0), example_inputs=examples)(torch.ones(2, 1))
+
+
+def test_a_plan_shows_the_calls() -> None:
+    plan = graphreg.plan(graphreg.trace(Cells(nn.GRUCell), X), RecurrentState("cell", 0.1))
+    assert str(plan).splitlines()[0] == "Cells: 1 edits by 1 regularizer"
+    assert str(plan).splitlines()[2].split("  ")[0] == "cell (5 calls)"
+    report = graphreg.report(regularize(Cells(nn.GRUCell), RecurrentState("cell", 0.1)))
+    assert "cell (5 calls)" in report and "recurrent_state: RecurrentState 0.1 on 'cell', 1 site" in report
+
+
+# --- what the engine does with them ----------------------------------------------------------------------------------
+
+
+class Both(nn.Module):
+    """A cell in a loop and a value with a time axis; another structure in each mode; a state that is written into later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.head = nn.GRUCell(3, 4), nn.Linear(4, 3)
+        self.drop = nn.Dropout(0.1)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        h, steps = x[:, 0] @ x.new_zeros(3, 4), []
+        for t in range(3):
+            h = self.cell(x[:, t], h)
+            steps.append(torch.relu(h))
+        y = self.head(torch.relu(torch.stack(steps, 1)))
+        h += 1
+        return y * 2 + h.sum() if self.training else y
+
+
+Y = torch.randn(4, 3, 3, generator=torch.Generator().manual_seed(2))
+HERE = torch.tensor([3, 2, 1, 3])
+RELU = "relu_3"
+
+
+def both(**options: Any) -> Any:
+    penalties = [RecurrentState("cell", 0.1, lengths="lengths"), RecurrentNorm(RELU, 0.1, lengths="lengths"), HiddenL1("cell_1", 0.1)]
+    return regularize(Both(), penalties, dropout={"cell_1": 0.5}, rng=0, **options)
+
+
+def test_the_module_can_be_copied_and_stripped() -> None:
+    module = both()
+    assert list(module.graphs) == ["train", "eval"]
+    twins = [copy.deepcopy(module), pickle.loads(pickle.dumps(module))]
+    for mode in (True, False):
+        first = module.train(mode)(Y, HERE)
+        for twin in twins:
+            again = twin.train(mode)(Y, HERE)
+            assert torch.equal(first.output, again.output)
+            assert {n: v.item() for n, v in first.penalties.items()} == {n: v.item() for n, v in again.penalties.items()}
+    stripped = graphreg.strip(module)
+    assert not [node for graph in stripped.graphs.values() for node in graph.nodes if "graphreg" in node.meta]
+    original = Both()
+    original.load_state_dict(module.state_dict())
+    assert torch.equal(stripped.eval()(Y, HERE), original.eval()(Y, HERE))
+
+
+def test_penalties_attach() -> None:
+    returned, attached = both(), both(penalties="attach", scale=1.0)
+    attached.load_state_dict(returned.state_dict())
+    output, penalties = returned(Y, HERE)
+    (output.sum() + sum(penalties.values())).backward()
+    attached(Y, HERE).sum().backward()
+    assert {name: value.item() for name, value in attached.penalties().items()} == {n: v.item() for n, v in penalties.items()}
+    for a, b in zip(returned.parameters(), attached.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_as_a_pass() -> None:
+    """torch.fx's own trace of a cell in a loop: the same sites, the same numbers."""
+    model = Outer()
+    given = fx.symbolic_trace(model)
+    found = graphreg.as_pass(RecurrentState("encoder.cell", 1.0, expect=1))(given).graph_module
+    ours = regularize(model, RecurrentState("encoder.cell", 1.0))
+    assert torch.equal(found(X).penalties["recurrent_state"], ours(X).penalties["recurrent_state"])
+
+
+@pytest.mark.parametrize("clean", [False, True])
+def test_a_sequence_reads_behind_the_splices(clean: bool) -> None:
+    """Or before those at its own sites, where it asks for it: the next step has read what the splice made of it."""
+    model, seen = Cells(nn.GRUCell), dict[str, Tensor]()
+
+    class Seen(Penalty):
+        def __call__(self, values: dict[str, Tensor]) -> Tensor:
+            seen.update(values)
+            return torch.zeros(())
+
+    calls = ["cell", *(f"cell_{i}" for i in range(1, 5))]
+    module = regularize(model, RecurrentState("cell", 1.0, clean=clean), Seen(calls, 1.0, clean=clean), dropout={"cell*": 0.5}, rng=0)
+    penalty = module(X).penalties["recurrent_state"]
+    assert any((value == 0).any() for value in seen.values()) != clean
+    torch.testing.assert_close(penalty, state(torch.stack([seen[name] for name in calls], 1)))
+
+
+class Sum(nn.Module):
+    """A cell whose backward needs nothing of its value, which may be written into, therefore."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.back = nn.Linear(3, 4, dtype=torch.float64), nn.Linear(4, 4, dtype=torch.float64)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return self.into(x) + self.back(h)
+
+
+class Written(nn.Module):
+    """Each state is written into after the next step has read it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.head = Sum(), nn.Linear(4, 2, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, out = x[:, 0] @ x.new_zeros(3, 4), []
+        for t in range(5):
+            new = self.cell(x[:, t], h)
+            h = new * 2
+            out.append(new.mul_(3))
+        return self.head(torch.stack(out, 1)) + self.head(h)[:, None]
+
+
+def test_a_state_that_is_overwritten_is_measured_as_it_was() -> None:
+    model = Written()
+    h, steps = X.new_zeros(4, 4), []
+    for t in range(5):
+        h = model.cell(X[:, t], h)
+        steps.append(h)
+        h = h * 2
+    penalty = regularize(model, RecurrentState("cell", 1.0))(X).penalties["recurrent_state"]
+    torch.testing.assert_close(penalty, state(torch.stack(steps, 1)))
+    same_gradients(model, penalty, state(torch.stack(steps, 1)))
