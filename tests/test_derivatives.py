@@ -377,12 +377,12 @@ class Once(torch.autograd.Function):
         return g * x.cos()
 
 
-@torch.library.custom_op("graphreg_tests::sine", mutates_args=())
+@torch.library.custom_op("graphregtests::sine", mutates_args=())
 def sine(x: Tensor) -> Tensor:
     return x.sin()
 
 
-@torch.library.custom_op("graphreg_tests::cosine_times", mutates_args=())
+@torch.library.custom_op("graphregtests::cosine_times", mutates_args=())
 def cosine_times(g: Tensor, x: Tensor) -> Tensor:
     return g * x.cos()
 
@@ -417,7 +417,7 @@ class Twice(nn.Module):
 
 
 def test_an_operation_without_a_second_derivative_is_named() -> None:
-    for function, culprit in ((Once.apply, "the operation whose derivative MmBackward0 reads"), (sine, "graphreg_tests::cosine_times")):
+    for function, culprit in ((Once.apply, "the operation whose derivative MmBackward0 reads"), (sine, "graphregtests::cosine_times")):
         module = graphreg.regularize(Twice(function), Contractive("b", 1.0))
         sentence = (
             rf"^Contractive contractive: {culprit} cannot be differentiated twice, so the penalty would have no gradient\. "

@@ -49,6 +49,11 @@ class Row(Enum):
     SQUARED = "RecurrentNorm has no square, so it telescopes and can be negative | squared"
     SEQUENCES = "recurrent penalties accept 2-D values and difference neighbouring units; T = 1 gives nan | error; 0"
     TRAINS = "a penalty on what no parameter reaches is a constant in the loss | error"  # DESIGN.md, section 8; no row there
+    FROBENIUS = (
+        "Contractive is (∂ mean(h)/∂x)²: it shrinks with the batch squared, and opposite units cancel; its default pattern crashes; "
+        "unequal inputs crash; `wrt` that matches nothing gives nan | "
+        'true Frobenius norm; the old form as `estimator="mean"`; default hidden; sum over inputs; error'
+    )
     VALUES = "names of saved copies, inner outputs (`:pre`, `:cell`) exist in every layer | a site is a value of the traced graph"
 
 
@@ -240,7 +245,11 @@ def selector(pattern: Any, name: str) -> Any:
 def options(key: str, given: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A regularizer's options in graphreg's words; parameters have the same names in both."""
     on_values = graphreg.registered()[key.lower()].on == "values"
-    return {k: selector(v, name) if k == "pattern" and on_values else v for k, v in given.items()}
+    found = {k: selector(v, name) if k == "pattern" and on_values else v for k, v in given.items()}
+    if key.lower() != "contractive":
+        return found
+    wrt = {"wrt": "in_" if given["wrt"] == "in" else given["wrt"]} if "wrt" in given else {}
+    return found | wrt | {"estimator": "mean"}
 
 
 def keywords(source: str, name: str) -> dict[str, Any]:
