@@ -25,6 +25,7 @@ PARTS: dict[str, tuple[str, list[str]]] = {
     "breakdown": ("What the rest is made of", ["breakdown.py"]),
     "memory": ("Memory and time to compile", ["memory.py"]),
     "recurrent": ("Recurrent layers, compiled", ["recurrent.py"]),
+    "contractive": ("The contractive penalty", ["contractive.py"]),
     "cost": ("The cost of regularize()", ["cost.py"]),
     "generators": ("Generators of the noise", ["generators.py"]),
 }
