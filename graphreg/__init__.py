@@ -1,6 +1,6 @@
 """graphreg regularizes an existing PyTorch model by name."""
 
-from graphreg.control import noise_on, rng_state, set_rng_state, set_strength, strengths
+from graphreg.control import frozen_noise, noise_on, rng_state, set_ranks, set_rng_state, set_strength, strengths
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, TraceError
 from graphreg.fxpass import as_pass
 from graphreg.keywords import from_kwargs
@@ -13,6 +13,7 @@ from graphreg.registry import build, registered
 from graphreg.regularizer import Penalty, Regularizer, Splice
 from graphreg.report import report
 from graphreg.rewrite import rewrite
+from graphreg.sampling import Samples, sample
 from graphreg.selector import Selector
 from graphreg.sites import Site
 from graphreg.steps import mean_over_pairs
@@ -20,8 +21,9 @@ from graphreg.strip import strip
 from graphreg.trace import Traced, names, trace
 
 __all__ = [
-    "GraphRegError", "NoMatchError", "Noise", "Penalty", "Plan", "Pull", "Regularized", "Regularizer", "RegularizerError", "Selector",
-    "Site", "Splice", "TraceError", "Traced", "as_pass", "build", "from_kwargs", "mean_over_pairs", "names", "noise_on", "plan",
-    "registered", "regularize", "report", "rewrite", "rng_state", "set_rng_state", "set_strength", "strengths", "strip", "trace",
+    "GraphRegError", "NoMatchError", "Noise", "Penalty", "Plan", "Pull", "Regularized", "Regularizer", "RegularizerError", "Samples",
+    "Selector", "Site", "Splice", "TraceError", "Traced", "as_pass", "build", "from_kwargs", "frozen_noise", "mean_over_pairs", "names",
+    "noise_on", "plan", "registered", "regularize", "report", "rewrite", "rng_state", "sample", "set_ranks", "set_rng_state",
+    "set_strength", "strengths", "strip", "trace",
 ]  # fmt: skip
 __version__ = "0.1.0"

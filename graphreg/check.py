@@ -17,24 +17,44 @@ from graphreg.derivatives import Track
 from graphreg.errors import RegularizerError
 from graphreg.modes import is_nan
 from graphreg.module import RULES, Regularized, RewrittenModule
+from graphreg.own_rules import OwnRule
 from graphreg.placed import Placed, fail
 from graphreg.plan import Plan
 from graphreg.regularizer import Penalty
+from graphreg.substitution import is_own, restored
 from graphreg.trace import Traced
 
 
 def check(module: RewrittenModule, traced: Traced, plan: Plan) -> None:
     """Raise GraphRegError unless the module is the traced model with the plan's additions and nothing else."""
     _same_owner(module, traced.model)
-    for mode, graph in module.graphs.items():
+    for mode, emitted in module.graphs.items():
+        _lint(emitted, to_networkx(emitted))
+        _owns(emitted, module, plan)
+        graph = restored(emitted)  # what is looked at below are the model's own calls
         flow = to_networkx(graph)
-        _lint(graph, flow)
         original = traced.graphs[mode]
         _contracts(graph, original)
         placed = Placed(graph, original, traced, plan)
         placed.check()
         _leaves(graph, module, plan)
         _reaches(graph, module, plan, placed, flow)
+
+
+def _owns(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
+    """Each dropout of the model's own that was chosen runs its leaf, with the key of the call where it draws."""
+    planned = {edit.own.site.name: edit for edit in plan.own}
+    for node in graph.nodes:
+        name = node.meta["site"][1][0].text if node.meta.get("site", ("", ()))[1] else ""
+        if not is_own(node):
+            if name in planned and "graphreg" not in node.meta:
+                fail(f"{node.name} still calls the model's own dropout.")
+            continue
+        leaf, edit, key = module.get_submodule(str(node.target)), planned.get(name), node.kwargs.get("noise")
+        if edit is None or not isinstance(leaf, OwnRule) or leaf.site != name or leaf.rate != edit.rate:
+            fail(f"{node.name} does not do what was planned.")
+        elif edit.draws != (isinstance(key, fx.Node) and key.meta.get("graphreg", {}).get("kind") == "key"):
+            fail(f"{node.name} does not take the key of the call.")
 
 
 def _leaves(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:

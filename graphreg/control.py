@@ -1,19 +1,23 @@
-"""The knobs of a rewritten module: strengths, the state of its noise, noise in eval mode. None of them recompiles."""
+"""The knobs of a rewritten module: strengths, where its noise stands, noise held still, noise in eval mode.
+
+Strengths, states and held noise compile nothing again; noise_on and set_ranks once for each setting, and never for a call.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, near_sentence
 from graphreg.inside import rules_of
-from graphreg.rules import KeyRule, SpliceRule
+from graphreg.rules import Drawing, KeyRule
 
 STATE_VERSION = 1
+Ranks = Literal["differ", "same"]
 
 
 def strengths(module: nn.Module) -> dict[str, float]:
@@ -36,30 +40,61 @@ def set_strength(module: nn.Module, name: str, value: float) -> None:
 
 
 def rng_state(module: nn.Module) -> dict[str, Any]:
-    """Where the noise stands: a plain dict to save beside a checkpoint. Raises GraphRegError without a splice."""
+    """Where the noise stands: a plain dict to save beside a checkpoint, the same on every rank.
+
+    Raises GraphRegError without a splice.
+    """
     key = _key(module)
     streams = dict(zip(key.names, key.streams.tolist(), strict=True))
-    return {"version": STATE_VERSION, "call": int(key.step), "streams": streams}
+    return {"version": STATE_VERSION, "call": key.call(), "ranks": "same" if key.alike else "differ", "streams": streams}
 
 
 def set_rng_state(module: nn.Module, state: dict[str, Any]) -> None:
-    """Resume the noise where ``rng_state`` found it: the next call draws what the next call would have drawn then."""
+    """Resume the noise where ``rng_state`` found it: the next call draws what the next call would have drawn then.
+
+    Raises RegularizerError for a state that is damaged, of another version or of another module; the noise then stays.
+    """
     key = _key(module)
-    if not isinstance(state, dict) or state.get("version") != STATE_VERSION:
-        raise RegularizerError(f"this is no state of graphreg's noise, version {STATE_VERSION}. Give what graphreg.rng_state returned.")
-    if list(state["streams"]) != list(key.names):
-        raise RegularizerError(
-            f"the state belongs to another module: it has {len(state['streams'])} streams ({', '.join(list(state['streams'])[:3])}), "
-            f"this one {len(key.names)} ({', '.join(key.names[:3])}). Regularize the same sites in the same order first."
-        )
-    key.streams = key.streams.new_tensor(list(state["streams"].values()))
+    streams = _checked_streams(state, key.names)
+    key.streams = key.streams.new_tensor(streams)
+    key.alike = state["ranks"] == "same"
     key.seek(state["call"])
+
+
+def set_ranks(module: nn.Module, ranks: Ranks) -> None:
+    """Whether the ranks of torch.distributed draw different masks, ``"differ"`` (as they do by themselves), or the ``"same"``.
+
+    The same masks are right where ranks share one example, as in tensor parallelism. Raises RegularizerError for another word,
+    GraphRegError without a splice.
+    """
+    key = _key(module)
+    if ranks not in ("differ", "same"):
+        raise RegularizerError(f"ranks={ranks!r} is not allowed; give 'differ' (each rank draws its own masks) or 'same'.")
+    key.alike = ranks == "same"
+
+
+@contextmanager
+def frozen_noise(module: nn.Module) -> Iterator[None]:
+    """Every call in the block draws the same masks: line searches, gradient checks, sharpness-aware steps.
+
+    The block counts as one call, or as none where nothing was drawn in it. A block within a block is part of it. Nothing
+    is compiled again. Raises GraphRegError without a splice.
+    """
+    key = _key(module)
+    if key.held is not None:
+        yield
+        return
+    key.hold()
+    try:
+        yield
+    finally:
+        key.release()
 
 
 @contextmanager
 def noise_on(module: nn.Module) -> Iterator[None]:
     """Keep every splice acting, whatever the mode: ``with graphreg.noise_on(module): module.eval()(x)``."""
-    rules = [leaf for leaf in rules_of(module).children() if isinstance(leaf, (SpliceRule, KeyRule))]
+    rules = [leaf for leaf in rules_of(module).children() if isinstance(leaf, (Drawing, KeyRule))]
     before = [leaf.forced for leaf in rules]
     try:
         for leaf in rules:
@@ -68,10 +103,51 @@ def noise_on(module: nn.Module) -> Iterator[None]:
     finally:
         for leaf, forced in zip(rules, before, strict=True):
             leaf.forced = forced
+            if isinstance(leaf, KeyRule):
+                leaf.settle()
 
 
 def _key(module: nn.Module) -> KeyRule:
     key = getattr(rules_of(module), "key", None)
     if not isinstance(key, KeyRule):
-        raise GraphRegError("this module draws no noise: it has no splice, so there is no state of noise.")
+        raise GraphRegError(
+            "this module draws no noise: it has no splice, so there is no noise to hold, sample or resume. "
+            "Regularize with dropout or noise first, e.g. hidden_dropout=0.1, or own_dropout='seeded'."
+        )
     return key
+
+
+def _checked_streams(state: object, names: Sequence[str]) -> list[int]:
+    """The streams of a state, in the module's order; refuses what ``rng_state`` never gave."""
+    if not isinstance(state, Mapping):
+        raise RegularizerError(f"{type(state).__name__} is no state of noise. Give the dict that graphreg.rng_state returned.")
+    if state.get("version") != STATE_VERSION:
+        given = f"version {state['version']!r}" if "version" in state else "no version"
+        raise RegularizerError(
+            f"the state has {given}; this graphreg reads version {STATE_VERSION}. Give the dict that graphreg.rng_state returned, "
+            "or read it with the graphreg that saved it."
+        )
+    call, streams = state.get("call"), state.get("streams")
+    damaged = (
+        f"call={call!r}, not a whole number of 0 or more" if not _is_word(call) or call < 0  # type: ignore[operator]
+        else f"ranks={state.get('ranks')!r}, not 'differ' or 'same'" if state.get("ranks") not in ("differ", "same")
+        else f"streams={streams!r}, not a dict of names to 64-bit numbers" if not _are_streams(streams)
+        else None
+    )  # fmt: skip
+    if damaged:
+        raise RegularizerError(f"the state is damaged: it says {damaged}. Take an older checkpoint's, or start anew.")
+    assert isinstance(streams, Mapping)
+    if list(streams) != list(names):
+        raise RegularizerError(
+            f"the state belongs to another module: it has {len(streams)} streams ({', '.join(list(streams)[:3])}), "
+            f"this one {len(names)} ({', '.join(names[:3])}). Regularize the same sites in the same order first."
+        )
+    return list(streams.values())
+
+
+def _is_word(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and -(1 << 63) <= value < 1 << 63
+
+
+def _are_streams(streams: object) -> bool:
+    return isinstance(streams, Mapping) and all(isinstance(name, str) and _is_word(word) for name, word in streams.items())

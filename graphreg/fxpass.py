@@ -17,6 +17,7 @@ from graphreg.inside import graphs_of, rules_of
 from graphreg.keywords import from_kwargs, instances
 from graphreg.leaves import check_rng
 from graphreg.module import RULES, Regularized
+from graphreg.own_choice import OwnDropout, check_option
 from graphreg.pipeline import regularize
 from graphreg.plan import check_missing
 from graphreg.regularizer import Regularizer
@@ -31,6 +32,7 @@ def as_pass(
     missing: Missing = "error",
     penalties: Penalties = "return",
     scale: Scale | None = None,
+    own_dropout: OwnDropout = "keep",
     **keywords: Any,
 ) -> PassBase:
     """``regularize`` as a pass of torch.fx, with its options; ``compile`` comes after the last pass.
@@ -51,9 +53,11 @@ def as_pass(
     check_penalties(penalties)
     check_scale(scale)
     check_rng(rng)
+    check_option(own_dropout)
     given = tuple(instances(regularizers))
     from_kwargs(Traced(nn.Module(), {}, ()), **keywords)  # for its errors
     options = {"example_inputs": example_inputs, "rng": rng, "missing": missing, "penalties": penalties, "scale": scale}
+    options["own_dropout"] = own_dropout
     return Regularize(given, options, keywords)
 
 

@@ -56,7 +56,7 @@ def _check_keyword(keyword: str) -> None:
     if keyword in OPTIONS:
         raise RegularizerError(f"{keyword!r} is an option of graphreg.regularize, not a regularizer: from_kwargs does not take it.")
     if keyword.lower() not in known:
-        options = known | (OPTIONS - {"model", "own_dropout"})
+        options = known | (OPTIONS - {"model"})
         raise NoMatchError(
             f"{keyword!r} is no option of graphreg.regularize and no key of a regularizer."
             f"{near_sentence(keyword.lower(), sorted(options), 'Near keys')} graphreg.registered() lists the keys."

@@ -13,6 +13,7 @@ from graphreg.derivatives import Derivative, Track
 from graphreg.errors import RegularizerError
 from graphreg.measures import Measure, MeasureSteps, Total, Whole
 from graphreg.noise import stream
+from graphreg.own_rules import OwnRule
 from graphreg.plan import Edit, Plan
 from graphreg.regularizer import Penalty, Regularizer, Splice
 from graphreg.rules import KeyRule, Leaf, Rules, SpliceRule
@@ -25,7 +26,10 @@ def identifier(name: str) -> str:
 
 
 def leaf_names(plan: Plan) -> dict[int | str, str]:
-    """The name under ``graphreg_rules`` of each edit's leaf, by the edit's place in the plan, and of what tracks, by site."""
+    """The name under ``graphreg_rules`` of each edit's leaf, by the edit's place in the plan, and of what tracks, by site.
+
+    The model's own dropouts follow the edits.
+    """
     taken = {*dir(Rules()), "key", "attach", *plan.regularizers}
     names: dict[int | str, str] = {}
     bases: dict[int | str, str] = {i: f"{identifier(edit.site.name)}_{edit.name}" for i, edit in enumerate(plan.edits)}
@@ -34,6 +38,12 @@ def leaf_names(plan: Plan) -> dict[int | str, str]:
         while name in taken:
             count += 1
             name = f"{base}_{count}"
+        taken.add(name)
+        names[i] = name
+    for i, own in enumerate(plan.own, len(plan.edits)):
+        name = f"{identifier(own.own.site.name)}_own"
+        while name in taken:
+            name += "_"
         taken.add(name)
         names[i] = name
     clash = [name for name in plan.regularizers if name in {*dir(Rules()), "key", "attach", "about", "strengths"}]
@@ -63,6 +73,10 @@ def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], rng
                 streams[names[i]] = stream(seeds.of(edit), edit.site.name, type(regularizer).__name__, edit.occurrence)
             continue
         rules.add_module(names[i], leaf)
+    for i, own in enumerate(plan.own, len(plan.edits)):
+        rules.add_module(names[i], OwnRule(own, len(streams)))
+        if own.draws:
+            streams[names[i]] = stream(seeds.default(), own.own.site.name, "own dropout", 0)
     if streams:
         rules.add_module("key", KeyRule(streams).to(device))
     for name, regularizer in plan.regularizers.items():
@@ -96,8 +110,9 @@ class _Seeds:
 
     def of(self, edit: Edit) -> int:
         own = edit.regularizer.rng if isinstance(edit.regularizer, Splice) else None
-        if own is not None:
-            return self.own.setdefault(edit.name, seed(own))
+        return self.default() if own is None else self.own.setdefault(edit.name, seed(own))
+
+    def default(self) -> int:
         if self.common is None:
             self.common = seed(None)
         return self.common

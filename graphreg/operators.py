@@ -15,6 +15,8 @@ import torch
 from torch import fx, nn
 from torch.nn.utils import rnn as packing
 
+from graphreg.dropouts import DROPOUTS, is_drop_path, is_dropout_module
+
 # Products: they mix units with weights. The value that such an operation reads is what theanets calls a hidden output.
 PRODUCTS = {
     "linear", "bilinear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
@@ -30,10 +32,6 @@ VIEWS = {
 }  # fmt: skip
 PACKS = {"pack_padded_sequence", "pack_sequence"}  # what gives a PackedSequence
 MOVES = PACKS | {"pad", "roll", "flip", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle"}
-DROPOUTS = {
-    "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "feature_dropout",
-    "stochastic_depth", "drop_path", "dropout_", "drop_block2d", "drop_block3d",
-}  # fmt: skip
 NORMS = {"layer_norm", "batch_norm", "group_norm", "instance_norm", "rms_norm", "local_response_norm", "normalize"}
 SPLITS = {"chunk", "split", "tensor_split", "unbind", "split_with_sizes"}
 LISTS = SPLITS | {"meshgrid", "topk", "sort", "broadcast_tensors", "pad_packed_sequence"}
@@ -51,7 +49,6 @@ INTEGERS = {
 NORM_MODULES = (
     nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d, nn.RMSNorm,
 )  # fmt: skip
-DROPOUT_MODULES = (nn.modules.dropout._DropoutNd,)
 VIEW_MODULES = (nn.Flatten, nn.Unflatten, nn.Identity)
 MOVE_MODULES = (nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.modules.padding._ConstantPadNd)
 IN_PLACE_NAMES = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor", "ilshift", "irshift")
@@ -78,7 +75,7 @@ class Operations:
         """Code that is neither torch's nor ours, kept whole: it may do anything to its arguments."""
         module = self.module(node)
         if module is not None:
-            return not type(module).__module__.startswith("torch.nn.")
+            return not type(module).__module__.startswith("torch.nn.") and not is_drop_path(module)
         if node.op != "call_function" or isinstance(node.target, type):  # a dataclass or named tuple only holds
             return False
         home = getattr(node.target, "__module__", None) or "torch"
@@ -96,13 +93,14 @@ class Operations:
         return isinstance(module, NORM_MODULES) if module is not None else function_name(node) in NORMS
 
     def is_dropout(self, node: fx.Node) -> bool:
-        return isinstance(self.module(node), DROPOUT_MODULES) or function_name(node) in DROPOUTS
+        module = self.module(node)
+        return is_dropout_module(module) if module is not None else function_name(node) in DROPOUTS
 
     def passes_through(self, node: fx.Node) -> bool:
         """View-like operations and the model's own dropout: a read of their output is a read of their input."""
         module = self.module(node)
         if module is not None:
-            return isinstance(module, (*VIEW_MODULES, *MOVE_MODULES, *DROPOUT_MODULES))
+            return isinstance(module, (*VIEW_MODULES, *MOVE_MODULES)) or is_dropout_module(module)
         if is_port(node, self):  # a part of a split tensor is a view of it; a port of a tuple is a value of its own
             return isinstance(node.args[0], fx.Node) and function_name(node.args[0]) in SPLITS
         return function_name(node) in VIEWS | MOVES | DROPOUTS
@@ -111,7 +109,8 @@ class Operations:
         """Whether the output may share storage with an argument."""
         module = self.module(node)
         if module is not None:
-            return isinstance(module, (*VIEW_MODULES, *DROPOUT_MODULES)) or self.is_opaque(node) or bool(self.writes(node))
+            alias = isinstance(module, VIEW_MODULES) or is_dropout_module(module)
+            return alias or self.is_opaque(node) or bool(self.writes(node))
         return function_name(node) in VIEWS | DROPOUTS or self.is_opaque(node) or bool(self.writes(node))
 
     def writes(self, node: fx.Node, surely: bool = False) -> list[fx.Node]:

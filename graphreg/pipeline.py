@@ -15,6 +15,7 @@ from graphreg.collector import collector_at_rest
 from graphreg.errors import RegularizerError
 from graphreg.keywords import from_kwargs, instances
 from graphreg.module import RULES, RewrittenModule
+from graphreg.own_choice import OwnDropout
 from graphreg.plan import Plan, plan
 from graphreg.regularizer import Regularizer
 from graphreg.rewrite import rewrite
@@ -34,6 +35,7 @@ def regularize(
     penalties: Penalties = "return",
     compile: bool | Mapping[str, Any] = False,
     scale: Scale | None = None,
+    own_dropout: OwnDropout = "keep",
     **keywords: Any,
 ) -> RewrittenModule:
     """The model with regularizers at the sites they name: a GraphModule that returns ``(output, penalties)``.
@@ -41,6 +43,8 @@ def regularize(
     ``regularizers``: instances or sequences of them; ``keywords``: ``hidden_dropout=0.1``, ``weight_l2=1e-4``, ….
     ``example_inputs``: a tensor, a tuple (positional) or a dict (keyword). ``penalties="attach"`` keeps the model's own
     output type; ``scale`` is then the scale of the loss. ``compile``: True, or a dict of torch.compile options.
+    ``own_dropout``: what becomes of the model's own dropout, stochastic depth and attention dropout: ``"keep"``, ``"seeded"`` (drawn
+    from graphreg's streams), ``"off"``, or a rate in [0, 1), seeded; or a dict of selectors to these, of which the last counts.
     The model itself stays as it is, and shares its layers with the result. Raises GraphRegError kinds.
     """
     if not isinstance(compile, (bool, Mapping)):
@@ -49,7 +53,7 @@ def regularize(
         raise RegularizerError("scale= is for penalties='attach'; returned penalties are scaled with the loss they are added to.")
     with collector_at_rest():
         traced = trace(model, example_inputs, front_end)
-        found = plan(traced, [*instances(regularizers), *from_kwargs(traced, **keywords)], missing)
+        found = plan(traced, [*instances(regularizers), *from_kwargs(traced, **keywords)], missing, own_dropout)
         module = rewrite(traced, found, rng, penalties, scale)
     _tell(found)
     if penalties == "attach" and scale is None:
@@ -63,6 +67,10 @@ def regularize(
 def _tell(found: Plan) -> None:
     for name, regularizer in found.regularizers.items():
         log.info("%g %s %r: %d sites (%s)", regularizer.weight, type(regularizer).__name__, regularizer.pattern, len(found.of(name)), name)
+    if found.own:
+        log.info("own dropout: %d of %s", len(found.own), ", ".join(sorted({edit.becomes for edit in found.own})))
+    for own in found.stays:
+        log.warning("own dropout is not moved: %s", own.text)
 
 
 def _warn_of_scale(module: RewrittenModule) -> None:

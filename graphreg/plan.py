@@ -10,6 +10,8 @@ from functools import cached_property
 from graphreg.cone import Cone, cone
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError
 from graphreg.keywords import instances
+from graphreg.own_choice import OwnDropout, OwnEdit, decide, table
+from graphreg.own_dropout import Own
 from graphreg.regularizer import Penalty, Regularizer, Splice
 from graphreg.selector import Missing, select
 from graphreg.sequences import check_lengths, lengths_name, sequences
@@ -47,13 +49,16 @@ class Edit:
 class Plan:
     """All edits of all regularizers; ``regularizers`` maps their final names to them, in order.
 
-    ``cones``: by name, what the penalties on derivatives differentiate with respect to.
+    ``cones``: by name, what the penalties on derivatives differentiate with respect to. ``own``: what becomes of the model's
+    own dropout; ``stays``: what of it was chosen and cannot be moved.
     """
 
     title: str
     regularizers: Mapping[str, Regularizer]
     edits: tuple[Edit, ...]
     cones: Mapping[str, Cone] = field(default_factory=dict)
+    own: tuple[OwnEdit, ...] = ()
+    stays: tuple[Own, ...] = ()
 
     def of(self, name: str) -> tuple[Edit, ...]:
         return tuple(edit for edit in self.edits if edit.name == name)
@@ -100,12 +105,18 @@ class Plan:
         ]
         head = ("site", "op", "shape", "dtype", "regularizer", "weight", "matched by")
         count = len(self.regularizers)
+        own = "".join(f"\n{line}" for line in table(self.own, self.stays))
         notes = "".join(f"\n{name}: {own.note()}" for name, own in self.cones.items())
-        return f"{self.title}: {len(self.edits)} edits by {count} regularizer{'s' * (count != 1)}\n{columns(head, rows)}{notes}"
+        rows_text = "" if self.own and not rows else f"\n{columns(head, rows)}"
+        return f"{self.title}: {len(self.edits)} edits by {count} regularizer{'s' * (count != 1)}{rows_text}{notes}{own}"
 
 
-def plan(traced: Traced, regularizers: Regularizer | Iterable[Regularizer], missing: Missing = "error") -> Plan:
+def plan(
+    traced: Traced, regularizers: Regularizer | Iterable[Regularizer], missing: Missing = "error", own_dropout: OwnDropout = "keep"
+) -> Plan:
     """Decide every edit. ``missing``: what a string that selects nothing is, ``"error"``, ``"warn"`` or ``"ignore"``.
+
+    ``own_dropout``: what becomes of the model's own, as in ``regularize``.
 
     Raises NoMatchError for such a string and for a count other than ``expect``; RegularizerError for what is no
     regularizer, or a penalty that no trainable parameter reaches.
@@ -121,7 +132,8 @@ def plan(traced: Traced, regularizers: Regularizer | Iterable[Regularizer], miss
             kind = type(regularizer)
             edits.append(Edit(site, name, regularizer, text, seen[site.name, kind], steps))
             seen[site.name, kind] += 1
-    return Plan(traced.title, named, tuple(edits), _cones(traced, named, edits))
+    own, stays = decide(own_dropout, traced.own_dropout, traced.title, missing)
+    return Plan(traced.title, named, tuple(edits), _cones(traced, named, edits), own, stays)
 
 
 def _cones(traced: Traced, named: Mapping[str, Regularizer], edits: Sequence[Edit]) -> dict[str, Cone]:
@@ -208,5 +220,7 @@ def require_sites(plan: Plan, traced: Traced) -> None:
     """Refuse a plan made for another model."""
     known = {site.name for site in traced.sites}
     strange = [site.name for edit in plan.edits for site in edit.sites if site.name not in known]
+    own = {own.site.name for own in traced.own_dropout} if plan.own else set()
+    strange += [edit.own.site.name for edit in plan.own if edit.own.site.name not in own]
     if strange:
         raise GraphRegError(f"the plan is for {plan.title} and names {strange[0]!r}, which {traced.title} does not have. Plan again.")

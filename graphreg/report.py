@@ -9,6 +9,7 @@ from graphreg.decisions import decisions
 from graphreg.inside import graphs_of, rewritten, rules_of
 from graphreg.leaves import measures
 from graphreg.module import RewrittenModule
+from graphreg.own_choice import table
 from graphreg.plan import Plan
 from graphreg.regularizer import Splice
 from graphreg.sites import columns, dtype_text, shape_text
@@ -34,8 +35,13 @@ def report(module: nn.Module) -> str:
         for e in plan.edits
     ]
     head = ("site", "op", "shape", "dtype", "regularizer", "strength", "matched by")
-    lines = [f"{plan.title}, traced by the {front_end} front end: {len(plan.edits)} edits", columns(head, rows), ""]
+    lines = [
+        f"{plan.title}, traced by the {front_end} front end: {len(plan.edits)} edits",
+        *([columns(head, rows)] if rows or not plan.own else []),
+        "",
+    ]
     lines += _by_regularizer(plan, now)
+    lines += table(plan.own, plan.stays)
     lines += _gone(plan, list(graphs_of(rewritten(module)).values()))
     lines += [f"kept whole: {path} ({reason})" for path, reason in leaves.items()]
     lines += [f"held: {name}={value!r}" for name, value in held.items()]

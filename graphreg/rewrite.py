@@ -1,4 +1,4 @@
-"""The rewrite: with ``strip`` the only file that edits an fx graph. It acts on a plan; it decides nothing.
+"""The rewrite: it edits the graphs, with `strip.py` and `substitution.py` alone. It acts on a plan; it decides nothing.
 
 Every node it adds says so in ``node.meta["graphreg"]``: its kind, its regularizer, its site.
 """
@@ -25,6 +25,7 @@ from graphreg.plan import Edit, Plan, require_sites
 from graphreg.regularizer import Penalty, Splice
 from graphreg.roles import site_nodes
 from graphreg.storage import copied
+from graphreg.substitution import substitute
 from graphreg.trace import Traced
 
 
@@ -67,6 +68,7 @@ class _Rewriting:
         self.graph, self.plan, self.names = copied(graph), plan, names
         self.where = site_nodes(self.graph, traced.operations)
         self.aliases, self.operations = Aliases(self.graph, traced.operations), traced.operations
+        self.own = {n.meta["site"][1][0].text: n for n in self.graph.nodes if n.meta.get("site", ("", ()))[1]}
         self.recomputed: list[str] = []
         self.inputs = {str(n.target): n for n in self.graph.nodes if n.op == "placeholder"}
         self.calls: dict[int, dict[str, fx.Node]] = {}  # by the edit's place: what it reads at each call of a cell
@@ -85,16 +87,29 @@ class _Rewriting:
         for i in self.calls:
             self._sequence(i, plan.edits[i])
         self.totals = self._totals()
+        self._substitute()
 
     def _top(self, sites: Any) -> tuple[fx.Node | None, fx.Node | None]:
         """The last node of the head of the graph, and the key node if anything draws."""
         top = next(reversed(self.inputs.values()), None)
-        if not any(isinstance(edit.regularizer, Splice) or edit.name in self.plan.cones for edits in sites for _, edit in edits):
+        own = [edit.own for edit in self.plan.own if edit.draws and edit.own.site.name in self.own]
+        drawn = any(isinstance(edit.regularizer, Splice) or edit.name in self.plan.cones for edits in sites for _, edit in edits)
+        if not own and not drawn:
             return top, None
         place = self.graph.inserting_after(top) if top else self.graph.inserting_before(next(iter(self.graph.nodes)))
         with place:
-            key = self._add("key", "key", (), "key")
+            key = self._add("key", "key", (True,) if any(each.when == "always" for each in own) else (), "key")
         return key, key
+
+    def _substitute(self) -> None:
+        """Leaves in the place of the model's own dropouts; last, for what else looks at the graph goes by the model's calls."""
+        for i, edit in enumerate(self.plan.own, len(self.plan.edits)):
+            node = self.own.get(edit.own.site.name)
+            if node is None:  # the other mode's graph has it
+                continue
+            if node.args and isinstance(node.args[0], fx.Node) and recomputed(node.args[0], self.operations):
+                self.recomputed.append(self.names[i])
+            substitute(node, f"{RULES}.{self.names[i]}", edit.own.site.name, self.key if edit.draws else None)
 
     def _written(self, name: str, edits: Sequence[tuple[int, Edit]], traced: Traced) -> bool:
         """Whether the value is written into later; a splice cannot follow a write that goes by another name."""

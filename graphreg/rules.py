@@ -47,10 +47,10 @@ class Rules(nn.Module):
                 if (inner := owner._modules.get(name)) is None:
                     break
                 owner = inner
-            leaf.owner = (owner,)
-        if placed and isinstance(key := self._modules["key"], KeyRule):
+            leaf.adopt(owner)
+        if placed and isinstance(key := self._modules.get("key"), KeyRule):
             key.owner = tuple(dict.fromkeys(leaf.owner[0] for leaf in placed))
-            key.always = any(leaf.always for leaf in placed)
+            key.always = any(leaf.always for leaf in placed if not isinstance(leaf, Drawing))  # those the graph tells of
 
     def state_dict(self, *args: Any, destination: Any = None, **more: Any) -> Any:
         """Adds nothing: the user's state_dict stays as it is, its metadata too."""
@@ -95,6 +95,10 @@ class Leaf(nn.Module):
         if strength is not None:
             self.register_buffer("strength", strength, persistent=False)
 
+    def adopt(self, owner: nn.Module) -> None:
+        """Follow the mode of a module."""
+        self.owner = (owner,)
+
     def weight(self, dtype: torch.dtype) -> Tensor:
         """The strength as a 0-d tensor of the dtype it is used in."""
         return self.strength[0].to(dtype)
@@ -119,14 +123,22 @@ class Leaf(nn.Module):
         return self
 
 
-class SpliceRule(Leaf):
+class Drawing(Leaf):
+    """What draws at a site: ``slot`` is its row of the keys, ``path`` that of the module whose mode it follows."""
+
+    def __init__(self, about: str, site: str, slot: int, path: str, strength: Tensor | None = None) -> None:
+        super().__init__(about, strength)
+        self.site, self.slot, self.path = site, slot, path
+        self.forced = False  # on, whatever the mode
+        self.recomputed = False  # in backward, when compiled; see forms.py
+
+
+class SpliceRule(Drawing):
     """A splice at a site: acts while the module that owns the site trains, or while the noise is held on."""
 
     def __init__(self, regularizer: Splice, site: str, strength: Tensor, slot: int, path: str) -> None:
-        super().__init__(f"{type(regularizer).__name__} at {site}", strength)
-        self.regularizer, self.site, self.slot, self.path = regularizer, site, slot, path
-        self.forced = False
-        self.recomputed = False  # in backward, when compiled; see forms.py
+        super().__init__(f"{type(regularizer).__name__} at {site}", site, slot, path, strength)
+        self.regularizer = regularizer
 
     def acts(self) -> bool:
         return self.forced or self.owner[0].training
@@ -167,36 +179,72 @@ class KeyRule(Leaf):
     streams: Tensor
     step: Tensor
     keys: Tensor
+    free: Tensor
 
     def __init__(self, streams: Mapping[str, int]) -> None:
         super().__init__("the keys of the call")
         self.names = tuple(streams)
         self.forced = False
+        self.held: int | None = None  # the call whose masks every call draws, see control.frozen_noise
+        self.alike = False  # whether all ranks draw the same
         self.register_buffer("streams", torch.tensor(list(streams.values()), dtype=torch.int64), persistent=False)
         self.register_buffer("step", torch.zeros(1, dtype=torch.int64), persistent=False)
         self.register_buffer("keys", call_keys(self.streams, self.step), persistent=False)
+        # What a compiled graph asks instead of ``held``: a tensor, so that holding the noise compiles nothing again.
+        self.register_buffer("free", torch.ones(1, dtype=torch.bool), persistent=False)
 
-    def draws(self) -> bool:
-        return self.forced or self.always or any(owner.training for owner in self.owner)
+    def draws(self, always: bool = False) -> bool:
+        return always or self.forced or self.always or any(owner.training for owner in self.owner)
 
-    def forward(self) -> Tensor:
+    def forward(self, always: bool = False) -> Tensor:
+        """``always``: the graph has a dropout of the model's own that acts in eval mode too."""
         keys = self.keys
-        if self.draws():
-            if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+        if self.draws(always):
+            compiling = torch.compiler.is_compiling()
+            if not compiling and self.held is None and torch._C._current_graph_task_id() != -1:
                 raise GraphRegError(
                     "this module runs inside a backward pass: activation checkpointing around the whole of it would draw "
-                    "other masks than the forward did. Checkpoint blocks inside the model, and compile outside."
+                    "other masks than the forward did. Put forward and backward under graphreg.frozen_noise(module), or "
+                    "checkpoint blocks inside the model, and compile outside."
                 )
             # Into the dict that Module.__setattr__ would write to, after Dynamo had traced all of its questions.
             step = self.step + 1
-            if torch.compiler.is_compiling() or type(step) is type(self.step):  # shape propagation calls with fake tensors
-                self._buffers["step"], self._buffers["keys"] = step, call_keys(self.streams, step)
-        return ranked(keys, dist.get_rank()) if dist.is_available() and dist.is_initialized() else keys
+            if compiling or type(step) is type(self.step):  # shape propagation calls with fake tensors
+                self._buffers["step"] = step
+                if compiling:
+                    self._buffers["keys"] = torch.where(self.free, call_keys(self.streams, step), keys)
+                elif self.held is None:
+                    self._buffers["keys"] = call_keys(self.streams, step)
+        if not self.alike and dist.is_available() and dist.is_initialized():
+            return ranked(keys, dist.get_rank())
+        return keys
 
-    def seek(self, step: int) -> None:
+    def call(self) -> int:
+        """The next call's number. All calls that draw under ``hold`` are one."""
+        step = int(self.step)
+        return step if self.held is None else min(step, self.held + 1)
+
+    def seek(self, call: int) -> None:
         """Go to a call: the next forward draws its masks."""
-        self.step = torch.full_like(self.step, step)
+        self.step = torch.full_like(self.step, call)
         self.keys = call_keys(self.streams, self.step)
+        if self.held is not None:
+            self.held = call
+
+    def settle(self) -> None:
+        """Out of ``torch.inference_mode``, whose tensors a compiled graph could not save for backward later."""
+        if self.step.is_inference():
+            with torch.inference_mode(False):
+                self.step, self.keys = self.step.clone(), self.keys.clone()
+
+    def hold(self) -> None:
+        """From here on every call draws the masks of the next one."""
+        self.held, self.free = int(self.step), torch.zeros_like(self.free)
+
+    def release(self) -> None:
+        """Go on behind the held call, if anything drew it."""
+        call, self.held, self.free = self.call(), None, torch.ones_like(self.free)
+        self.seek(call)
 
 
 def accumulation(dtype: torch.dtype) -> torch.dtype:

@@ -17,20 +17,20 @@ from graphreg.modes import Graphs
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def arguments(example_inputs: Any) -> Arguments | None:
-    """Example inputs as a call: a tensor, a tuple (positional) or a dict (keyword)."""
+def arguments(example_inputs: Any, called: str = "example_inputs") -> Arguments | None:
+    """Inputs as a call: a tensor, a tuple (positional) or a dict (keyword)."""
     if example_inputs is None:
         return None
     if isinstance(example_inputs, torch.Tensor):
         return (example_inputs,), {}
     if not isinstance(example_inputs, (Mapping, tuple, list)):
         raise TraceError(
-            f"example_inputs={type(example_inputs).__name__} is not allowed; give a tensor, a tuple (positional) or a dict (keyword)."
+            f"{called}={type(example_inputs).__name__} is not allowed; give a tensor, a tuple (positional) or a dict (keyword)."
             + (" torch.as_tensor makes a tensor of an array." if hasattr(example_inputs, "__array__") else "")
         )
     values = example_inputs.values() if isinstance(example_inputs, Mapping) else example_inputs
     if any(hasattr(value, "__array__") and not isinstance(value, torch.Tensor) for value in values):
-        raise TraceError("example_inputs carry an array that is no tensor. torch.as_tensor makes one of it.")
+        raise TraceError(f"{called} carry an array that is no tensor. torch.as_tensor makes one of it.")
     return ((), dict(example_inputs)) if isinstance(example_inputs, Mapping) else (tuple(example_inputs), {})
 
 

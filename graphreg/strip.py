@@ -1,4 +1,4 @@
-"""Strip: the rewrite undone, in the graphs as they are now. With the rewrite the only file that edits an fx graph."""
+"""Strip: the rewrite undone, in the graphs as they are now. The model's own calls stand again where leaves stood."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from graphreg.errors import GraphRegError
 from graphreg.inside import graphs_of, rewritten
 from graphreg.module import RULES, Regularized, RewrittenModule
 from graphreg.storage import copied
+from graphreg.substitution import is_own, restore
 
 
 def strip(module: nn.Module) -> RewrittenModule:
@@ -32,7 +33,9 @@ def _strip_graph(graph: fx.Graph) -> None:
     if isinstance(output.args[0], Regularized):
         output.args = (output.args[0].output,)
     for node in reversed(graph.nodes):
-        if "graphreg" in node.meta:
+        if is_own(node):
+            restore(node)
+        elif "graphreg" in node.meta:
             value = replaced_by(node)
             if value is not None:
                 node.replace_all_uses_with(value)

@@ -19,6 +19,7 @@ from graphreg.errors import GraphRegError, TraceError
 from graphreg.given import given_graphs
 from graphreg.modes import Graphs, left_as_it_was, trace_modes
 from graphreg.operators import Operations
+from graphreg.own_dropout import Own, find
 from graphreg.roles import value_sites
 from graphreg.shapes import Arguments, arguments, propagate
 from graphreg.sites import Label, Names, Site
@@ -57,6 +58,11 @@ class Traced:
     @property
     def title(self) -> str:
         return type(self.model).__name__.removesuffix("Impl")
+
+    @cached_property
+    def own_dropout(self) -> tuple[Own, ...]:
+        """The model's own dropouts, and what else of it draws."""
+        return find(self.graphs, self.operations, self.leaves)
 
     @cached_property
     def operations(self) -> Operations:
@@ -110,6 +116,7 @@ def names(model: nn.Module, example_inputs: Any = None) -> Names:
     notes = [f"kept whole: {path} ({reason})" for path, reason in traced.leaves.items()]
     notes += [f"held: {name}={value!r} (give example_inputs that carry it to trace it)" for name, value in traced.held.items()]
     notes += decisions(next(iter(traced.graphs.values())))
+    notes += [f"own dropout: {own.text}" for own in traced.own_dropout]
     return Names(traced.title, traced.sites, notes)
 
 

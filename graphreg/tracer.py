@@ -18,6 +18,7 @@ import torch
 from torch import fx, nn
 
 from graphreg.decisions import Answering
+from graphreg.dropouts import is_drop_path
 from graphreg.errors import GraphRegError, TraceError, first_line
 from graphreg.naming import Namer, label_node, label_output
 from graphreg.operators import WRAPPED, Operations, is_size
@@ -106,7 +107,7 @@ class SiteTracer(Answering):
         return call, values
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return module_qualified_name in self.leaves or super().is_leaf_module(m, module_qualified_name)
+        return module_qualified_name in self.leaves or is_drop_path(m) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self.asking:

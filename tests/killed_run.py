@@ -1,0 +1,65 @@
+"""A training run that can be killed and resumed; test_resume.py starts it.
+
+python killed_run.py CHECKPOINT LOSSES BACKEND STEPS [STOP]: goes on where CHECKPOINT stands, appends each loss to LOSSES
+as hexadecimal, and stands still in the middle of step STOP (its batch drawn, its backward done) until it is killed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import graphreg
+from graphreg.passes import BernoulliDropout, GaussianNoise, HiddenL1
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.drop = nn.Linear(8, 32), nn.BatchNorm1d(32), nn.Dropout(0.2)
+        self.b, self.c = nn.Linear(32, 32), nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(torch.relu(self.b(self.drop(torch.relu(self.norm(self.a(x)))))))
+
+
+def main(checkpoint: Path, losses: Path, backend: str, steps: int, stop: int) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(os.getpid() if checkpoint.exists() else 0)  # a resumed run knows the first one's seeds from its checkpoint alone
+    regularizers = [BernoulliDropout("relu_1", 0.5), GaussianNoise("relu", 0.1), HiddenL1("relu", 0.01)]
+    module = graphreg.regularize(Net(), regularizers, own_dropout="seeded")
+    optimizer = torch.optim.Adam(module.parameters(), 1e-2)
+    run = module if backend == "eager" else torch.compile(module, fullgraph=True, backend=backend)
+    start = 0
+    if checkpoint.exists():
+        saved = torch.load(checkpoint)
+        module.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        graphreg.set_rng_state(module, saved["noise"])
+        start = saved["step"]
+    for step in range(start, steps):
+        x = torch.randn(16, 8, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        output, penalties = run(x)
+        loss = (output - x[:, :4]).square().mean() + sum(penalties.values())
+        loss.backward()
+        if step == stop:
+            print("standing", flush=True)
+            time.sleep(600)
+        optimizer.step()
+        with losses.open("a") as file:
+            file.write(f"{step} {loss.item().hex()}\n")
+        part = checkpoint.with_suffix(".part")  # killed while it writes, it leaves the older one
+        torch.save(
+            {"model": module.state_dict(), "optimizer": optimizer.state_dict(), "noise": graphreg.rng_state(module), "step": step + 1}, part
+        )
+        part.replace(checkpoint)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5]) if len(sys.argv) > 5 else -1)

@@ -1,0 +1,84 @@
+"""One of two processes (gloo) that train with DistributedDataParallel; test_distributed.py starts them.
+
+python two_ranks.py RANK STORE OUT BACKEND: writes to OUT what this rank drew and what gradients it ended with.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import graphreg
+from graphreg.passes import BernoulliDropout, GaussianNoise, WeightL2
+
+STEPS = 3
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(8, 32), nn.Linear(32, 32), nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(torch.tanh(self.b(torch.tanh(self.a(x)))))
+
+
+def regularized() -> Any:
+    """The same on every rank: parameters, seed, regularizers."""
+    torch.manual_seed(0)
+    regularizers = [BernoulliDropout("tanh", 0.5), GaussianNoise("tanh_1", 0.2), WeightL2("*", 0.1, reduction="sum")]
+    return graphreg.regularize(Net().double(), regularizers, rng=5)
+
+
+def data(rank: int, step: int) -> Tensor:
+    return torch.randn(6, 8, dtype=torch.double, generator=torch.Generator().manual_seed(100 * rank + step))
+
+
+def loss_of(result: Any) -> Tensor:
+    output, penalties = result
+    loss: Tensor = output.square().mean() + sum(penalties.values())
+    return loss
+
+
+def train(module: nn.Module, run: Any, rank: int) -> list[dict[str, Any]]:
+    """Three steps; of each the output, the gradients and the state of the noise."""
+    optimizer, told = torch.optim.SGD(module.parameters(), 0.1), []
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        result = run(data(rank, step))
+        loss_of(result).backward()
+        gradients = [p.grad.clone() for p in module.parameters() if p.grad is not None]
+        told.append({"output": result[0].detach(), "gradients": gradients, "state": graphreg.rng_state(module)})
+        optimizer.step()
+    return told
+
+
+def main(rank: int, store: str, out: str, backend: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    told: dict[str, Any] = {}
+    for ranks in ("differ", "same"):
+        module = regularized()
+        graphreg.set_ranks(module, ranks)
+        wrapped = DistributedDataParallel(module)
+        run = torch.compile(wrapped, backend=backend) if backend != "eager" else wrapped
+        told[ranks] = train(wrapped, run, rank)
+        key = module.graphreg_rules.key
+        key.seek(0)
+        told[f"{ranks} keys"] = key()
+        with graphreg.frozen_noise(wrapped):
+            frozen = [run(data(0, 0))[0].detach() for _ in range(2)]
+        told[f"{ranks} frozen"] = frozen
+        told[f"{ranks} samples"] = graphreg.sample(module, data(0, 0), 3).outputs
+    torch.save(told, out)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), *sys.argv[2:])
