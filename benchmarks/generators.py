@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from graphreg.noise import _mix, _shift, _signed
+from graphreg.mixer import mix, shift, signed
 
 K0, K1 = torch.tensor(123456789, dtype=torch.int32), torch.tensor(-987654321, dtype=torch.int32)
 K64, LOW = torch.tensor(0x1234567DEADBEEF), 0xFFFFFFFF
@@ -22,12 +22,12 @@ Z = torch.randn(256, 512)
 
 
 def threefry(counter: Tensor, rounds: int = 20) -> Tensor:
-    keys = [K0, K1, K0 ^ K1 ^ _signed(0x1BD11BDA, 32)]
+    keys = [K0, K1, K0 ^ K1 ^ signed(0x1BD11BDA)]
     x0, x1 = counter + keys[0], torch.zeros_like(counter) + keys[1]
     for n in range(rounds):
         by = (13, 15, 26, 6, 17, 29, 16, 24)[n % 8]
         x0 = x0 + x1
-        x1 = ((x1 << by) | _shift(x1, 32 - by)) ^ x0
+        x1 = ((x1 << by) | shift(x1, 32 - by)) ^ x0
         if n % 4 == 3:
             at = n // 4 + 1
             x0, x1 = x0 + keys[at % 3], x1 + keys[(at + 1) % 3] + at
@@ -51,11 +51,11 @@ def squares(counter: Tensor) -> Tensor:
 
 
 def bijection(counter: Tensor) -> Tensor:
-    return _mix(counter, K0, K1) - (counter ^ K1)
+    return mix(counter, K0, K1) - (counter ^ K1)
 
 
 GENERATORS: dict[str, Callable[[Tensor], Tensor]] = {
-    "triple32, fed forward (graphreg)": lambda counter: _mix(counter, K0, K1),
+    "triple32, fed forward (graphreg)": lambda counter: mix(counter, K0, K1),
     "triple32, a bijection": bijection,
     "Squares": squares,
     "Philox-2x32-10": philox,
@@ -66,7 +66,7 @@ GENERATORS: dict[str, Callable[[Tensor], Tensor]] = {
 def dropout(generator: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     def run(z: Tensor) -> Tensor:
         bits = generator(torch.arange(z.numel(), dtype=torch.int32).view(z.shape))
-        return z * (1 + ((_shift(bits, 1) - 214748364) >> 31)).to(z.dtype)
+        return z * (1 + ((shift(bits, 1) - 214748364) >> 31)).to(z.dtype)
 
     return run
 

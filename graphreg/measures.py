@@ -68,10 +68,17 @@ def measured(
     regularizer: Penalty, sites: Mapping[str, Tensor], weight: Callable[[torch.dtype], Tensor], about: str, lengths: Tensor | None = None
 ) -> Tensor:
     """The formula on values widened to the dtype they are accumulated in, with autocast off."""
-    wide = {name: value.to(accumulation(value.dtype)) for name, value in sites.items()}
+    wide = {name: _wide(value) for name, value in sites.items()}
     first = next(iter(wide.values()))
-    given: dict[str, Any] = {"z": first, "w": first, "values": wide, "steps": first, "lengths": lengths, "weight": weight(first.dtype)}
+    given: dict[str, Any] = {"z": first, "w": first, "values": wide, "steps": first, "lengths": lengths}
+    if "weight" in regularizer.takes:
+        given["weight"] = weight(first.dtype)
     return formula(regularizer, given, first.device.type, about)
+
+
+def _wide(value: Tensor) -> Tensor:
+    dtype = accumulation(value.dtype)
+    return value if value.dtype == dtype else value.to(dtype)  # a compiler would carry the operator to its end
 
 
 def formula(regularizer: Penalty, given: Mapping[str, Any], device: str, about: str) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from graphreg.errors import GraphRegError, RegularizerError
 from graphreg.forms import kept
-from graphreg.noise import Noise, call_keys, ranked
+from graphreg.noise import Noise, call_keys, next_keys, ranked
 from graphreg.regularizer import Splice
 
 
@@ -212,7 +212,7 @@ class KeyRule(Leaf):
             if compiling or type(step) is type(self.step):  # shape propagation calls with fake tensors
                 self._buffers["step"] = step
                 if compiling:
-                    self._buffers["keys"] = torch.where(self.free, call_keys(self.streams, step), keys)
+                    self._buffers["keys"] = next_keys(self.streams, step, self.free, keys)
                 elif self.held is None:
                     self._buffers["keys"] = call_keys(self.streams, step)
         if not self.alike and dist.is_available() and dist.is_initialized():

@@ -12,7 +12,8 @@ from torch import Tensor
 
 import graphreg
 from graphreg import Noise
-from graphreg.noise import _mix, bits, call_keys, ranked, stream
+from graphreg.mixer import mix
+from graphreg.noise import bits, call_keys, ranked, stream
 
 KEY = torch.tensor([0x1234567, -0x7654321], dtype=torch.int32)
 
@@ -122,7 +123,7 @@ def test_birthday_collisions() -> None:
 
 def test_a_bijection_fails_the_birthday_test() -> None:
     counter = torch.arange(1 << 24, dtype=torch.int32)
-    bijection = _mix(counter, KEY[0], KEY[1]) - (counter ^ KEY[1])  # without the feed-forward
+    bijection = mix(counter, KEY[0], KEY[1]) - (counter ^ KEY[1])  # without the feed-forward
     assert collisions(bijection) < -30
 
 

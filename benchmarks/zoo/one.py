@@ -1,9 +1,13 @@
-"""One model in a process of its own: ``python -m zoo.one MODULE PROVIDER NAME`` prints what came of it, as JSON."""
+"""One model in a process of its own: ``python -m zoo.one BYTES MODULE PROVIDER NAME`` prints what came of it, as JSON.
+
+It limits its memory itself: what ran between fork and exec (``preexec_fn``) sometimes crashed where the parent had many threads.
+"""
 
 from __future__ import annotations
 
 import importlib
 import json
+import resource
 import sys
 import warnings
 
@@ -13,7 +17,8 @@ from zoo.columns import examine, one_line
 from zoo.subject import Subject
 
 
-def main(module: str, provider: str, name: str) -> None:
+def main(memory: str, module: str, provider: str, name: str) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (int(memory), int(memory)))
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # what models say of themselves
     try:

@@ -6,7 +6,6 @@ import importlib
 import json
 import os
 import platform
-import resource
 import signal
 import subprocess
 import sys
@@ -75,16 +74,10 @@ def by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:
 def one(module: str, name: str, limits: Limits) -> Record:
     """What one model's process says, or what became of the process."""
     provider, _, model = name.partition("/")
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (limits.memory, limits.memory))
-
-    command = [sys.executable, "-m", "zoo.one", module, provider, model]
+    command = [sys.executable, "-m", "zoo.one", str(limits.memory), module, provider, model]
     found: dict[str, Any]
     try:
-        done = subprocess.run(
-            command, env=os.environ | QUIET, capture_output=True, text=True, timeout=limits.seconds, preexec_fn=limit, check=False
-        )
+        done = subprocess.run(command, env=os.environ | QUIET, capture_output=True, text=True, timeout=limits.seconds, check=False)
         found = answer(done)
     except subprocess.TimeoutExpired:
         found = {"error": f"it was stopped after {limits.seconds:g} seconds"}
