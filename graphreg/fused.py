@@ -27,7 +27,8 @@ def fused_bits(key: Tensor, shape: Sequence[int], lane: int, start: int) -> Tens
 @torch.library.custom_op("graphreg::keep", mutates_args=())
 def fused_keep(key: Tensor, p: Tensor, shape: Sequence[int]) -> Tensor:
     """int32 [2] key, 0-d rate -> int8 [shape], 1 with probability 1 - p, else 0."""
-    return kept_words(words(key, torch.Size(shape).numel(), 0, 0), p).to(torch.int8).view(tuple(shape))
+    kept: Tensor = kept_words(words(key, torch.Size(shape).numel(), 0, 0), p)
+    return kept.to(torch.int8).view(tuple(shape))
 
 
 @torch.library.custom_op("graphreg::next_keys", mutates_args=())
@@ -57,7 +58,7 @@ def fuses() -> bool:
     return torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting() and _lowers()
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _lowers() -> bool:
     """Register the lowerings as a first graph is traced: to import Inductor takes a second.
 
@@ -70,7 +71,7 @@ def _lowers() -> bool:
     ours = torch.ops.graphreg
     for operator, lowered in ((ours.bits, _lower_bits), (ours.keep, _lower_keep), (ours.next_keys, _lower_keys)):
         if operator.default not in lowerings:
-            register_lowering(operator.default, broadcast=False, type_promotion_kind=None)(lowered)  # type: ignore[no-untyped-call]
+            register_lowering(operator.default, broadcast=False, type_promotion_kind=None)(lowered)
     return True
 
 

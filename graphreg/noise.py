@@ -35,7 +35,8 @@ def call_keys(streams: Tensor, call: Tensor) -> Tensor:
 def next_keys(streams: Tensor, step: Tensor, free: Tensor, keys: Tensor) -> Tensor:
     """The same in a compiled graph, where the noise is ``free``; else the keys that are held."""
     if fuses():
-        return fused_keys(streams, step, free, keys)
+        fused: Tensor = fused_keys(streams, step, free, keys)
+        return fused
     return torch.where(free, call_keys(streams, step), keys)
 
 
@@ -54,11 +55,12 @@ def bits(key: Tensor, shape: torch.Size | tuple[int, ...], lane: int = 0, start:
         return words_past(key, count, lane, start).view(shape)
     if not torch.compiler.is_compiling():
         return words(key, count, lane, start).view(shape)
+    found: Tensor
     if fuses():
-        return fused_bits(key, list(shape), lane, start)
-    k0, k1 = lane_keys(key[0], key[1], lane)
-    counter = torch.arange(start, start + count, dtype=torch.int32, device=key.device)
-    found: Tensor = mix(counter.view(shape), k0, k1)
+        found = fused_bits(key, list(shape), lane, start)
+    else:
+        k0, k1 = lane_keys(key[0], key[1], lane)
+        found = mix(torch.arange(start, start + count, dtype=torch.int32, device=key.device).view(shape), k0, k1)
     return found
 
 
@@ -76,10 +78,12 @@ class Noise:
         """
         rate = torch.as_tensor(p, device=z.device)
         if torch.compiler.is_compiling() or z.numel() > LIMIT:
+            kept: Tensor
             if z.numel() <= LIMIT and fuses():
-                return fused_keep(self.key, rate.detach(), list(z.shape))
-            kept: Tensor = kept_words(bits(self.key, z.shape), rate)
-            return kept.to(torch.int8)
+                kept = fused_keep(self.key, rate.detach(), list(z.shape))
+            else:
+                kept = kept_words(bits(self.key, z.shape), rate).to(torch.int8)
+            return kept
         threshold = (rate * 2.0**31).to(torch.int32)
         mask, (k0, k1) = torch.empty(z.numel(), dtype=z.dtype, device=z.device), lane_keys(self.key[0], self.key[1], 0)
         for low, high in blocks(z.numel(), z.device):
@@ -91,7 +95,8 @@ class Noise:
         """Uniform in [0, 1): [shape of z], z's dtype but float32 for half precision; 24 bits, float64: 53."""
         if z.dtype == torch.float64:
             return self._fine(z, 0)
-        return shift(bits(self.key, z.shape), 8).to(torch.float32) * 2.0**-24
+        drawn: Tensor = shift(bits(self.key, z.shape), 8)
+        return drawn.to(torch.float32) * 2.0**-24
 
     def normal(self, z: Tensor) -> Tensor:
         """Standard normal: [shape of z], z's dtype. Box & Muller (1958), the cosine branch; |value| < 6.7."""
@@ -103,6 +108,6 @@ class Noise:
         return (torch.sqrt(-2 * torch.log(radius)) * torch.cos(2 * torch.pi * angle)).to(z.dtype)
 
     def _fine(self, z: Tensor, lane: int) -> Tensor:
-        high = shift(bits(self.key, z.shape, lane), 5).to(torch.float64)
-        low = shift(bits(self.key, z.shape, lane + 1), 6).to(torch.float64)
-        return (high * 2.0**26 + low) * 2.0**-53
+        high: Tensor = shift(bits(self.key, z.shape, lane), 5)
+        low: Tensor = shift(bits(self.key, z.shape, lane + 1), 6)
+        return (high.to(torch.float64) * 2.0**26 + low.to(torch.float64)) * 2.0**-53
