@@ -26,6 +26,7 @@ PARTS: dict[str, tuple[str, list[str]]] = {
     "memory": ("Memory and time to compile", ["memory.py"]),
     "recurrent": ("Recurrent layers, compiled", ["recurrent.py"]),
     "contractive": ("The contractive penalty", ["contractive.py"]),
+    "dropout": ("A model's own dropout, moved", ["dropout.py"]),
     "cost": ("The cost of regularize()", ["cost.py"]),
     "generators": ("Generators of the noise", ["generators.py"]),
 }

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from graphreg.fused import LIMIT, fused_bits, fused_keep, fused_keys, fuses
-from graphreg.mixer import blocks, call_words, kept_words, lane_keys, mix, mixed_block, shift, signed, words, words_past
+from graphreg.mixer import blocks, call_words, kept_words, lane_keys, mix, mixed, shift, signed, words, words_past
 
 
 def stream(seed: int, site: str, kind: str, occurrence: int) -> int:
@@ -64,6 +64,9 @@ def bits(key: Tensor, shape: torch.Size | tuple[int, ...], lane: int = 0, start:
     return found
 
 
+_FLIP = -(1 << 31)
+
+
 @dataclass(frozen=True)
 class Noise:
     """The draws of one splice at one call. Every method is a function of the key and the element index alone."""
@@ -84,11 +87,12 @@ class Noise:
             else:
                 kept = kept_words(bits(self.key, z.shape), rate).to(torch.int8)
             return kept
-        threshold = (rate * 2.0**31).to(torch.int32)
+        # Of words without a sign, word >= 2 * threshold; torch compares with one, so both have it flipped.
+        limit = ((rate * 2.0**31).to(torch.int32) * 2) ^ _FLIP
         mask, (k0, k1) = torch.empty(z.numel(), dtype=z.dtype, device=z.device), lane_keys(self.key[0], self.key[1], 0)
-        for low, high in blocks(z.numel(), z.device):
-            draws = mixed_block(low, high, k0, k1).bitwise_right_shift_(1).bitwise_and_(0x7FFFFFFF)
-            torch.ge(draws, threshold, out=mask[low:high])
+        for low, high, counter in blocks(z.numel(), 0, z.device):
+            found = mixed(counter, k0, k1).bitwise_xor_(_FLIP)
+            mask[low:high] = torch.ge(found, limit, out=found)  # an integer: by way of bool it takes longer than all before
         return mask.view(z.shape)
 
     def uniform(self, z: Tensor) -> Tensor:

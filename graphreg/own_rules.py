@@ -21,6 +21,11 @@ from graphreg.rules import Drawing, accumulation
 _SELU = 1.7580993408473766  # what alpha dropout drops to, minus; Klambauer et al. 2017
 
 
+def scaled(mask: Tensor, scale: float) -> Tensor:
+    """A mask that nothing else reads: in eager in its own memory."""
+    return mask * scale if torch.compiler.is_compiling() else mask.mul_(scale)
+
+
 class OwnRule(Drawing):
     """One dropout of the model's own: at a rate of its own, or at ``rate``; at 0 it is off.
 
@@ -94,7 +99,7 @@ class OwnRule(Drawing):
             a = 1 / math.sqrt((_SELU**2 * p + 1) * (1 - p))
             return z * (mask * a) + ((mask - 1) * (_SELU * a) + _SELU * a * p)
         scales = getattr(self.layer[0], "scale_by_keep", True) if self.layer else True
-        return z * (mask * (1 / (1 - p))) if scales else z * mask
+        return z * scaled(mask, 1 / (1 - p)) if scales else z * mask
 
     def _shape(self, z: Tensor, given: Mapping[str, Any]) -> tuple[int, ...]:
         """Of the mask: one draw an element, a channel of an example, an example, or a batch."""
@@ -117,7 +122,7 @@ class OwnRule(Drawing):
 
         def drop(weights: Tensor) -> Tensor:
             keep = draws.keep(weights, torch.full((), p, dtype=accumulation(weights.dtype), device=weights.device))
-            return weights * (keep.to(weights.dtype) * (1 / (1 - p)))
+            return weights * scaled(keep.to(weights.dtype), 1 / (1 - p))
 
         return drop
 

@@ -19,4 +19,4 @@ class BernoulliDropout(Splice, keys=("dropout",)):
         keep, scale = noise.keep(z, weight), 1 / (1 - weight)
         # The same numbers either way. What is kept for backward is the other factor: eager, one tensor and one product in
         # backward; compiled, a mask of 1 byte an element, not the scaled one of 4.
-        return z * keep * scale if torch.compiler.is_compiling() else z * (keep * scale)
+        return z * keep * scale if torch.compiler.is_compiling() else z * keep.mul_(scale)
