@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 WORKERS ?= 2
 
-.PHONY: demo demo-penalties test oldest sweep bench zoo lint clean
+.PHONY: demo demo-penalties test oldest sweep bench zoo rng-battery lint clean
 
 .venv/.demo: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv .venv
@@ -52,6 +52,11 @@ bench: .venv/.demo
 # make zoo ARGS="--only 'timm/*' resnet18"; also --failed, --fresh: run again.
 zoo: .venv/.zoo
 	PYTHONPATH=benchmarks $(PY) -m zoo --workers $(WORKERS) $(ARGS)
+
+# The random streams under every test of dieharder (Debian: apt-get install dieharder), hours of two cores; goes on where it was stopped.
+# make rng-battery ARGS=--report: the tables of what has run.
+rng-battery: .venv/.demo
+	PYTHONPATH=benchmarks $(PY) -m battery --workers $(WORKERS) $(ARGS)
 
 lint: .venv/.lint
 	.venv/bin/ruff check .
