@@ -74,12 +74,13 @@ class Noise:
     key: Tensor
 
     def keep(self, z: Tensor, p: Tensor | float) -> Tensor:
-        """1 with probability 1 - p, else 0: [shape of z], to multiply by. ``p`` in [0, 1), exact to 2**-31.
+        """1 with probability 1 - p, else 0: [shape of z], to multiply by. ``p`` in [0, 1), as float32 at least, exact to 2**-31.
 
         Its dtype is what is cheapest: z's own in eager, where torch multiplies unlike dtypes slowly; int8 compiled, a
         quarter to save for backward (a bool one Inductor stores slowly).
         """
         rate = torch.as_tensor(p, device=z.device)
+        rate = rate.to(torch.promote_types(rate.dtype, torch.float32))  # 2**31 times a half-precision rate is infinite
         if torch.compiler.is_compiling() or z.numel() > LIMIT:
             kept: Tensor
             if z.numel() <= LIMIT and fuses():

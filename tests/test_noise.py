@@ -1,4 +1,4 @@
-"""The random streams: frozen by known answers, and no worse than random in the ways that matter for training."""
+"""The random streams: frozen by known answers; rates, resolution and range; what a seed is. Their quality: test_randomness.py."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from torch import Tensor
 
 import graphreg
 from graphreg import Noise
-from graphreg.mixer import mix
+from graphreg.mixer import kept_words
 from graphreg.noise import bits, call_keys, ranked, stream
+from scores import correlation, moment, tail, uniform_over
 
 KEY = torch.tensor([0x1234567, -0x7654321], dtype=torch.int32)
 
@@ -66,67 +67,6 @@ def test_the_mixer_is_the_published_one() -> None:
     assert words(KEY, 1000).tolist() == expected
 
 
-def chi_square(observed: Tensor, expected: float) -> float:
-    """As standard normal (Wilson & Hilferty 1931)."""
-    df = observed.numel() - 1
-    statistic = float((observed.double() - expected).square().sum() / expected)
-    return ((statistic / df) ** (1 / 3) - (1 - 2 / (9 * df))) / math.sqrt(2 / (9 * df))
-
-
-@pytest.mark.parametrize("shift", [0, 8, 16, 24])
-def test_bytes_are_uniform(shift: int) -> None:
-    counts = torch.bincount((words(key_of(1), 1 << 20) >> shift) & 255, minlength=256)
-    assert abs(chi_square(counts, (1 << 20) / 256)) < 4
-
-
-def correlation(a: Tensor, b: Tensor) -> float:
-    """In standard errors."""
-    a, b = a.double() - a.double().mean(), b.double() - b.double().mean()
-    return float((a * b).mean() / (a.std() * b.std()) * math.sqrt(a.numel()))
-
-
-@pytest.mark.parametrize("lag", [1, 2, 3, 7, 64, 512, 1024, 4096])
-def test_no_correlation_over_lags(lag: int) -> None:
-    u = words(key_of(2), 1 << 18)
-    assert abs(correlation(u[:-lag], u[lag:])) < 4.5
-
-
-def test_no_correlation_between_sites_steps_seeds_and_ranks() -> None:
-    streams = {
-        "site": [key_of(0, f"layer1.{i}") for i in range(8)],
-        "step": [key_of(0, call=i) for i in range(8)],
-        "seed": [key_of(i) for i in range(8)],
-        "rank": [ranked(key_of(0)[None], i)[0] for i in range(8)],
-    }
-    for kind, keys in streams.items():
-        draws = [words(key, 1 << 16) for key in keys]
-        for (i, a), (j, b) in itertools.combinations(enumerate(draws), 2):
-            assert abs(correlation(a, b)) < 5, (kind, i, j)
-            for bit in (0, 15, 31):  # single bits as well
-                assert abs(correlation((a >> bit) & 1, (b >> bit) & 1)) < 5, (kind, i, j, bit)
-
-
-def collisions(draws: Tensor) -> float:
-    """Birthdays: how far the number of repeated 32-bit words is from that of random draws, in standard deviations."""
-    n = draws.numel()
-    repeated = n - torch.unique(draws).numel()
-    # expected number of repeats among n draws of m words, and its (nearly Poisson) deviation
-    m = 2.0**32
-    expected = n - m * -math.expm1(n * math.log1p(-1 / m))
-    return (repeated - expected) / math.sqrt(expected)
-
-
-def test_birthday_collisions() -> None:
-    """2**24 draws: 2**20 are too few to see that a bijection never repeats."""
-    assert abs(collisions(bits(key_of(3), (1 << 24,)))) < 4
-
-
-def test_a_bijection_fails_the_birthday_test() -> None:
-    counter = torch.arange(1 << 24, dtype=torch.int32)
-    bijection = mix(counter, KEY[0], KEY[1]) - (counter ^ KEY[1])  # without the feed-forward
-    assert collisions(bijection) < -30
-
-
 @pytest.mark.parametrize("p", [0.5, 0.1, 0.01, 1e-3, 0.9, 0.999])
 def test_rates(p: float) -> None:
     n = 1 << 20
@@ -141,27 +81,77 @@ def test_rates_are_exact_to_the_resolution() -> None:
         assert torch.equal(Noise(key_of(5)).keep(torch.empty(1 << 22), p) == 0, draws < int(p * 2**31))
 
 
+def test_the_smallest_rate_drops_one_draw_of_two_to_the_31() -> None:
+    draws = torch.tensor([0, 1, 2, 3, 4, -1], dtype=torch.int32)  # words: of each, the lowest bit is not looked at
+    assert kept_words(draws, torch.tensor(2.0**-31)).tolist() == [0, 0, 1, 1, 1, 1]
+    assert kept_words(draws, torch.tensor(2.0**-30)).tolist() == [0, 0, 0, 0, 1, 1]
+    assert kept_words(draws, torch.tensor(0.0)).tolist() == [1] * 6
+    assert kept_words(draws, torch.tensor(1 - 2.0**-31, dtype=torch.float64)).tolist() == [0, 0, 0, 0, 0, 1]
+
+
+@pytest.mark.parametrize("p", [1e-6, 1e-5])
+def test_small_rates_drop_as_many_as_they_say(p: float) -> None:
+    n = 1 << 22
+    dropped = sum(n - int(Noise(key_of(4, call=call)).keep(torch.empty(n), p).double().sum()) for call in range(8))
+    expected = 8 * n * p  # 34 and 336
+    assert abs(dropped - expected) < 4 * math.sqrt(expected)
+
+
+HALVES = [torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("p", [0.5, 0.1, 1e-3])
+def test_half_precision_draws_the_same_mask(dtype: torch.dtype, p: float) -> None:
+    """Of values in half precision; and of a rate in it, which is another number, but not one that 2**31 times overflows."""
+    noise, n = Noise(key_of(10)), 1 << 18
+    kept = noise.keep(torch.empty(n, dtype=dtype), p)
+    assert kept.dtype == dtype and torch.equal(kept.float(), noise.keep(torch.empty(n), p))
+    rounded = torch.tensor(p, dtype=dtype)
+    assert torch.equal(noise.keep(torch.empty(n), rounded), noise.keep(torch.empty(n), float(rounded)))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_a_model_in_half_precision_drops_at_the_rate_it_is_given(dtype: torch.dtype) -> None:
+    """The number of bfloat16 next to 0.9 is 0.8984: 5 standard errors of 2**20 elements away."""
+    model = torch.nn.Sequential(torch.nn.Linear(2, 64)).to(dtype)
+    torch.nn.init.ones_(model[0].bias)
+    module = graphreg.regularize(model, dropout={"0": 0.9}, rng=1)
+    dropped = (module(torch.zeros(1 << 14, 2, dtype=dtype)).output == 0).double().mean()
+    assert abs(float(dropped) - 0.9) < 4 * math.sqrt(0.9 * 0.1 / 2**20)
+    assert graphreg.strengths(module) == {"dropout": 0.9}
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_normal_moments_and_tails(dtype: torch.dtype) -> None:
-    n = 1 << 20
-    z = Noise(key_of(6)).normal(torch.empty(n, dtype=dtype))
+    """Beyond a bound of half precision lies what is rounded to more: half of its last place further on."""
+    z = Noise(key_of(6)).normal(torch.empty(1 << 20, dtype=dtype))
     assert z.dtype == dtype
-    z = z.double()
-    assert abs(float(z.mean())) < 4 / math.sqrt(n)
-    assert abs(float(z.var()) - 1) < 4 * math.sqrt(2 / n) + (1e-4 if dtype == torch.bfloat16 else 0)
-    assert abs(float((z**4).mean()) - 3) < 4 * math.sqrt(96 / n) + (1e-3 if dtype == torch.bfloat16 else 0)
+    for power in range(1, 7):
+        assert abs(moment(z, power)) < 4, power
     for bound in (1.0, 2.0, 3.0, 4.0):
-        tail = math.erfc(bound / math.sqrt(2))
-        rounding = 0.02 * tail if dtype == torch.bfloat16 else 2e-3 * tail
-        assert abs(float((z.abs() > bound).double().mean()) - tail) < 4 * math.sqrt(tail / n) + rounding
+        place = torch.finfo(dtype).eps * 2.0 ** math.floor(math.log2(bound))
+        for sign in (1, -1):
+            assert abs(tail(z.double(), sign * (bound + place / 2))) < 4, sign * bound
 
 
 def test_uniform_range_and_resolution() -> None:
     u = Noise(key_of(7)).uniform(torch.empty(1 << 20))
     assert 0 <= float(u.min()) < 1e-5 and 1 - 1e-5 < float(u.max()) < 1
-    fine = Noise(key_of(7)).uniform(torch.empty(1 << 12, dtype=torch.float64))
-    scaled = fine * 2.0**53
-    assert torch.equal(scaled, scaled.round()) and bool((scaled % 2).any())  # all 53 bits are drawn
+    assert torch.equal(u * 2.0**24, (u * 2.0**24).round())
+
+
+def test_uniform_float64_draws_53_bits() -> None:
+    """Each of them a coin, high and low ones independent."""
+    n = 1 << 18
+    u = Noise(key_of(7)).uniform(torch.empty(n, dtype=torch.float64))
+    whole = (u * 2.0**53).to(torch.int64)
+    assert torch.equal(whole.double() * 2.0**-53, u)
+    for bit in range(53):
+        assert abs(float(((whole >> bit) & 1).double().mean()) - 0.5) * 2 * math.sqrt(n) < 4, bit
+    for by in (0, 13, 26, 41):
+        assert abs(uniform_over((whole >> by) & 4095, 4096)) < 4, by
+    assert abs(correlation(whole >> 26, whole & ((1 << 26) - 1))) < 4
 
 
 def test_layout_does_not_matter() -> None:
@@ -175,8 +165,26 @@ def test_past_two_to_the_31_elements() -> None:
     across = bits(KEY, (1 << 12,), start=(1 << 31) - (1 << 11))
     assert torch.equal(across[: 1 << 11], bits(KEY, (1 << 11,), start=(1 << 31) - (1 << 11)))
     assert not torch.equal(across[1 << 11 :], bits(KEY, (1 << 11,)))
-    later = bits(KEY, (1 << 16,), start=1 << 33)
-    assert abs(correlation(later, bits(KEY, (1 << 16,)))) < 4.5
+
+
+def test_known_answers_past_two_to_the_31_elements() -> None:
+    """Whole blocks of 2**31, each with keys of its own: frozen as the streams are."""
+    for start in ((1 << 31) - 2, 1 << 31, (1 << 32) - 2, 1 << 32, (1 << 33) + 5, 1 << 40):
+        indices = range(start, start + 4)
+        blocks = [(index >> 31) * 0x9E3779B9 for index in indices]
+        expected = [python_mix(i & 0x7FFFFFFF, 0x1234567 + block, -0x7654321 ^ block) for i, block in zip(indices, blocks, strict=True)]
+        assert (bits(KEY, (4,), start=start).to(torch.int64) & 0xFFFFFFFF).tolist() == expected, start
+
+
+def test_no_repetition_past_two_to_the_32_elements() -> None:
+    """At the same place of each block, and shifted by one: nothing comes again, and nothing is correlated."""
+    starts = (0, 1 << 31, 1 << 32, 3 << 31, 1 << 33, (1 << 33) + (1 << 31), 1 << 40)
+    drawn = [bits(KEY, (1 << 14,), start=start).to(torch.int64) for start in starts]
+    for (i, a), (j, b) in itertools.combinations(enumerate(drawn), 2):
+        both = torch.unique(torch.cat([a, b])).numel()
+        assert 2 * a.numel() - both <= 3, (i, j)  # 0.06 of the 2**15 would repeat by chance
+        assert abs(correlation(a, b)) < 4.5 and abs(correlation(a[1:], b[:-1])) < 4.5, (i, j)
+        assert abs(correlation(a & 1, b & 1)) < 4.5, (i, j)
 
 
 class Small(torch.nn.Module):

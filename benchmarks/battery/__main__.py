@@ -17,7 +17,7 @@ from pathlib import Path
 
 from page import progress
 
-from battery.cases import Case, cases, tests, waiting
+from battery.cases import Case, cases, every_test, waiting
 from battery.page import put, section
 from battery.run import sweep
 from battery.words import CHUNK, NAMES, STREAMS, chunk
@@ -26,7 +26,7 @@ TOP = Path(__file__).parents[2]
 
 
 def options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    known = sorted({test for test, _ in tests()})
+    known = sorted({test for test, _ in every_test()})
     parser = argparse.ArgumentParser(prog="make rng-battery", description=__doc__)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--tests", type=int, nargs="+", choices=known, metavar="N", default=known, help="by dieharder's numbers")

@@ -39,7 +39,7 @@ class Case:
         return ["dieharder", "-d", str(self.test), *size, "-g", "200", *more]
 
 
-def tests() -> list[tuple[int, int | None]]:
+def every_test() -> list[tuple[int, int | None]]:
     """Each test of ``-a`` by dieharder's number, with its size, in the order of the run."""
     first = [(test, sizes[0]) for test, sizes in _SIZED.items()]
     rest = [(test, size) for test, sizes in _SIZED.items() for size in sizes[1:]]
@@ -48,12 +48,12 @@ def tests() -> list[tuple[int, int | None]]:
 
 def cases(streams: Iterable[str]) -> list[Case]:
     streams = list(streams)
-    return [Case(stream, test, size, place) for place, (test, size) in enumerate(tests()) for stream in streams]
+    return [Case(stream, test, size, place) for place, (test, size) in enumerate(every_test()) for stream in streams]
 
 
 def again(case: Case) -> Case:
     """The same test on words that no test has read, with more samples."""
-    return replace(case, place=case.place + len(tests()), times=MORE)
+    return replace(case, place=case.place + len(every_test()), times=MORE)
 
 
 def doubtful(record: Record) -> bool:

@@ -14,7 +14,7 @@ from typing import IO, Any
 import torch
 
 from battery.cases import FIELDS, Case, Record, again, doubtful, keep
-from battery.words import STREAMS
+from battery.words import drawn
 
 
 def rows(output: str) -> list[dict[str, Any]]:
@@ -28,8 +28,8 @@ def feed(case: Case, pipe: IO[bytes], folder: Path) -> int:
     """Writes words until the reader has enough; how many it took, to the BATCH that is written at a time."""
     count = 0
     try:
-        for words in STREAMS[case.stream](case.place, folder):
-            data = memoryview(words.numpy()).cast("B")
+        for words in drawn(case.stream, case.place, folder):
+            data = words.numpy().data.cast("B")
             while data:
                 data = data[pipe.write(data) :]
             count += words.numel()

@@ -24,7 +24,8 @@ BATCH = 1 << 18  # words a write
 def words(streams: Tensor, calls: Tensor, elements: Tensor) -> Tensor:
     """int64 streams and calls [n] or [1], int32 elements [m] -> int32 [n, m]: what ``bits`` of each call's key has there."""
     keys = call_keys(streams, calls)
-    return mix(elements, keys[:, :1], keys[:, 1:])
+    found: Tensor = mix(elements, keys[:, :1], keys[:, 1:])
+    return found
 
 
 @functools.cache
@@ -48,34 +49,45 @@ def chunk(folder: Path, number: int) -> None:
         part.replace(path)
 
 
-def interleaved(place: int, folder: Path) -> Iterator[Tensor]:
+Batch = tuple[Tensor, Tensor, Tensor]  # what ``words`` takes
+
+
+def training(place: int, folder: Path) -> Iterator[Batch]:
     """Step by step, site by site, element by element, as training draws them."""
     streams, elements = torch.tensor(named(0, SITES)), torch.arange(ELEMENTS, dtype=torch.int32)
     steps = BATCH // (SITES * ELEMENTS)
     for step in itertools.count(place * SPAN // (SITES * ELEMENTS), steps):
-        calls = torch.arange(step, step + steps).repeat_interleave(SITES)
-        yield compiled()(streams.repeat(steps), calls, elements)
+        yield streams.repeat(steps), torch.arange(step, step + steps).repeat_interleave(SITES), elements
 
 
-def over_steps(place: int, folder: Path) -> Iterator[Tensor]:
+def over_steps(place: int, folder: Path) -> Iterator[Batch]:
     """One element of one site: step after step."""
     streams, element = torch.tensor(named(0, 1)), torch.zeros(1, dtype=torch.int32)
     for step in itertools.count(place * SPAN, BATCH):
-        yield compiled()(streams, torch.arange(step, step + BATCH), element)
+        yield streams, torch.arange(step, step + BATCH), element
 
 
-def over_sites(place: int, folder: Path) -> Iterator[Tensor]:
+def over_sites(place: int, folder: Path) -> Iterator[Batch]:
     """One element of one step: site after site; after the last of the NAMES the same sites at the next step."""
     element = torch.zeros(1, dtype=torch.int32)
     parts = [torch.from_file(str(path), size=CHUNK, dtype=torch.int64) for path in sorted(folder.glob("streams-*.bin"))]
     for step in itertools.count(place * SPAN // NAMES):
         for part in parts:
-            for streams in part.split(BATCH):
-                yield compiled()(streams, torch.tensor([step]), element)
+            for streams in torch.split(part, BATCH):
+                yield streams, torch.tensor([step]), element
 
 
-STREAMS: dict[str, Callable[[int, Path], Iterator[Tensor]]] = {
-    "training": interleaved,
+STREAMS: dict[str, Callable[[int, Path], Iterator[Batch]]] = {
+    "training": training,
     "over steps": over_steps,
     "over sites": over_sites,
 }
+
+
+def drawn(stream: str, place: int, folder: Path) -> Iterator[Tensor]:
+    """The words of a stream from ``place`` times SPAN on, compiled; the first ones are held against eager torch's."""
+    for number, batch in enumerate(STREAMS[stream](place, folder)):
+        found = compiled()(*batch)
+        if number == 0 and not torch.equal(found, words(*batch)):
+            raise RuntimeError("Inductor computes other words than eager torch: what dieharder would say is of no use")
+        yield found
