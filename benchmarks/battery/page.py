@@ -51,7 +51,15 @@ def section(folder: Path, version: str) -> str:
         gigabytes=read * 4 / 1e9,
         sums="\n".join(sums(found, more)),
     )
-    parts = [head, *kinds(found, everything), "", *repeated(found, more), *left_out(found, everything), *steps_taken(found), *full(found)]
+    parts = [
+        head,
+        *kinds(found, everything),
+        "",
+        *repeated(found, more),
+        *left_out(found, everything),
+        *steps_taken(found),
+        *full({**found, **more}),
+    ]
     return "\n".join([MARKS[0], *parts, MARKS[1], ""])
 
 
@@ -111,15 +119,18 @@ def told(line: Mapping[str, object]) -> str:
 
 
 def repeated(found: Records, more: Records) -> Iterator[str]:
-    """Each test that did not pass, and the same with more samples."""
+    """Each p-value that did not pass, first or with more samples, beside the other."""
     doubts = [case for case, kept in found.items() if doubtful(kept)]
     if doubts:
-        yield row("stream", "command", "p-values", f"with {MORE} times the samples")
-        yield "|---|---|---|---|"
+        yield row("stream", "command", "size", "p-value", f"with {MORE} times the samples")
+        yield "|---|---|---|---|---|"
     for case in sorted(doubts, key=lambda case: list(STREAMS).index(case.stream)):
-        then = more.get(again(case))
-        first, second = (", ".join(map(told, kept["rows"])) if kept else "not run" for kept in (found[case], then))
-        yield row(case.stream, f"`{' '.join(case.command)}`", first, second)
+        lines = found[case]["rows"]
+        then = more[again(case)]["rows"] if again(case) in more else [None] * len(lines)
+        for first, second in zip(lines, then, strict=True):
+            if any(line and line["assessment"] != "PASSED" for line in (first, second)):
+                command = f"`{' '.join(case.command)}`"
+                yield row(case.stream, command, first["ntuple"], told(first), told(second) if second else "not run")
     yield ""
 
 
@@ -151,10 +162,10 @@ def full(found: Records) -> Iterator[str]:
     yield "<details><summary>Every p-value</summary>\n"
     yield row("test", "size", "samples", *STREAMS)
     yield "|---|---|---|" + "---|" * len(STREAMS)
-    for test, size in sorted({(case.test, case.size) for case in found}, key=lambda pair: (pair[0], pair[1] or 0)):
-        own = {case.stream: kept["rows"] for case, kept in found.items() if (case.test, case.size) == (test, size)}
+    for test, size, times in sorted({(case.test, case.size, case.times) for case in found}, key=lambda key: (key[0], key[1] or 0, key[2])):
+        own = {case.stream: kept["rows"] for case, kept in found.items() if (case.test, case.size, case.times) == (test, size, times)}
         for at, line in enumerate(next(iter(own.values()))):
-            cells = [told(own[stream][at]) if stream in own else "not run" for stream in STREAMS]
+            cells = [told(own[stream][at]) if stream in own else "not run" if times == 1 else "" for stream in STREAMS]
             yield row(line["test_name"], line["ntuple"], f"{line['psamples']} of {line['tsamples']}", *cells)
     yield "\n</details>"
 
