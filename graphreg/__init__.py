@@ -1,6 +1,8 @@
 """graphreg regularizes an existing PyTorch model by name."""
 
 from graphreg.control import frozen_noise, noise_on, rng_state, set_ranks, set_rng_state, set_strength, strengths
+from graphreg.diagnosis import Diagnosis, Finding
+from graphreg.doctor import doctor
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, TraceError
 from graphreg.fxpass import as_pass
 from graphreg.keywords import from_kwargs
@@ -21,9 +23,9 @@ from graphreg.strip import strip
 from graphreg.trace import Traced, names, trace
 
 __all__ = [
-    "GraphRegError", "NoMatchError", "Noise", "Penalty", "Plan", "Pull", "Regularized", "Regularizer", "RegularizerError", "Samples",
-    "Selector", "Site", "Splice", "TraceError", "Traced", "as_pass", "build", "from_kwargs", "frozen_noise", "mean_over_pairs", "names",
-    "noise_on", "plan", "registered", "regularize", "report", "rewrite", "rng_state", "sample", "set_ranks", "set_rng_state",
-    "set_strength", "strengths", "strip", "trace",
+    "Diagnosis", "Finding", "GraphRegError", "NoMatchError", "Noise", "Penalty", "Plan", "Pull", "Regularized", "Regularizer",
+    "RegularizerError", "Samples", "Selector", "Site", "Splice", "TraceError", "Traced", "as_pass", "build", "doctor", "from_kwargs",
+    "frozen_noise", "mean_over_pairs", "names", "noise_on", "plan", "registered", "regularize", "report", "rewrite", "rng_state",
+    "sample", "set_ranks", "set_rng_state", "set_strength", "strengths", "strip", "trace",
 ]  # fmt: skip
 __version__ = "0.1.0"

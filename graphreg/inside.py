@@ -1,4 +1,4 @@
-"""What is inside: the rewritten module in its wrappers, the additions in it, its graphs."""
+"""What is inside: the rewritten module in its wrappers, the additions in it, its graphs, what of the model's own still draws."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from torch import fx, nn
 
 from graphreg.errors import GraphRegError
 from graphreg.module import RULES, RewrittenModule
+from graphreg.operators import Operations
+from graphreg.own_dropout import Own, find
 from graphreg.rules import Rules
 
 
@@ -39,3 +41,10 @@ def rules_of(module: nn.Module) -> Rules:
 def graphs_of(module: fx.GraphModule) -> dict[str, fx.Graph]:
     """The graphs by mode, of a module graphreg made or any other."""
     return module.graphs if isinstance(module, RewrittenModule) else {"both": module.graph}
+
+
+def own_draws(module: nn.Module) -> tuple[Own, ...]:
+    """The model's own random operations that act and are not on graphreg's streams."""
+    inner = rewritten(module)
+    owns = find(graphs_of(inner), Operations(inner), rules_of(module).about[1])
+    return tuple(own for own in owns if own.when != "never" and own.rate != 0)

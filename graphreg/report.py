@@ -6,12 +6,14 @@ from torch import fx, nn
 
 from graphreg.control import strengths
 from graphreg.decisions import decisions
-from graphreg.inside import graphs_of, rewritten, rules_of
+from graphreg.diagnosis import listed
+from graphreg.inside import graphs_of, own_draws, rewritten, rules_of
 from graphreg.leaves import measures
 from graphreg.module import RewrittenModule
 from graphreg.own_choice import table
 from graphreg.plan import Plan
 from graphreg.regularizer import Splice
+from graphreg.settings import changed
 from graphreg.sites import columns, dtype_text, shape_text
 
 
@@ -47,7 +49,17 @@ def report(module: nn.Module) -> str:
     lines += [f"held: {name}={value!r}" for name, value in held.items()]
     lines += decisions(next(iter(graphs_of(rewritten(module)).values())))
     lines += inner.lowering().told() if isinstance(inner, RewrittenModule) else []
+    lines += _settings(module)
     return "\n".join(lines).rstrip()
+
+
+def _settings(module: nn.Module) -> list[str]:
+    """The model's own draws, where torch's settings decide of them."""
+    settings, own = changed(), own_draws(module)
+    if not settings or not own:
+        return []
+    names = listed([each.site.name for each in own])
+    return [f"settings: {', '.join(map(str, settings))}: they decide of the masks of {names}; graphreg.doctor(module) tests these"]
 
 
 def _by_regularizer(plan: Plan, now: dict[str, float]) -> list[str]:

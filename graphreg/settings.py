@@ -1,0 +1,79 @@
+"""Settings of the present torch that bear on random operations: their values, and the defaults for as long as a test needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch._dynamo.config
+import torch._functorch.config
+import torch._inductor.config
+
+PLACES: dict[str, Any] = {
+    "torch._functorch.config": torch._functorch.config,
+    "torch._inductor.config": torch._inductor.config,
+    "torch._dynamo.config": torch._dynamo.config,
+}
+# What decides which operations run again in backward, which generator draws, and in what order.
+NAMES = {
+    "torch._functorch.config": (
+        "activation_memory_budget", "aggressive_recomputation", "ban_recompute_used_far_apart", "ban_recompute_long_fusible_chains",
+        "ban_recompute_materialized_backward", "ban_recompute_not_in_allowlist", "ban_recompute_reductions", "recompute_views",
+        "treat_parameters_as_free_to_save", "functionalize_rng_ops", "graphsafe_rng_functionalization", "cse",
+    ),
+    "torch._inductor.config": (
+        "fallback_random", "align_random_eager", "reorder_for_locality", "reorder_for_peak_memory", "custom_partitioner_fn",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting: ``place.name``, its present value and torch's default."""
+
+    place: str
+    name: str
+    value: Any
+    default: Any
+
+    def __str__(self) -> str:
+        more = "the default" if self.value == self.default else f"default {self.default!r}"
+        return f"{self.place}.{self.name} = {self.value!r} ({more})"
+
+    @property
+    def at_default(self) -> str:
+        """What sets it back, as code."""
+        return f"{self.place}.{self.name} = {self.default!r}"
+
+
+def setting(place: str, name: str) -> Setting | None:
+    """A setting as it is now, or None in a torch that does not have it."""
+    config = PLACES[place]
+    return Setting(place, name, getattr(config, name), config._config[name].default) if hasattr(config, name) else None
+
+
+def changed() -> list[Setting]:
+    """The settings among ``NAMES`` that are not torch's defaults, by code or by the environment."""
+    found = [setting(place, name) for place, names in NAMES.items() for name in names]
+    return [each for each in found if each is not None and each.value != each.default]
+
+
+@contextmanager
+def given(*values: tuple[Setting, Any]) -> Iterator[None]:
+    """Settings at other values within a block; nothing stays of it."""
+    with ExitStack() as stack:
+        for each, value in values:
+            stack.enter_context(PLACES[each.place].patch(**{each.name: value}))
+        yield
+
+
+def defaults(settings: Sequence[Setting]) -> Any:
+    """A block in which these settings have torch's defaults."""
+    return given(*((each, each.default) for each in settings))
+
+
+def snapshot() -> tuple[str, ...]:
+    """All that is not default in the compiler's settings: what a measurement under them is good for."""
+    return tuple(place.codegen_config() for place in PLACES.values())
