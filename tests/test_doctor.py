@@ -24,7 +24,7 @@ from torchvision.ops import StochasticDepth
 import graphreg
 from graphreg import Diagnosis, GraphRegError, RegularizerError, doctor
 from graphreg.experiments import Measured, measure
-from graphreg.settings import changed, setting, snapshot
+from graphreg.settings import NAMES, changed, setting, snapshot
 
 X = torch.linspace(-1, 1, 48).view(6, 8)
 BUDGET = "torch._functorch.config.activation_memory_budget"
@@ -175,7 +175,7 @@ def test_only_the_settings_that_are_to_blame_are_named() -> None:
 
 
 def test_of_five_settings_that_are_off_the_one_to_blame_is_named() -> None:
-    names = [each for each in dir(functorch) if each.startswith("ban_recompute_")]
+    names = [each for each in NAMES["torch._functorch.config"] if each.startswith("ban_recompute_")]
     assert len(names) == 5
     with functorch.patch(**dict.fromkeys(names, False)), inductor.patch(fallback_random=True):
         module = keeping(Kinds)
@@ -286,7 +286,7 @@ def test_nothing_is_changed(where: str) -> None:
     run = torch.compile(module, fullgraph=True, backend=counter)
     run(X).output.sum().backward()
     optimizer = torch.optim.SGD(module.parameters(), 0.1)
-    tensors, grads = [*module.parameters(), *module.buffers()], [p.grad for p in module.parameters()]
+    grads = [p.grad for p in module.parameters()]
 
     def step() -> None:
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
