@@ -16,7 +16,8 @@ from graphreg.noise import stream
 from graphreg.own_rules import OwnRule
 from graphreg.plan import Edit, Plan
 from graphreg.regularizer import Penalty, Regularizer, Splice
-from graphreg.rules import KeyRule, Leaf, Rules, SpliceRule
+from graphreg.keys import KeyRule
+from graphreg.rules import Leaf, Rules, SpliceRule
 
 
 def identifier(name: str) -> str:
