@@ -6,7 +6,7 @@ regularizers' formulas run inside them, in the right precision and mode.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
