@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._dynamo.eval_frame import skip_code
+from torch._dynamo.decorators import skip
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
 from graphreg.derivatives import run
@@ -74,7 +74,7 @@ def guarded(additions: str) -> Callable[..., Any]:
             _refuse(self._modules[additions])
         return nn.Module.__call__(self, *args, **kwargs)
 
-    skip_code(called.__code__)  # Dynamo compiles what it calls: the forward of each module, not this one code of all
+    skip(called)  # Dynamo compiles what it calls: the forward of each module, not this one code of all
     return called
 
 
