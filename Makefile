@@ -41,9 +41,11 @@ oldest:
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check $(OLDEST) -e '.[test]'
 	OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= .venv-oldest/bin/python -m pytest -n $(WORKERS) --dist worksteal
 
-# The whole of what the tests sample: every setting under Inductor, every site compiled alone. About half an hour.
+# The whole of what the tests sample: every setting under Inductor, every site compiled alone. About an hour.
+# It writes docs/sameness.md, also when a cell of it fails.
 sweep: .venv/.test
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal -m sweep
+	rm -rf build/sameness
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal -m sweep; code=$$?; $(PY) tests/sameness_page.py && exit $$code
 
 bench: .venv/.demo
 	$(PY) benchmarks/bench.py

@@ -14,7 +14,8 @@ from torch import nn
 
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, near_sentence
 from graphreg.inside import rules_of
-from graphreg.rules import Drawing, KeyRule
+from graphreg.keys import KeyRule
+from graphreg.rules import Drawing
 
 STATE_VERSION = 1
 Ranks = Literal["differ", "same"]

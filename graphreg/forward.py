@@ -9,10 +9,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._dynamo.decorators import skip
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
 from graphreg.derivatives import run
 from graphreg.errors import GraphRegError, TraceError
+from graphreg.keys import KeyRule
+from graphreg.rules import Drawing
 
 Forwards = Mapping[str, Callable[..., Any]]
 
@@ -56,6 +59,33 @@ def chosen(
     # Dynamo counts recompilations by code object (8 and it gives up): each module needs one of its own, as fx's have.
     own = types.FunctionType(forward.__code__.replace(), forward.__globals__, "forward", None, forward.__closure__)
     return functools.wraps(in_train)(own)
+
+
+def guarded(additions: str) -> Callable[..., Any]:
+    """The ``__call__`` of the class, around what torch.compile compiles: a compiled forward cannot know that backward runs it.
+
+    In place of torch.fx's, which prints the line of the emitted code where an error arose, and walks the traceback for that of the
+    exception, too, by which ``checkpoint(use_reentrant=False)`` ends a recomputation early. Under fullgraph=True that raises
+    "Attempt to trace generator" (torch 2.13, for every GraphModule).
+    """
+
+    def called(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if _in_backward() != -1 and additions in self._modules:
+            _refuse(self._modules[additions])
+        return nn.Module.__call__(self, *args, **kwargs)
+
+    skip(called)  # Dynamo compiles what it calls: the forward of each module, not this one code of all
+    return called
+
+
+_in_backward = torch._C._current_graph_task_id  # nothing of Python's may run before the forward: Dynamo would compile it
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _refuse(rules: nn.Module) -> None:
+    key = rules._modules.get("key")
+    if isinstance(key, KeyRule) and key.draws(any(leaf.always for leaf in rules.children() if isinstance(leaf, Drawing))):
+        key.refuse_backward()
 
 
 def _positions(forward: Callable[..., Any], held: Mapping[str, Any]) -> dict[str, tuple[int, Any]]:

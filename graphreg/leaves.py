@@ -11,12 +11,13 @@ from torch import nn
 
 from graphreg.derivatives import Derivative, Track
 from graphreg.errors import RegularizerError
+from graphreg.keys import KeyRule
 from graphreg.measures import Measure, MeasureSteps, Total, Whole
 from graphreg.noise import stream
 from graphreg.own_rules import OwnRule
 from graphreg.plan import Edit, Plan
 from graphreg.regularizer import Penalty, Regularizer, Splice
-from graphreg.rules import KeyRule, Leaf, Rules, SpliceRule
+from graphreg.rules import Leaf, Rules, SpliceRule
 
 
 def identifier(name: str) -> str:

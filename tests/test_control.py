@@ -172,12 +172,64 @@ def test_checkpointing_around_the_whole_module() -> None:
         torch.testing.assert_close(ours.grad, theirs.grad)
 
 
-def test_checkpointing_around_a_compiled_module() -> None:
+@pytest.mark.parametrize("way", ["torch.compile", "module.compile"])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_around_a_compiled_module(reentrant: bool, way: str) -> None:
+    """As in eager: refused outside of a block, though the compiled forward cannot know that backward runs it, and right inside."""
     module, twin = noisy(), noisy()
-    run = torch.compile(module, fullgraph=True, backend="aot_eager")
+    run: Any = torch.compile(module, fullgraph=True, backend="aot_eager") if way == "torch.compile" else module
+    if way == "module.compile":
+        module.compile(fullgraph=True, backend="aot_eager")
+
+    def step() -> None:
+        torch.utils.checkpoint.checkpoint(draw, run, X.clone().requires_grad_(), use_reentrant=reentrant).square().sum().backward()
+
+    with pytest.raises(GraphRegError, match="frozen_noise"):
+        step()
+    module.zero_grad()
+    graphreg.set_rng_state(module, graphreg.rng_state(twin))
     with graphreg.frozen_noise(module):
-        torch.utils.checkpoint.checkpoint(draw, run, X.clone().requires_grad_(), use_reentrant=True).square().sum().backward()
+        step()
     draw(twin).square().sum().backward()
+    assert graphreg.rng_state(module) == graphreg.rng_state(twin)
+    for ours, theirs in zip(module.parameters(), twin.parameters(), strict=True):
+        assert ours.grad is not None and theirs.grad is not None
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_checkpointing_around_a_compiled_module_that_draws_nothing() -> None:
+    module = noisy().eval()
+    run = torch.compile(module, fullgraph=True, backend="aot_eager")
+    x, y = X.clone().requires_grad_(), X.clone().requires_grad_()
+    torch.utils.checkpoint.checkpoint(draw, run, x, use_reentrant=False).square().sum().backward()
+    draw(module, y).square().sum().backward()
+    assert x.grad is not None and y.grad is not None
+    torch.testing.assert_close(x.grad, y.grad)
+
+
+class Bigger(nn.Module):
+    """A model of the user's that checkpoints a rewritten layer in its forward."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = torch.utils.checkpoint.checkpoint(draw, self.layer, x, use_reentrant=False)
+        return output
+
+
+def test_a_checkpointed_layer_of_a_compiled_model() -> None:
+    """torch refuses what the layer assigns, its step, and says by which setting it goes; then the graph has one call and its masks."""
+    module, twin = noisy(), noisy()
+    run = torch.compile(Bigger(module), fullgraph=True, backend="aot_eager")
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="skip_fwd_side_effects_in_bwd_under_checkpoint"):
+        run(X)
+    with torch._dynamo.config.patch(skip_fwd_side_effects_in_bwd_under_checkpoint=True):
+        for _ in range(2):
+            run(X).square().sum().backward()
+            draw(twin).square().sum().backward()
+    assert graphreg.rng_state(module) == graphreg.rng_state(twin)
     for ours, theirs in zip(module.parameters(), twin.parameters(), strict=True):
         assert ours.grad is not None and theirs.grad is not None
         torch.testing.assert_close(ours.grad, theirs.grad)

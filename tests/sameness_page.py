@@ -1,0 +1,93 @@
+"""docs/sameness.md: what the sweep of the sameness matrix found, written from the records that its tests leave."""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sameness_axes import AXES, BATCHES, CHECKPOINTING, DTYPES, LEFT_OUT, Cell, product
+
+TOP = Path(__file__).parent.parent
+RECORDS, PAGE = TOP / "build" / "sameness", TOP / "docs" / "sameness.md"
+Row = tuple[str, str, str]  # backend, recomputation, checkpointing
+Record = Mapping[str, Any]
+ROWS: list[Row] = list(dict.fromkeys((cell.backend, cell.recomputation, cell.checkpointing) for cell in product()))
+
+HEAD = """# Sameness
+
+What `make sweep` found: whether a rewritten module computes what its masks say, in every cell of a matrix. It wrote this page.
+
+| axis | values |
+|---|---|
+{axes}
+
+Checkpointing:
+
+{checkpointing}
+
+Each cell runs one net, forward and backward, at two calls (batches of {one}; of two sizes {two}, the batch axis marked dynamic, \
+compiled with `fullgraph=True`). It has a branch for each kind of draw: `BernoulliDropout` behind a sigmoid, where the compiled form is \
+recomputed in backward; `GaussianNoise`; the model's own `nn.Dropout` with `own_dropout="seeded"`; and `BernoulliDropout` on an input \
+that comes in the layout. The others act on a value that the model brings into the layout.
+
+Compared with values worked out by hand in float64 from the seed, the number of the call and the index of each element, with nothing \
+of graphreg's:
+
+- the mask that the forward applied, the mask of the value that backward read, and the mask that backward multiplied by: bit for bit;
+- each output and the gradients of the inputs, element by element: within eight roundings of the dtype, normals among them;
+- the gradient of each parameter: within eight roundings of the sum of the absolute values that it is a sum of.
+
+One oracle for every backend: what agrees with it agrees with each other.
+
+{total} cells, {passed} pass. torch {torch}, {date}, on a CPU.
+
+## Cells that pass, of {each} each (layouts by batches)
+
+"""
+
+
+def name_of(row: Row) -> str:
+    return "-".join(part.replace(" ", "_") for part in row)
+
+
+def record(row: Row, outcomes: Mapping[Cell, str]) -> dict[str, Any]:
+    """A row as it is kept: ``outcomes`` by cell, empty where it passes, else the reason."""
+    return {
+        "row": row, "torch": torch.__version__.partition("+")[0], "date": datetime.date.today().isoformat(),
+        "dtypes": {d: [sum(c.dtype == d and not why for c, why in outcomes.items()), sum(c.dtype == d for c in outcomes)] for d in DTYPES},
+        "failed": {str(cell): why for cell, why in outcomes.items() if why},
+    }  # fmt: skip
+
+
+def page(records: Sequence[Record]) -> str:
+    """The whole text. Raises KeyError where the record of a row is missing."""
+    found = {tuple(each["row"]): each for each in records}
+    rows = [found[row] for row in ROWS]
+    counts = list(itertools.chain.from_iterable(row["dtypes"].values() for row in rows))
+    text = HEAD.format(
+        axes="\n".join(f"| {axis} | {', '.join(f'`{value}`' for value in values)} |" for axis, values in AXES.items()),
+        checkpointing="\n".join(f"- *{name}*: {what}" for name, what in CHECKPOINTING.items()),
+        one=f"{BATCHES['one size'][0]}", two=" and ".join(map(str, BATCHES["two sizes"])),
+        total=sum(total for _, total in counts), passed=sum(passed for passed, _ in counts), each=counts[0][1],
+        torch=", ".join(sorted({row["torch"] for row in rows})), date=max(row["date"] for row in rows),
+    )  # fmt: skip
+    head = ["backend", "recomputation", "checkpointing", *DTYPES]
+    lines = [_line(head), "|---" * len(head) + "|"]
+    lines += [_line([*row["row"], *(f"{passed}/{total}" for passed, total in row["dtypes"].values())]) for row in rows]
+    failed = [f"- {cell}: {why}" for row in rows for cell, why in row["failed"].items()]
+    left_out = [f"- {what}: {why}" for what, why in LEFT_OUT.items()]
+    return text + "\n".join([*lines, "", "## Cells that fail\n", *(failed or ["None."]), "", "## Left out\n", *left_out, ""])
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page([json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))]))
