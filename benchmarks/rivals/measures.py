@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +10,8 @@ import torch
 import torch._dynamo.testing
 import torch._functorch.config
 import torch._inductor.config
-import torch._inductor.metrics
 from torch import Tensor
+from torch._inductor.utils import run_and_get_code
 
 from rivals.rows import yes
 
@@ -80,13 +81,13 @@ def kept_by(function: Function) -> float:
     return total / x.numel()
 
 
-def kernels(function: Function) -> int:
-    """How many kernels Inductor makes of it; the cache would keep it from making any."""
+def passes(function: Function) -> int:
+    """How many loops over the elements Inductor's code has; the cache would keep it from making any."""
     afresh()
-    with torch.no_grad(), torch._inductor.config.patch(force_disable_caches=True):
-        torch._inductor.metrics.reset()
-        compiled(function)(torch.randn(64, 64))
-        return int(torch._inductor.metrics.generated_kernel_count)
+    uncached = torch._inductor.config.patch(fx_graph_cache=False), torch._functorch.config.patch(enable_autograd_cache=False)
+    with torch.no_grad(), uncached[0], uncached[1]:
+        _, sources = run_and_get_code(compiled(function), torch.randn(64, 64))
+    return sum(len(re.findall(r"x\d+<static_cast<int64_t>\(4096L\)", source)) for source in sources)
 
 
 def compilations(function: Callable[[Tensor], Any], change: Callable[[float], None]) -> int:
