@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 WORKERS ?= 2
 
-.PHONY: demo demo-penalties test oldest sweep bench zoo rng-battery lint clean
+.PHONY: demo demo-penalties test oldest sweep bench rivals zoo rng-battery lint clean
 
 .venv/.demo: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv .venv
@@ -50,6 +50,13 @@ sweep: .venv/.test
 bench: .venv/.demo
 	$(PY) benchmarks/bench.py
 
+# The table of docs/randomness.md, measured anew, in an environment of its own with the rivals' versions. Five minutes.
+RIVALS := keras==3.15.1 jax==0.10.2 flax==0.12.8
+rivals:
+	test -x .venv-rivals/bin/python || $(PYTHON) -m venv .venv-rivals
+	.venv-rivals/bin/python -m pip install --quiet --disable-pip-version-check $(RIVALS) -e .
+	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks .venv-rivals/bin/python -m rivals
+
 # Every model of docs/models.md, each in a process of its own; goes on where it was stopped. About an hour.
 # make zoo ARGS="--only 'timm/*' resnet18"; also --failed, --fresh: run again.
 zoo: .venv/.zoo
@@ -65,4 +72,4 @@ lint: .venv/.lint
 	sh .ci/types
 
 clean:
-	rm -rf .venv .venv-oldest build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .venv-oldest .venv-rivals build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Every Python block of the README runs, in order, and prints what the block behind it shows."""
+"""Every Python block of the README and of docs/randomness.md runs, in order, and prints what the block behind it shows."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ import pytest
 import graphreg
 from graphreg import registry
 
-README = Path(__file__).parent.parent / "README.md"
+TOP = Path(__file__).parent.parent
+README = TOP / "README.md"
 BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 
 
-def test_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_classes", dict(graphreg.registered()))  # the README's own classes go with the test
-    blocks = BLOCK.findall(README.read_text())
+@pytest.mark.parametrize("name", ["README.md", "docs/randomness.md"])
+def test_blocks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_classes", dict(graphreg.registered()))  # the page's own classes go with the test
+    blocks = BLOCK.findall((TOP / name).read_text())
     space: dict[str, object] = {"__name__": "readme"}
     compared = 0
     for (language, code), (following, expected) in zip(blocks, [*blocks[1:], ("", "")], strict=True):
@@ -26,7 +28,7 @@ def test_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
             continue
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            exec(compile(code, str(README), "exec"), space)
+            exec(compile(code, name, "exec"), space)
         if following == "text":
             assert printed.getvalue().strip() == expected.strip()
             compared += 1
