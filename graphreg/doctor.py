@@ -15,9 +15,10 @@ from graphreg.diagnosis import NONE, Diagnosis, Finding, listed, seed
 from graphreg.errors import GraphRegError, RegularizerError, near_sentence
 from graphreg.experiments import Backend
 from graphreg.inside import own_draws, rewritten, rules_of
+from graphreg.keys import KeyRule
 from graphreg.observed import Observed, observe
 from graphreg.own_dropout import Own
-from graphreg.rules import Drawing, KeyRule
+from graphreg.rules import Drawing
 
 KINDS = ("wrong", "refused", "differs")
 
@@ -30,7 +31,7 @@ def doctor(
     Each kind of the model's own random operations that is not on graphreg's streams, and these streams, are compiled in a tiny
     function by ``backend``, a name or callable as torch.compile takes it. A setting is named where setting it back cures what was
     seen. ``step``: a callable without arguments that runs forward and backward; it is called once and watched, which finds
-    activation checkpointing around a compiled module, and whatever else draws anew in backward. It costs a copy of parameters and
+    activation checkpointing around a compiled function that calls it, and whatever else draws anew in backward. It costs a copy of parameters and
     buffers, and should leave the optimizer out, whose own state is not put back. Module, gradients, generators, settings and
     compiled code stay as they are. Measurements under the same settings are made once a process. ``progress``: a line on stderr;
     None shows it where that is a terminal.
@@ -93,7 +94,7 @@ def _of_step(seen: Observed, drawing: tuple[str, ...], left: Sequence[Own]) -> l
         raise GraphRegError("the step ran no backward pass, so there was nothing to watch. Let it call the module and then backward().")
     found = []
     if seen.again:
-        why = "your step runs the compiled module again in backward: activation checkpointing around the whole of it"
+        why = "your step runs the module again in backward: activation checkpointing around the whole of it"
         observed = f"calls that drew masks: {seen.forward} in the forward, {seen.again} in backward, each with masks of its own"
         cure = "'with graphreg.frozen_noise(module):' around forward and backward, or checkpoint blocks inside the model instead"
         found.append(Finding("wrong", why, observed, drawing, cure, ""))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphreg.rules import KeyRule
+from graphreg.keys import KeyRule
 
 
 @dataclass

@@ -193,6 +193,6 @@ def test_decisions_on_shapes_look_at_each_value_once(monkeypatch: pytest.MonkeyP
         return found
 
     monkeypatch.setattr(decisions, "_needed", counting)
-    for count in (5, 10, 15):  # noqa: B007: ``counting`` reads it
+    for count in (5, 10, 15):
         graphreg.trace(Decided(count), torch.randn(3, WIDTH))
     assert seen[15] - seen[10] == seen[10] - seen[5] > 0

@@ -333,15 +333,15 @@ def test_a_step_that_raises_leaves_everything_too() -> None:
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_a_checkpoint_around_a_compiled_module(backend: str) -> None:
+def test_a_checkpoint_around_a_compiled_function(backend: str) -> None:
     module = seeded()
-    run = torch.compile(module, fullgraph=True, backend=backend)
+    run = torch.compile(lambda x: module(x).output, fullgraph=True, backend=backend)
 
     def step() -> None:
         for _ in range(2):
-            checkpoint(lambda x: run(x).output, X.clone().requires_grad_(), use_reentrant=True).sum().backward()
+            checkpoint(run, X.clone().requires_grad_(), use_reentrant=True).sum().backward()
 
-    diagnosis = doctor(run, step, backend="aot_eager")
+    diagnosis = doctor(module, step, backend="aot_eager")
     finding = only(diagnosis)
     assert not diagnosis.ok and finding.kind == "wrong" and finding.sites == ("drop",)
     assert finding.observed == "calls that drew masks: 2 in the forward, 2 in backward, each with masks of its own"
@@ -351,8 +351,8 @@ def test_a_checkpoint_around_a_compiled_module(backend: str) -> None:
         with graphreg.frozen_noise(module):
             step()
 
-    assert doctor(run, cured, backend="aot_eager").right[-1] == "your step: backward drew nothing anew"
-    assert doctor(run, lambda: run(X).output.sum().backward(), backend="aot_eager").ok
+    assert doctor(module, cured, backend="aot_eager").right[-1] == "your step: backward drew nothing anew"
+    assert doctor(torch.compile(module, backend=backend), lambda: run(X).sum().backward(), backend="aot_eager").ok
 
 
 @pytest.mark.parametrize("preserve", [True, False])

@@ -64,7 +64,7 @@ class Drawn:
     draw: Tensor
 
     def keep(self, z: Tensor, p: Tensor) -> Tensor:
-        return self.draw
+        return self.draw.to(z.dtype, copy=True)
 
     def normal(self, z: Tensor) -> Tensor:
         return self.draw
