@@ -31,7 +31,7 @@ def doctor(
     Each kind of the model's own random operations that is not on graphreg's streams, and these streams, are compiled in a tiny
     function by ``backend``, a name or callable as torch.compile takes it. A setting is named where setting it back cures what was
     seen. ``step``: a callable without arguments that runs forward and backward; it is called once and watched, which finds
-    activation checkpointing around a compiled function that calls it, and whatever else draws anew in backward. It costs a copy of parameters and
+    activation checkpointing around a function that calls it, and whatever else draws anew in backward. It costs a copy of parameters and
     buffers, and should leave the optimizer out, whose own state is not put back. Module, gradients, generators, settings and
     compiled code stay as they are. Measurements under the same settings are made once a process. ``progress``: a line on stderr;
     None shows it where that is a terminal.
