@@ -16,6 +16,8 @@ README = Path(__file__).parent.parent / "README.md"
 BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 
 
+# torch's own: Dynamo asks each input that is no leaf, and hides the warning
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_classes", dict(graphreg.registered()))  # the README's own classes go with the test
     blocks = BLOCK.findall(README.read_text())
