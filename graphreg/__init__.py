@@ -1,5 +1,7 @@
 """graphreg regularizes an existing PyTorch model by name."""
 
+from graphreg.backend import Backend
+from graphreg.compiling import backend, backend_of
 from graphreg.control import frozen_noise, noise_on, rng_state, set_ranks, set_rng_state, set_strength, strengths
 from graphreg.diagnosis import Diagnosis, Finding
 from graphreg.doctor import doctor
@@ -23,8 +25,9 @@ from graphreg.strip import strip
 from graphreg.trace import Traced, names, trace
 
 __all__ = [
-    "Diagnosis", "Finding", "GraphRegError", "NoMatchError", "Noise", "Penalty", "Plan", "Pull", "Regularized", "Regularizer",
-    "RegularizerError", "Samples", "Selector", "Site", "Splice", "TraceError", "Traced", "as_pass", "build", "doctor", "from_kwargs",
+    "Backend", "Diagnosis", "Finding", "GraphRegError", "NoMatchError", "Noise", "Penalty", "Plan", "Pull", "Regularized", "Regularizer",
+    "RegularizerError", "Samples", "Selector", "Site", "Splice", "TraceError", "Traced", "as_pass", "backend", "backend_of", "build",
+    "doctor", "from_kwargs",
     "frozen_noise", "mean_over_pairs", "names", "noise_on", "plan", "registered", "regularize", "report", "rewrite", "rng_state",
     "sample", "set_ranks", "set_rng_state", "set_strength", "strengths", "strip", "trace",
 ]  # fmt: skip

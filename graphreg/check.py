@@ -21,6 +21,7 @@ from graphreg.own_rules import OwnRule
 from graphreg.placed import Placed, fail
 from graphreg.plan import Plan
 from graphreg.regularizer import Penalty
+from graphreg.roles import CROSSES
 from graphreg.substitution import is_own, restored
 from graphreg.trace import Traced
 
@@ -38,7 +39,7 @@ def check(module: RewrittenModule, traced: Traced, plan: Plan) -> None:
         placed = Placed(graph, original, traced, plan)
         placed.check()
         _leaves(graph, module, plan)
-        _reaches(graph, module, plan, placed, flow)
+        _reaches(graph, module, plan, placed, flow, traced.whole)
 
 
 def _owns(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
@@ -177,7 +178,7 @@ def _equal(ours: Any, theirs: Any, resolve: Callable[[fx.Node], fx.Node | None])
     return type(ours) is type(theirs) and bool(ours == theirs or (is_nan(ours) and is_nan(theirs)))
 
 
-def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Placed, flow: nx.DiGraph[str]) -> None:
+def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Placed, flow: nx.DiGraph[str], whole: bool) -> None:
     """Every splice reaches the output; every penalty is in it, and a parameter that can train reaches the penalty."""
     output = graph.output_node()
     upstream = nx.ancestors(flow, output.name)
@@ -203,7 +204,7 @@ def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Place
     trained = _trained(graph, module, flow)
     for name, node in totals.items():
         _counts(node, name, plan, placed)
-        if node.args and node.args[0] != {} and node.name not in trained:
+        if whole and node.args and node.args[0] != {} and node.name not in trained:
             raise RegularizerError(
                 f"{name}: no parameter that can train reaches its sites, so it would change nothing. Unfreeze one, or leave it out."
             )
@@ -241,7 +242,7 @@ def _trained(graph: fx.Graph, module: RewrittenModule, flow: nx.DiGraph[str]) ->
     prefixes = {".".join(owner.split(".")[:i]) for owner in owners for i in range(1, owner.count(".") + 2)}
     sources = [
         n.name for n in graph.nodes
-        if (n.op == "get_attr" and n.target in trains) or (n.op == "call_module" and (n.target in prefixes))
+        if (n.op == "get_attr" and n.target in trains) or (n.op == "call_module" and n.target in prefixes) or n.meta.get(CROSSES)
     ]  # fmt: skip
     flow.add_edges_from(("<parameters>", name) for name in sources)
     return nx.descendants(flow, "<parameters>") if sources else set()

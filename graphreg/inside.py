@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import fx, nn
+from torch import fx
 
 from graphreg.errors import GraphRegError
 from graphreg.module import RULES, RewrittenModule
@@ -31,7 +31,7 @@ def rewritten(module: Any) -> fx.GraphModule:
     return inner
 
 
-def rules_of(module: nn.Module) -> Rules:
+def rules_of(module: Any) -> Rules:
     """The additions of a rewritten module, also inside compiled and distributed wrappers."""
     rules = getattr(rewritten(module), RULES)
     # a pass that made a GraphModule of its own took the leaves over, one by one
@@ -43,7 +43,7 @@ def graphs_of(module: fx.GraphModule) -> dict[str, fx.Graph]:
     return module.graphs if isinstance(module, RewrittenModule) else {"both": module.graph}
 
 
-def own_draws(module: nn.Module) -> tuple[Own, ...]:
+def own_draws(module: Any) -> tuple[Own, ...]:
     """The model's own random operations that act and are not on graphreg's streams."""
     inner = rewritten(module)
     owns = find(graphs_of(inner), Operations(inner), rules_of(module).about[1])
