@@ -1,5 +1,7 @@
 """graphreg regularizes an existing PyTorch model by name."""
 
+from graphreg.backend import Backend
+from graphreg.compiling import backend, backend_of
 from graphreg.control import frozen_noise, noise_on, rng_state, set_ranks, set_rng_state, set_strength, strengths
 from graphreg.diagnosis import Diagnosis, Finding
 from graphreg.doctor import doctor

@@ -6,7 +6,7 @@ Strengths, states and held noise compile nothing again; noise_on and set_ranks o
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -15,22 +15,29 @@ from torch import nn
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, near_sentence
 from graphreg.inside import rules_of
 from graphreg.keys import KeyRule
+from graphreg.knobs import Knobs, knobs_of
 from graphreg.rules import Drawing
 
 STATE_VERSION = 1
 Ranks = Literal["differ", "same"]
+Regulated = nn.Module | Knobs | Callable[..., Any]  # a rewritten module, a backend, or what torch.compile made with one
 
 
-def strengths(module: nn.Module) -> dict[str, float]:
+def strengths(module: Regulated) -> dict[str, float]:
     """Weights and rates by regularizer name."""
+    if (knobs := knobs_of(module)) is not None:
+        return knobs.strengths()
     return {name: float(value) for name, value in rules_of(module).strengths.items()}
 
 
-def set_strength(module: nn.Module, name: str, value: float) -> None:
+def set_strength(module: Regulated, name: str, value: float) -> None:
     """Change a weight or rate; nothing is compiled again.
 
     Raises NoMatchError for an unknown name, RegularizerError for a value out of the regularizer's range.
     """
+    if (knobs := knobs_of(module)) is not None:
+        knobs.set_strength(name, value)
+        return
     rules = rules_of(module)
     plan = rules.about[0]
     if name not in plan.regularizers:  # also for what is no string
@@ -40,21 +47,26 @@ def set_strength(module: nn.Module, name: str, value: float) -> None:
     rules.strengths[name].fill_(checked.weight)
 
 
-def rng_state(module: nn.Module) -> dict[str, Any]:
+def rng_state(module: Regulated) -> dict[str, Any]:
     """Where the noise stands: a plain dict to save beside a checkpoint, the same on every rank.
 
     Raises GraphRegError without a splice.
     """
+    if (knobs := knobs_of(module)) is not None:
+        return knobs.rng_state()
     key = _key(module)
     streams = dict(zip(key.names, key.streams.tolist(), strict=True))
     return {"version": STATE_VERSION, "call": key.call(), "ranks": "same" if key.alike else "differ", "streams": streams}
 
 
-def set_rng_state(module: nn.Module, state: dict[str, Any]) -> None:
+def set_rng_state(module: Regulated, state: dict[str, Any]) -> None:
     """Resume the noise where ``rng_state`` found it: the next call draws what the next call would have drawn then.
 
     Raises RegularizerError for a state that is damaged, of another version or of another module; the noise then stays.
     """
+    if (knobs := knobs_of(module)) is not None:
+        knobs.set_rng_state(state)
+        return
     key = _key(module)
     streams = _checked_streams(state, key.names)
     key.streams = key.streams.new_tensor(streams)
@@ -62,25 +74,34 @@ def set_rng_state(module: nn.Module, state: dict[str, Any]) -> None:
     key.seek(state["call"])
 
 
-def set_ranks(module: nn.Module, ranks: Ranks) -> None:
+def set_ranks(module: Regulated, ranks: Ranks) -> None:
     """Whether the ranks of torch.distributed draw different masks, ``"differ"`` (as they do by themselves), or the ``"same"``.
 
     The same masks are right where ranks share one example, as in tensor parallelism. Raises RegularizerError for another word,
     GraphRegError without a splice.
     """
-    key = _key(module)
+    knobs = knobs_of(module)
+    key = _key(module) if knobs is None else None
     if ranks not in ("differ", "same"):
         raise RegularizerError(f"ranks={ranks!r} is not allowed; give 'differ' (each rank draws its own masks) or 'same'.")
+    if key is None:
+        assert knobs is not None
+        knobs.set_ranks(ranks)
+        return
     key.alike = ranks == "same"
 
 
 @contextmanager
-def frozen_noise(module: nn.Module) -> Iterator[None]:
+def frozen_noise(module: Regulated) -> Iterator[None]:
     """Every call in the block draws the same masks: line searches, gradient checks, sharpness-aware steps.
 
     The block counts as one call, or as none where nothing was drawn in it. A block within a block is part of it. Nothing
     is compiled again. Raises GraphRegError without a splice.
     """
+    if (knobs := knobs_of(module)) is not None:
+        with knobs.frozen_noise():
+            yield
+        return
     key = _key(module)
     if key.held is not None:
         yield
@@ -93,8 +114,12 @@ def frozen_noise(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def noise_on(module: nn.Module) -> Iterator[None]:
+def noise_on(module: Regulated) -> Iterator[None]:
     """Keep every splice acting, whatever the mode: ``with graphreg.noise_on(module): module.eval()(x)``."""
+    if (knobs := knobs_of(module)) is not None:
+        with knobs.noise_on():
+            yield
+        return
     rules = [leaf for leaf in rules_of(module).children() if isinstance(leaf, (Drawing, KeyRule))]
     before = [leaf.forced for leaf in rules]
     try:
@@ -108,7 +133,7 @@ def noise_on(module: nn.Module) -> Iterator[None]:
                 leaf.settle()
 
 
-def _key(module: nn.Module) -> KeyRule:
+def _key(module: Any) -> KeyRule:
     key = getattr(rules_of(module), "key", None)
     if not isinstance(key, KeyRule):
         raise GraphRegError(

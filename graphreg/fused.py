@@ -7,7 +7,8 @@ masks of four sites that was a quarter of the time to compile. Any other backend
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -53,9 +54,30 @@ def _(streams: Tensor, step: Tensor, free: Tensor, keys: Tensor) -> Tensor:
     return torch.empty_like(keys)
 
 
+class _Within:
+    """Whether a compiler below Dynamo traces, which ``torch.compiler.is_compiling`` does not tell."""
+
+    on = False
+
+
+@contextmanager
+def within_backend() -> Iterator[None]:
+    """For the time that the backend's inner compiler traces: draws take the form that they have in a compiled graph."""
+    before, _Within.on = _Within.on, True
+    try:
+        yield
+    finally:
+        _Within.on = before
+
+
+def compiling() -> bool:
+    """Whether what runs now is traced by a compiler: by Dynamo, or by the inner compiler of graphreg's backend."""
+    return torch.compiler.is_compiling() or _Within.on
+
+
 def fuses() -> bool:
-    """Whether the operators are to be traced: by Dynamo, for Inductor to lower. An exported program is torch's alone."""
-    return torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting() and _lowers()
+    """Whether the operators are to be traced, for Inductor to lower. An exported program is torch's alone."""
+    return (_Within.on or (torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting())) and _lowers()
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

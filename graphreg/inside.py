@@ -31,7 +31,7 @@ def rewritten(module: Any) -> fx.GraphModule:
     return inner
 
 
-def rules_of(module: nn.Module) -> Rules:
+def rules_of(module: Any) -> Rules:
     """The additions of a rewritten module, also inside compiled and distributed wrappers."""
     rules = getattr(rewritten(module), RULES)
     # a pass that made a GraphModule of its own took the leaves over, one by one

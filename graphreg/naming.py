@@ -12,7 +12,7 @@ from torch import fx, nn
 from graphreg.operators import IN_PLACE_NAMES
 from graphreg.sites import Label
 
-_COUNTED = re.compile(r"_\d+$")
+COUNTED = re.compile(r"_\d+$")
 
 
 class Namer:
@@ -66,7 +66,7 @@ def label_node(node: fx.Node, scope: str, modules: Mapping[str, nn.Module], name
     elif node.op == "placeholder":  # by its own name: fx renames an argument that is called like a builtin
         label = Label(namer.operation("", str(node.target).lstrip("*")), "input")
     else:
-        base = _COUNTED.sub("", node.name)
+        base = COUNTED.sub("", node.name)
         op = "parameter" if node.op == "get_attr" else getattr(node.target, "__name__", str(node.target)).strip("_") or base
         if node.op == "call_function" and op in IN_PLACE_NAMES:  # ``+=`` goes by the name of ``+``, as torchvision has it
             base, op = re.sub("^i", "", base), op[1:]

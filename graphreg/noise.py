@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from graphreg.fused import LIMIT, fused_bits, fused_keep, fused_keys, fuses
+from graphreg.fused import LIMIT, compiling, fused_bits, fused_keep, fused_keys, fuses
 from graphreg.mixer import blocks, call_words, kept_words, lane_keys, mix, mixed, shift, signed, words, words_past
 
 
@@ -53,7 +53,7 @@ def bits(key: Tensor, shape: torch.Size | tuple[int, ...], lane: int = 0, start:
     count = torch.Size(shape).numel()
     if start + count > LIMIT:
         return words_past(key, count, lane, start).view(shape)
-    if not torch.compiler.is_compiling():
+    if not compiling():
         return words(key, count, lane, start).view(shape)
     found: Tensor
     if fuses():
@@ -81,7 +81,7 @@ class Noise:
         """
         rate = torch.as_tensor(p, device=z.device)
         rate = rate.to(torch.promote_types(rate.dtype, torch.float32))  # 2**31 times a half-precision rate is infinite
-        if torch.compiler.is_compiling() or z.numel() > LIMIT:
+        if compiling() or z.numel() > LIMIT:
             kept: Tensor
             if z.numel() <= LIMIT and fuses():
                 kept = fused_keep(self.key, rate.detach(), list(z.shape))

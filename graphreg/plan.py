@@ -165,27 +165,36 @@ def named_once(regularizers: Sequence[Regularizer]) -> dict[str, Regularizer]:
 
 
 def _select(traced: Traced, regularizer: Regularizer, missing: Missing) -> dict[Site, tuple[str, Steps | None]]:
+    chosen = _sequences(traced, regularizer, selected(traced, regularizer, missing))
+    check_count(regularizer, list(chosen))
+    if isinstance(regularizer, Penalty) and regularizer.on == "parameters":
+        _check_trainable(traced, regularizer, list(chosen))
+    return chosen
+
+
+def selected(traced: Traced, regularizer: Regularizer, missing: Missing) -> dict[Site, str]:
+    """The sites that a regularizer's selector finds, each with the string that matched it first."""
     on_parameters = regularizer.on == "parameters"
     sites = [_enough_dims(s, regularizer.min_dims) for s in traced.parameters] if on_parameters else list(traced.values)
     if isinstance(regularizer, Splice):  # a splice at a value that nobody reads would do nothing, in silence
         sites = [s if s.used else replace(s, selectable=False, why_not=s.why_not or "its value is not used") for s in sites]
     usable = [site for site in sites if site.selectable]
     what = f"parameter of {regularizer.min_dims} dims or more" if on_parameters else "value"
-    found = select(
+    return select(
         regularizer.pattern, sites, regularizer.defaults(usable), what=what, model=traced.title, missing=missing,
         who=type(regularizer).__name__, usual=regularizer.usual,
         elsewhere=traced.values if on_parameters else traced.parameters,
     )  # fmt: skip
-    chosen = _sequences(traced, regularizer, found)
-    if regularizer.expect is not None and len(chosen) != regularizer.expect:
-        listed = ", ".join(site.name for site in list(chosen)[:6]) or "none"
+
+
+def check_count(regularizer: Regularizer, sites: Sequence[Site]) -> None:
+    """Refuse another number of sites than ``expect``."""
+    if regularizer.expect is not None and len(sites) != regularizer.expect:
+        listed = ", ".join(site.name for site in sites[:6]) or "none"
         raise NoMatchError(
-            f"{type(regularizer).__name__}({regularizer.pattern!r}): expect={regularizer.expect}, found {len(chosen)} sites ({listed}). "
+            f"{type(regularizer).__name__}({regularizer.pattern!r}): expect={regularizer.expect}, found {len(sites)} sites ({listed}). "
             "Mend the selector, or the number."
         )
-    if isinstance(regularizer, Penalty) and on_parameters:
-        _check_trainable(traced, regularizer, list(chosen))
-    return chosen
 
 
 def _sequences(traced: Traced, regularizer: Regularizer, found: Mapping[Site, str]) -> dict[Site, tuple[str, Steps | None]]:

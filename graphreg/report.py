@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import fx, nn
 
-from graphreg.control import strengths
+from graphreg.control import Regulated, strengths
 from graphreg.decisions import decisions
 from graphreg.diagnosis import listed
 from graphreg.inside import graphs_of, own_draws, rewritten, rules_of
+from graphreg.knobs import knobs_of
 from graphreg.leaves import measures
 from graphreg.module import RewrittenModule
 from graphreg.own_choice import table
@@ -17,11 +18,13 @@ from graphreg.settings import changed
 from graphreg.sites import columns, dtype_text, shape_text
 
 
-def report(module: nn.Module) -> str:
+def report(module: Regulated) -> str:
     """A text table: site, op, shape, regularizer, strength, the string that matched; and a line a regularizer.
 
-    Strengths are the present ones. Raises GraphRegError for a module graphreg did not rewrite.
+    Strengths are the present ones; of a backend, the graphs come first. Raises GraphRegError for a module graphreg did not rewrite.
     """
+    if (knobs := knobs_of(module)) is not None:
+        return knobs.report()
     plan, leaves, held, front_end = rules_of(module).about
     now, inner = strengths(module), rewritten(module)
     rows = [

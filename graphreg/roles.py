@@ -12,6 +12,7 @@ from graphreg.modes import Graphs
 from graphreg.operators import PACKS, Operations, function_name, is_integer, is_port, is_size, nodes_in, port_path
 from graphreg.sites import Label, Role, Site
 
+CROSSES = "crosses"  # in ``node.meta``: of a part of a forward, an input that another part made; an output that goes on to another
 _NORM_CLASS = re.compile(r"Norm(alization)?(\dd)?$")  # a norm written by hand goes by its class's name
 PORTS: dict[tuple[int, ...], tuple[str, ...]] = {(0,): ("out", "0"), (1,): ("h_n", "1"), (1, 0): ("h_n", "1.0"), (1, 1): ("c_n", "1.1")}
 CELL_PORTS: dict[tuple[int, ...], tuple[str, ...]] = {(0,): ("out", "h", "0"), (1,): ("c", "1")}  # of nn.LSTMCell
@@ -81,7 +82,8 @@ class _Judge:
         self.packed: set[fx.Node] = set()  # a PackedSequence, or what a layer makes of one
         for node in graph.nodes:
             self._walk(node)
-        self.returned = set(nodes_in(graph.output_node().args))
+        end = graph.output_node()
+        self.returned = set() if CROSSES in end.meta else set(nodes_in(end.args))
         self.used = {graph.output_node()}
         for node in reversed(graph.nodes):
             if any(user in self.used for user in node.users) or node.target is operator.setitem:
@@ -90,6 +92,8 @@ class _Judge:
     def _walk(self, node: fx.Node) -> None:
         if node.op == "placeholder":
             self.data.add(node)
+            if CROSSES in node.meta:
+                self.deep.add(node)
             return
         if node.op == "get_attr":
             if str(node.target) in self.parameters:
@@ -175,7 +179,7 @@ class _Judge:
         return "batch first" if layer.batch_first else "time first"
 
     def _role(self, node: fx.Node) -> Role:
-        if node.op == "placeholder":
+        if node.op == "placeholder" and CROSSES not in node.meta:
             return "input"
         if node in self.hidden:
             return "hidden"

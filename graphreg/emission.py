@@ -1,0 +1,165 @@
+"""What the inner compiler is given: the captured graph with the additions in it, and nothing that a call changes.
+
+Parameters are inputs again, as Dynamo passes them. Keys and strengths are inputs too, which the wrapper of the graph feeds: a
+buffer that a leaf assigns would be assigned once, while the compiler traces. Measurements are outputs behind the graph's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from graphreg.leaves import measures
+from graphreg.module import RULES, Regularized, RewrittenModule
+from graphreg.plan import Plan
+from graphreg.keys import KeyRule
+from graphreg.rules import Drawing, Leaf, Rules
+
+_CARRIED = ("compile_subgraph_reason", "_param_name_to_source", "_backend_id")  # what torch writes to a graph of Dynamo's
+
+
+class Bound(nn.Module):
+    """A leaf that takes its strength as an argument; it hides the leaf, whose buffers the compiler would take for the graph's."""
+
+    def __init__(self, leaf: Leaf, takes_strength: bool) -> None:
+        super().__init__()
+        self.leaf, self.takes_strength = (leaf,), takes_strength
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        (leaf,) = self.leaf
+        if not self.takes_strength:
+            return leaf(*args, **kwargs)
+        before = leaf._buffers["strength"]
+        leaf._buffers["strength"] = args[0]
+        try:
+            return leaf(*args[1:], **kwargs)
+        finally:
+            leaf._buffers["strength"] = before
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("an addition of graphreg is part of no cache key")  # its formula would not be in it
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """``strengths``: the names of those that are inputs, in order; ``draws``: whether the keys are one, before them.
+
+    ``measured``: of each output behind the graph's own, the penalty; ``whole``: those that are penalties already.
+    """
+
+    module: fx.GraphModule
+    draws: bool
+    strengths: tuple[str, ...]
+    measured: tuple[str, ...]
+    whole: frozenset[str]
+
+
+def emit(rewritten: RewrittenModule, gm: fx.GraphModule, plan: Plan) -> Emitted:
+    """The rewritten graph in Dynamo's form; ``gm`` is what Dynamo captured."""
+    return _Emission(rewritten, gm, plan).emitted()
+
+
+class _Emission:
+    def __init__(self, rewritten: RewrittenModule, gm: fx.GraphModule, plan: Plan) -> None:
+        self.given, self.gm, self.plan = rewritten, gm, plan
+        (self.source,) = rewritten.graphs.values()
+        self.graph = fx.Graph()
+        self.twins: dict[fx.Node, Any] = {}
+        self.strengths: dict[str, fx.Node] = {}
+        self.key: fx.Node | None = None
+        self.attributes: dict[str, Any] = {}
+
+    def emitted(self) -> Emitted:
+        nodes = {node.name: node for node in self.source.nodes}
+        for node in self.gm.graph.nodes:
+            if node.op == "placeholder":
+                self.twins[nodes[node.name]] = self._placeholder(node)
+        leaves = {node: self._leaf(node) for node in self.source.nodes if node.op == "call_module"}
+        if any(isinstance(leaf, KeyRule) for leaf in leaves.values()):
+            self.key = self._added("graphreg_keys")
+        for leaf in leaves.values():
+            if (name := self._strength(leaf)) and name not in self.strengths:
+                self.strengths[name] = self._added(f"graphreg_strength_{name}")
+        measured, whole = dict[str, list[fx.Node]](), set[str]()
+        for node in self.source.nodes:
+            if node in self.twins or node.op == "output":
+                continue
+            about = node.meta.get("graphreg", {})
+            if about.get("kind") == "key":
+                self.twins[node] = self.key
+            elif about.get("kind") == "total" and measures(self.plan.regularizers[about["regularizer"]]):
+                measured[about["regularizer"]] = [self.twins[n] for n in node.args if isinstance(n, fx.Node)]
+            else:
+                self.twins[node] = self._copied(node)
+                if about.get("kind") == "total":
+                    if node.args[0]:
+                        measured[about["regularizer"]] = [self.twins[node]]
+                        whole.add(about["regularizer"])
+        return self._finished(measured, whole)
+
+    def _finished(self, measured: Mapping[str, list[fx.Node]], whole: set[str]) -> Emitted:
+        value = self.source.output_node().args[0]
+        value = value.output if isinstance(value, Regularized) else value
+        own = fx.node.map_arg(value, self.twins.__getitem__)
+        flat = [(name, node) for name, nodes in measured.items() for node in nodes]
+        self.graph.output((*own, *(node for _, node in flat))).meta.update(self.gm.graph.output_node().meta)
+        module = fx.GraphModule(self.attributes, self.graph)
+        module.meta.update(self.gm.meta)
+        for name in _CARRIED:
+            if hasattr(self.gm, name):
+                setattr(module, name, getattr(self.gm, name))
+        return Emitted(module, self.key is not None, tuple(self.strengths), tuple(name for name, _ in flat), frozenset(whole))
+
+    def _placeholder(self, node: fx.Node) -> fx.Node:
+        twin = self.graph.node_copy(node)
+        if hasattr(node, "_dynamo_source"):
+            twin._dynamo_source = node._dynamo_source
+        return twin
+
+    def _added(self, name: str) -> fx.Node:
+        twin = self.graph.create_node("placeholder", name, name=name)
+        twin._dynamo_source = None  # type: ignore[assignment]  # as torch's own splitting of a graph has it
+        return twin
+
+    def _leaf(self, node: fx.Node) -> Leaf | None:
+        leaf = self.given.get_submodule(str(node.target))
+        return leaf if isinstance(leaf, Leaf) else None
+
+    def _strength(self, leaf: Leaf | None) -> str | None:
+        rules: Rules = getattr(self.given, RULES)
+        strength = leaf._buffers.get("strength") if leaf is not None else None
+        return next((name for name, own in rules.strengths.items() if own is strength), None)
+
+    def _copied(self, node: fx.Node) -> fx.Node:
+        leaf = self._leaf(node) if node.op == "call_module" else None
+        twin = self.graph.node_copy(node, self.twins.__getitem__)
+        if leaf is not None:
+            name = self._strength(leaf)
+            self.attributes[str(node.target)] = Bound(leaf, name is not None)
+            if name is not None:
+                twin.args = (self.strengths[name], *twin.args)
+        elif node.op == "get_attr":
+            self.attributes[str(node.target)] = getattr(self.gm, str(node.target))
+        return twin
+
+
+def acting(rewritten: RewrittenModule) -> list[tuple[str, bool]]:
+    """The streams of a rewritten module in the order of their rows, each by its leaf's name, and whether that acts now."""
+    rules: Rules = getattr(rewritten, RULES)
+    key = rules._modules.get("key")
+    found = []
+    for name in key.names if isinstance(key, KeyRule) else ():
+        leaf = rules.get_submodule(name)
+        found.append((name, not isinstance(leaf, Drawing) or leaf.always or leaf.forced or leaf.owner[0].training))
+    return found
+
+
+def constant(value: Tensor) -> Tensor:
+    """An example of an added input, of sizes that do not vary."""
+    context = torch._guards.TracingContext.try_get()
+    fake = context.fake_mode if context is not None else None
+    return fake.from_tensor(value, static_shapes=True) if fake is not None else value
