@@ -19,14 +19,14 @@ from torch._dynamo.symbolic_convert import InstructionTranslator
 from graphreg.attach import Penalties, Scale
 from graphreg.calls import Call, Measurer
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, TraceError, near_sentence
-from graphreg.frames import Entry, Functions, entry, place_of, root_of
+from graphreg.frames import Entry, Functions, entry, place_of, root_of, same_modules
 from graphreg.guards import Watched, guard
 from graphreg.knobs import Knobs
-from graphreg.module import RULES
 from graphreg.listing import check_selectors, told
+from graphreg.module import RULES
 from graphreg.own_choice import OwnDropout
 from graphreg.parts import Inner, Maker, Part
-from graphreg.plan import check_count, selected
+from graphreg.plan import check_count, check_trainable, selected
 from graphreg.regularizer import Penalty, Regularizer
 from graphreg.selector import Missing
 from graphreg.sites import Site
@@ -111,7 +111,7 @@ class Backend(Knobs):
         model = root_of(found)
         if self.model is None:
             self._adopt(model)
-        elif model is not self.model and not (isinstance(model, Functions) and isinstance(self.model, Functions)):
+        elif model is not self.model and not same_modules(model, self.model):
             raise GraphRegError(
                 f"this backend regularizes {self.title} already, and one backend is for one model: its noise, its penalties and its "
                 f"report are that model's. Make another with graphreg.backend for {type(model).__name__}."
@@ -119,12 +119,14 @@ class Backend(Knobs):
 
     def _adopt(self, model: nn.Module) -> None:
         if getattr(model, RULES, None) is not None:
-            raise TraceError("this model is rewritten already: compile it with a plain backend, or give torch.compile what strip makes of it.")
+            raise TraceError("this model is rewritten already. Compile it with another backend, or compile what graphreg.strip gives.")
         traced = Traced(model, {}, ())
         title = model.title if isinstance(model, Functions) else traced.title
         weights = {name: list(selected(traced, r, self.missing)) for name, r in self.regularizers.items() if r.on == "parameters"}
         for name, sites in weights.items():
             check_count(self.regularizers[name], sites)
+            if isinstance(penalty := self.regularizers[name], Penalty):
+                check_trainable(traced, penalty, sites)
         values = {name: r for name, r in self.regularizers.items() if r.on == "values"}
         self._measurers = {
             name: Measurer(r, name, [site.name for site in weights.get(name, ())])
@@ -140,8 +142,12 @@ class Backend(Knobs):
         self._last = None
         self.streams.begin()
         call, before = self._call, sys.exc_info()[1]
+        # past its limit of recompilations Dynamo runs a frame in eager, which would be a frame without its regularizers
+        strict = torch._dynamo.config.patch(fail_on_recompile_limit_hit=True)
+        strict.__enter__()
 
         def end() -> None:
+            strict.__exit__(None, None, None)
             self._call = outer
             if sys.exc_info()[1] is before:  # it has not failed
                 self._end(call)
@@ -158,13 +164,9 @@ class Backend(Knobs):
 
     def _run(self, part: Part, values: Sequence[Any]) -> Any:
         call = self._call if self._call is not None else self._current()
-        if part.emitted is None:
-            outputs = part.run(*values)
-            self._ran(part, call, outputs)
-            return outputs
         self._require(part)
         given = part.run(*values, *self._added(part, call))
-        outputs = call.taken(given, part.emitted.measured, part.broken)
+        outputs = call.taken(given, part.emitted.measured if part.emitted else (), part.broken)
         self._ran(part, call, outputs)
         return outputs
 
@@ -181,7 +183,8 @@ class Backend(Knobs):
             )
 
     def _added(self, part: Part, call: Call) -> Iterator[Tensor]:
-        assert part.emitted is not None
+        if part.emitted is None or part.device is None:
+            return
         if part.emitted.draws:
             yield self.streams.keys(part.rows, part.draws, part.device)
         for name in part.emitted.strengths:

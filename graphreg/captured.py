@@ -6,6 +6,7 @@ which values are those of a module: as in a trace, a layer of torch is one site,
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,14 +16,22 @@ from torch import fx, nn
 from torch.fx.graph import _snake_case
 
 from graphreg.dropouts import is_drop_path
-from graphreg.frames import Place
+from graphreg.frames import AROUND, Place
 from graphreg.naming import COUNTED, Namer, add_label
 from graphreg.operators import IN_PLACE_NAMES
-from graphreg.roles import CELL_PORTS, CROSSES
+from graphreg.roles import CELL_PORTS, CROSSES, is_region
 from graphreg.sites import Label
 
 Call = tuple[str, str]  # a module call: its key in Dynamo's stack, the module's path
-Known = tuple[str, tuple[Label, ...]]  # what ``node.meta["site"]`` says of a value: its module's path and its labels
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a value that goes from one graph to another: its module's path, its labels, whether a product on data made it."""
+
+    path: str
+    labels: tuple[Label, ...]
+    deep: bool
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,7 @@ class Capture:
     """Makes one of Dynamo's graph. ``paths`` and ``tensors``: of the model's modules and of its parameters and buffers, by their id."""
 
     def __init__(self, gm: fx.GraphModule, root: nn.Module, place: Place, paths: Mapping[int, str], tensors: Mapping[int, str]) -> None:
+        self.root = root
         self.gm, self.place, self.paths, self.tensors = gm, place, paths, tensors
         self.modules = dict(root.named_modules(remove_duplicate=False))
         self.buffers = {name for name, _ in root.named_buffers(remove_duplicate=False)}
@@ -80,7 +90,7 @@ class Capture:
             read = self.graph.create_node("get_attr", path, name=node.name)
             read.meta["site"] = ("", ())
             return read
-        name, ports = _argument(node)
+        name, ports = self._argument(node)
         own = self.place.first and name != ""
         twin = self.graph.create_node("placeholder", name if own and not ports else node.name, name=node.name)
         twin.meta["site"] = (self.place.path, ())
@@ -91,16 +101,31 @@ class Capture:
             namer.claim(name)
             twin.meta["site"] = ("", (label,))
         else:
-            twin.meta[CROSSES] = True
-            if (site := known.get(id(value))) is not None:
-                twin.meta["site"] = site
-                self.crossing.add(site[1][0].text)
+            made = known.get(id(value))
+            twin.meta[CROSSES] = made.deep if made is not None else value.requires_grad
+            if made is not None and made.labels:
+                twin.meta["site"] = (made.path, made.labels)
+                self.crossing.add(made.labels[0].text)
         return twin
+
+    def _argument(self, node: fx.Node) -> tuple[str, tuple[str, ...]]:
+        """The argument that an input is, or is a part of: its name, and the keys that lead to the part."""
+        source: Any = getattr(node.meta.get("grapharg"), "source", None)
+        keys: list[str] = []
+        while hasattr(source, "base"):
+            keys.insert(0, str(getattr(source, "index", getattr(source, "member", ""))))
+            source = source.base
+        name = getattr(source, "local_name", "")
+        if self.place.code in AROUND and name in ("args", "kwargs") and keys:
+            names = list(inspect.signature(self.root.forward).parameters)
+            key = keys.pop(0)
+            name = names[min(int(key), len(names) - 1)] if name == "args" else key
+        return name, (".".join(keys),) if keys else ()
 
     def calls(self, node: fx.Node) -> list[Call]:
         """The module calls that the node was made in, outermost first, as far as to a layer that is one site."""
         found: list[Call] = []
-        for key in node.meta.get("nn_module_stack") or {}:
+        for key in (self._made_by(node) or node).meta.get("nn_module_stack") or {}:
             number = str(key).partition("@")[0]
             path = self.paths.get(int(number)) if number.isdigit() else None
             if path:
@@ -108,6 +133,16 @@ class Capture:
                 if is_layer(self.modules[path]):
                     break
         return found
+
+    def _made_by(self, node: fx.Node) -> fx.Node | None:
+        """Of what leaves a region that Dynamo keeps as one operator (activation checkpointing): the operation within that made it."""
+        region = node.args[0] if node.op == "call_function" and called(node)[1] == "getitem" else None
+        if not isinstance(region, fx.Node) or not is_region(region) or not isinstance(node.args[1], int):
+            return None
+        body = getattr(self.gm, str(getattr(region.args[0], "target", "")), None)
+        values: Any = body.graph.output_node().args[0] if isinstance(body, fx.GraphModule) else ()
+        made = values[node.args[1]] if node.args[1] < len(values) else None
+        return made if isinstance(made, fx.Node) else None
 
     def _label_functions(self, namer: Namer) -> None:
         constants: set[fx.Node] = set()  # computed from buffers alone: no sites, as in a trace
@@ -148,8 +183,9 @@ class Capture:
     def _label_cell(self, path: str, parts: list[fx.Node], namer: Namer) -> None:
         name = namer.module(path)
         for part in parts:
-            if (ports := CELL_PORTS.get((part.args[1],))) is not None:  # type: ignore[arg-type]
-                add_label(part, Label(name, "LSTMCell", ports, part.args[1] == 0, module=path))
+            index = part.args[1]
+            if isinstance(index, int) and (ports := CELL_PORTS.get((index,))) is not None:
+                add_label(part, Label(name, "LSTMCell", ports, index == 0, module=path))
 
     def _label_frame(self, namer: Namer) -> None:
         """What a forward that was captured by itself returns is its module's."""
@@ -173,17 +209,6 @@ def called(node: fx.Node) -> tuple[str, str]:
     if node.op == "call_function" and op in IN_PLACE_NAMES:  # ``+=`` goes by the name of ``+``, as in a trace
         base, op = base.removeprefix("i"), op[1:]
     return base, op
-
-
-def _argument(node: fx.Node) -> tuple[str, tuple[str, ...]]:
-    """The argument that an input is, or is a part of: its name, and the keys that lead to the part."""
-    argument = node.meta.get("grapharg")
-    source: Any = getattr(argument, "source", None)
-    keys: list[str] = []
-    while hasattr(source, "base"):
-        keys.append(str(getattr(source, "index", getattr(source, "member", ""))))
-        source = source.base
-    return getattr(source, "local_name", ""), (".".join(reversed(keys)),) if keys else ()
 
 
 def described(value: Any) -> Any:

@@ -242,7 +242,7 @@ def _trained(graph: fx.Graph, module: RewrittenModule, flow: nx.DiGraph[str]) ->
     prefixes = {".".join(owner.split(".")[:i]) for owner in owners for i in range(1, owner.count(".") + 2)}
     sources = [
         n.name for n in graph.nodes
-        if (n.op == "get_attr" and n.target in trains) or (n.op == "call_module" and n.target in prefixes) or CROSSES in n.meta
+        if (n.op == "get_attr" and n.target in trains) or (n.op == "call_module" and n.target in prefixes) or n.meta.get(CROSSES)
     ]  # fmt: skip
     flow.add_edges_from(("<parameters>", name) for name in sources)
     return nx.descendants(flow, "<parameters>") if sources else set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -92,15 +93,19 @@ def _inner(inner: Any, options: Mapping[str, Any] | None) -> Inner:
             raise RegularizerError("inner= is a backend of graphreg's already; give all regularizers to one.")
         function = inner
     else:
-        known = sorted({*torch.compiler.list_backends(None), "inductor"} - {"graphreg"})  # type: ignore[arg-type]
+        known = sorted({*torch.compiler.list_backends(None), "inductor"} - {"graphreg"})
         if inner not in known:
             raise RegularizerError(
-                f"inner={inner!r} is no backend that torch knows.{near_sentence(inner, known)} torch.compiler.list_backends(None) lists them."
+                f"inner={inner!r} is no backend that torch knows.{near_sentence(inner, known)} "
+                "torch.compiler.list_backends(None) lists them."
             )
         if inner == "inductor":
             return _inductor(options)
         function = torch._dynamo.backends.registry.lookup_backend(inner)
     more = {"options": dict(options)} if options else {}
+    accepted = inspect.signature(function).parameters
+    if more and "options" not in accepted and all(p.kind is not p.VAR_KEYWORD for p in accepted.values()):
+        raise RegularizerError(f"options={options!r} are not allowed: the inner backend {inner!r} takes none.")
 
     def compiled(gm: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
         result: Callable[..., Any] = function(gm, inputs, **more)
@@ -146,7 +151,7 @@ def by_name(gm: fx.GraphModule, inputs: Sequence[Any], **given: Any) -> Callable
                 )
             found = backend(**given["options"])
             setattr(holder, KNOBS, found)
-        return found(gm, inputs)  # type: ignore[no-any-return]
+        return found(gm, inputs)
     except GraphRegError as error:
         return raising(error)
     except TypeError as error:

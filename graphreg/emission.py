@@ -48,14 +48,13 @@ class Bound(nn.Module):
 class Emitted:
     """``strengths``: the names of those that are inputs, in order; ``draws``: whether the keys are one, before them.
 
-    ``measured``: of each output behind the graph's own, the penalty; ``whole``: those that are penalties already.
+    ``measured``: of each output behind the graph's own, the penalty.
     """
 
     module: fx.GraphModule
     draws: bool
     strengths: tuple[str, ...]
     measured: tuple[str, ...]
-    whole: frozenset[str]
 
 
 def emit(rewritten: RewrittenModule, gm: fx.GraphModule, plan: Plan) -> Emitted:
@@ -84,7 +83,7 @@ class _Emission:
         for leaf in leaves.values():
             if (name := self._strength(leaf)) and name not in self.strengths:
                 self.strengths[name] = self._added(f"graphreg_strength_{name}")
-        measured, whole = dict[str, list[fx.Node]](), set[str]()
+        measured = dict[str, list[fx.Node]]()
         for node in self.source.nodes:
             if node in self.twins or node.op == "output":
                 continue
@@ -95,16 +94,14 @@ class _Emission:
                 measured[about["regularizer"]] = [self.twins[n] for n in node.args if isinstance(n, fx.Node)]
             else:
                 self.twins[node] = self._copied(node)
-                if about.get("kind") == "total":
-                    if node.args[0]:
-                        measured[about["regularizer"]] = [self.twins[node]]
-                        whole.add(about["regularizer"])
-        return self._finished(measured, whole)
+                if about.get("kind") == "total" and node.args[0]:
+                    measured[about["regularizer"]] = [self.twins[node]]
+        return self._finished(measured)
 
-    def _finished(self, measured: Mapping[str, list[fx.Node]], whole: set[str]) -> Emitted:
+    def _finished(self, measured: Mapping[str, list[fx.Node]]) -> Emitted:
         value = self.source.output_node().args[0]
         value = value.output if isinstance(value, Regularized) else value
-        own = fx.node.map_arg(value, self.twins.__getitem__)
+        own: Any = fx.node.map_arg(value, self.twins.__getitem__)
         flat = [(name, node) for name, nodes in measured.items() for node in nodes]
         self.graph.output((*own, *(node for _, node in flat))).meta.update(self.gm.graph.output_node().meta)
         module = fx.GraphModule(self.attributes, self.graph)
@@ -112,7 +109,7 @@ class _Emission:
         for name in _CARRIED:
             if hasattr(self.gm, name):
                 setattr(module, name, getattr(self.gm, name))
-        return Emitted(module, self.key is not None, tuple(self.strengths), tuple(name for name, _ in flat), frozenset(whole))
+        return Emitted(module, self.key is not None, tuple(self.strengths), tuple(name for name, _ in flat))
 
     def _placeholder(self, node: fx.Node) -> fx.Node:
         twin = self.graph.node_copy(node)
@@ -122,7 +119,7 @@ class _Emission:
 
     def _added(self, name: str) -> fx.Node:
         twin = self.graph.create_node("placeholder", name, name=name)
-        twin._dynamo_source = None  # type: ignore[assignment]  # as torch's own splitting of a graph has it
+        twin._dynamo_source = None  # as torch's own splitting of a graph has it
         return twin
 
     def _leaf(self, node: fx.Node) -> Leaf | None:

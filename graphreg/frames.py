@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import fx, nn
 
+AROUND = ("_call_impl", "_wrapped_call_impl", "inner")  # what torch.compile may capture in the place of a forward: what calls it
 RESUMED = "torch_dynamo_resume_in_"  # what Dynamo calls the rest of a function behind a graph break
 
 
@@ -26,6 +27,12 @@ class Functions(nn.Module):
         self.title = name
         for path, module in modules.items():
             self.add_module(path, module)
+
+
+def same_modules(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two functions that were compiled use the same modules."""
+    functions = isinstance(one, Functions) and isinstance(other, Functions)
+    return functions and {id(m) for m in one.children()} == {id(m) for m in other.children()}
 
 
 @dataclass(frozen=True)
@@ -59,8 +66,9 @@ def root_of(entry: Entry) -> nn.Module:
     function: Any = entry.function
     owner = getattr(function, "__self__", None)
     inner = getattr(function, "__wrapped__", None)
-    if isinstance(owner, nn.Module) or isinstance(inner, nn.Module):
-        return owner if isinstance(owner, nn.Module) else inner
+    for found in (owner, inner):
+        if isinstance(found, nn.Module):
+            return found
     used: dict[str, Any] = {}
     if inspect.isfunction(inspect.unwrap(getattr(function, "__func__", function))):
         code = inspect.unwrap(getattr(function, "__func__", function))
@@ -99,14 +107,15 @@ def place_of(gm: fx.GraphModule, translator: Any, root: nn.Module, paths: dict[i
     own, locals_ = frame.f_code.co_name, translator.output.local_scope
     name, resumed = own.removeprefix(RESUMED), own.startswith(RESUMED)
     name = name.rpartition("_at_")[0] if resumed else name
-    local = next((key for key, value in locals_.items() if isinstance(value, nn.Module) and id(value) in paths), None)
+    function = isinstance(root, Functions) and name == root.title
+    local = next((key for key, value in locals_.items() if isinstance(value, nn.Module) and id(value) in paths and not function), None)
     path = paths[id(locals_[local])] if local is not None else here(sys._getframe(1), paths)
     broken = bool(getattr(reason, "graph_break", False))
     stack = getattr(reason, "user_stack", None) or ()
     line = stack[-1].lineno if stack else frame.f_code.co_firstlineno
-    of_root = name == root.title if isinstance(root, Functions) else path == "" and name == "forward"
-    whole = of_root if isinstance(root, Functions) else of_root and (local is not None or resumed)
-    returns = path != "" and name == "forward" and not broken
+    calls = name in ("forward", *AROUND)
+    whole = function or (not isinstance(root, Functions) and path == "" and calls)
+    returns = path != "" and calls and not broken
     return Place(path, name, line, local, whole and not resumed, whole and not broken, returns)
 
 

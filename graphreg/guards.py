@@ -22,7 +22,6 @@ from graphreg.frames import Place, here
 class Watched:
     """What the guard reads, as one tuple."""
 
-
     def __init__(self, owners: list[nn.Module], forced: Callable[[], bool], paths: Mapping[int, str] | None) -> None:
         self.owners, self.forced, self.paths = [weakref.ref(owner) for owner in owners], forced, paths
 

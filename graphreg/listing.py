@@ -25,9 +25,7 @@ def union(parts: Sequence[Part]) -> Traced:
     return dataclasses.replace(parts[0].traced, graphs={}, values=tuple(sites.values()))
 
 
-def check_selectors(
-    parts: Sequence[Part], regularizers: Mapping[str, Regularizer], own_dropout: OwnDropout, missing: Missing
-) -> None:
+def check_selectors(parts: Sequence[Part], regularizers: Mapping[str, Regularizer], own_dropout: OwnDropout, missing: Missing) -> None:
     """Refuse, over all graphs of the first call, what ``plan`` refuses in one: NoMatchError, also for ``expect``."""
     whole = union(parts)
     for regularizer in regularizers.values():
@@ -52,7 +50,10 @@ def told(
         for part, e in edits
     ]  # fmt: skip
     count = f"{len(parts)} graph{'s' * (len(parts) != 1)}"
-    lines = [f"{title}, captured by torch.compile: {count}, {len(edits)} edits", columns(("graph", "code", "modes"), list(map(_graph, parts)))]
+    lines = [
+        f"{title}, captured by torch.compile: {count}, {len(edits)} edits",
+        columns(("graph", "code", "modes"), list(map(_graph, parts))),
+    ]
     if rows:
         lines += ["", columns(("graph", "site", "op", "shape", "dtype", "regularizer", "strength", "matched by"), rows)]
     lines.append("")
@@ -71,7 +72,6 @@ def told(
 def _graph(part: Part) -> tuple[str, str, str]:
     place = part.place
     where = f"{place.path}.{place.code}" if place.path else place.code
-    start = "" if place.first or place.returns else ""
     how = f"breaks at line {place.line}" if part.broken else "to its end"
     modes = {True: "train", False: "eval"}
-    return str(part.number), f"{where} {start}{how}".replace("  ", " "), "/".join(dict.fromkeys(modes[mode] for mode in part.modes))
+    return str(part.number), f"{where} {how}", "/".join(dict.fromkeys(modes[mode] for mode in part.modes))

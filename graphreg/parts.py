@@ -16,14 +16,15 @@ from graphreg.emission import Emitted, acting, constant, emit
 from graphreg.errors import GraphRegError
 from graphreg.frames import Place
 from graphreg.fused import within_backend
+from graphreg.keys import KeyRule
 from graphreg.module import RULES, RewrittenModule
 from graphreg.own_choice import OwnDropout, decide
 from graphreg.plan import Edit, Plan, plan
 from graphreg.regularizer import Regularizer, Splice
 from graphreg.rewrite import rewrite
-from graphreg.roles import CROSSES, value_sites
-from graphreg.keys import KeyRule
+from graphreg.roles import CROSSES, deep_nodes, value_sites
 from graphreg.rules import Drawing, Rules
+from graphreg.sites import Label
 from graphreg.streams import Stream
 from graphreg.trace import Traced
 
@@ -45,7 +46,7 @@ class Part:
     draws: tuple[bool, ...] = ()
     emitted: Emitted | None = None
     run: Callable[..., Any] = field(default=lambda *inputs: inputs, repr=False)
-    device: torch.device = torch.device("cpu")
+    device: torch.device | None = None
     owners: tuple[nn.Module, ...] = ()
     modes: tuple[bool, ...] = ()
 
@@ -81,21 +82,17 @@ class Maker:
         """The edits in this graph. At a value that comes from another graph: those that did not act there."""
         whole = plan(traced, self.regularizers, "ignore")
         own, _ = decide(self.own_dropout, [own for own in traced.own_dropout if not own.why_not], traced.title, "ignore")
-        edits: list[Edit] = []
-        for edit in whole.edits:
-            if edit.site.name in captured.crossing:
-                if (edit.name, edit.site.name) in call.acted:
-                    continue
-                edit = dataclasses.replace(edit, occurrence=call.occurrences[edit.site.name, type(edit.regularizer)])
-            edits.append(edit)
-        return dataclasses.replace(whole, edits=tuple(edits), own=own)
+        new = [e for e in whole.edits if e.site.name not in captured.crossing or (e.name, e.site.name) not in call.acted]
+        return dataclasses.replace(whole, edits=tuple(_after(edit, captured, call) for edit in new), own=own)
 
-    def made(self, number: int, gm: fx.GraphModule, inputs: Sequence[Any], place: Place, call: Call, forced: bool, strengths: Strengths) -> Part:
+    def made(
+        self, number: int, gm: fx.GraphModule, inputs: Sequence[Any], place: Place, call: Call, forced: bool, strengths: Strengths
+    ) -> Part:
         """The part, compiled."""
         captured, traced = self.capture(gm, inputs, place, call)
         found = self.planned(traced, captured, call)
         broken = not place.last and bool(getattr(getattr(gm, "compile_subgraph_reason", None), "graph_break", True))
-        part = Part(number, place, broken, traced, found, captured.claimed, _gives(captured.graph))
+        part = Part(number, place, broken, traced, found, captured.claimed, _gives(traced))
         if not found.edits and not found.own:
             return dataclasses.replace(part, run=self.inner(gm, list(inputs)))
         rewritten = rewrite(traced, found, rng=0)
@@ -114,9 +111,14 @@ class Maker:
         owners = tuple(dict.fromkeys(leaf.owner[0] for leaf in drawing))
         owners = tuple(self.model if isinstance(owner, RewrittenModule) else owner for owner in owners)
         modes = tuple(owner.training for owner in owners)
-        return dataclasses.replace(
-            part, rows=rows, draws=draws, emitted=emitted, run=run, device=device, owners=owners, modes=modes
-        )
+        return dataclasses.replace(part, rows=rows, draws=draws, emitted=emitted, run=run, device=device, owners=owners, modes=modes)
+
+
+def _after(edit: Edit, captured: Captured, call: Call) -> Edit:
+    """The edit, counted behind those of its class at the same site in earlier graphs."""
+    if edit.site.name not in captured.crossing:
+        return edit
+    return dataclasses.replace(edit, occurrence=edit.occurrence + call.occurrences[edit.site.name, type(edit.regularizer)])
 
 
 Strengths = Callable[[str, torch.device], Tensor]
@@ -133,13 +135,19 @@ class Named(Traced):
         return self.called
 
 
-def _gives(graph: fx.Graph) -> dict[int, Known]:
+def _gives(traced: Traced) -> dict[int, Known]:
     """Of the outputs that go on to other graphs: by place, what is known of each."""
+    graph = traced.graphs["both"]
     end = graph.output_node()
     if CROSSES not in end.meta:
         return {}
-    values: Any = end.args[0]
-    return {i: v.meta["site"] for i, v in enumerate(values) if isinstance(v, fx.Node) and v.meta.get("site", ("", ()))[1]}
+    deep, values = deep_nodes(graph, traced.operations, traced.model), dict(enumerate(end.args[0]))  # type: ignore[arg-type]
+    return {i: Known(*_site(v), v in deep) for i, v in values.items() if isinstance(v, fx.Node)}
+
+
+def _site(node: fx.Node) -> tuple[str, tuple[Label, ...]]:
+    path, labels = node.meta.get("site", ("", ()))
+    return path, labels
 
 
 def _rows(rewritten: RewrittenModule, found: Plan) -> tuple[Stream, ...]:

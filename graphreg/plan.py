@@ -168,7 +168,7 @@ def _select(traced: Traced, regularizer: Regularizer, missing: Missing) -> dict[
     chosen = _sequences(traced, regularizer, selected(traced, regularizer, missing))
     check_count(regularizer, list(chosen))
     if isinstance(regularizer, Penalty) and regularizer.on == "parameters":
-        _check_trainable(traced, regularizer, list(chosen))
+        check_trainable(traced, regularizer, list(chosen))
     return chosen
 
 
@@ -216,7 +216,8 @@ def _enough_dims(site: Site, dims: int) -> Site:
     return replace(site, selectable=False, why_not=f"{few} dim{'s' * (few != 1)}, {dims} needed")
 
 
-def _check_trainable(traced: Traced, regularizer: Penalty, sites: Sequence[Site]) -> None:
+def check_trainable(traced: Traced, regularizer: Penalty, sites: Sequence[Site]) -> None:
+    """Refuse a penalty on frozen parameters alone."""
     parameters = dict(traced.model.named_parameters())
     if sites and not any(parameters[site.name].requires_grad for site in sites):
         raise RegularizerError(

@@ -6,13 +6,17 @@ import operator
 import re
 from typing import Any, Literal
 
+import torch
 from torch import fx, nn
 
 from graphreg.modes import Graphs
 from graphreg.operators import PACKS, Operations, function_name, is_integer, is_port, is_size, nodes_in, port_path
 from graphreg.sites import Label, Role, Site
 
-CROSSES = "crosses"  # in ``node.meta``: of a part of a forward, an input that another part made; an output that goes on to another
+CELLS = {"rnn_tanh_cell", "rnn_relu_cell", "lstm_cell", "gru_cell"}  # what cells call, where a graph has their insides
+# In ``node.meta``, of a graph that is a part of a forward: an input that another part made, True where it depends on a product on
+# data; the output, where it goes on to another part.
+CROSSES = "crosses"
 _NORM_CLASS = re.compile(r"Norm(alization)?(\dd)?$")  # a norm written by hand goes by its class's name
 PORTS: dict[tuple[int, ...], tuple[str, ...]] = {(0,): ("out", "0"), (1,): ("h_n", "1"), (1, 0): ("h_n", "1.0"), (1, 1): ("c_n", "1.1")}
 CELL_PORTS: dict[tuple[int, ...], tuple[str, ...]] = {(0,): ("out", "h", "0"), (1,): ("c", "1")}  # of nn.LSTMCell
@@ -67,6 +71,21 @@ def _lengths(node: fx.Node) -> list[fx.Node]:
     return [given] if function_name(node) == "pack_padded_sequence" and isinstance(given, fx.Node) else []
 
 
+def is_whole(node: fx.Node) -> bool:
+    """Whether the node does what a module does that is kept whole: it mixes, and gives a value or a tuple of them."""
+    return is_region(node) or function_name(node) in CELLS
+
+
+def is_region(node: fx.Node) -> bool:
+    """Whether the node is an operator of Dynamo's that holds a graph of its own, as activation checkpointing is."""
+    return node.op == "call_function" and isinstance(node.target, torch._ops.HigherOrderOperator)
+
+
+def deep_nodes(graph: fx.Graph, operations: Operations, model: nn.Module) -> set[fx.Node]:
+    """What depends on a product on data."""
+    return _Judge(graph, operations, model).deep
+
+
 class _Judge:
     """Walks one graph once, in order, and knows of each node what it carries and what it depends on."""
 
@@ -92,7 +111,7 @@ class _Judge:
     def _walk(self, node: fx.Node) -> None:
         if node.op == "placeholder":
             self.data.add(node)
-            if CROSSES in node.meta:
+            if node.meta.get(CROSSES):
                 self.deep.add(node)
             return
         if node.op == "get_attr":
@@ -129,7 +148,7 @@ class _Judge:
         return recurrent and bool(node.args) and node.args[0] in self.packed
 
     def _is_product(self, node: fx.Node, data: list[fx.Node]) -> bool:
-        if not data or not self.operations.is_product(node):
+        if not data or not (self.operations.is_product(node) or is_whole(node)):
             return False
         return node.op == "call_module" or any(n in self.weights for n in node.all_input_nodes)
 
@@ -139,7 +158,7 @@ class _Judge:
         return [self._origin(n) for n in data] if reads_indices else []
 
     def _origin(self, node: fx.Node) -> fx.Node:
-        while self.operations.passes_through(node) and node.args and isinstance(node.args[0], fx.Node):
+        while self.operations.passes_through(node) and node.args and isinstance(node.args[0], fx.Node) and not is_whole(node.args[0]):
             node = node.args[0]
         return node
 
