@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from graphreg.errors import NoMatchError
 from graphreg.own_choice import OwnDropout, decide, table
 from graphreg.parts import Part
 from graphreg.plan import check_count, selected
 from graphreg.regularizer import Regularizer
-from graphreg.selector import Missing
+from graphreg.selector import Missing, Pattern, strings
 from graphreg.sites import Site, columns, dtype_text, shape_text
 from graphreg.trace import Traced
 
@@ -30,8 +31,24 @@ def check_selectors(parts: Sequence[Part], regularizers: Mapping[str, Regularize
     whole = union(parts)
     for regularizer in regularizers.values():
         if regularizer.on == "values":
-            check_count(regularizer, list(selected(whole, regularizer, missing)))
+            try:
+                check_count(regularizer, list(selected(whole, regularizer, missing)))
+            except NoMatchError as error:
+                raise NoMatchError(f"{error}{_elsewhere(whole, regularizer)}") from None
     decide(own_dropout, [own for part in parts for own in part.traced.own_dropout], whole.title, missing)
+
+
+def _elsewhere(whole: Traced, regularizer: Regularizer) -> str:
+    """What of the model a selector names, where the call went another way."""
+    texts = [] if callable(regularizer.pattern) else [Pattern.parse(text) for text in strings(regularizer.pattern)]
+    known = {label.module for site in whole.values for label in site.labels}
+    paths = [p for p in whole.operations.modules if p and p not in known and any("*" not in t.name and t.path(p) for t in texts)]
+    if not paths:
+        return ""
+    return (
+        f" {paths[0]!r} is a module of {whole.title}, but no graph of the first call has it: the call went another way, or torch.compile "
+        "left it to eager. missing='ignore' waits for later calls."
+    )
 
 
 def told(

@@ -1,0 +1,298 @@
+"""The backend on models that Dynamo captures in several graphs, beside forward hooks that do the same by hand."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
+
+import graphreg
+from graphreg.listing import union
+from graphreg.noise import call_keys, stream
+
+# torch's own, where a graph's input is no leaf
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+SEED, RATE = 5, 0.25
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+class ByHand:
+    """Hooks that drop and measure at the outputs of modules, with the masks of graphreg's streams.
+
+    ``inner``: the value's first name, where what a block returns is the value of something in it.
+    """
+
+    def __init__(self, model: nn.Module, dropped: tuple[str, ...], measured: tuple[str, ...], inner: dict[str, str]) -> None:
+        self.model, self.dropped, self.measured, self.inner = model, dropped, measured, inner
+        self.drawn: Counter[str] = Counter()
+        self.called: Counter[str] = Counter()
+        self.values: list[Tensor] = []
+        for path in {*dropped, *measured}:
+            model.get_submodule(path).register_forward_hook(self.hook(path))
+
+    def hook(self, path: str) -> Any:
+        def at(module: nn.Module, inputs: Any, z: Tensor) -> Tensor:
+            name = self.inner.get(path, path) + (f"_{self.called[path]}" if self.called[path] else "")
+            self.called[path] += 1
+            if path in self.dropped and module.training:
+                words = torch.tensor([stream(SEED, name, "BernoulliDropout", 0)])
+                (key,) = call_keys(words, torch.tensor([self.drawn[name]]))
+                self.drawn[name] += 1
+                z = z * graphreg.Noise(key).keep(z, RATE) / (1 - RATE)
+            if path in self.measured:
+                self.values.append(z.clone().abs().mean())  # a layer behind may write into the value
+            return z
+
+        return at
+
+    def __call__(self, *args: Any) -> tuple[Any, Tensor]:
+        self.called.clear()
+        self.values.clear()
+        output = self.model(*args)
+        return output, 0.1 * torch.stack(self.values).mean()
+
+
+def both(
+    model: nn.Module, dropped: tuple[str, ...], measured: tuple[str, ...], inside: dict[str, str] | None = None, **options: Any
+) -> tuple[Any, graphreg.Backend, ByHand]:
+    by_hand = ByHand(copy.deepcopy(model), dropped, measured, inside or {})
+    ours = {"dropout": {_calls(dropped): RATE}, "hidden_l1": {"weight": 0.1, "pattern": _calls(measured)}}
+    backend = graphreg.backend(rng=SEED, **{"inner": "eager", "missing": "ignore", **ours, **options})
+    return torch.compile(model, backend=backend), backend, by_hand
+
+
+def _calls(paths: tuple[str, ...]) -> tuple[str, ...]:
+    """A hook acts at each call of a module; ``head_1`` is the second call of ``head``."""
+    return tuple(text for path in paths for text in (path, f"{path}_[0-9]"))
+
+
+def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+class Branch(nn.Module):
+    """Goes one way or the other, as its values go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.up, self.down, self.out = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        h = torch.tanh(self.up(h)) if h.sum() > 0 else torch.sigmoid(self.down(h))
+        out: Tensor = self.out(h)
+        return out
+
+
+ALL = ("a", "up", "down", "out")
+
+
+@pytest.mark.parametrize("inner", ["eager", "aot_eager", "inductor"])
+def test_a_branch_trains_as_by_hand(inner: str) -> None:
+    torch.manual_seed(0)
+    model = Branch()
+    run, backend, by_hand = both(model, ALL, ALL, inner=inner)
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, by_hand.model)]
+    ways = set()
+    for i in range(6):
+        x = torch.randn(3, 4) + 3 * (-1) ** i
+        ours, (theirs, penalty) = run(x), by_hand(x)
+        torch.testing.assert_close(ours, theirs)
+        torch.testing.assert_close(backend.penalties()["hidden_l1"], penalty)
+        ways.add("up" in by_hand.called)
+        loss, expected = ours.square().mean() + backend.penalties()["hidden_l1"], theirs.square().mean() + penalty
+        torch.testing.assert_close(gradients(model, loss), gradients(by_hand.model, expected))
+        for optimizer in optimizers:
+            optimizer.step()
+    assert ways == {True, False} and len(backend.parts) == 3
+    assert graphreg.rng_state(backend)["calls"] == {f"{name}|BernoulliDropout|0": count for name, count in by_hand.drawn.items()}
+
+
+def test_attached_over_several_graphs() -> None:
+    torch.manual_seed(0)
+    model, x = Branch(), torch.randn(3, 4)
+    run, backend, by_hand = both(model, ALL, ALL, penalties="attach", scale=1.0)
+    theirs, penalty = by_hand(x)
+    torch.testing.assert_close(gradients(model, run(x).sum()), gradients(by_hand.model, theirs.sum() + penalty))
+
+
+def test_report_of_several_graphs() -> None:
+    torch.manual_seed(1)
+    model = Branch()
+    penalty = {"weight": 0.1, "pattern": ("up", "down")}
+    backend = graphreg.backend(inner="eager", missing="ignore", dropout={("a", "out"): RATE}, hidden_l1=penalty)
+    run = torch.compile(model, backend=backend)
+    run(torch.ones(3, 4)), run(-torch.ones(3, 4))
+    broken = f"forward breaks at line {Branch.forward.__code__.co_firstlineno + 2}"
+    head, to_end = "code".ljust(len(broken)), "forward to its end".ljust(len(broken))
+    assert graphreg.report(backend) == BRANCHES.format(head=head, broken=broken, to_end=to_end)
+
+
+BRANCHES = """\
+Branch, captured by torch.compile: 3 graphs, 5 edits
+graph  {head}  modes
+1      {broken}  train
+2      {to_end}  train
+3      {to_end}  train
+
+graph  site  op      shape  dtype    regularizer               strength  matched by
+1      a     Linear  3x8    float32  BernoulliDropout dropout  0.25      a
+2      out   Linear  3x2    float32  BernoulliDropout dropout  0.25      out
+2      up    Linear  3x8    float32  HiddenL1 hidden_l1        0.1       up
+3      out   Linear  3x2    float32  BernoulliDropout dropout  0.25      out
+3      down  Linear  3x8    float32  HiddenL1 hidden_l1        0.1       down
+
+dropout: BernoulliDropout 0.25 on ('a', 'out'), 2 sites
+hidden_l1: HiddenL1 0.1 on ('up', 'down'), 2 sites"""
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.act = nn.Linear(4, 4), nn.Tanh()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.linear(x)
+        torch._dynamo.graph_break()
+        out: Tensor = self.act(h)
+        return out
+
+
+class Blocks(nn.Module):
+    """Twelve blocks of one class, each broken in the middle: one code, more modules than Dynamo's limit of recompilations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block() for _ in range(12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def test_each_block_of_a_class_has_its_own_names_and_masks() -> None:
+    torch.manual_seed(0)
+    model, x = Blocks(), torch.randn(3, 4)
+    dropped = tuple(f"blocks.{i}.act" for i in range(0, 12, 3)) + tuple(f"blocks.{i}.linear" for i in range(12))
+    run, backend, by_hand = both(model, dropped, tuple(f"blocks.{i}.act" for i in range(12)))
+    graphs = []
+    for _ in range(3):
+        ours, (theirs, penalty) = run(x), by_hand(x)
+        torch.testing.assert_close(ours, theirs)
+        torch.testing.assert_close(backend.penalties()["hidden_l1"], penalty)
+        graphs.append(len(backend.parts))
+    assert len(set(graphs)) == 1
+    torch.testing.assert_close(gradients(model, ours.sum()), gradients(by_hand.model, theirs.sum()))
+
+
+class Inside(nn.Module):
+    """Breaks at what it cannot see into; what is hidden is seen only behind the break."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.a(x))
+        torch._dynamo.graph_break()
+        out: Tensor = self.b(h)
+        return out
+
+
+def test_a_value_that_crosses_a_break_is_hidden_as_in_one_graph() -> None:
+    torch.manual_seed(0)
+    model, x = Inside(), torch.randn(3, 4)
+    hidden: dict[str, Any] = {"hidden_dropout": RATE, "hidden_l1": 0.1, "weight_l2": 0.1}
+
+    class Whole(Inside):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(torch.relu(self.a(x)))  # type: ignore[no-any-return]
+
+    twin = Whole()
+    twin.load_state_dict(model.state_dict())
+    module = graphreg.regularize(twin, rng=SEED, **hidden)
+    backend = graphreg.backend(inner="eager", rng=SEED, **hidden)
+    run = torch.compile(model, backend=backend)
+    for _ in range(2):
+        ours, (theirs, penalties) = run(x), module(x)
+        torch.testing.assert_close(ours, theirs)
+        torch.testing.assert_close(backend.penalties(), penalties)
+    loss, expected = ours.sum() + sum(backend.penalties().values()), theirs.sum() + sum(penalties.values())
+    torch.testing.assert_close(gradients(model, loss), gradients(twin, expected))
+    assert [[e.site.name for e in part.plan.edits] for part in backend.parts] == [[], ["relu", "relu"]]
+
+
+def test_where_a_value_was_spliced_before_the_break_it_is_not_spliced_again() -> None:
+    torch.manual_seed(0)
+    backend = graphreg.backend(inner="eager", rng=SEED, dropout={"relu": RATE}, hidden_noise=0.1)
+    torch.compile(Inside(), backend=backend)(torch.randn(3, 4))
+    assert [[(e.name, e.site.name) for e in part.plan.edits] for part in backend.parts] == [
+        [("dropout", "relu")],
+        [("hidden_noise", "relu")],
+    ]
+
+
+class Checkpointed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.act, self.out = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4)), nn.Tanh(), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.out(self.act(checkpoint(self.block, x, use_reentrant=False)))
+        return out
+
+
+@pytest.mark.parametrize("inner", ["eager", "aot_eager"])
+def test_around_a_checkpoint(inner: str) -> None:
+    torch.manual_seed(0)
+    model, x = Checkpointed(), torch.randn(3, 4)
+    run, backend, by_hand = both(model, ("act",), ("act",), inner=inner)
+    ours, (theirs, penalty) = run(x), by_hand(x)
+    torch.testing.assert_close(ours, theirs)
+    loss = ours.sum() + backend.penalties()["hidden_l1"]
+    torch.testing.assert_close(gradients(model, loss), gradients(by_hand.model, theirs.sum() + penalty))
+    names = {site.name: site.names for site in union(backend.parts).values if site.selectable}
+    assert list(names) == ["x", "block.2", "act", "out"] and names["block.2"] == ("block.2", "block")
+
+
+DETECTED = ("backbone.body.1", "backbone.body.6", "rpn.head.conv.0.0", "roi_heads.box_head.fc6")
+MEASURED = ("backbone.body.6", "backbone.body.13", "rpn.head.conv.0.0", "roi_heads.box_head.fc7")
+
+INSIDE = {"backbone.body.1": "backbone.body.1.add", "backbone.body.6": "backbone.body.6.add"}
+
+
+@pytest.mark.filterwarnings("ignore:.create_unbacked_symint. is deprecated:FutureWarning")  # torchvision's
+def test_fasterrcnn_trains_as_by_hand() -> None:
+    torch.manual_seed(0)
+    model = fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None, num_classes=3, min_size=64, max_size=64)
+    run, backend, by_hand = both(model, DETECTED, MEASURED, INSIDE)
+    images = [torch.rand(3, 64, 64), torch.rand(3, 64, 64)]
+    targets = [{"boxes": torch.tensor([[5.0, 5.0, 40.0, 40.0]]), "labels": torch.tensor([1])} for _ in images]
+    for seed in range(2):
+        torch.manual_seed(seed)  # the model chooses sizes and samples at random
+        ours = run(images, copy.deepcopy(targets))
+        torch.manual_seed(seed)
+        theirs, penalty = by_hand(images, copy.deepcopy(targets))
+        torch.testing.assert_close(ours, theirs)
+        torch.testing.assert_close(backend.penalties()["hidden_l1"], penalty)
+        loss, expected = sum(ours.values()) + backend.penalties()["hidden_l1"], sum(theirs.values()) + penalty
+        torch.testing.assert_close(gradients(model, loss), gradients(by_hand.model, expected), rtol=1e-4, atol=1e-5)
+        for each in (model, by_hand.model):
+            torch.optim.SGD(each.parameters(), lr=0.01).step()
+    assert len(backend.parts) > 20 and by_hand.called["rpn.head.conv.0.0"] == 3
