@@ -18,7 +18,7 @@ from torch._dynamo.symbolic_convert import InstructionTranslator
 
 from graphreg.attach import Penalties, Scale
 from graphreg.calls import Call, Measurer
-from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, TraceError, near_sentence
+from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, TraceError, near_sentence, raising
 from graphreg.frames import Entry, Functions, entry, place_of, root_of, same_modules
 from graphreg.guards import Watched, guard
 from graphreg.knobs import Knobs
@@ -158,6 +158,7 @@ class Backend(Knobs):
         self._last = call.totals()
         if not self.complete:
             check_selectors(self.parts, self.regularizers, self.own_dropout, self.missing)
+            call.check()
             self.complete = True
 
     # a graph that runs
@@ -246,10 +247,3 @@ class Backend(Knobs):
 
     def report(self) -> str:
         return told(self.title, self.parts, self.regularizers, self.weights, self.strengths(), self.own_dropout)
-
-
-def raising(error: GraphRegError) -> Callable[..., Any]:
-    def run(*values: Any) -> Any:
-        raise error.with_traceback(None)
-
-    return run

@@ -68,6 +68,7 @@ class Call:
         self.acted: set[tuple[str, str]] = set()  # regularizer and site
         self.occurrences: Counter[tuple[str, type]] = Counter()  # of a class of regularizer at a site
         self.values: dict[str, list[Tensor]] = {}
+        self.trains: set[str] = set()  # the penalties that some parameter reaches
         self.made = WeakTensorKeyDictionary()  # what a graph gave to the code behind its break, with what is known of it
         self.counted = -1  # the backward pass in which the parameters' penalties have joined
 
@@ -84,6 +85,8 @@ class Call:
         outputs, measured = list(given[:count]), list(given[count:])
         for name, value in zip(names, measured, strict=True):
             self.values.setdefault(name, []).append(value.detach() if self.attaches else value)
+            if value.requires_grad:
+                self.trains.add(name)
         return self._joined(outputs, names, measured, broken) if self.attaches else outputs
 
     def _joined(self, outputs: list[Any], names: Sequence[str], measured: list[Tensor], broken: bool) -> list[Any]:
@@ -110,6 +113,14 @@ class Call:
         """Every penalty of the call: 0-d, with its gradient, where it is not attached."""
         found = {name: self.of_parameters[name] if name in self.of_parameters else self._total(name) for name in self.measurers}
         return {name: total.detach() for name, total in found.items()} if self.attaches else found
+
+    def check(self) -> None:
+        """Refuse a penalty that would train nothing, where autograd records."""
+        idle = [name for name in self.values if name not in self.trains] if torch.is_grad_enabled() else []
+        if idle:
+            raise RegularizerError(
+                f"{idle[0]}: no parameter that can train reaches its sites, so it would change nothing. Unfreeze one, or leave it out."
+            )
 
     def share(self, name: str, value: Tensor) -> Tensor:
         """The derivative of the penalty ``name`` by ``value``, one of its measurements in this call: 0-d.

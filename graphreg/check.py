@@ -39,7 +39,7 @@ def check(module: RewrittenModule, traced: Traced, plan: Plan) -> None:
         placed = Placed(graph, original, traced, plan)
         placed.check()
         _leaves(graph, module, plan)
-        _reaches(graph, module, plan, placed, flow)
+        _reaches(graph, module, plan, placed, flow, traced.whole)
 
 
 def _owns(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
@@ -178,7 +178,7 @@ def _equal(ours: Any, theirs: Any, resolve: Callable[[fx.Node], fx.Node | None])
     return type(ours) is type(theirs) and bool(ours == theirs or (is_nan(ours) and is_nan(theirs)))
 
 
-def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Placed, flow: nx.DiGraph[str]) -> None:
+def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Placed, flow: nx.DiGraph[str], whole: bool) -> None:
     """Every splice reaches the output; every penalty is in it, and a parameter that can train reaches the penalty."""
     output = graph.output_node()
     upstream = nx.ancestors(flow, output.name)
@@ -204,7 +204,7 @@ def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Place
     trained = _trained(graph, module, flow)
     for name, node in totals.items():
         _counts(node, name, plan, placed)
-        if node.args and node.args[0] != {} and node.name not in trained:
+        if whole and node.args and node.args[0] != {} and node.name not in trained:
             raise RegularizerError(
                 f"{name}: no parameter that can train reaches its sites, so it would change nothing. Unfreeze one, or leave it out."
             )

@@ -13,8 +13,8 @@ import torch
 from torch import fx, nn
 
 from graphreg.attach import Penalties, Scale, check_penalties, check_scale
-from graphreg.backend import Backend, raising
-from graphreg.errors import GraphRegError, RegularizerError, near_sentence
+from graphreg.backend import Backend
+from graphreg.errors import GraphRegError, RegularizerError, near_sentence, raising
 from graphreg.keywords import from_kwargs, instances
 from graphreg.knobs import KNOBS, knobs_of
 from graphreg.leaves import check_rng, seed
@@ -104,7 +104,8 @@ def _inner(inner: Any, options: Mapping[str, Any] | None) -> Inner:
         function = torch._dynamo.backends.registry.lookup_backend(inner)
     more = {"options": dict(options)} if options else {}
     accepted = inspect.signature(function).parameters
-    if more and "options" not in accepted and all(p.kind is not p.VAR_KEYWORD for p in accepted.values()):
+    theirs = str(getattr(function, "__module__", "")).startswith("torch.")  # torch's own take any keyword, and ignore it
+    if more and "options" not in accepted and (theirs or all(p.kind is not p.VAR_KEYWORD for p in accepted.values())):
         raise RegularizerError(f"options={options!r} are not allowed: the inner backend {inner!r} takes none.")
 
     def compiled(gm: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:

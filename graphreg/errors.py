@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 
 class GraphRegError(Exception):
@@ -36,3 +37,12 @@ def near_sentence(word: str, words: Iterable[str], what: str = "Near names") -> 
 
 def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"[:160]
+
+
+def raising(error: GraphRegError) -> Callable[..., Any]:
+    """A function that raises it: for what a compiler would wrap in an error of its own if it were raised at once."""
+
+    def run(*values: Any) -> Any:
+        raise error.with_traceback(None)
+
+    return run

@@ -131,6 +131,10 @@ class Named(Traced):
     called: str = ""
 
     @property
+    def whole(self) -> bool:
+        return False
+
+    @property
     def title(self) -> str:
         return self.called
 

@@ -56,6 +56,11 @@ class Traced:
         return (*self.values, *self.parameters)
 
     @property
+    def whole(self) -> bool:
+        """Whether the graphs are the model's whole forward, and not a part of it."""
+        return True
+
+    @property
     def title(self) -> str:
         return type(self.model).__name__.removesuffix("Impl")
 
