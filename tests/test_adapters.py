@@ -106,7 +106,7 @@ def test_regularized_first_the_adapters_are_layers_of_the_graph() -> None:
         torch.testing.assert_close(with_adapters(TOKENS).output, reference(TOKENS))
     merged = with_adapters.merge_and_unload()
     assert merged is module
-    torch.testing.assert_close(merged(TOKENS).output, reference(TOKENS))
+    torch.testing.assert_close(merged(TOKENS).output, reference(TOKENS), rtol=1e-4, atol=1e-5)
 
 
 def test_the_wrapper_of_peft_goes_through_the_backend() -> None:
