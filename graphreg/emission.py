@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from graphreg.keys import KeyRule
 from graphreg.leaves import measures
 from graphreg.module import RULES, Regularized, RewrittenModule
 from graphreg.plan import Plan
-from graphreg.keys import KeyRule
 from graphreg.rules import Drawing, Leaf, Rules
 
 _CARRIED = ("compile_subgraph_reason", "_param_name_to_source", "_backend_id")  # what torch writes to a graph of Dynamo's

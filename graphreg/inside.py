@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from graphreg.errors import GraphRegError
 from graphreg.module import RULES, RewrittenModule

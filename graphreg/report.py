@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import fx
+from torch import fx, nn
 
 from graphreg.control import Regulated, strengths
 from graphreg.decisions import decisions
