@@ -25,10 +25,10 @@ from graphreg.strip import strip
 from graphreg.trace import Traced, names, trace
 
 __all__ = [
-    "Backend", "Diagnosis", "Finding", "GraphRegError", "NoMatchError", "Noise", "Penalty", "Plan", "Pull", "Regularized", "Regularizer",
-    "RegularizerError", "Samples", "Selector", "Site", "Splice", "TraceError", "Traced", "as_pass", "backend", "backend_of", "build",
-    "doctor", "from_kwargs",
-    "frozen_noise", "mean_over_pairs", "names", "noise_on", "plan", "registered", "regularize", "report", "rewrite", "rng_state",
-    "sample", "set_ranks", "set_rng_state", "set_strength", "strengths", "strip", "trace",
+    "Backend", "Diagnosis", "Finding", "GraphRegError", "NoMatchError", "Noise", "Penalty", "Plan", "Pull", "Regularized",
+    "Regularizer", "RegularizerError", "Samples", "Selector", "Site", "Splice", "TraceError", "Traced", "as_pass", "backend",
+    "backend_of", "build", "doctor", "from_kwargs", "frozen_noise", "mean_over_pairs", "names", "noise_on", "plan", "registered",
+    "regularize", "report", "rewrite", "rng_state", "sample", "set_ranks", "set_rng_state", "set_strength", "strengths", "strip",
+    "trace",
 ]  # fmt: skip
 __version__ = "0.1.0"
