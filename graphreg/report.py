@@ -13,6 +13,7 @@ from graphreg.own_choice import table
 from graphreg.plan import Plan
 from graphreg.regularizer import Splice
 from graphreg.sites import columns, dtype_text, shape_text
+from graphreg.sizes import fixed
 
 
 def report(module: nn.Module) -> str:
@@ -20,7 +21,7 @@ def report(module: nn.Module) -> str:
 
     Strengths are the present ones. Raises GraphRegError for a module graphreg did not rewrite.
     """
-    plan, leaves, held, front_end = rules_of(module).about
+    plan, leaves, held, front_end, notes = rules_of(module).about
     now, inner = strengths(module), rewritten(module)
     rows = [
         (
@@ -45,7 +46,8 @@ def report(module: nn.Module) -> str:
     lines += _gone(plan, list(graphs_of(rewritten(module)).values()))
     lines += [f"kept whole: {path} ({reason})" for path, reason in leaves.items()]
     lines += [f"held: {name}={value!r}" for name, value in held.items()]
-    lines += decisions(next(iter(graphs_of(rewritten(module)).values())))
+    first = next(iter(graphs_of(inner).values()))
+    lines += [*notes, *decisions(first), *fixed(first)]
     lines += inner.lowering().told() if isinstance(inner, RewrittenModule) else []
     return "\n".join(lines).rstrip()
 
