@@ -28,6 +28,7 @@ def export(
     """The graphs of both modes. ``leaves`` takes the submodules kept whole with the reason, ``notes`` what was switched off."""
     with _without_caches(model, notes):
         try:
+            call = _distinct(call)
             wide = _widened(call)
             if wide is not None:
                 try:
@@ -88,6 +89,20 @@ def _widened(call: Arguments) -> Arguments | None:
     if not tensors or any(tensor.shape[0] != 1 for tensor in tensors):
         return None
     args, kwargs = pytree.tree_map_only(torch.Tensor, lambda t: t.detach().repeat(2, *[1] * (t.dim() - 1)) if t.dim() else t, call)
+    return args, kwargs
+
+
+def _distinct(call: Arguments) -> Arguments:
+    """A tensor that is given twice (labels that are the inputs) as two, for torch.export would take them for one value."""
+    seen = set[int]()
+
+    def own(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) in seen:
+            return tensor.detach().clone()
+        seen.add(id(tensor))
+        return tensor
+
+    args, kwargs = pytree.tree_map_only(torch.Tensor, own, call)
     return args, kwargs
 
 

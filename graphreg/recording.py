@@ -62,7 +62,7 @@ class Recording:
     """What was written down. ``calls``: operations by key. ``returns``: behind which node which module returned which values.
 
     ``abandoned``: nodes of a submodule that was kept whole after all. ``given``, ``output``: what the model took and gave, with
-    nodes in place of tensors. ``own_guards``: the decisions on sizes that an operation took for itself, and takes anew at each call.
+    nodes in place of tensors. ``inputs``: the places of its inputs. ``own_guards``: the decisions on sizes that an operation took for itself, and takes anew at each call.
     """
 
     calls: dict[str, Call] = field(default_factory=dict)
@@ -71,6 +71,7 @@ class Recording:
     leaves: dict[str, str] = field(default_factory=dict)
     given: Any = None
     output: Any = None
+    inputs: list[int] = field(default_factory=list)
     own_guards: set[int] = field(default_factory=set)
 
 
@@ -153,6 +154,8 @@ class Recorder(TorchFunctionMode):
         self.told.output = mapped(value, self._node)
         for place, node in enumerate(self._tracer.graph.nodes):
             node.meta[AT] = place
+            if node.op == "placeholder":
+                self.told.inputs.append(place)
         return value
 
     def _leaf(self, path: str, traced: Callable[..., Any], forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:

@@ -57,15 +57,19 @@ class Unlifting:
     def run(self, wide: bool = False) -> fx.Graph:
         """The graph; ``wide``: of a batch of two made of one, which the sites' shapes are told as."""
         nodes = list(self.program.graph.nodes)
-        inputs = [node for node in nodes if node.op == "placeholder"]
-        for place, (node, spec) in enumerate(zip(inputs, self.program.graph_signature.input_specs, strict=True)):
-            node.meta.setdefault(AT, place)
+        specs = self.program.graph_signature.input_specs
+        inputs = [(node, spec) for node, spec in zip((n for n in nodes if n.op == "placeholder"), specs, strict=True)]
+        places = iter(self.told.inputs)  # torch.export has put the constants between
+        for node, spec in inputs:
+            node.meta[AT] = id(node) if spec.kind.name in ("CONSTANT_TENSOR", "CUSTOM_OBJ", "TOKEN") else next(places)
             if spec.kind.name != "USER_INPUT":
                 self._lifted[node.meta[AT]] = self._name_of(str(spec.target))
         self._inputs()
         for node in nodes:
             if node.op == "call_function":
-                self._returned(node.meta[AT])
+                if AT in node.meta:
+                    self._returned(node.meta[AT])
+                node.meta.setdefault(AT, id(node))  # torch.export wrote it later, for a size
                 self._operation(node)
         self._returned(sys.maxsize)
         for name, path, kind, found in self._outputs:
