@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,9 +23,7 @@ from graphreg.symbolic import where
 from graphreg.unlifting import Unlifting
 
 
-def export(
-    model: nn.Module, call: Arguments, leaves: dict[str, str], constants: dict[str, torch.Tensor], notes: list[str]
-) -> Graphs:
+def export(model: nn.Module, call: Arguments, leaves: dict[str, str], constants: dict[str, torch.Tensor], notes: list[str]) -> Graphs:
     """The graphs of both modes. ``leaves`` takes the submodules kept whole with the reason, ``notes`` what was switched off."""
     with _without_caches(model, notes):
         try:
@@ -33,7 +32,7 @@ def export(
             if wide is not None:
                 try:
                     return _both(model, wide, leaves, constants, wide=True)
-                except (GraphRegError, Exception):  # the model wants one example at a time, or errs: then on what was given
+                except Exception:  # the model wants one example at a time, or errs: then on what was given
                     leaves.clear()
                     constants.clear()
             return _both(model, call, leaves, constants)
@@ -68,10 +67,22 @@ def _both(model: nn.Module, call: Arguments, leaves: dict[str, str], constants: 
 
 def _program(model: nn.Module, call: Arguments, leaves: Mapping[str, str]) -> tuple[ExportedProgram, Recording]:
     recorder = Recorder(model, leaves)
-    with recorder.at_work(), warnings.catch_warnings():
+    with recorder.at_work(), warnings.catch_warnings(), _quiet("torch.fx.experimental.symbolic_shapes"):
         warnings.simplefilter("ignore")  # of torch.export's own, about constants and attributes
         program = torch.export.export(model, *call, dynamic_shapes=_dynamic(model, call), strict=False)
     return program, recorder.told
+
+
+@contextmanager
+def _quiet(logger: str) -> Iterator[None]:
+    """Without what torch's solver of inequalities logs where it gives up: a screen of tracebacks, and nothing is lost."""
+    log = logging.getLogger(logger)
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _dynamic(model: nn.Module, call: Arguments) -> Any:
@@ -116,7 +127,8 @@ def _run(model: nn.Module, call: Arguments) -> None:
 def _without_caches(model: nn.Module, notes: list[str]) -> Iterator[None]:
     """While this lasts no configuration asks for a cache, which a graph cannot give back."""
     asked = {id(c): c for m in model.modules() if getattr(c := getattr(m, "config", None), "use_cache", None) is True}
-    notes += [f"switched off: {kind}.use_cache, for a graph returns no cache" for kind in sorted({type(c).__name__ for c in asked.values()})]
+    kinds = sorted({type(config).__name__ for config in asked.values()})
+    notes += [f"switched off: {kind}.use_cache, for a graph returns no cache" for kind in kinds]
     try:
         for config in asked.values():
             config.use_cache = False

@@ -60,9 +60,9 @@ def holds(value: Any, name: str, keys: tuple[Any, ...]) -> None:
     """Raises unless a dict, tuple or list has the parts that it had in the example inputs."""
     there = tuple(value) if isinstance(value, Mapping) else tuple(range(len(value)))
     if sorted(map(str, there)) != sorted(map(str, keys)):
+        now, then = (", ".join(map(str, each)) or "none" for each in (there, keys))
         raise GraphRegError(
-            f"{name} has the parts {', '.join(map(str, there)) or 'none'}; the example_inputs carried {', '.join(map(str, keys)) or 'none'}. "
-            "Give regularize example_inputs that carry what is given later."
+            f"{name} has the parts {now}; the example_inputs carried {then}. Give regularize example_inputs that carry what is given later."
         )
 
 

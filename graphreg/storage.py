@@ -48,7 +48,14 @@ def freeze(graph: fx.Graph) -> list[tuple[Any, ...]]:
         return index[leaf] if isinstance(leaf, fx.Node) else leaf
 
     return [
-        (n.op, n.name, _Operator.of(n.target), map_aggregate(n.args, plain), map_aggregate(n.kwargs, plain), {k: n.meta[k] for k in KEPT if k in n.meta})
+        (
+            n.op,
+            n.name,
+            _Operator.of(n.target),
+            map_aggregate(n.args, plain),
+            map_aggregate(n.kwargs, plain),
+            {k: n.meta[k] for k in KEPT if k in n.meta},
+        )
         for n in graph.nodes
     ]
 

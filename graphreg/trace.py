@@ -131,7 +131,7 @@ def _traced(model: nn.Module, front_end: FrontEnd, held: Mapping[str, Any], boun
         raise TraceError(f"{met} With example_inputs graphreg goes on to torch.export, which follows more than torch.fx.") from met
     constants, leaves, notes = {}, {}, list[str]()
     if met is not None:
-        notes.append(f"front end: export, for {str(met).partition('). ')[0]})")
+        notes.append(f"front end: export, for {str(met).partition('. ')[0].rstrip('.)')})")
     try:
         with left_as_it_was(model):
             graphs = export(model, call, leaves, constants, notes)
