@@ -6,11 +6,12 @@ import dis
 import operator
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
+from torch._ops import HigherOrderOperator
 from torch.overrides import is_tensor_method_or_property
 
 from graphreg.operators import SIZES
@@ -57,6 +58,48 @@ class Built:
     kind: type
     parts: dict[str, Any]
     keyed: bool = False  # made from a dict, as an OrderedDict is
+
+
+AT = "graphreg_at"  # in node.meta: the place of a node, which stays when torch.export makes the nodes anew
+
+
+class _Kept(HigherOrderOperator):
+    """Stands for one operation in torch.export's graph, called with its key in the recording."""
+
+    def __init__(self) -> None:
+        super().__init__("graphreg_kept")  # type: ignore[no-untyped-call]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+
+KEPT = _Kept()
+
+
+class Whole(BaseException):
+    """Ends the recording of a submodule that must be kept whole. No forward may catch it."""
+
+
+Found = list[tuple[fx.Node, tuple[str, ...], bool]]
+
+
+@dataclass
+class Recording:
+    """What was written down. ``calls``: operations by key. ``returns``: behind which node which module returned which values.
+
+    ``abandoned``: nodes of a submodule that was kept whole after all. ``given``, ``output``: what the model took and gave, with
+    nodes in place of tensors. ``inputs``: the places of its inputs. ``own_guards``: the decisions on sizes that an operation took
+    for itself, and takes anew at each call.
+    """
+
+    calls: dict[str, Call] = field(default_factory=dict)
+    returns: dict[fx.Node | None, list[tuple[str, str, Found]]] = field(default_factory=dict)
+    abandoned: set[fx.Node] = field(default_factory=set)
+    leaves: dict[str, str] = field(default_factory=dict)
+    given: Any = None
+    output: Any = None
+    inputs: list[int] = field(default_factory=list)
+    own_guards: set[int] = field(default_factory=set)
 
 
 def by_sign(depth: int = 2) -> bool:

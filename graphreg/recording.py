@@ -14,7 +14,6 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from types import FunctionType
 from typing import Any
@@ -25,54 +24,13 @@ import torch.utils.checkpoint as checkpointing
 from torch import Tensor, fx, nn
 from torch._C._functorch import is_functorch_wrapped_tensor, peek_interpreter_stack
 from torch._guards import TracingContext
-from torch._ops import HigherOrderOperator
 from torch.fx.experimental import proxy_tensor
 from torch.overrides import TorchFunctionMode
 
-from graphreg.calls import Call, Untold, as_called, by_sign, holds_tensors, mapped
+from graphreg.calls import AT, KEPT, Call, Recording, Untold, Whole, as_called, by_sign, holds_tensors, mapped
 from graphreg.dropouts import is_drop_path
 from graphreg.errors import GraphRegError
 from graphreg.naming import parts
-
-AT = "graphreg_at"  # in node.meta: the place of a node, which stays when torch.export makes the nodes anew
-
-
-class _Kept(HigherOrderOperator):
-    """Stands for one operation in torch.export's graph, called with its key in the recording."""
-
-    def __init__(self) -> None:
-        super().__init__("graphreg_kept")  # type: ignore[no-untyped-call]
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return super().__call__(*args, **kwargs)  # type: ignore[no-untyped-call]
-
-
-KEPT = _Kept()
-
-
-class Whole(BaseException):
-    """Ends the recording of a submodule that must be kept whole. No forward may catch it."""
-
-
-Found = list[tuple[fx.Node, tuple[str, ...], bool]]
-
-
-@dataclass
-class Recording:
-    """What was written down. ``calls``: operations by key. ``returns``: behind which node which module returned which values.
-
-    ``abandoned``: nodes of a submodule that was kept whole after all. ``given``, ``output``: what the model took and gave, with
-    nodes in place of tensors. ``inputs``: the places of its inputs. ``own_guards``: the decisions on sizes that an operation took for itself, and takes anew at each call.
-    """
-
-    calls: dict[str, Call] = field(default_factory=dict)
-    returns: dict[fx.Node | None, list[tuple[str, str, Found]]] = field(default_factory=dict)
-    abandoned: set[fx.Node] = field(default_factory=set)
-    leaves: dict[str, str] = field(default_factory=dict)
-    given: Any = None
-    output: Any = None
-    inputs: list[int] = field(default_factory=list)
-    own_guards: set[int] = field(default_factory=set)
 
 
 class Recorder(TorchFunctionMode):

@@ -68,8 +68,8 @@ def thaw(records: list[tuple[Any, ...]]) -> fx.Graph:
         return nodes[leaf.index] if isinstance(leaf, _Ref) else leaf
 
     for op, name, target, args, kwargs, meta in records:
-        target = target.found() if isinstance(target, _Operator) else target
-        node = graph.create_node(op, target, map_aggregate(args, linked), map_aggregate(kwargs, linked), name)
+        found = target.found() if isinstance(target, _Operator) else target
+        node = graph.create_node(op, found, map_aggregate(args, linked), map_aggregate(kwargs, linked), name)
         node.meta.update(meta)
         nodes.append(node)
     return graph

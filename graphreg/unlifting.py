@@ -6,10 +6,8 @@ are the arguments of the model's forward, and what comes back is of the model's 
 
 from __future__ import annotations
 
-import inspect
 import operator
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,13 +16,13 @@ from torch._ops import HigherOrderOperator, OpOverload
 from torch.export import ExportedProgram
 from torch.fx.node import map_arg
 
-from graphreg.calls import PLAIN, Built
+from graphreg.calls import AT, KEPT, Built, Found, Recording
+from graphreg.inputs import Inputs
 from graphreg.naming import Namer, add_label, label_node
 from graphreg.operators import Operations, function_name
 from graphreg.ports import settle_ports
-from graphreg.recording import AT, KEPT, Found, Recording
 from graphreg.sites import Label
-from graphreg.sizes import ASSERTIONS, Place, assert_sizes, described, held_at, holds
+from graphreg.sizes import ASSERTIONS, described
 
 DROPPED = {"_assert_tensor_metadata", "sym_constrain_range", "sym_constrain_range_for_size"}  # they hold the example's own facts
 KEPT_WHOLE = {
@@ -52,7 +50,6 @@ class Unlifting:
         self._returns.reverse()
         self._outputs: list[tuple[str, str, str, Found]] = []
         self._constant: set[fx.Node] = set()
-        self._places: list[Place] = []
 
     def run(self, wide: bool = False) -> fx.Graph:
         """The graph; ``wide``: of a batch of two made of one, which the sites' shapes are told as."""
@@ -64,7 +61,8 @@ class Unlifting:
             node.meta[AT] = id(node) if spec.kind.name in ("CONSTANT_TENSOR", "CUSTOM_OBJ", "TOKEN") else next(places)
             if spec.kind.name != "USER_INPUT":
                 self._lifted[node.meta[AT]] = self._name_of(str(spec.target))
-        self._inputs()
+        inputs = Inputs(self.graph, self.model, self.told, lambda node: label_node(node, "", self._modules, self._namer))
+        self._made.update(inputs.made)
         for node in nodes:
             if node.op == "call_function":
                 if AT in node.meta:
@@ -80,7 +78,7 @@ class Unlifting:
         self.graph.output(self._value(self.told.output))
         self._drop()
         settle_ports(self.graph, Operations(self.model))
-        described(self.graph, [node for node, _ in self._places] if wide else [])
+        described(self.graph, [node for node, _ in inputs.places] if wide else [])
         return self.graph
 
     def _returned(self, before: int) -> None:
@@ -103,57 +101,6 @@ class Unlifting:
             return same[0]
         self.constants[new] = value
         return new
-
-    # Inputs
-
-    def _inputs(self) -> None:
-        """A placeholder for each argument of the forward, and what is taken out of those that hold several tensors."""
-        signature = inspect.signature(self.model.forward)
-        args, kwargs = self.told.given
-        given = signature.bind(*args, **kwargs).arguments
-        placeholders = {}
-        for name, parameter in signature.parameters.items():
-            star = "*" if parameter.kind is parameter.VAR_POSITIONAL else "**" if parameter.kind is parameter.VAR_KEYWORD else ""
-            default = () if parameter.default is parameter.empty else (parameter.default,)
-            node = self.graph.create_node("placeholder", star + name, default)
-            label_node(node, "", self._modules, self._namer)
-            placeholders[name] = node
-        places = self._places
-        for name, parameter in signature.parameters.items():
-            if name in given or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                value = given.get(name, {} if parameter.kind is parameter.VAR_KEYWORD else ())
-                places += self._take(placeholders[name], value, name, ())
-        context = next((node.meta["val"].fake_mode.shape_env for node, _ in places), None)
-        theirs = self.told.own_guards
-        guards = [guard.expr for i, guard in enumerate(context.guards) if i not in theirs] if context else []
-        assert_sizes(self.graph, places, guards)
-
-    def _take(self, holder: fx.Node, value: Any, name: str, path: tuple[str, ...]) -> list[Place]:
-        """Settle the tensors of an argument, taken out of the dict, tuple or object that holds them."""
-        called = ".".join((name, *path))
-        if isinstance(value, fx.Node):
-            self._made[value.meta[AT]] = holder
-            holder.meta["val"] = value.meta.get("val")
-            if path:
-                holder.meta["site"] = ("", (Label(name, "input", (".".join(path),), default=False),))
-            return [(holder, called)]
-        if path and isinstance(value, PLAIN):
-            self._unnamed(held_at, holder, called, value)
-        if not isinstance(value, (dict, tuple, list, Built)):
-            return []
-        parts = value.parts if isinstance(value, Built) else value if isinstance(value, dict) else dict(enumerate(value))
-        function = getattr if isinstance(value, Built) and not value.keyed else operator.getitem
-        if function is operator.getitem and (path or holder.target.startswith("*") or _holds_nodes(value)):
-            self._unnamed(holds, holder, called, tuple(parts))
-        places = []
-        for key, part in parts.items() if _holds_nodes(value) else ():
-            places += self._take(self._unnamed(function, holder, key), part, name, (*path, str(key)))
-        return places
-
-    def _unnamed(self, function: Any, *args: Any) -> fx.Node:
-        node = self.graph.call_function(function, args)
-        node.meta["site"] = ("", ())
-        return node
 
     # Operations
 
@@ -251,11 +198,3 @@ def _tensors(value: Any) -> bool:
     if isinstance(value, (tuple, list)):
         return any(map(_tensors, value))
     return isinstance(value, torch.Tensor)
-
-
-def _holds_nodes(value: Any) -> bool:
-    if isinstance(value, Built):
-        value = value.parts
-    if isinstance(value, Mapping):
-        return any(map(_holds_nodes, value.values()))
-    return isinstance(value, fx.Node) or (isinstance(value, (tuple, list)) and any(map(_holds_nodes, value)))
