@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch._ops import HigherOrderOperator
 from torch.overrides import is_tensor_method_or_property
 
@@ -170,7 +170,20 @@ def _built(value: Any, named: Callable[[Any], Any]) -> Any:
 
 
 def holds_tensors(value: Any) -> bool:
-    """A tensor, or a tuple or list of tensors alone."""
+    """A tensor, or a tuple or list of tensors, some of which may be None."""
     if isinstance(value, (tuple, list)):
-        return bool(value) and all(map(holds_tensors, value))
+        return any(map(holds_tensors, value)) and all(part is None or holds_tensors(part) for part in value)
     return isinstance(value, Tensor)
+
+
+def recurrent_value(layer: nn.RNNBase, x: Any, hx: Any = None) -> Any:
+    """What a recurrent layer gives, by its sizes alone: its operator would fix the length, for it loops over time."""
+    if not isinstance(x, Tensor):
+        raise Untold("a PackedSequence, whose sizes depend on data")
+    sides, hidden = 1 + layer.bidirectional, layer.proj_size or layer.hidden_size
+    batch = () if x.dim() == 2 else (x.shape[0 if layer.batch_first else 1],)
+    out = x.new_empty((*x.shape[:-1], sides * hidden))
+    state = x.new_empty((sides * layer.num_layers, *batch, hidden))
+    if not isinstance(layer, nn.LSTM):
+        return out, state
+    return out, (state, x.new_empty((sides * layer.num_layers, *batch, layer.hidden_size)))

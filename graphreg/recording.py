@@ -13,7 +13,7 @@ import operator
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from types import FunctionType
 from typing import Any
@@ -27,7 +27,7 @@ from torch._guards import TracingContext
 from torch.fx.experimental import proxy_tensor
 from torch.overrides import TorchFunctionMode
 
-from graphreg.calls import AT, KEPT, Call, Recording, Untold, Whole, as_called, by_sign, holds_tensors, mapped
+from graphreg.calls import AT, KEPT, Call, Recording, Untold, Whole, as_called, by_sign, holds_tensors, mapped, recurrent_value
 from graphreg.dropouts import is_drop_path
 from graphreg.errors import GraphRegError
 from graphreg.naming import parts
@@ -76,13 +76,14 @@ class Recorder(TorchFunctionMode):
         self._scopes.append(path)
         try:
             if path in self.told.leaves or _is_leaf(m):
-                return self._leaf(path, traced, forward, args, kwargs)
+                return self._leaf(path, m, traced, forward, args, kwargs)
             return self._inner(path, m, traced, forward, args, kwargs)
         finally:
             self._scopes.pop()
 
     def _inner(self, path: str, m: nn.Module, traced: Callable[..., Any], forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         start, drawn, depth = self._last(), random.getstate(), len(self._scopes)
+        stack = dict(self._tracer.module_stack)
         try:
             value = traced(forward, args, kwargs)
             if random.getstate() != drawn:
@@ -90,9 +91,11 @@ class Recorder(TorchFunctionMode):
         except Whole as reason:
             random.setstate(drawn)
             del self._scopes[depth:]
+            self._tracer.module_stack.clear()  # it stopped in the midst of calls
+            self._tracer.module_stack.update(stack)
             self._abandon(start)
             self.told.leaves[path] = str(reason)
-            return self._leaf(path, traced, forward, args, kwargs)
+            return self._leaf(path, m, traced, forward, args, kwargs)
         self.told.returns.setdefault(self._last(), []).append((path, type(m).__name__, self._found(value)))
         return value
 
@@ -116,12 +119,16 @@ class Recorder(TorchFunctionMode):
                 self.told.inputs.append(place)
         return value
 
-    def _leaf(self, path: str, traced: Callable[..., Any], forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def _leaf(self, path: str, m: nn.Module, traced: Callable[..., Any], forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        drawn = random.getstate()  # of a module that draws by Python: not of the trace's concern
         with self._its_own_decisions():
             try:
-                return self._written(Call("call_module", path, path), forward, args, kwargs)
+                run = partial(recurrent_value, m) if isinstance(m, nn.RNNBase) else forward
+                return self._written(Call("call_module", path, path), run, args, kwargs)
             except Untold:
                 return traced(forward, args, kwargs)
+            finally:
+                random.setstate(drawn)
 
     # Functions
 
@@ -158,7 +165,9 @@ class Recorder(TorchFunctionMode):
         told, more = mapped((args, kwargs), self._proxy, whole=True)
         self._unseen = True
         try:
-            with proxy_tensor.disable_proxy_modes_tracing():
+            # torch.export would write the regions of a module (no_grad, autocast) down too
+            alone = torch._C.DisableTorchFunction() if call.op == "call_module" else nullcontext()
+            with proxy_tensor.disable_proxy_modes_tracing(), alone:
                 value = run(*args, **kwargs)
             if call.target is not operator.setitem and not holds_tensors(value):
                 raise Untold
@@ -229,8 +238,15 @@ def _refused(recorder: Recorder) -> list[tuple[Any, str, Any]]:
 
         return refused
 
-    checkpoint = refusal(checkpointing.checkpoint, "it checkpoints activations, which a trace would lose")
-    return [(checkpointing, "checkpoint", checkpoint)]
+    checkpoints = "it checkpoints activations, which a trace would lose"
+    generator, function = "_checkpoint_without_reentrant_generator", checkpointing.CheckpointFunction
+    derivative = "it calls a torch.autograd.Function, and a trace would lose its backward"
+    apply = torch.autograd.Function.__dict__["apply"].__func__
+    return [
+        (checkpointing, generator, refusal(getattr(checkpointing, generator), checkpoints)),
+        (function, "apply", refusal(function.apply, checkpoints)),
+        (torch.autograd.Function, "apply", classmethod(refusal(apply, derivative))),
+    ]
 
 
 def _wrapped(recorder: Recorder) -> list[tuple[Any, str, Any]]:

@@ -133,7 +133,7 @@ def _unnamed(graph: fx.Graph, function: Any, *args: Any) -> fx.Node:
 
 def described(graph: fx.Graph, ones: Collection[fx.Node]) -> None:
     """Write ``node.meta["value"] = (shape, dtype)`` at every tensor, None at what is no tensor; ``ones``: inputs whose batch is one."""
-    batches = {node.meta["val"].shape[0] for node in ones if node.meta["val"].dim()}
+    batches = [node.meta["val"].shape[0] for node in ones if node.meta["val"].dim()]
     if any(not isinstance(size, torch.SymInt) for size in batches):
         raise GraphRegError("the batch is fixed at the size of the example_inputs.")
     one = {size.node.expr: sympy.Integer(1) for size in batches}

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from graphreg.collector import collector_at_rest
 from graphreg.decisions import decisions
@@ -121,8 +122,8 @@ def _traced(model: nn.Module, front_end: FrontEnd, held: Mapping[str, Any], boun
             if call:
                 propagate(model, graphs, bound, call, constants)
             return Traced(model, graphs, value_sites(model, graphs), leaves, held, constants=constants)
-        except TraceError as error:
-            if front_end == "symbolic" or (call is None and not str(error)):
+        except GraphRegError as error:  # also of sizes that the trace does not follow
+            if front_end == "symbolic" or (call is None and not isinstance(error, TraceError)):
                 raise
             met = error
     if call is None:
@@ -204,7 +205,7 @@ def _is_data(value: Any) -> bool:
     if isinstance(value, (tuple, list, dict)):
         items = value.values() if isinstance(value, dict) else value
         return any(map(_is_data, items)) or not value
-    return isinstance(value, torch.Tensor)
+    return isinstance(value, torch.Tensor) or any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(value))
 
 
 def _held(model: nn.Module, bound: Mapping[str, Any] | None) -> dict[str, Any]:

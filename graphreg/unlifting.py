@@ -19,7 +19,7 @@ from torch.fx.node import map_arg
 from graphreg.calls import AT, KEPT, Built, Found, Recording
 from graphreg.inputs import Inputs
 from graphreg.naming import Namer, add_label, label_node
-from graphreg.operators import Operations, function_name
+from graphreg.operators import Operations, function_name, is_in_place
 from graphreg.ports import settle_ports
 from graphreg.sites import Label
 from graphreg.sizes import ASSERTIONS, described
@@ -54,6 +54,9 @@ class Unlifting:
     def run(self, wide: bool = False) -> fx.Graph:
         """The graph; ``wide``: of a batch of two made of one, which the sites' shapes are told as."""
         nodes = list(self.program.graph.nodes)
+        self._look(nodes)
+        if self.leaves:  # to be run again, with these kept whole
+            return self.graph
         specs = self.program.graph_signature.input_specs
         inputs = [(node, spec) for node, spec in zip((n for n in nodes if n.op == "placeholder"), specs, strict=True)]
         places = iter(self.told.inputs)  # torch.export has put the constants between
@@ -80,6 +83,15 @@ class Unlifting:
         settle_ports(self.graph, Operations(self.model))
         described(self.graph, [node for node, _ in inputs.places] if wide else [])
         return self.graph
+
+    def _look(self, nodes: list[fx.Node]) -> None:
+        """Find what torch.export made of regions and derivatives, which must be kept whole instead."""
+        for node in nodes:
+            name = node.target.name() if isinstance(node.target, HigherOrderOperator) else function_name(node)
+            if name in KEPT_WHOLE:
+                self.leaves[self._scope(node)] = KEPT_WHOLE[name]
+            elif isinstance(node.target, HigherOrderOperator) and node.target is not KEPT:
+                self.leaves[self._scope(node)] = f"it calls {name}, which holds a graph of its own"
 
     def _returned(self, before: int) -> None:
         """Give the modules that had returned before a node their names, which are taken in the order of the calls."""
@@ -108,15 +120,11 @@ class Unlifting:
         name = function_name(node)
         if name in DROPPED:
             return
-        if name in KEPT_WHOLE:
-            self.leaves[self._scope(node)] = KEPT_WHOLE[name]
         args, kwargs = self._arguments(node)
         if node.target is KEPT:
             call = self.told.calls[str(node.args[0])]
             made, scope = self.graph.create_node(call.op, call.target, tuple(args[1]), dict(args[2])), call.scope
         else:
-            if isinstance(node.target, HigherOrderOperator):
-                self.leaves.setdefault(self._scope(node), f"it calls {node.target.name()}, which holds a graph of its own")
             made = self.graph.create_node("call_function", node.target, args, kwargs, name if isinstance(node.target, OpOverload) else None)
             scope = self._scope(node)
         made.meta["val"] = node.meta.get("val")
@@ -190,8 +198,7 @@ class Unlifting:
 def _acts(node: fx.Node) -> bool:
     """Whether an operation with no reader does something: it asserts, or writes."""
     name = function_name(node)
-    writes = node.target is operator.setitem or (name.endswith("_") and not name.endswith("__"))
-    return writes or node.target in ASSERTIONS or name.startswith("_assert")
+    return is_in_place(node) or node.target in ASSERTIONS or name.startswith("_assert")
 
 
 def _tensors(value: Any) -> bool:

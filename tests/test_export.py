@@ -115,8 +115,6 @@ def nested(seed: int, rows: int = 2) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 def test_nested_inputs_and_outputs_of_the_models_own_types() -> None:
     model, (args, kwargs) = Nested(), nested(0)
-    with pytest.raises(TypeError):  # a model with *args and **kwargs takes its example by position alone, so bind by hand
-        model(*args)
     bound = {"batch": args[0], "question": args[1], "bias": kwargs["bias"]}
 
     class Given(nn.Module):
@@ -345,7 +343,7 @@ class Sums(nn.Module):
 def test_what_torch_fx_refuses_goes_to_export_by_itself() -> None:
     module = graphreg.regularize(Sums(), example_inputs=(torch.ones(2), torch.ones(2)), noise={"rows*": 0.0})
     assert torch.equal(graphreg.strip(module)(torch.ones(3), torch.ones(3)), torch.full((3,), 2.0))
-    assert "front end: export, for Sums cannot be traced symbolically" in graphreg.report(module)
+    assert "traced by the export front end" in graphreg.report(module)
     with pytest.raises(GraphRegError, match="rows has the parts 0, 1, 2; the example_inputs carried 0, 1"):
         module(*torch.ones(3, 2).unbind())
 
