@@ -14,10 +14,10 @@ from torch import fx, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils import _pytree as pytree
 
-from graphreg.calls import Untold
+from graphreg.calls import Recording, Untold
 from graphreg.errors import GraphRegError, TraceError, first_line
 from graphreg.modes import Graphs, trace_modes
-from graphreg.recording import Recorder, Recording
+from graphreg.recording import Recorder
 from graphreg.shapes import Arguments
 from graphreg.symbolic import where
 from graphreg.unlifting import Unlifting
@@ -87,11 +87,11 @@ def _quiet(logger: str) -> Iterator[None]:
 
 def _dynamic(model: nn.Module, call: Arguments) -> Any:
     """Every dimension of every input varies, as far as the model lets it."""
-    shapes = ShapesCollection()
+    shapes = ShapesCollection()  # type: ignore[no-untyped-call]
     for tensor in pytree.tree_leaves(call):
         if isinstance(tensor, torch.Tensor):
             shapes[tensor] = dict.fromkeys(range(tensor.dim()), Dim.AUTO)
-    return shapes.dynamic_shapes(model, *call)
+    return shapes.dynamic_shapes(model, *call)  # type: ignore[no-untyped-call]
 
 
 def _widened(call: Arguments) -> Arguments | None:
@@ -126,7 +126,8 @@ def _run(model: nn.Module, call: Arguments) -> None:
 @contextmanager
 def _without_caches(model: nn.Module, notes: list[str]) -> Iterator[None]:
     """While this lasts no configuration asks for a cache, which a graph cannot give back."""
-    asked = {id(c): c for m in model.modules() if getattr(c := getattr(m, "config", None), "use_cache", None) is True}
+    configs: list[Any] = [getattr(m, "config", None) for m in model.modules()]
+    asked = {id(c): c for c in configs if getattr(c, "use_cache", None) is True}
     kinds = sorted({type(config).__name__ for config in asked.values()})
     notes += [f"switched off: {kind}.use_cache, for a graph returns no cache" for kind in kinds]
     try:

@@ -27,7 +27,7 @@ class Inputs:
         given = signature.bind(*args, **kwargs).arguments
         placeholders = {}
         for name, parameter in signature.parameters.items():
-            star = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+            star = "*" if parameter.kind is parameter.VAR_POSITIONAL else "**" if parameter.kind is parameter.VAR_KEYWORD else ""
             default = () if parameter.default is parameter.empty else (parameter.default,)
             placeholders[name] = graph.create_node("placeholder", star + name, default)
             label(placeholders[name])

@@ -27,8 +27,7 @@ from torch._guards import TracingContext
 from torch.fx.experimental import proxy_tensor
 from torch.overrides import TorchFunctionMode
 
-from graphreg.calls import AT, KEPT, Call, Recording, Untold, Whole, as_called, by_sign, holds_tensors, mapped, recurrent_value
-from graphreg.dropouts import is_drop_path
+from graphreg.calls import AT, KEPT, Call, Recording, Untold, Whole, as_called, by_sign, holds_tensors, is_leaf, mapped, recurrent_value
 from graphreg.errors import GraphRegError
 from graphreg.naming import parts
 
@@ -62,7 +61,8 @@ class Recorder(TorchFunctionMode):
     # Modules
 
     def _module(self, traced: Callable[..., Any], m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        path = self._paths.get(id(m.get_base() if isinstance(m, proxy_tensor._AttrProxy) else m))
+        base: Any = m
+        path = self._paths.get(id(base.get_base() if isinstance(m, proxy_tensor._AttrProxy) else m))
         if self._unseen or (path is None and self._scopes):
             return forward(*args, **kwargs)  # or made inside a forward and owned by nobody: its code is its caller's
         if path is None or (path == "" and self._scopes):
@@ -75,7 +75,7 @@ class Recorder(TorchFunctionMode):
             raise GraphRegError(f"the submodule {path!r} is a rewritten module: graphreg.strip it, then regularize the whole.")
         self._scopes.append(path)
         try:
-            if path in self.told.leaves or _is_leaf(m):
+            if path in self.told.leaves or is_leaf(m):
                 return self._leaf(path, m, traced, forward, args, kwargs)
             return self._inner(path, m, traced, forward, args, kwargs)
         finally:
@@ -145,7 +145,7 @@ class Recorder(TorchFunctionMode):
             raise Whole("it works under torch.no_grad or the like, and a trace would lose that")
         call = as_called(func, sign, self._scopes[-1])
         with self._its_own_decisions():
-            if call is None or peek_interpreter_stack() is not None:  # type: ignore[no-untyped-call]
+            if call is None or peek_interpreter_stack() is not None:
                 return func(*args, **kwargs)
             try:
                 return self._written(call, func, args, kwargs)
@@ -191,7 +191,7 @@ class Recorder(TorchFunctionMode):
         """What torch.export's graph calls a tensor or a size."""
         if isinstance(value, Tensor):
             slot = None if is_functorch_wrapped_tensor(value) else proxy_tensor.get_proxy_slot(value, self._tracer, None)
-            proxy = getattr(slot, "proxy", None)
+            proxy: fx.Proxy | None = getattr(slot, "proxy", None)
         else:
             slot = proxy_tensor.get_proxy_slot(value, self._tracer, None)
             proxy = slot.force() if slot is not None else None
@@ -219,12 +219,6 @@ class Recorder(TorchFunctionMode):
             if node is start:
                 break
             self.told.abandoned.add(node)
-
-
-def _is_leaf(m: nn.Module) -> bool:
-    """torch.fx's rule: the layers of torch, and not what only holds others."""
-    torchs = type(m).__module__.startswith(("torch.nn", "torch.ao.nn"))
-    return is_drop_path(m) or (torchs and not isinstance(m, nn.Sequential))
 
 
 def _refused(recorder: Recorder) -> list[tuple[Any, str, Any]]:

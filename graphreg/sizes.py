@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-import sympy
 import torch
 from torch import Tensor, fx
 from torch.fx.node import has_side_effect
@@ -108,8 +108,8 @@ def assert_sizes(graph: fx.Graph, inputs: Sequence[Place], guards: Iterable[Any]
 
 
 def _assert_guards(graph: fx.Graph, first: Mapping[Any, tuple[fx.Node, int, str]], guards: Collection[Any]) -> None:
-    tracer, sizes = GraphAppendingTracer(graph), dict[Any, Proxy]()  # type: ignore[no-untyped-call]
-    words = {symbol: sympy.Symbol(f"{name}.shape[{axis}]") for symbol, (_, axis, name) in first.items()}
+    tracer, sizes = GraphAppendingTracer(graph), dict[Any, Proxy]()
+    words = {str(symbol): f"{name}.shape[{axis}]" for symbol, (_, axis, name) in first.items()}
     for guard in guards:
         symbols = guard.free_symbols
         if not symbols or not symbols <= first.keys():
@@ -122,7 +122,7 @@ def _assert_guards(graph: fx.Graph, first: Mapping[Any, tuple[fx.Node, int, str]
         for made in set(graph.nodes) - before:
             made.meta["site"] = ("", ())
         if isinstance(condition, Proxy):
-            _unnamed(graph, held_true, condition.node, str(guard.xreplace(words)))
+            _unnamed(graph, held_true, condition.node, re.sub(r"\w+", lambda word: words.get(word[0], word[0]), str(guard)))
 
 
 def _unnamed(graph: fx.Graph, function: Any, *args: Any) -> fx.Node:
@@ -136,12 +136,12 @@ def described(graph: fx.Graph, ones: Collection[fx.Node]) -> None:
     batches = [node.meta["val"].shape[0] for node in ones if node.meta["val"].dim()]
     if any(not isinstance(size, torch.SymInt) for size in batches):
         raise GraphRegError("the batch is fixed at the size of the example_inputs.")
-    one = {size.node.expr: sympy.Integer(1) for size in batches}
+    one = {size.node.expr: 1 for size in batches}
 
     def number(size: Any) -> int | None:
         if not isinstance(size, torch.SymInt):
             return int(size)
-        known = size.node.expr.xreplace(one).xreplace(dict(size.node.shape_env.backed_var_to_val))
+        known = size.node.expr.subs(one).xreplace(dict(size.node.shape_env.backed_var_to_val))
         return int(known) if known.is_number else None
 
     def told(value: Any) -> Any:

@@ -32,7 +32,8 @@ class _Operator:
             namespace, _, name = target._schema.name.partition("::")
             return cls(namespace, name, target._overloadname)
         if isinstance(target, OpOverloadPacket):
-            return cls(*target._qualified_op_name.split("::"), None)
+            namespace, _, name = target._qualified_op_name.partition("::")
+            return cls(namespace, name, None)
         return target
 
     def found(self) -> Any:

@@ -184,6 +184,11 @@ def check_model(model: object) -> None:
             f"this model is wrapped already ({wrapper}). The order is: adapters, then graphreg.regularize, then "
             "torch.compile, then the distributed wrapper. Give regularize the model inside."
         )
+    if any(kind.__name__ == "DTensor" for p in model.parameters() for kind in type(p).__mro__):
+        raise TraceError(
+            "this model's parameters are sharded already (DTensor). Rewrite first, wrap second: graphreg.regularize, then "
+            "torch.compile, then fully_shard or parallelize_module."
+        )
     if getattr(model, "graphreg_rules", None) is not None:
         if isinstance(model, fx.GraphModule):
             raise TraceError(

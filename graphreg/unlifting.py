@@ -58,9 +58,9 @@ class Unlifting:
         if self.leaves:  # to be run again, with these kept whole
             return self.graph
         specs = self.program.graph_signature.input_specs
-        inputs = [(node, spec) for node, spec in zip((n for n in nodes if n.op == "placeholder"), specs, strict=True)]
+        lifted = [(node, spec) for node, spec in zip((n for n in nodes if n.op == "placeholder"), specs, strict=True)]
         places = iter(self.told.inputs)  # torch.export has put the constants between
-        for node, spec in inputs:
+        for node, spec in lifted:
             node.meta[AT] = id(node) if spec.kind.name in ("CONSTANT_TENSOR", "CUSTOM_OBJ", "TOKEN") else next(places)
             if spec.kind.name != "USER_INPUT":
                 self._lifted[node.meta[AT]] = self._name_of(str(spec.target))
@@ -87,7 +87,7 @@ class Unlifting:
     def _look(self, nodes: list[fx.Node]) -> None:
         """Find what torch.export made of regions and derivatives, which must be kept whole instead."""
         for node in nodes:
-            name = node.target.name() if isinstance(node.target, HigherOrderOperator) else function_name(node)
+            name = str(node.target) if isinstance(node.target, HigherOrderOperator) else function_name(node)
             if name in KEPT_WHOLE:
                 self.leaves[self._scope(node)] = KEPT_WHOLE[name]
             elif isinstance(node.target, HigherOrderOperator) and node.target is not KEPT:
@@ -145,7 +145,7 @@ class Unlifting:
     def _scope(self, node: fx.Node) -> str:
         stack = list((node.meta.get("nn_module_stack") or {}).values())
         path = str(stack[-1][0]) if stack else ""
-        return self._paths.get(path, path)
+        return str(self._paths.get(path, path))
 
     def _arguments(self, node: fx.Node) -> tuple[Any, Any]:
         scope = self.told.calls[str(node.args[0])].scope if node.target is KEPT else self._scope(node)

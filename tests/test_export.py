@@ -260,7 +260,8 @@ class Inside(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.kind == "no_grad":
             with torch.no_grad():
-                return self.layer(x)
+                h = self.layer(x)
+            return h + x
         if self.kind == "autocast":
             with torch.autocast("cpu", torch.bfloat16):
                 return self.layer(x).float()
@@ -333,6 +334,17 @@ def test_the_choice_and_its_errors() -> None:
     with pytest.raises(TraceError, match="a GraphModule is taken as it is, so front_end='export' has nothing to do"):
         graphreg.trace(torch.fx.symbolic_trace(nn.ReLU()), x, front_end="export")
     assert graphreg.trace(nn.Sequential(nn.ReLU()), x).front_end == "symbolic"
+
+
+class DTensor(Tensor):
+    """By its name what torch.distributed.tensor makes of a parameter."""
+
+
+def test_a_sharded_model_is_refused() -> None:
+    model = nn.Linear(2, 2)
+    model.weight = nn.Parameter(torch.ones(2, 2).as_subclass(DTensor))
+    with pytest.raises(TraceError, match=r"parameters are sharded already \(DTensor\). Rewrite first, wrap second"):
+        graphreg.trace(model, torch.ones(2, 2))
 
 
 class Sums(nn.Module):
