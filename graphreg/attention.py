@@ -38,7 +38,7 @@ def attention(
         weights = weights.masked_fill(later, -math.inf)
     if attn_mask is not None:
         weights = weights.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else weights + attn_mask
-        return drop(torch._safe_softmax(weights, -1)) @ value  # zeros, not nan, where a query may attend to nothing
+        return drop(torch.ops.aten._safe_softmax(weights, -1)) @ value  # zeros, not nan, where a query may attend to nothing
     return drop(torch.softmax(weights, -1)) @ value
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from graphreg.operators import IN_PLACE_NAMES
+from graphreg.operators import IN_PLACE_NAMES, function_name
 from graphreg.sites import Label
 
 COUNTED = re.compile(r"_\d+$")
@@ -67,7 +67,7 @@ def label_node(node: fx.Node, scope: str, modules: Mapping[str, nn.Module], name
         label = Label(namer.operation("", str(node.target).lstrip("*")), "input")
     else:
         base = COUNTED.sub("", node.name)
-        op = "parameter" if node.op == "get_attr" else getattr(node.target, "__name__", str(node.target)).strip("_") or base
+        op = "parameter" if node.op == "get_attr" else function_name(node).strip("_") or base
         if node.op == "call_function" and op in IN_PLACE_NAMES:  # ``+=`` goes by the name of ``+``, as torchvision has it
             base, op = re.sub("^i", "", base), op[1:]
         label = Label(namer.operation(scope, base), op)

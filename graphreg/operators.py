@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._ops import OpOverload
 from torch.nn.utils import rnn as packing
 
 from graphreg.dropouts import DROPOUTS, is_drop_path, is_dropout_module
@@ -143,9 +144,14 @@ class Operations:
 
 
 def function_name(node: fx.Node) -> str:
-    """The bare name of what a node calls: ``relu``, ``view``, ``add``; ``""`` for modules, inputs and reads."""
+    """The bare name of what a node calls: ``relu``, ``view``, ``add``; ``""`` for modules, inputs and reads.
+
+    Of an aten operator it is that of the function: ``add`` of ``aten.add.Tensor``.
+    """
     if node.op == "call_method":
         return str(node.target)
+    if isinstance(node.target, OpOverload):
+        return node.target._schema.name.rpartition("::")[2]
     return getattr(node.target, "__name__", "") if node.op == "call_function" else ""
 
 

@@ -16,6 +16,7 @@ from graphreg.plan import Plan
 from graphreg.regularizer import Splice
 from graphreg.settings import changed
 from graphreg.sites import columns, dtype_text, shape_text
+from graphreg.sizes import fixed
 
 
 def report(module: Regulated) -> str:
@@ -25,7 +26,7 @@ def report(module: Regulated) -> str:
     """
     if (knobs := knobs_of(module)) is not None:
         return knobs.report()
-    plan, leaves, held, front_end = rules_of(module).about
+    plan, leaves, held, front_end, notes = rules_of(module).about
     now, inner = strengths(module), rewritten(module)
     rows = [
         (
@@ -50,7 +51,8 @@ def report(module: Regulated) -> str:
     lines += _gone(plan, list(graphs_of(rewritten(module)).values()))
     lines += [f"kept whole: {path} ({reason})" for path, reason in leaves.items()]
     lines += [f"held: {name}={value!r}" for name, value in held.items()]
-    lines += decisions(next(iter(graphs_of(rewritten(module)).values())))
+    first = next(iter(graphs_of(inner).values()))
+    lines += [*notes, *decisions(first), *fixed(first)]
     lines += inner.lowering().told() if isinstance(inner, RewrittenModule) else []
     lines += _settings(module)
     return "\n".join(lines).rstrip()

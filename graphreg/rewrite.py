@@ -55,7 +55,7 @@ def rewrite(
         for leaf in work.recomputed:
             rules.get_submodule(leaf).recomputed = True  # type: ignore[assignment]
     module = RewrittenModule(traced.model, graphs, rules, traced.held, traced.constants)
-    rules.about = (plan, dict(traced.leaves), dict(traced.held), traced.front_end)
+    rules.about = (plan, dict(traced.leaves), dict(traced.held), traced.front_end, traced.notes)
     rules.train(module.training)
     check(module, traced, plan)
     return module

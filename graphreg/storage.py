@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.fx.node import map_aggregate
 
 KEPT = ("site", "graphreg", "value")  # what of node.meta is plain data of ours
@@ -16,6 +18,29 @@ class _Ref:
     index: int
 
 
+@dataclass(frozen=True)
+class _Operator:
+    """An operator of torch.ops, which pickle refuses, by its names."""
+
+    namespace: str
+    name: str
+    overload: str | None
+
+    @classmethod
+    def of(cls, target: Any) -> Any:
+        if isinstance(target, OpOverload):
+            namespace, _, name = target._schema.name.partition("::")
+            return cls(namespace, name, target._overloadname)
+        if isinstance(target, OpOverloadPacket):
+            namespace, _, name = target._qualified_op_name.partition("::")
+            return cls(namespace, name, None)
+        return target
+
+    def found(self) -> Any:
+        packet = getattr(getattr(torch.ops, self.namespace), self.name)
+        return packet if self.overload is None else getattr(packet, self.overload)
+
+
 def freeze(graph: fx.Graph) -> list[tuple[Any, ...]]:
     """A list of node records; recursion does not grow with the graph (``pickle`` on linked nodes overflows)."""
     index = {node: _Ref(i) for i, node in enumerate(graph.nodes)}
@@ -24,7 +49,14 @@ def freeze(graph: fx.Graph) -> list[tuple[Any, ...]]:
         return index[leaf] if isinstance(leaf, fx.Node) else leaf
 
     return [
-        (n.op, n.name, n.target, map_aggregate(n.args, plain), map_aggregate(n.kwargs, plain), {k: n.meta[k] for k in KEPT if k in n.meta})
+        (
+            n.op,
+            n.name,
+            _Operator.of(n.target),
+            map_aggregate(n.args, plain),
+            map_aggregate(n.kwargs, plain),
+            {k: n.meta[k] for k in KEPT if k in n.meta},
+        )
         for n in graph.nodes
     ]
 
@@ -37,7 +69,8 @@ def thaw(records: list[tuple[Any, ...]]) -> fx.Graph:
         return nodes[leaf.index] if isinstance(leaf, _Ref) else leaf
 
     for op, name, target, args, kwargs, meta in records:
-        node = graph.create_node(op, target, map_aggregate(args, linked), map_aggregate(kwargs, linked), name)
+        found = target.found() if isinstance(target, _Operator) else target
+        node = graph.create_node(op, found, map_aggregate(args, linked), map_aggregate(kwargs, linked), name)
         node.meta.update(meta)
         nodes.append(node)
     return graph

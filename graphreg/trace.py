@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
-import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,29 +10,33 @@ from typing import Any, Literal
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from graphreg.collector import collector_at_rest
-from graphreg.decisions import Unprepared, decisions, prepare
+from graphreg.decisions import decisions
 from graphreg.errors import GraphRegError, TraceError
+from graphreg.export import export
 from graphreg.given import given_graphs
-from graphreg.modes import Graphs, left_as_it_was, trace_modes
+from graphreg.modes import Graphs, left_as_it_was
 from graphreg.operators import Operations
 from graphreg.own_dropout import Own, find
 from graphreg.roles import value_sites
 from graphreg.shapes import Arguments, arguments, propagate
 from graphreg.sites import Label, Names, Site
+from graphreg.sizes import fixed
 from graphreg.surroundings import randomness, restore_randomness
-from graphreg.tracer import SiteTracer
+from graphreg.symbolic import symbolic
 
-FrontEnd = Literal["auto", "symbolic"]
-FRONT_ENDS = ("auto", "symbolic")
+FrontEnd = Literal["auto", "symbolic", "export"]
+FRONT_ENDS = ("auto", "symbolic", "export")
 
 
 @dataclass(frozen=True)
 class Traced:
     """A traced model: its graphs by mode (``both``, or ``train`` and ``eval``) and its sites.
 
-    ``leaves`` are the submodules kept whole, with the reason; ``held`` the arguments fixed at their value.
+    ``leaves`` are the submodules kept whole, with the reason; ``held`` the arguments fixed at their value; ``notes`` what else
+    the choice of the front end has to tell.
     """
 
     model: nn.Module
@@ -44,6 +46,7 @@ class Traced:
     held: Mapping[str, Any] = field(default_factory=dict)
     front_end: str = "symbolic"
     constants: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def parameters(self) -> tuple[Site, ...]:
@@ -104,15 +107,48 @@ def _trace(model: nn.Module, example_inputs: Any, front_end: FrontEnd) -> Traced
     call = arguments(example_inputs)
     bound = bind(model, call)
     held = _held(model, bound if call else None)
-    constants: dict[str, torch.Tensor] = {}
     if isinstance(model, fx.GraphModule):
-        graphs, leaves = given_graphs(model), dict[str, str]()
-    else:
+        if front_end == "export":
+            raise TraceError("a GraphModule is taken as it is, so front_end='export' has nothing to do. Leave front_end out.")
+        graphs = given_graphs(model)
+        if call:
+            propagate(model, graphs, bound, call, {})
+        return Traced(model, graphs, value_sites(model, graphs), {}, held)
+    return _traced(model, front_end, held, bound, call)
+
+
+def _traced(model: nn.Module, front_end: FrontEnd, held: Mapping[str, Any], bound: Mapping[str, Any], call: Arguments | None) -> Traced:
+    """The first front end of those asked for that takes the model."""
+    constants, met = dict[str, torch.Tensor](), None
+    if front_end != "export":
+        try:
+            with left_as_it_was(model):
+                graphs, leaves = symbolic(model, held, constants, bound)
+            if call:
+                propagate(model, graphs, bound, call, constants)
+            return Traced(model, graphs, value_sites(model, graphs), leaves, held, constants=constants)
+        except GraphRegError as error:  # also of sizes that the trace does not follow
+            if front_end == "symbolic" or (call is None and not isinstance(error, TraceError)):
+                raise
+            met = error
+    if call is None:
+        if met is None:
+            raise TraceError(f"front_end='export' runs {type(model).__name__}, so it needs example_inputs: a tensor, a tuple or a dict.")
+        raise TraceError(f"{met} With example_inputs graphreg goes on to torch.export, which follows more than torch.fx.") from met
+    constants, leaves, notes = {}, {}, list[str]()
+    if met is not None:
+        notes.append(f"front end: export, for {str(met).partition('. ')[0].rstrip('.)')})")
+    try:
         with left_as_it_was(model):
-            graphs, leaves = _symbolic(model, held, constants, bound)
-    if call:
-        propagate(model, graphs, bound, call, constants)
-    return Traced(model, graphs, value_sites(model, graphs), leaves, held, constants=constants)
+            graphs = export(model, call, leaves, constants, notes)
+    except TraceError as error:
+        if met is None:
+            raise
+        raise TraceError(
+            f"{met} Nor does torch.export take it: {error} What is left is the backend, which takes a model in parts: "
+            "torch.compile(model, backend=graphreg.backend(...))."
+        ) from error
+    return Traced(model, graphs, value_sites(model, graphs), leaves, held, "export", constants, tuple(notes))
 
 
 def names(model: nn.Module, example_inputs: Any = None) -> Names:
@@ -120,7 +156,7 @@ def names(model: nn.Module, example_inputs: Any = None) -> Names:
     traced = trace(model, example_inputs)
     notes = [f"kept whole: {path} ({reason})" for path, reason in traced.leaves.items()]
     notes += [f"held: {name}={value!r} (give example_inputs that carry it to trace it)" for name, value in traced.held.items()]
-    notes += decisions(next(iter(traced.graphs.values())))
+    notes += [*traced.notes, *decisions(next(iter(traced.graphs.values()))), *fixed(next(iter(traced.graphs.values())))]
     notes += [f"own dropout: {own.text}" for own in traced.own_dropout]
     return Names(traced.title, traced.sites, notes)
 
@@ -153,6 +189,11 @@ def check_model(model: object) -> None:
             f"this model is wrapped already ({wrapper}). The order is: adapters, then graphreg.regularize, then "
             "torch.compile, then the distributed wrapper. Give regularize the model inside."
         )
+    if any(kind.__name__ == "DTensor" for p in model.parameters() for kind in type(p).__mro__):
+        raise TraceError(
+            "this model's parameters are sharded already (DTensor). Rewrite first, wrap second: graphreg.regularize, then "
+            "torch.compile, then fully_shard or parallelize_module."
+        )
     if getattr(model, "graphreg_rules", None) is not None:
         if isinstance(model, fx.GraphModule):
             raise TraceError(
@@ -174,7 +215,7 @@ def _is_data(value: Any) -> bool:
     if isinstance(value, (tuple, list, dict)):
         items = value.values() if isinstance(value, dict) else value
         return any(map(_is_data, items)) or not value
-    return isinstance(value, torch.Tensor)
+    return isinstance(value, torch.Tensor) or any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(value))
 
 
 def _held(model: nn.Module, bound: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -187,57 +228,3 @@ def _held(model: nn.Module, bound: Mapping[str, Any] | None) -> dict[str, Any]:
     if bound is not None:
         return {name: value for name, value in bound.items() if not _is_data(value)}
     return {n: p.default for n, p in inspect.signature(model.forward).parameters.items() if p.default is not p.empty}
-
-
-def _take_constants(model: nn.Module, graph: fx.Graph, before: set[str], constants: dict[str, torch.Tensor]) -> None:
-    """fx puts the tensors that a forward makes (``torch.tensor(2.0)``) on the model; they are the graph's, not the model's."""
-    for name in [n for n in model.__dict__ if n.startswith("_tensor_constant") and n not in before]:
-        value, new = model.__dict__.pop(name), name
-        while new in constants and not torch.equal(constants[new], value):
-            new += "_"
-        constants[new] = value
-        for node in graph.nodes:
-            if node.op == "get_attr" and node.target == name:
-                node.target = new
-
-
-def _symbolic(
-    model: nn.Module, held: Mapping[str, Any], constants: dict[str, torch.Tensor], examples: Mapping[str, Any]
-) -> tuple[Graphs, dict[str, str]]:
-    leaves: dict[str, str] = {}
-
-    def once() -> fx.Graph:
-        before = set(model.__dict__)
-        tracer = SiteTracer(leaves, dict(held), examples)
-        try:
-            graph = tracer.trace(model)
-        except Unprepared:
-            prepare()
-            tracer = SiteTracer(leaves, dict(held), examples)
-            graph = tracer.trace(model)
-        leaves.update(tracer.leaves)
-        _take_constants(model, graph, before, constants)
-        return graph
-
-    try:
-        before = -1
-        while before != len(leaves):  # a leaf of one mode is a leaf of both
-            before = len(leaves)
-            graphs = trace_modes(model, once)
-        return graphs, leaves
-    except GraphRegError:
-        raise
-    except Exception as error:
-        raise TraceError(_where(model, error, bool(examples))) from error
-
-
-def _where(model: nn.Module, error: Exception, examples: bool) -> str:
-    here = (os.path.dirname(torch.__file__), os.path.dirname(__file__))
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(here)]
-    place = f" at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""
-    return (
-        f"{type(model).__name__} cannot be traced symbolically{place} ({str(error).strip() or type(error).__name__}). "
-        "Move that step into a submodule of its own (graphreg keeps a submodule it cannot trace whole), mark a helper "
-        "function with torch.fx.wrap, or take the decision from a constant rather than from a tensor."
-        + ("" if examples else " Where it is taken from a shape, give example_inputs: it then follows theirs, and the graph asserts so.")
-    )

@@ -1,0 +1,69 @@
+"""The cost of ``regularize()`` with the export front end, checks included, in units of the two torch.export calls that it needs."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.export import Dim
+from transformers import BertConfig, BertForMaskedLM
+
+import graphreg
+
+
+def image_model() -> tuple[nn.Module, dict[str, Tensor]]:
+    return torchvision.models.resnet18(num_classes=10), {"x": torch.randn(2, 3, 64, 64)}
+
+
+def language_model() -> tuple[nn.Module, dict[str, Tensor]]:
+    config = BertConfig(num_hidden_layers=4, num_attention_heads=2, hidden_size=32, intermediate_size=64, vocab_size=100)
+    return BertForMaskedLM(config), {"input_ids": torch.randint(0, 100, (2, 9))}
+
+
+MODELS: dict[str, Callable[[], tuple[nn.Module, dict[str, Tensor]]]] = {"resnet18": image_model, "bert, 4 layers": language_model}
+
+
+def two_exports(model: nn.Module, inputs: dict[str, Tensor]) -> None:
+    """What whoever needs both modes pays to torch.export alone."""
+    sizes = {name: dict.fromkeys(range(value.dim()), Dim.AUTO) for name, value in inputs.items()}
+    for mode in (True, False):
+        torch.export.export(model.train(mode), (), inputs, dynamic_shapes=sizes, strict=False)
+    model.train()
+
+
+def regularized(model: nn.Module, inputs: dict[str, Any]) -> None:
+    graphreg.regularize(model, example_inputs=inputs, front_end="export", rng=0, hidden_dropout=0.1, hidden_l1=1e-3, weight_l2=1e-4)
+
+
+def seconds(run: Callable[..., None], *given: Any) -> float:
+    """Of the processor, so that what else the machine does is not counted."""
+    gc.collect()
+    start = time.process_time()
+    run(*given)
+    return time.process_time() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    rounds = parser.parse_args().rounds
+    torch.set_num_threads(1)
+    print("| model | two exports, s | `regularize()`, ratio to these |\n|---|---|---|")
+    for name, make in MODELS.items():
+        model, inputs = make()
+        regularized(model, inputs)  # imports, caches
+        two_exports(model, inputs)
+        times = [(seconds(two_exports, model, inputs), seconds(regularized, model, inputs)) for _ in range(rounds)]
+        theirs, ratio = statistics.median(t[0] for t in times), statistics.median(t[1] / t[0] for t in times)
+        print(f"| {name} | {theirs:.2f} | {ratio:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

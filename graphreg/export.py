@@ -1,0 +1,139 @@
+"""The export front end: torch.export runs the forward on tensors whose sizes vary, for what torch.fx cannot trace."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.utils import _pytree as pytree
+
+from graphreg.errors import GraphRegError, TraceError, first_line
+from graphreg.modes import Graphs, trace_modes
+from graphreg.recording import Recorder
+from graphreg.shapes import Arguments
+from graphreg.symbolic import where
+from graphreg.unlifting import Unlifting
+from graphreg.words import Recording, Untold
+
+
+def export(model: nn.Module, call: Arguments, leaves: dict[str, str], constants: dict[str, torch.Tensor], notes: list[str]) -> Graphs:
+    """The graphs of both modes. ``leaves`` takes the submodules kept whole with the reason, ``notes`` what was switched off."""
+    with _without_caches(model, notes):
+        try:
+            call = _distinct(call)
+            wide = _widened(call)
+            if wide is not None:
+                try:
+                    return _both(model, wide, leaves, constants, wide=True)
+                except Exception:  # the model wants one example at a time, or errs: then on what was given
+                    leaves.clear()
+                    constants.clear()
+            return _both(model, call, leaves, constants)
+        except GraphRegError:
+            raise
+        except Exception as error:
+            _run(model, call)  # its own error, if it has one
+            what = first_line(error)
+            raise TraceError(f"{type(model).__name__} cannot be exported{where(error)} ({what}).") from error
+
+
+def _both(model: nn.Module, call: Arguments, leaves: dict[str, str], constants: dict[str, torch.Tensor], wide: bool = False) -> Graphs:
+    def once() -> fx.Graph:
+        while True:
+            program, told = _program(model, call, leaves)
+            work = Unlifting(model, program, told, constants)
+            graph = work.run(wide)
+            leaves.update(told.leaves)
+            new = work.leaves.keys() - leaves.keys()
+            if not new:
+                return graph
+            if "" in new:
+                raise Untold(f"{work.leaves['']}; move that into a submodule of its own, which graphreg then keeps whole")
+            leaves.update(work.leaves)
+
+    before = -1
+    while before != len(leaves):  # a leaf of one mode is a leaf of both
+        before = len(leaves)
+        graphs = trace_modes(model, once)
+    return graphs
+
+
+def _program(model: nn.Module, call: Arguments, leaves: Mapping[str, str]) -> tuple[ExportedProgram, Recording]:
+    recorder = Recorder(model, leaves)
+    with recorder.at_work(), warnings.catch_warnings(), _quiet("torch.fx.experimental.symbolic_shapes"):
+        warnings.simplefilter("ignore")  # of torch.export's own, about constants and attributes
+        program = torch.export.export(model, *call, dynamic_shapes=_dynamic(model, call), strict=False)
+    return program, recorder.told
+
+
+@contextmanager
+def _quiet(logger: str) -> Iterator[None]:
+    """Without what torch's solver of inequalities logs where it gives up: a screen of tracebacks, and nothing is lost."""
+    log = logging.getLogger(logger)
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _dynamic(model: nn.Module, call: Arguments) -> Any:
+    """Every dimension of every input varies, as far as the model lets it."""
+    shapes = ShapesCollection()  # type: ignore[no-untyped-call]
+    for tensor in pytree.tree_leaves(call):
+        if isinstance(tensor, torch.Tensor):
+            shapes[tensor] = dict.fromkeys(range(tensor.dim()), Dim.AUTO)
+    return shapes.dynamic_shapes(model, *call)  # type: ignore[no-untyped-call]
+
+
+def _widened(call: Arguments) -> Arguments | None:
+    """A batch of one as a batch of two, for torch.export takes a size of 1 for fixed; None where it is no batch of one."""
+    tensors = [leaf for leaf in pytree.tree_leaves(call) if isinstance(leaf, torch.Tensor) and leaf.dim()]
+    if not tensors or any(tensor.shape[0] != 1 for tensor in tensors):
+        return None
+    args, kwargs = pytree.tree_map_only(torch.Tensor, lambda t: t.detach().repeat(2, *[1] * (t.dim() - 1)) if t.dim() else t, call)
+    return args, kwargs
+
+
+def _distinct(call: Arguments) -> Arguments:
+    """A tensor that is given twice (labels that are the inputs) as two, for torch.export would take them for one value."""
+    seen = set[int]()
+
+    def own(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) in seen:
+            return tensor.detach().clone()
+        seen.add(id(tensor))
+        return tensor
+
+    args, kwargs = pytree.tree_map_only(torch.Tensor, own, call)
+    return args, kwargs
+
+
+def _run(model: nn.Module, call: Arguments) -> None:
+    with torch.no_grad():
+        twin = copy.deepcopy(model).eval()
+        twin(*copy.deepcopy(call[0]), **copy.deepcopy(call[1]))
+
+
+@contextmanager
+def _without_caches(model: nn.Module, notes: list[str]) -> Iterator[None]:
+    """While this lasts no configuration asks for a cache, which a graph cannot give back."""
+    configs: list[Any] = [getattr(m, "config", None) for m in model.modules()]
+    asked = {id(c): c for c in configs if getattr(c, "use_cache", None) is True}
+    kinds = sorted({type(config).__name__ for config in asked.values()})
+    notes += [f"switched off: {kind}.use_cache, for a graph returns no cache" for kind in kinds]
+    try:
+        for config in asked.values():
+            config.use_cache = False
+        yield
+    finally:
+        for config in asked.values():
+            config.use_cache = True

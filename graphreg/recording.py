@@ -1,0 +1,250 @@
+"""The recording: what torch.export writes down while it runs a forward, in the words of torch.fx.
+
+torch.export takes a forward apart into aten operators: a layer becomes its arithmetic, ``F.dropout`` an operator with the mode in
+it. Here a layer of torch, and a call of a function of torch, is written down as the one operation that it is in the user's code.
+It runs unseen on torch.export's own tensors, and its result is what torch.export goes on with. So sizes that vary, what is lifted
+and what is refused stay torch.export's, and names, modes and operations are those of a symbolic trace. What cannot be told so (a
+function under ``torch.vmap``) stays aten operators.
+"""
+
+from __future__ import annotations
+
+import operator
+import random
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
+from types import FunctionType
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.utils.checkpoint as checkpointing
+from torch import Tensor, fx, nn
+from torch._C._functorch import is_functorch_wrapped_tensor, peek_interpreter_stack
+from torch._guards import TracingContext
+from torch.fx.experimental import proxy_tensor
+from torch.overrides import TorchFunctionMode
+
+from graphreg.errors import GraphRegError
+from graphreg.naming import parts
+from graphreg.words import AT, KEPT, Call, Recording, Untold, Whole, as_called, by_sign, holds_tensors, is_leaf, mapped, recurrent_value
+
+
+class Recorder(TorchFunctionMode):
+    """Writes a forward down into a ``Recording``; ``leaves``: the submodules to keep whole, with the reason."""
+
+    def __init__(self, model: nn.Module, leaves: Mapping[str, str]) -> None:
+        super().__init__()
+        self.told = Recording(leaves=dict(leaves))
+        self._paths = {id(module): path for path, module in model.named_modules()}
+        self._scopes: list[str] = []  # none outside the model's forward
+        self._tracer: Any = None
+        self._unseen = False
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """While this lasts torch.export's tracer hands every call of a module over."""
+        theirs = proxy_tensor._ModuleStackTracer.call_module
+
+        def call_module(tracer: Any, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+            self._tracer = tracer
+            return self._module(partial(theirs, tracer, m), m, forward, args, kwargs)
+
+        with ExitStack() as patches:
+            patches.enter_context(mock.patch.object(proxy_tensor._ModuleStackTracer, "call_module", call_module))
+            for owner, name, instead in (*_refused(self), *_wrapped(self)):
+                patches.enter_context(mock.patch.object(owner, name, instead))
+            yield
+
+    # Modules
+
+    def _module(self, traced: Callable[..., Any], m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        base: Any = m
+        path = self._paths.get(id(base.get_base() if isinstance(m, proxy_tensor._AttrProxy) else m))
+        if self._unseen or (path is None and self._scopes):
+            return forward(*args, **kwargs)  # or made inside a forward and owned by nobody: its code is its caller's
+        if path is None or (path == "" and self._scopes):
+            return traced(forward, args, kwargs)
+        if not self._scopes:
+            return self._root(traced, forward, args, kwargs)
+        if m._backward_hooks or m._backward_pre_hooks:
+            self.told.leaves.setdefault(path, "it has backward hooks")
+        if getattr(m, "graphreg_rules", None) is not None:
+            raise GraphRegError(f"the submodule {path!r} is a rewritten module: graphreg.strip it, then regularize the whole.")
+        self._scopes.append(path)
+        try:
+            if path in self.told.leaves or is_leaf(m):
+                return self._leaf(path, m, traced, forward, args, kwargs)
+            return self._inner(path, m, traced, forward, args, kwargs)
+        finally:
+            self._scopes.pop()
+
+    def _inner(self, path: str, m: nn.Module, traced: Callable[..., Any], forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        start, drawn, depth = self._last(), random.getstate(), len(self._scopes)
+        stack = dict(self._tracer.module_stack)
+        try:
+            value = traced(forward, args, kwargs)
+            if random.getstate() != drawn:
+                raise Whole("its forward draws random numbers, which a trace would freeze")
+        except Whole as reason:
+            random.setstate(drawn)
+            del self._scopes[depth:]
+            self._tracer.module_stack.clear()  # it stopped in the midst of calls
+            self._tracer.module_stack.update(stack)
+            self._abandon(start)
+            self.told.leaves[path] = str(reason)
+            return self._leaf(path, m, traced, forward, args, kwargs)
+        self.told.returns.setdefault(self._last(), []).append((path, type(m).__name__, self._found(value)))
+        return value
+
+    def _root(self, traced: Callable[..., Any], forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        self.told.given = mapped((args, kwargs), self._node)
+        drawn = random.getstate()
+        self._scopes.append("")
+        try:
+            with self:
+                value = traced(forward, args, kwargs)
+            if random.getstate() != drawn:
+                raise Whole("its forward draws random numbers itself, and a trace would freeze them")
+        except Whole as reason:
+            raise RuntimeError(f"{reason}; move that step into a submodule of its own, which graphreg then keeps whole") from None
+        finally:
+            self._scopes.clear()
+        self.told.output = mapped(value, self._node)
+        for place, node in enumerate(self._tracer.graph.nodes):
+            node.meta[AT] = place
+            if node.op == "placeholder":
+                self.told.inputs.append(place)
+        return value
+
+    def _leaf(self, path: str, m: nn.Module, traced: Callable[..., Any], forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        drawn = random.getstate()  # of a module that draws by Python: not of the trace's concern
+        with self._its_own_decisions():
+            try:
+                run = partial(recurrent_value, m) if isinstance(m, nn.RNNBase) else forward
+                return self._written(Call("call_module", path, path), run, args, kwargs)
+            except Untold:
+                return traced(forward, args, kwargs)
+            finally:
+                random.setstate(drawn)
+
+    # Functions
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.function(func, by_sign(), *args, **(kwargs or {}))
+
+    def function(self, func: Callable[..., Any], sign: bool, *args: Any, **kwargs: Any) -> Any:
+        """Call a function of torch, as one operation of the recording where it is one."""
+        if not self.seeing():
+            return func(*args, **kwargs)
+        if func is torch._C._set_grad_enabled:
+            if args == (torch.is_grad_enabled(),):
+                return None
+            raise Whole("it works under torch.no_grad or the like, and a trace would lose that")
+        call = as_called(func, sign, self._scopes[-1])
+        with self._its_own_decisions():
+            if call is None or peek_interpreter_stack() is not None:
+                return func(*args, **kwargs)
+            try:
+                return self._written(call, func, args, kwargs)
+            except Untold:
+                return func(*args, **kwargs)
+
+    @contextmanager
+    def _its_own_decisions(self) -> Iterator[None]:
+        context = TracingContext.try_get()
+        guards = context.fake_mode.shape_env.guards if context and context.fake_mode and context.fake_mode.shape_env else []
+        before = len(guards)
+        yield
+        self.told.own_guards.update(range(before, len(guards)))
+
+    def _written(self, call: Call, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run the operation unseen, and write it down as one."""
+        told, more = mapped((args, kwargs), self._proxy, whole=True)
+        self._unseen = True
+        try:
+            # torch.export would write the regions of a module (no_grad, autocast) down too
+            alone = torch._C.DisableTorchFunction() if call.op == "call_module" else nullcontext()
+            with proxy_tensor.disable_proxy_modes_tracing(), alone:
+                value = run(*args, **kwargs)
+            if call.target is not operator.setitem and not holds_tensors(value):
+                raise Untold
+            key = str(len(self.told.calls))
+            self.told.calls[key] = call
+            given = (*reversed(told[:2]), *told[2:], *call.more) if call.swapped else (*told, *call.more)
+            proxy = self._tracer.create_proxy("call_function", KEPT, (key, given, more), {})
+            proxy_tensor.track_tensor_tree(value, proxy, constant=None, tracer=self._tracer)
+            proxy.node.meta.setdefault("val", None)
+            return value
+        finally:
+            self._unseen = False
+
+    def seeing(self) -> bool:
+        """Whether code of the model's own runs now that is being written down."""
+        return bool(self._scopes) and not self._unseen
+
+    # Values
+
+    def _proxy(self, value: Any) -> fx.Proxy:
+        """What torch.export's graph calls a tensor or a size."""
+        if isinstance(value, Tensor):
+            slot = None if is_functorch_wrapped_tensor(value) else proxy_tensor.get_proxy_slot(value, self._tracer, None)
+            proxy: fx.Proxy | None = getattr(slot, "proxy", None)
+        else:
+            slot = proxy_tensor.get_proxy_slot(value, self._tracer, None)
+            proxy = slot.force() if slot is not None else None
+        if proxy is None:
+            raise Untold
+        return proxy
+
+    def _node(self, value: Any) -> fx.Node:
+        return self._proxy(value).node
+
+    def _found(self, value: Any) -> list[tuple[fx.Node, tuple[str, ...], bool]]:
+        """The tensors that a module returned, with their ports."""
+        listed = [(("out",), value, True)] if isinstance(value, Tensor) else parts(value)
+        found = []
+        for ports, part, default in listed:
+            if isinstance(part, Tensor) and (slot := proxy_tensor.get_proxy_slot(part, self._tracer, None)) is not None:
+                found.append((slot.proxy.node, ports, default))
+        return found
+
+    def _last(self) -> fx.Node | None:
+        return next(iter(reversed(self._tracer.graph.nodes)), None)
+
+    def _abandon(self, start: fx.Node | None) -> None:
+        for node in reversed(self._tracer.graph.nodes):
+            if node is start:
+                break
+            self.told.abandoned.add(node)
+
+
+def _refused(recorder: Recorder) -> list[tuple[Any, str, Any]]:
+    """What a trace would lose: activation checkpointing, derivatives written by hand."""
+
+    def refusal(original: Callable[..., Any], reason: str) -> Callable[..., Any]:
+        def refused(*args: Any, **kwargs: Any) -> Any:
+            if recorder.seeing():
+                raise Whole(reason)
+            return original(*args, **kwargs)
+
+        return refused
+
+    checkpoints = "it checkpoints activations, which a trace would lose"
+    generator, function = "_checkpoint_without_reentrant_generator", checkpointing.CheckpointFunction
+    derivative = "it calls a torch.autograd.Function, and a trace would lose its backward"
+    apply = torch.autograd.Function.__dict__["apply"].__func__
+    return [
+        (checkpointing, generator, refusal(getattr(checkpointing, generator), checkpoints)),
+        (function, "apply", refusal(function.apply, checkpoints)),
+        (torch.autograd.Function, "apply", classmethod(refusal(apply, derivative))),
+    ]
+
+
+def _wrapped(recorder: Recorder) -> list[tuple[Any, str, Any]]:
+    """torchvision's operations, which are leaves in its own listing: where it is loaded, here too, for its names."""
+    ops = sys.modules.get("torchvision.ops")
+    functions = [f for f in vars(ops).values() if isinstance(f, FunctionType) and f.__module__ in sys.modules] if ops else []
+    return [(sys.modules[f.__module__], f.__name__, partial(recorder.function, f, False)) for f in functions]

@@ -1,0 +1,158 @@
+"""Sizes of inputs: what torch.export found fixed about them, asserted in the graph, so that other inputs raise, and say why."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.node import has_side_effect
+from torch.fx.proxy import GraphAppendingTracer, Proxy
+from torch.utils._sympy.interp import sympy_interp
+from torch.utils._sympy.reference import PythonReferenceAnalysis
+
+from graphreg.errors import GraphRegError
+
+Place = tuple[fx.Node, str]  # an input in the graph, and what the user calls it
+
+
+@has_side_effect
+def sized(value: Any, name: str, sizes: tuple[int | None, ...]) -> None:
+    """Raises unless a tensor has the sizes that the graph was made for; None: any size."""
+    if not isinstance(value, Tensor):
+        raise GraphRegError(f"{name} was a tensor in the example_inputs, and is {type(value).__name__} now. Give a tensor at each call.")
+    if value.dim() != len(sizes):
+        raise GraphRegError(
+            f"{name} has {value.dim()} dimensions, and had {len(sizes)} in the example_inputs. Regularize with inputs like these."
+        )
+    for axis, size in enumerate(sizes):
+        if size is not None and value.shape[axis] != size:
+            raise GraphRegError(
+                f"{name} has size {value.shape[axis]} in dimension {axis}. The graph was made for {size}: the model's layers or its code "
+                "fix it. Give that size, or regularize with example_inputs of the other."
+            )
+
+
+@has_side_effect
+def alike(value: Tensor, axis: int, other: Tensor, other_axis: int, names: tuple[str, str]) -> None:
+    """Raises unless two inputs have one size, which the model takes for granted."""
+    if value.shape[axis] != other.shape[other_axis]:
+        raise GraphRegError(
+            f"{names[0]} has size {value.shape[axis]} in dimension {axis} and {names[1]} size {other.shape[other_axis]} in dimension "
+            f"{other_axis}. In the example_inputs the two were equal, and the model goes by that. Give equal sizes."
+        )
+
+
+@has_side_effect
+def held_true(condition: Any, text: str) -> None:
+    """Raises unless what the model's code asked of sizes has the answer that the example inputs gave."""
+    if not condition:
+        raise GraphRegError(
+            f"the model decides something on a shape: {text} held for the example_inputs, and does not for these inputs. "
+            "Regularize it with example_inputs of this size too."
+        )
+
+
+@has_side_effect
+def holds(value: Any, name: str, keys: tuple[Any, ...]) -> None:
+    """Raises unless a dict, tuple or list has the parts that it had in the example inputs."""
+    there = tuple(value) if isinstance(value, Mapping) else tuple(range(len(value)))
+    if sorted(map(str, there)) != sorted(map(str, keys)):
+        now, then = (", ".join(map(str, each)) or "none" for each in (there, keys))
+        raise GraphRegError(
+            f"{name} has the parts {now}; the example_inputs carried {then}. Give regularize example_inputs that carry what is given later."
+        )
+
+
+@has_side_effect
+def held_at(value: Any, name: str, expected: Any) -> None:
+    """Raises unless a number, string or the like is what it was in the example inputs."""
+    if value != expected:
+        raise GraphRegError(f"{name} was {expected!r} in the example_inputs, and the graph holds it at that. It is {value!r} now.")
+
+
+ASSERTIONS = (sized, alike, held_true, holds, held_at)
+
+
+def fixed(graph: fx.Graph) -> list[str]:
+    """A line for each input with a fixed size, and for the decisions on sizes; for the listing and the report."""
+    lines = []
+    for node in graph.nodes:
+        if node.target is sized and any(size is not None for size in node.args[2]):
+            lines.append(f"fixed size: {node.args[1]} is {' x '.join('any' if s is None else str(s) for s in node.args[2])}")
+        elif node.target is held_true:
+            lines.append(f"decided on a shape: {node.args[1]}")
+    return lines
+
+
+def assert_sizes(graph: fx.Graph, inputs: Sequence[Place], guards: Iterable[Any]) -> None:
+    """Append to the graph what its inputs must satisfy; ``guards``: sympy expressions in the symbols of their sizes."""
+    first: dict[Any, tuple[fx.Node, int, str]] = {}
+    for node, name in inputs:
+        sizes: list[int | None] = []
+        for axis, size in enumerate(node.meta["val"].shape):
+            symbol = size.node.expr if isinstance(size, torch.SymInt) else size
+            if isinstance(symbol, int) or symbol.is_number:
+                sizes.append(int(symbol))
+                continue
+            sizes.append(None)
+            if symbol in first:
+                other, at, called = first[symbol]
+                _unnamed(graph, alike, node, axis, other, at, (name, called))
+            elif symbol.is_symbol:
+                first[symbol] = node, axis, name
+        _unnamed(graph, sized, node, name, tuple(sizes))
+    _assert_guards(graph, first, list(dict.fromkeys(guards)))
+
+
+def _assert_guards(graph: fx.Graph, first: Mapping[Any, tuple[fx.Node, int, str]], guards: Collection[Any]) -> None:
+    tracer, sizes = GraphAppendingTracer(graph), dict[Any, Proxy]()
+    words = {str(symbol): f"{name}.shape[{axis}]" for symbol, (_, axis, name) in first.items()}
+    for guard in guards:
+        symbols = guard.free_symbols
+        if not symbols or not symbols <= first.keys():
+            continue
+        for symbol in symbols - sizes.keys():
+            node, axis, _ = first[symbol]
+            sizes[symbol] = Proxy(_unnamed(graph, torch.ops.aten.sym_size.int, node, axis), tracer)
+        before = set(graph.nodes)
+        condition = sympy_interp(PythonReferenceAnalysis, sizes, guard)
+        for made in set(graph.nodes) - before:
+            made.meta["site"] = ("", ())
+        if isinstance(condition, Proxy):
+            _unnamed(graph, held_true, condition.node, re.sub(r"\w+", lambda word: words.get(word[0], word[0]), str(guard)))
+
+
+def _unnamed(graph: fx.Graph, function: Any, *args: Any) -> fx.Node:
+    node = graph.call_function(function, args)
+    node.meta["site"] = ("", ())
+    return node
+
+
+def described(graph: fx.Graph, ones: Collection[fx.Node]) -> None:
+    """Write ``node.meta["value"] = (shape, dtype)`` at every tensor, None at what is no tensor; ``ones``: inputs whose batch is one."""
+    batches = [node.meta["val"].shape[0] for node in ones if node.meta["val"].dim()]
+    if any(not isinstance(size, torch.SymInt) for size in batches):
+        raise GraphRegError("the batch is fixed at the size of the example_inputs.")
+    one = {size.node.expr: 1 for size in batches}
+
+    def number(size: Any) -> int | None:
+        if not isinstance(size, torch.SymInt):
+            return int(size)
+        known = size.node.expr.subs(one).xreplace(dict(size.node.shape_env.backed_var_to_val))
+        return int(known) if known.is_number else None
+
+    def told(value: Any) -> Any:
+        if isinstance(value, (tuple, list)):
+            return [told(item) for item in value]
+        if not isinstance(value, Tensor):
+            return None
+        shape = tuple(map(number, value.shape))
+        return (shape, value.dtype) if None not in shape else ()
+
+    for node in graph.nodes:
+        value = told(node.meta.pop("val", None))
+        if value != ():  # a size that depends on data: the site's shape is not known
+            node.meta["value"] = value

@@ -1,0 +1,74 @@
+"""The symbolic front end: torch.fx's trace with graphreg's tracer, in both modes."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from graphreg.decisions import Unprepared, prepare
+from graphreg.errors import GraphRegError, TraceError
+from graphreg.modes import Graphs, trace_modes
+from graphreg.tracer import SiteTracer
+
+
+def _take_constants(model: nn.Module, graph: fx.Graph, before: set[str], constants: dict[str, torch.Tensor]) -> None:
+    """fx puts the tensors that a forward makes (``torch.tensor(2.0)``) on the model; they are the graph's, not the model's."""
+    for name in [n for n in model.__dict__ if n.startswith("_tensor_constant") and n not in before]:
+        value, new = model.__dict__.pop(name), name
+        while new in constants and not torch.equal(constants[new], value):
+            new += "_"
+        constants[new] = value
+        for node in graph.nodes:
+            if node.op == "get_attr" and node.target == name:
+                node.target = new
+
+
+def symbolic(
+    model: nn.Module, held: Mapping[str, Any], constants: dict[str, torch.Tensor], examples: Mapping[str, Any]
+) -> tuple[Graphs, dict[str, str]]:
+    leaves: dict[str, str] = {}
+
+    def once() -> fx.Graph:
+        before = set(model.__dict__)
+        tracer = SiteTracer(leaves, dict(held), examples)
+        try:
+            graph = tracer.trace(model)
+        except Unprepared:
+            prepare()
+            tracer = SiteTracer(leaves, dict(held), examples)
+            graph = tracer.trace(model)
+        leaves.update(tracer.leaves)
+        _take_constants(model, graph, before, constants)
+        return graph
+
+    try:
+        before = -1
+        while before != len(leaves):  # a leaf of one mode is a leaf of both
+            before = len(leaves)
+            graphs = trace_modes(model, once)
+        return graphs, leaves
+    except GraphRegError:
+        raise
+    except Exception as error:
+        raise TraceError(_refusal(model, error, bool(examples))) from error
+
+
+def where(error: BaseException) -> str:
+    """The line of the user's code that an error came from, as ``" at file:line: code"``."""
+    here = (os.path.dirname(torch.__file__), os.path.dirname(__file__))
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((*here, "<"))]
+    return f" at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""
+
+
+def _refusal(model: nn.Module, error: Exception, examples: bool) -> str:
+    return (
+        f"{type(model).__name__} cannot be traced symbolically{where(error)} ({str(error).strip() or type(error).__name__}). "
+        "Move that step into a submodule of its own (graphreg keeps a submodule it cannot trace whole), mark a helper "
+        "function with torch.fx.wrap, or take the decision from a constant rather than from a tensor."
+        + ("" if examples else " Where it is taken from a shape, give example_inputs: it then follows theirs, and the graph asserts so.")
+    )

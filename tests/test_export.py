@@ -1,0 +1,385 @@
+"""The export front end: sizes, inputs, outputs, modes, and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import random
+import re
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import checkpoint
+
+import graphreg
+from graphreg import GraphRegError, TraceError
+
+
+def stripped(model: nn.Module, example: Any) -> Any:
+    traced = graphreg.trace(model, example, front_end="export")
+    return graphreg.strip(graphreg.rewrite(traced, graphreg.plan(traced, [])))
+
+
+class Loops(nn.Module):
+    """Loops over a size, decides on a size, and on a number computed from sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x[:, 0] * 0
+        for t in range(x.shape[1]):
+            h = torch.tanh(self.cell(x[:, t] + h))
+        return h if x.shape[0] > 2 else h * 2
+
+
+def test_loops_and_decisions_on_sizes_are_followed_and_asserted() -> None:
+    model = Loops()
+    module = stripped(model, torch.randn(4, 3, 4))
+    x = torch.randn(7, 3, 4)
+    assert torch.equal(module(x), model(x))
+    with pytest.raises(GraphRegError, match="x has size 5 in dimension 1. The graph was made for 3: the model's layers or its code fix it"):
+        module(torch.randn(4, 5, 4))
+    with pytest.raises(GraphRegError, match=r"decides something on a shape: x.shape\[0\] > 2 held for the example_inputs, and does not"):
+        module(torch.randn(2, 3, 4))
+    with pytest.raises(GraphRegError, match="x has 2 dimensions, and had 3 in the example_inputs"):
+        module(torch.randn(3, 4))
+    traced = graphreg.trace(model, torch.randn(4, 3, 4), front_end="export")
+    assert [s.name for s in traced.values if s.op == "Linear"] == ["cell", "cell_1", "cell_2"]
+
+
+def test_a_batch_of_one_stands_for_any_batch() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3), nn.BatchNorm1d(3))
+    traced = graphreg.trace(model, torch.randn(1, 3, 4), front_end="export")
+    assert [site.shape for site in traced.values] == [(1, 3, 4), (1, 12), (1, 3), (1, 3)]
+    module = stripped(model, torch.randn(1, 3, 4))
+    x = torch.randn(5, 3, 4)
+    assert torch.equal(module.eval()(x), model.eval()(x))
+
+
+class OnlyOne(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(1, 6) * 2
+
+
+def test_a_batch_that_must_be_one_stays_one() -> None:
+    module = stripped(OnlyOne(), torch.ones(1, 6))
+    assert torch.equal(module(torch.ones(1, 6)), torch.full((1, 6), 2.0))
+    with pytest.raises((GraphRegError, RuntimeError)):
+        module(torch.ones(2, 6))
+
+
+class Pair(NamedTuple):
+    left: Tensor
+    right: Tensor
+
+
+@dataclass
+class Answer:
+    loss: Tensor
+    more: dict[str, Any]
+
+
+@dataclass
+class Question:
+    x: Tensor
+    scale: Tensor
+
+
+pytree.register_dataclass(Question, serialized_type_name="tests.Question")
+pytree.register_dataclass(Answer, serialized_type_name="tests.Answer")
+
+
+class Nested(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, batch: dict[str, Any], question: Question, *more: Tensor, twice: bool = False, **named: Tensor) -> Answer:
+        h = self.layer(batch["x"]["deep"]) + question.x * question.scale + more[0] + named["bias"]
+        return Answer(h.sum(), {"pair": Pair(h, h * 2), "ordered": OrderedDict(a=h), "list": [h, 3, None], "twice": twice})
+
+
+def nested(seed: int, rows: int = 2) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    draw = torch.Generator().manual_seed(seed)
+    x, y, z = (torch.randn(rows, 3, generator=draw) for _ in range(3))
+    return ({"x": {"deep": x}, "kind": "a"}, Question(y, torch.tensor(2.0)), z), {"bias": torch.ones(3)}
+
+
+def test_nested_inputs_and_outputs_of_the_models_own_types() -> None:
+    model, (args, kwargs) = Nested(), nested(0)
+    bound = {"batch": args[0], "question": args[1], "bias": kwargs["bias"]}
+
+    class Given(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, batch: Any, question: Any, z: Tensor, bias: Tensor) -> Answer:
+            return self.inner(batch, question, z, bias=bias)
+
+    outer = Given()
+    module = stripped(outer, {**bound, "z": args[2]})
+    (batch, question, z), named = nested(1, rows=4)
+    ours, theirs = (each(batch, question, z, named["bias"]) for each in (module, outer))
+    assert isinstance(ours, Answer) and isinstance(ours.more["pair"], Pair) and isinstance(ours.more["ordered"], OrderedDict)
+    assert torch.equal(ours.loss, theirs.loss) and ours.more["list"][1:] == [3, None] and ours.more["twice"] is False
+    assert torch.equal(ours.more["pair"].right, theirs.more["pair"].right)
+    with pytest.raises(GraphRegError, match=r"batch has the parts x, kind, extra; the example_inputs carried x, kind"):
+        module({**batch, "extra": z}, question, z, named["bias"])
+    with pytest.raises(GraphRegError, match=r"batch.kind was 'a' in the example_inputs, and the graph holds it at that. It is 'b' now"):
+        module({**batch, "kind": "b"}, question, z, named["bias"])
+    sites = {name: site.role for site in graphreg.trace(outer, {**bound, "z": args[2]}, front_end="export").values for name in site.names}
+    assert [name for name, role in sites.items() if role == "input"] == ["z", "bias", "batch:x.deep", "question:x", "question:scale"]
+
+
+class Modes(nn.Module):
+    """A dropout and an attention that read the mode, a norm, a structure that depends on it, tied weights."""
+
+    def __init__(self, branch: bool = False) -> None:
+        super().__init__()
+        self.branch = branch
+        self.first, self.norm, self.last = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4)
+        self.last.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.dropout(self.norm(self.first(x)), 0.5, self.training)
+        if self.branch and self.training:
+            h = h + torch.rand_like(h)
+        return self.last(h)
+
+
+def test_one_graph_where_literals_differ_and_two_where_structure_does() -> None:
+    x = torch.randn(6, 4)
+    for branch, graphs in ((False, ["both"]), (True, ["train", "eval"])):
+        model = Modes(branch)
+        assert list(graphreg.trace(model, x, front_end="export").graphs) == graphs
+        module, twin = stripped(model, x), copy.deepcopy(model)
+        for _ in range(2):
+            torch.manual_seed(0)
+            ours = module.train()(x)
+            torch.manual_seed(0)
+            assert torch.equal(ours, twin.train()(x))
+        assert not torch.equal(module(x), module(x))  # random stays random
+        assert model.norm.num_batches_tracked == 4 and torch.equal(twin.norm(x * 0), twin.norm(x * 0))
+        assert module.norm.running_mean is model.norm.running_mean
+        model.norm.running_mean.copy_(twin.norm.running_mean)
+        model.norm.running_var.copy_(twin.norm.running_var)
+        assert torch.equal(module.eval()(x), twin.eval()(x))
+        assert list(module.state_dict()) == list(model.state_dict()) and module.last.weight is module.first.weight
+
+
+def test_a_frozen_norm_stays_frozen() -> None:
+    model, x = Modes(), torch.randn(6, 4)
+    model.norm.eval()
+    before = model.norm.running_mean.clone()
+    module = stripped(model, x)
+    assert not model.norm.training
+    module(x)
+    assert torch.equal(model.norm.running_mean, before)
+
+
+def test_statistics_are_updated_when_compiled() -> None:
+    model, x = Modes(), torch.randn(6, 4)
+    module = graphreg.regularize(model, example_inputs=x, front_end="export", rng=0, hidden_dropout=0.1)
+    step = torch.compile(module, fullgraph=True, backend="aot_eager")
+    step(x)
+    assert model.norm.num_batches_tracked == 1 and model.norm.running_mean.abs().sum() > 0
+
+
+class Norm(nn.Module):
+    """A norm by hand, with buffers that its forward updates, and a tensor that is no buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(4))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64), persistent=False)
+        self.shift = torch.ones(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean.mul_(0.9).add_(x.detach().mean(0), alpha=0.1)
+            self.count += 1
+        return x - self.mean + self.shift + torch.tensor([1.0, 2.0, 3.0, 4.0])
+
+
+def test_buffers_and_constants() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), Norm())
+    twin, x = copy.deepcopy(model), torch.randn(5, 4)
+    module = stripped(model, torch.randn(3, 4))
+    for each in (module, torch.compile(module, fullgraph=True, backend="aot_eager")):
+        assert torch.allclose(each(x), twin(x))
+    assert torch.allclose(model[1].mean, twin[1].mean) and model[1].count == 2
+    again = pickle.loads(pickle.dumps(module))
+    assert torch.equal(again.eval()(x), module.eval()(x)) and torch.equal(copy.deepcopy(module)(x), module(x))
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.head = nn.LSTM(4, 5, batch_first=True), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, (h, _) = self.rnn(x)
+        return self.head(out[:, -1] + h[-1])
+
+
+def test_recurrent_layers_stay_layers_and_compile() -> None:
+    model, x = Recurrent(), torch.randn(3, 6, 4)
+    module = graphreg.regularize(model, example_inputs=x, front_end="export", recurrent_state={"weight": 1e-2, "pattern": "rnn"})
+    ours, penalties = torch.compile(module, fullgraph=True, backend="aot_eager")(torch.randn(2, 9, 4))
+    assert penalties["recurrent_state"] > 0 and ours.shape == (2, 2)
+    assert torch.equal(graphreg.strip(module)(x), model(x))
+    assert {"rnn", "rnn:h_n", "rnn:c_n"} <= {name for site in graphreg.trace(model, x, front_end="export").values for name in site.names}
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 1.0
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * 2
+
+
+class Inside(nn.Module):
+    """Does what a trace would lose; which is chosen by ``kind``."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.layer = kind, nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "no_grad":
+            with torch.no_grad():
+                h = self.layer(x)
+            return h + x
+        if self.kind == "autocast":
+            with torch.autocast("cpu", torch.bfloat16):
+                return self.layer(x).float()
+        if self.kind == "checkpoint":
+            return checkpoint(self.layer, x, use_reentrant=False)  # type: ignore[no-any-return]
+        if self.kind == "function":
+            return Doubled.apply(self.layer(x))  # type: ignore[no-any-return,no-untyped-call]
+        return self.layer(x) * random.random()
+
+
+KEPT = {
+    "no_grad": "it works under torch.no_grad or the like, and a trace would lose that",
+    "autocast": "it works under an autocast of its own, and a trace would lose that",
+    "checkpoint": "it checkpoints activations, which a trace would lose",
+    "function": "it calls a torch.autograd.Function, and a trace would lose its backward",
+    "random": "its forward draws random numbers, which a trace would freeze",
+}
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_what_a_trace_would_lose_is_kept_whole(kind: str) -> None:
+    model, x = nn.Sequential(nn.Linear(4, 4), Inside(kind), nn.ReLU()), torch.randn(3, 4)
+    traced = graphreg.trace(model, x, front_end="export")
+    assert traced.leaves == {"1": KEPT[kind]}
+    assert [site.name for site in traced.values] == ["input", "0", "1", "2"]
+    module = graphreg.strip(graphreg.rewrite(traced, graphreg.plan(traced, [])))
+    grads = []
+    for each in (module, model):
+        model.zero_grad()
+        random.seed(0)
+        each(x).sum().backward()
+        grads.append([None if p.grad is None else p.grad.clone() for p in model.parameters()])
+    assert all((a is None) == (b is None) and (a is None or torch.allclose(a, b)) for a, b in zip(*grads, strict=True))
+
+
+def test_at_the_root_it_is_an_error_that_says_what_to_move() -> None:
+    for kind in ("no_grad", "checkpoint", "function", "autocast", "random"):
+        with pytest.raises(TraceError, match=r"Inside cannot be exported.* move that (step )?into a submodule"):
+            graphreg.trace(Inside(kind), torch.randn(3, 4), front_end="export")
+
+
+class Branches(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 0:
+            return x * 2
+        return x
+
+
+class Fails(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise ValueError("my own words")
+
+
+def test_the_choice_and_its_errors() -> None:
+    x = torch.ones(2, 3)
+    with pytest.raises(GraphRegError, match="front_end='dynamo' is unknown; it is one of 'auto', 'symbolic', 'export'"):
+        graphreg.trace(Branches(), x, front_end="dynamo")  # type: ignore[arg-type]
+    with pytest.raises(TraceError, match="front_end='export' runs Branches, so it needs example_inputs: a tensor, a tuple or a dict"):
+        graphreg.trace(Branches(), front_end="export")
+    with pytest.raises(TraceError, match="With example_inputs graphreg goes on to torch.export, which follows more than torch.fx"):
+        graphreg.trace(Branches())
+    line = Branches.forward.__code__.co_firstlineno + 1
+    place = rf"at .*{re.escape(__file__)}:{line}: if x.sum\(\) > 0:"
+    with pytest.raises(TraceError, match=rf"symbolically {place}.*Nor does torch.export take it: .*exported {place}.*graphreg.backend"):
+        graphreg.trace(Branches(), x)
+    with pytest.raises(ValueError, match="my own words"):
+        graphreg.trace(Fails(), x, front_end="export")
+    with pytest.raises(TraceError, match="example_inputs do not fit Branches.forward"):
+        graphreg.trace(Branches(), {"y": x}, front_end="export")
+    with pytest.raises(TraceError, match="a GraphModule is taken as it is, so front_end='export' has nothing to do"):
+        graphreg.trace(torch.fx.symbolic_trace(nn.ReLU()), x, front_end="export")
+    assert graphreg.trace(nn.Sequential(nn.ReLU()), x).front_end == "symbolic"
+
+
+class DTensor(Tensor):
+    """By its name what torch.distributed.tensor makes of a parameter."""
+
+
+def test_a_sharded_model_is_refused() -> None:
+    model = nn.Linear(2, 2)
+    model.weight = nn.Parameter(torch.ones(2, 2).as_subclass(DTensor))
+    with pytest.raises(TraceError, match=r"parameters are sharded already \(DTensor\). Rewrite first, wrap second"):
+        graphreg.trace(model, torch.ones(2, 2))
+
+
+class Sums(nn.Module):
+    def forward(self, *rows: Tensor) -> Tensor:
+        return sum(row for row in rows)  # type: ignore[return-value]
+
+
+def test_what_torch_fx_refuses_goes_to_export_by_itself() -> None:
+    module = graphreg.regularize(Sums(), example_inputs=(torch.ones(2), torch.ones(2)), noise={"rows*": 0.0})
+    assert torch.equal(graphreg.strip(module)(torch.ones(3), torch.ones(3)), torch.full((3,), 2.0))
+    assert "traced by the export front end" in graphreg.report(module)
+    with pytest.raises(GraphRegError, match="rows has the parts 0, 1, 2; the example_inputs carried 0, 1"):
+        module(*torch.ones(3, 2).unbind())
+
+
+def test_sizes_that_the_model_takes_for_equal() -> None:
+    class Adds(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return x + y
+
+    module = stripped(Adds(), (torch.ones(4), torch.ones(4)))
+    assert torch.equal(module(torch.ones(3), torch.ones(3)), torch.full((3,), 2.0))
+    with pytest.raises(GraphRegError, match="y has size 2 in dimension 0 and x size 3 in dimension 0. In the example_inputs the two were"):
+        module(torch.ones(3), torch.ones(2))
+
+
+def test_operations_go_by_torchvisions_names() -> None:
+    class Signs(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x / 2 + x.div(3)
+            y -= 1 - x
+            y.mul_(2)
+            y[:, 0] = 0
+            return (y @ y.T) ** 2
+
+    symbolic, export = (graphreg.trace(Signs(), torch.randn(3, 4), front_end=end) for end in ("symbolic", "export"))
+    names = [[site.name for site in traced.values if site.selectable] for traced in (symbolic, export)]
+    assert names[0] == names[1] == ["x", "truediv", "div", "add", "sub", "sub_1", "mul_", "getattr", "matmul", "pow"]

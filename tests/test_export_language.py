@@ -1,0 +1,120 @@
+"""Language models of transformers through the export front end: trained compiled, with dropout and penalties, and stripped."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import graphreg
+from language_models import MLPS, MODELS, STATES, batch, build
+
+
+def settings(name: str) -> dict[str, object]:
+    return {
+        "hidden_dropout": 0.1,
+        "hidden_l1": {"weight": 1e-3, "pattern": MLPS[name]},
+        "weight_l2": 1e-3,
+        "recurrent_state": {"weight": 1e-3, "pattern": STATES[name]},
+    }
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_ten_steps_compiled_and_stripped(name: str) -> None:
+    model, data = build(name), batch()
+    module = graphreg.regularize(model, example_inputs=data, rng=0, **settings(name))  # type: ignore[arg-type]
+    step = torch.compile(module, fullgraph=True, backend="inductor" if name == "gpt2" else "aot_eager")
+    optimizer = torch.optim.Adam(module.parameters(), 1e-2)
+    losses = []
+    for _ in range(10):
+        output, penalties = step(**data)
+        assert set(penalties) == {"hidden_l1", "weight_l2", "recurrent_state"}
+        assert all(value > 0 for value in penalties.values())
+        loss = output.loss + sum(penalties.values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.3
+    stripped = graphreg.strip(module).eval()
+    model.eval()
+    for rows, words in ((3, 7), (2, 5), (1, 9)):  # other sizes than the example's
+        other = batch(rows, words, seed=1)
+        ours, theirs = stripped(**other), model(**other)
+        assert type(ours) is type(theirs) and torch.equal(ours.logits, theirs.logits) and torch.equal(ours.loss, theirs.loss)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_train_mode_and_gradients_are_the_models(name: str) -> None:
+    model, data = build(name).train(), batch()
+    module = graphreg.strip(graphreg.regularize(model, example_inputs=data, weight_l2=1e-3))
+    found = []
+    for each in (module, model):
+        model.zero_grad()
+        torch.manual_seed(1)  # the model's own dropout draws
+        output = each(**data)
+        output.loss.backward()
+        found.append((output.logits, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
+    assert torch.equal(found[0][0], found[1][0])
+    assert found[0][1].keys() == found[1][1].keys()
+    assert all(torch.allclose(g, found[1][1][n], atol=1e-7) for n, g in found[0][1].items())
+
+
+def test_the_model_is_left_as_it_was_and_shares_all_it_has() -> None:
+    model = build("gpt2")
+    model.transformer.h[0].eval()
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    modes, state = [m.training for m in model.modules()], torch.get_rng_state()
+    module = graphreg.regularize(model, example_inputs=batch(), rng=0, hidden_dropout=0.1)
+    assert model.config.use_cache is True
+    assert [m.training for m in model.modules()] == modes and torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    assert list(module.state_dict()) == list(before)
+    assert module.lm_head.weight is module.transformer.wte.weight is model.transformer.wte.weight  # type: ignore[union-attr]
+    assert "switched off: GPT2Config.use_cache, for a graph returns no cache" in graphreg.report(module)
+    assert "traced by the export front end" in graphreg.report(module)
+    assert "front end: export, for GPT2LMHeadModel cannot be traced symbolically" in graphreg.report(module)
+
+
+def test_what_the_example_did_not_carry_is_refused() -> None:
+    module = graphreg.regularize(build("gpt2"), example_inputs={"input_ids": batch()["input_ids"]}, weight_l2=1e-3)
+    with pytest.raises(graphreg.GraphRegError, match="labels was held at None when the model was traced. Give regularize example_inputs"):
+        module(**batch())
+    with pytest.raises(graphreg.GraphRegError, match="kwargs has the parts num_items_in_batch; the example_inputs carried none"):
+        module(batch()["input_ids"], num_items_in_batch=torch.tensor(3))
+    with_labels = graphreg.regularize(build("gpt2"), example_inputs=batch(), weight_l2=1e-3)
+    with pytest.raises(graphreg.GraphRegError, match="labels was carried by the example_inputs, so the graph needs it"):
+        with_labels(batch()["input_ids"])
+    with pytest.raises(graphreg.GraphRegError, match="labels was a tensor in the example_inputs, and is NoneType now"):
+        with_labels(batch()["input_ids"], labels=None)
+
+
+def test_own_dropout_seeded_draws_the_same_compiled() -> None:
+    module = graphreg.regularize(build("gpt2"), example_inputs=batch(), rng=0, own_dropout=0.3)
+    state = graphreg.rng_state(module)
+    eager = module(**batch()).output.logits
+    graphreg.set_rng_state(module, state)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")(**batch()).output.logits
+    assert torch.allclose(eager, compiled, atol=1e-6)
+    assert not torch.allclose(eager, module(**batch()).output.logits, atol=1e-2)  # the next call draws anew
+
+
+class Head(nn.Module):
+    """A model of the user's own around one of transformers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.head = build("bert").bert, nn.Linear(16, 2)  # type: ignore[union-attr]
+
+    def forward(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.head(self.backbone(input_ids=ids, attention_mask=mask).last_hidden_state[:, 0])}
+
+
+def test_a_backbone_is_seen_into_where_export_is_asked_for() -> None:
+    model, ids = Head(), batch()["input_ids"]
+    traced = graphreg.trace(model, (ids, torch.ones_like(ids)), front_end="export")
+    assert not traced.leaves and "backbone.encoder.layer.1" in [name for site in traced.values for name in site.names]
+    module = graphreg.strip(graphreg.rewrite(traced, graphreg.plan(traced, []))).eval()
+    mask = torch.ones_like(ids)
+    mask[:, 5:] = 0
+    assert torch.equal(module(ids, mask)["logits"], model.eval()(ids, mask)["logits"])
