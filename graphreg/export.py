@@ -14,13 +14,13 @@ from torch import fx, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils import _pytree as pytree
 
-from graphreg.called import Recording, Untold
 from graphreg.errors import GraphRegError, TraceError, first_line
 from graphreg.modes import Graphs, trace_modes
 from graphreg.recording import Recorder
 from graphreg.shapes import Arguments
 from graphreg.symbolic import where
 from graphreg.unlifting import Unlifting
+from graphreg.words import Recording, Untold
 
 
 def export(model: nn.Module, call: Arguments, leaves: dict[str, str], constants: dict[str, torch.Tensor], notes: list[str]) -> Graphs:

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import fx, nn
 
-from graphreg.called import AT, PLAIN, Built, Recording
 from graphreg.sites import Label
 from graphreg.sizes import Place, assert_sizes, held_at, holds
+from graphreg.words import AT, PLAIN, Built, Recording
 
 
 class Inputs:

@@ -27,9 +27,9 @@ from torch._guards import TracingContext
 from torch.fx.experimental import proxy_tensor
 from torch.overrides import TorchFunctionMode
 
-from graphreg.called import AT, KEPT, Call, Recording, Untold, Whole, as_called, by_sign, holds_tensors, is_leaf, mapped, recurrent_value
 from graphreg.errors import GraphRegError
 from graphreg.naming import parts
+from graphreg.words import AT, KEPT, Call, Recording, Untold, Whole, as_called, by_sign, holds_tensors, is_leaf, mapped, recurrent_value
 
 
 class Recorder(TorchFunctionMode):

@@ -16,13 +16,13 @@ from torch._ops import HigherOrderOperator, OpOverload
 from torch.export import ExportedProgram
 from torch.fx.node import map_arg
 
-from graphreg.called import AT, KEPT, Built, Found, Recording
 from graphreg.inputs import Inputs
 from graphreg.naming import Namer, add_label, label_node
 from graphreg.operators import Operations, function_name, is_in_place
 from graphreg.ports import settle_ports
 from graphreg.sites import Label
 from graphreg.sizes import ASSERTIONS, described
+from graphreg.words import AT, KEPT, Built, Found, Recording
 
 DROPPED = {"_assert_tensor_metadata", "sym_constrain_range", "sym_constrain_range_for_size"}  # they hold the example's own facts
 KEPT_WHOLE = {
