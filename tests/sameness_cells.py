@@ -148,8 +148,11 @@ def runner(cell: Cell, module: torch.fx.GraphModule) -> Callable[..., list[Tenso
     return lambda *args: run(*args).output  # type: ignore[no-any-return]
 
 
-def check(cell: Cell) -> None:
-    """Raises AssertionError where the cell does not hold, and whatever it raises where it does not run."""
+def check(cell: Cell, cached: bool = False) -> None:
+    """Raises AssertionError where the cell does not hold, and whatever it raises where it does not run.
+
+    ``cached``: what was compiled of the same graph before, by the same graphreg, is taken again.
+    """
     torch._dynamo.reset()
     with ExitStack() as settings:
         if RECOMPUTATION[cell.recomputation]:
@@ -157,7 +160,7 @@ def check(cell: Cell) -> None:
         if cell.checkpointing == "in a bigger model":
             settings.enter_context(torch._dynamo.config.patch(skip_fwd_side_effects_in_bwd_under_checkpoint=True))
         # What an earlier graphreg compiled is not what is asked here. Object files of the same C++ are.
-        settings.enter_context(torch._inductor.config.patch(fx_graph_cache=False))
+        settings.enter_context(torch._inductor.config.patch(fx_graph_cache=cached))
         settings.enter_context(functorch.patch(enable_autograd_cache=False))
         module = regularized(cell)
         run = runner(cell, module)
