@@ -198,7 +198,8 @@ class _Judge:
         return "batch first" if layer.batch_first else "time first"
 
     def _role(self, node: fx.Node) -> Role:
-        part = node.op != "placeholder" and node.meta["site"][1][0].op == "input"  # of an argument that holds several
+        labels = node.meta["site"][1]
+        part = node.op != "placeholder" and labels and labels[0].op == "input"  # of an argument that holds several
         if part or (node.op == "placeholder" and CROSSES not in node.meta):
             return "input"
         if node in self.hidden:
