@@ -34,7 +34,8 @@ Checkpointing:
 Each cell runs one net at two calls, forward and backward, compiled with `fullgraph=True`: batches of {one} ("one size"), or of {two} \
 with the batch axis marked dynamic ("two sizes"). The net has a branch for each kind of draw: \
 `BernoulliDropout` behind a sigmoid, where the compiled form is recomputed in backward; `GaussianNoise`; the model's own `nn.Dropout` with \
-`own_dropout="seeded"`; and `BernoulliDropout` on an input that comes in the layout. The others act on a value that the model brings into the layout.
+`own_dropout="seeded"`; and `BernoulliDropout` on an input that comes in the layout. The others act on \
+a value that the model brings into the layout.
 
 Compared with values worked out by hand in float64, with nothing of graphreg's but the numbers of the streams that `rng_state` gives:
 
