@@ -174,10 +174,10 @@ class Recorder(TorchFunctionMode):
             key = str(len(self.told.calls))
             self.told.calls[key] = call
             given = (*reversed(told[:2]), *told[2:], *call.more) if call.swapped else (*told, *call.more)
-            proxy = self._tracer.create_proxy("call_function", KEPT, (key, given, more), {})
-            proxy_tensor.track_tensor_tree(value, proxy, constant=None, tracer=self._tracer)
-            proxy.node.meta.setdefault("val", None)
-            return value
+            with torch._C.DisableTorchFunction():  # each look at a tensor would go through three modes in Python
+                proxy = self._tracer.create_proxy("call_function", KEPT, (key, given, more), {})
+                proxy.node.meta["val"] = None
+                return proxy_tensor.track_tensor_tree(value, proxy, constant=None, tracer=self._tracer)
         finally:
             self._unseen = False
 

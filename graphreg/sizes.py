@@ -138,11 +138,15 @@ def described(graph: fx.Graph, ones: Collection[fx.Node]) -> None:
         raise GraphRegError("the batch is fixed at the size of the example_inputs.")
     one = {size.node.expr: 1 for size in batches}
 
+    numbers = dict[Any, int | None]()
+
     def number(size: Any) -> int | None:
         if not isinstance(size, torch.SymInt):
             return int(size)
-        known = size.node.expr.subs(one).xreplace(dict(size.node.shape_env.backed_var_to_val))
-        return int(known) if known.is_number else None
+        if (expression := size.node.expr) not in numbers:
+            known = expression.subs(one).xreplace(dict(size.node.shape_env.backed_var_to_val))
+            numbers[expression] = int(known) if known.is_number else None
+        return numbers[expression]
 
     def told(value: Any) -> Any:
         if isinstance(value, (tuple, list)):

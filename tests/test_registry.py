@@ -391,6 +391,7 @@ def test_one_file_edits_graphs() -> None:
     edits = {"inserting_after", "inserting_before", "erase_node", "replace_all_uses_with", "replace_input_with", "eliminate_dead_code"}
     edits |= {"create_node", "call_function", "call_module", "call_method", "get_attr"}
     allowed = {"rewrite": edits, "tracer": edits, "modes": edits, "storage": {"create_node"}, "decisions": {"create_node"}}
+    allowed |= dict.fromkeys(("inputs", "sizes", "unlifting"), edits)  # torch.export's graph as the engine takes it
     allowed |= {"captured": {"create_node"}, "emission": {"create_node"}}  # a graph of Dynamo's as the engine takes it, and back
     allowed |= {"unlifting": edits, "inputs": {"call_function", "create_node"}, "sizes": {"call_function"}}  # torch.export's
     allowed["inductor"] = allowed["joint"] = allowed["ports"] = allowed["strip"] = edits
