@@ -24,6 +24,7 @@ import torch.utils.checkpoint as checkpointing
 from torch import Tensor, fx, nn
 from torch._C._functorch import is_functorch_wrapped_tensor, peek_interpreter_stack
 from torch._guards import TracingContext
+from torch.fx._symbolic_trace import _wrapped_fns_to_patch
 from torch.fx.experimental import proxy_tensor
 from torch.overrides import TorchFunctionMode
 
@@ -130,8 +131,6 @@ class Recorder(TorchFunctionMode):
             finally:
                 random.setstate(drawn)
 
-    # Functions
-
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.function(func, by_sign(), *args, **(kwargs or {}))
 
@@ -184,8 +183,6 @@ class Recorder(TorchFunctionMode):
     def seeing(self) -> bool:
         """Whether code of the model's own runs now that is being written down."""
         return bool(self._scopes) and not self._unseen
-
-    # Values
 
     def _proxy(self, value: Any) -> fx.Proxy:
         """What torch.export's graph calls a tensor or a size."""
@@ -244,7 +241,11 @@ def _refused(recorder: Recorder) -> list[tuple[Any, str, Any]]:
 
 
 def _wrapped(recorder: Recorder) -> list[tuple[Any, str, Any]]:
-    """torchvision's operations, which are leaves in its own listing: where it is loaded, here too, for its names."""
+    """What torch.fx takes as one operation: functions under ``torch.fx.wrap``, and torchvision's, which its own listing wraps."""
     ops = sys.modules.get("torchvision.ops")
-    functions = [f for f in vars(ops).values() if isinstance(f, FunctionType) and f.__module__ in sys.modules] if ops else []
-    return [(sys.modules[f.__module__], f.__name__, partial(recorder.function, f, False)) for f in functions]
+    found: list[tuple[str, str, Any]] = (
+        [(f.__module__, f.__name__, f) for f in vars(ops).values() if isinstance(f, FunctionType)] if ops else []
+    )
+    found += [(str(names.get("__name__")), name, names.get(name)) for (_, name), names in _wrapped_fns_to_patch.items()]
+    here = [(sys.modules[home], name, f) for home, name, f in found if home in sys.modules and isinstance(f, FunctionType)]
+    return [(home, name, partial(recorder.function, f, False)) for home, name, f in here]
