@@ -242,10 +242,8 @@ def _refused(recorder: Recorder) -> list[tuple[Any, str, Any]]:
 
 def _wrapped(recorder: Recorder) -> list[tuple[Any, str, Any]]:
     """What torch.fx takes as one operation: functions under ``torch.fx.wrap``, and torchvision's, which its own listing wraps."""
-    ops = sys.modules.get("torchvision.ops")
-    found: list[tuple[str, str, Any]] = (
-        [(f.__module__, f.__name__, f) for f in vars(ops).values() if isinstance(f, FunctionType)] if ops else []
-    )
+    ops: Any = sys.modules.get("torchvision.ops")
+    found: list[tuple[str, str, Any]] = [(f.__module__, name, f) for name, f in (vars(ops) if ops else {}).items() if callable(f)]
     found += [(str(names.get("__name__")), name, names.get(name)) for (_, name), names in _wrapped_fns_to_patch.items()]
     here = [(sys.modules[home], name, f) for home, name, f in found if home in sys.modules and isinstance(f, FunctionType)]
     return [(home, name, partial(recorder.function, f, False)) for home, name, f in here]
