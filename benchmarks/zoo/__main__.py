@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from zoo.providers import provider
 from zoo.run import Limits, Record, kept, passes, sweep, told
 from zoo.table import page
 
@@ -35,8 +36,8 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def listed(module: str) -> dict[str, str]:
     """Every model of every provider, as ``provider/name``, with the family it stands for."""
-    providers = importlib.import_module(module).PROVIDERS
-    return {f"{source}/{name}": family for source, provider in providers.items() for name, family in provider.names().items()}
+    sources = importlib.import_module(module).PROVIDERS
+    return {f"{source}/{name}": family for source in sources for name, family in provider(module, source).names().items()}
 
 
 def chosen(names: Iterable[str], globs: Sequence[str] | None) -> list[str]:

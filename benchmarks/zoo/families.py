@@ -1,0 +1,146 @@
+"""The families of transformers: one model of each, with a tiny configuration and random weights, and its inputs."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES, model_type_to_module_name
+from transformers.models.auto.modeling_auto import MODEL_MAPPING, MODEL_MAPPING_NAMES
+
+from zoo.providers import Inputs, Provider, one_line, try_out
+from zoo.tiny import SHALLOW, SMALL, sizes, tiny
+
+WORDS = 12  # tokens of a text
+SAMPLES = 3200  # of a sound
+COUNT = 30
+LARGEST = 100e6  # parameters: a model that no rule makes smaller is not tiny
+KEPT = Path(__file__).parents[2] / "build" / "zoo" / "families.json"
+
+
+class Skipped(Exception):
+    """A family that is not in the zoo; says why."""
+
+
+def types() -> dict[str, list[str]]:
+    """The folders of ``transformers.models``, in alphabetical order, each with the types of its models that ``AutoModel`` knows."""
+    found: dict[str, list[str]] = {}
+    for kind in sorted(MODEL_MAPPING_NAMES):
+        if kind in CONFIG_MAPPING_NAMES:
+            found.setdefault(model_type_to_module_name(kind), []).append(kind)
+    return dict(sorted(found.items()))
+
+
+def taken() -> dict[str, str]:
+    """The first ``COUNT`` families that can be had, each with its kind."""
+    return survey()["taken"]
+
+
+def skipped() -> dict[str, str]:
+    """The families that stand before the last of these in the alphabet, and why they are not in the zoo."""
+    return survey()["skipped"]
+
+
+@cache
+def survey() -> dict[str, dict[str, str]]:
+    """Builds and runs one after the other until there are enough; what came of it is kept for the version of transformers."""
+    kept = KEPT.with_name(f"families-{transformers.__version__}.json")
+    if kept.exists():
+        return dict(json.loads(kept.read_text()))
+    found: dict[str, dict[str, str]] = {"taken": {}, "skipped": {}}
+    for family in types():
+        try:
+            found["taken"][family] = kind_of(build(family)[0])
+        except Skipped as reason:
+            found["skipped"][family] = str(reason)
+        if len(found["taken"]) == COUNT:
+            break
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(found, indent=1))
+    return found
+
+
+def build(family: str) -> tuple[nn.Module, Inputs]:
+    """The first of the family's types that has a tiny configuration; Skipped where none has."""
+    reasons: dict[str, str] = {}
+    for kind in types()[family]:
+        for rule in (SMALL, SHALLOW):
+            try:
+                return _build(kind, rule)
+            except Exception as error:  # whatever a family has against a rule
+                reasons[kind if rule is SMALL else f"{kind} with its widths kept"] = str(error) if isinstance(error, Skipped) else one_line(error)
+    raise Skipped("; ".join(f"{kind}: {reason}" for kind, reason in reasons.items()))
+
+
+def _build(kind: str, rule: Any) -> tuple[nn.Module, Inputs]:
+    torch.manual_seed(0)
+    config = tiny(CONFIG_MAPPING[kind], rule)
+    known = MODEL_MAPPING[type(config)]
+    made = known[0] if isinstance(known, tuple) else known
+    with torch.device("meta"):
+        count = sum(p.numel() for p in made(config).parameters())
+    if count > LARGEST:
+        raise Skipped(f"no rule makes it smaller than {count / 1e6:.0f} million parameters")
+    model = made(config)
+    error: Exception = Skipped("its forward takes no text, picture or sound")
+    for inputs in attempts(model):
+        try:
+            try_out(model, inputs)
+            return model.train(), inputs
+        except Exception as raised:
+            error = raised.with_traceback(None)
+    raise error
+
+
+def attempts(model: nn.Module) -> Iterator[Inputs]:
+    """The model's main input alone, then all that its forward names."""
+    accepted = inspect.signature(model.forward).parameters
+    every = {name: value for name, value in candidates(sizes(model.config)).items() if name in accepted}  # type: ignore[arg-type]
+    if not model.config.is_encoder_decoder:  # type: ignore[union-attr]
+        every.pop("decoder_input_ids", None)
+    main = str(getattr(model, "main_input_name", "input_ids"))
+    beside = {"input_ids": ("attention_mask",)}.get(main, ()) + ("decoder_input_ids",)
+    if main in every:
+        yield {name: every[name] for name in (main, *beside) if name in every}
+    if every:
+        yield every
+
+
+def candidates(size: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A text, a picture and a sound of the sizes that a configuration names."""
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, int(size.get("vocab_size", 100)), (2, WORDS), generator=draw)
+    image = size.get("image_size", 64)
+    height, width = image if isinstance(image, (list, tuple)) else (image, image)
+    bins, frames = int(size.get("num_mel_bins", 80)), int(size.get("max_length", 0) or 2 * size.get("max_source_positions", 32))
+    spectrum = (2, frames, bins) if "max_length" in size else (2, bins, frames)
+    sound = (2, frames, bins) if {"num_mel_bins", "max_length"} <= set(size) else (2, SAMPLES)
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "decoder_input_ids": ids.flip(0),
+        "pixel_values": torch.randn(2, int(size.get("num_channels", 3)), height, width, generator=draw),
+        "input_values": torch.randn(*sound, generator=draw),
+        "input_features": torch.randn(*spectrum, generator=draw),
+    }
+
+
+def kind_of(model: nn.Module) -> str:
+    """Text, vision or audio by what it reads; of texts, encoder, decoder or both; and whether it has experts."""
+    size = sizes(model.config)  # type: ignore[arg-type]
+    experts = any("experts" in name and isinstance(value, int) and value > 1 for name, value in size.items())
+    main = str(getattr(model, "main_input_name", "input_ids"))
+    causal = any(getattr(m, "is_causal", False) for m in model.modules())
+    read = {"pixel_values": "vision", "input_values": "audio", "input_features": "audio"}.get(main, "")
+    parts = "encoder-decoder" if model.config.is_encoder_decoder else "" if read else "decoder" if causal else "encoder"  # type: ignore[union-attr]
+    return ", ".join(word for word in (read, parts, "mixture of experts" if experts else "") if word)
+
+
+PROVIDER = Provider(taken, build, skipped)
