@@ -40,6 +40,11 @@ def listed(module: str) -> dict[str, str]:
     return {f"{source}/{name}": family for source in sources for name, family in provider(module, source).names().items()}
 
 
+def passed_over(module: str) -> dict[str, Mapping[str, str]]:
+    """What each provider leaves out, with the reason."""
+    return {source: provider(module, source).skipped() for source in importlib.import_module(module).PROVIDERS}
+
+
 def chosen(names: Iterable[str], globs: Sequence[str] | None) -> list[str]:
     """The names that the globs mean, with or without the provider; LookupError for a glob that means none."""
     names = list(names)
@@ -101,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if left:
         print(f"{len(left)} of the zoo's {len(names)} models have not run: {given.page.name} is left as it is")
     else:
-        given.page.write_text(page(names, records))
+        given.page.write_text(page(names, records, passed_over(given.models)))
         print(f"written: {given.page}")
     return 0
 

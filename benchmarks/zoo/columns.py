@@ -93,7 +93,11 @@ def same(expected: object, ours: object, what: str, exact: bool) -> Cell:
     theirs, mine = tensors(expected), tensors(ours)
     if [t.shape for t in theirs] != [t.shape for t in mine]:
         raise Failed(f"{what}: {len(mine)} outputs are returned where the model has {len(theirs)}, or of other shapes")
-    apart = [(float((a.double() - b.double()).abs().max()), float(a.abs().max())) for a, b in zip(theirs, mine, strict=True) if not torch.equal(a, b)]
+    apart = [
+        (float((a.double() - b.double()).abs().max()), float(a.abs().max()))
+        for a, b in zip(theirs, mine, strict=True)
+        if not torch.equal(a, b)
+    ]
     if not apart:
         return Cell()
     if exact or any(not difference <= NEAR * max(1.0, largest) for difference, largest in apart):

@@ -75,7 +75,9 @@ def build(family: str) -> tuple[nn.Module, Inputs]:
             try:
                 return _build(kind, rule)
             except Exception as error:  # whatever a family has against a rule
-                reasons[kind if rule is SMALL else f"{kind} with its widths kept"] = str(error) if isinstance(error, Skipped) else one_line(error)
+                reasons[kind if rule is SMALL else f"{kind} with its widths kept"] = (
+                    str(error) if isinstance(error, Skipped) else one_line(error)
+                )
     raise Skipped("; ".join(f"{kind}: {reason}" for kind, reason in reasons.items()))
 
 

@@ -71,7 +71,9 @@ def _made(name: str, value: Any, rule: Rule) -> Any:
     words = all(isinstance(item, str) for item in items)
     numbers = all(isinstance(item, int) and not isinstance(item, bool) for item in items)
     for pattern, change in rule:
-        if re.fullmatch(pattern, name) and (words and change is _kinds and value is not None and items is value or numbers and change is not _kinds):
+        if re.fullmatch(pattern, name) and (
+            words and change is _kinds and value is not None and items is value or numbers and change is not _kinds
+        ):
             return change(value)
     return None
 
