@@ -35,7 +35,9 @@ def registered(module: str) -> list[str]:
 
 def architecture(name: str) -> tuple[nn.Module, Inputs]:
     """Nothing shrunk but the picture: of the sizes the smallest that it takes, told to the constructor where that wants to know."""
-    channels, size, _ = timm.get_pretrained_cfg(name).input_size
+    known = timm.get_pretrained_cfg(name)
+    assert known is not None
+    channels, size, _ = known.input_size
     build = partial(timm.create_model, name, pretrained=False)
 
     def attempts() -> Iterator[Attempt]:

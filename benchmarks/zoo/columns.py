@@ -219,7 +219,7 @@ def step_time(subject: Subject, of: object, forward: Callable[[], Penalized]) ->
     of.train(True)  # type: ignore[attr-defined]
     for _ in range(TIMED):
         start = time.perf_counter()
-        loss_of(*forward()).backward()
+        loss_of(*forward()).backward()  # type: ignore[no-untyped-call]
         times.append(time.perf_counter() - start)
         subject.model.zero_grad()
     return statistics.median(times)

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES, model_type_to_module_name
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING, model_type_to_module_name
 from transformers.models.auto.modeling_auto import MODEL_MAPPING, MODEL_MAPPING_NAMES
 
-from zoo.providers import Inputs, Provider, one_line, try_out
-from zoo.tiny import SHALLOW, SMALL, sizes, tiny
+from zoo.providers import Provider, call, one_line, tensors, try_out
+from zoo.tiny import SHALLOW, SMALL, Rule, sizes, tiny
 
 WORDS = 12  # tokens of a text
 SAMPLES = 3200  # of a sound
@@ -33,7 +33,7 @@ def types() -> dict[str, list[str]]:
     """The folders of ``transformers.models``, in alphabetical order, each with the types of its models that ``AutoModel`` knows."""
     found: dict[str, list[str]] = {}
     for kind in sorted(MODEL_MAPPING_NAMES):
-        if kind in CONFIG_MAPPING_NAMES:
+        if kind in CONFIG_MAPPING:
             found.setdefault(model_type_to_module_name(kind), []).append(kind)
     return dict(sorted(found.items()))
 
@@ -57,7 +57,7 @@ def survey() -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {"taken": {}, "skipped": {}}
     for family in types():
         try:
-            found["taken"][family] = kind_of(build(family)[0])
+            found["taken"][family] = kind_of(*build(family))
         except Skipped as reason:
             found["skipped"][family] = str(reason)
         if len(found["taken"]) == COUNT:
@@ -67,7 +67,7 @@ def survey() -> dict[str, dict[str, str]]:
     return found
 
 
-def build(family: str) -> tuple[nn.Module, Inputs]:
+def build(family: str) -> tuple[nn.Module, dict[str, Tensor]]:
     """The first of the family's types that has a tiny configuration; Skipped where none has."""
     reasons: dict[str, str] = {}
     for kind in types()[family]:
@@ -81,11 +81,11 @@ def build(family: str) -> tuple[nn.Module, Inputs]:
     raise Skipped("; ".join(f"{kind}: {reason}" for kind, reason in reasons.items()))
 
 
-def _build(kind: str, rule: Any) -> tuple[nn.Module, Inputs]:
+def _build(kind: str, rule: Rule) -> tuple[nn.Module, dict[str, Tensor]]:
     torch.manual_seed(0)
     config = tiny(CONFIG_MAPPING[kind], rule)
     known = MODEL_MAPPING[type(config)]
-    made = known[0] if isinstance(known, tuple) else known
+    made: Any = known[0] if isinstance(known, tuple) else known
     with torch.device("meta"):
         count = sum(p.numel() for p in made(config).parameters())
     if count > LARGEST:
@@ -101,11 +101,12 @@ def _build(kind: str, rule: Any) -> tuple[nn.Module, Inputs]:
     raise error
 
 
-def attempts(model: nn.Module) -> Iterator[Inputs]:
+def attempts(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     """The model's main input alone, then all that its forward names."""
+    config: Any = model.config
     accepted = inspect.signature(model.forward).parameters
-    every = {name: value for name, value in candidates(sizes(model.config)).items() if name in accepted}  # type: ignore[arg-type]
-    if not model.config.is_encoder_decoder:  # type: ignore[union-attr]
+    every = {name: value for name, value in candidates(sizes(config)).items() if name in accepted}
+    if not config.is_encoder_decoder:
         every.pop("decoder_input_ids", None)
     main = str(getattr(model, "main_input_name", "input_ids"))
     beside = {"input_ids": ("attention_mask",)}.get(main, ()) + ("decoder_input_ids",)
@@ -134,15 +135,25 @@ def candidates(size: Mapping[str, Any]) -> dict[str, Tensor]:
     }
 
 
-def kind_of(model: nn.Module) -> str:
-    """Text, vision or audio by what it reads; of texts, encoder, decoder or both; and whether it has experts."""
-    size = sizes(model.config)  # type: ignore[arg-type]
-    experts = any("experts" in name and isinstance(value, int) and value > 1 for name, value in size.items())
-    main = str(getattr(model, "main_input_name", "input_ids"))
-    causal = any(getattr(m, "is_causal", False) for m in model.modules())
-    read = {"pixel_values": "vision", "input_values": "audio", "input_features": "audio"}.get(main, "")
-    parts = "encoder-decoder" if model.config.is_encoder_decoder else "" if read else "decoder" if causal else "encoder"  # type: ignore[union-attr]
-    return ", ".join(word for word in (read, parts, "mixture of experts" if experts else "") if word)
+def kind_of(model: nn.Module, inputs: Mapping[str, Tensor]) -> str:
+    """What it reads; of texts alone encoder, decoder or both; and whether it has experts."""
+    config: Any = model.config
+    reads = {"input_ids": "text", "pixel_values": "vision", "input_values": "audio", "input_features": "audio"}
+    kinds = dict.fromkeys(kind for name, kind in reads.items() if name in inputs)
+    parts = " and ".join(kinds)
+    if parts == "text":
+        parts = "encoder-decoder" if config.is_encoder_decoder else "decoder" if causal(model, inputs) else "encoder"
+    experts = any("experts" in name and isinstance(value, int) and value > 1 for name, value in sizes(config).items())
+    return f"{parts}, mixture of experts" if experts else parts
+
+
+def causal(model: nn.Module, inputs: Mapping[str, Tensor]) -> bool:
+    """Whether another last word leaves what stands at the first as it was."""
+    other = inputs["input_ids"].clone()
+    other[:, -1] = 3 + (other[:, -1] - 2) % 20
+    with torch.no_grad():
+        first, second = (tensors(call(model.eval(), dict(inputs) | {"input_ids": ids}))[0] for ids in (inputs["input_ids"], other))
+    return torch.allclose(first[:, 0], second[:, 0], atol=1e-5)
 
 
 PROVIDER = Provider(taken, build, skipped)

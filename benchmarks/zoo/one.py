@@ -12,7 +12,6 @@ import sys
 import warnings
 
 import torch
-
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 

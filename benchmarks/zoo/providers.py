@@ -29,7 +29,7 @@ class Provider:
 def provider(module: str, name: str) -> Provider:
     """One of a module's ``PROVIDERS``: a Provider, or where it stands."""
     found = importlib.import_module(module).PROVIDERS[name]
-    return found if isinstance(found, Provider) else pkgutil.resolve_name(found)  # type: ignore[no-any-return]
+    return found if isinstance(found, Provider) else pkgutil.resolve_name(found)
 
 
 def smallest(build: Callable[..., nn.Module], attempts: Iterator[Attempt]) -> tuple[nn.Module, Inputs]:

@@ -147,16 +147,17 @@ Entry = tuple[Callable[[], nn.Module], Inputs, str]
 TRANSFORMERS: Mapping[str, Entry] = {
     "transformer": (partial(Translator, batch_first=True), (words(STEPS), words(STEPS - 1, 1)), "encoder-decoder"),
     "transformer_time_first": (Translator, (words(2, first=STEPS), words(2, 1, STEPS - 1)), "encoder-decoder"),
-    "transformer_norm_first": (partial(Translator, batch_first=True, norm_first=True), (words(STEPS), words(STEPS - 1, 1)), "encoder-decoder"),
+    "transformer_norm_first": (
+        partial(Translator, batch_first=True, norm_first=True), (words(STEPS), words(STEPS - 1, 1)), "encoder-decoder"),
     "encoder": (Stack, SEQUENCE, "encoder"),
     "encoder_gelu": (partial(Stack, activation="gelu", dropout=0.2), SEQUENCE, "encoder"),
-    "encoder_padded": (Padded, (*SEQUENCE, PADDING), "encoder"),  # type: ignore[misc]
+    "encoder_padded": (Padded, (*SEQUENCE, PADDING), "encoder"),
     "decoder": (Decoder, (numbers(2, STEPS - 1, WIDTH), numbers(2, STEPS, WIDTH)), "decoder"),
     "attention": (Attention, SEQUENCE, "attention"),
 }  # fmt: skip
 
 
-def _tagger(kind: type[nn.RNNBase], features: int = WIDTH, **options: Any) -> Callable[[], nn.Module]:
+def _tagger(kind: Callable[..., nn.RNNBase], features: int = WIDTH, **options: Any) -> Callable[[], nn.Module]:
     return lambda: Tagger(kind(WIDTH, WIDTH, batch_first=True, **options), features)
 
 
@@ -169,9 +170,9 @@ RECURRENT: Mapping[str, Entry] = {
     "gru": (_tagger(nn.GRU), SEQUENCE, "layer"),
     "gru_bidirectional": (_tagger(nn.GRU, 2 * WIDTH, bidirectional=True), SEQUENCE, "layer"),
     "lstm_packed": (
-        lambda: Packed(nn.LSTM(WIDTH, WIDTH, batch_first=True)), (*SEQUENCE, torch.tensor([STEPS, STEPS - 2])), "lengths"),  # type: ignore[misc]
+        lambda: Packed(nn.LSTM(WIDTH, WIDTH, batch_first=True)), (*SEQUENCE, torch.tensor([STEPS, STEPS - 2])), "lengths"),
     "gru_packed": (
-        lambda: Packed(nn.GRU(WIDTH, WIDTH, batch_first=True)), (*SEQUENCE, torch.tensor([STEPS, STEPS - 2])), "lengths"),  # type: ignore[misc]
+        lambda: Packed(nn.GRU(WIDTH, WIDTH, batch_first=True)), (*SEQUENCE, torch.tensor([STEPS, STEPS - 2])), "lengths"),
     "rnn_cell": (lambda: Unrolled(nn.RNNCell(WIDTH, WIDTH)), SEQUENCE, "cell in a loop"),
     "lstm_cell": (lambda: Unrolled(nn.LSTMCell(WIDTH, WIDTH)), SEQUENCE, "cell in a loop"),
     "gru_cell": (lambda: Unrolled(nn.GRUCell(WIDTH, WIDTH)), SEQUENCE, "cell in a loop"),

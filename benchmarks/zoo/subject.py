@@ -114,7 +114,7 @@ class Subject:
         loss = loss_of(output, penalties if penalized else {})
         if not loss.isfinite():
             raise Failed(f"the loss is {loss.item()}")
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         found = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
         self.model.zero_grad()
         return found
@@ -132,7 +132,7 @@ def loss_of(output: object, penalties: Mapping[str, Tensor]) -> Tensor:
 
 def fingerprint(model: nn.Module) -> dict[str, object]:
     """What tracing and rewriting must leave as it was, each under its own name."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     return {
         "modes": {name: m.training for name, m in model.named_modules(remove_duplicate=False)},
         "parameters": {name: id(p) for name, p in model.named_parameters(remove_duplicate=False)},

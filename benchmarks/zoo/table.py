@@ -26,8 +26,8 @@ scenes of 64 x 64 (SSD resizes them itself), of optical flow with two updates in
 shrunk but the picture |
 | transformers | the first {transformers} families (folders of `transformers.models`) in alphabetical order that have a tiny \
 configuration and a forward of text, pictures or sound: the configuration's fields made small by a rule on their names \
-(`benchmarks/zoo/tiny.py`), else its depths and vocabulary alone; at most 100 million parameters; `AutoModel`'s model of the family's first \
-type that runs |
+(`benchmarks/zoo/tiny.py`), else its depths and vocabulary alone; at most 100 million parameters; `AutoModel`'s model of the first type \
+that runs |
 | transformer, recurrent | torch's own layers in the forms that people write |
 | control | models whose forward decides, by the shapes of its inputs or by what is in them |
 

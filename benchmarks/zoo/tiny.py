@@ -27,7 +27,7 @@ def _kinds(value: Any) -> Any:
 
 DEPTH: Rule = (
     (r"layer_types|layers_block_type|mlp_layer_types", _kinds),
-    (r"(num_|n_)?((en|de)coder_|hidden_|local_|global_|text_|vision_|audio_)*(layers?|layer|blocks)|depth|depths|num_(conv_)?blocks", _at_most(2)),
+    (r"(num_|n_)?((en|de)coder_|hidden_|local_|global_)*(layers?|blocks)|depths?|num_conv_blocks", _at_most(2)),
     (r"(\w+_)?vocab_size|n_vocab", _at_most(120)),
     (r"(\w+_)?(token_id|token_index|index_id)", lambda value: value % 100),
     (r"(\w+_)?(num_|n_)?(local_|routed_)?experts|n_routed_experts", _at_most(4)),
@@ -44,7 +44,8 @@ WIDTHS: Rule = (
     (r"(\w+_)?(num_|n_)?(attention_)?heads?|n_head", _at_most(4)),
     (r"head_dim|(qk_)?(rope|nope)?_?head_dim|attention_head_size|v_head_dim", _at_most(8)),
     (r"(\w+_)?(intermediate|inner)_(size|dim)|(\w+_)?ffn_(dim|hidden_size)|d_ff|n_inner", _at_most(64)),
-    (r"(\w+_)?(hidden|embedding|embed|embd|proj|projection|model)_?(size|dim|sizes|dims)|d_model|n_embd|(q|kv)_lora_rank|dim", _at_most(32)),
+    (r"(\w+_)?(hidden|embedding|embed|embd|proj|projection|model)_?(size|dim|sizes|dims)|d_model|dim", _at_most(32)),
+    (r"n_embd|(q|kv)_lora_rank", _at_most(32)),
     (r"(\w+_)?(position_embeddings|positions)|n_ctx", _at_most(128)),
     (r"patch_size|rotary_dim", _at_most(8)),
 )  # fmt: skip
@@ -67,15 +68,17 @@ def tiny(kind: type[Any], rule: Rule) -> Any:
 
 def _made(name: str, value: Any, rule: Rule) -> Any:
     """What becomes of a field: None for one that stays as it is."""
-    items = value if isinstance(value, (list, tuple)) and value else [value]
-    words = all(isinstance(item, str) for item in items)
-    numbers = all(isinstance(item, int) and not isinstance(item, bool) for item in items)
-    for pattern, change in rule:
-        if re.fullmatch(pattern, name) and (
-            words and change is _kinds and value is not None and items is value or numbers and change is not _kinds
-        ):
-            return change(value)
-    return None
+    change = next((change for pattern, change in rule if re.fullmatch(pattern, name)), None)
+    if change is None or not (isinstance(value, list) and value if change is _kinds else _is_number(value)):
+        return None
+    return change(value)
+
+
+def _is_number(value: Any) -> bool:
+    """A whole number, or a list of such."""
+    if isinstance(value, (list, tuple)):
+        return bool(value) and all(map(_is_number, value))
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def sizes(config: Any) -> Mapping[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,7 @@ import graphreg
 from graphreg import pipeline
 from zoo.providers import Inputs, call
 
-WEIGHTS = {"hidden_dropout": 0.1, "hidden_l1": 1e-3, "weight_l2": 1e-4}
+WEIGHTS: Mapping[str, Any] = {"hidden_dropout": 0.1, "hidden_l1": 1e-3, "weight_l2": 1e-4}
 Penalized = tuple[Any, dict[str, torch.Tensor]]
 
 
@@ -51,11 +51,12 @@ class Rewritten:
             self.module: nn.Module = graphreg.regularize(model, example_inputs=examples, rng=0, **WEIGHTS)
             self.seconds = time.perf_counter() - start
         assert isinstance(traces.last, graphreg.Traced)
-        self.traced, self.shown = traces.last, examples is not None
-        self.front_end = self.traced.front_end
-        self.tracing = exports.seconds if self.front_end == "export" else traces.seconds
-        self.graphs = len(self.traced.graphs)
-        self.sites = {site.name: site.role for site in self.traced.values}
+        self.traced: graphreg.Traced = traces.last
+        self.shown: bool = examples is not None
+        self.front_end: str = self.traced.front_end
+        self.tracing: float = exports.seconds if self.front_end == "export" else traces.seconds
+        self.graphs: int = len(self.traced.graphs)
+        self.sites: dict[str, str] = {site.name: site.role for site in self.traced.values}
 
     @property
     def knobs(self) -> Any:
@@ -76,13 +77,20 @@ class Rewritten:
     def compiled(self, inner: str) -> Callable[[Inputs], Penalized]:
         torch.compiler.reset()
         made = torch.compile(self.module, fullgraph=True, backend=inner)
-        return lambda inputs: tuple(call(made, inputs))  # type: ignore[return-value]
+
+        def forward(inputs: Inputs) -> Penalized:
+            output, penalties = call(made, inputs)
+            return output, penalties
+
+        return forward
 
 
 class Captured:
     """``graphreg.backend``: the model itself, compiled; ``refused`` is why no graph could be had."""
 
-    front_end, shown, tracing = "backend", False, 0.0
+    front_end: str = "backend"
+    shown: bool = False
+    tracing: float = 0.0
 
     def __init__(self, model: nn.Module, inputs: Inputs, refused: str, inner: str = "eager") -> None:
         torch.compiler.reset()
@@ -92,7 +100,7 @@ class Captured:
         start = time.perf_counter()
         self(inputs)
         self.seconds = time.perf_counter() - start
-        self.graphs = len(self.knobs.parts)
+        self.graphs: int = len(self.knobs.parts)
 
     @property
     def sites(self) -> dict[str, str]:
