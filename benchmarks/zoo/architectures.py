@@ -9,13 +9,12 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from functools import partial
-from itertools import islice, zip_longest
 
 import timm
 from timm.models import is_model_in_modules
 from torch import nn
 
-from zoo.providers import Attempt, Inputs, Provider, images, smallest
+from zoo.providers import Attempt, Inputs, Provider, images, in_turn, smallest
 
 COUNT = 200
 SIZES = (32, 64, 96, 128, 160, 192, 224, 256, 299, 331, 384, 512)
@@ -23,9 +22,7 @@ SIZES = (32, 64, 96, 128, 160, 192, 224, 256, 299, 331, 384, 512)
 
 def architectures() -> dict[str, str]:
     """Each architecture by its name, and its family."""
-    families = {module: registered(module) for module in sorted(timm.list_modules())}
-    rounds = zip_longest(*([(name, module) for name in names] for module, names in families.items()))
-    return dict(islice((found for each in rounds for found in each if found), COUNT))
+    return in_turn({module: registered(module) for module in sorted(timm.list_modules())}, COUNT)
 
 
 def registered(module: str) -> list[str]:

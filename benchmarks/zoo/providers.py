@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice, zip_longest
 from typing import Any
 
 import torch
@@ -30,6 +31,12 @@ def provider(module: str, name: str) -> Provider:
     """One of a module's ``PROVIDERS``: a Provider, or where it stands."""
     found = importlib.import_module(module).PROVIDERS[name]
     return found if isinstance(found, Provider) else pkgutil.resolve_name(found)
+
+
+def in_turn(families: Mapping[str, Sequence[str]], count: int) -> dict[str, str]:
+    """The first of each family, then the second of each, and so on: ``count`` names, each with its family."""
+    turns = zip_longest(*([(name, family) for name in names] for family, names in families.items()))
+    return dict(islice((found for turn in turns for found in turn if found), count))
 
 
 def smallest(build: Callable[..., nn.Module], attempts: Iterator[Attempt]) -> tuple[nn.Module, Inputs]:
