@@ -6,6 +6,7 @@ import inspect
 import json
 from collections.abc import Iterator, Mapping
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ WORDS = 12  # tokens of a text
 SAMPLES = 3200  # of a sound
 COUNT = 30
 LARGEST = 100e6  # parameters: a model that no rule makes smaller is not tiny
-KEPT = Path(__file__).parents[2] / "build" / "zoo" / "families.json"
+HERE = Path(__file__).parent
+
+transformers.logging.set_verbosity_error()  # what it says of a configuration's missing weights
 
 
 class Skipped(Exception):
@@ -50,8 +53,9 @@ def skipped() -> dict[str, str]:
 
 @cache
 def survey() -> dict[str, dict[str, str]]:
-    """Builds and runs one after the other until there are enough; what came of it is kept for the version of transformers."""
-    kept = KEPT.with_name(f"families-{transformers.__version__}.json")
+    """Builds and runs one after the other until there are enough; kept for the version of transformers and the rules."""
+    rules = sha256(b"".join(path.read_bytes() for path in (HERE / "tiny.py", HERE / "families.py"))).hexdigest()
+    kept = HERE.parents[1] / "build" / "zoo" / f"families-{transformers.__version__}-{rules[:8]}.json"
     if kept.exists():
         return dict(json.loads(kept.read_text()))
     found: dict[str, dict[str, str]] = {"taken": {}, "skipped": {}}
