@@ -11,14 +11,12 @@ from typing import Any
 
 import pytest
 
-import graphreg
 from zoo.__main__ import chosen, main
 from zoo.columns import COLUMNS
 from zoo.run import Limits, answer, kept, one, passes
 from zoo.table import page
 
 TOP = Path(__file__).parent.parent
-BACKEND = hasattr(graphreg, "backend")
 PATH = os.pathsep.join(str(TOP / folder) for folder in ("benchmarks", "tests"))
 
 
@@ -50,11 +48,8 @@ def test_a_sweep_its_page_and_going_on(tmp_path: Path, capsys: pytest.CaptureFix
     assert len(results.read_text().splitlines()) == 3
     assert {name: record for name, record in kept("tiny_zoo", results).items() if name in first} == first
     branches = kept("tiny_zoo", results)["tiny/branches"]
-    if BACKEND:
-        assert (branches["figures"]["front end"], branches["figures"]["graphs"]) == ("backend", 2)
-        assert branches["figures"]["refused"].startswith("TraceError: Branching cannot be traced symbolically") and passes(branches)
-    else:
-        assert branches["error"].startswith("TraceError: Branching cannot be traced symbolically") and branches["ours"]
+    assert (branches["figures"]["front end"], branches["figures"]["graphs"]) == ("backend", 2) and passes(branches)
+    assert branches["figures"]["refused"].startswith("TraceError: Branching cannot be traced symbolically")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ import torch
 import torchvision.models as tv
 from torch import Tensor, nn
 
-import graphreg
 from tiny_zoo import Branching, Perceptron
 from zoo import columns, vision
 from zoo.control import CONTROL
@@ -178,7 +177,6 @@ def test_a_model_that_torch_itself_does_not_compile_is_not_asked() -> None:
     assert columns.refusal(model, subject(model)).startswith("Unsupported: Call to `torch._dynamo.graph_break()`")
 
 
-@pytest.mark.skipif(not hasattr(graphreg, "backend"), reason="the backend is not there")
 def test_what_no_front_end_takes_goes_through_the_backend() -> None:
     found = columns.examine(subject(Branching()))
     cells = {name: cell["cell"] for name, cell in found["columns"].items()}  # type: ignore[attr-defined]

@@ -95,7 +95,7 @@ class Captured:
     def __init__(self, model: nn.Module, inputs: Inputs, refused: str, inner: str = "eager") -> None:
         torch.compiler.reset()
         self.model, self.refused = model, refused
-        self.knobs: Any = graphreg.backend(inner=inner, rng=0, **WEIGHTS)  # type: ignore[attr-defined]
+        self.knobs: Any = graphreg.backend(inner=inner, rng=0, **WEIGHTS)
         self.made: Any = torch.compile(model, backend=self.knobs)
         start = time.perf_counter()
         self(inputs)
