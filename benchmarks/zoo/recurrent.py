@@ -48,15 +48,15 @@ class Padded(Stack):
 
 
 class Decoder(nn.Module):
-    """``nn.TransformerDecoder`` over a memory."""
+    """``nn.TransformerDecoder`` over a memory, and a head."""
 
     def __init__(self) -> None:
         super().__init__()
         self.decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(WIDTH, 4, 32, batch_first=True), 2)
+        self.head = nn.Linear(WIDTH, CLASSES)
 
     def forward(self, target: Tensor, memory: Tensor) -> Tensor:
-        out: Tensor = self.decoder(target, memory)
-        return out
+        return self.head(self.decoder(target, memory))
 
 
 class Attention(nn.Module):
@@ -65,10 +65,11 @@ class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.attention, self.norm = nn.MultiheadAttention(WIDTH, 4, dropout=0.1, batch_first=True), nn.LayerNorm(WIDTH)
+        self.head = nn.Linear(WIDTH, CLASSES)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         out, weights = self.attention(x, x, x)
-        return self.norm(x + out), weights
+        return self.head(self.norm(x + out)), weights
 
 
 class Tagger(nn.Module):
