@@ -28,7 +28,7 @@ def on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(folder: Path, *more: str) -> int:
     places = ["--results", str(folder / "results.jsonl"), "--page", str(folder / "models.md")]
-    return main(["--models", "tiny_zoo", "--seconds", "300", "--memory", "8", *places, *more])
+    return main(["--models", "tiny_zoo", "--seconds", "900", "--memory", "8", *places, *more])
 
 
 def test_a_sweep_its_page_and_going_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
