@@ -69,7 +69,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         out, weights = self.attention(x, x, x)
-        return self.head(self.norm(x + out)), weights
+        return self.head(torch.relu(self.norm(x + out))), weights
 
 
 class Tagger(nn.Module):

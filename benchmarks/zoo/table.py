@@ -27,7 +27,7 @@ shrunk but the picture |
 | transformers | the first {transformers} families (folders of `transformers.models`) in alphabetical order that have a tiny \
 configuration and a forward of text, pictures or sound: the configuration's fields made small by a rule on their names \
 (`benchmarks/zoo/tiny.py`), else its depths and vocabulary alone; at most 100 million parameters; `AutoModel`'s model of the first type \
-that runs |
+that runs; the second of two texts ends in padding, for of a mask of ones transformers makes another graph than a run |
 | transformer, recurrent | torch's own layers in the forms that people write |
 | control | models whose forward decides, by the shapes of its inputs or by what is in them |
 
