@@ -57,7 +57,7 @@ rivals:
 	.venv-rivals/bin/python -m pip install --quiet --disable-pip-version-check $(RIVALS) -e .
 	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks .venv-rivals/bin/python -m rivals
 
-# Every model of docs/models.md, each in a process of its own; goes on where it was stopped. About an hour.
+# Every model of docs/models.md, each in a process of its own; goes on where it was stopped.
 # make zoo ARGS="--only 'timm/*' resnet18"; also --failed, --fresh: run again.
 zoo: .venv/.zoo
 	PYTHONPATH=benchmarks $(PY) -m zoo --workers $(WORKERS) $(ARGS)

@@ -7,12 +7,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from zoo.__main__ import chosen, main
 from zoo.columns import COLUMNS
-from zoo.run import Limits, answer, kept, one
+from zoo.run import Limits, answer, kept, one, passes
 from zoo.table import page
 
 TOP = Path(__file__).parent.parent
@@ -27,7 +28,7 @@ def on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(folder: Path, *more: str) -> int:
     places = ["--results", str(folder / "results.jsonl"), "--page", str(folder / "models.md")]
-    return main(["--models", "tiny_zoo", "--seconds", "300", "--memory", "8", *places, *more])
+    return main(["--models", "tiny_zoo", "--seconds", "900", "--memory", "8", *places, *more])
 
 
 def test_a_sweep_its_page_and_going_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,8 +47,9 @@ def test_a_sweep_its_page_and_going_on(tmp_path: Path, capsys: pytest.CaptureFix
     assert run(tmp_path, "--only", "passes", "raises", "branches") == 0  # nothing runs
     assert len(results.read_text().splitlines()) == 3
     assert {name: record for name, record in kept("tiny_zoo", results).items() if name in first} == first
-    answers = kept("tiny_zoo", results)["tiny/branches"]["columns"]
-    assert all(answer["remark"].startswith("TraceError: Branching cannot be traced symbolically") for answer in answers.values())
+    branches = kept("tiny_zoo", results)["tiny/branches"]
+    assert (branches["figures"]["front end"], branches["figures"]["graphs"]) == ("backend", 2) and passes(branches)
+    assert branches["figures"]["refused"].startswith("TraceError: Branching cannot be traced symbolically")
 
 
 @pytest.mark.parametrize(
@@ -89,26 +91,45 @@ def test_the_command_is_silent_in_a_pipe_until_the_end(tmp_path: Path) -> None:
     assert done.stderr == "" and done.stdout.startswith("tiny/raises, run: ValueError: it wants 5 channels\n0 of 1 models")
 
 
+def told(text: str) -> dict[str, object]:
+    if not text:
+        return {"passed": True, "cell": "yes", "remark": ""}
+    return {"passed": text[0] == "+", "cell": "n/a" if text[0] == "+" else "**no**", "remark": text.lstrip("+")}
+
+
 def record(**columns: str) -> dict[str, object]:
     """A record in which the columns named fail, or pass with a remark that begins with a plus."""
     said = {name: columns.get(name, "") for name in COLUMNS}
-    answers = {n: {"passed": not text or text[0] == "+", "remark": text.lstrip("+")} for n, text in said.items()}
+    answers = {n: told(text) for n, text in said.items()}
     whole = {"blocks.0": "it draws", "blocks.1": "it draws"} if "names" in columns else {}
-    figures = {"parameters": 1_230_000, "sites": 12, "hidden": 3, "regularize": 0.123, "plain step": 0.004, "step": 0.0056}
-    about = {"kept whole": whole, "examples": bool(whole), "graphs": 1}
+    figures = {"parameters": 1_230_000, "sites": 12, "hidden": 3, "regularize": 0.123, "traces": 0.1, "plain step": 0.004, "step": 0.0056}
+    about = {"kept whole": whole, "examples": bool(whole), "graphs": 1, "front end": "symbolic", "refused": ""}
     return {"versions": {"python": "3.11", "torch": "2.13"}, "inputs": ["2x4"], "columns": answers, "figures": figures | about}
 
 
+def through_the_backend() -> dict[str, object]:
+    """A record of a model that neither front end takes."""
+    found: dict[str, Any] = record()
+    found["figures"] |= {"front end": "backend", "refused": "TraceError: it decides by its data", "traces": 0.0, "parameters": 1_230}
+    found["columns"]["zero"]["cell"] = "1e-06"
+    return found
+
+
 def test_the_page() -> None:
-    names = {"a/one": "", "b/two": "first", "b/three": "second", "b/four": "third"}
+    names = {"a/one": "", "a/other": "", "b/two": "first", "b/three": "second", "b/four": "third"}
     records = {
         "a/one": record(),
+        "a/other": through_the_backend(),
         "b/two": record(names="+torchvision cannot trace it: why"),
         "b/three": record(step="3 parameters lost their gradient: w", zero="train mode: 1 of 1 outputs differ, by 1.0e-07 at most"),
-        "b/four": {"versions": {}, "error": "ValueError: it wants 5 channels"},
+        "b/four": {"versions": {}, "error": "ValueError: it wants 5 channels", "ours": False},
     }
-    text = page(names, records)
-    assert "\nPython 3.11, torch 2.13. 2 of 4 models pass every column.\n" in text
+    text = page(names, records, {"a": {}, "b": {"five": "it takes no picture"}})
+    line = (
+        "\nPython 3.11, torch 2.13. 3 of 5 models pass every column (60.0%). 1 met an error that is not graphreg's own: b/four. "
+        "Front ends: symbolic 3, backend 1, none 1.\n"
+    )
+    assert line in text
     assert text[text.index("## a") :] == PAGE
     assert all(re.search(rf"^\| {name} \| ", text, re.MULTILINE) for name in COLUMNS)  # each is explained
 
@@ -116,21 +137,29 @@ def test_the_page() -> None:
 PAGE = """\
 ## a
 
-1 of 1 pass every column.
+2 of 2 pass every column.
 
-| model | input | names | step | eval | stripped | zero | keys | modes | parameters | sites | hidden | regularize | step |
-|---|---|---|---|---|---|---|---|---|---|---|---|---|---|
-| one | 2x4 | yes | yes | yes | yes | yes | yes | yes | 1.2 M | 12 | 3 | 0.12 s | 4, 6 ms |
+| model | input | front end | names | step | gradients | eval | stripped | zero | keys | modes | compiled | parameters | sites | hidden \
+| regularize | step time |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|
+| one | 2x4 | symbolic | yes | yes | yes | yes | yes | yes | yes | yes | yes | 1.2 M | 12 | 3 | 0.12 s, traces 0.10 s | 4, 6 ms |
+| other | 2x4 | backend | yes | yes | yes | yes | yes | 1e-06 | yes | yes | yes | 1.2 k | 12 | 3 | 0.12 s | 4, 6 ms |
+
+Through the backend, for neither front end takes it:
+
+- other: TraceError: it decides by its data
 
 ## b
 
 1 of 3 pass every column.
 
-| model | family | input | names | step | eval | stripped | zero | keys | modes | parameters | sites | hidden | regularize | step |
-|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|
-| two | first | 2x4 | n/a | yes | yes | yes | yes | yes | yes | 1.2 M | 12 | 3 | 0.12 s | 4, 6 ms |
-| three | second | 2x4 | yes | **no** | yes | yes | **no** | yes | yes | 1.2 M | 12 | 3 | 0.12 s | 4, 6 ms |
-| four | third | does not run |  |  |  |  |  |  |  |  |  |  |  |  |
+| model | family | input | front end | names | step | gradients | eval | stripped | zero | keys | modes | compiled | parameters | sites \
+| hidden | regularize | step time |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|
+| two | first | 2x4 | symbolic | n/a | yes | yes | yes | yes | yes | yes | yes | yes | 1.2 M | 12 | 3 | 0.12 s, traces 0.10 s | 4, 6 ms |
+| three | second | 2x4 | symbolic | yes | **no** | yes | yes | yes | **no** | yes | yes | yes | 1.2 M | 12 | 3 | 0.12 s, traces 0.10 s \
+| 4, 6 ms |
+| four | third | does not run |  |  |  |  |  |  |  |  |  |  |  |  |  |  |  |
 
 What failed, and why:
 
@@ -138,7 +167,7 @@ What failed, and why:
 - three, zero: train mode: 1 of 1 outputs differ, by 1.0e-07 at most
 - four, run: ValueError: it wants 5 channels
 
-No names to compare with:
+Not asked, and why:
 
 - two: torchvision cannot trace it: why
 
@@ -149,4 +178,8 @@ Traced with `example_inputs`, without which a decision on a shape keeps a module
 Modules kept whole, with the reason:
 
 - two: blocks.0 and 1 more (it draws)
+
+Passed over, and why:
+
+- five: it takes no picture
 """

@@ -41,5 +41,5 @@ def names() -> dict[str, str]:
     return dict.fromkeys(("passes", "branches", "raises", "hangs", "dies", "fills"), "")
 
 
-PACKAGES = ("torch",)
+PACKAGES, INDUCTOR = ("torch",), ()
 PROVIDERS = {"tiny": Provider(names, build)}

@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from zoo.providers import provider
 from zoo.run import Limits, Record, kept, passes, sweep, told
 from zoo.table import page
 
@@ -35,8 +36,13 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def listed(module: str) -> dict[str, str]:
     """Every model of every provider, as ``provider/name``, with the family it stands for."""
-    providers = importlib.import_module(module).PROVIDERS
-    return {f"{source}/{name}": family for source, provider in providers.items() for name, family in provider.names().items()}
+    sources = importlib.import_module(module).PROVIDERS
+    return {f"{source}/{name}": family for source in sources for name, family in provider(module, source).names().items()}
+
+
+def passed_over(module: str) -> dict[str, Mapping[str, str]]:
+    """What each provider leaves out, with the reason."""
+    return {source: provider(module, source).skipped() for source in importlib.import_module(module).PROVIDERS}
 
 
 def chosen(names: Iterable[str], globs: Sequence[str] | None) -> list[str]:
@@ -100,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if left:
         print(f"{len(left)} of the zoo's {len(names)} models have not run: {given.page.name} is left as it is")
     else:
-        given.page.write_text(page(names, records))
+        given.page.write_text(page(names, records, passed_over(given.models)))
         print(f"written: {given.page}")
     return 0
 

@@ -12,22 +12,27 @@ import sys
 import warnings
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-from zoo.columns import examine, one_line
+from zoo.columns import examine
+from zoo.providers import one_line, provider
 from zoo.subject import Subject
 
 
-def main(memory: str, module: str, provider: str, name: str) -> None:
+def main(memory: str, module: str, source: str, name: str) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (int(memory), int(memory)))
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # what models say of themselves
     try:
-        model, inputs = importlib.import_module(module).PROVIDERS[provider].build(name)
+        model, inputs = provider(module, source).build(name)
     except Exception as error:
         print(json.dumps({"error": one_line(error)}))
         return
-    shapes = ["x".join(map(str, x.shape)) for x in inputs]
-    print(json.dumps({"inputs": shapes} | examine(Subject(model, inputs))))
+    shapes = ["x".join(map(str, x.shape)) or "number" for x in tree_leaves(inputs) if isinstance(x, Tensor)]
+    sampled = f"{source}/{name}" in importlib.import_module(module).INDUCTOR
+    inners = ("aot_eager", "inductor") if sampled else ("aot_eager",)
+    print(json.dumps({"inputs": list(dict.fromkeys(shapes))} | examine(Subject(model, inputs, inners))))
 
 
 if __name__ == "__main__":

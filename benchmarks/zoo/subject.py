@@ -3,81 +3,140 @@
 from __future__ import annotations
 
 import random
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
+from typing import Any
 
+import numpy
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import graphreg
-from zoo.providers import Inputs
+from zoo.providers import Inputs, call, one_line, tensors
+from zoo.ways import Captured, Penalized, Rewritten, Way
 
-WEIGHTS = {"hidden_dropout": 0.1, "hidden_l1": 1e-3, "weight_l2": 1e-4}
+Gradients = dict[str, Tensor]
+
+
+TORCHS = "_is_torch_compile"  # what torch.compile notes on a model itself
+
+
+class Failed(Exception):
+    """A model that does not come out as it should; says how."""
 
 
 class Subject:
-    """A model and its inputs, the regularized module and the stripped one."""
+    """A model and its inputs, and the way it is regularized; ``before`` and ``after``: what the model was on both sides of that."""
 
-    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
-        self.model, self.inputs = model.train(), inputs
+    def __init__(self, model: nn.Module, inputs: Inputs, inners: Sequence[str] = ("aot_eager",)) -> None:
+        self.model, self.inputs, self.inners = model.train(), inputs, inners  # inners: what torch.compile compiles with
         leaves = [m for m in model.modules() if type(m).__module__.startswith("torch.nn.") and not list(m.children())]
         self.set_apart = leaves[-1] if leaves else None
         self.buffers = {name: b.clone() for name, b in model.named_buffers()}
+        self.expected: dict[bool, object] = {}
+        self.before: Mapping[str, object] = {}
+        self.after: Mapping[str, object] = {}
 
     @cached_property
-    def examples(self) -> Inputs | None:
-        """The inputs, where graphreg cannot see all of the model without them; most need none."""
-        try:
-            return self.inputs if graphreg.trace(self.model).leaves else None
-        except graphreg.TraceError:
-            return self.inputs
-
-    @cached_property
-    def traced(self) -> graphreg.Traced:
-        return graphreg.trace(self.model, self.examples)
-
-    @cached_property
-    def rewritten(self) -> tuple[nn.Module, float, Mapping[str, object], Mapping[str, object]]:
-        """The regularized module, the seconds it took, and what the model was before and after."""
+    def way(self) -> Way:
+        """A graph, without inputs where these are not needed; else what torch.compile captures."""
         if self.set_apart is not None:
             self.set_apart.eval()
-        examples = self.examples
-        before, start = fingerprint(self.model), time.perf_counter()
-        module = graphreg.regularize(self.model, example_inputs=examples, rng=0, **WEIGHTS)
-        seconds = time.perf_counter() - start
-        after = fingerprint(self.model)
-        self.model.train()
-        return module, seconds, before, after
+        self.before = fingerprint(self.model)
+        try:
+            return self._way()
+        finally:
+            self.after = fingerprint(self.model)
+            self.model.train()
 
-    @property
-    def module(self) -> nn.Module:
-        return self.rewritten[0]
+    def _way(self) -> Way:
+        try:
+            bare = Rewritten(self.model, None)
+            if not bare.traced.leaves:
+                return bare
+        except graphreg.TraceError:
+            pass
+        try:
+            return Rewritten(self.model, self.inputs)
+        except graphreg.TraceError as error:
+            self.seed()
+            return Captured(self.model, self.inputs, one_line(error))
 
-    @cached_property
-    def stripped(self) -> nn.Module:
-        return graphreg.strip(self.module)
+    def original(self, training: bool) -> object:
+        if training not in self.expected:
+            self.expected[training] = self.run(self.model, lambda: call(self.model, self.inputs), training)
+        return self.expected[training]
 
-    def output(self, module: nn.Module, training: bool) -> object:
+    def ours(self, training: bool) -> Penalized:
+        found: Penalized = self.run(self.way, lambda: self.way(self.inputs), training)
+        return found
+
+    def run(self, of: Any, forward: Callable[[], Any], training: bool) -> Any:
         """The output from the same buffers and the same generators each time."""
+        self.restore()
+        of.train(training)
+        self.seed()
+        with torch.set_grad_enabled(isinstance(self.way, Captured)):  # a mode of autograd's own would have Dynamo capture again
+            return forward()
+
+    def restore(self) -> None:
         with torch.no_grad():
             for name, buffer in self.model.named_buffers():
                 buffer.copy_(self.buffers[name])
-            return self.call(module.train(training))
 
-    def call(self, module: nn.Module) -> object:
+    def seed(self) -> None:
         torch.manual_seed(3)
         random.seed(3)
-        return module(*(x.clone() for x in self.inputs))  # a forward may write into what it is given
+        numpy.random.seed(3)
+
+    @contextmanager
+    def at_zero(self) -> Iterator[None]:
+        """All strengths zero meanwhile."""
+        knobs = self.way.knobs
+        before = graphreg.strengths(knobs)
+        for name in before:
+            graphreg.set_strength(knobs, name, 0.0)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                graphreg.set_strength(knobs, name, value)
+
+    def gradients(self, of: Any, forward: Callable[[], Penalized], penalized: bool = True) -> Gradients:
+        """Of one step in train mode, from the same buffers and generators: the parameters that have a gradient, with it."""
+        self.restore()
+        of.train(True)
+        self.seed()
+        output, penalties = forward()
+        loss = loss_of(output, penalties if penalized else {})
+        if not loss.isfinite():
+            raise Failed(f"the loss is {loss.item()}")
+        loss.backward()  # type: ignore[no-untyped-call]
+        found = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+        self.model.zero_grad()
+        return found
+
+    @cached_property
+    def reached(self) -> Gradients:
+        """The gradients of the model as it is."""
+        return self.gradients(self.model, lambda: (call(self.model, self.inputs), {}))
+
+
+def loss_of(output: object, penalties: Mapping[str, Tensor]) -> Tensor:
+    floating = [t for t in tensors(output) if t.is_floating_point() and t.numel()]
+    return sum((t.square().mean() for t in floating), torch.zeros(())) + sum(penalties.values())
 
 
 def fingerprint(model: nn.Module) -> dict[str, object]:
     """What tracing and rewriting must leave as it was, each under its own name."""
+    config: Any = getattr(model, "config", None)
     return {
         "modes": {name: m.training for name, m in model.named_modules(remove_duplicate=False)},
         "parameters": {name: id(p) for name, p in model.named_parameters(remove_duplicate=False)},
         "buffers": {name: id(b) for name, b in model.named_buffers(remove_duplicate=False)},
         "keys": list(model.state_dict()),
         "metadata": dict(model.state_dict()._metadata),  # type: ignore[attr-defined]
-        "attributes": [list(m.__dict__) for m in model.modules()],
+        "attributes": [[name for name in m.__dict__ if name != TORCHS] for m in model.modules()],
+        "config": config.to_dict() if hasattr(config, "to_dict") else None,
     }

@@ -2,55 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from zoo.columns import COLUMNS, TIMED
 from zoo.run import Record, by_reason, passes, told
 
+FIGURES = ("parameters", "sites", "hidden", "regularize", "step time")
+
 HEAD = """# Models
 
 What `make zoo` found: graphreg on models it was not written for, with random weights, at the smallest input that the model takes
-in both modes. All builders of torchvision for classification, segmentation and video are here (quantized ones apart), and of
-timm one architecture a family: a family is a module of `timm.models` (`timm.list_modules()`), the sixty are the first in
-alphabetical order, and its architecture is the one that the module registers first.
+in both modes. Where they come from:
+
+| provider | holds |
+|---|---|
+| torchvision, segmentation, video, flow, detection | all builders that `torchvision.models.list_models()` gives, of detection with \
+scenes of 64 x 64 (SSD resizes them itself), of optical flow with two updates in place of twelve |
+| quantizable | its quantizable models in their float form (`quantize=False`), which is what is trained |
+| timm | {timm} architectures: of each family the first, then of each the second, and so on; a family is a module of `timm.models` \
+(`timm.list_modules()`), in alphabetical order, its architectures are in the order in which it registers them, and nothing is \
+shrunk but the picture |
+| transformers | the first {transformers} families (folders of `transformers.models`) in alphabetical order that have a tiny \
+configuration and a forward of text, pictures or sound: the configuration's fields made small by a rule on their names \
+(`benchmarks/zoo/tiny.py`), else its depths and vocabulary alone; at most 100 million parameters; `AutoModel`'s model of the first type \
+that runs; the second of two texts ends in padding, for of a mask of ones transformers makes another graph than a run |
+| transformer, recurrent | torch's own layers in the forms that people write |
+| control | models whose forward decides, by the shapes of its inputs or by what is in them |
+
+A model goes through `regularize(model)`; with `example_inputs` where it needs them (`front_end="auto"`: symbolic, else export); what \
+neither front end takes goes through `torch.compile(model, backend=graphreg.backend(...))`. *Front end* says which.
 
 | column | holds |
 |---|---|
-| names | the names are torchvision's (`get_graph_node_names`, both modes; "n/a" where that cannot trace the model), save that a module's \
-own path is always that module's; every module that is called has a name |
+| names | every module that is called has a name, and the names are torchvision's (`get_graph_node_names`, both modes), save that a \
+module's own path is always that module's; "n/a" through the backend, and, of torchvision's, where that cannot trace the model |
 | step | one training step with `hidden_dropout`, `hidden_l1` and `weight_l2` at once: loss and gradients are finite, and every \
 parameter that has a gradient in the original has one |
-| eval | the rewritten module in eval mode gives the original's output, bit for bit |
-| stripped | so does `strip`, in eval mode, and in train mode from the same seed |
-| zero | so does the rewritten module in train mode with all strengths 0, from the same seed |
-| keys | `state_dict` has the same keys, order and metadata; parameters, buffers and attributes are the model's own |
+| gradients | with all strengths 0 and the loss of the output alone, the same parameters have a gradient as in the original, and it \
+differs by at most 1e-4 of the largest |
+| eval | in eval mode the output is the original's: "yes" is bit for bit, "1e-06" is to 1e-6 of its largest value or of 1, which \
+is allowed where the front end is not the symbolic one |
+| stripped | so is that of `strip`, in eval mode, and in train mode from the same seed; "n/a" through the backend, which adds nothing \
+to the model |
+| zero | so is that in train mode with all strengths 0, from the same seed |
+| keys | `state_dict` has the same keys, order and metadata; parameters, buffers, attributes and configuration are the model's own |
 | modes | every submodule keeps its mode, one that was set apart too |
+| compiled | `torch.compile(fullgraph=True)` takes it as one graph (aot_eager), and a training step runs with finite gradients, none \
+lost; "Inductor": that too, on a sample; "n graphs": of the backend; "n/a": it refuses the model itself |
 
-*Sites* are the named values, *hidden* those that regularizers act on by default. *Regularize* is the time of that call, *step* the time
-of forward and backward of the input shown without and with the three regularizers (median of {timed}, eager, one thread of a machine
-that ran two models at once: a rough figure, and at such sizes mostly the price of launching kernels).
+*Sites* are the named values, *hidden* those that regularizers act on by default. *Regularize* is the time of that call, with what \
+the traces (symbolic) or the two calls of `torch.export.export` (export) take of it; of the backend it is the time of the first call.
+*Step time* is the time of forward and backward of the input shown without and with the three regularizers (median of {timed}, eager, one \
+thread of a machine that ran two models at once: a rough figure, and at such sizes mostly the price of launching kernels). Buffers are \
+put back between runs, and the generators start from the same seed. Caches of keys and values, which graphreg switches off, are \
+not compared.
 
-{versions}. {passing} of {all} models pass every column.
+{versions}. {passing} of {all} models pass every column ({share:.1%}). {bare} \
+Front ends: {ways}.
 """
 
 
-def page(names: Mapping[str, str], records: Mapping[str, Record]) -> str:
-    """The whole text: ``names`` in order, each with the family it stands for, and the record of each."""
+def page(names: Mapping[str, str], records: Mapping[str, Record], skipped: Mapping[str, Mapping[str, str]]) -> str:
+    """The whole text: ``names`` in order, each with the family it stands for, the record of each, and by provider what was passed over."""
     passing = sum(passes(records[name]) for name in names)
     versions = ", ".join(f"{what} {version}" for what, version in next(iter(records.values()))["versions"].items())
-    parts = [HEAD.format(timed=TIMED, versions=versions[0].upper() + versions[1:], passing=passing, all=len(names))]
+    counts = Counter(name.partition("/")[0] for name in names)
+    ways = Counter(record.get("figures", {}).get("front end", "none") for record in records.values())
+    bare = [name for name in names if records[name].get("ours") is False]
+    head = HEAD.format(
+        timed=TIMED, versions=versions[0].upper() + versions[1:], passing=passing, all=len(names), share=passing / len(names),
+        timm=counts["timm"], transformers=counts["transformers"], ways=", ".join(f"{way} {count}" for way, count in ways.most_common()),
+        bare=f"{len(bare)} met an error that is not graphreg's own: {', '.join(bare)}." if bare else "No failure is a bare traceback.",
+    )  # fmt: skip
+    parts = [head]
     for provider in dict.fromkeys(name.partition("/")[0] for name in names):
         own = [name for name in names if name.startswith(f"{provider}/")]
         parts.append(f"## {provider}\n")
         parts.append(f"{sum(passes(records[n]) for n in own)} of {len(own)} pass every column.\n")
         parts.append(table(own, names, records) + "\n")
         parts += remarks(own, records)
+        parts += _lists({"Passed over, and why:": [f"{what}: {why}" for what, why in skipped.get(provider, {}).items()]})
     return "\n".join(parts)
 
 
 def table(own: Iterable[str], names: Mapping[str, str], records: Mapping[str, Record]) -> str:
     families = any(names[name] for name in own)
-    head = ["model", *(["family"] if families else []), "input", *COLUMNS, "parameters", "sites", "hidden", "regularize", "step"]
+    head = ["model", *(["family"] if families else []), "input", "front end", *COLUMNS, *FIGURES]
     lines = [_row(head), "|---" * len(head) + "|"]
     for name in own:
         record, bare = records[name], name.partition("/")[2]
@@ -60,21 +99,18 @@ def table(own: Iterable[str], names: Mapping[str, str], records: Mapping[str, Re
 
 def _cells(record: Record) -> list[str]:
     if "error" in record:
-        return ["does not run", *[""] * (len(COLUMNS) + 5)]
-    answers = [_answer(record["columns"][name]) for name in COLUMNS]
-    return [", ".join(record["inputs"]), *answers, *_figures(record["figures"])]
+        return ["does not run", *[""] * (len(COLUMNS) + len(FIGURES) + 1)]
+    answers = [record["columns"][name]["cell"] for name in COLUMNS]
+    return [", ".join(record["inputs"]), record["figures"].get("front end", ""), *answers, *_figures(record["figures"])]
 
 
-def _answer(answer: Mapping[str, object]) -> str:
-    return ("n/a" if answer["remark"] else "yes") if answer["passed"] else "**no**"
-
-
-def _figures(figures: Mapping[str, float]) -> list[str]:
+def _figures(figures: Mapping[str, Any]) -> list[str]:
     if "missing" in figures:
-        return [""] * 5
+        return [""] * len(FIGURES)
     times = f"{figures['plain step'] * 1e3:.0f}, {figures['step'] * 1e3:.0f} ms"
-    millions = f"{figures['parameters'] / 1e6:.1f} M"
-    return [millions, str(figures["sites"]), str(figures["hidden"]), f"{figures['regularize']:.2f} s", times]
+    traces = f", traces {figures['traces']:.2f} s" if figures["traces"] else ""
+    count = f"{figures['parameters'] / 1e6:.1f} M" if figures["parameters"] >= 1e5 else f"{figures['parameters'] / 1e3:.1f} k"
+    return [count, str(figures["sites"]), str(figures["hidden"]), f"{figures['regularize']:.2f} s{traces}", times]
 
 
 def _row(cells: Iterable[str]) -> str:
@@ -86,15 +122,21 @@ def remarks(own: Iterable[str], records: Mapping[str, Record]) -> list[str]:
     failed = [f"{_bare(n)}, {line}" for n in own for line in told(records[n])]
     ran = {_bare(n): records[n] for n in own if "error" not in records[n]}
     noted = [f"{n}: {a['remark']}" for n, r in ran.items() for a in r["columns"].values() if a["passed"] and a["remark"]]
+    refused = [f"{n}: {r['figures']['refused']}" for n, r in ran.items() if r["figures"].get("refused")]
     whole = [f"{n}: {_grouped(r['figures']['kept whole'])}" for n, r in ran.items() if r["figures"].get("kept whole")]
     shown = ", ".join(n for n, r in ran.items() if r["figures"].get("examples"))
     lists = {
         "What failed, and why:": failed,
-        "No names to compare with:": noted,
+        "Not asked, and why:": noted,
+        "Through the backend, for neither front end takes it:": refused,
         "Traced with `example_inputs`, without which a decision on a shape keeps a module whole or refuses the model:": [shown]
         * bool(shown),
         "Modules kept whole, with the reason:": whole,
     }
+    return _lists(lists)
+
+
+def _lists(lists: Mapping[str, Sequence[str]]) -> list[str]:
     return [f"{title}\n\n" + "\n".join(f"- {line}" for line in lines) + "\n" for title, lines in lists.items() if lines]
 
 

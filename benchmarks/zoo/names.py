@@ -1,0 +1,48 @@
+"""Names of a model's values compared with torchvision's, and with the modules that are called."""
+
+from __future__ import annotations
+
+from torch import nn
+from torchvision.models.feature_extraction import get_graph_node_names
+
+import graphreg
+from zoo.providers import call
+from zoo.subject import Subject
+
+
+def listed(traced: graphreg.Traced) -> set[str]:
+    found = {label.text for site in traced.values for label in site.labels}
+    return found | {name.partition(":")[0] for name in found}
+
+
+def unnamed(subject: Subject, traced: graphreg.Traced) -> set[str]:
+    """The modules that are called and have no name; one that is shared goes by the first of its paths."""
+    paths = {path for path, _ in subject.model.named_modules() if path}
+    unseen = {path for path in paths if any(path.startswith(f"{leaf}.") for leaf in traced.leaves)}
+    return paths - listed(traced) - unseen - never_called(subject)
+
+
+def never_called(subject: Subject) -> set[str]:
+    """Containers and modules that the forward does not call have no value to name."""
+    called: set[nn.Module] = set()
+    handles = [m.register_forward_hook(lambda m, a, o: called.add(m)) for m in subject.model.modules()]
+    for training in (True, False):
+        subject.run(subject.model, lambda: call(subject.model, subject.inputs), training)
+    for handle in handles:
+        handle.remove()
+    return {path for path, m in subject.model.named_modules() if m not in called}
+
+
+def torchvision_names(model: nn.Module) -> list[str]:
+    """Of both modes, each once."""
+    train, evaluation = get_graph_node_names(model, suppress_diff_warning=True)
+    return list(dict.fromkeys(train + evaluation))
+
+
+def names_missing(model: nn.Module, traced: graphreg.Traced, theirs: list[str]) -> list[str]:
+    """Those of torchvision's that graphreg has not; torchvision strips "_N" from a leaf module's own name (its ln_1 is the output
+    of ln_2), where here a module keeps its path."""
+    paths = (path for path, _ in model.named_modules() if path)
+    shortened = {path.rpartition("_")[0] for path in paths if path.rpartition("_")[2].isdigit()}
+    known = listed(traced)
+    return [name for name in theirs if name not in known and name not in shortened]
