@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
-from graphreg.errors import RegularizerError
+from graphreg.errors import RegularizerError, shown
 
 Penalties = Literal["return", "attach"]
 Scale = float | Tensor | Callable[[], Any] | Any  # Any: a GradScaler, which torch keeps in two places
@@ -57,7 +57,7 @@ def current(scale: Scale | None) -> Any:
 def check_penalties(penalties: str) -> None:
     """Refuse an unknown ``penalties``."""
     if penalties not in ("return", "attach"):
-        raise RegularizerError(f"penalties={penalties!r} is unknown; it is 'return' or 'attach'.")
+        raise RegularizerError(f"penalties={shown(penalties)} is unknown; it is 'return' or 'attach'.")
 
 
 def check_scale(scale: Scale | None) -> None:
@@ -66,7 +66,7 @@ def check_scale(scale: Scale | None) -> None:
     number = isinstance(scale, (int, float)) and 0 < scale < float("inf")
     if not ok and not number:
         raise RegularizerError(
-            f"scale={scale!r} is not allowed; give a number above 0, a 0-d tensor, a GradScaler, or a function of no argument."
+            f"scale={shown(scale)} is not allowed; give a number above 0, a 0-d tensor, a GradScaler, or a function of no argument."
         )
 
 

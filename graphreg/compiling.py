@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from graphreg.attach import Penalties, Scale, check_penalties, check_scale
 from graphreg.backend import Backend
-from graphreg.errors import GraphRegError, RegularizerError, near_sentence, raising
+from graphreg.errors import GraphRegError, RegularizerError, near_sentence, raising, shown
 from graphreg.keywords import from_kwargs, instances
 from graphreg.knobs import KNOBS, knobs_of
 from graphreg.leaves import check_rng, seed
@@ -88,7 +88,7 @@ def _inner(inner: Any, options: Mapping[str, Any] | None) -> Inner:
     """The inner backend as a function of a graph and inputs."""
     if not isinstance(inner, str):
         if not callable(inner) or isinstance(inner, (type, nn.Module)):
-            raise RegularizerError(f"inner={inner!r} is no backend; give a name of torch.compiler.list_backends(None), or a callable.")
+            raise RegularizerError(f"inner={shown(inner)} is no backend; give a name of torch.compiler.list_backends(None), or a callable.")
         if isinstance(inner, Backend):
             raise RegularizerError("inner= is a backend of graphreg's already; give all regularizers to one.")
         function = inner
@@ -96,7 +96,7 @@ def _inner(inner: Any, options: Mapping[str, Any] | None) -> Inner:
         known = sorted({*torch.compiler.list_backends(None), "inductor"} - {"graphreg"})
         if inner not in known:
             raise RegularizerError(
-                f"inner={inner!r} is no backend that torch knows.{near_sentence(inner, known)} "
+                f"inner={shown(inner)} is no backend that torch knows.{near_sentence(inner, known)} "
                 "torch.compiler.list_backends(None) lists them."
             )
         if inner == "inductor":

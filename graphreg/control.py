@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, near_sentence
+from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, near_sentence, shown
 from graphreg.inside import rules_of
 from graphreg.keys import KeyRule
 from graphreg.knobs import Knobs, knobs_of
@@ -50,7 +50,9 @@ def set_strength(module: Regulated, name: str, value: float) -> None:
 def rng_state(module: Regulated) -> dict[str, Any]:
     """Where the noise stands: a plain dict to save beside a checkpoint, the same on every rank.
 
-    Raises GraphRegError without a splice.
+    It has graphreg's streams and their call, the held call in a block of ``frozen_noise``. It has no strengths: a run that changes
+    them saves ``strengths(module)`` too. A dropout of the model's own that was left alone (``own_dropout="keep"``) draws from
+    torch's generator, whose state is ``torch.get_rng_state()``. Raises GraphRegError without a splice.
     """
     if (knobs := knobs_of(module)) is not None:
         return knobs.rng_state()
@@ -62,6 +64,7 @@ def rng_state(module: Regulated) -> dict[str, Any]:
 def set_rng_state(module: Regulated, state: dict[str, Any]) -> None:
     """Resume the noise where ``rng_state`` found it: the next call draws what the next call would have drawn then.
 
+    The streams are found by name, and take the place of the module's own: the seed is the state's from here on.
     Raises RegularizerError for a state that is damaged, of another version or of another module; the noise then stays.
     """
     if (knobs := knobs_of(module)) is not None:
@@ -83,7 +86,7 @@ def set_ranks(module: Regulated, ranks: Ranks) -> None:
     knobs = knobs_of(module)
     key = _key(module) if knobs is None else None
     if ranks not in ("differ", "same"):
-        raise RegularizerError(f"ranks={ranks!r} is not allowed; give 'differ' (each rank draws its own masks) or 'same'.")
+        raise RegularizerError(f"ranks={shown(ranks)} is not allowed; give 'differ' (each rank draws its own masks) or 'same'.")
     if key is None:
         assert knobs is not None
         knobs.set_ranks(ranks)
@@ -96,7 +99,7 @@ def frozen_noise(module: Regulated) -> Iterator[None]:
     """Every call in the block draws the same masks: line searches, gradient checks, sharpness-aware steps.
 
     The block counts as one call, or as none where nothing was drawn in it. A block within a block is part of it. Nothing
-    is compiled again. Raises GraphRegError without a splice.
+    is compiled again. A dropout left to torch (``own_dropout="keep"``) is not held. Raises GraphRegError without a splice.
     """
     if (knobs := knobs_of(module)) is not None:
         with knobs.frozen_noise():
@@ -115,11 +118,15 @@ def frozen_noise(module: Regulated) -> Iterator[None]:
 
 @contextmanager
 def noise_on(module: Regulated) -> Iterator[None]:
-    """Keep every splice acting, whatever the mode: ``with graphreg.noise_on(module): module.eval()(x)``."""
+    """Keep every splice acting, whatever the mode: ``with graphreg.noise_on(module): module.eval()(x)``.
+
+    A dropout left to torch (``own_dropout="keep"``) follows its module's mode. Raises GraphRegError without a splice.
+    """
     if (knobs := knobs_of(module)) is not None:
         with knobs.noise_on():
             yield
         return
+    _key(module)
     rules = [leaf for leaf in rules_of(module).children() if isinstance(leaf, (Drawing, KeyRule))]
     before = [leaf.forced for leaf in rules]
     try:
@@ -163,12 +170,18 @@ def _checked_streams(state: object, names: Sequence[str]) -> list[int]:
     if damaged:
         raise RegularizerError(f"the state is damaged: it says {damaged}. Take an older checkpoint's, or start anew.")
     assert isinstance(streams, Mapping)
-    if list(streams) != list(names):
+    missing, foreign = [name for name in names if name not in streams], [name for name in streams if name not in names]
+    if missing or foreign:
+        parts = [f"{what}: {_few(found)}" for what, found in (("the state alone has", foreign), ("it lacks", missing)) if found]
         raise RegularizerError(
-            f"the state belongs to another module: it has {len(streams)} streams ({', '.join(list(streams)[:3])}), "
-            f"this one {len(names)} ({', '.join(names[:3])}). Regularize the same sites in the same order first."
+            f"the state belongs to another module, of other streams of noise; {'; '.join(parts)}. "
+            "Build the module as for the run that saved it: the same regularizers by the same names, at the same sites."
         )
-    return list(streams.values())
+    return [streams[name] for name in names]
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _is_word(value: object) -> bool:

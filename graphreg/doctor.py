@@ -12,7 +12,7 @@ from torch import nn
 
 from graphreg.bench import Bench, by_kind
 from graphreg.diagnosis import NONE, Diagnosis, Finding, listed, seed
-from graphreg.errors import GraphRegError, RegularizerError, near_sentence
+from graphreg.errors import GraphRegError, RegularizerError, near_sentence, shown
 from graphreg.experiments import Backend
 from graphreg.inside import own_draws, rewritten, rules_of
 from graphreg.keys import KeyRule
@@ -63,6 +63,8 @@ def doctor(
             found = _of_step(seen, drawing, left)
             findings += found
             right += [] if found else ["your step: backward drew nothing anew"]
+    if key is None and not left:
+        right.append("nothing random: no splice of graphreg's, and no random operation of the model's own that acts")
     findings.sort(key=lambda finding: KINDS.index(finding.kind))
     name = backend if isinstance(backend, str) else getattr(backend, "__name__", type(backend).__name__)
     return Diagnosis(f"{rules.about[0].title}: torch {torch.__version__}, {name}, {device}", tuple(findings), tuple(right))
@@ -70,16 +72,18 @@ def doctor(
 
 def _check(step: object, backend: object, progress: object) -> None:
     if step is not None and not callable(step):
-        raise RegularizerError(f"step={step!r} is not allowed; give a callable without arguments that runs one forward and backward.")
+        raise RegularizerError(f"step={shown(step)} is not allowed; give a callable without arguments that runs one forward and backward.")
     if isinstance(backend, str):
         known = torch._dynamo.list_backends(exclude_tags=())
         if backend not in known:
             near = near_sentence(backend, known, "Near names")
-            raise RegularizerError(f"backend={backend!r} is unknown to torch.compile; give a name it knows, or a callable.{near}")
+            raise RegularizerError(f"backend={shown(backend)} is unknown to torch.compile; give a name it knows, or a callable.{near}")
     elif not callable(backend):
-        raise RegularizerError(f"backend={backend!r} is not allowed; give a name or a callable, as torch.compile takes it.")
+        raise RegularizerError(f"backend={shown(backend)} is not allowed; give a name or a callable, as torch.compile takes it.")
     if progress is not None and not isinstance(progress, bool):
-        raise RegularizerError(f"progress={progress!r} is not allowed; give True, False, or None for a line where stderr is a terminal.")
+        raise RegularizerError(
+            f"progress={shown(progress)} is not allowed; give True, False, or None for a line where stderr is a terminal."
+        )
 
 
 def _right(owns: Sequence[Own], found: Sequence[Finding]) -> list[str]:

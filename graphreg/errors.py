@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -33,6 +34,15 @@ def near_sentence(word: str, words: Iterable[str], what: str = "Near names") -> 
     """`` Near names: a, b.``, or nothing when nothing is near."""
     found = near(word, words)
     return f" {what}: {', '.join(found)}." if found else ""
+
+
+def shown(value: object) -> str:
+    """A value as an error quotes it: of a tensor its shape, of a long text the beginning and the end."""
+    if (shape := getattr(value, "shape", None)) is not None and getattr(value, "dtype", None) is not None:
+        return f"{type(value).__name__} of shape {tuple(shape)}"
+    short = reprlib.Repr()
+    short.maxother = short.maxstring = short.maxlong = 80
+    return short.repr(value)
 
 
 def first_line(error: BaseException) -> str:

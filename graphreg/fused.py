@@ -34,9 +34,9 @@ def fused_keep(key: Tensor, p: Tensor, shape: Sequence[int]) -> Tensor:
 
 @torch.library.custom_op("graphreg::next_keys", mutates_args=())
 def fused_keys(streams: Tensor, step: Tensor, free: Tensor, keys: Tensor) -> Tensor:
-    """int32 [n, 2]: the keys of call ``step`` where the noise is ``free``, else those that are held, copied."""
+    """int32 [n, 2]: the keys of call ``step`` where the noise is ``free``, not 0, else those that are held, copied."""
     low, high = call_words(streams, step)
-    return torch.where(free, torch.stack((low, high), dim=-1).to(torch.int32), keys)
+    return torch.where(free != 0, torch.stack((low, high), dim=-1).to(torch.int32), keys)
 
 
 @fused_bits.register_fake
@@ -119,7 +119,8 @@ def _lower_keys(streams: Any, step: Any, free: Any, keys: Any) -> Any:
         row, column = index
         low, high = call_words(_Word(ops, stream((row,)), torch.int64), _Word(ops, call((0,)), torch.int64))
         word = ops.where(ops.eq(ops.index_expr(column, torch.int64), ops.constant(0, torch.int64)), low.value, high.value)
-        return ops.where(is_free((0,)), ops.to_dtype(word, torch.int32), held(index))
+        free = ops.ne(is_free((0,)), ops.constant(0, torch.int64))
+        return ops.where(free, ops.to_dtype(word, torch.int32), held(index))
 
     return _pointwise(keys, torch.int32, keys.get_size(), key)
 

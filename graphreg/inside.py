@@ -27,7 +27,9 @@ def rewritten(module: Any) -> fx.GraphModule:
             break
         inner = wrapped
     if not isinstance(inner, fx.GraphModule) or getattr(inner, RULES, None) is None:
-        raise GraphRegError(f"{type(module).__name__} is not a module that graphreg rewrote. Give what graphreg.regularize returned.")
+        within = isinstance(getattr(inner, "module", None), RewrittenModule)
+        hint = "There is one in its attribute 'module': give that." if within else "Give what graphreg.regularize returned."
+        raise GraphRegError(f"{type(module).__name__} is not a module that graphreg rewrote. {hint}")
     return inner
 
 

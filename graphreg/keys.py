@@ -34,8 +34,9 @@ class KeyRule(Leaf):
         self.register_buffer("streams", torch.tensor(list(streams.values()), dtype=torch.int64), persistent=False)
         self.register_buffer("step", torch.zeros(1, dtype=torch.int64), persistent=False)
         self.register_buffer("keys", call_keys(self.streams, self.step), persistent=False)
-        # What a compiled graph asks instead of ``held``: a tensor, so that holding the noise compiles nothing again.
-        self.register_buffer("free", torch.ones(1, dtype=torch.bool), persistent=False)
+        # What a compiled graph asks instead of ``held``: a tensor, so that holding the noise compiles nothing again; a number, as
+        # torch.optim.swa_utils.AveragedModel(use_buffers=True) subtracts buffers.
+        self.register_buffer("free", torch.ones(1, dtype=torch.int64), persistent=False)
 
     def draws(self, always: bool = False) -> bool:
         return always or self.forced or self.always or any(owner.training for owner in self.owner)

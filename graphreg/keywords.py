@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from graphreg.errors import NoMatchError, RegularizerError, near_sentence
+from graphreg.errors import NoMatchError, RegularizerError, near_sentence, shown
 from graphreg.registry import OPTIONS, PREFIXED, find, registered
 from graphreg.regularizer import Regularizer
 from graphreg.sites import ROLES
@@ -47,7 +47,9 @@ def instances(given: Any) -> list[Regularizer]:
     if isinstance(given, type) and issubclass(given, Regularizer):
         raise RegularizerError(f"{given.__name__} is a class; make an instance: {given.__name__}('*', 0.1).")
     if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
-        raise RegularizerError(f"{given!r} is no regularizer. Give instances, e.g. WeightL2('*', 1e-4), or keywords, e.g. weight_l2=1e-4.")
+        raise RegularizerError(
+            f"{shown(given)} is no regularizer. Give instances, e.g. WeightL2('*', 1e-4), or keywords, e.g. weight_l2=1e-4."
+        )
     return [regularizer for item in given for regularizer in instances(item)]
 
 
@@ -96,7 +98,7 @@ def _rates(family: str, value: Any) -> Iterable[tuple[Any, Any]]:
         return value.items()
     if all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in value):
         return [(tuple(selector) if isinstance(selector, list) else selector, rate) for selector, rate in value]
-    raise RegularizerError(f"{family}={value!r} is not allowed; give a rate, or a dict of selectors to rates.")
+    raise RegularizerError(f"{family}={shown(value)} is not allowed; give a rate, or a dict of selectors to rates.")
 
 
 def _one(keyword: str, key: str, value: Any, **options: Any) -> Iterator[Regularizer]:
@@ -104,7 +106,14 @@ def _one(keyword: str, key: str, value: Any, **options: Any) -> Iterator[Regular
         return
     if isinstance(value, Mapping):
         if "weight" not in value:
-            raise RegularizerError(f"{keyword}={dict(value)!r} has no 'weight'; write {keyword}={{'weight': 0.1, ...}}.")
+            raise RegularizerError(
+                f"{keyword}={dict(value)!r} has no 'weight'; write {keyword}={{'weight': 0.1, ...}}"
+                + (
+                    f" for its own sites, or {key}={{selector: rate}}."
+                    if keyword in PREFIXED
+                    else ", or a dict of selectors under 'pattern'."
+                )
+            )
         if "pattern" in value and keyword in PREFIXED:
             raise RegularizerError(f"{keyword} names its own sites; write {key}={{selector: rate}} to choose others.")
         yield find(key)(**{"name": keyword, **options, **value})

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from graphreg.derivatives import Derivative, Track
-from graphreg.errors import RegularizerError
+from graphreg.errors import RegularizerError, shown
 from graphreg.keys import KeyRule
 from graphreg.measures import Measure, MeasureSteps, Total, Whole
 from graphreg.noise import stream
@@ -131,4 +131,4 @@ def seed(rng: int | torch.Generator | None) -> int:
 def check_rng(rng: object) -> None:
     """Refuse what is no source of noise."""
     if rng is not None and (isinstance(rng, bool) or not isinstance(rng, (int, torch.Generator))):
-        raise RegularizerError(f"rng={rng!r} is not allowed; give an int, a torch.Generator, or None for torch's global generator.")
+        raise RegularizerError(f"rng={shown(rng)} is not allowed; give an int, a torch.Generator, or None for torch's global generator.")

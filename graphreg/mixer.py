@@ -25,6 +25,7 @@ def signed(word: int, bits: int = 32) -> int:
 
 
 GOLDEN = 0x9E3779B97F4A7C15
+_ALL = (1 << 64) - 1
 _M1, _M2, _M3 = (signed(m) for m in (0xED5AD4BB, 0xAC4C1B51, 0x31848BAB))  # triple32's
 _GOLDEN, _S1, _S2 = (signed(m, 64) for m in (GOLDEN, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))  # SplitMix64's
 
@@ -41,6 +42,14 @@ def call_words(streams: Any, call: Any) -> tuple[Any, Any]:
     x = (x ^ shift(x, 27, 64)) * _S2
     x = x ^ shift(x, 31, 64)
     return (x << 32) >> 32, x >> 32
+
+
+def split_mix(stream: int, call: int) -> int:
+    """Both words of a key, the high one above, in Python's integers."""
+    x = (stream + (call + 1) * GOLDEN) & _ALL
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & _ALL
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & _ALL
+    return x ^ (x >> 31)
 
 
 def lane_keys(k0: Any, k1: Any, lane: int) -> tuple[Any, Any]:
@@ -61,16 +70,35 @@ def kept_words(found: Any, p: Any) -> Any:
     return ((shift(found, 1) - (p * 2.0**31).to(torch.int32)) >> 31) + 1
 
 
-def mixed(counter: Tensor, k0: Tensor, k1: Tensor) -> Tensor:
-    """``mix`` in as little memory as it takes."""
+def readable(tensor: Tensor) -> bool:
+    """Whether a tensor is numbers in memory: on a CPU, and nothing traces, wraps or simulates."""
+    return (
+        tensor.device.type == "cpu"
+        and type(tensor) is Tensor
+        and not torch._C._len_torch_dispatch_stack()
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._get_tracing_state() is None
+        and not torch.compiler.is_compiling()
+    )
+
+
+_STEPS = [[by, (1 << (32 - by)) - 1, multiply] for by, multiply in ((17, _M1), (11, _M2), (15, _M3), (14, 0))]
+# Of a Python number torch makes a tensor at each operation, which takes longer than to mix a thousand words.
+_STEPS_READY = [[torch.tensor(number, dtype=torch.int32, device="cpu") for number in row] for row in _STEPS]
+
+
+def mixed(counter: Tensor, k0: Tensor, k1: Tensor, k2: Tensor | None = None) -> Tensor:
+    """``mix`` in as little memory as it takes. ``k2``: k1 in the last line, with a bit flipped where the words' is to be."""
+    steps: Any = _STEPS_READY if readable(counter) else _STEPS
     x, t = counter + k0, torch.empty_like(counter)
-    for by, add, multiply in ((17, None, _M1), (11, k1, _M2), (15, None, _M3)):
-        x ^= torch.bitwise_right_shift(x, by, out=t).bitwise_and_((1 << (32 - by)) - 1)
+    for (by, low, multiply), add in zip(steps[:3], (None, k1, None), strict=True):
+        x ^= torch.bitwise_right_shift(x, by, out=t).bitwise_and_(low)
         if add is not None:
             x += add
         x *= multiply
-    x ^= torch.bitwise_right_shift(x, 14, out=t).bitwise_and_((1 << 18) - 1)
-    x += torch.bitwise_xor(counter, k1, out=t)
+    by, low, _ = steps[3]
+    x ^= torch.bitwise_right_shift(x, by, out=t).bitwise_and_(low)
+    x += torch.bitwise_xor(counter, k1 if k2 is None else k2, out=t)
     return x
 
 
@@ -82,9 +110,10 @@ def blocks(count: int, start: int, device: torch.device) -> Iterator[tuple[int, 
     size = 1 << 16 if device.type == "cpu" else max(count, 1)
     counter = torch.arange(start, start + min(size, count), dtype=torch.int32, device=device)
     for low in range(0, count, size):
+        if low:
+            counter += size
         high = min(low + size, count)
-        yield low, high, counter[: high - low]
-        counter += size
+        yield low, high, counter if high - low == len(counter) else counter[: high - low]
 
 
 def words(key: Tensor, count: int, lane: int, start: int) -> Tensor:

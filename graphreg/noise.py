@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from graphreg.fused import LIMIT, compiling, fused_bits, fused_keep, fused_keys, fuses
-from graphreg.mixer import blocks, call_words, kept_words, lane_keys, mix, mixed, shift, signed, words, words_past
+from graphreg.mixer import blocks, call_words, kept_words, lane_keys, mix, mixed, readable, shift, signed, split_mix, words, words_past
 
 
 def stream(seed: int, site: str, kind: str, occurrence: int) -> int:
@@ -29,6 +29,12 @@ def stream(seed: int, site: str, kind: str, occurrence: int) -> int:
 
 def call_keys(streams: Tensor, call: Tensor) -> Tensor:
     """int64 [n] streams, int64 [1] call -> int32 [n, 2] keys of that call."""
+    if len(streams) <= _FEW and call.numel() == 1 and readable(streams) and readable(call):
+        words, number = [], call.item()
+        for each in streams.tolist():
+            word = split_mix(each, int(number))
+            words.append((signed(word), signed(word >> 32)))
+        return torch.tensor(words, dtype=torch.int32).view(-1, 2)
     return torch.stack(call_words(streams, call), dim=-1).to(torch.int32)
 
 
@@ -37,7 +43,7 @@ def next_keys(streams: Tensor, step: Tensor, free: Tensor, keys: Tensor) -> Tens
     if fuses():
         fused: Tensor = fused_keys(streams, step, free, keys)
         return fused
-    return torch.where(free, call_keys(streams, step), keys)
+    return torch.where(free != 0, call_keys(streams, step), keys)
 
 
 def ranked(keys: Tensor, rank: int) -> Tensor:
@@ -65,6 +71,7 @@ def bits(key: Tensor, shape: torch.Size | tuple[int, ...], lane: int = 0, start:
 
 
 _FLIP = -(1 << 31)
+_FEW = 16  # streams whose keys are made sooner one by one in Python's integers than in a dozen operators
 
 
 @dataclass(frozen=True)
@@ -89,10 +96,14 @@ class Noise:
                 kept = kept_words(bits(self.key, z.shape), rate).to(torch.int8)
             return kept
         # Of words without a sign, word >= 2 * threshold; torch compares with one, so both have it flipped.
-        limit = ((rate * 2.0**31).to(torch.int32) * 2) ^ _FLIP
-        mask, (k0, k1) = torch.empty(z.numel(), dtype=z.dtype, device=z.device), lane_keys(self.key[0], self.key[1], 0)
+        limit = (
+            signed(int(rate.detach().item() * 2.0**31) * 2 ^ _FLIP) if readable(rate) else ((rate * 2.0**31).to(torch.int32) * 2) ^ _FLIP
+        )
+        k0, k1 = self.key.unbind()
+        k2 = k1 ^ _FLIP
+        mask = torch.empty(z.numel(), dtype=z.dtype, device=z.device)
         for low, high, counter in blocks(z.numel(), 0, z.device):
-            found = mixed(counter, k0, k1).bitwise_xor_(_FLIP)
+            found = mixed(counter, k0, k1, k2)
             mask[low:high] = torch.ge(found, limit, out=found)  # an integer: by way of bool it takes longer than all before
         return mask.view(z.shape)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from graphreg.errors import NoMatchError, RegularizerError, near_sentence
+from graphreg.errors import NoMatchError, RegularizerError, near_sentence, shown
 from graphreg.own_dropout import Own
 from graphreg.selector import Missing, complain, select
 from graphreg.sites import Site, columns
@@ -73,7 +73,9 @@ def _selected(selector: Any, owns: Sequence[Own], title: str, missing: Missing) 
         return list(select(selector, sites, sites, what="dropout", model=title, missing=missing, who="own_dropout").items())
     except NoMatchError:
         names = ", ".join(site.name for site in sites[:6]) + (f" and {len(sites) - 6} more" if len(sites) > 6 else "")
-        near = near_sentence(str(selector), (name for site in sites for name in site.names))
+        name, _, op = str(selector).partition("@")
+        near = near_sentence(op, (label.op for site in sites for label in site.labels), "Near ops") if op else ""
+        near = near or near_sentence(name, (name for site in sites for name in site.names))
         raise NoMatchError(f"own_dropout: {selector!r} names no dropout of {title}.{near} Its dropouts: {names}.") from None
 
 
@@ -89,7 +91,7 @@ def check_option(option: object) -> None:
         if not (value in WORDS if isinstance(value, str) else number and 0 <= float(value) < 1):  # type: ignore[arg-type]
             near = near_sentence(value, WORDS, "Near words") if isinstance(value, str) else ""
             raise RegularizerError(
-                f"own_dropout={value!r} is not allowed; it is 'keep', 'seeded', 'off', or a rate in [0, 1), for all dropouts or by "
+                f"own_dropout={shown(value)} is not allowed; it is 'keep', 'seeded', 'off', or a rate in [0, 1), for all dropouts or by "
                 f"selector: own_dropout={{'layer4.*': 'off'}}.{near}"
             )
 

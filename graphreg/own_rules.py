@@ -87,7 +87,8 @@ class OwnRule(Drawing):
             return z * 0  # what torch gives
 
         def formula(z: Tensor, weight: Tensor, noise: Noise) -> Tensor:
-            mask = noise.keep(z[:1].new_empty(self._shape(z, given)), weight).to(z.dtype)
+            shape = self._shape(z, given)
+            mask = noise.keep(z if shape == z.shape else z[:1].new_empty(shape), weight).to(z.dtype)
             return self._dropped(z, mask, p, given)
 
         weight = torch.full((), p, dtype=accumulation(z.dtype), device=z.device)

@@ -12,7 +12,7 @@ from torch import nn
 
 from graphreg.attach import Penalties, Scale
 from graphreg.collector import collector_at_rest
-from graphreg.errors import RegularizerError
+from graphreg.errors import RegularizerError, shown
 from graphreg.keywords import from_kwargs, instances
 from graphreg.module import RULES, RewrittenModule
 from graphreg.own_choice import OwnDropout
@@ -44,11 +44,12 @@ def regularize(
     ``example_inputs``: a tensor, a tuple (positional) or a dict (keyword). ``penalties="attach"`` keeps the model's own
     output type; ``scale`` is then the scale of the loss. ``compile``: True, or a dict of torch.compile options.
     ``own_dropout``: what becomes of the model's own dropout, stochastic depth and attention dropout: ``"keep"``, ``"seeded"`` (drawn
-    from graphreg's streams), ``"off"``, or a rate in [0, 1), seeded; or a dict of selectors to these, of which the last counts.
+    from graphreg's streams), ``"off"``, or a rate in [0, 1), seeded; or a dict of selectors to these, of which the last counts: as
+    everywhere ``*`` crosses dots and ``!`` excludes. Its rates stay as they are given; a model without dropout is an error.
     The model itself stays as it is, and shares its layers with the result. Raises GraphRegError kinds.
     """
     if not isinstance(compile, (bool, Mapping)):
-        raise RegularizerError(f"compile={compile!r} is not allowed; give True, False or a dict of torch.compile options.")
+        raise RegularizerError(f"compile={shown(compile)} is not allowed; give True, False or a dict of torch.compile options.")
     if scale is not None and penalties != "attach":
         raise RegularizerError("scale= is for penalties='attach'; returned penalties are scaled with the loss they are added to.")
     with collector_at_rest():

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from graphreg.cone import Cone, cone
-from graphreg.errors import GraphRegError, NoMatchError, RegularizerError
+from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, shown
 from graphreg.keywords import instances
 from graphreg.own_choice import OwnDropout, OwnEdit, decide, table
 from graphreg.own_dropout import Own
@@ -148,7 +148,7 @@ def _cones(traced: Traced, named: Mapping[str, Regularizer], edits: Sequence[Edi
 def check_missing(missing: str) -> None:
     """Refuse an unknown ``missing``."""
     if missing not in ("error", "warn", "ignore"):
-        raise RegularizerError(f"missing={missing!r} is unknown; it is 'error', 'warn' or 'ignore'.")
+        raise RegularizerError(f"missing={shown(missing)} is unknown; it is 'error', 'warn' or 'ignore'.")
 
 
 def named_once(regularizers: Sequence[Regularizer]) -> dict[str, Regularizer]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from graphreg.control import noise_on, rng_state
-from graphreg.errors import RegularizerError
+from graphreg.errors import RegularizerError, shown
 from graphreg.module import Regularized
 from graphreg.shapes import arguments
 
@@ -46,9 +46,11 @@ def sample(module: nn.Module, inputs: Any, n: int, *, keep: bool = True, progres
     where that is a terminal. Raises RegularizerError for ``n`` below 1, GraphRegError for a module that draws no noise.
     """
     if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-        raise RegularizerError(f"n={n!r} is not allowed; n is the number of passes, a whole number of 1 or more.")
+        raise RegularizerError(f"n={shown(n)} is not allowed; n is the number of passes, a whole number of 1 or more.")
     if progress is not None and not isinstance(progress, bool):
-        raise RegularizerError(f"progress={progress!r} is not allowed; give True, False, or None for a line where stderr is a terminal.")
+        raise RegularizerError(
+            f"progress={shown(progress)} is not allowed; give True, False, or None for a line where stderr is a terminal."
+        )
     rng_state(module)  # refuses a module that draws nothing
     call = arguments(inputs, "inputs")
     if call is None:

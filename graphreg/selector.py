@@ -16,7 +16,7 @@ from typing import Literal
 
 from torch import nn
 
-from graphreg.errors import NoMatchError, RegularizerError, near_sentence
+from graphreg.errors import NoMatchError, RegularizerError, near, near_sentence
 from graphreg.sites import ROLES, Label, Site
 
 Selector = str | Sequence[str] | Callable[[Site], bool]
@@ -191,7 +191,8 @@ def _nothing(
         return f"{start} It finds only what cannot be regularized: {reasons}.{end}"
     named = [(label, site) for site in sites for label in site.labels if pattern.names(label, site)]
     if named and (pattern.op or pattern.port or pattern.role):
-        ops = ", ".join(sorted({label.op for label, _ in named})[:6])
+        there = sorted({label.op for label, _ in named})
+        ops = ", ".join(list(dict.fromkeys([*near(pattern.op or "", there), *there]))[:6])
         ports = ", ".join(sorted({p for label, _ in named for p in label.ports})[:6])
         roles = ", ".join(sorted({site.role for _, site in named} - {""})) or "none"
         return f"{start} The name is found, the filter is not: ops there {ops}; ports {ports}; roles {roles}.{end}"

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from graphreg.errors import NoMatchError, RegularizerError, near_sentence
+from graphreg.errors import NoMatchError, RegularizerError, near_sentence, shown
 from graphreg.selector import Pattern, strings
 from graphreg.sites import Label, Site
 from graphreg.steps import Steps
@@ -30,8 +30,8 @@ def check_options(regularizer: Any) -> None:
     axis, lengths = time_axis(regularizer), lengths_name(regularizer)
     if type(axis) is not int:
         raise RegularizerError(
-            f"{kind}: time_axis={axis!r} is not allowed; give the axis of time in the value, a whole number: 1 for [batch, time, ...], "
-            "0 for [time, batch, ...]."
+            f"{kind}: time_axis={shown(axis)} is not allowed; give the axis of time in the value, a whole number: 1 for "
+            "[batch, time, ...], 0 for [time, batch, ...]."
         )
     if lengths is not None and not isinstance(lengths, str):
         raise RegularizerError(

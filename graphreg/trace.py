@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from graphreg.collector import collector_at_rest
 from graphreg.decisions import decisions
-from graphreg.errors import GraphRegError, TraceError
+from graphreg.errors import GraphRegError, TraceError, shown
 from graphreg.export import export
 from graphreg.given import given_graphs
 from graphreg.modes import Graphs, left_as_it_was
@@ -103,7 +103,7 @@ def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "a
 def _trace(model: nn.Module, example_inputs: Any, front_end: FrontEnd) -> Traced:
     check_model(model)
     if front_end not in FRONT_ENDS:
-        raise GraphRegError(f"front_end={front_end!r} is unknown; it is one of {', '.join(map(repr, FRONT_ENDS))}.")
+        raise GraphRegError(f"front_end={shown(front_end)} is unknown; it is one of {', '.join(map(repr, FRONT_ENDS))}.")
     call = arguments(example_inputs)
     bound = bind(model, call)
     held = _held(model, bound if call else None)

@@ -41,6 +41,8 @@ def main(checkpoint: Path, losses: Path, backend: str, steps: int, stop: int) ->
         module.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         graphreg.set_rng_state(module, saved["noise"])
+        for name, value in saved["strengths"].items():
+            graphreg.set_strength(module, name, value)
         start = saved["step"]
     for step in range(start, steps):
         x = torch.randn(16, 8, generator=torch.Generator().manual_seed(step))
@@ -52,12 +54,12 @@ def main(checkpoint: Path, losses: Path, backend: str, steps: int, stop: int) ->
             print("standing", flush=True)
             time.sleep(600)
         optimizer.step()
+        graphreg.set_strength(module, "hidden_l1", graphreg.strengths(module)["hidden_l1"] * 1.1)
         with losses.open("a") as file:
             file.write(f"{step} {loss.item().hex()}\n")
         part = checkpoint.with_suffix(".part")  # killed while it writes, it leaves the older one
-        torch.save(
-            {"model": module.state_dict(), "optimizer": optimizer.state_dict(), "noise": graphreg.rng_state(module), "step": step + 1}, part
-        )
+        saved = {"model": module.state_dict(), "optimizer": optimizer.state_dict(), "noise": graphreg.rng_state(module), "step": step + 1}
+        torch.save(saved | {"strengths": graphreg.strengths(module)}, part)
         part.replace(checkpoint)
 
 

@@ -283,10 +283,13 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a list": (lambda s: {**s, "streams": list(s["streams"].values())}, "not a dict of names"),
     "a text": (lambda s: {**s, "streams": dict.fromkeys(s["streams"], "7")}, "not a dict of names"),
     "a word too long": (lambda s: {**s, "streams": dict.fromkeys(s["streams"], 1 << 63)}, "not a dict of names"),
-    "one less": (lambda s: {**s, "streams": dict(list(s["streams"].items())[1:])}, "the state belongs to another module: it has 1 streams"),
-    "another order": (
-        lambda s: {**s, "streams": dict(reversed(s["streams"].items()))},
-        "Regularize the same sites in the same order first.",
+    "one less": (
+        lambda s: {**s, "streams": dict(list(s["streams"].items())[1:])},
+        "the state belongs to another module, of other streams of noise; it lacks: {first}. Build the module as for the run that saved it",
+    ),
+    "others": (
+        lambda s: {**s, "streams": {f"s{i}": 0 for i in range(5)}},
+        "of other streams of noise; the state alone has: s0, s1, s2 and 2 more; it lacks: {first}, ",
     ),
 }
 
@@ -297,9 +300,35 @@ def test_a_damaged_state_is_refused_and_the_noise_stays(damage: str) -> None:
     draw(module)
     before = graphreg.rng_state(module)
     change, sentence = DAMAGED[damage]
+    sentence = sentence.replace("{first}", next(iter(before["streams"])))
     with pytest.raises(RegularizerError, match=re.escape(sentence)):
         graphreg.set_rng_state(module, change(copy.deepcopy(before)))
     assert graphreg.rng_state(module) == before
+
+
+def test_the_streams_of_a_state_are_found_by_name() -> None:
+    """The order is that of the regularizers, which need not come in the order of the run that saved it; the seed is the state's."""
+    module, other = noisy(rng=0), noisy(rng=1)
+    state = graphreg.rng_state(module)
+    graphreg.set_rng_state(other, {**state, "streams": dict(reversed(state["streams"].items()))})
+    assert graphreg.rng_state(other) == state and torch.equal(draw(other), draw(module))
+
+
+def test_buffers_may_be_averaged() -> None:
+    """torch averages the buffers of the noise too, and rounds integers: the copy draws, at other streams; the module is as it was."""
+    module, twin = noisy(), noisy()
+    averaged = torch.optim.swa_utils.AveragedModel(module, use_buffers=True)
+    for _ in range(3):
+        assert torch.equal(draw(module), draw(twin))
+        averaged.update_parameters(module)
+    assert graphreg.rng_state(module) == graphreg.rng_state(twin)
+    copied = averaged.module
+    assert torch.equal(copied.graphreg_rules.key.free, module.graphreg_rules.key.free)
+    assert not torch.equal(draw(copied), draw(copied))
+    with graphreg.frozen_noise(copied):
+        assert torch.equal(draw(copied), draw(copied))
+    with pytest.raises(GraphRegError, match=r"AveragedModel is not a module that graphreg rewrote. There is one in its attribute 'module'"):
+        graphreg.rng_state(averaged)
 
 
 def test_a_state_resumes_a_compiled_module_without_compiling_again() -> None:

@@ -414,7 +414,8 @@ def test_arguments_that_are_not_allowed() -> None:
 
 
 def test_a_module_that_draws_nothing() -> None:
-    assert str(doctor(keeping(own_dropout="off"), backend="eager")) == f"Net: torch {torch.__version__}, eager, cpu"
+    told = "right: nothing random: no splice of graphreg's, and no random operation of the model's own that acts"
+    assert str(doctor(keeping(own_dropout="off"), backend="eager")) == f"Net: torch {torch.__version__}, eager, cpu\n{told}"
 
 
 class Terminal(io.StringIO):

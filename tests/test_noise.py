@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import graphreg
 from graphreg import Noise
-from graphreg.mixer import kept_words
+from graphreg.mixer import call_words, kept_words
 from graphreg.noise import bits, call_keys, ranked, stream
 from scores import correlation, moment, tail, uniform_over
 
@@ -38,6 +41,33 @@ def test_known_answers() -> None:
     assert Noise(KEY).keep(torch.empty(16), 0.5).tolist() == KNOWN["keep"]
     assert ranked(KEY[None], 3)[0].tolist() == KNOWN["rank 3"]
     torch.testing.assert_close(Noise(KEY).normal(torch.empty(3)), torch.tensor(KNOWN["normal"]), rtol=1e-6, atol=1e-6)
+
+
+@given(st.lists(st.integers(-(1 << 63), (1 << 63) - 1), max_size=20), st.integers(0, (1 << 62)))
+def test_few_keys_are_made_of_pythons_integers_and_many_of_tensors(streams: list[int], call: int) -> None:
+    words = torch.tensor(streams, dtype=torch.int64)
+    expected = torch.stack(call_words(words, torch.tensor([call])), dim=-1).to(torch.int32)
+    assert torch.equal(call_keys(words, torch.tensor([call])), expected)
+
+
+@given(st.integers(0, (1 << 31) - 1), st.sampled_from([torch.float32, torch.float64]))
+def test_the_threshold_of_a_rate_is_the_compiled_forms(threshold: int, dtype: torch.dtype) -> None:
+    """Eager compares whole words with a number that Python works out; compiled code takes the sign of a difference."""
+    rate, z = torch.tensor(threshold / 2**31, dtype=dtype).clamp(max=1 - 2**-24), torch.empty(2048)
+    assert torch.equal(Noise(KEY).keep(z, rate).to(torch.int32), kept_words(bits(KEY, z.shape), rate))
+
+
+def test_a_tracer_sees_the_arithmetic_and_not_its_result() -> None:
+    """What is quicker in Python is not taken where the numbers would be baked in."""
+    graph = make_fx(lambda key, p: Noise(key).keep(torch.empty(8), p))(KEY, torch.tensor(0.5))
+    for key in (KEY, key_of(1), key_of(2)):
+        for p in (0.1, 0.9):
+            assert torch.equal(graph(key, torch.tensor(p)), Noise(key).keep(torch.empty(8), p))
+    assert torch.equal(make_fx(call_keys)(torch.tensor([5]), torch.tensor([3]))(torch.tensor([7]), torch.tensor([4])), key_of_words(7, 4))
+
+
+def key_of_words(stream: int, call: int) -> Tensor:
+    return torch.stack(call_words(torch.tensor([stream]), torch.tensor([call])), dim=-1).to(torch.int32)
 
 
 KNOWN: dict[str, Any] = {
