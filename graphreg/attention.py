@@ -52,10 +52,14 @@ def multi_head(drop: Drop, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | 
 
     The weights come from torch's own function, which masks and checks; what follows the dropout is linear in them.
     """
-    a = {**_DEFAULTS, **dict(zip(HEADS, args, strict=False)), **kwargs}
+    a = _separate({**_DEFAULTS, **dict(zip(HEADS, args, strict=False)), **kwargs})
     needed, average = a["need_weights"], a["average_attn_weights"]
+    # What it does with the weights is done below: here of a value of one number, and one number comes out.
+    value, size = a["value"], len(a["q_proj_weight"])
+    none = {"value": value.new_zeros(*value.shape[:-1], 1), "v_proj_weight": value.new_zeros(size, 1)}
+    none |= {"out_proj_weight": value.new_zeros(1, size), "out_proj_bias": None}
     _, weights = F.multi_head_attention_forward(
-        **{**a, "dropout_p": 0.0, "training": False, "need_weights": True, "average_attn_weights": False}
+        **{**a, **none, "dropout_p": 0.0, "training": False, "need_weights": True, "average_attn_weights": False}
     )
     assert weights is not None  # they were asked for
     batched = weights.dim() == 4
@@ -68,14 +72,21 @@ def multi_head(drop: Drop, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | 
     return (out if batched else out.squeeze(1)), None
 
 
+def _separate(a: dict[str, Any]) -> dict[str, Any]:
+    """With the weights of the three projections apart, as torch takes them too."""
+    if a["use_separate_proj_weight"]:
+        return a
+    q, k, v = a["in_proj_weight"].chunk(3)
+    return a | {"use_separate_proj_weight": True, "in_proj_weight": None, "q_proj_weight": q, "k_proj_weight": k, "v_proj_weight": v}
+
+
 def _values(a: dict[str, Any], heads: int, batched: bool) -> Tensor:
     """The projected values, [batch, heads, S, E], with what torch appends to them."""
     if a["static_v"] is not None:
         return _appended(a, a["static_v"].unflatten(0, (-1, heads)))
     value = a["value"] if batched else a["value"].unsqueeze(1)  # [S, batch, E]
-    weight = a["v_proj_weight"] if a["use_separate_proj_weight"] else a["in_proj_weight"].chunk(3)[2]
     bias = None if a["in_proj_bias"] is None else a["in_proj_bias"].chunk(3)[2]
-    v = F.linear(value, weight, bias)
+    v = F.linear(value, a["v_proj_weight"], bias)
     if a["bias_v"] is not None:
         v = torch.cat([v, a["bias_v"].repeat(1, v.shape[1], 1)])
     return _appended(a, v.view(*v.shape[:2], heads, -1).permute(1, 2, 0, 3))

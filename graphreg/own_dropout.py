@@ -126,7 +126,7 @@ def rate_of(module: nn.Module) -> float:
 def _inside(site: Site, path: str, module: nn.Module, whole: Mapping[str, str]) -> list[Own]:
     """What a module that is one operation of the graph draws within it."""
     if isinstance(module, nn.RNNBase) and module.num_layers > 1:
-        why = "it lies between the layers of a recurrent operator that is one"
+        why = "torch applies it between the stacked layers, inside one operator"
         return [Own(site, "layer", float(module.dropout), path=path, why_not=why)] if module.dropout else []
     if isinstance(module, (nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)):
         return [Own(site, "layer", None, path=path, why_not="it draws, and is no dropout")]

@@ -69,9 +69,9 @@ def _tell(found: Plan) -> None:
     for name, regularizer in found.regularizers.items():
         log.info("%g %s %r: %d sites (%s)", regularizer.weight, type(regularizer).__name__, regularizer.pattern, len(found.of(name)), name)
     if found.own:
-        log.info("own dropout: %d of %s", len(found.own), ", ".join(sorted({edit.becomes for edit in found.own})))
+        log.info("own dropout: %d %s", len(found.own), ", ".join(sorted({edit.becomes for edit in found.own})))
     for own in found.stays:
-        log.warning("own dropout is not moved: %s", own.text)
+        log.warning("own dropout stays with torch's generator: %s", own.text)
 
 
 def _warn_of_scale(module: RewrittenModule) -> None:

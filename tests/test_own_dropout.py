@@ -466,7 +466,7 @@ class Mixed(nn.Module):
 
 
 STAYS = """\
-not moved: rnn (LSTM 0.25): cannot be moved: it lies between the layers of a recurrent operator that is one
+not moved: rnn (LSTM 0.25): cannot be moved: torch applies it between the stacked layers, inside one operator
 not moved: encoder.self_attn (MultiheadAttention 0.1): cannot be moved: encoder is kept whole (a layer of torch that is not traced)
 not moved: encoder.dropout (Dropout 0.1): cannot be moved: encoder is kept whole (a layer of torch that is not traced)
 not moved: encoder.dropout1 (Dropout 0.1): cannot be moved: encoder is kept whole (a layer of torch that is not traced)
@@ -499,7 +499,7 @@ def test_the_log() -> None:
         graphreg.regularize(Mixed(), own_dropout=0.2)
     finally:
         logger.removeHandler(handler)
-    assert len([line for line in told if line.startswith("WARNING own dropout is not moved: ")]) == 6
+    assert len([line for line in told if line.startswith("WARNING own dropout stays with torch's generator: ")]) == 6
 
 
 # ---- errors
@@ -556,8 +556,8 @@ def test_a_model_whose_randomness_cannot_be_moved() -> None:
     with pytest.raises(graphreg.RegularizerError) as told:
         seeded(Recurrent())
     assert str(told.value) == (
-        "own_dropout='seeded' cannot be done to Recurrent: rnn (GRU 0.25): cannot be moved: it lies between the layers of a recurrent "
-        "operator that is one; rand_like (rand_like): cannot be moved: it draws by rand_like, which is no dropout that graphreg knows. "
+        "own_dropout='seeded' cannot be done to Recurrent: rnn (GRU 0.25): cannot be moved: torch applies it between the stacked layers, "
+        "inside one operator; rand_like (rand_like): cannot be moved: it draws by rand_like, which is no dropout that graphreg knows. "
         "Leave it at 'keep', or change the model itself there: graphreg can move torch's dropouts, stochastic depth and attention that "
         "it can trace."
     )

@@ -33,7 +33,7 @@ def feed(case: Case, pipe: IO[bytes], folder: Path) -> int:
             while data:
                 data = data[pipe.write(data) :]
             count += words.numel()
-    except BrokenPipeError:
+    except BrokenPipeError:  # it closes its end when it has enough
         pass
     return count
 
