@@ -120,7 +120,7 @@ class Regularizer:
 
     def _number(self, field: str, value: object) -> float:
         with contextlib.suppress(OverflowError):  # an integer that no float can hold is not finite either
-            if isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value):
+            if isinstance(value, numbers.Real) and math.isfinite(value):
                 return float(value)
         given = "was not given" if value is REQUIRED else f"is {value!r}"
         raise RegularizerError(
