@@ -211,7 +211,7 @@ class Backend(Knobs):
         if self._last is None:
             raise GraphRegError(
                 "there are no penalties yet: they are those of the last call of what torch.compile made with this backend, and none has "
-                "ended. Call the compiled model first, and read them behind it."
+                "ended, or none had a graph. Call the compiled model first, and read them behind it."
             )
         return dict(self._last)
 

@@ -14,6 +14,7 @@ from torch import fx, nn
 
 from graphreg.attach import Penalties, Scale, check_penalties, check_scale
 from graphreg.backend import Backend
+from graphreg.eager import watch
 from graphreg.errors import GraphRegError, RegularizerError, near_sentence, raising, shown
 from graphreg.keywords import from_kwargs, instances
 from graphreg.knobs import KNOBS, knobs_of
@@ -65,6 +66,7 @@ def backend(
             "be known; penalties join with scale 1. Pass scale=1 if that is right, else the scaler or factor.",
             stacklevel=2,
         )
+    watch()
     return Backend(named, seed(rng), made, missing, penalties, scale, own_dropout)
 
 
@@ -157,3 +159,6 @@ def by_name(gm: fx.GraphModule, inputs: Sequence[Any], **given: Any) -> Callable
         return raising(error)
     except TypeError as error:
         return raising(RegularizerError(f"options={given.get('options')!r} are not allowed: {error}."))
+
+
+watch()  # also for a backend by name, of whose first call nothing else tells

@@ -8,8 +8,10 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
+import torch.export._trace
 from torch import fx, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils import _pytree as pytree
@@ -67,7 +69,7 @@ def _both(model: nn.Module, call: Arguments, leaves: dict[str, str], constants: 
 
 def _program(model: nn.Module, call: Arguments, leaves: Mapping[str, str]) -> tuple[ExportedProgram, Recording]:
     recorder = Recorder(model, leaves)
-    with recorder.at_work(), warnings.catch_warnings(), _quiet("torch.fx.experimental.symbolic_shapes"):
+    with recorder.at_work(), warnings.catch_warnings(), _quiet("torch.fx.experimental.symbolic_shapes"), _plain_stacks():
         warnings.simplefilter("ignore")  # of torch.export's own, about constants and attributes
         program = torch.export.export(model, *call, dynamic_shapes=_dynamic(model, call), strict=False)
     return program, recorder.told
@@ -75,14 +77,28 @@ def _program(model: nn.Module, call: Arguments, leaves: Mapping[str, str]) -> tu
 
 @contextmanager
 def _quiet(logger: str) -> Iterator[None]:
-    """Without what torch's solver of inequalities logs where it gives up: a screen of tracebacks, and nothing is lost."""
+    """Without what torch's solver of inequalities logs where it gives up, a screen of tracebacks, and without the graph that a failed
+    torch.export prints to stderr: nothing is lost, for the error says what stopped it."""
     log = logging.getLogger(logger)
     level = log.level
     log.setLevel(logging.ERROR)
     try:
-        yield
+        with mock.patch.object(torch.export._trace, "print", lambda *given, **named: None, create=True):
+            yield
     finally:
         log.setLevel(level)
+
+
+@contextmanager
+def _plain_stacks() -> Iterator[None]:
+    """nn.TransformerEncoder and its like by their layers, as in training: not by the fused kernel of inference, and without a look at
+    the mask for being causal, which decides on data how fast the attention is and not what it gives."""
+    layers = torch.nn.modules.transformer
+    with (
+        mock.patch.object(torch.backends.mha, "_is_fastpath_enabled", False),
+        mock.patch.object(layers, "_detect_is_causal_mask", lambda mask, is_causal=None, size=None: is_causal is True),
+    ):
+        yield
 
 
 def _dynamic(model: nn.Module, call: Arguments) -> Any:

@@ -11,7 +11,9 @@ KNOBS = "graphreg_knobs"  # where what torch.compile makes of a backend's name h
 
 
 class Knobs(ABC):
-    """What the functions of ``control.py`` and ``report.py`` ask of a backend in the place of a module."""
+    """What the functions of ``control.py`` and ``report.py`` ask of a backend in the place of a module. ``parts``: its graphs."""
+
+    parts: list[Any]
 
     @abstractmethod
     def strengths(self) -> dict[str, float]: ...
@@ -42,7 +44,7 @@ def knobs_of(given: object) -> Knobs | None:
     """The backend that was given, or that what was given is compiled with; None for anything else."""
     if isinstance(given, Knobs):
         return given
-    inner = compiler_of(context_of(given))
+    inner = given if hasattr(given, "compiler_fn") else compiler_of(context_of(given))
     for found in (inner, getattr(inner, "compiler_fn", None), getattr(inner, KNOBS, None)):
         if isinstance(found, Knobs):
             return found

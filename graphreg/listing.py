@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from graphreg.eager import left
 from graphreg.errors import NoMatchError
 from graphreg.own_choice import OwnDropout, decide, table
 from graphreg.parts import Part
@@ -34,7 +35,7 @@ def check_selectors(parts: Sequence[Part], regularizers: Mapping[str, Regularize
             try:
                 check_count(regularizer, list(selected(whole, regularizer, missing)))
             except NoMatchError as error:
-                raise NoMatchError(f"{error}{_elsewhere(whole, regularizer)}") from None
+                raise NoMatchError(f"{error}{_elsewhere(whole, regularizer)}{left()}") from None
     decide(own_dropout, [own for part in parts for own in part.traced.own_dropout], whole.title, missing)
 
 

@@ -104,7 +104,8 @@ def parts(value: Any, prefix: str = "") -> Iterator[tuple[tuple[str, ...], Any, 
         return
     plain = isinstance(value, (tuple, list)) and not hasattr(value, "_fields")
     for key, part in items:
-        if isinstance(part, (tuple, list, dict)) or (is_dataclass(part) and not isinstance(part, type)):
+        proxy = isinstance(part, fx.Proxy)  # which says that it is a tuple where its value is one
+        if not proxy and (isinstance(part, (tuple, list, dict)) or (is_dataclass(part) and not isinstance(part, type))):
             yield from parts(part, f"{prefix}{key}.")
         else:
             first = plain and not prefix and key == "0"  # what ``name`` and ``name:out`` mean

@@ -19,6 +19,10 @@ class Value(fx.Proxy):
     view, the caller) does not see the write: fx traces another function than the model's, without a word.
     """
 
+    @property
+    def __class__(self) -> type:  # type: ignore[misc]  # what isinstance asks: else a tuple takes the wrong branch without a word
+        return tuple if self.tracer.is_tuple(self.node) else type(self)  # type: ignore[attr-defined]
+
     def _in_place(self, function: Callable[..., Any], other: Any) -> Any:
         if self.node in getattr(self.tracer, "sizes", ()):
             return NotImplemented  # a number: Python's own fallback is right

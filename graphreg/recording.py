@@ -29,8 +29,9 @@ from torch.fx.experimental import proxy_tensor
 from torch.overrides import TorchFunctionMode
 
 from graphreg.errors import GraphRegError
+from graphreg.layers import is_leaf
 from graphreg.naming import parts
-from graphreg.words import AT, KEPT, Call, Recording, Untold, Whole, as_called, by_sign, holds_tensors, is_leaf, mapped, recurrent_value
+from graphreg.words import AT, KEPT, Call, Recording, Untold, Whole, as_called, by_sign, holds_tensors, mapped, recurrent_value
 
 
 class Recorder(TorchFunctionMode):

@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from graphreg.errors import TraceError
+from graphreg.errors import TraceError, first_line
 from graphreg.modes import Graphs
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -51,7 +51,18 @@ def propagate(model: nn.Module, graphs: Graphs, bound: Mapping[str, Any], call: 
                 twin = _in_mode(copy.deepcopy(model), "eval")
                 twin.__dict__.update(constants)
                 twin(*copy.deepcopy(call[0]), **copy.deepcopy(call[1]))  # its own error, if it has one
-                _Recorder(twin, graph).run(*copy.deepcopy(values), enable_io_processing=False)
+                _run(twin, graph, values)
+
+
+def _run(twin: nn.Module, graph: fx.Graph, values: list[Any]) -> None:
+    try:
+        _Recorder(twin, graph).run(*copy.deepcopy(values), enable_io_processing=False)
+    except Exception as error:
+        raise TraceError(
+            f"{type(twin).__name__} cannot be traced symbolically: it runs on the example_inputs, and its trace does not "
+            f"({first_line(error)}). Its forward takes a decision that a trace cannot, as by isinstance of a value. Move that step into "
+            "a submodule of its own (graphreg keeps a submodule it cannot trace whole)."
+        ) from error
 
 
 def _in_mode(model: nn.Module, mode: str) -> nn.Module:

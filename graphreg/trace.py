@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from graphreg.decisions import decisions
 from graphreg.errors import GraphRegError, TraceError, shown
 from graphreg.export import export
 from graphreg.given import given_graphs
+from graphreg.layers import stacks
 from graphreg.modes import Graphs, left_as_it_was
 from graphreg.operators import Operations
 from graphreg.own_dropout import Own, find
@@ -119,25 +120,42 @@ def _trace(model: nn.Module, example_inputs: Any, front_end: FrontEnd) -> Traced
 
 def _traced(model: nn.Module, front_end: FrontEnd, held: Mapping[str, Any], bound: Mapping[str, Any], call: Arguments | None) -> Traced:
     """The first front end of those asked for that takes the model."""
-    constants, met = dict[str, torch.Tensor](), None
-    if front_end != "export":
-        try:
-            with left_as_it_was(model):
-                graphs, leaves = symbolic(model, held, constants, bound)
-            if call:
-                propagate(model, graphs, bound, call, constants)
-            return Traced(model, graphs, value_sites(model, graphs), leaves, held, constants=constants)
-        except GraphRegError as error:  # also of sizes that the trace does not follow
-            if front_end == "symbolic" or (call is None and not isinstance(error, TraceError)):
-                raise
-            met = error
+    if front_end == "export":
+        return _exported(model, held, call, None)
+    try:
+        symbolically = _symbolically(model, held, bound, call)
+    except GraphRegError as met:  # also of sizes that the trace does not follow
+        if front_end == "symbolic" or (call is None and not isinstance(met, TraceError)):
+            raise
+        return _exported(model, held, call, met)
+    kept = [path for path in stacks(model) if path in symbolically.leaves]
+    if front_end == "symbolic" or call is None or not kept:
+        return symbolically
+    try:
+        return _exported(model, held, call, TraceError(f"torch.fx does not see into {', '.join(kept)}"))
+    except TraceError as error:
+        return replace(symbolically, notes=(f"front end: symbolic, for {str(error.__cause__).rstrip('.')}",))
+
+
+def _symbolically(model: nn.Module, held: Mapping[str, Any], bound: Mapping[str, Any], call: Arguments | None) -> Traced:
+    constants = dict[str, torch.Tensor]()
+    with left_as_it_was(model):
+        graphs, leaves = symbolic(model, held, constants, bound)
+    if call:
+        propagate(model, graphs, bound, call, constants)
+    return Traced(model, graphs, value_sites(model, graphs), leaves, held, constants=constants)
+
+
+def _exported(model: nn.Module, held: Mapping[str, Any], call: Arguments | None, met: GraphRegError | None) -> Traced:
+    """By torch.export; ``met``: what the symbolic front end has against the model."""
     if call is None:
         if met is None:
             raise TraceError(f"front_end='export' runs {type(model).__name__}, so it needs example_inputs: a tensor, a tuple or a dict.")
         raise TraceError(f"{met} With example_inputs graphreg goes on to torch.export, which follows more than torch.fx.") from met
-    constants, leaves, notes = {}, {}, list[str]()
+    constants, leaves, notes = dict[str, torch.Tensor](), dict[str, str](), list[str]()
     if met is not None:
-        notes.append(f"front end: export, for {str(met).partition('. ')[0].rstrip('.)')})")
+        why = str(met).partition(". ")[0].rstrip(".")
+        notes.append(f"front end: export, for {why}{')' * (why.count('(') - why.count(')'))}")
     try:
         with left_as_it_was(model):
             graphs = export(model, call, leaves, constants, notes)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import operator
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,12 +21,14 @@ from torch import fx, nn
 from graphreg.decisions import Answering
 from graphreg.dropouts import is_drop_path
 from graphreg.errors import GraphRegError, TraceError, first_line
+from graphreg.layers import TUPLES, is_stack
 from graphreg.naming import Namer, label_node, label_output
 from graphreg.operators import WRAPPED, Operations, is_size
 from graphreg.ports import settle_ports
 from graphreg.proxies import BufferProxy, Value
 from graphreg.surroundings import ModuleStack, checkpoints_refused, randomness, regions, restore_randomness
 
+STACKED = "torch.fx does not see into it; torch.export does, with example_inputs"
 PLAIN = (float, int, bool, str, type(None), torch.dtype, torch.device)
 
 
@@ -122,6 +125,8 @@ class SiteTracer(Answering):
             raise GraphRegError(f"the submodule {path!r} is a rewritten module: graphreg.strip it, then regularize the whole.")
         with self._scope(path):
             if self.is_leaf_module(m, path):
+                if is_stack(m):
+                    self.leaves.setdefault(path, STACKED)
                 return self._called(path, m, forward, args, kwargs)
             mark, buffers, drawn = self._mark(), dict(m._buffers), randomness()
             try:
@@ -155,6 +160,13 @@ class SiteTracer(Answering):
             return proxy
         label_node(proxy.node, self._scopes[-1], self._modules, self._namer)
         return proxy
+
+    def is_tuple(self, node: fx.Node) -> bool:
+        """Whether a value of torch's layers is a tuple, which a forward may ask (``isinstance(state, tuple)``)."""
+        source = node.args[0] if node.target is operator.getitem and node.args[1] == 1 else None
+        if isinstance(source, fx.Node):  # the two states of an LSTM
+            return source.op == "call_module" and isinstance(self._modules[str(source.target)], nn.LSTM)
+        return node.op == "call_module" and isinstance(self._modules[str(node.target)], TUPLES)
 
     def create_arg(self, a: Any) -> Any:
         kind = type(a)  # what arguments mostly are goes first: fx asks twenty questions of each

@@ -14,7 +14,6 @@ from torch import Tensor, fx, nn
 from torch._ops import HigherOrderOperator
 from torch.overrides import is_tensor_method_or_property
 
-from graphreg.dropouts import is_drop_path
 from graphreg.operators import SIZES
 
 PLAIN = (
@@ -188,9 +187,3 @@ def recurrent_value(layer: nn.RNNBase, x: Any, hx: Any = None) -> Any:
     if not isinstance(layer, nn.LSTM):
         return out, state
     return out, (state, x.new_empty((sides * layer.num_layers, *batch, layer.hidden_size)))
-
-
-def is_leaf(m: nn.Module) -> bool:
-    """torch.fx's rule: the layers of torch, and not what only holds others."""
-    torchs = type(m).__module__.startswith(("torch.nn", "torch.ao.nn"))
-    return is_drop_path(m) or (torchs and not isinstance(m, nn.Sequential))

@@ -465,12 +465,13 @@ class Mixed(nn.Module):
         return self.encoder(self.drop(h)) + torch.rand_like(x)
 
 
-STAYS = """\
+WHOLE = "encoder is kept whole (torch.fx does not see into it; torch.export does, with example_inputs)"
+STAYS = f"""\
 not moved: rnn (LSTM 0.25): cannot be moved: torch applies it between the stacked layers, inside one operator
-not moved: encoder.self_attn (MultiheadAttention 0.1): cannot be moved: encoder is kept whole (a layer of torch that is not traced)
-not moved: encoder.dropout (Dropout 0.1): cannot be moved: encoder is kept whole (a layer of torch that is not traced)
-not moved: encoder.dropout1 (Dropout 0.1): cannot be moved: encoder is kept whole (a layer of torch that is not traced)
-not moved: encoder.dropout2 (Dropout 0.1): cannot be moved: encoder is kept whole (a layer of torch that is not traced)
+not moved: encoder.self_attn (MultiheadAttention 0.1): cannot be moved: {WHOLE}
+not moved: encoder.dropout (Dropout 0.1): cannot be moved: {WHOLE}
+not moved: encoder.dropout1 (Dropout 0.1): cannot be moved: {WHOLE}
+not moved: encoder.dropout2 (Dropout 0.1): cannot be moved: {WHOLE}
 not moved: rand_like (rand_like): cannot be moved: it draws by rand_like, which is no dropout that graphreg knows"""
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from zoo.__main__ import chosen, main
 from zoo.columns import COLUMNS
-from zoo.run import Limits, answer, kept, one, passes
+from zoo.run import Limits, kept, one, passes
 from zoo.table import page
 
 TOP = Path(__file__).parent.parent
@@ -36,7 +36,7 @@ def test_a_sweep_its_page_and_going_on(tmp_path: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().out.splitlines() == [
         "tiny/raises, run: ValueError: it wants 5 channels",
         "1 of 2 models pass every column",
-        "4 of the zoo's 6 models have not run: models.md is left as it is",
+        "5 of the zoo's 7 models have not run: models.md is left as it is",
     ]
     results = tmp_path / "results.jsonl"
     with results.open("a") as file:  # the line that an interrupt leaves behind
@@ -57,18 +57,13 @@ def test_a_sweep_its_page_and_going_on(tmp_path: Path, capsys: pytest.CaptureFix
     [
         ("hangs", 3, "it was stopped after 3 seconds"),
         ("dies", 300, "its process ended by signal SIGKILL"),
+        ("leaves", 300, "its process ended: SystemExit: 3"),
         ("fills", 300, "RuntimeError: [enforce fail at alloc_cpu.cpp"),
     ],
 )
 def test_what_ends_its_process_is_reported(name: str, seconds: float, error: str) -> None:
     found = one("tiny_zoo", f"tiny/{name}", Limits(seconds, 8 << 30))
     assert found["error"].startswith(error) and "\n" not in found["error"]
-
-
-def test_of_a_traceback_the_last_line_is_told() -> None:
-    trace = "Traceback (most recent call last):\n  File x\nImportError: no libfoo\n"
-    assert answer(subprocess.CompletedProcess([], 1, "", trace)) == {"error": "its process ended with status 1: ImportError: no libfoo"}
-    assert answer(subprocess.CompletedProcess([], 0, "a model prints\n{}\n", "")) == {}
 
 
 def test_an_unknown_name_is_an_error_with_near_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,9 @@
-"""A zoo of the tests' own: what passes, what raises, what hangs, what dies, what asks for too much memory."""
+"""A zoo of the tests' own: what passes, what raises, what hangs, what dies, what leaves, what asks for too much memory."""
 
 from __future__ import annotations
 
 import os
+import sys
 import time
 
 import torch
@@ -32,13 +33,15 @@ def build(name: str) -> tuple[nn.Module, Inputs]:
         time.sleep(60)
     if name == "dies":
         os.kill(os.getpid(), 9)
+    if name == "leaves":
+        sys.exit(3)
     if name == "fills":
         torch.empty(2**40)
     return (Branching if name == "branches" else Perceptron)(), (torch.ones(2, 4),)
 
 
 def names() -> dict[str, str]:
-    return dict.fromkeys(("passes", "branches", "raises", "hangs", "dies", "fills"), "")
+    return dict.fromkeys(("passes", "branches", "raises", "hangs", "dies", "leaves", "fills"), "")
 
 
 PACKAGES, INDUCTOR = ("torch",), ()

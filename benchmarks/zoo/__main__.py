@@ -25,6 +25,7 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="GLOB", help="models by name, with or without their provider: 'timm/*' resnet18")
     parser.add_argument("--fresh", action="store_true", help="run again what has run")
     parser.add_argument("--failed", action="store_true", help="run again what has failed")
+    parser.add_argument("--unfinished", action="store_true", help="write the page though models are left to run")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=600, help="for one model")
     parser.add_argument("--memory", type=float, default=11, help="GiB, for one model")
@@ -104,8 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(summary({name: records[name] for name in wanted}))
     left = [name for name in names if name not in records]
     if left:
-        print(f"{len(left)} of the zoo's {len(names)} models have not run: {given.page.name} is left as it is")
-    else:
+        stays = "" if given.unfinished else f": {given.page.name} is left as it is"
+        print(f"{len(left)} of the zoo's {len(names)} models have not run{stays}")
+    if given.unfinished or not left:
         given.page.write_text(page(names, records, passed_over(given.models)))
         print(f"written: {given.page}")
     return 0

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import importlib
 import json
+import multiprocessing
 import os
 import platform
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from importlib.metadata import version
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+from zoo.one import run
 
 QUIET = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}  # nothing is fetched
 Record = Mapping[str, Any]
@@ -71,28 +76,44 @@ def by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:
     return groups
 
 
+def server(module: str) -> ForkServerContext:
+    """Forks the processes: it has the libraries in it, whose import costs more than a small model, and has run nothing yet."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["zoo.one", "torch._dynamo", "torch._inductor.compile_fx", *importlib.import_module(module).PACKAGES])
+    with mock.patch.dict(os.environ, QUIET):
+        forkserver.ensure_running()
+    return context
+
+
 def one(module: str, name: str, limits: Limits) -> Record:
     """What one model's process says, or what became of the process."""
     provider, _, model = name.partition("/")
-    command = [sys.executable, "-m", "zoo.one", str(limits.memory), module, provider, model]
-    found: dict[str, Any]
-    try:
-        done = subprocess.run(command, env=os.environ | QUIET, capture_output=True, text=True, timeout=limits.seconds, check=False)
-        found = answer(done)
-    except subprocess.TimeoutExpired:
-        found = {"error": f"it was stopped after {limits.seconds:g} seconds"}
+    context = server(module)
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=run, args=(sender, limits.memory, module, provider, model), daemon=True)
+    process.start()
+    sender.close()
+    found = answer(receiver, limits.seconds)
+    if "error" in found and process.is_alive():
+        process.kill()
+    process.join()
+    found = found or {"error": ended(process.exitcode)}
     return {"name": name, "versions": versions(module)} | found
 
 
-def answer(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    """The last line that the process printed; without one, what became of it, in a line."""
-    if done.returncode < 0:
-        return {"error": f"its process ended by signal {signal.Signals(-done.returncode).name}"}
+def answer(receiver: Connection, seconds: float) -> dict[str, Any]:
+    """What the process sent; nothing where it ended without a word."""
+    if not receiver.poll(seconds):
+        return {"error": f"it was stopped after {seconds:g} seconds"}
     try:
-        return dict(json.loads(done.stdout.splitlines()[-1]))
-    except (ValueError, IndexError):
-        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        return {"error": f"its process ended with status {done.returncode}: {last[0]}"}
+        return dict(receiver.recv())
+    except EOFError:
+        return {}
+
+
+def ended(status: int | None) -> str:
+    how = f"by signal {signal.Signals(-status).name}" if status and status < 0 else f"with status {status}"
+    return f"its process ended {how}"
 
 
 def sweep(module: str, names: Iterable[str], results: Path, workers: int, limits: Limits, tell: Callable[[Record], None]) -> None:
@@ -102,12 +123,12 @@ def sweep(module: str, names: Iterable[str], results: Path, workers: int, limits
         results.write_text(_whole_lines(results))
     stopping = threading.Event()
 
-    def run(name: str) -> Record | None:
+    def each(name: str) -> Record | None:
         record = None if stopping.is_set() else one(module, name, limits)
         return None if stopping.is_set() else record  # what an interrupt ended says nothing of the model
 
     with ThreadPoolExecutor(workers) as pool, results.open("a") as file:
-        waiting = [pool.submit(run, name) for name in names]
+        waiting = [pool.submit(each, name) for name in names]
         try:
             for done in as_completed(waiting):
                 record = done.result()

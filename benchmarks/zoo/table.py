@@ -59,30 +59,35 @@ thread of a machine that ran two models at once: a rough figure, and at such siz
 put back between runs, and the generators start from the same seed. Caches of keys and values, which graphreg switches off, are \
 not compared.
 
-{versions}. {passing} of {all} models pass every column ({share:.1%}). {bare} \
+{left}{versions}. {passing} of {all} models pass every column ({share:.1%}). {bare} \
 Front ends: {ways}.
 """
 
 
 def page(names: Mapping[str, str], records: Mapping[str, Record], skipped: Mapping[str, Mapping[str, str]]) -> str:
     """The whole text: ``names`` in order, each with the family it stands for, the record of each, and by provider what was passed over."""
-    passing = sum(passes(records[name]) for name in names)
-    versions = ", ".join(f"{what} {version}" for what, version in next(iter(records.values()))["versions"].items())
+    ran = {name: records[name] for name in names if name in records}
+    left, passing = [name for name in names if name not in ran], sum(map(passes, ran.values()))
+    versions = ", ".join(f"{what} {version}" for what, version in next(iter(ran.values()))["versions"].items())
     counts = Counter(name.partition("/")[0] for name in names)
-    ways = Counter(record.get("figures", {}).get("front end", "none") for record in records.values())
-    bare = [name for name in names if records[name].get("ours") is False]
+    ways = Counter(record.get("figures", {}).get("front end", "none") for record in ran.values())
+    bare = [name for name in ran if ran[name].get("ours") is False]
     head = HEAD.format(
-        timed=TIMED, versions=versions[0].upper() + versions[1:], passing=passing, all=len(names), share=passing / len(names),
+        timed=TIMED, versions=versions[0].upper() + versions[1:], passing=passing, all=len(ran), share=passing / len(ran),
+        left=f"**{len(left)} of the zoo's {len(names)} models have not run.** " * bool(left),
         timm=counts["timm"], transformers=counts["transformers"], ways=", ".join(f"{way} {count}" for way, count in ways.most_common()),
         bare=f"{len(bare)} met an error that is not graphreg's own: {', '.join(bare)}." if bare else "No failure is a bare traceback.",
     )  # fmt: skip
     parts = [head]
     for provider in dict.fromkeys(name.partition("/")[0] for name in names):
-        own = [name for name in names if name.startswith(f"{provider}/")]
+        own = [name for name in ran if name.startswith(f"{provider}/")]
         parts.append(f"## {provider}\n")
-        parts.append(f"{sum(passes(records[n]) for n in own)} of {len(own)} pass every column.\n")
-        parts.append(table(own, names, records) + "\n")
-        parts += remarks(own, records)
+        if own:
+            parts.append(f"{sum(passes(ran[n]) for n in own)} of {len(own)} pass every column.\n")
+            parts.append(table(own, names, ran) + "\n")
+            parts += remarks(own, ran)
+        waiting = ", ".join(_bare(name) for name in left if name.startswith(f"{provider}/"))
+        parts += _lists({"Have not run:": [waiting] * bool(waiting)})
         parts += _lists({"Passed over, and why:": [f"{what}: {why}" for what, why in skipped.get(provider, {}).items()]})
     return "\n".join(parts)
 
