@@ -19,8 +19,8 @@ class Value(fx.Proxy):
     view, the caller) does not see the write: fx traces another function than the model's, without a word.
     """
 
-    @property
-    def __class__(self) -> type:  # type: ignore[misc]  # what isinstance asks: else a tuple takes the wrong branch without a word
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:  # what isinstance asks: a proxy in the place of a tuple takes the wrong branch without a word
         return tuple if self.tracer.is_tuple(self.node) else type(self)  # type: ignore[attr-defined]
 
     def _in_place(self, function: Callable[..., Any], other: Any) -> Any:

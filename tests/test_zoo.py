@@ -44,7 +44,10 @@ def test_a_sweep_its_page_and_going_on(tmp_path: Path, capsys: pytest.CaptureFix
     first = kept("tiny_zoo", results)
     assert sorted(first) == ["tiny/passes", "tiny/raises"]
     assert run(tmp_path, "--only", "branches") == 0
-    assert run(tmp_path, "--only", "passes", "raises", "branches") == 0  # nothing runs
+    assert run(tmp_path, "--only", "passes", "raises", "branches", "--unfinished") == 0  # nothing runs
+    text = (tmp_path / "models.md").read_text()
+    assert "\n**4 of the zoo's 7 models have not run.** Python " in text and "2 of 3 models pass every column (66.7%)." in text
+    assert "\nHave not run:\n\n- hangs, dies, leaves, fills\n" in text
     assert len(results.read_text().splitlines()) == 3
     assert {name: record for name, record in kept("tiny_zoo", results).items() if name in first} == first
     branches = kept("tiny_zoo", results)["tiny/branches"]
