@@ -108,7 +108,12 @@ def record(**columns: str) -> dict[str, object]:
 def through_the_backend() -> dict[str, object]:
     """A record of a model that neither front end takes."""
     found: dict[str, Any] = record()
-    found["figures"] |= {"front end": "backend", "refused": "TraceError: it decides by its data", "traces": 0.0, "parameters": 1_230}
+    found["figures"] |= {
+        "front end": "backend",
+        "refused": "TraceError: it decides at /opt/x/lib/python3.11/site-packages/net/a.py:3 by its data",
+        "traces": 0.0,
+        "parameters": 1_230,
+    }
     found["columns"]["zero"]["cell"] = "1e-06"
     return found
 
@@ -145,7 +150,7 @@ PAGE = """\
 
 Through the backend, for neither front end takes it:
 
-- other: TraceError: it decides by its data
+- other: TraceError: it decides at net/a.py:3 by its data
 
 ## b
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from zoo.columns import COLUMNS, TIMED
 from zoo.run import Record, by_reason, passes, told
 
+PLACE = re.compile(r"(?<![\w.])/(?:[\w.-]+/)*?(?:lib/python3\.\d+/(?:site-packages/)?|(?=benchmarks/zoo/))")  # where things are installed
 FIGURES = ("parameters", "sites", "hidden", "regularize", "step time")
 
 HEAD = """# Models
@@ -89,7 +91,7 @@ def page(names: Mapping[str, str], records: Mapping[str, Record], skipped: Mappi
         waiting = ", ".join(_bare(name) for name in left if name.startswith(f"{provider}/"))
         parts += _lists({"Have not run:": [waiting] * bool(waiting)})
         parts += _lists({"Passed over, and why:": [f"{what}: {why}" for what, why in skipped.get(provider, {}).items()]})
-    return "\n".join(parts)
+    return PLACE.sub("", "\n".join(parts))
 
 
 def table(own: Iterable[str], names: Mapping[str, str], records: Mapping[str, Record]) -> str:
