@@ -13,6 +13,7 @@ import torch
 import torch.utils.checkpoint as checkpointing
 from torch._ops import _set_mode_pre_dispatch, unset_mode_pre_dispatch
 from torch.fx._symbolic_trace import _wrapped_fns_to_patch
+from torch.nn.modules import transformer
 
 from graphreg.words import Whole
 
@@ -47,6 +48,20 @@ def refused(seeing: Callable[[], bool]) -> list[tuple[Any, str, Any]]:
         (function, "apply", refusal(function.apply, checkpoints)),
         (torch.autograd.Function, "apply", classmethod(refusal(apply, derivative))),
     ]
+
+
+def undetected() -> tuple[Any, str, Any]:
+    """``nn.Transformer`` looks into a mask for whether it is the causal one, to say so to the attention beside it: a trace has no values.
+
+    Not said, the attention reads the mask. It is the same function.
+    """
+    theirs = transformer._detect_is_causal_mask
+
+    def detected(mask: Any, is_causal: bool | None = None, size: int | None = None) -> bool:
+        found: bool = theirs(mask, bool(is_causal), size)
+        return found
+
+    return transformer, "_detect_is_causal_mask", detected
 
 
 def wrapped(function: Callable[..., Any]) -> list[tuple[Any, str, Any]]:

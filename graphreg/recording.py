@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from graphreg.errors import GraphRegError
 from graphreg.naming import parts
-from graphreg.patches import refused, untraced, wrapped
+from graphreg.patches import refused, undetected, untraced, wrapped
 from graphreg.words import AT, KEPT, Call, Recording, Untold, Whole, as_called, by_sign, holds_tensors, is_leaf, mapped, recurrent_value
 
 
@@ -52,7 +52,7 @@ class Recorder(TorchFunctionMode):
 
         with ExitStack() as patches:
             patches.enter_context(mock.patch.object(proxy_tensor._ModuleStackTracer, "call_module", call_module))
-            for owner, name, instead in (*refused(self.seeing), *wrapped(self.function)):
+            for owner, name, instead in (*refused(self.seeing), *wrapped(self.function), undetected()):
                 patches.enter_context(mock.patch.object(owner, name, instead))
             yield
 

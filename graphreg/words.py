@@ -190,7 +190,13 @@ def recurrent_value(layer: nn.RNNBase, x: Any, hx: Any = None) -> Any:
     return out, (state, x.new_empty((sides * layer.num_layers, *batch, layer.hidden_size)))
 
 
+# Of torch's own modules those that only hold others; torch.fx knows the first alone.
+HOLDERS = (
+    nn.Sequential, nn.Transformer, nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.TransformerDecoder, nn.TransformerDecoderLayer,
+)  # fmt: skip
+
+
 def is_leaf(m: nn.Module) -> bool:
     """torch.fx's rule: the layers of torch, and not what only holds others."""
     torchs = type(m).__module__.startswith(("torch.nn", "torch.ao.nn"))
-    return is_drop_path(m) or (torchs and not isinstance(m, nn.Sequential))
+    return is_drop_path(m) or (torchs and not isinstance(m, HOLDERS))
