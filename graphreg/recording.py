@@ -27,7 +27,21 @@ from torch.overrides import TorchFunctionMode
 from graphreg.errors import GraphRegError
 from graphreg.naming import parts
 from graphreg.patches import refused, undetected, untraced, wrapped
-from graphreg.words import AT, KEPT, Call, Recording, Untold, Whole, as_called, by_sign, holds_tensors, is_leaf, mapped, recurrent_value
+from graphreg.words import (
+    AT,
+    KEPT,
+    Call,
+    Recording,
+    Untold,
+    Whole,
+    as_called,
+    by_sign,
+    holds_tensors,
+    is_leaf,
+    mapped,
+    recurrent_value,
+    sizes_asked,
+)
 
 
 class Recorder(TorchFunctionMode):
@@ -129,7 +143,14 @@ class Recorder(TorchFunctionMode):
                 random.setstate(drawn)
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.seeing():
+            self._asked(sizes_asked(func), args)
         return self.function(func, by_sign(), *args, **(kwargs or {}))
+
+    def _asked(self, names: list[str], args: Any) -> None:
+        slot = proxy_tensor.get_proxy_slot(args[0], self._tracer, None) if names and isinstance(args[0], Tensor) else None
+        if slot is not None:
+            self.told.returns.setdefault(self._last(), []).extend((name, self._scopes[-1], slot.proxy.node) for name in names)
 
     def function(self, func: Callable[..., Any], sign: bool, *args: Any, **kwargs: Any) -> Any:
         """Call a function of torch, as one operation of the recording where it is one."""
