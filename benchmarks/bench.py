@@ -28,6 +28,7 @@ PARTS: dict[str, tuple[str, list[str]]] = {
     "contractive": ("The contractive penalty", ["contractive.py"]),
     "dropout": ("A model's own dropout, moved", ["dropout.py"]),
     "cost": ("The cost of regularize()", ["cost.py"]),
+    "export-cost": ("The cost of regularize() by torch.export", ["export_cost.py"]),
     "generators": ("Generators of the noise", ["generators.py"]),
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import gc
 import statistics
 import time
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 import torchvision
+from page import arguments, chosen, progress, row
 from torch import Tensor, nn
 from torch.export import Dim
 from transformers import BertConfig, BertForMaskedLM
@@ -27,7 +27,15 @@ def language_model() -> tuple[nn.Module, dict[str, Tensor]]:
     return BertForMaskedLM(config), {"input_ids": torch.randint(0, 100, (2, 9))}
 
 
-MODELS: dict[str, Callable[[], tuple[nn.Module, dict[str, Tensor]]]] = {"resnet18": image_model, "bert, 4 layers": language_model}
+def branching_model() -> tuple[nn.Module, dict[str, Tensor]]:
+    return torchvision.models.googlenet(num_classes=10, init_weights=False), {"x": torch.randn(2, 3, 64, 64)}
+
+
+MODELS: dict[str, Callable[[], tuple[nn.Module, dict[str, Tensor]]]] = {
+    "resnet18": image_model,
+    "bert, 4 layers": language_model,
+    "googlenet": branching_model,
+}
 
 
 def two_exports(model: nn.Module, inputs: dict[str, Tensor]) -> None:
@@ -51,18 +59,20 @@ def seconds(run: Callable[..., None], *given: Any) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
+    options = arguments(__doc__, ("--rounds", 9), names=MODELS)
     torch.set_num_threads(1)
-    print("| model | two exports, s | `regularize()`, ratio to these |\n|---|---|---|")
-    for name, make in MODELS.items():
+    print(f"1 thread, {options.rounds} interleaved rounds.\n")
+    print(row("model", "two exports, s", "`regularize()`, s", "ratio"))
+    print(row(*["---"] * 4))
+    for name, make in chosen(MODELS, options.only).items():
+        progress(f"cost of regularize() by export: {name}")
         model, inputs = make()
         regularized(model, inputs)  # imports, caches
         two_exports(model, inputs)
-        times = [(seconds(two_exports, model, inputs), seconds(regularized, model, inputs)) for _ in range(rounds)]
-        theirs, ratio = statistics.median(t[0] for t in times), statistics.median(t[1] / t[0] for t in times)
-        print(f"| {name} | {theirs:.2f} | {ratio:.2f} |", flush=True)
+        times = [(seconds(two_exports, model, inputs), seconds(regularized, model, inputs)) for _ in range(options.rounds)]
+        low, middle, high = statistics.quantiles(ours / theirs for theirs, ours in times)
+        exports, ours = (statistics.median(column) for column in zip(*times, strict=True))
+        print(row(name, f"{exports:.2f}", f"{ours:.2f}", f"{middle:.2f} ± {(high - low) / 2:.2f}"), flush=True)
 
 
 if __name__ == "__main__":

@@ -166,8 +166,8 @@ class Backend(Knobs):
     def _run(self, part: Part, values: Sequence[Any]) -> Any:
         call = self._call if self._call is not None else self._current()
         self._require(part)
-        given = part.run(*values, *self._added(part, call))
-        outputs = call.taken(given, part.emitted.measured if part.emitted else (), part.broken)
+        extra, counts = part.parameters(call.model)
+        outputs = call.taken(part.run(*values, *self._added(part, call), *extra), part.measured, part.weighed, part.broken, counts)
         self._ran(part, call, outputs)
         return outputs
 

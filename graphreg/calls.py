@@ -50,6 +50,10 @@ class Measurer:
         total = self.leaf(*values)
         return total
 
+    def is_plain(self, model: nn.Module) -> bool:
+        """Whether the parameters are there, and no tensors of another class."""
+        return all(type(model.get_parameter(name)) in (nn.Parameter, Tensor) for name in self.parameters)
+
     def share(self, strength: Tensor, count: int) -> Tensor:
         """The derivative of the penalty by one of ``count`` measurements: 0-d."""
         if self.whole:
@@ -64,25 +68,41 @@ class Call:
         self, model: nn.Module, strengths: Mapping[str, Tensor], measurers: Mapping[str, Measurer], attaches: bool, scale: Scale | None
     ) -> None:
         self.model, self.strengths, self.measurers, self.attaches, self.scale = model, dict(strengths), measurers, attaches, scale
+        self.started = False
         self.names: dict[str, None] = {}  # taken by the graphs that ran
         self.acted: set[tuple[str, str]] = set()  # regularizer and site
         self.occurrences: Counter[tuple[str, type]] = Counter()  # of a class of regularizer at a site
         self.values: dict[str, list[Tensor]] = {}
         self.trains: set[str] = set()  # the penalties that some parameter reaches
         self.made = WeakTensorKeyDictionary()  # what a graph gave to the code behind its break, with what is known of it
+        self.totals_given: dict[str, Tensor] = {}  # of parameters, by the first graph that has them
         self.counted = -1  # the backward pass in which the parameters' penalties have joined
 
     def known(self, inputs: Sequence[Any]) -> dict[int, Known]:
         """What is known of inputs that earlier graphs made, by id."""
         return {id(value): self.made[value] for value in inputs if isinstance(value, Tensor) and value in self.made}
 
-    def taken(self, given: Sequence[Any], names: Sequence[str], broken: bool) -> list[Any]:
-        """The outputs of a graph that ran, without its measurements, which are the last and belong to the penalties ``names``.
+    def weighs(self) -> dict[str, tuple[Total, tuple[str, ...]]]:
+        """The penalties on parameters that a graph captured now has in it: all, if it is the call's first, so that each is there once.
+
+        A graph takes plain parameters; those that are sharded are measured behind the call.
+        """
+        if self.started:
+            return {}
+        return {name: (m.leaf, m.parameters) for name, m in self.measurers.items() if m.parameters and m.is_plain(self.model)}
+
+    def taken(self, given: Sequence[Any], names: Sequence[str], weighed: Sequence[str], broken: bool, counts: bool) -> list[Any]:
+        """The outputs of a graph that ran, without its measurements, which are the last and belong to the penalties ``names``,
+        and without the penalties on parameters that it has, which come behind these; ``counts``: whether these are to be used.
 
         Where penalties attach, the outputs carry them; a graph behind a break may write into its inputs, and gets copies.
         """
-        count = len(given) - len(names)
-        outputs, measured = list(given[:count]), list(given[count:])
+        self.started = True
+        count = len(given) - len(weighed)
+        for name, total in zip(weighed, given[count:], strict=True):
+            if counts:
+                self.totals_given.setdefault(name, total)
+        outputs, measured = list(given[: count - len(names)]), list(given[count - len(names) : count])
         for name, value in zip(names, measured, strict=True):
             self.values.setdefault(name, []).append(value.detach() if self.attaches else value)
             if value.requires_grad:
@@ -102,7 +122,8 @@ class Call:
     @cached_property
     def of_parameters(self) -> dict[str, Tensor]:
         """The penalties on parameters, once a call, whatever graphs read them."""
-        return {name: self._total(name) for name, measurer in self.measurers.items() if measurer.regularizer.on == "parameters"}
+        names = [name for name, measurer in self.measurers.items() if measurer.regularizer.on == "parameters"]
+        return {name: self.totals_given[name] if name in self.totals_given else self._total(name) for name in names}
 
     def _total(self, name: str) -> Tensor:
         values = self.values.get(name, [])

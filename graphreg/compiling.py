@@ -16,6 +16,7 @@ from graphreg.attach import Penalties, Scale, check_penalties, check_scale
 from graphreg.backend import Backend
 from graphreg.eager import watch
 from graphreg.errors import GraphRegError, RegularizerError, near_sentence, raising, shown
+from graphreg.inductor import with_our_pass
 from graphreg.keywords import from_kwargs, instances
 from graphreg.knobs import KNOBS, knobs_of
 from graphreg.leaves import check_rng, seed
@@ -119,9 +120,14 @@ def _inner(inner: Any, options: Mapping[str, Any] | None) -> Inner:
 
 def _inductor(options: Mapping[str, Any] | None) -> Inner:
     try:
-        found: Inner = torch._TorchCompileInductorWrapper(None, dict(options or {}), None)  # type: ignore[no-untyped-call]
+        found: Inner = torch._TorchCompileInductorWrapper(None, _with_passes(options), None)  # type: ignore[no-untyped-call]
     except RuntimeError as error:
         raise RegularizerError(f"options={dict(options or {})!r} are not allowed: {str(error).splitlines()[0]}") from None
+    return found
+
+
+def _with_passes(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    found: dict[str, Any] = with_our_pass({"options": dict(options or {})})["options"]
     return found
 
 

@@ -6,7 +6,7 @@ buffer that a leaf assigns would be assigned once, while the compiler traces. Me
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from graphreg.keys import KeyRule
 from graphreg.leaves import measures
+from graphreg.measures import Total, Whole
 from graphreg.module import RULES, Regularized, RewrittenModule
 from graphreg.plan import Plan
 from graphreg.rules import Drawing, Leaf, Rules
@@ -48,23 +49,29 @@ class Bound(nn.Module):
 class Emitted:
     """``strengths``: the names of those that are inputs, in order; ``draws``: whether the keys are one, before them.
 
-    ``measured``: of each output behind the graph's own, the penalty.
+    ``more``: the parameters that are inputs behind these, which the graph itself does not read. ``measured``: of each output behind
+    the graph's own, the penalty; ``weighed``: of those behind these, the penalty on parameters, which is whole.
     """
 
     module: fx.GraphModule
     draws: bool
     strengths: tuple[str, ...]
+    more: tuple[str, ...]
     measured: tuple[str, ...]
+    weighed: tuple[str, ...]
 
 
-def emit(rewritten: RewrittenModule, gm: fx.GraphModule, plan: Plan) -> Emitted:
-    """The rewritten graph in Dynamo's form; ``gm`` is what Dynamo captured."""
-    return _Emission(rewritten, gm, plan).emitted()
+Weighed = Mapping[str, tuple[Total, Sequence[str]]]  # by penalty: its leaf, and the names of its parameters
+
+
+def emit(rewritten: RewrittenModule, gm: fx.GraphModule, plan: Plan, weighed: Weighed) -> Emitted:
+    """The rewritten graph in Dynamo's form; ``gm`` is what Dynamo captured, ``weighed`` the penalties on parameters to be in it."""
+    return _Emission(rewritten, gm, plan, weighed).emitted()
 
 
 class _Emission:
-    def __init__(self, rewritten: RewrittenModule, gm: fx.GraphModule, plan: Plan) -> None:
-        self.given, self.gm, self.plan = rewritten, gm, plan
+    def __init__(self, rewritten: RewrittenModule, gm: fx.GraphModule, plan: Plan, weighed: Weighed) -> None:
+        self.given, self.gm, self.plan, self.weighed = rewritten, gm, plan, weighed
         (self.source,) = rewritten.graphs.values()
         self.graph = fx.Graph()
         self.twins: dict[fx.Node, Any] = {}
@@ -83,6 +90,11 @@ class _Emission:
         for leaf in leaves.values():
             if (name := self._strength(leaf)) and name not in self.strengths:
                 self.strengths[name] = self._added(f"graphreg_strength_{name}")
+        for name in self.weighed:
+            self.strengths[name] = self._added(f"graphreg_strength_{name}")
+        parameters = {str(node.target): twin for node, twin in self.twins.items() if node.op == "get_attr"}
+        wanted = dict.fromkeys(name for _, names in self.weighed.values() for name in names)
+        more = {name: self._added(f"graphreg_parameter_{i}") for i, name in enumerate([name for name in wanted if name not in parameters])}
         measured = dict[str, list[fx.Node]]()
         for node in self.source.nodes:
             if node in self.twins or node.op == "output":
@@ -96,20 +108,31 @@ class _Emission:
                 self.twins[node] = self._copied(node)
                 if about.get("kind") == "total" and node.args[0]:
                     measured[about["regularizer"]] = [self.twins[node]]
-        return self._finished(measured)
+        return self._finished(measured, tuple(more), self._weigh({**parameters, **more}))
 
-    def _finished(self, measured: Mapping[str, list[fx.Node]]) -> Emitted:
+    def _weigh(self, parameters: Mapping[str, fx.Node]) -> dict[str, fx.Node]:
+        """The penalties on parameters."""
+        totals = {}
+        for name, (leaf, names) in self.weighed.items():
+            read = {each: parameters[each] for each in names}
+            target = f"graphreg_total_{name}"
+            self.attributes[target] = Bound(leaf, True)
+            given = (read,) if isinstance(leaf, Whole) else tuple(read.values())
+            totals[name] = self.graph.create_node("call_module", target, (self.strengths[name], *given))
+        return totals
+
+    def _finished(self, measured: Mapping[str, list[fx.Node]], more: tuple[str, ...], totals: Mapping[str, fx.Node]) -> Emitted:
         value = self.source.output_node().args[0]
         value = value.output if isinstance(value, Regularized) else value
         own: Any = fx.node.map_arg(value, self.twins.__getitem__)
         flat = [(name, node) for name, nodes in measured.items() for node in nodes]
-        self.graph.output((*own, *(node for _, node in flat))).meta.update(self.gm.graph.output_node().meta)
+        self.graph.output((*own, *(node for _, node in flat), *totals.values())).meta.update(self.gm.graph.output_node().meta)
         module = fx.GraphModule(self.attributes, self.graph)
         module.meta.update(self.gm.meta)
         for name in _CARRIED:
             if hasattr(self.gm, name):
                 setattr(module, name, getattr(self.gm, name))
-        return Emitted(module, self.key is not None, tuple(self.strengths), tuple(name for name, _ in flat))
+        return Emitted(module, self.key is not None, tuple(self.strengths), more, tuple(name for name, _ in flat), tuple(totals))
 
     def _placeholder(self, node: fx.Node) -> fx.Node:
         twin = self.graph.node_copy(node)

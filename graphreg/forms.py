@@ -11,11 +11,15 @@ Behind a normalization the output can be had again from what the normalization k
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, fx
-from torch.utils.checkpoint import checkpoint
+from torch._higher_order_ops.wrap import uid
+from torch.fx import traceback
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint
 
 from graphreg.noise import Noise
 from graphreg.operators import Operations, function_name
@@ -59,9 +63,24 @@ def kept(formula: Callable[[Tensor, Tensor, Noise], Tensor], z: Tensor, weight: 
     def again(z: Tensor, weight: Tensor, key: Tensor, *draws: Tensor) -> Tensor:
         return formula(z, weight, _Replaying(key, list(draws)))
 
+    if not torch.compiler.is_dynamo_compiling():
+        with _marked():
+            return again(z, weight, noise.key, *draws)
     y = checkpoint(again, z, weight, noise.key, *draws, use_reentrant=False, preserve_rng_state=False)
     assert isinstance(y, Tensor)
     return y
+
+
+@contextmanager
+def _marked() -> Iterator[None]:
+    """Below Dynamo, which makes a region of a checkpoint: the operations get the mark that it gives to those of a region."""
+    before = dict(traceback.current_meta)
+    traceback.current_meta.update(recompute=CheckpointPolicy.PREFER_RECOMPUTE, ac_graph_id=next(uid))
+    try:
+        yield
+    finally:
+        traceback.current_meta.clear()
+        traceback.current_meta.update(before)
 
 
 @dataclass(frozen=True)

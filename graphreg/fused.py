@@ -75,6 +75,11 @@ def compiling() -> bool:
     return torch.compiler.is_compiling() or _Within.on
 
 
+def recomputes() -> bool:
+    """Whether a compiler traces that computes again in backward what is marked: Dynamo's, or the backend's."""
+    return torch.compiler.is_dynamo_compiling() or _Within.on
+
+
 def fuses() -> bool:
     """Whether the operators are to be traced, for Inductor to lower. An exported program is torch's alone."""
     return (_Within.on or (torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting())) and _lowers()

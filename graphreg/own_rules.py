@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from graphreg.attention import attention, multi_head
 from graphreg.forms import kept
+from graphreg.fused import recomputes
 from graphreg.noise import Noise
 from graphreg.own_choice import OwnEdit
 from graphreg.own_dropout import rate_of
@@ -92,7 +93,7 @@ class OwnRule(Drawing):
             return self._dropped(z, mask, p, given)
 
         weight = torch.full((), p, dtype=accumulation(z.dtype), device=z.device)
-        again = self.recomputed and torch.compiler.is_dynamo_compiling() and not self._writes(given)
+        again = self.recomputed and recomputes() and not self._writes(given)
         return kept(formula, z, weight, noise) if again else formula(z, weight, noise)
 
     def _dropped(self, z: Tensor, mask: Tensor, p: float, given: Mapping[str, Any]) -> Tensor:

@@ -31,9 +31,19 @@ from graphreg.trace import Traced
 Inner = Callable[[fx.GraphModule, list[Any]], Callable[..., Any]]
 
 
+About = tuple[Any, ...]
+
+
+def about(parameter: Tensor) -> About:
+    """What a graph goes by that has a parameter for an input, and Dynamo guards for those of its own."""
+    return parameter.shape, parameter.dtype, parameter.device, parameter.requires_grad
+
+
 @dataclass(frozen=True)
 class Part:
-    """A graph of the model. ``rows``: its streams, ``draws`` whether each acts; ``gives``: what is known of its outputs, by place."""
+    """A graph of the model. ``rows``: its streams, ``draws`` whether each acts; ``gives``: what is known of its outputs, by place;
+    ``extra``: how the parameters were that it takes beside those of the captured graph.
+    """
 
     number: int
     place: Place
@@ -49,6 +59,25 @@ class Part:
     device: torch.device | None = None
     owners: tuple[nn.Module, ...] = ()
     modes: tuple[bool, ...] = ()
+    extra: tuple[About, ...] = ()
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        return self.emitted.measured if self.emitted else ()
+
+    @property
+    def weighed(self) -> tuple[str, ...]:
+        return self.emitted.weighed if self.emitted else ()
+
+    def parameters(self, model: nn.Module) -> tuple[list[Tensor], bool]:
+        """The parameters that it takes for a penalty alone, and whether they are as when it was captured.
+
+        Of one that was frozen or moved since Dynamo knows nothing. The graph then has zeros, and what it makes of them does not count.
+        """
+        found = [model.get_parameter(name) for name in self.emitted.more] if self.emitted else []
+        if tuple(map(about, found)) == self.extra:
+            return list(found), True
+        return [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device, _ in self.extra], False
 
 
 class Maker:
@@ -93,25 +122,29 @@ class Maker:
         found = self.planned(traced, captured, call)
         broken = not place.last and bool(getattr(getattr(gm, "compile_subgraph_reason", None), "graph_break", True))
         part = Part(number, place, broken, traced, found, captured.claimed, _gives(traced))
-        if not found.edits and not found.own:
+        weighed = call.weighs()
+        if not found.edits and not found.own and not weighed:
             return dataclasses.replace(part, run=self.inner(gm, list(inputs)))
         rewritten = rewrite(traced, found, rng=0)
         rules: Rules = getattr(rewritten, RULES)
         drawing = [leaf for leaf in rules.children() if isinstance(leaf, Drawing)]
         for leaf in drawing:
             leaf.forced = forced
-        emitted = emit(rewritten, gm, found)
+        emitted = emit(rewritten, gm, found, weighed)
         device = next((v.device for v in inputs if isinstance(v, Tensor) and v.is_floating_point()), torch.device("cpu"))
         rows = _rows(rewritten, found)
         more = [constant(torch.zeros(len(rows), 2, dtype=torch.int32, device=device))] if emitted.draws else []
         more += [constant(strengths(name, device)) for name in emitted.strengths]
+        extra = [self.model.get_parameter(name) for name in emitted.more]
+        more += map(constant, extra)
         draws = tuple(acts for _, acts in acting(rewritten))
         with within_backend(), torch._functorch.config.patch(enable_autograd_cache=False):  # our leaves are in no cache key
             run = self.inner(emitted.module, [*inputs, *more])
         owners = tuple(dict.fromkeys(leaf.owner[0] for leaf in drawing))
         owners = tuple(self.model if isinstance(owner, RewrittenModule) else owner for owner in owners)
         modes = tuple(owner.training for owner in owners)
-        return dataclasses.replace(part, rows=rows, draws=draws, emitted=emitted, run=run, device=device, owners=owners, modes=modes)
+        return dataclasses.replace(part, rows=rows, draws=draws, emitted=emitted, run=run, device=device, owners=owners, modes=modes,
+                                   extra=tuple(map(about, extra)))  # fmt: skip
 
 
 def _after(edit: Edit, captured: Captured, call: Call) -> Edit:

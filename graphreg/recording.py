@@ -11,27 +11,37 @@ from __future__ import annotations
 
 import operator
 import random
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
-from types import FunctionType
 from typing import Any
 from unittest import mock
 
 import torch
-import torch.utils.checkpoint as checkpointing
 from torch import Tensor, fx, nn
 from torch._C._functorch import is_functorch_wrapped_tensor, peek_interpreter_stack
 from torch._guards import TracingContext
-from torch.fx._symbolic_trace import _wrapped_fns_to_patch
 from torch.fx.experimental import proxy_tensor
 from torch.overrides import TorchFunctionMode
 
 from graphreg.errors import GraphRegError
 from graphreg.layers import is_leaf
 from graphreg.naming import parts
-from graphreg.words import AT, KEPT, Call, Recording, Untold, Whole, as_called, by_sign, holds_tensors, mapped, recurrent_value
+from graphreg.patches import refused, undetected, untraced, wrapped
+from graphreg.words import (
+    AT,
+    KEPT,
+    Call,
+    Recording,
+    Untold,
+    Whole,
+    as_called,
+    by_sign,
+    holds_tensors,
+    mapped,
+    recurrent_value,
+    sizes_asked,
+)
 
 
 class Recorder(TorchFunctionMode):
@@ -56,7 +66,7 @@ class Recorder(TorchFunctionMode):
 
         with ExitStack() as patches:
             patches.enter_context(mock.patch.object(proxy_tensor._ModuleStackTracer, "call_module", call_module))
-            for owner, name, instead in (*_refused(self), *_wrapped(self)):
+            for owner, name, instead in (*refused(self.seeing), *wrapped(self.function), undetected()):
                 patches.enter_context(mock.patch.object(owner, name, instead))
             yield
 
@@ -133,7 +143,14 @@ class Recorder(TorchFunctionMode):
                 random.setstate(drawn)
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.seeing():
+            self._asked(sizes_asked(func), args)
         return self.function(func, by_sign(), *args, **(kwargs or {}))
+
+    def _asked(self, names: list[str], args: Any) -> None:
+        slot = proxy_tensor.get_proxy_slot(args[0], self._tracer, None) if names and isinstance(args[0], Tensor) else None
+        if slot is not None:
+            self.told.returns.setdefault(self._last(), []).extend((name, self._scopes[-1], slot.proxy.node) for name in names)
 
     def function(self, func: Callable[..., Any], sign: bool, *args: Any, **kwargs: Any) -> Any:
         """Call a function of torch, as one operation of the recording where it is one."""
@@ -167,14 +184,15 @@ class Recorder(TorchFunctionMode):
         try:
             # torch.export would write the regions of a module (no_grad, autocast) down too
             alone = torch._C.DisableTorchFunction() if call.op == "call_module" else nullcontext()
-            with proxy_tensor.disable_proxy_modes_tracing(), alone:
+            with untraced(), alone:
                 value = run(*args, **kwargs)
             if call.target is not operator.setitem and not holds_tensors(value):
                 raise Untold
             key = str(len(self.told.calls))
             self.told.calls[key] = call
             given = (*reversed(told[:2]), *told[2:], *call.more) if call.swapped else (*told, *call.more)
-            with torch._C.DisableTorchFunction():  # each look at a tensor would go through three modes in Python
+            # each look at a tensor would go through three modes in Python, and each size be written down that is multiplied for it
+            with torch._C.DisableTorchFunction(), untraced():
                 proxy = self._tracer.create_proxy("call_function", KEPT, (key, given, more), {})
                 proxy.node.meta["val"] = None
                 return proxy_tensor.track_tensor_tree(value, proxy, constant=None, tracer=self._tracer)
@@ -217,34 +235,3 @@ class Recorder(TorchFunctionMode):
             if node is start:
                 break
             self.told.abandoned.add(node)
-
-
-def _refused(recorder: Recorder) -> list[tuple[Any, str, Any]]:
-    """What a trace would lose: activation checkpointing, derivatives written by hand."""
-
-    def refusal(original: Callable[..., Any], reason: str) -> Callable[..., Any]:
-        def refused(*args: Any, **kwargs: Any) -> Any:
-            if recorder.seeing():
-                raise Whole(reason)
-            return original(*args, **kwargs)
-
-        return refused
-
-    checkpoints = "it checkpoints activations, which a trace would lose"
-    generator, function = "_checkpoint_without_reentrant_generator", checkpointing.CheckpointFunction
-    derivative = "it calls a torch.autograd.Function, and a trace would lose its backward"
-    apply = torch.autograd.Function.__dict__["apply"].__func__
-    return [
-        (checkpointing, generator, refusal(getattr(checkpointing, generator), checkpoints)),
-        (function, "apply", refusal(function.apply, checkpoints)),
-        (torch.autograd.Function, "apply", classmethod(refusal(apply, derivative))),
-    ]
-
-
-def _wrapped(recorder: Recorder) -> list[tuple[Any, str, Any]]:
-    """What torch.fx takes as one operation: functions under ``torch.fx.wrap``, and torchvision's, which its own listing wraps."""
-    ops: Any = sys.modules.get("torchvision.ops")
-    found: list[tuple[str, str, Any]] = [(f.__module__, name, f) for name, f in (vars(ops) if ops else {}).items() if callable(f)]
-    found += [(str(names.get("__name__")), name, names.get(name)) for (_, name), names in _wrapped_fns_to_patch.items()]
-    here = [(sys.modules[home], name, f) for home, name, f in found if home in sys.modules and isinstance(f, FunctionType)]
-    return [(home, name, partial(recorder.function, f, False)) for home, name, f in here]

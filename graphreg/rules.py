@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from graphreg.errors import RegularizerError
 from graphreg.forms import kept
+from graphreg.fused import recomputes
 from graphreg.noise import Noise
 from graphreg.regularizer import Splice
 
@@ -150,7 +151,7 @@ class SpliceRule(Drawing):
                 f"{self.about}: the value is {z.dtype}, and only floating-point values can be spliced. Leave the site out."
             )
         weight, noise = self.weight(accumulation(z.dtype)), Noise(key[self.slot])
-        again = self.recomputed and torch.compiler.is_dynamo_compiling()
+        again = self.recomputed and recomputes()
         y = kept(self._formula, z, weight, noise) if again else self._formula(z, weight, noise)
         if not isinstance(y, Tensor):
             raise RegularizerError(f"{self.about} gave {type(y).__name__}; a splice gives a tensor like its site's.")

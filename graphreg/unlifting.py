@@ -96,8 +96,14 @@ class Unlifting:
     def _returned(self, before: int) -> None:
         """Give the modules that had returned before a node their names, which are taken in the order of the calls."""
         while self._returns and self._returns[-1][0] < before:
-            _, path, kind, found = self._returns.pop()
-            self._outputs.append((self._namer.module(path), path, kind, found))
+            place, path, kind, found = self._returns.pop()
+            if isinstance(found, list):
+                self._outputs.append((self._namer.module(path), path, kind, found))
+            elif place not in self._abandoned and not self._is_constant(found.meta.get(AT)):
+                self._namer.operation(kind, path)  # asked of a size: a symbolic trace has a node of this name
+
+    def _is_constant(self, place: int | None) -> bool:
+        return self._made.get(place) in self._constant or self._lifted.get(place) in self._buffers  # type: ignore[arg-type, comparison-overlap]
 
     def _name_of(self, target: str) -> str:
         """The name of what was lifted: the model's own, or of a tensor that the forward made."""

@@ -7,6 +7,8 @@ import operator
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import lru_cache
+from types import CodeType
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch._ops import HigherOrderOperator
 from torch.overrides import is_tensor_method_or_property
 
-from graphreg.operators import SIZES
+from graphreg.operators import SIZE_ATTRIBUTES, SIZES
 
 PLAIN = (
     float, int, bool, str, complex, type(None), type(...), torch.dtype, torch.device, torch.memory_format, torch.layout,
@@ -85,7 +87,8 @@ Found = list[tuple[fx.Node, tuple[str, ...], bool]]
 
 @dataclass
 class Recording:
-    """What was written down. ``calls``: operations by key. ``returns``: behind which node which module returned which values.
+    """What was written down. ``calls``: operations by key. ``returns``: behind which node which module returned which values, and
+    what was asked of sizes (the operation, the path of the module that asked, the tensor), which has no node but a number.
 
     ``abandoned``: nodes of a submodule that was kept whole after all. ``given``, ``output``: what the model took and gave, with
     nodes in place of tensors. ``inputs``: the places of its inputs. ``own_guards``: the decisions on sizes that an operation took
@@ -93,7 +96,7 @@ class Recording:
     """
 
     calls: dict[str, Call] = field(default_factory=dict)
-    returns: dict[fx.Node | None, list[tuple[str, str, Found]]] = field(default_factory=dict)
+    returns: dict[fx.Node | None, list[tuple[str, str, Found | fx.Node]]] = field(default_factory=dict)
     abandoned: set[fx.Node] = field(default_factory=set)
     leaves: dict[str, str] = field(default_factory=dict)
     given: Any = None
@@ -107,6 +110,40 @@ def by_sign(depth: int = 2) -> bool:
     frame = sys._getframe(depth)
     name = dis.opname[frame.f_code.co_code[frame.f_lasti]]
     return name.startswith(("BINARY_", "UNARY_", "COMPARE_", "INPLACE_"))
+
+
+def sizes_asked(function: Callable[..., Any], depth: int = 2) -> list[str]:
+    """What a symbolic trace has nodes for where the code reads a size: ``n, c = x.shape`` is a getattr and two getitems.
+
+    Indices are seen where they are taken at once, not of a shape that was given a name first.
+    """
+    name = getattr(function, "__name__", "")
+    if name == "__get__" and getattr(getattr(function, "__self__", None), "__name__", "") in SIZE_ATTRIBUTES:
+        name = "getattr"
+    elif name not in ("size", "dim", "numel", "nelement", "stride"):
+        return []
+    frame = sys._getframe(depth)
+    return [name, *["getitem"] * _indices(frame.f_code, frame.f_lasti)]
+
+
+@lru_cache(512)
+def _indices(code: CodeType, place: int) -> int:
+    """How often the value that the instruction at ``place`` gives is indexed or unpacked by those behind it."""
+    found, above = 0, 0  # above: what lies on the value, on Python's stack
+    for instruction in dis.get_instructions(code):
+        if instruction.offset <= place:
+            continue
+        name = instruction.opname
+        if above == 0 and name == "UNPACK_SEQUENCE":
+            return found + (instruction.arg or 0)
+        indexes = name == "BINARY_SUBSCR" or (name == "BINARY_OP" and instruction.argrepr == "[]")
+        if (indexes and above == 1) or (name == "BINARY_SLICE" and above == 2):
+            found, above = found + 1, 0
+        elif name.startswith(("LOAD_", "BUILD_SLICE")):
+            above += dis.stack_effect(instruction.opcode, instruction.arg)
+        else:
+            break
+    return found
 
 
 def as_called(function: Callable[..., Any], sign: bool, scope: str) -> Call | None:

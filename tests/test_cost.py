@@ -12,6 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.export import Dim
+from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 
 import graphreg
 from graphreg import TraceError, decisions
@@ -196,3 +198,40 @@ def test_decisions_on_shapes_look_at_each_value_once(monkeypatch: pytest.MonkeyP
     for count in (5, 10, 15):
         graphreg.trace(Decided(count), torch.randn(3, WIDTH))
     assert seen[15] - seen[10] == seen[10] - seen[5] > 0
+
+
+class Heads(nn.Module):
+    """Views, whose sizes vary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.linear(x).view(*x.shape[:-1], 2, -1).transpose(1, 2)
+        return heads.transpose(1, 2).reshape(x.shape)
+
+
+def test_a_recording_costs_what_an_export_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each size that is multiplied before the tracer's eyes is written down, and each operator that is forgotten is found anew."""
+    counted: Counter[str] = Counter()
+
+    def count(owner: type, name: str) -> None:
+        original: Callable[..., object] = getattr(owner, name)
+
+        def counting(*args: object) -> object:
+            counted[name] += 1
+            return original(*args)
+
+        monkeypatch.setattr(owner, name, counting)
+
+    count(ProxyTorchDispatchMode, "__sym_dispatch__")
+    count(torch._ops.OpOverload, "_uncache_dispatch")
+    model, x = Heads(), torch.randn(2, 3, WIDTH)
+    for mode in (True, False):
+        torch.export.export(model.train(mode), (x,), dynamic_shapes=((Dim.AUTO,) * 3,), strict=False)
+    theirs = counted.copy()
+    counted.clear()
+    graphreg.trace(model, x, front_end="export")
+    assert counted["__sym_dispatch__"] <= theirs["__sym_dispatch__"]
+    assert counted["_uncache_dispatch"] <= 2 * theirs["_uncache_dispatch"] > 0  # once for each trace, not for each operation

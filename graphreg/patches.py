@@ -1,0 +1,73 @@
+"""What is put in the place of torch's own functions while a forward is recorded: refusals, functions that are one operation."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import FunctionType
+from typing import Any
+
+import torch
+import torch.utils.checkpoint as checkpointing
+from torch._ops import _set_mode_pre_dispatch, unset_mode_pre_dispatch
+from torch.fx._symbolic_trace import _wrapped_fns_to_patch
+from torch.nn.modules import transformer
+
+from graphreg.words import Whole
+
+
+@contextmanager
+def untraced() -> Iterator[None]:
+    """As ``proxy_tensor.disable_proxy_modes_tracing``, which goes through every operator known on its way back; torch does so itself."""
+    mode = unset_mode_pre_dispatch(torch._C._TorchDispatchModeKey.PROXY)
+    try:
+        yield
+    finally:
+        _set_mode_pre_dispatch(mode)
+
+
+def refused(seeing: Callable[[], bool]) -> list[tuple[Any, str, Any]]:
+    """What a trace would lose: activation checkpointing, derivatives written by hand. ``seeing``: whether code of the model's runs."""
+
+    def refusal(original: Callable[..., Any], reason: str) -> Callable[..., Any]:
+        def instead(*args: Any, **kwargs: Any) -> Any:
+            if seeing():
+                raise Whole(reason)
+            return original(*args, **kwargs)
+
+        return instead
+
+    checkpoints = "it checkpoints activations, which a trace would lose"
+    generator, function = "_checkpoint_without_reentrant_generator", checkpointing.CheckpointFunction
+    derivative = "it calls a torch.autograd.Function, and a trace would lose its backward"
+    apply = torch.autograd.Function.__dict__["apply"].__func__
+    return [
+        (checkpointing, generator, refusal(getattr(checkpointing, generator), checkpoints)),
+        (function, "apply", refusal(function.apply, checkpoints)),
+        (torch.autograd.Function, "apply", classmethod(refusal(apply, derivative))),
+    ]
+
+
+def undetected() -> tuple[Any, str, Any]:
+    """``nn.Transformer`` looks into a mask for whether it is the causal one, to say so to the attention beside it: a trace has no values.
+
+    Not said, the attention reads the mask. It is the same function.
+    """
+    theirs = transformer._detect_is_causal_mask
+
+    def detected(mask: Any, is_causal: bool | None = None, size: int | None = None) -> bool:
+        found: bool = theirs(mask, bool(is_causal), size)
+        return found
+
+    return transformer, "_detect_is_causal_mask", detected
+
+
+def wrapped(function: Callable[..., Any]) -> list[tuple[Any, str, Any]]:
+    """What torch.fx takes as one operation: functions under ``torch.fx.wrap``, and torchvision's, which its own listing wraps."""
+    ops: Any = sys.modules.get("torchvision.ops")
+    found: list[tuple[str, str, Any]] = [(f.__module__, name, f) for name, f in (vars(ops) if ops else {}).items() if callable(f)]
+    found += [(str(names.get("__name__")), name, names.get(name)) for (_, name), names in _wrapped_fns_to_patch.items()]
+    here = [(sys.modules[home], name, f) for home, name, f in found if home in sys.modules and isinstance(f, FunctionType)]
+    return [(home, name, partial(function, f, False)) for home, name, f in here]
