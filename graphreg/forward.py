@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch._dynamo.decorators import skip
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
@@ -16,6 +17,7 @@ from graphreg.derivatives import run
 from graphreg.errors import GraphRegError, TraceError
 from graphreg.keys import KeyRule
 from graphreg.rules import Drawing
+from graphreg.sizes import holds
 
 Forwards = Mapping[str, Callable[..., Any]]
 
@@ -59,6 +61,17 @@ def chosen(
     # Dynamo counts recompilations by code object (8 and it gives up): each module needs one of its own, as fx's have.
     own = types.FunctionType(forward.__code__.replace(), forward.__globals__, "forward", None, forward.__closure__)
     return functools.wraps(in_train)(own)
+
+
+def signature(forward: Callable[..., Any], graph: fx.Graph) -> inspect.Signature:
+    """What a forward takes: no ``**kwargs`` where the graph asserts that nothing comes by it.
+
+    Trainers ask: that of transformers gives ``num_items_in_batch`` to whatever takes ``**kwargs``, and leaves to it what the
+    loss is divided by.
+    """
+    empty = {str(n.args[0].target) for n in graph.nodes if n.target is holds and isinstance(n.args[0], fx.Node) and not n.args[2]}
+    found = inspect.signature(forward)
+    return found.replace(parameters=[p for p in found.parameters.values() if p.kind is not p.VAR_KEYWORD or f"**{p.name}" not in empty])
 
 
 def guarded(additions: str) -> Callable[..., Any]:

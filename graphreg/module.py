@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from graphreg.derivatives import Derivative
 from graphreg.errors import GraphRegError
-from graphreg.forward import chosen, guarded
+from graphreg.forward import chosen, guarded, signature
 from graphreg.inductor import with_our_pass
 from graphreg.lowering import LOWERED, Lowering
 from graphreg.rules import Rules
@@ -157,6 +157,7 @@ class RewrittenModule(fx.GraphModule):
             rules.own(self)
             derivatives = [name for name, leaf in rules.named_children() if isinstance(leaf, Derivative)]
         type(self).forward = chosen(forwards, compiled or forwards, held, carried, RULES, derivatives)
+        type(self).forward.__signature__ = signature(type(self).forward, self._graph)  # type: ignore[attr-defined]
         type(self).__call__ = guarded(RULES)  # type: ignore[method-assign]
         return python_code
 

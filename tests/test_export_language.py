@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -82,6 +84,7 @@ def test_what_the_example_did_not_carry_is_refused() -> None:
         module(**batch())
     with pytest.raises(graphreg.GraphRegError, match="kwargs has the parts num_items_in_batch; the example_inputs carried none"):
         module(batch()["input_ids"], num_items_in_batch=torch.tensor(3))
+    assert list(inspect.signature(module.forward).parameters)[-1] == "logits_to_keep"  # trainers ask: there is no **kwargs
     with_labels = graphreg.regularize(build("gpt2"), example_inputs=batch(), weight_l2=1e-3)
     with pytest.raises(graphreg.GraphRegError, match="labels was carried by the example_inputs, so the graph needs it"):
         with_labels(batch()["input_ids"])

@@ -1,0 +1,26 @@
+"""The Python of a page in docs/, run section by section."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).parent.parent / "docs"
+BLOCK = re.compile(r"```python\n(.*?)```\n+```text\n(.*?)```", re.DOTALL)
+
+
+def run_page(section: str, page: str = "trainers.md") -> dict[str, Any]:
+    """Run the blocks of a section, compare what each prints with what stands behind it; gives the names that they define."""
+    (text,) = (part for part in (DOCS / page).read_text().split("\n## ")[1:] if part.startswith(f"{section}\n"))
+    space: dict[str, Any] = {"__name__": "page"}
+    blocks = BLOCK.findall(text)
+    assert blocks
+    for code, expected in blocks:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(code, page, "exec"), space)
+        assert expected.strip() in printed.getvalue()  # a trainer prints lines of its own, too
+    return space
