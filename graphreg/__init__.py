@@ -9,6 +9,7 @@ from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, Trace
 from graphreg.fxpass import as_pass
 from graphreg.keywords import from_kwargs
 from graphreg.module import Regularized
+from graphreg.monitor import Monitor, monitor
 from graphreg.noise import Noise
 from graphreg.pipeline import regularize
 from graphreg.plan import Plan, plan
@@ -25,9 +26,9 @@ from graphreg.strip import strip
 from graphreg.trace import Traced, names, trace
 
 __all__ = [
-    "Backend", "Diagnosis", "Finding", "GraphRegError", "NoMatchError", "Noise", "Penalty", "Plan", "Pull", "Regularized",
+    "Backend", "Diagnosis", "Finding", "GraphRegError", "Monitor", "NoMatchError", "Noise", "Penalty", "Plan", "Pull", "Regularized",
     "Regularizer", "RegularizerError", "Samples", "Selector", "Site", "Splice", "TraceError", "Traced", "as_pass", "backend",
-    "backend_of", "build", "doctor", "from_kwargs", "frozen_noise", "mean_over_pairs", "names", "noise_on", "plan", "registered",
+    "backend_of", "build", "doctor", "from_kwargs", "frozen_noise", "mean_over_pairs", "monitor", "names", "noise_on", "plan", "registered",
     "regularize", "report", "rewrite", "rng_state", "sample", "set_ranks", "set_rng_state", "set_strength", "strengths", "strip",
     "trace",
 ]  # fmt: skip

@@ -85,7 +85,11 @@ def guarded(additions: str) -> Callable[..., Any]:
     def called(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if _in_backward() != -1 and additions in self._modules:
             _refuse(self._modules[additions])
-        return nn.Module.__call__(self, *args, **kwargs)
+        result = nn.Module.__call__(self, *args, **kwargs)
+        rules = self._modules.get(additions)
+        if rules is not None and (watching := rules.__dict__.get("watching")) is not None:
+            watching.after(self)
+        return result
 
     skip(called)  # Dynamo compiles what it calls: the forward of each module, not this one code of all
     return called

@@ -29,6 +29,7 @@ class Rules(nn.Module):
         super().__init__()
         self.strengths: dict[str, Tensor] = {}
         self.about: Any = None
+        self.watching: Any = None  # the monitor, while there is one
         self.made_by: str | None = None  # the mark of the torch.fx pass that added all this
 
     def train(self, mode: bool = True) -> Rules:
