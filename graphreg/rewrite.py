@@ -1,4 +1,4 @@
-"""The rewrite: it edits the graphs, with `strip.py` and `substitution.py` alone. It acts on a plan; it decides nothing.
+"""The rewrite: it edits the graphs, with `strip.py`, `substitution.py` and `watches.py` alone. It acts on a plan; it decides nothing.
 
 Every node it adds says so in ``node.meta["graphreg"]``: its kind, its regularizer, its site.
 """

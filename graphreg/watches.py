@@ -5,8 +5,9 @@ A watch gives nothing back to the graph: it keeps one small tensor, which nothin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -40,12 +41,12 @@ class Watch(Leaf):
     """
 
     _is_impure = True  # torch.fx would take a node without readers for dead
-    owner: tuple[RewrittenModule, ...]  # type: ignore[assignment]
 
     def __init__(self, site: str, splices: Sequence[str], near: float, clock: Clock) -> None:
         super().__init__(f"watch {site}")
         self.site, self.near, self.clock = site, near, clock
         self.names = (*(f"{site}/{each}" for each in STATISTICS), *(f"{site}/kept/{each}" for each in splices))
+        self.target = ""  # of its nodes
         self.last: Tensor | None = None
 
     def acts(self) -> bool:
@@ -93,25 +94,33 @@ def place(module: RewrittenModule, rules: Rules, sites: Sequence[str], near: flo
     """Put watches at the sites of all graphs, and one at the penalties; the module is to be recompiled."""
     watches: dict[str, Watch] = {}
     operations = Operations(module)
+
+    def add(watch: Watch, name: str, args: tuple[Any, ...]) -> None:
+        if watch.rules == ():
+            watch.rules, watch.owner, watch.training = (rules,), (module,), rules.training
+            while hasattr(rules, name):
+                name += "_"
+            watch.target = f"{RULES}.{name}"
+            rules.add_module(name, watch)
+        node = graph.create_node("call_module", watch.target, args, name=watch.target.rpartition(".")[2])
+        node.meta["graphreg"] = {"kind": "watch", "site": watch.site}
+
     for graph in module.graphs.values():
-        nodes = [n for n in graph.nodes if "graphreg" not in n.meta or is_own(n)]
-        known = {name: node for name, node in site_nodes(graph, operations).items() if node in set(nodes)}
+        known = {name: n for name, n in site_nodes(graph, operations).items() if "graphreg" not in n.meta or is_own(n)}
         top = max((n for n in graph.nodes if n.op == "placeholder"), default=None)
+        splices: dict[str, dict[str, fx.Node]] = {}
+        for node in [n for n in graph.nodes if _is(n, "splice")]:
+            splices.setdefault(node.meta["graphreg"]["site"], {})[node.meta["graphreg"]["regularizer"]] = node
         for site in [site for site in sites if site in known]:
-            splices = {n.meta["graphreg"]["regularizer"]: n for n in graph.nodes if _is(n, "splice") and n.meta["graphreg"]["site"] == site}
-            watch = watches.setdefault(site, Watch(site, list(splices), near, clock))
-            args = (known[site], *((node.args[0], node) for node in splices.values()))
-            last = max([known[site], *splices.values()])
+            own = splices.get(site, {})
+            last = max([known[site], *own.values()])
             with graph.inserting_after(top if top is not None and last.op == "placeholder" else last):
-                _add(graph, rules, watch, args)
-        totals: Mapping[str, fx.Node] = {n.meta["graphreg"]["regularizer"]: n for n in graph.nodes if _is(n, "total")}
+                watch = watches.setdefault(site, Watch(site, list(own), near, clock))
+                add(watch, f"{identifier(site)}_watch", (known[site], *((node.args[0], node) for node in own.values())))
+        totals: dict[str, fx.Node] = {n.meta["graphreg"]["regularizer"]: n for n in graph.nodes if _is(n, "total")}
         if totals:
-            watch = watches.setdefault("", WatchPenalties(list(totals), clock))
             with graph.inserting_before(end_of(graph.output_node())):
-                _add(graph, rules, watch, tuple(totals.values()))
-    for watch in watches.values():
-        watch.rules, watch.owner = (rules,), (module,)
-        watch.training = rules.training
+                add(watches.setdefault("", WatchPenalties(list(totals), clock)), "penalties_watch", tuple(totals.values()))
     return list(watches.values())
 
 
@@ -122,17 +131,6 @@ def remove(module: RewrittenModule, rules: Rules) -> None:
             graph.erase_node(node)
     for name in [name for name, leaf in rules.named_children() if isinstance(leaf, Watch)]:
         delattr(rules, name)
-
-
-def _add(graph: fx.Graph, rules: Rules, watch: Watch, args: tuple[object, ...]) -> None:
-    name = next((name for name, leaf in rules.named_children() if leaf is watch), None)
-    if name is None:
-        name = f"{identifier(watch.site)}_watch" if watch.site != "the penalties" else "penalties_watch"
-        while hasattr(rules, name):
-            name += "_"
-        rules.add_module(name, watch)
-    node = graph.create_node("call_module", f"{RULES}.{name}", args, name=name)  # type: ignore[arg-type]
-    node.meta["graphreg"] = {"kind": "watch", "site": watch.site}
 
 
 def _is(node: fx.Node, kind: str) -> bool:

@@ -12,9 +12,13 @@ DOCS = Path(__file__).parent.parent / "docs"
 BLOCK = re.compile(r"```python\n(.*?)```\n+```text\n(.*?)```", re.DOTALL)
 
 
-def run_page(section: str, page: str = "trainers.md") -> dict[str, Any]:
-    """Run the blocks of a section, compare what each prints with what stands behind it; gives the names that they define."""
-    (text,) = (part for part in (DOCS / page).read_text().split("\n## ")[1:] if part.startswith(f"{section}\n"))
+def run_page(page: str, section: str = "") -> dict[str, Any]:
+    """Run the blocks of a section, or of what stands before the first; compare what each prints with what stands behind it.
+
+    Gives the names that they define.
+    """
+    parts = (DOCS / page).read_text().split("\n## ")
+    text = next(part for part in parts[1:] if part.startswith(f"{section}\n")) if section else parts[0]
     space: dict[str, Any] = {"__name__": "page"}
     blocks = BLOCK.findall(text)
     assert blocks

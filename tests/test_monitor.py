@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import monitored
 import pytest
 import torch
 import torch._dynamo.testing
@@ -18,6 +19,7 @@ import graphreg
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError
 from graphreg.module import RewrittenModule
 from graphreg.watches import Watch
+from pages import DOCS, run_page
 
 OPTIONS: dict[str, Any] = {"rng": 0, "hidden_dropout": 0.25, "hidden_l1": 0.1, "weight_l2": 0.2}
 X = torch.randn(64, 4, generator=torch.Generator().manual_seed(1))
@@ -306,7 +308,8 @@ def test_no_such_site() -> None:
     ("options", "sentence"),
     [({"every": 0}, "every=0 is not allowed; give a whole number of 1 or more"), ({"every": 2.0}, "every=2.0"),
      ({"every": True}, "every=True"), ({"log": "scalar"}, "log='scalar' is not allowed; give a function log(name, value, step)"),
-     ({"near": -1}, "near=-1"),      ({"near": float("nan")}, "near=nan is not allowed; give a number of 0 or more"), ({"pattern": 3}, "a selector is a string")],
+     ({"near": -1}, "near=-1"), ({"near": float("nan")}, "near=nan is not allowed; give a number of 0 or more"),
+     ({"pattern": 3}, "a selector is a string")],
 )  # fmt: skip
 def test_options_of_a_wrong_kind(options: dict[str, Any], sentence: str) -> None:
     module = made()
@@ -329,3 +332,17 @@ def test_what_cannot_be_watched() -> None:
         graphreg.monitor(module)
     with pytest.raises(GraphRegError, match="this monitor has no log to tell"):
         watched.tell(0)
+
+
+# ---- the page
+
+
+def test_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its code runs, and its table is what the example prints, but for the rounding of another processor."""
+    assert run_page("monitor.md")["watched"].calls == 3
+    monitored.main()
+    printed, shown = capsys.readouterr().out, (DOCS / "monitor.md").read_text().split("```text\n")[2].split("```")[0]
+    ours, theirs = ([line.split() for line in text.splitlines()] for text in (printed, shown))
+    assert [row[0] for row in ours] == [row[0] for row in theirs] and ours[0] == theirs[0]
+    for row, other in zip(ours[1:], theirs[1:], strict=True):
+        assert [float(value) for value in row[1:]] == pytest.approx([float(value) for value in other[1:]], rel=0.05, abs=0.01)

@@ -64,7 +64,7 @@ class Classifier(lightning.LightningModule):  # type: ignore[name-defined,misc]
 @pytest.fixture(scope="module")
 def noise_state() -> Any:
     """The callback of docs/trainers.md, whose code is run whole, in passing."""
-    return run_page("Lightning")["NoiseState"]
+    return run_page("trainers.md", "Lightning")["NoiseState"]
 
 
 def loader() -> DataLoader[Any]:

@@ -117,7 +117,7 @@ def test_it_learns_and_evaluates_without_noise(pair: Pair, tmp_path: Path) -> No
 @pytest.fixture(scope="module")
 def page() -> dict[str, Any]:
     """The names of docs/trainers.md, whose code is run whole, in passing."""
-    return run_page("transformers")
+    return run_page("trainers.md", "transformers")
 
 
 @pytest.fixture(scope="module")
