@@ -22,6 +22,7 @@ STORE, PAGE = HERE.parent / "build" / "bench", HERE.parent / "docs" / "benchmark
 PARTS: dict[str, tuple[str, list[str]]] = {
     "steps": ("Step time, one thread", ["steps.py", "--threads", "1"]),
     "steps-2": ("Step time, two threads", ["steps.py", "--threads", "2"]),
+    "backend": ("By the backend of torch.compile", ["backend.py"]),
     "breakdown": ("What the rest is made of", ["breakdown.py"]),
     "memory": ("Memory and time to compile", ["memory.py"]),
     "recurrent": ("Recurrent layers, compiled", ["recurrent.py"]),

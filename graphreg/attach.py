@@ -23,6 +23,7 @@ class AttachRule(nn.Module):
         self.last: dict[str, Tensor] = {}
 
     def forward(self, outputs: tuple[Any, ...], penalties: tuple[Tensor, ...], to_loss: bool) -> tuple[Any, ...]:
+        """The outputs, unchanged but for the gradient that they bring the penalties; ``to_loss``: the one output is a loss to add to."""
         self.last = {name: value.detach() for name, value in zip(self.names, penalties, strict=True)}
         if not penalties:
             return outputs

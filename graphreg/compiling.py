@@ -12,17 +12,18 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from graphreg.attach import Penalties, Scale, check_penalties, check_scale
+from graphreg.attach import Penalties, Scale
 from graphreg.backend import Backend
 from graphreg.eager import watch
 from graphreg.errors import GraphRegError, RegularizerError, near_sentence, raising, shown
 from graphreg.inductor import with_our_pass
 from graphreg.keywords import from_kwargs, instances
 from graphreg.knobs import KNOBS, knobs_of
-from graphreg.leaves import check_rng, seed
-from graphreg.own_choice import OwnDropout, check_option
+from graphreg.leaves import seed
+from graphreg.own_choice import OwnDropout
 from graphreg.parts import Inner
-from graphreg.plan import check_missing, named_once
+from graphreg.pipeline import check_options
+from graphreg.plan import named_once
 from graphreg.regularizer import Regularizer, Splice
 from graphreg.selector import Missing
 from graphreg.trace import Traced
@@ -50,13 +51,7 @@ def backend(
     for name in ("compile", "front_end", "example_inputs"):
         if name in keywords:
             raise RegularizerError(f"{name}= is no option of graphreg.backend: torch.compile captures the graphs, from the calls.")
-    if scale is not None and penalties != "attach":
-        raise RegularizerError("scale= is for penalties='attach'; returned penalties are scaled with the loss they are added to.")
-    check_missing(missing)
-    check_penalties(penalties)
-    check_scale(scale)
-    check_rng(rng)
-    check_option(own_dropout)
+    check_options(rng, missing, penalties, scale, own_dropout)
     given = [*instances(regularizers), *from_kwargs(Traced(nn.Module(), {}, ()), **keywords)]
     named = {name: _seeded(regularizer) for name, regularizer in named_once(given).items()}
     _check_pull(named)

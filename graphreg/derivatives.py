@@ -42,6 +42,7 @@ class Derivative(Total):
         return self.always or self.owner[0].training
 
     def forward(self, values: dict[str, Tensor], wrt: dict[str, Tensor], key: Tensor) -> Tensor:  # type: ignore[override]
+        """The penalty, 0-d; ``values`` and ``wrt`` by site, the key int32 [streams, 2] for the directions that it draws."""
         if not values:
             return self.weight(torch.float32) * 0
         first = next(iter(values.values()))

@@ -80,6 +80,7 @@ class _Emission:
         self.attributes: dict[str, Any] = {}
 
     def emitted(self) -> Emitted:
+        """The graph, made node by node: inputs first, then what was added as an input, then the rest in its order."""
         nodes = {node.name: node for node in self.source.nodes}
         for node in self.gm.graph.nodes:
             if node.op == "placeholder":

@@ -11,15 +11,13 @@ import torch
 from torch import fx, nn
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from graphreg.attach import Penalties, Scale, check_penalties, check_scale
+from graphreg.attach import Penalties, Scale
 from graphreg.errors import RegularizerError, TraceError
 from graphreg.inside import graphs_of, rules_of
 from graphreg.keywords import from_kwargs, instances
-from graphreg.leaves import check_rng
 from graphreg.module import RULES, Regularized
-from graphreg.own_choice import OwnDropout, check_option
-from graphreg.pipeline import regularize
-from graphreg.plan import check_missing
+from graphreg.own_choice import OwnDropout
+from graphreg.pipeline import check_options, regularize
 from graphreg.regularizer import Regularizer
 from graphreg.selector import Missing
 from graphreg.trace import Traced
@@ -47,13 +45,7 @@ def as_pass(
         what = "compile" if "compile" in keywords else "front_end"
         cure = "compile what the last pass gives: module.compile(fullgraph=True)" if what == "compile" else "a pass takes a graph as it is"
         raise RegularizerError(f"{what}= is no option of a pass; {cure}.")
-    if scale is not None and penalties != "attach":
-        raise RegularizerError("scale= is for penalties='attach'; returned penalties are scaled with the loss they are added to.")
-    check_missing(missing)
-    check_penalties(penalties)
-    check_scale(scale)
-    check_rng(rng)
-    check_option(own_dropout)
+    check_options(rng, missing, penalties, scale, own_dropout)
     given = tuple(instances(regularizers))
     from_kwargs(Traced(nn.Module(), {}, ()), **keywords)  # for its errors
     options = {"example_inputs": example_inputs, "rng": rng, "missing": missing, "penalties": penalties, "scale": scale}

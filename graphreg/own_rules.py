@@ -46,6 +46,7 @@ class OwnRule(Drawing):
             self.layer = (owner,)
 
     def forward(self, *args: Any, noise: Tensor | None = None, **kwargs: Any) -> Any:
+        """What the model's call gives, with masks of ours; its own arguments, and ``noise``, the keys int32 [streams, 2]."""
         given = {**dict(zip(self.names, args, strict=False)), **kwargs}
         p = self._rate(given)
         if self.kind == "heads":

@@ -21,11 +21,11 @@ from graphreg.words import Whole
 @contextmanager
 def untraced() -> Iterator[None]:
     """As ``proxy_tensor.disable_proxy_modes_tracing``, which goes through every operator known on its way back; torch does so itself."""
-    mode = unset_mode_pre_dispatch(torch._C._TorchDispatchModeKey.PROXY)
+    mode = unset_mode_pre_dispatch(torch._C._TorchDispatchModeKey.PROXY)  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
-        _set_mode_pre_dispatch(mode)
+        _set_mode_pre_dispatch(mode)  # type: ignore[no-untyped-call]
 
 
 def refused(seeing: Callable[[], bool]) -> list[tuple[Any, str, Any]]:

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from graphreg.attach import Penalties, Scale
+from graphreg.attach import Penalties, Scale, check_penalties, check_scale
 from graphreg.collector import collector_at_rest
 from graphreg.errors import RegularizerError, shown
 from graphreg.keywords import from_kwargs, instances
+from graphreg.leaves import check_rng
 from graphreg.module import RULES, RewrittenModule
-from graphreg.own_choice import OwnDropout
-from graphreg.plan import Plan, plan
+from graphreg.own_choice import OwnDropout, check_option
+from graphreg.plan import Plan, check_missing, plan
 from graphreg.regularizer import Regularizer
 from graphreg.rewrite import rewrite
 from graphreg.selector import Missing
@@ -50,8 +51,7 @@ def regularize(
     """
     if not isinstance(compile, (bool, Mapping)):
         raise RegularizerError(f"compile={shown(compile)} is not allowed; give True, False or a dict of torch.compile options.")
-    if scale is not None and penalties != "attach":
-        raise RegularizerError("scale= is for penalties='attach'; returned penalties are scaled with the loss they are added to.")
+    _check_scaled(penalties, scale)
     with collector_at_rest():
         traced = trace(model, example_inputs, front_end)
         found = plan(traced, [*instances(regularizers), *from_kwargs(traced, **keywords)], missing, own_dropout)
@@ -63,6 +63,21 @@ def regularize(
         options = {"fullgraph": True} | (dict(compile) if isinstance(compile, Mapping) else {})
         module.compile(**options)
     return module
+
+
+def check_options(rng: Any, missing: Missing, penalties: Penalties, scale: Scale | None, own_dropout: OwnDropout) -> None:
+    """Refuse, before there is a graph, what ``regularize`` refuses of these options. Raises RegularizerError."""
+    _check_scaled(penalties, scale)
+    check_missing(missing)
+    check_penalties(penalties)
+    check_scale(scale)
+    check_rng(rng)
+    check_option(own_dropout)
+
+
+def _check_scaled(penalties: Penalties, scale: Scale | None) -> None:
+    if scale is not None and penalties != "attach":
+        raise RegularizerError("scale= is for penalties='attach'; returned penalties are scaled with the loss they are added to.")
 
 
 def _tell(found: Plan) -> None:

@@ -53,6 +53,7 @@ class Placed:
                 self.tracks[about["site"]] = node
 
     def check(self) -> None:
+        """Raise TraceError unless every addition of the plan stands at its place, and nothing else was added."""
         counted = 0
         for name in self.tracks.keys() | (self.plan.tracked.keys() & self.where.keys()):
             node = self.tracks.get(name)

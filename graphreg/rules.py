@@ -145,6 +145,7 @@ class SpliceRule(Drawing):
         return self.forced or self.owner[0].training
 
     def forward(self, z: Tensor, key: Tensor) -> Tensor:
+        """z [any shape], floating; key int32 [streams, 2] -> [same shape and dtype], z itself where the splice does not act."""
         if not self.acts():
             return z
         if not z.is_floating_point():

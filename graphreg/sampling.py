@@ -75,6 +75,7 @@ class _Running:
         self.kept: list[list[Tensor]] = []
 
     def take(self, output: Any, keep: bool) -> None:
+        """Count one pass in; ``keep``: its output is kept too."""
         self.n += 1
         self.rest, self.spec = pytree.tree_flatten(output)
         tensors = [leaf for leaf in self.rest if isinstance(leaf, Tensor)]

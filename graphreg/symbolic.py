@@ -31,6 +31,10 @@ def _take_constants(model: nn.Module, graph: fx.Graph, before: set[str], constan
 def symbolic(
     model: nn.Module, held: Mapping[str, Any], constants: dict[str, torch.Tensor], examples: Mapping[str, Any]
 ) -> tuple[Graphs, dict[str, str]]:
+    """The graphs of both modes, and the submodules kept whole with the reason; ``constants`` takes the tensors that a forward makes.
+
+    Raises TraceError with the line of the user's code that cannot be traced.
+    """
     leaves: dict[str, str] = {}
 
     def once() -> fx.Graph:

@@ -57,6 +57,7 @@ class SiteTracer(Answering):
         self.module_stack = ModuleStack()
 
     def trace(self, root: nn.Module, concrete_args: dict[str, Any] | None = None) -> fx.Graph:  # type: ignore[override]
+        """The graph of a module in the mode that it is in, each value labelled. Raises TraceError for what a trace would lose."""
         self._modules = dict(root.named_modules(remove_duplicate=False))
         self._namer = Namer(self._modules.keys() - {""})
         self._buffers = {id(buffer): name for name, buffer in root.named_buffers()}
@@ -86,6 +87,7 @@ class SiteTracer(Answering):
     # The root is called as a user calls it: with its hooks, and with a forward set on the instance.
     # fx itself reads ``type(root).forward`` and loses both.
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """torch.fx asks what to call, and with which proxies: an argument that is held goes in as its value."""
         root = self.root
         values: list[Any] = []
         keywords: list[str | None] = []
@@ -113,6 +115,7 @@ class SiteTracer(Answering):
         return module_qualified_name in self.leaves or is_drop_path(m) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """torch.fx asks at each call of a module: traced, or kept whole where that raises; its value gets its name."""
         if self.asking:
             return forward(*args, **kwargs)
         try:
@@ -169,6 +172,7 @@ class SiteTracer(Answering):
         return node.op == "call_module" and isinstance(self._modules[str(node.target)], TUPLES)
 
     def create_arg(self, a: Any) -> Any:
+        """torch.fx's, for what a node takes: nodes in place of proxies."""
         kind = type(a)  # what arguments mostly are goes first: fx asks twenty questions of each
         if kind in PLAIN:
             return a

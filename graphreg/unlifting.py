@@ -99,11 +99,12 @@ class Unlifting:
             place, path, kind, found = self._returns.pop()
             if isinstance(found, list):
                 self._outputs.append((self._namer.module(path), path, kind, found))
-            elif place not in self._abandoned and not self._is_constant(found.meta.get(AT)):
+            elif place not in self._abandoned and not self._is_constant(found.meta.get(AT, -1)):
                 self._namer.operation(kind, path)  # asked of a size: a symbolic trace has a node of this name
 
-    def _is_constant(self, place: int | None) -> bool:
-        return self._made.get(place) in self._constant or self._lifted.get(place) in self._buffers  # type: ignore[arg-type, comparison-overlap]
+    def _is_constant(self, place: int) -> bool:
+        made = self._made.get(place)
+        return made in self._constant if made is not None else self._lifted.get(place, "") in self._buffers
 
     def _name_of(self, target: str) -> str:
         """The name of what was lifted: the model's own, or of a tensor that the forward made."""
@@ -111,7 +112,7 @@ class Unlifting:
         try:
             if isinstance(getattr(self.model.get_submodule(owner), name, None), torch.Tensor):
                 return target
-        except AttributeError:
+        except AttributeError:  # of no module of the model's: then it is one of the forward's own
             pass
         value, new = self.program.constants[target], f"_tensor_constant{len(self.constants)}"
         same = [n for n, v in self.constants.items() if v.shape == value.shape and v.dtype == value.dtype and torch.equal(v, value)]
