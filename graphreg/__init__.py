@@ -5,8 +5,10 @@ from graphreg.compiling import backend, backend_of
 from graphreg.control import frozen_noise, noise_on, rng_state, set_ranks, set_rng_state, set_strength, strengths
 from graphreg.diagnosis import Diagnosis, Finding
 from graphreg.doctor import doctor
+from graphreg.drawing import draw
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, TraceError
 from graphreg.fxpass import as_pass
+from graphreg.graph import to_networkx
 from graphreg.keywords import from_kwargs
 from graphreg.module import Regularized
 from graphreg.monitor import Monitor, monitor
@@ -28,8 +30,8 @@ from graphreg.trace import Traced, names, trace
 __all__ = [
     "Backend", "Diagnosis", "Finding", "GraphRegError", "Monitor", "NoMatchError", "Noise", "Penalty", "Plan", "Pull", "Regularized",
     "Regularizer", "RegularizerError", "Samples", "Selector", "Site", "Splice", "TraceError", "Traced", "as_pass", "backend",
-    "backend_of", "build", "doctor", "from_kwargs", "frozen_noise", "mean_over_pairs", "monitor", "names", "noise_on", "plan", "registered",
-    "regularize", "report", "rewrite", "rng_state", "sample", "set_ranks", "set_rng_state", "set_strength", "strengths", "strip",
-    "trace",
+    "backend_of", "build", "doctor", "draw", "from_kwargs", "frozen_noise", "mean_over_pairs", "monitor", "names", "noise_on", "plan",
+    "registered", "regularize", "report", "rewrite", "rng_state", "sample", "set_ranks", "set_rng_state", "set_strength", "strengths",
+    "strip", "to_networkx", "trace",
 ]  # fmt: skip
 __version__ = "0.1.0"

@@ -19,6 +19,7 @@ from torch.fx.node import map_arg
 from graphreg.inputs import Inputs
 from graphreg.naming import Namer, add_label, label_node
 from graphreg.operators import Operations, function_name, is_in_place
+from graphreg.origin import origin_told
 from graphreg.ports import settle_ports
 from graphreg.sites import Label
 from graphreg.sizes import ASSERTIONS, described
@@ -135,6 +136,7 @@ class Unlifting:
             made = self.graph.create_node("call_function", node.target, args, kwargs, name if isinstance(node.target, OpOverload) else None)
             scope = self._scope(node)
         made.meta["val"] = node.meta.get("val")
+        made.meta["origin"] = origin_told(node.stack_trace)
         self._made[node.meta[AT]] = made
         self._label(made, scope, node)
 

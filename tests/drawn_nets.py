@@ -1,0 +1,79 @@
+"""Small models to look at: a recurrent tagger, a GPT of twelve blocks, one with two forwards, one block called twice."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Tagger(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.rnn, self.head = nn.Embedding(20, 8), nn.LSTM(8, 6, batch_first=True), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, (h, c) = self.rnn(self.embed(x))
+        return self.head(out) + self.head(h[-1] * c[-1]).unsqueeze(1)
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.ln1, self.ln2 = heads, nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp, self.drop = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)), nn.Dropout(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, steps, width = x.shape
+        split = self.qkv(self.ln1(x)).view(batch, steps, 3, self.heads, width // self.heads)
+        query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
+        heads = F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2).reshape(batch, steps, width)
+        x = x + self.drop(self.proj(heads))
+        return x + self.drop(self.mlp(self.ln2(x)))
+
+
+class GPT(nn.Module):
+    def __init__(self, blocks: int = 12, width: int = 16) -> None:
+        super().__init__()
+        self.wte, self.wpe = nn.Embedding(50, width), nn.Embedding(32, width)
+        self.h = nn.ModuleList(Block(width, 2) for _ in range(blocks))
+        self.ln_f, self.head = nn.LayerNorm(width), nn.Linear(width, 50, bias=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.wte(ids) + self.wpe(torch.arange(ids.shape[1], device=ids.device))
+        for block in self.h:
+            x = block(x)
+        return self.head(self.ln_f(x))
+
+
+class TwoForwards(nn.Module):
+    """Another structure in train mode than in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        return self.b(torch.tanh(h)) if self.training else self.b(h)
+
+
+class Half(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.a(x)) + torch.relu(self.b(x))
+
+
+class Again(nn.Module):
+    """A block that is called twice, with something between: its box is entered again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.half, self.between = Half(), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.half(torch.tanh(self.between(self.half(x))))
