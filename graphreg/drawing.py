@@ -11,6 +11,7 @@ from graphreg.arrangement import arrange
 from graphreg.dot import dot
 from graphreg.errors import GraphRegError, first_line, near_sentence
 from graphreg.graph import check_level
+from graphreg.page import page
 from graphreg.picture import Picture, picture, unfolded
 from graphreg.plan import Plan
 from graphreg.svg import png, svg
@@ -31,7 +32,7 @@ def _dot(seen: Viewed, shown: Picture, opened: Opened) -> str:
     return dot(shown, opened)
 
 
-FORMATS: dict[str, Callable[[Viewed, Picture, Opened], str | bytes]] = {".svg": _svg, ".png": _png, ".dot": _dot}
+FORMATS: dict[str, Callable[[Viewed, Picture, Opened], str | bytes]] = {".svg": _svg, ".png": _png, ".dot": _dot, ".html": page}
 
 
 def draw(

@@ -133,14 +133,14 @@ def _drawn(graph: nx.DiGraph[str]) -> nx.DiGraph[str]:
         ):  # fmt: skip
             drawn.remove_node(key)
     for key, about in list(attributes(data=True)):
-        if about.get("added") == "read" and (layer := _layer(drawn, about["site"])) is not None:
+        if about.get("added") == "read" and (layer := layer_of(attributes, about["site"])) is not None:
             drawn.add_edge(layer, key, regularizer=about["regularizer"])
     return drawn
 
 
-def _layer(drawn: nx.DiGraph[str], parameter: str) -> str | None:
+def layer_of(nodes: Mapping[str, Mapping[str, Any]], parameter: str) -> str | None:
     """The first node that runs with a parameter: the layer that has it, or the model's own read of it."""
-    for key, about in drawn.nodes(data=True):
+    for key, about in nodes.items():
         runs = about["call"] == "call_module" and about["kind"] != "addition" and parameter.startswith(f"{about['target']}.")
         if runs or (about["call"] == "get_attr" and about["kind"] == "site" and about["target"] == parameter):
             return key

@@ -1,0 +1,189 @@
+// The page: mouse, keys, search, the selector box and the panel. `window.graphreg` is what tests and the curious hold on to.
+"use strict";
+
+const data = JSON.parse(document.getElementById("data").textContent);
+data.boxes = record(data.boxes);
+data.nodes = record(data.nodes);
+const part = (id) => document.getElementById(id);
+const scene = new Scene(data, part("graph"));
+const siteOf = record(), sitesAt = record();
+for (const site of data.sites) {
+  if (site.kind === "value") siteOf[site.name] = site;
+  if (site.at !== null) (sitesAt[site.at] ??= []).push(site);
+}
+
+// The panel
+
+function rows(pairs) {
+  return `<dl>${pairs.filter(([, text]) => text).map(([name, text]) => `<dt>${html(name)}</dt><dd>${html(text)}</dd>`).join("")}</dl>`;
+}
+
+function action({ regularizer, matched }) {
+  const { name, cls, strength, doc, code, colour } = data.regularizers[regularizer];
+  return `<section class="act" style="--own: ${colour}"><h3>${html(name)} <small>${html(cls)}, strength ${strength}${matched ? `, matched by ${html(matched)}` : ""}</small></h3>
+    <p>${html(doc)}</p>${code ? `<pre>${html(code)}</pre>` : ""}</section>`;
+}
+
+function described(site) {
+  return `${rows([["also called", site.names.slice(1).join(", ")], ["op", site.op], ["shape", site.shape], ["dtype", site.dtype],
+    ["role", site.role], ["not selectable", site.why_not], ["source", site.source], ["own dropout", site.own_dropout]])}
+    ${site.acts.map(action).join("")}${site.acts.length ? "" : "<p>No regularizer acts here.</p>"}`;
+}
+
+function tell(key) {
+  const box = data.boxes[key], node = data.nodes[key];
+  if (!box && !node) return void (part("panel").innerHTML = part("start").innerHTML);
+  const found = box ? [] : (sitesAt[key] ?? []).filter((site) => site.name !== node.site);
+  const site = node && siteOf[node.site];
+  part("panel").innerHTML = box
+    ? `<h2>${html(box.path)}</h2>${rows([["class", box.op], ["drawn inside", box.nodes]])}
+       <p>${Object.entries(box.acts).map(([i, count]) => `${html(data.regularizers[i].name)}: ${count}`).join("<br>") || "No regularizer acts inside."}</p>`
+    : `<h2>${html(site ? site.name : node.name)}</h2>${site ? described(site) : rows([["op", node.op], ["shape", node.shape], ["source", node.source]])}
+       ${node.regularizer >= 0 ? action({ regularizer: node.regularizer }) + rows([["at the site", node.acts_at]]) : ""}`;
+  for (const parameter of found) part("panel").insertAdjacentHTML("beforeend", `<h2 class="parameter">${html(parameter.name)}</h2>${described(parameter)}`);
+}
+
+function choose(key) {
+  scene.choose(key);
+  tell(key);
+}
+
+function toggle(key) {
+  if (key in data.boxes) scene.toggle(key);
+}
+
+// The selector box
+
+const kind = part("kind"), field = part("selector");
+kind.innerHTML = data.rules.map(({ key, cls }, i) => `<option value="${i}" title="${html(cls)}">${html(key)}</option>`).join("");
+
+/** The sites that the text selects for a kind of regularizer, by the library's rule. */
+function selected(text, rule = data.rules[Number(kind.value)]) {
+  return select(text.trim().split(/,?\s+/).filter(Boolean), data.sites, rule);
+}
+
+function pasted(text) {
+  const texts = text.trim().split(/,?\s+/).map((one) => JSON.stringify(one));
+  const pattern = texts.length === 1 ? texts[0] : `[${texts.join(", ")}]`;
+  return `module = graphreg.regularize(model, graphreg.build(${JSON.stringify(data.rules[Number(kind.value)].key)}, weight=0.1, pattern=${pattern}))`;
+}
+
+function showSelected() {
+  const text = field.value.trim();
+  let found = { chosen: [], errors: [] };
+  try {
+    if (text) found = selected(text);
+  } catch (error) {
+    found.errors = [error.message];
+  }
+  light(found.chosen);
+  const count = found.chosen.length;
+  part("count").textContent = text ? `${count} site${count === 1 ? "" : "s"}` : "";
+  part("wrong").textContent = found.errors.join(" ");
+  part("paste").textContent = count && !found.errors.length ? pasted(text) : "";
+  part("copy").hidden = !part("paste").textContent;
+  part("found").innerHTML = found.chosen.slice(0, 200).map((site) => `<li><button data-go="${html(site.at ?? "")}">${html(site.name)}</button></li>`).join("");
+}
+
+function light(sites) {
+  const counts = record();
+  for (const site of sites) if (site.at !== null) counts[site.at] = (counts[site.at] ?? 0) + 1;
+  scene.light(counts);
+}
+
+// Search
+
+function showHits() {
+  const text = part("search").value.trim().toLowerCase();
+  const known = Object.entries(data.nodes).map(([key, node]) => [key, node.name, node.op]);
+  known.push(...Object.entries(data.boxes).filter(([key]) => key !== "/").map(([key, box]) => [key, box.path, box.op]));
+  const hits = text ? known.filter(([, name, op]) => `${name} ${op}`.toLowerCase().includes(text)) : [];
+  part("hits").innerHTML = hits.slice(0, 40).map(([key, name, op]) => `<li><button data-go="${html(key)}">${html(name)} <small>${html(op)}</small></button></li>`).join("");
+  part("hitcount").textContent = text ? `${hits.length} found` : "";
+}
+
+function go(key) {
+  if (!key) return;
+  scene.reveal(key);
+  choose(key);
+  scene.centre(key);
+}
+
+// Mouse and keys
+
+const graph = part("graph");
+let drag = null;
+graph.addEventListener("pointerdown", (event) => (drag = { x: event.clientX, y: event.clientY, moved: false, key: event.target.closest("[data-key]")?.dataset.key ?? null }));
+window.addEventListener("pointermove", (event) => {
+  if (!drag) return;
+  const [x, y] = [event.clientX - drag.x, event.clientY - drag.y];
+  if (!drag.moved && Math.hypot(x, y) < 4) return;
+  drag = { ...drag, x: event.clientX, y: event.clientY, moved: true };
+  scene.view.x += x;
+  scene.view.y += y;
+  scene.look();
+});
+window.addEventListener("pointerup", () => {
+  if (drag && !drag.moved) {
+    toggle(drag.key);
+    choose(drag.key);
+  }
+  drag = null;
+});
+graph.addEventListener("wheel", (event) => {
+  event.preventDefault();
+  const at = graph.getBoundingClientRect();
+  scene.zoom(Math.exp(-event.deltaY * 0.0015), [event.clientX - at.left, event.clientY - at.top]);
+}, { passive: false });
+
+const ARROWS = { ArrowUp: [0, -1], ArrowDown: [0, 1], ArrowLeft: [-1, 0], ArrowRight: [1, 0] };
+const COMMANDS = {
+  "+": () => scene.zoom(1.25), "=": () => scene.zoom(1.25), "-": () => scene.zoom(0.8), 0: () => scene.fit(), w: () => scene.fit(true),
+  "/": () => part("search").focus(), s: () => field.focus(), f: () => foldAll(false), u: () => foldAll(true), t: () => theme(),
+  Escape: () => choose(null), Enter: () => toggle(scene.chosen), " ": () => toggle(scene.chosen),
+};
+
+function foldAll(open) {
+  scene.opened = new Set(open ? Object.keys(data.boxes) : ["/"]);
+  scene.draw();
+  scene.fit();
+}
+
+function theme() {
+  const dark = document.documentElement.dataset.theme ? document.documentElement.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  document.documentElement.dataset.theme = dark ? "light" : "dark";
+}
+
+document.addEventListener("keydown", (event) => {
+  if (/^(INPUT|SELECT|BUTTON)$/.test(event.target.tagName)) {
+    if (event.key === "Escape") graph.focus();
+    return;
+  }
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (ARROWS[event.key]) {
+    choose(scene.nearest(ARROWS[event.key]) ?? null);
+    scene.centre(scene.chosen);
+  } else if (COMMANDS[event.key]) COMMANDS[event.key]();
+  else return;
+  event.preventDefault();
+});
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("button");
+  if (!button) return;
+  if (button.dataset.go !== undefined) go(button.dataset.go);
+  else if (button.dataset.key) COMMANDS[button.dataset.key]();
+  else if (button.dataset.rule) light(data.sites.filter((site) => site.acts.some((act) => act.regularizer === Number(button.dataset.rule))));
+  else if (button.id === "copy") navigator.clipboard?.writeText(part("paste").textContent);
+});
+field.addEventListener("input", showSelected);
+kind.addEventListener("input", showSelected);
+part("search").addEventListener("input", showHits);
+part("search").addEventListener("keydown", (event) => event.key === "Enter" && go(part("hits").querySelector("button")?.dataset.go));
+
+part("legend").innerHTML = data.regularizers
+  .map(({ name, text, colour }, i) => `<li><button data-rule="${i}" style="--own: ${colour}"><i></i>${html(name)} <small>${html(text)}</small></button></li>`)
+  .join("");
+tell(null);
+scene.draw();
+scene.fit();
+window.graphreg = { data, scene, select, selected, glob, parse, choose, toggle, go };

@@ -1,0 +1,159 @@
+// The drawing: what is visible, as SVG elements, and the part of it that is in view.
+"use strict";
+
+const html = (text) => String(text).replace(/[&<>"]/g, (letter) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[letter]);
+const fixed = (number) => Math.round(number * 10) / 10;
+
+class Scene {
+  constructor(data, svg) {
+    this.data = data;
+    this.svg = svg;
+    this.opened = new Set(data.opened);
+    this.view = { x: 0, y: 0, zoom: 1 };
+    this.lit = record(); // by key: how many selected sites are there
+    this.chosen = null;
+    this.around = record(); // by key: the box that it is in
+    for (const key in data.boxes) for (const layer of data.boxes[key].layers) for (const id of layer) if (!/^[<>]$|^~/.test(id)) this.around[id] = key;
+  }
+
+  /** Lay out and draw all that is visible. */
+  draw() {
+    const laid = arrange(this.data, "/", this.opened);
+    this.laid = laid;
+    this.places = record();
+    for (const thing of [...laid.boxes, ...laid.things]) this.places[thing.key] = thing;
+    const boxes = laid.boxes.filter((box) => box.key !== "/").map((box) => this.boxMarkup(box));
+    const lines = laid.lines.map((one) => this.lineMarkup(one));
+    const things = laid.things.map((thing) => this.thingMarkup(thing));
+    this.svg.innerHTML = `<g id="scene">${boxes.join("")}${lines.join("")}${things.join("")}</g>`;
+    this.parts = new Map([...this.svg.querySelectorAll("[data-key]")].map((part) => [part.dataset.key, part]));
+    this.light(this.lit);
+    this.choose(this.chosen);
+    this.look();
+  }
+
+  boxMarkup({ key, x, y, width, height }) {
+    const { path, op } = this.data.boxes[key];
+    const size = `x="${fixed(x)}" y="${fixed(y)}" width="${fixed(width)}"`;
+    return `<g class="open" data-key="${html(key)}" role="button" aria-expanded="true" aria-label="${html(`${path} ${op}`)}">
+      <rect class="box" ${size} height="${fixed(height)}" rx="4"/><rect class="head" ${size} height="${HEADER}" rx="4"/>
+      <text x="${fixed(x + 8)}" y="${fixed(y + 14)}">▾ ${html(this.data.boxes[key].name)}</text></g>`;
+  }
+
+  thingMarkup({ key, x, y, width, height }) {
+    const box = this.data.boxes[key], thing = box ?? this.data.nodes[key];
+    const [first, second] = thing.lines, middle = fixed(x + width / 2);
+    const colour = thing.regularizer >= 0 ? ` style="--own: ${this.data.regularizers[thing.regularizer].colour}"` : "";
+    const badges = Object.entries(box?.acts ?? {}).map(([number, count], i, all) => {
+      const left = x + width / 2 - 14 * all.length + 28 * i;
+      return `<circle class="addition" style="--own: ${this.data.regularizers[number].colour}" cx="${fixed(left + 5)}" cy="${fixed(y + 41)}" r="4"/>
+        <text class="second" x="${fixed(left + 12)}" y="${fixed(y + 45)}">${count}</text>`;
+    });
+    return `<g class="thing" data-key="${html(key)}" role="button"${box ? ' aria-expanded="false"' : ""} aria-label="${html(`${first} ${second}`)}"${colour}>
+      <rect class="${box ? "folded" : thing.kind}" x="${fixed(x)}" y="${fixed(y)}" width="${width}" height="${height}" rx="${/^(addition|end)$/.test(thing.kind) ? 12 : 4}"/>
+      <text class="middle ${thing.kind}" x="${middle}" y="${fixed(y + 15)}">${box ? "▸ " : ""}${html(first)}</text>
+      <text class="middle second ${thing.kind}" x="${middle}" y="${fixed(y + 28)}">${html(second)}</text>${badges.join("")}</g>`;
+  }
+
+  lineMarkup({ points, regularizer, arrow, back }) {
+    let path = `M${fixed(points[0][0])} ${fixed(points[0][1])}`;
+    for (let i = 1; i < points.length; i++) {
+      const [[x, y], [u, v]] = [points[i - 1], points[i]], half = (y + v) / 2;
+      path += x === u ? `V${fixed(v)}` : `C${fixed(x)} ${fixed(half)} ${fixed(u)} ${fixed(half)} ${fixed(u)} ${fixed(v)}`;
+    }
+    const colour = regularizer >= 0 ? ` style="--own: ${this.data.regularizers[regularizer].colour}"` : "";
+    const [x, y] = points.at(-1), up = back ? 1 : -1;
+    const head = arrow ? `<path class="arrow" d="M${fixed(x)} ${fixed(y)}l-3.2 ${6 * up}h6.4z"/>` : "";
+    return `<g${colour}><path class="line" d="${path}"/>${head}</g>`;
+  }
+
+  /** What of a site is visible: itself, or the outermost folded module around it. */
+  visible(key) {
+    let found = key;
+    for (let at = this.around[key]; at !== undefined && at !== "/"; at = this.around[at]) if (!this.opened.has(at)) found = at;
+    return found;
+  }
+
+  /** Light these up, by key and count; a folded module shows how many are in it. */
+  light(counts) {
+    this.lit = counts;
+    const shown = record();
+    for (const key in counts) shown[this.visible(key)] = (shown[this.visible(key)] ?? 0) + counts[key];
+    for (const [key, part] of this.parts) {
+      part.classList.toggle("lit", key in shown);
+      part.querySelector(".count")?.remove();
+      if (!(key in shown) || !(key in this.data.boxes) || part.classList.contains("open")) continue;
+      const { x, y, width } = this.places[key];
+      part.insertAdjacentHTML("beforeend", `<text class="count" x="${fixed(x + width)}" y="${fixed(y - 4)}">${shown[key]}</text>`);
+    }
+    this.svg.classList.toggle("lighted", Object.keys(shown).length > 0);
+  }
+
+  choose(key) {
+    this.parts.get(this.chosen)?.classList.remove("chosen");
+    this.chosen = key;
+    this.parts.get(key)?.classList.add("chosen");
+    this.svg.setAttribute("aria-label", key ? `chosen: ${key}` : "the graph");
+  }
+
+  /** Fold or unfold a module; its title stays where it is on the screen. */
+  toggle(key) {
+    const before = this.places[key];
+    if (!this.opened.delete(key)) this.opened.add(key);
+    this.draw();
+    const after = this.places[key];
+    this.view.x += (before.x + before.width / 2 - after.x - after.width / 2) * this.view.zoom;
+    this.view.y += (before.y - after.y) * this.view.zoom;
+    this.look();
+  }
+
+  /** Unfold whatever a thing is in. */
+  reveal(key) {
+    for (let at = this.around[key]; at !== undefined && at !== "/"; at = this.around[at]) this.opened.add(at);
+    this.draw();
+  }
+
+  look() {
+    const { x, y, zoom } = this.view;
+    this.svg.firstChild?.setAttribute("transform", `translate(${fixed(x)} ${fixed(y)}) scale(${zoom.toFixed(4)})`);
+  }
+
+  zoom(by, at = [this.svg.clientWidth / 2, this.svg.clientHeight / 2]) {
+    const zoom = Math.min(4, Math.max(0.03, this.view.zoom * by)), ratio = zoom / this.view.zoom;
+    this.view = { x: at[0] - (at[0] - this.view.x) * ratio, y: at[1] - (at[1] - this.view.y) * ratio, zoom };
+    this.look();
+  }
+
+  /** The whole width, and the top of what is higher than the window; `whole`: all of it. */
+  fit(whole = false) {
+    const [wide, tall] = [this.svg.clientWidth, this.svg.clientHeight];
+    const { width, height } = this.laid;
+    const zoom = Math.max(0.03, Math.min(1.2, (wide - 32) / width, whole ? (tall - 32) / height : Infinity));
+    this.view = { x: (wide - width * zoom) / 2, y: 16, zoom };
+    this.look();
+  }
+
+  centre(key) {
+    const place = this.places[key];
+    if (!place) return;
+    this.view.zoom = Math.max(this.view.zoom, 0.6);
+    this.view.x = this.svg.clientWidth / 2 - (place.x + place.width / 2) * this.view.zoom;
+    this.view.y = this.svg.clientHeight / 2 - (place.y + Math.min(place.height, 40) / 2) * this.view.zoom;
+    this.look();
+  }
+
+  /** The nearest visible thing from the one that is chosen, in a direction: [0, 1] is down. */
+  nearest([right, down]) {
+    const from = this.places[this.chosen];
+    const things = Object.values(this.places).filter(({ key }) => key !== "/" && key !== this.chosen);
+    if (!from) return things.sort((a, b) => a.y - b.y || a.x - b.x)[0]?.key;
+    const far = (thing) => {
+      const x = thing.x + thing.width / 2 - from.x - from.width / 2;
+      const y = thing.y + (thing.key in this.data.boxes ? 10 : thing.height / 2) - from.y - (from.key in this.data.boxes ? 10 : from.height / 2);
+      const along = x * right + y * down, across = Math.abs(x * down) + Math.abs(y * right);
+      return along > 4 ? along + 2 * across : Infinity;
+    };
+    const best = things.reduce((found, thing) => (far(thing) < far(found) ? thing : found));
+    return far(best) < Infinity ? best.key : this.chosen;
+  }
+}

@@ -1,0 +1,130 @@
+// The rule of graphreg/selector.py, in the words of that file; tests/data/selectors.json holds both to the same cases.
+"use strict";
+
+const ROLES = ["input", "hidden", "output"];
+const GRAMMAR = /^(!?)([^@:#]*)(?:@([^:#]+))?(?::([^#]+))?(?:#([^]*))?$/;
+
+/** A shell glob as Python's fnmatch.translate has it: `*`, `?`, `[seq]`, `[!seq]`; it matches the whole text. */
+function glob(pattern) {
+  const letters = Array.from(pattern);
+  let source = "";
+  for (let i = 0; i < letters.length; ) {
+    const letter = letters[i++];
+    if (letter === "*") source += "[^]*";
+    else if (letter === "?") source += "[^]";
+    else if (letter !== "[") source += escaped(letter);
+    else {
+      let end = i;
+      if (letters[end] === "!") end++;
+      if (letters[end] === "]") end++;
+      while (end < letters.length && letters[end] !== "]") end++;
+      if (end >= letters.length) source += "\\[";
+      else {
+        source += letterClass(letters.slice(i, end));
+        i = end + 1;
+      }
+    }
+  }
+  const compiled = new RegExp(`^(?:${source})$`, "u");
+  return (text) => compiled.test(text);
+}
+
+function letterClass(letters) {
+  const not = letters[0] === "!";
+  const rest = not ? letters.slice(1) : letters;
+  const parts = [];
+  for (let i = 0; i < rest.length; i++) {
+    if (rest[i + 1] === "-" && i + 2 < rest.length) {
+      if (rest[i].codePointAt(0) <= rest[i + 2].codePointAt(0)) parts.push(`${escaped(rest[i])}-${escaped(rest[i + 2])}`);
+      i += 2; // a range that runs backwards is empty
+    } else parts.push(escaped(rest[i]));
+  }
+  if (!parts.length) return not ? "[^]" : "[]";
+  return `[${not ? "^" : ""}${parts.join("")}]`;
+}
+
+function escaped(letter) {
+  return /[\\^$.*+?()[\]{}|/-]/.test(letter) ? `\\u{${letter.codePointAt(0).toString(16)}}` : letter;
+}
+
+/** One string: `[!]name-glob[@op-glob][:port-glob][#role]`. Throws an Error with the library's sentence. */
+function parse(text) {
+  const bare = text.trim();
+  const found = GRAMMAR.exec(bare);
+  if (!found || !bare.replace(/[! ]/g, ""))
+    throw new Error(`'${text}' is no selector. Write [!]name[@op][:port][#role], e.g. 'layer4.*', '**@ReLU', '*.weight'.`);
+  const [, exclude, name, op, port, role] = found;
+  if (role !== undefined && !ROLES.includes(role))
+    throw new Error(`'${text}' asks for the role '${role}'; roles are ${ROLES.join(", ")}.`);
+  const glob_of = (part) => (part === undefined ? null : glob(part));
+  return { text, exclude: exclude === "!", name: name || "**", named: glob(name || "**"), op: glob_of(op), port, ports: glob_of(port), role };
+}
+
+function names(pattern, label, site) {
+  if (site.kind === "parameter" && pattern.port !== undefined) return glob(`${pattern.name}:${pattern.port}`)(label.name);
+  return pattern.named(label.name);
+}
+
+function within(name, modules) {
+  for (let end = name.lastIndexOf("."); end > 0; end = name.lastIndexOf(".", end - 1)) if (modules.has(name.slice(0, end))) return true;
+  return false;
+}
+
+/** The sites a string names, selectable or not: filters first, then the name, then the insides of what it names go. */
+function find(pattern, sites) {
+  const named = [];
+  for (const site of sites)
+    for (const label of site.labels) {
+      const filtered = (!pattern.op || pattern.op(label.op)) && (pattern.role === undefined || pattern.role === site.role);
+      if (filtered && names(pattern, label, site)) named.push([label, site]);
+    }
+  const takes = (label) => (pattern.ports ? label.ports.some(pattern.ports) : label.default);
+  let found = named.filter(([label, site]) => site.kind === "parameter" || takes(label));
+  if (!pattern.name.includes("**")) {
+    const modules = new Set(named.filter(([label, site]) => label.module !== null && site.kind === "value").map(([label]) => label.module));
+    found = found.filter(([label, site]) => site.kind === "parameter" || !within(label.name, modules));
+  }
+  return new Set(found.map(([, site]) => site));
+}
+
+/** The sites as a regularizer of this kind sees them, and those that a lone `*` means to it. */
+function candidates(sites, rule) {
+  const usable = (site) => site.selectable && (rule.on === "parameters" ? site.dims >= rule.min_dims : !rule.splice || site.used);
+  const seen = sites.filter((site) => site.kind === (rule.on === "parameters" ? "parameter" : "value"));
+  return { seen, usable };
+}
+
+/**
+ * What several strings select together, in the order of the graph: `chosen`; and the sentences of those that select nothing,
+ * which the library raises: `errors`.
+ */
+function select(texts, sites, rule) {
+  const { seen, usable } = candidates(sites, rule);
+  const patterns = texts.map(parse);
+  const usual = seen.filter((site) => rule.default.includes(site.id));
+  const wanted = new Set(patterns.every((pattern) => pattern.exclude) ? usual : []);
+  const gone = new Set();
+  const errors = [];
+  for (const pattern of patterns) {
+    const lone = pattern.text.replace(/^[! ]+|[! ]+$/g, "") === "*";
+    const found = lone ? usual : [...find(pattern, seen)];
+    const kept = found.filter(usable);
+    if (!kept.length) errors.push(nothing(pattern, found, rule));
+    for (const site of kept) (pattern.exclude ? gone : wanted).add(site);
+  }
+  const chosen = seen.filter((site) => wanted.has(site) && !gone.has(site));
+  if (!chosen.length && wanted.size) errors.push("what is selected is taken away again by '!'.");
+  return { chosen, errors };
+}
+
+function nothing(pattern, found, rule) {
+  const what = rule.on === "parameters" ? `parameter of ${rule.min_dims} dims or more` : "value";
+  if (!found.length) return `'${pattern.text}' matches no ${what}.`;
+  const reasons = found.slice(0, 3).map((site) => `${site.name} (${reason(site, rule)})`);
+  return `'${pattern.text}' finds only what cannot be regularized: ${reasons.join(", ")}.`;
+}
+
+function reason(site, rule) {
+  if (site.why_not) return site.why_not;
+  return rule.on === "parameters" ? `${site.dims} dims, ${rule.min_dims} needed` : "its value is not used";
+}
