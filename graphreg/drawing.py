@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from graphreg.arrangement import arrange
+from graphreg.collector import collector_at_rest
 from graphreg.dot import dot
 from graphreg.errors import GraphRegError, first_line, near_sentence
 from graphreg.graph import check_level
@@ -35,6 +36,7 @@ def _dot(seen: Viewed, shown: Picture, opened: Opened) -> str:
 FORMATS: dict[str, Callable[[Viewed, Picture, Opened], str | bytes]] = {".svg": _svg, ".png": _png, ".dot": _dot, ".html": page}
 
 
+@collector_at_rest()
 def draw(
     module: Drawable,
     path: str | os.PathLike[str],

@@ -12,6 +12,7 @@ from typing import Any
 import networkx as nx
 from torch import fx, nn
 
+from graphreg.collector import collector_at_rest
 from graphreg.errors import GraphRegError
 from graphreg.operators import function_name, nodes_in
 from graphreg.origin import origin_of, short
@@ -25,6 +26,7 @@ Attributes = dict[str, Any]
 _FX = {"placeholder": "input", "get_attr": "read", "output": "output"}
 
 
+@collector_at_rest()
 def to_networkx(
     module: Drawable, *, level: int | None = None, plan: Plan | None = None, example_inputs: Any = None, mode: Mode = "train"
 ) -> nx.DiGraph[str]:

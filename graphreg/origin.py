@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from functools import cache
 from pathlib import Path
 from types import FrameType
 
@@ -41,6 +42,7 @@ def origin_of(node: fx.Node) -> Origin | None:
     return known or origin_told(node.stack_trace)
 
 
+@cache
 def short(origin: Origin) -> str:
     """``torchvision/models/resnet.py:268``: below the folder that Python imports it from."""
     file, line = origin

@@ -10,6 +10,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -63,7 +64,7 @@ class Picture:
     edges: tuple[tuple[str, str, str], ...]  # from, to, the regularizer
     regularizers: Mapping[str, str]  # by name, what the legend says of each
 
-    @property
+    @cached_property
     def colour(self) -> dict[str, int]:
         """The number of each regularizer's colour."""
         return {name: i for i, name in enumerate(self.regularizers)}

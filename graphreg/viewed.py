@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from torch import fx, nn
@@ -36,7 +37,7 @@ class Viewed:
     def title(self) -> str:
         return self.plan.title if self.plan else self.traced.title
 
-    @property
+    @cached_property
     def sites(self) -> dict[str, Site]:
         """The model's own, by name."""
         return {site.name: site for site in self.traced.sites}

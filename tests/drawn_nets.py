@@ -73,7 +73,7 @@ class Again(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.half, self.between = Half(), nn.Linear(4, 4)
+        self.twice, self.between = Half(), nn.Linear(4, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.half(torch.tanh(self.between(self.half(x))))
+        return self.twice(torch.tanh(self.between(self.twice(x))))

@@ -11,10 +11,10 @@ from typing import Any
 import networkx as nx
 import pytest
 import torch
-from drawn_nets import GPT, Tagger, TwoForwards
 from torch import nn
 
 import graphreg
+from drawn_nets import GPT, Tagger, TwoForwards
 from graphreg import GraphRegError
 from graphreg.passes import BernoulliDropout, Contractive, HiddenL1, WeightL2
 

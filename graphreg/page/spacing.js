@@ -105,10 +105,16 @@ function columns(box, size) {
       spread(layer, size, wish, weight, at);
     }
   }
-  const { left, right } = extent(at, size);
-  for (const pin of ["<", ">"]) if (pin in at) at[pin] = (left + right) / 2; // alone in its layer
+  pinned(at, size);
   straighten(box, size, at);
+  pinned(at, size);
   return at;
+}
+
+/** The two ends of a module's own lines, each alone in its layer, go to the middle. */
+function pinned(at, size) {
+  const { left, right } = extent(at, size);
+  for (const pin of ["<", ">"]) if (pin in at) at[pin] = (left + right) / 2;
 }
 
 /** A long line that can run straight down from its one end, or up from its other, or between, does. */

@@ -1,0 +1,390 @@
+"""The page in a real browser: it folds, finds, tells, and selects what the library selects."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision.models as tv
+from torch import nn
+
+import graphreg
+from browser import Page, chromium, needs_chromium
+from drawn_nets import GPT, Again, Tagger
+from graphreg import GraphRegError, NoMatchError, Traced
+from graphreg.selector import select
+from graphreg.sites import Label, Site
+
+TABLE = json.loads((Path(__file__).parent / "data" / "selectors.json").read_text())
+IDS = torch.zeros(2, 7, dtype=torch.long)
+IMAGE = torch.zeros(1, 3, 64, 64)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_browser() -> Iterator[None]:
+    yield
+    if chromium.cache_info().currsize:
+        chromium().quit()
+        chromium.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pages")
+
+
+def regularized(name: str) -> nn.Module:
+    if name == "resnet50":
+        return graphreg.regularize(tv.resnet50(), example_inputs=IMAGE, rng=0, hidden_dropout=0.1, hidden_l1=1e-3, weight_l2=1e-4)
+    if name == "gpt":
+        return graphreg.regularize(GPT(12), example_inputs=IDS, rng=0, hidden_dropout=0.1, weight_l2=1e-4, own_dropout="seeded")
+    if name == "lstm":
+        penalty = {"weight": 1.0, "pattern": "rnn"}
+        return graphreg.regularize(Tagger(), example_inputs=IDS, rng=0, recurrent_norm=penalty, dropout={"rnn:*": 0.2}, weight_l1=1e-3)
+    return graphreg.regularize(Again(), hidden_dropout=0.1, contractive={"weight": 0.1, "pattern": "twice"}, rng=0)
+
+
+@cache
+def drawn(folder: Path, name: str) -> Path:
+    return graphreg.draw(regularized(name), folder / f"{name}.html")
+
+
+# Selectors: the one rule in two languages
+
+
+def of_table(kind: str) -> list[Site]:
+    made = []
+    for row in TABLE["sites"]:
+        labels = tuple(Label(**(label | {"ports": tuple(label["ports"])})) for label in row["labels"])
+        made.append(Site(labels, row["kind"], row["role"], row["selectable"], shape=(1, 1)))
+    return [site for site in made if site.kind == kind]
+
+
+@pytest.mark.parametrize("case", TABLE["cases"], ids=lambda case: " ".join(case["selector"]))
+def test_the_table_in_python(case: dict[str, Any]) -> None:
+    sites = of_table(case["kind"])
+    default = [site for site in sites if site.selectable and (site.role == "hidden" or site.kind == "parameter")]
+    if case["names"] is None:
+        with pytest.raises(GraphRegError):
+            select(case["selector"], sites, default)
+    else:
+        assert [site.name for site in select(case["selector"], sites, default)] == case["names"]
+
+
+IN_BROWSER = """
+const [sites, cases] = arguments;
+const name = ({labels: [{name, ports, default: usual}]}) => usual ? name : `${name}:${ports[0]}`;
+sites.forEach((site, id) => Object.assign(site, {id, name: name(site), why_not: "", used: true, dims: 2}));
+const rule = (kind) => ({on: kind + "s", splice: false, min_dims: 2, default: sites.filter((site) =>
+    site.kind === kind && site.selectable && (site.role === "hidden" || kind === "parameter")).map((site) => site.id)});
+return cases.map(({kind, selector}) => {
+  try {
+    const found = graphreg.select(selector, sites, rule(kind));
+    return found.errors.length ? null : found.chosen.map((site) => site.name);
+  } catch (error) { return error instanceof TypeError ? String(error) : null; }
+});
+"""
+
+
+@needs_chromium
+def test_the_table_in_the_browser(folder: Path) -> None:
+    found = Page(drawn(folder, "again")).run(IN_BROWSER, TABLE["sites"], TABLE["cases"])
+    assert found == [case["names"] for case in TABLE["cases"]]
+
+
+@needs_chromium
+def test_globs_are_fnmatchs(folder: Path) -> None:
+    """Any text is a glob: brackets that do not close, ranges that run backwards, letters that mean something to a regular expression."""
+    choose = random.Random(0)
+    letters = "ab.-]![*?^\\$()+|{}/,é"
+    pairs = [["".join(choose.choices(letters, k=choose.randint(0, 7))), "".join(choose.choices(letters, k=choose.randint(0, 3)))]
+             for _ in range(4000)]  # fmt: skip
+    pairs += [[text, text] for text, _ in pairs[:500]]
+    found = Page(drawn(folder, "again")).run("return arguments[0].map(([glob, text]) => graphreg.glob(glob)(text))", pairs)
+    expected = [fnmatchcase(text, glob) for glob, text in pairs]
+    assert [pair for pair, one, other in zip(pairs, found, expected, strict=True) if one != other] == []
+    assert 100 < sum(expected) < 4400
+
+
+def vit() -> nn.Module:
+    return tv.VisionTransformer(image_size=64, patch_size=16, num_layers=3, num_heads=2, hidden_dim=16, mlp_dim=32)
+
+
+REAL: dict[str, tuple[Callable[[], nn.Module], torch.Tensor, list[str]]] = {
+    "resnet18": (tv.resnet18, IMAGE, [
+        "layer[34].*@ReLU", "layer4*", "layer4.*", "layer4.**", "@BasicBlock", "**#hidden", "*", "* !layer1.*", "fc", "layer?.1.conv*",
+    ]),
+    "mobilenet": (tv.mobilenet_v3_small, IMAGE, [
+        "features.*", "features.*.block.*", "**@Hardswish", "*.mul", "**#hidden !@mul", "classifier.*", "features.1?", "@Conv2d", "*", "**",
+    ]),
+    "shufflenet": (tv.shufflenet_v2_x0_5, IMAGE, [
+        "stage3.*", "stage?.0.branch1.*", "**:0", "**@chunk:*", "stage2.1.chunk:1", "@cat", "*", "!stage4**", "conv5*",
+        "stage*@InvertedResidual",
+    ]),
+    "vit": (vit, IMAGE, [
+        "encoder.layers.*", "**@LayerNorm", "**.self_attention*", "**.mlp.*", "*@MultiheadAttention", "**#hidden", "heads*", "*", "#input",
+        "encoder.layers.encoder_layer_[02].**@GELU",
+    ]),
+    "gpt": (lambda: GPT(12), IDS, [
+        "h.*", "h.[0-3].mlp.*", "h.1?", "**@scaled_dot_product_attention", "h.*.add_1", "**.unbind:[01]", "* !ln_f", "#output", "*", "h.**",
+    ]),
+}  # fmt: skip
+
+
+def of_library(traced: Traced, key: str, texts: Sequence[str]) -> list[str] | None:
+    """What ``plan`` makes of it; None where it refuses."""
+    try:
+        return [edit.site.name for edit in graphreg.plan(traced, graphreg.build(key, weight=0.1, pattern=list(texts))).edits]
+    except NoMatchError:
+        return None
+
+
+def layer(parameter: str, visible: set[str]) -> str:
+    """What a parameter is shown at: its layer, which is no site where it returns several values; the one around it, if that is whole."""
+    path = parameter.rpartition(".")[0]
+    found = [key for key in (f"${path.replace('.', '_')}", path) if key in visible]
+    return found[0] if found else layer(path, visible)
+
+
+TRIED = """
+const [keys, texts] = arguments, field = document.getElementById("selector"), kind = document.getElementById("kind");
+const text = (id) => document.getElementById(id).textContent;
+return keys.map((key) => {
+  kind.value = graphreg.data.rules.findIndex((rule) => rule.key === key);
+  return texts.map((typed) => {
+    field.value = typed;
+    field.dispatchEvent(new Event("input"));
+    const lit = [...document.querySelectorAll("#graph .lit")].map((part) => part.dataset.key);
+    const sites = graphreg.selected(typed).chosen.map((site) => site.name);
+    return {count: text("count"), wrong: text("wrong"), paste: text("paste"), lit, sites};
+  });
+});
+"""
+
+
+@needs_chromium
+@pytest.mark.parametrize("name", REAL)
+def test_ten_selectors_on_a_real_model(name: str, folder: Path) -> None:
+    """Site for site: what the box counts, what lights up, and what the library plans; for values that are replaced, and parameters."""
+    make, inputs, selectors = REAL[name]
+    traced = graphreg.trace(make(), inputs)
+    page = Page(graphreg.draw(traced, folder / f"{name}-bare.html"))
+    page.press("u")
+    visible, some, keys = set(page.things()), 0, ("dropout", "hidden_l1", "weight_l2")
+    for key, answers in zip(keys, page.run(TRIED, keys, selectors), strict=True):
+        for text, told in zip(selectors, answers, strict=True):
+            wanted = of_library(traced, key, text.split())
+            if wanted is None:
+                assert told["wrong"] and told["paste"] == "", (key, text)
+                continue
+            some += len(wanted) > 0
+            assert told["wrong"] == "" and told["sites"] == wanted, (key, text)
+            assert told["count"] == f"{len(wanted)} site{'s' * (len(wanted) != 1)}" and told["paste"], (key, text)
+            owners = {layer(site, visible) for site in wanted} if key == "weight_l2" else set(wanted)
+            assert set(told["lit"]) == owners and owners <= visible, (key, text)
+    assert len(selectors) == 10 and some > 18
+
+
+@needs_chromium
+def test_the_line_to_paste_does_what_is_shown(folder: Path) -> None:
+    model = GPT(12)
+    page = Page(graphreg.draw(model, folder / "paste.html", example_inputs=IDS))
+    for text in ("h.[34].**@Linear", "h.* !h.1?"):
+        page.type("selector", text)
+        space: dict[str, Any] = {"graphreg": graphreg, "model": model}
+        exec(page.text("paste"), space)
+        sites = [edit.site.name for edit in space["module"].graphreg_rules.about[0].edits]
+        assert sites and sites == page.run("return graphreg.selected(arguments[0]).chosen.map((site) => site.name)", text)
+
+
+# What it looks like: nothing overlaps
+
+GEOMETRY = """
+const {scene, data} = graphreg, places = {...scene.places}, inside = {};
+for (const key in places) inside[key] = scene.around[key] ?? null;
+const texts = [...document.querySelectorAll('#graph .thing')].map((thing) => {
+  const rect = thing.querySelector('rect').getBBox();
+  return [thing.dataset.key, rect.width, ...[...thing.querySelectorAll('text.middle')].map((text) => text.getBBox().width)];
+});
+const titles = [...document.querySelectorAll('#graph .open')].map((box) =>
+  [box.dataset.key, box.querySelector('rect').getBBox().width, box.querySelector('text').getBBox().width + 8]);
+return [places, inside, texts, titles];
+"""
+
+
+def check_geometry(places: dict[str, dict[str, float]], inside: dict[str, str | None]) -> None:
+    """Children stand within what they are in, and no two of them touch."""
+    families: dict[str, list[str]] = {}
+    for key, outer in inside.items():
+        if outer is not None:
+            families.setdefault(outer, []).append(key)
+            a, b = places[key], places[outer]
+            assert b["x"] <= a["x"] and a["x"] + a["width"] <= b["x"] + b["width"] + 0.01, (key, outer)
+            assert b["y"] <= a["y"] and a["y"] + a["height"] <= b["y"] + b["height"] + 0.01, (key, outer)
+    for children in families.values():
+        boxes = sorted((places[key] for key in children), key=lambda place: place["y"])
+        for i, one in enumerate(boxes):
+            for other in boxes[i + 1 :]:
+                if other["y"] >= one["y"] + one["height"]:
+                    break
+                assert one["x"] + one["width"] <= other["x"] or other["x"] + other["width"] <= one["x"], (one, other)
+
+
+@needs_chromium
+@pytest.mark.parametrize("name", ["resnet50", "gpt", "lstm", "again"])
+def test_nothing_overlaps_and_labels_fit(name: str, folder: Path) -> None:
+    page = Page(drawn(folder, name))
+    counts = []
+    for key in ("", "u", "f"):
+        page.press(*key)
+        places, inside, texts, titles = page.run(GEOMETRY)
+        check_geometry(places, inside)
+        assert [row for row in texts if max(row[2:]) > row[1]] == [] and [row for row in titles if row[2] > row[1]] == []
+        counts.append(len(texts))
+    assert counts[1] >= counts[0] >= counts[2] > 1
+
+
+# What it does
+
+
+@needs_chromium
+def test_folding(folder: Path) -> None:
+    page = Page(drawn(folder, "gpt"))
+    assert "h.3/" in page.things(".thing") and "h/" in page.things(".open") and "h.3.qkv" not in page.things()
+    page.click("[data-key='h.3/'] text")
+    assert "h.3/" in page.things(".open") and {"h.3.qkv", "h.3.mlp/"} <= set(page.things(".thing")) and "h.4.qkv" not in page.things()
+    page.click("[data-key='h.3/'] .head")
+    assert "h.3/" in page.things(".thing") and "h.3.qkv" not in page.things()
+    page.press("u")
+    assert {"h.3.qkv", "h.11.mlp.2"} <= set(page.things()) and page.run("return graphreg.scene.opened.size") == 26
+    page.press("f")
+    assert page.things() == page.things(".thing") and "h/" in page.things()
+
+
+@needs_chromium
+def test_keys_alone(folder: Path) -> None:
+    """From the box of the selector to a site inside a folded block, without a mouse."""
+    page = Page(drawn(folder, "gpt"))
+    page.press("s")
+    assert page.run("return document.activeElement.id") == "selector"
+    page.driver.switch_to.active_element.send_keys("\ue00c")  # Escape
+    assert page.run("return document.activeElement.id") == "graph"
+    page.press("\ue015", "\ue015")  # arrow down, twice
+    assert page.run("return graphreg.scene.chosen") == "wte" and "Embedding" in page.text("panel")
+    page.run("graphreg.choose('h.0/')")
+    page.press("\ue007")  # Enter
+    assert "h.0.ln1" in page.things()
+    page.press("\ue015")
+    assert page.run("return graphreg.scene.chosen") == "h.0.ln1"
+    before = page.run("return graphreg.scene.view.zoom")
+    page.press("+")
+    assert page.run("return graphreg.scene.view.zoom") > before
+    page.press("\ue00c")
+    assert page.run("return graphreg.scene.chosen") is None
+
+
+@needs_chromium
+def test_a_click_tells(folder: Path) -> None:
+    page = Page(drawn(folder, "lstm"))
+    page.click("[data-key='rnn'] text")
+    told = page.text("panel")
+    assert "2x7x6" in told and "drawn_nets.py:" in told and "hidden" in told
+    assert (
+        "recurrent_norm RecurrentNorm, strength 1, matched by rnn" in told
+        and "mean_over_pairs(norms.diff(dim=0).square(), lengths)" in told
+    )
+    assert "dropout BernoulliDropout, strength 0.2, matched by rnn:*" in told
+    page.click("[data-key='$rnn'] text")
+    assert "rnn.weight_hh_l0" in page.text("panel") and "return w.abs().sum()" in page.text("panel")
+    page.click("[data-key='embed'] text")
+    assert "No regularizer acts here." in page.text("panel") and "embed.weight" in page.text("panel")
+
+
+@needs_chromium
+def test_search_opens_what_it_finds(folder: Path) -> None:
+    page = Page(drawn(folder, "gpt"))
+    page.type("search", "h.7.mlp.1")
+    assert page.text("hitcount") == "1 found" and "h.7.mlp.1" not in page.things()
+    page.driver.switch_to.active_element.send_keys("\ue007")
+    assert "h.7.mlp.1" in page.things(".chosen") and "GELU" in page.text("panel")
+    page.type("search", "gelu")
+    assert page.text("hitcount") == "12 found"
+
+
+@needs_chromium
+def test_a_folded_module_counts_what_is_lit_in_it(folder: Path) -> None:
+    page = Page(drawn(folder, "gpt"))
+    page.type("selector", "h.[34].**@Linear")
+    assert page.things(".lit") == ["h.3/", "h.4/"] and page.text("count") == "8 sites"
+    assert page.run("return [...document.querySelectorAll('.count')].map((e) => e.textContent)") == ["4", "4"]
+    page.click("[data-key='h.3/'] text")
+    page.press("u")
+    assert len(page.things(".lit")) == 8
+    page.type("selector", "h.[34")
+    assert page.things(".lit") == [] and page.text("wrong") == "'h.[34' matches no value." and page.text("paste") == ""
+    page.type("selector", "#hiden")
+    assert page.text("wrong") == "'#hiden' asks for the role 'hiden'; roles are input, hidden, output."
+
+
+@needs_chromium
+def test_the_legend_shows_where_each_acts(folder: Path) -> None:
+    page = Page(drawn(folder, "lstm"))
+    page.click("[data-rule='0']")
+    assert page.things(".lit") == ["rnn", "rnn:h_n", "rnn:c_n"]
+    page.click("[data-rule='1']")
+    assert page.things(".lit") == ["rnn"] and "recurrent_norm" in page.text("legend")
+
+
+@needs_chromium
+def test_light_and_dark(folder: Path) -> None:
+    page = Page(drawn(folder, "again"))
+    back = "return getComputedStyle(document.body).backgroundColor"
+    first = page.run(back)
+    page.press("t")
+    second = page.run(back)
+    page.press("t")
+    assert first != second and page.run(back) == first
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]})
+    page.run("delete document.documentElement.dataset.theme")
+    dark = page.run(back)
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "light"}]})
+    assert {first, second} == {dark, page.run(back)} and dark == "rgb(13, 17, 23)"
+
+
+@needs_chromium
+def test_it_loads_nothing_else(folder: Path) -> None:
+    page = Page(drawn(folder, "gpt"))
+    assert page.run("return performance.getEntriesByType('resource').map((entry) => entry.name)") == []
+    text = drawn(folder, "gpt").read_text()
+    assert "://" not in text.replace("http://www.w3.org", "") and "@import" not in text and "</script" in text
+
+
+class Odd(nn.Module):
+    """Names that mean something to JavaScript and to HTML."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("constructor", "__proto__", "toString", "<b>", "0", "größe"):
+            self.add_module(name, nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for module in self.children():
+            x = module(x)
+        return x
+
+
+@needs_chromium
+def test_odd_names(folder: Path) -> None:
+    page = Page(graphreg.draw(graphreg.regularize(Odd(), hidden_dropout=0.1), folder / "odd.html"))
+    page.press("u")
+    page.type("selector", "*.1@ReLU")
+    assert page.things(".lit") == ["constructor.1", "__proto__.1", "toString.1", "<b>.1", "0.1", "größe.1"]
+    page.run("graphreg.go('<b>.1')")
+    assert page.text("panel").startswith("<b>.1")
