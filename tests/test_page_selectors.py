@@ -1,0 +1,185 @@
+"""The rule of matching in the page: the shared table, globs, and ten selectors over five real models, site for site."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision.models as tv
+from torch import nn
+
+import graphreg
+from browser import Page, needs_chromium
+from drawn_nets import GPT, Half
+from graphreg import GraphRegError, NoMatchError, Traced
+from graphreg.selector import select
+from graphreg.sites import Label, Site
+
+TABLE = json.loads((Path(__file__).parent / "data" / "selectors.json").read_text())
+IDS = torch.zeros(2, 7, dtype=torch.long)
+IMAGE = torch.zeros(1, 3, 64, 64)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pages")
+
+
+@cache
+def small(folder: Path) -> Path:
+    return graphreg.draw(Half(), folder / "small.html")
+
+
+def of_table(kind: str) -> list[Site]:
+    made = []
+    for row in TABLE["sites"]:
+        labels = tuple(Label(**(label | {"ports": tuple(label["ports"])})) for label in row["labels"])
+        made.append(Site(labels, row["kind"], row["role"], row["selectable"], shape=(1, 1)))
+    return [site for site in made if site.kind == kind]
+
+
+@pytest.mark.parametrize("case", TABLE["cases"], ids=lambda case: " ".join(case["selector"]))
+def test_the_table_in_python(case: dict[str, Any]) -> None:
+    sites = of_table(case["kind"])
+    default = [site for site in sites if site.selectable and (site.role == "hidden" or site.kind == "parameter")]
+    if case["names"] is None:
+        with pytest.raises(GraphRegError):
+            select(case["selector"], sites, default)
+    else:
+        assert [site.name for site in select(case["selector"], sites, default)] == case["names"]
+
+
+IN_BROWSER = """
+const [sites, cases] = arguments;
+const name = ({labels: [{name, ports, default: usual}]}) => usual ? name : `${name}:${ports[0]}`;
+sites.forEach((site, id) => Object.assign(site, {id, name: name(site), why_not: "", used: true, dims: 2}));
+const rule = (kind) => ({on: kind + "s", splice: false, min_dims: 2, default: sites.filter((site) =>
+    site.kind === kind && site.selectable && (site.role === "hidden" || kind === "parameter")).map((site) => site.id)});
+return cases.map(({kind, selector}) => {
+  try {
+    const found = graphreg.select(selector, sites, rule(kind));
+    return found.errors.length ? null : found.chosen.map((site) => site.name);
+  } catch (error) { return error instanceof TypeError ? String(error) : null; }
+});
+"""
+
+
+@needs_chromium
+def test_the_table_in_the_browser(folder: Path) -> None:
+    found = Page(small(folder)).run(IN_BROWSER, TABLE["sites"], TABLE["cases"])
+    assert found == [case["names"] for case in TABLE["cases"]]
+
+
+@needs_chromium
+def test_globs_are_fnmatchs(folder: Path) -> None:
+    """Any text is a glob: brackets that do not close, ranges that run backwards, letters that mean something to a regular expression."""
+    choose = random.Random(0)
+    letters = "ab.-]![*?^\\$()+|{}/,é"
+    pairs = [["".join(choose.choices(letters, k=choose.randint(0, 7))), "".join(choose.choices(letters, k=choose.randint(0, 3)))]
+             for _ in range(4000)]  # fmt: skip
+    pairs += [[text, text] for text, _ in pairs[:500]]
+    found = Page(small(folder)).run("return arguments[0].map(([glob, text]) => graphreg.glob(glob)(text))", pairs)
+    expected = [fnmatchcase(text, glob) for glob, text in pairs]
+    assert [pair for pair, one, other in zip(pairs, found, expected, strict=True) if one != other] == []
+    assert 100 < sum(expected) < 4400
+
+
+def vit() -> nn.Module:
+    return tv.VisionTransformer(image_size=64, patch_size=16, num_layers=3, num_heads=2, hidden_dim=16, mlp_dim=32)
+
+
+REAL: dict[str, tuple[Callable[[], nn.Module], torch.Tensor, list[str]]] = {
+    "resnet18": (tv.resnet18, IMAGE, [
+        "layer[34].*@ReLU", "layer4*", "layer4.*", "layer4.**", "@BasicBlock", "**#hidden", "*", "* !layer1.*", "fc", "layer?.1.conv*",
+    ]),
+    "mobilenet": (tv.mobilenet_v3_small, IMAGE, [
+        "features.*", "features.*.block.*", "**@Hardswish", "*.mul", "**#hidden !@mul", "classifier.*", "features.1?", "@Conv2d", "*", "**",
+    ]),
+    "shufflenet": (tv.shufflenet_v2_x0_5, IMAGE, [
+        "stage3.*", "stage?.0.branch1.*", "**:0", "**@chunk:*", "stage2.1.chunk:1", "@cat", "*", "!stage4**", "conv5*",
+        "stage*@InvertedResidual",
+    ]),
+    "vit": (vit, IMAGE, [
+        "encoder.layers.*", "**@LayerNorm", "**.self_attention*", "**.mlp.*", "*@MultiheadAttention", "**#hidden", "heads*", "*", "#input",
+        "encoder.layers.encoder_layer_[02].**@GELU",
+    ]),
+    "gpt": (lambda: GPT(12), IDS, [
+        "h.*", "h.[0-3].mlp.*", "h.1?", "**@scaled_dot_product_attention", "h.*.add_1", "**.unbind:[01]", "* !ln_f", "#output", "*", "h.**",
+    ]),
+}  # fmt: skip
+
+
+def of_library(traced: Traced, key: str, texts: Sequence[str]) -> list[str] | None:
+    """What ``plan`` makes of it; None where it refuses."""
+    try:
+        return [edit.site.name for edit in graphreg.plan(traced, graphreg.build(key, weight=0.1, pattern=list(texts))).edits]
+    except NoMatchError:
+        return None
+
+
+def layer(path: str, visible: set[str]) -> str:
+    """What is shown of a layer: it is no site where it returns several values; and the one around it may be whole."""
+    found = [key for key in (f"${path.replace('.', '_')}", path) if key in visible]
+    return found[0] if found else layer(path.rpartition(".")[0], visible)
+
+
+TRIED = """
+const [keys, texts] = arguments, field = document.getElementById("selector"), kind = document.getElementById("kind");
+const text = (id) => document.getElementById(id).textContent;
+return keys.map((key) => {
+  kind.value = graphreg.data.rules.findIndex((rule) => rule.key === key);
+  return texts.map((typed) => {
+    field.value = typed;
+    field.dispatchEvent(new Event("input"));
+    const lit = [...document.querySelectorAll("#graph .lit")].map((part) => part.dataset.key);
+    const sites = graphreg.selected(typed).chosen.map((site) => site.name);
+    return {count: text("count"), wrong: text("wrong"), paste: text("paste"), lit, sites};
+  });
+});
+"""
+
+
+@needs_chromium
+@pytest.mark.parametrize("name", REAL)
+def test_ten_selectors_on_a_real_model(name: str, folder: Path) -> None:
+    """Site for site: what the box counts, what lights up, and what the library plans; for values that are replaced, and parameters."""
+    make, inputs, selectors = REAL[name]
+    traced = graphreg.trace(make(), inputs)
+    page = Page(graphreg.draw(traced, folder / f"{name}-bare.html"))
+    page.press("u")
+    nodes = [node for node in next(iter(traced.graphs.values())).nodes if node.op == "get_attr" and node.meta["site"][1]]
+    reads = {str(node.target): node.meta["site"][1][0].text for node in nodes}
+    visible, some, keys = set(page.things()), 0, ("dropout", "hidden_l1", "weight_l2")
+    for key, answers in zip(keys, page.run(TRIED, keys, selectors), strict=True):
+        for text, told in zip(selectors, answers, strict=True):
+            wanted = of_library(traced, key, text.split())
+            if wanted is None:
+                assert told["wrong"] and told["paste"] == "", (key, text)
+                continue
+            some += len(wanted) > 0
+            assert told["wrong"] == "" and told["sites"] == wanted, (key, text)
+            assert told["count"] == f"{len(wanted)} site{'s' * (len(wanted) != 1)}" and told["paste"], (key, text)
+            owners = set(wanted)
+            if key == "weight_l2":  # a parameter is shown where the model reads it, or at its layer
+                owners = {reads.get(site) or layer(site.rpartition(".")[0], visible) for site in wanted}
+            assert set(told["lit"]) == owners and owners <= visible, (key, text)
+    assert len(selectors) == 10 and some > 18
+
+
+@needs_chromium
+def test_the_line_to_paste_does_what_is_shown(folder: Path) -> None:
+    model = GPT(12)
+    page = Page(graphreg.draw(model, folder / "paste.html", example_inputs=IDS))
+    for text in ("h.[34].**@Linear", "h.* !h.1?"):
+        page.type("selector", text)
+        space: dict[str, Any] = {"graphreg": graphreg, "model": model}
+        exec(page.text("paste"), space)
+        sites = [edit.site.name for edit in space["module"].graphreg_rules.about[0].edits]
+        assert sites and sites == page.run("return graphreg.selected(arguments[0]).chosen.map((site) => site.name)", text)
