@@ -199,6 +199,8 @@ def lines(shown: Picture, key: str) -> tuple[str, str]:
     about = shown.nodes[key]
     if about["kind"] == "addition":
         strength = f" {about['strength']:g}" if "strength" in about else ""
+        if about["added"] == "track":
+            return about["regularizer"], f"wrt {about['site']}"
         what = about["site"].rpartition(".")[2] if about["added"] == "read" else about["op"]
         return about["regularizer"] or about["added"], f"{what}{strength}"
     name = about["name"].removeprefix(f"{about['box']}.") if about["box"] else about["name"]

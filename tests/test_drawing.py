@@ -1,0 +1,241 @@
+"""draw: what is drawn of a model, that nothing overlaps and labels fit, the four formats, what is refused."""
+
+from __future__ import annotations
+
+import re
+import struct
+import sys
+import xml.etree.ElementTree as ET
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pygraphviz
+import pytest
+import resvg_py
+import torch
+from torch import nn
+
+import graphreg
+from drawn_nets import GPT, Again, Half, Tagger
+from geometry import check_geometry
+from graphreg import GraphRegError
+from graphreg.arrangement import Arrangement, arrange
+from graphreg.passes import BernoulliDropout, HiddenL1
+from graphreg.picture import IN, OUT, Box, Picture, lines, picture, text_width, unfolded
+from graphreg.svg import COLOURS, colour
+from graphreg.viewed import viewed
+
+IDS = torch.zeros(2, 7, dtype=torch.long)
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@cache
+def module(name: str) -> nn.Module:
+    if name == "gpt":
+        return graphreg.regularize(GPT(12), example_inputs=IDS, rng=0, hidden_dropout=0.1, weight_l2=1e-4, own_dropout="seeded")
+    if name == "lstm":
+        penalty = {"weight": 1.0, "pattern": "rnn"}
+        return graphreg.regularize(Tagger(), example_inputs=IDS, rng=0, recurrent_norm=penalty, hidden_dropout=0.1, weight_l1=1e-3)
+    return graphreg.regularize(Again(), hidden_dropout=0.1, contractive={"weight": 0.1, "pattern": "twice"}, rng=0)
+
+
+@cache
+def shown(name: str) -> Picture:
+    return picture(viewed(module(name)))
+
+
+# What is drawn
+
+
+def test_a_picture_in_full() -> None:
+    made = picture(viewed(graphreg.regularize(Half(), BernoulliDropout("relu", 0.1), HiddenL1("relu", 0.2), rng=0)))
+    assert list(made.nodes) == ["x", "a", "relu", "$relu_dropout", "$relu_hidden_l1", "b", "relu_1", "add", "$output"]
+    assert made.boxes == {"/": Box("", "Half", list(made.nodes), made.boxes["/"].links, made.boxes["/"].acts, 9)}
+    assert [(link.start, link.end, link.regularizer) for link in made.boxes["/"].links] == [
+        ("x", "a", ""), ("x", "b", ""), ("a", "relu", ""), ("relu", "$relu_dropout", "dropout"),
+        ("$relu_dropout", "$relu_hidden_l1", "hidden_l1"),
+        ("$relu_dropout", "add", "dropout"), ("b", "relu_1", ""), ("relu_1", "add", ""), ("add", "$output", ""),
+    ]  # fmt: skip
+    assert [lines(made, key) for key in ("x", "a", "$relu_dropout", "add", "$output")] == [
+        ("x", "input"), ("a", "Linear"), ("dropout", "BernoulliDropout 0.1"), ("add", ""), ("output", "")
+    ]  # fmt: skip
+    assert made.regularizers == {
+        "dropout": "BernoulliDropout 0.1 on 'relu', 1 site", "hidden_l1": "HiddenL1 0.2 on 'relu', 1 site"
+    }  # fmt: skip
+
+
+def test_lines_end_at_the_border_of_a_module() -> None:
+    made = shown("again")
+    assert [(link.start, link.end, link.back) for link in made.boxes["/"].links] == [
+        ("x", "$x_wrt", False), ("$x_wrt", "twice/", False), ("$x_wrt", "$contractive", False), ("twice/", "$contractive", False),
+        ("twice/", "between", False), ("$contractive", "$output", False), ("between", "tanh", False),
+        ("tanh", "$tanh_hidden_dropout", False),
+        ("$tanh_hidden_dropout", "twice/", True), ("twice/", "$output", False),
+    ]  # fmt: skip
+    inside = made.boxes["twice/"]
+    assert [link.end for link in inside.links if link.start == IN] == ["twice.a", "twice.b", "twice.a_1", "twice.b_1"]
+    assert [link.start for link in inside.links if link.end == OUT] == ["$twice_add_hidden_dropout", "twice.add_1"]
+    assert lines(made, "$x_wrt") == ("contractive", "wrt x")
+
+
+def test_sizes_keys_and_totals_are_not_drawn() -> None:
+    made, whole = shown("gpt"), graphreg.to_networkx(module("gpt"))
+    left_out = set(whole) - set(made.nodes)
+    assert {"$key", "$weight_l2", "h.0.getattr", "h.0.getitem", "h.0.floordiv"} <= left_out
+    assert {whole.nodes[key].get("why_not") or whole.nodes[key].get("added") for key in left_out} == {
+        "key",
+        "total",
+        "no tensor",
+        "a tuple",
+    }
+    assert lines(made, "h.0.drop") == ("drop", "Dropout 2x7x16 own: seeded")
+    assert lines(made, "h.0/") == ("0 Block", "28 inside")
+
+
+def test_what_is_unfolded() -> None:
+    made = shown("gpt")
+    assert unfolded(made) == {"/", "h/"}
+    assert unfolded(made, 1) == {"/"} and unfolded(made, 2) == {"/", "h/"} and unfolded(made, 9) == set(made.boxes)
+    assert unfolded(picture(viewed(GPT(2)))) == {"/", "h/", "h.0/", "h.1/", "h.0.mlp/", "h.1.mlp/"}
+
+
+# Where it stands
+
+
+@pytest.mark.parametrize("level", [None, 1, 99])
+@pytest.mark.parametrize("name", ["gpt", "lstm", "again"])
+def test_nothing_overlaps_and_labels_fit(name: str, level: int | None) -> None:
+    made = shown(name)
+    opened = unfolded(made, level)
+    arranged = arrange(made, opened)
+    places = {key: vars(place) for key, place in arranged.places.items()}
+    around = {key: f"{key[:-1].rpartition('.')[0]}/" for key in made.boxes if key != "/"} | {
+        key: made.around(key)[-1] for key in made.nodes
+    }
+    check_geometry(places, {key: around.get(key) for key in places})
+    for key, place in arranged.places.items():
+        if key not in opened:
+            first, second = lines(made, key)
+            assert max(1.1 * text_width(first), 0.9 * text_width(second)) <= place.width, key
+    check_lines(arranged)
+
+
+def check_lines(arranged: Arrangement) -> None:
+    """Every line leaves the lower border of what it comes from, and arrives at the upper border of what it goes to."""
+    ends = 0
+    for curve in arranged.curves:
+        for key, (x, y), leaves in ((curve.link.start, curve.points[0], True), (curve.link.end, curve.points[-1], False)):
+            if key in (IN, OUT):
+                continue
+            place = arranged.places[key]
+            border = place.y + place.height * (leaves != curve.link.back)
+            assert abs(y - border) < 1.5 and place.x < x < place.x + place.width, (key, curve.link)
+            ends += 1
+    assert ends > 8
+
+
+# The formats
+
+
+def test_svg(tmp_path: Path) -> None:
+    root = ET.parse(graphreg.draw(module("lstm"), tmp_path / "x.svg")).getroot()
+    things = {part.get("data-key"): "".join(text.text or "" for text in part.iter(f"{SVG}text")) for part in root.iter(f"{SVG}g")}
+    assert things["embed"] == "embedEmbedding 2x7x8" and things["$rnn_recurrent_norm"] == "recurrent_normRecurrentNorm 1"
+    assert things["$rnn_weight_hh_l0"] == "weight_l1weight_hh_l0 0.001" and things["rnn"] == "rnn:outLSTM 2x7x6"
+    assert set(shown("lstm").nodes) == set(things) - {None}
+    legend = [text.text for text in root.findall(f"{SVG}text")]
+    assert legend == [
+        "Tagger", "hidden_dropout: BernoulliDropout 0.1 on '*', 3 sites", "recurrent_norm: RecurrentNorm 1 on 'rnn', 1 site",
+        "weight_l1: WeightL1 0.001 on '*', 4 sites",
+    ]  # fmt: skip
+    pills = {part.get("data-key"): part.find(f"{SVG}rect").get("stroke") for part in root.iter(f"{SVG}g") if part.get("data-key")}  # type: ignore[union-attr]
+    assert pills["$embed_hidden_dropout"] == COLOURS[0] and pills["$rnn_recurrent_norm"] == COLOURS[1] and pills["embed"] is None
+
+
+def test_many_regularizers_have_colours_of_their_own() -> None:
+    made = [colour(i) for i in range(40)]
+    assert len(set(made)) == 40 and all(re.fullmatch("#[0-9a-f]{6}", one) for one in made)
+
+
+def test_png(tmp_path: Path) -> None:
+    graphreg.draw(module("lstm"), tmp_path / "x.svg")
+    root = ET.parse(tmp_path / "x.svg").getroot()
+    data = graphreg.draw(module("lstm"), str(tmp_path / "x.PNG")).read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    assert struct.unpack(">II", data[16:24]) == (2 * int(root.get("width", 0)), 2 * int(root.get("height", 0)))
+
+
+def test_dot(tmp_path: Path) -> None:
+    text = graphreg.draw(module("gpt"), tmp_path / "x.dot").read_text()
+    graph = pygraphviz.AGraph(text)
+    assert [part.name for part in graph.subgraphs()] == ["cluster h/"]
+    assert set(map(str, graph.nodes())) == {key for key in arrange(shown("gpt"), {"/", "h/"}).places if key not in ("/", "h/")}
+    assert graph.has_edge("h.10/", "h.11/") and graph.has_edge("h.11/", "ln_f") and not graph.has_edge("h.0/", "h.0/")
+    assert graph.get_node("h.0/").attr["label"] == "0 Block\\n28 inside" and graph.get_node("h.0/").attr["peripheries"] == "2"
+    assert graph.get_node("$ln_f_hidden_dropout").attr["color"] == COLOURS[0]
+    assert "weight_l2: WeightL2 0.0001 on '*', 51 sites" in graph.graph_attr["label"]
+
+
+def test_a_plan_and_a_bare_model(tmp_path: Path) -> None:
+    model = Half()
+    before = dict(vars(model))
+    traced = graphreg.trace(model)
+    plan = graphreg.plan(traced, BernoulliDropout("relu", 0.1))
+    planned = graphreg.draw(traced, tmp_path / "plan.svg", plan=plan).read_text()
+    assert planned == graphreg.draw(graphreg.rewrite(traced, plan), tmp_path / "done.svg").read_text() and "$relu_dropout" in planned
+    bare = graphreg.draw(model, tmp_path / "bare.svg", example_inputs=torch.ones(3, 4)).read_text()
+    assert "Linear 3x4" in bare and "dropout" not in bare and vars(model) == before
+
+
+def test_level_folds(tmp_path: Path) -> None:
+    few, more = (graphreg.draw(module("gpt"), tmp_path / f"{level}.svg", level=level).read_text() for level in (1, 2))
+    assert 'data-key="h/"' in few and 'data-key="h.0/"' not in few and 'data-key="h.0/"' in more
+
+
+# What is refused
+
+
+def refused(*given: Any, **options: Any) -> str:
+    with pytest.raises(GraphRegError) as caught:
+        graphreg.draw(*given, **options)
+    return str(caught.value)
+
+
+def test_paths(tmp_path: Path) -> None:
+    assert refused(Half(), "x.svgg") == "'x.svgg' ends in '.svgg'; drawings end in .svg, .png, .dot, .html. Near ones: .svg."
+    assert refused(Half(), "x") == "'x' ends in 'no extension'; drawings end in .svg, .png, .dot, .html."
+    assert refused(Half(), 3) == "draw writes to a path, not to int: draw(module, 'model.svg')."
+    missing = tmp_path / "no" / "x.svg"
+    assert refused(Half(), missing) == f"'{missing}' cannot be written: there is no folder '{missing.parent}'. Make it first."
+    (tmp_path / "taken.svg").mkdir()
+    told = refused(Half(), tmp_path / "taken.svg")
+    assert told.startswith(f"'{tmp_path / 'taken.svg'}' cannot be written (IsADirectoryError: ") and told.endswith("Give another path.")
+
+
+def test_what_has_no_graph(tmp_path: Path) -> None:
+    path = tmp_path / "x.svg"
+    assert refused(3, path).startswith("int has no graph.")
+    assert refused(Half(), path, level=0).startswith("level=0 is no depth of modules")
+    assert refused(Half(), path, mode="test").startswith("mode='test' is unknown")
+    assert refused(graphreg.plan(graphreg.trace(Half()), BernoulliDropout("a", 0.1)), path).startswith("a plan has no graph of its own.")
+    assert not path.exists()
+
+
+def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    assert refused(Half(), tmp_path / "x.png") == "a .png is made by resvg-py, which is not installed: pip install 'graphreg[draw]'."
+    monkeypatch.setitem(sys.modules, "pygraphviz", None)
+    for name in ("x.svg", "x.html", "x.png"):
+        assert refused(Half(), tmp_path / name) == (
+            "drawings are laid out by pygraphviz, which is not installed: pip install 'graphreg[draw]'. A .dot file needs nothing."
+        )
+    assert graphreg.draw(Half(), tmp_path / "x.dot").read_text().startswith('digraph "Half" {')
+
+
+def test_without_a_font(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = resvg_py.svg_to_bytes
+    monkeypatch.setattr(resvg_py, "svg_to_bytes", lambda **options: plain(**options, skip_system_fonts=True))
+    assert refused(Half(), tmp_path / "x.png") == (
+        "no font is installed, and a .png would have no letters (Debian: fonts-dejavu-core). Draw .svg instead."
+    )
