@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 WORKERS ?= 2
 
-.PHONY: demo demo-penalties test oldest sweep bench rivals zoo rng-battery lint clean
+.PHONY: demo demo-penalties test oldest sweep bench drawings rivals zoo rng-battery lint clean
 
 .venv/.demo: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv .venv
@@ -49,6 +49,10 @@ sweep: .venv/.test
 
 bench: .venv/.demo
 	$(PY) benchmarks/bench.py
+
+# The pictures of docs/drawing.md and docs/page.md; the latter where Chromium is found.
+drawings: .venv/.test
+	$(PY) examples/drawings.py
 
 # The table of docs/randomness.md, measured anew, in an environment of its own with the rivals' versions. Five minutes.
 RIVALS := keras==3.15.1 jax==0.10.2 flax==0.12.8

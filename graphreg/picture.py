@@ -103,7 +103,7 @@ def picture(seen: Viewed) -> Picture:
             back = start != IN and end != OUT and place[start] > place[end]
             boxes[key].links.append(Link(start, end, name, back))
     edges = tuple((start, end, edge["regularizer"]) for start, end, edge in drawn.edges(data=True))
-    return Picture(seen.title, dict(drawn.nodes(data=True)), boxes, edges, _legend(seen))
+    return Picture(seen.title, {key: drawn.nodes[key] for key in drawn}, boxes, edges, _legend(seen))
 
 
 def _legend(seen: Viewed) -> dict[str, str]:
@@ -133,7 +133,8 @@ def _drawn(graph: nx.DiGraph[str]) -> nx.DiGraph[str]:
             or (not read and (why_not == "a tuple" or about["call"] == "placeholder"))
         ):  # fmt: skip
             drawn.remove_node(key)
-    for key, about in list(attributes(data=True)):
+    for key in list(drawn):
+        about = attributes[key]
         if about.get("added") == "read" and (layer := layer_of(attributes, about["site"])) is not None:
             drawn.add_edge(layer, key, regularizer=about["regularizer"])
     return drawn
