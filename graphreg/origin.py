@@ -13,6 +13,7 @@ from torch import fx
 
 Origin = tuple[str, int]
 _NOT_THE_USERS = tuple(f"{Path(file).parent}/" for file in (torch.__file__, __file__))
+_FRONT_END = str(Path(__file__).with_name("symbolic.py"))
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 
 
@@ -21,9 +22,9 @@ def _users(file: str) -> bool:
 
 
 def origin_now() -> Origin | None:
-    """The innermost line outside torch and graphreg that is running."""
+    """The innermost line outside torch and graphreg that is running; None where there is none within the trace."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
+    while frame is not None and frame.f_code.co_filename != _FRONT_END:  # beyond it is whoever asked for the trace
         if _users(frame.f_code.co_filename):
             return frame.f_code.co_filename, frame.f_lineno
         frame = frame.f_back

@@ -88,6 +88,12 @@ def test_sources_of_an_exported_graph() -> None:
     assert graphreg.to_networkx(traced).nodes["out"]["source"] == graphreg.to_networkx(Net()).nodes["out"]["source"]
 
 
+@pytest.mark.parametrize("front_end", ["symbolic", "export"])
+def test_no_source_is_the_line_that_asked_for_the_trace(front_end: Any) -> None:
+    graph = graphreg.to_networkx(graphreg.trace(nn.Sequential(nn.Linear(3, 3), nn.ReLU()), torch.ones(2, 3), front_end))
+    assert "0" in graph and [about for about in graph.nodes.values() if "source" in about] == []
+
+
 # There and back
 
 

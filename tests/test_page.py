@@ -69,6 +69,23 @@ def test_nothing_overlaps_and_labels_fit(name: str, folder: Path) -> None:
     assert counts[1] >= counts[0] >= counts[2] > 1
 
 
+@needs_chromium
+@pytest.mark.sweep
+def test_nothing_overlaps_in_gpt2(folder: Path) -> None:
+    """transformers' own, of twelve blocks, through torch.export: half a minute."""
+    from transformers import GPT2Config, GPT2LMHeadModel  # noqa: PLC0415 (seconds, for this test alone)
+
+    config = GPT2Config(n_layer=12, n_head=2, n_embd=16, vocab_size=50, n_positions=32, bos_token_id=1, eos_token_id=2, use_cache=False)
+    module = graphreg.regularize(GPT2LMHeadModel(config), example_inputs={"input_ids": IDS}, hidden_dropout=0.1, own_dropout="seeded")
+    page = Page(graphreg.draw(module, folder / "gpt2.html"))
+    for key in ("", "u"):
+        page.press(*key)
+        places, inside, texts, titles = page.run(GEOMETRY)
+        check_geometry(places, inside)
+        assert [row for row in texts if max(row[2:]) > row[1]] == [] and [row for row in titles if row[2] > row[1]] == []
+    assert len(places) > 600
+
+
 # What it does
 
 
