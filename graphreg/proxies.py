@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from graphreg.operators import IN_PLACE_NAMES
+from graphreg.origin import origin_now
 
 
 class Value(fx.Proxy):
@@ -18,6 +19,13 @@ class Value(fx.Proxy):
     Without these methods Python falls back on ``+``, and whoever holds the value by another name (a skip connection, a
     view, the caller) does not see the write: fx traces another function than the model's, without a word.
     """
+
+    @classmethod
+    def of(cls, node: fx.Node, tracer: fx.Tracer) -> Value:
+        """The value of a node that is being made; the node is told the line of the model that makes it."""
+        if node.op != "placeholder":
+            node.meta["origin"] = origin_now()
+        return cls(node, tracer)
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:  # what isinstance asks: a proxy in the place of a tuple takes the wrong branch without a word

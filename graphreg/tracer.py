@@ -24,7 +24,6 @@ from graphreg.errors import GraphRegError, TraceError, first_line
 from graphreg.layers import TUPLES, is_stack
 from graphreg.naming import Namer, label_node, label_output
 from graphreg.operators import WRAPPED, Operations, is_size
-from graphreg.origin import origin_now
 from graphreg.ports import settle_ports
 from graphreg.proxies import BufferProxy, Value
 from graphreg.surroundings import ModuleStack, checkpoints_refused, randomness, regions, restore_randomness
@@ -156,8 +155,6 @@ class SiteTracer(Answering):
 
     def create_proxy(self, kind: str, target: Any, *rest: Any, **more: Any) -> fx.Proxy:
         proxy = super().create_proxy(kind, target, *rest, **more)
-        if kind != "placeholder":
-            proxy.node.meta["origin"] = origin_now()
         if is_size(proxy.node, self.sizes.__contains__):
             self.sizes.add(proxy.node)
         if kind not in ("placeholder", "call_module") and self._is_constant(proxy.node):
@@ -194,7 +191,7 @@ class SiteTracer(Answering):
         return super().create_arg(a)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return Value(node, self)
+        return Value.of(node, self)
 
     def create_node(self, kind: str, *rest: Any, **more: Any) -> fx.Node:
         if kind not in ("placeholder", "get_attr", "output") and regions() != self._region:
