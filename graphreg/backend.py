@@ -26,11 +26,13 @@ from graphreg.listing import check_selectors, told
 from graphreg.module import RULES
 from graphreg.own_choice import OwnDropout
 from graphreg.parts import Inner, Maker, Part
-from graphreg.plan import check_count, check_trainable, selected
+from graphreg.plan import check_trainable
 from graphreg.regularizer import Penalty, Regularizer
+from graphreg.selection import check_count, selected
 from graphreg.selector import Missing
 from graphreg.sites import Site
 from graphreg.streams import Streams
+from graphreg.summary import Report
 from graphreg.trace import Traced
 
 
@@ -127,14 +129,13 @@ class Backend(Knobs):
             check_count(self.regularizers[name], sites)
             if isinstance(penalty := self.regularizers[name], Penalty):
                 check_trainable(traced, penalty, sites)
-        values = {name: r for name, r in self.regularizers.items() if r.on == "values"}
         self._measurers = {
             name: Measurer(r, name, [site.name for site in weights.get(name, ())])
             for name, r in self.regularizers.items()
             if isinstance(r, Penalty)
         }
         self.model, self.title, self.weights = model, title, weights
-        self._maker = Maker(model, values, self.own_dropout, self.inner, title)
+        self._maker = Maker(model, {n: r for n, r in self.regularizers.items() if r.on == "values"}, self.own_dropout, self.inner, title)
 
     def _begin(self) -> Callable[[], None]:
         assert self.model is not None
@@ -245,5 +246,5 @@ class Backend(Knobs):
         finally:
             self.forced = before
 
-    def report(self) -> str:
+    def report(self) -> Report:
         return told(self.title, self.parts, self.regularizers, self.weights, self.strengths(), self.own_dropout)

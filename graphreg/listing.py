@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from graphreg.census import census
 from graphreg.errors import NoMatchError
-from graphreg.own_choice import OwnDropout, decide, table
+from graphreg.ledger import acted, entry, own_rows
+from graphreg.own_choice import OwnDropout, decide
 from graphreg.parts import Part
-from graphreg.plan import check_count, selected
 from graphreg.regularizer import Regularizer
+from graphreg.selection import check_count, missed, selected
 from graphreg.selector import Missing, Pattern, strings
-from graphreg.sites import Site, columns, dtype_text, shape_text
+from graphreg.sites import Site
+from graphreg.summary import Report
 from graphreg.trace import Traced
 
 
@@ -54,36 +57,27 @@ def _elsewhere(whole: Traced, regularizer: Regularizer) -> str:
 def told(
     title: str, parts: Sequence[Part], regularizers: Mapping[str, Regularizer], weights: Mapping[str, Sequence[Site]],
     strengths: Mapping[str, float], own_dropout: OwnDropout,
-) -> str:  # fmt: skip
-    """A line a graph, a table of sites, a line a regularizer."""
+) -> Report:  # fmt: skip
+    """The report: the graphs first, then as of a module. What backward keeps is the compiler's to say, so there is no cost."""
     if not parts:
-        return "no graph was captured yet: call what torch.compile made with this backend"
-    edits = [(part, edit) for part in parts for edit in part.plan.edits]
-    rows = [
-        (
-            str(part.number), e.place, e.site.op, shape_text(e.site), dtype_text(e.site),
-            f"{type(e.regularizer).__name__} {e.name}", f"{strengths[e.name]:g}", e.matched,
-        )
-        for part, e in edits
-    ]  # fmt: skip
-    count = f"{len(parts)} graph{'s' * (len(parts) != 1)}"
-    lines = [
-        f"{title}, captured by torch.compile: {count}, {len(edits)} edits",
-        columns(("graph", "code", "modes"), list(map(_graph, parts))),
-    ]
-    if rows:
-        lines += ["", columns(("graph", "site", "op", "shape", "dtype", "regularizer", "strength", "matched by"), rows)]
-    lines.append("")
+        return Report(title, "not captured yet", (), (), notes=("no graph: call what torch.compile made with this backend",))
+    edits = [edit for part in parts for edit in part.plan.edits]
+    there = {(edit.name, edit.site.name) for edit in edits}
+    whole, entries = union(parts), []
+    there_is = census(whole)
     for name, regularizer in regularizers.items():
-        sites = list({edit.site.name: edit.site for _, edit in edits if edit.name == name}.values()) or list(weights.get(name, ()))
-        note = regularizer.note(sites, strengths[name]) if sites else ""
-        lines.append(
-            f"{name}: {type(regularizer).__name__} {strengths[name]:g} on {regularizer.pattern!r}, {len(sites)} "
-            f"site{'s' * (len(sites) != 1)}" + (f"; {note}" if note else "")
-        )
-    own = list({edit.own.site.name: edit for part in parts for edit in part.plan.own}.values())
-    stays = {each.site.name: each for part in parts for each in part.traced.own_dropout if each.why_not and own_dropout != "keep"}
-    return "\n".join([*lines, *table(own, list(stays.values()))]).rstrip()
+        sites = [site for edit in edits if edit.name == name for site in edit.sites] or weights.get(name, ())
+        once = list({site.name: site for site in sites}.values())
+        entries.append(entry(name, regularizer, once, strengths[name], there_is, None))
+    own = {edit.own.site.name: edit for part in parts for edit in part.plan.own}
+    kept = {each.site.name: each for part in parts for each in part.traced.own_dropout if each.when != "never" and each.rate != 0}
+    return Report(
+        title, f"captured by torch.compile in {len(parts)} graph{'s' * (len(parts) != 1)}", tuple(entries),
+        tuple(site for part in parts for site in acted(part.plan.edits, strengths, there, part.number)),
+        own_rows(own.values(), [each for name, each in kept.items() if name not in own]), tuple(map(_graph, parts)),
+        there_is.parameters.sites, no_cost="the compiler decides what it keeps",
+        missed={name: lost for name, regularizer in regularizers.items() if (lost := missed(whole, regularizer))},
+    )  # fmt: skip
 
 
 def _graph(part: Part) -> tuple[str, str, str]:
