@@ -134,8 +134,8 @@ class _Pass(fx.Interpreter):
         self.made: dict[int, tuple[str, Any]] = {}  # by storage: the node that made it; the storage lives as long as this
         self.saved: dict[int, list[str]] = {}
         self.now = ""
-        self.free = {id(_storage(t)): _storage(t) for t in (*module.parameters(), *module.buffers())}
-        self.free = {storage._cdata: storage for storage in self.free.values()}
+        storages = [_storage(tensor) for tensor in (*module.parameters(), *module.buffers())]
+        self.free = {storage._cdata: storage for storage in storages}  # they are there anyway
 
     def run_node(self, n: fx.Node) -> Any:
         self.now = n.name
@@ -169,11 +169,11 @@ class _Pass(fx.Interpreter):
             self.savers.setdefault(node, []).extend(savers)
 
 
-class _Counting(TorchDispatchMode):
+class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the operations of each node, and keeps all of them without data."""
 
     def __init__(self, run: _Pass) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.pass_ = run
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

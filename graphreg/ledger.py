@@ -29,7 +29,7 @@ def entry(
     whole, own = census.of(regularizer.on), counted(sites)
     share = own.elements / whole.elements if own.elements is not None and whole.elements else None
     return Entry(
-        name, type(regularizer).__name__, regularizer.on, strength, _selector(regularizer), _options(regularizer),
+        name, type(regularizer).__name__, regularizer.on, strength, selector_of(regularizer), options_of(regularizer),
         tuple(site.name for site in sites), whole.sites, share, isinstance(regularizer, Penalty),
         trained[0] if trained else None, trained[1] if trained else (),
         tuple(filter(None, (*notes, regularizer.note(sites, strength) if sites else ""))),
@@ -64,11 +64,12 @@ def _does(regularizer: Regularizer) -> Does:
     return "measures first" if regularizer.clean else "measures"
 
 
-def _selector(regularizer: Regularizer) -> tuple[str, ...]:
+def selector_of(regularizer: Regularizer) -> tuple[str, ...]:
+    """Its strings, or its function by name."""
     return strings(regularizer.pattern) or (str(_plain(regularizer.pattern)),)
 
 
-def _options(regularizer: Regularizer) -> dict[str, Any]:
+def options_of(regularizer: Regularizer) -> dict[str, Any]:
     """Those of its class; of those that all have, the ones that are not at their default."""
     own = [field for field in fields(regularizer) if field.name not in _TOLD]
     given = {field.name: getattr(regularizer, field.name) for field in own}
