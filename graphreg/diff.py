@@ -175,7 +175,7 @@ class _Matcher(difflib.SequenceMatcher[str]):
         self.ours, self.theirs = ours, theirs
 
     def get_opcodes(self) -> Any:
-        found = []
+        found: list[Any] = []
         for tag, i, j, k, m in super().get_opcodes():
             if tag != "equal":
                 found.append((tag, i, j, k, m))

@@ -60,7 +60,8 @@ def told(
 ) -> Report:  # fmt: skip
     """The report: the graphs first, then as of a module. What backward keeps is the compiler's to say, so there is no cost."""
     if not parts:
-        return Report(title, "not captured yet", (), (), notes=("no graph: call what torch.compile made with this backend",))
+        called = ("call what torch.compile made with this backend",)
+        return Report(title or "a backend", "which has captured no graph yet", (), (), notes=called)
     edits = [edit for part in parts for edit in part.plan.edits]
     there = {(edit.name, edit.site.name) for edit in edits}
     whole, entries = union(parts), []

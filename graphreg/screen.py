@@ -19,7 +19,7 @@ STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "cyan": "36"}
 
 @dataclass(frozen=True)
 class Table:
-    """Cells under a head. Empty columns are left out, but for the first."""
+    """Cells under a head. Empty columns are left out."""
 
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -27,7 +27,7 @@ class Table:
     @property
     def full(self) -> list[tuple[str, ...]]:
         """The head and the rows, without the empty columns."""
-        kept = [i for i in range(len(self.head)) if i == 0 or any(row[i] for row in self.rows)]
+        kept = [i for i in range(len(self.head)) if any(row[i] for row in self.rows)]
         return [tuple(row[i] for i in kept) for row in (self.head, *self.rows)]
 
 

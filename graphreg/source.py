@@ -133,7 +133,7 @@ def _added(code: str, key: str, node: fx.Node, plan: Plan) -> Line:
     about = node.meta["graphreg"]
     kind, names = about["kind"], _names(about, plan)
     listed = ", ".join(names)
-    sites = (about["site"],) if "site" in about else ()
+    sites: tuple[str, ...] = (about["site"],) if "site" in about else ()
     if kind == "total" and not (node.args and node.args[0]):
         text = f"{listed}: 0, for none of its sites is in this forward"
     elif kind == "total":

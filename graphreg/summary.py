@@ -61,7 +61,7 @@ class Report:
         yield _regularizers(self.regularizers) if self.regularizers else Lines(())
         yield Lines(tuple(line for entry in self.regularizers if (line := self._about(entry))))
         yield (
-            Table(("site", "op", "shape", "dtype", "what acts, in order", "matched by"), tuple(_rows(self.sites)))
+            Table(("graph", "site", "op", "shape", "dtype", "what acts, in order", "matched by"), tuple(_rows(self.sites)))
             if self.sites
             else Lines(())
         )
@@ -118,10 +118,15 @@ def _rows(sites: Sequence[Acted]) -> Iterator[tuple[str, ...]]:
     """A line for each thing that acts; the site stands in the first."""
     for site in sites:
         name = site.name + (f" ({site.calls} calls)" if site.calls > 1 else "")
-        name = f"{site.graph}: {name}" if site.graph is not None else name
-        about = (name, site.op, UNKNOWN if site.shape is None else "x".join(map(str, site.shape)), site.dtype or "")
+        about = (
+            "" if site.graph is None else str(site.graph),
+            name,
+            site.op,
+            UNKNOWN if site.shape is None else "x".join(map(str, site.shape)),
+            site.dtype or "",
+        )
         for i, act in enumerate(site.acts):
-            yield (*(about if i == 0 else ("",) * 4), act.regularizer + " (gone)" * act.gone, act.matched)
+            yield (*(about if i == 0 else ("",) * 5), act.regularizer + " (gone)" * act.gone, act.matched)
 
 
 def _own(rows: Sequence[OwnRow]) -> Iterator[Block]:
