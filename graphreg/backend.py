@@ -30,7 +30,6 @@ from graphreg.plan import check_trainable
 from graphreg.regularizer import Penalty, Regularizer
 from graphreg.selection import check_count, selected
 from graphreg.selector import Missing
-from graphreg.sites import Site
 from graphreg.streams import Streams
 from graphreg.summary import Report
 from graphreg.trace import Traced
@@ -54,7 +53,6 @@ class Backend(Knobs):
         self.forced, self.complete = False, False
         self._strengths = {name: torch.tensor([r.weight], dtype=torch.float64) for name, r in regularizers.items()}
         self._measurers: dict[str, Measurer] = {}
-        self.weights: dict[str, list[Site]] = {}
         self._maker: Maker | None = None
         self._contexts: list[Any] = []  # torch.compile's records that tell us of their calls
         self._call: Call | None = None
@@ -134,7 +132,7 @@ class Backend(Knobs):
             for name, r in self.regularizers.items()
             if isinstance(r, Penalty)
         }
-        self.model, self.title, self.weights = model, title, weights
+        self.model, self.title = model, title
         self._maker = Maker(model, {n: r for n, r in self.regularizers.items() if r.on == "values"}, self.own_dropout, self.inner, title)
 
     def _begin(self) -> Callable[[], None]:
@@ -247,4 +245,4 @@ class Backend(Knobs):
             self.forced = before
 
     def report(self) -> Report:
-        return told(self.title, self.parts, self.regularizers, self.weights, self.strengths(), self.own_dropout)
+        return told(self.title, self.parts, self.regularizers, self.strengths())

@@ -10,6 +10,7 @@ from graphreg.errors import NoMatchError
 from graphreg.ledger import acted, entry, own_rows
 from graphreg.own_choice import OwnDropout, decide
 from graphreg.parts import Part
+from graphreg.plan import Edit
 from graphreg.regularizer import Regularizer
 from graphreg.selection import check_count, missed, selected
 from graphreg.selector import Missing, Pattern, strings
@@ -54,31 +55,34 @@ def _elsewhere(whole: Traced, regularizer: Regularizer) -> str:
     )
 
 
-def told(
-    title: str, parts: Sequence[Part], regularizers: Mapping[str, Regularizer], weights: Mapping[str, Sequence[Site]],
-    strengths: Mapping[str, float], own_dropout: OwnDropout,
-) -> Report:  # fmt: skip
+def told(title: str, parts: Sequence[Part], regularizers: Mapping[str, Regularizer], strengths: Mapping[str, float]) -> Report:
     """The report: the graphs first, then as of a module. What backward keeps is the compiler's to say, so there is no cost."""
     if not parts:
         called = ("call what torch.compile made with this backend",)
         return Report(title or "a backend", "which has captured no graph yet", (), (), notes=called)
-    edits = [edit for part in parts for edit in part.plan.edits]
-    there = {(edit.name, edit.site.name) for edit in edits}
     whole, entries = union(parts), []
     there_is = census(whole)
+    weights = [edit for name, regularizer in regularizers.items() for edit in _on_parameters(name, regularizer, whole)]
+    edits = [*(edit for part in parts for edit in part.plan.edits), *weights]
+    there = {(edit.name, edit.site.name) for edit in edits}
     for name, regularizer in regularizers.items():
-        sites = [site for edit in edits if edit.name == name for site in edit.sites] or weights.get(name, ())
-        once = list({site.name: site for site in sites}.values())
-        entries.append(entry(name, regularizer, once, strengths[name], there_is, None))
+        once = {site.name: site for edit in edits if edit.name == name for site in edit.sites}
+        entries.append(entry(name, regularizer, list(once.values()), strengths[name], there_is))
     own = {edit.own.site.name: edit for part in parts for edit in part.plan.own}
     kept = {each.site.name: each for part in parts for each in part.traced.own_dropout if each.when != "never" and each.rate != 0}
     return Report(
         title, f"captured by torch.compile in {len(parts)} graph{'s' * (len(parts) != 1)}", tuple(entries),
-        tuple(site for part in parts for site in acted(part.plan.edits, strengths, there, part.number)),
+        (*(site for part in parts for site in acted(part.plan.edits, strengths, there, part.number)), *acted(weights, strengths, there)),
         own_rows(own.values(), [each for name, each in kept.items() if name not in own]), tuple(map(_graph, parts)),
         there_is.parameters.sites, no_cost="the compiler decides what it keeps",
         missed={name: lost for name, regularizer in regularizers.items() if (lost := missed(whole, regularizer))},
     )  # fmt: skip
+
+
+def _on_parameters(name: str, regularizer: Regularizer, whole: Traced) -> list[Edit]:
+    """Where a penalty on parameters acts, which is in no graph."""
+    found = selected(whole, regularizer, "ignore") if regularizer.on == "parameters" else {}
+    return [Edit(site, name, regularizer, text) for site, text in found.items()]
 
 
 def _graph(part: Part) -> tuple[str, str, str]:
