@@ -21,7 +21,7 @@ from graphreg.strip import strip
 
 Sign = Literal["---", "+++", "@@", "-", "+", " "]
 _STYLES: dict[str, str] = {"---": "bold", "+++": "bold", "@@": "cyan", "-": "red", "+": "green"}
-_MARGIN = 100  # columns; the comment of a longer line does not push the others to the right
+_MARGIN = 88  # columns; the comment of a longer line does not push the others to the right
 _MODES = {"both": "", "train": ", in train mode", "eval": ", in eval mode"}
 
 

@@ -20,6 +20,8 @@ def _block(block: Block) -> str:
     if isinstance(block, Lines):
         lines = "<br>".join(map(escape, block.lines))
         return f"<p>{f'<strong>{lines}</strong>' if block.style == 'bold' else lines}</p>" if lines else ""
+    if not block.full[0]:
+        return ""
     head, *rows = ["".join(f'<{tag} style="{_CELL}">{escape(cell)}</{tag}>' for cell in row) for tag, row in _tagged(block.full)]
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

@@ -19,7 +19,7 @@ STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "cyan": "36"}
 
 @dataclass(frozen=True)
 class Table:
-    """Cells under a head. Empty columns are left out."""
+    """Cells under a head. Empty columns are left out; a table without rows is empty."""
 
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -69,9 +69,9 @@ def check_width(width: object) -> None:
 
 
 def text(blocks: Iterable[Block], width: int | None, colours: bool = False) -> str:
-    """The blocks with a blank line between; raises RegularizerError for a width below 40 columns."""
+    """The blocks with a blank line between, without the empty ones; raises RegularizerError for a width below 40 columns."""
     check_width(width)
-    return "\n\n".join("\n".join(_lines(block, width, colours)) for block in blocks if not isinstance(block, Lines) or block.lines)
+    return "\n\n".join("\n".join(lines) for block in blocks if (lines := _lines(block, width, colours)))
 
 
 def _lines(block: Block, width: int | None, colours: bool) -> list[str]:
@@ -79,6 +79,8 @@ def _lines(block: Block, width: int | None, colours: bool) -> list[str]:
         filled = [part for line in block.lines for part in _filled(line, width)]
         return [paint(line, block.style, colours) for line in filled]
     full = block.full
+    if not full[0]:
+        return []
     widths = _widths(full, width)
     if widths is None:
         return _expanded(full, width, colours)
@@ -104,7 +106,7 @@ def _widths(rows: Sequence[Sequence[str]], width: int | None) -> list[int] | Non
         open_ones = [i for i, now in enumerate(widths) if now > narrowest[i]]
         if not open_ones:
             return None
-        chosen = min(open_ones, key=lambda i: (sum(len(cell) >= widths[i] for cell in columns[i]), -widths[i]))
+        chosen = min(open_ones, key=lambda i: (sum(len(cell) == widths[i] for cell in columns[i]), -widths[i]))
         widths[chosen] -= 1
     return widths
 

@@ -58,13 +58,16 @@ def source(module: Any, strengths: Mapping[str, float]) -> Source:
 
 
 def _rules(plan: Plan, strengths: Mapping[str, float]) -> list[Line]:
-    """A comment for each regularizer: what of it the code does not show."""
+    """A comment for each regularizer and each kind of choice: what of them the code does not show."""
     lines = []
     for name, regularizer in plan.regularizers.items():
         options = "".join(f", {option}={value!r}" for option, value in options_of(regularizer).items())
         where = ", ".join(map(repr, selector_of(regularizer)))
         text = f"# {name}: {type(regularizer).__name__} {strengths[name]:g} on {where}{options}"
         lines.append(Line(text, f"# {name}", "rule", (name,)))
+    for becomes in dict.fromkeys(edit.becomes for edit in plan.own):
+        sites = tuple(edit.own.site.name for edit in plan.own if edit.becomes == becomes)
+        lines.append(Line(f"# {OWN} {becomes}: {', '.join(sites)}", f"# {OWN} {becomes}", "rule", (OWN,), sites))
     return lines
 
 

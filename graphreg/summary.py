@@ -57,14 +57,10 @@ class Report:
 
     def _blocks(self) -> Iterator[Block]:
         yield Lines((self._heading(),), "bold")
-        yield Table(("graph", "code", "modes"), self.graphs) if self.graphs else Lines(())
-        yield _regularizers(self.regularizers) if self.regularizers else Lines(())
+        yield Table(("graph", "code", "modes"), self.graphs)
+        yield _regularizers(self.regularizers)
         yield Lines(tuple(line for entry in self.regularizers if (line := self._about(entry))))
-        yield (
-            Table(("graph", "site", "op", "shape", "dtype", "what acts, in order", "matched by"), tuple(_rows(self.sites)))
-            if self.sites
-            else Lines(())
-        )
+        yield Table(("graph", "site", "op", "shape", "dtype", "what acts, in order", "matched by"), tuple(_rows(self.sites)))
         yield from _own(self.own_dropout)
         yield from _cost(self.cost, self.no_cost, bool(self.regularizers or self.own_dropout))
         yield Lines((*_missed(self.missed), *self._unknown(), *self.notes))
