@@ -44,7 +44,7 @@ def cost(module: fx.GraphModule, plan: Plan) -> Cost:
     except Exception as error:  # of the model's own code, which may ask for a value, or of a kernel without a meta form
         raise GraphRegError(f"the model does not run on shapes alone ({first_line(error)})") from error
     labels = _labels(_of_train(graphs_of(twin)), plan)
-    names = [*plan.regularizers, OWN, "keys", "copies", "other"]
+    names = [*plan.regularizers, OWN, "keys", "copies", "attach", "other"]
     operations, kept = Counter[str](), Counter[str]()
     for node in {**with_them.operations, **without.operations, **with_them.kept, **without.kept}:
         more = with_them.operations[node] - without.operations[node]
@@ -74,7 +74,7 @@ def _without_data(module: fx.GraphModule) -> fx.GraphModule:
 
 def _labels(graph: fx.Graph, plan: Plan) -> dict[str, str]:
     """By name of a node: whose it is. Nodes of the model's own are nobody's, but for its dropouts that were moved."""
-    kinds = {"own": OWN, "key": "keys", "clone": "copies", "copy": "copies"}
+    kinds = {"own": OWN, "key": "keys", "clone": "copies", "copy": "copies", "attach": "attach", "attached": "attach"}
     found = {}
     for node in graph.nodes:
         if about := node.meta.get("graphreg"):
@@ -89,8 +89,8 @@ def _cause(node: str, more: int, run: _Pass, graph: fx.Graph, labels: Mapping[st
         return "other"
     if more > 0:
         return next((labels[name] for name in run.savers.get(node, ()) if name in labels), "other")
-    value = next((n for n in graph.nodes if n.name == node), None)
-    return next((labels[user.name] for user in value.users if user.name in labels), "other") if value else "other"
+    values = (n for n in graph.nodes if n.name in run.holders.get(node, ()))
+    return next((labels[user.name] for value in values for user in value.users if user.name in labels), "other")
 
 
 def _pass(module: fx.GraphModule, graph: fx.Graph, held: Mapping[str, Any]) -> _Pass:
@@ -109,6 +109,8 @@ def _input(node: fx.Node, held: Mapping[str, Any]) -> Any:
     if "value" not in node.meta:
         raise GraphRegError("the model was traced without example inputs")
     known = node.meta["value"]
+    if known is None and name.startswith("*"):
+        return {} if name.startswith("**") else ()
     if known is None and node.args:
         return node.args[0]
     if known is None:
@@ -132,10 +134,14 @@ class _Pass(fx.Interpreter):
         self.operations, self.kept = Counter[str](), Counter[str]()
         self.savers: dict[str, list[str]] = {}  # by node: the nodes whose derivative reads what it made
         self.made: dict[int, tuple[str, Any]] = {}  # by storage: the node that made it; the storage lives as long as this
+        self.holders: dict[str, dict[str, None]] = {}  # by node: those whose value is in the storage that it made
         self.saved: dict[int, list[str]] = {}
         self.now = ""
         storages = [_storage(tensor) for tensor in (*module.parameters(), *module.buffers())]
         self.free = {storage._cdata: storage for storage in storages}  # they are there anyway
+
+    def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return next(self.args_iter)  # torch.fx would make a list of what is left for ``*args``
 
     def run_node(self, n: fx.Node) -> Any:
         self.now = n.name
@@ -152,7 +158,8 @@ class _Pass(fx.Interpreter):
     def made_by_now(self, value: Any) -> None:
         for tensor in _tensors(value):
             storage = _storage(tensor)
-            self.made.setdefault(storage._cdata, (self.now, storage))
+            maker, _ = self.made.setdefault(storage._cdata, (self.now, storage))
+            self.holders.setdefault(maker, {})[self.now] = None
 
     def save(self, tensor: Tensor) -> Tensor:
         storage = _storage(tensor)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from graphreg.control import strengths
-from graphreg.errors import GraphRegError, RegularizerError
+from graphreg.errors import GraphRegError, RegularizerError, shown
 from graphreg.inside import rewritten
 from graphreg.knobs import Knobs, knobs_of
 from graphreg.module import RULES, RewrittenModule
@@ -93,7 +93,7 @@ def diff(a: Any, b: Any = None, *, context: int = 3) -> Diff:
     around each change, 0 or more. Raises GraphRegError for anything else, and for a module that cannot be stripped.
     """
     if type(context) is not int or context < 0:
-        raise RegularizerError(f"context={context!r} is not allowed; give a whole number of lines, 0 or more.")
+        raise RegularizerError(f"context={shown(context)} is not allowed; give a whole number of lines, 0 or more.")
     if b is not None:
         old, new = _source(a), _source(b)
         before, after = f"a: {old.title}", f"b: {new.title}"

@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from graphreg.errors import RegularizerError
+from graphreg.errors import RegularizerError, shown
 
 NARROWEST, USUAL = 40, 80  # columns; the second where nothing is known of the reader's
 _BREAKS = tuple(map(re.compile, (r"(?<= )(?=[^ %])", r"(?<=[.,:/=])(?!$)", r"(?<=_)|(?<=[a-z0-9])(?=[A-Z])")))
@@ -64,7 +64,7 @@ def check_width(width: object) -> None:
     """Refuse what is no width of 40 columns or more; None is as wide as the text is."""
     if width is not None and (type(width) is not int or width < NARROWEST):
         raise RegularizerError(
-            f"width={width!r} is not allowed; give a whole number of columns, {NARROWEST} or more, or None for lines that are not wrapped."
+            f"width={shown(width)} is not allowed; give a whole number of columns, {NARROWEST} or more, or None to wrap nothing."
         )
 
 
