@@ -84,14 +84,10 @@ class SiteTracer(Answering):
         settle_ports(graph, Operations(root))
         return graph
 
-    # The root is called as a user calls it: with its hooks, and with a forward set on the instance.
-    # fx itself reads ``type(root).forward`` and loses both.
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
-        """torch.fx asks what to call, and with which proxies: an argument that is held goes in as its value."""
-        root = self.root
-        values: list[Any] = []
-        keywords: list[str | None] = []
-        variadic: list[int] = []
+        """torch.fx asks what to call, and with what: as a user calls the root, with its hooks and a forward set on the instance (fx
+        itself reads ``type(root).forward`` and loses both); an argument that is held goes in as its value."""
+        root, values, keywords, variadic = self.root, list[Any](), list[str | None](), list[int]()
         for name, parameter in inspect.signature(root.forward).parameters.items():
             star = "*" if parameter.kind is parameter.VAR_POSITIONAL else "**" if parameter.kind is parameter.VAR_KEYWORD else ""
             default = () if parameter.default is parameter.empty else (parameter.default,)
