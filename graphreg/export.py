@@ -91,13 +91,8 @@ def _quiet(logger: str) -> Iterator[None]:
 
 @contextmanager
 def _plain_stacks() -> Iterator[None]:
-    """nn.TransformerEncoder and its like by their layers, as in training: not by the fused kernel of inference, and without a look at
-    the mask for being causal, which decides on data how fast the attention is and not what it gives."""
-    layers = torch.nn.modules.transformer
-    with (
-        mock.patch.object(torch.backends.mha, "_is_fastpath_enabled", False),
-        mock.patch.object(layers, "_detect_is_causal_mask", lambda mask, is_causal=None, size=None: is_causal is True),
-    ):
+    """nn.TransformerEncoder and its like by their layers, as in training, and not by the fused kernel of inference: it has no sites."""
+    with mock.patch.object(torch.backends.mha, "_is_fastpath_enabled", False):
         yield
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from torch import nn
+import operator
+from collections.abc import Mapping
+
+from torch import fx, nn
 
 from graphreg.dropouts import is_drop_path
 
@@ -25,6 +28,14 @@ def stacks(model: nn.Module) -> list[str]:
     """The paths of those that no other holds, save the model itself."""
     found = [path for path, m in model.named_modules() if path and is_stack(m)]
     return [path for path in found if not any(path.startswith(f"{outer}.") for outer in found)]
+
+
+def gives_tuple(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a value of torch's layers is a tuple, which a forward may ask (``isinstance(state, tuple)``)."""
+    source = node.args[0] if node.target is operator.getitem and node.args[1] == 1 else None
+    if isinstance(source, fx.Node):  # the two states of an LSTM
+        return source.op == "call_module" and isinstance(modules[str(source.target)], nn.LSTM)
+    return node.op == "call_module" and isinstance(modules[str(node.target)], TUPLES)
 
 
 def _is_torchs(m: nn.Module) -> bool:

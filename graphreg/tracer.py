@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import operator
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from torch import fx, nn
 from graphreg.decisions import Answering
 from graphreg.dropouts import is_drop_path
 from graphreg.errors import GraphRegError, TraceError, first_line
-from graphreg.layers import TUPLES, is_stack
+from graphreg.layers import gives_tuple, is_stack
 from graphreg.naming import Namer, label_node, label_output
 from graphreg.operators import WRAPPED, Operations, is_size
 from graphreg.ports import settle_ports
@@ -161,11 +160,7 @@ class SiteTracer(Answering):
         return proxy
 
     def is_tuple(self, node: fx.Node) -> bool:
-        """Whether a value of torch's layers is a tuple, which a forward may ask (``isinstance(state, tuple)``)."""
-        source = node.args[0] if node.target is operator.getitem and node.args[1] == 1 else None
-        if isinstance(source, fx.Node):  # the two states of an LSTM
-            return source.op == "call_module" and isinstance(self._modules[str(source.target)], nn.LSTM)
-        return node.op == "call_module" and isinstance(self._modules[str(node.target)], TUPLES)
+        return gives_tuple(node, self._modules)
 
     def create_arg(self, a: Any) -> Any:
         """torch.fx's, for what a node takes: nodes in place of proxies."""

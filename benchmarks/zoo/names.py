@@ -40,9 +40,10 @@ def torchvision_names(model: nn.Module) -> list[str]:
 
 
 def names_missing(model: nn.Module, traced: graphreg.Traced, theirs: list[str]) -> list[str]:
-    """Those of torchvision's that graphreg has not; torchvision strips "_N" from a leaf module's own name (its ln_1 is the output
-    of ln_2), where here a module keeps its path."""
-    paths = (path for path, _ in model.named_modules() if path)
+    """Those of torchvision's that graphreg has not, save where it gives a value the name of a module: it strips "_N" from a leaf
+    module's own name (its ln_1 is the output of ln_2) and calls torch.cat in FloatFunctional, which is never called itself, by the
+    path of that, where here only a module has its path. That called modules have theirs is ``unnamed``'s to see."""
+    paths = {path for path, _ in model.named_modules() if path}
     shortened = {path.rpartition("_")[0] for path in paths if path.rpartition("_")[2].isdigit()}
     known = listed(traced)
-    return [name for name in theirs if name not in known and name not in shortened]
+    return [name for name in theirs if name not in known | shortened | paths]
