@@ -26,11 +26,12 @@ from graphreg.listing import check_selectors, told
 from graphreg.module import RULES
 from graphreg.own_choice import OwnDropout
 from graphreg.parts import Inner, Maker, Part
-from graphreg.plan import check_count, check_trainable, selected
+from graphreg.plan import check_trainable
 from graphreg.regularizer import Penalty, Regularizer
+from graphreg.selection import check_count, selected
 from graphreg.selector import Missing
-from graphreg.sites import Site
 from graphreg.streams import Streams
+from graphreg.summary import Report
 from graphreg.trace import Traced
 
 
@@ -52,7 +53,6 @@ class Backend(Knobs):
         self.forced, self.complete = False, False
         self._strengths = {name: torch.tensor([r.weight], dtype=torch.float64) for name, r in regularizers.items()}
         self._measurers: dict[str, Measurer] = {}
-        self.weights: dict[str, list[Site]] = {}
         self._maker: Maker | None = None
         self._contexts: list[Any] = []  # torch.compile's records that tell us of their calls
         self._call: Call | None = None
@@ -127,14 +127,13 @@ class Backend(Knobs):
             check_count(self.regularizers[name], sites)
             if isinstance(penalty := self.regularizers[name], Penalty):
                 check_trainable(traced, penalty, sites)
-        values = {name: r for name, r in self.regularizers.items() if r.on == "values"}
         self._measurers = {
             name: Measurer(r, name, [site.name for site in weights.get(name, ())])
             for name, r in self.regularizers.items()
             if isinstance(r, Penalty)
         }
-        self.model, self.title, self.weights = model, title, weights
-        self._maker = Maker(model, values, self.own_dropout, self.inner, title)
+        self.model, self.title = model, title
+        self._maker = Maker(model, {n: r for n, r in self.regularizers.items() if r.on == "values"}, self.own_dropout, self.inner, title)
 
     def _begin(self) -> Callable[[], None]:
         assert self.model is not None
@@ -245,5 +244,5 @@ class Backend(Knobs):
         finally:
             self.forced = before
 
-    def report(self) -> str:
-        return told(self.title, self.parts, self.regularizers, self.weights, self.strengths(), self.own_dropout)
+    def report(self) -> Report:
+        return told(self.title, self.parts, self.regularizers, self.strengths())

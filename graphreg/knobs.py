@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
+from graphreg.summary import Report
+
 KNOBS = "graphreg_knobs"  # where what torch.compile makes of a backend's name holds the backend
 
 
@@ -37,7 +39,7 @@ class Knobs(ABC):
     def noise_on(self) -> AbstractContextManager[None]: ...
 
     @abstractmethod
-    def report(self) -> str: ...
+    def report(self) -> Report: ...
 
 
 def knobs_of(given: object) -> Knobs | None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from graphreg.census import census
 from graphreg.eager import left
 from graphreg.errors import NoMatchError
-from graphreg.own_choice import OwnDropout, decide, table
+from graphreg.ledger import acted, entry, own_rows
+from graphreg.own_choice import OwnDropout, decide
 from graphreg.parts import Part
-from graphreg.plan import check_count, selected
+from graphreg.plan import Edit
 from graphreg.regularizer import Regularizer
+from graphreg.selection import check_count, missed, selected
 from graphreg.selector import Missing, Pattern, strings
-from graphreg.sites import Site, columns, dtype_text, shape_text
+from graphreg.sites import Site
+from graphreg.summary import Report
 from graphreg.trace import Traced
 
 
@@ -52,39 +56,34 @@ def _elsewhere(whole: Traced, regularizer: Regularizer) -> str:
     )
 
 
-def told(
-    title: str, parts: Sequence[Part], regularizers: Mapping[str, Regularizer], weights: Mapping[str, Sequence[Site]],
-    strengths: Mapping[str, float], own_dropout: OwnDropout,
-) -> str:  # fmt: skip
-    """A line a graph, a table of sites, a line a regularizer."""
+def told(title: str, parts: Sequence[Part], regularizers: Mapping[str, Regularizer], strengths: Mapping[str, float]) -> Report:
+    """The report: the graphs first, then as of a module. What backward keeps is the compiler's to say, so there is no cost."""
     if not parts:
-        return "no graph was captured yet: call what torch.compile made with this backend"
-    edits = [(part, edit) for part in parts for edit in part.plan.edits]
-    rows = [
-        (
-            str(part.number), e.place, e.site.op, shape_text(e.site), dtype_text(e.site),
-            f"{type(e.regularizer).__name__} {e.name}", f"{strengths[e.name]:g}", e.matched,
-        )
-        for part, e in edits
-    ]  # fmt: skip
-    count = f"{len(parts)} graph{'s' * (len(parts) != 1)}"
-    lines = [
-        f"{title}, captured by torch.compile: {count}, {len(edits)} edits",
-        columns(("graph", "code", "modes"), list(map(_graph, parts))),
-    ]
-    if rows:
-        lines += ["", columns(("graph", "site", "op", "shape", "dtype", "regularizer", "strength", "matched by"), rows)]
-    lines.append("")
+        called = ("call what torch.compile made with this backend",)
+        return Report(title or "a backend", "which has captured no graph yet", (), (), notes=called)
+    whole, entries = union(parts), []
+    there_is = census(whole)
+    weights = [edit for name, regularizer in regularizers.items() for edit in _on_parameters(name, regularizer, whole)]
+    edits = [*(edit for part in parts for edit in part.plan.edits), *weights]
+    there = {(edit.name, edit.site.name) for edit in edits}
     for name, regularizer in regularizers.items():
-        sites = list({edit.site.name: edit.site for _, edit in edits if edit.name == name}.values()) or list(weights.get(name, ()))
-        note = regularizer.note(sites, strengths[name]) if sites else ""
-        lines.append(
-            f"{name}: {type(regularizer).__name__} {strengths[name]:g} on {regularizer.pattern!r}, {len(sites)} "
-            f"site{'s' * (len(sites) != 1)}" + (f"; {note}" if note else "")
-        )
-    own = list({edit.own.site.name: edit for part in parts for edit in part.plan.own}.values())
-    stays = {each.site.name: each for part in parts for each in part.traced.own_dropout if each.why_not and own_dropout != "keep"}
-    return "\n".join([*lines, *table(own, list(stays.values()))]).rstrip()
+        once = {site.name: site for edit in edits if edit.name == name for site in edit.sites}
+        entries.append(entry(name, regularizer, list(once.values()), strengths[name], there_is))
+    own = {edit.own.site.name: edit for part in parts for edit in part.plan.own}
+    kept = {each.site.name: each for part in parts for each in part.traced.own_dropout if each.when != "never" and each.rate != 0}
+    return Report(
+        title, f"captured by torch.compile in {len(parts)} graph{'s' * (len(parts) != 1)}", tuple(entries),
+        (*(site for part in parts for site in acted(part.plan.edits, strengths, there, part.number)), *acted(weights, strengths, there)),
+        own_rows(own.values(), [each for name, each in kept.items() if name not in own]), tuple(map(_graph, parts)),
+        there_is.parameters.sites, no_cost="the compiler decides what it keeps",
+        missed={name: lost for name, regularizer in regularizers.items() if (lost := missed(whole, regularizer))},
+    )  # fmt: skip
+
+
+def _on_parameters(name: str, regularizer: Regularizer, whole: Traced) -> list[Edit]:
+    """Where a penalty on parameters acts, which is in no graph."""
+    found = selected(whole, regularizer, "ignore") if regularizer.on == "parameters" else {}
+    return [Edit(site, name, regularizer, text) for site, text in found.items()]
 
 
 def _graph(part: Part) -> tuple[str, str, str]:

@@ -109,12 +109,13 @@ class Lowering:
         self.called = {str(n.target) for graph in self.graphs for n in graph.nodes if n.op == "call_module"}
 
     def told(self) -> list[str]:
-        """A line for each layer: what becomes of it when the module is compiled."""
+        """A line for each layer: what becomes of it if the module is compiled."""
         lines = [f"{name}: not lowered when compiled: torch.compile(fullgraph=True) takes no PackedSequence" for name in self.packs]
         for path, layer in self.layers.items():
             why = self._why(path, layer)
             lines.append(
-                f"{path}: {type(layer).__name__}, " + (f"not lowered when compiled: {why}" if why else "compiled as graphreg::recurrent")
+                f"{path}: {type(layer).__name__}, "
+                + (f"not lowered when compiled: {why}" if why else "which torch.compile is given as graphreg::recurrent")
             )
         return lines
 

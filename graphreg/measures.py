@@ -84,7 +84,7 @@ def _wide(value: Tensor) -> Tensor:
 def formula(regularizer: Penalty, given: Mapping[str, Any], device: str, about: str) -> Tensor:
     """What the formula makes of what it asks for, with autocast off: a 0-d tensor."""
     call = {name: given[name] for name in regularizer.takes}
-    if torch.is_autocast_enabled(device):
+    if device != "meta" and torch.is_autocast_enabled(device):  # torch has no autocast to ask for there
         with torch.autocast(device, enabled=False):
             value = regularizer(**call)
     else:

@@ -9,12 +9,13 @@ from typing import Any, Literal
 
 from graphreg.errors import NoMatchError, RegularizerError, near_sentence, shown
 from graphreg.own_dropout import Own
-from graphreg.selector import Missing, complain, select
+from graphreg.selector import Missing, complain, select, unmatched
 from graphreg.sites import Site, columns
 
 Word = Literal["keep", "seeded", "off"]
 OwnDropout = Word | float | Mapping[Any, Word | float]
 WORDS = ("keep", "seeded", "off")
+OWN = "own_dropout"  # where regularizers are told of by name
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,12 @@ def _selected(selector: Any, owns: Sequence[Own], title: str, missing: Missing) 
         near = near_sentence(op, (label.op for site in sites for label in site.labels), "Near ops") if op else ""
         near = near or near_sentence(name, (name for site in sites for name in site.names))
         raise NoMatchError(f"own_dropout: {selector!r} names no dropout of {title}.{near} Its dropouts: {names}.") from None
+
+
+def nameless(option: OwnDropout, owns: Sequence[Own]) -> tuple[str, ...]:
+    """The selectors that name no dropout."""
+    sites = [own.site for own in owns]
+    return tuple(text for selector in option for text in unmatched(selector, sites, sites)) if isinstance(option, Mapping) else ()
 
 
 def _none(title: str, selector: Any) -> str:

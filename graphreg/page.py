@@ -14,9 +14,9 @@ from typing import Any
 from graphreg.arrangement import graphviz, header_width, laid_out, size
 from graphreg.errors import GraphRegError
 from graphreg.picture import Box, Picture, layer_of, lines
-from graphreg.plan import selected
 from graphreg.registry import build, registered
 from graphreg.regularizer import Regularizer, Splice
+from graphreg.selection import selected
 from graphreg.sites import Site, dtype_text, shape_text
 from graphreg.svg import colour
 from graphreg.viewed import Viewed

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
+from graphreg.census import Census, census
 from graphreg.cone import Cone, cone
-from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, shown
+from graphreg.errors import GraphRegError, RegularizerError, shown
 from graphreg.keywords import instances
-from graphreg.own_choice import OwnDropout, OwnEdit, decide, table
+from graphreg.own_choice import OWN, OwnDropout, OwnEdit, decide, nameless, table
 from graphreg.own_dropout import Own
 from graphreg.regularizer import Penalty, Regularizer, Splice
-from graphreg.selector import Missing, select
+from graphreg.selection import check_count, missed, selected
+from graphreg.selector import Missing
 from graphreg.sequences import check_lengths, lengths_name, sequences
 from graphreg.sites import Site, columns, dtype_text, shape_text
 from graphreg.steps import Steps
@@ -50,7 +52,8 @@ class Plan:
     """All edits of all regularizers; ``regularizers`` maps their final names to them, in order.
 
     ``cones``: by name, what the penalties on derivatives differentiate with respect to. ``own``: what becomes of the model's
-    own dropout; ``stays``: what of it was chosen and cannot be moved.
+    own dropout; ``stays``: what of it was chosen and cannot be moved. ``census``: all sites that there are. ``missed``: by name,
+    the strings that select nothing (``missing="warn"`` or ``"ignore"``). ``traced``: what it is the plan of, for the report.
     """
 
     title: str
@@ -59,6 +62,9 @@ class Plan:
     cones: Mapping[str, Cone] = field(default_factory=dict)
     own: tuple[OwnEdit, ...] = ()
     stays: tuple[Own, ...] = ()
+    census: Census = field(default_factory=Census)
+    missed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    traced: Traced | None = field(default=None, repr=False, compare=False)
 
     def of(self, name: str) -> tuple[Edit, ...]:
         return tuple(edit for edit in self.edits if edit.name == name)
@@ -133,7 +139,8 @@ def plan(
             edits.append(Edit(site, name, regularizer, text, seen[site.name, kind], steps))
             seen[site.name, kind] += 1
     own, stays = decide(own_dropout, traced.own_dropout, traced.title, missing)
-    return Plan(traced.title, named, tuple(edits), _cones(traced, named, edits), own, stays)
+    cones = _cones(traced, named, edits)
+    return Plan(traced.title, named, tuple(edits), cones, own, stays, census(traced), _missed(traced, named, own_dropout, missing), traced)
 
 
 def _cones(traced: Traced, named: Mapping[str, Regularizer], edits: Sequence[Edit]) -> dict[str, Cone]:
@@ -143,6 +150,13 @@ def _cones(traced: Traced, named: Mapping[str, Regularizer], edits: Sequence[Edi
         if sites and "pull" in regularizer.takes:
             found[name] = cone(traced, getattr(regularizer, "wrt", "*"), sites, type(regularizer).__name__)
     return found
+
+
+def _missed(traced: Traced, named: Mapping[str, Regularizer], own_dropout: OwnDropout, missing: Missing) -> dict[str, tuple[str, ...]]:
+    if missing == "error":  # such a string is one
+        return {}
+    found = {name: missed(traced, regularizer) for name, regularizer in named.items()}
+    return {name: texts for name, texts in {**found, OWN: nameless(own_dropout, traced.own_dropout)}.items() if texts}
 
 
 def check_missing(missing: str) -> None:
@@ -172,31 +186,6 @@ def _select(traced: Traced, regularizer: Regularizer, missing: Missing) -> dict[
     return chosen
 
 
-def selected(traced: Traced, regularizer: Regularizer, missing: Missing) -> dict[Site, str]:
-    """The sites that a regularizer's selector finds, each with the string that matched it first."""
-    on_parameters = regularizer.on == "parameters"
-    sites = [_enough_dims(s, regularizer.min_dims) for s in traced.parameters] if on_parameters else list(traced.values)
-    if isinstance(regularizer, Splice):  # a splice at a value that nobody reads would do nothing, in silence
-        sites = [s if s.used else replace(s, selectable=False, why_not=s.why_not or "its value is not used") for s in sites]
-    usable = [site for site in sites if site.selectable]
-    what = f"parameter of {regularizer.min_dims} dims or more" if on_parameters else "value"
-    return select(
-        regularizer.pattern, sites, regularizer.defaults(usable), what=what, model=traced.title, missing=missing,
-        who=type(regularizer).__name__, usual=regularizer.usual,
-        elsewhere=traced.values if on_parameters else traced.parameters,
-    )  # fmt: skip
-
-
-def check_count(regularizer: Regularizer, sites: Sequence[Site]) -> None:
-    """Refuse another number of sites than ``expect``."""
-    if regularizer.expect is not None and len(sites) != regularizer.expect:
-        listed = ", ".join(site.name for site in sites[:6]) or "none"
-        raise NoMatchError(
-            f"{type(regularizer).__name__}({regularizer.pattern!r}): expect={regularizer.expect}, found {len(sites)} sites ({listed}). "
-            "Mend the selector, or the number."
-        )
-
-
 def _sequences(traced: Traced, regularizer: Regularizer, found: Mapping[Site, str]) -> dict[Site, tuple[str, Steps | None]]:
     """The selected sites, and how a penalty that asks for steps reads them."""
     if "steps" not in regularizer.takes:
@@ -207,13 +196,6 @@ def _sequences(traced: Traced, regularizer: Regularizer, found: Mapping[Site, st
         inputs = {name: node.meta.get("value") for name, node in nodes.items() if name not in traced.held}
         check_lengths(chosen, lengths, inputs, traced.held, type(regularizer).__name__)
     return dict(chosen)
-
-
-def _enough_dims(site: Site, dims: int) -> Site:
-    if not site.selectable or (site.shape is not None and len(site.shape) >= dims):
-        return site
-    few = len(site.shape or ())
-    return replace(site, selectable=False, why_not=f"{few} dim{'s' * (few != 1)}, {dims} needed")
 
 
 def check_trainable(traced: Traced, regularizer: Penalty, sites: Sequence[Site]) -> None:

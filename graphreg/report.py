@@ -1,88 +1,107 @@
-"""The report: which regularizer acts where, as text."""
+"""The report: which regularizer acts where, what it changes and what it costs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from torch import fx
 
+from graphreg.accounts import Acted, Cost, Entry
 from graphreg.control import Regulated, strengths
+from graphreg.cost import cost as measured
 from graphreg.decisions import decisions
 from graphreg.diagnosis import listed
+from graphreg.errors import GraphRegError
 from graphreg.inside import graphs_of, own_draws, rewritten, rules_of
 from graphreg.knobs import knobs_of
 from graphreg.leaves import measures
+from graphreg.ledger import acted, entry, own_rows
 from graphreg.module import RewrittenModule
-from graphreg.own_choice import table
 from graphreg.plan import Plan
+from graphreg.reach import trained
 from graphreg.regularizer import Splice
+from graphreg.rewrite import rewrite
 from graphreg.settings import changed
-from graphreg.sites import columns, dtype_text, shape_text
 from graphreg.sizes import fixed
+from graphreg.summary import Report
 
 
-def report(module: Regulated) -> str:
-    """A text table: site, op, shape, regularizer, strength, the string that matched; and a line a regularizer.
+def report(module: Regulated | Plan, cost: bool = True) -> Report:
+    """By regularizer, by site, and the cost: a ``Report``, which prints, and has ``text(width)``, ``to_dict()`` and ``to_json()``.
 
-    Strengths are the present ones; of a backend, the graphs come first. Raises GraphRegError for a module graphreg did not rewrite.
+    ``module``: a rewritten module, also compiled or wrapped, a backend or what torch.compile made with one, or a plan that was not
+    applied yet. Strengths are the present ones. ``cost=False`` leaves out the cost, for which the model runs twice on shapes alone.
+    Raises GraphRegError for anything else.
     """
+    if isinstance(module, Plan):
+        return replace(_of_module(applied(module), cost), made="planned and not applied yet")
     if (knobs := knobs_of(module)) is not None:
         return knobs.report()
+    return _of_module(module, cost)
+
+
+def applied(plan: Plan) -> RewrittenModule:
+    """What the plan would make of its model, which stays as it is."""
+    if plan.traced is None:
+        raise GraphRegError(f"this plan for {plan.title} has no traced model with it. Give what graphreg.plan(traced, ...) returned.")
+    return rewrite(plan.traced, plan, rng=0)
+
+
+def _of_module(module: Regulated, with_cost: bool) -> Report:
     plan, leaves, held, front_end, notes = rules_of(module).about
-    now, inner = strengths(module), rewritten(module)
-    rows = [
-        (
-            e.place,
-            e.site.op,
-            shape_text(e.site),
-            dtype_text(e.site),
-            f"{type(e.regularizer).__name__} {e.name}",
-            f"{now[e.name]:g}",
-            e.matched,
+    inner = rewritten(module)
+    graphs = graphs_of(inner)
+    first = next(iter(graphs.values()))
+    sites = _sites(plan, strengths(module), graphs)
+    found, why_not = _cost(inner, plan) if with_cost else (None, "")
+    told = [
+        f"gone: {act.regularizer} at {site.name} (a later pass took it out of the graph)" for site in sites for act in site.acts if act.gone
+    ]
+    told += [f"kept whole: {path} ({reason})" for path, reason in leaves.items()]
+    told += [f"held: {name}={value!r}" for name, value in held.items()]
+    told += [*notes, *decisions(first), *fixed(first)]
+    told += inner.lowering().told() if isinstance(inner, RewrittenModule) else []
+    return Report(
+        plan.title, f"traced by the {front_end} front end", _entries(plan, strengths(module), inner), tuple(sites),
+        own_rows(plan.own, own_draws(module)), (), len(dict(inner.named_parameters())), found, why_not, plan.missed,
+        (*told, *_settings(module)),
+    )  # fmt: skip
+
+
+def _entries(plan: Plan, now: dict[str, float], inner: fx.GraphModule) -> tuple[Entry, ...]:
+    reached = trained(inner, graphs_of(inner))
+    return tuple(
+        entry(
+            name, regularizer, [site for edit in plan.of(name) for site in edit.sites], now[name], plan.census, reached.get(name),
+            [plan.cones[name].note()] if name in plan.cones else [],
         )
-        for e in plan.edits
-    ]
-    head = ("site", "op", "shape", "dtype", "regularizer", "strength", "matched by")
-    lines = [
-        f"{plan.title}, traced by the {front_end} front end: {len(plan.edits)} edits",
-        *([columns(head, rows)] if rows or not plan.own else []),
-        "",
-    ]
-    lines += _by_regularizer(plan, now)
-    lines += table(plan.own, plan.stays)
-    lines += _gone(plan, list(graphs_of(rewritten(module)).values()))
-    lines += [f"kept whole: {path} ({reason})" for path, reason in leaves.items()]
-    lines += [f"held: {name}={value!r}" for name, value in held.items()]
-    first = next(iter(graphs_of(inner).values()))
-    lines += [*notes, *decisions(first), *fixed(first)]
-    lines += inner.lowering().told() if isinstance(inner, RewrittenModule) else []
-    lines += _settings(module)
-    return "\n".join(lines).rstrip()
+        for name, regularizer in plan.regularizers.items()
+    )  # fmt: skip
 
 
-def _settings(module: Regulated) -> list[str]:
+def _sites(plan: Plan, now: dict[str, float], graphs: dict[str, fx.Graph]) -> list[Acted]:
+    """In the order of the graph, parameters behind the values."""
+    there = {(a.get("regularizer", ""), a.get("site", "")) for g in graphs.values() for n in g.nodes if (a := n.meta.get("graphreg"))}
+    whole = {e.name for e in plan.edits if e.site.kind == "value" and not isinstance(e.regularizer, Splice) and not measures(e.regularizer)}
+    there |= {(e.name, e.site.name) for e in plan.edits if e.name in whole}  # one node for all of its sites
+    places = [labels[0].text for g in graphs.values() for n in g.nodes if (labels := n.meta.get("site", ("", ()))[1])]
+    order = {name: i for i, name in reversed(list(enumerate(places)))}
+    return sorted(acted(plan.edits, now, there), key=lambda site: (site.kind == "parameter", order.get(site.name, len(places))))
+
+
+def _cost(inner: fx.GraphModule, plan: Plan) -> tuple[Cost | None, str]:
+    """The cost, or why it is not known."""
+    try:
+        return measured(inner, plan), ""
+    except GraphRegError as error:
+        return None, str(error)
+
+
+def _settings(module: Regulated) -> Sequence[str]:
     """The model's own draws, where torch's settings decide of them."""
     settings, own = changed(), own_draws(module)
     if not settings or not own:
         return []
     names = listed([each.site.name for each in own])
     return [f"settings: {', '.join(map(str, settings))}: they decide of the masks of {names}; graphreg.doctor(module) tests these"]
-
-
-def _by_regularizer(plan: Plan, now: dict[str, float]) -> list[str]:
-    lines = []
-    for name, regularizer in plan.regularizers.items():
-        sites = [edit.site for edit in plan.of(name)]
-        note = regularizer.note(sites, now[name]) if sites else ""
-        if name in plan.cones:
-            note = f"{plan.cones[name].note()}; {note}" if note else plan.cones[name].note()
-        count = f"{len(sites)} site{'s' * (len(sites) != 1)}"
-        lines.append(
-            f"{name}: {type(regularizer).__name__} {now[name]:g} on {regularizer.pattern!r}, {count}" + (f"; {note}" if note else "")
-        )
-    return lines
-
-
-def _gone(plan: Plan, graphs: list[fx.Graph]) -> list[str]:
-    """The edits that a later pass has taken out: where a site's value had no use, or somebody's own edit of the graph."""
-    there = {(a.get("regularizer"), a.get("site")) for graph in graphs for n in graph.nodes if (a := n.meta.get("graphreg"))}
-    edits = [e for e in plan.edits if isinstance(e.regularizer, Splice) or measures(e.regularizer) or e.site.kind == "parameter"]
-    return [f"gone: {e.name} at {e.site.name} (a later pass took it out of the graph)" for e in edits if (e.name, e.site.name) not in there]

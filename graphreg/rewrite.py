@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ def rewrite(
         for leaf in work.recomputed:
             rules.get_submodule(leaf).recomputed = True  # type: ignore[assignment]
     module = RewrittenModule(traced.model, graphs, rules, traced.held, traced.constants)
-    rules.about = (plan, dict(traced.leaves), dict(traced.held), traced.front_end, traced.notes)
+    rules.about = (replace(plan, traced=None), dict(traced.leaves), dict(traced.held), traced.front_end, traced.notes)
     rules.train(module.training)
     check(module, traced, plan)
     return module

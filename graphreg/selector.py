@@ -163,6 +163,14 @@ def select(
     return {site: wanted[id(site)] for site in sites if id(site) in wanted and id(site) not in gone}
 
 
+def unmatched(selector: Selector, sites: Sequence[Site], default: Sequence[Site]) -> tuple[str, ...]:
+    """The strings of a selector that select nothing, as ``select`` understands it; a predicate by its name."""
+    if callable(selector):
+        return () if any(site.selectable and selector(site) for site in sites) else (_called(selector),)
+    found = {text: default if text.strip("! ") == "*" else Pattern.parse(text).find(sites) for text in strings(selector)}
+    return tuple(text for text, own in found.items() if not any(site.selectable for site in own))
+
+
 def complain(sentence: str, missing: Missing) -> None:
     if missing == "error":
         raise NoMatchError(sentence)

@@ -313,35 +313,45 @@ def test_the_model_stays_as_it_is() -> None:
 def test_report() -> None:
     model, _, x = made("net")
     backend = graphreg.backend(inner="eager", **HIDDEN)
-    assert graphreg.report(backend) == "no graph was captured yet: call what torch.compile made with this backend"
+    nothing = "a backend, which has captured no graph yet: nothing acts\n\ncall what torch.compile made with this backend"
+    assert str(graphreg.report(backend)) == nothing
     run = torch.compile(model, backend=backend)
     run(x)
     model.eval()(x), run(x)
     graphreg.set_strength(backend, "weight_l2", 0.5)
-    assert graphreg.report(run) == REPORT
+    assert graphreg.report(run).text(None) == REPORT
 
 
 REPORT = """\
-Net, captured by torch.compile: 2 graphs, 12 edits
+Net, captured by torch.compile in 2 graphs: 4 regularizers at 2 values and 3 parameters
+
 graph  code                modes
 1      forward to its end  train
 2      forward to its end  eval
 
-graph  site  op    shape  dtype    regularizer                      strength  matched by
-1      relu  relu  5x8    float32  BernoulliDropout hidden_dropout  0.3       *
-1      add   add   5x8    float32  BernoulliDropout hidden_dropout  0.3       *
-1      relu  relu  5x8    float32  GaussianNoise hidden_noise       0.1       *
-1      add   add   5x8    float32  GaussianNoise hidden_noise       0.1       *
-1      relu  relu  5x8    float32  HiddenL1 hidden_l1               0.1       *
-1      add   add   5x8    float32  HiddenL1 hidden_l1               0.1       *
-2      relu  relu  5x8    float32  BernoulliDropout hidden_dropout  0.3       *
-2      add   add   5x8    float32  BernoulliDropout hidden_dropout  0.3       *
-2      relu  relu  5x8    float32  GaussianNoise hidden_noise       0.1       *
-2      add   add   5x8    float32  GaussianNoise hidden_noise       0.1       *
-2      relu  relu  5x8    float32  HiddenL1 hidden_l1               0.1       *
-2      add   add   5x8    float32  HiddenL1 hidden_l1               0.1       *
+regularizer     class             strength  selector  options           sites              share
+hidden_dropout  BernoulliDropout  0.3       *                           2 of 8 values      30 %
+hidden_noise    GaussianNoise     0.1       *                           2 of 8 values      30 %
+hidden_l1       HiddenL1          0.1       *                           2 of 8 values      30 %
+weight_l2       WeightL2          0.5       *         reduction='mean'  3 of 8 parameters  77 %
 
-hidden_dropout: BernoulliDropout 0.3 on '*', 2 sites
-hidden_noise: GaussianNoise 0.1 on '*', 2 sites
-hidden_l1: HiddenL1 0.1 on '*', 2 sites
-weight_l2: WeightL2 0.5 on '*', 3 sites; equivalent SGD weight_decay: 0.00521 to 0.0208, by parameter"""
+weight_l2: equivalent SGD weight_decay: 0.00521 to 0.0208, by parameter
+
+graph  site      op      shape  dtype    what acts, in order  matched by
+1      relu      relu    5x8    float32  hidden_dropout       *
+                                         hidden_noise         *
+                                         hidden_l1            *
+1      add       add     5x8    float32  hidden_dropout       *
+                                         hidden_noise         *
+                                         hidden_l1            *
+2      relu      relu    5x8    float32  hidden_dropout       *
+                                         hidden_noise         *
+                                         hidden_l1            *
+2      add       add     5x8    float32  hidden_dropout       *
+                                         hidden_noise         *
+                                         hidden_l1            *
+       a.weight  Linear  8x4    float32  weight_l2            *
+       b.weight  Linear  8x8    float32  weight_l2            *
+       c.weight  Linear  2x8    float32  weight_l2            *
+
+cost: not known, for the compiler decides what it keeps"""

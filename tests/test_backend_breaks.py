@@ -140,25 +140,29 @@ def test_report_of_several_graphs() -> None:
     run(torch.ones(3, 4)), run(-torch.ones(3, 4))
     broken = f"forward breaks at line {Branch.forward.__code__.co_firstlineno + 2}"
     head, to_end = "code".ljust(len(broken)), "forward to its end".ljust(len(broken))
-    assert graphreg.report(backend) == BRANCHES.format(head=head, broken=broken, to_end=to_end)
+    assert graphreg.report(backend).text(None) == BRANCHES.format(head=head, broken=broken, to_end=to_end)
 
 
 BRANCHES = """\
-Branch, captured by torch.compile: 3 graphs, 5 edits
+Branch, captured by torch.compile in 3 graphs: 2 regularizers at 4 values
+
 graph  {head}  modes
 1      {broken}  train
 2      {to_end}  train
 3      {to_end}  train
 
-graph  site  op      shape  dtype    regularizer               strength  matched by
-1      a     Linear  3x8    float32  BernoulliDropout dropout  0.25      a
-2      out   Linear  3x2    float32  BernoulliDropout dropout  0.25      out
-2      up    Linear  3x8    float32  HiddenL1 hidden_l1        0.1       up
-3      out   Linear  3x2    float32  BernoulliDropout dropout  0.25      out
-3      down  Linear  3x8    float32  HiddenL1 hidden_l1        0.1       down
+regularizer  class             strength  selector  sites          share
+dropout      BernoulliDropout  0.25      a, out    2 of 8 values  22 %
+hidden_l1    HiddenL1          0.1       up, down  2 of 8 values  35 %
 
-dropout: BernoulliDropout 0.25 on ('a', 'out'), 2 sites
-hidden_l1: HiddenL1 0.1 on ('up', 'down'), 2 sites"""
+graph  site  op      shape  dtype    what acts, in order  matched by
+1      a     Linear  3x8    float32  dropout              a
+2      out   Linear  3x2    float32  dropout              out
+2      up    Linear  3x8    float32  hidden_l1            up
+3      out   Linear  3x2    float32  dropout              out
+3      down  Linear  3x8    float32  hidden_l1            down
+
+cost: not known, for the compiler decides what it keeps"""
 
 
 class Block(nn.Module):

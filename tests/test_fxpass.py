@@ -260,7 +260,7 @@ def test_before_and_after_another(other: Callable[[fx.GraphModule], PassResult],
     stripped = graphreg.strip(module)
     assert text(stripped.code) == (BEFORE if not fused else text(fuse_in_place(fx.symbolic_trace(model)).graph_module.code))
     assert torch.allclose(stripped(X), model(X), atol=1e-6)
-    assert graphreg.report(module).splitlines()[2].split() == ["block.relu", "relu", "BernoulliDropout", "hidden_dropout", "0.5", "*"]
+    assert graphreg.report(module).text(None).splitlines()[9].split() == ["block.relu", "relu", "unknown", "hidden_dropout", "*"]
     assert graphreg.strengths(module) == {"hidden_dropout": 0.5, "hidden_l1": 1e-3}
     module.train()
     outputs = [module(X) if penalties == "attach" else module(X).output for _ in range(2)]
@@ -287,7 +287,7 @@ hidden_l1 = self.graphreg_rules.hidden_l1(block_relu_hidden_l1)
 return graphreg_module_Regularized(out, {'hidden_l1': hidden_l1})"""
     )
     gone = "gone: hidden_dropout at block.relu (a later pass took it out of the graph)"
-    assert [line for line in graphreg.report(module).splitlines() if "gone" in line] == [gone]
+    assert [line for line in graphreg.report(module).notes if "gone" in line] == [gone]
     assert text(graphreg.strip(module).code) == BEFORE
 
 

@@ -1,0 +1,54 @@
+"""The selection: the sites that a regularizer's selector finds, and the strings in it that find none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from graphreg.errors import NoMatchError
+from graphreg.regularizer import Regularizer, Splice
+from graphreg.selector import Missing, select, unmatched
+from graphreg.sites import Site
+from graphreg.trace import Traced
+
+
+def selected(traced: Traced, regularizer: Regularizer, missing: Missing) -> dict[Site, str]:
+    """The sites that a regularizer's selector finds, each with the string that matched it first."""
+    sites, usual = _candidates(traced, regularizer)
+    on_parameters = regularizer.on == "parameters"
+    return select(
+        regularizer.pattern, sites, usual, model=traced.title, missing=missing, who=type(regularizer).__name__, usual=regularizer.usual,
+        what=f"parameter of {regularizer.min_dims} dims or more" if on_parameters else "value",
+        elsewhere=traced.values if on_parameters else traced.parameters,
+    )  # fmt: skip
+
+
+def missed(traced: Traced, regularizer: Regularizer) -> tuple[str, ...]:
+    """The strings of a regularizer's selector that find nothing."""
+    return unmatched(regularizer.pattern, *_candidates(traced, regularizer))
+
+
+def check_count(regularizer: Regularizer, sites: Sequence[Site]) -> None:
+    """Refuse another number of sites than ``expect``."""
+    if regularizer.expect is not None and len(sites) != regularizer.expect:
+        listed = ", ".join(site.name for site in sites[:6]) or "none"
+        raise NoMatchError(
+            f"{type(regularizer).__name__}({regularizer.pattern!r}): expect={regularizer.expect}, found {len(sites)} sites ({listed}). "
+            "Mend the selector, or the number."
+        )
+
+
+def _candidates(traced: Traced, regularizer: Regularizer) -> tuple[list[Site], list[Site]]:
+    """All sites of the regularizer's kind, marked where it cannot act, and those that a lone ``*`` means."""
+    on_parameters = regularizer.on == "parameters"
+    sites = [_enough_dims(s, regularizer.min_dims) for s in traced.parameters] if on_parameters else list(traced.values)
+    if isinstance(regularizer, Splice):  # a splice at a value that nobody reads would do nothing, in silence
+        sites = [s if s.used else replace(s, selectable=False, why_not=s.why_not or "its value is not used") for s in sites]
+    return sites, regularizer.defaults([site for site in sites if site.selectable])
+
+
+def _enough_dims(site: Site, dims: int) -> Site:
+    if not site.selectable or (site.shape is not None and len(site.shape) >= dims):
+        return site
+    few = len(site.shape or ())
+    return replace(site, selectable=False, why_not=f"{few} dim{'s' * (few != 1)}, {dims} needed")
