@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from graphreg.census import Census, census
 from graphreg.cone import Cone, cone
@@ -115,6 +116,17 @@ class Plan:
         notes = "".join(f"\n{name}: {own.note()}" for name, own in self.cones.items())
         rows_text = "" if self.own and not rows else f"\n{columns(head, rows)}"
         return f"{self.title}: {len(self.edits)} edits by {count} regularizer{'s' * (count != 1)}{rows_text}{notes}{own}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain data, fit for JSON: ``title``, ``regularizers``, ``edits``, ``own_dropout``, ``stays``."""
+        return {
+            "title": self.title,
+            "regularizers": {name: regularizer.to_dict() for name, regularizer in self.regularizers.items()},
+            "edits": [{"regularizer": e.name, "matched": e.matched, "sites": [site.to_dict() for site in e.sites]} for e in self.edits],
+            "derivatives": {name: cone.note() for name, cone in self.cones.items()},
+            "own_dropout": [{"site": e.own.site.name, "becomes": e.becomes, "matched": e.matched} for e in self.own],
+            "stays": [own.text for own in self.stays],
+        }
 
 
 def plan(

@@ -21,6 +21,7 @@ import math
 import numbers
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, fields
+from types import NoneType
 from typing import Any, ClassVar, Literal, dataclass_transform
 
 import torch
@@ -117,6 +118,12 @@ class Regularizer:
     def note(self, sites: Sequence[Site], weight: float) -> str:
         """A line for the report, or nothing."""
         return ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options as plain data, and the class; what is neither text nor a number is shown as Python shows it."""
+        given = {each.name: getattr(self, each.name) for each in fields(self)}
+        plain = {k: v if isinstance(v, (str, int, float, tuple, NoneType)) else repr(v) for k, v in given.items()}
+        return {"class": type(self).__name__, **plain}
 
     def _number(self, field: str, value: object) -> float:
         with contextlib.suppress(OverflowError):  # an integer that no float can hold is not finite either

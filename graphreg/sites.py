@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -64,6 +64,14 @@ class Site:
     def names(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(label.text for label in self.labels))
 
+    def to_dict(self) -> dict[str, Any]:
+        """The site as plain data; ``shape`` and ``dtype`` are None where no example inputs were given."""
+        return {
+            "name": self.name, "also": list(self.names[1:]), "kind": self.kind, "op": self.op, "module": self.module, "role": self.role,
+            "shape": None if self.shape is None else list(self.shape), "dtype": dtype_text(self) or None,
+            "selectable": self.selectable, "why_not": self.why_not,
+        }  # fmt: skip
+
 
 class Names(Sequence[str]):
     """The listing that ``graphreg.names`` gives: iterates over every name, prints as a table."""
@@ -90,7 +98,11 @@ class Names(Sequence[str]):
             for s in self.sites
         ]
         table = columns(("name", "op", "shape", "dtype", "role", "also called"), rows)
-        return "\n".join([f"{self.title}: {len(self.sites)} sites", table, *self.notes])
+        return "\n".join([f"{self.title}: {len(self.sites)} site{'s' * (len(self.sites) != 1)}", table, *self.notes])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The listing as plain data, fit for JSON: ``title``, ``sites`` (name, op, shape, dtype, role, …), ``notes``."""
+        return {"title": self.title, "sites": [site.to_dict() for site in self.sites], "notes": list(self.notes)}
 
 
 def shape_text(site: Site) -> str:

@@ -169,9 +169,9 @@ def _exported(model: nn.Module, held: Mapping[str, Any], call: Arguments | None,
     return Traced(model, graphs, value_sites(model, graphs), leaves, held, "export", constants, tuple(notes))
 
 
-def names(model: nn.Module, example_inputs: Any = None) -> Names:
-    """Every site of a model: name, op, shape, dtype, role. Prints as a table, iterates over names."""
-    traced = trace(model, example_inputs)
+def names(model_or_traced: nn.Module | Traced, example_inputs: Any = None, front_end: FrontEnd = "auto") -> Names:
+    """Every site of a model: name, op, shape, dtype, role. Prints as a table, iterates over names; asks and raises what ``trace`` does."""
+    traced = model_or_traced if isinstance(model_or_traced, Traced) else trace(model_or_traced, example_inputs, front_end)
     notes = [f"kept whole: {path} ({reason})" for path, reason in traced.leaves.items()]
     notes += [f"held: {name}={value!r} (give example_inputs that carry it to trace it)" for name, value in traced.held.items()]
     notes += [*traced.notes, *decisions(next(iter(traced.graphs.values()))), *fixed(next(iter(traced.graphs.values())))]

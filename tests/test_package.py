@@ -150,7 +150,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     inside = contents(wheel)
     own = {name for name in inside if ".dist-info/" not in name}
     engine = {f"graphreg/{path.name}" for path in (TOP / "graphreg").glob("*.py")}
-    passes = {f"graphreg/passes/{path.name}" for path in (TOP / "passes").glob("*.py")}
+    passes = {f"graphreg/{name}/{path.name}" for name in ("passes", "examples") for path in (TOP / name).glob("*.py")}
     page = {f"graphreg/page/{path.name}" for path in (TOP / "graphreg" / "page").iterdir()}
     assert own == engine | passes | page | {"graphreg/py.typed", "graphreg/passes/py.typed"}
     assert any(name.endswith("dist-info/licenses/LICENSE") for name in inside)
@@ -190,6 +190,16 @@ def test_it_imports_from_any_folder(clean: Place, tmp_path: Path) -> None:
         assert clean.says(code, cwd=cwd).split() == [
             str(folder / "__init__.py"), str(folder / "passes" / "__init__.py"), "graphreg.passes.weight_l2", none
         ]  # fmt: skip
+
+
+def test_the_command_line_and_its_demo(clean: Place, tmp_path: Path) -> None:
+    """The demos are in the package, each with the files that it imports by bare names."""
+    (entry,) = clean.site.glob("graphreg-*.dist-info/entry_points.txt")
+    assert "[console_scripts]\ngraphreg = graphreg.cli:main\n" in entry.read_text()
+    assert run(clean.python, "-m", "graphreg", "--version", cwd=tmp_path).startswith("graphreg 0.")
+    code = "from graphreg.cli_demo import script; print(script('regularizers'), script('penalties'))"
+    for path in map(Path, clean.says(code, cwd=tmp_path).split()):
+        assert path.parent == clean.site / "graphreg" / "examples" and path.read_text() == (TOP / "examples" / path.name).read_text()
 
 
 def test_an_editable_install_has_the_passes(source: Path, tmp_path: Path) -> None:

@@ -1,0 +1,9 @@
+# PYTHON_ARGCOMPLETE_OK
+"""``python -m graphreg``."""
+
+import sys
+
+from graphreg.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""What each command makes of a model. ``graphreg.report`` and its like are imported by the command that calls them."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import graphreg
+from graphreg.cli_errors import UsageError, raised
+from graphreg.cli_inputs import example_inputs
+from graphreg.cli_keywords import check_options, none_given, own_dropout, regularizers
+from graphreg.cli_model import load
+from graphreg.errors import GraphRegError
+from graphreg.own_choice import OwnDropout
+from graphreg.selector import select
+from graphreg.sites import Names
+from graphreg.trace import Traced, names, trace
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What was drawn, and where."""
+
+    title: str
+    path: Path
+
+    def __str__(self) -> str:
+        return f"{self.title} is drawn in {self.path}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values alone."""
+        return {"title": self.title, "path": str(self.path)}
+
+
+def run(args: Namespace) -> Any:
+    """What ``names``, ``plan``, ``report``, ``diff`` or ``draw`` shows: it has ``str()`` and ``to_dict()``."""
+    if args.command == "names":
+        return _names(args)
+    return _drawn(args) if args.command == "draw" else _regularized(args)
+
+
+def _traced(args: Namespace) -> Traced:
+    model, inputs = load(args.model, args.kwargs), example_inputs(args.input, args.inputs)
+    try:
+        return trace(model, inputs, args.front_end)
+    except GraphRegError:
+        raise
+    except Exception as error:  # the model's own, of any kind
+        given = f" with {' '.join(args.input or [args.inputs])}" if inputs is not None else ""
+        file = getattr(sys.modules.get(type(model).__module__), "__file__", None)
+        raise UsageError(f"{args.model} cannot run{given}: {raised(error, file)}") from error
+
+
+def _names(args: Namespace) -> Names:
+    if args.on is not None and not args.select:
+        raise UsageError("--on says what --select selects among; give a --select too.")
+    traced = _traced(args)
+    if not args.select:
+        return names(traced)
+    sites = {"values": traced.values, "parameters": traced.parameters, None: traced.sites}[args.on]
+    usual = [s for s in sites if s.selectable and (args.on == "parameters" or s.role == "hidden")]
+    found = select(
+        args.select, sites, usual, what=(args.on or "sites")[:-1], model=traced.title, who="--select",
+        usual="the parameters" if args.on == "parameters" else "the hidden values",
+    )  # fmt: skip
+    return Names(f"{traced.title}, {' '.join(map(repr, args.select))}", tuple(found))
+
+
+def _planned(args: Namespace, own: OwnDropout) -> tuple[Traced, graphreg.Plan]:
+    traced = _traced(args)
+    return traced, graphreg.plan(traced, regularizers(traced, args.keywords), args.missing, own)
+
+
+def _regularized(args: Namespace) -> Any:
+    check_options(args.keywords, args.known, args.command)
+    own = own_dropout(args.own_dropout)
+    if none_given(args.keywords, own):
+        raise UsageError(f"no regularizer is given; write e.g. graphreg {args.command} {args.model} --hidden-dropout 0.1.")
+    traced, plan = _planned(args, own)
+    if args.command == "plan":
+        return plan
+    module = graphreg.rewrite(traced, plan, args.rng)
+    return graphreg.report(module) if args.command == "report" else graphreg.diff(module)
+
+
+def _drawn(args: Namespace) -> Drawn:
+    check_options(args.keywords, args.known, args.command)
+    own = own_dropout(args.own_dropout)
+    traced, plan = _planned(args, own)
+    path = graphreg.draw(traced, args.path, plan=None if none_given(args.keywords, own) else plan, level=args.level, mode=args.mode)
+    return Drawn(plan.title, path)
