@@ -17,6 +17,10 @@ class Knobs(ABC):
 
     parts: list[Any]
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Knobs:
+        """Itself, whom compiled code knows: once ``lightning`` is imported, ``torch.compile`` copies all that it is given."""
+        return self
+
     @abstractmethod
     def strengths(self) -> dict[str, float]: ...
 

@@ -299,12 +299,21 @@ def test_the_models_own_dropout_is_seeded() -> None:
     assert torch.equal(run(x), model(x))
 
 
+def test_what_torch_compile_is_given_may_be_copied() -> None:
+    """As lightning's wrapper of torch.compile does: the copy is the backend that the compiled code knows."""
+    model, _, x = made("resnet18")
+    given = {"backend": graphreg.backend(inner="eager", **HIDDEN)}
+    torch.compile(model, **given)(x)
+    assert copy.deepcopy(given)["backend"] is given["backend"] and given["backend"].penalties()
+
+
 def test_the_model_stays_as_it_is() -> None:
     model, _, x = made("resnet18")
     before = {name: id(value) for name, value in vars(model).items()}
     state, hooks = copy.deepcopy(model.state_dict()), [len(m._forward_hooks) for m in model.modules()]
     torch.compile(model, backend=graphreg.backend(inner="eager", **HIDDEN))(x)
-    assert {name: id(value) for name, value in vars(model).items() if name != "_is_torch_compile"} == before  # torch's own mark
+    marks = {"_is_torch_compile", "_compile_kwargs"}  # torch's own, and lightning's once it is imported
+    assert {name: id(value) for name, value in vars(model).items() if name not in marks} == before
     assert [len(m._forward_hooks) for m in model.modules()] == hooks
     kept = {k: v for k, v in model.state_dict().items() if "running" not in k and "num_batches" not in k}
     assert all(torch.equal(state[name], value) for name, value in kept.items()) and list(state) == list(model.state_dict())

@@ -19,7 +19,7 @@ from zoo.ways import Captured, Penalized, Rewritten, Way
 Gradients = dict[str, Tensor]
 
 
-TORCHS = "_is_torch_compile"  # what torch.compile notes on a model itself
+MARKS = ("_is_torch_compile", "_compile_kwargs")  # torch.compile's, on a model itself, and that of lightning's wrapper of it
 
 
 class Failed(Exception):
@@ -137,6 +137,6 @@ def fingerprint(model: nn.Module) -> dict[str, object]:
         "buffers": {name: id(b) for name, b in model.named_buffers(remove_duplicate=False)},
         "keys": list(model.state_dict()),
         "metadata": dict(model.state_dict()._metadata),  # type: ignore[attr-defined]
-        "attributes": [[name for name in m.__dict__ if name != TORCHS] for m in model.modules()],
+        "attributes": [[name for name in m.__dict__ if name not in MARKS] for m in model.modules()],
         "config": config.to_dict() if hasattr(config, "to_dict") else None,
     }
