@@ -1,7 +1,6 @@
 """What the operations of a traced graph are: products, views, norms, dropout, writers.
 
-Everything here answers a question about one fx node; nothing changes one.
-"""
+Everything here answers a question about one fx node; nothing changes one."""
 
 from __future__ import annotations
 

@@ -45,8 +45,8 @@ def regularize(
     ``example_inputs``: a tensor, a tuple (positional) or a dict (keyword). ``penalties="attach"`` keeps the model's own
     output type; ``scale`` is then the scale of the loss. ``compile``: True, or a dict of torch.compile options.
     ``own_dropout``: what becomes of the model's own dropout, stochastic depth and attention dropout: ``"keep"``, ``"seeded"`` (drawn
-    from graphreg's streams), ``"off"``, or a rate in [0, 1), seeded; or a dict of selectors to these, of which the last counts: as
-    everywhere ``*`` crosses dots and ``!`` excludes. Its rates stay as they are given; a model without dropout is an error.
+    from graphreg's streams), ``"off"``, or a rate in [0, 1), seeded; or a dict of selectors to these, of which the last counts; ``*``
+    reaches the dropouts of every depth, ``!`` excludes. Its rates stay as they are given; a model without dropout is an error.
     The model itself stays as it is, and shares its layers with the result. Raises GraphRegError kinds.
     """
     if not isinstance(compile, (bool, Mapping)):
