@@ -44,7 +44,7 @@ def cost(module: fx.GraphModule, plan: Plan) -> Cost:
     except Exception as error:  # of the model's own code, which may ask for a value, or of a kernel without a meta form
         raise GraphRegError(f"the model does not run on shapes alone ({first_line(error)})") from error
     labels = _labels(_of_train(graphs_of(twin)), plan)
-    names = [*plan.regularizers, OWN, "keys", "copies", "attach", "other"]
+    names = [*plan.regularizers, OWN, "keys", "copies", "attach", "monitor", "other"]
     operations, kept = Counter[str](), Counter[str]()
     for node in {**with_them.operations, **without.operations, **with_them.kept, **without.kept}:
         more = with_them.operations[node] - without.operations[node]
@@ -74,7 +74,7 @@ def _without_data(module: fx.GraphModule) -> fx.GraphModule:
 
 def _labels(graph: fx.Graph, plan: Plan) -> dict[str, str]:
     """By name of a node: whose it is. Nodes of the model's own are nobody's, but for its dropouts that were moved."""
-    kinds = {"own": OWN, "key": "keys", "clone": "copies", "copy": "copies", "attach": "attach", "attached": "attach"}
+    kinds = {"own": OWN, "key": "keys", "clone": "copies", "copy": "copies", "attach": "attach", "attached": "attach", "watch": "monitor"}
     found = {}
     for node in graph.nodes:
         if about := node.meta.get("graphreg"):

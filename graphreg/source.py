@@ -120,8 +120,8 @@ def _names(about: Mapping[str, Any], plan: Plan) -> list[str]:
     kind, site = about["kind"], about.get("site", "")
     if "regularizer" in about:
         return [about["regularizer"]]
-    if kind == "own":
-        return [OWN]
+    if kind in ("own", "watch"):
+        return [OWN if kind == "own" else "monitor"]
     if kind == "key":
         drawing = [name for name, r in plan.regularizers.items() if isinstance(r, Splice) or name in plan.cones]
         return [*drawing, *([OWN] if any(edit.draws for edit in plan.own) else [])]
@@ -149,6 +149,8 @@ def _added(code: str, key: str, node: fx.Node, plan: Plan) -> Line:
         text = f"{listed} attached to the output"
     elif kind in ("clone", "copy"):
         text = f"copy for {listed} at {sites[0]}, which is written into"
+    elif kind == "watch":
+        text = f"{listed} at {sites[0] or 'the penalties'}"
     elif kind == "track":
         text = f"{listed} with respect to {sites[0]}"
     elif kind == "own":

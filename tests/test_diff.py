@@ -166,6 +166,16 @@ def test_the_work_of_other_passes_stays_out_of_it() -> None:
     assert [line.sign for line in lines if "mul" in line.code] == [" ", " "]
 
 
+def test_a_monitored_module() -> None:
+    module = graphreg.regularize(Net(), HiddenL1("relu", 0.1))
+    before = graphreg.diff(module)
+    watching = graphreg.monitor(module)
+    told = [(line.regularizers, line.text.rpartition("# ")[2]) for line in graphreg.diff(module).lines if line.kind == "watch"]
+    assert told == [(("monitor",), "monitor at relu"), (("monitor",), "monitor at the penalties")]
+    watching.close()
+    assert graphreg.diff(module) == before
+
+
 REFUSED = "is not a module that graphreg rewrote. Give what graphreg.regularize returned. diff.module. by itself compares it"
 
 
