@@ -42,7 +42,9 @@ def set_strength(module: Regulated, name: str, value: float) -> None:
     plan = rules.about[0]
     if name not in plan.regularizers:  # also for what is no string
         known = ", ".join(plan.regularizers) or "none"
-        raise NoMatchError(f"no regularizer is named {name!r}.{near_sentence(str(name), plan.regularizers)} Names: {known}.")
+        moved = any(name in (edit.own.site.name, "own_dropout") for edit in plan.own)
+        hint = " The rate of a dropout of the model's own is set once, by regularize(..., own_dropout={selector: rate})." if moved else ""
+        raise NoMatchError(f"no regularizer is named {name!r}.{near_sentence(str(name), plan.regularizers)} Names: {known}.{hint}")
     checked = dataclasses.replace(plan.regularizers[name], weight=value)
     rules.strengths[name].fill_(checked.weight)
 
@@ -162,7 +164,7 @@ def _checked_streams(state: object, names: Sequence[str]) -> list[int]:
         )
     call, streams = state.get("call"), state.get("streams")
     damaged = (
-        f"call={call!r}, not a whole number of 0 or more" if not _is_word(call) or call < 0  # type: ignore[operator]
+        f"call={call!r}, not a whole number of 0 or more (below 2**63)" if not _is_word(call) or call < 0  # type: ignore[operator]
         else f"ranks={state.get('ranks')!r}, not 'differ' or 'same'" if state.get("ranks") not in ("differ", "same")
         else f"streams={streams!r}, not a dict of names to 64-bit numbers" if not _are_streams(streams)
         else None

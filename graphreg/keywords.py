@@ -46,6 +46,10 @@ def instances(given: Any) -> list[Regularizer]:
         return [given]
     if isinstance(given, type) and issubclass(given, Regularizer):
         raise RegularizerError(f"{given.__name__} is a class; make an instance: {given.__name__}('*', 0.1).")
+    if getattr(given, "dtype", None) is not None:
+        raise RegularizerError(
+            f"{shown(given)} is no regularizer. Example inputs go by name: graphreg.regularize(model, example_inputs=x)."
+        )
     if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
         raise RegularizerError(
             f"{shown(given)} is no regularizer. Give instances, e.g. WeightL2('*', 1e-4), or keywords, e.g. weight_l2=1e-4."

@@ -93,12 +93,13 @@ def _none(title: str, selector: Any) -> str:
 
 def check_option(option: object) -> None:
     """Refuse what is no word, no rate, and no dict of selectors to them."""
-    for value in option.values() if isinstance(option, Mapping) else [option]:
+    for where, value in option.items() if isinstance(option, Mapping) else [(None, option)]:
         number = isinstance(value, numbers.Real) and not isinstance(value, bool)
         if not (value in WORDS if isinstance(value, str) else number and 0 <= float(value) < 1):  # type: ignore[arg-type]
             near = near_sentence(value, WORDS, "Near words") if isinstance(value, str) else ""
+            at = "" if where is None else f" (for {shown(where)})"
             raise RegularizerError(
-                f"own_dropout={shown(value)} is not allowed; it is 'keep', 'seeded', 'off', or a rate in [0, 1), for all dropouts or by "
+                f"own_dropout={shown(value)}{at} is not allowed; it is 'keep', 'seeded', 'off', or a rate in [0, 1), for all dropouts or by "
                 f"selector: own_dropout={{'layer4.*': 'off'}}.{near}"
             )
 

@@ -879,3 +879,19 @@ def test_definition_with_a_taken_key(key: str) -> None:
                 return z.mean()
 
     assert graphreg.registered() == before
+
+
+def test_inputs_in_the_place_of_a_regularizer() -> None:
+    model = net()
+    with refused(model, RegularizerError, r"Tensor of shape \(3, 4\) is no regularizer. Example inputs go by name"):
+        regularize(model, torch.randn(3, 4))
+
+
+def test_a_rate_of_the_models_own_dropout() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5))
+    with refused(model, RegularizerError, r"own_dropout=1.5 \(for '1'\) is not allowed; it is 'keep'"):
+        regularize(model, own_dropout={"1": 1.5})
+    module = regularize(model, own_dropout={"1": 0.2})
+    for name in ("1", "own_dropout"):
+        with refused(model, NoMatchError, r"no regularizer is named.*Names: none. The rate of a dropout of the model's own is set once"):
+            graphreg.set_strength(module, name, 0.3)

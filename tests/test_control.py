@@ -277,7 +277,7 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a fraction": (lambda s: {**s, "call": 0.5}, "call=0.5, not a whole"),
     "below 0": (lambda s: {**s, "call": -1}, "call=-1, not a whole"),
     "true": (lambda s: {**s, "call": True}, "call=True, not a whole"),
-    "too large": (lambda s: {**s, "call": 1 << 63}, "not a whole number"),
+    "too large": (lambda s: {**s, "call": 1 << 63}, "not a whole number of 0 or more (below 2**63)"),
     "ranks": (lambda s: {**s, "ranks": "some"}, "ranks='some', not 'differ' or 'same'"),
     "no streams": (lambda s: {**s, "streams": None}, "streams=None, not a dict of names to 64-bit numbers"),
     "a list": (lambda s: {**s, "streams": list(s["streams"].values())}, "not a dict of names"),
