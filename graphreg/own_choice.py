@@ -99,7 +99,7 @@ def check_option(option: object) -> None:
             near = near_sentence(value, WORDS, "Near words") if isinstance(value, str) else ""
             at = "" if where is None else f" (for {shown(where)})"
             raise RegularizerError(
-                f"own_dropout={shown(value)}{at} is not allowed; it is 'keep', 'seeded', 'off', or a rate in [0, 1), for all dropouts or by "
+                f"own_dropout={shown(value)}{at} is not allowed; it is 'keep', 'seeded', 'off', or a rate in [0, 1), for all or by "
                 f"selector: own_dropout={{'layer4.*': 'off'}}.{near}"
             )
 
