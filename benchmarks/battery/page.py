@@ -81,10 +81,12 @@ def sums(found: Records, more: Records) -> Iterator[str]:
         passed, weak, failed = counts
         yield row(stream, len(own), len(values(own)), passed, weak, f"{0.01 * len(values(own)):.1f}", failed)
     yield ""
+    left = sum(map(doubtful, found.values())) - len(more)
     yield (
         "dieharder calls a p-value WEAK below 0.005 and above 0.995, which one of a hundred is by chance, and FAILED where it is "
         f"less than 10⁻⁶ away from 0 or 1. What did not pass ran again with {MORE} times the samples on words that no other test had read: "
-        f"{len(more)} tests, of which {sum(map(doubtful, more.values()))} did not pass then."
+        f"{len(more)} tests, of which {sum(map(doubtful, more.values()))} did not pass then"
+        + (f"; {left} more {'waits' if left == 1 else 'wait'} for it." if left else ".")
     )
 
 
