@@ -175,6 +175,7 @@ class _Matcher(difflib.SequenceMatcher[str]):
         self.ours, self.theirs = ours, theirs
 
     def get_opcodes(self) -> Any:
+        """difflib's, with the lines apart whose keys are equal and whose texts are not."""
         found: list[Any] = []
         for tag, i, j, k, m in super().get_opcodes():
             if tag != "equal":

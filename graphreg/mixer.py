@@ -10,6 +10,7 @@ never repeats a value, which random draws do.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -83,13 +84,20 @@ def readable(tensor: Tensor) -> bool:
 
 
 _STEPS = [[by, (1 << (32 - by)) - 1, multiply] for by, multiply in ((17, _M1), (11, _M2), (15, _M3), (14, 0))]
-# Of a Python number torch makes a tensor at each operation, which takes longer than to mix a thousand words.
-_STEPS_READY = [[torch.tensor(number, dtype=torch.int32, device="cpu") for number in row] for row in _STEPS]
+
+
+@cache
+def _ready() -> list[list[Tensor]]:
+    """``_STEPS`` as tensors: of a Python number torch makes one at each operation, which takes longer than to mix a thousand words.
+
+    Made when they are first read, where nothing simulates: an import may happen under a mode that makes fake tensors.
+    """
+    return [[torch.tensor(number, dtype=torch.int32, device="cpu") for number in row] for row in _STEPS]
 
 
 def mixed(counter: Tensor, k0: Tensor, k1: Tensor, k2: Tensor | None = None) -> Tensor:
     """``mix`` in as little memory as it takes. ``k2``: k1 in the last line, with a bit flipped where the words' is to be."""
-    steps: Any = _STEPS_READY if readable(counter) else _STEPS
+    steps: Any = _ready() if readable(counter) else _STEPS
     x, t = counter + k0, torch.empty_like(counter)
     for (by, low, multiply), add in zip(steps[:3], (None, k1, None), strict=True):
         x ^= torch.bitwise_right_shift(x, by, out=t).bitwise_and_(low)

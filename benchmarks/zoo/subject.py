@@ -55,7 +55,7 @@ class Subject:
             bare = Rewritten(self.model, None)
             if not bare.traced.leaves:
                 return bare
-        except graphreg.TraceError:
+        except graphreg.TraceError:  # without inputs; with them it may go
             pass
         try:
             return Rewritten(self.model, self.inputs)
