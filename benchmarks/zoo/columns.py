@@ -207,6 +207,7 @@ def figures(subject: Subject) -> dict[str, object]:
         "refused": "" if isinstance(way, Rewritten) else way.refused,
         "graphs": way.graphs,
         "examples": way.shown,
+        "named": {name: str(options["pattern"]) for name, options in way.named.items()},
         "regularize": way.seconds,
         "traces": way.tracing,
         "plain step": plain,

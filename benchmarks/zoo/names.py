@@ -6,6 +6,7 @@ from torch import nn
 from torchvision.models.feature_extraction import get_graph_node_names
 
 import graphreg
+from graphreg.dropouts import is_dropout_module
 from zoo.providers import call
 from zoo.subject import Subject
 
@@ -42,8 +43,10 @@ def torchvision_names(model: nn.Module) -> list[str]:
 def names_missing(model: nn.Module, traced: graphreg.Traced, theirs: list[str]) -> list[str]:
     """Those of torchvision's that graphreg has not, save where it gives a value the name of a module: it strips "_N" from a leaf
     module's own name (its ln_1 is the output of ln_2) and calls torch.cat in FloatFunctional, which is never called itself, by the
-    path of that, where here only a module has its path. That called modules have theirs is ``unnamed``'s to see."""
+    path of that, where here only a module has its path. That called modules have theirs is ``unnamed``'s to see. And save the insides
+    of a dropout of the model's own, which is one operation here: timm's DropPath, as nn.Dropout is to both."""
     paths = {path for path, _ in model.named_modules() if path}
+    whole = tuple(f"{path}." for path, module in model.named_modules() if is_dropout_module(module))
     shortened = {path.rpartition("_")[0] for path in paths if path.rpartition("_")[2].isdigit()}
     known = listed(traced)
-    return [name for name in theirs if name not in known | shortened | paths]
+    return [name for name in theirs if name not in known | shortened | paths and not name.startswith(whole)]

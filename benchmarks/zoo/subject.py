@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import graphreg
 from zoo.providers import Inputs, call, one_line, tensors
-from zoo.ways import Captured, Penalized, Rewritten, Way
+from zoo.ways import EVERY_HIDDEN, Captured, Penalized, Rewritten, Way
 
 Gradients = dict[str, Tensor]
 
@@ -55,13 +55,22 @@ class Subject:
             bare = Rewritten(self.model, None)
             if not bare.traced.leaves:
                 return bare
-        except graphreg.TraceError:  # without inputs; with them it may go
+        except (graphreg.TraceError, graphreg.NoMatchError):  # without inputs; with them it may go, and no module hide its sites
             pass
         try:
-            return Rewritten(self.model, self.inputs)
+            return self._shown()
         except graphreg.TraceError as error:
             self.seed()
             return Captured(self.model, self.inputs, one_line(error))
+
+    def _shown(self) -> Rewritten:
+        """With inputs; where a regularizer has no default site, it is given a selector, as the error asks."""
+        try:
+            return Rewritten(self.model, self.inputs)
+        except graphreg.NoMatchError as error:
+            if "HiddenL1" not in str(error):
+                raise
+            return Rewritten(self.model, self.inputs, hidden_l1=EVERY_HIDDEN)
 
     def original(self, training: bool) -> object:
         if training not in self.expected:

@@ -39,7 +39,8 @@ neither front end takes goes through `torch.compile(model, backend=graphreg.back
 | column | holds |
 |---|---|
 | names | every module that is called has a name, and the names are torchvision's (`get_graph_node_names`, both modes), save that a \
-module's own path is always that module's; "n/a" through the backend, and, of torchvision's, where that cannot trace the model |
+module's own path is always that module's, and that timm's `DropPath` is one operation, as `nn.Dropout` is; "n/a" through the \
+backend, and, of torchvision's, where that cannot trace the model |
 | step | one training step with `hidden_dropout`, `hidden_l1` and `weight_l2` at once: loss and gradients are finite, and every \
 parameter that has a gradient in the original has one |
 | gradients | with all strengths 0 and the loss of the output alone, the same parameters have a gradient as in the original, and it \
@@ -132,12 +133,14 @@ def remarks(own: Iterable[str], records: Mapping[str, Record]) -> list[str]:
     refused = [f"{n}: {r['figures']['refused']}" for n, r in ran.items() if r["figures"].get("refused")]
     whole = [f"{n}: {_grouped(r['figures']['kept whole'])}" for n, r in ran.items() if r["figures"].get("kept whole")]
     shown = ", ".join(n for n, r in ran.items() if r["figures"].get("examples"))
+    named = [f"{n}: {key} on `{on}`" for n, r in ran.items() for key, on in r["figures"].get("named", {}).items()]
     lists = {
         "What failed, and why:": failed,
         "Not asked, and why:": noted,
         "Through the backend, for neither front end takes it:": refused,
         "Traced with `example_inputs`, without which a decision on a shape keeps a module whole or refuses the model:": [shown]
         * bool(shown),
+        "No hidden value but the outputs of norms, so that a penalty on values has no default site; a selector was given:": named,
         "Modules kept whole, with the reason:": whole,
     }
     return _lists(lists)

@@ -17,6 +17,7 @@ from graphreg import pipeline
 from zoo.providers import Inputs, call
 
 WEIGHTS: Mapping[str, Any] = {"hidden_dropout": 0.1, "hidden_l1": 1e-3, "weight_l2": 1e-4}
+EVERY_HIDDEN: Mapping[str, Any] = {"weight": 1e-3, "pattern": "**#hidden"}  # norms' outputs among them, which HiddenL1 leaves out
 Penalized = tuple[Any, dict[str, torch.Tensor]]
 
 
@@ -43,12 +44,13 @@ def clocked(place: Any, name: str) -> Iterator[Clock]:
 
 
 class Rewritten:
-    """``regularize``: the module, its stripped form, and what was traced."""
+    """``regularize``: the module, its stripped form, and what was traced; ``weights`` in place of some of ``WEIGHTS``."""
 
-    def __init__(self, model: nn.Module, examples: Inputs | None) -> None:
+    def __init__(self, model: nn.Module, examples: Inputs | None, **weights: Any) -> None:
+        self.named: Mapping[str, Any] = weights
         with clocked(pipeline, "trace") as traces, clocked(torch.export, "export") as exports:
             start = time.perf_counter()
-            self.module: nn.Module = graphreg.regularize(model, example_inputs=examples, rng=0, **WEIGHTS)
+            self.module: nn.Module = graphreg.regularize(model, example_inputs=examples, rng=0, **{**WEIGHTS, **weights})
             self.seconds = time.perf_counter() - start
         assert isinstance(traces.last, graphreg.Traced)
         self.traced: graphreg.Traced = traces.last
@@ -91,6 +93,7 @@ class Captured:
     front_end: str = "backend"
     shown: bool = False
     tracing: float = 0.0
+    named: Mapping[str, Any] = {}
 
     def __init__(self, model: nn.Module, inputs: Inputs, refused: str, inner: str = "eager") -> None:
         torch.compiler.reset()
