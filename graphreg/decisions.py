@@ -71,6 +71,7 @@ class Answering(fx.Tracer):
         self._scopes = [""]
         self._examples, self._values = examples, dict[fx.Node, Any]()
         self._given: dict[fx.Node, bool] = {}  # whether an input is behind a value
+        self.assumed: dict[str, None] = {}  # arguments without an example that were taken for tensors
 
     @cached_property
     def _fake(self) -> FakeTensorMode:
@@ -95,6 +96,19 @@ class Answering(fx.Tracer):
             raise TypeError(f"a traced value cannot be used as {what}")
 
         return self._answer(obj, kinds, refuse)
+
+    def kind(self, node: fx.Node) -> type | None:
+        """The type of what the node gives for the examples, None where that is not known; an argument without one is a tensor."""
+        if node.op == "placeholder":
+            name = str(node.target)
+            if name.startswith("*"):
+                return dict if name.startswith("**") else tuple
+            if name not in self._examples:
+                self.assumed[name] = None
+                return torch.Tensor
+            return type(self._examples[name])
+        value = self._value(node) if self._examples else _UNKNOWN
+        return None if value is _UNKNOWN else type(value)
 
     def _answer(self, obj: fx.Proxy, kinds: tuple[type, ...], refuse: Callable[[], Any]) -> Any:
         value = self._value(obj.node)

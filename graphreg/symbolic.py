@@ -30,12 +30,13 @@ def _take_constants(model: nn.Module, graph: fx.Graph, before: set[str], constan
 
 def symbolic(
     model: nn.Module, held: Mapping[str, Any], constants: dict[str, torch.Tensor], examples: Mapping[str, Any]
-) -> tuple[Graphs, dict[str, str]]:
-    """The graphs of both modes, and the submodules kept whole with the reason; ``constants`` takes the tensors that a forward makes.
+) -> tuple[Graphs, dict[str, str], list[str]]:
+    """The graphs of both modes, the submodules kept whole with the reason, and the arguments that were taken for tensors, for the
+    forward asks; ``constants`` takes the tensors that a forward makes.
 
     Raises TraceError with the line of the user's code that cannot be traced.
     """
-    leaves: dict[str, str] = {}
+    leaves, assumed = dict[str, str](), dict[str, None]()
 
     def once() -> fx.Graph:
         before = set(model.__dict__)
@@ -47,6 +48,7 @@ def symbolic(
             tracer = SiteTracer(leaves, dict(held), examples)
             graph = tracer.trace(model)
         leaves.update(tracer.leaves)
+        assumed.update(tracer.assumed)
         _take_constants(model, graph, before, constants)
         return graph
 
@@ -55,7 +57,7 @@ def symbolic(
         while before != len(leaves):  # a leaf of one mode is a leaf of both
             before = len(leaves)
             graphs = trace_modes(model, once)
-        return graphs, leaves
+        return graphs, leaves, list(assumed)
     except GraphRegError:
         raise
     except Exception as error:

@@ -134,16 +134,23 @@ def _traced(model: nn.Module, front_end: FrontEnd, held: Mapping[str, Any], boun
     try:
         return _exported(model, held, call, TraceError(f"torch.fx does not see into {', '.join(kept)}"))
     except TraceError as error:
-        return replace(symbolically, notes=(f"front end: symbolic, for {str(error.__cause__).rstrip('.')}",))
+        return replace(
+            symbolically,
+            notes=(
+                *symbolically.notes,
+                f"front end: symbolic, for {str(error.__cause__).rstrip('.')}",
+            ),
+        )
 
 
 def _symbolically(model: nn.Module, held: Mapping[str, Any], bound: Mapping[str, Any], call: Arguments | None) -> Traced:
     constants = dict[str, torch.Tensor]()
     with left_as_it_was(model):
-        graphs, leaves = symbolic(model, held, constants, bound)
+        graphs, leaves, assumed = symbolic(model, held, constants, bound)
     if call:
         propagate(model, graphs, bound, call, constants)
-    return Traced(model, graphs, value_sites(model, graphs), leaves, held, constants=constants)
+    notes = tuple(f"taken for a tensor: {name}, of which isinstance is asked (example_inputs tell if it is none)" for name in assumed)
+    return Traced(model, graphs, value_sites(model, graphs), leaves, held, constants=constants, notes=notes)
 
 
 def _exported(model: nn.Module, held: Mapping[str, Any], call: Arguments | None, met: GraphRegError | None) -> Traced:

@@ -20,6 +20,7 @@ from torch import fx, nn
 from graphreg.decisions import Answering
 from graphreg.dropouts import is_drop_path
 from graphreg.errors import GraphRegError, TraceError, first_line
+from graphreg.kinds import answered
 from graphreg.layers import gives_tuple, is_stack
 from graphreg.naming import Namer, label_node, label_output
 from graphreg.operators import WRAPPED, Operations, is_size
@@ -52,17 +53,17 @@ class SiteTracer(Answering):
         self._region = regions()
         self._constants: set[fx.Node] = set()  # computed from buffers alone: torchvision has no node for these
         self._calls: list[str] = []  # what ``num_calls`` counts, in order: a copy of it at each call would grow as their square
-        self._modules: dict[str, nn.Module] = {}
+        self.operations = Operations(nn.Module())
         self.module_stack = ModuleStack()
 
     def trace(self, root: nn.Module, concrete_args: dict[str, Any] | None = None) -> fx.Graph:  # type: ignore[override]
         """The graph of a module in the mode that it is in, each value labelled. Raises TraceError for what a trace would lose."""
-        self._modules = dict(root.named_modules(remove_duplicate=False))
-        self._namer = Namer(self._modules.keys() - {""})
+        self.operations = Operations(root)
+        self._namer = Namer(self.operations.modules.keys() - {""})
         self._buffers = {id(buffer): name for name, buffer in root.named_buffers()}
         self._buffer_names = set(self._buffers.values())
         drawn = randomness()
-        with checkpoints_refused():
+        with checkpoints_refused(), answered(root):
             graph = super().trace(root)
         if randomness() != drawn:
             raise TraceError(
@@ -80,7 +81,7 @@ class SiteTracer(Answering):
             # emitted code would ask torch.fx to wrap the name "torch.full", and no later trace would run
             if node.target in WRAPPED or str(getattr(node.target, "__module__", "")).startswith("torch."):
                 node.meta.pop("is_wrapped", None)
-        settle_ports(graph, Operations(root))
+        settle_ports(graph, self.operations)
         return graph
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
@@ -156,11 +157,11 @@ class SiteTracer(Answering):
             self._constants.add(proxy.node)
             proxy.node.meta["site"] = (self._scopes[-1], ())
             return proxy
-        label_node(proxy.node, self._scopes[-1], self._modules, self._namer)
+        label_node(proxy.node, self._scopes[-1], self.operations.modules, self._namer)
         return proxy
 
     def is_tuple(self, node: fx.Node) -> bool:
-        return gives_tuple(node, self._modules)
+        return gives_tuple(node, self.operations.modules)
 
     def create_arg(self, a: Any) -> Any:
         """torch.fx's, for what a node takes: nodes in place of proxies."""
