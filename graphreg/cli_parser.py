@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import graphreg
 from graphreg.cli_errors import UsageError
 from graphreg.cli_keys import written_keys
+from graphreg.errors import near
 
 MODEL = "module:callable or file.py:callable; the callable gives a torch.nn.Module, or is one"
 EXAMPLE = "graphreg plan torchvision.models:resnet18 --hidden-dropout 0.1 --weight-l2 1e-4 --hidden-l1 'layer4*=1e-3'"
@@ -41,13 +42,18 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}. {self.prog} --help tells what is allowed.")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """argparse's, over the options it has and those of ``args`` that it has not."""
+        """argparse's, over the options it has and those of ``args`` that it has not; of an option that nobody has, those near it."""
         if self.get_default("keywords") is not None:
             self.set_defaults(known=tuple(self._option_string_actions))
             for option in dict.fromkeys(text.partition("=")[0] for text in args or () if text.startswith("--") and len(text) > 2):
                 if option not in self._option_string_actions:
                     self.add_argument(option, action=_Keyword, help=argparse.SUPPRESS)
-        return super().parse_known_args(args, namespace)
+        found, rest = super().parse_known_args(args, namespace)
+        unknown = next((text.partition("=")[0] for text in rest if text.startswith("-") and text != "-"), None)
+        if unknown is not None:
+            words = near(unknown.strip("-"), (option.strip("-") for option in self._option_string_actions))
+            self.error(f"unrecognized option {unknown}" + f". Near options: {', '.join(f'--{word}' for word in words)}" * bool(words))
+        return found, rest
 
 
 class _Keyword(argparse.Action):

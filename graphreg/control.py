@@ -6,20 +6,25 @@ Strengths, states and held noise compile nothing again; noise_on and set_ranks o
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
+from weakref import WeakSet
 
 from torch import nn
 
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, near_sentence, shown
-from graphreg.inside import rules_of
+from graphreg.inside import own_draws, rules_of
 from graphreg.keys import KeyRule
 from graphreg.knobs import Knobs, knobs_of
 from graphreg.rules import Drawing
 
 STATE_VERSION = 1
+STATE = {"version", "call", "ranks", "streams"}  # what a state has
 Ranks = Literal["differ", "same"]
+log = logging.getLogger("graphreg")
+_told: WeakSet[nn.Module] = WeakSet()  # the keys of modules whose unheld dropout was told of
 Regulated = nn.Module | Knobs | Callable[..., Any]  # a rewritten module, a backend, or what torch.compile made with one
 
 
@@ -101,7 +106,8 @@ def frozen_noise(module: Regulated) -> Iterator[None]:
     """Every call in the block draws the same masks: line searches, gradient checks, sharpness-aware steps.
 
     The block counts as one call, or as none where nothing was drawn in it. A block within a block is part of it. Nothing
-    is compiled again. A dropout left to torch (``own_dropout="keep"``) is not held. Raises GraphRegError without a splice.
+    is compiled again. A dropout left to torch (``own_dropout="keep"``) is not held; the logger ``graphreg`` warns of it, once a
+    module. Raises GraphRegError without a splice.
     """
     if (knobs := knobs_of(module)) is not None:
         with knobs.frozen_noise():
@@ -111,11 +117,23 @@ def frozen_noise(module: Regulated) -> Iterator[None]:
     if key.held is not None:
         yield
         return
+    _tell_unheld(module, key)
     key.hold()
     try:
         yield
     finally:
         key.release()
+
+
+def _tell_unheld(module: Any, key: KeyRule) -> None:
+    if key in _told or not module.training:
+        return
+    _told.add(key)
+    names = [own.site.name for own in own_draws(module)]
+    if names:
+        log.warning(
+            "frozen_noise does not hold %s: torch draws it, not graphreg. own_dropout='seeded' moves what can be moved.", _few(names)
+        )
 
 
 @contextmanager
@@ -167,6 +185,7 @@ def _checked_streams(state: object, names: Sequence[str]) -> list[int]:
         f"call={call!r}, not a whole number of 0 or more (below 2**63)" if not _is_word(call) or call < 0  # type: ignore[operator]
         else f"ranks={state.get('ranks')!r}, not 'differ' or 'same'" if state.get("ranks") not in ("differ", "same")
         else f"streams={streams!r}, not a dict of names to 64-bit numbers" if not _are_streams(streams)
+        else f"{_few([str(key) for key in state if key not in STATE])}, which no state has" if not STATE.issuperset(state)
         else None
     )  # fmt: skip
     if damaged:

@@ -82,7 +82,9 @@ def _check_scaled(penalties: Penalties, scale: Scale | None) -> None:
 
 def _tell(found: Plan) -> None:
     for name, regularizer in found.regularizers.items():
-        log.info("%g %s %r: %d sites (%s)", regularizer.weight, type(regularizer).__name__, regularizer.pattern, len(found.of(name)), name)
+        count = len(found.of(name))
+        what = "site" if count == 1 else "sites"
+        log.info("%g %s %r: %d %s (%s)", regularizer.weight, type(regularizer).__name__, regularizer.pattern, count, what, name)
     if found.own:
         log.info("own dropout: %d %s", len(found.own), ", ".join(sorted({edit.becomes for edit in found.own})))
     for own in found.stays:

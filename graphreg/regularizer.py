@@ -159,6 +159,12 @@ class Penalty(Regularizer):
     _: KW_ONLY
     clean: bool = False
 
+    def check(self) -> None:
+        """As every regularizer's; ``clean`` is of values alone: a parameter has no splices."""
+        super().check()
+        self.require(isinstance(self.clean, bool), "clean", "True or False")
+        self.require(not (self.clean and self.on == "parameters"), "clean", "False, for no splice acts on a parameter")
+
     def defaults(self, sites: Sequence[Site]) -> list[Site]:
         """The hidden sites, without the outputs of normalizations, whose scale is fixed; all parameters."""
         return [site for site in super().defaults(sites) if not site.norm]

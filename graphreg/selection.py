@@ -33,7 +33,8 @@ def check_count(regularizer: Regularizer, sites: Sequence[Site]) -> None:
     if regularizer.expect is not None and len(sites) != regularizer.expect:
         listed = ", ".join(site.name for site in sites[:6]) or "none"
         raise NoMatchError(
-            f"{type(regularizer).__name__}({regularizer.pattern!r}): expect={regularizer.expect}, found {len(sites)} sites ({listed}). "
+            f"{type(regularizer).__name__}({regularizer.pattern!r}): expect={regularizer.expect}, found {len(sites)} "
+            f"site{'s' * (len(sites) != 1)} ({listed}). "
             "Mend the selector, or the number."
         )
 

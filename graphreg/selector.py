@@ -148,7 +148,7 @@ def select(
         usable = [site for site in found if site.selectable]
         if not usable:
             complain(
-                _usual(who, usual, what, model)
+                _usual(who, usual, what, model, [site for site in sites if site.norm and site.role == "hidden"])
                 if text.strip("! ") == "*"
                 else _nothing(pattern, found, sites, what, model, who, elsewhere),
                 missing,
@@ -178,9 +178,11 @@ def complain(sentence: str, missing: Missing) -> None:
         warnings.warn(sentence, stacklevel=2)
 
 
-def _usual(who: str, usual: str, what: str, model: str) -> str:
+def _usual(who: str, usual: str, what: str, model: str, norms: Sequence[Site]) -> str:
+    left_out = f" but the outputs of {len(norms)} norms, which '**#hidden' takes" if norms and what == "value" else ""
     return (
-        f"{model} has none of the default sites of {who} ({usual}). Name a {what} by a selector instead; graphreg.names(model) lists them."
+        f"{model} has none of the default sites of {who} ({usual}){left_out}. Name a {what} by a selector instead; "
+        "graphreg.names(model) lists them."
     )
 
 
@@ -198,6 +200,8 @@ def _nothing(
         reasons = ", ".join(f"{site.name} ({site.why_not})" for site in found[:3])
         return f"{start} It finds only what cannot be regularized: {reasons}.{end}"
     named = [(label, site) for site in sites for label in site.labels if pattern.names(label, site)]
+    if pattern.role and sites and sites[0].kind == "parameter":
+        return f"{start} #{pattern.role} is a role of values, and {who} acts on a {what}; leave the role out.{end}"
     if named and (pattern.op or pattern.port or pattern.role):
         there = sorted({label.op for label, _ in named})
         ops = ", ".join(list(dict.fromkeys([*near(pattern.op or "", there), *there]))[:6])

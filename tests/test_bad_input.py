@@ -177,6 +177,12 @@ def test_unknown_keyword(call: Call, match: str) -> None:
     ("another class variable", lambda m: WeightL2("*", 0.1, on="values"), r"WeightL2 has no option 'on'"),
     ("a penalty without it", lambda m: HiddenL1("*", 0.1, reduction="sum"), r"HiddenL1 has no option 'reduction'"),
     ("a value that is not allowed", lambda m: WeightL2("*", 0.1, reduction="max"), r"reduction='max' is not allowed.*'mean' or 'sum'"),
+    (
+        "clean, of a parameter",
+        lambda m: WeightL2("*", 0.1, clean=True),
+        r"WeightL2: clean=True is not allowed; clean must be False, for no",
+    ),
+    ("clean, of no kind", lambda m: HiddenL1("*", 0.1, clean=2), r"HiddenL1: clean=2 is not allowed; clean must be True or False"),
     ("by position", lambda m: WeightL2("*", 0.1, "sum"), r"WeightL2 takes a selector and a weight by position.*by name"),
 )
 def test_unknown_option(call: Call, match: str) -> None:
@@ -347,6 +353,8 @@ def test_no_selector_in_a_dict_of_rates(selector: Any) -> None:
     ("the role of others", lambda m: BernoulliDropout("act*#output", 0.1), r"'act\*#output' matches no value.*roles hidden"),
     ("a function", lambda m: BernoulliDropout(never, 0.1), r"BernoulliDropout chooses no value of Sequential.*graphreg\.names"),
     ("more than expected", lambda m: BernoulliDropout("hid*", 0.1, expect=1), r"expect=1, found 2 sites \(hid1, hid2\).*Mend"),
+    ("one is expected", lambda m: BernoulliDropout("hid1", 0.1, expect=2), r"expect=2, found 1 site \(hid1\).*Mend"),
+    ("a role of a parameter", lambda m: WeightL2("*#hidden", 0.1), r"'\*#hidden' matches no parameter.*#hidden is a role of values, and W"),
     ("fewer than expected", lambda m: BernoulliDropout("hid*", 0.1, expect=3), r"expect=3, found 2 sites \(hid1, hid2\).*Mend"),
     ("no parameter", lambda m: WeightL2("hid1.wieght", 0.1), r"'hid1\.wieght' matches no parameter.*: hid1\.weight.*graphreg\.names"),
     ("a module, not a parameter", lambda m: WeightL2("hid1", 0.1), r"'hid1' matches no parameter.*Near names: hid1\.weight"),

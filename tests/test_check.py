@@ -749,7 +749,9 @@ def chosen(traced: Traced, cls: type[Regularizer], places: list[int], clean: boo
     else:
         sites = [site.name for site in traced.values if site.selectable and (site.used or issubclass(cls, Penalty))]
         sites = sites[1:] if issubclass(cls, Penalty) else sites
-    return cls([sites[i % len(sites)] for i in places], weight, **({"clean": clean} if issubclass(cls, Penalty) else {}))
+    return cls(
+        [sites[i % len(sites)] for i in places], weight, **({"clean": clean} if issubclass(cls, Penalty) and cls.on == "values" else {})
+    )
 
 
 def contracted(graph: fx.Graph) -> list[tuple[object, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import logging
 import re
 import sys
 from collections.abc import Callable
@@ -65,6 +66,19 @@ def test_a_block_draws_the_next_masks_and_counts_as_one_call() -> None:
         assert all(torch.equal(draw(module), second) for _ in range(4))
     assert graphreg.rng_state(module)["call"] == 2
     assert torch.equal(draw(module), third)
+
+
+def test_a_dropout_that_torch_draws_is_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(logging.getLogger("graphreg"), "warning", lambda text, *args: told.append(text % args))
+    module = graphreg.regularize(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Dropout(0.2), nn.Linear(4, 2)), hidden_dropout=0.1)
+    for training in (False, True, True):
+        module.train(training)
+        with graphreg.frozen_noise(module):
+            module(torch.ones(2, 4))
+    with graphreg.frozen_noise(noisy()):
+        pass
+    assert told == ["frozen_noise does not hold 2: torch draws it, not graphreg. own_dropout='seeded' moves what can be moved."]
 
 
 def _three(module: nn.Module) -> list[Tensor]:
@@ -283,6 +297,7 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a list": (lambda s: {**s, "streams": list(s["streams"].values())}, "not a dict of names"),
     "a text": (lambda s: {**s, "streams": dict.fromkeys(s["streams"], "7")}, "not a dict of names"),
     "a word too long": (lambda s: {**s, "streams": dict.fromkeys(s["streams"], 1 << 63)}, "not a dict of names"),
+    "a foreign key": (lambda s: {**s, "seed": 3}, "the state is damaged: it says seed, which no state has"),
     "one less": (
         lambda s: {**s, "streams": dict(list(s["streams"].items())[1:])},
         "the state belongs to another module, of other streams of noise; it lacks: {first}. Build the module as for the run that saved it",

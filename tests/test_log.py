@@ -26,7 +26,7 @@ def test_one_line_a_regularizer(capsys: pytest.CaptureFixture[str]) -> None:
         log.removeHandler(handler)
         log.setLevel(before)
     assert lines == [
-        "INFO 0.1 BernoulliDropout '*': 1 sites (hidden_dropout)",
-        "INFO 0.0001 WeightL2 '0.*': 1 sites (weight_l2)",
+        "INFO 0.1 BernoulliDropout '*': 1 site (hidden_dropout)",
+        "INFO 0.0001 WeightL2 '0.*': 1 site (weight_l2)",
     ]
     assert capsys.readouterr() == ("", "")

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from functools import partial
 
 import timm
-from timm.models import is_model_in_modules
 from torch import nn
 
 from zoo.providers import Attempt, Inputs, Provider, images, in_turn, smallest
@@ -26,8 +25,9 @@ def architectures() -> dict[str, str]:
 
 
 def registered(module: str) -> list[str]:
-    defined = vars(importlib.import_module(f"timm.models.{module}"))  # in the order of the file
-    return [name for name in defined if is_model_in_modules(name, {module})]
+    """In the order of the file; a deprecated name, which a file registers too, is another's."""
+    known = set(timm.list_models(module=module))
+    return [name for name in vars(importlib.import_module(f"timm.models.{module}")) if name in known]
 
 
 def architecture(name: str) -> tuple[nn.Module, Inputs]:

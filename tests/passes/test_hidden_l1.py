@@ -79,3 +79,7 @@ def test_errors() -> None:
         graphreg.NoMatchError, match=r"Linear has none of the default sites of HiddenL1 \(the hidden values\).*graphreg.names\(model\)"
     ):
         graphreg.regularize(nn.Linear(2, 2), hidden_l1=1.0)
+    normed = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(2, 2))
+    with pytest.raises(graphreg.NoMatchError, match=r" but the outputs of 1 norms, which '\*\*#hidden' takes\. Name a value"):
+        graphreg.regularize(normed, hidden_l1=1.0)
+    assert "hidden_l1" in graphreg.regularize(normed, hidden_l1={"weight": 1.0, "pattern": "**#hidden"})(torch.ones(1, 2))[1]
