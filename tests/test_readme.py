@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import inspect
 import io
 import re
 from pathlib import Path
 
 import pytest
+import torch
 
 import graphreg
 from graphreg import registry
@@ -35,6 +38,14 @@ def test_blocks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
             assert printed.getvalue().strip() == expected.strip()
             compared += 1
     assert compared >= 4
+
+
+def test_every_option_stands_in_the_table() -> None:
+    told = dict(re.findall(r"^\| `(\w+)=(\S+)` \|", README.read_text(), re.MULTILINE))
+    parameters = inspect.signature(graphreg.regularize).parameters.values()
+    options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    assert {name: ast.literal_eval(default) for name, default in told.items() if name != "regularizers"} == options
+    assert graphreg.from_kwargs(torch.nn.Linear(2, 2), regularizers=None) == []
 
 
 def test_the_commands_stand_alone() -> None:
