@@ -13,6 +13,7 @@ from unittest import mock
 import torch
 import torch.export._trace
 from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils import _pytree as pytree
 
@@ -20,6 +21,7 @@ from graphreg.errors import GraphRegError, TraceError, first_line
 from graphreg.modes import Graphs, trace_modes
 from graphreg.recording import Recorder
 from graphreg.shapes import Arguments
+from graphreg.surroundings import quiet
 from graphreg.symbolic import where
 from graphreg.unlifting import Unlifting
 from graphreg.words import Recording, Untold
@@ -69,24 +71,19 @@ def _both(model: nn.Module, call: Arguments, leaves: dict[str, str], constants: 
 
 def _program(model: nn.Module, call: Arguments, leaves: Mapping[str, str]) -> tuple[ExportedProgram, Recording]:
     recorder = Recorder(model, leaves)
-    with recorder.at_work(), warnings.catch_warnings(), _quiet("torch.fx.experimental.symbolic_shapes"), _plain_stacks():
+    with recorder.at_work(), warnings.catch_warnings(), _quiet(), _plain_stacks():
         warnings.simplefilter("ignore")  # of torch.export's own, about constants and attributes
         program = torch.export.export(model, *call, dynamic_shapes=_dynamic(model, call), strict=False)
     return program, recorder.told
 
 
 @contextmanager
-def _quiet(logger: str) -> Iterator[None]:
-    """Without what torch's solver of inequalities logs where it gives up, a screen of tracebacks, and without the graph that a failed
-    torch.export prints to stderr: nothing is lost, for the error says what stopped it."""
-    log = logging.getLogger(logger)
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with mock.patch.object(torch.export._trace, "print", lambda *given, **named: None, create=True):
-            yield
-    finally:
-        log.setLevel(level)
+def _quiet() -> Iterator[None]:
+    """Without what torch's solver of inequalities logs where it gives up, and without the graph that a failed torch.export prints to
+    stderr: nothing is lost, for the error says what stopped it."""
+    printed = mock.patch.object(torch.export._trace, "print", lambda *given, **named: None, create=True)
+    with printed, quiet("torch.fx.experimental.symbolic_shapes"), quiet(FakeTensorMode.__module__, logging.CRITICAL):
+        yield
 
 
 @contextmanager

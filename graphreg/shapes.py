@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from graphreg.errors import TraceError, first_line
 from graphreg.modes import Graphs
+from graphreg.surroundings import quiet
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -38,20 +40,32 @@ def propagate(model: nn.Module, graphs: Graphs, bound: Mapping[str, Any], call: 
     """Write ``node.meta["value"] = (shape, dtype)`` at every tensor; None at what is no tensor."""
     for mode, graph in graphs.items():
         values = [bound[str(n.target).lstrip("*")] for n in graph.nodes if n.op == "placeholder"]
-        try:
-            fake = FakeTensorMode()
-            with FakeCopyMode(fake):
-                twin = copy.deepcopy(model)
+        if _runs_on_fakes(model, mode, graph, values, constants):
+            continue
+        with torch.no_grad():
+            twin = _in_mode(copy.deepcopy(model), "eval")
+            twin.__dict__.update(constants)
+            try:
+                twin(*copy.deepcopy(call[0]), **copy.deepcopy(call[1]))
+            except Exception as error:
+                error.add_note(f"This is {type(model).__name__}'s own error: graphreg ran it on the example_inputs.")
+                raise
+            _run(twin, graph, values)
+
+
+def _runs_on_fakes(model: nn.Module, mode: str, graph: fx.Graph, values: list[Any], constants: Mapping[str, torch.Tensor]) -> bool:
+    """Fake tensors cannot follow everything (data-dependent sizes), nor a model that fails: the model itself is asked then."""
+    try:
+        fake = FakeTensorMode()
+        with FakeCopyMode(fake):
+            twin = copy.deepcopy(model)
             twin.__dict__.update({name: fake.from_tensor(value) for name, value in constants.items()})
-            inputs = pytree.tree_map_only(torch.Tensor, fake.from_tensor, values)
-            with fake, torch.no_grad():
-                _Recorder(_in_mode(twin, mode), graph).run(*inputs, enable_io_processing=False)
-        except Exception:  # fake tensors cannot follow everything (data-dependent sizes): ask the model itself
-            with torch.no_grad():
-                twin = _in_mode(copy.deepcopy(model), "eval")
-                twin.__dict__.update(constants)
-                twin(*copy.deepcopy(call[0]), **copy.deepcopy(call[1]))  # its own error, if it has one
-                _run(twin, graph, values)
+        inputs = pytree.tree_map_only(torch.Tensor, fake.from_tensor, values)
+        with fake, torch.no_grad(), quiet(FakeTensorMode.__module__, logging.CRITICAL):
+            _Recorder(_in_mode(twin, mode), graph).run(*inputs, enable_io_processing=False)
+    except Exception:
+        return False
+    return True
 
 
 def _run(twin: nn.Module, graph: fx.Graph, values: list[Any]) -> None:

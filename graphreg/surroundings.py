@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -26,6 +27,18 @@ def randomness() -> tuple[Any, bytes]:
 def restore_randomness(state: tuple[Any, bytes]) -> None:
     random.setstate(state[0])
     torch.set_rng_state(torch.frombuffer(bytearray(state[1]), dtype=torch.uint8))
+
+
+@contextmanager
+def quiet(logger: str, level: int = logging.ERROR) -> Iterator[None]:
+    """Without what one of torch's loggers says below ``level``, a screen of tracebacks, where the error that is raised says enough."""
+    log = logging.getLogger(logger)
+    before = log.level
+    log.setLevel(level)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 @contextmanager
