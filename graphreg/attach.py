@@ -22,6 +22,13 @@ class AttachRule(nn.Module):
         self.names, self.scale = names, scale
         self.last: dict[str, Tensor] = {}
 
+    def told(self) -> str:
+        """What the gradient of the penalties is multiplied by, in words."""
+        scale = 1 if self.scale is None else self.scale
+        if isinstance(scale, (int, float, Tensor)):
+            return f"scale {float(scale):g}"
+        return f"scaled by {getattr(scale, '__name__', type(scale).__name__)}"
+
     def forward(self, outputs: tuple[Any, ...], penalties: tuple[Tensor, ...], to_loss: bool) -> tuple[Any, ...]:
         """The outputs, unchanged but for the gradient that they bring the penalties; ``to_loss``: the one output is a loss to add to."""
         self.last = {name: value.detach() for name, value in zip(self.names, penalties, strict=True)}

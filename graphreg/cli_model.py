@@ -33,14 +33,14 @@ def load(text: str, kwargs: str | None) -> nn.Module:
             raise UsageError(f"{text} is a model already, so --kwargs has nothing to call. Leave it out.")
         return found
     if not callable(found):
-        raise UsageError(f"{text} is a {type(found).__name__}; name a callable that gives a torch.nn.Module, or one itself.")
+        raise UsageError(f"{text} is of type {type(found).__name__}; name a callable that gives a torch.nn.Module, or one itself.")
     try:
         model = found(**options)
     except (Exception, SystemExit) as error:
         given = ", ".join(f"{key}={value!r}" for key, value in options.items())
         raise UsageError(f"{text} called with ({given}) raised {raised(error, module.__file__)}") from error
     if not isinstance(model, nn.Module):
-        raise UsageError(f"{text} gives a {type(model).__name__}; it must give a torch.nn.Module.")
+        raise UsageError(f"{text} gives something of type {type(model).__name__}; it must give a torch.nn.Module.")
     return model
 
 

@@ -51,6 +51,8 @@ class Parser(argparse.ArgumentParser):
         found, rest = super().parse_known_args(args, namespace)
         unknown = next((text.partition("=")[0] for text in rest if text.startswith("-") and text != "-"), None)
         if unknown is not None:
+            if unknown.strip("-").replace("-", "_") in written_keys():
+                self.error(f"{self.prog} takes no regularizer ({unknown}); plan, report, diff and draw do")
             words = near(unknown.strip("-"), (option.strip("-") for option in self._option_string_actions))
             self.error(f"unrecognized option {unknown}" + f". Near options: {', '.join(f'--{word}' for word in words)}" * bool(words))
         return found, rest

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from torch import nn
+
 from graphreg.control import strengths
+from graphreg.diagnosis import listed
 from graphreg.errors import GraphRegError, RegularizerError, shown
-from graphreg.inside import rewritten
+from graphreg.inside import rewritten, rules_of
+from graphreg.keys import KeyRule
 from graphreg.knobs import Knobs, knobs_of
 from graphreg.module import RULES, RewrittenModule
 from graphreg.notebook import marked
@@ -39,7 +43,8 @@ class DiffLine:
 
 @dataclass(frozen=True)
 class Diff:
-    """A unified difference, one after another of the forwards that differ. It is true where there is one.
+    """A unified difference, one after another of the forwards that differ. It is true where there is one. ``notes``: what differs
+    between two modules beside their code, the seeds of their noise and the shapes of their parameters.
 
     It prints for the screen, in colours on a terminal (not where NO_COLOR is set); ``text()`` is plain.
     """
@@ -47,9 +52,10 @@ class Diff:
     before: str
     after: str
     lines: tuple[DiffLine, ...]
+    notes: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.lines)
+        return bool(self.lines or self.notes)
 
     @property
     def added(self) -> int:
@@ -71,15 +77,16 @@ class Diff:
     __repr__ = __str__
 
     def _shown(self, colours: bool) -> str:
-        if not self.lines:
-            return self._none()
-        return "\n".join(paint(line.text, _STYLES.get(line.sign, ""), colours) for line in self.lines)
+        lines = [paint(line.text, _STYLES.get(line.sign, ""), colours) for line in self.lines]
+        return "\n".join([*lines, *self._rest()])
 
-    def _none(self) -> str:
-        return f"no difference between {self.before} and {self.after}"
+    def _rest(self) -> list[str]:
+        """What stands below the lines, or in their place."""
+        none = f"no difference between {self.before} and {self.after}" + " in code, regularizers and strengths" * bool(self.notes)
+        return [*([] if self.lines else [none]), *self.notes]
 
     def _repr_html_(self) -> str:
-        return marked([(line.sign[:1] if len(line.sign) < 3 else "", line.text) for line in self.lines] or [("", self._none())])
+        return marked([(line.sign[:1] if len(line.sign) < 3 else "", line.text) for line in self.lines] + [("", t) for t in self._rest()])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values alone: what ``json`` takes."""
@@ -89,14 +96,18 @@ class Diff:
 def diff(a: Any, b: Any = None, *, context: int = 3) -> Diff:
     """What the emitted Python of ``a`` has more than that of its model; with ``b``, what ``b`` has more than ``a``.
 
-    Rewritten modules, also compiled or wrapped, stripped ones, and plans that were not applied yet. ``context``: lines of the model
+    Of two also whether their noise is seeded alike and their parameters have the same shapes. Rewritten modules, also compiled or
+    wrapped, stripped ones, and plans that were not applied yet. ``context``: lines of the model
     around each change, 0 or more. Raises GraphRegError for anything else, and for a module that cannot be stripped.
     """
     if type(context) is not int or context < 0:
         raise RegularizerError(f"context={shown(context)} is not allowed; give a whole number of lines, 0 or more.")
+    notes: tuple[str, ...] = ()
     if b is not None:
-        old, new = _source(a), _source(b)
-        before, after = f"a: {old.title}", f"b: {new.title}"
+        first, second = (applied(each) if isinstance(each, Plan) else each for each in (a, b))
+        old, new = _source(first), _source(second)
+        before, after = f"a: {_title(first, old)}", f"b: {_title(second, new)}"
+        notes = tuple(_beside(first, second, a is not first or b is not second))
     else:
         module = applied(a) if isinstance(a, Plan) else a
         new = _source(module)
@@ -108,11 +119,36 @@ def diff(a: Any, b: Any = None, *, context: int = 3) -> Diff:
         if ours is None or theirs is None:  # one of two modes where the other source has both in one
             continue
         lines += _section(ours, theirs, before + _MODES[mode], after + _MODES[mode], context)
-    return Diff(before, after, tuple(lines))
+    return Diff(before, after, tuple(lines), notes)
 
 
-def _source(given: Any) -> Source:
-    module = applied(given) if isinstance(given, Plan) else given
+def _title(module: Any, source: Source) -> str:
+    return f"{source.title}, stripped" if _is_stripped(module) else source.title
+
+
+def _beside(a: Any, b: Any, planned: bool) -> Iterator[str]:
+    """What differs and stands in no line of code; a plan has no seed yet."""
+    ours, theirs = (_streams(module) for module in (a, b))
+    other = [] if planned else [name for name in ours if name in theirs and ours[name] != theirs[name]]
+    if other:
+        yield f"beside the code: the noise is seeded differently ({listed(other)})"
+    shapes = {name: p.shape for name, p in _inner(a).named_parameters()}
+    pairs = [(name, shapes[name], p.shape) for name, p in _inner(b).named_parameters() if shapes.get(name, p.shape) != p.shape]
+    if pairs:
+        words = [f"{name} {'x'.join(map(str, old))} and {'x'.join(map(str, new))}" for name, old, new in pairs]
+        yield f"beside the code: parameters have other shapes ({listed(words)})"
+
+
+def _inner(module: Any) -> nn.Module:
+    return module if _is_stripped(module) else rewritten(module)
+
+
+def _streams(module: Any) -> Mapping[str, int]:
+    key = None if _is_stripped(module) else rules_of(module)._modules.get("key")
+    return dict(zip(key.names, key.streams.tolist(), strict=True)) if isinstance(key, KeyRule) else {}
+
+
+def _source(module: Any) -> Source:
     if isinstance(knobs_of(module), Knobs):
         raise GraphRegError(
             "a backend has no module whose source could be compared: torch.compile makes the code. graphreg.report(backend) lists its "
@@ -174,6 +210,9 @@ class _Matcher(difflib.SequenceMatcher[str]):
         super().__init__(None, [line.key for line in ours], [line.key for line in theirs], autojunk=False)
         self.ours, self.theirs = ours, theirs
 
+    def _texts(self, line: Line) -> tuple[str, str]:
+        return line.code, line.about
+
     def get_opcodes(self) -> Any:
         """difflib's, with the lines apart whose keys are equal and whose texts are not."""
         found: list[Any] = []
@@ -183,7 +222,7 @@ class _Matcher(difflib.SequenceMatcher[str]):
                 continue
             start = 0
             for n in range(j - i + 1):
-                if n == j - i or self.ours[i + n].code != self.theirs[k + n].code:
+                if n == j - i or self._texts(self.ours[i + n]) != self._texts(self.theirs[k + n]):
                     found += [("equal", i + start, i + n, k + start, k + n)] if n > start else []
                     found += [("replace", i + n, i + n + 1, k + n, k + n + 1)] if n < j - i else []
                     start = n + 1

@@ -13,7 +13,7 @@ from graphreg.control import Regulated
 from graphreg.errors import GraphRegError, RegularizerError
 from graphreg.inside import rewritten, rules_of
 from graphreg.knobs import knobs_of
-from graphreg.module import RewrittenModule
+from graphreg.module import RULES, RewrittenModule
 from graphreg.roles import value_sites
 from graphreg.selector import Selector, select
 from graphreg.strip import strip
@@ -42,7 +42,10 @@ def monitor(module: Regulated, pattern: Selector = "*", *, every: int = 1, log: 
     if not isinstance(inner, RewrittenModule):
         raise GraphRegError("a later pass made this module anew. monitor takes what graphreg.regularize returned, before that pass.")
     if rules.watching is not None:
-        raise GraphRegError("this module is monitored already. Leave that block first, or name all sites in one: ['layer1.*', 'layer2.*'].")
+        raise GraphRegError(
+            "this module is monitored already. Leave that block, or close() what graphreg.monitor returned; one monitor takes several "
+            f"selectors. A monitor that nobody holds any more: module.{RULES}.watching.close()."
+        )
     _check(every, log, near)
     sites = value_sites(inner, strip(inner).graphs)
     usable = [site for site in sites if site.selectable and site.role == "hidden"]
@@ -68,6 +71,7 @@ class Monitor:
         self._module, self._rules = module, rules_of(module)
         self._every, self._log, self._clock = every, log, Clock()
         self._taken: list[Tensor | None] | None = None
+        remove(module, self._rules)  # what a copy of a monitored module has
         self._watches: list[Watch] = place(module, self._rules, sites, near, self._clock)
         self._rules.watching = self
         module.recompile()

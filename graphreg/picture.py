@@ -103,7 +103,7 @@ def picture(seen: Viewed) -> Picture:
             back = start != IN and end != OUT and place[start] > place[end]
             boxes[key].links.append(Link(start, end, name, back))
     edges = tuple((start, end, edge["regularizer"]) for start, end, edge in drawn.edges(data=True))
-    return Picture(seen.title, {key: drawn.nodes[key] for key in drawn}, boxes, edges, _legend(seen))
+    return Picture(seen.heading, {key: drawn.nodes[key] for key in drawn}, boxes, edges, _legend(seen))
 
 
 def _legend(seen: Viewed) -> dict[str, str]:
@@ -204,7 +204,8 @@ def lines(shown: Picture, key: str) -> tuple[str, str]:
             return about["regularizer"], f"wrt {about['site']}"
         what = about["site"].rpartition(".")[2] if about["added"] == "read" else about["op"]
         return about["regularizer"] or about["added"], f"{what}{strength}"
-    name = about["name"].removeprefix(f"{about['box']}.") if about["box"] else about["name"]
+    whole = about["target"] if about["call"] == "get_attr" else about["name"]  # a read goes by what it reads
+    name = whole.removeprefix(f"{about['box']}.") if about["box"] else whole
     if about["target"] == "getitem" and about["op"] != "getitem" and ":" not in name:  # its module is drawn, too, under that name
         name += ":out"
     own = f"own: {about['own_dropout']}" if "own_dropout" in about else ""

@@ -114,11 +114,14 @@ class Plan:
         count = len(self.regularizers)
         own = "".join(f"\n{line}" for line in table(self.own, self.stays))
         notes = "".join(f"\n{name}: {own.note()}" for name, own in self.cones.items())
-        rows_text = "" if self.own and not rows else f"\n{columns(head, rows)}"
-        return f"{self.title}: {len(self.edits)} edits by {count} regularizer{'s' * (count != 1)}{rows_text}{notes}{own}"
+        rows_text = "" if not rows else f"\n{columns(head, rows)}"
+        missed = "".join(f"\n{name}: {', '.join(map(repr, texts))} matches nothing" for name, texts in self.missed.items())
+        edits = f"{len(self.edits)} edit{'s' * (len(self.edits) != 1)}"
+        return f"{self.title}: {edits} by {count} regularizer{'s' * (count != 1)}{rows_text}{notes}{own}{missed}"
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as plain data, fit for JSON: ``title``, ``regularizers``, ``edits``, ``own_dropout``, ``stays``."""
+        """The plan as plain data, fit for JSON: ``title``, ``regularizers``, ``edits``, ``derivatives``, ``own_dropout``, ``stays``,
+        ``missed``."""
         return {
             "title": self.title,
             "regularizers": {name: regularizer.to_dict() for name, regularizer in self.regularizers.items()},
@@ -126,6 +129,7 @@ class Plan:
             "derivatives": {name: cone.note() for name, cone in self.cones.items()},
             "own_dropout": [{"site": e.own.site.name, "becomes": e.becomes, "matched": e.matched} for e in self.own],
             "stays": [own.text for own in self.stays],
+            "missed": {name: list(texts) for name, texts in self.missed.items()},
         }
 
 

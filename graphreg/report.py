@@ -8,6 +8,7 @@ from dataclasses import replace
 from torch import fx
 
 from graphreg.accounts import Acted, Cost, Entry
+from graphreg.attach import AttachRule
 from graphreg.control import Regulated, strengths
 from graphreg.cost import cost as measured
 from graphreg.decisions import decisions
@@ -61,6 +62,8 @@ def _of_module(module: Regulated, with_cost: bool) -> Report:
     told += [f"kept whole: {path} ({reason})" for path, reason in leaves.items()]
     told += [f"held: {name}={value!r}" for name, value in held.items()]
     told += [*notes, *decisions(first), *fixed(first)]
+    if isinstance(attached := rules_of(module)._modules.get("attach"), AttachRule):
+        told.append(f"attached: the penalties join the gradient, {attached.told()}, or the output's own loss where it has one")
     told += inner.lowering().told() if isinstance(inner, RewrittenModule) else []
     return Report(
         plan.title, f"traced by the {front_end} front end", _entries(plan, strengths(module), inner), tuple(sites),

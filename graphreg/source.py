@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import fx
 
+from graphreg.attach import AttachRule
 from graphreg.inside import graphs_of, rewritten, rules_of
 from graphreg.ledger import options_of, selector_of
 from graphreg.module import RULES, Regularized, RewrittenModule
@@ -54,6 +55,9 @@ def source(module: Any, strengths: Mapping[str, float]) -> Source:
         return Source(type(module).__name__, {mode: tuple(_lines(graph, None)) for mode, graph in module.graphs.items()})
     inner, plan = rewritten(module), rules_of(module).about[0]
     rules = _rules(plan, strengths)
+    attached = rules_of(module)._modules.get("attach")
+    if isinstance(attached, AttachRule) and attached.scale is not None:
+        rules.append(Line(f"# attach: {attached.told()}", "# attach", "rule", attached.names))
     return Source(plan.title, {mode: (*rules, *_lines(graph, plan)) for mode, graph in graphs_of(inner).items()})
 
 

@@ -96,7 +96,7 @@ def _counted(number: int, what: str) -> str:
 
 def _frozen(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f", frozen are {', '.join(names[:_SHOWN])}{more}" if names else ""
+    return f", frozen {'is' if len(names) == 1 else 'are'} {', '.join(names[:_SHOWN])}{more}" if names else ""
 
 
 def _regularizers(entries: Sequence[Entry]) -> Table:

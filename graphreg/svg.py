@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import re
 from collections.abc import Collection
 from html import escape
 
@@ -11,6 +12,7 @@ from graphreg.errors import GraphRegError
 from graphreg.picture import Picture, lines, text_width
 
 MARGIN, ROW = 16.0, 18.0
+LARGEST = 16384  # points of a side of a .png: what viewers still open
 FONT = "DejaVu Sans Mono, Menlo, Consolas, Liberation Mono, Courier New, monospace"
 # Okabe & Ito's colours for all kinds of sight, without black and yellow; more are made where more are needed.
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -58,7 +60,10 @@ def svg(shown: Picture, arranged: Arrangement, opened: Collection[str]) -> str:
 
 
 def png(text: str) -> bytes:
-    """The same as a picture of points, at twice the size. Raises GraphRegError without resvg-py, or without a font."""
+    """The same as a picture of points, at twice the size, or smaller where a side would be above ``LARGEST`` points.
+
+    Raises GraphRegError without resvg-py, or without a font.
+    """
     try:
         import resvg_py  # noqa: PLC0415
     except ImportError:
@@ -67,7 +72,8 @@ def png(text: str) -> bytes:
     letter = f'<text y="15" style="font-family: {FONT}">M</text>'
     if bytes(resvg_py.svg_to_bytes(svg_string=frame.format(letter))) == bytes(resvg_py.svg_to_bytes(svg_string=frame.format(""))):
         raise GraphRegError("no font is installed, and a .png would have no letters (Debian: fonts-dejavu-core). Draw .svg instead.")
-    return bytes(resvg_py.svg_to_bytes(svg_string=text, zoom=2))
+    longest = max(map(int, re.findall(r'(?:width|height)="(\d+)"', text)[:2]))
+    return bytes(resvg_py.svg_to_bytes(svg_string=text, zoom=min(2.0, LARGEST / longest)))
 
 
 def tint(shown: Picture, name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -51,9 +51,11 @@ class Traced:
 
     @cached_property
     def parameters(self) -> tuple[Site, ...]:
-        """The parameters as sites, named by ``named_parameters()``: each once, tied or not."""
-        modules = self.operations.modules
-        return tuple(parameter_site(modules, name, p) for name, p in self.model.named_parameters())
+        """The parameters as sites, named by ``named_parameters()``: each once; one that is tied has the other names too."""
+        modules, names = self.operations.modules, dict[int, list[str]]()
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            names.setdefault(id(parameter), []).append(name)
+        return tuple(parameter_site(modules, names[id(p)], p) for p in self.model.parameters())
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -78,12 +80,12 @@ class Traced:
         return Operations(self.model)
 
 
-def parameter_site(modules: Mapping[str, nn.Module], name: str, parameter: nn.Parameter) -> Site:
-    owner = name.rpartition(".")[0]
-    label = Label(name, type(modules[owner]).__name__)
+def parameter_site(modules: Mapping[str, nn.Module], names: Sequence[str], parameter: nn.Parameter) -> Site:
+    owner = names[0].rpartition(".")[0]
+    labels = tuple(Label(name, type(modules[name.rpartition(".")[0]]).__name__) for name in names)
     if nn.parameter.is_lazy(parameter):
-        return Site((label,), "parameter", module=owner, selectable=False, why_not="not initialized yet")
-    return Site((label,), "parameter", module=owner, shape=tuple(parameter.shape), dtype=parameter.dtype)
+        return Site(labels, "parameter", module=owner, selectable=False, why_not="not initialized yet")
+    return Site(labels, "parameter", module=owner, shape=tuple(parameter.shape), dtype=parameter.dtype)
 
 
 @collector_at_rest()
@@ -183,7 +185,9 @@ def names(model_or_traced: nn.Module | Traced, example_inputs: Any = None, front
     notes += [f"held: {name}={value!r} (give example_inputs that carry it to trace it)" for name, value in traced.held.items()]
     notes += [*traced.notes, *decisions(next(iter(traced.graphs.values()))), *fixed(next(iter(traced.graphs.values())))]
     notes += [f"own dropout: {own.text}" for own in traced.own_dropout]
-    return Names(traced.title, traced.sites, notes)
+    read = {site.name for site in traced.parameters}  # by the forward itself: one line is enough for the parameter and its value
+    listed = [site for site in traced.sites if site.kind == "parameter" or site.why_not != "a parameter" or site.name not in read]
+    return Names(traced.title, listed, notes)
 
 
 def bind(model: nn.Module, call: Arguments | None) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from graphreg.strip import strip
 from graphreg.trace import Traced, trace
 
 Mode = Literal["train", "eval"]
-Drawable = nn.Module | Traced
+Drawable = nn.Module | Traced | Plan
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,11 @@ class Viewed:
     def title(self) -> str:
         return self.plan.title if self.plan else self.traced.title
 
+    @property
+    def heading(self) -> str:
+        """The title, and the mode where the two forwards differ."""
+        return self.title if self.forward == "both" else f"{self.title}, in {self.forward} mode"
+
     @cached_property
     def sites(self) -> dict[str, Site]:
         """The model's own, by name."""
@@ -44,14 +49,20 @@ class Viewed:
 
 
 def viewed(given: Drawable, plan: Plan | None = None, example_inputs: Any = None, mode: Mode = "train") -> Viewed:
-    """Whatever is given, as one graph. A plan is applied to a copy, so what is seen is what the rewrite makes.
+    """Whatever is given, as one graph. A plan is applied to a copy, so what is seen is what the rewrite makes; by itself it is that of
+    the trace that it was made for.
 
     Raises GraphRegError for what is none of these, for an unknown mode and for a plan of another model.
     """
     if mode not in ("train", "eval"):
         raise GraphRegError(f"mode={mode!r} is unknown; it is 'train' or 'eval', for a model whose two forwards differ.")
     if isinstance(given, Plan):
-        raise GraphRegError("a plan has no graph of its own. Give the trace that it is for: draw(traced, path, plan=plan).")
+        if plan is not None:
+            raise GraphRegError("two plans are given. Give one of them, or the trace that plan= is for.")
+        if given.traced is None:
+            raise GraphRegError(f"this plan for {given.title} has no traced model with it. Give the trace, and the plan as plan=.")
+        _refuse(example_inputs, "a plan")
+        return _traced(given.traced, given, mode)
     if plan is not None and not isinstance(plan, Plan):
         raise GraphRegError(f"plan= takes what graphreg.plan gives, not {type(plan).__name__}.")
     if knobs_of(given) is not None:
@@ -60,15 +71,22 @@ def viewed(given: Drawable, plan: Plan | None = None, example_inputs: Any = None
             "graph, give the model itself, or what graphreg.regularize makes of it."
         )
     if isinstance(given, Traced):
+        _refuse(example_inputs, "a trace")
         return _traced(given, plan, mode)
     if not isinstance(given, nn.Module):
         raise GraphRegError(f"{type(given).__name__} has no graph. Give a model, what graphreg.trace gives, or what regularize returned.")
     module = _rewritten(given)
     if module is None:
         return _traced(trace(given, example_inputs), plan, mode)
+    _refuse(example_inputs, "a rewritten module")
     if plan is not None:
         raise GraphRegError("this module is rewritten already, and plan= is for a trace. graphreg.trace(graphreg.strip(module)) is one.")
     return _viewed(trace(strip(module)), graphs_of(module), rules_of(module).about[0], strengths(module), mode)
+
+
+def _refuse(example_inputs: Any, what: str) -> None:
+    if example_inputs is not None:
+        raise GraphRegError(f"example_inputs= is for a model that is not traced yet; {what} knows what it was traced with. Leave it out.")
 
 
 def _traced(traced: Traced, plan: Plan | None, mode: Mode) -> Viewed:

@@ -29,4 +29,5 @@ class WeightL2(Penalty, keys=("weight_l2", "weight_decay"), on="parameters"):
         if self.reduction == "sum":
             return f"equivalent SGD weight_decay: {2 * weight:.3g}"
         pulls = [2 * weight / (len(sites) * math.prod(site.shape or ())) for site in sites]
-        return f"equivalent SGD weight_decay: {min(pulls):.3g} to {max(pulls):.3g}, by parameter"
+        low, high = f"{min(pulls):.3g}", f"{max(pulls):.3g}"
+        return f"equivalent SGD weight_decay: {low}" + f" to {high}, by parameter" * (low != high)

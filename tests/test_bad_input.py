@@ -726,6 +726,15 @@ def test_frozen_before_the_site() -> None:
         regularize(model, HiddenL1("#input", 0.1))
 
 
+def test_a_model_that_fails_on_its_example_fails_with_its_own_error_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    for ask in (graphreg.trace, graphreg.names, lambda model, x: regularize(model, weight_l2=0.1, example_inputs=x)):
+        with pytest.raises(RuntimeError, match=r"mat1 and mat2 shapes cannot be multiplied \(2x9 and 4x4\)") as told:
+            ask(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.ones(2, 9))  # type: ignore[no-untyped-call]
+        assert told.value.__notes__ == ["This is Sequential's own error: graphreg ran it on the example_inputs."]
+        assert told.value.__context__ is None
+    assert capfd.readouterr() == ("", "")  # torch logs a traceback of fake tensors otherwise
+
+
 # The result
 
 

@@ -236,7 +236,7 @@ def test_a_selector_may_find_nothing(say: Say) -> None:
     line = ["plan", "cli_nets.py:Net", "--hidden-dropout", "0.1", "--hidden-l1", "layer*=1"]
     assert say(*line)[0] == 2
     status, out, err = say(*line, "--missing", "ignore")
-    assert status == 0 and "1 edits" in out and "layer" not in err
+    assert status == 0 and "1 edit by" in out and "'layer*' matches nothing" in out and "layer" not in err
 
 
 def test_a_report_is_the_librarys(say: Say) -> None:
@@ -318,8 +318,8 @@ ANYWHERE: list[tuple[str, list[str], str]] = [  # the model, options, what is sa
     ("cli_syntax:net", [], "importing cli_syntax raised SyntaxError: invalid syntax"),
     ("cli_nets.py:raises", [], f"cli_nets.py:raises called with () raised ValueError: no weights (cli_nets.py, line {RAISED})"),
     ("cli_nets.py:exits", [], "raised SystemExit: 3"),
-    ("cli_nets.py:gives_text", [], "cli_nets.py:gives_text gives a str; it must give a torch.nn.Module."),
-    ("cli_nets.py:number", [], "cli_nets.py:number is a int; name a callable that gives a torch.nn.Module, or one itself."),
+    ("cli_nets.py:gives_text", [], "cli_nets.py:gives_text gives something of type str; it must give a torch.nn.Module."),
+    ("cli_nets.py:number", [], "cli_nets.py:number is of type int; name a callable that gives a torch.nn.Module, or one itself."),
     ("cli_nets.py:Nested.made", ["--kwargs", '{"width": 2}'], "is a model already, so --kwargs has nothing to call"),
     (NET, ["--kwargs", '{"wide": 2}'], "called with (wide=2) raised TypeError: Net.__init__() got an unexpected keyword argument 'wide'"),
     (NET, ["--kwargs", "wide=2"], "--kwargs 'wide=2' is no JSON"),
@@ -395,7 +395,7 @@ def test_wrong_regularizers(say: Say, command: str) -> None:
         (["nmaes", NET], "argument COMMAND: invalid choice: 'nmaes'"),
         (["names"], "the following arguments are required: MODEL. graphreg names --help tells what is allowed."),
         (["names", NET, "more"], "unrecognized arguments: more"),
-        (["names", NET, "--hidden-dropout", "0.1"], "unrecognized option --hidden-dropout."),
+        (["names", NET, "--hidden-dropout", "0.1"], "graphreg names takes no regularizer (--hidden-dropout); plan, report, diff"),
         (["names", NET, "--jsn"], "unrecognized option --jsn. Near options: --json"),
         (["demo", "--jsn=3"], "unrecognized option --jsn. graphreg demo --help"),
         (["names", NET, "--select", "layer*"], "'layer*' matches no site of Net."),

@@ -99,11 +99,44 @@ def test_two_modules() -> None:
 
 def test_strengths_and_rates_alone() -> None:
     module, other = (graphreg.regularize(Net(), hidden_dropout=0.1, own_dropout=rate) for rate in (0.2, 0.3))
-    assert [line.text for line in graphreg.diff(module, other).lines if line.sign in "+-"] == [
-        "-# own_dropout seeded at 0.2: drop", "+# own_dropout seeded at 0.3: drop",
+    moved = [(line.sign, line.text.rpartition("own_dropout")[2]) for line in graphreg.diff(module, other).lines if line.sign in "+-"]
+    assert moved == [
+        ("-", " seeded at 0.2: drop"), ("+", " seeded at 0.3: drop"),
+        ("-", " at drop: seeded at 0.2"), ("+", " at drop: seeded at 0.3"),
     ]  # fmt: skip
     graphreg.set_strength(module, "hidden_dropout", 0.4)
     assert "+# hidden_dropout: BernoulliDropout 0.4 on '*'" in graphreg.diff(module).text()
+
+
+def test_a_comment_that_is_true_of_one_alone_is_a_difference() -> None:
+    first, second = graphreg.regularize(Net(), hidden_dropout=0.1, rng=0), graphreg.regularize(Net(), hidden_dropout=0.1, noise=0.1, rng=0)
+    keys = [(line.sign, line.regularizers) for line in graphreg.diff(first, second).lines if line.kind == "key"]
+    assert keys == [("-", ("hidden_dropout",)), ("+", ("hidden_dropout", "noise"))]
+
+
+def test_what_differs_beside_the_code() -> None:
+    model = Net()
+    first, second = (graphreg.regularize(model, hidden_dropout=0.1, rng=seed) for seed in (0, 1))
+    found = graphreg.diff(first, second)
+    assert found and not found.lines and found.notes == ("beside the code: the noise is seeded differently (relu_hidden_dropout)",)
+    assert found.text() == "no difference between a: Net and b: Net in code, regularizers and strengths\n" + found.notes[0]
+    assert found.to_dict()["notes"] == found.notes and found.notes[0] in found._repr_html_()
+    wider = Net()
+    wider.hid = nn.Linear(5, 8)
+    assert graphreg.diff(graphreg.regularize(model, weight_l2=0.1), graphreg.regularize(wider, weight_l2=0.1)).notes == (
+        "beside the code: parameters have other shapes (hid.weight 8x4 and 8x5)",
+    )
+    traced = graphreg.trace(model)
+    plans = [graphreg.plan(traced, graphreg.build("dropout", weight=0.1)) for _ in range(2)]
+    assert not graphreg.diff(*plans) and not graphreg.diff(first, first)  # a plan has no seed yet
+
+
+@pytest.mark.parametrize(("scale", "told"), [(8, "scale 8"), (1.0, "scale 1"), (torch.tensor(2.0), "scale 2"), (float, "scaled by float")])
+def test_the_scale_of_attached_penalties(scale: Any, told: str) -> None:
+    module = graphreg.regularize(Net(), weight_l2=0.1, penalties="attach", scale=scale)
+    assert f"+# attach: {told}" in graphreg.diff(module).text().splitlines()
+    assert f"attached: the penalties join the gradient, {told}, or the output's own loss" in graphreg.report(module).text(None)
+    assert graphreg.diff(module, graphreg.strip(module)).after == "b: Net, stripped"
 
 
 class Steady(nn.Module):

@@ -14,10 +14,10 @@ import pygraphviz
 import pytest
 import resvg_py
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import graphreg
-from drawn_nets import GPT, Again, Half, Tagger
+from drawn_nets import GPT, Again, Half, Tagger, TwoForwards
 from geometry import check_geometry
 from graphreg import GraphRegError
 from graphreg.arrangement import Arrangement, arrange
@@ -166,6 +166,35 @@ def test_png(tmp_path: Path) -> None:
     assert struct.unpack(">II", data[16:24]) == (2 * int(root.get("width", 0)), 2 * int(root.get("height", 0)))
 
 
+def test_a_png_that_would_be_too_large_is_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("graphreg.svg.LARGEST", 300)
+    data = graphreg.draw(module("lstm"), tmp_path / "x.png").read_bytes()
+    assert max(struct.unpack(">II", data[16:24])) == 300
+
+
+def test_the_title_says_the_mode_where_there_are_two(tmp_path: Path) -> None:
+    model = TwoForwards()
+    train, evaluation = graphreg.draw(model, tmp_path / "train.svg"), graphreg.draw(model, tmp_path / "eval.svg", mode="eval")
+    assert "TwoForwards, in train mode" in train.read_text() and "TwoForwards, in eval mode" in evaluation.read_text()
+    assert "Half, in" not in graphreg.draw(Half(), tmp_path / "x.svg", mode="eval").read_text()
+
+
+def test_a_parameter_goes_by_its_own_name(tmp_path: Path) -> None:
+    """torch.export's name of one has its whole path in it."""
+
+    class Inside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.nn.functional.linear(x, self.weight)
+
+    traced = graphreg.trace(nn.Sequential(Inside(), nn.Linear(4, 2)), torch.ones(3, 4), front_end="export")
+    shown = re.findall(r"<text[^>]*>([^<]*)</text>", graphreg.draw(traced, tmp_path / "x.svg").read_text())
+    assert "weight" in shown and not [text for text in shown if "_weight" in text]
+
+
 def test_dot(tmp_path: Path) -> None:
     text = graphreg.draw(module("gpt"), tmp_path / "x.dot").read_text()
     graph = pygraphviz.AGraph(text)
@@ -183,6 +212,7 @@ def test_a_plan_and_a_bare_model(tmp_path: Path) -> None:
     traced = graphreg.trace(model)
     plan = graphreg.plan(traced, BernoulliDropout("relu", 0.1))
     planned = graphreg.draw(traced, tmp_path / "plan.svg", plan=plan).read_text()
+    assert planned == graphreg.draw(plan, tmp_path / "alone.svg").read_text()
     assert planned == graphreg.draw(graphreg.rewrite(traced, plan), tmp_path / "done.svg").read_text() and "$relu_dropout" in planned
     bare = graphreg.draw(model, tmp_path / "bare.svg", example_inputs=torch.ones(3, 4)).read_text()
     assert "Linear 3x4" in bare and "dropout" not in bare and vars(model) == before
@@ -218,7 +248,8 @@ def test_what_has_no_graph(tmp_path: Path) -> None:
     assert refused(3, path).startswith("int has no graph.")
     assert refused(Half(), path, level=0).startswith("level=0 is no depth of modules")
     assert refused(Half(), path, mode="test").startswith("mode='test' is unknown")
-    assert refused(graphreg.plan(graphreg.trace(Half()), BernoulliDropout("a", 0.1)), path).startswith("a plan has no graph of its own.")
+    told = "example_inputs= is for a model that is not traced yet; a rewritten module knows what it was traced with. Leave it out."
+    assert refused(graphreg.regularize(Half(), weight_l2=0.1), path, example_inputs=torch.ones(2, 4)) == told
     assert not path.exists()
 
 

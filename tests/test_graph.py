@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -204,6 +205,8 @@ def test_level() -> None:
 
 # What is refused
 
+PLAN = graphreg.plan(graphreg.trace(Net()), BernoulliDropout("*", 0.1))
+
 
 @pytest.mark.parametrize(
     ("given", "options", "sentence"),
@@ -216,7 +219,9 @@ def test_level() -> None:
         (Net(), {"level": True}, "level=True is no depth"),
         (Net(), {"mode": "both"}, "mode='both' is unknown; it is 'train' or 'eval'"),
         (Net(), {"plan": "dropout"}, "plan= takes what graphreg.plan gives, not str."),
-        (graphreg.plan(graphreg.trace(Net()), BernoulliDropout("*", 0.1)), {}, "a plan has no graph of its own. Give the trace"),
+        (graphreg.trace(Net()), {"example_inputs": 3}, "example_inputs= is for a model that is not traced yet; a trace knows"),
+        (PLAN, {"plan": PLAN}, "two plans are given."),
+        (replace(PLAN, traced=None), {}, "this plan for Net has no traced model with it."),
         (graphreg.backend(hidden_dropout=0.1), {}, "a backend has several graphs, and they belong to torch.compile."),
     ],
 )
@@ -224,6 +229,11 @@ def test_refused(given: Any, options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(GraphRegError) as caught:
         graphreg.to_networkx(given, **options)
     assert str(caught.value).startswith(sentence)
+
+
+def test_a_plan_is_looked_at_by_itself() -> None:
+    assert PLAN.traced is not None
+    assert nx.utils.graphs_equal(graphreg.to_networkx(PLAN), graphreg.to_networkx(PLAN.traced, plan=PLAN))
 
 
 def test_a_plan_on_what_is_rewritten_or_of_another_model() -> None:

@@ -328,10 +328,23 @@ def test_what_cannot_be_watched() -> None:
         graphreg.monitor(graphreg.backend(hidden_dropout=0.1))
     with pytest.raises(GraphRegError, match="a later pass made this module anew"):
         graphreg.monitor(torch.fx.GraphModule(module, module.graph))
-    with graphreg.monitor(module) as watched, pytest.raises(GraphRegError, match="is monitored already"):
+    with graphreg.monitor(module) as watched, pytest.raises(GraphRegError, match=r"is monitored already.*close\(\) what graphreg\.monitor"):
         graphreg.monitor(module)
     with pytest.raises(GraphRegError, match="this monitor has no log to tell"):
         watched.tell(0)
+    graphreg.monitor(module)  # and nobody holds it
+    module.graphreg_rules.watching.close()
+    graphreg.monitor(module).close()
+
+
+def test_a_copy_of_a_watched_module_is_watched_once() -> None:
+    module = made()
+    with graphreg.monitor(module):
+        copied, own = copy.deepcopy(module), module.code
+    assert copied.code == own
+    with graphreg.monitor(copied):
+        assert copied.code.count("_watch(") == own.count("_watch(") > 0
+    assert "watch" not in copied.code
 
 
 # ---- the page

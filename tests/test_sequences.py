@@ -446,7 +446,7 @@ def test_calls_of_several_shapes_are_no_steps(examples: Any) -> None:
 
 def test_a_plan_shows_the_calls() -> None:
     plan = graphreg.plan(graphreg.trace(Cells(nn.GRUCell), X), RecurrentState("cell", 0.1))
-    assert str(plan).splitlines()[0] == "Cells: 1 edits by 1 regularizer"
+    assert str(plan).splitlines()[0] == "Cells: 1 edit by 1 regularizer"
     assert str(plan).splitlines()[2].split("  ")[0] == "cell (5 calls)"
     report = graphreg.report(regularize(Cells(nn.GRUCell), RecurrentState("cell", 0.1)))
     assert report.sites[0].calls == 5 and "cell (5 calls)" in report.text() and len(report.regularizers[0].sites) == 5

@@ -288,6 +288,21 @@ def test_the_version_of_mnasnet() -> None:
     assert graphreg.regularize(model, weight_l2=0.1).state_dict()._metadata[""]["version"] == 2
 
 
+def test_tied_weights_go_by_each_of_their_names() -> None:
+    traced = graphreg.trace(Tied())
+    found = {site.name: site.names for site in traced.parameters}
+    assert found["a.weight"] == ("a.weight", "again_a.weight", "d.weight") and len(found) == 6
+    assert "again_a.weight, d.weight" in str(graphreg.names(traced))
+    for selector in ("d.weight", "again_a.*", ["a.weight", "d.weight"]):
+        plan = graphreg.plan(traced, WeightL2(selector, 0.1))
+        assert [site.name for edit in plan.edits for site in edit.sites] == ["a.weight"]
+    everything = graphreg.plan(traced, WeightL2("*", 0.1))
+    assert len(everything.edits) == 3
+    penalties = graphreg.rewrite(traced, everything)(torch.ones(2, 4)).penalties
+    weights = [p for p in traced.model.parameters() if p.dim() == 2]
+    torch.testing.assert_close(penalties["weight_l2"], 0.1 * torch.stack([w.square().mean() for w in weights]).mean())
+
+
 def test_tied_weights_stay_tied(copied: Copied) -> None:
     model, module = made(Tied)
     assert len(module.state_dict()) == 12
