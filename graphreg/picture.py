@@ -135,6 +135,8 @@ def _drawn(graph: nx.DiGraph[str]) -> nx.DiGraph[str]:
             drawn.remove_node(key)
     for key in list(drawn):
         about = attributes[key]
+        if about.get("added") == "total":  # of values that are measured together; that it is returned is said of no other penalty either
+            drawn.remove_edges_from([(key, end) for end in list(drawn.successors(key)) if attributes[end]["kind"] == "output"])
         if about.get("added") == "read" and (layer := layer_of(attributes, about["site"])) is not None:
             drawn.add_edge(layer, key, regularizer=about["regularizer"])
     return drawn

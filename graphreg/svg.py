@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import re
 from collections.abc import Collection
+from functools import cache
 from html import escape
 
 from graphreg.arrangement import HEADER, Arrangement, Curve, Rectangle
@@ -28,10 +29,26 @@ text {{ font-family: {FONT}; font-size: 11px; fill: #1f2328 }}
 
 def colour(number: int) -> str:
     """A regularizer's, as ``#rrggbb``."""
-    if number < len(COLOURS):
-        return COLOURS[number]
-    red, green, blue = colorsys.hls_to_rgb(number * 0.381966 % 1, 0.42, 0.6)  # the golden section keeps neighbours apart
-    return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
+    return COLOURS[number] if number < len(COLOURS) else "#" + "".join(f"{part:02x}" for part in _further()[number % len(_further())])
+
+
+@cache
+def _further() -> list[tuple[int, ...]]:
+    """The known colours, and each time the one that is farthest from all before it, of all hues in three degrees of lightness."""
+    found = [tuple(int(text[i : i + 2], 16) for i in (1, 3, 5)) for text in COLOURS]
+    wheel = [colorsys.hls_to_rgb(hue / 48, lightness, 0.6) for hue in range(48) for lightness in (0.28, 0.42, 0.58)]
+    left = [tuple(round(255 * part) for part in rgb) for rgb in wheel]
+    while left:
+        found.append(max(left, key=lambda one: min(_far(one, other) for other in found)))
+        left.remove(found[-1])
+    return found
+
+
+def _far(one: tuple[int, ...], other: tuple[int, ...]) -> float:
+    """How unlike two colours look: the differences of red, green and blue weighted by how the eye weighs them (Riemersma's formula)."""
+    red = (one[0] + other[0]) / 2
+    squares = [(a - b) ** 2 for a, b in zip(one, other, strict=True)]
+    return (2 + red / 256) * squares[0] + 4 * squares[1] + (2 + (255 - red) / 256) * squares[2]
 
 
 def svg(shown: Picture, arranged: Arrangement, opened: Collection[str]) -> str:

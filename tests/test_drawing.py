@@ -69,8 +69,7 @@ def test_lines_end_at_the_border_of_a_module() -> None:
     made = shown("again")
     assert [(link.start, link.end, link.back) for link in made.boxes["/"].links] == [
         ("x", "$x_wrt", False), ("$x_wrt", "twice/", False), ("$x_wrt", "$contractive", False), ("twice/", "$contractive", False),
-        ("twice/", "between", False), ("$contractive", "$output", False), ("between", "tanh", False),
-        ("tanh", "$tanh_hidden_dropout", False),
+        ("twice/", "between", False), ("between", "tanh", False), ("tanh", "$tanh_hidden_dropout", False),
         ("$tanh_hidden_dropout", "twice/", True), ("twice/", "$output", False),
     ]  # fmt: skip
     inside = made.boxes["twice/"]
