@@ -84,7 +84,7 @@ function showSelected() {
   press(null);
   const count = found.chosen.length;
   part("count").textContent = text ? `${count} site${count === 1 ? "" : "s"}` : "";
-  part("wrong").textContent = found.errors.join(" ");
+  part("wrong").textContent = found.errors.join("\n");
   part("paste").textContent = count && !found.errors.length ? pasted(text) : "";
   part("copy").hidden = !part("paste").textContent;
   part("found").innerHTML = found.chosen.slice(0, 200).map((site) => `<li><button data-go="${html(site.at ?? "")}">${html(site.name)}</button></li>`).join("");

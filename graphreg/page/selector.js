@@ -137,7 +137,8 @@ const listed = (texts, end = 6) => [...new Set(texts)].sort().slice(0, end).join
 function noDefault(seen, rule) {
   const norms = rule.on === "values" ? seen.filter((site) => site.norm && site.role === "hidden").length : 0;
   const leftOut = norms ? ` but the outputs of ${norms} norms, which '**#hidden' takes` : "";
-  return `${rule.model} has none of the default sites of ${rule.cls} (${rule.usual})${leftOut}. Name a ${what(rule)} by a selector instead; graphreg.names(model) lists them.`;
+  const cure = `Name a ${what(rule)} by a selector instead; graphreg.names(model) lists them.`;
+  return `${rule.model} has none of the default sites of ${rule.cls} (${rule.usual})${leftOut}. ${cure}`;
 }
 
 function nothing(pattern, found, seen, sites, rule) {

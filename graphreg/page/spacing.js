@@ -29,8 +29,9 @@ function arrange(data, key, opened) {
   const found = { width, height, things: [], boxes: [{ key, x: 0, y: 0, width, height }], lines: [] };
   for (const id in at) {
     const x = at[id] + left, y = rows.middle[rows.layer[id]], [w, h] = size[id];
-    if (id === "<") found.lines.push({ regularizer: through(box, id), points: [[width / 2, head], [x, rows.top[0] + OVERLAP]] });
-    else if (id === ">") found.lines.push({ regularizer: through(box, id), points: [[x, rows.bottom - OVERLAP], [width / 2, height + OVERLAP]] });
+    const border = (points) => found.lines.push({ regularizer: through(box, id), points });
+    if (id === "<") border([[width / 2, head], [x, rows.top[0] + OVERLAP]]);
+    else if (id === ">") border([[x, rows.bottom - OVERLAP], [width / 2, height + OVERLAP]]);
     else if (inner[id]) place(found, inner[id], x - w / 2, y - h / 2);
     else if (!id.startsWith("~")) found.things.push({ key: id, x: x - w / 2, y: y - h / 2, width: w, height: h });
   }
