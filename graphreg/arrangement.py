@@ -95,9 +95,9 @@ def _box(shown: Picture, box: Box, opened: Collection[str], pgv: Any) -> Arrange
     curves = [Curve(link, points, link.end != OUT).moved(left, above) for link, points in splines]
     for key, (x, y) in spots.items():
         if key == IN:
-            curves.insert(0, Curve(Link(IN, IN), bend((width / 2, top), (x + left, y + above)), False))
+            curves.insert(0, Curve(Link(IN, IN, _through(box, IN)), bend((width / 2, top), (x + left, y + above)), False))
         elif key == OUT:
-            curves.append(Curve(Link(OUT, OUT), bend((x + left, y + above), (width / 2, height)), False))
+            curves.append(Curve(Link(OUT, OUT, _through(box, OUT)), bend((x + left, y + above), (width / 2, height)), False))
         elif key in inner:
             dx, dy = x + left - sizes[key][0] / 2, y + above - sizes[key][1] / 2
             places |= {name: place.moved(dx, dy) for name, place in inner[key].places.items()}
@@ -105,6 +105,12 @@ def _box(shown: Picture, box: Box, opened: Collection[str], pgv: Any) -> Arrange
         else:
             places[key] = Rectangle(x + left - sizes[key][0] / 2, y + above - sizes[key][1] / 2, *sizes[key])
     return Arrangement(width, height, places, tuple(curves))
+
+
+def _through(box: Box, pin: str) -> str:
+    """The regularizer whose colour all lines through an end of the module's own lines have; "" where they differ."""
+    first, *more = {link.regularizer for link in box.links if pin in (link.start, link.end)}
+    return "" if more else first
 
 
 def bend(start: Point, end: Point) -> tuple[Point, ...]:
@@ -138,6 +144,10 @@ def laid_out(
     for i, link in enumerate(box.links):
         upper, lower = (link.end, link.start) if link.back else (link.start, link.end)
         points = tuple(_point(text, left, top) for text in graph.get_edge(ids[upper], ids[lower], key=str(i)).attr["pos"].split())
+        if upper == IN:  # dot ends a line at the border of its point, where nothing is seen
+            points = (spots[IN], *points[1:])
+        if lower == OUT:
+            points = (*points[:-1], spots[OUT])
         curves.append((link, points[::-1] if link.back else points))
     return right - left, top - bottom, spots, curves
 

@@ -150,7 +150,7 @@ def told(site: Site) -> dict[str, Any]:
     ]
     return {
         "name": site.name, "names": site.names, "labels": labels, "kind": site.kind, "role": site.role, "selectable": site.selectable,
-        "why_not": site.why_not, "used": site.used, "dims": len(site.shape or ()),
+        "norm": site.norm, "why_not": site.why_not, "used": site.used, "dims": len(site.shape or ()),
     }  # fmt: skip
 
 
@@ -172,21 +172,27 @@ def _rules(seen: Viewed) -> list[dict[str, Any]]:
     places = {site.name: i for i, site in enumerate(seen.traced.sites)}
     for cls in registered().values():
         key = cls.keys[0] if cls.keys else cls.__name__
-        regularizer = _of_any_weight(key, "**")
-        if cls in found or regularizer is None:
+        weight = next((weight for weight in _weights(cls) if isinstance(_built(key, weight, "**"), Regularizer)), None)
+        if cls in found or weight is None:
             continue
-        usual = _of_any_weight(key, "*")
-        default = [places[site.name] for site in selected(seen.traced, usual, "ignore")] if usual else []
+        usual = _built(key, weight, "*")
+        default = selected(seen.traced, usual, "ignore") if isinstance(usual, Regularizer) else ()
         found[cls] = {
-            "key": key, "cls": cls.__name__, "on": cls.on, "splice": issubclass(cls, Splice), "min_dims": cls.min_dims, "default": default
+            "key": key, "cls": cls.__name__, "on": cls.on, "splice": issubclass(cls, Splice), "min_dims": cls.min_dims,
+            "weight": weight, "model": seen.traced.title, "usual": cls.usual, "default": [places[site.name] for site in default],
+            "needs": "" if isinstance(usual, Regularizer) else usual,
         }  # fmt: skip
     return list(found.values())
 
 
-def _of_any_weight(key: str, pattern: str) -> Regularizer | None:
-    for weight in (0.0, 0.5, 1.0):
-        try:
-            return build(key, weight=weight, pattern=pattern)
-        except GraphRegError:  # of its range, or of a selector that must be named
-            continue
-    return None
+def _weights(cls: type[Regularizer]) -> tuple[float, ...]:
+    """A usual weight, and others, for a kind that does not allow it."""
+    return (0.1 if issubclass(cls, Splice) else 1e-4, 0.0, 0.5, 1.0)
+
+
+def _built(key: str, weight: float, pattern: str) -> Regularizer | str:
+    """The regularizer, or why it is refused: its range, or a selector that must be named."""
+    try:
+        return build(key, weight=weight, pattern=pattern)
+    except GraphRegError as error:
+        return str(error)

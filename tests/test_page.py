@@ -2,42 +2,21 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-import torchvision.models as tv
 from torch import nn
 
 import graphreg
 from browser import Page, needs_chromium
-from drawn_nets import GPT, Again, Tagger
+from drawn_pages import IDS, drawn
 from geometry import check_geometry
-
-IDS = torch.zeros(2, 7, dtype=torch.long)
-IMAGE = torch.zeros(1, 3, 64, 64)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("pages")
-
-
-def regularized(name: str) -> nn.Module:
-    if name == "resnet50":
-        return graphreg.regularize(tv.resnet50(), example_inputs=IMAGE, rng=0, hidden_dropout=0.1, hidden_l1=1e-3, weight_l2=1e-4)
-    if name == "gpt":
-        return graphreg.regularize(GPT(12), example_inputs=IDS, rng=0, hidden_dropout=0.1, weight_l2=1e-4, own_dropout="seeded")
-    if name == "lstm":
-        penalty = {"weight": 1.0, "pattern": "rnn"}
-        return graphreg.regularize(Tagger(), example_inputs=IDS, rng=0, recurrent_norm=penalty, dropout={"rnn:*": 0.2}, weight_l1=1e-3)
-    return graphreg.regularize(Again(), hidden_dropout=0.1, contractive={"weight": 0.1, "pattern": "twice"}, rng=0)
-
-
-@cache
-def drawn(folder: Path, name: str) -> Path:
-    return graphreg.draw(regularized(name), folder / f"{name}.html")
 
 
 # What it looks like: nothing overlaps
@@ -163,7 +142,7 @@ def test_a_folded_module_counts_what_is_lit_in_it(folder: Path) -> None:
     page.press("u")
     assert len(page.things(".lit")) == 8
     page.type("selector", "h.[34")
-    assert page.things(".lit") == [] and page.text("wrong") == "'h.[34' matches no value." and page.text("paste") == ""
+    assert page.things(".lit") == [] and page.text("wrong") == "'h.[34' matches no value of GPT." and page.text("paste") == ""
     page.type("selector", "#hiden")
     assert page.text("wrong") == "'#hiden' asks for the role 'hiden'; roles are input, hidden, output."
 
@@ -175,6 +154,47 @@ def test_the_legend_shows_where_each_acts(folder: Path) -> None:
     assert page.things(".lit") == ["rnn", "rnn:h_n", "rnn:c_n"]
     page.click("[data-rule='1']")
     assert page.things(".lit") == ["rnn"] and "recurrent_norm" in page.text("legend")
+    pressed = "return [...document.querySelectorAll('[data-rule]')].map((entry) => entry.getAttribute('aria-pressed'))"
+    assert page.run(pressed) == ["false", "true", "false"]
+    page.click("[data-rule='1']")
+    assert page.things(".lit") == [] and page.run(pressed) == ["false", "false", "false"]
+    page.type("selector", "embed")
+    page.click("[data-rule='1']")
+    page.click("[data-rule='1']")
+    assert page.things(".lit") == ["embed"]  # what is typed, again
+
+
+EMPTY = """
+const seen = ["count", "wrong", "paste", "found", "hitcount", "hits"].filter((id) => document.getElementById(id).textContent);
+const lit = [...document.querySelectorAll(".lit, .chosen, [aria-pressed=true]")].map((part) => part.dataset.key ?? part.dataset.rule);
+return [seen, lit, document.getElementById("selector").value, document.getElementById("search").value, document.activeElement.id];
+"""
+
+
+@needs_chromium
+def test_escape_lets_go_of_everything(folder: Path) -> None:
+    page = Page(drawn(folder, "lstm"))
+
+    def escape() -> list[object]:
+        page.driver.switch_to.active_element.send_keys("\ue00c")
+        return list(page.run(EMPTY))
+
+    page.click("[data-key='embed'] text")
+    page.type("selector", "rnn nothing")
+    page.type("search", "rnn")
+    assert page.run(EMPTY)[0] == ["count", "wrong", "found", "hitcount", "hits"]
+    assert escape() == [["count", "wrong", "found"], ["embed", "rnn"], "rnn nothing", "", "graph"]  # the first: its box
+    page.press("s")
+    assert escape() == [[], ["embed"], "", "", "graph"]
+    page.type("search", "rnn")
+    page.type("selector", "rnn")
+    page.click("[data-rule='0']")
+    assert escape() == [[], [], "", "", "graph"]  # from the button that was pressed
+    page.type("selector", "rnn")
+    page.click("[data-key='embed'] text")
+    page.press()
+    assert page.run(EMPTY)[:2] == [["count", "paste", "found"], ["embed", "rnn"]]
+    assert escape() == [[], [], "", "", "graph"]
 
 
 @needs_chromium

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from functools import cache
@@ -37,11 +38,16 @@ def small(folder: Path) -> Path:
     return graphreg.draw(Half(), folder / "small.html")
 
 
+@cache
+def normed(folder: Path) -> Path:
+    return graphreg.draw(Normed(), folder / "normed.html", example_inputs=torch.zeros(1, 2))
+
+
 def of_table(kind: str) -> list[Site]:
     made = []
     for row in TABLE["sites"]:
         labels = tuple(Label(**(label | {"ports": tuple(label["ports"])})) for label in row["labels"])
-        made.append(Site(labels, row["kind"], row["role"], row["selectable"], shape=(1, 1)))
+        made.append(Site(labels, row["kind"], row["role"], row["selectable"], why_not=row.get("why_not", ""), shape=(1, 1)))
     return [site for site in made if site.kind == kind]
 
 
@@ -49,9 +55,10 @@ def of_table(kind: str) -> list[Site]:
 def test_the_table_in_python(case: dict[str, Any]) -> None:
     sites = of_table(case["kind"])
     default = [site for site in sites if site.selectable and (site.role == "hidden" or site.kind == "parameter")]
+    other, what = ("parameter", "value") if case["kind"] == "value" else ("value", "parameter of 2 dims or more")
     if case["names"] is None:
-        with pytest.raises(GraphRegError):
-            select(case["selector"], sites, default)
+        with pytest.raises(GraphRegError, match=f"^{re.escape(case.get('error', ''))}"):
+            select(case["selector"], sites, default, what=what, elsewhere=of_table(other))
     else:
         assert [site.name for site in select(case["selector"], sites, default)] == case["names"]
 
@@ -59,14 +66,15 @@ def test_the_table_in_python(case: dict[str, Any]) -> None:
 IN_BROWSER = """
 const [sites, cases] = arguments;
 const name = ({labels: [{name, ports, default: usual}]}) => usual ? name : `${name}:${ports[0]}`;
-sites.forEach((site, id) => Object.assign(site, {id, name: name(site), why_not: "", used: true, dims: 2}));
-const rule = (kind) => ({on: kind + "s", splice: false, min_dims: 2, default: sites.filter((site) =>
+sites.forEach((site, id) => Object.assign(site, {id, name: name(site), why_not: site.why_not ?? "", used: true, dims: 2}));
+const told = {model: "the model", cls: "the regularizer", usual: "the default sites", needs: ""};
+const rule = (kind) => ({...told, on: kind + "s", splice: false, min_dims: 2, default: sites.filter((site) =>
     site.kind === kind && site.selectable && (site.role === "hidden" || kind === "parameter")).map((site) => site.id)});
 return cases.map(({kind, selector}) => {
   try {
     const found = graphreg.select(selector, sites, rule(kind));
-    return found.errors.length ? null : found.chosen.map((site) => site.name);
-  } catch (error) { return error instanceof TypeError ? String(error) : null; }
+    return [found.errors.length ? null : found.chosen.map((site) => site.name), found.errors.join(" ")];
+  } catch (error) { return [error instanceof TypeError ? String(error) : null, error.message]; }
 });
 """
 
@@ -74,7 +82,38 @@ return cases.map(({kind, selector}) => {
 @needs_chromium
 def test_the_table_in_the_browser(folder: Path) -> None:
     found = Page(small(folder)).run(IN_BROWSER, TABLE["sites"], TABLE["cases"])
-    assert found == [case["names"] for case in TABLE["cases"]]
+    assert [names for names, _ in found] == [case["names"] for case in TABLE["cases"]]
+    told = [(case["error"], error) for case, (_, error) in zip(TABLE["cases"], found, strict=True) if "error" in case]
+    assert [pair for pair in told if pair[0] != pair[1]] == [] and len(told) > 11
+
+
+class Normed(nn.Sequential):
+    """Nothing hidden but a norm's output."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(2, 2))
+
+
+@needs_chromium
+@pytest.mark.parametrize(("key", "text"), [
+    ("hidden_l1", "*"), ("dropout", "2.weight"), ("dropout", "1@Linear"), ("weight_l2", "#hidden"), ("weight_l2", "*.bias"),
+    ("weight_l2", "0"), ("recurrent_norm", "*"), ("recurrent_state", "*"),
+])  # fmt: skip
+def test_why_nothing_is_found_is_told_as_by_the_library(key: str, text: str, folder: Path) -> None:
+    page = Page(normed(folder))
+    answer = page.run(TRIED, [key], [text])[0][0]
+    weight = page.run("return graphreg.data.rules.find((rule) => rule.key === arguments[0]).weight", key)
+    with pytest.raises(GraphRegError) as refused:
+        graphreg.plan(graphreg.trace(Normed(), torch.zeros(1, 2)), graphreg.build(key, weight=weight, pattern=text))
+    assert len(answer["wrong"]) > 60 and str(refused.value).startswith(answer["wrong"]) and answer["paste"] == ""
+
+
+@needs_chromium
+def test_commas_and_spaces_stand_between_strings(folder: Path) -> None:
+    texts = ["a,b", "a, b", " a  b,", "a[1,2].*,!b", "a[],]b", "a[!],]b,c", "a[1, 2]", "a[b,c", ","]
+    assert Page(small(folder)).run("return arguments[0].map((text) => apart(text))", texts) == [
+        ["a", "b"], ["a", "b"], ["a", "b"], ["a[1,2].*", "!b"], ["a[],]b"], ["a[!],]b", "c"], ["a[1", "2]"], ["a[b", "c"], [],
+    ]  # fmt: skip
 
 
 @needs_chromium
@@ -116,12 +155,12 @@ REAL: dict[str, tuple[Callable[[], nn.Module], torch.Tensor, list[str]]] = {
 }  # fmt: skip
 
 
-def of_library(traced: Traced, key: str, texts: Sequence[str]) -> list[str] | None:
-    """What ``plan`` makes of it; None where it refuses."""
+def of_library(traced: Traced, key: str, texts: Sequence[str]) -> list[str] | str:
+    """What ``plan`` makes of it, or why it refuses."""
     try:
         return [edit.site.name for edit in graphreg.plan(traced, graphreg.build(key, weight=0.1, pattern=list(texts))).edits]
-    except NoMatchError:
-        return None
+    except NoMatchError as error:
+        return str(error)
 
 
 def layer(path: str, visible: set[str]) -> str:
@@ -139,8 +178,8 @@ return keys.map((key) => {
     field.value = typed;
     field.dispatchEvent(new Event("input"));
     const lit = [...document.querySelectorAll("#graph .lit")].map((part) => part.dataset.key);
-    const sites = graphreg.selected(typed).chosen.map((site) => site.name);
-    return {count: text("count"), wrong: text("wrong"), paste: text("paste"), lit, sites};
+    const { chosen, errors } = graphreg.selected(typed), sites = chosen.map((site) => site.name);
+    return {errors, count: text("count"), wrong: text("wrong"), paste: text("paste"), lit, sites};
   });
 });
 """
@@ -160,8 +199,9 @@ def test_ten_selectors_on_a_real_model(name: str, folder: Path) -> None:
     for key, answers in zip(keys, page.run(TRIED, keys, selectors), strict=True):
         for text, told in zip(selectors, answers, strict=True):
             wanted = of_library(traced, key, text.split())
-            if wanted is None:
-                assert told["wrong"] and told["paste"] == "", (key, text)
+            if isinstance(wanted, str):
+                first = told["errors"][0]
+                assert len(first) > 30 and wanted.startswith(first) and told["wrong"].startswith(first) and told["paste"] == "", (key, text)
                 continue
             some += len(wanted) > 0
             assert told["wrong"] == "" and told["sites"] == wanted, (key, text)
@@ -177,8 +217,10 @@ def test_ten_selectors_on_a_real_model(name: str, folder: Path) -> None:
 def test_the_line_to_paste_does_what_is_shown(folder: Path) -> None:
     model = GPT(12)
     page = Page(graphreg.draw(model, folder / "paste.html", example_inputs=IDS))
-    for text in ("h.[34].**@Linear", "h.* !h.1?"):
+    for key, text in (("dropout", "h.[34].**@Linear"), ("dropout", "h.*,!h.1?"), ("weight_l2", "h.[3,4].**")):
+        page.driver.find_element("css selector", f"#kind option[title='{graphreg.registered()[key].__name__}']").click()
         page.type("selector", text)
+        assert f"weight={'0.1' if key == 'dropout' else '0.0001'}," in page.text("paste")
         space: dict[str, Any] = {"graphreg": graphreg, "model": model}
         exec(page.text("paste"), space)
         sites = [edit.site.name for edit in space["module"].graphreg_rules.about[0].edits]

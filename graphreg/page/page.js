@@ -57,38 +57,51 @@ function toggle(key) {
 const kind = part("kind"), field = part("selector");
 kind.innerHTML = data.rules.map(({ key, cls }, i) => `<option value="${i}" title="${html(cls)}">${html(key)}</option>`).join("");
 
+let pressed = null; // the legend's entry that is lit
+let typed = []; // the sites that the box selects
+
 /** The sites that the text selects for a kind of regularizer, by the library's rule. */
 function selected(text, rule = data.rules[Number(kind.value)]) {
-  return select(text.trim().split(/,?\s+/).filter(Boolean), data.sites, rule);
+  return select(apart(text), data.sites, rule);
 }
 
 function pasted(text) {
-  const texts = text.trim().split(/,?\s+/).map((one) => JSON.stringify(one));
+  const { key, weight } = data.rules[Number(kind.value)];
+  const texts = apart(text).map((one) => JSON.stringify(one));
   const pattern = texts.length === 1 ? texts[0] : `[${texts.join(", ")}]`;
-  return `module = graphreg.regularize(model, graphreg.build(${JSON.stringify(data.rules[Number(kind.value)].key)}, weight=0.1, pattern=${pattern}))`;
+  return `module = graphreg.regularize(model, graphreg.build(${JSON.stringify(key)}, weight=${weight}, pattern=${pattern}))`;
 }
 
 function showSelected() {
-  const text = field.value.trim();
+  const text = apart(field.value).length ? field.value : "";
   let found = { chosen: [], errors: [] };
   try {
     if (text) found = selected(text);
   } catch (error) {
     found.errors = [error.message];
   }
-  light(found.chosen);
+  typed = found.chosen;
+  press(null);
   const count = found.chosen.length;
   part("count").textContent = text ? `${count} site${count === 1 ? "" : "s"}` : "";
-  part("wrong").textContent = found.errors.join(" ");
+  part("wrong").textContent = found.errors.join("\n");
   part("paste").textContent = count && !found.errors.length ? pasted(text) : "";
   part("copy").hidden = !part("paste").textContent;
   part("found").innerHTML = found.chosen.slice(0, 200).map((site) => `<li><button data-go="${html(site.at ?? "")}">${html(site.name)}</button></li>`).join("");
+}
+
+/** Light up where a regularizer of the legend acts; null: what is typed. */
+function press(rule) {
+  pressed = rule;
+  for (const button of part("legend").querySelectorAll("button")) button.setAttribute("aria-pressed", button.dataset.rule === rule);
+  light(rule === null ? typed : data.sites.filter((site) => site.acts.some((act) => act.regularizer === Number(rule))));
 }
 
 function light(sites) {
   const counts = record();
   for (const site of sites) if (site.at !== null) counts[site.at] = (counts[site.at] ?? 0) + 1;
   scene.light(counts);
+  scene.showLit();
 }
 
 // Search
@@ -119,9 +132,7 @@ window.addEventListener("pointermove", (event) => {
   const [x, y] = [event.clientX - drag.x, event.clientY - drag.y];
   if (!drag.moved && Math.hypot(x, y) < 4) return;
   drag = { ...drag, x: event.clientX, y: event.clientY, moved: true };
-  scene.view.x += x;
-  scene.view.y += y;
-  scene.look();
+  scene.pan(x, y);
 });
 window.addEventListener("pointerup", () => {
   if (drag && !drag.moved) {
@@ -140,8 +151,20 @@ const ARROWS = { ArrowUp: [0, -1], ArrowDown: [0, 1], ArrowLeft: [-1, 0], ArrowR
 const COMMANDS = {
   "+": () => scene.zoom(1.25), "=": () => scene.zoom(1.25), "-": () => scene.zoom(0.8), 0: () => scene.fit(), w: () => scene.fit(true),
   "/": () => part("search").focus(), s: () => field.focus(), f: () => foldAll(false), u: () => foldAll(true), t: () => theme(),
-  Escape: () => choose(null), Enter: () => toggle(scene.chosen), " ": () => toggle(scene.chosen),
+  Escape: () => letGo(), Enter: () => toggle(scene.chosen), " ": () => toggle(scene.chosen),
 };
+
+/** Empty a box for text, with what it has found. */
+function clear(box) {
+  box.value = "";
+  box.dispatchEvent(new Event("input"));
+}
+
+function letGo() {
+  choose(null);
+  clear(field);
+  clear(part("search"));
+}
 
 function foldAll(open) {
   scene.opened = new Set(open ? Object.keys(data.boxes) : ["/"]);
@@ -155,10 +178,14 @@ function theme() {
 }
 
 document.addEventListener("keydown", (event) => {
-  if (/^(INPUT|SELECT|BUTTON)$/.test(event.target.tagName)) {
-    if (event.key === "Escape") graph.focus();
-    return;
+  const inside = event.target.tagName;
+  if (event.key === "Escape") {
+    if (inside === "INPUT") clear(event.target);
+    else if (inside !== "SELECT") letGo();
+    graph.focus();
+    return event.preventDefault();
   }
+  if (/^(INPUT|SELECT)$/.test(inside) || (inside === "BUTTON" && /^(Enter| )$/.test(event.key))) return;
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   if (ARROWS[event.key]) {
     choose(scene.nearest(ARROWS[event.key]) ?? null);
@@ -172,7 +199,7 @@ document.addEventListener("click", (event) => {
   if (!button) return;
   if (button.dataset.go !== undefined) go(button.dataset.go);
   else if (button.dataset.key) COMMANDS[button.dataset.key]();
-  else if (button.dataset.rule) light(data.sites.filter((site) => site.acts.some((act) => act.regularizer === Number(button.dataset.rule))));
+  else if (button.dataset.rule) press(button.dataset.rule === pressed ? null : button.dataset.rule);
   else if (button.id === "copy") navigator.clipboard?.writeText(part("paste").textContent);
 });
 field.addEventListener("input", showSelected);
@@ -181,9 +208,10 @@ part("search").addEventListener("input", showHits);
 part("search").addEventListener("keydown", (event) => event.key === "Enter" && go(part("hits").querySelector("button")?.dataset.go));
 
 part("legend").innerHTML = data.regularizers
-  .map(({ name, text, colour }, i) => `<li><button data-rule="${i}" style="--own: ${colour}"><i></i>${html(name)} <small>${html(text)}</small></button></li>`)
+  .map(({ name, text, colour }, i) => `<li><button data-rule="${i}" aria-pressed="false" style="--own: ${colour}"><i></i>${html(name)} <small>${html(text)}</small></button></li>`)
   .join("");
 tell(null);
 scene.draw();
 scene.fit();
+new ResizeObserver(() => scene.refit()).observe(graph);
 window.graphreg = { data, scene, select, selected, glob, parse, choose, toggle, go };

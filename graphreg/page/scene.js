@@ -10,6 +10,7 @@ class Scene {
     this.svg = svg;
     this.opened = new Set(data.opened);
     this.view = { x: 0, y: 0, zoom: 1 };
+    this.fitted = null; // what the view was fitted to, until it is moved: "width", "whole"
     this.lit = record(); // by key: how many selected sites are there
     this.chosen = null;
     this.around = record(); // by key: the box that it is in
@@ -102,6 +103,7 @@ class Scene {
     if (!this.opened.delete(key)) this.opened.add(key);
     this.draw();
     const after = this.places[key];
+    this.fitted = null;
     this.view.x += (before.x + before.width / 2 - after.x - after.width / 2) * this.view.zoom;
     this.view.y += (before.y - after.y) * this.view.zoom;
     this.look();
@@ -115,31 +117,63 @@ class Scene {
 
   look() {
     const { x, y, zoom } = this.view;
-    this.svg.firstChild?.setAttribute("transform", `translate(${fixed(x)} ${fixed(y)}) scale(${zoom.toFixed(4)})`);
+    this.svg.firstChild?.setAttribute("transform", `translate(${fixed(x)} ${fixed(y)}) scale(${zoom.toPrecision(6)})`);
   }
 
   zoom(by, at = [this.svg.clientWidth / 2, this.svg.clientHeight / 2]) {
-    const zoom = Math.min(4, Math.max(0.03, this.view.zoom * by)), ratio = zoom / this.view.zoom;
+    const least = Math.min(0.03, this.zoomOf(true)); // where the whole is in view, it is small enough
+    const zoom = Math.min(4, Math.max(least, this.view.zoom * by)), ratio = zoom / this.view.zoom;
+    this.fitted = null;
     this.view = { x: at[0] - (at[0] - this.view.x) * ratio, y: at[1] - (at[1] - this.view.y) * ratio, zoom };
     this.look();
   }
 
-  /** The whole width, and the top of what is higher than the window; `whole`: all of it. */
-  fit(whole = false) {
-    const [wide, tall] = [this.svg.clientWidth, this.svg.clientHeight];
-    const { width, height } = this.laid;
-    const zoom = Math.max(0.03, Math.min(1.2, (wide - 32) / width, whole ? (tall - 32) / height : Infinity));
-    this.view = { x: (wide - width * zoom) / 2, y: 16, zoom };
+  pan(x, y) {
+    this.fitted = null;
+    this.view.x += x;
+    this.view.y += y;
     this.look();
   }
 
-  centre(key) {
+  /** At which the width, or the whole, is in view with a margin. */
+  zoomOf(whole) {
+    const [wide, tall] = [this.svg.clientWidth, this.svg.clientHeight].map((room) => Math.max(room - 32, 1));
+    return Math.min(1.2, wide / this.laid.width, whole ? tall / this.laid.height : Infinity);
+  }
+
+  /** The whole width, and the top of what is higher than the window; `whole`: all of it. */
+  fit(whole = false) {
+    const zoom = this.zoomOf(whole);
+    this.fitted = whole ? "whole" : "width";
+    this.view = { x: (this.svg.clientWidth - this.laid.width * zoom) / 2, y: 16, zoom };
+    this.look();
+  }
+
+  /** The room has another size: fit again what was fitted. */
+  refit() {
+    if (this.fitted) this.fit(this.fitted === "whole");
+  }
+
+  /** Where the middle of a thing, of an open module that of its title, is in the window. */
+  spot({ x, y, width, height }) {
+    const { zoom } = this.view;
+    return [this.view.x + (x + width / 2) * zoom, this.view.y + (y + Math.min(height, 40) / 2) * zoom];
+  }
+
+  centre(key, least = 0.6) {
     const place = this.places[key];
     if (!place) return;
-    this.view.zoom = Math.max(this.view.zoom, 0.6);
-    this.view.x = this.svg.clientWidth / 2 - (place.x + place.width / 2) * this.view.zoom;
-    this.view.y = this.svg.clientHeight / 2 - (place.y + Math.min(place.height, 40) / 2) * this.view.zoom;
-    this.look();
+    this.view.zoom = Math.max(this.view.zoom, least);
+    const [x, y] = this.spot(place);
+    this.pan(this.svg.clientWidth / 2 - x, this.svg.clientHeight / 2 - y);
+  }
+
+  /** Go to the first thing that is lit, unless one is in view. */
+  showLit() {
+    const lit = [...this.parts].filter(([, part]) => part.classList.contains("lit")).map(([key]) => this.places[key]);
+    const seen = (place) => this.spot(place).every((at, i) => at >= 0 && at <= [this.svg.clientWidth, this.svg.clientHeight][i]);
+    if (!lit.length || lit.some(seen)) return;
+    this.centre(lit.reduce((first, place) => (place.y < first.y ? place : first)).key, 0);
   }
 
   /** The nearest visible thing from the one that is chosen, in a direction: [0, 1] is down. */

@@ -94,37 +94,75 @@ function candidates(sites, rule) {
   return { seen, usable };
 }
 
+/** What is typed, string by string: they stand apart by spaces and commas, save for commas within brackets. */
+function apart(text) {
+  return text.match(/(?:\[!?\]?[^\s\]]*\]|[^\s,])+/g) ?? [];
+}
+
+const lone = (text) => text.replace(/^[! ]+|[! ]+$/g, "") === "*";
+
 /**
  * What several strings select together, in the order of the graph: `chosen`; and the sentences of those that select nothing,
- * which the library raises: `errors`.
+ * which the library raises, but for near names: `errors`.
  */
 function select(texts, sites, rule) {
   const { seen, usable } = candidates(sites, rule);
   const patterns = texts.map(parse);
   const usual = seen.filter((site) => rule.default.includes(site.id));
-  const wanted = new Set(patterns.every((pattern) => pattern.exclude) ? usual : []);
+  const excludes = patterns.every((pattern) => pattern.exclude);
+  const wanted = new Set(excludes ? usual : []);
   const gone = new Set();
-  const errors = [];
+  const errors = rule.needs && (excludes || texts.some(lone)) ? [rule.needs] : [];
   for (const pattern of patterns) {
-    const lone = pattern.text.replace(/^[! ]+|[! ]+$/g, "") === "*";
-    const found = lone ? usual : [...find(pattern, seen)];
+    const found = lone(pattern.text) ? usual : [...find(pattern, seen)];
     const kept = found.filter(usable);
-    if (!kept.length) errors.push(nothing(pattern, found, rule));
+    if (!kept.length && !lone(pattern.text)) errors.push(nothing(pattern, found, seen, sites, rule));
+    if (!kept.length && lone(pattern.text) && !rule.needs) errors.push(noDefault(seen, rule));
     for (const site of kept) (pattern.exclude ? gone : wanted).add(site);
   }
   const chosen = seen.filter((site) => wanted.has(site) && !gone.has(site));
-  if (!chosen.length && wanted.size) errors.push("what is selected is taken away again by '!'.");
+  if (!chosen.length && wanted.size) {
+    const all = texts.map((text) => `'${text}'`).join(", ");
+    errors.push(`[${all}] leaves no ${what(rule)} of ${rule.model}: what is selected is taken away again by '!'.`);
+  }
   return { chosen, errors };
 }
 
-function nothing(pattern, found, rule) {
-  const what = rule.on === "parameters" ? `parameter of ${rule.min_dims} dims or more` : "value";
-  if (!found.length) return `'${pattern.text}' matches no ${what}.`;
-  const reasons = found.slice(0, 3).map((site) => `${site.name} (${reason(site, rule)})`);
-  return `'${pattern.text}' finds only what cannot be regularized: ${reasons.join(", ")}.`;
+// The sentences
+
+const what = (rule) => (rule.on === "parameters" ? `parameter of ${rule.min_dims} dims or more` : "value");
+const written = (label) => (label.default ? label.name : `${label.name}:${label.ports[0]}`);
+const listed = (texts, end = 6) => [...new Set(texts)].sort().slice(0, end).join(", ");
+
+function noDefault(seen, rule) {
+  const norms = rule.on === "values" ? seen.filter((site) => site.norm && site.role === "hidden").length : 0;
+  const leftOut = norms ? ` but the outputs of ${norms} norms, which '**#hidden' takes` : "";
+  const cure = `Name a ${what(rule)} by a selector instead; graphreg.names(model) lists them.`;
+  return `${rule.model} has none of the default sites of ${rule.cls} (${rule.usual})${leftOut}. ${cure}`;
+}
+
+function nothing(pattern, found, seen, sites, rule) {
+  const start = `'${pattern.text}' matches no ${what(rule)} of ${rule.model}.`;
+  if (found.length) {
+    const reasons = found.slice(0, 3).map((site) => `${site.name} (${reason(site, rule)})`);
+    return `${start} It finds only what cannot be regularized: ${reasons.join(", ")}.`;
+  }
+  if (pattern.role !== undefined && rule.on === "parameters")
+    return `${start} #${pattern.role} is a role of values, and ${rule.cls} acts on a ${what(rule)}; leave the role out.`;
+  const named = seen.flatMap((site) => site.labels.filter((label) => names(pattern, label, site)).map((label) => [label, site]));
+  if (named.length && (pattern.op || pattern.ports || pattern.role !== undefined)) {
+    const ops = listed(named.map(([label]) => label.op)), ports = listed(named.flatMap(([label]) => label.ports));
+    const roles = listed(named.map(([, site]) => site.role).filter(Boolean)) || "none";
+    return `${start} The name is found, the filter is not: ops there ${ops}; ports ${ports}; roles ${roles}.`;
+  }
+  if (named.length) return `${start} It has several ports; write one of ${named.slice(0, 6).map(([label]) => written(label)).join(", ")}.`;
+  const others = [...find(pattern, sites.filter((site) => !seen.includes(site)))];
+  if (!others.length) return start;
+  const kind = rule.on === "parameters" ? "values" : "parameters";
+  return `${start} It names ${kind} (${others.slice(0, 3).map((site) => site.name).join(", ")}), and ${rule.cls} acts on a ${what(rule)}.`;
 }
 
 function reason(site, rule) {
   if (site.why_not) return site.why_not;
-  return rule.on === "parameters" ? `${site.dims} dims, ${rule.min_dims} needed` : "its value is not used";
+  return rule.on === "parameters" ? `${site.dims} dim${site.dims === 1 ? "" : "s"}, ${rule.min_dims} needed` : "its value is not used";
 }

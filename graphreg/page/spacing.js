@@ -7,6 +7,7 @@
 const record = (entries = {}) => Object.assign(Object.create(null), entries);
 
 const PAD = 12, HEADER = 20, BAND = 14, BETWEEN_LAYERS = 30, BETWEEN_NODES = 16;
+const OVERLAP = 0.5; // of the pieces of a line: where two just touch between two pixels, the ground shines through
 
 /** An open box by itself: its size, and `things`, `boxes` and `lines` within it, relative to its upper left corner. */
 function arrange(data, key, opened) {
@@ -28,13 +29,20 @@ function arrange(data, key, opened) {
   const found = { width, height, things: [], boxes: [{ key, x: 0, y: 0, width, height }], lines: [] };
   for (const id in at) {
     const x = at[id] + left, y = rows.middle[rows.layer[id]], [w, h] = size[id];
-    if (id === "<") found.lines.push({ regularizer: -1, points: [[width / 2, head], [x, rows.top[0]]] });
-    else if (id === ">") found.lines.push({ regularizer: -1, points: [[x, rows.bottom], [width / 2, height]] });
+    const border = (points) => found.lines.push({ regularizer: through(box, id), points });
+    if (id === "<") border([[width / 2, head], [x, rows.top[0] + OVERLAP]]);
+    else if (id === ">") border([[x, rows.bottom - OVERLAP], [width / 2, height + OVERLAP]]);
     else if (inner[id]) place(found, inner[id], x - w / 2, y - h / 2);
     else if (!id.startsWith("~")) found.things.push({ key: id, x: x - w / 2, y: y - h / 2, width: w, height: h });
   }
   for (const link of box.links) found.lines.push(line(link, at, left, rows, size));
   return found;
+}
+
+/** The regularizer whose colour all lines through an end of the module's own lines have; -1 where they differ. */
+function through(box, pin) {
+  const [first, ...more] = new Set(box.links.filter(({ chain }) => chain.includes(pin)).map(({ regularizer }) => regularizer));
+  return more.length ? -1 : first;
 }
 
 function extent(at, size) {
