@@ -12,7 +12,8 @@ import builtins
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from types import FunctionType
+from functools import cache
+from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ def _homes(things: Iterable[Any]) -> Iterator[str]:
     """The names of the modules that define them, each once, without Python's own, torch and graphreg."""
     names = dict.fromkeys(getattr(thing, "__module__", None) for thing in things)
     for name in names:
-        if isinstance(name, str) and name in sys.modules and name.partition(".")[0] not in FOREIGN:
+        if isinstance(name, str) and isinstance(sys.modules.get(name), ModuleType) and name.partition(".")[0] not in FOREIGN:
             yield name
 
 
@@ -81,13 +82,22 @@ def _by_operation(node: fx.Node, tracer: Any) -> type | None:
         return nn.Parameter if name in operations.modules[owner]._parameters else torch.Tensor  # getattr is traced itself
     if node.op == "placeholder" or name in PLAIN or operations.is_opaque(node):
         return None
-    if gives_tuple(node, operations.modules) or operations.is_list(node):
+    if gives_tuple(node, operations.modules) or operations.is_list(node) or (module is None and _gives_several(name)):
         return tuple
     if module is not None:
         return torch.Tensor if is_leaf(module) else None
     if node in tracer.sizes:
         return _number(node, name)
     return _part(node, tracer) if name == "getitem" else torch.Tensor
+
+
+@cache
+def _gives_several(name: str) -> bool:
+    """Whether torch's operator of this name gives several tensors, whatever it is asked for: ``std_mean``, ``linalg.qr``, ``cummax``."""
+    packet = getattr(torch.ops.aten, name, None) or getattr(torch.ops.aten, f"linalg_{name}", None)
+    overloads = packet.overloads() if packet is not None else []
+    given = [getattr(packet, overload)._schema.returns for overload in overloads if "out" not in overload]
+    return bool(given) and all(len(each) > 1 or (len(each) == 1 and str(each[0].type) == "List[Tensor]") for each in given)
 
 
 def _part(node: fx.Node, tracer: Any) -> type | None:
