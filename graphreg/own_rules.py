@@ -24,7 +24,7 @@ _SELU = 1.7580993408473766  # what alpha dropout drops to, minus; Klambauer et a
 
 def scaled(mask: Tensor, scale: float) -> Tensor:
     """A mask that nothing else reads: in eager in its own memory."""
-    return mask * scale if torch.compiler.is_compiling() else mask.mul_(scale)
+    return mask.mul_(scale) if mask.is_floating_point() else mask * scale
 
 
 class OwnRule(Drawing):

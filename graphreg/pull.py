@@ -22,7 +22,7 @@ from graphreg.noise import Noise
 LIMIT, COMPILED_LIMIT = 1 << 13, 1 << 8  # rows of an exact Jacobian: backward passes, compiled each code of its own
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # by identity: Dynamo of torch 2.12 asks for its hash while it has no fields yet
 class Pull:
     """What a formula that asks for ``pull`` gets: the values, draws, and the product itself.
 

@@ -1,6 +1,5 @@
 """Dropout: Srivastava et al., JMLR 15 (2014), section 4; in the inverted form, which leaves eval mode alone."""
 
-import torch
 from torch import Tensor
 
 from graphreg import Noise, Splice
@@ -19,4 +18,4 @@ class BernoulliDropout(Splice, keys=("dropout",)):
         keep, scale = noise.keep(z, weight), 1 / (1 - weight)
         # The same numbers either way. What is kept for backward is the other factor: eager, one tensor and one product in
         # backward; compiled, a mask of 1 byte an element, not the scaled one of 4.
-        return z * keep * scale if torch.compiler.is_compiling() else z * keep.mul_(scale)
+        return z * keep.mul_(scale) if keep.is_floating_point() else z * keep * scale
