@@ -22,6 +22,10 @@ from torch.utils import _pytree as pytree
 from graphreg.errors import GraphRegError
 
 _UNKNOWN = object()
+KINDS: dict[str, type] = {
+    "Tensor": torch.Tensor, "NoneType": type(None), "bool": bool, "int": int, "float": float, "str": str, "tuple": tuple, "list": list,
+    "dict": dict,
+}  # fmt: skip
 
 
 class Unprepared(BaseException):
@@ -52,10 +56,23 @@ def decided(value: Any, expected: Any) -> None:
         )
 
 
+@has_side_effect
+def decided_kind(value: Any, expected: str) -> None:
+    """Raises unless a value is of the kind that ``isinstance`` was answered for when the model was traced."""
+    if not isinstance(value, KINDS[expected]):
+        raise GraphRegError(
+            f"the model asks isinstance of a value, and these inputs make it a {type(value).__name__} where it was traced with a "
+            f"{expected}. Regularize it with example_inputs of this kind too."
+        )
+
+
 def decisions(graph: fx.Graph) -> list[str]:
-    """A line for each module that decides something on a shape; for the listing and the report."""
-    places = Counter(node.meta.get("site", ("",))[0] for node in graph.nodes if node.target is decided)
-    return [f"decided: {path or 'the model itself'} goes the way of the example's shapes ({n} asserted)" for path, n in places.items()]
+    """A line for each module that decides something on a shape or a type; for the listing and the report."""
+    lines = []
+    for target, what in ((decided, "the example's shapes"), (decided_kind, "the types it was traced with")):
+        places = Counter(node.meta.get("site", ("",))[0] for node in graph.nodes if node.target is target)
+        lines += [f"decided: {path or 'the model itself'} goes the way of {what} ({n} asserted)" for path, n in places.items()]
+    return lines
 
 
 class Answering(fx.Tracer):
@@ -71,6 +88,7 @@ class Answering(fx.Tracer):
         self._scopes = [""]
         self._examples, self._values = examples, dict[fx.Node, Any]()
         self._given: dict[fx.Node, bool] = {}  # whether an input is behind a value
+        self._kinds: dict[fx.Node, type | None] = {}
         self.assumed: dict[str, None] = {}  # arguments without an example that were taken for tensors
 
     @cached_property
@@ -98,16 +116,25 @@ class Answering(fx.Tracer):
         return self._answer(obj, kinds, refuse)
 
     def kind(self, node: fx.Node) -> type | None:
-        """The type of what the node gives for the examples, None where that is not known; an argument without one is a tensor."""
-        if node.op == "placeholder":
-            name = str(node.target)
-            if name.startswith("*"):
-                return dict if name.startswith("**") else tuple
-            if name not in self._examples:
-                self.assumed[name] = None
-                return torch.Tensor
-            return type(self._examples[name])
-        value = self._value(node) if self._examples else _UNKNOWN
+        """The type of what the node gives for the examples, None where that is not known; an argument without one is a tensor.
+
+        The graph asserts it.
+        """
+        if node not in self._kinds:
+            self._kinds[node] = kind = self._kind(node)
+            told = next((name for name, each in KINDS.items() if kind is not None and issubclass(kind, each)), None)
+            if told is not None and not str(node.target).startswith("*") and self._depends(node):
+                self._unnamed(decided_kind, node, told)
+        return self._kinds[node]
+
+    def _kind(self, node: fx.Node) -> type | None:
+        name = str(node.target)
+        if node.op == "placeholder" and name.startswith("*"):
+            return dict if name.startswith("**") else tuple
+        if node.op == "placeholder" and name not in self._examples:
+            self.assumed[name] = None
+            return torch.Tensor
+        value = self._examples[name] if node.op == "placeholder" else self._value(node) if self._examples else _UNKNOWN
         return None if value is _UNKNOWN else type(value)
 
     def _answer(self, obj: fx.Proxy, kinds: tuple[type, ...], refuse: Callable[[], Any]) -> Any:
@@ -126,13 +153,16 @@ class Answering(fx.Tracer):
 
     def _assert(self, node: fx.Node, value: Any, count: bool = False) -> None:
         """What was answered is asserted in the graph, save where no input is behind it."""
-        for each in _needed(node, self._given):
-            self._given[each] = each.op == "placeholder" or any(self._given[source] for source in each.all_input_nodes)
-        if not self._given[node]:
+        if not self._depends(node):
             return
         if count:
             node = self._unnamed(len, node)
         self._unnamed(decided, node, value)
+
+    def _depends(self, node: fx.Node) -> bool:
+        for each in _needed(node, self._given):
+            self._given[each] = each.op == "placeholder" or any(self._given[source] for source in each.all_input_nodes)
+        return self._given[node]
 
     def _unnamed(self, function: Callable[..., Any], *args: Any) -> fx.Node:
         node = self.create_node("call_function", function, args, {})

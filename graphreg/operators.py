@@ -235,7 +235,7 @@ def is_size(node: fx.Node, size: Callable[[fx.Node], bool]) -> bool:
     """Whether the value is a number, shape or flag and no tensor; ``size`` answers for the arguments."""
     name = function_name(node)
     if name in SIZES:
-        return True
+        return name != "type" or len(node.args) + len(node.kwargs) == 1  # x.type(dtype) is a tensor
     if name == "getattr":
         return node.args[1] in SIZE_ATTRIBUTES
     if node.op != "call_function" or getattr(node.target, "__module__", "") not in ("_operator", "builtins", "math"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,9 @@ from torch import fx
 
 from graphreg.operators import IN_PLACE_NAMES
 from graphreg.origin import origin_now
+
+# Code that is nobody's model: it may ask the class of a proxy, and is told that it is one. Not functools: singledispatch asks there.
+FOREIGN = sys.stdlib_module_names - {"__main__", "functools"} | {"torch", "graphreg", "numpy", "scipy", "pandas", "networkx", "sympy"}
 
 
 class Value(fx.Proxy):
@@ -28,8 +32,15 @@ class Value(fx.Proxy):
         return cls(node, tracer)
 
     @property  # type: ignore[misc]
-    def __class__(self) -> type:  # what isinstance asks: a proxy in the place of a tuple takes the wrong branch without a word
-        return tuple if self.tracer.is_tuple(self.node) else type(self)  # type: ignore[attr-defined]
+    def __class__(self) -> type:
+        """What ``isinstance`` asks. Of the model's code that is answered in kinds.py; what comes here, ``match`` and functions that
+        were not found, is refused: a proxy takes the wrong branch without a word."""
+        if self.tracer.is_tuple(self.node):  # type: ignore[attr-defined]
+            return tuple
+        home = str(sys._getframe(1).f_globals.get("__name__", ""))
+        if home.partition(".")[0] in FOREIGN:
+            return type(self)
+        raise TypeError(f"the class of the traced value {self.node.name!r} is asked, in {home}, where a trace cannot answer")
 
     def _in_place(self, function: Callable[..., Any], other: Any) -> Any:
         if self.node in getattr(self.tracer, "sizes", ()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -30,6 +31,7 @@ from graphreg.symbolic import symbolic
 
 FrontEnd = Literal["auto", "symbolic", "export"]
 FRONT_ENDS = ("auto", "symbolic", "export")
+_ONE_AT_A_TIME = threading.RLock()  # torch.fx has its own in the place of nn.Module's methods meanwhile, for all threads
 
 
 @dataclass(frozen=True)
@@ -96,11 +98,12 @@ def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "a
     Optional arguments that the example does not carry are held at their defaults.
     Raises TraceError with the line of the user's forward that cannot be traced.
     """
-    drawn = randomness()
-    try:
-        return _trace(model, example_inputs, front_end)
-    finally:
-        restore_randomness(drawn)  # the model's code may have drawn; the user's streams go on as if it had not
+    with _ONE_AT_A_TIME:
+        drawn = randomness()
+        try:
+            return _trace(model, example_inputs, front_end)
+        finally:
+            restore_randomness(drawn)  # the model's code may have drawn; the user's streams go on as if it had not
 
 
 def _trace(model: nn.Module, example_inputs: Any, front_end: FrontEnd) -> Traced:

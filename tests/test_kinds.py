@@ -1,10 +1,14 @@
 """What isinstance answers of a traced value."""
 
 import builtins
+import collections.abc
+import functools
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -159,3 +163,180 @@ def test_isinstance_is_pythons_own_again(model: nn.Module) -> None:
         assert "no forward" in str(error)  # it came past its assertion
     assert all("isinstance" not in home for home in homes)
     assert isinstance is builtins.isinstance
+
+
+# What only the examples tell, and what they tell is asserted
+
+
+class Asked(nn.Module):
+    """A decision by a function of the layer's value and of a second argument."""
+
+    def __init__(self, ask: Callable[[Any, Any], bool]) -> None:
+        super().__init__()
+        self.layer, self.ask = nn.Linear(4, 4), ask
+
+    def forward(self, x: Tensor, b: Any = None) -> Tensor:
+        y: Tensor = self.layer(x)
+        return y * 2 if self.ask(y, b) else y * 3
+
+
+class Masked(NamedTuple):
+    x: Any
+    mask: Any
+
+
+@dataclass
+class Data:
+    x: Any
+    mask: Any = None
+
+
+X = torch.linspace(-1, 1, 12).view(3, 4)
+LEFT_OPEN: dict[str, tuple[Any, ...]] = {
+    "an entry that is not there": (lambda y, b: isinstance(b.get("mask"), Tensor), {"q": X}),
+    "an entry": (lambda y, b: isinstance(b.get("m"), (list, tuple)), {"m": [X]}),
+    "a field": (lambda y, b: isinstance(b.mask, Tensor), Masked(X, None)),
+    "an attribute": (lambda y, b: isinstance(b.mask, Tensor), Data(X)),
+    "indices": (lambda y, b: isinstance(torch.where(y > 0), tuple),),
+    "indices by an option": (lambda y, b: isinstance(torch.nonzero(y, as_tuple=True), tuple),),
+    "one or several": (lambda y, b: isinstance(torch.atleast_2d(y, y), tuple),),
+    "a longer shape": (lambda y, b: isinstance(y.shape[:1] + (4,), tuple),),
+    "strides": (lambda y, b: isinstance(y.stride(), tuple),),
+    "half of a size": (lambda y, b: isinstance(y.shape[0] * 0.5, float),),
+    "a device's type": (lambda y, b: isinstance(y.device.type, str),),
+    "a tensor of a dtype": (lambda y, b: isinstance(y, torch.FloatTensor),),
+}
+
+
+@pytest.mark.parametrize("name", LEFT_OPEN)
+def test_what_the_operation_leaves_open_the_example_tells(name: str) -> None:
+    ask, *given = LEFT_OPEN[name]
+    model = Asked(ask)
+    module = graphreg.regularize(model, weight_l2=1e-3, example_inputs=(X, *given))
+    assert torch.equal(module(X, *given)[0], model(X, *given))
+    if not given:
+        with pytest.raises(graphreg.TraceError, match="isinstance is asked of"):
+            graphreg.trace(model)
+
+
+@pytest.mark.parametrize("ask", [collections.abc.Iterable, collections.abc.Callable, Tensor | None, (int, nn.Module)], ids=str)
+def test_abstract_classes_and_unions(ask: Any) -> None:
+    for make in (lambda y: y, lambda y: y.shape[0]):
+        model = Asked(lambda y, b, make=make: isinstance(make(y), ask))  # type: ignore[misc]
+        assert torch.equal(graphreg.regularize(model, weight_l2=1e-3)(X)[0], model(X))
+
+
+class Either(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, xs: Any) -> Any:
+        return self.layer(xs[0] if isinstance(xs, list) else xs)
+
+
+def test_another_type_than_was_traced_is_an_error() -> None:
+    model = Either()
+    listed = graphreg.regularize(model, weight_l2=1e-3, example_inputs=([X],))
+    for run in (listed, torch.compile(listed, fullgraph=True, backend="aot_eager")):
+        assert torch.equal(run([X])[0], model([X]))
+    with pytest.raises(
+        graphreg.GraphRegError, match=r"make it a Tensor where it was traced with a list\. Regularize it with example_inputs"
+    ):
+        listed(X)
+    with pytest.raises(graphreg.GraphRegError, match="make it a list where it was traced with a Tensor"):
+        graphreg.regularize(model, weight_l2=1e-3)([X])
+    assert "decided: the model itself goes the way of the types it was traced with (1 asserted)" in str(graphreg.names(model, ([X],)))
+
+
+# Code that stands elsewhere, and what cannot be answered
+
+
+def doubled_in_a_hook(module: nn.Module, given: Any, output: Any) -> Any:
+    return output * 2 if isinstance(output, Tensor) else output * 3
+
+
+def by_partial(module: Any, x: Tensor) -> Any:
+    return doubled_in_a_hook(module, x, module.layer(x))
+
+
+def test_hooks_and_forwards_that_are_set() -> None:
+    for hooked in ("", "0"):
+        model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+        model.get_submodule(hooked).register_forward_hook(doubled_in_a_hook)
+        assert torch.equal(graphreg.regularize(model, weight_l2=1e-3)(X)[0], model(X))
+    bound = Either()
+    bound.forward = functools.partial(by_partial, bound)  # type: ignore[method-assign]
+    assert torch.equal(graphreg.regularize(bound, weight_l2=1e-3)(X)[0], bound(X))
+
+
+def test_a_class_whose_module_nobody_has() -> None:
+    space: dict[str, Any] = {"__name__": "nowhere_to_be_found", "nn": nn, "Tensor": Tensor}
+    exec(
+        "class Hidden(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.layer = nn.Linear(4, 4)\n"
+        "    def forward(self, x):\n        y = self.layer(x)\n        return y * 2 if isinstance(y, Tensor) else y * 3\n", space,
+    )  # fmt: skip
+    model = space["Hidden"]()
+    assert torch.equal(graphreg.regularize(model, weight_l2=1e-3)(X)[0], model(X)) and "isinstance" not in space
+
+
+class Matches(nn.Module):
+    def forward(self, x: Any) -> Any:
+        match x:
+            case Tensor():
+                return x * 2
+            case _:
+                return x * 3
+
+
+@functools.singledispatch
+def dispatched(x: Any) -> Any:
+    return x * 3
+
+
+@dispatched.register
+def _(x: Tensor) -> Any:
+    return x * 2
+
+
+class Dispatches(nn.Module):
+    def forward(self, x: Any) -> Any:
+        return dispatched(x)
+
+
+@pytest.mark.parametrize("kind", [Matches, Dispatches])
+def test_what_cannot_be_answered_is_refused_and_kept_whole(kind: type[nn.Module]) -> None:
+    with pytest.raises(graphreg.TraceError, match="the class of the traced value 'x' is asked, in (test_kinds|functools)"):
+        graphreg.trace(kind())
+    model = nn.Sequential(nn.Linear(4, 4), kind())
+    module = graphreg.regularize(model, weight_l2=1e-3)
+    assert torch.equal(module(X)[0], model(X)) and "is asked, in" in graphreg.trace(model).leaves["1"]
+
+
+class Typed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        z = y.type(torch.float32)  # y itself: the write below reaches it
+        z += 1
+        return torch.relu(y)
+
+
+def test_type_with_a_dtype_is_a_tensor() -> None:
+    model = Typed()
+    assert torch.equal(graphreg.regularize(model, weight_l2=1e-3)(X)[0], model(X))
+
+
+def test_threads_trace_one_after_the_other() -> None:
+    models = [nn.Sequential(*(layer for _ in range(12) for layer in (nn.Linear(4, 4), nn.ReLU()))) for _ in range(6)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            made = list(pool.map(lambda model: graphreg.regularize(model, hidden_l1=1e-3, rng=0), models))
+    finally:
+        sys.setswitchinterval(interval)
+    assert all(torch.equal(module(X)[0], model(X)) for module, model in zip(made, models, strict=True))

@@ -17,7 +17,7 @@ STEPS = 12
 
 def started(place: Path, backend: str, *stop: int) -> subprocess.Popen[str]:
     command = [sys.executable, str(SCRIPT), str(place / "checkpoint.pt"), str(place / "losses"), backend, str(STEPS), *map(str, stop)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_LOGS": "-all"}  # a build for CUDA warns where there is none
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
