@@ -15,7 +15,7 @@ from weakref import WeakSet
 from torch import nn
 
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, near_sentence, shown
-from graphreg.inside import own_draws, rules_of
+from graphreg.inside import own_draws, rewritten, rules_of
 from graphreg.keys import KeyRule
 from graphreg.knobs import Knobs, knobs_of
 from graphreg.rules import Drawing
@@ -126,11 +126,12 @@ def frozen_noise(module: Regulated) -> Iterator[None]:
 
 
 def _tell_unheld(module: Any, key: KeyRule) -> None:
-    if key in _told or not module.training:
+    if key in _told:
         return
-    _told.add(key)
-    names = [own.site.name for own in own_draws(module)]
+    inner = rewritten(module)
+    names = [own.site.name for own in own_draws(module) if own.when == "always" or inner.get_submodule(own.path).training]
     if names:
+        _told.add(key)
         log.warning(
             "frozen_noise does not hold %s: torch draws it, not graphreg. own_dropout='seeded' moves what can be moved.", _few(names)
         )
@@ -179,6 +180,10 @@ def _checked_streams(state: object, names: Sequence[str]) -> list[int]:
         raise RegularizerError(
             f"the state has {given}; this graphreg reads version {STATE_VERSION}. Give the dict that graphreg.rng_state returned, "
             "or read it with the graphreg that saved it."
+        )
+    if "calls" in state and "seed" in state:
+        raise RegularizerError(
+            "the state of a backend's noise is no state of a rewritten module. Give the dict that rng_state(module) gave."
         )
     call, streams = state.get("call"), state.get("streams")
     damaged = (

@@ -132,8 +132,8 @@ def _beside(a: Any, b: Any, planned: bool) -> Iterator[str]:
     other = [] if planned else [name for name in ours if name in theirs and ours[name] != theirs[name]]
     if other:
         yield f"beside the code: the noise is seeded differently ({listed(other)})"
-    shapes = {name: p.shape for name, p in _inner(a).named_parameters()}
-    pairs = [(name, shapes[name], p.shape) for name, p in _inner(b).named_parameters() if shapes.get(name, p.shape) != p.shape]
+    shapes, others = ({name: p.shape for name, p in _inner(module).named_parameters() if not nn.parameter.is_lazy(p)} for module in (a, b))
+    pairs = [(name, shapes[name], shape) for name, shape in others.items() if shapes.get(name, shape) != shape]
     if pairs:
         words = [f"{name} {'x'.join(map(str, old))} and {'x'.join(map(str, new))}" for name, old, new in pairs]
         yield f"beside the code: parameters have other shapes ({listed(words)})"

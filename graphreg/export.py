@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,7 @@ from torch.utils import _pytree as pytree
 from graphreg.errors import GraphRegError, TraceError, first_line
 from graphreg.modes import Graphs, trace_modes
 from graphreg.recording import Recorder
-from graphreg.shapes import Arguments
+from graphreg.shapes import Arguments, run_itself
 from graphreg.surroundings import quiet
 from graphreg.symbolic import where
 from graphreg.unlifting import Unlifting
@@ -43,9 +42,9 @@ def export(model: nn.Module, call: Arguments, leaves: dict[str, str], constants:
         except GraphRegError:
             raise
         except Exception as error:
-            _run(model, call)  # its own error, if it has one
-            what = first_line(error)
-            raise TraceError(f"{type(model).__name__} cannot be exported{where(error)} ({what}).") from error
+            met = error
+        run_itself(model, call, {})  # its own error, if it has one
+        raise TraceError(f"{type(model).__name__} cannot be exported{where(met)} ({first_line(met)}).") from met
 
 
 def _both(model: nn.Module, call: Arguments, leaves: dict[str, str], constants: dict[str, torch.Tensor], wide: bool = False) -> Graphs:
@@ -123,12 +122,6 @@ def _distinct(call: Arguments) -> Arguments:
 
     args, kwargs = pytree.tree_map_only(torch.Tensor, own, call)
     return args, kwargs
-
-
-def _run(model: nn.Module, call: Arguments) -> None:
-    with torch.no_grad():
-        twin = copy.deepcopy(model).eval()
-        twin(*copy.deepcopy(call[0]), **copy.deepcopy(call[1]))
 
 
 @contextmanager

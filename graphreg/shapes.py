@@ -42,15 +42,22 @@ def propagate(model: nn.Module, graphs: Graphs, bound: Mapping[str, Any], call: 
         values = [bound[str(n.target).lstrip("*")] for n in graph.nodes if n.op == "placeholder"]
         if _runs_on_fakes(model, mode, graph, values, constants):
             continue
+        twin = run_itself(model, call, constants)
         with torch.no_grad():
-            twin = _in_mode(copy.deepcopy(model), "eval")
-            twin.__dict__.update(constants)
-            try:
-                twin(*copy.deepcopy(call[0]), **copy.deepcopy(call[1]))
-            except Exception as error:
-                error.add_note(f"This is {type(model).__name__}'s own error: graphreg ran it on the example_inputs.")
-                raise
             _run(twin, graph, values)
+
+
+def run_itself(model: nn.Module, call: Arguments, constants: Mapping[str, torch.Tensor]) -> nn.Module:
+    """A copy in eval mode that has run on the example; the model's own error, with a note that says so, where it does not run."""
+    twin = copy.deepcopy(model).eval()
+    twin.__dict__.update(constants)
+    try:
+        with torch.no_grad():
+            twin(*copy.deepcopy(call[0]), **copy.deepcopy(call[1]))
+    except Exception as error:
+        error.add_note(f"This is {type(model).__name__}'s own error: graphreg ran it on the example_inputs.")
+        raise
+    return twin
 
 
 def _runs_on_fakes(model: nn.Module, mode: str, graph: fx.Graph, values: list[Any], constants: Mapping[str, torch.Tensor]) -> bool:

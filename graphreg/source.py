@@ -56,7 +56,7 @@ def source(module: Any, strengths: Mapping[str, float]) -> Source:
     inner, plan = rewritten(module), rules_of(module).about[0]
     rules = _rules(plan, strengths)
     attached = rules_of(module)._modules.get("attach")
-    if isinstance(attached, AttachRule) and attached.scale is not None:
+    if isinstance(attached, AttachRule) and attached.told() != "scale 1":
         rules.append(Line(f"# attach: {attached.told()}", "# attach", "rule", attached.names))
     return Source(plan.title, {mode: (*rules, *_lines(graph, plan)) for mode, graph in graphs_of(inner).items()})
 

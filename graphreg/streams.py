@@ -98,6 +98,7 @@ class Streams:
             f"seed={seed!r}, no whole number" if not isinstance(seed, int) or isinstance(seed, bool)
             else f"ranks={ranks!r}, not 'differ' or 'same'" if ranks not in ("differ", "same")
             else f"calls={calls!r}, not a dict of streams to whole numbers of 0 or more" if not whole
+            else f"{', '.join(sorted(map(str, foreign)))}, which no state has" if (foreign := state.keys() - self.state().keys())
             else None
         )  # fmt: skip
         if damaged:

@@ -201,6 +201,7 @@ def test_knobs() -> None:
         ("the state has version 9; this graphreg reads version 1.", {**state, "version": 9}),
         ("the state is damaged: it says seed='x', no whole number.", {**state, "seed": "x"}),
         ("the state is damaged: it says ranks='?', not 'differ' or 'same'.", {**state, "ranks": "?"}),
+        ("the state is damaged: it says epoch, which no state has.", {**state, "epoch": 3}),
         ("the state is damaged: it says calls={'a': -1}, not a dict of streams to whole numbers", {**state, "calls": {"a": -1}}),
     ]:
         refused(RegularizerError, sentence, lambda given=given: graphreg.set_rng_state(backend, given))  # type: ignore[misc]

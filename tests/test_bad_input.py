@@ -732,6 +732,10 @@ def test_a_model_that_fails_on_its_example_fails_with_its_own_error_alone(capfd:
             ask(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.ones(2, 9))  # type: ignore[no-untyped-call]
         assert told.value.__notes__ == ["This is Sequential's own error: graphreg ran it on the example_inputs."]
         assert told.value.__context__ is None
+    with pytest.raises(RuntimeError) as exported:
+        graphreg.trace(nn.Linear(4, 4), torch.ones(2, 9), front_end="export")
+    assert exported.value.__notes__ == ["This is Linear's own error: graphreg ran it on the example_inputs."]
+    assert exported.value.__context__ is None
     assert capfd.readouterr() == ("", "")  # torch logs a traceback of fake tensors otherwise
 
 

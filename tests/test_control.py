@@ -78,6 +78,13 @@ def test_a_dropout_that_torch_draws_is_told_of_once(monkeypatch: pytest.MonkeyPa
             module(torch.ones(2, 4))
     with graphreg.frozen_noise(noisy()):
         pass
+    apart = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Dropout(0.2), nn.Linear(4, 2))
+    for root, own in ((True, False), (False, True)):  # it is the mode of the dropout that counts
+        module = graphreg.regularize(apart, hidden_dropout=0.1).train(root)
+        apart[2].train(own)
+        with graphreg.frozen_noise(module):
+            assert len(told) == 1 + own
+    del told[1]
     assert told == ["frozen_noise does not hold 2: torch draws it, not graphreg. own_dropout='seeded' moves what can be moved."]
 
 
@@ -298,6 +305,7 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a text": (lambda s: {**s, "streams": dict.fromkeys(s["streams"], "7")}, "not a dict of names"),
     "a word too long": (lambda s: {**s, "streams": dict.fromkeys(s["streams"], 1 << 63)}, "not a dict of names"),
     "a foreign key": (lambda s: {**s, "seed": 3}, "the state is damaged: it says seed, which no state has"),
+    "a backend's": (lambda s: graphreg.rng_state(graphreg.backend(hidden_dropout=0.1, rng=0)), "the state of a backend's noise is no"),
     "one less": (
         lambda s: {**s, "streams": dict(list(s["streams"].items())[1:])},
         "the state belongs to another module, of other streams of noise; it lacks: {first}. Build the module as for the run that saved it",
