@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dis
+import functools
 import operator
 import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +18,19 @@ from graphreg.origin import origin_now
 
 # Code that is nobody's model: it may ask the class of a proxy, and is told that it is one. Not functools: singledispatch asks there.
 FOREIGN = sys.stdlib_module_names - {"__main__", "functools"} | {"torch", "graphreg", "numpy", "scipy", "pandas", "networkx", "sympy"}
+
+
+def _asks(frame: types.FrameType) -> bool:
+    """Whether code asks a class: torch's argument parser does so too, of what a function is called with, and takes a proxy for one."""
+    code, place = frame.f_code, frame.f_globals
+    by_name = "__class__" in code.co_names or ("isinstance" in code.co_names and "isinstance" not in place)
+    return by_name or place.get("__name__") == "functools" or frame.f_lasti in _matches(code)
+
+
+@functools.cache
+def _matches(code: types.CodeType) -> frozenset[int]:
+    """Where ``case Tensor():`` stands in it."""
+    return frozenset(each.offset for each in dis.get_instructions(code) if each.opname == "MATCH_CLASS")
 
 
 class Value(fx.Proxy):
@@ -37,8 +53,9 @@ class Value(fx.Proxy):
         were not found, is refused: a proxy takes the wrong branch without a word."""
         if self.tracer.is_tuple(self.node):  # type: ignore[attr-defined]
             return tuple
-        home = str(sys._getframe(1).f_globals.get("__name__", ""))
-        if home.partition(".")[0] in FOREIGN:
+        frame = sys._getframe(1)
+        home = str(frame.f_globals.get("__name__", ""))
+        if home.partition(".")[0] in FOREIGN or not _asks(frame):
             return type(self)
         raise TypeError(f"the class of the traced value {self.node.name!r} is asked, in {home}, where a trace cannot answer")
 
