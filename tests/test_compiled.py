@@ -49,8 +49,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 CASES = [
     *[("mlp", s, "inductor") for s in SETTINGS], ("vit", "budget", "inductor"), ("vit", "default", "aot_eager"),
     ("vit", "aggressive", "aot_eager"), ("resnet18", "default", "inductor"),
-    ("resnet18 in float64", "aggressive", "aot_eager_decomp_partition"),
-    pytest.param("resnet18 in float64", "budget", "aot_eager_decomp_partition", marks=pytest.mark.sweep),
+    *(pytest.param("resnet18 in float64", how, "aot_eager_decomp_partition", marks=pytest.mark.sweep) for how in ("aggressive", "budget")),
 ]  # fmt: skip
 
 
