@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -18,13 +18,14 @@ from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, near_
 from graphreg.inside import own_draws, rewritten, rules_of
 from graphreg.keys import KeyRule
 from graphreg.knobs import Knobs, knobs_of
+from graphreg.own_dropout import Own
 from graphreg.rules import Drawing
 
 STATE_VERSION = 1
 STATE = {"version", "call", "ranks", "streams"}  # what a state has
 Ranks = Literal["differ", "same"]
 log = logging.getLogger("graphreg")
-_told: WeakSet[nn.Module] = WeakSet()  # the keys of modules whose unheld dropout was told of
+_unheld: WeakKeyDictionary[nn.Module, tuple[Own, ...]] = WeakKeyDictionary()  # by a module's key, what is still to be told of
 Regulated = nn.Module | Knobs | Callable[..., Any]  # a rewritten module, a backend, or what torch.compile made with one
 
 
@@ -126,12 +127,12 @@ def frozen_noise(module: Regulated) -> Iterator[None]:
 
 
 def _tell_unheld(module: Any, key: KeyRule) -> None:
-    if key in _told:
-        return
-    inner = rewritten(module)
-    names = [own.site.name for own in own_draws(module) if own.when == "always" or inner.get_submodule(own.path).training]
+    if key not in _unheld:  # a look at the whole graph: once
+        _unheld[key] = own_draws(module)
+    inner = rewritten(module) if _unheld[key] else module
+    names = [own.site.name for own in _unheld[key] if own.when == "always" or inner.get_submodule(own.path).training]
     if names:
-        _told.add(key)
+        _unheld[key] = ()
         log.warning(
             "frozen_noise does not hold %s: torch draws it, not graphreg. own_dropout='seeded' moves what can be moved.", _few(names)
         )

@@ -13,7 +13,8 @@ import builtins
 import functools
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator
+import typing
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -106,10 +107,9 @@ def is_of(value: object, kinds: Any) -> bool:
 def _is(kind: type, kinds: Any, name: str) -> bool:
     if builtins.isinstance(kinds, tuple):
         return any(_is(kind, each, name) for each in kinds)
-    if builtins.isinstance(kinds, types.UnionType):
-        return any(_is(kind, each, name) for each in kinds.__args__)
-    asks: Callable[..., bool] | None = getattr(type(kinds), "__instancecheck__", None)
-    plain = kinds is nn.Parameter or asks in (type.__instancecheck__, getattr(types.GenericAlias, "__instancecheck__", None))
+    if typing.get_origin(kinds) in (types.UnionType, typing.Union):
+        return any(_is(kind, each, name) for each in typing.get_args(kinds))
+    plain = kinds is None or kinds is nn.Parameter or getattr(type(kinds), "__instancecheck__", None) == type.__instancecheck__
     if not plain and not hasattr(kinds, "_abc_impl") and issubclass(kind, torch.Tensor):
         raise TypeError(f"isinstance is asked of {name!r}, for {kinds!r}, and the trace cannot tell whether the tensor is one")
     return issubclass(kind, type(None) if kinds is None else kinds)

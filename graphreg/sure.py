@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from graphreg.dropouts import is_dropout_module
 from graphreg.layers import STACKS, gives_tuple, is_leaf
-from graphreg.operators import PACKS, Operations, function_name
+from graphreg.operators import IN_PLACE_NAMES, PACKS, Operations, function_name
 
 ATTRIBUTES: dict[str, type] = {
     "shape": torch.Size, "dtype": torch.dtype, "device": torch.device, "layout": torch.layout, "is_cuda": bool, "requires_grad": bool,
@@ -18,8 +18,11 @@ ATTRIBUTES: dict[str, type] = {
 }  # fmt: skip
 INTEGERS = {"add", "sub", "mul", "floordiv", "mod", "neg", "pos"}  # of integers, again one
 COUNTS = {"dim", "ndimension", "numel", "nelement", "len", "element_size"}
-COMPARISONS = {"lt", "le", "eq", "ne", "gt", "ge", "not_", "contains", "is_floating_point", "is_complex", "is_contiguous"}
-ARITHMETIC = {"add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "neg", "and_", "or_", "xor", "invert", "abs"}
+ORDER = {"lt", "le", "eq", "ne", "gt", "ge"}
+FLAGS = ORDER | {"not_", "contains", "is_floating_point", "is_complex", "is_contiguous"}  # of sizes and of tensors' settings
+OPERATORS = ORDER | set(IN_PLACE_NAMES) | {
+    "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "neg", "and_", "or_", "xor", "invert", "abs",
+}  # fmt: skip  # of a tensor and whatever else they give a tensor
 SEVERAL = {"return_indices", "as_tuple", "return_inverse", "return_counts"}  # options by which one tensor becomes several
 
 
@@ -36,7 +39,7 @@ def surely(node: fx.Node, tracer: Any) -> type | None:
         return _of_layer(node, module, tracer)
     if name in ("getitem", "__getitem__"):
         return _of_part(node, tracer)
-    if name in COMPARISONS and node in tracer.sizes:
+    if name in FLAGS and node in tracer.sizes:
         return bool
     if node in tracer.sizes:
         return _of_size(node, name, tracer)
@@ -45,8 +48,7 @@ def surely(node: fx.Node, tracer: Any) -> type | None:
     if node.op == "call_method" and not is_tensor(node.args[0], tracer):
         return None
     if getattr(node.target, "__module__", "") in ("_operator", "builtins", "math"):
-        known = name in ARITHMETIC | COMPARISONS or name.lstrip("i") in ARITHMETIC
-        return torch.Tensor if known and any(is_tensor(a, tracer) for a in node.args) else None
+        return torch.Tensor if name in OPERATORS and any(is_tensor(a, tracer) for a in node.args) else None
     if operations.is_list(node):
         return tuple
     if name == "where" and len(node.args) + len(node.kwargs) > 1:  # of a condition alone it gives indices

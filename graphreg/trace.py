@@ -139,13 +139,8 @@ def _traced(model: nn.Module, front_end: FrontEnd, held: Mapping[str, Any], boun
     try:
         return _exported(model, held, call, TraceError(f"torch.fx does not see into {', '.join(kept)}"))
     except TraceError as error:
-        return replace(
-            symbolically,
-            notes=(
-                *symbolically.notes,
-                f"front end: symbolic, for {str(error.__cause__).rstrip('.')}",
-            ),
-        )
+        note = f"front end: symbolic, for {str(error.__cause__).rstrip('.')}"
+        return replace(symbolically, notes=(*symbolically.notes, note))
 
 
 def _symbolically(model: nn.Module, held: Mapping[str, Any], bound: Mapping[str, Any], call: Arguments | None) -> Traced:

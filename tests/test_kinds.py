@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
 import pytest
 import torch
@@ -219,7 +219,10 @@ def test_what_the_operation_leaves_open_the_example_tells(name: str) -> None:
             graphreg.trace(model)
 
 
-@pytest.mark.parametrize("ask", [collections.abc.Iterable, collections.abc.Callable, Tensor | None, (int, nn.Module)], ids=str)
+UNIONS = [Tensor | None, Optional[Tensor]]  # noqa: UP045
+
+
+@pytest.mark.parametrize("ask", [collections.abc.Iterable, collections.abc.Callable, *UNIONS, (int, nn.Module)], ids=str)
 def test_abstract_classes_and_unions(ask: Any) -> None:
     for make in (lambda y: y, lambda y: y.shape[0]):
         model = Asked(lambda y, b, make=make: isinstance(make(y), ask))  # type: ignore[misc]
@@ -247,6 +250,31 @@ def test_another_type_than_was_traced_is_an_error() -> None:
     with pytest.raises(graphreg.GraphRegError, match="make it a list where it was traced with a Tensor"):
         graphreg.regularize(model, weight_l2=1e-3)([X])
     assert "decided: the model itself goes the way of the types it was traced with (1 asserted)" in str(graphreg.names(model, ([X],)))
+
+
+class AsksAndFails(nn.Module):
+    """Kept whole, after the trace of it has asked of the model's argument."""
+
+    def forward(self, xs: Any) -> Any:
+        x = xs[0] if isinstance(xs, list) else xs
+        return x * 2 if x.sum() > -1e9 else x
+
+
+class AsksAgain(Either):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = AsksAndFails()
+
+    def forward(self, xs: Any) -> Any:
+        return self.first(xs) + self.layer(xs[0] if isinstance(xs, list) else xs)
+
+
+def test_what_was_asserted_in_a_part_that_is_kept_whole_is_asserted_again() -> None:
+    model = AsksAgain()
+    module = graphreg.regularize(model, weight_l2=1e-3)
+    assert torch.equal(module(X)[0], model(X)) and list(graphreg.trace(model).leaves) == ["first"]
+    with pytest.raises(graphreg.GraphRegError, match="make it a list where it was traced with a Tensor"):
+        module([X])
 
 
 # Code that stands elsewhere, and what cannot be answered

@@ -90,3 +90,12 @@ def test_second_dropout_at_a_site_is_another() -> None:
 def test_errors(rate: float) -> None:
     with pytest.raises(graphreg.RegularizerError, match=r"BernoulliDropout: weight.*(in \[0, 1\)|finite)"):
         BernoulliDropout("*", rate)
+
+
+def test_past_the_limit_of_an_index_eager_masks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There the draws are written out, and the mask is of bytes in eager, too: it cannot be scaled in its own memory."""
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 2)), torch.randn(5, 4)
+    expected, found = (graphreg.regularize(model, hidden_dropout=0.1, own_dropout="seeded", rng=0) for _ in range(2))
+    outputs = expected(x).output
+    monkeypatch.setattr("graphreg.noise.LIMIT", 4)
+    assert torch.equal(found(x).output, outputs)
