@@ -554,7 +554,6 @@ VALUES = [name for site in RESNET.values if site.selectable for name in site.nam
 GLOBS = ["layer4*", "layer4.*", "layer4.**", "layer?.0", "*.relu", "@Conv2d", "#hidden", "*", "layer[12]*", "@add", "**bn*", "*#output"]
 texts = st.sampled_from([*VALUES, *GLOBS])
 unions = st.lists(texts, min_size=1, max_size=4)
-calm = settings(deadline=None)  # the machine may be slow
 
 
 def or_nothing(selector: Selector) -> list[Site]:
@@ -565,7 +564,6 @@ def or_nothing(selector: Selector) -> list[Site]:
         return []
 
 
-@calm
 @given(unions, st.lists(texts, max_size=2), st.randoms(use_true_random=False))
 def test_order_of_a_union(union: list[str], less: list[str], random: Any) -> None:
     given = [*union, *(f"!{text}" for text in less)]
@@ -573,20 +571,17 @@ def test_order_of_a_union(union: list[str], less: list[str], random: Any) -> Non
     assert or_nothing(given) == or_nothing(shuffled)
 
 
-@calm
 @given(texts)
 def test_one_string_is_a_list_of_one(text: str) -> None:
     assert found(RESNET, text) == found(RESNET, [text]) == found(RESNET, (text,))
     assert BernoulliDropout(text, 0.1) == BernoulliDropout([text], 0.1)
 
 
-@calm
 @given(st.sampled_from([text for text in [*VALUES, *GLOBS] if "#" not in text and text != "*"]))
 def test_out_is_the_default_port(text: str) -> None:
     assert found(RESNET, text) == found(RESNET, f"{text}:out")
 
 
-@calm
 @given(texts)
 def test_no_name_is_any_name(text: str) -> None:
     assume(text != "*")
@@ -596,14 +591,12 @@ def test_no_name_is_any_name(text: str) -> None:
     assert found(RESNET, "#hidden") == found(RESNET, "**#hidden")
 
 
-@calm
 @given(unions, st.data())
 def test_a_union_with_a_duplicate(union: list[str], data: Any) -> None:
     again = data.draw(st.sampled_from(union))
     assert found(RESNET, [*union, again]) == found(RESNET, union)
 
 
-@calm
 @given(unions)
 def test_a_union_is_the_union(union: list[str]) -> None:
     sites = found(RESNET, union)
@@ -614,7 +607,6 @@ def test_a_union_is_the_union(union: list[str]) -> None:
     assert [order.index(site.name) for site in sites] == sorted(order.index(site.name) for site in sites)
 
 
-@calm
 @given(unions, texts)
 @example(["fc"], "*")
 @example(["fc", "layer4.*"], "layer4*")
@@ -624,13 +616,11 @@ def test_what_is_taken_away_is_gone(union: list[str], text: str) -> None:
     assert or_nothing([text, f"!{text}"]) == []
 
 
-@calm
 @given(texts)
 def test_an_exclude_alone_starts_from_the_default(text: str) -> None:
     assert or_nothing(f"!{text}") == or_nothing(["*", f"!{text}"])
 
 
-@calm
 @given(st.sampled_from(VALUES), st.data())
 @example("layer4.0.relu_1", None)
 def test_a_star_in_a_name_still_finds_something(name: str, data: Any) -> None:
@@ -644,7 +634,7 @@ def test_a_star_in_a_name_still_finds_something(name: str, data: Any) -> None:
     assert named(RESNET, [name])[0] in within
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.sampled_from(["hid1", "act1", "hid2", "*", "hid*", "act1:out", "@Tanh"]), min_size=1, max_size=5))
 def test_a_site_is_measured_once(union: list[str]) -> None:
     """However many patterns match it: the penalty is the mean over the distinct sites."""
