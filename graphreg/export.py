@@ -44,7 +44,27 @@ def export(model: nn.Module, call: Arguments, leaves: dict[str, str], constants:
         except Exception as error:
             met = error
         run_itself(model, call, {})  # its own error, if it has one
+        check_works()
         raise TraceError(f"{type(model).__name__} cannot be exported{where(met)} ({first_line(met)}).") from met
+
+
+class FrontEndError(TraceError):
+    """The export front end itself fails, whatever the model."""
+
+
+def check_works() -> None:
+    """Raise where the front end fails on a model of one layer, too: then the fault is not the user's model, but the version of torch.
+
+    It stands on parts of torch that no version promises to the next.
+    """
+    try:
+        _both(nn.Sequential(nn.Linear(2, 2)), ((torch.ones(2, 2),), {}), {}, {})
+    except Exception as error:
+        raise FrontEndError(
+            f"graphreg's export front end does not work with torch {torch.__version__} ({first_line(error)}). No model can be exported "
+            "with it, so the cause is not your model. Please report this; meanwhile use another version of torch, or "
+            "torch.compile(model, backend=graphreg.backend(...))."
+        ) from error
 
 
 def _both(model: nn.Module, call: Arguments, leaves: dict[str, str], constants: dict[str, torch.Tensor], wide: bool = False) -> Graphs:

@@ -41,11 +41,15 @@ def quiet(logger: str, level: int = logging.ERROR) -> Iterator[None]:
         log.setLevel(before)
 
 
+def checkpoints() -> dict[str, Any]:
+    """What torch begins a checkpoint with that is not reentrant, by name: one function up to 2.14, from 2.15 on another behind it."""
+    return {name: value for name, value in vars(checkpointing).items() if name.startswith("_checkpoint_without_reentrant_generator")}
+
+
 @contextmanager
 def checkpoints_refused() -> Iterator[None]:
     """Activation checkpointing is traced away otherwise; the module that asks for it is kept whole instead."""
-    names = ("_checkpoint_without_reentrant_generator", "CheckpointFunction")
-    before = {name: getattr(checkpointing, name) for name in names if hasattr(checkpointing, name)}
+    before = {**checkpoints(), "CheckpointFunction": checkpointing.CheckpointFunction}
 
     class Refused:
         apply = staticmethod(lambda *args: Refused())

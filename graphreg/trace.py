@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from graphreg.collector import collector_at_rest
 from graphreg.decisions import decisions
 from graphreg.errors import GraphRegError, TraceError, shown
-from graphreg.export import export
+from graphreg.export import FrontEndError, export
 from graphreg.given import given_graphs
 from graphreg.layers import stacks
 from graphreg.modes import Graphs, left_as_it_was
@@ -169,6 +169,8 @@ def _exported(model: nn.Module, held: Mapping[str, Any], call: Arguments | None,
     except TraceError as error:
         if met is None:
             raise
+        if isinstance(error, FrontEndError):
+            raise FrontEndError(f"{error} torch.fx alone does not take this model: {met}") from error
         raise TraceError(
             f"{met} Nor does torch.export take it: {error} What is left is the backend, which takes a model in parts: "
             "torch.compile(model, backend=graphreg.backend(...))."
