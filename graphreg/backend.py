@@ -23,13 +23,13 @@ from graphreg.frames import Entry, Functions, entry, place_of, root_of, same_mod
 from graphreg.guards import Watched, guard
 from graphreg.knobs import Knobs
 from graphreg.listing import check_selectors, told
-from graphreg.module import RULES
 from graphreg.own_choice import OwnDropout
 from graphreg.parts import Inner, Maker, Part
 from graphreg.plan import check_trainable
 from graphreg.regularizer import Penalty, Regularizer
 from graphreg.selection import check_count, selected
 from graphreg.selector import Missing
+from graphreg.state import RULES
 from graphreg.streams import Streams
 from graphreg.summary import Report
 from graphreg.trace import Traced

@@ -26,6 +26,7 @@ from graphreg.roles import value_sites
 from graphreg.shapes import Arguments, arguments, propagate
 from graphreg.sites import Label, Names, Site
 from graphreg.sizes import fixed
+from graphreg.state import RULES, check_names, held_of
 from graphreg.surroundings import randomness, restore_randomness
 from graphreg.symbolic import symbolic
 
@@ -221,12 +222,9 @@ def check_model(model: object) -> None:
             "this model's parameters are sharded already (DTensor). Rewrite first, wrap second: graphreg.regularize, then "
             "torch.compile, then fully_shard or parallelize_module."
         )
-    if getattr(model, "graphreg_rules", None) is not None:
-        if isinstance(model, fx.GraphModule):
-            raise TraceError(
-                "this model is rewritten already. graphreg.strip(module) gives it back without the additions; regularize that."
-            )
-        raise TraceError(f"{type(model).__name__} has something called graphreg_rules, the name that additions go under. Rename it.")
+    if isinstance(model, fx.GraphModule) and getattr(model, RULES, None) is not None:
+        raise TraceError("this model is rewritten already. graphreg.strip(module) gives it back without the additions; regularize that.")
+    check_names(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise TraceError(f"{type(model).__name__} is compiled by torch.jit. Give regularize the model it was made from.")
     if type(model).forward is nn.Module.forward and "forward" not in model.__dict__:
@@ -251,7 +249,7 @@ def _held(model: nn.Module, bound: Mapping[str, Any] | None) -> dict[str, Any]:
     A proxy in place of None takes the wrong branch without a word. A GraphModule has taken its branches already.
     """
     if isinstance(model, fx.GraphModule):
-        return dict(getattr(model, "held", {}))
+        return held_of(model)
     if bound is not None:
         return {name: value for name, value in bound.items() if not _is_data(value)}
     return {n: p.default for n, p in inspect.signature(model.forward).parameters.items() if p.default is not p.empty}
