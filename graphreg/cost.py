@@ -19,8 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from graphreg.accounts import Cost
+from graphreg.changes import Changes
 from graphreg.errors import GraphRegError, first_line
 from graphreg.inside import graphs_of
+from graphreg.nesting import deep_enough
 from graphreg.own_choice import OWN
 from graphreg.plan import Plan
 from graphreg.state import held_of
@@ -36,7 +38,9 @@ def cost(module: fx.GraphModule, plan: Plan) -> Cost:
     Raises GraphRegError, with the reason alone, where it cannot be known: without shapes, or where the model does not run without data.
     """
     try:
-        twin = _without_data(module)
+        with Changes() as changes, changes:
+            deep_enough(module, changes)
+            twin = _without_data(module)
         twin.train()
         plain = strip(twin)
         with_them, without = (_pass(m, _of_train(graphs_of(m)), held_of(module)) for m in (twin, plain))

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from graphreg.attach import Penalties, Scale, check_penalties, check_scale
-from graphreg.collector import collector_at_rest
+from graphreg.changes import Changes
+from graphreg.collector import at_rest
 from graphreg.errors import RegularizerError, shown
 from graphreg.inside import graphs_of
 from graphreg.keywords import from_kwargs, instances
@@ -54,7 +55,8 @@ def regularize(
     if not isinstance(compile, (bool, Mapping)):
         raise RegularizerError(f"compile={shown(compile)} is not allowed; give True, False or a dict of torch.compile options.")
     _check_scaled(penalties, scale)
-    with collector_at_rest():
+    with Changes() as changes, changes:
+        at_rest(changes)
         traced = trace(model, example_inputs, front_end)
         found = plan(traced, [*instances(regularizers), *from_kwargs(traced, **keywords)], missing, own_dropout)
         module = rewrite(traced, found, rng, penalties, scale)

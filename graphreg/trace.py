@@ -6,20 +6,22 @@ import inspect
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from graphreg.collector import collector_at_rest
+from graphreg.changes import Changes, raise_interrupt
+from graphreg.collector import at_rest
 from graphreg.decisions import decisions
 from graphreg.errors import GraphRegError, TraceError, shown
 from graphreg.export import export
 from graphreg.given import given_graphs
 from graphreg.layers import stacks
 from graphreg.modes import Graphs, left_as_it_was
+from graphreg.nesting import deep_enough
 from graphreg.operators import Operations
 from graphreg.own_dropout import Own, find
 from graphreg.roles import value_sites
@@ -91,7 +93,6 @@ def parameter_site(modules: Mapping[str, nn.Module], names: Sequence[str], param
     return Site(labels, "parameter", module=owner, shape=tuple(parameter.shape), dtype=parameter.dtype)
 
 
-@collector_at_rest()
 def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "auto") -> Traced:
     """Trace a model in both of its modes.
 
@@ -99,16 +100,16 @@ def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "a
     Optional arguments that the example does not carry are held at their defaults.
     Raises TraceError with the line of the user's forward that cannot be traced.
     """
-    with _ONE_AT_A_TIME:
-        drawn = randomness()
-        try:
-            return _trace(model, example_inputs, front_end)
-        finally:
-            restore_randomness(drawn)  # the model's code may have drawn; the user's streams go on as if it had not
+    check_model(model)
+    with _ONE_AT_A_TIME, Changes() as changes, changes:
+        changes.outermost()
+        changes.later(partial(restore_randomness, randomness()))  # the model's code may draw; the user's streams go on as if it had not
+        at_rest(changes)
+        deep_enough(model, changes)
+        return _trace(model, example_inputs, front_end)
 
 
 def _trace(model: nn.Module, example_inputs: Any, front_end: FrontEnd) -> Traced:
-    check_model(model)
     if front_end not in FRONT_ENDS:
         raise GraphRegError(f"front_end={shown(front_end)} is unknown; it is one of {', '.join(map(repr, FRONT_ENDS))}.")
     call = arguments(example_inputs)
@@ -131,6 +132,7 @@ def _traced(model: nn.Module, front_end: FrontEnd, held: Mapping[str, Any], boun
     try:
         symbolically = _symbolically(model, held, bound, call)
     except GraphRegError as met:  # also of sizes that the trace does not follow
+        raise_interrupt(met)
         if front_end == "symbolic" or (call is None and not isinstance(met, TraceError)):
             raise
         return _exported(model, held, call, met)
@@ -140,6 +142,7 @@ def _traced(model: nn.Module, front_end: FrontEnd, held: Mapping[str, Any], boun
     try:
         return _exported(model, held, call, TraceError(f"torch.fx does not see into {', '.join(kept)}"))
     except TraceError as error:
+        raise_interrupt(error)
         note = f"front end: symbolic, for {str(error.__cause__).rstrip('.')}"
         return replace(symbolically, notes=(*symbolically.notes, note))
 

@@ -85,7 +85,7 @@ def same(ours: nn.Module, theirs: nn.Module, take: Callable[[Any], Tensor]) -> N
 @pytest.mark.parametrize("kind", ["plain", "class", "property", "method", "submodule", "buffer", "parameter"])
 def test_every_name_is_the_models_or_refused(kind: str) -> None:
     refused = set()
-    for name in sorted(known()):
+    for name in sorted(known() if kind not in ("property", "method") else ISSUED):
         net = model(name, kind)
         try:
             module = graphreg.regularize(net, weight_l2=0.1, hidden_noise=0.0)
@@ -110,8 +110,7 @@ def test_every_name_is_the_models_or_refused(kind: str) -> None:
     assert refused == (set() if kind in ("property", "method") else (fx_names() & known()) | ours | {"_ddp_params_and_buffers_to_ignore"})
 
 
-@pytest.mark.parametrize("kind", ["submodule", "parameter"])
-@pytest.mark.parametrize("name", ["penalties", "graphs", "lowering", "compiled_code", "held"])
+@pytest.mark.parametrize(("name", "kind"), [("penalties", "submodule"), ("graphs", "parameter"), ("lowering", "plain")])
 def test_compiled_too(name: str, kind: str) -> None:
     net = model(name, kind)
     module = graphreg.regularize(net, weight_l2=0.1, hidden_noise=0.0, compile={"backend": "aot_eager", "fullgraph": True})
@@ -137,7 +136,7 @@ def test_penalties_that_attach_need_the_name() -> None:
 
 def test_the_report_and_the_knobs_of_such_a_module() -> None:
     module = graphreg.regularize(model("graphs", "buffer"), weight_l2=0.1, hidden_dropout=0.1)
-    assert "weight_l2" in str(graphreg.report(module)) and isinstance(graphreg.diff(module).text, str)
+    assert "weight_l2" in str(graphreg.report(module)) and "weight_l2" in str(graphreg.diff(module))
     graphreg.set_strength(module, "weight_l2", 0.0)
     assert graphreg.strengths(module)["weight_l2"] == 0
     with graphreg.monitor(module):
