@@ -21,7 +21,7 @@ def depth(model: nn.Module) -> int:
         if seen.get(module, 0) >= at or at > _CEILING // _FRAMES:  # a module may hold itself
             continue
         seen[module], deepest = at, max(deepest, at)
-        waiting.extend((child, at + 1) for child in module._modules.values() if child is not None)
+        waiting.extend((child, at + 1) for child in module.__dict__.get("_modules", {}).values() if child is not None)
     return deepest
 
 

@@ -71,7 +71,7 @@ def reserved() -> frozenset[str]:
 def registered(model: nn.Module) -> Iterator[str]:
     """The names of the parameters, buffers and submodules of a module itself."""
     for kind in _REGISTERED:
-        yield from model.__dict__[kind]
+        yield from model.__dict__.get(kind, ())
 
 
 def plain(model: nn.Module) -> Mapping[str, Any]:
