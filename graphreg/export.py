@@ -6,8 +6,8 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
-from unittest import mock
 
 import torch
 import torch.export._trace
@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils import _pytree as pytree
 
+from graphreg.changes import Changes, raise_interrupt
 from graphreg.errors import GraphRegError, TraceError, first_line
 from graphreg.modes import Graphs, trace_modes
 from graphreg.recording import Recorder
@@ -35,13 +36,15 @@ def export(model: nn.Module, call: Arguments, leaves: dict[str, str], constants:
             if wide is not None:
                 try:
                     return _both(model, wide, leaves, constants, wide=True)
-                except Exception:  # the model wants one example at a time, or errs: then on what was given
+                except Exception as error:  # the model wants one example at a time, or errs: then on what was given
+                    raise_interrupt(error)
                     leaves.clear()
                     constants.clear()
             return _both(model, call, leaves, constants)
         except GraphRegError:
             raise
         except Exception as error:
+            raise_interrupt(error)
             met = error
         run_itself(model, call, {})  # its own error, if it has one
         check_works()
@@ -100,15 +103,16 @@ def _program(model: nn.Module, call: Arguments, leaves: Mapping[str, str]) -> tu
 def _quiet() -> Iterator[None]:
     """Without what torch's solver of inequalities logs where it gives up, and without the graph that a failed torch.export prints to
     stderr: nothing is lost, for the error says what stopped it."""
-    printed = mock.patch.object(torch.export._trace, "print", lambda *given, **named: None, create=True)
-    with printed, quiet("torch.fx.experimental.symbolic_shapes"), quiet(FakeTensorMode.__module__, logging.CRITICAL):
+    with Changes() as changes, changes, quiet("torch.fx.experimental.symbolic_shapes"), quiet(FakeTensorMode.__module__, logging.CRITICAL):
+        changes.put(torch.export._trace, "print", lambda *given, **named: None)
         yield
 
 
 @contextmanager
 def _plain_stacks() -> Iterator[None]:
     """nn.TransformerEncoder and its like by their layers, as in training, and not by the fused kernel of inference: it has no sites."""
-    with mock.patch.object(torch.backends.mha, "_is_fastpath_enabled", False):
+    with Changes() as changes, changes:
+        changes.put(torch.backends.mha, "_is_fastpath_enabled", False)
         yield
 
 
@@ -151,10 +155,8 @@ def _without_caches(model: nn.Module, notes: list[str]) -> Iterator[None]:
     asked = {id(c): c for c in configs if getattr(c, "use_cache", None) is True}
     kinds = sorted({type(config).__name__ for config in asked.values()})
     notes += [f"switched off: {kind}.use_cache, for a graph returns no cache" for kind in kinds]
-    try:
+    with Changes() as changes, changes:
         for config in asked.values():
+            changes.later(partial(setattr, config, "use_cache", True))
             config.use_cache = False
         yield
-    finally:
-        for config in asked.values():
-            config.use_cache = True

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from torch.fx.proxy import Attribute
 
+from graphreg.changes import Changes
 from graphreg.proxies import FOREIGN, Value
 from graphreg.sure import ATTRIBUTES, is_tensor, surely
 
@@ -33,13 +34,10 @@ def answered(root: nn.Module) -> Iterator[None]:
     """Meanwhile the model's code asks ``isinstance`` here: that of its classes, hooks and functions, what these import of the same
     packages, and ``torch.is_tensor``."""
     changed = [place for place in (*_reached(_code_of(root)), vars(torch)) if "isinstance" not in place]
-    for place in changed:
-        place["isinstance"] = is_of
-    try:
-        yield
-    finally:
+    with Changes() as changes, changes:
         for place in changed:
-            place.pop("isinstance", None)
+            changes.put(place, "isinstance", is_of)
+        yield
 
 
 def _code_of(root: nn.Module) -> Iterator[Any]:

@@ -15,6 +15,8 @@ from typing import Any
 from torch import fx, nn
 from torch.fx.node import map_aggregate
 
+from graphreg.changes import Changes
+
 Graphs = Mapping[str, fx.Graph]  # {"both": graph} or {"train": graph, "eval": graph}
 
 
@@ -24,9 +26,8 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
     dicts = ("_parameters", "_buffers", "_modules")
     before = [(m, dict(m.__dict__), {name: dict(m.__dict__[name]) for name in dicts}) for m in model.modules()]
     containers = [(v, copy.copy(v)) for _, attributes, _ in before for v in attributes.values() if type(v) in (list, dict, set)]
-    try:
-        yield
-    finally:
+
+    def back() -> None:
         for module, attributes, registered in before:
             for name, content in registered.items():
                 now = module.__dict__[name]  # the dict itself stays, others may hold it; compared by identity, for
@@ -38,6 +39,10 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
             module.__dict__.update(attributes)
         for container, content in containers:
             _refill(container, content)
+
+    with Changes() as changes, changes:
+        changes.later(back)
+        yield
 
 
 def _refill(container: Any, content: Any) -> None:
@@ -76,13 +81,15 @@ def choose(training: bool, in_train: Any, in_eval: Any) -> Any:
 
 
 def _in_mode(given: Mapping[nn.Module, bool], mode: Callable[[nn.Module], bool], trace: Callable[[], fx.Graph]) -> fx.Graph:
-    try:
+    def back() -> None:
+        for module, training in given.items():
+            module.training = training
+
+    with Changes() as changes, changes:
+        changes.later(back)
         for module in given:
             module.training = mode(module)  # not .train(): a user's override of it may do more
         return trace()
-    finally:
-        for module, training in given.items():
-            module.training = training
 
 
 def _name(node: fx.Node) -> str:

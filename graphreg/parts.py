@@ -17,7 +17,7 @@ from graphreg.errors import GraphRegError
 from graphreg.frames import Place
 from graphreg.fused import within_backend
 from graphreg.keys import KeyRule
-from graphreg.module import RULES, RewrittenModule
+from graphreg.module import RewrittenModule
 from graphreg.own_choice import OwnDropout, decide
 from graphreg.plan import Edit, Plan, plan
 from graphreg.regularizer import Regularizer, Splice
@@ -25,6 +25,7 @@ from graphreg.rewrite import rewrite
 from graphreg.roles import CROSSES, deep_nodes, value_sites
 from graphreg.rules import Drawing, Rules
 from graphreg.sites import Label
+from graphreg.state import RULES
 from graphreg.streams import Stream
 from graphreg.trace import Traced
 

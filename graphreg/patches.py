@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.utils.checkpoint as checkpointing
-from torch._ops import _set_mode_pre_dispatch, unset_mode_pre_dispatch
+from torch._ops import _set_mode_pre_dispatch, mode_stack_state_for_pre_dispatch, unset_mode_pre_dispatch
 from torch.fx._symbolic_trace import _wrapped_fns_to_patch
 from torch.nn.modules import transformer
 
@@ -23,11 +23,14 @@ from graphreg.words import Whole
 @contextmanager
 def untraced() -> Iterator[None]:
     """As ``proxy_tensor.disable_proxy_modes_tracing``, which goes through every operator known on its way back; torch does so itself."""
-    mode = unset_mode_pre_dispatch(torch._C._TorchDispatchModeKey.PROXY)  # type: ignore[no-untyped-call]
+    modes = mode_stack_state_for_pre_dispatch()  # type: ignore[no-untyped-call]
+    mode = modes.get(0)
     try:
+        unset_mode_pre_dispatch(torch._C._TorchDispatchModeKey.PROXY)  # type: ignore[no-untyped-call]
         yield
     finally:
-        _set_mode_pre_dispatch(mode)  # type: ignore[no-untyped-call]
+        if modes.get(0) is None:
+            _set_mode_pre_dispatch(mode)  # type: ignore[no-untyped-call]
 
 
 def refused(seeing: Callable[[], bool]) -> list[tuple[Any, str, Any]]:

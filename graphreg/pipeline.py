@@ -11,16 +11,19 @@ import torch
 from torch import nn
 
 from graphreg.attach import Penalties, Scale, check_penalties, check_scale
-from graphreg.collector import collector_at_rest
+from graphreg.changes import Changes
+from graphreg.collector import at_rest
 from graphreg.errors import RegularizerError, shown
+from graphreg.inside import graphs_of
 from graphreg.keywords import from_kwargs, instances
 from graphreg.leaves import check_rng
-from graphreg.module import RULES, RewrittenModule
+from graphreg.module import RewrittenModule
 from graphreg.own_choice import OwnDropout, check_option
 from graphreg.plan import Plan, check_missing, plan
 from graphreg.regularizer import Regularizer
 from graphreg.rewrite import rewrite
 from graphreg.selector import Missing
+from graphreg.state import RULES
 from graphreg.trace import FrontEnd, trace
 
 log = logging.getLogger("graphreg")
@@ -52,7 +55,8 @@ def regularize(
     if not isinstance(compile, (bool, Mapping)):
         raise RegularizerError(f"compile={shown(compile)} is not allowed; give True, False or a dict of torch.compile options.")
     _check_scaled(penalties, scale)
-    with collector_at_rest():
+    with Changes() as changes, changes:
+        at_rest(changes)
         traced = trace(model, example_inputs, front_end)
         found = plan(traced, [*instances(regularizers), *from_kwargs(traced, **keywords)], missing, own_dropout)
         module = rewrite(traced, found, rng, penalties, scale)
@@ -92,7 +96,7 @@ def _tell(found: Plan) -> None:
 
 
 def _warn_of_scale(module: RewrittenModule) -> None:
-    in_train = next(iter(module.graphs.values()))
+    in_train = next(iter(graphs_of(module).values()))
     joins = [n for n in in_train.nodes if n.op == "call_module" and n.target == f"{RULES}.attach" and not n.args[2]]
     if joins:
         warnings.warn(

@@ -9,10 +9,10 @@ from torch import fx
 from graphreg.aliases import Aliases
 from graphreg.errors import GraphRegError
 from graphreg.leaves import measures
-from graphreg.module import RULES
 from graphreg.plan import Edit, Plan
 from graphreg.regularizer import Penalty, Splice
 from graphreg.roles import site_nodes
+from graphreg.state import RULES
 from graphreg.steps import Steps
 from graphreg.trace import Traced
 

@@ -12,10 +12,9 @@ from __future__ import annotations
 import operator
 import random
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, fx, nn
@@ -24,6 +23,7 @@ from torch._guards import TracingContext
 from torch.fx.experimental import proxy_tensor
 from torch.overrides import TorchFunctionMode
 
+from graphreg.changes import Changes
 from graphreg.errors import GraphRegError
 from graphreg.layers import is_leaf
 from graphreg.naming import parts
@@ -64,10 +64,10 @@ class Recorder(TorchFunctionMode):
             self._tracer = tracer
             return self._module(partial(theirs, tracer, m), m, forward, args, kwargs)
 
-        with ExitStack() as patches:
-            patches.enter_context(mock.patch.object(proxy_tensor._ModuleStackTracer, "call_module", call_module))
+        with Changes() as patches, patches:
+            patches.put(proxy_tensor._ModuleStackTracer, "call_module", call_module)
             for owner, name, instead in (*refused(self.seeing), *wrapped(self.function), undetected()):
-                patches.enter_context(mock.patch.object(owner, name, instead))
+                patches.put(owner, name, instead)
             yield
 
     # Modules

@@ -20,11 +20,12 @@ from graphreg.collector import collector_at_rest
 from graphreg.errors import RegularizerError, TraceError
 from graphreg.forms import recomputed
 from graphreg.leaves import identifier, leaf_names, make_rules, measures
-from graphreg.module import RULES, Regularized, RewrittenModule
+from graphreg.module import Regularized, RewrittenModule
 from graphreg.operators import nodes_in
 from graphreg.plan import Edit, Plan, require_sites
 from graphreg.regularizer import Penalty, Splice
 from graphreg.roles import site_nodes
+from graphreg.state import RULES
 from graphreg.storage import copied
 from graphreg.substitution import substitute
 from graphreg.trace import Traced
@@ -55,7 +56,7 @@ def rewrite(
         graphs[mode] = work.graph
         for leaf in work.recomputed:
             rules.get_submodule(leaf).recomputed = True  # type: ignore[assignment]
-    module = RewrittenModule(traced.model, graphs, rules, traced.held, traced.constants)
+    module = RewrittenModule(traced.model, graphs, rules, traced.held, traced.constants, traced.whole)
     rules.about = (replace(plan, traced=None), dict(traced.leaves), dict(traced.held), traced.front_end, traced.notes)
     rules.train(module.training)
     check(module, traced, plan)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from graphreg.changes import patched_by_fx, raise_interrupt
 from graphreg.decisions import Answering
 from graphreg.dropouts import is_drop_path
 from graphreg.errors import GraphRegError, TraceError, first_line
@@ -98,6 +99,7 @@ class SiteTracer(Answering):
             keywords.append(name if parameter.kind is parameter.KEYWORD_ONLY else None)
 
         def call(*given: Any) -> Any:
+            patched_by_fx()
             flat = [(k, v) for i, (k, v) in enumerate(zip(keywords, given, strict=True)) if i not in variadic]
             rest = [given[i] for i in variadic]
             more = next((v for i, v in zip(variadic, rest, strict=True) if keywords[i] is None), ())
@@ -134,9 +136,10 @@ class SiteTracer(Answering):
                     raise AttributeError(f"its forward assigns the buffer {assigned}")
                 if randomness() != drawn:
                     raise AttributeError("its forward draws random numbers, which a trace would freeze")
-            except GraphRegError:
+            except (GraphRegError, RecursionError):  # a trace of the rest would end at the same depth
                 raise
             except Exception as error:  # whatever a forward raises on proxies: the module is kept whole instead
+                raise_interrupt(error)
                 self._roll_back(mark)
                 m._buffers.update(buffers)
                 restore_randomness(drawn)
