@@ -93,7 +93,8 @@ class AttachRule(nn.Module):
         if not found:
             return outputs
         scale = self.now[0] if self.fed else torch.as_tensor(current(self.scale))
-        joined = list(join(total, scale.to(total.device, total.dtype), tuple(found)))
+        scale = scale.to(total.device, total.dtype, copy=True)  # it is saved for backward, and a GradScaler writes into its own
+        joined = list(join(total, scale, tuple(found)))
         return tuple(rebuilt(out, joined) for out in outputs)
 
 
@@ -106,7 +107,8 @@ def current(scale: Scale | None) -> Any:
         tensor = getattr(scale, "_scale", None)
         if tensor is not None:
             return tensor
-        return getattr(scale, "_init_scale", 1.0) if getattr(scale, "_enabled", False) else scale.get_scale()
+        enabled = getattr(scale, "_enabled", None)  # read, for Dynamo does not trace torch.amp's functions
+        return scale.get_scale() if enabled is None else scale._init_scale if enabled else 1.0
     return scale() if callable(scale) and not isinstance(scale, Tensor) else scale
 
 

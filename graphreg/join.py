@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType, get_unwrapped, maybe_current_level, peek_interpreter_stack
+from torch._C._functorch import get_unwrapped, maybe_current_level, maybe_get_level
+from torch.autograd import forward_ad
 
 from graphreg.errors import GraphRegError
+from graphreg.pull import recorded
 
 TWICE = (
     "penalties='attach': this backward pass is itself to be differentiated (create_graph=True), as for a gradient penalty. Its gradient "
@@ -25,9 +27,11 @@ _FORWARD_MODE = (
 
 def join(total: Tensor, scale: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The tensors with the same values; a backward pass from any that needs a gradient gives ``total`` [] the gradient ``scale`` []."""
-    if not total.requires_grad or not any(tensor.requires_grad for tensor in tensors):
+    live = list({id(tensor): tensor for tensor in tensors if recorded(tensor)}.values())
+    if _has_tangent(total):
+        raise GraphRegError(_FORWARD_MODE)
+    if not live or not recorded(total):
         return tuple(tensors)
-    live = list({id(tensor): tensor for tensor in tensors if tensor.requires_grad}.values())
     if maybe_current_level() is None and _functionalized():
         return _apart(total, scale, tensors, live)
     joined = dict(zip(map(id, live), _Join.apply(total, scale, False, *live), strict=True))  # type: ignore[no-untyped-call]
@@ -40,17 +44,19 @@ def known_to_dynamo() -> None:
     torch.compiler.allow_in_graph(join)  # type: ignore[no-untyped-call]
 
 
-def refuse_twice(total: Tensor | None = None) -> None:
-    """Raise GraphRegError in a backward pass that autograd records; ``total``: the penalty as a transform of torch.func sees it."""
-    if not torch.is_grad_enabled():
-        return
-    if total is not None:
-        # torch.func.grad always records its own backward pass; whether anybody differentiates it, the level below tells
-        below = get_unwrapped(total)
-        if not below.requires_grad:
-            return
-        raise GraphRegError(f"{TWICE} If the gradient is not differentiated again, give torch.func the parameters detached.")
-    raise GraphRegError(TWICE)
+def refuse_twice(below: Tensor | None = None) -> None:
+    """Raise GraphRegError in a backward pass that autograd records.
+
+    ``below``: under a transform of torch.func, the penalty as it is one level below. The transform always records its own backward
+    pass; whether anybody differentiates that, the level below tells.
+    """
+    if torch.is_grad_enabled() and (below is None or recorded(below)):
+        hint = "" if below is None else " If the gradient is not differentiated again, give torch.func the parameters detached."
+        raise GraphRegError(TWICE + hint)
+
+
+def _has_tangent(total: Tensor) -> bool:
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(total).tangent is not None
 
 
 def _functionalized() -> bool:
@@ -124,11 +130,12 @@ class _Join(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         total, scale = inputs[:2]
         ctx.save_for_backward(scale)
-        ctx.total = total if maybe_current_level() is not None else None
+        level = maybe_current_level()
+        ctx.below = None if level is None else get_unwrapped(total) if maybe_get_level(total) == level else total
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        refuse_twice(ctx.total)
+        refuse_twice(ctx.below)
         (scale,) = ctx.saved_tensors
         return (scale, None, None, *grads)
 
