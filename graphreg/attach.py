@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
+from graphreg.containers import builds
 from graphreg.errors import RegularizerError, shown
 from graphreg.join import join, known_to_dynamo
 
@@ -142,6 +144,8 @@ def rebuilt(value: Any, joined: list[Tensor]) -> Any:
         items_by_key = {key: rebuilt(item, joined) for key, item in value.items()}
         if type(value) is dict:
             return items_by_key
+        if type(value) is defaultdict:  # Dynamo copies none
+            return defaultdict(value.default_factory, items_by_key)
         new = copy.copy(value)
         for key, item in items_by_key.items():
             new[key] = item
@@ -173,8 +177,7 @@ def check_scale(scale: Scale | None) -> None:
 def end_of(output: fx.Node) -> fx.Node:
     """The node that builds the output: the graph's own, or the dataclass or dict of its own type that it returns."""
     value = output.args[0]
-    built = isinstance(value, fx.Node) and value.op == "call_function" and isinstance(value.target, type)
-    return value if built and isinstance(value, fx.Node) else output
+    return value if isinstance(value, fx.Node) and builds(value) else output
 
 
 def loss_of(output: fx.Node) -> fx.Node | None:
@@ -182,6 +185,7 @@ def loss_of(output: fx.Node) -> fx.Node | None:
     end, value = end_of(output), output.args[0]
     if end is not output:  # built in the graph: a dataclass or named tuple by fields, a dict from a dict
         names: Any = getattr(end.target, "_fields", None) or getattr(end.target, "__dataclass_fields__", ())
-        value = end.args[0] if end.args and isinstance(end.args[0], dict) else dict(zip(names, end.args, strict=False)) | end.kwargs
+        held = next((arg for arg in end.args if isinstance(arg, dict)), None)
+        value = dict(zip(names, end.args, strict=False)) | end.kwargs if held is None else held
     found = value.get("loss") if isinstance(value, dict) else getattr(value, "loss", None) if isinstance(value, tuple) else None
     return found if isinstance(found, fx.Node) else None
