@@ -51,7 +51,7 @@ def rewrite(
     for mode, graph in traced.graphs.items():
         work = _Rewriting(graph, traced, plan, names)
         if penalties == "attach" and work.totals:
-            rules.add_module("attach", AttachRule(tuple(work.totals), scale))
+            rules.add_module("attach", AttachRule(tuple(work.totals), scale, next(iter(rules.strengths.values())).device))
         work.finish(penalties)
         graphs[mode] = work.graph
         for leaf in work.recomputed:

@@ -11,13 +11,13 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import is_dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from graphreg.changes import patched_by_fx, raise_interrupt
+from graphreg.containers import building
 from graphreg.decisions import Answering
 from graphreg.dropouts import is_drop_path
 from graphreg.errors import GraphRegError, TraceError, first_line
@@ -175,14 +175,9 @@ class SiteTracer(Answering):
             return a.node
         if kind is tuple:
             return tuple(map(self.create_arg, a))
-        if (
-            isinstance(a, dict)
-            and type(a) is not dict
-            and not is_dataclass(a)
-            and a.__class__.__module__ != "torch.fx.immutable_collections"
-        ):
-            # fx makes a plain dict of an OrderedDict; the model's own type is built in the graph instead
-            return self.create_node("call_function", type(a), (super().create_arg(dict(a)),), {})
+        if (found := building(a)) is not None:  # fx makes a plain dict of an OrderedDict; the model's own type is built in the graph
+            target, args, kwargs = found
+            return self.create_node("call_function", target, self.create_arg(args), {k: self.create_arg(v) for k, v in kwargs.items()})
         return super().create_arg(a)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
