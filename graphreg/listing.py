@@ -40,7 +40,7 @@ def check_selectors(parts: Sequence[Part], regularizers: Mapping[str, Regularize
                 check_count(regularizer, list(selected(whole, regularizer, missing)))
             except NoMatchError as error:
                 raise NoMatchError(f"{error}{_elsewhere(whole, regularizer)}{left()}") from None
-    decide(own_dropout, [own for part in parts for own in part.traced.own_dropout], whole.title, missing)
+    decide(own_dropout, [own for part in parts for own in part.traced.own_dropout], whole.title, missing, whole.values)
 
 
 def _elsewhere(whole: Traced, regularizer: Regularizer) -> str:

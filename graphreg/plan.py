@@ -154,7 +154,7 @@ def plan(
             kind = type(regularizer)
             edits.append(Edit(site, name, regularizer, text, seen[site.name, kind], steps))
             seen[site.name, kind] += 1
-    own, stays = decide(own_dropout, traced.own_dropout, traced.title, missing)
+    own, stays = decide(own_dropout, traced.own_dropout, traced.title, missing, traced.values)
     cones = _cones(traced, named, edits)
     return Plan(traced.title, named, tuple(edits), cones, own, stays, census(traced), _missed(traced, named, own_dropout, missing), traced)
 
@@ -172,7 +172,7 @@ def _missed(traced: Traced, named: Mapping[str, Regularizer], own_dropout: OwnDr
     if missing == "error":  # such a string is one
         return {}
     found = {name: missed(traced, regularizer) for name, regularizer in named.items()}
-    return {name: texts for name, texts in {**found, OWN: nameless(own_dropout, traced.own_dropout)}.items() if texts}
+    return {name: texts for name, texts in {**found, OWN: nameless(own_dropout, traced.own_dropout, traced.values)}.items() if texts}
 
 
 def check_missing(missing: str) -> None:
@@ -206,7 +206,7 @@ def _sequences(traced: Traced, regularizer: Regularizer, found: Mapping[Site, st
     """The selected sites, and how a penalty that asks for steps reads them."""
     if "steps" not in regularizer.takes:
         return {site: (text, None) for site, text in found.items()}
-    chosen = sequences(found, regularizer, traced.values, traced.operations.modules)
+    chosen = sequences(found, regularizer, traced.values, traced.operations, traced.graphs)
     if (lengths := lengths_name(regularizer)) is not None:
         nodes = {str(n.target): n for graph in traced.graphs.values() for n in graph.nodes if n.op == "placeholder"}
         inputs = {name: node.meta.get("value") for name, node in nodes.items() if name not in traced.held}
