@@ -7,6 +7,8 @@ import difflib
 import math
 import numbers
 import reprlib
+import sys
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -76,6 +78,14 @@ def numeric_text(value: object) -> str:
             float(value)
             return "It is a text: take the quotes away. YAML reads 1e-4 as a text, too, for its numbers need a dot: 1.0e-4. "
     return ""
+
+
+def warn(sentence: str) -> None:
+    """Warn at the line of the user's code that called graphreg."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "graphreg":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(sentence, stacklevel=level)
 
 
 def first_line(error: BaseException) -> str:

@@ -9,8 +9,8 @@ from functools import cache
 import torch
 from torch import fx, nn
 
-from graphreg.operators import Operations, function_name, nodes_in
-from graphreg.roles import labels_of
+from graphreg.operators import Operations, function_name, is_size, nodes_in
+from graphreg.roles import labels_of, site_nodes
 
 CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3, "conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
 _KEEP_AXES = {"cat", "concat", "concatenate", "clone", "contiguous", "to", "float", "double", "half", "type_as", "softmax", "log_softmax"}
@@ -91,3 +91,56 @@ def _is_pointwise(name: str) -> bool:
     packet = getattr(torch.ops.aten, _NAMES.get(name, name), None) if name else None
     overloads = packet.overloads() if isinstance(packet, torch._ops.OpOverloadPacket) else ()
     return any(torch.Tag.pointwise in getattr(packet, overload).tags for overload in overloads)
+
+
+def one_value_over_again(graph: fx.Graph, operations: Operations, among: Iterable[str]) -> list[tuple[str, ...]]:
+    """The sites of ``among`` that are one value over again, in the order in which it passes them: each list is a way through the model.
+
+    What lies between two of them takes each element to a multiple of it: views, the model's own dropout, identities, a scale. A norm
+    counts as one: what it subtracts does not bring back what was dropped before it.
+    """
+    nodes = site_nodes(graph, operations)
+    names = {nodes[name]: name for name in among if name in nodes}
+    data = _data(graph)
+    before = {node: found for node in names if (found := _before(node, names, operations, data)) is not None}
+    ways = []
+    for node in names:
+        if node in before.values() or node not in before:  # not the last, or alone
+            continue
+        way = [node]
+        while way[0] in before:
+            way.insert(0, before[way[0]])
+        ways.append(tuple(names[each] for each in way))
+    return ways
+
+
+def _before(node: fx.Node, among: Mapping[fx.Node, str], operations: Operations, data: set[fx.Node]) -> fx.Node | None:
+    """The nearest value before it that is the same and among those."""
+    passed: fx.Node | None = node
+    while passed is not None:
+        passed = _same_but_for_scale(passed, operations, data)
+        if passed in among:
+            return passed
+    return None
+
+
+def _same_but_for_scale(node: fx.Node, operations: Operations, data: set[fx.Node]) -> fx.Node | None:
+    """The operand of which each element of the value is a multiple."""
+    name = function_name(node).strip("_")
+    if operations.passes_through(node) or operations.is_norm(node):
+        return next(nodes_in(node.args), None)
+    operands = [operand for operand in nodes_in(node.args) if operand in data]
+    divides = _NAMES.get(name, name) in ("div", "divide") and node.args[:1] == tuple(operands)
+    scales = divides or _NAMES.get(name, name) in ("mul", "multiply", "neg")
+    return operands[0] if scales and len(operands) == 1 else None
+
+
+def _data(graph: fx.Graph) -> set[fx.Node]:
+    """What depends on an input, through tensors."""
+    found, sizes = set[fx.Node](), set[fx.Node]()
+    for node in graph.nodes:
+        if is_size(node, sizes.__contains__):
+            sizes.add(node)
+        elif node.op == "placeholder" or any(operand in found for operand in node.all_input_nodes):
+            found.add(node)
+    return found

@@ -144,6 +144,10 @@ class Splice(Regularizer):
     may_act_on: ClassVar[tuple[str, ...]] = ("values",)
     must_take: ClassVar[str] = "weight"
 
+    def in_a_row(self, weights: Sequence[float]) -> str:
+        """What acting several times in a row on one value comes to, for a warning; nothing where that does no harm."""
+        return ""
+
 
 class Penalty(Regularizer):
     """Measures values or parameters: ``__call__`` gives a 0-d tensor, which is averaged over the sites.

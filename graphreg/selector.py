@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fnmatch
 import re
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +16,7 @@ from typing import Literal
 
 from torch import nn
 
-from graphreg.errors import NoMatchError, RegularizerError, near, near_sentence
+from graphreg.errors import NoMatchError, RegularizerError, near, near_sentence, warn
 from graphreg.sites import ROLES, Label, Site
 
 Selector = str | Sequence[str] | Callable[[Site], bool]
@@ -215,7 +214,7 @@ def complain(sentence: str, missing: Missing) -> None:
     if missing == "error":
         raise NoMatchError(sentence)
     if missing == "warn":
-        warnings.warn(sentence, stacklevel=2)
+        warn(sentence)
 
 
 def _usual(who: str, usual: str, what: str, model: str, norms: Sequence[Site]) -> str:
