@@ -124,15 +124,16 @@ def _entries(keyword: str, value: Any) -> list[tuple[Any, Any]]:
 
 
 def _mapped(keyword: str, cls: type[Regularizer], entries: Sequence[tuple[Any, Any]]) -> Iterator[Regularizer]:
-    """A regularizer for each entry, also for 0; None and False leave theirs out, and its number with it."""
+    """A regularizer for each entry, also for 0; None and False leave theirs out, and its number with it. An entry may have options."""
     left_out = False
     for place, (selector, weight) in enumerate(entries):
         if weight is None or weight is False:
             left_out = True
             continue
+        options = dict(weight) if isinstance(weight, Mapping) and "weight" in weight else {"weight": weight}
         cure = f"Write {keyword}={{{selector!r}: 0.1}}.{like_an_option(cls, selector)}"
-        name = f"{keyword}_{place}" if place and left_out else keyword
-        yield cls(selector, _number(f"{cls.__name__}: weight", weight, cure), name=name)
+        options["weight"] = _number(f"{cls.__name__}: weight", options["weight"], cure)
+        yield cls(selector, **{"name": f"{keyword}_{place}" if place and left_out else keyword, **options})
 
 
 def _number(what: str, value: Any, cure: str) -> float:
@@ -160,11 +161,14 @@ def _check_map_of_options(keyword: str, key: str, value: Mapping[Any, Any], trac
     names = {name for site in traced.sites for name in site.names}
     if "weight" not in value:
         prefixed = keyword in PREFIXED
+        known = _options(find(key))
+        unknown = [f" {name!r} is no option.{near_sentence(str(name), known, 'Near options')}" for name in value if name not in known]
         by_selector = f"for its own sites, or {key}={{selector: rate}}" if prefixed else f"or {keyword}={{selector: weight}}"
         sites = [name for name in value if name in names and not prefixed]
         raise RegularizerError(
             f"{keyword}={dict(value)!r} has no 'weight'; write {keyword}={{'weight': 0.1, ...}} {by_selector}."
             + (f" {sites[0]!r} is an option, and a site, too; the site is {{({sites[0]!r},): 0.1}}." if sites else "")
+            + "".join(() if prefixed else unknown[:1])
         )
     if "pattern" in value and keyword in PREFIXED:
         raise RegularizerError(f"{keyword} names its own sites; write {key}={{selector: rate}} to choose others.")

@@ -32,11 +32,11 @@ class Repeat:
         """What comes of it, in the words of the regularizer; nothing where that is as one would think. ``more``: of the places."""
         now = self.present(strengths)
         first = regularizers[self.acts[0][1]]
-        comes_of_it = first.in_a_row([strengths[name] for _, name in now.acts]) if isinstance(first, Splice) else ""
-        names = " and ".join(dict.fromkeys(name for _, name in now.acts))
-        if len(now.sites) < 2 or not comes_of_it:
+        if len(now.sites) < 2 or not isinstance(first, Splice):
             return ""
-        return f"{names} acts {len(now.acts)} times in a row on one value ({', '.join(now.sites)}{more}): {comes_of_it}"
+        comes_of_it, names = first.in_a_row([strengths[name] for _, name in now.acts]), list(dict.fromkeys(name for _, name in now.acts))
+        act = f"{' and '.join(names)} {'acts' if len(names) == 1 else 'act'} {len(now.acts)} times in a row on one value"
+        return f"{act} ({', '.join(now.sites)}{more}): {comes_of_it}" if comes_of_it else ""
 
 
 def repeats(traced: Traced, splices: Sequence[tuple[Site, str, Regularizer]]) -> tuple[Repeat, ...]:
@@ -82,5 +82,5 @@ def _one_of_each(told: Sequence[Repeat], sites: Sequence[Site]) -> str:
     texts = list[str]()
     for glob, chosen in alike.items():
         found = {exactly(site.labels[0]) for site in Pattern.parse(glob).find([site for site in sites if site.selectable])}
-        texts += [glob] if found == chosen else sorted(chosen)
+        texts += [glob] if found == chosen and len(chosen) > 1 else sorted(chosen)
     return repr(texts[0]) if len(texts) == 1 else repr(texts) if len(texts) <= _SHOWN else f"{texts[0]!r} at the first of these"
