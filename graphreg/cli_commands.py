@@ -64,7 +64,7 @@ def _names(args: Namespace) -> Names:
     usual = [s for s in sites if s.selectable and (args.on == "parameters" or s.role == "hidden")]
     found = select(
         args.select, sites, usual, what=(args.on or "sites")[:-1], model=traced.title, who="--select",
-        usual="the parameters" if args.on == "parameters" else "the hidden values",
+        usual="the parameters" if args.on == "parameters" else "the hidden values", elsewhere=traced.sites,
     )  # fmt: skip
     return Names(f"{traced.title}, {' '.join(map(repr, args.select))}", tuple(found))
 

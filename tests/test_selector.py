@@ -20,6 +20,8 @@ import graphreg
 from graphreg import NoMatchError, Site, Traced, regularize
 from graphreg.passes import BernoulliDropout, HiddenL1, WeightL2
 
+# what is selected here is selected to be counted, insides and all
+pytestmark = pytest.mark.filterwarnings("ignore:.* in a row on one value:UserWarning")
 Selector = str | Sequence[str] | Callable[[Site], bool]
 
 
