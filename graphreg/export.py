@@ -17,7 +17,7 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils import _pytree as pytree
 
 from graphreg.errors import GraphRegError, TraceError, first_line
-from graphreg.modes import Graphs, trace_modes
+from graphreg.modes import Graphs, trace_keeping
 from graphreg.recording import Recorder
 from graphreg.shapes import Arguments, run_itself
 from graphreg.surroundings import quiet
@@ -61,11 +61,7 @@ def _both(model: nn.Module, call: Arguments, leaves: dict[str, str], constants: 
                 raise Untold(f"{work.leaves['']}; move that into a submodule of its own, which graphreg then keeps whole")
             leaves.update(work.leaves)
 
-    before = -1
-    while before != len(leaves):  # a leaf of one mode is a leaf of both
-        before = len(leaves)
-        graphs = trace_modes(model, once)
-    return graphs
+    return trace_keeping(model, once, leaves)
 
 
 def _program(model: nn.Module, call: Arguments, leaves: Mapping[str, str]) -> tuple[ExportedProgram, Recording]:

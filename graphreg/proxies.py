@@ -65,8 +65,12 @@ class Value(fx.Proxy):
         return self.tracer.create_proxy("call_function", function, (self, other), {})
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        """``x[key] = value`` is a write into x, and no value that could have a name."""
-        made = self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+        Value.put(self.tracer, self, key, value)
+
+    @staticmethod
+    def put(tracer: Any, target: Any, key: Any, value: Any) -> None:
+        """``target[key] = value`` is a write into the target, and no value that could have a name."""
+        made = tracer.create_proxy("call_function", operator.setitem, (target, key, value), {})
         made.node.meta["site"] = (made.node.meta["site"][0], ())
 
     # What Python itself asks of a number or a shape, which torch.fx has no answer to; see graphreg.decisions.

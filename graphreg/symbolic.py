@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from graphreg.decisions import Unprepared, prepare
 from graphreg.errors import GraphRegError, TraceError
-from graphreg.modes import Graphs, trace_modes
+from graphreg.modes import Graphs, trace_keeping
 from graphreg.tracer import SiteTracer
 
 
@@ -53,10 +53,7 @@ def symbolic(
         return graph
 
     try:
-        before = -1
-        while before != len(leaves):  # a leaf of one mode is a leaf of both
-            before = len(leaves)
-            graphs = trace_modes(model, once)
+        graphs = trace_keeping(model, once, leaves)
         return graphs, leaves, list(assumed)
     except GraphRegError:
         raise
