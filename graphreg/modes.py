@@ -99,6 +99,14 @@ def _once_and_for_all(model: nn.Module, trace: Callable[[], fx.Graph]) -> fx.Gra
     return graph
 
 
+def same_graph(graph: fx.Graph, trace: Callable[[], fx.Graph]) -> bool:
+    """Whether another trace gives the same graph."""
+    try:
+        return _compared(graph, trace()) == (True, {})
+    except Exception:  # it goes a way that cannot be traced: another one
+        return False
+
+
 class Forgetful(TraceError):
     """Raised of what a forward leaves behind for its next call; ``path``: of the submodule that alone does so, "" where none does."""
 

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from graphreg.ambient import Answers, settled
 from graphreg.decisions import Unprepared, prepare
 from graphreg.errors import GraphRegError, TraceError
-from graphreg.modes import Graphs, trace_keeping
+from graphreg.modes import Graphs, left_as_it_was, same_graph, trace_keeping
 from graphreg.tracer import SiteTracer
 
 
@@ -38,18 +39,28 @@ def symbolic(
     """
     leaves, assumed = dict[str, str](), dict[str, None]()
 
-    def once() -> fx.Graph:
+    def traced(into: dict[str, torch.Tensor], answers: Answers) -> tuple[fx.Graph, SiteTracer]:
         before = set(model.__dict__)
-        tracer = SiteTracer(leaves, dict(held), examples)
+        tracer = SiteTracer(leaves, dict(held), examples, answers)
         try:
             graph = tracer.trace(model)
         except Unprepared:
             prepare()
-            tracer = SiteTracer(leaves, dict(held), examples)
+            tracer = SiteTracer(leaves, dict(held), examples, answers)
             graph = tracer.trace(model)
+        _take_constants(model, graph, before, into)
+        return graph, tracer
+
+    def once() -> fx.Graph:
+        graph, tracer = traced(constants, {})
         leaves.update(tracer.leaves)
         assumed.update(tracer.assumed)
-        _take_constants(model, graph, before, constants)
+
+        def same(answers: Answers) -> bool:
+            with left_as_it_was(model):
+                return same_graph(graph, lambda: traced(dict(constants), answers)[0])
+
+        settled(graph, tracer.questions.asked, same, leaves)
         return graph
 
     try:

@@ -19,7 +19,6 @@ from torch import Tensor, fx, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
-from graphreg.errors import TraceError
 from graphreg.operators import SPLITS, is_in_place
 from graphreg.origin import Origin, origin_now, short
 from graphreg.proxies import Value
@@ -103,8 +102,7 @@ class Tape(TorchFunctionMode):
         if any(map(is_functorch_wrapped_tensor, tensors)):
             return func(*args, **kwargs)
         if _traces((args, kwargs)):
-            if name in ("__set__", "__delete__"):
-                raise TraceError(f"the forward assigns {attribute_of(func)} of a tensor{_here()}, which a graph cannot carry. {CURE}")
+            self._refuse_assignment(func, name)
             return self._setitem(args) if name == "__setitem__" else func(*args, **kwargs)
         if any(key_of(tensor) in self.known.traced for tensor in tensors):
             return self._as_node(func, name, args, kwargs)
@@ -160,7 +158,11 @@ class Tape(TorchFunctionMode):
         """An operation on tensors whose content is known: it runs, and is written down."""
         if name in FACTS:
             return func(*args, **kwargs)
-        others = [_Saved(tensor) for tensor in tensors if key_of(tensor) not in self.known.fresh]
+        if any(key_of(tensor) not in self.known.fresh for tensor in tensors):
+            self._refuse_assignment(func, name)
+            if name == "__get__" and attribute_of(func) == "requires_grad" and isinstance(tensors[0], nn.Parameter):
+                return self.tracer.flag(tensors[0])
+        others = [Saved(tensor) for tensor in tensors if key_of(tensor) not in self.known.fresh]
         before = [(tensor, _version(tensor)) for tensor in tensors]
         given = _frozen((args, kwargs))
         result = func(*args, **kwargs)
@@ -215,8 +217,7 @@ class Tape(TorchFunctionMode):
             return func(*args, **kwargs)
         if name == "__get__":
             return tracer.create_proxy("call_function", getattr, (args[0], attribute_of(func)), {})
-        if name in ("__set__", "__delete__"):
-            raise TraceError(f"the forward assigns {attribute_of(func)} of a tensor{_here()}, which a graph cannot carry. {CURE}")
+        self._refuse_assignment(func, name)
         if name in ANSWERS:
             raise TypeError("the forward asks what a tensor holds, and traced values were written into it")
         if name == "__setitem__":
@@ -232,6 +233,10 @@ class Tape(TorchFunctionMode):
     def _setitem(self, args: Any) -> None:
         Value.put(self.tracer, *args)
 
+    def _refuse_assignment(self, func: Any, name: str) -> None:
+        if name in ("__set__", "__delete__"):
+            raise AttributeError(f"it assigns .{attribute_of(func)} of a tensor, which a graph cannot carry; make a new one instead")
+
     def _refuse_others(self, key: Key) -> None:
         if key not in self.known.fresh and key not in self.owned:
             raise RuntimeError(
@@ -245,17 +250,17 @@ class Tape(TorchFunctionMode):
             self._undo.append((content, key))
 
 
-class _Saved:
+class Saved:
     """A tensor that is not the forward's own, as it is before an operation."""
 
     def __init__(self, tensor: Tensor) -> None:
-        with torch.no_grad(), torch._C.DisableTorchFunction():
+        with torch._C.DisableTorchFunction(), torch.no_grad():  # in this order: torch.export writes regions down
             self.tensor, self.content = tensor, tensor.detach().clone()
-            self.shape, self.stride = tensor.shape, tensor.stride()
+            self.shape, self.stride, self.version = tensor.shape, tensor.stride(), _version(tensor)
             self.offset = tensor.storage_offset() if tensor.layout is torch.strided else 0
 
     def put_back(self) -> None:
-        with torch.no_grad(), torch._C.DisableTorchFunction():
+        with torch._C.DisableTorchFunction(), torch.no_grad():
             if (self.tensor.shape, self.tensor.stride()) != (self.shape, self.stride):
                 self.tensor.set_(self.tensor.untyped_storage(), self.offset, self.shape, self.stride)
             self.tensor.data.copy_(self.content)

@@ -101,7 +101,8 @@ def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "a
     with _ONE_AT_A_TIME:
         drawn = randomness()
         try:
-            return _trace(model, example_inputs, front_end)
+            with torch.enable_grad():  # as in training, wherever it is called
+                return _trace(model, example_inputs, front_end)
         finally:
             restore_randomness(drawn)  # the model's code may have drawn; the user's streams go on as if it had not
 

@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from graphreg.ambient import Answers, Questions
 from graphreg.decisions import Answering
 from graphreg.dropouts import is_drop_path
 from graphreg.errors import GraphRegError, TraceError, first_line
 from graphreg.factories import settle_factories
-from graphreg.kinds import answered
+from graphreg.kinds import answered, places_of
 from graphreg.layers import gives_tuple, is_stack
 from graphreg.naming import Namer, label_node, label_output
 from graphreg.operators import WRAPPED, Operations, is_size
@@ -37,16 +38,20 @@ PLAIN = (float, int, bool, str, type(None), torch.dtype, torch.device)
 class SiteTracer(Answering):
     """Traces a module; ``leaves`` maps the paths it keeps whole to the reason, ``held`` the arguments it fixes.
 
-    ``examples``: the inputs by argument name, which answer what the forward decides on shapes.
+    ``examples``: the inputs by argument name, which answer what the forward decides on shapes; ``answers``: to what it asks of its
+    surroundings.
     """
 
-    def __init__(self, leaves: dict[str, str], held: dict[str, Any], examples: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, leaves: dict[str, str], held: dict[str, Any], examples: Mapping[str, Any] | None = None, answers: Answers | None = None
+    ) -> None:
         # torchvision wraps its operations as leaves in its own listing; where it is loaded, so do we, for its names.
         ops = sys.modules.get("torchvision.ops")
         super().__init__(examples or {}, autowrap_modules=(math, ops) if ops else (math,))
         self._autowrap_function_ids.update(map(id, WRAPPED))
         self._autowrap_search += [torch, torch.nn.utils.rnn]
         self.leaves, self.held = dict(leaves), held
+        self.questions = Questions(lambda: self.scope_path, answers or {})
         self._namer = Namer(())
         self._outputs: list[tuple[str, str, str, Any]] = []  # (name, module path, class, value) of each module call
         self._parameter_cache: dict[str, fx.Proxy] = {}
@@ -67,7 +72,8 @@ class SiteTracer(Answering):
         self._buffer_names = set(self._buffers.values())
         self.tape = Tape(self, root)
         drawn = randomness()
-        with checkpoints_refused(), answered(root):
+        places = places_of(root)
+        with checkpoints_refused(), answered(places), self.questions.heard(places):
             graph = super().trace(root)
         if randomness() != drawn:
             raise TraceError(
