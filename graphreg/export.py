@@ -16,15 +16,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils import _pytree as pytree
 
+from graphreg.ambient import Answers, settled
 from graphreg.changes import Changes, raise_interrupt
 from graphreg.errors import GraphRegError, TraceError, first_line
-from graphreg.modes import Graphs, trace_modes
+from graphreg.modes import Graphs, left_as_it_was, same_graph, trace_keeping
 from graphreg.recording import Recorder
 from graphreg.shapes import Arguments, run_itself
 from graphreg.surroundings import quiet
 from graphreg.symbolic import where
 from graphreg.unlifting import Unlifting
-from graphreg.words import Recording, Untold
+from graphreg.words import Untold
 
 
 def export(model: nn.Module, call: Arguments, leaves: dict[str, str], constants: dict[str, torch.Tensor], notes: list[str]) -> Graphs:
@@ -71,32 +72,40 @@ def check_works() -> None:
 
 
 def _both(model: nn.Module, call: Arguments, leaves: dict[str, str], constants: dict[str, torch.Tensor], wide: bool = False) -> Graphs:
-    def once() -> fx.Graph:
+    def told_as_one(into: dict[str, torch.Tensor], answers: Answers) -> tuple[fx.Graph, Recorder]:
         while True:
-            program, told = _program(model, call, leaves)
-            work = Unlifting(model, program, told, constants)
+            program, recorder = _program(model, call, leaves, answers)
+            work = Unlifting(model, program, recorder.told, into)
             graph = work.run(wide)
-            leaves.update(told.leaves)
+            leaves.update(recorder.told.leaves)
             new = work.leaves.keys() - leaves.keys()
             if not new:
-                return graph
+                for now, left in recorder.told.left:
+                    now.update(left)
+                return graph, recorder
             if "" in new:
                 raise Untold(f"{work.leaves['']}; move that into a submodule of its own, which graphreg then keeps whole")
             leaves.update(work.leaves)
 
-    before = -1
-    while before != len(leaves):  # a leaf of one mode is a leaf of both
-        before = len(leaves)
-        graphs = trace_modes(model, once)
-    return graphs
+    def once() -> fx.Graph:
+        graph, recorder = told_as_one(constants, {})
+
+        def same(answers: Answers) -> bool:
+            with left_as_it_was(model):
+                return same_graph(graph, lambda: told_as_one(dict(constants), answers)[0])
+
+        settled(graph, recorder.questions.asked, same, leaves)
+        return graph
+
+    return trace_keeping(model, once, leaves)
 
 
-def _program(model: nn.Module, call: Arguments, leaves: Mapping[str, str]) -> tuple[ExportedProgram, Recording]:
-    recorder = Recorder(model, leaves)
+def _program(model: nn.Module, call: Arguments, leaves: Mapping[str, str], answers: Answers) -> tuple[ExportedProgram, Recorder]:
+    recorder = Recorder(model, leaves, answers)
     with recorder.at_work(), warnings.catch_warnings(), _quiet(), _plain_stacks():
         warnings.simplefilter("ignore")  # of torch.export's own, about constants and attributes
         program = torch.export.export(model, *call, dynamic_shapes=_dynamic(model, call), strict=False)
-    return program, recorder.told
+    return program, recorder
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from graphreg.modes import Graphs
-from graphreg.operators import PACKS, Operations, function_name, is_integer, is_port, is_size, nodes_in, port_path
+from graphreg.operators import PACKS, Operations, first_argument, function_name, is_integer, is_port, is_size, nodes_in, port_path
 from graphreg.sites import Label, Role, Site
 
 CELLS = {"rnn_tanh_cell", "rnn_relu_cell", "lstm_cell", "gru_cell"}  # what cells call, where a graph has their insides
@@ -96,6 +96,8 @@ class _Judge:
         self.data: set[fx.Node] = set()  # depends on an input, through tensors
         self.weights: set[fx.Node] = set()  # computed from parameters alone
         self.deep: set[fx.Node] = set()  # depends on a product on data
+        self.filled: set[fx.Node] = set()  # what depends on an input was written into it: who reads it from there on does so too
+        self.filled_deep: set[fx.Node] = set()
         self.hidden: set[fx.Node] = set()
         self.integers: set[fx.Node] = set()
         self.packed: set[fx.Node] = set()  # a PackedSequence, or what a layer makes of one
@@ -131,7 +133,7 @@ class _Judge:
         if is_integer(node):
             self.integers.add(node)
         tensors = [n for n in node.all_input_nodes if n not in self.sizes]
-        data = [n for n in tensors if n in self.data]
+        data = [n for n in tensors if n in self.data or n in self.filled]
         if data or (not tensors and node.op == "call_module"):
             self.data.add(node)
         elif any(n in self.weights for n in tensors):
@@ -140,8 +142,22 @@ class _Judge:
             self.hidden.update(origin for n in data if (origin := self._origin(n)) in self.deep)
             self.integers.update(self._indices(node, data))
             self.deep.add(node)
-        elif any(n in self.deep for n in data):
+        elif any(n in self.deep or n in self.filled_deep for n in data):
             self.deep.add(node)
+        self._fill(node)
+
+    def _fill(self, node: fx.Node) -> None:
+        """What the node writes into, and what that is a view of, carries what the node does."""
+        waiting = self.operations.writes(node) if node in self.data else []
+        seen = set(waiting)
+        while waiting:
+            written = waiting.pop()
+            self.filled.add(written)
+            if node in self.deep:
+                self.filled_deep.add(written)
+            if self.operations.may_alias(written):
+                waiting += [n for n in first_argument(written) if n not in seen]
+                seen.update(waiting)
 
     def _of_packed(self, node: fx.Node) -> bool:
         recurrent = isinstance(self.operations.module(node), nn.RNNBase) or is_port(node, self.operations)
@@ -159,6 +175,8 @@ class _Judge:
 
     def _origin(self, node: fx.Node) -> fx.Node:
         while self.operations.passes_through(node) and node.args and isinstance(node.args[0], fx.Node) and not is_whole(node.args[0]):
+            if not node.args[0].meta.get("site", ("", ("",)))[1]:  # a tensor that the forward made has no name: its view may
+                break
             node = node.args[0]
         return node
 

@@ -24,7 +24,8 @@ def regions() -> tuple[bool, ...]:
 
 def randomness() -> tuple[Any, bytes]:
     """The state of Python's and torch's generators."""
-    return random.getstate(), torch.get_rng_state().numpy().tobytes()
+    with torch._C.DisableTorchFunction():  # it may be asked in the midst of a forward that is recorded
+        return random.getstate(), torch.get_rng_state().numpy().tobytes()
 
 
 def restore_randomness(state: tuple[Any, bytes]) -> None:

@@ -106,7 +106,8 @@ def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "a
         changes.later(partial(restore_randomness, randomness()))  # the model's code may draw; the user's streams go on as if it had not
         at_rest(changes)
         deep_enough(model, changes)
-        return _trace(model, example_inputs, front_end)
+        with torch.enable_grad():  # as in training, wherever it is called
+            return _trace(model, example_inputs, front_end)
 
 
 def _trace(model: nn.Module, example_inputs: Any, front_end: FrontEnd) -> Traced:
