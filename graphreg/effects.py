@@ -17,11 +17,21 @@ from torch.fx.node import map_arg
 
 from graphreg.dropouts import is_drop_path
 from graphreg.operators import (
-    IN_PLACE_OPERATORS, SIZE_ATTRIBUTES, Operations, argument_of, first_argument, function_name, in_place_argument, is_pure, is_pythons, is_size,
-    nodes_in, placed, told_of,
+    IN_PLACE_OPERATORS,
+    SIZE_ATTRIBUTES,
+    Operations,
+    argument_of,
+    first_argument,
+    function_name,
+    in_place_argument,
+    is_pure,
+    is_pythons,
+    is_size,
+    nodes_in,
+    placed,
+    told_of,
 )  # fmt: skip
 from graphreg.probes import STATISTICS, TRIES, Hole, Seen, probe, together
-
 
 _ARITHMETIC = {
     "abs", "add", "and_", "eq", "floordiv", "ge", "gt", "inv", "invert", "le", "lshift", "lt", "matmul", "mod", "mul", "ne", "neg",

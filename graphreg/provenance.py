@@ -9,6 +9,7 @@ from functools import cache
 import torch
 from torch import fx, nn
 
+from graphreg.effects import Effects
 from graphreg.operators import Operations, function_name, is_size, nodes_in
 from graphreg.roles import labels_of, site_nodes
 
@@ -30,6 +31,7 @@ def chains(graphs: Iterable[fx.Graph], operations: Operations, path: str) -> Cha
 
 
 def _chains(graph: fx.Graph, operations: Operations, path: str) -> dict[str, str]:
+    effects = Effects(operations)
     first: dict[str, str] = {}
     order: dict[str, int] = {}
     latest: dict[fx.Node, tuple[str, ...]] = {}  # of the calls that a node depends on, the last two: one may be its own
@@ -44,7 +46,7 @@ def _chains(graph: fx.Graph, operations: Operations, path: str) -> dict[str, str
             first.setdefault(own, own)
         if reads or own is not None:
             latest[node] = tuple(reads) if own is None else (*before[-1:], own)
-            latest.update(dict.fromkeys(operations.writes(node), latest[node]))  # states that are kept in a tensor, step by step
+            latest.update(dict.fromkeys(effects.writes(node), latest[node]))  # states that are kept in a tensor, step by step
     return first
 
 

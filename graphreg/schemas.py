@@ -7,7 +7,7 @@ The operators of ``torch.ops.aten`` carry both, as ``Tensor(a!) self``. Of an op
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch._ops import OpOverload, OpOverloadPacket
