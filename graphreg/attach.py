@@ -89,8 +89,8 @@ class AttachRule(nn.Module):
             collect(out, found, strange)
         if strange and total.requires_grad and not any(tensor.requires_grad for tensor in found):
             raise RegularizerError(
-                f"the model returns a {strange[0]}, and no tensor is found in it for the penalties to attach to. Return tensors, or tuples, "
-                "lists, dicts, named tuples or dataclasses of them, or use penalties='return'."
+                f"the model returns a {strange[0]}, and no tensor is found in it for the penalties to attach to. Return tensors, or "
+                "tuples, lists, dicts, named tuples or dataclasses of them, or use penalties='return'."
             )
         if not found:
             return outputs
@@ -109,8 +109,9 @@ def current(scale: Scale | None) -> Any:
         tensor = getattr(scale, "_scale", None)
         if tensor is not None:
             return tensor
-        enabled = getattr(scale, "_enabled", None)  # read, for Dynamo does not trace torch.amp's functions
-        return scale.get_scale() if enabled is None else scale._init_scale if enabled else 1.0
+        # read, for Dynamo does not trace torch.amp's functions
+        enabled, first = getattr(scale, "_enabled", None), getattr(scale, "_init_scale", None)
+        return first if enabled and first is not None else 1.0 if enabled is False else scale.get_scale()
     return scale() if callable(scale) and not isinstance(scale, Tensor) else scale
 
 
@@ -151,10 +152,10 @@ def rebuilt(value: Any, joined: list[Tensor]) -> Any:
             new[key] = item
         return new
     if is_dataclass(value) and not isinstance(value, type):
-        new = copy.copy(value)
+        twin: Any = copy.copy(value)
         for field in fields(value):
-            object.__setattr__(new, field.name, rebuilt(getattr(value, field.name), joined))
-        return new
+            object.__setattr__(twin, field.name, rebuilt(getattr(value, field.name), joined))
+        return twin
     return value
 
 

@@ -118,8 +118,8 @@ class Call:
             return outputs
         if maybe_current_level() is not None:
             raise GraphRegError(
-                "a backend's attached penalties cannot join under a transform of torch.func. Use penalties='return' and add backend.penalties() "
-                "to the loss, or graphreg.regularize."
+                "a backend's attached penalties cannot join under a transform of torch.func. Use penalties='return' and add "
+                "backend.penalties() to the loss, or graphreg.regularize."
             )
         own = [outputs[i] for i in live]
         joined = _Join.apply(self, list(names), current(self.scale), broken, len(totals), *totals, *measured, *own)  # type: ignore[no-untyped-call]

@@ -31,11 +31,11 @@ def building(value: Any) -> Building | None:
     structured = hasattr(value, "_fields") or hasattr(value, "n_sequence_fields")  # named tuples: fx makes those again itself
     if kind in _PLAIN or structured or not isinstance(value, (dict, list, tuple)):
         return None
-    if kind is defaultdict:
+    if isinstance(value, defaultdict) and kind is defaultdict:
         name = next((name for name, factory in _FACTORIES.items() if value.default_factory is factory), None)
         if name is None:
             raise NotImplementedError(
-                f"a defaultdict whose factory, {value.default_factory}, is none of {', '.join(_FACTORIES)}. {_INSTEAD}, or give dict(...) of it"
+                f"a defaultdict whose factory, {value.default_factory}, is none of {', '.join(_FACTORIES)}. {_INSTEAD}, or dict(...) of it"
             )
         return made_defaultdict, (name, dict(value)), {}
     found: Building

@@ -56,7 +56,7 @@ def refuse_twice(below: Tensor | None = None) -> None:
 
 
 def _has_tangent(total: Tensor) -> bool:
-    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(total).tangent is not None
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(total).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def _functionalized() -> bool:
@@ -123,7 +123,8 @@ class _Join(torch.autograd.Function):
 
     @staticmethod
     def forward(total: Tensor, scale: Tensor, apart: bool, *outputs: Tensor) -> tuple[Tensor, ...]:
-        return tuple(out.clone() if apart and not (out if out._base is None else out._base).is_leaf else out.view_as(out) for out in outputs)
+        inputs = [(out if out._base is None else out._base).is_leaf for out in outputs]
+        return tuple(out.clone() if apart and not given else out.view_as(out) for out, given in zip(outputs, inputs, strict=True))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -17,6 +17,7 @@ from graphreg.forms import kept
 from graphreg.fused import recomputes
 from graphreg.layout import laid_out, overlaps
 from graphreg.noise import Noise
+from graphreg.purity import called
 from graphreg.regularizer import Splice
 
 
@@ -181,7 +182,7 @@ class SpliceRule(Drawing):
 
     def _formula(self, z: Tensor, weight: Tensor, noise: Noise) -> Any:
         given = {"z": z, "weight": weight, "noise": noise, "values": {self.site: z}}
-        return self.regularizer(**{name: given[name] for name in self.regularizer.takes})
+        return called(self.regularizer, {name: given[name] for name in self.regularizer.takes})
 
 
 def accumulation(dtype: torch.dtype) -> torch.dtype:
