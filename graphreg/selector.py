@@ -46,11 +46,16 @@ class Pattern:
         if not found or not text.strip("! "):
             raise RegularizerError(
                 f"{text!r} is no selector. Write [!]name[@op][:port][#role], e.g. 'layer4.*', '**@ReLU', '*.weight'."
-                + (r" A backslash takes the character behind it as a part of the name: \\ is one backslash." if "\\" in text else "")
+                + (
+                    r" A backslash takes the character behind it as a part of the name: \@, \:, \#, \\."
+                    if re.search(r"[\\@:#]", text)
+                    else ""
+                )
             )
         role = found["role"]
         if role is not None and role not in ROLES:
-            raise RegularizerError(f"{text!r} asks for the role {role!r}; roles are {', '.join(ROLES)}.")
+            hint = r"Where # is a part of the name, write \#."
+            raise RegularizerError(f"{text!r} asks for the role {role!r}; roles are {', '.join(ROLES)}. {hint}")
         name, op, port = (_as_glob(found[part]) for part in ("name", "op", "port"))
         return cls(text, name or "**", op, port, role, bool(found["exclude"]))
 
