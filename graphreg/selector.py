@@ -242,7 +242,9 @@ def _nothing(
     end = " List all: graphreg.names(model)."
     if found:
         reasons = ", ".join(f"{site.name} ({site.why_not})" for site in found[:3])
-        return f"{start} It finds only what cannot be regularized: {reasons}.{end}"
+        parts = [exactly(label) for site in sites for label in site.labels if site.selectable and pattern.names(label, site)]
+        parts_text = f" Write a part of it: {', '.join(parts[:6])}." if parts and pattern.port is None else ""
+        return f"{start} It finds only what cannot be regularized: {reasons}.{parts_text}{end}"
     bare = pattern.text.strip().removeprefix("!")
     if _SPECIAL.search(bare) and (literal := [label for site in sites for label in site.labels if label.name == bare]):
         exact = exactly(literal[0])
@@ -263,4 +265,5 @@ def _nothing(
     if others:
         kind = "parameters" if others[0].kind == "parameter" else "values"
         start += f" It names {kind} ({', '.join(site.name for site in others[:3])}), and {who} acts on a {what}."
-    return f"{start}{near_sentence(pattern.name, strings_of(site for site in sites if site.selectable))}{end}"
+    known = (*sites, *elsewhere) if pattern.exclude else [site for site in sites if site.selectable]
+    return f"{start}{near_sentence(pattern.name, strings_of(known))}{end}"

@@ -134,7 +134,7 @@ function select(texts, sites, rule) {
     const found = lone(pattern.text) ? usual : [...find(pattern, seen)];
     const kept = found.filter(usable);
     const needless = pattern.exclude && (found.length || find(pattern, sites.filter((site) => !seen.includes(site))).size);
-    if (!kept.length && !lone(pattern.text) && !needless) errors.push(nothing(pattern, found, seen, sites, rule));
+    if (!kept.length && !lone(pattern.text) && !needless) errors.push(nothing(pattern, found, seen, sites, rule, usable));
     if (!kept.length && lone(pattern.text) && !rule.needs) errors.push(noDefault(seen, rule));
     for (const site of kept) (pattern.exclude ? gone : wanted).add(site);
   }
@@ -159,11 +159,13 @@ function noDefault(seen, rule) {
   return `${rule.model} has none of the default sites of ${rule.cls} (${rule.usual})${leftOut}. ${cure}`;
 }
 
-function nothing(pattern, found, seen, sites, rule) {
+function nothing(pattern, found, seen, sites, rule, usable) {
   const start = `${quoted(pattern.text)} matches no ${what(rule)} of ${rule.model}.`;
   if (found.length) {
     const reasons = found.slice(0, 3).map((site) => `${site.name} (${reason(site, rule)})`);
-    return `${start} It finds only what cannot be regularized: ${reasons.join(", ")}.`;
+    const parts = pattern.ports ? [] : seen.filter((site) => usable(site)).flatMap((site) => site.labels.filter((label) => names(pattern, label, site)));
+    const write = parts.length ? ` Write a part of it: ${parts.slice(0, 6).map(exactly).join(", ")}.` : "";
+    return `${start} It finds only what cannot be regularized: ${reasons.join(", ")}.${write}`;
   }
   const bare = pattern.text.trim().replace(/^!/, "");
   const literal = seen.flatMap((site) => site.labels).find((label) => label.name === bare);
