@@ -164,14 +164,7 @@ def select(
     selected anyway. ``hint`` says more of a string that finds nothing.
     """
     if callable(selector):
-        chosen = {site: _called(selector) for site in sites if site.selectable and selector(site)}
-        if not chosen:
-            complain(
-                f"the selector {_called(selector)} of {who} chooses no {what} of {model}. "
-                "It is asked for each site; graphreg.names(model) lists them.",
-                missing,
-            )
-        return chosen
+        return _by_function(selector, sites, f"of {who} chooses no {what} of {model}", missing)
     texts = strings(selector)
     wanted: dict[int, str] = {}
     none_usual = _usual(who, usual, what, model, [site for site in sites if site.norm and site.role == "hidden"])
@@ -195,6 +188,13 @@ def select(
     if wanted and gone.issuperset(wanted):
         complain(f"{list(texts)} leaves no {what} of {model}: what is selected is taken away again by '!'.", missing)
     return {site: wanted[id(site)] for site in sites if id(site) in wanted and id(site) not in gone}
+
+
+def _by_function(selector: Callable[[Site], bool], sites: Sequence[Site], none: str, missing: Missing) -> dict[Site, str]:
+    chosen = {site: _called(selector) for site in sites if site.selectable and selector(site)}
+    if not chosen:
+        complain(f"the selector {_called(selector)} {none}. It is asked for each site; graphreg.names(model) lists them.", missing)
+    return chosen
 
 
 def unmatched(selector: Selector, sites: Sequence[Site], default: Sequence[Site], elsewhere: Sequence[Site] = ()) -> tuple[str, ...]:
