@@ -76,7 +76,7 @@ def numeric_text(value: object) -> str:
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
             float(value)
-            return "It is a text: take the quotes away. YAML reads 1e-4 as a text, too, for its numbers need a dot: 1.0e-4. "
+            return "A number in quotes is a text: take the quotes away. YAML reads 1e-4 as a text, too: its numbers need a dot, 1.0e-4. "
     return ""
 
 

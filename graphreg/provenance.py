@@ -37,7 +37,8 @@ def _chains(graph: fx.Graph, operations: Operations, path: str) -> dict[str, str
     latest: dict[fx.Node, tuple[str, ...]] = {}  # of the calls that a node depends on, the last two: one may be its own
     for node in graph.nodes:
         reads = sorted({call for n in node.all_input_nodes for call in latest.get(n, ())}, key=order.__getitem__)[-2:]
-        own = next((label.name for label in labels_of(node, operations) if label.module == path), None)
+        labels = (*labels_of(node, operations), *node.meta.get("site", ("", ()))[1])  # a tuple may be handed on as it is
+        own = next((label.name for label in labels if label.module == path), None)
         if own is not None:
             order.setdefault(own, len(order))
             before = [call for call in reads if call != own]

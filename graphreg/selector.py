@@ -46,11 +46,16 @@ class Pattern:
         if not found or not text.strip("! "):
             raise RegularizerError(
                 f"{text!r} is no selector. Write [!]name[@op][:port][#role], e.g. 'layer4.*', '**@ReLU', '*.weight'."
-                + (r" A backslash takes the character behind it as a part of the name: \\ is one backslash." if "\\" in text else "")
+                + (
+                    r" A backslash takes the character behind it as a part of the name: \@, \:, \#, \\."
+                    if re.search(r"[\\@:#]", text)
+                    else ""
+                )
             )
         role = found["role"]
         if role is not None and role not in ROLES:
-            raise RegularizerError(f"{text!r} asks for the role {role!r}; roles are {', '.join(ROLES)}.")
+            hint = r"Where # is a part of the name, write \#."
+            raise RegularizerError(f"{text!r} asks for the role {role!r}; roles are {', '.join(ROLES)}. {hint}")
         name, op, port = (_as_glob(found[part]) for part in ("name", "op", "port"))
         return cls(text, name or "**", op, port, role, bool(found["exclude"]))
 
@@ -159,14 +164,7 @@ def select(
     selected anyway. ``hint`` says more of a string that finds nothing.
     """
     if callable(selector):
-        chosen = {site: _called(selector) for site in sites if site.selectable and selector(site)}
-        if not chosen:
-            complain(
-                f"the selector {_called(selector)} of {who} chooses no {what} of {model}. "
-                "It is asked for each site; graphreg.names(model) lists them.",
-                missing,
-            )
-        return chosen
+        return _by_function(selector, sites, f"of {who} chooses no {what} of {model}", missing)
     texts = strings(selector)
     wanted: dict[int, str] = {}
     none_usual = _usual(who, usual, what, model, [site for site in sites if site.norm and site.role == "hidden"])
@@ -190,6 +188,13 @@ def select(
     if wanted and gone.issuperset(wanted):
         complain(f"{list(texts)} leaves no {what} of {model}: what is selected is taken away again by '!'.", missing)
     return {site: wanted[id(site)] for site in sites if id(site) in wanted and id(site) not in gone}
+
+
+def _by_function(selector: Callable[[Site], bool], sites: Sequence[Site], none: str, missing: Missing) -> dict[Site, str]:
+    chosen = {site: _called(selector) for site in sites if site.selectable and selector(site)}
+    if not chosen:
+        complain(f"the selector {_called(selector)} {none}. It is asked for each site; graphreg.names(model) lists them.", missing)
+    return chosen
 
 
 def unmatched(selector: Selector, sites: Sequence[Site], default: Sequence[Site], elsewhere: Sequence[Site] = ()) -> tuple[str, ...]:
@@ -237,7 +242,9 @@ def _nothing(
     end = " List all: graphreg.names(model)."
     if found:
         reasons = ", ".join(f"{site.name} ({site.why_not})" for site in found[:3])
-        return f"{start} It finds only what cannot be regularized: {reasons}.{end}"
+        parts = [exactly(label) for site in sites for label in site.labels if site.selectable and pattern.names(label, site)]
+        parts_text = f" Write a part of it: {', '.join(parts[:6])}." if parts and pattern.port is None else ""
+        return f"{start} It finds only what cannot be regularized: {reasons}.{parts_text}{end}"
     bare = pattern.text.strip().removeprefix("!")
     if _SPECIAL.search(bare) and (literal := [label for site in sites for label in site.labels if label.name == bare]):
         exact = exactly(literal[0])
@@ -258,4 +265,5 @@ def _nothing(
     if others:
         kind = "parameters" if others[0].kind == "parameter" else "values"
         start += f" It names {kind} ({', '.join(site.name for site in others[:3])}), and {who} acts on a {what}."
-    return f"{start}{near_sentence(pattern.name, strings_of(site for site in sites if site.selectable))}{end}"
+    known = (*sites, *elsewhere) if pattern.exclude else [site for site in sites if site.selectable]
+    return f"{start}{near_sentence(pattern.name, strings_of(known))}{end}"

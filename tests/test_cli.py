@@ -194,6 +194,9 @@ SPELLINGS: list[tuple[list[str], dict[str, object]]] = [
     (["--hidden-l1", "hid*=1e-3"], {"hidden_l1": {"pattern": "hid*", "weight": 1e-3}}),
     (["--hidden-l1=hid*=0"], {"hidden_l1": {"pattern": "hid*", "weight": 0}}),
     (["--hidden-l1", "0", "--weight-l1", "1"], {"weight_l1": 1}),
+    (["--weight-l2", '{"0.*": 1e-3, "2.*": 0}'], {"weight_l2": {"0.*": 1e-3, "2.*": 0}}),
+    (["--dropout", '{"1": 0.0, "**#output": 0.5}'], {"dropout": {"1": 0.0, "**#output": 0.5}}),
+    (["--dropout", r"a\@b\:c=0.2"], {"dropout": {r"a\@b\:c": 0.2}}),
     (["--weight-decay", '{"weight": 2, "pattern": ["hid.*", "out.*"], "reduction": "sum"}'],
      {"weight_decay": {"weight": 2, "pattern": ["hid.*", "out.*"], "reduction": "sum"}}),
 ]  # fmt: skip

@@ -4,6 +4,8 @@
 const ROLES = ["input", "hidden", "output"];
 const GRAMMAR = /^(!?)((?:\\[^]|[^@:#\\])*)(?:@((?:\\[^]|[^:#\\])+))?(?::((?:\\[^]|[^#\\])+))?(?:#([^]*))?$/u;
 
+const SPECIAL = /[\\@:#*?[]|^!|^\s|\s$/; // what means something to a selector
+
 /** A shell glob as Python's fnmatch.translate has it: `*`, `?`, `[seq]`, `[!seq]`; it matches the whole text. */
 function glob(pattern) {
   const letters = Array.from(pattern);
@@ -54,7 +56,7 @@ function asGlob(part) {
 
 /** The string that means the label and nothing else: its name, with a backslash before what would mean something to a selector. */
 function exactly(label) {
-  const texts = [label.name, label.ports[0]].map((text) => text.replace(/[\\@:#*?[]|^!|^\s|\s$/g, (one) => (one.trim() ? `\\${one}` : `[${one}]`)));
+  const texts = [label.name, label.ports[0]].map((text) => text.replace(new RegExp(SPECIAL, "g"), (one) => (one.trim() ? `\\${one}` : `[${one}]`)));
   return label.default ? texts[0] : texts.join(":");
 }
 
@@ -63,13 +65,13 @@ function parse(text) {
   const bare = text.trim();
   const found = GRAMMAR.exec(bare);
   if (!found || !bare.replace(/[! ]/g, "")) {
-    const more = text.includes("\\") ? " A backslash takes the character behind it as a part of the name: \\\\ is one backslash." : "";
+    const more = /[\\@:#]/.test(text) ? " A backslash takes the character behind it as a part of the name: \\@, \\:, \\#, \\\\." : "";
     throw new Error(`${quoted(text)} is no selector. Write [!]name[@op][:port][#role], e.g. 'layer4.*', '**@ReLU', '*.weight'.${more}`);
   }
   const [exclude, role] = [found[1], found[5]];
   const [name, op, port] = found.slice(2, 5).map(asGlob);
   if (role !== undefined && !ROLES.includes(role))
-    throw new Error(`${quoted(text)} asks for the role '${role}'; roles are ${ROLES.join(", ")}.`);
+    throw new Error(`${quoted(text)} asks for the role '${role}'; roles are ${ROLES.join(", ")}. Where # is a part of the name, write \\#.`);
   const glob_of = (part) => (part === undefined ? null : glob(part));
   return { text, exclude: exclude === "!", name: name || "**", named: glob(name || "**"), op: glob_of(op), port, ports: glob_of(port), role };
 }
@@ -132,7 +134,7 @@ function select(texts, sites, rule) {
     const found = lone(pattern.text) ? usual : [...find(pattern, seen)];
     const kept = found.filter(usable);
     const needless = pattern.exclude && (found.length || find(pattern, sites.filter((site) => !seen.includes(site))).size);
-    if (!kept.length && !lone(pattern.text) && !needless) errors.push(nothing(pattern, found, seen, sites, rule));
+    if (!kept.length && !lone(pattern.text) && !needless) errors.push(nothing(pattern, found, seen, sites, rule, usable));
     if (!kept.length && lone(pattern.text) && !rule.needs) errors.push(noDefault(seen, rule));
     for (const site of kept) (pattern.exclude ? gone : wanted).add(site);
   }
@@ -157,15 +159,17 @@ function noDefault(seen, rule) {
   return `${rule.model} has none of the default sites of ${rule.cls} (${rule.usual})${leftOut}. ${cure}`;
 }
 
-function nothing(pattern, found, seen, sites, rule) {
+function nothing(pattern, found, seen, sites, rule, usable) {
   const start = `${quoted(pattern.text)} matches no ${what(rule)} of ${rule.model}.`;
   if (found.length) {
     const reasons = found.slice(0, 3).map((site) => `${site.name} (${reason(site, rule)})`);
-    return `${start} It finds only what cannot be regularized: ${reasons.join(", ")}.`;
+    const parts = pattern.ports ? [] : seen.filter((site) => usable(site)).flatMap((site) => site.labels.filter((label) => names(pattern, label, site)));
+    const write = parts.length ? ` Write a part of it: ${parts.slice(0, 6).map(exactly).join(", ")}.` : "";
+    return `${start} It finds only what cannot be regularized: ${reasons.join(", ")}.${write}`;
   }
   const bare = pattern.text.trim().replace(/^!/, "");
   const literal = seen.flatMap((site) => site.labels).find((label) => label.name === bare);
-  if (literal && /[\\@:#*?[]|^!|^\s|\s$/.test(bare))
+  if (literal && SPECIAL.test(bare))
     return `${start} A site has that very name: write ${exactly(literal)} (in Python r'${exactly(literal)}'), for ${bare} asks for something else.`;
   if (pattern.role !== undefined && rule.on === "parameters")
     return `${start} #${pattern.role} is a role of values, and ${rule.cls} acts on a ${what(rule)}; leave the role out.`;
