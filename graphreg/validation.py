@@ -123,6 +123,8 @@ class Validation:
 
     def __init__(self, model: nn.Module, module: fx.GraphModule, call: Arguments) -> None:
         self.model, self.module, self.call, self.title = model, module, call, _title(model)
+        if any(tensor.device.type == "meta" for tensor in (*model.parameters(), *model.buffers(), *tensors(call))):
+            raise GraphRegError(f"verify compares values, and {self.title} or its inputs have none (device meta). Materialize them first.")
         about = rules_of(module).about
         self.exported = about is not None and about[3] == "export"
         self.differentiates = True  # whether the inputs are given so that they have gradients

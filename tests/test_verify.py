@@ -386,6 +386,13 @@ def test_what_is_given_is_checked() -> None:
     graphreg.verify(torch.compile(model, backend="eager"), torch.compile(module, backend="eager"), X)  # type: ignore[arg-type]
 
 
+def test_a_model_without_values() -> None:
+    model = Net().to("meta")
+    module = graphreg.regularize(model, dropout=L)
+    with pytest.raises(GraphRegError, match=r"^verify compares values, and Net or its inputs have none \(device meta\)\."):
+        graphreg.verify(model, module, X.to("meta"))
+
+
 def test_a_model_that_cannot_be_copied() -> None:
     class Alone(Net):
         def __deepcopy__(self, memo: dict[int, Any]) -> Any:
