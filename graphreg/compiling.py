@@ -48,7 +48,7 @@ def backend(
     The model stays as it is. Raises GraphRegError kinds for what is not allowed; a selector that finds nothing in any
     graph is an error at the end of the first call.
     """
-    for name in ("compile", "front_end", "example_inputs"):
+    for name in ("compile", "front_end", "example_inputs", "verify"):
         if name in keywords:
             raise RegularizerError(f"{name}= is no option of graphreg.backend: torch.compile captures the graphs, from the calls.")
     check_options(rng, missing, penalties, scale, own_dropout)

@@ -30,7 +30,7 @@ from graphreg.words import Untold
 
 def export(model: nn.Module, call: Arguments, leaves: dict[str, str], constants: dict[str, torch.Tensor], notes: list[str]) -> Graphs:
     """The graphs of both modes. ``leaves`` takes the submodules kept whole with the reason, ``notes`` what was switched off."""
-    with _without_caches(model, notes):
+    with without_caches(model, notes):
         try:
             call = _distinct(call)
             wide = _widened(call)
@@ -158,7 +158,7 @@ def _distinct(call: Arguments) -> Arguments:
 
 
 @contextmanager
-def _without_caches(model: nn.Module, notes: list[str]) -> Iterator[None]:
+def without_caches(model: nn.Module, notes: list[str]) -> Iterator[None]:
     """While this lasts no configuration asks for a cache, which a graph cannot give back."""
     configs: list[Any] = [getattr(m, "config", None) for m in model.modules()]
     asked = {id(c): c for c in configs if getattr(c, "use_cache", None) is True}
