@@ -83,6 +83,10 @@ class Whole(BaseException):
     """Ends the recording of a submodule that must be kept whole. No forward may catch it."""
 
 
+class Lost(RuntimeError):
+    """What the model's own code does and a recording would lose; known, so that nobody need run the model to see."""
+
+
 Found = list[tuple[fx.Node, tuple[str, ...], bool]]
 
 
