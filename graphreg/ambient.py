@@ -37,7 +37,7 @@ def surrounded(name: str, expected: Any) -> None:
     now = getattr(torch, name)()
     if now != expected:
         raise GraphRegError(
-            f"the model's forward asks torch.{name}() and goes by the answer. It was traced where that is {expected}, and here it is {now}. "
+            f"the model's forward asks torch.{name}() and goes by the answer. It was traced where that is {expected}; here it is {now}. "
             f"Call it where it is {expected}, or move what asks into a submodule of its own, which graphreg then keeps whole."
         )
 

@@ -76,6 +76,16 @@ def decided_flag(value: Any, expected: bool, name: str) -> None:
         )
 
 
+@has_side_effect
+def in_parts(value: Any, name: str) -> None:
+    """Raises where a tensor was taken for a tuple of values, for the forward only indexes it."""
+    if isinstance(value, torch.Tensor):
+        raise GraphRegError(
+            f"{name} is kept whole, and was taken for a tuple, for the forward only indexes it. It gives a tensor. Regularize with "
+            "example_inputs, or annotate what its forward returns (-> torch.Tensor)."
+        )
+
+
 def decisions(graph: fx.Graph) -> list[str]:
     """A line for each module that decides something on a shape or a type; for the listing and the report."""
     lines = []
@@ -97,7 +107,7 @@ class Answering(fx.Tracer):
         self.sizes: set[fx.Node] = set()  # numbers and shapes
         self.asking = False  # modules that run now run for an answer; they are not traced
         self._scopes = [""]
-        self._examples, self._values = examples, dict[fx.Node, Any]()
+        self.examples, self._values = examples, dict[fx.Node, Any]()
         self._given: dict[fx.Node, bool] = {}  # whether an input is behind a value
         self._kinds: dict[fx.Node, type | None] = {}
         self.assumed: dict[str, None] = {}  # arguments without an example that were taken for tensors
@@ -142,10 +152,10 @@ class Answering(fx.Tracer):
         name = str(node.target)
         if node.op == "placeholder" and name.startswith("*"):
             return dict if name.startswith("**") else tuple
-        if node.op == "placeholder" and name not in self._examples:
+        if node.op == "placeholder" and name not in self.examples:
             self.assumed[name] = None
             return torch.Tensor
-        value = self._examples[name] if node.op == "placeholder" else self._value(node) if self._examples else _UNKNOWN
+        value = self.examples[name] if node.op == "placeholder" else self._value(node) if self.examples else _UNKNOWN
         return None if value is _UNKNOWN else type(value)
 
     def flag(self, parameter: torch.nn.Parameter) -> bool:
@@ -220,7 +230,7 @@ class Answering(fx.Tracer):
         target: Any = node.target
         args, kwargs = map_arg((node.args, node.kwargs), self._values.__getitem__)
         if node.op == "placeholder":
-            return self._faked(self._examples[str(target).lstrip("*")])
+            return self._faked(self.examples[str(target).lstrip("*")])
         if node.op == "call_module":
             module = self.root.get_submodule(target)
             tensors = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))

@@ -25,7 +25,7 @@ from graphreg.shapes import Arguments, run_itself
 from graphreg.surroundings import quiet
 from graphreg.symbolic import where
 from graphreg.unlifting import Unlifting
-from graphreg.words import Untold
+from graphreg.words import Lost, Untold
 
 
 def export(model: nn.Module, call: Arguments, leaves: dict[str, str], constants: dict[str, torch.Tensor], notes: list[str]) -> Graphs:
@@ -47,8 +47,9 @@ def export(model: nn.Module, call: Arguments, leaves: dict[str, str], constants:
         except Exception as error:
             raise_interrupt(error)
             met = error
-        run_itself(model, call, {})  # its own error, if it has one
-        check_works()
+        if not isinstance(met, Lost):
+            run_itself(model, call, {})  # its own error, if it has one
+            check_works()
         raise TraceError(f"{type(model).__name__} cannot be exported{where(met)} ({first_line(met)}).") from met
 
 

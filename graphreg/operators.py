@@ -9,7 +9,7 @@ import operator
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from types import FunctionType, MethodType
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import torch
 from torch import fx, nn
@@ -112,14 +112,20 @@ class Operations:
         module = self.module(node)
         if isinstance(module, (nn.RNNBase, nn.LSTMCell, nn.MultiheadAttention)):
             return True
+        if self.is_opaque(node):
+            return gives_parts(node, module) is True or self.guesses_list(node)
         if module is not None:
-            return self.is_opaque(node) and _only_indexed(node)
+            return False
         name = function_name(node)
         if name in ("max", "min", "median", "mode", "kthvalue") and _reduces_one_axis(node):
             return True
         if name in ("getitem", "__getitem__") and isinstance(node.args[0], fx.Node):
             return port_path(node) == (1,) and isinstance(self.module(node.args[0]), nn.LSTM)
-        return name in LISTS or name == "multi_head_attention_forward" or (self.is_opaque(node) and _only_indexed(node))
+        return name in LISTS or name == "multi_head_attention_forward"
+
+    def guesses_list(self, node: fx.Node) -> bool:
+        """Whether the value is taken for a tuple for no better reason than that it is only indexed."""
+        return self.is_opaque(node) and gives_parts(node, self.module(node)) is None and _only_indexed(node)
 
 
 def function_name(node: fx.Node) -> str:
@@ -208,8 +214,26 @@ def _names(function: Callable[..., Any]) -> tuple[str, ...]:
         return ()
 
 
+def gives_parts(node: fx.Node, module: nn.Module | None) -> bool | None:
+    """Whether code that is kept whole gives a tuple or list, by the example inputs or by what it is annotated with; None: not known."""
+    value = node.meta.get("value")
+    if isinstance(value, (list, tuple)):  # of a tensor its shape and dtype, of a tuple a list of these
+        return isinstance(value, list)
+    return _annotated(type(module).forward if module is not None else node.target)
+
+
+@cache
+def _annotated(function: Any) -> bool | None:
+    try:
+        told = get_type_hints(function).get("return")
+    except Exception:  # of names that are not there, or no function: it tells nothing
+        return None
+    kind = get_origin(told) or told
+    return issubclass(kind, (tuple, list)) if isinstance(kind, type) and issubclass(kind, (tuple, list, torch.Tensor)) else None
+
+
 def _only_indexed(node: fx.Node) -> bool:
-    users = list(node.users)
+    users = [user for user in node.users if function_name(user) != "in_parts"]  # which looks whether it is so
     return bool(users) and all(
         function_name(user) == "getitem" and user.args[0] is node and isinstance(user.args[1], int) for user in users
     )

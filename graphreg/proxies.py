@@ -148,13 +148,18 @@ class BufferProxy(Value):
         self.__dict__.update(shape=buffer.shape, ndim=buffer.ndim, dtype=buffer.dtype, device=buffer.device)
 
     def size(self, dim: int | None = None) -> Any:
-        return self.shape if dim is None else self.shape[dim]
+        return self._shape if dim is None else self._shape[dim]
 
     def dim(self) -> int:
-        return self.ndim
+        return len(self._shape)
 
     def numel(self) -> int:
-        return self.shape.numel()
+        return self._shape.numel()
 
     def __len__(self) -> int:
-        return self.shape[0]
+        return self._shape[0]
+
+    @property
+    def _shape(self) -> torch.Size:
+        shape: torch.Size = self.__dict__["shape"]
+        return shape

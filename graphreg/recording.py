@@ -36,6 +36,7 @@ from graphreg.words import (
     AT,
     KEPT,
     Call,
+    Lost,
     Recording,
     Untold,
     Whole,
@@ -129,7 +130,7 @@ class Recorder(TorchFunctionMode):
             if random.getstate() != drawn:
                 raise Whole("its forward draws random numbers itself, and a trace would freeze them")
         except Whole as reason:
-            raise RuntimeError(f"{reason}; move that step into a submodule of its own, which graphreg then keeps whole") from None
+            raise Lost(f"{reason}; move that step into a submodule of its own, which graphreg then keeps whole") from None
         finally:
             self._scopes.clear()
             # torch.export puts attributes back, and with them what the forward's next call would have found

@@ -236,6 +236,8 @@ class _Judge:
             return "" if known[1].is_floating_point else "integers"
         if node in self.sizes:
             return "no tensor"
+        if self.operations.guesses_list(node):
+            return "taken for a tuple, for it is only indexed; example_inputs tell what it is"
         if self.operations.is_list(node):
             return "a tuple"
         return "integers" if node in self.integers else ""

@@ -152,8 +152,8 @@ def _symbolically(model: nn.Module, held: Mapping[str, Any], bound: Mapping[str,
     constants = dict[str, torch.Tensor]()
     with left_as_it_was(model):
         graphs, leaves, assumed = symbolic(model, held, constants, bound)
-    if call:
-        propagate(model, graphs, bound, call, constants)
+        if call:
+            propagate(model, graphs, bound, call, constants)
     notes = tuple(f"taken for a tensor: {name}, of which isinstance is asked (example_inputs tell if it is none)" for name in assumed)
     return Traced(model, graphs, value_sites(model, graphs), leaves, held, constants=constants, notes=notes)
 

@@ -27,7 +27,7 @@ from graphreg.kinds import answered, places_of
 from graphreg.layers import gives_tuple, is_stack
 from graphreg.naming import Namer, label_node, label_output
 from graphreg.operators import WRAPPED, Operations, is_size
-from graphreg.ports import settle_ports
+from graphreg.ports import assert_guesses, settle_ports
 from graphreg.proxies import BufferProxy, Value
 from graphreg.surroundings import ModuleStack, checkpoints_refused, randomness, regions, restore_randomness
 from graphreg.tape import Tape
@@ -94,6 +94,8 @@ class SiteTracer(Answering):
             if node.target in WRAPPED or str(getattr(node.target, "__module__", "")).startswith("torch."):
                 node.meta.pop("is_wrapped", None)
         settle_ports(graph, self.operations)
+        if not self.examples:  # these tell
+            assert_guesses(graph, self.operations)
         return graph
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:

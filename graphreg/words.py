@@ -83,6 +83,10 @@ class Whole(BaseException):
     """Ends the recording of a submodule that must be kept whole. No forward may catch it."""
 
 
+class Lost(RuntimeError):
+    """What the model's own code does and a recording would lose; known, so that nobody need run the model to see."""
+
+
 Found = list[tuple[fx.Node, tuple[str, ...], bool]]
 
 
@@ -93,7 +97,8 @@ class Recording:
 
     ``abandoned``: nodes of a submodule that was kept whole after all. ``given``, ``output``: what the model took and gave, with
     nodes in place of tensors. ``inputs``: the places of its inputs. ``own_guards``: the decisions on sizes that an operation took
-    for itself, and takes anew at each call. ``flags``: of which parameters the forward asked whether they require gradients. ``left``: the attributes of each module at the end, as they are and as they were then.
+    for itself, and takes anew at each call. ``flags``: of which parameters the forward asked whether they require gradients.
+    ``left``: the attributes of each module at the end, as they are and as they were then.
     """
 
     calls: dict[str, Call] = field(default_factory=dict)
