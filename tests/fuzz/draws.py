@@ -62,12 +62,12 @@ def _fine(k: tuple[int, int], count: int, lane: int) -> np.ndarray[Any, np.dtype
 
 
 def normal(k: tuple[int, int], like: Tensor) -> Tensor:
-    """Standard normal, in the shape and dtype of ``like``: Box & Muller's cosine branch."""
+    """Standard normal, in the shape and dtype of ``like``: Box & Muller's cosine branch, by torch's logarithm and cosine."""
     count = like.numel()
     if like.dtype == torch.float64:
-        radius, angle = _fine(k, count, 0) + 2.0**-54, _fine(k, count, 2)
+        radius, angle = torch.from_numpy(_fine(k, count, 0) + 2.0**-54), torch.from_numpy(_fine(k, count, 2))
     else:
-        radius = ((words(*k, count) >> np.uint32(1)).astype(np.float32) + np.float32(0.5)).astype(np.float64) * 2.0**-31
-        angle = (words(*k, count, 1) >> np.uint32(8)).astype(np.float64) * 2.0**-24
-    drawn = np.sqrt(-2 * np.log(radius)) * np.cos(2 * math.pi * angle)
-    return torch.from_numpy(drawn).view(like.shape).to(like.dtype)
+        radius = torch.from_numpy(((words(*k, count) >> np.uint32(1)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-31))
+        angle = torch.from_numpy((words(*k, count, 1) >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24))
+    drawn = (radius.log() * -2).sqrt() * (angle * (2 * math.pi)).cos()
+    return drawn.view(like.shape).to(like.dtype)
