@@ -6,6 +6,7 @@ import linecache
 import random
 import sys
 import types
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -212,14 +213,15 @@ class Maker:
             found.setdefault(place.name, place)
         return list(found.values()), train.roles_sure and (not self.two)
 
-    def case(self, regs: list[Reg], rng: random.Random) -> Case:
+    def case(self, regs: list[Reg], rng: random.Random, compiled: bool = False) -> Case:
+        """What the regularizers should do. ``compiled``: no dropout is left to torch, whose masks a compiler draws otherwise."""
         wanted = [found(reg, self.known) for reg in regs]
         case = Case(regs, "", wanted, rng=rng.randint(0, 1 << 40), stripped=rng.random() < 0.25)
         if rng.random() < 0.25 and any(reg.kind not in ("BernoulliDropout", "GaussianNoise") for reg in regs):
             case.penalties, case.scale = "attach", rng.choice((1.0, 1.0, 2.5))
         dropouts = self._dropouts()
-        if dropouts and rng.random() < 0.5:
-            self._own(case, dropouts, rng)
+        if dropouts and (compiled or rng.random() < 0.5):
+            self._own(case, dropouts, rng, compiled)
         return case
 
     def _dropouts(self) -> list[tuple[Place, float]]:
@@ -228,10 +230,10 @@ class Maker:
             (Place(v.names, "value"), v.node.node.rate) for v in values if v.node is not None and v.node.node.rate is not None and v.names
         ]
 
-    def _own(self, case: Case, dropouts: list[tuple[Place, float]], rng: random.Random) -> None:
+    def _own(self, case: Case, dropouts: list[tuple[Place, float]], rng: random.Random, every: bool = False) -> None:
         places, was = [p for p, _ in dropouts], {p.name: rate for p, rate in dropouts}
         one = rng.choice(places).names[0].text
-        case.own_dropout = rng.choice(("seeded", "off", 0.3, {"*": "seeded", one: 0.1}, {one: "off"}, {one: "seeded"}))
+        case.own_dropout = rng.choice(("seeded", "off", 0.3, {"*": "seeded", one: 0.1}, *(() if every else ({one: "off"}, {one: "seeded"}))))
         options = case.own_dropout if isinstance(case.own_dropout, dict) else {"*": case.own_dropout}
         for selector, value in options.items():
             for place in select((selector,), places, places)[0]:
@@ -244,7 +246,7 @@ class Maker:
         sites = [p.name for p in self.known.values if p.usable]
         others = [p.name for p in self.known.values if not p.usable]
         return Group(
-            self.program.seed, self.source, sites, others, cases, self.program.input_grads, self.program.sized, front_end, self.two,
+            self.program.number, self.source, sites, others, cases, self.program.input_grads, self.program.sized, front_end, self.two,
             any(n.is_a("write") for n in nodes), any(n.is_a("random") for n in nodes), bool(self.program.apart),
         )  # fmt: skip
 
@@ -255,16 +257,18 @@ def loaded_function(text: str) -> Any:
     return space["forward"]
 
 
-def make(seed: int, sets: int = 4) -> tuple[Maker, Group]:
+def make(seed: int, sets: int = 4, compiled: bool = False) -> tuple[Maker, Group]:
     """The model of a seed, with several sets of regularizers. Raises Discarded."""
-    maker = Maker(generate(seed))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        maker = Maker(generate(seed))
     rng = random.Random(seed * 7919 + 1)
     cases = []
     for _ in range(sets):
         regs = regularizers(maker.known, rng)
         if not regs:
             continue
-        case = maker.case(regs, rng)
+        case = maker.case(regs, rng, compiled)
         case.oracle = maker.oracle(regs, [f.sites for f in case.found], case.own)
         cases.append(case)
     if not cases:

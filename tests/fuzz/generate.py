@@ -28,7 +28,7 @@ def generate(seed: int, mood: str = "") -> Program:
     inputs = [(name, ARGUMENTS[name] + ".double()" * (double and name != "ids")) for name in names]
     inputs += [(f"rest{i}", ARGUMENTS["x"] + ".double()" * double) for i in range(variadic)]
     input_grads = rng.random() < 0.6
-    program = Program(Body("Net"), inputs, variadic, double, input_grads=input_grads, seed=seed % 1000)
+    program = Program(Body("Net"), inputs, variadic, double, input_grads=input_grads, seed=seed % 1000, number=seed)
     program.sized = sized or variadic > 0  # *rest goes to torch.export, which needs an example
     torch.manual_seed(seed)
     given = [eval(text, {"torch": torch}) for _, text in inputs]

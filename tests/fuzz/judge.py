@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import traceback
 import warnings
@@ -13,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-import graphreg
+import graphreg.passes
 from fuzz.cases import Case, Group, backward, forgotten, loaded, loaded_function
 from fuzz.choices import SPLICES
 from fuzz.oracle import Run
-from graphreg.errors import GraphRegError
+from graphreg.errors import GraphRegError, NoMatchError
 
 CALLS = ("train", "train", "eval", "eval", "train")
 
@@ -67,7 +68,7 @@ class Judge:
 
     def _trace(self) -> Verdict | None:
         try:
-            self.traced = graphreg.trace(self.model, self.inputs() if self.group.sized else None, self.group.front_end)  # type: ignore[arg-type]
+            self.traced = engine("trace")(self.model, self.inputs() if self.group.sized else None, self.group.front_end)
             self._untouched("trace")
             if self.group.front_end == "symbolic":
                 self._named()
@@ -119,7 +120,7 @@ class Judge:
             if case.stripped and not self.compiled:
                 self._strip(module)
         except GraphRegError as error:
-            if isinstance(error, graphreg.NoMatchError) and expected:
+            if isinstance(error, NoMatchError) and expected:
                 return Verdict("fine", "refused as it should be")
             return refusal("case", error)
         except Fault as fault:
@@ -137,11 +138,12 @@ class Judge:
 
     def _rewritten(self, case: Case) -> nn.Module:
         regs = [made(reg) for reg in case.regs]
-        plan = graphreg.plan(self.traced, regs, own_dropout=case.own_dropout)
+        plan = engine("plan")(self.traced, regs, own_dropout=case.own_dropout)
         if self.group.front_end == "symbolic":
             self._planned(case, plan)
         attach: dict[str, Any] = {"penalties": "attach", "scale": case.scale} if case.penalties == "attach" else {}
-        return graphreg.rewrite(self.traced, plan, case.rng, **attach)
+        module: nn.Module = engine("rewrite")(self.traced, plan, case.rng, **attach)
+        return module
 
     def _planned(self, case: Case, plan: Any) -> None:
         for name, found in zip(case.names, case.found, strict=True):
@@ -272,7 +274,7 @@ class Judge:
                 graded(mine.grad, other.grad, f"gradient of input {i} at {where}", self.tolerance)
 
     def _strip(self, module: nn.Module) -> None:
-        stripped = graphreg.strip(module)
+        stripped = engine("strip")(module)
         if list(stripped.state_dict()) != list(self.twin.state_dict()):
             raise Fault("state_dict", f"{list(stripped.state_dict())}")
         if list(module.state_dict()) != list(self.twin.state_dict()):
@@ -284,9 +286,13 @@ class Judge:
         alike(stripped(*self.inputs()), self.twin(*self.inputs()), "strip's output", "strip", True)
 
 
-def made(reg: Any) -> Any:
-    import graphreg.passes
+def engine(name: str) -> Any:
+    """``trace``, ``plan``, ``rewrite``, ``strip``, as they are now: a fault may have been put in."""
+    return getattr(importlib.import_module(f"graphreg.{name}"), name)
 
+
+def made(reg: Any) -> Any:
+    """A regularizer of the engine's."""
     return getattr(graphreg.passes, reg.kind)(reg.pattern[0] if len(reg.pattern) == 1 else list(reg.pattern), reg.weight, **reg.options)
 
 

@@ -86,6 +86,7 @@ class Program:
     seed: int = 0
     ties: tuple[tuple[str, str], ...] = ()
     sized: bool = True  # whether it is traced with an example
+    number: int = 0  # the seed that it was made from
 
 
 @dataclass(frozen=True)
