@@ -134,7 +134,7 @@ class Maker:
         )
 
     def _survey(self) -> dict[str, Any]:
-        """The shapes of all values; and whether the flat source computes what the plain one does."""
+        """The dims of all values, and whether they are written into later; and a proof that the flat source computes what the plain one does."""
         text = self.oracle([], [], {}, see=True)
         forward = loaded_function(text)
         seen: dict[str, Any] = {}
@@ -163,7 +163,7 @@ class Maker:
                 if any(bad):
                     raise Discarded("not a number")
                 raise AssertionError(f"the flat source is another function than the plain one:\n{self.source}\n{text}")
-            seen = {**run.seen, **seen}
+            seen = {**run.shapes(), **seen}
         return seen
 
     def _copy(self) -> nn.Module:
@@ -190,7 +190,7 @@ class Maker:
             names = groups[id(parameter)]
             labels = [Name(name, type(modules[name.rpartition(".")[0]]).__name__) for name in names]
             parameters.append(Place(labels, "parameter", dims=parameter.dim()))
-        dims = {site: len(shape[0]) for site, shape in self.shapes.items() if shape}
+        dims = {site: count for site, (count, _) in self.shapes.items()}
         calls = dict[str, list[str]]()
         for place in values:
             for path in {n.module for n in place.names if n.module is not None and n.default}:
@@ -204,6 +204,8 @@ class Maker:
         inputs = [p.name for p in values if p.role == "input"]
         agree = [p.name for p in self.tables["train"].places()] == [p.name for p in self.tables["eval"].places()]
         called = {path: len(sites) for path, sites in calls.items()}
+        for place in values:
+            place.written = self.shapes.get(place.name, (0, False))[1]
         return Known(values, parameters, dims, axes, cells, called, sure, agree, inputs)
 
     def places(self) -> tuple[list[Place], bool]:

@@ -75,6 +75,8 @@ def found(reg: Reg, known: Known) -> Found:
         places = [replace(p, usable=p.usable and (p.used or p.unsure)) for p in known.values]
     else:
         places = list(known.values)
+    if reg.kind in STEPS and reg.pattern[0] in known.cells:  # the calls of a cell are the steps of one sequence
+        return Found(list(known.cells[reg.pattern[0]]), [], set())
     chosen, empty = select(reg.pattern, places, usual(reg.kind, known, places))
     unsure = {p.name for p in places if p.unsure} if reg.kind in SPLICES else set()
     return Found([p.name for p in chosen], empty, unsure)
@@ -92,7 +94,7 @@ def patterns(known: Known, places: Sequence[Place], rng: random.Random, roles: b
 
 
 def _text(usable: Sequence[Place], rng: random.Random, roles: bool) -> str:
-    place = rng.choice(usable)
+    place = rng.choices(usable, [5.0 if p.written else 2.0 if p.role == "hidden" else 1.0 for p in usable])[0]
     name = rng.choice(place.names)
     head = name.name.partition(".")[0]
     port = "" if name.default else f":{rng.choice(name.ports)}"
@@ -103,7 +105,7 @@ def _text(usable: Sequence[Place], rng: random.Random, roles: bool) -> str:
         (0.2, lambda: name.name + "x"),
     ]  # fmt: skip
     if roles:
-        forms += [(2, lambda: "*"), (1, lambda: f"**#{place.role or 'hidden'}"), (0.5, lambda: f"{head}**#{place.role or 'output'}")]
+        forms += [(4, lambda: "*"), (1, lambda: f"**#{place.role or 'hidden'}"), (0.5, lambda: f"{head}**#{place.role or 'output'}")]
     weights = [weight for weight, _ in forms]
     return rng.choices([form for _, form in forms], weights)[0]()
 
@@ -111,16 +113,22 @@ def _text(usable: Sequence[Place], rng: random.Random, roles: bool) -> str:
 def regularizers(known: Known, rng: random.Random, derivatives: bool = True) -> list[Reg]:
     """One to four of them."""
     kinds = rng.choices(
-        [*KEYS], [5, 3, 1.5, 1.5, 4, 1, 1, 0.8 if derivatives and known.twice else 0], k=rng.choice((1, 1, 2, 2, 3, 4))
+        [*KEYS], [5, 3, 2.5, 1.5, 4, 1, 1, 1 if derivatives and known.twice else 0], k=rng.choice((1, 1, 2, 2, 3, 4))
     )  # fmt: skip
-    return [reg for kind in kinds if (reg := _sensible(kind, known, rng)) is not None]
+    chosen: list[Reg] = []
+    for kind in kinds:
+        reg = _sensible(kind, known, rng, [each.pattern for each in chosen if each.kind not in ON_WEIGHTS])
+        chosen += [] if reg is None else [reg]
+    return chosen
 
 
-def _sensible(kind: str, known: Known, rng: random.Random) -> Reg | None:
-    """One whose sites a parameter reaches, mostly: a penalty elsewhere is refused, as it should be."""
+def _sensible(kind: str, known: Known, rng: random.Random, there: list[tuple[str, ...]]) -> Reg | None:
+    """One whose sites a parameter reaches, mostly: a penalty elsewhere is refused, as it should be. ``there``: others' selectors."""
     trains = {p.name for p in known.values if p.trains}
     for _ in range(8):
         reg = _one(kind, known, rng)
+        if reg is not None and there and kind not in (*ON_WEIGHTS, *STEPS) and rng.random() < 0.35:
+            reg = replace(reg, pattern=rng.choice(there))
         if reg is None or kind in SPLICES or kind in ON_WEIGHTS or rng.random() < 0.01:
             return reg
         sites = found(reg, known)

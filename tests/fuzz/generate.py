@@ -34,7 +34,7 @@ def generate(seed: int, mood: str = "") -> Program:
     given = [eval(text, {"torch": torch}) for _, text in inputs]
     given = [value.requires_grad_(input_grads and value.is_floating_point()) for value in given]
     build = Builder(program.root, given, rng, double, sized)
-    write = 0.0 if mood == "calm" else rng.choice((0.0, 0.5, 1.0, 1.0, 2.0))
+    write = 0.0 if mood == "calm" else rng.choice((0.0, 0.0, 0.5, 1.0, 1.0, 2.0))
     _fill(build, rng.randint(3, 11), write, 2, [0])
     _finish(program, build, rng)
     return program
@@ -161,7 +161,7 @@ def _finish(program: Program, build: Builder, rng: random.Random) -> None:
     )  # fmt: skip
     lines = [line for s in body.stmts for line in s.made]
     linears = [line.partition(" = ") for line in dict.fromkeys(lines) if " = nn.Linear(4, 4)" in line]
-    if len(linears) >= 2 and rng.random() < 0.4:
+    if len(linears) >= 2 and rng.random() < 0.7:
         one, other = rng.sample([name.removeprefix("{S}.") for name, _, _ in linears], 2)
         program.ties = ((f"{one}.weight", f"{other}.weight"),)
     if linears and rng.random() < 0.08:

@@ -120,6 +120,8 @@ class Judge:
             if case.stripped and not self.compiled:
                 self._strip(module)
         except GraphRegError as error:
+            if "failed its check" in str(error):  # the engine met a fault of its own
+                return Verdict("fault", "check", str(error))
             if isinstance(error, NoMatchError) and expected:
                 return Verdict("fine", "refused as it should be")
             return refusal("case", error)
@@ -163,7 +165,10 @@ class Judge:
         forward = loaded_function(case.oracle)
         self.tolerance = 1e-3 if any(r.kind == "Contractive" for r in case.regs) else 2e-5  # second derivatives of a norm, in float32
         run = Run(case.regs, case.names, [f.sites for f in case.found], case.rng)
-        called: Any = torch.compile(module, backend=self.compiled, fullgraph=True, dynamic=False) if self.compiled else module
+        called: Any = module
+        if self.compiled:
+            torch._dynamo.reset()
+            called = torch.compile(module, backend=self.compiled, fullgraph=True, dynamic=False)
         if self.group.writes and not self.compiled:
             self._replaceable(case, forward, run)
         for number, mode in enumerate(CALLS[:4] if self.compiled else CALLS):

@@ -25,7 +25,8 @@ class Name:
 @dataclass
 class Place:
     """A value or parameter, as the generator knows it. ``unsure``: whether it counts as used depends on writes. ``usable``: whether a
-    regularizer can act on it; ``trains``: whether a parameter reaches it."""
+    regularizer can act on it; ``trains``: whether a parameter reaches it; ``written``: whether
+    something writes into its storage later."""
 
     names: list[Name]
     kind: str = "value"
@@ -37,6 +38,7 @@ class Place:
     usable: bool = True
     key: int = 0
     trains: bool = False
+    written: bool = False
 
     @property
     def name(self) -> str:

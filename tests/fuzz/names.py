@@ -130,8 +130,6 @@ class _Walk:
         value.norm = node.is_a(NORM)
         value.trains = (any(r.trains for r in reads) or node.is_a(PARAMETER) or flat.kind in WITH_PARAMETERS) and node.base != "detach"
         value.selectable = bool(flat.var.name) and not any(node.is_a(kind) for kind in (LIST, INTEGER, PARAMETER, CONSTANT))
-        if node.is_a(WRITE):
-            self.found.roles_sure = False
         if node.is_a(UNKNOWN_VIEW):
             self.found.roles_sure = False
         if not node.is_a(CONSTANT):

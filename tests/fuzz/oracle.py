@@ -153,7 +153,12 @@ class Run:
         self.wrt: dict[str, dict[str, Tensor]] = {}
 
     def see(self, site: str, value: Any) -> None:
-        self.seen.setdefault(site, (tuple(value.shape), value.dtype) if isinstance(value, Tensor) else None)
+        if isinstance(value, Tensor):
+            self.seen.setdefault(site, (value, value._version))
+
+    def shapes(self) -> dict[str, tuple[int, bool]]:
+        """Of each site that was seen, its number of dims, and whether something has written into its storage since."""
+        return {site: (value.dim(), value._version != version) for site, (value, version) in self.seen.items()}
 
     def _key(self, site: str, kind: str, at: int, rng: int | None = None) -> tuple[int, int]:
         return draws.key(draws.stream(self.seed if rng is None else rng, site, kind, at), self.call)

@@ -24,9 +24,9 @@ def statement(weight: float, writes: bool = False) -> Callable[[Maker], Maker]:
     return register
 
 
-def silent(*bases: str) -> tuple[Node, ...]:
+def silent(*bases: str, reads: str = "") -> tuple[Node, ...]:
     """Operations on sizes and masks: they take names, and nobody selects them."""
-    return tuple(Node(base, kinds=(INTEGER,)) for base in bases)
+    return tuple(Node(base, reads=reads, kinds=(INTEGER,)) for base in bases)
 
 
 def last(size: int) -> Callable[[Tensor], bool]:
@@ -78,8 +78,8 @@ def chosen(b: Builder) -> Stmt | None:
     if a is None or c is None:
         return None
     if b.rng.random() < 0.5:
-        return b.stmt("{o} = torch.where({a} > 0, {a}, {b})", {"a": a, "b": c}, *silent("gt"), Node("where", out="o", reads="0ab"))
-    return b.stmt("{o} = {a}.masked_fill({b} > 0, 0.5)", {"a": a, "b": c}, *silent("gt"), Node("masked_fill", out="o", reads="a0"))
+        return b.stmt("{o} = torch.where({a} > 0, {a}, {b})", {"a": a, "b": c}, *silent("gt", reads="a"), Node("where", out="o", reads="0ab"))
+    return b.stmt("{o} = {a}.masked_fill({b} > 0, 0.5)", {"a": a, "b": c}, *silent("gt", reads="b"), Node("masked_fill", out="o", reads="a0"))
 
 
 @statement(3)

@@ -8,7 +8,7 @@ import torch
 
 import graphreg
 from fuzz.builder import Builder
-from fuzz.program import CONSTANT, INTEGER, VIEW, WRITE, Node, Stmt
+from fuzz.program import CONSTANT, INTEGER, UNKNOWN_VIEW, VIEW, WRITE, Node, Stmt
 from fuzz.statements import dims, last, silent, statement
 
 
@@ -57,7 +57,7 @@ def relu_in_place(b: Builder) -> Stmt | None:
 @statement(1, writes=True)
 def masked(b: Builder) -> Stmt | None:
     a = b.pick()
-    nodes = (*silent("lt"), Node("masked_fill_", out="o", reads="a0", kinds=(WRITE,)))
+    nodes = (*silent("lt", reads="a"), Node("masked_fill_", out="o", reads="a0", kinds=(WRITE,)))
     return None if a is None else b.stmt("{o} = {a}.masked_fill_({a} < 0, 0.0)", {"a": a}, *nodes, drops_out=("o",))
 
 
@@ -115,8 +115,7 @@ def reshaped_in_place(b: Builder) -> Stmt | None:
     text, base = b.rng.choice((("{a}.unsqueeze_(1)", "unsqueeze_"), ("{a}.t_()", "t_"), ("{a}.squeeze_()", "squeeze_")))
     if a is None:
         return None
-    stmt = b.stmt(f"{{o}} = {text}", {"a": a}, Node(base, out="o", reads="a", kinds=(WRITE, VIEW)))
-    return stmt
+    return b.stmt(f"{{o}} = {text}", {"a": a}, Node(base, out="o", reads="a", kinds=(WRITE, UNKNOWN_VIEW if base == "t_" else VIEW)))
 
 
 # Factories: (text, base where an argument is a value of the trace, which then is a site). All are written into.
