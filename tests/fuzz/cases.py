@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fuzz.choices import KEYS, Found, Known, Reg, found, named, regularizers
 from fuzz.generate import generate
-from fuzz.matching import Place, select
+from fuzz.matching import Name, Place, select
 from fuzz.names import Table, table
 from fuzz.oracle import Run, instrumented
 from fuzz.program import PRODUCT, Flattener, Plain, Program
@@ -129,12 +129,11 @@ class Maker:
         self.known = self._known()
 
     def given(self) -> tuple[Any, ...]:
-        return tuple(
-            x.clone().requires_grad_(self.program.input_grads and x.is_floating_point()) if isinstance(x, Tensor) else x for x in self.inputs
-        )
+        grads = self.program.input_grads
+        return tuple(x.clone().requires_grad_(grads and x.is_floating_point()) if isinstance(x, Tensor) else x for x in self.inputs)
 
     def _survey(self) -> dict[str, Any]:
-        """The dims of all values, and whether they are written into later; and a proof that the flat source computes what the plain one does."""
+        """The dims of all values, and whether they are written into later; and a proof that the flat source is the plain one's function."""
         text = self.oracle([], [], {}, see=True)
         forward = loaded_function(text)
         seen: dict[str, Any] = {}
@@ -184,8 +183,6 @@ class Maker:
             groups.setdefault(id(parameter), []).append(name)
         modules = dict(self.model.named_modules(remove_duplicate=False))
         parameters = []
-        from fuzz.matching import Name
-
         for parameter in self.model.parameters():
             names = groups[id(parameter)]
             labels = [Name(name, type(modules[name.rpartition(".")[0]]).__name__) for name in names]
@@ -235,7 +232,8 @@ class Maker:
     def _own(self, case: Case, dropouts: list[tuple[Place, float]], rng: random.Random, every: bool = False) -> None:
         places, was = [p for p, _ in dropouts], {p.name: rate for p, rate in dropouts}
         one = rng.choice(places).names[0].text
-        case.own_dropout = rng.choice(("seeded", "off", 0.3, {"*": "seeded", one: 0.1}, *(() if every else ({one: "off"}, {one: "seeded"}))))
+        partly = () if every else ({one: "off"}, {one: "seeded"})
+        case.own_dropout = rng.choice(("seeded", "off", 0.3, {"*": "seeded", one: 0.1}, *partly))
         options = case.own_dropout if isinstance(case.own_dropout, dict) else {"*": case.own_dropout}
         for selector, value in options.items():
             for place in select((selector,), places, places)[0]:
@@ -255,8 +253,8 @@ class Maker:
 
 def loaded_function(text: str) -> Any:
     """The forward of an oracle."""
-    space = loaded(f"import torch\nimport torch.nn.functional as F\nfrom torch import nn\nfrom fuzz.shapes import Both, Pair\n{text}", "fuzzed_oracle")
-    return space["forward"]
+    head = "import torch\nimport torch.nn.functional as F\nfrom torch import nn\nfrom fuzz.shapes import Both, Pair\n"
+    return loaded(head + text, "fuzzed_oracle")["forward"]
 
 
 def make(seed: int, sets: int = 4, compiled: bool = False) -> tuple[Maker, Group]:

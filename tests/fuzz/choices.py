@@ -100,8 +100,8 @@ def _text(usable: Sequence[Place], rng: random.Random, roles: bool) -> str:
     port = "" if name.default else f":{rng.choice(name.ports)}"
     forms: list[tuple[float, Callable[[], str]]] = [
         (5, lambda: name.text), (1, lambda: f"{name.name[:2]}*{port}"), (1, lambda: f"*{name.name[-2:]}{port}"), (0.5, lambda: "**"),
-        (1, lambda: f"**@{name.op}"), (0.7, lambda: f"{head}.*"), (0.7, lambda: f"{head}.**"), (0.5, lambda: f"{name.name}@{name.op}{port}"),
-        (0.4, lambda: f"@{name.op}{port}"), (0.4, lambda: f"{name.name[:-1]}?{port}"), (0.4, lambda: f"{name.name}:*"),
+        (1, lambda: f"**@{name.op}"), (0.7, lambda: f"{head}.*"), (0.7, lambda: f"{head}.**"),
+        (0.5, lambda: f"{name.name}@{name.op}{port}"), (0.4, lambda: f"@{name.op}{port}"), (0.4, lambda: f"{name.name[:-1]}?{port}"), (0.4, lambda: f"{name.name}:*"),
         (0.2, lambda: name.name + "x"),
     ]  # fmt: skip
     if roles:

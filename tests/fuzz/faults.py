@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphreg.trace import parameter_site
+
 Inject = Callable[[], Any]
 FAULTS: dict[str, Inject] = {}
 
@@ -315,8 +317,6 @@ def the_eval_graph_in_train_mode() -> Iterator[None]:
 @fault
 def a_tied_parameter_counted_twice() -> Iterator[None]:
     def wrap(was: Any) -> Any:
-        from graphreg.trace import parameter_site
-
         def parameters(self: Any) -> Any:
             modules = self.operations.modules
             return tuple(parameter_site(modules, [name], p) for name, p in self.model.named_parameters(remove_duplicate=False))

@@ -10,10 +10,13 @@ from torch import nn
 
 import fuzz.writes  # noqa: F401  (registers its statements)
 from fuzz.builder import Builder
-from fuzz.program import PART_NAMES, Body, Plain, Program, Stmt, bodies
+from fuzz.program import DROPOUT, PART_NAMES, PRODUCT, RANDOM, WRITE, Body, Node, Plain, Program, Stmt, bodies
 from fuzz.statements import MAKERS
 
-ARGUMENTS = {"x": "torch.randn(3, 4)", "s": "torch.randn(3, 2, 4)", "y": "torch.randn(3, 4)", "z": "torch.randn(3, 2, 4)", "ids": "torch.randint(0, 6, (3, 2))"}
+ARGUMENTS = {
+    "x": "torch.randn(3, 4)", "s": "torch.randn(3, 2, 4)", "y": "torch.randn(3, 4)", "z": "torch.randn(3, 2, 4)",
+    "ids": "torch.randint(0, 6, (3, 2))",
+}  # fmt: skip
 
 
 WITHOUT: set[str] = set()  # statements that are left out, by the names of their makers
@@ -93,10 +96,9 @@ def _sequential(body: Body, build: Builder, given: int) -> None:
     value = build.tensors[given].detach().requires_grad_().clone()
     size = value.shape[-1] if value.dim() else 0
     inner = Builder(body, [value], build.rng, build.double, build.sized)
-    layers = [f"nn.Linear({size}, 4)", build.rng.choice(("nn.ReLU()", "nn.Tanh()", "nn.ReLU(inplace=True)")), "nn.Linear(4, 4)", "nn.Dropout(0.5)"]
+    between = build.rng.choice(("nn.ReLU()", "nn.Tanh()", "nn.ReLU(inplace=True)"))
+    layers = [f"nn.Linear({size}, 4)", between, "nn.Linear(4, 4)", "nn.Dropout(0.5)"]
     at = body.params[0]
-    from fuzz.program import DROPOUT, PRODUCT, RANDOM, WRITE, Node
-
     for i, made in enumerate(layers[: build.rng.randint(2, 4)]):
         kinds = (PRODUCT,) if "Linear" in made else (DROPOUT, RANDOM) if "Dropout" in made else (WRITE,) if "inplace" in made else ()
         node = Node("", out="o", reads="a", kinds=kinds, module=str(i), rate=0.5 if "Dropout" in made else None)
@@ -166,6 +168,7 @@ def _finish(program: Program, build: Builder, rng: random.Random) -> None:
         program.ties = ((f"{one}.weight", f"{other}.weight"),)
     if linears and rng.random() < 0.08:
         program.frozen = (f"{linears[0][0].removeprefix('{S}.')}.weight",)
-    apart = [s.attr for s in body.stmts if s.calls is not None and not any(t.eval_nodes for b in [s.calls, *bodies(s.calls)] for t in b.stmts)]
+    blocks = [s for s in body.stmts if s.calls is not None]
+    apart = [s.attr for s in blocks if not any(t.eval_nodes for b in [s.calls, *bodies(s.calls)] for t in b.stmts)]  # type: ignore
     if apart and rng.random() < 0.15:
         program.apart = (rng.choice(apart),)

@@ -224,10 +224,10 @@ class Judge:
         for parameter in self.twin.parameters():
             parameter.grad = None
         loss, extra = backward(output), sum((v.double() for v in penalties.values()), torch.zeros((), dtype=torch.float64))
-        if case.penalties == "attach":
-            loss = loss + case.scale * extra if loss.requires_grad else loss
-        else:
+        if case.penalties == "return":
             loss = loss + extra
+        elif loss.requires_grad:
+            loss = loss + case.scale * extra
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]
         return loss

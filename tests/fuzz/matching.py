@@ -36,7 +36,6 @@ class Place:
     unsure: bool = False
     dims: int = 2
     usable: bool = True
-    key: int = 0
     trains: bool = False
     written: bool = False
 

@@ -7,7 +7,20 @@ from dataclasses import dataclass, field
 
 from fuzz.matching import Name, Place
 from fuzz.program import (
-    CONSTANT, DROPOUT, INTEGER, LIST, NORM, PARAMETER, PRODUCT, UNKNOWN_VIEW, VIEW, WRITE, Flat, FlatNode, Flattener, Program,
+    CONSTANT,
+    DROPOUT,
+    INTEGER,
+    LIST,
+    NORM,
+    PARAMETER,
+    PRODUCT,
+    UNKNOWN_VIEW,
+    VIEW,
+    WRITE,
+    Flat,
+    FlatNode,
+    Flattener,
+    Program,
 )  # fmt: skip
 
 
@@ -67,7 +80,7 @@ class Table:
 
     def places(self) -> list[Place]:
         return [
-            Place(v.names, "value", v.role if v.selectable else "", v.norm, v.used, v.unsure, usable=v.selectable, key=v.key, trains=v.trains)
+            Place(v.names, "value", v.role if v.selectable else "", v.norm, v.used, v.unsure, usable=v.selectable, trains=v.trains)
             for v in self.values.values()
             if v.names
         ]

@@ -20,7 +20,8 @@ from fuzz.program import FlatNode, Flattener, Program, access, returned
 
 def instrumented(
     program: Program, flat: Flattener, tables: Mapping[str, Table], regs: Sequence[Reg], names: Sequence[str],
-    sites: Sequence[Sequence[str]], cells: Mapping[str, Sequence[str]], axes: Mapping[str, int], own: Mapping[str, float], see: bool = False,
+    sites: Sequence[Sequence[str]], cells: Mapping[str, Sequence[str]], axes: Mapping[str, int], own: Mapping[str, float],
+    see: bool = False,
 ) -> str:  # fmt: skip
     """The source of ``forward(self, ..., R)``. ``own``: what becomes of the model's dropouts, by site: a rate, 0 is off."""
     writer = _Writer(tables, regs, names, sites, cells, axes, own, see)
@@ -114,10 +115,10 @@ class _Writer:
         if self.tracked.get(site):
             lines.append(f"{var} = R.track({site!r}, {var}, {self.tracked[site]!r})")
         lines += [self._measure(site, var, *edit) for edit in edits if edit[1].kind not in SPLICES and edit[1].options.get("clean")]
-        for name, reg, at in edits:
+        for _, reg, at in edits:
             if reg.kind in SPLICES:
-                kind = "dropout" if reg.kind == "BernoulliDropout" else "noise"
-                lines.append(f"{var} = R.{kind}({var}, {site!r}, {at}, {reg.weight!r}, {reg.options.get('rng')!r}, {access(owner)}.training)")
+                kind, rng = "dropout" if reg.kind == "BernoulliDropout" else "noise", reg.options.get("rng")
+                lines.append(f"{var} = R.{kind}({var}, {site!r}, {at}, {reg.weight!r}, {rng!r}, {access(owner)}.training)")
         lines += [self._measure(site, var, *edit) for edit in edits if edit[1].kind not in SPLICES and not edit[1].options.get("clean")]
         return lines
 
@@ -309,4 +310,4 @@ def laid(new: Tensor, old: Tensor) -> Tensor:
     return placed.copy_(new)
 
 
-__all__ = ["Run", "STEPS", "instrumented"]
+__all__ = ["STEPS", "Run", "instrumented"]

@@ -36,8 +36,8 @@ def record(options: Options, tally: Tally) -> None:
     for each in tally.faults:
         kinds[each["kind"]] = kinds.get(each["kind"], 0) + 1
     data["runs"].append({
-        **key, "cases": tally.cases, "models": tally.models, "fine": tally.fine, "refused": dict(tally.refused.most_common()), "faults": kinds,
-        "seconds": round(tally.seconds), "date": date.today().isoformat(), "torch": torch.__version__,
+        **key, "cases": tally.cases, "models": tally.models, "fine": tally.fine, "refused": dict(tally.refused.most_common()),
+        "faults": kinds, "seconds": round(tally.seconds), "date": date.today().isoformat(), "torch": torch.__version__,
     })  # fmt: skip
     _save(data)
 

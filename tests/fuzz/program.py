@@ -19,8 +19,9 @@ class Node:
     """One operation of a statement: ``base`` is what naming starts from, ``op`` what ``@`` matches.
 
     ``out``: the letter of the variable that carries its value, or nothing. ``reads``: the letters of the tensors that it reads, that
-    whose view it may be in front; a digit is an earlier node of the statement. ``line``: of the second spelling, after which the value is there. ``port``: the node whose part it
-    is, by its place in the statement, with the ports that name the part. ``module``: of a call of a layer, its attribute.
+    whose view it may be in front; a digit is an earlier node of the statement. ``line``: of the second spelling, after which the value
+    is there. ``port``: the node whose part it is, by its place in the statement, with the ports that name the part. ``module``: of a
+    call of a layer, its attribute.
     """
 
     base: str

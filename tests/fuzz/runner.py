@@ -54,7 +54,8 @@ class Tally:
     def text(self) -> str:
         refused = sum(self.refused.values())
         share = refused / max(self.cases, 1)
-        return f"{self.cases:,} cases on {self.models:,} models: {self.fine:,} fine, {refused:,} refused ({share:.1%}), {len(self.faults)} faults"
+        counts = f"{self.fine:,} fine, {refused:,} refused ({share:.1%}), {len(self.faults)} faults"
+        return f"{self.cases:,} cases on {self.models:,} models: {counts}"
 
 
 def program_seed(options: Options, index: int) -> int:
@@ -151,9 +152,10 @@ def write(out: Path, group: Group, compiled: str = "") -> Path:
     attach = f'\n# penalties="attach", scale={case.scale}' if case.penalties == "attach" else ""
     said = "\n".join(f"# {line}" for line in verdict.detail.splitlines()[-12:])
     oracle = "\n".join(f"# {line}" for line in case.oracle.splitlines())
-    head = f"# {verdict.result}: {verdict.kind}\n{said}\n# python -m fuzz --replay {path.name}{f' --compiled {compiled}' * bool(compiled)}\n"
+    by = f" --compiled {compiled}" if compiled else ""
+    head = f"# {verdict.result}: {verdict.kind}\n{said}\n# python -m fuzz --replay {path.name}{by}\n# Regularizers, rng={case.rng}:\n"
     data = json.dumps(group.to_dict())
-    path.write_text(f"{head}# Regularizers, rng={case.rng}:\n{regs}{own}{attach}\n\n{group.source}\n\n# The oracle:\n{oracle}\n\n# replay: {data}\n")
+    path.write_text(f"{head}{regs}{own}{attach}\n\n{group.source}\n\n# The oracle:\n{oracle}\n\n# replay: {data}\n")
     return path
 
 

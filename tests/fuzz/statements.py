@@ -9,7 +9,18 @@ from torch import Tensor
 
 from fuzz.builder import Builder
 from fuzz.program import (
-    CONSTANT, DROPOUT, INTEGER, LIST, NORM, PARAMETER, PRODUCT, RANDOM, UNKNOWN_VIEW, VIEW, WRITE, Node, Stmt,
+    DROPOUT,
+    INTEGER,
+    LIST,
+    NORM,
+    PARAMETER,
+    PRODUCT,
+    RANDOM,
+    UNKNOWN_VIEW,
+    VIEW,
+    WRITE,
+    Node,
+    Stmt,
 )  # fmt: skip
 
 Maker = Callable[[Builder], Stmt | None]
@@ -78,8 +89,10 @@ def chosen(b: Builder) -> Stmt | None:
     if a is None or c is None:
         return None
     if b.rng.random() < 0.5:
-        return b.stmt("{o} = torch.where({a} > 0, {a}, {b})", {"a": a, "b": c}, *silent("gt", reads="a"), Node("where", out="o", reads="0ab"))
-    return b.stmt("{o} = {a}.masked_fill({b} > 0, 0.5)", {"a": a, "b": c}, *silent("gt", reads="b"), Node("masked_fill", out="o", reads="a0"))
+        nodes = (*silent("gt", reads="a"), Node("where", out="o", reads="0ab"))
+        return b.stmt("{o} = torch.where({a} > 0, {a}, {b})", {"a": a, "b": c}, *nodes)
+    nodes = (*silent("gt", reads="b"), Node("masked_fill", out="o", reads="a0"))
+    return b.stmt("{o} = {a}.masked_fill({b} > 0, 0.5)", {"a": a, "b": c}, *nodes)
 
 
 @statement(3)
@@ -280,13 +293,15 @@ VIEWS: list[tuple[str, str, Callable[[Tensor], bool], tuple[str, ...]]] = [
     ("{a}.detach()", "detach", dims(1, 2, 3), ()), ("torch.swapaxes({a}, 0, 1)", "swapaxes", dims(2, 3), ()),
     ("{a}.movedim(0, -1)", "movedim", dims(2, 3), ()), ("{a}.unflatten(-1, (2, 2))", "unflatten", last(4), ()),
     ("{a}.view_as({a})", "view_as", dims(1, 2, 3), ()), ("{a}.expand(2, *{a_shape})", "expand", dims(1, 2), ()),
-    ("{a}.to(torch.float32)", "to", dims(1, 2, 3), ()), ("{a}.float()", "float", dims(1, 2, 3), ()), ("{a}.double()", "double", dims(1, 2), ()),
+    ("{a}.to(torch.float32)", "to", dims(1, 2, 3), ()), ("{a}.float()", "float", dims(1, 2, 3), ()),
+    ("{a}.double()", "double", dims(1, 2), ()),
     ("torch.atleast_2d({a})", "atleast_2d", dims(1, 2), ()), ("{a}.ravel()", "ravel", dims(2, 3), ()),
     # not in the tables of 0.1
     ("{a}.diagonal()", "diagonal", dims(2), (UNKNOWN_VIEW,)), ("{a}.unfold(-1, 2, 1)", "unfold", last(4), (UNKNOWN_VIEW,)),
     ("{a}.broadcast_to({a_full})", "broadcast_to", dims(1, 2, 3), (UNKNOWN_VIEW,)), ("+{a}", "pos", dims(1, 2, 3), (UNKNOWN_VIEW,)),
-    ("torch.positive({a})", "positive", dims(1, 2, 3), (UNKNOWN_VIEW,)), ("torch.atleast_1d({a})", "atleast_1d", dims(1, 2), (UNKNOWN_VIEW,)),
-    ("torch.einsum('ij->ji', {a})", "einsum", dims(2), (UNKNOWN_VIEW,)), ("{a}.as_strided((2, 2), (1, 1))", "as_strided", dims(1, 2), (UNKNOWN_VIEW,)),
+    ("torch.positive({a})", "positive", dims(1, 2, 3), (UNKNOWN_VIEW,)),
+    ("torch.atleast_1d({a})", "atleast_1d", dims(1, 2), (UNKNOWN_VIEW,)), ("torch.einsum('ij->ji', {a})", "einsum", dims(2), (UNKNOWN_VIEW,)),
+    ("{a}.as_strided((2, 2), (1, 1))", "as_strided", dims(1, 2), (UNKNOWN_VIEW,)),
     ("torch.real({a})", "real", dims(1, 2), (UNKNOWN_VIEW,)), ("{a}.type(torch.float32)", "type", dims(1, 2), (UNKNOWN_VIEW,)),
     ("{a}.cpu()", "cpu", dims(1, 2), (UNKNOWN_VIEW,)), ("torch.resolve_conj({a})", "resolve_conj", dims(1, 2), (UNKNOWN_VIEW,)),
     ("torch.broadcast_tensors({a}, {a})[0]", "broadcast_tensors", dims(1, 2), (UNKNOWN_VIEW, LIST)),
@@ -318,7 +333,8 @@ def view(b: Builder) -> Stmt | None:
 
 @statement(2)
 def parts(b: Builder) -> Stmt | None:
-    text, base = b.rng.choice((("{a}.chunk(2, -1)", "chunk"), ("torch.split({a}, 2, -1)", "split"), ("torch.chunk({a}, 2, dim=-1)", "chunk")))
+    forms = (("{a}.chunk(2, -1)", "chunk"), ("torch.split({a}, 2, -1)", "split"), ("torch.chunk({a}, 2, dim=-1)", "chunk"))
+    text, base = b.rng.choice(forms)
     a = b.pick(last(4))
     if a is None:
         return None
@@ -346,7 +362,8 @@ def attribute(b: Builder) -> Stmt | None:
     if a is None:
         return None
     spelled = "{t} = {a}.mT\n{o} = {t} + 0.5"
-    return b.stmt("{o} = {a}.mT + 0.5", {"a": a}, Node("getattr", out="t", reads="a", kinds=(VIEW,)), Node("add", out="o", reads="t", line=1), spelled=spelled)
+    nodes = (Node("getattr", out="t", reads="a", kinds=(VIEW,)), Node("add", out="o", reads="t", line=1))
+    return b.stmt("{o} = {a}.mT + 0.5", {"a": a}, *nodes, spelled=spelled)
 
 
 # Control flow.

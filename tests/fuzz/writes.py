@@ -100,13 +100,15 @@ def out_given(b: Builder) -> Stmt | None:
     c = None if a is None else b.like(a)
     if a is None or c is None or b.tensors[c].requires_grad:
         return None
-    return b.stmt("{o} = torch.mul({b}, 2.0, out={a})", {"a": a, "b": c}, Node("mul", out="o", reads="ba", kinds=(WRITE,)), drops_out=("o",))
+    node = Node("mul", out="o", reads="ba", kinds=(WRITE,))
+    return b.stmt("{o} = torch.mul({b}, 2.0, out={a})", {"a": a, "b": c}, node, drops_out=("o",))
 
 
 @statement(1, writes=True)
 def foreach(b: Builder) -> Stmt | None:
     a = b.pick()
-    return None if a is None else b.stmt("torch._foreach_mul_([{a}], 0.5)", {"a": a}, Node("_foreach_mul_", reads="a", kinds=(WRITE, INTEGER)), outs="")
+    node = Node("_foreach_mul_", reads="a", kinds=(WRITE, INTEGER))
+    return None if a is None else b.stmt("torch._foreach_mul_([{a}], 0.5)", {"a": a}, node, outs="")
 
 
 @statement(1, writes=True)
@@ -135,8 +137,10 @@ def written_factory(b: Builder) -> Stmt | None:
         constant += [f"torch.arange({shape[0]}{double or ', dtype=torch.float32'})", f"torch.linspace(0.0, 1.0, {shape[0]}{double})"]
     if len(shape) == 2 and shape[0] == shape[1]:
         constant += [f"torch.eye({shape[0]}{double})"]
-    made = [("torch.zeros_like({b})", "zeros_like"), ("{b}.new_zeros(%s)" % text, "new_zeros"), ("torch.ones_like({b})", "ones_like"),
-            ("{b}.new_full((%s,), 0.5)" % text, "new_full")]  # fmt: skip
+    made = [
+        ("torch.zeros_like({b})", "zeros_like"), (f"{{b}}.new_zeros({text})", "new_zeros"), ("torch.ones_like({b})", "ones_like"),
+        (f"{{b}}.new_full(({text},), 0.5)", "new_full"),
+    ]  # fmt: skip
     write, base, same = b.rng.choice(_WRITES[:6] + (_WRITES[6:] if len(shape) > 1 else []))
     if b.rng.random() < 0.6:
         first, node = b.rng.choice(constant), Node("", out="t", kinds=(CONSTANT,))
@@ -199,9 +203,8 @@ def buffer(b: Builder) -> Stmt | None:
     if b.tensors[a].dim() != 2:
         return None
     text = f"{{S}}.{name}.mul_(0.5).add_({{a}}.detach().mean(0), alpha=0.1)\n{{o}} = {{a}} + {{S}}.{name}"
-    spelled = (
-        f"{{t}} = {{a}}.detach()\n{{u}} = {{t}}.mean(0)\n{{w}} = {{S}}.{name}.mul_(0.5).add_({{u}}, alpha=0.1)\n{{o}} = {{a}} + {{S}}.{name}"
-    )
+    spelled = f"{{t}} = {{a}}.detach()\n{{u}} = {{t}}.mean(0)\n{{w}} = {{S}}.{name}.mul_(0.5).add_({{u}}, alpha=0.1)\n"
+    spelled += f"{{o}} = {{a}} + {{S}}.{name}"
     nodes = (
         Node("detach", out="t", reads="a", kinds=(VIEW,)), Node("mean", out="u", reads="t", line=1),
         Node("add_", out="w", reads="u", line=2, kinds=(WRITE,)), Node("add", out="o", reads="a", line=3),
