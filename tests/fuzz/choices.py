@@ -69,6 +69,7 @@ def usual(kind: str, known: Known, places: Sequence[Place]) -> list[Place]:
 
 def found(reg: Reg, known: Known) -> Found:
     """The sites that a regularizer should find."""
+    elsewhere = known.values if reg.kind in ON_WEIGHTS else known.parameters
     if reg.kind in ON_WEIGHTS:
         places = [replace(p, usable=p.dims >= 2) for p in known.parameters]
     elif reg.kind in SPLICES:
@@ -77,7 +78,7 @@ def found(reg: Reg, known: Known) -> Found:
         places = list(known.values)
     if reg.kind in STEPS and reg.pattern[0] in known.cells:  # the calls of a cell are the steps of one sequence
         return Found(list(known.cells[reg.pattern[0]]), [], set())
-    chosen, empty = select(reg.pattern, places, usual(reg.kind, known, places))
+    chosen, empty = select(reg.pattern, places, usual(reg.kind, known, places), elsewhere)
     unsure = {p.name for p in places if p.unsure} if reg.kind in SPLICES else set()
     return Found([p.name for p in chosen], empty, unsure)
 

@@ -76,14 +76,21 @@ def matches(text: str, places: Iterable[Place]) -> list[Place]:
     return found
 
 
-def select(texts: Sequence[str], places: Sequence[Place], usual: Sequence[Place]) -> tuple[list[Place], list[str]]:
-    """The places that several strings find together, in order, and the strings that find none that is usable."""
+def select(
+    texts: Sequence[str], places: Sequence[Place], usual: Sequence[Place], elsewhere: Sequence[Place] = ()
+) -> tuple[list[Place], list[str]]:
+    """The places that several strings find together, in order, and the strings that find none that is usable.
+
+    An exclusion may take away what is not there for this regularizer, but not what is nowhere: ``elsewhere`` are the other places.
+    """
     wanted: list[Place] = list(usual) if all(text.startswith("!") for text in texts) else []
     gone: list[Place] = []
     empty = []
     for text in texts:
-        found = [place for place in (usual if text.lstrip("!") == "*" else matches(text, places)) if place.usable]
-        if not found:
+        named = list(usual) if text.lstrip("!") == "*" else matches(text, places)
+        found = [place for place in named if place.usable]
+        away = text.startswith("!") and (named or matches(text.lstrip("!"), elsewhere))
+        if not found and not away:
             empty.append(text)
         (gone if text.startswith("!") else wanted).extend(found)
     chosen = [p for p in places if any(p is w for w in wanted) and not any(p is g for g in gone)]
