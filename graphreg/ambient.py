@@ -18,6 +18,7 @@ import torch
 from torch import fx
 from torch.fx.node import has_side_effect
 
+from graphreg.changes import Changes
 from graphreg.errors import GraphRegError
 from graphreg.proxies import FOREIGN
 
@@ -54,13 +55,10 @@ class Questions:
         changed = [
             (place, name, function) for place in (vars(torch), vars(torch.compiler), *places) for name, function in self._found(place)
         ]
-        try:
+        with Changes() as changes, changes:
             for place, name, function in changed:
-                place[name] = self._ask(function)
+                changes.put(place, name, self._ask(function))
             yield
-        finally:
-            for place, name, function in changed:
-                place[name] = function
 
     def _found(self, place: dict[str, Any]) -> list[tuple[str, Callable[[], Any]]]:
         functions = set(map(id, (*ASKED.values(), *_COMPILING)))

@@ -15,8 +15,9 @@ from torch import Tensor, fx, nn
 from torch.overrides import is_tensor_method_or_property
 
 from graphreg.aliases import Aliases
+from graphreg.effects import Effects
 from graphreg.errors import TraceError
-from graphreg.operators import Operations, nodes_in
+from graphreg.operators import nodes_in
 from graphreg.tape import CURE, Entry, Key, Tape, attribute_of, key_of, parts_of, tensors_in
 
 _OPERATORS: dict[str, Callable[..., Any]] = {"__getitem__": operator.getitem, "__setitem__": operator.setitem}
@@ -42,14 +43,14 @@ def settle_factories(graph: fx.Graph, tape: Tape) -> None:
 
 def _again(graph: fx.Graph, tape: Tape, reads: dict[fx.Node, Tensor]) -> set[Key]:
     """The storages that are made at each call: somebody may write into them, or what they are made of changes between calls."""
-    known, operations = tape.known, tape.tracer.operations
+    known, effects = tape.known, Effects(tape.tracer.operations)
     parameters = {key_of(tensor) for entry in tape.entries for tensor in entry.tensors if isinstance(tensor, nn.Parameter)}
     again = _made_of(tape, parameters | set(tape.owned)) | set(known.traced) | set(known.rewritten)
     _refuse_decisions(tape, _made_of(tape, {key for key in known.traced if key in tape.owned}))
-    aliases, returned = Aliases(graph, operations), set(nodes_in(graph.output_node().args))
+    aliases, returned = Aliases(graph, tape.tracer.operations), set(nodes_in(graph.output_node().args))
     for node, tensor in reads.items():
         key = key_of(tensor)
-        if key in known.fresh and key not in again and (aliases.written_later(node) or _escapes(node, returned, operations)):
+        if key in known.fresh and key not in again and (aliases.written_later(node) or _escapes(node, returned, effects)):
             again.add(key)
     return again
 
@@ -72,7 +73,7 @@ def _refuse_decisions(tape: Tape, changing: set[Key]) -> None:
             )
 
 
-def _escapes(node: fx.Node, returned: set[fx.Node], operations: Operations) -> bool:
+def _escapes(node: fx.Node, returned: set[fx.Node], effects: Effects) -> bool:
     """Whether the caller may be given the storage of a node."""
     found, waiting = {node}, [node]
     while waiting:
@@ -80,7 +81,7 @@ def _escapes(node: fx.Node, returned: set[fx.Node], operations: Operations) -> b
         if current in returned:
             return True
         for user in current.users:
-            if user not in found and (operations.may_alias(user) or isinstance(user.target, type)):
+            if user not in found and (current in effects.shares(user)):
                 found.add(user)
                 waiting.append(user)
     return False

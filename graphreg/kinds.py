@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from torch.fx.proxy import Attribute
 
+from graphreg.changes import Changes
 from graphreg.proxies import FOREIGN, Value
 from graphreg.sure import ATTRIBUTES, is_tensor, surely
 
@@ -37,13 +38,10 @@ def places_of(root: nn.Module) -> list[Globals]:
 def answered(places: Iterable[Globals]) -> Iterator[None]:
     """Meanwhile the model's code, which has these globals, asks ``isinstance`` here, and so does ``torch.is_tensor``."""
     changed = [place for place in (*places, vars(torch)) if "isinstance" not in place]
-    for place in changed:
-        place["isinstance"] = is_of
-    try:
-        yield
-    finally:
+    with Changes() as changes, changes:
         for place in changed:
-            place.pop("isinstance", None)
+            changes.put(place, "isinstance", is_of)
+        yield
 
 
 def _code_of(root: nn.Module) -> Iterator[Any]:

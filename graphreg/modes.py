@@ -14,6 +14,7 @@ from typing import Any
 from torch import fx, nn
 from torch.fx.node import map_aggregate
 
+from graphreg.changes import Changes, raise_interrupt
 from graphreg.errors import TraceError, first_line
 from graphreg.untouched import Before
 
@@ -24,10 +25,9 @@ Graphs = Mapping[str, fx.Graph]  # {"both": graph} or {"train": graph, "eval": g
 def left_as_it_was(model: nn.Module) -> Iterator[Before]:
     """Puts back whatever running a forward on proxies may have changed of the model."""
     before = Before(model)
-    try:
+    with Changes() as changes, changes:
+        changes.later(before.put_back)
         yield before
-    finally:
-        before.put_back()
 
 
 def trace_modes(model: nn.Module, trace: Callable[[], fx.Graph]) -> Graphs:
@@ -73,13 +73,15 @@ def choose(training: bool, in_train: Any, in_eval: Any) -> Any:
 
 
 def _in_mode(given: Mapping[nn.Module, bool], mode: Callable[[nn.Module], bool], trace: Callable[[], fx.Graph]) -> fx.Graph:
-    try:
+    def back() -> None:
+        for module, training in given.items():
+            module.training = training
+
+    with Changes() as changes, changes:
+        changes.later(back)
         for module in given:
             module.training = mode(module)  # not .train(): a user's override of it may do more
         return _once_and_for_all(next(iter(given)), trace)
-    finally:
-        for module, training in given.items():
-            module.training = training
 
 
 def _once_and_for_all(model: nn.Module, trace: Callable[[], fx.Graph]) -> fx.Graph:
@@ -93,6 +95,7 @@ def _once_and_for_all(model: nn.Module, trace: Callable[[], fx.Graph]) -> fx.Gra
             if before.counting():
                 again.append(trace())
         except Exception as error:
+            raise_interrupt(error)
             raise Forgetful(model, changed, f" ({first_line(error)})") from error
         if any(_compared(graph, other) != (True, {}) for other in again):
             raise Forgetful(model, changed, "")
@@ -103,7 +106,8 @@ def same_graph(graph: fx.Graph, trace: Callable[[], fx.Graph]) -> bool:
     """Whether another trace gives the same graph."""
     try:
         return _compared(graph, trace()) == (True, {})
-    except Exception:  # it goes a way that cannot be traced: another one
+    except Exception as error:  # it goes a way that cannot be traced: another one
+        raise_interrupt(error)
         return False
 
 

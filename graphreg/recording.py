@@ -12,10 +12,9 @@ from __future__ import annotations
 import operator
 import random
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, fx, nn
@@ -26,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from graphreg.ambient import Answers, Questions
+from graphreg.changes import Changes
 from graphreg.errors import GraphRegError
 from graphreg.kinds import places_of
 from graphreg.layers import is_leaf
@@ -72,12 +72,12 @@ class Recorder(TorchFunctionMode):
             self._tracer = tracer
             return self._module(partial(theirs, tracer, m), m, forward, args, kwargs)
 
-        with ExitStack() as patches:
-            patches.enter_context(mock.patch.object(proxy_tensor._ModuleStackTracer, "call_module", call_module))
+        with Changes() as patches, patches:
+            patches.put(proxy_tensor._ModuleStackTracer, "call_module", call_module)
             for owner, name, instead in (*refused(self.seeing), *wrapped(self.function), undetected()):
-                patches.enter_context(mock.patch.object(owner, name, instead))
-            patches.enter_context(self.questions.heard(places_of(self.model)))
-            yield
+                patches.put(owner, name, instead)
+            with self.questions.heard(places_of(self.model)):
+                yield
 
     # Modules
 

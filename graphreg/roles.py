@@ -9,8 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import fx, nn
 
+from graphreg.effects import Effects
 from graphreg.modes import Graphs
-from graphreg.operators import PACKS, Operations, first_argument, function_name, is_integer, is_port, is_size, nodes_in, port_path
+from graphreg.operators import PACKS, Operations, function_name, is_integer, is_port, is_size, nodes_in, port_path
 from graphreg.sites import Label, Role, Site
 
 CELLS = {"rnn_tanh_cell", "rnn_relu_cell", "lstm_cell", "gru_cell"}  # what cells call, where a graph has their insides
@@ -90,7 +91,7 @@ class _Judge:
     """Walks one graph once, in order, and knows of each node what it carries and what it depends on."""
 
     def __init__(self, graph: fx.Graph, operations: Operations, model: nn.Module) -> None:
-        self.graph, self.operations = graph, operations
+        self.graph, self.operations, self.effects = graph, operations, Effects(operations)
         self.parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         self.sizes: set[fx.Node] = set()  # numbers, shapes, flags
         self.data: set[fx.Node] = set()  # depends on an input, through tensors
@@ -148,16 +149,15 @@ class _Judge:
 
     def _fill(self, node: fx.Node) -> None:
         """What the node writes into, and what that is a view of, carries what the node does."""
-        waiting = self.operations.writes(node) if node in self.data else []
+        waiting = list(self.effects.writes(node)) if node in self.data else []
         seen = set(waiting)
         while waiting:
             written = waiting.pop()
             self.filled.add(written)
             if node in self.deep:
                 self.filled_deep.add(written)
-            if self.operations.may_alias(written):
-                waiting += [n for n in first_argument(written) if n not in seen]
-                seen.update(waiting)
+            waiting += [n for n in self.effects.shares(written) if n not in seen]
+            seen.update(waiting)
 
     def _of_packed(self, node: fx.Node) -> bool:
         recurrent = isinstance(self.operations.module(node), nn.RNNBase) or is_port(node, self.operations)

@@ -99,6 +99,10 @@ class _Recorder(fx.Interpreter):
     def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
         super().__init__(module, graph=graph)
 
+    def placeholder(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """An argument's value; torch.fx takes what is left of the values for ``*args``, and here they are one tuple."""
+        return next(self.args_iter) if str(target).startswith("*") else super().placeholder(target, args, kwargs)
+
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         n.meta["value"] = _described(value)

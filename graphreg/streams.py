@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from graphreg.changes import Changes
 from graphreg.errors import GraphRegError, RegularizerError
-from graphreg.noise import call_keys, ranked, stream
+from graphreg.noise import call_keys, rank, ranked, stream
 
 VERSION = 1
 
@@ -52,9 +53,7 @@ class Streams:
             if drawn:
                 self.calls[row.text] = self.calls.get(row.text, 0) + 1
         keys = call_keys(words, calls)
-        if not self.alike and dist.is_available() and dist.is_initialized():
-            keys = ranked(keys, dist.get_rank())
-        return keys.to(device)
+        return (keys if self.alike else ranked(keys, rank())).to(device)
 
     def _word(self, row: Stream) -> int:
         if row not in self._words:
@@ -72,11 +71,10 @@ class Streams:
         if self.held is not None:
             yield
             return
-        self.held = dict(self.calls)
-        try:
+        with Changes() as changes, changes:
+            changes.later(partial(setattr, self, "held", None))
+            self.held = dict(self.calls)
             yield
-        finally:
-            self.held = None
 
     def state(self) -> dict[str, Any]:
         """A plain dict: the seed, and the number of each stream's next call."""

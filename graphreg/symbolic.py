@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -41,10 +42,10 @@ def symbolic(
 
     def traced(into: dict[str, torch.Tensor], answers: Answers) -> tuple[fx.Graph, SiteTracer]:
         before = set(model.__dict__)
-        tracer = SiteTracer(leaves, dict(held), examples, answers)
-        try:
+        tracer, graph = SiteTracer(leaves, dict(held), examples, answers), None
+        with suppress(Unprepared):
             graph = tracer.trace(model)
-        except Unprepared:
+        if graph is None:
             prepare()
             tracer = SiteTracer(leaves, dict(held), examples, answers)
             graph = tracer.trace(model)
@@ -80,6 +81,12 @@ def where(error: BaseException) -> str:
 
 
 def _refusal(model: nn.Module, error: Exception, examples: bool) -> str:
+    if isinstance(error, RecursionError):
+        return (
+            f"{type(model).__name__} cannot be traced symbolically{where(error)}: Python's limit of nested calls was reached, which "
+            "graphreg raises as far as modules stand within one another. The model nests more calls than that, or, where it has no values "
+            "to decide by, calls itself without end. Raise the limit (sys.setrecursionlimit) if the depth is meant."
+        )
     return (
         f"{type(model).__name__} cannot be traced symbolically{where(error)} ({str(error).strip() or type(error).__name__}). "
         "Move that step into a submodule of its own (graphreg keeps a submodule it cannot trace whole), mark a helper "

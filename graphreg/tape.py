@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
+from graphreg.effects import Effects
 from graphreg.operators import SPLITS, is_in_place
 from graphreg.origin import Origin, origin_now, short
 from graphreg.proxies import Value
@@ -85,6 +86,7 @@ class Tape(TorchFunctionMode):
     def __init__(self, tracer: Any, root: nn.Module) -> None:
         super().__init__()
         self.tracer, self.entries, self.known = tracer, list[Entry](), Known()
+        self.effects = Effects(tracer.operations)
         self._undo: list[tuple[dict[Any, Any], Any]] = []
         self._alive: list[Tensor] = []  # so that no id and no storage is another's later
         self.owned: dict[Key, str] = {}
@@ -120,17 +122,17 @@ class Tape(TorchFunctionMode):
 
     def made(self, node: fx.Node) -> None:
         """A node was made: what it may write into may hold a traced value from now on."""
-        holding, operations = self.known.holding, self.tracer.operations
+        holding = self.known.holding
         sources = [source for source in node.all_input_nodes if source in holding]
         if not sources:
             return
-        surely = operations.writes(node, surely=True) or (sources if is_in_place(node) else [])  # also into what is in a list
-        for written in {**dict.fromkeys(operations.writes(node)), **dict.fromkeys(surely)}:
+        surely = self.effects.writes(node, surely=True) or (sources if is_in_place(node) else [])  # also into what is in a list
+        for written in {**dict.fromkeys(self.effects.writes(node)), **dict.fromkeys(surely)}:
             for key in holding.get(written, ()):
                 if written in surely:
                     self._refuse_others(key)
                 self._add(self.known.traced, key)
-        if operations.may_alias(node) or isinstance(node.target, type):
+        if self.effects.shares(node):
             self._add(holding, node, frozenset().union(*(holding[source] for source in sources)))
 
     def returned(self, value: Any) -> Any:

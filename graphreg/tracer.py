@@ -11,13 +11,14 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import is_dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from graphreg.ambient import Answers, Questions
+from graphreg.changes import patched_by_fx, raise_interrupt
+from graphreg.containers import building
 from graphreg.decisions import Answering
 from graphreg.dropouts import is_drop_path
 from graphreg.errors import GraphRegError, TraceError, first_line
@@ -111,6 +112,7 @@ class SiteTracer(Answering):
             keywords.append(name if parameter.kind is parameter.KEYWORD_ONLY else None)
 
         def call(*given: Any) -> Any:
+            patched_by_fx()
             flat = [(k, v) for i, (k, v) in enumerate(zip(keywords, given, strict=True)) if i not in variadic]
             rest = [given[i] for i in variadic]
             more = next((v for i, v in zip(variadic, rest, strict=True) if keywords[i] is None), ())
@@ -148,9 +150,10 @@ class SiteTracer(Answering):
                     raise AttributeError(f"its forward assigns the buffer {assigned}")
                 if randomness() != drawn:
                     raise AttributeError("its forward draws random numbers, which a trace would freeze")
-            except GraphRegError:
+            except (GraphRegError, RecursionError):  # a trace of the rest would end at the same depth
                 raise
             except Exception as error:  # whatever a forward raises on proxies: the module is kept whole instead
+                raise_interrupt(error)
                 self._roll_back(mark)
                 m._buffers.update(buffers)
                 restore_randomness(drawn)
@@ -188,19 +191,14 @@ class SiteTracer(Answering):
             return a.node
         if kind is tuple:
             return tuple(map(self.create_arg, a))
+        if (found := building(a)) is not None:  # fx makes a plain dict of an OrderedDict; the model's own type is built in the graph
+            target, args, kwargs = found
+            return self.create_node("call_function", target, self.create_arg(args), {k: self.create_arg(v) for k, v in kwargs.items()})
         if isinstance(a, torch.Tensor) and not isinstance(a, nn.Parameter):
             node: Any = super().create_arg(a)
             if not self.asking:
                 self.tape.reads(node, a)
             return node
-        if (
-            isinstance(a, dict)
-            and type(a) is not dict
-            and not is_dataclass(a)
-            and a.__class__.__module__ != "torch.fx.immutable_collections"
-        ):
-            # fx makes a plain dict of an OrderedDict; the model's own type is built in the graph instead
-            return self.create_node("call_function", type(a), (super().create_arg(dict(a)),), {})
         return super().create_arg(a)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
