@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from graphreg.errors import GraphRegError
-from graphreg.noise import call_keys, next_keys, ranked
+from graphreg.noise import call_keys, next_keys, rank, ranked
 from graphreg.rules import Leaf
 
 
@@ -65,9 +64,7 @@ class KeyRule(Leaf):
                     self._buffers["keys"] = next_keys(self.streams, step, self.free, keys)
                 elif self.held is None:
                     self._buffers["keys"] = call_keys(self.streams, step)
-        if not self.alike and dist.is_available() and dist.is_initialized():
-            return ranked(keys, dist.get_rank())
-        return keys
+        return keys if self.alike else ranked(keys, rank())
 
     def call(self) -> int:
         """The next call's number. All calls that draw under ``hold`` are one."""

@@ -15,6 +15,7 @@ import hashlib
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from graphreg.fused import LIMIT, compiling, fused_bits, fused_keep, fused_keys, fuses
@@ -46,12 +47,29 @@ def next_keys(streams: Tensor, step: Tensor, free: Tensor, keys: Tensor) -> Tens
     return torch.where(free != 0, call_keys(streams, step), keys)
 
 
+def rank() -> int:
+    """Of this process in torch.distributed, 0 where there is none. It is asked at each call: a buffer would be broadcast from rank 0."""
+    if not dist.is_available():
+        return 0
+    # Dynamo takes what is_initialized and get_rank say for constants and never asks again; on the group itself it guards.
+    world = dist.group.WORLD if torch.compiler.is_dynamo_compiling() else None
+    if world is not None:
+        return dist.get_rank(world)
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
 def ranked(keys: Tensor, rank: int) -> Tensor:
-    """The keys of one process of several. The rank is read at each call: a buffer would be broadcast from rank 0."""
+    """The keys of one process of several."""
     if rank == 0:
         return keys
-    words = [[signed(stream(rank, "", "rank", 0) >> by) for by in (0, 32)]]
-    return keys + torch.tensor(words, dtype=torch.int32, device=keys.device)
+    return keys + torch.tensor([_rank_words(rank)], dtype=torch.int32, device=keys.device)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _rank_words(rank: int) -> tuple[int, int]:
+    """What a rank adds to the words of a key: worked out while a graph is traced, for Dynamo does not trace BLAKE2b."""
+    word = stream(rank, "", "rank", 0)
+    return signed(word), signed(word >> 32)
 
 
 def bits(key: Tensor, shape: torch.Size | tuple[int, ...], lane: int = 0, start: int = 0) -> Tensor:

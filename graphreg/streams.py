@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from graphreg.errors import GraphRegError, RegularizerError
-from graphreg.noise import call_keys, ranked, stream
+from graphreg.noise import call_keys, rank, ranked, stream
 
 VERSION = 1
 
@@ -52,9 +51,7 @@ class Streams:
             if drawn:
                 self.calls[row.text] = self.calls.get(row.text, 0) + 1
         keys = call_keys(words, calls)
-        if not self.alike and dist.is_available() and dist.is_initialized():
-            keys = ranked(keys, dist.get_rank())
-        return keys.to(device)
+        return (keys if self.alike else ranked(keys, rank())).to(device)
 
     def _word(self, row: Stream) -> int:
         if row not in self._words:
