@@ -83,7 +83,7 @@ def _marked() -> Iterator[None]:
         traceback.current_meta.update(before)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Recording(Noise):
     """Keeps what it draws."""
 
@@ -103,7 +103,7 @@ class _Recording(Noise):
         return draw
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Replaying(Noise):
     """Gives what was drawn, in the same order."""
 
