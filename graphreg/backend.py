@@ -18,18 +18,19 @@ from torch._dynamo.symbolic_convert import InstructionTranslator
 
 from graphreg.attach import Penalties, Scale
 from graphreg.calls import Call, Measurer
+from graphreg.changes import Changes
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, TraceError, near_sentence, raising
 from graphreg.frames import Entry, Functions, entry, place_of, root_of, same_modules
 from graphreg.guards import Watched, guard
 from graphreg.knobs import Knobs
 from graphreg.listing import check_selectors, told
-from graphreg.module import RULES
 from graphreg.own_choice import OwnDropout
 from graphreg.parts import Inner, Maker, Part
 from graphreg.plan import check_trainable
 from graphreg.regularizer import Penalty, Regularizer
 from graphreg.selection import check_count, selected
 from graphreg.selector import Missing
+from graphreg.state import RULES
 from graphreg.streams import Streams
 from graphreg.summary import Report
 from graphreg.trace import Traced
@@ -238,11 +239,9 @@ class Backend(Knobs):
 
     @contextmanager
     def noise_on(self) -> Iterator[None]:
-        before, self.forced = self.forced, True
-        try:
+        with Changes() as changes, changes:
+            changes.put(self, "forced", True)
             yield
-        finally:
-            self.forced = before
 
     def report(self) -> Report:
         return told(self.title, self.parts, self.regularizers, self.strengths())

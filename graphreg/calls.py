@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import maybe_current_level
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from graphreg.attach import Scale, current
 from graphreg.captured import Known
-from graphreg.errors import RegularizerError
+from graphreg.errors import GraphRegError, RegularizerError
+from graphreg.join import refuse_twice
 from graphreg.measures import Total, Whole
 from graphreg.regularizer import Penalty
 
@@ -114,6 +116,11 @@ class Call:
         totals = list(self.of_parameters.values())
         if not live or not any(value.requires_grad for value in [*totals, *measured]):
             return outputs
+        if maybe_current_level() is not None:
+            raise GraphRegError(
+                "a backend's attached penalties cannot join under a transform of torch.func. Use penalties='return' and add "
+                "backend.penalties() to the loss, or graphreg.regularize."
+            )
         own = [outputs[i] for i in live]
         joined = _Join.apply(self, list(names), current(self.scale), broken, len(totals), *totals, *measured, *own)  # type: ignore[no-untyped-call]
         new = dict(zip(live, joined, strict=True))
@@ -164,6 +171,7 @@ class _Join(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        refuse_twice()
         tensors, task = ctx.saved_tensors, torch._C._current_graph_task_id()
         first = ctx.call.counted != task
         ctx.call.counted = task

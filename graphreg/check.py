@@ -15,13 +15,16 @@ from torch import fx, nn
 
 from graphreg.derivatives import Track
 from graphreg.errors import RegularizerError
+from graphreg.inside import graphs_of
+from graphreg.layout import clone
 from graphreg.modes import is_nan
-from graphreg.module import RULES, Regularized, RewrittenModule
+from graphreg.module import Regularized, RewrittenModule
 from graphreg.own_rules import OwnRule
 from graphreg.placed import Placed, fail
 from graphreg.plan import Plan
 from graphreg.regularizer import Penalty
 from graphreg.roles import CROSSES
+from graphreg.state import RULES
 from graphreg.substitution import is_own, restored
 from graphreg.trace import Traced
 
@@ -29,7 +32,7 @@ from graphreg.trace import Traced
 def check(module: RewrittenModule, traced: Traced, plan: Plan) -> None:
     """Raise GraphRegError unless the module is the traced model with the plan's additions and nothing else."""
     _same_owner(module, traced.model)
-    for mode, emitted in module.graphs.items():
+    for mode, emitted in graphs_of(module).items():
         _lint(emitted, to_networkx(emitted))
         _owns(emitted, module, plan)
         graph = restored(emitted)  # what is looked at below are the model's own calls
@@ -83,7 +86,7 @@ def _leaves(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
         elif kind in ("key", "attach"):
             ok = node.target == f"{RULES}.{kind}"
         elif kind in ("clone", "copy"):
-            ok = node.target is torch.clone and about["site"] in acted | plan.tracked.keys()
+            ok = node.target in (torch.clone, clone) and about["site"] in acted | plan.tracked.keys()
         else:
             ok = True
         if not ok:

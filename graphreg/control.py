@@ -9,11 +9,13 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from graphreg.changes import Changes
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, near_sentence, shown
 from graphreg.inside import own_draws, rewritten, rules_of
 from graphreg.keys import KeyRule
@@ -119,11 +121,15 @@ def frozen_noise(module: Regulated) -> Iterator[None]:
         yield
         return
     _tell_unheld(module, key)
-    key.hold()
-    try:
+
+    def back() -> None:
+        if key.held is not None:
+            key.release()
+
+    with Changes() as changes, changes:
+        changes.later(back)
+        key.hold()
         yield
-    finally:
-        key.release()
 
 
 def _tell_unheld(module: Any, key: KeyRule) -> None:
@@ -150,16 +156,13 @@ def noise_on(module: Regulated) -> Iterator[None]:
         return
     _key(module)
     rules = [leaf for leaf in rules_of(module).children() if isinstance(leaf, (Drawing, KeyRule))]
-    before = [leaf.forced for leaf in rules]
-    try:
+    with Changes() as changes, changes:
         for leaf in rules:
+            if isinstance(leaf, KeyRule):
+                changes.later(leaf.settle)
+            changes.later(partial(setattr, leaf, "forced", leaf.forced))
             leaf.forced = True
         yield
-    finally:
-        for leaf, forced in zip(rules, before, strict=True):
-            leaf.forced = forced
-            if isinstance(leaf, KeyRule):
-                leaf.settle()
 
 
 def _key(module: Any) -> KeyRule:

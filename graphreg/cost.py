@@ -19,10 +19,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from graphreg.accounts import Cost
+from graphreg.changes import Changes
 from graphreg.errors import GraphRegError, first_line
 from graphreg.inside import graphs_of
+from graphreg.nesting import deep_enough
 from graphreg.own_choice import OWN
 from graphreg.plan import Plan
+from graphreg.state import held_of
 from graphreg.strip import strip
 
 _FREE = {"detach", "alias", "empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "lift_fresh", "_reshape_alias"}
@@ -35,10 +38,12 @@ def cost(module: fx.GraphModule, plan: Plan) -> Cost:
     Raises GraphRegError, with the reason alone, where it cannot be known: without shapes, or where the model does not run without data.
     """
     try:
-        twin = _without_data(module)
+        with Changes() as changes, changes:
+            deep_enough(module, changes)
+            twin = _without_data(module)
         twin.train()
         plain = strip(twin)
-        with_them, without = (_pass(m, _of_train(graphs_of(m)), getattr(module, "held", {})) for m in (twin, plain))
+        with_them, without = (_pass(m, _of_train(graphs_of(m)), held_of(module)) for m in (twin, plain))
     except GraphRegError:
         raise
     except Exception as error:  # of the model's own code, which may ask for a value, or of a kernel without a meta form

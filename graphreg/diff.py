@@ -15,12 +15,13 @@ from graphreg.errors import GraphRegError, RegularizerError, shown
 from graphreg.inside import rewritten, rules_of
 from graphreg.keys import KeyRule
 from graphreg.knobs import Knobs, knobs_of
-from graphreg.module import RULES, RewrittenModule
+from graphreg.module import RewrittenModule
 from graphreg.notebook import marked
 from graphreg.plan import Plan
 from graphreg.report import applied
 from graphreg.screen import coloured, paint
 from graphreg.source import Line, Source, source
+from graphreg.state import RULES
 from graphreg.strip import strip
 
 Sign = Literal["---", "+++", "@@", "-", "+", " "]

@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from graphreg.inside import graphs_of
 from graphreg.keys import KeyRule
 from graphreg.leaves import measures
 from graphreg.measures import Total, Whole
-from graphreg.module import RULES, Regularized, RewrittenModule
+from graphreg.module import Regularized, RewrittenModule
 from graphreg.plan import Plan
 from graphreg.rules import Drawing, Leaf, Rules
+from graphreg.state import RULES
 
 _CARRIED = ("compile_subgraph_reason", "_param_name_to_source", "_backend_id")  # what torch writes to a graph of Dynamo's
 
@@ -72,7 +74,7 @@ def emit(rewritten: RewrittenModule, gm: fx.GraphModule, plan: Plan, weighed: We
 class _Emission:
     def __init__(self, rewritten: RewrittenModule, gm: fx.GraphModule, plan: Plan, weighed: Weighed) -> None:
         self.given, self.gm, self.plan, self.weighed = rewritten, gm, plan, weighed
-        (self.source,) = rewritten.graphs.values()
+        (self.source,) = graphs_of(rewritten).values()
         self.graph = fx.Graph()
         self.twins: dict[fx.Node, Any] = {}
         self.strengths: dict[str, fx.Node] = {}

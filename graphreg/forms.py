@@ -21,6 +21,7 @@ from torch._higher_order_ops.wrap import uid
 from torch.fx import traceback
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint
 
+from graphreg.changes import Changes
 from graphreg.noise import Noise
 from graphreg.operators import Operations, function_name
 
@@ -74,13 +75,10 @@ def kept(formula: Callable[[Tensor, Tensor, Noise], Tensor], z: Tensor, weight: 
 @contextmanager
 def _marked() -> Iterator[None]:
     """Below Dynamo, which makes a region of a checkpoint: the operations get the mark that it gives to those of a region."""
-    before = dict(traceback.current_meta)
-    traceback.current_meta.update(recompute=CheckpointPolicy.PREFER_RECOMPUTE, ac_graph_id=next(uid))
-    try:
+    with Changes() as changes, changes:
+        changes.put(traceback.current_meta, "recompute", CheckpointPolicy.PREFER_RECOMPUTE)
+        changes.put(traceback.current_meta, "ac_graph_id", next(uid))
         yield
-    finally:
-        traceback.current_meta.clear()
-        traceback.current_meta.update(before)
 
 
 @dataclass(eq=False)

@@ -86,8 +86,12 @@ def guarded(additions: str) -> Callable[..., Any]:
     def called(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if _in_backward() != -1 and additions in self._modules:
             _refuse(self._modules[additions])
-        result = nn.Module.__call__(self, *args, **kwargs)
         rules = self._modules.get(additions)
+        attach = None if rules is None else rules._modules.get("attach")
+        if attach is not None and attach.asks and not torch.compiler.is_compiling():
+            result = _fed(attach, self, args, kwargs)
+        else:
+            result = nn.Module.__call__(self, *args, **kwargs)
         if rules is not None and (watching := rules.__dict__.get("watching")) is not None:
             watching.after(self)
         return result
@@ -97,6 +101,24 @@ def guarded(additions: str) -> Callable[..., Any]:
 
 
 _in_backward = torch._C._current_graph_task_id  # nothing of Python's may run before the forward: Dynamo would compile it
+
+
+def _fed(attach: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:
+    """A call with the scale that attached penalties have at it."""
+    _feed(attach)
+    attach.fed = True
+    try:
+        return nn.Module.__call__(module, *args, **kwargs)
+    finally:
+        attach.fed = False
+
+
+skip(_fed)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _feed(attach: Any) -> None:
+    attach.feed()
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from graphreg.changes import Changes
 from graphreg.functorch import transforms
 from graphreg.mixer import call_words, kept_words, lane_keys, mix, words
 
@@ -64,11 +65,9 @@ class _Within:
 @contextmanager
 def within_backend() -> Iterator[None]:
     """For the time that the backend's inner compiler traces: draws take the form that they have in a compiled graph."""
-    before, _Within.on = _Within.on, True
-    try:
+    with Changes() as changes, changes:
+        changes.put(_Within, "on", True)
         yield
-    finally:
-        _Within.on = before
 
 
 def compiling() -> bool:

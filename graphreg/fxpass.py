@@ -15,11 +15,12 @@ from graphreg.attach import Penalties, Scale
 from graphreg.errors import RegularizerError, TraceError
 from graphreg.inside import graphs_of, rules_of
 from graphreg.keywords import from_kwargs, instances
-from graphreg.module import RULES, Regularized
+from graphreg.module import Regularized
 from graphreg.own_choice import OwnDropout
 from graphreg.pipeline import check_options, regularize
 from graphreg.regularizer import Regularizer
 from graphreg.selector import Missing
+from graphreg.state import RULES
 from graphreg.trace import Traced
 
 

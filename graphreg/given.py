@@ -15,12 +15,14 @@ from torch import fx, nn
 from graphreg.modes import Graphs, choose
 from graphreg.naming import Namer, add_label, label_node
 from graphreg.sites import Label
+from graphreg.state import state_of
 
 
 def given_graphs(model: fx.GraphModule) -> Graphs:
     """Copies of the module's graphs, every node labelled; labels that an earlier trace wrote are kept."""
     _settle_modes(model)
-    graphs = getattr(model, "graphs", None) or {"both": model.graph}
+    state = state_of(model)
+    graphs = state.graphs if state is not None else {"both": model.graph}
     copies = {mode: copy.deepcopy(graph) for mode, graph in graphs.items()}
     for graph in copies.values():
         _label(graph, model)

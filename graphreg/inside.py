@@ -7,10 +7,11 @@ from typing import Any
 from torch import fx
 
 from graphreg.errors import GraphRegError
-from graphreg.module import RULES, RewrittenModule
+from graphreg.module import RewrittenModule
 from graphreg.operators import Operations
 from graphreg.own_dropout import Own, find
 from graphreg.rules import Rules
+from graphreg.state import RULES, state_of
 
 
 def rewritten(module: Any) -> fx.GraphModule:
@@ -42,7 +43,8 @@ def rules_of(module: Any) -> Rules:
 
 def graphs_of(module: fx.GraphModule) -> dict[str, fx.Graph]:
     """The graphs by mode, of a module graphreg made or any other."""
-    return module.graphs if isinstance(module, RewrittenModule) else {"both": module.graph}
+    state = state_of(module)
+    return state.graphs if state is not None else {"both": module.graph}
 
 
 def own_draws(module: Any) -> tuple[Own, ...]:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import copy
-import inspect
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor, fx, nn
 
 from graphreg.derivatives import Derivative
-from graphreg.errors import GraphRegError
+from graphreg.errors import GraphRegError, TraceError
 from graphreg.forward import chosen, guarded, signature
 from graphreg.inductor import with_our_pass
 from graphreg.lowering import LOWERED, Lowering
 from graphreg.rules import Rules
+from graphreg.spelling import check_arguments, spelled
+from graphreg.state import IGNORED, PREFIX, RULES, STATE, State, check_names, plain, registered, reserved, state_of
 from graphreg.storage import freeze, thaw
 
-RULES = "graphreg_rules"
-_REMADE = ("_graph", "_graphs", "_code", "codes", "compiled_codes", LOWERED, "_compiled_call_impl", "_root")  # not copied, not pickled
-_EMPTY = frozenset(nn.Module().__dict__)
+_REMADE = ("_graph", "_code", LOWERED, "_compiled_call_impl")  # not copied, not pickled
 _STATE_HOOKS = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
 
 
@@ -46,125 +46,108 @@ class RewrittenModule(fx.GraphModule):
         rules: Rules | None,
         held: Mapping[str, Any],
         constants: Mapping[str, Tensor] | None = None,
+        whole: bool = True,
     ) -> None:
+        check_names(model, plain_too=whole)
         super().__init__(nn.Module(), fx.Graph(), type(model).__name__.removesuffix("Impl"))
-        self._adopt(model)
+        self.__dict__[STATE] = _state(model, dict(held))
+        _adopt(self, model)
         if rules is not None:
             self.add_module(RULES, rules)
             # DDP would broadcast rank 0's buffers over all ranks' at every step
-            self._ddp_params_and_buffers_to_ignore = [f"{RULES}.{name}" for name, _ in rules.named_buffers(remove_duplicate=False)]
+            ignored = [name for name in self.__dict__.get(IGNORED, ()) if not name.startswith(f"{RULES}.")]
+            self.__dict__[IGNORED] = ignored + [f"{RULES}.{name}" for name, _ in rules.named_buffers(remove_duplicate=False)]
+        _give_way(self)
         self.__dict__.update(constants or {})
-        self.held = dict(held)
-        self._set_graphs(dict(graphs))
-
-    def _adopt(self, model: nn.Module) -> None:
-        """Take over what the model has. The dicts of parameters and buffers are shared, so that ``.to()`` reaches both."""
-        own = isinstance(model, RewrittenModule)
-        kind = type(model)
-        methods = frozenset(n for n in dir(kind) if not n.startswith("__") and n not in dir(nn.Module))
-        self._source: tuple[str, frozenset[str]] = model.__dict__["_source"] if own else (kind.__name__, methods)
-        self._root = (model,)  # its mode is this module's mode
-        # A root that overrides train() (to keep a backbone frozen) is still asked: a graph cannot carry its method.
-        own_train = kind.train is not nn.Module.train and not own
-        self._trainer: tuple[nn.Module, ...] = (model,) if own_train else getattr(model, "_trainer", ())
-        taken = {*_EMPTY, *self.__dict__, *dir(fx.GraphModule), "forward"}
-        if not isinstance(model, fx.GraphModule):  # plain attributes of the class, which methods would have read
-            values = {name: inspect.getattr_static(kind, name) for name in methods}
-            self.__dict__.update({n: v for n, v in values.items() if n not in taken and not hasattr(type(v), "__get__")})
-        self.__dict__.update({name: value for name, value in model.__dict__.items() if name not in taken})
-        for name in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
-            self.__dict__[name] = model.__dict__[name]
-        self.__dict__["_modules"] = {name: child for name, child in model._modules.items() if name != RULES}
-        self._brought = isinstance(model, fx.GraphModule) and model.__dict__.get("_brought", True)  # a graph of the user's
-        self.meta = dict(model.meta) if isinstance(model, fx.GraphModule) else {}
-        for name in _STATE_HOOKS:
-            self.__dict__[name] = copy.copy(model.__dict__[name])
-        self._version = model._version  # GraphModule's own would go into state_dict()._metadata
+        _set_graphs(self, dict(graphs))
 
     @property
     def training(self) -> bool:
         """The mode: that of the model, as long as both live, so that ``.train()`` and ``.eval()`` of either reach both."""
-        root = self.__dict__.get("_root")
-        return bool(root[0].training if root else self.__dict__.get("_mode", True))
+        state = self.__dict__.get(STATE)
+        if state is None:  # torch.fx is making it
+            return True
+        return bool(state.root[0].training if state.root else state.mode)
 
     @training.setter
     def training(self, mode: bool) -> None:
-        root = self.__dict__.get("_root")
-        if root:
-            root[0].training = mode
-        self.__dict__["_mode"] = mode
-
-    def _set_graphs(self, graphs: dict[str, fx.Graph]) -> None:
-        self.__dict__["_graphs"] = graphs
-        self.recompile()
+        state = self.__dict__.get(STATE)
+        if state is not None:
+            if state.root:
+                state.root[0].training = mode
+            state.mode = mode
 
     @property
     def graph(self) -> fx.Graph:
         """The graph that runs: of the two, that of the mode the module is in. Edit it in place, then ``recompile()``."""
-        graphs = self.__dict__.get("_graphs")
-        return graphs[self._running()] if graphs else self._graph
+        state = self.__dict__.get(STATE)
+        return state.graphs[state.running(self.training)] if state is not None and state.graphs else self._graph
 
     @graph.setter
     def graph(self, graph: fx.Graph) -> None:
-        if "_graphs" in self.__dict__:
-            self.graphs[self._running()] = graph
+        state = self.__dict__.get(STATE)
+        if state is not None and state.graphs:
+            state.graphs[state.running(self.training)] = graph
         self._graph = graph
         self.recompile()
 
     @property
     def code(self) -> str:
         """The emitted Python of ``graph``."""
-        return str(self.codes[self._running()])
+        state = _known(self)
+        return state.codes[state.running(self.training)]
 
     @property
     def compiled_code(self) -> str:
         """The emitted Python that torch.compile is given: that of ``graph``, with an operator for each recurrent layer."""
-        return str((self.compiled_codes or self.codes)[self._running()])
+        state = _known(self)
+        return (state.compiled_codes or state.codes)[state.running(self.training)]
 
     def lowering(self) -> Lowering:
         """What becomes of the module's recurrent layers when it is compiled."""
-        return Lowering(self, (self.__dict__.get("_graphs") or {"both": self._graph}).values())
-
-    def _running(self) -> str:
-        return "both" if "both" in self.graphs else "train" if self.training else "eval"
+        return lowering(self)
 
     @property
     def graphs(self) -> dict[str, fx.Graph]:
         """The graphs by mode: ``both``, or ``train`` and ``eval``."""
-        graphs: dict[str, fx.Graph] = self.__dict__["_graphs"]
-        return graphs
+        return _known(self).graphs
 
     def recompile(self) -> Any:
         """Generate the forward of each graph anew, and the one that chooses between them."""
-        graphs = self.__dict__.get("_graphs") or {"both": self._graph}
-        forwards, codes, compiled, compiled_codes = {}, {}, {}, {}
-        lowering = self.lowering()
-        self.__dict__[LOWERED] = lowering.stand_ins
-        for mode, graph in reversed(graphs.items()):  # the first stays as ``_graph``, which torch.fx prints
-            if lowering.layers:
-                self._graph = lowering.lowered(graph)
+        state = self.__dict__.get(STATE)
+        if state is None or not state.graphs:  # torch.fx is making it
+            return super().recompile()
+        forwards, compiled = {}, {}
+        state.codes, state.compiled_codes, state.named = {}, {}, {}
+        lowered = lowering(self)
+        self.__dict__[LOWERED] = lowered.stand_ins
+        for mode, graph in reversed(state.graphs.items()):  # the first stays as ``_graph``, which torch.fx prints
+            if lowered.layers:
+                self._graph = spelled(lowered.lowered(graph))
                 super().recompile()
-                compiled[mode], compiled_codes[mode] = type(self).forward, self._code
+                compiled[mode], state.compiled_codes[mode] = type(self).forward, self._code
+            check_arguments(graph, "", type(self).__name__)
+            self._graph = spelled(graph)
+            python_code = super().recompile()
+            check_arguments(graph, self._code, type(self).__name__)
             self._graph = graph
             graph.owning_module = self
-            python_code = super().recompile()
-            forwards[mode], codes[mode] = type(self).forward, self._code
-        self.codes, self.compiled_codes = dict(reversed(codes.items())), dict(reversed(compiled_codes.items()))
-        held = self.__dict__.get("held", {})
-        optional = [str(n.target) for n in self._graph.nodes if n.op == "placeholder" and n.args and not self.__dict__.get("_brought")]
-        carried, derivatives = [name for name in optional if name not in held], list[str]()
+            forwards[mode], state.codes[mode] = type(self).forward, self._code
+        optional = [str(n.target) for n in self._graph.nodes if n.op == "placeholder" and n.args and not state.brought]
+        carried, derivatives = [name for name in optional if name not in state.held], list[str]()
         if isinstance(rules := self._modules.get(RULES), Rules):
             rules.own(self)
             derivatives = [name for name, leaf in rules.named_children() if isinstance(leaf, Derivative)]
-        type(self).forward = chosen(forwards, compiled or forwards, held, carried, RULES, derivatives)
+        type(self).forward = chosen(forwards, compiled or forwards, state.held, carried, RULES, derivatives)
         type(self).forward.__signature__ = signature(type(self).forward, self._graph)  # type: ignore[attr-defined]
         type(self).__call__ = guarded(RULES)  # type: ignore[method-assign]
         return python_code
 
     def train(self, mode: bool = True) -> RewrittenModule:
-        if not self._trainer:
+        trainer = _known(self).trainer
+        if not trainer:
             return super().train(mode)
-        self._trainer[0].train(mode)
+        trainer[0].train(mode)
         self.training = mode
         return self
 
@@ -173,7 +156,7 @@ class RewrittenModule(fx.GraphModule):
 
         Raises GraphRegError for fullgraph=True and a recurrent layer that is not lowered.
         """
-        if options.get("fullgraph") and (refused := self.lowering().refused()):
+        if options.get("fullgraph") and (refused := lowering(self).refused()):
             raise GraphRegError(refused)
         rules = self._modules.get(RULES)
         differentiates = rules is not None and any(isinstance(leaf, Derivative) for leaf in rules.children())
@@ -181,34 +164,38 @@ class RewrittenModule(fx.GraphModule):
 
     def penalties(self) -> dict[str, Tensor]:
         """The values of the last call's penalties, detached; for ``penalties="attach"``."""
-        attach = getattr(getattr(self, RULES, None), "attach", None)
+        rules = self._modules.get(RULES)
+        attach = rules._modules.get("attach") if rules is not None else None
         if attach is None:
             raise GraphRegError("this module returns its penalties with its output; penalties() is for penalties='attach'.")
-        return dict(attach.last)
+        return dict(attach.last)  # type: ignore[arg-type]
 
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
-            model, known = self.__dict__.get("_source", ("", ()))
+            state = self.__dict__.get(STATE)
+            model, known = state.source if state is not None else ("", ())
             if name in known:
-                raise AttributeError(
-                    f"{name!r} belongs to {model}, and a graph has no method but its forward. "
-                    "Call it on the model itself: they share all layers."
-                ) from None
+                raise AttributeError(_no_method(name, model)) from None
             raise
 
     def __getstate__(self) -> dict[str, Any]:
+        known = _known(self)
+        frozen: Any = {mode: freeze(graph) for mode, graph in known.graphs.items()}
         state = {k: v for k, v in self.__dict__.items() if k not in _REMADE}
-        state["_mode"] = self.training
-        state["_frozen"] = {mode: freeze(graph) for mode, graph in self.graphs.items()}
+        state[STATE] = dataclasses.replace(
+            known, root=(), mode=self.training, held=dict(known.held), graphs=frozen, codes={}, compiled_codes={}, named={}
+        )
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        state = dict(state)
-        frozen = state.pop("_frozen")
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._set_graphs({mode: thaw(records) for mode, records in frozen.items()})
+        super().__setstate__(dict(state))  # type: ignore[no-untyped-call]
+        known = _known(self)
+        frozen: Any = known.graphs
+        known.graphs = {}
+        _give_way(self)
+        _set_graphs(self, {mode: thaw(records) for mode, records in frozen.items()})
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _blank, (type(self).__name__,), self.__getstate__()
@@ -225,7 +212,88 @@ class RewrittenModule(fx.GraphModule):
         return twin
 
 
+def _no_method(name: str, model: str) -> str:
+    """What to do about a method of the model: the layers are shared, the forward is not."""
+    if "checkpointing" in name and not name.startswith("is_"):  # a flag that a forward reads, when it is traced
+        advice = (
+            "Call it on the model before graphreg.regularize: blocks that checkpoint in their own forward (transformers') are then called "
+            "as they are, and their insides are no sites; a root that checkpoints its blocks (timm's) is refused. Called now it would "
+            "change nothing here."
+        )
+    else:
+        advice = (
+            f"Call it on the model itself, which shares its layers with this module. If {name} changes what the model's forward does, or "
+            "which modules it has, this graph does not follow: then regularize the model again."
+        )
+    return f"{name!r} belongs to {model}, and a graph has no method but its forward. {advice}"
+
+
 def _blank(class_name: str) -> RewrittenModule:
     module = RewrittenModule.__new__(RewrittenModule)
     type(module).__name__ = class_name
     return module
+
+
+def lowering(module: RewrittenModule) -> Lowering:
+    """What becomes of a module's recurrent layers when it is compiled."""
+    return Lowering(module, _known(module).graphs.values())
+
+
+def _known(module: nn.Module) -> State:
+    state = state_of(module)
+    if state is None:
+        raise GraphRegError("this module is not whole: torch.fx or pickle has only begun to make it.")
+    return state
+
+
+def _state(model: nn.Module, held: dict[str, Any]) -> State:
+    own, kind = state_of(model), type(model)
+    methods = frozenset(name for name in dir(kind) if not name.startswith("__") and name not in dir(nn.Module))
+    # A root that overrides train() (to keep a backbone frozen) is still asked: a graph cannot carry its method.
+    trainer = own.trainer if own is not None else (model,) if kind.train is not nn.Module.train else ()
+    brought = isinstance(model, fx.GraphModule) and (own is None or own.brought)
+    return State(own.source if own is not None else (kind.__name__, methods), (model,), trainer, held, brought)
+
+
+def _adopt(module: RewrittenModule, model: nn.Module) -> None:
+    """Take over what the model has. The dicts of parameters and buffers are shared, so that ``.to()`` reaches both."""
+    own = plain(model)
+    module.__dict__.update({n: v for n, v in own.items() if (n not in reserved() or n == IGNORED) and not n.startswith(PREFIX)})
+    for name in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
+        module.__dict__[name] = model.__dict__[name]
+    module.__dict__["_modules"] = {name: child for name, child in model._modules.items() if name != RULES}
+    module.__dict__["meta"] = dict(meta) if isinstance(meta := own.get("meta"), dict) else {}
+    for name in _STATE_HOOKS:
+        module.__dict__[name] = copy.copy(model.__dict__[name])
+    module.__dict__["_version"] = model._version  # GraphModule's own would go into state_dict()._metadata
+
+
+def _give_way(module: RewrittenModule) -> None:
+    """Where the model has something under a name of ours (``penalties``, ``graphs``), that name means the model's.
+
+    torch.fx gives each module a class of its own, so no other module is concerned.
+    """
+    ours = {name for name in vars(RewrittenModule) if not name.startswith("_")} - reserved() - set(dir(nn.Module))
+    for name in ours.intersection((*registered(module), *module.__dict__)):
+        if name == "penalties" and getattr(module._modules.get(RULES), "attach", None) is not None:
+            raise TraceError(
+                f"{type(module).__name__} has something called 'penalties', and penalties='attach' gives the last values by "
+                "module.penalties(). Rename it in the model, or take penalties='return'."
+            )
+        setattr(type(module), name, _theirs(name))
+
+
+def _theirs(name: str) -> property:
+    def get(module: nn.Module) -> Any:
+        kinds = (module.__dict__, module._parameters, module._buffers, module._modules)
+        return next(kind[name] for kind in kinds if name in kind)
+
+    def put(module: nn.Module, value: Any) -> None:
+        module.__dict__[name] = value
+
+    return property(get, put)
+
+
+def _set_graphs(module: RewrittenModule, graphs: dict[str, fx.Graph]) -> None:
+    _known(module).graphs = graphs
+    module.recompile()

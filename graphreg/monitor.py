@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from graphreg.control import Regulated
 from graphreg.errors import GraphRegError, RegularizerError
-from graphreg.inside import rewritten, rules_of
+from graphreg.inside import graphs_of, rewritten, rules_of
 from graphreg.knobs import knobs_of
-from graphreg.module import RULES, RewrittenModule
+from graphreg.module import RewrittenModule
 from graphreg.roles import value_sites
 from graphreg.selector import Selector, select
+from graphreg.state import RULES
 from graphreg.strip import strip
 from graphreg.watches import Clock, Watch, place, remove
 
@@ -47,7 +48,7 @@ def monitor(module: Regulated, pattern: Selector = "*", *, every: int = 1, log: 
             f"selectors. A monitor that nobody holds any more: module.{RULES}.watching.close()."
         )
     _check(every, log, near)
-    sites = value_sites(inner, strip(inner).graphs)
+    sites = value_sites(inner, graphs_of(strip(inner)))
     usable = [site for site in sites if site.selectable and site.role == "hidden"]
     title = rules.about[0].title
     chosen = select(pattern, sites, usable, model=title, who="monitor", usual="the hidden values")

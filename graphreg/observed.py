@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphreg.changes import Changes
 from graphreg.keys import KeyRule
 
 
@@ -61,11 +62,9 @@ def _watched(seen: Observed, key: KeyRule | None) -> Iterator[None]:
             seen.moved += any(not torch.equal(a, b) for a, b in zip(state, _generators(), strict=False))
             seen.again += _call(key) - call if key is not None and key.held is None else 0
 
-    torch.autograd._engine_run_backward = watched  # type: ignore[attr-defined]
-    try:
+    with Changes() as changes, changes:
+        changes.put(torch.autograd, "_engine_run_backward", watched)
         yield
-    finally:
-        torch.autograd._engine_run_backward = run  # type: ignore[attr-defined]
 
 
 def _call(key: KeyRule | None) -> int:
@@ -85,12 +84,8 @@ def _left_as_it_was(module: nn.Module) -> Iterator[None]:
               for name, t in slots.items() if t is not None]  # fmt: skip
     grads = [(p, p.grad) for p in module.parameters()]
     state = random.getstate()
-    for p, _ in grads:
-        p.grad = None
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
+
+    def back() -> None:
         random.setstate(state)
         with torch.no_grad():
             for slots, name, tensor, held in places:
@@ -102,3 +97,10 @@ def _left_as_it_was(module: nn.Module) -> Iterator[None]:
                 p.grad = grad
         for m, training in modes:
             m.training = training
+
+    with Changes() as changes, changes:
+        changes.later(back)
+        for p, _ in grads:
+            p.grad = None
+        with torch.random.fork_rng():
+            yield

@@ -9,10 +9,10 @@ from torch import fx
 from graphreg.aliases import Aliases
 from graphreg.errors import GraphRegError
 from graphreg.leaves import measures
-from graphreg.module import RULES
 from graphreg.plan import Edit, Plan
 from graphreg.regularizer import Penalty, Splice
 from graphreg.roles import site_nodes
+from graphreg.state import RULES
 from graphreg.steps import Steps
 from graphreg.trace import Traced
 
@@ -36,6 +36,7 @@ class Placed:
         self.written = {name for name in sites if aliases.written_later(first[name], surely=sure[name])}
         own = {name: node for name, node in site_nodes(graph, traced.operations).items() if "graphreg" not in node.meta}
         self.where, self.aliases = own, Aliases(graph, traced.operations)
+        self.clones = {name: aliases.clone_of(first[name]) for name in self.written}
         self.kept: set[fx.Node] = set()
         self.reads: dict[tuple[str, str], dict[str, fx.Node]] = {}  # of the edits at all calls of a cell: the value at each
         self.added: dict[tuple[str, str], fx.Node] = {}
@@ -88,6 +89,8 @@ class Placed:
         copies, clones = self._users(value, "copy"), self._users(value, "clone")
         written, kept = name in self.written, clones if value is not node else copies
         self.kept.update(kept[:1] if written else [])
+        if any(node.target is not self.clones.get(name) for node in (*copies, *clones)):
+            fail(f"the copy of {name} does not lie in memory as the value does.")
         if written and not kept:
             fail(f"{value.name} is overwritten by a later operation while {edits[0].name if edits else 'a derivative'} needs it.")
         read = copies[0] if copies else value

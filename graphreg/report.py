@@ -18,7 +18,7 @@ from graphreg.inside import graphs_of, own_draws, rewritten, rules_of
 from graphreg.knobs import knobs_of
 from graphreg.leaves import measures
 from graphreg.ledger import acted, entry, own_rows
-from graphreg.module import RewrittenModule
+from graphreg.module import RewrittenModule, lowering
 from graphreg.plan import Plan
 from graphreg.reach import trained
 from graphreg.regularizer import Splice
@@ -59,12 +59,13 @@ def _of_module(module: Regulated, with_cost: bool) -> Report:
     told = [
         f"gone: {act.regularizer} at {site.name} (a later pass took it out of the graph)" for site in sites for act in site.acts if act.gone
     ]
+    told += plan.repeated(strengths(module))
     told += [f"kept whole: {path} ({reason})" for path, reason in leaves.items()]
     told += [f"held: {name}={value!r}" for name, value in held.items()]
     told += [*notes, *decisions(first), *fixed(first)]
     if isinstance(attached := rules_of(module)._modules.get("attach"), AttachRule):
         told.append(f"attached: the penalties join the gradient, {attached.told()}, or the output's own loss where it has one")
-    told += inner.lowering().told() if isinstance(inner, RewrittenModule) else []
+    told += lowering(inner).told() if isinstance(inner, RewrittenModule) else []
     return Report(
         plan.title, f"traced by the {front_end} front end", _entries(plan, strengths(module), inner), tuple(sites),
         own_rows(plan.own, own_draws(module)), (), len(dict(inner.named_parameters())), found, why_not, plan.missed,

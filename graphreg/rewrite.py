@@ -20,11 +20,12 @@ from graphreg.collector import collector_at_rest
 from graphreg.errors import RegularizerError, TraceError
 from graphreg.forms import recomputed
 from graphreg.leaves import identifier, leaf_names, make_rules, measures
-from graphreg.module import RULES, Regularized, RewrittenModule
+from graphreg.module import Regularized, RewrittenModule
 from graphreg.operators import nodes_in
 from graphreg.plan import Edit, Plan, require_sites
 from graphreg.regularizer import Penalty, Splice
 from graphreg.roles import site_nodes
+from graphreg.state import RULES
 from graphreg.storage import copied
 from graphreg.substitution import substitute
 from graphreg.trace import Traced
@@ -50,12 +51,14 @@ def rewrite(
     for mode, graph in traced.graphs.items():
         work = _Rewriting(graph, traced, plan, names)
         if penalties == "attach" and work.totals:
-            rules.add_module("attach", AttachRule(tuple(work.totals), scale))
+            rules.add_module("attach", AttachRule(tuple(work.totals), scale, next(iter(rules.strengths.values())).device))
         work.finish(penalties)
         graphs[mode] = work.graph
         for leaf in work.recomputed:
             rules.get_submodule(leaf).recomputed = True  # type: ignore[assignment]
-    module = RewrittenModule(traced.model, graphs, rules, traced.held, traced.constants)
+        for leaf in work.overwritten:
+            rules.get_submodule(leaf).overwritten = True  # type: ignore[assignment]
+    module = RewrittenModule(traced.model, graphs, rules, traced.held, traced.constants, traced.whole)
     rules.about = (replace(plan, traced=None), dict(traced.leaves), dict(traced.held), traced.front_end, traced.notes)
     rules.train(module.training)
     check(module, traced, plan)
@@ -71,6 +74,7 @@ class _Rewriting:
         self.aliases, self.operations = Aliases(self.graph, traced.operations), traced.operations
         self.own = {n.meta["site"][1][0].text: n for n in self.graph.nodes if n.meta.get("site", ("", ()))[1]}
         self.recomputed: list[str] = []
+        self.overwritten: list[str] = []  # the leaves of splices whose result something may write into
         self.inputs = {str(n.target): n for n in self.graph.nodes if n.op == "placeholder"}
         self.calls: dict[int, dict[str, fx.Node]] = {}  # by the edit's place: what it reads at each call of a cell
         self.measured: dict[str, dict[str, fx.Node]] = {name: {} for name, r in plan.regularizers.items() if isinstance(r, Penalty)}
@@ -144,7 +148,7 @@ class _Rewriting:
         def kept(kind: str) -> fx.Node:
             nonlocal point
             with self.graph.inserting_after(point):
-                point = self.graph.create_node("call_function", torch.clone, (value,), name=f"{identifier(name)}_kept")
+                point = self.graph.create_node("call_function", self.aliases.clone_of(node), (value,), name=f"{identifier(name)}_kept")
             point.meta["graphreg"] = {"kind": kind, "site": name}
             added.add(point)
             return point
@@ -166,6 +170,8 @@ class _Rewriting:
         measure(clean=True)
         if spliced and recomputed(node, self.operations):
             self.recomputed += [self.names[i] for i, edit in edits if isinstance(edit.regularizer, Splice)]
+        if spliced and self.aliases.written_later(node):
+            self.overwritten += [self.names[i] for i, edit in edits if isinstance(edit.regularizer, Splice)]
         for i, edit in edits:
             if isinstance(edit.regularizer, Splice):
                 read = value = after(self.names[i], (value, self.key), "splice", edit)

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from graphreg.errors import RegularizerError
 from graphreg.forms import kept
 from graphreg.fused import recomputes
+from graphreg.layout import laid_out, overlaps
 from graphreg.noise import Noise
+from graphreg.purity import called
 from graphreg.regularizer import Splice
 
 
@@ -137,6 +139,8 @@ class Drawing(Leaf):
 class SpliceRule(Drawing):
     """A splice at a site: acts while the module that owns the site trains, or while the noise is held on."""
 
+    overwritten = False  # whether the model may write into the value later
+
     def __init__(self, regularizer: Splice, site: str, strength: Tensor, slot: int, path: str) -> None:
         super().__init__(f"{type(regularizer).__name__} at {site}", site, slot, path, strength)
         self.regularizer = regularizer
@@ -161,14 +165,24 @@ class SpliceRule(Drawing):
             raise RegularizerError(
                 f"{self.about} gave {tuple(y.shape)} {y.dtype} for {tuple(z.shape)} {z.dtype}; a splice gives a tensor like its site's."
             )
-        if not torch.compiler.is_compiling() and y.stride() != z.stride() and z.is_contiguous() and y.is_contiguous():
-            # they differ in axes of length 1, and what follows would choose another layout, and round otherwise, than in the model
-            y = y.as_strided(z.shape, z.stride())
+        return y if z.layout is not torch.strided or y.stride() == z.stride() else self._laid_out(y, z)
+
+    def _laid_out(self, y: Tensor, z: Tensor) -> Tensor:
+        """``y`` with the strides of ``z``: by these operations choose a layout, round, and give a view or a copy, which writes tell."""
+        if z.is_contiguous() and y.is_contiguous():  # they differ in axes of length 1
+            return y if torch.compiler.is_compiling() else y.as_strided(z.shape, z.stride())
+        if not overlaps(z):
+            return laid_out(y, z)
+        if self.overwritten:
+            raise RegularizerError(
+                f"{self.about}: elements of the value share their place in memory (it was expanded or unfolded), so that a write of the "
+                "model into one reaches others, and no replacement of it can do that. Choose the site before, or clone the value there."
+            )
         return y
 
     def _formula(self, z: Tensor, weight: Tensor, noise: Noise) -> Any:
         given = {"z": z, "weight": weight, "noise": noise, "values": {self.site: z}}
-        return self.regularizer(**{name: given[name] for name in self.regularizer.takes})
+        return called(self.regularizer, {name: given[name] for name in self.regularizer.takes})
 
 
 def accumulation(dtype: torch.dtype) -> torch.dtype:

@@ -7,12 +7,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from graphreg.changes import Changes
 from graphreg.control import noise_on, rng_state
 from graphreg.errors import RegularizerError, shown
 from graphreg.module import Regularized
@@ -108,13 +110,11 @@ class _Running:
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
     """Eval mode; afterwards every submodule has its own mode again."""
-    before = [(m, m.training) for m in module.modules()]
-    module.eval()
-    try:
+    with Changes() as changes, changes:
+        for m in module.modules():
+            changes.later(partial(setattr, m, "training", m.training))
+        module.eval()
         yield
-    finally:
-        for m, training in before:
-            m.training = training
 
 
 class _Line:

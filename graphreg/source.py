@@ -12,10 +12,11 @@ from torch import fx
 from graphreg.attach import AttachRule
 from graphreg.inside import graphs_of, rewritten, rules_of
 from graphreg.ledger import options_of, selector_of
-from graphreg.module import RULES, Regularized, RewrittenModule
+from graphreg.module import Regularized, RewrittenModule
 from graphreg.own_choice import OWN
 from graphreg.plan import Plan
 from graphreg.regularizer import Penalty, Splice
+from graphreg.state import RULES
 
 _FREES = re.compile(r";  (?:\w+ = )+None$")
 _ASSIGNS = re.compile(r"(?:^ *|;  )(\w+)(?: : [^=]+)? = ")
@@ -52,7 +53,7 @@ def source(module: Any, strengths: Mapping[str, float]) -> Source:
     Raises GraphRegError for anything else.
     """
     if isinstance(module, RewrittenModule) and RULES not in module._modules:
-        return Source(type(module).__name__, {mode: tuple(_lines(graph, None)) for mode, graph in module.graphs.items()})
+        return Source(type(module).__name__, {mode: tuple(_lines(graph, None)) for mode, graph in graphs_of(module).items()})
     inner, plan = rewritten(module), rules_of(module).about[0]
     rules = _rules(plan, strengths)
     attached = rules_of(module)._modules.get("attach")

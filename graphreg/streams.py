@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from graphreg.changes import Changes
 from graphreg.errors import GraphRegError, RegularizerError
 from graphreg.noise import call_keys, of_process, stream
 
@@ -69,11 +71,10 @@ class Streams:
         if self.held is not None:
             yield
             return
-        self.held = dict(self.calls)
-        try:
+        with Changes() as changes, changes:
+            changes.later(partial(setattr, self, "held", None))
+            self.held = dict(self.calls)
             yield
-        finally:
-            self.held = None
 
     def state(self) -> dict[str, Any]:
         """A plain dict: the seed, and the number of each stream's next call."""

@@ -7,7 +7,8 @@ from torch import fx, nn
 from graphreg.check import replaced_by
 from graphreg.errors import GraphRegError
 from graphreg.inside import graphs_of, rewritten
-from graphreg.module import RULES, Regularized, RewrittenModule
+from graphreg.module import Regularized, RewrittenModule
+from graphreg.state import RULES, held_of
 from graphreg.storage import copied
 from graphreg.substitution import is_own, restore
 
@@ -25,7 +26,7 @@ def strip(module: nn.Module) -> RewrittenModule:
         _strip_graph(copy)
         copy.lint()
         graphs[mode] = copy
-    return RewrittenModule(given, graphs, None, getattr(given, "held", {}))
+    return RewrittenModule(given, graphs, None, held_of(given))
 
 
 def _strip_graph(graph: fx.Graph) -> None:

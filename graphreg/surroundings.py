@@ -7,10 +7,13 @@ import random
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 import torch.utils.checkpoint as checkpointing
+
+from graphreg.changes import Changes
 
 
 def regions() -> tuple[bool, ...]:
@@ -21,7 +24,8 @@ def regions() -> tuple[bool, ...]:
 
 def randomness() -> tuple[Any, bytes]:
     """The state of Python's and torch's generators."""
-    return random.getstate(), torch.get_rng_state().numpy().tobytes()
+    with torch._C.DisableTorchFunction():  # it may be asked in the midst of a forward that is recorded
+        return random.getstate(), torch.get_rng_state().numpy().tobytes()
 
 
 def restore_randomness(state: tuple[Any, bytes]) -> None:
@@ -33,19 +37,20 @@ def restore_randomness(state: tuple[Any, bytes]) -> None:
 def quiet(logger: str, level: int = logging.ERROR) -> Iterator[None]:
     """Without what one of torch's loggers says below ``level``, a screen of tracebacks, where the error that is raised says enough."""
     log = logging.getLogger(logger)
-    before = log.level
-    log.setLevel(level)
-    try:
+    with Changes() as changes, changes:
+        changes.later(partial(log.setLevel, log.level))
+        log.setLevel(level)
         yield
-    finally:
-        log.setLevel(before)
+
+
+def checkpoints() -> dict[str, Any]:
+    """What torch begins a checkpoint with that is not reentrant, by name: one function up to 2.14, from 2.15 on another behind it."""
+    return {name: value for name, value in vars(checkpointing).items() if name.startswith("_checkpoint_without_reentrant_generator")}
 
 
 @contextmanager
 def checkpoints_refused() -> Iterator[None]:
     """Activation checkpointing is traced away otherwise; the module that asks for it is kept whole instead."""
-    names = ("_checkpoint_without_reentrant_generator", "CheckpointFunction")
-    before = {name: getattr(checkpointing, name) for name in names if hasattr(checkpointing, name)}
 
     class Refused:
         apply = staticmethod(lambda *args: Refused())
@@ -53,13 +58,10 @@ def checkpoints_refused() -> Iterator[None]:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             raise RuntimeError("it checkpoints activations, which a trace would lose")
 
-    try:
-        for name in before:
-            setattr(checkpointing, name, Refused)
+    with Changes() as changes, changes:
+        for name in (*checkpoints(), "CheckpointFunction"):
+            changes.put(checkpointing, name, Refused)
         yield
-    finally:
-        for name, value in before.items():
-            setattr(checkpointing, name, value)
 
 
 class ModuleStack(OrderedDict[str, Any]):

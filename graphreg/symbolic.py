@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import fx, nn
 
+from graphreg.ambient import Answers, settled
 from graphreg.decisions import Unprepared, prepare
 from graphreg.errors import GraphRegError, TraceError
-from graphreg.modes import Graphs, trace_modes
+from graphreg.modes import Graphs, left_as_it_was, same_graph, trace_keeping
 from graphreg.tracer import SiteTracer
 
 
@@ -38,25 +40,32 @@ def symbolic(
     """
     leaves, assumed = dict[str, str](), dict[str, None]()
 
-    def once() -> fx.Graph:
+    def traced(into: dict[str, torch.Tensor], answers: Answers) -> tuple[fx.Graph, SiteTracer]:
         before = set(model.__dict__)
-        tracer = SiteTracer(leaves, dict(held), examples)
-        try:
+        tracer, graph = SiteTracer(leaves, dict(held), examples, answers), None
+        with suppress(Unprepared):
             graph = tracer.trace(model)
-        except Unprepared:
+        if graph is None:
             prepare()
-            tracer = SiteTracer(leaves, dict(held), examples)
+            tracer = SiteTracer(leaves, dict(held), examples, answers)
             graph = tracer.trace(model)
+        _take_constants(model, graph, before, into)
+        return graph, tracer
+
+    def once() -> fx.Graph:
+        graph, tracer = traced(constants, {})
         leaves.update(tracer.leaves)
         assumed.update(tracer.assumed)
-        _take_constants(model, graph, before, constants)
+
+        def same(answers: Answers) -> bool:
+            with left_as_it_was(model):
+                return same_graph(graph, lambda: traced(dict(constants), answers)[0])
+
+        settled(graph, tracer.questions.asked, same, leaves)
         return graph
 
     try:
-        before = -1
-        while before != len(leaves):  # a leaf of one mode is a leaf of both
-            before = len(leaves)
-            graphs = trace_modes(model, once)
+        graphs = trace_keeping(model, once, leaves)
         return graphs, leaves, list(assumed)
     except GraphRegError:
         raise
@@ -72,6 +81,12 @@ def where(error: BaseException) -> str:
 
 
 def _refusal(model: nn.Module, error: Exception, examples: bool) -> str:
+    if isinstance(error, RecursionError):
+        return (
+            f"{type(model).__name__} cannot be traced symbolically{where(error)}: Python's limit of nested calls was reached, which "
+            "graphreg raises as far as modules stand within one another. The model nests more calls than that, or, where it has no values "
+            "to decide by, calls itself without end. Raise the limit (sys.setrecursionlimit) if the depth is meant."
+        )
     return (
         f"{type(model).__name__} cannot be traced symbolically{where(error)} ({str(error).strip() or type(error).__name__}). "
         "Move that step into a submodule of its own (graphreg keeps a submodule it cannot trace whole), mark a helper "

@@ -6,26 +6,29 @@ import inspect
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from graphreg.collector import collector_at_rest
+from graphreg.changes import Changes, raise_interrupt
+from graphreg.collector import at_rest
 from graphreg.decisions import decisions
 from graphreg.errors import GraphRegError, TraceError, shown
-from graphreg.export import export
+from graphreg.export import FrontEndError, export
 from graphreg.given import given_graphs
 from graphreg.layers import stacks
 from graphreg.modes import Graphs, left_as_it_was
+from graphreg.nesting import deep_enough
 from graphreg.operators import Operations
 from graphreg.own_dropout import Own, find
 from graphreg.roles import value_sites
 from graphreg.shapes import Arguments, arguments, propagate
 from graphreg.sites import Label, Names, Site
 from graphreg.sizes import fixed
+from graphreg.state import RULES, check_names, held_of
 from graphreg.surroundings import randomness, restore_randomness
 from graphreg.symbolic import symbolic
 
@@ -90,7 +93,6 @@ def parameter_site(modules: Mapping[str, nn.Module], names: Sequence[str], param
     return Site(labels, "parameter", module=owner, shape=tuple(parameter.shape), dtype=parameter.dtype)
 
 
-@collector_at_rest()
 def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "auto") -> Traced:
     """Trace a model in both of its modes.
 
@@ -98,16 +100,17 @@ def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "a
     Optional arguments that the example does not carry are held at their defaults.
     Raises TraceError with the line of the user's forward that cannot be traced.
     """
-    with _ONE_AT_A_TIME:
-        drawn = randomness()
-        try:
+    check_model(model)
+    with _ONE_AT_A_TIME, Changes() as changes, changes:
+        changes.outermost()
+        changes.later(partial(restore_randomness, randomness()))  # the model's code may draw; the user's streams go on as if it had not
+        at_rest(changes)
+        deep_enough(model, changes)
+        with torch.enable_grad():  # as in training, wherever it is called
             return _trace(model, example_inputs, front_end)
-        finally:
-            restore_randomness(drawn)  # the model's code may have drawn; the user's streams go on as if it had not
 
 
 def _trace(model: nn.Module, example_inputs: Any, front_end: FrontEnd) -> Traced:
-    check_model(model)
     if front_end not in FRONT_ENDS:
         raise GraphRegError(f"front_end={shown(front_end)} is unknown; it is one of {', '.join(map(repr, FRONT_ENDS))}.")
     call = arguments(example_inputs)
@@ -130,6 +133,7 @@ def _traced(model: nn.Module, front_end: FrontEnd, held: Mapping[str, Any], boun
     try:
         symbolically = _symbolically(model, held, bound, call)
     except GraphRegError as met:  # also of sizes that the trace does not follow
+        raise_interrupt(met)
         if front_end == "symbolic" or (call is None and not isinstance(met, TraceError)):
             raise
         return _exported(model, held, call, met)
@@ -139,6 +143,7 @@ def _traced(model: nn.Module, front_end: FrontEnd, held: Mapping[str, Any], boun
     try:
         return _exported(model, held, call, TraceError(f"torch.fx does not see into {', '.join(kept)}"))
     except TraceError as error:
+        raise_interrupt(error)
         note = f"front end: symbolic, for {str(error.__cause__).rstrip('.')}"
         return replace(symbolically, notes=(*symbolically.notes, note))
 
@@ -147,8 +152,8 @@ def _symbolically(model: nn.Module, held: Mapping[str, Any], bound: Mapping[str,
     constants = dict[str, torch.Tensor]()
     with left_as_it_was(model):
         graphs, leaves, assumed = symbolic(model, held, constants, bound)
-    if call:
-        propagate(model, graphs, bound, call, constants)
+        if call:
+            propagate(model, graphs, bound, call, constants)
     notes = tuple(f"taken for a tensor: {name}, of which isinstance is asked (example_inputs tell if it is none)" for name in assumed)
     return Traced(model, graphs, value_sites(model, graphs), leaves, held, constants=constants, notes=notes)
 
@@ -169,6 +174,8 @@ def _exported(model: nn.Module, held: Mapping[str, Any], call: Arguments | None,
     except TraceError as error:
         if met is None:
             raise
+        if isinstance(error, FrontEndError):
+            raise FrontEndError(f"{error} torch.fx alone does not take this model: {met}") from error
         raise TraceError(
             f"{met} Nor does torch.export take it: {error} What is left is the backend, which takes a model in parts: "
             "torch.compile(model, backend=graphreg.backend(...))."
@@ -221,12 +228,9 @@ def check_model(model: object) -> None:
             "this model's parameters are sharded already (DTensor). Rewrite first, wrap second: graphreg.regularize, then "
             "torch.compile, then fully_shard or parallelize_module."
         )
-    if getattr(model, "graphreg_rules", None) is not None:
-        if isinstance(model, fx.GraphModule):
-            raise TraceError(
-                "this model is rewritten already. graphreg.strip(module) gives it back without the additions; regularize that."
-            )
-        raise TraceError(f"{type(model).__name__} has something called graphreg_rules, the name that additions go under. Rename it.")
+    if isinstance(model, fx.GraphModule) and getattr(model, RULES, None) is not None:
+        raise TraceError("this model is rewritten already. graphreg.strip(module) gives it back without the additions; regularize that.")
+    check_names(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise TraceError(f"{type(model).__name__} is compiled by torch.jit. Give regularize the model it was made from.")
     if type(model).forward is nn.Module.forward and "forward" not in model.__dict__:
@@ -251,7 +255,7 @@ def _held(model: nn.Module, bound: Mapping[str, Any] | None) -> dict[str, Any]:
     A proxy in place of None takes the wrong branch without a word. A GraphModule has taken its branches already.
     """
     if isinstance(model, fx.GraphModule):
-        return dict(getattr(model, "held", {}))
+        return held_of(model)
     if bound is not None:
         return {name: value for name, value in bound.items() if not _is_data(value)}
     return {n: p.default for n, p in inspect.signature(model.forward).parameters.items() if p.default is not p.empty}

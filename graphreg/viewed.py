@@ -93,7 +93,7 @@ def _traced(traced: Traced, plan: Plan | None, mode: Mode) -> Viewed:
     if plan is None:
         return _viewed(traced, traced.graphs, None, {}, mode)
     module = rewrite(traced, plan, rng=0)  # a seed, so that no draw is taken from the user's generator
-    return _viewed(traced, module.graphs, plan, strengths(module), mode)
+    return _viewed(traced, graphs_of(module), plan, strengths(module), mode)
 
 
 def _viewed(traced: Traced, graphs: Mapping[str, fx.Graph], plan: Plan | None, now: Mapping[str, float], mode: Mode) -> Viewed:

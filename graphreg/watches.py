@@ -14,11 +14,13 @@ from torch import Tensor, fx
 
 from graphreg.attach import end_of
 from graphreg.errors import RegularizerError
+from graphreg.inside import graphs_of
 from graphreg.leaves import identifier
-from graphreg.module import RULES, RewrittenModule
+from graphreg.module import RewrittenModule
 from graphreg.operators import Operations
 from graphreg.roles import site_nodes
 from graphreg.rules import Leaf, Rules, accumulation
+from graphreg.state import RULES
 from graphreg.substitution import is_own
 
 STATISTICS = ("mean", "std", "near_zero", "norm")
@@ -105,7 +107,7 @@ def place(module: RewrittenModule, rules: Rules, sites: Sequence[str], near: flo
         node = graph.create_node("call_module", watch.target, args, name=watch.target.rpartition(".")[2])
         node.meta["graphreg"] = {"kind": "watch", "site": watch.site}
 
-    for graph in module.graphs.values():
+    for graph in graphs_of(module).values():
         known = {name: n for name, n in site_nodes(graph, operations).items() if "graphreg" not in n.meta or is_own(n)}
         top = max((n for n in graph.nodes if n.op == "placeholder"), default=None)
         splices: dict[str, dict[str, fx.Node]] = {}
@@ -126,7 +128,7 @@ def place(module: RewrittenModule, rules: Rules, sites: Sequence[str], near: flo
 
 def remove(module: RewrittenModule, rules: Rules) -> None:
     """Take all watches off again; the module is to be recompiled."""
-    for graph in module.graphs.values():
+    for graph in graphs_of(module).values():
         for node in [n for n in graph.nodes if _is(n, "watch")]:
             graph.erase_node(node)
     for name in [name for name, leaf in rules.named_children() if isinstance(leaf, Watch)]:

@@ -1,0 +1,105 @@
+"""What a rewritten module knows beside the model's own: one record, under a name that no model has.
+
+A rewritten module is a GraphModule that has everything the model has, so each attribute more is a name that a model may have too.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from torch import fx, nn
+
+from graphreg.errors import TraceError
+
+PREFIX = "graphreg_"  # what begins so is ours
+STATE = "graphreg_state"
+RULES = "graphreg_rules"
+IGNORED = "_ddp_params_and_buffers_to_ignore"  # what DistributedDataParallel asks a module for
+_EMPTY = frozenset(dir(nn.Module()))
+_REGISTERED = ("_parameters", "_buffers", "_modules")
+
+
+@dataclass
+class State:
+    """``source``: the model's class and its methods; ``root``: the model, whose mode is the module's, as long as both live; ``trainer``:
+    the model, where its class overrides ``train()``; ``held``: the arguments fixed at their value; ``brought``: whether the graph is the
+    user's own; ``mode``: that of a module without a root.
+
+    ``graphs``: by mode, ``both``, or ``train`` and ``eval``; ``codes`` and ``compiled_codes``: the emitted Python of each, and that which
+    torch.compile is given; ``named``: by mode, what the names in that Python stand for.
+    """
+
+    source: tuple[str, frozenset[str]]
+    root: tuple[nn.Module, ...]
+    trainer: tuple[nn.Module, ...]
+    held: dict[str, Any]
+    brought: bool
+    mode: bool = True
+    graphs: dict[str, fx.Graph] = field(default_factory=dict)
+    codes: dict[str, str] = field(default_factory=dict)
+    compiled_codes: dict[str, str] = field(default_factory=dict)
+    named: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def running(self, training: bool) -> str:
+        """The name of the graph that runs in a mode."""
+        return "both" if "both" in self.graphs else "train" if training else "eval"
+
+
+def state_of(module: nn.Module) -> State | None:
+    """The record of a module that graphreg made; None for any other."""
+    found = module.__dict__.get(STATE)
+    return found if isinstance(found, State) else None
+
+
+def held_of(module: nn.Module) -> dict[str, Any]:
+    """The arguments that a module fixes at their value."""
+    state = state_of(module)
+    return dict(state.held) if state is not None else {}
+
+
+@cache
+def reserved() -> frozenset[str]:
+    """The names that torch has for what is its own in every GraphModule."""
+    blank = fx.GraphModule(nn.Module(), fx.Graph())
+    return frozenset({*dir(blank), *vars(blank), IGNORED} - _EMPTY)
+
+
+def registered(model: nn.Module) -> Iterator[str]:
+    """The names of the parameters, buffers and submodules of a module itself."""
+    for kind in _REGISTERED:
+        yield from model.__dict__.get(kind, ())
+
+
+def plain(model: nn.Module) -> Mapping[str, Any]:
+    """The plain attributes of a model: those of its class, which methods would have read, and its own."""
+    found: dict[str, Any] = {}
+    if not isinstance(model, fx.GraphModule):
+        for name in set(dir(type(model))) - _EMPTY:
+            value = inspect.getattr_static(type(model), name)
+            if not name.startswith("__") and not hasattr(type(value), "__get__"):
+                found[name] = value
+    return found | {name: value for name, value in model.__dict__.items() if name not in _EMPTY}
+
+
+def check_names(model: nn.Module, plain_too: bool = True) -> None:
+    """Refuse what the rewritten module could not have under the model's name for it: torch.fx has another meaning for that name, or
+    graphreg has."""
+    own = (STATE, RULES) if isinstance(model, fx.GraphModule) else ()
+    attributes = plain(model) if plain_too and not isinstance(model, fx.GraphModule) else {}
+    for name in (*registered(model), *attributes):
+        value = attributes.get(name)
+        carried = {"meta": dict, IGNORED: (list, tuple, set)}.get(name)  # of the type that torch has there
+        if name in reserved() and not (carried and isinstance(value, carried)):
+            raise TraceError(
+                f"{type(model).__name__} has something called {name!r}, and a rewritten module is a torch.fx.GraphModule, where "
+                f"torch has something of its own under that name. Rename it in the model."
+            )
+        if name.startswith(PREFIX) and name not in own:
+            raise TraceError(
+                f"{type(model).__name__} has something called {name!r}, and names that begin with {PREFIX} are those of what graphreg "
+                "adds to a model. Rename it in the model."
+            )
