@@ -29,6 +29,10 @@ class RegularizerError(GraphRegError, ValueError):
     """A regularizer, option or value that is not allowed."""
 
 
+class RandomnessError(GraphRegError, RuntimeError):
+    """A draw under ``torch.vmap`` that was not told whether its rows shall agree; a RuntimeError, as torch's own is."""
+
+
 def near(word: str, words: Iterable[str], count: int = 3) -> list[str]:
     """The ``count`` words most like ``word``, likest first; wildcards in it are ignored."""
     bare = word.strip("!*?. ")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -48,7 +48,7 @@ def _probed(regularizer: Regularizer, sites: Sequence[Site]) -> bool:
                 warnings.simplefilter("ignore")
                 with torch.autocast("cpu", enabled=False):
                     given = _given(regularizer, shapes)
-                    twice(regularizer, lambda given=given: regularizer(**given))  # type: ignore[misc]
+                    twice(regularizer, lambda given=given: regularizer(**_anew(given)))  # type: ignore[misc]
             ran = True
         except ImpureError:
             restore_randomness(before)
@@ -84,6 +84,16 @@ def _given(regularizer: Regularizer, shapes: Mapping[str, tuple[int, ...]]) -> d
     if "pull" in regularizer.takes:
         made["pull"] = Pull({name: torch.tanh(z * 0.5) for name, z in values.items()}, {"x": first}, noise, proven=True)
     return {name: made[name] for name in regularizer.takes}
+
+
+def _anew(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The same arguments, of which those that draw begin again."""
+    again = dict(given)
+    if "noise" in given:
+        again["noise"] = Noise(given["noise"].key)
+    if "pull" in given:
+        again["pull"] = replace(given["pull"], noise={name: Noise(noise.key) for name, noise in given["pull"].noise.items()})
+    return again
 
 
 def _value(shape: tuple[int, ...], seed: int) -> Tensor:

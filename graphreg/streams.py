@@ -17,7 +17,7 @@ from torch import Tensor
 
 from graphreg.changes import Changes
 from graphreg.errors import GraphRegError, RegularizerError
-from graphreg.noise import call_keys, rank, ranked, stream
+from graphreg.noise import call_keys, of_process, stream
 
 VERSION = 1
 
@@ -53,7 +53,7 @@ class Streams:
             if drawn:
                 self.calls[row.text] = self.calls.get(row.text, 0) + 1
         keys = call_keys(words, calls)
-        return (keys if self.alike else ranked(keys, rank())).to(device)
+        return of_process(keys, self.alike).to(device)
 
     def _word(self, row: Stream) -> int:
         if row not in self._words:
