@@ -16,7 +16,6 @@ import graphreg
 from graphreg.errors import RegularizerError
 from graphreg.module import RewrittenModule
 
-
 Make = Callable[[Tensor, Tensor, Tensor], Any]  # of the value of a layer, its weight, and the input
 
 
