@@ -721,6 +721,7 @@ kinds = st.lists(
 )  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:.* in a row on one value:UserWarning")
 @settings(max_examples=100, deadline=None, database=None, derandomize=True)
 @given(rows, kinds)
 def test_contraction_gives_the_model_back(rows: list[tuple[str, str]], kinds: list[Any]) -> None:
