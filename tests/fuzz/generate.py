@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fuzz.writes  # noqa: F401  (registers its statements)
 from fuzz.builder import Builder
@@ -61,7 +62,7 @@ def _block(build: Builder, write: float, depth: int, blocks: list[int]) -> None:
     if there and build.rng.random() < 0.4:
         again = build.rng.choice(there)
         shapes = [(build.tensors[at].shape, build.tensors[at].dtype) for at in again.ins.values()]
-        chosen = [build.pick(lambda t, s=s, d=d: t.shape == s and t.dtype == d) for s, d in shapes]
+        chosen = [build.pick(partial(_is_like, shape=shape, dtype=dtype)) for shape, dtype in shapes]
         if None not in chosen:
             _call(build, again.calls, again.attr, chosen)  # type: ignore[arg-type]
         return
@@ -85,11 +86,14 @@ def _block(build: Builder, write: float, depth: int, blocks: list[int]) -> None:
             return
         body.returns = list(dict.fromkeys([live[-1], *build.rng.sample(live, min(len(live), build.rng.choice((0, 0, 1))))]))[:2]
         body.form = "one" if len(body.returns) == 1 else build.rng.choice(("tuple", "tuple", "dict", "Pair"))
-        body.blocks = inner.blocks
     if not body.stmts:
         return
     attr = build.attr({"Sequential": "seq"}.get(body.name, "blk"))
     _call(build, body, attr, given)
+
+
+def _is_like(t: Tensor, shape: torch.Size, dtype: torch.dtype) -> bool:
+    return t.shape == shape and t.dtype == dtype
 
 
 def _sequential(body: Body, build: Builder, given: int) -> None:
@@ -138,7 +142,7 @@ def instance(body: Body, double: bool) -> nn.Module:
     program = Program(body, [(f"a{i}", "") for i in range(len(body.params))])
     space: dict[str, Any] = {}
     if body.sequential:
-        exec(f"import torch\nfrom torch import nn\nblock = {Plain(program)._construct(body)}", space)
+        exec(f"import torch\nfrom torch import Tensor, nn\nblock = {Plain(program)._construct(body)}", space)
         made: nn.Module = space["block"]
     else:
         exec(Plain(program).text().partition("def model():")[0], space)

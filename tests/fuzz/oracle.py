@@ -55,7 +55,7 @@ class _Writer:
     def _wrt(self, reg: Reg, site: str) -> bool:
         value = next(v for v in self.tables["train"].values.values() if v.names and v.names[0].text == site)
         chosen = reg.options.get("wrt", "*")
-        return value.role == "input" and value.selectable if chosen == "*" else chosen == site
+        return bool(value.role == "input" and value.selectable if chosen == "*" else chosen == site)
 
     def statement(self, flat: Any) -> list[str]:
         if flat.eval_lines is None:
@@ -272,13 +272,14 @@ class Run:
                     rows += [_size(g) for g in _back([each], real, [None])]
             return torch.stack([self.wide(row) for row in rows]).sum() / len(values)
         n = reg.options.get("n", 1)
-        signs = {}
+        signs: dict[str, Tensor] = {}
         for site, (at, z) in values.items():
             drawn = draws.keep(self._key(site, "Contractive", at), z.detach().new_empty((n, *z.shape)), 0.5)
             signs[site] = 2 * drawn - 1
         for i in range(n):
             rows += [_size(g) for g in _back([z for _, z in values.values()], real, [signs[site][i] for site in values])]
-        return torch.stack([self.wide(row) for row in rows]).sum() / (n * len(values))
+        total: Tensor = torch.stack([self.wide(row) for row in rows]).sum()
+        return total / (n * len(values))
 
 
 def _back(outputs: list[Tensor], inputs: list[Tensor], vectors: list[Any]) -> list[Tensor]:
@@ -290,7 +291,8 @@ def _back(outputs: list[Tensor], inputs: list[Tensor], vectors: list[Any]) -> li
 
 
 def _size(g: Tensor) -> Tensor:
-    return (g * g).sum() / (len(g) if g.dim() else 1)
+    squares: Tensor = g * g
+    return squares.sum() / (len(g) if g.dim() else 1)
 
 
 def _mean(values: Tensor) -> Tensor:
@@ -307,7 +309,8 @@ def laid(new: Tensor, old: Tensor) -> Tensor:
     if new.stride() == old.stride() or 0 in old.stride() or torch._debug_has_internal_overlap(old) != 0:
         return new
     placed = torch.empty_strided(old.shape, old.stride(), dtype=new.dtype)
-    return placed.copy_(new)
+    placed.copy_(new)
+    return placed
 
 
 __all__ = ["STEPS", "Run", "instrumented"]

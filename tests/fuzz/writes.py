@@ -148,14 +148,16 @@ def written_factory(b: Builder) -> Stmt | None:
         first, name = b.rng.choice(made)
         node = Node(name, out="t", reads="b")
     lines = f"{{t}} = {first}\n{write}"
-    reads, part, line = "tb", (), 1
+    reads, line = "tb", 1
+    part: tuple[Node, ...] = ()
     spelled = lines
     if "{b}[" in write:  # a value of its own: a part of what is written
         where = write.partition("{b}")[2].rstrip(")")
         spelled = f"{{t}} = {first}\n{{u}} = {{b}}{where}\n{write.replace('{b}' + where, '{u}')}"
         reads, part, line = "tu", (Node("getitem", out="u", reads="b", kinds=(VIEW,), line=1),), 2
     if not base:  # an assignment, after which the variable is read
-        nodes = (node, *part, Node("", reads=reads, kinds=(WRITE, CONSTANT), line=line), Node("add", out="o", reads="tb", line=line + 1))
+        end = (Node("", reads=reads, kinds=(WRITE, CONSTANT), line=line), Node("add", out="o", reads="tb", line=line + 1))
+        nodes: tuple[Node, ...] = (node, *part, *end)
         last_line = "\n{o} = {t} + {b}"
         return b.stmt(lines + last_line, {"b": c}, *nodes, outs="to", spelled=spelled + last_line, kind="factory", hides="t")
     base = augmented_name() if base == "add" and node.is_a(CONSTANT) else base
