@@ -271,7 +271,7 @@ class Run:
                 for each in z.reshape(-1):
                     rows += [_size(g) for g in _back([each], real, [None])]
             return torch.stack([self.wide(row) for row in rows]).sum() / len(values)
-        n = reg.options.get("n", 1)
+        n: int = reg.options.get("n", 1)
         signs: dict[str, Tensor] = {}
         for site, (at, z) in values.items():
             drawn = draws.keep(self._key(site, "Contractive", at), z.detach().new_empty((n, *z.shape)), 0.5)

@@ -159,10 +159,10 @@ def written_factory(b: Builder) -> Stmt | None:
         end = (Node("", reads=reads, kinds=(WRITE, CONSTANT), line=line), Node("add", out="o", reads="tb", line=line + 1))
         nodes: tuple[Node, ...] = (node, *part, *end)
         last_line = "\n{o} = {t} + {b}"
-        return b.stmt(lines + last_line, {"b": c}, *nodes, outs="to", spelled=spelled + last_line, kind="factory", hides="t")
+        return b.stmt(lines + last_line, {"b": c}, *nodes, outs="to", spelled=spelled + last_line, kind="factory")
     base = augmented_name() if base == "add" and node.is_a(CONSTANT) else base
     nodes = (node, *part, Node(base, out="o", reads=reads, kinds=(WRITE,), line=line))
-    return b.stmt(lines, {"b": c}, *nodes, outs="to", spelled=spelled, kind="factory", hides="t", same={"o": "t"} if same else {})
+    return b.stmt(lines, {"b": c}, *nodes, outs="to", spelled=spelled, kind="factory", same={"o": "t"} if same else {})
 
 
 @functools.cache
