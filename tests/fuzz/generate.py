@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fuzz.writes  # noqa: F401  (registers its statements)
 from fuzz.builder import Builder
-from fuzz.program import DROPOUT, PART_NAMES, PRODUCT, RANDOM, WRITE, Body, Node, Plain, Program, Stmt, bodies
+from fuzz.program import DROPOUT, PART_NAMES, PRODUCT, RANDOM, WRITE, Body, Node, Plain, Program, Stmt
 from fuzz.statements import MAKERS
 
 ARGUMENTS = {
@@ -45,6 +45,7 @@ def generate(seed: int, mood: str = "") -> Program:
 
 
 def _fill(build: Builder, count: int, write: float, depth: int, blocks: list[int]) -> None:
+    build.writes = write > 0
     weights = [0.0 if maker.__name__ in WITHOUT else weight * (write if writes else 1.0) for maker, weight, writes in MAKERS]
     for _ in range(count):
         if depth and build.rng.random() < 0.12:
@@ -52,7 +53,8 @@ def _fill(build: Builder, count: int, write: float, depth: int, blocks: list[int
             continue
         for _ in range(6):
             maker, _, writes = build.rng.choices(MAKERS, weights)[0]
-            if build.add(maker(build), writes):
+            stmt = maker(build)
+            if build.add(stmt, writes or (stmt is not None and any(node.is_a(WRITE) for node in stmt.nodes))):
                 break
 
 
@@ -81,7 +83,8 @@ def _block(build: Builder, write: float, depth: int, blocks: list[int]) -> None:
         values = [build.tensors[at].detach().requires_grad_() for at in given]
         inner = Builder(body, [v.clone() for v in values], build.rng, build.double, build.sized)
         _fill(inner, build.rng.randint(1, 4), write, depth, blocks)
-        live = [at for at in inner.live() if at not in body.params or not body.stmts]
+        made = {s.outs["t"] for s in body.stmts if s.kind == "factory"}  # which has no name, and the block would give it one
+        live = [at for at in inner.live() if at not in made and (at not in body.params or not body.stmts)]
         if not body.stmts or not live:
             return
         body.returns = list(dict.fromkeys([live[-1], *build.rng.sample(live, min(len(live), build.rng.choice((0, 0, 1))))]))[:2]
@@ -172,7 +175,6 @@ def _finish(program: Program, build: Builder, rng: random.Random) -> None:
         program.ties = ((f"{one}.weight", f"{other}.weight"),)
     if linears and rng.random() < 0.08:
         program.frozen = (f"{linears[0][0].removeprefix('{S}.')}.weight",)
-    blocks = [s for s in body.stmts if s.calls is not None]
-    apart = [s.attr for s in blocks if not any(t.eval_nodes for b in [s.calls, *bodies(s.calls)] for t in b.stmts)]  # type: ignore
+    apart = [s.attr for s in body.stmts if s.calls is not None]
     if apart and rng.random() < 0.15:
         program.apart = (rng.choice(apart),)

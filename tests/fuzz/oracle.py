@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fuzz import draws
 from fuzz.choices import ON_WEIGHTS, SPLICES, STEPS, Reg
 from fuzz.names import Table
-from fuzz.program import FlatNode, Flattener, Program, access, returned
+from fuzz.program import WRITE, FlatNode, Flattener, Program, access, returned
 
 
 def instrumented(
@@ -85,7 +85,8 @@ class _Writer:
         owner = access(node.module or node.scope)
         source = line.partition("(")[2].partition(",")[0].rstrip(")") if not node.module else line.rpartition("(")[2].rstrip(")")
         assert given is not None
-        return f"{node.var.name} = R.own({source}, {site!r}, {self.own[site]!r}, {node.node.rate!r}, {owner}.training)"
+        writes = node.node.is_a(WRITE)
+        return f"{node.var.name} = R.own({source}, {site!r}, {self.own[site]!r}, {node.node.rate!r}, {owner}.training, {writes})"
 
     def _after(self, node: FlatNode, mode: str | None) -> list[str]:
         """What stands behind the statement, for the names that the value has in the modes in which it is made."""
@@ -180,12 +181,13 @@ class Run:
         drawn = draws.normal(self._key(site, "GaussianNoise", at, rng), z)
         return laid(z + weight(sigma, z) * drawn, z)
 
-    def own(self, z: Tensor, site: str, rate: float, was: float, training: bool) -> Tensor:
+    def own(self, z: Tensor, site: str, rate: float, was: float, training: bool, writes: bool) -> Tensor:
         if self.bypass:
-            return F.dropout(z, was, training)
+            return F.dropout(z, was, training, writes)
         if rate == 0 or not training:
             return z
-        return z * (draws.keep(self._key(site, "own dropout", 0), z, rate) * (1 / (1 - rate)))
+        dropped = z * (draws.keep(self._key(site, "own dropout", 0), z, rate) * (1 / (1 - rate)))
+        return z.copy_(dropped) if writes else dropped
 
     def put(self, name: str, value: Tensor) -> None:
         self.terms[name].append(value)

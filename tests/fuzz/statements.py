@@ -225,6 +225,10 @@ def own_dropout(b: Builder) -> Stmt | None:
         return None
     if b.rng.random() < 0.5:
         return call(b, a, "drop", f"nn.Dropout({rate})", DROPOUT, RANDOM, rate=rate)
+    if b.rng.random() < 0.2:
+        kinds = (DROPOUT, RANDOM, WRITE) if b.writes else (DROPOUT, RANDOM)
+        text = f"F.dropout({{a}}, {rate}, {{S}}.training{', inplace=True' * b.writes})"
+        return b.stmt(f"{{o}} = {text}", {"a": a}, Node("dropout", out="o", reads="a", kinds=kinds, rate=rate))
     text = b.rng.choice((f"F.dropout({{a}}, {rate}, {{S}}.training)", f"F.dropout({{a}}, p={rate}, training={{S}}.training)"))
     return b.stmt(f"{{o}} = {text}", {"a": a}, Node("dropout", out="o", reads="a", kinds=(DROPOUT, RANDOM), rate=rate))
 

@@ -30,6 +30,8 @@ def augmented(b: Builder) -> Stmt | None:
 
 
 METHODS = [
+    ("{a}.index_fill_(0, torch.tensor([0]), 0.5)", "index_fill_"), ("{a}.index_copy_(0, torch.tensor([0]), {b}[:1])", "index_copy_"),
+    ("{a}.scatter_(0, torch.zeros({ones}, dtype=torch.int64), 0.5)", "scatter_"), ("{a}.exp_().clamp_(0.0, 2.0)", ""),
     ("{a}.add_({b})", "add_"), ("{a}.mul_(0.5)", "mul_"), ("{a}.mul_({b})", "mul_"), ("{a}.sub_({b}, alpha=0.5)", "sub_"),
     ("{a}.relu_()", "relu_"), ("torch.relu_({a})", "relu_"), ("{a}.clamp_(-1.0, 1.0)", "clamp_"), ("{a}.copy_({b})", "copy_"),
     ("{a}.fill_(0.25)", "fill_"), ("{a}.neg_()", "neg_"), ("{a}.tanh_()", "tanh_"), ("{a}.add_(1.0)", "add_"), ("{a}.div_(2.0)", "div_"),
@@ -44,6 +46,15 @@ def method(b: Builder) -> Stmt | None:
     if a is None or c is None or ("{b}" in text and a == c):
         return None
     ins = {"a": a, "b": c} if "{b}" in text else {"a": a}
+    if not base:  # one write behind the other
+        spelled = "{t} = {a}.exp_()\n{o} = {t}.clamp_(0.0, 2.0)"
+        chain = (Node("exp_", out="t", reads="a", kinds=(WRITE,)), Node("clamp_", out="o", reads="t", kinds=(WRITE,), line=1))
+        return b.stmt(f"{{o}} = {text}", ins, *chain, spelled=spelled, drops_out=("o",))
+    if "{b}[:1]" in text:
+        spelled = f"{{u}} = {{b}}[:1]\n{{o}} = {text.replace('{b}[:1]', '{u}')}"
+        part = (Node("getitem", out="u", reads="b", kinds=(VIEW,)), Node(base, out="o", reads="au", kinds=(WRITE,), line=1))
+        return b.stmt(f"{{o}} = {text}", ins, *part, spelled=spelled, drops_out=("o",))
+    text = text.replace("{ones}", ", ".join("1" * b.tensors[a].dim()))
     return b.stmt(f"{{o}} = {text}", ins, Node(base, out="o", reads="".join(ins), kinds=(WRITE,)), drops_out=("o",))
 
 
