@@ -237,7 +237,7 @@ WEIGHT = {"weight_l2": 0.1}
 FAULTS: dict[str, tuple[Callable[[], nn.Module], Callable[[Any], None], str]] = {
     "a frozen tensor accumulates": (lambda: Net(accumulates), frozen, r"at call 2 of 2.*output differs in 1 of 1.*first node .* 'add_'"),
     "a frozen tensor is filled": (lambda: Net(fills), frozen, r"(output|backward pass) "),
-    "a frozen tensor keeps what it had": (lambda: Net(keeps), frozen, r"eval mode, at call 3 of 3 with the batch in reverse order, output "),
+    "a frozen tensor keeps what it had": (lambda: Net(keeps), frozen, r"at call 3 of 3 with the batch in reverse order, output "),
     "an unknown view": (
         lambda: Net(view_written), lambda m: inserted(m, "unfold", torch.clone),
         r"train mode, at call 1 of 2 with equal inputs, output\[0\] differs in 16 of 16 elements.*'l' .*: something writes into it later",
