@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from graphreg.errors import NoMatchError
 from graphreg.effects import Effects
+from graphreg.errors import NoMatchError
 from graphreg.operators import Operations, function_name, is_integer, is_size
 from graphreg.roles import site_nodes
 from graphreg.selector import Selector, select
