@@ -123,10 +123,7 @@ def _refuse(tape: Tape, entries: set[Entry], again: set[Key]) -> None:
             why = f"makes a tensor, hands its memory out by {shown}() and writes into it"
         else:
             continue
-        raise TraceError(
-            f"the forward {why}{entry.place}, which a graph cannot do at each call. Register it with the model, or move that step into a "
-            "submodule that is kept whole (docs/tracing.md)."
-        )
+        raise TraceError(f"the forward {why}{entry.place}, and a graph cannot do so at each call. {CURE}")
 
 
 class _Making:

@@ -6,9 +6,12 @@ import copy
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
+from graphreg.averaging import averages_follow
 from graphreg.derivatives import Derivative
 from graphreg.errors import GraphRegError, TraceError
 from graphreg.forward import chosen, guarded, signature
@@ -18,8 +21,10 @@ from graphreg.rules import Rules
 from graphreg.spelling import check_arguments, spelled
 from graphreg.state import IGNORED, PREFIX, RULES, STATE, State, check_names, plain, registered, reserved, state_of
 from graphreg.storage import freeze, thaw
+from graphreg.tracer import PLAIN
 
 _REMADE = ("_graph", "_code", LOWERED, "_compiled_call_impl")  # not copied, not pickled
+_common: WeakValueDictionary[str, type[RewrittenModule]] = WeakValueDictionary()  # classes by what their forward does
 _STATE_HOOKS = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
 
 
@@ -34,6 +39,9 @@ class Regularized(NamedTuple):
             f"this is (output, penalties), which has no {name!r}. Write output, penalties = module(x), or regularize with "
             "penalties='attach' to get the output alone."
         )
+
+
+pytree._register_namedtuple(Regularized, serialized_type_name="graphreg.Regularized")  # torch.export.save writes the name down
 
 
 class RewrittenModule(fx.GraphModule):
@@ -57,7 +65,6 @@ class RewrittenModule(fx.GraphModule):
             # DDP would broadcast rank 0's buffers over all ranks' at every step
             ignored = [name for name in self.__dict__.get(IGNORED, ()) if not name.startswith(f"{RULES}.")]
             self.__dict__[IGNORED] = ignored + [f"{RULES}.{name}" for name, _ in rules.named_buffers(remove_duplicate=False)]
-        _give_way(self)
         self.__dict__.update(constants or {})
         _set_graphs(self, dict(graphs))
 
@@ -118,13 +125,15 @@ class RewrittenModule(fx.GraphModule):
         if state is None or not state.graphs:  # torch.fx is making it
             return super().recompile()
         forwards, compiled = {}, {}
-        state.codes, state.compiled_codes, state.named = {}, {}, {}
+        _leave_class(self)
+        _give_way(self)
+        state.codes, state.compiled_codes, named = {}, {}, list[dict[str, Any]]()
         lowered = lowering(self)
         self.__dict__[LOWERED] = lowered.stand_ins
         for mode, graph in reversed(state.graphs.items()):  # the first stays as ``_graph``, which torch.fx prints
             if lowered.layers:
                 self._graph = spelled(lowered.lowered(graph))
-                super().recompile()
+                named.append(super().recompile().globals)
                 compiled[mode], state.compiled_codes[mode] = type(self).forward, self._code
             check_arguments(graph, "", type(self).__name__)
             self._graph = spelled(graph)
@@ -132,15 +141,18 @@ class RewrittenModule(fx.GraphModule):
             check_arguments(graph, self._code, type(self).__name__)
             self._graph = graph
             graph.owning_module = self
+            named.append(python_code.globals)
             forwards[mode], state.codes[mode] = type(self).forward, self._code
         optional = [str(n.target) for n in self._graph.nodes if n.op == "placeholder" and n.args and not state.brought]
         carried, derivatives = [name for name in optional if name not in state.held], list[str]()
         if isinstance(rules := self._modules.get(RULES), Rules):
+            averages_follow()
             rules.own(self)
             derivatives = [name for name, leaf in rules.named_children() if isinstance(leaf, Derivative)]
         type(self).forward = chosen(forwards, compiled or forwards, state.held, carried, RULES, derivatives)
         type(self).forward.__signature__ = signature(type(self).forward, self._graph)  # type: ignore[attr-defined]
         type(self).__call__ = guarded(RULES)  # type: ignore[method-assign]
+        _join_class(self, (carried, derivatives, [{name: id(value) for name, value in each.items()} for each in named]))
         return python_code
 
     def train(self, mode: bool = True) -> RewrittenModule:
@@ -185,7 +197,7 @@ class RewrittenModule(fx.GraphModule):
         frozen: Any = {mode: freeze(graph) for mode, graph in known.graphs.items()}
         state = {k: v for k, v in self.__dict__.items() if k not in _REMADE}
         state[STATE] = dataclasses.replace(
-            known, root=(), mode=self.training, held=dict(known.held), graphs=frozen, codes={}, compiled_codes={}, named={}
+            known, root=(), mode=self.training, held=dict(known.held), graphs=frozen, codes={}, compiled_codes={}
         )
         return state
 
@@ -194,7 +206,6 @@ class RewrittenModule(fx.GraphModule):
         known = _known(self)
         frozen: Any = known.graphs
         known.graphs = {}
-        _give_way(self)
         _set_graphs(self, {mode: thaw(records) for mode, records in frozen.items()})
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -268,11 +279,35 @@ def _adopt(module: RewrittenModule, model: nn.Module) -> None:
     module.__dict__["_version"] = model._version  # GraphModule's own would go into state_dict()._metadata
 
 
-def _give_way(module: RewrittenModule) -> None:
-    """Where the model has something under a name of ours (``penalties``, ``graphs``), that name means the model's.
+def _leave_class(module: RewrittenModule) -> None:
+    """Give the module a class of its own, in which its forward is generated: those who had it in common keep theirs."""
+    kind = type(module)
+    if "graphreg_common" in vars(kind):
+        module.__class__ = type(_blank(kind.__name__))
+    elif kind.__bases__ != (RewrittenModule,) and "graphreg_own" not in vars(kind):  # FSDP's: one for all modules of a class
+        module.__class__ = type(kind.__name__, (kind,), {"graphreg_own": True})
 
-    torch.fx gives each module a class of its own, so no other module is concerned.
+
+def _join_class(module: RewrittenModule, about: tuple[Any, ...]) -> None:
+    """Give modules of the same code one class, as modules have: ``torch.func.stack_module_state`` asks for that.
+
+    The ids in ``about`` are those of objects that the forward of the class holds.
     """
+    state, kind = _known(module), type(module)
+    if kind.__bases__ != (RewrittenModule,):
+        return
+    held = [(name, type(value), repr(value) if isinstance(value, PLAIN) else id(value)) for name, value in state.held.items()]
+    ours = [name for name in vars(kind) if name in vars(RewrittenModule)]
+    key = repr((kind.__name__, state.codes, state.compiled_codes, state.source[0], sorted(state.source[1]), held, sorted(ours), about))
+    common = _common.setdefault(key, kind)
+    if common is not kind:
+        module.__class__ = common
+    else:
+        kind.graphreg_common = True  # type: ignore[attr-defined]
+
+
+def _give_way(module: RewrittenModule) -> None:
+    """Where the model has something under a name of ours (``penalties``, ``graphs``), that name means the model's."""
     ours = {name for name in vars(RewrittenModule) if not name.startswith("_")} - reserved() - set(dir(nn.Module))
     for name in ours.intersection((*registered(module), *module.__dict__)):
         if name == "penalties" and getattr(module._modules.get(RULES), "attach", None) is not None:

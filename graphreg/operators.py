@@ -279,6 +279,8 @@ def nodes_in(value: object) -> Iterator[fx.Node]:
 def is_size(node: fx.Node, size: Callable[[fx.Node], bool]) -> bool:
     """Whether the value is a number, shape or flag and no tensor; ``size`` answers for the arguments."""
     name = function_name(node)
+    if name.startswith("sym_"):  # ``torch.sym_max``, and ``aten::sym_size`` of torch.export
+        return True
     if name in SIZES:
         return name != "type" or len(node.args) + len(node.kwargs) == 1  # x.type(dtype) is a tensor
     if name == "getattr":

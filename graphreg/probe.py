@@ -13,10 +13,9 @@ from torch import Tensor
 
 from graphreg.noise import Noise
 from graphreg.pull import Pull
-from graphreg.purity import ImpureError, twice, unproven
+from graphreg.purity import ImpureError, put_back, twice, unproven
 from graphreg.regularizer import Regularizer
 from graphreg.sites import Site
-from graphreg.surroundings import randomness, restore_randomness
 
 _SHAPES: tuple[tuple[int, ...], ...] = ((2, 3), (2, 3, 4), (2, 3, 4, 4))  # what values mostly are: of a dense layer, a sequence, images
 _SMALL = 1 << 12
@@ -42,16 +41,14 @@ def _probed(regularizer: Regularizer, sites: Sequence[Site]) -> bool:
     """Whether the formula ran on some of what was tried."""
     ran = False
     for shapes in _guesses(regularizer, sites):
-        before = randomness()
         try:
-            with warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad(), torch.device("cpu"):
+            with put_back(), warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad(), torch.device("cpu"):
                 warnings.simplefilter("ignore")
                 with torch.autocast("cpu", enabled=False):
                     given = _given(regularizer, shapes)
                     twice(regularizer, lambda given=given: regularizer(**_anew(given)))  # type: ignore[misc]
             ran = True
         except ImpureError:
-            restore_randomness(before)
             raise
         except Exception:  # whatever it raises on a value that is none of its own
             continue

@@ -14,7 +14,7 @@ from graphreg.operators import Operations, function_name, is_size, nodes_in
 from graphreg.roles import labels_of, site_nodes
 
 CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3, "conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
-_KEEP_AXES = {"cat", "concat", "concatenate", "clone", "contiguous", "to", "float", "double", "half", "type_as", "softmax", "log_softmax"}
+_KEEP_AXES = {"clone", "contiguous", "to", "float", "double", "half", "type_as", "softmax", "log_softmax"}
 _LAYERS_KEEP_AXES = ("torch.nn.modules.activation", "torch.nn.modules.pooling", "torch.nn.modules.padding", "torch.nn.modules.dropout")
 _NAMES = {"truediv": "div", "iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div"}  # operators that aten calls otherwise
 
@@ -70,6 +70,8 @@ def convolution(node: fx.Node, operations: Operations) -> tuple[str, int] | None
 def _with_these_axes(node: fx.Node, operations: Operations) -> Iterator[fx.Node]:
     """What the value was made of, where an axis of that is the same axis of this."""
     module, name = operations.module(node), function_name(node)
+    if operations.is_opaque(node):  # the user's own function may be called like one of torch's
+        return
     if is_elementwise(node) or name in ("cat", "concat", "concatenate"):
         yield from nodes_in((node.args, node.kwargs))
     elif (
@@ -92,7 +94,7 @@ def is_elementwise(node: fx.Node) -> bool:
 @cache
 def _is_pointwise(name: str) -> bool:
     packet = getattr(torch.ops.aten, _NAMES.get(name, name), None) if name else None
-    overloads = packet.overloads() if isinstance(packet, torch._ops.OpOverloadPacket) else ()
+    overloads = packet.overloads() if isinstance(packet, torch._ops.OpOverloadPacket) else ()  # type: ignore[no-untyped-call]
     return any(torch.Tag.pointwise in getattr(packet, overload).tags for overload in overloads)
 
 
@@ -132,6 +134,8 @@ def _same_but_for_scale(node: fx.Node, operations: Operations, data: set[fx.Node
     name = function_name(node).strip("_")
     if operations.passes_through(node) or operations.is_norm(node):
         return next(nodes_in(node.args), None)
+    if operations.is_opaque(node):
+        return None
     operands = [operand for operand in nodes_in(node.args) if operand in data]
     divides = _NAMES.get(name, name) in ("div", "divide") and node.args[:1] == tuple(operands)
     scales = divides or _NAMES.get(name, name) in ("mul", "multiply", "neg")

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from graphreg.errors import RegularizerError
 from graphreg.fused import compiling
 from graphreg.regularizer import Penalty, Regularizer, Splice
+from graphreg.surroundings import randomness, restore_randomness
 
 _CONTAINERS = (list, set, tuple, dict)
 unproven: WeakSet[type] = WeakSet()  # classes whose formula nobody has seen run yet
@@ -171,12 +172,21 @@ def _generator_states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[byt
 
 
 def _python_states() -> list[Any]:
-    numpy = sys.modules.get("numpy")
-    states = [random.getstate()]
-    if numpy is not None:
-        kind, words, *rest = numpy.random.get_state()
-        states.append((kind, words.tobytes(), *rest))
-    return states
+    return [random.getstate(), *((str(numpy.random.get_state()),) if (numpy := sys.modules.get("numpy")) else ())]
+
+
+@contextmanager
+def put_back() -> Iterator[None]:
+    """Whatever a formula draws in the block from torch's, Python's or numpy's generator, that is as it was."""
+    before, numpy = randomness(), sys.modules.get("numpy")
+    words = numpy.random.get_state() if numpy is not None else None
+    try:
+        yield
+    except ImpureError:
+        restore_randomness(before)
+        if numpy is not None:
+            numpy.random.set_state(words)
+        raise
 
 
 def _kept(regularizer: Regularizer) -> dict[str, Any]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from graphreg.errors import NoMatchError, RegularizerError, near_sentence, shown
 from graphreg.modes import Graphs
@@ -100,6 +100,11 @@ class _Calls:
             for port in {_port(label) for label in site.labels if label.module is not None}:
                 self.of.setdefault(port, []).append(site)
         self.chains = cache(lambda path: chains(self.graphs, operations, path))
+
+    @cached_property
+    def nodes(self) -> dict[str, fx.Node]:
+        """The node of each site, in the first graph that has it."""
+        return {name: node for graph in reversed(self.graphs) for name, node in site_nodes(graph, self.operations).items()}
 
     def named(self, site: Site, labels: Sequence[Label]) -> Port | None:
         """The module that is named and whose calls are to be told apart: one called several times, or a cell of torch's."""
@@ -213,8 +218,7 @@ def _require_time(site: Site, steps: Steps, regularizer: Any, calls: _Calls) -> 
     """Refuse the axis of channels in place of that of time."""
     if steps.calls or site.sequence or steps.axis != 1:
         return
-    node = next((nodes[site.name] for graph in calls.graphs if site.name in (nodes := site_nodes(graph, calls.operations))), None)
-    if node is None or (found := convolution(node, calls.operations)) is None:
+    if site.name not in calls.nodes or (found := convolution(calls.nodes[site.name], calls.operations)) is None:
         return
     name, dims = found
     axes = " or ".join(str(axis) for axis in range(2, 2 + dims))

@@ -70,9 +70,10 @@ def _reads(code: str, name: str) -> int:
 
 def check_arguments(graph: fx.Graph, code: str, title: str) -> None:
     """Refuse an argument of the model's that hides what the emitted code means by its name (``torch``)."""
+    taken = {node.name for node in graph.nodes}
     for node in graph.nodes:
         name = str(node.target).lstrip("*")
-        if node.op == "placeholder" and (name == "self" or (node.name != name and _reads(code, name) > 1)):
+        if node.op == "placeholder" and (name == "self" or (name not in taken and _reads(code, name) > 1)):
             raise TraceError(
                 f"{title}.forward takes an argument {name!r}, and the code that torch.fx emits means something else by that name. "
                 "Rename the argument."

@@ -30,7 +30,7 @@ class State:
     user's own; ``mode``: that of a module without a root.
 
     ``graphs``: by mode, ``both``, or ``train`` and ``eval``; ``codes`` and ``compiled_codes``: the emitted Python of each, and that which
-    torch.compile is given; ``named``: by mode, what the names in that Python stand for.
+    torch.compile is given.
     """
 
     source: tuple[str, frozenset[str]]
@@ -42,7 +42,6 @@ class State:
     graphs: dict[str, fx.Graph] = field(default_factory=dict)
     codes: dict[str, str] = field(default_factory=dict)
     compiled_codes: dict[str, str] = field(default_factory=dict)
-    named: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def running(self, training: bool) -> str:
         """The name of the graph that runs in a mode."""

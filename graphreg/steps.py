@@ -101,15 +101,16 @@ class Steps:
             shape = (1, *shape)
         whole = not dtype.is_floating_point and not dtype.is_complex
         if not whole or tuple(shape) != ((batch, time) if mask else (batch,)):
+            fits = self._fits(value, shape[1], exactly=True) if mask and len(shape) == 2 else ""
             raise RegularizerError(
                 f"{who}: lengths={self.lengths!r} is {tuple(shape)} {str(dtype).removeprefix('torch.')}; for {batch} sequences of {time} "
-                f"steps it must be whole numbers of shape ({batch},), or a bool mask of shape ({batch}, {time}), True where a step counts."
-                + (self._fits(value, shape[1], exactly=True) if mask and len(shape) == 2 else "")
+                f"steps it must be whole numbers of shape ({batch},), or a bool mask of shape ({batch}, {time}), True where a step "
+                f"counts.{fits}"
             )
 
     def _fits(self, shape: Sequence[int], longest: int, exactly: bool = False) -> str:
         """A sentence that names the axes that ``longest`` steps fit, where the axis of time was not told by a recurrent layer or a cell."""
-        if self.calls or self.unbatched or len(shape) < 3:
+        if self.calls or self.unbatched or len(shape) < 3 or torch.compiler.is_compiling():  # sizes of a compiled graph may be symbols
             return ""
         time = self.axis % len(shape)
         batch = next(axis for axis in range(len(shape)) if axis != time)

@@ -120,6 +120,10 @@ class Tape(TorchFunctionMode):
         self._add(self.known.touched, key)
         self._add(self.known.holding, node, frozenset([key]))
 
+    def is_state(self, tensor: Tensor) -> bool:
+        """Whether the tensor is the model's own, and the forward writes into it: as a buffer, no site of the graph."""
+        return key_of(tensor) in self.known.traced and key_of(tensor) in self.owned
+
     def made(self, node: fx.Node) -> None:
         """A node was made: what it may write into may hold a traced value from now on."""
         holding = self.known.holding

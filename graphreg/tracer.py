@@ -198,6 +198,8 @@ class SiteTracer(Answering):
             node: Any = super().create_arg(a)
             if not self.asking:
                 self.tape.reads(node, a)
+                if self.tape.is_state(a):
+                    self._constants.add(node)
             return node
         return super().create_arg(a)
 

@@ -16,16 +16,18 @@ import graphreg
 from graphreg.errors import RegularizerError
 from graphreg.module import RewrittenModule
 
+Make = Callable[[Tensor, Tensor, Tensor], Any]  # of the value of a layer, its weight, and the input
+
 
 class Net(nn.Module):
     """Whatever a function makes of its first layer; no output reads ``other``, which a penalty alone trains."""
 
-    def __init__(self, make: Callable[[nn.Linear, Tensor], Any]) -> None:
+    def __init__(self, make: Make) -> None:
         super().__init__()
         self.layer, self.other, self.make = nn.Linear(4, 4), nn.Linear(4, 4), make
 
     def forward(self, x: Tensor) -> Any:
-        return self.make(self.layer, x)
+        return self.make(self.layer(x), self.layer.weight, x)
 
 
 class Kept(nn.Module):
@@ -50,36 +52,36 @@ class Strange:
         self.value = value
 
 
-def in_place(layer: nn.Linear, x: Tensor) -> Any:
+def in_place(h: Tensor, weight: Tensor, x: Tensor) -> Any:
     """One tensor by two names."""
-    h = layer(x) * 2
+    h = h * 2
     k = h.add_(1.0)
     return h, k
 
 
-def written(layer: nn.Linear, x: Tensor) -> Any:
-    h = layer(x) * 2
+def written(h: Tensor, weight: Tensor, x: Tensor) -> Any:
+    h = h * 2
     view = h.view(12)
     view.mul_(3.0)
     return h, view
 
 
-CASES: dict[str, Callable[[nn.Linear, Tensor], Any]] = {
-    "a value and a view": lambda layer, x: (lambda h: (h.view(12), h))(layer(x)),
-    "two views": lambda layer, x: (lambda h: (h.view(12), h[0], h.t()))(layer(x)),
-    "a view": lambda layer, x: layer(x).view(12),
-    "detached": lambda layer, x: (lambda h: (h, h.detach(), h.argmax(1)))(layer(x)),
-    "an input": lambda layer, x: (layer(x), x, x.view(12)),
-    "a parameter": lambda layer, x: (layer(x), layer.weight, layer.weight.view(16)),
-    "one value twice": lambda layer, x: (lambda h: (h, h))(layer(x)),
+CASES: dict[str, Make] = {
+    "a value and a view": lambda h, weight, x: (h.view(12), h),
+    "two views": lambda h, weight, x: (h.view(12), h[0], h.t()),
+    "a view": lambda h, weight, x: h.view(12),
+    "detached": lambda h, weight, x: (h, h.detach(), h.argmax(1)),
+    "an input": lambda h, weight, x: (h, x, x.view(12)),
+    "a parameter": lambda h, weight, x: (h, weight, weight.view(16)),
+    "one value twice": lambda h, weight, x: (h, h),
     "in place": in_place,
     "written through a view": written,
-    "nested": lambda layer, x: (lambda h: {"a": Both(h.view(12), [h]), "b": OrderedDict(c=h.t())})(layer(x)),
-    "a tuple from one node": lambda layer, x: layer(x).chunk(2, 1),
+    "nested": lambda h, weight, x: {"a": Both(h.view(12), [h]), "b": OrderedDict(c=h.t())},
+    "a tuple from one node": lambda h, weight, x: h.chunk(2, 1),
 }
 
 
-def regularized(make: Callable[[nn.Linear, Tensor], Any], penalties: Any) -> RewrittenModule:
+def regularized(make: Make, penalties: Any) -> RewrittenModule:
     torch.manual_seed(0)
     options = {"scale": 2.0} if penalties == "attach" else {}
     return graphreg.regularize(Net(make), weight_l2=1.0, input_noise=0.0, penalties=penalties, rng=1, **options)
@@ -129,8 +131,8 @@ def test_the_penalty_is_there_once_from_each_output_and_from_all(case: str, back
             assert sharing(values) == sharing(outputs)
 
 
-def in_place_and_views(layer: nn.Linear, x: Tensor) -> Any:
-    h, k = in_place(layer, x)
+def in_place_and_views(h: Tensor, weight: Tensor, x: Tensor) -> Any:
+    h, k = in_place(h, weight, x)
     return h, k, h.view(12)
 
 
@@ -146,7 +148,7 @@ def test_a_write_into_a_compiled_output_is_not_seen_by_backward() -> None:
     """An alias of what is saved for backward has a version counter of its own: the gradient was wrong, without a word."""
     torch._dynamo.reset()
     x = torch.linspace(-1, 1, 12).view(3, 4)
-    attached, reference = (regularized(lambda layer, x: torch.sigmoid(layer(x)), "attach") for _ in range(2))
+    attached, reference = (regularized(lambda h, weight, x: torch.sigmoid(h), "attach") for _ in range(2))
     attached.compile(backend="aot_eager", fullgraph=True)
     output = attached(x)
     loss = output.sum()
@@ -209,7 +211,7 @@ def test_an_output_in_which_no_tensor_is_found_is_refused() -> None:
 
 
 def test_outputs_that_need_no_gradient_stay_as_they_are() -> None:
-    module = regularized(lambda layer, x: (layer(x).argmax(1), x), "attach")
+    module = regularized(lambda h, weight, x: (h.argmax(1), x), "attach")
     x = torch.ones(3, 4)
     classes, given = module(x)
     assert given is x and not classes.requires_grad

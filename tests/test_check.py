@@ -721,6 +721,7 @@ kinds = st.lists(
 )  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:.* in a row on one value:UserWarning")
 @given(rows, kinds)
 def test_contraction_gives_the_model_back(rows: list[tuple[str, str]], kinds: list[Any]) -> None:
     torch.manual_seed(0)

@@ -64,6 +64,10 @@ def test_an_update_of_a_plain_tensor_is_part_of_the_graph() -> None:
     assert model.plain.tolist() == [3] * 4  # layers and their state are shared
 
 
+def test_what_is_computed_from_it_alone_is_no_site() -> None:
+    assert [site.name for site in graphreg.trace(Plain()).values] == ["x", "l", "mul"]
+
+
 class Array(Base):
     def __init__(self) -> None:
         super().__init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import linecache
 import random
 import sys
@@ -143,17 +144,17 @@ class Maker:
             model.train(mode == "train"), other.train(mode == "train")
             for path in self.program.apart:
                 model.get_submodule(path).eval(), other.get_submodule(path).eval()
-            torch.manual_seed(5)
+            torch.default_generator.manual_seed(5)
             try:
                 plain = other(*self.given())
                 total = backward(plain)
                 if total.requires_grad:
-                    total.backward()
+                    total.backward()  # type: ignore[no-untyped-call]
                 elif mode == "train":
                     raise Discarded("no output needs a gradient")
             except RuntimeError as error:
                 raise Discarded(str(error)) from error
-            torch.manual_seed(5)
+            torch.default_generator.manual_seed(5)
             run.begin(mode == "train")
             ours, _ = forward(model, run, *self.given())
             same = [torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in zip(leaves(plain), leaves(ours), strict=True)]
@@ -166,10 +167,7 @@ class Maker:
         return seen
 
     def _copy(self) -> nn.Module:
-        space = loaded(self.source, self.name)
-        forgotten(self.name)
-        made: nn.Module = space["model"]()
-        return made
+        return copy.deepcopy(self.model)
 
     def oracle(self, regs: Sequence[Reg], sites: Sequence[Sequence[str]], own: dict[str, float], see: bool = False) -> str:
         known = getattr(self, "known", None)

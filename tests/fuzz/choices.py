@@ -102,8 +102,8 @@ def _text(usable: Sequence[Place], rng: random.Random, roles: bool) -> str:
     forms: list[tuple[float, Callable[[], str]]] = [
         (5, lambda: name.text), (1, lambda: f"{name.name[:2]}*{port}"), (1, lambda: f"*{name.name[-2:]}{port}"), (0.5, lambda: "**"),
         (1, lambda: f"**@{name.op}"), (0.7, lambda: f"{head}.*"), (0.7, lambda: f"{head}.**"),
-        (0.5, lambda: f"{name.name}@{name.op}{port}"), (0.4, lambda: f"@{name.op}{port}"), (0.4, lambda: f"{name.name[:-1]}?{port}"), (0.4, lambda: f"{name.name}:*"),
-        (0.2, lambda: name.name + "x"),
+        (0.5, lambda: f"{name.name}@{name.op}{port}"), (0.4, lambda: f"@{name.op}{port}"), (0.4, lambda: f"{name.name[:-1]}?{port}"),
+        (0.4, lambda: f"{name.name}:*"), (0.2, lambda: name.name + "x"),
     ]  # fmt: skip
     if roles:
         forms += [(4, lambda: "*"), (1, lambda: f"**#{place.role or 'hidden'}"), (0.5, lambda: f"{head}**#{place.role or 'output'}")]

@@ -264,7 +264,8 @@ def a_strength_not_applied() -> Iterator[None]:
     def wrap(forward: Any) -> Any:
         def wrong(self: Any, *values: Any) -> Tensor:
             total: Tensor = forward(self, *values)
-            return total / self.weight(total.dtype).clamp(min=1e-9)
+            weight: Tensor = self.weight(total.dtype)
+            return total / weight.clamp(min=1e-9)
 
         return wrong
 
@@ -277,7 +278,8 @@ def a_strength_applied_twice() -> Iterator[None]:
     def wrap(forward: Any) -> Any:
         def wrong(self: Any, *values: Any) -> Tensor:
             total: Tensor = forward(self, *values)
-            return total * self.weight(total.dtype)
+            weight: Tensor = self.weight(total.dtype)
+            return total * weight
 
         return wrong
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fuzz.writes  # noqa: F401  (registers its statements)
 from fuzz.builder import Builder
-from fuzz.program import DROPOUT, PART_NAMES, PRODUCT, RANDOM, WRITE, Body, Node, Plain, Program, Stmt, bodies
+from fuzz.program import DROPOUT, PART_NAMES, PRODUCT, RANDOM, WRITE, Body, Node, Plain, Program, Stmt
 from fuzz.statements import MAKERS
 
 ARGUMENTS = {
@@ -44,6 +45,7 @@ def generate(seed: int, mood: str = "") -> Program:
 
 
 def _fill(build: Builder, count: int, write: float, depth: int, blocks: list[int]) -> None:
+    build.writes = write > 0
     weights = [0.0 if maker.__name__ in WITHOUT else weight * (write if writes else 1.0) for maker, weight, writes in MAKERS]
     for _ in range(count):
         if depth and build.rng.random() < 0.12:
@@ -51,7 +53,8 @@ def _fill(build: Builder, count: int, write: float, depth: int, blocks: list[int
             continue
         for _ in range(6):
             maker, _, writes = build.rng.choices(MAKERS, weights)[0]
-            if build.add(maker(build), writes):
+            stmt = maker(build)
+            if build.add(stmt, writes or (stmt is not None and any(node.is_a(WRITE) for node in stmt.nodes))):
                 break
 
 
@@ -61,7 +64,7 @@ def _block(build: Builder, write: float, depth: int, blocks: list[int]) -> None:
     if there and build.rng.random() < 0.4:
         again = build.rng.choice(there)
         shapes = [(build.tensors[at].shape, build.tensors[at].dtype) for at in again.ins.values()]
-        chosen = [build.pick(lambda t, s=s, d=d: t.shape == s and t.dtype == d) for s, d in shapes]
+        chosen = [build.pick(partial(_is_like, shape=shape, dtype=dtype)) for shape, dtype in shapes]
         if None not in chosen:
             _call(build, again.calls, again.attr, chosen)  # type: ignore[arg-type]
         return
@@ -80,16 +83,20 @@ def _block(build: Builder, write: float, depth: int, blocks: list[int]) -> None:
         values = [build.tensors[at].detach().requires_grad_() for at in given]
         inner = Builder(body, [v.clone() for v in values], build.rng, build.double, build.sized)
         _fill(inner, build.rng.randint(1, 4), write, depth, blocks)
-        live = [at for at in inner.live() if at not in body.params or not body.stmts]
+        made = {s.outs["t"] for s in body.stmts if s.kind == "factory"}  # which has no name, and the block would give it one
+        live = [at for at in inner.live() if at not in made and (at not in body.params or not body.stmts)]
         if not body.stmts or not live:
             return
         body.returns = list(dict.fromkeys([live[-1], *build.rng.sample(live, min(len(live), build.rng.choice((0, 0, 1))))]))[:2]
         body.form = "one" if len(body.returns) == 1 else build.rng.choice(("tuple", "tuple", "dict", "Pair"))
-        body.blocks = inner.blocks
     if not body.stmts:
         return
     attr = build.attr({"Sequential": "seq"}.get(body.name, "blk"))
     _call(build, body, attr, given)
+
+
+def _is_like(t: Tensor, shape: torch.Size, dtype: torch.dtype) -> bool:
+    return t.shape == shape and t.dtype == dtype
 
 
 def _sequential(body: Body, build: Builder, given: int) -> None:
@@ -138,7 +145,7 @@ def instance(body: Body, double: bool) -> nn.Module:
     program = Program(body, [(f"a{i}", "") for i in range(len(body.params))])
     space: dict[str, Any] = {}
     if body.sequential:
-        exec(f"import torch\nfrom torch import nn\nblock = {Plain(program)._construct(body)}", space)
+        exec(f"import torch\nfrom torch import Tensor, nn\nblock = {Plain(program)._construct(body)}", space)
         made: nn.Module = space["block"]
     else:
         exec(Plain(program).text().partition("def model():")[0], space)
@@ -168,7 +175,6 @@ def _finish(program: Program, build: Builder, rng: random.Random) -> None:
         program.ties = ((f"{one}.weight", f"{other}.weight"),)
     if linears and rng.random() < 0.08:
         program.frozen = (f"{linears[0][0].removeprefix('{S}.')}.weight",)
-    blocks = [s for s in body.stmts if s.calls is not None]
-    apart = [s.attr for s in blocks if not any(t.eval_nodes for b in [s.calls, *bodies(s.calls)] for t in b.stmts)]  # type: ignore
+    apart = [s.attr for s in body.stmts if s.calls is not None]
     if apart and rng.random() < 0.15:
         program.apart = (rng.choice(apart),)

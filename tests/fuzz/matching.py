@@ -63,7 +63,7 @@ def matches(text: str, places: Iterable[Place]) -> list[Place]:
         if (op is None or fnmatchcase(each.op, op)) and role in (None, place.role) and fnmatchcase(each.name, name)
     ]
     closed = {each.module for each, place in named if each.module is not None and place.kind == "value"} if "**" not in name else set()
-    found = []
+    found: list[Place] = []
     for each, place in named:
         if place.kind == "value":
             right_port = each.default if port is None else any(fnmatchcase(p, port) for p in each.ports)

@@ -139,6 +139,8 @@ class _Walk:
                 origin = self.values[self._origin(read)]
                 if read.data and origin.deep and origin.data:
                     origin.role = "hidden" if origin.role != "input" else origin.role
+        if any(r.node is not None and r.node.node.is_a(CONSTANT) for r in reads):  # what a factory made, and something wrote into
+            self._reads_constant(value, reads)
         value.deep = product or any(r.deep for r in reads if r.data)
         value.norm = node.is_a(NORM)
         value.trains = (any(r.trains for r in reads) or node.is_a(PARAMETER) or flat.kind in WITH_PARAMETERS) and node.base != "detach"
@@ -151,6 +153,17 @@ class _Walk:
             value.names = []
             self.values[key] = value
         self.order.append(flat)
+
+    def _reads_constant(self, value: Value, reads: list[Value]) -> None:
+        """A write into what a factory made hands on what it writes; a read of that is data, of which the roles are not told here."""
+        assert value.node is not None
+        for read in reads:
+            if read.node is not None and read.node.node.is_a(CONSTANT):
+                if value.node.node.is_a(WRITE):
+                    read.data, read.trains = read.data or value.data, read.trains or any(r.trains for r in reads)
+                else:
+                    value.data |= read.data
+                    self.found.roles_sure = False
 
     def _names(self, flat: FlatNode, nodes: list[FlatNode]) -> list[Name]:
         node = flat.node

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fuzz import draws
 from fuzz.choices import ON_WEIGHTS, SPLICES, STEPS, Reg
 from fuzz.names import Table
-from fuzz.program import FlatNode, Flattener, Program, access, returned
+from fuzz.program import WRITE, FlatNode, Flattener, Program, access, returned
 
 
 def instrumented(
@@ -55,7 +55,7 @@ class _Writer:
     def _wrt(self, reg: Reg, site: str) -> bool:
         value = next(v for v in self.tables["train"].values.values() if v.names and v.names[0].text == site)
         chosen = reg.options.get("wrt", "*")
-        return value.role == "input" and value.selectable if chosen == "*" else chosen == site
+        return bool(value.role == "input" and value.selectable if chosen == "*" else chosen == site)
 
     def statement(self, flat: Any) -> list[str]:
         if flat.eval_lines is None:
@@ -85,7 +85,8 @@ class _Writer:
         owner = access(node.module or node.scope)
         source = line.partition("(")[2].partition(",")[0].rstrip(")") if not node.module else line.rpartition("(")[2].rstrip(")")
         assert given is not None
-        return f"{node.var.name} = R.own({source}, {site!r}, {self.own[site]!r}, {node.node.rate!r}, {owner}.training)"
+        writes = node.node.is_a(WRITE)
+        return f"{node.var.name} = R.own({source}, {site!r}, {self.own[site]!r}, {node.node.rate!r}, {owner}.training, {writes})"
 
     def _after(self, node: FlatNode, mode: str | None) -> list[str]:
         """What stands behind the statement, for the names that the value has in the modes in which it is made."""
@@ -180,12 +181,13 @@ class Run:
         drawn = draws.normal(self._key(site, "GaussianNoise", at, rng), z)
         return laid(z + weight(sigma, z) * drawn, z)
 
-    def own(self, z: Tensor, site: str, rate: float, was: float, training: bool) -> Tensor:
+    def own(self, z: Tensor, site: str, rate: float, was: float, training: bool, writes: bool) -> Tensor:
         if self.bypass:
-            return F.dropout(z, was, training)
+            return F.dropout(z, was, training, writes)
         if rate == 0 or not training:
             return z
-        return z * (draws.keep(self._key(site, "own dropout", 0), z, rate) * (1 / (1 - rate)))
+        dropped = z * (draws.keep(self._key(site, "own dropout", 0), z, rate) * (1 / (1 - rate)))
+        return z.copy_(dropped) if writes else dropped
 
     def put(self, name: str, value: Tensor) -> None:
         self.terms[name].append(value)
@@ -271,14 +273,15 @@ class Run:
                 for each in z.reshape(-1):
                     rows += [_size(g) for g in _back([each], real, [None])]
             return torch.stack([self.wide(row) for row in rows]).sum() / len(values)
-        n = reg.options.get("n", 1)
-        signs = {}
+        n: int = reg.options.get("n", 1)
+        signs: dict[str, Tensor] = {}
         for site, (at, z) in values.items():
             drawn = draws.keep(self._key(site, "Contractive", at), z.detach().new_empty((n, *z.shape)), 0.5)
             signs[site] = 2 * drawn - 1
         for i in range(n):
             rows += [_size(g) for g in _back([z for _, z in values.values()], real, [signs[site][i] for site in values])]
-        return torch.stack([self.wide(row) for row in rows]).sum() / (n * len(values))
+        total: Tensor = torch.stack([self.wide(row) for row in rows]).sum()
+        return total / (n * len(values))
 
 
 def _back(outputs: list[Tensor], inputs: list[Tensor], vectors: list[Any]) -> list[Tensor]:
@@ -290,7 +293,8 @@ def _back(outputs: list[Tensor], inputs: list[Tensor], vectors: list[Any]) -> li
 
 
 def _size(g: Tensor) -> Tensor:
-    return (g * g).sum() / (len(g) if g.dim() else 1)
+    squares: Tensor = g * g
+    return squares.sum() / (len(g) if g.dim() else 1)
 
 
 def _mean(values: Tensor) -> Tensor:
@@ -307,7 +311,8 @@ def laid(new: Tensor, old: Tensor) -> Tensor:
     if new.stride() == old.stride() or 0 in old.stride() or torch._debug_has_internal_overlap(old) != 0:
         return new
     placed = torch.empty_strided(old.shape, old.stride(), dtype=new.dtype)
-    return placed.copy_(new)
+    placed.copy_(new)
+    return placed
 
 
 __all__ = ["STEPS", "Run", "instrumented"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -54,9 +53,11 @@ def write() -> None:
     data, text = results(), PAGE.read_text()
     for mark, table in (("runs", _runs(data)), ("refusals", _refusals(data)), ("injections", _injections(data)), ("found", _found(data))):
         begin, end = f"<!-- {mark} -->", f"<!-- end of {mark} -->"
-        text, count = re.subn(f"{begin}.*?{end}", lambda _, t=table, b=begin, e=end: f"{b}\n{t}\n{e}", text, flags=re.S)
-        if count != 1:
+        before, there, rest = text.partition(begin)
+        _, ended, after = rest.partition(end)
+        if not there or not ended:
             raise SystemExit(f"docs/fuzz.md has no place for {mark}")
+        text = f"{before}{begin}\n{table}\n{end}{after}"
     PAGE.write_text(text)
 
 

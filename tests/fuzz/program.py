@@ -159,7 +159,9 @@ class Flattener:
         known = {letter: env[at] for letter, at in stmt.ins.items()}
         flat = Flat([], [], path)
         flat.lines, flat.nodes, after = self._lines(stmt, stmt.spelled or stmt.text, stmt.nodes, known, owner, path)
-        if stmt.eval_nodes is not None:  # the same variables, as whichever branch ran has set them
+        if stmt.eval_nodes is not None and any(path == own or path.startswith(f"{own}.") for own in self.program.apart):
+            flat.lines, flat.nodes, after = self._lines(stmt, stmt.eval_spelled, stmt.eval_nodes, known, owner, path)
+        elif stmt.eval_nodes is not None:  # the same variables, as whichever branch ran has set them
             names = {letter: after[letter].name for letter in stmt.outs}
             flat.eval_lines, flat.eval_nodes, _ = self._lines(stmt, stmt.eval_spelled, stmt.eval_nodes, known, owner, path, names, after)
         self.flats.append(flat)

@@ -225,6 +225,10 @@ def own_dropout(b: Builder) -> Stmt | None:
         return None
     if b.rng.random() < 0.5:
         return call(b, a, "drop", f"nn.Dropout({rate})", DROPOUT, RANDOM, rate=rate)
+    if b.rng.random() < 0.2:
+        kinds = (DROPOUT, RANDOM, WRITE) if b.writes else (DROPOUT, RANDOM)
+        text = f"F.dropout({{a}}, {rate}, {{S}}.training{', inplace=True' * b.writes})"
+        return b.stmt(f"{{o}} = {text}", {"a": a}, Node("dropout", out="o", reads="a", kinds=kinds, rate=rate))
     text = b.rng.choice((f"F.dropout({{a}}, {rate}, {{S}}.training)", f"F.dropout({{a}}, p={rate}, training={{S}}.training)"))
     return b.stmt(f"{{o}} = {text}", {"a": a}, Node("dropout", out="o", reads="a", kinds=(DROPOUT, RANDOM), rate=rate))
 
@@ -300,7 +304,8 @@ VIEWS: list[tuple[str, str, Callable[[Tensor], bool], tuple[str, ...]]] = [
     ("{a}.diagonal()", "diagonal", dims(2), (UNKNOWN_VIEW,)), ("{a}.unfold(-1, 2, 1)", "unfold", last(4), (UNKNOWN_VIEW,)),
     ("{a}.broadcast_to({a_full})", "broadcast_to", dims(1, 2, 3), (UNKNOWN_VIEW,)), ("+{a}", "pos", dims(1, 2, 3), (UNKNOWN_VIEW,)),
     ("torch.positive({a})", "positive", dims(1, 2, 3), (UNKNOWN_VIEW,)),
-    ("torch.atleast_1d({a})", "atleast_1d", dims(1, 2), (UNKNOWN_VIEW,)), ("torch.einsum('ij->ji', {a})", "einsum", dims(2), (UNKNOWN_VIEW,)),
+    ("torch.atleast_1d({a})", "atleast_1d", dims(1, 2), (UNKNOWN_VIEW,)),
+    ("torch.einsum('ij->ji', {a})", "einsum", dims(2), (UNKNOWN_VIEW,)),
     ("{a}.as_strided((2, 2), (1, 1))", "as_strided", dims(1, 2), (UNKNOWN_VIEW,)),
     ("torch.real({a})", "real", dims(1, 2), (UNKNOWN_VIEW,)), ("{a}.type(torch.float32)", "type", dims(1, 2), (UNKNOWN_VIEW,)),
     ("{a}.cpu()", "cpu", dims(1, 2), (UNKNOWN_VIEW,)), ("torch.resolve_conj({a})", "resolve_conj", dims(1, 2), (UNKNOWN_VIEW,)),

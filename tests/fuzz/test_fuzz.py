@@ -104,7 +104,7 @@ def _failing_case() -> tuple[Maker, Group, int]:
 def test_a_case_is_shrunk_written_and_replayed(tmp_path: Path) -> None:
     with FAULTS[PROBE]():
         maker, group, i = _failing_case()
-        small = shrunk(maker, group.cases[i], failing, 60)
+        small = shrunk(maker, group.cases[i], failing, 40)
         assert failing(small) == "penalty"
         assert len(small.cases[0].regs) == 1 < len(group.cases[i].regs)
         assert len(small.source) < len(group.source)

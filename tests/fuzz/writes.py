@@ -30,6 +30,8 @@ def augmented(b: Builder) -> Stmt | None:
 
 
 METHODS = [
+    ("{a}.index_fill_(0, torch.tensor([0]), 0.5)", "index_fill_"), ("{a}.index_copy_(0, torch.tensor([0]), {b}[:1])", "index_copy_"),
+    ("{a}.scatter_(0, torch.zeros({ones}, dtype=torch.int64), 0.5)", "scatter_"), ("{a}.exp_().clamp_(0.0, 2.0)", ""),
     ("{a}.add_({b})", "add_"), ("{a}.mul_(0.5)", "mul_"), ("{a}.mul_({b})", "mul_"), ("{a}.sub_({b}, alpha=0.5)", "sub_"),
     ("{a}.relu_()", "relu_"), ("torch.relu_({a})", "relu_"), ("{a}.clamp_(-1.0, 1.0)", "clamp_"), ("{a}.copy_({b})", "copy_"),
     ("{a}.fill_(0.25)", "fill_"), ("{a}.neg_()", "neg_"), ("{a}.tanh_()", "tanh_"), ("{a}.add_(1.0)", "add_"), ("{a}.div_(2.0)", "div_"),
@@ -44,6 +46,15 @@ def method(b: Builder) -> Stmt | None:
     if a is None or c is None or ("{b}" in text and a == c):
         return None
     ins = {"a": a, "b": c} if "{b}" in text else {"a": a}
+    if not base:  # one write behind the other
+        spelled = "{t} = {a}.exp_()\n{o} = {t}.clamp_(0.0, 2.0)"
+        chain = (Node("exp_", out="t", reads="a", kinds=(WRITE,)), Node("clamp_", out="o", reads="t", kinds=(WRITE,), line=1))
+        return b.stmt(f"{{o}} = {text}", ins, *chain, spelled=spelled, drops_out=("o",))
+    if "{b}[:1]" in text:
+        spelled = f"{{u}} = {{b}}[:1]\n{{o}} = {text.replace('{b}[:1]', '{u}')}"
+        part = (Node("getitem", out="u", reads="b", kinds=(VIEW,)), Node(base, out="o", reads="au", kinds=(WRITE,), line=1))
+        return b.stmt(f"{{o}} = {text}", ins, *part, spelled=spelled, drops_out=("o",))
+    text = text.replace("{ones}", ", ".join("1" * b.tensors[a].dim()))
     return b.stmt(f"{{o}} = {text}", ins, Node(base, out="o", reads="".join(ins), kinds=(WRITE,)), drops_out=("o",))
 
 
@@ -148,19 +159,21 @@ def written_factory(b: Builder) -> Stmt | None:
         first, name = b.rng.choice(made)
         node = Node(name, out="t", reads="b")
     lines = f"{{t}} = {first}\n{write}"
-    reads, part, line = "tb", (), 1
+    reads, line = "tb", 1
+    part: tuple[Node, ...] = ()
     spelled = lines
     if "{b}[" in write:  # a value of its own: a part of what is written
         where = write.partition("{b}")[2].rstrip(")")
         spelled = f"{{t}} = {first}\n{{u}} = {{b}}{where}\n{write.replace('{b}' + where, '{u}')}"
         reads, part, line = "tu", (Node("getitem", out="u", reads="b", kinds=(VIEW,), line=1),), 2
     if not base:  # an assignment, after which the variable is read
-        nodes = (node, *part, Node("", reads=reads, kinds=(WRITE, CONSTANT), line=line), Node("add", out="o", reads="tb", line=line + 1))
+        end = (Node("", reads=reads, kinds=(WRITE, CONSTANT), line=line), Node("add", out="o", reads="tb", line=line + 1))
+        nodes: tuple[Node, ...] = (node, *part, *end)
         last_line = "\n{o} = {t} + {b}"
-        return b.stmt(lines + last_line, {"b": c}, *nodes, outs="to", spelled=spelled + last_line, kind="factory", hides="t")
+        return b.stmt(lines + last_line, {"b": c}, *nodes, outs="to", spelled=spelled + last_line, kind="factory")
     base = augmented_name() if base == "add" and node.is_a(CONSTANT) else base
     nodes = (node, *part, Node(base, out="o", reads=reads, kinds=(WRITE,), line=line))
-    return b.stmt(lines, {"b": c}, *nodes, outs="to", spelled=spelled, kind="factory", hides="t", same={"o": "t"} if same else {})
+    return b.stmt(lines, {"b": c}, *nodes, outs="to", spelled=spelled, kind="factory", same={"o": "t"} if same else {})
 
 
 @functools.cache
