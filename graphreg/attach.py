@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from graphreg.containers import builds
 from graphreg.errors import RegularizerError, shown
 from graphreg.join import join, known_to_dynamo
+from graphreg.precision import widest
 
 Penalties = Literal["return", "attach"]
 Scale = float | Tensor | Callable[[], Any] | Any  # Any: a GradScaler, which torch keeps in two places
@@ -63,7 +64,7 @@ class AttachRule(nn.Module):
         It is called before a forward, where Dynamo does not look: the first scale of a GradScaler is no tensor yet, and a function's
         number would be compiled in, again for each.
         """
-        dtype = torch.float32 if self.now.device.type == "mps" else torch.float64  # which has no float64
+        dtype = widest(self.now.device)
         value = current(self.scale)
         if isinstance(value, Tensor):
             self.now = value.detach().to(self.now.device, dtype, copy=True).view(1)

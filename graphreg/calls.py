@@ -17,6 +17,7 @@ from graphreg.captured import Known
 from graphreg.errors import GraphRegError, RegularizerError
 from graphreg.join import refuse_twice
 from graphreg.measures import Total, Whole
+from graphreg.precision import brought
 from graphreg.regularizer import Penalty
 
 
@@ -135,7 +136,7 @@ class Call:
     def _total(self, name: str) -> Tensor:
         values = self.values.get(name, [])
         device = values[0].device if values else next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        return self.measurers[name].total(self.strengths[name].to(device), values, self.model)
+        return self.measurers[name].total(brought(self.strengths[name], device), values, self.model)
 
     def totals(self) -> dict[str, Tensor]:
         """Every penalty of the call: 0-d, with its gradient, where it is not attached."""

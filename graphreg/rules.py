@@ -17,6 +17,7 @@ from graphreg.forms import kept
 from graphreg.fused import recomputes
 from graphreg.layout import clone, laid_out, overlaps
 from graphreg.noise import Noise
+from graphreg.precision import brought, has_float64
 from graphreg.purity import called
 from graphreg.regularizer import Splice
 
@@ -30,6 +31,7 @@ class Rules(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.strengths: dict[str, Tensor] = {}
+        self.exact: dict[str, float] = {}  # the strengths that are float32 for now, as they were set
         self.about: Any = None
         self.watching: Any = None  # the monitor, while there is one
         self.made_by: str | None = None  # the mark of the torch.fx pass that added all this
@@ -64,23 +66,56 @@ class Rules(nn.Module):
 
         Several leaves hold one and the same strength: each tensor is moved once.
         """
-        moved: dict[int, Tensor] = {}
+        moved = {id(tensor): self._strength(name, tensor, fn) for name, tensor in self.strengths.items()}
         for leaf in self.children():
             for name, buffer in leaf._buffers.items():
                 if buffer is not None:
-                    new = moved.setdefault(id(buffer), _follow(buffer, fn))
-                    leaf._buffers[name] = new
-        self.strengths = {name: moved.get(id(tensor), tensor) for name, tensor in self.strengths.items()}
+                    if id(buffer) not in moved:
+                        moved[id(buffer)] = brought(buffer, followed(buffer, fn))
+                    leaf._buffers[name] = moved[id(buffer)]
+        self.strengths = {name: moved[id(tensor)] for name, tensor in self.strengths.items()}
         return self
 
+    def _strength(self, name: str, tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
+        """The strength on the model's device; back where there is float64 it is again what was set, to the last bit."""
+        device = followed(tensor, fn)
+        new = brought(tensor, device)
+        if new.dtype == tensor.dtype and (new.dtype == torch.float64 or not has_float64(device)):
+            return new
+        value = self.value(name)
+        self.exact.pop(name, None)
+        if has_float64(device):
+            return torch.full_like(new, value, dtype=torch.float64)
+        self.exact[name] = value
+        return new
 
-def _follow(buffer: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
+    def value(self, name: str) -> float:
+        """The strength as it was set."""
+        tensor = self.strengths[name]
+        exact = self.exact.get(name)
+        held = float(tensor)
+        return exact if exact is not None and float(torch.tensor(exact, dtype=tensor.dtype)) == held else held
+
+    def set_value(self, name: str, value: float) -> None:
+        """Change a strength, in place: all leaves of the regularizer share it."""
+        self.strengths[name].fill_(value)
+        if name in self.exact:
+            self.exact[name] = value
+
+
+def followed(buffer: Tensor, fn: Callable[[Tensor], Tensor]) -> torch.device:
+    """The device that ``fn`` moves a buffer to; not meta, where it would lose its value."""
     device = fn(torch.empty(0, dtype=torch.float32, device=buffer.device)).device
-    return buffer if device.type == "meta" else buffer.to(device)  # a meta copy would lose the value
+    return buffer.device if device.type == "meta" else device
+
+
+def _moves(buffer: Tensor, fn: Callable[[Tensor], Tensor]) -> bool:
+    device = followed(buffer, fn)
+    return brought(buffer, device) is not buffer or (buffer.dtype == torch.float32 and has_float64(device))
 
 
 class Leaf(nn.Module):
-    """The base of all leaves: its name in errors, and its strength, float64 [1].
+    """The base of all leaves: its name in errors, and its strength, float64 [1], float32 where a device has no other.
 
     Not 0-d: of a 0-d float64 input Dynamo takes the ``item()`` as a symbol, fails to make a tensor of it again and
     starts its analysis over (TensorifyScalarRestartAnalysis), which doubles the time to compile.
@@ -121,7 +156,7 @@ class Leaf(nn.Module):
         """Keep dtype and value in such a module too, and the strength one tensor for all leaves of the regularizer."""
         if not self.rules:
             return super()._apply(fn, recurse)  # type: ignore[no-untyped-call,no-any-return]
-        if any(_follow(buffer, fn) is not buffer for buffer in self._buffers.values() if buffer is not None):
+        if any(_moves(buffer, fn) for buffer in self._buffers.values() if buffer is not None):
             self.rules[0]._apply(fn)
         return self
 

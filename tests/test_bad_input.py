@@ -805,7 +805,7 @@ def test_rng_state_of_another_module() -> None:
     with refused(model, RegularizerError, r"has no version.*that graphreg\.rng_state returned"):
         graphreg.set_rng_state(module, {})
     with refused(model, GraphRegError, r"draws no noise: it has no splice"):
-        graphreg.rng_state(regularize(model, weight_l2=0.1))
+        graphreg.set_ranks(regularize(model, weight_l2=0.1), "same")
 
 
 def test_plan_of_another_model() -> None:
