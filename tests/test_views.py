@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 import graphreg
@@ -383,3 +384,31 @@ class Kept(nn.Module):
 def test_what_the_module_keeps_is_read_at_its_next_call() -> None:
     with pytest.raises(graphreg.TraceError, match="under another name"):
         graphreg.regularize(Kept(), GaussianNoise("copy_", 0.0))
+
+
+class Checkpointed(nn.Module):
+    """A region that Dynamo keeps as one operator."""
+
+    def __init__(self, within: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.l, self.within = nn.Linear(4, 4), within
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.l(x)
+        y = torch.utils.checkpoint.checkpoint(self.within, h, use_reentrant=False)
+        return y.mul_(2) + 1  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("within", "copies"), [(lambda h: h.sin() @ h, 0), (lambda h: torch.einsum("ij->ji", h), 1)])
+def test_of_a_region_that_is_one_operator(within: Callable[[Tensor], Tensor], copies: int) -> None:
+    torch.manual_seed(0)
+    seen: list[str] = []
+
+    def inner(gm: torch.fx.GraphModule, inputs: Any) -> Any:
+        seen.append(gm.print_readable(print_output=False))
+        return gm.forward
+
+    model = Checkpointed(within)
+    expected = model(X)
+    ours = torch.compile(model, backend=graphreg.backend(HiddenL1("l", 1.0), inner=inner))(X)
+    assert torch.equal(ours, expected) and seen[0].count("clone(") == copies
