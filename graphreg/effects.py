@@ -263,7 +263,7 @@ def _twice(nodes: Iterable[fx.Node]) -> tuple[tuple[fx.Node, ...], tuple[fx.Node
 
 
 def _with_holes(value: Any, holes: Mapping[fx.Node, Hole]) -> Any:
-    return map_aggregate(value, lambda leaf: holes[leaf] if isinstance(leaf, fx.Node) else leaf)
+    return map_aggregate(value, lambda leaf: holes[leaf] if isinstance(leaf, fx.Node) else leaf)  # type: ignore[arg-type,return-value]
 
 
 def _is_part(value: Any) -> bool:

@@ -36,7 +36,7 @@ MADE: dict[str, Callable[[], Tensor]] = {  # an argument of a recipe, by its nam
     "n": lambda: torch.rand(()) + 0.1,
     "cube": lambda: torch.rand(4, 4, 4) + 0.1,
     "image": lambda: torch.rand(2, 4, 4, 4) + 0.1,
-    "turned": lambda: (torch.rand(4, 4) + 0.1).t(),
+    "turned": lambda: torch.rand(4, 4).t() + 0.1,
     "i": lambda: torch.tensor([0, 1, 2, 3]),
     "ii": lambda: torch.zeros(4, 4, dtype=torch.int64),
     "m": lambda: torch.eye(4, dtype=torch.bool),
@@ -45,15 +45,19 @@ ONE = ("x", "cube", "image", "v", "n", "turned")
 RECIPES: list[tuple[Any, ...]] = [
     *((name,) for name in ONE), *((name, *more) for name in ONE for more in ((2,), (0,), (1, 2), (0, 1), (0, 1, 2), (-1,), (0.5, False))),
     *(("x", *more) for more in (
-        ("x",), ("x", "x"), ("v",), ("v", "v"), ("v", "v", None, None, True), ("v", "v", "v", "v", True), ((4, 4),), ([2, 2],), (16,), (4, 4),
-        (2, 8), ((4, 4), (4, 1)), ((2, 8),), (0, "i"), (0, "i", "x"), (0, "i", 2.0), ("i",), ("ii",), ("m",), ("m", 2.0), ("m", "x"),
-        (0, "ii", "x"), (0, "ii"), (0, 2, 1), (1, (2, 2)), (0, 1, 1), (0, 0), ((0,),), ((1, 0),), (1.0, 2.0), (2.0,), (torch.float32,),
-        ("cpu",), (torch.device("cpu"), torch.float32), (0.5, True), (0.5, False, True), (True,), (1, 1.0, 0), (("i",), "v"), (None,),
-        ("x", "x", "x"), (1, "x"), ("ii", "x"), (0, "x"), ([1, 1],), (1, (4, 1)), ([2, 2], 0), (2, 0), ([0], [1]), (0, 1, 3),
+        ("x",), ("x", "x"), ("v",), ("v", "v"), ("v", "v", None, None, True), ("v", "v", "v", "v", True), ((4, 4),), ([2, 2],), (16,),
+        (4, 4), (2, 8), ((4, 4), (4, 1)), ((2, 8),), (0, "i"), (0, "i", "x"), (0, "i", 2.0), ("i",), ("ii",), ("m",), ("m", 2.0),
+        ("m", "x"), (0, "ii", "x"), (0, "ii"), (0, 2, 1), (1, (2, 2)), (0, 1, 1), (0, 0), ((0,),), ((1, 0),), (1.0, 2.0), (2.0,),
+        (torch.float32,), ("cpu",), (torch.device("cpu"), torch.float32), (0.5, True), (0.5, False, True), (True,), (1, 1.0, 0),
+        (("i",), "v"), (None,), ("x", "x", "x"), (1, "x"), ("ii", "x"), (0, "x"), ([1, 1],), (1, (4, 1)), ([2, 2], 0), (2, 0),
+        ([0], [1]), (0, 1, 3),
     )),
-    *(("image", *more) for more in (("image",), ([0, 0],), (2, 2), ("image", "image"), ("v", "v"), ("v", "v", "v", "v", True), (2, 2, 0), (4, 4))),
-    *(("i", "x"), ("i", "x", None, 1.0), ("x", "i"), (["x", "x"],), (["x", "x"], 2.0), (["x", "x"], 0), (["x"], ["x"]), (["x"], ["x"], ["x"])),
-    *(("ij->ji", "x"), ("ii->i", "x"), ("ij,jk->ik", "x", "x"), ("v", "v"), ("v", "v", "v"), (2, "x"), (2.0, "x"), ("cube", "cube", "cube")),
+    *(("image", *more) for more in (
+        ("image",), ([0, 0],), (2, 2), ("image", "image"), ("v", "v"), ("v", "v", "v", "v", True), (2, 2, 0), (4, 4),
+    )),
+    ("i", "x"), ("i", "x", None, 1.0), ("x", "i"), (["x", "x"],), (["x", "x"], 2.0), (["x", "x"], 0), (["x"], ["x"]),
+    (["x"], ["x"], ["x"]), ("ij->ji", "x"), ("ii->i", "x"), ("ij,jk->ik", "x", "x"), ("v", "v"), ("v", "v", "v"), (2, "x"), (2.0, "x"),
+    ("cube", "cube", "cube"),
 ]  # fmt: skip
 
 
@@ -66,7 +70,7 @@ def torchs() -> dict[str, tuple[str, Any]]:
     for home, functions in known.items():
         for function in functions:
             name = getattr(function, "__name__", "")
-            if name in ODD or name.startswith(("__", "to_", "set_")) and name != "set_":
+            if name in ODD or (name.startswith(("__", "to_", "set_")) and name != "set_"):
                 continue
             if isinstance(function, type):
                 continue
@@ -117,7 +121,7 @@ def did(op: str, target: Any, args: tuple[Any, ...]) -> tuple[set[int], set[int]
     return shares, writes
 
 
-def said(op: str, target: Any, args: tuple[Any, ...], root: nn.Module = nn.Module()) -> tuple[set[int], set[int]]:
+def said(op: str, target: Any, args: tuple[Any, ...], root: nn.Module | None = None) -> tuple[set[int], set[int]]:
     """What the analysis says of the same call, knowing nothing of its tensors."""
     graph, inputs = fx.Graph(), list[fx.Node]()
 
@@ -128,7 +132,7 @@ def said(op: str, target: Any, args: tuple[Any, ...], root: nn.Module = nn.Modul
         return inputs[-1]
 
     node = graph.create_node(op, target, map_aggregate(args, unknown))
-    effects = Effects(Operations(root))
+    effects = Effects(Operations(root or nn.Module()))
     return {inputs.index(n) for n in effects.shares(node)}, {inputs.index(n) for n in effects.writes(node)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 import graphreg
+from graphreg.check import check
 from graphreg.passes import GaussianNoise, HiddenL1
 
 torch.manual_seed(0)
@@ -28,7 +30,7 @@ VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
     "einsum": lambda h: torch.einsum("ij->ji", h),
     "plus": lambda h: +h,
     "positive": lambda h: h.positive(),
-    "atleast_1d": lambda h: torch.atleast_1d(h),
+    "atleast_1d": torch.atleast_1d,
     "as_strided": lambda h: h.as_strided((2, 2), (4, 1)),
     "unsafe_chunk": lambda h: h.unsafe_chunk(2)[0],
     "unsafe_split": lambda h: torch.unsafe_split(h, 2, 1)[1],
@@ -288,8 +290,8 @@ FRESH: dict[str, Callable[[Tensor], Tensor]] = {
     "layer_norm": lambda h: F.layer_norm(h, (4,)),
     "batch_norm": lambda h: F.batch_norm(h, None, None, training=True),
     "dropout": lambda h: F.dropout(h, 1.0, True),
-    "relu": lambda h: F.relu(h),
-    "gelu": lambda h: F.gelu(h),
+    "relu": F.relu,
+    "gelu": F.gelu,
     "attention": lambda h: F.scaled_dot_product_attention(h[None], h[None], h[None])[0],
     "cat": lambda h: torch.cat([h, h])[:4],
     "picked": lambda h: h[[0, 1, 2, 3]],
@@ -312,7 +314,7 @@ def held(h: Tensor) -> Any:
     first = h.sin()
     second = first.cos()
     second.mul_(2)
-    return torch.return_types.max((first, second))  # type: ignore[attr-defined]
+    return OrderedDict(first=first, second=second)
 
 
 def test_what_one_tuple_holds_shares_nothing() -> None:
@@ -412,3 +414,14 @@ def test_of_a_region_that_is_one_operator(within: Callable[[Tensor], Tensor], co
     expected = model(X)
     ours = torch.compile(model, backend=graphreg.backend(HiddenL1("l", 1.0), inner=inner))(X)
     assert torch.equal(ours, expected) and seen[0].count("clone(") == copies
+
+
+def test_the_check_finds_a_copy_that_lies_otherwise() -> None:
+    traced = graphreg.trace(Net(sliced), X)
+    plan = graphreg.plan(traced, [HiddenL1("getitem", 1.0)])
+    module = graphreg.rewrite(traced, plan)
+    check(module, traced, plan)
+    copied = next(node for node in module.graph.nodes if node.name == "getitem_kept")
+    copied.target = torch.clone
+    with pytest.raises(graphreg.GraphRegError, match="does not lie in memory as the value does"):
+        check(module, traced, plan)
