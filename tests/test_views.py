@@ -425,3 +425,9 @@ def test_the_check_finds_a_copy_that_lies_otherwise() -> None:
     copied.target = torch.clone
     with pytest.raises(graphreg.GraphRegError, match="does not lie in memory as the value does"):
         check(module, traced, plan)
+
+
+def test_a_tuple_that_no_trace_knows_is_refused() -> None:
+    module = graphreg.regularize(Net(lambda h: torch.hsplit(h, 2)[0] * 1), GaussianNoise("hsplit", 0.0))
+    with pytest.raises(graphreg.RegularizerError, match="the value is a tuple, and only floating-point values can be spliced"):
+        module(X)
