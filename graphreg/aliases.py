@@ -125,3 +125,13 @@ def _gives(node: fx.Node) -> tuple[fx.Node, list[fx.Node]] | None:
     if name == "set_" or holds or (node.op == "call_method" and name in ("append", "extend", "insert", "update", "setdefault")):
         return node.args[0], [other for other in nodes_in((node.args[1:], node.kwargs)) if other is not node.args[0]]
     return None
+
+
+def of_body(body: fx.GraphModule) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of the graph in an operator: the places of the operator's arguments whose storage its result shares, and that it writes into."""
+    aliases = Aliases(body.graph, Operations(body))
+    inputs = {node: i for i, node in enumerate((n for n in body.graph.nodes if n.op == "placeholder"), 1)}  # behind the body itself
+    returned = [aliases.bases(node) for node in body.graph.output_node().all_input_nodes]
+    written = [aliases.bases(name) for node in body.graph.nodes for name in aliases.effects.writes(node)]
+    shares, writes = (tuple(i for node, i in inputs.items() if any(node in bases for bases in found)) for found in (returned, written))
+    return shares, writes

@@ -37,6 +37,8 @@ _ARITHMETIC = {
     "abs", "add", "and_", "eq", "floordiv", "ge", "gt", "inv", "invert", "le", "lshift", "lt", "matmul", "mod", "mul", "ne", "neg",
     "or_", "pow", "rshift", "sub", "truediv", "xor",
 }  # fmt: skip
+# In ``node.meta``, of an operator that holds a graph: the places of the arguments whose storage its result shares, and that it writes.
+REGION = "region"
 _SEEN: dict[tuple[Any, ...], Seen | None] = {}  # what probes found, for the whole process
 
 
@@ -84,7 +86,7 @@ class Effects:
         if is_pythons(node):
             return (), ()
         if isinstance(node.target, HigherOrderOperator):
-            return tuple(node.meta.get("writes", _inputs(node))), ()
+            return _operands(node, 1), ()
         known, out = told_of(node), nodes_in(node.kwargs.get("out"))
         written = _twice([*placed(node, known.writes), *out] if known is not None else out)
         return written if known is not None and not known.silent else self._seen_to_write(node, written)
@@ -103,7 +105,7 @@ class Effects:
     def _written_by_module(self, node: fx.Node) -> tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]:
         module = self.operations.module(node)
         assert module is not None
-        if not any(getattr(inner, "inplace", False) is True for inner in module.modules()):
+        if not any(getattr(inner, "inplace", False) for inner in module.modules()):
             return (), ()
         if next(module.children(), None) is None:
             return _twice(first_argument(node))
@@ -117,8 +119,10 @@ class Effects:
     def _sharing(self, node: fx.Node) -> tuple[tuple[fx.Node, ...], bool]:
         if is_inert(node):
             return (), True
-        if self._is_unknown(node) or isinstance(node.target, (type, HigherOrderOperator)):  # a type holds what it is made of
+        if self._is_unknown(node) or isinstance(node.target, type):  # a type holds what it is made of
             return _inputs(node), False
+        if isinstance(node.target, HigherOrderOperator):
+            return _operands(node, 0), False
         if node.op == "call_module":
             if self.writes(node):
                 return self.writes(node), False
@@ -238,6 +242,13 @@ def is_inert(node: fx.Node) -> bool:
     return node.op in ("placeholder", "get_attr", "output") or ("graphreg" in node.meta and node.meta["graphreg"]["kind"] != "own")
 
 
+def _operands(node: fx.Node, which: int) -> tuple[fx.Node, ...]:
+    """What an operator that holds a graph shares (0) or writes (1), as far as it was looked into."""
+    if REGION not in node.meta:
+        return _inputs(node)
+    return tuple(nodes_in([node.args[i] for i in node.meta[REGION][which]]))
+
+
 def _inputs(node: fx.Node) -> tuple[fx.Node, ...]:
     return tuple(node.all_input_nodes)
 
@@ -252,7 +263,7 @@ def _twice(nodes: Iterable[fx.Node]) -> tuple[tuple[fx.Node, ...], tuple[fx.Node
 
 
 def _with_holes(value: Any, holes: Mapping[fx.Node, Hole]) -> Any:
-    return map_aggregate(value, lambda leaf: holes[leaf] if isinstance(leaf, fx.Node) else leaf)
+    return map_aggregate(value, lambda leaf: holes[leaf] if isinstance(leaf, fx.Node) else leaf)  # type: ignore[arg-type,return-value]
 
 
 def _is_part(value: Any) -> bool:

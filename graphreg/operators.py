@@ -165,7 +165,7 @@ def in_place_argument(node: fx.Node) -> list[fx.Node]:
         return []
     if name.endswith("_") and not name.endswith("__"):
         return first_argument(node)
-    return first_argument(node) if argument_of(node, "inplace") is True else []
+    return first_argument(node) if argument_of(node, "inplace") else []
 
 
 def argument_of(node: fx.Node, name: str) -> object:

@@ -122,6 +122,7 @@ def _phases(holes: list[Hole], shapes: list[tuple[int, ...]], fits: bool) -> Ite
         yield given([known])
         return
     sizes = [n for n in dict.fromkeys(n for shape in shapes for n in shape) if 1 < n <= _MANY and n != _SMALL][:8]
+    sizes += [n * n for n in sizes if n < _LONG]  # of axes that are taken apart by it twice, as by a pixel shuffle
     ends = [shape for shape in shapes if len(shape) > 1][:4]
     named = [*(_same(n) for n in sizes), *(_one(n) for n in sizes), *(_ending(shape) for shape in ends), _same(_LONG)]
     plain = [_same(_SMALL, 1)]

@@ -188,10 +188,9 @@ class SpliceRule(Drawing):
         """z [any shape], floating; key int32 [streams, 2] -> [same shape and dtype], z itself, or a copy, where the splice does not act."""
         if not self.acts():
             return clone(z) if self.apart else z
-        if not z.is_floating_point():
-            raise RegularizerError(
-                f"{self.about}: the value is {z.dtype}, and only floating-point values can be spliced. Leave the site out."
-            )
+        if not isinstance(z, Tensor) or not z.is_floating_point():
+            what = z.dtype if isinstance(z, Tensor) else f"a {type(z).__name__}"
+            raise RegularizerError(f"{self.about}: the value is {what}, and only floating-point values can be spliced. Leave the site out.")
         weight, noise = self.weight(accumulation(z.dtype)), Noise(key[self.slot])
         again = self.recomputed and recomputes()
         y = kept(self._formula, z, weight, noise) if again else self._formula(z, weight, noise)

@@ -18,14 +18,25 @@ from graphreg.effects import Effects
 from graphreg.operators import Operations
 
 torch.manual_seed(0)
-ODD = {"backward", "register_hook", "share_memory_", "requires_grad_", "retain_grad", "to_sparse", "__dlpack__", "resize_as_sparse_", "index", "lobpcg"}
+ODD = {
+    "backward",
+    "register_hook",
+    "share_memory_",
+    "requires_grad_",
+    "retain_grad",
+    "to_sparse",
+    "__dlpack__",
+    "resize_as_sparse_",
+    "index",
+    "lobpcg",
+}
 MADE: dict[str, Callable[[], Tensor]] = {  # an argument of a recipe, by its name
     "x": lambda: torch.rand(4, 4) + 0.1,
     "v": lambda: torch.rand(4) + 0.1,
     "n": lambda: torch.rand(()) + 0.1,
     "cube": lambda: torch.rand(4, 4, 4) + 0.1,
     "image": lambda: torch.rand(2, 4, 4, 4) + 0.1,
-    "turned": lambda: (torch.rand(4, 4) + 0.1).t(),
+    "turned": lambda: torch.rand(4, 4).t() + 0.1,
     "i": lambda: torch.tensor([0, 1, 2, 3]),
     "ii": lambda: torch.zeros(4, 4, dtype=torch.int64),
     "m": lambda: torch.eye(4, dtype=torch.bool),
@@ -34,15 +45,19 @@ ONE = ("x", "cube", "image", "v", "n", "turned")
 RECIPES: list[tuple[Any, ...]] = [
     *((name,) for name in ONE), *((name, *more) for name in ONE for more in ((2,), (0,), (1, 2), (0, 1), (0, 1, 2), (-1,), (0.5, False))),
     *(("x", *more) for more in (
-        ("x",), ("x", "x"), ("v",), ("v", "v"), ("v", "v", None, None, True), ("v", "v", "v", "v", True), ((4, 4),), ([2, 2],), (16,), (4, 4),
-        (2, 8), ((4, 4), (4, 1)), ((2, 8),), (0, "i"), (0, "i", "x"), (0, "i", 2.0), ("i",), ("ii",), ("m",), ("m", 2.0), ("m", "x"),
-        (0, "ii", "x"), (0, "ii"), (0, 2, 1), (1, (2, 2)), (0, 1, 1), (0, 0), ((0,),), ((1, 0),), (1.0, 2.0), (2.0,), (torch.float32,),
-        ("cpu",), (torch.device("cpu"), torch.float32), (0.5, True), (0.5, False, True), (True,), (1, 1.0, 0), (("i",), "v"), (None,),
-        ("x", "x", "x"), (1, "x"), ("ii", "x"), (0, "x"), ([1, 1],), (1, (4, 1)), ([2, 2], 0), (2, 0), ([0], [1]), (0, 1, 3),
+        ("x",), ("x", "x"), ("v",), ("v", "v"), ("v", "v", None, None, True), ("v", "v", "v", "v", True), ((4, 4),), ([2, 2],), (16,),
+        (4, 4), (2, 8), ((4, 4), (4, 1)), ((2, 8),), (0, "i"), (0, "i", "x"), (0, "i", 2.0), ("i",), ("ii",), ("m",), ("m", 2.0),
+        ("m", "x"), (0, "ii", "x"), (0, "ii"), (0, 2, 1), (1, (2, 2)), (0, 1, 1), (0, 0), ((0,),), ((1, 0),), (1.0, 2.0), (2.0,),
+        (torch.float32,), ("cpu",), (torch.device("cpu"), torch.float32), (0.5, True), (0.5, False, True), (True,), (1, 1.0, 0),
+        (("i",), "v"), (None,), ("x", "x", "x"), (1, "x"), ("ii", "x"), (0, "x"), ([1, 1],), (1, (4, 1)), ([2, 2], 0), (2, 0),
+        ([0], [1]), (0, 1, 3),
     )),
-    *(("image", *more) for more in (("image",), ([0, 0],), (2, 2), ("image", "image"), ("v", "v"), ("v", "v", "v", "v", True), (2, 2, 0), (4, 4))),
-    *(("i", "x"), ("i", "x", None, 1.0), ("x", "i"), (["x", "x"],), (["x", "x"], 2.0), (["x", "x"], 0), (["x"], ["x"]), (["x"], ["x"], ["x"])),
-    *(("ij->ji", "x"), ("ii->i", "x"), ("ij,jk->ik", "x", "x"), ("v", "v"), ("v", "v", "v"), (2, "x"), (2.0, "x"), ("cube", "cube", "cube")),
+    *(("image", *more) for more in (
+        ("image",), ([0, 0],), (2, 2), ("image", "image"), ("v", "v"), ("v", "v", "v", "v", True), (2, 2, 0), (4, 4),
+    )),
+    ("i", "x"), ("i", "x", None, 1.0), ("x", "i"), (["x", "x"],), (["x", "x"], 2.0), (["x", "x"], 0), (["x"], ["x"]),
+    (["x"], ["x"], ["x"]), ("ij->ji", "x"), ("ii->i", "x"), ("ij,jk->ik", "x", "x"), ("v", "v"), ("v", "v", "v"), (2, "x"), (2.0, "x"),
+    ("cube", "cube", "cube"),
 ]  # fmt: skip
 
 
@@ -55,7 +70,7 @@ def torchs() -> dict[str, tuple[str, Any]]:
     for home, functions in known.items():
         for function in functions:
             name = getattr(function, "__name__", "")
-            if name in ODD or name.startswith(("__", "to_", "set_")) and name != "set_":
+            if name in ODD or (name.startswith(("__", "to_", "set_")) and name != "set_"):
                 continue
             if isinstance(function, type):
                 continue
@@ -90,7 +105,7 @@ def storage(tensor: Tensor) -> int:
 def did(op: str, target: Any, args: tuple[Any, ...]) -> tuple[set[int], set[int]] | None:
     """The tensors, by their place, whose storage the result shares, and those that were written into; None where the call raises."""
     given = tensors(args)
-    before = [(tensor.clone(), tensor.shape, tensor.stride(), storage(tensor)) for tensor in given]
+    before = [(tensor.clone(), tensor.shape, tensor.stride(), storage(tensor), tensor._version) for tensor in given]
     try:
         with torch.no_grad():
             result = getattr(args[0], target)(*args[1:]) if op == "call_method" else target(*args)
@@ -99,14 +114,14 @@ def did(op: str, target: Any, args: tuple[Any, ...]) -> tuple[set[int], set[int]
     theirs = {storage(tensor) for tensor in tensors(result) if tensor.numel()}
     shares = {i for i, tensor in enumerate(given) if storage(tensor) in theirs}
     writes = set()
-    for i, (tensor, (values, shape, stride, place)) in enumerate(zip(given, before, strict=True)):
-        same = (tensor.shape, tensor.stride(), storage(tensor)) == (shape, stride, place) and tensor.dtype == values.dtype
+    for i, (tensor, (values, *known)) in enumerate(zip(given, before, strict=True)):
+        same = [tensor.shape, tensor.stride(), storage(tensor), tensor._version] == known and tensor.dtype == values.dtype
         if not same or not torch.equal(tensor, values):
             writes.add(i)
     return shares, writes
 
 
-def said(op: str, target: Any, args: tuple[Any, ...]) -> tuple[set[int], set[int]]:
+def said(op: str, target: Any, args: tuple[Any, ...], root: nn.Module | None = None) -> tuple[set[int], set[int]]:
     """What the analysis says of the same call, knowing nothing of its tensors."""
     graph, inputs = fx.Graph(), list[fx.Node]()
 
@@ -117,7 +132,7 @@ def said(op: str, target: Any, args: tuple[Any, ...]) -> tuple[set[int], set[int
         return inputs[-1]
 
     node = graph.create_node(op, target, map_aggregate(args, unknown))
-    effects = Effects(Operations(nn.Module()))
+    effects = Effects(Operations(root or nn.Module()))
     return {inputs.index(n) for n in effects.shares(node)}, {inputs.index(n) for n in effects.writes(node)}
 
 
@@ -148,3 +163,59 @@ def test_no_view_and_no_write_is_denied(which: Callable[[], dict[str, tuple[str,
             denied.append(f"{text}: shares {shares}, writes {writes}, said {claimed}")
     assert not denied, "\n".join(denied[:20])
     assert len(ran) > {torchs: 900, foreach: 60, arithmetic: 40}[which] and write and (share or which is foreach)
+
+
+# Layers
+
+
+SETTINGS: list[tuple[Any, ...]] = [(), (4,), (1,), (2,), (0,), (4, 4), (4, 4, 1), (1, 4), (1, (2, 2)), ((4, 4),), (0.0,)]
+INPUTS: list[tuple[Any, ...]] = [("x",), ("cube",), ("image",), ("v",), ("i",), ("x", "x"), ("cube", "cube", "cube")]
+LAYERS = [kind for kind in vars(nn).values() if isinstance(kind, type) and issubclass(kind, nn.Module) and "Lazy" not in kind.__name__]
+
+
+def layers(kind: type[nn.Module]) -> Iterator[nn.Module]:
+    for settings in SETTINGS:
+        for more in ({}, {"inplace": True}):
+            try:
+                yield kind(*settings, **more)
+            except Exception:
+                continue
+
+
+def test_no_view_and_no_write_of_a_layer_is_denied() -> None:
+    denied, share, write = [], set[str](), set[str]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for layer in (layer for kind in LAYERS for layer in layers(kind)):
+            root = nn.Module()
+            root.layer = layer
+            for args in (made(recipe) for mode in (True, False) if layer.train(mode) for recipe in INPUTS):
+                found = did("call_function", layer, args)
+                if found is None or found == (set(), set()):
+                    continue
+                share |= {type(layer).__name__} if found[0] else set()
+                write |= {type(layer).__name__} if found[1] else set()
+                claimed = said("call_module", "layer", args, root)
+                if not found[0] <= claimed[0] or not found[1] <= claimed[1]:
+                    denied.append(f"{layer} of {[tuple(t.shape) for t in tensors(args)]}: {found}, said {claimed}")
+    assert not denied, "\n".join(denied[:20])
+    assert share > {"Identity", "Flatten", "Dropout", "ReLU", "AlphaDropout"}
+    assert write > {"ReLU", "Dropout", "SiLU", "CELU"}
+
+
+def test_layers_that_compute_share_nothing() -> None:
+    root = nn.ModuleDict(
+        {
+            "linear": nn.Linear(48, 10), "conv": nn.Conv2d(3, 8, 7, 4), "depthwise": nn.Conv2d(48, 48, 7, padding=3, groups=48),
+            "norm": nn.BatchNorm2d(24), "layer_norm": nn.LayerNorm(48), "groups": nn.GroupNorm(8, 48), "lstm": nn.LSTM(5, 7),
+            "cell": nn.GRUCell(5, 7), "relu": nn.ReLU(), "gelu": nn.GELU(), "pool": nn.MaxPool2d(3, 2, 1), "mean": nn.AdaptiveAvgPool2d(1),
+            "embedding": nn.Embedding(50, 8), "shuffle": nn.PixelShuffle(3), "up": nn.Upsample(scale_factor=2),
+            "pad": nn.ReflectionPad2d(9), "attention": nn.MultiheadAttention(48, 4), "encoder": nn.TransformerEncoderLayer(48, 4),
+        }
+    )  # fmt: skip
+    graph, effects = fx.Graph(), Effects(Operations(root))
+    x = graph.placeholder("x")
+    for name in root:
+        args = (x, x, x) if name == "attention" else (x, x) if name == "cell" else (x,)
+        node = graph.call_module(name, args)
+        assert not effects.shares(node) and not effects.writes(node) and effects.is_dense(node), name

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 import graphreg
+from graphreg.check import check
 from graphreg.passes import GaussianNoise, HiddenL1
 
 torch.manual_seed(0)
@@ -27,7 +30,7 @@ VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
     "einsum": lambda h: torch.einsum("ij->ji", h),
     "plus": lambda h: +h,
     "positive": lambda h: h.positive(),
-    "atleast_1d": lambda h: torch.atleast_1d(h),
+    "atleast_1d": torch.atleast_1d,
     "as_strided": lambda h: h.as_strided((2, 2), (4, 1)),
     "unsafe_chunk": lambda h: h.unsafe_chunk(2)[0],
     "unsafe_split": lambda h: torch.unsafe_split(h, 2, 1)[1],
@@ -287,8 +290,8 @@ FRESH: dict[str, Callable[[Tensor], Tensor]] = {
     "layer_norm": lambda h: F.layer_norm(h, (4,)),
     "batch_norm": lambda h: F.batch_norm(h, None, None, training=True),
     "dropout": lambda h: F.dropout(h, 1.0, True),
-    "relu": lambda h: F.relu(h),
-    "gelu": lambda h: F.gelu(h),
+    "relu": F.relu,
+    "gelu": F.gelu,
     "attention": lambda h: F.scaled_dot_product_attention(h[None], h[None], h[None])[0],
     "cat": lambda h: torch.cat([h, h])[:4],
     "picked": lambda h: h[[0, 1, 2, 3]],
@@ -311,7 +314,7 @@ def held(h: Tensor) -> Any:
     first = h.sin()
     second = first.cos()
     second.mul_(2)
-    return torch.return_types.max((first, second))  # type: ignore[attr-defined]
+    return OrderedDict(first=first, second=second)
 
 
 def test_what_one_tuple_holds_shares_nothing() -> None:
@@ -383,3 +386,48 @@ class Kept(nn.Module):
 def test_what_the_module_keeps_is_read_at_its_next_call() -> None:
     with pytest.raises(graphreg.TraceError, match="under another name"):
         graphreg.regularize(Kept(), GaussianNoise("copy_", 0.0))
+
+
+class Checkpointed(nn.Module):
+    """A region that Dynamo keeps as one operator."""
+
+    def __init__(self, within: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.l, self.within = nn.Linear(4, 4), within
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.l(x)
+        y = torch.utils.checkpoint.checkpoint(self.within, h, use_reentrant=False)
+        return y.mul_(2) + 1  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("within", "copies"), [(lambda h: h.sin() @ h, 0), (lambda h: torch.einsum("ij->ji", h), 1)])
+def test_of_a_region_that_is_one_operator(within: Callable[[Tensor], Tensor], copies: int) -> None:
+    torch.manual_seed(0)
+    seen: list[str] = []
+
+    def inner(gm: torch.fx.GraphModule, inputs: Any) -> Any:
+        seen.append(gm.print_readable(print_output=False))
+        return gm.forward
+
+    model = Checkpointed(within)
+    expected = model(X)
+    ours = torch.compile(model, backend=graphreg.backend(HiddenL1("l", 1.0), inner=inner))(X)
+    assert torch.equal(ours, expected) and seen[0].count("clone(") == copies
+
+
+def test_the_check_finds_a_copy_that_lies_otherwise() -> None:
+    traced = graphreg.trace(Net(sliced), X)
+    plan = graphreg.plan(traced, [HiddenL1("getitem", 1.0)])
+    module = graphreg.rewrite(traced, plan)
+    check(module, traced, plan)
+    copied = next(node for node in module.graph.nodes if node.name == "getitem_kept")
+    copied.target = torch.clone
+    with pytest.raises(graphreg.GraphRegError, match="does not lie in memory as the value does"):
+        check(module, traced, plan)
+
+
+def test_a_tuple_that_no_trace_knows_is_refused() -> None:
+    module = graphreg.regularize(Net(lambda h: torch.hsplit(h, 2)[0] * 1), GaussianNoise("hsplit", 0.0))
+    with pytest.raises(graphreg.RegularizerError, match="the value is a tuple, and only floating-point values can be spliced"):
+        module(X)
