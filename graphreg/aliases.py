@@ -62,8 +62,8 @@ class Aliases:
                 continue
             waiting.pop()
             if current not in self._bases:
-                known = [self._bases[source] for source in sources if source in self._bases]
-                self._bases[current] = known[0] if len(known) == 1 else frozenset[fx.Node]().union(*known) if known else frozenset((current,))
+                known = [self._bases[source] for source in sources if source in self._bases] or [frozenset((current,))]
+                self._bases[current] = known[0] if len(known) == 1 else frozenset().union(*known)
         return self._bases[node]
 
     def clone_of(self, node: fx.Node) -> Callable[[Tensor], Tensor]:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch._ops import HigherOrderOperator, OpOverload
-from torch.fx.node import map_arg
+from torch.fx.node import map_aggregate
 
 from graphreg.dropouts import is_drop_path
 from graphreg.operators import (
@@ -126,6 +126,8 @@ class Effects:
         if is_pythons(node):
             return self._of_python(node, function_name(node))
         known, out = told_of(node), tuple(nodes_in(node.kwargs.get("out")))
+        if function_name(node) == "set_":
+            return _inputs(node), False
         if known is not None:
             shares = [*placed(node, known.shares), *out]
             if shares or known.whole:
@@ -137,11 +139,11 @@ class Effects:
     def _of_python(self, node: fx.Node, name: str) -> tuple[tuple[fx.Node, ...], bool]:
         """Of the functions of Python's own modules."""
         first = tuple(first_argument(node))
-        listed = bool(first) and self.operations.is_list(first[0])
+        listed = any(self.operations.is_list(n) for n in first) or any(isinstance(value, (tuple, list)) for value in node.args[:1])
         if name == "getattr":
             return ((), True) if node.args[1] in SIZE_ATTRIBUTES else (first, False)
         if name in ("getitem", "__getitem__"):
-            return ((), True) if not listed and self._picks(node.args[1]) else (first, False)
+            return ((), True) if not listed and self._picks(node.args[1]) else (first or _inputs(node), False)
         if node.target in IN_PLACE_OPERATORS:
             return (_inputs(node) if listed else first), False
         if getattr(node.target, "__module__", "") == "math" or (name in _ARITHMETIC and not listed):
@@ -181,7 +183,7 @@ class Effects:
         """
         for known in (False, True):
             holes = {n: self._hole(n, i, known) for i, n in enumerate(node.all_input_nodes)}
-            seen = self._looked_up(node, *map_arg((node.args, node.kwargs), holes.__getitem__), quick)
+            seen = self._looked_up(node, _with_holes(node.args, holes), _with_holes(node.kwargs, holes), quick)
             if seen is not None or all("value" not in n.meta for n in holes):
                 return seen
         return None
@@ -247,6 +249,10 @@ def _distinct(nodes: Iterable[fx.Node]) -> tuple[fx.Node, ...]:
 def _twice(nodes: Iterable[fx.Node]) -> tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]:
     """What may be written into and is: the same."""
     return (found := _distinct(nodes)), found
+
+
+def _with_holes(value: Any, holes: Mapping[fx.Node, Hole]) -> Any:
+    return map_aggregate(value, lambda leaf: holes[leaf] if isinstance(leaf, fx.Node) else leaf)
 
 
 def _is_part(value: Any) -> bool:

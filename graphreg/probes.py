@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from graphreg.layout import is_dense
 
 TRIES = 400  # calls at most, of which many raise
+_OPERATORS = 2000  # in one call, at most
 _RANKS = (2, 4, 3, 1, 5, 0)
 _NUMBERS = (4, 1, True, False, torch.float32, torch.device("meta"), torch.Size((4, 4)))  # what a value may be that is no tensor
 _SMALL, _LONG, _MANY = 4, 64, 1 << 16  # sizes of axes: what mostly does, long enough for what slides along one, the most
@@ -240,18 +241,20 @@ def _watched(call: Callable[..., Any], args: Any, kwargs: Any, holes: Mapping[in
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Keeps which holes' storages operators write into: by their schemas."""
 
     def __init__(self, owners: Mapping[int, set[int]]) -> None:
-        super().__init__()
-        self.owners, self.written = owners, set[int]()
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.owners, self.written, self.left = owners, set[int](), _OPERATORS
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        kwargs, self.left = kwargs or {}, self.left - 1
+        if self.left < 0:
+            raise RuntimeError("a call that goes through a long axis item by item")
         given = [(a, args[i] if i < len(args) else kwargs.get(a.name)) for i, a in enumerate(func._schema.arguments)]
         silent = writes_silently(func) and all(value is not False for a, value in given if a.name in ("training", "train"))
         for argument, value in given:

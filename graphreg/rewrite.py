@@ -58,6 +58,8 @@ def rewrite(
             rules.get_submodule(leaf).recomputed = True  # type: ignore[assignment]
         for leaf in work.overwritten:
             rules.get_submodule(leaf).overwritten = True  # type: ignore[assignment]
+        for leaf in work.apart:
+            rules.get_submodule(leaf).apart = True  # type: ignore[assignment]
     module = RewrittenModule(traced.model, graphs, rules, traced.held, traced.constants, traced.whole)
     rules.about = (replace(plan, traced=None), dict(traced.leaves), dict(traced.held), traced.front_end, traced.notes)
     rules.train(module.training)
@@ -74,7 +76,8 @@ class _Rewriting:
         self.aliases, self.operations = Aliases(self.graph, traced.operations), traced.operations
         self.own = {n.meta["site"][1][0].text: n for n in self.graph.nodes if n.meta.get("site", ("", ()))[1]}
         self.recomputed: list[str] = []
-        self.overwritten: list[str] = []  # the leaves of splices whose result something may write into
+        self.overwritten: list[str] = []  # the leaves of splices whose value something may write into
+        self.apart: list[str] = []  # those of which something does, and a penalty measures what they give
         self.inputs = {str(n.target): n for n in self.graph.nodes if n.op == "placeholder"}
         self.calls: dict[int, dict[str, fx.Node]] = {}  # by the edit's place: what it reads at each call of a cell
         self.measured: dict[str, dict[str, fx.Node]] = {name: {} for name, r in plan.regularizers.items() if isinstance(r, Penalty)}
@@ -170,8 +173,10 @@ class _Rewriting:
         measure(clean=True)
         if spliced and recomputed(node, self.operations):
             self.recomputed += [self.names[i] for i, edit in edits if isinstance(edit.regularizer, Splice)]
-        if spliced and self.aliases.written_later(node):
-            self.overwritten += [self.names[i] for i, edit in edits if isinstance(edit.regularizer, Splice)]
+        leaves = [self.names[i] for i, edit in edits if isinstance(edit.regularizer, Splice)]
+        if leaves and self.aliases.written_later(node):
+            self.overwritten += leaves
+            self.apart += leaves[:1] if written and any(isinstance(edit.regularizer, Penalty) for _, edit in edits) else []
         for i, edit in edits:
             if isinstance(edit.regularizer, Splice):
                 read = value = after(self.names[i], (value, self.key), "splice", edit)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from graphreg.errors import RegularizerError
 from graphreg.forms import kept
 from graphreg.fused import recomputes
-from graphreg.layout import laid_out, overlaps
+from graphreg.layout import clone, laid_out, overlaps
 from graphreg.noise import Noise
 from graphreg.precision import brought, has_float64
 from graphreg.purity import called
@@ -175,6 +175,7 @@ class SpliceRule(Drawing):
     """A splice at a site: acts while the module that owns the site trains, or while the noise is held on."""
 
     overwritten = False  # whether the model may write into the value later
+    apart = False  # whether it does, and something measures what the splice gives: never the value itself then
 
     def __init__(self, regularizer: Splice, site: str, strength: Tensor, slot: int, path: str) -> None:
         super().__init__(f"{type(regularizer).__name__} at {site}", site, slot, path, strength)
@@ -184,9 +185,9 @@ class SpliceRule(Drawing):
         return self.forced or self.owner[0].training
 
     def forward(self, z: Tensor, key: Tensor) -> Tensor:
-        """z [any shape], floating; key int32 [streams, 2] -> [same shape and dtype], z itself where the splice does not act."""
+        """z [any shape], floating; key int32 [streams, 2] -> [same shape and dtype], z itself, or a copy, where the splice does not act."""
         if not self.acts():
-            return z
+            return clone(z) if self.apart else z
         if not z.is_floating_point():
             raise RegularizerError(
                 f"{self.about}: the value is {z.dtype}, and only floating-point values can be spliced. Leave the site out."

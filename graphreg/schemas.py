@@ -44,7 +44,7 @@ def told(operator: str | OpOverload) -> Told | None:
             shares.update(((i, a.name), None) for i, a in noted)
     kinds = {_kind(overload) for overload in overloads if _takes_tensors(overload)}
     # an overload for a number, composed of that for a tensor (``add.Scalar``), does what the other does
-    whole = "implicit" not in kinds and ("explicit" not in kinds or "own" in kinds)
+    whole = not kinds & {"implicit", "real"} and ("explicit" not in kinds or "own" in kinds)
     silent = any(writes_silently(overload) for overload in overloads)
     return Told(tuple(shares), tuple(writes), whole and not silent, silent)
 
@@ -53,7 +53,7 @@ def _overloads(name: str) -> list[OpOverload]:
     packet = getattr(torch.ops.aten, name, None) if name.isidentifier() and not _is_internal(name) else None
     if not isinstance(packet, OpOverloadPacket):
         return []
-    found = [getattr(packet, overload) for overload in packet.overloads()]
+    found = [getattr(packet, overload) for overload in packet.overloads()]  # type: ignore[no-untyped-call]
     return [overload for overload in found if _takes_tensors(overload) and not _is_out(overload) and _is_callable(overload)]
 
 
@@ -67,7 +67,7 @@ def _takes_tensors(overload: OpOverload) -> bool:
 
 def _is_callable(overload: OpOverload) -> bool:
     """Not one of TorchScript's alone (``sort.Tensor`` sorts a list), nor for named tensors."""
-    return "name" not in overload._overloadname.lower() and torch._C._dispatch_has_kernel(overload.name())
+    return "name" not in overload._overloadname.lower() and torch._C._dispatch_has_kernel(_name(overload))
 
 
 def _is_out(overload: OpOverload) -> bool:
@@ -75,8 +75,15 @@ def _is_out(overload: OpOverload) -> bool:
 
 
 def _kind(overload: OpOverload) -> str:
-    """Whether kernels of its own run the operator; else whether it is composed where autograd looks, or below."""
+    """Whether kernels of its own run the operator; else whether it is composed where autograd looks, or below.
+
+    Without a kernel for shapes alone nobody compares what it gives with its schema: ``dequantize`` gives a plain tensor back.
+    """
     for kind in ("Implicit", "Explicit"):
-        if torch._C._dispatch_has_kernel_for_dispatch_key(overload.name(), f"Composite{kind}Autograd"):
+        if torch._C._dispatch_has_kernel_for_dispatch_key(_name(overload), f"Composite{kind}Autograd"):
             return kind.lower()
-    return "own"
+    return "own" if torch._C._dispatch_has_kernel_for_dispatch_key(_name(overload), "Meta") else "real"
+
+
+def _name(overload: OpOverload) -> str:
+    return str(overload.name())  # type: ignore[no-untyped-call]

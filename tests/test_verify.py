@@ -205,6 +205,13 @@ def fills(self: Any, x: Tensor) -> Tensor:
     return t * 2
 
 
+def keeps(self: Any, x: Tensor) -> Tensor:
+    """No gradient goes through what is filled, and with equal inputs what a call finds there is what it would write."""
+    t = torch.zeros(4, 4)
+    t.masked_fill_(x.detach() > 0, 1.0)
+    return self.l(x) * t
+
+
 def view_written(self: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     h = self.l(x)
     d = h.unfold(0, 2, 2)
@@ -229,7 +236,8 @@ def laid_out(self: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 WEIGHT = {"weight_l2": 0.1}
 FAULTS: dict[str, tuple[Callable[[], nn.Module], Callable[[Any], None], str]] = {
     "a frozen tensor accumulates": (lambda: Net(accumulates), frozen, r"at call 2 of 2.*output differs in 1 of 1.*first node .* 'add_'"),
-    "a frozen tensor is filled": (lambda: Net(fills), frozen, r"output "),
+    "a frozen tensor is filled": (lambda: Net(fills), frozen, r"(output|backward pass) "),
+    "a frozen tensor keeps what it had": (lambda: Net(keeps), frozen, r"at call 3 of 3 with the batch in reverse order, output "),
     "an unknown view": (
         lambda: Net(view_written), lambda m: inserted(m, "unfold", torch.clone),
         r"train mode, at call 1 of 2 with equal inputs, output\[0\] differs in 16 of 16 elements.*'l' .*: something writes into it later",

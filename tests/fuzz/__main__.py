@@ -68,9 +68,7 @@ def _replay(files: Sequence[Path], compiled: str) -> int:
 
 
 def _inject(names: str, seeds: int, options: Options, record: bool) -> int:
-    found = injected(names, seeds, options, sys.stdout.isatty())
-    for name, counts in found.items():
-        print(f"{name}: {', '.join('not found' if count is None else str(count) for count in counts)}")
+    found = injected(names, seeds, options, lambda line: print(line, flush=True))
     if record:
         page.record_injection(options, found)
     return 1 if any(count is None for counts in found.values() for count in counts) else 0

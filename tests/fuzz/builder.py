@@ -61,6 +61,10 @@ class Builder:
         self.made.add(f"{stem}{count}")
         return f"{stem}{count}"
 
+    def factories(self) -> set[int]:
+        """What factories made: it is no value of the trace, and ``+=`` of it is called otherwise."""
+        return {stmt.outs["t"] for stmt in self.body.stmts if stmt.kind == "factory"}
+
     def live(self, test: Callable[[Tensor], bool] = lambda t: True) -> list[int]:
         """Ids of floating-point values that can still be read, the latest more than once."""
         found = [

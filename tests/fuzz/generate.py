@@ -83,8 +83,7 @@ def _block(build: Builder, write: float, depth: int, blocks: list[int]) -> None:
         values = [build.tensors[at].detach().requires_grad_() for at in given]
         inner = Builder(body, [v.clone() for v in values], build.rng, build.double, build.sized)
         _fill(inner, build.rng.randint(1, 4), write, depth, blocks)
-        made = {s.outs["t"] for s in body.stmts if s.kind == "factory"}  # which has no name, and the block would give it one
-        live = [at for at in inner.live() if at not in made and (at not in body.params or not body.stmts)]
+        live = [at for at in inner.live() if at not in inner.factories() and (at not in body.params or not body.stmts)]
         if not body.stmts or not live:
             return
         body.returns = list(dict.fromkeys([live[-1], *build.rng.sample(live, min(len(live), build.rng.choice((0, 0, 1))))]))[:2]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from fuzz.cases import Case, Discarded, Group, Maker, make
 from fuzz.faults import FAULTS
@@ -14,8 +13,8 @@ from fuzz.runner import Options, _start, program_seed
 Found = dict[str, list[int | None]]
 
 
-def injected(names: str, seeds: int, options: Options, show: bool = False) -> Found:
-    """By fault, the number of the case that found it, one for each seed; None where none did."""
+def injected(names: str, seeds: int, options: Options, tell: Callable[[str], object] = lambda line: None) -> Found:
+    """By fault, the number of the case that found it, one for each seed; None where none did. ``tell`` is given a line for each."""
     chosen = list(FAULTS) if names == "all" else [name.strip() for name in names.split(",")]
     unknown = [name for name in chosen if name not in FAULTS]
     if unknown:
@@ -24,9 +23,8 @@ def injected(names: str, seeds: int, options: Options, show: bool = False) -> Fo
     found: Found = {name: [] for name in chosen}
     for (name, _), count in zip(jobs, _counts(jobs, options), strict=True):
         found[name].append(count)
-        if show:
-            sys.stdout.write(f"\r\033[K{name}: {count}")
-            sys.stdout.flush()
+        if len(found[name]) == seeds:
+            tell(f"{name}: {', '.join('not found' if each is None else str(each) for each in found[name])}")
     return found
 
 

@@ -23,7 +23,7 @@ def augmented(b: Builder) -> Stmt | None:
         ("{a} /= 2.0", "truediv", False), ("{a} *= {b}", "mul", True),
     ])  # fmt: skip
     c = b.like(a) if two else a
-    if c is None or (two and c == a):
+    if c is None or (two and c == a) or a in b.factories():
         return None
     ins = {"a": a, "b": c} if two else {"a": a}
     return b.stmt(text, ins, Node(base, out="o", reads="".join(ins), kinds=(WRITE,)), same={"o": "a"})
@@ -92,7 +92,7 @@ def assigned(b: Builder) -> Stmt | None:
 def part_augmented(b: Builder) -> Stmt | None:
     """``v[..., :2] *= 2``: a view, a write into it, and its assignment."""
     a = b.pick(dims(1, 2, 3))
-    if a is None:
+    if a is None or a in b.factories():
         return None
     where = b.rng.choice(("..., :2", "0", "..., -1"))
     text, base = b.rng.choice((("*= 2.0", "mul"), ("+= 1.0", "add")))
