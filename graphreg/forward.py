@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,6 +19,17 @@ from graphreg.errors import GraphRegError, TraceError
 from graphreg.keys import KeyRule
 from graphreg.rules import Drawing
 from graphreg.sizes import holds
+
+_TRACING = fx.Tracer.trace.__code__
+
+
+def _traces_here() -> bool:
+    """Whether it is this thread that traces: torch.fx's flag is one for all."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code is not _TRACING:
+        frame = frame.f_back  # type: ignore[assignment]
+    return frame is not None
+
 
 Forwards = Mapping[str, Callable[..., Any]]
 
@@ -35,7 +47,7 @@ def chosen(
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """The model's, in the mode that it is in, with what was added: ``(output, penalties)``, or the output where these attach."""
-        if not torch.compiler.is_compiling() and is_fx_symbolic_tracing() and additions in self._modules:
+        if not torch.compiler.is_compiling() and is_fx_symbolic_tracing() and additions in self._modules and _traces_here():
             raise TraceError(
                 "a rewritten module cannot be traced again: the trace would freeze its keys and its mode. "
                 "Use its .graph, or trace what graphreg.strip(module) gives."

@@ -29,7 +29,7 @@ from graphreg.shapes import Arguments, arguments, propagate
 from graphreg.sites import Label, Names, Site
 from graphreg.sizes import fixed
 from graphreg.state import RULES, check_names, held_of
-from graphreg.surroundings import randomness, restore_randomness
+from graphreg.surroundings import draws_watched, randomness, restore_randomness
 from graphreg.symbolic import symbolic
 
 FrontEnd = Literal["auto", "symbolic", "export"]
@@ -103,10 +103,10 @@ def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "a
     check_model(model)
     with _ONE_AT_A_TIME, Changes() as changes, changes:
         changes.outermost()
-        changes.later(partial(restore_randomness, randomness()))  # the model's code may draw; the user's streams go on as if it had not
-        at_rest(changes)
-        deep_enough(model, changes)
-        with torch.enable_grad():  # as in training, wherever it is called
+        with draws_watched(), torch.enable_grad():  # as in training, wherever it is called
+            changes.later(partial(restore_randomness, randomness()))  # the model's code may draw; the user's streams go on as if not
+            at_rest(changes)
+            deep_enough(model, changes)
             return _trace(model, example_inputs, front_end)
 
 

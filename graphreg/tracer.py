@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -52,6 +53,7 @@ class SiteTracer(Answering):
         self._autowrap_function_ids.update(map(id, WRAPPED))
         self._autowrap_search += [torch, torch.nn.utils.rnn]
         self.leaves, self.held = dict(leaves), held
+        self.thread = threading.get_ident()  # torch.fx patches nn.Module for all threads, and one traces
         self.questions = Questions(lambda: self.scope_path, answers or {})
         self._namer = Namer(())
         self._outputs: list[tuple[str, str, str, Any]] = []  # (name, module path, class, value) of each module call
@@ -128,7 +130,7 @@ class SiteTracer(Answering):
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """torch.fx asks at each call of a module: traced, or kept whole where that raises; its value gets its name."""
-        if self.asking:
+        if self.asking or threading.get_ident() != self.thread:
             return forward(*args, **kwargs)
         try:
             path = self.path_of_module(m)
@@ -227,7 +229,7 @@ class SiteTracer(Answering):
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
         self._parameter_cache = parameter_proxy_cache
-        if self.asking:
+        if self.asking or threading.get_ident() != self.thread:
             return attr_val
         name = self._buffers.get(id(attr_val))
         if name is not None and isinstance(attr_val, torch.Tensor):
