@@ -140,7 +140,7 @@ def test_arguments_that_the_emitted_code_has_other_things_for() -> None:
             return self.out(nn.functional.relu(self.fc(torch)).flatten(1) + globals()["torch"].ones(4))
 
     class Owner(Net):
-        def forward(me, self: Tensor) -> Tensor:  # noqa: N805
+        def forward(me, self: Tensor) -> Tensor:
             return me.out(torch.relu(me.fc(self)))
 
     model = Fine()
