@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
@@ -17,6 +18,7 @@ from graphreg.errors import GraphRegError, TraceError
 from graphreg.forward import chosen, guarded, signature
 from graphreg.inductor import with_our_pass
 from graphreg.lowering import LOWERED, Lowering
+from graphreg.regularizer import Regularizer
 from graphreg.rules import Rules
 from graphreg.spelling import check_arguments, spelled
 from graphreg.state import IGNORED, PREFIX, RULES, STATE, State, check_names, plain, registered, reserved, state_of
@@ -24,7 +26,7 @@ from graphreg.storage import freeze, thaw
 from graphreg.tracer import PLAIN
 
 _REMADE = ("_graph", "_code", LOWERED, "_compiled_call_impl")  # not copied, not pickled
-_common: WeakValueDictionary[str, type[RewrittenModule]] = WeakValueDictionary()  # classes by what their forward does
+_common: WeakValueDictionary[bytes, type[RewrittenModule]] = WeakValueDictionary()  # classes by what their forward does
 _STATE_HOOKS = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
 
 
@@ -218,8 +220,14 @@ class RewrittenModule(fx.GraphModule):
         return twin
 
     def __copy__(self) -> RewrittenModule:
-        twin = _blank(type(self).__name__)
-        twin.__setstate__(self.__getstate__())
+        """The same layers, with strengths and noise of its own: a leaf follows the mode of one module."""
+        twin, state = _blank(type(self).__name__), self.__getstate__()
+        state["_modules"] = dict(self._modules)
+        if (rules := self._modules.get(RULES)) is not None:
+            kept: list[Any] = [module for name, child in self.named_children() if name != RULES for module in child.modules()]
+            kept += [scale for leaf in rules.children() if (scale := vars(leaf).get("scale")) is not None]
+            state["_modules"][RULES] = copy.deepcopy(rules, {id(self): twin, **{id(each): each for each in kept}})
+        twin.__setstate__(state)
         return twin
 
 
@@ -289,21 +297,44 @@ def _leave_class(module: RewrittenModule) -> None:
 
 
 def _join_class(module: RewrittenModule, about: tuple[Any, ...]) -> None:
-    """Give modules of the same code one class, as modules have: ``torch.func.stack_module_state`` asks for that.
+    """Give modules of the same code and structure one class, as modules have: ``torch.func.stack_module_state`` asks for that.
 
-    The ids in ``about`` are those of objects that the forward of the class holds.
+    Of the same code alone would not do: Dynamo compiles a code object for eight different structures, and then for no other. The ids
+    in ``about`` are those of objects that the forward of the class holds.
     """
     state, kind = _known(module), type(module)
     if kind.__bases__ != (RewrittenModule,):
         return
     held = [(name, type(value), repr(value) if isinstance(value, PLAIN) else id(value)) for name, value in state.held.items()]
     ours = [name for name in vars(kind) if name in vars(RewrittenModule)]
-    key = repr((kind.__name__, state.codes, state.compiled_codes, state.source[0], sorted(state.source[1]), held, sorted(ours), about))
-    common = _common.setdefault(key, kind)
+    source = (state.source[0], sorted(state.source[1]))
+    key = repr((kind.__name__, state.codes, state.compiled_codes, source, held, sorted(ours), about, _structure(module)))
+    common = _common.setdefault(hashlib.blake2b(key.encode()).digest(), kind)
     if common is not kind:
         module.__class__ = common
     else:
         kind.graphreg_common = True  # type: ignore[attr-defined]
+
+
+def _structure(module: nn.Module) -> list[Any]:
+    """What a compiled graph of a module is for, and its code does not say: shapes, layers and their options."""
+    found: list[Any] = []
+    for path, inner in module.named_modules(remove_duplicate=False):
+        own = {} if inner is module or isinstance(inner, Rules) else vars(inner)  # of which the code reads nothing but tensors
+        options = sorted((name, repr(value)) for name, value in own.items() if name != "training" and _is_plain(value))
+        named = (*inner._parameters.items(), *inner._buffers.items())
+        tensors = [(name, *_about(tensor)) for name, tensor in named if tensor is not None]
+        found.append((path, type(inner) if inner is not module else None, options, tensors))
+    return found
+
+
+def _about(tensor: Tensor) -> tuple[Any, ...]:
+    lazy = nn.parameter.is_lazy(tensor)
+    return (None if lazy else tensor.shape), tensor.dtype, tensor.device, tensor.requires_grad
+
+
+def _is_plain(value: Any) -> bool:
+    return all(map(_is_plain, value)) if isinstance(value, tuple) else isinstance(value, (*PLAIN, Regularizer))
 
 
 def _give_way(module: RewrittenModule) -> None:

@@ -36,7 +36,7 @@ def spelled(graph: fx.Graph) -> fx.Graph:
         code.src = re.sub(rf"\b{root_module}\.graphreg_path_(\d+)_", lambda found: _text(root_module, paths[int(found[1])]), code.src)
         return code
 
-    copy.python_code = python_code  # type: ignore[method-assign, assignment]
+    copy.python_code = python_code  # type: ignore[method-assign]
     return copy
 
 

@@ -20,6 +20,7 @@ STATE = "graphreg_state"
 RULES = "graphreg_rules"
 IGNORED = "_ddp_params_and_buffers_to_ignore"  # what DistributedDataParallel asks a module for
 _EMPTY = frozenset(dir(nn.Module()))
+_CARRIED: dict[str, tuple[type, ...]] = {"meta": (dict,), IGNORED: (list, tuple, set)}  # the model's own, of the type that torch has there
 _REGISTERED = ("_parameters", "_buffers", "_modules")
 
 
@@ -91,8 +92,7 @@ def check_names(model: nn.Module, plain_too: bool = True) -> None:
     attributes = plain(model) if plain_too and not isinstance(model, fx.GraphModule) else {}
     for name in (*registered(model), *attributes):
         value = attributes.get(name)
-        carried = {"meta": dict, IGNORED: (list, tuple, set)}.get(name)  # of the type that torch has there
-        if name in reserved() and not (carried and isinstance(value, carried)):
+        if name in reserved() and not isinstance(value, _CARRIED.get(name, ())):
             raise TraceError(
                 f"{type(model).__name__} has something called {name!r}, and a rewritten module is a torch.fx.GraphModule, where "
                 f"torch has something of its own under that name. Rename it in the model."
