@@ -70,6 +70,10 @@ class Aliases:
         """What copies the value with its strides: torch's own, where the value surely fills a storage without gaps."""
         return torch.clone if self.effects.is_dense(node) and node not in self._given else clone
 
+    def is_given(self, node: fx.Node) -> bool:
+        """Whether the storage may be the caller's or the model's, who see what is written into it."""
+        return any(base.op in ("placeholder", "get_attr") for base in self.bases(node))
+
     def written_later(self, node: fx.Node, surely: bool = False) -> bool:
         """Whether an operation after ``node`` may write into its value (or ``surely`` does), by any name it has."""
         return any(writes[-1].order > self.order[node] for writes in self._writes(node, surely))

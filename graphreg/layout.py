@@ -35,6 +35,11 @@ def laid_out(y: Tensor, z: Tensor) -> Tensor:
     return z.new_empty_strided(z.shape, z.stride()).copy_(y)
 
 
+def apart(y: Tensor, z: Tensor) -> Tensor:
+    """A copy of what replaces ``z``; where nothing does, ``z`` itself, so that a write into it reaches whoever gave it."""
+    return y if y is z else clone(y)
+
+
 def clone(z: Tensor) -> Tensor:
     """A copy with the same strides, also where these leave gaps or have elements share their place."""
     if is_dense(z):

@@ -19,6 +19,7 @@ from graphreg.check import check
 from graphreg.collector import collector_at_rest
 from graphreg.errors import RegularizerError, TraceError
 from graphreg.forms import recomputed
+from graphreg.layout import apart
 from graphreg.leaves import identifier, leaf_names, make_rules, measures
 from graphreg.module import Regularized, RewrittenModule
 from graphreg.operators import nodes_in
@@ -150,8 +151,10 @@ class _Rewriting:
 
         def kept(kind: str) -> fx.Node:
             nonlocal point
+            given = kind == "clone" and self.aliases.is_given(node)
+            function, args = (apart, (value, node)) if given else (self.aliases.clone_of(node), (value,))
             with self.graph.inserting_after(point):
-                point = self.graph.create_node("call_function", self.aliases.clone_of(node), (value,), name=f"{identifier(name)}_kept")
+                point = self.graph.create_node("call_function", function, args, name=f"{identifier(name)}_kept")
             point.meta["graphreg"] = {"kind": kind, "site": name}
             added.add(point)
             return point
@@ -169,12 +172,14 @@ class _Rewriting:
         if tracked:
             self.wrt[name] = value = after(self.names[name], (value,), "track")
             value.meta["graphreg"]["site"] = name
-        read = kept("copy") if written and not spliced and not tracked else value
+        clean = any(isinstance(edit.regularizer, Penalty) and edit.regularizer.clean for _, edit in edits)
+        overwritten = self.aliases.written_later(node) if spliced else written and not tracked
+        read = kept("copy") if overwritten and (clean or not spliced) else value
         measure(clean=True)
         if spliced and recomputed(node, self.operations):
             self.recomputed += [self.names[i] for i, edit in edits if isinstance(edit.regularizer, Splice)]
         leaves = [self.names[i] for i, edit in edits if isinstance(edit.regularizer, Splice)]
-        if leaves and self.aliases.written_later(node):
+        if leaves and overwritten:
             self.overwritten += leaves
             self.apart += leaves[:1] if written and any(isinstance(edit.regularizer, Penalty) for _, edit in edits) else []
         for i, edit in edits:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import graphreg
 from graphreg.check import check
-from graphreg.passes import GaussianNoise, HiddenL1
+from graphreg.passes import BernoulliDropout, GaussianNoise, HiddenL1
 
 torch.manual_seed(0)
 X = torch.randn(4, 4)
@@ -431,3 +431,49 @@ def test_a_tuple_that_no_trace_knows_is_refused() -> None:
     module = graphreg.regularize(Net(lambda h: torch.hsplit(h, 2)[0] * 1), GaussianNoise("hsplit", 0.0))
     with pytest.raises(graphreg.RegularizerError, match="the value is a tuple, and only floating-point values can be spliced"):
         module(X)
+
+
+class WritesIntoItsInput(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.l = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x += 1.0
+        y: Tensor = self.l(x)
+        return y
+
+
+def test_what_the_model_writes_into_its_input_reaches_the_caller_where_no_splice_acts() -> None:
+    module = graphreg.regularize(WritesIntoItsInput(), BernoulliDropout("x", 0.5), rng=0)
+    assert "x_kept = graphreg_layout_apart(x_dropout, x)" in module.code
+    for run in (module.eval(), torch.compile(module, fullgraph=True, backend="aot_eager")):
+        x = torch.zeros(2, 4)
+        run(x)
+        assert torch.equal(x, torch.ones(2, 4))
+    x = torch.zeros(2, 4)
+    module.train()(x)
+    assert torch.equal(x, torch.zeros(2, 4))  # the dropped values are written into
+
+
+class Overwrites(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.l = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.l(x)
+        k = h.clamp_(-1.0, 1.0)
+        o = k.tanh()
+        h *= 0.5
+        return o
+
+
+def test_a_clean_penalty_reads_a_copy_of_what_is_written_into_later() -> None:
+    model, x = Overwrites(), torch.randn(3, 4)
+    module = graphreg.regularize(model, BernoulliDropout("clamp_", 0.5), HiddenL1("clamp_", 1.0, clean=True), rng=0)
+    output, penalties = module(x)
+    gradient = torch.autograd.grad(penalties["hidden_l1"], model.l.weight)[0]
+    expected = model.l(x).clamp(-1.0, 1.0).abs().mean()
+    torch.testing.assert_close(penalties["hidden_l1"], expected)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, model.l.weight)[0])
