@@ -172,7 +172,8 @@ class Noise:
         limit = (
             signed(int(rate.detach().item() * 2.0**31) * 2 ^ _FLIP) if readable(rate) else ((rate * 2.0**31).to(torch.int32) * 2) ^ _FLIP
         )
-        k0, k1 = lane_keys(*key.unbind(), lane)
+        low_word, high_word = key.unbind()
+        k0, k1 = lane_keys(low_word, high_word, lane)
         k2 = k1 ^ _FLIP
         mask = torch.empty(z.numel(), dtype=z.dtype, device=z.device)
         for low, high, counter in blocks(z.numel(), 0, z.device):

@@ -9,8 +9,9 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.utils.checkpoint as checkpointing
@@ -35,7 +36,8 @@ class _Thread(threading.local):
 _thread = _Thread()
 
 
-class Randomness(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Randomness:
     """The states of Python's and torch's generators, and what was seen of this thread: the generators belong to all threads."""
 
     states: tuple[Any, bytes]
@@ -50,10 +52,8 @@ class Randomness(NamedTuple):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Randomness) and not any(other.changed(self))
 
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-    __hash__ = None  # type: ignore[assignment]
+    def __hash__(self) -> int:
+        return hash(self.states[1])
 
 
 def randomness() -> Randomness:
@@ -83,7 +83,7 @@ class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _drawn(frame: Any, event: str, function: Any) -> None:
     """Python tells of each call in one thread: of those, the methods of ``random`` that are C's, where all of its draws end."""
-    own = event == "c_call" and getattr(function, "__self__", None) is random._inst  # type: ignore[attr-defined]
+    own = event == "c_call" and getattr(function, "__self__", None) is random._inst
     if own and function.__name__ != "getstate":
         python, torchs = _thread.draws
         _thread.draws = (python + 1, torchs)
@@ -102,7 +102,7 @@ def draws_watched() -> Iterator[None]:
         if free:
             changes.later(partial(sys.setprofile, None))
             sys.setprofile(_drawn)
-        with _Draws():
+        with _Draws():  # type: ignore[no-untyped-call]
             yield
 
 
