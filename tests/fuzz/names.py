@@ -142,6 +142,8 @@ class _Walk:
         if any(r.node is not None and r.node.node.is_a(CONSTANT) for r in reads):  # what a factory made, and something wrote into
             self._reads_constant(value, reads)
         value.deep = product or any(r.deep for r in reads if r.data)
+        if node.is_a(WRITE) and value.deep and not all(r.deep for r in reads):
+            self.found.roles_sure = False  # what is written into has other names, too
         value.norm = node.is_a(NORM)
         value.trains = (any(r.trains for r in reads) or node.is_a(PARAMETER) or flat.kind in WITH_PARAMETERS) and node.base != "detach"
         value.selectable = bool(flat.var.name) and not any(node.is_a(kind) for kind in (LIST, INTEGER, PARAMETER, CONSTANT))
