@@ -20,7 +20,7 @@ from fuzz.generate import generate
 from fuzz.matching import Name, Place, select
 from fuzz.names import Table, table
 from fuzz.oracle import Run, instrumented
-from fuzz.program import PRODUCT, Flattener, Plain, Program
+from fuzz.program import DROPOUT, PRODUCT, Flattener, Plain, Program
 
 
 @dataclass
@@ -196,6 +196,12 @@ class Maker:
             layer = modules.get(place.names[0].module or "")
             if isinstance(layer, nn.RNNBase) and place.names[0].ports[0] == "out":
                 axes[place.name] = 1 if layer.batch_first else 0
+        for value in (v for mode in self.tables.values() for v in mode.values.values() if v.names):
+            source, there = value, self.tables["train"].values
+            while source.node is not None and source.node.node.is_a(DROPOUT) and source.node.reads[0] in there:
+                source = there[source.node.reads[0]]  # the axis of a recurrent layer's output is also that of its dropout
+            if source is not value and source.names and source.names[0].text in axes:
+                axes[value.names[0].text] = axes[source.names[0].text]
         inputs = [p.name for p in values if p.role == "input"]
         agree = [p.name for p in self.tables["train"].places()] == [p.name for p in self.tables["eval"].places()]
         called = {path: len(sites) for path, sites in calls.items()}

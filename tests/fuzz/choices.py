@@ -95,7 +95,7 @@ def patterns(known: Known, places: Sequence[Place], rng: random.Random, roles: b
 
 
 def _text(usable: Sequence[Place], rng: random.Random, roles: bool) -> str:
-    place = rng.choices(usable, [5.0 if p.written else 2.0 if p.role == "hidden" else 1.0 for p in usable])[0]
+    place = rng.choices(usable, [7.0 if p.written else 2.0 if p.role == "hidden" else 1.0 for p in usable])[0]
     name = rng.choice(place.names)
     head = name.name.partition(".")[0]
     port = "" if name.default else f":{rng.choice(name.ports)}"

@@ -78,6 +78,27 @@ class Table:
     values: dict[int, Value] = field(default_factory=dict)
     roles_sure: bool = True
 
+    def before(self, key: int) -> set[int]:
+        """The values that a value was made of."""
+        found, waiting = set[int](), [key]
+        while waiting:
+            value = self.values.get(waiting.pop())
+            for read in value.node.reads if value is not None and value.node is not None else ():
+                if read not in found:
+                    found.add(read)
+                    waiting.append(read)
+        return found
+
+    def chains(self, path: str) -> dict[str, int]:
+        """The calls of a cell, each with the number of its sequence: a call that reads none before it begins one."""
+        calls = [v for v in self.values.values() if any(name.module == path and name.default for name in v.names)]
+        found: dict[int, int] = {}
+        for call in calls:
+            made_of = self.before(call.key)
+            earlier = [key for key in found if key in made_of]
+            found[call.key] = found[earlier[-1]] if earlier else len(set(found.values()))
+        return {call.names[0].text: found[call.key] for call in calls}
+
     def places(self) -> list[Place]:
         return [
             Place(v.names, "value", v.role if v.selectable else "", v.norm, v.used, v.unsure, usable=v.selectable, trains=v.trains)
@@ -142,6 +163,8 @@ class _Walk:
         if any(r.node is not None and r.node.node.is_a(CONSTANT) for r in reads):  # what a factory made, and something wrote into
             self._reads_constant(value, reads)
         value.deep = product or any(r.deep for r in reads if r.data)
+        if node.is_a(WRITE) and value.deep and not all(r.deep for r in reads):
+            self.found.roles_sure = False  # what is written into has other names, too
         value.norm = node.is_a(NORM)
         value.trains = (any(r.trains for r in reads) or node.is_a(PARAMETER) or flat.kind in WITH_PARAMETERS) and node.base != "detach"
         value.selectable = bool(flat.var.name) and not any(node.is_a(kind) for kind in (LIST, INTEGER, PARAMETER, CONSTANT))

@@ -130,7 +130,7 @@ class _Writer:
             return f"R.differentiate({name!r}, {site!r}, {at}, {var}.clone())"
         cell = next((path for path, calls in self.cells.items() if site in calls and path in reg.pattern), None)
         if cell is not None:
-            return f"R.step({name!r}, {cell!r}, {var}.clone())"
+            return f"R.step({name!r}, '{cell} {self.tables['train'].chains(cell).get(site, 0)}', {var}.clone())"
         axis = self.axes.get(site, reg.options.get("time_axis", 1))
         return f"R.put({name!r}, R.{reg.kind}(R.steps({var}.clone(), {axis}), {reg.options.get('norm')!r}))"
 
@@ -310,7 +310,8 @@ def laid(new: Tensor, old: Tensor) -> Tensor:
     """The same values in the strides that the value has in the model, where each element has a place of its own."""
     if new.stride() == old.stride() or 0 in old.stride() or torch._debug_has_internal_overlap(old) != 0:
         return new
-    placed = torch.empty_strided(old.shape, old.stride(), dtype=new.dtype)
+    size = 1 + sum((length - 1) * stride for length, stride in zip(old.shape, old.stride(), strict=True))
+    placed = torch.zeros(size, dtype=new.dtype).as_strided(old.shape, old.stride())
     placed.copy_(new)
     return placed
 

@@ -63,7 +63,7 @@ UNARY = [
 @statement(14)
 def unary(b: Builder) -> Stmt | None:
     a, (text, base) = b.pick(), b.rng.choice(UNARY)
-    if a is None or base == "flip":
+    if a is None or (text.startswith("1.0 -") and a in b.factories()):  # of a tensor that is no value of the trace: rsub
         return None
     return b.stmt(f"{{o}} = {text}", {"a": a}, Node(base, out="o", reads="a"))
 
@@ -143,6 +143,23 @@ def linear(b: Builder) -> Stmt | None:
     if a is None:
         return None
     return call(b, a, "fc", f"nn.Linear({b.tensors[a].shape[-1]}, {b.rng.choice((4, 4, 4, 2))})", PRODUCT)
+
+
+@statement(2)
+def through_a_view(b: Builder) -> Stmt | None:
+    """A product, a view of it, and a product that reads the view: what it reads is the first product."""
+    a = b.pick(lambda t: t.dim() in (2, 3) and t.shape[-1] == 4)
+    if a is None:
+        return None
+    one, other = b.attr("fc"), b.attr("fc")
+    text, base = b.rng.choice((("{t}.reshape(-1, 4)", "reshape"), ("{t}.transpose(0, 1)", "transpose"), ("{t}.unsqueeze(0)", "unsqueeze")))
+    lines = f"{{t}} = {{S}}.{one}({{a}})\n{{u}} = {text}\n{{o}} = {{S}}.{other}({{u}})"
+    size = b.tensors[a].shape[0] if base == "transpose" and b.tensors[a].dim() == 2 else 4
+    nodes = (
+        Node("", out="t", reads="a", kinds=(PRODUCT,), module=one), Node(base, out="u", reads="t", kinds=(VIEW,), line=1),
+        Node("", out="o", reads="u", kinds=(PRODUCT,), module=other, line=2),
+    )  # fmt: skip
+    return b.stmt(lines, {"a": a}, *nodes, outs="tuo", made=(f"{{S}}.{one} = nn.Linear(4, 4)", f"{{S}}.{other} = nn.Linear({size}, 4)"))
 
 
 @statement(5)

@@ -58,6 +58,24 @@ def method(b: Builder) -> Stmt | None:
     return b.stmt(f"{{o}} = {text}", ins, Node(base, out="o", reads="".join(ins), kinds=(WRITE,)), drops_out=("o",))
 
 
+@statement(3, writes=True)
+def aside(b: Builder) -> Stmt | None:
+    """A view, and a write into what it views: the view is read after it was written by another name."""
+    a = b.pick(dims(2, 3))
+    if a is None or a in b.factories():
+        return None
+    forms = (
+        ("{a}.transpose(0, 1)", "transpose"),
+        ("{a}[:, 0]", "getitem"),
+        ("{a}.unsqueeze(0)", "unsqueeze"),
+        ("{a}.flatten(1)", "flatten"),
+    )
+    write, wrote = b.rng.choice((("{a}.mul_(0.5)", "mul_"), ("{a}.add_(1.0)", "add_"), ("{a}.clamp_(-1.0, 1.0)", "clamp_")))
+    text, base = b.rng.choice(forms)
+    nodes = (Node(base, out="o", reads="a", kinds=(VIEW,)), Node(wrote, out="p", reads="a", kinds=(WRITE,), line=1))
+    return b.stmt(f"{{o}} = {text}\n{{p}} = {write}", {"a": a}, *nodes, outs="op")
+
+
 @statement(1, writes=True)
 def relu_in_place(b: Builder) -> Stmt | None:
     a = b.pick()
