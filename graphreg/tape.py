@@ -130,14 +130,23 @@ class Tape(TorchFunctionMode):
         sources = [source for source in node.all_input_nodes if source in holding]
         if not sources:
             return
-        surely = self.effects.writes(node, surely=True) or (sources if is_in_place(node) else [])  # also into what is in a list
-        for written in {**dict.fromkeys(self.effects.writes(node)), **dict.fromkeys(surely)}:
+        surely, may, shares = self._told(node)
+        surely = surely or tuple(sources if is_in_place(node) else ())  # also into what is in a list
+        for written in {**dict.fromkeys(may), **dict.fromkeys(surely)}:
             for key in holding.get(written, ()):
                 if written in surely:
                     self._refuse_others(key)
                 self._add(self.known.traced, key)
-        if self.effects.shares(node):
+        if shares:
             self._add(holding, node, frozenset().union(*(holding[source] for source in sources)))
+
+    def _told(self, node: fx.Node) -> tuple[tuple[fx.Node, ...], ...]:
+        """What the node writes into, may write into and shares. That is found out by calls, and these are not the model's."""
+        before, self.tracer.asking = self.tracer.asking, True
+        try:
+            return self.effects.writes(node, surely=True), self.effects.writes(node), self.effects.shares(node)
+        finally:
+            self.tracer.asking = before
 
     def returned(self, value: Any) -> Any:
         """What a module returned: a tensor that traced values were written into, as what it holds now."""
