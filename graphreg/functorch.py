@@ -24,11 +24,13 @@ from torch._functorch.pyfunctorch import (
     coerce_cinterpreter,
     temporarily_clear_interpreter_stack,
 )
+from torch.nn.utils import stateless
 
 from graphreg.errors import GraphRegError
 
 _unwrap_for_grad = torch._C._functorch._unwrap_for_grad
 _stack = torch._C._functorch.get_interpreter_stack
+_FUNCTIONAL = stateless._functional_call.__code__
 _CODES = {
     name: getattr(inspect.unwrap(getattr(_vmap, name)), "__code__", None)
     for name in ("_flat_vmap", "_chunked_vmap")
@@ -125,6 +127,12 @@ def outside() -> Iterator[None]:
 def is_wrapped(tensor: Tensor) -> bool:
     """Whether a transform of torch.func made it."""
     return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
+
+
+def lent(tensor: Tensor) -> bool:
+    """Whether a module has the tensor from ``functional_call``, which puts back what was there when the call ends."""
+    calls = (frame.f_locals["parameters_and_buffers"] for frame in _frames() if frame.f_code is _FUNCTIONAL)
+    return any(each is tensor for given in calls for each in given.values())
 
 
 def chunks() -> list[Chunk]:

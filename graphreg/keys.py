@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from graphreg.errors import GraphRegError
-from graphreg.functorch import CHUNKED, Chunk, chunks, in_chunks, is_wrapped, outside, transforms, unwrapped
+from graphreg.functorch import CHUNKED, Chunk, chunks, in_chunks, is_wrapped, lent, outside, transforms, unwrapped
 from graphreg.noise import call_keys, next_keys, of_process
 from graphreg.rules import Leaf
 
@@ -92,14 +92,15 @@ class KeyRule(Leaf):
     def _taken(self) -> Tensor:
         """The keys of this call, when those of the next have taken their place: for one thread at a time, outside of torch.func."""
         self.refuse_backward()
+        if is_wrapped(self.step) or (self.held is None and lent(self.step)):
+            raise GraphRegError(
+                "the noise's own counter is among what torch.func.functional_call was given: it would not count on, and each call would "
+                "draw the same. Leave what begins with 'graphreg_rules.' out: {n: b for n, b in module.named_buffers() if "
+                "'graphreg_rules.' not in n}. For the same masks in each call there is graphreg.frozen_noise(module)."
+            )
         if not transforms():
             with taking():
                 return self._advanced()
-        if is_wrapped(self.step):
-            raise GraphRegError(
-                "the noise's own counter was mapped over by torch.vmap, or comes from another transform of torch.func: it would not "
-                "count on. Leave what begins with 'graphreg_rules.' out of what torch.func.functional_call is given."
-            )
         parts = chunks()
         with taking(), outside():
             if parts and self.held is None:

@@ -199,6 +199,25 @@ def test_the_noises_own_counter_is_not_mapped() -> None:
         vmap(lambda s: functional_call(module, s, (X,)).output, randomness="different")(state)
 
 
+def test_a_counter_that_would_be_put_back_behind_the_call_is_refused() -> None:
+    """functional_call would leave the noise where it was, and each call would draw the same masks."""
+    module = regularized()
+    parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
+    copies = {name: buffer.clone() for name, buffer in buffers.items()}
+    for given in ({**parameters, **buffers}, (parameters, copies)):
+        with pytest.raises(GraphRegError, match="each call would draw the same. Leave what begins with 'graphreg_rules.' out"):
+            functional_call(module, given, (X,))
+        with pytest.raises(GraphRegError, match="each call would draw the same"):
+            vmap(lambda x, given=given: functional_call(module, given, (x,)).output, randomness="different")(X)
+        with graphreg.frozen_noise(module):
+            functional_call(module, given, (X,))
+    module.graphreg_rules.key.seek(0)
+    own = {name: buffer for name, buffer in buffers.items() if "graphreg_rules." not in name}
+    first, second = (functional_call(module, (parameters, own), (X,)).output for _ in range(2))
+    assert not torch.equal(first, second) and graphreg.rng_state(module)["call"] == 2
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is:FutureWarning")  # by which torch decomposes for jvp
 def test_under_grad_and_jvp_alone_the_masks_are_those_of_a_plain_call() -> None:
     module = regularized()
     parameters = {name: p.detach().requires_grad_() for name, p in module.named_parameters()}
