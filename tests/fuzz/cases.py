@@ -245,12 +245,11 @@ class Maker:
         case.own_sites = list(case.own)
 
     def group(self, cases: list[Case]) -> Group:
-        front_end = "auto" if self.program.variadic else "symbolic"
         nodes = [n.node for each in self.flat.flats for n in [*each.nodes, *(each.eval_nodes or [])]]
         sites = [p.name for p in self.known.values if p.usable]
         others = [p.name for p in self.known.values if not p.usable]
         return Group(
-            self.program.number, self.source, sites, others, cases, self.program.input_grads, self.program.sized, front_end, self.two,
+            self.program.number, self.source, sites, others, cases, self.program.input_grads, self.program.sized, "symbolic", self.two,
             any(n.is_a("write") for n in nodes), any(n.is_a("random") for n in nodes), bool(self.program.apart),
         )  # fmt: skip
 

@@ -27,13 +27,13 @@ def generate(seed: int, mood: str = "") -> Program:
     """The program of a seed. ``mood``: ``"calm"`` for one that writes nothing, ``""`` for any."""
     rng = random.Random(seed)
     names = rng.choice([["x"], ["s"], ["x", "y"], ["s", "x"], ["s", "z"], ["ids"], ["x", "ids"]])
-    variadic = rng.choice((1, 2)) if rng.random() < 0.004 else 0
+    variadic = rng.choice((1, 2)) if rng.random() < 0.05 else 0
     double, sized = rng.random() < 0.25, rng.random() < 0.75
     inputs = [(name, ARGUMENTS[name] + ".double()" * (double and name != "ids")) for name in names]
     inputs += [(f"rest{i}", ARGUMENTS["x"] + ".double()" * double) for i in range(variadic)]
     input_grads = rng.random() < 0.6
     program = Program(Body("Net"), inputs, variadic, double, input_grads=input_grads, seed=seed % 1000, number=seed)
-    program.sized = sized or variadic > 0  # *rest goes to torch.export, which needs an example
+    program.sized = sized or variadic > 0  # without one *rest cannot be followed
     torch.manual_seed(seed)
     given = [eval(text, {"torch": torch}) for _, text in inputs]
     given = [value.requires_grad_(input_grads and value.is_floating_point()) for value in given]

@@ -65,7 +65,8 @@ def unary(b: Builder) -> Stmt | None:
     a, (text, base) = b.pick(), b.rng.choice(UNARY)
     if a is None or (text.startswith("1.0 -") and a in b.factories()):  # of a tensor that is no value of the trace: rsub
         return None
-    return b.stmt(f"{{o}} = {text}", {"a": a}, Node(base, out="o", reads="a"))
+    kinds = (VIEW,) if base == "flip" else ()  # the same numbers in another order
+    return b.stmt(f"{{o}} = {text}", {"a": a}, Node(base, out="o", reads="a", kinds=kinds))
 
 
 BINARY = [
