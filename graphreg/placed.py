@@ -187,5 +187,5 @@ class Placed:
                     fail(f"{user.name} reads {link.name} and passes by {last.name}.")
 
 
-def _has_splice(edits: list[Edit]) -> bool:
+def _has_splice(edits: Sequence[Edit]) -> bool:
     return any(isinstance(edit.regularizer, Splice) for edit in edits)
