@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from graphreg.changes import patched_by_fx, raise_interrupt
+from graphreg.changes import raise_interrupt
 from graphreg.decisions import Answering
 from graphreg.dropouts import is_drop_path
 from graphreg.errors import GraphRegError, TraceError, first_line
@@ -28,6 +28,7 @@ from graphreg.operators import WRAPPED, Operations, is_size
 from graphreg.ports import settle_ports
 from graphreg.proxies import BufferProxy, Value
 from graphreg.surroundings import ModuleStack, checkpoints_refused, randomness, regions, restore_randomness
+from graphreg.torch_state import patched_by_fx
 
 STACKED = "torch.fx does not see into it; torch.export does, with example_inputs"
 PLAIN = (float, int, bool, str, type(None), torch.dtype, torch.device)
