@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 WORKERS ?= 2
 
-.PHONY: demo demo-penalties test oldest sweep bench drawings rivals zoo rng-battery lint clean
+.PHONY: demo demo-penalties test fuzz oldest sweep bench drawings rivals zoo rng-battery lint clean
 
 .venv/.demo: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv .venv
@@ -33,6 +33,11 @@ demo-penalties: .venv/.demo
 
 test: .venv/.test
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal
+
+# Random models and regularizers against an instrumented copy of the model; see docs/fuzz.md.
+# make fuzz ARGS="--seed 17 --cases 10000"; --compiled aot_eager, --inject all --seeds 3, --replay FILE.
+fuzz: .venv/.test
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(PY) -m fuzz --workers $(WORKERS) $(ARGS)
 
 # The tests with the oldest torch that they pass with, in an environment of its own. PyPI has it as a CUDA build: 5 GB on disk.
 OLDEST := torch==2.12.0 torchvision==0.27.0

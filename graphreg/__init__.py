@@ -37,13 +37,14 @@ if TYPE_CHECKING:
     from graphreg.strip import strip
     from graphreg.summary import Report
     from graphreg.trace import Traced, names, trace
+    from graphreg.validation import verify
 
 __all__ = [
     "Backend", "Diagnosis", "Diff", "Finding", "GraphRegError", "Monitor", "NoMatchError", "Noise", "Penalty", "Plan", "Pull",
     "Regularized", "Regularizer", "RegularizerError", "Report", "Samples", "Selector", "Site", "Splice", "TraceError", "Traced",
     "as_pass", "backend", "backend_of", "build", "diff", "doctor", "draw", "from_kwargs", "frozen_noise", "mean_over_pairs", "monitor",
     "names", "noise_on", "plan", "registered", "regularize", "report", "rewrite", "rng_state", "sample", "set_ranks", "set_rng_state",
-    "set_strength", "strengths", "strip", "to_networkx", "trace",
+    "set_strength", "strengths", "strip", "to_networkx", "trace", "verify",
 ]  # fmt: skip
 __version__ = "0.1.0"
 
@@ -76,6 +77,7 @@ _PLACES = {
     "strip": ("strip",),
     "summary": ("Report",),
     "trace": ("Traced", "names", "trace"),
+    "validation": ("verify",),
 }
 _PLACE = {name: place for place, names in _PLACES.items() for name in names}
 

@@ -27,6 +27,7 @@ from graphreg.listing import check_selectors, told
 from graphreg.own_choice import OwnDropout
 from graphreg.parts import Inner, Maker, Part
 from graphreg.plan import check_trainable
+from graphreg.precision import brought
 from graphreg.regularizer import Penalty, Regularizer
 from graphreg.selection import check_count, selected
 from graphreg.selector import Missing
@@ -88,7 +89,7 @@ class Backend(Knobs):
         return self.forced
 
     def _strength(self, name: str, device: torch.device) -> Tensor:
-        return self._strengths[name].to(device)
+        return brought(self._strengths[name], device)
 
     # a call, from its first graph to its end
 
@@ -189,7 +190,7 @@ class Backend(Knobs):
         if part.emitted.draws:
             yield self.streams.keys(part.rows, part.draws, part.device)
         for name in part.emitted.strengths:
-            yield call.strengths[name].to(part.device)
+            yield brought(call.strengths[name], part.device)
 
     def _ran(self, part: Part, call: Call, outputs: Sequence[Any]) -> None:
         call.names.update(dict.fromkeys(part.claimed))

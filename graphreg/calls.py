@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import maybe_current_level
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from graphreg.attach import Scale, current
 from graphreg.captured import Known
-from graphreg.errors import RegularizerError
+from graphreg.errors import GraphRegError, RegularizerError
+from graphreg.join import refuse_twice
 from graphreg.measures import Total, Whole
+from graphreg.precision import brought
 from graphreg.regularizer import Penalty
 
 
@@ -114,6 +117,11 @@ class Call:
         totals = list(self.of_parameters.values())
         if not live or not any(value.requires_grad for value in [*totals, *measured]):
             return outputs
+        if maybe_current_level() is not None:
+            raise GraphRegError(
+                "a backend's attached penalties cannot join under a transform of torch.func. Use penalties='return' and add "
+                "backend.penalties() to the loss, or graphreg.regularize."
+            )
         own = [outputs[i] for i in live]
         joined = _Join.apply(self, list(names), current(self.scale), broken, len(totals), *totals, *measured, *own)  # type: ignore[no-untyped-call]
         new = dict(zip(live, joined, strict=True))
@@ -128,7 +136,7 @@ class Call:
     def _total(self, name: str) -> Tensor:
         values = self.values.get(name, [])
         device = values[0].device if values else next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        return self.measurers[name].total(self.strengths[name].to(device), values, self.model)
+        return self.measurers[name].total(brought(self.strengths[name], device), values, self.model)
 
     def totals(self) -> dict[str, Tensor]:
         """Every penalty of the call: 0-d, with its gradient, where it is not attached."""
@@ -164,6 +172,7 @@ class _Join(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        refuse_twice()
         tensors, task = ctx.saved_tensors, torch._C._current_graph_task_id()
         first = ctx.call.counted != task
         ctx.call.counted = task

@@ -15,7 +15,9 @@ import torch
 from torch import fx, nn
 from torch.fx.graph import _snake_case
 
+from graphreg.aliases import of_body
 from graphreg.dropouts import is_drop_path
+from graphreg.effects import REGION
 from graphreg.frames import AROUND, Place
 from graphreg.naming import COUNTED, Namer, add_label
 from graphreg.operators import IN_PLACE_NAMES
@@ -82,6 +84,8 @@ class Capture:
                 twins[node] = self._input(node, next(values), known, namer)
             else:
                 twins[node] = self.graph.node_copy(node, twins.__getitem__)
+                if is_region(node) and (body := self._body(node)) is not None:
+                    twins[node].meta[REGION] = of_body(body)
             twins[node].meta["value"] = described(node.meta.get("example_value"))
 
     def _input(self, node: fx.Node, value: Any, known: Mapping[int, Known], namer: Namer) -> fx.Node:
@@ -139,10 +143,14 @@ class Capture:
         region = node.args[0] if node.op == "call_function" and called(node)[1] == "getitem" else None
         if not isinstance(region, fx.Node) or not is_region(region) or not isinstance(node.args[1], int):
             return None
-        body = getattr(self.gm, str(getattr(region.args[0], "target", "")), None)
-        values: Any = body.graph.output_node().args[0] if isinstance(body, fx.GraphModule) else ()
+        body = self._body(region)
+        values: Any = body.graph.output_node().args[0] if body is not None else ()
         made = values[node.args[1]] if node.args[1] < len(values) else None
         return made if isinstance(made, fx.Node) else None
+
+    def _body(self, region: fx.Node) -> fx.GraphModule | None:
+        body = getattr(self.gm, str(getattr(region.args[0], "target", "")), None)
+        return body if isinstance(body, fx.GraphModule) else None
 
     def _label_functions(self, namer: Namer) -> None:
         constants: set[fx.Node] = set()  # computed from buffers alone: no sites, as in a trace

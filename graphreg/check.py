@@ -16,6 +16,7 @@ from torch import fx, nn
 from graphreg.derivatives import Track
 from graphreg.errors import RegularizerError
 from graphreg.inside import graphs_of
+from graphreg.layout import apart, clone
 from graphreg.modes import is_nan
 from graphreg.module import Regularized, RewrittenModule
 from graphreg.own_rules import OwnRule
@@ -85,7 +86,7 @@ def _leaves(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
         elif kind in ("key", "attach"):
             ok = node.target == f"{RULES}.{kind}"
         elif kind in ("clone", "copy"):
-            ok = node.target is torch.clone and about["site"] in acted | plan.tracked.keys()
+            ok = node.target in (torch.clone, clone, apart) and about["site"] in acted | plan.tracked.keys()
         else:
             ok = True
         if not ok:

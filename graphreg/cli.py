@@ -20,7 +20,6 @@ from typing import Any
 from graphreg.cli_errors import UsageError, raised, sentence
 from graphreg.cli_parser import parser
 from graphreg.cli_path import on_the_path
-from graphreg.collector import collector_at_rest
 from graphreg.errors import GraphRegError
 
 WRONG, FAILED, INTERRUPTED, PIPE_CLOSED = 2, 1, 130, 141
@@ -37,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "_ARGCOMPLETE" in os.environ:
             _argcomplete().autocomplete(grammar)
         args = grammar.parse_args(argv)
-        with collector_at_rest(), _warnings_told():  # at rest it saves a third of the time that importing torch takes
+        with _collector_at_rest(), _warnings_told():  # at rest it saves a third of the time that importing torch takes
             return _run(args)
     except BrokenPipeError:
         _close_stdout()
@@ -50,6 +49,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(end.code or 0)
     except Exception as error:
         return _tell(error, args, FAILED, f"{raised(error)} (no error that graphreg expects; --traceback shows where it comes from)")
+
+
+@contextlib.contextmanager
+def _collector_at_rest() -> Iterator[None]:
+    """As in ``collector.py``, which imports torch."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _run(args: Namespace) -> int:

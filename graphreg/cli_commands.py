@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 import graphreg
 from graphreg.cli_errors import UsageError, raised
 from graphreg.cli_inputs import example_inputs
@@ -18,6 +20,7 @@ from graphreg.own_choice import OwnDropout
 from graphreg.selector import select
 from graphreg.sites import Names
 from graphreg.trace import Traced, names, trace
+from graphreg.validation import copied, validate
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,11 @@ def run(args: Namespace) -> Any:
     return _drawn(args) if args.command == "draw" else _regularized(args)
 
 
-def _traced(args: Namespace) -> Traced:
-    model, inputs = load(args.model, args.kwargs), example_inputs(args.input, args.inputs)
+def _given(args: Namespace) -> tuple[nn.Module, Any]:
+    return load(args.model, args.kwargs), example_inputs(args.input, args.inputs)
+
+
+def _traced(args: Namespace, model: nn.Module, inputs: Any) -> Traced:
     try:
         return trace(model, inputs, args.front_end)
     except GraphRegError:
@@ -57,20 +63,20 @@ def _traced(args: Namespace) -> Traced:
 def _names(args: Namespace) -> Names:
     if args.on is not None and not args.select:
         raise UsageError("--on says what --select selects among; give a --select too.")
-    traced = _traced(args)
+    traced = _traced(args, *_given(args))
     if not args.select:
         return names(traced)
     sites = {"values": traced.values, "parameters": traced.parameters, None: traced.sites}[args.on]
     usual = [s for s in sites if s.selectable and (args.on == "parameters" or s.role == "hidden")]
     found = select(
         args.select, sites, usual, what=(args.on or "sites")[:-1], model=traced.title, who="--select",
-        usual="the parameters" if args.on == "parameters" else "the hidden values",
+        usual="the parameters" if args.on == "parameters" else "the hidden values", elsewhere=traced.sites,
     )  # fmt: skip
     return Names(f"{traced.title}, {' '.join(map(repr, args.select))}", tuple(found))
 
 
-def _planned(args: Namespace, own: OwnDropout) -> tuple[Traced, graphreg.Plan]:
-    traced = _traced(args)
+def _planned(args: Namespace, own: OwnDropout, model: nn.Module, inputs: Any) -> tuple[Traced, graphreg.Plan]:
+    traced = _traced(args, model, inputs)
     return traced, graphreg.plan(traced, regularizers(traced, args.keywords), args.missing, own)
 
 
@@ -79,16 +85,22 @@ def _regularized(args: Namespace) -> Any:
     own = own_dropout(args.own_dropout)
     if none_given(args.keywords, own):
         raise UsageError(f"no regularizer is given; write e.g. graphreg {args.command} {args.model} --hidden-dropout 0.1.")
-    traced, plan = _planned(args, own)
+    model, inputs = _given(args)
     if args.command == "plan":
-        return plan
+        return _planned(args, own, model, inputs)[1]
+    if args.verify and inputs is None:
+        raise UsageError("--verify runs the model, so it needs --input or --inputs.")
+    before = copied(model) if args.verify else None
+    traced, plan = _planned(args, own, model, inputs)
     module = graphreg.rewrite(traced, plan, args.rng)
+    if before is not None:
+        validate(before, model, module, inputs)
     return graphreg.report(module) if args.command == "report" else graphreg.diff(module)
 
 
 def _drawn(args: Namespace) -> Drawn:
     check_options(args.keywords, args.known, args.command)
     own = own_dropout(args.own_dropout)
-    traced, plan = _planned(args, own)
+    traced, plan = _planned(args, own, *_given(args))
     path = graphreg.draw(traced, args.path, plan=None if none_given(args.keywords, own) else plan, level=args.level, mode=args.mode)
     return Drawn(plan.title, path)

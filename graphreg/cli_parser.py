@@ -88,6 +88,7 @@ def parser() -> Parser:
             _add_regularizers(own)
         if command in ("report", "diff"):
             own.add_argument("--rng", type=int, metavar="SEED", help="the seed of the noise")
+            own.add_argument("--verify", action="store_true", help="compare the result with the model on the example inputs first")
     demo = commands.add_parser("demo", help=COMMANDS["demo"], description="Run the demo (make demo, make demo-penalties).")
     demo.add_argument("demo", nargs="?", choices=DEMOS, default=DEMOS[0])
     completion = commands.add_parser("completion", help=COMMANDS["completion"], description='bash: eval "$(graphreg completion bash)"')

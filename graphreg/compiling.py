@@ -48,7 +48,7 @@ def backend(
     The model stays as it is. Raises GraphRegError kinds for what is not allowed; a selector that finds nothing in any
     graph is an error at the end of the first call.
     """
-    for name in ("compile", "front_end", "example_inputs"):
+    for name in ("compile", "front_end", "example_inputs", "verify"):
         if name in keywords:
             raise RegularizerError(f"{name}= is no option of graphreg.backend: torch.compile captures the graphs, from the calls.")
     check_options(rng, missing, penalties, scale, own_dropout)
@@ -137,7 +137,18 @@ def backend_of(compiled: Any) -> Backend:
     return found
 
 
-def by_name(gm: fx.GraphModule, inputs: Sequence[Any], **given: Any) -> Callable[..., Any]:
+def __getattr__(name: str) -> Any:
+    """``by_name``, which torch asks for when it first meets the backend's name: from then on Dynamo tells of what it compiles.
+
+    Nothing is registered while this file is imported, and nothing else tells of a call by name that captures no graph.
+    """
+    if name != "by_name":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    watch()
+    return _by_name
+
+
+def _by_name(gm: fx.GraphModule, inputs: Sequence[Any], **given: Any) -> Callable[..., Any]:
     """``torch.compile(model, backend="graphreg", options={...})``: the options are those of ``graphreg.backend``.
 
     They are checked at the first call, for that is when torch first asks.
@@ -160,6 +171,3 @@ def by_name(gm: fx.GraphModule, inputs: Sequence[Any], **given: Any) -> Callable
         return raising(error)
     except TypeError as error:
         return raising(RegularizerError(f"options={given.get('options')!r} are not allowed: {error}."))
-
-
-watch()  # also for a backend by name, of whose first call nothing else tells

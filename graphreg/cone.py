@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
+from graphreg.effects import Effects
 from graphreg.errors import NoMatchError
 from graphreg.operators import Operations, function_name, is_integer, is_size
 from graphreg.roles import site_nodes
@@ -65,7 +66,7 @@ def cone(traced: Traced, wrt: Selector, sites: Sequence[Site], who: str) -> Cone
 
 def downstream(nodes: Iterable[fx.Node], operations: Operations) -> set[fx.Node]:
     """The nodes and all that depends on them through tensors of real numbers, also by a write into something else."""
-    found, waiting, sizes = set[fx.Node](), list(nodes), set[fx.Node]()
+    found, waiting, sizes, effects = set[fx.Node](), list(nodes), set[fx.Node](), Effects(operations)
     for node in waiting[0].graph.nodes if waiting else ():
         if is_size(node, sizes.__contains__):
             sizes.add(node)
@@ -74,7 +75,7 @@ def downstream(nodes: Iterable[fx.Node], operations: Operations) -> set[fx.Node]
         if node in found or node in sizes or is_integer(node) or function_name(node) == "detach":
             continue
         found.add(node)
-        waiting += [*node.users, *operations.writes(node)]
+        waiting += [*node.users, *effects.writes(node)]
     return found
 
 

@@ -27,7 +27,7 @@ STATE_VERSION = 1
 STATE = {"version", "call", "ranks", "streams"}  # what a state has
 Ranks = Literal["differ", "same"]
 log = logging.getLogger("graphreg")
-_unheld: WeakKeyDictionary[nn.Module, tuple[Own, ...]] = WeakKeyDictionary()  # by a module's key, what is still to be told of
+_unheld: WeakKeyDictionary[nn.Module, tuple[Own, ...]] = WeakKeyDictionary()  # by a module's key, or its rules, what is still to be told of
 Regulated = nn.Module | Knobs | Callable[..., Any]  # a rewritten module, a backend, or what torch.compile made with one
 
 
@@ -35,7 +35,8 @@ def strengths(module: Regulated) -> dict[str, float]:
     """Weights and rates by regularizer name."""
     if (knobs := knobs_of(module)) is not None:
         return knobs.strengths()
-    return {name: float(value) for name, value in rules_of(module).strengths.items()}
+    rules = rules_of(module)
+    return {name: rules.value(name) for name in rules.strengths}
 
 
 def set_strength(module: Regulated, name: str, value: float) -> None:
@@ -54,7 +55,7 @@ def set_strength(module: Regulated, name: str, value: float) -> None:
         hint = " The rate of a dropout of the model's own is set once, by regularize(..., own_dropout={selector: rate})." if moved else ""
         raise NoMatchError(f"no regularizer is named {name!r}.{near_sentence(str(name), plan.regularizers)} Names: {known}.{hint}")
     checked = dataclasses.replace(plan.regularizers[name], weight=value)
-    rules.strengths[name].fill_(checked.weight)
+    rules.set_value(name, checked.weight)
 
 
 def rng_state(module: Regulated) -> dict[str, Any]:
@@ -62,11 +63,13 @@ def rng_state(module: Regulated) -> dict[str, Any]:
 
     It has graphreg's streams and their call, the held call in a block of ``frozen_noise``. It has no strengths: a run that changes
     them saves ``strengths(module)`` too. A dropout of the model's own that was left alone (``own_dropout="keep"``) draws from
-    torch's generator, whose state is ``torch.get_rng_state()``. Raises GraphRegError without a splice.
+    torch's generator, whose state is ``torch.get_rng_state()``. A module that draws nothing has a state without streams.
     """
     if (knobs := knobs_of(module)) is not None:
         return knobs.rng_state()
-    key = _key(module)
+    key = _key_of(module)
+    if key is None:
+        return {"version": STATE_VERSION, "call": 0, "ranks": "differ", "streams": {}}
     streams = dict(zip(key.names, key.streams.tolist(), strict=True))
     return {"version": STATE_VERSION, "call": key.call(), "ranks": "same" if key.alike else "differ", "streams": streams}
 
@@ -80,8 +83,10 @@ def set_rng_state(module: Regulated, state: dict[str, Any]) -> None:
     if (knobs := knobs_of(module)) is not None:
         knobs.set_rng_state(state)
         return
-    key = _key(module)
-    streams = _checked_streams(state, key.names)
+    key = _key_of(module)
+    streams = _checked_streams(state, () if key is None else key.names)
+    if key is None:
+        return
     key.streams = key.streams.new_tensor(streams)
     key.alike = state["ranks"] == "same"
     key.seek(state["call"])
@@ -110,17 +115,18 @@ def frozen_noise(module: Regulated) -> Iterator[None]:
 
     The block counts as one call, or as none where nothing was drawn in it. A block within a block is part of it. Nothing
     is compiled again. A dropout left to torch (``own_dropout="keep"``) is not held; the logger ``graphreg`` warns of it, once a
-    module. Raises GraphRegError without a splice.
+    module. It does nothing to a module that draws nothing.
     """
     if (knobs := knobs_of(module)) is not None:
         with knobs.frozen_noise():
             yield
         return
-    key = _key(module)
-    if key.held is not None:
+    key = _key_of(module)
+    if key is None or key.held is None:
+        _tell_unheld(module, rules_of(module) if key is None else key)
+    if key is None or key.held is not None:
         yield
         return
-    _tell_unheld(module, key)
 
     def back() -> None:
         if key.held is not None:
@@ -132,7 +138,7 @@ def frozen_noise(module: Regulated) -> Iterator[None]:
         yield
 
 
-def _tell_unheld(module: Any, key: KeyRule) -> None:
+def _tell_unheld(module: Any, key: nn.Module) -> None:
     if key not in _unheld:  # a look at the whole graph: once
         _unheld[key] = own_draws(module)
     inner = rewritten(module) if _unheld[key] else module
@@ -165,11 +171,22 @@ def noise_on(module: Regulated) -> Iterator[None]:
         yield
 
 
-def _key(module: Any) -> KeyRule:
+def require_draws(module: Regulated) -> None:
+    """Raise GraphRegError for a module that draws no noise."""
+    if knobs_of(module) is None:
+        _key(module)
+
+
+def _key_of(module: Any) -> KeyRule | None:
     key = getattr(rules_of(module), "key", None)
-    if not isinstance(key, KeyRule):
+    return key if isinstance(key, KeyRule) else None
+
+
+def _key(module: Any) -> KeyRule:
+    key = _key_of(module)
+    if key is None:
         raise GraphRegError(
-            "this module draws no noise: it has no splice, so there is no noise to hold, sample or resume. "
+            "this module draws no noise: it has no splice, so there is no noise to keep on or to sample, and ranks have none to share. "
             "Regularize with dropout or noise first, e.g. hidden_dropout=0.1, or own_dropout='seeded'."
         )
     return key

@@ -66,10 +66,31 @@ def decided_kind(value: Any, expected: str) -> None:
         )
 
 
+@has_side_effect
+def decided_flag(value: Any, expected: bool, name: str) -> None:
+    """Raises unless a parameter requires gradients, or does not, as when the model was traced."""
+    if value != expected:
+        raise GraphRegError(
+            f"the model's forward asks {name}.requires_grad and goes by the answer. It was {expected} when the model was traced, and is "
+            f"{value} now. Freeze or unfreeze parameters first, then regularize."
+        )
+
+
+@has_side_effect
+def in_parts(value: Any, name: str) -> None:
+    """Raises where a tensor was taken for a tuple of values, for the forward only indexes it."""
+    if isinstance(value, torch.Tensor):
+        raise GraphRegError(
+            f"{name} is kept whole, and was taken for a tuple, for the forward only indexes it. It gives a tensor. Regularize with "
+            "example_inputs, or annotate what its forward returns (-> torch.Tensor)."
+        )
+
+
 def decisions(graph: fx.Graph) -> list[str]:
     """A line for each module that decides something on a shape or a type; for the listing and the report."""
     lines = []
-    for target, what in ((decided, "the example's shapes"), (decided_kind, "the types it was traced with")):
+    told = {decided: "the example's shapes", decided_kind: "the types it was traced with", decided_flag: "what requires gradients"}
+    for target, what in told.items():
         places = Counter(node.meta.get("site", ("",))[0] for node in graph.nodes if node.target is target)
         lines += [f"decided: {path or 'the model itself'} goes the way of {what} ({n} asserted)" for path, n in places.items()]
     return lines
@@ -86,7 +107,7 @@ class Answering(fx.Tracer):
         self.sizes: set[fx.Node] = set()  # numbers and shapes
         self.asking = False  # modules that run now run for an answer; they are not traced
         self._scopes = [""]
-        self._examples, self._values = examples, dict[fx.Node, Any]()
+        self.examples, self._values = examples, dict[fx.Node, Any]()
         self._given: dict[fx.Node, bool] = {}  # whether an input is behind a value
         self._kinds: dict[fx.Node, type | None] = {}
         self.assumed: dict[str, None] = {}  # arguments without an example that were taken for tensors
@@ -131,18 +152,35 @@ class Answering(fx.Tracer):
         name = str(node.target)
         if node.op == "placeholder" and name.startswith("*"):
             return dict if name.startswith("**") else tuple
-        if node.op == "placeholder" and name not in self._examples:
+        if node.op == "placeholder" and name not in self.examples:
             self.assumed[name] = None
             return torch.Tensor
-        value = self._examples[name] if node.op == "placeholder" else self._value(node) if self._examples else _UNKNOWN
+        value = self.examples[name] if node.op == "placeholder" else self._value(node) if self.examples else _UNKNOWN
         return None if value is _UNKNOWN else type(value)
 
+    def flag(self, parameter: torch.nn.Parameter) -> bool:
+        """Whether a parameter that the forward holds itself requires gradients."""
+        node: Any = self.create_arg(parameter)
+        return bool(self._flag(self._unnamed(getattr, node, "requires_grad"), parameter))
+
+    def _flag(self, node: fx.Node, parameter: Any) -> bool:
+        self._unnamed(decided_flag, node, parameter.requires_grad, str(node.all_input_nodes[0].target))
+        return bool(parameter.requires_grad)
+
     def _answer(self, obj: fx.Proxy, kinds: tuple[type, ...], refuse: Callable[[], Any]) -> Any:
+        if _asks_flag(obj.node):
+            source: Any = obj.node.args[0]
+            read = self._parameter(str(source.target)) if source.op == "get_attr" else None
+            return refuse() if read is None else self._flag(obj.node, read)  # of other values it depends on the call
         value = self._value(obj.node)
         if not isinstance(value, kinds):
             return refuse()
         self._assert(obj.node, value)
         return value
+
+    def _parameter(self, target: str) -> Any:
+        owner, _, name = target.rpartition(".")
+        return self.root.get_submodule(owner)._parameters.get(name)
 
     def _length(self, obj: fx.Proxy) -> int | None:
         value = self._value(obj.node)
@@ -181,7 +219,7 @@ class Answering(fx.Tracer):
             self.asking = False
 
     def _attempt(self, node: fx.Node) -> Any:
-        if any(self._values[source] is _UNKNOWN for source in node.all_input_nodes):
+        if _asks_flag(node) or any(self._values[source] is _UNKNOWN for source in node.all_input_nodes):
             return _UNKNOWN
         try:
             return self._run(node)
@@ -192,7 +230,7 @@ class Answering(fx.Tracer):
         target: Any = node.target
         args, kwargs = map_arg((node.args, node.kwargs), self._values.__getitem__)
         if node.op == "placeholder":
-            return self._faked(self._examples[str(target).lstrip("*")])
+            return self._faked(self.examples[str(target).lstrip("*")])
         if node.op == "call_module":
             module = self.root.get_submodule(target)
             tensors = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
@@ -207,6 +245,10 @@ class Answering(fx.Tracer):
     def _faked(self, value: Any) -> Any:
         """Fake tensors in place of the user's own, which a write would reach otherwise, in a fake mode too."""
         return pytree.tree_map_only(torch.Tensor, self._fake.from_tensor, value)
+
+
+def _asks_flag(node: fx.Node) -> bool:
+    return node.target is getattr and node.args[1:] == ("requires_grad",)
 
 
 def _needed(node: fx.Node, known: Mapping[fx.Node, Any]) -> list[fx.Node]:

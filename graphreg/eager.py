@@ -18,7 +18,7 @@ from torch._dynamo.callback import CallbackArgs, callback_handler
 from torch._dynamo.utils import counters
 
 from graphreg.errors import GraphRegError
-from graphreg.frames import RESUMED, Functions, entry, root_of
+from graphreg.frames import RESUMED, Entry, Functions, entry, root_of
 from graphreg.knobs import compiler_of, knobs_of
 
 NAME = "graphreg"  # of the backend, as torch.compile notes it
@@ -55,14 +55,22 @@ def _code(name: str, file: str, line: str) -> str:
 
 def _compiling(_: CallbackArgs) -> None:
     """Dynamo begins to compile: of a call of ours that it has not yet compiled anything for, the end is watched from now on."""
+    try:
+        found = _new()
+    except Exception:  # Dynamo calls this for every compilation of the process: what fails here must not stop those of others
+        return
+    if found is not None:
+        _before[found.context] = Counter(counters["unimplemented"])
+        begin = _watched(root_of(found), found.context, compiler_of(found.context))
+        found.cleanups.append(begin())
+        found.context.enter_exit_hooks.append(begin)
+
+
+def _new() -> Entry | None:
+    """The call that is running, if it is one of ours and not watched yet."""
     found = entry()
     inner: Any = compiler_of(found.context) if found is not None else None
-    if found is None or found.context in _before or getattr(inner, "compiler_name", None) != NAME:
-        return
-    _before[found.context] = Counter(counters["unimplemented"])
-    begin = _watched(root_of(found), found.context, inner)
-    found.cleanups.append(begin())
-    found.context.enter_exit_hooks.append(begin)
+    return None if found is None or found.context in _before or getattr(inner, "compiler_name", None) != NAME else found
 
 
 def _watched(model: nn.Module, context: Any, inner: Any) -> Callable[[], Callable[[], None]]:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import math
+import numbers
 import reprlib
+import sys
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -22,6 +27,10 @@ class NoMatchError(GraphRegError, LookupError):
 
 class RegularizerError(GraphRegError, ValueError):
     """A regularizer, option or value that is not allowed."""
+
+
+class RandomnessError(GraphRegError, RuntimeError):
+    """A draw under ``torch.vmap`` that was not told whether its rows shall agree; a RuntimeError, as torch's own is."""
 
 
 def near(word: str, words: Iterable[str], count: int = 3) -> list[str]:
@@ -43,6 +52,44 @@ def shown(value: object) -> str:
     short = reprlib.Repr()
     short.maxother = short.maxstring = short.maxlong = 80
     return short.repr(value)
+
+
+def number_of(value: Any) -> float | None:
+    """A finite real number as a float, that of a tensor or an array of no dims too; None for anything else."""
+    if getattr(value, "shape", None) == () and not getattr(value, "requires_grad", False):
+        with contextlib.suppress(RuntimeError, NotImplementedError):  # a tensor on the meta device has no number
+            value = value.item()
+    with contextlib.suppress(OverflowError):  # an integer that no float can hold is not finite either
+        if isinstance(value, numbers.Real) and math.isfinite(value):
+            return float(value)
+    return None
+
+
+def no_number(what: str, value: Any, cure: str) -> str:
+    """The sentence for a value that is no finite number. ``cure``: what to write in this place."""
+    cure = numeric_text(value) + cure
+    if getattr(value, "requires_grad", False):
+        cure = (
+            f"It is a tensor that would be trained, and a number in its place would not be: give {what.rpartition(' ')[2]}.item(). {cure}"
+        )
+    return f"{what} is {value!r}; it must be a finite number. {cure}"
+
+
+def numeric_text(value: object) -> str:
+    """A sentence for a number that is a text; nothing for anything else."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            float(value)
+            return "A number in quotes is a text: take the quotes away. YAML reads 1e-4 as a text, too: its numbers need a dot, 1.0e-4. "
+    return ""
+
+
+def warn(sentence: str) -> None:
+    """Warn at the line of the user's code that called graphreg."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "graphreg":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(sentence, stacklevel=level)
 
 
 def first_line(error: BaseException) -> str:

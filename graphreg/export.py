@@ -16,20 +16,21 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils import _pytree as pytree
 
+from graphreg.ambient import Answers, settled
 from graphreg.changes import Changes, raise_interrupt
 from graphreg.errors import GraphRegError, TraceError, first_line
-from graphreg.modes import Graphs, trace_modes
+from graphreg.modes import Graphs, left_as_it_was, same_graph, trace_keeping
 from graphreg.recording import Recorder
 from graphreg.shapes import Arguments, run_itself
 from graphreg.surroundings import quiet
 from graphreg.symbolic import where
 from graphreg.unlifting import Unlifting
-from graphreg.words import Recording, Untold
+from graphreg.words import Lost, Untold
 
 
 def export(model: nn.Module, call: Arguments, leaves: dict[str, str], constants: dict[str, torch.Tensor], notes: list[str]) -> Graphs:
     """The graphs of both modes. ``leaves`` takes the submodules kept whole with the reason, ``notes`` what was switched off."""
-    with _without_caches(model, notes):
+    with without_caches(model, notes):
         try:
             call = _distinct(call)
             wide = _widened(call)
@@ -46,37 +47,66 @@ def export(model: nn.Module, call: Arguments, leaves: dict[str, str], constants:
         except Exception as error:
             raise_interrupt(error)
             met = error
-        run_itself(model, call, {})  # its own error, if it has one
+        if not isinstance(met, Lost):
+            run_itself(model, call, {})  # its own error, if it has one
+            check_works()
         raise TraceError(f"{type(model).__name__} cannot be exported{where(met)} ({first_line(met)}).") from met
 
 
+class FrontEndError(TraceError):
+    """The export front end itself fails, whatever the model."""
+
+
+def check_works() -> None:
+    """Raise where the front end fails on a model of one layer, too: then the fault is not the user's model, but the version of torch.
+
+    It stands on parts of torch that no version promises to the next.
+    """
+    try:
+        _both(nn.Sequential(nn.Linear(2, 2)), ((torch.ones(2, 2),), {}), {}, {})
+    except Exception as error:
+        raise FrontEndError(
+            f"graphreg's export front end does not work with torch {torch.__version__} ({first_line(error)}). No model can be exported "
+            "with it, so the cause is not your model. Please report this; meanwhile use another version of torch, or "
+            "torch.compile(model, backend=graphreg.backend(...))."
+        ) from error
+
+
 def _both(model: nn.Module, call: Arguments, leaves: dict[str, str], constants: dict[str, torch.Tensor], wide: bool = False) -> Graphs:
-    def once() -> fx.Graph:
+    def told_as_one(into: dict[str, torch.Tensor], answers: Answers) -> tuple[fx.Graph, Recorder]:
         while True:
-            program, told = _program(model, call, leaves)
-            work = Unlifting(model, program, told, constants)
+            program, recorder = _program(model, call, leaves, answers)
+            work = Unlifting(model, program, recorder.told, into)
             graph = work.run(wide)
-            leaves.update(told.leaves)
+            leaves.update(recorder.told.leaves)
             new = work.leaves.keys() - leaves.keys()
             if not new:
-                return graph
+                for now, left in recorder.told.left:
+                    now.update(left)
+                return graph, recorder
             if "" in new:
                 raise Untold(f"{work.leaves['']}; move that into a submodule of its own, which graphreg then keeps whole")
             leaves.update(work.leaves)
 
-    before = -1
-    while before != len(leaves):  # a leaf of one mode is a leaf of both
-        before = len(leaves)
-        graphs = trace_modes(model, once)
-    return graphs
+    def once() -> fx.Graph:
+        graph, recorder = told_as_one(constants, {})
+
+        def same(answers: Answers) -> bool:
+            with left_as_it_was(model):
+                return same_graph(graph, lambda: told_as_one(dict(constants), answers)[0])
+
+        settled(graph, recorder.questions.asked, same, leaves)
+        return graph
+
+    return trace_keeping(model, once, leaves)
 
 
-def _program(model: nn.Module, call: Arguments, leaves: Mapping[str, str]) -> tuple[ExportedProgram, Recording]:
-    recorder = Recorder(model, leaves)
+def _program(model: nn.Module, call: Arguments, leaves: Mapping[str, str], answers: Answers) -> tuple[ExportedProgram, Recorder]:
+    recorder = Recorder(model, leaves, answers)
     with recorder.at_work(), warnings.catch_warnings(), _quiet(), _plain_stacks():
         warnings.simplefilter("ignore")  # of torch.export's own, about constants and attributes
         program = torch.export.export(model, *call, dynamic_shapes=_dynamic(model, call), strict=False)
-    return program, recorder.told
+    return program, recorder
 
 
 @contextmanager
@@ -129,7 +159,7 @@ def _distinct(call: Arguments) -> Arguments:
 
 
 @contextmanager
-def _without_caches(model: nn.Module, notes: list[str]) -> Iterator[None]:
+def without_caches(model: nn.Module, notes: list[str]) -> Iterator[None]:
     """While this lasts no configuration asks for a cache, which a graph cannot give back."""
     configs: list[Any] = [getattr(m, "config", None) for m in model.modules()]
     asked = {id(c): c for c in configs if getattr(c, "use_cache", None) is True}

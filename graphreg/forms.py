@@ -81,7 +81,7 @@ def _marked() -> Iterator[None]:
         yield
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Recording(Noise):
     """Keeps what it draws."""
 
@@ -101,7 +101,7 @@ class _Recording(Noise):
         return draw
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Replaying(Noise):
     """Gives what was drawn, in the same order."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,6 +19,17 @@ from graphreg.errors import GraphRegError, TraceError
 from graphreg.keys import KeyRule
 from graphreg.rules import Drawing
 from graphreg.sizes import holds
+
+_TRACING = fx.Tracer.trace.__code__
+
+
+def _traces_here() -> bool:
+    """Whether it is this thread that traces: torch.fx's flag is one for all."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code is not _TRACING:
+        frame = frame.f_back  # type: ignore[assignment]
+    return frame is not None
+
 
 Forwards = Mapping[str, Callable[..., Any]]
 
@@ -35,7 +47,7 @@ def chosen(
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """The model's, in the mode that it is in, with what was added: ``(output, penalties)``, or the output where these attach."""
-        if not torch.compiler.is_compiling() and is_fx_symbolic_tracing() and additions in self._modules:
+        if not torch.compiler.is_compiling() and is_fx_symbolic_tracing() and additions in self._modules and _traces_here():
             raise TraceError(
                 "a rewritten module cannot be traced again: the trace would freeze its keys and its mode. "
                 "Use its .graph, or trace what graphreg.strip(module) gives."
@@ -86,8 +98,12 @@ def guarded(additions: str) -> Callable[..., Any]:
     def called(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if _in_backward() != -1 and additions in self._modules:
             _refuse(self._modules[additions])
-        result = nn.Module.__call__(self, *args, **kwargs)
         rules = self._modules.get(additions)
+        attach = None if rules is None else rules._modules.get("attach")
+        if attach is not None and attach.asks and not torch.compiler.is_compiling():
+            result = _fed(attach, self, args, kwargs)
+        else:
+            result = nn.Module.__call__(self, *args, **kwargs)
         if rules is not None and (watching := rules.__dict__.get("watching")) is not None:
             watching.after(self)
         return result
@@ -97,6 +113,24 @@ def guarded(additions: str) -> Callable[..., Any]:
 
 
 _in_backward = torch._C._current_graph_task_id  # nothing of Python's may run before the forward: Dynamo would compile it
+
+
+def _fed(attach: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:
+    """A call with the scale that attached penalties have at it."""
+    _feed(attach)
+    attach.fed = True
+    try:
+        return nn.Module.__call__(module, *args, **kwargs)
+    finally:
+        attach.fed = False
+
+
+skip(_fed)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _feed(attach: Any) -> None:
+    attach.feed()
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -49,8 +49,8 @@ def entry() -> Entry | None:
     """The innermost such call that is running; None where there is none, or torch has other inner parts."""
     for frame in _outwards(sys._getframe(1)):
         if frame.f_code.co_name == "compile_wrapper" and frame.f_globals.get("__name__") == "torch._dynamo.eval_frame":
-            found = frame.f_locals
-            if {"self", "fn", "cleanups"} <= found.keys() and hasattr(found["self"], "enter_exit_hooks"):
+            found = frame.f_locals  # from Python 3.13 on no dict but a proxy, whose keys() are a list
+            if all(name in found for name in ("self", "fn", "cleanups")) and hasattr(found["self"], "enter_exit_hooks"):
                 return Entry(found["self"], found["fn"], found["cleanups"], tuple(found.get("args", ())))
     return None
 

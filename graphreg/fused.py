@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from graphreg.changes import Changes
+from graphreg.functorch import transforms
 from graphreg.mixer import call_words, kept_words, lane_keys, mix, words
 
 LIMIT = 1 << 31  # elements; past it an index needs more than 32 bits, and the draws are written out
@@ -27,9 +28,9 @@ def fused_bits(key: Tensor, shape: Sequence[int], lane: int, start: int) -> Tens
 
 
 @torch.library.custom_op("graphreg::keep", mutates_args=())
-def fused_keep(key: Tensor, p: Tensor, shape: Sequence[int]) -> Tensor:
+def fused_keep(key: Tensor, p: Tensor, shape: Sequence[int], lane: int) -> Tensor:
     """int32 [2] key, 0-d rate -> int8 [shape], 1 with probability 1 - p, else 0."""
-    kept: Tensor = kept_words(words(key, torch.Size(shape).numel(), 0, 0), p)
+    kept: Tensor = kept_words(words(key, torch.Size(shape).numel(), lane, 0), p)
     return kept.to(torch.int8).view(tuple(shape))
 
 
@@ -46,7 +47,7 @@ def _(key: Tensor, shape: Sequence[int], lane: int, start: int) -> Tensor:
 
 
 @fused_keep.register_fake
-def _(key: Tensor, p: Tensor, shape: Sequence[int]) -> Tensor:
+def _(key: Tensor, p: Tensor, shape: Sequence[int], lane: int) -> Tensor:
     return key.new_empty(tuple(shape), dtype=torch.int8)
 
 
@@ -75,13 +76,17 @@ def compiling() -> bool:
 
 
 def recomputes() -> bool:
-    """Whether a compiler traces that computes again in backward what is marked: Dynamo's, or the backend's."""
-    return torch.compiler.is_dynamo_compiling() or _Within.on
+    """Whether a compiler traces that computes again in backward what is marked: Dynamo's, or the backend's.
+
+    Not under torch.func.grad, which takes no checkpoint.
+    """
+    return (torch.compiler.is_dynamo_compiling() or _Within.on) and not transforms()
 
 
 def fuses() -> bool:
-    """Whether the operators are to be traced, for Inductor to lower. An exported program is torch's alone."""
-    return (_Within.on or (torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting())) and _lowers()
+    """Whether the operators are to be traced, for Inductor to lower. An exported program is torch's alone; torch.vmap maps torch's."""
+    traced = _Within.on or (torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting())
+    return traced and not transforms() and _lowers()
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -106,11 +111,11 @@ def _lower_bits(key: Any, shape: Sequence[Any], lane: int, start: int) -> Any:
     return _pointwise(key, torch.int32, shape, lambda ops, index: _mixed(ops, load, index, shape, lane, start).value)
 
 
-def _lower_keep(key: Any, p: Any, shape: Sequence[Any]) -> Any:
+def _lower_keep(key: Any, p: Any, shape: Sequence[Any], lane: int) -> Any:
     load, rate = key.make_loader(), p.make_loader()
 
     def keep(ops: Any, index: Sequence[Any]) -> Any:
-        kept = kept_words(_mixed(ops, load, index, shape, 0, 0), _Word(ops, rate(()), p.get_dtype()))
+        kept = kept_words(_mixed(ops, load, index, shape, lane, 0), _Word(ops, rate(()), p.get_dtype()))
         return ops.to_dtype(kept.value, torch.int8)
 
     return _pointwise(key, torch.int8, shape, keep)

@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from graphreg.errors import GraphRegError
-from graphreg.noise import call_keys, next_keys, ranked
+from graphreg.functorch import CHUNKED, Chunk, chunks, in_chunks, is_wrapped, outside, transforms, unwrapped
+from graphreg.noise import call_keys, next_keys, of_process
 from graphreg.rules import Leaf
+
+
+class _Lock:
+    """One for all modules, held for microseconds: a module's own would have to be left out of every copy and pickle."""
+
+    now = threading.Lock()
+
+
+def _anew() -> None:
+    _Lock.now = threading.Lock()  # another thread of the parent may have held it, which the child does not have
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_anew)
+
+
+def taking() -> AbstractContextManager[Any]:
+    """While a call takes its number: no other thread takes one."""
+    return _Lock.now
 
 
 class KeyRule(Leaf):
@@ -31,6 +54,7 @@ class KeyRule(Leaf):
         self.forced = False
         self.held: int | None = None  # the call whose masks every call draws, see control.frozen_noise
         self.alike = False  # whether all ranks draw the same
+        self.part: tuple[object, int, int] = (None, 0, 0)  # of a chunked vmap: whose, which, and the call with which it began
         self.register_buffer("streams", torch.tensor(list(streams.values()), dtype=torch.int64), persistent=False)
         self.register_buffer("step", torch.zeros(1, dtype=torch.int64), persistent=False)
         self.register_buffer("keys", call_keys(self.streams, self.step), persistent=False)
@@ -52,22 +76,59 @@ class KeyRule(Leaf):
 
     def forward(self, always: bool = False) -> Tensor:
         """``always``: the graph has a dropout of the model's own that acts in eval mode too."""
-        keys = self.keys
-        if self.draws(always):
-            compiling = torch.compiler.is_compiling()
-            if not compiling:
-                self.refuse_backward()
+        if not self.draws(always):
+            keys = self.keys
+        elif not torch.compiler.is_compiling():
+            keys = self._taken()
+        elif transforms() and in_chunks():
+            keys = self._taken_of_chunk()
+        else:
             # Into the dict that Module.__setattr__ would write to, after Dynamo had traced all of its questions.
-            step = self.step + 1
-            if compiling or type(step) is type(self.step):  # shape propagation calls with fake tensors
-                self._buffers["step"] = step
-                if compiling:
-                    self._buffers["keys"] = next_keys(self.streams, step, self.free, keys)
-                elif self.held is None:
-                    self._buffers["keys"] = call_keys(self.streams, step)
-        if not self.alike and dist.is_available() and dist.is_initialized():
-            return ranked(keys, dist.get_rank())
+            keys, step = self.keys, self.step + 1
+            following = next_keys(self.streams, step, self.free, keys)
+            self._buffers["step"], self._buffers["keys"] = (unwrapped(step), unwrapped(following)) if transforms() else (step, following)
+        return of_process(keys, self.alike)
+
+    def _taken(self) -> Tensor:
+        """The keys of this call, when those of the next have taken their place: for one thread at a time, outside of torch.func."""
+        self.refuse_backward()
+        if not transforms():
+            with taking():
+                return self._advanced()
+        if is_wrapped(self.step):
+            raise GraphRegError(
+                "the noise's own counter was mapped over by torch.vmap, or comes from another transform of torch.func: it would not "
+                "count on. Leave what begins with 'graphreg_rules.' out of what torch.func.functional_call is given."
+            )
+        parts = chunks()
+        with taking(), outside():
+            if parts and self.held is None:
+                self._rejoin(parts)
+            return self._advanced()
+
+    _taken_of_chunk = torch.compiler.disable(_taken, reason=CHUNKED)  # type: ignore[no-untyped-call]
+
+    def _advanced(self) -> Tensor:
+        keys, step = self.keys, self.step + 1
+        if type(step) is type(self.step):  # shape propagation calls with fake tensors
+            self._buffers["step"] = step
+            if self.held is None:
+                self._buffers["keys"] = call_keys(self.streams, step)
         return keys
+
+    def _rejoin(self, parts: Sequence[Chunk]) -> None:
+        """Each part of a vmap with ``chunk_size`` has the calls of the first: the rows of a batch are of one call."""
+        if len(parts) > 1:
+            raise GraphRegError(
+                "the module draws noise within two vmaps that both have a chunk_size, and which rows belong together is not known. "
+                "Leave the inner chunk_size out."
+            )
+        run, number, call = self.part
+        if run is not parts[0].run:
+            call = int(self.step)
+        elif number != parts[0].number:
+            self.seek(call)
+        self.part = (parts[0].run, parts[0].number, call)
 
     def call(self) -> int:
         """The next call's number. All calls that draw under ``hold`` are one."""

@@ -29,11 +29,15 @@ from graphreg.sure import ATTRIBUTES, is_tensor, surely
 Globals = dict[str, Any]
 
 
+def places_of(root: nn.Module) -> list[Globals]:
+    """The globals of the model's code: of its classes, hooks and functions, and of what these import of the same packages."""
+    return _reached(_code_of(root))
+
+
 @contextmanager
-def answered(root: nn.Module) -> Iterator[None]:
-    """Meanwhile the model's code asks ``isinstance`` here: that of its classes, hooks and functions, what these import of the same
-    packages, and ``torch.is_tensor``."""
-    changed = [place for place in (*_reached(_code_of(root)), vars(torch)) if "isinstance" not in place]
+def answered(places: Iterable[Globals]) -> Iterator[None]:
+    """Meanwhile the model's code, which has these globals, asks ``isinstance`` here, and so does ``torch.is_tensor``."""
+    changed = [place for place in (*places, vars(torch)) if "isinstance" not in place]
     with Changes() as changes, changes:
         for place in changed:
             changes.put(place, "isinstance", is_of)
@@ -94,7 +98,9 @@ def is_of(value: object, kinds: Any) -> bool:
     if not issubclass(type(value), (Value, Attribute)):
         return builtins.isinstance(value, kinds)
     traced: Any = value
-    if type(value) is Attribute and traced.attr in ATTRIBUTES and is_tensor(traced.root.node, traced.tracer):  # it gets no node by this
+    if (
+        issubclass(type(value), Attribute) and traced.attr in ATTRIBUTES and is_tensor(traced.root.node, traced.tracer)
+    ):  # it gets no node by this
         return _is(ATTRIBUTES[traced.attr], kinds, traced.attr)
     kind = surely(traced.node, traced.tracer)
     if kind is None and (kind := traced.tracer.kind(traced.node)) is None:

@@ -16,6 +16,8 @@ from graphreg.measures import Measure, MeasureSteps, Total, Whole
 from graphreg.noise import stream
 from graphreg.own_rules import OwnRule
 from graphreg.plan import Edit, Plan
+from graphreg.precision import brought, has_float64
+from graphreg.probe import require_pure
 from graphreg.regularizer import Penalty, Regularizer, Splice
 from graphreg.rules import Leaf, Rules, SpliceRule
 
@@ -58,7 +60,11 @@ def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], rng
     rules, streams, slots = Rules(), dict[str, int](), dict[str, dict[str, int]]()
     devices = (p.device for p in model.parameters() if p.device.type != "meta")  # a meta tensor holds no strength
     device = next(devices, torch.device("cpu"))
-    rules.strengths = {name: torch.tensor([r.weight], dtype=torch.float64, device=device) for name, r in plan.regularizers.items()}
+    rules.strengths = {name: brought(torch.tensor([r.weight], dtype=torch.float64), device) for name, r in plan.regularizers.items()}
+    if not has_float64(device):
+        rules.exact = {name: float(r.weight) for name, r in plan.regularizers.items()}
+    for name, regularizer in plan.regularizers.items():
+        require_pure(regularizer, [edit.site for edit in plan.of(name)])
     seeds = _Seeds(rng)
     for i, edit in enumerate(plan.edits):
         strength, regularizer = rules.strengths[edit.name], edit.regularizer

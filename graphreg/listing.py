@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 
 from graphreg.census import census
 from graphreg.eager import left
-from graphreg.errors import NoMatchError
+from graphreg.errors import NoMatchError, warn
 from graphreg.ledger import acted, entry, own_rows
 from graphreg.own_choice import OwnDropout, decide
 from graphreg.parts import Part
 from graphreg.plan import Edit
 from graphreg.regularizer import Regularizer
+from graphreg.repeats import lines, warning
 from graphreg.selection import check_count, missed, selected
 from graphreg.selector import Missing, Pattern, strings
 from graphreg.sites import Site
@@ -40,7 +41,9 @@ def check_selectors(parts: Sequence[Part], regularizers: Mapping[str, Regularize
                 check_count(regularizer, list(selected(whole, regularizer, missing)))
             except NoMatchError as error:
                 raise NoMatchError(f"{error}{_elsewhere(whole, regularizer)}{left()}") from None
-    decide(own_dropout, [own for part in parts for own in part.traced.own_dropout], whole.title, missing)
+    if again := warning([repeat for part in parts for repeat in part.plan.repeats], regularizers, whole.values):
+        warn(again)
+    decide(own_dropout, [own for part in parts for own in part.traced.own_dropout], whole.title, missing, whole.values)
 
 
 def _elsewhere(whole: Traced, regularizer: Regularizer) -> str:
@@ -75,7 +78,8 @@ def told(title: str, parts: Sequence[Part], regularizers: Mapping[str, Regulariz
         title, f"captured by torch.compile in {len(parts)} graph{'s' * (len(parts) != 1)}", tuple(entries),
         (*(site for part in parts for site in acted(part.plan.edits, strengths, there, part.number)), *acted(weights, strengths, there)),
         own_rows(own.values(), [each for name, each in kept.items() if name not in own]), tuple(map(_graph, parts)),
-        there_is.parameters.sites, no_cost="the compiler decides what it keeps",
+        there_is.parameters.sites, notes=tuple(lines([repeat for part in parts for repeat in part.plan.repeats], regularizers, strengths)),
+        no_cost="the compiler decides what it keeps",
         missed={name: lost for name, regularizer in regularizers.items() if (lost := missed(whole, regularizer))},
     )  # fmt: skip
 

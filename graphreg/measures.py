@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from graphreg.errors import RegularizerError
+from graphreg.purity import called
 from graphreg.regularizer import Penalty
 from graphreg.rules import Leaf, accumulation
 from graphreg.steps import Steps
@@ -86,9 +87,9 @@ def formula(regularizer: Penalty, given: Mapping[str, Any], device: str, about: 
     call = {name: given[name] for name in regularizer.takes}
     if device != "meta" and torch.is_autocast_enabled(device):  # torch has no autocast to ask for there
         with torch.autocast(device, enabled=False):
-            value = regularizer(**call)
+            value: Tensor = called(regularizer, call)
     else:
-        value = regularizer(**call)
+        value = called(regularizer, call)
     if value.dim() != 0:
         raise RegularizerError(f"{about} gave a tensor of shape {tuple(value.shape)}; a penalty is a 0-d tensor. Average it.")
     return value

@@ -74,12 +74,12 @@ def kept_words(found: Any, p: Any) -> Any:
 def readable(tensor: Tensor) -> bool:
     """Whether a tensor is numbers in memory: on a CPU, and nothing traces, wraps or simulates."""
     return (
-        tensor.device.type == "cpu"
+        not torch.compiler.is_compiling()  # asked first: Dynamo does not know the other questions
+        and tensor.device.type == "cpu"
         and type(tensor) is Tensor
         and not torch._C._len_torch_dispatch_stack()
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._get_tracing_state() is None
-        and not torch.compiler.is_compiling()
     )
 
 

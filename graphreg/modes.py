@@ -6,51 +6,28 @@ mode gets the other wrong in silence.
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from torch import fx, nn
 from torch.fx.node import map_aggregate
 
-from graphreg.changes import Changes
+from graphreg.changes import Changes, raise_interrupt
+from graphreg.errors import TraceError, first_line
+from graphreg.untouched import Before
 
 Graphs = Mapping[str, fx.Graph]  # {"both": graph} or {"train": graph, "eval": graph}
 
 
 @contextmanager
-def left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Puts back every attribute, mode and registered tensor that running a forward on proxies may have changed."""
-    dicts = ("_parameters", "_buffers", "_modules")
-    before = [(m, dict(m.__dict__), {name: dict(m.__dict__[name]) for name in dicts}) for m in model.modules()]
-    containers = [(v, copy.copy(v)) for _, attributes, _ in before for v in attributes.values() if type(v) in (list, dict, set)]
-
-    def back() -> None:
-        for module, attributes, registered in before:
-            for name, content in registered.items():
-                now = module.__dict__[name]  # the dict itself stays, others may hold it; compared by identity, for
-                if [(k, id(v)) for k, v in now.items()] != [(k, id(v)) for k, v in content.items()]:  # it may hold proxies
-                    now.clear()
-                    now.update(content)
-            for name in set(module.__dict__) - set(attributes):
-                del module.__dict__[name]
-            module.__dict__.update(attributes)
-        for container, content in containers:
-            _refill(container, content)
-
+def left_as_it_was(model: nn.Module) -> Iterator[Before]:
+    """Puts back whatever running a forward on proxies may have changed of the model."""
+    before = Before(model)
     with Changes() as changes, changes:
-        changes.later(back)
-        yield
-
-
-def _refill(container: Any, content: Any) -> None:
-    """Give a list, dict or set its content back, where a traced forward has put something into it."""
-    if len(container) == len(content) and all(a is b for a, b in zip(container, content, strict=True)):
-        return
-    container.clear()
-    container.extend(content) if isinstance(container, list) else container.update(content)
+        changes.later(before.put_back)
+        yield before
 
 
 def trace_modes(model: nn.Module, trace: Callable[[], fx.Graph]) -> Graphs:
@@ -75,6 +52,21 @@ def trace_modes(model: nn.Module, trace: Callable[[], fx.Graph]) -> Graphs:
     return {"train": train, "eval": evaluation}
 
 
+def trace_keeping(model: nn.Module, trace: Callable[[], fx.Graph], leaves: dict[str, str]) -> Graphs:
+    """``trace_modes`` until no more submodules must be kept whole: a leaf of one mode is a leaf of both. ``leaves``: paths and reasons."""
+    while True:
+        before = len(leaves)
+        try:
+            graphs = trace_modes(model, trace)
+        except Forgetful as error:
+            if not error.path or error.path in leaves:
+                raise
+            leaves[error.path] = "its forward changes what its next call reads"
+            continue
+        if len(leaves) == before:
+            return graphs
+
+
 def choose(training: bool, in_train: Any, in_eval: Any) -> Any:
     """The argument that belongs to the mode; stands in emitted code where a literal depends on it."""
     return in_train if training else in_eval
@@ -89,7 +81,49 @@ def _in_mode(given: Mapping[nn.Module, bool], mode: Callable[[nn.Module], bool],
         changes.later(back)
         for module in given:
             module.training = mode(module)  # not .train(): a user's override of it may do more
-        return trace()
+        return _once_and_for_all(next(iter(given)), trace)
+
+
+def _once_and_for_all(model: nn.Module, trace: Callable[[], fx.Graph]) -> fx.Graph:
+    """The graph of a call; refused where the call after it would be another, for the forward counts or collects something."""
+    with left_as_it_was(model) as before:
+        graph = trace()
+        if not (changed := before.changed()):
+            return graph
+        try:
+            again = [trace()]
+            if before.counting():
+                again.append(trace())
+        except Exception as error:
+            raise_interrupt(error)
+            raise Forgetful(model, changed, f" ({first_line(error)})") from error
+        if any(_compared(graph, other) != (True, {}) for other in again):
+            raise Forgetful(model, changed, "")
+    return graph
+
+
+def same_graph(graph: fx.Graph, trace: Callable[[], fx.Graph]) -> bool:
+    """Whether another trace gives the same graph."""
+    try:
+        return _compared(graph, trace()) == (True, {})
+    except Exception as error:  # it goes a way that cannot be traced: another one
+        raise_interrupt(error)
+        return False
+
+
+class Forgetful(TraceError):
+    """Raised of what a forward leaves behind for its next call; ``path``: of the submodule that alone does so, "" where none does."""
+
+    def __init__(self, model: nn.Module, changed: Sequence[str], how: str) -> None:
+        paths = {name.removeprefix("self.").rpartition(".")[0] if name.startswith("self.") else "" for name in changed}
+        self.path = paths.pop() if len(paths) == 1 else ""
+        if self.path not in dict(model.named_modules()):
+            self.path = ""
+        super().__init__(
+            f"{type(model).__name__}.forward changes {', '.join(changed)} for its next call, which then computes something else{how}; a "
+            "graph computes the same at each call. Make it a buffer (register_buffer) that is changed in place (self.calls.add_(1)), or "
+            "move that step into a submodule of its own, which graphreg then keeps whole."
+        )
 
 
 def _name(node: fx.Node) -> str:

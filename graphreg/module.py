@@ -191,10 +191,7 @@ class RewrittenModule(fx.GraphModule):
             state = self.__dict__.get(STATE)
             model, known = state.source if state is not None else ("", ())
             if name in known:
-                raise AttributeError(
-                    f"{name!r} belongs to {model}, and a graph has no method but its forward. "
-                    "Call it on the model itself: they share all layers."
-                ) from None
+                raise AttributeError(_no_method(name, model)) from None
             raise
 
     def __getstate__(self) -> dict[str, Any]:
@@ -232,6 +229,22 @@ class RewrittenModule(fx.GraphModule):
             state["_modules"][RULES] = copy.deepcopy(rules, {id(self): twin, **{id(each): each for each in kept}})
         twin.__setstate__(state)
         return twin
+
+
+def _no_method(name: str, model: str) -> str:
+    """What to do about a method of the model: the layers are shared, the forward is not."""
+    if "checkpointing" in name and not name.startswith("is_"):  # a flag that a forward reads, when it is traced
+        advice = (
+            "Call it on the model before graphreg.regularize: blocks that checkpoint in their own forward (transformers') are then called "
+            "as they are, and their insides are no sites; a root that checkpoints its blocks (timm's) is refused. Called now it would "
+            "change nothing here."
+        )
+    else:
+        advice = (
+            f"Call it on the model itself, which shares its layers with this module. If {name} changes what the model's forward does, or "
+            "which modules it has, this graph does not follow: then regularize the model again."
+        )
+    return f"{name!r} belongs to {model}, and a graph has no method but its forward. {advice}"
 
 
 def _blank(class_name: str) -> RewrittenModule:

@@ -6,16 +6,18 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Iterator
-from functools import cache
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache, partial
+from types import FunctionType, MethodType
+from typing import Any, get_origin, get_type_hints
 
 import torch
 from torch import fx, nn
-from torch._ops import OpOverload
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.nn.utils import rnn as packing
 
 from graphreg.dropouts import DROPOUTS, is_drop_path, is_dropout_module
+from graphreg.schemas import Place, Told, told
 
 # Products: they mix units with weights. The value that such an operation reads is what theanets calls a hidden output.
 PRODUCTS = {
@@ -105,41 +107,25 @@ class Operations:
             return isinstance(node.args[0], fx.Node) and function_name(node.args[0]) in SPLITS
         return function_name(node) in VIEWS | MOVES | DROPOUTS
 
-    def may_alias(self, node: fx.Node) -> bool:
-        """Whether the output may share storage with an argument."""
-        module = self.module(node)
-        if module is not None:
-            alias = isinstance(module, VIEW_MODULES) or is_dropout_module(module)
-            return alias or self.is_opaque(node) or bool(self.writes(node))
-        return function_name(node) in VIEWS | DROPOUTS or self.is_opaque(node) or bool(self.writes(node))
-
-    def writes(self, node: fx.Node, surely: bool = False) -> list[fx.Node]:
-        """The arguments whose storage the operation writes into: may write, or does for all that can be seen."""
-        if node.op in ("placeholder", "get_attr", "output"):
-            return []
-        if self.is_opaque(node) and not is_pure(node):
-            return [] if surely else list(node.all_input_nodes)
-        module = self.module(node)
-        if module is not None:
-            return first_argument(node) if getattr(module, "inplace", False) is True else []
-        if is_in_place(node):
-            return first_argument(node)
-        out = node.kwargs.get("out")
-        return [out] if isinstance(out, fx.Node) else []
-
     def is_list(self, node: fx.Node) -> bool:
         """Whether the value is a tuple or list of tensors."""
         module = self.module(node)
         if isinstance(module, (nn.RNNBase, nn.LSTMCell, nn.MultiheadAttention)):
             return True
+        if self.is_opaque(node):
+            return gives_parts(node, module) is True or self.guesses_list(node)
         if module is not None:
-            return self.is_opaque(node) and _only_indexed(node)
+            return False
         name = function_name(node)
         if name in ("max", "min", "median", "mode", "kthvalue") and _reduces_one_axis(node):
             return True
         if name in ("getitem", "__getitem__") and isinstance(node.args[0], fx.Node):
             return port_path(node) == (1,) and isinstance(self.module(node.args[0]), nn.LSTM)
-        return name in LISTS or name == "multi_head_attention_forward" or (self.is_opaque(node) and _only_indexed(node))
+        return name in LISTS or name == "multi_head_attention_forward"
+
+    def guesses_list(self, node: fx.Node) -> bool:
+        """Whether the value is taken for a tuple for no better reason than that it is only indexed."""
+        return self.is_opaque(node) and gives_parts(node, self.module(node)) is None and _only_indexed(node)
 
 
 def function_name(node: fx.Node) -> str:
@@ -166,29 +152,88 @@ def first_argument(node: fx.Node) -> list[fx.Node]:
 
 def is_in_place(node: fx.Node) -> bool:
     """``x.add_(y)``, ``torch.relu_(x)``, ``x += y``, ``F.relu(x, inplace=True)``."""
-    name = function_name(node)
     if node.op == "call_function" and node.target in IN_PLACE_OPERATORS:
         return True
-    if name.endswith("_") and not name.endswith("__") and name not in ("squeeze_", "unsqueeze_", "not_", "is_", "and_", "or_"):
-        return True
-    if node.op != "call_function":
-        return False
-    position = _in_place_position(node.target)
-    at = node.args[position] if position is not None and position < len(node.args) else node.kwargs.get("inplace")
-    return at is True
+    known = told_of(node)
+    return bool(in_place_argument(node) if known is None else known.writes)
+
+
+def in_place_argument(node: fx.Node) -> list[fx.Node]:
+    """What an operation of torch's that no schema tells of writes into, by its name or its ``inplace``."""
+    name = function_name(node)
+    if is_pythons(node):
+        return []
+    if name.endswith("_") and not name.endswith("__"):
+        return first_argument(node)
+    return first_argument(node) if argument_of(node, "inplace") else []
+
+
+def argument_of(node: fx.Node, name: str) -> object:
+    """What a node gives for an argument of a function or method, None for what it does not give."""
+    if name in node.kwargs or node.op != "call_function" or not callable(node.target):
+        return node.kwargs.get(name)
+    names = _names(node.target)
+    return node.args[names.index(name)] if name in names and names.index(name) < len(node.args) else None
+
+
+def is_pythons(node: fx.Node) -> bool:
+    """Whether a function of Python's own modules is called."""
+    return node.op == "call_function" and getattr(node.target, "__module__", None) in ("_operator", "builtins", "math")
+
+
+def told_of(node: fx.Node) -> Told | None:
+    """What torch's schemas tell of a call; None where the call runs Python code first, or no operator has its name."""
+    target = node.target
+    if isinstance(target, OpOverload):
+        return told(target)
+    if isinstance(target, OpOverloadPacket):
+        return told(function_name(node)) if target._qualified_op_name.startswith("aten::") else None
+    if is_pythons(node) or node.op not in ("call_function", "call_method"):
+        return None
+    function = getattr(torch.Tensor, target, None) if isinstance(target, str) else target
+    known = told(function_name(node))
+    if isinstance(function, (FunctionType, MethodType, partial)):
+        return known if node.op == "call_method" and known is not None and known.shares else None  # a method takes what the operator takes
+    return known
+
+
+def placed(node: fx.Node, places: Iterable[Place]) -> list[fx.Node]:
+    """The nodes at some of an operator's arguments."""
+    found = []
+    for position, name in places:
+        names = (name, "input") if name == "self" else (name,)
+        found.append(node.args[position] if position < len(node.args) else [node.kwargs.get(each) for each in names])
+    return list(nodes_in(found))
 
 
 @cache
-def _in_place_position(function: Callable[..., Any]) -> int | None:
+def _names(function: Callable[..., Any]) -> tuple[str, ...]:
     try:
-        names = list(inspect.signature(function).parameters)
-    except (ValueError, TypeError):  # builtins without a signature have no ``inplace``
+        return tuple(inspect.signature(function).parameters)
+    except (ValueError, TypeError):  # builtins without a signature
+        return ()
+
+
+def gives_parts(node: fx.Node, module: nn.Module | None) -> bool | None:
+    """Whether code that is kept whole gives a tuple or list, by the example inputs or by what it is annotated with; None: not known."""
+    value = node.meta.get("value")
+    if isinstance(value, (list, tuple)):  # of a tensor its shape and dtype, of a tuple a list of these
+        return isinstance(value, list)
+    return _annotated(type(module).forward if module is not None else node.target)
+
+
+@cache
+def _annotated(function: Any) -> bool | None:
+    try:
+        told = get_type_hints(function).get("return")
+    except Exception:  # of names that are not there, or no function: it tells nothing
         return None
-    return names.index("inplace") if "inplace" in names else None
+    kind = get_origin(told) or told
+    return issubclass(kind, (tuple, list)) if isinstance(kind, type) and issubclass(kind, (tuple, list, torch.Tensor)) else None
 
 
 def _only_indexed(node: fx.Node) -> bool:
-    users = list(node.users)
+    users = [user for user in node.users if function_name(user) != "in_parts"]  # which looks whether it is so
     return bool(users) and all(
         function_name(user) == "getitem" and user.args[0] is node and isinstance(user.args[1], int) for user in users
     )

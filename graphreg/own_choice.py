@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from graphreg.errors import NoMatchError, RegularizerError, near_sentence, shown
+from graphreg.errors import NoMatchError, RegularizerError, near_sentence, number_of, numeric_text, shown
 from graphreg.own_dropout import Own
-from graphreg.selector import Missing, complain, select, unmatched
+from graphreg.selector import Missing, Pattern, complain, select, strings_of, unmatched
 from graphreg.sites import Site, columns
 
 Word = Literal["keep", "seeded", "off"]
@@ -35,8 +34,12 @@ class OwnEdit:
         return "off" if self.rate == 0 else "seeded" if self.rate is None else f"seeded at {self.rate:g}"
 
 
-def decide(option: OwnDropout, owns: Sequence[Own], title: str, missing: Missing = "error") -> tuple[tuple[OwnEdit, ...], tuple[Own, ...]]:
+def decide(
+    option: OwnDropout, owns: Sequence[Own], title: str, missing: Missing = "error", elsewhere: Sequence[Site] = ()
+) -> tuple[tuple[OwnEdit, ...], tuple[Own, ...]]:
     """The edits, and what was chosen and cannot be moved. Of several selectors that choose one dropout the last counts.
+
+    ``elsewhere``: all values of the model: to exclude one that is no dropout is no mistake.
 
     Raises RegularizerError for an unknown word, a rate outside [0, 1), and where nothing that was chosen can be moved;
     NoMatchError for a selector that finds no dropout.
@@ -49,7 +52,7 @@ def decide(option: OwnDropout, owns: Sequence[Own], title: str, missing: Missing
     for selector, value in option.items() if isinstance(option, Mapping) else [("*", option)]:
         if not owns:
             complain(_none(title, selector if by_selector else None), missing)
-        for site, text in _selected(selector, owns, title, missing) if owns else ():
+        for site, text in _selected(selector, owns, title, missing, elsewhere) if owns else ():
             choices[site.name] = (value, text)
     chosen = [(own, *choices[own.site.name]) for own in owns if own.site.name in choices and choices[own.site.name][0] != "keep"]
     stay = tuple(own for own, _, _ in chosen if own.why_not)
@@ -67,23 +70,25 @@ def _rate(value: Word | float) -> float | None:
     return None if value == "seeded" else 0.0 if value == "off" else float(value)
 
 
-def _selected(selector: Any, owns: Sequence[Own], title: str, missing: Missing) -> list[tuple[Site, str]]:
+def _selected(selector: Any, owns: Sequence[Own], title: str, missing: Missing, elsewhere: Sequence[Site]) -> list[tuple[Site, str]]:
     """By the one rule of matching, over the dropouts alone: no block stands between a pattern and the dropouts within it."""
     sites = [own.site for own in owns]
     try:
-        return list(select(selector, sites, sites, what="dropout", model=title, missing=missing, who="own_dropout").items())
+        found = select(selector, sites, sites, what="dropout", model=title, missing=missing, who="own_dropout", elsewhere=elsewhere)
+        return list(found.items())
     except NoMatchError:
         names = ", ".join(site.name for site in sites[:6]) + (f" and {len(sites) - 6} more" if len(sites) > 6 else "")
-        name, _, op = str(selector).partition("@")
-        near = near_sentence(op, (label.op for site in sites for label in site.labels), "Near ops") if op else ""
-        near = near or near_sentence(name, (name for site in sites for name in site.names))
+        asked = Pattern.parse(selector) if isinstance(selector, str) else None
+        near = near_sentence(asked.op, (label.op for site in sites for label in site.labels), "Near ops") if asked and asked.op else ""
+        near = near or near_sentence(asked.name if asked else str(selector), strings_of(sites))
         raise NoMatchError(f"own_dropout: {selector!r} names no dropout of {title}.{near} Its dropouts: {names}.") from None
 
 
-def nameless(option: OwnDropout, owns: Sequence[Own]) -> tuple[str, ...]:
+def nameless(option: OwnDropout, owns: Sequence[Own], elsewhere: Sequence[Site] = ()) -> tuple[str, ...]:
     """The selectors that name no dropout."""
     sites = [own.site for own in owns]
-    return tuple(text for selector in option for text in unmatched(selector, sites, sites)) if isinstance(option, Mapping) else ()
+    by_selector = option if isinstance(option, Mapping) else {}
+    return tuple(text for selector in by_selector for text in unmatched(selector, sites, sites, elsewhere))
 
 
 def _none(title: str, selector: Any) -> str:
@@ -94,9 +99,10 @@ def _none(title: str, selector: Any) -> str:
 def check_option(option: object) -> None:
     """Refuse what is no word, no rate, and no dict of selectors to them."""
     for where, value in option.items() if isinstance(option, Mapping) else [(None, option)]:
-        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        if not (value in WORDS if isinstance(value, str) else number and 0 <= float(value) < 1):  # type: ignore[arg-type]
-            near = near_sentence(value, WORDS, "Near words") if isinstance(value, str) else ""
+        number = None if isinstance(value, bool) else number_of(value)
+        if not (value in WORDS if isinstance(value, str) else number is not None and 0 <= number < 1):
+            hint = numeric_text(value)
+            near = f" {hint.strip()}" if hint else near_sentence(value, WORDS, "Near words") if isinstance(value, str) else ""
             at = "" if where is None else f" (for {shown(where)})"
             raise RegularizerError(
                 f"own_dropout={shown(value)}{at} is not allowed; it is 'keep', 'seeded', 'off', or a rate in [0, 1), for all or by "

@@ -19,7 +19,7 @@ from graphreg.fused import within_backend
 from graphreg.keys import KeyRule
 from graphreg.module import RewrittenModule
 from graphreg.own_choice import OwnDropout, decide
-from graphreg.plan import Edit, Plan, plan
+from graphreg.plan import Edit, Plan, decided
 from graphreg.regularizer import Regularizer, Splice
 from graphreg.rewrite import rewrite
 from graphreg.roles import CROSSES, deep_nodes, value_sites
@@ -110,7 +110,7 @@ class Maker:
 
     def planned(self, traced: Traced, captured: Captured, call: Call) -> Plan:
         """The edits in this graph. At a value that comes from another graph: those that did not act there."""
-        whole = plan(traced, self.regularizers, "ignore")
+        whole = decided(traced, self.regularizers, "ignore")
         own, _ = decide(self.own_dropout, [own for own in traced.own_dropout if not own.why_not], traced.title, "ignore")
         new = [e for e in whole.edits if e.site.name not in captured.crossing or (e.name, e.site.name) not in call.acted]
         return dataclasses.replace(whole, edits=tuple(_after(edit, captured, call) for edit in new), own=own)

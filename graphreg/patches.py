@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from torch._ops import _set_mode_pre_dispatch, mode_stack_state_for_pre_dispatch
 from torch.fx._symbolic_trace import _wrapped_fns_to_patch
 from torch.nn.modules import transformer
 
+from graphreg.surroundings import checkpoints
 from graphreg.words import Whole
 
 
@@ -42,13 +44,17 @@ def refused(seeing: Callable[[], bool]) -> list[tuple[Any, str, Any]]:
 
         return instead
 
-    checkpoints = "it checkpoints activations, which a trace would lose"
-    generator, function = "_checkpoint_without_reentrant_generator", checkpointing.CheckpointFunction
+    # a classmethod of Python's up to torch 2.14, one of C from 2.15 on: what both give is what they are asked for, by the class
+    inherited = inspect.getattr_static(torch.autograd.Function, "apply")
+
+    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+        return inherited.__get__(None, cls)(*args, **kwargs)
+
+    checkpoint, function = "it checkpoints activations, which a trace would lose", checkpointing.CheckpointFunction
     derivative = "it calls a torch.autograd.Function, and a trace would lose its backward"
-    apply = torch.autograd.Function.__dict__["apply"].__func__
     return [
-        (checkpointing, generator, refusal(getattr(checkpointing, generator), checkpoints)),
-        (function, "apply", refusal(function.apply, checkpoints)),
+        *((checkpointing, name, refusal(begin, checkpoint)) for name, begin in checkpoints().items()),
+        (function, "apply", refusal(function.apply, checkpoint)),
         (torch.autograd.Function, "apply", classmethod(refusal(apply, derivative))),
     ]
 

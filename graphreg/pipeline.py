@@ -24,7 +24,8 @@ from graphreg.regularizer import Regularizer
 from graphreg.rewrite import rewrite
 from graphreg.selector import Missing
 from graphreg.state import RULES
-from graphreg.trace import FrontEnd, trace
+from graphreg.trace import FrontEnd, check_model, trace
+from graphreg.validation import copied, validate
 
 log = logging.getLogger("graphreg")
 
@@ -40,6 +41,7 @@ def regularize(
     compile: bool | Mapping[str, Any] = False,
     scale: Scale | None = None,
     own_dropout: OwnDropout = "keep",
+    verify: bool = False,
     **keywords: Any,
 ) -> RewrittenModule:
     """The model with regularizers at the sites they name: a GraphModule that returns ``(output, penalties)``.
@@ -50,16 +52,20 @@ def regularize(
     ``own_dropout``: what becomes of the model's own dropout, stochastic depth and attention dropout: ``"keep"``, ``"seeded"`` (drawn
     from graphreg's streams), ``"off"``, or a rate in [0, 1), seeded; or a dict of selectors to these, of which the last counts; ``*``
     reaches the dropouts of every depth, ``!`` excludes. Its rates stay as they are given; a model without dropout is an error.
+    ``verify``: compare the result with the model on the example inputs, as ``graphreg.verify`` does.
     The model itself stays as it is, and shares its layers with the result. Raises GraphRegError kinds.
     """
     if not isinstance(compile, (bool, Mapping)):
         raise RegularizerError(f"compile={shown(compile)} is not allowed; give True, False or a dict of torch.compile options.")
     _check_scaled(penalties, scale)
+    before = _before(model, example_inputs, verify)
     with Changes() as changes, changes:
         at_rest(changes)
         traced = trace(model, example_inputs, front_end)
         found = plan(traced, [*instances(regularizers), *from_kwargs(traced, **keywords)], missing, own_dropout)
         module = rewrite(traced, found, rng, penalties, scale)
+    if before is not None:
+        validate(before, model, module, example_inputs)
     _tell(found)
     if penalties == "attach" and scale is None:
         _warn_of_scale(module)
@@ -67,6 +73,18 @@ def regularize(
         options = {"fullgraph": True} | (dict(compile) if isinstance(compile, Mapping) else {})
         module.compile(**options)
     return module
+
+
+def _before(model: nn.Module, example_inputs: Any, verify: bool) -> nn.Module | None:
+    """The model as it is before anything looks at it, a copy; None where it need not be compared with."""
+    if not isinstance(verify, bool):
+        raise RegularizerError(f"verify={shown(verify)} is not allowed; give True or False.")
+    if not verify:
+        return None
+    if example_inputs is None:
+        raise RegularizerError("verify=True runs the model, so it needs example_inputs: a tensor, a tuple or a dict.")
+    check_model(model)
+    return copied(model)
 
 
 def check_options(rng: Any, missing: Missing, penalties: Penalties, scale: Scale | None, own_dropout: OwnDropout) -> None:

@@ -8,6 +8,7 @@ from torch import fx
 
 from graphreg.aliases import Aliases
 from graphreg.errors import GraphRegError
+from graphreg.layout import apart
 from graphreg.leaves import measures
 from graphreg.plan import Edit, Plan
 from graphreg.regularizer import Penalty, Splice
@@ -36,6 +37,9 @@ class Placed:
         self.written = {name for name in sites if aliases.written_later(first[name], surely=sure[name])}
         own = {name: node for name, node in site_nodes(graph, traced.operations).items() if "graphreg" not in node.meta}
         self.where, self.aliases = own, Aliases(graph, traced.operations)
+        self.overwritten = {name for name in sites if aliases.written_later(first[name])}
+        self.clones = {name: aliases.clone_of(first[name]) for name in self.overwritten}
+        self.given = {name for name in self.written if aliases.is_given(first[name])}
         self.kept: set[fx.Node] = set()
         self.reads: dict[tuple[str, str], dict[str, fx.Node]] = {}  # of the edits at all calls of a cell: the value at each
         self.added: dict[tuple[str, str], fx.Node] = {}
@@ -88,15 +92,25 @@ class Placed:
         copies, clones = self._users(value, "copy"), self._users(value, "clone")
         written, kept = name in self.written, clones if value is not node else copies
         self.kept.update(kept[:1] if written else [])
+        aside = self._users(start, "copy") if value is not start else []
+        self.kept.update(aside[:1] if self._reads_aside(name, edits) else [])
+        expected = self.clones.get(name)
+        if any(copy.target is not expected for copy in (*copies, *aside)) or any(
+            clone.target is not (apart if name in self.given else expected) or clone.args[1:] not in ((), (node,)) for clone in clones
+        ):
+            fail(f"the copy of {name} does not lie in memory as the value does.")
         if written and not kept:
             fail(f"{value.name} is overwritten by a later operation while {edits[0].name if edits else 'a derivative'} needs it.")
-        read = copies[0] if copies else value
-        if copies and self.aliases.written_between(node, read):
-            fail(f"{read.name} copies {node.name} after it was overwritten.")
+        if self._reads_aside(name, edits) and not aside:
+            fail(f"{start.name} is overwritten by a later operation while a penalty with clean=True needs it.")
+        read, clean = copies[0] if copies else value, aside[0] if aside else start
+        for copy in (*copies, *aside):
+            if self.aliases.written_between(node, copy):
+                fail(f"{copy.name} copies {node.name} after it was overwritten.")
         for edit in edits:
             if not isinstance(edit.regularizer, Penalty) or not measures(edit.regularizer):
                 continue
-            measured = start if edit.regularizer.clean and _has_splice(edits) else read
+            measured = clean if edit.regularizer.clean and _has_splice(edits) else read
             if edit.steps is not None:
                 self.reads.setdefault((edit.name, edit.site.name), {})[name] = measured
                 continue
@@ -106,6 +120,11 @@ class Placed:
         if value is not node:
             self._passed_by(node, value)
         return found
+
+    def _reads_aside(self, name: str, edits: Sequence[Edit]) -> bool:
+        """Whether a penalty needs what the splices replace, and somebody writes into that later."""
+        clean = any(isinstance(edit.regularizer, Penalty) and edit.regularizer.clean for edit in edits)
+        return clean and name in self.overwritten and _has_splice(edits)
 
     def _sequence(self, edit: Edit, steps: Steps) -> int:
         """A sequence is read at its site, or at every call of its cell, in their order, with its own lengths."""
@@ -131,9 +150,10 @@ class Placed:
         if edit.site.kind == "parameter":
             return self.added[edit.name, edit.site.name]
         value = self.tracks.get(edit.site.name, self.where[edit.site.name])
-        if copies := self._users(value, "copy"):
+        clean = isinstance(edit.regularizer, Penalty) and edit.regularizer.clean
+        if (copies := self._users(value, "copy")) and (clean or not self.plan.splices(edit.site.name)):
             return copies[0]
-        if isinstance(edit.regularizer, Penalty) and edit.regularizer.clean:
+        if clean:
             return value
         for other in self.plan.splices(edit.site.name):
             value = self.added[other.name, edit.site.name]

@@ -10,11 +10,12 @@ from typing import Any
 
 from graphreg.census import Census, census
 from graphreg.cone import Cone, cone
-from graphreg.errors import GraphRegError, RegularizerError, shown
+from graphreg.errors import GraphRegError, RegularizerError, shown, warn
 from graphreg.keywords import instances
 from graphreg.own_choice import OWN, OwnDropout, OwnEdit, decide, nameless, table
 from graphreg.own_dropout import Own
 from graphreg.regularizer import Penalty, Regularizer, Splice
+from graphreg.repeats import Repeat, lines, repeats, warning
 from graphreg.selection import check_count, missed, selected
 from graphreg.selector import Missing
 from graphreg.sequences import check_lengths, lengths_name, sequences
@@ -54,7 +55,8 @@ class Plan:
 
     ``cones``: by name, what the penalties on derivatives differentiate with respect to. ``own``: what becomes of the model's
     own dropout; ``stays``: what of it was chosen and cannot be moved. ``census``: all sites that there are. ``missed``: by name,
-    the strings that select nothing (``missing="warn"`` or ``"ignore"``). ``traced``: what it is the plan of, for the report.
+    the strings that select nothing (``missing="warn"`` or ``"ignore"``). ``repeats``: splices of one kind that act on one value again
+    and again. ``traced``: what it is the plan of, for the report.
     """
 
     title: str
@@ -65,6 +67,7 @@ class Plan:
     stays: tuple[Own, ...] = ()
     census: Census = field(default_factory=Census)
     missed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    repeats: tuple[Repeat, ...] = ()
     traced: Traced | None = field(default=None, repr=False, compare=False)
 
     def of(self, name: str) -> tuple[Edit, ...]:
@@ -117,11 +120,16 @@ class Plan:
         rows_text = "" if not rows else f"\n{columns(head, rows)}"
         missed = "".join(f"\n{name}: {', '.join(map(repr, texts))} matches nothing" for name, texts in self.missed.items())
         edits = f"{len(self.edits)} edit{'s' * (len(self.edits) != 1)}"
-        return f"{self.title}: {edits} by {count} regularizer{'s' * (count != 1)}{rows_text}{notes}{own}{missed}"
+        repeated = "".join(f"\n{line}" for line in self.repeated())
+        return f"{self.title}: {edits} by {count} regularizer{'s' * (count != 1)}{rows_text}{notes}{repeated}{own}{missed}"
+
+    def repeated(self, strengths: Mapping[str, float] | None = None) -> list[str]:
+        """Where one value is regularized again and again, and what comes of it; ``strengths``: the present ones, if not the plan's."""
+        return lines(self.repeats, self.regularizers, strengths or {name: r.weight for name, r in self.regularizers.items()})
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data, fit for JSON: ``title``, ``regularizers``, ``edits``, ``derivatives``, ``own_dropout``, ``stays``,
-        ``missed``."""
+        ``missed``, ``repeats``."""
         return {
             "title": self.title,
             "regularizers": {name: regularizer.to_dict() for name, regularizer in self.regularizers.items()},
@@ -130,6 +138,7 @@ class Plan:
             "own_dropout": [{"site": e.own.site.name, "becomes": e.becomes, "matched": e.matched} for e in self.own],
             "stays": [own.text for own in self.stays],
             "missed": {name: list(texts) for name, texts in self.missed.items()},
+            "repeats": [list(repeat.sites) for repeat in self.repeats],
         }
 
 
@@ -140,9 +149,19 @@ def plan(
 
     ``own_dropout``: what becomes of the model's own, as in ``regularize``.
 
-    Raises NoMatchError for such a string and for a count other than ``expect``; RegularizerError for what is no
-    regularizer, or a penalty that no trainable parameter reaches.
+    Warns of splices of one kind that act on one value again and again. Raises NoMatchError for such a string and for a count other than
+    ``expect``; RegularizerError for what is no regularizer, or a penalty that no trainable parameter reaches.
     """
+    found = decided(traced, regularizers, missing, own_dropout)
+    if told := warning(found.repeats, found.regularizers, traced.values):
+        warn(told)
+    return found
+
+
+def decided(
+    traced: Traced, regularizers: Regularizer | Iterable[Regularizer], missing: Missing = "error", own_dropout: OwnDropout = "keep"
+) -> Plan:
+    """``plan``, without its warning."""
     if not isinstance(traced, Traced):
         raise RegularizerError(f"plan takes what graphreg.trace(model) gives, not {type(traced).__name__}.")
     check_missing(missing)
@@ -154,9 +173,11 @@ def plan(
             kind = type(regularizer)
             edits.append(Edit(site, name, regularizer, text, seen[site.name, kind], steps))
             seen[site.name, kind] += 1
-    own, stays = decide(own_dropout, traced.own_dropout, traced.title, missing)
+    own, stays = decide(own_dropout, traced.own_dropout, traced.title, missing, traced.values)
     cones = _cones(traced, named, edits)
-    return Plan(traced.title, named, tuple(edits), cones, own, stays, census(traced), _missed(traced, named, own_dropout, missing), traced)
+    again = repeats(traced, [(edit.site, edit.name, edit.regularizer) for edit in edits if isinstance(edit.regularizer, Splice)])
+    lost = _missed(traced, named, own_dropout, missing)
+    return Plan(traced.title, named, tuple(edits), cones, own, stays, census(traced), lost, again, traced)
 
 
 def _cones(traced: Traced, named: Mapping[str, Regularizer], edits: Sequence[Edit]) -> dict[str, Cone]:
@@ -172,7 +193,7 @@ def _missed(traced: Traced, named: Mapping[str, Regularizer], own_dropout: OwnDr
     if missing == "error":  # such a string is one
         return {}
     found = {name: missed(traced, regularizer) for name, regularizer in named.items()}
-    return {name: texts for name, texts in {**found, OWN: nameless(own_dropout, traced.own_dropout)}.items() if texts}
+    return {name: texts for name, texts in {**found, OWN: nameless(own_dropout, traced.own_dropout, traced.values)}.items() if texts}
 
 
 def check_missing(missing: str) -> None:
@@ -206,7 +227,7 @@ def _sequences(traced: Traced, regularizer: Regularizer, found: Mapping[Site, st
     """The selected sites, and how a penalty that asks for steps reads them."""
     if "steps" not in regularizer.takes:
         return {site: (text, None) for site, text in found.items()}
-    chosen = sequences(found, regularizer, traced.values, traced.operations.modules)
+    chosen = sequences(found, regularizer, traced.values, traced.operations, traced.graphs)
     if (lengths := lengths_name(regularizer)) is not None:
         nodes = {str(n.target): n for graph in traced.graphs.values() for n in graph.nodes if n.op == "placeholder"}
         inputs = {name: node.meta.get("value") for name, node in nodes.items() if name not in traced.held}

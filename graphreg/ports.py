@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from graphreg.decisions import in_parts
 from graphreg.naming import add_label
 from graphreg.operators import Operations, is_port
 
@@ -30,6 +31,14 @@ def settle_ports(graph: fx.Graph, operations: Operations) -> None:
                 add_label(kept, label)
             node.replace_all_uses_with(kept)
             graph.erase_node(node)
+
+
+def assert_guesses(graph: fx.Graph, operations: Operations) -> None:
+    """Have the graph look whether what was taken for a tuple is one."""
+    for node in [node for node in graph.nodes if operations.guesses_list(node)]:
+        with graph.inserting_after(node):
+            look = graph.call_function(in_parts, (node, str(node.target) if node.op == "call_module" else node.name))
+            look.meta["site"] = (node.meta.get("site", ("",))[0], ())
 
 
 def _take_out(graph: fx.Graph, node: fx.Node, ports: Sequence[int], operations: Operations) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.proxy import Attribute
 
 from graphreg.operators import IN_PLACE_NAMES
 from graphreg.origin import origin_now
@@ -31,6 +32,25 @@ def _asks(frame: types.FrameType) -> bool:
 def _matches(code: types.CodeType) -> frozenset[int]:
     """Where ``case Tensor():`` stands in it."""
     return frozenset(each.offset for each in dis.get_instructions(code) if each.opname == "MATCH_CLASS")
+
+
+_ITS_OWN = ("tracer", "node")
+
+
+def _assigned(name: str, what: str = "assigns") -> str:
+    return f"it {what} .{name} of a traced value, which a graph cannot carry; make a new value, or write into it (x.copy_(...))"
+
+
+class Part(Attribute):
+    """What is read of a value by a dot, before it is known whether it is called."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ("root", "attr", "_node", *_ITS_OWN):
+            raise AttributeError(_assigned(name))
+        self.__dict__[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(_assigned(name, "deletes"))
 
 
 class Value(fx.Proxy):
@@ -59,14 +79,34 @@ class Value(fx.Proxy):
             return type(self)
         raise TypeError(f"the class of the traced value {self.node.name!r} is asked, in {home}, where a trace cannot answer")
 
+    def __getattr__(self, k: str) -> Part:
+        return Part(self, k)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """``x.requires_grad = True`` is what ``x.requires_grad_()`` is; everything else would be the proxy's alone, and lost."""
+        if name in _ITS_OWN:
+            self.__dict__[name] = value
+        elif name == "requires_grad":
+            made = self.tracer.create_proxy("call_method", "requires_grad_", (self, value), {})
+            made.node.meta["site"] = (made.node.meta["site"][0], ())
+        else:
+            raise AttributeError(_assigned(name))
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(_assigned(name, "deletes"))
+
     def _in_place(self, function: Callable[..., Any], other: Any) -> Any:
         if self.node in getattr(self.tracer, "sizes", ()):
             return NotImplemented  # a number: Python's own fallback is right
         return self.tracer.create_proxy("call_function", function, (self, other), {})
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        """``x[key] = value`` is a write into x, and no value that could have a name."""
-        made = self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+        Value.put(self.tracer, self, key, value)
+
+    @staticmethod
+    def put(tracer: Any, target: Any, key: Any, value: Any) -> None:
+        """``target[key] = value`` is a write into the target, and no value that could have a name."""
+        made = tracer.create_proxy("call_function", operator.setitem, (target, key, value), {})
         made.node.meta["site"] = (made.node.meta["site"][0], ())
 
     # What Python itself asks of a number or a shape, which torch.fx has no answer to; see graphreg.decisions.
@@ -105,16 +145,21 @@ class BufferProxy(Value):
 
     def __init__(self, node: fx.Node, tracer: fx.Tracer, buffer: torch.Tensor) -> None:
         super().__init__(node, tracer)
-        self.shape, self.ndim, self.dtype, self.device = buffer.shape, buffer.ndim, buffer.dtype, buffer.device
+        self.__dict__.update(shape=buffer.shape, ndim=buffer.ndim, dtype=buffer.dtype, device=buffer.device)
 
     def size(self, dim: int | None = None) -> Any:
-        return self.shape if dim is None else self.shape[dim]
+        return self._shape if dim is None else self._shape[dim]
 
     def dim(self) -> int:
-        return self.ndim
+        return len(self._shape)
 
     def numel(self) -> int:
-        return self.shape.numel()
+        return self._shape.numel()
 
     def __len__(self) -> int:
-        return self.shape[0]
+        return self._shape[0]
+
+    @property
+    def _shape(self) -> torch.Size:
+        shape: torch.Size = self.__dict__["shape"]
+        return shape

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor, maybe_current_level
 
 from graphreg.errors import GraphRegError, RegularizerError
 from graphreg.noise import Noise
@@ -69,17 +70,34 @@ class _Track(torch.autograd.Function):
     """The identity, whose result autograd records whether or not its argument is recorded."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, anchor: Tensor) -> Tensor:
+    def forward(x: Tensor, anchor: Tensor) -> Tensor:
         return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
 
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, anchor: Tensor) -> tuple[Tensor, Any]:
+        return tracked(x), in_dims[0]
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: Any) -> Tensor:
+        return tangent.view_as(tangent)
+
 
 def tracked(x: Tensor) -> Tensor:
     """The same values, [any shape], which autograd records from here on."""
     return _Track.apply(x, torch.zeros((), device=x.device, requires_grad=True))  # type: ignore[no-any-return,no-untyped-call]
+
+
+def recorded(tensor: Tensor) -> bool:
+    """Whether autograd records the tensor, at any level of torch.func's transforms: under vmap the tensor itself says no."""
+    return tensor.requires_grad or (is_functorch_wrapped_tensor(tensor) and recorded(get_unwrapped(tensor)))
 
 
 def gradients(
@@ -90,9 +108,15 @@ def gradients(
     ``prove``: raise GraphRegError where it cannot be.
     """
     live = [i for i, z in enumerate(outputs) if z.requires_grad]
+    if any(recorded(z) for i, z in enumerate(outputs) if i not in live):
+        raise GraphRegError(
+            f"{about} runs a backward pass of its own, which torch.vmap does not let it. Put the gradient inside, as for gradients of "
+            "each example, torch.vmap(torch.func.grad(f)), or call the module on the whole batch."
+        )
     if not live:
         return [torch.zeros_like(x) for x in inputs]
     # a function that is differentiable once tells so only of an argument that needs a gradient
+    prove = prove and maybe_current_level() is None  # torch.func allows no requires_grad_()
     given = [vectors[i].detach().requires_grad_() if prove else vectors[i] for i in live]
     before = history(outputs) if prove else set()
     options = {"create_graph": True, "allow_unused": True, "materialize_grads": True}

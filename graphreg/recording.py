@@ -22,20 +22,26 @@ from torch._C._functorch import is_functorch_wrapped_tensor, peek_interpreter_st
 from torch._guards import TracingContext
 from torch.fx.experimental import proxy_tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
 
+from graphreg.ambient import Answers, Questions
 from graphreg.changes import Changes
 from graphreg.errors import GraphRegError
+from graphreg.kinds import places_of
 from graphreg.layers import is_leaf
 from graphreg.naming import parts
 from graphreg.patches import refused, undetected, untraced, wrapped
+from graphreg.tape import Saved, attribute_of, tensors_in
 from graphreg.words import (
     AT,
     KEPT,
     Call,
+    Lost,
     Recording,
     Untold,
     Whole,
     as_called,
+    by_foreign,
     by_sign,
     holds_tensors,
     mapped,
@@ -45,11 +51,13 @@ from graphreg.words import (
 
 
 class Recorder(TorchFunctionMode):
-    """Writes a forward down into a ``Recording``; ``leaves``: the submodules to keep whole, with the reason."""
+    """Writes a forward down into a ``Recording``; ``leaves``: the submodules to keep whole, with the reason;
+    ``answers``: to what the forward asks of its surroundings."""
 
-    def __init__(self, model: nn.Module, leaves: Mapping[str, str]) -> None:
+    def __init__(self, model: nn.Module, leaves: Mapping[str, str], answers: Answers) -> None:
         super().__init__()
-        self.told = Recording(leaves=dict(leaves))
+        self.told, self.model = Recording(leaves=dict(leaves)), model
+        self.questions = Questions(lambda: self._scopes[-1] if self._scopes else "", answers)
         self._paths = {id(module): path for path, module in model.named_modules()}
         self._scopes: list[str] = []  # none outside the model's forward
         self._tracer: Any = None
@@ -68,7 +76,8 @@ class Recorder(TorchFunctionMode):
             patches.put(proxy_tensor._ModuleStackTracer, "call_module", call_module)
             for owner, name, instead in (*refused(self.seeing), *wrapped(self.function), undetected()):
                 patches.put(owner, name, instead)
-            yield
+            with self.questions.heard(places_of(self.model)):
+                yield
 
     # Modules
 
@@ -121,9 +130,11 @@ class Recorder(TorchFunctionMode):
             if random.getstate() != drawn:
                 raise Whole("its forward draws random numbers itself, and a trace would freeze them")
         except Whole as reason:
-            raise RuntimeError(f"{reason}; move that step into a submodule of its own, which graphreg then keeps whole") from None
+            raise Lost(f"{reason}; move that step into a submodule of its own, which graphreg then keeps whole") from None
         finally:
             self._scopes.clear()
+            # torch.export puts attributes back, and with them what the forward's next call would have found
+            self.told.left = [(vars(module), dict(vars(module))) for module in self.model.modules()]
         self.told.output = mapped(value, self._node)
         for place, node in enumerate(self._tracer.graph.nodes):
             node.meta[AT] = place
@@ -145,12 +156,21 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self.seeing():
             self._asked(sizes_asked(func), args)
+            if attribute_of(func) == "requires_grad" and func.__name__ == "__get__" and not by_foreign():
+                self._flag(args[0])
         return self.function(func, by_sign(), *args, **(kwargs or {}))
 
     def _asked(self, names: list[str], args: Any) -> None:
         slot = proxy_tensor.get_proxy_slot(args[0], self._tracer, None) if names and isinstance(args[0], Tensor) else None
         if slot is not None:
             self.told.returns.setdefault(self._last(), []).extend((name, self._scopes[-1], slot.proxy.node) for name in names)
+
+    def _flag(self, tensor: Tensor) -> None:
+        """The forward asks whether a tensor requires gradients: of a parameter the graph asserts it."""
+        name = next((name for name, each in self.model.named_parameters(remove_duplicate=False) if each is tensor), None)
+        if name is None:
+            raise Whole("it asks whether a value requires gradients, which depends on the call")
+        self.told.flags[name] = bool(tensor.requires_grad)
 
     def function(self, func: Callable[..., Any], sign: bool, *args: Any, **kwargs: Any) -> Any:
         """Call a function of torch, as one operation of the recording where it is one."""
@@ -161,13 +181,38 @@ class Recorder(TorchFunctionMode):
                 return None
             raise Whole("it works under torch.no_grad or the like, and a trace would lose that")
         call = as_called(func, sign, self._scopes[-1])
-        with self._its_own_decisions():
+        with self._its_own_decisions(), self._untouched(func, args, kwargs):
             if call is None or peek_interpreter_stack() is not None:
                 return func(*args, **kwargs)
             try:
                 return self._written(call, func, args, kwargs)
             except Untold:
                 return func(*args, **kwargs)
+
+    @contextmanager
+    def _untouched(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Iterator[None]:
+        """Refuses what an operation does that no graph would do, and undoes it: torch.export itself runs a write into a tensor that
+        is no parameter, buffer or value of the forward, and then never again."""
+        name = str(getattr(func, "__name__", ""))
+        if name in ("__set__", "__delete__") and attribute_of(func) != "requires_grad":
+            raise Whole(f"it assigns .{attribute_of(func)} of a tensor, which a graph cannot carry")
+        if name in ("register_hook", "register_post_accumulate_grad_hook"):
+            raise Whole("it registers a hook on a tensor, which a graph cannot carry")
+        real = [tensor for tensor in tensors_in((args, kwargs)) if type(tensor) in (Tensor, nn.Parameter)]
+        if any(isinstance(tensor, nn.Parameter) for tensor in real):
+            raise Whole("it computes with a parameter that it does not get from its module by name, but from a list or the like")
+        if not real:
+            yield
+            return
+        with _disable_current_modes():
+            saved = [Saved(tensor) for tensor in real]
+        yield
+        written = [each for each in saved if each.tensor._version != each.version]
+        with _disable_current_modes():
+            for each in written:
+                each.put_back()
+        if written:
+            raise Whole("it writes into a tensor that it neither makes nor has as a buffer: an attribute, a global, a default argument")
 
     @contextmanager
     def _its_own_decisions(self) -> Iterator[None]:

@@ -14,11 +14,8 @@ regularizer never sees an fx node.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import keyword
-import math
-import numbers
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from types import NoneType
@@ -27,7 +24,7 @@ from typing import Any, ClassVar, Literal, dataclass_transform
 import torch
 
 from graphreg import registry
-from graphreg.errors import RegularizerError, near_sentence
+from graphreg.errors import RegularizerError, near_sentence, no_number, number_of
 from graphreg.selector import Selector, strings
 from graphreg.sequences import check_arguments, check_options
 from graphreg.sites import Site
@@ -126,14 +123,13 @@ class Regularizer:
         return {"class": type(self).__name__, **plain}
 
     def _number(self, field: str, value: object) -> float:
-        with contextlib.suppress(OverflowError):  # an integer that no float can hold is not finite either
-            if isinstance(value, numbers.Real) and math.isfinite(value):
-                return float(value)
-        given = "was not given" if value is REQUIRED else f"is {value!r}"
-        raise RegularizerError(
-            f"{type(self).__name__}: {field} {given}; it must be a finite number. "
-            f"Write {type(self).__name__}('*', 0.1): the selector first, the {field} second."
-        )
+        if (number := number_of(value)) is not None:
+            return number
+        kind = type(self).__name__
+        cure = f"Write {kind}('*', 0.1): the selector first, the {field} second."
+        if value is REQUIRED:
+            raise RegularizerError(f"{kind}: {field} was not given; it must be a finite number. {cure}")
+        raise RegularizerError(no_number(f"{kind}: {field}", value, cure))
 
 
 class Splice(Regularizer):
@@ -147,6 +143,10 @@ class Splice(Regularizer):
 
     may_act_on: ClassVar[tuple[str, ...]] = ("values",)
     must_take: ClassVar[str] = "weight"
+
+    def in_a_row(self, weights: Sequence[float]) -> str:
+        """What acting several times in a row on one value comes to, for a warning; nothing where that does no harm."""
+        return ""
 
 
 class Penalty(Regularizer):

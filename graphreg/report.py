@@ -59,6 +59,7 @@ def _of_module(module: Regulated, with_cost: bool) -> Report:
     told = [
         f"gone: {act.regularizer} at {site.name} (a later pass took it out of the graph)" for site in sites for act in site.acts if act.gone
     ]
+    told += plan.repeated(strengths(module))
     told += [f"kept whole: {path} ({reason})" for path, reason in leaves.items()]
     told += [f"held: {name}={value!r}" for name, value in held.items()]
     told += [*notes, *decisions(first), *fixed(first)]

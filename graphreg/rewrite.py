@@ -19,6 +19,7 @@ from graphreg.check import check
 from graphreg.collector import collector_at_rest
 from graphreg.errors import RegularizerError, TraceError
 from graphreg.forms import recomputed
+from graphreg.layout import apart
 from graphreg.leaves import identifier, leaf_names, make_rules, measures
 from graphreg.module import Regularized, RewrittenModule
 from graphreg.operators import nodes_in
@@ -51,11 +52,15 @@ def rewrite(
     for mode, graph in traced.graphs.items():
         work = _Rewriting(graph, traced, plan, names)
         if penalties == "attach" and work.totals:
-            rules.add_module("attach", AttachRule(tuple(work.totals), scale))
+            rules.add_module("attach", AttachRule(tuple(work.totals), scale, next(iter(rules.strengths.values())).device))
         work.finish(penalties)
         graphs[mode] = work.graph
         for leaf in work.recomputed:
             rules.get_submodule(leaf).recomputed = True  # type: ignore[assignment]
+        for leaf in work.overwritten:
+            rules.get_submodule(leaf).overwritten = True  # type: ignore[assignment]
+        for leaf in work.apart:
+            rules.get_submodule(leaf).apart = True  # type: ignore[assignment]
     module = RewrittenModule(traced.model, graphs, rules, traced.held, traced.constants, traced.whole)
     rules.about = (replace(plan, traced=None), dict(traced.leaves), dict(traced.held), traced.front_end, traced.notes)
     rules.train(module.training)
@@ -72,6 +77,8 @@ class _Rewriting:
         self.aliases, self.operations = Aliases(self.graph, traced.operations), traced.operations
         self.own = {n.meta["site"][1][0].text: n for n in self.graph.nodes if n.meta.get("site", ("", ()))[1]}
         self.recomputed: list[str] = []
+        self.overwritten: list[str] = []  # the leaves of splices whose value something may write into
+        self.apart: list[str] = []  # those of which something does, and a penalty measures what they give
         self.inputs = {str(n.target): n for n in self.graph.nodes if n.op == "placeholder"}
         self.calls: dict[int, dict[str, fx.Node]] = {}  # by the edit's place: what it reads at each call of a cell
         self.measured: dict[str, dict[str, fx.Node]] = {name: {} for name, r in plan.regularizers.items() if isinstance(r, Penalty)}
@@ -144,8 +151,10 @@ class _Rewriting:
 
         def kept(kind: str) -> fx.Node:
             nonlocal point
+            given = kind == "clone" and self.aliases.is_given(node)
+            function, args = (apart, (value, node)) if given else (self.aliases.clone_of(node), (value,))
             with self.graph.inserting_after(point):
-                point = self.graph.create_node("call_function", torch.clone, (value,), name=f"{identifier(name)}_kept")
+                point = self.graph.create_node("call_function", function, args, name=f"{identifier(name)}_kept")
             point.meta["graphreg"] = {"kind": kind, "site": name}
             added.add(point)
             return point
@@ -163,10 +172,16 @@ class _Rewriting:
         if tracked:
             self.wrt[name] = value = after(self.names[name], (value,), "track")
             value.meta["graphreg"]["site"] = name
-        read = kept("copy") if written and not spliced and not tracked else value
+        clean = any(isinstance(edit.regularizer, Penalty) and edit.regularizer.clean for _, edit in edits)
+        overwritten = self.aliases.written_later(node) if spliced else written and not tracked
+        read = kept("copy") if overwritten and (clean or not spliced) else value
         measure(clean=True)
         if spliced and recomputed(node, self.operations):
             self.recomputed += [self.names[i] for i, edit in edits if isinstance(edit.regularizer, Splice)]
+        leaves = [self.names[i] for i, edit in edits if isinstance(edit.regularizer, Splice)]
+        if leaves and overwritten:
+            self.overwritten += leaves
+            self.apart += leaves[:1] if written and any(isinstance(edit.regularizer, Penalty) for _, edit in edits) else []
         for i, edit in edits:
             if isinstance(edit.regularizer, Splice):
                 read = value = after(self.names[i], (value, self.key), "splice", edit)

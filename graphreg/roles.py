@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import fx, nn
 
+from graphreg.effects import Effects
 from graphreg.modes import Graphs
 from graphreg.operators import PACKS, Operations, function_name, is_integer, is_port, is_size, nodes_in, port_path
 from graphreg.sites import Label, Role, Site
@@ -90,12 +91,14 @@ class _Judge:
     """Walks one graph once, in order, and knows of each node what it carries and what it depends on."""
 
     def __init__(self, graph: fx.Graph, operations: Operations, model: nn.Module) -> None:
-        self.graph, self.operations = graph, operations
+        self.graph, self.operations, self.effects = graph, operations, Effects(operations)
         self.parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         self.sizes: set[fx.Node] = set()  # numbers, shapes, flags
         self.data: set[fx.Node] = set()  # depends on an input, through tensors
         self.weights: set[fx.Node] = set()  # computed from parameters alone
         self.deep: set[fx.Node] = set()  # depends on a product on data
+        self.filled: set[fx.Node] = set()  # what depends on an input was written into it: who reads it from there on does so too
+        self.filled_deep: set[fx.Node] = set()
         self.hidden: set[fx.Node] = set()
         self.integers: set[fx.Node] = set()
         self.packed: set[fx.Node] = set()  # a PackedSequence, or what a layer makes of one
@@ -131,7 +134,7 @@ class _Judge:
         if is_integer(node):
             self.integers.add(node)
         tensors = [n for n in node.all_input_nodes if n not in self.sizes]
-        data = [n for n in tensors if n in self.data]
+        data = [n for n in tensors if n in self.data or n in self.filled]
         if data or (not tensors and node.op == "call_module"):
             self.data.add(node)
         elif any(n in self.weights for n in tensors):
@@ -140,8 +143,21 @@ class _Judge:
             self.hidden.update(origin for n in data if (origin := self._origin(n)) in self.deep)
             self.integers.update(self._indices(node, data))
             self.deep.add(node)
-        elif any(n in self.deep for n in data):
+        elif any(n in self.deep or n in self.filled_deep for n in data):
             self.deep.add(node)
+        self._fill(node)
+
+    def _fill(self, node: fx.Node) -> None:
+        """What the node writes into, and what that is a view of, carries what the node does."""
+        waiting = list(self.effects.writes(node)) if node in self.data else []
+        seen = set(waiting)
+        while waiting:
+            written = waiting.pop()
+            self.filled.add(written)
+            if node in self.deep:
+                self.filled_deep.add(written)
+            waiting += [n for n in self.effects.shares(written) if n not in seen]
+            seen.update(waiting)
 
     def _of_packed(self, node: fx.Node) -> bool:
         recurrent = isinstance(self.operations.module(node), nn.RNNBase) or is_port(node, self.operations)
@@ -159,6 +175,8 @@ class _Judge:
 
     def _origin(self, node: fx.Node) -> fx.Node:
         while self.operations.passes_through(node) and node.args and isinstance(node.args[0], fx.Node) and not is_whole(node.args[0]):
+            if not node.args[0].meta.get("site", ("", ("",)))[1]:  # a tensor that the forward made has no name: its view may
+                break
             node = node.args[0]
         return node
 
@@ -218,6 +236,8 @@ class _Judge:
             return "" if known[1].is_floating_point else "integers"
         if node in self.sizes:
             return "no tensor"
+        if self.operations.guesses_list(node):
+            return "taken for a tuple, for it is only indexed; example_inputs tell what it is"
         if self.operations.is_list(node):
             return "a tuple"
         return "integers" if node in self.integers else ""

@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from graphreg.errors import RegularizerError
 from graphreg.forms import kept
 from graphreg.fused import recomputes
+from graphreg.layout import clone, laid_out, overlaps
 from graphreg.noise import Noise
+from graphreg.precision import brought, has_float64
+from graphreg.purity import called
 from graphreg.regularizer import Splice
 
 
@@ -28,6 +31,7 @@ class Rules(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.strengths: dict[str, Tensor] = {}
+        self.exact: dict[str, float] = {}  # the strengths that are float32 for now, as they were set
         self.about: Any = None
         self.watching: Any = None  # the monitor, while there is one
         self.made_by: str | None = None  # the mark of the torch.fx pass that added all this
@@ -62,23 +66,56 @@ class Rules(nn.Module):
 
         Several leaves hold one and the same strength: each tensor is moved once.
         """
-        moved: dict[int, Tensor] = {}
+        moved = {id(tensor): self._strength(name, tensor, fn) for name, tensor in self.strengths.items()}
         for leaf in self.children():
             for name, buffer in leaf._buffers.items():
                 if buffer is not None:
-                    new = moved.setdefault(id(buffer), _follow(buffer, fn))
-                    leaf._buffers[name] = new
-        self.strengths = {name: moved.get(id(tensor), tensor) for name, tensor in self.strengths.items()}
+                    if id(buffer) not in moved:
+                        moved[id(buffer)] = brought(buffer, followed(buffer, fn))
+                    leaf._buffers[name] = moved[id(buffer)]
+        self.strengths = {name: moved[id(tensor)] for name, tensor in self.strengths.items()}
         return self
 
+    def _strength(self, name: str, tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
+        """The strength on the model's device; back where there is float64 it is again what was set, to the last bit."""
+        device = followed(tensor, fn)
+        new = brought(tensor, device)
+        if new.dtype == tensor.dtype and (new.dtype == torch.float64 or not has_float64(device)):
+            return new
+        value = self.value(name)
+        self.exact.pop(name, None)
+        if has_float64(device):
+            return torch.full_like(new, value, dtype=torch.float64)
+        self.exact[name] = value
+        return new
 
-def _follow(buffer: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
+    def value(self, name: str) -> float:
+        """The strength as it was set."""
+        tensor = self.strengths[name]
+        exact = self.exact.get(name)
+        held = float(tensor)
+        return exact if exact is not None and float(torch.tensor(exact, dtype=tensor.dtype)) == held else held
+
+    def set_value(self, name: str, value: float) -> None:
+        """Change a strength, in place: all leaves of the regularizer share it."""
+        self.strengths[name].fill_(value)
+        if name in self.exact:
+            self.exact[name] = value
+
+
+def followed(buffer: Tensor, fn: Callable[[Tensor], Tensor]) -> torch.device:
+    """The device that ``fn`` moves a buffer to; not meta, where it would lose its value."""
     device = fn(torch.empty(0, dtype=torch.float32, device=buffer.device)).device
-    return buffer if device.type == "meta" else buffer.to(device)  # a meta copy would lose the value
+    return buffer.device if device.type == "meta" else device
+
+
+def _moves(buffer: Tensor, fn: Callable[[Tensor], Tensor]) -> bool:
+    device = followed(buffer, fn)
+    return brought(buffer, device) is not buffer or (buffer.dtype == torch.float32 and has_float64(device))
 
 
 class Leaf(nn.Module):
-    """The base of all leaves: its name in errors, and its strength, float64 [1].
+    """The base of all leaves: its name in errors, and its strength, float64 [1], float32 where a device has no other.
 
     Not 0-d: of a 0-d float64 input Dynamo takes the ``item()`` as a symbol, fails to make a tensor of it again and
     starts its analysis over (TensorifyScalarRestartAnalysis), which doubles the time to compile.
@@ -119,7 +156,7 @@ class Leaf(nn.Module):
         """Keep dtype and value in such a module too, and the strength one tensor for all leaves of the regularizer."""
         if not self.rules:
             return super()._apply(fn, recurse)  # type: ignore[no-untyped-call,no-any-return]
-        if any(_follow(buffer, fn) is not buffer for buffer in self._buffers.values() if buffer is not None):
+        if any(_moves(buffer, fn) for buffer in self._buffers.values() if buffer is not None):
             self.rules[0]._apply(fn)
         return self
 
@@ -137,6 +174,9 @@ class Drawing(Leaf):
 class SpliceRule(Drawing):
     """A splice at a site: acts while the module that owns the site trains, or while the noise is held on."""
 
+    overwritten = False  # whether the model may write into the value later
+    apart = False  # whether it does, and something measures what the splice gives: never the value itself then
+
     def __init__(self, regularizer: Splice, site: str, strength: Tensor, slot: int, path: str) -> None:
         super().__init__(f"{type(regularizer).__name__} at {site}", site, slot, path, strength)
         self.regularizer = regularizer
@@ -145,13 +185,12 @@ class SpliceRule(Drawing):
         return self.forced or self.owner[0].training
 
     def forward(self, z: Tensor, key: Tensor) -> Tensor:
-        """z [any shape], floating; key int32 [streams, 2] -> [same shape and dtype], z itself where the splice does not act."""
+        """z [any shape], floating; key int32 [streams, 2] -> [same shape and dtype], z itself, or a copy, where the splice does not act."""
         if not self.acts():
-            return z
-        if not z.is_floating_point():
-            raise RegularizerError(
-                f"{self.about}: the value is {z.dtype}, and only floating-point values can be spliced. Leave the site out."
-            )
+            return clone(z) if self.apart else z
+        if not isinstance(z, Tensor) or not z.is_floating_point():
+            what = z.dtype if isinstance(z, Tensor) else f"a {type(z).__name__}"
+            raise RegularizerError(f"{self.about}: the value is {what}, and only floating-point values can be spliced. Leave the site out.")
         weight, noise = self.weight(accumulation(z.dtype)), Noise(key[self.slot])
         again = self.recomputed and recomputes()
         y = kept(self._formula, z, weight, noise) if again else self._formula(z, weight, noise)
@@ -161,14 +200,24 @@ class SpliceRule(Drawing):
             raise RegularizerError(
                 f"{self.about} gave {tuple(y.shape)} {y.dtype} for {tuple(z.shape)} {z.dtype}; a splice gives a tensor like its site's."
             )
-        if not torch.compiler.is_compiling() and y.stride() != z.stride() and z.is_contiguous() and y.is_contiguous():
-            # they differ in axes of length 1, and what follows would choose another layout, and round otherwise, than in the model
-            y = y.as_strided(z.shape, z.stride())
+        return y if z.layout is not torch.strided or y.stride() == z.stride() else self._laid_out(y, z)
+
+    def _laid_out(self, y: Tensor, z: Tensor) -> Tensor:
+        """``y`` with the strides of ``z``: by these operations choose a layout, round, and give a view or a copy, which writes tell."""
+        if z.is_contiguous() and y.is_contiguous():  # they differ in axes of length 1
+            return y if torch.compiler.is_compiling() else y.as_strided(z.shape, z.stride())
+        if not overlaps(z):
+            return laid_out(y, z)
+        if self.overwritten:
+            raise RegularizerError(
+                f"{self.about}: elements of the value share their place in memory (it was expanded or unfolded), so that a write of the "
+                "model into one reaches others, and no replacement of it can do that. Choose the site before, or clone the value there."
+            )
         return y
 
     def _formula(self, z: Tensor, weight: Tensor, noise: Noise) -> Any:
         given = {"z": z, "weight": weight, "noise": noise, "values": {self.site: z}}
-        return self.regularizer(**{name: given[name] for name in self.regularizer.takes})
+        return called(self.regularizer, {name: given[name] for name in self.regularizer.takes})
 
 
 def accumulation(dtype: torch.dtype) -> torch.dtype:

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from graphreg.changes import Changes
-from graphreg.control import noise_on, rng_state
+from graphreg.control import noise_on, require_draws
 from graphreg.errors import RegularizerError, shown
 from graphreg.module import Regularized
+from graphreg.precision import widest
 from graphreg.shapes import arguments
 
 
@@ -53,7 +54,7 @@ def sample(module: nn.Module, inputs: Any, n: int, *, keep: bool = True, progres
         raise RegularizerError(
             f"progress={shown(progress)} is not allowed; give True, False, or None for a line where stderr is a terminal."
         )
-    rng_state(module)  # refuses a module that draws nothing
+    require_draws(module)
     call = arguments(inputs, "inputs")
     if call is None:
         raise RegularizerError("inputs=None is not allowed; give a tensor, a tuple (positional) or a dict (keyword).")
@@ -86,7 +87,7 @@ class _Running:
                 f"the module's output is {type(output).__name__}, and no tensor is found in it to average. "
                 "Make its class known: torch.utils._pytree.register_dataclass, or register_pytree_node."
             )
-        values = [t.to(torch.float64 if t.dtype == torch.float64 or not t.is_floating_point() else torch.float32) for t in tensors]
+        values = [t.to(torch.float32 if t.is_floating_point() and t.dtype != torch.float64 else widest(t.device)) for t in tensors]
         if self.n == 1:
             self.mean, self.squares = [torch.zeros_like(v) for v in values], [torch.zeros_like(v) for v in values]
         for i, value in enumerate(values):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from graphreg.errors import NoMatchError
+from graphreg.keywords import like_an_option
 from graphreg.regularizer import Regularizer, Splice
 from graphreg.selector import Missing, select, unmatched
 from graphreg.sites import Site
@@ -19,13 +20,13 @@ def selected(traced: Traced, regularizer: Regularizer, missing: Missing) -> dict
     return select(
         regularizer.pattern, sites, usual, model=traced.title, missing=missing, who=type(regularizer).__name__, usual=regularizer.usual,
         what=f"parameter of {regularizer.min_dims} dims or more" if on_parameters else "value",
-        elsewhere=traced.values if on_parameters else traced.parameters,
+        elsewhere=_elsewhere(traced, regularizer), hint=lambda text: like_an_option(type(regularizer), text),
     )  # fmt: skip
 
 
 def missed(traced: Traced, regularizer: Regularizer) -> tuple[str, ...]:
     """The strings of a regularizer's selector that find nothing."""
-    return unmatched(regularizer.pattern, *_candidates(traced, regularizer))
+    return unmatched(regularizer.pattern, *_candidates(traced, regularizer), _elsewhere(traced, regularizer))
 
 
 def check_count(regularizer: Regularizer, sites: Sequence[Site]) -> None:
@@ -37,6 +38,11 @@ def check_count(regularizer: Regularizer, sites: Sequence[Site]) -> None:
             f"site{'s' * (len(sites) != 1)} ({listed}). "
             "Mend the selector, or the number."
         )
+
+
+def _elsewhere(traced: Traced, regularizer: Regularizer) -> Sequence[Site]:
+    """The sites of the other kind."""
+    return traced.values if regularizer.on == "parameters" else traced.parameters
 
 
 def _candidates(traced: Traced, regularizer: Regularizer) -> tuple[list[Site], list[Site]]:

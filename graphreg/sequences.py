@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache, cached_property
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from graphreg.errors import NoMatchError, RegularizerError, near_sentence, shown
-from graphreg.selector import Pattern, strings
+from graphreg.modes import Graphs
+from graphreg.operators import Operations
+from graphreg.provenance import chains, convolution
+from graphreg.roles import site_nodes
+from graphreg.selector import Pattern, exactly, strings
 from graphreg.sites import Label, Site
 from graphreg.steps import Steps
 
 Port = tuple[str, tuple[str, ...]]  # a module's path, and which of its values
-Modules = Mapping[str, nn.Module]
 Found = dict[Site, tuple[str, Steps]]  # with the string that chose it
 
 
@@ -58,29 +63,86 @@ def lengths_name(regularizer: Any) -> Any:
     return getattr(regularizer, "lengths", None)
 
 
-def sequences(found: Mapping[Site, str], regularizer: Any, values: Sequence[Site], modules: Modules) -> Found:
-    """The sequences that the selected sites are, each under its site; all calls of a cell under that of the first.
+def sequences(found: Mapping[Site, str], regularizer: Any, values: Sequence[Site], operations: Operations, graphs: Graphs) -> Found:
+    """The sequences that the selected sites are, each under its site; all calls of a cell that follow each other under the first.
 
-    Calls are one sequence where a string names their module, by a glob of its path. A function of a site names none.
-    Raises RegularizerError for what is no sequence, as far as shapes are known.
+    A module is named where a string names it by a glob of its path. The calls of one that is a cell are the steps of sequences, those
+    of another are sequences each. A function of a site names none. Raises RegularizerError for what is no sequence, as far as shapes
+    are known.
     """
     texts = strings(regularizer.pattern)
     away = {id(site) for text in texts if (p := Pattern.parse(text)).exclude for site in p.find(values)}
-    calls: dict[Port, list[Site]] = {}
-    for site in (value for value in values if value.selectable):
-        for port in {_port(label) for label in site.labels if label.module is not None}:
-            calls.setdefault(port, []).append(site)
+    calls = _Calls(values, operations, graphs)
     chosen_by = {text: _labels(text, values) for text in set(found.values())} if texts else {}
     taken, kept = set[Site](), Found()
     for site, text in found.items():
-        if site not in taken:
-            named = _named(site, chosen_by[text][site.name], calls, modules) if texts else None
-            steps = [call for call in calls[named] if id(call) not in away] if named else []
+        if site in taken:
+            continue
+        named = calls.named(site, chosen_by[text][site.name]) if texts else None
+        for run in calls.runs(named) if named else [[site]]:
+            steps = [call for call in run if id(call) not in away]
             taken.update(steps)
-            kept[steps[0] if steps else site] = text, _steps(site, steps, named, calls, regularizer, modules)
+            for first in steps[:1]:
+                kept[first] = text, _steps(first, steps, named if named and calls.is_cell(named[0]) else None, calls, regularizer)
     for site, (_, form) in kept.items():
         _require(site, form, regularizer)
+        _require_time(site, form, regularizer, calls)
     return kept
+
+
+class _Calls:
+    """The calls of each module of a model, by its values, and which of them are the steps of one sequence."""
+
+    def __init__(self, values: Sequence[Site], operations: Operations, graphs: Graphs) -> None:
+        self.operations, self.graphs = operations, tuple(graphs.values())
+        self.of: dict[Port, list[Site]] = {}
+        for site in (value for value in values if value.selectable):
+            for port in {_port(label) for label in site.labels if label.module is not None}:
+                self.of.setdefault(port, []).append(site)
+        self.chains = cache(lambda path: chains(self.graphs, operations, path))
+
+    @cached_property
+    def nodes(self) -> dict[str, fx.Node]:
+        """The node of each site, in the first graph that has it."""
+        return {name: node for graph in reversed(self.graphs) for name, node in site_nodes(graph, self.operations).items()}
+
+    def named(self, site: Site, labels: Sequence[Label]) -> Port | None:
+        """The module that is named and whose calls are to be told apart: one called several times, or a cell of torch's."""
+        if site.sequence:  # a recurrent layer: each call is a sequence
+            return None
+        several = [port for port in map(_port, labels) if len(self.of[port]) > 1 or self._of_torch(port[0])]
+        return max(several, key=lambda port: len(self.of[port]), default=None)
+
+    def _of_torch(self, path: str) -> bool:
+        return isinstance(self.operations.modules[path], nn.RNNCellBase)
+
+    def cell(self, path: str) -> str | None:
+        """The cell whose steps the module's calls are: itself, one of torch's or one that reads what it gave before, or one around it
+        that is called as often."""
+        count = len(self.chains(path))
+        while path and len(own := self.chains(path)) in (0, count):  # 0: a list of modules, which nobody calls
+            if own and (self._of_torch(path) or len(set(own.values())) < count):
+                return path
+            path = path.rpartition(".")[0]
+        return None
+
+    def is_cell(self, path: str) -> bool:
+        return self.cell(path) is not None
+
+    def runs(self, port: Port) -> list[list[Site]]:
+        """The calls that follow each other, each a list; of a module that is no cell each call by itself."""
+        calls, cell = self.of[port], self.cell(port[0])
+        if cell is None:
+            return [[call] for call in calls]
+        own, firsts = list(self.chains(port[0])), list(self.chains(cell).values())
+        if len(set(firsts)) == len(firsts):  # a cell of torch's that is given no state
+            return [calls]
+        first_of = dict(zip(own, firsts, strict=True))
+        found: dict[str, list[Site]] = {}
+        for call in calls:
+            name = next(label.name for label in call.labels if label.module == port[0])
+            found.setdefault(first_of[name], []).append(call)
+        return list(found.values())
 
 
 def _port(label: Label) -> Port:
@@ -98,17 +160,7 @@ def _labels(text: str, values: Sequence[Site]) -> dict[str, list[Label]]:
     return found
 
 
-def _named(site: Site, labels: Sequence[Label], calls: Mapping[Port, Sequence[Site]], modules: Modules) -> Port | None:
-    """The module that is named and whose calls are steps: one called several times, or a cell of torch's."""
-    if site.sequence:  # a recurrent layer: each call is a sequence
-        return None
-    several = [port for port in map(_port, labels) if len(calls[port]) > 1 or isinstance(modules[port[0]], nn.RNNCellBase)]
-    return max(several, key=lambda port: len(calls[port]), default=None)
-
-
-def _steps(
-    site: Site, steps: Sequence[Site], named: Port | None, calls: Mapping[Port, Sequence[Site]], regularizer: Any, modules: Modules
-) -> Steps:
+def _steps(site: Site, steps: Sequence[Site], named: Port | None, calls: _Calls, regularizer: Any) -> Steps:
     lengths = lengths_name(regularizer)
     if named and time_axis(regularizer) not in (0, 1):
         raise RegularizerError(
@@ -116,18 +168,24 @@ def _steps(
             "are the steps. Leave time_axis out; to take each call for a sequence, select the calls by a function of a site."
         )
     if named:
-        return Steps(0, tuple(steps), isinstance(modules[named[0]], nn.RNNCellBase), lengths)
+        return Steps(0, tuple(steps), isinstance(calls.operations.modules[named[0]], nn.RNNCellBase), lengths)
     if site.sequence:
         return Steps(_layer_axis(site, regularizer), (), True, lengths)
     return Steps(time_axis(regularizer), lengths=lengths, hint=_hint(site, calls))
 
 
-def _hint(site: Site, calls: Mapping[Port, Sequence[Site]]) -> str:
-    """What to select instead of one call of a cell."""
-    several = [label for label in site.labels if label.module is not None and len(calls[_port(label)]) > 1]
-    whole = [f"{label.module}" if label.default else f"{label.module}:{label.ports[0]}" for label in several]
+def _hint(site: Site, calls: _Calls) -> str:
+    """What to select instead of one call of a module."""
+    several = [label for label in site.labels if label.module is not None and len(calls.of[_port(label)]) > 1]
+    if not several:
+        return ""
+    path = several[0].module or ""
+    whole = exactly(replace(several[0], name=path))
+    if calls.is_cell(path):
+        return f" This is one call of {path!r}: the selector '{whole}' takes all its calls as the steps of one sequence."
     return (
-        f" This is one call of {whole[0]!r}: the selector {whole[0]!r} takes all its calls as the steps of one sequence." if whole else ""
+        f" This is one call of {path!r}, which reads none of its earlier outputs: each call is a sequence of its own. Where the calls are "
+        "the steps, let the model stack their values (torch.stack) and select the stack."
     )
 
 
@@ -145,15 +203,29 @@ def _layer_axis(site: Site, regularizer: Any) -> int:
 def _require(site: Site, steps: Steps, regularizer: Any) -> None:
     who = f"{type(regularizer).__name__} at {site.name}"
     if site.sequence == "state":
-        layer = site.labels[0].name
+        layer = replace(site.labels[0], default=True)
         raise RegularizerError(
-            f"{who}: this is the state of {layer} after the last step, no sequence. Select '{layer}:out'; "
-            f"where a glob finds both, add '!{site.name}'."
+            f"{who}: this is the state of {layer.name} after the last step, no sequence. Select '{exactly(layer)}:out'; "
+            f"where a glob finds both, add '!{exactly(site.labels[0])}'."
         )
     shapes = [call.shape for call in steps.calls or (site,) if call.shape is not None]
     if shapes:
         steps.require_calls(shapes, who)
         steps.require((len(steps.calls), *shapes[0]) if steps.calls else shapes[0], who)
+
+
+def _require_time(site: Site, steps: Steps, regularizer: Any, calls: _Calls) -> None:
+    """Refuse the axis of channels in place of that of time."""
+    if steps.calls or site.sequence or steps.axis != 1:
+        return
+    if site.name not in calls.nodes or (found := convolution(calls.nodes[site.name], calls.operations)) is None:
+        return
+    name, dims = found
+    axes = " or ".join(str(axis) for axis in range(2, 2 + dims))
+    raise RegularizerError(
+        f"{type(regularizer).__name__} at {site.name}: the value comes from a convolution ({name}), so its axis 1 is channels, and "
+        f"time_axis=1 would take them for steps. Give time_axis={axes}; where axis 1 is time all the same, time_axis={-1 - dims}."
+    )
 
 
 def check_lengths(found: Found, name: str, inputs: Mapping[str, Any], held: Mapping[str, Any], who: str) -> None:

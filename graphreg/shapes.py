@@ -12,6 +12,7 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils import _pytree as pytree
 
+from graphreg.ambient import recorded
 from graphreg.errors import TraceError, first_line
 from graphreg.modes import Graphs
 from graphreg.surroundings import quiet
@@ -43,21 +44,25 @@ def propagate(model: nn.Module, graphs: Graphs, bound: Mapping[str, Any], call: 
         if _runs_on_fakes(model, mode, graph, values, constants):
             continue
         twin = run_itself(model, call, constants)
-        with torch.no_grad():
+        with torch.set_grad_enabled(recorded(graph)):
             _run(twin, graph, values)
 
 
 def run_itself(model: nn.Module, call: Arguments, constants: Mapping[str, torch.Tensor]) -> nn.Module:
     """A copy in eval mode that has run on the example; the model's own error, with a note that says so, where it does not run."""
-    twin = copy.deepcopy(model).eval()
-    twin.__dict__.update(constants)
-    try:
-        with torch.no_grad():
-            twin(*copy.deepcopy(call[0]), **copy.deepcopy(call[1]))
-    except Exception as error:
-        error.add_note(f"This is {type(model).__name__}'s own error: graphreg ran it on the example_inputs.")
-        raise
-    return twin
+    first: Exception | None = None
+    for grad in (False, True):  # some cannot run without
+        twin = copy.deepcopy(model).eval()
+        twin.__dict__.update(constants)
+        try:
+            with torch.set_grad_enabled(grad):
+                twin(*copy.deepcopy(call[0]), **copy.deepcopy(call[1]))
+            return twin
+        except Exception as error:
+            first = first or error
+    assert first is not None
+    first.add_note(f"This is {type(model).__name__}'s own error: graphreg ran it on the example_inputs.")
+    raise first
 
 
 def _runs_on_fakes(model: nn.Module, mode: str, graph: fx.Graph, values: list[Any], constants: Mapping[str, torch.Tensor]) -> bool:
@@ -68,7 +73,7 @@ def _runs_on_fakes(model: nn.Module, mode: str, graph: fx.Graph, values: list[An
             twin = copy.deepcopy(model)
             twin.__dict__.update({name: fake.from_tensor(value) for name, value in constants.items()})
         inputs = pytree.tree_map_only(torch.Tensor, fake.from_tensor, values)
-        with fake, torch.no_grad(), quiet(FakeTensorMode.__module__, logging.CRITICAL):
+        with fake, torch.set_grad_enabled(recorded(graph)), quiet(FakeTensorMode.__module__, logging.CRITICAL):
             _Recorder(_in_mode(twin, mode), graph).run(*inputs, enable_io_processing=False)
     except Exception:
         return False
@@ -93,6 +98,10 @@ def _in_mode(model: nn.Module, mode: str) -> nn.Module:
 class _Recorder(fx.Interpreter):
     def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
         super().__init__(module, graph=graph)
+
+    def placeholder(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """An argument's value; torch.fx takes what is left of the values for ``*args``, and here they are one tuple."""
+        return next(self.args_iter) if str(target).startswith("*") else super().placeholder(target, args, kwargs)
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +57,9 @@ class Steps:
             raise RegularizerError(f"{who}: lengths={self.lengths!r} is {lengths!r} in this call; it must be a tensor.")
         self.require_lengths(lengths.shape, lengths.dtype, value.shape, who)
         lengths = lengths.reshape(steps.shape[1::-1] if lengths.dtype == torch.bool else steps.shape[1:2])
-        return _counted(steps, lengths.to(steps.device), f"{who}: lengths={self.lengths!r}")
+        return _counted(
+            steps, lengths.to(steps.device), f"{who}: lengths={self.lengths!r}", lambda longest: self._fits(value.shape, longest)
+        )
 
     def require(self, shape: Sequence[int], who: str) -> None:
         """Refuse a shape that is no sequence's, or that lacks the axis of time. ``shape``: with the calls in front."""
@@ -99,10 +101,21 @@ class Steps:
             shape = (1, *shape)
         whole = not dtype.is_floating_point and not dtype.is_complex
         if not whole or tuple(shape) != ((batch, time) if mask else (batch,)):
+            fits = self._fits(value, shape[1], exactly=True) if mask and len(shape) == 2 else ""
             raise RegularizerError(
                 f"{who}: lengths={self.lengths!r} is {tuple(shape)} {str(dtype).removeprefix('torch.')}; for {batch} sequences of {time} "
-                f"steps it must be whole numbers of shape ({batch},), or a bool mask of shape ({batch}, {time}), True where a step counts."
+                f"steps it must be whole numbers of shape ({batch},), or a bool mask of shape ({batch}, {time}), True where a step "
+                f"counts.{fits}"
             )
+
+    def _fits(self, shape: Sequence[int], longest: int, exactly: bool = False) -> str:
+        """A sentence that names the axes that ``longest`` steps fit, where the axis of time was not told by a recurrent layer or a cell."""
+        if self.calls or self.unbatched or len(shape) < 3 or torch.compiler.is_compiling():  # sizes of a compiled graph may be symbols
+            return ""
+        time = self.axis % len(shape)
+        batch = next(axis for axis in range(len(shape)) if axis != time)
+        fit = [str(i) for i, n in enumerate(shape) if i not in (time, batch) and (n == longest if exactly else n >= longest)]
+        return f" The value has shape {tuple(shape)}; where time is another axis of it, give time_axis={' or '.join(fit)}." if fit else ""
 
 
 def _require_tensor(value: Any, who: str) -> None:
@@ -118,7 +131,7 @@ def _require_tensor(value: Any, who: str) -> None:
         )
 
 
-def _counted(steps: Tensor, lengths: Tensor, what: str) -> tuple[Tensor, Tensor]:
+def _counted(steps: Tensor, lengths: Tensor, what: str, fits: Callable[[int], str]) -> tuple[Tensor, Tensor]:
     """The steps that count in front, zeros behind them, and how many they are.
 
     Zeros, though no pair with them is counted: a padded step may be nan (attention over nothing), and 0 * nan is nan.
@@ -129,12 +142,12 @@ def _counted(steps: Tensor, lengths: Tensor, what: str) -> tuple[Tensor, Tensor]
         steps, lengths = steps.gather(0, order[..., None].expand_as(steps)), lengths.sum(1)
     else:
         lengths = lengths.long()
-        _require_range(lengths, time, what)
+        _require_range(lengths, time, what, fits)
     counts = torch.arange(time, device=steps.device)[:, None] < lengths
     return torch.where(counts[..., None], steps, 0), lengths
 
 
-def _require_range(lengths: Tensor, time: int, what: str) -> None:
+def _require_range(lengths: Tensor, time: int, what: str, fits: Callable[[int], str]) -> None:
     """Only the values know it: in eager they are looked at, in a compiled graph they are asserted."""
     wrong = (lengths < 0) | (lengths > time)
     if torch.compiler.is_compiling():
@@ -142,4 +155,5 @@ def _require_range(lengths: Tensor, time: int, what: str) -> None:
     elif type(lengths) is Tensor and bool(wrong.any()):  # shape propagation calls with fake tensors
         raise RegularizerError(
             f"{what} has {int(lengths[wrong][0])} for a sequence of {time} steps; a length is a whole number from 0 to {time}."
+            + fits(int(lengths.max()))
         )

@@ -13,12 +13,11 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from graphreg.changes import Changes
 from graphreg.errors import GraphRegError, RegularizerError
-from graphreg.noise import call_keys, ranked, stream
+from graphreg.noise import call_keys, of_process, stream
 
 VERSION = 1
 
@@ -54,9 +53,7 @@ class Streams:
             if drawn:
                 self.calls[row.text] = self.calls.get(row.text, 0) + 1
         keys = call_keys(words, calls)
-        if not self.alike and dist.is_available() and dist.is_initialized():
-            keys = ranked(keys, dist.get_rank())
-        return keys.to(device)
+        return of_process(keys, self.alike).to(device)
 
     def _word(self, row: Stream) -> int:
         if row not in self._words:

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from graphreg.ambient import Answers, settled
 from graphreg.decisions import Unprepared, prepare
 from graphreg.errors import GraphRegError, TraceError
-from graphreg.modes import Graphs, trace_modes
+from graphreg.modes import Graphs, left_as_it_was, same_graph, trace_keeping
 from graphreg.tracer import SiteTracer
 
 
@@ -39,25 +40,32 @@ def symbolic(
     """
     leaves, assumed = dict[str, str](), dict[str, None]()
 
-    def once() -> fx.Graph:
+    def traced(into: dict[str, torch.Tensor], answers: Answers) -> tuple[fx.Graph, SiteTracer]:
         before = set(model.__dict__)
-        tracer, graph = SiteTracer(leaves, dict(held), examples), None
+        tracer, graph = SiteTracer(leaves, dict(held), examples, answers), None
         with suppress(Unprepared):
             graph = tracer.trace(model)
         if graph is None:
             prepare()
-            tracer = SiteTracer(leaves, dict(held), examples)
+            tracer = SiteTracer(leaves, dict(held), examples, answers)
             graph = tracer.trace(model)
+        _take_constants(model, graph, before, into)
+        return graph, tracer
+
+    def once() -> fx.Graph:
+        graph, tracer = traced(constants, {})
         leaves.update(tracer.leaves)
         assumed.update(tracer.assumed)
-        _take_constants(model, graph, before, constants)
+
+        def same(answers: Answers) -> bool:
+            with left_as_it_was(model):
+                return same_graph(graph, lambda: traced(dict(constants), answers)[0])
+
+        settled(graph, tracer.questions.asked, same, leaves)
         return graph
 
     try:
-        before = -1
-        while before != len(leaves):  # a leaf of one mode is a leaf of both
-            before = len(leaves)
-            graphs = trace_modes(model, once)
+        graphs = trace_keeping(model, once, leaves)
         return graphs, leaves, list(assumed)
     except GraphRegError:
         raise

@@ -17,7 +17,7 @@ from graphreg.changes import Changes, raise_interrupt
 from graphreg.collector import at_rest
 from graphreg.decisions import decisions
 from graphreg.errors import GraphRegError, TraceError, shown
-from graphreg.export import export
+from graphreg.export import FrontEndError, export
 from graphreg.given import given_graphs
 from graphreg.layers import stacks
 from graphreg.modes import Graphs, left_as_it_was
@@ -29,7 +29,7 @@ from graphreg.shapes import Arguments, arguments, propagate
 from graphreg.sites import Label, Names, Site
 from graphreg.sizes import fixed
 from graphreg.state import RULES, check_names, held_of
-from graphreg.surroundings import randomness, restore_randomness
+from graphreg.surroundings import draws_watched, randomness, restore_randomness
 from graphreg.symbolic import symbolic
 from graphreg.torch_state import kept
 
@@ -104,10 +104,11 @@ def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "a
     check_model(model)
     with _ONE_AT_A_TIME, Changes() as changes, changes:
         kept(changes)
-        changes.later(partial(restore_randomness, randomness()))  # the model's code may draw; the user's streams go on as if it had not
-        at_rest(changes)
-        deep_enough(model, changes)
-        return _trace(model, example_inputs, front_end)
+        with draws_watched(), torch.enable_grad():  # as in training, wherever it is called
+            changes.later(partial(restore_randomness, randomness()))  # the model's code may draw; the user's streams go on as if not
+            at_rest(changes)
+            deep_enough(model, changes)
+            return _trace(model, example_inputs, front_end)
 
 
 def _trace(model: nn.Module, example_inputs: Any, front_end: FrontEnd) -> Traced:
@@ -152,8 +153,8 @@ def _symbolically(model: nn.Module, held: Mapping[str, Any], bound: Mapping[str,
     constants = dict[str, torch.Tensor]()
     with left_as_it_was(model):
         graphs, leaves, assumed = symbolic(model, held, constants, bound)
-    if call:
-        propagate(model, graphs, bound, call, constants)
+        if call:
+            propagate(model, graphs, bound, call, constants)
     notes = tuple(f"taken for a tensor: {name}, of which isinstance is asked (example_inputs tell if it is none)" for name in assumed)
     return Traced(model, graphs, value_sites(model, graphs), leaves, held, constants=constants, notes=notes)
 
@@ -174,6 +175,8 @@ def _exported(model: nn.Module, held: Mapping[str, Any], call: Arguments | None,
     except TraceError as error:
         if met is None:
             raise
+        if isinstance(error, FrontEndError):
+            raise FrontEndError(f"{error} torch.fx alone does not take this model: {met}") from error
         raise TraceError(
             f"{met} Nor does torch.export take it: {error} What is left is the backend, which takes a model in parts: "
             "torch.compile(model, backend=graphreg.backend(...))."

@@ -9,25 +9,29 @@ from __future__ import annotations
 import inspect
 import math
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import is_dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
 
+from graphreg.ambient import Answers, Questions
 from graphreg.changes import raise_interrupt
+from graphreg.containers import building
 from graphreg.decisions import Answering
 from graphreg.dropouts import is_drop_path
 from graphreg.errors import GraphRegError, TraceError, first_line
-from graphreg.kinds import answered
+from graphreg.factories import settle_factories
+from graphreg.kinds import answered, places_of
 from graphreg.layers import gives_tuple, is_stack
 from graphreg.naming import Namer, label_node, label_output
 from graphreg.operators import WRAPPED, Operations, is_size
-from graphreg.ports import settle_ports
+from graphreg.ports import assert_guesses, settle_ports
 from graphreg.proxies import BufferProxy, Value
 from graphreg.surroundings import ModuleStack, checkpoints_refused, randomness, regions, restore_randomness
+from graphreg.tape import Tape
 from graphreg.torch_state import patched_by_fx
 
 STACKED = "torch.fx does not see into it; torch.export does, with example_inputs"
@@ -37,25 +41,31 @@ PLAIN = (float, int, bool, str, type(None), torch.dtype, torch.device)
 class SiteTracer(Answering):
     """Traces a module; ``leaves`` maps the paths it keeps whole to the reason, ``held`` the arguments it fixes.
 
-    ``examples``: the inputs by argument name, which answer what the forward decides on shapes.
+    ``examples``: the inputs by argument name, which answer what the forward decides on shapes; ``answers``: to what it asks of its
+    surroundings.
     """
 
-    def __init__(self, leaves: dict[str, str], held: dict[str, Any], examples: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, leaves: dict[str, str], held: dict[str, Any], examples: Mapping[str, Any] | None = None, answers: Answers | None = None
+    ) -> None:
         # torchvision wraps its operations as leaves in its own listing; where it is loaded, so do we, for its names.
         ops = sys.modules.get("torchvision.ops")
         super().__init__(examples or {}, autowrap_modules=(math, ops) if ops else (math,))
         self._autowrap_function_ids.update(map(id, WRAPPED))
         self._autowrap_search += [torch, torch.nn.utils.rnn]
         self.leaves, self.held = dict(leaves), held
+        self.thread = threading.get_ident()  # torch.fx patches nn.Module for all threads, and one traces
+        self.questions = Questions(lambda: self.scope_path, answers or {})
         self._namer = Namer(())
         self._outputs: list[tuple[str, str, str, Any]] = []  # (name, module path, class, value) of each module call
         self._parameter_cache: dict[str, fx.Proxy] = {}
         self._buffers: dict[int, str] = {}
         self._buffer_names: set[str] = set()
-        self._region = regions()
+        self.region = regions()
         self._constants: set[fx.Node] = set()  # computed from buffers alone: torchvision has no node for these
         self._calls: list[str] = []  # what ``num_calls`` counts, in order: a copy of it at each call would grow as their square
         self.operations = Operations(nn.Module())
+        self.tape = Tape(self, nn.Module())
         self.module_stack = ModuleStack()
 
     def trace(self, root: nn.Module, concrete_args: dict[str, Any] | None = None) -> fx.Graph:  # type: ignore[override]
@@ -64,8 +74,10 @@ class SiteTracer(Answering):
         self._namer = Namer(self.operations.modules.keys() - {""})
         self._buffers = {id(buffer): name for name, buffer in root.named_buffers()}
         self._buffer_names = set(self._buffers.values())
+        self.tape = Tape(self, root)
         drawn = randomness()
-        with checkpoints_refused(), answered(root):
+        places = places_of(root)
+        with checkpoints_refused(), answered(places), self.questions.heard(places):
             graph = super().trace(root)
         if randomness() != drawn:
             raise TraceError(
@@ -77,6 +89,7 @@ class SiteTracer(Answering):
                 f"{type(root).__name__}.forward assigns the buffer self.{assigned}, which a graph cannot carry. Update it in "
                 "place (self.x.copy_(...), self.x.mul_(...)), or move it into a submodule, which graphreg then keeps whole."
             )
+        settle_factories(graph, self.tape)
         for name, path, kind, value in self._outputs:
             label_output(value, name, path, kind)
         for node in graph.nodes:
@@ -84,6 +97,8 @@ class SiteTracer(Answering):
             if node.target in WRAPPED or str(getattr(node.target, "__module__", "")).startswith("torch."):
                 node.meta.pop("is_wrapped", None)
         settle_ports(graph, self.operations)
+        if not self.examples:  # these tell
+            assert_guesses(graph, self.operations)
         return graph
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
@@ -104,9 +119,10 @@ class SiteTracer(Answering):
             flat = [(k, v) for i, (k, v) in enumerate(zip(keywords, given, strict=True)) if i not in variadic]
             rest = [given[i] for i in variadic]
             more = next((v for i, v in zip(variadic, rest, strict=True) if keywords[i] is None), ())
-            return root._call_impl(  # type: ignore[no-untyped-call]
-                *(v for k, v in flat if k is None), *(more if variadic else ()), **{k: v for k, v in flat if k is not None}
-            )
+            with self.tape:
+                return root._call_impl(  # type: ignore[no-untyped-call]
+                    *(v for k, v in flat if k is None), *(more if variadic else ()), **{k: v for k, v in flat if k is not None}
+                )
 
         return call, values
 
@@ -115,7 +131,7 @@ class SiteTracer(Answering):
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """torch.fx asks at each call of a module: traced, or kept whole where that raises; its value gets its name."""
-        if self.asking:
+        if self.asking or threading.get_ident() != self.thread:
             return forward(*args, **kwargs)
         try:
             path = self.path_of_module(m)
@@ -146,6 +162,7 @@ class SiteTracer(Answering):
                 restore_randomness(drawn)
                 self.leaves[path] = first_line(error)
                 return self._called(path, m, forward, args, kwargs)
+        value = self.tape.returned(value)
         self._outputs.append((self._namer.module(path), path, type(m).__name__, value))
         return value
 
@@ -155,6 +172,7 @@ class SiteTracer(Answering):
 
     def create_proxy(self, kind: str, target: Any, *rest: Any, **more: Any) -> fx.Proxy:
         proxy = super().create_proxy(kind, target, *rest, **more)
+        self.tape.made(proxy.node)
         if is_size(proxy.node, self.sizes.__contains__):
             self.sizes.add(proxy.node)
         if kind not in ("placeholder", "call_module") and self._is_constant(proxy.node):
@@ -176,29 +194,43 @@ class SiteTracer(Answering):
             return a.node
         if kind is tuple:
             return tuple(map(self.create_arg, a))
-        if (
-            isinstance(a, dict)
-            and type(a) is not dict
-            and not is_dataclass(a)
-            and a.__class__.__module__ != "torch.fx.immutable_collections"
-        ):
-            # fx makes a plain dict of an OrderedDict; the model's own type is built in the graph instead
-            return self.create_node("call_function", type(a), (super().create_arg(dict(a)),), {})
+        if (found := building(a)) is not None:  # fx makes a plain dict of an OrderedDict; the model's own type is built in the graph
+            target, args, kwargs = found
+            return self.create_node("call_function", target, self.create_arg(args), {k: self.create_arg(v) for k, v in kwargs.items()})
+        if isinstance(a, torch.Tensor) and not isinstance(a, nn.Parameter):
+            node: Any = super().create_arg(a)
+            if not self.asking:
+                self.tape.reads(node, a)
+                if self.tape.is_state(a):
+                    self._constants.add(node)
+            return node
         return super().create_arg(a)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return Value.of(node, self)
 
     def create_node(self, kind: str, *rest: Any, **more: Any) -> fx.Node:
-        if kind not in ("placeholder", "get_attr", "output") and regions() != self._region:
+        if kind not in ("placeholder", "get_attr", "output") and regions() != self.region:
             raise RuntimeError(
                 "this runs under torch.no_grad, autocast or the like, and a trace would lose that; keep it in a submodule of its own"
             )
         return super().create_node(kind, *rest, **more)
 
+    def alias(self, tensor: torch.Tensor) -> fx.Proxy:
+        """A tensor as a value of the graph, which has no name of its own."""
+        node = self.create_node("call_function", torch.ops.aten.alias.default, (self.create_arg(tensor),), {})
+        node.meta["site"] = (self.scope_path, ())
+        self.tape.made(node)
+        return self.proxy(node)
+
+    @property
+    def scope_path(self) -> str:
+        """The path of the module whose code runs."""
+        return self._scopes[-1]
+
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
         self._parameter_cache = parameter_proxy_cache
-        if self.asking:
+        if self.asking or threading.get_ident() != self.thread:
             return attr_val
         name = self._buffers.get(id(attr_val))
         if name is not None and isinstance(attr_val, torch.Tensor):
@@ -225,10 +257,11 @@ class SiteTracer(Answering):
 
     def _mark(self) -> tuple[Any, ...]:
         last = next(iter(reversed(self.graph.nodes)), None)
-        return last, self._namer.mark(), len(self._outputs), dict(self.module_stack), len(self._calls)
+        return last, self._namer.mark(), len(self._outputs), dict(self.module_stack), len(self._calls), self.tape.mark()
 
     def _roll_back(self, mark: tuple[Any, ...]) -> None:
-        last, names, outputs, stack, calls = mark
+        last, names, outputs, stack, calls, tape = mark
+        self.tape.roll_back(tape)
         for node in reversed(self.graph.nodes):
             if node is last:
                 break

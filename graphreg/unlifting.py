@@ -16,6 +16,7 @@ from torch._ops import HigherOrderOperator, OpOverload
 from torch.export import ExportedProgram
 from torch.fx.node import map_arg
 
+from graphreg.decisions import decided_flag
 from graphreg.inputs import Inputs
 from graphreg.naming import Namer, add_label, label_node
 from graphreg.operators import Operations, function_name, is_in_place
@@ -79,11 +80,19 @@ class Unlifting:
                 made = self._made.get(node.meta[AT])
                 if made is not None:
                     add_label(made, Label(name, kind, ports, default, module=path))
+        self._assert_flags()
         self.graph.output(self._value(self.told.output))
         self._drop()
         settle_ports(self.graph, Operations(self.model))
         described(self.graph, [node for node, _ in inputs.places] if wide else [])
         return self.graph
+
+    def _assert_flags(self) -> None:
+        for name, expected in self.told.flags.items():
+            read = self.graph.get_attr(name)
+            asked = self.graph.call_function(getattr, (read, "requires_grad"))
+            for node in (read, asked, self.graph.call_function(decided_flag, (asked, expected, name))):
+                node.meta["site"] = ("", ())
 
     def _look(self, nodes: list[fx.Node]) -> None:
         """Find what torch.export made of regions and derivatives, which must be kept whole instead."""
@@ -207,7 +216,7 @@ class Unlifting:
 def _acts(node: fx.Node) -> bool:
     """Whether an operation with no reader does something: it asserts, or writes."""
     name = function_name(node)
-    return is_in_place(node) or node.target in ASSERTIONS or name.startswith("_assert")
+    return is_in_place(node) or node.target in ASSERTIONS or node.target is decided_flag or name.startswith("_assert")
 
 
 def _tensors(value: Any) -> bool:

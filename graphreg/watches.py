@@ -18,6 +18,7 @@ from graphreg.inside import graphs_of
 from graphreg.leaves import identifier
 from graphreg.module import RewrittenModule
 from graphreg.operators import Operations
+from graphreg.precision import widest
 from graphreg.roles import site_nodes
 from graphreg.rules import Leaf, Rules, accumulation
 from graphreg.state import RULES
@@ -76,7 +77,7 @@ class WatchPenalties(Watch):
 
     def forward(self, *values: Tensor) -> None:  # type: ignore[override]
         if self.acts():
-            self.last = torch.stack([value.detach().to(torch.float64) for value in values])
+            self.last = torch.stack([value.detach().to(widest(value.device)) for value in values])
 
 
 def statistics(z: Tensor, near: float) -> list[Tensor]:

@@ -17,6 +17,7 @@ from torch._ops import HigherOrderOperator
 from torch.overrides import is_tensor_method_or_property
 
 from graphreg.operators import SIZE_ATTRIBUTES, SIZES
+from graphreg.proxies import FOREIGN
 
 PLAIN = (
     float, int, bool, str, complex, type(None), type(...), torch.dtype, torch.device, torch.memory_format, torch.layout,
@@ -82,6 +83,10 @@ class Whole(BaseException):
     """Ends the recording of a submodule that must be kept whole. No forward may catch it."""
 
 
+class Lost(RuntimeError):
+    """What the model's own code does and a recording would lose; known, so that nobody need run the model to see."""
+
+
 Found = list[tuple[fx.Node, tuple[str, ...], bool]]
 
 
@@ -92,7 +97,8 @@ class Recording:
 
     ``abandoned``: nodes of a submodule that was kept whole after all. ``given``, ``output``: what the model took and gave, with
     nodes in place of tensors. ``inputs``: the places of its inputs. ``own_guards``: the decisions on sizes that an operation took
-    for itself, and takes anew at each call.
+    for itself, and takes anew at each call. ``flags``: of which parameters the forward asked whether they require gradients.
+    ``left``: the attributes of each module at the end, as they are and as they were then.
     """
 
     calls: dict[str, Call] = field(default_factory=dict)
@@ -103,6 +109,8 @@ class Recording:
     output: Any = None
     inputs: list[int] = field(default_factory=list)
     own_guards: set[int] = field(default_factory=set)
+    flags: dict[str, bool] = field(default_factory=dict)
+    left: list[tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=list)
 
 
 def by_sign(depth: int = 2) -> bool:
@@ -110,6 +118,11 @@ def by_sign(depth: int = 2) -> bool:
     frame = sys._getframe(depth)
     name = dis.opname[frame.f_code.co_code[frame.f_lasti]]
     return name.startswith(("BINARY_", "UNARY_", "COMPARE_", "INPLACE_"))
+
+
+def by_foreign(depth: int = 2) -> bool:
+    """Whether the code that called is nobody's model."""
+    return str(sys._getframe(depth).f_globals.get("__name__", "")).partition(".")[0] in FOREIGN
 
 
 def sizes_asked(function: Callable[..., Any], depth: int = 2) -> list[str]:

@@ -1,5 +1,8 @@
 """Dropout: Srivastava et al., JMLR 15 (2014), section 4; in the inverted form, which leaves eval mode alone."""
 
+import math
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from graphreg import Noise, Splice
@@ -13,6 +16,9 @@ class BernoulliDropout(Splice, keys=("dropout",)):
 
     def check(self) -> None:
         self.require(0 <= self.weight < 1, "weight", "in [0, 1)")
+
+    def in_a_row(self, weights: Sequence[float]) -> str:
+        return f"{math.prod(1 - p for p in weights):.3g} of it is kept, not {1 - max(weights):.3g}"
 
     def __call__(self, z: Tensor, weight: Tensor, noise: Noise) -> Tensor:
         keep, scale = noise.keep(z, weight), 1 / (1 - weight)

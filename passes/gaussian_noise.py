@@ -1,5 +1,8 @@
 """Additive Gaussian noise: Bishop, Training with noise is equivalent to Tikhonov regularization, 1995, equation 2."""
 
+import math
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from graphreg import Noise, Splice
@@ -10,6 +13,9 @@ class GaussianNoise(Splice, keys=("noise",)):
 
     z: [any shape], floating -> [same shape]. ``weight`` is in the units of z, weight >= 0.
     """
+
+    def in_a_row(self, weights: Sequence[float]) -> str:
+        return f"noise is added each time, {math.hypot(*weights):.3g} in all where nothing scales it in between, not {max(weights):.3g}"
 
     def __call__(self, z: Tensor, weight: Tensor, noise: Noise) -> Tensor:
         return z + weight * noise.normal(z)

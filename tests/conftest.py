@@ -1,9 +1,19 @@
-"""One thread a process: several test processes share the cores, and spinning threads stall each other."""
+"""One thread a process: several test processes share the cores, and spinning threads stall each other.
+
+One hypothesis profile for the whole suite: nothing depends on how fast the machine is, and each run sees the same examples.
+``--hypothesis-profile=random``, as in ``make fuzz``, has each run see others.
+"""
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
+
+steady = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None, print_blob=True)
+settings.register_profile("steady", steady, derandomize=True)
+settings.register_profile("random", steady, derandomize=False)
+settings.load_profile("steady")
 
 
 @pytest.fixture(autouse=True)

@@ -220,7 +220,7 @@ def test_value_of_an_option_of_regularize(call: Call, match: str) -> None:
 # Weights
 
 
-FINITE = r"must be a finite number.*the selector first, the weight second"
+FINITE = r"must be a finite number\..*Write "
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,6 @@ def test_weight_below_zero(cls: type[graphreg.Regularizer]) -> None:
         regularize(model, cls("*", -1))
 
 
-@settings(deadline=None)
 @given(st.floats().filter(lambda x: not 0 <= x < 1))
 @example(-5e-324)
 @example(math.nextafter(1.0, 2.0))
@@ -399,7 +398,7 @@ def test_no_parameter_at_all() -> None:
         regularize(model, weight_l2=0.1)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.text(alphabet="hidact12.out*?[]!@:#Ltanh ", min_size=0, max_size=10) | st.text(max_size=8))
 @example("[")
 @example("hid[")
@@ -806,7 +805,7 @@ def test_rng_state_of_another_module() -> None:
     with refused(model, RegularizerError, r"has no version.*that graphreg\.rng_state returned"):
         graphreg.set_rng_state(module, {})
     with refused(model, GraphRegError, r"draws no noise: it has no splice"):
-        graphreg.rng_state(regularize(model, weight_l2=0.1))
+        graphreg.set_ranks(regularize(model, weight_l2=0.1), "same")
 
 
 def test_plan_of_another_model() -> None:

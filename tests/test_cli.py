@@ -9,6 +9,7 @@ import sys
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from graphreg import cli, cli_demo, cli_keys, cli_parser, registry
 from graphreg.cli_inputs import example_inputs
 from graphreg.cli_keywords import own_dropout, regularizers
 from graphreg.registry import PREFIXED
+from graphreg.rewrite import rewrite
 from graphreg.trace import FRONT_ENDS
 
 NETS = """
@@ -194,6 +196,9 @@ SPELLINGS: list[tuple[list[str], dict[str, object]]] = [
     (["--hidden-l1", "hid*=1e-3"], {"hidden_l1": {"pattern": "hid*", "weight": 1e-3}}),
     (["--hidden-l1=hid*=0"], {"hidden_l1": {"pattern": "hid*", "weight": 0}}),
     (["--hidden-l1", "0", "--weight-l1", "1"], {"weight_l1": 1}),
+    (["--weight-l2", '{"0.*": 1e-3, "2.*": 0}'], {"weight_l2": {"0.*": 1e-3, "2.*": 0}}),
+    (["--dropout", '{"1": 0.0, "**#output": 0.5}'], {"dropout": {"1": 0.0, "**#output": 0.5}}),
+    (["--dropout", r"a\@b\:c=0.2"], {"dropout": {r"a\@b\:c": 0.2}}),
     (["--weight-decay", '{"weight": 2, "pattern": ["hid.*", "out.*"], "reduction": "sum"}'],
      {"weight_decay": {"weight": 2, "pattern": ["hid.*", "out.*"], "reduction": "sum"}}),
 ]  # fmt: skip
@@ -244,6 +249,29 @@ def test_a_report_is_the_librarys(say: Say) -> None:
     status, out, _ = say("report", "cli_nets.py:Net", "--input", "5x4", "--hidden-dropout", "0.1", "--rng", "3")
     module = graphreg.regularize(sys.modules["cli_nets"].Net(), hidden_dropout=0.1, example_inputs=torch.ones(5, 4), rng=3)
     assert (status, out) == (0, f"{graphreg.report(module)}\n")
+
+
+def test_verified(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = ["cli_nets.py:Net", "--hidden-dropout", "0.1", "--verify"]
+    for command in ("report", "diff"):
+        status, out, err = say(command, *line, "--input", "3x4")
+        assert (status, err) == (0, "")
+        assert out == say(command, *line[:-1], "--input", "3x4")[1]
+    assert say("diff", *line) == (2, "", "graphreg: --verify runs the model, so it needs --input or --inputs.\n")
+    monkeypatch.setattr(graphreg, "rewrite", another)
+    status, out, err = say("diff", *line, "--input", "3x4")
+    assert (status, out) == (2, "")
+    assert err.startswith("graphreg: the rewritten Net is not the model: in train mode, at call 1 of 2 with equal inputs, output differs")
+
+
+def another(*given: Any) -> Any:
+    """A rewrite that errs."""
+    module: Any = rewrite(*given)
+    for node in module.graph.nodes:
+        if node.target == "relu":
+            node.target = "tanh"
+    module.recompile()
+    return module
 
 
 def test_colours_are_a_terminals(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:

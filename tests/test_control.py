@@ -259,20 +259,57 @@ def test_a_checkpointed_layer_of_a_compiled_model() -> None:
 # ---- modules without noise, and foreign ones
 
 
-@pytest.mark.parametrize("use", ["frozen_noise", "rng_state", "set_rng_state", "set_ranks", "sample"])
-def test_a_module_without_noise_and_a_foreign_one(use: str) -> None:
-    uses: dict[str, Callable[[nn.Module], Any]] = {
-        "frozen_noise": lambda m: graphreg.frozen_noise(m).__enter__(),
-        "rng_state": graphreg.rng_state,
-        "set_rng_state": lambda m: graphreg.set_rng_state(m, graphreg.rng_state(noisy())),
-        "set_ranks": lambda m: graphreg.set_ranks(m, "same"),
-        "sample": lambda m: graphreg.sample(m, X, 2),
-    }
+USES: dict[str, Callable[[nn.Module], Any]] = {
+    "set_ranks": lambda m: graphreg.set_ranks(m, "same"),
+    "sample": lambda m: graphreg.sample(m, X, 2),
+    "noise_on": lambda m: graphreg.noise_on(m).__enter__(),
+    "frozen_noise": lambda m: graphreg.frozen_noise(m).__enter__(),
+    "rng_state": graphreg.rng_state,
+    "set_rng_state": lambda m: graphreg.set_rng_state(m, graphreg.rng_state(noisy())),
+}
+
+
+@pytest.mark.parametrize("use", ["set_ranks", "sample", "noise_on"])
+def test_a_module_without_noise(use: str) -> None:
     with pytest.raises(GraphRegError, match=re.escape("this module draws no noise: it has no splice")) as told:
-        uses[use](graphreg.regularize(Plain(), weight_l2=0.1))
+        USES[use](graphreg.regularize(Plain(), weight_l2=0.1))
     assert "hidden_dropout=0.1" in str(told.value)
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_foreign_module(use: str) -> None:
     with pytest.raises(GraphRegError, match="Plain is not a module that graphreg rewrote"):
-        uses[use](Plain())
+        USES[use](Plain())
+
+
+def test_a_loop_for_all_modules_holds_and_resumes_one_without_noise() -> None:
+    module, other = (graphreg.regularize(Plain(), weight_l2=0.1) for _ in range(2))
+    with graphreg.frozen_noise(module), graphreg.frozen_noise(module):
+        held = draw(module)
+    state = graphreg.rng_state(module)
+    assert state == {"version": 1, "call": 0, "ranks": "differ", "streams": {}}
+    graphreg.set_rng_state(other, state)
+    assert torch.equal(draw(module), held)
+
+
+def test_the_states_of_modules_with_and_without_noise_are_not_each_others() -> None:
+    quiet, loud = graphreg.regularize(Plain(), weight_l2=0.1), noisy()
+    with pytest.raises(RegularizerError, match="belongs to another module, of other streams of noise; the state alone has: "):
+        graphreg.set_rng_state(quiet, graphreg.rng_state(loud))
+    with pytest.raises(RegularizerError, match="belongs to another module, of other streams of noise; it lacks: "):
+        graphreg.set_rng_state(loud, graphreg.rng_state(quiet))
+    with pytest.raises(RegularizerError, match="NoneType is no state of noise"):
+        graphreg.set_rng_state(quiet, None)  # type: ignore[arg-type]
+
+
+def test_a_dropout_that_torch_draws_is_told_of_without_noise_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(logging.getLogger("graphreg"), "warning", lambda text, *args: told.append(text % args))
+    module = graphreg.regularize(Net(), weight_l2=0.1)
+    for _ in range(2):
+        with graphreg.frozen_noise(module):
+            pass
+    assert [text.partition(":")[0] for text in told] == ["frozen_noise does not hold own"]
 
 
 # ---- rng=, states, ranks

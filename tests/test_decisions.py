@@ -163,3 +163,24 @@ assert torch.allclose(compiled(x, lengths).penalties["recurrent_state"], module(
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+class Variadic(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.l = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, *more: Tensor) -> Tensor:
+        for each in more:
+            x = x + self.l(each)
+        return x
+
+
+def test_variadic_arguments_are_followed_as_far_as_the_example_inputs_have_them() -> None:
+    model, x = Variadic(), torch.randn(3, 4)
+    traced = graphreg.trace(model, (x, x, x), front_end="symbolic")
+    assert [site.name for site in traced.values if site.shape == (3, 4)] == ["x", "getitem", "getitem_1", "l", "add", "l_1", "add_1"]
+    module = graphreg.regularize(model, example_inputs=(x, x, x), front_end="symbolic", weight_l2={"weight": 0.0})
+    assert torch.equal(module(x, 2 * x, x).output, model(x, 2 * x, x))
+    with pytest.raises(GraphRegError, match="these inputs give 1 where the example_inputs gave 2"):
+        module(x, x)

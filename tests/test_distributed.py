@@ -97,3 +97,14 @@ def test_the_state_is_the_same_on_every_rank(told: list[Told]) -> None:
         states = [[step["state"] for step in rank[ranks]] for rank in told]
         assert states[0] == states[1]
         assert [state["call"] for state in states[0]] == [1, 2, 3] and states[0][0]["ranks"] == ranks
+
+
+@pytest.mark.parametrize("told", ["eager"], indirect=True)
+@pytest.mark.parametrize("way", ["module", "backend"])
+def test_compiled_whole_each_rank_has_one_graph_with_the_masks_and_gradients_of_eager(told: list[Told], way: str) -> None:
+    for rank in told:
+        steps, graphs = rank["whole"][way]
+        assert graphs == 1
+        for ours, theirs in zip(steps, rank["differ"], strict=True):
+            torch.testing.assert_close(ours["output"], theirs["output"], rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(ours["gradients"], theirs["gradients"], rtol=1e-9, atol=1e-12)

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 import graphreg
-from graphreg import GraphRegError, TraceError
+from graphreg import GraphRegError, TraceError, recording
 
 
 def stripped(model: nn.Module, example: Any) -> Any:
@@ -295,6 +295,30 @@ def test_what_a_trace_would_lose_is_kept_whole(kind: str) -> None:
         each(x).sum().backward()
         grads.append([None if p.grad is None else p.grad.clone() for p in model.parameters()])
     assert all((a is None) == (b is None) and (a is None or torch.allclose(a, b)) for a, b in zip(*grads, strict=True))
+
+
+class Decides(nn.Module):
+    """On data: torch.fx does not take it, and neither would torch.export, which is not what the error may be about."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if x.sum() > 0 else x
+
+
+def test_a_front_end_that_fails_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(seeing: Any) -> Any:
+        raise AttributeError("'classmethod_descriptor' object has no attribute '__func__'")
+
+    monkeypatch.setattr(recording, "refused", gone)
+    says = (
+        rf"^graphreg's export front end does not work with torch {re.escape(torch.__version__)} \(AttributeError: 'classmethod_descriptor' "
+        r"object has no attribute '__func__'\)\. No model can be exported with it, so the cause is not your model\. "
+    )
+    with pytest.raises(TraceError, match=says):
+        graphreg.trace(nn.Linear(4, 4), torch.ones(3, 4), front_end="export")
+    with pytest.raises(TraceError, match=f"{says}.* torch.fx alone does not take this model: Decides cannot be traced symbolically"):
+        graphreg.trace(Decides(), torch.ones(3, 4))
+    stack = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16))
+    assert any("front end: symbolic, for graphreg's export front end" in note for note in graphreg.trace(stack, torch.ones(2, 3, 8)).notes)
 
 
 def test_at_the_root_it_is_an_error_that_says_what_to_move() -> None:

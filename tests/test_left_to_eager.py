@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import graphreg
-from graphreg import GraphRegError, NoMatchError
+from graphreg import GraphRegError, NoMatchError, eager
 
 # torch's own, where a graph's input is no leaf
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
@@ -96,6 +98,60 @@ def test_an_error_of_the_models_own_stays_its_own() -> None:
 def test_other_backends_are_left_alone() -> None:
     graphreg.backend(inner="eager", hidden_dropout=0.1)
     torch.compile(Net(), backend="eager")(X)
+
+
+class Plain(nn.Linear):
+    """A model that torch.compile takes whole."""
+
+
+@pytest.mark.parametrize("error", [TypeError("unsupported operand"), KeyError("self"), GraphRegError("of ours")])
+def test_what_fails_in_the_callback_stops_no_compilation(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphreg.backend(inner="eager", hidden_dropout=0.1)
+    asked = list[int]()
+
+    def failing() -> Any:
+        asked.append(1)
+        raise error
+
+    monkeypatch.setattr(eager, "entry", failing)
+    model = Plain(4, 2)
+    assert torch.equal(torch.compile(model, backend="eager")(X), model(X))
+    assert asked
+    run = torch.compile(Plain(4, 2), backend=graphreg.backend(inner="eager", weight_l1=1.0))  # an own one goes on without the watch
+    run(X)
+    assert graphreg.backend_of(run).penalties()["weight_l1"].item() > 0
+
+
+def test_nothing_is_registered_before_there_is_a_backend() -> None:
+    code = """
+import torch
+from torch._dynamo.callback import callback_handler
+import graphreg.compiling, graphreg.backend, graphreg.eager
+from graphreg import GraphRegError
+
+assert callback_handler.start_callbacks == []
+
+
+class Left(torch.nn.Module):
+    def forward(self, x):
+        for _ in range(2):
+            x = torch.relu(x) if x.sum() > 0 else x
+        return x
+
+
+model, x = torch.nn.Linear(4, 2), torch.ones(3, 4)
+assert torch.equal(torch.compile(model, backend="eager")(x), model(x))
+assert callback_handler.start_callbacks == []
+run = torch.compile(Left(), backend="graphreg", options={"inner": "eager", "output_dropout": 0.1})
+assert len(callback_handler.start_callbacks) == 1
+try:
+    run(x)
+except GraphRegError as error:
+    assert "captured no graph of Left" in str(error), error
+else:
+    raise AssertionError("nothing of it was regularized, and nothing said so")
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 
 def test_what_the_error_advises_has_sites() -> None:

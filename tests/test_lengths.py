@@ -97,7 +97,7 @@ def test_padded_is_unpadded(kind: Any) -> None:
     assert all(value.item() > 0 for value in found.values())
 
 
-@settings(max_examples=30, deadline=None, database=None, derandomize=True)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=5), st.sampled_from([torch.int64, torch.int32, torch.uint8]), st.booleans())
 def test_any_lengths(lengths: list[int], dtype: torch.dtype, mask: bool) -> None:
     """Of any whole dtype, or as a mask; sequences of no or of one step among them, or nothing else."""
@@ -108,7 +108,7 @@ def test_any_lengths(lengths: list[int], dtype: torch.dtype, mask: bool) -> None
     same(model, found, pooled(model, [row[:n] for row, n in zip(x, lengths, strict=True)]))
 
 
-@settings(max_examples=30, deadline=None, database=None, derandomize=True)
+@settings(max_examples=30)
 @given(st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=4))
 def test_any_mask(rows: list[list[bool]]) -> None:
     """Padding in front, behind or between: the steps that do not count are as if they were not there."""

@@ -134,11 +134,14 @@ HALVES = [torch.float16, torch.bfloat16]
 @pytest.mark.parametrize("p", [0.5, 0.1, 1e-3])
 def test_half_precision_draws_the_same_mask(dtype: torch.dtype, p: float) -> None:
     """Of values in half precision; and of a rate in it, which is another number, but not one that 2**31 times overflows."""
-    noise, n = Noise(key_of(10)), 1 << 18
-    kept = noise.keep(torch.empty(n, dtype=dtype), p)
-    assert kept.dtype == dtype and torch.equal(kept.float(), noise.keep(torch.empty(n), p))
-    rounded = torch.tensor(p, dtype=dtype)
-    assert torch.equal(noise.keep(torch.empty(n), rounded), noise.keep(torch.empty(n), float(rounded)))
+    n = 1 << 18
+
+    def keep(like: torch.dtype, rate: Any) -> Tensor:
+        return Noise(key_of(10)).keep(torch.empty(n, dtype=like), rate)
+
+    kept, rounded = keep(dtype, p), torch.tensor(p, dtype=dtype)
+    assert kept.dtype == dtype and torch.equal(kept.float(), keep(torch.float32, p))
+    assert torch.equal(keep(torch.float32, rounded), keep(torch.float32, float(rounded)))
 
 
 @pytest.mark.parametrize("dtype", HALVES)

@@ -23,6 +23,8 @@ from graphreg import GraphRegError, NoMatchError, Traced
 from graphreg.selector import select
 from graphreg.sites import Label, Site
 
+# what is selected here is selected to be counted, insides and all
+pytestmark = pytest.mark.filterwarnings("ignore:.* in a row on one value:UserWarning")
 TABLE = json.loads((Path(__file__).parent / "data" / "selectors.json").read_text())
 IDS = torch.zeros(2, 7, dtype=torch.long)
 IMAGE = torch.zeros(1, 3, 64, 64)
@@ -60,7 +62,7 @@ def test_the_table_in_python(case: dict[str, Any]) -> None:
         with pytest.raises(GraphRegError, match=f"^{re.escape(case.get('error', ''))}"):
             select(case["selector"], sites, default, what=what, elsewhere=of_table(other))
     else:
-        assert [site.name for site in select(case["selector"], sites, default)] == case["names"]
+        assert [site.name for site in select(case["selector"], sites, default, elsewhere=of_table(other))] == case["names"]
 
 
 IN_BROWSER = """
@@ -111,8 +113,10 @@ def test_why_nothing_is_found_is_told_as_by_the_library(key: str, text: str, fol
 @needs_chromium
 def test_commas_and_spaces_stand_between_strings(folder: Path) -> None:
     texts = ["a,b", "a, b", " a  b,", "a[1,2].*,!b", "a[],]b", "a[!],]b,c", "a[1, 2]", "a[b,c", ","]
+    texts += [r"a\,b,c", r"a\ b c", r"a\[b,c]", r"a\\,b"]
     assert Page(small(folder)).run("return arguments[0].map((text) => apart(text))", texts) == [
         ["a", "b"], ["a", "b"], ["a", "b"], ["a[1,2].*", "!b"], ["a[],]b"], ["a[!],]b", "c"], ["a[1", "2]"], ["a[b", "c"], [],
+        [r"a\,b", "c"], [r"a\ b", "c"], [r"a\[b", "c]"], ["a\\\\", "b"],
     ]  # fmt: skip
 
 

@@ -574,3 +574,189 @@ def test_a_state_that_is_overwritten_is_measured_as_it_was() -> None:
     penalty = regularize(model, RecurrentState("cell", 1.0))(X).penalties["recurrent_state"]
     torch.testing.assert_close(penalty, state(torch.stack(steps, 1)))
     same_gradients(model, penalty, state(torch.stack(steps, 1)))
+
+
+# --- what are steps, and what is time --------------------------------------------------------------------------------
+
+
+class Twice(nn.Module):
+    """A layer that reads two inputs, one after the other, and none of its own outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.p, self.head = nn.Linear(3, 4, dtype=torch.float64), nn.Linear(4, 2, dtype=torch.float64)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.p(x))).sum() + self.head(self.p(y)).sum()
+
+
+@pytest.mark.parametrize("selector", ["p", "p*", ["p_1", "p"], "@Linear"], ids=str)
+@pytest.mark.parametrize("options", [{}, {"time_axis": 1}, {"time_axis": 0}], ids=str)
+def test_the_calls_of_a_layer_are_sequences_each(selector: Any, options: dict[str, Any]) -> None:
+    model, args = Twice(), (X, 3 * X.flip(1)[:2])
+
+    def by_hand() -> tuple[Tensor, Tensor]:
+        each = [model.p(x).transpose(0, 1 - options.get("time_axis", 1)) for x in args]
+        more = [model.head(torch.tanh(model.p(args[0]))), model.head(model.p(args[1]))] if selector == "@Linear" else []
+        each += [z.transpose(0, 1 - options.get("time_axis", 1)) for z in more]
+        return torch.stack(list(map(state, each))).mean(), torch.stack(list(map(norm, each))).mean()
+
+    agree(model, selector, args, by_hand, **options)
+
+
+def test_one_of_the_calls_may_be_taken_away() -> None:
+    model = Twice()
+    agree(model, ["p", "!p_1"], (X, X), lambda: (state(model.p(X)), norm(model.p(X))), expect=1)
+
+
+def test_the_calls_of_a_layer_on_rows_are_no_steps() -> None:
+    """By themselves they are neither: the error says what would be one sequence."""
+    with pytest.raises(
+        RegularizerError,
+        match=r"This is one call of 'p', which reads none of its earlier outputs: each call is a sequence of its own\. Where the calls are "
+        r"the steps, let the model stack their values \(torch\.stack\) and select the stack\.",
+    ):
+        regularize(Twice(), RecurrentState("p", 1.0))(X[:, 0], X[:, 1])
+
+
+class TwoRuns(Cells):
+    """One cell, over two inputs from their own beginnings; ``mixed``: step by step in turn."""
+
+    def __init__(self, kind: Any, mixed: bool) -> None:
+        super().__init__(kind)
+        self.mixed = mixed
+
+    def forward(self, x: Tensor) -> Tensor:
+        runs: list[Any] = [None, None]
+        for t in range(10):
+            which, step = (t % 2, t // 2) if self.mixed else (t // 5, t % 5)
+            runs[which] = self.cell((x if which == 0 else 2 * x)[:, step], runs[which])
+        return sum(self.head(h[0] if isinstance(h, tuple) else h) for h in runs)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize(("kind", "selector", "part"), [(nn.GRUCell, "cell", None), (nn.LSTMCell, "cell", 0), (nn.LSTMCell, "cell:c", 1)])
+def test_a_sequence_ends_where_a_cell_reads_nothing_of_it(kind: Any, selector: str, part: int | None, mixed: bool) -> None:
+    model = TwoRuns(kind, mixed)
+
+    def by_hand() -> tuple[Tensor, Tensor]:
+        runs = [torch.stack([h if part is None else h[part] for h in model.states(x)], 1) for x in (X, 2 * X)]
+        return torch.stack(list(map(state, runs))).mean(), torch.stack(list(map(norm, runs))).mean()
+
+    agree(model, selector, (X,), by_hand, expect=2)
+
+
+class Kept(nn.Module):
+    """A cell of the user's own that keeps its states in a tensor, and one of torch's that is given none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own, self.cell = nn.Linear(3, 3, dtype=torch.float64), nn.GRUCell(3, 3, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states = 0 * x
+        for t in range(3):
+            before = states[:, t - 1] if t else states[:, 0]
+            states[:, t] = self.own(x[:, t] + before)
+        return states.sum() + self.cell(x[:, 0]).sum() + self.cell(x[:, 1]).sum()
+
+
+def test_states_in_a_tensor_and_a_cell_without_a_state() -> None:
+    model = Kept()
+
+    def own() -> Tensor:
+        steps = [model.own(X[:, 0])]
+        for t in (1, 2):
+            steps.append(model.own(X[:, t] + steps[-1]))
+        return torch.stack(steps, 1)
+
+    agree(model, "own", (X,), lambda: (state(own()), norm(own())), expect=1)
+    calls = torch.stack([model.cell(X[:, 0]), model.cell(X[:, 1])], 1).detach()
+    found = regularize(model, RecurrentState("cell", 1.0, expect=1))(X).penalties["recurrent_state"]
+    torch.testing.assert_close(found.detach(), state(calls))
+
+
+class Convolved(nn.Module):
+    """``value`` is [batch, channels, time], behind a convolution and what leaves its axes alone."""
+
+    def __init__(self, way: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(3, 32, 3, padding=1, dtype=torch.float64)
+        self.norm, self.act = nn.BatchNorm1d(32, dtype=torch.float64), nn.ReLU()
+        self.way, self.value = way, nn.Identity()
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        return self.value(self.way(self.act(self.norm(self.conv(x))))).sum()
+
+
+def through(way: Callable[[Tensor], Tensor], **options: Any) -> Tensor:
+    x = torch.randn(4, 3, 30, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.manual_seed(0)
+    module = regularize(Convolved(way).eval(), RecurrentNorm("value", 1.0, lengths="lengths", **options))
+    return module(x, torch.tensor([30, 20, 3, 5])).penalties["recurrent_norm"]
+
+
+def plain(z: Tensor) -> Tensor:
+    return z
+
+
+@pytest.mark.parametrize("way", [
+    plain, torch.tanh, nn.functional.gelu, lambda z: z * 2 + z, lambda z: z[..., :-2], lambda z: nn.functional.max_pool1d(z, 2),
+    lambda z: torch.cat([z, z], -1), lambda z: nn.functional.dropout(z, 0.1), lambda z: nn.functional.layer_norm(z, z.shape[-1:]),
+], ids=lambda way: getattr(way, "__name__", ""))  # fmt: skip
+def test_the_channels_of_a_convolution_are_no_steps(way: Any) -> None:
+    for options in ({}, {"time_axis": 1}):
+        with pytest.raises(
+            RegularizerError,
+            match=r"RecurrentNorm at .*value: the value comes from a convolution \(conv\), so its axis 1 is channels, and time_axis=1 "
+            r"would take them for steps\. Give time_axis=2; where axis 1 is time all the same, time_axis=-2\.",
+        ):
+            through(way, **options)
+
+
+def test_the_axes_that_the_error_names_are_taken() -> None:
+    """With axis 2 the channels are the units; -2 insists on axis 1."""
+    assert through(plain, time_axis=2) != through(plain, time_axis=-2)
+    turned = through(lambda z: z.transpose(1, 2))  # what other operations make of a convolution has axes of its own
+    torch.testing.assert_close(through(plain, time_axis=2), turned)
+
+
+@pytest.mark.parametrize(("conv", "axes", "same"), [
+    (nn.Conv2d(3, 4, 1), "2 or 3", -3), (nn.ConvTranspose1d(3, 32, 1), "2", -2), (nn.Conv3d(3, 4, 1), "2 or 3 or 4", -4),
+], ids=["2d", "transposed", "3d"])  # fmt: skip
+def test_convolutions_of_more_dims(conv: nn.Module, axes: str, same: int) -> None:
+    with pytest.raises(RegularizerError, match=rf"Give time_axis={axes}; where axis 1 is time all the same, time_axis={same}\."):
+        regularize(nn.Sequential(conv, nn.Tanh()), RecurrentState("1", 1.0))
+
+
+class Measured(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(30, 30, dtype=torch.float64)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        return self.body(x).sum()
+
+
+@pytest.mark.parametrize(("lengths", "hint"), [
+    (torch.tensor([28, 20]), r"has 28 for a sequence of 8 steps; .* The value has shape \(2, 8, 30\); where time is another axis of "
+                             r"it, give time_axis=2\.$"),
+    (torch.ones(2, 30, dtype=torch.bool), r"True where a step counts\. The value has shape \(2, 8, 30\); .* give time_axis=2\.$"),
+    (torch.tensor([31, 20]), r"a length is a whole number from 0 to 8\.$"), (torch.ones(2, 9, dtype=torch.bool), r"where a step counts\.$"),
+])  # fmt: skip
+def test_lengths_that_fit_another_axis(lengths: Tensor, hint: str) -> None:
+    x = torch.randn(2, 8, 30, dtype=torch.float64)
+    with pytest.raises(RegularizerError, match=hint):
+        regularize(Measured(), RecurrentState("body", 1.0, lengths="lengths"))(x, lengths)
+    if "time_axis" in hint:
+        regularize(Measured(), RecurrentState("body", 1.0, lengths="lengths", time_axis=2))(x, lengths)
+
+
+def test_sequences_of_calls_are_the_same_compiled() -> None:
+    """Several sequences of one cell, and calls that are sequences each: the penalties and their gradients."""
+    for model, args, selector in ((TwoRuns(nn.GRUCell, True), (X,), "cell"), (Twice(), (X, 2 * X), "p")):
+        module = regularize(model, RecurrentState(selector, 1.0), RecurrentNorm(selector, 1.0), rng=0)
+        compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+        for ours, theirs in zip(compiled(*args).penalties.values(), module(*args).penalties.values(), strict=True):
+            torch.testing.assert_close(ours, theirs)
+            same_gradients(model, ours, theirs)

@@ -58,6 +58,7 @@ def agrees(record: Record) -> None:
 # --- what differs on purpose ----------------------------------------------------------------------------------------
 
 HIDDEN = {"hid1:out", "hid2:out", "hid3:out"}
+ALL = HIDDEN | {"in:out", "out:out"}
 WEIGHTS = {"hid1.w", "hid2.w", "hid3.w", "out.w"}
 
 
@@ -100,6 +101,10 @@ DELIBERATE: dict[str, tuple[Row, Callable[[Record], None]]] = {
     ),
     "weight_l2_zero": (Row.ZERO, gives()),
     "weight_l2_none": (Row.ZERO, gives()),
+    "dropout_dict_zero": (Row.ZERO_IN_A_MAP, gives(("BernoulliDropout", ALL, 0.0), ("BernoulliDropout", {"hid1:out"}, 0.0))),
+    "noise_dict_zero": (Row.ZERO_IN_A_MAP, gives(("GaussianNoise", ALL, 0.0), ("GaussianNoise", {"hid1:out"}, 0.0))),
+    "dropout_dict_zero_tuple": (Row.ZERO_IN_A_MAP, gives(("BernoulliDropout", {"in:out"}, 0.0))),
+    "noise_dict_zero_tuple": (Row.ZERO_IN_A_MAP, gives(("GaussianNoise", {"in:out"}, 0.0))),
     "list": (Row.COMBINED, gives(("BernoulliDropout", HIDDEN, 0.5), ("WeightL1", WEIGHTS, 0.3), ("WeightL2", WEIGHTS, 0.1))),
     "list_empty": (Row.COMBINED, gives(("WeightL1", WEIGHTS, 0.3))),
 }  # fmt: skip

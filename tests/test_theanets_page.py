@@ -182,6 +182,9 @@ def on_noise_and_keywords() -> dict[str, tuple[list[float], list[float], list[fl
         ),
         "dropout rate 1": ([], [nan], []),
         "dropout rate -0.25": ([], [scale], []),
+        "`dropout={…}` with two rates of 0 and a None": (
+            [], [len(KEYWORDS["dropout_dict_zero"]["result"])], [len(found("dropout_dict_zero"))],
+        ),
         "`weight_l2=0`": (
             [], [0, len(KEYWORDS["weight_l2_zero"]["result"])],
             [len(found("weight_l2_zero")), len(graphreg.from_kwargs(network("ff"), weight_l2={"weight": 0}))],

@@ -790,8 +790,8 @@ def test_a_state_of_another_module_is_refused() -> None:
         graphreg.set_rng_state(other, graphreg.rng_state(module))
     with pytest.raises(RegularizerError, match="rng_state"):
         graphreg.set_rng_state(other, {})
-    with pytest.raises(GraphRegError, match="no splice"):
-        graphreg.rng_state(made(Net, weight_l2=0.1)[1])
+    with pytest.raises(RegularizerError, match="the state alone has"):
+        graphreg.set_rng_state(made(Net, weight_l2=0.1)[1], graphreg.rng_state(module))
 
 
 def test_calls_that_draw_nothing_do_not_move_the_counter() -> None:

@@ -142,11 +142,11 @@ PAGE = """\
 
 2 of 2 pass every column.
 
-| model | input | front end | names | step | gradients | eval | stripped | zero | keys | modes | compiled | parameters | sites | hidden \
-| regularize | step time |
-|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|
-| one | 2x4 | symbolic | yes | yes | yes | yes | yes | yes | yes | yes | yes | 1.2 M | 12 | 3 | 0.12 s, traces 0.10 s | 4, 6 ms |
-| other | 2x4 | backend | yes | yes | yes | yes | yes | 1e-06 | yes | yes | yes | 1.2 k | 12 | 3 | 0.12 s | 4, 6 ms |
+| model | input | front end | names | step | gradients | eval | stripped | zero | verify | keys | modes | compiled | parameters | sites \
+| hidden | regularize | step time |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|
+| one | 2x4 | symbolic | yes | yes | yes | yes | yes | yes | yes | yes | yes | yes | 1.2 M | 12 | 3 | 0.12 s, traces 0.10 s | 4, 6 ms |
+| other | 2x4 | backend | yes | yes | yes | yes | yes | 1e-06 | yes | yes | yes | yes | 1.2 k | 12 | 3 | 0.12 s | 4, 6 ms |
 
 Through the backend, for neither front end takes it:
 
@@ -156,13 +156,14 @@ Through the backend, for neither front end takes it:
 
 1 of 3 pass every column.
 
-| model | family | input | front end | names | step | gradients | eval | stripped | zero | keys | modes | compiled | parameters | sites \
-| hidden | regularize | step time |
-|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|
-| two | first | 2x4 | symbolic | n/a | yes | yes | yes | yes | yes | yes | yes | yes | 1.2 M | 12 | 3 | 0.12 s, traces 0.10 s | 4, 6 ms |
-| three | second | 2x4 | symbolic | yes | **no** | yes | yes | yes | **no** | yes | yes | yes | 1.2 M | 12 | 3 | 0.12 s, traces 0.10 s \
+| model | family | input | front end | names | step | gradients | eval | stripped | zero | verify | keys | modes | compiled | parameters \
+| sites | hidden | regularize | step time |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|
+| two | first | 2x4 | symbolic | n/a | yes | yes | yes | yes | yes | yes | yes | yes | yes | 1.2 M | 12 | 3 | 0.12 s, traces 0.10 s \
 | 4, 6 ms |
-| four | third | does not run |  |  |  |  |  |  |  |  |  |  |  |  |  |  |  |
+| three | second | 2x4 | symbolic | yes | **no** | yes | yes | yes | **no** | yes | yes | yes | yes | 1.2 M | 12 | 3 | 0.12 s, \
+traces 0.10 s | 4, 6 ms |
+| four | third | does not run |  |  |  |  |  |  |  |  |  |  |  |  |  |  |  |  |
 
 What failed, and why:
 

@@ -46,6 +46,7 @@ class Row(Enum):
         "`weight_l2=0` makes a regularizer of weight 0 | "
         "a scalar 0 is off; a dict or an instance with weight 0 is spliced, to be raised later"
     )
+    ZERO_IN_A_MAP = "`dropout={name: 0}` is left out | spliced with strength 0, to be raised later; None is off"
     SQUARED = "RecurrentNorm has no square, so it telescopes and can be negative | squared"
     SEQUENCES = "recurrent penalties accept 2-D values and difference neighbouring units; T = 1 gives nan | error; 0"
     TRAINS = "a penalty on what no parameter reaches is a constant in the loss | error"  # DESIGN.md, section 8; no row there

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.parallel import DistributedDataParallel
 
 import graphreg
@@ -28,11 +29,17 @@ class Net(nn.Module):
         return self.c(torch.tanh(self.b(torch.tanh(self.a(x)))))
 
 
+REGULARIZERS = [BernoulliDropout("tanh", 0.5), GaussianNoise("tanh_1", 0.2), WeightL2("*", 0.1, reduction="sum")]
+
+
+def plain() -> nn.Module:
+    torch.manual_seed(0)
+    return Net().double()
+
+
 def regularized() -> Any:
     """The same on every rank: parameters, seed, regularizers."""
-    torch.manual_seed(0)
-    regularizers = [BernoulliDropout("tanh", 0.5), GaussianNoise("tanh_1", 0.2), WeightL2("*", 0.1, reduction="sum")]
-    return graphreg.regularize(Net().double(), regularizers, rng=5)
+    return graphreg.regularize(plain(), REGULARIZERS, rng=5)
 
 
 def data(rank: int, step: int) -> Tensor:
@@ -45,17 +52,33 @@ def loss_of(result: Any) -> Tensor:
     return loss
 
 
-def train(module: nn.Module, run: Any, rank: int) -> list[dict[str, Any]]:
-    """Three steps; of each the output, the gradients and the state of the noise."""
-    optimizer, told = torch.optim.SGD(module.parameters(), 0.1), []
+def train(module: Any, run: Any, rank: int, trained: nn.Module | None = None) -> list[dict[str, Any]]:
+    """Three steps; of each the output, the gradients and the state of the noise. ``trained``: whose parameters, the module's own."""
+    parameters = list((trained or module).parameters())
+    optimizer, told = torch.optim.SGD(parameters, 0.1), []
     for step in range(STEPS):
         optimizer.zero_grad()
         result = run(data(rank, step))
         loss_of(result).backward()
-        gradients = [p.grad.clone() for p in module.parameters() if p.grad is not None]
+        gradients = [p.grad.clone() for p in parameters if p.grad is not None]
         told.append({"output": result[0].detach(), "gradients": gradients, "state": graphreg.rng_state(module)})
         optimizer.step()
     return told
+
+
+def whole(rank: int) -> dict[str, Any]:
+    """Compiled with fullgraph=True inside the wrapper, and by graphreg's backend: what was trained, and in how many graphs."""
+    found: dict[str, Any] = {}
+    counter, module = CompileCounterWithBackend("aot_eager"), regularized()
+    module.compile(backend=counter, fullgraph=True)
+    wrapped = DistributedDataParallel(module)
+    found["module"] = train(module, wrapped, rank), counter.frame_count
+    model = plain()
+    backend = graphreg.backend(REGULARIZERS, rng=5, inner="aot_eager")
+    model.compile(backend=backend, fullgraph=True)
+    compiled = DistributedDataParallel(model)
+    found["backend"] = train(backend, lambda x: (compiled(x), backend.penalties()), rank, model), len(backend.parts)
+    return found
 
 
 def main(rank: int, store: str, out: str, backend: str) -> None:
@@ -75,6 +98,8 @@ def main(rank: int, store: str, out: str, backend: str) -> None:
             frozen = [run(data(0, 0))[0].detach() for _ in range(2)]
         told[f"{ranks} frozen"] = frozen
         told[f"{ranks} samples"] = graphreg.sample(module, data(0, 0), 3).outputs
+    if backend == "eager":
+        told["whole"] = whole(rank)
     torch.save(told, out)
     dist.barrier()
     dist.destroy_process_group()

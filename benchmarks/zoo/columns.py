@@ -134,6 +134,17 @@ def zero(subject: Subject) -> Cell:
     return cell
 
 
+def verified(subject: Subject) -> Cell:
+    """``graphreg.verify`` finds nothing: outputs, buffers, inputs and gradients of several calls in both modes."""
+    way = subject.way
+    if not isinstance(way, Rewritten):
+        return Cell("n/a")  # the backend compiles the model itself
+    positional, named = ((), subject.inputs) if isinstance(subject.inputs, dict) else (subject.inputs, {})
+    subject.restore()
+    graphreg.verify(subject.model, way.module, *positional, **named)
+    return Cell()
+
+
 def keys(subject: Subject) -> Cell:
     """``state_dict`` has the model's keys in the model's order; parameters, buffers, attributes are the model's own."""
     way = subject.way
@@ -188,8 +199,8 @@ def refusal(model: nn.Module, subject: Subject) -> str:
 
 
 COLUMNS: Mapping[str, Callable[[Subject], Cell]] = {
-    "names": names, "step": step, "gradients": gradients, "eval": evaluation, "stripped": stripped, "zero": zero, "keys": keys,
-    "modes": modes, "compiled": compiled,
+    "names": names, "step": step, "gradients": gradients, "eval": evaluation, "stripped": stripped, "zero": zero, "verify": verified,
+    "keys": keys, "modes": modes, "compiled": compiled,
 }  # fmt: skip
 
 

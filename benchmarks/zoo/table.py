@@ -50,6 +50,8 @@ is allowed where the front end is not the symbolic one |
 | stripped | so is that of `strip`, in eval mode, and in train mode from the same seed; "n/a" through the backend, which adds nothing \
 to the model |
 | zero | so is that in train mode with all strengths 0, from the same seed |
+| verify | `graphreg.verify` finds no difference from the original in outputs, buffers, inputs that are written into and gradients, over \
+several calls in both modes; "n/a" through the backend |
 | keys | `state_dict` has the same keys, order and metadata; parameters, buffers, attributes and configuration are the model's own |
 | modes | every submodule keeps its mode, one that was set apart too |
 | compiled | `torch.compile(fullgraph=True)` takes it as one graph (aot_eager), and a training step runs with finite gradients, none \

@@ -2,7 +2,9 @@
 "use strict";
 
 const ROLES = ["input", "hidden", "output"];
-const GRAMMAR = /^(!?)([^@:#]*)(?:@([^:#]+))?(?::([^#]+))?(?:#([^]*))?$/;
+const GRAMMAR = /^(!?)((?:\\[^]|[^@:#\\])*)(?:@((?:\\[^]|[^:#\\])+))?(?::((?:\\[^]|[^#\\])+))?(?:#([^]*))?$/u;
+
+const SPECIAL = /[\\@:#*?[]|^!|^\s|\s$/; // what means something to a selector
 
 /** A shell glob as Python's fnmatch.translate has it: `*`, `?`, `[seq]`, `[!seq]`; it matches the whole text. */
 function glob(pattern) {
@@ -47,15 +49,29 @@ function escaped(letter) {
   return /[\\^$.*+?()[\]{}|/-]/.test(letter) ? `\\u{${letter.codePointAt(0).toString(16)}}` : letter;
 }
 
+/** A shell glob in which what stood behind a backslash means itself. */
+function asGlob(part) {
+  return part?.replace(/\\([^])/gu, (_, letter) => ("*?[".includes(letter) ? `[${letter}]` : letter));
+}
+
+/** The string that means the label and nothing else: its name, with a backslash before what would mean something to a selector. */
+function exactly(label) {
+  const texts = [label.name, label.ports[0]].map((text) => text.replace(new RegExp(SPECIAL, "g"), (one) => (one.trim() ? `\\${one}` : `[${one}]`)));
+  return label.default ? texts[0] : texts.join(":");
+}
+
 /** One string: `[!]name-glob[@op-glob][:port-glob][#role]`. Throws an Error with the library's sentence. */
 function parse(text) {
   const bare = text.trim();
   const found = GRAMMAR.exec(bare);
-  if (!found || !bare.replace(/[! ]/g, ""))
-    throw new Error(`'${text}' is no selector. Write [!]name[@op][:port][#role], e.g. 'layer4.*', '**@ReLU', '*.weight'.`);
-  const [, exclude, name, op, port, role] = found;
+  if (!found || !bare.replace(/[! ]/g, "")) {
+    const more = /[\\@:#]/.test(text) ? " A backslash takes the character behind it as a part of the name: \\@, \\:, \\#, \\\\." : "";
+    throw new Error(`${quoted(text)} is no selector. Write [!]name[@op][:port][#role], e.g. 'layer4.*', '**@ReLU', '*.weight'.${more}`);
+  }
+  const [exclude, role] = [found[1], found[5]];
+  const [name, op, port] = found.slice(2, 5).map(asGlob);
   if (role !== undefined && !ROLES.includes(role))
-    throw new Error(`'${text}' asks for the role '${role}'; roles are ${ROLES.join(", ")}.`);
+    throw new Error(`${quoted(text)} asks for the role '${role}'; roles are ${ROLES.join(", ")}. Where # is a part of the name, write \\#.`);
   const glob_of = (part) => (part === undefined ? null : glob(part));
   return { text, exclude: exclude === "!", name: name || "**", named: glob(name || "**"), op: glob_of(op), port, ports: glob_of(port), role };
 }
@@ -94,9 +110,9 @@ function candidates(sites, rule) {
   return { seen, usable };
 }
 
-/** What is typed, string by string: they stand apart by spaces and commas, save for commas within brackets. */
+/** What is typed, string by string: they stand apart by spaces and commas, save for commas within brackets and behind a backslash. */
 function apart(text) {
-  return text.match(/(?:\[!?\]?[^\s\]]*\]|[^\s,])+/g) ?? [];
+  return text.match(/(?:\\[^]|\[!?\]?[^\s\]]*\]|[^\s,])+/gu) ?? [];
 }
 
 const lone = (text) => text.replace(/^[! ]+|[! ]+$/g, "") === "*";
@@ -113,16 +129,18 @@ function select(texts, sites, rule) {
   const wanted = new Set(excludes ? usual : []);
   const gone = new Set();
   const errors = rule.needs && (excludes || texts.some(lone)) ? [rule.needs] : [];
+  if (excludes && !usual.length && !rule.needs && !texts.some(lone)) errors.push(noDefault(seen, rule));
   for (const pattern of patterns) {
     const found = lone(pattern.text) ? usual : [...find(pattern, seen)];
     const kept = found.filter(usable);
-    if (!kept.length && !lone(pattern.text)) errors.push(nothing(pattern, found, seen, sites, rule));
+    const needless = pattern.exclude && (found.length || find(pattern, sites.filter((site) => !seen.includes(site))).size);
+    if (!kept.length && !lone(pattern.text) && !needless) errors.push(nothing(pattern, found, seen, sites, rule, usable));
     if (!kept.length && lone(pattern.text) && !rule.needs) errors.push(noDefault(seen, rule));
     for (const site of kept) (pattern.exclude ? gone : wanted).add(site);
   }
   const chosen = seen.filter((site) => wanted.has(site) && !gone.has(site));
   if (!chosen.length && wanted.size) {
-    const all = texts.map((text) => `'${text}'`).join(", ");
+    const all = texts.map(quoted).join(", ");
     errors.push(`[${all}] leaves no ${what(rule)} of ${rule.model}: what is selected is taken away again by '!'.`);
   }
   return { chosen, errors };
@@ -130,8 +148,8 @@ function select(texts, sites, rule) {
 
 // The sentences
 
+const quoted = (text) => `'${text.replaceAll("\\", "\\\\")}'`; // as Python shows a text
 const what = (rule) => (rule.on === "parameters" ? `parameter of ${rule.min_dims} dims or more` : "value");
-const written = (label) => (label.default ? label.name : `${label.name}:${label.ports[0]}`);
 const listed = (texts, end = 6) => [...new Set(texts)].sort().slice(0, end).join(", ");
 
 function noDefault(seen, rule) {
@@ -141,12 +159,18 @@ function noDefault(seen, rule) {
   return `${rule.model} has none of the default sites of ${rule.cls} (${rule.usual})${leftOut}. ${cure}`;
 }
 
-function nothing(pattern, found, seen, sites, rule) {
-  const start = `'${pattern.text}' matches no ${what(rule)} of ${rule.model}.`;
+function nothing(pattern, found, seen, sites, rule, usable) {
+  const start = `${quoted(pattern.text)} matches no ${what(rule)} of ${rule.model}.`;
   if (found.length) {
     const reasons = found.slice(0, 3).map((site) => `${site.name} (${reason(site, rule)})`);
-    return `${start} It finds only what cannot be regularized: ${reasons.join(", ")}.`;
+    const parts = pattern.ports ? [] : seen.filter((site) => usable(site)).flatMap((site) => site.labels.filter((label) => names(pattern, label, site)));
+    const write = parts.length ? ` Write a part of it: ${parts.slice(0, 6).map(exactly).join(", ")}.` : "";
+    return `${start} It finds only what cannot be regularized: ${reasons.join(", ")}.${write}`;
   }
+  const bare = pattern.text.trim().replace(/^!/, "");
+  const literal = seen.flatMap((site) => site.labels).find((label) => label.name === bare);
+  if (literal && SPECIAL.test(bare))
+    return `${start} A site has that very name: write ${exactly(literal)} (in Python r'${exactly(literal)}'), for ${bare} asks for something else.`;
   if (pattern.role !== undefined && rule.on === "parameters")
     return `${start} #${pattern.role} is a role of values, and ${rule.cls} acts on a ${what(rule)}; leave the role out.`;
   const named = seen.flatMap((site) => site.labels.filter((label) => names(pattern, label, site)).map((label) => [label, site]));
@@ -155,7 +179,7 @@ function nothing(pattern, found, seen, sites, rule) {
     const roles = listed(named.map(([, site]) => site.role).filter(Boolean)) || "none";
     return `${start} The name is found, the filter is not: ops there ${ops}; ports ${ports}; roles ${roles}.`;
   }
-  if (named.length) return `${start} It has several ports; write one of ${named.slice(0, 6).map(([label]) => written(label)).join(", ")}.`;
+  if (named.length) return `${start} It has several ports; write one of ${named.slice(0, 6).map(([label]) => exactly(label)).join(", ")}.`;
   const others = [...find(pattern, sites.filter((site) => !seen.includes(site)))];
   if (!others.length) return start;
   const kind = rule.on === "parameters" ? "values" : "parameters";

@@ -1,0 +1,170 @@
+"""What torch.func has around the code that runs: the one place that names its private parts.
+
+Its transforms are levels, of which a vmap knows the size of its batch and its ``randomness``. Within it a value hides the batch, and
+torch's own random operations ask the level what to draw. So do ours.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._functorch import vmap as _vmap
+from torch._functorch.predispatch import _add_batch_dim
+from torch._functorch.pyfunctorch import (
+    GradInterpreter,
+    JvpInterpreter,
+    VmapInterpreter,
+    coerce_cinterpreter,
+    temporarily_clear_interpreter_stack,
+)
+
+from graphreg.errors import GraphRegError
+
+_unwrap_for_grad = torch._C._functorch._unwrap_for_grad
+_stack = torch._C._functorch.get_interpreter_stack
+_CODES = {
+    name: getattr(inspect.unwrap(getattr(_vmap, name)), "__code__", None)
+    for name in ("_flat_vmap", "_chunked_vmap")
+    if hasattr(_vmap, name)
+}
+
+
+class Mapping(NamedTuple):
+    """A vmap: its level, and what its ``randomness`` says."""
+
+    level: int
+    randomness: str
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A part of a vmap that was given a ``chunk_size``: which it is, and where in the batch it begins. ``run``: of one vmap's own."""
+
+    number: int
+    start: int
+    run: object
+
+
+def transforms() -> bool:
+    """Whether a transform of torch.func is around the code that runs."""
+    return bool(_transforms() if torch.compiler.is_compiling() else torch._C._functorch.peek_interpreter_stack() is not None)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _transforms() -> bool:  # Dynamo has the levels of what it traces on the stack, and guards on those around
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def mappings() -> tuple[Mapping, ...]:
+    """The vmaps around the code that runs, the outermost first."""
+    return tuple(_mappings()) if transforms() else ()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _mappings() -> tuple[Mapping, ...]:
+    return tuple(Mapping(each.level(), each.randomness()) for each in _vmaps())
+
+
+def _vmaps() -> list[VmapInterpreter]:
+    return [each for each in map(coerce_cinterpreter, _stack() or ()) if isinstance(each, VmapInterpreter)]
+
+
+def places(level: int, device: torch.device) -> Tensor:
+    """int32 [1] to what the vmap maps: the place of each row in the batch, of all its chunks.
+
+    Not 0-d: of ``torch.vmap(lambda row: row * 1234567891)`` with an int32 for a row Inductor makes a product in float32, wrong from
+    2**24 on (torch 2.13).
+    """
+    if torch.compiler.is_compiling() and in_chunks():
+        found: Tensor = _places_of_chunk(level, device)
+        return found
+    return _places(level, device)
+
+
+def _places(level: int, device: torch.device) -> Tensor:
+    size, start = _extent(level)
+    counted = torch.arange(start, start + size, dtype=torch.int32, device=device)[:, None]
+    mapped: Tensor = _add_batch_dim(unwrapped(counted), 0, level)
+    return mapped
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _extent(level: int) -> tuple[int, int]:
+    """The rows of a vmap, and the place of the first of them in the batch."""
+    size = next(int(each.batch_size()) for each in _vmaps() if each.level() == level)
+    return size, next((chunk.start for at, chunk in _chunks() if at == level), 0)
+
+
+def unwrapped(tensor: Tensor) -> Tensor:
+    """A tensor that depends on nothing mapped or differentiated, as it is outside: a level of grad wraps whatever is made within it."""
+    for level in _tracking():
+        tensor = _unwrap_for_grad(tensor, level)
+    return tensor
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _tracking() -> tuple[int, ...]:
+    levels = map(coerce_cinterpreter, reversed(_stack() or ()))
+    return tuple(each.level() for each in levels if isinstance(each, (GradInterpreter, JvpInterpreter)))
+
+
+@contextmanager
+def outside() -> Iterator[None]:
+    """Outside of all transforms."""
+    with temporarily_clear_interpreter_stack():
+        yield
+
+
+def is_wrapped(tensor: Tensor) -> bool:
+    """Whether a transform of torch.func made it."""
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
+
+
+def chunks() -> list[Chunk]:
+    """The parts of vmaps that run now, of those that were given a ``chunk_size``; the innermost first."""
+    return [chunk for _, chunk in _chunks()] if torch._C._functorch.peek_interpreter_stack() is not None else []
+
+
+def _chunks() -> list[tuple[int, Chunk]]:
+    """torch runs one part after the other and tells none which it is: that is known on Python's stack."""
+    found: list[tuple[int, Chunk]] = []
+    for frame in _frames():
+        caller = frame.f_back
+        if frame.f_code is _CODES["_flat_vmap"] and caller.f_code is _CODES["_chunked_vmap"]:
+            inner, given = caller.f_locals, caller.f_back.f_locals
+            number = len(inner["chunks_output"])
+            found.append((frame.f_locals["vmap_level"], Chunk(number, number * given["chunk_size"], inner["flat_in_dims"])))
+        elif frame.f_code.co_name.startswith("torch_dynamo_resume_in__chunked_vmap"):
+            raise GraphRegError(
+                "the module draws noise in a vmap with a chunk_size that torch.compile took apart, and which rows belong to a part is not "
+                "known there. Compile what the vmap is given, or leave chunk_size out."
+            )
+    return found
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def in_chunks() -> bool:
+    """Of code that Dynamo traces: whether it is in a vmap with a ``chunk_size``. What it inlines has no frame, but one that traces it."""
+    tracers = (frame.f_locals.get("self") for frame in _frames())
+    return any(getattr(each, "f_code", None) is _CODES["_chunked_vmap"] for each in tracers) or bool(_chunks())
+
+
+CHUNKED = (
+    "the noise of a vmap with a chunk_size is drawn outside of compiled graphs, for one graph would serve all parts. Leave chunk_size "
+    "out, or compile without fullgraph=True"
+)
+_places_of_chunk = torch.compiler.disable(_places, reason=CHUNKED)  # type: ignore[no-untyped-call]
+
+
+def _frames() -> Iterator[Any]:
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back

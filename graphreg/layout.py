@@ -1,0 +1,51 @@
+"""Layout: how a tensor lies in its storage, and copies that lie in theirs as the original does.
+
+Whether ``contiguous``, ``reshape`` or ``to`` give a view or a copy depends on strides, and so does what a later write reaches.
+``torch.clone`` keeps the strides of dense tensors alone: a slice, and what is expanded, it makes contiguous.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def is_dense(z: Tensor) -> bool:
+    """Whether the elements fill a piece of the storage, each place once: then ``torch.clone`` keeps the strides."""
+    return z.layout is not torch.strided or z.is_contiguous() or _reach(z, gaps=False)
+
+
+def overlaps(z: Tensor) -> bool:
+    """Whether elements may share a place, as in what was expanded or unfolded."""
+    return z.layout is torch.strided and not z.is_contiguous() and not _reach(z, gaps=True)
+
+
+def _reach(z: Tensor, gaps: bool) -> bool:
+    """Whether each axis, from the smallest stride on, begins where the ones before it end, or behind that if ``gaps`` are allowed."""
+    end = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(z.stride(), z.shape, strict=True) if size != 1):
+        if stride < end or (stride != end and not gaps):
+            return False
+        end = stride * (size - 1) + end if gaps else stride * size
+    return True
+
+
+def laid_out(y: Tensor, z: Tensor) -> Tensor:
+    """``y`` in a storage of its own, with the strides of ``z``, of the same shape and dtype, no elements of which overlap."""
+    return z.new_empty_strided(z.shape, z.stride()).copy_(y)
+
+
+def apart(y: Tensor, z: Tensor) -> Tensor:
+    """A copy of what replaces ``z``; where nothing does, ``z`` itself, so that a write into it reaches whoever gave it."""
+    return y if y is z else clone(y)
+
+
+def clone(z: Tensor) -> Tensor:
+    """A copy with the same strides, also where these leave gaps or have elements share their place."""
+    if is_dense(z):
+        return torch.clone(z)
+    once = z
+    for axis, (stride, size) in enumerate(zip(z.stride(), z.shape, strict=True)):
+        if stride == 0 and size != 1:
+            once = once.narrow(axis, 0, 1)
+    return laid_out(once, once).expand(z.shape)

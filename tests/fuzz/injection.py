@@ -1,0 +1,67 @@
+"""After how many cases a fault that is put into the engine is found."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+
+from fuzz.cases import Case, Discarded, Group, Maker, make
+from fuzz.faults import FAULTS
+from fuzz.judge import judge
+from fuzz.runner import Options, _start, program_seed
+
+Found = dict[str, list[int | None]]
+
+
+def injected(names: str, seeds: int, options: Options, tell: Callable[[str], object] = lambda line: None) -> Found:
+    """By fault, the number of the case that found it, one for each seed; None where none did. ``tell`` is given a line for each."""
+    chosen = list(FAULTS) if names == "all" else [name.strip() for name in names.split(",")]
+    unknown = [name for name in chosen if name not in FAULTS]
+    if unknown:
+        raise SystemExit(f"no fault is called {unknown[0]!r}; there are: {', '.join(FAULTS)}")
+    jobs = [(name, seed) for name in chosen for seed in range(options.seed, options.seed + seeds)]
+    found: Found = {name: [] for name in chosen}
+    for (name, _), count in zip(jobs, _counts(jobs, options), strict=True):
+        found[name].append(count)
+        if len(found[name]) == seeds:
+            tell(f"{name}: {', '.join('not found' if each is None else str(each) for each in found[name])}")
+    return found
+
+
+def _counts(jobs: list[tuple[str, int]], options: Options) -> Iterator[int | None]:
+    work = [(name, seed, options) for name, seed in jobs]
+    if options.workers <= 1:
+        _start(options)
+        yield from map(_job, work)
+        return
+    with multiprocessing.get_context("fork").Pool(options.workers, _start, (options,), maxtasksperchild=4) as pool:
+        yield from pool.imap(_job, work)
+
+
+def _job(work: tuple[str, int, Options]) -> int | None:
+    name, seed, options = work
+    return first(name, seed, options)
+
+
+def first(name: str, seed: int, options: Options) -> int | None:
+    """The number of the first case that is a fault with the fault in the engine, and none without."""
+    count = 0
+    for index in range(options.cases):
+        try:
+            maker, group = make(program_seed(Options(seed=seed), index), options.sets, bool(options.compiled))
+        except Discarded:
+            continue
+        with FAULTS[name]():
+            verdicts = judge(group, options.compiled)
+        for case, verdict in zip(group.cases, verdicts, strict=True):
+            count += 1
+            if verdict.result == "fault" and not _fails_anyway(maker, case, options):
+                return count
+            if count >= options.cases:
+                return None
+    return None
+
+
+def _fails_anyway(maker: Maker, case: Case, options: Options) -> bool:
+    group: Group = maker.group([case])
+    return judge(group, options.compiled)[0].result == "fault"

@@ -1,0 +1,396 @@
+"""Runs cases on the engine and on the oracle, and compares all that can be seen."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import traceback
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import graphreg.passes
+from fuzz.cases import Case, Group, backward, forgotten, loaded, loaded_function
+from fuzz.choices import SPLICES
+from fuzz.oracle import Run
+from graphreg.errors import GraphRegError, NoMatchError
+
+CALLS = ("train", "train", "eval", "eval", "train")
+
+
+@dataclass
+class Verdict:
+    """What came of a case: ``fine``, ``refused`` or a ``fault``; ``kind`` in short, ``detail`` at length."""
+
+    result: str
+    kind: str = ""
+    detail: str = ""
+
+
+class Fault(Exception):
+    """What the engine does is wrong."""
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(f"{kind}: {detail}")
+        self.kind, self.detail = kind, detail
+
+
+class Judge:
+    """One model, traced once, for all of its cases. ``compiled``: a backend of torch.compile, or nothing."""
+
+    def __init__(self, group: Group, compiled: str = "") -> None:
+        self.group, self.compiled = group, compiled
+        self.name = f"fuzzed_{group.seed}"
+        space = loaded(group.source, self.name)
+        self.model: nn.Module = space["model"]()
+        self.twin: nn.Module = space["model"]()
+        self.given: tuple[Any, ...] = space["inputs"]()
+        self.state = snapshot(self.model)
+        self.apart = [name for name, m in self.model.named_modules() if name and not m.training]
+        self.traced: Any = None
+
+    def verdicts(self) -> list[Verdict]:
+        """One a case."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                trouble = self._trace()
+                if trouble is not None:
+                    return [trouble for _ in self.group.cases]
+                return [self._verdict(case) for case in self.group.cases]
+            finally:
+                forgotten(self.name)
+
+    def _trace(self) -> Verdict | None:
+        try:
+            self.traced = engine("trace")(self.model, self.inputs() if self.group.sized else None, self.group.front_end)
+            self._untouched("trace")
+            if self.group.front_end == "symbolic":
+                self._named()
+        except GraphRegError as error:
+            return refusal("trace", error)
+        except Fault as fault:
+            return Verdict("fault", fault.kind, fault.detail)
+        except Exception as error:
+            return broken("trace", error)
+        return None
+
+    def _named(self) -> None:
+        sites = [site.name for site in self.traced.values if site.selectable]
+        extra, lacking = sorted({*sites}.difference(self.group.sites, self.group.others)), sorted({*self.group.sites}.difference(sites))
+        extra = [name for name in extra if not name.rpartition(".")[2].startswith("setitem")]
+        if extra or lacking:
+            raise Fault("names", f"the trace has {extra} besides, and lacks {lacking}")
+
+    def inputs(self) -> tuple[Any, ...]:
+        graded = self.group.input_grads
+        return tuple(x.clone().requires_grad_(graded and x.is_floating_point()) if isinstance(x, Tensor) else x for x in self.given)
+
+    def _untouched(self, what: str) -> None:
+        changed = [name for name, value in snapshot(self.model).items() if name not in self.state or not same(value, self.state[name])]
+        if changed or len(snapshot(self.model)) != len(self.state):
+            raise Fault("model changed", f"{what} changed {changed}")
+
+    def _restore(self, model: nn.Module) -> None:
+        tensors = dict(tensors_of(model))
+        with torch.no_grad():
+            for name, value in self.state.items():
+                if isinstance(value, Tensor):
+                    tensors[name].copy_(value)
+        for parameter in model.parameters():
+            parameter.grad = None
+        for name, module in model.named_modules():
+            module.training = self.state[f"{name}.training"]
+
+    def _verdict(self, case: Case) -> Verdict:
+        self._restore(self.model)
+        self._restore(self.twin)
+        expected = [text for each in case.found for text in each.empty]
+        try:
+            module = self._rewritten(case)
+            if expected:
+                raise Fault("not refused", f"{expected} matches nothing, and the plan has it")
+            self._untouched("rewrite")
+            self._compare(case, module)
+            if case.stripped and not self.compiled:
+                self._strip(module)
+        except GraphRegError as error:
+            if "failed its check" in str(error):  # the engine met a fault of its own
+                return Verdict("fault", "check", str(error))
+            if isinstance(error, NoMatchError) and expected:
+                return Verdict("fine", "refused as it should be")
+            return refusal("case", error)
+        except Fault as fault:
+            return Verdict("fault", fault.kind, fault.detail)
+        except Exception as error:
+            inner: BaseException | None = error
+            while inner is not None:  # Dynamo wraps what a formula raises
+                if isinstance(inner, GraphRegError):
+                    return refusal("case", inner)
+                inner = inner.__cause__ or inner.__context__
+            if self.compiled and "graphreg.errors" in str(error):
+                return refusal("case", error)
+            return broken("case", error)
+        return Verdict("fine")
+
+    def _rewritten(self, case: Case) -> nn.Module:
+        regs = [made(reg) for reg in case.regs]
+        plan = engine("plan")(self.traced, regs, own_dropout=case.own_dropout)
+        if self.group.front_end == "symbolic":
+            self._planned(case, plan)
+        attach: dict[str, Any] = {"penalties": "attach", "scale": case.scale} if case.penalties == "attach" else {}
+        module: nn.Module = engine("rewrite")(self.traced, plan, case.rng, **attach)
+        return module
+
+    def _planned(self, case: Case, plan: Any) -> None:
+        for name, found in zip(case.names, case.found, strict=True):
+            if found.empty:
+                continue
+            sites = {site.name for edit in plan.of(name) for site in edit.sites}
+            wrong = (sites ^ set(found.sites)).difference(found.unsure, self.group.others)
+            if wrong:
+                raise Fault("sites", f"{name} acts at {sorted(sites)}, and should at {sorted(found.sites)}")
+            if sites != set(found.sites):
+                raise GraphRegError("whether a value that is only written counts as used is left open")
+        own = sorted(edit.own.site.name for edit in plan.own)
+        if own != sorted(case.own_sites):
+            raise Fault("sites", f"own dropout at {own}, and should be at {sorted(case.own_sites)}")
+
+    def _compare(self, case: Case, module: nn.Module) -> None:
+        forward = loaded_function(case.oracle)
+        self.tolerance = 1e-3 if any(r.kind == "Contractive" for r in case.regs) else 2e-5  # second derivatives of a norm, in float32
+        run = Run(case.regs, case.names, [f.sites for f in case.found], case.rng)
+        called: Any = module
+        if self.compiled:
+            torch._dynamo.reset()
+            called = torch.compile(module, backend=self.compiled, fullgraph=True, dynamic=False)
+        if (self.group.writes or "as_strided" in self.group.source) and not self.compiled:
+            self._replaceable(case, forward, run)
+        for number, mode in enumerate(CALLS[:4] if self.compiled else CALLS):
+            where = f"call {number} ({mode})"
+            for each in (module, self.twin):
+                each.train(mode == "train")
+            for path in self.apart:
+                self.twin.get_submodule(path).eval()
+                self.model.get_submodule(path).eval()
+            ours, theirs = self.inputs(), self.inputs()
+            seeded(100 + number)
+            run.begin(mode == "train")
+            try:
+                expected, penalties = forward(self.twin, run, *theirs)
+                wanted = self._wanted(case, expected, penalties)
+            except RuntimeError as error:  # a derivative that the model has no use for, of what it overwrites
+                self._raises_too(called, module, ours, case, error)
+                return
+            seeded(100 + number)
+            got = called(*ours)
+            self._seen(case, where, mode, (got, module), (expected, penalties, wanted), (ours, theirs))
+            run.call += self._draws(case, mode)
+
+    def _draws(self, case: Case, mode: str) -> bool:
+        """Whether the call moves the noise on."""
+        always = any(r.options.get("always") for r in case.regs)
+        return always or (mode == "train" and (bool(case.own) or any(r.kind in (*SPLICES, "Contractive") for r in case.regs)))
+
+    def _replaceable(self, case: Case, forward: Any, run: Run) -> None:
+        """Remember whether splices that change nothing leave the model as it is: else only a refusal is right."""
+        self.must_refuse = ""
+        if not any(reg.kind in SPLICES for reg in case.regs):
+            return
+        self._restore(self.twin)
+        self.twin.train()
+        for path in self.apart:
+            self.twin.get_submodule(path).eval()
+        run.bypass = True
+        run.begin(True)
+        seeded(99)
+        bare, _ = forward(self.twin, run, *self.inputs())
+        run.bypass = False
+        self._restore(self.twin)
+        seeded(99)
+        plain = self.twin(*self.inputs())
+        self._restore(self.twin)
+        for a, b in zip(pytree.tree_leaves(bare), pytree.tree_leaves(plain), strict=True):
+            if not same(a, b):
+                raise Fault("not refused", "a splice that changes nothing, at these sites, changes what the model computes")
+
+    def _wanted(self, case: Case, output: Any, penalties: dict[str, Tensor]) -> Tensor:
+        """The oracle's loss, of which backward has run."""
+        for parameter in self.twin.parameters():
+            parameter.grad = None
+        loss, extra = backward(output), sum((v.double() for v in penalties.values()), torch.zeros((), dtype=torch.float64))
+        if case.penalties == "return":
+            loss = loss + extra
+        elif loss.requires_grad:
+            loss = loss + case.scale * extra
+        if loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    def _raises_too(self, called: Any, module: nn.Module, inputs: Any, case: Case, error: RuntimeError) -> None:
+        try:
+            self._loss(case, called(*inputs), module).backward()  # type: ignore[no-untyped-call]
+        except GraphRegError:
+            raise
+        except RuntimeError as own:
+            raise GraphRegError(f"torch raises, here and in the oracle: {type(own).__name__}") from own
+        raise Fault("gradient", f"the oracle cannot be differentiated, and the module is: {error}")
+
+    def _loss(self, case: Case, answer: Any, module: Any) -> Tensor:
+        if case.penalties == "attach":
+            return backward(answer)
+        return backward(answer.output) + sum((v.double() for v in answer.penalties.values()), torch.zeros((), dtype=torch.float64))
+
+    def _seen(self, case: Case, where: str, mode: str, got: Any, expected: Any, inputs: Any) -> None:
+        (answer, module), (output, penalties, wanted) = got, expected
+        if case.penalties == "attach":
+            ours, measured = answer, module.penalties() if penalties else {}
+        else:
+            ours, measured = answer
+        exact = mode == "eval" and not self.compiled
+        alike(ours, output, f"output at {where}", "output", exact)
+        if list(measured) != list(penalties):
+            raise Fault("penalty", f"{where}: penalties {list(measured)}, expected {list(penalties)}")
+        for name, value in penalties.items():
+            alike(measured[name], value, f"penalty {name} at {where}", "penalty")
+        for ours_in, theirs_in in zip(*inputs, strict=True):
+            alike(ours_in, theirs_in, f"input after {where}", "input")
+        self._gradients(self._loss(case, answer, module), wanted, where, inputs)
+        for (name, mine), (_, other) in zip(module_buffers(self.model), module_buffers(self.twin), strict=True):
+            alike(mine, other, f"buffer {name} after {where}", "buffer")
+
+    def _gradients(self, total: Tensor, wanted: Tensor, where: str, inputs: Any) -> None:
+        if total.requires_grad != wanted.requires_grad:
+            raise Fault("gradient", f"{where}: the loss needs a gradient: {total.requires_grad}, expected {wanted.requires_grad}")
+        for parameter in self.model.parameters():
+            parameter.grad = None
+        if not wanted.requires_grad:
+            return
+        total.backward()  # type: ignore[no-untyped-call]
+        for (name, mine), other in zip(self.model.named_parameters(), self.twin.parameters(), strict=True):
+            graded(mine.grad, other.grad, f"gradient of {name} at {where}", self.tolerance)
+        for i, (mine, other) in enumerate(zip(*inputs, strict=True)):
+            if isinstance(mine, Tensor):
+                graded(mine.grad, other.grad, f"gradient of input {i} at {where}", self.tolerance)
+
+    def _strip(self, module: nn.Module) -> None:
+        stripped = engine("strip")(module)
+        if list(stripped.state_dict()) != list(self.twin.state_dict()):
+            raise Fault("state_dict", f"{list(stripped.state_dict())}")
+        if list(module.state_dict()) != list(self.twin.state_dict()):
+            raise Fault("state_dict", f"{list(module.state_dict())}")
+        self._restore(self.model)
+        self._restore(self.twin)
+        stripped.eval()
+        self.twin.eval()
+        alike(stripped(*self.inputs()), self.twin(*self.inputs()), "strip's output", "strip", True)
+
+
+def seeded(number: int) -> None:
+    """``torch.manual_seed`` for the CPU alone: that one formats a stack for devices that are not there yet, which takes a millisecond."""
+    torch.default_generator.manual_seed(number)
+
+
+def engine(name: str) -> Any:
+    """``trace``, ``plan``, ``rewrite``, ``strip``, as they are now: a fault may have been put in."""
+    return getattr(importlib.import_module(f"graphreg.{name}"), name)
+
+
+def made(reg: Any) -> Any:
+    """A regularizer of the engine's."""
+    return getattr(graphreg.passes, reg.kind)(reg.pattern[0] if len(reg.pattern) == 1 else list(reg.pattern), reg.weight, **reg.options)
+
+
+def tensors_of(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Parameters, buffers, and tensors that are plain attributes."""
+    found = [*model.named_parameters(), *model.named_buffers()]
+    for path, module in model.named_modules():
+        found += [(f"{path}:{name}", value) for name, value in vars(module).items() if isinstance(value, Tensor)]
+    return found
+
+
+def module_buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return [(name, value) for name, value in model.named_buffers() if "graphreg_rules" not in name]
+
+
+def snapshot(model: nn.Module) -> dict[str, Any]:
+    """All that a user could see change."""
+    state: dict[str, Any] = {name: value.detach().clone() for name, value in tensors_of(model)}
+    return state | {f"{name}.training": module.training for name, module in model.named_modules()}
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and a.dtype == b.dtype and bool(torch.equal(a.nan_to_num(), b.nan_to_num()))
+    return bool(a == b)
+
+
+def alike(ours: Any, expected: Any, what: str, kind: str, exact: bool = False) -> None:
+    """Raise Fault where structures, types, shapes or values differ."""
+    mine, one = pytree.tree_flatten(ours)
+    other, two = pytree.tree_flatten(expected)
+    if one != two:
+        raise Fault(kind, f"{what}: {one}, expected {two}")
+    for a, b in zip(mine, other, strict=True):
+        if not isinstance(b, Tensor):
+            if a != b:
+                raise Fault(kind, f"{what}: {a!r}, expected {b!r}")
+            continue
+        if not isinstance(a, Tensor) or a.shape != b.shape or (a.dtype != b.dtype and kind != "penalty"):
+            raise Fault(kind, f"{what}: {described(a)}, expected {described(b)}")
+        if not (same(a, b) if exact else near(a, b)):
+            raise Fault(kind, f"{what}: {numbers(a)}, expected {numbers(b)}")
+
+
+def near(a: Tensor, b: Tensor, tolerance: float = 2e-5) -> bool:
+    if not b.is_floating_point():
+        return bool(torch.equal(a, b))
+    a, b = a.detach().double(), b.detach().double()
+    scale = float(b.nan_to_num().abs().max()) if b.numel() else 0.0
+    return bool(torch.allclose(a, b, rtol=tolerance, atol=tolerance * max(scale, 1e-2), equal_nan=True))
+
+
+def graded(ours: Tensor | None, expected: Tensor | None, what: str, tolerance: float) -> None:
+    """Gradients: nothing is the same as zeros."""
+    if ours is None and expected is None:
+        return
+    mine = torch.zeros_like(expected) if ours is None else ours  # type: ignore[arg-type]
+    other = torch.zeros_like(ours) if expected is None else expected  # type: ignore[arg-type]
+    if mine.shape != other.shape or not near(mine, other, tolerance):
+        raise Fault("gradient", f"{what}: {numbers(mine)}, expected {numbers(other)}")
+
+
+def described(value: Any) -> str:
+    return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def numbers(value: Tensor) -> str:
+    text = re.sub(r"\s+", " ", str(value.detach().flatten()[:8].tolist()))
+    return text
+
+
+def refusal(stage: str, error: BaseException) -> Verdict:
+    """A refusal, by the kind of error and its first words that name nothing of the model."""
+    name = type(error).__name__ if isinstance(error, GraphRegError) else "GraphRegError"
+    text = str(error)
+    plain = re.sub(r"'[^']*'|\"[^\"]*\"|\[[^\]]*\]|\([^)]*\)", "…", text)
+    words = [("…" if re.search(r"[\d_]|^[a-z]*\.[a-z]", word) else word) for word in plain.split()[:8]]
+    return Verdict("refused", f"{name}: {' '.join(words)}", text)
+
+
+def broken(stage: str, error: BaseException) -> Verdict:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    kind = f"{type(error).__name__} in {stage}, {last.filename.rpartition('/')[2]}:{last.name}"
+    return Verdict("fault", kind, "".join(traceback.format_exception(error))[-3000:])
+
+
+def judge(group: Group, compiled: str = "") -> list[Verdict]:
+    return Judge(group, compiled).verdicts()
+
+
+__all__ = ["Fault", "Judge", "Mapping", "Verdict", "judge"]

@@ -1,0 +1,118 @@
+"""A hundred cases, a few injected faults, and the fuzzer's own parts. The long runs: docs/fuzz.md."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import torch
+
+from fuzz import draws, matching
+from fuzz.cases import Discarded, Group, Maker, make
+from fuzz.choices import Reg
+from fuzz.faults import FAULTS, patched
+from fuzz.generate import generate
+from fuzz.injection import first
+from fuzz.judge import judge
+from fuzz.program import Plain
+from fuzz.runner import Options, failing, program_seed, read, run, write
+from fuzz.shrink import shrunk
+
+PROBE = "a sum for a mean"
+
+
+def test_a_hundred_cases() -> None:
+    tally = run(Options(seed=1, cases=100, shrink=False, out=Path("build/fuzz")))
+    assert tally.cases == 100
+    assert tally.faults == []
+    assert sum(tally.refused.values()) < 25
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a sum for a mean", "noise in eval mode", "a moved generator", "another mask in backward", "a penalty without gradient",
+        "a penalty reads before the splice", "no copy before a later write",
+    ],
+)  # fmt: skip
+def test_a_fault_in_the_engine_is_found(name: str) -> None:
+    assert first(name, 0, Options(cases=200)) is not None
+
+
+def test_what_a_fault_is_put_into_must_be_there() -> None:
+    with pytest.raises(KeyError), patched("rules:SpliceRule", "gone", lambda was: was):
+        pass
+    for name, inject in FAULTS.items():
+        with inject():
+            assert name
+
+
+def test_the_draws_are_those_of_the_page() -> None:
+    """The known answers that freeze graphreg's streams, from an implementation that calls nothing of it."""
+    stream = draws.stream(0, "fc", "BernoulliDropout", 0)
+    assert stream == 397514744688752528
+    assert [word - (word >> 31 << 32) for word in draws.key(stream, 0)] == [6405547, -2054708894]
+    assert [word - (word >> 31 << 32) for word in draws.key(stream, 1_000_000)] == [-495606315, -306116817]
+    key = (0x1234567, -0x7654321 & 0xFFFFFFFF)
+    assert draws.words(*key, 4).tolist() == [438028812, 3001771917, 1550759435, 3001568541]
+    assert draws.words(*key, 2, 1).tolist() == [190144660, 3194550266]
+    assert draws.keep(key, torch.empty(16), 0.5).tolist() == [0, 1, 0, 1, 1, 1, 1, 0, 0, 1, 0, 1, 0, 1, 0, 1]
+
+
+def test_a_selector_names_a_thing_and_not_its_insides() -> None:
+    name = matching.Name
+    inner = matching.Place([name("block.relu", "relu")])
+    block = matching.Place([name("block.add", "add"), name("block", "Block", module="block")])
+    port = matching.Place([name("rnn", "LSTM", ("h_n",), False, "rnn")])
+    places = [inner, block, port]
+
+    def found(text: str) -> list[matching.Place]:
+        return matching.matches(text, places)
+
+    assert found("block*") == [block]
+    assert found("block**") == [inner, block]
+    assert found("**@relu") == [inner]
+    assert found("rnn") == [] and found("rnn:h_n") == [port]
+    assert matching.select(["**", "!block"], places, places)[0] == [inner]
+    assert matching.select(["nothing"], places, places)[1] == ["nothing"]
+
+
+def test_a_seed_gives_the_same_models_in_every_process() -> None:
+    sources = [Plain(generate(seed)).text() for seed in range(3)]
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.map(_source, range(3)) == sources
+
+
+def _source(seed: int) -> str:
+    return Plain(generate(seed)).text()
+
+
+def _failing_case() -> tuple[Maker, Group, int]:
+    for index in range(20):
+        try:
+            maker, group = make(program_seed(Options(seed=2), index))
+        except Discarded:
+            continue
+        for i, verdict in enumerate(judge(group)):
+            sites = max(len(found.sites) for found in group.cases[i].found)
+            if verdict.kind == "penalty" and len(group.cases[i].regs) > 1 and sites > 1:
+                return maker, group, i
+    raise AssertionError("no case fails")
+
+
+def test_a_case_is_shrunk_written_and_replayed(tmp_path: Path) -> None:
+    with FAULTS[PROBE]():
+        maker, group, i = _failing_case()
+        small = shrunk(maker, group.cases[i], failing, 40)
+        assert failing(small) == "penalty"
+        assert len(small.cases[0].regs) == 1 < len(group.cases[i].regs)
+        assert len(small.source) < len(group.source)
+        path = write(tmp_path, small)
+        assert failing(read(path)) == "penalty"
+    assert judge(read(path))[0].result == "fine"
+    assert small.source in path.read_text()
+
+
+def test_a_regularizer_prints_as_python_writes_it() -> None:
+    assert Reg("HiddenL1", ("a", "!b"), 0.5, {"clean": True}).made() == "HiddenL1(['a', '!b'], 0.5, clean=True)"

@@ -1,0 +1,155 @@
+"""What a model returns keeps its class, or is refused: torch.fx alone makes plain dicts, lists and tuples of their subclasses."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections import Counter, OrderedDict, UserDict, defaultdict, deque, namedtuple
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+import graphreg
+from graphreg.errors import TraceError
+
+
+class Sub(dict[str, Any]):
+    pass
+
+
+class Named(dict[str, Any]):
+    """Its class takes something else than what is in it."""
+
+    def __init__(self, name: str, **items: Any) -> None:
+        super().__init__(**items)
+        self.name = name
+
+
+class Pile(list[Any]):
+    pass
+
+
+class Row(tuple[Any, ...]):
+    pass
+
+
+class Lists(defaultdict[str, Any]):
+    pass
+
+
+@dataclass
+class Record:
+    first: Any
+    second: Any = None
+
+
+@dataclass
+class Output(ModelOutput):  # type: ignore[misc]  # transformers has no types
+    loss: Any = None
+    logits: Any = None
+
+
+Point = namedtuple("Point", "x y")
+
+
+def gathered(h: Tensor) -> Any:
+    """Lists by name."""
+    found: defaultdict[str, list[Tensor]] = defaultdict(list)
+    found["a"].append(h)
+    found["b"].append(h * 2)
+    return found
+
+
+CARRIED: dict[str, Callable[[Tensor], Any]] = {
+    "defaultdict": gathered,
+    "defaultdict without a factory": lambda h: defaultdict(None, a=h),
+    "OrderedDict": lambda h: OrderedDict(b=h, a=[h * 2]),
+    "Counter": lambda h: Counter(a=h),
+    "dict of its own": lambda h: Sub(a=h),
+    "list of its own": lambda h: Pile([h, h * 2]),
+    "tuple of its own": lambda h: Row((h, 1)),
+    "named tuple": lambda h: Point(h, [h * 2]),
+    "dataclass": lambda h: Record(h, {"deep": h * 2}),
+    "transformers' output": lambda h: Output(logits=h),
+    "nested": lambda h: {"a": gathered(h), "b": Point(Record(h), (Pile([Sub(c=h)]), None))},
+}
+WITH_LOSS: dict[str, Callable[[Tensor], Any]] = {
+    "a defaultdict with a loss": lambda h: defaultdict(list, loss=h.mean(), logits=h),
+    "transformers' output with a loss": lambda h: Output(loss=h.mean(), logits=h),
+}
+REFUSED: dict[str, Callable[[Tensor], Any]] = {
+    "factory without a name": lambda h: defaultdict(lambda: 0.0, a=h),
+    "a defaultdict of its own": lambda h: Lists(list, {"a": h}),
+    "made of something else": lambda h: Named("n", a=h),
+    "deque": lambda h: deque([h]),
+    "frozenset": lambda h: frozenset([h]),
+    "UserDict": lambda h: UserDict(a=h),
+    "mapping proxy": lambda h: MappingProxyType({"a": h}),
+}
+
+
+class Net(nn.Module):
+    """``case``: the name of what makes the output of the layer's, for no pickle holds a lambda."""
+
+    def __init__(self, case: str) -> None:
+        super().__init__()
+        self.layer, self.case = nn.Linear(4, 4), case
+
+    def forward(self, x: Tensor) -> Any:
+        return (CARRIED | WITH_LOSS | REFUSED)[self.case](self.layer(x))
+
+
+def same(ours: Any, theirs: Any) -> None:
+    assert type(ours) is type(theirs)
+    if isinstance(theirs, Tensor):
+        torch.testing.assert_close(ours, theirs)
+    elif isinstance(theirs, dict):
+        assert list(ours) == list(theirs) and getattr(ours, "default_factory", 0) == getattr(theirs, "default_factory", 0)
+        same(list(ours.values()), list(theirs.values()))
+    elif is_dataclass(theirs):
+        same([getattr(ours, f.name) for f in fields(theirs)], [getattr(theirs, f.name) for f in fields(theirs)])
+    elif isinstance(theirs, (list, tuple)):
+        assert len(ours) == len(theirs)
+        for a, b in zip(ours, theirs, strict=True):
+            same(a, b)
+    else:
+        assert ours == theirs
+
+
+@pytest.mark.parametrize("penalties", ["return", "attach"])
+@pytest.mark.parametrize("case", CARRIED)
+def test_an_output_keeps_its_class(case: str, penalties: Any) -> None:
+    model, x = Net(case), torch.ones(3, 4)
+    options = {"scale": 1} if penalties == "attach" else {}
+    module = graphreg.regularize(model, weight_l2=1.0, penalties=penalties, **options)
+    for each in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module)), graphreg.strip(module)):
+        given = each(x)
+        same(given.output if isinstance(given, graphreg.Regularized) else given, model(x))
+
+
+@pytest.mark.parametrize("case", ["defaultdict", "transformers' output", "nested"])
+def test_so_compiled_and_attached(case: str) -> None:
+    torch._dynamo.reset()
+    model, x = Net(case), torch.ones(3, 4)
+    module = graphreg.regularize(model, weight_l2=1.0, penalties="attach", scale=1)
+    module.compile(backend="aot_eager", fullgraph=True)
+    same(module(x), model(x))
+
+
+@pytest.mark.parametrize("case", WITH_LOSS)
+def test_penalties_are_added_to_a_loss_in_it(case: str) -> None:
+    model, x = Net(case), torch.ones(3, 4)
+    module = graphreg.regularize(model, weight_l2=1.0, penalties="attach")
+    torch.testing.assert_close(module(x)["loss"], model(x)["loss"] + model.layer.weight.square().mean())
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_no_graph_builds_again_is_refused(case: str) -> None:
+    with pytest.raises(TraceError, match=r"a \w+,? (which|whose).*Return a tuple, list, dict, named tuple or dataclass"):
+        graphreg.regularize(Net(case), weight_l2=1.0, front_end="symbolic")

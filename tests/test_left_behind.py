@@ -1,0 +1,466 @@
+"""What a forward does beside its values: it counts, collects, assigns, asks what surrounds it. Followed, asserted, or refused."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import graphreg
+from graphreg.errors import GraphRegError, TraceError
+
+X = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+FRONT_ENDS = [None, "symbolic", "export"]
+
+
+class Base(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.l = nn.Linear(4, 4)
+
+
+def regularized(model: nn.Module, front_end: str | None) -> nn.Module:
+    if front_end is None:
+        return graphreg.regularize(model, weight_l2=0.1)
+    return graphreg.regularize(model, weight_l2=0.1, example_inputs=X, front_end=front_end)  # type: ignore[arg-type]
+
+
+def three(model: nn.Module) -> list[Tensor]:
+    """What three calls give: the model's output alone."""
+    values = [model(X.clone()) for _ in range(3)]
+    return [value.output if isinstance(value, graphreg.Regularized) else value for value in values]
+
+
+def assert_same(module: nn.Module, model: nn.Module) -> None:
+    for given, wanted in zip(three(copy.deepcopy(module)), three(copy.deepcopy(model)), strict=True):
+        torch.testing.assert_close(given, wanted)
+
+
+# What the next call would read
+
+
+class Plain(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain = torch.zeros(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.plain.add_(1)
+        return self.l(x) * self.plain  # type: ignore[no-any-return]
+
+
+def test_an_update_of_a_plain_tensor_is_part_of_the_graph() -> None:
+    model = Plain()
+    module = graphreg.regularize(model, weight_l2=0.1)
+    assert model.plain.tolist() == [0] * 4
+    assert_same(module, model)
+    three(module)
+    assert model.plain.tolist() == [3] * 4  # layers and their state are shared
+
+
+def test_what_is_computed_from_it_alone_is_no_site() -> None:
+    assert [site.name for site in graphreg.trace(Plain()).values] == ["x", "l", "mul"]
+
+
+class Array(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.array = np.zeros(4, dtype=np.float32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.array += 1
+        return self.l(x) * torch.from_numpy(self.array)  # type: ignore[no-any-return]
+
+
+class Counted(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Any:
+        self.calls += 1
+        return self.l(x) * self.calls
+
+
+class CountedTo(Counted):
+    def forward(self, x: Tensor) -> Any:
+        self.calls += 1
+        return x if self.calls > 5 else self.l(x)
+
+
+class Appended(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.log: list[Any] = []
+
+    def forward(self, x: Tensor) -> Any:
+        self.log.append(1)
+        return self.l(x) * len(self.log)
+
+
+class Nested(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.log: Any = {"a": [1, {"b": []}]}
+
+    def forward(self, x: Tensor) -> Any:
+        self.log["a"][1]["b"].append(self.l(x))
+        return self.l(x) * len(self.log["a"][1]["b"])
+
+
+class OfClass(Base):
+    n = 0
+
+    def forward(self, x: Tensor) -> Any:
+        type(self).n += 1
+        return self.l(x) * self.n
+
+
+class Cached(Base):
+    def forward(self, x: Tensor, cache: list[Tensor] = []) -> Any:  # noqa: B006
+        h = self.l(x)
+        cache.append(h)
+        return h + sum(cache)
+
+
+def state(model: nn.Module) -> str:
+    own = {name: value for name, value in vars(model).items() if not name.startswith("_")}
+    return f"{own} {type(model).forward.__defaults__} {vars(type(model)).get('n')}"
+
+
+@pytest.mark.parametrize("front_end", FRONT_ENDS)
+@pytest.mark.parametrize("kind", [Array, Counted, CountedTo, Appended, Nested, OfClass, Cached])
+def test_what_the_next_call_reads_is_refused_and_put_back(kind: type[nn.Module], front_end: str | None) -> None:
+    model = kind()
+    before = state(model)
+    with pytest.raises(TraceError):
+        regularized(model, front_end)
+    assert state(model) == before
+
+
+def test_the_refusal_says_what_and_how() -> None:
+    with pytest.raises(TraceError, match=r"changes self\.calls for its next call.*register_buffer"):
+        graphreg.trace(Counted())
+    with pytest.raises(TraceError, match=r"a default argument of Cached\.forward"):
+        graphreg.trace(Cached())
+
+
+class OnlyCounted(Counted):
+    def forward(self, x: Tensor) -> Any:
+        self.calls += 1
+        return self.l(x)
+
+
+class OnlyKept(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Any:
+        self.width = 3
+        self.last = self.l(x)
+        self.seen.append(self.last)
+        return self.last * self.width
+
+
+class HasCounted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.c, self.o = Counted(), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.o(self.c(x))
+
+
+@pytest.mark.parametrize("front_end", FRONT_ENDS)
+@pytest.mark.parametrize("kind", [OnlyCounted, OnlyKept, HasCounted])
+def test_what_nobody_reads_is_no_matter_and_a_submodule_is_kept_whole(kind: type[nn.Module], front_end: str | None) -> None:
+    model = kind()
+    before = state(model)
+    module = regularized(model, front_end)
+    assert state(model) == before
+    assert_same(module, model)
+
+
+def test_it_is_said_that_the_submodule_is_kept_whole() -> None:
+    assert graphreg.trace(HasCounted()).leaves == {"c": "its forward changes what its next call reads"}
+
+
+# Assignments to what is traced
+
+
+class AssignsData(Base):
+    def forward(self, x: Tensor) -> Any:
+        v = self.l(x)
+        v.data = v.data * 2
+        return v
+
+
+class AssignsGrad(Base):
+    def forward(self, x: Tensor) -> Any:
+        x.grad = None
+        return self.l(x)
+
+
+class AssignsWeight(Base):
+    def forward(self, x: Tensor) -> Any:
+        self.l.weight.data = self.l.weight.data * 0.5
+        return self.l(x)
+
+
+class AssignsOwn(Base):
+    def forward(self, x: Tensor) -> Any:
+        t = torch.zeros(4, 4)
+        t.data = self.l(x).detach()
+        return t + self.l(x)
+
+
+class Hooks(Base):
+    def forward(self, x: Tensor) -> Any:
+        v = self.l(x)
+        v.register_hook(lambda grad: grad * 2)
+        return v * 2
+
+
+class AssignsName(Base):
+    def forward(self, x: Tensor) -> Any:
+        v = self.l(x)
+        v.foo = 1
+        return v
+
+
+class Deletes(Base):
+    def forward(self, x: Tensor) -> Any:
+        v = self.l(x)
+        del v.foo
+        return v
+
+
+@pytest.mark.parametrize("front_end", FRONT_ENDS)
+@pytest.mark.parametrize("kind", [AssignsData, AssignsGrad, AssignsWeight, AssignsOwn, Hooks])
+def test_an_assignment_to_a_value_is_refused(kind: type[nn.Module], front_end: str | None) -> None:
+    model = kind()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(TraceError):
+        regularized(model, front_end)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("kind", "told"), [(AssignsName, "assigns .foo"), (Deletes, "deletes .foo"), (AssignsData, "assigns .data")])
+def test_the_refusal_names_the_attribute_and_the_line(kind: type[nn.Module], told: str) -> None:
+    with pytest.raises(TraceError, match=rf"test_left_behind\.py:\d+: .*it {told} of a traced value"):
+        graphreg.trace(kind())
+
+
+class RequiresGrad(Base):
+    def forward(self, x: Tensor) -> Any:
+        x.requires_grad = True
+        return torch.autograd.grad(self.l(x).square().sum(), x, create_graph=True)[0]
+
+
+def test_requires_grad_is_followed() -> None:
+    model = RequiresGrad()
+    assert_same(graphreg.regularize(model, weight_l2=0.1), model)
+
+
+class HasAssigning(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.o = AssignsData(), AssignsName(), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.o(self.a(x) + self.b(x))
+
+
+def test_a_submodule_that_assigns_is_kept_whole() -> None:
+    model = HasAssigning()
+    assert set(graphreg.trace(model).leaves) == {"a", "b"}
+    assert_same(graphreg.regularize(model, weight_l2=0.1), model)
+
+
+# What surrounds the call
+
+
+class AsksGrad(Base):
+    def forward(self, x: Tensor) -> Any:
+        return self.l(x) if torch.is_grad_enabled() else self.l(x) * 2
+
+
+class AsksInference(Base):
+    def forward(self, x: Tensor) -> Any:
+        return self.l(x) * 2 if torch.is_inference_mode_enabled() else self.l(x)
+
+
+class AsksDtype(Base):
+    def forward(self, x: Tensor) -> Any:
+        return self.l(x) if torch.get_default_dtype() is torch.float32 else self.l(x) * 2
+
+
+class AsksWeight(Base):
+    def forward(self, x: Tensor) -> Any:
+        return self.l(x) if self.l.weight.requires_grad else self.l(x) * 2
+
+
+class AsksAll(Base):
+    def forward(self, x: Tensor) -> Any:
+        return self.l(x) if any(p.requires_grad for p in self.parameters()) else self.l(x) * 2
+
+
+def no_grad(module: nn.Module) -> None:
+    with torch.no_grad():
+        module(X)
+
+
+def inference(module: nn.Module) -> None:
+    with torch.inference_mode():
+        module(X)
+
+
+def in_double(module: nn.Module) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        module(X)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def frozen(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    module(X)
+
+
+ASKS = [(AsksGrad, no_grad), (AsksInference, inference), (AsksDtype, in_double), (AsksWeight, frozen), (AsksAll, frozen)]
+
+
+@pytest.mark.parametrize("front_end", FRONT_ENDS)
+@pytest.mark.parametrize(("kind", "call"), ASKS)
+def test_what_is_asked_is_asserted_at_each_call(kind: type[nn.Module], call: Callable[[nn.Module], None], front_end: str | None) -> None:
+    model = kind()
+    module = regularized(model, front_end)
+    assert_same(module, model)
+    with pytest.raises(GraphRegError, match="asks .* and goes by the answer"):
+        call(module)
+
+
+@pytest.mark.parametrize(("kind", "call"), ASKS[:1])
+def test_what_is_asked_is_asserted_where_it_is_compiled(kind: type[nn.Module], call: Callable[[nn.Module], None]) -> None:
+    model = kind()
+    torch._dynamo.reset()
+    compiled = torch.compile(graphreg.regularize(model, weight_l2=0.1), backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(X).output, model(X))
+    with pytest.raises(Exception, match="goes by the answer"):
+        call(compiled)
+
+
+def test_it_is_traced_as_in_training_wherever_that_is() -> None:
+    model = AsksGrad()
+    with torch.no_grad():
+        module = graphreg.regularize(model, weight_l2=0.1)
+    assert_same(module, model)
+
+
+class HasAsking(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.o = AsksGrad(), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.o(self.a(x))
+
+
+@pytest.mark.parametrize("front_end", FRONT_ENDS)
+def test_a_submodule_that_asks_is_kept_whole_and_asks_at_each_call(front_end: str | None) -> None:
+    model = HasAsking()
+    module = regularized(model, front_end)
+    assert_same(module, model)
+    with torch.no_grad():
+        assert_same(module, model)
+
+
+class AsksForNothing(Base):
+    def forward(self, x: Tensor) -> Any:
+        if torch.is_grad_enabled() and not torch.jit.is_scripting():
+            x = x.contiguous() if self.training and len(self.l._modules) > 1 else x
+        return self.l(x)
+
+
+def test_what_decides_nothing_is_not_asserted() -> None:
+    (graph,) = graphreg.trace(AsksForNothing()).graphs.values()
+    assert [node.name for node in graph.nodes] == ["x", "l", "output"]
+
+
+class AsksValue(Base):
+    def forward(self, x: Tensor) -> Any:
+        h = self.l(x)
+        return h * 2 if h.requires_grad else h
+
+
+@pytest.mark.parametrize("front_end", FRONT_ENDS)
+def test_whether_a_value_requires_gradients_is_refused(front_end: str | None) -> None:
+    with pytest.raises(TraceError):
+        regularized(AsksValue(), front_end)
+
+
+class AsksCompiling(Base):
+    def forward(self, x: Tensor) -> Any:
+        return self.l(x) * 2 if torch.compiler.is_compiling() or torch.jit.is_tracing() else self.l(x)
+
+
+@pytest.mark.parametrize("front_end", FRONT_ENDS)
+def test_torch_export_counts_as_no_compiler(front_end: str | None) -> None:
+    model = AsksCompiling()
+    assert_same(regularized(model, front_end), model)
+
+
+# A submodule kept whole that is only indexed
+
+
+class Shut(Base):
+    def forward(self, x: Tensor) -> Any:
+        return self.l(x) if x.sum() < 1e9 else x
+
+
+class ShutTold(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.l(x) if x.sum() < 1e9 else x  # type: ignore[no-any-return]
+
+
+class ShutTwo(Base):
+    def forward(self, x: Tensor) -> Any:
+        return (self.l(x), x) if x.sum() < 1e9 else (x, x)
+
+
+class Indexes(nn.Module):
+    def __init__(self, kept: nn.Module, index: int) -> None:
+        super().__init__()
+        self.k, self.o, self.index = kept, nn.Linear(4, 4), index
+
+    def forward(self, x: Tensor) -> Any:
+        return self.o(self.k(x)[self.index])
+
+
+@pytest.mark.parametrize(("kept", "example"), [(Shut, X), (ShutTold, None), (ShutTold, X), (ShutTwo, None), (ShutTwo, X)])
+@pytest.mark.parametrize("index", [0, -1])
+def test_what_is_indexed_is_measured_whole(kept: type[nn.Module], example: Tensor | None, index: int) -> None:
+    model = Indexes(kept(), index)
+    value = model.k(X)
+    port, value = ("k", value) if isinstance(value, Tensor) else ("k:-1", value[-1]) if index else ("k", value[0])
+    module = graphreg.regularize(model, hidden_l1={"weight": 1.0, "pattern": port}, example_inputs=example)
+    output, penalties = module(X)
+    torch.testing.assert_close(penalties["hidden_l1"], value.abs().mean())
+    torch.testing.assert_close(output, model(X))
+
+
+def test_a_wrong_guess_is_found_at_the_call() -> None:
+    module = graphreg.regularize(Indexes(Shut(), 0), hidden_l1={"weight": 1.0, "pattern": "k"})
+    with pytest.raises(GraphRegError, match="k is kept whole, and was taken for a tuple.*example_inputs"):
+        module(X)
+    with pytest.raises(GraphRegError, match="only indexed; example_inputs tell"):
+        graphreg.regularize(Indexes(Shut(), -1), hidden_l1={"weight": 1.0, "pattern": "k"})

@@ -1,0 +1,209 @@
+"""Splices of one kind that act on one value again and again: what is said, what to select, and when nothing is said."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+import graphreg
+from graphreg import Splice
+from graphreg.passes import BernoulliDropout, GaussianNoise
+from language_models import MODELS
+
+
+class Mlp(nn.Module):
+    """As in timm: an activation, a dropout, and a norm that is often an identity."""
+
+    def __init__(self, norm: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.act, self.drop, self.norm = nn.GELU(), nn.Dropout(0.0), norm(64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.drop(self.act(x)))
+
+
+class Net(nn.Module):
+    def __init__(self, norm: Callable[[int], nn.Module] = nn.LayerNorm, depth: int = 1) -> None:
+        super().__init__()
+        self.into = nn.Linear(8, 64)
+        self.layers = nn.ModuleList(nn.ModuleDict({"mlp": Mlp(norm), "out": nn.Linear(64, 64)}) for _ in range(depth))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.into(x)
+        for layer in self.layers:
+            x = layer["out"](layer["mlp"](x))
+        return x
+
+
+@contextmanager
+def told(*sentences: str) -> Iterator[None]:
+    """These warnings are given inside, and no others."""
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always")
+        yield
+    assert [str(one.message) for one in given] == list(sentences)
+
+
+IN_A_ROW = (
+    "dropout acts 3 times in a row on one value (layers.0.mlp.act, layers.0.mlp.drop, layers.0.mlp.norm, the same but for views, dropout, "
+    "norms and scale): 0.125 of it is kept, not 0.5. To act once, select '{}'."
+)
+
+
+@pytest.mark.parametrize(("norm", "hidden"), [(nn.LayerNorm, "norm"), (nn.RMSNorm, "norm"), (lambda n: nn.Identity(), "act")])
+def test_the_share_that_is_kept(norm: Any, hidden: str) -> None:
+    selector = f"layers.0.mlp.{hidden}"
+    with told(IN_A_ROW.format(selector)):
+        module = graphreg.regularize(Net(norm), dropout={"**.mlp.*": 0.5}, rng=0)
+    line = (
+        "dropout acts 3 times in a row on one value (layers.0.mlp.act, layers.0.mlp.drop, layers.0.mlp.norm): 0.125 of it is kept, not 0.5"
+    )
+    assert line in graphreg.report(module, cost=False).notes
+    assert line in graphreg.report(module, cost=False).text(None)
+    graphreg.set_strength(module, "dropout", 0.1)
+    assert any("0.729 of it is kept, not 0.9" in note for note in graphreg.report(module, cost=False).notes)
+    graphreg.set_strength(module, "dropout", 0.0)
+    assert not any("in a row" in note for note in graphreg.report(module, cost=False).notes)
+    with told():
+        graphreg.regularize(Net(norm), dropout={selector: 0.5})
+
+
+def test_a_plan_says_it_too() -> None:
+    traced, regularizer = graphreg.trace(Net()), BernoulliDropout("**.mlp.*", 0.5)
+    with told(IN_A_ROW.format("layers.0.mlp.norm")):
+        plan = graphreg.plan(traced, regularizer)
+    assert str(plan).endswith("(layers.0.mlp.act, layers.0.mlp.drop, layers.0.mlp.norm): 0.125 of it is kept, not 0.5")
+    assert plan.to_dict()["repeats"] == [["layers.0.mlp.act", "layers.0.mlp.drop", "layers.0.mlp.norm"]]
+
+
+def test_it_is_the_share_that_a_run_keeps() -> None:
+    """Where a norm subtracts nothing, what is kept is what is not 0."""
+    seen = list[Tensor]()
+    with pytest.warns(UserWarning, match="0.125 of it is kept"):
+        module = graphreg.regularize(Net(lambda n: nn.Identity()), dropout={"**.mlp.*": 0.5}, rng=0)
+    module.get_submodule("layers.0.out").register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    module(torch.randn(4096, 8))
+    assert (seen[0] != 0).double().mean().item() == pytest.approx(0.125, abs=0.01)
+
+
+def test_the_warning_points_at_the_users_line() -> None:
+    with pytest.warns(UserWarning, match="in a row") as given:
+        graphreg.regularize(Net(), dropout={"**.mlp.*": 0.5})
+    assert given[0].filename == __file__
+
+
+def test_several_regularizers_of_a_kind() -> None:
+    sentence = (
+        "dropout and dropout_1 act 2 times in a row on one value (layers.0.mlp.act, layers.0.mlp.norm, the same but for views, dropout, "
+        "norms and scale): 0.72 of it is kept, not 0.8. To act once, select 'layers.0.mlp.norm'."
+    )
+    with told(sentence):
+        graphreg.regularize(Net(), dropout={"**.act": 0.1, "**.norm": 0.2})
+    with told():  # of strength 0, and of two kinds
+        graphreg.regularize(Net(), dropout={"**.act": 0.0, "**.norm": 0.2}, noise={"**.drop": 0.1})
+
+
+def test_noise_adds_up() -> None:
+    with pytest.warns(
+        UserWarning, match=r"noise acts 2 times .* noise is added each time, 0\.141 in all .* not 0\.1\. To act once, select"
+    ):
+        graphreg.regularize(Net(), GaussianNoise(["**.act", "**.drop"], 0.1))
+
+
+def test_one_sentence_for_many_places_with_a_glob_that_means_one_of_each() -> None:
+    sentence = (
+        "dropout acts 3 times in a row on one value (layers.0.mlp.act, layers.0.mlp.drop, layers.0.mlp.norm, the same but for views, "
+        "dropout, norms and scale, and so on at 4 more places): 0.729 of it is kept, not 0.9. To act once, select 'layers.*.mlp.norm'."
+    )
+    with told(sentence):
+        plan = graphreg.plan(graphreg.trace(Net(depth=5)), BernoulliDropout("**.mlp.*", 0.1))
+    assert str(plan).splitlines()[-1] == "and so on at 2 more places"
+    with told():
+        graphreg.plan(graphreg.trace(Net(depth=5)), BernoulliDropout("layers.*.mlp.norm", 0.1, expect=5))
+
+
+class Views(nn.Module):
+    """``way`` leads from one value to another."""
+
+    def __init__(self, way: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.mark, self.way = nn.Linear(4, 4), nn.Tanh(), way
+        self.p = nn.Parameter(torch.ones(4))
+        self.end = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.mark(self.a(x))
+        return self.end(self.way(h) if self.way.__code__.co_argcount == 1 else self.way(h, self))  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(("way", "same"), [
+    (lambda h: h.reshape(-1), True), (lambda h: h.transpose(0, 1).contiguous(), True), (lambda h: h[:, 0], True),
+    (lambda h: h.chunk(2, -1)[1], True), (lambda h: F.dropout(h, 0.1), True), (lambda h: -h * 2 / 3, True), (lambda h: 2 * h, True),
+    (lambda h, m: h * m.p, True), (lambda h, m: m.p * h, True), (lambda h, m: h / m.p, True), (lambda h: F.layer_norm(h, (4,)), True),
+    (lambda h: 1 / h, False), (lambda h: h * h, False), (lambda h: h * torch.sigmoid(h), False), (lambda h: h + 1, False),
+    (lambda h: h.relu(), False), (lambda h, m: m.a(h), False), (lambda h: h / h.sum(), False), (lambda h: torch.cat([h, h]), False),
+])  # fmt: skip
+def test_what_is_the_same_value(way: Any, same: bool) -> None:
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always")
+        graphreg.regularize(Views(way), dropout={("mark", "end"): 0.5})
+    assert len(given) == same
+
+
+IMAGE = torch.zeros(1, 3, 32, 32)
+IDS = {"input_ids": torch.zeros(2, 7, dtype=torch.long), "use_cache": False}
+
+
+def vit() -> nn.Module:
+    return torchvision.models.VisionTransformer(image_size=32, patch_size=16, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32)
+
+
+@pytest.mark.parametrize(
+    ("make", "example"), [(torchvision.models.resnet18, IMAGE), (vit, IMAGE), (MODELS["bert"], {"input_ids": IDS["input_ids"]}),
+    (MODELS["gpt2"], IDS)],
+    ids=["resnet18", "vit", "bert", "gpt2"],
+)  # fmt: skip
+def test_no_alarm_at_the_default_sites(make: Any, example: Any) -> None:
+    traced = graphreg.trace(make(), example)
+    for selector in ("*", "**#hidden"):
+        with told():
+            graphreg.plan(traced, [BernoulliDropout(selector, 0.1), GaussianNoise(selector, 0.1)])
+
+
+def test_insides_on_purpose_are_one_sentence() -> None:
+    traced = graphreg.trace(torchvision.models.resnet18())
+    sentence = (
+        "dropout acts 2 times in a row on one value (layer4.0.conv1, layer4.0.bn1, the same but for views, dropout, norms and scale, "
+        "and so on at 4 more places): 0.81 of it is kept, not 0.9. To act once, select ['layer4.*.conv1', 'layer4.*.conv2', "
+        "'layer4.0.downsample.0']."
+    )
+    with told(sentence):
+        graphreg.plan(traced, BernoulliDropout("layer4.**", 0.1))
+    with told():
+        graphreg.plan(traced, BernoulliDropout(["layer4.*.conv1", "layer4.*.conv2", "layer4.*.downsample.0"], 0.1, expect=5))
+        graphreg.plan(traced, BernoulliDropout("layer4.*", 0.1))
+
+
+def test_a_splice_that_says_nothing_of_it_is_not_warned_about() -> None:
+    class Rounded(Splice):
+        def __call__(self, z: Tensor, weight: Tensor) -> Tensor:
+            return z + 0 * weight
+
+    with told():
+        graphreg.regularize(Net(), Rounded("**.mlp.*", 0.5))
+
+
+def test_a_backend_says_it_once() -> None:
+    backend = graphreg.backend(inner="eager", dropout={"**.mlp.*": 0.5})
+    with pytest.warns(UserWarning, match="dropout acts 3 times in a row on one value") as given:
+        torch.compile(Net(), backend=backend)(torch.zeros(2, 8))
+    assert len([one for one in given if "in a row" in str(one.message)]) == 1
+    assert any("0.125 of it is kept" in note for note in backend.report().notes)
