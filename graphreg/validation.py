@@ -17,9 +17,10 @@ from graphreg.culprit import first_differing, graph_of
 from graphreg.errors import GraphRegError, first_line, shown
 from graphreg.export import without_caches
 from graphreg.inside import graphs_of, rewritten, rules_of
-from graphreg.module import RULES, Regularized, RewrittenModule
+from graphreg.module import Regularized, RewrittenModule
 from graphreg.rules import SpliceRule
 from graphreg.shapes import Arguments, arguments
+from graphreg.state import RULES
 from graphreg.substitution import is_own, restored
 from graphreg.values import difference, leaves, snapshot, tensors
 
