@@ -10,25 +10,12 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from types import GeneratorType, TracebackType
 from typing import Any
 
-import torch
-from torch import nn
-from torch._ops import mode_stack_state_for_pre_dispatch
-from torch.fx import _symbolic_trace
-
 _MISSING = object()
-_TORCHS = (  # what torch has in other places while it traces
-    (nn.Module, ("__call__", "__getattr__")),
-    (_symbolic_trace, ("CURRENT_PATCHER", "_is_fx_tracing_flag")),
-    (torch.compiler, ("_is_compiling_flag", "_is_exporting_flag")),
-    (torch._guards._TLS, ("compile_context", "tracing_context")),
-    (warnings, ("filters", "showwarning", "_showwarnmsg_impl")),
-)
 
 
 class _Thread(threading.local):
@@ -71,15 +58,12 @@ class Changes:
             if isinstance(error, Exception):
                 raise_interrupt(error)
 
-    def outermost(self) -> None:
-        """From here on: know of all changes that are made within the block, and put back torch's own too."""
-        if _thread.outermost is None:
-            _thread.outermost, _thread.handled = self, sys.exc_info()[1]
-            for place, names in _TORCHS:
-                for name in names:
-                    self.keep(place, name)
-            self.later(partial(_modes_back, *_modes()))
-            self.later(partial(torch._C._set_grad_enabled, torch.is_grad_enabled()))
+    def outermost(self) -> bool:
+        """From here on: know of all changes that are made within the block. Whether others of the thread do not know already."""
+        if _thread.outermost is not None:
+            return False
+        _thread.outermost, _thread.handled = self, sys.exc_info()[1]
+        return True
 
     def later(self, back: Callable[[], None]) -> None:
         """Have something called at the end; called again if it is interrupted."""
@@ -90,7 +74,7 @@ class Changes:
 
     def keep(self, place: Any, name: str) -> None:
         """Whatever becomes of an attribute, or of an entry of a dict: at the end it is what it is now."""
-        self.later(partial(_put_back, place, name, _there(place, name)))
+        self.later(partial(_put_back, place, name, there(place, name)))
 
     def put(self, place: Any, name: str, value: Any) -> None:
         """Put a value in the place of an attribute, or of an entry of a dict, until the end."""
@@ -110,12 +94,13 @@ def raise_interrupt(error: BaseException | None) -> None:
         error = error.__context__
 
 
-def _there(place: Any, name: str) -> Any:
+def there(place: Any, name: str) -> Any:
+    """An attribute of the place itself, or an entry of a dict; a mark where there is none."""
     return (place if isinstance(place, dict) else vars(place)).get(name, _MISSING)
 
 
 def _put_back(place: Any, name: str, before: Any) -> None:
-    if _there(place, name) is before:
+    if there(place, name) is before:
         return
     if isinstance(place, dict):
         place.pop(name) if before is _MISSING else place.update({name: before})
@@ -123,17 +108,9 @@ def _put_back(place: Any, name: str, before: Any) -> None:
         delattr(place, name) if before is _MISSING else setattr(place, name, before)
 
 
-def patched_by_fx() -> None:
-    """Called within a trace of torch.fx: note what it has patched, and what it will patch until it ends."""
-    patcher = getattr(_symbolic_trace, "CURRENT_PATCHER", None)
-    if _thread.outermost is not None and patcher is not None:
-        _thread.outermost.later(partial(_unpatched, patcher.patches_made))
-
-
-def _unpatched(patches: Iterable[Any]) -> None:
-    for patch in list(patches):
-        if _there(patch.frame_dict, patch.fn_name) is patch.new_fn:
-            patch.revert()
+def outermost() -> Changes | None:
+    """The changes of this thread that know of all others."""
+    return _thread.outermost
 
 
 def _end_blocks(trace: TracebackType | None) -> None:
@@ -149,21 +126,3 @@ def _end_blocks(trace: TracebackType | None) -> None:
         generator = getattr(block, "gen", None)
         if isinstance(generator, GeneratorType) and not generator.gi_running:
             generator.close()
-
-
-def _modes() -> tuple[int, int, tuple[Any, Any]]:
-    """The modes of torch that are on: how many of functions and of operators, and those of torch.export."""
-    exporting = mode_stack_state_for_pre_dispatch()  # type: ignore[no-untyped-call]
-    return torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack(), (exporting.get(0), exporting.get(1))
-
-
-def _modes_back(functions: int, operators: int, exporting: tuple[Any, Any]) -> None:
-    while torch._C._len_torch_function_stack() > functions:
-        torch._C._pop_torch_function_stack()
-    while torch._C._len_torch_dispatch_stack() > operators:
-        torch._C._pop_torch_dispatch_stack(None)
-    now = mode_stack_state_for_pre_dispatch()  # type: ignore[no-untyped-call]
-    if (now.get(0), now.get(1)) != exporting:
-        now.set(0, exporting[0])
-        now.set(1, exporting[1])
-        torch._C._dispatch_tls_set_dispatch_key_included(torch._C.DispatchKey.PreDispatch, any(exporting))

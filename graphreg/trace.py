@@ -31,6 +31,7 @@ from graphreg.sizes import fixed
 from graphreg.state import RULES, check_names, held_of
 from graphreg.surroundings import draws_watched, randomness, restore_randomness
 from graphreg.symbolic import symbolic
+from graphreg.torch_state import kept
 
 FrontEnd = Literal["auto", "symbolic", "export"]
 FRONT_ENDS = ("auto", "symbolic", "export")
@@ -102,7 +103,7 @@ def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "a
     """
     check_model(model)
     with _ONE_AT_A_TIME, Changes() as changes, changes:
-        changes.outermost()
+        kept(changes)
         with draws_watched(), torch.enable_grad():  # as in training, wherever it is called
             changes.later(partial(restore_randomness, randomness()))  # the model's code may draw; the user's streams go on as if not
             at_rest(changes)

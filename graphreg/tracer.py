@@ -18,7 +18,7 @@ import torch
 from torch import fx, nn
 
 from graphreg.ambient import Answers, Questions
-from graphreg.changes import patched_by_fx, raise_interrupt
+from graphreg.changes import raise_interrupt
 from graphreg.containers import building
 from graphreg.decisions import Answering
 from graphreg.dropouts import is_drop_path
@@ -32,6 +32,7 @@ from graphreg.ports import assert_guesses, settle_ports
 from graphreg.proxies import BufferProxy, Value
 from graphreg.surroundings import ModuleStack, checkpoints_refused, randomness, regions, restore_randomness
 from graphreg.tape import Tape
+from graphreg.torch_state import patched_by_fx
 
 STACKED = "torch.fx does not see into it; torch.export does, with example_inputs"
 PLAIN = (float, int, bool, str, type(None), torch.dtype, torch.device)
