@@ -104,6 +104,13 @@ class Aliases:
                 return write.user
         return None
 
+    def read_past(self, node: fx.Node) -> fx.Node | None:
+        """What reads the storage of ``node`` by strides of its own (``as_strided``), where a replacement of ``node`` may have another."""
+        if self.effects.is_dense(node):
+            return None
+        strided = (each for each in self._downstream([node]) - {node} if function_name(each).startswith("as_strided"))
+        return min(strided, key=self.order.__getitem__, default=None)
+
     def _last_read(self, names: Iterable[fx.Node]) -> int:
         return max((self.order.get(reader, -1) for name in names for reader in name.users), default=-1)
 

@@ -180,7 +180,9 @@ class Recorder(TorchFunctionMode):
             if args == (torch.is_grad_enabled(),):
                 return None
             raise Whole("it works under torch.no_grad or the like, and a trace would lose that")
-        call = as_called(func, sign, self._scopes[-1])
+        # torch.func's own steps give no tensor, and what gives none is run again: a level of vmap would be entered twice, and left once
+        transforms = str(getattr(func, "__module__", "")).startswith("torch._functorch")
+        call = None if transforms else as_called(func, sign, self._scopes[-1])
         with self._its_own_decisions(), self._untouched(func, args, kwargs):
             if call is None or peek_interpreter_stack() is not None:
                 return func(*args, **kwargs)

@@ -129,6 +129,11 @@ class _Rewriting:
                 f"{replacing[0]} cannot replace the value {name} of {traced.title}: {culprit.name} writes into its storage "
                 "under another name, and would write past the replacement. Choose the site after that write, or clone before it."
             )
+        if replacing and (reader := self.aliases.read_past(node)):
+            raise TraceError(
+                f"{replacing[0]} cannot replace the value {name} of {traced.title}: {reader.name} reads the storage that it lies in, and the "
+                f"replacement has another. Choose {reader.name} or a site behind it."
+            )
         return self.aliases.written_later(node, surely=bool(replacing) and not self.plan.reads_replaced(name))
 
     def _site(self, name: str, edits: Sequence[tuple[int, Edit]], written: bool) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._C._functorch import maybe_current_level
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
@@ -373,13 +374,14 @@ def test_a_sharded_model_is_refused() -> None:
 
 class Sums(nn.Module):
     def forward(self, *rows: Tensor) -> Tensor:
-        return sum(row for row in rows)  # type: ignore[return-value]
+        return sum(torch.vmap(torch.neg)(-row) for row in rows)  # type: ignore[return-value]
 
 
 def test_what_torch_fx_refuses_goes_to_export_by_itself() -> None:
     module = graphreg.regularize(Sums(), example_inputs=(torch.ones(2), torch.ones(2)), noise={"rows*": 0.0})
     assert torch.equal(graphreg.strip(module)(torch.ones(3), torch.ones(3)), torch.full((3,), 2.0))
     assert "traced by the export front end" in graphreg.report(module).made
+    assert maybe_current_level() is None  # torch.vmap's, which is entered and left while it is traced
     with pytest.raises(GraphRegError, match="rows has the parts 0, 1, 2; the example_inputs carried 0, 1"):
         module(*torch.ones(3, 2).unbind())
 

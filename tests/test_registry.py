@@ -395,6 +395,7 @@ def test_one_file_edits_graphs() -> None:
     allowed |= dict.fromkeys(("inputs", "sizes", "unlifting"), edits)  # torch.export's graph as the engine takes it
     allowed |= {"captured": {"create_node"}, "emission": {"create_node"}}  # a graph of Dynamo's as the engine takes it, and back
     allowed |= {"unlifting": edits, "inputs": {"call_function", "create_node"}, "sizes": {"call_function"}}  # torch.export's
+    allowed |= {"ambient": {"call_function", "inserting_before"}, "factories": edits}  # what a trace puts into the graph that it makes
     allowed["watches"] = edits  # a monitored module's leaves, put in and taken out again
     allowed["inductor"] = allowed["joint"] = allowed["ports"] = allowed["strip"] = edits
     calls = {

@@ -14,6 +14,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 import graphreg
+from graphreg import TraceError
 from graphreg.check import check
 from graphreg.passes import BernoulliDropout, GaussianNoise, HiddenL1
 
@@ -477,3 +478,23 @@ def test_a_clean_penalty_reads_a_copy_of_what_is_written_into_later() -> None:
     expected = model.l(x).clamp(-1.0, 1.0).abs().mean()
     torch.testing.assert_close(penalties["hidden_l1"], expected)
     torch.testing.assert_close(gradient, torch.autograd.grad(expected, model.l.weight)[0])
+
+
+class Strided(nn.Module):
+    def __init__(self, column: bool) -> None:
+        super().__init__()
+        self.l, self.column = nn.Linear(4, 4), column
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.l(x)
+        h = h[:, 0] if self.column else h
+        return h.as_strided((2, 2), (1, 1))
+
+
+def test_a_value_whose_storage_is_read_by_strides_is_not_replaced_where_it_is_a_view() -> None:
+    x = torch.randn(3, 4)
+    with pytest.raises(TraceError, match=r"dropout cannot replace the value getitem of Strided: as_strided reads the storage that it lies in"):
+        graphreg.regularize(Strided(True), BernoulliDropout("getitem", 0.0))
+    graphreg.regularize(Strided(True), BernoulliDropout("as_strided", 0.0), HiddenL1("getitem", 0.1))
+    model = Strided(False)
+    assert torch.equal(graphreg.regularize(model, BernoulliDropout("l", 0.0))(x).output, model(x))
