@@ -131,8 +131,8 @@ class _Rewriting:
             )
         if replacing and (reader := self.aliases.read_past(node)):
             raise TraceError(
-                f"{replacing[0]} cannot replace the value {name} of {traced.title}: {reader.name} reads the storage that it lies in, and the "
-                f"replacement has another. Choose {reader.name} or a site behind it."
+                f"{replacing[0]} cannot replace the value {name} of {traced.title}: {reader.name} reads the storage that it lies in, and "
+                f"the replacement has another. Choose {reader.name} or a site behind it."
             )
         return self.aliases.written_later(node, surely=bool(replacing) and not self.plan.reads_replaced(name))
 
