@@ -211,11 +211,23 @@ class Unlifting:
             unnamed = node.op == "call_function" and not node.meta.get("site", ("", ("",)))[1]
             if not node.users and unnamed and (ours.get(node) in self._abandoned or not _acts(node)):
                 self.graph.erase_node(node)
+        self._hide_rows()
+
+    def _hide_rows(self) -> None:
+        """Within ``torch.vmap`` a node gives one row of many, which is no value of the model's: it has no name."""
+        depth = 0
+        for node in self.graph.nodes:
+            name = function_name(node)
+            depth += name.endswith("_increment_nesting") - name.endswith("_decrement_nesting")
+            if depth and "site" in node.meta and name != "_remove_batch_dim":
+                node.meta["site"] = (node.meta["site"][0], ())
 
 
 def _acts(node: fx.Node) -> bool:
-    """Whether an operation with no reader does something: it asserts, or writes."""
+    """Whether an operation with no reader does something: it asserts, or writes, or enters or leaves a transform of torch.func."""
     name = function_name(node)
+    if name.endswith("crement_nesting"):  # of ``torch.vmap`` and the like, as torch.export writes them down
+        return True
     return is_in_place(node) or node.target in ASSERTIONS or node.target is decided_flag or name.startswith("_assert")
 
 

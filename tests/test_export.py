@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 import graphreg
 from graphreg import GraphRegError, TraceError, recording
+from graphreg.passes import HiddenL1
 
 
 def stripped(model: nn.Module, example: Any) -> Any:
@@ -384,6 +385,24 @@ def test_what_torch_fx_refuses_goes_to_export_by_itself() -> None:
     assert maybe_current_level() is None  # torch.vmap's, which is entered and left while it is traced
     with pytest.raises(GraphRegError, match="rows has the parts 0, 1, 2; the example_inputs carried 0, 1"):
         module(*torch.ones(3, 2).unbind())
+
+
+def test_what_is_within_vmap_is_no_site() -> None:
+    class Maps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.l, self.out = nn.Linear(2, 3), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(torch.vmap(lambda row: row.tanh() * 2)(self.l(x)))  # type: ignore[no-any-return]
+
+    model, x = Maps(), torch.randn(4, 2)
+    module = graphreg.regularize(model, HiddenL1("*", 1.0), example_inputs=x)
+    output, penalties = module(x)
+    hidden = model.l(x).tanh() * 2
+    assert torch.equal(output, model.out(hidden))
+    torch.testing.assert_close(penalties["hidden_l1"], hidden.abs().mean())
+    assert not {"tanh", "mul"} & set(graphreg.names(model, x))
 
 
 def test_sizes_that_the_model_takes_for_equal() -> None:
