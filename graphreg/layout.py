@@ -21,12 +21,18 @@ def overlaps(z: Tensor) -> bool:
 
 
 def _reach(z: Tensor, gaps: bool) -> bool:
-    """Whether each axis, from the smallest stride on, begins where the ones before it end, or behind that if ``gaps`` are allowed."""
-    end = 1
-    for stride, size in sorted((stride, size) for stride, size in zip(z.stride(), z.shape, strict=True) if size != 1):
+    """Whether each axis, from the smallest stride on, begins where the ones before it end, or behind that if ``gaps`` are allowed.
+
+    Dynamo traces this with sizes that it does not know, which it compares and does not sort.
+    """
+    axes = [(stride, size) for stride, size in zip(z.stride(), z.shape, strict=True) if size != 1]
+    for i, (stride, _) in enumerate(axes):
+        end = 1
+        for j, (other, size) in enumerate(axes):
+            if other < stride or (other == stride and j < i):
+                end += other * (size - 1)
         if stride < end or (stride != end and not gaps):
             return False
-        end = stride * (size - 1) + end if gaps else stride * size
     return True
 
 

@@ -395,7 +395,7 @@ class Opaque(nn.Module):
         super().__init__()
         self.linear = nn.Linear(3, 3, dtype=torch.float64)
 
-    def forward(self, x: Tensor, states: Any) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, states: Any) -> Any:
         h = self.linear(x) if bool(x.sum() > 9) else -self.linear(x)
         return h, h
 
