@@ -39,7 +39,7 @@ class Placed:
         self.where, self.aliases = own, Aliases(graph, traced.operations)
         self.overwritten = {name for name in sites if aliases.written_later(first[name])}
         self.clones = {name: aliases.clone_of(first[name]) for name in self.overwritten}
-        self.given = {name for name in self.written if aliases.is_given(first[name])}
+        self.given = {name for name in self.written if plan.splices(name) and aliases.is_given(first[name])}
         self.kept: set[fx.Node] = set()
         self.reads: dict[tuple[str, str], dict[str, fx.Node]] = {}  # of the edits at all calls of a cell: the value at each
         self.added: dict[tuple[str, str], fx.Node] = {}
@@ -92,6 +92,10 @@ class Placed:
         copies, clones = self._users(value, "copy"), self._users(value, "clone")
         written, kept = name in self.written, clones if value is not node else copies
         self.kept.update(kept[:1] if written else [])
+        if written and name in self.given and value is not node and any(map(_reads_spliced, edits)):
+            if not copies:
+                fail(f"{value.name} is overwritten by a later operation while a penalty needs it.")
+            self.kept.update(copies[:1])
         aside = self._users(start, "copy") if value is not start else []
         self.kept.update(aside[:1] if self._reads_aside(name, edits) else [])
         expected = self.clones.get(name)
@@ -157,7 +161,7 @@ class Placed:
             return value
         for other in self.plan.splices(edit.site.name):
             value = self.added[other.name, edit.site.name]
-        return value
+        return next(iter(self._users(value, "copy")), value)
 
     def derivative(self, name: str, edits: Sequence[Edit]) -> tuple[object, ...]:
         """The arguments of a penalty on derivatives: its sites' values, what it differentiates by, the keys of the call."""
@@ -185,6 +189,10 @@ class Placed:
             for user in link.users:
                 if "graphreg" not in user.meta:
                     fail(f"{user.name} reads {link.name} and passes by {last.name}.")
+
+
+def _reads_spliced(edit: Edit) -> bool:
+    return isinstance(edit.regularizer, Penalty) and not edit.regularizer.clean
 
 
 def _has_splice(edits: Sequence[Edit]) -> bool:

@@ -146,6 +146,7 @@ class _Rewriting:
         value, point, added = node, node if node.op != "placeholder" else self.top or node, set[fx.Node]()
         spliced = any(isinstance(edit.regularizer, Splice) for _, edit in edits)
         tracked = name in self.plan.tracked
+        given = spliced and self.aliases.is_given(node)
 
         def after(leaf: str, args: tuple[Any, ...], kind: str, edit: Edit | None = None) -> fx.Node:
             nonlocal point
@@ -156,8 +157,7 @@ class _Rewriting:
 
         def kept(kind: str) -> fx.Node:
             nonlocal point
-            given = kind == "clone" and self.aliases.is_given(node)
-            function, args = (apart, (value, node)) if given else (self.aliases.clone_of(node), (value,))
+            function, args = (apart, (value, node)) if given and kind == "clone" else (self.aliases.clone_of(node), (value,))
             with self.graph.inserting_after(point):
                 point = self.graph.create_node("call_function", function, args, name=f"{identifier(name)}_kept")
             point.meta["graphreg"] = {"kind": kind, "site": name}
@@ -186,10 +186,12 @@ class _Rewriting:
         leaves = [self.names[i] for i, edit in edits if isinstance(edit.regularizer, Splice)]
         if leaves and overwritten:
             self.overwritten += leaves
-            self.apart += leaves[:1] if written and any(isinstance(edit.regularizer, Penalty) for _, edit in edits) else []
+            self.apart += leaves[:1] if written and not given and any(isinstance(edit.regularizer, Penalty) for _, edit in edits) else []
         for i, edit in edits:
             if isinstance(edit.regularizer, Splice):
                 read = value = after(self.names[i], (value, self.key), "splice", edit)
+        if given and written and any(isinstance(edit.regularizer, Penalty) and not edit.regularizer.clean for _, edit in edits):
+            read = kept("copy")
         measure(clean=False)
         if written and (spliced or tracked):
             value = kept("clone")
