@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from slow import is_slow
+
 torch.set_num_threads(1)
 
 steady = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None, print_blob=True)
@@ -20,3 +22,10 @@ settings.load_profile("steady")
 def fresh_compiler() -> None:
     """Each test compiles for itself; Dynamo's limits count over a process."""
     torch._dynamo.reset()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if is_slow(item.nodeid):
+            item.add_marker(pytest.mark.sweep)
