@@ -141,21 +141,25 @@ def _flat(node: fx.Node) -> list[Any]:
 Literals = dict[int, tuple[Any, Any]]  # by position: in train, in eval
 
 
-def _literals(a: fx.Node, b: fx.Node) -> Literals | None:
-    """The literals that differ between two nodes; None unless they are one operation on the same values, literals apart."""
+def _literals(a: fx.Node, b: fx.Node) -> tuple[Literals, bool] | None:
+    """The literals that differ between two nodes, and whether these read the same values; None unless they are one operation.
+
+    Where the values are others, as behind what each mode does in its own way, only flags count (``training=``).
+    """
     if a.op != b.op or a.target != b.target or a.kwargs.keys() != b.kwargs.keys():
         return None
     ours, theirs = _flat(a), _flat(b)
     if len(ours) != len(theirs):
         return None
-    found: Literals = {}
+    found, same = Literals(), True
     for i, (x, y) in enumerate(zip(ours, theirs, strict=True)):
-        if isinstance(x, fx.Node) or isinstance(y, fx.Node):
-            if not (isinstance(x, fx.Node) and isinstance(y, fx.Node) and _name(x) == _name(y)):
-                return None
+        if isinstance(x, fx.Node) != isinstance(y, fx.Node):
+            return None
+        if isinstance(x, fx.Node):
+            same = same and _name(x) == _name(y)
         elif not _equal(x, y):
             found[i] = x, y
-    return found
+    return (found if same else {i: pair for i, pair in found.items() if type(pair[0]) is type(pair[1]) is bool}), same
 
 
 def _compared(train: fx.Graph, evaluation: fx.Graph) -> tuple[bool, dict[str, Literals]]:
@@ -163,7 +167,8 @@ def _compared(train: fx.Graph, evaluation: fx.Graph) -> tuple[bool, dict[str, Li
     others = {_name(node): node for node in evaluation.nodes}
     found = {(name := _name(node)): _literals(node, others[name]) if name in others else None for node in train.nodes}
     same = list(found) == list(others) and len(found) == len(train.nodes) == len(evaluation.nodes)
-    return same and None not in found.values(), {name: literals for name, literals in found.items() if literals}
+    same = same and all(each is not None and each[1] for each in found.values())
+    return same, {name: each[0] for name, each in found.items() if each is not None and each[0]}
 
 
 def _equal(a: Any, b: Any) -> bool:

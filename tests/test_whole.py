@@ -1054,3 +1054,39 @@ def test_under_autocast_penalties_are_float32_and_exact(name: str) -> None:
     weights = torch.stack([w.square().mean() for w in module.parameters() if w.dim() == 2]).mean() * torch.tensor(0.1)
     assert penalties["hidden_l1"].dtype == penalties["weight_l2"].dtype == torch.float32
     assert torch.equal(penalties["hidden_l1"], values) and torch.equal(penalties["weight_l2"], weights)
+
+
+class DropsBehind(nn.Module):
+    def forward(self, h: Tensor) -> Tensor:
+        return nn.functional.dropout(h, 0.5, training=self.training)
+
+
+class TwoWays(nn.Module):
+    """Two graphs; the dropout stands directly behind what each mode does in its own way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hid, self.drop, self.out = nn.Linear(4, 8), DropsBehind(), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.hid(x)
+        h = h * 2.0 if self.training else h + 0.5
+        y: Tensor = self.out(self.drop(h))
+        return y
+
+
+def test_a_dropout_set_apart_behind_another_structure_follows_its_own_mode() -> None:
+    model, x = TwoWays(), torch.randn(16, 4)
+    model.drop.eval()
+    module = graphreg.regularize(model, weight_l2={"weight": 0.0})
+    assert set(module.graphs) == {"train", "eval"}
+    assert torch.equal(module(x).output, model(x))
+    for mode in (True, False):
+        model.train(mode)  # reaches the block, too
+        for inner in (True, False):
+            model.drop.train(inner)
+            torch.manual_seed(0)
+            ours = module(x).output
+            torch.manual_seed(0)
+            assert torch.equal(ours, model(x)), (mode, inner)
+    assert [own.site.name for own in graphreg.trace(model).own_dropout] == ["drop.dropout"]

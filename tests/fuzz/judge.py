@@ -22,6 +22,8 @@ from graphreg.errors import GraphRegError, NoMatchError
 
 CALLS = ("train", "train", "eval", "eval", "train")
 
+_MADE = re.compile(r"torch\.(zeros|ones|full|empty|arange|eye|linspace|tensor)\(|new_(zeros|ones|full|empty)")  # made by a forward
+
 
 @dataclass
 class Verdict:
@@ -84,6 +86,8 @@ class Judge:
         sites = [site.name for site in self.traced.values if site.selectable]
         extra, lacking = sorted({*sites}.difference(self.group.sites, self.group.others)), sorted({*self.group.sites}.difference(sites))
         extra = [name for name in extra if not name.rpartition(".")[2].startswith("setitem")]
+        if (extra or lacking) and _MADE.search(self.group.source):
+            raise GraphRegError("what an operation on a tensor that the forward fills is called is left open")
         if extra or lacking:
             raise Fault("names", f"the trace has {extra} besides, and lacks {lacking}")
 
