@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from graphreg.errors import RegularizerError
+
 
 def is_dense(z: Tensor) -> bool:
     """Whether the elements fill a piece of the storage, each place once: then ``torch.clone`` keeps the strides."""
@@ -48,6 +50,11 @@ def apart(y: Tensor, z: Tensor) -> Tensor:
 
 def clone(z: Tensor) -> Tensor:
     """A copy with the same strides, also where these leave gaps or have elements share their place."""
+    if not isinstance(z, Tensor):
+        raise RegularizerError(
+            f"a value that is measured or replaced is a {type(z).__name__}, no tensor. Select a part of it by its port (:0), or give "
+            "example_inputs, by which graphreg sees what each value is."
+        )
     if is_dense(z):
         return torch.clone(z)
     once = z

@@ -498,3 +498,20 @@ def test_a_value_whose_storage_is_read_by_strides_is_not_replaced_where_it_is_a_
     graphreg.regularize(Strided(True), BernoulliDropout("as_strided", 0.0), HiddenL1("getitem", 0.1))
     model = Strided(False)
     assert torch.equal(graphreg.regularize(model, BernoulliDropout("l", 0.0))(x).output, model(x))
+
+
+class Chunks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.l = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = torch.unsafe_chunk(self.l(x), 2, -1)
+        left /= 2.0
+        return left * right
+
+
+def test_a_tuple_that_no_example_tells_of_is_refused_where_it_would_be_copied() -> None:
+    module = graphreg.regularize(Chunks(), HiddenL1("unsafe_chunk", 1.0), rng=0)
+    with pytest.raises(graphreg.RegularizerError, match=r"is a (tuple|list), no tensor. Select a part of it by its port"):
+        module(torch.randn(3, 4))
