@@ -35,9 +35,12 @@ test: .venv/.test
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal
 
 # Random models and regularizers against an instrumented copy of the model; see docs/fuzz.md.
-# make fuzz ARGS="--seed 17 --cases 10000"; --compiled aot_eager, --inject all --seeds 3, --replay FILE.
+# make fuzz ARGS="--seed 17 --cases 10000"; --compiled aot_eager, --inject all --seeds 3, --replay FILE. Without ARGS
+# also the hypothesis tests of the suite, on random examples.
+PROPERTIES := tests/test_bad_input.py tests/test_check.py tests/test_lengths.py tests/test_noise.py tests/test_screen.py tests/test_selector.py
 fuzz: .venv/.test
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(PY) -m fuzz --workers $(WORKERS) $(ARGS)
+	$(if $(ARGS),,OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --hypothesis-profile=random $(PROPERTIES))
 
 # The tests with the oldest torch that they pass with, in an environment of its own. PyPI has it as a CUDA build: 5 GB on disk.
 OLDEST := torch==2.12.0 torchvision==0.27.0
