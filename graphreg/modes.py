@@ -88,7 +88,8 @@ def _once_and_for_all(model: nn.Module, trace: Callable[[], fx.Graph]) -> fx.Gra
     """The graph of a call; refused where the call after it would be another, for the forward counts or collects something."""
     with left_as_it_was(model) as before:
         graph = trace()
-        if not (changed := before.changed()):
+        changed = before.changed()
+        if not changed and not before.tables():
             return graph
         try:
             again = [trace()]
@@ -97,7 +98,9 @@ def _once_and_for_all(model: nn.Module, trace: Callable[[], fx.Graph]) -> fx.Gra
         except Exception as error:
             raise_interrupt(error)
             raise Forgetful(model, changed, f" ({first_line(error)})") from error
-        if any(_compared(graph, other) != (True, {}) for other in again):
+        if moved := before.moved():
+            raise Forgetful(model, moved, "")
+        if changed and any(_compared(graph, other) != (True, {}) for other in again):
             raise Forgetful(model, changed, "")
     return graph
 

@@ -32,6 +32,7 @@ from graphreg.layers import is_leaf
 from graphreg.naming import parts
 from graphreg.patches import refused, undetected, untraced, wrapped
 from graphreg.tape import Saved, attribute_of, tensors_in
+from graphreg.untouched import carries_data
 from graphreg.words import (
     AT,
     KEPT,
@@ -134,7 +135,8 @@ class Recorder(TorchFunctionMode):
         finally:
             self._scopes.clear()
             # torch.export puts attributes back, and with them what the forward's next call would have found
-            self.told.left = [(vars(module), dict(vars(module))) for module in self.model.modules()]
+            modules = list(self.model.modules())
+            self.told.left = [(vars(m), {name: self._left(value) for name, value in vars(m).items()}) for m in modules]
         self.told.output = mapped(value, self._node)
         for place, node in enumerate(self._tracer.graph.nodes):
             node.meta[AT] = place
@@ -245,6 +247,19 @@ class Recorder(TorchFunctionMode):
                 return proxy_tensor.track_tensor_tree(value, proxy, constant=None, tracer=self._tracer)
         finally:
             self._unseen = False
+
+    def _left(self, value: Any) -> Any:
+        """What the forward leaves in an attribute: of a value that has the inputs' data in it, the name that it has in the graph."""
+        if not isinstance(value, Tensor):
+            return value
+        slot = None if is_functorch_wrapped_tensor(value) else proxy_tensor.get_proxy_slot(value, self._tracer, None)
+        proxy = getattr(slot, "proxy", None)
+
+        def called(node: fx.Node) -> str:
+            target = self.told.calls[str(node.args[0])].target if node.target is KEPT else node.target
+            return target if isinstance(target, str) else str(getattr(target, "__name__", "")).partition(".")[0]
+
+        return proxy if proxy is not None and carries_data(proxy.node, called) else value
 
     def seeing(self) -> bool:
         """Whether code of the model's own runs now that is being written down."""

@@ -93,7 +93,7 @@ class Tape(TorchFunctionMode):
         for path, module in root.named_modules():
             mine = {**vars(module), **module._parameters, **module._buffers}
             for name, value in mine.items():
-                if isinstance(value, Tensor):
+                if issubclass(type(value), Tensor):  # by its type: some values may not be looked at (``untouched.Gone``)
                     self.owned.setdefault(key_of(value), f"{path}.{name}" if path else name)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

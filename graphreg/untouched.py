@@ -7,15 +7,17 @@ see whether a second trace comes out otherwise: then the graph would be wrong fr
 from __future__ import annotations
 
 import inspect
+import sys
 import types
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from graphreg.errors import TraceError
+from graphreg.operators import SIZE_ATTRIBUTES, function_name
 from graphreg.proxies import FOREIGN
 
 _REGISTERED = ("_parameters", "_buffers", "_modules")
@@ -55,7 +57,7 @@ class Before:
                 self._look(value, f"{kind.__name__}.{name}")
 
     def _look(self, value: Any, name: str, objects: bool = False) -> None:
-        if isinstance(value, _PLAIN) or id(value) in self._seen:
+        if type(value) is Gone or isinstance(value, _PLAIN) or id(value) in self._seen:
             return
         self._seen.add(id(value))
         if isinstance(value, (list, dict, set, deque)):
@@ -73,6 +75,14 @@ class Before:
         values of this one, is put back already."""
         self._put_back_registered()
         return list(dict.fromkeys(name for place in self.places for name in place.settle()))
+
+    def tables(self) -> bool:
+        """Whether the forward has assigned tensors of its own making to attributes; asked after ``changed``."""
+        return any(place.tensors for place in self.places if isinstance(place, _Attributes))
+
+    def moved(self) -> list[str]:
+        """The names of those attributes that another trace has assigned other numbers to."""
+        return [name for place in self.places if isinstance(place, _Attributes) for name in place.moved()]
 
     def counting(self) -> bool:
         """Whether a number has changed since ``changed`` was asked: it is a count then, and from now on tells who decides by it."""
@@ -97,6 +107,19 @@ class Gone:
 
     def _refuse(self, *args: Any) -> Any:
         raise TypeError("the forward reads what an earlier call of it left behind")
+
+    def __deepcopy__(self, memo: Any) -> Gone:
+        return self
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """What ``isinstance`` asks: the model's code is refused, torch.fx's, which looks through all attributes, is told."""
+        frame = sys._getframe(1)
+        while frame.f_back is not None and frame.f_globals.get("__name__") == "graphreg.kinds":  # it asks for the model's code
+            frame = frame.f_back
+        if str(frame.f_globals.get("__name__")).partition(".")[0] not in FOREIGN:
+            self._refuse()
+        return Gone
 
     __getattr__ = __add__ = __radd__ = __mul__ = __rmul__ = __sub__ = __rsub__ = __getitem__ = __iter__ = __len__ = __bool__ = _refuse
 
@@ -149,13 +172,27 @@ class _Attributes(_Place):
         return (key for key in {**self.content, **now} if now.get(key, _NOTHING) is not self.content.get(key, _NOTHING))
 
     def settle(self) -> Iterator[str]:
-        self.kept = dict[str, Any]()
+        self.kept, self.tensors = dict[str, Any](), dict[str, torch.Tensor]()
         for key in list(self._changed()):
-            if _is_plain(value := vars(self.owner).get(key, _NOTHING)):
+            value = vars(self.owner).get(key, _NOTHING)
+            if type(value) is torch.Tensor and not isinstance(self.owner, type):
+                self.tensors[key] = value  # made by the forward: a table that it keeps, or a sum
+                continue
+            if _is_plain(value):
                 self.kept[key] = value
-                yield f"{self.name}.{key}"
+            elif not isinstance(self.owner, type) and _is_state(value, self.content.get(key)):
+                vars(self.owner)[key] = Gone()
             else:
                 self._restore(key)
+                continue
+            yield f"{self.name}.{key}"
+
+    def moved(self) -> Iterator[str]:
+        for key, then in self.tensors.items():
+            now = vars(self.owner).get(key)
+            same = type(now) is torch.Tensor and now.shape == then.shape and now.dtype == then.dtype and torch.equal(now, then)
+            if now is not then and not same:
+                yield f"{self.name}.{key}"
 
     def put_back(self) -> None:
         for key in list(self._changed()):
@@ -238,6 +275,31 @@ class _Memory(_Place):
             self.owner.data.copy_(flat.reshape(self.owner.shape))
         else:
             self.owner[...] = type(self.owner)(self.owner.shape, self.owner.dtype, self.content)
+
+
+def _is_state(value: Any, before: Any) -> bool:
+    """Whether an attribute that was assigned carries data to the next call; a table that is made once and kept does not."""
+    if isinstance(value, fx.Proxy):
+        return carries_data(value.node)
+    return isinstance(value, torch.Tensor) and isinstance(before, torch.Tensor)
+
+
+def carries_data(node: fx.Node, called: Callable[[fx.Node], str] = function_name) -> bool:
+    """Whether what is in the model's inputs enters a value, not their sizes and dtypes alone. ``called``: what a node calls, by name."""
+    waiting, seen = [node], set[fx.Node]()
+    while waiting:
+        current = waiting.pop()
+        name = called(current)
+        made = name.startswith("new_") or name.endswith("_like") or name in ("size", "dim")
+        if current in seen or made or (name == "getattr" and current.args[1] in SIZE_ATTRIBUTES):
+            continue
+        if current.op == "placeholder":
+            if current.name.startswith(("p_", "b_", "c_")):  # torch.export's parameters, buffers and constants
+                continue
+            return True
+        seen.add(current)
+        waiting += current.all_input_nodes
+    return False
 
 
 def _is_plain(value: Any) -> bool:

@@ -464,3 +464,84 @@ def test_a_wrong_guess_is_found_at_the_call() -> None:
         module(X)
     with pytest.raises(GraphRegError, match="only indexed; example_inputs tell"):
         graphreg.regularize(Indexes(Shut(), -1), hidden_l1={"weight": 1.0, "pattern": "k"})
+
+
+class Keeps(nn.Module):
+    """Each kind leaves something in an attribute that it assigns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.l = nn.Linear(4, 4)
+        self.sum, self.prev, self.table = torch.zeros(()), None, None
+
+
+class Sums(Keeps):
+    def forward(self, x: Tensor) -> Tensor:
+        self.sum = self.sum + 1
+        return self.l(x) * self.sum
+
+
+class Averages(Keeps):
+    def forward(self, x: Tensor) -> Tensor:
+        self.sum = self.sum + self.l(x).detach().mean()
+        return self.l(x) * self.sum
+
+
+class Recurs(Keeps):
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.l(x)
+        if self.prev is not None:
+            h = h + self.prev
+        self.prev = h
+        return h
+
+
+class Asks(Keeps):
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.l(x)
+        h = h + self.prev if isinstance(self.prev, Tensor) else h
+        self.prev = h
+        return h
+
+
+FRONT_ENDS = [(None, "symbolic"), (torch.ones(3, 4), "auto"), (torch.ones(3, 4), "export")]
+
+
+@pytest.mark.parametrize(("example", "front_end"), FRONT_ENDS)
+@pytest.mark.parametrize("kind", [Sums, Averages, Recurs, Asks])
+def test_an_attribute_that_carries_data_to_the_next_call_is_refused(kind: type[Keeps], example: Any, front_end: Any) -> None:
+    model = kind()
+    before = dict(vars(model))
+    with pytest.raises(TraceError, match=r"changes self\.(sum|prev) for its next call"):
+        graphreg.regularize(model, weight_l2=1e-4, example_inputs=example, front_end=front_end)
+    assert dict(vars(model)) == before
+
+
+class Shows(Keeps):
+    def forward(self, x: Tensor) -> Tensor:
+        self.prev = self.l(x)
+        return self.prev.tanh()
+
+
+class Tables(Keeps):
+    def forward(self, x: Tensor) -> Tensor:
+        if self.table is None or self.table.size(0) != 4:
+            self.table = torch.arange(4.0)
+        return self.l(x) * self.table
+
+
+class TablesOfItsInput(Keeps):
+    def forward(self, x: Tensor) -> Tensor:
+        if self.table is None:
+            self.table = x.new_ones(4) * 3
+        return self.l(x) * self.table
+
+
+@pytest.mark.parametrize(("example", "front_end"), FRONT_ENDS)
+@pytest.mark.parametrize("kind", [Shows, Tables, TablesOfItsInput])
+def test_what_is_shown_and_tables_that_are_made_once_are_no_matter(kind: type[Keeps], example: Any, front_end: Any) -> None:
+    model, x = kind(), torch.randn(3, 4)
+    plain = copy.deepcopy(model)
+    module = graphreg.regularize(model, weight_l2=1e-4, example_inputs=example, front_end=front_end)
+    for _ in range(3):
+        torch.testing.assert_close(module(x).output, plain(x))
