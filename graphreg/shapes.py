@@ -48,11 +48,21 @@ def propagate(model: nn.Module, graphs: Graphs, bound: Mapping[str, Any], call: 
             _run(twin, graph, values)
 
 
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # a lock, a generator, an open file
+        raise TraceError(
+            f"{type(model).__name__} cannot be copied ({first_line(error)}), and graphreg runs a copy of it on the example_inputs. "
+            "Regularize it without them, or give its class a __deepcopy__."
+        ) from error
+
+
 def run_itself(model: nn.Module, call: Arguments, constants: Mapping[str, torch.Tensor]) -> nn.Module:
     """A copy in eval mode that has run on the example; the model's own error, with a note that says so, where it does not run."""
     first: Exception | None = None
     for grad in (False, True):  # some cannot run without
-        twin = copy.deepcopy(model).eval()
+        twin = _copied(model).eval()
         twin.__dict__.update(constants)
         try:
             with torch.set_grad_enabled(grad):

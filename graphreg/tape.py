@@ -23,6 +23,7 @@ from graphreg.effects import Effects
 from graphreg.operators import SPLITS, is_in_place
 from graphreg.origin import Origin, origin_now, short
 from graphreg.proxies import Value
+from graphreg.schemas import told
 from graphreg.surroundings import regions
 
 # What is asked of a tensor and does not depend on what it holds: a write leaves it as it is.
@@ -182,6 +183,7 @@ class Tape(TorchFunctionMode):
         given = _frozen((args, kwargs))
         result = func(*args, **kwargs)
         written = {key_of(tensor) for tensor, version in before if _version(tensor) != version}
+        written.update(map(key_of, _written_by_schema(name, args, kwargs)))
         if name == "__set__" or (name.endswith("_") and not name.endswith("__") and any(result is tensor for tensor in tensors)):
             written.add(key_of(tensors[0]))
         spoilt = [saved for saved in others if key_of(saved.tensor) in written]
@@ -339,6 +341,14 @@ def _frozen(value: Any) -> Any:
         made: Iterable[Any] = map(_frozen, value)
         return list(made) if kind is list else tuple(made)
     return {key: _frozen(item) for key, item in value.items()} if kind is dict else value
+
+
+def _written_by_schema(name: str, args: Any, kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    """What an operation writes into by its schema: under a dispatch mode, as one that watches for draws, ``torch._foreach_add_`` counts
+    no version up."""
+    known = told(name)
+    for position, argument in known.writes if known is not None else ():
+        yield from tensors_in(args[position] if position < len(args) else kwargs.get(argument))
 
 
 def _version(tensor: Tensor) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -430,3 +431,29 @@ def test_what_is_not_the_graphs_to_make_is_refused_and_left_alone(kind: type[nn.
 def test_the_refusal_names_the_line_and_the_cure() -> None:
     with pytest.raises(TraceError, match=r"TABLE\.add_\(1\).*Register it as a buffer, or write into a clone"):
         graphreg.trace(WritesGlobal())
+
+
+class WritesAList(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.l = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        t = torch.zeros(4)
+        torch._foreach_add_([t], 1.0)
+        t[0] = self.l(x)[0, 0]
+        return t * self.l(x)
+
+
+def test_a_write_into_a_list_is_followed_beside_another_thread() -> None:
+    """Which has the trace watch its own draws by a mode, under which torch counts no version of these."""
+    end = threading.Event()
+    thread = threading.Thread(target=end.wait)
+    thread.start()
+    try:
+        model, x = WritesAList(), torch.randn(3, 4)
+        module = graphreg.regularize(model, weight_l2={"weight": 0.0})
+    finally:
+        end.set()
+        thread.join()
+    assert all(torch.equal(module(x).output, model(x)) for _ in range(3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -545,3 +546,12 @@ def test_what_is_shown_and_tables_that_are_made_once_are_no_matter(kind: type[Ke
     module = graphreg.regularize(model, weight_l2=1e-4, example_inputs=example, front_end=front_end)
     for _ in range(3):
         torch.testing.assert_close(module(x).output, plain(x))
+
+
+def test_a_model_that_cannot_be_copied() -> None:
+    model, x = Shows(), torch.ones(3, 4)
+    model.lock = threading.Lock()  # type: ignore[assignment]
+    with pytest.raises(TraceError, match=r"Shows cannot be copied \(TypeError: cannot pickle '_thread.lock' object\)"):
+        graphreg.regularize(model, weight_l2=1e-4, example_inputs=x, front_end="symbolic")
+    for example in (None, x):  # by the export front end it needs no copy
+        assert torch.equal(graphreg.regularize(model, weight_l2=1e-4, example_inputs=example)(x).output, model(x))
