@@ -80,6 +80,8 @@ class Value(fx.Proxy):
         raise TypeError(f"the class of the traced value {self.node.name!r} is asked, in {home}, where a trace cannot answer")
 
     def __getattr__(self, k: str) -> Part:
+        if k in ("grad", "grad_fn"):  # None in one call and not in the next; no AttributeError, for getattr() with a default asks too
+            raise TypeError(f"it reads .{k} of a tensor, which tells of the calls before and not of this one")
         return Part(self, k)
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -555,3 +555,20 @@ def test_a_model_that_cannot_be_copied() -> None:
         graphreg.regularize(model, weight_l2=1e-4, example_inputs=x, front_end="symbolic")
     for example in (None, x):  # by the export front end it needs no copy
         assert torch.equal(graphreg.regularize(model, weight_l2=1e-4, example_inputs=example)(x).output, model(x))
+
+
+class AsksForGradients(Keeps):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.l(x) * (2 if self.l.weight.grad is None else 3)
+
+
+def test_a_forward_that_goes_by_gradients_is_refused_and_kept_whole_in_a_submodule() -> None:
+    x = torch.randn(3, 4)
+    with pytest.raises(TraceError, match=r"reads \.grad of a tensor"):
+        graphreg.trace(AsksForGradients())
+    model = nn.Sequential(AsksForGradients(), nn.Linear(4, 4))
+    module = graphreg.regularize(model, weight_l2={"weight": 0.0})
+    assert "0" in graphreg.trace(model).leaves
+    for _ in range(2):
+        assert torch.equal(module(x).output, model(x))
+        module(x).output.sum().backward()
