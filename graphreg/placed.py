@@ -39,7 +39,7 @@ class Placed:
         self.where, self.aliases = own, Aliases(graph, traced.operations)
         self.overwritten = {name for name in sites if aliases.written_later(first[name])}
         self.clones = {name: aliases.clone_of(first[name]) for name in self.overwritten}
-        self.given = {name for name in self.written if plan.splices(name) and aliases.is_given(first[name])}
+        self.given = {n for n in self.written if (plan.splices(n) or n in plan.tracked) and aliases.is_given(first[n])}
         self.kept: set[fx.Node] = set()
         self.reads: dict[tuple[str, str], dict[str, fx.Node]] = {}  # of the edits at all calls of a cell: the value at each
         self.added: dict[tuple[str, str], fx.Node] = {}

@@ -146,7 +146,7 @@ class _Rewriting:
         value, point, added = node, node if node.op != "placeholder" else self.top or node, set[fx.Node]()
         spliced = any(isinstance(edit.regularizer, Splice) for _, edit in edits)
         tracked = name in self.plan.tracked
-        given = spliced and self.aliases.is_given(node)
+        given = (spliced or tracked) and self.aliases.is_given(node)
 
         def after(leaf: str, args: tuple[Any, ...], kind: str, edit: Edit | None = None) -> fx.Node:
             nonlocal point
