@@ -153,7 +153,7 @@ def interrupted(model: nn.Module, function: Callable[[], object], most: int, wat
     return count
 
 
-@pytest.mark.parametrize("most", [80, pytest.param(10_000, marks=pytest.mark.sweep)])
+@pytest.mark.parametrize("most", [30, pytest.param(10_000, marks=pytest.mark.sweep)])
 @in_a_thread
 def test_symbolic(most: int) -> None:
     model = Net().eval()
