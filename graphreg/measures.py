@@ -69,6 +69,11 @@ def measured(
     regularizer: Penalty, sites: Mapping[str, Tensor], weight: Callable[[torch.dtype], Tensor], about: str, lengths: Tensor | None = None
 ) -> Tensor:
     """The formula on values widened to the dtype they are accumulated in, with autocast off."""
+    for value in sites.values():
+        if not isinstance(value, Tensor):
+            raise RegularizerError(
+                f"{about}: the value is a {type(value).__name__}, no tensor. Select a part of it by its port (:0), or leave the site out."
+            )
     wide = {name: _wide(value) for name, value in sites.items()}
     first = next(iter(wide.values()))
     given: dict[str, Any] = {"z": first, "w": first, "values": wide, "steps": first, "lengths": lengths}

@@ -97,6 +97,11 @@ def check_names(model: nn.Module, plain_too: bool = True) -> None:
                 f"{type(model).__name__} has something called {name!r}, and a rewritten module is a torch.fx.GraphModule, where "
                 f"torch has something of its own under that name. Rename it in the model."
             )
+        if name == "self":
+            raise TraceError(
+                f"{type(model).__name__} has something called 'self', and in the code that torch.fx emits that is the module itself. "
+                "Rename it in the model."
+            )
         if name.startswith(PREFIX) and name not in own:
             raise TraceError(
                 f"{type(model).__name__} has something called {name!r}, and names that begin with {PREFIX} are those of what graphreg "

@@ -168,3 +168,10 @@ def test_a_modules_own_names_by_default() -> None:
     module = graphreg.regularize(model("held", "buffer"), weight_l2=0.1)
     assert isinstance(module, RewrittenModule) and list(module.graphs) == ["both"] and module.lowering().told() == []
     assert "def forward" in module.compiled_code == module.code
+
+
+def test_a_layer_called_self_is_refused() -> None:
+    model = nn.Sequential()
+    model.add_module("self", nn.Linear(4, 4))
+    with pytest.raises(TraceError, match="has something called 'self'"):
+        graphreg.regularize(model, weight_l2=1e-4)

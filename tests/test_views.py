@@ -515,3 +515,20 @@ def test_a_tuple_that_no_example_tells_of_is_refused_where_it_would_be_copied() 
     module = graphreg.regularize(Chunks(), HiddenL1("unsafe_chunk", 1.0), rng=0)
     with pytest.raises(graphreg.RegularizerError, match=r"is a (tuple|list), no tensor. Select a part of it by its port"):
         module(torch.randn(3, 4))
+
+
+class ListOf(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.l = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.l(x)
+        torch._foreach_exp([h])
+        return h
+
+
+def test_a_list_that_is_measured_is_refused_with_a_sentence() -> None:
+    module = graphreg.regularize(ListOf(), HiddenL1("_foreach_exp", 1.0))
+    with pytest.raises(graphreg.RegularizerError, match="HiddenL1 at _foreach_exp: the value is a (list|tuple), no tensor"):
+        module(torch.randn(3, 4))
