@@ -130,6 +130,8 @@ class Judge:
                 return Verdict("fine", "refused as it should be")
             return refusal("case", error)
         except Fault as fault:
+            if self.compiled and fault.kind == "gradient" and not self._compiles():
+                return refusal("case", GraphRegError("torch.compile gives the plain model another gradient than eager"))
             return Verdict("fault", fault.kind, fault.detail)
         except Exception as error:
             inner: BaseException | None = error
@@ -141,6 +143,23 @@ class Judge:
                 return refusal("case", error)
             return broken("case", error)
         return Verdict("fine")
+
+    def _compiles(self) -> bool:
+        """Whether the user's own model, compiled, has the gradients that it has in eager."""
+        found = []
+        for compiled in (False, True):
+            self._restore(self.twin)
+            torch._dynamo.reset()
+            called = torch.compile(self.twin, backend=self.compiled, fullgraph=True, dynamic=False) if compiled else self.twin
+            inputs = self.inputs()
+            seeded(100)
+            loss = backward(called(*inputs))
+            if loss.requires_grad:
+                loss.backward()  # type: ignore[no-untyped-call]
+            given = [x for x in inputs if isinstance(x, Tensor)]
+            found.append([None if t.grad is None else t.grad.clone() for t in (*self.twin.parameters(), *given)])
+        self._restore(self.twin)
+        return all((a is None) == (b is None) and (a is None or near(a, b)) for a, b in zip(*found, strict=True))
 
     def _rewritten(self, case: Case) -> nn.Module:
         regs = [made(reg) for reg in case.regs]
