@@ -6,6 +6,7 @@ a call of ours whether a graph came of it. Dynamo's counters say which code it s
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from collections import Counter
@@ -20,6 +21,8 @@ from torch._dynamo.utils import counters
 from graphreg.errors import GraphRegError
 from graphreg.frames import RESUMED, Entry, Functions, entry, root_of
 from graphreg.knobs import compiler_of, knobs_of
+
+log = logging.getLogger("graphreg")
 
 NAME = "graphreg"  # of the backend, as torch.compile notes it
 SKIPPED = re.compile(r"frame skipped: (\S+) \((.*) line (\d+)\)")
@@ -57,7 +60,8 @@ def _compiling(_: CallbackArgs) -> None:
     """Dynamo begins to compile: of a call of ours that it has not yet compiled anything for, the end is watched from now on."""
     try:
         found = _new()
-    except Exception:  # Dynamo calls this for every compilation of the process: what fails here must not stop those of others
+    except Exception as error:  # Dynamo calls this for every compilation of the process: what fails here must not stop those of others
+        log.debug("a compilation is not watched: %s", error)
         return
     if found is not None:
         _before[found.context] = Counter(counters["unimplemented"])
