@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from graphreg.mixer import mix, shift, signed
+from graphreg.rng.hash import mix, shift, signed
 
 K0, K1 = torch.tensor(123456789, dtype=torch.int32), torch.tensor(-987654321, dtype=torch.int32)
 K64, LOW = torch.tensor(0x1234567DEADBEEF), 0xFFFFFFFF

@@ -3,7 +3,7 @@
 
 import sys
 
-from graphreg.cli import main
+from graphreg.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,7 +9,7 @@ import numbers
 import reprlib
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 
@@ -103,3 +103,8 @@ def raising(error: GraphRegError) -> Callable[..., Any]:
         raise error.with_traceback(None)
 
     return run
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first of some names, and how many more there are."""
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

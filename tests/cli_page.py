@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from graphreg.cli import main
+from graphreg.cli.main import main
 
 TOP = Path(__file__).parent.parent
 PAGES = ("docs/cli.md", "README.md")

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 import graphreg
 from graphreg import GraphRegError, Penalty, regularize
-from graphreg.cli_keywords import regularizers
+from graphreg.cli.keywords import regularizers
+from graphreg.ir.selector import Pattern
 from graphreg.passes import BernoulliDropout, HiddenL1, RecurrentNorm, RecurrentState, WeightL2
-from graphreg.selector import Pattern
 
 
 class Net(nn.Module):

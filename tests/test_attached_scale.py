@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import graphreg
-from graphreg.inside import rules_of
-from graphreg.module import RewrittenModule
+from graphreg.runtime.handle import rules_of
+from graphreg.runtime.module import RewrittenModule
 
 X = torch.ones(3, 4)
 

@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
 import graphreg
-from graphreg.listing import union
-from graphreg.noise import call_keys, stream
+from graphreg.dynamo_backend.union import union
+from graphreg.rng.noise import call_keys, stream
 
 # torch's own, where a graph's input is no leaf
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")

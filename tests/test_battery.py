@@ -17,7 +17,7 @@ from battery import words
 from battery.cases import Case, again, cases, every_test, keep, record, waiting
 from battery.page import MARKS, put, section
 from battery.run import rows, run, sweep
-from graphreg.noise import bits, call_keys, stream
+from graphreg.rng.noise import bits, call_keys, stream
 
 DIEHARDER = """#!/bin/sh
 # reads 2**20 bytes; -d 15 gives two p-values, and a WEAK one at the default number of samples

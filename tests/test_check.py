@@ -18,14 +18,14 @@ from hypothesis import given, reject
 from torch import Tensor, fx, nn
 
 import graphreg
-from graphreg.check import check, replaced_by
 from graphreg.errors import GraphRegError
-from graphreg.module import Regularized, RewrittenModule
 from graphreg.passes import BernoulliDropout, GaussianNoise, HiddenL1, WeightL1, WeightL2
-from graphreg.plan import Plan
-from graphreg.regularizer import Penalty, Regularizer
-from graphreg.rewrite import Penalties
-from graphreg.trace import Traced
+from graphreg.planning.plan import Plan
+from graphreg.regularizer.base import Penalty, Regularizer
+from graphreg.rewriting.invariants import check, replaced_by
+from graphreg.rewriting.rewrite import Penalties
+from graphreg.runtime.module import Regularized, RewrittenModule
+from graphreg.tracing.trace import Traced
 
 
 class Spread(Penalty):

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, fx, nn
 
 import graphreg
-from graphreg.check import check
 from graphreg.errors import GraphRegError
 from graphreg.passes import BernoulliDropout, Contractive, HiddenL1
-from graphreg.plan import Plan
-from graphreg.trace import Traced
+from graphreg.planning.plan import Plan
+from graphreg.rewriting.invariants import check
+from graphreg.tracing.trace import Traced
 from test_check import Damage
 
 

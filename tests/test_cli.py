@@ -17,12 +17,16 @@ from torch import nn
 
 import cli_page
 import graphreg
-from graphreg import cli, cli_demo, cli_keys, cli_parser, registry
-from graphreg.cli_inputs import example_inputs
-from graphreg.cli_keywords import own_dropout, regularizers
-from graphreg.registry import PREFIXED
-from graphreg.rewrite import rewrite
-from graphreg.trace import FRONT_ENDS
+from graphreg.cli import commands as cli_demo
+from graphreg.cli import keys as cli_keys
+from graphreg.cli import main as cli
+from graphreg.cli import parser as cli_parser
+from graphreg.cli.keywords import own_dropout, regularizers
+from graphreg.cli.load import example_inputs
+from graphreg.regularizer import registry
+from graphreg.regularizer.registry import PREFIXED
+from graphreg.rewriting.rewrite import rewrite
+from graphreg.tracing.trace import FRONT_ENDS
 
 NETS = """
 import os

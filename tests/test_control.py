@@ -21,8 +21,8 @@ from torch.autograd.gradcheck import GradcheckError
 
 import graphreg
 from graphreg import GraphRegError, RegularizerError
-from graphreg.noise import ranked
 from graphreg.passes import BernoulliDropout, GaussianNoise
+from graphreg.rng.noise import ranked
 
 X = torch.linspace(-1, 1, 48).view(6, 8)
 

@@ -16,7 +16,8 @@ from torch.export import Dim
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 
 import graphreg
-from graphreg import TraceError, decisions
+from graphreg import TraceError
+from graphreg.tracing import shape_decisions as decisions
 
 WIDTH = 4
 SITES = {"hidden_dropout": 0.1, "hidden_l1": 1e-3, "weight_l2": 1e-4}

@@ -52,7 +52,7 @@ WHOLE = """\
 +    out_weight = self.out.weight                                                      # weight_l2 at out.weight
 +    weight_l2 = self.graphreg_rules.weight_l2(out_weight)                             # weight_l2 at out.weight
 -    return out
-+    return graphreg_module_Regularized(out, {'contractive': contractive, 'weight_l2': weight_l2})  # returns contractive, weight_l2"""
++    return graphreg_Regularized(out, {'contractive': contractive, 'weight_l2': weight_l2})  # returns contractive, weight_l2"""
 
 
 def test_whole() -> None:

@@ -23,8 +23,8 @@ from torchvision.ops import StochasticDepth
 
 import graphreg
 from graphreg import Diagnosis, GraphRegError, RegularizerError, doctor
-from graphreg.experiments import Measured, measure
-from graphreg.settings import NAMES, changed, setting, snapshot
+from graphreg.compiler.settings import NAMES, changed, setting, snapshot
+from graphreg.diagnosis.probes import Measured, measure
 
 X = torch.linspace(-1, 1, 48).view(6, 8)
 BUDGET = "torch._functorch.config.activation_memory_budget"

@@ -20,11 +20,11 @@ import graphreg
 from drawn_nets import GPT, Again, Half, Tagger, TwoForwards
 from geometry import check_geometry
 from graphreg import GraphRegError
-from graphreg.arrangement import Arrangement, arrange
+from graphreg.drawing.layout import Arrangement, arrange
+from graphreg.drawing.render import COLOURS, colour
+from graphreg.drawing.scene import IN, OUT, Box, Picture, lines, picture, text_width, unfolded
+from graphreg.drawing.view import viewed
 from graphreg.passes import BernoulliDropout, HiddenL1
-from graphreg.picture import IN, OUT, Box, Picture, lines, picture, text_width, unfolded
-from graphreg.svg import COLOURS, colour
-from graphreg.viewed import viewed
 
 IDS = torch.zeros(2, 7, dtype=torch.long)
 SVG = "{http://www.w3.org/2000/svg}"
@@ -166,7 +166,7 @@ def test_png(tmp_path: Path) -> None:
 
 
 def test_a_png_that_would_be_too_large_is_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("graphreg.svg.LARGEST", 300)
+    monkeypatch.setattr("graphreg.drawing.render.LARGEST", 300)
     data = graphreg.draw(module("lstm"), tmp_path / "x.png").read_bytes()
     assert max(struct.unpack(">II", data[16:24])) == 300
 

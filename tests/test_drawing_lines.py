@@ -9,10 +9,10 @@ import torch
 
 import graphreg
 from drawn_pages import regularized
-from graphreg.arrangement import Curve, arrange
-from graphreg.picture import IN, picture
-from graphreg.svg import colour
-from graphreg.viewed import viewed
+from graphreg.drawing.layout import Curve, arrange
+from graphreg.drawing.render import colour
+from graphreg.drawing.scene import IN, picture
+from graphreg.drawing.view import viewed
 
 
 @pytest.mark.parametrize(("name", "expected"), [("again", {""}), ("gpt", {"", "hidden_dropout"})])

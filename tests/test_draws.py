@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 import graphreg
 from graphreg import Noise, Penalty, Pull, Splice
 from graphreg.errors import GraphRegError
-from graphreg.mixer import kept_words, lane_keys
-from graphreg.noise import bits
+from graphreg.rng.hash import kept_words, lane_keys
+from graphreg.rng.noise import bits
 from scores import correlation
 
 KEY = torch.tensor([0x1234567, -0x7654321], dtype=torch.int32)

@@ -14,8 +14,8 @@ from torch.fx.node import map_aggregate
 from torch.overrides import get_overridable_functions
 from torch.utils import _pytree as pytree
 
-from graphreg.effects import Effects
-from graphreg.operators import Operations
+from graphreg.ir.operations import Operations
+from graphreg.ir.storage_effects import Effects
 
 torch.manual_seed(0)
 ODD = {

@@ -19,8 +19,9 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 import graphreg
-from graphreg import GraphRegError, TraceError, recording
+from graphreg import GraphRegError, TraceError
 from graphreg.passes import HiddenL1
+from graphreg.tracing.export import recorder as recording
 
 
 def stripped(model: nn.Module, example: Any) -> Any:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import graphreg
-from graphreg.sites import Label, Site
-from graphreg.trace import Traced
+from graphreg.ir.site import Label, Site
+from graphreg.tracing.trace import Traced
 from ten_models import TEN, build, tensors
 
 QUICK = ("resnet18", "vit_b_16", "mixed_mlp")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import graphreg
-from graphreg.trace import Traced
+from graphreg.tracing.trace import Traced
 
 WIDTH = 8
 

@@ -61,7 +61,7 @@ block_relu_hidden_dropout = self.graphreg_rules.block_relu_hidden_dropout(relu, 
 block_relu_hidden_l1 = self.graphreg_rules.block_relu_hidden_l1(block_relu_hidden_dropout)
 out = self.out(block_relu_hidden_dropout)
 hidden_l1 = self.graphreg_rules.hidden_l1(block_relu_hidden_l1)
-return graphreg_module_Regularized(out, {'hidden_l1': hidden_l1})"""
+return graphreg_Regularized(out, {'hidden_l1': hidden_l1})"""
 
 FUSED_AFTER = AFTER.replace("block_bn = self.block.bn(block_conv)\n", "").replace("block_bn", "block_conv")
 
@@ -284,7 +284,7 @@ relu = add.relu()
 block_relu_hidden_l1 = self.graphreg_rules.block_relu_hidden_l1(relu)
 out = self.out(relu)
 hidden_l1 = self.graphreg_rules.hidden_l1(block_relu_hidden_l1)
-return graphreg_module_Regularized(out, {'hidden_l1': hidden_l1})"""
+return graphreg_Regularized(out, {'hidden_l1': hidden_l1})"""
     )
     gone = "gone: hidden_dropout at block.relu (a later pass took it out of the graph)"
     assert [line for line in graphreg.report(module).notes if "gone" in line] == [gone]
@@ -311,7 +311,7 @@ relu = torch.relu(a)
 relu_dropout = self.graphreg_rules.relu_dropout(relu, key)
 add = relu_dropout + relu
 b = self.b(add)
-return graphreg_module_Regularized(b, {})"""
+return graphreg_Regularized(b, {})"""
     )
     assert type(module).__mro__[1] is fx.GraphModule and graphreg.strengths(module) == {"dropout": 0.5}
     first = PassManager(passes=[CSEPass(), graphreg.as_pass(dropout={"relu": 0.5}, rng=0)])(fx.symbolic_trace(Twice())).graph_module
@@ -500,7 +500,7 @@ def test_modified_says_whether_anything_changed() -> None:
     ignored = graphreg.as_pass(penalties="attach", missing="ignore", dropout={"nowhere": 0.1})(given)
     assert ignored.graph_module is given and ignored.modified is False
     returned = graphreg.as_pass(hidden_dropout=0)(given)  # the output is (output, penalties) then
-    assert returned.modified and text(returned.graph_module.code).endswith("return graphreg_module_Regularized(out, {})")
+    assert returned.modified and text(returned.graph_module.code).endswith("return graphreg_Regularized(out, {})")
 
 
 def test_a_pass_that_matches_nothing() -> None:

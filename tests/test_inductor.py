@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import graphreg
-from graphreg.inductor import SLOT, unfuse, with_our_pass
+from graphreg.compiler.inductor_passes import SLOT, unfuse, with_our_pass
 
 aten = torch.ops.aten
 

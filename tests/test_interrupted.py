@@ -29,8 +29,8 @@ from torch.fx import _symbolic_trace
 from torch.fx.experimental import proxy_tensor
 
 import graphreg
-from graphreg import changes
-from graphreg.trace import _ONE_AT_A_TIME
+from graphreg.torch_internals import patching as changes
+from graphreg.tracing.trace import _ONE_AT_A_TIME
 
 ENGINE = Path(str(changes.__file__)).parent
 HERE = {contextlib.__file__, _symbolic_trace.__file__, *(str(ENGINE / f"{name}.py") for name in (

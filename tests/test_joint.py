@@ -12,8 +12,8 @@ from torch._decomp import get_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import CheckpointPolicy
 
-from graphreg.inductor import JOINT_SLOT, SLOT, with_our_pass
-from graphreg.joint import input_gradients, merge_sums, recompute_masks, same_forms, simplify, weight_gradients
+from graphreg.compiler.inductor_passes import JOINT_SLOT, SLOT, with_our_pass
+from graphreg.compiler.joint_graph import input_gradients, merge_sums, recompute_masks, same_forms, simplify, weight_gradients
 
 aten = torch.ops.aten
 

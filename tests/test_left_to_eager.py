@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import graphreg
-from graphreg import GraphRegError, NoMatchError, eager
+from graphreg import GraphRegError, NoMatchError
+from graphreg.dynamo_backend import fallback as eager
 
 # torch's own, where a graph's input is no leaf
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")

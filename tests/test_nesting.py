@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import graphreg
 from graphreg.errors import TraceError
-from graphreg.trace import FrontEnd
+from graphreg.tracing.trace import FrontEnd
 
 X = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
 

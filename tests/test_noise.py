@@ -15,8 +15,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import graphreg
 from graphreg import Noise
-from graphreg.mixer import call_words, kept_words
-from graphreg.noise import bits, call_keys, ranked, stream
+from graphreg.rng.hash import call_words, kept_words
+from graphreg.rng.noise import bits, call_keys, ranked, stream
 from scores import correlation, moment, tail, uniform_over
 
 KEY = torch.tensor([0x1234567, -0x7654321], dtype=torch.int32)

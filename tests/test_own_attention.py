@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import graphreg
-from graphreg.attention import attention, multi_head
+from graphreg.runtime.dropout import attention, multi_head
 
 P = 0.4
 Q, K, V = (torch.randn(2, 4, n, 8, dtype=torch.double, generator=torch.Generator().manual_seed(n)) for n in (5, 7, 7))

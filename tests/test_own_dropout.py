@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 import graphreg
-from graphreg.check import check
 from graphreg.passes import BernoulliDropout, HiddenL1
-from graphreg.substitution import restore
+from graphreg.rewriting.invariants import check
+from graphreg.rewriting.substitute import restore
 
 P = 0.3
 TORCH: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[int, ...]]] = {  # module, input, the mask's shape

@@ -151,7 +151,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     own = {name for name in inside if ".dist-info/" not in name}
     engine = {f"graphreg/{path.name}" for path in (TOP / "graphreg").glob("*.py")}
     passes = {f"graphreg/{name}/{path.name}" for name in ("passes", "examples") for path in (TOP / name).glob("*.py")}
-    page = {f"graphreg/page/{path.name}" for path in (TOP / "graphreg" / "page").iterdir()}
+    page = {f"graphreg/drawing/page/{path.name}" for path in (TOP / "graphreg" / "drawing" / "page").iterdir()}
     assert own == engine | passes | page | {"graphreg/py.typed", "graphreg/passes/py.typed"}
     assert any(name.endswith("dist-info/licenses/LICENSE") for name in inside)
 

@@ -20,8 +20,8 @@ import graphreg
 from browser import Page, needs_chromium
 from drawn_nets import GPT, Half
 from graphreg import GraphRegError, NoMatchError, Traced
-from graphreg.selector import select
-from graphreg.sites import Label, Site
+from graphreg.ir.selector import select
+from graphreg.ir.site import Label, Site
 
 # what is selected here is selected to be counted, insides and all
 pytestmark = pytest.mark.filterwarnings("ignore:.* in a row on one value:UserWarning")

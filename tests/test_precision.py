@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import graphreg
-from graphreg import precision
+from graphreg.ir import precision
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
 

@@ -16,8 +16,8 @@ import graphreg
 from graphreg import Noise, Penalty, Pull, Splice
 from graphreg.errors import RegularizerError
 from graphreg.passes import HiddenL1
-from graphreg.purity import unproven
-from graphreg.regularizer import Regularizer
+from graphreg.regularizer.base import Regularizer
+from graphreg.regularizer.purity import unproven
 
 CALLS: list[int] = []
 

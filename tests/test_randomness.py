@@ -18,8 +18,8 @@ from torch import Tensor
 from battery.words import named
 from battery.words import words as drawn
 from graphreg import Noise
-from graphreg.mixer import mix
-from graphreg.noise import bits, call_keys, ranked, stream
+from graphreg.rng.hash import mix
+from graphreg.rng.noise import bits, call_keys, ranked, stream
 from scores import collisions, correlation, moment, spacings, tail, uniform_over
 
 N = 1 << 18  # words of each stream

@@ -18,8 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import graphreg
-from graphreg.noise import ranked
 from graphreg.passes import BernoulliDropout, GaussianNoise, WeightL2
+from graphreg.rng.noise import ranked
 
 X = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
 REGULARIZERS = [BernoulliDropout("1", 0.5), GaussianNoise("3", 0.2), WeightL2("*", 0.1)]

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import graphreg
-from graphreg import registry
+from graphreg.regularizer import registry
 
 TOP = Path(__file__).parent.parent
 README = TOP / "README.md"

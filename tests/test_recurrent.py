@@ -13,7 +13,7 @@ import torch._dynamo.testing
 from torch import Tensor, fx, nn
 
 import graphreg
-from graphreg import recurrent
+from graphreg.compiler import recurrent
 from recurrent_nets import VALUES, Bare, Classifier, Setting, answer, net, pairwise, possible, same, told
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")  # torch's, of the layer too
@@ -114,7 +114,7 @@ def test_dropout_and_a_penalty_on_an_lstm_in_the_graph() -> None:
     hidden_l1 = self.graphreg_rules.hidden_l1(rnn_hidden_l1);  rnn_hidden_l1 = None
     rnn_weight_hh_l1 = self.rnn.weight_hh_l1
     weight_l2 = self.graphreg_rules.weight_l2(rnn_weight_hh_l1);  rnn_weight_hh_l1 = None
-    return graphreg_module_Regularized(head, {'hidden_l1': hidden_l1, 'weight_l2': weight_l2})"""
+    return graphreg_Regularized(head, {'hidden_l1': hidden_l1, 'weight_l2': weight_l2})"""
     given = code.replace("self.rnn(x)", "self.graphreg_recurrent.rnn(x)").replace(
         "self.rnn.weight_hh_l1", "self.graphreg_recurrent.rnn_weight_hh_l1()"
     )

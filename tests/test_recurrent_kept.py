@@ -15,7 +15,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.torch_version import TorchVersion
 
 import graphreg
-from graphreg import GraphRegError, recurrent
+from graphreg import GraphRegError
+from graphreg.compiler import recurrent
 from recurrent_nets import Bare, Classifier, Setting, answer, net, same
 
 

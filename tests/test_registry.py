@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 import graphreg
 import graphreg.passes
-from graphreg import NoMatchError, Penalty, Regularizer, RegularizerError, Splice, build, from_kwargs, registered, registry, regularize
+from graphreg import NoMatchError, Penalty, Regularizer, RegularizerError, Splice, build, from_kwargs, registered, regularize
 from graphreg.passes import BernoulliDropout, GaussianNoise, HiddenL1, WeightL1, WeightL2
+from graphreg.regularizer import registry
 
 
 def net() -> nn.Sequential:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 import graphreg
-from graphreg.accounts import Act
 from graphreg.passes import BernoulliDropout, HiddenL1, RecurrentNorm, WeightL2
+from graphreg.reporting.records import Act
 
 
 class Net(nn.Module):

@@ -13,7 +13,7 @@ import torchvision.models as tv
 from torch import Tensor, nn
 
 import graphreg
-from graphreg.trace import FrontEnd
+from graphreg.tracing.trace import FrontEnd
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

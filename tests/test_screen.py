@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graphreg import GraphRegError, RegularizerError
-from graphreg.notebook import html, marked
-from graphreg.screen import Lines, Table, coloured, paint, text, width_now
+from graphreg.reporting.terminal import Lines, Table, coloured, html, marked, paint, text, width_now
 
 TABLE = Table(
     ("site", "op", "shape", "empty"),

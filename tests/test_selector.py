@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 import graphreg
 from graphreg import NoMatchError, Site, Traced, regularize
+from graphreg.ir.selector import exactly
 from graphreg.passes import BernoulliDropout, HiddenL1, WeightL2
-from graphreg.selector import exactly
 
 # what is selected here is selected to be counted, insides and all
 pytestmark = pytest.mark.filterwarnings("ignore:.* in a row on one value:UserWarning")

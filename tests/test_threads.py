@@ -20,9 +20,9 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset
 
 import graphreg
-from graphreg import noise
 from graphreg.errors import TraceError
-from graphreg.keys import taking
+from graphreg.rng import noise
+from graphreg.runtime.leaf import taking
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import graphreg
 from graphreg import TraceError
-from graphreg.check import check
 from graphreg.passes import BernoulliDropout, GaussianNoise, HiddenL1
+from graphreg.rewriting.invariants import check
 
 torch.manual_seed(0)
 X = torch.randn(4, 4)

@@ -14,9 +14,9 @@ from torch.func import functional_call, grad, jvp, vmap
 import graphreg
 from graphreg import Noise, Splice
 from graphreg.errors import GraphRegError
-from graphreg.functorch import transforms
-from graphreg.noise import key_of_row
 from graphreg.passes import BernoulliDropout, GaussianNoise
+from graphreg.rng.noise import key_of_row
+from graphreg.torch_internals.functorch import transforms
 
 X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
 Tensors = dict[str, Tensor]

@@ -25,10 +25,10 @@ from torch.utils.checkpoint import checkpoint
 
 import graphreg
 from graphreg.errors import GraphRegError, RegularizerError, TraceError
-from graphreg.measures import Measure
-from graphreg.module import RewrittenModule
 from graphreg.passes import BernoulliDropout, GaussianNoise, HiddenL1, WeightL2
-from graphreg.rules import SpliceRule
+from graphreg.runtime.leaf import SpliceRule
+from graphreg.runtime.module import RewrittenModule
+from graphreg.runtime.penalty import Measure
 from ten_models import tensors
 
 ALL: dict[str, Any] = {"hidden_dropout": 0.2, "hidden_noise": 0.1, "weight_l2": 1e-2, "hidden_l1": 1e-2}

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphreg.mixer import mix
-from graphreg.noise import call_keys, stream
+from graphreg.rng.hash import mix
+from graphreg.rng.noise import call_keys, stream
 
 SITES, ELEMENTS = 16, 256  # of the first stream, at each step
 NAMES, CHUNK = 1 << 26, 1 << 20  # of the third, hashed once; and how many at a time

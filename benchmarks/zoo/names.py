@@ -6,7 +6,7 @@ from torch import nn
 from torchvision.models.feature_extraction import get_graph_node_names
 
 import graphreg
-from graphreg.dropouts import is_dropout_module
+from graphreg.ir.operations import is_dropout_module
 from zoo.providers import call
 from zoo.subject import Subject
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphreg.trace import parameter_site
+from graphreg.tracing.trace import parameter_site
 
 Inject = Callable[[], Any]
 FAULTS: dict[str, Inject] = {}

@@ -21,7 +21,7 @@ a = self.a(x)
 act = self.act(a)
 act_dropout = self.graphreg_rules.act_dropout(act, key)
 b = self.b(act_dropout)
-return graphreg_module_Regularized(b, {})"""
+return graphreg_Regularized(b, {})"""
     )
     assert text(graphreg.strip(module).code) == BEFORE
 
@@ -97,5 +97,5 @@ def test_past_the_limit_of_an_index_eager_masks_are_the_same(monkeypatch: pytest
     model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 2)), torch.randn(5, 4)
     expected, found = (graphreg.regularize(model, hidden_dropout=0.1, own_dropout="seeded", rng=0) for _ in range(2))
     outputs = expected(x).output
-    monkeypatch.setattr("graphreg.noise.LIMIT", 4)
+    monkeypatch.setattr("graphreg.rng.noise.LIMIT", 4)
     assert torch.equal(found(x).output, outputs)

@@ -31,7 +31,7 @@ a = self.a(x_wrt)
 act = self.act(a)
 contractive = self.graphreg_rules.contractive({'act': act}, {'x': x_wrt}, key)
 b = self.b(act)
-return graphreg_module_Regularized(b, {'contractive': contractive})"""
+return graphreg_Regularized(b, {'contractive': contractive})"""
     )
     assert text(graphreg.strip(module).code) == BEFORE
 
@@ -52,7 +52,7 @@ act_dropout = self.graphreg_rules.act_dropout(act_wrt, key)
 b = self.b(act_dropout)
 b_output_noise = self.graphreg_rules.b_output_noise(b, key)
 contractive = self.graphreg_rules.contractive({'act': act_dropout, 'b': b_output_noise}, {'x': x_wrt, 'act': act_wrt}, key)
-return graphreg_module_Regularized(b_output_noise, {'contractive': contractive})"""
+return graphreg_Regularized(b_output_noise, {'contractive': contractive})"""
     )
     assert text(graphreg.strip(module).code) == BEFORE
 

@@ -18,7 +18,7 @@ x_input_noise = self.graphreg_rules.x_input_noise(x, key)
 a = self.a(x_input_noise)
 act = self.act(a)
 b = self.b(act)
-return graphreg_module_Regularized(b, {})"""
+return graphreg_Regularized(b, {})"""
     )
     assert text(graphreg.strip(module).code) == BEFORE
 

@@ -18,7 +18,7 @@ act = self.act(a)
 act_hidden_l1 = self.graphreg_rules.act_hidden_l1(act)
 b = self.b(act)
 hidden_l1 = self.graphreg_rules.hidden_l1(act_hidden_l1)
-return graphreg_module_Regularized(b, {'hidden_l1': hidden_l1})"""
+return graphreg_Regularized(b, {'hidden_l1': hidden_l1})"""
     )
     assert text(graphreg.strip(module).code) == BEFORE
 

@@ -20,7 +20,7 @@ mul = x * z
 mul_recurrent_norm = self.graphreg_rules.mul_recurrent_norm(mul, lengths)
 head = self.head(mul)
 recurrent_norm = self.graphreg_rules.recurrent_norm(mul_recurrent_norm)
-return graphreg_module_Regularized(head, {'recurrent_norm': recurrent_norm})"""
+return graphreg_Regularized(head, {'recurrent_norm': recurrent_norm})"""
     )
     assert text(graphreg.strip(module).code) == "z = self.z\nmul = x * z\nhead = self.head(mul)\nreturn head"
 
@@ -32,7 +32,7 @@ def test_before_and_after_at_the_calls_of_a_cell() -> None:
         "cell_add_recurrent_norm = self.graphreg_rules.cell_add_recurrent_norm((add, add_1, add_2))",
         "head = self.head(add_2)",
         "recurrent_norm = self.graphreg_rules.recurrent_norm(cell_add_recurrent_norm)",
-        "return graphreg_module_Regularized(head, {'recurrent_norm': recurrent_norm})",
+        "return graphreg_Regularized(head, {'recurrent_norm': recurrent_norm})",
     ]
     assert text(graphreg.strip(module).code).splitlines() == [*after[:-4], "head = self.head(add_2)", "return head"]
 

@@ -19,7 +19,7 @@ mul = x * z
 mul_recurrent_state = self.graphreg_rules.mul_recurrent_state(mul)
 head = self.head(mul)
 recurrent_state = self.graphreg_rules.recurrent_state(mul_recurrent_state)
-return graphreg_module_Regularized(head, {'recurrent_state': recurrent_state})"""
+return graphreg_Regularized(head, {'recurrent_state': recurrent_state})"""
     )
     assert text(graphreg.strip(module).code) == "z = self.z\nmul = x * z\nhead = self.head(mul)\nreturn head"
 

@@ -19,7 +19,7 @@ b = self.b(act)
 a_weight = self.a.weight
 b_weight = self.b.weight
 weight_l1 = self.graphreg_rules.weight_l1(a_weight, b_weight)
-return graphreg_module_Regularized(b, {'weight_l1': weight_l1})"""
+return graphreg_Regularized(b, {'weight_l1': weight_l1})"""
     )
     assert text(graphreg.strip(module).code) == BEFORE
 

@@ -18,7 +18,7 @@ b = self.b(act)
 a_weight = self.a.weight
 b_weight = self.b.weight
 weight_l2 = self.graphreg_rules.weight_l2(a_weight, b_weight)
-return graphreg_module_Regularized(b, {'weight_l2': weight_l2})"""
+return graphreg_Regularized(b, {'weight_l2': weight_l2})"""
     )
     assert text(graphreg.strip(module).code) == BEFORE
 

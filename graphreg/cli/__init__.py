@@ -1,0 +1,1 @@
+"""The command line. Its grammar is read without importing torch."""

@@ -1,0 +1,126 @@
+"""What each command makes of a model. ``graphreg.report`` and its like are imported by the command that calls them."""
+from __future__ import annotations
+
+import subprocess
+import sys
+from argparse import Namespace
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+import graphreg
+from graphreg.cli.errors import UsageError, raised
+from graphreg.cli.keywords import check_options, none_given, own_dropout, regularizers
+from graphreg.cli.load import example_inputs, load
+from graphreg.errors import GraphRegError
+from graphreg.ir import Names, select
+from graphreg.planning import OwnDropout
+from graphreg.tracing import Traced, names, trace
+from graphreg.verification import copied, validate
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What was drawn, and where."""
+
+    title: str
+    path: Path
+
+    def __str__(self) -> str:
+        return f"{self.title} is drawn in {self.path}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values alone."""
+        return {"title": self.title, "path": str(self.path)}
+
+
+def run(args: Namespace) -> Any:
+    """What ``names``, ``plan``, ``report``, ``diff`` or ``draw`` shows: it has ``str()`` and ``to_dict()``."""
+    if args.command == "names":
+        return _names(args)
+    return _drawn(args) if args.command == "draw" else _regularized(args)
+
+
+def _given(args: Namespace) -> tuple[nn.Module, Any]:
+    return load(args.model, args.kwargs), example_inputs(args.input, args.inputs)
+
+
+def _traced(args: Namespace, model: nn.Module, inputs: Any) -> Traced:
+    try:
+        return trace(model, inputs, args.front_end)
+    except GraphRegError:
+        raise
+    except Exception as error:  # the model's own, of any kind
+        given = f" with {' '.join(args.input or [args.inputs])}" if inputs is not None else ""
+        file = getattr(sys.modules.get(type(model).__module__), "__file__", None)
+        raise UsageError(f"{args.model} cannot run{given}: {raised(error, file)}") from error
+
+
+def _names(args: Namespace) -> Names:
+    if args.on is not None and not args.select:
+        raise UsageError("--on says what --select selects among; give a --select too.")
+    traced = _traced(args, *_given(args))
+    if not args.select:
+        return names(traced)
+    sites = {"values": traced.values, "parameters": traced.parameters, None: traced.sites}[args.on]
+    usual = [s for s in sites if s.selectable and (args.on == "parameters" or s.role == "hidden")]
+    found = select(
+        args.select, sites, usual, what=(args.on or "sites")[:-1], model=traced.title, who="--select",
+        usual="the parameters" if args.on == "parameters" else "the hidden values", elsewhere=traced.sites,
+    )  # fmt: skip
+    return Names(f"{traced.title}, {' '.join(map(repr, args.select))}", tuple(found))
+
+
+def _planned(args: Namespace, own: OwnDropout, model: nn.Module, inputs: Any) -> tuple[Traced, graphreg.Plan]:
+    traced = _traced(args, model, inputs)
+    return traced, graphreg.plan(traced, regularizers(traced, args.keywords), args.missing, own)
+
+
+def _regularized(args: Namespace) -> Any:
+    check_options(args.keywords, args.known, args.command)
+    own = own_dropout(args.own_dropout)
+    if none_given(args.keywords, own):
+        raise UsageError(f"no regularizer is given; write e.g. graphreg {args.command} {args.model} --hidden-dropout 0.1.")
+    model, inputs = _given(args)
+    if args.command == "plan":
+        return _planned(args, own, model, inputs)[1]
+    if args.verify and inputs is None:
+        raise UsageError("--verify runs the model, so it needs --input or --inputs.")
+    before = copied(model) if args.verify else None
+    traced, plan = _planned(args, own, model, inputs)
+    module = graphreg.rewrite(traced, plan, args.rng)
+    if before is not None:
+        validate(before, model, module, inputs)
+    return graphreg.report(module) if args.command == "report" else graphreg.diff(module)
+
+
+def _drawn(args: Namespace) -> Drawn:
+    check_options(args.keywords, args.known, args.command)
+    own = own_dropout(args.own_dropout)
+    traced, plan = _planned(args, own, *_given(args))
+    path = graphreg.draw(traced, args.path, plan=None if none_given(args.keywords, own) else plan, level=args.level, mode=args.mode)
+    return Drawn(plan.title, path)
+
+
+
+FILES = {"regularizers": "demo.py", "penalties": "demo_penalties.py"}
+NEEDED = ("rich", "scipy", "sklearn", "torchvision")
+
+
+def demo(which: str) -> int:
+    """Run a demo in a process of its own, as ``make`` does, and give its status. Raises UsageError where its extra is missing."""
+    absent = [name for name in NEEDED if find_spec(name) is None]
+    if absent:
+        raise UsageError(f"the demo needs {', '.join(absent)}, not installed here: pip install 'graphreg[demo]'.")
+    return subprocess.run([sys.executable, str(script(which))], check=False).returncode
+
+
+def script(which: str) -> Path:
+    """The file of a demo, in the checkout or in the installed package."""
+    package = find_spec("graphreg.examples")
+    if package is None or package.origin is None:
+        raise UsageError("this install of graphreg has no demo in it. Install graphreg anew with pip.")
+    return Path(package.origin).with_name(FILES[which])

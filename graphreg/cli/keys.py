@@ -1,0 +1,64 @@
+"""The keys of regularizers, read in the sources and not imported: help and completion do without torch."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+
+GROUP = "graphreg.passes"  # the registry's, whose room imports torch
+
+HELP = {
+    "dropout": "rate of dropout at the sites that GLOB names; without one, at the hidden values",
+    "noise": "standard deviation of Gaussian noise, likewise",
+}
+
+
+def written_keys() -> dict[str, str]:
+    """Each key with a line of help: the families and their roles, the built-ins' and those that installed packages announce."""
+    found = {f"{role}_{family}": f"{family} at the {role} sites" for family in HELP for role in ("input", "hidden", "output")}
+    found |= HELP
+    for path in _sources():
+        for key, line in _keys_in(path):
+            found.setdefault(key, line)
+    return found
+
+
+def _sources() -> Iterator[Path]:
+    package = find_spec(GROUP)
+    for folder in (package.submodule_search_locations or ()) if package else ():
+        yield from sorted(Path(folder).glob("*.py"))
+    for entry in entry_points(group=GROUP):
+        yield from _source(entry.module)
+
+
+def _source(module: str) -> Iterator[Path]:
+    """The file of a module, found without importing the packages around it."""
+    top, *inner = module.split(".")
+    spec = find_spec(top)
+    if spec is None or spec.origin is None:
+        return
+    path = Path(spec.origin)
+    if inner:
+        path = path.parent.joinpath(*inner)
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    if path.suffix == ".py" and path.is_file():
+        yield path
+
+
+def _keys_in(path: Path) -> Iterator[tuple[str, str]]:
+    """``class WeightL2(Penalty, keys=("weight_l2", ...))`` gives each key with the first line of the class's docstring."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except SyntaxError:  # somebody else's file; the registry names it in a warning when it is imported
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            text = (ast.get_docstring(node) or node.name).splitlines()[0].replace("``", "")
+            for given in node.keywords:
+                if given.arg == "keys" and isinstance(given.value, (ast.Tuple, ast.List)):
+                    for key in given.value.elts:
+                        if isinstance(key, ast.Constant) and isinstance(key.value, str):
+                            yield key.value.lower(), text

@@ -1,0 +1,84 @@
+"""The regularizers that a command names: ``--hidden-dropout 0.1 --hidden-l1 'layer4*=1e-3'``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from graphreg.cli.errors import UsageError
+from graphreg.errors import NoMatchError, near_sentence
+from graphreg.ir import ROLES
+from graphreg.planning import FAMILIES, WORDS, OwnDropout, from_kwargs
+from graphreg.regularizer import PREFIXED, Regularizer, registered
+from graphreg.tracing import Traced
+
+Given = Sequence[tuple[str, str]]
+ORDER = [name for family in FAMILIES for name in (*(f"{role}_{family}" for role in ROLES), family)]
+
+
+def regularizers(traced: Traced, given: Given) -> list[Regularizer]:
+    """Those of ``from_kwargs``, in its order; an option that is given several times is several regularizers."""
+    read = [(keyword_of(option), _value(option, text)) for option, text in given]
+    read.sort(key=lambda pair: ORDER.index(pair[0]) if pair[0] in ORDER else len(ORDER))
+    return [regularizer for keyword, value in read for regularizer in from_kwargs(traced, **{keyword: value})]
+
+
+def keyword_of(option: str) -> str:
+    """``--hidden-dropout`` is ``hidden_dropout``."""
+    return option.removeprefix("--").replace("-", "_").lower()
+
+
+def check_options(given: Given, known: Iterable[str], command: str) -> None:
+    """Refuse an option that is neither the command's own nor a key, before anything is traced."""
+    keys = {*registered(), *PREFIXED, *FAMILIES}
+    options = {*known, *(f"--{key.replace('_', '-')}" for key in keys)}
+    for option, text in given:
+        if keyword_of(option) not in keys:
+            near = near_sentence(option, sorted(options), "Near options")
+            raise NoMatchError(
+                f"{option} is no option of graphreg {command} and no key of a regularizer.{near} graphreg {command} --help lists both."
+            )
+        _value(option, text)
+
+
+def _value(option: str, text: str) -> Any:
+    """What ``from_kwargs`` takes: a strength, or a dict of options."""
+    if text.lstrip().startswith("{"):
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise UsageError(f"""{option} {text!r} is no JSON ({error}); write '{{"weight": 1e-4, "pattern": "fc.*"}}'.""") from None
+    glob, equals, strength = text.rpartition("=")
+    try:
+        weight = float(strength)
+    except ValueError:
+        raise UsageError(f"{option} {text!r}: {strength!r} is no number; write STRENGTH or GLOB=STRENGTH, e.g. 'layer4*=1e-3'.") from None
+    if not equals:
+        return weight
+    if keyword_of(option) in PREFIXED:
+        family = option.rpartition("-")[2]
+        raise UsageError(f"{option} names its own sites; write --{family} {text!r} to choose others.")
+    return {"weight": weight, "pattern": glob}
+
+
+def own_dropout(texts: Sequence[str] | None) -> OwnDropout:
+    """What ``regularize`` takes: a word, a rate, or a dict of selectors to these."""
+    read = {glob or "*": _choice(text, choice) for text in texts or () for glob, _, choice in [text.rpartition("=")]}
+    if not texts:
+        return "keep"
+    return read["*"] if len(read) == 1 and "=" not in texts[0] else read
+
+
+def _choice(text: str, choice: str) -> Any:
+    if choice in WORDS:
+        return choice
+    try:
+        return float(choice)
+    except ValueError:
+        raise UsageError(f"--own-dropout {text!r}: {choice!r} is no choice; it is {', '.join(WORDS)} or a rate in [0, 1).") from None
+
+
+def none_given(given: Given, own: OwnDropout) -> bool:
+    """Whether nothing is asked for."""
+    return not given and not isinstance(own, Mapping) and own == "keep"

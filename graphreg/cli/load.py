@@ -1,0 +1,178 @@
+"""The model that a command names: ``module:callable`` or ``file.py:callable``."""
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import pkgutil
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graphreg.cli.errors import UsageError, raised
+from graphreg.cli.parser import on_the_path
+from graphreg.errors import near_sentence
+
+
+def load(text: str, kwargs: str | None) -> nn.Module:
+    """The model: what the callable gives when it is called with ``kwargs`` (JSON), or the instance of that name."""
+    options = _options(kwargs)
+    place, _, name = text.rpartition(":")
+    if not place or not name:
+        package, _, last = text.rpartition(".")
+        example = f"{package}:{last}" if package and last != "py" else f"{text}:build" if last == "py" else "torchvision.models:resnet18"
+        raise UsageError(f"{text!r} names no model; write module:callable or file.py:callable, e.g. {example}.")
+    module = _file(place) if place.endswith(".py") else _module(place)
+    found = _attribute(module, place, name)
+    if isinstance(found, nn.Module):
+        if options:
+            raise UsageError(f"{text} is a model already, so --kwargs has nothing to call. Leave it out.")
+        return found
+    if not callable(found):
+        raise UsageError(f"{text} is of type {type(found).__name__}; name a callable that gives a torch.nn.Module, or one itself.")
+    try:
+        model = found(**options)
+    except (Exception, SystemExit) as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in options.items())
+        raise UsageError(f"{text} called with ({given}) raised {raised(error, module.__file__)}") from error
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"{text} gives something of type {type(model).__name__}; it must give a torch.nn.Module.")
+    return model
+
+
+def _options(kwargs: str | None) -> dict[str, Any]:
+    if kwargs is None:
+        return {}
+    try:
+        options = json.loads(kwargs)
+    except ValueError as error:
+        raise UsageError(f"--kwargs {kwargs!r} is no JSON ({error}); write --kwargs '{{\"num_classes\": 10}}'.") from None
+    if not isinstance(options, dict):
+        raise UsageError(f"--kwargs {kwargs!r} is no JSON object; write --kwargs '{{\"num_classes\": 10}}'.")
+    return options
+
+
+def _file(place: str) -> ModuleType:
+    """A file, imported under its own name."""
+    path = Path(place).resolve()
+    if not path.is_file():
+        others = [str(Path(place).with_name(other.name)) for other in path.parent.glob("*.py")]
+        raise UsageError(f"there is no file {place}.{near_sentence(place, others, 'Near files')}")
+    loaded = sys.modules.get(path.stem)
+    if loaded is not None:
+        if getattr(loaded, "__file__", None) == str(path):
+            return loaded
+        raise UsageError(f"{place} has the name of a module that is loaded already, {path.stem}. Rename it.")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{place} is no file that Python can import.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    try:
+        with on_the_path(path.parent):  # for what it imports from beside it
+            spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[path.stem]
+        raise UsageError(f"importing {place} raised {raised(error, str(path))}") from error
+    return module
+
+
+def _module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        absent = error.name or ""
+        if absent != name and not name.startswith(f"{absent}."):
+            raise UsageError(f"importing {name} raised {raised(error)}") from error
+        raise UsageError(f"there is no module {absent}.{near_sentence(absent, _modules_near(absent), 'Near modules')}") from None
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"importing {name} raised {raised(error)}") from error
+
+
+def _modules_near(name: str) -> list[str]:
+    """The modules of the same package, or those that are installed."""
+    package = name.rpartition(".")[0]
+    paths = getattr(sys.modules.get(package), "__path__", None) if package else None
+    return [found.name for found in pkgutil.iter_modules(paths, f"{package}." if package else "")]
+
+
+def _attribute(module: ModuleType, place: str, name: str) -> Any:
+    found: Any = module
+    for part in name.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            names = [each for each in dir(found) if callable(getattr(found, each, None))]
+            raise UsageError(f"{place} has no {name}.{near_sentence(part, names)}") from None
+    return found
+
+
+
+GRAMMAR = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?(?:<(?P<bound>\d+))?")
+BELOW = 2  # integers are 0 or 1 where no bound is given: indices of any table, and masks
+EXAMPLE = "write [name=]SHAPE[:dtype][<bound], e.g. 1x3x224x224, 8x16:float64, 'input_ids=1x16:int64<100'"
+KINDS = re.compile(r"bool|bfloat16|float(16|32|64)|complex(64|128)|int(8|16|32|64)|uint8")
+DTYPES: dict[str, torch.dtype] = {name: value for name, value in vars(torch).items() if KINDS.fullmatch(name)}
+
+
+def example_inputs(texts: Sequence[str] | None, file: str | None) -> Any:
+    """What ``trace`` takes: a tuple of tensors, a dict where they are named, what a file holds, or None."""
+    if texts and file is not None:
+        raise UsageError("--input and --inputs are both given; one is enough.")
+    if file is not None:
+        return _read(file)
+    if not texts:
+        return None
+    draws = torch.Generator().manual_seed(0)
+    made = [_tensor(text, draws) for text in texts]
+    names = [name for name, _ in made if name is not None]
+    if not names:
+        return tuple(tensor for _, tensor in made)
+    if len(names) < len(made):
+        raise UsageError(f"some inputs have a name and some have none ({', '.join(texts)}); name all of them, or none.")
+    if len(set(names)) < len(names):
+        raise UsageError(f"an input is given twice ({', '.join(texts)}); give each once.")
+    return dict(zip(names, (tensor for _, tensor in made), strict=True))
+
+
+def _tensor(text: str, draws: torch.Generator) -> tuple[str | None, Tensor]:
+    found = GRAMMAR.fullmatch(text)
+    if found is None:
+        raise UsageError(f"--input {text!r} is no shape; {EXAMPLE}.")
+    name, dtype_name, bound = found["name"], found["dtype"] or "float32", found["bound"]
+    if dtype_name not in DTYPES:
+        raise UsageError(f"--input {text!r}: there is no dtype {dtype_name}.{near_sentence(dtype_name, DTYPES)} All: {', '.join(DTYPES)}.")
+    dtype, shape = DTYPES[dtype_name], tuple(map(int, found["shape"].split("x")))
+    integers = not dtype.is_floating_point and not dtype.is_complex
+    if bound is not None and not integers:
+        raise UsageError(f"--input {text!r}: a bound is for integers, and {dtype_name} is none. Leave it out, or write :int64<{bound}.")
+    largest = 2 if dtype is torch.bool else torch.iinfo(dtype).max if integers else 0
+    if bound is not None and not 0 < int(bound) <= largest:
+        raise UsageError(f"--input {text!r}: the bound of {dtype_name} is from 1 to {largest}.")
+    try:
+        if integers:
+            return name, torch.randint(BELOW if bound is None else int(bound), shape, generator=draws).to(dtype)
+        return name, torch.randn(shape, dtype=dtype, generator=draws)
+    except (RuntimeError, TypeError) as error:  # more than there is memory for, or than an index can count
+        raise UsageError(f"--input {text!r} cannot be made: {raised(error)}") from error
+
+
+def _read(file: str) -> Any:
+    path = Path(file)
+    if not path.is_file():
+        raise UsageError(f"--inputs: there is no file {file}.")
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load tells a damaged file by errors of many kinds
+        raise UsageError(
+            f"--inputs {file} cannot be read; write it with torch.save, of tensors in a tuple or a dict ({raised(error)})"
+        ) from error
+    if isinstance(found, dict) and not all(isinstance(key, str) for key in found):
+        raise UsageError(f"--inputs {file} holds a dict whose keys are no names of arguments.")
+    return tuple(found) if isinstance(found, list) else found

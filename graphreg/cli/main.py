@@ -1,0 +1,117 @@
+# PYTHON_ARGCOMPLETE_OK
+"""The command line: ``graphreg names | plan | report | diff | draw | demo | completion``."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import gc
+import importlib
+import json
+import os
+import sys
+import traceback
+import warnings
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from graphreg.cli.errors import UsageError, raised, sentence
+from graphreg.cli.parser import on_the_path, parser
+from graphreg.errors import GraphRegError
+
+WRONG, FAILED, INTERRUPTED, PIPE_CLOSED = 2, 1, 130, 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Carry out a command line and give its exit status.
+
+    0; 2 for what is wrong in the command, one line on stderr; 1 for any other error; 130 when interrupted; 141 when nobody reads.
+    """
+    args = Namespace()
+    try:
+        grammar = parser()
+        if "_ARGCOMPLETE" in os.environ:
+            _argcomplete().autocomplete(grammar)
+        args = grammar.parse_args(argv)
+        with _collector_at_rest(), _warnings_told():  # at rest it saves a third of the time that importing torch takes
+            return _run(args)
+    except BrokenPipeError:
+        _close_stdout()
+        return PIPE_CLOSED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except (GraphRegError, OSError) as error:
+        return _tell(error, args, WRONG, sentence(error, getattr(args, "model", "MODEL"), _has_inputs(args)))
+    except SystemExit as end:  # of --help and --version
+        return int(end.code or 0)
+    except Exception as error:
+        return _tell(error, args, FAILED, f"{raised(error)} (no error that graphreg expects; --traceback shows where it comes from)")
+
+
+@contextlib.contextmanager
+def _collector_at_rest() -> Iterator[None]:
+    """As in ``collector.py``, which imports torch."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _run(args: Namespace) -> int:
+    # What follows imports torch, or an extra: not for --help, which is answered by now. When Python ends, its collector would walk
+    # through all of torch once more, which takes a quarter of the whole time.
+    atexit.unregister(gc.freeze)
+    atexit.register(gc.freeze)
+    if args.command == "demo":
+        status: int = importlib.import_module("graphreg.cli.commands").demo(args.demo)
+        return status
+    if args.command == "completion":
+        text = _argcomplete().shellcode(["graphreg"], shell=args.shell)
+    else:
+        with contextlib.redirect_stdout(sys.stderr), on_the_path(Path.cwd()):  # what the model's code prints is not the output
+            result = importlib.import_module("graphreg.cli.commands").run(args)
+        text = json.dumps(result.to_dict(), indent=2) if args.json else str(result)  # in colours where stdout is a terminal
+    print(text, flush=True)
+    return 0
+
+
+def _argcomplete() -> Any:
+    try:
+        return importlib.import_module("argcomplete")
+    except ModuleNotFoundError:
+        raise UsageError("completion needs argcomplete, not installed here: pip install 'graphreg[completion]'.") from None
+
+
+@contextlib.contextmanager
+def _warnings_told() -> Iterator[None]:
+    """Each warning on one line."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *place, **more: print(f"graphreg: warning: {_words(message)}", file=sys.stderr)
+        yield
+
+
+def _words(message: Warning | str) -> str:
+    """Without the name of graphreg twice."""
+    return " ".join(str(message).split()).removeprefix("graphreg: ")
+
+
+def _has_inputs(args: Namespace) -> bool:
+    return bool(getattr(args, "input", None) or getattr(args, "inputs", None))
+
+
+def _tell(error: Exception, args: Namespace, status: int, text: str) -> int:
+    if getattr(args, "traceback", False):
+        traceback.print_exception(error)
+    print(f"graphreg: {text}", file=sys.stderr)
+    return status
+
+
+def _close_stdout() -> None:
+    """Python would complain of the closed pipe once more, at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

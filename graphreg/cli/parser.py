@@ -1,0 +1,140 @@
+"""The command line's grammar. No torch is imported here."""
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn
+
+import graphreg
+from graphreg.cli.errors import UsageError
+from graphreg.cli.keys import written_keys
+from graphreg.errors import near
+
+MODEL = "module:callable or file.py:callable; the callable gives a torch.nn.Module, or is one"
+EXAMPLE = "graphreg plan torchvision.models:resnet18 --hidden-dropout 0.1 --weight-l2 1e-4 --hidden-l1 'layer4*=1e-3'"
+COMMANDS = {
+    "names": "list the sites of a model, or those that a selector finds",
+    "plan": "what regularizers would change, before anything changes",
+    "report": "which regularizer acts where in the regularized model",
+    "diff": "the regularized model's code against the unregularized",
+    "draw": "draw a model, regularized or not, to a file",
+    "demo": "run the demo",
+    "completion": "print what a shell needs to complete graphreg's words",
+}
+DEMOS = ("regularizers", "penalties")
+SHELLS = ("bash", "zsh", "fish")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, that raises its errors.
+
+    Where a command takes regularizers it takes also the keys that no source was found for (a class name, a misspelt key): these are
+    looked up when torch is there.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError."""
+        raise UsageError(f"{message}. {self.prog} --help tells what is allowed.")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """argparse's, over the options it has and those of ``args`` that it has not; of an option that nobody has, those near it."""
+        if self.get_default("keywords") is not None:
+            self.set_defaults(known=tuple(self._option_string_actions))
+            for option in dict.fromkeys(text.partition("=")[0] for text in args or () if text.startswith("--") and len(text) > 2):
+                if option not in self._option_string_actions:
+                    self.add_argument(option, action=_Keyword, help=argparse.SUPPRESS)
+        found, rest = super().parse_known_args(args, namespace)
+        unknown = next((text.partition("=")[0] for text in rest if text.startswith("-") and text != "-"), None)
+        if unknown is not None:
+            if unknown.strip("-").replace("-", "_") in written_keys():
+                self.error(f"{self.prog} takes no regularizer ({unknown}); plan, report, diff and draw do")
+            words = near(unknown.strip("-"), (option.strip("-") for option in self._option_string_actions))
+            self.error(f"unrecognized option {unknown}" + f". Near options: {', '.join(f'--{word}' for word in words)}" * bool(words))
+        return found, rest
+
+
+class _Keyword(argparse.Action):
+    """Keeps the regularizers in the order in which they were given."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, "keywords", default=(), metavar="STRENGTH", help=help)
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
+        namespace.keywords = (*namespace.keywords, (option_string, values))
+
+
+def parser() -> Parser:
+    """The whole grammar: a command, what it acts on, its options."""
+    top = Parser(prog="graphreg", description="Regularize a PyTorch model by name, and look at it.", epilog=f"example: {EXAMPLE}")
+    top.add_argument("--version", action="version", version=f"graphreg {graphreg.__version__} (torch {version('torch')})")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command in ("names", "plan", "report", "diff", "draw"):
+        own = commands.add_parser(command, help=COMMANDS[command], description=f"{COMMANDS[command].capitalize()}.", usage=_usage(command))
+        own.add_argument("model", metavar="MODEL", help=MODEL)
+        if command == "draw":
+            own.add_argument("path", metavar="FILE", help="where to; its extension says how: .svg, .png, .dot, .html")
+            own.add_argument("--level", type=int, metavar="DEPTH", help="fold the modules of this depth")
+            own.add_argument("--mode", choices=("train", "eval"), default="train", help="whose forward, where the two differ")
+        _add_model_options(own)
+        if command == "names":
+            own.add_argument("--select", action="append", metavar="SELECTOR", help="show what this selects; several are one selector")
+            own.add_argument("--on", choices=("values", "parameters"), help="select among these only")
+        else:
+            _add_regularizers(own)
+        if command in ("report", "diff"):
+            own.add_argument("--rng", type=int, metavar="SEED", help="the seed of the noise")
+            own.add_argument("--verify", action="store_true", help="compare the result with the model on the example inputs first")
+    demo = commands.add_parser("demo", help=COMMANDS["demo"], description="Run the demo (make demo, make demo-penalties).")
+    demo.add_argument("demo", nargs="?", choices=DEMOS, default=DEMOS[0])
+    completion = commands.add_parser("completion", help=COMMANDS["completion"], description='bash: eval "$(graphreg completion bash)"')
+    completion.add_argument("shell", choices=SHELLS)
+    return top
+
+
+def _usage(command: str) -> str:
+    file = " FILE" if command == "draw" else ""
+    return f"graphreg {command} MODEL{file} {'' if command == 'names' else '[--REGULARIZER STRENGTH ...] '}[options]"
+
+
+def _add_model_options(own: argparse.ArgumentParser) -> None:
+    own.add_argument("--kwargs", metavar="JSON", help="""what the callable is called with, e.g. '{"num_classes": 10}'""")
+    own.add_argument(
+        "--input", action="append", metavar="SHAPE", help="an example input: [name=]1x3x224x224[:dtype]; integers: 'ids=1x16:int64<100'"
+    )
+    own.add_argument("--inputs", metavar="FILE", help="example inputs: a tensor, tuple or dict of tensors that torch.save wrote")
+    own.add_argument("--front-end", choices=("auto", "symbolic", "export"), default="auto", help="what traces the model")
+    own.add_argument("--json", action="store_true", help="print JSON")
+    own.add_argument("--traceback", action="store_true", help="show where an error comes from")
+
+
+def _add_regularizers(own: argparse.ArgumentParser) -> None:
+    own.add_argument("--missing", choices=("error", "warn", "ignore"), default="error", help="what a selector that finds nothing is")
+    own.add_argument(
+        "--own-dropout", action="append", metavar="CHOICE", help="the model's own dropout: keep, seeded, off or a rate; or GLOB=CHOICE"
+    )
+    group = own.add_argument_group(
+        "regularizers", """STRENGTH, GLOB=STRENGTH, or all options as JSON: '{"weight": 1e-4, "pattern": "fc.*"}'; repeatable"""
+    )
+    for key, line in written_keys().items():
+        group.add_argument(f"--{key.replace('_', '-')}", action=_Keyword, help=line.replace("%", "%%"))
+    own.set_defaults(keywords=())
+
+
+
+
+@contextmanager
+def on_the_path(folder: Path) -> Iterator[None]:
+    """A folder whose modules can be imported meanwhile."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # the model's code has taken it out already
+            sys.path.remove(str(folder))

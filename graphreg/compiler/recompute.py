@@ -1,0 +1,117 @@
+"""Which form a splice takes when compiled. No one form is the fastest everywhere, and none is another function.
+
+Some operations find their derivative from their own output: ReLU, sigmoid, softmax. What they return is kept for backward
+once, and the product that reads it keeps the same tensor. A splice between the two parts them: the product keeps the spliced
+value, and a partitioner that weighs bytes keeps ``output <= 0`` beside it, a bool tensor, which Inductor stores on a CPU at
+12 ns an element (a float: 0.1): a ReLU of 131k elements took 1.5 ms instead of 0.03. There the splice is recomputed in
+backward from the output and the draws (an int8 mask), so that the output is kept as before and nothing else of its size.
+
+Behind a normalization the output can be had again from what the normalization keeps, and nothing is gained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+from torch._higher_order_ops.wrap import uid
+from torch.fx import traceback
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint
+
+from graphreg.ir import Operations, function_name
+from graphreg.rng import Noise
+from graphreg.torch_internals import Changes
+
+# derivatives written in terms of the output
+FROM_OUTPUT = {"relu", "relu_", "threshold", "sigmoid", "sigmoid_", "tanh", "tanh_", "softmax", "log_softmax", "exp", "sqrt", "rsqrt"}
+_ELEMENTWISE = {"add", "sub", "mul", "div", "iadd", "isub", "imul", "truediv", "itruediv", "neg", "add_", "mul_", "sub_", "div_", "cat"}
+
+
+def recomputed(node: fx.Node, operations: Operations) -> bool:
+    """Whether a splice of the node's value is recomputed in backward, when compiled."""
+    return _name(node, operations) in FROM_OUTPUT and not _behind_norm(node, operations)
+
+
+def _name(node: fx.Node, operations: Operations) -> str:
+    module = operations.module(node)
+    return type(module).__name__.lower() if module is not None else function_name(node)
+
+
+def _behind_norm(node: fx.Node, operations: Operations) -> bool:
+    """Whether elementwise operations alone lie between the value and a normalization."""
+    ahead, seen = list(node.all_input_nodes), {node}
+    while ahead:
+        source = ahead.pop()
+        if operations.is_norm(source):
+            return True
+        if source not in seen and (function_name(source) in _ELEMENTWISE or operations.passes_through(source)):
+            ahead.extend(source.all_input_nodes)
+        seen.add(source)
+    return False
+
+
+def kept(formula: Callable[[Tensor, Tensor, Noise], Tensor], z: Tensor, weight: Tensor, noise: Noise) -> Tensor:
+    """The formula, whose result is not kept for backward but computed again from ``z`` and the draws.
+
+    It is called twice: outside the recomputed region for its draws (the compiler drops the rest), inside for its value.
+    """
+    draws: list[Tensor] = []
+    formula(z.detach(), weight, _Recording(noise.key, draws))
+
+    def again(z: Tensor, weight: Tensor, key: Tensor, *draws: Tensor) -> Tensor:
+        return formula(z, weight, _Replaying(key, list(draws)))
+
+    if not torch.compiler.is_dynamo_compiling():
+        with _marked():
+            return again(z, weight, noise.key, *draws)
+    y = checkpoint(again, z, weight, noise.key, *draws, use_reentrant=False, preserve_rng_state=False)
+    assert isinstance(y, Tensor)
+    return y
+
+
+@contextmanager
+def _marked() -> Iterator[None]:
+    """Below Dynamo, which makes a region of a checkpoint: the operations get the mark that it gives to those of a region."""
+    with Changes() as changes, changes:
+        changes.put(traceback.current_meta, "recompute", CheckpointPolicy.PREFER_RECOMPUTE)
+        changes.put(traceback.current_meta, "ac_graph_id", next(uid))
+        yield
+
+
+@dataclass(eq=False)
+class _Recording(Noise):
+    """Keeps what it draws."""
+
+    draws: list[Tensor]
+
+    def keep(self, z: Tensor, p: Tensor | float) -> Tensor:
+        return self._kept(super().keep(z, p))
+
+    def uniform(self, z: Tensor) -> Tensor:
+        return self._kept(super().uniform(z))
+
+    def normal(self, z: Tensor) -> Tensor:
+        return self._kept(super().normal(z))
+
+    def _kept(self, draw: Tensor) -> Tensor:
+        self.draws.append(draw)
+        return draw
+
+
+@dataclass(eq=False)
+class _Replaying(Noise):
+    """Gives what was drawn, in the same order."""
+
+    draws: list[Tensor]
+
+    def keep(self, z: Tensor, p: Tensor | float) -> Tensor:
+        return self.draws.pop(0)
+
+    def uniform(self, z: Tensor) -> Tensor:
+        return self.draws.pop(0)
+
+    def normal(self, z: Tensor) -> Tensor:
+        return self.draws.pop(0)

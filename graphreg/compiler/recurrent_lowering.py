@@ -1,0 +1,183 @@
+"""Lowering: of a finished graph, the forward that torch.compile is given, in which recurrent layers are one operator each.
+
+The graph that users and passes see calls the layer, and so does eager. Dynamo refuses even to look at the layer
+(``self.lstm``, and so ``self.lstm.weight_hh_l0``), so all that it reads of it stands here, and
+reaches the layer through the dict of its attributes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.utils.rnn import PackedSequence
+
+from graphreg.compiler.recurrent import recurrent
+from graphreg.ir import PACKS, freeze, function_name, thaw
+
+KINDS = (nn.RNN, nn.LSTM, nn.GRU)
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+LOWERED = "graphreg_recurrent"  # where the emitted code finds what stands in for the layers; no module, so in no state_dict
+
+
+def why_not(kind: type, attributes: Mapping[str, Any]) -> str:
+    """Why a recurrent layer is not lowered, and the cure; ``""`` if it is: only what is exactly torch's own. Dynamo runs this too."""
+    if kind not in KINDS:
+        return f"it is a {kind.__name__}, whose code is not torch's own; take nn.RNN, nn.LSTM or nn.GRU itself"
+    if "forward" in attributes:
+        return "its forward was replaced; put its own back (del layer.forward)"
+    if any(len(attributes[name]) > 0 for name in HOOKS) or _has_any_global_hook():  # type: ignore[no-untyped-call]
+        return "it has hooks, which the operator would not call; remove them"
+    parameters = attributes["_parameters"]
+    weights = zip(attributes["_flat_weights_names"], attributes["_flat_weights"], strict=True)
+    if any(name not in parameters or parameters[name] is not weight for name, weight in weights):
+        return "its weights are not parameters of its own (parametrized, or under weight_norm); make them plain parameters"
+    return ""
+
+
+def refusal(path: str, kind: type, why: str) -> str:
+    return (
+        f"graphreg does not lower the {kind.__name__} {path!r}, and torch.compile(fullgraph=True) does not take it as it is: {why}, "
+        "or compile without fullgraph, where the layer runs in eager."
+    )
+
+
+class Layer:
+    """Stands in for a recurrent layer: its call, written with the operator. What is not lowered breaks the graph, and says why."""
+
+    def __init__(self, path: str, layer: nn.Module) -> None:
+        self.path, self.layer, self.kind, self.attributes = path, layer, type(layer), vars(layer)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        why = why_not(self.kind, self.attributes)
+        if any(isinstance(value, PackedSequence) for value in (*args, *kwargs.values())):
+            why = why or "its input is a PackedSequence; give it the padded tensor"
+        if why:
+            torch._dynamo.graph_break(msg=refusal(self.path, self.kind, why))
+            return self.layer(*args, **kwargs)  # without fullgraph it goes on from here, in eager
+        return _called(self.attributes, *args, **kwargs)
+
+
+class Packing:
+    """Stands in for ``pack_padded_sequence`` and the like, which Dynamo skips without a word of what to do."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.name = function, function.__name__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        torch._dynamo.graph_break(msg=packing_refusal(self.name))
+        return self.function(*args, **kwargs)
+
+
+def packing_refusal(name: str) -> str:
+    return (
+        f"graphreg does not lower {name}, and torch.compile(fullgraph=True) takes no PackedSequence: give the recurrent layer the "
+        "padded tensor, or compile without fullgraph, where it runs in eager."
+    )
+
+
+class Read:
+    """Stands in for an attribute or parameter of a recurrent layer that the graph reads."""
+
+    def __init__(self, name: str, layer: nn.Module) -> None:
+        self.name, self.attributes = name, vars(layer)
+
+    def __call__(self) -> Any:
+        parameters = self.attributes["_parameters"]
+        return parameters[self.name] if self.name in parameters else self.attributes[self.name]
+
+
+StandIn = Layer | Read | Packing
+
+
+class StandIns:
+    """What the emitted code finds under ``graphreg_recurrent``, by name."""
+
+
+class Lowering:
+    """The recurrent layers of a module, and the graphs that torch.compile is given in place of its own."""
+
+    def __init__(self, root: nn.Module, graphs: Iterable[fx.Graph]) -> None:
+        self.layers = {path: m for path, m in root.named_modules(remove_duplicate=False) if path and isinstance(m, KINDS)}
+        self.graphs = list(graphs) if self.layers else []
+        self.stand_ins, self.names = StandIns(), dict[str, str]()
+        self.packs = dict.fromkeys(name for graph in self.graphs for n in graph.nodes if (name := function_name(n)) in PACKS)
+        self.called = {str(n.target) for graph in self.graphs for n in graph.nodes if n.op == "call_module"}
+
+    def told(self) -> list[str]:
+        """A line for each layer: what becomes of it if the module is compiled."""
+        lines = [f"{name}: not lowered when compiled: torch.compile(fullgraph=True) takes no PackedSequence" for name in self.packs]
+        for path, layer in self.layers.items():
+            why = self._why(path, layer)
+            lines.append(
+                f"{path}: {type(layer).__name__}, "
+                + (f"not lowered when compiled: {why}" if why else "which torch.compile is given as graphreg::recurrent")
+            )
+        return lines
+
+    def refused(self) -> str:
+        """The first refusal of what the graph calls, ``""`` if all of its layers are lowered."""
+        layers = ((path, self.layers[path]) for path in self.layers if path in self.called)
+        found = (refusal(path, type(layer), why) for path, layer in layers if (why := self._why(path, layer)))
+        return next(map(packing_refusal, self.packs), "") or next(found, "")
+
+    def _why(self, path: str, layer: nn.Module) -> str:
+        whole = "no operation of the graph calls it, only what is kept whole"
+        return why_not(type(layer), vars(layer)) if path in self.called else whole
+
+    def lowered(self, graph: fx.Graph) -> fx.Graph:
+        """A copy of the graph, with the stand-ins in place of the layers."""
+        copy = thaw(freeze(graph))
+        copy._codegen = graph._codegen
+        for node in copy.nodes:
+            stand_in = self._stand_in(node)
+            if stand_in is not None:
+                node.op, node.target = "call_module", f"{LOWERED}.{self._name(str(node.target), stand_in)}"
+        return copy
+
+    def _stand_in(self, node: fx.Node) -> StandIn | None:
+        target = str(node.target)
+        if node.op == "call_function" and callable(node.target) and function_name(node) in PACKS:
+            return Packing(node.target)
+        if node.op == "call_module" and target in self.layers:
+            return Layer(target, self.layers[target])
+        owner, _, name = target.rpartition(".")
+        layer = self.layers.get(owner) if node.op == "get_attr" else None
+        return Read(name, layer) if layer is not None and (name in layer._parameters or name in vars(layer)) else None
+
+    def _name(self, target: str, stand_in: StandIn) -> str:
+        if target not in self.names:
+            name = stand_in.name if isinstance(stand_in, Packing) else target.replace(".", "_")
+            while name in self.names.values():
+                name += "_"
+            self.names[target] = name
+            setattr(self.stand_ins, name, stand_in)
+        return self.names[target]
+
+
+def _called(layer: Mapping[str, Any], input: Tensor, hx: Any = None) -> Any:
+    lstm, unbatched = layer["mode"] == "LSTM", input.dim() == 2
+    sides = 2 if layer["bidirectional"] else 1
+    x = input.unsqueeze(1) if unbatched else input.transpose(0, 1) if layer["batch_first"] else input
+    if hx is None:
+        sizes = [layer["proj_size"] or layer["hidden_size"], layer["hidden_size"]][: 1 + lstm]
+        states = [torch.zeros(layer["num_layers"] * sides, x.shape[1], size, dtype=x.dtype, device=x.device) for size in sizes]
+    else:
+        states = [state.unsqueeze(1) if unbatched else state for state in (hx if lstm else [hx])]
+    weights = [layer["_parameters"][name] for name in layer["_flat_weights_names"]]
+    records = torch.is_grad_enabled()
+    wanted = [records and t.requires_grad for t in (x, *states, *weights)]
+    device = x.device.type
+    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    out, h, c, _, _ = recurrent(
+        x, states, weights, torch.empty(0), layer["mode"], layer["num_layers"], layer["bias"], layer["dropout"], layer["training"],
+        layer["bidirectional"], wanted, autocast,
+    )  # fmt: skip
+    if unbatched:
+        out, h, c = out.squeeze(1), h.squeeze(1), c.squeeze(1) if lstm else c
+    elif layer["batch_first"]:
+        out = out.transpose(0, 1)
+    return (out, (h, c)) if lstm else (out, h)

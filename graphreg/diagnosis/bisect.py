@@ -1,0 +1,118 @@
+"""The bench: experiments under the present settings, the settings that are to blame for what they show, and the findings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from graphreg.compiler import Setting, changed, defaults, given, setting
+from graphreg.diagnosis.findings import ISSUES, NONE, Finding, cause, seed, set_back, shares, upstream
+from graphreg.diagnosis.probes import Backend, Measured, measure, measure_order, measure_streams
+from graphreg.ir import Kind, Own
+
+Kinds = Mapping[Kind, Sequence[Own]]
+
+
+def by_kind(owns: Iterable[Own]) -> dict[Kind, list[Own]]:
+    """The model's own draws by what an experiment can try. A recurrent operator's is left out: run again in backward, it raises."""
+    kinds: dict[Kind, list[Own]] = {}
+    for own in owns:
+        if not (own.kind == "layer" and own.rate is not None):
+            kinds.setdefault("attention" if own.kind == "heads" else own.kind, []).append(own)
+    return kinds
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where the experiments are done; ``told`` is told what is being tried."""
+
+    backend: Backend
+    device: torch.device
+    told: Callable[[str], None]
+
+    def own(self, kinds: Kinds) -> list[Finding]:
+        """The model's own random operations, kind by kind."""
+        wrong: dict[tuple[str, tuple[Setting, ...]], list[tuple[Kind, Measured]]] = {}
+        unlike = list[tuple[Kind, float]]()
+        for kind in kinds:
+            again = partial(measure, kind, self.backend, self.device)
+            seen = self._try(f"the model's own dropout ({kind})", again)
+            if seen.wrong:
+                wrong.setdefault((seen.error, self.blame(again)), []).append((kind, seen))
+            if seen.eager:
+                unlike.append((kind, seen.eager))
+        found = [_wrong(error, blamed, seen, kinds) for (error, blamed), seen in wrong.items()]
+        if unlike:
+            return [*found, self._unlike(unlike, kinds)]
+        return found or self._order([own for owns in kinds.values() for own in owns])
+
+    def streams(self, sites: tuple[str, ...]) -> list[Finding]:
+        """Graphreg's own streams, which are drawn from at ``sites``."""
+        again = partial(measure_streams, self.backend, self.device)
+        seen = self._try("graphreg's streams", again)
+        if not seen.wrong and not seen.eager:
+            return []
+        blamed = self.blame(again)
+        shown = seen.error or f"graphreg's masks are others for {seen.backward:.0%} of elements in backward, {seen.eager:.0%} compiled"
+        return [Finding("refused" if seen.error else "wrong", cause(blamed), shown, sites, set_back(blamed), upstream(blamed))]
+
+    def blame(self, again: Callable[[], Measured]) -> tuple[Setting, ...]:
+        """The settings that must be set back to cure it, and no more of them; none where that does not cure it."""
+        needed = changed()
+        if not needed or not self._cured(needed, again):
+            return ()
+        for each in [*needed] if len(needed) > 1 else []:
+            fewer = [other for other in needed if other is not each]
+            if fewer and self._cured(fewer, again):
+                needed = fewer
+        return tuple(needed)
+
+    def _cured(self, set_back: Sequence[Setting], again: Callable[[], Measured]) -> bool:
+        with defaults(set_back):
+            seen = self._try(f"the same with {', '.join(each.name for each in set_back)} at the default", again)
+        return not seen.wrong
+
+    def _try(self, what: str, experiment: Callable[[], Measured]) -> Measured:
+        self.told(what)
+        return experiment()
+
+    def _unlike(self, seen: Sequence[tuple[Kind, float]], kinds: Kinds) -> Finding:
+        """Compiled draws other masks than eager; whether drawing by eager's operators cures that is tried, too."""
+        owns = [own for kind, _ in seen for own in kinds[kind]]
+        observed = f"from one seed, compiled and eager draw other masks: {shares(seen)}"
+        fallback = setting("torch._inductor.config", "fallback_random")
+        if fallback is not None and not fallback.value:
+            with given((fallback, True)):
+                again = [self._try("the same with fallback_random", partial(measure, kind, self.backend, self.device)) for kind, _ in seen]
+            if not any(each.eager or each.error for each in again):
+                cure = seed(owns, f"{fallback.place}.{fallback.name} = True (slower)")
+                return Finding("differs", str(fallback), observed, _names(owns), cure, ISSUES["fallback_random"])
+        return Finding("differs", "the backend draws in a way of its own", observed, _names(owns), seed(owns), NONE)
+
+    def _order(self, owns: Sequence[Own]) -> list[Finding]:
+        """Where each draw alone is eager's, several in one graph must come in eager's order, too."""
+        if len(owns) < 2:
+            return []
+        seen = self._try("the order of draws", partial(measure_order, self.backend, self.device))
+        if seen.error:
+            return [Finding("refused", cause(()), seen.error, _names(owns), "")]
+        if not seen.eager:
+            return []
+        observed = f"of two draws in one graph the second has another mask than in eager: {seen.eager:.0%} of elements"
+        why = "the compiler draws in another order than eager"
+        return [Finding("differs", why, observed, _names(owns), seed(owns), ISSUES["order"])]
+
+
+def _wrong(error: str, blamed: Sequence[Setting], seen: Sequence[tuple[Kind, Measured]], kinds: Kinds) -> Finding:
+    owns = [own for kind, _ in seen for own in kinds[kind]]
+    if error:
+        return Finding("refused", cause(blamed), error, _names(owns), set_back(blamed), upstream(blamed))
+    observed = f"backward has other masks than the forward: {shares([(kind, each.backward) for kind, each in seen])}"
+    return Finding("wrong", cause(blamed), observed, _names(owns), seed(owns, set_back(blamed)), upstream(blamed))
+
+
+def _names(owns: Iterable[Own]) -> tuple[str, ...]:
+    return tuple(own.site.name for own in owns)

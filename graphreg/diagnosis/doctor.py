@@ -1,0 +1,125 @@
+"""``graphreg.doctor``: whether the masks of a module are right under the present settings of torch, found by trying it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from graphreg.diagnosis.bisect import Bench, by_kind
+from graphreg.diagnosis.findings import NONE, Diagnosis, Finding, seed
+from graphreg.diagnosis.probes import Backend
+from graphreg.diagnosis.step_watch import Observed, observe
+from graphreg.errors import GraphRegError, RegularizerError, listed, near_sentence, shown
+from graphreg.ir import Own
+from graphreg.runtime import Drawing, KeyRule, own_draws, rewritten, rules_of
+
+KINDS = ("wrong", "refused", "differs")
+
+
+def doctor(
+    module: nn.Module, step: Callable[[], Any] | None = None, *, backend: Backend = "inductor", progress: bool | None = None
+) -> Diagnosis:
+    """Tries, under the present settings of torch, whether backward has the masks of the forward, and compiled those of eager.
+
+    Each kind of the model's own random operations that is not on graphreg's streams, and these streams, are compiled in a tiny
+    function by ``backend``, a name or callable as torch.compile takes it. A setting is named where setting it back cures what was
+    seen. ``step``: a callable without arguments that runs forward and backward; it is called once and watched, which finds
+    activation checkpointing around a function that calls it, and whatever else draws anew in backward. It costs a copy of parameters and
+    buffers, and should leave the optimizer out, whose own state is not put back. Module, gradients, generators, settings and
+    compiled code stay as they are. Measurements under the same settings are made once a process. ``progress``: a line on stderr;
+    None shows it where that is a terminal.
+
+    Raises GraphRegError for a module that graphreg did not rewrite, and for a step without a backward pass or whose backward runs
+    the module again in eager; RegularizerError for other arguments that are not allowed.
+    """
+    inner, left = rewritten(module), own_draws(module)
+    rules = rules_of(module)
+    _check(step, backend, progress)
+    leaf = rules._modules.get("key")
+    key = leaf if isinstance(leaf, KeyRule) else None
+    drawing = tuple(leaf.site for leaf in rules.children() if isinstance(leaf, Drawing))
+    tensor = next(inner.parameters(), None)
+    device = torch.device("cpu") if tensor is None or tensor.device.type == "meta" else tensor.device
+    findings, right, kinds = list[Finding](), list[str](), by_kind(left)
+    with _line(sys.stderr.isatty() if progress is None else progress) as told:
+        bench = Bench(backend, device, told)
+        found = bench.own(kinds)
+        findings += found
+        right += _right([own for owns in kinds.values() for own in owns], found)
+        if key is not None:
+            found = bench.streams(drawing)
+            findings += found
+            right += [] if found else ["graphreg's streams: in backward as in the forward, compiled as in eager"]
+        if step is not None:
+            told("your step")
+            seen = observe(inner, key, step)
+            found = _of_step(seen, drawing, left)
+            findings += found
+            right += [] if found else ["your step: backward drew nothing anew"]
+    if key is None and not left:
+        right.append("nothing random: no splice of graphreg's, and no random operation of the model's own that acts")
+    findings.sort(key=lambda finding: KINDS.index(finding.kind))
+    name = backend if isinstance(backend, str) else getattr(backend, "__name__", type(backend).__name__)
+    return Diagnosis(f"{rules.about[0].title}: torch {torch.__version__}, {name}, {device}", tuple(findings), tuple(right))
+
+
+def _check(step: object, backend: object, progress: object) -> None:
+    if step is not None and not callable(step):
+        raise RegularizerError(f"step={shown(step)} is not allowed; give a callable without arguments that runs one forward and backward.")
+    if isinstance(backend, str):
+        known = torch._dynamo.list_backends(exclude_tags=())
+        if backend not in known:
+            near = near_sentence(backend, known, "Near names")
+            raise RegularizerError(f"backend={shown(backend)} is unknown to torch.compile; give a name it knows, or a callable.{near}")
+    elif not callable(backend):
+        raise RegularizerError(f"backend={shown(backend)} is not allowed; give a name or a callable, as torch.compile takes it.")
+    if progress is not None and not isinstance(progress, bool):
+        raise RegularizerError(
+            f"progress={shown(progress)} is not allowed; give True, False, or None for a line where stderr is a terminal."
+        )
+
+
+def _right(owns: Sequence[Own], found: Sequence[Finding]) -> list[str]:
+    bad = {site for finding in found if finding.kind != "differs" for site in finding.sites}
+    names = [own.site.name for own in owns if own.site.name not in bad]
+    unlike = any(finding.kind == "differs" for finding in found)
+    return [f"{listed(names)}: in backward as in the forward" + ("" if unlike else ", compiled as in eager")] if names else []
+
+
+def _of_step(seen: Observed, drawing: tuple[str, ...], left: Sequence[Own]) -> list[Finding]:
+    if not seen.backwards:
+        raise GraphRegError("the step ran no backward pass, so there was nothing to watch. Let it call the module and then backward().")
+    found = []
+    if seen.again:
+        why = "your step runs the module again in backward: activation checkpointing around the whole of it"
+        observed = f"calls that drew masks: {seen.forward} in the forward, {seen.again} in backward, each with masks of its own"
+        cure = "'with graphreg.frozen_noise(module):' around forward and backward, or checkpoint blocks inside the model instead"
+        found.append(Finding("wrong", why, observed, drawing, cure, ""))
+    if seen.moved:
+        why = "your step draws from torch's generator in backward"
+        observed = f"a generator had moved behind {seen.moved} of {seen.backwards} backward pass{'es' * (seen.backwards != 1)}"
+        cure = seed(left, "preserve_rng_state=True in checkpoints, and what is named here under settings")
+        found.append(Finding("wrong", why, observed, tuple(own.site.name for own in left), cure, NONE))
+    return found
+
+
+@contextmanager
+def _line(shown: bool) -> Iterator[Callable[[str], None]]:
+    """What is being tried, on one line that is written over."""
+
+    def told(text: str) -> None:
+        if shown:
+            sys.stderr.write(f"\r\x1b[Kgraphreg.doctor: {text}")
+            sys.stderr.flush()
+
+    try:
+        yield told
+    finally:
+        if shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()

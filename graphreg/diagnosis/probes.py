@@ -1,0 +1,206 @@
+"""Experiments on this installation: tiny functions that draw, compiled under the present settings, and what their masks are.
+
+Each is a chain of draws on ones. An element of its result is other than zero where all the draws kept it, and so is its gradient,
+if backward has the masks of the forward. Which of several draws a partitioner recomputes depends on the graph, so there are several.
+
+Nothing of the user's is touched: the functions have code of their own, so that Dynamo's cache of any other code stays as it is
+(``torch._dynamo.reset`` would throw all of it away), the generators are put back, and what was measured is kept for the process.
+"""
+
+from __future__ import annotations
+
+import random
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from graphreg.compiler import snapshot
+from graphreg.errors import first_line
+from graphreg.ir import Kind
+from graphreg.planning import plan
+from graphreg.rewriting import rewrite
+from graphreg.tracing import trace
+
+Backend = str | Callable[..., Any]
+P, SHAPE, LINKS = 0.25, (32, 64), 4
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Shares of elements, in [0, 1]: whose mask in backward is not the forward's, and whose mask compiled is not eager's.
+
+    ``error``: of a function that could not be compiled or run, else ``""``.
+    """
+
+    backward: float = 0.0
+    eager: float = 0.0
+    error: str = ""
+
+    @property
+    def wrong(self) -> bool:
+        return self.backward > 0 or self.error != ""
+
+
+def _element(x: Tensor) -> Tensor:
+    return F.dropout(x, P)
+
+
+def _channel(x: Tensor) -> Tensor:
+    return F.dropout2d(x[:, :, None, None], P)[:, :, 0, 0]
+
+
+def _alpha(x: Tensor) -> Tensor:
+    return F.alpha_dropout(x, P, True)
+
+
+def _channel_alpha(x: Tensor) -> Tensor:
+    return F.feature_alpha_dropout(x[:, :, None, None], P, True)[:, :, 0, 0]
+
+
+def _depth(x: Tensor) -> Tensor:
+    return x * x.new_empty((x.shape[0], 1)).bernoulli_(1 - P)
+
+
+def _attention(x: Tensor) -> Tensor:
+    """One key for each query: its weight is 1, and what dropout leaves of it is the mask."""
+    none = x.new_zeros((x.numel(), 1, 1, 1))
+    return F.scaled_dot_product_attention(none, none, x.reshape(-1, 1, 1, 1), dropout_p=P).reshape(x.shape)
+
+
+def _layer(x: Tensor) -> Tensor:
+    return x * (torch.rand_like(x) >= P)
+
+
+DRAWS: dict[Kind, Callable[[Tensor], Tensor]] = {
+    "element": _element, "channel": _channel, "alpha": _alpha, "channel alpha": _channel_alpha, "depth": _depth,
+    "attention": _attention, "heads": _attention, "layer": _layer,
+}  # fmt: skip
+
+
+def _chain(draw: Callable[[Tensor], Tensor]) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    def chain(x: Tensor) -> tuple[Tensor, Tensor]:
+        kept = torch.ones_like(x, dtype=torch.bool)
+        for _ in range(LINKS):
+            x = draw(torch.tanh(x))
+            kept = kept & (x > 0)  # alpha dropout drops to less than 0, and keeps to more
+        return x, kept
+
+    found: Callable[[Tensor], tuple[Tensor, Tensor]] = _with_code_of_its_own(chain)
+    return found
+
+
+def _branches(large: Tensor, small: Tensor) -> tuple[Tensor, Tensor]:
+    """Two draws of unlike sizes that meet at the end: a scheduler that moved one would change both."""
+    first = F.dropout(large, P)
+    first = first @ first.t()
+    second = F.dropout(small, P)
+    return first.sum() + second.sum(), second
+
+
+def _with_code_of_its_own(function: Any) -> Any:
+    code = function.__code__.replace()
+    return types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
+
+
+_measured: dict[tuple[Any, ...], Measured] = {}
+
+
+def measure(kind: Kind, backend: Backend, device: torch.device) -> Measured:
+    """A chain of draws of one kind under the present settings."""
+    return _once(("chain", DRAWS[kind], backend, device), lambda: _of_chain(_chain(DRAWS[kind]), backend, device))
+
+
+def measure_order(backend: Backend, device: torch.device) -> Measured:
+    """Two draws in one graph: whether they come in eager's order. ``eager`` is the share of the second's elements that differ."""
+    return _once(("order", backend, device), lambda: _of_order(backend, device))
+
+
+def measure_streams(backend: Backend, device: torch.device) -> Measured:
+    """The same chain on graphreg's streams."""
+    return _once(("streams", backend, device), lambda: _of_streams(backend, device))
+
+
+def _once(key: tuple[Any, ...], experiment: Callable[[], Measured]) -> Measured:
+    full = (*key, snapshot())
+    if full not in _measured:
+        with _apart(key[-1]):
+            try:
+                _measured[full] = experiment()
+            except Exception as error:
+                _measured[full] = Measured(error=first_line(getattr(error, "inner_exception", error)))
+    return _measured[full]
+
+
+def _of_chain(chain: Callable[[Tensor], tuple[Tensor, Tensor]], backend: Backend, device: torch.device) -> Measured:
+    compiled = torch.compile(chain, fullgraph=True, backend=backend)
+    torch.manual_seed(0)
+    eager = chain(_ones(device))[1]
+    x = _ones(device)
+    torch.manual_seed(0)
+    y, kept = compiled(x)
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    return Measured(_share(kept, gradient != 0), _share(kept, eager))
+
+
+def _of_order(backend: Backend, device: torch.device) -> Measured:
+    function = _with_code_of_its_own(_branches)
+    compiled: Any = torch.compile(function, fullgraph=True, backend=backend)
+    inputs = torch.ones(1024, 512, device=device), torch.ones(8, 8, device=device)
+    torch.manual_seed(0)
+    _, eager = function(*inputs)
+    torch.manual_seed(0)
+    _, second = compiled(*inputs)
+    return Measured(eager=_share(second != 0, eager != 0))
+
+
+class _Chain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.drops = nn.ModuleList(nn.Dropout(P) for _ in range(LINKS))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        kept = torch.ones_like(x, dtype=torch.bool)
+        for drop in self.drops:
+            x = drop(torch.tanh(x))
+            kept = kept & (x > 0)
+        return x, kept
+
+
+def _of_streams(backend: Backend, device: torch.device) -> Measured:
+    traced = trace(_Chain())
+    eager, twin = (rewrite(traced, plan(traced, [], own_dropout="seeded"), 0).to(device) for _ in range(2))
+    x = _ones(device)
+    expected = eager(_ones(device)).output[1]
+    y, kept = torch.compile(twin, fullgraph=True, backend=backend)(x).output
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    return Measured(_share(kept, gradient != 0), _share(kept, expected))
+
+
+def _ones(device: torch.device) -> Tensor:
+    return torch.ones(SHAPE, dtype=torch.float32, device=device, requires_grad=True)
+
+
+def _share(one: Tensor, other: Tensor) -> float:
+    return float((one != other).double().mean())
+
+
+@contextmanager
+def _apart(device: torch.device) -> Iterator[None]:
+    """Whatever the caller is in the middle of: generators put back, gradients on, autocast off, no warning of torch's."""
+    state = random.getstate()
+    with (
+        torch.random.fork_rng([device] if device.type == "cuda" else []), torch.inference_mode(False), torch.enable_grad(),
+        torch.autocast(device.type, enabled=False), torch.compiler.set_stance("default"), warnings.catch_warnings(),
+    ):  # fmt: skip
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            random.setstate(state)

@@ -1,0 +1,210 @@
+"""The graph as a networkx.DiGraph: names, operations, shapes, modules, what was added and by what; all plain text and numbers.
+
+Nothing but str, int, float and bool stands in it, and nothing is None, so that GraphML, GEXF and node-link JSON carry it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import networkx as nx
+from torch import fx, nn
+
+from graphreg.drawing.view import Drawable, Mode, Viewed, viewed
+from graphreg.errors import GraphRegError
+from graphreg.ir import Site, dtype_text, function_name, labels_of, nodes_in, origin_of, shape_text, short
+from graphreg.planning import Plan
+from graphreg.rewriting import is_own
+from graphreg.torch_internals import collector_at_rest
+
+Attributes = dict[str, Any]
+_FX = {"placeholder": "input", "get_attr": "read", "output": "output"}
+
+
+@collector_at_rest()
+def to_networkx(
+    module: Drawable, *, level: int | None = None, plan: Plan | None = None, example_inputs: Any = None, mode: Mode = "train"
+) -> nx.DiGraph[str]:
+    """A ``networkx.DiGraph`` of a model, a trace (with ``plan=``: as if it were applied), or a rewritten module.
+
+    A node's key is its site's name, ``$`` and torch.fx's name where it is no site; docs/drawing.md lists the attributes.
+    ``level``: 1 or more; modules of that depth become one node each. ``example_inputs``: for a model, as in ``trace``.
+    ``mode``: whose forward, where the two differ. Raises GraphRegError for anything else.
+    """
+    check_level(level)
+    seen = viewed(module, plan, example_inputs, mode)
+    graph = as_networkx(seen)
+    return graph if level is None else collapsed(graph, level)
+
+
+def check_level(level: object) -> None:
+    """Refuse what is no depth."""
+    if level is not None and (type(level) is not int or level < 1):
+        raise GraphRegError(f"level={level!r} is no depth of modules; it is a whole number, 1 (the model's own children) or more, or None.")
+
+
+def as_networkx(seen: Viewed) -> nx.DiGraph[str]:
+    """Every node of the graph, the additions among them."""
+    plan = seen.plan
+    names = ", ".join(plan.regularizers) if plan else ""
+    graph: nx.DiGraph[str] = nx.DiGraph(model=seen.title, forward=seen.forward, regularizers=names)
+    operations, sites = seen.traced.operations, seen.sites
+    keys = {node: f"${node.name}" for node in seen.graph.nodes}
+    for node in seen.graph.nodes:
+        if not is_addition(node) and (labels := labels_of(node, operations)):
+            keys[node] = labels[0].text
+    classes = _classes(seen)
+    boxes: dict[str, str] = {}
+    for node in seen.graph.nodes:
+        attributes = _addition(node, seen, boxes) if is_addition(node) else _own(node, sites.get(keys[node]), seen)
+        boxes[keys[node]] = attributes["box"]
+        graph.add_node(keys[node], **attributes)
+        for i, read in _arguments(node):
+            _add_edge(graph, keys[read], keys[node], i)
+    graph.graph["modules"] = "\n".join(f"{path}\t{classes[path]}" for path in _prefixes(boxes.values()) if path in classes)
+    return graph
+
+
+def _classes(seen: Viewed) -> dict[str, str]:
+    """The class of each module; those that run tell it in their labels, for a GraphModule keeps empty shells of some."""
+    found = {path: type(module).__name__ for path, module in seen.traced.model.named_modules(remove_duplicate=False)}
+    found |= {label.module: label.op for site in seen.traced.values for label in site.labels if label.module}
+    return found
+
+
+def _prefixes(paths: Any) -> list[str]:
+    found: dict[str, None] = {}
+    for path in paths:
+        parts = path.split(".") if path else []
+        found.update(dict.fromkeys(".".join(parts[: i + 1]) for i in range(len(parts))))
+    return list(found)
+
+
+def _arguments(node: fx.Node) -> Iterator[tuple[str, fx.Node]]:
+    """What a node reads, with the place of each among its arguments."""
+    named = [*((str(i), value) for i, value in enumerate(node.args)), *node.kwargs.items()]
+    for place, value in named:
+        for read in nodes_in(value):
+            yield place, read
+
+
+def _add_edge(graph: nx.DiGraph[str], read: str, reader: str, place: str) -> None:
+    value = graph.nodes[read]
+    if graph.has_edge(read, reader):
+        edge = graph.edges[read, reader]
+        edge["argument"] += f", {place}"
+        return
+    carried = {name: value[name] for name in ("shape", "dtype") if name in value}
+    added = graph.nodes[reader].get("regularizer") or value.get("regularizer") or ""
+    graph.add_edge(read, reader, argument=place, value=value["name"], regularizer=added, **carried)
+
+
+def _scope(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
+    """The path of the module that owns a node: torch.export writes some that are none."""
+    path = str(node.meta.get("site", ("", ()))[0])
+    return path if path in modules else ""
+
+
+def _own(node: fx.Node, site: Site | None, seen: Viewed) -> Attributes:
+    """A node of the model's own: a site, or what is none."""
+    modules = seen.traced.operations.modules
+    path = _scope(node, modules)
+    op, target = node.meta.get("graphreg", {}).get("was", (node.op, node.target))  # a dropout may have a leaf in its place
+    labels = node.meta.get("site", ("", ()))[1]
+    attributes: Attributes = {
+        "name": site.name if site else labels[0].text if labels else node.name,
+        "kind": "site" if site else _FX.get(op, "call" if labels else "other"),
+        "op": site.op if site else labels[0].op if labels else op if op == "output" else function_name(node) or target_text(target),
+        "call": op,
+        "target": target_text(target),
+        "module": path,
+        "box": path.rpartition(".")[0] if op == "call_module" else path,
+    }
+    if site:
+        attributes |= {"names": ", ".join(site.names), "role": site.role, "selectable": site.selectable, "why_not": site.why_not}
+        attributes["module_output"] = ", ".join(label.module for label in site.labels if label.module)
+        attributes["acts"] = ", ".join(edit.name for edit in seen.plan.by_site.get(site.name, ())) if seen.plan else ""
+        if site.shape is not None:
+            attributes |= {"shape": shape_text(site), "dtype": dtype_text(site)}
+    if (origin := origin_of(node)) is not None:
+        attributes["source"] = short(origin)
+    if seen.plan and node.meta.get("graphreg"):
+        attributes["own_dropout"] = next(e.becomes for e in seen.plan.own if e.own.site.name == node.meta["graphreg"]["site"])
+    return attributes
+
+
+def target_text(target: object) -> str:
+    """What a node calls, as text."""
+    return target if isinstance(target, str) else getattr(target, "__name__", str(target))
+
+
+def is_addition(node: fx.Node) -> bool:
+    """Whether graphreg added the node; a leaf in the place of the model's own dropout is the model's node."""
+    return "graphreg" in node.meta and not is_own(node)
+
+
+def _addition(node: fx.Node, seen: Viewed, boxes: Mapping[str, str]) -> Attributes:
+    """A node that graphreg added: where its site is drawn, and whose it is."""
+    about: Mapping[str, Any] = node.meta["graphreg"]
+    plan, place, name = seen.plan, str(about.get("site", "")), str(about.get("regularizer", ""))
+    site = seen.sites.get(place)
+    if about["kind"] == "track" and plan:
+        name = ", ".join(plan.tracked.get(place, ()))
+    box = boxes.get(place, "")
+    if site is not None and site.kind == "parameter":  # beside the layer that runs with it
+        called = {str(read.target) for read in seen.graph.nodes if read.op == "call_module"}
+        prefixes = _prefixes([site.module])
+        box = next((path.rpartition(".")[0] for path in prefixes if path in called), site.module)
+    attributes: Attributes = {
+        "name": node.name, "kind": "addition", "added": about["kind"], "regularizer": name, "site": place, "call": node.op,
+        "target": target_text(node.target), "module": site.module if site else "", "box": box, "op": about["kind"],
+    }  # fmt: skip
+    regularizer = plan.regularizers.get(name) if plan else None
+    if regularizer is not None:
+        attributes |= {"op": type(regularizer).__name__, "strength": seen.strengths[name]}
+    if site is not None and site.shape is not None and about["kind"] in ("splice", "track", "clone", "copy", "read"):
+        attributes |= {"shape": shape_text(site), "dtype": dtype_text(site)}
+    return attributes
+
+
+def collapsed(graph: nx.DiGraph[str], level: int) -> nx.DiGraph[str]:
+    """The same with each module of that depth as one node, which counts what was in it."""
+    classes = dict(line.split("\t") for line in graph.graph["modules"].split("\n") if line)
+    made: nx.DiGraph[str] = nx.DiGraph(**graph.graph)
+    stands = {key: _at_depth(key, attributes["box"], level) for key, attributes in graph.nodes(data=True)}
+    inside: dict[str, list[Attributes]] = {}
+    for key, attributes in graph.nodes(data=True):
+        inside.setdefault(stands[key], []).append(attributes)
+    for key, attributes in graph.nodes(data=True):
+        if stands[key] == key:
+            made.add_node(key, **attributes)
+        elif stands[key] not in made:
+            made.add_node(stands[key], **_module(stands[key][:-1], inside[stands[key]], classes))
+    for read, reader, edge in graph.edges(data=True):
+        a, b = stands[read], stands[reader]
+        if a != b and not made.has_edge(a, b):
+            made.add_edge(a, b, **edge)
+        elif a != b:
+            kept = made.edges[a, b]
+            for name in ("argument", "value", "regularizer"):
+                kept[name] = ", ".join(dict.fromkeys(filter(None, [*kept[name].split(", "), *edge[name].split(", ")])))
+    return made
+
+
+def _at_depth(key: str, box: str, level: int) -> str:
+    """The node's own key, or that of the module it goes into: its path and a slash, for a site may have the path as its name."""
+    parts = box.split(".") if box else []
+    return f"{'.'.join(parts[:level])}/" if len(parts) >= level else key
+
+
+def _module(path: str, inside: list[Attributes], classes: Mapping[str, str]) -> Attributes:
+    """The attributes of a module that is one node; its shape is that of the value it returns."""
+    added = Counter(a["regularizer"] for a in inside if a.get("added") in ("splice", "measure", "read") and a["regularizer"])
+    attributes: Attributes = {
+        "name": path, "kind": "module", "op": classes.get(path, ""), "module": path, "box": path.rpartition(".")[0],
+        "nodes": len(inside), "acts": ", ".join(f"{name} ({count})" for name, count in added.items()),
+    }  # fmt: skip
+    own = next((a for a in inside if path in a.get("module_output", "").split(", ")), {})
+    return attributes | {name: own[name] for name in ("shape", "dtype") if name in own}

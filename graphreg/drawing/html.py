@@ -1,0 +1,197 @@
+"""The page: one HTML file with the picture in it as data, and the styles and scripts of the folder ``page`` inlined."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import textwrap
+from collections.abc import Collection, Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+from graphreg.drawing.layout import graphviz, header_width, laid_out, size
+from graphreg.drawing.render import colour
+from graphreg.drawing.scene import Box, Picture, layer_of, lines
+from graphreg.drawing.view import Viewed
+from graphreg.errors import GraphRegError
+from graphreg.ir import Site, dtype_text, shape_text
+from graphreg.planning import selected
+from graphreg.regularizer import Regularizer, Splice, build, registered
+
+SCRIPTS = ("selector.js", "spacing.js", "scene.js", "page.js")
+
+
+def page(seen: Viewed, shown: Picture, opened: Collection[str]) -> str:
+    """The whole file; it loads nothing from elsewhere."""
+    data = {
+        "title": shown.title, "opened": sorted(opened), "regularizers": _regularizers(seen, shown),
+        "boxes": {key: _box(shown, box) for key, box in shown.boxes.items()}, "nodes": {key: _node(shown, key) for key in shown.nodes},
+        "sites": _sites(seen, shown), "rules": _rules(seen),
+    }  # fmt: skip
+    text = json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")  # no tag ends the script early
+    scripts = "\n".join(_part(name) for name in SCRIPTS)
+    content = {"title": escape(shown.title), "css": _part("page.css"), "js": scripts, "data": text}
+    return re.sub(r"\{\{(\w+)\}\}", lambda place: content[place[1]], _part("page.html"))
+
+
+def _part(name: str) -> str:
+    return (files("graphreg.drawing") / "page" / name).read_text(encoding="utf-8")
+
+
+def _number(shown: Picture, names: str) -> int:
+    return shown.colour.get(names.partition(", ")[0], -1)
+
+
+def _regularizers(seen: Viewed, shown: Picture) -> list[dict[str, Any]]:
+    found = []
+    for i, (name, regularizer) in enumerate(seen.plan.regularizers.items() if seen.plan else ()):
+        doc = (inspect.getdoc(type(regularizer)) or "").partition("\n\n")[0].replace("``", "")
+        found.append({
+            "name": name, "cls": type(regularizer).__name__, "text": shown.regularizers[name], "colour": colour(i),
+            "strength": f"{seen.strengths[name]:g}", "doc": " ".join(doc.split()), "code": formula(type(regularizer)),
+        })  # fmt: skip
+    return found
+
+
+def formula(cls: type[Regularizer]) -> str:
+    """The body of ``__call__``, which is the formula; ``""`` where its source is not at hand."""
+    try:
+        source = textwrap.dedent(inspect.getsource(cls.__call__))
+    except (OSError, TypeError):
+        return ""
+    body = textwrap.dedent(source.partition(":\n")[2]).strip()
+    return "\n".join(line for line in body.splitlines() if not line.lstrip().startswith("#"))
+
+
+def _box(shown: Picture, box: Box) -> dict[str, Any]:
+    """A module with the layers of what is in it, from the top; ``~`` begins the name of a place where a long line passes through."""
+    layers, chains = layered(shown, box)
+    return {
+        "path": box.path, "name": f"{box.path.rpartition('.')[2]} {box.op}".strip(), "op": box.op, "nodes": box.nodes,
+        "acts": {str(_number(shown, name)): count for name, count in box.acts.items()}, "lines": lines(shown, box.key),
+        "size": _room(size(shown, box.key)), "head": round(header_width(box)), "layers": layers,
+        "links": [
+            {"chain": chain, "regularizer": _number(shown, link.regularizer), "back": link.back}
+            for link, chain in zip(box.links, chains, strict=True)
+        ],
+    }  # fmt: skip
+
+
+def _room(given: tuple[float, float]) -> tuple[float, float]:
+    """A folded module on the page has a mark before its name."""
+    return given[0] + 14, given[1]
+
+
+def layered(shown: Picture, box: Box) -> tuple[list[list[str]], list[list[str]]]:
+    """Its children in layers, each in order from the left, and each line as what it goes through, downwards."""
+    _, _, spots, splines = laid_out(box, {key: size(shown, key) for key in box.children}, graphviz())
+    heights = sorted({round(y) for _, y in spots.values()})
+    rows: list[list[tuple[float, str]]] = [[] for _ in heights]
+    row = {key: heights.index(round(y)) for key, (_, y) in spots.items()}
+    for key, (x, _) in spots.items():
+        rows[row[key]].append((x, key))
+    chains = []
+    for i, (link, points) in enumerate(splines):
+        upper, lower = (link.end, link.start) if link.back else (link.start, link.end)
+        passed = range(row[upper] + 1, row[lower])
+        through = [f"~{i}.{j}" for j in passed]
+        for j, name in zip(passed, through, strict=True):
+            rows[j].append((_x_at(points, heights[j]), name))
+        chains.append([upper, *through, lower])
+    return [[key for _, key in sorted(found, key=lambda one: one[0])] for found in rows], chains
+
+
+def _x_at(points: Sequence[tuple[float, float]], height: float) -> float:
+    """Where a curve passes a height; it goes one way."""
+    best, x = float("inf"), 0.0
+    for i in range(0, len(points) - 1, 3):
+        (ax, ay), (bx, by), (cx, cy), (dx, dy) = points[i : i + 4]
+        for step in range(17):
+            t = step / 16
+            a, b, c, d = (1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t * t * (1 - t), t**3
+            off = abs(a * ay + b * by + c * cy + d * dy - height)
+            if off < best:
+                best, x = off, a * ax + b * bx + c * cx + d * dx
+    return x
+
+
+def _node(shown: Picture, key: str) -> dict[str, Any]:
+    about = shown.nodes[key]
+    kind = "end" if about["call"] in ("placeholder", "output") else about["kind"]
+    return {
+        "name": about["name"], "op": about["op"], "shape": about.get("shape", ""), "source": about.get("source", ""), "kind": kind,
+        "lines": lines(shown, key), "size": size(shown, key), "regularizer": _number(shown, about.get("regularizer", "")),
+        "site": about["name"] if kind in ("site", "end") else "", "acts_at": about.get("site", ""),
+    }  # fmt: skip
+
+
+def _sites(seen: Viewed, shown: Picture) -> list[dict[str, Any]]:
+    """Every site, drawn or not: what the rule of matching asks, and what the panel shows."""
+    found = []
+    for i, site in enumerate(seen.traced.sites):
+        about: Mapping[str, Any] = shown.nodes.get(site.name, {}) if site.kind == "value" else {}
+        edits = seen.plan.by_site.get(site.name, ()) if seen.plan else ()
+        acts = [{"regularizer": _number(shown, edit.name), "matched": edit.matched} for edit in edits]
+        found.append({
+            "id": i, **told(site), "op": site.op, "shape": shape_text(site), "dtype": dtype_text(site), "at": _at(site, shown),
+            "source": about.get("source", ""), "own_dropout": about.get("own_dropout", ""), "acts": acts,
+        })  # fmt: skip
+    return found
+
+
+def told(site: Site) -> dict[str, Any]:
+    """What the rule of matching asks of a site."""
+    labels = [
+        {"name": label.name, "op": label.op, "ports": label.ports, "default": label.default, "module": label.module}
+        for label in site.labels
+    ]
+    return {
+        "name": site.name, "names": site.names, "labels": labels, "kind": site.kind, "role": site.role, "selectable": site.selectable,
+        "norm": site.norm, "why_not": site.why_not, "used": site.used, "dims": len(site.shape or ()),
+    }  # fmt: skip
+
+
+def _at(site: Site, shown: Picture) -> str | None:
+    """Where a site is seen: its node; of a parameter the layer that runs with it, or the innermost module around it."""
+    if site.kind == "value":
+        return site.name if site.name in shown.nodes else None
+    if (layer := layer_of(shown.nodes, site.name)) is not None:
+        return layer
+    path = site.module
+    while path and f"{path}/" not in shown.boxes:
+        path = path.rpartition(".")[0]
+    return f"{path}/" if path else None
+
+
+def _rules(seen: Viewed) -> list[dict[str, Any]]:
+    """The kinds of regularizer that a selector can be tried for: those that ask for no more than a selector and a weight."""
+    found = {}
+    places = {site.name: i for i, site in enumerate(seen.traced.sites)}
+    for cls in registered().values():
+        key = cls.keys[0] if cls.keys else cls.__name__
+        weight = next((weight for weight in _weights(cls) if isinstance(_built(key, weight, "**"), Regularizer)), None)
+        if cls in found or weight is None:
+            continue
+        usual = _built(key, weight, "*")
+        default = selected(seen.traced, usual, "ignore") if isinstance(usual, Regularizer) else ()
+        found[cls] = {
+            "key": key, "cls": cls.__name__, "on": cls.on, "splice": issubclass(cls, Splice), "min_dims": cls.min_dims,
+            "weight": weight, "model": seen.traced.title, "usual": cls.usual, "default": [places[site.name] for site in default],
+            "needs": "" if isinstance(usual, Regularizer) else usual,
+        }  # fmt: skip
+    return list(found.values())
+
+
+def _weights(cls: type[Regularizer]) -> tuple[float, ...]:
+    """A usual weight, and others, for a kind that does not allow it."""
+    return (0.1 if issubclass(cls, Splice) else 1e-4, 0.0, 0.5, 1.0)
+
+
+def _built(key: str, weight: float, pattern: str) -> Regularizer | str:
+    """The regularizer, or why it is refused: its range, or a selector that must be named."""
+    try:
+        return build(key, weight=weight, pattern=pattern)
+    except GraphRegError as error:
+        return str(error)

@@ -1,0 +1,157 @@
+"""The arrangement: where everything stands, found by Graphviz's dot, one open module at a time, from the innermost out.
+
+dot comes with the wheel of pygraphviz. A module that is laid out is one node of fixed size for the module around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from graphreg.drawing.scene import IN, OUT, Box, Link, Picture, lines, text_width
+from graphreg.errors import GraphRegError
+
+PAD, HEADER, BAND, INCH = 12.0, 20.0, 14.0, 72.0
+RANKS, NODES = 26.0, 16.0  # the room between ranks, and between neighbours
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Rectangle:
+    """In pixels, y downwards; the corner is the upper left one."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+
+    def moved(self, x: float, y: float) -> Rectangle:
+        return Rectangle(self.x + x, self.y + y, self.width, self.height)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Cubic: a first point, then three for each piece. ``arrow``: whether it ends at a thing, and not at a border from inside."""
+
+    link: Link
+    points: tuple[Point, ...]
+    arrow: bool
+
+    def moved(self, x: float, y: float) -> Curve:
+        return Curve(self.link, tuple((px + x, py + y) for px, py in self.points), self.arrow)
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """By key, outer boxes before what is in them."""
+
+    width: float
+    height: float
+    places: Mapping[str, Rectangle]
+    curves: tuple[Curve, ...]
+
+
+def graphviz() -> Any:
+    """The package that has dot in it."""
+    try:
+        import pygraphviz  # noqa: PLC0415
+    except ImportError:
+        raise GraphRegError(
+            "drawings are laid out by pygraphviz, which is not installed: pip install 'graphreg[draw]'. A .dot file needs nothing."
+        ) from None
+    return pygraphviz
+
+
+def arrange(shown: Picture, opened: Collection[str]) -> Arrangement:
+    """Where all that is visible stands, with these boxes open. Raises GraphRegError where pygraphviz is not installed."""
+    return _box(shown, shown.boxes["/"], opened, graphviz())
+
+
+def size(shown: Picture, key: str) -> tuple[float, float]:
+    """Of a node or a folded module, in pixels."""
+    first, second = lines(shown, key)
+    badges = bool(key in shown.boxes and shown.boxes[key].acts)
+    wide = max(text_width(first) * 1.1, text_width(second) * 0.9, 14.0 * len(shown.boxes[key].acts) * 2 if badges else 0)
+    return round(wide + 18), (36.0 if second else 24.0) + (16.0 if badges else 0)
+
+
+def header_width(box: Box) -> float:
+    """What the title of an open box needs."""
+    return 1.1 * text_width(f"▾ {box.path.rpartition('.')[2]} {box.op}") + 20
+
+
+def _box(shown: Picture, box: Box, opened: Collection[str], pgv: Any) -> Arrangement:
+    """An open box by itself, its upper left corner at 0, 0."""
+    inner = {key: _box(shown, shown.boxes[key], opened, pgv) for key in box.children if key in opened}
+    sizes = {key: (inner[key].width, inner[key].height) if key in inner else size(shown, key) for key in box.children}
+    wide, tall, spots, splines = laid_out(box, sizes, pgv)
+    top = HEADER if box.path else 0.0
+    band_in, band_out = (BAND if any(pin in (a.start, a.end) for a in box.links) else 0.0 for pin in (IN, OUT))
+    width = max(wide + 2 * PAD, header_width(box) if box.path else 0.0)
+    left, above = (width - wide) / 2, top + band_in + PAD / 2
+    height = above + tall + PAD / 2 + band_out
+    places = {box.key: Rectangle(0, 0, width, height)}
+    curves = [Curve(link, points, link.end != OUT).moved(left, above) for link, points in splines]
+    for key, (x, y) in spots.items():
+        if key == IN:
+            curves.insert(0, Curve(Link(IN, IN, _through(box, IN)), bend((width / 2, top), (x + left, y + above)), False))
+        elif key == OUT:
+            curves.append(Curve(Link(OUT, OUT, _through(box, OUT)), bend((x + left, y + above), (width / 2, height)), False))
+        elif key in inner:
+            dx, dy = x + left - sizes[key][0] / 2, y + above - sizes[key][1] / 2
+            places |= {name: place.moved(dx, dy) for name, place in inner[key].places.items()}
+            curves += [curve.moved(dx, dy) for curve in inner[key].curves]
+        else:
+            places[key] = Rectangle(x + left - sizes[key][0] / 2, y + above - sizes[key][1] / 2, *sizes[key])
+    return Arrangement(width, height, places, tuple(curves))
+
+
+def _through(box: Box, pin: str) -> str:
+    """The regularizer whose colour all lines through an end of the module's own lines have; "" where they differ."""
+    first, *more = {link.regularizer for link in box.links if pin in (link.start, link.end)}
+    return "" if more else first
+
+
+def bend(start: Point, end: Point) -> tuple[Point, ...]:
+    """From above to below, leaving and arriving upright."""
+    half = (start[1] + end[1]) / 2
+    return start, (start[0], half), (end[0], half), end
+
+
+def laid_out(
+    box: Box, sizes: Mapping[str, tuple[float, float]], pgv: Any
+) -> tuple[float, float, dict[str, Point], list[tuple[Link, tuple[Point, ...]]]]:
+    """By dot: the width and height of a box's content, the middle of each thing in it, and the lines as cubic curves."""
+    graph = pgv.AGraph(directed=True, strict=False, ranksep=RANKS / INCH, nodesep=NODES / INCH, splines="true")
+    ids = {key: f"n{i}" for i, key in enumerate([*box.children, IN, OUT])}
+    for key, (width, height) in sizes.items():
+        graph.add_node(ids[key], label="", shape="box", fixedsize="true", width=width / INCH, height=height / INCH)
+    pins = {pin for link in box.links for pin in (link.start, link.end) if pin in (IN, OUT)}
+    for pin in sorted(pins):
+        graph.add_node(ids[pin], label="", shape="point", width=0.01, height=0.01)
+        graph.add_subgraph([ids[pin]], rank="source" if pin == IN else "sink")
+    for i, link in enumerate(box.links):
+        upper, lower = (link.end, link.start) if link.back else (link.start, link.end)
+        graph.add_edge(
+            ids[upper], ids[lower], key=str(i), arrowhead="none", weight=1 if link.regularizer else 3,
+            **({} if upper == IN else {"tailport": "s"}), **({} if lower == OUT else {"headport": "n"}),
+        )  # fmt: skip
+    graph.layout(prog="dot")
+    left, bottom, right, top = map(float, graph.graph_attr["bb"].split(","))
+    spots = {key: _point(graph.get_node(ids[key]).attr["pos"], left, top) for key in [*sizes, *sorted(pins)]}
+    curves = []
+    for i, link in enumerate(box.links):
+        upper, lower = (link.end, link.start) if link.back else (link.start, link.end)
+        points = tuple(_point(text, left, top) for text in graph.get_edge(ids[upper], ids[lower], key=str(i)).attr["pos"].split())
+        if upper == IN:  # dot ends a line at the border of its point, where nothing is seen
+            points = (spots[IN], *points[1:])
+        if lower == OUT:
+            points = (*points[:-1], spots[OUT])
+        curves.append((link, points[::-1] if link.back else points))
+    return right - left, top - bottom, spots, curves
+
+
+def _point(text: str, left: float, top: float) -> Point:
+    x, y = map(float, text.split(","))
+    return x - left, top - y

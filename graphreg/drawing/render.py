@@ -1,0 +1,202 @@
+"""The drawing as SVG text, and as PNG from that: boxes, lines and letters from an arrangement."""
+from __future__ import annotations
+
+import colorsys
+import re
+from collections.abc import Collection, Iterator
+from functools import cache
+from html import escape
+
+from graphreg.drawing.layout import HEADER, Arrangement, Curve, Rectangle
+from graphreg.drawing.scene import Picture, lines, text_width
+from graphreg.errors import GraphRegError
+
+MARGIN, ROW = 16.0, 18.0
+LARGEST = 16384  # points of a side of a .png: what viewers still open
+FONT = "DejaVu Sans Mono, Menlo, Consolas, Liberation Mono, Courier New, monospace"
+# Okabe & Ito's colours for all kinds of sight, without black and yellow; more are made where more are needed.
+COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+STYLE = f"""
+text {{ font-family: {FONT}; font-size: 11px; fill: #1f2328 }}
+.second {{ font-size: 9px; fill: #59636e }} .title {{ font-size: 13px; font-weight: bold }}
+.box {{ fill: #57606a; fill-opacity: .05; stroke: #8c959f }} .head {{ fill: #57606a; fill-opacity: .14 }}
+.site, .call {{ fill: #ffffff; stroke: #57606a }} .folded {{ fill: #eaeef2; stroke: #57606a; stroke-width: 1.6 }}
+.end {{ fill: #24292f; stroke: #24292f }} .end + text, .end + text + text {{ fill: #ffffff }}
+.line {{ fill: none; stroke: #6e7781; stroke-width: 1.1 }} .arrow {{ fill: #6e7781 }}
+""".strip()
+
+
+def colour(number: int) -> str:
+    """A regularizer's, as ``#rrggbb``."""
+    return COLOURS[number] if number < len(COLOURS) else "#" + "".join(f"{part:02x}" for part in _further()[number % len(_further())])
+
+
+@cache
+def _further() -> list[tuple[int, ...]]:
+    """The known colours, and each time the one that is farthest from all before it, of all hues in three degrees of lightness."""
+    found = [tuple(int(text[i : i + 2], 16) for i in (1, 3, 5)) for text in COLOURS]
+    wheel = [colorsys.hls_to_rgb(hue / 48, lightness, 0.6) for hue in range(48) for lightness in (0.28, 0.42, 0.58)]
+    left = [tuple(round(255 * part) for part in rgb) for rgb in wheel]
+    while left:
+        found.append(max(left, key=lambda one: min(_far(one, other) for other in found)))
+        left.remove(found[-1])
+    return found
+
+
+def _far(one: tuple[int, ...], other: tuple[int, ...]) -> float:
+    """How unlike two colours look: the differences of red, green and blue weighted by how the eye weighs them (Riemersma's formula)."""
+    red = (one[0] + other[0]) / 2
+    squares = [(a - b) ** 2 for a, b in zip(one, other, strict=True)]
+    return (2 + red / 256) * squares[0] + 4 * squares[1] + (2 + (255 - red) / 256) * squares[2]
+
+
+def svg(shown: Picture, arranged: Arrangement, opened: Collection[str]) -> str:
+    """The whole drawing, with a legend above it where there are additions."""
+    legend = [(name, f"{name}: {text}") for name, text in shown.regularizers.items()]
+    head = MARGIN + ROW * (1 + len(legend)) + 6
+    width = max(arranged.width, 1.3 * text_width(shown.title), *(1.1 * text_width(text) + 20 for _, text in legend)) + 2 * MARGIN
+    left = (width - arranged.width) / 2
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{head + arranged.height + MARGIN:.0f}" '
+        f'viewBox="0 0 {width:.1f} {head + arranged.height + MARGIN:.1f}">',
+        f"<style>{STYLE}</style>",
+        '<rect width="100%" height="100%" fill="#ffffff"/>',
+        _text(MARGIN, MARGIN + 12, shown.title, "title"),
+    ]
+    for i, (name, text) in enumerate(legend, 1):
+        y = MARGIN + ROW * i
+        parts.append(f'<rect x="{MARGIN}" y="{y + 4}" width="12" height="12" rx="3" {tint(shown, name)}/>')
+        parts.append(_text(MARGIN + 20, y + 14, text))
+    parts.append(f'<g transform="translate({left:.1f} {head:.1f})">')
+    places = {key: place for key, place in arranged.places.items() if key != "/"}
+    parts += [_open(shown, key, place) for key, place in places.items() if key in opened]
+    parts += [_curve(shown, curve) for curve in arranged.curves]
+    parts += [_thing(shown, key, place) for key, place in places.items() if key not in opened]
+    return "\n".join([*parts, "</g>", "</svg>", ""])
+
+
+def png(text: str) -> bytes:
+    """The same as a picture of points, at twice the size, or smaller where a side would be above ``LARGEST`` points.
+
+    Raises GraphRegError without resvg-py, or without a font.
+    """
+    try:
+        import resvg_py  # noqa: PLC0415
+    except ImportError:
+        raise GraphRegError("a .png is made by resvg-py, which is not installed: pip install 'graphreg[draw]'.") from None
+    frame = '<svg xmlns="http://www.w3.org/2000/svg" width="20" height="20">{}</svg>'
+    letter = f'<text y="15" style="font-family: {FONT}">M</text>'
+    if bytes(resvg_py.svg_to_bytes(svg_string=frame.format(letter))) == bytes(resvg_py.svg_to_bytes(svg_string=frame.format(""))):
+        raise GraphRegError("no font is installed, and a .png would have no letters (Debian: fonts-dejavu-core). Draw .svg instead.")
+    longest = max(map(int, re.findall(r'(?:width|height)="(\d+)"', text)[:2]))
+    return bytes(resvg_py.svg_to_bytes(svg_string=text, zoom=min(2.0, LARGEST / longest)))
+
+
+def tint(shown: Picture, name: str) -> str:
+    """The fill and the border of an addition."""
+    number = shown.colour.get(name.partition(", ")[0])
+    found = colour(number) if number is not None else "#6e7781"
+    return f'fill="{found}" fill-opacity=".25" stroke="{found}" stroke-width="1.4"'
+
+
+def _text(x: float, y: float, text: str, style: str = "", middle: bool = False) -> str:
+    kind = (f' class="{style}"' if style else "") + (' text-anchor="middle"' if middle else "")
+    return f'<text x="{x:.1f}" y="{y:.1f}"{kind}>{escape(text)}</text>'
+
+
+def _rect(place: Rectangle, style: str, round_by: float = 4.0) -> str:
+    size = f'width="{place.width:.1f}" height="{place.height:.1f}"'
+    return f'<rect x="{place.x:.1f}" y="{place.y:.1f}" {size} rx="{round_by}" {style}/>'
+
+
+def _open(shown: Picture, key: str, place: Rectangle) -> str:
+    box = shown.boxes[key]
+    head = Rectangle(place.x, place.y, place.width, HEADER)
+    name = f"{box.path.rpartition('.')[2]} {box.op}".strip()
+    shapes = _rect(place, 'class="box"') + _rect(head, 'class="head"')
+    return f'<g data-key="{escape(key)}">{shapes}{_text(place.x + 8, place.y + 14, name)}<title>{escape(box.path)}</title></g>'
+
+
+def _thing(shown: Picture, key: str, place: Rectangle) -> str:
+    """A node, or a module that is folded, with a dot and a count for each regularizer in it."""
+    first, second = lines(shown, key)
+    middle, about = place.x + place.width / 2, shown.nodes.get(key, {})
+    kind = "folded" if key in shown.boxes else "end" if about.get("call") in ("placeholder", "output") else str(about["kind"])
+    style = tint(shown, about["regularizer"]) if kind == "addition" else f'class="{kind}"'
+    round_by = 12.0 if kind in ("end", "addition") else 4.0
+    parts = [_rect(place, style, round_by), _text(middle, place.y + 15, first, middle=True)]
+    if second:
+        parts.append(_text(middle, place.y + 28, second, "second", middle=True))
+    if kind == "folded" and (acts := shown.boxes[key].acts):
+        start = middle - 14.0 * len(acts)
+        for i, (name, count) in enumerate(acts.items()):
+            x, y = start + 28 * i, place.y + 37
+            parts.append(f'<circle cx="{x + 5:.1f}" cy="{y + 4:.1f}" r="4" {tint(shown, name)}/>')
+            parts.append(_text(x + 12, y + 8, str(count), "second"))
+    full = about.get("source", "") and f" ({about['source']})"
+    title = shown.boxes[key].path if key in shown.boxes else f"{about['name']}{full}"
+    return f'<g data-key="{escape(key)}">{"".join(parts)}<title>{escape(title)}</title></g>'
+
+
+def _curve(shown: Picture, curve: Curve) -> str:
+    """A line; a head where it arrives at something."""
+    (x, y), *rest = curve.points
+    number = shown.colour.get(curve.link.regularizer.partition(", ")[0])
+    found = f' style="stroke: {colour(number)}"' if number is not None else ""
+    pieces = [f"C{' '.join(f'{px:.1f} {py:.1f}' for px, py in rest[i : i + 3])}" for i in range(0, len(rest), 3)]
+    line = f'<path class="line" d="M{x:.1f} {y:.1f}{"".join(pieces)}"{found}/>'
+    if not curve.arrow:
+        return line
+    (x, y), down = rest[-1], -1 if curve.link.back else 1
+    fill = f' style="fill: {colour(number)}"' if number is not None else ""
+    return f'{line}<path class="arrow" d="M{x:.1f} {y:.1f}l-3.2 {-6 * down}h6.4z"{fill}/>'
+
+
+
+
+def dot(shown: Picture, opened: Collection[str]) -> str:
+    """A ``digraph`` of what is visible with these boxes open."""
+    legend = "".join(f"\\l{_escaped(f'{name}: {text}')}" for name, text in shown.regularizers.items())
+    head = [
+        f"digraph {quoted(shown.title)} {{",
+        f'  graph [label="{_escaped(shown.title)}{legend}\\l", labelloc=t, labeljust=l, fontname="monospace", compound=true]',
+        '  node [shape=box, style=rounded, fontname="monospace", fontsize=11]',
+    ]
+    return "\n".join([*head, *_content(shown, "/", opened, "  "), *_lines(shown, opened), "}", ""])
+
+
+def quoted(text: str) -> str:
+    return f'"{_escaped(text)}"'
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"')
+
+
+def _content(shown: Picture, key: str, opened: Collection[str], indent: str) -> Iterator[str]:
+    for child in shown.boxes[key].children:
+        first, second = lines(shown, child)
+        if child in opened:
+            yield f"{indent}subgraph {quoted(f'cluster {child}')} {{"
+            yield f"{indent}  label={quoted(first)}"
+            yield from _content(shown, child, opened, f"{indent}  ")
+            yield f"{indent}}}"
+            continue
+        about = shown.nodes.get(child, {})
+        number = shown.colour.get(str(about.get("regularizer", "")).partition(", ")[0])
+        fill = f', style="rounded,filled", color="{colour(number)}", fillcolor="{colour(number)}40"' if number is not None else ""
+        folded = ", peripheries=2" if child in shown.boxes else ""
+        yield f'{indent}{quoted(child)} [label={quoted(first)[:-1]}\\n{_escaped(second)}"{fill}{folded}]'
+
+
+def _lines(shown: Picture, opened: Collection[str]) -> Iterator[str]:
+    """Every line of the graph between what is visible, once."""
+    visible = {key: next((box for box in shown.around(key) if box not in opened), key) for key in shown.nodes}
+    seen: dict[tuple[str, str], str] = {}
+    for start, end, name in shown.edges:
+        pair = visible[start], visible[end]
+        if pair[0] != pair[1]:
+            seen[pair] = name if seen.get(pair, name) == name else ""
+    for (start, end), name in seen.items():
+        number = shown.colour.get(name.partition(", ")[0])
+        yield f"  {quoted(start)} -> {quoted(end)}" + (f' [color="{colour(number)}"]' if number is not None else "")

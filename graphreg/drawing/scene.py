@@ -1,0 +1,219 @@
+"""The picture: what of a graph is drawn, as modules within modules, and the lines at each level.
+
+A line never crosses a box: inside a module it begins or ends at the module's own border (``IN``, ``OUT``), and goes on outside.
+So each module is laid out by itself, and folding one changes nothing inside another.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import networkx as nx
+
+from graphreg.drawing.graph import as_networkx
+from graphreg.drawing.view import Viewed
+
+IN, OUT = "<", ">"
+ROOM = 60  # so many things are unfolded at first, as far as whole depths of modules go
+WIDE = 6.2  # of a letter, in pixels, at a font size of 10
+
+
+@dataclass(frozen=True)
+class Link:
+    """A line between two children of one box, or the box's border. ``back``: against the order of the graph."""
+
+    start: str
+    end: str
+    regularizer: str = ""
+    back: bool = False
+
+
+@dataclass
+class Box:
+    """A module: the keys of what is directly in it, in the order of the graph. A box's key is its path and a slash."""
+
+    path: str
+    op: str
+    children: list[str] = field(default_factory=list)
+    links: list[Link] = field(default_factory=list)
+    acts: Counter[str] = field(default_factory=Counter)  # by regularizer: at how many sites inside
+    nodes: int = 0
+
+    @property
+    def key(self) -> str:
+        return f"{self.path}/"
+
+    @property
+    def depth(self) -> int:
+        return self.path.count(".") + 1 if self.path else 0
+
+
+@dataclass(frozen=True)
+class Picture:
+    """``nodes``: what is drawn, with the attributes of ``to_networkx``; ``boxes``: by key, the whole model's first."""
+
+    title: str
+    nodes: Mapping[str, Mapping[str, Any]]
+    boxes: Mapping[str, Box]
+    edges: tuple[tuple[str, str, str], ...]  # from, to, the regularizer
+    regularizers: Mapping[str, str]  # by name, what the legend says of each
+
+    @cached_property
+    def colour(self) -> dict[str, int]:
+        """The number of each regularizer's colour."""
+        return {name: i for i, name in enumerate(self.regularizers)}
+
+    def around(self, key: str) -> tuple[str, ...]:
+        """The boxes that a node is in, from the whole model's."""
+        return boxes_around(self.nodes[key]["box"])
+
+
+def boxes_around(path: str) -> tuple[str, ...]:
+    """The keys of the boxes down to the one at a path."""
+    parts = path.split(".") if path else []
+    return tuple(f"{'.'.join(parts[:i])}/" for i in range(len(parts) + 1))
+
+
+def picture(seen: Viewed) -> Picture:
+    """What is drawn of a model: the sites, what returns several, and the additions that act at a site."""
+    graph = as_networkx(seen)
+    classes = dict(line.split("\t") for line in graph.graph["modules"].split("\n") if line)
+    drawn = _drawn(graph)
+    boxes = {"/": Box("", seen.title)}
+    chains = {key: _chain(key, attributes["box"], boxes, classes) for key, attributes in drawn.nodes(data=True)}
+    place = {child: i for i, child in enumerate(dict.fromkeys(key for chain in chains.values() for key in chain))}
+    for key, attributes in drawn.nodes(data=True):
+        for box in chains[key][:-1]:
+            boxes[box].nodes += 1
+            if attributes.get("added") in ("splice", "measure", "read"):
+                boxes[box].acts[attributes["regularizer"]] += 1
+    links: dict[str, dict[tuple[str, str], str]] = {key: {} for key in boxes}
+    for start, end, edge in drawn.edges(data=True):
+        for box, pair in _levels(chains[start], chains[end]):
+            known = links[box].get(pair, edge["regularizer"])
+            links[box][pair] = known if known == edge["regularizer"] else ""
+    for key, found in links.items():
+        for (start, end), name in found.items():
+            back = start != IN and end != OUT and place[start] > place[end]
+            boxes[key].links.append(Link(start, end, name, back))
+    edges = tuple((start, end, edge["regularizer"]) for start, end, edge in drawn.edges(data=True))
+    return Picture(seen.heading, {key: drawn.nodes[key] for key in drawn}, boxes, edges, _legend(seen))
+
+
+def _legend(seen: Viewed) -> dict[str, str]:
+    told = {}
+    for name, regularizer in seen.plan.regularizers.items() if seen.plan else ():
+        count = len(seen.plan.of(name)) if seen.plan else 0
+        sites = f"{count} site{'s' * (count != 1)}"
+        told[name] = f"{type(regularizer).__name__} {seen.strengths[name]:g} on {regularizer.pattern!r}, {sites}"
+    return told
+
+
+def _drawn(graph: nx.DiGraph[str]) -> nx.DiGraph[str]:
+    """Without sizes, keys, unread inputs and totals of what is measured site by site; these the other outputs have."""
+    drawn: nx.DiGraph[str] = graph.copy()
+    attributes = drawn.nodes
+    measured = {a["regularizer"] for _, a in graph.nodes(data=True) if a.get("added") in ("measure", "read")}
+    for key in reversed(list(graph)):
+        about = attributes[key]
+        added, why_not, read = about.get("added"), about.get("why_not"), list(drawn.successors(key))
+        if added in ("attach", "attached") or (why_not == "a tuple" and read and about["op"] == "getitem"):
+            _bypass(drawn, key)
+        elif about["kind"] == "other" and read and all(attributes[reader]["kind"] == "output" for reader in read):
+            _bypass(drawn, key)  # the object that the model returns
+        elif (
+            added == "key" or (added == "total" and about["regularizer"] in measured)
+            or why_not == "no tensor" or about["kind"] in ("other", "read")
+            or (not read and (why_not == "a tuple" or about["call"] == "placeholder"))
+        ):  # fmt: skip
+            drawn.remove_node(key)
+    for key in list(drawn):
+        about = attributes[key]
+        if about.get("added") == "total":  # of values that are measured together; that it is returned is said of no other penalty either
+            drawn.remove_edges_from([(key, end) for end in list(drawn.successors(key)) if attributes[end]["kind"] == "output"])
+        if about.get("added") == "read" and (layer := layer_of(attributes, about["site"])) is not None:
+            drawn.add_edge(layer, key, regularizer=about["regularizer"])
+    return drawn
+
+
+def layer_of(nodes: Mapping[str, Mapping[str, Any]], parameter: str) -> str | None:
+    """The first node that runs with a parameter: the layer that has it, or the model's own read of it."""
+    for key, about in nodes.items():
+        runs = about["call"] == "call_module" and about["kind"] != "addition" and parameter.startswith(f"{about['target']}.")
+        if runs or (about["call"] == "get_attr" and about["kind"] == "site" and about["target"] == parameter):
+            return key
+    return None
+
+
+def _bypass(graph: nx.DiGraph[str], key: str) -> None:
+    for before, _, edge in list(graph.in_edges(key, data=True)):
+        for after in list(graph.successors(key)):
+            if not graph.has_edge(before, after):
+                graph.add_edge(before, after, **edge)
+    graph.remove_node(key)
+
+
+def _chain(key: str, path: str, boxes: dict[str, Box], classes: Mapping[str, str]) -> tuple[str, ...]:
+    """The boxes that a node is in, from the whole model's, and its own key last; each is entered in the one around it."""
+    chain = (*boxes_around(path), key)
+    for outer, inner in pairwise(chain):
+        if inner != key and inner not in boxes:
+            boxes[inner] = Box(inner[:-1], classes.get(inner[:-1], ""))
+        if inner == key or inner not in boxes[outer].children:
+            boxes[outer].children.append(inner)
+    return chain
+
+
+def _levels(start: tuple[str, ...], end: tuple[str, ...]) -> list[tuple[str, tuple[str, str]]]:
+    """The pieces of a line, each with the box that it is in."""
+    shared = 0
+    while start[shared + 1] == end[shared + 1]:  # two nodes: their own keys, which come last, differ
+        shared += 1
+    pieces = [(start[shared], (start[shared + 1], end[shared + 1]))]
+    pieces += [(box, (child, OUT)) for box, child in zip(start[shared + 1 : -1], start[shared + 2 :], strict=True)]
+    pieces += [(box, (IN, child)) for box, child in zip(end[shared + 1 : -1], end[shared + 2 :], strict=True)]
+    return pieces
+
+
+def unfolded(shown: Picture, level: int | None = None) -> frozenset[str]:
+    """The boxes that are open: those above that depth, or as many whole depths as there is room for."""
+    if level is not None:
+        return frozenset(key for key, box in shown.boxes.items() if box.depth < level)
+    opened = frozenset(("/",))
+    for depth in range(1, 1 + max(box.depth for box in shown.boxes.values())):
+        more = opened | {key for key, box in shown.boxes.items() if box.depth <= depth}
+        if sum(child not in more for key in more for child in shown.boxes[key].children) > ROOM:
+            return opened
+        opened = more
+    return opened
+
+
+def lines(shown: Picture, key: str) -> tuple[str, str]:
+    """The two lines of text of a node or a folded module."""
+    if key in shown.boxes:
+        box = shown.boxes[key]
+        return f"{box.path.rpartition('.')[2]} {box.op}".strip(), f"{box.nodes} inside"
+    about = shown.nodes[key]
+    if about["kind"] == "addition":
+        strength = f" {about['strength']:g}" if "strength" in about else ""
+        if about["added"] == "track":
+            return about["regularizer"], f"wrt {about['site']}"
+        what = about["site"].rpartition(".")[2] if about["added"] == "read" else about["op"]
+        return about["regularizer"] or about["added"], f"{what}{strength}"
+    whole = about["target"] if about["call"] == "get_attr" else about["name"]  # a read goes by what it reads
+    name = whole.removeprefix(f"{about['box']}.") if about["box"] else whole
+    if about["target"] == "getitem" and about["op"] != "getitem" and ":" not in name:  # its module is drawn, too, under that name
+        name += ":out"
+    own = f"own: {about['own_dropout']}" if "own_dropout" in about else ""
+    return name, " ".join(filter(None, [about["op"] if about["op"] != name else "", about.get("shape", ""), own]))
+
+
+def text_width(text: str) -> float:
+    """In pixels, at a font size of 10, of a monospaced font; letters of East Asia count twice."""
+    return WIDE * sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)

@@ -1,0 +1,106 @@
+"""What is looked at: a model, a trace, a plan for it, or a rewritten module, brought to one graph with its sites."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from torch import fx, nn
+
+from graphreg.errors import GraphRegError
+from graphreg.ir import Site
+from graphreg.planning import Plan
+from graphreg.rewriting import rewrite, strip
+from graphreg.runtime import graphs_of, knobs_of, rewritten, rules_of, strengths
+from graphreg.tracing import Traced, trace
+
+Mode = Literal["train", "eval"]
+Drawable = nn.Module | Traced | Plan
+
+
+@dataclass(frozen=True)
+class Viewed:
+    """``graph``: with the additions in it; ``forward``: whose it is, ``both``, ``train`` or ``eval``; ``traced``: without them."""
+
+    traced: Traced
+    graph: fx.Graph
+    forward: str
+    plan: Plan | None
+    strengths: Mapping[str, float]
+
+    @property
+    def title(self) -> str:
+        return self.plan.title if self.plan else self.traced.title
+
+    @property
+    def heading(self) -> str:
+        """The title, and the mode where the two forwards differ."""
+        return self.title if self.forward == "both" else f"{self.title}, in {self.forward} mode"
+
+    @cached_property
+    def sites(self) -> dict[str, Site]:
+        """The model's own, by name."""
+        return {site.name: site for site in self.traced.sites}
+
+
+def viewed(given: Drawable, plan: Plan | None = None, example_inputs: Any = None, mode: Mode = "train") -> Viewed:
+    """Whatever is given, as one graph. A plan is applied to a copy, so what is seen is what the rewrite makes; by itself it is that of
+    the trace that it was made for.
+
+    Raises GraphRegError for what is none of these, for an unknown mode and for a plan of another model.
+    """
+    if mode not in ("train", "eval"):
+        raise GraphRegError(f"mode={mode!r} is unknown; it is 'train' or 'eval', for a model whose two forwards differ.")
+    if isinstance(given, Plan):
+        if plan is not None:
+            raise GraphRegError("two plans are given. Give one of them, or the trace that plan= is for.")
+        if given.traced is None:
+            raise GraphRegError(f"this plan for {given.title} has no traced model with it. Give the trace, and the plan as plan=.")
+        _refuse(example_inputs, "a plan")
+        return _traced(given.traced, given, mode)
+    if plan is not None and not isinstance(plan, Plan):
+        raise GraphRegError(f"plan= takes what graphreg.plan gives, not {type(plan).__name__}.")
+    if knobs_of(given) is not None:
+        raise GraphRegError(
+            "a backend has several graphs, and they belong to torch.compile. graphreg.report tells of them; to see the model as one "
+            "graph, give the model itself, or what graphreg.regularize makes of it."
+        )
+    if isinstance(given, Traced):
+        _refuse(example_inputs, "a trace")
+        return _traced(given, plan, mode)
+    if not isinstance(given, nn.Module):
+        raise GraphRegError(f"{type(given).__name__} has no graph. Give a model, what graphreg.trace gives, or what regularize returned.")
+    module = _rewritten(given)
+    if module is None:
+        return _traced(trace(given, example_inputs), plan, mode)
+    _refuse(example_inputs, "a rewritten module")
+    if plan is not None:
+        raise GraphRegError("this module is rewritten already, and plan= is for a trace. graphreg.trace(graphreg.strip(module)) is one.")
+    return _viewed(trace(strip(module)), graphs_of(module), rules_of(module).about[0], strengths(module), mode)
+
+
+def _refuse(example_inputs: Any, what: str) -> None:
+    if example_inputs is not None:
+        raise GraphRegError(f"example_inputs= is for a model that is not traced yet; {what} knows what it was traced with. Leave it out.")
+
+
+def _traced(traced: Traced, plan: Plan | None, mode: Mode) -> Viewed:
+    if plan is None:
+        return _viewed(traced, traced.graphs, None, {}, mode)
+    module = rewrite(traced, plan, rng=0)  # a seed, so that no draw is taken from the user's generator
+    return _viewed(traced, graphs_of(module), plan, strengths(module), mode)
+
+
+def _viewed(traced: Traced, graphs: Mapping[str, fx.Graph], plan: Plan | None, now: Mapping[str, float], mode: Mode) -> Viewed:
+    name = "both" if "both" in graphs else mode
+    return Viewed(traced, graphs[name], name, plan, now)
+
+
+def _rewritten(given: nn.Module) -> fx.GraphModule | None:
+    """The rewritten module with additions in it, also in its wrappers; None for any other."""
+    try:
+        return rewritten(given)
+    except GraphRegError:
+        return None

@@ -1,0 +1,242 @@
+"""A backend of torch.compile that regularizes: the engine's passes on each graph that Dynamo captures of a model.
+
+What Dynamo breaks into several graphs stays one model here: sites are named over all graphs of a call, a penalty is a mean over
+the sites of all, and each stream counts its own draws.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._dynamo.symbolic_convert import InstructionTranslator
+
+from graphreg.dynamo_backend.call import Call, Measurer
+from graphreg.dynamo_backend.guards import Watched, guard
+from graphreg.dynamo_backend.streams import Streams
+from graphreg.dynamo_backend.subgraph import Inner, Maker, Part
+from graphreg.dynamo_backend.union import check_selectors, told
+from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, TraceError, near_sentence, raising
+from graphreg.ir import RULES, Missing, brought
+from graphreg.planning import OwnDropout, check_count, check_trainable, selected
+from graphreg.regularizer import Penalty, Regularizer
+from graphreg.reporting import Report
+from graphreg.runtime import Knobs, Penalties, Scale
+from graphreg.torch_internals import Changes, Entry, Functions, entry, place_of, root_of, same_modules
+from graphreg.tracing import Traced
+
+
+class Backend(Knobs):
+    """What ``graphreg.backend`` gives: a backend of torch.compile, for one model. ``parts``: the graphs, in the order of capture."""
+
+    __name__ = "graphreg"
+
+    def __init__(
+        self, regularizers: Mapping[str, Regularizer], seed: int, inner: Inner, missing: Missing, penalties: Penalties,
+        scale: Scale | None, own_dropout: OwnDropout,
+    ) -> None:  # fmt: skip
+        self.regularizers, self.inner, self.missing, self.own_dropout = dict(regularizers), inner, missing, own_dropout
+        self.attaches, self.scale = penalties == "attach", scale
+        self.streams = Streams(seed)
+        self.model: nn.Module | None = None
+        self.title = ""
+        self.parts: list[Part] = []
+        self.forced, self.complete = False, False
+        self._strengths = {name: torch.tensor([r.weight], dtype=torch.float64) for name, r in regularizers.items()}
+        self._measurers: dict[str, Measurer] = {}
+        self._maker: Maker | None = None
+        self._contexts: list[Any] = []  # torch.compile's records that tell us of their calls
+        self._call: Call | None = None
+        self._last: dict[str, Tensor] | None = None
+
+    # what torch.compile calls
+
+    def __call__(self, gm: fx.GraphModule, inputs: Sequence[Any], **options: Any) -> Callable[..., Any]:
+        """Compile a graph of Dynamo's. What is wrong is raised when it runs: Dynamo would wrap it in an error of its own."""
+        try:
+            if options:
+                raise RegularizerError(
+                    f"torch.compile was given {', '.join(options)} beside graphreg's backend, which takes none. "
+                    "Options of the inner backend go to graphreg.backend(options=...)."
+                )
+            return self._compiled(gm, inputs)
+        except GraphRegError as error:
+            return raising(error)
+
+    def _compiled(self, gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        translator = InstructionTranslator.current_tx()
+        call = self._current()
+        assert self.model is not None and self._maker is not None
+        paths = self._maker.paths()
+        place = place_of(gm, translator, self.model, paths)
+        part = self._maker.made(len(self.parts) + 1, gm, inputs, place, call, self.forced, self._strength)
+        guard(translator, place, Watched(list(part.owners), self._is_forced, paths if place.local is None else None))
+        self.parts.append(part)
+        return lambda *values: self._run(part, values)
+
+    def _is_forced(self) -> bool:
+        return self.forced
+
+    def _strength(self, name: str, device: torch.device) -> Tensor:
+        return brought(self._strengths[name], device)
+
+    # a call, from its first graph to its end
+
+    def _current(self) -> Call:
+        """The call that runs. Of the first call through a torch.compile that is only known as its first graph is captured."""
+        found = entry()
+        if found is None:
+            raise TraceError(
+                "graphreg's backend was not called by a call of what torch.compile made, so it does not know the model. "
+                "Compile with torch.compile(model, backend=graphreg.backend(...)) and call what that gives."
+            )
+        if not any(known is found.context for known in self._contexts):
+            self._meet(found)
+            found.cleanups.append(self._begin())
+            self._contexts.append(found.context)
+            found.context.enter_exit_hooks.append(self._begin)
+        assert self._call is not None
+        return self._call
+
+    def _meet(self, found: Entry) -> None:
+        model = root_of(found)
+        if self.model is None:
+            self._adopt(model)
+        elif model is not self.model and not same_modules(model, self.model):
+            raise GraphRegError(
+                f"this backend regularizes {self.title} already, and one backend is for one model: its noise, its penalties and its "
+                f"report are that model's. Make another with graphreg.backend for {type(model).__name__}."
+            )
+
+    def _adopt(self, model: nn.Module) -> None:
+        if getattr(model, RULES, None) is not None:
+            raise TraceError("this model is rewritten already. Compile it with another backend, or compile what graphreg.strip gives.")
+        traced = Traced(model, {}, ())
+        title = model.title if isinstance(model, Functions) else traced.title
+        weights = {name: list(selected(traced, r, self.missing)) for name, r in self.regularizers.items() if r.on == "parameters"}
+        for name, sites in weights.items():
+            check_count(self.regularizers[name], sites)
+            if isinstance(penalty := self.regularizers[name], Penalty):
+                check_trainable(traced, penalty, sites)
+        self._measurers = {
+            name: Measurer(r, name, [site.name for site in weights.get(name, ())])
+            for name, r in self.regularizers.items()
+            if isinstance(r, Penalty)
+        }
+        self.model, self.title = model, title
+        self._maker = Maker(model, {n: r for n, r in self.regularizers.items() if r.on == "values"}, self.own_dropout, self.inner, title)
+
+    def _begin(self) -> Callable[[], None]:
+        assert self.model is not None
+        outer, self._call = self._call, Call(self.model, self._strengths, self._measurers, self.attaches, self.scale)
+        self._last = None
+        self.streams.begin()
+        call, before = self._call, sys.exc_info()[1]
+        # past its limit of recompilations Dynamo runs a frame in eager, which would be a frame without its regularizers
+        strict = torch._dynamo.config.patch(fail_on_recompile_limit_hit=True)
+        strict.__enter__()
+
+        def end() -> None:
+            strict.__exit__(None, None, None)
+            self._call = outer
+            if sys.exc_info()[1] is before:  # it has not failed
+                self._end(call)
+
+        return end
+
+    def _end(self, call: Call) -> None:
+        self._last = call.totals()
+        if not self.complete:
+            check_selectors(self.parts, self.regularizers, self.own_dropout, self.missing)
+            call.check()
+            self.complete = True
+
+    # a graph that runs
+
+    def _run(self, part: Part, values: Sequence[Any]) -> Any:
+        call = self._call if self._call is not None else self._current()
+        self._require(part)
+        extra, counts = part.parameters(call.model)
+        outputs = call.taken(part.run(*values, *self._added(part, call), *extra), part.measured, part.weighed, part.broken, counts)
+        self._ran(part, call, outputs)
+        return outputs
+
+    def _require(self, part: Part) -> None:
+        """Refuse what the guards should have seen, and a second forward in backward, which would draw other masks."""
+        if any(owner.training != mode for owner, mode in zip(part.owners, part.modes, strict=True)):
+            raise GraphRegError(
+                "the mode of a module changed and torch.compile did not capture its graph again. torch.compiler.reset() has it begin anew."
+            )
+        if any(part.draws) and self.streams.held is None and torch._C._current_graph_task_id() != -1:
+            raise GraphRegError(
+                "a graph that draws masks runs inside a backward pass: activation checkpointing around it would draw other masks than "
+                "the forward did. Put forward and backward under graphreg.frozen_noise(backend), or checkpoint inside what is compiled."
+            )
+
+    def _added(self, part: Part, call: Call) -> Iterator[Tensor]:
+        if part.emitted is None or part.device is None:
+            return
+        if part.emitted.draws:
+            yield self.streams.keys(part.rows, part.draws, part.device)
+        for name in part.emitted.strengths:
+            yield brought(call.strengths[name], part.device)
+
+    def _ran(self, part: Part, call: Call, outputs: Sequence[Any]) -> None:
+        call.names.update(dict.fromkeys(part.claimed))
+        for edit in part.plan.edits:
+            for site in edit.sites:
+                call.acted.add((edit.name, site.name))
+                call.occurrences[site.name, type(edit.regularizer)] += 1
+        for place, known in part.gives.items():
+            if isinstance(outputs[place], Tensor):
+                call.made[outputs[place]] = known
+
+    # what a user asks
+
+    def penalties(self) -> dict[str, Tensor]:
+        """The penalties of the last call, already weighted: 0-d, with gradients, or detached where they are attached.
+
+        Over all graphs of the call: a mean over their sites. Raises GraphRegError before the first call has ended.
+        """
+        if self._last is None:
+            raise GraphRegError(
+                "there are no penalties yet: they are those of the last call of what torch.compile made with this backend, and none has "
+                "ended, or none had a graph. Call the compiled model first, and read them behind it."
+            )
+        return dict(self._last)
+
+    def strengths(self) -> dict[str, float]:
+        return {name: float(value) for name, value in self._strengths.items()}
+
+    def set_strength(self, name: str, value: float) -> None:
+        if name not in self.regularizers:
+            known = ", ".join(self.regularizers) or "none"
+            raise NoMatchError(f"no regularizer is named {name!r}.{near_sentence(str(name), self.regularizers)} Names: {known}.")
+        checked = dataclasses.replace(self.regularizers[name], weight=value)
+        self._strengths[name] = torch.tensor([checked.weight], dtype=torch.float64)  # a new one: backward may have kept the old
+
+    def rng_state(self) -> dict[str, Any]:
+        return self.streams.state()
+
+    def set_rng_state(self, state: Mapping[str, Any]) -> None:
+        self.streams.restore(state)
+
+    def set_ranks(self, ranks: Any) -> None:
+        self.streams.alike = ranks == "same"
+
+    def frozen_noise(self) -> AbstractContextManager[None]:
+        return self.streams.hold()
+
+    @contextmanager
+    def noise_on(self) -> Iterator[None]:
+        with Changes() as changes, changes:
+            changes.put(self, "forced", True)
+            yield
+
+    def report(self) -> Report:
+        return told(self.title, self.parts, self.regularizers, self.strengths())

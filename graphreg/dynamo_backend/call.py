@@ -1,0 +1,182 @@
+"""One call of a model that torch.compile made several graphs of: what they drew and measured, and what comes of it together."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._C._functorch import maybe_current_level
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from graphreg.dynamo_backend.capture import Known
+from graphreg.errors import GraphRegError, RegularizerError
+from graphreg.ir import brought
+from graphreg.regularizer import Penalty
+from graphreg.runtime import Scale, Total, Whole, current, refuse_twice
+
+
+class Measurer:
+    """A penalty over all graphs of a call: its measurements averaged (or summed), times its strength, as in one graph."""
+
+    def __init__(self, regularizer: Penalty, name: str, parameters: Sequence[str]) -> None:
+        self.regularizer, self.name, self.parameters = regularizer, name, tuple(parameters)
+        self.whole = "values" in regularizer.takes
+        on_parameters = regularizer.on == "parameters"
+        kind = Whole if self.whole and on_parameters else Total
+        self.leaf = kind(regularizer, name, torch.tensor([regularizer.weight], dtype=torch.float64))
+
+    def total(self, strength: Tensor, values: Sequence[Tensor], model: nn.Module) -> Tensor:
+        """0-d: of the values that the graphs gave, or of the model's parameters."""
+        self.leaf._buffers["strength"] = strength
+        if self.parameters:
+            weights = [model.get_parameter(name) for name in self.parameters]
+            if self.whole:
+                total: Tensor = self.leaf(dict(zip(self.parameters, weights, strict=True)))
+                return total
+            values = weights
+        elif self.whole:
+            if len(values) > 1:
+                raise RegularizerError(
+                    f"{self.name} looks at all of its sites at once, and this call has some in {len(values)} graphs. Select those of "
+                    "one graph; graphreg.report(backend) lists them."
+                )
+            return values[0] if values else strength[0].to(torch.float32) * 0
+        elif values:
+            dtype = torch.float64 if any(value.dtype == torch.float64 for value in values) else values[0].dtype
+            values = [value.to(values[0].device, dtype) for value in values]
+        total = self.leaf(*values)
+        return total
+
+    def is_plain(self, model: nn.Module) -> bool:
+        """Whether the parameters are there, and no tensors of another class."""
+        return all(type(model.get_parameter(name)) in (nn.Parameter, Tensor) for name in self.parameters)
+
+    def share(self, strength: Tensor, count: int) -> Tensor:
+        """The derivative of the penalty by one of ``count`` measurements: 0-d."""
+        if self.whole:
+            return torch.ones((), dtype=strength.dtype)
+        return strength[0] / (1 if getattr(self.regularizer, "reduction", "mean") == "sum" else count)
+
+
+class Call:
+    """What the graphs of one call did so far. ``strengths``: as they were when it began, by name."""
+
+    def __init__(
+        self, model: nn.Module, strengths: Mapping[str, Tensor], measurers: Mapping[str, Measurer], attaches: bool, scale: Scale | None
+    ) -> None:
+        self.model, self.strengths, self.measurers, self.attaches, self.scale = model, dict(strengths), measurers, attaches, scale
+        self.started = False
+        self.names: dict[str, None] = {}  # taken by the graphs that ran
+        self.acted: set[tuple[str, str]] = set()  # regularizer and site
+        self.occurrences: Counter[tuple[str, type]] = Counter()  # of a class of regularizer at a site
+        self.values: dict[str, list[Tensor]] = {}
+        self.trains: set[str] = set()  # the penalties that some parameter reaches
+        self.made = WeakTensorKeyDictionary()  # what a graph gave to the code behind its break, with what is known of it
+        self.totals_given: dict[str, Tensor] = {}  # of parameters, by the first graph that has them
+        self.counted = -1  # the backward pass in which the parameters' penalties have joined
+
+    def known(self, inputs: Sequence[Any]) -> dict[int, Known]:
+        """What is known of inputs that earlier graphs made, by id."""
+        return {id(value): self.made[value] for value in inputs if isinstance(value, Tensor) and value in self.made}
+
+    def weighs(self) -> dict[str, tuple[Total, tuple[str, ...]]]:
+        """The penalties on parameters that a graph captured now has in it: all, if it is the call's first, so that each is there once.
+
+        A graph takes plain parameters; those that are sharded are measured behind the call.
+        """
+        if self.started:
+            return {}
+        return {name: (m.leaf, m.parameters) for name, m in self.measurers.items() if m.parameters and m.is_plain(self.model)}
+
+    def taken(self, given: Sequence[Any], names: Sequence[str], weighed: Sequence[str], broken: bool, counts: bool) -> list[Any]:
+        """The outputs of a graph that ran, without its measurements, which are the last and belong to the penalties ``names``,
+        and without the penalties on parameters that it has, which come behind these; ``counts``: whether these are to be used.
+
+        Where penalties attach, the outputs carry them; a graph behind a break may write into its inputs, and gets copies.
+        """
+        self.started = True
+        count = len(given) - len(weighed)
+        for name, total in zip(weighed, given[count:], strict=True):
+            if counts:
+                self.totals_given.setdefault(name, total)
+        outputs, measured = list(given[: count - len(names)]), list(given[count - len(names) : count])
+        for name, value in zip(names, measured, strict=True):
+            self.values.setdefault(name, []).append(value.detach() if self.attaches else value)
+            if value.requires_grad:
+                self.trains.add(name)
+        return self._joined(outputs, names, measured, broken) if self.attaches else outputs
+
+    def _joined(self, outputs: list[Any], names: Sequence[str], measured: list[Tensor], broken: bool) -> list[Any]:
+        live = [i for i, out in enumerate(outputs) if isinstance(out, Tensor) and out.requires_grad]
+        totals = list(self.of_parameters.values())
+        if not live or not any(value.requires_grad for value in [*totals, *measured]):
+            return outputs
+        if maybe_current_level() is not None:
+            raise GraphRegError(
+                "a backend's attached penalties cannot join under a transform of torch.func. Use penalties='return' and add "
+                "backend.penalties() to the loss, or graphreg.regularize."
+            )
+        own = [outputs[i] for i in live]
+        joined = _Join.apply(self, list(names), current(self.scale), broken, len(totals), *totals, *measured, *own)  # type: ignore[no-untyped-call]
+        new = dict(zip(live, joined, strict=True))
+        return [new.get(i, out) for i, out in enumerate(outputs)]
+
+    @cached_property
+    def of_parameters(self) -> dict[str, Tensor]:
+        """The penalties on parameters, once a call, whatever graphs read them."""
+        names = [name for name, measurer in self.measurers.items() if measurer.regularizer.on == "parameters"]
+        return {name: self.totals_given[name] if name in self.totals_given else self._total(name) for name in names}
+
+    def _total(self, name: str) -> Tensor:
+        values = self.values.get(name, [])
+        device = values[0].device if values else next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        return self.measurers[name].total(brought(self.strengths[name], device), values, self.model)
+
+    def totals(self) -> dict[str, Tensor]:
+        """Every penalty of the call: 0-d, with its gradient, where it is not attached."""
+        found = {name: self.of_parameters[name] if name in self.of_parameters else self._total(name) for name in self.measurers}
+        return {name: total.detach() for name, total in found.items()} if self.attaches else found
+
+    def check(self) -> None:
+        """Refuse a penalty that would train nothing, where autograd records."""
+        idle = [name for name in self.values if name not in self.trains] if torch.is_grad_enabled() else []
+        if idle:
+            raise RegularizerError(
+                f"{idle[0]}: no parameter that can train reaches its sites, so it would change nothing. Unfreeze one, or leave it out."
+            )
+
+    def share(self, name: str, value: Tensor) -> Tensor:
+        """The derivative of the penalty ``name`` by ``value``, one of its measurements in this call: 0-d.
+
+        It is known when the call has ended: a penalty is a mean over the sites of all its graphs.
+        """
+        return self.measurers[name].share(self.strengths[name], len(self.values[name])).to(value.device, value.dtype)
+
+
+class _Join(torch.autograd.Function):
+    """The identity on a graph's outputs; in backward its measurements get their share of the penalty's gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, call: Call, names: list[str], scale: Any, copy: bool, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.call, ctx.names, ctx.scale, ctx.count = call, names, scale, count
+        ctx.save_for_backward(*tensors[: count + len(names)])
+        outputs = tensors[count + len(names) :]
+        return tuple(out.clone() if copy else out.view_as(out) for out in outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        refuse_twice()
+        tensors, task = ctx.saved_tensors, torch._C._current_graph_task_id()
+        first = ctx.call.counted != task
+        ctx.call.counted = task
+        totals = [torch.as_tensor(ctx.scale, dtype=t.dtype, device=t.device) if first else None for t in tensors[: ctx.count]]
+        values = [
+            ctx.call.share(name, value) * torch.as_tensor(ctx.scale, dtype=value.dtype, device=value.device)
+            for name, value in zip(ctx.names, tensors[ctx.count :], strict=True)
+        ]
+        return (None, None, None, None, None, *totals, *values, *grads)

@@ -1,0 +1,225 @@
+"""A graph that Dynamo captured, as the engine takes one: parameters by name, values labelled as in a trace of the model.
+
+In Dynamo's graph parameters are inputs and layers are the functions that they call. The stack of module calls at each node says
+which values are those of a module: as in a trace, a layer of torch is one site, and what happens in it is none.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx.graph import _snake_case
+
+from graphreg.ir import CELL_PORTS, COUNTED, CROSSES, IN_PLACE_NAMES, REGION, Label, Namer, add_label, is_drop_path, is_region, of_body
+from graphreg.torch_internals import AROUND, Place
+
+Call = tuple[str, str]  # a module call: its key in Dynamo's stack, the module's path
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a value that goes from one graph to another: its module's path, its labels, whether a product on data made it."""
+
+    path: str
+    labels: tuple[Label, ...]
+    deep: bool
+
+
+@dataclass(frozen=True)
+class Captured:
+    """The labelled graph. ``claimed``: the names that it took; ``crossing``: the names of values that another graph made.
+
+    ``constants``: what the graph reads and the model does not have, the bodies of Dynamo's higher-order operators.
+    """
+
+    graph: fx.Graph
+    claimed: tuple[str, ...]
+    crossing: frozenset[str]
+    constants: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Capture:
+    """Makes one of Dynamo's graph. ``paths`` and ``tensors``: of the model's modules and of its parameters and buffers, by their id."""
+
+    def __init__(self, gm: fx.GraphModule, root: nn.Module, place: Place, paths: Mapping[int, str], tensors: Mapping[int, str]) -> None:
+        self.root = root
+        self.gm, self.place, self.paths, self.tensors = gm, place, paths, tensors
+        self.modules = dict(root.named_modules(remove_duplicate=False))
+        self.buffers = {name for name, _ in root.named_buffers(remove_duplicate=False)}
+        self.graph = fx.Graph()
+        self.crossing: set[str] = set()
+
+    def captured(self, inputs: Iterable[Any], known: Mapping[int, Known], taken: Iterable[str]) -> Captured:
+        """``inputs``: the values that Dynamo gives; ``known``: what is known of those that earlier graphs of the call
+        made, by id; ``taken``: the names that these took."""
+        namer = Namer(self.modules.keys() - {""})
+        for name in taken:
+            namer.claim(name)
+        self._copy(list(inputs), known, namer)
+        self._label_functions(namer)
+        self._label_modules(namer)
+        end = self.graph.output_node()
+        if not self.place.last:
+            end.meta[CROSSES] = True
+        names = tuple(label.name for node in self.graph.nodes if CROSSES not in node.meta for label in node.meta.get("site", ("", ()))[1])
+        reads = {str(n.target) for n in self.graph.nodes if n.op == "get_attr" and str(n.target) not in self.tensors.values()}
+        return Captured(self.graph, names, frozenset(self.crossing), {name: getattr(self.gm, name) for name in reads})
+
+    def _copy(self, inputs: list[Any], known: Mapping[int, Known], namer: Namer) -> None:
+        twins: dict[fx.Node, fx.Node] = {}
+        values = iter(inputs)
+        for node in self.gm.graph.nodes:
+            if node.op == "placeholder":
+                twins[node] = self._input(node, next(values), known, namer)
+            else:
+                twins[node] = self.graph.node_copy(node, twins.__getitem__)
+                if is_region(node) and (body := self._body(node)) is not None:
+                    twins[node].meta[REGION] = of_body(body)
+            twins[node].meta["value"] = described(node.meta.get("example_value"))
+
+    def _input(self, node: fx.Node, value: Any, known: Mapping[int, Known], namer: Namer) -> fx.Node:
+        path = self.tensors.get(id(value))
+        if path is not None:
+            read = self.graph.create_node("get_attr", path, name=node.name)
+            read.meta["site"] = ("", ())
+            return read
+        name, ports = self._argument(node)
+        own = self.place.first and name != ""
+        twin = self.graph.create_node("placeholder", name if own and not ports else node.name, name=node.name)
+        twin.meta["site"] = (self.place.path, ())
+        if not isinstance(value, torch.Tensor):
+            return twin
+        if own:
+            label = Label(name, "input", ports or ("out",), not ports)
+            namer.claim(name)
+            twin.meta["site"] = ("", (label,))
+        else:
+            made = known.get(id(value))
+            twin.meta[CROSSES] = made.deep if made is not None else value.requires_grad
+            if made is not None and made.labels:
+                twin.meta["site"] = (made.path, made.labels)
+                self.crossing.add(made.labels[0].text)
+        return twin
+
+    def _argument(self, node: fx.Node) -> tuple[str, tuple[str, ...]]:
+        """The argument that an input is, or is a part of: its name, and the keys that lead to the part."""
+        source: Any = getattr(node.meta.get("grapharg"), "source", None)
+        keys: list[str] = []
+        while hasattr(source, "base"):
+            keys.insert(0, str(getattr(source, "index", getattr(source, "member", ""))))
+            source = source.base
+        name = getattr(source, "local_name", "")
+        if self.place.code in AROUND and name in ("args", "kwargs") and keys:
+            names = list(inspect.signature(self.root.forward).parameters)
+            key = keys.pop(0)
+            name = names[min(int(key), len(names) - 1)] if name == "args" else key
+        return name, (".".join(keys),) if keys else ()
+
+    def calls(self, node: fx.Node) -> list[Call]:
+        """The module calls that the node was made in, outermost first, as far as to a layer that is one site."""
+        found: list[Call] = []
+        for key in (self._made_by(node) or node).meta.get("nn_module_stack") or {}:
+            number = str(key).partition("@")[0]
+            path = self.paths.get(int(number)) if number.isdigit() else None
+            if path:
+                found.append((str(key), path))
+                if is_layer(self.modules[path]):
+                    break
+        return found
+
+    def _made_by(self, node: fx.Node) -> fx.Node | None:
+        """Of what leaves a region that Dynamo keeps as one operator (activation checkpointing): the operation within that made it."""
+        region = node.args[0] if node.op == "call_function" and called(node)[1] == "getitem" else None
+        if not isinstance(region, fx.Node) or not is_region(region) or not isinstance(node.args[1], int):
+            return None
+        body = self._body(region)
+        values: Any = body.graph.output_node().args[0] if body is not None else ()
+        made = values[node.args[1]] if node.args[1] < len(values) else None
+        return made if isinstance(made, fx.Node) else None
+
+    def _body(self, region: fx.Node) -> fx.GraphModule | None:
+        body = getattr(self.gm, str(getattr(region.args[0], "target", "")), None)
+        return body if isinstance(body, fx.GraphModule) else None
+
+    def _label_functions(self, namer: Namer) -> None:
+        constants: set[fx.Node] = set()  # computed from buffers alone: no sites, as in a trace
+        for node in self.graph.nodes:
+            if node.op in ("placeholder", "output"):
+                continue
+            calls, read = self.calls(node), node.all_input_nodes
+            scope = calls[-1][1] if calls else self.place.path
+            node.meta["site"] = (scope, ())
+            if node.target in self.buffers if node.op == "get_attr" else read and constants.issuperset(read):
+                constants.add(node)
+            elif node.op != "get_attr" and not (calls and is_layer(self.modules[scope])):
+                base, op = called(node)
+                node.meta["site"] = (scope, (Label(namer.operation(scope, base), op),))
+
+    def _label_modules(self, namer: Namer) -> None:
+        """The value that alone leaves a module call is the module's. Where several leave, only of a cell is it known which is which."""
+        members: dict[Call, dict[fx.Node, None]] = {}
+        order = {node: i for i, node in enumerate(self.graph.nodes)}
+        for node in self.graph.nodes:
+            if node.op not in ("placeholder", "get_attr", "output"):
+                for call in self.calls(node):
+                    members.setdefault(call, {})[node] = None
+
+        def end(call: Call) -> tuple[int, int, int]:
+            first, last = next(iter(members[call])), next(reversed(members[call]))
+            return order[last], -order[first], -call[1].count(".")  # as calls return: inner before outer
+
+        for call in sorted(members, key=end):
+            leaving = [node for node in members[call] if any(user not in members[call] for user in node.users)]
+            path, kind = call[1], type(self.modules[call[1]])
+            if kind is nn.LSTMCell:
+                self._label_cell(path, [node for node in members[call] if called(node)[1] == "getitem"], namer)
+            elif len(leaving) == 1:
+                add_label(leaving[0], Label(namer.module(path), kind.__name__, module=path))
+        self._label_frame(namer)
+
+    def _label_cell(self, path: str, parts: list[fx.Node], namer: Namer) -> None:
+        name = namer.module(path)
+        for part in parts:
+            index = part.args[1]
+            if isinstance(index, int) and (ports := CELL_PORTS.get((index,))) is not None:
+                add_label(part, Label(name, "LSTMCell", ports, index == 0, module=path))
+
+    def _label_frame(self, namer: Namer) -> None:
+        """What a forward that was captured by itself returns is its module's."""
+        values = self.graph.output_node().all_input_nodes
+        if self.place.returns and len(values) == 1 and values[0].op not in ("placeholder", "get_attr"):
+            path = self.place.path
+            add_label(values[0], Label(namer.module(path), type(self.modules[path]).__name__, module=path))
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether a trace takes the module for one operation: torch's own layers, timm's stochastic depth."""
+    home = type(module).__module__
+    return (home.startswith(("torch.nn", "torch.ao.nn")) and not isinstance(module, nn.Sequential)) or is_drop_path(module)
+
+
+def called(node: fx.Node) -> tuple[str, str]:
+    """The base of the name that a trace gives the operation, and the operation. Dynamo calls nodes after local variables."""
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", None) or node.name
+    op = name.strip("_") or name
+    base = COUNTED.sub("", _snake_case(name[2:-2] if name.startswith("__") and name.endswith("__") else name))
+    if node.op == "call_function" and op in IN_PLACE_NAMES:  # ``+=`` goes by the name of ``+``, as in a trace
+        base, op = base.removeprefix("i"), op[1:]
+    return base, op
+
+
+def described(value: Any) -> Any:
+    """The shape and dtype of a tensor of Dynamo's, sizes that vary at their present value; None for what is no tensor."""
+    if isinstance(value, torch.Tensor):
+        return tuple(_size(n) for n in value.shape), value.dtype
+    return [described(item) for item in value] if isinstance(value, (tuple, list)) else None
+
+
+def _size(n: Any) -> int:
+    hint = n.node.hint if isinstance(n, torch.SymInt) else n  # int(n) would fix the size
+    return int(hint) if hint is not None else -1

@@ -1,0 +1,184 @@
+"""What the inner compiler is given: the captured graph with the additions in it, and nothing that a call changes.
+
+Parameters are inputs again, as Dynamo passes them. Keys and strengths are inputs too, which the wrapper of the graph feeds: a
+buffer that a leaf assigns would be assigned once, while the compiler traces. Measurements are outputs behind the graph's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from graphreg.ir import RULES
+from graphreg.planning import Plan
+from graphreg.rewriting import measures
+from graphreg.runtime import Drawing, KeyRule, Leaf, Regularized, RewrittenModule, Rules, Total, Whole, graphs_of
+
+_CARRIED = ("compile_subgraph_reason", "_param_name_to_source", "_backend_id")  # what torch writes to a graph of Dynamo's
+
+
+class Bound(nn.Module):
+    """A leaf that takes its strength as an argument; it hides the leaf, whose buffers the compiler would take for the graph's."""
+
+    def __init__(self, leaf: Leaf, takes_strength: bool) -> None:
+        super().__init__()
+        self.leaf, self.takes_strength = (leaf,), takes_strength
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        (leaf,) = self.leaf
+        if not self.takes_strength:
+            return leaf(*args, **kwargs)
+        before = leaf._buffers["strength"]
+        leaf._buffers["strength"] = args[0]
+        try:
+            return leaf(*args[1:], **kwargs)
+        finally:
+            leaf._buffers["strength"] = before
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("an addition of graphreg is part of no cache key")  # its formula would not be in it
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """``strengths``: the names of those that are inputs, in order; ``draws``: whether the keys are one, before them.
+
+    ``more``: the parameters that are inputs behind these, which the graph itself does not read. ``measured``: of each output behind
+    the graph's own, the penalty; ``weighed``: of those behind these, the penalty on parameters, which is whole.
+    """
+
+    module: fx.GraphModule
+    draws: bool
+    strengths: tuple[str, ...]
+    more: tuple[str, ...]
+    measured: tuple[str, ...]
+    weighed: tuple[str, ...]
+
+
+Weighed = Mapping[str, tuple[Total, Sequence[str]]]  # by penalty: its leaf, and the names of its parameters
+
+
+def emit(rewritten: RewrittenModule, gm: fx.GraphModule, plan: Plan, weighed: Weighed) -> Emitted:
+    """The rewritten graph in Dynamo's form; ``gm`` is what Dynamo captured, ``weighed`` the penalties on parameters to be in it."""
+    return _Emission(rewritten, gm, plan, weighed).emitted()
+
+
+class _Emission:
+    def __init__(self, rewritten: RewrittenModule, gm: fx.GraphModule, plan: Plan, weighed: Weighed) -> None:
+        self.given, self.gm, self.plan, self.weighed = rewritten, gm, plan, weighed
+        (self.source,) = graphs_of(rewritten).values()
+        self.graph = fx.Graph()
+        self.twins: dict[fx.Node, Any] = {}
+        self.strengths: dict[str, fx.Node] = {}
+        self.key: fx.Node | None = None
+        self.attributes: dict[str, Any] = {}
+
+    def emitted(self) -> Emitted:
+        """The graph, made node by node: inputs first, then what was added as an input, then the rest in its order."""
+        nodes = {node.name: node for node in self.source.nodes}
+        for node in self.gm.graph.nodes:
+            if node.op == "placeholder":
+                self.twins[nodes[node.name]] = self._placeholder(node)
+        leaves = {node: self._leaf(node) for node in self.source.nodes if node.op == "call_module"}
+        if any(isinstance(leaf, KeyRule) for leaf in leaves.values()):
+            self.key = self._added("graphreg_keys")
+        for leaf in leaves.values():
+            if (name := self._strength(leaf)) and name not in self.strengths:
+                self.strengths[name] = self._added(f"graphreg_strength_{name}")
+        for name in self.weighed:
+            self.strengths[name] = self._added(f"graphreg_strength_{name}")
+        parameters = {str(node.target): twin for node, twin in self.twins.items() if node.op == "get_attr"}
+        wanted = dict.fromkeys(name for _, names in self.weighed.values() for name in names)
+        more = {name: self._added(f"graphreg_parameter_{i}") for i, name in enumerate([name for name in wanted if name not in parameters])}
+        measured = dict[str, list[fx.Node]]()
+        for node in self.source.nodes:
+            if node in self.twins or node.op == "output":
+                continue
+            about = node.meta.get("graphreg", {})
+            if about.get("kind") == "key":
+                self.twins[node] = self.key
+            elif about.get("kind") == "total" and measures(self.plan.regularizers[about["regularizer"]]):
+                measured[about["regularizer"]] = [self.twins[n] for n in node.args if isinstance(n, fx.Node)]
+            else:
+                self.twins[node] = self._copied(node)
+                if about.get("kind") == "total" and node.args[0]:
+                    measured[about["regularizer"]] = [self.twins[node]]
+        return self._finished(measured, tuple(more), self._weigh({**parameters, **more}))
+
+    def _weigh(self, parameters: Mapping[str, fx.Node]) -> dict[str, fx.Node]:
+        """The penalties on parameters."""
+        totals = {}
+        for name, (leaf, names) in self.weighed.items():
+            read = {each: parameters[each] for each in names}
+            target = f"graphreg_total_{name}"
+            self.attributes[target] = Bound(leaf, True)
+            given = (read,) if isinstance(leaf, Whole) else tuple(read.values())
+            totals[name] = self.graph.create_node("call_module", target, (self.strengths[name], *given))
+        return totals
+
+    def _finished(self, measured: Mapping[str, list[fx.Node]], more: tuple[str, ...], totals: Mapping[str, fx.Node]) -> Emitted:
+        value = self.source.output_node().args[0]
+        value = value.output if isinstance(value, Regularized) else value
+        own: Any = fx.node.map_arg(value, self.twins.__getitem__)
+        flat = [(name, node) for name, nodes in measured.items() for node in nodes]
+        self.graph.output((*own, *(node for _, node in flat), *totals.values())).meta.update(self.gm.graph.output_node().meta)
+        module = fx.GraphModule(self.attributes, self.graph)
+        module.meta.update(self.gm.meta)
+        for name in _CARRIED:
+            if hasattr(self.gm, name):
+                setattr(module, name, getattr(self.gm, name))
+        return Emitted(module, self.key is not None, tuple(self.strengths), more, tuple(name for name, _ in flat), tuple(totals))
+
+    def _placeholder(self, node: fx.Node) -> fx.Node:
+        twin = self.graph.node_copy(node)
+        if hasattr(node, "_dynamo_source"):
+            twin._dynamo_source = node._dynamo_source
+        return twin
+
+    def _added(self, name: str) -> fx.Node:
+        twin = self.graph.create_node("placeholder", name, name=name)
+        twin._dynamo_source = None  # as torch's own splitting of a graph has it
+        return twin
+
+    def _leaf(self, node: fx.Node) -> Leaf | None:
+        leaf = self.given.get_submodule(str(node.target))
+        return leaf if isinstance(leaf, Leaf) else None
+
+    def _strength(self, leaf: Leaf | None) -> str | None:
+        rules: Rules = getattr(self.given, RULES)
+        strength = leaf._buffers.get("strength") if leaf is not None else None
+        return next((name for name, own in rules.strengths.items() if own is strength), None)
+
+    def _copied(self, node: fx.Node) -> fx.Node:
+        leaf = self._leaf(node) if node.op == "call_module" else None
+        twin = self.graph.node_copy(node, self.twins.__getitem__)
+        if leaf is not None:
+            name = self._strength(leaf)
+            self.attributes[str(node.target)] = Bound(leaf, name is not None)
+            if name is not None:
+                twin.args = (self.strengths[name], *twin.args)
+        elif node.op == "get_attr":
+            self.attributes[str(node.target)] = getattr(self.gm, str(node.target))
+        return twin
+
+
+def acting(rewritten: RewrittenModule) -> list[tuple[str, bool]]:
+    """The streams of a rewritten module in the order of their rows, each by its leaf's name, and whether that acts now."""
+    rules: Rules = getattr(rewritten, RULES)
+    key = rules._modules.get("key")
+    found = []
+    for name in key.names if isinstance(key, KeyRule) else ():
+        leaf = rules.get_submodule(name)
+        found.append((name, not isinstance(leaf, Drawing) or leaf.always or leaf.forced or leaf.owner[0].training))
+    return found
+
+
+def constant(value: Tensor) -> Tensor:
+    """An example of an added input, of sizes that do not vary."""
+    context = torch._guards.TracingContext.try_get()
+    fake = context.fake_mode if context is not None else None
+    return fake.from_tensor(value, static_shapes=True) if fake is not None else value

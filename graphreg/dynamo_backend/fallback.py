@@ -1,0 +1,94 @@
+"""What torch.compile leaves to eager, where nothing is regularized: a call that captures no graph at all is an error, not silence.
+
+A backend is asked only when there is a graph. So graphreg has Dynamo tell it when it begins to compile, and looks at the end of
+a call of ours whether a graph came of it. Dynamo's counters say which code it skipped, and why.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
+from torch._dynamo.callback import CallbackArgs, callback_handler
+from torch._dynamo.utils import counters
+
+from graphreg.errors import GraphRegError
+from graphreg.runtime import compiler_of, knobs_of
+from graphreg.torch_internals import RESUMED, Entry, Functions, entry, root_of
+
+log = logging.getLogger("graphreg")
+
+NAME = "graphreg"  # of the backend, as torch.compile notes it
+SKIPPED = re.compile(r"frame skipped: (\S+) \((.*) line (\d+)\)")
+
+_before = WeakKeyDictionary[Any, Counter[str]]()  # by torch.compile's record: what Dynamo had counted before its first call
+
+
+def watch() -> None:
+    """Have Dynamo tell of what it compiles; ``torch.compiler.reset`` makes it forget."""
+    if _compiling not in callback_handler.start_callbacks:
+        callback_handler.register_start_callback(_compiling)
+
+
+def left(context: Any = None) -> str:
+    """The code that the calls through a torch.compile left to eager, as a sentence; nothing where there is none, or no call runs."""
+    found = entry() if context is None else None
+    before = _before.get(found.context if found is not None else context)
+    new = [text for text, count in counters["unimplemented"].items() if before is not None and count > before[text]]
+    places = {place: f"{_code(*place)}: {text.splitlines()[0].strip().rstrip('.')}" for text in new for place in SKIPPED.findall(text)}
+    if not places:
+        return ""
+    return (
+        f" torch.compile leaves code to eager whose graph breaks in a loop ({'; '.join(places.values())}). Decide there without the "
+        "data (torch.where, a mask), or put what stands before, in and behind the loop into submodules, each with a forward of its own."
+    )
+
+
+def _code(name: str, file: str, line: str) -> str:
+    if not name.startswith(RESUMED):
+        return f"{name}, {file}:{line}"
+    return f"{name.removeprefix(RESUMED).rpartition('_at_')[0]} from there on, {file}:{line}"
+
+
+def _compiling(_: CallbackArgs) -> None:
+    """Dynamo begins to compile: of a call of ours that it has not yet compiled anything for, the end is watched from now on."""
+    try:
+        found = _new()
+    except Exception as error:  # Dynamo calls this for every compilation of the process: what fails here must not stop those of others
+        log.debug("a compilation is not watched: %s", error)
+        return
+    if found is not None:
+        _before[found.context] = Counter(counters["unimplemented"])
+        begin = _watched(root_of(found), found.context, compiler_of(found.context))
+        found.cleanups.append(begin())
+        found.context.enter_exit_hooks.append(begin)
+
+
+def _new() -> Entry | None:
+    """The call that is running, if it is one of ours and not watched yet."""
+    found = entry()
+    inner: Any = compiler_of(found.context) if found is not None else None
+    return None if found is None or found.context in _before or getattr(inner, "compiler_name", None) != NAME else found
+
+
+def _watched(model: nn.Module, context: Any, inner: Any) -> Callable[[], Callable[[], None]]:
+    title = model.title if isinstance(model, Functions) else type(model).__name__
+
+    def begin() -> Callable[[], None]:
+        before = sys.exc_info()[1]
+
+        def end() -> None:
+            knobs = knobs_of(inner)
+            if sys.exc_info()[1] is before and (knobs is None or not knobs.parts):  # it has not failed
+                why = left(context) or " TORCH_LOGS=graph_breaks has torch say why."
+                raise GraphRegError(f"torch.compile captured no graph of {title}, so nothing of it is regularized.{why}")
+
+        return end
+
+    return begin

@@ -1,0 +1,170 @@
+"""``graphreg.backend``: the options of a backend of torch.compile, checked; and the backend that torch finds by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from graphreg.compiler import with_our_pass
+from graphreg.dynamo_backend.backend import Backend
+from graphreg.dynamo_backend.fallback import watch
+from graphreg.dynamo_backend.subgraph import Inner
+from graphreg.errors import GraphRegError, RegularizerError, near_sentence, raising, shown
+from graphreg.ir import Missing
+from graphreg.pipeline import check_options
+from graphreg.planning import OwnDropout, from_kwargs, instances, named_once
+from graphreg.regularizer import Regularizer, Splice
+from graphreg.rewriting import seed
+from graphreg.runtime import KNOBS, Penalties, Scale, knobs_of
+from graphreg.tracing import Traced
+
+
+def backend(
+    *regularizers: Regularizer | Iterable[Regularizer],
+    inner: str | Callable[..., Any] = "inductor",
+    options: Mapping[str, Any] | None = None,
+    rng: int | torch.Generator | None = None,
+    missing: Missing = "error",
+    penalties: Penalties = "return",
+    scale: Scale | None = None,
+    own_dropout: OwnDropout = "keep",
+    **keywords: Any,
+) -> Backend:
+    """A backend for ``torch.compile(model, backend=...)`` that regularizes every graph captured of that one model.
+
+    ``regularizers``, ``keywords``, ``rng``, ``missing``, ``own_dropout``: as in ``regularize``. ``inner``: the backend that
+    compiles what comes of it, a name that torch knows or a callable; ``options``: for it. ``penalties``: ``"return"`` them
+    from ``penalties()`` after a call, or ``"attach"`` them, so that their gradient joins in backward, times ``scale``.
+    The model stays as it is. Raises GraphRegError kinds for what is not allowed; a selector that finds nothing in any
+    graph is an error at the end of the first call.
+    """
+    for name in ("compile", "front_end", "example_inputs", "verify"):
+        if name in keywords:
+            raise RegularizerError(f"{name}= is no option of graphreg.backend: torch.compile captures the graphs, from the calls.")
+    check_options(rng, missing, penalties, scale, own_dropout)
+    given = [*instances(regularizers), *from_kwargs(Traced(nn.Module(), {}, ()), **keywords)]
+    named = {name: _seeded(regularizer) for name, regularizer in named_once(given).items()}
+    _check_pull(named)
+    made = _inner(inner, options)
+    if penalties == "attach" and scale is None and any(not isinstance(r, Splice) for r in named.values()):
+        warnings.warn(
+            "penalties='attach': a backend does not see the loss, so what it is scaled by (a GradScaler, gradient accumulation) cannot "
+            "be known; penalties join with scale 1. Pass scale=1 if that is right, else the scaler or factor.",
+            stacklevel=2,
+        )
+    watch()
+    return Backend(named, seed(rng), made, missing, penalties, scale, own_dropout)
+
+
+def _seeded(regularizer: Regularizer) -> Regularizer:
+    """A splice's own generator is asked once, not for each graph."""
+    if isinstance(regularizer, Splice) and regularizer.rng is not None:
+        return dataclasses.replace(regularizer, rng=seed(regularizer.rng))
+    return regularizer
+
+
+def _check_pull(regularizers: Mapping[str, Regularizer]) -> None:
+    for name, regularizer in regularizers.items():
+        if "pull" in regularizer.takes:
+            raise RegularizerError(
+                f"{name}: {type(regularizer).__name__} differentiates the whole forward, and a backend sees one graph of it at a time. "
+                "Use graphreg.regularize(model, ...), which has it in one."
+            )
+
+
+def _inner(inner: Any, options: Mapping[str, Any] | None) -> Inner:
+    """The inner backend as a function of a graph and inputs."""
+    if not isinstance(inner, str):
+        if not callable(inner) or isinstance(inner, (type, nn.Module)):
+            raise RegularizerError(f"inner={shown(inner)} is no backend; give a name of torch.compiler.list_backends(None), or a callable.")
+        if isinstance(inner, Backend):
+            raise RegularizerError("inner= is a backend of graphreg's already; give all regularizers to one.")
+        function = inner
+    else:
+        known = sorted({*torch.compiler.list_backends(None), "inductor"} - {"graphreg"})
+        if inner not in known:
+            raise RegularizerError(
+                f"inner={shown(inner)} is no backend that torch knows.{near_sentence(inner, known)} "
+                "torch.compiler.list_backends(None) lists them."
+            )
+        if inner == "inductor":
+            return _inductor(options)
+        function = torch._dynamo.backends.registry.lookup_backend(inner)
+    more = {"options": dict(options)} if options else {}
+    accepted = inspect.signature(function).parameters
+    theirs = str(getattr(function, "__module__", "")).startswith("torch.")  # torch's own take any keyword, and ignore it
+    if more and "options" not in accepted and (theirs or all(p.kind is not p.VAR_KEYWORD for p in accepted.values())):
+        raise RegularizerError(f"options={options!r} are not allowed: the inner backend {inner!r} takes none.")
+
+    def compiled(gm: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        result: Callable[..., Any] = function(gm, inputs, **more)
+        return result
+
+    return compiled
+
+
+def _inductor(options: Mapping[str, Any] | None) -> Inner:
+    try:
+        found: Inner = torch._TorchCompileInductorWrapper(None, _with_passes(options), None)  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        raise RegularizerError(f"options={dict(options or {})!r} are not allowed: {str(error).splitlines()[0]}") from None
+    return found
+
+
+def _with_passes(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    found: dict[str, Any] = with_our_pass({"options": dict(options or {})})["options"]
+    return found
+
+
+def backend_of(compiled: Any) -> Backend:
+    """The backend of a model that torch.compile made with one, also by name. Raises GraphRegError for anything else."""
+    found = knobs_of(compiled)
+    if not isinstance(found, Backend):
+        raise GraphRegError(
+            f"{type(compiled).__name__} was not compiled with a backend of graphreg's, or by name and not called yet. "
+            "Give what torch.compile(model, backend=graphreg.backend(...)) returned."
+        )
+    return found
+
+
+def __getattr__(name: str) -> Any:
+    """``by_name``, which torch asks for when it first meets the backend's name: from then on Dynamo tells of what it compiles.
+
+    Nothing is registered while this file is imported, and nothing else tells of a call by name that captures no graph.
+    """
+    if name != "by_name":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    watch()
+    return _by_name
+
+
+def _by_name(gm: fx.GraphModule, inputs: Sequence[Any], **given: Any) -> Callable[..., Any]:
+    """``torch.compile(model, backend="graphreg", options={...})``: the options are those of ``graphreg.backend``.
+
+    They are checked at the first call, for that is when torch first asks.
+    """
+    holder = sys._getframe(1).f_locals.get("self")  # torch.compile's own record of the name and its options
+    try:
+        found = getattr(holder, KNOBS, None)
+        if found is None:
+            if "mode" in given:
+                raise RegularizerError(f"mode={given['mode']!r} is Inductor's; write options={{'options': ...}} for the inner backend.")
+            if "options" not in given:
+                raise RegularizerError(
+                    "torch.compile(model, backend='graphreg') was given no options, so there is nothing to do. Name regularizers: "
+                    "options={'hidden_dropout': 0.1}."
+                )
+            found = backend(**given["options"])
+            setattr(holder, KNOBS, found)
+        return found(gm, inputs)
+    except GraphRegError as error:
+        return raising(error)
+    except TypeError as error:
+        return raising(RegularizerError(f"options={given.get('options')!r} are not allowed: {error}."))

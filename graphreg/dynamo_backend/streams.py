@@ -1,0 +1,111 @@
+"""The noise of a backend: streams that come to be as graphs are captured, each with the number of its own next call.
+
+A rewritten module counts its calls. Of a model in several graphs a call may draw at some sites, or at one of them in a loop,
+so here each site counts how often it was drawn. Where every call draws at every site once, the two are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graphreg.errors import GraphRegError, RegularizerError
+from graphreg.rng import call_keys, of_process, stream
+from graphreg.torch_internals import Changes
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What a stream is made of, but for the seed that all share; ``seed``: one of its own."""
+
+    site: str
+    kind: str
+    occurrence: int
+    seed: int | None = None
+
+    @property
+    def text(self) -> str:
+        return f"{self.site}|{self.kind}|{self.occurrence}"
+
+
+class Streams:
+    """All streams of a backend. ``alike``: whether all ranks draw the same."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self.alike = seed, False
+        self.calls: dict[str, int] = {}
+        self.held: dict[str, int] | None = None
+        self._words: dict[Stream, int] = {}
+
+    def keys(self, rows: Sequence[Stream], draws: Sequence[bool], device: torch.device) -> Tensor:
+        """int32 [rows, 2]: the keys of each stream's call; those that draw go on to their next."""
+        words = torch.tensor([self._word(row) for row in rows], dtype=torch.int64)
+        calls = torch.tensor([self.calls.get(row.text, 0) for row in rows], dtype=torch.int64)
+        for row, drawn in zip(rows, draws, strict=True):
+            if drawn:
+                self.calls[row.text] = self.calls.get(row.text, 0) + 1
+        keys = call_keys(words, calls)
+        return of_process(keys, self.alike).to(device)
+
+    def _word(self, row: Stream) -> int:
+        if row not in self._words:
+            self._words[row] = stream(self.seed if row.seed is None else row.seed, row.site, row.kind, row.occurrence)
+        return self._words[row]
+
+    def begin(self) -> None:
+        """A call begins: under ``hold`` at the calls that were next when the noise was held."""
+        if self.held is not None:
+            self.calls = dict(self.held)
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Each call in the block draws the masks of the first."""
+        if self.held is not None:
+            yield
+            return
+        with Changes() as changes, changes:
+            changes.later(partial(setattr, self, "held", None))
+            self.held = dict(self.calls)
+            yield
+
+    def state(self) -> dict[str, Any]:
+        """A plain dict: the seed, and the number of each stream's next call."""
+        return {"version": VERSION, "seed": self.seed, "ranks": "same" if self.alike else "differ", "calls": dict(self.calls)}
+
+    def restore(self, state: object) -> None:
+        """Go where ``state`` was taken. Raises RegularizerError for what ``state`` never gave; the noise then stays."""
+        if not isinstance(state, Mapping) or "seed" not in state or "calls" not in state:
+            what = "the state of a rewritten module" if isinstance(state, Mapping) and "streams" in state else type(state).__name__
+            raise RegularizerError(f"{what} is no state of a backend's noise. Give the dict that graphreg.rng_state(backend) returned.")
+        if state.get("version") != VERSION:
+            raise RegularizerError(
+                f"the state has version {state.get('version')!r}; this graphreg reads version {VERSION}. Read it with the graphreg "
+                "that saved it."
+            )
+        seed, ranks, calls = state["seed"], state.get("ranks"), state["calls"]
+        whole = isinstance(calls, Mapping) and all(isinstance(k, str) and _counts(n) for k, n in calls.items())
+        damaged = (
+            f"seed={seed!r}, no whole number" if not isinstance(seed, int) or isinstance(seed, bool)
+            else f"ranks={ranks!r}, not 'differ' or 'same'" if ranks not in ("differ", "same")
+            else f"calls={calls!r}, not a dict of streams to whole numbers of 0 or more" if not whole
+            else f"{', '.join(sorted(map(str, foreign)))}, which no state has" if (foreign := state.keys() - self.state().keys())
+            else None
+        )  # fmt: skip
+        if damaged:
+            raise RegularizerError(f"the state is damaged: it says {damaged}. Take an older checkpoint's, or start anew.")
+        if self.held is not None:
+            raise GraphRegError("the noise is held still (graphreg.frozen_noise): set its state before or after that block.")
+        self.seed, self.alike, self.calls = seed, ranks == "same", dict(calls)
+        self._words.clear()
+
+
+def _counts(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

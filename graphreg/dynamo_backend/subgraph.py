@@ -1,0 +1,199 @@
+"""One captured graph made ready to run: planned and rewritten by the engine, compiled by the inner compiler, fed by a wrapper."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from graphreg.dynamo_backend.call import Call
+from graphreg.dynamo_backend.capture import Capture, Captured, Known
+from graphreg.dynamo_backend.emit import Emitted, acting, constant, emit
+from graphreg.dynamo_backend.streams import Stream
+from graphreg.errors import GraphRegError
+from graphreg.ir import CROSSES, RULES, Label, deep_nodes, value_sites
+from graphreg.planning import Edit, OwnDropout, Plan, decide, decided
+from graphreg.regularizer import Regularizer, Splice
+from graphreg.rewriting import rewrite
+from graphreg.rng import within_backend
+from graphreg.runtime import Drawing, KeyRule, RewrittenModule, Rules
+from graphreg.torch_internals import Place
+from graphreg.tracing import Traced
+
+Inner = Callable[[fx.GraphModule, list[Any]], Callable[..., Any]]
+
+
+About = tuple[Any, ...]
+
+
+def about(parameter: Tensor) -> About:
+    """What a graph goes by that has a parameter for an input, and Dynamo guards for those of its own."""
+    return parameter.shape, parameter.dtype, parameter.device, parameter.requires_grad
+
+
+@dataclass(frozen=True)
+class Part:
+    """A graph of the model. ``rows``: its streams, ``draws`` whether each acts; ``gives``: what is known of its outputs, by place;
+    ``extra``: how the parameters were that it takes beside those of the captured graph.
+    """
+
+    number: int
+    place: Place
+    broken: bool
+    traced: Traced
+    plan: Plan
+    claimed: tuple[str, ...]
+    gives: Mapping[int, Known]
+    rows: tuple[Stream, ...] = ()
+    draws: tuple[bool, ...] = ()
+    emitted: Emitted | None = None
+    run: Callable[..., Any] = field(default=lambda *inputs: inputs, repr=False)
+    device: torch.device | None = None
+    owners: tuple[nn.Module, ...] = ()
+    modes: tuple[bool, ...] = ()
+    extra: tuple[About, ...] = ()
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        return self.emitted.measured if self.emitted else ()
+
+    @property
+    def weighed(self) -> tuple[str, ...]:
+        return self.emitted.weighed if self.emitted else ()
+
+    def parameters(self, model: nn.Module) -> tuple[list[Tensor], bool]:
+        """The parameters that it takes for a penalty alone, and whether they are as when it was captured.
+
+        Of one that was frozen or moved since Dynamo knows nothing. The graph then has zeros, and what it makes of them does not count.
+        """
+        found = [model.get_parameter(name) for name in self.emitted.more] if self.emitted else []
+        if tuple(map(about, found)) == self.extra:
+            return list(found), True
+        return [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device, _ in self.extra], False
+
+
+class Maker:
+    """Makes the parts of one model; ``regularizers``: those on values, by their final names."""
+
+    def __init__(
+        self, model: nn.Module, regularizers: Mapping[str, Regularizer], own_dropout: OwnDropout, inner: Inner, title: str
+    ) -> None:
+        self.model, self.inner, self.own_dropout, self.title = model, inner, own_dropout, title
+        self.regularizers = [dataclasses.replace(r, name=name, expect=None) for name, r in regularizers.items()]
+
+    def paths(self) -> dict[int, str]:
+        """The paths of the model's modules, by id; of one that has several, the first."""
+        found: dict[int, str] = {}
+        for path, module in self.model.named_modules(remove_duplicate=False):
+            found.setdefault(id(module), path)
+        return found
+
+    def capture(self, gm: fx.GraphModule, inputs: Sequence[Any], place: Place, call: Call) -> tuple[Captured, Traced]:
+        """The graph as the engine takes it."""
+        tensors: dict[int, str] = {}
+        for named in (self.model.named_parameters, self.model.named_buffers):
+            for name, tensor in named(remove_duplicate=False):
+                tensors.setdefault(id(tensor), name)
+        captured = Capture(gm, self.model, place, self.paths(), tensors).captured(inputs, call.known(inputs), call.names)
+        graphs = {"both": captured.graph}
+        return captured, Named(self.model, graphs, value_sites(self.model, graphs), front_end="dynamo", constants=captured.constants,
+                               called=self.title)  # fmt: skip
+
+    def planned(self, traced: Traced, captured: Captured, call: Call) -> Plan:
+        """The edits in this graph. At a value that comes from another graph: those that did not act there."""
+        whole = decided(traced, self.regularizers, "ignore")
+        own, _ = decide(self.own_dropout, [own for own in traced.own_dropout if not own.why_not], traced.title, "ignore")
+        new = [e for e in whole.edits if e.site.name not in captured.crossing or (e.name, e.site.name) not in call.acted]
+        return dataclasses.replace(whole, edits=tuple(_after(edit, captured, call) for edit in new), own=own)
+
+    def made(
+        self, number: int, gm: fx.GraphModule, inputs: Sequence[Any], place: Place, call: Call, forced: bool, strengths: Strengths
+    ) -> Part:
+        """The part, compiled."""
+        captured, traced = self.capture(gm, inputs, place, call)
+        found = self.planned(traced, captured, call)
+        broken = not place.last and bool(getattr(getattr(gm, "compile_subgraph_reason", None), "graph_break", True))
+        part = Part(number, place, broken, traced, found, captured.claimed, _gives(traced))
+        weighed = call.weighs()
+        if not found.edits and not found.own and not weighed:
+            return dataclasses.replace(part, run=self.inner(gm, list(inputs)))
+        rewritten = rewrite(traced, found, rng=0)
+        rules: Rules = getattr(rewritten, RULES)
+        drawing = [leaf for leaf in rules.children() if isinstance(leaf, Drawing)]
+        for leaf in drawing:
+            leaf.forced = forced
+        emitted = emit(rewritten, gm, found, weighed)
+        device = next((v.device for v in inputs if isinstance(v, Tensor) and v.is_floating_point()), torch.device("cpu"))
+        rows = _rows(rewritten, found)
+        more = [constant(torch.zeros(len(rows), 2, dtype=torch.int32, device=device))] if emitted.draws else []
+        more += [constant(strengths(name, device)) for name in emitted.strengths]
+        extra = [self.model.get_parameter(name) for name in emitted.more]
+        more += map(constant, extra)
+        draws = tuple(acts for _, acts in acting(rewritten))
+        with within_backend(), torch._functorch.config.patch(enable_autograd_cache=False):  # our leaves are in no cache key
+            run = self.inner(emitted.module, [*inputs, *more])
+        owners = tuple(dict.fromkeys(leaf.owner[0] for leaf in drawing))
+        owners = tuple(self.model if isinstance(owner, RewrittenModule) else owner for owner in owners)
+        modes = tuple(owner.training for owner in owners)
+        return dataclasses.replace(part, rows=rows, draws=draws, emitted=emitted, run=run, device=device, owners=owners, modes=modes,
+                                   extra=tuple(map(about, extra)))  # fmt: skip
+
+
+def _after(edit: Edit, captured: Captured, call: Call) -> Edit:
+    """The edit, counted behind those of its class at the same site in earlier graphs."""
+    if edit.site.name not in captured.crossing:
+        return edit
+    return dataclasses.replace(edit, occurrence=edit.occurrence + call.occurrences[edit.site.name, type(edit.regularizer)])
+
+
+Strengths = Callable[[str, torch.device], Tensor]
+
+
+@dataclass(frozen=True)
+class Named(Traced):
+    """A traced part, whose title is the model's where that is a function."""
+
+    called: str = ""
+
+    @property
+    def whole(self) -> bool:
+        return False
+
+    @property
+    def title(self) -> str:
+        return self.called
+
+
+def _gives(traced: Traced) -> dict[int, Known]:
+    """Of the outputs that go on to other graphs: by place, what is known of each."""
+    graph = traced.graphs["both"]
+    end = graph.output_node()
+    if CROSSES not in end.meta:
+        return {}
+    deep, values = deep_nodes(graph, traced.operations, traced.model), dict(enumerate(end.args[0]))  # type: ignore[arg-type]
+    return {i: Known(*_site(v), v in deep) for i, v in values.items() if isinstance(v, fx.Node)}
+
+
+def _site(node: fx.Node) -> tuple[str, tuple[Label, ...]]:
+    path, labels = node.meta.get("site", ("", ()))
+    return path, labels
+
+
+def _rows(rewritten: RewrittenModule, found: Plan) -> tuple[Stream, ...]:
+    """What each row of the keys is the stream of."""
+    rules: Rules = getattr(rewritten, RULES)
+    key = rules._modules.get("key")
+    if not isinstance(key, KeyRule):
+        return ()
+    streams = [
+        Stream(e.site.name, type(e.regularizer).__name__, e.occurrence, e.regularizer.rng)
+        for e in found.edits
+        if isinstance(e.regularizer, Splice)
+    ] + [Stream(e.own.site.name, "own dropout", 0) for e in found.own if e.draws]
+    if len(streams) != len(key.names):
+        raise GraphRegError("graphreg's backend counts other streams than its rewrite. This is a fault of graphreg; report it.")
+    return tuple(streams)

@@ -1,0 +1,148 @@
+"""Storage: which values share it, and whether a value is written into after it was produced."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, fx
+
+from graphreg.ir.layout import clone
+from graphreg.ir.operations import Operations, function_name, nodes_in
+from graphreg.ir.storage_effects import Effects, is_inert
+
+
+class Write(NamedTuple):
+    """An operation of the model that may write into ``name``, and its place in the graph."""
+
+    order: int
+    user: fx.Node
+    name: fx.Node
+
+
+class Aliases:
+    """Answers for one graph, as it is when this is made.
+
+    Each value has bases: the values whose storage it may share and that share nobody's themselves. Two values may share storage if
+    they have a base in common: two parts of one value, but not two values that one tuple holds.
+    """
+
+    def __init__(self, graph: fx.Graph, operations: Operations) -> None:
+        self.order = {node: i for i, node in enumerate(graph.nodes)}
+        self.effects = Effects(operations)
+        self._bases: dict[fx.Node, frozenset[fx.Node]] = {}
+        self._given: dict[fx.Node, list[fx.Node]] = {}  # what a value is made to share later: ``x.set_(y)``, ``d["key"] = y``
+        for node in self.order:
+            if (given := _gives(node)) is not None:
+                self._given.setdefault(given[0], []).extend(given[1])
+        self._all = self._by_base(surely=False)
+        self._sure = self._by_base(surely=True)  # those that do write, for all that can be seen
+
+    def _by_base(self, surely: bool) -> dict[fx.Node, list[Write]]:
+        """The writes into each base, in order."""
+        found: dict[fx.Node, list[Write]] = {}
+        for node, order in self.order.items():
+            for name in self.effects.writes(node, surely):
+                for base in self.bases(name):
+                    found.setdefault(base, []).append(Write(order, node, name))
+        return found
+
+    def bases(self, node: fx.Node) -> frozenset[fx.Node]:
+        """The values whose storage that of ``node`` may be, and that share nobody's; itself, where there are none."""
+        waiting, seen = [node], set[fx.Node]()
+        while waiting:
+            current = waiting[-1]
+            sources = () if current in self._bases else (*self.effects.shares(current), *self._given.get(current, ()))
+            missing = [source for source in sources if source not in self._bases and source not in seen]
+            if missing and current not in seen:
+                seen.add(current)
+                waiting += missing
+                continue
+            waiting.pop()
+            if current not in self._bases:
+                known = [self._bases[source] for source in sources if source in self._bases] or [frozenset((current,))]
+                self._bases[current] = known[0] if len(known) == 1 else frozenset().union(*known)
+        return self._bases[node]
+
+    def clone_of(self, node: fx.Node) -> Callable[[Tensor], Tensor]:
+        """What copies the value with its strides: torch's own, where the value surely fills a storage without gaps."""
+        return torch.clone if self.effects.is_dense(node) and node not in self._given else clone
+
+    def is_given(self, node: fx.Node) -> bool:
+        """Whether the storage may be the caller's or the model's, who see what is written into it."""
+        return any(base.op in ("placeholder", "get_attr") for base in self.bases(node))
+
+    def written_later(self, node: fx.Node, surely: bool = False) -> bool:
+        """Whether an operation after ``node`` may write into its value (or ``surely`` does), by any name it has."""
+        return any(writes[-1].order > self.order[node] for writes in self._writes(node, surely))
+
+    def written_between(self, node: fx.Node, reader: fx.Node) -> bool:
+        """Whether an operation after ``node`` and before ``reader`` may write into its value."""
+        for writes in self._writes(node):
+            after = bisect_right(writes, self.order[node], key=lambda write: write.order)
+            if after < len(writes) and writes[after].order < self.order[reader]:
+                return True
+        return False
+
+    def _writes(self, node: fx.Node, surely: bool = False) -> Iterable[list[Write]]:
+        by_base = self._sure if surely else self._all
+        return [by_base[base] for base in self.bases(node) if base in by_base] if by_base else []
+
+    def written_aside(self, node: fx.Node) -> fx.Node | None:
+        """A later write that a replacement of ``node`` would not share: through another name of its storage, or read by one."""
+        if not self.written_later(node, surely=True):
+            return None
+        own, bases = self._downstream([node]), self.bases(node)
+        asides = self._downstream(bases) - own
+        read = {True: self._last_read(asides), False: self._last_read(own)}  # by whether the write goes by a name of its own
+        if any(base.op == "get_attr" for base in bases - own):  # what the module keeps is read at its next call
+            read[True] = len(self.order)
+        for write in sorted({write for writes in self._writes(node, surely=True) for write in writes}, key=lambda write: write.order):
+            if write.order > self.order[node] and read[write.name in own] > write.order:
+                return write.user
+        return None
+
+    def read_past(self, node: fx.Node) -> fx.Node | None:
+        """What reads the storage of ``node`` by strides of its own (``as_strided``), where a replacement of ``node`` may have another."""
+        if self.effects.is_dense(node):
+            return None
+        strided = (each for each in self._downstream([node]) - {node} if function_name(each).startswith("as_strided"))
+        return min(strided, key=self.order.__getitem__, default=None)
+
+    def _last_read(self, names: Iterable[fx.Node]) -> int:
+        return max((self.order.get(reader, -1) for name in names for reader in name.users), default=-1)
+
+    def _downstream(self, nodes: Iterable[fx.Node]) -> set[fx.Node]:
+        """``nodes`` and the names made from them."""
+        found, waiting = set(nodes), list(nodes)
+        while waiting:
+            current = waiting.pop()
+            holders = [holder for holder, given in self._given.items() if current in given]
+            for user in (*holders, *current.users):
+                if user not in found and (user in holders or current in self.effects.shares(user)):
+                    found.add(user)
+                    waiting.append(user)
+        return found
+
+
+def _gives(node: fx.Node) -> tuple[fx.Node, list[fx.Node]] | None:
+    """A value that from here on shares the storage of others, and these."""
+    if is_inert(node) or not node.args or not isinstance(node.args[0], fx.Node):
+        return None
+    name = function_name(node)
+    holds = name == "setitem" and isinstance(node.args[1], str)  # of a dict; a tensor copies what it is assigned
+    if name == "set_" or holds or (node.op == "call_method" and name in ("append", "extend", "insert", "update", "setdefault")):
+        return node.args[0], [other for other in nodes_in((node.args[1:], node.kwargs)) if other is not node.args[0]]
+    return None
+
+
+def of_body(body: fx.GraphModule) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of the graph in an operator: the places of the operator's arguments whose storage its result shares, and that it writes into."""
+    aliases = Aliases(body.graph, Operations(body))
+    inputs = {node: i for i, node in enumerate((n for n in body.graph.nodes if n.op == "placeholder"), 1)}  # behind the body itself
+    returned = [aliases.bases(node) for node in body.graph.output_node().all_input_nodes]
+    written = [aliases.bases(name) for node in body.graph.nodes for name in aliases.effects.writes(node)]
+    shares, writes = (tuple(i for node, i in inputs.items() if any(node in bases for bases in found)) for found in (returned, written))
+    return shares, writes

@@ -1,0 +1,112 @@
+"""How values get their names: torchvision's, with a module's own path always that module's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from torch import fx, nn
+
+from graphreg.ir.operations import IN_PLACE_NAMES, function_name
+from graphreg.ir.site import Label
+
+COUNTED = re.compile(r"_\d+$")
+
+
+class Namer:
+    """Gives each value the name torchvision gives it, save that a module's own path is always that module's."""
+
+    def __init__(self, paths: Collection[str]) -> None:
+        self._paths, self._used, self._order = paths, set[str](), list[str]()
+        self._next: dict[str, int] = {}
+
+    def module(self, path: str) -> str:
+        return self._take(path) if path not in self._used else self._count(path)
+
+    def operation(self, scope: str, base: str) -> str:
+        name = f"{scope}.{base}" if scope else base
+        return self._take(name) if name not in self._used and name not in self._paths else self._count(name)
+
+    def claim(self, name: str) -> bool:
+        """Take a name that a value has already; False if another has it."""
+        return name not in self._used and bool(self._take(name))
+
+    def mark(self) -> int:
+        return len(self._order)
+
+    def roll_back(self, mark: int) -> None:
+        for name in self._order[mark:]:
+            self._used.discard(name)
+            base, _, count = name.rpartition("_")
+            if base in self._next and count.isdigit():  # free again
+                self._next[base] = max(1, min(self._next[base], int(count)))
+        del self._order[mark:]
+
+    def _take(self, name: str) -> str:
+        self._used.add(name)
+        self._order.append(name)
+        return name
+
+    def _count(self, base: str) -> str:
+        count = self._next.get(base, 1)
+        while (name := f"{base}_{count}") in self._used or name in self._paths:
+            count += 1
+        self._next[base] = count + 1
+        return self._take(name)
+
+
+def label_node(node: fx.Node, scope: str, modules: Mapping[str, nn.Module], namer: Namer) -> None:
+    """Write the node's own label and the path of its module to ``node.meta["site"]``."""
+    if node.op == "call_module":
+        path = str(node.target)
+        label = Label(namer.module(path), type(modules[path]).__name__, module=path)
+        scope = path
+    elif node.op == "placeholder":  # by its own name: fx renames an argument that is called like a builtin
+        label = Label(namer.operation("", str(node.target).lstrip("*")), "input")
+    else:
+        base = COUNTED.sub("", node.name)
+        op = "parameter" if node.op == "get_attr" else function_name(node).strip("_") or base
+        if node.op == "call_function" and op in IN_PLACE_NAMES:  # ``+=`` goes by the name of ``+``, as torchvision has it
+            base, op = re.sub("^i", "", base), op[1:]
+        label = Label(namer.operation(scope, base), op)
+    node.meta["site"] = (scope, (label,))
+
+
+def label_output(value: Any, name: str, path: str, kind: str) -> None:
+    """Give the value that a module returned that module's name, part by part."""
+    if isinstance(value, fx.Proxy):
+        add_label(value.node, Label(name, kind, module=path))
+        return
+    for ports, part, default in parts(value):
+        if isinstance(part, fx.Proxy):
+            add_label(part.node, Label(name, kind, ports, default, module=path))
+
+
+def add_label(node: fx.Node, label: Label) -> None:
+    scope, labels = node.meta.get("site", ("", ()))
+    if label not in labels:
+        node.meta["site"] = (scope, (*labels, label))
+
+
+def parts(value: Any, prefix: str = "") -> Iterator[tuple[tuple[str, ...], Any, bool]]:
+    """The parts of a tuple, dict, named tuple or dataclass: (ports, part, whether it is the default)."""
+    if isinstance(value, dict):
+        items = [(str(key), part) for key, part in value.items()]
+    elif is_dataclass(value) and not isinstance(value, type):
+        items = [(f.name, getattr(value, f.name)) for f in fields(value)]
+    elif isinstance(value, tuple) and hasattr(value, "_fields"):
+        items = list(zip(value._fields, value, strict=True))
+    elif isinstance(value, (tuple, list)):
+        items = [(str(i), part) for i, part in enumerate(value)]
+    else:
+        return
+    plain = isinstance(value, (tuple, list)) and not hasattr(value, "_fields")
+    for key, part in items:
+        proxy = isinstance(part, fx.Proxy)  # which says that it is a tuple where its value is one
+        if not proxy and (isinstance(part, (tuple, list, dict)) or (is_dataclass(part) and not isinstance(part, type))):
+            yield from parts(part, f"{prefix}{key}.")
+        else:
+            first = plain and not prefix and key == "0"  # what ``name`` and ``name:out`` mean
+            yield ((("out", "0") if first else (prefix + key,)), part, first or prefix + key == "out")

@@ -1,0 +1,348 @@
+"""What the operations of a traced graph are: products, views, norms, dropout, writers.
+
+Everything here answers a question about one fx node; nothing changes one."""
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache, partial
+from types import FunctionType, MethodType
+from typing import Any, get_origin, get_type_hints
+
+import torch
+from torch import fx, nn
+from torch._ops import OpOverload, OpOverloadPacket
+from torch.nn.utils import rnn as packing
+
+from graphreg.ir.storage_probes import Place, Told, told
+
+# Products: they mix units with weights. The value that such an operation reads is what theanets calls a hidden output.
+PRODUCTS = {
+    "linear", "bilinear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+    "matmul", "mm", "bmm", "addmm", "baddbmm", "addmv", "mv", "einsum", "tensordot", "embedding", "embedding_bag",
+    "multi_head_attention_forward", "__matmul__", "imatmul",
+}  # fmt: skip
+# The same numbers in another shape or order: dropping before or after them is the same thing.
+VIEWS = {
+    "view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "permute", "transpose", "t", "swapaxes",
+    "swapdims", "movedim", "moveaxis", "squeeze", "unsqueeze", "contiguous", "expand", "expand_as", "narrow", "select",
+    "getitem", "__getitem__", "chunk", "split", "tensor_split", "unbind", "detach", "to", "float", "half", "double",
+    "type_as", "adjoint", "ravel", "squeeze_", "unsqueeze_", "getattr", "atleast_2d", "atleast_3d", "alias",
+}  # fmt: skip
+PACKS = {"pack_padded_sequence", "pack_sequence"}  # what gives a PackedSequence
+MOVES = PACKS | {"pad", "roll", "flip", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle"}
+NORMS = {"layer_norm", "batch_norm", "group_norm", "instance_norm", "rms_norm", "local_response_norm", "normalize"}
+SPLITS = {"chunk", "split", "tensor_split", "unbind", "split_with_sizes"}
+LISTS = SPLITS | {"meshgrid", "topk", "sort", "broadcast_tensors", "pad_packed_sequence"}
+SIZES = {
+    "size", "dim", "numel", "nelement", "ndimension", "item", "tolist", "stride", "is_floating_point", "is_complex",
+    "get_device", "element_size", "data_ptr", "storage_offset", "is_contiguous", "type", "len", "_assert",
+    "_assert_is_none", "is_tensor", "is_grad_enabled", "is_autocast_enabled",
+}  # fmt: skip
+SIZE_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "is_cuda", "requires_grad", "layout", "training", "names"}
+INTEGERS = {
+    "argmax", "argmin", "argsort", "bincount", "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "isfinite",
+    "logical_and", "logical_or", "logical_not", "logical_xor", "long", "int", "bool", "short", "byte", "all", "any",
+    "one_hot", "nonzero", "searchsorted", "bucketize", "is_", "is_not", "not_", "contains",
+}  # fmt: skip
+NORM_MODULES = (
+    nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d, nn.RMSNorm,
+)  # fmt: skip
+VIEW_MODULES = (nn.Flatten, nn.Unflatten, nn.Identity)
+MOVE_MODULES = (nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.modules.padding._ConstantPadNd)
+IN_PLACE_NAMES = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor", "ilshift", "irshift")
+IN_PLACE_OPERATORS = {getattr(operator, name) for name in (*IN_PLACE_NAMES, "setitem")}
+# Functions that make a tensor of given sizes: they take no proxy by themselves.
+FACTORIES = {
+    torch.arange, torch.empty, torch.eye, torch.full, torch.linspace, torch.logspace, torch.ones, torch.rand, torch.randint,
+    torch.randn, torch.randperm, torch.tensor, torch.tril_indices, torch.triu_indices, torch.zeros,
+}  # fmt: skip
+# What a trace records whole: these make a tensor of a size, or look at lengths.
+WRAPPED = FACTORIES | {packing.pack_padded_sequence, packing.pack_sequence, packing.pad_packed_sequence}
+
+
+class Operations:
+    """The operations of one model's graphs; ``modules`` maps paths to modules."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        return self.modules.get(str(node.target)) if node.op == "call_module" else None
+
+    def is_opaque(self, node: fx.Node) -> bool:
+        """Code that is neither torch's nor ours, kept whole: it may do anything to its arguments."""
+        module = self.module(node)
+        if module is not None:
+            return not type(module).__module__.startswith("torch.nn.") and not is_drop_path(module)
+        if node.op != "call_function" or isinstance(node.target, type):  # a dataclass or named tuple only holds
+            return False
+        home = getattr(node.target, "__module__", None) or "torch"
+        return home.partition(".")[0] not in ("torch", "_operator", "math", "builtins", "graphreg")
+
+    def is_product(self, node: fx.Node) -> bool:
+        """An operation with weights, on the face of it; whether its other operand is one is the caller's to see."""
+        module = self.module(node)
+        if module is not None:
+            return not isinstance(module, NORM_MODULES) and any(not nn.parameter.is_lazy(p) and p.dim() >= 2 for p in module.parameters())
+        return function_name(node) in PRODUCTS or self.is_opaque(node)
+
+    def is_norm(self, node: fx.Node) -> bool:
+        module = self.module(node)
+        return isinstance(module, NORM_MODULES) if module is not None else function_name(node) in NORMS
+
+    def is_dropout(self, node: fx.Node) -> bool:
+        module = self.module(node)
+        return is_dropout_module(module) if module is not None else function_name(node) in DROPOUTS
+
+    def passes_through(self, node: fx.Node) -> bool:
+        """View-like operations and the model's own dropout: a read of their output is a read of their input."""
+        module = self.module(node)
+        if module is not None:
+            return isinstance(module, (*VIEW_MODULES, *MOVE_MODULES)) or is_dropout_module(module)
+        if is_port(node, self):  # a part of a split tensor is a view of it; a port of a tuple is a value of its own
+            return isinstance(node.args[0], fx.Node) and function_name(node.args[0]) in SPLITS
+        return function_name(node) in VIEWS | MOVES | DROPOUTS
+
+    def is_list(self, node: fx.Node) -> bool:
+        """Whether the value is a tuple or list of tensors."""
+        module = self.module(node)
+        if isinstance(module, (nn.RNNBase, nn.LSTMCell, nn.MultiheadAttention)):
+            return True
+        if self.is_opaque(node):
+            return gives_parts(node, module) is True or self.guesses_list(node)
+        if module is not None:
+            return False
+        name = function_name(node)
+        if name in ("max", "min", "median", "mode", "kthvalue") and _reduces_one_axis(node):
+            return True
+        if name in ("getitem", "__getitem__") and isinstance(node.args[0], fx.Node):
+            return port_path(node) == (1,) and isinstance(self.module(node.args[0]), nn.LSTM)
+        return name in LISTS or name == "multi_head_attention_forward"
+
+    def guesses_list(self, node: fx.Node) -> bool:
+        """Whether the value is taken for a tuple for no better reason than that it is only indexed."""
+        return self.is_opaque(node) and gives_parts(node, self.module(node)) is None and _only_indexed(node)
+
+
+def function_name(node: fx.Node) -> str:
+    """The bare name of what a node calls: ``relu``, ``view``, ``add``; ``""`` for modules, inputs and reads.
+
+    Of an aten operator it is that of the function: ``add`` of ``aten.add.Tensor``.
+    """
+    if node.op == "call_method":
+        return str(node.target)
+    if isinstance(node.target, OpOverload):
+        return node.target._schema.name.rpartition("::")[2]
+    return getattr(node.target, "__name__", "") if node.op == "call_function" else ""
+
+
+def is_pure(node: fx.Node) -> bool:
+    """Library functions that code outside torch marks as leaves and that are known not to write."""
+    return function_name(node) in DROPOUTS and node.kwargs.get("inplace") is not True
+
+
+def first_argument(node: fx.Node) -> list[fx.Node]:
+    first = node.args[0] if node.args else next(iter(node.kwargs.values()), None)
+    return [first] if isinstance(first, fx.Node) else []
+
+
+def is_in_place(node: fx.Node) -> bool:
+    """``x.add_(y)``, ``torch.relu_(x)``, ``x += y``, ``F.relu(x, inplace=True)``."""
+    if node.op == "call_function" and node.target in IN_PLACE_OPERATORS:
+        return True
+    known = told_of(node)
+    return bool(in_place_argument(node) if known is None else known.writes)
+
+
+def in_place_argument(node: fx.Node) -> list[fx.Node]:
+    """What an operation of torch's that no schema tells of writes into, by its name or its ``inplace``."""
+    name = function_name(node)
+    if is_pythons(node):
+        return []
+    if name.endswith("_") and not name.endswith("__"):
+        return first_argument(node)
+    return first_argument(node) if argument_of(node, "inplace") else []
+
+
+def argument_of(node: fx.Node, name: str) -> object:
+    """What a node gives for an argument of a function or method, None for what it does not give."""
+    if name in node.kwargs or node.op != "call_function" or not callable(node.target):
+        return node.kwargs.get(name)
+    names = _names(node.target)
+    return node.args[names.index(name)] if name in names and names.index(name) < len(node.args) else None
+
+
+def is_pythons(node: fx.Node) -> bool:
+    """Whether a function of Python's own modules is called."""
+    return node.op == "call_function" and getattr(node.target, "__module__", None) in ("_operator", "builtins", "math")
+
+
+def told_of(node: fx.Node) -> Told | None:
+    """What torch's schemas tell of a call; None where the call runs Python code first, or no operator has its name."""
+    target = node.target
+    if isinstance(target, OpOverload):
+        return told(target)
+    if isinstance(target, OpOverloadPacket):
+        return told(function_name(node)) if target._qualified_op_name.startswith("aten::") else None
+    if is_pythons(node) or node.op not in ("call_function", "call_method"):
+        return None
+    function = getattr(torch.Tensor, target, None) if isinstance(target, str) else target
+    known = told(function_name(node))
+    if isinstance(function, (FunctionType, MethodType, partial)):
+        return known if node.op == "call_method" and known is not None and known.shares else None  # a method takes what the operator takes
+    return known
+
+
+def placed(node: fx.Node, places: Iterable[Place]) -> list[fx.Node]:
+    """The nodes at some of an operator's arguments."""
+    found = []
+    for position, name in places:
+        names = (name, "input") if name == "self" else (name,)
+        found.append(node.args[position] if position < len(node.args) else [node.kwargs.get(each) for each in names])
+    return list(nodes_in(found))
+
+
+@cache
+def _names(function: Callable[..., Any]) -> tuple[str, ...]:
+    try:
+        return tuple(inspect.signature(function).parameters)
+    except (ValueError, TypeError):  # builtins without a signature
+        return ()
+
+
+def gives_parts(node: fx.Node, module: nn.Module | None) -> bool | None:
+    """Whether code that is kept whole gives a tuple or list, by the example inputs or by what it is annotated with; None: not known."""
+    value = node.meta.get("value")
+    if isinstance(value, (list, tuple)):  # of a tensor its shape and dtype, of a tuple a list of these
+        return isinstance(value, list)
+    return _annotated(type(module).forward if module is not None else node.target)
+
+
+@cache
+def _annotated(function: Any) -> bool | None:
+    try:
+        told = get_type_hints(function).get("return")
+    except Exception:  # of names that are not there, or no function: it tells nothing
+        return None
+    kind = get_origin(told) or told
+    return issubclass(kind, (tuple, list)) if isinstance(kind, type) and issubclass(kind, (tuple, list, torch.Tensor)) else None
+
+
+def _only_indexed(node: fx.Node) -> bool:
+    users = [user for user in node.users if function_name(user) != "in_parts"]  # which looks whether it is so
+    return bool(users) and all(
+        function_name(user) == "getitem" and user.args[0] is node and isinstance(user.args[1], int) for user in users
+    )
+
+
+def _reduces_one_axis(node: fx.Node) -> bool:
+    axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    return isinstance(axis, int) and not isinstance(axis, bool)
+
+
+def port_path(node: fx.Node) -> tuple[int, ...]:
+    """The indices that take a value out of a tuple: ``(1, 0)`` for the hidden state of an LSTM."""
+    path: tuple[int, ...] = ()
+    while function_name(node) in ("getitem", "__getitem__") and isinstance(node.args[0], fx.Node):
+        index, source = node.args[1], node.args[0]
+        if not isinstance(index, int):
+            return ()
+        path, node = (index, *path), source
+    return path
+
+
+def is_port(node: fx.Node, operations: Operations) -> bool:
+    """Whether the node takes one value out of a tuple."""
+    if function_name(node) not in ("getitem", "__getitem__") or not isinstance(node.args[0], fx.Node):
+        return False
+    return isinstance(node.args[1], int) and operations.is_list(node.args[0])
+
+
+def nodes_in(value: object) -> Iterator[fx.Node]:
+    """Every node in a nested argument, in order."""
+    if isinstance(value, fx.Node):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from nodes_in(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from nodes_in(item)
+    elif isinstance(value, slice):
+        yield from nodes_in((value.start, value.stop, value.step))
+
+
+def is_size(node: fx.Node, size: Callable[[fx.Node], bool]) -> bool:
+    """Whether the value is a number, shape or flag and no tensor; ``size`` answers for the arguments."""
+    name = function_name(node)
+    if name.startswith("sym_"):  # ``torch.sym_max``, and ``aten::sym_size`` of torch.export
+        return True
+    if name in SIZES:
+        return name != "type" or len(node.args) + len(node.kwargs) == 1  # x.type(dtype) is a tensor
+    if name == "getattr":
+        return node.args[1] in SIZE_ATTRIBUTES
+    if node.op != "call_function" or getattr(node.target, "__module__", "") not in ("_operator", "builtins", "math"):
+        return False
+    inputs = node.all_input_nodes
+    return bool(inputs) and all(map(size, inputs))
+
+
+def is_integer(node: fx.Node) -> bool:
+    """Whether the value is known to be integers or booleans."""
+    kinds = {torch.int64, torch.int32, torch.bool, torch.uint8, torch.int8, torch.int16}
+    return function_name(node) in INTEGERS or any(isinstance(a, torch.dtype) and a in kinds for a in (*node.args, *node.kwargs.values()))
+
+
+
+
+# Layers made of layers. torch.fx takes each for one operation and cannot see into it, for they look at masks; torch.export can.
+STACKS = (nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+TUPLES = (nn.RNNBase, nn.LSTMCell, nn.MultiheadAttention)  # layers that return a tuple
+
+
+def is_stack(m: nn.Module) -> bool:
+    """One of torch's own; a subclass of another's is a module like any other."""
+    return isinstance(m, STACKS) and _is_torchs(m)
+
+
+def is_leaf(m: nn.Module) -> bool:
+    """Whether torch.export is told of the module as one operation."""
+    return is_drop_path(m) or (_is_torchs(m) and not isinstance(m, (nn.Sequential, *STACKS)))
+
+
+def stacks(model: nn.Module) -> list[str]:
+    """The paths of those that no other holds, save the model itself."""
+    found = [path for path, m in model.named_modules() if path and is_stack(m)]
+    return [path for path in found if not any(path.startswith(f"{outer}.") for outer in found)]
+
+
+def gives_tuple(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a value of torch's layers is a tuple, which a forward may ask (``isinstance(state, tuple)``)."""
+    source = node.args[0] if node.target is operator.getitem and node.args[1] == 1 else None
+    if isinstance(source, fx.Node):  # the two states of an LSTM
+        return source.op == "call_module" and isinstance(modules[str(source.target)], nn.LSTM)
+    return node.op == "call_module" and isinstance(modules[str(node.target)], TUPLES)
+
+
+def _is_torchs(m: nn.Module) -> bool:
+    return type(m).__module__.startswith(("torch.nn", "torch.ao.nn"))
+
+
+
+DROPOUTS = {
+    "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "feature_dropout",
+    "stochastic_depth", "drop_path", "dropout_", "drop_block2d", "drop_block3d",
+}  # fmt: skip
+DROP_PATHS = {"timm.layers.drop.DropPath", "timm.models.layers.drop.DropPath"}  # by name: timm need not be there
+
+
+def is_drop_path(module: nn.Module) -> bool:
+    """timm's stochastic depth. The tracer keeps it whole: within, its trace would differ by mode."""
+    return f"{type(module).__module__}.{type(module).__qualname__}" in DROP_PATHS
+
+
+def is_dropout_module(module: nn.Module) -> bool:
+    """torch's dropouts, their subclasses, and timm's stochastic depth."""
+    return isinstance(module, nn.modules.dropout._DropoutNd) or is_drop_path(module)

@@ -1,0 +1,153 @@
+"""Provenance: what a value was made from, back through a graph. Which calls of a module read its earlier ones, and which values
+come from a convolution with their axes in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+
+import torch
+from torch import fx, nn
+
+from graphreg.ir.operations import Operations, function_name, is_size, nodes_in
+from graphreg.ir.roles import labels_of, site_nodes
+from graphreg.ir.storage_effects import Effects
+
+CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3, "conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
+_KEEP_AXES = {"clone", "contiguous", "to", "float", "double", "half", "type_as", "softmax", "log_softmax"}
+_LAYERS_KEEP_AXES = ("torch.nn.modules.activation", "torch.nn.modules.pooling", "torch.nn.modules.padding", "torch.nn.modules.dropout")
+_NAMES = {"truediv": "div", "iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div"}  # operators that aten calls otherwise
+
+Chains = Mapping[str, str]  # the name of each call of a module -> that of the first call in its chain
+
+
+def chains(graphs: Iterable[fx.Graph], operations: Operations, path: str) -> Chains:
+    """The calls of the module at ``path``, in chains: each reads, through whatever lies between, the outputs of one before it."""
+    found: dict[str, str] = {}
+    for graph in graphs:
+        for call, first in _chains(graph, operations, path).items():
+            found.setdefault(call, first)
+    return found
+
+
+def _chains(graph: fx.Graph, operations: Operations, path: str) -> dict[str, str]:
+    effects = Effects(operations)
+    first: dict[str, str] = {}
+    order: dict[str, int] = {}
+    latest: dict[fx.Node, tuple[str, ...]] = {}  # of the calls that a node depends on, the last two: one may be its own
+    for node in graph.nodes:
+        reads = sorted({call for n in node.all_input_nodes for call in latest.get(n, ())}, key=order.__getitem__)[-2:]
+        labels = (*labels_of(node, operations), *node.meta.get("site", ("", ()))[1])  # a tuple may be handed on as it is
+        own = next((label.name for label in labels if label.module == path), None)
+        if own is not None:
+            order.setdefault(own, len(order))
+            before = [call for call in reads if call != own]
+            if before and first.get(own, own) == own:  # else another of its values has told
+                first[own] = first[before[-1]]
+            first.setdefault(own, own)
+        if reads or own is not None:
+            latest[node] = tuple(reads) if own is None else (*before[-1:], own)
+            latest.update(dict.fromkeys(effects.writes(node), latest[node]))  # states that are kept in a tensor, step by step
+    return first
+
+
+def convolution(node: fx.Node, operations: Operations) -> tuple[str, int] | None:
+    """The convolution that a value comes from with its axes in place, by name, and how many axes that has behind the channels."""
+    seen, waiting = set[fx.Node](), [node]
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        module, name = operations.module(node), function_name(node)
+        dims = len(module.kernel_size) if isinstance(module, nn.modules.conv._ConvNd) else CONVOLUTIONS.get(name, 0)
+        if dims:
+            return str(node.target) if module is not None else name, dims
+        waiting += _with_these_axes(node, operations)
+    return None
+
+
+def _with_these_axes(node: fx.Node, operations: Operations) -> Iterator[fx.Node]:
+    """What the value was made of, where an axis of that is the same axis of this."""
+    module, name = operations.module(node), function_name(node)
+    if operations.is_opaque(node):  # the user's own function may be called like one of torch's
+        return
+    if is_elementwise(node) or name in ("cat", "concat", "concatenate"):
+        yield from nodes_in((node.args, node.kwargs))
+    elif (
+        operations.is_norm(node) or operations.is_dropout(node) or isinstance(module, nn.Identity) or name in _KEEP_AXES or "pool" in name
+        or (type(module).__module__ in _LAYERS_KEEP_AXES and not isinstance(module, nn.MultiheadAttention))
+        or (name == "getitem" and _slices(node.args[1]))
+    ):  # fmt: skip
+        yield from list(nodes_in(node.args))[:1]
+
+
+def _slices(index: object) -> bool:
+    return all(isinstance(part, slice) or part is ... for part in (index if isinstance(index, Sequence) else (index,)))
+
+
+def is_elementwise(node: fx.Node) -> bool:
+    """Whether an element of the result depends on the elements at its place alone, as torch itself marks its operators."""
+    return node.op in ("call_function", "call_method") and _is_pointwise(function_name(node).strip("_"))
+
+
+@cache
+def _is_pointwise(name: str) -> bool:
+    packet = getattr(torch.ops.aten, _NAMES.get(name, name), None) if name else None
+    overloads = packet.overloads() if isinstance(packet, torch._ops.OpOverloadPacket) else ()  # type: ignore[no-untyped-call]
+    return any(torch.Tag.pointwise in getattr(packet, overload).tags for overload in overloads)
+
+
+def one_value_over_again(graph: fx.Graph, operations: Operations, among: Iterable[str]) -> list[tuple[str, ...]]:
+    """The sites of ``among`` that are one value over again, in the order in which it passes them: each list is a way through the model.
+
+    What lies between two of them takes each element to a multiple of it: views, the model's own dropout, identities, a scale. A norm
+    counts as one: what it subtracts does not bring back what was dropped before it.
+    """
+    nodes = site_nodes(graph, operations)
+    names = {nodes[name]: name for name in among if name in nodes}
+    data = _data(graph)
+    before = {node: found for node in names if (found := _before(node, names, operations, data)) is not None}
+    ways = []
+    for node in names:
+        if node in before.values() or node not in before:  # not the last, or alone
+            continue
+        way = [node]
+        while way[0] in before:
+            way.insert(0, before[way[0]])
+        ways.append(tuple(names[each] for each in way))
+    return ways
+
+
+def _before(node: fx.Node, among: Mapping[fx.Node, str], operations: Operations, data: set[fx.Node]) -> fx.Node | None:
+    """The nearest value before it that is the same and among those."""
+    passed: fx.Node | None = node
+    while passed is not None:
+        passed = _same_but_for_scale(passed, operations, data)
+        if passed in among:
+            return passed
+    return None
+
+
+def _same_but_for_scale(node: fx.Node, operations: Operations, data: set[fx.Node]) -> fx.Node | None:
+    """The operand of which each element of the value is a multiple."""
+    name = function_name(node).strip("_")
+    if operations.passes_through(node) or operations.is_norm(node):
+        return next(nodes_in(node.args), None)
+    if operations.is_opaque(node):
+        return None
+    operands = [operand for operand in nodes_in(node.args) if operand in data]
+    divides = _NAMES.get(name, name) in ("div", "divide") and node.args[:1] == tuple(operands)
+    scales = divides or _NAMES.get(name, name) in ("mul", "multiply", "neg")
+    return operands[0] if scales and len(operands) == 1 else None
+
+
+def _data(graph: fx.Graph) -> set[fx.Node]:
+    """What depends on an input, through tensors."""
+    found, sizes = set[fx.Node](), set[fx.Node]()
+    for node in graph.nodes:
+        if is_size(node, sizes.__contains__):
+            sizes.add(node)
+        elif node.op == "placeholder" or any(operand in found for operand in node.all_input_nodes):
+            found.add(node)
+    return found

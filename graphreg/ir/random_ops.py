@@ -1,0 +1,192 @@
+"""The model's own dropout: every operation of the traced graphs that draws. It looks and never touches.
+
+What can be moved is a call that this file knows: torch's dropouts, stochastic depth of torchvision and timm, attention. The
+rest is told by name with the reason.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from graphreg.ir.modes import Graphs, choose
+from graphreg.ir.operations import Operations, function_name, is_drop_path
+from graphreg.ir.site import Label, Site
+
+Kind = Literal["element", "channel", "alpha", "channel alpha", "depth", "attention", "heads", "layer"]
+When = Literal["mode", "always", "never"]
+
+ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
+_VF = ("input", "p", "train")
+FUNCTIONS: dict[Callable[..., Any], tuple[Kind, tuple[str, ...]]] = {
+    F.dropout: ("element", ("input", "p", "training", "inplace")),
+    F.dropout1d: ("channel", ("input", "p", "training", "inplace")),
+    F.dropout2d: ("channel", ("input", "p", "training", "inplace")),
+    F.dropout3d: ("channel", ("input", "p", "training", "inplace")),
+    F.alpha_dropout: ("alpha", ("input", "p", "training", "inplace")),
+    F.feature_alpha_dropout: ("channel alpha", ("input", "p", "training", "inplace")),
+    torch.dropout: ("element", _VF), torch.dropout_: ("element", _VF),
+    torch.feature_dropout: ("channel", _VF), torch.feature_dropout_: ("channel", _VF),
+    torch.alpha_dropout: ("alpha", _VF), torch.alpha_dropout_: ("alpha", _VF),
+    torch.feature_alpha_dropout: ("channel alpha", _VF), torch.feature_alpha_dropout_: ("channel alpha", _VF),
+    F.scaled_dot_product_attention: ("attention", ATTENTION),
+    F.multi_head_attention_forward: ("heads", tuple(inspect.signature(F.multi_head_attention_forward).parameters)),
+}  # fmt: skip
+MODULES: dict[type, Kind] = {
+    nn.Dropout: "element", nn.Dropout1d: "channel", nn.Dropout2d: "channel", nn.Dropout3d: "channel",
+    nn.AlphaDropout: "alpha", nn.FeatureAlphaDropout: "channel alpha", nn.MultiheadAttention: "heads",
+}  # fmt: skip
+# What else draws: none of these is a dropout that could be moved to graphreg's streams.
+RANDOM = {
+    "bernoulli", "bernoulli_", "rand_like", "randn_like", "randint_like", "normal_", "uniform_", "exponential_", "geometric_", "random_",
+    "log_normal_", "cauchy_", "multinomial", "normal", "poisson", "rrelu", "gumbel_softmax", "drop_block2d", "drop_block3d", "rand",
+    "randn", "randint", "randperm", "fractional_max_pool2d", "fractional_max_pool3d",
+}  # fmt: skip
+DEPTH = ("input", "p", "mode", "training")
+
+
+@dataclass(frozen=True)
+class Own:
+    """One dropout of the model's own. ``when`` it acts: in the mode of the module at ``path``, ``"always"``, or ``"never"``.
+
+    ``rate``: in [0, 1], None where it cannot be read. ``why_not``: why it cannot be moved, ``""`` if it can. ``function`` and
+    ``names``: of a call of a function, its bare name and its parameters.
+    """
+
+    site: Site
+    kind: Kind
+    rate: float | None
+    when: When = "mode"
+    path: str = ""
+    why_not: str = ""
+    function: str = ""
+    names: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """One line: name, operation, rate, and what is particular about it."""
+        rate = "" if self.rate is None else f" {self.rate:g}"
+        more = f": cannot be moved: {self.why_not}" if self.why_not else "" if self.when == "mode" else f", {self.when} acts"
+        return f"{self.site.name} ({self.site.op}{rate}){more}"
+
+
+def find(graphs: Graphs, operations: Operations, whole: Mapping[str, str]) -> tuple[Own, ...]:
+    """The model's own dropouts in graph order, those of several graphs once. ``whole``: what the trace kept whole, and why."""
+    found: dict[str, Own] = {}
+    for graph in graphs.values():
+        for node in graph.nodes:
+            labels = node.meta.get("site", ("", ()))[1]
+            if labels:
+                for own in _owns(node, labels, operations, whole):
+                    found.setdefault(own.site.name, own)
+    return tuple(found.values())
+
+
+def _owns(node: fx.Node, labels: tuple[Label, ...], operations: Operations, whole: Mapping[str, str]) -> list[Own]:
+    known = node.meta.get("value")
+    shape, dtype = known if isinstance(known, tuple) else (None, None)
+    site = Site(labels, module=node.meta["site"][0], shape=shape, dtype=dtype)
+    module = operations.module(node)
+    if module is not None:
+        own = _of_module(site, str(node.target), module)
+        return [own] if own else _inside(site, str(node.target), module, whole)
+    if node.op == "call_function" and node.target in FUNCTIONS:
+        return _of_function(site, node, *FUNCTIONS[node.target])
+    name = function_name(node)
+    if name == "stochastic_depth" and getattr(node.target, "__module__", "").startswith("torchvision."):
+        return _of_function(site, node, "depth", DEPTH)
+    if name in RANDOM:
+        return [Own(site, "layer", None, why_not=f"it draws by {name}, which is no dropout that graphreg knows")]
+    return []
+
+
+def _of_module(site: Site, path: str, module: nn.Module) -> Own | None:
+    kind = MODULES.get(type(module))
+    if kind is None and is_drop_path(module):
+        kind = "depth"
+    if kind is None:
+        return None
+    why_not = "it has hooks, which would not be called" if module._forward_hooks or module._forward_pre_hooks else ""
+    return Own(site, kind, rate_of(module), path=path, why_not=why_not)
+
+
+def rate_of(module: nn.Module) -> float:
+    """The rate of a module that drops: ``p`` of torch's dropouts, ``drop_prob`` of timm's, ``dropout`` of attention."""
+    names = [name for name in ("p", "drop_prob", "dropout") if isinstance(getattr(module, name, None), (int, float))]
+    return float(getattr(module, names[0])) if names else 0.0
+
+
+def _inside(site: Site, path: str, module: nn.Module, whole: Mapping[str, str]) -> list[Own]:
+    """What a module that is one operation of the graph draws within it."""
+    if isinstance(module, nn.RNNBase) and module.num_layers > 1:
+        why = "torch applies it between the stacked layers, inside one operator"
+        return [Own(site, "layer", float(module.dropout), path=path, why_not=why)] if module.dropout else []
+    if isinstance(module, (nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)):
+        return [Own(site, "layer", None, path=path, why_not="it draws, and is no dropout")]
+    reason = whole.get(path, "a layer of torch that is not traced")
+    owns = []
+    for name, child in module.named_modules():
+        label = Label(f"{path}.{name}", type(child).__name__, module=f"{path}.{name}")
+        own = _of_module(Site((label,), module=label.name), label.name, child) if name else None
+        if own:
+            owns.append(Own(own.site, own.kind, own.rate, path=label.name, why_not=f"{path} is kept whole ({reason})"))
+    if not owns and "draws random numbers" in reason:
+        return [Own(site, "layer", None, path=path, why_not=f"it is kept whole ({reason})")]
+    return owns
+
+
+def _of_function(site: Site, node: fx.Node, kind: Kind, names: tuple[str, ...]) -> list[Own]:
+    if kind == "attention":
+        return _of_attention(site, node)
+    rate = given(node, names, "dropout_p" if kind == "heads" else "p", 0.5)
+    training = given(node, names, "training", given(node, names, "train", default_training(node)))
+    if isinstance(rate, fx.Node):
+        return [Own(site, kind, None, why_not="its rate is computed in the graph")]
+    path = _mode_of(training)
+    if path is None and isinstance(training, fx.Node):
+        return [Own(site, kind, float(rate), why_not="whether it acts is computed in the graph")]
+    when: When = "mode" if path is not None else "always" if training else "never"
+    return [Own(site, kind, float(rate), when, path or site.module, function=function_name(node), names=names)]
+
+
+def _of_attention(site: Site, node: fx.Node) -> list[Own]:
+    """A call that is given a rate, in its own words: ``dropout_p=self.p if self.training else 0.0``."""
+    rate = given(node, ATTENTION, "dropout_p", None)
+    if rate is None:
+        return []
+    if not isinstance(rate, fx.Node):
+        when: When = "always" if rate else "mode"
+        return [Own(site, "attention", float(rate), when, site.module, function=function_name(node), names=ATTENTION)]
+    path = _mode_of(rate)
+    if path is None or rate.target is not choose or rate.args[2] != 0 or not isinstance(rate.args[1], (int, float)):
+        return [Own(site, "attention", None, why_not="its rate is computed in the graph")]
+    return [Own(site, "attention", float(rate.args[1]), "mode", path, function=function_name(node), names=ATTENTION)]
+
+
+def given(node: fx.Node, names: tuple[str, ...], name: str, default: Any) -> Any:
+    """The argument of a call by its name."""
+    if name not in names:
+        return default
+    place = names.index(name)
+    return node.args[place] if place < len(node.args) else node.kwargs.get(name, default)
+
+
+def default_training(node: fx.Node) -> bool:
+    """What ``training`` is where a call does not say; torch's alpha dropouts and the others disagree."""
+    return bool(inspect.signature(node.target).parameters["training"].default) if inspect.isfunction(node.target) else True
+
+
+def _mode_of(value: Any) -> str | None:
+    """The path of the module whose mode a node reads."""
+    if isinstance(value, fx.Node) and value.target is choose:
+        value = value.args[0]
+    if not isinstance(value, fx.Node) or value.op != "get_attr":
+        return None
+    path, _, name = str(value.target).rpartition(".")
+    return path if name == "training" else None

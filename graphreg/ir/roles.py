@@ -1,0 +1,243 @@
+"""Roles: which values are inputs, which are hidden, which are outputs; and which are no sites of anything."""
+
+from __future__ import annotations
+
+import operator
+import re
+from typing import Any, Literal
+
+import torch
+from torch import fx, nn
+
+from graphreg.ir.modes import Graphs
+from graphreg.ir.operations import PACKS, Operations, function_name, is_integer, is_port, is_size, nodes_in, port_path
+from graphreg.ir.site import Label, Role, Site
+from graphreg.ir.storage_effects import Effects
+
+CELLS = {"rnn_tanh_cell", "rnn_relu_cell", "lstm_cell", "gru_cell"}  # what cells call, where a graph has their insides
+# In ``node.meta``, of a graph that is a part of a forward: an input that another part made, True where it depends on a product on
+# data; the output, where it goes on to another part.
+CROSSES = "crosses"
+_NORM_CLASS = re.compile(r"Norm(alization)?(\dd)?$")  # a norm written by hand goes by its class's name
+PORTS: dict[tuple[int, ...], tuple[str, ...]] = {(0,): ("out", "0"), (1,): ("h_n", "1"), (1, 0): ("h_n", "1.0"), (1, 1): ("c_n", "1.1")}
+CELL_PORTS: dict[tuple[int, ...], tuple[str, ...]] = {(0,): ("out", "h", "0"), (1,): ("c", "1")}  # of nn.LSTMCell
+
+
+def value_sites(model: nn.Module, graphs: Graphs) -> tuple[Site, ...]:
+    """The value sites of all graphs; what stands in several graphs is one site, judged in the first."""
+    operations = Operations(model)
+    sites: dict[str, Site] = {}
+    for graph in graphs.values():
+        for site in _Judge(graph, operations, model).sites():
+            sites.setdefault(site.name, site)
+    return tuple(sites.values())
+
+
+def site_nodes(graph: fx.Graph, operations: Operations) -> dict[str, fx.Node]:
+    """The node of each site of a graph, by the site's name."""
+    return {labels[0].text: node for node in graph.nodes if (labels := labels_of(node, operations))}
+
+
+def labels_of(node: fx.Node, operations: Operations) -> tuple[Label, ...]:
+    """A node's labels, those of its port in front: ``rnn:h_n`` rather than ``getitem_1``."""
+    if "site" not in node.meta:
+        return ()
+    own: tuple[Label, ...] = node.meta["site"][1]
+    if operations.is_list(node):
+        # a module's name means its first port, which carries it
+        return () if operations.module(node) is not None and _has_first_port(node) else own
+    if not is_port(node, operations):
+        return own
+    path, source = port_path(node), node.args[0]
+    while isinstance(source, fx.Node) and function_name(source) in ("getitem", "__getitem__") and operations.is_list(source):
+        source = source.args[0]
+    if not isinstance(source, fx.Node) or "site" not in source.meta:
+        return own
+    module = operations.module(source)
+    of_module = module is not None
+    plain = ("out", "0") if path == (0,) and of_module else (".".join(map(str, path)),)
+    known = PORTS if isinstance(module, nn.RNNBase) else CELL_PORTS if isinstance(module, nn.LSTMCell) else {}
+    ports = known.get(path, plain)
+    named = (Label(label.name, label.op, ports, path == (0,) and of_module, label.module) for label in source.meta["site"][1])
+    return (*named, *own)
+
+
+def _has_first_port(node: fx.Node) -> bool:
+    return any(function_name(user) == "getitem" and user.args == (node, 0) for user in node.users)
+
+
+def _lengths(node: fx.Node) -> list[fx.Node]:
+    """What tells ``pack_padded_sequence`` its lengths."""
+    given = node.args[1] if len(node.args) > 1 else node.kwargs.get("lengths")
+    return [given] if function_name(node) == "pack_padded_sequence" and isinstance(given, fx.Node) else []
+
+
+def is_whole(node: fx.Node) -> bool:
+    """Whether the node does what a module does that is kept whole: it mixes, and gives a value or a tuple of them."""
+    return is_region(node) or function_name(node) in CELLS
+
+
+def is_region(node: fx.Node) -> bool:
+    """Whether the node is an operator of Dynamo's that holds a graph of its own, as activation checkpointing is."""
+    return node.op == "call_function" and isinstance(node.target, torch._ops.HigherOrderOperator)
+
+
+def deep_nodes(graph: fx.Graph, operations: Operations, model: nn.Module) -> set[fx.Node]:
+    """What depends on a product on data."""
+    return _Judge(graph, operations, model).deep
+
+
+class _Judge:
+    """Walks one graph once, in order, and knows of each node what it carries and what it depends on."""
+
+    def __init__(self, graph: fx.Graph, operations: Operations, model: nn.Module) -> None:
+        self.graph, self.operations, self.effects = graph, operations, Effects(operations)
+        self.parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        self.sizes: set[fx.Node] = set()  # numbers, shapes, flags
+        self.data: set[fx.Node] = set()  # depends on an input, through tensors
+        self.weights: set[fx.Node] = set()  # computed from parameters alone
+        self.deep: set[fx.Node] = set()  # depends on a product on data
+        self.filled: set[fx.Node] = set()  # what depends on an input was written into it: who reads it from there on does so too
+        self.filled_deep: set[fx.Node] = set()
+        self.hidden: set[fx.Node] = set()
+        self.integers: set[fx.Node] = set()
+        self.packed: set[fx.Node] = set()  # a PackedSequence, or what a layer makes of one
+        for node in graph.nodes:
+            self._walk(node)
+        end = graph.output_node()
+        self.returned = set() if CROSSES in end.meta else set(nodes_in(end.args))
+        self.used = {graph.output_node()}
+        for node in reversed(graph.nodes):
+            if any(user in self.used for user in node.users) or node.target is operator.setitem:
+                self.used.add(node)
+
+    def _walk(self, node: fx.Node) -> None:
+        if node.op == "placeholder":
+            self.data.add(node)
+            if node.meta.get(CROSSES):
+                self.deep.add(node)
+            return
+        if node.op == "get_attr":
+            if str(node.target) in self.parameters:
+                self.weights.add(node)
+            elif str(node.target).rpartition(".")[2] == "training":
+                self.sizes.add(node)
+            return
+        if node.op == "output":
+            return
+        if is_size(node, self.sizes.__contains__):
+            self.sizes.add(node)
+            return
+        if function_name(node) in PACKS or (self._of_packed(node) and port_path(node) in ((), (0,))):
+            self.packed.add(node)
+            self.integers.update(_lengths(node))
+        if is_integer(node):
+            self.integers.add(node)
+        tensors = [n for n in node.all_input_nodes if n not in self.sizes]
+        data = [n for n in tensors if n in self.data or n in self.filled]
+        if data or (not tensors and node.op == "call_module"):
+            self.data.add(node)
+        elif any(n in self.weights for n in tensors):
+            self.weights.add(node)
+        if self._is_product(node, data):
+            self.hidden.update(origin for n in data if (origin := self._origin(n)) in self.deep)
+            self.integers.update(self._indices(node, data))
+            self.deep.add(node)
+        elif any(n in self.deep or n in self.filled_deep for n in data):
+            self.deep.add(node)
+        self._fill(node)
+
+    def _fill(self, node: fx.Node) -> None:
+        """What the node writes into, and what that is a view of, carries what the node does."""
+        waiting = list(self.effects.writes(node)) if node in self.data else []
+        seen = set(waiting)
+        while waiting:
+            written = waiting.pop()
+            self.filled.add(written)
+            if node in self.deep:
+                self.filled_deep.add(written)
+            waiting += [n for n in self.effects.shares(written) if n not in seen]
+            seen.update(waiting)
+
+    def _of_packed(self, node: fx.Node) -> bool:
+        recurrent = isinstance(self.operations.module(node), nn.RNNBase) or is_port(node, self.operations)
+        return recurrent and bool(node.args) and node.args[0] in self.packed
+
+    def _is_product(self, node: fx.Node, data: list[fx.Node]) -> bool:
+        if not data or not (self.operations.is_product(node) or is_whole(node)):
+            return False
+        return node.op == "call_module" or any(n in self.weights for n in node.all_input_nodes)
+
+    def _indices(self, node: fx.Node, data: list[fx.Node]) -> list[fx.Node]:
+        module = self.operations.module(node)
+        reads_indices = isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or function_name(node) in ("embedding", "embedding_bag")
+        return [self._origin(n) for n in data] if reads_indices else []
+
+    def _origin(self, node: fx.Node) -> fx.Node:
+        while self.operations.passes_through(node) and node.args and isinstance(node.args[0], fx.Node) and not is_whole(node.args[0]):
+            if not node.args[0].meta.get("site", ("", ("",)))[1]:  # a tensor that the forward made has no name: its view may
+                break
+            node = node.args[0]
+        return node
+
+    def sites(self) -> list[Site]:
+        found = []
+        for node in self.graph.nodes:
+            labels = labels_of(node, self.operations)
+            if labels:
+                found.append(self._site(node, labels))
+        return found
+
+    def _site(self, node: fx.Node, labels: tuple[Label, ...]) -> Site:
+        why_not, known = self._why_not(node), node.meta.get("value")
+        shape, dtype = known if isinstance(known, tuple) else (None, None)
+        given: dict[str, Any] = {"module": node.meta["site"][0], "shape": shape, "dtype": dtype, "used": node in self.used}
+        if why_not:
+            return Site(labels, selectable=False, why_not=why_not, **given)
+        norm = self.operations.is_norm(node) or any(label.module is not None and _NORM_CLASS.search(label.op) for label in labels)
+        return Site(labels, role=self._role(node), norm=norm, sequence=self._sequence(node), **given)
+
+    def _sequence(self, node: fx.Node) -> Literal["", "batch first", "time first", "state"]:
+        """Which port of a recurrent layer the node is: its output, by its axes, also behind dropout, or a state."""
+        port: Any = node
+        while isinstance(port, fx.Node) and self.operations.is_dropout(port) and port.args:
+            port = port.args[0]
+        source: Any = port
+        while isinstance(source, fx.Node) and is_port(source, self.operations):
+            source = source.args[0]
+        layer = self.operations.module(source) if source is not port and isinstance(source, fx.Node) else None
+        if isinstance(source, fx.Node) and function_name(source) == "pad_packed_sequence" and port_path(port) == (0,):
+            batch_first = source.args[1] if len(source.args) > 1 else source.kwargs.get("batch_first", False)
+            return "batch first" if batch_first is True else "time first"
+        if not isinstance(layer, nn.RNNBase):
+            return ""
+        if port_path(port) != (0,):
+            return "state" if port is node else ""
+        return "batch first" if layer.batch_first else "time first"
+
+    def _role(self, node: fx.Node) -> Role:
+        labels = node.meta["site"][1]
+        part = node.op != "placeholder" and labels and labels[0].op == "input"  # of an argument that holds several
+        if part or (node.op == "placeholder" and CROSSES not in node.meta):
+            return "input"
+        if node in self.hidden:
+            return "hidden"
+        return "output" if node in self.returned else ""
+
+    def _why_not(self, node: fx.Node) -> str:
+        if node.op == "get_attr":
+            return "a parameter" if node in self.weights else "a constant"
+        if node in self.packed and not self.operations.is_list(node):
+            return "a packed sequence"
+        if "value" in node.meta:
+            known = node.meta["value"]
+            if not isinstance(known, tuple):
+                return "a tuple" if isinstance(known, list) else "no tensor"
+            return "" if known[1].is_floating_point else "integers"
+        if node in self.sizes:
+            return "no tensor"
+        if self.operations.guesses_list(node):
+            return "taken for a tuple, for it is only indexed; example_inputs tell what it is"
+        if self.operations.is_list(node):
+            return "a tuple"
+        return "integers" if node in self.integers else ""

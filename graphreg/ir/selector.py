@@ -1,0 +1,269 @@
+"""The one rule by which selectors find sites.
+
+A string is ``[!]name-glob[@op-glob][:port-glob][#role]``. It names a thing, not its insides: where it
+matches a module's name, nothing within that module is selected by it; ``**`` lifts that. A backslash takes the
+character behind it as a part of the name: ``block\\@1``.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from torch import nn
+
+from graphreg.errors import NoMatchError, RegularizerError, near, near_sentence, warn
+from graphreg.ir.site import ROLES, Label, Site
+
+Selector = str | Sequence[str] | Callable[[Site], bool]
+Missing = Literal["error", "warn", "ignore"]
+
+_GRAMMAR = re.compile(
+    r"(?P<exclude>!?)(?P<name>(?:\\.|[^@:#\\])*)(?:@(?P<op>(?:\\.|[^:#\\])+))?(?::(?P<port>(?:\\.|[^#\\])+))?(?:#(?P<role>.*))?", re.DOTALL
+)
+_BACKSLASH = re.compile(r"\\(.)", re.DOTALL)
+_SPECIAL = re.compile(r"[\\@:#*?\[]|^!|^\s|\s$")
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """One parsed string."""
+
+    text: str
+    name: str
+    op: str | None
+    port: str | None
+    role: str | None
+    exclude: bool
+
+    @classmethod
+    def parse(cls, text: str) -> Pattern:
+        found = _GRAMMAR.fullmatch(text.strip())
+        if not found or not text.strip("! "):
+            raise RegularizerError(
+                f"{text!r} is no selector. Write [!]name[@op][:port][#role], e.g. 'layer4.*', '**@ReLU', '*.weight'."
+                + (
+                    r" A backslash takes the character behind it as a part of the name: \@, \:, \#, \\."
+                    if re.search(r"[\\@:#]", text)
+                    else ""
+                )
+            )
+        role = found["role"]
+        if role is not None and role not in ROLES:
+            hint = r"Where # is a part of the name, write \#."
+            raise RegularizerError(f"{text!r} asks for the role {role!r}; roles are {', '.join(ROLES)}. {hint}")
+        name, op, port = (_as_glob(found[part]) for part in ("name", "op", "port"))
+        return cls(text, name or "**", op, port, role, bool(found["exclude"]))
+
+    @cached_property
+    def _glob(self) -> Callable[[str], object]:
+        return re.compile(fnmatch.translate(self.name)).match
+
+    def path(self, module: str) -> bool:
+        """Whether it names the module at this path."""
+        return bool(self._glob(module))
+
+    def names(self, label: Label, site: Site) -> bool:
+        if site.kind == "parameter" and self.port is not None:  # a parameter has no port: ':' is part of its name
+            return fnmatch.fnmatchcase(label.name, f"{self.name}:{self.port}")
+        return bool(self._glob(label.name))
+
+    def filters(self, label: Label, site: Site) -> bool:
+        """Whether the op and the role are those asked for."""
+        return (self.op is None or fnmatch.fnmatchcase(label.op, self.op)) and self.role in (None, site.role)
+
+    def takes_port(self, label: Label) -> bool:
+        if self.port is None:
+            return label.default
+        return any(fnmatch.fnmatchcase(port, self.port) for port in label.ports)
+
+    def find(self, sites: Iterable[Site]) -> list[Site]:
+        """The sites this string names, selectable or not."""
+        return list({id(site): site for _, site in self.labels(sites)}.values())
+
+    def labels(self, sites: Iterable[Site]) -> list[tuple[Label, Site]]:
+        """The sites with the labels it names them by. Filters apply first, then the name, then the insides go."""
+        named = [(label, site) for site in sites for label in site.labels if self.filters(label, site) and self.names(label, site)]
+        found = [(label, site) for label, site in named if site.kind == "parameter" or self.takes_port(label)]
+        if "**" not in self.name:
+            modules = {label.module for label, site in named if label.module is not None and site.kind == "value"}
+            found = [(label, site) for label, site in found if site.kind == "parameter" or not _within(label.name, modules)]
+        return found
+
+
+def _as_glob(part: str | None) -> str | None:
+    """A shell glob in which what stood behind a backslash means itself."""
+    return part and _BACKSLASH.sub(lambda found: f"[{found[1]}]" if found[1] in "*?[" else found[1], part)
+
+
+def exactly(label: Label) -> str:
+    """The string that means the label and nothing else: its name, with a backslash before what means something to a selector."""
+    name, port = (_SPECIAL.sub(_taken_as_is, text) for text in (label.name, label.ports[0]))
+    return name if label.default else f"{name}:{port}"
+
+
+def _taken_as_is(found: re.Match[str]) -> str:
+    return f"[{found[0]}]" if found[0].isspace() else f"\\{found[0]}"  # white space around a selector is none of it
+
+
+def strings_of(sites: Iterable[Site]) -> list[str]:
+    """The strings that mean the sites, by each of their names."""
+    return [exactly(label) for site in sites for label in site.labels]
+
+
+def _within(name: str, modules: set[str]) -> bool:
+    end = name.rfind(".")
+    while end > 0:
+        if name[:end] in modules:
+            return True
+        end = name.rfind(".", 0, end)
+    return False
+
+
+def strings(selector: Selector) -> tuple[str, ...]:
+    """The strings of a selector, checked; a predicate has none."""
+    if isinstance(selector, str):
+        given: tuple[object, ...] = (selector,)
+    elif isinstance(selector, Sequence):
+        given = tuple(selector)
+    elif callable(selector) and not isinstance(selector, (type, nn.Module)):
+        return ()
+    else:
+        raise RegularizerError(
+            f"a selector is a string, a sequence of strings or a function of a site, not {selector!r}. "
+            "The selector comes first and the weight second: Regularizer('layer4.*', 0.1)."
+        )
+    if not given or not all(isinstance(text, str) for text in given):
+        raise RegularizerError(f"a selector is one string or several, not {selector!r}. '*' means the default sites.")
+    for text in given:
+        Pattern.parse(str(text))
+    return tuple(str(text) for text in given)
+
+
+def select(
+    selector: Selector,
+    sites: Sequence[Site],
+    default: Sequence[Site],
+    *,
+    what: str = "value",
+    model: str = "the model",
+    missing: Missing = "error",
+    who: str = "the regularizer",
+    usual: str = "the default sites",
+    elsewhere: Sequence[Site] = (),
+    hint: Callable[[str], str] = lambda text: "",
+) -> dict[Site, str]:
+    """The selected sites in graph order, each with the string that matched it first.
+
+    ``sites`` are the candidates, ``default`` those that a lone ``*`` means, ``usual`` what these are in words, ``who`` selects;
+    ``elsewhere`` are sites of the other kind: an exclusion may name one of them, or one that cannot be regularized, for it is not
+    selected anyway. ``hint`` says more of a string that finds nothing.
+    """
+    if callable(selector):
+        return _by_function(selector, sites, f"of {who} chooses no {what} of {model}", missing)
+    texts = strings(selector)
+    wanted: dict[int, str] = {}
+    none_usual = _usual(who, usual, what, model, [site for site in sites if site.norm and site.role == "hidden"])
+    if all(Pattern.parse(text).exclude for text in texts):
+        wanted = {id(site): "*" for site in default}
+        if not default and not any(text.strip("! ") == "*" for text in texts):
+            complain(none_usual, missing)
+    gone: set[int] = set()
+    for text in texts:
+        pattern = Pattern.parse(text)
+        found = list(default) if text.strip("! ") == "*" else pattern.find(sites)
+        usable = [site for site in found if site.selectable]
+        if not (usable or _needless(pattern, found, elsewhere)):
+            lone = text.strip("! ") == "*"
+            complain(none_usual if lone else _nothing(pattern, found, sites, what, model, who, elsewhere) + hint(text), missing)
+        if pattern.exclude:
+            gone.update(map(id, usable))
+        else:
+            for site in usable:
+                wanted.setdefault(id(site), text)
+    if wanted and gone.issuperset(wanted):
+        complain(f"{list(texts)} leaves no {what} of {model}: what is selected is taken away again by '!'.", missing)
+    return {site: wanted[id(site)] for site in sites if id(site) in wanted and id(site) not in gone}
+
+
+def _by_function(selector: Callable[[Site], bool], sites: Sequence[Site], none: str, missing: Missing) -> dict[Site, str]:
+    chosen = {site: _called(selector) for site in sites if site.selectable and selector(site)}
+    if not chosen:
+        complain(f"the selector {_called(selector)} {none}. It is asked for each site; graphreg.names(model) lists them.", missing)
+    return chosen
+
+
+def unmatched(selector: Selector, sites: Sequence[Site], default: Sequence[Site], elsewhere: Sequence[Site] = ()) -> tuple[str, ...]:
+    """The strings of a selector that select nothing, as ``select`` understands it; a predicate by its name."""
+    if callable(selector):
+        return () if any(site.selectable and selector(site) for site in sites) else (_called(selector),)
+    lost = []
+    for text in strings(selector):
+        pattern = Pattern.parse(text)
+        found = default if text.strip("! ") == "*" else pattern.find(sites)
+        if not (any(site.selectable for site in found) or _needless(pattern, found, elsewhere)):
+            lost.append(text)
+    return tuple(lost)
+
+
+def _needless(pattern: Pattern, found: Sequence[Site], elsewhere: Sequence[Site]) -> bool:
+    """Whether it takes away what is there and is not selected anyway: a bias from a penalty on weights."""
+    return pattern.exclude and pattern.text.strip("! ") != "*" and bool(found or pattern.find(elsewhere))
+
+
+def complain(sentence: str, missing: Missing) -> None:
+    if missing == "error":
+        raise NoMatchError(sentence)
+    if missing == "warn":
+        warn(sentence)
+
+
+def _usual(who: str, usual: str, what: str, model: str, norms: Sequence[Site]) -> str:
+    left_out = f" but the outputs of {len(norms)} norms, which '**#hidden' takes" if norms and what == "value" else ""
+    return (
+        f"{model} has none of the default sites of {who} ({usual}){left_out}. Name a {what} by a selector instead; "
+        "graphreg.names(model) lists them."
+    )
+
+
+def _called(selector: Callable[[Site], bool]) -> str:
+    return f"<{getattr(selector, '__name__', type(selector).__name__)}>"
+
+
+def _nothing(
+    pattern: Pattern, found: Sequence[Site], sites: Sequence[Site], what: str, model: str, who: str, elsewhere: Sequence[Site]
+) -> str:
+    """Why nothing was found, and what is near."""
+    start = f"{pattern.text!r} matches no {what} of {model}."
+    end = " List all: graphreg.names(model)."
+    if found:
+        reasons = ", ".join(f"{site.name} ({site.why_not})" for site in found[:3])
+        parts = [exactly(label) for site in sites for label in site.labels if site.selectable and pattern.names(label, site)]
+        parts_text = f" Write a part of it: {', '.join(parts[:6])}." if parts and pattern.port is None else ""
+        return f"{start} It finds only what cannot be regularized: {reasons}.{parts_text}{end}"
+    bare = pattern.text.strip().removeprefix("!")
+    if _SPECIAL.search(bare) and (literal := [label for site in sites for label in site.labels if label.name == bare]):
+        exact = exactly(literal[0])
+        return f"{start} A site has that very name: write {exact} (in Python r'{exact}'), for {bare} asks for something else.{end}"
+    named = [(label, site) for site in sites for label in site.labels if pattern.names(label, site)]
+    if pattern.role and sites and sites[0].kind == "parameter":
+        return f"{start} #{pattern.role} is a role of values, and {who} acts on a {what}; leave the role out.{end}"
+    if named and (pattern.op or pattern.port or pattern.role):
+        there = sorted({label.op for label, _ in named})
+        ops = ", ".join(list(dict.fromkeys([*near(pattern.op or "", there), *there]))[:6])
+        ports = ", ".join(sorted({p for label, _ in named for p in label.ports})[:6])
+        roles = ", ".join(sorted({site.role for _, site in named} - {""})) or "none"
+        return f"{start} The name is found, the filter is not: ops there {ops}; ports {ports}; roles {roles}.{end}"
+    if named:
+        texts = ", ".join(exactly(label) for label, _ in named[:6])
+        return f"{start} It has several ports; write one of {texts}.{end}"
+    others = pattern.find(elsewhere)
+    if others:
+        kind = "parameters" if others[0].kind == "parameter" else "values"
+        start += f" It names {kind} ({', '.join(site.name for site in others[:3])}), and {who} acts on a {what}."
+    known = (*sites, *elsewhere) if pattern.exclude else [site for site in sites if site.selectable]
+    return f"{start}{near_sentence(pattern.name, strings_of(known))}{end}"

@@ -1,0 +1,52 @@
+"""Origins: the line of the user's code that made a node, as ``node.meta["origin"]``, a file and a line number."""
+
+from __future__ import annotations
+
+import re
+import sys
+from functools import cache
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import fx
+
+Origin = tuple[str, int]
+OWN_FOLDERS = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parents[1]}/")  # torch's and graphreg's
+_FRONT_END = "graphreg.tracing.symbolic.symbolic"
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
+
+
+def _users(file: str) -> bool:
+    return not file.startswith((*OWN_FOLDERS, "<"))
+
+
+def origin_now() -> Origin | None:
+    """The innermost line outside torch and graphreg that is running; None where there is none within the trace."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__") != _FRONT_END:  # beyond it is whoever asked for the trace
+        if _users(frame.f_code.co_filename):
+            return frame.f_code.co_filename, frame.f_lineno
+        frame = frame.f_back
+    return None
+
+
+def origin_told(stack_trace: str | None) -> Origin | None:
+    """The same, out of a stack trace that torch wrote down."""
+    told = [(found["file"], int(found["line"])) for found in _FRAME.finditer(stack_trace or "")]
+    return next((origin for origin in reversed(told) if _users(origin[0])), None)
+
+
+def origin_of(node: fx.Node) -> Origin | None:
+    """Where a node comes from, if its trace tells."""
+    known: Origin | None = node.meta.get("origin")
+    return known or origin_told(node.stack_trace)
+
+
+@cache
+def short(origin: Origin) -> str:
+    """``torchvision/models/resnet.py:268``: below the folder that Python imports it from."""
+    file, line = origin
+    folders = sorted((f"{path.rstrip('/')}/" for path in sys.path if path), key=len, reverse=True)
+    folder = next((path for path in folders if file.startswith(path)), f"{Path(file).parent}/")
+    return f"{file.removeprefix(folder)}:{line}"

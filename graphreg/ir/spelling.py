@@ -1,0 +1,80 @@
+"""Names that torch.fx does not write as Python has them: keywords, quotes, paths too deep for Python's parser.
+
+A layer called ``class`` becomes ``self.class`` in torch.fx's code, and a path of two hundred numbers two hundred nested calls of
+``getattr``, which Python's parser does not take.
+"""
+
+from __future__ import annotations
+
+import ast
+import keyword
+import re
+import unicodedata
+from typing import Any
+
+from torch import fx
+from torch.fx.graph import PythonCode
+
+from graphreg.errors import TraceError
+from graphreg.ir.serialize import copied
+
+_DEEP = 50  # modules within modules
+
+
+def spelled(graph: fx.Graph) -> fx.Graph:
+    """A copy of the graph whose code spells such names out; the graph itself where there are none."""
+    paths = list(dict.fromkeys(str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr") and _is_odd(str(n.target))))
+    if not paths:
+        return graph
+    copy = copied(graph)
+    for node in copy.nodes:
+        if node.op in ("call_module", "get_attr") and node.target in paths:
+            node.target = f"graphreg_path_{paths.index(node.target)}_"
+
+    def python_code(root_module: str, **options: Any) -> PythonCode:
+        code = fx.Graph.python_code(copy, root_module, **options)
+        code.src = re.sub(rf"\b{root_module}\.graphreg_path_(\d+)_", lambda found: _text(root_module, paths[int(found[1])]), code.src)
+        return code
+
+    copy.python_code = python_code  # type: ignore[method-assign]
+    return copy
+
+
+def _is_odd(path: str) -> bool:
+    names = path.split(".")
+    return len(names) > _DEEP or any(_is_misread(name) for name in names)
+
+
+def _is_misread(name: str) -> bool:
+    """Python reads ``ﬁ`` as ``fi``."""
+    return keyword.iskeyword(name) or unicodedata.normalize("NFKC", name) != name or not {'"', "\\", "\n", "\r"}.isdisjoint(name)
+
+
+def _text(root: str, path: str) -> str:
+    owner, _, last = path.rpartition(".")
+    names = path.split(".")
+    if len(names) > _DEEP:
+        return f"getattr({root}.get_submodule({owner!r}), {last!r})"
+    text = root
+    for name in names:
+        text = f"{text}.{name}" if name.isidentifier() and not _is_misread(name) else f"getattr({text}, {name!r})"
+    return text
+
+
+def _reads(code: str, name: str) -> int:
+    """How often code reads a name; torch.fx gives an argument that is called like a builtin another one first, which is once."""
+    if len(re.findall(rf"\b{name}\b", code)) < 3:  # its own place in the signature, and that one
+        return 1
+    return sum(isinstance(each, ast.Name) and each.id == name for each in ast.walk(ast.parse(code)))
+
+
+def check_arguments(graph: fx.Graph, code: str, title: str) -> None:
+    """Refuse an argument of the model's that hides what the emitted code means by its name (``torch``)."""
+    taken = {node.name for node in graph.nodes}
+    for node in graph.nodes:
+        name = str(node.target).lstrip("*")
+        if node.op == "placeholder" and (name == "self" or (name not in taken and _reads(code, name) > 1)):
+            raise TraceError(
+                f"{title}.forward takes an argument {name!r}, and the code that torch.fx emits means something else by that name. "
+                "Rename the argument."
+            )

@@ -1,0 +1,159 @@
+"""Steps: a value brought to [time, batch, units], the lengths of its sequences, and the mean over neighbouring steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from graphreg.errors import RegularizerError
+from graphreg.ir.site import Site
+
+
+def mean_over_pairs(values: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """The mean over all pairs of neighbouring steps that both count; 0 where there is none (a single step).
+
+    values: [time - 1, batch, ...], one entry a pair, as ``steps.diff(dim=0)`` has it -> 0-d. lengths: None (every step
+    counts) or int64 [batch]: the pair (t, t + 1) counts where t + 1 < length. Pooled: a long sequence weighs more than
+    a short one.
+    """
+    if lengths is None:
+        return values.mean() if values.numel() else values.sum()
+    first = torch.arange(1, values.shape[0] + 1, device=values.device)
+    counts = (first[:, None] < lengths).reshape(*values.shape[:2], *[1] * (values.dim() - 2)).expand(values.shape)
+    return torch.where(counts, values, 0).sum() / counts.sum().clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How the value of a site, or of all calls of a cell, is read as a sequence.
+
+    ``axis``: of time, in the value, or in the values of the ``calls`` stacked. ``unbatched``: whether one dim less,
+    without the batch, is a sequence too. ``lengths``: the model's input that carries them. ``hint``: for the error.
+    """
+
+    axis: int = 1
+    calls: tuple[Site, ...] = ()
+    unbatched: bool = False
+    lengths: str | None = None
+    hint: str = ""
+
+    def of(self, value: Any, lengths: Any, who: str) -> tuple[Tensor, Tensor | None]:
+        """The sequence, [time, batch, units], and its lengths, int64 [batch] or None. Steps that don't count are zeros."""
+        for each in value if self.calls else (value,):
+            _require_tensor(each, who)
+        if self.calls:
+            self.require_calls([step.shape for step in value], who)
+            value = torch.stack(value)
+        self.require(value.shape, who)
+        steps = value.unsqueeze(1) if value.dim() == 2 else value.movedim(self.axis, 0).flatten(2)
+        if self.lengths is None:
+            return steps, None
+        if not isinstance(lengths, Tensor):
+            raise RegularizerError(f"{who}: lengths={self.lengths!r} is {lengths!r} in this call; it must be a tensor.")
+        self.require_lengths(lengths.shape, lengths.dtype, value.shape, who)
+        lengths = lengths.reshape(steps.shape[1::-1] if lengths.dtype == torch.bool else steps.shape[1:2])
+        return _counted(
+            steps, lengths.to(steps.device), f"{who}: lengths={self.lengths!r}", lambda longest: self._fits(value.shape, longest)
+        )
+
+    def require(self, shape: Sequence[int], who: str) -> None:
+        """Refuse a shape that is no sequence's, or that lacks the axis of time. ``shape``: with the calls in front."""
+        least = 2 if self.unbatched else 3
+        if len(shape) < least:
+            given, what = (shape[1:], "value of each call") if self.calls else (shape, "value")
+            form = "[batch, units, ...]" if self.calls else "[batch, time, units]"
+            raise RegularizerError(
+                f"{who}: the {what} has shape {tuple(given)} and is no sequence: that takes {form}, {least - bool(self.calls)} dims "
+                f"or more. Neighbouring units are not neighbouring steps.{self.hint}"
+            )
+        if not -len(shape) <= self.axis < len(shape):
+            raise RegularizerError(
+                f"{who}: time_axis={self.axis} is out of range for a value of shape {tuple(shape)}; give the axis of time: "
+                "1 for [batch, time, ...], 0 for [time, batch, ...]."
+            )
+
+    def require_calls(self, shapes: Sequence[Sequence[int]], who: str) -> None:
+        """Refuse calls whose values differ in shape."""
+        for shape in shapes:  # no set of them: a compiled graph's sizes have no hash
+            if shape != shapes[0]:
+                raise RegularizerError(
+                    f"{who}: its calls give values of several shapes, {tuple(shapes[0])} and {tuple(shape)}, and are no steps of one "
+                    "sequence. Select the calls one by one, with a function of a site."
+                )
+
+    def time_and_batch(self, shape: Sequence[int]) -> tuple[int, int]:
+        """How many steps and sequences a value of this shape has."""
+        if len(shape) == 2:
+            return shape[0], 1
+        rest = list(shape)
+        return rest.pop(self.axis), rest[0]
+
+    def require_lengths(self, shape: Sequence[int], dtype: torch.dtype, value: Sequence[int], who: str) -> None:
+        """Refuse lengths of a shape or dtype that does not fit a value of the shape ``value``, with the calls in front."""
+        time, batch = self.time_and_batch(value)
+        mask = dtype == torch.bool
+        if len(value) == 2 and len(shape) == mask:  # a sequence without a batch, and so are its lengths
+            shape = (1, *shape)
+        whole = not dtype.is_floating_point and not dtype.is_complex
+        if not whole or tuple(shape) != ((batch, time) if mask else (batch,)):
+            fits = self._fits(value, shape[1], exactly=True) if mask and len(shape) == 2 else ""
+            raise RegularizerError(
+                f"{who}: lengths={self.lengths!r} is {tuple(shape)} {str(dtype).removeprefix('torch.')}; for {batch} sequences of {time} "
+                f"steps it must be whole numbers of shape ({batch},), or a bool mask of shape ({batch}, {time}), True where a step "
+                f"counts.{fits}"
+            )
+
+    def _fits(self, shape: Sequence[int], longest: int, exactly: bool = False) -> str:
+        """A sentence that names the axes that ``longest`` steps fit, where the axis of time was not told by a recurrent layer or a cell."""
+        if self.calls or self.unbatched or len(shape) < 3 or torch.compiler.is_compiling():  # sizes of a compiled graph may be symbols
+            return ""
+        time = self.axis % len(shape)
+        batch = next(axis for axis in range(len(shape)) if axis != time)
+        fit = [str(i) for i, n in enumerate(shape) if i not in (time, batch) and (n == longest if exactly else n >= longest)]
+        return f" The value has shape {tuple(shape)}; where time is another axis of it, give time_axis={' or '.join(fit)}." if fit else ""
+
+
+def _require_tensor(value: Any, who: str) -> None:
+    if isinstance(value, PackedSequence):
+        raise RegularizerError(
+            f"{who}: the value is a PackedSequence, no tensor. Select what torch.nn.utils.rnn.pad_packed_sequence gives, and name "
+            "the input that carries its lengths: lengths='...'."
+        )
+    if not isinstance(value, Tensor):
+        raise RegularizerError(
+            f"{who}: the value is a {type(value).__name__}, no tensor. Select a part of it by its port, as {who.rpartition(' ')[2]!r} "
+            "with ':0' behind, or a value that is made of it; graphreg.names(model) lists them."
+        )
+
+
+def _counted(steps: Tensor, lengths: Tensor, what: str, fits: Callable[[int], str]) -> tuple[Tensor, Tensor]:
+    """The steps that count in front, zeros behind them, and how many they are.
+
+    Zeros, though no pair with them is counted: a padded step may be nan (attention over nothing), and 0 * nan is nan.
+    """
+    time = steps.shape[0]
+    if lengths.dtype == torch.bool:
+        order = lengths.T.to(torch.int8).argsort(dim=0, descending=True, stable=True)
+        steps, lengths = steps.gather(0, order[..., None].expand_as(steps)), lengths.sum(1)
+    else:
+        lengths = lengths.long()
+        _require_range(lengths, time, what, fits)
+    counts = torch.arange(time, device=steps.device)[:, None] < lengths
+    return torch.where(counts[..., None], steps, 0), lengths
+
+
+def _require_range(lengths: Tensor, time: int, what: str, fits: Callable[[int], str]) -> None:
+    """Only the values know it: in eager they are looked at, in a compiled graph they are asserted."""
+    wrong = (lengths < 0) | (lengths > time)
+    if torch.compiler.is_compiling():
+        torch._assert_async(~wrong.any(), f"{what} must be between 0 and the number of steps")
+    elif type(lengths) is Tensor and bool(wrong.any()):  # shape propagation calls with fake tensors
+        raise RegularizerError(
+            f"{what} has {int(lengths[wrong][0])} for a sequence of {time} steps; a length is a whole number from 0 to {time}."
+            + fits(int(lengths.max()))
+        )

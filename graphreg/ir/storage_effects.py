@@ -1,0 +1,340 @@
+"""What the operations of a traced graph do to storage: whose theirs may be, and whom they write into.
+
+Asked are torch's schemas, then the call itself, made on tensors without data (`probes.py`). Code that is not torch's may do anything.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._ops import HigherOrderOperator, OpOverload
+from torch.fx.node import map_aggregate
+
+from graphreg.ir.operations import (  # fmt: skip
+    IN_PLACE_OPERATORS,
+    SIZE_ATTRIBUTES,
+    Operations,
+    argument_of,
+    first_argument,
+    function_name,
+    in_place_argument,
+    is_drop_path,
+    is_pure,
+    is_pythons,
+    is_size,
+    nodes_in,
+    placed,
+    told_of,
+)
+from graphreg.ir.storage_probes import STATISTICS, TRIES, Hole, Seen, probe, together
+
+_ARITHMETIC = {
+    "abs", "add", "and_", "eq", "floordiv", "ge", "gt", "inv", "invert", "le", "lshift", "lt", "matmul", "mod", "mul", "ne", "neg",
+    "or_", "pow", "rshift", "sub", "truediv", "xor",
+}  # fmt: skip
+# In ``node.meta``, of an operator that holds a graph: the places of the arguments whose storage its result shares, and that it writes.
+REGION = "region"
+_SEEN: dict[tuple[Any, ...], Seen | None] = {}  # what probes found, for the whole process
+
+
+class Effects:
+    """Answers for the nodes of one model's graphs, each asked for when it is needed: most graphs write nowhere."""
+
+    def __init__(self, operations: Operations) -> None:
+        self.operations = operations
+        self._writes: dict[fx.Node, tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]] = {}
+        self._shares: dict[fx.Node, tuple[tuple[fx.Node, ...], bool]] = {}
+        self._sizes: dict[fx.Node, bool] = {}
+
+    def writes(self, node: fx.Node, surely: bool = False) -> tuple[fx.Node, ...]:
+        """The arguments whose storage the operation may write into, or does for all that can be seen."""
+        if node not in self._writes:
+            self._writes[node] = self._written(node)
+        return self._writes[node][surely]
+
+    def shares(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        """The arguments whose storage the output may share."""
+        return self._shared(node)[0]
+
+    def is_dense(self, node: fx.Node) -> bool:
+        """Whether the output surely fills a storage of its own, without gaps."""
+        shares, dense = self._shared(node)
+        return dense and not shares and node.op not in ("placeholder", "get_attr")
+
+    def _shared(self, node: fx.Node) -> tuple[tuple[fx.Node, ...], bool]:
+        if node not in self._shares:
+            self._shares[node] = self._sharing(node)
+        return self._shares[node]
+
+    # Who writes
+
+    def _written(self, node: fx.Node) -> tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]:
+        """The arguments that the operation may write into, and those that it does."""
+        if is_inert(node):
+            return (), ()
+        if self._is_unknown(node):
+            return (() if is_pure(node) else _inputs(node)), ()
+        if node.op == "call_module":
+            return self._written_by_module(node)
+        if node.target in IN_PLACE_OPERATORS:
+            return _twice(first_argument(node))
+        if is_pythons(node):
+            return (), ()
+        if isinstance(node.target, HigherOrderOperator):
+            return _operands(node, 1), ()
+        known, out = told_of(node), nodes_in(node.kwargs.get("out"))
+        written = _twice([*placed(node, known.writes), *out] if known is not None else out)
+        return written if known is not None and not known.silent else self._seen_to_write(node, written)
+
+    def _seen_to_write(
+        self, node: fx.Node, told: tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]
+    ) -> tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]:
+        seen = self._probed(node, quick=True)
+        if seen is None:
+            named, statistics = in_place_argument(node), nodes_in([argument_of(node, name) for name in STATISTICS])
+            renormed = _inputs(node) if argument_of(node, "max_norm") is not None else ()
+            return _distinct([*told[0], *named, *statistics, *renormed]), _distinct([*told[1], *named])
+        inputs = node.all_input_nodes
+        return _distinct([*told[0], *(inputs[i] for i in sorted(seen.writes))]), _distinct([*told[1], *(inputs[i] for i in seen.surely)])
+
+    def _written_by_module(self, node: fx.Node) -> tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]:
+        module = self.operations.module(node)
+        assert module is not None
+        if not any(getattr(inner, "inplace", False) for inner in module.modules()):
+            return (), ()
+        if next(module.children(), None) is None:
+            return _twice(first_argument(node))
+        seen, inputs = self._probed(node, quick=True), node.all_input_nodes
+        if seen is None:
+            return tuple(inputs), ()
+        return tuple(inputs[i] for i in sorted(seen.writes)), tuple(inputs[i] for i in sorted(seen.surely))
+
+    # Who shares
+
+    def _sharing(self, node: fx.Node) -> tuple[tuple[fx.Node, ...], bool]:
+        if is_inert(node):
+            return (), True
+        if self._is_unknown(node) or isinstance(node.target, type):  # a type holds what it is made of
+            return _inputs(node), False
+        if isinstance(node.target, HigherOrderOperator):
+            return _operands(node, 0), False
+        if node.op == "call_module":
+            if self.writes(node):
+                return self.writes(node), False
+            return self._seen_to_share(node)
+        if is_pythons(node):
+            return self._of_python(node, function_name(node))
+        known, out = told_of(node), tuple(nodes_in(node.kwargs.get("out")))
+        if function_name(node) == "set_":
+            return _inputs(node), False
+        if known is not None:
+            shares = [*placed(node, known.shares), *out]
+            if shares or known.whole:
+                return _distinct(shares), not shares and not function_name(node).endswith("_strided")
+            if isinstance(node.target, OpOverload) and node.target.namespace not in ("aten", "prims"):
+                return _inputs(node), False  # composed in Python by somebody else
+        return self._seen_to_share(node, out)
+
+    def _of_python(self, node: fx.Node, name: str) -> tuple[tuple[fx.Node, ...], bool]:
+        """Of the functions of Python's own modules."""
+        first = tuple(first_argument(node))
+        listed = any(self.operations.is_list(n) for n in first) or any(isinstance(value, (tuple, list)) for value in node.args[:1])
+        if name == "getattr":
+            return ((), True) if node.args[1] in SIZE_ATTRIBUTES else (first, False)
+        if name in ("getitem", "__getitem__"):
+            return ((), True) if not listed and self._picks(node.args[1]) else (first or _inputs(node), False)
+        if node.target in IN_PLACE_OPERATORS:
+            return (_inputs(node) if listed else first), False
+        if getattr(node.target, "__module__", "") == "math" or (name in _ARITHMETIC and not listed):
+            return (), True
+        return _inputs(node), False
+
+    def _picks(self, index: object) -> bool:
+        """Whether an index surely makes a copy: one of tensors, or of a list of numbers."""
+        parts = index if isinstance(index, tuple) else (index,)
+        return any(isinstance(part, list) or (isinstance(part, fx.Node) and isinstance(part.meta.get("value"), tuple)) for part in parts)
+
+    def _seen_to_share(self, node: fx.Node, out: tuple[fx.Node, ...] = ()) -> tuple[tuple[fx.Node, ...], bool]:
+        seen, inputs = self._probed(node), node.all_input_nodes
+        if seen is None:
+            return _inputs(node), False
+        return _distinct([*out, *(inputs[i] for i in sorted(seen.shares))]), seen.dense
+
+    # What is asked
+
+    def _is_unknown(self, node: fx.Node) -> bool:
+        """Whether the operation runs code that is not torch's."""
+        owner = getattr(node.target, "__self__", None)
+        function = isinstance(owner, type) and issubclass(owner, torch.autograd.Function)
+        if self.operations.is_opaque(node) or (function and not owner.__module__.startswith("torch.")):
+            return True
+        if node.op == "call_method":
+            return not hasattr(Tensor, str(node.target))  # of a dict, say
+        if node.op != "call_module":
+            return False
+        module = self.operations.module(node)
+        return module is None or any(_is_foreign(inner) for inner in _inner(module))
+
+    def _probed(self, node: fx.Node, quick: bool = False) -> Seen | None:
+        """What the call is seen to do; ``quick``: a few calls tell what is written into.
+
+        The shapes that example inputs gave are asked only where a guess fails: another call has others, and many nodes share a guess.
+        """
+        for known in (False, True):
+            holes = {n: self._hole(n, i, known) for i, n in enumerate(node.all_input_nodes)}
+            seen = self._looked_up(node, _with_holes(node.args, holes), _with_holes(node.kwargs, holes), quick)
+            if seen is not None or all("value" not in n.meta for n in holes):
+                return seen
+        return None
+
+    def _looked_up(self, node: fx.Node, args: Any, kwargs: Any, quick: bool) -> Seen | None:
+        module = self.operations.module(node)
+        key = (_settings(module) if module is not None else node.target, repr((args, kwargs)))
+        for found in ((*key, False), (*key, quick)):
+            if found in _SEEN:
+                return _SEEN[found]
+        if len(_SEEN) > 1 << 14:
+            _SEEN.clear()
+        enough = 2 if quick else TRIES
+        if module is not None:
+            seen = _of_module(module, args, kwargs, enough)
+        elif node.op == "call_method":
+            seen = probe(_method(str(node.target)), args, kwargs, (), enough)
+        else:
+            seen = probe(node.target, args, kwargs, (), enough)  # type: ignore[arg-type]
+        _SEEN[*key, quick] = seen
+        return seen
+
+    def _hole(self, node: fx.Node, index: int, known: bool) -> Hole:
+        if node.op == "get_attr":
+            tensor = self._attribute(str(node.target))
+            return Hole(index, "tensor", ((tuple(tensor.shape), tensor.dtype),)) if tensor is not None else Hole(index)
+        if "value" not in node.meta:
+            return Hole(index, "number" if self._is_size(node) else "list" if self.operations.is_list(node) else "tensor")
+        value = node.meta["value"]
+        if isinstance(value, list):
+            return Hole(index, "list", tuple(filter(_is_part, value)) if known else ())
+        if value is None:
+            return Hole(index, "number")
+        if known and _is_part(value):
+            return Hole(index, "tensor", (value,))
+        return Hole(index, "tensor", (), None if value[1].is_floating_point else value[1])
+
+    def _attribute(self, target: str) -> Tensor | None:
+        owner, _, name = target.rpartition(".")
+        value = getattr(self.operations.modules.get(owner), name, None)
+        return value if isinstance(value, Tensor) and not nn.parameter.is_lazy(value) else None
+
+    def _is_size(self, node: fx.Node) -> bool:
+        if node not in self._sizes:
+            for each in node.graph.nodes:  # in order: each is told by those before it
+                self._sizes[each] = is_size(each, lambda n: self._sizes.get(n, False))
+        return self._sizes[node]
+
+
+def is_inert(node: fx.Node) -> bool:
+    """What computes nothing, and what was added: that writes nowhere, and a copy shares with nobody."""
+    return node.op in ("placeholder", "get_attr", "output") or ("graphreg" in node.meta and node.meta["graphreg"]["kind"] != "own")
+
+
+def _operands(node: fx.Node, which: int) -> tuple[fx.Node, ...]:
+    """What an operator that holds a graph shares (0) or writes (1), as far as it was looked into."""
+    if REGION not in node.meta:
+        return _inputs(node)
+    return tuple(nodes_in([node.args[i] for i in node.meta[REGION][which]]))
+
+
+def _inputs(node: fx.Node) -> tuple[fx.Node, ...]:
+    return tuple(node.all_input_nodes)
+
+
+def _distinct(nodes: Iterable[fx.Node]) -> tuple[fx.Node, ...]:
+    return tuple(dict.fromkeys(nodes))
+
+
+def _twice(nodes: Iterable[fx.Node]) -> tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]:
+    """What may be written into and is: the same."""
+    return (found := _distinct(nodes)), found
+
+
+def _with_holes(value: Any, holes: Mapping[fx.Node, Hole]) -> Any:
+    return map_aggregate(value, lambda leaf: holes[leaf] if isinstance(leaf, fx.Node) else leaf)  # type: ignore[arg-type,return-value]
+
+
+def _is_part(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], torch.dtype) and min(value[0], default=0) >= 0
+
+
+def _method(name: str) -> Callable[..., Any]:
+    return lambda self, *args, **kwargs: getattr(self, name)(*args, **kwargs)
+
+
+# Modules
+
+
+def _of_module(module: nn.Module, args: Any, kwargs: Any, enough: int) -> Seen | None:
+    """A layer of torch's, seen in both modes, by a copy of it on the meta device."""
+    try:
+        twin = _twin(module)
+    except Exception:  # whatever cannot be copied
+        return None
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):  # the states, of other sizes than the input, enter products alone
+        args, kwargs = args[:1], {name: value for name, value in kwargs.items() if name != "hx"}
+    own = [*_shapes(vars(module).values()), *(tuple(p.shape) for p in twin.parameters())]
+    seen = list(filter(None, (probe(twin.train(mode), args, kwargs, own, enough) for mode in (True, False))))
+    return together(seen) if seen else None
+
+
+def _shapes(values: Iterable[Any]) -> list[tuple[int, ...]]:
+    """Those of a layer's settings that may be sizes: numbers and tuples of them."""
+    found = [value if isinstance(value, tuple) else (value,) for value in values]
+    return [shape for shape in found if shape and all(type(n) is int for n in shape)]
+
+
+def _twin(module: nn.Module) -> nn.Module:
+    """A copy without data and without hooks."""
+    memo: dict[int, Any] = {}
+    for inner in module.modules():
+        for value in (*inner._parameters.values(), *inner._buffers.values(), *vars(inner).values()):
+            if isinstance(value, Tensor):
+                empty = torch.empty_like(value, device="meta", requires_grad=False)
+                memo[id(value)] = nn.Parameter(empty, requires_grad=False) if isinstance(value, nn.Parameter) else empty
+    twin = copy.deepcopy(module, memo)
+    for inner in twin.modules():
+        inner._forward_hooks, inner._forward_pre_hooks = OrderedDict(), OrderedDict()
+    return twin
+
+
+def _inner(module: nn.Module) -> list[nn.Module]:
+    """The modules that its forward may run on data: not those that make its weights of others."""
+    return [inner for name, inner in module.named_modules() if "parametrizations" not in name.split(".")]
+
+
+def _is_foreign(module: nn.Module) -> bool:
+    """Whether code that is not torch's runs when the module is called: its own or a hook's."""
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    homes = [type(module).__module__, *(str(getattr(hook, "__module__", None) or type(hook).__module__) for hook in hooks)]
+    return not is_drop_path(module) and any(not home.startswith("torch.") for home in homes)
+
+
+def _settings(module: nn.Module) -> tuple[Any, ...]:
+    """What tells a layer from others that do something else to storage."""
+    told = list[Any]()
+    for name, inner in module.named_modules():
+        told += [name, type(inner)]
+        told += [(key, tuple(t.shape), t.dtype) for key, t in (*inner._parameters.items(), *inner._buffers.items()) if t is not None]
+        told += [(key, type(value), value if _is_hashable(value) else repr(value)) for key, value in vars(inner).items() if key[0] != "_"]
+    return tuple(told)
+
+
+def _is_hashable(value: object) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return not isinstance(value, Tensor)

@@ -1,0 +1,361 @@
+"""What a call does to storage, found by making it on meta tensors, which have shapes and storages and no data.
+
+torch's schemas say which operators give a view and which write. What is made of several operators has no such note: an ``einsum`` that
+only permutes gives a view, a dropout in eval mode its own input. So the call is made, and watched.
+"""
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload, OpOverloadPacket
+from torch.fx.node import map_aggregate
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from graphreg.ir.layout import is_dense
+
+TRIES = 400  # calls at most, of which many raise
+_OPERATORS = 2000  # in one call, at most
+_RANKS = (2, 4, 3, 1, 5, 0)
+_NUMBERS = (4, 1, True, False, torch.float32, torch.device("meta"), torch.Size((4, 4)))  # what a value may be that is no tensor
+_SMALL, _LONG, _MANY = 4, 64, 1 << 16  # sizes of axes: what mostly does, long enough for what slides along one, the most
+PLAIN = (int, float, complex, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size)
+
+Part = tuple[tuple[int, ...], torch.dtype]  # a tensor's shape and dtype
+
+
+@dataclass(frozen=True)
+class Hole:
+    """An argument that the graph computes; ``parts``: of each of its tensors the shape and dtype, where they are known.
+
+    ``dtype``: that of all, where it alone is known.
+    """
+
+    index: int
+    kind: Literal["tensor", "list", "number"] = "tensor"
+    parts: tuple[Part, ...] = ()
+    dtype: torch.dtype | None = None
+
+
+class Seen(NamedTuple):
+    """What calls did, by the places of the holes: whose storage the result may share, what was written into, what in every call.
+
+    ``dense``: whether what has a storage of its own fills it without gaps.
+    """
+
+    shares: frozenset[int]
+    writes: frozenset[int]
+    surely: frozenset[int]
+    dense: bool
+
+
+def probe(
+    call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], own: Sequence[tuple[int, ...]] = (), enough: int = TRIES
+) -> Seen | None:
+    """Make a call whose arguments have holes, with tensors of many shapes in them; None where it never runs.
+
+    ``own``: shapes and sizes that the call brings itself, as of weights; an argument often has to fit one. ``enough``: how many calls
+    will do.
+    """
+    holes = list({leaf.index: leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Hole)}.values())
+    shapes = [*own, *(shape for hole in holes for shape, _ in hole.parts), *_literals((args, kwargs))]
+    found, tries = list[Seen](), 0
+    state = torch.get_rng_state()  # what is made of several operators may draw a default of its own
+    with warnings.catch_warnings(), torch.no_grad(), _disable_current_modes(), torch._C.DisableTorchFunction():
+        warnings.simplefilter("ignore")
+        for phase in _phases(holes, list(dict.fromkeys(shapes)), bool(own)):
+            for given in itertools.islice(phase, TRIES - tries):
+                tries += 1
+                seen = _run(call, args, kwargs, given)
+                if seen and not found and not own:  # a cast to the dtype that a tensor has gives the tensor
+                    others = [_run(call, args, kwargs, _cast(given, dtype)) for dtype in (torch.float64, torch.float16, torch.bfloat16)]
+                    found += [each for other in others for each in other]
+                found += seen
+                if len(found) >= enough:
+                    break
+            if found:
+                break
+    torch.set_rng_state(state)
+    return together(found) if found else None
+
+
+def together(found: Sequence[Seen]) -> Seen:
+    """What several calls did."""
+    shares, writes = (frozenset[int]().union(*(getattr(seen, name) for seen in found)) for name in ("shares", "writes"))
+    return Seen(shares, writes, frozenset.intersection(*(seen.surely for seen in found)), all(seen.dense for seen in found))
+
+
+Given = Mapping[int, tuple[Part, ...] | Any]  # by the place of a hole: its parts, or what is no tensor
+
+
+def _literals(value: Any) -> list[tuple[int, ...]]:
+    """The numbers and tuples of numbers in an argument, as shapes."""
+    if isinstance(value, dict):
+        return _literals(list(value.values()))
+    if not isinstance(value, (tuple, list)):
+        return [(value,)] if type(value) is int else []
+    alone = [tuple(value)] if len(value) > 1 and all(type(n) is int for n in value) else []
+    return [*alone, *(shape for item in value for shape in _literals(item))]
+
+
+def _phases(holes: list[Hole], shapes: list[tuple[int, ...]], fits: bool) -> Iterator[Iterator[Given]]:
+    """What to put into the holes of which nothing is known: one size in all axes, and sizes that the call names.
+
+    ``fits``: whether it names those that fit, which then go first.
+    """
+    tensors = [hole for hole in holes if hole.kind != "number"]
+    numbers = [hole.index for hole in holes if hole.kind == "number"]
+    free, known = [hole for hole in tensors if not hole.parts], {hole.index: hole.parts for hole in tensors if hole.parts}
+
+    def given(shapes: Iterable[Given]) -> Iterator[Given]:
+        for each in shapes:
+            for number in _NUMBERS if numbers else (None,):
+                yield {**each, **dict.fromkeys(numbers, number)}
+
+    if not free:
+        yield given([known])
+        return
+    sizes = [n for n in dict.fromkeys(n for shape in shapes for n in shape) if 1 < n <= _MANY and n != _SMALL][:8]
+    sizes += [n * n for n in sizes if n < _LONG]  # of axes that are taken apart by it twice, as by a pixel shuffle
+    ends = [shape for shape in shapes if len(shape) > 1][:4]
+    named = [*(_same(n) for n in sizes), *(_one(n) for n in sizes), *(_ending(shape) for shape in ends), _same(_LONG)]
+    plain = [_same(_SMALL, 1)]
+    for kinds in _dtypes(free):
+        for patterns in (*named, *plain) if fits or known else (*plain, *named):
+            for rests in ((None,), (1, 2, 3)) if len(free) > 1 else ((None,),):
+                yield given(_shaped(free, known, patterns, rests, kinds))
+
+
+def _shaped(
+    free: list[Hole], known: Given, patterns: tuple[_Pattern, ...], rests: tuple[int | None, ...], kinds: tuple[torch.dtype, torch.dtype]
+) -> Iterator[Given]:
+    """Every rank for the first hole; for the others the same, or one of ``rests``."""
+    for rest, rank, pattern in itertools.product(rests, _RANKS, patterns):
+        parts = dict(known)
+        for hole in free:
+            shape = pattern(rank if hole is free[0] or rest is None else rest)
+            dtype = hole.dtype or kinds[hole is not free[0]]
+            parts[hole.index] = ((shape, dtype),) * (2 if hole.kind == "list" else 1)
+        yield parts
+
+
+_Pattern = Callable[[int], tuple[int, ...]]
+
+
+def _same(*sizes: int) -> tuple[_Pattern, ...]:
+    """The same size in all axes."""
+    return tuple((lambda rank, n=n: (n,) * rank) for n in sizes)
+
+
+def _one(n: int) -> tuple[_Pattern, ...]:
+    """The size in the axis of channels, or in the last; others long enough for what slides along them."""
+    return (
+        lambda rank: tuple(n if axis == 1 else _LONG for axis in range(rank)),
+        lambda rank: tuple(n if axis == rank - 1 else _SMALL for axis in range(rank)),
+    )
+
+
+def _ending(shape: tuple[int, ...]) -> tuple[_Pattern, ...]:
+    """The last axes of a shape that is given, as what a layer norm normalizes has them."""
+    return (lambda rank: (_SMALL,) * (rank - len(shape)) + shape[-rank:],)
+
+
+def _dtypes(free: list[Hole]) -> Iterator[tuple[torch.dtype, torch.dtype]]:
+    """The dtype of the first and of the others."""
+    real, whole = torch.float32, torch.int64
+    yield real, real
+    yield whole, real
+    if len(free) > 1:
+        yield real, whole
+    yield torch.complex64, torch.complex64
+    yield torch.bool, torch.bool
+
+
+def _run(call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], given: Given) -> list[Seen]:
+    """What the call does to tensors as they are made, and to such as are permuted, if it takes those of these sizes."""
+    seen = list[Seen]()
+    axes = any(len(shape) > 1 for parts in given.values() if _is_parts(parts) for shape, _ in parts)
+    for permuted in (False, True)[: 1 + axes]:
+        holes: dict[int, list[Tensor]] = {}
+
+        def filled(leaf: Any, permuted: bool = permuted, holes: dict[int, list[Tensor]] = holes) -> Any:
+            if not isinstance(leaf, Hole):
+                return leaf
+            if leaf.kind == "number":
+                return given[leaf.index]
+            if leaf.index not in holes:
+                holes[leaf.index] = [_made(shape, dtype, permuted) for shape, dtype in given[leaf.index]]
+            return holes[leaf.index][0] if leaf.kind == "tensor" else list(holes[leaf.index])
+
+        try:
+            seen.append(_watched(call, map_aggregate(args, filled), map_aggregate(kwargs, filled), holes))
+        except Exception:  # whatever it has against these arguments
+            break
+    return seen
+
+
+def _cast(given: Given, dtype: torch.dtype) -> Given:
+    """The same, tensors of real numbers in another dtype."""
+
+    def cast(part: Part) -> Part:
+        return part[0], dtype if part[1].is_floating_point else part[1]
+
+    return {index: tuple(map(cast, parts)) if _is_parts(parts) else parts for index, parts in given.items()}
+
+
+def _is_parts(value: Any) -> bool:
+    return type(value) is tuple
+
+
+def _made(shape: tuple[int, ...], dtype: torch.dtype, permuted: bool) -> Tensor:
+    if permuted:
+        return torch.empty(shape[::-1], dtype=dtype, device="meta").permute(*range(len(shape) - 1, -1, -1))
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _watched(call: Callable[..., Any], args: Any, kwargs: Any, holes: Mapping[int, list[Tensor]]) -> Seen:
+    owners = dict[int, set[int]]()
+    for index, tensors in holes.items():
+        for tensor in tensors:
+            owners.setdefault(_storage(tensor), set()).add(index)
+    with _Watch(owners) as watch:
+        result = call(*args, **kwargs)
+    # a storage that a call gave to an argument is that argument's too
+    for index, tensors in holes.items():
+        for tensor in tensors:
+            owners.setdefault(_storage(tensor), set()).add(index)
+    shares, dense = set[int](), True
+    for leaf in leaves(result):
+        if isinstance(leaf, Tensor):
+            shared = owners.get(_storage(leaf), set()) if leaf.layout is torch.strided else set(holes)
+            shares |= shared
+            dense &= bool(shared) or is_dense(leaf)
+        elif not isinstance(leaf, PLAIN):
+            shares |= set(holes)  # it may hold anything
+    return Seen(frozenset(shares), frozenset(watch.written), frozenset(watch.written), dense)
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Keeps which holes' storages operators write into: by their schemas."""
+
+    def __init__(self, owners: Mapping[int, set[int]]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.owners, self.written, self.left = owners, set[int](), _OPERATORS
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, self.left = kwargs or {}, self.left - 1
+        if self.left < 0:
+            raise RuntimeError("a call that goes through a long axis item by item")
+        given = [(a, args[i] if i < len(args) else kwargs.get(a.name)) for i, a in enumerate(func._schema.arguments)]
+        silent = writes_silently(func) and all(value is not False for a, value in given if a.name in ("training", "train"))
+        for argument, value in given:
+            if is_written(argument) or (silent and argument.name in STATISTICS):
+                for leaf in leaves(value):
+                    if isinstance(leaf, Tensor):
+                        self.written |= self.owners.get(_storage(leaf), set())
+        return func(*args, **kwargs)
+
+
+STATISTICS = ("running_mean", "running_var")
+
+
+def is_written(argument: Any) -> bool:
+    return argument.alias_info is not None and bool(argument.alias_info.is_write)
+
+
+def writes_silently(func: Any) -> bool:
+    """A batch norm: in training it writes into its statistics, and its schema does not say so (``native_batch_norm``, cuDNN's)."""
+    return any(argument.name in STATISTICS and argument.alias_info is None for argument in func._schema.arguments)
+
+
+def leaves(value: Any) -> list[Any]:
+    """What is in tuples, lists and dicts, and in slices."""
+    return pytree.tree_leaves(value, is_leaf=lambda v: v is None) if not isinstance(value, slice) else [value.start, value.stop, value.step]
+
+
+
+
+Place = tuple[int, str]  # an argument: its position and its name
+
+
+class Told(NamedTuple):
+    """``shares``, ``writes``: the arguments that some overload notes. ``whole``: whether an overload without a note does neither.
+
+    ``silent``: whether one may write without a note.
+    """
+
+    shares: tuple[Place, ...]
+    writes: tuple[Place, ...]
+    whole: bool
+    silent: bool
+
+
+@cache
+def told(operator: str | OpOverload) -> Told | None:
+    """Of an overload, or of all overloads of the aten operator of that name; None where there is none."""
+    overloads = [operator] if isinstance(operator, OpOverload) else _overloads(operator)
+    if not overloads:
+        return None
+    shares, writes = dict[Place, None](), dict[Place, None]()
+    for overload in overloads:
+        schema = overload._schema
+        noted = [(i, a) for i, a in enumerate(schema.arguments) if a.alias_info is not None and not a.kwarg_only]
+        writes.update(((i, a.name), None) for i, a in noted if is_written(a))
+        if any(r.alias_info is not None for r in schema.returns):
+            shares.update(((i, a.name), None) for i, a in noted)
+    kinds = {_kind(overload) for overload in overloads if _takes_tensors(overload)}
+    # an overload for a number, composed of that for a tensor (``add.Scalar``), does what the other does
+    whole = not kinds & {"implicit", "real"} and ("explicit" not in kinds or "own" in kinds)
+    silent = any(writes_silently(overload) for overload in overloads)
+    return Told(tuple(shares), tuple(writes), whole and not silent, silent)
+
+
+def _overloads(name: str) -> list[OpOverload]:
+    packet = getattr(torch.ops.aten, name, None) if name.isidentifier() and not _is_internal(name) else None
+    if not isinstance(packet, OpOverloadPacket):
+        return []
+    found = [getattr(packet, overload) for overload in packet.overloads()]  # type: ignore[no-untyped-call]
+    return [overload for overload in found if _takes_tensors(overload) and not _is_out(overload) and _is_callable(overload)]
+
+
+def _is_internal(name: str) -> bool:
+    return name.startswith("__") or hasattr(torch._ops._OpNamespace, name)  # what the namespace has itself: ``name``, ``default``
+
+
+def _takes_tensors(overload: OpOverload) -> bool:
+    return any("Tensor" in str(argument.type) for argument in overload._schema.arguments)
+
+
+def _is_callable(overload: OpOverload) -> bool:
+    """Not one of TorchScript's alone (``sort.Tensor`` sorts a list), nor for named tensors."""
+    return "name" not in overload._overloadname.lower() and torch._C._dispatch_has_kernel(_name(overload))
+
+
+def _is_out(overload: OpOverload) -> bool:
+    return any(argument.kwarg_only and is_written(argument) for argument in overload._schema.arguments)
+
+
+def _kind(overload: OpOverload) -> str:
+    """Whether kernels of its own run the operator; else whether it is composed where autograd looks, or below.
+
+    Without a kernel for shapes alone nobody compares what it gives with its schema: ``dequantize`` gives a plain tensor back.
+    """
+    for kind in ("Implicit", "Explicit"):
+        if torch._C._dispatch_has_kernel_for_dispatch_key(_name(overload), f"Composite{kind}Autograd"):
+            return kind.lower()
+    return "own" if torch._C._dispatch_has_kernel_for_dispatch_key(_name(overload), "Meta") else "real"
+
+
+def _name(overload: OpOverload) -> str:
+    return str(overload.name())  # type: ignore[no-untyped-call]

@@ -1,0 +1,101 @@
+"""The cone between what a derivative is taken of and what it is taken with respect to. It looks at graphs and changes none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import fx, nn
+
+from graphreg.errors import NoMatchError
+from graphreg.ir import Effects, Operations, Selector, Site, function_name, is_integer, is_size, select, site_nodes
+from graphreg.tracing import Traced
+
+_ATTENTION = {"scaled_dot_product_attention", "multi_head_attention_forward"}
+
+
+@dataclass(frozen=True)
+class Cone:
+    """What a penalty differentiates with respect to, and what lies between.
+
+    ``wrt``: values, by site. ``apart``: names of sites that depend on none of them, where the derivative is 0.
+    ``suspects``: names of the operations between that torch may not be able to differentiate twice; ``attends``: whether
+    one of them is, or may hold, an attention, whose fused kernels have no second derivative.
+    """
+
+    wrt: tuple[Site, ...]
+    apart: tuple[str, ...]
+    suspects: tuple[str, ...]
+    attends: bool
+
+    def note(self) -> str:
+        """A part of a line for the report."""
+        text = f"with respect to {', '.join(site.name for site in self.wrt)}"
+        return text + (f"; 0 at {', '.join(self.apart)}, which depends on none of that" if self.apart else "")
+
+
+def cone(traced: Traced, wrt: Selector, sites: Sequence[Site], who: str) -> Cone:
+    """The cone of ``sites`` over what the selector ``wrt`` selects; a lone ``*`` means the floating-point inputs.
+
+    Raises NoMatchError for a selector that selects nothing.
+    """
+    inputs = [site for site in traced.values if site.role == "input" and site.selectable]
+    usual = "the floating-point inputs"
+    try:
+        chosen = select(wrt, traced.values, inputs, model=traced.title, who=f"wrt of {who}", usual=usual, elsewhere=traced.parameters)
+    except NoMatchError as error:
+        raise NoMatchError(str(error) if "wrt of" in str(error) else f"wrt of {who}: {error}") from None
+    found = tuple(chosen)
+    if not found:
+        raise NoMatchError(f"wrt={wrt!r} of {who} selects nothing. A lone '*' means {usual}.")
+    apart, between = {site.name for site in sites}, dict[str, fx.Node]()
+    for graph in traced.graphs.values():
+        nodes = site_nodes(graph, traced.operations)
+        after = downstream([nodes[s.name] for s in found if s.name in nodes], traced.operations)
+        before = upstream([nodes[s.name] for s in sites if s.name in nodes])
+        apart -= {s.name for s in sites if nodes.get(s.name) in after}
+        between |= {_name(node): node for node in graph.nodes if node in after and node in before}
+    suspects = tuple(name for name, node in between.items() if _is_suspect(node, traced.operations))
+    attends = any(_may_attend(node, traced.operations) for node in between.values())
+    return Cone(found, tuple(s.name for s in sites if s.name in apart), suspects, attends)
+
+
+def downstream(nodes: Iterable[fx.Node], operations: Operations) -> set[fx.Node]:
+    """The nodes and all that depends on them through tensors of real numbers, also by a write into something else."""
+    found, waiting, sizes, effects = set[fx.Node](), list(nodes), set[fx.Node](), Effects(operations)
+    for node in waiting[0].graph.nodes if waiting else ():
+        if is_size(node, sizes.__contains__):
+            sizes.add(node)
+    while waiting:
+        node = waiting.pop()
+        if node in found or node in sizes or is_integer(node) or function_name(node) == "detach":
+            continue
+        found.add(node)
+        waiting += [*node.users, *effects.writes(node)]
+    return found
+
+
+def upstream(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """The nodes and all that they depend on."""
+    found, waiting = set[fx.Node](), list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting += node.all_input_nodes
+    return found
+
+
+def _name(node: fx.Node) -> str:
+    return str(node.meta["site"][1][0].text) if node.meta.get("site", ("", ()))[1] else node.name
+
+
+def _is_suspect(node: fx.Node, operations: Operations) -> bool:
+    module = operations.module(node)
+    losses = isinstance(module, nn.CTCLoss) or function_name(node) == "ctc_loss"
+    return losses or isinstance(module, nn.RNNBase) or _may_attend(node, operations)
+
+
+def _may_attend(node: fx.Node, operations: Operations) -> bool:
+    module = operations.module(node)
+    return isinstance(module, nn.MultiheadAttention) or function_name(node) in _ATTENTION or operations.is_opaque(node)

@@ -1,0 +1,92 @@
+"""The census: how many sites a model has, and how many elements they hold."""
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from graphreg.errors import NoMatchError
+from graphreg.ir import Missing, Site, select, unmatched
+from graphreg.planning.keywords import like_an_option
+from graphreg.regularizer import Regularizer, Splice
+from graphreg.tracing import Traced
+
+
+@dataclass(frozen=True)
+class Count:
+    """Of sites of one kind: how many, and their elements together; None where a shape is not known."""
+
+    sites: int = 0
+    elements: int | None = 0
+
+
+@dataclass(frozen=True)
+class Census:
+    """The floating-point values of a model, and its parameters."""
+
+    values: Count = Count()
+    parameters: Count = Count()
+
+    def of(self, on: str) -> Count:
+        return self.parameters if on == "parameters" else self.values
+
+
+def census(traced: Traced) -> Census:
+    return Census(*(counted(site for site in sites if site.selectable) for sites in (traced.values, traced.parameters)))
+
+
+def counted(sites: Iterable[Site]) -> Count:
+    """Each site counts once."""
+    shapes = [site.shape for site in {site.name: site for site in sites}.values()]
+    known = [math.prod(shape) for shape in shapes if shape is not None]
+    return Count(len(shapes), sum(known) if len(known) == len(shapes) else None)
+
+
+
+
+def selected(traced: Traced, regularizer: Regularizer, missing: Missing) -> dict[Site, str]:
+    """The sites that a regularizer's selector finds, each with the string that matched it first."""
+    sites, usual = _candidates(traced, regularizer)
+    on_parameters = regularizer.on == "parameters"
+    return select(
+        regularizer.pattern, sites, usual, model=traced.title, missing=missing, who=type(regularizer).__name__, usual=regularizer.usual,
+        what=f"parameter of {regularizer.min_dims} dims or more" if on_parameters else "value",
+        elsewhere=_elsewhere(traced, regularizer), hint=lambda text: like_an_option(type(regularizer), text),
+    )  # fmt: skip
+
+
+def missed(traced: Traced, regularizer: Regularizer) -> tuple[str, ...]:
+    """The strings of a regularizer's selector that find nothing."""
+    return unmatched(regularizer.pattern, *_candidates(traced, regularizer), _elsewhere(traced, regularizer))
+
+
+def check_count(regularizer: Regularizer, sites: Sequence[Site]) -> None:
+    """Refuse another number of sites than ``expect``."""
+    if regularizer.expect is not None and len(sites) != regularizer.expect:
+        listed = ", ".join(site.name for site in sites[:6]) or "none"
+        raise NoMatchError(
+            f"{type(regularizer).__name__}({regularizer.pattern!r}): expect={regularizer.expect}, found {len(sites)} "
+            f"site{'s' * (len(sites) != 1)} ({listed}). "
+            "Mend the selector, or the number."
+        )
+
+
+def _elsewhere(traced: Traced, regularizer: Regularizer) -> Sequence[Site]:
+    """The sites of the other kind."""
+    return traced.values if regularizer.on == "parameters" else traced.parameters
+
+
+def _candidates(traced: Traced, regularizer: Regularizer) -> tuple[list[Site], list[Site]]:
+    """All sites of the regularizer's kind, marked where it cannot act, and those that a lone ``*`` means."""
+    on_parameters = regularizer.on == "parameters"
+    sites = [_enough_dims(s, regularizer.min_dims) for s in traced.parameters] if on_parameters else list(traced.values)
+    if isinstance(regularizer, Splice):  # a splice at a value that nobody reads would do nothing, in silence
+        sites = [s if s.used else replace(s, selectable=False, why_not=s.why_not or "its value is not used") for s in sites]
+    return sites, regularizer.defaults([site for site in sites if site.selectable])
+
+
+def _enough_dims(site: Site, dims: int) -> Site:
+    if not site.selectable or (site.shape is not None and len(site.shape) >= dims):
+        return site
+    few = len(site.shape or ())
+    return replace(site, selectable=False, why_not=f"{few} dim{'s' * (few != 1)}, {dims} needed")

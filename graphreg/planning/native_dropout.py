@@ -1,0 +1,119 @@
+"""What shall become of the model's own dropout: ``own_dropout=`` read, checked, and turned into edits. It decides; nothing changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from graphreg.errors import NoMatchError, RegularizerError, near_sentence, number_of, numeric_text, shown
+from graphreg.ir import Missing, Own, Pattern, Site, columns, complain, select, strings_of, unmatched
+
+Word = Literal["keep", "seeded", "off"]
+OwnDropout = Word | float | Mapping[Any, Word | float]
+WORDS = ("keep", "seeded", "off")
+OWN = "own_dropout"  # where regularizers are told of by name
+
+
+@dataclass(frozen=True)
+class OwnEdit:
+    """What becomes of one: ``rate`` None is its own, 0 is off. ``matched``: the selector that chose it."""
+
+    own: Own
+    rate: float | None
+    matched: str
+
+    @property
+    def draws(self) -> bool:
+        return self.rate != 0
+
+    @property
+    def becomes(self) -> str:
+        return "off" if self.rate == 0 else "seeded" if self.rate is None else f"seeded at {self.rate:g}"
+
+
+def decide(
+    option: OwnDropout, owns: Sequence[Own], title: str, missing: Missing = "error", elsewhere: Sequence[Site] = ()
+) -> tuple[tuple[OwnEdit, ...], tuple[Own, ...]]:
+    """The edits, and what was chosen and cannot be moved. Of several selectors that choose one dropout the last counts.
+
+    ``elsewhere``: all values of the model: to exclude one that is no dropout is no mistake.
+
+    Raises RegularizerError for an unknown word, a rate outside [0, 1), and where nothing that was chosen can be moved;
+    NoMatchError for a selector that finds no dropout.
+    """
+    check_option(option)
+    if option == "keep":
+        return (), ()
+    choices: dict[str, tuple[Any, str]] = {}
+    by_selector = isinstance(option, Mapping)
+    for selector, value in option.items() if isinstance(option, Mapping) else [("*", option)]:
+        if not owns:
+            complain(_none(title, selector if by_selector else None), missing)
+        for site, text in _selected(selector, owns, title, missing, elsewhere) if owns else ():
+            choices[site.name] = (value, text)
+    chosen = [(own, *choices[own.site.name]) for own in owns if own.site.name in choices and choices[own.site.name][0] != "keep"]
+    stay = tuple(own for own, _, _ in chosen if own.why_not)
+    edits = tuple(OwnEdit(own, _rate(value), text) for own, value, text in chosen if not own.why_not and own.when != "never")
+    if stay and not edits:
+        raise RegularizerError(
+            f"own_dropout={option!r} cannot be done to {title}: " + "; ".join(own.text for own in stay) + ". "
+            "Leave it at 'keep', or change the model itself there: graphreg can move torch's dropouts, stochastic depth and attention "
+            "that it can trace."
+        )
+    return edits, stay
+
+
+def _rate(value: Word | float) -> float | None:
+    return None if value == "seeded" else 0.0 if value == "off" else float(value)
+
+
+def _selected(selector: Any, owns: Sequence[Own], title: str, missing: Missing, elsewhere: Sequence[Site]) -> list[tuple[Site, str]]:
+    """By the one rule of matching, over the dropouts alone: no block stands between a pattern and the dropouts within it."""
+    sites = [own.site for own in owns]
+    try:
+        found = select(selector, sites, sites, what="dropout", model=title, missing=missing, who="own_dropout", elsewhere=elsewhere)
+        return list(found.items())
+    except NoMatchError:
+        names = ", ".join(site.name for site in sites[:6]) + (f" and {len(sites) - 6} more" if len(sites) > 6 else "")
+        asked = Pattern.parse(selector) if isinstance(selector, str) else None
+        near = near_sentence(asked.op, (label.op for site in sites for label in site.labels), "Near ops") if asked and asked.op else ""
+        near = near or near_sentence(asked.name if asked else str(selector), strings_of(sites))
+        raise NoMatchError(f"own_dropout: {selector!r} names no dropout of {title}.{near} Its dropouts: {names}.") from None
+
+
+def nameless(option: OwnDropout, owns: Sequence[Own], elsewhere: Sequence[Site] = ()) -> tuple[str, ...]:
+    """The selectors that name no dropout."""
+    sites = [own.site for own in owns]
+    by_selector = option if isinstance(option, Mapping) else {}
+    return tuple(text for selector in by_selector for text in unmatched(selector, sites, sites, elsewhere))
+
+
+def _none(title: str, selector: Any) -> str:
+    what = f"own_dropout: {selector!r} names no dropout of {title}" if selector is not None else "own_dropout has nothing to act on"
+    return f"{what}: {title} has no dropout of its own. Leave it at 'keep', or add dropout: hidden_dropout=0.1."
+
+
+def check_option(option: object) -> None:
+    """Refuse what is no word, no rate, and no dict of selectors to them."""
+    for where, value in option.items() if isinstance(option, Mapping) else [(None, option)]:
+        number = None if isinstance(value, bool) else number_of(value)
+        if not (value in WORDS if isinstance(value, str) else number is not None and 0 <= number < 1):
+            hint = numeric_text(value)
+            near = f" {hint.strip()}" if hint else near_sentence(value, WORDS, "Near words") if isinstance(value, str) else ""
+            at = "" if where is None else f" (for {shown(where)})"
+            raise RegularizerError(
+                f"own_dropout={shown(value)}{at} is not allowed; it is 'keep', 'seeded', 'off', or a rate in [0, 1), for all or by "
+                f"selector: own_dropout={{'layer4.*': 'off'}}.{near}"
+            )
+
+
+def table(edits: Sequence[OwnEdit], stay: Sequence[Own]) -> list[str]:
+    """The lines that a plan and a report show."""
+    if not edits and not stay:
+        return []
+    rows = [(e.own.site.name, e.own.site.op, f"{e.own.rate:g}", e.own.when, e.becomes, e.matched) for e in edits]
+    lines = [f"the model's own dropout: {len(edits)} of {len(edits) + len(stay)} chosen"]
+    if rows:
+        lines.append(columns(("site", "op", "rate", "acts", "becomes", "matched by"), rows))
+    return lines + [f"not moved: {own.text}" for own in stay]

@@ -1,0 +1,195 @@
+"""A regularizer is a selector plus a tensor function. To write one, subclass Splice or Penalty; this file is all there is.
+
+    class GroupLasso(Penalty, keys=("group_lasso",), on="parameters"):
+        def __call__(self, w: Tensor) -> Tensor:
+            return w.flatten(1).norm(dim=1).mean()
+
+``__call__`` asks by argument name for what it needs: ``z`` (a value) or ``w`` (a parameter), ``values`` (all selected
+sites at once, a dict), ``weight`` (the strength, a 0-d tensor), ``noise`` (a splice's draws), ``steps`` and ``lengths``
+(a sequence, [time, batch, units], and None or int64 [batch]; a penalty's options ``time_axis`` and ``lengths`` say how it
+is found), ``pull`` (the vector-Jacobian product from all selected sites to what an option ``wrt`` selects, see ``Pull``;
+nothing is averaged then). The engine averages over sites, multiplies by the strength, keeps precision and modes. A
+regularizer never sees an fx node.
+"""
+
+from __future__ import annotations
+
+import inspect
+import keyword
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, fields
+from types import NoneType
+from typing import Any, ClassVar, Literal, dataclass_transform
+
+import torch
+
+from graphreg.errors import RegularizerError, near_sentence, no_number, number_of
+from graphreg.ir import Selector, Site, strings
+from graphreg.regularizer import registry
+from graphreg.regularizer.sequences import check_arguments, check_options
+
+REQUIRED: Any = float("nan")  # stands for a weight that was not given; a given nan is refused just the same
+On = Literal["values", "parameters"]
+SUPPLIED = {"values": ("z", "values", "weight"), "parameters": ("w", "values", "weight")}
+
+
+@dataclass_transform(frozen_default=True)
+@dataclass(frozen=True)
+class Regularizer:
+    """What Splice and Penalty share: a selector, a weight, a name.
+
+    ``pattern``: a selector; ``"*"`` means the class's default sites. ``weight``: a finite number in the class's range.
+    ``name``: used in penalties, strengths, report and diff. ``expect``: how many sites must be found.
+    """
+
+    pattern: Selector = "*"
+    weight: float = REQUIRED
+    _: KW_ONLY
+    name: str | None = None
+    expect: int | None = None
+
+    on: ClassVar[On] = "values"
+    takes: ClassVar[tuple[str, ...]] = ()
+    keys: ClassVar[tuple[str, ...]] = ()
+    usual: ClassVar[str] = "the hidden values"  # the default sites, in words
+    may_act_on: ClassVar[tuple[str, ...]] = ("values", "parameters")
+    must_take: ClassVar[str] = ""
+    min_dims: ClassVar[int] = 2  # parameters with fewer dims are not acted on
+
+    def __init_subclass__(cls, keys: Sequence[str] = (), on: On | None = None, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        dataclass(frozen=True)(cls)
+        cls.on = on or cls.on
+        if cls.on not in cls.may_act_on:
+            raise RegularizerError(f"{cls.__name__}: on={cls.on!r} is not allowed; it is {' or '.join(map(repr, cls.may_act_on))}.")
+        if isinstance(keys, str):
+            raise RegularizerError(f"{cls.__name__}: keys={keys!r} is one string; write keys=({keys!r},).")
+        if "usual" not in cls.__dict__ and cls.on == "parameters":
+            cls.usual = f"the parameters of {cls.min_dims} dims or more"
+        cls.keys = tuple(keys)
+        if "__call__" in cls.__dict__:
+            cls.takes = _arguments(cls)
+            if cls.must_take not in ("", *cls.takes):
+                raise RegularizerError(f"{cls.__name__}.__call__ does not take {cls.must_take}: set_strength would change nothing.")
+        registry.register(cls)
+
+    def __new__(cls, *args: Any, **options: Any) -> Regularizer:
+        _check_options(cls, args, options)
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        texts = strings(self.pattern)
+        object.__setattr__(self, "pattern", texts[0] if len(texts) == 1 else texts or self.pattern)
+        object.__setattr__(self, "weight", self._number("weight", self.weight))
+        if self.expect is not None and (type(self.expect) is not int or self.expect < 0):
+            raise RegularizerError(f"{type(self).__name__}: expect={self.expect!r} is no count of sites; give a whole number.")
+        if self.name is not None and not (isinstance(self.name, str) and self.name.isidentifier() and not keyword.iskeyword(self.name)):
+            raise RegularizerError(
+                f"{type(self).__name__}: name={self.name!r} is not allowed; a name is one Python identifier and no keyword."
+            )
+        if type(self).__call__ is Regularizer.__call__:
+            raise RegularizerError(f"{type(self).__name__} has no __call__: write its formula there.")
+        if "steps" in self.takes:
+            check_options(self)
+        self.check()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        raise NotImplementedError(f"{type(self).__name__} has no __call__: write the formula there.")
+
+    def check(self) -> None:
+        """Raise RegularizerError for options out of range. Subclasses extend it with ``self.require(...)``."""
+        self.require(self.weight >= 0, "weight", "0 or more")
+
+    def require(self, condition: bool, field: str, allowed: str) -> None:
+        """Raise RegularizerError naming ``field`` and what is ``allowed``, unless ``condition`` holds."""
+        if not condition:
+            raise RegularizerError(f"{type(self).__name__}: {field}={getattr(self, field)!r} is not allowed; {field} must be {allowed}.")
+
+    def defaults(self, sites: Sequence[Site]) -> list[Site]:
+        """The sites that a lone ``*`` means."""
+        if self.on == "parameters":
+            return list(sites)
+        return [site for site in sites if site.role == "hidden"]
+
+    def note(self, sites: Sequence[Site], weight: float) -> str:
+        """A line for the report, or nothing."""
+        return ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options as plain data, and the class; what is neither text nor a number is shown as Python shows it."""
+        given = {each.name: getattr(self, each.name) for each in fields(self)}
+        plain = {k: v if isinstance(v, (str, int, float, tuple, NoneType)) else repr(v) for k, v in given.items()}
+        return {"class": type(self).__name__, **plain}
+
+    def _number(self, field: str, value: object) -> float:
+        if (number := number_of(value)) is not None:
+            return number
+        kind = type(self).__name__
+        cure = f"Write {kind}('*', 0.1): the selector first, the {field} second."
+        if value is REQUIRED:
+            raise RegularizerError(f"{kind}: {field} was not given; it must be a finite number. {cure}")
+        raise RegularizerError(no_number(f"{kind}: {field}", value, cure))
+
+
+class Splice(Regularizer):
+    """Replaces a value at its site, in train mode: ``__call__`` takes ``z`` and gives a tensor like it.
+
+    ``rng``: an int or torch.Generator that seeds this splice alone; None takes part in the module's own.
+    """
+
+    _: KW_ONLY
+    rng: Any = None
+
+    may_act_on: ClassVar[tuple[str, ...]] = ("values",)
+    must_take: ClassVar[str] = "weight"
+
+    def in_a_row(self, weights: Sequence[float]) -> str:
+        """What acting several times in a row on one value comes to, for a warning; nothing where that does no harm."""
+        return ""
+
+
+class Penalty(Regularizer):
+    """Measures values or parameters: ``__call__`` gives a 0-d tensor, which is averaged over the sites.
+
+    ``clean``: read the value before the splices at its own site. A subclass with an option ``reduction`` chooses what
+    its measurements are made one by, ``"mean"`` or ``"sum"``.
+    """
+
+    _: KW_ONLY
+    clean: bool = False
+
+    def check(self) -> None:
+        """As every regularizer's; ``clean`` is of values alone: a parameter has no splices."""
+        super().check()
+        self.require(isinstance(self.clean, bool), "clean", "True or False")
+        self.require(not (self.clean and self.on == "parameters"), "clean", "False, for no splice acts on a parameter")
+
+    def defaults(self, sites: Sequence[Site]) -> list[Site]:
+        """The hidden sites, without the outputs of normalizations, whose scale is fixed; all parameters."""
+        return [site for site in super().defaults(sites) if not site.norm]
+
+
+def _arguments(cls: type[Regularizer]) -> tuple[str, ...]:
+    names = tuple(inspect.signature(cls.__call__).parameters)[1:]
+    more: tuple[str, ...] = ("steps", "lengths", "pull") if issubclass(cls, Penalty) else ("noise",)
+    supplied = SUPPLIED[cls.on] + (more if cls.on == "values" else ())
+    unknown = [name for name in names if name not in supplied]
+    if unknown:
+        raise RegularizerError(
+            f"{cls.__name__}.__call__ asks for {', '.join(unknown)}; the engine supplies {', '.join(supplied)} on {cls.on}."
+        )
+    if "pull" in names and (both := {"z", "values", "steps"}.intersection(names)):
+        raise RegularizerError(f"{cls.__name__}.__call__ asks for pull and for {min(both)}; pull.sites has the values. Leave one out.")
+    check_arguments(cls.__name__, names, [field.name for field in fields(cls)])
+    return names
+
+
+def _check_options(cls: type[Regularizer], args: tuple[Any, ...], options: dict[str, Any]) -> None:
+    names = [field.name for field in fields(cls)]
+    unknown = [name for name in options if name not in names]
+    if unknown:
+        raise RegularizerError(
+            f"{cls.__name__} has no option {unknown[0]!r}.{near_sentence(unknown[0], names, 'Near options')} Options: {', '.join(names)}."
+        )
+    if len(args) > 2:
+        raise RegularizerError(f"{cls.__name__} takes a selector and a weight by position; write the rest by name.")

@@ -1,0 +1,204 @@
+"""Whether a formula is pure: it draws from ``noise`` alone, writes into nothing that it was given, and keeps nothing.
+
+Else frozen noise would not be frozen, a mask recomputed in backward another one, and a compiled formula not the eager one. torch's
+schemas say which operations draw and which write; they are watched while the formula runs.
+"""
+
+from __future__ import annotations
+
+import linecache
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from graphreg.errors import RegularizerError
+from graphreg.regularizer.base import Penalty, Regularizer, Splice
+from graphreg.rng import compiling
+from graphreg.torch_internals import randomness, restore_randomness
+
+_CONTAINERS = (list, set, tuple, dict)
+unproven: WeakSet[type] = WeakSet()  # classes whose formula nobody has seen run yet
+
+
+class ImpureError(RegularizerError):
+    """A formula draws, writes or remembers."""
+
+
+def draws(regularizer: Regularizer, what: str) -> ImpureError:
+    """The error for a formula that draws otherwise than from its stream."""
+    cure = (
+        "Ask for noise by name, and take noise.keep, noise.uniform or noise.normal"
+        if isinstance(regularizer, Splice)
+        else "Take the draws of pull.noise"
+        if "pull" in regularizer.takes
+        else "Measure with fixed numbers in their place"
+    )
+    return ImpureError(
+        f"{type(regularizer).__name__}.__call__ draws random numbers itself, {what}. A formula is a function of its arguments: drawn "
+        f"otherwise, frozen_noise and rng_state would not hold it, and a recomputation would draw anew. {cure}."
+    )
+
+
+def writes(regularizer: Regularizer, what: str) -> ImpureError:
+    """The error for a formula that writes into a tensor that is not its own."""
+    return ImpureError(
+        f"{type(regularizer).__name__}.__call__ writes into a tensor that it did not make, {what}. A formula is a function of its "
+        "arguments. Use the operation that makes a new tensor (z * 2 for z.mul_(2)), or clone first."
+    )
+
+
+def remembers(regularizer: Regularizer, what: str) -> ImpureError:
+    """The error for a formula that keeps something from call to call."""
+    return ImpureError(
+        f"{type(regularizer).__name__}.__call__ is no function of its arguments: {what}. What it keeps or draws elsewhere is compiled in "
+        "once, and frozen_noise does not hold it. Take all that varies as an argument: z, weight, noise."
+    )
+
+
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Refuses operations that draw or that write into tensors made elsewhere, while a formula runs. Raises ImpureError."""
+
+    def __init__(self, regularizer: Regularizer) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.regularizer = regularizer
+        self.found: ImpureError | None = None  # kept: a formula may swallow what is raised in it
+        self.made: set[int] = set()  # storages
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        schema = getattr(func, "_schema", None)
+        if schema is None:  # an operator of higher order runs others
+            return func(*args, **kwargs)
+        name = schema.name.rpartition("::")[2]
+        if any(storage not in self.made for tensor in _written(schema, args, kwargs) for storage in _storages(tensor)):
+            self._refuse(writes(self.regularizer, self._told(name)))
+        before = _generator_states(args, kwargs) if torch.Tag.nondeterministic_seeded in func.tags else None
+        out = func(*args, **kwargs)
+        if before is not None and before != _generator_states(args, kwargs):
+            self._refuse(draws(self.regularizer, self._told(name)))
+        given = {storage for each in _tensors((args, kwargs)) for storage in _storages(each)}
+        new = {storage for each in _tensors(out) for storage in _storages(each)}
+        self.made |= new if name == "lift_fresh" else new - given  # torch.tensor(1.) passes a new tensor through that
+        return out
+
+    def _refuse(self, error: ImpureError) -> None:
+        self.found = error
+        raise error
+
+    def _told(self, operation: str) -> str:
+        """Where, in the user's own words if they can be had: F.dropout is bernoulli_ by the time it comes here."""
+        frame = sys._getframe(2)
+        while frame is not None and (frame.f_globals.get("__name__") or "").partition(".")[0] in ("torch", "graphreg"):
+            frame = frame.f_back  # type: ignore[assignment]
+        line = "" if frame is None else linecache.getline(frame.f_code.co_filename, frame.f_lineno, frame.f_globals).strip()
+        return f"by {operation}" + (f" in line {frame.f_lineno}: {line}" if line else "")
+
+
+@contextmanager
+def watched(regularizer: Regularizer) -> Iterator[Watch]:
+    """A formula's run in the block, with what it draws and writes refused. Raises ImpureError."""
+    watch = Watch(regularizer)
+    with watch:
+        yield watch
+    if watch.found is not None:
+        raise watch.found
+
+
+def called(regularizer: Regularizer, given: dict[str, Any]) -> Any:
+    """What the formula makes of what it asks for; its first call is watched where it could not be tried before. Raises ImpureError."""
+    if compiling() or not unproven or type(regularizer) not in unproven:
+        return regularizer(**given)
+    with watched(regularizer):
+        result = regularizer(**given)
+    if isinstance(result, Tensor) and result.device.type != "meta":
+        unproven.discard(type(regularizer))
+    return result
+
+
+def twice(regularizer: Regularizer, run: Callable[[], Tensor]) -> None:
+    """Run a formula twice on the same arguments, watched. Raises ImpureError, or what the formula raises."""
+    states, results = [_python_states()], []
+    for _ in range(2):
+        kept = _kept(regularizer)
+        with watched(regularizer):
+            results.append(run())
+        states.append(_python_states())
+    if states[0] != states[1] != states[2]:  # each time: once might be another thread
+        raise draws(regularizer, "by Python's random or numpy.random")
+    if changed := [name for name, what in _kept(regularizer).items() if kept.get(name) != what]:
+        raise remembers(regularizer, f"it changes {type(regularizer).__name__}.{changed[0]}")
+    if not all(isinstance(each, Tensor) for each in results) or results[0].shape != results[1].shape:
+        return
+    if not torch.equal(results[0].detach().nan_to_num(), results[1].detach().nan_to_num()):
+        raise remembers(regularizer, "called twice with the same arguments, it gives two results")
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [each for each in pytree.tree_leaves(values) if isinstance(each, Tensor)]
+
+
+def _storages(tensor: Tensor) -> list[int]:
+    try:
+        return [tensor.untyped_storage()._cdata]
+    except (RuntimeError, NotImplementedError):  # sparse tensors and other classes have none of their own
+        return []
+
+
+def _written(schema: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    found: list[Tensor] = []
+    for i, argument in enumerate(schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            found += _tensors(args[i] if i < len(args) else kwargs.get(argument.name))
+    return found
+
+
+def _generator_states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[bytes]:
+    """Of the default generators that an operation may draw from: attention and recurrent layers are marked as drawing, and may not.
+
+    One that is given may be seeded in the formula, for a fixed projection; else two calls give two results.
+    """
+    devices = {each.device for each in _tensors((args, kwargs))} | {torch.device(kwargs.get("device") or "cpu")}
+    states = [torch.get_rng_state()]
+    states += [torch.get_device_module(device).get_rng_state(device) for device in devices if device.type not in ("cpu", "meta")]
+    return [state.numpy().tobytes() for state in states]
+
+
+def _python_states() -> list[Any]:
+    return [random.getstate(), *((str(numpy.random.get_state()),) if (numpy := sys.modules.get("numpy")) else ())]
+
+
+@contextmanager
+def put_back() -> Iterator[None]:
+    """Whatever a formula draws in the block from torch's, Python's or numpy's generator, that is as it was."""
+    before, numpy = randomness(), sys.modules.get("numpy")
+    words = numpy.random.get_state() if numpy is not None else None
+    try:
+        yield
+    except ImpureError:
+        restore_randomness(before)
+        if numpy is not None:
+            numpy.random.set_state(words)
+        raise
+
+
+def _kept(regularizer: Regularizer) -> dict[str, Any]:
+    """What the regularizer and its classes hold, by name; containers by what is in them."""
+    found: dict[str, Any] = {}
+    for kind in reversed(type(regularizer).__mro__):
+        if issubclass(kind, Regularizer) and kind not in (Regularizer, Splice, Penalty):
+            found |= {name: _identity(value) for name, value in vars(kind).items() if not name.startswith("__")}
+    return found | {name: _identity(value) for name, value in vars(regularizer).items()}
+
+
+def _identity(value: Any) -> Any:
+    if isinstance(value, dict):
+        return id(value), [(id(key), id(item)) for key, item in value.items()]
+    return (id(value), list(map(id, value))) if isinstance(value, _CONTAINERS) else id(value)

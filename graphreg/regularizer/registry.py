@@ -1,0 +1,83 @@
+"""Keys to classes: the built-ins of ``graphreg.passes``, third parties' by entry point, a user's own by definition."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import warnings
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from graphreg.errors import NoMatchError, RegularizerError, near_sentence
+
+if TYPE_CHECKING:
+    from graphreg.regularizer.base import Regularizer
+
+GROUP = "graphreg.passes"
+OPTIONS = frozenset({
+    "model", "regularizers", "example_inputs", "rng", "front_end", "missing", "penalties", "compile", "scale", "own_dropout",
+    "verify",
+})  # fmt: skip
+PREFIXED = frozenset(f"{role}_{kind}" for role in ("input", "hidden", "output") for kind in ("dropout", "noise"))
+_classes: dict[str, type[Regularizer]] = {}
+
+
+def register(cls: type[Regularizer]) -> None:
+    """Make a class known by its keys and its name. Redefining a class (in a notebook) replaces it."""
+    if not cls.keys:  # abstract, or not meant to be found by a keyword
+        return
+    names = [key.lower() for key in (*cls.keys, cls.__name__)]
+    for name in names:
+        if name in OPTIONS | PREFIXED:
+            raise RegularizerError(f"{cls.__name__} cannot have the key {name!r}: it is an option of graphreg.regularize.")
+        known = _classes.get(name)
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise RegularizerError(f"the key {name!r} of {cls.__name__} belongs to {known.__module__}.{known.__name__} already.")
+    _classes.update(dict.fromkeys(names, cls))
+
+
+def registered() -> dict[str, type[Regularizer]]:
+    """Every key and class name (lower case) with its class."""
+    _discover()
+    return dict(_classes)
+
+
+def build(key: str, **options: Any) -> Regularizer:
+    """The regularizer of a key or class name (in any case), e.g. ``build("weight_l2", weight=1e-4)``.
+
+    Raises NoMatchError for an unknown key, RegularizerError for an unknown option or a value out of range.
+    """
+    return find(key)(**options)
+
+
+def find(key: str) -> type[Regularizer]:
+    """The class of a key."""
+    known = registered()
+    if not isinstance(key, str) or key.lower() not in known:
+        raise NoMatchError(
+            f"no regularizer is called {key!r}.{near_sentence(str(key).lower(), known, 'Near keys')} graphreg.registered() lists all."
+        )
+    return known[key.lower()]
+
+
+@cache
+def _discover() -> None:
+    """Import the built-ins by scanning their package, then third parties' entry points."""
+    package = importlib.import_module(GROUP)
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{GROUP}.{module.name}")
+    for entry in entry_points(group=GROUP):
+        try:
+            _load(entry)
+        except (Exception, SystemExit) as error:  # somebody else's package must not take graphreg down with it
+            owner = f" of {entry.dist.name} {entry.dist.version}" if entry.dist is not None else ""
+            warnings.warn(f"graphreg: the regularizer {entry.name} = {entry.value}{owner} was not loaded: {error!r}", stacklevel=3)
+
+
+def _load(entry: EntryPoint) -> None:
+    """Import what an entry point names: a module that defines regularizers, or one of their classes."""
+    found = entry.load()
+    if not isinstance(found, ModuleType) and found not in _classes.values():
+        raise RegularizerError(f"{entry.value} is {found!r}; an entry point names a module, or a Regularizer class that has keys.")

@@ -1,0 +1,238 @@
+"""Sequences: which of the selected values are one each, and which are the steps of one; decided before anything changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache, cached_property
+from typing import Any
+
+from torch import fx, nn
+
+from graphreg.errors import NoMatchError, RegularizerError, near_sentence, shown
+from graphreg.ir import Graphs, Label, Operations, Pattern, Site, Steps, chains, convolution, exactly, site_nodes, strings
+
+Port = tuple[str, tuple[str, ...]]  # a module's path, and which of its values
+Found = dict[Site, tuple[str, Steps]]  # with the string that chose it
+
+
+def check_options(regularizer: Any) -> None:
+    """Refuse a penalty on sequences without a selector, and options that name no axis or no input."""
+    kind, texts = type(regularizer).__name__, strings(regularizer.pattern)
+    if any(text.strip("! ") == "*" for text in texts) or (texts and all(Pattern.parse(text).exclude for text in texts)):
+        key = regularizer.keys[0] if regularizer.keys else "key"
+        raise RegularizerError(
+            f"{kind} needs a selector, {regularizer.pattern!r} does not say which values are sequences. Give "
+            f"{key}={{'weight': {regularizer.weight:g}, 'pattern': 'rnn'}} or {kind}('rnn', {regularizer.weight:g}), with a name of "
+            "your model in place of 'rnn'; graphreg.names(model) lists them."
+        )
+    axis, lengths = time_axis(regularizer), lengths_name(regularizer)
+    if type(axis) is not int:
+        raise RegularizerError(
+            f"{kind}: time_axis={shown(axis)} is not allowed; give the axis of time in the value, a whole number: 1 for "
+            "[batch, time, ...], 0 for [time, batch, ...]."
+        )
+    if lengths is not None and not isinstance(lengths, str):
+        raise RegularizerError(
+            f"{kind}: lengths={type(lengths).__name__} is not allowed; give the name of the model's input that carries them."
+        )
+
+
+def check_arguments(kind: str, names: Sequence[str], options: Sequence[str]) -> None:
+    """Refuse a formula that asks for a sequence and for something else at its site, or leaves its own lengths aside."""
+    both = [name for name in ("z", "values") if name in names and "steps" in names]
+    if both:
+        raise RegularizerError(f"{kind}.__call__ asks for steps and for {both[0]}; it gets a sequence or a value. Leave one out.")
+    if "lengths" in names and "steps" not in names:
+        raise RegularizerError(f"{kind}.__call__ asks for lengths without steps, which they are the lengths of. Ask for steps, too.")
+    if "steps" in names and "lengths" in options and "lengths" not in names:
+        raise RegularizerError(f"{kind} has the option lengths, and its __call__ does not take them: they would change nothing.")
+
+
+def time_axis(regularizer: Any) -> Any:
+    return getattr(regularizer, "time_axis", 1)
+
+
+def lengths_name(regularizer: Any) -> Any:
+    return getattr(regularizer, "lengths", None)
+
+
+def sequences(found: Mapping[Site, str], regularizer: Any, values: Sequence[Site], operations: Operations, graphs: Graphs) -> Found:
+    """The sequences that the selected sites are, each under its site; all calls of a cell that follow each other under the first.
+
+    A module is named where a string names it by a glob of its path. The calls of one that is a cell are the steps of sequences, those
+    of another are sequences each. A function of a site names none. Raises RegularizerError for what is no sequence, as far as shapes
+    are known.
+    """
+    texts = strings(regularizer.pattern)
+    away = {id(site) for text in texts if (p := Pattern.parse(text)).exclude for site in p.find(values)}
+    calls = _Calls(values, operations, graphs)
+    chosen_by = {text: _labels(text, values) for text in set(found.values())} if texts else {}
+    taken, kept = set[Site](), Found()
+    for site, text in found.items():
+        if site in taken:
+            continue
+        named = calls.named(site, chosen_by[text][site.name]) if texts else None
+        for run in calls.runs(named) if named else [[site]]:
+            steps = [call for call in run if id(call) not in away]
+            taken.update(steps)
+            for first in steps[:1]:
+                kept[first] = text, _steps(first, steps, named if named and calls.is_cell(named[0]) else None, calls, regularizer)
+    for site, (_, form) in kept.items():
+        _require(site, form, regularizer)
+        _require_time(site, form, regularizer, calls)
+    return kept
+
+
+class _Calls:
+    """The calls of each module of a model, by its values, and which of them are the steps of one sequence."""
+
+    def __init__(self, values: Sequence[Site], operations: Operations, graphs: Graphs) -> None:
+        self.operations, self.graphs = operations, tuple(graphs.values())
+        self.of: dict[Port, list[Site]] = {}
+        for site in (value for value in values if value.selectable):
+            for port in {_port(label) for label in site.labels if label.module is not None}:
+                self.of.setdefault(port, []).append(site)
+        self.chains = cache(lambda path: chains(self.graphs, operations, path))
+
+    @cached_property
+    def nodes(self) -> dict[str, fx.Node]:
+        """The node of each site, in the first graph that has it."""
+        return {name: node for graph in reversed(self.graphs) for name, node in site_nodes(graph, self.operations).items()}
+
+    def named(self, site: Site, labels: Sequence[Label]) -> Port | None:
+        """The module that is named and whose calls are to be told apart: one called several times, or a cell of torch's."""
+        if site.sequence:  # a recurrent layer: each call is a sequence
+            return None
+        several = [port for port in map(_port, labels) if len(self.of[port]) > 1 or self._of_torch(port[0])]
+        return max(several, key=lambda port: len(self.of[port]), default=None)
+
+    def _of_torch(self, path: str) -> bool:
+        return isinstance(self.operations.modules[path], nn.RNNCellBase)
+
+    def cell(self, path: str) -> str | None:
+        """The cell whose steps the module's calls are: itself, one of torch's or one that reads what it gave before, or one around it
+        that is called as often."""
+        count = len(self.chains(path))
+        while path and len(own := self.chains(path)) in (0, count):  # 0: a list of modules, which nobody calls
+            if own and (self._of_torch(path) or len(set(own.values())) < count):
+                return path
+            path = path.rpartition(".")[0]
+        return None
+
+    def is_cell(self, path: str) -> bool:
+        return self.cell(path) is not None
+
+    def runs(self, port: Port) -> list[list[Site]]:
+        """The calls that follow each other, each a list; of a module that is no cell each call by itself."""
+        calls, cell = self.of[port], self.cell(port[0])
+        if cell is None:
+            return [[call] for call in calls]
+        own, firsts = list(self.chains(port[0])), list(self.chains(cell).values())
+        if len(set(firsts)) == len(firsts):  # a cell of torch's that is given no state
+            return [calls]
+        first_of = dict(zip(own, firsts, strict=True))
+        found: dict[str, list[Site]] = {}
+        for call in calls:
+            name = next(label.name for label in call.labels if label.module == port[0])
+            found.setdefault(first_of[name], []).append(call)
+        return list(found.values())
+
+
+def _port(label: Label) -> Port:
+    return label.module or "", label.ports
+
+
+def _labels(text: str, values: Sequence[Site]) -> dict[str, list[Label]]:
+    """By site, the labels that a string names it by, of those of modules whose path it names."""
+    found: dict[str, list[Label]] = {}
+    pattern = Pattern.parse(text)
+    for label, site in pattern.labels(values):
+        own = found.setdefault(site.name, [])
+        if label.module is not None and pattern.path(label.module):
+            own.append(label)
+    return found
+
+
+def _steps(site: Site, steps: Sequence[Site], named: Port | None, calls: _Calls, regularizer: Any) -> Steps:
+    lengths = lengths_name(regularizer)
+    if named and time_axis(regularizer) not in (0, 1):
+        raise RegularizerError(
+            f"{type(regularizer).__name__} at {site.name}: time_axis={time_axis(regularizer)} has no meaning where the calls of {named[0]} "
+            "are the steps. Leave time_axis out; to take each call for a sequence, select the calls by a function of a site."
+        )
+    if named:
+        return Steps(0, tuple(steps), isinstance(calls.operations.modules[named[0]], nn.RNNCellBase), lengths)
+    if site.sequence:
+        return Steps(_layer_axis(site, regularizer), (), True, lengths)
+    return Steps(time_axis(regularizer), lengths=lengths, hint=_hint(site, calls))
+
+
+def _hint(site: Site, calls: _Calls) -> str:
+    """What to select instead of one call of a module."""
+    several = [label for label in site.labels if label.module is not None and len(calls.of[_port(label)]) > 1]
+    if not several:
+        return ""
+    path = several[0].module or ""
+    whole = exactly(replace(several[0], name=path))
+    if calls.is_cell(path):
+        return f" This is one call of {path!r}: the selector '{whole}' takes all its calls as the steps of one sequence."
+    return (
+        f" This is one call of {path!r}, which reads none of its earlier outputs: each call is a sequence of its own. Where the calls are "
+        "the steps, let the model stack their values (torch.stack) and select the stack."
+    )
+
+
+def _layer_axis(site: Site, regularizer: Any) -> int:
+    """The axis of time in the output of a recurrent layer; another that was asked for is refused, not passed over."""
+    given, axis = time_axis(regularizer), 1 if site.sequence == "batch first" else 0
+    if site.sequence != "state" and given not in (1, axis, axis - 3):  # 1: not given
+        raise RegularizerError(
+            f"{type(regularizer).__name__} at {site.name}: time_axis={given} is not the axis of time in the output of this layer, which is "
+            f"{axis} (batch_first={axis == 1}). Leave time_axis out: a recurrent layer tells its own."
+        )
+    return axis
+
+
+def _require(site: Site, steps: Steps, regularizer: Any) -> None:
+    who = f"{type(regularizer).__name__} at {site.name}"
+    if site.sequence == "state":
+        layer = replace(site.labels[0], default=True)
+        raise RegularizerError(
+            f"{who}: this is the state of {layer.name} after the last step, no sequence. Select '{exactly(layer)}:out'; "
+            f"where a glob finds both, add '!{exactly(site.labels[0])}'."
+        )
+    shapes = [call.shape for call in steps.calls or (site,) if call.shape is not None]
+    if shapes:
+        steps.require_calls(shapes, who)
+        steps.require((len(steps.calls), *shapes[0]) if steps.calls else shapes[0], who)
+
+
+def _require_time(site: Site, steps: Steps, regularizer: Any, calls: _Calls) -> None:
+    """Refuse the axis of channels in place of that of time."""
+    if steps.calls or site.sequence or steps.axis != 1:
+        return
+    if site.name not in calls.nodes or (found := convolution(calls.nodes[site.name], calls.operations)) is None:
+        return
+    name, dims = found
+    axes = " or ".join(str(axis) for axis in range(2, 2 + dims))
+    raise RegularizerError(
+        f"{type(regularizer).__name__} at {site.name}: the value comes from a convolution ({name}), so its axis 1 is channels, and "
+        f"time_axis=1 would take them for steps. Give time_axis={axes}; where axis 1 is time all the same, time_axis={-1 - dims}."
+    )
+
+
+def check_lengths(found: Found, name: str, inputs: Mapping[str, Any], held: Mapping[str, Any], who: str) -> None:
+    """Refuse lengths that no input of the model carries; ``inputs`` maps their names to (shape, dtype), or None if unknown."""
+    if name not in inputs:
+        why = (
+            f"{name!r} is an argument that is held at {held[name]!r}: give example_inputs that carry a tensor for it."
+            if name in held
+            else f"no input of the model has that name.{near_sentence(name, inputs)} Inputs: {', '.join(inputs)}."
+        )
+        raise NoMatchError(f"{who}: lengths={name!r}: {why}")
+    known = inputs[name]
+    for site, (_, steps) in found.items():
+        if isinstance(known, tuple) and site.shape is not None:
+            shape, dtype = known
+            steps.require_lengths(shape, dtype, (len(steps.calls), *site.shape) if steps.calls else site.shape, f"{who} at {site.name}")

@@ -1,0 +1,99 @@
+"""The probe: each class's formula is run once on small tensors, before a graph is touched, to see whether it is pure."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from graphreg.ir import Site
+from graphreg.regularizer.base import Regularizer
+from graphreg.regularizer.purity import ImpureError, put_back, twice, unproven
+from graphreg.regularizer.vjp import Pull
+from graphreg.rng import Noise
+
+_SHAPES: tuple[tuple[int, ...], ...] = ((2, 3), (2, 3, 4), (2, 3, 4, 4))  # what values mostly are: of a dense layer, a sequence, images
+_SMALL = 1 << 12
+_SETTINGS = {"pattern", "weight", "name", "expect", "rng", "clean"}  # options that no formula reads
+_known: WeakKeyDictionary[type, set[tuple[str, ...]]] = WeakKeyDictionary()
+
+
+def require_pure(regularizer: Regularizer, sites: Sequence[Site]) -> None:
+    """Refuse a formula that draws otherwise than from its noise, writes or remembers; once for each class and its options.
+
+    One that could not run on any of the tensors of the probe, for it asks more of them, is watched at its first call in eager.
+    Raises RegularizerError.
+    """
+    options = (*(repr(getattr(regularizer, f.name)) for f in fields(regularizer) if f.name not in _SETTINGS),)
+    known = _known.setdefault(type(regularizer), set())
+    if options not in known:
+        if not _probed(regularizer, sites):
+            unproven.add(type(regularizer))
+        known.add(options)
+
+
+def _probed(regularizer: Regularizer, sites: Sequence[Site]) -> bool:
+    """Whether the formula ran on some of what was tried."""
+    ran = False
+    for shapes in _guesses(regularizer, sites):
+        try:
+            with put_back(), warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad(), torch.device("cpu"):
+                warnings.simplefilter("ignore")
+                with torch.autocast("cpu", enabled=False):
+                    given = _given(regularizer, shapes)
+                    twice(regularizer, lambda given=given: regularizer(**_anew(given)))  # type: ignore[misc]
+            ran = True
+        except ImpureError:
+            raise
+        except Exception:  # whatever it raises on a value that is none of its own
+            continue
+    return ran
+
+
+def _guesses(regularizer: Regularizer, sites: Sequence[Site]) -> Iterator[dict[str, tuple[int, ...]]]:
+    """Shapes by name of a site: small ones, and the sites' own where they are known and small."""
+    together = not {"values", "pull"}.isdisjoint(regularizer.takes)
+    groups = [list(sites)] if together else [[site] for site in {len(s.shape): s for s in sites if s.shape is not None}.values()]
+    for group in groups:
+        shapes = {site.name: site.shape for site in group if site.shape is not None}
+        if shapes and len(shapes) == len(group):
+            yield {name: tuple(min(size, 4) for size in shape) for name, shape in shapes.items()}
+            if sum(torch.Size(shape).numel() for shape in shapes.values()) <= _SMALL:
+                yield shapes
+    if regularizer.on == "values":
+        names = [site.name for site in sites] if together else ["z"]
+        yield from (dict.fromkeys(names, shape) for shape in (((5, 2, 3),) if "steps" in regularizer.takes else _SHAPES))
+
+
+def _given(regularizer: Regularizer, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Arguments for a formula, like those of a call: values that autograd records and that are no leaves."""
+    values = {name: _value(shape, i).requires_grad_().clone() for i, (name, shape) in enumerate(shapes.items())}
+    first = next(iter(values.values()))
+    noise = {name: Noise(torch.tensor([12345 + i, 678], dtype=torch.int32)) for i, name in enumerate(values)}
+    made: dict[str, Any] = {"z": first, "w": first, "values": values, "steps": first, "noise": next(iter(noise.values()))}
+    made["weight"] = torch.full((), 0.25)
+    made["lengths"] = None
+    if "pull" in regularizer.takes:
+        made["pull"] = Pull({name: torch.tanh(z * 0.5) for name, z in values.items()}, {"x": first}, noise, proven=True)
+    return {name: made[name] for name in regularizer.takes}
+
+
+def _anew(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The same arguments, of which those that draw begin again."""
+    again = dict(given)
+    if "noise" in given:
+        again["noise"] = Noise(given["noise"].key)
+    if "pull" in given:
+        again["pull"] = replace(given["pull"], noise={name: Noise(noise.key) for name, noise in given["pull"].noise.items()})
+    return again
+
+
+def _value(shape: tuple[int, ...], seed: int) -> Tensor:
+    """Numbers that differ, of both signs, and drawn from nowhere."""
+    count = torch.Size(shape).numel()
+    return torch.sin(torch.arange(1 + seed, count + 1 + seed, dtype=torch.float32) * 1.7).reshape(shape)

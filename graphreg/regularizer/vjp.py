@@ -1,0 +1,180 @@
+"""The pull: the vector-Jacobian product from sites to what ``wrt`` selects, through the forward that the model runs anyway.
+
+The values of ``wrt`` are tracked from where they are produced, so that autograd records what the model makes of them, and
+``torch.autograd.grad`` goes back from the sites. There is one forward, whose masks and batch statistics are the model's,
+and nothing in the model's graph is replaced. Dynamo does not trace ``autograd.grad``, but keeps whole what is allowed in
+graphs; AOTAutograd then differentiates through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor, maybe_current_level
+
+from graphreg.errors import GraphRegError, RegularizerError
+from graphreg.rng import Noise
+
+LIMIT, COMPILED_LIMIT = 1 << 13, 1 << 8  # rows of an exact Jacobian: backward passes, compiled each code of its own
+
+
+@dataclass(frozen=True, eq=False)  # by identity: Dynamo of torch 2.12 asks for its hash while it has no fields yet
+class Pull:
+    """What a formula that asks for ``pull`` gets: the values, draws, and the product itself.
+
+    ``sites``: the values at the sites, by name. ``wrt``: the values to differentiate with respect to, by name.
+    ``noise``: the draws of each site's own stream.
+    """
+
+    sites: Mapping[str, Tensor]
+    wrt: Mapping[str, Tensor]
+    noise: Mapping[str, Noise]
+    about: str = "pull"
+    suspects: tuple[str, ...] = ()  # operations that may have no second derivative, for the error
+    proven: bool = False  # that all have one
+
+    def __call__(self, cotangents: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The sum over sites of cotangent times Jacobian, by name of ``wrt``, in its shape; 0 where there is no path.
+
+        ``cotangents``: by name of a site, in the shape of its value; sites may be left out.
+        """
+        outputs = [self.sites[name] for name in cotangents]
+        vectors = [vector.to(z.dtype) for vector, z in zip(cotangents.values(), outputs, strict=True)]
+        found = gradients(outputs, list(self.wrt.values()), vectors, not self.proven, self.about, self.suspects)
+        return dict(zip(self.wrt, found, strict=True))
+
+    def rows(self, site: str) -> Iterator[dict[str, Tensor]]:
+        """The Jacobian of a site's value, row by row: one for each of its elements, as ``__call__`` gives it.
+
+        Raises RegularizerError where there are so many that it would not finish.
+        """
+        z = self.sites[site]
+        compiled = torch.compiler.is_compiling()
+        limit = COMPILED_LIMIT if compiled else LIMIT
+        if z.numel() > limit:
+            raise RegularizerError(
+                f"{self.about}: the exact Jacobian at {site} ({' x '.join(map(str, z.shape))}) has {z.numel()} rows, each a backward pass "
+                f"that is kept for the gradient; {limit} are the most{' when compiled' if compiled else ''}. "
+                "Use estimator='projection', which takes n of them, or fewer examples."
+            )
+        for row in torch.eye(z.numel(), dtype=z.dtype, device=z.device).unbind():
+            yield self({site: row.view(z.shape)})
+
+
+class _Track(torch.autograd.Function):
+    """The identity, whose result autograd records whether or not its argument is recorded."""
+
+    @staticmethod
+    def forward(x: Tensor, anchor: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, anchor: Tensor) -> tuple[Tensor, Any]:
+        return tracked(x), in_dims[0]
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: Any) -> Tensor:
+        return tangent.view_as(tangent)
+
+
+def tracked(x: Tensor) -> Tensor:
+    """The same values, [any shape], which autograd records from here on."""
+    return _Track.apply(x, torch.zeros((), device=x.device, requires_grad=True))  # type: ignore[no-any-return,no-untyped-call]
+
+
+def recorded(tensor: Tensor) -> bool:
+    """Whether autograd records the tensor, at any level of torch.func's transforms: under vmap the tensor itself says no."""
+    return tensor.requires_grad or (is_functorch_wrapped_tensor(tensor) and recorded(get_unwrapped(tensor)))
+
+
+def gradients(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], vectors: Sequence[Tensor], prove: bool, about: str, suspects: Sequence[str]
+) -> list[Tensor]:
+    """``torch.autograd.grad`` that can be differentiated again, with zeros where there is no path.
+
+    ``prove``: raise GraphRegError where it cannot be.
+    """
+    live = [i for i, z in enumerate(outputs) if z.requires_grad]
+    if any(recorded(z) for i, z in enumerate(outputs) if i not in live):
+        raise GraphRegError(
+            f"{about} runs a backward pass of its own, which torch.vmap does not let it. Put the gradient inside, as for gradients of "
+            "each example, torch.vmap(torch.func.grad(f)), or call the module on the whole batch."
+        )
+    if not live:
+        return [torch.zeros_like(x) for x in inputs]
+    # a function that is differentiable once tells so only of an argument that needs a gradient
+    prove = prove and maybe_current_level() is None  # torch.func allows no requires_grad_()
+    given = [vectors[i].detach().requires_grad_() if prove else vectors[i] for i in live]
+    before = history(outputs) if prove else set()
+    options = {"create_graph": True, "allow_unused": True, "materialize_grads": True}
+    found = list(torch.autograd.grad([outputs[i] for i in live], list(inputs), given, **options))
+    if prove and (culprit := once_only(found, before)):
+        among = f" Among {', '.join(suspects[:4])}." if suspects else ""
+        raise GraphRegError(
+            f"{about}: {culprit} cannot be differentiated twice, so the penalty would have no gradient.{among} "
+            "Select sites before that operation, or a wrt behind it."
+        )
+    return found
+
+
+def history(values: Sequence[Tensor]) -> set[Any]:
+    """What autograd has recorded of the values: its functions."""
+    found, waiting = set[Any](), [value.grad_fn for value in values]
+    while waiting:
+        function = waiting.pop()
+        if function is not None and function not in found:
+            found.add(function)
+            waiting += [following for following, _ in function.next_functions]
+    return found
+
+
+def once_only(values: Sequence[Tensor], before: set[Any]) -> str:
+    """The name of an operation in the values' history that has no derivative, or nothing.
+
+    ``before``: the history of what was differentiated; under torch.compile a parameter has no derivative of its own there.
+    """
+    waiting, seen = [(value.grad_fn, "") for value in values], set(before)
+    while waiting:
+        function, user = waiting.pop()
+        if function is None or function in seen:
+            continue
+        seen.add(function)
+        name = function.name().rpartition("::")[2]
+        if name in ("NotImplemented", "Error", "DelayedError"):
+            return f"the operation whose derivative {user} reads" if user else "an operation"
+        if name.startswith("GeneratedBackwardFor") and _has_no_backward(function):
+            return _operator(name.removeprefix("GeneratedBackwardFor_").removesuffix("_defaultBackward"))
+        waiting += [(following, name) for following, _ in function.next_functions]
+    return ""
+
+
+def _operator(name: str) -> str:
+    """An operator's own name, of which autograd's has a ``_`` for the ``::``; a namespace may have others."""
+    known = {str(each).replace("::", "_"): str(each) for each in torch._library.custom_ops.OPDEFS}
+    return known.get(name, name)
+
+
+def _has_no_backward(function: Any) -> bool:
+    """Whether an operator of torch.library was given no formula; it raises when it is asked for one."""
+    held = [cell.cell_contents for cell in function._forward_cls.backward.__closure__ or ()]
+    return any(getattr(content, "_backward_fn", held) is None for content in held)
+
+
+@cache
+def known_to_dynamo() -> None:
+    """Make Dynamo keep these whole. It takes a second to import, so this waits for a module that needs it."""
+    torch.compiler.allow_in_graph(tracked)  # type: ignore[no-untyped-call]
+    torch.compiler.allow_in_graph(gradients)  # type: ignore[no-untyped-call]

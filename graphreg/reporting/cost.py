@@ -1,0 +1,218 @@
+"""The cost of what was added: a forward pass with it and one without, run on tensors that have shapes and no elements.
+
+Values that a later addition replaces are kept for backward no more, and the mask and the replaced value are: what counts is the
+difference of the two passes, value by value. It is that of eager; a compiler keeps other things.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from graphreg.errors import GraphRegError, first_line
+from graphreg.ir import held_of
+from graphreg.planning import OWN, Plan
+from graphreg.reporting.records import Cost
+from graphreg.rewriting import strip
+from graphreg.runtime import graphs_of
+from graphreg.torch_internals import Changes, deep_enough
+
+_FREE = {"detach", "alias", "empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "lift_fresh", "_reshape_alias"}
+META = torch.device("meta")
+
+
+def cost(module: fx.GraphModule, plan: Plan) -> Cost:
+    """What the additions of a rewritten module cost in a forward pass in train mode.
+
+    Raises GraphRegError, with the reason alone, where it cannot be known: without shapes, or where the model does not run without data.
+    """
+    try:
+        with Changes() as changes, changes:
+            deep_enough(module, changes)
+            twin = _without_data(module)
+        twin.train()
+        plain = strip(twin)
+        with_them, without = (_pass(m, _of_train(graphs_of(m)), held_of(module)) for m in (twin, plain))
+    except GraphRegError:
+        raise
+    except Exception as error:  # of the model's own code, which may ask for a value, or of a kernel without a meta form
+        raise GraphRegError(f"the model does not run on shapes alone ({first_line(error)})") from error
+    labels = _labels(_of_train(graphs_of(twin)), plan)
+    names = [*plan.regularizers, OWN, "keys", "copies", "attach", "monitor", "other"]
+    operations, kept = Counter[str](), Counter[str]()
+    for node in {**with_them.operations, **without.operations, **with_them.kept, **without.kept}:
+        more = with_them.operations[node] - without.operations[node]
+        operations[labels.get(node, "other")] += more
+        bytes_more = with_them.kept[node] - without.kept[node]
+        kept[labels.get(node) or _cause(node, bytes_more, with_them, _of_train(graphs_of(twin)), labels)] += bytes_more
+    told = [name for name in names if name in plan.regularizers or operations[name] or kept[name]]
+    return Cost(
+        {name: operations[name] for name in told}, {name: kept[name] for name in told}, without.operations.total(), without.kept.total()
+    )
+
+
+def _of_train(graphs: Mapping[str, fx.Graph]) -> fx.Graph:
+    return graphs.get("train") or graphs["both"]
+
+
+def _without_data(module: fx.GraphModule) -> fx.GraphModule:
+    """A copy whose tensors have no elements; shared ones stay shared."""
+    memo: dict[int, Any] = {}
+    for owner in module.modules():
+        for tensor in (*owner._parameters.values(), *owner._buffers.values(), *vars(owner).values()):
+            if isinstance(tensor, Tensor) and id(tensor) not in memo:
+                empty = torch.empty_like(tensor, device=META)
+                memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    return copy.deepcopy(module, memo)
+
+
+def _labels(graph: fx.Graph, plan: Plan) -> dict[str, str]:
+    """By name of a node: whose it is. Nodes of the model's own are nobody's, but for its dropouts that were moved."""
+    kinds = {"own": OWN, "key": "keys", "clone": "copies", "copy": "copies", "attach": "attach", "attached": "attach", "watch": "monitor"}
+    found = {}
+    for node in graph.nodes:
+        if about := node.meta.get("graphreg"):
+            tracked = plan.tracked.get(about.get("site"), ["other"]) if about["kind"] == "track" else ["other"]
+            found[node.name] = about.get("regularizer") or kinds.get(about["kind"], tracked[0])
+    return found
+
+
+def _cause(node: str, more: int, run: _Pass, graph: fx.Graph, labels: Mapping[str, str]) -> str:
+    """Who has a value of the model's kept for backward that was not, or the other way round."""
+    if not more:
+        return "other"
+    if more > 0:
+        return next((labels[name] for name in run.savers.get(node, ()) if name in labels), "other")
+    values = (n for n in graph.nodes if n.name in run.holders.get(node, ()))
+    return next((labels[user.name] for value in values for user in value.users if user.name in labels), "other")
+
+
+def _pass(module: fx.GraphModule, graph: fx.Graph, held: Mapping[str, Any]) -> _Pass:
+    inputs = [_input(node, held) for node in graph.nodes if node.op == "placeholder"]
+    run = _Pass(module, graph)
+    with torch.enable_grad(), saved_tensors_hooks(run.save, lambda tensor: tensor), _Counting(run):
+        run.run(*inputs, enable_io_processing=False)
+    run.settle()
+    return run
+
+
+def _input(node: fx.Node, held: Mapping[str, Any]) -> Any:
+    name = str(node.target)
+    if name in held:
+        return held[name]
+    if "value" not in node.meta:
+        raise GraphRegError("the model was traced without example inputs")
+    known = node.meta["value"]
+    if known is None and name.startswith("*"):
+        return {} if name.startswith("**") else ()
+    if known is None and node.args:
+        return node.args[0]
+    if known is None:
+        raise GraphRegError(f"the shapes in the input {name!r} are not known")
+    return _empty(known, name)
+
+
+def _empty(known: Any, name: str) -> Any:
+    if isinstance(known, list):
+        return tuple(_empty(item, name) for item in known)
+    if known is None:
+        raise GraphRegError(f"the shapes in the input {name!r} are not known")
+    return torch.empty(known[0], dtype=known[1], device=META)
+
+
+class _Pass(fx.Interpreter):
+    """A forward pass: of each node, what it computes and which bytes of it autograd keeps."""
+
+    def __init__(self, module: fx.GraphModule, graph: fx.Graph) -> None:
+        super().__init__(module, graph=graph)
+        self.operations, self.kept = Counter[str](), Counter[str]()
+        self.savers: dict[str, list[str]] = {}  # by node: the nodes whose derivative reads what it made
+        self.made: dict[int, tuple[str, Any]] = {}  # by storage: the node that made it; the storage lives as long as this
+        self.holders: dict[str, dict[str, None]] = {}  # by node: those whose value is in the storage that it made
+        self.saved: dict[int, list[str]] = {}
+        self.now = ""
+        storages = [_storage(tensor) for tensor in (*module.parameters(), *module.buffers())]
+        self.free = {storage._cdata: storage for storage in storages}  # they are there anyway
+
+    def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return next(self.args_iter)  # torch.fx would make a list of what is left for ``*args``
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.now = n.name
+        value = super().run_node(n)
+        self.made_by_now(value)
+        if isinstance(self.module_of(n), nn.RNNBase):  # one operator on the real device, which keeps what it gives
+            for tensor in _tensors(value):
+                self.save(tensor)
+        return value
+
+    def module_of(self, node: fx.Node) -> nn.Module | None:
+        return self.fetch_attr(str(node.target)) if node.op == "call_module" else None
+
+    def made_by_now(self, value: Any) -> None:
+        for tensor in _tensors(value):
+            storage = _storage(tensor)
+            maker, _ = self.made.setdefault(storage._cdata, (self.now, storage))
+            self.holders.setdefault(maker, {})[self.now] = None
+
+    def save(self, tensor: Tensor) -> Tensor:
+        storage = _storage(tensor)
+        if storage._cdata not in self.free:
+            self.made.setdefault(storage._cdata, (self.now, storage))
+            self.saved.setdefault(storage._cdata, []).append(self.now)
+        return tensor
+
+    def settle(self) -> None:
+        """Count the bytes, each storage once."""
+        for key, savers in self.saved.items():
+            node, storage = self.made[key]
+            self.kept[node] += storage.nbytes()
+            self.savers.setdefault(node, []).extend(savers)
+
+
+class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the operations of each node, and keeps all of them without data."""
+
+    def __init__(self, run: _Pass) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.pass_ = run
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, given = pytree.tree_map_only(Tensor, _emptied, (args, dict(kwargs or {})))
+        if given.get("device") is not None:
+            given["device"] = META
+        value = func(*args, **given)
+        self.pass_.made_by_now(value)
+        self.pass_.operations[self.pass_.now] += _operations(func, args, given, value)
+        return value
+
+
+def _emptied(tensor: Tensor) -> Tensor:
+    """A constant of the model's code without its elements; a single number stays, for it goes with any device."""
+    return tensor if tensor.device == META or tensor.dim() == 0 else tensor.to(META)
+
+
+def _operations(func: Any, args: Any, kwargs: Any, value: Any) -> int:
+    packet = getattr(func, "_overloadpacket", func)
+    if packet in flop_registry:
+        return int(flop_registry[packet](*args, **kwargs, out_val=value))
+    if getattr(func, "is_view", False) or packet.__name__ in _FREE:
+        return 0
+    return max((tensor.numel() for tensor in (*_tensors(value), *_tensors((args, kwargs)))), default=0)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _storage(tensor: Tensor) -> Any:
+    return tensor.untyped_storage()

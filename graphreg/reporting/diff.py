@@ -1,0 +1,224 @@
+"""The difference that graphreg made: the emitted Python against that of the model without it, or against another rewritten module's."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from graphreg.errors import GraphRegError, RegularizerError, listed, shown
+from graphreg.ir import RULES
+from graphreg.planning import Plan
+from graphreg.reporting.report import applied
+from graphreg.reporting.source import Line, Source, source
+from graphreg.reporting.terminal import coloured, marked, paint
+from graphreg.rewriting import strip
+from graphreg.runtime import KeyRule, Knobs, RewrittenModule, knobs_of, rewritten, rules_of, strengths
+
+Sign = Literal["---", "+++", "@@", "-", "+", " "]
+_STYLES: dict[str, str] = {"---": "bold", "+++": "bold", "@@": "cyan", "-": "red", "+": "green"}
+_MARGIN = 88  # columns; the comment of a longer line does not push the others to the right
+_MODES = {"both": "", "train": ", in train mode", "eval": ", in eval mode"}
+
+
+@dataclass(frozen=True)
+class DiffLine:
+    """A line. ``text`` is the whole of it; ``code`` without its comment; ``kind``, ``regularizers`` and ``sites``: whose it is."""
+
+    sign: Sign
+    text: str
+    code: str = ""
+    kind: str = ""
+    regularizers: tuple[str, ...] = ()
+    sites: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Diff:
+    """A unified difference, one after another of the forwards that differ. It is true where there is one. ``notes``: what differs
+    between two modules beside their code, the seeds of their noise and the shapes of their parameters.
+
+    It prints for the screen, in colours on a terminal (not where NO_COLOR is set); ``text()`` is plain.
+    """
+
+    before: str
+    after: str
+    lines: tuple[DiffLine, ...]
+    notes: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.lines or self.notes)
+
+    @property
+    def added(self) -> int:
+        """How many lines are new or changed."""
+        return sum(line.sign == "+" for line in self.lines)
+
+    @property
+    def removed(self) -> int:
+        """How many lines are gone or changed."""
+        return sum(line.sign == "-" for line in self.lines)
+
+    def text(self) -> str:
+        """Plain text, a line a line."""
+        return self._shown(False)
+
+    def __str__(self) -> str:
+        return self._shown(coloured())
+
+    __repr__ = __str__
+
+    def _shown(self, colours: bool) -> str:
+        lines = [paint(line.text, _STYLES.get(line.sign, ""), colours) for line in self.lines]
+        return "\n".join([*lines, *self._rest()])
+
+    def _rest(self) -> list[str]:
+        """What stands below the lines, or in their place."""
+        none = f"no difference between {self.before} and {self.after}" + " in code, regularizers and strengths" * bool(self.notes)
+        return [*([] if self.lines else [none]), *self.notes]
+
+    def _repr_html_(self) -> str:
+        return marked([(line.sign[:1] if len(line.sign) < 3 else "", line.text) for line in self.lines] + [("", t) for t in self._rest()])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values alone: what ``json`` takes."""
+        return {**asdict(self), "added": self.added, "removed": self.removed}
+
+
+def diff(a: Any, b: Any = None, *, context: int = 3) -> Diff:
+    """What the emitted Python of ``a`` has more than that of its model; with ``b``, what ``b`` has more than ``a``.
+
+    Of two also whether their noise is seeded alike and their parameters have the same shapes. Rewritten modules, also compiled or
+    wrapped, stripped ones, and plans that were not applied yet. ``context``: lines of the model
+    around each change, 0 or more. Raises GraphRegError for anything else, and for a module that cannot be stripped.
+    """
+    if type(context) is not int or context < 0:
+        raise RegularizerError(f"context={shown(context)} is not allowed; give a whole number of lines, 0 or more.")
+    notes: tuple[str, ...] = ()
+    if b is not None:
+        first, second = (applied(each) if isinstance(each, Plan) else each for each in (a, b))
+        old, new = _source(first), _source(second)
+        before, after = f"a: {_title(first, old)}", f"b: {_title(second, new)}"
+        notes = tuple(_beside(first, second, a is not first or b is not second))
+    else:
+        module = applied(a) if isinstance(a, Plan) else a
+        new = _source(module)
+        old = new if _is_stripped(module) else source(strip(module), {})
+        before, after = new.title, f"{new.title}, regularized" if not _is_stripped(module) else f"{new.title}, stripped"
+    lines: list[DiffLine] = []
+    for mode in {**old.forwards, **new.forwards}:
+        ours, theirs = _forward(old, mode), _forward(new, mode)
+        if ours is None or theirs is None:  # one of two modes where the other source has both in one
+            continue
+        lines += _section(ours, theirs, before + _MODES[mode], after + _MODES[mode], context)
+    return Diff(before, after, tuple(lines), notes)
+
+
+def _title(module: Any, source: Source) -> str:
+    return f"{source.title}, stripped" if _is_stripped(module) else source.title
+
+
+def _beside(a: Any, b: Any, planned: bool) -> Iterator[str]:
+    """What differs and stands in no line of code; a plan has no seed yet."""
+    ours, theirs = (_streams(module) for module in (a, b))
+    other = [] if planned else [name for name in ours if name in theirs and ours[name] != theirs[name]]
+    if other:
+        yield f"beside the code: the noise is seeded differently ({listed(other)})"
+    shapes, others = ({name: p.shape for name, p in _inner(module).named_parameters() if not nn.parameter.is_lazy(p)} for module in (a, b))
+    pairs = [(name, shapes[name], shape) for name, shape in others.items() if shapes.get(name, shape) != shape]
+    if pairs:
+        words = [f"{name} {'x'.join(map(str, old))} and {'x'.join(map(str, new))}" for name, old, new in pairs]
+        yield f"beside the code: parameters have other shapes ({listed(words)})"
+
+
+def _inner(module: Any) -> nn.Module:
+    return module if _is_stripped(module) else rewritten(module)
+
+
+def _streams(module: Any) -> Mapping[str, int]:
+    key = None if _is_stripped(module) else rules_of(module)._modules.get("key")
+    return dict(zip(key.names, key.streams.tolist(), strict=True)) if isinstance(key, KeyRule) else {}
+
+
+def _source(module: Any) -> Source:
+    if isinstance(knobs_of(module), Knobs):
+        raise GraphRegError(
+            "a backend has no module whose source could be compared: torch.compile makes the code. graphreg.report(backend) lists its "
+            "graphs and what acts in them; diff takes what graphreg.regularize returned."
+        )
+    if _is_stripped(module):
+        return source(module, {})
+    try:
+        rewritten(module)
+    except GraphRegError as error:
+        raise GraphRegError(f"{error} diff(module) by itself compares it with the model.") from None
+    return source(module, strengths(module))
+
+
+def _is_stripped(module: Any) -> bool:
+    return isinstance(module, RewrittenModule) and RULES not in module._modules
+
+
+def _forward(of: Source, mode: str) -> tuple[Line, ...] | None:
+    if mode == "both" and "both" not in of.forwards:
+        return None
+    return of.forwards.get(mode) or of.forwards["both"]
+
+
+def _section(ours: Sequence[Line], theirs: Sequence[Line], before: str, after: str, context: int) -> Iterator[DiffLine]:
+    groups = list(_Matcher(ours, theirs).get_grouped_opcodes(context))
+    if not groups:
+        return
+    yield DiffLine("---", f"--- {before}")
+    yield DiffLine("+++", f"+++ {after}")
+    commented = [len(line.code) for line in (*ours, *theirs) if line.about and len(line.code) <= _MARGIN]
+    margin = max(commented, default=0)
+    for group in groups:
+        first, last = group[0], group[-1]
+        yield DiffLine("@@", f"@@ -{_range(first[1], last[2])} +{_range(first[3], last[4])} @@")
+        for tag, i, j, k, m in group:
+            if tag == "equal":
+                yield from (_shown(" ", line, margin) for line in theirs[k:m])
+                continue
+            yield from (_shown("-", line, margin) for line in ours[i:j])
+            yield from (_shown("+", line, margin) for line in theirs[k:m])
+
+
+def _range(start: int, stop: int) -> str:
+    """As in ``diff -u``: the first line and how many, of none the line before."""
+    length = stop - start
+    return f"{start + 1}" if length == 1 else f"{start + (length > 0)},{length}"
+
+
+def _shown(sign: Sign, line: Line, margin: int) -> DiffLine:
+    text = f"{line.code.ljust(margin)}  # {line.about}" if line.about else line.code
+    return DiffLine(sign, f"{sign}{text}", line.code, line.kind, line.regularizers, line.sites)
+
+
+class _Matcher(difflib.SequenceMatcher[str]):
+    """Lines are matched by what they make, so that a line which reads another value stands beside what it was."""
+
+    def __init__(self, ours: Sequence[Line], theirs: Sequence[Line]) -> None:
+        super().__init__(None, [line.key for line in ours], [line.key for line in theirs], autojunk=False)
+        self.ours, self.theirs = ours, theirs
+
+    def _texts(self, line: Line) -> tuple[str, str]:
+        return line.code, line.about
+
+    def get_opcodes(self) -> Any:
+        """difflib's, with the lines apart whose keys are equal and whose texts are not."""
+        found: list[Any] = []
+        for tag, i, j, k, m in super().get_opcodes():
+            if tag != "equal":
+                found.append((tag, i, j, k, m))
+                continue
+            start = 0
+            for n in range(j - i + 1):
+                if n == j - i or self._texts(self.ours[i + n]) != self._texts(self.theirs[k + n]):
+                    found += [("equal", i + start, i + n, k + start, k + n)] if n > start else []
+                    found += [("replace", i + n, i + n + 1, k + n, k + n + 1)] if n < j - i else []
+                    start = n + 1
+        return found

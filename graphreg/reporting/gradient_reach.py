@@ -1,0 +1,60 @@
+"""The reach of a penalty: the parameters that its gradient comes to, read off the graph as it is now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch import fx, nn
+
+from graphreg.ir import Operations, function_name, is_integer, is_size
+from graphreg.reporting.records import Trained
+
+
+def trained(module: nn.Module, graphs: Mapping[str, fx.Graph]) -> dict[str, Trained]:
+    """By penalty: the parameters that can train, and those that are frozen, in the model's order."""
+    operations = Operations(module)
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    found: dict[str, set[str]] = {}
+    for graph in graphs.values():
+        sizes = _sizes(graph)
+        for node in graph.nodes:
+            about = node.meta.get("graphreg", {})
+            if about.get("kind") == "total":
+                before = _before(node, sizes)
+                found.setdefault(about["regularizer"], set()).update(names[id(p)] for n in before for p in _read(n, module, operations))
+    needs = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
+    return {
+        penalty: (tuple(n for n in needs if n in own and needs[n]), tuple(n for n in needs if n in own and not needs[n]))
+        for penalty, own in found.items()
+    }
+
+
+def _before(node: fx.Node, sizes: set[fx.Node]) -> set[fx.Node]:
+    """What the node depends on through tensors of real numbers that autograd records."""
+    found, waiting = set[fx.Node](), list(node.all_input_nodes)
+    while waiting:
+        each = waiting.pop()
+        if each in found or each in sizes or is_integer(each) or function_name(each) == "detach":
+            continue
+        found.add(each)
+        waiting += each.all_input_nodes
+    return found
+
+
+def _sizes(graph: fx.Graph) -> set[fx.Node]:
+    found = set[fx.Node]()
+    for node in graph.nodes:
+        if is_size(node, found.__contains__):
+            found.add(node)
+    return found
+
+
+def _read(node: fx.Node, module: nn.Module, operations: Operations) -> Iterable[nn.Parameter]:
+    """The parameters that a node reads: of the module that it calls, or the one that it is."""
+    if (called := operations.module(node)) is not None:
+        return called.parameters()
+    if node.op != "get_attr":
+        return ()
+    owner, _, name = str(node.target).rpartition(".")
+    parameter = operations.modules[owner]._parameters.get(name) if owner in operations.modules else None
+    return () if parameter is None else (parameter,)

@@ -1,0 +1,335 @@
+"""Accounts: what a report is made of. A regularizer, a site and what acts there, a dropout of the model's own, the cost."""
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from graphreg.ir import Own, Site, dtype_text, strings
+from graphreg.planning import Census, Edit, OwnEdit, counted
+from graphreg.regularizer import Penalty, Regularizer, Splice
+from graphreg.reporting.terminal import USUAL, Block, Lines, Table, coloured, html, text, width_now
+
+KEPT = "kept"
+Does = Literal["replaces", "measures", "measures first"]  # the last: before the splices at its site
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A regularizer. ``selector``: its strings, or the name of its function. ``options``: by name, as text or plain values.
+
+    ``share``: of the elements of all values (or parameters) in [0, 1], None where shapes are not known. ``of``: how many sites of
+    its kind there are. ``trains``: the parameters that a penalty trains, None where that is not known; ``frozen``: those that
+    it would train.
+    """
+
+    name: str
+    type: str
+    acts_on: str
+    strength: float
+    selector: tuple[str, ...]
+    options: Mapping[str, Any]
+    sites: tuple[str, ...]
+    of: int
+    share: float | None
+    penalty: bool
+    trains: tuple[str, ...] | None = None
+    frozen: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Act:
+    """What one regularizer does at a site. ``matched``: the string that chose it. ``gone``: a later pass took it out."""
+
+    regularizer: str
+    does: Does
+    strength: float
+    matched: str
+    gone: bool = False
+
+
+@dataclass(frozen=True)
+class Acted:
+    """A site and what acts there, in this order. ``calls``: of a cell, whose calls are the steps of one sequence.
+
+    ``shape`` and ``dtype`` are None where they are not known; ``graph``: of several captured ones, the number.
+    """
+
+    name: str
+    kind: Literal["value", "parameter"]
+    op: str
+    shape: tuple[int, ...] | None
+    dtype: str | None
+    acts: tuple[Act, ...]
+    calls: int = 1
+    graph: int | None = None
+
+
+@dataclass(frozen=True)
+class OwnRow:
+    """A dropout of the model's own. ``acts``: ``"mode"``, ``"always"`` or ``"never"``; ``why_not``: why it cannot be moved."""
+
+    site: str
+    op: str
+    rate: float | None
+    acts: str
+    becomes: str
+    matched: str = ""
+    why_not: str = ""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one forward pass in train mode, eager. By name of a regularizer, or of what belongs to none (``"keys"``, ``"copies"``).
+
+    ``operations``: multiplications and additions of products, else one an element. ``kept``: bytes kept for backward, less what is
+    kept no more. ``model_operations``, ``model_kept``: of the model by itself.
+    """
+
+    operations: Mapping[str, int]
+    kept: Mapping[str, int]
+    model_operations: int
+    model_kept: int
+
+
+
+UNKNOWN = "unknown"
+_SHOWN = 4  # names in a line
+_PREFIXES = ("", "k", "M", "G", "T", "P")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Which regularizer acts where, what it changes, and what it costs.
+
+    It prints for the screen: at the terminal's width, or 80 columns. ``text(width)`` is plain; ``to_dict()`` and ``to_json()``
+    have everything. ``cost`` is None where it is not known, and ``no_cost`` says why.
+    """
+
+    title: str
+    made: str
+    regularizers: tuple[Entry, ...]
+    sites: tuple[Acted, ...]
+    own_dropout: tuple[OwnRow, ...] = ()
+    graphs: tuple[tuple[str, str, str], ...] = ()
+    parameters: int = 0
+    cost: Cost | None = None
+    no_cost: str = ""
+    missed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def text(self, width: int | None = USUAL) -> str:
+        """Plain text; ``width``: 40 columns or more, or None for lines that are not wrapped. Raises RegularizerError below 40."""
+        return text(self._blocks(), width)
+
+    def __str__(self) -> str:
+        return text(self._blocks(), width_now(), coloured())
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return html(self._blocks())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values alone: what ``json`` takes."""
+        return asdict(self)
+
+    def to_json(self, indent: int | None = 2) -> str:
+        return json.dumps(self.to_dict(), indent=indent)
+
+    def _blocks(self) -> Iterator[Block]:
+        yield Lines((self._heading(),), "bold")
+        yield Table(("graph", "code", "modes"), self.graphs)
+        yield _regularizers(self.regularizers)
+        yield Lines(tuple(line for entry in self.regularizers if (line := self._about(entry))))
+        yield Table(("graph", "site", "op", "shape", "dtype", "what acts, in order", "matched by"), tuple(_rows(self.sites)))
+        yield from _own(self.own_dropout)
+        yield from _cost(self.cost, self.no_cost, bool(self.regularizers or self.own_dropout))
+        yield Lines((*_missed(self.missed), *self._unknown(), *self.notes))
+
+    def _heading(self) -> str:
+        what = []
+        if self.regularizers:
+            places = [_counted(len({site.name for site in self.sites if site.kind == kind}), kind) for kind in ("value", "parameter")]
+            at = " and ".join(text for text in places if not text.startswith("0 ")) or "no site"
+            what.append(f"{_counted(len(self.regularizers), 'regularizer')} at {at}")
+        if moved := [row for row in self.own_dropout if row.becomes != KEPT]:
+            what.append(f"{len(moved)} of its own dropouts moved")
+        return f"{self.title}, {self.made}: {'; '.join(what) or 'nothing acts'}"
+
+    def _about(self, entry: Entry) -> str:
+        """What no column of a table holds."""
+        notes = list(entry.notes)
+        if entry.trains is not None:
+            of = f"{len(entry.trains)} of {self.parameters} parameters"
+            named = f"{', '.join(entry.trains)} ({of})" if 0 < len(entry.trains) <= _SHOWN else of
+            notes.insert(0, f"trains {named if entry.trains else 'nothing'}{_frozen(entry.frozen)}")
+        return f"{entry.name}: {'; '.join(notes)}" if notes else ""
+
+    def _unknown(self) -> list[str]:
+        if all(site.shape is not None for site in self.sites):
+            return []
+        return [f"{UNKNOWN}: the model was traced without example inputs; with example_inputs= shapes, dtypes, share and cost are told"]
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def _frozen(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f", frozen {'is' if len(names) == 1 else 'are'} {', '.join(names[:_SHOWN])}{more}" if names else ""
+
+
+def _regularizers(entries: Sequence[Entry]) -> Table:
+    rows = [
+        (
+            e.name, e.type, f"{e.strength:g}", ", ".join(e.selector), ", ".join(f"{name}={value!r}" for name, value in e.options.items()),
+            f"{len(e.sites)} of {_counted(e.of, e.acts_on.removesuffix('s'))}", UNKNOWN if e.share is None else percent(e.share),
+        )
+        for e in entries
+    ]  # fmt: skip
+    return Table(("regularizer", "class", "strength", "selector", "options", "sites", "share"), tuple(rows))
+
+
+def _rows(sites: Sequence[Acted]) -> Iterator[tuple[str, ...]]:
+    """A line for each thing that acts; the site stands in the first."""
+    for site in sites:
+        name = site.name + (f" ({site.calls} calls)" if site.calls > 1 else "")
+        about = (
+            "" if site.graph is None else str(site.graph),
+            name,
+            site.op,
+            UNKNOWN if site.shape is None else "x".join(map(str, site.shape)),
+            site.dtype or "",
+        )
+        for i, act in enumerate(site.acts):
+            yield (*(about if i == 0 else ("",) * 5), act.regularizer + " (gone)" * act.gone, act.matched)
+
+
+def _own(rows: Sequence[OwnRow]) -> Iterator[Block]:
+    if not rows:
+        return
+    cells = [(r.site, r.op, "" if r.rate is None else f"{r.rate:g}", r.acts, r.becomes, r.matched) for r in rows]
+    yield Table(("the model's own dropout", "op", "rate", "acts", "becomes", "matched by"), tuple(cells))
+    lines = [f"not movable: {r.site}: {r.why_not}" for r in rows if r.why_not]
+    kept = [r for r in rows if r.becomes == KEPT]
+    if kept:
+        move = "; own_dropout='seeded' moves what can be moved" if any(not r.why_not for r in kept) else ""
+        lines.insert(0, f"{KEPT}: torch draws it, so set_rng_state does not resume it, frozen_noise does not hold it, noise_on does not "
+                        f"switch it on{move}")  # fmt: skip
+    yield Lines(tuple(lines))
+
+
+def _cost(cost: Cost | None, why_not: str, acts: bool) -> Iterator[Block]:
+    if cost is None:
+        if why_not and acts:
+            yield Lines((f"cost: not known, for {why_not}",))
+        return
+    rows = [(name, amount(n), amount(cost.kept.get(name, 0), "B")) for name, n in cost.operations.items()]
+    operations, kept = sum(cost.operations.values()), sum(cost.kept.values())
+    rows.append((
+        "together", amount(operations) + _beside(operations, cost.model_operations), amount(kept, "B") + _beside(kept, cost.model_kept)
+    ))  # fmt: skip
+    rows.append(("the model by itself", amount(cost.model_operations), amount(cost.model_kept, "B")))
+    yield Table(("added to a forward pass", "operations", "kept for backward"), tuple(rows))
+
+
+def _beside(part: int, whole: int) -> str:
+    return f" ({'+' * (part >= 0)}{percent(part / whole)})" if whole else ""
+
+
+def _missed(missed: Mapping[str, tuple[str, ...]]) -> list[str]:
+    return [f"matches nothing: {text!r} of {name}" for name, texts in missed.items() for text in texts]
+
+
+def percent(share: float) -> str:
+    """A share in percent: whole ones, below 10 % two digits."""
+    return f"{share:.0%}".replace("%", " %") if abs(share) >= 0.1 else f"{100 * share:.2g} %"
+
+
+def amount(number: float, unit: str = "") -> str:
+    """A number in three digits and thousands: 12.3 M."""
+    power = 0
+    while abs(number) >= 999.5 and power < len(_PREFIXES) - 1:
+        number, power = number / 1000, power + 1
+    return f"{number:.3g} {_PREFIXES[power]}{unit}".rstrip()
+
+
+
+Trained = tuple[tuple[str, ...], tuple[str, ...]]  # the parameters that train, and those that are frozen
+_TOLD = ("pattern", "weight", "name")  # fields that have a column of their own
+_SHARED = {field.name for kind in (Regularizer, Splice, Penalty) for field in fields(kind)}
+_ORDER: tuple[Does, ...] = ("measures first", "replaces", "measures")
+
+
+def entry(
+    name: str, regularizer: Regularizer, sites: Sequence[Site], strength: float, census: Census,
+    trained: Trained | None = None, notes: Iterable[str] = (),
+) -> Entry:  # fmt: skip
+    """The account of one regularizer."""
+    whole, own = census.of(regularizer.on), counted(sites)
+    share = own.elements / whole.elements if own.elements is not None and whole.elements else None
+    return Entry(
+        name, type(regularizer).__name__, regularizer.on, strength, selector_of(regularizer), options_of(regularizer),
+        tuple(site.name for site in sites), whole.sites, share, isinstance(regularizer, Penalty),
+        trained[0] if trained else None, trained[1] if trained else (),
+        tuple(filter(None, (*notes, regularizer.note(sites, strength) if sites else ""))),
+    )  # fmt: skip
+
+
+def acted(
+    edits: Iterable[Edit], strengths: Mapping[str, float], there: Collection[tuple[str, str]], graph: int | None = None
+) -> list[Acted]:
+    """The sites, each with what acts there in order. ``there``: the (name, site) that are still in the graph."""
+    found: dict[str, list[Edit]] = {}
+    for edit in edits:
+        found.setdefault(edit.site.name, []).append(edit)
+    accounts = []
+    for name, own in found.items():
+        site, calls = own[0].site, max(len(edit.sites) for edit in own)
+        acts = [Act(e.name, _does(e.regularizer), strengths[e.name], e.matched, (e.name, name) not in there) for e in own]
+        acts.sort(key=lambda act: _ORDER.index(act.does))
+        accounts.append(Acted(name, site.kind, site.op, site.shape, dtype_text(site) or None, tuple(acts), calls, graph))
+    return accounts
+
+
+def own_rows(edits: Iterable[OwnEdit], kept: Iterable[Own]) -> tuple[OwnRow, ...]:
+    """The model's own dropouts: what became of those that were chosen, and those that draw as they did."""
+    rows = [OwnRow(e.own.site.name, e.own.site.op, e.own.rate, e.own.when, e.becomes, e.matched) for e in edits]
+    return (*rows, *(OwnRow(own.site.name, own.site.op, own.rate, own.when, KEPT, "", own.why_not) for own in kept))
+
+
+def _does(regularizer: Regularizer) -> Does:
+    if not isinstance(regularizer, Penalty):
+        return "replaces"
+    return "measures first" if regularizer.clean else "measures"
+
+
+def selector_of(regularizer: Regularizer) -> tuple[str, ...]:
+    """Its strings, or its function by name."""
+    return strings(regularizer.pattern) or (str(_plain(regularizer.pattern)),)
+
+
+def options_of(regularizer: Regularizer) -> dict[str, Any]:
+    """Those of its class; of those that all have, the ones that are not at their default."""
+    own = [field for field in fields(regularizer) if field.name not in _TOLD]
+    given = {field.name: getattr(regularizer, field.name) for field in own}
+    return {field.name: _plain(given[field.name]) for field in own if field.name not in _SHARED or given[field.name] != _default(field)}
+
+
+def _default(field: Field[Any]) -> Any:
+    return field.default_factory() if field.default_factory is not MISSING else field.default
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: anything else by its name."""
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return f"<{getattr(value, '__name__', type(value).__name__)}>"

@@ -1,0 +1,115 @@
+"""The report: which regularizer acts where, what it changes and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import fx
+
+from graphreg.compiler import changed
+from graphreg.errors import GraphRegError, listed
+from graphreg.ir import fixed
+from graphreg.planning import Plan
+from graphreg.regularizer import Splice
+from graphreg.reporting.cost import cost as measured
+from graphreg.reporting.gradient_reach import trained
+from graphreg.reporting.records import Acted, Cost, Entry, Report, acted, entry, own_rows
+from graphreg.rewriting import measures, rewrite
+from graphreg.runtime import (
+    AttachRule,
+    Regulated,
+    RewrittenModule,
+    graphs_of,
+    knobs_of,
+    lowering,
+    own_draws,
+    rewritten,
+    rules_of,
+    strengths,
+)
+from graphreg.tracing import decisions
+
+
+def report(module: Regulated | Plan, cost: bool = True) -> Report:
+    """By regularizer, by site, and the cost: a ``Report``, which prints, and has ``text(width)``, ``to_dict()`` and ``to_json()``.
+
+    ``module``: a rewritten module, also compiled or wrapped, a backend or what torch.compile made with one, or a plan that was not
+    applied yet. Strengths are the present ones. ``cost=False`` leaves out the cost, for which the model runs twice on shapes alone.
+    Raises GraphRegError for anything else.
+    """
+    if isinstance(module, Plan):
+        return replace(_of_module(applied(module), cost), made="planned and not applied yet")
+    if (knobs := knobs_of(module)) is not None:
+        found: Report = knobs.report()
+        return found
+    return _of_module(module, cost)
+
+
+def applied(plan: Plan) -> RewrittenModule:
+    """What the plan would make of its model, which stays as it is."""
+    if plan.traced is None:
+        raise GraphRegError(f"this plan for {plan.title} has no traced model with it. Give what graphreg.plan(traced, ...) returned.")
+    return rewrite(plan.traced, plan, rng=0)
+
+
+def _of_module(module: Regulated, with_cost: bool) -> Report:
+    plan, leaves, held, front_end, notes = rules_of(module).about
+    inner = rewritten(module)
+    graphs = graphs_of(inner)
+    first = next(iter(graphs.values()))
+    sites = _sites(plan, strengths(module), graphs)
+    found, why_not = _cost(inner, plan) if with_cost else (None, "")
+    told = [
+        f"gone: {act.regularizer} at {site.name} (a later pass took it out of the graph)" for site in sites for act in site.acts if act.gone
+    ]
+    told += plan.repeated(strengths(module))
+    told += [f"kept whole: {path} ({reason})" for path, reason in leaves.items()]
+    told += [f"held: {name}={value!r}" for name, value in held.items()]
+    told += [*notes, *decisions(first), *fixed(first)]
+    if isinstance(attached := rules_of(module)._modules.get("attach"), AttachRule):
+        told.append(f"attached: the penalties join the gradient, {attached.told()}, or the output's own loss where it has one")
+    told += lowering(inner).told() if isinstance(inner, RewrittenModule) else []
+    return Report(
+        plan.title, f"traced by the {front_end} front end", _entries(plan, strengths(module), inner), tuple(sites),
+        own_rows(plan.own, own_draws(module)), (), len(dict(inner.named_parameters())), found, why_not, plan.missed,
+        (*told, *_settings(module)),
+    )  # fmt: skip
+
+
+def _entries(plan: Plan, now: dict[str, float], inner: fx.GraphModule) -> tuple[Entry, ...]:
+    reached = trained(inner, graphs_of(inner))
+    return tuple(
+        entry(
+            name, regularizer, [site for edit in plan.of(name) for site in edit.sites], now[name], plan.census, reached.get(name),
+            [plan.cones[name].note()] if name in plan.cones else [],
+        )
+        for name, regularizer in plan.regularizers.items()
+    )  # fmt: skip
+
+
+def _sites(plan: Plan, now: dict[str, float], graphs: dict[str, fx.Graph]) -> list[Acted]:
+    """In the order of the graph, parameters behind the values."""
+    there = {(a.get("regularizer", ""), a.get("site", "")) for g in graphs.values() for n in g.nodes if (a := n.meta.get("graphreg"))}
+    whole = {e.name for e in plan.edits if e.site.kind == "value" and not isinstance(e.regularizer, Splice) and not measures(e.regularizer)}
+    there |= {(e.name, e.site.name) for e in plan.edits if e.name in whole}  # one node for all of its sites
+    places = [labels[0].text for g in graphs.values() for n in g.nodes if (labels := n.meta.get("site", ("", ()))[1])]
+    order = {name: i for i, name in reversed(list(enumerate(places)))}
+    return sorted(acted(plan.edits, now, there), key=lambda site: (site.kind == "parameter", order.get(site.name, len(places))))
+
+
+def _cost(inner: fx.GraphModule, plan: Plan) -> tuple[Cost | None, str]:
+    """The cost, or why it is not known."""
+    try:
+        return measured(inner, plan), ""
+    except GraphRegError as error:
+        return None, str(error)
+
+
+def _settings(module: Regulated) -> Sequence[str]:
+    """The model's own draws, where torch's settings decide of them."""
+    settings, own = changed(), own_draws(module)
+    if not settings or not own:
+        return []
+    names = listed([each.site.name for each in own])
+    return [f"settings: {', '.join(map(str, settings))}: they decide of the masks of {names}; graphreg.doctor(module) tests these"]

@@ -1,0 +1,166 @@
+"""The emitted Python of a module, line by line, each with whose it is. What frees values is left out: it moves with each addition."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+from graphreg.ir import RULES
+from graphreg.planning import OWN, Plan
+from graphreg.regularizer import Penalty, Splice
+from graphreg.reporting.records import options_of, selector_of
+from graphreg.runtime import AttachRule, Regularized, RewrittenModule, graphs_of, rewritten, rules_of
+
+_FREES = re.compile(r";  (?:\w+ = )+None$")
+_ASSIGNS = re.compile(r"(?:^ *|;  )(\w+)(?: : [^=]+)? = ")
+_REPLACES = ("splice", "clone", "track")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of code. ``key``: what it makes, by which two sources are compared; ``kind``: that of ``node.meta["graphreg"]``, or
+    ``"reads"`` of a line of the model's that reads what was added, ``"rule"`` of one that tells of a regularizer.
+
+    ``regularizers`` and ``sites``: where it comes from; ``about``: the same in words.
+    """
+
+    code: str
+    key: str
+    kind: str = ""
+    regularizers: tuple[str, ...] = ()
+    sites: tuple[str, ...] = ()
+    about: str = ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The title of a module and the lines of its forwards, by mode: ``both``, or ``train`` and ``eval``."""
+
+    title: str
+    forwards: Mapping[str, tuple[Line, ...]]
+
+
+def source(module: Any, strengths: Mapping[str, float]) -> Source:
+    """Of a rewritten module, also inside wrappers; of a stripped one, whose ``strengths`` are none.
+
+    Raises GraphRegError for anything else.
+    """
+    if isinstance(module, RewrittenModule) and RULES not in module._modules:
+        return Source(type(module).__name__, {mode: tuple(_lines(graph, None)) for mode, graph in graphs_of(module).items()})
+    inner, plan = rewritten(module), rules_of(module).about[0]
+    rules = _rules(plan, strengths)
+    attached = rules_of(module)._modules.get("attach")
+    if isinstance(attached, AttachRule) and attached.told() != "scale 1":
+        rules.append(Line(f"# attach: {attached.told()}", "# attach", "rule", attached.names))
+    return Source(plan.title, {mode: (*rules, *_lines(graph, plan)) for mode, graph in graphs_of(inner).items()})
+
+
+def _rules(plan: Plan, strengths: Mapping[str, float]) -> list[Line]:
+    """A comment for each regularizer and each kind of choice: what of them the code does not show."""
+    lines = []
+    for name, regularizer in plan.regularizers.items():
+        options = "".join(f", {option}={value!r}" for option, value in options_of(regularizer).items())
+        where = ", ".join(map(repr, selector_of(regularizer)))
+        text = f"# {name}: {type(regularizer).__name__} {strengths[name]:g} on {where}{options}"
+        lines.append(Line(text, f"# {name}", "rule", (name,)))
+    for becomes in dict.fromkeys(edit.becomes for edit in plan.own):
+        sites = tuple(edit.own.site.name for edit in plan.own if edit.becomes == becomes)
+        lines.append(Line(f"# {OWN} {becomes}: {', '.join(sites)}", f"# {OWN} {becomes}", "rule", (OWN,), sites))
+    return lines
+
+
+def _lines(graph: fx.Graph, plan: Plan | None) -> list[Line]:
+    nodes = {node.name: node for node in graph.nodes}
+    lines = []
+    for text in graph.python_code("self").src.splitlines():
+        code = _FREES.sub("", text.rstrip())
+        made = [name for name in _ASSIGNS.findall(code) if name in nodes]
+        if code.lstrip().startswith("return "):
+            lines.append(_told(code, "return", graph.output_node(), plan))
+        elif made:
+            lines.append(_told(code, made[-1], nodes[made[-1]], plan))
+        elif code:
+            lines.append(Line(code, code.partition("(")[0]))
+    return lines
+
+
+def _told(code: str, key: str, node: fx.Node, plan: Plan | None) -> Line:
+    """The line, with whose it is."""
+    if plan is None:
+        return Line(code, key)
+    about = node.meta.get("graphreg")
+    if about is not None:
+        return _added(code, key, node, plan)
+    read = dict.fromkeys(pair for source in node.all_input_nodes for pair in _replacing(source, plan))
+    names, sites = tuple(dict.fromkeys(name for name, _ in read)), tuple(dict.fromkeys(site for _, site in read))
+    words = [f"reads {' and '.join(f'{name} at {site}' for name, site in read)}"] if read else []
+    returned: tuple[str, ...] = ()
+    if key == "return" and isinstance(node.args[0], Regularized):
+        returned = tuple(node.args[0].penalties)
+        words.append(f"returns {', '.join(returned) or 'no penalty'}")
+    return Line(code, key, "reads" if words else "", (*names, *returned), sites, "; ".join(words))
+
+
+def _replacing(node: fx.Node, plan: Plan) -> list[tuple[str, str]]:
+    """What stands in the place of a value of the model's: the names and the site."""
+    about = node.meta.get("graphreg", {})
+    if about.get("kind") == "attached":
+        return [(name, "the output") for name in _penalties(plan)]
+    return [(name, about["site"]) for name in _names(about, plan)] if about.get("kind") in _REPLACES else []
+
+
+def _penalties(plan: Plan) -> list[str]:
+    return [name for name, regularizer in plan.regularizers.items() if isinstance(regularizer, Penalty)]
+
+
+def _names(about: Mapping[str, Any], plan: Plan) -> list[str]:
+    """The regularizers that an addition is there for."""
+    kind, site = about["kind"], about.get("site", "")
+    if "regularizer" in about:
+        return [about["regularizer"]]
+    if kind in ("own", "watch"):
+        return [OWN if kind == "own" else "monitor"]
+    if kind == "key":
+        drawing = [name for name, r in plan.regularizers.items() if isinstance(r, Splice) or name in plan.cones]
+        return [*drawing, *([OWN] if any(edit.draws for edit in plan.own) else [])]
+    if kind == "track":
+        return plan.tracked[site]
+    if kind in ("attach", "attached"):
+        return _penalties(plan)
+    return [*dict.fromkeys([*plan.tracked.get(site, ()), *(edit.name for edit in plan.by_site.get(site, ()))])]
+
+
+def _added(code: str, key: str, node: fx.Node, plan: Plan) -> Line:
+    about = node.meta["graphreg"]
+    kind, names = about["kind"], _names(about, plan)
+    listed = ", ".join(names)
+    sites: tuple[str, ...] = (about["site"],) if "site" in about else ()
+    if kind == "total" and not (node.args and node.args[0]):
+        text = f"{listed}: 0, for none of its sites is in this forward"
+    elif kind == "total":
+        read = node.args[0] if isinstance(node.args[0], dict) else node.args  # of a penalty on all at once, by site
+        sites = tuple(edit.site.name for edit in plan.of(names[0]))
+        text = f"{listed} at {sites[0]}" if len(sites) == 1 else f"{listed} over {len(read)} sites"
+    elif kind == "key":
+        text = f"draws of {listed}"
+    elif kind in ("attach", "attached"):
+        text = f"{listed} attached to the output"
+    elif kind in ("clone", "copy"):
+        text = f"copy for {listed} at {sites[0]}, which is written into"
+    elif kind == "watch":
+        text = f"{listed} at {sites[0] or 'the penalties'}"
+    elif kind == "track":
+        text = f"{listed} with respect to {sites[0]}"
+    elif kind == "own":
+        text = f"{listed} at {sites[0]}: {next(edit.becomes for edit in plan.own if edit.own.site.name == sites[0])}"
+    else:
+        text = f"{listed} at {sites[0]}{_clean(kind, names, plan)}"
+    return Line(code, key, kind, tuple(names), sites, text)
+
+
+def _clean(kind: str, names: Sequence[str], plan: Plan) -> str:
+    return ", before it is replaced" if kind == "measure" and getattr(plan.regularizers[names[0]], "clean", False) else ""

@@ -1,0 +1,182 @@
+"""The screen: blocks of text that fit a width, and colours where it is a terminal."""
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from graphreg.errors import RegularizerError, shown
+
+NARROWEST, USUAL = 40, 80  # columns; the second where nothing is known of the reader's
+_BREAKS = tuple(map(re.compile, (r"(?<= )(?=[^ %])", r"(?<=[.,:/=])(?!$)", r"(?<=_)|(?<=[a-z0-9])(?=[A-Z])")))
+STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "cyan": "36"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells under a head. Empty columns are left out; a table without rows is empty."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    @property
+    def full(self) -> list[tuple[str, ...]]:
+        """The head and the rows, without the empty columns."""
+        kept = [i for i in range(len(self.head)) if any(row[i] for row in self.rows)]
+        return [tuple(row[i] for i in kept) for row in (self.head, *self.rows)]
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Lines, each a paragraph of its own; ``style``: that of ``STYLES``."""
+
+    lines: tuple[str, ...]
+    style: str = ""
+
+
+Block = Table | Lines
+
+
+def width_now() -> int:
+    """The terminal's width in columns, 40 at least; 80 where stdout is none."""
+    return max(NARROWEST, shutil.get_terminal_size((USUAL, 24)).columns) if is_terminal() else USUAL
+
+
+def coloured() -> bool:
+    """Whether stdout shows colours: a terminal, and NO_COLOR (https://no-color.org) is not set."""
+    return is_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def is_terminal() -> bool:
+    return bool(getattr(sys.stdout, "isatty", lambda: False)())
+
+
+def paint(text: str, style: str, colours: bool) -> str:
+    return f"\x1b[{STYLES[style]}m{text}\x1b[0m" if colours and style else text
+
+
+def check_width(width: object) -> None:
+    """Refuse what is no width of 40 columns or more; None is as wide as the text is."""
+    if width is not None and (type(width) is not int or width < NARROWEST):
+        raise RegularizerError(
+            f"width={shown(width)} is not allowed; give a whole number of columns, {NARROWEST} or more, or None to wrap nothing."
+        )
+
+
+def text(blocks: Iterable[Block], width: int | None, colours: bool = False) -> str:
+    """The blocks with a blank line between, without the empty ones; raises RegularizerError for a width below 40 columns."""
+    check_width(width)
+    return "\n\n".join("\n".join(lines) for block in blocks if (lines := _lines(block, width, colours)))
+
+
+def _lines(block: Block, width: int | None, colours: bool) -> list[str]:
+    if isinstance(block, Lines):
+        filled = [part for line in block.lines for part in _filled(line, width)]
+        return [paint(line, block.style, colours) for line in filled]
+    full = block.full
+    if not full[0]:
+        return []
+    widths = _widths(full, width)
+    if widths is None:
+        return _expanded(full, width, colours)
+    head, *rows = [_row(row, widths) for row in full]
+    return [*(paint(line, "bold", colours) for line in head), *(line for row in rows for line in row)]
+
+
+def _filled(line: str, width: int | None, indent: str = "    ") -> list[str]:
+    if width is None or len(line) <= width:
+        return [line]
+    return textwrap.wrap(line, width, subsequent_indent=indent, break_on_hyphens=False, drop_whitespace=True)
+
+
+def _widths(rows: Sequence[Sequence[str]], width: int | None) -> list[int] | None:
+    """Of columns two apart: as wide as they are, made narrower where the fewest cells are broken, until all fit.
+
+    None where they fit only by breaking words.
+    """
+    columns = [[row[i] for row in rows] for i in range(len(rows[0]))]
+    widths = [max(map(len, column)) for column in columns]
+    narrowest = [max(len(piece.rstrip()) for cell in column for piece in _pieces(cell, 0)) for column in columns]
+    while width is not None and sum(widths) + 2 * (len(widths) - 1) > width:
+        open_ones = [i for i, now in enumerate(widths) if now > narrowest[i]]
+        if not open_ones:
+            return None
+        chosen = min(open_ones, key=lambda i: (sum(len(cell) == widths[i] for cell in columns[i]), -widths[i]))
+        widths[chosen] -= 1
+    return widths
+
+
+def _row(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
+    """One row of a table, of as many lines as its longest cell needs."""
+    parts = [_broken(cell, width) for cell, width in zip(cells, widths, strict=True)]
+    height = max(map(len, parts))
+    lines = zip(*([*part, *[""] * (height - len(part))] for part in parts), strict=True)
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+
+
+def _broken(cell: str, width: int) -> list[str]:
+    """A cell in lines of a width: broken at blanks, else behind marks, else within names."""
+    lines = [""]
+    for piece in _pieces(cell, width):
+        if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > width:
+            lines.append("")
+        lines[-1] += piece
+    return [line.rstrip() for line in lines]
+
+
+def _pieces(text: str, width: int, level: int = 0) -> list[str]:
+    """The text in pieces of a width, as few kinds of breaks as it needs; one that nothing breaks stays longer."""
+    if len(text.rstrip()) <= width or level == len(_BREAKS):
+        return [text]
+    return [piece for part in _BREAKS[level].split(text) for piece in _pieces(part, width, level + 1)]
+
+
+def _expanded(full: Sequence[Sequence[str]], width: int | None, colours: bool) -> list[str]:
+    """A table in no columns: a paragraph a row, a line a cell."""
+    head, *rows = full
+    lines = []
+    for row in rows:
+        lines += [paint(part, "bold", colours) for part in _filled(row[0], width)] if row[0] else []
+        cells = [f"  {name}: {cell}" for name, cell in zip(head[1:], row[1:], strict=True) if cell]
+        lines += [part for cell in cells for part in _filled(cell, width, "      ")]
+    return lines
+
+
+
+
+_CELL = "text-align:left;padding:0.1em 0.8em 0.1em 0;vertical-align:top;font-family:monospace"
+_BACKGROUNDS = {"+": "rgba(46,160,67,0.18)", "-": "rgba(248,81,73,0.18)", "@": "rgba(56,139,253,0.15)"}
+
+
+def html(blocks: Iterable[Block]) -> str:
+    """Tables and paragraphs; every text is escaped."""
+    return "<div>" + "".join(map(_block, blocks)) + "</div>"
+
+
+def _block(block: Block) -> str:
+    if isinstance(block, Lines):
+        lines = "<br>".join(map(escape, block.lines))
+        return f"<p>{f'<strong>{lines}</strong>' if block.style == 'bold' else lines}</p>" if lines else ""
+    if not block.full[0]:
+        return ""
+    head, *rows = ["".join(f'<{tag} style="{_CELL}">{escape(cell)}</{tag}>' for cell in row) for tag, row in _tagged(block.full)]
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _tagged(full: list[tuple[str, ...]]) -> list[tuple[str, tuple[str, ...]]]:
+    return [("td" if i else "th", row) for i, row in enumerate(full)]
+
+
+def marked(lines: Iterable[tuple[str, str]]) -> str:
+    """Lines of code with the signs of a difference, ``+``, ``-``, ``@`` or a blank: [(sign, line)]."""
+    shown = []
+    for sign, line in lines:
+        colour = f";background:{_BACKGROUNDS[sign]}" if sign in _BACKGROUNDS else ""
+        shown.append(f'<span style="display:block;min-height:1.2em{colour}">{escape(line)}</span>')
+    return f'<pre style="overflow-x:auto;line-height:1.3">{"".join(shown)}</pre>'

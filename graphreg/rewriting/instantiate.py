@@ -1,0 +1,135 @@
+"""The leaves of a plan: their names, their strengths and streams. Made before any graph is touched."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from graphreg.errors import RegularizerError, shown
+from graphreg.ir import brought, has_float64
+from graphreg.planning import Edit, Plan
+from graphreg.regularizer import Penalty, Regularizer, Splice, require_pure
+from graphreg.rng import stream
+from graphreg.runtime import Derivative, KeyRule, Leaf, Measure, MeasureSteps, OwnRule, Rules, SpliceRule, Total, Track, Whole
+
+
+def identifier(name: str) -> str:
+    """A site's name as Python writes it: ``layer1.0.relu`` is ``layer1_0_relu``."""
+    text = re.sub(r"\W", "_", name)
+    return f"_{text}" if text[0].isdigit() else text
+
+
+def leaf_names(plan: Plan) -> dict[int | str, str]:
+    """The name under ``graphreg_rules`` of each edit's leaf, by the edit's place in the plan, and of what tracks, by site.
+
+    The model's own dropouts follow the edits.
+    """
+    taken = {*dir(Rules()), "key", "attach", *plan.regularizers}
+    names: dict[int | str, str] = {}
+    bases: dict[int | str, str] = {i: f"{identifier(edit.site.name)}_{edit.name}" for i, edit in enumerate(plan.edits)}
+    for i, base in (bases | {site: f"{identifier(site)}_wrt" for site in plan.tracked}).items():
+        name, count = base, 0
+        while name in taken:
+            count += 1
+            name = f"{base}_{count}"
+        taken.add(name)
+        names[i] = name
+    for i, own in enumerate(plan.own, len(plan.edits)):
+        name = f"{identifier(own.own.site.name)}_own"
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        names[i] = name
+    clash = [name for name in plan.regularizers if name in {*dir(Rules()), "key", "attach", "about", "strengths"}]
+    if clash:
+        raise RegularizerError(f"name={clash[0]!r} is one that torch modules use for themselves; choose another.")
+    return names
+
+
+def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], rng: Any) -> Rules:
+    """What goes under ``graphreg_rules``."""
+    rules, streams, slots = Rules(), dict[str, int](), dict[str, dict[str, int]]()
+    devices = (p.device for p in model.parameters() if p.device.type != "meta")  # a meta tensor holds no strength
+    device = next(devices, torch.device("cpu"))
+    rules.strengths = {name: brought(torch.tensor([r.weight], dtype=torch.float64), device) for name, r in plan.regularizers.items()}
+    if not has_float64(device):
+        rules.exact = {name: float(r.weight) for name, r in plan.regularizers.items()}
+    for name, regularizer in plan.regularizers.items():
+        require_pure(regularizer, [edit.site for edit in plan.of(name)])
+    seeds = _Seeds(rng)
+    for i, edit in enumerate(plan.edits):
+        strength, regularizer = rules.strengths[edit.name], edit.regularizer
+        if isinstance(regularizer, Splice):
+            leaf: Leaf = SpliceRule(regularizer, edit.site.name, strength, len(streams), edit.site.module)
+            streams[names[i]] = stream(seeds.of(edit), edit.site.name, type(regularizer).__name__, edit.occurrence)
+        elif isinstance(regularizer, Penalty) and measures(regularizer):
+            site = edit.site.name
+            leaf = MeasureSteps(regularizer, site, strength, edit.steps) if edit.steps else Measure(regularizer, site, strength)
+        else:
+            if edit.name in plan.cones:
+                slots.setdefault(edit.name, {})[edit.site.name] = len(streams)
+                streams[names[i]] = stream(seeds.of(edit), edit.site.name, type(regularizer).__name__, edit.occurrence)
+            continue
+        rules.add_module(names[i], leaf)
+    for i, own in enumerate(plan.own, len(plan.edits)):
+        rules.add_module(names[i], OwnRule(own, len(streams)))
+        if own.draws:
+            streams[names[i]] = stream(seeds.default(), own.own.site.name, "own dropout", 0)
+    if streams:
+        rules.add_module("key", KeyRule(streams).to(device))
+    for name, regularizer in plan.regularizers.items():
+        if isinstance(regularizer, Penalty):
+            strength = rules.strengths[name]
+            if name in plan.cones:
+                total: Total = Derivative(regularizer, name, strength, plan.cones[name], slots[name])
+            else:
+                total = (Whole if "values" in regularizer.takes else Total)(regularizer, name, strength)
+            rules.add_module(name, total)
+    for site, readers in plan.tracked.items():
+        leaves = [reader for name in readers if isinstance(reader := rules.get_submodule(name), Derivative)]
+        rules.add_module(names[site], Track(site, leaves))
+    for child in rules.children():
+        assert isinstance(child, Leaf)
+        child.rules = (rules,)
+    return rules
+
+
+def measures(regularizer: Regularizer) -> bool:
+    """Whether the penalty is taken site by site, directly after each, rather than all at once."""
+    return regularizer.on == "values" and not {"values", "pull"}.intersection(regularizer.takes)
+
+
+class _Seeds:
+    """One seed for the module, drawn when first asked for, and one for each splice that brings its own."""
+
+    def __init__(self, rng: Any) -> None:
+        self.rng, self.common = rng, None if rng is None else seed(rng)
+        self.own: dict[str, int] = {}
+
+    def of(self, edit: Edit) -> int:
+        own = edit.regularizer.rng if isinstance(edit.regularizer, Splice) else None
+        return self.default() if own is None else self.own.setdefault(edit.name, seed(own))
+
+    def default(self) -> int:
+        if self.common is None:
+            self.common = seed(None)
+        return self.common
+
+
+def seed(rng: int | torch.Generator | None) -> int:
+    """A seed: the int itself, or one draw of a generator (None: torch's global one)."""
+    check_rng(rng)
+    if isinstance(rng, int):
+        return rng
+    device = rng.device if rng is not None else "cpu"
+    return int(torch.randint(1 << 62, (), generator=rng, device=device))
+
+
+def check_rng(rng: object) -> None:
+    """Refuse what is no source of noise."""
+    if rng is not None and (isinstance(rng, bool) or not isinstance(rng, (int, torch.Generator))):
+        raise RegularizerError(f"rng={shown(rng)} is not allowed; give an int, a torch.Generator, or None for torch's global generator.")

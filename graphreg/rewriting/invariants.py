@@ -1,0 +1,245 @@
+"""What a rewritten module must satisfy; run after every rewrite. It looks and never touches.
+
+A GraphRegError from here is a fault of graphreg or of whoever edited the graph by hand, never of the user's model.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import networkx as nx
+import torch
+from torch import fx, nn
+
+from graphreg.errors import RegularizerError
+from graphreg.ir import CROSSES, RULES, apart, clone, is_nan
+from graphreg.planning import Plan
+from graphreg.regularizer import Penalty
+from graphreg.rewriting.placement import Placed, fail
+from graphreg.rewriting.substitute import is_own, restored
+from graphreg.runtime import OwnRule, Regularized, RewrittenModule, Track, graphs_of
+from graphreg.tracing import Traced
+
+
+def check(module: RewrittenModule, traced: Traced, plan: Plan) -> None:
+    """Raise GraphRegError unless the module is the traced model with the plan's additions and nothing else."""
+    _same_owner(module, traced.model)
+    for mode, emitted in graphs_of(module).items():
+        _lint(emitted, to_networkx(emitted))
+        _owns(emitted, module, plan)
+        graph = restored(emitted)  # what is looked at below are the model's own calls
+        flow = to_networkx(graph)
+        original = traced.graphs[mode]
+        _contracts(graph, original)
+        placed = Placed(graph, original, traced, plan)
+        placed.check()
+        _leaves(graph, module, plan)
+        _reaches(graph, module, plan, placed, flow, traced.whole)
+
+
+def _owns(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
+    """Each dropout of the model's own that was chosen runs its leaf, with the key of the call where it draws."""
+    planned = {edit.own.site.name: edit for edit in plan.own}
+    for node in graph.nodes:
+        name = node.meta["site"][1][0].text if node.meta.get("site", ("", ()))[1] else ""
+        if not is_own(node):
+            if name in planned and "graphreg" not in node.meta:
+                fail(f"{node.name} still calls the model's own dropout.")
+            continue
+        leaf, edit, key = module.get_submodule(str(node.target)), planned.get(name), node.kwargs.get("noise")
+        if edit is None or not isinstance(leaf, OwnRule) or leaf.site != name or leaf.rate != edit.rate:
+            fail(f"{node.name} does not do what was planned.")
+        elif edit.draws != (isinstance(key, fx.Node) and key.meta.get("graphreg", {}).get("kind") == "key"):
+            fail(f"{node.name} does not take the key of the call.")
+
+
+def _leaves(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
+    """Each addition runs the leaf that was made for it."""
+    planned = {(e.name, e.site.name): e for e in plan.edits}
+    acted = {site.name for e in plan.edits for site in e.sites}
+    for node in graph.nodes:
+        about = node.meta.get("graphreg")
+        if about is None:
+            continue
+        kind = about["kind"]
+        leaf = module.get_submodule(node.target) if node.op == "call_module" else None
+        if kind in ("splice", "measure"):
+            edit = planned.get((about["regularizer"], about["site"]))
+            ok = (
+                edit is not None
+                and getattr(leaf, "regularizer", None) is edit.regularizer
+                and getattr(leaf, "site", None) == edit.site.name
+            )
+            ok = ok and edit is not None and len(node.args) == 1 + (kind == "splice" or bool(edit.steps and edit.steps.lengths))
+        elif kind == "track":
+            ok = about["site"] in plan.tracked and getattr(leaf, "site", None) == about["site"] and isinstance(leaf, Track)
+        elif kind == "total":
+            ok = node.target == f"{RULES}.{about['regularizer']}"
+        elif kind in ("key", "attach"):
+            ok = node.target == f"{RULES}.{kind}"
+        elif kind in ("clone", "copy"):
+            ok = node.target in (torch.clone, clone, apart) and about["site"] in acted | plan.tracked.keys()
+        else:
+            ok = True
+        if not ok:
+            fail(f"{node.name} does not do what was planned.")
+        if kind == "attach":
+            totals = [n for n in graph.nodes if n.meta.get("graphreg", {}).get("kind") == "total"]
+            order = [n for name in plan.regularizers for n in totals if n.meta["graphreg"]["regularizer"] == name]
+            if list(node.args[1]) != order:
+                fail("the penalties are attached in another order.")
+
+
+def replaced_by(node: fx.Node) -> fx.Node | None:
+    """The value that an addition stands for, if it stands for one."""
+    kind = node.meta["graphreg"]["kind"]
+    if kind in ("splice", "clone", "track"):
+        value = node.args[0]
+    elif kind == "attached" and isinstance(node.args[0], fx.Node):
+        value = node.args[0].args[0][node.args[1]]  # type: ignore[index]
+    else:
+        return None
+    return value if isinstance(value, fx.Node) else None
+
+
+def to_networkx(graph: fx.Graph) -> nx.DiGraph[str]:
+    """The dataflow of a graph: nodes by name, an edge from each value to each operation that reads it."""
+    flow: nx.DiGraph[str] = nx.DiGraph()
+    flow.add_nodes_from(node.name for node in graph.nodes)
+    flow.add_edges_from((source.name, node.name) for node in graph.nodes for source in node.all_input_nodes)
+    return flow
+
+
+def _lint(graph: fx.Graph, flow: nx.DiGraph[str]) -> None:
+    doubled = [name for name, count in Counter(node.name for node in graph.nodes).items() if count > 1]
+    if doubled:
+        fail(f"two nodes are called {doubled[0]!r}.")
+    try:
+        graph.lint()
+    except (RuntimeError, ValueError) as error:
+        fail(str(error).splitlines()[0])
+    if not nx.is_directed_acyclic_graph(flow):
+        fail("it has a cycle.")
+
+
+def _same_owner(module: RewrittenModule, model: nn.Module) -> None:
+    """Nothing that the user owned was replaced, added or lost."""
+    ours = {n: m for n, m in module.named_modules(remove_duplicate=False) if n != "" and n.partition(".")[0] != RULES}
+    theirs = {n: m for n, m in model.named_modules(remove_duplicate=False) if n}
+    for name in theirs.keys() | ours.keys():
+        if ours.get(name) is not theirs.get(name):
+            fail(f"the submodule {name!r} is not the user's own.")
+    tensors = [dict(m.named_parameters(remove_duplicate=False)) for m in (module, model)]
+    if tensors[0].keys() != tensors[1].keys() or any(tensors[0][n] is not p for n, p in tensors[1].items()):
+        fail("a parameter is not the user's own.")
+    buffers = [{n: b for n, b in m.named_buffers(remove_duplicate=False) if n.partition(".")[0] != RULES} for m in (module, model)]
+    if buffers[0].keys() != buffers[1].keys() or any(buffers[0][n] is not b for n, b in buffers[1].items()):
+        fail("a buffer is not the user's own.")
+
+
+def _contracts(graph: fx.Graph, original: fx.Graph) -> None:
+    """Taking the additions out gives the original back: each operation, on the same values, in the same order."""
+    stands: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        value = replaced_by(node) if "graphreg" in node.meta else None
+        if value is not None:
+            stands[node] = stands.get(value, value)
+    kept = [node for node in graph.nodes if "graphreg" not in node.meta]
+    if len(kept) != len(original.nodes):
+        fail(f"{len(kept)} of the model's own {len(original.nodes)} operations are left.")
+    twin = dict(zip(kept, original.nodes, strict=True))
+    for ours, theirs in twin.items():
+        if (ours.op, ours.target) != (theirs.op, theirs.target):
+            fail(f"{theirs.name} ({theirs.op} {theirs.target}) became {ours.name} ({ours.op} {ours.target}).")
+        args = ours.args
+        if ours.op == "output" and isinstance(args[0], Regularized):
+            args = (args[0].output,)
+        if not _equal((args, ours.kwargs), (theirs.args, theirs.kwargs), lambda n: twin.get(stands.get(n, n))):
+            fail(f"{ours.name} does not read what it read in the model: {args}, not {theirs.args}.")
+
+
+def _equal(ours: Any, theirs: Any, resolve: Callable[[fx.Node], fx.Node | None]) -> bool:
+    """The same leaves in the same structure: containers of one kind, keys of one name."""
+    if isinstance(theirs, fx.Node):
+        return isinstance(ours, fx.Node) and resolve(ours) is theirs
+    if isinstance(theirs, (tuple, list)):
+        kinds = (tuple, list)
+        kind = next(k for k in kinds if isinstance(theirs, k))
+        return isinstance(ours, kind) and len(ours) == len(theirs) and all(_equal(a, b, resolve) for a, b in zip(ours, theirs, strict=True))
+    if isinstance(theirs, dict):
+        return isinstance(ours, dict) and list(ours) == list(theirs) and all(_equal(ours[k], theirs[k], resolve) for k in theirs)
+    if isinstance(theirs, slice):
+        return isinstance(ours, slice) and _equal((ours.start, ours.stop, ours.step), (theirs.start, theirs.stop, theirs.step), resolve)
+    return type(ours) is type(theirs) and bool(ours == theirs or (is_nan(ours) and is_nan(theirs)))
+
+
+def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Placed, flow: nx.DiGraph[str], whole: bool) -> None:
+    """Every splice reaches the output; every penalty is in it, and a parameter that can train reaches the penalty."""
+    output = graph.output_node()
+    upstream = nx.ancestors(flow, output.name)
+    keys = {n for n in graph.nodes if n.meta.get("graphreg", {}).get("kind") == "key"}
+    totals: dict[str, fx.Node] = {}
+    for node in graph.nodes:
+        about = node.meta.get("graphreg", {})
+        if (
+            about
+            and about.get("kind") not in ("key", "splice", "clone", "copy", "track")
+            and node.name not in upstream
+            and _used_site(node, flow, upstream)
+        ):
+            fail(f"{node.name} does not reach the output.")
+        if about.get("kind") == "splice" and (len(keys) != 1 or node.args[1] not in keys):
+            fail(f"{node.name} does not take the key of the call.")
+        if about.get("kind") == "total":
+            totals[about["regularizer"]] = node
+    wanted = [name for name, r in plan.regularizers.items() if isinstance(r, Penalty)]
+    returned = output.args[0].penalties if isinstance(output.args[0], Regularized) else {n: totals.get(n) for n in wanted}
+    if {n: totals.get(n) for n in wanted} != dict(returned) or None in returned.values():
+        fail(f"the penalties {wanted} are not what the output carries.")
+    trained = _trained(graph, module, flow)
+    for name, node in totals.items():
+        _counts(node, name, plan, placed)
+        if whole and node.args and node.args[0] != {} and node.name not in trained:
+            raise RegularizerError(
+                f"{name}: no parameter that can train reaches its sites, so it would change nothing. Unfreeze one, or leave it out."
+            )
+
+
+def _counts(node: fx.Node, name: str, plan: Plan, placed: Placed) -> None:
+    """A total reads each of its sites once, in the order of the plan; a penalty on all values at once, by name."""
+    regularizer = plan.regularizers[name]
+    edits = [e for e in plan.of(name) if any(site.kind == "parameter" or site.name in placed.where for site in e.sites)]
+    if name in plan.cones:
+        right = node.args == placed.derivative(name, edits)
+    elif "values" in regularizer.takes:
+        expected = {e.site.name: placed.read(e) for e in edits}
+        right = node.args == (expected,)
+    else:
+        right = list(node.args) == [placed.added[name, e.site.name] for e in edits]
+    if not right:
+        fail(f"{name} does not add up each of its {len(edits)} sites once.")
+
+
+def _used_site(node: fx.Node, flow: nx.DiGraph[str], upstream: set[str]) -> bool:
+    """False at a site whose value the model itself computes and never uses."""
+    if node.meta["graphreg"]["kind"] not in ("splice", "clone"):
+        return True
+    value = replaced_by(node)
+    while value is not None and "graphreg" in value.meta:
+        value = replaced_by(value)
+    return value is None or value.name in upstream
+
+
+def _trained(graph: fx.Graph, module: RewrittenModule, flow: nx.DiGraph[str]) -> set[str]:
+    """The operations that a parameter that can train reaches."""
+    trains = {name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
+    owners = {name.rpartition(".")[0] for name in trains}
+    prefixes = {".".join(owner.split(".")[:i]) for owner in owners for i in range(1, owner.count(".") + 2)}
+    sources = [
+        n.name for n in graph.nodes
+        if (n.op == "get_attr" and n.target in trains) or (n.op == "call_module" and n.target in prefixes) or n.meta.get(CROSSES)
+    ]  # fmt: skip
+    flow.add_edges_from(("<parameters>", name) for name in sources)
+    return nx.descendants(flow, "<parameters>") if sources else set()

@@ -1,0 +1,51 @@
+"""Strip: the rewrite undone, in the graphs as they are now. The model's own calls stand again where leaves stood."""
+
+from __future__ import annotations
+
+from torch import fx, nn
+
+from graphreg.errors import GraphRegError
+from graphreg.ir import RULES, copied, held_of
+from graphreg.rewriting.invariants import replaced_by
+from graphreg.rewriting.substitute import is_own, restore
+from graphreg.runtime import Regularized, RewrittenModule, graphs_of, rewritten
+
+
+def strip(module: nn.Module) -> RewrittenModule:
+    """The model without any addition, returning its own output again; bit-equal to the original in eval mode.
+
+    It shares the layers of ``module``, which stays as it is. Raises GraphRegError for a module graphreg did not rewrite,
+    and where a later pass made it impossible: new nodes without ``node.meta``, or operations that read an addition.
+    """
+    given = rewritten(module)
+    graphs = {}
+    for mode, graph in graphs_of(given).items():
+        copy = copied(graph)
+        _strip_graph(copy)
+        copy.lint()
+        graphs[mode] = copy
+    return RewrittenModule(given, graphs, None, held_of(given))
+
+
+def _strip_graph(graph: fx.Graph) -> None:
+    output = graph.output_node()
+    if isinstance(output.args[0], Regularized):
+        output.args = (output.args[0].output,)
+    for node in reversed(graph.nodes):
+        if is_own(node):
+            restore(node)
+        elif "graphreg" in node.meta:
+            value = replaced_by(node)
+            if value is not None:
+                node.replace_all_uses_with(value)
+            if node.users:
+                raise GraphRegError(
+                    f"{next(iter(node.users)).name} reads {node.name}, which graphreg added, so it cannot be taken off. It was put "
+                    "there after graphreg's rewrite: undo that pass, or run it on what strip gives."
+                )
+            graph.erase_node(node)
+        elif node.op == "call_module" and str(node.target).startswith(f"{RULES}."):
+            raise GraphRegError(
+                f"{node.name} runs an addition of graphreg and its node.meta no longer says so: a later pass made the nodes anew "
+                "(torch.fx.Transformer does). Run graphreg's pass after that one."
+            )

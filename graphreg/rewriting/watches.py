@@ -1,0 +1,134 @@
+"""Watches: the leaves by which a monitored module says how its values look, and where they stand in its graphs.
+
+A watch gives nothing back to the graph: it keeps one small tensor, which nothing reads until somebody asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from graphreg.errors import RegularizerError
+from graphreg.ir import RULES, Operations, site_nodes, widest
+from graphreg.rewriting.instantiate import identifier
+from graphreg.rewriting.substitute import is_own
+from graphreg.runtime import Leaf, RewrittenModule, Rules, accumulation, end_of, graphs_of
+
+STATISTICS = ("mean", "std", "near_zero", "norm")
+
+
+@dataclass(eq=False)
+class Clock:
+    """What the watches of one monitor share: whether the next call is one to measure. A copy of a module has no clock."""
+
+    due: bool = True
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()
+
+
+class Watch(Leaf):
+    """Measures a value as the model makes it, and the share of it that each splice keeps: ``last``, [4 + splices].
+
+    In train mode; in eager at the calls that are due, compiled at every call, for a graph that asked would be two.
+    """
+
+    _is_impure = True  # torch.fx would take a node without readers for dead
+
+    def __init__(self, site: str, splices: Sequence[str], near: float, clock: Clock) -> None:
+        super().__init__(f"watch {site}")
+        self.site, self.near, self.clock = site, near, clock
+        self.names = (*(f"{site}/{each}" for each in STATISTICS), *(f"{site}/kept/{each}" for each in splices))
+        self.target = ""  # of its nodes
+        self.last: Tensor | None = None
+
+    def acts(self) -> bool:
+        clock: Clock | None = self.clock
+        return clock is not None and self.owner[0].training and (torch.compiler.is_compiling() or clock.due)
+
+    def forward(self, z: Tensor, *spliced: tuple[Tensor, Tensor]) -> None:
+        if not self.acts():
+            return
+        if not isinstance(z, Tensor) or not z.is_floating_point():
+            what = str(z.dtype) if isinstance(z, Tensor) else type(z).__name__
+            raise RegularizerError(
+                f"{self.about}: the value is {what}, and only floating-point tensors have statistics. Leave the site out."
+            )
+        with torch.no_grad():
+            self.last = torch.stack([*statistics(z.detach(), self.near), *(kept(a.detach(), b.detach()) for a, b in spliced)])
+
+
+class WatchPenalties(Watch):
+    """Keeps the values of a call's penalties."""
+
+    def __init__(self, names: Sequence[str], clock: Clock) -> None:
+        super().__init__("the penalties", (), 0.0, clock)
+        self.names = tuple(f"penalty/{name}" for name in names)
+
+    def forward(self, *values: Tensor) -> None:  # type: ignore[override]
+        if self.acts():
+            self.last = torch.stack([value.detach().to(widest(value.device)) for value in values])
+
+
+def statistics(z: Tensor, near: float) -> list[Tensor]:
+    """Mean, standard deviation (divided by the number of elements), share with |z| <= near, Euclidean norm: 0-d, float32 at least."""
+    wide = z.to(accumulation(z.dtype))
+    variance, mean = torch.var_mean(wide, correction=0)
+    return [mean, variance.sqrt(), (wide.abs() <= near).to(wide.dtype).mean(), torch.linalg.vector_norm(wide)]
+
+
+def kept(z: Tensor, y: Tensor) -> Tensor:
+    """The share of the elements other than 0 that are still other than 0 behind a splice; nan where there is none."""
+    there = z != 0
+    return ((y != 0) & there).sum().to(accumulation(z.dtype)) / there.sum()
+
+
+def place(module: RewrittenModule, rules: Rules, sites: Sequence[str], near: float, clock: Clock) -> list[Watch]:
+    """Put watches at the sites of all graphs, and one at the penalties; the module is to be recompiled."""
+    watches: dict[str, Watch] = {}
+    operations = Operations(module)
+
+    def add(watch: Watch, name: str, args: tuple[Any, ...]) -> None:
+        if watch.rules == ():
+            watch.rules, watch.owner, watch.training = (rules,), (module,), rules.training
+            while hasattr(rules, name):
+                name += "_"
+            watch.target = f"{RULES}.{name}"
+            rules.add_module(name, watch)
+        node = graph.create_node("call_module", watch.target, args, name=watch.target.rpartition(".")[2])
+        node.meta["graphreg"] = {"kind": "watch", "site": watch.site}
+
+    for graph in graphs_of(module).values():
+        known = {name: n for name, n in site_nodes(graph, operations).items() if "graphreg" not in n.meta or is_own(n)}
+        top = max((n for n in graph.nodes if n.op == "placeholder"), default=None)
+        splices: dict[str, dict[str, fx.Node]] = {}
+        for node in [n for n in graph.nodes if _is(n, "splice")]:
+            splices.setdefault(node.meta["graphreg"]["site"], {})[node.meta["graphreg"]["regularizer"]] = node
+        for site in [site for site in sites if site in known]:
+            own = splices.get(site, {})
+            last = max([known[site], *own.values()])
+            with graph.inserting_after(top if top is not None and last.op == "placeholder" else last):
+                watch = watches.setdefault(site, Watch(site, list(own), near, clock))
+                add(watch, f"{identifier(site)}_watch", (known[site], *((node.args[0], node) for node in own.values())))
+        totals: dict[str, fx.Node] = {n.meta["graphreg"]["regularizer"]: n for n in graph.nodes if _is(n, "total")}
+        if totals:
+            with graph.inserting_before(end_of(graph.output_node())):
+                add(watches.setdefault("", WatchPenalties(list(totals), clock)), "penalties_watch", tuple(totals.values()))
+    return list(watches.values())
+
+
+def remove(module: RewrittenModule, rules: Rules) -> None:
+    """Take all watches off again; the module is to be recompiled."""
+    for graph in graphs_of(module).values():
+        for node in [n for n in graph.nodes if _is(n, "watch")]:
+            graph.erase_node(node)
+    for name in [name for name, leaf in rules.named_children() if isinstance(leaf, Watch)]:
+        delattr(rules, name)
+
+
+def _is(node: fx.Node, kind: str) -> bool:
+    return bool(node.meta.get("graphreg", {}).get("kind") == kind)

@@ -1,0 +1,245 @@
+"""Counter-based random streams in integer tensor arithmetic (Salmon et al., SC 2011).
+
+A draw is a function of a 64-bit key and the index of the element, so that eager, compiled, forward and backward
+all see the same one. Three levels, each frozen by known answers in the tests:
+
+- a *stream* (seed, site name, class, occurrence) is 64 bits of BLAKE2b;
+- the key of a *call* is SplitMix64's output function (Steele, Lea & Flood, OOPSLA 2014) of the stream plus
+  (call + 1) times its golden-ratio increment: one small tensor a call, for all streams;
+- the bits of an *element* are triple32's, of the index and that key (``mixer.py``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from graphreg.errors import GraphRegError, RandomnessError
+from graphreg.rng.hash import blocks, call_words, kept_words, lane_keys, mix, mixed, readable, shift, signed, split_mix, words, words_past
+from graphreg.rng.ops import LIMIT, compiling, fused_bits, fused_keep, fused_keys, fuses
+from graphreg.torch_internals import mappings, places, transforms
+
+
+def stream(seed: int, site: str, kind: str, occurrence: int) -> int:
+    """The 64-bit identity of the draws of one splice, as a signed integer."""
+    text = f"graphreg 1|{seed}|{site}|{kind}|{occurrence}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)
+
+
+def call_keys(streams: Tensor, call: Tensor) -> Tensor:
+    """int64 [n] streams, int64 [1] call -> int32 [n, 2] keys of that call."""
+    if len(streams) <= _FEW and call.numel() == 1 and readable(streams) and readable(call):
+        words, number = [], call.item()
+        for each in streams.tolist():
+            word = split_mix(each, int(number))
+            words.append((signed(word), signed(word >> 32)))
+        return torch.tensor(words, dtype=torch.int32).view(-1, 2)
+    return torch.stack(call_words(streams, call), dim=-1).to(torch.int32)
+
+
+def next_keys(streams: Tensor, step: Tensor, free: Tensor, keys: Tensor) -> Tensor:
+    """The same in a compiled graph, where the noise is ``free``; else the keys that are held."""
+    if fuses():
+        fused: Tensor = fused_keys(streams, step, free, keys)
+        return fused
+    return torch.where(free != 0, call_keys(streams, step), keys)
+
+
+def of_process(keys: Tensor, alike: bool) -> Tensor:
+    """The keys of this process: of its rank, unless all are ``alike``, and of its place among the workers of a DataLoader.
+
+    Both are asked at each call: a buffer would be broadcast from rank 0, and copied to every worker.
+    """
+    keys = keys if alike else ranked(keys, rank())
+    words = _worker_words(_Process.name)
+    return keys if words is None else keys + _joined(keys, words)
+
+
+def rank() -> int:
+    """Of this process in torch.distributed, 0 where there is none."""
+    if not dist.is_available():
+        return 0
+    # Dynamo takes what is_initialized and get_rank say for constants and never asks again; on the group itself it guards.
+    world = dist.group.WORLD if torch.compiler.is_dynamo_compiling() else None
+    if world is not None:
+        return dist.get_rank(world)
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def ranked(keys: Tensor, rank: int) -> Tensor:
+    """The keys of one process of several."""
+    return keys if rank == 0 else keys + _joined(keys, _rank_words(rank))
+
+
+def _joined(keys: Tensor, words: tuple[int, int]) -> Tensor:
+    return torch.tensor([words], dtype=torch.int32, device=keys.device)
+
+
+# Worked out while a graph is traced, for Dynamo does not trace BLAKE2b.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _rank_words(rank: int) -> tuple[int, int]:
+    word = stream(rank, "", "rank", 0)
+    return signed(word), signed(word >> 32)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _worker_words(process: str) -> tuple[int, int] | None:
+    """A worker has the module as it was: it would draw what all others draw, in each epoch again. Its seed is the epoch's."""
+    info = get_worker_info()
+    if info is None:
+        return None
+    word = stream(info.seed, "", "worker", info.id)
+    return signed(word), signed(word >> 32)
+
+
+class _Process:
+    """Of which a compiled graph is: Dynamo guards on the name, so that a worker does not run what its parent compiled."""
+
+    name = ""
+
+
+def _forked() -> None:
+    _Process.name = str(os.getpid())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
+def bits(key: Tensor, shape: torch.Size | tuple[int, ...], lane: int = 0, start: int = 0) -> Tensor:
+    """int32 [2] key -> int32 [shape], uniform over all 2**32 words, counted in row-major order from ``start``."""
+    count = torch.Size(shape).numel()
+    if start + count > LIMIT:
+        return words_past(key, count, lane, start).view(shape)
+    if transforms():  # under torch.vmap nothing can be written in place
+        k0, k1 = lane_keys(key[:1], key[1:], lane)
+        mapped: Tensor = mix(torch.arange(start, start + count, dtype=torch.int32, device=key.device), k0, k1)
+        return mapped.view(shape)
+    if not compiling():
+        return words(key, count, lane, start).view(shape)
+    found: Tensor
+    if fuses():
+        found = fused_bits(key, list(shape), lane, start)
+    else:
+        k0, k1 = lane_keys(key[0], key[1], lane)
+        found = mix(torch.arange(start, start + count, dtype=torch.int32, device=key.device).view(shape), k0, k1)
+    return found
+
+
+_FLIP = -(1 << 31)
+_FEW = 16  # streams whose keys are made sooner one by one in Python's integers than in a dozen operators
+_LANES = 4  # of a draw: a normal float64 takes as many, and others as many too, so that no draw depends on another's dtype
+_in_backward = torch._C._current_graph_task_id
+
+
+@dataclass(eq=False)
+class Noise:
+    """The draws of one splice at one call, one after the other: the d-th, from 0, takes the lanes 4d to 4d + 3 of the key.
+
+    Each is a function of the key, its number and the element index alone. To repeat a draw, make a new one: ``Noise(noise.key)``.
+    Under ``torch.vmap`` the rows agree or differ by their place in the batch, as its ``randomness`` says.
+    """
+
+    key: Tensor
+
+    def __post_init__(self) -> None:
+        self._drawn, self._task = 0, None if compiling() else _in_backward()
+
+    def keep(self, z: Tensor, p: Tensor | float) -> Tensor:
+        """1 with probability 1 - p, else 0: [shape of z], to multiply by. ``p`` in [0, 1), as float32 at least, exact to 2**-31.
+
+        Its dtype is what is cheapest: z's own in eager, where torch multiplies unlike dtypes slowly; int8 compiled, a
+        quarter to save for backward (a bool one Inductor stores slowly).
+        """
+        if z.dim() == 0 and transforms():  # see functorch.places
+            return Noise.keep(self, z[None], p)[0]
+        key, lane = self._next()
+        rate = torch.as_tensor(p, device=z.device)
+        rate = rate.to(torch.promote_types(rate.dtype, torch.float32))  # 2**31 times a half-precision rate is infinite
+        if compiling() or z.numel() > LIMIT or transforms():
+            if z.numel() <= LIMIT and fuses():
+                fused: Tensor = fused_keep(key, rate.detach(), list(z.shape), lane)
+                return fused
+            kept: Tensor = kept_words(bits(key, z.shape, lane), rate)
+            return kept.to(torch.int8 if compiling() else z.dtype)
+        # Of words without a sign, word >= 2 * threshold; torch compares with one, so both have it flipped.
+        limit = (
+            signed(int(rate.detach().item() * 2.0**31) * 2 ^ _FLIP) if readable(rate) else ((rate * 2.0**31).to(torch.int32) * 2) ^ _FLIP
+        )
+        low_word, high_word = key.unbind()
+        k0, k1 = lane_keys(low_word, high_word, lane)
+        k2 = k1 ^ _FLIP
+        mask = torch.empty(z.numel(), dtype=z.dtype, device=z.device)
+        for low, high, counter in blocks(z.numel(), 0, z.device):
+            found = mixed(counter, k0, k1, k2)
+            mask[low:high] = torch.ge(found, limit, out=found)  # an integer: by way of bool it takes longer than all before
+        return mask.view(z.shape)
+
+    def uniform(self, z: Tensor) -> Tensor:
+        """Uniform in [0, 1): [shape of z], z's dtype but float32 for half precision; 24 bits, float64: 53."""
+        if z.dim() == 0 and transforms():  # see functorch.places
+            return Noise.uniform(self, z[None])[0]
+        key, lane = self._next()
+        if z.dtype == torch.float64:
+            return _fine(key, z, lane)
+        drawn: Tensor = shift(bits(key, z.shape, lane), 8)
+        return drawn.to(torch.float32) * 2.0**-24
+
+    def normal(self, z: Tensor) -> Tensor:
+        """Standard normal: [shape of z], z's dtype. Box & Muller (1958), the cosine branch; |value| < 6.7, float64: 8.7."""
+        if z.dim() == 0 and transforms():  # see functorch.places
+            return Noise.normal(self, z[None])[0]
+        key, lane = self._next()
+        if z.dtype == torch.float64:
+            radius, angle = _fine(key, z, lane) + 2.0**-54, _fine(key, z, lane + 2)
+        else:
+            radius = (shift(bits(key, z.shape, lane), 1).to(torch.float32) + 0.5) * 2.0**-31
+            angle = shift(bits(key, z.shape, lane + 1), 8).to(torch.float32) * 2.0**-24
+        return (torch.sqrt(-2 * torch.log(radius)) * torch.cos(2 * torch.pi * angle)).to(z.dtype)
+
+    def _next(self) -> tuple[Tensor, int]:
+        """The key and the first lane of the draw that is asked for."""
+        if self._task is not None and not compiling() and _in_backward() != self._task:
+            raise GraphRegError(
+                "a draw of the forward is asked for in a backward pass, where it would be another one: a formula must not draw inside "
+                "torch.utils.checkpoint or in the backward of an autograd.Function. Draw before, and use the draw there; or make a new "
+                "Noise(noise.key), which repeats the draws from the first."
+            )
+        lane = self._drawn * _LANES
+        self._drawn += 1
+        return key_of_row(self.key), lane
+
+
+def key_of_row(key: Tensor) -> Tensor:
+    """int32 [2]: the key, or each row's own under ``torch.vmap(..., randomness="different")``, by its place in the batch.
+
+    Raises a RuntimeError too, as torch does, where ``randomness`` is ``"error"``.
+    """
+    if not transforms() or (not compiling() and _in_backward() != -1):  # what runs again there draws what it drew: rows are of gradients
+        return key
+    for level, randomness in mappings():
+        if randomness == "error":
+            raise RandomnessError(
+                "the module draws noise under torch.vmap (or jacfwd, hessian), whose randomness is 'error'. Give vmap "
+                "randomness='different' for rows with masks of their own, or randomness='same' for one mask for all; or call the module "
+                "in eval mode."
+            )
+        if randomness == "different":
+            place = places(level, key.device)
+            key = torch.cat([mix(place, *lane_keys(key[:1], key[1:], lane)) for lane in (_ROW, _ROW - 1)])
+    return key
+
+
+_ROW = -1  # lanes that no draw takes
+
+
+def _fine(key: Tensor, z: Tensor, lane: int) -> Tensor:
+    high: Tensor = shift(bits(key, z.shape, lane), 5)
+    low: Tensor = shift(bits(key, z.shape, lane + 1), 6)
+    return (high.to(torch.float64) * 2.0**26 + low.to(torch.float64)) * 2.0**-53

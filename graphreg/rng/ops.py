@@ -1,0 +1,185 @@
+"""The draws as operators of a compiled graph, which Inductor lowers to the arithmetic of ``mixer.py``.
+
+Written out they are twenty to thirty operators each. Dynamo, autograd and the partitioner carry every one of them, and Inductor
+traces the whole of an expression again whenever it grows by one (``inner_fn_opcount``, asked by ``has_exceeded_max_reads``): for the
+masks of four sites that was a quarter of the time to compile. Any other backend runs the operators as they stand here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graphreg.rng.hash import call_words, kept_words, lane_keys, mix, words
+from graphreg.torch_internals import Changes, transforms
+
+LIMIT = 1 << 31  # elements; past it an index needs more than 32 bits, and the draws are written out
+
+
+@torch.library.custom_op("graphreg::bits", mutates_args=())
+def fused_bits(key: Tensor, shape: Sequence[int], lane: int, start: int) -> Tensor:
+    """int32 [2] key -> int32 [shape]: ``mixer.words``."""
+    return words(key, torch.Size(shape).numel(), lane, start).view(tuple(shape))
+
+
+@torch.library.custom_op("graphreg::keep", mutates_args=())
+def fused_keep(key: Tensor, p: Tensor, shape: Sequence[int], lane: int) -> Tensor:
+    """int32 [2] key, 0-d rate -> int8 [shape], 1 with probability 1 - p, else 0."""
+    kept: Tensor = kept_words(words(key, torch.Size(shape).numel(), lane, 0), p)
+    return kept.to(torch.int8).view(tuple(shape))
+
+
+@torch.library.custom_op("graphreg::next_keys", mutates_args=())
+def fused_keys(streams: Tensor, step: Tensor, free: Tensor, keys: Tensor) -> Tensor:
+    """int32 [n, 2]: the keys of call ``step`` where the noise is ``free``, not 0, else those that are held, copied."""
+    low, high = call_words(streams, step)
+    return torch.where(free != 0, torch.stack((low, high), dim=-1).to(torch.int32), keys)
+
+
+@fused_bits.register_fake
+def _(key: Tensor, shape: Sequence[int], lane: int, start: int) -> Tensor:
+    return key.new_empty(tuple(shape))
+
+
+@fused_keep.register_fake
+def _(key: Tensor, p: Tensor, shape: Sequence[int], lane: int) -> Tensor:
+    return key.new_empty(tuple(shape), dtype=torch.int8)
+
+
+@fused_keys.register_fake
+def _(streams: Tensor, step: Tensor, free: Tensor, keys: Tensor) -> Tensor:
+    return torch.empty_like(keys)
+
+
+class _Within:
+    """Whether a compiler below Dynamo traces, which ``torch.compiler.is_compiling`` does not tell."""
+
+    on = False
+
+
+@contextmanager
+def within_backend() -> Iterator[None]:
+    """For the time that the backend's inner compiler traces: draws take the form that they have in a compiled graph."""
+    with Changes() as changes, changes:
+        changes.put(_Within, "on", True)
+        yield
+
+
+def compiling() -> bool:
+    """Whether what runs now is traced by a compiler: by Dynamo, or by the inner compiler of graphreg's backend."""
+    return torch.compiler.is_compiling() or _Within.on
+
+
+def recomputes() -> bool:
+    """Whether a compiler traces that computes again in backward what is marked: Dynamo's, or the backend's.
+
+    Not under torch.func.grad, which takes no checkpoint.
+    """
+    return (torch.compiler.is_dynamo_compiling() or _Within.on) and not transforms()
+
+
+def fuses() -> bool:
+    """Whether the operators are to be traced, for Inductor to lower. An exported program is torch's alone; torch.vmap maps torch's."""
+    traced = _Within.on or (torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting())
+    return traced and not transforms() and _lowers()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _lowers() -> bool:
+    """Register the lowerings as a first graph is traced: to import Inductor takes a second.
+
+    False for another torch, whose inner parts have other names: there the draws are written out.
+    """
+    try:
+        from torch._inductor.lowering import lowerings, register_lowering  # noqa: PLC0415
+    except ImportError:
+        return False
+    ours = torch.ops.graphreg
+    for operator, lowered in ((ours.bits, _lower_bits), (ours.keep, _lower_keep), (ours.next_keys, _lower_keys)):
+        if operator.default not in lowerings:
+            register_lowering(operator.default, broadcast=False, type_promotion_kind=None)(lowered)
+    return True
+
+
+def _lower_bits(key: Any, shape: Sequence[Any], lane: int, start: int) -> Any:
+    load = key.make_loader()
+    return _pointwise(key, torch.int32, shape, lambda ops, index: _mixed(ops, load, index, shape, lane, start).value)
+
+
+def _lower_keep(key: Any, p: Any, shape: Sequence[Any], lane: int) -> Any:
+    load, rate = key.make_loader(), p.make_loader()
+
+    def keep(ops: Any, index: Sequence[Any]) -> Any:
+        kept = kept_words(_mixed(ops, load, index, shape, lane, 0), _Word(ops, rate(()), p.get_dtype()))
+        return ops.to_dtype(kept.value, torch.int8)
+
+    return _pointwise(key, torch.int8, shape, keep)
+
+
+def _lower_keys(streams: Any, step: Any, free: Any, keys: Any) -> Any:
+    stream, call, is_free, held = (each.make_loader() for each in (streams, step, free, keys))
+
+    def key(ops: Any, index: Sequence[Any]) -> Any:
+        row, column = index
+        low, high = call_words(_Word(ops, stream((row,)), torch.int64), _Word(ops, call((0,)), torch.int64))
+        word = ops.where(ops.eq(ops.index_expr(column, torch.int64), ops.constant(0, torch.int64)), low.value, high.value)
+        free = ops.ne(is_free((0,)), ops.constant(0, torch.int64))
+        return ops.where(free, ops.to_dtype(word, torch.int32), held(index))
+
+    return _pointwise(keys, torch.int32, keys.get_size(), key)
+
+
+def _mixed(ops: Any, load: Any, index: Sequence[Any], shape: Sequence[Any], lane: int, start: int) -> _Word:
+    from torch._inductor.ir import FlexibleLayout  # noqa: PLC0415
+
+    strides = FlexibleLayout.contiguous_strides(list(shape))
+    at = sum((i * stride for i, stride in zip(index, strides, strict=True)), start)
+    k0, k1 = lane_keys(_Word(ops, load((0,))), _Word(ops, load((1,))), lane)
+    found: _Word = mix(_Word(ops, ops.index_expr(at, torch.int32)), k0, k1)
+    return found
+
+
+def _pointwise(like: Any, dtype: torch.dtype, shape: Sequence[Any], value: Callable[[Any, Sequence[Any]], Any]) -> Any:
+    from torch._inductor.ir import Pointwise  # noqa: PLC0415
+    from torch._inductor.virtualized import ops  # noqa: PLC0415
+
+    return Pointwise.create(device=like.get_device(), dtype=dtype, inner_fn=lambda index: value(ops, index), ranges=list(shape))
+
+
+class _Word:
+    """A value of Inductor's, for the arithmetic that is written for tensors: its own know fewer signs, and no numbers."""
+
+    def __init__(self, ops: Any, value: Any, dtype: torch.dtype = torch.int32) -> None:
+        self.ops, self.value, self.dtype = ops, value, dtype
+
+    def _with(self, name: str, other: _Word | float) -> _Word:
+        value = other.value if isinstance(other, _Word) else self.ops.constant(other, self.dtype)
+        return _Word(self.ops, getattr(self.ops, name)(self.value, value), self.dtype)
+
+    def to(self, dtype: torch.dtype) -> _Word:
+        return _Word(self.ops, self.ops.to_dtype(self.value, dtype), dtype)
+
+    def __add__(self, other: _Word | int) -> _Word:
+        return self._with("add", other)
+
+    def __sub__(self, other: _Word | int) -> _Word:
+        return self._with("sub", other)
+
+    def __mul__(self, other: _Word | float) -> _Word:
+        return self._with("mul", other)
+
+    def __xor__(self, other: _Word | int) -> _Word:
+        return self._with("bitwise_xor", other)
+
+    def __and__(self, other: _Word | int) -> _Word:
+        return self._with("bitwise_and", other)
+
+    def __rshift__(self, other: _Word | int) -> _Word:
+        return self._with("bitwise_right_shift", other)
+
+    def __lshift__(self, other: _Word | int) -> _Word:
+        return self._with("bitwise_left_shift", other)

@@ -1,0 +1,238 @@
+"""The leaves of the model's own dropout: they run in the place of its calls, with their arguments, and draw from our streams."""
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from graphreg.compiler import kept
+from graphreg.ir import rate_of
+from graphreg.planning import OwnEdit
+from graphreg.rng import Noise, recomputes
+from graphreg.runtime.leaf import Drawing, accumulation
+
+_SELU = 1.7580993408473766  # what alpha dropout drops to, minus; Klambauer et al. 2017
+
+
+def scaled(mask: Tensor, scale: float) -> Tensor:
+    """A mask that nothing else reads: in eager in its own memory."""
+    return mask.mul_(scale) if mask.is_floating_point() else mask * scale
+
+
+class OwnRule(Drawing):
+    """One dropout of the model's own: at a rate of its own, or at ``rate``; at 0 it is off.
+
+    It is called with what the function or module in its place was called with, and ``noise``, the keys.
+    """
+
+    def __init__(self, edit: OwnEdit, slot: int) -> None:
+        own = edit.own
+        super().__init__(f"{own.site.op} at {own.site.name}: {edit.becomes}", own.site.name, slot, own.path)
+        self.kind, self.rate, self.was, self.always = own.kind, edit.rate, own.rate, own.when == "always"
+        self.function, self.names, self.is_module = own.function, own.names, own.function == ""
+        self.layer: tuple[nn.Module, ...] = ()
+
+    def adopt(self, owner: nn.Module) -> None:
+        super().adopt(owner)
+        if self.is_module:
+            self.layer = (owner,)
+
+    def forward(self, *args: Any, noise: Tensor | None = None, **kwargs: Any) -> Any:
+        """What the model's call gives, with masks of ours; its own arguments, and ``noise``, the keys int32 [streams, 2]."""
+        given = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        p = self._rate(given)
+        if self.kind == "heads":
+            return self._heads(p, noise, args, kwargs, given)
+        if self.kind == "attention":
+            if p == 0 or noise is None or not self._acts(given):
+                return F.scaled_dot_product_attention(**{**given, "dropout_p": 0.0})
+            return attention(self._drop(p, noise), **given)
+        z: Tensor = args[0] if args else next(iter(kwargs.values()))
+        if p == 0 or noise is None or not self._acts(given):
+            return z
+        y = self._replaced(z, p, Noise(noise[self.slot]), given)
+        return z.copy_(y) if self._writes(given) else y
+
+    def _rate(self, given: Mapping[str, Any]) -> float:
+        """As it is now: a module's may have been changed, as the model would see it."""
+        if self.rate is not None:
+            return self.rate
+        if self.is_module:
+            return rate_of(self.layer[0])
+        if self.kind == "attention":  # the call is given 0 in eval mode
+            return float(given["dropout_p"] or self.was or 0)
+        return float(given.get("dropout_p" if self.kind == "heads" else "p", 0.5))
+
+    def _acts(self, given: Mapping[str, Any]) -> bool:
+        if self.forced or self.always:
+            return True
+        if self.is_module:
+            return self.layer[0].training
+        if self.kind == "attention":
+            return bool(given["dropout_p"] > 0 if self.was else self.owner[0].training)
+        return bool(given.get("training", given.get("train", False)))
+
+    def _writes(self, given: Mapping[str, Any]) -> bool:
+        in_place = getattr(self.layer[0], "inplace", False) if self.is_module else given.get("inplace", False)
+        return self.function.endswith("_") or bool(in_place)
+
+    def _replaced(self, z: Tensor, p: float, noise: Noise, given: Mapping[str, Any]) -> Tensor:
+        if p == 1:
+            return z * 0  # what torch gives
+
+        def formula(z: Tensor, weight: Tensor, noise: Noise) -> Tensor:
+            shape = self._shape(z, given)
+            mask = noise.keep(z if shape == z.shape else z[:1].new_empty(shape), weight).to(z.dtype)
+            return self._dropped(z, mask, p, given)
+
+        weight = torch.full((), p, dtype=accumulation(z.dtype), device=z.device)
+        again = self.recomputed and recomputes() and not self._writes(given)
+        return kept(formula, z, weight, noise) if again else formula(z, weight, noise)
+
+    def _dropped(self, z: Tensor, mask: Tensor, p: float, given: Mapping[str, Any]) -> Tensor:
+        if self.kind in ("alpha", "channel alpha"):
+            a = 1 / math.sqrt((_SELU**2 * p + 1) * (1 - p))
+            return z * (mask * a) + ((mask - 1) * (_SELU * a) + _SELU * a * p)
+        scales = getattr(self.layer[0], "scale_by_keep", True) if self.layer else True
+        return z * scaled(mask, 1 / (1 - p)) if scales else z * mask
+
+    def _shape(self, z: Tensor, given: Mapping[str, Any]) -> tuple[int, ...]:
+        """Of the mask: one draw an element, a channel of an example, an example, or a batch."""
+        if self.kind in ("element", "alpha"):
+            return tuple(z.shape)
+        ones = (1,) * (z.dim() - 1)
+        if self.kind == "depth":
+            return (1, *ones) if given.get("mode") == "batch" else (z.shape[0], *ones)
+        if z.dim() < 2:
+            raise RuntimeError(f"{self.about}: the value has {z.dim()} dims; dropout of channels needs 2 or more.")
+        return (z.shape[0], *ones) if self._unbatched(z) else (z.shape[0], z.shape[1], *ones[1:])
+
+    def _unbatched(self, z: Tensor) -> bool:
+        """Whether torch takes the first axis for the channels, which it does by the function and the number of axes."""
+        name = self.function or type(self.layer[0]).__name__.lower()
+        return (name == "dropout1d" and z.dim() == 2) or (name == "dropout3d" and z.dim() != 5)
+
+    def _drop(self, p: float, noise: Tensor) -> Callable[[Tensor], Tensor]:
+        draws = Noise(noise[self.slot])
+
+        def drop(weights: Tensor) -> Tensor:
+            keep = draws.keep(weights, torch.full((), p, dtype=accumulation(weights.dtype), device=weights.device))
+            return weights * scaled(keep.to(weights.dtype), 1 / (1 - p))
+
+        return drop
+
+    def _heads(self, p: float, noise: Tensor | None, args: Any, kwargs: Any, given: Mapping[str, Any]) -> Any:
+        """Attention with several heads: torch's own where nothing is dropped, or the layer with its function replaced."""
+        drops = p > 0 and noise is not None and self._acts(given)
+        if not self.is_module:
+            if drops and noise is not None:
+                return multi_head(self._drop(p, noise), **given)
+            return F.multi_head_attention_forward(**{**given, "dropout_p": 0.0})
+        if not drops and not self.layer[0].training:
+            return self.layer[0](*args, **kwargs)  # its fast path too
+        with _Heads(self._drop(p, noise) if drops and noise is not None else None):
+            return self.layer[0](*args, **kwargs)
+
+
+class _Heads(TorchFunctionMode):
+    """Puts ``multi_head`` in the place of torch's function, while the layer's own forward runs."""
+
+    def __init__(self, drop: Callable[[Tensor], Tensor] | None) -> None:
+        super().__init__()
+        self.drop = drop
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not F.multi_head_attention_forward:
+            return func(*args, **(kwargs or {}))
+        if self.drop is None:
+            return func(*args, **{**(kwargs or {}), "training": False})  # which decides of dropout alone
+        return multi_head(self.drop, *args, **(kwargs or {}))
+
+
+
+Drop = Callable[[Tensor], Tensor]
+
+
+def attention(
+    drop: Drop,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """``F.scaled_dot_product_attention`` with ``drop`` as its dropout: [..., L, E], [..., S, E], [..., S, V] -> [..., L, V]."""
+    if enable_gqa:  # several heads of the query share one of key and value
+        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+        value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
+    weights = (query * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)) @ key.transpose(-2, -1)
+    if is_causal:
+        later = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).triu(1)
+        weights = weights.masked_fill(later, -math.inf)
+    if attn_mask is not None:
+        weights = weights.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else weights + attn_mask
+        return drop(torch.ops.aten._safe_softmax(weights, -1)) @ value  # zeros, not nan, where a query may attend to nothing
+    return drop(torch.softmax(weights, -1)) @ value
+
+
+_PARAMETERS = inspect.signature(F.multi_head_attention_forward).parameters
+HEADS = tuple(_PARAMETERS)  # plain things: Dynamo does not look into a signature
+_DEFAULTS = {name: p.default for name, p in _PARAMETERS.items() if p.default is not p.empty}
+
+
+def multi_head(drop: Drop, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    """``F.multi_head_attention_forward`` with ``drop`` in the place of its dropout.
+
+    The weights come from torch's own function, which masks and checks; what follows the dropout is linear in them.
+    """
+    a = _separate({**_DEFAULTS, **dict(zip(HEADS, args, strict=False)), **kwargs})
+    needed, average = a["need_weights"], a["average_attn_weights"]
+    # What it does with the weights is done below: here of a value of one number, and one number comes out.
+    value, size = a["value"], len(a["q_proj_weight"])
+    none = {"value": value.new_zeros(*value.shape[:-1], 1), "v_proj_weight": value.new_zeros(size, 1)}
+    none |= {"out_proj_weight": value.new_zeros(1, size), "out_proj_bias": None}
+    _, weights = F.multi_head_attention_forward(
+        **{**a, **none, "dropout_p": 0.0, "training": False, "need_weights": True, "average_attn_weights": False}
+    )
+    assert weights is not None  # they were asked for
+    batched = weights.dim() == 4
+    dropped = drop(weights if batched else weights.unsqueeze(0))  # [batch, heads, L, S]
+    out = dropped @ _values(a, dropped.shape[1], batched)  # [batch, heads, L, E]
+    out = F.linear(out.permute(2, 0, 1, 3).flatten(2), a["out_proj_weight"], a["out_proj_bias"])
+    if needed:
+        shown = dropped.mean(1) if average else dropped
+        return (out, shown) if batched else (out.squeeze(1), shown.squeeze(0))
+    return (out if batched else out.squeeze(1)), None
+
+
+def _separate(a: dict[str, Any]) -> dict[str, Any]:
+    """With the weights of the three projections apart, as torch takes them too."""
+    if a["use_separate_proj_weight"]:
+        return a
+    q, k, v = a["in_proj_weight"].chunk(3)
+    return a | {"use_separate_proj_weight": True, "in_proj_weight": None, "q_proj_weight": q, "k_proj_weight": k, "v_proj_weight": v}
+
+
+def _values(a: dict[str, Any], heads: int, batched: bool) -> Tensor:
+    """The projected values, [batch, heads, S, E], with what torch appends to them."""
+    if a["static_v"] is not None:
+        return _appended(a, a["static_v"].unflatten(0, (-1, heads)))
+    value = a["value"] if batched else a["value"].unsqueeze(1)  # [S, batch, E]
+    bias = None if a["in_proj_bias"] is None else a["in_proj_bias"].chunk(3)[2]
+    v = F.linear(value, a["v_proj_weight"], bias)
+    if a["bias_v"] is not None:
+        v = torch.cat([v, a["bias_v"].repeat(1, v.shape[1], 1)])
+    return _appended(a, v.view(*v.shape[:2], heads, -1).permute(1, 2, 0, 3))
+
+
+def _appended(a: dict[str, Any], v: Tensor) -> Tensor:
+    return torch.cat([v, torch.zeros_like(v[:, :, :1])], 2) if a["add_zero_attn"] else v

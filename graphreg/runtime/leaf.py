@@ -1,0 +1,371 @@
+"""What a rewritten module holds under ``graphreg_rules``: one leaf module for each thing that was added.
+
+The emitted code calls them by name. They own the strengths and the keys as buffers that are not persistent; the
+regularizers' formulas run inside them, in the right precision and mode.
+"""
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graphreg.compiler import kept
+from graphreg.errors import GraphRegError, RegularizerError
+from graphreg.ir import brought, clone, has_float64, laid_out, overlaps
+from graphreg.regularizer import Splice, called
+from graphreg.rng import Noise, call_keys, next_keys, of_process, recomputes
+from graphreg.torch_internals import CHUNKED, Chunk, chunks, in_chunks, is_wrapped, lent, outside, transforms, unwrapped
+
+
+class Rules(nn.Module):
+    """The container: no key of a ``state_dict``, no entry of its ``_metadata``, buffers that keep their dtype.
+
+    ``strengths`` maps regularizers to the one buffer that all their leaves share; ``about`` is what the report tells.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.strengths: dict[str, Tensor] = {}
+        self.exact: dict[str, float] = {}  # the strengths that are float32 for now, as they were set
+        self.about: Any = None
+        self.watching: Any = None  # the monitor, while there is one
+        self.made_by: str | None = None  # the mark of the torch.fx pass that added all this
+
+    def train(self, mode: bool = True) -> Rules:
+        """The leaves follow the modules that own their sites; see ``Leaf.train``."""
+        self.training = mode
+        for leaf in self.children():
+            leaf.training = mode
+        return self
+
+    def own(self, root: nn.Module) -> None:
+        """Find the modules that own the sites, by path: a pass may have put another in the place of one, or taken it out."""
+        placed = [leaf for leaf in self.children() if isinstance(leaf, Leaf) and leaf.path is not None]
+        for leaf in placed:
+            owner = root
+            for name in str(leaf.path).split("."):  # as far as there are modules: torch.fx keeps none without a layer in it
+                if (inner := owner._modules.get(name)) is None:
+                    break
+                owner = inner
+            leaf.adopt(owner)
+        if placed and isinstance(key := self._modules.get("key"), Leaf):
+            key.owner = tuple(dict.fromkeys(leaf.owner[0] for leaf in placed))
+            key.always = any(leaf.always for leaf in placed if not isinstance(leaf, Drawing))  # those the graph tells of
+
+    def state_dict(self, *args: Any, destination: Any = None, **more: Any) -> Any:
+        """Adds nothing: the user's state_dict stays as it is, its metadata too."""
+        return destination if destination is not None else {}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rules:
+        """Follow the model to its device; keep dtype and value through ``.half()`` and ``.to_empty()``.
+
+        Several leaves hold one and the same strength: each tensor is moved once.
+        """
+        moved = {id(tensor): self._strength(name, tensor, fn) for name, tensor in self.strengths.items()}
+        for leaf in self.children():
+            for name, buffer in leaf._buffers.items():
+                if buffer is not None:
+                    if id(buffer) not in moved:
+                        moved[id(buffer)] = brought(buffer, followed(buffer, fn))
+                    leaf._buffers[name] = moved[id(buffer)]
+        self.strengths = {name: moved[id(tensor)] for name, tensor in self.strengths.items()}
+        return self
+
+    def _strength(self, name: str, tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
+        """The strength on the model's device; back where there is float64 it is again what was set, to the last bit."""
+        device = followed(tensor, fn)
+        new = brought(tensor, device)
+        if new.dtype == tensor.dtype and (new.dtype == torch.float64 or not has_float64(device)):
+            return new
+        value = self.value(name)
+        self.exact.pop(name, None)
+        if has_float64(device):
+            return torch.full_like(new, value, dtype=torch.float64)
+        self.exact[name] = value
+        return new
+
+    def value(self, name: str) -> float:
+        """The strength as it was set."""
+        tensor = self.strengths[name]
+        exact = self.exact.get(name)
+        held = float(tensor)
+        return exact if exact is not None and float(torch.tensor(exact, dtype=tensor.dtype)) == held else held
+
+    def set_value(self, name: str, value: float) -> None:
+        """Change a strength, in place: all leaves of the regularizer share it."""
+        self.strengths[name].fill_(value)
+        if name in self.exact:
+            self.exact[name] = value
+
+
+def followed(buffer: Tensor, fn: Callable[[Tensor], Tensor]) -> torch.device:
+    """The device that ``fn`` moves a buffer to; not meta, where it would lose its value."""
+    device = fn(torch.empty(0, dtype=torch.float32, device=buffer.device)).device
+    return buffer.device if device.type == "meta" else device
+
+
+def _moves(buffer: Tensor, fn: Callable[[Tensor], Tensor]) -> bool:
+    device = followed(buffer, fn)
+    return brought(buffer, device) is not buffer or (buffer.dtype == torch.float32 and has_float64(device))
+
+
+class Leaf(nn.Module):
+    """The base of all leaves: its name in errors, and its strength, float64 [1], float32 where a device has no other.
+
+    Not 0-d: of a 0-d float64 input Dynamo takes the ``item()`` as a symbol, fails to make a tensor of it again and
+    starts its analysis over (TensorifyScalarRestartAnalysis), which doubles the time to compile.
+    """
+
+    path: str | None = None  # of the module whose mode it follows, if it follows one
+    always = False  # whether it acts in every mode
+
+    def __init__(self, about: str, strength: Tensor | None = None) -> None:
+        super().__init__()
+        self.about = about
+        self.rules: tuple[Rules, ...] = ()  # in tuples, so that they do not become submodules
+        self.owner: tuple[nn.Module, ...] = (self,)  # until Rules.own
+        self.strength: Tensor
+        if strength is not None:
+            self.register_buffer("strength", strength, persistent=False)
+
+    def adopt(self, owner: nn.Module) -> None:
+        """Follow the mode of a module."""
+        self.owner = (owner,)
+
+    def weight(self, dtype: torch.dtype) -> Tensor:
+        """The strength as a 0-d tensor of the dtype it is used in."""
+        return self.strength[0].to(dtype)
+
+    def extra_repr(self) -> str:
+        return self.about
+
+    def train(self, mode: bool = True) -> Leaf:
+        """Called by another parent than ``Rules``: a pass has made a GraphModule of its own of the graph.
+
+        That module's blocks are not those which own the sites, and its mode does not reach them: the leaf follows it.
+        """
+        self.training, self.owner = mode, (self,)
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Leaf:
+        """Keep dtype and value in such a module too, and the strength one tensor for all leaves of the regularizer."""
+        if not self.rules:
+            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call,no-any-return]
+        if any(_moves(buffer, fn) for buffer in self._buffers.values() if buffer is not None):
+            self.rules[0]._apply(fn)
+        return self
+
+
+class Drawing(Leaf):
+    """What draws at a site: ``slot`` is its row of the keys, ``path`` that of the module whose mode it follows."""
+
+    def __init__(self, about: str, site: str, slot: int, path: str, strength: Tensor | None = None) -> None:
+        super().__init__(about, strength)
+        self.site, self.slot, self.path = site, slot, path
+        self.forced = False  # on, whatever the mode
+        self.recomputed = False  # in backward, when compiled; see forms.py
+
+
+class SpliceRule(Drawing):
+    """A splice at a site: acts while the module that owns the site trains, or while the noise is held on."""
+
+    overwritten = False  # whether the model may write into the value later
+    apart = False  # whether it does, and something measures what the splice gives: never the value itself then
+
+    def __init__(self, regularizer: Splice, site: str, strength: Tensor, slot: int, path: str) -> None:
+        super().__init__(f"{type(regularizer).__name__} at {site}", site, slot, path, strength)
+        self.regularizer = regularizer
+
+    def acts(self) -> bool:
+        return self.forced or self.owner[0].training
+
+    def forward(self, z: Tensor, key: Tensor) -> Tensor:
+        """z [any shape], floating; key int32 [streams, 2] -> [same shape and dtype], z itself, or a copy, where the splice does not act."""
+        if not self.acts():
+            return clone(z) if self.apart else z
+        if not isinstance(z, Tensor) or not z.is_floating_point():
+            what = z.dtype if isinstance(z, Tensor) else f"a {type(z).__name__}"
+            raise RegularizerError(f"{self.about}: the value is {what}, and only floating-point values can be spliced. Leave the site out.")
+        weight, noise = self.weight(accumulation(z.dtype)), Noise(key[self.slot])
+        again = self.recomputed and recomputes()
+        y = kept(self._formula, z, weight, noise) if again else self._formula(z, weight, noise)
+        if not isinstance(y, Tensor):
+            raise RegularizerError(f"{self.about} gave {type(y).__name__}; a splice gives a tensor like its site's.")
+        if y.shape != z.shape or y.dtype != z.dtype:
+            raise RegularizerError(
+                f"{self.about} gave {tuple(y.shape)} {y.dtype} for {tuple(z.shape)} {z.dtype}; a splice gives a tensor like its site's."
+            )
+        return y if z.layout is not torch.strided or y.stride() == z.stride() else self._laid_out(y, z)
+
+    def _laid_out(self, y: Tensor, z: Tensor) -> Tensor:
+        """``y`` with the strides of ``z``: by these operations choose a layout, round, and give a view or a copy, which writes tell."""
+        if z.is_contiguous() and y.is_contiguous():  # they differ in axes of length 1
+            return y if torch.compiler.is_compiling() else y.as_strided(z.shape, z.stride())
+        if not overlaps(z):
+            return laid_out(y, z)
+        if self.overwritten:
+            raise RegularizerError(
+                f"{self.about}: elements of the value share their place in memory (it was expanded or unfolded), so that a write of the "
+                "model into one reaches others, and no replacement of it can do that. Choose the site before, or clone the value there."
+            )
+        return y
+
+    def _formula(self, z: Tensor, weight: Tensor, noise: Noise) -> Any:
+        given = {"z": z, "weight": weight, "noise": noise, "values": {self.site: z}}
+        return called(self.regularizer, {name: given[name] for name in self.regularizer.takes})
+
+
+def accumulation(dtype: torch.dtype) -> torch.dtype:
+    """float32, or float64 for float64."""
+    if not dtype.is_floating_point:
+        raise RegularizerError(f"a value of {dtype} cannot be regularized: only floating-point values can.")
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+
+
+class _Lock:
+    """One for all modules, held for microseconds: a module's own would have to be left out of every copy and pickle."""
+
+    now = threading.Lock()
+
+
+def _anew() -> None:
+    _Lock.now = threading.Lock()  # another thread of the parent may have held it, which the child does not have
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_anew)
+
+
+def taking() -> AbstractContextManager[Any]:
+    """While a call takes its number: no other thread takes one."""
+    return _Lock.now
+
+
+class KeyRule(Leaf):
+    """Gives the keys of this call and makes those of the next: one leaf at the top of the graph.
+
+    It *assigns* new buffers. An increment in place gives silently wrong gradients when the partitioner recomputes
+    the masks in backward; so does a key derived at its use, which is inlined into every element's arithmetic.
+    """
+
+    streams: Tensor
+    step: Tensor
+    keys: Tensor
+    free: Tensor
+
+    def __init__(self, streams: Mapping[str, int]) -> None:
+        super().__init__("the keys of the call")
+        self.names = tuple(streams)
+        self.forced = False
+        self.held: int | None = None  # the call whose masks every call draws, see control.frozen_noise
+        self.alike = False  # whether all ranks draw the same
+        self.part: tuple[object, int, int] = (None, 0, 0)  # of a chunked vmap: whose, which, and the call with which it began
+        self.register_buffer("streams", torch.tensor(list(streams.values()), dtype=torch.int64), persistent=False)
+        self.register_buffer("step", torch.zeros(1, dtype=torch.int64), persistent=False)
+        self.register_buffer("keys", call_keys(self.streams, self.step), persistent=False)
+        # What a compiled graph asks instead of ``held``: a tensor, so that holding the noise compiles nothing again; a number, as
+        # torch.optim.swa_utils.AveragedModel(use_buffers=True) subtracts buffers.
+        self.register_buffer("free", torch.ones(1, dtype=torch.int64), persistent=False)
+
+    def draws(self, always: bool = False) -> bool:
+        return always or self.forced or self.always or any(owner.training for owner in self.owner)
+
+    def refuse_backward(self) -> None:
+        """Raise where a backward pass runs the forward again, which would draw the next masks."""
+        if self.held is None and torch._C._current_graph_task_id() != -1:
+            raise GraphRegError(
+                "this module runs inside a backward pass: activation checkpointing around the whole of it would draw "
+                "other masks than the forward did. Put forward and backward under graphreg.frozen_noise(module), or "
+                "checkpoint blocks inside the model, and compile outside."
+            )
+
+    def forward(self, always: bool = False) -> Tensor:
+        """``always``: the graph has a dropout of the model's own that acts in eval mode too."""
+        if not self.draws(always):
+            keys = self.keys
+        elif not torch.compiler.is_compiling():
+            keys = self._taken()
+        elif transforms() and in_chunks():
+            keys = self._taken_of_chunk()
+        else:
+            # Into the dict that Module.__setattr__ would write to, after Dynamo had traced all of its questions.
+            keys, step = self.keys, self.step + 1
+            following = next_keys(self.streams, step, self.free, keys)
+            self._buffers["step"], self._buffers["keys"] = (unwrapped(step), unwrapped(following)) if transforms() else (step, following)
+        return of_process(keys, self.alike)
+
+    def _taken(self) -> Tensor:
+        """The keys of this call, when those of the next have taken their place: for one thread at a time, outside of torch.func."""
+        self.refuse_backward()
+        if is_wrapped(self.step) or (self.held is None and lent(self.step)):
+            raise GraphRegError(
+                "the noise's own counter is among what torch.func.functional_call was given: it would not count on, and each call would "
+                "draw the same. Leave what begins with 'graphreg_rules.' out: {n: b for n, b in module.named_buffers() if "
+                "'graphreg_rules.' not in n}. For the same masks in each call there is graphreg.frozen_noise(module)."
+            )
+        if not transforms():
+            with taking():
+                return self._advanced()
+        parts = chunks()
+        with taking(), outside():
+            if parts and self.held is None:
+                self._rejoin(parts)
+            return self._advanced()
+
+    _taken_of_chunk = torch.compiler.disable(_taken, reason=CHUNKED)  # type: ignore[no-untyped-call]
+
+    def _advanced(self) -> Tensor:
+        keys, step = self.keys, self.step + 1
+        if type(step) is type(self.step):  # shape propagation calls with fake tensors
+            self._buffers["step"] = step
+            if self.held is None:
+                self._buffers["keys"] = call_keys(self.streams, step)
+        return keys
+
+    def _rejoin(self, parts: Sequence[Chunk]) -> None:
+        """Each part of a vmap with ``chunk_size`` has the calls of the first: the rows of a batch are of one call."""
+        if len(parts) > 1:
+            raise GraphRegError(
+                "the module draws noise within two vmaps that both have a chunk_size, and which rows belong together is not known. "
+                "Leave the inner chunk_size out."
+            )
+        run, number, call = self.part
+        if run is not parts[0].run:
+            call = int(self.step)
+        elif number != parts[0].number:
+            self.seek(call)
+        self.part = (parts[0].run, parts[0].number, call)
+
+    def call(self) -> int:
+        """The next call's number. All calls that draw under ``hold`` are one."""
+        step = int(self.step)
+        return step if self.held is None else min(step, self.held + 1)
+
+    def seek(self, call: int) -> None:
+        """Go to a call: the next forward draws its masks."""
+        self.step = torch.full_like(self.step, call)
+        self.keys = call_keys(self.streams, self.step)
+        if self.held is not None:
+            self.held = call
+
+    def settle(self) -> None:
+        """Out of ``torch.inference_mode``, whose tensors a compiled graph could not save for backward later."""
+        if self.step.is_inference():
+            with torch.inference_mode(False):
+                self.step, self.keys = self.step.clone(), self.keys.clone()
+
+    def hold(self) -> None:
+        """From here on every call draws the masks of the next one."""
+        self.held, self.free = int(self.step), torch.zeros_like(self.free)
+
+    def release(self) -> None:
+        """Go on behind the held call, if anything drew it."""
+        call, self.held, self.free = self.call(), None, torch.ones_like(self.free)
+        self.seek(call)

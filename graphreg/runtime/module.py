@@ -1,0 +1,380 @@
+"""The module that comes back: the user's model as far as a graph can be it, with both modes in it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
+
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from graphreg.compiler import LOWERED, Lowering, with_our_pass
+from graphreg.errors import GraphRegError, TraceError
+from graphreg.ir import (
+    IGNORED,
+    PREFIX,
+    RULES,
+    STATE,
+    State,
+    check_arguments,
+    check_names,
+    freeze,
+    plain,
+    registered,
+    reserved,
+    spelled,
+    state_of,
+    thaw,
+)
+from graphreg.regularizer import Regularizer
+from graphreg.runtime.averaging import averages_follow
+from graphreg.runtime.forward import chosen, guarded, signature
+from graphreg.runtime.leaf import Rules
+from graphreg.runtime.vjp import Derivative
+from graphreg.tracing import PLAIN
+
+_REMADE = ("_graph", "_code", LOWERED, "_compiled_call_impl")  # not copied, not pickled
+_common: WeakValueDictionary[bytes, type[RewrittenModule]] = WeakValueDictionary()  # classes by what their forward does
+_STATE_HOOKS = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
+
+
+class Regularized(NamedTuple):
+    """What a rewritten module returns: the model's own output, and the penalties, already weighted."""
+
+    output: Any
+    penalties: dict[str, Tensor]
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"this is (output, penalties), which has no {name!r}. Write output, penalties = module(x), or regularize with "
+            "penalties='attach' to get the output alone."
+        )
+
+
+Regularized.__module__ = "graphreg"  # emitted code and pickles call it by its public name, wherever this file stands
+
+
+pytree._register_namedtuple(Regularized, serialized_type_name="graphreg.Regularized")  # torch.export.save writes the name down
+
+
+class RewrittenModule(fx.GraphModule):
+    """A GraphModule that shares the model's layers and holds one forward for both modes, or one for each."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graphs: Mapping[str, fx.Graph],
+        rules: Rules | None,
+        held: Mapping[str, Any],
+        constants: Mapping[str, Tensor] | None = None,
+        whole: bool = True,
+    ) -> None:
+        check_names(model, plain_too=whole)
+        super().__init__(nn.Module(), fx.Graph(), type(model).__name__.removesuffix("Impl"))
+        self.__dict__[STATE] = _state(model, dict(held))
+        _adopt(self, model)
+        if rules is not None:
+            self.add_module(RULES, rules)
+            # DDP would broadcast rank 0's buffers over all ranks' at every step
+            ignored = [name for name in self.__dict__.get(IGNORED, ()) if not name.startswith(f"{RULES}.")]
+            self.__dict__[IGNORED] = ignored + [f"{RULES}.{name}" for name, _ in rules.named_buffers(remove_duplicate=False)]
+        self.__dict__.update(constants or {})
+        _set_graphs(self, dict(graphs))
+
+    @property
+    def training(self) -> bool:
+        """The mode: that of the model, as long as both live, so that ``.train()`` and ``.eval()`` of either reach both."""
+        state = self.__dict__.get(STATE)
+        if state is None:  # torch.fx is making it
+            return True
+        return bool(state.root[0].training if state.root else state.mode)
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        state = self.__dict__.get(STATE)
+        if state is not None:
+            if state.root:
+                state.root[0].training = mode
+            state.mode = mode
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The graph that runs: of the two, that of the mode the module is in. Edit it in place, then ``recompile()``."""
+        state = self.__dict__.get(STATE)
+        return state.graphs[state.running(self.training)] if state is not None and state.graphs else self._graph
+
+    @graph.setter
+    def graph(self, graph: fx.Graph) -> None:
+        state = self.__dict__.get(STATE)
+        if state is not None and state.graphs:
+            state.graphs[state.running(self.training)] = graph
+        self._graph = graph
+        self.recompile()
+
+    @property
+    def code(self) -> str:
+        """The emitted Python of ``graph``."""
+        state = _known(self)
+        return state.codes[state.running(self.training)]
+
+    @property
+    def compiled_code(self) -> str:
+        """The emitted Python that torch.compile is given: that of ``graph``, with an operator for each recurrent layer."""
+        state = _known(self)
+        return (state.compiled_codes or state.codes)[state.running(self.training)]
+
+    def lowering(self) -> Lowering:
+        """What becomes of the module's recurrent layers when it is compiled."""
+        return lowering(self)
+
+    @property
+    def graphs(self) -> dict[str, fx.Graph]:
+        """The graphs by mode: ``both``, or ``train`` and ``eval``."""
+        return _known(self).graphs
+
+    def recompile(self) -> Any:
+        """Generate the forward of each graph anew, and the one that chooses between them."""
+        state = self.__dict__.get(STATE)
+        if state is None or not state.graphs:  # torch.fx is making it
+            return super().recompile()
+        forwards, compiled = {}, {}
+        _leave_class(self)
+        _give_way(self)
+        state.codes, state.compiled_codes, named = {}, {}, list[dict[str, Any]]()
+        lowered = lowering(self)
+        self.__dict__[LOWERED] = lowered.stand_ins
+        for mode, graph in reversed(state.graphs.items()):  # the first stays as ``_graph``, which torch.fx prints
+            if lowered.layers:
+                self._graph = spelled(lowered.lowered(graph))
+                named.append(super().recompile().globals)
+                compiled[mode], state.compiled_codes[mode] = type(self).forward, self._code
+            check_arguments(graph, "", type(self).__name__)
+            self._graph = spelled(graph)
+            python_code = super().recompile()
+            check_arguments(graph, self._code, type(self).__name__)
+            self._graph = graph
+            graph.owning_module = self
+            named.append(python_code.globals)
+            forwards[mode], state.codes[mode] = type(self).forward, self._code
+        optional = [str(n.target) for n in self._graph.nodes if n.op == "placeholder" and n.args and not state.brought]
+        carried, derivatives = [name for name in optional if name not in state.held], list[str]()
+        if isinstance(rules := self._modules.get(RULES), Rules):
+            averages_follow()
+            rules.own(self)
+            derivatives = [name for name, leaf in rules.named_children() if isinstance(leaf, Derivative)]
+        type(self).forward = chosen(forwards, compiled or forwards, state.held, carried, RULES, derivatives)
+        type(self).forward.__signature__ = signature(type(self).forward, self._graph)  # type: ignore[attr-defined]
+        type(self).__call__ = guarded(RULES)  # type: ignore[method-assign]
+        _join_class(self, (carried, derivatives, [{name: id(value) for name, value in each.items()} for each in named]))
+        return python_code
+
+    def train(self, mode: bool = True) -> RewrittenModule:
+        trainer = _known(self).trainer
+        if not trainer:
+            return super().train(mode)
+        trainer[0].train(mode)
+        self.training = mode
+        return self
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Compile in place, as ``nn.Module.compile`` does; under Inductor with the passes of ``graphreg/inductor.py``.
+
+        Raises GraphRegError for fullgraph=True and a recurrent layer that is not lowered.
+        """
+        if options.get("fullgraph") and (refused := lowering(self).refused()):
+            raise GraphRegError(refused)
+        rules = self._modules.get(RULES)
+        differentiates = rules is not None and any(isinstance(leaf, Derivative) for leaf in rules.children())
+        super().compile(*args, **(options if args else with_our_pass(options, differentiates)))
+
+    def penalties(self) -> dict[str, Tensor]:
+        """The values of the last call's penalties, detached; for ``penalties="attach"``."""
+        rules = self._modules.get(RULES)
+        attach = rules._modules.get("attach") if rules is not None else None
+        if attach is None:
+            raise GraphRegError("this module returns its penalties with its output; penalties() is for penalties='attach'.")
+        return dict(attach.last)  # type: ignore[arg-type]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            state = self.__dict__.get(STATE)
+            model, known = state.source if state is not None else ("", ())
+            if name in known:
+                raise AttributeError(_no_method(name, model)) from None
+            raise
+
+    def __getstate__(self) -> dict[str, Any]:
+        known = _known(self)
+        frozen: Any = {mode: freeze(graph) for mode, graph in known.graphs.items()}
+        state = {k: v for k, v in self.__dict__.items() if k not in _REMADE}
+        state[STATE] = dataclasses.replace(
+            known, root=(), mode=self.training, held=dict(known.held), graphs=frozen, codes={}, compiled_codes={}
+        )
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(dict(state))  # type: ignore[no-untyped-call]
+        known = _known(self)
+        frozen: Any = known.graphs
+        known.graphs = {}
+        _set_graphs(self, {mode: thaw(records) for mode, records in frozen.items()})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _blank, (type(self).__name__,), self.__getstate__()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RewrittenModule:
+        twin = _blank(type(self).__name__)
+        memo[id(self)] = twin
+        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return twin
+
+    def __copy__(self) -> RewrittenModule:
+        """The same layers, with strengths and noise of its own: a leaf follows the mode of one module."""
+        twin, state = _blank(type(self).__name__), self.__getstate__()
+        state["_modules"] = dict(self._modules)
+        if (rules := self._modules.get(RULES)) is not None:
+            kept: list[Any] = [module for name, child in self.named_children() if name != RULES for module in child.modules()]
+            kept += [scale for leaf in rules.children() if (scale := vars(leaf).get("scale")) is not None]
+            state["_modules"][RULES] = copy.deepcopy(rules, {id(self): twin, **{id(each): each for each in kept}})
+        twin.__setstate__(state)
+        return twin
+
+
+def _no_method(name: str, model: str) -> str:
+    """What to do about a method of the model: the layers are shared, the forward is not."""
+    if "checkpointing" in name and not name.startswith("is_"):  # a flag that a forward reads, when it is traced
+        advice = (
+            "Call it on the model before graphreg.regularize: blocks that checkpoint in their own forward (transformers') are then called "
+            "as they are, and their insides are no sites; a root that checkpoints its blocks (timm's) is refused. Called now it would "
+            "change nothing here."
+        )
+    else:
+        advice = (
+            f"Call it on the model itself, which shares its layers with this module. If {name} changes what the model's forward does, or "
+            "which modules it has, this graph does not follow: then regularize the model again."
+        )
+    return f"{name!r} belongs to {model}, and a graph has no method but its forward. {advice}"
+
+
+def _blank(class_name: str) -> RewrittenModule:
+    module = RewrittenModule.__new__(RewrittenModule)
+    type(module).__name__ = class_name
+    return module
+
+
+def lowering(module: RewrittenModule) -> Lowering:
+    """What becomes of a module's recurrent layers when it is compiled."""
+    return Lowering(module, _known(module).graphs.values())
+
+
+def _known(module: nn.Module) -> State:
+    state = state_of(module)
+    if state is None:
+        raise GraphRegError("this module is not whole: torch.fx or pickle has only begun to make it.")
+    return state
+
+
+def _state(model: nn.Module, held: dict[str, Any]) -> State:
+    own, kind = state_of(model), type(model)
+    methods = frozenset(name for name in dir(kind) if not name.startswith("__") and name not in dir(nn.Module))
+    # A root that overrides train() (to keep a backbone frozen) is still asked: a graph cannot carry its method.
+    trainer = own.trainer if own is not None else (model,) if kind.train is not nn.Module.train else ()
+    brought = isinstance(model, fx.GraphModule) and (own is None or own.brought)
+    return State(own.source if own is not None else (kind.__name__, methods), (model,), trainer, held, brought)
+
+
+def _adopt(module: RewrittenModule, model: nn.Module) -> None:
+    """Take over what the model has. The dicts of parameters and buffers are shared, so that ``.to()`` reaches both."""
+    own = plain(model)
+    module.__dict__.update({n: v for n, v in own.items() if (n not in reserved() or n == IGNORED) and not n.startswith(PREFIX)})
+    for name in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
+        module.__dict__[name] = model.__dict__[name]
+    module.__dict__["_modules"] = {name: child for name, child in model._modules.items() if name != RULES}
+    module.__dict__["meta"] = dict(meta) if isinstance(meta := own.get("meta"), dict) else {}
+    for name in _STATE_HOOKS:
+        module.__dict__[name] = copy.copy(model.__dict__[name])
+    module.__dict__["_version"] = model._version  # GraphModule's own would go into state_dict()._metadata
+
+
+def _leave_class(module: RewrittenModule) -> None:
+    """Give the module a class of its own, in which its forward is generated: those who had it in common keep theirs."""
+    kind = type(module)
+    if "graphreg_common" in vars(kind):
+        module.__class__ = type(_blank(kind.__name__))
+    elif kind.__bases__ != (RewrittenModule,) and "graphreg_own" not in vars(kind):  # FSDP's: one for all modules of a class
+        module.__class__ = type(kind.__name__, (kind,), {"graphreg_own": True})
+
+
+def _join_class(module: RewrittenModule, about: tuple[Any, ...]) -> None:
+    """Give modules of the same code and structure one class, as modules have: ``torch.func.stack_module_state`` asks for that.
+
+    Of the same code alone would not do: Dynamo compiles a code object for eight different structures, and then for no other. The ids
+    in ``about`` are those of objects that the forward of the class holds.
+    """
+    state, kind = _known(module), type(module)
+    if kind.__bases__ != (RewrittenModule,):
+        return
+    held = [(name, type(value), repr(value) if isinstance(value, PLAIN) else id(value)) for name, value in state.held.items()]
+    ours = [name for name in vars(kind) if name in vars(RewrittenModule)]
+    source = (state.source[0], sorted(state.source[1]))
+    key = repr((kind.__name__, state.codes, state.compiled_codes, source, held, sorted(ours), about, _structure(module)))
+    common = _common.setdefault(hashlib.blake2b(key.encode()).digest(), kind)
+    if common is not kind:
+        module.__class__ = common
+    else:
+        kind.graphreg_common = True  # type: ignore[attr-defined]
+
+
+def _structure(module: nn.Module) -> list[Any]:
+    """What a compiled graph of a module is for, and its code does not say: shapes, layers and their options."""
+    found: list[Any] = []
+    for path, inner in module.named_modules(remove_duplicate=False):
+        own = {} if inner is module or isinstance(inner, Rules) else vars(inner)  # of which the code reads nothing but tensors
+        options = sorted((name, repr(value)) for name, value in own.items() if name != "training" and _is_plain(value))
+        named = (*inner._parameters.items(), *inner._buffers.items())
+        tensors = [(name, *_about(tensor)) for name, tensor in named if tensor is not None]
+        found.append((path, type(inner) if inner is not module else None, options, tensors))
+    return found
+
+
+def _about(tensor: Tensor) -> tuple[Any, ...]:
+    lazy = nn.parameter.is_lazy(tensor)
+    return (None if lazy else tensor.shape), tensor.dtype, tensor.device, tensor.requires_grad
+
+
+def _is_plain(value: Any) -> bool:
+    return all(map(_is_plain, value)) if isinstance(value, tuple) else isinstance(value, (*PLAIN, Regularizer))
+
+
+def _give_way(module: RewrittenModule) -> None:
+    """Where the model has something under a name of ours (``penalties``, ``graphs``), that name means the model's."""
+    ours = {name for name in vars(RewrittenModule) if not name.startswith("_")} - reserved() - set(dir(nn.Module))
+    for name in ours.intersection((*registered(module), *module.__dict__)):
+        if name == "penalties" and getattr(module._modules.get(RULES), "attach", None) is not None:
+            raise TraceError(
+                f"{type(module).__name__} has something called 'penalties', and penalties='attach' gives the last values by "
+                "module.penalties(). Rename it in the model, or take penalties='return'."
+            )
+        setattr(type(module), name, _theirs(name))
+
+
+def _theirs(name: str) -> property:
+    def get(module: nn.Module) -> Any:
+        kinds = (module.__dict__, module._parameters, module._buffers, module._modules)
+        return next(kind[name] for kind in kinds if name in kind)
+
+    def put(module: nn.Module, value: Any) -> None:
+        module.__dict__[name] = value
+
+    return property(get, put)
+
+
+def _set_graphs(module: RewrittenModule, graphs: dict[str, fx.Graph]) -> None:
+    _known(module).graphs = graphs
+    module.recompile()

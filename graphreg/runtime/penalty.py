@@ -1,0 +1,99 @@
+"""The leaves that measure: a penalty's formula at its sites, in the right precision, and the total that comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graphreg.errors import RegularizerError
+from graphreg.ir import Steps
+from graphreg.regularizer import Penalty, called
+from graphreg.runtime.leaf import Leaf, accumulation
+
+
+class Measure(Leaf):
+    """A penalty's formula at one site, in float32 or wider, also under autocast."""
+
+    def __init__(self, regularizer: Penalty, site: str, strength: Tensor) -> None:
+        super().__init__(f"{type(regularizer).__name__} at {site}", strength)
+        self.regularizer, self.site = regularizer, site
+
+    def forward(self, value: Tensor) -> Tensor:
+        return measured(self.regularizer, {self.site: value}, self.weight, self.about)
+
+
+class MeasureSteps(Measure):
+    """A penalty's formula on a sequence: the value of one site, or the values of a cell's calls, in order."""
+
+    def __init__(self, regularizer: Penalty, site: str, strength: Tensor, steps: Steps) -> None:
+        super().__init__(regularizer, site, strength)
+        self.steps = steps
+
+    def forward(self, value: Tensor | tuple[Tensor, ...], lengths: Tensor | None = None) -> Tensor:
+        sequence, lengths = self.steps.of(value, lengths, self.about)
+        return measured(self.regularizer, {self.site: sequence}, self.weight, self.about, lengths)
+
+
+class Total(Leaf):
+    """A penalty: its measurements, averaged (or summed), times its strength. Parameters are measured here."""
+
+    def __init__(self, regularizer: Penalty, name: str, strength: Tensor) -> None:
+        super().__init__(f"{type(regularizer).__name__} {name}", strength)
+        self.regularizer = regularizer
+
+    def forward(self, *values: Tensor) -> Tensor:
+        if self.regularizer.on == "parameters":
+            values = tuple(measured(self.regularizer, {"": value}, self.weight, self.about) for value in values)
+        if not values:  # a mode in which none of its sites is reached
+            return self.weight(torch.float32) * 0
+        stacked = torch.stack(values)
+        total = stacked.sum() if getattr(self.regularizer, "reduction", "mean") == "sum" else stacked.mean()
+        return self.weight(total.dtype) * total
+
+
+class Whole(Total):
+    """A penalty that asks for ``values``: all its sites at once, by name, not averaged."""
+
+    def forward(self, values: dict[str, Tensor]) -> Tensor:  # type: ignore[override]
+        if not values:
+            return self.weight(torch.float32) * 0
+        total = measured(self.regularizer, values, self.weight, self.about)
+        return self.weight(total.dtype) * total
+
+
+def measured(
+    regularizer: Penalty, sites: Mapping[str, Tensor], weight: Callable[[torch.dtype], Tensor], about: str, lengths: Tensor | None = None
+) -> Tensor:
+    """The formula on values widened to the dtype they are accumulated in, with autocast off."""
+    for value in sites.values():
+        if not isinstance(value, Tensor):
+            raise RegularizerError(
+                f"{about}: the value is a {type(value).__name__}, no tensor. Select a part of it by its port (:0), or leave the site out."
+            )
+    wide = {name: _wide(value) for name, value in sites.items()}
+    first = next(iter(wide.values()))
+    given: dict[str, Any] = {"z": first, "w": first, "values": wide, "steps": first, "lengths": lengths}
+    if "weight" in regularizer.takes:
+        given["weight"] = weight(first.dtype)
+    return formula(regularizer, given, first.device.type, about)
+
+
+def _wide(value: Tensor) -> Tensor:
+    dtype = accumulation(value.dtype)
+    return value if value.dtype == dtype else value.to(dtype)  # a compiler would carry the operator to its end
+
+
+def formula(regularizer: Penalty, given: Mapping[str, Any], device: str, about: str) -> Tensor:
+    """What the formula makes of what it asks for, with autocast off: a 0-d tensor."""
+    call = {name: given[name] for name in regularizer.takes}
+    if device != "meta" and torch.is_autocast_enabled(device):  # torch has no autocast to ask for there
+        with torch.autocast(device, enabled=False):
+            value: Tensor = called(regularizer, call)
+    else:
+        value = called(regularizer, call)
+    if value.dim() != 0:
+        raise RegularizerError(f"{about} gave a tensor of shape {tuple(value.shape)}; a penalty is a 0-d tensor. Average it.")
+    return value

@@ -1,0 +1,143 @@
+"""Sampling: many passes of a module with its noise on, and what they say together (Gal & Ghahramani 2016)."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from graphreg.errors import RegularizerError, shown
+from graphreg.ir import widest
+from graphreg.runtime.controls import noise_on, require_draws
+from graphreg.runtime.module import Regularized
+from graphreg.torch_internals import Changes
+from graphreg.tracing import arguments
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What ``sample`` gives. Each field has the structure of the model's own output, tensors in the place of its tensors.
+
+    ``mean`` and ``spread`` (the standard deviation, with n - 1; nan for n = 1): over the passes, shapes as in one output,
+    float32 at least. ``outputs``: every pass, [n, ...] each, or None with ``keep=False``.
+    """
+
+    n: int
+    mean: Any
+    spread: Any
+    outputs: Any
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(str(list(t.shape)) if isinstance(t, Tensor) else repr(t) for t in pytree.tree_leaves(self.mean))
+        spreads = [t.mean() for t in pytree.tree_leaves(self.spread) if isinstance(t, Tensor)]
+        return f"Samples(n={self.n}, mean: {shapes}, spread: {', '.join(f'{float(s):.3g}' for s in spreads)} on average)"
+
+
+def sample(module: nn.Module, inputs: Any, n: int, *, keep: bool = True, progress: bool | None = None) -> Samples:
+    """``n`` passes with the noise on and the model otherwise in eval mode, without gradients; modes are put back.
+
+    ``inputs``: a tensor, a tuple (positional) or a dict (keyword). Each pass draws the masks of a call of its own.
+    ``keep=False`` holds no outputs, only what mean and spread need (Welford 1962). ``progress``: a line on stderr; None shows it
+    where that is a terminal. Raises RegularizerError for ``n`` below 1, GraphRegError for a module that draws no noise.
+    """
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+        raise RegularizerError(f"n={shown(n)} is not allowed; n is the number of passes, a whole number of 1 or more.")
+    if progress is not None and not isinstance(progress, bool):
+        raise RegularizerError(
+            f"progress={shown(progress)} is not allowed; give True, False, or None for a line where stderr is a terminal."
+        )
+    require_draws(module)
+    call = arguments(inputs, "inputs")
+    if call is None:
+        raise RegularizerError("inputs=None is not allowed; give a tensor, a tuple (positional) or a dict (keyword).")
+    running = _Running()
+    with _evaluating(module), noise_on(module), torch.no_grad(), _line(n, progress) as line:
+        for i in range(n):
+            line.at(i)
+            given = module(*call[0], **call[1])
+            running.take(given.output if isinstance(given, Regularized) else given, keep)
+    return running.samples()
+
+
+class _Running:
+    """Mean and squares of the tensors of an output, pass by pass."""
+
+    def __init__(self) -> None:
+        self.n, self.rest = 0, list[Any]()
+        self.spec: pytree.TreeSpec = pytree.treespec_leaf()
+        self.mean: list[Tensor] = []
+        self.squares: list[Tensor] = []
+        self.kept: list[list[Tensor]] = []
+
+    def take(self, output: Any, keep: bool) -> None:
+        """Count one pass in; ``keep``: its output is kept too."""
+        self.n += 1
+        self.rest, self.spec = pytree.tree_flatten(output)
+        tensors = [leaf for leaf in self.rest if isinstance(leaf, Tensor)]
+        if not tensors:
+            raise RegularizerError(
+                f"the module's output is {type(output).__name__}, and no tensor is found in it to average. "
+                "Make its class known: torch.utils._pytree.register_dataclass, or register_pytree_node."
+            )
+        values = [t.to(torch.float32 if t.is_floating_point() and t.dtype != torch.float64 else widest(t.device)) for t in tensors]
+        if self.n == 1:
+            self.mean, self.squares = [torch.zeros_like(v) for v in values], [torch.zeros_like(v) for v in values]
+        for i, value in enumerate(values):
+            away = value - self.mean[i]
+            self.mean[i] = self.mean[i] + away / self.n
+            self.squares[i] = self.squares[i] + away * (value - self.mean[i])
+        if keep:
+            self.kept.append([t.clone() for t in tensors])  # a compiled module may use its output's memory again
+
+    def samples(self) -> Samples:
+        spread = [(s / (self.n - 1)).sqrt() if self.n > 1 else torch.full_like(s, torch.nan) for s in self.squares]
+        outputs = self._like([torch.stack(passes) for passes in zip(*self.kept, strict=True)]) if self.kept else None
+        return Samples(self.n, self._like(self.mean), self._like(spread), outputs)
+
+    def _like(self, tensors: Sequence[Tensor]) -> Any:
+        """The output again, with other tensors; what is no tensor is the last pass's."""
+        given = iter(tensors)
+        return pytree.tree_unflatten([next(given) if isinstance(leaf, Tensor) else leaf for leaf in self.rest], self.spec)
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode; afterwards every submodule has its own mode again."""
+    with Changes() as changes, changes:
+        for m in module.modules():
+            changes.later(partial(setattr, m, "training", m.training))
+        module.eval()
+        yield
+
+
+class _Line:
+    """How far it is, on one line that is written over; a terminal is not flooded."""
+
+    def __init__(self, n: int, shown: bool) -> None:
+        self.n, self.shown, self.last = n, shown, 0.0
+
+    def at(self, done: int) -> None:
+        now = time.monotonic()
+        if self.shown and now - self.last > 0.1:
+            self.last = now
+            sys.stderr.write(f"\rgraphreg.sample: {done} of {self.n} passes")
+            sys.stderr.flush()
+
+
+@contextmanager
+def _line(n: int, progress: bool | None) -> Iterator[_Line]:
+    line = _Line(n, sys.stderr.isatty() if progress is None else progress)
+    try:
+        yield line
+    finally:
+        if line.shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()

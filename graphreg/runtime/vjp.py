@@ -1,0 +1,110 @@
+"""The leaves of penalties on derivatives: what tracks a value, what differentiates, and the forward that lets them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
+
+from graphreg.errors import GraphRegError, RegularizerError
+from graphreg.planning import Cone
+from graphreg.regularizer import Penalty, Pull, known_to_dynamo, tracked
+from graphreg.rng import Noise
+from graphreg.runtime.leaf import Leaf, accumulation
+from graphreg.runtime.penalty import Total, formula
+
+
+class Derivative(Total):
+    """A penalty that asks for ``pull``: on all its sites at once. It acts in train mode; ``always``: in eval mode, too.
+
+    ``slots``: the places of the sites' keys among those of the call.
+    """
+
+    path = ""  # its mode is the whole model's
+
+    def __init__(self, regularizer: Penalty, name: str, strength: Tensor, cone: Cone, slots: Mapping[str, int]) -> None:
+        super().__init__(regularizer, name, strength)
+        self.cone, self.slots = cone, dict(slots)
+        self.always = bool(getattr(regularizer, "always", False))
+        self.proven = False
+        known_to_dynamo()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        known_to_dynamo()
+
+    def acts(self) -> bool:
+        return self.always or self.owner[0].training
+
+    def forward(self, values: dict[str, Tensor], wrt: dict[str, Tensor], key: Tensor) -> Tensor:  # type: ignore[override]
+        """The penalty, 0-d; ``values`` and ``wrt`` by site, the key int32 [streams, 2] for the directions that it draws."""
+        if not values:
+            return self.weight(torch.float32) * 0
+        first = next(iter(values.values()))
+        if not self.acts():
+            return self.weight(accumulation(first.dtype)) * 0
+        self._require(values, wrt)
+        real = {name: x for name, x in wrt.items() if x.is_floating_point()}
+        noise = {name: Noise(key[self.slots[name]]) for name in values}
+        compiling = torch.compiler.is_compiling()
+        pull = Pull(values, real, noise, self.about, self.cone.suspects, not compiling and self.proven)
+        weight = self.weight(accumulation(first.dtype))
+        total = formula(self.regularizer, {"pull": pull, "weight": weight}, first.device.type, self.about)
+        if not compiling:
+            self.proven = True
+        return weight * total
+
+    def _require(self, values: Mapping[str, Tensor], wrt: Mapping[str, Tensor]) -> None:
+        for z in values.values():
+            accumulation(z.dtype)
+        if wrt and not any(x.is_floating_point() for x in wrt.values()):
+            raise RegularizerError(
+                f"{self.about}: wrt selects integers only ({', '.join(wrt)}), which have no derivative. "
+                "Select a hidden value, e.g. wrt='embedding'; graphreg.names(model) lists them."
+            )
+        inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()  # Dynamo does not know the question
+        if inference or not torch.is_grad_enabled():
+            raise GraphRegError(
+                f"{self.about} needs derivatives, and torch records none here (torch.no_grad around a module that a pass has made "
+                "anew, or torch.inference_mode). Call the module under torch.enable_grad(), or in eval mode without always=True."
+            )
+
+
+class Track(Leaf):
+    """Has autograd record what is made of a value, while a penalty that differentiates acts."""
+
+    def __init__(self, site: str, readers: Sequence[Derivative]) -> None:
+        super().__init__(f"wrt {site}")
+        self.site, self.readers = site, tuple(readers)
+
+    def forward(self, x: Any) -> Any:
+        if not isinstance(x, Tensor) or not x.is_floating_point() or not any(reader.acts() for reader in self.readers):
+            return x
+        return tracked(x)
+
+
+def run(forward: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any, rules: Any, names: Sequence[str]) -> Any:
+    """The forward. Where a penalty differentiates, attention takes the kernel that has a second derivative.
+
+    ``names``: of the penalties that do, among the additions ``rules``.
+    """
+    acting = [leaf for leaf in [rules._modules[name] for name in names] if leaf.acts()]
+    if not acting:
+        return forward(module, *args, **kwargs)
+    if any(reader.cone.attends for reader in acting):
+        with sdpa_kernel(SDPBackend.MATH):
+            return _recorded(forward, module, args, kwargs)
+    return _recorded(forward, module, args, kwargs)
+
+
+def _recorded(forward: Callable[..., Any], module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The forward, recorded by autograd under ``torch.no_grad``, too; what it gives there needs no gradient, as usual."""
+    if torch.is_grad_enabled():
+        return forward(module, *args, **kwargs)
+    with torch.enable_grad():
+        result = forward(module, *args, **kwargs)
+    return pytree.tree_map_only(Tensor, Tensor.detach, result)

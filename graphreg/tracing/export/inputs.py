@@ -1,0 +1,73 @@
+"""Inputs of an exported graph: the arguments of the model's forward, the tensors they hold, and what is asserted of them."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import fx, nn
+
+from graphreg.ir import Label, Place, assert_sizes, held_at, holds
+from graphreg.tracing.export.op_record import AT, PLAIN, Built, Recording
+
+
+class Inputs:
+    """Placeholders for every argument, and what is taken out of those that hold several tensors.
+
+    ``made``: our node by the place of torch.export's. ``places``: the tensors, with what the user calls them.
+    """
+
+    def __init__(self, graph: fx.Graph, model: nn.Module, told: Recording, label: Callable[[fx.Node], None]) -> None:
+        self.graph, self.made, self.places = graph, dict[int, fx.Node](), list[Place]()
+        signature = inspect.signature(model.forward)
+        args, kwargs = told.given
+        given = signature.bind(*args, **kwargs).arguments
+        placeholders = {}
+        for name, parameter in signature.parameters.items():
+            star = "*" if parameter.kind is parameter.VAR_POSITIONAL else "**" if parameter.kind is parameter.VAR_KEYWORD else ""
+            default = () if parameter.default is parameter.empty else (parameter.default,)
+            placeholders[name] = graph.create_node("placeholder", star + name, default)
+            label(placeholders[name])
+        for name, parameter in signature.parameters.items():
+            if name in given or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                nothing: Any = {} if parameter.kind is parameter.VAR_KEYWORD else ()
+                self._take(placeholders[name], given.get(name, nothing), name, ())
+        sizes = next((node.meta["val"].fake_mode.shape_env for node, _ in self.places), None)
+        guards = [guard.expr for i, guard in enumerate(sizes.guards) if i not in told.own_guards] if sizes else []
+        assert_sizes(graph, self.places, guards)
+
+    def _take(self, holder: fx.Node, value: Any, name: str, path: tuple[str, ...]) -> None:
+        """Take the tensors of an argument out of the dict, tuple or object that holds them."""
+        called = ".".join((name, *path))
+        if isinstance(value, fx.Node):
+            self.made[value.meta[AT]] = holder
+            holder.meta["val"] = value.meta.get("val")
+            if path:
+                holder.meta["site"] = ("", (Label(name, "input", (".".join(path),), default=False),))
+            self.places.append((holder, called))
+            return
+        if path and isinstance(value, PLAIN):
+            self._unnamed(held_at, holder, called, value)
+        if not isinstance(value, (dict, tuple, list, Built)):
+            return
+        parts = value.parts if isinstance(value, Built) else value if isinstance(value, dict) else dict(enumerate(value))
+        function = getattr if isinstance(value, Built) and not value.keyed else operator.getitem
+        if function is operator.getitem and (path or str(holder.target).startswith("*") or _holds_nodes(value)):
+            self._unnamed(holds, holder, called, tuple(parts))
+        for key, part in parts.items() if _holds_nodes(value) else ():
+            self._take(self._unnamed(function, holder, key), part, name, (*path, str(key)))
+
+    def _unnamed(self, function: Any, *args: Any) -> fx.Node:
+        node = self.graph.call_function(function, args)
+        node.meta["site"] = ("", ())
+        return node
+
+
+def _holds_nodes(value: Any) -> bool:
+    if isinstance(value, Built):
+        value = value.parts
+    if isinstance(value, Mapping):
+        return any(map(_holds_nodes, value.values()))
+    return isinstance(value, fx.Node) or (isinstance(value, (tuple, list)) and any(map(_holds_nodes, value)))

@@ -1,0 +1,1 @@
+"""The symbolic front end: torch.fx with graphreg's tracer."""

@@ -1,0 +1,117 @@
+"""What a call gives, of any structure: each value with its place, and how two of them differ."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graphreg.ir import is_nan
+
+NEAR = 1e-6  # of the largest value, where operations are not in the model's own order
+
+
+@dataclasses.dataclass(frozen=True)
+class Holds:
+    """A container in the place of a value: its class, and how many things it holds."""
+
+    kind: type
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.kind.__name__} of {self.size}"
+
+
+def leaves(value: Any, place: str) -> Iterator[tuple[str, Any]]:
+    """Every value that a structure holds, with its place: ``output['logits']``, ``output[0].loc``. A container is told before its parts."""
+    yield from _leaves(value, place, set())
+
+
+def _leaves(value: Any, place: str, within: set[int]) -> Iterator[tuple[str, Any]]:
+    parts = None if isinstance(value, (Tensor, nn.Module)) else _parts(value)
+    if parts is None or id(value) in within:
+        yield place, value
+        return
+    yield place, Holds(type(value), len(parts))
+    for name, part in parts.items():
+        yield from _leaves(part, f"{place}{name}", within | {id(value)})
+
+
+def _parts(value: Any) -> dict[str, Any] | None:
+    """What is in it, by how it is reached; None for what is no container."""
+    if isinstance(value, Mapping):
+        return {f"[{key!r}]": part for key, part in value.items()}
+    if isinstance(value, (tuple, list)):
+        return {f"[{i}]": part for i, part in enumerate(value)}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f".{field.name}": getattr(value, field.name, None) for field in dataclasses.fields(value)}
+    plain = isinstance(value, (type, FunctionType, Enum)) or not hasattr(value, "__dict__")
+    return None if plain else {f".{name}": part for name, part in vars(value).items()}  # a distribution, a cache
+
+
+def tensors(value: Any) -> list[Tensor]:
+    return [leaf for _, leaf in leaves(value, "") if isinstance(leaf, Tensor)]
+
+
+def snapshot(value: Any) -> Any:
+    """The value as it is now: of a tensor a copy, which tells whether it requires a gradient."""
+    return value.detach().clone().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
+
+
+def difference(expected: Any, ours: Any, near: bool = False) -> str:
+    """How ``ours`` differs, as the end of a sentence that its place begins; nothing where it does not. ``near``: to ``NEAR``."""
+    if isinstance(expected, Tensor) and isinstance(ours, Tensor):
+        return _different_facts(expected, ours) or _different_numbers(_dense(expected), _dense(ours), near)
+    if type(expected) is not type(ours) or (isinstance(expected, Holds) and expected != ours):
+        return f"is {_kind(ours)}, and {_kind(expected)} in the model"
+    known = isinstance(expected, (int, float, complex, str, bytes, torch.dtype, torch.device, Holds))
+    same = not known or expected == ours or (is_nan(expected) and is_nan(ours))
+    return "" if same else f"is {ours!r}, and {expected!r} in the model"
+
+
+def _kind(value: Any) -> str:
+    return str(value) if isinstance(value, Holds) else "None" if value is None else f"a {type(value).__name__}"
+
+
+def _different_facts(expected: Tensor, ours: Tensor) -> str:
+    for name, theirs, mine in [
+        ("shape", tuple(expected.shape), tuple(ours.shape)), ("dtype", expected.dtype, ours.dtype),
+        ("device", expected.device, ours.device), ("layout", expected.layout, ours.layout),
+    ]:  # fmt: skip
+        if theirs != mine:
+            return f"has {name} {mine}, and {theirs} in the model"
+    if expected.requires_grad != ours.requires_grad:
+        return "requires no gradient, and does in the model" if expected.requires_grad else "requires a gradient, and does not in the model"
+    return ""
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    found = tensor.detach()
+    if found.is_quantized:
+        found = found.dequantize()
+    if found.is_nested:
+        found = torch.nested.to_padded_tensor(found, 0.0)
+    return found if found.layout == torch.strided else found.to_dense()
+
+
+def _different_numbers(expected: Tensor, ours: Tensor, near: bool) -> str:
+    if expected.device.type == "meta":  # there are none
+        return ""
+    same = (expected == ours) | (expected.isnan() & ours.isnan())
+    if bool(same.all()):
+        return ""
+    count = int((~same).sum())
+    if not (expected.is_floating_point() or expected.is_complex()):
+        return f"differs in {count} of {same.numel()} elements"
+    wide = torch.complex128 if expected.is_complex() else torch.float64
+    apart = float((expected.to(wide) - ours.to(wide)).abs()[~same].nan_to_num(nan=torch.inf).max())
+    sizes = expected.abs().double()
+    largest = float(sizes[sizes.isfinite()].max()) if bool(sizes.isfinite().any()) else 0.0
+    if near and apart <= max(NEAR, 4 * torch.finfo(expected.dtype).eps) * largest:
+        return ""
+    return f"differs in {count} of {same.numel()} elements, by {apart:.3g} at most, where the largest in the model is {largest:.3g}"
