@@ -13,11 +13,11 @@ import networkx as nx
 import torch
 from torch import fx, nn
 
+from graphreg.comparison import is_nan
 from graphreg.derivatives import Track
 from graphreg.errors import RegularizerError
 from graphreg.inside import graphs_of
 from graphreg.layout import apart, clone
-from graphreg.modes import is_nan
 from graphreg.module import Regularized, RewrittenModule
 from graphreg.own_rules import OwnRule
 from graphreg.placed import Placed, fail

@@ -16,10 +16,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils import _pytree as pytree
 
+from graphreg.again import left_as_it_was, same_graph
 from graphreg.ambient import Answers, settled
 from graphreg.changes import Changes, raise_interrupt
 from graphreg.errors import GraphRegError, TraceError, first_line
-from graphreg.modes import Graphs, left_as_it_was, same_graph, trace_keeping
+from graphreg.modes import Graphs, trace_keeping
 from graphreg.recording import Recorder
 from graphreg.shapes import Arguments, run_itself
 from graphreg.surroundings import quiet
@@ -98,7 +99,7 @@ def _both(model: nn.Module, call: Arguments, leaves: dict[str, str], constants: 
         settled(graph, recorder.questions.asked, same, leaves)
         return graph
 
-    return trace_keeping(model, once, leaves)
+    return trace_keeping(model, once, leaves, run=True)
 
 
 def _program(model: nn.Module, call: Arguments, leaves: Mapping[str, str], answers: Answers) -> tuple[ExportedProgram, Recorder]:

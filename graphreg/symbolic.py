@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from graphreg.again import left_as_it_was, same_graph
 from graphreg.ambient import Answers, settled
 from graphreg.decisions import Unprepared, prepare
 from graphreg.errors import GraphRegError, TraceError
-from graphreg.modes import Graphs, left_as_it_was, same_graph, trace_keeping
+from graphreg.modes import Graphs, trace_keeping
 from graphreg.tracer import SiteTracer
 
 
@@ -65,7 +66,7 @@ def symbolic(
         return graph
 
     try:
-        graphs = trace_keeping(model, once, leaves)
+        graphs = trace_keeping(model, once, leaves, run=False)
         return graphs, leaves, list(assumed)
     except GraphRegError:
         raise

@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from graphreg.again import left_as_it_was
 from graphreg.changes import Changes, raise_interrupt
 from graphreg.collector import at_rest
 from graphreg.decisions import decisions
@@ -20,7 +21,7 @@ from graphreg.errors import GraphRegError, TraceError, shown
 from graphreg.export import FrontEndError, export
 from graphreg.given import given_graphs
 from graphreg.layers import stacks
-from graphreg.modes import Graphs, left_as_it_was
+from graphreg.modes import Graphs
 from graphreg.nesting import deep_enough
 from graphreg.operators import Operations
 from graphreg.own_dropout import Own, find

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphreg.modes import is_nan
+from graphreg.comparison import is_nan
 
 NEAR = 1e-6  # of the largest value, where operations are not in the model's own order
 
