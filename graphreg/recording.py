@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import operator
 import random
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._C._functorch import is_functorch_wrapped_tensor, peek_interpreter_stack
 from torch._guards import TracingContext
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental import proxy_tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
@@ -32,6 +34,7 @@ from graphreg.layers import is_leaf
 from graphreg.naming import parts
 from graphreg.patches import refused, undetected, untraced, wrapped
 from graphreg.places import carries_data
+from graphreg.surroundings import told_of_seeds
 from graphreg.tape import Saved, attribute_of, tensors_in
 from graphreg.words import (
     AT,
@@ -75,7 +78,7 @@ class Recorder(TorchFunctionMode):
 
         with Changes() as patches, patches:
             patches.put(proxy_tensor._ModuleStackTracer, "call_module", call_module)
-            for owner, name, instead in (*refused(self.seeing), *wrapped(self.function), undetected()):
+            for owner, name, instead in (*refused(self.seeing), *wrapped(self.function), undetected(), *self._refused()):
                 patches.put(owner, name, instead)
             with self.questions.heard(places_of(self.model)):
                 yield
@@ -260,6 +263,21 @@ class Recorder(TorchFunctionMode):
             return target if isinstance(target, str) else str(getattr(target, "__name__", "")).partition(".")[0]
 
         return proxy if proxy is not None and carries_data(proxy.node, called) else value
+
+    def _refused(self) -> list[tuple[Any, str, Any]]:
+        """What no mode of torch's is told of: seeds, and names that a tensor is given."""
+        thread = threading.get_ident()
+
+        def seeded() -> None:
+            if threading.get_ident() == thread and self.seeing():
+                raise Whole("it seeds torch's generator, which a graph cannot do")
+
+        def assigned(tensor: FakeTensor, name: str, value: Any) -> None:
+            if not hasattr(Tensor, name) and self.seeing() and not by_foreign():
+                raise Whole(f"it assigns .{name} of a tensor, which a graph cannot carry")
+            object.__setattr__(tensor, name, value)
+
+        return [told_of_seeds(seeded), (FakeTensor, "__setattr__", assigned)]
 
     def seeing(self) -> bool:
         """Whether code of the model's own runs now that is being written down."""

@@ -62,6 +62,12 @@ def randomness() -> Randomness:
         return Randomness((random.getstate(), torch.get_rng_state().numpy().tobytes()), _thread.watched, _thread.draws)
 
 
+def stirred() -> None:
+    """Draw once: a forward that seeds the generators is not seen if they are as it leaves them, freshly seeded by the same number."""
+    random.random()
+    torch.rand(())
+
+
 def restore_randomness(state: Randomness) -> None:
     """Put back what this thread has drawn."""
     python, torchs = state.changed(randomness())
@@ -89,6 +95,28 @@ def _drawn(frame: Any, event: str, function: Any) -> None:
         _thread.draws = (python + 1, torchs)
 
 
+class _Told:
+    """torch's own generator, as its functions have it; whoever seeds it or sets its state is told of first."""
+
+    def __init__(self, generator: Any, seeded: Callable[[], None]) -> None:
+        self._generator, self._seeded = generator, seeded
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("manual_seed", "seed", "set_state"):
+            self._seeded()
+        return getattr(self._generator, name)
+
+
+def told_of_seeds(seeded: Callable[[], None]) -> tuple[Any, str, Any]:
+    """What to put in which place, to be told where code seeds torch's generator (``torch.manual_seed``), however it has that function."""
+    return torch.random, "default_generator", _Told(torch.random.default_generator, seeded)
+
+
+def _seeded() -> None:
+    python, torchs = _thread.draws
+    _thread.draws = (python, torchs + 1)
+
+
 @contextmanager
 def draws_watched() -> Iterator[None]:
     """Tell the draws of this thread from those of others, where there are others: it costs some time."""
@@ -99,6 +127,7 @@ def draws_watched() -> Iterator[None]:
     with Changes() as changes, changes:
         changes.later(partial(setattr, _thread, "watched", _thread.watched))
         _thread.watched = (free, True)
+        changes.put(*told_of_seeds(_seeded))
         if free:
             changes.later(partial(sys.setprofile, None))
             sys.setprofile(_drawn)

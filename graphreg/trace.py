@@ -30,7 +30,7 @@ from graphreg.shapes import Arguments, arguments, propagate
 from graphreg.sites import Label, Names, Site
 from graphreg.sizes import fixed
 from graphreg.state import RULES, check_names, held_of
-from graphreg.surroundings import draws_watched, randomness, restore_randomness
+from graphreg.surroundings import draws_watched, randomness, restore_randomness, stirred
 from graphreg.symbolic import symbolic
 from graphreg.torch_state import kept
 
@@ -107,6 +107,7 @@ def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "a
         kept(changes)
         with draws_watched(), torch.enable_grad():  # as in training, wherever it is called
             changes.later(partial(restore_randomness, randomness()))  # the model's code may draw; the user's streams go on as if not
+            stirred()
             at_rest(changes)
             deep_enough(model, changes)
             return _trace(model, example_inputs, front_end)
