@@ -89,13 +89,14 @@ def _alone(model: nn.Module, graph: fx.Graph, trace: Callable[[], fx.Graph], lea
             raise_interrupt(error)
             how, found = f" ({first_line(error)})", ("", "")
     names = _listed(lost)
+    how = how or (f" ({found[1]})" if found else "")
     if found is None or len(leaves) > known:  # what reads it is kept whole from now on
         return
     if found[0] and found[0] not in leaves and found[0] in dict(model.named_modules()):
         leaves[found[0]] = f"it reads {names}, which a submodule that is kept whole changes"
         return
     raise TraceError(
-        f"{type(model).__name__}.forward reads what a submodule changes that is kept whole{how or f' ({found[1]})'}: {names}. A graph would "
+        f"{type(model).__name__}.forward reads what a submodule changes that is kept whole{how}: {names}. A graph would "
         "have what that was when it was traced. Return it from that submodule's forward, make it a buffer there (register_buffer), or "
         "read it in a submodule of its own, which graphreg then keeps whole."
     )
@@ -111,7 +112,7 @@ def same_graph(graph: fx.Graph, trace: Callable[[], fx.Graph]) -> bool:
 
 
 def keeping(traced: Callable[[], _T], leaves: dict[str, str]) -> _T | None:
-    """None where a submodule must be kept whole first, for its forward is another at each call. Raises where that is the model's own."""
+    """None where a submodule must be kept whole first, for its forward is another at each call. Raises where the model's own is."""
     try:
         return traced()
     except Forgetful as error:

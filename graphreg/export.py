@@ -17,7 +17,7 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils import _pytree as pytree
 
 from graphreg.again import left_as_it_was, same_graph
-from graphreg.ambient import Answers, settled
+from graphreg.ambient import Answers, Asked, settled
 from graphreg.changes import Changes, raise_interrupt
 from graphreg.errors import GraphRegError, TraceError, first_line
 from graphreg.modes import Graphs, trace_keeping
@@ -89,8 +89,11 @@ def _both(model: nn.Module, call: Arguments, leaves: dict[str, str], constants: 
                 raise Untold(f"{work.leaves['']}; move that into a submodule of its own, which graphreg then keeps whole")
             leaves.update(work.leaves)
 
+    modes = Asked()
+
     def once() -> fx.Graph:
         graph, recorder = told_as_one(constants, {})
+        modes.update(recorder.questions.modes)
 
         def same(answers: Answers) -> bool:
             with left_as_it_was(model):
@@ -99,7 +102,7 @@ def _both(model: nn.Module, call: Arguments, leaves: dict[str, str], constants: 
         settled(graph, recorder.questions.asked, same, leaves)
         return graph
 
-    return trace_keeping(model, once, leaves, run=True)
+    return trace_keeping(model, once, leaves, modes, run=True)
 
 
 def _program(model: nn.Module, call: Arguments, leaves: Mapping[str, str], answers: Answers) -> tuple[ExportedProgram, Recorder]:

@@ -99,7 +99,7 @@ class Attributes(Place):
     def count(self) -> bool:
         found, read = False, self.read()
         for key, then in self.kept.items():
-            now = read.get(key)
+            now: Any = read.get(key)
             if type(now) in (int, float) and now != then:
                 self.set(key, Count(now))
                 found = True
@@ -195,7 +195,7 @@ class Container(Place):
         base.update(self.owner, content) if isinstance(self.owner, (dict, set)) else base.extend(self.owner, content)
 
 
-def _dict_of(value: dict[Any, Any]) -> type:
+def _dict_of(value: dict[Any, Any]) -> type[dict[Any, Any]]:
     return OrderedDict if isinstance(value, OrderedDict) else dict
 
 

@@ -173,13 +173,14 @@ def _functions(thing: Any) -> Iterator[types.FunctionType]:
     if isinstance(thing, types.FunctionType):
         yield thing
     if isinstance(thing, (types.FunctionType, functools._lru_cache_wrapper)) and "__wrapped__" in vars(thing):
-        yield from _functions(thing.__wrapped__)
+        yield from _functions(vars(thing)["__wrapped__"])
 
 
 @lru_cache(8192)
 def _names(code: types.CodeType) -> frozenset[str]:
     """The global names, attributes and variables around it that code mentions, with the functions in it."""
-    return frozenset((*code.co_names, *code.co_freevars)).union(*(_names(each) for each in code.co_consts if isinstance(each, types.CodeType)))
+    inner = (_names(each) for each in code.co_consts if isinstance(each, types.CodeType))
+    return frozenset((*code.co_names, *code.co_freevars)).union(*inner)
 
 
 @lru_cache(8192)
@@ -205,5 +206,3 @@ def stored(code: types.CodeType) -> Stored:
     found = Stored(frozenset(attributes), frozenset(variables), frozenset(items | named if subscripts else items))
     inner = (stored(each) for each in code.co_consts if isinstance(each, types.CodeType))
     return functools.reduce(Stored.__or__, inner, found)
-
-

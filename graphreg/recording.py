@@ -61,7 +61,7 @@ class Recorder(TorchFunctionMode):
     def __init__(self, model: nn.Module, leaves: Mapping[str, str], answers: Answers) -> None:
         super().__init__()
         self.told, self.model = Recording(leaves=dict(leaves)), model
-        self.questions = Questions(lambda: self._scopes[-1] if self._scopes else "", answers)
+        self.questions = Questions(lambda: self._scopes[-1] if self.seeing() else None, answers)
         self._paths = {id(module): path for path, module in model.named_modules()}
         self._scopes: list[str] = []  # none outside the model's forward
         self._tracer: Any = None
@@ -80,7 +80,7 @@ class Recorder(TorchFunctionMode):
             patches.put(proxy_tensor._ModuleStackTracer, "call_module", call_module)
             for owner, name, instead in (*refused(self.seeing), *wrapped(self.function), undetected(), *self._refused()):
                 patches.put(owner, name, instead)
-            with self.questions.heard(places_of(self.model)):
+            with self.questions.heard(self.model, places_of(self.model)):
                 yield
 
     # Modules

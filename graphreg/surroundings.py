@@ -63,9 +63,13 @@ def randomness() -> Randomness:
 
 
 def stirred() -> None:
-    """Draw once: a forward that seeds the generators is not seen if they are as it leaves them, freshly seeded by the same number."""
-    random.random()
-    torch.rand(())
+    """Draw once: a forward that seeds the generators is not seen if they are as it leaves them, freshly seeded by the same number.
+
+    Not where there are other threads, which draw from them too.
+    """
+    if threading.active_count() == 1:
+        random.random()
+        torch.rand((), device="cpu")
 
 
 def restore_randomness(state: Randomness) -> None:
@@ -109,7 +113,7 @@ class _Told:
 
 def told_of_seeds(seeded: Callable[[], None]) -> tuple[Any, str, Any]:
     """What to put in which place, to be told where code seeds torch's generator (``torch.manual_seed``), however it has that function."""
-    return torch.random, "default_generator", _Told(torch.random.default_generator, seeded)
+    return torch.random, "default_generator", _Told(vars(torch.random)["default_generator"], seeded)
 
 
 def _seeded() -> None:

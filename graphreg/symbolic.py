@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from graphreg.again import left_as_it_was, same_graph
-from graphreg.ambient import Answers, settled
+from graphreg.ambient import Answers, Asked, settled
 from graphreg.decisions import Unprepared, prepare
 from graphreg.errors import GraphRegError, TraceError
 from graphreg.modes import Graphs, trace_keeping
@@ -39,7 +39,7 @@ def symbolic(
 
     Raises TraceError with the line of the user's code that cannot be traced.
     """
-    leaves, assumed = dict[str, str](), dict[str, None]()
+    leaves, assumed, modes = dict[str, str](), dict[str, None](), Asked()
 
     def traced(into: dict[str, torch.Tensor], answers: Answers) -> tuple[fx.Graph, SiteTracer]:
         before = set(model.__dict__)
@@ -57,6 +57,7 @@ def symbolic(
         graph, tracer = traced(constants, {})
         leaves.update(tracer.leaves)
         assumed.update(tracer.assumed)
+        modes.update(tracer.questions.modes)
 
         def same(answers: Answers) -> bool:
             with left_as_it_was(model):
@@ -66,7 +67,7 @@ def symbolic(
         return graph
 
     try:
-        graphs = trace_keeping(model, once, leaves, run=False)
+        graphs = trace_keeping(model, once, leaves, modes, run=False)
         return graphs, leaves, list(assumed)
     except GraphRegError:
         raise

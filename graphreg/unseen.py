@@ -49,10 +49,9 @@ class Lost:
         for name in sorted(stored.items & vars(module).keys()):
             self._items(vars(module)[name], self._attributes[id(module)].label(name))
         for kind in (*type(module).__mro__, *reach.classes):
-            place = self._attributes.get(id(kind))
-            for name in sorted(stored.attributes & place.content.keys()) if place is not None else ():
-                if is_plain(place.content[name]):
-                    self._gone(place, name, place.content[name])
+            if (own := self._attributes.get(id(kind))) is not None:
+                for name in sorted(name for name in stored.attributes & own.content.keys() if is_plain(own.content[name])):
+                    self._gone(own, name, own.content[name])
         for place, name in self._reached(reach):
             if name in stored.variables:
                 self._gone(place, name, place.content[name])
