@@ -55,6 +55,21 @@ class Stream(Place):
             self.owner.bit_generator.state = pickle.loads(self.content)
 
 
+class Context(Place):
+    """A context variable."""
+
+    def read(self) -> Any:
+        return self.owner.get(NOTHING)
+
+    def settle(self) -> Iterator[str]:
+        if self.read() is not self.content:
+            yield self.name
+
+    def put_back(self) -> None:
+        if self.read() is not self.content:
+            self.owner.set(self.content)
+
+
 class Steps(Place):
     """An iterator that stands in ``holder`` under a key. One that has moved on is replaced by a copy of what it was."""
 

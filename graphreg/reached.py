@@ -21,6 +21,7 @@ from graphreg.places import content
 from graphreg.proxies import FOREIGN
 
 _CLOCKS = {"time", "datetime", "uuid", "secrets"}  # what they tell is another thing at each call
+_CALLED = {types.FunctionType, types.MethodType, functools.partial, functools._lru_cache_wrapper}
 _UNCALLED = {"__init__", "__new__", "__init_subclass__", "__repr__", "__getstate__", "__setstate__", "__reduce__", "__deepcopy__"}
 _MUTATORS = {
     "append", "appendleft", "extend", "insert", "pop", "popleft", "popitem", "remove", "clear", "update", "setdefault", "add", "discard",
@@ -79,13 +80,21 @@ class _Search:
             for called in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
                 self._function(called)
             for value in vars(module).values():
-                if isinstance(value, (types.FunctionType, types.MethodType, functools.partial)):
-                    self._function(value, True)
+                self._held(value)
         for kind in kinds:
             self._class(kind)
         while self._waiting:
             self._look(self._waiting.pop())
         return self.found
+
+    def _held(self, value: Any) -> None:
+        """Functions that a module has as attributes, or in a list or a dict."""
+        if type(value) in _CALLED:
+            self._function(value, True)
+        elif type(value) in (list, tuple, dict):
+            for item in value.values() if isinstance(value, dict) else value:
+                if type(item) in _CALLED:
+                    self._function(item, True)
 
     def _class(self, kind: type) -> None:
         for base in kind.__mro__:
@@ -143,8 +152,7 @@ class _Search:
         for name in names - asked:
             if name in space:
                 asked.add(name)
-                if not isinstance(space[name], types.ModuleType):
-                    self._value(space[name], names, direct)
+                self._value(space[name], names, direct)
 
 
 def _home(value: Any) -> str:

@@ -7,19 +7,21 @@ see whether a second trace comes out otherwise: then the graph would be wrong fr
 from __future__ import annotations
 
 import array
+import functools
 import inspect
 import queue
 import sys
 import threading
 import types
 from collections import deque
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import nn
 
 from graphreg.gone import Gone
-from graphreg.moving import Bytes, Steps, Stream, can_be_copied, is_iterator, is_stream
+from graphreg.moving import Bytes, Context, Steps, Stream, can_be_copied, is_iterator, is_stream
 from graphreg.places import PLAIN, REGISTERED, Attributes, Cells, Container, Memory, Place, Slots, Variables
 from graphreg.reached import Reach, others, reached
 
@@ -80,6 +82,11 @@ class Before:
             self._look(default, f"a default argument of {name}", 0)
 
     def _look(self, value: Any, name: str, depth: int, holder: Attributes | None = None, key: str = "") -> None:
+        if isinstance(value, types.MethodType):
+            self._look(value.__self__, name, depth)
+        elif isinstance(value, functools.partial):
+            self._look(value.args, name, depth)
+            self._look(value.keywords, name, depth)
         if type(value) is Gone or isinstance(value, PLAIN) or id(value) in self._seen or isinstance(value, _FOLDED):
             return
         self._seen.add(id(value))
@@ -92,6 +99,8 @@ class Before:
             self.places.append(Memory(value, name))
         elif isinstance(value, (bytearray, array.array)):
             self.places.append(Bytes(value, name))
+        elif isinstance(value, ContextVar) and value.get(None) is not None:  # what was never set cannot be unset
+            self.places.append(Context(value, name))
         elif is_stream(value):
             self.places.append(Stream(value, name))
         elif is_iterator(value):

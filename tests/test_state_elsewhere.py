@@ -1,10 +1,13 @@
 """State that a forward moves and that is no attribute of a module, or one of a submodule that is kept whole: followed, or refused."""
 
+# ruff: noqa: PLW0603
 from __future__ import annotations
 
 import array
 import collections
+import contextvars
 import copy
+import functools
 import itertools
 import queue
 import random
@@ -20,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import graphreg
-from graphreg.errors import TraceError
+from graphreg.errors import GraphRegError, TraceError
 
 X = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
 FRONT_ENDS = [None, "symbolic", "export"]
@@ -40,6 +43,8 @@ QUEUE: queue.Queue[float] = queue.Queue()
 LOCAL = threading.local()
 LOCAL.n = 1
 SPACE = types.SimpleNamespace(n=1)
+VARIABLE: contextvars.ContextVar[int] = contextvars.ContextVar("VARIABLE")
+VARIABLE.set(1)
 WARNED = False
 CACHE: dict[Any, Any] = {}
 
@@ -174,6 +179,11 @@ def global_object(_: Any) -> int:
     return HOLDER.step()
 
 
+def of_a_context(_: Any) -> int:
+    VARIABLE.set(VARIABLE.get() + 1)
+    return VARIABLE.get()
+
+
 def of_a_class(_: Any) -> int:
     Holder.made += 1
     return Holder.made
@@ -224,15 +234,31 @@ def generated() -> Iterator[float]:
 
 def state() -> str:
     """All of it, as text."""
-    elsewhere = (COUNT, LOG, TABLE, SEEN, TENSOR, BYTES, ARRAY, NUMBERS, QUEUE.queue, vars(LOCAL), SPACE, SLOTTED.n, vars(HOLDER))
-    streams = (RANDOM.getstate(), str(np.random.get_state()), Holder.made, vars(of_a_function), of_a_default.__defaults__)
-    return f"{elsewhere} {streams} {STEPS.__reduce__()} {TURNS!r} {WARNED} {CACHE}"
+    plain = (
+        COUNT,
+        LOG,
+        TABLE,
+        SEEN,
+        TENSOR,
+        BYTES,
+        ARRAY,
+        NUMBERS,
+        QUEUE.queue,
+        vars(LOCAL),
+        SPACE,
+        SLOTTED.n,
+        vars(HOLDER),
+        WARNED,
+        CACHE,
+    )
+    streams = (RANDOM.getstate(), str(np.random.get_state()), STEPS.__reduce__(), repr(TURNS), VARIABLE.get())
+    return f"{plain} {streams} {Holder.made} {vars(of_a_function)} {of_a_default.__defaults__}"
 
 
 FUNCTIONS = [
     global_number, global_list, global_dict, global_set, global_tensor, global_iterator, global_count, global_bytes, global_array,
-    global_numpy, global_random, global_queue, global_local, global_space, global_slots, global_object, of_a_class, of_a_function,
-    of_a_default, of_numpy,
+    global_numpy, global_random, global_queue, global_local, global_space, global_slots, global_object, of_a_context, of_a_class,
+    of_a_function, of_a_default, of_numpy,
 ]  # fmt: skip
 
 
@@ -256,8 +282,16 @@ OWN: list[tuple[str, Callable[[Any], Any], Callable[[], Any]]] = [
     ("torchs", lambda m: torch.rand((), generator=m.torchs).item(), lambda: torch.Generator().manual_seed(0)),
     ("slots", lambda m: _stepped(m.slots), Slotted),
     ("deque", lambda m: m.deque.rotate(1) or m.deque[0], lambda: collections.deque([1.0, 2.0, 3.0])),
+    ("method", lambda m: m.method(), lambda: Holder().step),
+    ("partial", lambda m: m.partial(m), lambda: functools.partial(_appended, [])),
+    ("listed", lambda m: m.listed[0](m), lambda: [around()]),
     ("nested", lambda m: m.nested.inner.step(), lambda: types.SimpleNamespace(inner=Holder())),
 ]
+
+
+def _appended(log: list[int], _: Any) -> int:
+    log.append(1)
+    return len(log)
 
 
 def _counted(numbers: bytearray) -> int:
@@ -538,3 +572,135 @@ def test_what_a_hook_of_a_layer_counts_is_not_frozen() -> None:
     with pytest.raises(TraceError, match=r"self\.l\.calls"):
         graphreg.trace(model)
     assert "calls" not in vars(model.l)
+
+
+# The mode of a submodule, asked by another
+
+
+class AsksMode(Base):
+    def __init__(self, ask: Callable[[Any, Tensor], Any]) -> None:
+        super().__init__()
+        self.d, self.ask = nn.Dropout(0.5), ask
+
+    def forward(self, x: Tensor) -> Any:
+        return self.ask(self, self.l(x))
+
+
+FOLLOWED: dict[str, Callable[[Any, Tensor], Any]] = {
+    "flag": lambda m, h: nn.functional.dropout(h, 0.5, m.d.training),
+    "number": lambda m, h: h * (2 if m.d.training else 3),
+    "rate": lambda m, h: nn.functional.dropout(h, m.d.p if m.d.training else 0.0),
+}
+ASSERTED: dict[str, Callable[[Any, Tensor], Any]] = {
+    "branch": lambda m, h: h.relu() if m.d.training else h,
+    "both": lambda m, h: h * (2 if m.d.training and m.training else 3),
+}
+
+
+def modes(module: nn.Module) -> Iterator[None]:
+    for whole, child in itertools.product((True, False), repeat=2):
+        module.train(whole)
+        module.d.train(child)  # type: ignore[operator, union-attr]
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.mark.parametrize("front_end", FRONT_ENDS)
+@pytest.mark.parametrize("ask", list(FOLLOWED.values()), ids=list(FOLLOWED))
+def test_the_mode_of_a_submodule_is_followed(ask: Callable[[Any, Tensor], Any], front_end: str | None) -> None:
+    model = AsksMode(ask)
+    wanted = copy.deepcopy(model)
+    module = regularized(model, front_end)
+    for _ in modes(module):
+        given = module(X)
+        wanted.train(module.training).d.train(module.d.training)  # type: ignore[operator, union-attr, arg-type]
+        torch.manual_seed(0)
+        torch.testing.assert_close(given.output, wanted(X))
+
+
+@pytest.mark.parametrize("front_end", FRONT_ENDS)
+@pytest.mark.parametrize("ask", list(ASSERTED.values()), ids=list(ASSERTED))
+def test_where_it_decides_more_it_is_asserted(ask: Callable[[Any, Tensor], Any], front_end: str | None) -> None:
+    model = AsksMode(ask)
+    wanted = copy.deepcopy(model)
+    module = regularized(model, front_end)
+    for _ in modes(module):
+        if module.training == module.d.training:  # type: ignore[union-attr]
+            torch.testing.assert_close(module(X).output, wanted.train(module.training)(X))
+        else:
+            with pytest.raises(GraphRegError, match=r"asks self\.d\.training and goes by the answer"):
+                module(X)
+    assert "training" not in vars(nn.Module)
+
+
+def test_the_assertion_compiles() -> None:
+    model = AsksMode(ASSERTED["both"])
+    torch._dynamo.reset()
+    compiled = torch.compile(graphreg.regularize(model, weight_l2=0.1), backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(X).output, model(X))
+    compiled.d.eval()
+    with pytest.raises(Exception, match="goes by the answer"):
+        compiled(X)
+
+
+def test_a_mode_that_decides_nothing_is_not_asserted() -> None:
+    (graph,) = graphreg.trace(AsksMode(lambda m, h: h * len([m.d.training]))).graphs.values()
+    assert [node.name for node in graph.nodes] == ["x", "l", "mul", "output"]
+
+
+# Seeds, and names given to values
+
+
+class Seeds(Base):
+    def forward(self, x: Tensor) -> Any:
+        torch.manual_seed(3)
+        return nn.functional.dropout(self.l(x))
+
+
+class Names(Base):
+    def forward(self, x: Tensor) -> Any:
+        v: Any = self.l(x)
+        v.foo = 1
+        return v
+
+
+@pytest.mark.parametrize("front_end", FRONT_ENDS)
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_seed_is_refused_and_kept_in_a_submodule(beside: bool, front_end: str | None) -> None:
+    done = threading.Event()
+    if beside:
+        threading.Thread(target=done.wait, daemon=True).start()
+    try:
+        model: nn.Module = Seeds()
+        torch.manual_seed(3)  # as the forward leaves it
+        with pytest.raises(TraceError, match="draws random numbers itself|seeds torch's generator"):
+            regularized(model, front_end)
+        model = Steps(Seeds)
+        torch.manual_seed(3)
+        module = regularized(model, front_end)
+    finally:
+        done.set()
+    torch.testing.assert_close(module(X).output, model(X))
+    assert vars(torch.random)["default_generator"] is torch.default_generator
+
+
+class Forks(Base):
+    def forward(self, x: Tensor) -> Any:
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            fixed = torch.randn(4)
+        return self.l(x) * fixed
+
+
+def test_a_seed_that_is_taken_back_is_no_matter() -> None:
+    model = Forks()
+    assert not graphreg.trace(Steps(Forks)).leaves
+    torch.testing.assert_close(graphreg.regularize(model, weight_l2=0.1)(X).output, model(X))
+
+
+@pytest.mark.parametrize("front_end", FRONT_ENDS)
+def test_a_name_that_a_value_is_given_is_refused_and_kept_in_a_submodule(front_end: str | None) -> None:
+    with pytest.raises(TraceError, match=r"assigns \.foo"):
+        regularized(Names(), front_end)
+    model = Steps(Names)
+    torch.testing.assert_close(regularized(model, front_end)(X).output, model(X))
