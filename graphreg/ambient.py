@@ -47,13 +47,13 @@ def surrounded(name: str, expected: Any) -> None:
 class Questions:
     """What a forward asked, by the module whose code asked; ``answers`` are given in the place of torch's own.
 
-    ``path``: of the module whose code runs, None where no code runs that is traced.
+    ``path``: of the module whose code runs, None where no code runs that is traced; ``refusal``: ends the trace of that module.
     """
 
-    def __init__(self, path: Callable[[], str | None], answers: Answers) -> None:
+    def __init__(self, path: Callable[[], str | None], answers: Answers, refusal: type[BaseException] = RuntimeError) -> None:
         self.asked: dict[str, dict[str, None]] = {}  # by what is asked, the paths of modules
         self.modes = Asked()
-        self._path, self._answers, self._thread = path, answers, threading.get_ident()
+        self._path, self._answers, self._refusal, self._thread = path, answers, refusal, threading.get_ident()
 
     @contextmanager
     def heard(self, model: nn.Module, places: Iterable[dict[str, Any]]) -> Iterator[None]:
@@ -77,12 +77,21 @@ class Questions:
             own = vars(module)
             if "training" not in own:
                 raise AttributeError(f"{type(module).__name__!r} object has no attribute 'training'")
-            asks, path = self._path() if threading.get_ident() == self._thread else None, paths.get(id(own))
+            asks, path = self._running(), paths.get(id(own))
             if asks is not None and path and path != asks and not _by_foreign():
                 self.modes[path] = asks
             return own["training"]
 
-        return property(get, lambda module, mode: vars(module).__setitem__("training", mode))
+        def set_(module: nn.Module, mode: bool) -> None:
+            own = vars(module)
+            if self._running() is not None and id(own) in paths and own.get("training") != mode:
+                raise self._refusal(f"it sets the mode of {paths[id(own)] or 'the model'}, which a graph cannot do")
+            own["training"] = mode
+
+        return property(get, set_)
+
+    def _running(self) -> str | None:
+        return self._path() if threading.get_ident() == self._thread else None
 
     def _found(self, place: dict[str, Any]) -> list[tuple[str, Callable[[], Any]]]:
         functions = set(map(id, (*ASKED.values(), *_COMPILING)))

@@ -194,7 +194,9 @@ def _names(code: types.CodeType) -> frozenset[str]:
 @lru_cache(8192)
 def stored(code: types.CodeType) -> Stored:
     """What code assigns, with the functions in it."""
-    attributes, variables, items, loaded, subscripts = set[str](), set[str](), set[str](), "", False
+    dynamic = {"setattr", "vars", "__dict__"}.intersection(code.co_names)  # then the name may be any text in it
+    texts = (each for each in code.co_consts if dynamic and isinstance(each, str) and each.isidentifier())
+    attributes, variables, items, loaded, subscripts = set(texts), set[str](), set[str](), "", False
     named = set[str]()
     for step in dis.get_instructions(code):
         kind, name = step.opname, str(step.argval)

@@ -61,7 +61,7 @@ class Recorder(TorchFunctionMode):
     def __init__(self, model: nn.Module, leaves: Mapping[str, str], answers: Answers) -> None:
         super().__init__()
         self.told, self.model = Recording(leaves=dict(leaves)), model
-        self.questions = Questions(lambda: self._scopes[-1] if self.seeing() else None, answers)
+        self.questions = Questions(lambda: self._scopes[-1] if self.seeing() else None, answers, Whole)
         self._paths = {id(module): path for path, module in model.named_modules()}
         self._scopes: list[str] = []  # none outside the model's forward
         self._tracer: Any = None

@@ -475,6 +475,7 @@ class Shut(Base):
         global COUNT
         COUNT += 1
         self.n += 1
+        setattr(self, "told", getattr(self, "told", 0) + 1)  # noqa: B010
         self.seen, self.last, self.made = True, x.sum(), 3
         self.log.append(1)
         self.count += 1
@@ -496,6 +497,7 @@ class Asks(nn.Module):
 ASKED: dict[str, Callable[[Any], Any]] = {
     "n": lambda inn: inn.n,
     "n > 5": lambda inn: 1 if inn.n > 5 else 2,
+    "told": lambda inn: getattr(inn, "told", 1),
     "seen": lambda inn: 2 if inn.seen else 1,
     "last": lambda inn: 1 if inn.last is None else inn.last,
     "log": lambda inn: len(inn.log),
@@ -641,6 +643,29 @@ def test_the_assertion_compiles() -> None:
     compiled.d.eval()
     with pytest.raises(Exception, match="goes by the answer"):
         compiled(X)
+
+
+class SetsMode(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.d = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Any:
+        was = self.d.training
+        self.d.eval()
+        h = self.d(self.l(x))
+        self.d.train(was)
+        return h
+
+
+@pytest.mark.parametrize("front_end", FRONT_ENDS)
+def test_a_forward_that_sets_a_mode_is_refused_and_kept_whole_in_a_submodule(front_end: str | None) -> None:
+    with pytest.raises(TraceError, match="sets the mode of d"):
+        regularized(SetsMode(), front_end)
+    model = Steps(SetsMode)
+    module = regularized(model, front_end)
+    torch.testing.assert_close(module(X).output, model(X))
+    assert model.s.d.training  # type: ignore[union-attr]
 
 
 def test_a_mode_that_decides_nothing_is_not_asserted() -> None:
