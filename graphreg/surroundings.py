@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.utils.checkpoint as checkpointing
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from graphreg.changes import Changes
 
@@ -121,17 +121,20 @@ class _Counted(_Told):
         super().__init__(generator, _seeded)
 
     def get_state(self) -> torch.Tensor:
+        if _thread.then is not None:
+            _thread.then[self._words()] = _thread.seeds
         state: torch.Tensor = self._generator.get_state()
-        with torch._C.DisableTorchFunction():
-            if _thread.then is not None:
-                _thread.then[state.numpy().tobytes()] = _thread.seeds
         return state
 
     def set_state(self, state: torch.Tensor) -> None:
         _seeded()
-        with torch._C.DisableTorchFunction():
-            _thread.seeds = (_thread.then or {}).get(state.numpy().tobytes(), _thread.seeds)
         self._generator.set_state(state)
+        _thread.seeds = (_thread.then or {}).get(self._words(), _thread.seeds)
+
+    def _words(self) -> bytes:
+        """The state; where it is recorded, too, what torch gives under a mode is a tensor without data."""
+        with torch._C.DisableTorchFunction(), _disable_current_modes():
+            return bytes(self._generator.get_state().numpy().tobytes())
 
 
 def told_of_seeds(seeded: Callable[[], None]) -> tuple[Any, str, Any]:
