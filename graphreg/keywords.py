@@ -23,12 +23,13 @@ def from_kwargs(model_or_traced: nn.Module | Traced, **keywords: Any) -> list[Re
 
     A scalar 0, None or False is off. A dict of selectors to weights is a regularizer for each entry, with weight 0 too, in order:
     ``dropout={"1": 0.0, "3": 0.2}`` is ``dropout`` and ``dropout_1``. A dict with an option among its keys is options.
-    ``regularizers=`` takes an instance, a sequence, or a dict of keywords that is merged over the others. Raises NoMatchError for an
-    unknown keyword, RegularizerError for a value out of range.
+    ``regularizers=`` takes an instance, a sequence, or a dict of keywords beside the others. Raises NoMatchError for an unknown
+    keyword, RegularizerError for a value out of range and for a keyword that is given both ways.
     """
     traced = model_or_traced if isinstance(model_or_traced, Traced) else trace(model_or_traced)
     given = keywords.pop("regularizers", None)
     if isinstance(given, Mapping):
+        _check_once(keywords, given)
         keywords, given = {**keywords, **given}, None
     for keyword in keywords:
         _check_keyword(keyword)
@@ -59,6 +60,18 @@ def instances(given: Any) -> list[Regularizer]:
             f"{shown(given)} is no regularizer. Give instances, e.g. WeightL2('*', 1e-4), or keywords, e.g. weight_l2=1e-4."
         )
     return [regularizer for item in given for regularizer in instances(item)]
+
+
+def _check_once(keywords: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse a keyword that stands among the keywords and in ``regularizers=`` as well: one of the two would be lost."""
+    lower = {keyword.lower(): keyword for keyword in keywords}
+    for key, value in given.items():
+        if str(key).lower() in lower:
+            keyword = lower[str(key).lower()]
+            raise RegularizerError(
+                f"{key!r} is given twice: {keyword}={shown(keywords[keyword])}, and {shown(value)} in regularizers={{...}}. Give it once; "
+                "for two regularizers of one kind give instances, regularizers=[...], or a dict of selectors to weights."
+            )
 
 
 def _check_keyword(keyword: str) -> None:

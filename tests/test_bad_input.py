@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import graphreg
 from graphreg import GraphRegError, NoMatchError, Penalty, RegularizerError, Splice, TraceError, regularize
-from graphreg.passes import BernoulliDropout, GaussianNoise, HiddenL1, WeightL2
+from graphreg.passes import BernoulliDropout, Contractive, GaussianNoise, HiddenL1, WeightL2
 
 Call = Callable[[nn.Module], object]
 
@@ -72,11 +72,11 @@ def fingerprint(model: nn.Module) -> dict[str, object]:
 
 
 @contextmanager
-def refused(model: nn.Module, kind: type[Exception], match: str) -> Iterator[None]:
+def refused(model: nn.Module, kind: type[Exception], match: str) -> Iterator[pytest.ExceptionInfo[Exception]]:
     """What happens inside is refused with ``kind`` and a sentence like ``match``, and the model does not notice."""
     before = fingerprint(model)
     with pytest.raises(kind, match=match) as caught:
-        yield
+        yield caught
     assert isinstance(caught.value, GraphRegError)
     assert fingerprint(model) == before
 
@@ -480,6 +480,70 @@ def test_dict_of_keywords_by_position() -> None:
     model = net()
     with refused(model, RegularizerError, r"\{'dropout': 0\.1\} is no regularizer.*or keywords"):
         regularize(model, {"dropout": 0.1})
+
+
+@table(
+    ("dropout", lambda m: regularize(m, regularizers={"dropout": 0.1}, dropout=0.2), r"'dropout' is given twice: dropout=0\.2, and 0\.1"),
+    ("in another case", lambda m: regularize(m, regularizers={"Dropout": 0.1}, dropout=0.2), r"'Dropout' is given twice: dropout=0\.2"),
+    ("off", lambda m: regularize(m, regularizers={"weight_l2": 0.1}, weight_l2=0), r"'weight_l2' is given twice.*instances"),
+    ("from_kwargs", lambda m: graphreg.from_kwargs(m, regularizers={"hidden_l1": 1}, hidden_l1=1), r"'hidden_l1' is given twice"),
+    ("a dict of both", lambda m: graphreg.backend(regularizers={"hidden_l1": 1}, hidden_l1={"weight": 2}), r"given twice.*'weight': 2"),
+)
+def test_a_keyword_given_both_ways(call: Call, match: str) -> None:
+    """One of the two was lost in silence."""
+    model = net()
+    with refused(model, RegularizerError, match):
+        call(model)
+
+
+def test_keywords_both_ways_are_combined() -> None:
+    found = graphreg.from_kwargs(net(), regularizers={"weight_l2": 0.1, "hidden_l1": 0.2}, dropout=0.3, weight_decay=0.4)
+    assert [(type(each).__name__, each.weight) for each in found] == [
+        ("BernoulliDropout", 0.3), ("WeightL2", 0.4), ("WeightL2", 0.1), ("HiddenL1", 0.2)
+    ]  # fmt: skip
+
+
+def _starts(site: graphreg.sites.Site) -> bool:
+    assert site.role
+    return site.shape is not None and site.shape[0] > 1
+
+
+def _misspelt(site: graphreg.sites.Site) -> bool:
+    return bool(site.nmae == "act1")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("regularizer", "match"),
+    [
+        (BernoulliDropout(lambda s: s.shape[1] > 3, 0.1), r"<lambda> raised TypeError: .* site 'input' \(value, op"),
+        (WeightL2(_starts, 0.1), r"<_starts> raised AssertionError.*'hid1\.weight' \(parameter"),
+        (HiddenL1(_misspelt, 0.1), r"<_misspelt> raised AttributeError: .*nmae.*'input'.*example_inputs"),
+        (Contractive("act1", 0.1, wrt=lambda s: 1 / 0), r"raised ZeroDivisionError: division by zero .*'input'"),
+        (HiddenL1(lambda s: torch.ones(2), 0.1), r"raised RuntimeError: Boolean value.*'input'"),
+    ],
+    ids=["a splice", "a penalty", "an attribute", "wrt", "no answer"],
+)
+def test_a_predicate_that_raises(regularizer: graphreg.Regularizer, match: str) -> None:
+    model = net()
+    with refused(model, RegularizerError, match) as caught:
+        regularize(model, regularizer)
+    assert isinstance(caught.value.__cause__, Exception)
+
+
+def test_a_predicate_that_raises_among_own_dropouts() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 4))
+    with refused(model, RegularizerError, r"the selector <lambda> raised KeyError: '1' when it was asked for the site '1'"):
+        regularize(model, own_dropout={lambda site: {}[site.name]: "off"})
+
+
+def test_an_error_of_graphregs_in_a_predicate_is_its_own() -> None:
+    model = net()
+
+    def choose(site: graphreg.sites.Site) -> bool:
+        raise NoMatchError("mine")
+
+    with refused(model, NoMatchError, "^mine$"):
+        regularize(model, HiddenL1(choose, 0.1))
 
 
 # Models

@@ -106,6 +106,7 @@ DELIBERATE: dict[str, tuple[Row, Callable[[Record], None]]] = {
     "dropout_dict_zero_tuple": (Row.ZERO_IN_A_MAP, gives(("BernoulliDropout", {"in:out"}, 0.0))),
     "noise_dict_zero_tuple": (Row.ZERO_IN_A_MAP, gives(("GaussianNoise", {"in:out"}, 0.0))),
     "list": (Row.COMBINED, gives(("BernoulliDropout", HIDDEN, 0.5), ("WeightL1", WEIGHTS, 0.3), ("WeightL2", WEIGHTS, 0.1))),
+    "dict_merge": (Row.TWICE, raises(graphreg.RegularizerError, r"'hidden_dropout' is given twice: hidden_dropout=0\.5, and 0\.25")),
     "list_empty": (Row.COMBINED, gives(("WeightL1", WEIGHTS, 0.3))),
 }  # fmt: skip
 AGREEING = [record for record in RECORDS if record not in DELIBERATE]

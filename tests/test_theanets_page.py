@@ -172,6 +172,7 @@ def on_noise_and_keywords() -> dict[str, tuple[list[float], list[float], list[fl
         "`weight_l3=0.1`, which is no keyword": ([], [len(KEYWORDS["unknown"]["result"])], []),
         "`regularizers=[…]` beside two other keywords": ([], [len(KEYWORDS["list"]["result"])], [len(found("list"))]),
         "`regularizers=` a single instance": ([], [len(KEYWORDS["single"]["result"])], [len(found("single"))]),
+        "`regularizers={…}` beside one of its keywords": ([], [len(KEYWORDS["dict_merge"]["result"]), 4], []),
         "`hid1:*` dropped twice": ([], [copies[0]], [copies[1]]),
         "validation loss under `output_noise=3`": (
             [OBSERVED["validation-is-noised"]["clean_mse"]], [OBSERVED["validation-is-noised"]["valid_loss"]], [validation_loss()],
@@ -199,6 +200,7 @@ RAISING: dict[str, Callable[[], object]] = {
     "`contractive`, `wrt` that matches nothing": lambda: term("ff", Contractive("hid1", 1.0, wrt="nope")),
     "`noise` for a name that does not exist": lambda: graphreg.regularize(network("ff"), noise={"nope": 0.1}),
     "`weight_l3=0.1`, which is no keyword": lambda: graphreg.regularize(network("ff"), weight_l3=0.1),
+    "`regularizers={…}` beside one of its keywords": lambda: found("dict_merge"),
     "dropout rate 1": lambda: BernoulliDropout("*", 1.0),
     "dropout rate -0.25": lambda: BernoulliDropout("*", -0.25),
 }

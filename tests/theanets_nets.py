@@ -37,6 +37,7 @@ class Row(Enum):
     STREAMS = "every random regularizer starts the stream of seed 13: masks repeat between sites | a stream per site"
     NOTHING = "a pattern that matches nothing, an unknown keyword, a single instance: silently ignored | error, error, accepted"
     COMBINED = "`regularizers=[…]` drops all other keywords | combined"
+    TWICE = "`regularizers={…}` takes the place of the same keyword beside it, without a word | error"  # section 3: combined; no row
     COPIES = "saved copies (`hid1:out-predrop`) match later globs | additions are never matched"
     TRAIN = "noise at validation and on softmax outputs without a word | train mode only"
     DISJOINT = "a second input layer counts as input and as hidden: dropped twice | roles are disjoint"
