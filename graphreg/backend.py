@@ -53,6 +53,7 @@ class Backend(Knobs):
         self.title = ""
         self.parts: list[Part] = []
         self.forced, self.complete = False, False
+        self._forcing: dict[object, None] = {}  # the blocks of noise_on
         self._strengths = {name: torch.tensor([r.weight], dtype=torch.float64) for name, r in regularizers.items()}
         self._measurers: dict[str, Measurer] = {}
         self._maker: Maker | None = None
@@ -240,8 +241,16 @@ class Backend(Knobs):
 
     @contextmanager
     def noise_on(self) -> Iterator[None]:
+        block = object()
+
+        def back() -> None:
+            self._forcing.pop(block, None)
+            self.forced = bool(self._forcing)
+
         with Changes() as changes, changes:
-            changes.put(self, "forced", True)
+            changes.later(back)
+            self._forcing[block] = None
+            self.forced = True
             yield
 
     def report(self) -> Report:

@@ -151,19 +151,26 @@ def _tell_unheld(module: Any, key: nn.Module) -> None:
 def noise_on(module: Regulated) -> Iterator[None]:
     """Keep every splice acting, whatever the mode: ``with graphreg.noise_on(module): module.eval()(x)``.
 
-    A dropout left to torch (``own_dropout="keep"``) follows its module's mode. Raises GraphRegError without a splice.
+    Blocks of several threads overlap: the noise is on until the last of them ends. A dropout left to torch (``own_dropout="keep"``)
+    follows its module's mode. Raises GraphRegError without a splice.
     """
     if (knobs := knobs_of(module)) is not None:
         with knobs.noise_on():
             yield
         return
-    _key(module)
-    rules = [leaf for leaf in rules_of(module).children() if isinstance(leaf, (Drawing, KeyRule))]
+    key, block = _key(module), object()
+    leaves = [leaf for leaf in rules_of(module).children() if isinstance(leaf, (Drawing, KeyRule))]
+
+    def back() -> None:
+        key.forcing.pop(block, None)
+        for leaf in leaves:
+            leaf.forced = bool(key.forcing)
+        key.settle()
+
     with Changes() as changes, changes:
-        for leaf in rules:
-            if isinstance(leaf, KeyRule):
-                changes.later(leaf.settle)
-            changes.later(partial(setattr, leaf, "forced", leaf.forced))
+        changes.later(back)
+        key.forcing[block] = None
+        for leaf in leaves:
             leaf.forced = True
         yield
 

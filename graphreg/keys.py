@@ -62,6 +62,7 @@ class KeyRule(Leaf):
         super().__init__("the keys of the call")
         self.names = tuple(streams)
         self.forced = False
+        self.forcing: dict[object, None] = {}  # the blocks of control.noise_on
         self.held: int | None = None  # the call whose masks every call draws, see control.frozen_noise
         self.blocks: dict[object, tuple[object, int]] = {}  # those that hold the noise: the thread of each, and its call
         self.left: set[object] = set()  # the threads that ended their blocks while another's still holds the noise

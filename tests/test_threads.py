@@ -335,3 +335,18 @@ def test_a_backends_noise_is_held_until_the_last_block_ends() -> None:
     assert torch.equal(run(X), expected)
     two.__exit__(None, None, None)
     assert not torch.equal(run(X), run(X))
+
+
+def test_the_noise_is_on_until_the_last_block_ends() -> None:
+    """The first to end took it from the other, whose end then left it on for good."""
+    module, backend = regularized().eval(), graphreg.backend(hidden_dropout=0.5, inner="eager", rng=1)
+    run = torch.compile(Net().eval(), backend=backend)
+    for knobs, call in ((module, lambda: module(X).output), (backend, lambda: run(X))):
+        plain = call()
+        one, two = graphreg.noise_on(knobs), graphreg.noise_on(knobs)
+        one.__enter__()
+        two.__enter__()
+        one.__exit__(None, None, None)
+        assert not torch.equal(call(), plain)
+        two.__exit__(None, None, None)
+        assert torch.equal(call(), plain)
