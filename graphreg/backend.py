@@ -169,7 +169,7 @@ class Backend(Knobs):
         call = self._call if self._call is not None else self._current()
         self._require(part)
         extra, counts = part.parameters(call.model)
-        outputs = call.taken(part.run(*values, *self._added(part, call), *extra), part.measured, part.weighed, part.broken, counts)
+        outputs = call.taken(part.run(*values, *self._added(part, call), *extra), part.measured, part.weighed, counts, values)
         self._ran(part, call, outputs)
         return outputs
 

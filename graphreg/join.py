@@ -65,7 +65,7 @@ def join(total: Tensor, scale: Tensor, tensors: Sequence[Tensor]) -> tuple[Tenso
         joined = dict(zip(map(id, live), apply(["view"] * len(live), live), strict=True))
         return tuple(joined.get(id(tensor), tensor) for tensor in tensors)
     if _functionalized():
-        return apart(apply, tensors, live)
+        return _apart(apply, tensors, live)
     return in_place(apply, tensors, live, _call.given)
 
 
@@ -117,8 +117,8 @@ def in_place(apply: Apply, tensors: Sequence[Tensor], live: Sequence[Tensor], kn
     return tuple(made.get(id(tensor), tensor) for tensor in tensors)
 
 
-def apart(apply: Apply, tensors: Sequence[Tensor], live: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The join for AOTAutograd, and for what is written into behind a graph break: of values with storage of their own.
+def _apart(apply: Apply, tensors: Sequence[Tensor], live: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The join for AOTAutograd, of values with storage of their own.
 
     Outputs that share storage with each other AOTAutograd makes anew at run time, as views of their common base, which would be the
     model's, before the join: the penalty's gradient was lost. So the base itself is copied behind the join, and the outputs are views of

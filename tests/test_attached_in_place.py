@@ -202,3 +202,32 @@ def test_forward_alone_does_not_know_its_arguments() -> None:
     module = regularized(lambda h, weight, x: h, "attach")
     with pytest.raises(RuntimeError, match="is a view"):
         module.forward(X).mul_(2)
+
+
+def broken(h: Tensor, weight: Tensor, x: Tensor) -> Any:
+    """Behind a break the model writes into what it made before, by another name."""
+    h = h.sin()
+    flat = h.view(12)
+    torch._dynamo.graph_break()
+    flat.mul_(3)
+    return h, flat
+
+
+@pytest.mark.parametrize("inner", ["eager", "aot_eager"])
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo asks, behind a break
+@pytest.mark.parametrize("case", ["one", "two", "a value and a view", "views", "broken"])
+def test_writes_into_the_outputs_of_a_backend(case: str, inner: str) -> None:
+    make = broken if case == "broken" else MAKES[case]
+    for write in (divide, set_a_row, several):
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        model = Net(make)
+        call = torch.compile(model, backend=graphreg.backend(inner=inner, weight_l2=1.0, penalties="attach", scale=2.0, rng=1))
+        x, theirs = X.clone(), X.clone()
+
+        def plain(x: Tensor, model: Net = model) -> Any:
+            penalty = (model.layer.weight.square().mean() + model.other.weight.square().mean()) / 2
+            return graphreg.Regularized(model(x), {"weight_l2": penalty})
+
+        torch.testing.assert_close(after(model, write, x, call), after(model, write, theirs, plain))
+        assert torch.equal(x, theirs)
