@@ -31,7 +31,8 @@ from graphreg.kinds import places_of
 from graphreg.layers import is_leaf
 from graphreg.naming import parts
 from graphreg.patches import refused, undetected, untraced, wrapped
-from graphreg.tape import Saved, attribute_of, tensors_in
+from graphreg.tape import attribute_of
+from graphreg.tensors import Saved, tensors_in
 from graphreg.untouched import carries_data
 from graphreg.words import (
     AT,
