@@ -546,6 +546,29 @@ def test_an_error_of_graphregs_in_a_predicate_is_its_own() -> None:
         regularize(model, HiddenL1(choose, 0.1))
 
 
+class Complex(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4, dtype=torch.complex64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.view_as_real(torch.tanh(self.layer(x)))
+
+
+def test_a_complex_value() -> None:
+    """By its name where dtypes are known; by the call where they are not. Its absolute value is to be had by its parts."""
+    model, x = Complex(), torch.ones(3, 4, dtype=torch.complex64)
+    with refused(model, NoMatchError, r"'tanh' matches no value.*tanh \(complex numbers\)"):
+        regularize(model, HiddenL1("tanh", 0.1), example_inputs=x)
+    with refused(model, RegularizerError, "a value of torch.complex64 cannot be regularized: only floating-point values can"):
+        regularize(model, HiddenL1("tanh", 0.1))(x)
+    module = regularize(model, HiddenL1("view_as_real", 0.5), example_inputs=x)
+    output, penalties = torch.compile(module, backend="aot_eager", fullgraph=True)(x)
+    by_hand = model(x).abs().mean() * 0.5
+    found = torch.autograd.grad(penalties["hidden_l1"], list(model.parameters()))
+    torch.testing.assert_close(found, torch.autograd.grad(by_hand, list(model.parameters())))
+
+
 # Models
 
 
