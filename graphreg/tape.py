@@ -112,6 +112,8 @@ class Tape(TorchFunctionMode):
         if _traces((args, kwargs)):
             self._refuse_assignment(func, name)
             return self._setitem(args) if name == "__setitem__" else func(*args, **kwargs)
+        if name.partition(".")[0] == "set_":  # shown since torch.export or Dynamo was imported, by the operator's name, and else not
+            return func(*args, **kwargs)
         if any(key_of(tensor) in self.known.traced for tensor in tensors):
             return self._as_node(func, name, args, kwargs)
         return self._run(func, name, args, kwargs, tensors)
