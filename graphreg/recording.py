@@ -35,7 +35,8 @@ from graphreg.naming import parts
 from graphreg.patches import refused, undetected, untraced, wrapped
 from graphreg.places import carries_data
 from graphreg.surroundings import told_of_seeds
-from graphreg.tape import Saved, attribute_of, tensors_in
+from graphreg.tape import attribute_of
+from graphreg.tensors import Saved, tensors_in
 from graphreg.words import (
     AT,
     KEPT,
