@@ -6,6 +6,7 @@ After each the model is as it was before, attribute by attribute.
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 import re
 import warnings
@@ -27,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import graphreg
 from graphreg import GraphRegError, NoMatchError, Penalty, RegularizerError, Splice, TraceError, regularize
-from graphreg.passes import BernoulliDropout, GaussianNoise, HiddenL1, WeightL2
+from graphreg.passes import BernoulliDropout, Contractive, GaussianNoise, HiddenL1, WeightL2
 
 Call = Callable[[nn.Module], object]
 
@@ -72,11 +73,11 @@ def fingerprint(model: nn.Module) -> dict[str, object]:
 
 
 @contextmanager
-def refused(model: nn.Module, kind: type[Exception], match: str) -> Iterator[None]:
+def refused(model: nn.Module, kind: type[Exception], match: str) -> Iterator[pytest.ExceptionInfo[Exception]]:
     """What happens inside is refused with ``kind`` and a sentence like ``match``, and the model does not notice."""
     before = fingerprint(model)
     with pytest.raises(kind, match=match) as caught:
-        yield
+        yield caught
     assert isinstance(caught.value, GraphRegError)
     assert fingerprint(model) == before
 
@@ -480,6 +481,90 @@ def test_dict_of_keywords_by_position() -> None:
     model = net()
     with refused(model, RegularizerError, r"\{'dropout': 0\.1\} is no regularizer.*or keywords"):
         regularize(model, {"dropout": 0.1})
+
+
+def test_a_keyword_given_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dict's holds, as in theanets, but not in silence."""
+    told: list[str] = []
+    monkeypatch.setattr(logging.getLogger("graphreg"), "warning", lambda text, *args: told.append(text % args))
+    (kept,) = graphreg.from_kwargs(net(), regularizers={"dropout": 0.1}, dropout=0.2)
+    assert kept.weight == 0.1 and told[0].startswith("dropout is given twice: 0.1 in regularizers={...} is taken")
+    assert "0.2 is not used" in told[0]
+    with refused(net(), RegularizerError, "a keyword is given twice, in two cases: dropout, Dropout"):
+        graphreg.from_kwargs(net(), regularizers={"Dropout": 0.1}, dropout=0.2)
+
+
+def test_keywords_both_ways_are_combined() -> None:
+    found = graphreg.from_kwargs(net(), regularizers={"weight_l2": 0.1, "hidden_l1": 0.2}, dropout=0.3, weight_decay=0.4)
+    assert [(type(each).__name__, each.weight) for each in found] == [
+        ("BernoulliDropout", 0.3), ("WeightL2", 0.4), ("WeightL2", 0.1), ("HiddenL1", 0.2)
+    ]  # fmt: skip
+
+
+def _starts(site: graphreg.sites.Site) -> bool:
+    assert site.role
+    return site.shape is not None and site.shape[0] > 1
+
+
+def _misspelt(site: graphreg.sites.Site) -> bool:
+    return bool(site.nmae == "act1")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("regularizer", "match"),
+    [
+        (BernoulliDropout(lambda s: s.shape[1] > 3, 0.1), r"<lambda> raised TypeError: .* site 'input' \(value, op"),
+        (WeightL2(_starts, 0.1), r"<_starts> raised AssertionError.*'hid1\.weight' \(parameter"),
+        (HiddenL1(_misspelt, 0.1), r"<_misspelt> raised AttributeError: .*nmae.*'input'.*example_inputs"),
+        (Contractive("act1", 0.1, wrt=lambda s: 1 / 0), r"raised ZeroDivisionError: division by zero .*'input'"),
+        (HiddenL1(lambda s: torch.ones(2), 0.1), r"raised RuntimeError: Boolean value.*'input'"),
+    ],
+    ids=["a splice", "a penalty", "an attribute", "wrt", "no answer"],
+)
+def test_a_predicate_that_raises(regularizer: graphreg.Regularizer, match: str) -> None:
+    model = net()
+    with refused(model, RegularizerError, match) as caught:
+        regularize(model, regularizer)
+    assert isinstance(caught.value.__cause__, Exception)
+
+
+def test_a_predicate_that_raises_among_own_dropouts() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 4))
+    with refused(model, RegularizerError, r"the selector <lambda> raised KeyError: '1' when it was asked for the site '1'"):
+        regularize(model, own_dropout={lambda site: {}[site.name]: "off"})
+
+
+def test_an_error_of_graphregs_in_a_predicate_is_its_own() -> None:
+    model = net()
+
+    def choose(site: graphreg.sites.Site) -> bool:
+        raise NoMatchError("mine")
+
+    with refused(model, NoMatchError, "^mine$"):
+        regularize(model, HiddenL1(choose, 0.1))
+
+
+class Complex(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4, dtype=torch.complex64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.view_as_real(torch.tanh(self.layer(x)))
+
+
+def test_a_complex_value() -> None:
+    """By its name where dtypes are known; by the call where they are not. Its absolute value is to be had by its parts."""
+    model, x = Complex(), torch.ones(3, 4, dtype=torch.complex64)
+    with refused(model, NoMatchError, r"'tanh' matches no value.*tanh \(complex numbers\)"):
+        regularize(model, HiddenL1("tanh", 0.1), example_inputs=x)
+    with refused(model, RegularizerError, "a value of torch.complex64 cannot be regularized: only floating-point values can"):
+        regularize(model, HiddenL1("tanh", 0.1))(x)
+    module = regularize(model, HiddenL1("view_as_real", 0.5), example_inputs=x)
+    output, penalties = torch.compile(module, backend="aot_eager", fullgraph=True)(x)
+    by_hand = model(x).abs().mean() * 0.5
+    found = torch.autograd.grad(penalties["hidden_l1"], list(model.parameters()))
+    torch.testing.assert_close(found, torch.autograd.grad(by_hand, list(model.parameters())))
 
 
 # Models

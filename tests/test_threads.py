@@ -267,3 +267,86 @@ def test_a_worker_compiles_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(noise._Process, "name", "another")
     monkeypatch.setattr(noise, "get_worker_info", lambda: SimpleNamespace(id=2, seed=78))
     assert not torch.equal(both(), worker)
+
+
+def test_each_thread_ends_its_own_block_of_held_noise() -> None:
+    """The one that ends first draws on, with masks of its own; the other's stay as they are to the end of its block."""
+    module = regularized()
+    twin = copy.deepcopy(module)
+    calls = [twin(X).output for _ in range(6)]
+    inside, ended, drawn = threading.Event(), threading.Event(), threading.Event()
+
+    def first() -> list[Tensor]:
+        with graphreg.frozen_noise(module):
+            found = [module(X).output]
+            inside.wait(20)
+            found.append(module(X).output)
+        ended.set()
+        found += [module(X).output, module(X).output]
+        drawn.set()
+        return found
+
+    def second() -> list[Tensor]:
+        with graphreg.frozen_noise(module), graphreg.frozen_noise(module):
+            found = [module(X).output]
+            inside.set()
+            ended.wait(20)
+            found.append(module(X).output)
+            drawn.wait(20)
+            return [*found, module(X).output]
+
+    ours, theirs = in_threads(first, second)
+    assert torch.equal(ours[0], ours[1]) and torch.equal(theirs[0], theirs[1]) and torch.equal(theirs[1], theirs[2])
+    each = [ours[0], theirs[0], ours[2], ours[3], module(X).output]
+    places = [[i for i, call in enumerate(calls) if torch.equal(call, value)] for value in each]
+    assert sorted(places) == [[0], [1], [2], [3], [4]]  # no two share their masks, and no call is lost
+    assert graphreg.rng_state(module)["call"] == 5
+
+
+def test_a_thread_that_a_block_starts_draws_what_the_block_holds() -> None:
+    module = regularized()
+    with graphreg.frozen_noise(module):
+        expected = module(X).output
+        assert all(torch.equal(found, expected) for found in in_threads(*[lambda: module(X).output] * 2))
+    assert graphreg.rng_state(module)["call"] == 1
+
+
+def test_blocks_that_overlap_in_one_thread_end_with_the_last() -> None:
+    """As tasks of asyncio do: the first to begin is not the last to end."""
+    module = regularized()
+    one, two = graphreg.frozen_noise(module), graphreg.frozen_noise(module)
+    one.__enter__()
+    two.__enter__()
+    expected = module(X).output
+    one.__exit__(None, None, None)
+    assert torch.equal(module(X).output, expected)
+    two.__exit__(None, None, None)
+    assert not torch.equal(module(X).output, expected) and graphreg.rng_state(module)["call"] == 2
+
+
+def test_a_backends_noise_is_held_until_the_last_block_ends() -> None:
+    backend = graphreg.backend(hidden_dropout=0.5, inner="eager", rng=1)
+    run = torch.compile(Net(), backend=backend)
+    one, two = graphreg.frozen_noise(backend), graphreg.frozen_noise(backend)
+    one.__enter__()
+    two.__enter__()
+    expected = run(X)
+    one.__exit__(None, None, None)
+    assert torch.equal(run(X), expected)
+    two.__exit__(None, None, None)
+    assert not torch.equal(run(X), run(X))
+
+
+def test_the_noise_is_on_until_the_last_block_ends() -> None:
+    """The first to end took it from the other, whose end then left it on for good."""
+    module, backend = regularized().eval(), graphreg.backend(hidden_dropout=0.5, inner="eager", rng=1)
+    run = torch.compile(Net().eval(), backend=backend)
+    for knobs, call in ((module, lambda: module(X).output), (backend, lambda: run(X))):
+        plain = call()
+        one, two = graphreg.noise_on(knobs), graphreg.noise_on(knobs)
+        one.__enter__()
+        two.__enter__()
+        one.__exit__(None, None, None)
+        assert not torch.equal(call(), plain)
+        two.__exit__(None, None, None)
+        assert torch.equal(call(), plain)

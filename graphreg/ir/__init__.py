@@ -1,9 +1,10 @@
 """What a value of a traced graph is: its site and names, the operation that made it, its role, and who shares its storage."""
 
 from graphreg.ir.aliasing import Aliases, of_body
+from graphreg.ir.comparison import Literals, compared, difference, flat, is_nan, name_of
 from graphreg.ir.containers import building, builds
 from graphreg.ir.layout import apart, clone, laid_out, overlaps
-from graphreg.ir.modes import Graphs, choose, is_nan
+from graphreg.ir.modes import Graphs, choose
 from graphreg.ir.naming import COUNTED, Namer, add_label, label_node, label_output, parts
 from graphreg.ir.operations import (
     IN_PLACE_NAMES,
@@ -66,6 +67,7 @@ __all__ = [
     "Graphs",
     "Kind",
     "Label",
+    "Literals",
     "Missing",
     "Namer",
     "Names",
@@ -90,15 +92,18 @@ __all__ = [
     "choose",
     "clone",
     "columns",
+    "compared",
     "complain",
     "convolution",
     "copied",
     "deep_nodes",
     "described",
+    "difference",
     "dtype_text",
     "exactly",
     "find",
     "fixed",
+    "flat",
     "freeze",
     "function_name",
     "gives_tuple",
@@ -121,6 +126,7 @@ __all__ = [
     "labels_of",
     "laid_out",
     "mean_over_pairs",
+    "name_of",
     "nodes_in",
     "of_body",
     "one_value_over_again",

@@ -16,7 +16,7 @@ from typing import Literal
 
 from torch import nn
 
-from graphreg.errors import NoMatchError, RegularizerError, near, near_sentence, warn
+from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, near, near_sentence, warn
 from graphreg.ir.site import ROLES, Label, Site
 
 Selector = str | Sequence[str] | Callable[[Site], bool]
@@ -191,16 +191,32 @@ def select(
 
 
 def _by_function(selector: Callable[[Site], bool], sites: Sequence[Site], none: str, missing: Missing) -> dict[Site, str]:
-    chosen = {site: _called(selector) for site in sites if site.selectable and selector(site)}
+    chosen = {site: _called(selector) for site in sites if site.selectable and _chooses(selector, site)}
     if not chosen:
         complain(f"the selector {_called(selector)} {none}. It is asked for each site; graphreg.names(model) lists them.", missing)
     return chosen
 
 
+def _chooses(selector: Callable[[Site], bool], site: Site) -> bool:
+    """What a predicate says of a site. Raises RegularizerError where it raises, or says what is neither true nor false."""
+    try:
+        return bool(selector(site))
+    except GraphRegError:
+        raise
+    except Exception as error:
+        shape = "no shape is known (give example_inputs)" if site.shape is None else f"shape {site.shape}"
+        name, first = f"<{_called(selector).strip('<>')}>", str(error).partition("\n")[0]
+        what = f"{site.name!r} ({site.kind}, op {site.op}, {shape})"
+        raise RegularizerError(
+            f"the selector {name} raised {type(error).__name__}: {first} when it was asked for the site {what}. It is asked "
+            "for every site of the model; return False for those that it does not mean."
+        ) from error
+
+
 def unmatched(selector: Selector, sites: Sequence[Site], default: Sequence[Site], elsewhere: Sequence[Site] = ()) -> tuple[str, ...]:
     """The strings of a selector that select nothing, as ``select`` understands it; a predicate by its name."""
     if callable(selector):
-        return () if any(site.selectable and selector(site) for site in sites) else (_called(selector),)
+        return () if any(site.selectable and _chooses(selector, site) for site in sites) else (_called(selector),)
     lost = []
     for text in strings(selector):
         pattern = Pattern.parse(text)

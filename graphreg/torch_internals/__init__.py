@@ -25,6 +25,8 @@ from graphreg.torch_internals.random_state import (
     randomness,
     regions,
     restore_randomness,
+    stirred,
+    told_of_seeds,
 )
 from graphreg.torch_internals.trace_state import kept, patched_by_fx
 
@@ -32,5 +34,5 @@ __all__ = [
     "AROUND", "CHUNKED", "RESUMED", "Changes", "Chunk", "Entry", "Functions", "ModuleStack", "Place", "at_rest", "checkpoints",
     "checkpoints_refused", "chunks", "collector_at_rest", "deep_enough", "draws_watched", "entry", "here", "in_chunks", "is_wrapped",
     "kept", "lent", "mappings", "outside", "patched_by_fx", "place_of", "places", "quiet", "raise_interrupt", "randomness", "regions",
-    "restore_randomness", "root_of", "same_modules", "transforms", "unwrapped",
+    "restore_randomness", "root_of", "same_modules", "stirred", "told_of_seeds", "transforms", "unwrapped",
 ]  # fmt: skip

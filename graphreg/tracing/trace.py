@@ -15,12 +15,22 @@ from torch.utils import _pytree as pytree
 
 from graphreg.errors import GraphRegError, TraceError, shown
 from graphreg.ir import RULES, Graphs, Label, Names, Operations, Own, Site, check_names, find, fixed, held_of, stacks, value_sites
-from graphreg.torch_internals import Changes, at_rest, deep_enough, draws_watched, kept, raise_interrupt, randomness, restore_randomness
+from graphreg.torch_internals import (
+    Changes,
+    at_rest,
+    deep_enough,
+    draws_watched,
+    kept,
+    raise_interrupt,
+    randomness,
+    restore_randomness,
+    stirred,
+)
 from graphreg.tracing.export.export import FrontEndError, export
 from graphreg.tracing.fake_inputs import Arguments, arguments, propagate
 from graphreg.tracing.graph_module import given_graphs
-from graphreg.tracing.modes import left_as_it_was
 from graphreg.tracing.shape_decisions import decisions
+from graphreg.tracing.side_effects.retrace import left_as_it_was
 from graphreg.tracing.symbolic.symbolic import symbolic
 
 FrontEnd = Literal["auto", "symbolic", "export"]
@@ -96,6 +106,7 @@ def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "a
         kept(changes)
         with draws_watched(), torch.enable_grad():  # as in training, wherever it is called
             changes.later(partial(restore_randomness, randomness()))  # the model's code may draw; the user's streams go on as if not
+            stirred()
             at_rest(changes)
             deep_enough(model, changes)
             return _trace(model, example_inputs, front_end)

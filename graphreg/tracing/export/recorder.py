@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import operator
 import random
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -20,13 +21,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch._C._functorch import is_functorch_wrapped_tensor, peek_interpreter_stack
 from torch._guards import TracingContext
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental import proxy_tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from graphreg.errors import GraphRegError
 from graphreg.ir import is_leaf, parts
-from graphreg.torch_internals import Changes
+from graphreg.torch_internals import Changes, told_of_seeds
 from graphreg.tracing.context import Answers, Questions
 from graphreg.tracing.export.op_record import (
     AT,
@@ -45,8 +47,9 @@ from graphreg.tracing.export.op_record import (
     sizes_asked,
 )
 from graphreg.tracing.export.patches import refused, undetected, untraced, wrapped
-from graphreg.tracing.side_effects import carries_data
-from graphreg.tracing.symbolic.tape import Saved, attribute_of, tensors_in
+from graphreg.tracing.side_effects.places import carries_data
+from graphreg.tracing.symbolic.tape import attribute_of
+from graphreg.tracing.tensors import Saved, tensors_in
 from graphreg.tracing.type_inference import places_of
 
 
@@ -57,7 +60,7 @@ class Recorder(TorchFunctionMode):
     def __init__(self, model: nn.Module, leaves: Mapping[str, str], answers: Answers) -> None:
         super().__init__()
         self.told, self.model = Recording(leaves=dict(leaves)), model
-        self.questions = Questions(lambda: self._scopes[-1] if self._scopes else "", answers)
+        self.questions = Questions(lambda: self._scopes[-1] if self.seeing() else None, answers, Whole)
         self._paths = {id(module): path for path, module in model.named_modules()}
         self._scopes: list[str] = []  # none outside the model's forward
         self._tracer: Any = None
@@ -74,9 +77,9 @@ class Recorder(TorchFunctionMode):
 
         with Changes() as patches, patches:
             patches.put(proxy_tensor._ModuleStackTracer, "call_module", call_module)
-            for owner, name, instead in (*refused(self.seeing), *wrapped(self.function), undetected()):
+            for owner, name, instead in (*refused(self.seeing), *wrapped(self.function), undetected(), *self._refused()):
                 patches.put(owner, name, instead)
-            with self.questions.heard(places_of(self.model)):
+            with self.questions.heard(self.model, places_of(self.model)):
                 yield
 
     # Modules
@@ -259,6 +262,21 @@ class Recorder(TorchFunctionMode):
             return target if isinstance(target, str) else str(getattr(target, "__name__", "")).partition(".")[0]
 
         return proxy if proxy is not None and carries_data(proxy.node, called) else value
+
+    def _refused(self) -> list[tuple[Any, str, Any]]:
+        """What no mode of torch's is told of: seeds, and names that a tensor is given."""
+        thread = threading.get_ident()
+
+        def seeded() -> None:
+            if threading.get_ident() == thread and self.seeing():
+                raise Whole("it seeds torch's generator, which a graph cannot do")
+
+        def assigned(tensor: FakeTensor, name: str, value: Any) -> None:
+            if not hasattr(Tensor, name) and self.seeing() and not by_foreign():
+                raise Whole(f"it assigns .{name} of a tensor, which a graph cannot carry")
+            object.__setattr__(tensor, name, value)
+
+        return [told_of_seeds(seeded), (FakeTensor, "__setattr__", assigned)]
 
     def seeing(self) -> bool:
         """Whether code of the model's own runs now that is being written down."""

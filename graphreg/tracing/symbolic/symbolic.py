@@ -12,9 +12,10 @@ from torch import fx, nn
 
 from graphreg.errors import GraphRegError, TraceError
 from graphreg.ir import OWN_FOLDERS, Graphs
-from graphreg.tracing.context import Answers, settled
-from graphreg.tracing.modes import left_as_it_was, same_graph, trace_keeping
+from graphreg.tracing.context import Answers, Asked, settled
+from graphreg.tracing.modes import trace_keeping
 from graphreg.tracing.shape_decisions import Unprepared, prepare
+from graphreg.tracing.side_effects.retrace import left_as_it_was, same_graph
 from graphreg.tracing.symbolic.tracer import SiteTracer
 
 
@@ -38,7 +39,7 @@ def symbolic(
 
     Raises TraceError with the line of the user's code that cannot be traced.
     """
-    leaves, assumed = dict[str, str](), dict[str, None]()
+    leaves, assumed, modes = dict[str, str](), dict[str, None](), Asked()
 
     def traced(into: dict[str, torch.Tensor], answers: Answers) -> tuple[fx.Graph, SiteTracer]:
         before = set(model.__dict__)
@@ -56,6 +57,7 @@ def symbolic(
         graph, tracer = traced(constants, {})
         leaves.update(tracer.leaves)
         assumed.update(tracer.assumed)
+        modes.update(tracer.questions.modes)
 
         def same(answers: Answers) -> bool:
             with left_as_it_was(model):
@@ -65,7 +67,7 @@ def symbolic(
         return graph
 
     try:
-        graphs = trace_keeping(model, once, leaves)
+        graphs = trace_keeping(model, once, leaves, modes, run=False)
         return graphs, leaves, list(assumed)
     except GraphRegError:
         raise
