@@ -16,7 +16,7 @@ from zoo.columns import COLUMNS
 from zoo.run import Limits, kept, one, passes
 from zoo.table import page
 
-TOP = Path(__file__).parent.parent
+TOP = Path(__file__).parents[2]
 PATH = os.pathsep.join(str(TOP / folder) for folder in ("benchmarks", "tests"))
 
 
