@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -42,13 +42,7 @@ def symbolic(
 
     def traced(into: dict[str, torch.Tensor], answers: Answers) -> tuple[fx.Graph, SiteTracer]:
         before = set(model.__dict__)
-        tracer, graph = SiteTracer(leaves, dict(held), examples, answers), None
-        with suppress(Unprepared):
-            graph = tracer.trace(model)
-        if graph is None:
-            prepare()
-            tracer = SiteTracer(leaves, dict(held), examples, answers)
-            graph = tracer.trace(model)
+        tracer, graph = _run(model, lambda: SiteTracer(leaves, dict(held), examples, answers))
         _take_constants(model, graph, before, into)
         return graph, tracer
 
@@ -71,6 +65,16 @@ def symbolic(
         raise
     except Exception as error:
         raise TraceError(_refusal(model, error, bool(examples))) from error
+
+
+def _run(model: nn.Module, made: Callable[[], SiteTracer]) -> tuple[SiteTracer, fx.Graph]:
+    """Trace; once more, with a new tracer, where the forward asks a shape of which nothing was prepared."""
+    tracer = made()
+    with suppress(Unprepared):
+        return tracer, tracer.trace(model)
+    prepare()
+    tracer = made()
+    return tracer, tracer.trace(model)
 
 
 def where(error: BaseException) -> str:
