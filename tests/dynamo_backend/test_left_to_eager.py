@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import graphreg
 from graphreg import GraphRegError, NoMatchError
-from graphreg.dynamo_backend import fallback as eager
+from graphreg.dynamo_backend import fallback
 
 # torch's own, where a graph's input is no leaf
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
@@ -114,7 +114,7 @@ def test_what_fails_in_the_callback_stops_no_compilation(error: Exception, monke
         asked.append(1)
         raise error
 
-    monkeypatch.setattr(eager, "entry", failing)
+    monkeypatch.setattr(fallback, "entry", failing)
     model = Plain(4, 2)
     assert torch.equal(torch.compile(model, backend="eager")(X), model(X))
     assert asked
@@ -127,7 +127,7 @@ def test_nothing_is_registered_before_there_is_a_backend() -> None:
     code = """
 import torch
 from torch._dynamo.callback import callback_handler
-import graphreg.compiling, graphreg.backend, graphreg.eager
+import graphreg.dynamo_backend.options, graphreg.dynamo_backend.backend, graphreg.dynamo_backend.fallback
 from graphreg import GraphRegError
 
 assert callback_handler.start_callbacks == []
