@@ -19,7 +19,7 @@ import pytest
 TOP = Path(__file__).parent.parent
 PROJECT = tomllib.loads((TOP / "pyproject.toml").read_text())
 SOURCES = ["graphreg", "passes", "tests", "docs", "examples", "benchmarks", ".ci", "pyproject.toml", "README.md", "CHANGELOG.md",
-           "LICENSE", "Makefile", "MANIFEST.in"]  # fmt: skip
+           "CONTRIBUTING.md", "LICENSE", "Makefile", "MANIFEST.in"]  # fmt: skip
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
 
 
@@ -164,7 +164,7 @@ def test_the_sdist_builds_the_same_wheel(source: Path, built: Path, wheel: Path,
         names = {name.partition("/")[2] for name in archive.getnames()}
     wanted = {str(path.relative_to(source)) for name in ("passes", "tests", "docs", "examples", "benchmarks", ".ci")
               for path in (source / name).rglob("*") if path.is_file()}  # fmt: skip
-    assert wanted | {"LICENSE", "Makefile", "README.md", "CHANGELOG.md", "pyproject.toml"} <= names
+    assert wanted | {"LICENSE", "Makefile", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "pyproject.toml"} <= names
     assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
 
 
