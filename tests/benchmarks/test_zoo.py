@@ -17,7 +17,7 @@ from zoo.run import Limits, kept, one, passes
 from zoo.table import page
 
 TOP = Path(__file__).parents[2]
-PATH = os.pathsep.join(str(TOP / folder) for folder in ("benchmarks", "tests"))
+PATH = os.pathsep.join(str(TOP / folder) for folder in ("benchmarks", "tests/benchmarks"))
 
 
 @pytest.fixture(autouse=True)
