@@ -59,7 +59,7 @@ KNOBS = "graphreg_knobs"  # where what torch.compile makes of a backend's name h
 
 
 class Knobs(ABC):
-    """What the functions of ``strengths``, ``report`` and the like ask of a backend in the place of a module. ``parts``: its graphs."""
+    """What the functions of ``control.py`` and ``report.py`` ask of a backend in the place of a module. ``parts``: its graphs."""
 
     parts: list[Any]
 
