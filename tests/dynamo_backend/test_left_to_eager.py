@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import graphreg
 from graphreg import GraphRegError, NoMatchError
-from graphreg.dynamo_backend import fallback
+from graphreg.dynamo_backend import fallback as eager
 
 # torch's own, where a graph's input is no leaf
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
@@ -114,7 +114,7 @@ def test_what_fails_in_the_callback_stops_no_compilation(error: Exception, monke
         asked.append(1)
         raise error
 
-    monkeypatch.setattr(fallback, "entry", failing)
+    monkeypatch.setattr(eager, "entry", failing)
     model = Plain(4, 2)
     assert torch.equal(torch.compile(model, backend="eager")(X), model(X))
     assert asked

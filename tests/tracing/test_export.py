@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 import graphreg
 from graphreg import GraphRegError, TraceError
 from graphreg.passes import HiddenL1
-from graphreg.tracing.export import recorder
+from graphreg.tracing.export import recorder as recording
 
 
 def stripped(model: nn.Module, example: Any) -> Any:
@@ -311,7 +311,7 @@ def test_a_front_end_that_fails_says_so(monkeypatch: pytest.MonkeyPatch) -> None
     def gone(seeing: Any) -> Any:
         raise AttributeError("'classmethod_descriptor' object has no attribute '__func__'")
 
-    monkeypatch.setattr(recorder, "refused", gone)
+    monkeypatch.setattr(recording, "refused", gone)
     says = (
         rf"^graphreg's export front end does not work with torch {re.escape(torch.__version__)} \(AttributeError: 'classmethod_descriptor' "
         r"object has no attribute '__func__'\)\. No model can be exported with it, so the cause is not your model\. "

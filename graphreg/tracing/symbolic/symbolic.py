@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -42,7 +42,13 @@ def symbolic(
 
     def traced(into: dict[str, torch.Tensor], answers: Answers) -> tuple[fx.Graph, SiteTracer]:
         before = set(model.__dict__)
-        tracer, graph = _run(model, lambda: SiteTracer(leaves, dict(held), examples, answers))
+        tracer, graph = SiteTracer(leaves, dict(held), examples, answers), None
+        with suppress(Unprepared):
+            graph = tracer.trace(model)
+        if graph is None:
+            prepare()
+            tracer = SiteTracer(leaves, dict(held), examples, answers)
+            graph = tracer.trace(model)
         _take_constants(model, graph, before, into)
         return graph, tracer
 
@@ -59,22 +65,11 @@ def symbolic(
         return graph
 
     try:
-        graphs = trace_keeping(model, once, leaves)
-        return graphs, leaves, list(assumed)
+        return trace_keeping(model, once, leaves), leaves, list(assumed)  # in this order: the trace fills both
     except GraphRegError:
         raise
     except Exception as error:
         raise TraceError(_refusal(model, error, bool(examples))) from error
-
-
-def _run(model: nn.Module, made: Callable[[], SiteTracer]) -> tuple[SiteTracer, fx.Graph]:
-    """Trace; once more, with a new tracer, where the forward asks a shape of which nothing was prepared."""
-    tracer = made()
-    with suppress(Unprepared):
-        return tracer, tracer.trace(model)
-    prepare()
-    tracer = made()
-    return tracer, tracer.trace(model)
 
 
 def where(error: BaseException) -> str:
