@@ -81,6 +81,17 @@ def test_the_page_names_every_room_once() -> None:
     assert sorted(described) == sorted(names)  # a paragraph each
 
 
+def test_the_files_that_the_page_names_are_there() -> None:
+    """In a room's paragraph by their names, elsewhere by the room and the name; ``file.py`` behind ``room/file.py`` is of that room."""
+    for paragraph in PAGE.split("\n\n"):
+        room = re.match(r"\*\*`(\w+)/`\*\*", paragraph)
+        folder = TOP / "graphreg" / (room[1] if room else "")
+        for name in re.findall(r"`([\w/.]+\.(?:py|js))`", paragraph):
+            inside = [base for base in (folder, TOP, TOP / "graphreg") if (base / name).exists()]
+            assert inside, (name, paragraph[:60])
+            folder = (inside[0] / name).parent if "/" in name and not room else folder
+
+
 @pytest.mark.parametrize("path", [path for path in ENGINE if room_of(path) not in FRONT_DOOR], ids=place)
 def test_a_file_imports_from_rooms_above_its_own_by_their_faces(path: Path) -> None:
     own = room_of(path)
