@@ -52,10 +52,8 @@ def room_of(path: Path) -> str:
 
 
 def imports(node: ast.AST, inside_functions: bool = True) -> Iterator[tuple[str, str]]:
-    """(module, name) of each import, without those for type checkers alone: ("graphreg.ir", "Site"), ("torch", "")."""
+    """(module, name) of each import, those for type checkers among them: ("graphreg.ir", "Site"), ("torch", "")."""
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-            continue
         if isinstance(child, ast.Import):
             yield from ((alias.name, "") for alias in child.names)
         elif isinstance(child, ast.ImportFrom):
