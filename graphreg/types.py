@@ -19,7 +19,9 @@ What they return:
 What they take: `Selector` (what names sites), and the values of the options ``front_end=`` (`FrontEnd`), ``missing=`` (`Missing`),
 ``penalties=`` (`Penalties`) and ``scale=`` (`Scale`).
 
-    def best(report: graphreg.types.Report) -> str: ...
+    from graphreg.types import Report
+
+    def costs(report: Report) -> float: ...
 """
 
 from graphreg.diagnosis import Diagnosis, Finding
