@@ -63,6 +63,11 @@ class Pattern:
     def _glob(self) -> Callable[[str], object]:
         return re.compile(fnmatch.translate(self.name)).match
 
+    @property
+    def lone(self) -> bool:
+        """Whether it is ``*`` alone, which means the default sites."""
+        return self.text.strip("! ") == "*"
+
     def path(self, module: str) -> bool:
         """Whether it names the module at this path."""
         return bool(self._glob(module))
@@ -166,28 +171,45 @@ def select(
     if callable(selector):
         return _by_function(selector, sites, f"of {who} chooses no {what} of {model}", missing)
     texts = strings(selector)
-    wanted: dict[int, str] = {}
     none_usual = _usual(who, usual, what, model, [site for site in sites if site.norm and site.role == "hidden"])
-    if all(Pattern.parse(text).exclude for text in texts):
-        wanted = {id(site): "*" for site in default}
-        if not default and not any(text.strip("! ") == "*" for text in texts):
-            complain(none_usual, missing)
+
+    def why(pattern: Pattern, found: Sequence[Site]) -> str:
+        return none_usual if pattern.lone else _nothing(pattern, found, sites, what, model, who, elsewhere) + hint(pattern.text)
+
+    if not default and all(pattern.exclude and not pattern.lone for pattern in map(Pattern.parse, texts)):
+        complain(none_usual, missing)
+    wanted, gone = _by_strings(texts, sites, default, elsewhere, why, missing)
+    if wanted and gone.issuperset(wanted):
+        complain(f"{list(texts)} leaves no {what} of {model}: what is selected is taken away again by '!'.", missing)
+    return {site: wanted[id(site)] for site in sites if id(site) in wanted and id(site) not in gone}
+
+
+def _by_strings(
+    texts: Sequence[str],
+    sites: Sequence[Site],
+    default: Sequence[Site],
+    elsewhere: Sequence[Site],
+    why: Callable[[Pattern, Sequence[Site]], str],
+    missing: Missing,
+) -> tuple[dict[int, str], set[int]]:
+    """The ids of the sites that are selected, each with its string, and of those that are taken away again.
+
+    ``why``: the sentence about a string that finds nothing. Where all strings exclude, they exclude from the default sites.
+    """
+    patterns = [Pattern.parse(text) for text in texts]
+    wanted = {id(site): "*" for site in default} if all(pattern.exclude for pattern in patterns) else {}
     gone: set[int] = set()
-    for text in texts:
-        pattern = Pattern.parse(text)
-        found = list(default) if text.strip("! ") == "*" else pattern.find(sites)
+    for pattern in patterns:
+        found = list(default) if pattern.lone else pattern.find(sites)
         usable = [site for site in found if site.selectable]
         if not (usable or _needless(pattern, found, elsewhere)):
-            lone = text.strip("! ") == "*"
-            complain(none_usual if lone else _nothing(pattern, found, sites, what, model, who, elsewhere) + hint(text), missing)
+            complain(why(pattern, found), missing)
         if pattern.exclude:
             gone.update(map(id, usable))
         else:
             for site in usable:
-                wanted.setdefault(id(site), text)
-    if wanted and gone.issuperset(wanted):
-        complain(f"{list(texts)} leaves no {what} of {model}: what is selected is taken away again by '!'.", missing)
-    return {site: wanted[id(site)] for site in sites if id(site) in wanted and id(site) not in gone}
+                wanted.setdefault(id(site), pattern.text)
+    return wanted, gone
 
 
 def _by_function(selector: Callable[[Site], bool], sites: Sequence[Site], none: str, missing: Missing) -> dict[Site, str]:
@@ -220,7 +242,7 @@ def unmatched(selector: Selector, sites: Sequence[Site], default: Sequence[Site]
     lost = []
     for text in strings(selector):
         pattern = Pattern.parse(text)
-        found = default if text.strip("! ") == "*" else pattern.find(sites)
+        found = default if pattern.lone else pattern.find(sites)
         if not (any(site.selectable for site in found) or _needless(pattern, found, elsewhere)):
             lost.append(text)
     return tuple(lost)
@@ -228,7 +250,7 @@ def unmatched(selector: Selector, sites: Sequence[Site], default: Sequence[Site]
 
 def _needless(pattern: Pattern, found: Sequence[Site], elsewhere: Sequence[Site]) -> bool:
     """Whether it takes away what is there and is not selected anyway: a bias from a penalty on weights."""
-    return pattern.exclude and pattern.text.strip("! ") != "*" and bool(found or pattern.find(elsewhere))
+    return pattern.exclude and not pattern.lone and bool(found or pattern.find(elsewhere))
 
 
 def complain(sentence: str, missing: Missing) -> None:

@@ -1,6 +1,6 @@
 """What the operations of a traced graph do to storage: whose theirs may be, and whom they write into.
 
-Asked are torch's schemas, then the call itself, made on tensors without data (`probes.py`). Code that is not torch's may do anything.
+Asked are torch's schemas, then the call itself, on tensors without data (`storage_probes.py`). Code that is not torch's may do anything.
 """
 
 from __future__ import annotations

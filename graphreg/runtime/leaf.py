@@ -168,7 +168,7 @@ class Drawing(Leaf):
         super().__init__(about, strength)
         self.site, self.slot, self.path = site, slot, path
         self.forced = False  # on, whatever the mode
-        self.recomputed = False  # in backward, when compiled; see forms.py
+        self.recomputed = False  # in backward, when compiled; see compiler/recompute.py
 
 
 class SpliceRule(Drawing):

@@ -67,8 +67,7 @@ def symbolic(
         return graph
 
     try:
-        graphs = trace_keeping(model, once, leaves, modes, run=False)
-        return graphs, leaves, list(assumed)
+        return trace_keeping(model, once, leaves, modes, run=False), leaves, list(assumed)  # in this order: the trace fills both
     except GraphRegError:
         raise
     except Exception as error:

@@ -51,18 +51,18 @@ def forward(self, x):
     getattr_1 = x.shape
     getitem = getattr_1[1];  getattr_1 = None
     mod = getitem % 2;  getitem = None
-    decided = graphreg_decisions_decided(mod, 0);  mod = decided = None
+    decided = graphreg_tracing_shape_decisions_decided(mod, 0);  mod = decided = None
     hid = self.hid(x);  x = None
     relu = torch.relu(hid);  hid = None
     getattr_2 = relu.shape
     getitem_1 = getattr_2[1];  getattr_2 = None
-    decided_1 = graphreg_decisions_decided(getitem_1, 2);  getitem_1 = decided_1 = None
+    decided_1 = graphreg_tracing_shape_decisions_decided(getitem_1, 2);  getitem_1 = decided_1 = None
     getitem_2 = relu[(slice(None, None, None), 0)]
     add = 0 + getitem_2;  getitem_2 = None
     getitem_3 = relu[(slice(None, None, None), 1)];  relu = None
     add_1 = add + getitem_3;  add = getitem_3 = None
     len_1 = len(add_1)
-    decided_2 = graphreg_decisions_decided(len_1, 4);  len_1 = decided_2 = None
+    decided_2 = graphreg_tracing_shape_decisions_decided(len_1, 4);  len_1 = decided_2 = None
     getitem_4 = add_1[slice(None, 2, None)];  add_1 = None
     out = self.out(getitem_4);  getitem_4 = None
     return out"""

@@ -276,7 +276,7 @@ def test_the_copy_of_what_is_dense_is_torchs() -> None:
         return h[:, 1].neg_()
 
     code = graphreg.regularize(Net(made), HiddenL1(["l", "getitem"], 1.0)).code
-    assert "l_kept = torch.clone(l)" in code and "getitem_kept = graphreg_layout_clone(getitem)" in code
+    assert "l_kept = torch.clone(l)" in code and "getitem_kept = graphreg_ir_layout_clone(getitem)" in code
 
 
 # What shares nothing is not refused, and not copied
@@ -447,7 +447,7 @@ class WritesIntoItsInput(nn.Module):
 
 def test_what_the_model_writes_into_its_input_reaches_the_caller_where_no_splice_acts() -> None:
     module = graphreg.regularize(WritesIntoItsInput(), BernoulliDropout("x", 0.5), rng=0)
-    assert "x_kept = graphreg_layout_apart(x_dropout, x)" in module.code
+    assert "x_kept = graphreg_ir_layout_apart(x_dropout, x)" in module.code
     for run in (module.eval(), torch.compile(module, fullgraph=True, backend="aot_eager")):
         x = torch.zeros(2, 4)
         run(x)

@@ -16,7 +16,7 @@ import graphreg
 from graphreg.passes import BernoulliDropout, Contractive, GaussianNoise, HiddenL1, RecurrentNorm, RecurrentState, WeightL1, WeightL2
 from theanets_nets import GOLDEN, NETWORKS, Record, inputs, keywords, loss, network, tensor
 
-TOP = Path(__file__).parent.parent
+TOP = Path(__file__).parents[2]
 PAGE = (TOP / "docs" / "theanets.md").read_text()
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e-\d+)?(?![\w])|\bnan\b")
 OBSERVED: Record = GOLDEN["observed"]

@@ -137,7 +137,7 @@ def say(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 
 
 def test_the_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What docs/cli.md and the README show is what the commands print: ``python tests/cli_page.py`` writes it anew."""
+    """What docs/cli.md and the README show is what the commands print: ``python tests/cli/cli_page.py`` writes it anew."""
     monkeypatch.setenv("COLUMNS", "80")
     for name in cli_page.PAGES:
         page = (cli_page.TOP / name).read_text()
@@ -513,7 +513,7 @@ def test_help_has_every_key() -> None:
     """Read in the sources, where they are not imported: the same as the registry's, but for class names."""
     built_in = {key for cls in graphreg.registered().values() if cls.__module__.startswith("graphreg.passes.") for key in cls.keys}
     assert built_in | PREFIXED | set(cli_keys.HELP) == set(cli_keys.written_keys())
-    assert cli_keys.HELP.keys() == set(graphreg.keywords.FAMILIES)
+    assert cli_keys.HELP.keys() == set(graphreg.planning.FAMILIES)
 
 
 def test_keys_of_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -545,12 +545,12 @@ def test_the_grammars_words_are_the_librarys() -> None:
     own = parsers()
     assert list(own) == list(cli_parser.COMMANDS)
     choices = {action.dest: action.choices for action in own["plan"]._actions}
-    assert choices["front_end"] == FRONT_ENDS and choices["missing"] == typing.get_args(graphreg.selector.Missing)
+    assert choices["front_end"] == FRONT_ENDS and choices["missing"] == typing.get_args(graphreg.ir.Missing)
 
 
 # Processes
 
-WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; from graphreg.cli import main; sys.exit(main(sys.argv[1:]))"
+WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; from graphreg.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["draw", "--help"], ["--version"], ["completion", "fish"], ["plan", "--hidden-dropout"]])

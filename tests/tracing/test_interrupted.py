@@ -32,12 +32,12 @@ import graphreg
 from graphreg.torch_internals import patching as changes
 from graphreg.tracing.trace import _ONE_AT_A_TIME
 
-ENGINE = Path(str(changes.__file__)).parent
+ENGINE = Path(graphreg.__file__).parent
 HERE = {contextlib.__file__, _symbolic_trace.__file__, *(str(ENGINE / f"{name}.py") for name in (
-    "changes", "collector", "torch_state", "kinds", "modes", "nesting", "surroundings", "symbolic", "trace"))}  # fmt: skip
-
-
-MORE = HERE | {str(ENGINE / f"{name}.py") for name in ("export", "recording", "patches")}
+    "torch_internals/patching", "torch_internals/interpreter", "torch_internals/trace_state", "torch_internals/random_state",
+    "tracing/type_inference", "tracing/modes", "tracing/symbolic/symbolic", "tracing/trace"))}  # fmt: skip
+MORE = HERE | {str(ENGINE / "tracing" / "export" / f"{name}.py") for name in ("export", "recorder", "patches")}
+assert all(Path(file).is_file() for file in MORE)
 
 
 class Net(nn.Module):
@@ -270,7 +270,7 @@ def test_blocks_of_ours(block: str) -> None:
         return leaves, [m.training for m in module.modules()]
 
     def watches(code: CodeType) -> bool:
-        return code.co_filename == str(ENGINE / ("sampling.py" if block == "sample" else "control.py"))
+        return code.co_filename == str(ENGINE / "runtime" / ("sampling.py" if block == "sample" else "controls.py"))
 
     use()
     counter, before = Interrupts(watches), state()

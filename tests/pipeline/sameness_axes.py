@@ -62,8 +62,8 @@ LEFT_OUT = {
     "eager with a setting of recomputation": "the settings are of AOTAutograd's partitioner, which eager code never meets; eager cells "
     "have `default` alone",
     "checkpointing around the whole, or in a bigger model, without `frozen_noise`": "eager, and around a compiled module, it is an error "
-    "that says what to do, which `tests/test_control.py` holds; around a compiled function that calls the module it cannot be detected "
-    "and draws other masks in backward",
+    "that says what to do, which `tests/runtime/test_control.py` holds; around a compiled function that calls the module it cannot be "
+    "detected and draws other masks in backward",
 }
 COST = {"eager": 1, "aot_eager": 2, "inductor": 8}  # roughly, of a cell
 

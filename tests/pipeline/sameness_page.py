@@ -13,7 +13,7 @@ import torch
 
 from sameness_axes import AXES, BATCHES, CHECKPOINTING, DTYPES, LEFT_OUT, Cell, product
 
-TOP = Path(__file__).parent.parent
+TOP = Path(__file__).parents[2]
 RECORDS, PAGE = TOP / "build" / "sameness", TOP / "docs" / "sameness.md"
 Row = tuple[str, str, str]  # backend, recomputation, checkpointing
 Record = Mapping[str, Any]

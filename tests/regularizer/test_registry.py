@@ -1,16 +1,13 @@
-"""The registry, the keyword grammar, a user's own regularizers, and the layering that the registry stands on."""
+"""The registry, the keyword grammar, and a user's own regularizers."""
 
 from __future__ import annotations
 
-import ast
-import sys
 from collections import OrderedDict
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
-import networkx as nx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -293,122 +290,6 @@ def test_a_definition_may_be_run_again() -> None:
     first, second = define(1.0), define(2.0)
     assert first is not second
     assert registered()["cell_penalty"] is registered()["cell"] is second
-
-
-# The files: layering
-
-ENGINE, PASSES = Path(graphreg.__file__).parent, Path(next(iter(graphreg.passes.__path__)))
-ENGINE_FILES, PASS_FILES = sorted(ENGINE.glob("*.py")), sorted(PASSES.glob("*.py"))
-TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in (*ENGINE_FILES, *PASS_FILES)}
-INNER = {path.stem for path in ENGINE_FILES} - {"__init__"}
-
-
-def classes_of(path: Path) -> list[str]:
-    return [name for name in dir(sys.modules[f"graphreg.passes.{path.stem}"]) if _defined(name, path)]
-
-
-def _defined(name: str, path: Path) -> bool:
-    thing = getattr(sys.modules[f"graphreg.passes.{path.stem}"], name)
-    return isinstance(thing, type) and issubclass(thing, Regularizer) and thing.__module__ == f"graphreg.passes.{path.stem}"
-
-
-def imports(tree: ast.AST, at_module_level: bool = False) -> Iterator[tuple[str, str]]:
-    """(module, name) of each import, without those for type checkers alone: ("graphreg", "plan"), ("torch", "")."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            continue
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, "") for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute here"
-            yield from ((node.module or "", alias.name) for alias in node.names)
-        elif not (at_module_level and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))):
-            yield from imports(node, at_module_level)
-
-
-def imported(tree: ast.AST) -> Iterator[str]:
-    """The files of graphreg that a file imports when it is imported: ``plan``, or ``__init__`` for the front door."""
-    for module, name in imports(tree, at_module_level=True):
-        if module.startswith("graphreg."):
-            yield module.split(".")[1]
-        elif module == "graphreg":
-            yield name if name in INNER else "__init__"
-
-
-def test_the_files_are_there() -> None:
-    """The tests below look at something."""
-    assert {"selector", "plan", "rewrite", "registry", "tracer", "modes"} <= INNER
-    assert {"bernoulli_dropout", "weight_l2"} <= {path.stem for path in PASS_FILES}
-
-
-def test_the_list_of_passes_is_complete() -> None:
-    registered()  # imports each file
-    defined = {path.stem: classes_of(path) for path in PASS_FILES if path.stem != "__init__"}
-    assert all(len(classes) == 1 for classes in defined.values()), defined
-    names = [classes[0] for classes in defined.values()]
-    assert sorted(names) == graphreg.passes.__all__
-    listed = [(module, name) for module, name in imports(TREES[PASSES / "__init__.py"])]
-    assert listed == sorted((f"graphreg.passes.{stem}", classes[0]) for stem, classes in defined.items())
-    assert {cls.__name__ for cls in registered().values() if cls.__module__.startswith("graphreg.passes.")} == set(names)
-
-
-@pytest.mark.parametrize("path", [path for path in PASS_FILES if path.stem != "__init__"], ids=lambda path: path.stem)
-def test_a_pass_imports_the_front_door_torch_and_the_standard_library(path: Path) -> None:
-    found = {module for module, _ in imports(TREES[path])}
-    others = {module for module in found if module.partition(".")[0] not in {"torch", *sys.stdlib_module_names}}
-    assert others == {"graphreg"}
-    assert {name for module, name in imports(TREES[path]) if module == "graphreg"} <= set(graphreg.__all__)
-
-
-@pytest.mark.parametrize("path", ENGINE_FILES, ids=lambda path: path.stem)
-def test_the_engine_names_no_pass(path: Path) -> None:
-    registered()
-    classes = {name for file in PASS_FILES if file.stem != "__init__" for name in classes_of(file)}
-    files = {file.stem for file in PASS_FILES} - {"__init__"}
-    names = {node.id for node in ast.walk(TREES[path]) if isinstance(node, ast.Name)}
-    names |= {node.attr for node in ast.walk(TREES[path]) if isinstance(node, ast.Attribute)}
-    texts = {node.value for node in ast.walk(TREES[path]) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-    modules = {part for module, name in imports(TREES[path]) if module.startswith("graphreg") for part in (*module.split("."), name)}
-    assert not classes & (names | texts | modules)
-    assert not files & modules and "passes" not in modules
-
-
-def test_imports_have_no_cycle() -> None:
-    flow = nx.DiGraph((path.stem, target) for path in ENGINE_FILES for target in imported(TREES[path]))
-    flow.add_edges_from(("__init__", place) for place in graphreg._PLACES)  # imported when a name is asked for
-    assert flow.has_edge("plan", "selector") and flow.has_edge("__init__", "plan") and flow.has_edge("cli_commands", "__init__")
-    assert list(nx.simple_cycles(flow)) == []
-
-
-@pytest.mark.parametrize("path", ENGINE_FILES, ids=lambda path: path.stem)
-def test_no_import_inside_a_function_dodges_a_cycle(path: Path) -> None:
-    inside = set(imports(TREES[path])) - set(imports(TREES[path], at_module_level=True))
-    assert not [module for module, _ in inside if module.partition(".")[0] == "graphreg"]
-
-
-def test_one_file_edits_graphs() -> None:
-    """``rewrite`` edits and ``strip`` undoes it; the front ends build graphs, ``storage`` builds one from its record, ``inductor``
-    and ``joint`` edit Inductor's.
-    """
-    edits = {"inserting_after", "inserting_before", "erase_node", "replace_all_uses_with", "replace_input_with", "eliminate_dead_code"}
-    edits |= {"create_node", "call_function", "call_module", "call_method", "get_attr"}
-    allowed = {"rewrite": edits, "tracer": edits, "modes": edits, "storage": {"create_node"}, "decisions": {"create_node"}}
-    allowed |= dict.fromkeys(("inputs", "sizes", "unlifting"), edits)  # torch.export's graph as the engine takes it
-    allowed |= {"captured": {"create_node"}, "emission": {"create_node"}}  # a graph of Dynamo's as the engine takes it, and back
-    allowed |= {"unlifting": edits, "inputs": {"call_function", "create_node"}, "sizes": {"call_function"}}  # torch.export's
-    allowed |= {"ambient": {"call_function", "inserting_before"}, "factories": edits}  # what a trace puts into the graph that it makes
-    allowed["watches"] = edits  # a monitored module's leaves, put in and taken out again
-    allowed["inductor"] = allowed["joint"] = allowed["ports"] = allowed["strip"] = edits
-    calls = {
-        path.stem: {
-            node.func.attr for node in ast.walk(tree)
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in edits
-        }
-        for path, tree in TREES.items()
-    }  # fmt: skip
-    assert {stem: found - allowed.get(stem, set()) for stem, found in calls.items() if found - allowed.get(stem, set())} == {}
-    both = calls["rewrite"] | calls["strip"]
-    assert {"inserting_after", "inserting_before", "erase_node", "replace_all_uses_with", "create_node"} <= both
 
 
 # Third parties

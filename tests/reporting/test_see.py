@@ -9,7 +9,7 @@ import pytest
 
 import see
 
-TOP = Path(__file__).parent.parent
+TOP = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("name", list(see.WHAT))

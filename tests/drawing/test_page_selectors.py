@@ -1,10 +1,12 @@
-"""The rule of matching in the page: the shared table, globs, and ten selectors over five real models, site for site."""
+"""The rule of matching in the page, beside that of the library: a shared table, globs, random selectors, and five real models."""
 
 from __future__ import annotations
 
 import json
 import random
 import re
+import shutil
+import subprocess
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from functools import cache
@@ -17,15 +19,16 @@ import torchvision.models as tv
 from torch import nn
 
 import graphreg
-from browser import Page, needs_chromium
+from browser import BROWSER, DRIVER, Page, needs_chromium
 from drawn_nets import GPT, Half
 from graphreg import GraphRegError, NoMatchError, Traced
+from graphreg.drawing import html
 from graphreg.ir.selector import select
 from graphreg.ir.site import Label, Site
 
 # what is selected here is selected to be counted, insides and all
 pytestmark = pytest.mark.filterwarnings("ignore:.* in a row on one value:UserWarning")
-TABLE = json.loads((Path(__file__).parent / "data" / "selectors.json").read_text())
+TABLE = json.loads((Path(__file__).parents[1] / "data" / "selectors.json").read_text())
 IDS = torch.zeros(2, 7, dtype=torch.long)
 IMAGE = torch.zeros(1, 3, 64, 64)
 
@@ -132,6 +135,121 @@ def test_globs_are_fnmatchs(folder: Path) -> None:
     expected = [fnmatchcase(text, glob) for glob, text in pairs]
     assert [pair for pair, one, other in zip(pairs, found, expected, strict=True) if one != other] == []
     assert 100 < sum(expected) < 4400
+
+
+# Random selectors on the sites of random models, in node or in the browser, and in Python
+
+NODE = shutil.which("node")
+PATHS = ("a", "a.b", "a.b.c", "a.c", "b", "b.0", "b.0.é", "b.1", "layer1", "layer1.0", "layer10", "x", "c:d", "c@d", "[ab]", "!b", "a.b#2")
+OPS, PORTS = ("ReLU", "relu", "add", "Conv2d", "LSTM"), (("out",), ("0",), ("1", "last"), ("hidden", "1"))
+
+
+def random_sites(choose: random.Random) -> list[Site]:
+    """A handful of values and parameters, each with a name of its own; some cannot be regularized, some have several names."""
+    sites, paths = list[Site](), choose.sample(PATHS, choose.randint(1, 8))
+    for path in paths:
+        module = choose.random() < 0.5
+        name = path if module else f"{path}.{choose.choice(('add', 'relu_1', 'weight'))}"
+        ports = choose.choice(PORTS) if choose.random() < 0.4 else ("out",)
+        labels = [Label(name, choose.choice(OPS), ports, ports == ("out",) or choose.random() < 0.5, path if module else None)]
+        if choose.random() < 0.3:
+            other = choose.choice((path.rpartition(".")[0] or "x", "b.0", f"{path}.tail"))
+            labels.append(Label(other, choose.choice(OPS), ("out",), True, choose.choice((other, None))))
+        selectable, kind = choose.random() < 0.8, "value" if choose.random() < 0.7 else "parameter"
+        role = choose.choice(("input", "hidden", "hidden", "output", "")) if kind == "value" else ""
+        norm = kind == "value" and choose.random() < 0.2
+        sites.append(Site(tuple(labels), kind, role, selectable, norm, shape=(1, 1), why_not="" if selectable else "integers"))  # type: ignore[arg-type]
+    return sites
+
+
+def random_selector(choose: random.Random, sites: Sequence[Site]) -> str:
+    """Most are made of a name that is there, a little changed; some are of letters that mean something, or of none."""
+    if choose.random() < 0.1:
+        return "".join(choose.choices("ab.*?[]!@:#\\ é01-", k=choose.randint(0, 6)))
+    site = choose.choice(sites)
+    label = choose.choice(site.labels)
+    parts = re.split(r"(\.)", label.name)
+    for _ in range(choose.choice((0, 0, 1, 2))):
+        parts[choose.randrange(len(parts))] = choose.choice(("*", "**", "?", "[ab]*", "[!a]", "b", ".", "layer1?", ""))
+    text = choose.choice(("", "", "", "!")) + choose.choice(("".join(parts), "".join(parts), "*", "**", ""))
+    text += choose.choice(("", "", "", "", "", f"@{choose.choice((label.op, label.op, '*', 're*', '[RC]*', 'absent'))}"))
+    text += choose.choice(("", "", "", "", "", f":{choose.choice((*label.ports, '*', '[01]', 'out'))}"))
+    role = choose.choice((site.role or "hidden", "input", "output", "other"))
+    return choose.choice((text, text, text, text, text, text, f"{text}#{role}", f" {text} "))
+
+
+def random_cases(count: int) -> list[tuple[list[str], str, list[Site]]]:
+    """Strings, the kind of site that a regularizer which has them acts on, and the sites."""
+    choose, cases = random.Random(15), []
+    for _ in range(count):
+        sites, kind = random_sites(choose), choose.choice(("value", "value", "parameter"))
+        own = [site for site in sites if site.kind == kind] or sites
+        texts = [random_selector(choose, own if choose.random() < 0.9 else sites) for _ in range(choose.choice((1, 1, 1, 2, 3)))]
+        cases.append((texts, kind, sites))
+    return cases
+
+
+def is_usual(site: Site, kind: str) -> bool:
+    """Whether a lone ``*`` means it."""
+    return site.kind == kind and site.selectable and (site.role == "hidden" or kind == "parameter")
+
+
+def in_python(texts: list[str], kind: str, sites: list[Site]) -> tuple[list[int], str]:
+    """The places of the sites that are selected by those strings that select any, and the sentence about the first that selects none."""
+    own, elsewhere = ([site for site in sites if (site.kind == kind) == same] for same in (True, False))
+    usual = [site for site in own if is_usual(site, kind)]
+    what, chosen, refusal = "value" if kind == "value" else "parameter of 2 dims or more", dict[Site, str](), ""
+    try:
+        chosen = select(texts, own, usual, what=what, elsewhere=elsewhere, missing="ignore")
+        select(texts, own, usual, what=what, elsewhere=elsewhere)
+    except GraphRegError as error:
+        refusal = str(error)
+    return [place for place, site in enumerate(sites) if site in chosen], refusal
+
+
+SELECTED = """
+return arguments[0].map(([texts, rule, sites]) => {
+  try {
+    const { chosen, errors } = select(texts, sites, rule);
+    return [chosen.map((site) => site.id), errors[0] ?? ""];
+  } catch (error) { return [[], error instanceof TypeError ? String(error.stack) : error.message]; }
+});
+"""
+
+
+def in_javascript(cases: list[tuple[list[str], str, list[Site]]], folder: Path) -> list[tuple[list[int], str]]:
+    """The same by the page's file, as it is."""
+    rule = {"model": "the model", "cls": "the regularizer", "usual": "the default sites", "needs": "", "splice": False, "min_dims": 2}
+    values = [
+        (texts, rule | {"on": f"{kind}s", "default": [i for i, site in enumerate(sites) if is_usual(site, kind)]},
+         [{"id": i, **html.told(site)} for i, site in enumerate(sites)])
+        for texts, kind, sites in cases
+    ]  # fmt: skip
+    body = (Path(html.__file__).parent / "page" / "selector.js").read_text() + SELECTED
+    if NODE is None:
+        return list(Page(small(folder)).run(body, values))
+    script = f"const answer = function () {{ {body} }}; console.log(JSON.stringify(answer(JSON.parse(require('fs').readFileSync(0)))));"
+    done = subprocess.run([NODE, "--eval", script], input=json.dumps(values), capture_output=True, text=True, check=True)
+    return list(json.loads(done.stdout))
+
+
+def in_order(sentence: str) -> str:
+    """With operations in one order: the library begins with those like the one that was asked for."""
+    return re.sub("(?<=ops there )[^;]+", lambda found: ", ".join(sorted(found[0].split(", "))), sentence)
+
+
+MORE = re.compile(r"( Near names: .*)?( List all: graphreg\.names\(model\)\.)?", re.DOTALL)  # what the library alone knows
+
+
+@pytest.mark.skipif(NODE is None and not (BROWSER and DRIVER), reason="neither node nor Chromium here")
+@pytest.mark.parametrize("count", [1000, 10_000])
+def test_random_selectors_are_understood_as_by_the_library(count: int, folder: Path) -> None:
+    cases = random_cases(count)
+    expected = [in_python(*case) for case in cases]
+    for case, (places, error), (chosen, told) in zip(cases, expected, in_javascript(cases, folder), strict=True):
+        assert chosen == places and bool(told) == bool(error), (case, error, told)
+        assert in_order(error).startswith(in_order(told)) and MORE.fullmatch(error[len(told) :]), (case, error, told)
+    assert sum(bool(places) for places, _ in expected) > count / 4 and sum(not error for _, error in expected) > count / 6
 
 
 def vit() -> nn.Module:

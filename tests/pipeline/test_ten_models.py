@@ -15,7 +15,7 @@ import graphreg
 from graphreg.runtime.leaf import SpliceRule
 from ten_models import TEN, build, tensors
 
-GOLDEN = json.loads((Path(__file__).parent / "data" / "hidden_sites.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "hidden_sites.json").read_text())
 WEIGHTS = {"hidden_dropout": 0.1, "weight_l2": 1e-4, "hidden_l1": 1e-3}
 
 

@@ -127,7 +127,7 @@ def test_nothing_is_registered_before_there_is_a_backend() -> None:
     code = """
 import torch
 from torch._dynamo.callback import callback_handler
-import graphreg.compiling, graphreg.backend, graphreg.eager
+import graphreg.dynamo_backend.options, graphreg.dynamo_backend.backend, graphreg.dynamo_backend.fallback
 from graphreg import GraphRegError
 
 assert callback_handler.start_callbacks == []

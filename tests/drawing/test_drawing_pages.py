@@ -13,7 +13,7 @@ import pytest
 import drawings
 from browser import chromium, needs_chromium
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 
 

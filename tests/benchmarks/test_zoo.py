@@ -16,8 +16,8 @@ from zoo.columns import COLUMNS
 from zoo.run import Limits, kept, one, passes
 from zoo.table import page
 
-TOP = Path(__file__).parent.parent
-PATH = os.pathsep.join(str(TOP / folder) for folder in ("benchmarks", "tests"))
+TOP = Path(__file__).parents[2]
+PATH = os.pathsep.join(str(TOP / folder) for folder in ("benchmarks", "tests/benchmarks"))
 
 
 @pytest.fixture(autouse=True)
