@@ -33,7 +33,7 @@ from graphreg.ir.random_ops import Kind, Own, find, rate_of
 from graphreg.ir.record import IGNORED, PREFIX, RULES, STATE, State, check_names, held_of, plain, registered, reserved, state_of
 from graphreg.ir.roles import CELL_PORTS, CROSSES, deep_nodes, is_region, labels_of, site_nodes, value_sites
 from graphreg.ir.selector import Missing, Pattern, Selector, complain, exactly, select, strings, strings_of, unmatched
-from graphreg.ir.serialize import copied, freeze, thaw
+from graphreg.ir.serialize import blank_like, copied, freeze, thaw
 from graphreg.ir.shape_guards import ASSERTIONS, Place, assert_sizes, described, fixed, held_at, holds
 from graphreg.ir.site import ROLES, Label, Names, Site, columns, dtype_text, shape_text
 from graphreg.ir.source_location import OWN_FOLDERS, Origin, origin_now, origin_of, origin_told, short
@@ -81,6 +81,7 @@ __all__ = [
     "add_label",
     "apart",
     "assert_sizes",
+    "blank_like",
     "brought",
     "building",
     "builds",
