@@ -17,7 +17,7 @@ from graphreg.errors import RegularizerError
 from graphreg.ir import CROSSES, RULES, apart, clone, is_nan
 from graphreg.planning import Plan
 from graphreg.regularizer import Penalty
-from graphreg.rewriting.placement import Placed, fail
+from graphreg.rewriting.placement import Placed, fail, placed_in
 from graphreg.rewriting.substitute import is_own, restored
 from graphreg.runtime import OwnRule, Regularized, RewrittenModule, Track, graphs_of
 from graphreg.tracing import Traced
@@ -33,10 +33,10 @@ def check(module: RewrittenModule, traced: Traced, plan: Plan) -> None:
         flow = to_networkx(graph)
         original = traced.graphs[mode]
         _contracts(graph, original)
-        placed = Placed(graph, original, traced, plan)
-        placed.check()
+        found = placed_in(graph, original, traced, plan)
+        found.check()
         _leaves(graph, module, plan)
-        _reaches(graph, module, plan, placed, flow, traced.whole)
+        _reaches(graph, module, plan, found, flow, traced.whole)
 
 
 def _owns(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
