@@ -27,10 +27,11 @@ def check(module: RewrittenModule, traced: Traced, plan: Plan) -> None:
     """Raise GraphRegError unless the module is the traced model with the plan's additions and nothing else."""
     _same_owner(module, traced.model)
     for mode, emitted in graphs_of(module).items():
-        _lint(emitted, to_networkx(emitted))
+        flow = to_networkx(emitted)
+        _lint(emitted, flow)
         _owns(emitted, module, plan)
         graph = restored(emitted)  # what is looked at below are the model's own calls
-        flow = to_networkx(graph)
+        flow = flow if graph is emitted else to_networkx(graph)
         original = traced.graphs[mode]
         _contracts(graph, original)
         found = placed_in(graph, original, traced, plan)
