@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from torch.fx.graph import _Namespace
+from torch.fx.graph import _illegal_names, _Namespace
 
 
 def node_namer(taken: Iterable[str]) -> Callable[[str], str]:
@@ -13,7 +13,20 @@ def node_namer(taken: Iterable[str]) -> Callable[[str], str]:
     A name that was given is taken from then on. ``fx.Graph`` applies the rule only while it makes the node, and a list of nodes that
     are still to be made needs their names before.
     """
-    names = _Namespace()
-    for name in taken:
-        names.create_name(name, None)
-    return lambda candidate: names.create_name(candidate, None)
+    given, names = dict.fromkeys(taken), list[_Namespace]()
+
+    def name(candidate: str) -> str:
+        free = candidate not in given and candidate not in _illegal_names and candidate.isascii() and candidate.isidentifier()
+        if names:
+            found = names[0].create_name(candidate, None)
+        elif free:
+            found = candidate
+        else:  # a number is added, which depends on all names before; torch's own count of them takes as long as making the nodes
+            names.append(_Namespace())
+            for each in given:
+                names[0].create_name(each, None)
+            found = names[0].create_name(candidate, None)
+        given[found] = None
+        return found
+
+    return name
