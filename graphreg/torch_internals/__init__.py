@@ -15,6 +15,7 @@ from graphreg.torch_internals.functorch import (
     unwrapped,
 )
 from graphreg.torch_internals.interpreter import at_rest, collector_at_rest, deep_enough
+from graphreg.torch_internals.node_names import node_namer
 from graphreg.torch_internals.patching import Changes, raise_interrupt
 from graphreg.torch_internals.random_state import (
     ModuleStack,
@@ -33,6 +34,6 @@ from graphreg.torch_internals.trace_state import kept, patched_by_fx
 __all__ = [
     "AROUND", "CHUNKED", "RESUMED", "Changes", "Chunk", "Entry", "Functions", "ModuleStack", "Place", "at_rest", "checkpoints",
     "checkpoints_refused", "chunks", "collector_at_rest", "deep_enough", "draws_watched", "entry", "here", "in_chunks", "is_wrapped",
-    "kept", "lent", "mappings", "outside", "patched_by_fx", "place_of", "places", "quiet", "raise_interrupt", "randomness", "regions",
-    "restore_randomness", "root_of", "same_modules", "stirred", "told_of_seeds", "transforms", "unwrapped",
+    "kept", "lent", "mappings", "node_namer", "outside", "patched_by_fx", "place_of", "places", "quiet", "raise_interrupt",
+    "randomness", "regions", "restore_randomness", "root_of", "same_modules", "stirred", "told_of_seeds", "transforms", "unwrapped",
 ]  # fmt: skip
