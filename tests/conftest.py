@@ -4,6 +4,8 @@ One hypothesis profile for the whole suite: nothing depends on how fast the mach
 ``--hypothesis-profile=random``, as in ``make fuzz``, has each run see others.
 """
 
+import gc
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -29,3 +31,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if is_slow(item.nodeid):
             item.add_marker(pytest.mark.sweep)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported lives as long as the process: no collection of garbage need look at it again."""
+    gc.collect()
+    gc.freeze()
