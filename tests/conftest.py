@@ -5,12 +5,13 @@ One hypothesis profile for the whole suite: nothing depends on how fast the mach
 """
 
 import gc
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from slow import is_slow
+from slow import is_slow, unmatched
 
 torch.set_num_threads(1)
 
@@ -31,6 +32,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if is_slow(item.nodeid):
             item.add_marker(pytest.mark.sweep)
+    if {item.path for item in items} >= set(Path(__file__).parent.rglob("test_*.py")):  # with fewer, some patterns have nothing to match
+        idle = unmatched([item.nodeid for item in items])
+        if idle:
+            raise pytest.UsageError(f"tests/slow.py: no test is matched by {', '.join(idle)}")
 
 
 def pytest_collection_finish() -> None:
