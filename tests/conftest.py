@@ -1,10 +1,11 @@
 """One thread a process: several test processes share the cores, and spinning threads stall each other.
 
 One hypothesis profile for the whole suite: nothing depends on how fast the machine is, and each run sees the same examples.
-``--hypothesis-profile=random``, as in ``make fuzz``, has each run see others.
+``--hypothesis-profile=random``, as in ``make fuzz``, has each run see others, and more of them.
 """
 
 import gc
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from slow import is_slow, unmatched
 torch.set_num_threads(1)
 
 steady = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None, print_blob=True)
-settings.register_profile("steady", steady, derandomize=True)
+settings.register_profile("steady", steady, derandomize=True, max_examples=30)
 settings.register_profile("random", steady, derandomize=False)
 settings.load_profile("steady")
 
@@ -38,7 +39,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             raise pytest.UsageError(f"tests/slow.py: no test is matched by {', '.join(idle)}")
 
 
-def pytest_collection_finish() -> None:
-    """What was imported lives as long as the process: no collection of garbage need look at it again."""
-    gc.collect()
-    gc.freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported lives as long as the process: no collection of garbage need look at it, then or later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()

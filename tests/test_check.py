@@ -14,7 +14,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 import torchvision
-from hypothesis import given, reject, settings
+from hypothesis import given, reject
 from torch import Tensor, fx, nn
 
 import graphreg
@@ -722,7 +722,6 @@ kinds = st.lists(
 
 
 @pytest.mark.filterwarnings("ignore:.* in a row on one value:UserWarning")
-@settings(max_examples=30)
 @given(rows, kinds)
 def test_contraction_gives_the_model_back(rows: list[tuple[str, str]], kinds: list[Any]) -> None:
     torch.manual_seed(0)

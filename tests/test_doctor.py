@@ -57,6 +57,15 @@ class Kinds(nn.Module):
         return x + torch.rand_like(x)
 
 
+class TwoKinds(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.element, self.channel = nn.Dropout(0.1), nn.Dropout1d(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.channel(self.element(x))
+
+
 def keeping(kind: type[nn.Module] = Net, **options: Any) -> Any:
     torch.manual_seed(0)
     return graphreg.regularize(kind(), rng=3, **options)
@@ -178,7 +187,7 @@ def test_of_five_settings_that_are_off_the_one_to_blame_is_named() -> None:
     names = [each for each in NAMES["torch._functorch.config"] if each.startswith("ban_recompute_")]
     assert len(names) == 5
     with functorch.patch(**dict.fromkeys(names, False)), inductor.patch(fallback_random=True):
-        module = keeping(Kinds)
+        module = keeping(TwoKinds)
         wrong = doctor(module, backend="aot_eager").findings[0]
     assert wrong.cause == "torch._functorch.config.ban_recompute_not_in_allowlist = False (default True)"
     assert "channel" in wrong.sites and "element" not in wrong.sites
