@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from browser import quit_chromium
 from slow import is_slow, unmatched
 
 torch.set_num_threads(1)
@@ -48,3 +49,7 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.enable()
         gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    quit_chromium()

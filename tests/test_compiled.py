@@ -143,6 +143,7 @@ class Spy(nn.Module):
 @pytest.mark.parametrize("how", SETTINGS)
 def test_masks_are_bit_equal_and_backward_sees_the_forwards(how: str) -> None:
     """d out / d h of dropout alone is the mask over 1 - p: the backward's mask, compared with the forward's."""
+    torch.manual_seed(0)
     with setting(how):
         module = graphreg.regularize(Spy(), BernoulliDropout("linear", 0.3), rng=5)
         twin = copy.deepcopy(module)
@@ -151,7 +152,7 @@ def test_masks_are_bit_equal_and_backward_sees_the_forwards(how: str) -> None:
             x = torch.randn(32, 128, requires_grad=True)
             a, b = module(x).output, run(x).output
             assert torch.equal(a == 0, b == 0)
-            torch.testing.assert_close(*(torch.autograd.grad(out.sum(), x)[0] for out in (a, b)))
+            torch.testing.assert_close(*(torch.autograd.grad(out.sum(), x)[0] for out in (a, b)), rtol=1e-5, atol=1e-5)
         key = twin.graphreg_rules.key  # type: ignore[union-attr]
         assert torch.equal(key.keys, module.graphreg_rules.key.keys)  # type: ignore[union-attr]
         drawn = torch.compile(lambda k: Noise(k).keep(torch.empty(1000, 77), 0.3), fullgraph=True)(key.keys[0])
