@@ -496,13 +496,14 @@ def by_hand(model: Any, x: Tensor, signs: tuple[Tensor, Tensor]) -> Tensor:
     return g.square().sum() / len(x) / 2
 
 
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("name", COMPILED)
-def test_compiled_it_is_double_backward_by_hand(name: str) -> None:
+def test_compiled_it_is_double_backward_by_hand(name: str, backend: str) -> None:
     """Fullgraph, the penalty and all gradients, with the directions that the key gives, twice."""
     make, sites, shape = COMPILED[name]
     torch.manual_seed(0)
     model, x = make(), torch.randn(shape)
-    module = graphreg.regularize(model, Contractive(sites, 0.1), rng=0, compile=True)
+    module = graphreg.regularize(model, Contractive(sites, 0.1), rng=0, compile={"backend": backend, "fullgraph": True})
     key: Any = module.graphreg_rules.key
     for _ in range(2):
         twin: Any = copy.deepcopy(model)

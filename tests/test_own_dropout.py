@@ -229,12 +229,13 @@ class Behind(nn.Module):
         return h
 
 
-def test_recomputed_in_backward() -> None:
+@pytest.mark.parametrize("backend", ["aot_eager_decomp_partition", "inductor"])
+def test_recomputed_in_backward(backend: str) -> None:
     torch.manual_seed(0)
     model, x = Behind(), torch.randn(6, 8)
     module, twin = seeded(model), seeded(copy.deepcopy(model))
     assert module.graphreg_rules.d_own.recomputed
-    run = torch.compile(twin, fullgraph=True, backend="inductor")
+    run = torch.compile(twin, fullgraph=True, backend=backend)
     for m, f in ((module, module), (twin, run)):
         out(f, x).square().sum().backward()
         assert m.a.weight.grad is not None
