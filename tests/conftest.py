@@ -1,19 +1,24 @@
 """One thread a process: several test processes share the cores, and spinning threads stall each other.
 
 One hypothesis profile for the whole suite: nothing depends on how fast the machine is, and each run sees the same examples.
-``--hypothesis-profile=random``, as in ``make fuzz``, has each run see others.
+``--hypothesis-profile=random``, as in ``make fuzz``, has each run see others, and more of them.
 """
+
+import gc
+from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from slow import is_slow
+from browser import quit_chromium
+from slow import is_slow, unmatched
 
 torch.set_num_threads(1)
 
 steady = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None, print_blob=True)
-settings.register_profile("steady", steady, derandomize=True)
+settings.register_profile("steady", steady, derandomize=True, max_examples=30)
 settings.register_profile("random", steady, derandomize=False)
 settings.load_profile("steady")
 
@@ -29,3 +34,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if is_slow(item.nodeid):
             item.add_marker(pytest.mark.sweep)
+    if {item.path for item in items} >= set(Path(__file__).parent.rglob("test_*.py")):  # with fewer, some patterns have nothing to match
+        idle = unmatched([item.nodeid for item in items])
+        if idle:
+            raise pytest.UsageError(f"tests/slow.py: no test is matched by {', '.join(idle)}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported lives as long as the process: no collection of garbage need look at it, then or later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    quit_chromium()

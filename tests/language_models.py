@@ -23,7 +23,7 @@ _SMALL: dict[str, Any] = {
     "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 32, "vocab_size": WORDS,
     "max_position_embeddings": 32, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
 }  # fmt: skip
-_GPT2 = GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=WORDS, n_positions=32, bos_token_id=1, eos_token_id=2)
+_GPT2 = GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=WORDS, n_positions=32, bos_token_id=1, eos_token_id=2)
 _T5 = T5Config(num_layers=2, num_heads=2, d_model=16, d_kv=8, d_ff=32, vocab_size=WORDS, decoder_start_token_id=0)
 
 MODELS: dict[str, Callable[[], nn.Module]] = {

@@ -110,12 +110,13 @@ def test_recomputed_is_the_same_function(regularizer: Splice, settings: dict[str
                 torch.testing.assert_close(ours, eager, rtol=1e-5, atol=1e-6)
 
 
-def test_several_splices_and_a_clean_penalty_at_one_site() -> None:
+@pytest.mark.parametrize("backend", ["aot_eager_decomp_partition", "inductor"])
+def test_several_splices_and_a_clean_penalty_at_one_site(backend: str) -> None:
     torch.manual_seed(0)
     passes = [BernoulliDropout("*", 0.3), GaussianNoise("*", 0.5), BernoulliDropout("*", 0.2)]
     module = graphreg.regularize(Net(torch.relu), passes, hidden_l1={"weight": 0.1, "clean": True}, rng=3)
     twin, x = copy.deepcopy(module), torch.randn(8, 6)
-    for ours, eager in zip(run(twin, torch.compile(twin, fullgraph=True, backend="inductor"), x), run(module, module, x), strict=True):
+    for ours, eager in zip(run(twin, torch.compile(twin, fullgraph=True, backend=backend), x), run(module, module, x), strict=True):
         torch.testing.assert_close(ours, eager, rtol=1e-5, atol=1e-6)
 
 

@@ -102,7 +102,8 @@ def test_a_weight_that_is_changed_in_between_is_an_error() -> None:
         output.sum().backward()
 
 
-def test_what_is_written_over_the_output_does_no_harm() -> None:
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_what_is_written_over_the_output_does_no_harm(backend: str) -> None:
     """The operator keeps copies of its own: of the values in the graph the compiler may reuse the memory."""
 
     class Overwrites(nn.Module):
@@ -122,11 +123,9 @@ def test_what_is_written_over_the_output_does_no_harm() -> None:
         out, (h, _) = model.rnn(model.first(x).relu())
         return (out * 2 + h.sigmoid()).square()
 
-    for backend in ("aot_eager", "inductor"):
-        torch._dynamo.reset()
-        module = graphreg.regularize(model)
-        run = torch.compile(module, fullgraph=True, backend=backend)
-        same(answer(lambda x, run=run: run(x).output, module, [x]), answer(out_of_place, eager, [x]))
+    module = graphreg.regularize(model)
+    run = torch.compile(module, fullgraph=True, backend=backend)
+    same(answer(lambda x: run(x).output, module, [x]), answer(out_of_place, eager, [x]))
 
 
 # Where it is lost

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 import shutil
 from pathlib import Path
@@ -23,9 +22,13 @@ def chromium() -> webdriver.Chrome:
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     options.binary_location = str(BROWSER)
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    atexit.register(driver.quit)
-    return driver
+    return webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+
+
+def quit_chromium() -> None:
+    """A worker of pytest-xdist runs nothing of ``atexit``: what is not ended with the tests goes on."""
+    if chromium.cache_info().currsize:
+        chromium().quit()
 
 
 class Page:

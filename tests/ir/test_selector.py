@@ -6,7 +6,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -357,6 +357,13 @@ DATA = partial(Holder, Data, lambda d: (d.logits, d.hidden))
 TUPLE = partial(Holder, lambda left, right: (left, right), lambda t: t)
 
 
+@cache
+def with_trace(make: Callable[[], nn.Module]) -> tuple[nn.Module, Traced]:
+    torch.manual_seed(0)
+    model = make()
+    return model, graphreg.trace(model)
+
+
 @pytest.mark.parametrize(
     ("make", "selector", "values", "which"),
     [
@@ -417,9 +424,8 @@ TUPLE = partial(Holder, lambda left, right: (left, right), lambda t: t)
     ids=lambda value: str(value) if isinstance(value, (str, list)) else getattr(value, "__name__", ""),
 )  # fmt: skip
 def test_ports(make: Callable[[], nn.Module], selector: Selector, values: Callable[[Any, Tensor], list[Tensor]], which: list[int]) -> None:
-    torch.manual_seed(0)
-    model, x = make(), torch.randn(2, 3, 4)
-    module = regularize(model, HiddenL1(selector, 1.0, expect=len(which)))
+    (model, traced), x = with_trace(make), torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    module = graphreg.rewrite(traced, graphreg.plan(traced, [HiddenL1(selector, 1.0, expect=len(which))]), rng=0)
     with torch.no_grad():
         expected = torch.stack([values(model, x)[i].abs().mean() for i in which]).mean()
         assert torch.allclose(module(x).penalties["hidden_l1"], expected)

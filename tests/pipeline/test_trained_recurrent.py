@@ -74,7 +74,7 @@ def test_regularized_compiled_one_step_and_stripped(theirs: Any) -> None:
     model = trained(theirs)
     keys, x = list(model.state_dict()), read(theirs, SENTENCES[0])
     keywords = {name: {"weight": weight, "pattern": "lstm:out"} for name, weight in PENALTIES.items()}
-    module = graphreg.regularize(model, compile=True, **keywords)
+    module = graphreg.regularize(model, compile={"backend": "aot_eager"}, **keywords)
     twin = copy.deepcopy(graphreg.regularize(model, **keywords))  # the same in eager, with weights of its own
     assert "lstm: LSTM, which torch.compile is given as graphreg::recurrent" in graphreg.report(module).notes
     before, labels = model(x).detach(), torch.from_numpy(theirs.predict(x.numpy(), np.arange(x.shape[1])))

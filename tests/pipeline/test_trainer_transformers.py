@@ -49,7 +49,7 @@ def gpt2() -> nn.Module:
 Pair = Callable[[], tuple[RewrittenModule, RewrittenModule]]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def pair() -> Pair:
     """One model with its penalties attached, and the same with them returned, of the same noise."""
     traced = graphreg.trace(gpt2(), batch(2, 5))
@@ -114,13 +114,13 @@ def test_it_learns_and_evaluates_without_noise(pair: Pair, tmp_path: Path) -> No
     assert first == pytest.approx(float(expected), rel=1e-5)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def page() -> dict[str, Any]:
     """The names of docs/trainers.md, whose code is run whole, in passing."""
     return run_page("trainers.md", "transformers")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def whole(pair: Pair, page: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[float]]]:
     """Four steps in a row, with a checkpoint after two."""
     folder = tmp_path_factory.mktemp("whole")

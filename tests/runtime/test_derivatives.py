@@ -496,13 +496,14 @@ def by_hand(model: Any, x: Tensor, signs: tuple[Tensor, Tensor]) -> Tensor:
     return g.square().sum() / len(x) / 2
 
 
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("name", COMPILED)
-def test_compiled_it_is_double_backward_by_hand(name: str) -> None:
+def test_compiled_it_is_double_backward_by_hand(name: str, backend: str) -> None:
     """Fullgraph, the penalty and all gradients, with the directions that the key gives, twice."""
     make, sites, shape = COMPILED[name]
     torch.manual_seed(0)
     model, x = make(), torch.randn(shape)
-    module = graphreg.regularize(model, Contractive(sites, 0.1), rng=0, compile=True)
+    module = graphreg.regularize(model, Contractive(sites, 0.1), rng=0, compile={"backend": backend, "fullgraph": True})
     key: Any = module.graphreg_rules.key
     for _ in range(2):
         twin: Any = copy.deepcopy(model)
@@ -535,7 +536,7 @@ def test_compiled_among_all_the_others() -> None:
     torch.manual_seed(0)
     model, x = Net(), torch.randn(8, 3)
     regularizers = [BernoulliDropout("act", 0.3), HiddenL1("act", 0.1), WeightL2("*", 0.1), Contractive(("act", "b"), 0.5, always=True)]
-    eager, compiled = (graphreg.regularize(model, regularizers, rng=0, compile=how) for how in (False, True))
+    eager, compiled = (graphreg.regularize(model, regularizers, rng=0, compile=how) for how in (False, {"backend": "aot_eager"}))
     with torch._dynamo.config.patch(error_on_recompile=False):
         for step in range(4):
             gradients = []

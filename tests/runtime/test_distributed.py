@@ -19,7 +19,7 @@ SCRIPT = Path(__file__).parent / "two_ranks.py"
 Told = dict[str, Any]
 
 
-@pytest.fixture(scope="module", params=["eager", "inductor"])
+@pytest.fixture(scope="session", params=["eager", "inductor"])
 def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Told]:
     """What each of the two ranks says."""
     place = tmp_path_factory.mktemp("ranks")

@@ -192,13 +192,14 @@ def test_compiled_is_eager_bit_for_bit(backend: str, layout: str) -> None:
             torch.testing.assert_close(p.grad, q.grad, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("name", TORCH)
-def test_compiled_modules(name: str) -> None:
+def test_compiled_modules(name: str, backend: str) -> None:
     make, shape, _ = TORCH[name]
     torch.manual_seed(0)
     x = torch.randn(shape)
     module, twin = seeded(Around(make())), seeded(Around(make()))
-    run = torch.compile(twin, fullgraph=True, backend="inductor")
+    run = torch.compile(twin, fullgraph=True, backend=backend)
     ours, theirs = out(run, x), out(module, x)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6 if "Alpha" in name else 0)
     ours.square().sum().backward()
@@ -228,12 +229,13 @@ class Behind(nn.Module):
         return h
 
 
-def test_recomputed_in_backward() -> None:
+@pytest.mark.parametrize("backend", ["aot_eager_decomp_partition", "inductor"])
+def test_recomputed_in_backward(backend: str) -> None:
     torch.manual_seed(0)
     model, x = Behind(), torch.randn(6, 8)
     module, twin = seeded(model), seeded(copy.deepcopy(model))
     assert module.graphreg_rules.d_own.recomputed
-    run = torch.compile(twin, fullgraph=True, backend="inductor")
+    run = torch.compile(twin, fullgraph=True, backend=backend)
     for m, f in ((module, module), (twin, run)):
         out(f, x).square().sum().backward()
         assert m.a.weight.grad is not None

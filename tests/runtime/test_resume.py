@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from killed_run import main
 
 SCRIPT = Path(__file__).parent / "killed_run.py"
 STEPS = 12
@@ -36,9 +38,9 @@ def test_killed_and_resumed(backend: str, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()
     broken.mkdir()
-    with started(broken, backend, stop) as process:
+    with started(broken, backend, stop) as process, torch.random.fork_rng():
         try:
-            finished(started(whole, backend))
+            main(whole / "checkpoint.pt", whole / "losses", backend, STEPS, -1)
             assert process.stdout is not None and process.stdout.readline() == "standing\n"
         finally:
             process.send_signal(signal.SIGKILL)
