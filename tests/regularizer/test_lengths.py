@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from functools import cache
 from typing import Any
 
 import hypothesis.strategies as st
@@ -15,6 +16,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import graphreg
 from graphreg import NoMatchError, Penalty, RegularizerError, TraceError, regularize
+from graphreg.module import RewrittenModule
 from graphreg.passes import RecurrentNorm, RecurrentState
 
 fx.wrap("pack_padded_sequence")
@@ -97,14 +99,20 @@ def test_padded_is_unpadded(kind: Any) -> None:
     assert all(value.item() > 0 for value in found.values())
 
 
+@cache
+def once() -> tuple[Valued, RewrittenModule]:
+    model = Valued()
+    return model, regularize(model, PENALTIES)
+
+
 @settings(max_examples=30)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=5), st.sampled_from([torch.int64, torch.int32, torch.uint8]), st.booleans())
 def test_any_lengths(lengths: list[int], dtype: torch.dtype, mask: bool) -> None:
     """Of any whole dtype, or as a mask; sequences of no or of one step among them, or nothing else."""
-    model = Valued()
+    model, module = once()
     x = torch.randn(len(lengths), 5, 3, dtype=torch.float64)
     given = torch.tensor(lengths, dtype=dtype)
-    found = regularize(model, PENALTIES)(x, mask_of(given) if mask else given).penalties
+    found = module(x, mask_of(given) if mask else given).penalties
     same(model, found, pooled(model, [row[:n] for row, n in zip(x, lengths, strict=True)]))
 
 
@@ -112,9 +120,9 @@ def test_any_lengths(lengths: list[int], dtype: torch.dtype, mask: bool) -> None
 @given(st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=4))
 def test_any_mask(rows: list[list[bool]]) -> None:
     """Padding in front, behind or between: the steps that do not count are as if they were not there."""
-    model, mask = Valued(), torch.tensor(rows)
+    (model, module), mask = once(), torch.tensor(rows)
     x = torch.randn(len(rows), 5, 3, dtype=torch.float64)
-    same(model, regularize(model, PENALTIES)(x, mask).penalties, pooled(model, [row[keep] for row, keep in zip(x, mask, strict=True)]))
+    same(model, module(x, mask).penalties, pooled(model, [row[keep] for row, keep in zip(x, mask, strict=True)]))
 
 
 class TimeFirst(Valued):

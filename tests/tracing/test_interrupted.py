@@ -181,6 +181,7 @@ def test_where_torch_fx_and_the_changes_begin_and_end() -> None:
     assert interrupted(model, lambda: graphreg.trace(model), 150, watches) > 40
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Python drops one that comes in a callback of its collector
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
 def test_by_a_timer() -> None:
     """Real signals, later and later: a handler that raises, as Ctrl-C's does."""
@@ -209,6 +210,7 @@ def test_by_a_timer() -> None:
     graphreg.trace(model)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Python drops one that comes in a callback of its collector
 def test_by_another_thread() -> None:
     """An exception that is raised in a thread from outside, as libraries for timeouts do."""
     model = Net()
