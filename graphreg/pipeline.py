@@ -13,7 +13,7 @@ from torch import fx, nn
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from graphreg.errors import RegularizerError, TraceError, shown
-from graphreg.ir import RULES, Missing
+from graphreg.ir import RULES, Missing, is_marked
 from graphreg.planning import OwnDropout, Plan, check_missing, check_option, from_kwargs, instances, plan
 from graphreg.regularizer import Regularizer
 from graphreg.rewriting import check_rng, rewrite
@@ -179,4 +179,4 @@ class Regularize(PassBase):
 
 
 def _adds(graph: fx.Graph) -> bool:
-    return isinstance(graph.output_node().args[0], Regularized) or any("graphreg" in node.meta for node in graph.nodes)
+    return isinstance(graph.output_node().args[0], Regularized) or any(map(is_marked, graph.nodes))

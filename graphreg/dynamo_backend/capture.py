@@ -15,7 +15,21 @@ import torch
 from torch import fx, nn
 from torch.fx.graph import _snake_case
 
-from graphreg.ir import CELL_PORTS, COUNTED, CROSSES, IN_PLACE_NAMES, REGION, Label, Namer, add_label, is_drop_path, is_region, of_body
+from graphreg.ir import (
+    CELL_PORTS,
+    COUNTED,
+    CROSSES,
+    IN_PLACE_NAMES,
+    REGION,
+    Label,
+    Namer,
+    add_label,
+    is_drop_path,
+    is_region,
+    label_site,
+    of_body,
+    own_labels,
+)
 from graphreg.torch_internals import AROUND, Place
 
 Call = tuple[str, str]  # a module call: its key in Dynamo's stack, the module's path
@@ -66,7 +80,7 @@ class Capture:
         end = self.graph.output_node()
         if not self.place.last:
             end.meta[CROSSES] = True
-        names = tuple(label.name for node in self.graph.nodes if CROSSES not in node.meta for label in node.meta.get("site", ("", ()))[1])
+        names = tuple(label.name for node in self.graph.nodes if CROSSES not in node.meta for label in own_labels(node))
         reads = {str(n.target) for n in self.graph.nodes if n.op == "get_attr" and str(n.target) not in self.tensors.values()}
         return Captured(self.graph, names, frozenset(self.crossing), {name: getattr(self.gm, name) for name in reads})
 
@@ -86,23 +100,23 @@ class Capture:
         path = self.tensors.get(id(value))
         if path is not None:
             read = self.graph.create_node("get_attr", path, name=node.name)
-            read.meta["site"] = ("", ())
+            label_site(read, "")
             return read
         name, ports = self._argument(node)
         own = self.place.first and name != ""
         twin = self.graph.create_node("placeholder", name if own and not ports else node.name, name=node.name)
-        twin.meta["site"] = (self.place.path, ())
+        label_site(twin, self.place.path)
         if not isinstance(value, torch.Tensor):
             return twin
         if own:
             label = Label(name, "input", ports or ("out",), not ports)
             namer.claim(name)
-            twin.meta["site"] = ("", (label,))
+            label_site(twin, "", label)
         else:
             made = known.get(id(value))
             twin.meta[CROSSES] = made.deep if made is not None else value.requires_grad
             if made is not None and made.labels:
-                twin.meta["site"] = (made.path, made.labels)
+                label_site(twin, made.path, *made.labels)
                 self.crossing.add(made.labels[0].text)
         return twin
 
@@ -153,12 +167,12 @@ class Capture:
                 continue
             calls, read = self.calls(node), node.all_input_nodes
             scope = calls[-1][1] if calls else self.place.path
-            node.meta["site"] = (scope, ())
+            label_site(node, scope)
             if node.target in self.buffers if node.op == "get_attr" else read and constants.issuperset(read):
                 constants.add(node)
             elif node.op != "get_attr" and not (calls and is_layer(self.modules[scope])):
                 base, op = called(node)
-                node.meta["site"] = (scope, (Label(namer.operation(scope, base), op),))
+                label_site(node, scope, Label(namer.operation(scope, base), op))
 
     def _label_modules(self, namer: Namer) -> None:
         """The value that alone leaves a module call is the module's. Where several leave, only of a cell is it known which is which."""

@@ -3,8 +3,25 @@
 from graphreg.ir.aliasing import Aliases, of_body
 from graphreg.ir.containers import building, builds
 from graphreg.ir.layout import apart, clone, laid_out, overlaps
+from graphreg.ir.metadata import (
+    Addition,
+    Kind,
+    add_label,
+    addition_of,
+    is_added,
+    is_kind,
+    is_labelled,
+    is_marked,
+    is_own,
+    label_site,
+    mark,
+    own_labels,
+    own_name,
+    scope_of,
+    unmark,
+)
 from graphreg.ir.modes import Graphs, choose, is_nan
-from graphreg.ir.naming import COUNTED, Namer, add_label, label_node, label_output, parts
+from graphreg.ir.naming import COUNTED, Namer, label_node, label_output, parts
 from graphreg.ir.operations import (
     IN_PLACE_NAMES,
     PACKS,
@@ -29,7 +46,7 @@ from graphreg.ir.operations import (
 )
 from graphreg.ir.precision import brought, has_float64, widest
 from graphreg.ir.provenance import chains, convolution, one_value_over_again
-from graphreg.ir.random_ops import Kind, Own, find, rate_of
+from graphreg.ir.random_ops import DropoutKind, Own, find, rate_of
 from graphreg.ir.record import IGNORED, PREFIX, RULES, STATE, State, check_names, held_of, plain, registered, reserved, state_of
 from graphreg.ir.roles import CELL_PORTS, CROSSES, deep_nodes, is_region, labels_of, site_nodes, value_sites
 from graphreg.ir.selector import Missing, Pattern, Selector, complain, exactly, select, strings, strings_of, unmatched
@@ -61,7 +78,9 @@ __all__ = [
     "STACKS",
     "STATE",
     "WRAPPED",
+    "Addition",
     "Aliases",
+    "DropoutKind",
     "Effects",
     "Graphs",
     "Kind",
@@ -79,6 +98,7 @@ __all__ = [
     "State",
     "Steps",
     "add_label",
+    "addition_of",
     "apart",
     "assert_sizes",
     "brought",
@@ -106,20 +126,27 @@ __all__ = [
     "held_at",
     "held_of",
     "holds",
+    "is_added",
     "is_drop_path",
     "is_dropout_module",
     "is_in_place",
     "is_integer",
+    "is_kind",
+    "is_labelled",
     "is_leaf",
+    "is_marked",
     "is_nan",
+    "is_own",
     "is_port",
     "is_region",
     "is_size",
     "is_stack",
     "label_node",
     "label_output",
+    "label_site",
     "labels_of",
     "laid_out",
+    "mark",
     "mean_over_pairs",
     "nodes_in",
     "of_body",
@@ -128,11 +155,14 @@ __all__ = [
     "origin_of",
     "origin_told",
     "overlaps",
+    "own_labels",
+    "own_name",
     "parts",
     "plain",
     "rate_of",
     "registered",
     "reserved",
+    "scope_of",
     "select",
     "shape_text",
     "short",
@@ -144,6 +174,7 @@ __all__ = [
     "strings_of",
     "thaw",
     "told",
+    "unmark",
     "unmatched",
     "value_sites",
     "widest",

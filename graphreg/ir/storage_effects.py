@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx.node import map_aggregate
 
+from graphreg.ir.metadata import is_added
 from graphreg.ir.operations import (  # fmt: skip
     IN_PLACE_OPERATORS,
     SIZE_ATTRIBUTES,
@@ -239,7 +240,7 @@ class Effects:
 
 def is_inert(node: fx.Node) -> bool:
     """What computes nothing, and what was added: that writes nowhere, and a copy shares with nobody."""
-    return node.op in ("placeholder", "get_attr", "output") or ("graphreg" in node.meta and node.meta["graphreg"]["kind"] != "own")
+    return node.op in ("placeholder", "get_attr", "output") or is_added(node)
 
 
 def _operands(node: fx.Node, which: int) -> tuple[fx.Node, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from graphreg.errors import NoMatchError
-from graphreg.ir import Effects, Operations, Selector, Site, function_name, is_integer, is_size, select, site_nodes
+from graphreg.ir import Effects, Operations, Selector, Site, function_name, is_integer, is_size, own_name, select, site_nodes
 from graphreg.tracing import Traced
 
 _ATTENTION = {"scaled_dot_product_attention", "multi_head_attention_forward"}
@@ -87,7 +87,7 @@ def upstream(nodes: Iterable[fx.Node]) -> set[fx.Node]:
 
 
 def _name(node: fx.Node) -> str:
-    return str(node.meta["site"][1][0].text) if node.meta.get("site", ("", ()))[1] else node.name
+    return own_name(node) or node.name
 
 
 def _is_suspect(node: fx.Node, operations: Operations) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import fx, nn
 
-from graphreg.ir import Operations, function_name, is_integer, is_size
+from graphreg.ir import Kind, Operations, addition_of, function_name, is_integer, is_size
 from graphreg.reporting.records import Trained
 
 
@@ -18,10 +18,10 @@ def trained(module: nn.Module, graphs: Mapping[str, fx.Graph]) -> dict[str, Trai
     for graph in graphs.values():
         sizes = _sizes(graph)
         for node in graph.nodes:
-            about = node.meta.get("graphreg", {})
-            if about.get("kind") == "total":
+            added = addition_of(node)
+            if added is not None and added.kind == Kind.TOTAL and added.regularizer is not None:
                 before = _before(node, sizes)
-                found.setdefault(about["regularizer"], set()).update(names[id(p)] for n in before for p in _read(n, module, operations))
+                found.setdefault(added.regularizer, set()).update(names[id(p)] for n in before for p in _read(n, module, operations))
     needs = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
     return {
         penalty: (tuple(n for n in needs if n in own and needs[n]), tuple(n for n in needs if n in own and not needs[n]))

@@ -9,7 +9,7 @@ from torch import fx
 
 from graphreg.compiler import changed
 from graphreg.errors import GraphRegError, listed
-from graphreg.ir import fixed
+from graphreg.ir import addition_of, fixed, own_name
 from graphreg.planning import Plan
 from graphreg.regularizer import Splice
 from graphreg.reporting.cost import cost as measured
@@ -90,10 +90,10 @@ def _entries(plan: Plan, now: dict[str, float], inner: fx.GraphModule) -> tuple[
 
 def _sites(plan: Plan, now: dict[str, float], graphs: dict[str, fx.Graph]) -> list[Acted]:
     """In the order of the graph, parameters behind the values."""
-    there = {(a.get("regularizer", ""), a.get("site", "")) for g in graphs.values() for n in g.nodes if (a := n.meta.get("graphreg"))}
+    there = {(a.regularizer or "", a.site or "") for g in graphs.values() for n in g.nodes if (a := addition_of(n)) is not None}
     whole = {e.name for e in plan.edits if e.site.kind == "value" and not isinstance(e.regularizer, Splice) and not measures(e.regularizer)}
     there |= {(e.name, e.site.name) for e in plan.edits if e.name in whole}  # one node for all of its sites
-    places = [labels[0].text for g in graphs.values() for n in g.nodes if (labels := n.meta.get("site", ("", ()))[1])]
+    places = [name for g in graphs.values() for n in g.nodes if (name := own_name(n))]
     order = {name: i for i, name in reversed(list(enumerate(places)))}
     return sorted(acted(plan.edits, now, there), key=lambda site: (site.kind == "parameter", order.get(site.name, len(places))))
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import fx
 
 from graphreg.errors import GraphRegError
-from graphreg.ir import RULES, Aliases, Steps, apart, site_nodes
+from graphreg.ir import RULES, Aliases, Kind, Steps, addition_of, apart, is_kind, is_marked, site_nodes
 from graphreg.planning import Edit, Plan
 from graphreg.regularizer import Penalty, Splice
 from graphreg.rewriting.instantiate import measures
@@ -31,7 +31,7 @@ class Placed:
         sites = {name for name in (*plan.by_site, *plan.tracked) if name in first}
         sure = {name: bool(plan.splices(name)) and not plan.reads_replaced(name) for name in sites}
         self.written = {name for name in sites if aliases.written_later(first[name], surely=sure[name])}
-        own = {name: node for name, node in site_nodes(graph, traced.operations).items() if "graphreg" not in node.meta}
+        own = {name: node for name, node in site_nodes(graph, traced.operations).items() if not is_marked(node)}
         self.where, self.aliases = own, Aliases(graph, traced.operations)
         self.overwritten = {name for name in sites if aliases.written_later(first[name])}
         self.clones = {name: aliases.clone_of(first[name]) for name in self.overwritten}
@@ -41,16 +41,18 @@ class Placed:
         self.added: dict[tuple[str, str], fx.Node] = {}
         self.tracks: dict[str, fx.Node] = {}
         for node in graph.nodes:
-            about: Mapping[str, str] = node.meta.get("graphreg", {})
-            if about.get("kind") in ("splice", "measure", "read"):
-                place = (about["regularizer"], about["site"])
+            added = addition_of(node)
+            if added is None:
+                continue
+            if added.kind in (Kind.SPLICE, Kind.MEASURE, Kind.READ):
+                place = (str(added.regularizer), str(added.site))
                 if place in self.added:
                     fail(f"{place[0]} acts twice at {place[1]}.")
                 self.added[place] = node
-            elif about.get("kind") == "track":
-                if about["site"] in self.tracks:
-                    fail(f"{about['site']} is tracked twice.")
-                self.tracks[about["site"]] = node
+            elif added.kind == Kind.TRACK:
+                if added.site in self.tracks:
+                    fail(f"{added.site} is tracked twice.")
+                self.tracks[str(added.site)] = node
 
     def check(self) -> None:
         """Raise TraceError unless every addition of the plan stands at its place, and nothing else was added."""
@@ -67,7 +69,7 @@ class Placed:
         for edit in self.plan.edits:
             if edit.steps is not None:
                 counted += self._sequence(edit, edit.steps)
-        kept = {n for n in self.graph.nodes if n.meta.get("graphreg", {}).get("kind") in ("clone", "copy")}
+        kept = {n for n in self.graph.nodes if is_kind(n, Kind.CLONE, Kind.COPY)}
         if counted != len(self.added) or kept != self.kept:
             fail("there are additions that are not in the plan.")
 
@@ -85,14 +87,14 @@ class Placed:
             if isinstance(edit.regularizer, Splice):
                 value = self._follows(edit, value)
                 found += 1
-        copies, clones = self._users(value, "copy"), self._users(value, "clone")
+        copies, clones = self._users(value, Kind.COPY), self._users(value, Kind.CLONE)
         written, kept = name in self.written, clones if value is not node else copies
         self.kept.update(kept[:1] if written else [])
         if written and name in self.given and value is not node and any(map(_reads_spliced, edits)):
             if not copies:
                 fail(f"{value.name} is overwritten by a later operation while a penalty needs it.")
             self.kept.update(copies[:1])
-        aside = self._users(start, "copy") if value is not start else []
+        aside = self._users(start, Kind.COPY) if value is not start else []
         self.kept.update(aside[:1] if self._reads_aside(name, edits) else [])
         expected = self.clones.get(name)
         if any(copy.target is not expected for copy in (*copies, *aside)) or any(
@@ -142,8 +144,8 @@ class Placed:
             fail(f"{edit.name} at {edit.site.name} does not take the lengths {steps.lengths!r}.")
         return 1
 
-    def _users(self, value: fx.Node, kind: str) -> list[fx.Node]:
-        return [user for user in value.users if user.meta.get("graphreg", {}).get("kind") == kind]
+    def _users(self, value: fx.Node, kind: Kind) -> list[fx.Node]:
+        return [user for user in value.users if is_kind(user, kind)]
 
     def read(self, edit: Edit) -> fx.Node:
         """The value that a penalty on all values at once reads at one of its sites."""
@@ -151,17 +153,17 @@ class Placed:
             return self.added[edit.name, edit.site.name]
         value = self.tracks.get(edit.site.name, self.where[edit.site.name])
         clean = isinstance(edit.regularizer, Penalty) and edit.regularizer.clean
-        if (copies := self._users(value, "copy")) and (clean or not self.plan.splices(edit.site.name)):
+        if (copies := self._users(value, Kind.COPY)) and (clean or not self.plan.splices(edit.site.name)):
             return copies[0]
         if clean:
             return value
         for other in self.plan.splices(edit.site.name):
             value = self.added[other.name, edit.site.name]
-        return next(iter(self._users(value, "copy")), value)
+        return next(iter(self._users(value, Kind.COPY)), value)
 
     def derivative(self, name: str, edits: Sequence[Edit]) -> tuple[object, ...]:
         """The arguments of a penalty on derivatives: its sites' values, what it differentiates by, the keys of the call."""
-        keys = [node for node in self.graph.nodes if node.meta.get("graphreg", {}).get("kind") == "key"]
+        keys = [node for node in self.graph.nodes if is_kind(node, Kind.KEY)]
         wrt = {site.name: self.tracks[site.name] for site in self.plan.cones[name].wrt if site.name in self.tracks}
         return {edit.site.name: self.read(edit) for edit in edits}, wrt, keys[0] if keys else None
 
@@ -183,7 +185,7 @@ class Placed:
             chain.append(chain[-1].args[0])  # type: ignore[arg-type]
         for link in chain[1:]:
             for user in link.users:
-                if "graphreg" not in user.meta:
+                if not is_marked(user):
                     fail(f"{user.name} reads {link.name} and passes by {last.name}.")
 
 

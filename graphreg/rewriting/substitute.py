@@ -7,25 +7,22 @@ from __future__ import annotations
 
 from torch import fx
 
-from graphreg.ir import copied
+from graphreg.ir import Addition, Kind, copied, is_own, mark, unmark
 
 
 def substitute(node: fx.Node, target: str, site: str, key: fx.Node | None) -> None:
     """Let the node call the leaf ``target``; ``key`` None where the leaf draws nothing."""
-    node.meta["graphreg"] = {"kind": "own", "site": site, "was": (node.op, node.target)}
+    mark(node, Addition(Kind.OWN, site=site, was=(node.op, node.target)))
     node.op, node.target = "call_module", target
     if key is not None:
         node.kwargs = {**node.kwargs, "noise": key}
 
 
-def is_own(node: fx.Node) -> bool:
-    """Whether a leaf stands in the place of the model's own call."""
-    return bool(node.meta.get("graphreg", {}).get("kind") == "own")
-
-
 def restore(node: fx.Node) -> None:
     """Let the node call what it called."""
-    node.op, node.target = node.meta.pop("graphreg")["was"]
+    was = unmark(node).was
+    assert was is not None
+    node.op, node.target = was
     node.kwargs = {name: value for name, value in node.kwargs.items() if name != "noise"}
 
 

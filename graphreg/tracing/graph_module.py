@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from graphreg.ir import Graphs, Label, Namer, add_label, choose, label_node, state_of
+from graphreg.ir import Graphs, Label, Namer, add_label, choose, is_labelled, label_node, label_site, own_labels, state_of
 
 
 def given_graphs(model: fx.GraphModule) -> Graphs:
@@ -49,7 +49,7 @@ def _label(graph: fx.Graph, model: fx.GraphModule) -> None:
         scope = calls[-1][1] if calls and node.op != "call_module" else ""
         if node.target in buffers if node.op == "get_attr" else read and constants.issuperset(read):
             constants.add(node)
-            node.meta["site"] = (scope, ())
+            label_site(node, scope)
         else:
             label_node(node, scope, modules, namer)
     if not named:  # a graph of torch.fx, not one that graphreg traced
@@ -58,10 +58,7 @@ def _label(graph: fx.Graph, model: fx.GraphModule) -> None:
 
 def _claims(node: fx.Node, namer: Namer) -> bool:
     """Whether the node keeps its labels: it has some, and no node before it has the same (a pass may have copied it)."""
-    if "site" not in node.meta:
-        return False
-    labels: tuple[Label, ...] = node.meta["site"][1]
-    return all(namer.claim(label.name) for label in labels if label.ports == ("out",))
+    return is_labelled(node) and all(namer.claim(label.name) for label in own_labels(node) if label.ports == ("out",))
 
 
 def _reads_mode(node: fx.Node) -> bool:

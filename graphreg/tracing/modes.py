@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.fx.node import map_aggregate
 
 from graphreg.errors import TraceError, first_line
-from graphreg.ir import Graphs, choose, is_nan
+from graphreg.ir import Graphs, choose, is_nan, own_labels, scope_of
 from graphreg.torch_internals import Changes, raise_interrupt
 from graphreg.tracing.side_effects import Before
 
@@ -125,7 +125,7 @@ class Forgetful(TraceError):
 
 
 def _name(node: fx.Node) -> str:
-    labels = node.meta["site"][1] if "site" in node.meta else ()
+    labels = own_labels(node)
     return str(labels[0].name) if labels else f":{node.name}"  # no label has a colon there
 
 
@@ -181,7 +181,7 @@ def _read_modes(graph: fx.Graph, differing: Mapping[str, Literals]) -> None:
         literals = differing.get(_name(node))
         if not literals:
             continue
-        owner = node.meta["site"][0] if "site" in node.meta else ""
+        owner = scope_of(node)
         with graph.inserting_before(node):
             training = graph.create_node("get_attr", f"{owner}.training" if owner else "training")
             reads = {

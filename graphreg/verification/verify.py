@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphreg.errors import GraphRegError, first_line, shown
-from graphreg.ir import RULES
-from graphreg.rewriting import is_own, restored
+from graphreg.ir import RULES, is_own
+from graphreg.rewriting import restored
 from graphreg.runtime import Regularized, RewrittenModule, SpliceRule, graphs_of, rewritten, rules_of
 from graphreg.tracing import Arguments, arguments, without_caches
 from graphreg.verification.first_difference import first_differing, graph_of

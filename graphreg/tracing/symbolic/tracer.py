@@ -18,7 +18,19 @@ import torch
 from torch import fx, nn
 
 from graphreg.errors import GraphRegError, TraceError, first_line
-from graphreg.ir import WRAPPED, Namer, Operations, building, gives_tuple, is_drop_path, is_size, is_stack, label_node, label_output
+from graphreg.ir import (
+    WRAPPED,
+    Namer,
+    Operations,
+    building,
+    gives_tuple,
+    is_drop_path,
+    is_size,
+    is_stack,
+    label_node,
+    label_output,
+    label_site,
+)
 from graphreg.torch_internals import (
     ModuleStack,
     checkpoints_refused,
@@ -179,7 +191,7 @@ class SiteTracer(Answering):
             self.sizes.add(proxy.node)
         if kind not in ("placeholder", "call_module") and self._is_constant(proxy.node):
             self._constants.add(proxy.node)
-            proxy.node.meta["site"] = (self._scopes[-1], ())
+            label_site(proxy.node, self._scopes[-1])
             return proxy
         label_node(proxy.node, self._scopes[-1], self.operations.modules, self._namer)
         return proxy
@@ -221,7 +233,7 @@ class SiteTracer(Answering):
     def alias(self, tensor: torch.Tensor) -> fx.Proxy:
         """A tensor as a value of the graph, which has no name of its own."""
         node = self.create_node("call_function", torch.ops.aten.alias.default, (self.create_arg(tensor),), {})
-        node.meta["site"] = (self.scope_path, ())
+        label_site(node, self.scope_path)
         self.tape.made(node)
         return self.proxy(node)
 
