@@ -24,6 +24,7 @@ from graphreg.runtime import (
     knobs_of,
     lowering,
     own_draws,
+    record_of,
     rewritten,
     rules_of,
     strengths,
@@ -54,7 +55,8 @@ def applied(plan: Plan) -> RewrittenModule:
 
 
 def _of_module(module: Regulated, with_cost: bool) -> Report:
-    plan, leaves, held, front_end, notes = rules_of(module).about
+    record = record_of(module)
+    plan = record.plan
     inner = rewritten(module)
     graphs = graphs_of(inner)
     first = next(iter(graphs.values()))
@@ -64,14 +66,14 @@ def _of_module(module: Regulated, with_cost: bool) -> Report:
         f"gone: {act.regularizer} at {site.name} (a later pass took it out of the graph)" for site in sites for act in site.acts if act.gone
     ]
     told += plan.repeated(strengths(module))
-    told += [f"kept whole: {path} ({reason})" for path, reason in leaves.items()]
-    told += [f"held: {name}={value!r}" for name, value in held.items()]
-    told += [*notes, *decisions(first), *fixed(first)]
+    told += [f"kept whole: {path} ({reason})" for path, reason in record.opaque.items()]
+    told += [f"held: {name}={value!r}" for name, value in record.specialized.items()]
+    told += [*record.notes, *decisions(first), *fixed(first)]
     if isinstance(attached := rules_of(module)._modules.get("attach"), AttachRule):
         told.append(f"attached: the penalties join the gradient, {attached.told()}, or the output's own loss where it has one")
     told += lowering(inner).told() if isinstance(inner, RewrittenModule) else []
     return Report(
-        plan.title, f"traced by the {front_end} front end", _entries(plan, strengths(module), inner), tuple(sites),
+        plan.title, f"traced by the {record.front_end} front end", _entries(plan, strengths(module), inner), tuple(sites),
         own_rows(plan.own, own_draws(module)), (), len(dict(inner.named_parameters())), found, why_not, plan.missed,
         (*told, *_settings(module)),
     )  # fmt: skip

@@ -13,7 +13,7 @@ from graphreg.ir import RULES, Addition, Kind, addition_of
 from graphreg.planning import OWN, Plan
 from graphreg.regularizer import Penalty, Splice
 from graphreg.reporting.records import options_of, selector_of
-from graphreg.runtime import AttachRule, Regularized, RewrittenModule, graphs_of, rewritten, rules_of
+from graphreg.runtime import AttachRule, Regularized, RewrittenModule, graphs_of, record_of, rewritten, rules_of
 
 _FREES = re.compile(r";  (?:\w+ = )+None$")
 _ASSIGNS = re.compile(r"(?:^ *|;  )(\w+)(?: : [^=]+)? = ")
@@ -51,7 +51,7 @@ def source(module: Any, strengths: Mapping[str, float]) -> Source:
     """
     if isinstance(module, RewrittenModule) and RULES not in module._modules:
         return Source(type(module).__name__, {mode: tuple(_lines(graph, None)) for mode, graph in graphs_of(module).items()})
-    inner, plan = rewritten(module), rules_of(module).about[0]
+    inner, plan = rewritten(module), record_of(module).plan
     rules = _rules(plan, strengths)
     attached = rules_of(module)._modules.get("attach")
     if isinstance(attached, AttachRule) and attached.told() != "scale 1":

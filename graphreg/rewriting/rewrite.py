@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +20,18 @@ from graphreg.regularizer import Penalty, Splice
 from graphreg.rewriting.instantiate import identifier, leaf_names, make_rules, measures
 from graphreg.rewriting.invariants import check
 from graphreg.rewriting.substitute import substitute
-from graphreg.runtime import AttachRule, Penalties, Regularized, RewrittenModule, Scale, check_penalties, check_scale, end_of, loss_of
+from graphreg.runtime import (
+    AttachRule,
+    BuildRecord,
+    Penalties,
+    Regularized,
+    RewrittenModule,
+    Scale,
+    check_penalties,
+    check_scale,
+    end_of,
+    loss_of,
+)
 from graphreg.torch_internals import collector_at_rest
 from graphreg.tracing import Traced
 
@@ -56,7 +66,7 @@ def rewrite(
         for leaf in work.apart:
             rules.get_submodule(leaf).apart = True  # type: ignore[assignment]
     module = RewrittenModule(traced.model, graphs, rules, traced.held, traced.constants, traced.whole)
-    rules.about = (replace(plan, traced=None), dict(traced.leaves), dict(traced.held), traced.front_end, traced.notes)
+    rules.build_record = BuildRecord.of(traced, plan)
     rules.train(module.training)
     check(module, traced, plan)
     return module

@@ -17,7 +17,7 @@ from torch import nn
 
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, near_sentence, shown
 from graphreg.ir import Own
-from graphreg.runtime.handle import Knobs, knobs_of, own_draws, rewritten, rules_of
+from graphreg.runtime.handle import Knobs, knobs_of, own_draws, record_of, rewritten, rules_of
 from graphreg.runtime.leaf import Drawing, KeyRule
 from graphreg.torch_internals import Changes
 
@@ -46,7 +46,7 @@ def set_strength(module: Regulated, name: str, value: float) -> None:
         knobs.set_strength(name, value)
         return
     rules = rules_of(module)
-    plan = rules.about[0]
+    plan = record_of(module).plan
     if name not in plan.regularizers:  # also for what is no string
         known = ", ".join(plan.regularizers) or "none"
         moved = any(name in (edit.own.site.name, "own_dropout") for edit in plan.own)

@@ -10,6 +10,7 @@ from torch import fx
 
 from graphreg.errors import GraphRegError
 from graphreg.ir import RULES, Operations, Own, find, state_of
+from graphreg.runtime.build_record import BuildRecord
 from graphreg.runtime.leaf import Rules
 from graphreg.runtime.module import RewrittenModule
 
@@ -41,6 +42,14 @@ def rules_of(module: Any) -> Rules:
     return rules if isinstance(rules, Rules) else next(leaf.rules[0] for leaf in rules.children())
 
 
+def record_of(module: Any) -> BuildRecord:
+    """How a rewritten module was made."""
+    record = rules_of(module).build_record
+    if record is None:
+        raise GraphRegError("this module is not whole: its rewrite has not ended.")
+    return record
+
+
 def graphs_of(module: fx.GraphModule) -> dict[str, fx.Graph]:
     """The graphs by mode, of a module graphreg made or any other."""
     state = state_of(module)
@@ -50,7 +59,7 @@ def graphs_of(module: fx.GraphModule) -> dict[str, fx.Graph]:
 def own_draws(module: Any) -> tuple[Own, ...]:
     """The model's own random operations that act and are not on graphreg's streams."""
     inner = rewritten(module)
-    owns = find(graphs_of(inner), Operations(inner), rules_of(module).about[1])
+    owns = find(graphs_of(inner), Operations(inner), record_of(module).opaque)
     return tuple(own for own in owns if own.when != "never" and own.rate != 0)
 
 

@@ -32,6 +32,7 @@ from graphreg.ir import (
 )
 from graphreg.regularizer import Regularizer
 from graphreg.runtime.averaging import averages_follow
+from graphreg.runtime.build_record import PICKLE_VERSION, VERSION, require_readable
 from graphreg.runtime.forward import chosen, guarded, signature
 from graphreg.runtime.leaf import Rules
 from graphreg.runtime.vjp import Derivative
@@ -226,7 +227,7 @@ class RewrittenModule(fx.GraphModule):
         _set_graphs(self, {mode: thaw(records) for mode, records in frozen.items()})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _blank, (type(self).__name__,), self.__getstate__()
+        return _unpickled, (type(self).__name__, PICKLE_VERSION, VERSION), self.__getstate__()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RewrittenModule:
         twin = _blank(type(self).__name__)
@@ -266,6 +267,12 @@ def _blank(class_name: str) -> RewrittenModule:
     module = RewrittenModule.__new__(RewrittenModule)
     type(module).__name__ = class_name
     return module
+
+
+def _unpickled(class_name: str, version: int, made_with: str) -> RewrittenModule:
+    """Begin to unpickle a module, before anything of it is read: what another graphreg made is refused here."""
+    require_readable(version, made_with)
+    return _blank(class_name)
 
 
 def lowering(module: RewrittenModule) -> Lowering:

@@ -124,8 +124,8 @@ class Validation:
         self.model, self.module, self.call, self.title = model, module, call, _title(model)
         if any(tensor.device.type == "meta" for tensor in (*model.parameters(), *model.buffers(), *tensors(call))):
             raise GraphRegError(f"verify compares values, and {self.title} or its inputs have none (device meta). Materialize them first.")
-        about = rules_of(module).about
-        self.exported = about is not None and about[3] == "export"
+        record = rules_of(module).build_record
+        self.exported = record is not None and record.front_end == "export"
         self.differentiates = True  # whether the inputs are given so that they have gradients
         self.modes = {path: m.training for path, m in model.named_modules(remove_duplicate=False)}
         self.attaches = getattr(rules_of(module), "attach", None) is not None
