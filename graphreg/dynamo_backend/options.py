@@ -19,11 +19,10 @@ from graphreg.dynamo_backend.subgraph import Inner
 from graphreg.errors import GraphRegError, RegularizerError, near_sentence, raising, shown
 from graphreg.ir import Missing
 from graphreg.pipeline import check_options
-from graphreg.planning import OwnDropout, from_kwargs, instances, named_once
+from graphreg.planning import OwnDropout, from_keywords, instances, named_once
 from graphreg.regularizer import Regularizer, Splice
 from graphreg.rewriting import seed
 from graphreg.runtime import KNOBS, Penalties, Scale, knobs_of
-from graphreg.tracing import Traced
 
 
 def backend(
@@ -49,7 +48,7 @@ def backend(
         if name in keywords:
             raise RegularizerError(f"{name}= is no option of graphreg.backend: torch.compile captures the graphs, from the calls.")
     check_options(rng, missing, penalties, scale, own_dropout)
-    given = [*instances(regularizers), *from_kwargs(Traced(nn.Module(), {}, ()), **keywords)]
+    given = [*instances(regularizers), *from_keywords(keywords)]
     named = {name: _seeded(regularizer) for name, regularizer in named_once(given).items()}
     _check_pull(named)
     made = _inner(inner, options)
