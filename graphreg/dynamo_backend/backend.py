@@ -26,12 +26,12 @@ from graphreg.ir import RULES, Missing, brought
 from graphreg.planning import OwnDropout, check_count, check_trainable, selected
 from graphreg.regularizer import Penalty, Regularizer
 from graphreg.reporting import Report
-from graphreg.runtime import Knobs, Penalties, Scale
+from graphreg.runtime import BackendHandle, Penalties, Scale
 from graphreg.torch_internals import Changes, Entry, Functions, entry, place_of, root_of, same_modules
 from graphreg.tracing import Traced
 
 
-class Backend(Knobs):
+class Backend(BackendHandle):
     """What ``graphreg.backend`` gives: a backend of torch.compile, for one model. ``parts``: the graphs, in the order of capture."""
 
     __name__ = "graphreg"

@@ -22,7 +22,7 @@ from graphreg.pipeline import check_options
 from graphreg.planning import OwnDropout, from_keywords, instances, named_once
 from graphreg.regularizer import Regularizer, Splice
 from graphreg.rewriting import seed
-from graphreg.runtime import KNOBS, Penalties, Scale, knobs_of
+from graphreg.runtime import BACKEND, Penalties, Scale, backend_handle
 
 
 def backend(
@@ -124,7 +124,7 @@ def _with_passes(options: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def backend_of(compiled: Any) -> Backend:
     """The backend of a model that torch.compile made with one, also by name. Raises GraphRegError for anything else."""
-    found = knobs_of(compiled)
+    found = backend_handle(compiled)
     if not isinstance(found, Backend):
         raise GraphRegError(
             f"{type(compiled).__name__} was not compiled with a backend of graphreg's, or by name and not called yet. "
@@ -151,7 +151,7 @@ def _by_name(gm: fx.GraphModule, inputs: Sequence[Any], **given: Any) -> Callabl
     """
     holder = sys._getframe(1).f_locals.get("self")  # torch.compile's own record of the name and its options
     try:
-        found = getattr(holder, KNOBS, None)
+        found = getattr(holder, BACKEND, None)
         if found is None:
             if "mode" in given:
                 raise RegularizerError(f"mode={given['mode']!r} is Inductor's; write options={{'options': ...}} for the inner backend.")
@@ -161,7 +161,7 @@ def _by_name(gm: fx.GraphModule, inputs: Sequence[Any], **given: Any) -> Callabl
                     "options={'hidden_dropout': 0.1}."
                 )
             found = backend(**given["options"])
-            setattr(holder, KNOBS, found)
+            setattr(holder, BACKEND, found)
         return found(gm, inputs)
     except GraphRegError as error:
         return raising(error)

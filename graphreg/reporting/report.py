@@ -20,8 +20,8 @@ from graphreg.runtime import (
     AttachRule,
     Regulated,
     RewrittenModule,
+    backend_handle,
     graphs_of,
-    knobs_of,
     lowering,
     own_draws,
     record_of,
@@ -41,8 +41,8 @@ def report(module: Regulated | Plan, cost: bool = True) -> Report:
     """
     if isinstance(module, Plan):
         return replace(_of_module(applied(module), cost), made="planned and not applied yet")
-    if (knobs := knobs_of(module)) is not None:
-        found: Report = knobs.report()
+    if (backend := backend_handle(module)) is not None:
+        found: Report = backend.report()
         return found
     return _of_module(module, cost)
 

@@ -63,18 +63,11 @@ def own_draws(module: Any) -> tuple[Own, ...]:
     return tuple(own for own in owns if own.when != "never" and own.rate != 0)
 
 
+BACKEND = "graphreg_backend"  # where what torch.compile makes of a backend's name holds the backend
 
-KNOBS = "graphreg_knobs"  # where what torch.compile makes of a backend's name holds the backend
 
-
-class Knobs(ABC):
-    """What the functions of ``control.py`` and ``report.py`` ask of a backend in the place of a module. ``parts``: its graphs."""
-
-    parts: list[Any]
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Knobs:
-        """Itself, whom compiled code knows: once ``lightning`` is imported, ``torch.compile`` copies all that it is given."""
-        return self
+class Handle(ABC):
+    """What can be asked and set of a rewritten module, or of a backend, while it is in use; ``controls.py`` says what each does."""
 
     @abstractmethod
     def strengths(self) -> dict[str, float]: ...
@@ -98,16 +91,33 @@ class Knobs(ABC):
     def noise_on(self) -> AbstractContextManager[None]: ...
 
     @abstractmethod
+    def require_draws(self) -> None:
+        """Raise GraphRegError for what draws no noise."""
+
+
+class BackendHandle(Handle):
+    """The handle of a backend, which is the backend itself. ``parts``: its graphs."""
+
+    parts: list[Any]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BackendHandle:
+        """Itself, whom compiled code knows: once ``lightning`` is imported, ``torch.compile`` copies all that it is given."""
+        return self
+
+    def require_draws(self) -> None:
+        """A backend may capture a graph that draws at any call."""
+
+    @abstractmethod
     def report(self) -> Any: ...
 
 
-def knobs_of(given: object) -> Knobs | None:
+def backend_handle(given: object) -> BackendHandle | None:
     """The backend that was given, or that what was given is compiled with; None for anything else."""
-    if isinstance(given, Knobs):
+    if isinstance(given, BackendHandle):
         return given
     inner = given if hasattr(given, "compiler_fn") else compiler_of(context_of(given))
-    for found in (inner, getattr(inner, "compiler_fn", None), getattr(inner, KNOBS, None)):
-        if isinstance(found, Knobs):
+    for found in (inner, getattr(inner, "compiler_fn", None), getattr(inner, BACKEND, None)):
+        if isinstance(found, BackendHandle):
             return found
     return None
 
