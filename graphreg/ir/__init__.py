@@ -52,12 +52,13 @@ from graphreg.ir.roles import CELL_PORTS, CROSSES, deep_nodes, is_region, labels
 from graphreg.ir.selector import Missing, Pattern, Selector, complain, exactly, select, strings, strings_of, unmatched
 from graphreg.ir.serialize import copied, freeze, thaw
 from graphreg.ir.shape_guards import ASSERTIONS, Place, assert_sizes, described, fixed, held_at, holds
-from graphreg.ir.site import ROLES, Label, Names, Site, columns, dtype_text, shape_text
+from graphreg.ir.site import ROLES, Label, Names, Site, dtype_text, shape_text
 from graphreg.ir.source_location import OWN_FOLDERS, Origin, origin_now, origin_of, origin_told, short
 from graphreg.ir.spelling import check_arguments, spelled
 from graphreg.ir.steps import Steps, mean_over_pairs
 from graphreg.ir.storage_effects import REGION, Effects
 from graphreg.ir.storage_probes import told
+from graphreg.ir.table import Table, columns
 
 __all__ = [
     "ASSERTIONS",
@@ -97,6 +98,7 @@ __all__ = [
     "Site",
     "State",
     "Steps",
+    "Table",
     "add_label",
     "addition_of",
     "apart",
