@@ -21,9 +21,12 @@ from graphreg.ir import (
     CROSSES,
     IN_PLACE_NAMES,
     REGION,
+    BufferConstants,
     Label,
+    ModuleCall,
     Namer,
     add_label,
+    blocks,
     is_drop_path,
     is_region,
     label_site,
@@ -31,8 +34,6 @@ from graphreg.ir import (
     own_labels,
 )
 from graphreg.torch_internals import AROUND, Place
-
-Call = tuple[str, str]  # a module call: its key in Dynamo's stack, the module's path
 
 
 @dataclass(frozen=True)
@@ -134,15 +135,16 @@ class Capture:
             name = names[min(int(key), len(names) - 1)] if name == "args" else key
         return name, (".".join(keys),) if keys else ()
 
-    def calls(self, node: fx.Node) -> list[Call]:
+    def calls(self, node: fx.Node) -> list[ModuleCall]:
         """The module calls that the node was made in, outermost first, as far as to a layer that is one site."""
-        found: list[Call] = []
+        found: list[ModuleCall] = []
         for key in (self._made_by(node) or node).meta.get("nn_module_stack") or {}:
             number = str(key).partition("@")[0]
             path = self.paths.get(int(number)) if number.isdigit() else None
             if path:
-                found.append((str(key), path))
-                if is_layer(self.modules[path]):
+                module = self.modules[path]
+                found.append(ModuleCall(str(key), path, type(module).__name__))
+                if is_layer(module):
                     break
         return found
 
@@ -161,39 +163,25 @@ class Capture:
         return body if isinstance(body, fx.GraphModule) else None
 
     def _label_functions(self, namer: Namer) -> None:
-        constants: set[fx.Node] = set()  # computed from buffers alone: no sites, as in a trace
+        constants = BufferConstants(self.buffers)
         for node in self.graph.nodes:
             if node.op in ("placeholder", "output"):
                 continue
-            calls, read = self.calls(node), node.all_input_nodes
-            scope = calls[-1][1] if calls else self.place.path
+            calls = self.calls(node)
+            scope = calls[-1].path if calls else self.place.path
             label_site(node, scope)
-            if node.target in self.buffers if node.op == "get_attr" else read and constants.issuperset(read):
-                constants.add(node)
-            elif node.op != "get_attr" and not (calls and is_layer(self.modules[scope])):
+            if not constants.take(node) and node.op != "get_attr" and not (calls and is_layer(self.modules[scope])):
                 base, op = called(node)
                 label_site(node, scope, Label(namer.operation(scope, base), op))
 
     def _label_modules(self, namer: Namer) -> None:
         """The value that alone leaves a module call is the module's. Where several leave, only of a cell is it known which is which."""
-        members: dict[Call, dict[fx.Node, None]] = {}
-        order = {node: i for i, node in enumerate(self.graph.nodes)}
-        for node in self.graph.nodes:
-            if node.op not in ("placeholder", "get_attr", "output"):
-                for call in self.calls(node):
-                    members.setdefault(call, {})[node] = None
-
-        def end(call: Call) -> tuple[int, int, int]:
-            first, last = next(iter(members[call])), next(reversed(members[call]))
-            return order[last], -order[first], -call[1].count(".")  # as calls return: inner before outer
-
-        for call in sorted(members, key=end):
-            leaving = [node for node in members[call] if any(user not in members[call] for user in node.users)]
-            path, kind = call[1], type(self.modules[call[1]])
-            if kind is nn.LSTMCell:
-                self._label_cell(path, [node for node in members[call] if called(node)[1] == "getitem"], namer)
-            elif len(leaving) == 1:
-                add_label(leaving[0], Label(namer.module(path), kind.__name__, module=path))
+        for block in blocks(self.graph, lambda node: () if node.op in ("placeholder", "get_attr", "output") else self.calls(node)):
+            path = block.call.path
+            if type(self.modules[path]) is nn.LSTMCell:
+                self._label_cell(path, [node for node in block.nodes if called(node)[1] == "getitem"], namer)
+            elif len(block.leaving) == 1:
+                add_label(block.leaving[0], Label(namer.module(path), block.call.kind, module=path))
         self._label_frame(namer)
 
     def _label_cell(self, path: str, parts: list[fx.Node], namer: Namer) -> None:

@@ -1,6 +1,7 @@
 """What a value of a traced graph is: its site and names, the operation that made it, its role, and who shares its storage."""
 
 from graphreg.ir.aliasing import Aliases, of_body
+from graphreg.ir.buffer_constants import BufferConstants
 from graphreg.ir.containers import building, builds
 from graphreg.ir.layout import apart, clone, laid_out, overlaps
 from graphreg.ir.metadata import (
@@ -21,6 +22,7 @@ from graphreg.ir.metadata import (
     unmark,
 )
 from graphreg.ir.modes import Graphs, choose, is_nan
+from graphreg.ir.module_calls import ModuleCall, blocks
 from graphreg.ir.naming import COUNTED, Namer, label_node, label_output, parts
 from graphreg.ir.operations import (
     IN_PLACE_NAMES,
@@ -81,12 +83,14 @@ __all__ = [
     "WRAPPED",
     "Addition",
     "Aliases",
+    "BufferConstants",
     "DropoutKind",
     "Effects",
     "Graphs",
     "Kind",
     "Label",
     "Missing",
+    "ModuleCall",
     "Namer",
     "Names",
     "Operations",
@@ -103,6 +107,7 @@ __all__ = [
     "addition_of",
     "apart",
     "assert_sizes",
+    "blocks",
     "brought",
     "building",
     "builds",

@@ -18,6 +18,7 @@ from torch.fx.node import map_arg
 
 from graphreg.ir import (
     ASSERTIONS,
+    BufferConstants,
     Label,
     Namer,
     Operations,
@@ -62,7 +63,7 @@ class Unlifting:
         self._returns = [(node.meta[AT], *one) for node, found in told.returns.items() if node is not None for one in found]
         self._returns.reverse()
         self._outputs: list[tuple[str, str, str, Found]] = []
-        self._constant: set[fx.Node] = set()
+        self._constants = BufferConstants(self._buffers)
 
     def run(self, wide: bool = False) -> fx.Graph:
         """The graph; ``wide``: of a batch of two made of one, which the sites' shapes are told as."""
@@ -125,7 +126,7 @@ class Unlifting:
 
     def _is_constant(self, place: int) -> bool:
         made = self._made.get(place)
-        return made in self._constant if made is not None else self._lifted.get(place, "") in self._buffers
+        return made in self._constants if made is not None else self._lifted.get(place, "") in self._buffers
 
     def _name_of(self, target: str) -> str:
         """The name of what was lifted: the model's own, or of a tensor that the forward made."""
@@ -161,12 +162,8 @@ class Unlifting:
         self._label(made, scope, node)
 
     def _label(self, made: fx.Node, scope: str, node: fx.Node) -> None:
-        read = made.all_input_nodes
         no_tensor = not _tensors(node.meta.get("val")) and made.target is not operator.setitem
-        if no_tensor or node.meta[AT] in self._abandoned:
-            label_site(made, scope)
-        elif made.op != "call_module" and read and self._constant.issuperset(read):
-            self._constant.add(made)  # computed from buffers alone: no sites, as in a symbolic trace
+        if no_tensor or node.meta[AT] in self._abandoned or (made.op != "call_module" and self._constants.take(made)):
             label_site(made, scope)
         else:
             label_node(made, scope, self._modules, self._namer)
@@ -192,8 +189,7 @@ class Unlifting:
         if target not in self._reads:
             read = self._reads[target] = self.graph.get_attr(target)
             read.meta["val"] = node.meta.get("val")
-            if target in self._buffers:
-                self._constant.add(read)
+            if self._constants.take(read):
                 label_site(read, scope)
             else:
                 label_node(read, scope, self._modules, self._namer)
