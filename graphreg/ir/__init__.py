@@ -3,6 +3,7 @@
 from graphreg.ir.aliasing import Aliases, of_body
 from graphreg.ir.buffer_constants import BufferConstants
 from graphreg.ir.containers import building, builds
+from graphreg.ir.dataflow import carries_derivative, reached, sizes_of
 from graphreg.ir.layout import apart, clone, laid_out, overlaps
 from graphreg.ir.metadata import (
     Addition,
@@ -49,7 +50,7 @@ from graphreg.ir.operations import (
 from graphreg.ir.precision import brought, has_float64, widest
 from graphreg.ir.provenance import chains, convolution, one_value_over_again
 from graphreg.ir.random_ops import DropoutKind, Own, find, rate_of
-from graphreg.ir.record import IGNORED, PREFIX, RULES, STATE, State, check_names, held_of, plain, registered, reserved, state_of
+from graphreg.ir.record import IGNORED, PREFIX, RULES, STATE, ModelFacts, State, check_names, held_of, plain, registered, reserved, state_of
 from graphreg.ir.roles import CELL_PORTS, CROSSES, deep_nodes, is_region, labels_of, site_nodes, value_sites
 from graphreg.ir.selector import Missing, Pattern, Selector, complain, exactly, select, strings, strings_of, unmatched
 from graphreg.ir.serialize import copied, freeze, thaw
@@ -90,6 +91,7 @@ __all__ = [
     "Kind",
     "Label",
     "Missing",
+    "ModelFacts",
     "ModuleCall",
     "Namer",
     "Names",
@@ -111,6 +113,7 @@ __all__ = [
     "brought",
     "building",
     "builds",
+    "carries_derivative",
     "chains",
     "check_arguments",
     "check_names",
@@ -167,6 +170,7 @@ __all__ = [
     "parts",
     "plain",
     "rate_of",
+    "reached",
     "registered",
     "reserved",
     "scope_of",
@@ -174,6 +178,7 @@ __all__ = [
     "shape_text",
     "short",
     "site_nodes",
+    "sizes_of",
     "spelled",
     "stacks",
     "state_of",

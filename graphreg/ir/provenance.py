@@ -9,8 +9,9 @@ from functools import cache
 import torch
 from torch import fx, nn
 
+from graphreg.ir.dataflow import sizes_of
 from graphreg.ir.metadata import own_labels
-from graphreg.ir.operations import Operations, function_name, is_size, nodes_in
+from graphreg.ir.operations import Operations, function_name, nodes_in
 from graphreg.ir.roles import labels_of, site_nodes
 from graphreg.ir.storage_effects import Effects
 
@@ -145,10 +146,8 @@ def _same_but_for_scale(node: fx.Node, operations: Operations, data: set[fx.Node
 
 def _data(graph: fx.Graph) -> set[fx.Node]:
     """What depends on an input, through tensors."""
-    found, sizes = set[fx.Node](), set[fx.Node]()
+    found, sizes = set[fx.Node](), sizes_of(graph)
     for node in graph.nodes:
-        if is_size(node, sizes.__contains__):
-            sizes.add(node)
-        elif node.op == "placeholder" or any(operand in found for operand in node.all_input_nodes):
+        if node not in sizes and (node.op == "placeholder" or any(operand in found for operand in node.all_input_nodes)):
             found.add(node)
     return found

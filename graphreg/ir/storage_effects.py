@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx.node import map_aggregate
 
+from graphreg.ir.dataflow import sizes_of
 from graphreg.ir.metadata import is_added
 from graphreg.ir.operations import (  # fmt: skip
     IN_PLACE_OPERATORS,
@@ -27,7 +28,6 @@ from graphreg.ir.operations import (  # fmt: skip
     is_drop_path,
     is_pure,
     is_pythons,
-    is_size,
     nodes_in,
     placed,
     told_of,
@@ -50,7 +50,7 @@ class Effects:
         self.operations = operations
         self._writes: dict[fx.Node, tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]] = {}
         self._shares: dict[fx.Node, tuple[tuple[fx.Node, ...], bool]] = {}
-        self._sizes: dict[fx.Node, bool] = {}
+        self._known, self._sizes = set[fx.Node](), set[fx.Node]()  # the nodes that were asked of, and which of them are sizes
 
     def writes(self, node: fx.Node, surely: bool = False) -> tuple[fx.Node, ...]:
         """The arguments whose storage the operation may write into, or does for all that can be seen."""
@@ -232,10 +232,10 @@ class Effects:
         return value if isinstance(value, Tensor) and not nn.parameter.is_lazy(value) else None
 
     def _is_size(self, node: fx.Node) -> bool:
-        if node not in self._sizes:
-            for each in node.graph.nodes:  # in order: each is told by those before it
-                self._sizes[each] = is_size(each, lambda n: self._sizes.get(n, False))
-        return self._sizes[node]
+        if node not in self._known:
+            self._known.update(node.graph.nodes)
+            self._sizes = self._sizes.difference(node.graph.nodes) | sizes_of(node.graph)
+        return node in self._sizes
 
 
 def is_inert(node: fx.Node) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from graphreg.ir import is_added, origin_of, own_name, short
+from graphreg.ir import held_of, is_added, origin_of, own_name, short
 from graphreg.runtime import graphs_of
 from graphreg.tracing import Arguments
 from graphreg.verification.values import difference
@@ -100,7 +100,7 @@ def steps_of_graph(module: fx.GraphModule, graph: fx.Graph, call: Arguments) -> 
     """The operations of the model's own nodes, in a call of a copy of the rewritten module."""
     bound = inspect.signature(module.forward).bind(*call[0], **call[1])
     bound.apply_defaults()
-    known = {**getattr(module, "held", {}), **bound.arguments}
+    known = {**held_of(module), **bound.arguments}
     given = [known[str(n.target).lstrip("*")] for n in graph.nodes if n.op == "placeholder"]
     walk = _Walk(module, graph=graph)
     trail = _Trail(lambda: walk.now)
