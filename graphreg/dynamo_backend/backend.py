@@ -116,7 +116,7 @@ class Backend(BackendHandle):
     def _adopt(self, model: nn.Module) -> None:
         if getattr(model, RULES, None) is not None:
             raise TraceError("this model is rewritten already. Compile it with another backend, or compile what graphreg.strip gives.")
-        traced = Traced(model, {}, ())
+        traced = Traced.untraced(model)
         title = model.title if isinstance(model, Functions) else traced.title
         weights = {name: list(selected(traced, r, self.missing)) for name, r in self.regularizers.items() if r.on == "parameters"}
         for name, sites in weights.items():

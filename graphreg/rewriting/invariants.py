@@ -15,11 +15,11 @@ from torch import fx, nn
 
 from graphreg.errors import RegularizerError
 from graphreg.ir import CROSSES, RULES, Kind, addition_of, apart, clone, is_kind, is_marked, is_nan, is_own, own_name
-from graphreg.planning import Plan
+from graphreg.planning import Edit, Plan
 from graphreg.regularizer import Penalty
 from graphreg.rewriting.placement import Placed, fail
 from graphreg.rewriting.substitute import restored
-from graphreg.runtime import OwnRule, Regularized, RewrittenModule, Track, graphs_of
+from graphreg.runtime import Measure, OwnRule, Regularized, RewrittenModule, SpliceRule, Track, graphs_of
 from graphreg.tracing import Traced
 
 
@@ -67,12 +67,7 @@ def _leaves(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
         leaf = module.get_submodule(node.target) if node.op == "call_module" else None
         if kind in (Kind.SPLICE, Kind.MEASURE):
             edit = planned.get((str(added.regularizer), str(place)))
-            ok = (
-                edit is not None
-                and getattr(leaf, "regularizer", None) is edit.regularizer
-                and getattr(leaf, "site", None) == edit.site.name
-            )
-            ok = ok and edit is not None and len(node.args) == 1 + (kind == Kind.SPLICE or bool(edit.steps and edit.steps.lengths))
+            ok = edit is not None and _runs(node, leaf, edit)
         elif kind == Kind.TRACK:
             ok = place in plan.tracked and isinstance(leaf, Track) and leaf.site == place
         elif kind == Kind.TOTAL:
@@ -90,6 +85,14 @@ def _leaves(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
             order = [n for name in plan.regularizers for n, of in totals if of == name]
             if list(node.args[1]) != order:
                 fail("the penalties are attached in another order.")
+
+
+def _runs(node: fx.Node, leaf: nn.Module | None, edit: Edit) -> bool:
+    """Whether the node runs the runtime module that was made for an edit, with as many arguments as that takes."""
+    takes = 1 + (is_kind(node, Kind.SPLICE) or bool(edit.steps and edit.steps.lengths))
+    if not isinstance(leaf, (SpliceRule, Measure)) or len(node.args) != takes:
+        return False
+    return leaf.regularizer is edit.regularizer and leaf.site == edit.site.name
 
 
 def replaced_by(node: fx.Node) -> fx.Node | None:
