@@ -1,4 +1,5 @@
-"""What is inside: the rewritten module in its wrappers, the additions in it, its graphs, what of the model's own still draws."""
+"""Finds what can be controlled in what a user gives: the rewritten module in its wrappers, with its additions and graphs; a backend."""
+
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
