@@ -19,7 +19,7 @@ import graphreg
 from graphreg import GraphRegError
 from graphreg.passes import BernoulliDropout
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 STATES = json.loads((DATA / "rng_states_of_0_1.json").read_text())
 X = torch.ones(2, 8)
 
