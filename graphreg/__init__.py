@@ -34,7 +34,10 @@ if TYPE_CHECKING:
     from graphreg.tracing import Traced, names, trace
     from graphreg.verification import verify
 
+from graphreg.old_pickles import refuse_old_modules  # below the block above, or mypy takes those names for modules
+
 __version__ = "0.1.0"
+refuse_old_modules()
 
 _ROOMS = {
     "diagnosis": ("Diagnosis", "Finding", "doctor"),

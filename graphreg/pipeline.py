@@ -13,13 +13,13 @@ from torch import fx, nn
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from graphreg.errors import RegularizerError, TraceError, shown
-from graphreg.ir import RULES, Missing
-from graphreg.planning import OwnDropout, Plan, check_missing, check_option, from_kwargs, instances, plan
+from graphreg.ir import RULES, Missing, is_marked
+from graphreg.planning import OwnDropout, Plan, check_missing, check_option, from_keywords, from_kwargs, instances, plan
 from graphreg.regularizer import Regularizer
 from graphreg.rewriting import check_rng, rewrite
 from graphreg.runtime import Penalties, Regularized, RewrittenModule, Scale, check_penalties, check_scale, graphs_of, rules_of
 from graphreg.torch_internals import Changes, at_rest
-from graphreg.tracing import FrontEnd, Traced, check_model, trace
+from graphreg.tracing import FrontEnd, check_model, trace
 from graphreg.verification import copied, validate
 
 log = logging.getLogger("graphreg")
@@ -148,7 +148,7 @@ def as_pass(
         raise RegularizerError(f"{what}= is no option of a pass; {cure}.")
     check_options(rng, missing, penalties, scale, own_dropout)
     given = tuple(instances(regularizers))
-    from_kwargs(Traced(nn.Module(), {}, ()), **keywords)  # for its errors
+    from_keywords(keywords)  # for its errors
     options = {"example_inputs": example_inputs, "rng": rng, "missing": missing, "penalties": penalties, "scale": scale}
     options["own_dropout"] = own_dropout
     return Regularize(given, options, keywords)
@@ -182,4 +182,4 @@ class Regularize(PassBase):
 
 
 def _adds(graph: fx.Graph) -> bool:
-    return isinstance(graph.output_node().args[0], Regularized) or any("graphreg" in node.meta for node in graph.nodes)
+    return isinstance(graph.output_node().args[0], Regularized) or any(map(is_marked, graph.nodes))

@@ -11,14 +11,14 @@ import torch
 from graphreg.compiler import Setting, changed, defaults, given, setting
 from graphreg.diagnosis.findings import ISSUES, NONE, Finding, cause, seed, set_back, shares, upstream
 from graphreg.diagnosis.probes import Backend, Measured, measure, measure_order, measure_streams
-from graphreg.ir import Kind, Own
+from graphreg.ir import DropoutKind, Own
 
-Kinds = Mapping[Kind, Sequence[Own]]
+Kinds = Mapping[DropoutKind, Sequence[Own]]
 
 
-def by_kind(owns: Iterable[Own]) -> dict[Kind, list[Own]]:
+def by_kind(owns: Iterable[Own]) -> dict[DropoutKind, list[Own]]:
     """The model's own draws by what an experiment can try. A recurrent operator's is left out: run again in backward, it raises."""
-    kinds: dict[Kind, list[Own]] = {}
+    kinds: dict[DropoutKind, list[Own]] = {}
     for own in owns:
         if not (own.kind == "layer" and own.rate is not None):
             kinds.setdefault("attention" if own.kind == "heads" else own.kind, []).append(own)
@@ -35,8 +35,8 @@ class Bench:
 
     def own(self, kinds: Kinds) -> list[Finding]:
         """The model's own random operations, kind by kind."""
-        wrong: dict[tuple[str, tuple[Setting, ...]], list[tuple[Kind, Measured]]] = {}
-        unlike = list[tuple[Kind, float]]()
+        wrong: dict[tuple[str, tuple[Setting, ...]], list[tuple[DropoutKind, Measured]]] = {}
+        unlike = list[tuple[DropoutKind, float]]()
         for kind in kinds:
             again = partial(measure, kind, self.backend, self.device)
             seen = self._try(f"the model's own dropout ({kind})", again)
@@ -79,7 +79,7 @@ class Bench:
         self.told(what)
         return experiment()
 
-    def _unlike(self, seen: Sequence[tuple[Kind, float]], kinds: Kinds) -> Finding:
+    def _unlike(self, seen: Sequence[tuple[DropoutKind, float]], kinds: Kinds) -> Finding:
         """Compiled draws other masks than eager; whether drawing by eager's operators cures that is tried, too."""
         owns = [own for kind, _ in seen for own in kinds[kind]]
         observed = f"from one seed, compiled and eager draw other masks: {shares(seen)}"
@@ -106,7 +106,7 @@ class Bench:
         return [Finding("differs", why, observed, _names(owns), seed(owns), ISSUES["order"])]
 
 
-def _wrong(error: str, blamed: Sequence[Setting], seen: Sequence[tuple[Kind, Measured]], kinds: Kinds) -> Finding:
+def _wrong(error: str, blamed: Sequence[Setting], seen: Sequence[tuple[DropoutKind, Measured]], kinds: Kinds) -> Finding:
     owns = [own for kind, _ in seen for own in kinds[kind]]
     if error:
         return Finding("refused", cause(blamed), error, _names(owns), set_back(blamed), upstream(blamed))

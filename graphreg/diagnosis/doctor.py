@@ -16,7 +16,7 @@ from graphreg.diagnosis.probes import Backend
 from graphreg.diagnosis.step_watch import Observed, observe
 from graphreg.errors import GraphRegError, RegularizerError, listed, near_sentence, shown
 from graphreg.ir import Own
-from graphreg.runtime import Drawing, KeyRule, own_draws, rewritten, rules_of
+from graphreg.runtime import Drawing, KeyRule, own_draws, record_of, rewritten, rules_of
 
 KINDS = ("wrong", "refused", "differs")
 
@@ -55,7 +55,7 @@ def doctor(
         right.append("nothing random: no splice of graphreg's, and no random operation of the model's own that acts")
     findings.sort(key=lambda finding: KINDS.index(finding.kind))
     name = backend if isinstance(backend, str) else getattr(backend, "__name__", type(backend).__name__)
-    return Diagnosis(f"{rules.about[0].title}: torch {torch.__version__}, {name}, {device}", tuple(findings), tuple(right))
+    return Diagnosis(f"{record_of(module).plan.title}: torch {torch.__version__}, {name}, {device}", tuple(findings), tuple(right))
 
 
 def _device(module: nn.Module) -> torch.device:

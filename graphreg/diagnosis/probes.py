@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from graphreg.compiler import snapshot
 from graphreg.errors import first_line
-from graphreg.ir import Kind
+from graphreg.ir import DropoutKind
 from graphreg.planning import plan
 from graphreg.rewriting import rewrite
 from graphreg.tracing import trace
@@ -78,7 +78,7 @@ def _layer(x: Tensor) -> Tensor:
     return x * (torch.rand_like(x) >= P)
 
 
-DRAWS: dict[Kind, Callable[[Tensor], Tensor]] = {
+DRAWS: dict[DropoutKind, Callable[[Tensor], Tensor]] = {
     "element": _element, "channel": _channel, "alpha": _alpha, "channel alpha": _channel_alpha, "depth": _depth,
     "attention": _attention, "heads": _attention, "layer": _layer,
 }  # fmt: skip
@@ -112,7 +112,7 @@ def _with_code_of_its_own(function: Any) -> Any:
 _measured: dict[tuple[Any, ...], Measured] = {}
 
 
-def measure(kind: Kind, backend: Backend, device: torch.device) -> Measured:
+def measure(kind: DropoutKind, backend: Backend, device: torch.device) -> Measured:
     """A chain of draws of one kind under the present settings."""
     return _once(("chain", DRAWS[kind], backend, device), lambda: _of_chain(_chain(DRAWS[kind]), backend, device))
 

@@ -14,9 +14,23 @@ from torch import fx, nn
 
 from graphreg.drawing.view import Drawable, Mode, Viewed, viewed
 from graphreg.errors import GraphRegError
-from graphreg.ir import Site, dtype_text, function_name, labels_of, nodes_in, origin_of, shape_text, short
+from graphreg.ir import (
+    Addition,
+    Kind,
+    Site,
+    addition_of,
+    dtype_text,
+    function_name,
+    is_added,
+    labels_of,
+    nodes_in,
+    origin_of,
+    own_labels,
+    scope_of,
+    shape_text,
+    short,
+)
 from graphreg.planning import Plan
-from graphreg.rewriting import is_own
 from graphreg.torch_internals import collector_at_rest
 
 Attributes = dict[str, Any]
@@ -53,12 +67,13 @@ def as_networkx(seen: Viewed) -> nx.DiGraph[str]:
     operations, sites = seen.traced.operations, seen.sites
     keys = {node: f"${node.name}" for node in seen.graph.nodes}
     for node in seen.graph.nodes:
-        if not is_addition(node) and (labels := labels_of(node, operations)):
+        if not is_added(node) and (labels := labels_of(node, operations)):
             keys[node] = labels[0].text
     classes = _classes(seen)
     boxes: dict[str, str] = {}
     for node in seen.graph.nodes:
-        attributes = _addition(node, seen, boxes) if is_addition(node) else _own(node, sites.get(keys[node]), seen)
+        addition = addition_of(node) if is_added(node) else None
+        attributes = _addition(node, addition, seen, boxes) if addition is not None else _own(node, sites.get(keys[node]), seen)
         boxes[keys[node]] = attributes["box"]
         graph.add_node(keys[node], **attributes)
         for i, read in _arguments(node):
@@ -103,7 +118,7 @@ def _add_edge(graph: nx.DiGraph[str], read: str, reader: str, place: str) -> Non
 
 def _scope(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
     """The path of the module that owns a node: torch.export writes some that are none."""
-    path = str(node.meta.get("site", ("", ()))[0])
+    path = scope_of(node)
     return path if path in modules else ""
 
 
@@ -111,8 +126,9 @@ def _own(node: fx.Node, site: Site | None, seen: Viewed) -> Attributes:
     """A node of the model's own: a site, or what is none."""
     modules = seen.traced.operations.modules
     path = _scope(node, modules)
-    op, target = node.meta.get("graphreg", {}).get("was", (node.op, node.target))  # a dropout may have a leaf in its place
-    labels = node.meta.get("site", ("", ()))[1]
+    moved = addition_of(node)  # a dropout may have a leaf in its place
+    op, target = (moved and moved.was) or (node.op, node.target)
+    labels = own_labels(node)
     attributes: Attributes = {
         "name": site.name if site else labels[0].text if labels else node.name,
         "kind": "site" if site else _FX.get(op, "call" if labels else "other"),
@@ -130,8 +146,8 @@ def _own(node: fx.Node, site: Site | None, seen: Viewed) -> Attributes:
             attributes |= {"shape": shape_text(site), "dtype": dtype_text(site)}
     if (origin := origin_of(node)) is not None:
         attributes["source"] = short(origin)
-    if seen.plan and node.meta.get("graphreg"):
-        attributes["own_dropout"] = next(e.becomes for e in seen.plan.own if e.own.site.name == node.meta["graphreg"]["site"])
+    if seen.plan and moved is not None:
+        attributes["own_dropout"] = next(e.becomes for e in seen.plan.own if e.own.site.name == moved.site)
     return attributes
 
 
@@ -140,17 +156,11 @@ def target_text(target: object) -> str:
     return target if isinstance(target, str) else getattr(target, "__name__", str(target))
 
 
-def is_addition(node: fx.Node) -> bool:
-    """Whether graphreg added the node; a leaf in the place of the model's own dropout is the model's node."""
-    return "graphreg" in node.meta and not is_own(node)
-
-
-def _addition(node: fx.Node, seen: Viewed, boxes: Mapping[str, str]) -> Attributes:
+def _addition(node: fx.Node, addition: Addition, seen: Viewed, boxes: Mapping[str, str]) -> Attributes:
     """A node that graphreg added: where its site is drawn, and whose it is."""
-    about: Mapping[str, Any] = node.meta["graphreg"]
-    plan, place, name = seen.plan, str(about.get("site", "")), str(about.get("regularizer", ""))
+    plan, place, name, kind = seen.plan, addition.site or "", addition.regularizer or "", addition.kind.value
     site = seen.sites.get(place)
-    if about["kind"] == "track" and plan:
+    if kind == Kind.TRACK and plan:
         name = ", ".join(plan.tracked.get(place, ()))
     box = boxes.get(place, "")
     if site is not None and site.kind == "parameter":  # beside the layer that runs with it
@@ -158,13 +168,13 @@ def _addition(node: fx.Node, seen: Viewed, boxes: Mapping[str, str]) -> Attribut
         prefixes = _prefixes([site.module])
         box = next((path.rpartition(".")[0] for path in prefixes if path in called), site.module)
     attributes: Attributes = {
-        "name": node.name, "kind": "addition", "added": about["kind"], "regularizer": name, "site": place, "call": node.op,
-        "target": target_text(node.target), "module": site.module if site else "", "box": box, "op": about["kind"],
+        "name": node.name, "kind": "addition", "added": kind, "regularizer": name, "site": place, "call": node.op,
+        "target": target_text(node.target), "module": site.module if site else "", "box": box, "op": kind,
     }  # fmt: skip
     regularizer = plan.regularizers.get(name) if plan else None
     if regularizer is not None:
         attributes |= {"op": type(regularizer).__name__, "strength": seen.strengths[name]}
-    if site is not None and site.shape is not None and about["kind"] in ("splice", "track", "clone", "copy", "read"):
+    if site is not None and site.shape is not None and kind in (Kind.SPLICE, Kind.TRACK, Kind.CLONE, Kind.COPY, Kind.READ):
         attributes |= {"shape": shape_text(site), "dtype": dtype_text(site)}
     return attributes
 

@@ -13,7 +13,7 @@ from graphreg.errors import GraphRegError
 from graphreg.ir import Site
 from graphreg.planning import Plan
 from graphreg.rewriting import rewrite, strip
-from graphreg.runtime import graphs_of, knobs_of, rewritten, rules_of, strengths
+from graphreg.runtime import backend_handle, graphs_of, record_of, rewritten, strengths
 from graphreg.tracing import Traced, trace
 
 Mode = Literal["train", "eval"]
@@ -62,7 +62,7 @@ def viewed(given: Drawable, plan: Plan | None = None, example_inputs: Any = None
         return _traced(given.traced, given, mode)
     if plan is not None and not isinstance(plan, Plan):
         raise GraphRegError(f"plan= takes what graphreg.plan gives, not {type(plan).__name__}.")
-    if knobs_of(given) is not None:
+    if backend_handle(given) is not None:
         raise GraphRegError(
             "a backend has several graphs, and they belong to torch.compile. graphreg.report tells of them; to see the model as one "
             "graph, give the model itself, or what graphreg.regularize makes of it."
@@ -78,7 +78,7 @@ def viewed(given: Drawable, plan: Plan | None = None, example_inputs: Any = None
     _refuse(example_inputs, "a rewritten module")
     if plan is not None:
         raise GraphRegError("this module is rewritten already, and plan= is for a trace. graphreg.trace(graphreg.strip(module)) is one.")
-    return _viewed(trace(strip(module)), graphs_of(module), rules_of(module).about[0], strengths(module), mode)
+    return _viewed(trace(strip(module)), graphs_of(module), record_of(module).plan, strengths(module), mode)
 
 
 def _refuse(example_inputs: Any, what: str) -> None:

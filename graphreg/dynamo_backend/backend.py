@@ -26,12 +26,12 @@ from graphreg.ir import RULES, Missing, brought
 from graphreg.planning import OwnDropout, check_count, check_trainable, selected
 from graphreg.regularizer import Penalty, Regularizer
 from graphreg.reporting import Report
-from graphreg.runtime import Knobs, Penalties, Scale
+from graphreg.runtime import BackendHandle, Penalties, Scale
 from graphreg.torch_internals import Changes, Entry, Functions, entry, place_of, root_of, same_modules
 from graphreg.tracing import Traced
 
 
-class Backend(Knobs):
+class Backend(BackendHandle):
     """What ``graphreg.backend`` gives: a backend of torch.compile, for one model. ``parts``: the graphs, in the order of capture."""
 
     __name__ = "graphreg"
@@ -117,7 +117,7 @@ class Backend(Knobs):
     def _adopt(self, model: nn.Module) -> None:
         if getattr(model, RULES, None) is not None:
             raise TraceError("this model is rewritten already. Compile it with another backend, or compile what graphreg.strip gives.")
-        traced = Traced(model, {}, ())
+        traced = Traced.untraced(model)
         title = model.title if isinstance(model, Functions) else traced.title
         weights = {name: list(selected(traced, r, self.missing)) for name, r in self.regularizers.items() if r.on == "parameters"}
         for name, sites in weights.items():

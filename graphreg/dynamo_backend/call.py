@@ -59,7 +59,7 @@ class Measurer:
         """The derivative of the penalty by one of ``count`` measurements: 0-d."""
         if self.whole:
             return torch.ones((), dtype=strength.dtype)
-        return strength[0] / (1 if getattr(self.regularizer, "reduction", "mean") == "sum" else count)
+        return strength[0] / (1 if self.leaf.sums else count)
 
 
 class Call:

@@ -15,10 +15,25 @@ import torch
 from torch import fx, nn
 from torch.fx.graph import _snake_case
 
-from graphreg.ir import CELL_PORTS, COUNTED, CROSSES, IN_PLACE_NAMES, REGION, Label, Namer, add_label, is_drop_path, is_region, of_body
+from graphreg.ir import (
+    CELL_PORTS,
+    COUNTED,
+    CROSSES,
+    IN_PLACE_NAMES,
+    REGION,
+    BufferConstants,
+    Label,
+    ModuleCall,
+    Namer,
+    add_label,
+    blocks,
+    is_drop_path,
+    is_region,
+    label_site,
+    of_body,
+    own_labels,
+)
 from graphreg.torch_internals import AROUND, Place
-
-Call = tuple[str, str]  # a module call: its key in Dynamo's stack, the module's path
 
 
 @dataclass(frozen=True)
@@ -66,7 +81,7 @@ class Capture:
         end = self.graph.output_node()
         if not self.place.last:
             end.meta[CROSSES] = True
-        names = tuple(label.name for node in self.graph.nodes if CROSSES not in node.meta for label in node.meta.get("site", ("", ()))[1])
+        names = tuple(label.name for node in self.graph.nodes if CROSSES not in node.meta for label in own_labels(node))
         reads = {str(n.target) for n in self.graph.nodes if n.op == "get_attr" and str(n.target) not in self.tensors.values()}
         return Captured(self.graph, names, frozenset(self.crossing), {name: getattr(self.gm, name) for name in reads})
 
@@ -86,23 +101,23 @@ class Capture:
         path = self.tensors.get(id(value))
         if path is not None:
             read = self.graph.create_node("get_attr", path, name=node.name)
-            read.meta["site"] = ("", ())
+            label_site(read, "")
             return read
         name, ports = self._argument(node)
         own = self.place.first and name != ""
         twin = self.graph.create_node("placeholder", name if own and not ports else node.name, name=node.name)
-        twin.meta["site"] = (self.place.path, ())
+        label_site(twin, self.place.path)
         if not isinstance(value, torch.Tensor):
             return twin
         if own:
             label = Label(name, "input", ports or ("out",), not ports)
             namer.claim(name)
-            twin.meta["site"] = ("", (label,))
+            label_site(twin, "", label)
         else:
             made = known.get(id(value))
             twin.meta[CROSSES] = made.deep if made is not None else value.requires_grad
             if made is not None and made.labels:
-                twin.meta["site"] = (made.path, made.labels)
+                label_site(twin, made.path, *made.labels)
                 self.crossing.add(made.labels[0].text)
         return twin
 
@@ -120,15 +135,16 @@ class Capture:
             name = names[min(int(key), len(names) - 1)] if name == "args" else key
         return name, (".".join(keys),) if keys else ()
 
-    def calls(self, node: fx.Node) -> list[Call]:
+    def calls(self, node: fx.Node) -> list[ModuleCall]:
         """The module calls that the node was made in, outermost first, as far as to a layer that is one site."""
-        found: list[Call] = []
+        found: list[ModuleCall] = []
         for key in (self._made_by(node) or node).meta.get("nn_module_stack") or {}:
             number = str(key).partition("@")[0]
             path = self.paths.get(int(number)) if number.isdigit() else None
             if path:
-                found.append((str(key), path))
-                if is_layer(self.modules[path]):
+                module = self.modules[path]
+                found.append(ModuleCall(str(key), path, type(module).__name__))
+                if is_layer(module):
                     break
         return found
 
@@ -147,39 +163,25 @@ class Capture:
         return body if isinstance(body, fx.GraphModule) else None
 
     def _label_functions(self, namer: Namer) -> None:
-        constants: set[fx.Node] = set()  # computed from buffers alone: no sites, as in a trace
+        constants = BufferConstants(self.buffers)
         for node in self.graph.nodes:
             if node.op in ("placeholder", "output"):
                 continue
-            calls, read = self.calls(node), node.all_input_nodes
-            scope = calls[-1][1] if calls else self.place.path
-            node.meta["site"] = (scope, ())
-            if node.target in self.buffers if node.op == "get_attr" else read and constants.issuperset(read):
-                constants.add(node)
-            elif node.op != "get_attr" and not (calls and is_layer(self.modules[scope])):
+            calls = self.calls(node)
+            scope = calls[-1].path if calls else self.place.path
+            label_site(node, scope)
+            if not constants.take(node) and node.op != "get_attr" and not (calls and is_layer(self.modules[scope])):
                 base, op = called(node)
-                node.meta["site"] = (scope, (Label(namer.operation(scope, base), op),))
+                label_site(node, scope, Label(namer.operation(scope, base), op))
 
     def _label_modules(self, namer: Namer) -> None:
         """The value that alone leaves a module call is the module's. Where several leave, only of a cell is it known which is which."""
-        members: dict[Call, dict[fx.Node, None]] = {}
-        order = {node: i for i, node in enumerate(self.graph.nodes)}
-        for node in self.graph.nodes:
-            if node.op not in ("placeholder", "get_attr", "output"):
-                for call in self.calls(node):
-                    members.setdefault(call, {})[node] = None
-
-        def end(call: Call) -> tuple[int, int, int]:
-            first, last = next(iter(members[call])), next(reversed(members[call]))
-            return order[last], -order[first], -call[1].count(".")  # as calls return: inner before outer
-
-        for call in sorted(members, key=end):
-            leaving = [node for node in members[call] if any(user not in members[call] for user in node.users)]
-            path, kind = call[1], type(self.modules[call[1]])
-            if kind is nn.LSTMCell:
-                self._label_cell(path, [node for node in members[call] if called(node)[1] == "getitem"], namer)
-            elif len(leaving) == 1:
-                add_label(leaving[0], Label(namer.module(path), kind.__name__, module=path))
+        for block in blocks(self.graph, lambda node: () if node.op in ("placeholder", "get_attr", "output") else self.calls(node)):
+            path = block.call.path
+            if type(self.modules[path]) is nn.LSTMCell:
+                self._label_cell(path, [node for node in block.nodes if called(node)[1] == "getitem"], namer)
+            elif len(block.leaving) == 1:
+                add_label(block.leaving[0], Label(namer.module(path), block.call.kind, module=path))
         self._label_frame(namer)
 
     def _label_cell(self, path: str, parts: list[fx.Node], namer: Namer) -> None:

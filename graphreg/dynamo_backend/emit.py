@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from graphreg.ir import RULES
+from graphreg.ir import RULES, Kind, addition_of, is_kind
 from graphreg.planning import Plan
 from graphreg.rewriting import measures
 from graphreg.runtime import Drawing, KeyRule, Leaf, Regularized, RewrittenModule, Rules, Total, Whole, graphs_of
@@ -98,15 +98,16 @@ class _Emission:
         for node in self.source.nodes:
             if node in self.twins or node.op == "output":
                 continue
-            about = node.meta.get("graphreg", {})
-            if about.get("kind") == "key":
+            added = addition_of(node)
+            total = added.regularizer if added is not None and added.kind == Kind.TOTAL else None
+            if is_kind(node, Kind.KEY):
                 self.twins[node] = self.key
-            elif about.get("kind") == "total" and measures(self.plan.regularizers[about["regularizer"]]):
-                measured[about["regularizer"]] = [self.twins[n] for n in node.args if isinstance(n, fx.Node)]
+            elif total is not None and measures(self.plan.regularizers[total]):
+                measured[total] = [self.twins[n] for n in node.args if isinstance(n, fx.Node)]
             else:
                 self.twins[node] = self._copied(node)
-                if about.get("kind") == "total" and node.args[0]:
-                    measured[about["regularizer"]] = [self.twins[node]]
+                if total is not None and node.args[0]:
+                    measured[total] = [self.twins[node]]
         return self._finished(measured, tuple(more), self._weigh({**parameters, **more}))
 
     def _weigh(self, parameters: Mapping[str, fx.Node]) -> dict[str, fx.Node]:

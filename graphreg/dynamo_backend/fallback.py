@@ -19,7 +19,7 @@ from torch._dynamo.callback import CallbackArgs, callback_handler
 from torch._dynamo.utils import counters
 
 from graphreg.errors import GraphRegError
-from graphreg.runtime import compiler_of, knobs_of
+from graphreg.runtime import backend_handle, compiler_of
 from graphreg.torch_internals import RESUMED, Entry, Functions, entry, root_of
 
 log = logging.getLogger("graphreg")
@@ -84,8 +84,8 @@ def _watched(model: nn.Module, context: Any, inner: Any) -> Callable[[], Callabl
         before = sys.exc_info()[1]
 
         def end() -> None:
-            knobs = knobs_of(inner)
-            if sys.exc_info()[1] is before and (knobs is None or not knobs.parts):  # it has not failed
+            backend = backend_handle(inner)
+            if sys.exc_info()[1] is before and (backend is None or not backend.parts):  # it has not failed
                 why = left(context) or " TORCH_LOGS=graph_breaks has torch say why."
                 raise GraphRegError(f"torch.compile captured no graph of {title}, so nothing of it is regularized.{why}")
 

@@ -19,11 +19,10 @@ from graphreg.dynamo_backend.subgraph import Inner
 from graphreg.errors import GraphRegError, RegularizerError, near_sentence, raising, shown
 from graphreg.ir import Missing
 from graphreg.pipeline import check_options
-from graphreg.planning import OwnDropout, from_kwargs, instances, named_once
+from graphreg.planning import OwnDropout, from_keywords, instances, named_once
 from graphreg.regularizer import Regularizer, Splice
 from graphreg.rewriting import seed
-from graphreg.runtime import KNOBS, Penalties, Scale, knobs_of
-from graphreg.tracing import Traced
+from graphreg.runtime import BACKEND, Penalties, Scale, backend_handle
 
 
 def backend(
@@ -49,7 +48,7 @@ def backend(
         if name in keywords:
             raise RegularizerError(f"{name}= is no option of graphreg.backend: torch.compile captures the graphs, from the calls.")
     check_options(rng, missing, penalties, scale, own_dropout)
-    given = [*instances(regularizers), *from_kwargs(Traced(nn.Module(), {}, ()), **keywords)]
+    given = [*instances(regularizers), *from_keywords(keywords)]
     named = {name: _seeded(regularizer) for name, regularizer in named_once(given).items()}
     _check_pull(named)
     made = _inner(inner, options)
@@ -125,7 +124,7 @@ def _with_passes(options: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def backend_of(compiled: Any) -> Backend:
     """The backend of a model that torch.compile made with one, also by name. Raises GraphRegError for anything else."""
-    found = knobs_of(compiled)
+    found = backend_handle(compiled)
     if not isinstance(found, Backend):
         raise GraphRegError(
             f"{type(compiled).__name__} was not compiled with a backend of graphreg's, or by name and not called yet. "
@@ -152,7 +151,7 @@ def _by_name(gm: fx.GraphModule, inputs: Sequence[Any], **given: Any) -> Callabl
     """
     holder = sys._getframe(1).f_locals.get("self")  # torch.compile's own record of the name and its options
     try:
-        found = getattr(holder, KNOBS, None)
+        found = getattr(holder, BACKEND, None)
         if found is None:
             if "mode" in given:
                 raise RegularizerError(f"mode={given['mode']!r} is Inductor's; write options={{'options': ...}} for the inner backend.")
@@ -162,7 +161,7 @@ def _by_name(gm: fx.GraphModule, inputs: Sequence[Any], **given: Any) -> Callabl
                     "options={'hidden_dropout': 0.1}."
                 )
             found = backend(**given["options"])
-            setattr(holder, KNOBS, found)
+            setattr(holder, BACKEND, found)
         return found(gm, inputs)
     except GraphRegError as error:
         return raising(error)

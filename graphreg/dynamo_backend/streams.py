@@ -6,7 +6,7 @@ so here each site counts how often it was drawn. Where every call draws at every
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,11 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphreg.errors import GraphRegError, RegularizerError
+from graphreg.errors import GraphRegError
 from graphreg.rng import call_keys, of_process, stream
+from graphreg.runtime import BACKEND_STATE, checked_state, written_state
 from graphreg.torch_internals import Changes
-
-VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -84,34 +83,12 @@ class Streams:
 
     def state(self) -> dict[str, Any]:
         """A plain dict: the seed, and the number of each stream's next call."""
-        return {"version": VERSION, "seed": self.seed, "ranks": "same" if self.alike else "differ", "calls": dict(self.calls)}
+        return written_state(BACKEND_STATE, self.alike, seed=self.seed, calls=dict(self.calls))
 
     def restore(self, state: object) -> None:
         """Go where ``state`` was taken. Raises RegularizerError for what ``state`` never gave; the noise then stays."""
-        if not isinstance(state, Mapping) or "seed" not in state or "calls" not in state:
-            what = "the state of a rewritten module" if isinstance(state, Mapping) and "streams" in state else type(state).__name__
-            raise RegularizerError(f"{what} is no state of a backend's noise. Give the dict that graphreg.rng_state(backend) returned.")
-        if state.get("version") != VERSION:
-            raise RegularizerError(
-                f"the state has version {state.get('version')!r}; this graphreg reads version {VERSION}. Read it with the graphreg "
-                "that saved it."
-            )
-        seed, ranks, calls = state["seed"], state.get("ranks"), state["calls"]
-        whole = isinstance(calls, Mapping) and all(isinstance(k, str) and _counts(n) for k, n in calls.items())
-        damaged = (
-            f"seed={seed!r}, no whole number" if not isinstance(seed, int) or isinstance(seed, bool)
-            else f"ranks={ranks!r}, not 'differ' or 'same'" if ranks not in ("differ", "same")
-            else f"calls={calls!r}, not a dict of streams to whole numbers of 0 or more" if not whole
-            else f"{', '.join(sorted(map(str, foreign)))}, which no state has" if (foreign := state.keys() - self.state().keys())
-            else None
-        )  # fmt: skip
-        if damaged:
-            raise RegularizerError(f"the state is damaged: it says {damaged}. Take an older checkpoint's, or start anew.")
+        checked = checked_state(state, BACKEND_STATE)
         if self.held is not None:
             raise GraphRegError("the noise is held still (graphreg.frozen_noise): set its state before or after that block.")
-        self.seed, self.alike, self.calls = seed, ranks == "same", dict(calls)
+        self.seed, self.alike, self.calls = checked["seed"], checked["ranks"] == "same", dict(checked["calls"])
         self._words.clear()
-
-
-def _counts(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

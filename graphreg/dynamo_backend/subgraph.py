@@ -15,7 +15,7 @@ from graphreg.dynamo_backend.capture import Capture, Captured, Known
 from graphreg.dynamo_backend.emit import Emitted, acting, constant, emit
 from graphreg.dynamo_backend.streams import Stream
 from graphreg.errors import GraphRegError
-from graphreg.ir import CROSSES, RULES, Label, deep_nodes, value_sites
+from graphreg.ir import CROSSES, RULES, Label, deep_nodes, own_labels, scope_of, value_sites
 from graphreg.planning import Edit, OwnDropout, Plan, decide, decided
 from graphreg.regularizer import Regularizer, Splice
 from graphreg.rewriting import rewrite
@@ -179,7 +179,7 @@ def _gives(traced: Traced) -> dict[int, Known]:
 
 
 def _site(node: fx.Node) -> tuple[str, tuple[Label, ...]]:
-    path, labels = node.meta.get("site", ("", ()))
+    path, labels = scope_of(node), own_labels(node)
     return path, labels
 
 

@@ -8,11 +8,13 @@ from typing import Any
 from torch import fx
 from torch.fx.node import map_aggregate
 
+from graphreg.ir.metadata import own_labels, scope_of
+
 Literals = dict[int, tuple[Any, Any]]  # by position: in the first, in the second
 
 
 def name_of(node: fx.Node) -> str:
-    labels = node.meta["site"][1] if "site" in node.meta else ()
+    labels = own_labels(node)
     return str(labels[0].name) if labels else f":{node.name}"  # no label has a colon there
 
 
@@ -69,7 +71,7 @@ def difference(first: fx.Graph, second: fx.Graph) -> tuple[str, str] | None:
     others = {name_of(node): node for node in second.nodes}
     for node in first.nodes:
         name = name_of(node)
-        path, told = node.meta["site"][0] if "site" in node.meta else "", name.removeprefix(":")
+        path, told = scope_of(node), name.removeprefix(":")
         if name in literals:
             was, now = next(iter(literals[name].values()))
             return path, f"{told} takes {was!r} and then {now!r}"

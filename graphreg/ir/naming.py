@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from graphreg.ir.metadata import add_label, label_site
 from graphreg.ir.operations import IN_PLACE_NAMES, function_name
 from graphreg.ir.site import Label
 
@@ -58,7 +59,7 @@ class Namer:
 
 
 def label_node(node: fx.Node, scope: str, modules: Mapping[str, nn.Module], namer: Namer) -> None:
-    """Write the node's own label and the path of its module to ``node.meta["site"]``."""
+    """Give the node's value its own label, and the path of its module."""
     if node.op == "call_module":
         path = str(node.target)
         label = Label(namer.module(path), type(modules[path]).__name__, module=path)
@@ -71,7 +72,7 @@ def label_node(node: fx.Node, scope: str, modules: Mapping[str, nn.Module], name
         if node.op == "call_function" and op in IN_PLACE_NAMES:  # ``+=`` goes by the name of ``+``, as torchvision has it
             base, op = re.sub("^i", "", base), op[1:]
         label = Label(namer.operation(scope, base), op)
-    node.meta["site"] = (scope, (label,))
+    label_site(node, scope, label)
 
 
 def label_output(value: Any, name: str, path: str, kind: str) -> None:
@@ -82,12 +83,6 @@ def label_output(value: Any, name: str, path: str, kind: str) -> None:
     for ports, part, default in parts(value):
         if isinstance(part, fx.Proxy):
             add_label(part.node, Label(name, kind, ports, default, module=path))
-
-
-def add_label(node: fx.Node, label: Label) -> None:
-    scope, labels = node.meta.get("site", ("", ()))
-    if label not in labels:
-        node.meta["site"] = (scope, (*labels, label))
 
 
 def parts(value: Any, prefix: str = "") -> Iterator[tuple[tuple[str, ...], Any, bool]]:

@@ -9,7 +9,9 @@ from functools import cache
 import torch
 from torch import fx, nn
 
-from graphreg.ir.operations import Operations, function_name, is_size, nodes_in
+from graphreg.ir.dataflow import sizes_of
+from graphreg.ir.metadata import own_labels
+from graphreg.ir.operations import Operations, function_name, nodes_in
 from graphreg.ir.roles import labels_of, site_nodes
 from graphreg.ir.storage_effects import Effects
 
@@ -37,7 +39,7 @@ def _chains(graph: fx.Graph, operations: Operations, path: str) -> dict[str, str
     latest: dict[fx.Node, tuple[str, ...]] = {}  # of the calls that a node depends on, the last two: one may be its own
     for node in graph.nodes:
         reads = sorted({call for n in node.all_input_nodes for call in latest.get(n, ())}, key=order.__getitem__)[-2:]
-        labels = (*labels_of(node, operations), *node.meta.get("site", ("", ()))[1])  # a tuple may be handed on as it is
+        labels = (*labels_of(node, operations), *own_labels(node))  # a tuple may be handed on as it is
         own = next((label.name for label in labels if label.module == path), None)
         if own is not None:
             order.setdefault(own, len(order))
@@ -144,10 +146,8 @@ def _same_but_for_scale(node: fx.Node, operations: Operations, data: set[fx.Node
 
 def _data(graph: fx.Graph) -> set[fx.Node]:
     """What depends on an input, through tensors."""
-    found, sizes = set[fx.Node](), set[fx.Node]()
+    found, sizes = set[fx.Node](), sizes_of(graph)
     for node in graph.nodes:
-        if is_size(node, sizes.__contains__):
-            sizes.add(node)
-        elif node.op == "placeholder" or any(operand in found for operand in node.all_input_nodes):
+        if node not in sizes and (node.op == "placeholder" or any(operand in found for operand in node.all_input_nodes)):
             found.add(node)
     return found

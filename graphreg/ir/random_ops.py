@@ -15,16 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from graphreg.ir.metadata import own_labels, scope_of
 from graphreg.ir.modes import Graphs, choose
 from graphreg.ir.operations import Operations, function_name, is_drop_path
 from graphreg.ir.site import Label, Site
 
-Kind = Literal["element", "channel", "alpha", "channel alpha", "depth", "attention", "heads", "layer"]
+DropoutKind = Literal["element", "channel", "alpha", "channel alpha", "depth", "attention", "heads", "layer"]
 When = Literal["mode", "always", "never"]
 
 ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 _VF = ("input", "p", "train")
-FUNCTIONS: dict[Callable[..., Any], tuple[Kind, tuple[str, ...]]] = {
+FUNCTIONS: dict[Callable[..., Any], tuple[DropoutKind, tuple[str, ...]]] = {
     F.dropout: ("element", ("input", "p", "training", "inplace")),
     F.dropout1d: ("channel", ("input", "p", "training", "inplace")),
     F.dropout2d: ("channel", ("input", "p", "training", "inplace")),
@@ -38,7 +39,7 @@ FUNCTIONS: dict[Callable[..., Any], tuple[Kind, tuple[str, ...]]] = {
     F.scaled_dot_product_attention: ("attention", ATTENTION),
     F.multi_head_attention_forward: ("heads", tuple(inspect.signature(F.multi_head_attention_forward).parameters)),
 }  # fmt: skip
-MODULES: dict[type, Kind] = {
+MODULES: dict[type, DropoutKind] = {
     nn.Dropout: "element", nn.Dropout1d: "channel", nn.Dropout2d: "channel", nn.Dropout3d: "channel",
     nn.AlphaDropout: "alpha", nn.FeatureAlphaDropout: "channel alpha", nn.MultiheadAttention: "heads",
 }  # fmt: skip
@@ -60,7 +61,7 @@ class Own:
     """
 
     site: Site
-    kind: Kind
+    kind: DropoutKind
     rate: float | None
     when: When = "mode"
     path: str = ""
@@ -81,7 +82,7 @@ def find(graphs: Graphs, operations: Operations, whole: Mapping[str, str]) -> tu
     found: dict[str, Own] = {}
     for graph in graphs.values():
         for node in graph.nodes:
-            labels = node.meta.get("site", ("", ()))[1]
+            labels = own_labels(node)
             if labels:
                 for own in _owns(node, labels, operations, whole):
                     found.setdefault(own.site.name, own)
@@ -91,7 +92,7 @@ def find(graphs: Graphs, operations: Operations, whole: Mapping[str, str]) -> tu
 def _owns(node: fx.Node, labels: tuple[Label, ...], operations: Operations, whole: Mapping[str, str]) -> list[Own]:
     known = node.meta.get("value")
     shape, dtype = known if isinstance(known, tuple) else (None, None)
-    site = Site(labels, module=node.meta["site"][0], shape=shape, dtype=dtype)
+    site = Site(labels, module=scope_of(node), shape=shape, dtype=dtype)
     module = operations.module(node)
     if module is not None:
         own = _of_module(site, str(node.target), module)
@@ -141,7 +142,7 @@ def _inside(site: Site, path: str, module: nn.Module, whole: Mapping[str, str]) 
     return owns
 
 
-def _of_function(site: Site, node: fx.Node, kind: Kind, names: tuple[str, ...]) -> list[Own]:
+def _of_function(site: Site, node: fx.Node, kind: DropoutKind, names: tuple[str, ...]) -> list[Own]:
     if kind == "attention":
         return _of_attention(site, node)
     rate = given(node, names, "dropout_p" if kind == "heads" else "p", 0.5)

@@ -24,21 +24,36 @@ _CARRIED: dict[str, tuple[type, ...]] = {"meta": (dict,), IGNORED: (list, tuple,
 _REGISTERED = ("_parameters", "_buffers", "_modules")
 
 
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a module that graphreg made remembers of the model.
+
+    Attributes:
+        class_name: The name of the model's class.
+        methods: The names of its methods, which a graph does not have.
+        specialized: The arguments that were fixed at their value.
+        is_graph: Whether the graph is the user's own, of a GraphModule that was given.
+        trainer: The model, where its class overrides ``train()``; else nothing.
+    """
+
+    class_name: str
+    methods: frozenset[str]
+    specialized: dict[str, Any]
+    is_graph: bool
+    trainer: tuple[nn.Module, ...]
+
+
 @dataclass
 class State:
-    """``source``: the model's class and its methods; ``root``: the model, whose mode is the module's, as long as both live; ``trainer``:
-    the model, where its class overrides ``train()``; ``held``: the arguments fixed at their value; ``brought``: whether the graph is the
-    user's own; ``mode``: that of a module without a root.
+    """``model``: what is known of it; ``root``: the model, whose mode is the module's, as long as both live; ``mode``: that of a module
+    without a root.
 
     ``graphs``: by mode, ``both``, or ``train`` and ``eval``; ``codes`` and ``compiled_codes``: the emitted Python of each, and that which
     torch.compile is given.
     """
 
-    source: tuple[str, frozenset[str]]
+    model: ModelFacts
     root: tuple[nn.Module, ...]
-    trainer: tuple[nn.Module, ...]
-    held: dict[str, Any]
-    brought: bool
     mode: bool = True
     graphs: dict[str, fx.Graph] = field(default_factory=dict)
     codes: dict[str, str] = field(default_factory=dict)
@@ -58,7 +73,7 @@ def state_of(module: nn.Module) -> State | None:
 def held_of(module: nn.Module) -> dict[str, Any]:
     """The arguments that a module fixes at their value."""
     state = state_of(module)
-    return dict(state.held) if state is not None else {}
+    return dict(state.model.specialized) if state is not None else {}
 
 
 @cache

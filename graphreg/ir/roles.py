@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import fx, nn
 
+from graphreg.ir.metadata import is_labelled, own_labels, scope_of
 from graphreg.ir.modes import Graphs
 from graphreg.ir.operations import PACKS, Operations, function_name, is_integer, is_port, is_size, nodes_in, port_path
 from graphreg.ir.site import Label, Role, Site
@@ -40,9 +41,9 @@ def site_nodes(graph: fx.Graph, operations: Operations) -> dict[str, fx.Node]:
 
 def labels_of(node: fx.Node, operations: Operations) -> tuple[Label, ...]:
     """A node's labels, those of its port in front: ``rnn:h_n`` rather than ``getitem_1``."""
-    if "site" not in node.meta:
+    if not is_labelled(node):
         return ()
-    own: tuple[Label, ...] = node.meta["site"][1]
+    own = own_labels(node)
     if operations.is_list(node):
         # a module's name means its first port, which carries it
         return () if operations.module(node) is not None and _has_first_port(node) else own
@@ -51,14 +52,14 @@ def labels_of(node: fx.Node, operations: Operations) -> tuple[Label, ...]:
     path, source = port_path(node), node.args[0]
     while isinstance(source, fx.Node) and function_name(source) in ("getitem", "__getitem__") and operations.is_list(source):
         source = source.args[0]
-    if not isinstance(source, fx.Node) or "site" not in source.meta:
+    if not isinstance(source, fx.Node) or not is_labelled(source):
         return own
     module = operations.module(source)
     of_module = module is not None
     plain = ("out", "0") if path == (0,) and of_module else (".".join(map(str, path)),)
     known = PORTS if isinstance(module, nn.RNNBase) else CELL_PORTS if isinstance(module, nn.LSTMCell) else {}
     ports = known.get(path, plain)
-    named = (Label(label.name, label.op, ports, path == (0,) and of_module, label.module) for label in source.meta["site"][1])
+    named = (Label(label.name, label.op, ports, path == (0,) and of_module, label.module) for label in own_labels(source))
     return (*named, *own)
 
 
@@ -175,7 +176,7 @@ class _Judge:
 
     def _origin(self, node: fx.Node) -> fx.Node:
         while self.operations.passes_through(node) and node.args and isinstance(node.args[0], fx.Node) and not is_whole(node.args[0]):
-            if not node.args[0].meta.get("site", ("", ("",)))[1]:  # a tensor that the forward made has no name: its view may
+            if is_labelled(node.args[0]) and not own_labels(node.args[0]):  # a tensor that the forward made has no name: its view may
                 break
             node = node.args[0]
         return node
@@ -191,7 +192,7 @@ class _Judge:
     def _site(self, node: fx.Node, labels: tuple[Label, ...]) -> Site:
         why_not, known = self._why_not(node), node.meta.get("value")
         shape, dtype = known if isinstance(known, tuple) else (None, None)
-        given: dict[str, Any] = {"module": node.meta["site"][0], "shape": shape, "dtype": dtype, "used": node in self.used}
+        given: dict[str, Any] = {"module": scope_of(node), "shape": shape, "dtype": dtype, "used": node in self.used}
         if why_not:
             return Site(labels, selectable=False, why_not=why_not, **given)
         norm = self.operations.is_norm(node) or any(label.module is not None and _NORM_CLASS.search(label.op) for label in labels)
@@ -216,7 +217,7 @@ class _Judge:
         return "batch first" if layer.batch_first else "time first"
 
     def _role(self, node: fx.Node) -> Role:
-        labels = node.meta["site"][1]
+        labels = own_labels(node)
         part = node.op != "placeholder" and labels and labels[0].op == "input"  # of an argument that holds several
         if part or (node.op == "placeholder" and CROSSES not in node.meta):
             return "input"

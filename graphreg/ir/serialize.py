@@ -10,7 +10,9 @@ from torch import fx
 from torch._ops import OpOverload, OpOverloadPacket
 from torch.fx.node import map_aggregate
 
-KEPT = ("site", "graphreg", "value")  # what of node.meta is plain data of ours
+from graphreg.ir.metadata import ADDITION, SITE
+
+KEPT = (SITE, ADDITION, "value")  # what of node.meta is plain data of ours
 
 
 @dataclass(frozen=True)

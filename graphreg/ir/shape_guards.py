@@ -14,6 +14,7 @@ from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 from graphreg.errors import GraphRegError
+from graphreg.ir.metadata import label_site
 
 Place = tuple[fx.Node, str]  # an input in the graph, and what the user calls it
 
@@ -120,14 +121,14 @@ def _assert_guards(graph: fx.Graph, first: Mapping[Any, tuple[fx.Node, int, str]
         before = set(graph.nodes)
         condition = sympy_interp(PythonReferenceAnalysis, sizes, guard)
         for made in set(graph.nodes) - before:
-            made.meta["site"] = ("", ())
+            label_site(made, "")
         if isinstance(condition, Proxy):
             _unnamed(graph, held_true, condition.node, re.sub(r"\w+", lambda word: words.get(word[0], word[0]), str(guard)))
 
 
 def _unnamed(graph: fx.Graph, function: Any, *args: Any) -> fx.Node:
     node = graph.call_function(function, args)
-    node.meta["site"] = ("", ())
+    label_site(node, "")
     return node
 
 

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import torch
 
+from graphreg.ir.table import columns
+
 Role = Literal["input", "hidden", "output", ""]
 ROLES = ("input", "hidden", "output")
 
@@ -111,11 +113,3 @@ def shape_text(site: Site) -> str:
 
 def dtype_text(site: Site) -> str:
     return str(site.dtype).removeprefix("torch.") if site.dtype is not None else ""
-
-
-def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Left-aligned text columns under a head; empty columns are left out."""
-    kept = [i for i in range(len(head)) if any(row[i] for row in rows) or i == 0]
-    table = [[head[i] for i in kept], *([row[i] for i in kept] for row in rows)]
-    widths = [max(len(row[i]) for row in table) for i in range(len(kept))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table)

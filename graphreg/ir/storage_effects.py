@@ -15,6 +15,8 @@ from torch import Tensor, fx, nn
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx.node import map_aggregate
 
+from graphreg.ir.dataflow import sizes_of
+from graphreg.ir.metadata import is_added
 from graphreg.ir.operations import (  # fmt: skip
     IN_PLACE_OPERATORS,
     SIZE_ATTRIBUTES,
@@ -26,7 +28,6 @@ from graphreg.ir.operations import (  # fmt: skip
     is_drop_path,
     is_pure,
     is_pythons,
-    is_size,
     nodes_in,
     placed,
     told_of,
@@ -49,7 +50,7 @@ class Effects:
         self.operations = operations
         self._writes: dict[fx.Node, tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]] = {}
         self._shares: dict[fx.Node, tuple[tuple[fx.Node, ...], bool]] = {}
-        self._sizes: dict[fx.Node, bool] = {}
+        self._known, self._sizes = set[fx.Node](), set[fx.Node]()  # the nodes that were asked of, and which of them are sizes
         self._unknown: dict[fx.Node, bool] = {}
 
     def writes(self, node: fx.Node, surely: bool = False) -> tuple[fx.Node, ...]:
@@ -237,15 +238,15 @@ class Effects:
         return value if isinstance(value, Tensor) and not nn.parameter.is_lazy(value) else None
 
     def _is_size(self, node: fx.Node) -> bool:
-        if node not in self._sizes:
-            for each in node.graph.nodes:  # in order: each is told by those before it
-                self._sizes[each] = is_size(each, lambda n: self._sizes.get(n, False))
-        return self._sizes[node]
+        if node not in self._known:
+            self._known.update(node.graph.nodes)
+            self._sizes = self._sizes.difference(node.graph.nodes) | sizes_of(node.graph)
+        return node in self._sizes
 
 
 def is_inert(node: fx.Node) -> bool:
     """What computes nothing, and what was added: that writes nowhere, and a copy shares with nobody."""
-    return node.op in ("placeholder", "get_attr", "output") or ("graphreg" in node.meta and node.meta["graphreg"]["kind"] != "own")
+    return node.op in ("placeholder", "get_attr", "output") or is_added(node)
 
 
 def _operands(node: fx.Node, which: int) -> tuple[fx.Node, ...]:

@@ -1,7 +1,7 @@
 """Which regularizer acts where, decided before anything changes."""
 
 from graphreg.planning.dependence import Cone
-from graphreg.planning.keywords import FAMILIES, from_kwargs, instances
+from graphreg.planning.keywords import FAMILIES, from_keywords, from_kwargs, instances
 from graphreg.planning.matching import Census, census, check_count, counted, missed, selected
 from graphreg.planning.native_dropout import OWN, WORDS, OwnDropout, OwnEdit, check_option, decide
 from graphreg.planning.plan import Edit, Plan, check_missing, check_trainable, decided, named_once, plan, require_sites
@@ -9,6 +9,6 @@ from graphreg.planning.repeats import lines, warning
 
 __all__ = [
     "FAMILIES", "OWN", "WORDS", "Census", "Cone", "Edit", "OwnDropout", "OwnEdit", "Plan", "census", "check_count", "check_missing",
-    "check_option", "check_trainable", "counted", "decide", "decided", "from_kwargs", "instances", "lines", "missed", "named_once",
-    "plan", "require_sites", "selected", "warning",
+    "check_option", "check_trainable", "counted", "decide", "decided", "from_keywords", "from_kwargs", "instances", "lines", "missed",
+    "named_once", "plan", "require_sites", "selected", "warning",
 ]  # fmt: skip

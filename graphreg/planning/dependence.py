@@ -8,7 +8,19 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from graphreg.errors import NoMatchError
-from graphreg.ir import Effects, Operations, Selector, Site, function_name, is_integer, is_size, select, site_nodes
+from graphreg.ir import (
+    Effects,
+    Operations,
+    Selector,
+    Site,
+    carries_derivative,
+    function_name,
+    own_name,
+    reached,
+    select,
+    site_nodes,
+    sizes_of,
+)
 from graphreg.tracing import Traced
 
 _ATTENTION = {"scaled_dot_product_attention", "multi_head_attention_forward"}
@@ -60,34 +72,19 @@ def cone(traced: Traced, wrt: Selector, sites: Sequence[Site], who: str) -> Cone
     return Cone(found, tuple(s.name for s in sites if s.name in apart), suspects, attends)
 
 
-def downstream(nodes: Iterable[fx.Node], operations: Operations) -> set[fx.Node]:
+def downstream(nodes: Sequence[fx.Node], operations: Operations) -> set[fx.Node]:
     """The nodes and all that depends on them through tensors of real numbers, also by a write into something else."""
-    found, waiting, sizes, effects = set[fx.Node](), list(nodes), set[fx.Node](), Effects(operations)
-    for node in waiting[0].graph.nodes if waiting else ():
-        if is_size(node, sizes.__contains__):
-            sizes.add(node)
-    while waiting:
-        node = waiting.pop()
-        if node in found or node in sizes or is_integer(node) or function_name(node) == "detach":
-            continue
-        found.add(node)
-        waiting += [*node.users, *effects.writes(node)]
-    return found
+    effects, sizes = Effects(operations), sizes_of(nodes[0].graph) if nodes else set()
+    return reached(nodes, lambda node: [*node.users, *effects.writes(node)], lambda node: carries_derivative(node, sizes))
 
 
 def upstream(nodes: Iterable[fx.Node]) -> set[fx.Node]:
     """The nodes and all that they depend on."""
-    found, waiting = set[fx.Node](), list(nodes)
-    while waiting:
-        node = waiting.pop()
-        if node not in found:
-            found.add(node)
-            waiting += node.all_input_nodes
-    return found
+    return reached(nodes, lambda node: node.all_input_nodes)
 
 
 def _name(node: fx.Node) -> str:
-    return str(node.meta["site"][1][0].text) if node.meta.get("site", ("", ()))[1] else node.name
+    return own_name(node) or node.name
 
 
 def _is_suspect(node: fx.Node, operations: Operations) -> bool:

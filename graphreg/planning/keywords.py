@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from graphreg.errors import NoMatchError, RegularizerError, near_sentence, no_number, number_of, shown
-from graphreg.ir import ROLES
+from graphreg.ir import ROLES, Site
 from graphreg.regularizer import OPTIONS, PREFIXED, Regularizer, find, registered
 from graphreg.tracing import Traced, trace
 
@@ -28,6 +28,15 @@ def from_kwargs(model_or_traced: nn.Module | Traced, **keywords: Any) -> list[Re
     dict's holds, and a warning is logged. Raises NoMatchError for an unknown keyword, RegularizerError for a value out of range.
     """
     traced = model_or_traced if isinstance(model_or_traced, Traced) else trace(model_or_traced)
+    return from_keywords(keywords, traced.sites)
+
+
+def from_keywords(keywords: Mapping[str, Any], sites: Sequence[Site] = ()) -> list[Regularizer]:
+    """``from_kwargs`` for a model of these sites, or before there is one: a dict of selectors is then never a role's.
+
+    Raises what ``from_kwargs`` raises.
+    """
+    keywords = dict(keywords)
     given = keywords.pop("regularizers", None)
     if isinstance(given, Mapping):
         _warn_of_both(keywords, given)
@@ -38,9 +47,9 @@ def from_kwargs(model_or_traced: nn.Module | Traced, **keywords: Any) -> list[Re
     if len(lower) < len(keywords):
         raise RegularizerError(f"a keyword is given twice, in two cases: {', '.join(keywords)}.")
     keywords = lower
-    found = [r for family in FAMILIES for r in _family(family, keywords, traced)]
+    found = [r for family in FAMILIES for r in _family(family, keywords, sites)]
     taken = {*FAMILIES, *PREFIXED}
-    found += [r for key, value in keywords.items() if key not in taken for r in _one(key, key, value, traced)]
+    found += [r for key, value in keywords.items() if key not in taken for r in _one(key, key, value, sites)]
     return [*found, *instances(given)]
 
 
@@ -85,7 +94,7 @@ def _check_keyword(keyword: str) -> None:
         )
 
 
-def _family(family: str, keywords: Mapping[str, Any], traced: Traced) -> Iterator[Regularizer]:
+def _family(family: str, keywords: Mapping[str, Any], sites: Sequence[Site]) -> Iterator[Regularizer]:
     """``input_dropout``, ``hidden_dropout``, ``output_dropout`` and ``dropout`` itself, in this order."""
     own = keywords.get(family)
     entries = _entries(family, own) if _is_map(own, find(family)) else []
@@ -93,22 +102,22 @@ def _family(family: str, keywords: Mapping[str, Any], traced: Traced) -> Iterato
         keyword = f"{role}_{family}"
         pattern = "*" if role == "hidden" else f"**#{role}"
         # theanets: a tuple that names exactly a role's sites takes the place of that role's keyword
-        taking = [entry for entry in entries if isinstance(entry[0], tuple) and _names_the_role(entry[0], role, traced)]
+        taking = [entry for entry in entries if isinstance(entry[0], tuple) and _names_the_role(entry[0], role, sites)]
         entries = [entry for entry in entries if entry not in taking]
         if taking:
             yield from _mapped(keyword, find(family), [(pattern, weight) for _, weight in taking])
         else:
-            yield from _one(keyword, family, keywords.get(keyword), traced, pattern=pattern)
+            yield from _one(keyword, family, keywords.get(keyword), sites, pattern=pattern)
     if _is_map(own, find(family)):
         yield from _mapped(family, find(family), entries)
     else:
-        yield from _one(family, family, own, traced)
+        yield from _one(family, family, own, sites)
 
 
-def _names_the_role(selector: tuple[str, ...], role: str, traced: Traced) -> bool:
+def _names_the_role(selector: tuple[str, ...], role: str, sites: Sequence[Site]) -> bool:
     texts = {str(text).removesuffix(":out") for text in selector}
-    sites = [site for site in traced.values if site.role == role]
-    return len(texts) == len(sites) and all(not texts.isdisjoint(site.names) for site in sites)
+    of_role = [site for site in sites if site.role == role]
+    return len(texts) == len(of_role) and all(not texts.isdisjoint(site.names) for site in of_role)
 
 
 def _options(cls: type[Regularizer]) -> list[str]:
@@ -154,7 +163,7 @@ def _number(what: str, value: Any, cure: str) -> float:
     return number
 
 
-def _one(keyword: str, key: str, value: Any, traced: Traced, **options: Any) -> Iterator[Regularizer]:
+def _one(keyword: str, key: str, value: Any, sites: Sequence[Site], **options: Any) -> Iterator[Regularizer]:
     """What a keyword means: nothing, a regularizer, or one for each entry of a map, which ``hidden_dropout`` and its kin do not take."""
     cls = find(key)
     if value is None or value is False or number_of(value) == 0:
@@ -162,24 +171,24 @@ def _one(keyword: str, key: str, value: Any, traced: Traced, **options: Any) -> 
     if keyword not in PREFIXED and value != {} and _is_map(value, cls):
         yield from _mapped(keyword, cls, _entries(keyword, value))
     elif isinstance(value, Mapping):
-        _check_map_of_options(keyword, key, value, traced)
+        _check_map_of_options(keyword, key, value, sites)
         cure = f"Write {keyword}={{'weight': 0.1, ...}}."
         yield cls(**{"name": keyword, **options, **value, "weight": _number(f"{cls.__name__}: weight", value["weight"], cure)})
     else:
         yield cls(weight=_number(f"{cls.__name__}: weight", value, f"Write {keyword}=0.1."), name=keyword, **options)
 
 
-def _check_map_of_options(keyword: str, key: str, value: Mapping[Any, Any], traced: Traced) -> None:
-    names = {name for site in traced.sites for name in site.names}
+def _check_map_of_options(keyword: str, key: str, value: Mapping[Any, Any], sites: Sequence[Site]) -> None:
+    names = {name for site in sites for name in site.names}
     if "weight" not in value:
         prefixed = keyword in PREFIXED
         known = _options(find(key))
         unknown = [f" {name!r} is no option.{near_sentence(str(name), known, 'Near options')}" for name in value if name not in known]
         by_selector = f"for its own sites, or {key}={{selector: rate}}" if prefixed else f"or {keyword}={{selector: weight}}"
-        sites = [name for name in value if name in names and not prefixed]
+        meant = [name for name in value if name in names and not prefixed]
         raise RegularizerError(
             f"{keyword}={dict(value)!r} has no 'weight'; write {keyword}={{'weight': 0.1, ...}} {by_selector}."
-            + (f" {sites[0]!r} is an option, and a site, too; the site is {{({sites[0]!r},): 0.1}}." if sites else "")
+            + (f" {meant[0]!r} is an option, and a site, too; the site is {{({meant[0]!r},): 0.1}}." if meant else "")
             + "".join(() if prefixed else unknown[:1])
         )
     if "pattern" in value and keyword in PREFIXED:

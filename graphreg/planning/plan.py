@@ -15,7 +15,7 @@ from graphreg.planning.keywords import instances
 from graphreg.planning.matching import Census, census, check_count, missed, selected
 from graphreg.planning.native_dropout import OWN, OwnDropout, OwnEdit, decide, nameless, table
 from graphreg.planning.repeats import Repeat, lines, repeats, warning
-from graphreg.regularizer import Penalty, Regularizer, Splice, check_lengths, lengths_name, sequences
+from graphreg.regularizer import Penalty, Regularizer, Splice, check_lengths, sequences
 from graphreg.tracing import Traced
 
 
@@ -180,7 +180,7 @@ def _cones(traced: Traced, named: Mapping[str, Regularizer], edits: Sequence[Edi
     for name, regularizer in named.items():
         sites = [edit.site for edit in edits if edit.name == name]
         if sites and "pull" in regularizer.takes:
-            found[name] = cone(traced, getattr(regularizer, "wrt", "*"), sites, type(regularizer).__name__)
+            found[name] = cone(traced, regularizer.engine_options.wrt, sites, type(regularizer).__name__)
     return found
 
 
@@ -223,7 +223,7 @@ def _sequences(traced: Traced, regularizer: Regularizer, found: Mapping[Site, st
     if "steps" not in regularizer.takes:
         return {site: (text, None) for site, text in found.items()}
     chosen = sequences(found, regularizer, traced.values, traced.operations, traced.graphs)
-    if (lengths := lengths_name(regularizer)) is not None:
+    if (lengths := regularizer.engine_options.lengths) is not None:
         nodes = {str(n.target): n for graph in traced.graphs.values() for n in graph.nodes if n.op == "placeholder"}
         inputs = {name: node.meta.get("value") for name, node in nodes.items() if name not in traced.held}
         check_lengths(chosen, lengths, inputs, traced.held, type(regularizer).__name__)

@@ -10,6 +10,9 @@ sites at once, a dict), ``weight`` (the strength, a 0-d tensor), ``noise`` (a sp
 is found), ``pull`` (the vector-Jacobian product from all selected sites to what an option ``wrt`` selects, see ``Pull``;
 nothing is averaged then). The engine averages over sites, multiplies by the strength, keeps precision and modes. A
 regularizer never sees an fx node.
+
+Five options are read by the engine itself, where a class has them: ``reduction``, ``time_axis``, ``lengths``, ``wrt`` and
+``always``; see ``EngineOptions``. Declare one as a field, e.g. ``reduction: str = "mean"``; every other option is the formula's.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import inspect
 import keyword
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, fields
+from enum import Enum
 from types import NoneType
 from typing import Any, ClassVar, Literal, dataclass_transform
 
@@ -26,11 +30,20 @@ import torch
 from graphreg.errors import RegularizerError, near_sentence, no_number, number_of
 from graphreg.ir import Selector, Site, strings
 from graphreg.regularizer import registry
+from graphreg.regularizer.engine_options import EngineOptions
 from graphreg.regularizer.sequences import check_arguments, check_options
 
-REQUIRED: Any = float("nan")  # stands for a weight that was not given; a given nan is refused just the same
 On = Literal["values", "parameters"]
 SUPPLIED = {"values": ("z", "values", "weight"), "parameters": ("w", "values", "weight")}
+
+
+class NotGiven(Enum):
+    """What stands for an option that was not given."""
+
+    WEIGHT = "no weight"
+
+
+REQUIRED: Any = NotGiven.WEIGHT  # Any: the default of a float
 
 
 @dataclass_transform(frozen_default=True)
@@ -104,6 +117,11 @@ class Regularizer:
         """Raise RegularizerError naming ``field`` and what is ``allowed``, unless ``condition`` holds."""
         if not condition:
             raise RegularizerError(f"{type(self).__name__}: {field}={getattr(self, field)!r} is not allowed; {field} must be {allowed}.")
+
+    @property
+    def engine_options(self) -> EngineOptions:
+        """The options that the engine itself reads."""
+        return EngineOptions.of(self)
 
     def defaults(self, sites: Sequence[Site]) -> list[Site]:
         """The sites that a lone ``*`` means."""

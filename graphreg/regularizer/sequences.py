@@ -26,7 +26,7 @@ def check_options(regularizer: Any) -> None:
             f"{key}={{'weight': {regularizer.weight:g}, 'pattern': 'rnn'}} or {kind}('rnn', {regularizer.weight:g}), with a name of "
             "your model in place of 'rnn'; graphreg.names(model) lists them."
         )
-    axis, lengths = time_axis(regularizer), lengths_name(regularizer)
+    axis, lengths = regularizer.engine_options.time_axis, regularizer.engine_options.lengths
     if type(axis) is not int:
         raise RegularizerError(
             f"{kind}: time_axis={shown(axis)} is not allowed; give the axis of time in the value, a whole number: 1 for "
@@ -47,14 +47,6 @@ def check_arguments(kind: str, names: Sequence[str], options: Sequence[str]) -> 
         raise RegularizerError(f"{kind}.__call__ asks for lengths without steps, which they are the lengths of. Ask for steps, too.")
     if "steps" in names and "lengths" in options and "lengths" not in names:
         raise RegularizerError(f"{kind} has the option lengths, and its __call__ does not take them: they would change nothing.")
-
-
-def time_axis(regularizer: Any) -> Any:
-    return getattr(regularizer, "time_axis", 1)
-
-
-def lengths_name(regularizer: Any) -> Any:
-    return getattr(regularizer, "lengths", None)
 
 
 def sequences(found: Mapping[Site, str], regularizer: Any, values: Sequence[Site], operations: Operations, graphs: Graphs) -> Found:
@@ -155,17 +147,17 @@ def _labels(text: str, values: Sequence[Site]) -> dict[str, list[Label]]:
 
 
 def _steps(site: Site, steps: Sequence[Site], named: Port | None, calls: _Calls, regularizer: Any) -> Steps:
-    lengths = lengths_name(regularizer)
-    if named and time_axis(regularizer) not in (0, 1):
+    axis, lengths = regularizer.engine_options.time_axis, regularizer.engine_options.lengths
+    if named and axis not in (0, 1):
         raise RegularizerError(
-            f"{type(regularizer).__name__} at {site.name}: time_axis={time_axis(regularizer)} has no meaning where the calls of {named[0]} "
+            f"{type(regularizer).__name__} at {site.name}: time_axis={axis} has no meaning where the calls of {named[0]} "
             "are the steps. Leave time_axis out; to take each call for a sequence, select the calls by a function of a site."
         )
     if named:
         return Steps(0, tuple(steps), isinstance(calls.operations.modules[named[0]], nn.RNNCellBase), lengths)
     if site.sequence:
         return Steps(_layer_axis(site, regularizer), (), True, lengths)
-    return Steps(time_axis(regularizer), lengths=lengths, hint=_hint(site, calls))
+    return Steps(axis, lengths=lengths, hint=_hint(site, calls))
 
 
 def _hint(site: Site, calls: _Calls) -> str:
@@ -185,7 +177,7 @@ def _hint(site: Site, calls: _Calls) -> str:
 
 def _layer_axis(site: Site, regularizer: Any) -> int:
     """The axis of time in the output of a recurrent layer; another that was asked for is refused, not passed over."""
-    given, axis = time_axis(regularizer), 1 if site.sequence == "batch first" else 0
+    given, axis = regularizer.engine_options.time_axis, 1 if site.sequence == "batch first" else 0
     if site.sequence != "state" and given not in (1, axis, axis - 3):  # 1: not given
         raise RegularizerError(
             f"{type(regularizer).__name__} at {site.name}: time_axis={given} is not the axis of time in the output of this layer, which is "

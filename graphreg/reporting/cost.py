@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from graphreg.errors import GraphRegError, first_line
-from graphreg.ir import held_of
+from graphreg.ir import Kind, addition_of, held_of
 from graphreg.planning import OWN, Plan
 from graphreg.reporting.records import Cost
 from graphreg.rewriting import strip
@@ -77,12 +77,15 @@ def _without_data(module: fx.GraphModule) -> fx.GraphModule:
 
 def _labels(graph: fx.Graph, plan: Plan) -> dict[str, str]:
     """By name of a node: whose it is. Nodes of the model's own are nobody's, but for its dropouts that were moved."""
-    kinds = {"own": OWN, "key": "keys", "clone": "copies", "copy": "copies", "attach": "attach", "attached": "attach", "watch": "monitor"}
+    kinds = {
+        Kind.OWN: OWN, Kind.KEY: "keys", Kind.CLONE: "copies", Kind.COPY: "copies", Kind.ATTACH: "attach", Kind.ATTACHED: "attach",
+        Kind.WATCH: "monitor",
+    }  # fmt: skip
     found = {}
     for node in graph.nodes:
-        if about := node.meta.get("graphreg"):
-            tracked = plan.tracked.get(about.get("site"), ["other"]) if about["kind"] == "track" else ["other"]
-            found[node.name] = about.get("regularizer") or kinds.get(about["kind"], tracked[0])
+        if (added := addition_of(node)) is not None:
+            tracked = plan.tracked.get(added.site or "", ["other"]) if added.kind == Kind.TRACK else ["other"]
+            found[node.name] = added.regularizer or kinds.get(added.kind, tracked[0])
     return found
 
 

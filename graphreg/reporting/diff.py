@@ -16,7 +16,7 @@ from graphreg.reporting.report import applied
 from graphreg.reporting.source import Line, Source, source
 from graphreg.reporting.terminal import coloured, marked, paint
 from graphreg.rewriting import strip
-from graphreg.runtime import KeyRule, Knobs, RewrittenModule, knobs_of, rewritten, rules_of, strengths
+from graphreg.runtime import KeyRule, RewrittenModule, backend_handle, rewritten, rules_of, strengths
 
 Sign = Literal["---", "+++", "@@", "-", "+", " "]
 _STYLES: dict[str, str] = {"---": "bold", "+++": "bold", "@@": "cyan", "-": "red", "+": "green"}
@@ -144,7 +144,7 @@ def _streams(module: Any) -> Mapping[str, int]:
 
 
 def _source(module: Any) -> Source:
-    if isinstance(knobs_of(module), Knobs):
+    if backend_handle(module) is not None:
         raise GraphRegError(
             "a backend has no module whose source could be compared: torch.compile makes the code. graphreg.report(backend) lists its "
             "graphs and what acts in them; diff takes what graphreg.regularize returned."

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import fx, nn
 
-from graphreg.ir import Operations, function_name, is_integer, is_size
+from graphreg.ir import Kind, Operations, addition_of, carries_derivative, reached, sizes_of
 from graphreg.reporting.records import Trained
 
 
@@ -16,12 +16,12 @@ def trained(module: nn.Module, graphs: Mapping[str, fx.Graph]) -> dict[str, Trai
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     found: dict[str, set[str]] = {}
     for graph in graphs.values():
-        sizes = _sizes(graph)
+        sizes = sizes_of(graph)
         for node in graph.nodes:
-            about = node.meta.get("graphreg", {})
-            if about.get("kind") == "total":
+            added = addition_of(node)
+            if added is not None and added.kind == Kind.TOTAL and added.regularizer is not None:
                 before = _before(node, sizes)
-                found.setdefault(about["regularizer"], set()).update(names[id(p)] for n in before for p in _read(n, module, operations))
+                found.setdefault(added.regularizer, set()).update(names[id(p)] for n in before for p in _read(n, module, operations))
     needs = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
     return {
         penalty: (tuple(n for n in needs if n in own and needs[n]), tuple(n for n in needs if n in own and not needs[n]))
@@ -31,22 +31,7 @@ def trained(module: nn.Module, graphs: Mapping[str, fx.Graph]) -> dict[str, Trai
 
 def _before(node: fx.Node, sizes: set[fx.Node]) -> set[fx.Node]:
     """What the node depends on through tensors of real numbers that autograd records."""
-    found, waiting = set[fx.Node](), list(node.all_input_nodes)
-    while waiting:
-        each = waiting.pop()
-        if each in found or each in sizes or is_integer(each) or function_name(each) == "detach":
-            continue
-        found.add(each)
-        waiting += each.all_input_nodes
-    return found
-
-
-def _sizes(graph: fx.Graph) -> set[fx.Node]:
-    found = set[fx.Node]()
-    for node in graph.nodes:
-        if is_size(node, found.__contains__):
-            found.add(node)
-    return found
+    return reached(node.all_input_nodes, lambda each: each.all_input_nodes, lambda each: carries_derivative(each, sizes))
 
 
 def _read(node: fx.Node, module: nn.Module, operations: Operations) -> Iterable[nn.Parameter]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from graphreg.errors import GraphRegError, RegularizerError
 from graphreg.ir import RULES, Selector, select, value_sites
 from graphreg.rewriting import Clock, Watch, place, remove, strip
-from graphreg.runtime import Regulated, RewrittenModule, graphs_of, knobs_of, rewritten, rules_of
+from graphreg.runtime import Regulated, RewrittenModule, backend_handle, graphs_of, record_of, rewritten, rules_of
 
 Log = Callable[[str, float, int], object]
 
@@ -29,7 +29,7 @@ def monitor(module: Regulated, pattern: Selector = "*", *, every: int = 1, log: 
     ``state_dict`` has the model's keys. The graph is another one meanwhile: what is compiled compiles again, once, when the block begins
     and when it has ended. Raises NoMatchError, RegularizerError, and GraphRegError for what ``regularize`` did not return.
     """
-    if knobs_of(module) is not None:
+    if backend_handle(module) is not None:
         raise GraphRegError(
             "a backend makes its graphs as it meets them, and no monitor is in them. monitor takes what graphreg.regularize returned."
         )
@@ -44,7 +44,7 @@ def monitor(module: Regulated, pattern: Selector = "*", *, every: int = 1, log: 
     _check(every, log, near)
     sites = value_sites(inner, graphs_of(strip(inner)))
     usable = [site for site in sites if site.selectable and site.role == "hidden"]
-    title = rules.about[0].title
+    title = record_of(module).plan.title
     chosen = select(pattern, sites, usable, model=title, who="monitor", usual="the hidden values")
     return Monitor(inner, [site.name for site in chosen], every, log, near)
 

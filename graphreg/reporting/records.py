@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from graphreg.ir import Own, Site, dtype_text, strings
+from graphreg.ir import Own, Site, Table, dtype_text, strings
 from graphreg.planning import Census, Edit, OwnEdit, counted
 from graphreg.regularizer import Penalty, Regularizer, Splice
-from graphreg.reporting.terminal import USUAL, Block, Lines, Table, coloured, html, text, width_now
+from graphreg.reporting.terminal import USUAL, Block, Lines, coloured, html, text, width_now
 
 KEPT = "kept"
 Does = Literal["replaces", "measures", "measures first"]  # the last: before the splices at its site

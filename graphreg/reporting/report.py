@@ -9,7 +9,7 @@ from torch import fx
 
 from graphreg.compiler import changed
 from graphreg.errors import GraphRegError, listed
-from graphreg.ir import fixed
+from graphreg.ir import addition_of, fixed, own_name
 from graphreg.planning import Plan
 from graphreg.regularizer import Splice
 from graphreg.reporting.cost import cost as measured
@@ -20,10 +20,11 @@ from graphreg.runtime import (
     AttachRule,
     Regulated,
     RewrittenModule,
+    backend_handle,
     graphs_of,
-    knobs_of,
     lowering,
     own_draws,
+    record_of,
     rewritten,
     rules_of,
     strengths,
@@ -40,8 +41,8 @@ def report(module: Regulated | Plan, cost: bool = True) -> Report:
     """
     if isinstance(module, Plan):
         return replace(_of_module(applied(module), cost), made="planned and not applied yet")
-    if (knobs := knobs_of(module)) is not None:
-        found: Report = knobs.report()
+    if (backend := backend_handle(module)) is not None:
+        found: Report = backend.report()
         return found
     return _of_module(module, cost)
 
@@ -54,7 +55,8 @@ def applied(plan: Plan) -> RewrittenModule:
 
 
 def _of_module(module: Regulated, with_cost: bool) -> Report:
-    plan, leaves, held, front_end, notes = rules_of(module).about
+    record = record_of(module)
+    plan = record.plan
     inner = rewritten(module)
     graphs = graphs_of(inner)
     first = next(iter(graphs.values()))
@@ -64,14 +66,14 @@ def _of_module(module: Regulated, with_cost: bool) -> Report:
         f"gone: {act.regularizer} at {site.name} (a later pass took it out of the graph)" for site in sites for act in site.acts if act.gone
     ]
     told += plan.repeated(strengths(module))
-    told += [f"kept whole: {path} ({reason})" for path, reason in leaves.items()]
-    told += [f"held: {name}={value!r}" for name, value in held.items()]
-    told += [*notes, *decisions(first), *fixed(first)]
+    told += [f"kept whole: {path} ({reason})" for path, reason in record.opaque.items()]
+    told += [f"held: {name}={value!r}" for name, value in record.specialized.items()]
+    told += [*record.notes, *decisions(first), *fixed(first)]
     if isinstance(attached := rules_of(module)._modules.get("attach"), AttachRule):
         told.append(f"attached: the penalties join the gradient, {attached.told()}, or the output's own loss where it has one")
     told += lowering(inner).told() if isinstance(inner, RewrittenModule) else []
     return Report(
-        plan.title, f"traced by the {front_end} front end", _entries(plan, strengths(module), inner), tuple(sites),
+        plan.title, f"traced by the {record.front_end} front end", _entries(plan, strengths(module), inner), tuple(sites),
         own_rows(plan.own, own_draws(module)), (), len(dict(inner.named_parameters())), found, why_not, plan.missed,
         (*told, *_settings(module)),
     )  # fmt: skip
@@ -90,10 +92,10 @@ def _entries(plan: Plan, now: dict[str, float], inner: fx.GraphModule) -> tuple[
 
 def _sites(plan: Plan, now: dict[str, float], graphs: dict[str, fx.Graph]) -> list[Acted]:
     """In the order of the graph, parameters behind the values."""
-    there = {(a.get("regularizer", ""), a.get("site", "")) for g in graphs.values() for n in g.nodes if (a := n.meta.get("graphreg"))}
+    there = {(a.regularizer or "", a.site or "") for g in graphs.values() for n in g.nodes if (a := addition_of(n)) is not None}
     whole = {e.name for e in plan.edits if e.site.kind == "value" and not isinstance(e.regularizer, Splice) and not measures(e.regularizer)}
     there |= {(e.name, e.site.name) for e in plan.edits if e.name in whole}  # one node for all of its sites
-    places = [labels[0].text for g in graphs.values() for n in g.nodes if (labels := n.meta.get("site", ("", ()))[1])]
+    places = [name for g in graphs.values() for n in g.nodes if (name := own_name(n))]
     order = {name: i for i, name in reversed(list(enumerate(places)))}
     return sorted(acted(plan.edits, now, there), key=lambda site: (site.kind == "parameter", order.get(site.name, len(places))))
 

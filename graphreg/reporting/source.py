@@ -9,20 +9,20 @@ from typing import Any
 
 from torch import fx
 
-from graphreg.ir import RULES
+from graphreg.ir import RULES, Addition, Kind, addition_of
 from graphreg.planning import OWN, Plan
 from graphreg.regularizer import Penalty, Splice
 from graphreg.reporting.records import options_of, selector_of
-from graphreg.runtime import AttachRule, Regularized, RewrittenModule, graphs_of, rewritten, rules_of
+from graphreg.runtime import AttachRule, Regularized, RewrittenModule, graphs_of, record_of, rewritten, rules_of
 
 _FREES = re.compile(r";  (?:\w+ = )+None$")
 _ASSIGNS = re.compile(r"(?:^ *|;  )(\w+)(?: : [^=]+)? = ")
-_REPLACES = ("splice", "clone", "track")
+_REPLACES = (Kind.SPLICE, Kind.CLONE, Kind.TRACK)
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of code. ``key``: what it makes, by which two sources are compared; ``kind``: that of ``node.meta["graphreg"]``, or
+    """A line of code. ``key``: what it makes, by which two sources are compared; ``kind``: the ``Kind`` of what was added, or
     ``"reads"`` of a line of the model's that reads what was added, ``"rule"`` of one that tells of a regularizer.
 
     ``regularizers`` and ``sites``: where it comes from; ``about``: the same in words.
@@ -51,7 +51,7 @@ def source(module: Any, strengths: Mapping[str, float]) -> Source:
     """
     if isinstance(module, RewrittenModule) and RULES not in module._modules:
         return Source(type(module).__name__, {mode: tuple(_lines(graph, None)) for mode, graph in graphs_of(module).items()})
-    inner, plan = rewritten(module), rules_of(module).about[0]
+    inner, plan = rewritten(module), record_of(module).plan
     rules = _rules(plan, strengths)
     attached = rules_of(module)._modules.get("attach")
     if isinstance(attached, AttachRule) and attached.told() != "scale 1":
@@ -92,9 +92,8 @@ def _told(code: str, key: str, node: fx.Node, plan: Plan | None) -> Line:
     """The line, with whose it is."""
     if plan is None:
         return Line(code, key)
-    about = node.meta.get("graphreg")
-    if about is not None:
-        return _added(code, key, node, plan)
+    if (addition := addition_of(node)) is not None:
+        return _added(code, key, node, addition, plan)
     read = dict.fromkeys(pair for source in node.all_input_nodes for pair in _replacing(source, plan))
     names, sites = tuple(dict.fromkeys(name for name, _ in read)), tuple(dict.fromkeys(site for _, site in read))
     words = [f"reads {' and '.join(f'{name} at {site}' for name, site in read)}"] if read else []
@@ -107,60 +106,62 @@ def _told(code: str, key: str, node: fx.Node, plan: Plan | None) -> Line:
 
 def _replacing(node: fx.Node, plan: Plan) -> list[tuple[str, str]]:
     """What stands in the place of a value of the model's: the names and the site."""
-    about = node.meta.get("graphreg", {})
-    if about.get("kind") == "attached":
+    addition = addition_of(node)
+    if addition is None:
+        return []
+    if addition.kind == Kind.ATTACHED:
         return [(name, "the output") for name in _penalties(plan)]
-    return [(name, about["site"]) for name in _names(about, plan)] if about.get("kind") in _REPLACES else []
+    return [(name, addition.site or "") for name in _names(addition, plan)] if addition.kind in _REPLACES else []
 
 
 def _penalties(plan: Plan) -> list[str]:
     return [name for name, regularizer in plan.regularizers.items() if isinstance(regularizer, Penalty)]
 
 
-def _names(about: Mapping[str, Any], plan: Plan) -> list[str]:
+def _names(addition: Addition, plan: Plan) -> list[str]:
     """The regularizers that an addition is there for."""
-    kind, site = about["kind"], about.get("site", "")
-    if "regularizer" in about:
-        return [about["regularizer"]]
-    if kind in ("own", "watch"):
-        return [OWN if kind == "own" else "monitor"]
-    if kind == "key":
+    kind, site = addition.kind, addition.site or ""
+    if addition.regularizer is not None:
+        return [addition.regularizer]
+    if kind in (Kind.OWN, Kind.WATCH):
+        return [OWN if kind == Kind.OWN else "monitor"]
+    if kind == Kind.KEY:
         drawing = [name for name, r in plan.regularizers.items() if isinstance(r, Splice) or name in plan.cones]
         return [*drawing, *([OWN] if any(edit.draws for edit in plan.own) else [])]
-    if kind == "track":
+    if kind == Kind.TRACK:
         return plan.tracked[site]
-    if kind in ("attach", "attached"):
+    if kind in (Kind.ATTACH, Kind.ATTACHED):
         return _penalties(plan)
     return [*dict.fromkeys([*plan.tracked.get(site, ()), *(edit.name for edit in plan.by_site.get(site, ()))])]
 
 
-def _added(code: str, key: str, node: fx.Node, plan: Plan) -> Line:
-    about = node.meta["graphreg"]
-    kind, names = about["kind"], _names(about, plan)
+def _added(code: str, key: str, node: fx.Node, addition: Addition, plan: Plan) -> Line:
+    kind, names = addition.kind, _names(addition, plan)
     listed = ", ".join(names)
-    sites: tuple[str, ...] = (about["site"],) if "site" in about else ()
-    if kind == "total" and not (node.args and node.args[0]):
+    sites: tuple[str, ...] = (addition.site,) if addition.site is not None else ()
+    if kind == Kind.TOTAL and not (node.args and node.args[0]):
         text = f"{listed}: 0, for none of its sites is in this forward"
-    elif kind == "total":
+    elif kind == Kind.TOTAL:
         read = node.args[0] if isinstance(node.args[0], dict) else node.args  # of a penalty on all at once, by site
         sites = tuple(edit.site.name for edit in plan.of(names[0]))
         text = f"{listed} at {sites[0]}" if len(sites) == 1 else f"{listed} over {len(read)} sites"
-    elif kind == "key":
+    elif kind == Kind.KEY:
         text = f"draws of {listed}"
-    elif kind in ("attach", "attached"):
+    elif kind in (Kind.ATTACH, Kind.ATTACHED):
         text = f"{listed} attached to the output"
-    elif kind in ("clone", "copy"):
+    elif kind in (Kind.CLONE, Kind.COPY):
         text = f"copy for {listed} at {sites[0]}, which is written into"
-    elif kind == "watch":
+    elif kind == Kind.WATCH:
         text = f"{listed} at {sites[0] or 'the penalties'}"
-    elif kind == "track":
+    elif kind == Kind.TRACK:
         text = f"{listed} with respect to {sites[0]}"
-    elif kind == "own":
+    elif kind == Kind.OWN:
         text = f"{listed} at {sites[0]}: {next(edit.becomes for edit in plan.own if edit.own.site.name == sites[0])}"
     else:
         text = f"{listed} at {sites[0]}{_clean(kind, names, plan)}"
-    return Line(code, key, kind, tuple(names), sites, text)
+    return Line(code, key, kind.value, tuple(names), sites, text)
 
 
-def _clean(kind: str, names: Sequence[str], plan: Plan) -> str:
-    return ", before it is replaced" if kind == "measure" and getattr(plan.regularizers[names[0]], "clean", False) else ""
+def _clean(kind: Kind, names: Sequence[str], plan: Plan) -> str:
+    penalty = plan.regularizers[names[0]] if kind == Kind.MEASURE else None
+    return ", before it is replaced" if isinstance(penalty, Penalty) and penalty.clean else ""

@@ -1,8 +1,8 @@
 """The screen: blocks of text that fit a width, and colours where it is a terminal."""
+
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import sys
 import textwrap
@@ -11,24 +11,10 @@ from dataclasses import dataclass
 from html import escape
 
 from graphreg.errors import RegularizerError, shown
+from graphreg.ir import Table
 
 NARROWEST, USUAL = 40, 80  # columns; the second where nothing is known of the reader's
-_BREAKS = tuple(map(re.compile, (r"(?<= )(?=[^ %])", r"(?<=[.,:/=])(?!$)", r"(?<=_)|(?<=[a-z0-9])(?=[A-Z])")))
 STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "cyan": "36"}
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells under a head. Empty columns are left out; a table without rows is empty."""
-
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-    @property
-    def full(self) -> list[tuple[str, ...]]:
-        """The head and the rows, without the empty columns."""
-        kept = [i for i in range(len(self.head)) if any(row[i] for row in self.rows)]
-        return [tuple(row[i] for i in kept) for row in (self.head, *self.rows)]
 
 
 @dataclass(frozen=True)
@@ -78,13 +64,12 @@ def _lines(block: Block, width: int | None, colours: bool) -> list[str]:
     if isinstance(block, Lines):
         filled = [part for line in block.lines for part in _filled(line, width)]
         return [paint(line, block.style, colours) for line in filled]
-    full = block.full
-    if not full[0]:
+    if not block.full[0]:
         return []
-    widths = _widths(full, width)
-    if widths is None:
-        return _expanded(full, width, colours)
-    head, *rows = [_row(row, widths) for row in full]
+    aligned = block.aligned(width)
+    if aligned is None:
+        return _expanded(block.full, width, colours)
+    head, *rows = aligned
     return [*(paint(line, "bold", colours) for line in head), *(line for row in rows for line in row)]
 
 
@@ -92,48 +77,6 @@ def _filled(line: str, width: int | None, indent: str = "    ") -> list[str]:
     if width is None or len(line) <= width:
         return [line]
     return textwrap.wrap(line, width, subsequent_indent=indent, break_on_hyphens=False, drop_whitespace=True)
-
-
-def _widths(rows: Sequence[Sequence[str]], width: int | None) -> list[int] | None:
-    """Of columns two apart: as wide as they are, made narrower where the fewest cells are broken, until all fit.
-
-    None where they fit only by breaking words.
-    """
-    columns = [[row[i] for row in rows] for i in range(len(rows[0]))]
-    widths = [max(map(len, column)) for column in columns]
-    narrowest = [max(len(piece.rstrip()) for cell in column for piece in _pieces(cell, 0)) for column in columns]
-    while width is not None and sum(widths) + 2 * (len(widths) - 1) > width:
-        open_ones = [i for i, now in enumerate(widths) if now > narrowest[i]]
-        if not open_ones:
-            return None
-        chosen = min(open_ones, key=lambda i: (sum(len(cell) == widths[i] for cell in columns[i]), -widths[i]))
-        widths[chosen] -= 1
-    return widths
-
-
-def _row(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
-    """One row of a table, of as many lines as its longest cell needs."""
-    parts = [_broken(cell, width) for cell, width in zip(cells, widths, strict=True)]
-    height = max(map(len, parts))
-    lines = zip(*([*part, *[""] * (height - len(part))] for part in parts), strict=True)
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-
-
-def _broken(cell: str, width: int) -> list[str]:
-    """A cell in lines of a width: broken at blanks, else behind marks, else within names."""
-    lines = [""]
-    for piece in _pieces(cell, width):
-        if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > width:
-            lines.append("")
-        lines[-1] += piece
-    return [line.rstrip() for line in lines]
-
-
-def _pieces(text: str, width: int, level: int = 0) -> list[str]:
-    """The text in pieces of a width, as few kinds of breaks as it needs; one that nothing breaks stays longer."""
-    if len(text.rstrip()) <= width or level == len(_BREAKS):
-        return [text]
-    return [piece for part in _BREAKS[level].split(text) for piece in _pieces(part, width, level + 1)]
 
 
 def _expanded(full: Sequence[Sequence[str]], width: int | None, colours: bool) -> list[str]:
@@ -145,8 +88,6 @@ def _expanded(full: Sequence[Sequence[str]], width: int | None, colours: bool) -
         cells = [f"  {name}: {cell}" for name, cell in zip(head[1:], row[1:], strict=True) if cell]
         lines += [part for cell in cells for part in _filled(cell, width, "      ")]
     return lines
-
-
 
 
 _CELL = "text-align:left;padding:0.1em 0.8em 0.1em 0;vertical-align:top;font-family:monospace"

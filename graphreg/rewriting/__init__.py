@@ -5,10 +5,10 @@ from graphreg.rewriting.instantiate import check_rng, measures, seed
 from graphreg.rewriting.lowering import lower
 from graphreg.rewriting.rewrite import rewrite
 from graphreg.rewriting.strip import strip
-from graphreg.rewriting.substitute import is_own, restored
+from graphreg.rewriting.substitute import restored
 from graphreg.rewriting.watches import Clock, Watch, place, remove
 
 __all__ = [
-    "Clock", "Insertion", "Insertions", "Position", "Watch", "check_rng", "is_own", "lower", "measures", "place", "remove",
-    "restored", "rewrite", "seed", "strip",
+    "Clock", "Insertion", "Insertions", "Position", "Watch", "check_rng", "lower", "measures", "place", "remove", "restored",
+    "rewrite", "seed", "strip",
 ]  # fmt: skip

@@ -1,38 +1,23 @@
 """Insertions: the nodes that the rewrite makes, in one ordered list for each traced graph, with everything decided about them.
 
 ``lowering.py`` finds out what they are, ``rewrite.py`` makes them while it copies the graph.
+
+Splices on parameters need no kind more: they are a ``READ`` and a ``SPLICE`` before the first reader, which replace the parameter
+for chosen readers, and the call of a layer that reads it by itself, made ``INSTEAD`` of the layer's own. State that a regularizer
+owns lives in its runtime module and inserts nothing. Blocks group the insertions of a graph by the site that they are at.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import Enum, StrEnum
+from enum import Enum
 from functools import cached_property
 from typing import Any
 
 from torch import fx
 
-
-class Kind(StrEnum):
-    """What an insertion is there for.
-
-    Splices on parameters need no kind more: they are a ``READ`` and a ``SPLICE`` before the first reader, which replace the parameter
-    for chosen readers, and the call of a layer that reads it by itself, made ``INSTEAD`` of the layer's own. State that a regularizer
-    owns lives in its runtime module and inserts nothing. Blocks group the insertions of a graph by the site that they are at.
-    """
-
-    KEY = "key"  # gives the keys of the noise of a call
-    OWN = "own"  # a native dropout: a runtime module is called in the place of what the model calls
-    SPLICE = "splice"  # replaces a value
-    MEASURE = "measure"  # measures a value, or the values of all calls of a cell, for a penalty
-    TRACK = "track"  # a value that a derivative is taken with respect to
-    CLONE = "clone"  # a copy that the model's operations read, and may write into
-    COPY = "copy"  # a copy that penalties read, made before the model writes into the value
-    READ = "read"  # reads a parameter
-    TOTAL = "total"  # the penalty, over its sites
-    ATTACH = "attach"  # joins the penalties to the outputs
-    ATTACHED = "attached"  # an output, with the penalties joined to it
+from graphreg.ir import Kind
 
 
 class Position(Enum):

@@ -44,7 +44,7 @@ def leaf_names(plan: Plan) -> dict[int | str, str]:
             name += "_"
         taken.add(name)
         names[i] = name
-    clash = [name for name in plan.regularizers if name in {*dir(Rules()), "key", "attach", "about", "strengths"}]
+    clash = [name for name in plan.regularizers if name in {*dir(Rules()), "key", "attach", "strengths"}]
     if clash:
         raise RegularizerError(f"name={clash[0]!r} is one that torch modules use for themselves; choose another.")
     return names

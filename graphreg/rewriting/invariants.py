@@ -14,12 +14,12 @@ import torch
 from torch import fx, nn
 
 from graphreg.errors import RegularizerError
-from graphreg.ir import CROSSES, RULES, apart, clone, is_nan
-from graphreg.planning import Plan
+from graphreg.ir import CROSSES, RULES, Kind, addition_of, apart, clone, is_kind, is_marked, is_nan, is_own, own_name
+from graphreg.planning import Edit, Plan
 from graphreg.regularizer import Penalty
 from graphreg.rewriting.placement import Placed, fail, placed_in
-from graphreg.rewriting.substitute import is_own, restored
-from graphreg.runtime import OwnRule, Regularized, RewrittenModule, Track, graphs_of
+from graphreg.rewriting.substitute import restored
+from graphreg.runtime import Measure, OwnRule, Regularized, RewrittenModule, SpliceRule, Track, graphs_of
 from graphreg.tracing import Traced
 
 
@@ -44,15 +44,15 @@ def _owns(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
     """Each dropout of the model's own that was chosen runs its leaf, with the key of the call where it draws."""
     planned = {edit.own.site.name: edit for edit in plan.own}
     for node in graph.nodes:
-        name = node.meta["site"][1][0].text if node.meta.get("site", ("", ()))[1] else ""
+        name = own_name(node)
         if not is_own(node):
-            if name in planned and "graphreg" not in node.meta:
+            if name in planned and not is_marked(node):
                 fail(f"{node.name} still calls the model's own dropout.")
             continue
         leaf, edit, key = module.get_submodule(str(node.target)), planned.get(name), node.kwargs.get("noise")
         if edit is None or not isinstance(leaf, OwnRule) or leaf.site != name or leaf.rate != edit.rate:
             fail(f"{node.name} does not do what was planned.")
-        elif edit.draws != (isinstance(key, fx.Node) and key.meta.get("graphreg", {}).get("kind") == "key"):
+        elif edit.draws != (isinstance(key, fx.Node) and is_kind(key, Kind.KEY)):
             fail(f"{node.name} does not take the key of the call.")
 
 
@@ -61,44 +61,46 @@ def _leaves(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
     planned = {(e.name, e.site.name): e for e in plan.edits}
     acted = {site.name for e in plan.edits for site in e.sites}
     for node in graph.nodes:
-        about = node.meta.get("graphreg")
-        if about is None:
+        added = addition_of(node)
+        if added is None:
             continue
-        kind = about["kind"]
+        kind, place = added.kind, added.site
         leaf = module.get_submodule(node.target) if node.op == "call_module" else None
-        if kind in ("splice", "measure"):
-            edit = planned.get((about["regularizer"], about["site"]))
-            ok = (
-                edit is not None
-                and getattr(leaf, "regularizer", None) is edit.regularizer
-                and getattr(leaf, "site", None) == edit.site.name
-            )
-            ok = ok and edit is not None and len(node.args) == 1 + (kind == "splice" or bool(edit.steps and edit.steps.lengths))
-        elif kind == "track":
-            ok = about["site"] in plan.tracked and getattr(leaf, "site", None) == about["site"] and isinstance(leaf, Track)
-        elif kind == "total":
-            ok = node.target == f"{RULES}.{about['regularizer']}"
-        elif kind in ("key", "attach"):
+        if kind in (Kind.SPLICE, Kind.MEASURE):
+            edit = planned.get((str(added.regularizer), str(place)))
+            ok = edit is not None and _runs(node, leaf, edit)
+        elif kind == Kind.TRACK:
+            ok = place in plan.tracked and isinstance(leaf, Track) and leaf.site == place
+        elif kind == Kind.TOTAL:
+            ok = node.target == f"{RULES}.{added.regularizer}"
+        elif kind in (Kind.KEY, Kind.ATTACH):
             ok = node.target == f"{RULES}.{kind}"
-        elif kind in ("clone", "copy"):
-            ok = node.target in (torch.clone, clone, apart) and about["site"] in acted | plan.tracked.keys()
+        elif kind in (Kind.CLONE, Kind.COPY):
+            ok = node.target in (torch.clone, clone, apart) and place in acted | plan.tracked.keys()
         else:
             ok = True
         if not ok:
             fail(f"{node.name} does not do what was planned.")
-        if kind == "attach":
-            totals = [n for n in graph.nodes if n.meta.get("graphreg", {}).get("kind") == "total"]
-            order = [n for name in plan.regularizers for n in totals if n.meta["graphreg"]["regularizer"] == name]
+        if kind == Kind.ATTACH:
+            totals = [(n, a.regularizer) for n in graph.nodes if (a := addition_of(n)) is not None and a.kind == Kind.TOTAL]
+            order = [n for name in plan.regularizers for n, of in totals if of == name]
             if list(node.args[1]) != order:
                 fail("the penalties are attached in another order.")
 
 
+def _runs(node: fx.Node, leaf: nn.Module | None, edit: Edit) -> bool:
+    """Whether the node runs the runtime module that was made for an edit, with as many arguments as that takes."""
+    takes = 1 + (is_kind(node, Kind.SPLICE) or bool(edit.steps and edit.steps.lengths))
+    if not isinstance(leaf, (SpliceRule, Measure)) or len(node.args) != takes:
+        return False
+    return leaf.regularizer is edit.regularizer and leaf.site == edit.site.name
+
+
 def replaced_by(node: fx.Node) -> fx.Node | None:
     """The value that an addition stands for, if it stands for one."""
-    kind = node.meta["graphreg"]["kind"]
-    if kind in ("splice", "clone", "track"):
+    if is_kind(node, Kind.SPLICE, Kind.CLONE, Kind.TRACK):
         value = node.args[0]
-    elif kind == "attached" and isinstance(node.args[0], fx.Node):
+    elif is_kind(node, Kind.ATTACHED) and isinstance(node.args[0], fx.Node):
         value = node.args[0].args[0][node.args[1]]  # type: ignore[index]
     else:
         return None
@@ -144,10 +146,10 @@ def _contracts(graph: fx.Graph, original: fx.Graph) -> None:
     """Taking the additions out gives the original back: each operation, on the same values, in the same order."""
     stands: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
-        value = replaced_by(node) if "graphreg" in node.meta else None
+        value = replaced_by(node)
         if value is not None:
             stands[node] = stands.get(value, value)
-    kept = [node for node in graph.nodes if "graphreg" not in node.meta]
+    kept = [node for node in graph.nodes if not is_marked(node)]
     if len(kept) != len(original.nodes):
         fail(f"{len(kept)} of the model's own {len(original.nodes)} operations are left.")
     twin = dict(zip(kept, original.nodes, strict=True))
@@ -180,21 +182,22 @@ def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Place
     """Every splice reaches the output; every penalty is in it, and a parameter that can train reaches the penalty."""
     output = graph.output_node()
     upstream = nx.ancestors(flow, output.name)
-    keys = {n for n in graph.nodes if n.meta.get("graphreg", {}).get("kind") == "key"}
+    keys = {n for n in graph.nodes if is_kind(n, Kind.KEY)}
     totals: dict[str, fx.Node] = {}
     for node in graph.nodes:
-        about = node.meta.get("graphreg", {})
+        added = addition_of(node)
+        if added is None:
+            continue
         if (
-            about
-            and about.get("kind") not in ("key", "splice", "clone", "copy", "track")
+            added.kind not in (Kind.KEY, Kind.SPLICE, Kind.CLONE, Kind.COPY, Kind.TRACK)
             and node.name not in upstream
             and _used_site(node, flow, upstream)
         ):
             fail(f"{node.name} does not reach the output.")
-        if about.get("kind") == "splice" and (len(keys) != 1 or node.args[1] not in keys):
+        if added.kind == Kind.SPLICE and (len(keys) != 1 or node.args[1] not in keys):
             fail(f"{node.name} does not take the key of the call.")
-        if about.get("kind") == "total":
-            totals[about["regularizer"]] = node
+        if added.kind == Kind.TOTAL:
+            totals[str(added.regularizer)] = node
     wanted = [name for name, r in plan.regularizers.items() if isinstance(r, Penalty)]
     returned = output.args[0].penalties if isinstance(output.args[0], Regularized) else {n: totals.get(n) for n in wanted}
     if {n: totals.get(n) for n in wanted} != dict(returned) or None in returned.values():
@@ -225,10 +228,10 @@ def _counts(node: fx.Node, name: str, plan: Plan, placed: Placed) -> None:
 
 def _used_site(node: fx.Node, flow: nx.DiGraph[str], upstream: set[str]) -> bool:
     """False at a site whose value the model itself computes and never uses."""
-    if node.meta["graphreg"]["kind"] not in ("splice", "clone"):
+    if not is_kind(node, Kind.SPLICE, Kind.CLONE):
         return True
     value = replaced_by(node)
-    while value is not None and "graphreg" in value.meta:
+    while value is not None and is_marked(value):
         value = replaced_by(value)
     return value is None or value.name in upstream
 

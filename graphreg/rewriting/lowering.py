@@ -11,10 +11,10 @@ from torch import fx
 
 from graphreg.compiler import recomputed
 from graphreg.errors import TraceError
-from graphreg.ir import RULES, Aliases, apart, nodes_in, site_nodes
+from graphreg.ir import RULES, Aliases, Kind, apart, nodes_in, own_name, site_nodes
 from graphreg.planning import Edit, Plan
 from graphreg.regularizer import Penalty, Splice
-from graphreg.rewriting.insertions import Insertion, Insertions, Kind, Position, Value
+from graphreg.rewriting.insertions import Insertion, Insertions, Position, Value
 from graphreg.rewriting.instantiate import identifier, measures
 from graphreg.runtime import Penalties, end_of, loss_of
 from graphreg.torch_internals import node_namer
@@ -75,7 +75,7 @@ class _Lowering:
         self.graph, self.plan, self.names, self.operations = graph, plan, names, traced.operations
         self.aliases, self.where = Aliases(graph, traced.operations), site_nodes(graph, traced.operations)
         self.inputs = {str(node.target): node for node in graph.nodes if node.op == "placeholder"}
-        self.native = {node.meta["site"][1][0].text: node for node in graph.nodes if node.meta.get("site", ("", ()))[1]}
+        self.native = {name: node for node in graph.nodes if (name := own_name(node))}
         self.take_name = node_namer(node.name for node in graph.nodes)
         self.places: dict[tuple[Position, fx.Node], list[Insertion]] = {}
         self.present: dict[fx.Node, Value] = {}  # what the model's readers read instead of a node

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx
 
 from graphreg.errors import GraphRegError
-from graphreg.ir import RULES, Aliases, Steps, apart, site_nodes
+from graphreg.ir import RULES, Aliases, Kind, Steps, addition_of, apart, is_kind, is_marked, site_nodes
 from graphreg.planning import Edit, Plan
 from graphreg.regularizer import Penalty, Splice
 from graphreg.rewriting.instantiate import measures
@@ -38,7 +38,7 @@ def placed_in(graph: fx.Graph, original: fx.Graph, traced: Traced, plan: Plan) -
     return Placed(
         graph,
         plan,
-        where={name: node for name, node in site_nodes(graph, traced.operations).items() if "graphreg" not in node.meta},
+        where={name: node for name, node in site_nodes(graph, traced.operations).items() if not is_marked(node)},
         aliases=Aliases(graph, traced.operations),
         written=written,
         overwritten=overwritten,
@@ -54,16 +54,18 @@ def _added(graph: fx.Graph) -> tuple[dict[tuple[str, str], fx.Node], dict[str, f
     added: dict[tuple[str, str], fx.Node] = {}
     tracks: dict[str, fx.Node] = {}
     for node in graph.nodes:
-        about: Mapping[str, str] = node.meta.get("graphreg", {})
-        if about.get("kind") in ("splice", "measure", "read"):
-            place = (about["regularizer"], about["site"])
-            if place in added:
-                fail(f"{place[0]} acts twice at {place[1]}.")
-            added[place] = node
-        elif about.get("kind") == "track":
-            if about["site"] in tracks:
-                fail(f"{about['site']} is tracked twice.")
-            tracks[about["site"]] = node
+        addition = addition_of(node)
+        if addition is None:
+            continue
+        name, site = str(addition.regularizer), str(addition.site)
+        if addition.kind in (Kind.SPLICE, Kind.MEASURE, Kind.READ):
+            if (name, site) in added:
+                fail(f"{name} acts twice at {site}.")
+            added[name, site] = node
+        elif addition.kind == Kind.TRACK:
+            if site in tracks:
+                fail(f"{site} is tracked twice.")
+            tracks[site] = node
     return added, tracks
 
 
@@ -114,7 +116,7 @@ class Placed:
         for edit in self.plan.edits:
             if edit.steps is not None:
                 counted += self._sequence(edit, edit.steps)
-        kept = {n for n in self.graph.nodes if n.meta.get("graphreg", {}).get("kind") in ("clone", "copy")}
+        kept = {n for n in self.graph.nodes if is_kind(n, Kind.CLONE, Kind.COPY)}
         if counted != len(self.added) or kept != self.kept:
             fail("there are additions that are not in the plan.")
 
@@ -132,9 +134,9 @@ class Placed:
             if isinstance(edit.regularizer, Splice):
                 value = self._follows(edit, value)
                 found += 1
-        copies, clones = self._users(value, "copy"), self._users(value, "clone")
+        copies, clones = self._users(value, Kind.COPY), self._users(value, Kind.CLONE)
         kept = clones if value is not node else copies
-        aside = self._users(start, "copy") if value is not start else []
+        aside = self._users(start, Kind.COPY) if value is not start else []
         self._note_kept(name, edits, value, copies, kept, aside)
         self._check_layout(node, name, copies, clones, aside)
         self._check_written(name, edits, start, value, kept, aside)
@@ -208,8 +210,8 @@ class Placed:
             fail(f"{edit.name} at {edit.site.name} does not take the lengths {steps.lengths!r}.")
         return 1
 
-    def _users(self, value: fx.Node, kind: str) -> list[fx.Node]:
-        return [user for user in value.users if user.meta.get("graphreg", {}).get("kind") == kind]
+    def _users(self, value: fx.Node, kind: Kind) -> list[fx.Node]:
+        return [user for user in value.users if is_kind(user, kind)]
 
     def read(self, edit: Edit) -> fx.Node:
         """The value that a penalty on all values at once reads at one of its sites."""
@@ -217,17 +219,17 @@ class Placed:
             return self.added[edit.name, edit.site.name]
         value = self.tracks.get(edit.site.name, self.where[edit.site.name])
         clean = isinstance(edit.regularizer, Penalty) and edit.regularizer.clean
-        if (copies := self._users(value, "copy")) and (clean or not self.plan.splices(edit.site.name)):
+        if (copies := self._users(value, Kind.COPY)) and (clean or not self.plan.splices(edit.site.name)):
             return copies[0]
         if clean:
             return value
         for other in self.plan.splices(edit.site.name):
             value = self.added[other.name, edit.site.name]
-        return next(iter(self._users(value, "copy")), value)
+        return next(iter(self._users(value, Kind.COPY)), value)
 
     def derivative(self, name: str, edits: Sequence[Edit]) -> tuple[object, ...]:
         """The arguments of a penalty on derivatives: its sites' values, what it differentiates by, the keys of the call."""
-        keys = [node for node in self.graph.nodes if node.meta.get("graphreg", {}).get("kind") == "key"]
+        keys = [node for node in self.graph.nodes if is_kind(node, Kind.KEY)]
         wrt = {site.name: self.tracks[site.name] for site in self.plan.cones[name].wrt if site.name in self.tracks}
         return {edit.site.name: self.read(edit) for edit in edits}, wrt, keys[0] if keys else None
 
@@ -249,7 +251,7 @@ class Placed:
             chain.append(chain[-1].args[0])  # type: ignore[arg-type]
         for link in chain[1:]:
             for user in link.users:
-                if "graphreg" not in user.meta:
+                if not is_marked(user):
                     fail(f"{user.name} reads {link.name} and passes by {last.name}.")
 
 

@@ -6,7 +6,6 @@ Every node it adds says so in ``node.meta["graphreg"]``: its kind, its regulariz
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,13 +13,23 @@ from torch import fx
 from torch.fx.node import map_aggregate
 
 from graphreg.errors import RegularizerError
-from graphreg.ir import blank_like
+from graphreg.ir import Addition, blank_like, mark
 from graphreg.planning import Plan, require_sites
 from graphreg.rewriting.insertions import Insertion, Insertions, Position
 from graphreg.rewriting.instantiate import leaf_names, make_rules
 from graphreg.rewriting.invariants import check
 from graphreg.rewriting.lowering import lower
-from graphreg.runtime import AttachRule, Penalties, Regularized, RewrittenModule, Rules, Scale, check_penalties, check_scale
+from graphreg.runtime import (
+    AttachRule,
+    BuildRecord,
+    Penalties,
+    Regularized,
+    RewrittenModule,
+    Rules,
+    Scale,
+    check_penalties,
+    check_scale,
+)
 from graphreg.torch_internals import collector_at_rest
 from graphreg.tracing import Traced
 
@@ -47,7 +56,7 @@ def rewrite(
         rules.add_module("attach", AttachRule(tuple(attached), scale, next(iter(rules.strengths.values())).device))
     graphs = {mode: inserted(graph, lowered[mode]) for mode, graph in traced.graphs.items()}
     module = RewrittenModule(traced.model, graphs, rules, traced.held, traced.constants, traced.whole)
-    rules.about = (replace(plan, traced=None), dict(traced.leaves), dict(traced.held), traced.front_end, traced.notes)
+    rules.build_record = BuildRecord.of(traced, plan)
     rules.train(module.training)
     check(module, traced, plan)
     return module
@@ -96,7 +105,7 @@ def inserted(graph: fx.Graph, insertions: Insertions) -> fx.Graph:
 
 def _insert(copy: fx.Graph, insertion: Insertion, made: dict[fx.Node | Insertion, fx.Node]) -> fx.Node:
     node = copy.create_node(insertion.op, insertion.target, *_linked(insertion, made), name=insertion.name)
-    _mark(node, insertion)
+    mark(node, _addition(insertion))
     return node
 
 
@@ -116,7 +125,7 @@ def _copy_instead(
     twin = copy.node_copy(node, read.__getitem__)
     more, named = _linked(insertion, made)
     twin.op, twin.target, twin.args, twin.kwargs = insertion.op, insertion.target, (*twin.args, *more), {**twin.kwargs, **named}
-    _mark(twin, insertion, was=(node.op, node.target))
+    mark(twin, _addition(insertion, was=(node.op, node.target)))
     return twin
 
 
@@ -130,7 +139,6 @@ def _copy_output(
     copy.output(value).meta.update(node.meta)
 
 
-def _mark(node: fx.Node, insertion: Insertion, **more: Any) -> None:
-    """Write to the node what it is there for."""
-    whose = {name: text for name, text in (("regularizer", insertion.regularizer), ("site", insertion.site)) if text}
-    node.meta["graphreg"] = {"kind": insertion.kind.value, **whose, **more}
+def _addition(insertion: Insertion, was: tuple[str, Any] | None = None) -> Addition:
+    """What a node is there for. ``was``: what it called, where it is the model's own."""
+    return Addition(insertion.kind, insertion.regularizer or None, insertion.site or None, was)

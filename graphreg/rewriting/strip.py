@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import fx, nn
 
 from graphreg.errors import GraphRegError
-from graphreg.ir import RULES, copied, held_of
+from graphreg.ir import RULES, copied, held_of, is_marked, is_own
 from graphreg.rewriting.invariants import replaced_by
-from graphreg.rewriting.substitute import is_own, restore
+from graphreg.rewriting.substitute import restore
 from graphreg.runtime import Regularized, RewrittenModule, graphs_of, rewritten
 
 
@@ -34,7 +34,7 @@ def _strip_graph(graph: fx.Graph) -> None:
     for node in reversed(graph.nodes):
         if is_own(node):
             restore(node)
-        elif "graphreg" in node.meta:
+        elif is_marked(node):
             value = replaced_by(node)
             if value is not None:
                 node.replace_all_uses_with(value)

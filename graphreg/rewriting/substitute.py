@@ -7,17 +7,14 @@ from __future__ import annotations
 
 from torch import fx
 
-from graphreg.ir import copied
-
-
-def is_own(node: fx.Node) -> bool:
-    """Whether a leaf stands in the place of the model's own call."""
-    return bool(node.meta.get("graphreg", {}).get("kind") == "own")
+from graphreg.ir import copied, is_own, unmark
 
 
 def restore(node: fx.Node) -> None:
     """Let the node call what it called."""
-    node.op, node.target = node.meta.pop("graphreg")["was"]
+    was = unmark(node).was
+    assert was is not None
+    node.op, node.target = was
     node.kwargs = {name: value for name, value in node.kwargs.items() if name != "noise"}
 
 

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, fx
 
 from graphreg.errors import RegularizerError
-from graphreg.ir import RULES, Operations, site_nodes, widest
+from graphreg.ir import RULES, Addition, Kind, Operations, addition_of, is_added, is_kind, mark, site_nodes, widest
 from graphreg.rewriting.instantiate import identifier
-from graphreg.rewriting.substitute import is_own
 from graphreg.runtime import Leaf, RewrittenModule, Rules, accumulation, end_of, graphs_of
 
 STATISTICS = ("mean", "std", "near_zero", "norm")
@@ -100,21 +99,22 @@ def place(module: RewrittenModule, rules: Rules, sites: Sequence[str], near: flo
             watch.target = f"{RULES}.{name}"
             rules.add_module(name, watch)
         node = graph.create_node("call_module", watch.target, args, name=watch.target.rpartition(".")[2])
-        node.meta["graphreg"] = {"kind": "watch", "site": watch.site}
+        mark(node, Addition(Kind.WATCH, site=watch.site))
 
     for graph in graphs_of(module).values():
-        known = {name: n for name, n in site_nodes(graph, operations).items() if "graphreg" not in n.meta or is_own(n)}
+        known = {name: n for name, n in site_nodes(graph, operations).items() if not is_added(n)}
         top = max((n for n in graph.nodes if n.op == "placeholder"), default=None)
         splices: dict[str, dict[str, fx.Node]] = {}
-        for node in [n for n in graph.nodes if _is(n, "splice")]:
-            splices.setdefault(node.meta["graphreg"]["site"], {})[node.meta["graphreg"]["regularizer"]] = node
+        for node in graph.nodes:
+            if (added := addition_of(node)) is not None and added.kind == Kind.SPLICE:
+                splices.setdefault(str(added.site), {})[str(added.regularizer)] = node
         for site in [site for site in sites if site in known]:
             own = splices.get(site, {})
             last = max([known[site], *own.values()])
             with graph.inserting_after(top if top is not None and last.op == "placeholder" else last):
                 watch = watches.setdefault(site, Watch(site, list(own), near, clock))
                 add(watch, f"{identifier(site)}_watch", (known[site], *((node.args[0], node) for node in own.values())))
-        totals: dict[str, fx.Node] = {n.meta["graphreg"]["regularizer"]: n for n in graph.nodes if _is(n, "total")}
+        totals = {str(a.regularizer): n for n in graph.nodes if (a := addition_of(n)) is not None and a.kind == Kind.TOTAL}
         if totals:
             with graph.inserting_before(end_of(graph.output_node())):
                 add(watches.setdefault("", WatchPenalties(list(totals), clock)), "penalties_watch", tuple(totals.values()))
@@ -124,11 +124,7 @@ def place(module: RewrittenModule, rules: Rules, sites: Sequence[str], near: flo
 def remove(module: RewrittenModule, rules: Rules) -> None:
     """Take all watches off again; the module is to be recompiled."""
     for graph in graphs_of(module).values():
-        for node in [n for n in graph.nodes if _is(n, "watch")]:
+        for node in [n for n in graph.nodes if is_kind(n, Kind.WATCH)]:
             graph.erase_node(node)
     for name in [name for name, leaf in rules.named_children() if isinstance(leaf, Watch)]:
         delattr(rules, name)
-
-
-def _is(node: fx.Node, kind: str) -> bool:
-    return bool(node.meta.get("graphreg", {}).get("kind") == kind)

@@ -1,40 +1,27 @@
-"""The knobs of a rewritten module: strengths, where its noise stands, noise held still, noise in eval mode.
+"""What a user asks and sets while a model trains: strengths, where the noise stands, noise held still, noise in eval mode.
 
-Strengths, states and held noise compile nothing again; noise_on and set_ranks once for each setting, and never for a call.
+Each function takes whatever has a handle: a rewritten module, a backend, or what torch.compile made with one.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, near_sentence, shown
-from graphreg.ir import Own
-from graphreg.runtime.handle import Knobs, knobs_of, own_draws, rewritten, rules_of
-from graphreg.runtime.leaf import Drawing, KeyRule
-from graphreg.torch_internals import Changes
+from graphreg.errors import RegularizerError, shown
+from graphreg.runtime.handle import Handle
+from graphreg.runtime.module_handle import handle_of
 
-STATE_VERSION = 1
-STATE = {"version", "call", "ranks", "streams"}  # what a state has
 Ranks = Literal["differ", "same"]
-log = logging.getLogger("graphreg")
-_unheld: WeakKeyDictionary[nn.Module, tuple[Own, ...]] = WeakKeyDictionary()  # by a module's key, or its rules, what is still to be told of
-Regulated = nn.Module | Knobs | Callable[..., Any]  # a rewritten module, a backend, or what torch.compile made with one
+Regulated = nn.Module | Handle | Callable[..., Any]  # a rewritten module, a backend, or what torch.compile made with one
 
 
 def strengths(module: Regulated) -> dict[str, float]:
     """Weights and rates by regularizer name."""
-    if (knobs := knobs_of(module)) is not None:
-        return knobs.strengths()
-    rules = rules_of(module)
-    return {name: rules.value(name) for name in rules.strengths}
+    return handle_of(module).strengths()
 
 
 def set_strength(module: Regulated, name: str, value: float) -> None:
@@ -42,18 +29,7 @@ def set_strength(module: Regulated, name: str, value: float) -> None:
 
     Raises NoMatchError for an unknown name, RegularizerError for a value out of the regularizer's range.
     """
-    if (knobs := knobs_of(module)) is not None:
-        knobs.set_strength(name, value)
-        return
-    rules = rules_of(module)
-    plan = rules.about[0]
-    if name not in plan.regularizers:  # also for what is no string
-        known = ", ".join(plan.regularizers) or "none"
-        moved = any(name in (edit.own.site.name, "own_dropout") for edit in plan.own)
-        hint = " The rate of a dropout of the model's own is set once, by regularize(..., own_dropout={selector: rate})." if moved else ""
-        raise NoMatchError(f"no regularizer is named {name!r}.{near_sentence(str(name), plan.regularizers)} Names: {known}.{hint}")
-    checked = dataclasses.replace(plan.regularizers[name], weight=value)
-    rules.set_value(name, checked.weight)
+    handle_of(module).set_strength(name, value)
 
 
 def rng_state(module: Regulated) -> dict[str, Any]:
@@ -63,13 +39,7 @@ def rng_state(module: Regulated) -> dict[str, Any]:
     them saves ``strengths(module)`` too. A dropout of the model's own that was left alone (``own_dropout="keep"``) draws from
     torch's generator, whose state is ``torch.get_rng_state()``. A module that draws nothing has a state without streams.
     """
-    if (knobs := knobs_of(module)) is not None:
-        return knobs.rng_state()
-    key = _key_of(module)
-    if key is None:
-        return {"version": STATE_VERSION, "call": 0, "ranks": "differ", "streams": {}}
-    streams = dict(zip(key.names, key.streams.tolist(), strict=True))
-    return {"version": STATE_VERSION, "call": key.call(), "ranks": "same" if key.alike else "differ", "streams": streams}
+    return handle_of(module).rng_state()
 
 
 def set_rng_state(module: Regulated, state: dict[str, Any]) -> None:
@@ -78,16 +48,7 @@ def set_rng_state(module: Regulated, state: dict[str, Any]) -> None:
     The streams are found by name, and take the place of the module's own: the seed is the state's from here on.
     Raises RegularizerError for a state that is damaged, of another version or of another module; the noise then stays.
     """
-    if (knobs := knobs_of(module)) is not None:
-        knobs.set_rng_state(state)
-        return
-    key = _key_of(module)
-    streams = _checked_streams(state, () if key is None else key.names)
-    if key is None:
-        return
-    key.streams = key.streams.new_tensor(streams)
-    key.alike = state["ranks"] == "same"
-    key.seek(state["call"])
+    handle_of(module).set_rng_state(state)
 
 
 def set_ranks(module: Regulated, ranks: Ranks) -> None:
@@ -96,15 +57,11 @@ def set_ranks(module: Regulated, ranks: Ranks) -> None:
     The same masks are right where ranks share one example, as in tensor parallelism. Raises RegularizerError for another word,
     GraphRegError without a splice.
     """
-    knobs = knobs_of(module)
-    key = _key(module) if knobs is None else None
+    handle = handle_of(module)
+    handle.require_draws()
     if ranks not in ("differ", "same"):
         raise RegularizerError(f"ranks={shown(ranks)} is not allowed; give 'differ' (each rank draws its own masks) or 'same'.")
-    if key is None:
-        assert knobs is not None
-        knobs.set_ranks(ranks)
-        return
-    key.alike = ranks == "same"
+    handle.set_ranks(ranks)
 
 
 @contextmanager
@@ -116,33 +73,8 @@ def frozen_noise(module: Regulated) -> Iterator[None]:
     without one draws what is held as long as anybody holds it. A dropout left to torch (``own_dropout="keep"``) is not held; the
     logger ``graphreg`` warns of it, once a module. It does nothing to a module that draws nothing.
     """
-    if (knobs := knobs_of(module)) is not None:
-        with knobs.frozen_noise():
-            yield
-        return
-    key = _key_of(module)
-    if key is None or key.held is None:
-        _tell_unheld(module, rules_of(module) if key is None else key)
-    if key is None:
+    with handle_of(module).frozen_noise():
         yield
-        return
-    block = object()
-    with Changes() as changes, changes:
-        changes.later(partial(key.release, block))
-        key.hold(block)
-        yield
-
-
-def _tell_unheld(module: Any, key: nn.Module) -> None:
-    if key not in _unheld:  # a look at the whole graph: once
-        _unheld[key] = own_draws(module)
-    inner = rewritten(module) if _unheld[key] else module
-    names = [own.site.name for own in _unheld[key] if own.when == "always" or inner.get_submodule(own.path).training]
-    if names:
-        _unheld[key] = ()
-        log.warning(
-            "frozen_noise does not hold %s: torch draws it, not graphreg. own_dropout='seeded' moves what can be moved.", _few(names)
-        )
 
 
 @contextmanager
@@ -152,90 +84,5 @@ def noise_on(module: Regulated) -> Iterator[None]:
     Blocks of several threads overlap: the noise is on until the last of them ends. A dropout left to torch (``own_dropout="keep"``)
     follows its module's mode. Raises GraphRegError without a splice.
     """
-    if (knobs := knobs_of(module)) is not None:
-        with knobs.noise_on():
-            yield
-        return
-    key, block = _key(module), object()
-    leaves = [leaf for leaf in rules_of(module).children() if isinstance(leaf, (Drawing, KeyRule))]
-
-    def back() -> None:
-        key.forcing.pop(block, None)
-        for leaf in leaves:
-            leaf.forced = bool(key.forcing)
-        key.settle()
-
-    with Changes() as changes, changes:
-        changes.later(back)
-        key.forcing[block] = None
-        for leaf in leaves:
-            leaf.forced = True
+    with handle_of(module).noise_on():
         yield
-
-
-def require_draws(module: Regulated) -> None:
-    """Raise GraphRegError for a module that draws no noise."""
-    if knobs_of(module) is None:
-        _key(module)
-
-
-def _key_of(module: Any) -> KeyRule | None:
-    key = getattr(rules_of(module), "key", None)
-    return key if isinstance(key, KeyRule) else None
-
-
-def _key(module: Any) -> KeyRule:
-    key = _key_of(module)
-    if key is None:
-        raise GraphRegError(
-            "this module draws no noise: it has no splice, so there is no noise to keep on or to sample, and ranks have none to share. "
-            "Regularize with dropout or noise first, e.g. hidden_dropout=0.1, or own_dropout='seeded'."
-        )
-    return key
-
-
-def _checked_streams(state: object, names: Sequence[str]) -> list[int]:
-    """The streams of a state, in the module's order; refuses what ``rng_state`` never gave."""
-    if not isinstance(state, Mapping):
-        raise RegularizerError(f"{type(state).__name__} is no state of noise. Give the dict that graphreg.rng_state returned.")
-    if state.get("version") != STATE_VERSION:
-        given = f"version {state['version']!r}" if "version" in state else "no version"
-        raise RegularizerError(
-            f"the state has {given}; this graphreg reads version {STATE_VERSION}. Give the dict that graphreg.rng_state returned, "
-            "or read it with the graphreg that saved it."
-        )
-    if "calls" in state and "seed" in state:
-        raise RegularizerError(
-            "the state of a backend's noise is no state of a rewritten module. Give the dict that rng_state(module) gave."
-        )
-    call, streams = state.get("call"), state.get("streams")
-    damaged = (
-        f"call={call!r}, not a whole number of 0 or more (below 2**63)" if not _is_word(call) or call < 0  # type: ignore[operator]
-        else f"ranks={state.get('ranks')!r}, not 'differ' or 'same'" if state.get("ranks") not in ("differ", "same")
-        else f"streams={streams!r}, not a dict of names to 64-bit numbers" if not _are_streams(streams)
-        else f"{_few([str(key) for key in state if key not in STATE])}, which no state has" if not STATE.issuperset(state)
-        else None
-    )  # fmt: skip
-    if damaged:
-        raise RegularizerError(f"the state is damaged: it says {damaged}. Take an older checkpoint's, or start anew.")
-    assert isinstance(streams, Mapping)
-    missing, foreign = [name for name in names if name not in streams], [name for name in streams if name not in names]
-    if missing or foreign:
-        parts = [f"{what}: {_few(found)}" for what, found in (("the state alone has", foreign), ("it lacks", missing)) if found]
-        raise RegularizerError(
-            f"the state belongs to another module, of other streams of noise; {'; '.join(parts)}. "
-            "Build the module as for the run that saved it: the same regularizers by the same names, at the same sites."
-        )
-    return [streams[name] for name in names]
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _is_word(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and -(1 << 63) <= value < 1 << 63
-
-
-def _are_streams(streams: object) -> bool:
-    return isinstance(streams, Mapping) and all(isinstance(name, str) and _is_word(word) for name, word in streams.items())

@@ -1,4 +1,5 @@
-"""What is inside: the rewritten module in its wrappers, the additions in it, its graphs, what of the model's own still draws."""
+"""Finds what can be controlled in what a user gives: the rewritten module in its wrappers, with its additions and graphs; a backend."""
+
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
@@ -10,6 +11,7 @@ from torch import fx
 
 from graphreg.errors import GraphRegError
 from graphreg.ir import RULES, Operations, Own, find, state_of
+from graphreg.runtime.build_record import BuildRecord
 from graphreg.runtime.leaf import Rules
 from graphreg.runtime.module import RewrittenModule
 
@@ -41,6 +43,14 @@ def rules_of(module: Any) -> Rules:
     return rules if isinstance(rules, Rules) else next(leaf.rules[0] for leaf in rules.children())
 
 
+def record_of(module: Any) -> BuildRecord:
+    """How a rewritten module was made."""
+    record = rules_of(module).build_record
+    if record is None:
+        raise GraphRegError("this module is not whole: its rewrite has not ended.")
+    return record
+
+
 def graphs_of(module: fx.GraphModule) -> dict[str, fx.Graph]:
     """The graphs by mode, of a module graphreg made or any other."""
     state = state_of(module)
@@ -50,22 +60,15 @@ def graphs_of(module: fx.GraphModule) -> dict[str, fx.Graph]:
 def own_draws(module: Any) -> tuple[Own, ...]:
     """The model's own random operations that act and are not on graphreg's streams."""
     inner = rewritten(module)
-    owns = find(graphs_of(inner), Operations(inner), rules_of(module).about[1])
+    owns = find(graphs_of(inner), Operations(inner), record_of(module).opaque)
     return tuple(own for own in owns if own.when != "never" and own.rate != 0)
 
 
+BACKEND = "graphreg_backend"  # where what torch.compile makes of a backend's name holds the backend
 
-KNOBS = "graphreg_knobs"  # where what torch.compile makes of a backend's name holds the backend
 
-
-class Knobs(ABC):
-    """What the functions of ``control.py`` and ``report.py`` ask of a backend in the place of a module. ``parts``: its graphs."""
-
-    parts: list[Any]
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Knobs:
-        """Itself, whom compiled code knows: once ``lightning`` is imported, ``torch.compile`` copies all that it is given."""
-        return self
+class Handle(ABC):
+    """What can be asked and set of a rewritten module, or of a backend, while it is in use; ``controls.py`` says what each does."""
 
     @abstractmethod
     def strengths(self) -> dict[str, float]: ...
@@ -89,16 +92,33 @@ class Knobs(ABC):
     def noise_on(self) -> AbstractContextManager[None]: ...
 
     @abstractmethod
+    def require_draws(self) -> None:
+        """Raise GraphRegError for what draws no noise."""
+
+
+class BackendHandle(Handle):
+    """The handle of a backend, which is the backend itself. ``parts``: its graphs."""
+
+    parts: list[Any]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BackendHandle:
+        """Itself, whom compiled code knows: once ``lightning`` is imported, ``torch.compile`` copies all that it is given."""
+        return self
+
+    def require_draws(self) -> None:
+        """A backend may capture a graph that draws at any call."""
+
+    @abstractmethod
     def report(self) -> Any: ...
 
 
-def knobs_of(given: object) -> Knobs | None:
+def backend_handle(given: object) -> BackendHandle | None:
     """The backend that was given, or that what was given is compiled with; None for anything else."""
-    if isinstance(given, Knobs):
+    if isinstance(given, BackendHandle):
         return given
     inner = given if hasattr(given, "compiler_fn") else compiler_of(context_of(given))
-    for found in (inner, getattr(inner, "compiler_fn", None), getattr(inner, KNOBS, None)):
-        if isinstance(found, Knobs):
+    for found in (inner, getattr(inner, "compiler_fn", None), getattr(inner, BACKEND, None)):
+        if isinstance(found, BackendHandle):
             return found
     return None
 

@@ -19,20 +19,22 @@ from graphreg.errors import GraphRegError, RegularizerError
 from graphreg.ir import brought, clone, has_float64, laid_out, overlaps
 from graphreg.regularizer import Splice, called
 from graphreg.rng import Noise, call_keys, next_keys, of_process, recomputes
+from graphreg.runtime.build_record import BuildRecord
 from graphreg.torch_internals import CHUNKED, Chunk, chunks, in_chunks, is_wrapped, lent, outside, transforms, unwrapped
 
 
 class Rules(nn.Module):
     """The container: no key of a ``state_dict``, no entry of its ``_metadata``, buffers that keep their dtype.
 
-    ``strengths`` maps regularizers to the one buffer that all their leaves share; ``about`` is what the report tells.
+    ``strengths`` maps regularizers to the one buffer that all their leaves share; ``build_record``: how the module was made,
+    once it is.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.strengths: dict[str, Tensor] = {}
         self.exact: dict[str, float] = {}  # the strengths that are float32 for now, as they were set
-        self.about: Any = None
+        self.build_record: BuildRecord | None = None
         self.watching: Any = None  # the monitor, while there is one
         self.made_by: str | None = None  # the mark of the torch.fx pass that added all this
 

@@ -19,6 +19,7 @@ from graphreg.ir import (
     PREFIX,
     RULES,
     STATE,
+    ModelFacts,
     State,
     check_arguments,
     check_names,
@@ -32,6 +33,7 @@ from graphreg.ir import (
 )
 from graphreg.regularizer import Regularizer
 from graphreg.runtime.averaging import averages_follow
+from graphreg.runtime.build_record import PICKLE_VERSION, VERSION, require_readable
 from graphreg.runtime.forward import chosen, guarded, signature
 from graphreg.runtime.leaf import Rules
 from graphreg.runtime.vjp import Derivative
@@ -160,20 +162,21 @@ class RewrittenModule(fx.GraphModule):
             graph.owning_module = self
             named.append(python_code.globals)
             forwards[mode], state.codes[mode] = type(self).forward, self._code
-        optional = [str(n.target) for n in self._graph.nodes if n.op == "placeholder" and n.args and not state.brought]
-        carried, derivatives = [name for name in optional if name not in state.held], list[str]()
+        optional = [str(n.target) for n in self._graph.nodes if n.op == "placeholder" and n.args and not state.model.is_graph]
+        held = state.model.specialized
+        carried, derivatives = [name for name in optional if name not in held], list[str]()
         if isinstance(rules := self._modules.get(RULES), Rules):
             averages_follow()
             rules.own(self)
             derivatives = [name for name, leaf in rules.named_children() if isinstance(leaf, Derivative)]
-        type(self).forward = chosen(forwards, compiled or forwards, state.held, carried, RULES, derivatives)
+        type(self).forward = chosen(forwards, compiled or forwards, held, carried, RULES, derivatives)
         type(self).forward.__signature__ = signature(type(self).forward, self._graph)  # type: ignore[attr-defined]
         type(self).__call__ = guarded(RULES)  # type: ignore[method-assign]
         _join_class(self, (carried, derivatives, [{name: id(value) for name, value in each.items()} for each in named]))
         return python_code
 
     def train(self, mode: bool = True) -> RewrittenModule:
-        trainer = _known(self).trainer
+        trainer = _known(self).model.trainer
         if not trainer:
             return super().train(mode)
         trainer[0].train(mode)
@@ -204,9 +207,8 @@ class RewrittenModule(fx.GraphModule):
             return super().__getattr__(name)
         except AttributeError:
             state = self.__dict__.get(STATE)
-            model, known = state.source if state is not None else ("", ())
-            if name in known:
-                raise AttributeError(_no_method(name, model)) from None
+            if state is not None and name in state.model.methods:
+                raise AttributeError(_no_method(name, state.model.class_name)) from None
             raise
 
     def __getstate__(self) -> dict[str, Any]:
@@ -214,7 +216,13 @@ class RewrittenModule(fx.GraphModule):
         frozen: Any = {mode: freeze(graph) for mode, graph in known.graphs.items()}
         state = {k: v for k, v in self.__dict__.items() if k not in _REMADE}
         state[STATE] = dataclasses.replace(
-            known, root=(), mode=self.training, held=dict(known.held), graphs=frozen, codes={}, compiled_codes={}
+            known,
+            model=dataclasses.replace(known.model, specialized=dict(known.model.specialized)),
+            root=(),
+            mode=self.training,
+            graphs=frozen,
+            codes={},
+            compiled_codes={},
         )
         return state
 
@@ -226,7 +234,7 @@ class RewrittenModule(fx.GraphModule):
         _set_graphs(self, {mode: thaw(records) for mode, records in frozen.items()})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _blank, (type(self).__name__,), self.__getstate__()
+        return _unpickled, (type(self).__name__, PICKLE_VERSION, VERSION), self.__getstate__()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RewrittenModule:
         twin = _blank(type(self).__name__)
@@ -268,6 +276,12 @@ def _blank(class_name: str) -> RewrittenModule:
     return module
 
 
+def _unpickled(class_name: str, version: int, made_with: str) -> RewrittenModule:
+    """Begin to unpickle a module, before anything of it is read: what another graphreg made is refused here."""
+    require_readable(version, made_with)
+    return _blank(class_name)
+
+
 def lowering(module: RewrittenModule) -> Lowering:
     """What becomes of a module's recurrent layers when it is compiled."""
     return Lowering(module, _known(module).graphs.values())
@@ -281,12 +295,13 @@ def _known(module: nn.Module) -> State:
 
 
 def _state(model: nn.Module, held: dict[str, Any]) -> State:
-    own, kind = state_of(model), type(model)
+    if (own := state_of(model)) is not None:
+        return State(dataclasses.replace(own.model, specialized=held), (model,))
+    kind = type(model)
     methods = frozenset(name for name in dir(kind) if not name.startswith("__") and name not in dir(nn.Module))
     # A root that overrides train() (to keep a backbone frozen) is still asked: a graph cannot carry its method.
-    trainer = own.trainer if own is not None else (model,) if kind.train is not nn.Module.train else ()
-    brought = isinstance(model, fx.GraphModule) and (own is None or own.brought)
-    return State(own.source if own is not None else (kind.__name__, methods), (model,), trainer, held, brought)
+    trainer = (model,) if kind.train is not nn.Module.train else ()
+    return State(ModelFacts(kind.__name__, methods, held, isinstance(model, fx.GraphModule), trainer), (model,))
 
 
 def _adopt(module: RewrittenModule, model: nn.Module) -> None:
@@ -320,9 +335,9 @@ def _join_class(module: RewrittenModule, about: tuple[Any, ...]) -> None:
     state, kind = _known(module), type(module)
     if kind.__bases__ != (RewrittenModule,):
         return
-    held = [(name, type(value), repr(value) if isinstance(value, PLAIN) else id(value)) for name, value in state.held.items()]
+    held = [(name, type(value), repr(value) if isinstance(value, PLAIN) else id(value)) for name, value in state.model.specialized.items()]
     ours = [name for name in vars(kind) if name in vars(RewrittenModule)]
-    source = (state.source[0], sorted(state.source[1]))
+    source = (state.model.class_name, sorted(state.model.methods))
     key = repr((kind.__name__, state.codes, state.compiled_codes, source, held, sorted(ours), about, _structure(module)))
     common = _common.setdefault(hashlib.blake2b(key.encode()).digest(), kind)
     if common is not kind:

@@ -43,6 +43,7 @@ class Total(Leaf):
     def __init__(self, regularizer: Penalty, name: str, strength: Tensor) -> None:
         super().__init__(f"{type(regularizer).__name__} {name}", strength)
         self.regularizer = regularizer
+        self.sums = regularizer.engine_options.reduction == "sum"
 
     def forward(self, *values: Tensor) -> Tensor:
         if self.regularizer.on == "parameters":
@@ -50,7 +51,7 @@ class Total(Leaf):
         if not values:  # a mode in which none of its sites is reached
             return self.weight(torch.float32) * 0
         stacked = torch.stack(values)
-        total = stacked.sum() if getattr(self.regularizer, "reduction", "mean") == "sum" else stacked.mean()
+        total = stacked.sum() if self.sums else stacked.mean()
         return self.weight(total.dtype) * total
 
 

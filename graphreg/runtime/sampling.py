@@ -16,8 +16,9 @@ from torch.utils import _pytree as pytree
 
 from graphreg.errors import RegularizerError, shown
 from graphreg.ir import widest
-from graphreg.runtime.controls import noise_on, require_draws
+from graphreg.runtime.controls import noise_on
 from graphreg.runtime.module import Regularized
+from graphreg.runtime.module_handle import handle_of
 from graphreg.torch_internals import Changes
 from graphreg.tracing import arguments
 
@@ -54,7 +55,7 @@ def sample(module: nn.Module, inputs: Any, n: int, *, keep: bool = True, progres
         raise RegularizerError(
             f"progress={shown(progress)} is not allowed; give True, False, or None for a line where stderr is a terminal."
         )
-    require_draws(module)
+    handle_of(module).require_draws()
     call = arguments(inputs, "inputs")
     if call is None:
         raise RegularizerError("inputs=None is not allowed; give a tensor, a tuple (positional) or a dict (keyword).")

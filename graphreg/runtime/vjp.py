@@ -29,7 +29,7 @@ class Derivative(Total):
     def __init__(self, regularizer: Penalty, name: str, strength: Tensor, cone: Cone, slots: Mapping[str, int]) -> None:
         super().__init__(regularizer, name, strength)
         self.cone, self.slots = cone, dict(slots)
-        self.always = bool(getattr(regularizer, "always", False))
+        self.always = bool(regularizer.engine_options.always)
         self.proven = False
         known_to_dynamo()
 

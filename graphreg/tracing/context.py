@@ -20,6 +20,7 @@ from torch import fx, nn
 from torch.fx.node import has_side_effect
 
 from graphreg.errors import GraphRegError
+from graphreg.ir import label_site
 from graphreg.torch_internals import Changes
 from graphreg.tracing.symbolic.proxies import FOREIGN
 
@@ -138,7 +139,7 @@ def settled(graph: fx.Graph, asked: Mapping[str, Iterable[str]], same: Callable[
 def _assert(graph: fx.Graph, name: str) -> None:
     behind = next((node for node in graph.nodes if node.op != "placeholder"), graph.output_node())
     with graph.inserting_before(behind):
-        graph.call_function(surrounded, (name, ASKED[name]())).meta["site"] = ("", ())
+        label_site(graph.call_function(surrounded, (name, ASKED[name]())), "")
 
 
 def recorded(graph: fx.Graph) -> bool:

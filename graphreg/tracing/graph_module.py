@@ -12,7 +12,21 @@ from typing import Any
 
 from torch import fx, nn
 
-from graphreg.ir import Graphs, Label, Namer, add_label, choose, label_node, state_of
+from graphreg.ir import (
+    BufferConstants,
+    Graphs,
+    Label,
+    ModuleCall,
+    Namer,
+    add_label,
+    blocks,
+    choose,
+    is_labelled,
+    label_node,
+    label_site,
+    own_labels,
+    state_of,
+)
 
 
 def given_graphs(model: fx.GraphModule) -> Graphs:
@@ -39,17 +53,15 @@ def _settle_modes(model: fx.GraphModule) -> None:
 def _label(graph: fx.Graph, model: fx.GraphModule) -> None:
     modules = dict(model.named_modules(remove_duplicate=False))
     namer = Namer(modules.keys() - {""})
-    buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
-    constants: set[fx.Node] = set()  # computed from buffers alone: no sites, as in a trace of the model itself
+    constants = BufferConstants({name for name, _ in model.named_buffers(remove_duplicate=False)})
     named = {node for node in graph.nodes if _claims(node, namer)}
     for node in graph.nodes:
         if node in named or node.op == "output" or _reads_mode(node):
             continue
-        calls, read = _calls(node), node.all_input_nodes
-        scope = calls[-1][1] if calls and node.op != "call_module" else ""
-        if node.target in buffers if node.op == "get_attr" else read and constants.issuperset(read):
-            constants.add(node)
-            node.meta["site"] = (scope, ())
+        calls = _calls(node)
+        scope = calls[-1].path if calls and node.op != "call_module" else ""
+        if constants.take(node):
+            label_site(node, scope)
         else:
             label_node(node, scope, modules, namer)
     if not named:  # a graph of torch.fx, not one that graphreg traced
@@ -58,10 +70,7 @@ def _label(graph: fx.Graph, model: fx.GraphModule) -> None:
 
 def _claims(node: fx.Node, namer: Namer) -> bool:
     """Whether the node keeps its labels: it has some, and no node before it has the same (a pass may have copied it)."""
-    if "site" not in node.meta:
-        return False
-    labels: tuple[Label, ...] = node.meta["site"][1]
-    return all(namer.claim(label.name) for label in labels if label.ports == ("out",))
+    return is_labelled(node) and all(namer.claim(label.name) for label in own_labels(node) if label.ports == ("out",))
 
 
 def _reads_mode(node: fx.Node) -> bool:
@@ -69,27 +78,21 @@ def _reads_mode(node: fx.Node) -> bool:
     return node.target is choose or (node.op == "get_attr" and str(node.target).rpartition(".")[2] == "training")
 
 
-def _calls(node: fx.Node) -> list[tuple[str, str, str]]:
-    """The module calls that the node was made in, outermost first: (key of the call, path, class)."""
+def _calls(node: fx.Node) -> list[ModuleCall]:
+    """The module calls that the node was made in, outermost first."""
     stack: dict[str, tuple[str, Any]] = node.meta.get("nn_module_stack") or {}
-    return [(key, str(path), str(getattr(kind, "__name__", kind)).rpartition(".")[2]) for key, (path, kind) in stack.items() if path]
+    return [
+        ModuleCall(key, str(path), str(getattr(kind, "__name__", kind)).rpartition(".")[2]) for key, (path, kind) in stack.items() if path
+    ]
 
 
 def _label_blocks(graph: fx.Graph, namer: Namer) -> None:
-    """The value that alone leaves a module call is the module's; where several leave, which is which cannot be told."""
-    members: dict[tuple[str, str, str], dict[fx.Node, None]] = {}
-    order = {node: i for i, node in enumerate(graph.nodes)}
-    for node in graph.nodes:
-        for call in _calls(node):
-            if node.op != "call_module" or call[1] != node.target:  # that one is labelled as a module already
-                members.setdefault(call, {})[node] = None
+    """The value that alone leaves a module call is the module's."""
 
-    def end(call: tuple[str, str, str]) -> tuple[int, int, int]:
-        first, last = next(iter(members[call])), next(reversed(members[call]))
-        return order[last], -order[first], -call[1].count(".")  # as calls return: inner before outer
+    def calls(node: fx.Node) -> list[ModuleCall]:
+        return [call for call in _calls(node) if node.op != "call_module" or call.path != node.target]  # that is labelled already
 
-    for call in sorted(members, key=end):
-        leaving = [node for node in members[call] if any(user not in members[call] for user in node.users)]
-        if len(leaving) == 1:
-            _, path, kind = call
-            add_label(leaving[0], Label(namer.module(path), kind, module=path))
+    for block in blocks(graph, calls):
+        if len(block.leaving) == 1:
+            path = block.call.path
+            add_label(block.leaving[0], Label(namer.module(path), block.call.kind, module=path))

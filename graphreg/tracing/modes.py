@@ -13,7 +13,7 @@ from torch import fx, nn
 from torch.fx.node import has_side_effect, map_aggregate
 
 from graphreg.errors import GraphRegError
-from graphreg.ir import Graphs, Literals, choose, compared, flat, name_of
+from graphreg.ir import Graphs, Literals, choose, compared, flat, label_site, name_of, scope_of
 from graphreg.torch_internals import Changes, raise_interrupt
 from graphreg.tracing.context import Asked
 from graphreg.tracing.side_effects.retrace import keeping, once_and_for_all
@@ -96,8 +96,6 @@ def trace_keeping(model: nn.Module, trace: Callable[[], fx.Graph], leaves: dict[
             return graphs
 
 
-
-
 def _in_mode(given: Mapping[nn.Module, bool], mode: Callable[[nn.Module], bool], trace: Callable[[], fx.Graph]) -> fx.Graph:
     def back() -> None:
         for module, training in given.items():
@@ -128,7 +126,7 @@ def _assert_modes(graph: fx.Graph, expected: Mapping[str, bool | str]) -> None:
             wanted = graph.create_node("get_attr", mode) if isinstance(mode, str) else mode
             read = graph.create_node("get_attr", _training(path))
             for node in (read, *([wanted] if isinstance(wanted, fx.Node) else ()), graph.call_function(mode_asked, (read, wanted, path))):
-                node.meta["site"] = ("", ())
+                label_site(node, "")
 
 
 def _training(path: str) -> str:
@@ -141,7 +139,7 @@ def _read_modes(graph: fx.Graph, differing: Mapping[str, Literals], owners: Owne
         literals = differing.get(name_of(node))
         if not literals:
             continue
-        home, name = node.meta["site"][0] if "site" in node.meta else "", name_of(node)
+        home, name = scope_of(node), name_of(node)
         reads = dict[int, fx.Node]()
         with graph.inserting_before(node):
             for i, (a, b) in literals.items():

@@ -20,6 +20,7 @@ from torch.fx.node import has_side_effect, map_arg
 from torch.utils import _pytree as pytree
 
 from graphreg.errors import GraphRegError
+from graphreg.ir import label_site, scope_of
 
 _UNKNOWN = object()
 KINDS: dict[str, type] = {
@@ -91,7 +92,7 @@ def decisions(graph: fx.Graph) -> list[str]:
     lines = []
     told = {decided: "the example's shapes", decided_kind: "the types it was traced with", decided_flag: "what requires gradients"}
     for target, what in told.items():
-        places = Counter(node.meta.get("site", ("",))[0] for node in graph.nodes if node.target is target)
+        places = Counter(scope_of(node) for node in graph.nodes if node.target is target)
         lines += [f"decided: {path or 'the model itself'} goes the way of {what} ({n} asserted)" for path, n in places.items()]
     return lines
 
@@ -204,7 +205,7 @@ class Answering(fx.Tracer):
 
     def _unnamed(self, function: Callable[..., Any], *args: Any) -> fx.Node:
         node = self.create_node("call_function", function, args, {})
-        node.meta["site"] = (self._scopes[-1], ())  # nobody's value: it has no name
+        label_site(node, self._scopes[-1])  # nobody's value: it has no name
         return node
 
     def _value(self, node: fx.Node) -> Any:

@@ -55,6 +55,11 @@ class Traced:
     constants: Mapping[str, torch.Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    @classmethod
+    def untraced(cls, model: nn.Module) -> Traced:
+        """A model whose graphs are not known yet: its parameters are its only sites."""
+        return cls(model, {}, ())
+
     @cached_property
     def parameters(self) -> tuple[Site, ...]:
         """The parameters as sites, named by ``named_parameters()``: each once; one that is tied has the other names too."""

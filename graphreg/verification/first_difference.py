@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from graphreg.ir import origin_of, short
+from graphreg.ir import held_of, is_added, origin_of, own_name, short
 from graphreg.runtime import graphs_of
 from graphreg.tracing import Arguments
 from graphreg.verification.values import difference
@@ -100,13 +100,13 @@ def steps_of_graph(module: fx.GraphModule, graph: fx.Graph, call: Arguments) -> 
     """The operations of the model's own nodes, in a call of a copy of the rewritten module."""
     bound = inspect.signature(module.forward).bind(*call[0], **call[1])
     bound.apply_defaults()
-    known = {**getattr(module, "held", {}), **bound.arguments}
+    known = {**held_of(module), **bound.arguments}
     given = [known[str(n.target).lstrip("*")] for n in graph.nodes if n.op == "placeholder"]
     walk = _Walk(module, graph=graph)
     trail = _Trail(lambda: walk.now)
     with trail:
         walk.run(*given, enable_io_processing=False)
-    added = {n.name for n in graph.nodes if n.meta.get("graphreg", {"kind": "own"})["kind"] != "own"}
+    added = {n.name for n in graph.nodes if is_added(n)}
     return [step for step in trail.steps if step.by not in added]
 
 
@@ -145,8 +145,8 @@ def _matched(steps: Sequence[Step], others: Sequence[Step], near: bool) -> tuple
 
 
 def _told(node: fx.Node) -> str:
-    labels, origin = node.meta.get("site", ("", ()))[1], origin_of(node)
-    site = f", the site {labels[0].text!r}" if labels and labels[0].text != node.name else ""
+    name, origin = own_name(node), origin_of(node)
+    site = f", the site {name!r}" if name not in ("", node.name) else ""
     return f"{node.name!r}{site}{f' ({short(origin)})' if origin else ''}"
 
 

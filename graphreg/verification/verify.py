@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphreg.errors import GraphRegError, first_line, shown
-from graphreg.ir import RULES
-from graphreg.rewriting import is_own, restored
-from graphreg.runtime import Regularized, RewrittenModule, SpliceRule, graphs_of, rewritten, rules_of
+from graphreg.ir import RULES, is_own
+from graphreg.rewriting import restored
+from graphreg.runtime import OwnRule, Regularized, RewrittenModule, SpliceRule, graphs_of, rewritten, rules_of
 from graphreg.tracing import Arguments, arguments, without_caches
 from graphreg.verification.first_difference import first_differing, graph_of
 from graphreg.verification.values import difference, leaves, snapshot, tensors
@@ -124,8 +124,8 @@ class Validation:
         self.model, self.module, self.call, self.title = model, module, call, _title(model)
         if any(tensor.device.type == "meta" for tensor in (*model.parameters(), *model.buffers(), *tensors(call))):
             raise GraphRegError(f"verify compares values, and {self.title} or its inputs have none (device meta). Materialize them first.")
-        about = rules_of(module).about
-        self.exported = about is not None and about[3] == "export"
+        record = rules_of(module).build_record
+        self.exported = record is not None and record.front_end == "export"
         self.differentiates = True  # whether the inputs are given so that they have gradients
         self.modes = {path: m.training for path, m in model.named_modules(remove_duplicate=False)}
         self.attaches = getattr(rules_of(module), "attach", None) is not None
@@ -146,7 +146,7 @@ class Validation:
         if any(isinstance(m, SpliceRule) for m in self.module.modules()):
             yield "copy"
         own = [m for graph in graphs_of(self.module).values() for m in graph.nodes if is_own(m)]
-        always = any(getattr(self.module.get_submodule(str(node.target)), "always", False) for node in own)
+        always = any(isinstance(rule := self.module.get_submodule(str(node.target)), OwnRule) and rule.always for node in own)
         if mode == "eval" and own and not always:
             yield "own"
 

@@ -345,5 +345,5 @@ def test_the_line_to_paste_does_what_is_shown(folder: Path) -> None:
         assert f"weight={'0.1' if key == 'dropout' else '0.0001'}," in page.text("paste")
         space: dict[str, Any] = {"graphreg": graphreg, "model": model}
         exec(page.text("paste"), space)
-        sites = [edit.site.name for edit in space["module"].graphreg_rules.about[0].edits]
+        sites = [edit.site.name for edit in space["module"].graphreg_rules.build_record.plan.edits]
         assert sites and sites == page.run("return graphreg.selected(arguments[0]).chosen.map((site) => site.name)", text)

@@ -93,12 +93,12 @@ def test_regularized_first_the_adapters_are_layers_of_the_graph() -> None:
     model = Reader()
     reference = adapted(copy.deepcopy(model)).eval()
     module = graphreg.regularize(model, example_inputs=TOKENS, **REGULARIZED)
-    sites = [edit.site.name for edit in module.graphreg_rules.about[0].edits]
+    sites = [edit.site.name for edit in module.graphreg_rules.build_record.plan.edits]
     with_adapters = adapted(module)
     output, penalties = with_adapters(TOKENS)
     (output.sum() + sum(penalties.values())).backward()
     assert len(trained(with_adapters)) == 8 and all("lora_" in name for name in trained(with_adapters))
-    assert [edit.site.name for edit in module.graphreg_rules.about[0].edits] == sites
+    assert [edit.site.name for edit in module.graphreg_rules.build_record.plan.edits] == sites
     with_adapters.eval()
     torch.testing.assert_close(with_adapters(TOKENS).output, reference(TOKENS))
     torch.testing.assert_close(graphreg.strip(module)(TOKENS), reference(TOKENS))

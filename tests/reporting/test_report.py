@@ -244,7 +244,7 @@ def test_what_it_does_not_take(given: Any) -> None:
 def test_a_plan_without_its_model() -> None:
     module = graphreg.regularize(Net(), hidden_dropout=0.1)
     with pytest.raises(graphreg.GraphRegError, match="has no traced model with it. Give what graphreg.plan"):
-        graphreg.report(module.graphreg_rules.about[0])
+        graphreg.report(module.graphreg_rules.build_record.plan)
 
 
 # ---- what it gives

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graphreg import GraphRegError, RegularizerError
-from graphreg.reporting.terminal import Lines, Table, coloured, html, marked, paint, text, width_now
+from graphreg.ir import Table
+from graphreg.reporting.terminal import Lines, coloured, html, marked, paint, text, width_now
 
 TABLE = Table(
     ("site", "op", "shape", "empty"),

@@ -11,10 +11,9 @@ from torch import Tensor, fx, nn
 
 import graphreg
 from graphreg import Penalty, Regularizer, TraceError
-from graphreg.ir import nodes_in
+from graphreg.ir import Kind, nodes_in
 from graphreg.passes import BernoulliDropout, Contractive, GaussianNoise, HiddenL1, RecurrentNorm, WeightL2
 from graphreg.rewriting import Insertion, Insertions, Position, lower
-from graphreg.rewriting.insertions import Kind
 from graphreg.rewriting.instantiate import leaf_names
 from graphreg.rewriting.rewrite import inserted
 

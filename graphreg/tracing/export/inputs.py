@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from graphreg.ir import Label, Place, assert_sizes, held_at, holds
+from graphreg.ir import Label, Place, assert_sizes, held_at, holds, label_site
 from graphreg.tracing.export.op_record import AT, PLAIN, Built, Recording
 
 
@@ -45,7 +45,7 @@ class Inputs:
             self.made[value.meta[AT]] = holder
             holder.meta["val"] = value.meta.get("val")
             if path:
-                holder.meta["site"] = ("", (Label(name, "input", (".".join(path),), default=False),))
+                label_site(holder, "", Label(name, "input", (".".join(path),), default=False))
             self.places.append((holder, called))
             return
         if path and isinstance(value, PLAIN):
@@ -61,7 +61,7 @@ class Inputs:
 
     def _unnamed(self, function: Any, *args: Any) -> fx.Node:
         node = self.graph.call_function(function, args)
-        node.meta["site"] = ("", ())
+        label_site(node, "")
         return node
 
 

@@ -16,7 +16,23 @@ from torch._ops import HigherOrderOperator, OpOverload
 from torch.export import ExportedProgram
 from torch.fx.node import map_arg
 
-from graphreg.ir import ASSERTIONS, Label, Namer, Operations, add_label, described, function_name, is_in_place, label_node, origin_told
+from graphreg.ir import (
+    ASSERTIONS,
+    BufferConstants,
+    Label,
+    Namer,
+    Operations,
+    add_label,
+    described,
+    function_name,
+    is_in_place,
+    is_labelled,
+    label_node,
+    label_site,
+    origin_told,
+    own_labels,
+    scope_of,
+)
 from graphreg.tracing.export.inputs import Inputs
 from graphreg.tracing.export.op_record import AT, KEPT, Built, Found, Recording
 from graphreg.tracing.shape_decisions import decided_flag
@@ -47,7 +63,7 @@ class Unlifting:
         self._returns = [(node.meta[AT], *one) for node, found in told.returns.items() if node is not None for one in found]
         self._returns.reverse()
         self._outputs: list[tuple[str, str, str, Found]] = []
-        self._constant: set[fx.Node] = set()
+        self._constants = BufferConstants(self._buffers)
 
     def run(self, wide: bool = False) -> fx.Graph:
         """The graph; ``wide``: of a batch of two made of one, which the sites' shapes are told as."""
@@ -88,7 +104,7 @@ class Unlifting:
             read = self.graph.get_attr(name)
             asked = self.graph.call_function(getattr, (read, "requires_grad"))
             for node in (read, asked, self.graph.call_function(decided_flag, (asked, expected, name))):
-                node.meta["site"] = ("", ())
+                label_site(node, "")
 
     def _look(self, nodes: list[fx.Node]) -> None:
         """Find what torch.export made of regions and derivatives, which must be kept whole instead."""
@@ -110,7 +126,7 @@ class Unlifting:
 
     def _is_constant(self, place: int) -> bool:
         made = self._made.get(place)
-        return made in self._constant if made is not None else self._lifted.get(place, "") in self._buffers
+        return made in self._constants if made is not None else self._lifted.get(place, "") in self._buffers
 
     def _name_of(self, target: str) -> str:
         """The name of what was lifted: the model's own, or of a tensor that the forward made."""
@@ -146,13 +162,9 @@ class Unlifting:
         self._label(made, scope, node)
 
     def _label(self, made: fx.Node, scope: str, node: fx.Node) -> None:
-        read = made.all_input_nodes
         no_tensor = not _tensors(node.meta.get("val")) and made.target is not operator.setitem
-        if no_tensor or node.meta[AT] in self._abandoned:
-            made.meta["site"] = (scope, ())
-        elif made.op != "call_module" and read and self._constant.issuperset(read):
-            self._constant.add(made)  # computed from buffers alone: no sites, as in a symbolic trace
-            made.meta["site"] = (scope, ())
+        if no_tensor or node.meta[AT] in self._abandoned or (made.op != "call_module" and self._constants.take(made)):
+            label_site(made, scope)
         else:
             label_node(made, scope, self._modules, self._namer)
 
@@ -177,9 +189,8 @@ class Unlifting:
         if target not in self._reads:
             read = self._reads[target] = self.graph.get_attr(target)
             read.meta["val"] = node.meta.get("val")
-            if target in self._buffers:
-                self._constant.add(read)
-                read.meta["site"] = (scope, ())
+            if self._constants.take(read):
+                label_site(read, scope)
             else:
                 label_node(read, scope, self._modules, self._namer)
         return self._reads[target]
@@ -192,7 +203,7 @@ class Unlifting:
         if isinstance(value, Built):
             parts = {key: self._value(part) for key, part in value.parts.items()}
             node = self.graph.call_function(value.kind, (parts,) if value.keyed else (), {} if value.keyed else parts)
-            node.meta["site"] = ("", ())
+            label_site(node, "")
             return node
         if isinstance(value, dict):
             return {key: self._value(part) for key, part in value.items()}
@@ -204,7 +215,7 @@ class Unlifting:
         """Take out what nobody reads of the sizes, and of what was written down before a submodule was kept whole."""
         ours = {made: place for place, made in self._made.items()}
         for node in reversed(self.graph.nodes):
-            unnamed = node.op == "call_function" and not node.meta.get("site", ("", ("",)))[1]
+            unnamed = node.op == "call_function" and is_labelled(node) and not own_labels(node)
             if not node.users and unnamed and (ours.get(node) in self._abandoned or not _acts(node)):
                 self.graph.erase_node(node)
         self._hide_rows()
@@ -215,8 +226,8 @@ class Unlifting:
         for node in self.graph.nodes:
             name = function_name(node)
             depth += name.endswith("_increment_nesting") - name.endswith("_decrement_nesting")
-            if depth and "site" in node.meta and name != "_remove_batch_dim":
-                node.meta["site"] = (node.meta["site"][0], ())
+            if depth and is_labelled(node) and name != "_remove_batch_dim":
+                label_site(node, scope_of(node))
 
 
 def _acts(node: fx.Node) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import is_tensor_method_or_property
 
 from graphreg.errors import TraceError
-from graphreg.ir import Aliases, Effects, nodes_in
+from graphreg.ir import Aliases, Effects, label_site, nodes_in
 from graphreg.tracing.symbolic.tape import CURE, Entry, Tape, attribute_of
 from graphreg.tracing.tensors import Key, key_of, parts_of, tensors_in
 
@@ -198,7 +198,7 @@ class _Making:
         return self.graph.call_function(function, args, kwargs)
 
     def _told(self, node: fx.Node, entry: Entry) -> fx.Node:
-        node.meta["site"] = (entry.scope, ())  # nobody's value: it has no name, and takes none
+        label_site(node, entry.scope)  # nobody's value: it has no name, and takes none
         node.meta["origin"], node.meta["nn_module_stack"] = entry.origin, entry.stack
         self._new[node] = entry
         return node

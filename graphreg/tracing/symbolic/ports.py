@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from graphreg.ir import Operations, add_label, is_port
+from graphreg.ir import Operations, add_label, is_port, label_site, own_labels, scope_of
 from graphreg.tracing.shape_decisions import in_parts
 
 
@@ -26,7 +26,7 @@ def settle_ports(graph: fx.Graph, operations: Operations) -> None:
             continue
         kept = first.setdefault(node.args, node)
         if kept is not node:
-            for label in node.meta["site"][1]:
+            for label in own_labels(node):
                 add_label(kept, label)
             node.replace_all_uses_with(kept)
             graph.erase_node(node)
@@ -37,7 +37,7 @@ def assert_guesses(graph: fx.Graph, operations: Operations) -> None:
     for node in [node for node in graph.nodes if operations.guesses_list(node)]:
         with graph.inserting_after(node):
             look = graph.call_function(in_parts, (node, str(node.target) if node.op == "call_module" else node.name))
-            look.meta["site"] = (node.meta.get("site", ("",))[0], ())
+            label_site(look, scope_of(node))
 
 
 def _take_out(graph: fx.Graph, node: fx.Node, ports: Sequence[int], operations: Operations) -> None:
@@ -45,4 +45,4 @@ def _take_out(graph: fx.Graph, node: fx.Node, ports: Sequence[int], operations: 
     for port in ports:
         if port not in there:
             with graph.inserting_after(node):
-                graph.call_function(operator.getitem, (node, port)).meta["site"] = (str(node.target), ())
+                label_site(graph.call_function(operator.getitem, (node, port)), str(node.target))

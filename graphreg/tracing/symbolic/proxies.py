@@ -14,7 +14,7 @@ import torch
 from torch import fx
 from torch.fx.proxy import Attribute
 
-from graphreg.ir import IN_PLACE_NAMES, origin_now
+from graphreg.ir import IN_PLACE_NAMES, label_site, origin_now, scope_of
 
 # Code that is nobody's model: it may ask the class of a proxy, and is told that it is one. Not functools: singledispatch asks there.
 FOREIGN = sys.stdlib_module_names - {"__main__", "functools"} | {"torch", "graphreg", "numpy", "scipy", "pandas", "networkx", "sympy"}
@@ -89,7 +89,7 @@ class Value(fx.Proxy):
             self.__dict__[name] = value
         elif name == "requires_grad":
             made = self.tracer.create_proxy("call_method", "requires_grad_", (self, value), {})
-            made.node.meta["site"] = (made.node.meta["site"][0], ())
+            label_site(made.node, scope_of(made.node))
         else:
             raise AttributeError(_assigned(name))
 
@@ -108,7 +108,7 @@ class Value(fx.Proxy):
     def put(tracer: Any, target: Any, key: Any, value: Any) -> None:
         """``target[key] = value`` is a write into the target, and no value that could have a name."""
         made = tracer.create_proxy("call_function", operator.setitem, (target, key, value), {})
-        made.node.meta["site"] = (made.node.meta["site"][0], ())
+        label_site(made.node, scope_of(made.node))
 
     # What Python itself asks of a number or a shape, which torch.fx has no answer to; see ``shape_decisions.py``.
     def __index__(self) -> int:

@@ -18,7 +18,20 @@ import torch
 from torch import fx, nn
 
 from graphreg.errors import GraphRegError, TraceError, first_line
-from graphreg.ir import WRAPPED, Namer, Operations, building, gives_tuple, is_drop_path, is_size, is_stack, label_node, label_output
+from graphreg.ir import (
+    WRAPPED,
+    BufferConstants,
+    Namer,
+    Operations,
+    building,
+    gives_tuple,
+    is_drop_path,
+    is_size,
+    is_stack,
+    label_node,
+    label_output,
+    label_site,
+)
 from graphreg.torch_internals import (
     ModuleStack,
     checkpoints_refused,
@@ -62,9 +75,8 @@ class SiteTracer(Answering):
         self._outputs: list[tuple[str, str, str, Any]] = []  # (name, module path, class, value) of each module call
         self._parameter_cache: dict[str, fx.Proxy] = {}
         self._buffers: dict[int, str] = {}
-        self._buffer_names: set[str] = set()
         self.region = regions()
-        self._constants: set[fx.Node] = set()  # computed from buffers alone: torchvision has no node for these
+        self._constants = BufferConstants()
         self._calls: list[str] = []  # what ``num_calls`` counts, in order: a copy of it at each call would grow as their square
         self.operations = Operations(nn.Module())
         self.tape = Tape(self, nn.Module())
@@ -75,7 +87,7 @@ class SiteTracer(Answering):
         self.operations = Operations(root)
         self._namer = Namer(self.operations.modules.keys() - {""})
         self._buffers = {id(buffer): name for name, buffer in root.named_buffers()}
-        self._buffer_names = set(self._buffers.values())
+        self._constants = BufferConstants(set(self._buffers.values()))
         self.tape = Tape(self, root)
         drawn = randomness()
         places = places_of(root)
@@ -177,9 +189,8 @@ class SiteTracer(Answering):
         self.tape.made(proxy.node)
         if is_size(proxy.node, self.sizes.__contains__):
             self.sizes.add(proxy.node)
-        if kind not in ("placeholder", "call_module") and self._is_constant(proxy.node):
-            self._constants.add(proxy.node)
-            proxy.node.meta["site"] = (self._scopes[-1], ())
+        if kind not in ("placeholder", "call_module") and self._constants.take(proxy.node):
+            label_site(proxy.node, self._scopes[-1])
             return proxy
         label_node(proxy.node, self._scopes[-1], self.operations.modules, self._namer)
         return proxy
@@ -221,7 +232,7 @@ class SiteTracer(Answering):
     def alias(self, tensor: torch.Tensor) -> fx.Proxy:
         """A tensor as a value of the graph, which has no name of its own."""
         node = self.create_node("call_function", torch.ops.aten.alias.default, (self.create_arg(tensor),), {})
-        node.meta["site"] = (self.scope_path, ())
+        label_site(node, self.scope_path)
         self.tape.made(node)
         return self.proxy(node)
 
@@ -241,12 +252,6 @@ class SiteTracer(Answering):
                 parameter_proxy_cache[name] = BufferProxy(self.create_proxy("get_attr", name, (), {}).node, self, attr_val)
             return parameter_proxy_cache[name]
         return super().getattr(attr, attr_val, parameter_proxy_cache)
-
-    def _is_constant(self, node: fx.Node) -> bool:
-        if node.op == "get_attr":
-            return node.target in self._buffer_names
-        inputs = node.all_input_nodes if self._constants else ()
-        return bool(inputs) and self._constants.issuperset(inputs)
 
     @contextmanager
     def _scope(self, path: str) -> Iterator[None]:

@@ -1,0 +1,78 @@
+"""Tables of text: columns that are aligned, as wide as their cells or made to fit a width."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_BREAKS = tuple(map(re.compile, (r"(?<= )(?=[^ %])", r"(?<=[.,:/=])(?!$)", r"(?<=_)|(?<=[a-z0-9])(?=[A-Z])")))
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells under a head. Empty columns are left out; a table without rows is empty."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    @property
+    def full(self) -> list[tuple[str, ...]]:
+        """The head and the rows, without the empty columns."""
+        kept = [i for i in range(len(self.head)) if any(row[i] for row in self.rows)]
+        return [tuple(row[i] for i in kept) for row in (self.head, *self.rows)]
+
+    def aligned(self, width: int | None = None) -> list[list[str]] | None:
+        """The lines of the head and of each row, in columns two apart that fit a width; None where only breaking words would fit them."""
+        widths = _widths(self.full, width)
+        return None if widths is None else [_row(row, widths) for row in self.full]
+
+
+def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as text, as wide as it is; of one without rows the first word of its head."""
+    aligned = Table(tuple(head), tuple(map(tuple, rows))).aligned() if rows else None
+    return head[0] if aligned is None else "\n".join(line for row in aligned for line in row)
+
+
+def _widths(rows: Sequence[Sequence[str]], width: int | None) -> list[int] | None:
+    """Of columns two apart: as wide as they are, made narrower where the fewest cells are broken, until all fit.
+
+    None where they fit only by breaking words.
+    """
+    cells = [[row[i] for row in rows] for i in range(len(rows[0]))]
+    widths = [max(map(len, column)) for column in cells]
+    if width is None:
+        return widths
+    narrowest = [max(len(piece.rstrip()) for cell in column for piece in _pieces(cell, 0)) for column in cells]
+    while sum(widths) + 2 * (len(widths) - 1) > width:
+        open_ones = [i for i, now in enumerate(widths) if now > narrowest[i]]
+        if not open_ones:
+            return None
+        chosen = min(open_ones, key=lambda i: (sum(len(cell) == widths[i] for cell in cells[i]), -widths[i]))
+        widths[chosen] -= 1
+    return widths
+
+
+def _row(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
+    """One row of a table, of as many lines as its longest cell needs."""
+    parts = [_broken(cell, width) for cell, width in zip(cells, widths, strict=True)]
+    height = max(map(len, parts))
+    lines = zip(*([*part, *[""] * (height - len(part))] for part in parts), strict=True)
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+
+
+def _broken(cell: str, width: int) -> list[str]:
+    """A cell in lines of a width: broken at blanks, else behind marks, else within names."""
+    lines = [""]
+    for piece in _pieces(cell, width):
+        if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > width:
+            lines.append("")
+        lines[-1] += piece
+    return [line.rstrip() for line in lines]
+
+
+def _pieces(text: str, width: int, level: int = 0) -> list[str]:
+    """The text in pieces of a width, as few kinds of breaks as it needs; one that nothing breaks stays longer."""
+    if len(text.rstrip()) <= width or level == len(_BREAKS):
+        return [text]
+    return [piece for part in _BREAKS[level].split(text) for piece in _pieces(part, width, level + 1)]

@@ -1,0 +1,148 @@
+"""What can be asked and set of a rewritten module while it is in use: strengths, where its noise stands, noise held or on in eval mode.
+
+Strengths, states and held noise compile nothing again; noise_on and set_ranks once for each setting, and never for a call.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, listed, near_sentence
+from graphreg.ir import Own
+from graphreg.runtime.handle import Handle, backend_handle, own_draws, record_of, rewritten, rules_of
+from graphreg.runtime.leaf import Drawing, KeyRule
+from graphreg.runtime.noise_state import MODULE_STATE, checked_state, written_state
+from graphreg.torch_internals import Changes
+
+log = logging.getLogger("graphreg")
+_unheld: WeakKeyDictionary[nn.Module, tuple[Own, ...]] = WeakKeyDictionary()  # by a module's key, or its rules, what is still to be told of
+
+
+def handle_of(given: object) -> Handle:
+    """The handle of a rewritten module, of a backend, or of what torch.compile made with one.
+
+    That of anything else raises GraphRegError as soon as it is asked for something.
+    """
+    backend = backend_handle(given)
+    return ModuleHandle(given) if backend is None else backend
+
+
+class ModuleHandle(Handle):
+    """The handle of a rewritten module, also inside compiled and distributed wrappers."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+
+    def strengths(self) -> dict[str, float]:
+        rules = rules_of(self.module)
+        return {name: rules.value(name) for name in rules.strengths}
+
+    def set_strength(self, name: str, value: float) -> None:
+        rules = rules_of(self.module)
+        plan = record_of(self.module).plan
+        if name not in plan.regularizers:  # also for what is no string
+            known = ", ".join(plan.regularizers) or "none"
+            moved = any(name in (edit.own.site.name, "own_dropout") for edit in plan.own)
+            hint = " The rate of a dropout of the model's own is set once, by regularize(..., own_dropout={selector: rate})."
+            raise NoMatchError(
+                f"no regularizer is named {name!r}.{near_sentence(str(name), plan.regularizers)} Names: {known}.{hint if moved else ''}"
+            )
+        checked = dataclasses.replace(plan.regularizers[name], weight=value)
+        rules.set_value(name, checked.weight)
+
+    def rng_state(self) -> dict[str, Any]:
+        key = self._key()
+        streams = {} if key is None else dict(zip(key.names, key.streams.tolist(), strict=True))
+        return written_state(MODULE_STATE, key is not None and key.alike, call=0 if key is None else key.call(), streams=streams)
+
+    def set_rng_state(self, state: Mapping[str, Any]) -> None:
+        key = self._key()
+        names = () if key is None else key.names
+        checked = checked_state(state, MODULE_STATE)
+        streams: Mapping[str, int] = checked["streams"]
+        missing, foreign = [name for name in names if name not in streams], [name for name in streams if name not in names]
+        if missing or foreign:
+            parts = [f"{what}: {listed(found, 3)}" for what, found in (("the state alone has", foreign), ("it lacks", missing)) if found]
+            raise RegularizerError(
+                f"the state belongs to another module, of other streams of noise; {'; '.join(parts)}. "
+                "Build the module as for the run that saved it: the same regularizers by the same names, at the same sites."
+            )
+        if key is None:
+            return
+        key.streams = key.streams.new_tensor([streams[name] for name in names])
+        key.alike = checked["ranks"] == "same"
+        key.seek(checked["call"])
+
+    def set_ranks(self, ranks: Any) -> None:
+        self._drawing_key().alike = ranks == "same"
+
+    @contextmanager
+    def frozen_noise(self) -> Iterator[None]:
+        key = self._key()
+        if key is None or key.held is None:
+            self._tell_unheld(rules_of(self.module) if key is None else key)
+        if key is None:
+            yield
+            return
+        block = object()
+        with Changes() as changes, changes:
+            changes.later(partial(key.release, block))
+            key.hold(block)
+            yield
+
+    @contextmanager
+    def noise_on(self) -> Iterator[None]:
+        key, block = self._drawing_key(), object()
+        leaves = [leaf for leaf in rules_of(self.module).children() if isinstance(leaf, (Drawing, KeyRule))]
+
+        def back() -> None:
+            key.forcing.pop(block, None)
+            for leaf in leaves:
+                leaf.forced = bool(key.forcing)
+            key.settle()
+
+        with Changes() as changes, changes:
+            changes.later(back)
+            key.forcing[block] = None
+            for leaf in leaves:
+                leaf.forced = True
+            yield
+
+    def require_draws(self) -> None:
+        self._drawing_key()
+
+    def _key(self) -> KeyRule | None:
+        key = rules_of(self.module)._modules.get("key")
+        return key if isinstance(key, KeyRule) else None
+
+    def _drawing_key(self) -> KeyRule:
+        key = self._key()
+        if key is None:
+            raise GraphRegError(
+                "this module draws no noise: it has no splice, so there is no noise to keep on or to sample, and ranks have none to share. "
+                "Regularize with dropout or noise first, e.g. hidden_dropout=0.1, or own_dropout='seeded'."
+            )
+        return key
+
+    def _tell_unheld(self, key: nn.Module) -> None:
+        """Warn, once a module, of the native dropouts that torch draws for."""
+        if key not in _unheld:  # a look at the whole graph: once
+            _unheld[key] = own_draws(self.module)
+        inner = rewritten(self.module) if _unheld[key] else None
+        names = [
+            own.site.name for own in _unheld[key] if own.when == "always" or (inner is not None and inner.get_submodule(own.path).training)
+        ]
+        if names:
+            _unheld[key] = ()
+            log.warning(
+                "frozen_noise does not hold %s: torch draws it, not graphreg. own_dropout='seeded' moves what can be moved.",
+                listed(names, 3),
+            )
