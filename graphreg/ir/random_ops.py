@@ -18,6 +18,7 @@ from torch import fx, nn
 from graphreg.ir.modes import Graphs, choose
 from graphreg.ir.operations import Operations, function_name, is_drop_path
 from graphreg.ir.site import Label, Site
+from graphreg.torch_internals import forward_hooks
 
 Kind = Literal["element", "channel", "alpha", "channel alpha", "depth", "attention", "heads", "layer"]
 When = Literal["mode", "always", "never"]
@@ -112,7 +113,7 @@ def _of_module(site: Site, path: str, module: nn.Module) -> Own | None:
         kind = "depth"
     if kind is None:
         return None
-    why_not = "it has hooks, which would not be called" if module._forward_hooks or module._forward_pre_hooks else ""
+    why_not = "it has hooks, which would not be called" if forward_hooks(module) else ""
     return Own(site, kind, rate_of(module), path=path, why_not=why_not)
 
 

@@ -10,12 +10,23 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
-from torch._C._functorch import get_unwrapped, maybe_current_level, maybe_get_level
 from torch.autograd import forward_ad
 
 from graphreg.errors import GraphRegError, RegularizerError, shown
 from graphreg.ir import builds, widest
 from graphreg.regularizer import recorded
+from graphreg.torch_internals import (
+    base_of,
+    first_scale,
+    is_forward_mode,
+    is_functionalized,
+    level_of,
+    one_level_below,
+    same_view,
+    scale_tensor,
+    storage_number,
+    transform_level,
+)
 
 Penalties = Literal["return", "attach"]
 Scale = float | Tensor | Callable[[], Any] | Any  # Any: a GradScaler, which torch keeps in two places
@@ -108,11 +119,10 @@ def current(scale: Scale | None) -> Any:
         return 1.0
     if hasattr(scale, "get_scale"):
         # get_scale() reads the tensor to a number, which breaks a compiled graph; there is none until the first scale(loss)
-        tensor = getattr(scale, "_scale", None)
+        tensor = scale_tensor(scale)
         if tensor is not None:
             return tensor
-        # read, for Dynamo does not trace torch.amp's functions
-        enabled, first = getattr(scale, "_enabled", None), getattr(scale, "_init_scale", None)
+        enabled, first = first_scale(scale)
         return first if enabled and first is not None else 1.0 if enabled is False else scale.get_scale()
     return scale() if callable(scale) and not isinstance(scale, Tensor) else scale
 
@@ -213,7 +223,7 @@ def join(total: Tensor, scale: Tensor, tensors: Sequence[Tensor]) -> tuple[Tenso
         raise GraphRegError(_FORWARD_MODE)
     if not live or not recorded(total):
         return tuple(tensors)
-    if maybe_current_level() is None and _functionalized():
+    if transform_level() is None and is_functionalized():
         return _apart(total, scale, tensors, live)
     joined = dict(zip(map(id, live), _Join.apply(total, scale, False, *live), strict=True))  # type: ignore[no-untyped-call]
     return tuple(joined.get(id(tensor), tensor) for tensor in tensors)
@@ -237,12 +247,7 @@ def refuse_twice(below: Tensor | None = None) -> None:
 
 
 def _has_tangent(total: Tensor) -> bool:
-    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(total).tangent is not None  # type: ignore[no-untyped-call]
-
-
-def _functionalized() -> bool:
-    """Whether AOTAutograd traces: then what shares storage is made anew outside of its graph."""
-    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FUNCTIONAL) is not None
+    return is_forward_mode() and forward_ad.unpack_dual(total).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def _apart(total: Tensor, scale: Tensor, tensors: Sequence[Tensor], live: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -254,7 +259,7 @@ def _apart(total: Tensor, scale: Tensor, tensors: Sequence[Tensor], live: Sequen
     into it would go unseen into what is saved for backward. What shares storage with an input or a parameter stays a view of that:
     AOTAutograd leaves a view that a custom function made alone.
     """
-    storages = {id(tensor): tensor.untyped_storage()._cdata for tensor in tensors}
+    storages = {id(tensor): storage_number(tensor) for tensor in tensors}
     groups: dict[int, dict[int, Tensor]] = {}
     for tensor in tensors:
         groups.setdefault(storages[id(tensor)], {})[id(tensor)] = tensor
@@ -278,7 +283,7 @@ def _apart(total: Tensor, scale: Tensor, tensors: Sequence[Tensor], live: Sequen
 
 def _base(group: Sequence[Tensor]) -> Tensor | None:
     """What all of a group are views of, if a copy of it can stand for it."""
-    bases = list({id(base): base for base in (t if t._base is None else t._base for t in group if t.requires_grad)}.values())
+    bases = list({id(base): base for base in (base_of(t) for t in group if t.requires_grad)}.values())
     if len(bases) == 1 and bases[0].requires_grad and not bases[0].is_leaf and torch.empty_like(bases[0]).stride() == bases[0].stride():
         return bases[0]
     return None
@@ -288,8 +293,7 @@ def _like(tensor: Tensor, source: Tensor, joined: Tensor) -> Tensor:
     """The view of ``joined`` that ``tensor`` is of ``source``."""
     if tensor is source or _geometry(tensor) == _geometry(source):
         return joined
-    view: Tensor = tensor._view_func(joined)  # type: ignore[attr-defined]
-    return view
+    return same_view(tensor, joined)
 
 
 def _geometry(tensor: Tensor) -> tuple[Any, ...]:
@@ -304,7 +308,7 @@ class _Join(torch.autograd.Function):
 
     @staticmethod
     def forward(total: Tensor, scale: Tensor, apart: bool, *outputs: Tensor) -> tuple[Tensor, ...]:
-        inputs = [(out if out._base is None else out._base).is_leaf for out in outputs]
+        inputs = [base_of(out).is_leaf for out in outputs]
         return tuple(out.clone() if apart and not given else out.view_as(out) for out, given in zip(outputs, inputs, strict=True))
 
     @staticmethod
@@ -312,8 +316,8 @@ class _Join(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         total, scale = inputs[:2]
         ctx.save_for_backward(scale)
-        level = maybe_current_level()
-        ctx.below = None if level is None else get_unwrapped(total) if maybe_get_level(total) == level else total
+        level = transform_level()
+        ctx.below = None if level is None else one_level_below(total) if level_of(total) == level else total
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:

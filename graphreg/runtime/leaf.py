@@ -19,7 +19,7 @@ from graphreg.errors import GraphRegError, RegularizerError
 from graphreg.ir import brought, clone, has_float64, laid_out, overlaps
 from graphreg.regularizer import Splice, called
 from graphreg.rng import Noise, call_keys, next_keys, of_process, recomputes
-from graphreg.torch_internals import CHUNKED, Chunk, chunks, in_chunks, is_wrapped, lent, outside, transforms, unwrapped
+from graphreg.torch_internals import CHUNKED, Chunk, chunks, in_backward, in_chunks, is_wrapped, lent, outside, transforms, unwrapped
 
 
 class Rules(nn.Module):
@@ -279,7 +279,7 @@ class KeyRule(Leaf):
 
     def refuse_backward(self) -> None:
         """Raise where a backward pass runs the forward again, which would draw the next masks."""
-        if self.held is None and torch._C._current_graph_task_id() != -1:
+        if self.held is None and in_backward():
             raise GraphRegError(
                 "this module runs inside a backward pass: activation checkpointing around the whole of it would draw "
                 "other masks than the forward did. Put forward and backward under graphreg.frozen_noise(module), or "

@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from graphreg.errors import RegularizerError, shown
 from graphreg.ir import widest
 from graphreg.runtime.controls import noise_on, require_draws
 from graphreg.runtime.module import Regularized
-from graphreg.torch_internals import Changes
+from graphreg.torch_internals import Changes, pytree
 from graphreg.tracing import arguments
 
 

@@ -28,6 +28,13 @@ from torch.nn.utils import stateless
 
 from graphreg.errors import GraphRegError
 
+# torch's own questions, without a function of Python's around them: they are asked at each call, and Dynamo knows them.
+innermost_transform = torch._C._functorch.peek_interpreter_stack  # None outside of all transforms
+transform_level = torch._C._functorch.maybe_current_level  # the number of the innermost; None outside of all
+level_of = torch._C._functorch.maybe_get_level  # that of the transform that made a tensor; less than 1 where none did
+one_level_below = torch._C._functorch.get_unwrapped  # the tensor that such a tensor stands for
+is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # whether a transform made a tensor
+
 _unwrap_for_grad = torch._C._functorch._unwrap_for_grad
 _stack = torch._C._functorch.get_interpreter_stack
 _FUNCTIONAL = stateless._functional_call.__code__
@@ -56,12 +63,17 @@ class Chunk:
 
 def transforms() -> bool:
     """Whether a transform of torch.func is around the code that runs."""
-    return bool(_transforms() if torch.compiler.is_compiling() else torch._C._functorch.peek_interpreter_stack() is not None)
+    return bool(_transforms() if torch.compiler.is_compiling() else innermost_transform() is not None)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _transforms() -> bool:  # Dynamo has the levels of what it traces on the stack, and guards on those around
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    return innermost_transform() is not None
+
+
+def is_transform_step(function: object) -> bool:
+    """Whether a function that a mode is told of is a step of torch.func's own, as to enter a level: it must not be run twice."""
+    return str(getattr(function, "__module__", "")).startswith("torch._functorch")
 
 
 def mappings() -> tuple[Mapping, ...]:
@@ -124,11 +136,6 @@ def outside() -> Iterator[None]:
         yield
 
 
-def is_wrapped(tensor: Tensor) -> bool:
-    """Whether a transform of torch.func made it."""
-    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
-
-
 def lent(tensor: Tensor) -> bool:
     """Whether a module has the tensor from ``functional_call``, which puts back what was there when the call ends."""
     calls = (frame.f_locals["parameters_and_buffers"] for frame in _frames() if frame.f_code is _FUNCTIONAL)
@@ -137,7 +144,7 @@ def lent(tensor: Tensor) -> bool:
 
 def chunks() -> list[Chunk]:
     """The parts of vmaps that run now, of those that were given a ``chunk_size``; the innermost first."""
-    return [chunk for _, chunk in _chunks()] if torch._C._functorch.peek_interpreter_stack() is not None else []
+    return [chunk for _, chunk in _chunks()] if innermost_transform() is not None else []
 
 
 def _chunks() -> list[tuple[int, Chunk]]:

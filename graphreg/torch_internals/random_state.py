@@ -1,4 +1,4 @@
-"""What surrounds a forward and a trace would lose: grad and autocast regions, generators, activation checkpointing."""
+"""What surrounds a forward and a trace would lose: grad and autocast regions, and the states of generators."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import random
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-import torch.utils.checkpoint as checkpointing
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphreg.torch_internals.patching import Changes
@@ -113,35 +112,6 @@ def quiet(logger: str, level: int = logging.ERROR) -> Iterator[None]:
     with Changes() as changes, changes:
         changes.later(partial(log.setLevel, log.level))
         log.setLevel(level)
-        yield
-
-
-def checkpoints() -> dict[str, Any]:
-    """What torch begins a checkpoint with that is not reentrant, by name: one function up to 2.14, from 2.15 on another behind it."""
-    return {name: value for name, value in vars(checkpointing).items() if name.startswith("_checkpoint_without_reentrant_generator")}
-
-
-@contextmanager
-def checkpoints_refused() -> Iterator[None]:
-    """Activation checkpointing is traced away otherwise; the module that asks for it is kept whole instead."""
-
-    thread = threading.get_ident()
-
-    def refused(original: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if threading.get_ident() == thread:
-                raise RuntimeError("it checkpoints activations, which a trace would lose")
-            return original(*args, **kwargs)
-
-        return call
-
-    class Refused:
-        apply = staticmethod(refused(checkpointing.CheckpointFunction.apply))
-
-    with Changes() as changes, changes:
-        for name, original in checkpoints().items():
-            changes.put(checkpointing, name, refused(original))
-        changes.put(checkpointing, "CheckpointFunction", Refused)
         yield
 
 

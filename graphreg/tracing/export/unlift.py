@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._ops import HigherOrderOperator, OpOverload
 from torch.export import ExportedProgram
 from torch.fx.node import map_arg
 
 from graphreg.ir import ASSERTIONS, Label, Namer, Operations, add_label, described, function_name, is_in_place, label_node, origin_told
+from graphreg.torch_internals import HigherOrderOperator, OpOverload
 from graphreg.tracing.export.inputs import Inputs
 from graphreg.tracing.export.op_record import AT, KEPT, Built, Found, Recording
 from graphreg.tracing.shape_decisions import decided_flag
