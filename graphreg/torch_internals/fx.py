@@ -11,7 +11,7 @@ from torch import fx
 from torch.fx._symbolic_trace import _wrapped_fns_to_patch, is_fx_symbolic_tracing
 from torch.fx.graph import _snake_case
 
-# Whether any thread traces with torch.fx: its flag is one for all. Asked at each call of a module, so it is torch's own function.
+# Whether torch.fx traces, up to torch 2.14 in any thread: one flag for all. Asked at each call of a module, so it is torch's own.
 is_traced: Callable[[], bool] = is_fx_symbolic_tracing
 # How torch.fx and Dynamo make the name of a value of that of a module's class: ``MaxPool2d`` to ``max_pool2d``. Names of sites follow it.
 snake_case: Callable[[str], str] = _snake_case

@@ -14,9 +14,16 @@ from torch.fx import _symbolic_trace
 
 from graphreg.torch_internals.patching import Changes, outermost, there
 
+# Whether torch.fx traces: one flag for all threads up to torch 2.14, from 2.15 on one of each.
+_FLAG: tuple[Any, tuple[str, ...]] = (
+    (_symbolic_trace._is_fx_tracing_tls, ("flag",))
+    if hasattr(_symbolic_trace, "_is_fx_tracing_tls")
+    else (_symbolic_trace, ("_is_fx_tracing_flag",))
+)
 _PLACES = (  # what torch has in other places while it traces
     (nn.Module, ("__call__", "__getattr__")),
-    (_symbolic_trace, ("CURRENT_PATCHER", "_is_fx_tracing_flag")),
+    (_symbolic_trace, ("CURRENT_PATCHER",)),
+    _FLAG,
     (torch.compiler, ("_is_compiling_flag", "_is_exporting_flag")),
     (torch._guards._TLS, ("compile_context", "tracing_context")),
     (warnings, ("filters", "showwarning", "_showwarnmsg_impl")),
