@@ -23,7 +23,7 @@ from torch.utils.data import get_worker_info
 from graphreg.errors import GraphRegError, RandomnessError
 from graphreg.rng.hash import blocks, call_words, kept_words, lane_keys, mix, mixed, readable, shift, signed, split_mix, words, words_past
 from graphreg.rng.ops import LIMIT, compiling, fused_bits, fused_keep, fused_keys, fuses
-from graphreg.torch_internals import backward_task, in_backward, mappings, places, transforms
+from graphreg.torch_internals import backward_task, batch_positions, in_backward, transforms, vmaps
 
 
 def stream(seed: int, site: str, kind: str, occurrence: int) -> int:
@@ -156,7 +156,7 @@ class Noise:
         Its dtype is what is cheapest: z's own in eager, where torch multiplies unlike dtypes slowly; int8 compiled, a
         quarter to save for backward (a bool one Inductor stores slowly).
         """
-        if z.dim() == 0 and transforms():  # see functorch.places
+        if z.dim() == 0 and transforms():  # see functorch.batch_positions
             return Noise.keep(self, z[None], p)[0]
         key, lane = self._next()
         rate = torch.as_tensor(p, device=z.device)
@@ -182,7 +182,7 @@ class Noise:
 
     def uniform(self, z: Tensor) -> Tensor:
         """Uniform in [0, 1): [shape of z], z's dtype but float32 for half precision; 24 bits, float64: 53."""
-        if z.dim() == 0 and transforms():  # see functorch.places
+        if z.dim() == 0 and transforms():  # see functorch.batch_positions
             return Noise.uniform(self, z[None])[0]
         key, lane = self._next()
         if z.dtype == torch.float64:
@@ -192,7 +192,7 @@ class Noise:
 
     def normal(self, z: Tensor) -> Tensor:
         """Standard normal: [shape of z], z's dtype. Box & Muller (1958), the cosine branch; |value| < 6.7, float64: 8.7."""
-        if z.dim() == 0 and transforms():  # see functorch.places
+        if z.dim() == 0 and transforms():  # see functorch.batch_positions
             return Noise.normal(self, z[None])[0]
         key, lane = self._next()
         if z.dtype == torch.float64:
@@ -222,7 +222,7 @@ def key_of_row(key: Tensor) -> Tensor:
     """
     if not transforms() or (not compiling() and in_backward()):  # what runs again there draws what it drew: rows are of gradients
         return key
-    for level, randomness in mappings():
+    for level, randomness in vmaps():
         if randomness == "error":
             raise RandomnessError(
                 "the module draws noise under torch.vmap (or jacfwd, hessian), whose randomness is 'error'. Give vmap "
@@ -230,7 +230,7 @@ def key_of_row(key: Tensor) -> Tensor:
                 "in eval mode."
             )
         if randomness == "different":
-            place = places(level, key.device)
+            place = batch_positions(level, key.device)
             key = torch.cat([mix(place, *lane_keys(key[:1], key[1:], lane)) for lane in (_ROW, _ROW - 1)])
     return key
 

@@ -65,20 +65,20 @@ from graphreg.torch_internals.fake_tensors import (
 from graphreg.torch_internals.functorch import (
     CHUNKED,
     Chunk,
+    batch_positions,
     chunks,
     in_chunks,
     innermost_transform,
+    is_lent,
     is_transform_step,
     is_wrapped,
-    lent,
     level_of,
-    mappings,
     one_level_below,
-    outside,
-    places,
     transform_level,
     transforms,
     unwrapped,
+    vmaps,
+    without_transforms,
 )
 from graphreg.torch_internals.fx import is_traced, share_emitter, snake_case, take_as_one, traces_here, value_name, wrapped_functions
 from graphreg.torch_internals.inductor import graph_pass, inductor_with, lower, pointwise, strides_of, without_autograd_cache
@@ -130,26 +130,27 @@ from graphreg.torch_internals.operators import (
 )
 from graphreg.torch_internals.patching import Changes, raise_interrupt
 from graphreg.torch_internals.random_state import ModuleStack, draws_watched, quiet, randomness, regions, restore_randomness
-from graphreg.torch_internals.trace_state import kept, patched_by_fx
+from graphreg.torch_internals.trace_state import restore_after_trace, restore_fx_patches
 
 __all__ = [
     "CALLERS_OF_FORWARD", "CALL_HOOKS", "CHUNKED", "COMPILED_CALL", "CONFIGS", "DYNAMO", "FAKE_LOGGER", "FUNCTORCH", "INDUCTOR",
     "NO_BACKWARD", "PRIVATE_FACTS", "PRIVATE_STORAGE", "SOLVER_LOGGER", "STATE_HOOKS", "TENSOR_REGISTRIES", "BatchNormBase",
     "CapturedCode", "Changes", "Chunk", "CompiledCall", "ConstantPadBase", "ConvolutionBase", "DropoutBase", "FakeCopyMode",
     "FakeTensorMode", "HigherOrderOperator", "ModuleStack", "OpOverload", "OpOverloadPacket", "TorchDispatchMode", "asking_wrapper",
-    "assert_async", "at_rest", "backend_in", "backend_named", "backward_task", "base_of", "before_checkpoints", "bound_call",
-    "captured_code", "chunks", "collector_at_rest", "compiled_call", "compiles_itself", "copy_notes", "copy_source", "custom_operators",
-    "deep_enough", "default_of", "draws_watched", "drop_forward_hooks", "evaluated", "fake_mode", "first_arguments", "first_scale",
-    "forward_hooks", "function_of", "give_proxy", "graph_break", "graph_pass", "guard_identity", "guard_value", "has_backward_hooks",
-    "has_function_table", "has_global_hook", "has_kernel", "has_no_formula", "has_setting", "in_backward", "in_chunks", "inductor_with",
-    "innermost_transform", "is_forward_mode", "is_functionalized", "is_gradient_switch", "is_name_of_namespace", "is_traced",
-    "is_transform_step", "is_wrapped", "jit_trace", "kept", "kernel_weights", "leave_mask_unread", "left_to_eager", "lent", "level_of",
-    "lower", "make_function_table", "mappings", "module_behind", "next_region", "number_of_storage", "one_level_below", "operator_modes",
-    "original_of", "outside", "overload_name", "packet_of", "patched_by_fx", "places", "plain_transformers", "pointwise", "proxy_of",
-    "pytree", "qualified_name", "quiet", "raise_interrupt", "randomness", "record_of", "recorded_in_operator", "regions",
-    "restore_randomness", "safe_softmax", "same_view", "scale_tensor", "schema_of", "share_emitter", "silence_export", "size_decisions",
-    "skip_frame", "skipped_code", "snake_case", "source_of", "storage_number", "strict_limit", "strides_of", "take_as_one",
-    "take_module_calls", "take_state_version", "tell_of_compilations", "traces_here", "transform_level", "transforms", "translator",
-    "unwrapped", "value_name", "version_of", "weight_names", "with_own_code", "without_autograd_cache", "without_functions",
-    "without_modes", "without_proxies", "without_source", "wrap_engine", "wrapped_functions",
+    "assert_async", "at_rest", "backend_in", "backend_named", "backward_task", "base_of", "batch_positions", "before_checkpoints",
+    "bound_call", "captured_code", "chunks", "collector_at_rest", "compiled_call", "compiles_itself", "copy_notes", "copy_source",
+    "custom_operators", "deep_enough", "default_of", "draws_watched", "drop_forward_hooks", "evaluated", "fake_mode", "first_arguments",
+    "first_scale", "forward_hooks", "function_of", "give_proxy", "graph_break", "graph_pass", "guard_identity", "guard_value",
+    "has_backward_hooks", "has_function_table", "has_global_hook", "has_kernel", "has_no_formula", "has_setting", "in_backward",
+    "in_chunks", "inductor_with", "innermost_transform", "is_forward_mode", "is_functionalized", "is_gradient_switch", "is_lent",
+    "is_name_of_namespace", "is_traced", "is_transform_step", "is_wrapped", "jit_trace", "kernel_weights", "leave_mask_unread",
+    "left_to_eager", "level_of", "lower", "make_function_table", "module_behind", "next_region", "number_of_storage", "one_level_below",
+    "operator_modes", "original_of", "overload_name", "packet_of", "plain_transformers", "pointwise", "proxy_of", "pytree",
+    "qualified_name", "quiet", "raise_interrupt", "randomness", "record_of", "recorded_in_operator", "regions", "restore_after_trace",
+    "restore_fx_patches", "restore_randomness", "safe_softmax", "same_view", "scale_tensor", "schema_of", "share_emitter",
+    "silence_export", "size_decisions", "skip_frame", "skipped_code", "snake_case", "source_of", "storage_number", "strict_limit",
+    "strides_of", "take_as_one", "take_module_calls", "take_state_version", "tell_of_compilations", "traces_here", "transform_level",
+    "transforms", "translator", "unwrapped", "value_name", "version_of", "vmaps", "weight_names", "with_own_code",
+    "without_autograd_cache", "without_functions", "without_modes", "without_proxies", "without_source", "without_transforms",
+    "wrap_engine", "wrapped_functions",
 ]  # fmt: skip

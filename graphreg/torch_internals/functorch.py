@@ -76,13 +76,13 @@ def is_transform_step(function: object) -> bool:
     return str(getattr(function, "__module__", "")).startswith("torch._functorch")
 
 
-def mappings() -> tuple[Mapping, ...]:
+def vmaps() -> tuple[Mapping, ...]:
     """The vmaps around the code that runs, the outermost first."""
-    return tuple(_mappings()) if transforms() else ()
+    return tuple(_found_vmaps()) if transforms() else ()
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _mappings() -> tuple[Mapping, ...]:
+def _found_vmaps() -> tuple[Mapping, ...]:
     return tuple(Mapping(each.level(), each.randomness()) for each in _vmaps())
 
 
@@ -90,19 +90,19 @@ def _vmaps() -> list[VmapInterpreter]:
     return [each for each in map(coerce_cinterpreter, _stack() or ()) if isinstance(each, VmapInterpreter)]
 
 
-def places(level: int, device: torch.device) -> Tensor:
+def batch_positions(level: int, device: torch.device) -> Tensor:
     """int32 [1] to what the vmap maps: the place of each row in the batch, of all its chunks.
 
     Not 0-d: of ``torch.vmap(lambda row: row * 1234567891)`` with an int32 for a row Inductor makes a product in float32, wrong from
     2**24 on (torch 2.13).
     """
     if torch.compiler.is_compiling() and in_chunks():
-        found: Tensor = _places_of_chunk(level, device)
+        found: Tensor = _positions_in_chunk(level, device)
         return found
-    return _places(level, device)
+    return _positions(level, device)
 
 
-def _places(level: int, device: torch.device) -> Tensor:
+def _positions(level: int, device: torch.device) -> Tensor:
     size, start = _extent(level)
     counted = torch.arange(start, start + size, dtype=torch.int32, device=device)[:, None]
     mapped: Tensor = _add_batch_dim(unwrapped(counted), 0, level)
@@ -130,13 +130,13 @@ def _tracking() -> tuple[int, ...]:
 
 
 @contextmanager
-def outside() -> Iterator[None]:
+def without_transforms() -> Iterator[None]:
     """Outside of all transforms."""
     with temporarily_clear_interpreter_stack():
         yield
 
 
-def lent(tensor: Tensor) -> bool:
+def is_lent(tensor: Tensor) -> bool:
     """Whether a module has the tensor from ``functional_call``, which puts back what was there when the call ends."""
     calls = (frame.f_locals["parameters_and_buffers"] for frame in _frames() if frame.f_code is _FUNCTIONAL)
     return any(each is tensor for given in calls for each in given.values())
@@ -175,7 +175,7 @@ CHUNKED = (
     "the noise of a vmap with a chunk_size is drawn outside of compiled graphs, for one graph would serve all parts. Leave chunk_size "
     "out, or compile without fullgraph=True"
 )
-_places_of_chunk = torch.compiler.disable(_places, reason=CHUNKED)  # type: ignore[no-untyped-call]
+_positions_in_chunk = torch.compiler.disable(_positions, reason=CHUNKED)  # type: ignore[no-untyped-call]
 
 
 def _frames() -> Iterator[Any]:

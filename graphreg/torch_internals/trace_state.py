@@ -30,7 +30,7 @@ _PLACES = (  # what torch has in other places while it traces
 )
 
 
-def kept(changes: Changes) -> None:
+def restore_after_trace(changes: Changes) -> None:
     """Have the changes know of all within the block, and put back what torch itself changes in it."""
     if not changes.outermost():
         return
@@ -41,7 +41,7 @@ def kept(changes: Changes) -> None:
     changes.later(partial(torch._C._set_grad_enabled, torch.is_grad_enabled()))
 
 
-def patched_by_fx() -> None:
+def restore_fx_patches() -> None:
     """Called within a trace of torch.fx: note what it has patched, and what it will patch until it ends."""
     patcher = getattr(_symbolic_trace, "CURRENT_PATCHER", None)
     if (changes := outermost()) is not None and patcher is not None:

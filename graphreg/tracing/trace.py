@@ -21,10 +21,10 @@ from graphreg.torch_internals import (
     deep_enough,
     draws_watched,
     has_backward_hooks,
-    kept,
     pytree,
     raise_interrupt,
     randomness,
+    restore_after_trace,
     restore_randomness,
 )
 from graphreg.tracing.export.export import FrontEndError, export
@@ -104,7 +104,7 @@ def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "a
     """
     check_model(model)
     with _ONE_AT_A_TIME, Changes() as changes, changes:
-        kept(changes)
+        restore_after_trace(changes)
         with draws_watched(), torch.enable_grad():  # as in training, wherever it is called
             changes.later(partial(restore_randomness, randomness()))  # the model's code may draw; the user's streams go on as if not
             at_rest(changes)

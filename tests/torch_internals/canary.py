@@ -21,7 +21,7 @@ def canary(what: str, needs: str, *names: str) -> Callable[[Callable[..., None]]
         def run(*args: Any, **kwargs: Any) -> None:
             try:
                 test(*args, **kwargs)
-            except Exception as error:
+            except (Exception, pytest.fail.Exception) as error:
                 raise pytest.fail.Exception(sentence(what, needs, names) + f" ({type(error).__name__}: {error})") from error
 
         return run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import types
 import warnings
 from typing import Any, NamedTuple
 
@@ -395,14 +396,14 @@ def test_jit_trace() -> None:
 
 
 @canary("torch.func wraps values in levels", "noise under torch.vmap and attached penalties", "innermost_transform", "transform_level",
-        "level_of", "one_level_below", "is_wrapped", "transforms", "unwrapped", "outside")  # fmt: skip
+        "level_of", "one_level_below", "is_wrapped", "transforms", "unwrapped", "without_transforms")  # fmt: skip
 def test_levels() -> None:
     def inside(x: Tensor) -> Tensor:
         level = door.transform_level()
         assert door.transforms() and door.innermost_transform() is not None and level is not None
         assert door.is_wrapped(x) and door.level_of(x) == level and not door.is_wrapped(door.one_level_below(x))
         assert door.is_wrapped(made := torch.ones(2)) and not door.is_wrapped(door.unwrapped(made))
-        with door.outside():
+        with door.without_transforms():
             assert not door.transforms()
         return x.sum()
 
@@ -411,14 +412,14 @@ def test_levels() -> None:
     assert not door.is_wrapped(torch.ones(1))
 
 
-@canary("torch.vmap knows its batch", "noise under torch.vmap", "mappings", "places")
+@canary("torch.vmap knows its batch", "noise under torch.vmap", "vmaps", "batch_positions")
 def test_mappings() -> None:
     def inside(x: Tensor) -> Tensor:
-        (mapping,) = door.mappings()
+        (mapping,) = door.vmaps()
         assert mapping.randomness == "different"
-        return door.places(mapping.level, x.device)[0] * 10
+        return door.batch_positions(mapping.level, x.device)[0] * 10
 
-    assert torch.vmap(inside, randomness="different")(torch.ones(3, 2)).tolist() == [0, 10, 20] and door.mappings() == ()
+    assert torch.vmap(inside, randomness="different")(torch.ones(3, 2)).tolist() == [0, 10, 20] and door.vmaps() == ()
 
 
 @canary("torch.vmap runs its chunks", "noise under torch.vmap(chunk_size=...)", "chunks", "in_chunks")
@@ -439,7 +440,7 @@ def test_is_transform_step() -> None:
     assert door.is_transform_step(torch._functorch.predispatch._add_batch_dim) and not door.is_transform_step(torch.sin)
 
 
-@canary("functional_call lends tensors", "strengths under torch.func.functional_call", "lent")
+@canary("functional_call lends tensors", "strengths under torch.func.functional_call", "is_lent")
 def test_lent() -> None:
     class Asks(nn.Module):
         def __init__(self) -> None:
@@ -447,7 +448,7 @@ def test_lent() -> None:
             self.weight = nn.Parameter(torch.ones(1))
 
         def forward(self) -> bool:
-            return door.lent(self.weight)
+            return door.is_lent(self.weight)
 
     module = Asks()
     assert torch.func.functional_call(module, {"weight": torch.zeros(1)}, ()) and not module()
@@ -461,29 +462,38 @@ def one_operation(x: Any) -> Any:
     return x
 
 
-@canary("torch.fx traces", "rewritten modules, which refuse to be traced", "is_traced", "traces_here", "patched_by_fx", "kept")
+@canary(
+    "torch.fx traces",
+    "rewritten modules, which refuse to be traced",
+    "is_traced",
+    "traces_here",
+    "restore_fx_patches",
+    "restore_after_trace",
+)
 def test_tracing() -> None:
     found = list[bool]()
 
     class Asks(nn.Module):
         def forward(self, x: Any) -> Any:
-            door.patched_by_fx()
+            door.restore_fx_patches()
             found.extend((door.is_traced(), door.traces_here()))
             patcher: Any = fx._symbolic_trace.CURRENT_PATCHER
-            assert all(hasattr(patch, name) for patch in patcher.patches_made for name in ("frame_dict", "fn_name", "new_fn", "revert"))
+            patcher.revert_all_patches = lambda: None  # as if an interrupt came between
+            assert one_operation is not operation
             thread = threading.Thread(target=lambda: found.append(door.traces_here()))
             thread.start()
             thread.join()
             return x
 
-    theirs = nn.Module.__call__
+    theirs, operation = nn.Module.__call__, one_operation
     with Changes() as changes, changes:
-        door.kept(changes)
+        door.restore_after_trace(changes)
         fx.symbolic_trace(Asks())
     assert found == [True, True, False] and not door.is_traced() and not door.traces_here() and nn.Module.__call__ is theirs
+    assert one_operation is operation
 
 
-@canary("torch keeps its flags and modes while it traces", "traces that are interrupted", "kept")
+@canary("torch keeps its flags and modes while it traces", "traces that are interrupted", "restore_after_trace")
 def test_kept() -> None:
     guards: Any = torch._guards
     fx.symbolic_trace(nn.Identity())
@@ -492,7 +502,7 @@ def test_kept() -> None:
             assert all(hasattr(place, name) for name in names), (place, names)
     modes, mode = door.operator_modes(), Seen()
     with Changes() as changes, changes:
-        door.kept(changes)
+        door.restore_after_trace(changes)
         mode.__enter__()  # type: ignore[no-untyped-call]
         torch._C._set_grad_enabled(False)
     assert door.operator_modes() == modes and torch.is_grad_enabled()
@@ -502,13 +512,19 @@ def test_kept() -> None:
 def test_one_operation() -> None:
     assert (__name__, "one_operation", one_operation) in door.wrapped_functions()
 
-    class Makes(nn.Module):
+    class Calls(nn.Module):
         def forward(self, x: Any) -> Any:
-            return torch.zeros(x.shape[0])
+            return place.many(x)
 
+    def many(x: Any) -> Any:
+        return x + 1 + 2
+
+    place: Any = types.ModuleType("place")
     tracer = fx.Tracer()
-    door.take_as_one(tracer, [torch.zeros], [torch])
-    assert torch.zeros in [node.target for node in tracer.trace(Makes()).nodes]
+    place.many = many
+    assert len(fx.Tracer().trace(Calls()).nodes) == 4
+    door.take_as_one(tracer, [many], [place])
+    assert [node.target for node in tracer.trace(Calls()).nodes] == ["x", many, "output"]
 
 
 @canary("torch.fx emits code and names values", "names of sites, and graphs that are copied", "share_emitter", "snake_case", "value_name")
@@ -559,6 +575,7 @@ def test_pytree() -> None:
     pytree.register_namedtuple(Pair, serialized_type_name="graphreg_canary.Pair")
     value = {"a": Pair(1, [torch.ones(1)])}
     leaves, spec = pytree.tree_flatten(value)
+    assert "graphreg_canary.Pair" in torch.utils._pytree.treespec_dumps(spec)
     assert isinstance(spec, pytree.TreeSpec) and leaves == pytree.tree_leaves(value) == [1, value["a"].second[0]]
     assert pytree.tree_unflatten([2, 3], spec) == {"a": Pair(2, [3])}
     assert pytree.tree_map_only(int, lambda n: n + 1, {"a": 1, "b": "c"}) == {"a": 2, "b": "c"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import inspect
 import logging
 import types
@@ -127,6 +128,7 @@ def test_captured_code() -> None:
     module = Breaks()
     compiled(module, look)(torch.ones(1))
     first, rest = codes
+    assert isinstance(first, door.CapturedCode)
     begin = Breaks.forward.__code__.co_firstlineno
     assert (first.name, first.resumed, first.broken, first.line) == ("forward", False, True, begin + 2)
     assert (rest.name, rest.resumed, rest.broken) == ("forward", True, False)
@@ -280,6 +282,8 @@ def test_fake_tensors() -> None:
 
 @canary("Dynamo keeps a table of torch's functions", "the symbolic front end", "has_function_table", "make_function_table")
 def test_function_table() -> None:
+    importlib.import_module("torch._dynamo.trace_rules").get_torch_obj_rule_map.cache_clear()
+    assert not door.has_function_table()
     door.make_function_table()
     assert door.has_function_table()
 

@@ -25,10 +25,10 @@ from graphreg.torch_internals import (
     before_checkpoints,
     bound_call,
     has_backward_hooks,
-    patched_by_fx,
     raise_interrupt,
     randomness,
     regions,
+    restore_fx_patches,
     restore_randomness,
     take_as_one,
 )
@@ -132,7 +132,7 @@ class SiteTracer(Answering):
             keywords.append(name if parameter.kind is parameter.KEYWORD_ONLY else None)
 
         def call(*given: Any) -> Any:
-            patched_by_fx()
+            restore_fx_patches()
             flat = [(k, v) for i, (k, v) in enumerate(zip(keywords, given, strict=True)) if i not in variadic]
             rest = [given[i] for i in variadic]
             more = next((v for i, v in zip(variadic, rest, strict=True) if keywords[i] is None), ())
