@@ -24,6 +24,7 @@ from graphreg.torch_internals import (
     compiled_call,
     function_of,
     left_to_eager,
+    name_in,
     skipped_code,
     tell_of_compilations,
 )
@@ -74,8 +75,8 @@ def _compiling(_: Any) -> None:
 def _new() -> CompiledCall | None:
     """The call that is running, if it is one of ours and not watched yet."""
     found = compiled_call()
-    inner: Any = backend_in(found.record) if found is not None else None
-    return None if found is None or found.record in _before or getattr(inner, "compiler_name", None) != NAME else found
+    inner = backend_in(found.record) if found is not None else None
+    return None if found is None or found.record in _before or name_in(inner) != NAME else found
 
 
 def _watched(model: nn.Module, context: Any, inner: Any) -> Callable[[], Callable[[], None]]:

@@ -12,7 +12,7 @@ from graphreg.errors import GraphRegError
 from graphreg.ir import RULES, Operations, Own, find, state_of
 from graphreg.runtime.leaf import Rules
 from graphreg.runtime.module import RewrittenModule
-from graphreg.torch_internals import backend_in, original_of, record_of
+from graphreg.torch_internals import backend_in, function_in, original_of, record_of
 
 
 def rewritten(module: Any) -> fx.GraphModule:
@@ -97,8 +97,8 @@ def knobs_of(given: object) -> Knobs | None:
     """The backend that was given, or that what was given is compiled with; None for anything else."""
     if isinstance(given, Knobs):
         return given
-    inner = given if hasattr(given, "compiler_fn") else backend_in(record_of(given))
-    for found in (inner, getattr(inner, "compiler_fn", None), getattr(inner, KNOBS, None)):
+    inner = given if function_in(given) is not None else backend_in(record_of(given))
+    for found in (inner, function_in(inner), getattr(inner, KNOBS, None)):
         if isinstance(found, Knobs):
             return found
     return None

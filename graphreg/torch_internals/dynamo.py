@@ -112,6 +112,17 @@ def backend_in(record: object) -> object:
     return inner
 
 
+def function_in(wrapper: object) -> object:
+    """The function of a backend that is in torch's wrapper of it, which has its options or its name; None for what is no wrapper."""
+    return getattr(wrapper, "compiler_fn", None)
+
+
+def name_in(wrapper: object) -> str | None:
+    """The name by which torch.compile was given the backend that a wrapper of torch's is of; None for what is no such wrapper."""
+    name: str | None = getattr(wrapper, "compiler_name", None)
+    return name
+
+
 def asking_wrapper() -> Any:
     """Called by a backend that torch.compile was given by name: torch's wrapper of the name and its options, which is asked each time.
 

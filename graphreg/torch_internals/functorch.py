@@ -1,4 +1,4 @@
-"""What torch.func has around the code that runs: the one place that names its private parts.
+"""What torch.func has around the code that runs: its transforms, the batch of a vmap and its chunks, what functional_call lends.
 
 Its transforms are levels, of which a vmap knows the size of its batch and its ``randomness``. Within it a value hides the batch, and
 torch's own random operations ask the level what to draw. So do ours.
@@ -62,7 +62,10 @@ class Chunk:
 
 
 def transforms() -> bool:
-    """Whether a transform of torch.func is around the code that runs."""
+    """Whether a transform of torch.func is around the code that runs, which may be traced by Dynamo.
+
+    Noise is then drawn by operations that the transform maps, and a checkpoint is none that it takes.
+    """
     return bool(_transforms() if torch.compiler.is_compiling() else innermost_transform() is not None)
 
 
@@ -77,7 +80,7 @@ def is_transform_step(function: object) -> bool:
 
 
 def vmaps() -> tuple[Mapping, ...]:
-    """The vmaps around the code that runs, the outermost first."""
+    """The vmaps around the code that runs, the outermost first: their ``randomness`` says whether the masks of rows agree."""
     return tuple(_found_vmaps()) if transforms() else ()
 
 
@@ -91,7 +94,7 @@ def _vmaps() -> list[VmapInterpreter]:
 
 
 def batch_positions(level: int, device: torch.device) -> Tensor:
-    """int32 [1] to what the vmap maps: the place of each row in the batch, of all its chunks.
+    """int32 [1] to what the vmap maps: the place of each row in the batch, of all its chunks. A row's mask is made of it.
 
     Not 0-d: of ``torch.vmap(lambda row: row * 1234567891)`` with an int32 for a row Inductor makes a product in float32, wrong from
     2**24 on (torch 2.13).
@@ -117,7 +120,10 @@ def _extent(level: int) -> tuple[int, int]:
 
 
 def unwrapped(tensor: Tensor) -> Tensor:
-    """A tensor that depends on nothing mapped or differentiated, as it is outside: a level of grad wraps whatever is made within it."""
+    """A tensor that depends on nothing mapped or differentiated, as it is outside: a level of grad wraps whatever is made within it.
+
+    The step of the noise goes on from call to call, and must not be a value of a level that has ended.
+    """
     for level in _tracking():
         tensor = _unwrap_for_grad(tensor, level)
     return tensor
@@ -131,19 +137,25 @@ def _tracking() -> tuple[int, ...]:
 
 @contextmanager
 def without_transforms() -> Iterator[None]:
-    """Outside of all transforms."""
+    """A block outside of all transforms: what is kept from call to call is computed there, once and not for each row."""
     with temporarily_clear_interpreter_stack():
         yield
 
 
 def is_lent(tensor: Tensor) -> bool:
-    """Whether a module has the tensor from ``functional_call``, which puts back what was there when the call ends."""
+    """Whether a module has the tensor from ``functional_call``, which puts back what was there when the call ends.
+
+    A step of the noise that was counted up there would be lost. torch tells nobody, so it is looked up on Python's stack.
+    """
     calls = (frame.f_locals["parameters_and_buffers"] for frame in _frames() if frame.f_code is _FUNCTIONAL)
     return any(each is tensor for given in calls for each in given.values())
 
 
 def chunks() -> list[Chunk]:
-    """The parts of vmaps that run now, of those that were given a ``chunk_size``; the innermost first."""
+    """The parts of vmaps that run now, of those that were given a ``chunk_size``; the innermost first.
+
+    All parts of a batch are one call of the module, whose noise must not go on between them.
+    """
     return [chunk for _, chunk in _chunks()] if innermost_transform() is not None else []
 
 

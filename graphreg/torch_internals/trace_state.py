@@ -31,7 +31,10 @@ _PLACES = (  # what torch has in other places while it traces
 
 
 def restore_after_trace(changes: Changes) -> None:
-    """Have the changes know of all within the block, and put back what torch itself changes in it."""
+    """Have the changes know of all within the block, and put back what torch itself changes in it.
+
+    An interrupt between two steps of torch's own clean-up would leave the process tracing for ever.
+    """
     if not changes.outermost():
         return
     for place, names in _PLACES:
@@ -42,7 +45,7 @@ def restore_after_trace(changes: Changes) -> None:
 
 
 def restore_fx_patches() -> None:
-    """Called within a trace of torch.fx: note what it has patched, and what it will patch until it ends."""
+    """Called within a trace of torch.fx: have what it has patched, and what it will patch until it ends, put back by the changes, too."""
     patcher = getattr(_symbolic_trace, "CURRENT_PATCHER", None)
     if (changes := outermost()) is not None and patcher is not None:
         changes.later(partial(_unpatched, patcher.patches_made))

@@ -82,7 +82,7 @@ def test_compiled_call() -> None:
     assert told == ["begin", "end"] * 2 and found[0].record is door.record_of(function) and door.compiled_call() is None
 
 
-@canary("torch.compile keeps its backend", "the handle of a backend", "record_of", "backend_in")
+@canary("torch.compile keeps its backend", "the handle of a backend", "record_of", "backend_in", "function_in")
 def test_backend_in() -> None:
     class Given:
         def __call__(self, gm: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
@@ -93,12 +93,19 @@ def test_backend_in() -> None:
     for made in (torch.compile(nn.Linear(1, 1), backend=given), torch.compile(lambda x: x + 1, backend=given), itself):
         for _ in range(2):
             inner = door.backend_in(door.record_of(made))
-            assert given in (inner, getattr(inner, "compiler_fn", None))
+            assert given in (inner, door.function_in(inner))
             made(torch.ones(1))
     assert door.record_of(nn.Linear(1, 1)) is None and door.record_of(3) is None and door.backend_in(None) is None
 
 
-@canary("torch.compile calls a backend that it was given by name", "backend='graphreg'", "asking_wrapper", "backend_named")
+@canary(
+    "torch.compile calls a backend that it was given by name",
+    "backend='graphreg'",
+    "asking_wrapper",
+    "backend_named",
+    "name_in",
+    "function_in",
+)
 def test_asking_wrapper() -> None:
     asked = list[Any]()
 
@@ -111,7 +118,8 @@ def test_asking_wrapper() -> None:
     for function in functions:
         function(torch.ones(1))
     (first, options), (second, _), (other, _) = asked
-    assert options == {"options": {"a": 1}} and first.compiler_name == "graphreg_canary"
+    assert options == {"options": {"a": 1}} and door.name_in(first) == "graphreg_canary"
+    assert door.function_in(first) is canary_backend and door.name_in(len) is None and door.function_in(len) is None
     assert first is second and first is not other and first is door.backend_in(door.record_of(functions[0]))
     assert door.backend_named("graphreg_canary") is canary_backend and callable(door.backend_named("eager"))
 
