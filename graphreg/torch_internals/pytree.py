@@ -1,7 +1,6 @@
 """Nested tuples, lists and dicts, taken apart as torch itself does it, with the classes that users have made known to torch.
 
-torch offers this in Python without a public name (``torch.utils.pytree`` came with torch 2.9, in another form). graphreg needs torch's
-own, as a user's output classes are registered there.
+graphreg needs torch's own, under no public name of torch's: a user's output classes are registered there, and torch.export reads it.
 """
 
 from torch.utils._pytree import TreeSpec as TreeSpec
