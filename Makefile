@@ -37,7 +37,8 @@ test: .venv/.test
 # Random models and regularizers against an instrumented copy of the model; see docs/fuzz.md.
 # make fuzz ARGS="--seed 17 --cases 10000"; --compiled aot_eager, --inject all --seeds 3, --replay FILE. Without ARGS
 # also the hypothesis tests of the suite, on random examples.
-PROPERTIES := tests/test_bad_input.py tests/test_check.py tests/test_lengths.py tests/test_noise.py tests/test_screen.py tests/test_selector.py
+PROPERTIES := $(addprefix tests/, ir/test_selector.py rng/test_noise.py regularizer/test_lengths.py rewriting/test_check.py \
+	pipeline/test_bad_input.py reporting/test_screen.py)
 fuzz: .venv/.test
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(PY) -m fuzz --workers $(WORKERS) $(ARGS)
 	$(if $(ARGS),,OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --hypothesis-profile=random $(PROPERTIES))
@@ -53,7 +54,7 @@ oldest:
 # It writes docs/sameness.md, also when a cell of it fails.
 sweep: .venv/.test
 	rm -rf build/sameness
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal -m sweep; code=$$?; $(PY) tests/sameness_page.py && exit $$code
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal -m sweep; code=$$?; $(PY) tests/pipeline/sameness_page.py && exit $$code
 
 bench: .venv/.demo
 	$(PY) benchmarks/bench.py

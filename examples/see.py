@@ -1,6 +1,6 @@
 """What graphreg shows of a small model: python examples/see.py report, or python examples/see.py diff
 
-docs/report.md and docs/diff.md have what it prints; tests/test_see.py holds them equal.
+docs/report.md and docs/diff.md have what it prints; tests/reporting/test_see.py holds them equal.
 """
 
 from __future__ import annotations

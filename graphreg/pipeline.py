@@ -50,8 +50,7 @@ def regularize(
     ``verify``: compare the result with the model on the example inputs, as ``graphreg.verify`` does.
     The model itself stays as it is, and shares its layers with the result. Raises GraphRegError kinds.
     """
-    if not isinstance(compile, (bool, Mapping)):
-        raise RegularizerError(f"compile={shown(compile)} is not allowed; give True, False or a dict of torch.compile options.")
+    _check_compile(compile)
     _check_scaled(penalties, scale)
     before = _before(model, example_inputs, verify)
     with Changes() as changes, changes:
@@ -62,12 +61,15 @@ def regularize(
     if before is not None:
         validate(before, model, module, example_inputs)
     _tell(found)
-    if penalties == "attach" and scale is None:
-        _warn_of_scale(module)
+    _warn_of_scale(module, penalties, scale)
     if compile is not False:
-        options = {"fullgraph": True} | (dict(compile) if isinstance(compile, Mapping) else {})
-        module.compile(**options)
+        module.compile(**{"fullgraph": True, **(compile if isinstance(compile, Mapping) else {})})
     return module
+
+
+def _check_compile(compile: object) -> None:
+    if not isinstance(compile, (bool, Mapping)):
+        raise RegularizerError(f"compile={shown(compile)} is not allowed; give True, False or a dict of torch.compile options.")
 
 
 def _before(model: nn.Module, example_inputs: Any, verify: bool) -> nn.Module | None:
@@ -108,7 +110,9 @@ def _tell(found: Plan) -> None:
         log.warning("own dropout stays with torch's generator: %s", own.text)
 
 
-def _warn_of_scale(module: RewrittenModule) -> None:
+def _warn_of_scale(module: RewrittenModule, penalties: Penalties, scale: Scale | None) -> None:
+    if penalties != "attach" or scale is not None:
+        return
     in_train = next(iter(graphs_of(module).values()))
     joins = [n for n in in_train.nodes if n.op == "call_module" and n.target == f"{RULES}.attach" and not n.args[2]]
     if joins:
@@ -117,7 +121,6 @@ def _warn_of_scale(module: RewrittenModule) -> None:
             "accumulation) cannot be known; penalties join with scale 1. Pass scale=1 if that is right, else the scaler or factor.",
             stacklevel=3,
         )
-
 
 
 

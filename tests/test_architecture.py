@@ -1,26 +1,223 @@
-"""docs/architecture.md is true of the code: its table lists every file, and a file imports from files above it."""
+"""The rooms of docs/architecture.md: which may import which, by what face, how long their files are, and who may edit a graph."""
 
 from __future__ import annotations
 
 import ast
+import importlib
 import re
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
-TOP = Path(__file__).parent.parent
-ROWS = [line for line in (TOP / "docs" / "architecture.md").read_text().splitlines() if line.startswith("| `")]
-ORDER = [name for row in ROWS for name in re.findall(r"`(\w+)\.py`", row.split("|")[1])]
+import pytest
+
+import graphreg
+import graphreg.passes
+from graphreg import Regularizer
+
+TOP = Path(__file__).parents[1]
+PAGE = (TOP / "docs" / "architecture.md").read_text(encoding="utf-8")
+ENGINE, PASSES = sorted((TOP / "graphreg").rglob("*.py")), sorted((TOP / "passes").glob("*.py"))
+FRONT_DOOR = {"__init__", "__main__"}  # they offer the rooms to users, and no room imports them
+EDITS = {"inserting_after", "inserting_before", "erase_node", "replace_all_uses_with", "replace_input_with", "eliminate_dead_code"}
+MAKES = {"create_node", "call_function", "call_module", "call_method", "get_attr"}
+OPTIONAL = {"pygraphviz", "resvg_py"}  # extras, imported where they are needed
 
 
-def test_every_file_is_in_the_table_once() -> None:
-    files = {path.stem for path in (TOP / "graphreg").glob("*.py")} - {"__init__"}
-    assert sorted(ORDER) == sorted(files)
+def rooms() -> list[set[str]]:
+    """The rooms in the order of the page's section, from the top; those on one line do not import each other."""
+    block = PAGE.split("\n## What may import what\n")[1].split("```text\n")[1].split("```")[0]
+    return [set(re.findall(r"\w+", line.partition("#")[0])) for line in block.splitlines()]
 
 
-def test_imports_point_up_the_table() -> None:
-    for place, name in enumerate(ORDER):
-        tree = ast.parse((TOP / "graphreg" / f"{name}.py").read_text())
-        for node in tree.body:  # imports for type checkers stand in an ``if`` and are not followed
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("graphreg"):
-                package, _, module = (node.module or "").partition(".")
-                used = [module] if module else [alias.name for alias in node.names]
-                assert package == "graphreg" and all(ORDER.index(other) < place for other in used), (name, used)
+ORDER = {room: place for place, line in enumerate(rooms()) for room in line}
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def place(path: Path) -> str:
+    """As a test's id."""
+    return str(path.relative_to(TOP))
+
+
+def room_of(path: Path) -> str:
+    """``planning`` for graphreg/planning/plan.py, ``errors`` for graphreg/errors.py."""
+    inner = path.relative_to(TOP / "graphreg")
+    return inner.parts[0] if len(inner.parts) > 1 else inner.stem
+
+
+def imports(node: ast.AST, inside_functions: bool = True) -> Iterator[tuple[str, str]]:
+    """(module, name) of each import, those for type checkers among them: ("graphreg.ir", "Site"), ("torch", "")."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from ((alias.name, "") for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0, "imports are absolute here"
+            yield from ((child.module or "", alias.name) for alias in child.names)
+        elif inside_functions or not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            yield from imports(child, inside_functions)
+
+
+def called(path: Path) -> set[str]:
+    """The names of the methods that a file calls."""
+    calls = (node.func for node in ast.walk(tree(path)) if isinstance(node, ast.Call))
+    return {function.attr for function in calls if isinstance(function, ast.Attribute)}
+
+
+# Rooms
+
+
+def test_the_page_names_every_room_once() -> None:
+    names = [name for line in rooms() for name in line]
+    assert sorted(names) == sorted({room_of(path) for path in ENGINE} - FRONT_DOOR)
+    described = re.findall(r"^\*\*`(?:graphreg/)?(\w+)(?:/|\.py)`\*\*", PAGE.split("\n## The rooms\n")[1].split("\n## ")[0], re.MULTILINE)
+    assert sorted(described) == sorted(names)  # a paragraph each
+
+
+def test_the_files_that_the_page_names_are_there() -> None:
+    """In a room's paragraph by their names, elsewhere by the room and the name; ``file.py`` behind ``room/file.py`` is of that room."""
+    for paragraph in PAGE.split("\n\n"):
+        room = re.match(r"\*\*`(\w+)/`\*\*", paragraph)
+        folder = TOP / "graphreg" / (room[1] if room else "")
+        for name in re.findall(r"`([\w/.]+\.(?:py|js))`", paragraph):
+            inside = [base for base in (folder, TOP, TOP / "graphreg") if (base / name).exists()]
+            assert inside, (name, paragraph[:60])
+            folder = (inside[0] / name).parent if "/" in name and not room else folder
+
+
+@pytest.mark.parametrize("path", [path for path in ENGINE if room_of(path) not in FRONT_DOOR], ids=place)
+def test_a_file_imports_from_rooms_above_its_own_by_their_faces(path: Path) -> None:
+    own = room_of(path)
+    for module, name in imports(tree(path)):
+        package, _, inner = module.partition(".")
+        if package == "graphreg" and inner.split(".")[0] != own:
+            if not inner:  # the command line comes to the library by the door that users come by
+                assert own == "cli" and (not name or name in graphreg.__all__), module
+                continue
+            assert "." not in inner, f"{module}: import {name} from graphreg.{inner.split('.')[0]}"
+            assert ORDER[inner] < ORDER[own], f"{own} is not below {inner}"
+
+
+@pytest.mark.parametrize("room", sorted(path.parent.name for path in (TOP / "graphreg").glob("*/__init__.py")))
+def test_a_room_says_what_it_is_for_and_what_it_offers(room: str) -> None:
+    face = importlib.import_module(f"graphreg.{room}")
+    assert len(face.__doc__ or "") > 30
+    assert [node for node in tree(TOP / "graphreg" / room / "__init__.py").body if isinstance(node, (ast.FunctionDef, ast.ClassDef))] == []
+    if room != "cli":  # whose face is the command
+        assert face.__all__ == sorted(set(face.__all__), key=lambda name: (not name.isupper(), not name[0].isupper(), name))
+        assert all(hasattr(face, name) for name in face.__all__)
+        assert {name for _, name in imports(tree(TOP / "graphreg" / room / "__init__.py"))} == set(face.__all__)
+
+
+def test_no_import_inside_a_function_dodges_a_circle() -> None:
+    """What is private to torch and slow to import is another matter, and that of ``torch_internals``."""
+    for path in ENGINE:
+        inside = {module for module, _ in imports(tree(path))} - {module for module, _ in imports(tree(path), inside_functions=False)}
+        inside -= OPTIONAL | ({"importlib"} if path == TOP / "graphreg" / "__init__.py" else set())
+        assert not [module for module in inside if not module.startswith("torch._")], path
+
+
+# Files
+
+
+def test_few_files_stand_outside_the_rooms() -> None:
+    assert len(list((TOP / "graphreg").glob("*.py"))) <= 8
+
+
+def length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """In lines; a docstring, whose arguments have a line each, does not count."""
+    first, whole = function.body[0], (function.end_lineno or 0) - function.lineno + 1
+    return whole - ((first.end_lineno or 0) - first.lineno + 1 if ast.get_docstring(function) is not None else 0)
+
+
+LONG = {("rewriting/rewrite.py", "_site"), ("rewriting/placement.py", "_chain"), ("rewriting/instantiate.py", "make_rules")}
+
+
+@pytest.mark.parametrize("path", [*ENGINE, *PASSES], ids=place)
+def test_files_and_functions_are_short(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+    functions = [node for node in ast.walk(tree(path)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    assert {(f"{path.parent.name}/{path.name}", function.name) for function in functions if length(function) > 40} <= LONG
+
+
+def code_lines(path: Path) -> list[tuple[int, str]]:
+    """The lines of a file that could be said once: no imports, no parameters, no lists of names, nothing of brackets alone."""
+    left_out: set[int] = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            left_out.update(range(node.lineno, (node.end_lineno or 0) + 1))
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            left_out.update(range(node.lineno, node.body[0].lineno))
+    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+    return [(number, line.strip()) for number, line in lines if number not in left_out and re.search(r"\w", line)]
+
+
+def test_no_two_places_share_six_lines() -> None:
+    seen: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for path in ENGINE:
+        lines = code_lines(path) if path.name != "__init__.py" else []
+        for start in range(len(lines) - 5):
+            six = lines[start : start + 6]
+            seen[tuple(text for _, text in six)].append(f"{place(path)}:{six[0][0]}")
+    assert [places for places in seen.values() if len(places) > 1] == []
+
+
+# Graphs
+
+
+def test_who_edits_a_graph() -> None:
+    """The room ``rewriting``. Front ends edit the graph that they are making, ``compiler`` those that are Inductor's own."""
+    edit = {room_of(path) for path in ENGINE if EDITS & called(path)}
+    assert "rewriting" in edit and edit <= {"rewriting", "tracing", "compiler"}
+    make = {room_of(path) for path in ENGINE if MAKES & called(path)}
+    assert make <= edit | {"dynamo_backend", "ir"}  # a graph of Dynamo's and back; ``ir``: a pickled graph, what is asserted of sizes
+    assert not [path for path in PASSES if (EDITS | MAKES) & called(path)]
+
+
+# Passes
+
+
+def classes_of(path: Path) -> list[str]:
+    """The regularizers that a file of ``passes/`` defines."""
+    name = f"graphreg.passes.{path.stem}"
+    found = vars(importlib.import_module(name)).items()
+    return [key for key, thing in found if isinstance(thing, type) and issubclass(thing, Regularizer) and thing.__module__ == name]
+
+
+PASS_FILES = {path.stem: path for path in PASSES if path.stem != "__init__"}
+
+
+def test_the_list_of_passes_is_complete() -> None:
+    defined = {stem: classes_of(path) for stem, path in PASS_FILES.items()}
+    assert len(defined) > 7 and all(len(classes) == 1 for classes in defined.values()), defined
+    names = [classes[0] for classes in defined.values()]
+    assert sorted(names) == graphreg.passes.__all__
+    listed = list(imports(tree(TOP / "passes" / "__init__.py")))
+    assert listed == sorted((f"graphreg.passes.{stem}", classes[0]) for stem, classes in defined.items())
+    built_in = {cls.__name__ for cls in graphreg.registered().values() if cls.__module__.startswith("graphreg.passes.")}
+    assert built_in == set(names)
+
+
+@pytest.mark.parametrize("stem", PASS_FILES)
+def test_a_pass_imports_the_front_door_torch_and_the_standard_library(stem: str) -> None:
+    found = list(imports(tree(PASS_FILES[stem])))
+    others = {module for module, _ in found if module.partition(".")[0] not in {"torch", *sys.stdlib_module_names}}
+    assert others == {"graphreg"}
+    assert {name for module, name in found if module == "graphreg"} <= set(graphreg.__all__)
+
+
+@pytest.mark.parametrize("path", ENGINE, ids=place)
+def test_the_engine_names_no_pass(path: Path) -> None:
+    """Built-ins are found by scanning their package."""
+    classes = {name for file in PASS_FILES.values() for name in classes_of(file)}
+    nodes = list(ast.walk(tree(path)))
+    names = {node.id for node in nodes if isinstance(node, ast.Name)} | {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    modules = {part for module, name in imports(tree(path)) if module.startswith("graphreg") for part in (*module.split("."), name)}
+    assert not classes & (names | texts | modules)
+    assert not set(PASS_FILES) & modules and "passes" not in modules

@@ -19,7 +19,7 @@ import pytest
 TOP = Path(__file__).parent.parent
 PROJECT = tomllib.loads((TOP / "pyproject.toml").read_text())
 SOURCES = ["graphreg", "passes", "tests", "docs", "examples", "benchmarks", ".ci", "pyproject.toml", "README.md", "CHANGELOG.md",
-           "LICENSE", "Makefile", "MANIFEST.in"]  # fmt: skip
+           "CONTRIBUTING.md", "LICENSE", "Makefile", "MANIFEST.in"]  # fmt: skip
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
 
 
@@ -149,7 +149,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert version and wheel.name == f"graphreg-{version[1]}-py3-none-any.whl"
     inside = contents(wheel)
     own = {name for name in inside if ".dist-info/" not in name}
-    engine = {f"graphreg/{path.name}" for path in (TOP / "graphreg").glob("*.py")}
+    engine = {str(path.relative_to(TOP)) for path in (TOP / "graphreg").rglob("*.py")}
     passes = {f"graphreg/{name}/{path.name}" for name in ("passes", "examples") for path in (TOP / name).glob("*.py")}
     page = {f"graphreg/drawing/page/{path.name}" for path in (TOP / "graphreg" / "drawing" / "page").iterdir()}
     assert own == engine | passes | page | {"graphreg/py.typed", "graphreg/passes/py.typed"}
@@ -164,7 +164,7 @@ def test_the_sdist_builds_the_same_wheel(source: Path, built: Path, wheel: Path,
         names = {name.partition("/")[2] for name in archive.getnames()}
     wanted = {str(path.relative_to(source)) for name in ("passes", "tests", "docs", "examples", "benchmarks", ".ci")
               for path in (source / name).rglob("*") if path.is_file()}  # fmt: skip
-    assert wanted | {"LICENSE", "Makefile", "README.md", "CHANGELOG.md", "pyproject.toml"} <= names
+    assert wanted | {"LICENSE", "Makefile", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "pyproject.toml"} <= names
     assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
 
 
@@ -195,9 +195,9 @@ def test_it_imports_from_any_folder(clean: Place, tmp_path: Path) -> None:
 def test_the_command_line_and_its_demo(clean: Place, tmp_path: Path) -> None:
     """The demos are in the package, each with the files that it imports by bare names."""
     (entry,) = clean.site.glob("graphreg-*.dist-info/entry_points.txt")
-    assert "[console_scripts]\ngraphreg = graphreg.cli:main\n" in entry.read_text()
+    assert "[console_scripts]\ngraphreg = graphreg.cli.main:main\n" in entry.read_text()
     assert run(clean.python, "-m", "graphreg", "--version", cwd=tmp_path).startswith("graphreg 0.")
-    code = "from graphreg.cli_demo import script; print(script('regularizers'), script('penalties'))"
+    code = "from graphreg.cli.commands import script; print(script('regularizers'), script('penalties'))"
     for path in map(Path, clean.says(code, cwd=tmp_path).split()):
         assert path.parent == clean.site / "graphreg" / "examples" and path.read_text() == (TOP / "examples" / path.name).read_text()
 

@@ -134,7 +134,7 @@ def resumes() -> str:
 
 
 def ranks_by_choice() -> str:
-    """As rank 3 of several; tests/test_distributed.py has the processes."""
+    """As rank 3 of several; tests/runtime/test_distributed.py has the processes."""
     alone, told = site(), []
     with mock.patch.object(dist, "is_initialized", lambda: True), mock.patch.object(dist, "get_rank", lambda: 3):
         for ranks in ("differ", "same"):

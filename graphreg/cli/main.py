@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _collector_at_rest() -> Iterator[None]:
-    """As in ``collector.py``, which imports torch."""
+    """As in ``torch_internals``, which imports torch."""
     enabled = gc.isenabled()
     gc.disable()
     try:

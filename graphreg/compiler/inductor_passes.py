@@ -24,7 +24,7 @@ SLOT, JOINT_SLOT = "post_grad_custom_post_pass", "joint_custom_post_pass"
 def with_our_pass(options: Mapping[str, Any], differentiates: bool = False) -> dict[str, Any]:
     """torch.compile's options with the passes among Inductor's; as they are, where the user chose a backend, a mode or a pass.
 
-    ``differentiates``: whether a penalty does, so that second derivatives are to be simplified (``graphreg/joint.py``).
+    ``differentiates``: whether a penalty does, so that second derivatives are to be simplified (``joint_graph.py``).
     """
     chosen = dict(options)
     inner = chosen.get("options") or {}

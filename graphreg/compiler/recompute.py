@@ -11,7 +11,7 @@ Behind a normalization the output can be had again from what the normalization k
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -29,9 +29,9 @@ FROM_OUTPUT = {"relu", "relu_", "threshold", "sigmoid", "sigmoid_", "tanh", "tan
 _ELEMENTWISE = {"add", "sub", "mul", "div", "iadd", "isub", "imul", "truediv", "itruediv", "neg", "add_", "mul_", "sub_", "div_", "cat"}
 
 
-def recomputed(node: fx.Node, operations: Operations) -> bool:
-    """Whether a splice of the node's value is recomputed in backward, when compiled."""
-    return _name(node, operations) in FROM_OUTPUT and not _behind_norm(node, operations)
+def recomputed(node: fx.Node, operations: Operations, replaced: Container[fx.Node] = ()) -> bool:
+    """Whether a splice of the node's value is recomputed in backward, when compiled. ``replaced``: nodes whose value is spliced."""
+    return _name(node, operations) in FROM_OUTPUT and not _behind_norm(node, operations, replaced)
 
 
 def _name(node: fx.Node, operations: Operations) -> str:
@@ -39,11 +39,13 @@ def _name(node: fx.Node, operations: Operations) -> str:
     return type(module).__name__.lower() if module is not None else function_name(node)
 
 
-def _behind_norm(node: fx.Node, operations: Operations) -> bool:
+def _behind_norm(node: fx.Node, operations: Operations, replaced: Container[fx.Node]) -> bool:
     """Whether elementwise operations alone lie between the value and a normalization."""
     ahead, seen = list(node.all_input_nodes), {node}
     while ahead:
         source = ahead.pop()
+        if source in replaced:  # what stands in its place is neither
+            continue
         if operations.is_norm(source):
             return True
         if source not in seen and (function_name(source) in _ELEMENTWISE or operations.passes_through(source)):

@@ -4,5 +4,5 @@ from graphreg.diagnosis.doctor import doctor
 from graphreg.diagnosis.findings import Diagnosis, Finding
 
 __all__ = [
-    "Diagnosis", "Finding", "doctor", "listed",
+    "Diagnosis", "Finding", "doctor",
 ]  # fmt: skip

@@ -43,22 +43,12 @@ def doctor(
     leaf = rules._modules.get("key")
     key = leaf if isinstance(leaf, KeyRule) else None
     drawing = tuple(leaf.site for leaf in rules.children() if isinstance(leaf, Drawing))
-    tensor = next(inner.parameters(), None)
-    device = torch.device("cpu") if tensor is None or tensor.device.type == "meta" else tensor.device
-    findings, right, kinds = list[Finding](), list[str](), by_kind(left)
+    device = _device(inner)
     with _line(sys.stderr.isatty() if progress is None else progress) as told:
-        bench = Bench(backend, device, told)
-        found = bench.own(kinds)
-        findings += found
-        right += _right([own for owns in kinds.values() for own in owns], found)
-        if key is not None:
-            found = bench.streams(drawing)
-            findings += found
-            right += [] if found else ["graphreg's streams: in backward as in the forward, compiled as in eager"]
+        findings, right = _tried(Bench(backend, device, told), left, drawing if key is not None else None)
         if step is not None:
             told("your step")
-            seen = observe(inner, key, step)
-            found = _of_step(seen, drawing, left)
+            found = _of_step(observe(inner, key, step), drawing, left)
             findings += found
             right += [] if found else ["your step: backward drew nothing anew"]
     if key is None and not left:
@@ -66,6 +56,24 @@ def doctor(
     findings.sort(key=lambda finding: KINDS.index(finding.kind))
     name = backend if isinstance(backend, str) else getattr(backend, "__name__", type(backend).__name__)
     return Diagnosis(f"{rules.about[0].title}: torch {torch.__version__}, {name}, {device}", tuple(findings), tuple(right))
+
+
+def _device(module: nn.Module) -> torch.device:
+    """Where the experiments run: on the module's device, or on the CPU."""
+    tensor = next(module.parameters(), None)
+    return torch.device("cpu") if tensor is None or tensor.device.type == "meta" else tensor.device
+
+
+def _tried(bench: Bench, left: Sequence[Own], drawing: tuple[str, ...] | None) -> tuple[list[Finding], list[str]]:
+    """What tiny functions show, of what the model draws itself and of the sites on graphreg's streams: findings, and what is right."""
+    kinds = by_kind(left)
+    findings = bench.own(kinds)
+    right = _right([own for owns in kinds.values() for own in owns], findings)
+    if drawing is not None:
+        found = bench.streams(drawing)
+        findings = [*findings, *found]
+        right += [] if found else ["graphreg's streams: in backward as in the forward, compiled as in eager"]
+    return findings, right
 
 
 def _check(step: object, backend: object, progress: object) -> None:

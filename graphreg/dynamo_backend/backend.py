@@ -47,6 +47,7 @@ class Backend(Knobs):
         self.title = ""
         self.parts: list[Part] = []
         self.forced, self.complete = False, False
+        self._forcing: dict[object, None] = {}  # the blocks of noise_on
         self._strengths = {name: torch.tensor([r.weight], dtype=torch.float64) for name, r in regularizers.items()}
         self._measurers: dict[str, Measurer] = {}
         self._maker: Maker | None = None
@@ -161,7 +162,7 @@ class Backend(Knobs):
         call = self._call if self._call is not None else self._current()
         self._require(part)
         extra, counts = part.parameters(call.model)
-        outputs = call.taken(part.run(*values, *self._added(part, call), *extra), part.measured, part.weighed, part.broken, counts)
+        outputs = call.taken(part.run(*values, *self._added(part, call), *extra), part.measured, part.weighed, counts, values)
         self._ran(part, call, outputs)
         return outputs
 
@@ -233,8 +234,16 @@ class Backend(Knobs):
 
     @contextmanager
     def noise_on(self) -> Iterator[None]:
+        block = object()
+
+        def back() -> None:
+            self._forcing.pop(block, None)
+            self.forced = bool(self._forcing)
+
         with Changes() as changes, changes:
-            changes.put(self, "forced", True)
+            changes.later(back)
+            self._forcing[block] = None
+            self.forced = True
             yield
 
     def report(self) -> Report:

@@ -15,7 +15,7 @@ from graphreg.dynamo_backend.capture import Known
 from graphreg.errors import GraphRegError, RegularizerError
 from graphreg.ir import brought
 from graphreg.regularizer import Penalty
-from graphreg.runtime import Scale, Total, Whole, current, refuse_twice
+from graphreg.runtime import Scale, Total, Way, Whole, current, identity, in_place, refuse_twice, storage_of
 from graphreg.torch_internals import backward_task, transform_level
 
 
@@ -92,11 +92,11 @@ class Call:
             return {}
         return {name: (m.leaf, m.parameters) for name, m in self.measurers.items() if m.parameters and m.is_plain(self.model)}
 
-    def taken(self, given: Sequence[Any], names: Sequence[str], weighed: Sequence[str], broken: bool, counts: bool) -> list[Any]:
+    def taken(self, given: Sequence[Any], names: Sequence[str], weighed: Sequence[str], counts: bool, inputs: Sequence[Any]) -> list[Any]:
         """The outputs of a graph that ran, without its measurements, which are the last and belong to the penalties ``names``,
         and without the penalties on parameters that it has, which come behind these; ``counts``: whether these are to be used.
 
-        Where penalties attach, the outputs carry them; a graph behind a break may write into its inputs, and gets copies.
+        Where penalties attach, the outputs carry them. ``inputs``: what the graph was given.
         """
         self.started = True
         count = len(given) - len(weighed)
@@ -108,10 +108,10 @@ class Call:
             self.values.setdefault(name, []).append(value.detach() if self.attaches else value)
             if value.requires_grad:
                 self.trains.add(name)
-        return self._joined(outputs, names, measured, broken) if self.attaches else outputs
+        return self._joined(outputs, names, measured, inputs) if self.attaches else outputs
 
-    def _joined(self, outputs: list[Any], names: Sequence[str], measured: list[Tensor], broken: bool) -> list[Any]:
-        live = [i for i, out in enumerate(outputs) if isinstance(out, Tensor) and out.requires_grad]
+    def _joined(self, outputs: list[Any], names: Sequence[str], measured: list[Tensor], inputs: Sequence[Any]) -> list[Any]:
+        live = list({id(out): out for out in outputs if isinstance(out, Tensor) and out.requires_grad}.values())
         totals = list(self.of_parameters.values())
         if not live or not any(value.requires_grad for value in [*totals, *measured]):
             return outputs
@@ -120,10 +120,14 @@ class Call:
                 "a backend's attached penalties cannot join under a transform of torch.func. Use penalties='return' and add "
                 "backend.penalties() to the loss, or graphreg.regularize."
             )
-        own = [outputs[i] for i in live]
-        joined = _Join.apply(self, list(names), current(self.scale), broken, len(totals), *totals, *measured, *own)  # type: ignore[no-untyped-call]
-        new = dict(zip(live, joined, strict=True))
-        return [new.get(i, out) for i, out in enumerate(outputs)]
+
+        def apply(ways: Sequence[Way], entering: Sequence[Tensor]) -> tuple[Tensor, ...]:
+            now = current(self.scale)
+            return _Join.apply(self, list(names), now, tuple(ways), len(totals), *totals, *measured, *entering)  # type: ignore[no-any-return,no-untyped-call]
+
+        known = frozenset(storage_of(value) for value in inputs if isinstance(value, Tensor))
+        joined = dict(zip(map(id, live), in_place(apply, live, live, known), strict=True))
+        return [joined.get(id(out), out) for out in outputs]
 
     @cached_property
     def of_parameters(self) -> dict[str, Tensor]:
@@ -161,12 +165,13 @@ class _Join(torch.autograd.Function):
     """The identity on a graph's outputs; in backward its measurements get their share of the penalty's gradient."""
 
     @staticmethod
-    def forward(ctx: Any, call: Call, names: list[str], scale: Any, copy: bool, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, call: Call, names: list[str], scale: Any, ways: tuple[Way, ...], count: int, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.call, ctx.names, ctx.scale, ctx.count = call, names, scale, count
         ctx.save_for_backward(*tensors[: count + len(names)])
-        outputs = tensors[count + len(names) :]
-        return tuple(out.clone() if copy else out.view_as(out) for out in outputs)
+        return identity(ways, tensors[count + len(names) :])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:

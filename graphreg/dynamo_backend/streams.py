@@ -43,6 +43,7 @@ class Streams:
         self.seed, self.alike = seed, False
         self.calls: dict[str, int] = {}
         self.held: dict[str, int] | None = None
+        self._blocks: dict[object, None] = {}  # those that hold the noise
         self._words: dict[Stream, int] = {}
 
     def keys(self, rows: Sequence[Stream], draws: Sequence[bool], device: torch.device) -> Tensor:
@@ -67,14 +68,19 @@ class Streams:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Each call in the block draws the masks of the first."""
-        if self.held is not None:
-            yield
-            return
+        """Each call in the block draws the masks of the first. Blocks that overlap, of several threads, end with the last of them."""
+        block = object()
         with Changes() as changes, changes:
-            changes.later(partial(setattr, self, "held", None))
-            self.held = dict(self.calls)
+            changes.later(partial(self._release, block))
+            self._blocks[block] = None
+            if self.held is None:
+                self.held = dict(self.calls)
             yield
+
+    def _release(self, block: object) -> None:
+        self._blocks.pop(block, None)
+        if not self._blocks:
+            self.held = None
 
     def state(self) -> dict[str, Any]:
         """A plain dict: the seed, and the number of each stream's next call."""

@@ -37,16 +37,16 @@ class Aliases:
         for node in self.order:
             if (given := _gives(node)) is not None:
                 self._given.setdefault(given[0], []).extend(given[1])
-        self._all = self._by_base(surely=False)
-        self._sure = self._by_base(surely=True)  # those that do write, for all that can be seen
+        self._all, self._sure = self._by_base()
 
-    def _by_base(self, surely: bool) -> dict[fx.Node, list[Write]]:
-        """The writes into each base, in order."""
-        found: dict[fx.Node, list[Write]] = {}
+    def _by_base(self) -> tuple[dict[fx.Node, list[Write]], dict[fx.Node, list[Write]]]:
+        """The writes into each base, in order: those that may be, and those that are, for all that can be seen."""
+        found: tuple[dict[fx.Node, list[Write]], dict[fx.Node, list[Write]]] = {}, {}
         for node, order in self.order.items():
-            for name in self.effects.writes(node, surely):
-                for base in self.bases(name):
-                    found.setdefault(base, []).append(Write(order, node, name))
+            for surely, by_base in enumerate(found):
+                for name in self.effects.writes(node, bool(surely)):
+                    for base in self.bases(name):
+                        by_base.setdefault(base, []).append(Write(order, node, name))
         return found
 
     def bases(self, node: fx.Node) -> frozenset[fx.Node]:

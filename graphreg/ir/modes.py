@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +13,3 @@ Graphs = Mapping[str, fx.Graph]  # {"both": graph} or {"train": graph, "eval": g
 def choose(training: bool, in_train: Any, in_eval: Any) -> Any:
     """The argument that belongs to the mode; stands in emitted code where a literal depends on it."""
     return in_train if training else in_eval
-
-
-def is_nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)

@@ -233,7 +233,7 @@ class _Judge:
             known = node.meta["value"]
             if not isinstance(known, tuple):
                 return "a tuple" if isinstance(known, list) else "no tensor"
-            return "" if known[1].is_floating_point else "integers"
+            return "" if known[1].is_floating_point else "complex numbers" if known[1].is_complex else "integers"
         if node in self.sizes:
             return "no tensor"
         if self.operations.guesses_list(node):

@@ -16,7 +16,7 @@ from typing import Literal
 
 from torch import nn
 
-from graphreg.errors import NoMatchError, RegularizerError, near, near_sentence, warn
+from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, near, near_sentence, warn
 from graphreg.ir.site import ROLES, Label, Site
 
 Selector = str | Sequence[str] | Callable[[Site], bool]
@@ -62,6 +62,11 @@ class Pattern:
     @cached_property
     def _glob(self) -> Callable[[str], object]:
         return re.compile(fnmatch.translate(self.name)).match
+
+    @property
+    def lone(self) -> bool:
+        """Whether it is ``*`` alone, which means the default sites."""
+        return self.text.strip("! ") == "*"
 
     def path(self, module: str) -> bool:
         """Whether it names the module at this path."""
@@ -166,45 +171,78 @@ def select(
     if callable(selector):
         return _by_function(selector, sites, f"of {who} chooses no {what} of {model}", missing)
     texts = strings(selector)
-    wanted: dict[int, str] = {}
     none_usual = _usual(who, usual, what, model, [site for site in sites if site.norm and site.role == "hidden"])
-    if all(Pattern.parse(text).exclude for text in texts):
-        wanted = {id(site): "*" for site in default}
-        if not default and not any(text.strip("! ") == "*" for text in texts):
-            complain(none_usual, missing)
-    gone: set[int] = set()
-    for text in texts:
-        pattern = Pattern.parse(text)
-        found = list(default) if text.strip("! ") == "*" else pattern.find(sites)
-        usable = [site for site in found if site.selectable]
-        if not (usable or _needless(pattern, found, elsewhere)):
-            lone = text.strip("! ") == "*"
-            complain(none_usual if lone else _nothing(pattern, found, sites, what, model, who, elsewhere) + hint(text), missing)
-        if pattern.exclude:
-            gone.update(map(id, usable))
-        else:
-            for site in usable:
-                wanted.setdefault(id(site), text)
+
+    def why(pattern: Pattern, found: Sequence[Site]) -> str:
+        return none_usual if pattern.lone else _nothing(pattern, found, sites, what, model, who, elsewhere) + hint(pattern.text)
+
+    if not default and all(pattern.exclude and not pattern.lone for pattern in map(Pattern.parse, texts)):
+        complain(none_usual, missing)
+    wanted, gone = _by_strings(texts, sites, default, elsewhere, why, missing)
     if wanted and gone.issuperset(wanted):
         complain(f"{list(texts)} leaves no {what} of {model}: what is selected is taken away again by '!'.", missing)
     return {site: wanted[id(site)] for site in sites if id(site) in wanted and id(site) not in gone}
 
 
+def _by_strings(
+    texts: Sequence[str],
+    sites: Sequence[Site],
+    default: Sequence[Site],
+    elsewhere: Sequence[Site],
+    why: Callable[[Pattern, Sequence[Site]], str],
+    missing: Missing,
+) -> tuple[dict[int, str], set[int]]:
+    """The ids of the sites that are selected, each with its string, and of those that are taken away again.
+
+    ``why``: the sentence about a string that finds nothing. Where all strings exclude, they exclude from the default sites.
+    """
+    patterns = [Pattern.parse(text) for text in texts]
+    wanted = {id(site): "*" for site in default} if all(pattern.exclude for pattern in patterns) else {}
+    gone: set[int] = set()
+    for pattern in patterns:
+        found = list(default) if pattern.lone else pattern.find(sites)
+        usable = [site for site in found if site.selectable]
+        if not (usable or _needless(pattern, found, elsewhere)):
+            complain(why(pattern, found), missing)
+        if pattern.exclude:
+            gone.update(map(id, usable))
+        else:
+            for site in usable:
+                wanted.setdefault(id(site), pattern.text)
+    return wanted, gone
+
+
 def _by_function(selector: Callable[[Site], bool], sites: Sequence[Site], none: str, missing: Missing) -> dict[Site, str]:
-    chosen = {site: _called(selector) for site in sites if site.selectable and selector(site)}
+    chosen = {site: _called(selector) for site in sites if site.selectable and _chooses(selector, site)}
     if not chosen:
         complain(f"the selector {_called(selector)} {none}. It is asked for each site; graphreg.names(model) lists them.", missing)
     return chosen
 
 
+def _chooses(selector: Callable[[Site], bool], site: Site) -> bool:
+    """What a predicate says of a site. Raises RegularizerError where it raises, or says what is neither true nor false."""
+    try:
+        return bool(selector(site))
+    except GraphRegError:
+        raise
+    except Exception as error:
+        shape = "no shape is known (give example_inputs)" if site.shape is None else f"shape {site.shape}"
+        name, first = f"<{_called(selector).strip('<>')}>", str(error).partition("\n")[0]
+        what = f"{site.name!r} ({site.kind}, op {site.op}, {shape})"
+        raise RegularizerError(
+            f"the selector {name} raised {type(error).__name__}: {first} when it was asked for the site {what}. It is asked "
+            "for every site of the model; return False for those that it does not mean."
+        ) from error
+
+
 def unmatched(selector: Selector, sites: Sequence[Site], default: Sequence[Site], elsewhere: Sequence[Site] = ()) -> tuple[str, ...]:
     """The strings of a selector that select nothing, as ``select`` understands it; a predicate by its name."""
     if callable(selector):
-        return () if any(site.selectable and selector(site) for site in sites) else (_called(selector),)
+        return () if any(site.selectable and _chooses(selector, site) for site in sites) else (_called(selector),)
     lost = []
     for text in strings(selector):
         pattern = Pattern.parse(text)
-        found = default if text.strip("! ") == "*" else pattern.find(sites)
+        found = default if pattern.lone else pattern.find(sites)
         if not (any(site.selectable for site in found) or _needless(pattern, found, elsewhere)):
             lost.append(text)
     return tuple(lost)
@@ -212,7 +250,7 @@ def unmatched(selector: Selector, sites: Sequence[Site], default: Sequence[Site]
 
 def _needless(pattern: Pattern, found: Sequence[Site], elsewhere: Sequence[Site]) -> bool:
     """Whether it takes away what is there and is not selected anyway: a bias from a penalty on weights."""
-    return pattern.exclude and pattern.text.strip("! ") != "*" and bool(found or pattern.find(elsewhere))
+    return pattern.exclude and not pattern.lone and bool(found or pattern.find(elsewhere))
 
 
 def complain(sentence: str, missing: Missing) -> None:

@@ -79,8 +79,14 @@ def thaw(records: list[tuple[Any, ...]]) -> fx.Graph:
 
 def copied(graph: fx.Graph) -> fx.Graph:
     """The same graph anew, with its code generator and what its output carries."""
-    copy = fx.Graph()
+    copy = blank_like(graph)
     value = copy.graph_copy(graph, {})
     copy.output(value).meta.update(graph.output_node().meta)
-    share_emitter(graph, copy)
     return copy
+
+
+def blank_like(graph: fx.Graph) -> fx.Graph:
+    """A graph without nodes, with the code generator of another."""
+    blank = fx.Graph()
+    share_emitter(graph, blank)
+    return blank

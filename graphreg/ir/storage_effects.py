@@ -1,6 +1,6 @@
 """What the operations of a traced graph do to storage: whose theirs may be, and whom they write into.
 
-Asked are torch's schemas, then the call itself, made on tensors without data (`probes.py`). Code that is not torch's may do anything.
+Asked are torch's schemas, then the call itself, on tensors without data (`storage_probes.py`). Code that is not torch's may do anything.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class Effects:
         self._writes: dict[fx.Node, tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]] = {}
         self._shares: dict[fx.Node, tuple[tuple[fx.Node, ...], bool]] = {}
         self._sizes: dict[fx.Node, bool] = {}
+        self._unknown: dict[fx.Node, bool] = {}
 
     def writes(self, node: fx.Node, surely: bool = False) -> tuple[fx.Node, ...]:
         """The arguments whose storage the operation may write into, or does for all that can be seen."""
@@ -168,6 +169,11 @@ class Effects:
 
     def _is_unknown(self, node: fx.Node) -> bool:
         """Whether the operation runs code that is not torch's."""
+        if node not in self._unknown:
+            self._unknown[node] = self._runs_others(node)
+        return self._unknown[node]
+
+    def _runs_others(self, node: fx.Node) -> bool:
         owner = getattr(node.target, "__self__", None)
         function = isinstance(owner, type) and issubclass(owner, torch.autograd.Function)
         if self.operations.is_opaque(node) or (function and not owner.__module__.startswith("torch.")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -15,6 +16,7 @@ from graphreg.regularizer import OPTIONS, PREFIXED, Regularizer, find, registere
 from graphreg.tracing import Traced, trace
 
 FAMILIES = ("dropout", "noise")
+log = logging.getLogger("graphreg")
 
 
 def from_kwargs(model_or_traced: nn.Module | Traced, **keywords: Any) -> list[Regularizer]:
@@ -22,12 +24,13 @@ def from_kwargs(model_or_traced: nn.Module | Traced, **keywords: Any) -> list[Re
 
     A scalar 0, None or False is off. A dict of selectors to weights is a regularizer for each entry, with weight 0 too, in order:
     ``dropout={"1": 0.0, "3": 0.2}`` is ``dropout`` and ``dropout_1``. A dict with an option among its keys is options.
-    ``regularizers=`` takes an instance, a sequence, or a dict of keywords that is merged over the others. Raises NoMatchError for an
-    unknown keyword, RegularizerError for a value out of range.
+    ``regularizers=`` takes an instance, a sequence, or a dict of keywords beside the others; of a keyword that is given both ways the
+    dict's holds, and a warning is logged. Raises NoMatchError for an unknown keyword, RegularizerError for a value out of range.
     """
     traced = model_or_traced if isinstance(model_or_traced, Traced) else trace(model_or_traced)
     given = keywords.pop("regularizers", None)
     if isinstance(given, Mapping):
+        _warn_of_both(keywords, given)
         keywords, given = {**keywords, **given}, None
     for keyword in keywords:
         _check_keyword(keyword)
@@ -58,6 +61,16 @@ def instances(given: Any) -> list[Regularizer]:
             f"{shown(given)} is no regularizer. Give instances, e.g. WeightL2('*', 1e-4), or keywords, e.g. weight_l2=1e-4."
         )
     return [regularizer for item in given for regularizer in instances(item)]
+
+
+def _warn_of_both(keywords: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Log a warning of a keyword that stands among the keywords and in ``regularizers=`` as well: the latter holds, as in theanets."""
+    for key in keywords.keys() & given.keys():
+        log.warning(
+            "%s is given twice: %s in regularizers={...} is taken, as theanets does, and %s is not used. For two regularizers of one kind "
+            "give instances, regularizers=[...], or a dict of selectors to weights.",
+            key, shown(given[key]), shown(keywords[key]),
+        )  # fmt: skip
 
 
 def _check_keyword(keyword: str) -> None:

@@ -51,44 +51,21 @@ def leaf_names(plan: Plan) -> dict[int | str, str]:
 
 
 def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], rng: Any) -> Rules:
-    """What goes under ``graphreg_rules``."""
-    rules, streams, slots = Rules(), dict[str, int](), dict[str, dict[str, int]]()
-    devices = (p.device for p in model.parameters() if p.device.type != "meta")  # a meta tensor holds no strength
-    device = next(devices, torch.device("cpu"))
-    rules.strengths = {name: brought(torch.tensor([r.weight], dtype=torch.float64), device) for name, r in plan.regularizers.items()}
-    if not has_float64(device):
-        rules.exact = {name: float(r.weight) for name, r in plan.regularizers.items()}
+    """What goes under ``graphreg_rules``: the runtime modules of the plan, with their strengths and streams."""
     for name, regularizer in plan.regularizers.items():
         require_pure(regularizer, [edit.site for edit in plan.of(name)])
-    seeds = _Seeds(rng)
+    rules = Rules()
+    device = _add_strengths(rules, plan, model)
+    streams = _streams(plan, names, _Seeds(rng))
+    slots = {name: i for i, name in enumerate(streams)}
     for i, edit in enumerate(plan.edits):
-        strength, regularizer = rules.strengths[edit.name], edit.regularizer
-        if isinstance(regularizer, Splice):
-            leaf: Leaf = SpliceRule(regularizer, edit.site.name, strength, len(streams), edit.site.module)
-            streams[names[i]] = stream(seeds.of(edit), edit.site.name, type(regularizer).__name__, edit.occurrence)
-        elif isinstance(regularizer, Penalty) and measures(regularizer):
-            site = edit.site.name
-            leaf = MeasureSteps(regularizer, site, strength, edit.steps) if edit.steps else Measure(regularizer, site, strength)
-        else:
-            if edit.name in plan.cones:
-                slots.setdefault(edit.name, {})[edit.site.name] = len(streams)
-                streams[names[i]] = stream(seeds.of(edit), edit.site.name, type(regularizer).__name__, edit.occurrence)
-            continue
-        rules.add_module(names[i], leaf)
+        if (leaf := _leaf_of(edit, rules, slots.get(names[i], 0))) is not None:
+            rules.add_module(names[i], leaf)
     for i, own in enumerate(plan.own, len(plan.edits)):
-        rules.add_module(names[i], OwnRule(own, len(streams)))
-        if own.draws:
-            streams[names[i]] = stream(seeds.default(), own.own.site.name, "own dropout", 0)
+        rules.add_module(names[i], OwnRule(own, slots.get(names[i], 0)))
     if streams:
         rules.add_module("key", KeyRule(streams).to(device))
-    for name, regularizer in plan.regularizers.items():
-        if isinstance(regularizer, Penalty):
-            strength = rules.strengths[name]
-            if name in plan.cones:
-                total: Total = Derivative(regularizer, name, strength, plan.cones[name], slots[name])
-            else:
-                total = (Whole if "values" in regularizer.takes else Total)(regularizer, name, strength)
-            rules.add_module(name, total)
+    _add_totals(rules, plan, names, slots)
     for site, readers in plan.tracked.items():
         leaves = [reader for name in readers if isinstance(reader := rules.get_submodule(name), Derivative)]
         rules.add_module(names[site], Track(site, leaves))
@@ -96,6 +73,52 @@ def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], rng
         assert isinstance(child, Leaf)
         child.rules = (rules,)
     return rules
+
+
+def _add_strengths(rules: Rules, plan: Plan, model: nn.Module) -> torch.device:
+    """The strengths, on the device of the model's parameters, which is returned."""
+    devices = (p.device for p in model.parameters() if p.device.type != "meta")  # a meta tensor holds no strength
+    device = next(devices, torch.device("cpu"))
+    rules.strengths = {name: brought(torch.tensor([r.weight], dtype=torch.float64), device) for name, r in plan.regularizers.items()}
+    if not has_float64(device):
+        rules.exact = {name: float(r.weight) for name, r in plan.regularizers.items()}
+    return device
+
+
+def _streams(plan: Plan, names: Mapping[int | str, str], seeds: _Seeds) -> dict[str, int]:
+    """The stream of noise of everything that draws, by the name of its runtime module; a slot is a place in this order."""
+    streams: dict[str, int] = {}
+    for i, edit in enumerate(plan.edits):
+        if isinstance(edit.regularizer, Splice) or edit.name in plan.cones:
+            streams[names[i]] = stream(seeds.of(edit), edit.site.name, type(edit.regularizer).__name__, edit.occurrence)
+    for i, own in enumerate(plan.own, len(plan.edits)):
+        if own.draws:
+            streams[names[i]] = stream(seeds.default(), own.own.site.name, "own dropout", 0)
+    return streams
+
+
+def _leaf_of(edit: Edit, rules: Rules, slot: int) -> Leaf | None:
+    """The runtime module of an edit; None where its penalty alone has one, for all of its sites."""
+    strength, regularizer, site = rules.strengths[edit.name], edit.regularizer, edit.site.name
+    if isinstance(regularizer, Splice):
+        return SpliceRule(regularizer, site, strength, slot, edit.site.module)
+    if not isinstance(regularizer, Penalty) or not measures(regularizer):
+        return None
+    return MeasureSteps(regularizer, site, strength, edit.steps) if edit.steps else Measure(regularizer, site, strength)
+
+
+def _add_totals(rules: Rules, plan: Plan, names: Mapping[int | str, str], slots: Mapping[str, int]) -> None:
+    """The runtime module of each penalty, which puts together what was measured at its sites."""
+    for name, regularizer in plan.regularizers.items():
+        if not isinstance(regularizer, Penalty):
+            continue
+        strength = rules.strengths[name]
+        if name in plan.cones:
+            drawn = {edit.site.name: slots[names[i]] for i, edit in enumerate(plan.edits) if edit.name == name}
+            total: Total = Derivative(regularizer, name, strength, plan.cones[name], drawn)
+        else:
+            total = (Whole if "values" in regularizer.takes else Total)(regularizer, name, strength)
+        rules.add_module(name, total)
 
 
 def measures(regularizer: Regularizer) -> bool:

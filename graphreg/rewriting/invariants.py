@@ -17,7 +17,7 @@ from graphreg.errors import RegularizerError
 from graphreg.ir import CROSSES, RULES, apart, clone, is_nan
 from graphreg.planning import Plan
 from graphreg.regularizer import Penalty
-from graphreg.rewriting.placement import Placed, fail
+from graphreg.rewriting.placement import Placed, fail, placed_in
 from graphreg.rewriting.substitute import is_own, restored
 from graphreg.runtime import OwnRule, Regularized, RewrittenModule, Track, graphs_of
 from graphreg.tracing import Traced
@@ -27,16 +27,17 @@ def check(module: RewrittenModule, traced: Traced, plan: Plan) -> None:
     """Raise GraphRegError unless the module is the traced model with the plan's additions and nothing else."""
     _same_owner(module, traced.model)
     for mode, emitted in graphs_of(module).items():
-        _lint(emitted, to_networkx(emitted))
+        flow = to_networkx(emitted)
+        _lint(emitted, flow)
         _owns(emitted, module, plan)
         graph = restored(emitted)  # what is looked at below are the model's own calls
-        flow = to_networkx(graph)
+        flow = flow if graph is emitted else to_networkx(graph)
         original = traced.graphs[mode]
         _contracts(graph, original)
-        placed = Placed(graph, original, traced, plan)
-        placed.check()
+        found = placed_in(graph, original, traced, plan)
+        found.check()
         _leaves(graph, module, plan)
-        _reaches(graph, module, plan, placed, flow, traced.whole)
+        _reaches(graph, module, plan, found, flow, traced.whole)
 
 
 def _owns(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:

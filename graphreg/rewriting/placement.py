@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import fx
 
@@ -22,35 +24,80 @@ def fail(sentence: str) -> None:
     raise failed(sentence)
 
 
-class Placed:
-    """Every edit of the plan stands at its site, in its order, and nothing passes it by."""
+def placed_in(graph: fx.Graph, original: fx.Graph, traced: Traced, plan: Plan) -> Placed:
+    """What stands in a rewritten graph, and what must, by the graph that was traced and the plan alone.
 
-    def __init__(self, graph: fx.Graph, original: fx.Graph, traced: Traced, plan: Plan) -> None:
-        self.graph, self.plan = graph, plan
-        first, aliases = site_nodes(original, traced.operations), Aliases(original, traced.operations)
-        sites = {name for name in (*plan.by_site, *plan.tracked) if name in first}
-        sure = {name: bool(plan.splices(name)) and not plan.reads_replaced(name) for name in sites}
-        self.written = {name for name in sites if aliases.written_later(first[name], surely=sure[name])}
-        own = {name: node for name, node in site_nodes(graph, traced.operations).items() if "graphreg" not in node.meta}
-        self.where, self.aliases = own, Aliases(graph, traced.operations)
-        self.overwritten = {name for name in sites if aliases.written_later(first[name])}
-        self.clones = {name: aliases.clone_of(first[name]) for name in self.overwritten}
-        self.given = {n for n in self.written if (plan.splices(n) or n in plan.tracked) and aliases.is_given(first[n])}
-        self.kept: set[fx.Node] = set()
-        self.reads: dict[tuple[str, str], dict[str, fx.Node]] = {}  # of the edits at all calls of a cell: the value at each
-        self.added: dict[tuple[str, str], fx.Node] = {}
-        self.tracks: dict[str, fx.Node] = {}
-        for node in graph.nodes:
-            about: Mapping[str, str] = node.meta.get("graphreg", {})
-            if about.get("kind") in ("splice", "measure", "read"):
-                place = (about["regularizer"], about["site"])
-                if place in self.added:
-                    fail(f"{place[0]} acts twice at {place[1]}.")
-                self.added[place] = node
-            elif about.get("kind") == "track":
-                if about["site"] in self.tracks:
-                    fail(f"{about['site']} is tracked twice.")
-                self.tracks[about["site"]] = node
+    Raises GraphRegError where a regularizer acts twice at a site.
+    """
+    first, aliases = site_nodes(original, traced.operations), Aliases(original, traced.operations)
+    sites = {name for name in (*plan.by_site, *plan.tracked) if name in first}
+    sure = {name: bool(plan.splices(name)) and not plan.reads_replaced(name) for name in sites}
+    written = {name for name in sites if aliases.written_later(first[name], surely=sure[name])}
+    overwritten = {name for name in sites if aliases.written_later(first[name])}
+    added, tracks = _added(graph)
+    return Placed(
+        graph,
+        plan,
+        where={name: node for name, node in site_nodes(graph, traced.operations).items() if "graphreg" not in node.meta},
+        aliases=Aliases(graph, traced.operations),
+        written=written,
+        overwritten=overwritten,
+        clones={name: aliases.clone_of(first[name]) for name in overwritten},
+        given={n for n in written if (plan.splices(n) or n in plan.tracked) and aliases.is_given(first[n])},
+        added=added,
+        tracks=tracks,
+    )
+
+
+def _added(graph: fx.Graph) -> tuple[dict[tuple[str, str], fx.Node], dict[str, fx.Node]]:
+    """The nodes that act for a regularizer at a site, and those that track a site."""
+    added: dict[tuple[str, str], fx.Node] = {}
+    tracks: dict[str, fx.Node] = {}
+    for node in graph.nodes:
+        about: Mapping[str, str] = node.meta.get("graphreg", {})
+        if about.get("kind") in ("splice", "measure", "read"):
+            place = (about["regularizer"], about["site"])
+            if place in added:
+                fail(f"{place[0]} acts twice at {place[1]}.")
+            added[place] = node
+        elif about.get("kind") == "track":
+            if about["site"] in tracks:
+                fail(f"{about['site']} is tracked twice.")
+            tracks[about["site"]] = node
+    return added, tracks
+
+
+@dataclass
+class Placed:
+    """Every edit of the plan stands at its site, in its order, and nothing passes it by.
+
+    Attributes:
+        graph: The rewritten graph, with the model's own calls in it.
+        plan: What was planned.
+        where: The model's own nodes in it, by site.
+        aliases: Who shares storage in it, and who writes.
+        written: The sites whose value somebody writes into later.
+        overwritten: Those where it may be so.
+        clones: What copies their values.
+        given: Those of ``written`` that are replaced, and whose storage may be the caller's or the model's.
+        added: By regularizer and site, the node that acts there.
+        tracks: By site, the node that tracks it.
+        kept: The copies that were found to be needed.
+        reads: Of the edits at all calls of a cell, the value at each.
+    """
+
+    graph: fx.Graph
+    plan: Plan
+    where: dict[str, fx.Node]
+    aliases: Aliases
+    written: set[str]
+    overwritten: set[str]
+    clones: dict[str, Callable[..., Any]]
+    given: set[str]
+    added: dict[tuple[str, str], fx.Node]
+    tracks: dict[str, fx.Node]
+    kept: set[fx.Node] = field(default_factory=set)
+    reads: dict[tuple[str, str], dict[str, fx.Node]] = field(default_factory=dict)
 
     def check(self) -> None:
         """Raise TraceError unless every addition of the plan stands at its place, and nothing else was added."""
@@ -86,27 +133,49 @@ class Placed:
                 value = self._follows(edit, value)
                 found += 1
         copies, clones = self._users(value, "copy"), self._users(value, "clone")
-        written, kept = name in self.written, clones if value is not node else copies
-        self.kept.update(kept[:1] if written else [])
-        if written and name in self.given and value is not node and any(map(_reads_spliced, edits)):
+        kept = clones if value is not node else copies
+        aside = self._users(start, "copy") if value is not start else []
+        self._note_kept(name, edits, value, copies, kept, aside)
+        self._check_layout(node, name, copies, clones, aside)
+        self._check_written(name, edits, start, value, kept, aside)
+        for copy in (*copies, *aside):
+            if self.aliases.written_between(node, copy):
+                fail(f"{copy.name} copies {node.name} after it was overwritten.")
+        found += self._measured(name, edits, copies[0] if copies else value, aside[0] if aside else start)
+        value = clones[0] if clones else value
+        if value is not node:
+            self._passed_by(node, value)
+        return found
+
+    def _note_kept(
+        self, name: str, edits: list[Edit], value: fx.Node, copies: list[fx.Node], kept: list[fx.Node], aside: list[fx.Node]
+    ) -> None:
+        """The copies that the site needs, of those that are there."""
+        self.kept.update(kept[:1] if name in self.written else [])
+        if name in self.given and value is not self.where[name] and any(map(_reads_spliced, edits)):
             if not copies:
                 fail(f"{value.name} is overwritten by a later operation while a penalty needs it.")
             self.kept.update(copies[:1])
-        aside = self._users(start, "copy") if value is not start else []
         self.kept.update(aside[:1] if self._reads_aside(name, edits) else [])
+
+    def _check_layout(self, node: fx.Node, name: str, copies: list[fx.Node], clones: list[fx.Node], aside: list[fx.Node]) -> None:
         expected = self.clones.get(name)
         if any(copy.target is not expected for copy in (*copies, *aside)) or any(
             clone.target is not (apart if name in self.given else expected) or clone.args[1:] not in ((), (node,)) for clone in clones
         ):
             fail(f"the copy of {name} does not lie in memory as the value does.")
-        if written and not kept:
+
+    def _check_written(
+        self, name: str, edits: list[Edit], start: fx.Node, value: fx.Node, kept: list[fx.Node], aside: list[fx.Node]
+    ) -> None:
+        if name in self.written and not kept:
             fail(f"{value.name} is overwritten by a later operation while {edits[0].name if edits else 'a derivative'} needs it.")
         if self._reads_aside(name, edits) and not aside:
             fail(f"{start.name} is overwritten by a later operation while a penalty with clean=True needs it.")
-        read, clean = copies[0] if copies else value, aside[0] if aside else start
-        for copy in (*copies, *aside):
-            if self.aliases.written_between(node, copy):
-                fail(f"{copy.name} copies {node.name} after it was overwritten.")
+
+    def _measured(self, name: str, edits: list[Edit], read: fx.Node, clean: fx.Node) -> int:
+        """How many measurements act on what they are to read: ``clean`` before the splices, the others behind them."""
+        found = 0
         for edit in edits:
             if not isinstance(edit.regularizer, Penalty) or not measures(edit.regularizer):
                 continue
@@ -116,9 +185,6 @@ class Placed:
                 continue
             self._follows(edit, measured)
             found += 1
-        value = clones[0] if clones else value
-        if value is not node:
-            self._passed_by(node, value)
         return found
 
     def _reads_aside(self, name: str, edits: Sequence[Edit]) -> bool:

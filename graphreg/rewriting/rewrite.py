@@ -1,27 +1,26 @@
-"""The rewrite: it edits the graphs, with `strip.py`, `substitution.py` and `watches.py` alone. It acts on a plan; it decides nothing.
+"""The rewrite: the plan is lowered to insertions, and each graph is copied with them in it, in one walk. It decides nothing itself.
 
 Every node it adds says so in ``node.meta["graphreg"]``: its kind, its regularizer, its site.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.node import map_aggregate
 
-from graphreg.compiler import recomputed
-from graphreg.errors import RegularizerError, TraceError
-from graphreg.ir import RULES, Aliases, apart, copied, nodes_in, site_nodes
-from graphreg.planning import Edit, Plan, require_sites
-from graphreg.regularizer import Penalty, Splice
-from graphreg.rewriting.instantiate import identifier, leaf_names, make_rules, measures
+from graphreg.errors import RegularizerError
+from graphreg.ir import blank_like
+from graphreg.planning import Plan, require_sites
+from graphreg.rewriting.insertions import Insertion, Insertions, Position
+from graphreg.rewriting.instantiate import leaf_names, make_rules
 from graphreg.rewriting.invariants import check
-from graphreg.rewriting.substitute import substitute
-from graphreg.runtime import AttachRule, Penalties, Regularized, RewrittenModule, Scale, check_penalties, check_scale, end_of, loss_of
+from graphreg.rewriting.lowering import lower
+from graphreg.runtime import AttachRule, Penalties, Regularized, RewrittenModule, Rules, Scale, check_penalties, check_scale
 from graphreg.torch_internals import collector_at_rest
 from graphreg.tracing import Traced
 
@@ -42,19 +41,11 @@ def rewrite(
     require_sites(plan, traced)
     names = leaf_names(plan)
     rules = make_rules(traced.model, plan, names, rng)
-    graphs = {}
-    for mode, graph in traced.graphs.items():
-        work = _Rewriting(graph, traced, plan, names)
-        if penalties == "attach" and work.totals:
-            rules.add_module("attach", AttachRule(tuple(work.totals), scale, next(iter(rules.strengths.values())).device))
-        work.finish(penalties)
-        graphs[mode] = work.graph
-        for leaf in work.recomputed:
-            rules.get_submodule(leaf).recomputed = True  # type: ignore[assignment]
-        for leaf in work.overwritten:
-            rules.get_submodule(leaf).overwritten = True  # type: ignore[assignment]
-        for leaf in work.apart:
-            rules.get_submodule(leaf).apart = True  # type: ignore[assignment]
+    lowered = {mode: lower(graph, traced, plan, names, penalties) for mode, graph in traced.graphs.items()}
+    _settle(rules, lowered.values())
+    if penalties == "attach" and (attached := next(iter(lowered.values())).totals):
+        rules.add_module("attach", AttachRule(tuple(attached), scale, next(iter(rules.strengths.values())).device))
+    graphs = {mode: inserted(graph, lowered[mode]) for mode, graph in traced.graphs.items()}
     module = RewrittenModule(traced.model, graphs, rules, traced.held, traced.constants, traced.whole)
     rules.about = (replace(plan, traced=None), dict(traced.leaves), dict(traced.held), traced.front_end, traced.notes)
     rules.train(module.training)
@@ -62,200 +53,84 @@ def rewrite(
     return module
 
 
-class _Rewriting:
-    """The work on one graph: splices and measurements at their sites first, totals and output last."""
+def _settle(rules: Rules, lowered: Iterable[Insertions]) -> None:
+    """Tell the runtime modules what the lowering found out about the values that they act on."""
+    for insertions in lowered:
+        found = {"recomputed": insertions.recomputed, "overwritten": insertions.overwritten, "apart": insertions.apart}
+        for fact, names in found.items():
+            for name in names:
+                setattr(rules.get_submodule(name), fact, True)
 
-    def __init__(self, graph: fx.Graph, traced: Traced, plan: Plan, names: Mapping[int | str, str]) -> None:
-        self.graph, self.plan, self.names = copied(graph), plan, names
-        self.where = site_nodes(self.graph, traced.operations)
-        self.aliases, self.operations = Aliases(self.graph, traced.operations), traced.operations
-        self.own = {n.meta["site"][1][0].text: n for n in self.graph.nodes if n.meta.get("site", ("", ()))[1]}
-        self.recomputed: list[str] = []
-        self.overwritten: list[str] = []  # the leaves of splices whose value something may write into
-        self.apart: list[str] = []  # those of which something does, and a penalty measures what they give
-        self.inputs = {str(n.target): n for n in self.graph.nodes if n.op == "placeholder"}
-        self.calls: dict[int, dict[str, fx.Node]] = {}  # by the edit's place: what it reads at each call of a cell
-        self.measured: dict[str, dict[str, fx.Node]] = {name: {} for name, r in plan.regularizers.items() if isinstance(r, Penalty)}
-        self.output = self.graph.output_node()
-        self.wrt: dict[str, fx.Node] = {}  # by site: the values that derivatives are taken with respect to
-        by_site: dict[str, list[tuple[int, Edit]]] = {name: [] for name in plan.tracked if name in self.where}
-        for i, edit in enumerate(plan.edits):
-            for site in edit.sites:
-                if site.kind == "value" and site.name in self.where:
-                    by_site.setdefault(site.name, []).append((i, edit))
-        self.top, self.key = self._top(by_site.values())
-        written = {name: self._written(name, edits, traced) for name, edits in by_site.items()}
-        for name, edits in by_site.items():
-            self._site(name, edits, written[name])
-        for i in self.calls:
-            self._sequence(i, plan.edits[i])
-        self.totals = self._totals()
-        self._substitute()
 
-    def _top(self, sites: Any) -> tuple[fx.Node | None, fx.Node | None]:
-        """The last node of the head of the graph, and the key node if anything draws."""
-        top = next(reversed(self.inputs.values()), None)
-        own = [edit.own for edit in self.plan.own if edit.draws and edit.own.site.name in self.own]
-        drawn = any(isinstance(edit.regularizer, Splice) or edit.name in self.plan.cones for edits in sites for _, edit in edits)
-        if not own and not drawn:
-            return top, None
-        place = self.graph.inserting_after(top) if top else self.graph.inserting_before(next(iter(self.graph.nodes)))
-        with place:
-            key = self._add("key", "key", (True,) if any(each.when == "always" for each in own) else (), "key")
-        return key, key
+def inserted(graph: fx.Graph, insertions: Insertions) -> fx.Graph:
+    """A copy of a traced graph with the insertions in it, made in one walk over the graph's nodes.
 
-    def _substitute(self) -> None:
-        """Leaves in the place of the model's own dropouts; last, for what else looks at the graph goes by the model's calls."""
-        for i, edit in enumerate(self.plan.own, len(self.plan.edits)):
-            node = self.own.get(edit.own.site.name)
-            if node is None:  # the other mode's graph has it
-                continue
-            if node.args and isinstance(node.args[0], fx.Node) and recomputed(node.args[0], self.operations):
-                self.recomputed.append(self.names[i])
-            substitute(node, f"{RULES}.{self.names[i]}", edit.own.site.name, self.key if edit.draws else None)
+    A node of the model's own reads what stands for a value at its place: the copy of the node that made the value, or the last
+    insertion that replaces it.
+    """
+    copy, at = blank_like(graph), insertions.by_place
+    made: dict[fx.Node | Insertion, fx.Node] = {}  # what each node and each insertion became
+    present: dict[fx.Node, fx.Node] = {}  # what the model's own nodes read at this place of the walk
+    chosen: dict[fx.Node, dict[fx.Node, fx.Node]] = {}  # by reader: what it alone reads
 
-    def _written(self, name: str, edits: Sequence[tuple[int, Edit]], traced: Traced) -> bool:
-        """Whether the value is written into later; a splice cannot follow a write that goes by another name."""
-        node = self.where[name]
-        replacing = [*self.plan.tracked.get(name, ()), *(edit.name for _, edit in edits if isinstance(edit.regularizer, Splice))]
-        if replacing and (culprit := self.aliases.written_aside(node)):
-            raise TraceError(
-                f"{replacing[0]} cannot replace the value {name} of {traced.title}: {culprit.name} writes into its storage "
-                "under another name, and would write past the replacement. Choose the site after that write, or clone before it."
-            )
-        if replacing and (reader := self.aliases.read_past(node)):
-            raise TraceError(
-                f"{replacing[0]} cannot replace the value {name} of {traced.title}: {reader.name} reads the storage that it lies in, and "
-                f"the replacement has another. Choose {reader.name} or a site behind it."
-            )
-        return self.aliases.written_later(node, surely=bool(replacing) and not self.plan.reads_replaced(name))
+    def insert(places: Iterable[Insertion]) -> None:
+        for insertion in places:
+            made[insertion] = node = _insert(copy, insertion, made)
+            if insertion.replaces is not None and insertion.readers is None:
+                present[insertion.replaces] = node
+            for reader in insertion.readers or ():
+                chosen.setdefault(reader, {})[insertion.replaces] = node  # type: ignore[index]
 
-    def _site(self, name: str, edits: Sequence[tuple[int, Edit]], written: bool) -> None:
-        """What tracks it, clean measurements, splices in order, measurements; a copy where somebody writes into the value later.
+    for node in graph.nodes:
+        insert(at.get((Position.BEFORE, node), ()))
+        read = {**present, **chosen[node]} if node in chosen else present
+        if node.op == "output":
+            _copy_output(copy, node, read, insertions, made)
+            continue
+        instead = at.get((Position.INSTEAD, node))
+        twin = copy.node_copy(node, read.__getitem__) if instead is None else _copy_instead(copy, node, instead[0], read, made)
+        made[node] = present[node] = twin
+        insert(at.get((Position.AFTER, node), ()))
+    return copy
 
-        Measurements read the copy, and the model's own operations what they always read. Behind a splice the copy is
-        for the model's operations, so that nothing writes into what a splice has saved for backward.
-        """
-        node = self.where[name]
-        value, point, added = node, node if node.op != "placeholder" else self.top or node, set[fx.Node]()
-        spliced = any(isinstance(edit.regularizer, Splice) for _, edit in edits)
-        tracked = name in self.plan.tracked
-        given = (spliced or tracked) and self.aliases.is_given(node)
 
-        def after(leaf: str, args: tuple[Any, ...], kind: str, edit: Edit | None = None) -> fx.Node:
-            nonlocal point
-            with self.graph.inserting_after(point):
-                point = self._add(leaf, leaf, args, kind, edit)
-            added.add(point)
-            return point
+def _insert(copy: fx.Graph, insertion: Insertion, made: dict[fx.Node | Insertion, fx.Node]) -> fx.Node:
+    node = copy.create_node(insertion.op, insertion.target, *_linked(insertion, made), name=insertion.name)
+    _mark(node, insertion)
+    return node
 
-        def kept(kind: str) -> fx.Node:
-            nonlocal point
-            function, args = (apart, (value, node)) if given and kind == "clone" else (self.aliases.clone_of(node), (value,))
-            with self.graph.inserting_after(point):
-                point = self.graph.create_node("call_function", function, args, name=f"{identifier(name)}_kept")
-            point.meta["graphreg"] = {"kind": kind, "site": name}
-            added.add(point)
-            return point
 
-        def measure(clean: bool) -> None:
-            for i, edit in edits:
-                if not isinstance(edit.regularizer, Penalty) or edit.regularizer.clean != clean:
-                    continue
-                if edit.steps and edit.steps.calls:  # measured after the last call
-                    self.calls.setdefault(i, {})[name] = read
-                    continue
-                leaf = after(self.names[i], (read, *self._lengths(edit)), "measure", edit) if measures(edit.regularizer) else read
-                self.measured[edit.name][name] = leaf
+def _linked(insertion: Insertion, made: dict[fx.Node | Insertion, fx.Node]) -> tuple[Any, Any]:
+    """The arguments of an insertion, with the nodes of the copy in them."""
 
-        if tracked:
-            self.wrt[name] = value = after(self.names[name], (value,), "track")
-            value.meta["graphreg"]["site"] = name
-        clean = any(isinstance(edit.regularizer, Penalty) and edit.regularizer.clean for _, edit in edits)
-        overwritten = self.aliases.written_later(node) if spliced else written and not tracked
-        read = kept("copy") if overwritten and (clean or not spliced) else value
-        measure(clean=True)
-        if spliced and recomputed(node, self.operations):
-            self.recomputed += [self.names[i] for i, edit in edits if isinstance(edit.regularizer, Splice)]
-        leaves = [self.names[i] for i, edit in edits if isinstance(edit.regularizer, Splice)]
-        if leaves and overwritten:
-            self.overwritten += leaves
-            self.apart += leaves[:1] if written and not given and any(isinstance(edit.regularizer, Penalty) for _, edit in edits) else []
-        for i, edit in edits:
-            if isinstance(edit.regularizer, Splice):
-                read = value = after(self.names[i], (value, self.key), "splice", edit)
-        if given and written and any(isinstance(edit.regularizer, Penalty) and not edit.regularizer.clean for _, edit in edits):
-            read = kept("copy")
-        measure(clean=False)
-        if written and (spliced or tracked):
-            value = kept("clone")
-        if value is not node:
-            node.replace_all_uses_with(value, delete_user_cb=lambda user: user not in added)
+    def link(leaf: Any) -> Any:
+        return made[leaf] if isinstance(leaf, (fx.Node, Insertion)) else leaf
 
-    def _lengths(self, edit: Edit) -> list[fx.Node]:
-        """The input that carries the lengths of a sequence, where the penalty names one."""
-        if edit.steps is None or edit.steps.lengths is None:
-            return []
-        node = self.inputs[edit.steps.lengths]
-        if self.aliases.written_later(node, surely=True):
-            raise TraceError(f"{edit.name}: the model writes into its input {node.target!r}, which lengths= names. Clone it there first.")
-        return [node]
+    return map_aggregate(insertion.args, link), map_aggregate(dict(insertion.kwargs), link)
 
-    def _sequence(self, i: int, edit: Edit) -> None:
-        """The measurement of a cell's calls, after the last of them."""
-        read = tuple(self.calls[i][site.name] for site in edit.sites if site.name in self.calls[i])
-        with self.graph.inserting_after(self.top if self.top and max(read).op == "placeholder" else max(read)):
-            self.measured[edit.name][edit.site.name] = self._add(
-                self.names[i], self.names[i], (read, *self._lengths(edit)), "measure", edit
-            )
 
-    def _add(self, leaf: str, name: str, args: tuple[Any, ...], kind: str, edit: Edit | None = None) -> fx.Node:
-        node = self.graph.create_node("call_module", f"{RULES}.{leaf}", args, name=name)
-        node.meta["graphreg"] = {"kind": kind} | ({"regularizer": edit.name, "site": edit.site.name} if edit else {})
-        return node
+def _copy_instead(
+    copy: fx.Graph, node: fx.Node, insertion: Insertion, read: dict[fx.Node, fx.Node], made: dict[fx.Node | Insertion, fx.Node]
+) -> fx.Node:
+    """The node's copy, which calls what the insertion says: with its own arguments first."""
+    twin = copy.node_copy(node, read.__getitem__)
+    more, named = _linked(insertion, made)
+    twin.op, twin.target, twin.args, twin.kwargs = insertion.op, insertion.target, (*twin.args, *more), {**twin.kwargs, **named}
+    _mark(twin, insertion, was=(node.op, node.target))
+    return twin
 
-    def _totals(self) -> dict[str, fx.Node]:
-        """One node a penalty, at the end, reading its sites in the order of the plan."""
-        totals: dict[str, fx.Node] = {}
-        for name, measured in self.measured.items():
-            if name in self.plan.cones:
-                totals[name] = self._derivative(name, measured)
-                continue
-            with self.graph.inserting_before(end_of(self.output)):
-                edits = [edit for edit in self.plan.of(name) if edit.site.kind == "parameter" or edit.site.name in measured]
-                values = {edit.site.name: measured.get(edit.site.name) or self._read(edit) for edit in edits}
-                whole = "values" in self.plan.regularizers[name].takes
-                totals[name] = self._add(name, name, (values,) if whole else tuple(values.values()), "total")
-                totals[name].meta["graphreg"]["regularizer"] = name
-        return totals
 
-    def _derivative(self, name: str, values: Mapping[str, fx.Node]) -> fx.Node:
-        """A penalty on derivatives, after the last of its sites: with respect to what is tracked for it."""
-        wrt = {site.name: self.wrt[site.name] for site in self.plan.cones[name].wrt if site.name in self.wrt}
-        ordered = {edit.site.name: values[edit.site.name] for edit in self.plan.of(name) if edit.site.name in values}
-        last = max([n for n in (*ordered.values(), *wrt.values(), self.key) if n is not None], default=None)
-        with self.graph.inserting_after(last) if last and ordered else self.graph.inserting_before(end_of(self.output)):
-            node = self._add(name, name, (ordered, wrt, self.key), "total")
-        node.meta["graphreg"]["regularizer"] = name
-        return node
+def _copy_output(
+    copy: fx.Graph, node: fx.Node, read: dict[fx.Node, fx.Node], insertions: Insertions, made: dict[fx.Node | Insertion, fx.Node]
+) -> None:
+    value: Any = fx.node.map_arg(node.args[0], read.__getitem__)
+    if insertions.returns:
+        totals: dict[str, Any] = {name: made[total] for name, total in insertions.totals.items()}
+        value = Regularized(value, totals)
+    copy.output(value).meta.update(node.meta)
 
-    def _read(self, edit: Edit) -> fx.Node:
-        node = self.graph.create_node("get_attr", edit.site.name, name=identifier(edit.site.name))
-        node.meta["graphreg"] = {"kind": "read", "regularizer": edit.name, "site": edit.site.name}
-        return node
 
-    def finish(self, penalties: Penalties) -> None:
-        if penalties == "return":
-            self.output.args = (Regularized(self.output.args[0], self.totals),)  # type: ignore[arg-type]
-        elif self.totals:
-            self._attach()
-
-    def _attach(self) -> None:
-        end, loss = end_of(self.output), loss_of(self.output)
-        outputs = [loss] if loss is not None else list(dict.fromkeys(nodes_in((end.args, end.kwargs))))
-        with self.graph.inserting_before(end):
-            joined = self._add("attach", "attach", (tuple(outputs), tuple(self.totals.values()), loss is not None), "attach")
-            for i, node in enumerate(outputs):
-                item = self.graph.create_node("call_function", operator.getitem, (joined, i), name=f"{node.name}_attached")
-                item.meta["graphreg"] = {"kind": "attached"}
-                end.replace_input_with(node, item)
+def _mark(node: fx.Node, insertion: Insertion, **more: Any) -> None:
+    """Write to the node what it is there for."""
+    whose = {name: text for name, text in (("regularizer", insertion.regularizer), ("site", insertion.site)) if text}
+    node.meta["graphreg"] = {"kind": insertion.kind.value, **whose, **more}

@@ -1,6 +1,6 @@
-"""Substitution: a dropout of the model's own becomes a call of its leaf, in the same node; and back.
+"""Native dropout whose call a runtime module has taken over: how such nodes are told, and how the model's own calls come back.
 
-The leaf is called with the node's own arguments and ``noise``, so that the way back needs no more than what was called.
+The runtime module is called with the node's own arguments and ``noise``, so that the way back needs no more than what was called.
 """
 
 from __future__ import annotations
@@ -8,14 +8,6 @@ from __future__ import annotations
 from torch import fx
 
 from graphreg.ir import copied
-
-
-def substitute(node: fx.Node, target: str, site: str, key: fx.Node | None) -> None:
-    """Let the node call the leaf ``target``; ``key`` None where the leaf draws nothing."""
-    node.meta["graphreg"] = {"kind": "own", "site": site, "was": (node.op, node.target)}
-    node.op, node.target = "call_module", target
-    if key is not None:
-        node.kwargs = {**node.kwargs, "noise": key}
 
 
 def is_own(node: fx.Node) -> bool:

@@ -6,7 +6,7 @@ all see the same one. Three levels, each frozen by known answers in the tests:
 - a *stream* (seed, site name, class, occurrence) is 64 bits of BLAKE2b;
 - the key of a *call* is SplitMix64's output function (Steele, Lea & Flood, OOPSLA 2014) of the stream plus
   (call + 1) times its golden-ratio increment: one small tensor a call, for all streams;
-- the bits of an *element* are triple32's, of the index and that key (``mixer.py``).
+- the bits of an *element* are triple32's, of the index and that key (``hash.py``).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The draws as operators of a compiled graph, which Inductor lowers to the arithmetic of ``mixer.py``.
+"""The draws as operators of a compiled graph, which Inductor lowers to the arithmetic of ``hash.py``.
 
 Written out they are twenty to thirty operators each. Dynamo, autograd and the partitioner carry every one of them, and Inductor
 traces the whole of an expression again whenever it grows by one (``inner_fn_opcount``, asked by ``has_exceeded_max_reads``): for the

@@ -112,8 +112,9 @@ def frozen_noise(module: Regulated) -> Iterator[None]:
     """Every call in the block draws the same masks: line searches, gradient checks, sharpness-aware steps.
 
     The block counts as one call, or as none where nothing was drawn in it. A block within a block is part of it. Nothing
-    is compiled again. A dropout left to torch (``own_dropout="keep"``) is not held; the logger ``graphreg`` warns of it, once a
-    module. It does nothing to a module that draws nothing.
+    is compiled again. Each thread has blocks of its own, with masks of their own in eager, and they end by its own exit; a thread
+    without one draws what is held as long as anybody holds it. A dropout left to torch (``own_dropout="keep"``) is not held; the
+    logger ``graphreg`` warns of it, once a module. It does nothing to a module that draws nothing.
     """
     if (knobs := knobs_of(module)) is not None:
         with knobs.frozen_noise():
@@ -122,17 +123,13 @@ def frozen_noise(module: Regulated) -> Iterator[None]:
     key = _key_of(module)
     if key is None or key.held is None:
         _tell_unheld(module, rules_of(module) if key is None else key)
-    if key is None or key.held is not None:
+    if key is None:
         yield
         return
-
-    def back() -> None:
-        if key.held is not None:
-            key.release()
-
+    block = object()
     with Changes() as changes, changes:
-        changes.later(back)
-        key.hold()
+        changes.later(partial(key.release, block))
+        key.hold(block)
         yield
 
 
@@ -152,19 +149,26 @@ def _tell_unheld(module: Any, key: nn.Module) -> None:
 def noise_on(module: Regulated) -> Iterator[None]:
     """Keep every splice acting, whatever the mode: ``with graphreg.noise_on(module): module.eval()(x)``.
 
-    A dropout left to torch (``own_dropout="keep"``) follows its module's mode. Raises GraphRegError without a splice.
+    Blocks of several threads overlap: the noise is on until the last of them ends. A dropout left to torch (``own_dropout="keep"``)
+    follows its module's mode. Raises GraphRegError without a splice.
     """
     if (knobs := knobs_of(module)) is not None:
         with knobs.noise_on():
             yield
         return
-    _key(module)
-    rules = [leaf for leaf in rules_of(module).children() if isinstance(leaf, (Drawing, KeyRule))]
+    key, block = _key(module), object()
+    leaves = [leaf for leaf in rules_of(module).children() if isinstance(leaf, (Drawing, KeyRule))]
+
+    def back() -> None:
+        key.forcing.pop(block, None)
+        for leaf in leaves:
+            leaf.forced = bool(key.forcing)
+        key.settle()
+
     with Changes() as changes, changes:
-        for leaf in rules:
-            if isinstance(leaf, KeyRule):
-                changes.later(leaf.settle)
-            changes.later(partial(setattr, leaf, "forced", leaf.forced))
+        changes.later(back)
+        key.forcing[block] = None
+        for leaf in leaves:
             leaf.forced = True
         yield
 

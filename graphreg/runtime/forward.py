@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from graphreg.errors import GraphRegError, TraceError
 from graphreg.ir import holds
+from graphreg.runtime.attach import collect, forget, know
 from graphreg.runtime.leaf import Drawing, KeyRule
 from graphreg.runtime.vjp import run
 from graphreg.torch_internals import NO_BACKWARD, backward_task, is_traced, skip_frame, traces_here, with_own_code
@@ -84,8 +85,8 @@ def guarded(additions: str) -> Callable[..., Any]:
             _refuse(self._modules[additions])
         rules = self._modules.get(additions)
         attach = None if rules is None else rules._modules.get("attach")
-        if attach is not None and attach.asks and not torch.compiler.is_compiling():
-            result = _fed(attach, self, args, kwargs)
+        if attach is not None and not torch.compiler.is_compiling():
+            result = _attached(attach, self, args, kwargs)
         else:
             result = nn.Module.__call__(self, *args, **kwargs)
         if rules is not None and (watching := rules.__dict__.get("watching")) is not None:
@@ -96,22 +97,34 @@ def guarded(additions: str) -> Callable[..., Any]:
     return called
 
 
-def _fed(attach: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:
-    """A call with the scale that attached penalties have at it."""
-    _feed(attach)
-    attach.fed = True
+def _attached(attach: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:
+    """A call whose penalties attach, with the scale that they have at it; where they join its arguments are known."""
+    before = _begin(attach, args, kwargs)
     try:
         return nn.Module.__call__(module, *args, **kwargs)
     finally:
-        attach.fed = False
+        _end(attach, before)
 
 
-skip_frame(_fed)
+skip_frame(_attached)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _feed(attach: Any) -> None:
-    attach.feed()
+def _begin(attach: Any, args: Any, kwargs: Any) -> frozenset[int] | None:
+    if attach.asks:
+        attach.feed()
+        attach.fed = True
+    found: list[Tensor] = []
+    strange: list[str] = []
+    collect((args, kwargs), found, strange)
+    return know(None if strange else found)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _end(attach: Any, before: frozenset[int] | None) -> None:
+    forget(before)
+    if attach.asks:
+        attach.fed = False
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -179,7 +179,7 @@ class Drawing(Leaf):
         super().__init__(about, strength)
         self.site, self.slot, self.path = site, slot, path
         self.forced = False  # on, whatever the mode
-        self.recomputed = False  # in backward, when compiled; see forms.py
+        self.recomputed = False  # in backward, when compiled; see compiler/recompute.py
 
 
 class SpliceRule(Drawing):
@@ -254,6 +254,16 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_anew)
 
 
+class _Thread(threading.local):
+    """Knows each thread by an object of its own: an ident may become another thread's."""
+
+    def __init__(self) -> None:
+        self.token = object()
+
+
+_thread = _Thread()
+
+
 def taking() -> AbstractContextManager[Any]:
     """While a call takes its number: no other thread takes one."""
     return _Lock.now
@@ -275,7 +285,11 @@ class KeyRule(Leaf):
         super().__init__("the keys of the call")
         self.names = tuple(streams)
         self.forced = False
+        self.forcing: dict[object, None] = {}  # the blocks of control.noise_on
         self.held: int | None = None  # the call whose masks every call draws, see control.frozen_noise
+        self.blocks: dict[object, tuple[object, int]] = {}  # those that hold the noise: the thread of each, and its call
+        self.left: set[object] = set()  # the threads that ended their blocks while another's still holds the noise
+        self.beyond = 0  # how many calls behind the held one were taken meanwhile
         self.alike = False  # whether all ranks draw the same
         self.part: tuple[object, int, int] = (None, 0, 0)  # of a chunked vmap: whose, which, and the call with which it began
         self.register_buffer("streams", torch.tensor(list(streams.values()), dtype=torch.int64), persistent=False)
@@ -290,12 +304,24 @@ class KeyRule(Leaf):
 
     def refuse_backward(self) -> None:
         """Raise where a backward pass runs the forward again, which would draw the next masks."""
-        if self.held is None and in_backward():
+        if not in_backward():
+            return
+        if not self._is_held():
             raise GraphRegError(
                 "this module runs inside a backward pass: activation checkpointing around the whole of it would draw "
                 "other masks than the forward did. Put forward and backward under graphreg.frozen_noise(module), or "
                 "checkpoint blocks inside the model, and compile outside."
             )
+        threads = dict(self.blocks.values())
+        if len(threads) > 1 and _thread.token not in threads:
+            raise GraphRegError(
+                "this module runs inside a backward pass, in a thread of autograd's, while several threads hold its noise "
+                "(graphreg.frozen_noise), and whose masks are meant is not known. Give each thread a copy of the module: copy.deepcopy."
+            )
+
+    def _is_held(self) -> bool:
+        """Whether the noise is held for this thread: also for one that a block made, but not for one whose own block has ended."""
+        return self.held is not None and _thread.token not in self.left
 
     def forward(self, always: bool = False) -> Tensor:
         """``always``: the graph has a dropout of the model's own that acts in eval mode too."""
@@ -334,11 +360,32 @@ class KeyRule(Leaf):
 
     def _advanced(self) -> Tensor:
         keys, step = self.keys, self.step + 1
-        if type(step) is type(self.step):  # shape propagation calls with fake tensors
-            self._buffers["step"] = step
-            if self.held is None:
-                self._buffers["keys"] = call_keys(self.streams, step)
-        return keys
+        if type(step) is not type(self.step):  # shape propagation calls with fake tensors
+            return keys
+        self._buffers["step"] = step
+        if self.held is None:
+            self._buffers["keys"] = call_keys(self.streams, step)
+            return keys
+        number = self._number()
+        return keys if number == self.held else call_keys(self.streams, torch.full_like(step, number))
+
+    def _number(self) -> int:
+        """The call of this thread, while somebody holds the noise."""
+        threads = dict(self.blocks.values())
+        if _thread.token in threads:
+            return threads[_thread.token]
+        if self._is_held():  # of a thread without a block of its own
+            return next(iter(threads.values())) if len(threads) == 1 else self._held()
+        return self._behind()
+
+    def _held(self) -> int:
+        assert self.held is not None
+        return self.held
+
+    def _behind(self) -> int:
+        """Takes the next call behind the held one."""
+        self.beyond += 1
+        return self._held() + self.beyond
 
     def _rejoin(self, parts: Sequence[Chunk]) -> None:
         """Each part of a vmap with ``chunk_size`` has the calls of the first: the rows of a batch are of one call."""
@@ -355,16 +402,19 @@ class KeyRule(Leaf):
         self.part = (parts[0].run, parts[0].number, call)
 
     def call(self) -> int:
-        """The next call's number. All calls that draw under ``hold`` are one."""
+        """The next call's number. All calls that draw in one block of ``hold`` are one."""
         step = int(self.step)
-        return step if self.held is None else min(step, self.held + 1)
+        if self.held is None:
+            return step
+        return self.held + self.beyond + 1 if self.beyond else min(step, self.held + 1)
 
     def seek(self, call: int) -> None:
         """Go to a call: the next forward draws its masks."""
         self.step = torch.full_like(self.step, call)
         self.keys = call_keys(self.streams, self.step)
         if self.held is not None:
-            self.held = call
+            self.held, self.beyond = call, 0
+            self.blocks = {block: (thread, call) for block, (thread, _) in self.blocks.items()}
 
     def settle(self) -> None:
         """Out of ``torch.inference_mode``, whose tensors a compiled graph could not save for backward later."""
@@ -372,11 +422,26 @@ class KeyRule(Leaf):
             with torch.inference_mode(False):
                 self.step, self.keys = self.step.clone(), self.keys.clone()
 
-    def hold(self) -> None:
-        """From here on every call draws the masks of the next one."""
-        self.held, self.free = int(self.step), torch.zeros_like(self.free)
+    def hold(self, block: object) -> None:
+        """From here on every call of this thread draws the masks of the next one, until its blocks have ended."""
+        with taking():
+            mine = [number for thread, number in self.blocks.values() if thread is _thread.token]
+            if self.held is None:
+                self.held, self.free = int(self.step), torch.zeros_like(self.free)
+                number = self.held
+            else:
+                number = mine[0] if mine else self._behind()
+            self.left.discard(_thread.token)
+            self.blocks[block] = (_thread.token, number)
 
-    def release(self) -> None:
-        """Go on behind the held call, if anything drew it."""
-        call, self.held, self.free = self.call(), None, torch.ones_like(self.free)
-        self.seek(call)
+    def release(self, block: object) -> None:
+        """End a block; behind the last, go on behind the calls that were held and taken, if anything drew them."""
+        with taking():
+            thread, _ = self.blocks.pop(block, (None, 0))
+            if thread is not None and all(thread is not other for other, _ in self.blocks.values()):
+                self.left.add(thread)
+            if self.blocks or self.held is None:
+                return
+            call, self.held, self.free = self.call(), None, torch.ones_like(self.free)
+            self.beyond, self.left = 0, set()
+            self.seek(call)

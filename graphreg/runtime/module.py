@@ -180,7 +180,7 @@ class RewrittenModule(fx.GraphModule):
         return self
 
     def compile(self, *args: Any, **options: Any) -> None:
-        """Compile in place, as ``nn.Module.compile`` does; under Inductor with the passes of ``graphreg/inductor.py``.
+        """Compile in place, as ``nn.Module.compile`` does; under Inductor with the passes of ``graphreg/compiler/inductor_passes.py``.
 
         Raises GraphRegError for fullgraph=True and a recurrent layer that is not lowered.
         """

@@ -16,6 +16,7 @@ from graphreg.torch_internals.autograd import (
     has_no_formula,
     in_backward,
     is_forward_mode,
+    is_plain_view,
     number_of_storage,
     recorded_in_operator,
     same_view,
@@ -63,6 +64,7 @@ from graphreg.torch_internals.fake_tensors import (
     has_function_table,
     make_function_table,
     size_decisions,
+    take_assignments,
 )
 from graphreg.torch_internals.functorch import (
     CHUNKED,
@@ -117,6 +119,7 @@ from graphreg.torch_internals.modules import (
     take_state_version,
     weight_names,
 )
+from graphreg.torch_internals.node_names import node_namer
 from graphreg.torch_internals.operators import (
     HigherOrderOperator,
     OpOverload,
@@ -131,7 +134,16 @@ from graphreg.torch_internals.operators import (
     schema_of,
 )
 from graphreg.torch_internals.patching import Changes, raise_interrupt
-from graphreg.torch_internals.random_state import ModuleStack, draws_watched, quiet, randomness, regions, restore_randomness
+from graphreg.torch_internals.random_state import (
+    ModuleStack,
+    draws_watched,
+    quiet,
+    randomness,
+    regions,
+    restore_randomness,
+    stirred,
+    tell_of_seeds,
+)
 from graphreg.torch_internals.trace_state import restore_after_trace, restore_fx_patches
 
 __all__ = [
@@ -141,18 +153,19 @@ __all__ = [
     "FakeTensorMode", "HigherOrderOperator", "ModuleStack", "OpOverload", "OpOverloadPacket", "TorchDispatchMode", "asking_wrapper",
     "assert_async", "at_rest", "backend_in", "backend_named", "backward_task", "base_of", "batch_positions", "before_checkpoints",
     "bound_call", "captured_code", "chunks", "collector_at_rest", "compiled_call", "compiles_itself", "copy_notes", "copy_source",
-    "custom_operators", "deep_enough", "default_of", "draws_watched", "drop_forward_hooks", "evaluated", "fake_mode", "first_arguments",
-    "first_scale", "forward_hooks", "function_in", "function_of", "give_proxy", "graph_break", "graph_pass", "guard_identity",
-    "guard_value", "has_backward_hooks", "has_function_table", "has_global_hook", "has_kernel", "has_no_formula", "has_setting",
-    "in_backward", "in_chunks", "inductor_with", "innermost_transform", "is_forward_mode", "is_functionalized", "is_gradient_switch",
-    "is_lent", "is_name_of_namespace", "is_traced", "is_transform_step", "is_wrapped", "jit_trace", "kernel_weights", "leave_mask_unread",
-    "left_to_eager", "level_of", "lower", "make_function_table", "module_behind", "name_in", "next_region", "number_of_storage",
-    "one_level_below", "operator_modes", "original_of", "overload_name", "packet_of", "plain_transformers", "pointwise", "proxy_of",
-    "pytree", "qualified_name", "quiet", "raise_interrupt", "randomness", "record_of", "recorded_in_operator", "regions",
-    "restore_after_trace", "restore_fx_patches", "restore_randomness", "safe_softmax", "same_view", "scale_tensor", "schema_of",
-    "share_emitter", "silence_export", "size_decisions", "skip_frame", "skipped_code", "snake_case", "source_of", "storage_number",
-    "strict_limit", "strides_of", "take_as_one", "take_module_calls", "take_state_version", "tell_of_compilations", "traces_here",
-    "transform_level", "transforms", "translator", "unwrapped", "value_name", "version_of", "vmaps", "weight_names", "with_own_code",
+    "custom_operators", "deep_enough", "default_of", "draws_watched", "drop_forward_hooks", "evaluated", "fake_mode",
+    "first_arguments", "first_scale", "forward_hooks", "function_in", "function_of", "give_proxy", "graph_break", "graph_pass",
+    "guard_identity", "guard_value", "has_backward_hooks", "has_function_table", "has_global_hook", "has_kernel", "has_no_formula",
+    "has_setting", "in_backward", "in_chunks", "inductor_with", "innermost_transform", "is_forward_mode", "is_functionalized",
+    "is_gradient_switch", "is_lent", "is_name_of_namespace", "is_plain_view", "is_traced", "is_transform_step", "is_wrapped",
+    "jit_trace", "kernel_weights", "leave_mask_unread", "left_to_eager", "level_of", "lower", "make_function_table", "module_behind",
+    "name_in", "next_region", "node_namer", "number_of_storage", "one_level_below", "operator_modes", "original_of", "overload_name",
+    "packet_of", "plain_transformers", "pointwise", "proxy_of", "pytree", "qualified_name", "quiet", "raise_interrupt", "randomness",
+    "record_of", "recorded_in_operator", "regions", "restore_after_trace", "restore_fx_patches", "restore_randomness", "safe_softmax",
+    "same_view", "scale_tensor", "schema_of", "share_emitter", "silence_export", "size_decisions", "skip_frame", "skipped_code",
+    "snake_case", "source_of", "stirred", "storage_number", "strict_limit", "strides_of", "take_as_one", "take_assignments",
+    "take_module_calls", "take_state_version", "tell_of_compilations", "tell_of_seeds", "traces_here", "transform_level",
+    "transforms", "translator", "unwrapped", "value_name", "version_of", "vmaps", "weight_names", "with_own_code",
     "without_autograd_cache", "without_functions", "without_modes", "without_proxies", "without_source", "without_transforms",
     "wrap_engine", "wrapped_functions",
 ]  # fmt: skip

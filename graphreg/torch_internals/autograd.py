@@ -61,14 +61,27 @@ def number_of_storage(storage: Any) -> int:
 
 
 def version_of(tensor: Tensor) -> int:
-    """How often a tensor was written into: autograd counts, to tell of what it has saved whether it is still true."""
-    return tensor._version
+    """How often a tensor was written into: autograd counts, to tell of what it has saved whether it is still true.
+
+    -1 of a tensor made in inference mode, of which it does not count.
+    """
+    return -1 if tensor.is_inference() else tensor._version
 
 
 def base_of(tensor: Tensor) -> Tensor:
     """What a tensor is a view of by autograd's account; itself where it is none."""
     base: Tensor | None = tensor._base
     return tensor if base is None else base
+
+
+def is_plain_view(tensor: Tensor) -> bool:
+    """Whether views lead from the base of a view to it, whose derivatives are known.
+
+    A custom function may return a view and have a derivative that is no view's (gradient reversal), which a view that is made anew, with
+    ``same_view``, would not have.
+    """
+    kinds = torch._C._autograd.CreationMeta
+    return torch._C._autograd._get_creation_meta(tensor) in (kinds.DEFAULT, kinds.MULTI_OUTPUT_NODE)
 
 
 def same_view(tensor: Tensor, base: Tensor) -> Tensor:

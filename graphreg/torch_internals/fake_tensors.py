@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
 from torch._guards import TracingContext
 from torch._subclasses.fake_tensor import FakeCopyMode as FakeCopyMode
+from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
+
+from graphreg.torch_internals.patching import Changes
 
 FAKE_LOGGER = FakeTensorMode.__module__  # logs a traceback for what it cannot follow; the error says as much
 
@@ -28,6 +33,14 @@ def size_decisions() -> list[Any]:
     mode: Any = fake_mode()
     decisions: list[Any] = mode.shape_env.guards if mode and mode.shape_env else []
     return decisions
+
+
+def take_assignments(changes: Changes, assigned: Callable[[Tensor, str, Any], None]) -> None:
+    """Until the changes end: have ``assigned(tensor, name, value)`` called in the place of an assignment to an attribute of a fake tensor.
+
+    No mode of functions is told of a name that a tensor does not have yet, and torch.export's values are fake tensors.
+    """
+    changes.put(FakeTensor, "__setattr__", assigned)
 
 
 _RULES = "torch._dynamo.trace_rules"

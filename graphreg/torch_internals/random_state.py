@@ -7,14 +7,14 @@ import random
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from graphreg.torch_internals.patching import Changes
 
@@ -26,10 +26,12 @@ def regions() -> tuple[bool, ...]:
 
 
 class _Thread(threading.local):
-    """How often a thread drew from Python's and torch's generators, as far as it was watched."""
+    """How often a thread drew from Python's and torch's generators, as far as it was watched, and seeded torch's."""
 
     watched = (False, False)
     draws = (0, 0)
+    seeds = 0
+    then: dict[bytes, int] | None = None  # how often it had, by the state that it saw: going back to that undoes the seeds since
 
 
 _thread = _Thread()
@@ -42,6 +44,7 @@ class Randomness:
     states: tuple[Any, bytes]
     watched: tuple[bool, bool]
     draws: tuple[int, int]
+    seeds: int
 
     def changed(self, now: Randomness) -> list[bool]:
         """Of Python's and of torch's generator, whether this thread has drawn from it since."""
@@ -49,7 +52,7 @@ class Randomness:
         return [before != after and not (watched and drew == drawn) for before, after, watched, drew, drawn in pairs]
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Randomness) and not any(other.changed(self))
+        return isinstance(other, Randomness) and self.seeds == other.seeds and not any(other.changed(self))
 
     def __hash__(self) -> int:
         return hash(self.states[1])
@@ -58,12 +61,22 @@ class Randomness:
 def randomness() -> Randomness:
     """Where the generators stand now; unequal to where they stood before if this thread has drawn since."""
     with torch._C.DisableTorchFunction():  # it may be asked in the midst of a forward that is recorded
-        return Randomness((random.getstate(), torch.get_rng_state().numpy().tobytes()), _thread.watched, _thread.draws)
+        return Randomness((random.getstate(), torch.get_rng_state().numpy().tobytes()), _thread.watched, _thread.draws, _thread.seeds)
+
+
+def stirred() -> None:
+    """Draw once by Python: a forward that seeds its generator is not seen if that is as it leaves it, freshly seeded by the same number.
+
+    Not where there are other threads, which draw from it too.
+    """
+    if threading.active_count() == 1:
+        random.random()
 
 
 def restore_randomness(state: Randomness) -> None:
     """Put back what this thread has drawn."""
     python, torchs = state.changed(randomness())
+    _thread.seeds = state.seeds
     if python:
         random.setstate(state.states[0])
     if torchs:
@@ -88,12 +101,70 @@ def _drawn(frame: Any, event: str, function: Any) -> None:
         _thread.draws = (python + 1, torchs)
 
 
+class _Told:
+    """torch's own generator, as its functions have it (``torch.manual_seed``). It tells who seeds it, and who sets its state."""
+
+    def __init__(self, generator: Any, seeded: Callable[[], None]) -> None:
+        self._generator, self._seeded = generator, seeded
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("manual_seed", "seed"):
+            self._seeded()
+        return getattr(self._generator, name)
+
+
+class _Counted(_Told):
+    """Counts the seeds of each thread; ``torch.random.fork_rng`` takes its own back."""
+
+    def __init__(self, generator: Any) -> None:
+        super().__init__(generator, _seeded)
+
+    def get_state(self) -> torch.Tensor:
+        if _thread.then is not None:
+            _thread.then[self._words()] = _thread.seeds
+        state: torch.Tensor = self._generator.get_state()
+        return state
+
+    def set_state(self, state: torch.Tensor) -> None:
+        _seeded()
+        self._generator.set_state(state)
+        _thread.seeds = (_thread.then or {}).get(self._words(), _thread.seeds)
+
+    def _words(self) -> bytes:
+        """The state; where it is recorded, too, what torch gives under a mode is a tensor without data."""
+        with torch._C.DisableTorchFunction(), _disable_current_modes():
+            return bytes(self._generator.get_state().numpy().tobytes())
+
+
+def tell_of_seeds(changes: Changes, seeded: Callable[[], None]) -> None:
+    """Until the changes end: have ``seeded`` called before any code seeds torch's generator, whoever imported ``torch.manual_seed`` before.
+
+    That function looks the generator up in its module at each call, and no mode of torch's is told of it.
+    """
+    changes.put(torch.random, "default_generator", _Told(vars(torch.random)["default_generator"], seeded))
+
+
+def _seeded() -> None:
+    python, torchs = _thread.draws
+    _thread.draws, _thread.seeds = (python, torchs + 1), _thread.seeds + 1
+
+
 @contextmanager
 def draws_watched() -> Iterator[None]:
-    """Tell the draws of this thread from those of others, where there are others: it costs some time."""
-    if threading.active_count() == 1 or any(_thread.watched):
+    """Tell the draws of this thread from those of others, where there are others: it costs some time. Count its seeds anyway."""
+    if _thread.then is not None:
         yield
         return
+    with Changes() as changes, changes:
+        changes.later(partial(setattr, _thread, "then", None))
+        _thread.then = {}
+        changes.put(torch.random, "default_generator", _Counted(vars(torch.random)["default_generator"]))
+        with _draws_told() if threading.active_count() > 1 else nullcontext():
+            yield
+
+
+@contextmanager
+def _draws_told() -> Iterator[None]:
     free = sys.getprofile() is None
     with Changes() as changes, changes:
         changes.later(partial(setattr, _thread, "watched", _thread.watched))

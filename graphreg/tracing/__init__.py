@@ -3,10 +3,9 @@
 from graphreg.tracing.export.export import without_caches
 from graphreg.tracing.fake_inputs import Arguments, arguments
 from graphreg.tracing.shape_decisions import decisions
-from graphreg.tracing.side_effects import Before
 from graphreg.tracing.symbolic.tracer import PLAIN
 from graphreg.tracing.trace import FrontEnd, Traced, check_model, names, trace
 
 __all__ = [
-    "PLAIN", "Arguments", "Before", "FrontEnd", "Traced", "arguments", "check_model", "decisions", "names", "trace", "without_caches",
+    "PLAIN", "Arguments", "FrontEnd", "Traced", "arguments", "check_model", "decisions", "names", "trace", "without_caches",
 ]  # fmt: skip

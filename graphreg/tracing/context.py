@@ -10,12 +10,13 @@ Not asserted is what every ordinary run answers alike (``torch.jit.is_scripting(
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.fx.node import has_side_effect
 
 from graphreg.errors import GraphRegError
@@ -30,6 +31,7 @@ ASKED: dict[str, Callable[[], Any]] = {
 # Under torch.export these say True, to libraries that were written for it; a model of the user's own goes the way that it goes in use.
 _COMPILING = (torch.compiler.is_compiling, torch.compiler.is_exporting, torch.compiler.is_dynamo_compiling)
 Answers = Mapping[str, Any]  # by the name of what is asked
+Asked = dict[str, str]  # by the path of a module whose mode is asked for, the path of another module that asks
 
 
 @has_side_effect
@@ -44,14 +46,18 @@ def surrounded(name: str, expected: Any) -> None:
 
 
 class Questions:
-    """What a forward asked, by the module whose code asked; ``answers`` are given in the place of torch's own."""
+    """What a forward asked, by the module whose code asked; ``answers`` are given in the place of torch's own.
 
-    def __init__(self, path: Callable[[], str], answers: Answers) -> None:
+    ``path``: of the module whose code runs, None where no code runs that is traced; ``refusal``: ends the trace of that module.
+    """
+
+    def __init__(self, path: Callable[[], str | None], answers: Answers, refusal: type[BaseException] = RuntimeError) -> None:
         self.asked: dict[str, dict[str, None]] = {}  # by what is asked, the paths of modules
-        self._path, self._answers = path, answers
+        self.modes = Asked()
+        self._path, self._answers, self._refusal, self._thread = path, answers, refusal, threading.get_ident()
 
     @contextmanager
-    def heard(self, places: Iterable[dict[str, Any]]) -> Iterator[None]:
+    def heard(self, model: nn.Module, places: Iterable[dict[str, Any]]) -> Iterator[None]:
         """Meanwhile the model's code asks here: ``places`` are the globals that it may have the functions in."""
         changed = [
             (place, name, function) for place in (vars(torch), vars(torch.compiler), *places) for name, function in self._found(place)
@@ -59,7 +65,34 @@ class Questions:
         with Changes() as changes, changes:
             for place, name, function in changed:
                 changes.put(place, name, self._ask(function))
+            changes.put(nn.Module, "training", self._mode({id(vars(module)): name for name, module in model.named_modules()}))
             yield
+
+    def _mode(self, paths: Mapping[int, str]) -> property:
+        """In the place of ``training``, which is an attribute of each module: notes who asks for another's.
+
+        ``paths``: of modules, by their attributes, which torch.export has in other objects.
+        """
+
+        def get(module: nn.Module) -> Any:
+            own = vars(module)
+            if "training" not in own:
+                raise AttributeError(f"{type(module).__name__!r} object has no attribute 'training'")
+            asks, path = self._running(), paths.get(id(own))
+            if asks is not None and path and path != asks and not _by_foreign():
+                self.modes[path] = asks
+            return own["training"]
+
+        def set_(module: nn.Module, mode: bool) -> None:
+            own = vars(module)
+            if self._running() is not None and id(own) in paths and own.get("training") != mode:
+                raise self._refusal(f"it sets the mode of {paths[id(own)] or 'the model'}, which a graph cannot do")
+            own["training"] = mode
+
+        return property(get, set_)
+
+    def _running(self) -> str | None:
+        return self._path() if threading.get_ident() == self._thread else None
 
     def _found(self, place: dict[str, Any]) -> list[tuple[str, Callable[[], Any]]]:
         functions = set(map(id, (*ASKED.values(), *_COMPILING)))
@@ -74,10 +107,14 @@ class Questions:
                 return function()
             if name is None:
                 return function() and "-packages" in frame.f_code.co_filename
-            self.asked.setdefault(name, {})[self._path()] = None
+            self.asked.setdefault(name, {})[self._path() or ""] = None
             return self._answers.get(name, function())
 
         return ask
+
+
+def _by_foreign() -> bool:
+    return str(sys._getframe(2).f_globals.get("__name__", "")).partition(".")[0] in FOREIGN
 
 
 def other(name: str) -> Any:

@@ -6,62 +6,93 @@ mode gets the other wrong in silence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import fx, nn
-from torch.fx.node import map_aggregate
+from torch.fx.node import has_side_effect, map_aggregate
 
-from graphreg.errors import TraceError, first_line
-from graphreg.ir import Graphs, choose, is_nan
+from graphreg.errors import GraphRegError
+from graphreg.ir import Graphs, Literals, choose, compared, flat, name_of
 from graphreg.torch_internals import Changes, raise_interrupt
-from graphreg.tracing.side_effects import Before
+from graphreg.tracing.context import Asked
+from graphreg.tracing.side_effects.retrace import keeping, once_and_for_all
+
+_ONE_BY_ONE = 8  # submodules whose mode others ask for; each costs two traces
+Owners = dict[tuple[str, int], str]  # by the name of a node and the position of a literal: whose mode decides it
 
 
-@contextmanager
-def left_as_it_was(model: nn.Module) -> Iterator[Before]:
-    """Puts back whatever running a forward on proxies may have changed of the model."""
-    before = Before(model)
-    with Changes() as changes, changes:
-        changes.later(before.put_back)
-        yield before
-
-
-def trace_modes(model: nn.Module, trace: Callable[[], fx.Graph]) -> Graphs:
+def trace_modes(model: nn.Module, trace: Callable[[], fx.Graph], asked: Asked) -> Graphs:
     """``trace`` the model in train and in eval mode, and merge what it gives.
 
     Both traces put *every* submodule in the mode, so that what depends on a mode is seen to, whatever the user set
-    apart. Only where structure differs must a submodule set apart be traced as it is set.
+    apart. Only where structure differs must a submodule set apart be traced as it is set. ``asked`` gets the submodules whose mode
+    others ask for.
     """
     given = {module: module.training for module in model.modules()}
     train, evaluation = _in_mode(given, lambda m: True, trace), _in_mode(given, lambda m: False, trace)
-    same, differing = _compared(train, evaluation)
+    same, differing = compared(train, evaluation)
+    owners, asserted = _followed(model, trace, asked, train, evaluation) if asked else ({}, [])
     if same:
-        _read_modes(train, differing)
+        _read_modes(train, differing, owners)
+        _assert_modes(train, {path: _training(asked[path]) for path in asserted})
         return {"both": train}
     apart = {m for m, mode in given.items() if mode != model.training}
     if apart and model.training:
         train = _in_mode(given, lambda m: m not in apart, trace)
     elif apart:
         evaluation = _in_mode(given, lambda m: m in apart, trace)
-    for graph in (train, evaluation):
-        _read_modes(graph, differing)
+    for graph, mode in ((train, True), (evaluation, False)):
+        _read_modes(graph, differing, owners)
+        set_apart = apart if mode == model.training else set()
+        _assert_modes(graph, {path: (model.get_submodule(path) not in set_apart) == mode for path in asserted})
     return {"train": train, "eval": evaluation}
 
 
-def trace_keeping(model: nn.Module, trace: Callable[[], fx.Graph], leaves: dict[str, str]) -> Graphs:
-    """``trace_modes`` until no more submodules must be kept whole: a leaf of one mode is a leaf of both. ``leaves``: paths and reasons."""
+def _followed(
+    model: nn.Module, trace: Callable[[], fx.Graph], asked: Asked, train: fx.Graph, evaluation: fx.Graph
+) -> tuple[Owners, list[str]]:
+    """Which literals go by the mode of a submodule that another module asks for it, and which such submodules decide more than that."""
+    owners, asserted = Owners(), list[str]()
+    for paths in [[path] for path in asked] if len(asked) <= _ONE_BY_ONE else [list(asked)]:
+        try:
+            turned, back = _turned(model, trace, paths, train, evaluation)
+        except Exception as error:  # it goes a way that cannot be traced
+            raise_interrupt(error)
+            asserted += paths
+            continue
+        if turned == back == (True, {}):
+            continue
+        there = {name: {i: (b, a) for i, (a, b) in literals.items()} for name, literals in back[1].items()}
+        if len(paths) == 1 and turned[0] and back[0] and turned[1] == there:
+            owners |= {(name, i): paths[0] for name, literals in there.items() for i in literals}
+        else:
+            asserted += paths
+    return owners, asserted
+
+
+Compared = tuple[bool, dict[str, Literals]]
+
+
+def _turned(
+    model: nn.Module, trace: Callable[[], fx.Graph], paths: list[str], train: fx.Graph, evaluation: fx.Graph
+) -> tuple[Compared, Compared]:
+    """What differs from the graphs of both modes where these submodules alone are in the other mode."""
+    given, alone = {module: module.training for module in model.modules()}, set(map(model.get_submodule, paths))
+    turned = compared(train, _in_mode(given, lambda m: m not in alone, trace))
+    return turned, compared(evaluation, _in_mode(given, lambda m: m in alone, trace))
+
+
+def trace_keeping(model: nn.Module, trace: Callable[[], fx.Graph], leaves: dict[str, str], asked: Asked, run: bool) -> Graphs:
+    """``trace_modes`` until no more submodules must be kept whole: a leaf of one mode is a leaf of both.
+
+    ``leaves``: paths and reasons; ``asked``: what the traces tell of modes; ``run``: whether modules kept whole run in a trace.
+    """
     while True:
         before = len(leaves)
-        try:
-            graphs = trace_modes(model, trace)
-        except Forgetful as error:
-            if not error.path or error.path in leaves:
-                raise
-            leaves[error.path] = "its forward changes what its next call reads"
-            continue
-        if len(leaves) == before:
+        asked.clear()
+        graphs = keeping(lambda: trace_modes(model, lambda: once_and_for_all(model, trace, leaves, run), asked), leaves)
+        if graphs is not None and len(leaves) == before:
             return graphs
 
 
@@ -76,119 +107,48 @@ def _in_mode(given: Mapping[nn.Module, bool], mode: Callable[[nn.Module], bool],
         changes.later(back)
         for module in given:
             module.training = mode(module)  # not .train(): a user's override of it may do more
-        return _once_and_for_all(next(iter(given)), trace)
+        return trace()
 
 
-def _once_and_for_all(model: nn.Module, trace: Callable[[], fx.Graph]) -> fx.Graph:
-    """The graph of a call; refused where the call after it would be another, for the forward counts or collects something."""
-    with left_as_it_was(model) as before:
-        graph = trace()
-        changed = before.changed()
-        if not changed and not before.tables():
-            return graph
-        try:
-            again = [trace()]
-            if before.counting():
-                again.append(trace())
-        except Exception as error:
-            raise_interrupt(error)
-            raise Forgetful(model, changed, f" ({first_line(error)})") from error
-        if moved := before.moved():
-            raise Forgetful(model, moved, "")
-        if changed and any(_compared(graph, other) != (True, {}) for other in again):
-            raise Forgetful(model, changed, "")
-    return graph
-
-
-def same_graph(graph: fx.Graph, trace: Callable[[], fx.Graph]) -> bool:
-    """Whether another trace gives the same graph."""
-    try:
-        return _compared(graph, trace()) == (True, {})
-    except Exception as error:  # it goes a way that cannot be traced: another one
-        raise_interrupt(error)
-        return False
-
-
-class Forgetful(TraceError):
-    """Raised of what a forward leaves behind for its next call; ``path``: of the submodule that alone does so, "" where none does."""
-
-    def __init__(self, model: nn.Module, changed: Sequence[str], how: str) -> None:
-        paths = {name.removeprefix("self.").rpartition(".")[0] if name.startswith("self.") else "" for name in changed}
-        self.path = paths.pop() if len(paths) == 1 else ""
-        if self.path not in dict(model.named_modules()):
-            self.path = ""
-        super().__init__(
-            f"{type(model).__name__}.forward changes {', '.join(changed)} for its next call, which then computes something else{how}; a "
-            "graph computes the same at each call. Make it a buffer (register_buffer) that is changed in place (self.calls.add_(1)), or "
-            "move that step into a submodule of its own, which graphreg then keeps whole."
+@has_side_effect
+def mode_asked(mode: bool, expected: bool, name: str) -> None:
+    """Raises unless a submodule whose mode another module asks for is in the mode that the graph was traced in."""
+    if mode != expected:
+        raise GraphRegError(
+            f"the model's forward asks self.{name}.training and goes by the answer. Here that is {mode}, and the graph was traced where it "
+            f"is {expected}. Put {name} and what asks in one mode, or regularize with {name} in the mode that it is to have."
         )
 
 
-def _name(node: fx.Node) -> str:
-    labels = node.meta["site"][1] if "site" in node.meta else ()
-    return str(labels[0].name) if labels else f":{node.name}"  # no label has a colon there
+def _assert_modes(graph: fx.Graph, expected: Mapping[str, bool | str]) -> None:
+    """``expected``: a mode, or the module attribute that has it."""
+    behind = next((node for node in graph.nodes if node.op != "placeholder"), graph.output_node())
+    with graph.inserting_before(behind):
+        for path, mode in expected.items():
+            wanted = graph.create_node("get_attr", mode) if isinstance(mode, str) else mode
+            read = graph.create_node("get_attr", _training(path))
+            for node in (read, *([wanted] if isinstance(wanted, fx.Node) else ()), graph.call_function(mode_asked, (read, wanted, path))):
+                node.meta["site"] = ("", ())
 
 
-def _flat(node: fx.Node) -> list[Any]:
-    """The arguments as a flat list; positions agree between two calls of the same form."""
-    flat: list[Any] = []
-    map_aggregate((node.args, node.kwargs), flat.append)
-    return flat
+def _training(path: str) -> str:
+    return f"{path}.training" if path else "training"
 
 
-Literals = dict[int, tuple[Any, Any]]  # by position: in train, in eval
-
-
-def _literals(a: fx.Node, b: fx.Node) -> tuple[Literals, bool] | None:
-    """The literals that differ between two nodes, and whether these read the same values; None unless they are one operation.
-
-    Where the values are others, as behind what each mode does in its own way, only flags count (``training=``).
-    """
-    if a.op != b.op or a.target != b.target or a.kwargs.keys() != b.kwargs.keys():
-        return None
-    ours, theirs = _flat(a), _flat(b)
-    if len(ours) != len(theirs):
-        return None
-    found, same = Literals(), True
-    for i, (x, y) in enumerate(zip(ours, theirs, strict=True)):
-        if isinstance(x, fx.Node) != isinstance(y, fx.Node):
-            return None
-        if isinstance(x, fx.Node):
-            same = same and _name(x) == _name(y)
-        elif not _equal(x, y):
-            found[i] = x, y
-    return (found if same else {i: pair for i, pair in found.items() if type(pair[0]) is type(pair[1]) is bool}), same
-
-
-def _compared(train: fx.Graph, evaluation: fx.Graph) -> tuple[bool, dict[str, Literals]]:
-    """Whether the two are one structure, and the literals that differ in the operations that both have."""
-    others = {_name(node): node for node in evaluation.nodes}
-    found = {(name := _name(node)): _literals(node, others[name]) if name in others else None for node in train.nodes}
-    same = list(found) == list(others) and len(found) == len(train.nodes) == len(evaluation.nodes)
-    same = same and all(each is not None and each[1] for each in found.values())
-    return same, {name: each[0] for name, each in found.items() if each is not None and each[0]}
-
-
-def _equal(a: Any, b: Any) -> bool:
-    return type(a) is type(b) and bool(a == b or (is_nan(a) and is_nan(b)))
-
-
-
-
-def _read_modes(graph: fx.Graph, differing: Mapping[str, Literals]) -> None:
-    """Replace each such literal by a read of the ``training`` of the module that owns the operation."""
+def _read_modes(graph: fx.Graph, differing: Mapping[str, Literals], owners: Owners) -> None:
+    """Replace each such literal by a read of the ``training`` of the module that owns the operation, or of the one it asks."""
     for node in list(graph.nodes):
-        literals = differing.get(_name(node))
+        literals = differing.get(name_of(node))
         if not literals:
             continue
-        owner = node.meta["site"][0] if "site" in node.meta else ""
+        home, name = node.meta["site"][0] if "site" in node.meta else "", name_of(node)
+        reads = dict[int, fx.Node]()
         with graph.inserting_before(node):
-            training = graph.create_node("get_attr", f"{owner}.training" if owner else "training")
-            reads = {
-                i: training if (a, b) == (True, False) and type(a) is type(b) is bool else graph.call_function(choose, (training, a, b))
-                for i, (a, b) in literals.items()
-            }
-        position = iter(range(len(_flat(node))))
+            for i, (a, b) in literals.items():
+                training = graph.create_node("get_attr", _training(owners.get((name, i), home)))
+                plain = (a, b) == (True, False) and type(a) is type(b) is bool
+                reads[i] = training if plain else graph.call_function(choose, (training, a, b))
+        position = iter(range(len(flat(node))))
 
         def replaced(leaf: Any, reads: Mapping[int, fx.Node] = reads, position: Iterator[int] = position) -> Any:
             return reads.get(next(position), leaf)

@@ -26,12 +26,13 @@ from graphreg.torch_internals import (
     randomness,
     restore_after_trace,
     restore_randomness,
+    stirred,
 )
 from graphreg.tracing.export.export import FrontEndError, export
 from graphreg.tracing.fake_inputs import Arguments, arguments, propagate
 from graphreg.tracing.graph_module import given_graphs
-from graphreg.tracing.modes import left_as_it_was
 from graphreg.tracing.shape_decisions import decisions
+from graphreg.tracing.side_effects.retrace import left_as_it_was
 from graphreg.tracing.symbolic.symbolic import symbolic
 
 FrontEnd = Literal["auto", "symbolic", "export"]
@@ -107,6 +108,7 @@ def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "a
         restore_after_trace(changes)
         with draws_watched(), torch.enable_grad():  # as in training, wherever it is called
             changes.later(partial(restore_randomness, randomness()))  # the model's code may draw; the user's streams go on as if not
+            stirred()
             at_rest(changes)
             deep_enough(model, changes)
             return _trace(model, example_inputs, front_end)

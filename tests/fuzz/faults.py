@@ -30,7 +30,10 @@ def fault(inject: Callable[[], Iterator[None]]) -> Callable[[], Any]:
 
 @contextmanager
 def patched(place: str, name: str, wrap: Callable[[Any], Any]) -> Iterator[None]:
-    """``graphreg.<place>.<name>`` replaced by what ``wrap`` makes of it; the place is a module, or a class in one."""
+    """``graphreg.<place>.<name>`` replaced by what ``wrap`` makes of it.
+
+    The place is a module, ``rng.noise``, or a class in one, ``rng.noise:Noise``.
+    """
     module, _, inner = place.partition(":")
     owner: Any = importlib.import_module(f"graphreg.{module}")
     if inner:
@@ -49,7 +52,7 @@ def _planned(change: Callable[[Any], Any]) -> Any:
     def wrap(rewrite: Any) -> Any:
         return lambda traced, plan, *rest, **more: rewrite(traced, change(plan), *rest, **more)
 
-    return patched("rewrite", "rewrite", wrap)
+    return patched("rewriting.rewrite", "rewrite", wrap)
 
 
 def _rewritten(change: Callable[[nn.Module], None]) -> Any:
@@ -64,7 +67,7 @@ def _rewritten(change: Callable[[nn.Module], None]) -> Any:
 
         return changed
 
-    return patched("rewrite", "rewrite", wrap)
+    return patched("rewriting.rewrite", "rewrite", wrap)
 
 
 def _is_splice(edit: Any) -> bool:
@@ -80,7 +83,7 @@ def a_sum_for_a_mean() -> Iterator[None]:
 
         return wrong
 
-    with patched("measures:Total", "forward", wrap):
+    with patched("runtime.penalty:Total", "forward", wrap):
         yield
 
 
@@ -96,13 +99,14 @@ def splices_in_the_wrong_order() -> Iterator[None]:
 
 @fault
 def noise_in_eval_mode() -> Iterator[None]:
-    with patched("rules:SpliceRule", "acts", lambda acts: lambda self: True), patched("keys:KeyRule", "draws", lambda d: lambda *a: True):
+    acts = patched("runtime.leaf:SpliceRule", "acts", lambda was: lambda self: True)
+    with acts, patched("runtime.leaf:KeyRule", "draws", lambda was: lambda *a: True):
         yield
 
 
 @fault
 def no_copy_before_a_later_write() -> Iterator[None]:
-    with patched("aliases:Aliases", "written_later", lambda was: lambda self, node, surely=False: False):
+    with patched("ir.aliasing:Aliases", "written_later", lambda was: lambda self, node, surely=False: False):
         yield
 
 
@@ -119,7 +123,7 @@ def views_not_known_as_views() -> Iterator[None]:
 
         return wrong
 
-    with patched("aliases:Aliases", "__init__", wrap):
+    with patched("ir.aliasing:Aliases", "__init__", wrap):
         yield
 
 
@@ -130,7 +134,7 @@ def _writes_by_name(node: Any) -> bool:
 
 @fault
 def a_write_past_the_splice_is_accepted() -> Iterator[None]:
-    with patched("aliases:Aliases", "written_aside", lambda was: lambda self, node: None):
+    with patched("ir.aliasing:Aliases", "written_aside", lambda was: lambda self, node: None):
         yield
 
 
@@ -156,7 +160,7 @@ def a_frozen_factory() -> Iterator[None]:
 
 @fault
 def a_moved_generator() -> Iterator[None]:
-    with patched("noise:Noise", "keep", lambda keep: lambda self, z, p: keep(type(self)(self.key + 1), z, p)):
+    with patched("rng.noise:Noise", "keep", lambda keep: lambda self, z, p: keep(type(self)(self.key + 1), z, p)):
         yield
 
 
@@ -169,13 +173,13 @@ def a_call_number_too_far() -> Iterator[None]:
 
         return wrong
 
-    with patched("keys:KeyRule", "forward", wrap):
+    with patched("runtime.leaf:KeyRule", "forward", wrap):
         yield
 
 
 @fault
 def one_key_for_all_splices() -> Iterator[None]:
-    with patched("rules:SpliceRule", "forward", lambda forward: lambda self, z, key: forward(self, z, key[:1].expand_as(key))):
+    with patched("runtime.leaf:SpliceRule", "forward", lambda forward: lambda self, z, key: forward(self, z, key[:1].expand_as(key))):
         yield
 
 
@@ -191,7 +195,7 @@ def another_mask_in_backward() -> Iterator[None]:
 
         return wrong
 
-    with patched("rules:SpliceRule", "forward", wrap):
+    with patched("runtime.leaf:SpliceRule", "forward", wrap):
         yield
 
 
@@ -242,7 +246,7 @@ def a_site_one_off_among_repeats() -> Iterator[None]:
 
         return wrong
 
-    with patched("rewrite", "site_nodes", wrap):
+    with patched("rewriting.rewrite", "site_nodes", wrap):
         yield
 
 
@@ -255,7 +259,7 @@ def repeats_counted_from_two() -> Iterator[None]:
 
         return wrong
 
-    with patched("naming:Namer", "_count", wrap):
+    with patched("ir.naming:Namer", "_count", wrap):
         yield
 
 
@@ -269,7 +273,7 @@ def a_strength_not_applied() -> Iterator[None]:
 
         return wrong
 
-    with patched("measures:Total", "forward", wrap):
+    with patched("runtime.penalty:Total", "forward", wrap):
         yield
 
 
@@ -283,13 +287,13 @@ def a_strength_applied_twice() -> Iterator[None]:
 
         return wrong
 
-    with patched("measures:Total", "forward", wrap):
+    with patched("runtime.penalty:Total", "forward", wrap):
         yield
 
 
 @fault
 def a_penalty_without_gradient() -> Iterator[None]:
-    with patched("measures", "measured", lambda measured: lambda *args, **more: measured(*args, **more).detach()):
+    with patched("runtime.penalty", "measured", lambda measured: lambda *args, **more: measured(*args, **more).detach()):
         yield
 
 
@@ -325,7 +329,7 @@ def a_tied_parameter_counted_twice() -> Iterator[None]:
 
         return property(parameters)
 
-    with patched("trace:Traced", "parameters", wrap):
+    with patched("tracing.trace:Traced", "parameters", wrap):
         yield
 
 
@@ -334,7 +338,7 @@ def own_dropout_left_to_torch() -> Iterator[None]:
     def wrap(replaced: Any) -> Any:
         return lambda self, z, p, noise, given: torch.nn.functional.dropout(z, p, True)
 
-    with patched("own_rules:OwnRule", "_replaced", wrap):
+    with patched("runtime.dropout:OwnRule", "_replaced", wrap):
         yield
 
 
@@ -348,7 +352,7 @@ def attached_twice() -> Iterator[None]:
 
         return wrong
 
-    with patched("attach:AttachRule", "forward", wrap):
+    with patched("runtime.attach:AttachRule", "forward", wrap):
         yield
 
 
@@ -361,13 +365,13 @@ def time_and_batch_exchanged() -> Iterator[None]:
 
         return wrong
 
-    with patched("steps:Steps", "of", wrap):
+    with patched("ir.steps:Steps", "of", wrap):
         yield
 
 
 @fault
 def hidden_values_not_seen_through_views() -> Iterator[None]:
-    with patched("operators:Operations", "passes_through", lambda was: lambda self, node: False):
+    with patched("ir.operations:Operations", "passes_through", lambda was: lambda self, node: False):
         yield
 
 

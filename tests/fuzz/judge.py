@@ -321,7 +321,8 @@ def seeded(number: int) -> None:
 
 def engine(name: str) -> Any:
     """``trace``, ``plan``, ``rewrite``, ``strip``, as they are now: a fault may have been put in."""
-    return getattr(importlib.import_module(f"graphreg.{name}"), name)
+    room = {"trace": "tracing", "plan": "planning", "rewrite": "rewriting", "strip": "rewriting"}[name]
+    return getattr(importlib.import_module(f"graphreg.{room}.{name}"), name)
 
 
 def made(reg: Any) -> Any:

@@ -24,7 +24,7 @@ assert compilers  # its canaries count
 # What is in the door and is of graphreg or of Python alone.
 NO_PART_OF_TORCH = {
     "CHUNKED", "Changes", "Chunk", "ModuleStack", "at_rest", "collector_at_rest", "deep_enough", "quiet", "raise_interrupt", "regions",
-    "with_own_code",
+    "stirred", "with_own_code",
 }  # fmt: skip
 
 
@@ -140,6 +140,8 @@ def test_version_of() -> None:
     before = door.version_of(x)
     x[:2].add_(1)
     assert door.version_of(x) == before + 1
+    with torch.inference_mode():
+        assert door.version_of(torch.ones(1).add_(1)) == -1
 
 
 @canary("a view knows what it is a view of", "attached penalties", "base_of", "same_view")
@@ -148,6 +150,26 @@ def test_base_of() -> None:
     view = base.view(2, 2)[1]
     assert door.base_of(view) is base and door.base_of(base) is base
     assert torch.equal(door.same_view(view, other), other.view(2, 2)[1]) and door.base_of(door.same_view(view, other)) is other
+
+
+class Reversed(torch.autograd.Function):
+    """A view with a derivative that is no view's."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return -gradient
+
+
+@canary("a view knows how it was made", "attached penalties of outputs that share storage", "is_plain_view")
+def test_is_plain_view() -> None:
+    base = torch.arange(4.0, requires_grad=True) * 1
+    assert all(map(door.is_plain_view, (base.view(2, 2), base[1:], *torch.split(base, 2), *base.unbind())))
+    by_function = Reversed.apply(base)  # type: ignore[no-untyped-call]
+    assert door.base_of(by_function) is base and not door.is_plain_view(by_function)
 
 
 @canary("a GradScaler keeps its scale", "attached penalties", "scale_tensor", "first_scale")
@@ -539,6 +561,24 @@ def test_emitting() -> None:
     assert door.snake_case("MaxPool2d") == "max_pool2d" and door.value_name(graph, "relu") == "relu"
 
 
+CANDIDATES = [
+    "relu", "relu_1", "key", "input", "sum", "x_kept", "x_kept_3", "a.b", "1x", "add", "add_2", "self", "é", "relu_kept_1_2",
+]  # fmt: skip
+
+
+@canary("torch.fx names nodes", "the rewrite, which decides on names before it makes the nodes", "node_namer")
+def test_node_namer() -> None:
+    for seed in range(300):
+        draw, graph, copy = random.Random(seed), fx.Graph(), fx.Graph()
+        for _ in range(draw.randint(0, 6)):
+            graph.create_node("placeholder", "x", name=draw.choice(CANDIDATES))
+        for node in graph.nodes:
+            copy.node_copy(node)
+        namer = door.node_namer(node.name for node in graph.nodes)
+        for name in draw.choices(CANDIDATES, k=6):
+            assert namer(name) == copy.create_node("placeholder", "x", name=name).name, f"seed {seed}"
+
+
 # random_state.py
 
 
@@ -560,6 +600,33 @@ def test_draws() -> None:
     finally:
         end.set()
         thread.join()
+
+
+seed_all = torch.manual_seed  # as user code may have imported it, before any trace
+
+
+@canary("torch seeds its generator", "modules that seed while they are traced", "tell_of_seeds", "draws_watched", "randomness",
+        "restore_randomness")  # fmt: skip
+def test_seeds() -> None:
+    seeds = list[int]()
+    with torch.random.fork_rng():
+        with Changes() as changes, changes:
+            door.tell_of_seeds(changes, lambda: seeds.append(1))
+            seed_all(1)
+            torch.rand(1)
+            torch.get_rng_state()
+            assert seeds == [1]
+        seed_all(1)
+        assert seeds == [1]
+        with door.draws_watched():
+            before = door.randomness()
+            seed_all(1)  # as it is already: the state tells nothing
+            assert before.states == door.randomness().states and before != door.randomness()
+            door.restore_randomness(before)
+            assert before == door.randomness()
+            with torch.random.fork_rng():
+                seed_all(2)
+            assert before == door.randomness()
 
 
 # pytree.py

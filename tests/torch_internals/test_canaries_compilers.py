@@ -288,6 +288,19 @@ def test_fake_tensors() -> None:
     assert {door.FAKE_LOGGER, door.SOLVER_LOGGER} <= set(logging.root.manager.loggerDict)
 
 
+@canary("a fake tensor is given an attribute", "the export front end, which refuses it", "take_assignments")
+def test_take_assignments() -> None:
+    given = list[tuple[str, Any]]()
+    with door.FakeTensorMode():
+        x = torch.ones(1)
+    with Changes() as changes, changes:
+        door.take_assignments(changes, lambda tensor, name, value: given.append((name, value)))
+        x.mark = 3  # type: ignore[attr-defined]
+    assert given == [("mark", 3)] and not hasattr(x, "mark")
+    x.mark = 4  # type: ignore[attr-defined]
+    assert given == [("mark", 3)] and vars(x)["mark"] == 4
+
+
 @canary("Dynamo keeps a table of torch's functions", "the symbolic front end", "has_function_table", "make_function_table")
 def test_function_table() -> None:
     importlib.import_module("torch._dynamo.trace_rules").get_torch_obj_rule_map.cache_clear()

@@ -28,6 +28,9 @@ ALLOWED = {
     "_code": "as _graph: what torch.fx made of it",
     "_fields": "of Python's named tuples, documented",
     "_abc_impl": "of Python's own abc",
+    "_inst": "of Python's own random: the generator that all share",
+    "_rand": "of numpy's, the same",
+    "_lru_cache_wrapper": "of Python's own functools, a type that has no other name",
     "_getframe": "of Python's own sys; what may be read of a frame is another test's",
     "_option_string_actions": "of Python's own argparse",
 }
@@ -37,7 +40,9 @@ STACK_READERS = {
     "graphreg/ir/source_location.py": "the line of the user's code that makes a node",
     "graphreg/regularizer/purity.py": "the line of a formula that draws or writes",
     "graphreg/tracing/context.py": "whether it is the model's code that asks a question of its surroundings",
-    "graphreg/tracing/side_effects.py": "as context.py",
+    "graphreg/tracing/side_effects/places.py": "as context.py, and the variables of the functions around the model's",
+    "graphreg/tracing/side_effects/reach.py": "the names that the model's code mentions",
+    "graphreg/tracing/side_effects/snapshot.py": "as places.py",
     "graphreg/tracing/symbolic/proxies.py": "as context.py",
     "graphreg/tracing/export/op_record.py": "the instruction of the model's code that calls: x / y, or x.div(y)",
 }

@@ -1,4 +1,4 @@
-// The rule of graphreg/selector.py, in the words of that file; tests/data/selectors.json holds both to the same cases.
+// The rule of graphreg/ir/selector.py, in the words of that file; tests/data/selectors.json holds both to the same cases.
 "use strict";
 
 const ROLES = ["input", "hidden", "output"];
@@ -71,7 +71,7 @@ function parse(text) {
   const [exclude, role] = [found[1], found[5]];
   const [name, op, port] = found.slice(2, 5).map(asGlob);
   if (role !== undefined && !ROLES.includes(role))
-    throw new Error(`${quoted(text)} asks for the role '${role}'; roles are ${ROLES.join(", ")}. Where # is a part of the name, write \\#.`);
+    throw new Error(`${quoted(text)} asks for the role ${quoted(role)}; roles are ${ROLES.join(", ")}. Where # is a part of the name, write \\#.`);
   const glob_of = (part) => (part === undefined ? null : glob(part));
   return { text, exclude: exclude === "!", name: name || "**", named: glob(name || "**"), op: glob_of(op), port, ports: glob_of(port), role };
 }
@@ -171,7 +171,7 @@ function nothing(pattern, found, seen, sites, rule, usable) {
   const literal = seen.flatMap((site) => site.labels).find((label) => label.name === bare);
   if (literal && SPECIAL.test(bare))
     return `${start} A site has that very name: write ${exactly(literal)} (in Python r'${exactly(literal)}'), for ${bare} asks for something else.`;
-  if (pattern.role !== undefined && rule.on === "parameters")
+  if (pattern.role !== undefined && rule.on === "parameters" && seen.length)
     return `${start} #${pattern.role} is a role of values, and ${rule.cls} acts on a ${what(rule)}; leave the role out.`;
   const named = seen.flatMap((site) => site.labels.filter((label) => names(pattern, label, site)).map((label) => [label, site]));
   if (named.length && (pattern.op || pattern.ports || pattern.role !== undefined)) {

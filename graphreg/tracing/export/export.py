@@ -16,12 +16,13 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from graphreg.errors import GraphRegError, TraceError, first_line
 from graphreg.ir import Graphs
 from graphreg.torch_internals import FAKE_LOGGER, SOLVER_LOGGER, Changes, plain_transformers, pytree, quiet, raise_interrupt, silence_export
-from graphreg.tracing.context import Answers, settled
+from graphreg.tracing.context import Answers, Asked, settled
 from graphreg.tracing.export.op_record import Lost, Untold
 from graphreg.tracing.export.recorder import Recorder
 from graphreg.tracing.export.unlift import Unlifting
 from graphreg.tracing.fake_inputs import Arguments, run_itself
-from graphreg.tracing.modes import left_as_it_was, same_graph, trace_keeping
+from graphreg.tracing.modes import trace_keeping
+from graphreg.tracing.side_effects.retrace import left_as_it_was, same_graph
 from graphreg.tracing.symbolic.symbolic import where
 
 
@@ -85,8 +86,11 @@ def _both(model: nn.Module, call: Arguments, leaves: dict[str, str], constants: 
                 raise Untold(f"{work.leaves['']}; move that into a submodule of its own, which graphreg then keeps whole")
             leaves.update(work.leaves)
 
+    modes = Asked()
+
     def once() -> fx.Graph:
         graph, recorder = told_as_one(constants, {})
+        modes.update(recorder.questions.modes)
 
         def same(answers: Answers) -> bool:
             with left_as_it_was(model):
@@ -95,7 +99,7 @@ def _both(model: nn.Module, call: Arguments, leaves: dict[str, str], constants: 
         settled(graph, recorder.questions.asked, same, leaves)
         return graph
 
-    return trace_keeping(model, once, leaves)
+    return trace_keeping(model, once, leaves, modes, run=True)
 
 
 def _program(model: nn.Module, call: Arguments, leaves: Mapping[str, str], answers: Answers) -> tuple[ExportedProgram, Recorder]:

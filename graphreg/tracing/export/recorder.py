@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import operator
 import random
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -34,7 +35,9 @@ from graphreg.torch_internals import (
     module_behind,
     proxy_of,
     size_decisions,
+    take_assignments,
     take_module_calls,
+    tell_of_seeds,
     version_of,
     without_functions,
     without_modes,
@@ -58,8 +61,9 @@ from graphreg.tracing.export.op_record import (
     sizes_asked,
 )
 from graphreg.tracing.export.patches import refuse_lost, wrapped
-from graphreg.tracing.side_effects import carries_data
-from graphreg.tracing.symbolic.tape import Saved, attribute_of, tensors_in
+from graphreg.tracing.side_effects.places import carries_data
+from graphreg.tracing.symbolic.tape import attribute_of
+from graphreg.tracing.tensors import Saved, tensors_in
 from graphreg.tracing.type_inference import places_of
 
 
@@ -70,7 +74,7 @@ class Recorder(TorchFunctionMode):
     def __init__(self, model: nn.Module, leaves: Mapping[str, str], answers: Answers) -> None:
         super().__init__()
         self.told, self.model = Recording(leaves=dict(leaves)), model
-        self.questions = Questions(lambda: self._scopes[-1] if self._scopes else "", answers)
+        self.questions = Questions(lambda: self._scopes[-1] if self.seeing() else None, answers, Whole)
         self._paths = {id(module): path for path, module in model.named_modules()}
         self._scopes: list[str] = []  # none outside the model's forward
         self._tracer: Any = None
@@ -93,7 +97,8 @@ class Recorder(TorchFunctionMode):
             for owner, name, instead in wrapped(self.function):
                 patches.put(owner, name, instead)
             leave_mask_unread(patches)
-            with self.questions.heard(places_of(self.model)):
+            self._refuse_unseen(patches)
+            with self.questions.heard(self.model, places_of(self.model)):
                 yield
 
     # Modules
@@ -272,6 +277,22 @@ class Recorder(TorchFunctionMode):
             return target if isinstance(target, str) else str(getattr(target, "__name__", "")).partition(".")[0]
 
         return proxy if proxy is not None and carries_data(proxy.node, called) else value
+
+    def _refuse_unseen(self, patches: Changes) -> None:
+        """Until the changes end: refuse what no mode of torch's is told of, seeds and names that a tensor is given."""
+        thread = threading.get_ident()
+
+        def seeded() -> None:
+            if threading.get_ident() == thread and self.seeing():
+                raise Whole("it seeds torch's generator, which a graph cannot do")
+
+        def assigned(tensor: Tensor, name: str, value: Any) -> None:
+            if not hasattr(Tensor, name) and self.seeing() and not by_foreign():
+                raise Whole(f"it assigns .{name} of a tensor, which a graph cannot carry")
+            object.__setattr__(tensor, name, value)
+
+        tell_of_seeds(patches, seeded)
+        take_assignments(patches, assigned)
 
     def seeing(self) -> bool:
         """Whether code of the model's own runs now that is being written down."""

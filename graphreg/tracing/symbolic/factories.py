@@ -16,7 +16,8 @@ from torch.overrides import is_tensor_method_or_property
 
 from graphreg.errors import TraceError
 from graphreg.ir import Aliases, Effects, nodes_in
-from graphreg.tracing.symbolic.tape import CURE, Entry, Key, Tape, attribute_of, key_of, parts_of, tensors_in
+from graphreg.tracing.symbolic.tape import CURE, Entry, Tape, attribute_of
+from graphreg.tracing.tensors import Key, key_of, parts_of, tensors_in
 
 _OPERATORS: dict[str, Callable[..., Any]] = {"__getitem__": operator.getitem, "__setitem__": operator.setitem}
 
@@ -24,14 +25,17 @@ _OPERATORS: dict[str, Callable[..., Any]] = {"__getitem__": operator.getitem, "_
 def settle_factories(graph: fx.Graph, tape: Tape) -> None:
     """Put what must be made at each call into the graph, in the place of the constants that torch.fx made of it."""
     there = set(graph.nodes)
+    tape.look()
     reads = {node: tensor for node, tensor in tape.known.read.items() if node in there}
     if not reads:
         return
     again = _again(graph, tape, reads)
+    _refuse_unseen(tape, reads.values(), again)
     chosen = {node: tensor for node, tensor in reads.items() if id(tensor) in tape.known.made and key_of(tensor) in again}
     if not chosen:
         return
     entries = _needed(tape, chosen.values())
+    _refuse_unseen(tape, [t for entry in entries for t in (*entry.tensors, *tensors_in(entry.result))], again)
     _refuse(tape, entries, again)
     _Making(graph, tape).run([entry for entry in tape.entries if entry in entries], chosen)
     unread = {node.target for node in chosen} - {node.target for node in graph.nodes if node.op == "get_attr"}
@@ -103,6 +107,26 @@ def _needed(tape: Tape, tensors: Iterable[Tensor]) -> set[Entry]:
                 found.add(entry)
                 waiting += entry.tensors
     return found
+
+
+def _refuse_unseen(tape: Tape, tensors: Iterable[Tensor], again: set[Key]) -> None:
+    """What must be made at each call, and came to be, or to hold what it holds, by what torch shows to no mode of functions."""
+    known = tape.known
+    for tensor in tensors:
+        key = key_of(tensor)
+        moved = tape.moved.get(id(tensor))
+        if moved is not None or (key in again and key in known.unseen):
+            place = known.unseen[key] if moved is None else moved
+            raise TraceError(
+                "the forward gives a tensor another storage, or writes into it, by what torch does not show to a trace"
+                f"{place and f', noticed{place}'}: Tensor.set_, torch.utils.swap_tensors, t.real = ... Copy instead: t.copy_(other), "
+                f"torch.complex(real, imag). {CURE}"
+            )
+        if key in again and key in known.fresh and id(tensor) not in known.made:
+            raise TraceError(
+                f"the forward makes a {type(tensor).__name__} in the memory of another tensor by what torch does not show to a trace: "
+                f"as_subclass, torch.Tensor(t), nn.Parameter(t). Use t itself, or a view: t.view_as(t). {CURE}"
+            )
 
 
 def _refuse(tape: Tape, entries: set[Entry], again: set[Key]) -> None:

@@ -110,7 +110,7 @@ class Value(fx.Proxy):
         made = tracer.create_proxy("call_function", operator.setitem, (target, key, value), {})
         made.node.meta["site"] = (made.node.meta["site"][0], ())
 
-    # What Python itself asks of a number or a shape, which torch.fx has no answer to; see graphreg.decisions.
+    # What Python itself asks of a number or a shape, which torch.fx has no answer to; see ``shape_decisions.py``.
     def __index__(self) -> int:
         return int(self._asked("an index", int))
 

@@ -13,9 +13,10 @@ from torch import fx, nn
 from graphreg.errors import GraphRegError, TraceError
 from graphreg.ir import OWN_FOLDERS, Graphs
 from graphreg.torch_internals import make_function_table
-from graphreg.tracing.context import Answers, settled
-from graphreg.tracing.modes import left_as_it_was, same_graph, trace_keeping
+from graphreg.tracing.context import Answers, Asked, settled
+from graphreg.tracing.modes import trace_keeping
 from graphreg.tracing.shape_decisions import Unprepared
+from graphreg.tracing.side_effects.retrace import left_as_it_was, same_graph
 from graphreg.tracing.symbolic.tracer import SiteTracer
 
 
@@ -39,7 +40,7 @@ def symbolic(
 
     Raises TraceError with the line of the user's code that cannot be traced.
     """
-    leaves, assumed = dict[str, str](), dict[str, None]()
+    leaves, assumed, modes = dict[str, str](), dict[str, None](), Asked()
 
     def traced(into: dict[str, torch.Tensor], answers: Answers) -> tuple[fx.Graph, SiteTracer]:
         before = set(model.__dict__)
@@ -57,6 +58,7 @@ def symbolic(
         graph, tracer = traced(constants, {})
         leaves.update(tracer.leaves)
         assumed.update(tracer.assumed)
+        modes.update(tracer.questions.modes)
 
         def same(answers: Answers) -> bool:
             with left_as_it_was(model):
@@ -66,8 +68,7 @@ def symbolic(
         return graph
 
     try:
-        graphs = trace_keeping(model, once, leaves)
-        return graphs, leaves, list(assumed)
+        return trace_keeping(model, once, leaves, modes, run=False), leaves, list(assumed)  # in this order: the trace fills both
     except GraphRegError:
         raise
     except Exception as error:

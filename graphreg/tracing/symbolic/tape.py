@@ -24,12 +24,11 @@ from graphreg.torch_internals import (
     PRIVATE_STORAGE,
     is_wrapped,
     regions,
-    storage_number,
     value_name,
     version_of,
-    without_functions,
 )
 from graphreg.tracing.symbolic.proxies import Value
+from graphreg.tracing.tensors import Key, Lie, Saved, key_of, parts_of, tensors_in
 
 # What is asked of a tensor and does not depend on what it holds: a write leaves it as it is.
 FACTS = {
@@ -42,7 +41,6 @@ SHOWN = {"numpy", "__array__", "untyped_storage", "storage", PRIVATE_STORAGE, "_
 SHARING = {"as_tensor", "asarray", "from_numpy", "frombuffer", "from_dlpack", "from_file"}  # of what is no tensor: in its memory
 ANSWERS = {"__bool__", "__int__", "__float__", "__index__", "__complex__", "__contains__"}  # Python wants these at once
 _PLAIN = (int, float, complex, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Generator, type(...))
-Key = int  # of a storage
 CURE = "Compute a new value in its place, or move that step into a submodule of its own, which graphreg then keeps whole."
 
 
@@ -84,6 +82,7 @@ class Known:
     shown: dict[Key, str] = field(default_factory=dict)  # another library may write into it
     asked: dict[int, tuple[frozenset[Key], str]] = field(default_factory=dict)  # what Python was told: of which storages, where
     holding: dict[fx.Node, frozenset[Key]] = field(default_factory=dict)  # nodes that may share a storage of these
+    unseen: dict[Key, str] = field(default_factory=dict)  # changed, or given up, by what torch shows to no mode; and where that was noticed
 
 
 class Tape(TorchFunctionMode):
@@ -95,23 +94,29 @@ class Tape(TorchFunctionMode):
         self.effects = Effects(tracer.operations)
         self._undo: list[tuple[dict[Any, Any], Any]] = []
         self._alive: list[Tensor] = []  # so that no id and no storage is another's later
+        self._lies: dict[int, tuple[Tensor, Lie]] = {}  # by id: each tensor that was seen, as it was then
+        self.moved: dict[int, str] = {}  # by id, those of the model's that lie elsewhere now, and where that was noticed
         self.owned: dict[Key, str] = {}
         for path, module in root.named_modules():
             mine = {**vars(module), **module._parameters, **module._buffers}
             for name, value in mine.items():
                 if issubclass(type(value), Tensor):  # by its type: some values may not be looked at (``untouched.Gone``)
                     self.owned.setdefault(key_of(value), f"{path}.{name}" if path else name)
+                    self._lies[id(value)] = value, Lie.of(value)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self.tracer.asking:
             return func(*args, **kwargs)
         name, tensors = _name(func), list(tensors_in((args, kwargs)))
+        self.look(tensors)
         if any(map(is_wrapped, tensors)):
             return func(*args, **kwargs)
         if _traces((args, kwargs)):
             self._refuse_assignment(func, name)
             return self._setitem(args) if name == "__setitem__" else func(*args, **kwargs)
+        if name.partition(".")[0] == "set_":  # shown since torch.export or Dynamo was imported, by the operator's name, and else not
+            return func(*args, **kwargs)
         if any(key_of(tensor) in self.known.traced for tensor in tensors):
             return self._as_node(func, name, args, kwargs)
         return self._run(func, name, args, kwargs, tensors)
@@ -122,9 +127,33 @@ class Tape(TorchFunctionMode):
         """The graph reads a tensor by a ``get_attr`` of its own."""
         key = key_of(tensor)
         self._alive.append(tensor)
+        self.look([tensor])
         self._add(self.known.read, node, tensor)
         self._add(self.known.touched, key)
         self._add(self.known.holding, node, frozenset([key]))
+
+    def look(self, tensors: Iterable[Tensor] | None = None) -> None:
+        """Notice what became of tensors since they were last seen, by what torch shows to no mode of functions: ``Tensor.set_``,
+        ``torch.utils.swap_tensors``, ``t.real = ...``. All that were seen, if none are given."""
+        for tensor in [tensor for tensor, _ in self._lies.values()] if tensors is None else tensors:
+            now = Lie.of(tensor)
+            _, before = self._lies.setdefault(id(tensor), (tensor, now))
+            if before == now:
+                continue
+            self._lies[id(tensor)] = tensor, now
+            keys, place = (before.key, now.key), _here()
+            if before.key in self.owned and before.key != now.key:
+                self.moved.setdefault(id(tensor), place)
+            for key in keys:
+                self._add(self.known.unseen, key, place)
+                if not self.known.touched.keys().isdisjoint(keys):
+                    self._add(self.known.rewritten, key)
+
+    def _looked(self, tensors: Iterable[Tensor], written: Iterable[Key]) -> None:
+        """An operation was seen, and what it did to tensors is known."""
+        others = [tensor for tensor, lie in self._lies.values() if lie.key in written]
+        for tensor in (*tensors, *others):
+            self._lies[id(tensor)] = tensor, Lie.of(tensor)
 
     def is_state(self, tensor: Tensor) -> bool:
         """Whether the tensor is the model's own, and the forward writes into it: as a buffer, no site of the graph."""
@@ -184,10 +213,10 @@ class Tape(TorchFunctionMode):
             if name == "__get__" and attribute_of(func) == "requires_grad" and isinstance(tensors[0], nn.Parameter):
                 return self.tracer.flag(tensors[0])
         others = [Saved(tensor) for tensor in tensors if key_of(tensor) not in self.known.fresh]
-        before = [(tensor, _version(tensor)) for tensor in tensors]
+        before = [(tensor, version_of(tensor)) for tensor in tensors]
         given = _frozen((args, kwargs))
         result = func(*args, **kwargs)
-        written = {key_of(tensor) for tensor, version in before if _version(tensor) != version}
+        written = {key_of(tensor) for tensor, version in before if version_of(tensor) != version}
         written.update(map(key_of, _written_by_schema(name, args, kwargs)))
         if name == "__set__" or (name.endswith("_") and not name.endswith("__") and any(result is tensor for tensor in tensors)):
             written.add(key_of(tensors[0]))
@@ -195,9 +224,12 @@ class Tape(TorchFunctionMode):
         if spoilt:  # it is the graph that writes into what is not the forward's own
             for saved in spoilt:
                 saved.put_back()
+            self._looked(tensors, written)
+            for saved in spoilt:
                 self._refuse_others(key_of(saved.tensor))
                 self._add(self.known.traced, key_of(saved.tensor))
             return self._as_node(func, name, args, kwargs)
+        self._looked([*tensors, *tensors_in(result)], written)
         self._write_down(func, name, given, result, frozenset(written))
         return result
 
@@ -272,51 +304,6 @@ class Tape(TorchFunctionMode):
             self._undo.append((content, key))
 
 
-class Saved:
-    """A tensor that is not the forward's own, as it is before an operation."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        with without_functions(), torch.no_grad():  # in this order: torch.export writes regions down
-            self.tensor, self.content = tensor, tensor.detach().clone()
-            self.shape, self.stride, self.version = tensor.shape, tensor.stride(), _version(tensor)
-            self.offset = tensor.storage_offset() if tensor.layout is torch.strided else 0
-
-    def put_back(self) -> None:
-        with without_functions(), torch.no_grad():
-            if (self.tensor.shape, self.tensor.stride()) != (self.shape, self.stride):
-                self.tensor.set_(self.tensor.untyped_storage(), self.offset, self.shape, self.stride)
-            self.tensor.data.copy_(self.content)
-
-
-def key_of(tensor: Tensor) -> Key:
-    """The storage of a tensor; one without a storage (sparse) stands for itself."""
-    try:
-        with without_functions():
-            return storage_number(tensor)
-    except (NotImplementedError, RuntimeError):
-        return id(tensor)
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors in nested arguments that are no traced values."""
-    for _, tensor in parts_of(value):
-        yield tensor
-
-
-def parts_of(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
-    kind = type(value)
-    if issubclass(kind, Tensor):
-        yield path, value
-    elif issubclass(kind, (tuple, list)):
-        for i, item in enumerate(value):
-            yield from parts_of(item, (*path, i))
-    elif kind is dict:
-        for key, item in value.items():
-            yield from parts_of(item, (*path, key))
-    elif kind is slice:
-        yield from parts_of((value.start, value.stop, value.step), path)
-
-
 def _traces(value: Any) -> bool:
     kind = type(value)
     if issubclass(kind, (tuple, list)):
@@ -354,10 +341,6 @@ def _written_by_schema(name: str, args: Any, kwargs: dict[str, Any]) -> Iterator
     known = told(name)
     for position, argument in known.writes if known is not None else ():
         yield from tensors_in(args[position] if position < len(args) else kwargs.get(argument))
-
-
-def _version(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else version_of(tensor)
 
 
 def _name(func: Any) -> str:

@@ -60,7 +60,7 @@ class SiteTracer(Answering):
         take_as_one(self, WRAPPED, (torch, torch.nn.utils.rnn))
         self.leaves, self.held = dict(leaves), held
         self.thread = threading.get_ident()  # torch.fx patches nn.Module for all threads, and one traces
-        self.questions = Questions(lambda: self.scope_path, answers or {})
+        self.questions = Questions(lambda: None if self.asking else self.scope_path, answers or {})
         self._namer = Namer(())
         self._outputs: list[tuple[str, str, str, Any]] = []  # (name, module path, class, value) of each module call
         self._parameter_cache: dict[str, fx.Proxy] = {}
@@ -82,7 +82,7 @@ class SiteTracer(Answering):
         self.tape = Tape(self, root)
         drawn = randomness()
         places = places_of(root)
-        with self._checkpoints_refused(), answered(places), self.questions.heard(places):
+        with self._checkpoints_refused(), answered(places), self.questions.heard(root, places):
             graph = super().trace(root)
         if randomness() != drawn:
             raise TraceError(

@@ -1,0 +1,78 @@
+"""Two graphs of one model compared, node by node: whether they are one structure, and the literals that differ."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import fx
+from torch.fx.node import map_aggregate
+
+Literals = dict[int, tuple[Any, Any]]  # by position: in the first, in the second
+
+
+def name_of(node: fx.Node) -> str:
+    labels = node.meta["site"][1] if "site" in node.meta else ()
+    return str(labels[0].name) if labels else f":{node.name}"  # no label has a colon there
+
+
+def flat(node: fx.Node) -> list[Any]:
+    """The arguments as a flat list; positions agree between two calls of the same form."""
+    flat: list[Any] = []
+    map_aggregate((node.args, node.kwargs), flat.append)
+    return flat
+
+
+def _literals(a: fx.Node, b: fx.Node) -> tuple[Literals, bool] | None:
+    """The literals that differ between two nodes, and whether these read the same values; None unless they are one operation.
+
+    Where the values are others, as behind what each mode does in its own way, only flags count (``training=``).
+    """
+    if a.op != b.op or a.target != b.target or a.kwargs.keys() != b.kwargs.keys():
+        return None
+    ours, theirs = flat(a), flat(b)
+    if len(ours) != len(theirs):
+        return None
+    found, same = Literals(), True
+    for i, (x, y) in enumerate(zip(ours, theirs, strict=True)):
+        if isinstance(x, fx.Node) != isinstance(y, fx.Node):
+            return None
+        if isinstance(x, fx.Node):
+            same = same and name_of(x) == name_of(y)
+        elif not _equal(x, y):
+            found[i] = x, y
+    return (found if same else {i: pair for i, pair in found.items() if type(pair[0]) is type(pair[1]) is bool}), same
+
+
+def compared(first: fx.Graph, second: fx.Graph) -> tuple[bool, dict[str, Literals]]:
+    """Whether the two are one structure, and the literals that differ in the operations that both have."""
+    others = {name_of(node): node for node in second.nodes}
+    found = {(name := name_of(node)): _literals(node, others[name]) if name in others else None for node in first.nodes}
+    same = list(found) == list(others) and len(found) == len(first.nodes) == len(second.nodes)
+    same = same and all(each is not None and each[1] for each in found.values())
+    return same, {name: each[0] for name, each in found.items() if each is not None and each[0]}
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return type(a) is type(b) and bool(a == b or (is_nan(a) and is_nan(b)))
+
+
+def is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def difference(first: fx.Graph, second: fx.Graph) -> tuple[str, str] | None:
+    """Where the second is another graph: the path of the module whose code that is, and what differs in words. None if they are one."""
+    same, literals = compared(first, second)
+    if same and not literals:
+        return None
+    others = {name_of(node): node for node in second.nodes}
+    for node in first.nodes:
+        name = name_of(node)
+        path, told = node.meta["site"][0] if "site" in node.meta else "", name.removeprefix(":")
+        if name in literals:
+            was, now = next(iter(literals[name].values()))
+            return path, f"{told} takes {was!r} and then {now!r}"
+        if name not in others or _literals(node, others[name]) is None:
+            return path, f"{told} is not the same operation then"
+    return "", "it goes another way then"

@@ -1,0 +1,317 @@
+"""The lowering: what a plan comes to in one traced graph, as a list of insertions. It looks, and changes nothing."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+from graphreg.compiler import recomputed
+from graphreg.errors import TraceError
+from graphreg.ir import RULES, Aliases, apart, nodes_in, site_nodes
+from graphreg.planning import Edit, Plan
+from graphreg.regularizer import Penalty, Splice
+from graphreg.rewriting.insertions import Insertion, Insertions, Kind, Position, Value
+from graphreg.rewriting.instantiate import identifier, measures
+from graphreg.runtime import Penalties, end_of, loss_of
+from graphreg.torch_internals import node_namer
+from graphreg.tracing import Traced
+
+Edits = Sequence[tuple[int, Edit]]  # with the place of each in the plan
+
+
+def lower(graph: fx.Graph, traced: Traced, plan: Plan, names: Mapping[int | str, str], penalties: Penalties = "return") -> Insertions:
+    """Decide what is inserted into one of the traced graphs. It looks at the graph and the plan, and changes neither.
+
+    Args:
+        graph: One of ``traced.graphs``.
+        traced: What was traced.
+        plan: The plan for it.
+        names: The names of the runtime modules, as ``leaf_names(plan)`` gives them.
+        penalties: Whether the output returns the penalties, or they are attached to it.
+
+    Raises:
+        TraceError: Where a value cannot be replaced, or lengths cannot be read, because of what the model writes into it.
+    """
+    work = _Lowering(graph, traced, plan, names)
+    by_site = work.edits_by_site()
+    written = {name: work.is_written(name, edits, traced.title) for name, edits in by_site.items()}
+    work.add_key(by_site.values())
+    for name, edits in by_site.items():
+        work.add_site(name, edits, written[name])
+    for i in work.calls:
+        work.add_sequence(i, plan.edits[i])
+    end, loss = work.end()
+    totals = {name: work.add_total(name, measured, end) for name, measured in work.measured.items()}
+    work.replace_native_dropout()
+    if penalties == "attach" and totals:
+        work.attach(totals, end, loss)
+    return Insertions(
+        work.ordered(), totals, penalties == "return", tuple(work.recomputed), tuple(work.overwritten), tuple(work.apart)
+    )  # fmt: skip
+
+
+@dataclass
+class _Chain:
+    """The insertions at one site, each behind the one before.
+
+    ``value``: what the model's readers have so far; ``read``: what penalties measure; ``point``: behind which the next one stands.
+    """
+
+    site: str
+    node: fx.Node
+    point: Value
+    value: Value
+    read: Value
+
+
+class _Lowering:
+    """What is known of the graph, and the insertions that were decided so far."""
+
+    def __init__(self, graph: fx.Graph, traced: Traced, plan: Plan, names: Mapping[int | str, str]) -> None:
+        self.graph, self.plan, self.names, self.operations = graph, plan, names, traced.operations
+        self.aliases, self.where = Aliases(graph, traced.operations), site_nodes(graph, traced.operations)
+        self.inputs = {str(node.target): node for node in graph.nodes if node.op == "placeholder"}
+        self.native = {node.meta["site"][1][0].text: node for node in graph.nodes if node.meta.get("site", ("", ()))[1]}
+        self.take_name = node_namer(node.name for node in graph.nodes)
+        self.places: dict[tuple[Position, fx.Node], list[Insertion]] = {}
+        self.present: dict[fx.Node, Value] = {}  # what the model's readers read instead of a node
+        self.top: Value | None = next(reversed(self.inputs.values()), None)  # the last node of the head of the graph
+        self.key: Insertion | None = None
+        self.calls: dict[int, dict[str, Value]] = {}  # by the edit's place: what it reads at each call of a cell
+        self.measured: dict[str, dict[str, Value]] = {name: {} for name, r in plan.regularizers.items() if isinstance(r, Penalty)}
+        self.wrt: dict[str, Value] = {}  # by site: the values that derivatives are taken with respect to
+        self.recomputed, self.overwritten, self.apart = list[str](), list[str](), list[str]()
+
+    def edits_by_site(self) -> dict[str, list[tuple[int, Edit]]]:
+        """The edits at each value of this graph, with their places in the plan; tracked values first."""
+        found: dict[str, list[tuple[int, Edit]]] = {name: [] for name in self.plan.tracked if name in self.where}
+        for i, edit in enumerate(self.plan.edits):
+            for site in edit.sites:
+                if site.kind == "value" and site.name in self.where:
+                    found.setdefault(site.name, []).append((i, edit))
+        return found
+
+    # Places
+
+    def _add(self, behind: Value, kind: Kind, name: str, target: str | Callable[..., Any], args: tuple[Any, ...], **more: Any) -> Insertion:
+        """An insertion directly behind a node or another insertion, before all that stands there already."""
+        anchor, position = (behind.anchor, behind.position) if isinstance(behind, Insertion) else (behind, Position.AFTER)
+        return self._put(position, anchor, behind, kind, name, target, args, **more)
+
+    def _add_before(
+        self, anchor: fx.Node, kind: Kind, name: str, target: str | Callable[..., Any], args: tuple[Any, ...], **more: Any
+    ) -> Insertion:
+        """An insertion directly before a node, behind all that stands there already."""
+        there = self.places.get((Position.BEFORE, anchor))
+        return self._put(Position.BEFORE, anchor, there[-1] if there else anchor, kind, name, target, args, **more)
+
+    def _put(
+        self, position: Position, anchor: fx.Node, behind: Value, kind: Kind, name: str, target: str | Callable[..., Any],
+        args: tuple[Any, ...], op: str = "call_module", **more: Any,
+    ) -> Insertion:  # fmt: skip
+        insertion = Insertion(self.take_name(name), kind, position, anchor, op, target, args, **more)
+        there = self.places.setdefault((position, anchor), [])
+        there.insert(there.index(behind) + 1 if isinstance(behind, Insertion) else 0, insertion)
+        if insertion.replaces is not None and insertion.readers is None:
+            self.present[insertion.replaces] = insertion
+        return insertion
+
+    def _order(self, value: Value) -> tuple[int, int]:
+        """Where a value stands among the others, as the insertions are now."""
+        if isinstance(value, fx.Node):
+            return self.aliases.order[value], 0
+        there = self.places[value.position, value.anchor]
+        place = there.index(value)
+        return self.aliases.order[value.anchor], place - len(there) if value.position is Position.BEFORE else place + 1
+
+    def ordered(self) -> tuple[Insertion, ...]:
+        """All insertions, in the order of the emitted graph."""
+        order = {position: i for i, position in enumerate(Position)}
+        places = sorted(self.places, key=lambda place: (self.aliases.order[place[1]], order[place[0]]))
+        return tuple(insertion for place in places for insertion in self.places[place])
+
+    # What the head of the graph gives
+
+    def add_key(self, sites: Iterable[Edits]) -> None:
+        """The keys of the call, where anything draws; they stand behind the inputs."""
+        native = [edit.own for edit in self.plan.own if edit.draws and edit.own.site.name in self.native]
+        drawn = any(isinstance(edit.regularizer, Splice) or edit.name in self.plan.cones for edits in sites for _, edit in edits)
+        if not native and not drawn:
+            return
+        args = (True,) if any(each.when == "always" for each in native) else ()
+        if self.top is None:
+            self.key = self._add_before(next(iter(self.graph.nodes)), Kind.KEY, "key", f"{RULES}.key", args)
+        else:
+            self.key = self._add(self.top, Kind.KEY, "key", f"{RULES}.key", args)
+        self.top = self.key
+
+    # What stands at a site
+
+    def is_written(self, name: str, edits: Edits, title: str) -> bool:
+        """Whether the value is written into later; a splice cannot follow a write that goes by another name."""
+        node = self.where[name]
+        replacing = [*self.plan.tracked.get(name, ()), *(edit.name for _, edit in edits if isinstance(edit.regularizer, Splice))]
+        if replacing and (culprit := self.aliases.written_aside(node)):
+            raise TraceError(
+                f"{replacing[0]} cannot replace the value {name} of {title}: {culprit.name} writes into its storage "
+                "under another name, and would write past the replacement. Choose the site after that write, or clone before it."
+            )
+        if replacing and (reader := self.aliases.read_past(node)):
+            raise TraceError(
+                f"{replacing[0]} cannot replace the value {name} of {title}: {reader.name} reads the storage that it lies in, and "
+                f"the replacement has another. Choose {reader.name} or a site behind it."
+            )
+        return self.aliases.written_later(node, surely=bool(replacing) and not self.plan.reads_replaced(name))
+
+    def add_site(self, name: str, edits: Edits, written: bool) -> None:
+        """What tracks it, clean measurements, splices in order, measurements; a copy where somebody writes into the value later.
+
+        Measurements read the copy, and the model's own operations what they always read. Behind a splice the copy is
+        for the model's operations, so that nothing writes into what a splice has saved for backward.
+        """
+        node = self.where[name]
+        chain = _Chain(name, node, self.top if node.op == "placeholder" and self.top is not None else node, node, node)
+        spliced, tracked = any(isinstance(edit.regularizer, Splice) for _, edit in edits), name in self.plan.tracked
+        given = (spliced or tracked) and self.aliases.is_given(node)
+        if tracked:
+            chain.point = chain.value = self._add(
+                chain.point, Kind.TRACK, self.names[name], f"{RULES}.{self.names[name]}", (node,), site=name, replaces=node
+            )
+            self.wrt[name] = chain.value
+        penalties = [edit.regularizer for _, edit in edits if isinstance(edit.regularizer, Penalty)]
+        overwritten = self.aliases.written_later(node) if spliced else written and not tracked
+        copies = overwritten and (any(penalty.clean for penalty in penalties) or not spliced)
+        chain.read = self._copy(chain, Kind.COPY) if copies else chain.value
+        self._measure(chain, edits, clean=True)
+        self._splice(chain, edits)
+        if spliced and overwritten:
+            self._note_overwritten(edits, apart=written and not given and bool(penalties))
+        if given and written and any(not penalty.clean for penalty in penalties):
+            chain.read = self._copy(chain, Kind.COPY)
+        self._measure(chain, edits, clean=False)
+        if written and (spliced or tracked):
+            self._copy(chain, Kind.CLONE, apart_from=node if given else None)
+
+    def _copy(self, chain: _Chain, kind: Kind, apart_from: fx.Node | None = None) -> Insertion:
+        """A copy of the chain's value. ``apart_from``: the value that the caller gave, who sees what is written into it."""
+        function, args = (apart, (chain.value, apart_from)) if apart_from else (self.aliases.clone_of(chain.node), (chain.value,))
+        replaces = chain.node if kind is Kind.CLONE else None
+        name = f"{identifier(chain.site)}_kept"
+        copy = self._add(chain.point, kind, name, function, args, op="call_function", site=chain.site, replaces=replaces)
+        chain.point = copy
+        return copy
+
+    def _splice(self, chain: _Chain, edits: Edits) -> None:
+        splices = [(self.names[i], edit) for i, edit in edits if isinstance(edit.regularizer, Splice)]
+        if splices and recomputed(chain.node, self.operations, self.present):
+            self.recomputed += [name for name, _ in splices]
+        for name, edit in splices:
+            args = (chain.value, self.key)
+            splice = self._add(chain.point, Kind.SPLICE, name, f"{RULES}.{name}", args, **_whose(edit), replaces=chain.node)
+            chain.point = chain.value = chain.read = splice
+
+    def _note_overwritten(self, edits: Edits, apart: bool) -> None:
+        splices = [self.names[i] for i, edit in edits if isinstance(edit.regularizer, Splice)]
+        self.overwritten += splices
+        self.apart += splices[:1] if apart else []
+
+    def _measure(self, chain: _Chain, edits: Edits, clean: bool) -> None:
+        """The measurements of what the penalties read that are ``clean`` or are not, and for later penalties what they will read."""
+        for i, edit in edits:
+            if not isinstance(edit.regularizer, Penalty) or edit.regularizer.clean != clean:
+                continue
+            if edit.steps and edit.steps.calls:  # measured after the last call
+                self.calls.setdefault(i, {})[chain.site] = chain.read
+                continue
+            if not measures(edit.regularizer):
+                self.measured[edit.name][chain.site] = chain.read
+                continue
+            name, args = self.names[i], (chain.read, *self._lengths(edit))
+            chain.point = self._add(chain.point, Kind.MEASURE, name, f"{RULES}.{name}", args, **_whose(edit))
+            self.measured[edit.name][chain.site] = chain.point
+
+    def _lengths(self, edit: Edit) -> list[fx.Node]:
+        """The input that carries the lengths of a sequence, where the penalty names one."""
+        if edit.steps is None or edit.steps.lengths is None:
+            return []
+        node = self.inputs[edit.steps.lengths]
+        if self.aliases.written_later(node, surely=True):
+            raise TraceError(f"{edit.name}: the model writes into its input {node.target!r}, which lengths= names. Clone it there first.")
+        return [node]
+
+    def add_sequence(self, i: int, edit: Edit) -> None:
+        """The measurement of a cell's calls, after the last of them."""
+        read = tuple(self.calls[i][site.name] for site in edit.sites if site.name in self.calls[i])
+        last, name = max(read, key=self._order), self.names[i]
+        if isinstance(last, fx.Node) and last.op == "placeholder" and self.top is not None:
+            last = self.top
+        args = (read, *self._lengths(edit))
+        self.measured[edit.name][edit.site.name] = self._add(last, Kind.MEASURE, name, f"{RULES}.{name}", args, **_whose(edit))
+
+    # What stands at the end
+
+    def end(self) -> tuple[fx.Node, fx.Node | None]:
+        """The node before which the end's insertions stand, and the output's loss, where it has one."""
+        output = self.graph.output_node()
+        end = end_of(output)
+        return (output, None) if end in self.present else (end, loss_of(output))
+
+    def add_total(self, name: str, measured: Mapping[str, Value], end: fx.Node) -> Insertion:
+        """The penalty, which reads its sites in the order of the plan: at the end, or after the last value that it differentiates."""
+        if name in self.plan.cones:
+            return self._add_derivative(name, measured, end)
+        edits = [edit for edit in self.plan.of(name) if edit.site.kind == "parameter" or edit.site.name in measured]
+        values = {edit.site.name: measured.get(edit.site.name) or self._read(edit, end) for edit in edits}
+        whole = "values" in self.plan.regularizers[name].takes
+        args = (values,) if whole else tuple(values.values())
+        return self._add_before(end, Kind.TOTAL, name, f"{RULES}.{name}", args, regularizer=name)
+
+    def _add_derivative(self, name: str, values: Mapping[str, Value], end: fx.Node) -> Insertion:
+        """A penalty on derivatives, after the last of its sites: with respect to what is tracked for it."""
+        wrt = {site.name: self.wrt[site.name] for site in self.plan.cones[name].wrt if site.name in self.wrt}
+        ordered = {edit.site.name: values[edit.site.name] for edit in self.plan.of(name) if edit.site.name in values}
+        args, target = (ordered, wrt, self.key), f"{RULES}.{name}"
+        if not ordered:
+            return self._add_before(end, Kind.TOTAL, name, target, args, regularizer=name)
+        known = [value for value in (*ordered.values(), *wrt.values(), self.key) if value is not None]
+        return self._add(max(known, key=self._order), Kind.TOTAL, name, target, args, regularizer=name)
+
+    def _read(self, edit: Edit, end: fx.Node) -> Insertion:
+        return self._add_before(end, Kind.READ, identifier(edit.site.name), edit.site.name, (), op="get_attr", **_whose(edit))
+
+    def replace_native_dropout(self) -> None:
+        """Runtime modules in the place of native dropouts."""
+        changed = set(self.present)
+        for i, edit in enumerate(self.plan.own, len(self.plan.edits)):
+            node, name = self.native.get(edit.own.site.name), self.names[i]
+            if node is None:  # the other mode's graph has it
+                continue
+            first = node.args[0] if node.args else None
+            if isinstance(first, fx.Node) and first not in changed and recomputed(first, self.operations, changed):
+                self.recomputed.append(name)
+            kwargs = {"noise": self.key} if edit.draws else {}
+            site = edit.own.site.name
+            self.places[Position.INSTEAD, node] = [
+                Insertion(node.name, Kind.OWN, Position.INSTEAD, node, "call_module", f"{RULES}.{name}", (), kwargs, site=site)
+            ]
+            changed.add(node)
+
+    def attach(self, totals: Mapping[str, Insertion], end: fx.Node, loss: fx.Node | None) -> None:
+        """The penalties joined to the output's loss, or to all that the output holds."""
+        outputs = [loss] if loss is not None else list(dict.fromkeys(nodes_in((end.args, end.kwargs))))
+        values = [self.present.get(node, node) for node in outputs]
+        args = (tuple(values), tuple(totals.values()), loss is not None)
+        joined = self._add_before(end, Kind.ATTACH, "attach", f"{RULES}.attach", args)
+        for i, (node, value) in enumerate(zip(outputs, values, strict=True)):
+            self._add_before(
+                end, Kind.ATTACHED, f"{value.name}_attached", operator.getitem, (joined, i), op="call_function",
+                replaces=node, readers=frozenset((end,)),
+            )  # fmt: skip
+
+
+def _whose(edit: Edit) -> dict[str, str]:
+    return {"regularizer": edit.name, "site": edit.site.name}

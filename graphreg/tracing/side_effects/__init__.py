@@ -1,0 +1,1 @@
+"""What a forward changes beside its values: found, put back, and refused where the next call would read it."""

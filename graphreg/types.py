@@ -1,0 +1,37 @@
+"""The types of what graphreg's functions take and return, for annotations and ``isinstance``.
+
+What they return:
+
+=================  =====================================================================================================
+`Site`             A named value or parameter of a traced model; its other names are `Label` records.
+`Names`            The list of sites that ``graphreg.names`` gives; it prints as a table.
+`Traced`           A traced model: its graphs and its sites. Made by ``graphreg.trace``.
+`Plan`             What each regularizer does at which site: `Edit` records. Made by ``graphreg.plan``.
+`RewrittenModule`  The module that ``graphreg.regularize`` and ``graphreg.rewrite`` give.
+`Regularized`      What a call of that module gives: ``output`` and ``penalties``.
+`Samples`          The mean, spread and values of many passes with the noise on. Made by ``graphreg.sample``.
+`Monitor`          Statistics by name while a module trains. Made by ``graphreg.monitor``.
+`Report`           Which regularizer acts where, and what it costs. Made by ``graphreg.report``.
+`Diff`             What graphreg added to the emitted Python. Made by ``graphreg.diff``.
+`Diagnosis`        What ``graphreg.doctor`` found: `Finding` records.
+=================  =====================================================================================================
+
+What they take: `Selector` (what names sites), and the values of the options ``front_end=`` (`FrontEnd`), ``missing=`` (`Missing`),
+``penalties=`` (`Penalties`) and ``scale=`` (`Scale`).
+
+    from graphreg.types import Report
+
+    def costs(report: Report) -> float: ...
+"""
+
+from graphreg.diagnosis import Diagnosis, Finding
+from graphreg.ir import Label, Missing, Names, Selector, Site
+from graphreg.planning import Edit, Plan
+from graphreg.reporting import Diff, Monitor, Report
+from graphreg.runtime import Penalties, Regularized, RewrittenModule, Samples, Scale
+from graphreg.tracing import FrontEnd, Traced
+
+__all__ = [
+    "Diagnosis", "Diff", "Edit", "Finding", "FrontEnd", "Label", "Missing", "Monitor", "Names", "Penalties", "Plan", "Regularized",
+    "Report", "RewrittenModule", "Samples", "Scale", "Selector", "Site", "Traced",
+]  # fmt: skip

@@ -1,0 +1,60 @@
+"""The console blocks of docs/cli.md and the README: ``python tests/cli/cli_page.py`` runs their commands and writes what they print."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from graphreg.cli.main import main
+
+TOP = Path(__file__).parents[2]
+PAGES = ("docs/cli.md", "README.md")
+CONSOLE = re.compile(r"```console\n(.*?)```", re.DOTALL)
+FILE = re.compile(r"`(\w+\.py)`:\n\n```python\n(.*?)```", re.DOTALL)
+
+
+def filled(page: str) -> str:
+    """The page with each block's output as it is now, run in a folder with the page's own files in it."""
+    with _folder() as folder:
+        for name, code in FILE.findall(page):
+            (folder / name).write_text(code)
+        loaded = set(sys.modules)
+        try:
+            return CONSOLE.sub(lambda block: f"```console\n{_played(block[1])}```", page)
+        finally:
+            for name in {Path(name).stem for name, _ in FILE.findall(page)} - loaded:
+                sys.modules.pop(name, None)
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        yield Path(folder)
+
+
+def _played(block: str) -> str:
+    """Each ``$ command`` of a block with what it prints."""
+    commands = [line for line in block.splitlines() if line.startswith("$ ")]
+    return "".join(f"{line}\n{_output(line.removeprefix('$ '))}" for line in commands)
+
+
+def _output(command: str) -> str:
+    program, *arguments = shlex.split(command)
+    assert program == "graphreg", command
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        main(arguments)
+    return printed.getvalue()
+
+
+if __name__ == "__main__":
+    os.environ["COLUMNS"] = "80"
+    for name in PAGES:
+        (TOP / name).write_text(filled((TOP / name).read_text()))
