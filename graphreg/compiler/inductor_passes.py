@@ -8,7 +8,7 @@ sum apart (``should_prefer_unfused_addmm``), so that it is fused into what compu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import fx
 
 from graphreg.compiler import joint_graph as joint
 from graphreg.compiler.joint_graph import simplify
+from graphreg.torch_internals import OpOverload, graph_pass
 
 SLOT, JOINT_SLOT = "post_grad_custom_post_pass", "joint_custom_post_pass"
 
@@ -28,24 +29,9 @@ def with_our_pass(options: Mapping[str, Any], differentiates: bool = False) -> d
     chosen = dict(options)
     inner = chosen.get("options") or {}
     if chosen.get("backend", "inductor") == "inductor" and chosen.get("mode") is None and not {SLOT, JOINT_SLOT}.intersection(inner):
-        own = {SLOT: _pass(unfuse, __file__)} | ({JOINT_SLOT: _pass(simplify, joint.__file__)} if differentiates else {})
+        own = {SLOT: graph_pass(unfuse, __file__)} | ({JOINT_SLOT: graph_pass(simplify, joint.__file__)} if differentiates else {})
         chosen["options"] = {**inner, **own}
     return chosen
-
-
-def _pass(change: Callable[[fx.Graph], object], file: str) -> Any:
-    from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files  # noqa: PLC0415  a second to import
-
-    class Pass(CustomGraphPass):
-        """The change, with the file that it is written in as its mark in Inductor's cache."""
-
-        def __call__(self, graph: fx.Graph) -> None:
-            change(graph)
-
-        def uuid(self) -> bytes:
-            return get_hash_for_files((file,))
-
-    return Pass()
 
 
 def unfuse(graph: fx.Graph) -> int:
@@ -67,7 +53,7 @@ def unfuse(graph: fx.Graph) -> int:
 
 
 def _elementwise_for(node: fx.Node, x: Any) -> bool:
-    if not isinstance(x, fx.Node) or len(x.users) != 1 or not isinstance(x.target, torch._ops.OpOverload):
+    if not isinstance(x, fx.Node) or len(x.users) != 1 or not isinstance(x.target, OpOverload):
         return False
     value, result = x.meta.get("val"), node.meta.get("val")
     if not isinstance(value, torch.Tensor) or not isinstance(result, torch.Tensor) or value.device.type != "cpu":

@@ -17,13 +17,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
-from torch._higher_order_ops.wrap import uid
 from torch.fx import traceback
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint
 
 from graphreg.ir import Operations, function_name
 from graphreg.rng import Noise
-from graphreg.torch_internals import Changes
+from graphreg.torch_internals import Changes, next_region
 
 # derivatives written in terms of the output
 FROM_OUTPUT = {"relu", "relu_", "threshold", "sigmoid", "sigmoid_", "tanh", "tanh_", "softmax", "log_softmax", "exp", "sqrt", "rsqrt"}
@@ -79,7 +78,7 @@ def _marked() -> Iterator[None]:
     """Below Dynamo, which makes a region of a checkpoint: the operations get the mark that it gives to those of a region."""
     with Changes() as changes, changes:
         changes.put(traceback.current_meta, "recompute", CheckpointPolicy.PREFER_RECOMPUTE)
-        changes.put(traceback.current_meta, "ac_graph_id", next(uid))
+        changes.put(traceback.current_meta, "ac_graph_id", next_region())
         yield
 
 

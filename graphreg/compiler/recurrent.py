@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.utils._python_dispatch import _disable_current_modes
 
 from graphreg.errors import GraphRegError
+from graphreg.torch_internals import in_backward, recorded_in_operator, without_modes
 
 KERNELS: dict[str, Callable[..., tuple[Tensor, ...]]] = {
     "LSTM": torch.lstm, "GRU": torch.gru, "RNN_TANH": torch.rnn_tanh, "RNN_RELU": torch.rnn_relu,
@@ -55,7 +55,7 @@ def recurrent(
         with torch.no_grad():
             out, *last = _run(x, states, weights, *kernel)
         return out.contiguous(), last[0].clone(), last[1].clone() if len(last) > 1 else _none(x), _none(x), _none(x, torch.int64)
-    if dropout and training and torch._C._current_graph_task_id() != -1:
+    if dropout and training and in_backward():
         raise GraphRegError(
             "a recurrent layer with dropout was run a second time within a backward pass, and would draw other masks than the "
             "forward did. Leave activation_memory_budget and aggressive_recomputation of torch._functorch.config at their "
@@ -85,7 +85,7 @@ def _recorded(
 ) -> tuple[Kept, tuple[Tensor, ...]]:
     """Run the kernel under autograd: what its backward needs, and its outputs, detached."""
     # A custom operator runs below autograd: nothing is recorded there until the key is let in again.
-    with torch.enable_grad(), torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False):
+    with torch.enable_grad(), recorded_in_operator():
         leaves = tuple(t.detach().requires_grad_(need) for t, need in zip((x, *states, *weights), wanted, strict=True))
         # A view: autocast converts a leaf once and adds up its gradients in the lower precision, other values at each use.
         given = [leaf.view(leaf.shape) for leaf in leaves[: 1 + len(states)]]
@@ -138,7 +138,7 @@ def _dtypes(
         return (given[0],) * (3 if mode == "LSTM" else 2)
     gates = GATES[mode]
     shapes = [(2 * gates, 2), (2 * gates, 1 if projects else 2), (2 * gates,), (2 * gates,), *[(1, 2)] * projects]
-    with _disable_current_modes(), torch.no_grad():
+    with without_modes(), torch.no_grad():
         x, h = torch.zeros(2, 2, 2, dtype=given[0], device=device), torch.zeros(1, 2, 1 if projects else 2, dtype=given[1], device=device)
         states = [h, torch.zeros(1, 2, 2, dtype=given[1], device=device)] if mode == "LSTM" else [h]
         weights = [torch.zeros(shape, dtype=given[2], device=device) for shape in shapes]

@@ -12,14 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils.rnn import PackedSequence
 
 from graphreg.compiler.recurrent import recurrent
 from graphreg.ir import PACKS, freeze, function_name, thaw
+from graphreg.torch_internals import CALL_HOOKS, graph_break, has_global_hook, kernel_weights, share_emitter, weight_names
 
 KINDS = (nn.RNN, nn.LSTM, nn.GRU)
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 LOWERED = "graphreg_recurrent"  # where the emitted code finds what stands in for the layers; no module, so in no state_dict
 
 
@@ -29,11 +28,10 @@ def why_not(kind: type, attributes: Mapping[str, Any]) -> str:
         return f"it is a {kind.__name__}, whose code is not torch's own; take nn.RNN, nn.LSTM or nn.GRU itself"
     if "forward" in attributes:
         return "its forward was replaced; put its own back (del layer.forward)"
-    if any(len(attributes[name]) > 0 for name in HOOKS) or _has_any_global_hook():  # type: ignore[no-untyped-call]
+    if any(len(attributes[name]) > 0 for name in CALL_HOOKS) or has_global_hook():
         return "it has hooks, which the operator would not call; remove them"
     parameters = attributes["_parameters"]
-    weights = zip(attributes["_flat_weights_names"], attributes["_flat_weights"], strict=True)
-    if any(name not in parameters or parameters[name] is not weight for name, weight in weights):
+    if any(name not in parameters or parameters[name] is not weight for name, weight in kernel_weights(attributes)):
         return "its weights are not parameters of its own (parametrized, or under weight_norm); make them plain parameters"
     return ""
 
@@ -56,7 +54,7 @@ class Layer:
         if any(isinstance(value, PackedSequence) for value in (*args, *kwargs.values())):
             why = why or "its input is a PackedSequence; give it the padded tensor"
         if why:
-            torch._dynamo.graph_break(msg=refusal(self.path, self.kind, why))
+            graph_break(msg=refusal(self.path, self.kind, why))
             return self.layer(*args, **kwargs)  # without fullgraph it goes on from here, in eager
         return _called(self.attributes, *args, **kwargs)
 
@@ -68,7 +66,7 @@ class Packing:
         self.function, self.name = function, function.__name__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        torch._dynamo.graph_break(msg=packing_refusal(self.name))
+        graph_break(msg=packing_refusal(self.name))
         return self.function(*args, **kwargs)
 
 
@@ -131,7 +129,7 @@ class Lowering:
     def lowered(self, graph: fx.Graph) -> fx.Graph:
         """A copy of the graph, with the stand-ins in place of the layers."""
         copy = thaw(freeze(graph))
-        copy._codegen = graph._codegen
+        share_emitter(graph, copy)
         for node in copy.nodes:
             stand_in = self._stand_in(node)
             if stand_in is not None:
@@ -167,7 +165,7 @@ def _called(layer: Mapping[str, Any], input: Tensor, hx: Any = None) -> Any:
         states = [torch.zeros(layer["num_layers"] * sides, x.shape[1], size, dtype=x.dtype, device=x.device) for size in sizes]
     else:
         states = [state.unsqueeze(1) if unbatched else state for state in (hx if lstm else [hx])]
-    weights = [layer["_parameters"][name] for name in layer["_flat_weights_names"]]
+    weights = [layer["_parameters"][name] for name in weight_names(layer)]
     records = torch.is_grad_enabled()
     wanted = [records and t.requires_grad for t in (x, *states, *weights)]
     device = x.device.type

@@ -7,23 +7,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch._dynamo.config
-import torch._functorch.config
-import torch._inductor.config
+from graphreg.torch_internals import CONFIGS, FUNCTORCH, INDUCTOR, default_of, has_setting
 
-PLACES: dict[str, Any] = {
-    "torch._functorch.config": torch._functorch.config,
-    "torch._inductor.config": torch._inductor.config,
-    "torch._dynamo.config": torch._dynamo.config,
-}
 # What decides which operations run again in backward, which generator draws, and in what order.
 NAMES = {
-    "torch._functorch.config": (
+    FUNCTORCH: (
         "activation_memory_budget", "aggressive_recomputation", "ban_recompute_used_far_apart", "ban_recompute_long_fusible_chains",
         "ban_recompute_materialized_backward", "ban_recompute_not_in_allowlist", "ban_recompute_reductions", "recompute_views",
         "treat_parameters_as_free_to_save", "functionalize_rng_ops", "graphsafe_rng_functionalization", "cse",
     ),
-    "torch._inductor.config": (
+    INDUCTOR: (
         "fallback_random", "align_random_eager", "reorder_for_locality", "reorder_for_peak_memory", "custom_partitioner_fn",
     ),
 }  # fmt: skip
@@ -50,8 +43,7 @@ class Setting:
 
 def setting(place: str, name: str) -> Setting | None:
     """A setting as it is now, or None in a torch that does not have it."""
-    config = PLACES[place]
-    return Setting(place, name, getattr(config, name), config._config[name].default) if hasattr(config, name) else None
+    return Setting(place, name, getattr(CONFIGS[place], name), default_of(place, name)) if has_setting(place, name) else None
 
 
 def changed() -> list[Setting]:
@@ -65,7 +57,7 @@ def given(*values: tuple[Setting, Any]) -> Iterator[None]:
     """Settings at other values within a block; nothing stays of it."""
     with ExitStack() as stack:
         for each, value in values:
-            stack.enter_context(PLACES[each.place].patch(**{each.name: value}))
+            stack.enter_context(CONFIGS[each.place].patch(**{each.name: value}))
         yield
 
 
@@ -76,4 +68,4 @@ def defaults(settings: Sequence[Setting]) -> Any:
 
 def snapshot() -> tuple[str, ...]:
     """All that is not default in the compiler's settings: what a measurement under them is good for."""
-    return tuple(place.codegen_config() for place in PLACES.values())
+    return tuple(place.codegen_config() for place in CONFIGS.values())

@@ -12,6 +12,7 @@ from graphreg.compiler import Setting, changed, defaults, given, setting
 from graphreg.diagnosis.findings import ISSUES, NONE, Finding, cause, seed, set_back, shares, upstream
 from graphreg.diagnosis.probes import Backend, Measured, measure, measure_order, measure_streams
 from graphreg.ir import DropoutKind, Own
+from graphreg.torch_internals import INDUCTOR
 
 Kinds = Mapping[DropoutKind, Sequence[Own]]
 
@@ -83,7 +84,7 @@ class Bench:
         """Compiled draws other masks than eager; whether drawing by eager's operators cures that is tried, too."""
         owns = [own for kind, _ in seen for own in kinds[kind]]
         observed = f"from one seed, compiled and eager draw other masks: {shares(seen)}"
-        fallback = setting("torch._inductor.config", "fallback_random")
+        fallback = setting(INDUCTOR, "fallback_random")
         if fallback is not None and not fallback.value:
             with given((fallback, True)):
                 again = [self._try("the same with fallback_random", partial(measure, kind, self.backend, self.device)) for kind, _ in seen]

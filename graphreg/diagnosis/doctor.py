@@ -80,7 +80,7 @@ def _check(step: object, backend: object, progress: object) -> None:
     if step is not None and not callable(step):
         raise RegularizerError(f"step={shown(step)} is not allowed; give a callable without arguments that runs one forward and backward.")
     if isinstance(backend, str):
-        known = torch._dynamo.list_backends(exclude_tags=())
+        known = torch.compiler.list_backends(exclude_tags=())
         if backend not in known:
             near = near_sentence(backend, known, "Near names")
             raise RegularizerError(f"backend={shown(backend)} is unknown to torch.compile; give a name it knows, or a callable.{near}")

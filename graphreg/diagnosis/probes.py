@@ -10,7 +10,6 @@ Nothing of the user's is touched: the functions have code of their own, so that 
 from __future__ import annotations
 
 import random
-import types
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from graphreg.errors import first_line
 from graphreg.ir import DropoutKind
 from graphreg.planning import plan
 from graphreg.rewriting import rewrite
+from graphreg.torch_internals import with_own_code
 from graphreg.tracing import trace
 
 Backend = str | Callable[..., Any]
@@ -92,8 +92,7 @@ def _chain(draw: Callable[[Tensor], Tensor]) -> Callable[[Tensor], tuple[Tensor,
             kept = kept & (x > 0)  # alpha dropout drops to less than 0, and keeps to more
         return x, kept
 
-    found: Callable[[Tensor], tuple[Tensor, Tensor]] = _with_code_of_its_own(chain)
-    return found
+    return with_own_code(chain)
 
 
 def _branches(large: Tensor, small: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,11 +101,6 @@ def _branches(large: Tensor, small: Tensor) -> tuple[Tensor, Tensor]:
     first = first @ first.t()
     second = F.dropout(small, P)
     return first.sum() + second.sum(), second
-
-
-def _with_code_of_its_own(function: Any) -> Any:
-    code = function.__code__.replace()
-    return types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
 
 
 _measured: dict[tuple[Any, ...], Measured] = {}
@@ -150,7 +144,7 @@ def _of_chain(chain: Callable[[Tensor], tuple[Tensor, Tensor]], backend: Backend
 
 
 def _of_order(backend: Backend, device: torch.device) -> Measured:
-    function = _with_code_of_its_own(_branches)
+    function = with_own_code(_branches)
     compiled: Any = torch.compile(function, fullgraph=True, backend=backend)
     inputs = torch.ones(1024, 512, device=device), torch.ones(8, 8, device=device)
     torch.manual_seed(0)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from graphreg.runtime import KeyRule
-from graphreg.torch_internals import Changes
+from graphreg.torch_internals import Changes, wrap_engine
 
 
 @dataclass
@@ -46,24 +46,27 @@ def observe(module: nn.Module, key: KeyRule | None, step: Callable[[], Any]) -> 
 
 @contextmanager
 def _watched(seen: Observed, key: KeyRule | None) -> Iterator[None]:
-    """Counts around each outermost run of the engine. Of all names on the way there Dynamo guards the others."""
-    run, running = torch.autograd._engine_run_backward, False  # type: ignore[attr-defined]
+    """Counts around each outermost run of the engine."""
+    running = False
 
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        nonlocal running
-        if running:
-            return run(*args, **kwargs)
-        running, state, call = True, _generators(), _call(key)
-        try:
-            return run(*args, **kwargs)
-        finally:
-            running = False
-            seen.backwards += 1
-            seen.moved += any(not torch.equal(a, b) for a, b in zip(state, _generators(), strict=False))
-            seen.again += _call(key) - call if key is not None and key.held is None else 0
+    def watching(run: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            nonlocal running
+            if running:
+                return run(*args, **kwargs)
+            running, state, call = True, _generators(), _call(key)
+            try:
+                return run(*args, **kwargs)
+            finally:
+                running = False
+                seen.backwards += 1
+                seen.moved += any(not torch.equal(a, b) for a, b in zip(state, _generators(), strict=False))
+                seen.again += _call(key) - call if key is not None and key.held is None else 0
+
+        return watched
 
     with Changes() as changes, changes:
-        changes.put(torch.autograd, "_engine_run_backward", watched)
+        wrap_engine(changes, watching)
         yield
 
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._dynamo.symbolic_convert import InstructionTranslator
 
 from graphreg.dynamo_backend.call import Call, Measurer
 from graphreg.dynamo_backend.guards import Watched, guard
+from graphreg.dynamo_backend.place import Functions, place_of, root_of, same_modules
 from graphreg.dynamo_backend.streams import Streams
 from graphreg.dynamo_backend.subgraph import Inner, Maker, Part
 from graphreg.dynamo_backend.union import check_selectors, told
@@ -27,7 +27,7 @@ from graphreg.planning import OwnDropout, check_count, check_trainable, selected
 from graphreg.regularizer import Penalty, Regularizer
 from graphreg.reporting import Report
 from graphreg.runtime import BackendHandle, Penalties, Scale
-from graphreg.torch_internals import Changes, Entry, Functions, entry, place_of, root_of, same_modules
+from graphreg.torch_internals import Changes, CompiledCall, compiled_call, in_backward, strict_limit, translator
 from graphreg.tracing import Traced
 
 
@@ -70,13 +70,13 @@ class Backend(BackendHandle):
             return raising(error)
 
     def _compiled(self, gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        translator = InstructionTranslator.current_tx()
+        tracing = translator()
         call = self._current()
         assert self.model is not None and self._maker is not None
         paths = self._maker.paths()
-        place = place_of(gm, translator, self.model, paths)
+        place = place_of(gm, tracing, self.model, paths)
         part = self._maker.made(len(self.parts) + 1, gm, inputs, place, call, self.forced, self._strength)
-        guard(translator, place, Watched(list(part.owners), self._is_forced, paths if place.local is None else None))
+        guard(tracing, place, Watched(list(part.owners), self._is_forced, paths if place.local is None else None))
         self.parts.append(part)
         return lambda *values: self._run(part, values)
 
@@ -90,21 +90,20 @@ class Backend(BackendHandle):
 
     def _current(self) -> Call:
         """The call that runs. Of the first call through a torch.compile that is only known as its first graph is captured."""
-        found = entry()
+        found = compiled_call()
         if found is None:
             raise TraceError(
                 "graphreg's backend was not called by a call of what torch.compile made, so it does not know the model. "
                 "Compile with torch.compile(model, backend=graphreg.backend(...)) and call what that gives."
             )
-        if not any(known is found.context for known in self._contexts):
+        if not any(known is found.record for known in self._contexts):
             self._meet(found)
-            found.cleanups.append(self._begin())
-            self._contexts.append(found.context)
-            found.context.enter_exit_hooks.append(self._begin)
+            found.at_each_call(self._begin)
+            self._contexts.append(found.record)
         assert self._call is not None
         return self._call
 
-    def _meet(self, found: Entry) -> None:
+    def _meet(self, found: CompiledCall) -> None:
         model = root_of(found)
         if self.model is None:
             self._adopt(model)
@@ -139,7 +138,7 @@ class Backend(BackendHandle):
         self.streams.begin()
         call, before = self._call, sys.exc_info()[1]
         # past its limit of recompilations Dynamo runs a frame in eager, which would be a frame without its regularizers
-        strict = torch._dynamo.config.patch(fail_on_recompile_limit_hit=True)
+        strict = strict_limit()
         strict.__enter__()
 
         def end() -> None:
@@ -173,7 +172,7 @@ class Backend(BackendHandle):
             raise GraphRegError(
                 "the mode of a module changed and torch.compile did not capture its graph again. torch.compiler.reset() has it begin anew."
             )
-        if any(part.draws) and self.streams.held is None and torch._C._current_graph_task_id() != -1:
+        if any(part.draws) and self.streams.held is None and in_backward():
             raise GraphRegError(
                 "a graph that draws masks runs inside a backward pass: activation checkpointing around it would draw other masks than "
                 "the forward did. Put forward and backward under graphreg.frozen_noise(backend), or checkpoint inside what is compiled."

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import maybe_current_level
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from graphreg.dynamo_backend.capture import Known
@@ -17,6 +16,7 @@ from graphreg.errors import GraphRegError, RegularizerError
 from graphreg.ir import brought
 from graphreg.regularizer import Penalty
 from graphreg.runtime import Scale, Total, Way, Whole, current, identity, in_place, refuse_twice, storage_of
+from graphreg.torch_internals import backward_task, transform_level
 
 
 class Measurer:
@@ -115,7 +115,7 @@ class Call:
         totals = list(self.of_parameters.values())
         if not live or not any(value.requires_grad for value in [*totals, *measured]):
             return outputs
-        if maybe_current_level() is not None:
+        if transform_level() is not None:
             raise GraphRegError(
                 "a backend's attached penalties cannot join under a transform of torch.func. Use penalties='return' and add "
                 "backend.penalties() to the loss, or graphreg.regularize."
@@ -176,7 +176,7 @@ class _Join(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         refuse_twice()
-        tensors, task = ctx.saved_tensors, torch._C._current_graph_task_id()
+        tensors, task = ctx.saved_tensors, backward_task()
         first = ctx.call.counted != task
         ctx.call.counted = task
         totals = [torch.as_tensor(ctx.scale, dtype=t.dtype, device=t.device) if first else None for t in tensors[: ctx.count]]

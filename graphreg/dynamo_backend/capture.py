@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx.graph import _snake_case
 
+from graphreg.dynamo_backend.place import Place
 from graphreg.ir import (
     CELL_PORTS,
     COUNTED,
@@ -33,7 +33,7 @@ from graphreg.ir import (
     of_body,
     own_labels,
 )
-from graphreg.torch_internals import AROUND, Place
+from graphreg.torch_internals import CALLERS_OF_FORWARD, snake_case, source_of
 
 
 @dataclass(frozen=True)
@@ -123,13 +123,8 @@ class Capture:
 
     def _argument(self, node: fx.Node) -> tuple[str, tuple[str, ...]]:
         """The argument that an input is, or is a part of: its name, and the keys that lead to the part."""
-        source: Any = getattr(node.meta.get("grapharg"), "source", None)
-        keys: list[str] = []
-        while hasattr(source, "base"):
-            keys.insert(0, str(getattr(source, "index", getattr(source, "member", ""))))
-            source = source.base
-        name = getattr(source, "local_name", "")
-        if self.place.code in AROUND and name in ("args", "kwargs") and keys:
+        name, keys = source_of(node)
+        if self.place.code in CALLERS_OF_FORWARD and name in ("args", "kwargs") and keys:
             names = list(inspect.signature(self.root.forward).parameters)
             key = keys.pop(0)
             name = names[min(int(key), len(names) - 1)] if name == "args" else key
@@ -209,7 +204,7 @@ def called(node: fx.Node) -> tuple[str, str]:
     """The base of the name that a trace gives the operation, and the operation. Dynamo calls nodes after local variables."""
     name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", None) or node.name
     op = name.strip("_") or name
-    base = COUNTED.sub("", _snake_case(name[2:-2] if name.startswith("__") and name.endswith("__") else name))
+    base = COUNTED.sub("", snake_case(name[2:-2] if name.startswith("__") and name.endswith("__") else name))
     if node.op == "call_function" and op in IN_PLACE_NAMES:  # ``+=`` goes by the name of ``+``, as in a trace
         base, op = base.removeprefix("i"), op[1:]
     return base, op

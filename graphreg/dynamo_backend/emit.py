@@ -10,15 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from graphreg.ir import RULES, Kind, addition_of, is_kind
 from graphreg.planning import Plan
 from graphreg.rewriting import measures
 from graphreg.runtime import Drawing, KeyRule, Leaf, Regularized, RewrittenModule, Rules, Total, Whole, graphs_of
-
-_CARRIED = ("compile_subgraph_reason", "_param_name_to_source", "_backend_id")  # what torch writes to a graph of Dynamo's
+from graphreg.torch_internals import copy_notes, copy_source, fake_mode, without_source
 
 
 class Bound(nn.Module):
@@ -129,20 +127,17 @@ class _Emission:
         self.graph.output((*own, *(node for _, node in flat), *totals.values())).meta.update(self.gm.graph.output_node().meta)
         module = fx.GraphModule(self.attributes, self.graph)
         module.meta.update(self.gm.meta)
-        for name in _CARRIED:
-            if hasattr(self.gm, name):
-                setattr(module, name, getattr(self.gm, name))
+        copy_notes(self.gm, module)
         return Emitted(module, self.key is not None, tuple(self.strengths), more, tuple(name for name, _ in flat), tuple(totals))
 
     def _placeholder(self, node: fx.Node) -> fx.Node:
         twin = self.graph.node_copy(node)
-        if hasattr(node, "_dynamo_source"):
-            twin._dynamo_source = node._dynamo_source
+        copy_source(node, twin)
         return twin
 
     def _added(self, name: str) -> fx.Node:
         twin = self.graph.create_node("placeholder", name, name=name)
-        twin._dynamo_source = None  # as torch's own splitting of a graph has it
+        without_source(twin)
         return twin
 
     def _leaf(self, node: fx.Node) -> Leaf | None:
@@ -180,6 +175,5 @@ def acting(rewritten: RewrittenModule) -> list[tuple[str, bool]]:
 
 def constant(value: Tensor) -> Tensor:
     """An example of an added input, of sizes that do not vary."""
-    context = torch._guards.TracingContext.try_get()
-    fake = context.fake_mode if context is not None else None
+    fake = fake_mode()
     return fake.from_tensor(value, static_shapes=True) if fake is not None else value

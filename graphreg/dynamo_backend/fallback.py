@@ -7,7 +7,6 @@ a call of ours whether a graph came of it. Dynamo's counters say which code it s
 from __future__ import annotations
 
 import logging
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -15,33 +14,39 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import nn
-from torch._dynamo.callback import CallbackArgs, callback_handler
-from torch._dynamo.utils import counters
 
+from graphreg.dynamo_backend.place import Functions, root_of
 from graphreg.errors import GraphRegError
-from graphreg.runtime import backend_handle, compiler_of
-from graphreg.torch_internals import RESUMED, Entry, Functions, entry, root_of
+from graphreg.runtime import backend_handle
+from graphreg.torch_internals import (
+    CompiledCall,
+    backend_in,
+    compiled_call,
+    function_of,
+    left_to_eager,
+    name_in,
+    skipped_code,
+    tell_of_compilations,
+)
 
 log = logging.getLogger("graphreg")
 
 NAME = "graphreg"  # of the backend, as torch.compile notes it
-SKIPPED = re.compile(r"frame skipped: (\S+) \((.*) line (\d+)\)")
 
 _before = WeakKeyDictionary[Any, Counter[str]]()  # by torch.compile's record: what Dynamo had counted before its first call
 
 
 def watch() -> None:
     """Have Dynamo tell of what it compiles; ``torch.compiler.reset`` makes it forget."""
-    if _compiling not in callback_handler.start_callbacks:
-        callback_handler.register_start_callback(_compiling)
+    tell_of_compilations(_compiling)
 
 
 def left(context: Any = None) -> str:
     """The code that the calls through a torch.compile left to eager, as a sentence; nothing where there is none, or no call runs."""
-    found = entry() if context is None else None
-    before = _before.get(found.context if found is not None else context)
-    new = [text for text, count in counters["unimplemented"].items() if before is not None and count > before[text]]
-    places = {place: f"{_code(*place)}: {text.splitlines()[0].strip().rstrip('.')}" for text in new for place in SKIPPED.findall(text)}
+    found = compiled_call() if context is None else None
+    before = _before.get(found.record if found is not None else context)
+    new = [text for text, count in left_to_eager().items() if before is not None and count > before[text]]
+    places = {place: f"{_code(*place)}: {text.splitlines()[0].strip().rstrip('.')}" for text in new for place in skipped_code(text)}
     if not places:
         return ""
     return (
@@ -51,12 +56,11 @@ def left(context: Any = None) -> str:
 
 
 def _code(name: str, file: str, line: str) -> str:
-    if not name.startswith(RESUMED):
-        return f"{name}, {file}:{line}"
-    return f"{name.removeprefix(RESUMED).rpartition('_at_')[0]} from there on, {file}:{line}"
+    function = function_of(name)
+    return f"{function}{' from there on' * (function != name)}, {file}:{line}"
 
 
-def _compiling(_: CallbackArgs) -> None:
+def _compiling(_: Any) -> None:
     """Dynamo begins to compile: of a call of ours that it has not yet compiled anything for, the end is watched from now on."""
     try:
         found = _new()
@@ -64,17 +68,15 @@ def _compiling(_: CallbackArgs) -> None:
         log.debug("a compilation is not watched: %s", error)
         return
     if found is not None:
-        _before[found.context] = Counter(counters["unimplemented"])
-        begin = _watched(root_of(found), found.context, compiler_of(found.context))
-        found.cleanups.append(begin())
-        found.context.enter_exit_hooks.append(begin)
+        _before[found.record] = Counter(left_to_eager())
+        found.at_each_call(_watched(root_of(found), found.record, backend_in(found.record)))
 
 
-def _new() -> Entry | None:
+def _new() -> CompiledCall | None:
     """The call that is running, if it is one of ours and not watched yet."""
-    found = entry()
-    inner: Any = compiler_of(found.context) if found is not None else None
-    return None if found is None or found.context in _before or getattr(inner, "compiler_name", None) != NAME else found
+    found = compiled_call()
+    inner = backend_in(found.record) if found is not None else None
+    return None if found is None or found.record in _before or name_in(inner) != NAME else found
 
 
 def _watched(model: nn.Module, context: Any, inner: Any) -> Callable[[], Callable[[], None]]:

@@ -6,17 +6,14 @@ here: a splice acts by its module's mode, and sites have the names of one module
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
-from torch._dynamo.guards import GuardBuilder, install_guard
-from torch._dynamo.source import AttrSource, GlobalSource, LocalSource
-from torch._guards import Guard
 
-from graphreg.torch_internals import Place, here
+from graphreg.dynamo_backend.place import Place, here
+from graphreg.torch_internals import guard_identity, guard_value
 
 
 class Watched:
@@ -28,21 +25,12 @@ class Watched:
     @property
     def now(self) -> tuple[Any, ...]:
         modes = [owner.training if (owner := ref()) is not None else None for ref in self.owners]
-        path = here(sys._getframe(1), dict(self.paths)) if self.paths is not None else None
+        path = here(dict(self.paths)) if self.paths is not None else None
         return (*modes, self.forced(), path)
 
 
 def guard(translator: Any, place: Place, watched: Watched) -> None:
     """Have Dynamo capture the code again where what is ``watched`` has changed, or another module runs it."""
     if place.local is not None:
-        install_guard(LocalSource(place.local, is_input=True).make_guard(GuardBuilder.ID_MATCH))
-    name = translator.output.install_global_by_id("__graphreg_watched", watched)
-    source = AttrSource(GlobalSource(name), "now")
-    install_guard(source.make_guard(_of_one_module if watched.paths is not None else GuardBuilder.EQUALS_MATCH))
-
-
-def _of_one_module(builder: GuardBuilder, guard: Guard) -> None:
-    """Equal to what it was. As with Dynamo's own guards on a module, the graphs of other modules do not count as recompilations."""
-    builder.EQUALS_MATCH(guard)
-    watched = builder.get(guard.originating_source.base)  # type: ignore[attr-defined]
-    builder.id_matched_objs["graphreg"] = weakref.ref(watched)
+        guard_identity(place.local)
+    guard_value(translator, "__graphreg_watched", watched, "now", by_module=watched.paths is not None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -23,6 +22,7 @@ from graphreg.planning import OwnDropout, from_keywords, instances, named_once
 from graphreg.regularizer import Regularizer, Splice
 from graphreg.rewriting import seed
 from graphreg.runtime import BACKEND, Penalties, Scale, backend_handle
+from graphreg.torch_internals import asking_wrapper, backend_named, inductor_with
 
 
 def backend(
@@ -95,7 +95,7 @@ def _inner(inner: Any, options: Mapping[str, Any] | None) -> Inner:
             )
         if inner == "inductor":
             return _inductor(options)
-        function = torch._dynamo.backends.registry.lookup_backend(inner)
+        function = backend_named(inner)
     more = {"options": dict(options)} if options else {}
     accepted = inspect.signature(function).parameters
     theirs = str(getattr(function, "__module__", "")).startswith("torch.")  # torch's own take any keyword, and ignore it
@@ -111,10 +111,9 @@ def _inner(inner: Any, options: Mapping[str, Any] | None) -> Inner:
 
 def _inductor(options: Mapping[str, Any] | None) -> Inner:
     try:
-        found: Inner = torch._TorchCompileInductorWrapper(None, _with_passes(options), None)  # type: ignore[no-untyped-call]
+        return inductor_with(_with_passes(options))
     except RuntimeError as error:
         raise RegularizerError(f"options={dict(options or {})!r} are not allowed: {str(error).splitlines()[0]}") from None
-    return found
 
 
 def _with_passes(options: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -149,7 +148,7 @@ def _by_name(gm: fx.GraphModule, inputs: Sequence[Any], **given: Any) -> Callabl
 
     They are checked at the first call, for that is when torch first asks.
     """
-    holder = sys._getframe(1).f_locals.get("self")  # torch.compile's own record of the name and its options
+    holder = asking_wrapper()
     try:
         found = getattr(holder, BACKEND, None)
         if found is None:

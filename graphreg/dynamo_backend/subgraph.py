@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from graphreg.dynamo_backend.call import Call
 from graphreg.dynamo_backend.capture import Capture, Captured, Known
 from graphreg.dynamo_backend.emit import Emitted, acting, constant, emit
+from graphreg.dynamo_backend.place import Place
 from graphreg.dynamo_backend.streams import Stream
 from graphreg.errors import GraphRegError
 from graphreg.ir import CROSSES, RULES, Label, deep_nodes, own_labels, scope_of, value_sites
@@ -21,7 +22,7 @@ from graphreg.regularizer import Regularizer, Splice
 from graphreg.rewriting import rewrite
 from graphreg.rng import within_backend
 from graphreg.runtime import Drawing, KeyRule, RewrittenModule, Rules
-from graphreg.torch_internals import Place
+from graphreg.torch_internals import without_autograd_cache
 from graphreg.tracing import Traced
 
 Inner = Callable[[fx.GraphModule, list[Any]], Callable[..., Any]]
@@ -134,7 +135,7 @@ class Maker:
         extra = [self.model.get_parameter(name) for name in emitted.more]
         more += map(constant, extra)
         draws = tuple(acts for _, acts in acting(rewritten))
-        with within_backend(), torch._functorch.config.patch(enable_autograd_cache=False):  # our leaves are in no cache key
+        with within_backend(), without_autograd_cache():  # our leaves are in no cache key
             run = self.inner(emitted.module, [*inputs, *more])
         owners = tuple(dict.fromkeys(leaf.owner[0] for leaf in drawing))
         owners = tuple(self.model if isinstance(owner, RewrittenModule) else owner for owner in owners)

@@ -12,10 +12,10 @@ from typing import Any, get_origin, get_type_hints
 
 import torch
 from torch import fx, nn
-from torch._ops import OpOverload, OpOverloadPacket
 from torch.nn.utils import rnn as packing
 
 from graphreg.ir.storage_probes import Place, Told, told
+from graphreg.torch_internals import BatchNormBase, ConstantPadBase, DropoutBase, OpOverload, OpOverloadPacket, qualified_name, schema_of
 
 # Products: they mix units with weights. The value that such an operation reads is what theanets calls a hidden output.
 PRODUCTS = {
@@ -47,10 +47,10 @@ INTEGERS = {
     "one_hot", "nonzero", "searchsorted", "bucketize", "is_", "is_not", "not_", "contains",
 }  # fmt: skip
 NORM_MODULES = (
-    nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d, nn.RMSNorm,
+    BatchNormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d, nn.RMSNorm,
 )  # fmt: skip
 VIEW_MODULES = (nn.Flatten, nn.Unflatten, nn.Identity)
-MOVE_MODULES = (nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.modules.padding._ConstantPadNd)
+MOVE_MODULES = (nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, ConstantPadBase)
 IN_PLACE_NAMES = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor", "ilshift", "irshift")
 IN_PLACE_OPERATORS = {getattr(operator, name) for name in (*IN_PLACE_NAMES, "setitem")}
 # Functions that make a tensor of given sizes: they take no proxy by themselves.
@@ -134,7 +134,7 @@ def function_name(node: fx.Node) -> str:
     if node.op == "call_method":
         return str(node.target)
     if isinstance(node.target, OpOverload):
-        return node.target._schema.name.rpartition("::")[2]
+        return str(schema_of(node.target).name).rpartition("::")[2]
     return getattr(node.target, "__name__", "") if node.op == "call_function" else ""
 
 
@@ -185,7 +185,7 @@ def told_of(node: fx.Node) -> Told | None:
     if isinstance(target, OpOverload):
         return told(target)
     if isinstance(target, OpOverloadPacket):
-        return told(function_name(node)) if target._qualified_op_name.startswith("aten::") else None
+        return told(function_name(node)) if qualified_name(target).startswith("aten::") else None
     if is_pythons(node) or node.op not in ("call_function", "call_method"):
         return None
     function = getattr(torch.Tensor, target, None) if isinstance(target, str) else target
@@ -345,4 +345,4 @@ def is_drop_path(module: nn.Module) -> bool:
 
 def is_dropout_module(module: nn.Module) -> bool:
     """torch's dropouts, their subclasses, and timm's stochastic depth."""
-    return isinstance(module, nn.modules.dropout._DropoutNd) or is_drop_path(module)
+    return isinstance(module, DropoutBase) or is_drop_path(module)

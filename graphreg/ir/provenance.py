@@ -14,6 +14,7 @@ from graphreg.ir.metadata import own_labels
 from graphreg.ir.operations import Operations, function_name, nodes_in
 from graphreg.ir.roles import labels_of, site_nodes
 from graphreg.ir.storage_effects import Effects
+from graphreg.torch_internals import ConvolutionBase, OpOverloadPacket
 
 CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3, "conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
 _KEEP_AXES = {"clone", "contiguous", "to", "float", "double", "half", "type_as", "softmax", "log_softmax"}
@@ -62,7 +63,7 @@ def convolution(node: fx.Node, operations: Operations) -> tuple[str, int] | None
             continue
         seen.add(node)
         module, name = operations.module(node), function_name(node)
-        dims = len(module.kernel_size) if isinstance(module, nn.modules.conv._ConvNd) else CONVOLUTIONS.get(name, 0)
+        dims = len(module.kernel_size) if isinstance(module, ConvolutionBase) else CONVOLUTIONS.get(name, 0)
         if dims:
             return str(node.target) if module is not None else name, dims
         waiting += _with_these_axes(node, operations)
@@ -96,7 +97,7 @@ def is_elementwise(node: fx.Node) -> bool:
 @cache
 def _is_pointwise(name: str) -> bool:
     packet = getattr(torch.ops.aten, _NAMES.get(name, name), None) if name else None
-    overloads = packet.overloads() if isinstance(packet, torch._ops.OpOverloadPacket) else ()  # type: ignore[no-untyped-call]
+    overloads = packet.overloads() if isinstance(packet, OpOverloadPacket) else ()  # type: ignore[no-untyped-call]
     return any(torch.Tag.pointwise in getattr(packet, overload).tags for overload in overloads)
 
 

@@ -19,6 +19,7 @@ from graphreg.ir.metadata import own_labels, scope_of
 from graphreg.ir.modes import Graphs, choose
 from graphreg.ir.operations import Operations, function_name, is_drop_path
 from graphreg.ir.site import Label, Site
+from graphreg.torch_internals import forward_hooks
 
 DropoutKind = Literal["element", "channel", "alpha", "channel alpha", "depth", "attention", "heads", "layer"]
 When = Literal["mode", "always", "never"]
@@ -113,7 +114,7 @@ def _of_module(site: Site, path: str, module: nn.Module) -> Own | None:
         kind = "depth"
     if kind is None:
         return None
-    why_not = "it has hooks, which would not be called" if module._forward_hooks or module._forward_pre_hooks else ""
+    why_not = "it has hooks, which would not be called" if forward_hooks(module) else ""
     return Own(site, kind, rate_of(module), path=path, why_not=why_not)
 
 

@@ -6,7 +6,6 @@ import operator
 import re
 from typing import Any, Literal
 
-import torch
 from torch import fx, nn
 
 from graphreg.ir.metadata import is_labelled, own_labels, scope_of
@@ -14,6 +13,7 @@ from graphreg.ir.modes import Graphs
 from graphreg.ir.operations import PACKS, Operations, function_name, is_integer, is_port, is_size, nodes_in, port_path
 from graphreg.ir.site import Label, Role, Site
 from graphreg.ir.storage_effects import Effects
+from graphreg.torch_internals import HigherOrderOperator
 
 CELLS = {"rnn_tanh_cell", "rnn_relu_cell", "lstm_cell", "gru_cell"}  # what cells call, where a graph has their insides
 # In ``node.meta``, of a graph that is a part of a forward: an input that another part made, True where it depends on a product on
@@ -80,7 +80,7 @@ def is_whole(node: fx.Node) -> bool:
 
 def is_region(node: fx.Node) -> bool:
     """Whether the node is an operator of Dynamo's that holds a graph of its own, as activation checkpointing is."""
-    return node.op == "call_function" and isinstance(node.target, torch._ops.HigherOrderOperator)
+    return node.op == "call_function" and isinstance(node.target, HigherOrderOperator)
 
 
 def deep_nodes(graph: fx.Graph, operations: Operations, model: nn.Module) -> set[fx.Node]:

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._ops import OpOverload, OpOverloadPacket
 from torch.fx.node import map_aggregate
 
 from graphreg.ir.metadata import ADDITION, SITE
+from graphreg.torch_internals import OpOverload, OpOverloadPacket, overload_name, qualified_name, schema_of, share_emitter
 
 KEPT = (SITE, ADDITION, "value")  # what of node.meta is plain data of ours
 
@@ -31,10 +31,10 @@ class _Operator:
     @classmethod
     def of(cls, target: Any) -> Any:
         if isinstance(target, OpOverload):
-            namespace, _, name = target._schema.name.partition("::")
-            return cls(namespace, name, target._overloadname)
+            namespace, _, name = schema_of(target).name.partition("::")
+            return cls(namespace, name, overload_name(target))
         if isinstance(target, OpOverloadPacket):
-            namespace, _, name = target._qualified_op_name.partition("::")
+            namespace, _, name = qualified_name(target).partition("::")
             return cls(namespace, name, None)
         return target
 
@@ -89,5 +89,5 @@ def copied(graph: fx.Graph) -> fx.Graph:
 def blank_like(graph: fx.Graph) -> fx.Graph:
     """A graph without nodes, with the code generator of another."""
     blank = fx.Graph()
-    blank._codegen = graph._codegen
+    share_emitter(graph, blank)
     return blank

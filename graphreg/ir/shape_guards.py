@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import has_side_effect
 from torch.fx.proxy import GraphAppendingTracer, Proxy
-from torch.utils._sympy.interp import sympy_interp
-from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 from graphreg.errors import GraphRegError
 from graphreg.ir.metadata import label_site
+from graphreg.torch_internals import evaluated
 
 Place = tuple[fx.Node, str]  # an input in the graph, and what the user calls it
 
@@ -119,7 +118,7 @@ def _assert_guards(graph: fx.Graph, first: Mapping[Any, tuple[fx.Node, int, str]
             node, axis, _ = first[symbol]
             sizes[symbol] = Proxy(_unnamed(graph, torch.ops.aten.sym_size.int, node, axis), tracer)
         before = set(graph.nodes)
-        condition = sympy_interp(PythonReferenceAnalysis, sizes, guard)
+        condition = evaluated(guard, sizes)
         for made in set(graph.nodes) - before:
             label_site(made, "")
         if isinstance(condition, Proxy):

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from graphreg.errors import RegularizerError
 from graphreg.ir.site import Site
+from graphreg.torch_internals import assert_async
 
 
 def mean_over_pairs(values: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -151,7 +152,7 @@ def _require_range(lengths: Tensor, time: int, what: str, fits: Callable[[int], 
     """Only the values know it: in eager they are looked at, in a compiled graph they are asserted."""
     wrong = (lengths < 0) | (lengths > time)
     if torch.compiler.is_compiling():
-        torch._assert_async(~wrong.any(), f"{what} must be between 0 and the number of steps")
+        assert_async(~wrong.any(), f"{what} must be between 0 and the number of steps")
     elif type(lengths) is Tensor and bool(wrong.any()):  # shape propagation calls with fake tensors
         raise RegularizerError(
             f"{what} has {int(lengths[wrong][0])} for a sequence of {time} steps; a length is a whole number from 0 to {time}."

@@ -6,13 +6,11 @@ Asked are torch's schemas, then the call itself, on tensors without data (`stora
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx.node import map_aggregate
 
 from graphreg.ir.dataflow import sizes_of
@@ -33,6 +31,7 @@ from graphreg.ir.operations import (  # fmt: skip
     told_of,
 )
 from graphreg.ir.storage_probes import STATISTICS, TRIES, Hole, Seen, probe, together
+from graphreg.torch_internals import HigherOrderOperator, OpOverload, drop_forward_hooks, forward_hooks
 
 _ARITHMETIC = {
     "abs", "add", "and_", "eq", "floordiv", "ge", "gt", "inv", "invert", "le", "lshift", "lt", "matmul", "mod", "mul", "ne", "neg",
@@ -313,7 +312,7 @@ def _twin(module: nn.Module) -> nn.Module:
                 memo[id(value)] = nn.Parameter(empty, requires_grad=False) if isinstance(value, nn.Parameter) else empty
     twin = copy.deepcopy(module, memo)
     for inner in twin.modules():
-        inner._forward_hooks, inner._forward_pre_hooks = OrderedDict(), OrderedDict()
+        drop_forward_hooks(inner)
     return twin
 
 
@@ -324,7 +323,7 @@ def _inner(module: nn.Module) -> list[nn.Module]:
 
 def _is_foreign(module: nn.Module) -> bool:
     """Whether code that is not torch's runs when the module is called: its own or a hook's."""
-    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    hooks = forward_hooks(module)
     homes = [type(module).__module__, *(str(getattr(hook, "__module__", None) or type(hook).__module__) for hook in hooks)]
     return not is_drop_path(module) and any(not home.startswith("torch.") for home in homes)
 

@@ -14,12 +14,22 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload, OpOverloadPacket
 from torch.fx.node import map_aggregate
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from graphreg.ir.layout import is_dense
+from graphreg.torch_internals import (
+    OpOverload,
+    OpOverloadPacket,
+    TorchDispatchMode,
+    has_kernel,
+    is_name_of_namespace,
+    overload_name,
+    pytree,
+    schema_of,
+    storage_number,
+    without_functions,
+    without_modes,
+)
 
 TRIES = 400  # calls at most, of which many raise
 _OPERATORS = 2000  # in one call, at most
@@ -68,7 +78,7 @@ def probe(
     shapes = [*own, *(shape for hole in holes for shape, _ in hole.parts), *_literals((args, kwargs))]
     found, tries = list[Seen](), 0
     state = torch.get_rng_state()  # what is made of several operators may draw a default of its own
-    with warnings.catch_warnings(), torch.no_grad(), _disable_current_modes(), torch._C.DisableTorchFunction():
+    with warnings.catch_warnings(), torch.no_grad(), without_modes(), without_functions():
         warnings.simplefilter("ignore")
         for phase in _phases(holes, list(dict.fromkeys(shapes)), bool(own)):
             for given in itertools.islice(phase, TRIES - tries):
@@ -224,26 +234,22 @@ def _watched(call: Callable[..., Any], args: Any, kwargs: Any, holes: Mapping[in
     owners = dict[int, set[int]]()
     for index, tensors in holes.items():
         for tensor in tensors:
-            owners.setdefault(_storage(tensor), set()).add(index)
+            owners.setdefault(storage_number(tensor), set()).add(index)
     with _Watch(owners) as watch:
         result = call(*args, **kwargs)
     # a storage that a call gave to an argument is that argument's too
     for index, tensors in holes.items():
         for tensor in tensors:
-            owners.setdefault(_storage(tensor), set()).add(index)
+            owners.setdefault(storage_number(tensor), set()).add(index)
     shares, dense = set[int](), True
     for leaf in leaves(result):
         if isinstance(leaf, Tensor):
-            shared = owners.get(_storage(leaf), set()) if leaf.layout is torch.strided else set(holes)
+            shared = owners.get(storage_number(leaf), set()) if leaf.layout is torch.strided else set(holes)
             shares |= shared
             dense &= bool(shared) or is_dense(leaf)
         elif not isinstance(leaf, PLAIN):
             shares |= set(holes)  # it may hold anything
     return Seen(frozenset(shares), frozenset(watch.written), frozenset(watch.written), dense)
-
-
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -257,13 +263,13 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs, self.left = kwargs or {}, self.left - 1
         if self.left < 0:
             raise RuntimeError("a call that goes through a long axis item by item")
-        given = [(a, args[i] if i < len(args) else kwargs.get(a.name)) for i, a in enumerate(func._schema.arguments)]
+        given = [(a, args[i] if i < len(args) else kwargs.get(a.name)) for i, a in enumerate(schema_of(func).arguments)]
         silent = writes_silently(func) and all(value is not False for a, value in given if a.name in ("training", "train"))
         for argument, value in given:
             if is_written(argument) or (silent and argument.name in STATISTICS):
                 for leaf in leaves(value):
                     if isinstance(leaf, Tensor):
-                        self.written |= self.owners.get(_storage(leaf), set())
+                        self.written |= self.owners.get(storage_number(leaf), set())
         return func(*args, **kwargs)
 
 
@@ -276,7 +282,7 @@ def is_written(argument: Any) -> bool:
 
 def writes_silently(func: Any) -> bool:
     """A batch norm: in training it writes into its statistics, and its schema does not say so (``native_batch_norm``, cuDNN's)."""
-    return any(argument.name in STATISTICS and argument.alias_info is None for argument in func._schema.arguments)
+    return any(argument.name in STATISTICS and argument.alias_info is None for argument in schema_of(func).arguments)
 
 
 def leaves(value: Any) -> list[Any]:
@@ -309,7 +315,7 @@ def told(operator: str | OpOverload) -> Told | None:
         return None
     shares, writes = dict[Place, None](), dict[Place, None]()
     for overload in overloads:
-        schema = overload._schema
+        schema = schema_of(overload)
         noted = [(i, a) for i, a in enumerate(schema.arguments) if a.alias_info is not None and not a.kwarg_only]
         writes.update(((i, a.name), None) for i, a in noted if is_written(a))
         if any(r.alias_info is not None for r in schema.returns):
@@ -330,20 +336,20 @@ def _overloads(name: str) -> list[OpOverload]:
 
 
 def _is_internal(name: str) -> bool:
-    return name.startswith("__") or hasattr(torch._ops._OpNamespace, name)  # what the namespace has itself: ``name``, ``default``
+    return name.startswith("__") or is_name_of_namespace(name)  # what the namespace has itself: ``name``, ``default``
 
 
 def _takes_tensors(overload: OpOverload) -> bool:
-    return any("Tensor" in str(argument.type) for argument in overload._schema.arguments)
+    return any("Tensor" in str(argument.type) for argument in schema_of(overload).arguments)
 
 
 def _is_callable(overload: OpOverload) -> bool:
     """Not one of TorchScript's alone (``sort.Tensor`` sorts a list), nor for named tensors."""
-    return "name" not in overload._overloadname.lower() and torch._C._dispatch_has_kernel(_name(overload))
+    return "name" not in overload_name(overload).lower() and has_kernel(overload)
 
 
 def _is_out(overload: OpOverload) -> bool:
-    return any(argument.kwarg_only and is_written(argument) for argument in overload._schema.arguments)
+    return any(argument.kwarg_only and is_written(argument) for argument in schema_of(overload).arguments)
 
 
 def _kind(overload: OpOverload) -> str:
@@ -352,10 +358,6 @@ def _kind(overload: OpOverload) -> str:
     Without a kernel for shapes alone nobody compares what it gives with its schema: ``dequantize`` gives a plain tensor back.
     """
     for kind in ("Implicit", "Explicit"):
-        if torch._C._dispatch_has_kernel_for_dispatch_key(_name(overload), f"Composite{kind}Autograd"):
+        if has_kernel(overload, f"Composite{kind}Autograd"):
             return kind.lower()
-    return "own" if torch._C._dispatch_has_kernel_for_dispatch_key(_name(overload), "Meta") else "real"
-
-
-def _name(overload: OpOverload) -> str:
-    return str(overload.name())  # type: ignore[no-untyped-call]
+    return "own" if has_kernel(overload, "Meta") else "real"

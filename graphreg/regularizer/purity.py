@@ -16,13 +16,11 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphreg.errors import RegularizerError
 from graphreg.regularizer.base import Penalty, Regularizer, Splice
 from graphreg.rng import compiling
-from graphreg.torch_internals import randomness, restore_randomness
+from graphreg.torch_internals import TorchDispatchMode, pytree, randomness, restore_randomness, schema_of, storage_number
 
 _CONTAINERS = (list, set, tuple, dict)
 unproven: WeakSet[type] = WeakSet()  # classes whose formula nobody has seen run yet
@@ -74,7 +72,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        schema = getattr(func, "_schema", None)
+        schema = schema_of(func)
         if schema is None:  # an operator of higher order runs others
             return func(*args, **kwargs)
         name = schema.name.rpartition("::")[2]
@@ -147,7 +145,7 @@ def _tensors(values: Any) -> list[Tensor]:
 
 def _storages(tensor: Tensor) -> list[int]:
     try:
-        return [tensor.untyped_storage()._cdata]
+        return [storage_number(tensor)]
     except (RuntimeError, NotImplementedError):  # sparse tensors and other classes have none of their own
         return []
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor, maybe_current_level
 
 from graphreg.errors import GraphRegError, RegularizerError
 from graphreg.rng import Noise
+from graphreg.torch_internals import custom_operators, has_no_formula, is_wrapped, one_level_below, transform_level
 
 LIMIT, COMPILED_LIMIT = 1 << 13, 1 << 8  # rows of an exact Jacobian: backward passes, compiled each code of its own
 
@@ -97,7 +97,7 @@ def tracked(x: Tensor) -> Tensor:
 
 def recorded(tensor: Tensor) -> bool:
     """Whether autograd records the tensor, at any level of torch.func's transforms: under vmap the tensor itself says no."""
-    return tensor.requires_grad or (is_functorch_wrapped_tensor(tensor) and recorded(get_unwrapped(tensor)))
+    return tensor.requires_grad or (is_wrapped(tensor) and recorded(one_level_below(tensor)))
 
 
 def gradients(
@@ -116,7 +116,7 @@ def gradients(
     if not live:
         return [torch.zeros_like(x) for x in inputs]
     # a function that is differentiable once tells so only of an argument that needs a gradient
-    prove = prove and maybe_current_level() is None  # torch.func allows no requires_grad_()
+    prove = prove and transform_level() is None  # torch.func allows no requires_grad_()
     given = [vectors[i].detach().requires_grad_() if prove else vectors[i] for i in live]
     before = history(outputs) if prove else set()
     options = {"create_graph": True, "allow_unused": True, "materialize_grads": True}
@@ -155,7 +155,7 @@ def once_only(values: Sequence[Tensor], before: set[Any]) -> str:
         name = function.name().rpartition("::")[2]
         if name in ("NotImplemented", "Error", "DelayedError"):
             return f"the operation whose derivative {user} reads" if user else "an operation"
-        if name.startswith("GeneratedBackwardFor") and _has_no_backward(function):
+        if name.startswith("GeneratedBackwardFor") and has_no_formula(function):
             return _operator(name.removeprefix("GeneratedBackwardFor_").removesuffix("_defaultBackward"))
         waiting += [(following, name) for following, _ in function.next_functions]
     return ""
@@ -163,14 +163,8 @@ def once_only(values: Sequence[Tensor], before: set[Any]) -> str:
 
 def _operator(name: str) -> str:
     """An operator's own name, of which autograd's has a ``_`` for the ``::``; a namespace may have others."""
-    known = {str(each).replace("::", "_"): str(each) for each in torch._library.custom_ops.OPDEFS}
+    known = {each.replace("::", "_"): each for each in custom_operators()}
     return known.get(name, name)
-
-
-def _has_no_backward(function: Any) -> bool:
-    """Whether an operator of torch.library was given no formula; it raises when it is asked for one."""
-    held = [cell.cell_contents for cell in function._forward_cls.backward.__closure__ or ()]
-    return any(getattr(content, "_backward_fn", held) is None for content in held)
 
 
 @cache

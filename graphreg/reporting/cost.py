@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from graphreg.errors import GraphRegError, first_line
@@ -24,7 +22,7 @@ from graphreg.planning import OWN, Plan
 from graphreg.reporting.records import Cost
 from graphreg.rewriting import strip
 from graphreg.runtime import graphs_of
-from graphreg.torch_internals import Changes, deep_enough
+from graphreg.torch_internals import Changes, TorchDispatchMode, deep_enough, number_of_storage, packet_of, pytree
 
 _FREE = {"detach", "alias", "empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "lift_fresh", "_reshape_alias"}
 META = torch.device("meta")
@@ -144,7 +142,7 @@ class _Pass(fx.Interpreter):
         self.saved: dict[int, list[str]] = {}
         self.now = ""
         storages = [_storage(tensor) for tensor in (*module.parameters(), *module.buffers())]
-        self.free = {storage._cdata: storage for storage in storages}  # they are there anyway
+        self.free = {number_of_storage(storage): storage for storage in storages}  # they are there anyway
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
         return next(self.args_iter)  # torch.fx would make a list of what is left for ``*args``
@@ -164,14 +162,14 @@ class _Pass(fx.Interpreter):
     def made_by_now(self, value: Any) -> None:
         for tensor in _tensors(value):
             storage = _storage(tensor)
-            maker, _ = self.made.setdefault(storage._cdata, (self.now, storage))
+            maker, _ = self.made.setdefault(number_of_storage(storage), (self.now, storage))
             self.holders.setdefault(maker, {})[self.now] = None
 
     def save(self, tensor: Tensor) -> Tensor:
         storage = _storage(tensor)
-        if storage._cdata not in self.free:
-            self.made.setdefault(storage._cdata, (self.now, storage))
-            self.saved.setdefault(storage._cdata, []).append(self.now)
+        if (number := number_of_storage(storage)) not in self.free:
+            self.made.setdefault(number, (self.now, storage))
+            self.saved.setdefault(number, []).append(self.now)
         return tensor
 
     def settle(self) -> None:
@@ -205,7 +203,7 @@ def _emptied(tensor: Tensor) -> Tensor:
 
 
 def _operations(func: Any, args: Any, kwargs: Any, value: Any) -> int:
-    packet = getattr(func, "_overloadpacket", func)
+    packet = packet_of(func)
     if packet in flop_registry:
         return int(flop_registry[packet](*args, **kwargs, out_val=value))
     if getattr(func, "is_view", False) or packet.__name__ in _FREE:

@@ -13,6 +13,7 @@ from graphreg.errors import GraphRegError, RegularizerError
 from graphreg.ir import RULES, Selector, select, value_sites
 from graphreg.rewriting import Clock, Watch, place, remove, strip
 from graphreg.runtime import Regulated, RewrittenModule, backend_handle, graphs_of, record_of, rewritten, rules_of
+from graphreg.torch_internals import in_backward
 
 Log = Callable[[str, float, int], object]
 
@@ -105,7 +106,7 @@ class Monitor:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def after(self, module: nn.Module) -> None:
         """Count a call that has ended, and read it if it was due."""
-        if not module.training or torch._C._current_graph_task_id() != -1:  # in backward: activation checkpointing runs the call again
+        if not module.training or in_backward():  # in backward: activation checkpointing runs the call again
             return
         if self.calls % self._every == 0:
             self._taken = [watch.last for watch in self._watches]

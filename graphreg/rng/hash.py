@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from graphreg.torch_internals import innermost_transform, jit_trace, operator_modes
+
 _LANE = 0x632BE5AB  # the increment between the lanes of one element, for draws of more than 32 bits
 
 
@@ -77,9 +79,9 @@ def readable(tensor: Tensor) -> bool:
         not torch.compiler.is_compiling()  # asked first: Dynamo does not know the other questions
         and tensor.device.type == "cpu"
         and type(tensor) is Tensor
-        and not torch._C._len_torch_dispatch_stack()
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and torch._C._get_tracing_state() is None
+        and not operator_modes()
+        and innermost_transform() is None
+        and jit_trace() is None
     )
 
 

@@ -23,7 +23,7 @@ from torch.utils.data import get_worker_info
 from graphreg.errors import GraphRegError, RandomnessError
 from graphreg.rng.hash import blocks, call_words, kept_words, lane_keys, mix, mixed, readable, shift, signed, split_mix, words, words_past
 from graphreg.rng.ops import LIMIT, compiling, fused_bits, fused_keep, fused_keys, fuses
-from graphreg.torch_internals import mappings, places, transforms
+from graphreg.torch_internals import backward_task, batch_positions, in_backward, transforms, vmaps
 
 
 def stream(seed: int, site: str, kind: str, occurrence: int) -> int:
@@ -135,7 +135,6 @@ def bits(key: Tensor, shape: torch.Size | tuple[int, ...], lane: int = 0, start:
 _FLIP = -(1 << 31)
 _FEW = 16  # streams whose keys are made sooner one by one in Python's integers than in a dozen operators
 _LANES = 4  # of a draw: a normal float64 takes as many, and others as many too, so that no draw depends on another's dtype
-_in_backward = torch._C._current_graph_task_id
 
 
 @dataclass(eq=False)
@@ -149,7 +148,7 @@ class Noise:
     key: Tensor
 
     def __post_init__(self) -> None:
-        self._drawn, self._task = 0, None if compiling() else _in_backward()
+        self._drawn, self._task = 0, None if compiling() else backward_task()
 
     def keep(self, z: Tensor, p: Tensor | float) -> Tensor:
         """1 with probability 1 - p, else 0: [shape of z], to multiply by. ``p`` in [0, 1), as float32 at least, exact to 2**-31.
@@ -157,7 +156,7 @@ class Noise:
         Its dtype is what is cheapest: z's own in eager, where torch multiplies unlike dtypes slowly; int8 compiled, a
         quarter to save for backward (a bool one Inductor stores slowly).
         """
-        if z.dim() == 0 and transforms():  # see functorch.places
+        if z.dim() == 0 and transforms():  # see functorch.batch_positions
             return Noise.keep(self, z[None], p)[0]
         key, lane = self._next()
         rate = torch.as_tensor(p, device=z.device)
@@ -183,7 +182,7 @@ class Noise:
 
     def uniform(self, z: Tensor) -> Tensor:
         """Uniform in [0, 1): [shape of z], z's dtype but float32 for half precision; 24 bits, float64: 53."""
-        if z.dim() == 0 and transforms():  # see functorch.places
+        if z.dim() == 0 and transforms():  # see functorch.batch_positions
             return Noise.uniform(self, z[None])[0]
         key, lane = self._next()
         if z.dtype == torch.float64:
@@ -193,7 +192,7 @@ class Noise:
 
     def normal(self, z: Tensor) -> Tensor:
         """Standard normal: [shape of z], z's dtype. Box & Muller (1958), the cosine branch; |value| < 6.7, float64: 8.7."""
-        if z.dim() == 0 and transforms():  # see functorch.places
+        if z.dim() == 0 and transforms():  # see functorch.batch_positions
             return Noise.normal(self, z[None])[0]
         key, lane = self._next()
         if z.dtype == torch.float64:
@@ -205,7 +204,7 @@ class Noise:
 
     def _next(self) -> tuple[Tensor, int]:
         """The key and the first lane of the draw that is asked for."""
-        if self._task is not None and not compiling() and _in_backward() != self._task:
+        if self._task is not None and not compiling() and backward_task() != self._task:
             raise GraphRegError(
                 "a draw of the forward is asked for in a backward pass, where it would be another one: a formula must not draw inside "
                 "torch.utils.checkpoint or in the backward of an autograd.Function. Draw before, and use the draw there; or make a new "
@@ -221,9 +220,9 @@ def key_of_row(key: Tensor) -> Tensor:
 
     Raises a RuntimeError too, as torch does, where ``randomness`` is ``"error"``.
     """
-    if not transforms() or (not compiling() and _in_backward() != -1):  # what runs again there draws what it drew: rows are of gradients
+    if not transforms() or (not compiling() and in_backward()):  # what runs again there draws what it drew: rows are of gradients
         return key
-    for level, randomness in mappings():
+    for level, randomness in vmaps():
         if randomness == "error":
             raise RandomnessError(
                 "the module draws noise under torch.vmap (or jacfwd, hessian), whose randomness is 'error'. Give vmap "
@@ -231,7 +230,7 @@ def key_of_row(key: Tensor) -> Tensor:
                 "in eval mode."
             )
         if randomness == "different":
-            place = places(level, key.device)
+            place = batch_positions(level, key.device)
             key = torch.cat([mix(place, *lane_keys(key[:1], key[1:], lane)) for lane in (_ROW, _ROW - 1)])
     return key
 

@@ -7,7 +7,7 @@ masks of four sites that was a quarter of the time to compile. Any other backend
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from graphreg.rng.hash import call_words, kept_words, lane_keys, mix, words
-from graphreg.torch_internals import Changes, transforms
+from graphreg.torch_internals import Changes, lower, pointwise, strides_of, transforms
 
 LIMIT = 1 << 31  # elements; past it an index needs more than 32 bits, and the draws are written out
 
@@ -94,20 +94,13 @@ def _lowers() -> bool:
 
     False for another torch, whose inner parts have other names: there the draws are written out.
     """
-    try:
-        from torch._inductor.lowering import lowerings, register_lowering  # noqa: PLC0415
-    except ImportError:
-        return False
     ours = torch.ops.graphreg
-    for operator, lowered in ((ours.bits, _lower_bits), (ours.keep, _lower_keep), (ours.next_keys, _lower_keys)):
-        if operator.default not in lowerings:
-            register_lowering(operator.default, broadcast=False, type_promotion_kind=None)(lowered)
-    return True
+    return lower({ours.bits.default: _lower_bits, ours.keep.default: _lower_keep, ours.next_keys.default: _lower_keys})
 
 
 def _lower_bits(key: Any, shape: Sequence[Any], lane: int, start: int) -> Any:
     load = key.make_loader()
-    return _pointwise(key, torch.int32, shape, lambda ops, index: _mixed(ops, load, index, shape, lane, start).value)
+    return pointwise(key, torch.int32, shape, lambda ops, index: _mixed(ops, load, index, shape, lane, start).value)
 
 
 def _lower_keep(key: Any, p: Any, shape: Sequence[Any], lane: int) -> Any:
@@ -117,7 +110,7 @@ def _lower_keep(key: Any, p: Any, shape: Sequence[Any], lane: int) -> Any:
         kept = kept_words(_mixed(ops, load, index, shape, lane, 0), _Word(ops, rate(()), p.get_dtype()))
         return ops.to_dtype(kept.value, torch.int8)
 
-    return _pointwise(key, torch.int8, shape, keep)
+    return pointwise(key, torch.int8, shape, keep)
 
 
 def _lower_keys(streams: Any, step: Any, free: Any, keys: Any) -> Any:
@@ -130,24 +123,14 @@ def _lower_keys(streams: Any, step: Any, free: Any, keys: Any) -> Any:
         free = ops.ne(is_free((0,)), ops.constant(0, torch.int64))
         return ops.where(free, ops.to_dtype(word, torch.int32), held(index))
 
-    return _pointwise(keys, torch.int32, keys.get_size(), key)
+    return pointwise(keys, torch.int32, keys.get_size(), key)
 
 
 def _mixed(ops: Any, load: Any, index: Sequence[Any], shape: Sequence[Any], lane: int, start: int) -> _Word:
-    from torch._inductor.ir import FlexibleLayout  # noqa: PLC0415
-
-    strides = FlexibleLayout.contiguous_strides(list(shape))
-    at = sum((i * stride for i, stride in zip(index, strides, strict=True)), start)
+    at = sum((i * stride for i, stride in zip(index, strides_of(shape), strict=True)), start)
     k0, k1 = lane_keys(_Word(ops, load((0,))), _Word(ops, load((1,))), lane)
     found: _Word = mix(_Word(ops, ops.index_expr(at, torch.int32)), k0, k1)
     return found
-
-
-def _pointwise(like: Any, dtype: torch.dtype, shape: Sequence[Any], value: Callable[[Any, Sequence[Any]], Any]) -> Any:
-    from torch._inductor.ir import Pointwise  # noqa: PLC0415
-    from torch._inductor.virtualized import ops  # noqa: PLC0415
-
-    return Pointwise.create(device=like.get_device(), dtype=dtype, inner_fn=lambda index: value(ops, index), ranges=list(shape))
 
 
 class _Word:

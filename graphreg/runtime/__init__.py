@@ -18,17 +18,7 @@ from graphreg.runtime.attach import (
 from graphreg.runtime.build_record import BuildRecord
 from graphreg.runtime.controls import Regulated, frozen_noise, noise_on, rng_state, set_ranks, set_rng_state, set_strength, strengths
 from graphreg.runtime.dropout import OwnRule
-from graphreg.runtime.handle import (
-    BACKEND,
-    BackendHandle,
-    backend_handle,
-    compiler_of,
-    graphs_of,
-    own_draws,
-    record_of,
-    rewritten,
-    rules_of,
-)
+from graphreg.runtime.handle import BACKEND, BackendHandle, backend_handle, graphs_of, own_draws, record_of, rewritten, rules_of
 from graphreg.runtime.leaf import Drawing, KeyRule, Leaf, Rules, SpliceRule, accumulation
 from graphreg.runtime.module import Regularized, RewrittenModule, lowering
 from graphreg.runtime.noise_state import BACKEND_STATE, checked_state, written_state
@@ -39,8 +29,8 @@ from graphreg.runtime.vjp import Derivative, Track
 __all__ = [
     "BACKEND", "BACKEND_STATE", "AttachRule", "BackendHandle", "BuildRecord", "Derivative", "Drawing", "KeyRule", "Leaf", "Measure",
     "MeasureSteps", "OwnRule", "Penalties", "Regularized", "Regulated", "RewrittenModule", "Rules", "Samples", "Scale", "SpliceRule",
-    "Total", "Track", "Way", "Whole", "accumulation", "backend_handle", "check_penalties", "check_scale", "checked_state",
-    "compiler_of", "current", "end_of", "frozen_noise", "graphs_of", "identity", "in_place", "loss_of", "lowering", "noise_on",
-    "own_draws", "record_of", "refuse_twice", "rewritten", "rng_state", "rules_of", "sample", "set_ranks", "set_rng_state",
-    "set_strength", "storage_of", "strengths", "written_state",
+    "Total", "Track", "Way", "Whole", "accumulation", "backend_handle", "check_penalties", "check_scale", "checked_state", "current",
+    "end_of", "frozen_noise", "graphs_of", "identity", "in_place", "loss_of", "lowering", "noise_on", "own_draws", "record_of",
+    "refuse_twice", "rewritten", "rng_state", "rules_of", "sample", "set_ranks", "set_rng_state", "set_strength", "storage_of",
+    "strengths", "written_state",
 ]  # fmt: skip

@@ -11,12 +11,24 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
-from torch._C._functorch import get_unwrapped, maybe_current_level, maybe_get_level
 from torch.autograd import forward_ad
 
 from graphreg.errors import GraphRegError, RegularizerError, shown
 from graphreg.ir import builds, widest
 from graphreg.regularizer import recorded
+from graphreg.torch_internals import (
+    base_of,
+    first_scale,
+    is_forward_mode,
+    is_functionalized,
+    is_plain_view,
+    level_of,
+    one_level_below,
+    same_view,
+    scale_tensor,
+    storage_number,
+    transform_level,
+)
 
 Penalties = Literal["return", "attach"]
 Scale = float | Tensor | Callable[[], Any] | Any  # Any: a GradScaler, which torch keeps in two places
@@ -109,11 +121,10 @@ def current(scale: Scale | None) -> Any:
         return 1.0
     if hasattr(scale, "get_scale"):
         # get_scale() reads the tensor to a number, which breaks a compiled graph; there is none until the first scale(loss)
-        tensor = getattr(scale, "_scale", None)
+        tensor = scale_tensor(scale)
         if tensor is not None:
             return tensor
-        # read, for Dynamo does not trace torch.amp's functions
-        enabled, first = getattr(scale, "_enabled", None), getattr(scale, "_init_scale", None)
+        enabled, first = first_scale(scale)
         return first if enabled and first is not None else 1.0 if enabled is False else scale.get_scale()
     return scale() if callable(scale) and not isinstance(scale, Tensor) else scale
 
@@ -242,10 +253,10 @@ def join(total: Tensor, scale: Tensor, tensors: Sequence[Tensor]) -> tuple[Tenso
     def apply(ways: Sequence[Way], entering: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return _Attached.apply(total, scale, tuple(ways), *entering)  # type: ignore[no-any-return,no-untyped-call]
 
-    if maybe_current_level() is not None:  # torch.func's tensors have no storage
+    if transform_level() is not None:  # torch.func's tensors have no storage
         joined = dict(zip(map(id, live), apply(["view"] * len(live), live), strict=True))
         return tuple(joined.get(id(tensor), tensor) for tensor in tensors)
-    if _functionalized():
+    if is_functionalized():
         return _apart(apply, tensors, live)
     return in_place(apply, tensors, live, _call.given)
 
@@ -268,12 +279,7 @@ def refuse_twice(below: Tensor | None = None) -> None:
 
 
 def _has_tangent(total: Tensor) -> bool:
-    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(total).tangent is not None  # type: ignore[no-untyped-call]
-
-
-def _functionalized() -> bool:
-    """Whether AOTAutograd traces: then what shares storage is made anew outside of its graph."""
-    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FUNCTIONAL) is not None
+    return is_forward_mode() and forward_ad.unpack_dual(total).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def in_place(apply: Apply, tensors: Sequence[Tensor], live: Sequence[Tensor], known: frozenset[int] | None) -> tuple[Tensor, ...]:
@@ -283,7 +289,7 @@ def in_place(apply: Apply, tensors: Sequence[Tensor], live: Sequence[Tensor], kn
     storage, as an alias that is no view, and the outputs are views of that. What shares storage with an argument of the call
     (``known``) or with a parameter is returned as a view all the same: of a write into it the caller's own tensor would not know.
     """
-    outside = {id(t) for t in live if known is None or storage_of(t) in known or _root(t).is_leaf}
+    outside = {id(t) for t in live if known is None or storage_of(t) in known or base_of(t).is_leaf}
     groups = _groups([t for t in live if id(t) not in outside])
     entering, ways, sources = list[Tensor](), list[Way](), dict[int, Tensor]()
     for tensor in live:
@@ -317,7 +323,7 @@ def _apart(apply: Apply, tensors: Sequence[Tensor], live: Sequence[Tensor]) -> t
         source = sources[id(tensor)] = tensor if base is None else base
         if all(source is not other for other in entering):
             entering.append(source)
-    ways: list[Way] = ["view" if _root(source).is_leaf else "copy" for source in entering]
+    ways: list[Way] = ["view" if base_of(source).is_leaf else "copy" for source in entering]
     joined = dict(zip(map(id, entering), apply(ways, entering), strict=True))
     made = {id(tensor): _like(tensor, sources[id(tensor)], joined[id(sources[id(tensor)])]) for tensor in live}
     for tensor in tensors:
@@ -331,7 +337,7 @@ def _apart(apply: Apply, tensors: Sequence[Tensor], live: Sequence[Tensor]) -> t
 def storage_of(tensor: Tensor) -> int:
     """What tells its storage from others; a tensor without one (sparse, or torch.func's) stands for itself."""
     try:
-        return int(tensor.untyped_storage()._cdata)
+        return storage_number(tensor)
     except (NotImplementedError, RuntimeError):
         return id(tensor)
 
@@ -344,31 +350,19 @@ def _groups(tensors: Sequence[Tensor]) -> dict[int, list[Tensor]]:
     return {key: list(group.values()) for key, group in found.items()}
 
 
-def _root(tensor: Tensor) -> Tensor:
-    return tensor if tensor._base is None else tensor._base
-
-
 def _base(group: Sequence[Tensor]) -> Tensor | None:
     """What all of a group are views of, and can be made views of again."""
-    bases = list({id(base): base for base in map(_root, (t for t in group if t.requires_grad))}.values())
-    if len(bases) == 1 and bases[0].requires_grad and all(_is_plain_view(t) for t in group if t.requires_grad and t is not bases[0]):
+    bases = list({id(base): base for base in map(base_of, (t for t in group if t.requires_grad))}.values())
+    if len(bases) == 1 and bases[0].requires_grad and all(is_plain_view(t) for t in group if t.requires_grad and t is not bases[0]):
         return bases[0]
     return None
-
-
-def _is_plain_view(tensor: Tensor) -> bool:
-    """Whether views lead from the base to it. A custom function may return a view and have a derivative that is no view's (gradient
-    reversal), which a view that is made anew would not have."""
-    kinds = torch._C._autograd.CreationMeta
-    return torch._C._autograd._get_creation_meta(tensor) in (kinds.DEFAULT, kinds.MULTI_OUTPUT_NODE)
 
 
 def _like(tensor: Tensor, source: Tensor, joined: Tensor) -> Tensor:
     """The view of ``joined`` that ``tensor`` is of ``source``."""
     if tensor is source or _geometry(tensor) == _geometry(source):
         return joined
-    view: Tensor = tensor._view_func(joined)  # type: ignore[attr-defined]
-    return view
+    return same_view(tensor, joined)
 
 
 def _geometry(tensor: Tensor) -> tuple[Any, ...]:
@@ -393,8 +387,8 @@ class _Attached(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         total, scale = inputs[:2]
         ctx.save_for_backward(scale)
-        level = maybe_current_level()
-        ctx.below = None if level is None else get_unwrapped(total) if maybe_get_level(total) == level else total
+        level = transform_level()
+        ctx.below = None if level is None else one_level_below(total) if level_of(total) == level else total
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:

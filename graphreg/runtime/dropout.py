@@ -16,6 +16,7 @@ from graphreg.ir import rate_of
 from graphreg.planning import OwnEdit
 from graphreg.rng import Noise, recomputes
 from graphreg.runtime.leaf import Drawing, accumulation
+from graphreg.torch_internals import safe_softmax
 
 _SELU = 1.7580993408473766  # what alpha dropout drops to, minus; Klambauer et al. 2017
 
@@ -180,7 +181,7 @@ def attention(
         weights = weights.masked_fill(later, -math.inf)
     if attn_mask is not None:
         weights = weights.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else weights + attn_mask
-        return drop(torch.ops.aten._safe_softmax(weights, -1)) @ value  # zeros, not nan, where a query may attend to nothing
+        return drop(safe_softmax(weights, -1)) @ value  # zeros, not nan, where a query may attend to nothing
     return drop(torch.softmax(weights, -1)) @ value
 
 

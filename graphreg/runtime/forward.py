@@ -4,32 +4,18 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
-import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._dynamo.decorators import skip
-from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
 from graphreg.errors import GraphRegError, TraceError
 from graphreg.ir import holds
 from graphreg.runtime.attach import collect, forget, know
 from graphreg.runtime.leaf import Drawing, KeyRule
 from graphreg.runtime.vjp import run
-
-_TRACING = fx.Tracer.trace.__code__
-
-
-def _traces_here() -> bool:
-    """Whether it is this thread that traces: torch.fx's flag is one for all."""
-    frame = sys._getframe(1)
-    while frame is not None and frame.f_code is not _TRACING:
-        frame = frame.f_back  # type: ignore[assignment]
-    return frame is not None
-
+from graphreg.torch_internals import NO_BACKWARD, backward_task, is_traced, skip_frame, traces_here, with_own_code
 
 Forwards = Mapping[str, Callable[..., Any]]
 
@@ -47,7 +33,7 @@ def chosen(
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """The model's, in the mode that it is in, with what was added: ``(output, penalties)``, or the output where these attach."""
-        if not torch.compiler.is_compiling() and is_fx_symbolic_tracing() and additions in self._modules and _traces_here():
+        if not torch.compiler.is_compiling() and is_traced() and additions in self._modules and traces_here():
             raise TraceError(
                 "a rewritten module cannot be traced again: the trace would freeze its keys and its mode. "
                 "Use its .graph, or trace what graphreg.strip(module) gives."
@@ -72,8 +58,7 @@ def chosen(
         return code(self, *args, **kwargs)
 
     # Dynamo counts recompilations by code object (8 and it gives up): each module needs one of its own, as fx's have.
-    own = types.FunctionType(forward.__code__.replace(), forward.__globals__, "forward", None, forward.__closure__)
-    return functools.wraps(in_train)(own)
+    return functools.wraps(in_train)(with_own_code(forward))
 
 
 def signature(forward: Callable[..., Any], graph: fx.Graph) -> inspect.Signature:
@@ -96,7 +81,7 @@ def guarded(additions: str) -> Callable[..., Any]:
     """
 
     def called(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if _in_backward() != -1 and additions in self._modules:
+        if backward_task() != NO_BACKWARD and additions in self._modules:
             _refuse(self._modules[additions])
         rules = self._modules.get(additions)
         attach = None if rules is None else rules._modules.get("attach")
@@ -108,11 +93,8 @@ def guarded(additions: str) -> Callable[..., Any]:
             watching.after(self)
         return result
 
-    skip(called)  # Dynamo compiles what it calls: the forward of each module, not this one code of all
+    skip_frame(called)  # Dynamo compiles what it calls: the forward of each module, not this one code of all
     return called
-
-
-_in_backward = torch._C._current_graph_task_id  # nothing of Python's may run before the forward: Dynamo would compile it
 
 
 def _attached(attach: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -124,7 +106,7 @@ def _attached(attach: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:
         _end(attach, before)
 
 
-skip(_attached)
+skip_frame(_attached)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

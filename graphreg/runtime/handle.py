@@ -14,6 +14,7 @@ from graphreg.ir import RULES, Operations, Own, find, state_of
 from graphreg.runtime.build_record import BuildRecord
 from graphreg.runtime.leaf import Rules
 from graphreg.runtime.module import RewrittenModule
+from graphreg.torch_internals import backend_in, compile_record_of, function_in, original_of
 
 
 def rewritten(module: Any) -> fx.GraphModule:
@@ -23,7 +24,7 @@ def rewritten(module: Any) -> fx.GraphModule:
     """
     inner = module
     while not isinstance(inner, RewrittenModule):
-        wrapped = getattr(inner, "_orig_mod", None)
+        wrapped = original_of(inner)
         if wrapped is None and type(inner).__name__ in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"):
             wrapped = inner.module
         if wrapped is None:
@@ -116,27 +117,8 @@ def backend_handle(given: object) -> BackendHandle | None:
     """The backend that was given, or that what was given is compiled with; None for anything else."""
     if isinstance(given, BackendHandle):
         return given
-    inner = given if hasattr(given, "compiler_fn") else compiler_of(context_of(given))
-    for found in (inner, getattr(inner, "compiler_fn", None), getattr(inner, BACKEND, None)):
+    inner = given if function_in(given) is not None else backend_in(compile_record_of(given))
+    for found in (inner, function_in(inner), getattr(inner, BACKEND, None)):
         if isinstance(found, BackendHandle):
             return found
     return None
-
-
-def context_of(compiled: object) -> object:
-    """torch.compile's own record of what it compiled: of a module, of one that compiles itself, of a function."""
-    context = vars(compiled).get("dynamo_ctx") if hasattr(compiled, "__dict__") else None
-    if context is not None:
-        return context
-    wrapper = getattr(compiled, "_compiled_call_impl", None) or compiled
-    names = getattr(getattr(wrapper, "__code__", None), "co_freevars", ())
-    cells = getattr(wrapper, "__closure__", None) or ()
-    return dict(zip(names, (cell.cell_contents for cell in cells), strict=False)).get("self") if "callback" in names else None
-
-
-def compiler_of(context: object) -> object:
-    """The backend as torch.compile was given it, inside torch's wrappers."""
-    inner = getattr(context, "callback", None)
-    while (wrapped := getattr(inner, "_torchdynamo_orig_backend", None) or getattr(inner, "__wrapped__", None)) is not None:
-        inner = wrapped
-    return inner

@@ -20,7 +20,18 @@ from graphreg.ir import brought, clone, has_float64, laid_out, overlaps
 from graphreg.regularizer import Splice, called
 from graphreg.rng import Noise, call_keys, next_keys, of_process, recomputes
 from graphreg.runtime.build_record import BuildRecord
-from graphreg.torch_internals import CHUNKED, Chunk, chunks, in_chunks, is_wrapped, lent, outside, transforms, unwrapped
+from graphreg.torch_internals import (
+    CHUNKED,
+    Chunk,
+    chunks,
+    in_backward,
+    in_chunks,
+    is_lent,
+    is_wrapped,
+    transforms,
+    unwrapped,
+    without_transforms,
+)
 
 
 class Rules(nn.Module):
@@ -295,7 +306,7 @@ class KeyRule(Leaf):
 
     def refuse_backward(self) -> None:
         """Raise where a backward pass runs the forward again, which would draw the next masks."""
-        if torch._C._current_graph_task_id() == -1:
+        if not in_backward():
             return
         if not self._is_held():
             raise GraphRegError(
@@ -332,7 +343,7 @@ class KeyRule(Leaf):
     def _taken(self) -> Tensor:
         """The keys of this call, when those of the next have taken their place: for one thread at a time, outside of torch.func."""
         self.refuse_backward()
-        if is_wrapped(self.step) or (self.held is None and lent(self.step)):
+        if is_wrapped(self.step) or (self.held is None and is_lent(self.step)):
             raise GraphRegError(
                 "the noise's own counter is among what torch.func.functional_call was given: it would not count on, and each call would "
                 "draw the same. Leave what begins with 'graphreg_rules.' out: {n: b for n, b in module.named_buffers() if "
@@ -342,7 +353,7 @@ class KeyRule(Leaf):
             with taking():
                 return self._advanced()
         parts = chunks()
-        with taking(), outside():
+        with taking(), without_transforms():
             if parts and self.held is None:
                 self._rejoin(parts)
             return self._advanced()

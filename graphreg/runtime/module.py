@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from graphreg.compiler import LOWERED, Lowering, with_our_pass
 from graphreg.errors import GraphRegError, TraceError
@@ -37,11 +36,11 @@ from graphreg.runtime.build_record import PICKLE_VERSION, VERSION, require_reada
 from graphreg.runtime.forward import chosen, guarded, signature
 from graphreg.runtime.leaf import Rules
 from graphreg.runtime.vjp import Derivative
+from graphreg.torch_internals import COMPILED_CALL, STATE_HOOKS, TENSOR_REGISTRIES, pytree, take_state_version
 from graphreg.tracing import PLAIN
 
-_REMADE = ("_graph", "_code", LOWERED, "_compiled_call_impl")  # not copied, not pickled
+_REMADE = ("_graph", "_code", LOWERED, COMPILED_CALL)  # not copied, not pickled
 _common: WeakValueDictionary[bytes, type[RewrittenModule]] = WeakValueDictionary()  # classes by what their forward does
-_STATE_HOOKS = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
 
 
 class Regularized(NamedTuple):
@@ -60,7 +59,7 @@ class Regularized(NamedTuple):
 Regularized.__module__ = "graphreg"  # emitted code and pickles call it by its public name, wherever this file stands
 
 
-pytree._register_namedtuple(Regularized, serialized_type_name="graphreg.Regularized")  # torch.export.save writes the name down
+pytree.register_namedtuple(Regularized, serialized_type_name="graphreg.Regularized")  # torch.export.save writes the name down
 
 
 class RewrittenModule(fx.GraphModule):
@@ -308,13 +307,13 @@ def _adopt(module: RewrittenModule, model: nn.Module) -> None:
     """Take over what the model has. The dicts of parameters and buffers are shared, so that ``.to()`` reaches both."""
     own = plain(model)
     module.__dict__.update({n: v for n, v in own.items() if (n not in reserved() or n == IGNORED) and not n.startswith(PREFIX)})
-    for name in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
+    for name in TENSOR_REGISTRIES:
         module.__dict__[name] = model.__dict__[name]
     module.__dict__["_modules"] = {name: child for name, child in model._modules.items() if name != RULES}
     module.__dict__["meta"] = dict(meta) if isinstance(meta := own.get("meta"), dict) else {}
-    for name in _STATE_HOOKS:
+    for name in STATE_HOOKS:
         module.__dict__[name] = copy.copy(model.__dict__[name])
-    module.__dict__["_version"] = model._version  # GraphModule's own would go into state_dict()._metadata
+    take_state_version(module, model)  # GraphModule's own would go into state_dict()._metadata
 
 
 def _leave_class(module: RewrittenModule) -> None:

@@ -12,14 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from graphreg.errors import RegularizerError, shown
 from graphreg.ir import widest
 from graphreg.runtime.controls import noise_on
 from graphreg.runtime.module import Regularized
 from graphreg.runtime.module_handle import handle_of
-from graphreg.torch_internals import Changes
+from graphreg.torch_internals import Changes, pytree
 from graphreg.tracing import arguments
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils import _pytree as pytree
 
 from graphreg.errors import GraphRegError, RegularizerError
 from graphreg.planning import Cone
@@ -16,6 +15,7 @@ from graphreg.regularizer import Penalty, Pull, known_to_dynamo, tracked
 from graphreg.rng import Noise
 from graphreg.runtime.leaf import Leaf, accumulation
 from graphreg.runtime.penalty import Total, formula
+from graphreg.torch_internals import pytree
 
 
 class Derivative(Total):

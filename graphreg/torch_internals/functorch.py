@@ -1,4 +1,4 @@
-"""What torch.func has around the code that runs: the one place that names its private parts.
+"""What torch.func has around the code that runs: its transforms, the batch of a vmap and its chunks, what functional_call lends.
 
 Its transforms are levels, of which a vmap knows the size of its batch and its ``randomness``. Within it a value hides the batch, and
 torch's own random operations ask the level what to draw. So do ours.
@@ -28,6 +28,13 @@ from torch.nn.utils import stateless
 
 from graphreg.errors import GraphRegError
 
+# torch's own questions, without a function of Python's around them: they are asked at each call, and Dynamo knows them.
+innermost_transform = torch._C._functorch.peek_interpreter_stack  # None outside of all transforms
+transform_level = torch._C._functorch.maybe_current_level  # the number of the innermost; None outside of all
+level_of = torch._C._functorch.maybe_get_level  # that of the transform that made a tensor; less than 1 where none did
+one_level_below = torch._C._functorch.get_unwrapped  # the tensor that such a tensor stands for
+is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # whether a transform made a tensor
+
 _unwrap_for_grad = torch._C._functorch._unwrap_for_grad
 _stack = torch._C._functorch.get_interpreter_stack
 _FUNCTIONAL = stateless._functional_call.__code__
@@ -55,22 +62,30 @@ class Chunk:
 
 
 def transforms() -> bool:
-    """Whether a transform of torch.func is around the code that runs."""
-    return bool(_transforms() if torch.compiler.is_compiling() else torch._C._functorch.peek_interpreter_stack() is not None)
+    """Whether a transform of torch.func is around the code that runs, which may be traced by Dynamo.
+
+    Noise is then drawn by operations that the transform maps, and a checkpoint is none that it takes.
+    """
+    return bool(_transforms() if torch.compiler.is_compiling() else innermost_transform() is not None)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _transforms() -> bool:  # Dynamo has the levels of what it traces on the stack, and guards on those around
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    return innermost_transform() is not None
 
 
-def mappings() -> tuple[Mapping, ...]:
-    """The vmaps around the code that runs, the outermost first."""
-    return tuple(_mappings()) if transforms() else ()
+def is_transform_step(function: object) -> bool:
+    """Whether a function that a mode is told of is a step of torch.func's own, as to enter a level: it must not be run twice."""
+    return str(getattr(function, "__module__", "")).startswith("torch._functorch")
+
+
+def vmaps() -> tuple[Mapping, ...]:
+    """The vmaps around the code that runs, the outermost first: their ``randomness`` says whether the masks of rows agree."""
+    return tuple(_found_vmaps()) if transforms() else ()
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _mappings() -> tuple[Mapping, ...]:
+def _found_vmaps() -> tuple[Mapping, ...]:
     return tuple(Mapping(each.level(), each.randomness()) for each in _vmaps())
 
 
@@ -78,19 +93,19 @@ def _vmaps() -> list[VmapInterpreter]:
     return [each for each in map(coerce_cinterpreter, _stack() or ()) if isinstance(each, VmapInterpreter)]
 
 
-def places(level: int, device: torch.device) -> Tensor:
-    """int32 [1] to what the vmap maps: the place of each row in the batch, of all its chunks.
+def batch_positions(level: int, device: torch.device) -> Tensor:
+    """int32 [1] to what the vmap maps: the place of each row in the batch, of all its chunks. A row's mask is made of it.
 
     Not 0-d: of ``torch.vmap(lambda row: row * 1234567891)`` with an int32 for a row Inductor makes a product in float32, wrong from
     2**24 on (torch 2.13).
     """
     if torch.compiler.is_compiling() and in_chunks():
-        found: Tensor = _places_of_chunk(level, device)
+        found: Tensor = _positions_in_chunk(level, device)
         return found
-    return _places(level, device)
+    return _positions(level, device)
 
 
-def _places(level: int, device: torch.device) -> Tensor:
+def _positions(level: int, device: torch.device) -> Tensor:
     size, start = _extent(level)
     counted = torch.arange(start, start + size, dtype=torch.int32, device=device)[:, None]
     mapped: Tensor = _add_batch_dim(unwrapped(counted), 0, level)
@@ -105,7 +120,10 @@ def _extent(level: int) -> tuple[int, int]:
 
 
 def unwrapped(tensor: Tensor) -> Tensor:
-    """A tensor that depends on nothing mapped or differentiated, as it is outside: a level of grad wraps whatever is made within it."""
+    """A tensor that depends on nothing mapped or differentiated, as it is outside: a level of grad wraps whatever is made within it.
+
+    The step of the noise goes on from call to call, and must not be a value of a level that has ended.
+    """
     for level in _tracking():
         tensor = _unwrap_for_grad(tensor, level)
     return tensor
@@ -118,26 +136,27 @@ def _tracking() -> tuple[int, ...]:
 
 
 @contextmanager
-def outside() -> Iterator[None]:
-    """Outside of all transforms."""
+def without_transforms() -> Iterator[None]:
+    """A block outside of all transforms: what is kept from call to call is computed there, once and not for each row."""
     with temporarily_clear_interpreter_stack():
         yield
 
 
-def is_wrapped(tensor: Tensor) -> bool:
-    """Whether a transform of torch.func made it."""
-    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
+def is_lent(tensor: Tensor) -> bool:
+    """Whether a module has the tensor from ``functional_call``, which puts back what was there when the call ends.
 
-
-def lent(tensor: Tensor) -> bool:
-    """Whether a module has the tensor from ``functional_call``, which puts back what was there when the call ends."""
+    A step of the noise that was counted up there would be lost. torch tells nobody, so it is looked up on Python's stack.
+    """
     calls = (frame.f_locals["parameters_and_buffers"] for frame in _frames() if frame.f_code is _FUNCTIONAL)
     return any(each is tensor for given in calls for each in given.values())
 
 
 def chunks() -> list[Chunk]:
-    """The parts of vmaps that run now, of those that were given a ``chunk_size``; the innermost first."""
-    return [chunk for _, chunk in _chunks()] if torch._C._functorch.peek_interpreter_stack() is not None else []
+    """The parts of vmaps that run now, of those that were given a ``chunk_size``; the innermost first.
+
+    All parts of a batch are one call of the module, whose noise must not go on between them.
+    """
+    return [chunk for _, chunk in _chunks()] if innermost_transform() is not None else []
 
 
 def _chunks() -> list[tuple[int, Chunk]]:
@@ -168,7 +187,7 @@ CHUNKED = (
     "the noise of a vmap with a chunk_size is drawn outside of compiled graphs, for one graph would serve all parts. Leave chunk_size "
     "out, or compile without fullgraph=True"
 )
-_places_of_chunk = torch.compiler.disable(_places, reason=CHUNKED)  # type: ignore[no-untyped-call]
+_positions_in_chunk = torch.compiler.disable(_positions, reason=CHUNKED)  # type: ignore[no-untyped-call]
 
 
 def _frames() -> Iterator[Any]:

@@ -1,11 +1,14 @@
-"""The garbage collector, at rest while a graph is built."""
+"""Python's own interpreter: the garbage collector at rest, room for nested calls, functions with code of their own."""
+
 from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Iterator
+import types
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -30,7 +33,6 @@ def at_rest(changes: Changes) -> None:
         gc.disable()
 
 
-
 _FRAMES = 20  # of a module's call while it is traced; torch.export has the most, 14
 _CEILING = 50_000  # beyond it C's own stack would end first, and the process with it
 
@@ -53,3 +55,12 @@ def deep_enough(model: nn.Module, changes: Changes) -> None:
     if needed > limit // 2:  # the other half is for whoever calls, and for what a module does within
         changes.later(partial(sys.setrecursionlimit, limit))
         sys.setrecursionlimit(min(limit + needed, max(limit, _CEILING)))
+
+
+def with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function with a code object of its own: by that Dynamo finds what it compiled, and counts how often.
+
+    A function that is made again and again shares its code object, and past 8 compilations Dynamo gives it up.
+    """
+    made: Any = function
+    return types.FunctionType(made.__code__.replace(), made.__globals__, made.__name__, made.__defaults__, made.__closure__)

@@ -1,4 +1,4 @@
-"""What surrounds a forward and a trace would lose: grad and autocast regions, generators, activation checkpointing."""
+"""What surrounds a forward and a trace would lose: grad and autocast regions, and the states of generators."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.utils.checkpoint as checkpointing
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from graphreg.torch_internals.patching import Changes
@@ -137,9 +136,12 @@ class _Counted(_Told):
             return bytes(self._generator.get_state().numpy().tobytes())
 
 
-def told_of_seeds(seeded: Callable[[], None]) -> tuple[Any, str, Any]:
-    """What to put in which place, to be told where code seeds torch's generator (``torch.manual_seed``), however it has that function."""
-    return torch.random, "default_generator", _Told(vars(torch.random)["default_generator"], seeded)
+def tell_of_seeds(changes: Changes, seeded: Callable[[], None]) -> None:
+    """Until the changes end: have ``seeded`` called before any code seeds torch's generator, whoever imported ``torch.manual_seed`` before.
+
+    That function looks the generator up in its module at each call, and no mode of torch's is told of it.
+    """
+    changes.put(torch.random, "default_generator", _Told(vars(torch.random)["default_generator"], seeded))
 
 
 def _seeded() -> None:
@@ -181,35 +183,6 @@ def quiet(logger: str, level: int = logging.ERROR) -> Iterator[None]:
     with Changes() as changes, changes:
         changes.later(partial(log.setLevel, log.level))
         log.setLevel(level)
-        yield
-
-
-def checkpoints() -> dict[str, Any]:
-    """What torch begins a checkpoint with that is not reentrant, by name: one function up to 2.14, from 2.15 on another behind it."""
-    return {name: value for name, value in vars(checkpointing).items() if name.startswith("_checkpoint_without_reentrant_generator")}
-
-
-@contextmanager
-def checkpoints_refused() -> Iterator[None]:
-    """Activation checkpointing is traced away otherwise; the module that asks for it is kept whole instead."""
-
-    thread = threading.get_ident()
-
-    def refused(original: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if threading.get_ident() == thread:
-                raise RuntimeError("it checkpoints activations, which a trace would lose")
-            return original(*args, **kwargs)
-
-        return call
-
-    class Refused:
-        apply = staticmethod(refused(checkpointing.CheckpointFunction.apply))
-
-    with Changes() as changes, changes:
-        for name, original in checkpoints().items():
-            changes.put(checkpointing, name, refused(original))
-        changes.put(checkpointing, "CheckpointFunction", Refused)
         yield
 
 

@@ -14,17 +14,27 @@ from torch.fx import _symbolic_trace
 
 from graphreg.torch_internals.patching import Changes, outermost, there
 
+# Whether torch.fx traces: one flag for all threads up to torch 2.14, from 2.15 on one of each.
+_FLAG: tuple[Any, tuple[str, ...]] = (
+    (_symbolic_trace._is_fx_tracing_tls, ("flag",))
+    if hasattr(_symbolic_trace, "_is_fx_tracing_tls")
+    else (_symbolic_trace, ("_is_fx_tracing_flag",))
+)
 _PLACES = (  # what torch has in other places while it traces
     (nn.Module, ("__call__", "__getattr__")),
-    (_symbolic_trace, ("CURRENT_PATCHER", "_is_fx_tracing_flag")),
+    (_symbolic_trace, ("CURRENT_PATCHER",)),
+    _FLAG,
     (torch.compiler, ("_is_compiling_flag", "_is_exporting_flag")),
     (torch._guards._TLS, ("compile_context", "tracing_context")),
     (warnings, ("filters", "showwarning", "_showwarnmsg_impl")),
 )
 
 
-def kept(changes: Changes) -> None:
-    """Have the changes know of all within the block, and put back what torch itself changes in it."""
+def restore_after_trace(changes: Changes) -> None:
+    """Have the changes know of all within the block, and put back what torch itself changes in it.
+
+    An interrupt between two steps of torch's own clean-up would leave the process tracing for ever.
+    """
     if not changes.outermost():
         return
     for place, names in _PLACES:
@@ -34,8 +44,8 @@ def kept(changes: Changes) -> None:
     changes.later(partial(torch._C._set_grad_enabled, torch.is_grad_enabled()))
 
 
-def patched_by_fx() -> None:
-    """Called within a trace of torch.fx: note what it has patched, and what it will patch until it ends."""
+def restore_fx_patches() -> None:
+    """Called within a trace of torch.fx: have what it has patched, and what it will patch until it ends, put back by the changes, too."""
     patcher = getattr(_symbolic_trace, "CURRENT_PATCHER", None)
     if (changes := outermost()) is not None and patcher is not None:
         changes.later(partial(_unpatched, patcher.patches_made))

@@ -24,6 +24,7 @@ from graphreg.ir import label_site
 from graphreg.torch_internals import Changes
 from graphreg.tracing.symbolic.proxies import FOREIGN
 
+CHECKPOINTS = "it checkpoints activations, which a trace would lose"  # refused by both front ends
 ASKED: dict[str, Callable[[], Any]] = {
     name: getattr(torch, name)
     for name in ("is_grad_enabled", "is_inference_mode_enabled", "are_deterministic_algorithms_enabled", "get_default_dtype")

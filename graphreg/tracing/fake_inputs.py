@@ -9,12 +9,10 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
-from torch.utils import _pytree as pytree
 
 from graphreg.errors import TraceError, first_line
 from graphreg.ir import Graphs
-from graphreg.torch_internals import quiet
+from graphreg.torch_internals import FAKE_LOGGER, FakeCopyMode, FakeTensorMode, pytree, quiet
 from graphreg.tracing.context import recorded
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -83,7 +81,7 @@ def _runs_on_fakes(model: nn.Module, mode: str, graph: fx.Graph, values: list[An
             twin = copy.deepcopy(model)
             twin.__dict__.update({name: fake.from_tensor(value) for name, value in constants.items()})
         inputs = pytree.tree_map_only(torch.Tensor, fake.from_tensor, values)
-        with fake, torch.set_grad_enabled(recorded(graph)), quiet(FakeTensorMode.__module__, logging.CRITICAL):
+        with fake, torch.set_grad_enabled(recorded(graph)), quiet(FAKE_LOGGER, logging.CRITICAL):
             _Recorder(_in_mode(twin, mode), graph).run(*inputs, enable_io_processing=False)
     except Exception:
         return False

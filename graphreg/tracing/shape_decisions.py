@@ -5,8 +5,6 @@ The answer is asserted in the graph, so that inputs which would decide otherwise
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
@@ -14,13 +12,12 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.fx.node import has_side_effect, map_arg
-from torch.utils import _pytree as pytree
 
 from graphreg.errors import GraphRegError
 from graphreg.ir import label_site, scope_of
+from graphreg.torch_internals import FakeTensorMode, has_function_table, pytree
 
 _UNKNOWN = object()
 KINDS: dict[str, type] = {
@@ -30,21 +27,7 @@ KINDS: dict[str, type] = {
 
 
 class Unprepared(BaseException):
-    """Ends a trace that needs fake tensors for the first time: ``prepare``, and trace again. No forward may catch it."""
-
-
-def prepared() -> bool:
-    rules = sys.modules.get("torch._dynamo.trace_rules")
-    return rules is not None and rules.get_torch_obj_rule_map.cache_info().currsize > 0
-
-
-def prepare() -> None:
-    """Have Dynamo imported, and its table of torch's functions made: three seconds, for whoever asks.
-
-    Fake tensors do both, and in a trace torch.fx has put its own in the place of ``torch.arange`` and others: Dynamo would
-    know these and not torch's, and no graph with them in it would compile any more in this process.
-    """
-    importlib.import_module("torch._dynamo.trace_rules").get_torch_obj_rule_map()
+    """Ends a trace that needs fake tensors for the first time: ``make_function_table``, and trace again. No forward may catch it."""
 
 
 @has_side_effect  # no pass may take it for dead code
@@ -115,7 +98,7 @@ class Answering(fx.Tracer):
 
     @cached_property
     def _fake(self) -> FakeTensorMode:
-        if not prepared():
+        if not has_function_table():
             raise Unprepared
         return FakeTensorMode(allow_non_fake_inputs=True)
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
+
+from graphreg.torch_internals import is_wrapped, storage_number, version_of, without_functions
 
 Key = int  # of a storage
 
@@ -23,8 +24,8 @@ class Lie:
 
     @classmethod
     def of(cls, tensor: Tensor) -> Lie:
-        with torch._C.DisableTorchFunction():
-            strided = tensor.layout is torch.strided and not is_functorch_wrapped_tensor(tensor)
+        with without_functions():
+            strided = tensor.layout is torch.strided and not is_wrapped(tensor)
             geometry = (tensor.shape, tensor.stride(), tensor.storage_offset()) if strided else (tensor.shape,)
             return cls(key_of(tensor), geometry, version_of(tensor))
 
@@ -33,13 +34,13 @@ class Saved:
     """A tensor that is not the forward's own, as it is before an operation."""
 
     def __init__(self, tensor: Tensor) -> None:
-        with torch._C.DisableTorchFunction(), torch.no_grad():  # in this order: torch.export writes regions down
+        with without_functions(), torch.no_grad():  # in this order: torch.export writes regions down
             self.tensor, self.content = tensor, tensor.detach().clone()
             self.shape, self.stride, self.version = tensor.shape, tensor.stride(), version_of(tensor)
             self.offset = tensor.storage_offset() if tensor.layout is torch.strided else 0
 
     def put_back(self) -> None:
-        with torch._C.DisableTorchFunction(), torch.no_grad():
+        with without_functions(), torch.no_grad():
             if (self.tensor.shape, self.tensor.stride()) != (self.shape, self.stride):
                 self.tensor.set_(self.tensor.untyped_storage(), self.offset, self.shape, self.stride)
             self.tensor.data.copy_(self.content)
@@ -48,8 +49,8 @@ class Saved:
 def key_of(tensor: Tensor) -> Key:
     """The storage of a tensor; one without a storage (sparse) stands for itself."""
     try:
-        with torch._C.DisableTorchFunction():
-            return int(tensor.untyped_storage()._cdata)
+        with without_functions():
+            return storage_number(tensor)
     except (NotImplementedError, RuntimeError):
         return id(tensor)
 
@@ -72,7 +73,3 @@ def parts_of(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any
             yield from parts_of(item, (*path, key))
     elif kind is slice:
         yield from parts_of((value.start, value.stop, value.step), path)
-
-
-def version_of(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version

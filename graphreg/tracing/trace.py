@@ -11,18 +11,20 @@ from typing import Any, Literal
 
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
 from graphreg.errors import GraphRegError, TraceError, shown
 from graphreg.ir import RULES, Graphs, Label, Names, Operations, Own, Site, check_names, find, fixed, held_of, stacks, value_sites
 from graphreg.torch_internals import (
     Changes,
     at_rest,
+    compiles_itself,
     deep_enough,
     draws_watched,
-    kept,
+    has_backward_hooks,
+    pytree,
     raise_interrupt,
     randomness,
+    restore_after_trace,
     restore_randomness,
     stirred,
 )
@@ -108,7 +110,7 @@ def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "a
     """
     check_model(model)
     with _ONE_AT_A_TIME, Changes() as changes, changes:
-        kept(changes)
+        restore_after_trace(changes)
         with draws_watched(), torch.enable_grad():  # as in training, wherever it is called
             changes.later(partial(restore_randomness, randomness()))  # the model's code may draw; the user's streams go on as if not
             stirred()
@@ -224,7 +226,7 @@ def check_model(model: object) -> None:
         raise TraceError(f"graphreg takes a torch.nn.Module, not {what}.")
     kinds = {kind.__name__ for kind in type(model).__mro__}
     wrappers = {"OptimizedModule", "DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "FSDPModule"}
-    wrapper = next(iter(kinds & wrappers), "module.compile()" if model._compiled_call_impl is not None else None)
+    wrapper = next(iter(kinds & wrappers), "module.compile()" if compiles_itself(model) else None)
     if wrapper:
         raise TraceError(
             f"this model is wrapped already ({wrapper}). The order is: adapters, then graphreg.regularize, then "
@@ -242,7 +244,7 @@ def check_model(model: object) -> None:
         raise TraceError(f"{type(model).__name__} is compiled by torch.jit. Give regularize the model it was made from.")
     if type(model).forward is nn.Module.forward and "forward" not in model.__dict__:
         raise TraceError(f"{type(model).__name__} has no forward, so there is nothing to trace.")
-    if model._backward_hooks or model._backward_pre_hooks:
+    if has_backward_hooks(model):
         raise TraceError(
             f"{type(model).__name__} has backward hooks on the whole model, which a graph cannot carry. "
             "Remove them, regularize, and register them on the result."

@@ -16,7 +16,7 @@ from torch import fx, nn
 from torch.fx.proxy import Attribute
 
 from graphreg.ir import IN_PLACE_NAMES, PACKS, STACKS, Operations, function_name, gives_tuple, is_dropout_module, is_leaf
-from graphreg.torch_internals import Changes
+from graphreg.torch_internals import Changes, forward_hooks, schema_of
 from graphreg.tracing.symbolic.proxies import FOREIGN, Value
 
 ATTRIBUTES: dict[str, type] = {
@@ -117,7 +117,7 @@ def _of_size(node: fx.Node, name: str, tracer: Any) -> type | None:
 def _returned(name: str) -> type | None:
     """By the schemas of torch's operator of this name: a tensor, or a tuple, where all its overloads agree."""
     packet = getattr(torch.ops.aten, name, None)
-    given = [getattr(packet, each)._schema.returns for each in packet.overloads() if "out" not in each] if packet is not None else []
+    given = [schema_of(getattr(packet, each)).returns for each in packet.overloads() if "out" not in each] if packet is not None else []
     if given and all(len(returns) == 1 and str(returns[0].type) == "Tensor" for returns in given):
         return torch.Tensor
     several = [len(returns) > 1 or (len(returns) == 1 and str(returns[0].type) == "List[Tensor]") for returns in given]
@@ -155,7 +155,7 @@ def _code_of(root: nn.Module) -> Iterator[Any]:
     seen: dict[type, None] = {}
     for module in root.modules():
         seen.update(dict.fromkeys(type(module).__mro__))
-        yield from (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+        yield from forward_hooks(module)
         yield from (value for value in vars(module).values() if callable(value))
     for kind in seen:
         yield from vars(kind).values()

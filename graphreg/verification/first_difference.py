@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphreg.ir import held_of, is_added, origin_of, own_name, short
 from graphreg.runtime import graphs_of
+from graphreg.torch_internals import TorchDispatchMode, pytree
 from graphreg.tracing import Arguments
 from graphreg.verification.values import difference
 

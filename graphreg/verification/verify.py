@@ -17,6 +17,7 @@ from graphreg.errors import GraphRegError, first_line, shown
 from graphreg.ir import RULES, is_own
 from graphreg.rewriting import restored
 from graphreg.runtime import OwnRule, Regularized, RewrittenModule, SpliceRule, graphs_of, rewritten, rules_of
+from graphreg.torch_internals import original_of
 from graphreg.tracing import Arguments, arguments, without_caches
 from graphreg.verification.first_difference import first_differing, graph_of
 from graphreg.verification.values import difference, leaves, snapshot, tensors
@@ -42,7 +43,7 @@ def verify(model: nn.Module, module: nn.Module, /, *args: Any, **kwargs: Any) ->
     first node of the graph whose value does. ``model`` and ``module`` stay as they are; a compiled module is compared in eager.
     """
     inner = rewritten(module)
-    own = getattr(model, "_orig_mod", model)
+    own = model if (inside := original_of(model)) is None else inside
     if not isinstance(own, nn.Module) or getattr(own, RULES, None) is not None:
         raise GraphRegError(
             f"verify compares with the model that regularize was given, not with {_title(own)}: graphreg.verify(model, module, *inputs)."

@@ -114,7 +114,7 @@ def test_what_fails_in_the_callback_stops_no_compilation(error: Exception, monke
         asked.append(1)
         raise error
 
-    monkeypatch.setattr(eager, "entry", failing)
+    monkeypatch.setattr(eager, "compiled_call", failing)
     model = Plain(4, 2)
     assert torch.equal(torch.compile(model, backend="eager")(X), model(X))
     assert asked

@@ -308,10 +308,10 @@ class Decides(nn.Module):
 
 
 def test_a_front_end_that_fails_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    def gone(seeing: Any) -> Any:
+    def gone(changes: Any, seeing: Any) -> Any:
         raise AttributeError("'classmethod_descriptor' object has no attribute '__func__'")
 
-    monkeypatch.setattr(recording, "refused", gone)
+    monkeypatch.setattr(recording, "refuse_lost", gone)
     says = (
         rf"^graphreg's export front end does not work with torch {re.escape(torch.__version__)} \(AttributeError: 'classmethod_descriptor' "
         r"object has no attribute '__func__'\)\. No model can be exported with it, so the cause is not your model\. "

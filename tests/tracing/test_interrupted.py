@@ -79,7 +79,7 @@ def around(model: nn.Module) -> dict[str, Any]:
     }
     return names | {
         "lock": free, "collector": gc.isenabled(), "limit": sys.getrecursionlimit(), "patcher": _symbolic_trace.CURRENT_PATCHER,
-        "flag": _symbolic_trace._is_fx_tracing_flag, "functions": torch._C._len_torch_function_stack(),
+        "flag": _symbolic_trace.is_fx_symbolic_tracing(), "functions": torch._C._len_torch_function_stack(),
         "operators": torch._C._len_torch_dispatch_stack(), "grad": torch.is_grad_enabled(), "filters": list(warnings.filters),
         "compiling": torch.compiler.is_compiling(), "exporting": torch.compiler.is_exporting(), "outermost": changes._thread.outermost,
         "modes": [m.training for m in model.modules()], "attributes": {k: id(v) for k, v in vars(model).items()},

@@ -10,15 +10,12 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.export._trace
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram, ShapesCollection
-from torch.utils import _pytree as pytree
 
 from graphreg.errors import GraphRegError, TraceError, first_line
 from graphreg.ir import Graphs
-from graphreg.torch_internals import Changes, quiet, raise_interrupt
+from graphreg.torch_internals import FAKE_LOGGER, SOLVER_LOGGER, Changes, plain_transformers, pytree, quiet, raise_interrupt, silence_export
 from graphreg.tracing.context import Answers, Asked, settled
 from graphreg.tracing.export.op_record import Lost, Untold
 from graphreg.tracing.export.recorder import Recorder
@@ -107,7 +104,7 @@ def _both(model: nn.Module, call: Arguments, leaves: dict[str, str], constants: 
 
 def _program(model: nn.Module, call: Arguments, leaves: Mapping[str, str], answers: Answers) -> tuple[ExportedProgram, Recorder]:
     recorder = Recorder(model, leaves, answers)
-    with recorder.at_work(), warnings.catch_warnings(), _quiet(), _plain_stacks():
+    with recorder.at_work(), warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")  # of torch.export's own, about constants and attributes
         program = torch.export.export(model, *call, dynamic_shapes=_dynamic(model, call), strict=False)
     return program, recorder
@@ -116,17 +113,10 @@ def _program(model: nn.Module, call: Arguments, leaves: Mapping[str, str], answe
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without what torch's solver of inequalities logs where it gives up, and without the graph that a failed torch.export prints to
-    stderr: nothing is lost, for the error says what stopped it."""
-    with Changes() as changes, changes, quiet("torch.fx.experimental.symbolic_shapes"), quiet(FakeTensorMode.__module__, logging.CRITICAL):
-        changes.put(torch.export._trace, "print", lambda *given, **named: None)
-        yield
-
-
-@contextmanager
-def _plain_stacks() -> Iterator[None]:
-    """nn.TransformerEncoder and its like by their layers, as in training, and not by the fused kernel of inference: it has no sites."""
-    with Changes() as changes, changes:
-        changes.put(torch.backends.mha, "_is_fastpath_enabled", False)
+    stderr: nothing is lost, for the error says what stopped it. And without the fused kernel of nn.TransformerEncoder: it has no sites."""
+    with Changes() as changes, changes, quiet(SOLVER_LOGGER), quiet(FAKE_LOGGER, logging.CRITICAL):
+        silence_export(changes)
+        plain_transformers(changes)
         yield
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._ops import HigherOrderOperator
 from torch.overrides import is_tensor_method_or_property
 
 from graphreg.ir import SIZE_ATTRIBUTES, SIZES
+from graphreg.torch_internals import HigherOrderOperator
 from graphreg.tracing.symbolic.proxies import FOREIGN
 
 PLAIN = (

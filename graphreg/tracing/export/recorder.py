@@ -19,16 +19,30 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._C._functorch import is_functorch_wrapped_tensor, peek_interpreter_stack
-from torch._guards import TracingContext
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.fx.experimental import proxy_tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import _disable_current_modes
 
 from graphreg.errors import GraphRegError
 from graphreg.ir import is_leaf, parts
-from graphreg.torch_internals import Changes, told_of_seeds
+from graphreg.torch_internals import (
+    Changes,
+    give_proxy,
+    has_backward_hooks,
+    innermost_transform,
+    is_gradient_switch,
+    is_transform_step,
+    is_wrapped,
+    leave_mask_unread,
+    module_behind,
+    proxy_of,
+    size_decisions,
+    take_assignments,
+    take_module_calls,
+    tell_of_seeds,
+    version_of,
+    without_functions,
+    without_modes,
+    without_proxies,
+)
 from graphreg.tracing.context import Answers, Questions
 from graphreg.tracing.export.op_record import (
     AT,
@@ -46,7 +60,7 @@ from graphreg.tracing.export.op_record import (
     recurrent_value,
     sizes_asked,
 )
-from graphreg.tracing.export.patches import refused, undetected, untraced, wrapped
+from graphreg.tracing.export.patches import refuse_lost, wrapped
 from graphreg.tracing.side_effects.places import carries_data
 from graphreg.tracing.symbolic.tape import attribute_of
 from graphreg.tracing.tensors import Saved, tensors_in
@@ -69,31 +83,35 @@ class Recorder(TorchFunctionMode):
     @contextmanager
     def at_work(self) -> Iterator[None]:
         """While this lasts torch.export's tracer hands every call of a module over."""
-        theirs = proxy_tensor._ModuleStackTracer.call_module
 
-        def call_module(tracer: Any, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-            self._tracer = tracer
-            return self._module(partial(theirs, tracer, m), m, forward, args, kwargs)
+        def around(theirs: Callable[..., Any]) -> Callable[..., Any]:
+            def call_module(tracer: Any, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+                self._tracer = tracer
+                return self._module(partial(theirs, tracer, m), m, forward, args, kwargs)
+
+            return call_module
 
         with Changes() as patches, patches:
-            patches.put(proxy_tensor._ModuleStackTracer, "call_module", call_module)
-            for owner, name, instead in (*refused(self.seeing), *wrapped(self.function), undetected(), *self._refused()):
+            take_module_calls(patches, around)
+            refuse_lost(patches, self.seeing)
+            for owner, name, instead in wrapped(self.function):
                 patches.put(owner, name, instead)
+            leave_mask_unread(patches)
+            self._refuse_unseen(patches)
             with self.questions.heard(self.model, places_of(self.model)):
                 yield
 
     # Modules
 
     def _module(self, traced: Callable[..., Any], m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        base: Any = m
-        path = self._paths.get(id(base.get_base() if isinstance(m, proxy_tensor._AttrProxy) else m))
+        path = self._paths.get(id(module_behind(m)))
         if self._unseen or (path is None and self._scopes):
             return forward(*args, **kwargs)  # or made inside a forward and owned by nobody: its code is its caller's
         if path is None or (path == "" and self._scopes):
             return traced(forward, args, kwargs)
         if not self._scopes:
             return self._root(traced, forward, args, kwargs)
-        if m._backward_hooks or m._backward_pre_hooks:
+        if has_backward_hooks(m):
             self.told.leaves.setdefault(path, "it has backward hooks")
         if getattr(m, "graphreg_rules", None) is not None:
             raise GraphRegError(f"the submodule {path!r} is a rewritten module: graphreg.strip it, then regularize the whole.")
@@ -165,9 +183,9 @@ class Recorder(TorchFunctionMode):
         return self.function(func, by_sign(), *args, **(kwargs or {}))
 
     def _asked(self, names: list[str], args: Any) -> None:
-        slot = proxy_tensor.get_proxy_slot(args[0], self._tracer, None) if names and isinstance(args[0], Tensor) else None
-        if slot is not None:
-            self.told.returns.setdefault(self._last(), []).extend((name, self._scopes[-1], slot.proxy.node) for name in names)
+        proxy = proxy_of(args[0], self._tracer) if names and isinstance(args[0], Tensor) else None
+        if proxy is not None:
+            self.told.returns.setdefault(self._last(), []).extend((name, self._scopes[-1], proxy.node) for name in names)
 
     def _flag(self, tensor: Tensor) -> None:
         """The forward asks whether a tensor requires gradients: of a parameter the graph asserts it."""
@@ -180,15 +198,14 @@ class Recorder(TorchFunctionMode):
         """Call a function of torch, as one operation of the recording where it is one."""
         if not self.seeing():
             return func(*args, **kwargs)
-        if func is torch._C._set_grad_enabled:
+        if is_gradient_switch(func):
             if args == (torch.is_grad_enabled(),):
                 return None
             raise Whole("it works under torch.no_grad or the like, and a trace would lose that")
         # torch.func's own steps give no tensor, and what gives none is run again: a level of vmap would be entered twice, and left once
-        transforms = str(getattr(func, "__module__", "")).startswith("torch._functorch")
-        call = None if transforms else as_called(func, sign, self._scopes[-1])
+        call = None if is_transform_step(func) else as_called(func, sign, self._scopes[-1])
         with self._its_own_decisions(), self._untouched(func, args, kwargs):
-            if call is None or peek_interpreter_stack() is not None:
+            if call is None or innermost_transform() is not None:
                 return func(*args, **kwargs)
             try:
                 return self._written(call, func, args, kwargs)
@@ -210,11 +227,11 @@ class Recorder(TorchFunctionMode):
         if not real:
             yield
             return
-        with _disable_current_modes():
+        with without_modes():
             saved = [Saved(tensor) for tensor in real]
         yield
-        written = [each for each in saved if each.tensor._version != each.version]
-        with _disable_current_modes():
+        written = [each for each in saved if version_of(each.tensor) != each.version]
+        with without_modes():
             for each in written:
                 each.put_back()
         if written:
@@ -222,11 +239,10 @@ class Recorder(TorchFunctionMode):
 
     @contextmanager
     def _its_own_decisions(self) -> Iterator[None]:
-        context = TracingContext.try_get()
-        guards = context.fake_mode.shape_env.guards if context and context.fake_mode and context.fake_mode.shape_env else []
-        before = len(guards)
+        decisions = size_decisions()
+        before = len(decisions)
         yield
-        self.told.own_guards.update(range(before, len(guards)))
+        self.told.own_guards.update(range(before, len(decisions)))
 
     def _written(self, call: Call, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run the operation unseen, and write it down as one."""
@@ -234,8 +250,8 @@ class Recorder(TorchFunctionMode):
         self._unseen = True
         try:
             # torch.export would write the regions of a module (no_grad, autocast) down too
-            alone = torch._C.DisableTorchFunction() if call.op == "call_module" else nullcontext()
-            with untraced(), alone:
+            alone = without_functions() if call.op == "call_module" else nullcontext()
+            with without_proxies(), alone:
                 value = run(*args, **kwargs)
             if call.target is not operator.setitem and not holds_tensors(value):
                 raise Untold
@@ -243,10 +259,10 @@ class Recorder(TorchFunctionMode):
             self.told.calls[key] = call
             given = (*reversed(told[:2]), *told[2:], *call.more) if call.swapped else (*told, *call.more)
             # each look at a tensor would go through three modes in Python, and each size be written down that is multiplied for it
-            with torch._C.DisableTorchFunction(), untraced():
+            with without_functions(), without_proxies():
                 proxy = self._tracer.create_proxy("call_function", KEPT, (key, given, more), {})
                 proxy.node.meta["val"] = None
-                return proxy_tensor.track_tensor_tree(value, proxy, constant=None, tracer=self._tracer)
+                return give_proxy(value, proxy, self._tracer)
         finally:
             self._unseen = False
 
@@ -254,8 +270,7 @@ class Recorder(TorchFunctionMode):
         """What the forward leaves in an attribute: of a value that has the inputs' data in it, the name that it has in the graph."""
         if not isinstance(value, Tensor):
             return value
-        slot = None if is_functorch_wrapped_tensor(value) else proxy_tensor.get_proxy_slot(value, self._tracer, None)
-        proxy = getattr(slot, "proxy", None)
+        proxy = None if is_wrapped(value) else proxy_of(value, self._tracer)
 
         def called(node: fx.Node) -> str:
             target = self.told.calls[str(node.args[0])].target if node.target is KEPT else node.target
@@ -263,20 +278,21 @@ class Recorder(TorchFunctionMode):
 
         return proxy if proxy is not None and carries_data(proxy.node, called) else value
 
-    def _refused(self) -> list[tuple[Any, str, Any]]:
-        """What no mode of torch's is told of: seeds, and names that a tensor is given."""
+    def _refuse_unseen(self, patches: Changes) -> None:
+        """Until the changes end: refuse what no mode of torch's is told of, seeds and names that a tensor is given."""
         thread = threading.get_ident()
 
         def seeded() -> None:
             if threading.get_ident() == thread and self.seeing():
                 raise Whole("it seeds torch's generator, which a graph cannot do")
 
-        def assigned(tensor: FakeTensor, name: str, value: Any) -> None:
+        def assigned(tensor: Tensor, name: str, value: Any) -> None:
             if not hasattr(Tensor, name) and self.seeing() and not by_foreign():
                 raise Whole(f"it assigns .{name} of a tensor, which a graph cannot carry")
             object.__setattr__(tensor, name, value)
 
-        return [told_of_seeds(seeded), (FakeTensor, "__setattr__", assigned)]
+        tell_of_seeds(patches, seeded)
+        take_assignments(patches, assigned)
 
     def seeing(self) -> bool:
         """Whether code of the model's own runs now that is being written down."""
@@ -284,12 +300,7 @@ class Recorder(TorchFunctionMode):
 
     def _proxy(self, value: Any) -> fx.Proxy:
         """What torch.export's graph calls a tensor or a size."""
-        if isinstance(value, Tensor):
-            slot = None if is_functorch_wrapped_tensor(value) else proxy_tensor.get_proxy_slot(value, self._tracer, None)
-            proxy: fx.Proxy | None = getattr(slot, "proxy", None)
-        else:
-            slot = proxy_tensor.get_proxy_slot(value, self._tracer, None)
-            proxy = slot.force() if slot is not None else None
+        proxy = None if isinstance(value, Tensor) and is_wrapped(value) else proxy_of(value, self._tracer)
         if proxy is None:
             raise Untold
         return proxy
@@ -302,8 +313,8 @@ class Recorder(TorchFunctionMode):
         listed = [(("out",), value, True)] if isinstance(value, Tensor) else parts(value)
         found = []
         for ports, part, default in listed:
-            if isinstance(part, Tensor) and (slot := proxy_tensor.get_proxy_slot(part, self._tracer, None)) is not None:
-                found.append((slot.proxy.node, ports, default))
+            if isinstance(part, Tensor) and (proxy := proxy_of(part, self._tracer)) is not None:
+                found.append((proxy.node, ports, default))
         return found
 
     def _last(self) -> fx.Node | None:

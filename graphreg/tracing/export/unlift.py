@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._ops import HigherOrderOperator, OpOverload
 from torch.export import ExportedProgram
 from torch.fx.node import map_arg
 
@@ -33,6 +32,7 @@ from graphreg.ir import (
     own_labels,
     scope_of,
 )
+from graphreg.torch_internals import HigherOrderOperator, OpOverload
 from graphreg.tracing.export.inputs import Inputs
 from graphreg.tracing.export.op_record import AT, KEPT, Built, Found, Recording
 from graphreg.tracing.shape_decisions import decided_flag

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from graphreg.torch_internals import forward_hooks
 from graphreg.tracing.side_effects.places import REGISTERED, Attributes, Cells, Container, Count, Gone, Variables, is_plain
 from graphreg.tracing.side_effects.reach import Reach, others, reached
 from graphreg.tracing.side_effects.snapshot import Before
@@ -17,7 +18,7 @@ _NOTHING = object()
 def unseen(model: nn.Module, leaves: Mapping[str, str]) -> list[nn.Module]:
     """The modules whose code, which is not torch's, runs in no trace: those kept whole with all in them, and layers with hooks."""
     kept = [module for path in leaves if path for module in model.get_submodule(path).modules()]
-    hooked = [module for module in model.modules() if others(type(module)) and (module._forward_hooks or module._forward_pre_hooks)]
+    hooked = [module for module in model.modules() if others(type(module)) and forward_hooks(module)]
     return list(dict.fromkeys([*(module for module in kept if not others(type(module))), *hooked]))
 
 
@@ -34,7 +35,7 @@ class Lost:
         """The names of what is gone now."""
         known: dict[type, Reach] = {}
         for module in modules:
-            hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+            hooked = forward_hooks(module) or "forward" in vars(module)
             if hooked or type(module) not in known:
                 known[type(module)] = reached([module])
             self._module(module, known[type(module)])

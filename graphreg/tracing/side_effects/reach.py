@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import nn
 
+from graphreg.torch_internals import forward_hooks
 from graphreg.tracing.side_effects.places import content
 from graphreg.tracing.symbolic.proxies import FOREIGN
 
@@ -77,7 +78,7 @@ class _Search:
         for module in modules:
             kinds[type(module)] = None
             kinds |= {type(value): None for value in vars(module).values()}
-            for called in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+            for called in forward_hooks(module):
                 self._function(called)
             for value in vars(module).values():
                 self._held(value)

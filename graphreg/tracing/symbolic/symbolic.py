@@ -12,9 +12,10 @@ from torch import fx, nn
 
 from graphreg.errors import GraphRegError, TraceError
 from graphreg.ir import OWN_FOLDERS, Graphs
+from graphreg.torch_internals import make_function_table
 from graphreg.tracing.context import Answers, Asked, settled
 from graphreg.tracing.modes import trace_keeping
-from graphreg.tracing.shape_decisions import Unprepared, prepare
+from graphreg.tracing.shape_decisions import Unprepared
 from graphreg.tracing.side_effects.retrace import left_as_it_was, same_graph
 from graphreg.tracing.symbolic.tracer import SiteTracer
 
@@ -47,7 +48,7 @@ def symbolic(
         with suppress(Unprepared):
             graph = tracer.trace(model)
         if graph is None:
-            prepare()
+            make_function_table()
             tracer = SiteTracer(leaves, dict(held), examples, answers)
             graph = tracer.trace(model)
         _take_constants(model, graph, before, into)

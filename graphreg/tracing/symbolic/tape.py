@@ -16,22 +16,28 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
 from graphreg.ir import SPLITS, Effects, Origin, is_in_place, origin_now, short, told
-from graphreg.torch_internals import regions
+from graphreg.torch_internals import (
+    PRIVATE_FACTS,
+    PRIVATE_STORAGE,
+    is_wrapped,
+    regions,
+    value_name,
+    version_of,
+)
 from graphreg.tracing.symbolic.proxies import Value
-from graphreg.tracing.tensors import Key, Lie, Saved, key_of, parts_of, tensors_in, version_of
+from graphreg.tracing.tensors import Key, Lie, Saved, key_of, parts_of, tensors_in
 
 # What is asked of a tensor and does not depend on what it holds: a write leaves it as it is.
 FACTS = {
     "shape", "ndim", "dtype", "device", "layout", "size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset", "__len__",
     "is_floating_point", "is_complex", "is_contiguous", "is_cuda", "is_cpu", "is_sparse", "is_quantized", "is_mps", "is_meta", "is_signed",
-    "is_nested", "is_mkldnn", "itemsize", "nbytes", "element_size", "get_device", "is_pinned", "is_shared", "names", "_version", "__hash__",
-    "__repr__", "__dir__", "is_inference", "_base", "is_leaf", "result_type", "can_cast",
+    "is_nested", "is_mkldnn", "itemsize", "nbytes", "element_size", "get_device", "is_pinned", "is_shared", "names", "__hash__",
+    "__repr__", "__dir__", "is_inference", "is_leaf", "result_type", "can_cast", *PRIVATE_FACTS,
 }  # fmt: skip
-SHOWN = {"numpy", "__array__", "untyped_storage", "storage", "_typed_storage", "__dlpack__", "data_ptr"}  # by these others may write
+SHOWN = {"numpy", "__array__", "untyped_storage", "storage", PRIVATE_STORAGE, "__dlpack__", "data_ptr"}  # by these others may write
 SHARING = {"as_tensor", "asarray", "from_numpy", "frombuffer", "from_dlpack", "from_file"}  # of what is no tensor: in its memory
 ANSWERS = {"__bool__", "__int__", "__float__", "__index__", "__complex__", "__contains__"}  # Python wants these at once
 _PLAIN = (int, float, complex, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Generator, type(...))
@@ -104,7 +110,7 @@ class Tape(TorchFunctionMode):
             return func(*args, **kwargs)
         name, tensors = _name(func), list(tensors_in((args, kwargs)))
         self.look(tensors)
-        if any(map(is_functorch_wrapped_tensor, tensors)):
+        if any(map(is_wrapped, tensors)):
             return func(*args, **kwargs)
         if _traces((args, kwargs)):
             self._refuse_assignment(func, name)
@@ -271,7 +277,7 @@ class Tape(TorchFunctionMode):
         if name == "__setitem__":
             return self._setitem(args)
         if not is_tensor_method_or_property(func):
-            made = tracer.create_proxy("call_function", func, args, kwargs, name=tracer.graph._target_to_str(func.__name__))
+            made = tracer.create_proxy("call_function", func, args, kwargs, name=value_name(tracer.graph, func.__name__))
         else:
             made = tracer.create_proxy("call_method", name, args, kwargs)
         if name in SPLITS:

@@ -33,15 +33,19 @@ from graphreg.ir import (
     label_site,
 )
 from graphreg.torch_internals import (
+    Changes,
     ModuleStack,
-    checkpoints_refused,
-    patched_by_fx,
+    before_checkpoints,
+    bound_call,
+    has_backward_hooks,
     raise_interrupt,
     randomness,
     regions,
+    restore_fx_patches,
     restore_randomness,
+    take_as_one,
 )
-from graphreg.tracing.context import Answers, Questions
+from graphreg.tracing.context import CHECKPOINTS, Answers, Questions
 from graphreg.tracing.shape_decisions import Answering
 from graphreg.tracing.symbolic.factories import settle_factories
 from graphreg.tracing.symbolic.ports import assert_guesses, settle_ports
@@ -66,8 +70,7 @@ class SiteTracer(Answering):
         # torchvision wraps its operations as leaves in its own listing; where it is loaded, so do we, for its names.
         ops = sys.modules.get("torchvision.ops")
         super().__init__(examples or {}, autowrap_modules=(math, ops) if ops else (math,))
-        self._autowrap_function_ids.update(map(id, WRAPPED))
-        self._autowrap_search += [torch, torch.nn.utils.rnn]
+        take_as_one(self, WRAPPED, (torch, torch.nn.utils.rnn))
         self.leaves, self.held = dict(leaves), held
         self.thread = threading.get_ident()  # torch.fx patches nn.Module for all threads, and one traces
         self.questions = Questions(lambda: None if self.asking else self.scope_path, answers or {})
@@ -91,7 +94,7 @@ class SiteTracer(Answering):
         self.tape = Tape(self, root)
         drawn = randomness()
         places = places_of(root)
-        with checkpoints_refused(), answered(places), self.questions.heard(root, places):
+        with self._checkpoints_refused(), answered(places), self.questions.heard(root, places):
             graph = super().trace(root)
         if randomness() != drawn:
             raise TraceError(
@@ -115,6 +118,18 @@ class SiteTracer(Answering):
             assert_guesses(graph, self.operations)
         return graph
 
+    @contextmanager
+    def _checkpoints_refused(self) -> Iterator[None]:
+        """Activation checkpointing is traced away otherwise; the module that asks for it is kept whole instead."""
+
+        def refuse() -> None:
+            if threading.get_ident() == self.thread:
+                raise RuntimeError(CHECKPOINTS)
+
+        with Changes() as changes, changes:
+            before_checkpoints(changes, refuse)
+            yield
+
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """torch.fx asks what to call, and with what: as a user calls the root, with its hooks and a forward set on the instance (fx
         itself reads ``type(root).forward`` and loses both); an argument that is held goes in as its value."""
@@ -129,12 +144,12 @@ class SiteTracer(Answering):
             keywords.append(name if parameter.kind is parameter.KEYWORD_ONLY else None)
 
         def call(*given: Any) -> Any:
-            patched_by_fx()
+            restore_fx_patches()
             flat = [(k, v) for i, (k, v) in enumerate(zip(keywords, given, strict=True)) if i not in variadic]
             rest = [given[i] for i in variadic]
             more = next((v for i, v in zip(variadic, rest, strict=True) if keywords[i] is None), ())
             with self.tape:
-                return root._call_impl(  # type: ignore[no-untyped-call]
+                return bound_call(root)(
                     *(v for k, v in flat if k is None), *(more if variadic else ()), **{k: v for k, v in flat if k is not None}
                 )
 
@@ -151,7 +166,7 @@ class SiteTracer(Answering):
             path = self.path_of_module(m)
         except NameError:  # made inside a forward and owned by nobody: its code is its caller's
             return forward(*args, **kwargs)
-        if m._backward_hooks or m._backward_pre_hooks:
+        if has_backward_hooks(m):
             self.leaves.setdefault(path, "it has backward hooks")
         if getattr(m, "graphreg_rules", None) is not None:
             raise GraphRegError(f"the submodule {path!r} is a rewritten module: graphreg.strip it, then regularize the whole.")

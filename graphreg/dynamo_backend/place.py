@@ -1,0 +1,84 @@
+"""Where a graph of torch.compile was captured: the call it belongs to, the model, the module whose code it is of."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+
+from graphreg.torch_internals import CALLERS_OF_FORWARD, CompiledCall, captured_code, first_arguments
+
+
+class Functions(nn.Module):
+    """Stands for a model where torch.compile was given a function: the modules that it uses, by the names it has for them."""
+
+    def __init__(self, name: str, modules: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.title = name
+        for path, module in modules.items():
+            self.add_module(path, module)
+
+
+def same_modules(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two functions that were compiled use the same modules."""
+    functions = isinstance(one, Functions) and isinstance(other, Functions)
+    return functions and {id(m) for m in one.children()} == {id(m) for m in other.children()}
+
+
+def root_of(call: CompiledCall) -> nn.Module:
+    """The model of a call: the module that was compiled, or the modules that a compiled function uses."""
+    function: Any = call.function
+    owner = getattr(function, "__self__", None)
+    inner = getattr(function, "__wrapped__", None)
+    for found in (owner, inner):
+        if isinstance(found, nn.Module):
+            return found
+    used: dict[str, Any] = {}
+    if inspect.isfunction(inspect.unwrap(getattr(function, "__func__", function))):
+        code = inspect.unwrap(getattr(function, "__func__", function))
+        variables = inspect.getclosurevars(code)
+        used = {**variables.globals, **variables.nonlocals, **vars(owner or object.__new__(_Nothing))}
+        used |= dict(zip(code.__code__.co_varnames[bool(owner) :], call.arguments, strict=False))
+    modules = {name: value for name, value in used.items() if isinstance(value, nn.Module)}
+    return Functions(getattr(function, "__name__", type(function).__name__), modules)
+
+
+class _Nothing:
+    pass
+
+
+@dataclass(frozen=True)
+class Place:
+    """The code that a graph is of. ``path``: of the module whose forward it is, "" for the model's own.
+
+    ``local``: the name of the local that holds that module, None where none does. ``first``: it is the beginning of the model's
+    forward; ``last``: what it returns is what the model returns; ``returns``: what it returns is what the module at ``path`` returns.
+    """
+
+    path: str
+    code: str
+    line: int
+    local: str | None
+    first: bool
+    last: bool
+    returns: bool
+
+
+def place_of(gm: fx.GraphModule, translator: Any, root: nn.Module, paths: Mapping[int, str]) -> Place:
+    """The place of the graph that Dynamo is compiling; ``paths``: of the model's modules, by their id."""
+    code = captured_code(translator, gm)
+    function = isinstance(root, Functions) and code.name == root.title
+    local = next((key for key, value in code.values.items() if isinstance(value, nn.Module) and id(value) in paths and not function), None)
+    path = paths[id(code.values[local])] if local is not None else here(paths)
+    calls = code.name in ("forward", *CALLERS_OF_FORWARD)
+    whole = function or (not isinstance(root, Functions) and path == "" and calls)
+    returns = path != "" and calls and not code.broken
+    return Place(path, code.name, code.line, local, whole and not code.resumed, whole and not code.broken, returns)
+
+
+def here(paths: Mapping[int, str]) -> str:
+    """The path of the module whose method is running, as far out as the call of what torch.compile made."""
+    return next((paths[id(owner)] for owner in first_arguments() if id(owner) in paths and isinstance(owner, nn.Module)), "")
