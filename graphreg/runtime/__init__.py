@@ -1,25 +1,13 @@
 """What stands in the emitted module: the module itself, and a runtime module for each thing that was added."""
 
-from graphreg.runtime.attach import (
-    AttachRule,
-    Penalties,
-    Scale,
-    Way,
-    check_penalties,
-    check_scale,
-    current,
-    end_of,
-    identity,
-    in_place,
-    loss_of,
-    refuse_twice,
-    storage_of,
-)
+from graphreg.runtime.attach import AttachRule, Penalties, Scale, check_penalties, check_scale, current, end_of, loss_of
 from graphreg.runtime.build_record import BuildRecord
 from graphreg.runtime.controls import Regulated, frozen_noise, noise_on, rng_state, set_ranks, set_rng_state, set_strength, strengths
 from graphreg.runtime.dropout import OwnRule
 from graphreg.runtime.handle import BACKEND, BackendHandle, backend_handle, graphs_of, own_draws, record_of, rewritten, rules_of
-from graphreg.runtime.leaf import Drawing, KeyRule, Leaf, Rules, SpliceRule, accumulation
+from graphreg.runtime.join import Way, identity, in_place, refuse_twice, storage_of
+from graphreg.runtime.keys import KeyRule
+from graphreg.runtime.leaf import Drawing, Leaf, Rules, SpliceRule, accumulation
 from graphreg.runtime.module import Regularized, RewrittenModule, lowering
 from graphreg.runtime.noise_state import BACKEND_STATE, checked_state, written_state
 from graphreg.runtime.penalty import Measure, MeasureSteps, Total, Whole

@@ -12,8 +12,10 @@ from torch import Tensor, fx, nn
 
 from graphreg.errors import GraphRegError, TraceError
 from graphreg.ir import holds
-from graphreg.runtime.attach import collect, forget, know
-from graphreg.runtime.leaf import Drawing, KeyRule
+from graphreg.runtime.attach import collect
+from graphreg.runtime.join import forget, know
+from graphreg.runtime.keys import KeyRule
+from graphreg.runtime.leaf import Drawing
 from graphreg.runtime.vjp import run
 from graphreg.torch_internals import NO_BACKWARD, backward_task, is_traced, skip_frame, traces_here, with_own_code
 

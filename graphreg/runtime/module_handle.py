@@ -18,7 +18,8 @@ from torch import nn
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, listed, near_sentence
 from graphreg.ir import Own
 from graphreg.runtime.handle import Handle, backend_handle, own_draws, record_of, rewritten, rules_of
-from graphreg.runtime.leaf import Drawing, KeyRule
+from graphreg.runtime.keys import KeyRule
+from graphreg.runtime.leaf import Drawing
 from graphreg.runtime.noise_state import MODULE_STATE, checked_state, written_state
 from graphreg.torch_internals import Changes
 
