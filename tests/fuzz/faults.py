@@ -100,7 +100,7 @@ def splices_in_the_wrong_order() -> Iterator[None]:
 @fault
 def noise_in_eval_mode() -> Iterator[None]:
     acts = patched("runtime.leaf:SpliceRule", "acts", lambda was: lambda self: True)
-    with acts, patched("runtime.leaf:KeyRule", "draws", lambda was: lambda *a: True):
+    with acts, patched("runtime.keys:KeyRule", "draws", lambda was: lambda *a: True):
         yield
 
 
@@ -173,7 +173,7 @@ def a_call_number_too_far() -> Iterator[None]:
 
         return wrong
 
-    with patched("runtime.leaf:KeyRule", "forward", wrap):
+    with patched("runtime.keys:KeyRule", "forward", wrap):
         yield
 
 
@@ -246,7 +246,7 @@ def a_site_one_off_among_repeats() -> Iterator[None]:
 
         return wrong
 
-    with patched("rewriting.rewrite", "site_nodes", wrap):
+    with patched("rewriting.lowering", "site_nodes", wrap):
         yield
 
 

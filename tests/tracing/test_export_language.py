@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import graphreg
-from graphreg.module import RewrittenModule
+from graphreg.runtime.module import RewrittenModule
 from graphreg.trace import Traced
 from language_models import MLPS, MODELS, STATES, batch, build
 
