@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from graphreg.torch_internals import is_wrapped, storage_number, version_of, without_functions
 
@@ -25,6 +25,8 @@ class Lie:
     @classmethod
     def of(cls, tensor: Tensor) -> Lie:
         with without_functions():
+            if nn.parameter.is_lazy(tensor):  # it has no shape yet, and torch raises where it is asked for one
+                return cls(id(tensor), (), 0)
             strided = tensor.layout is torch.strided and not is_wrapped(tensor)
             geometry = (tensor.shape, tensor.stride(), tensor.storage_offset()) if strided else (tensor.shape,)
             return cls(key_of(tensor), geometry, version_of(tensor))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import graphreg
 from graphreg.runtime.module import RewrittenModule
-from graphreg.trace import Traced
+from graphreg.tracing import Traced
 from language_models import MLPS, MODELS, STATES, batch, build
 
 
