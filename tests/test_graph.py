@@ -213,7 +213,7 @@ PLAN = graphreg.plan(graphreg.trace(Net()), BernoulliDropout("*", 0.1))
     [
         (3, {}, "int has no graph. Give a model, what graphreg.trace gives, or what regularize returned."),
         ("model.pt", {}, "str has no graph."),
-        (Net(), {"level": 0}, "level=0 is no depth of modules; it is a whole number, 1 (the model's own children) or more, or None."),
+        (Net(), {"level": 0}, "level=0 is not a depth of modules; give a whole number, 1 (the model's own children) or more, or None."),
         (Net(), {"level": -2}, "level=-2 is no depth"),
         (Net(), {"level": 1.5}, "level=1.5 is no depth"),
         (Net(), {"level": True}, "level=True is no depth"),
