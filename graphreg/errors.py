@@ -1,4 +1,7 @@
-"""Every error meant for the caller: what was given, what is allowed, what to do next."""
+"""graphreg's exception classes, and the helpers that word an error: suggestions, quoted values, numbers that are not numbers.
+
+Every error tells the caller three things: what was given, what is allowed, and what to do next.
+"""
 
 from __future__ import annotations
 
@@ -14,39 +17,42 @@ from typing import Any
 
 
 class GraphRegError(Exception):
-    """The root of every error that graphreg raises on purpose."""
+    """The base class of every error that graphreg raises on purpose."""
 
 
 class TraceError(GraphRegError):
-    """A model that cannot be traced, or that must not be traced again."""
+    """The model cannot be traced, or must not be traced again."""
 
 
 class NoMatchError(GraphRegError, LookupError):
-    """A name, key or selector that finds nothing (or another number of things than asked for)."""
+    """A name, key or selector matches nothing, or matches another number of sites than ``expect=`` says."""
 
 
 class RegularizerError(GraphRegError, ValueError):
-    """A regularizer, option or value that is not allowed."""
+    """A regularizer, option or value is not allowed."""
 
 
 class RandomnessError(GraphRegError, RuntimeError):
-    """A draw under ``torch.vmap`` that was not told whether its rows shall agree; a RuntimeError, as torch's own is."""
+    """Noise is drawn under ``torch.vmap`` with ``randomness="error"``, which leaves open whether the rows share one mask.
+
+    It is a RuntimeError too, as torch's own error for this is.
+    """
 
 
 def near(word: str, words: Iterable[str], count: int = 3) -> list[str]:
-    """The ``count`` words most like ``word``, likest first; wildcards in it are ignored."""
+    """Suggest up to ``count`` of ``words`` for a misspelt ``word``, the closest first; wildcards in ``word`` are ignored."""
     bare = word.strip("!*?. ")
     return difflib.get_close_matches(bare or word, list(dict.fromkeys(words)), n=count, cutoff=0.4)
 
 
 def near_sentence(word: str, words: Iterable[str], what: str = "Near names") -> str:
-    """`` Near names: a, b.``, or nothing when nothing is near."""
-    found = near(word, words)
-    return f" {what}: {', '.join(found)}." if found else ""
+    """Return the suggestions for ``word`` as a sentence to append, `` Near names: a, b.``, or ``""`` if nothing is close."""
+    suggestions = near(word, words)
+    return f" {what}: {', '.join(suggestions)}." if suggestions else ""
 
 
 def shown(value: object) -> str:
-    """A value as an error quotes it: of a tensor its shape, of a long text the beginning and the end."""
+    """Quote a value for an error message: a tensor by its type and shape, a long text by its beginning and end."""
     if (shape := getattr(value, "shape", None)) is not None and getattr(value, "dtype", None) is not None:
         return f"{type(value).__name__} of shape {tuple(shape)}"
     short = reprlib.Repr()
@@ -55,7 +61,7 @@ def shown(value: object) -> str:
 
 
 def number_of(value: Any) -> float | None:
-    """A finite real number as a float, that of a tensor or an array of no dims too; None for anything else."""
+    """Return a finite real number, or the item of a 0-d tensor or array, as a float; None for anything else."""
     if getattr(value, "shape", None) == () and not getattr(value, "requires_grad", False):
         with contextlib.suppress(RuntimeError, NotImplementedError):  # a tensor on the meta device has no number
             value = value.item()
@@ -66,7 +72,13 @@ def number_of(value: Any) -> float | None:
 
 
 def no_number(what: str, value: Any, cure: str) -> str:
-    """The sentence for a value that is no finite number. ``cure``: what to write in this place."""
+    """Word the error for a value that is not a finite number.
+
+    Args:
+        what: What the value was given for, for example ``"WeightL2: weight"``.
+        value: The value that was given.
+        cure: What to write instead, as a sentence.
+    """
     cure = numeric_text(value) + cure
     if getattr(value, "requires_grad", False):
         cure = (
@@ -76,7 +88,7 @@ def no_number(what: str, value: Any, cure: str) -> str:
 
 
 def numeric_text(value: object) -> str:
-    """A sentence for a number that is a text; nothing for anything else."""
+    """Return a hint for a number that was given in quotes, ``""`` for anything else."""
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
             float(value)
@@ -85,7 +97,7 @@ def numeric_text(value: object) -> str:
 
 
 def warn(sentence: str) -> None:
-    """Warn at the line of the user's code that called graphreg."""
+    """Issue a warning that points at the line of the user's code that called graphreg."""
     frame, level = sys._getframe(), 1
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "graphreg":
         frame, level = frame.f_back, level + 1
@@ -93,11 +105,12 @@ def warn(sentence: str) -> None:
 
 
 def first_line(error: BaseException) -> str:
+    """Return an exception's class and the first line of its message, at most 160 characters."""
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"[:160]
 
 
 def raising(error: GraphRegError) -> Callable[..., Any]:
-    """A function that raises it: for what a compiler would wrap in an error of its own if it were raised at once."""
+    """Return a function that raises ``error`` when called; a compiler would wrap an error that was raised while it traces."""
 
     def run(*values: Any) -> Any:
         raise error.with_traceback(None)

@@ -1,4 +1,8 @@
-"""``graphreg.regularize``: trace, plan and rewrite in a row, and compile when asked."""
+"""``graphreg.regularize`` runs the whole pipeline: trace the model, plan the edits, rewrite the graph, and compile if asked.
+
+``graphreg.as_pass`` wraps the same pipeline as a torch.fx pass.
+"""
+
 from __future__ import annotations
 
 import logging
@@ -39,16 +43,37 @@ def regularize(
     verify: bool = False,
     **keywords: Any,
 ) -> RewrittenModule:
-    """The model with regularizers at the sites they name: a GraphModule that returns ``(output, penalties)``.
+    """Return a copy of the model's graph with regularizers at the sites that they select.
 
-    ``regularizers``: instances or sequences of them; ``keywords``: ``hidden_dropout=0.1``, ``weight_l2=1e-4``, ….
-    ``example_inputs``: a tensor, a tuple (positional) or a dict (keyword). ``penalties="attach"`` keeps the model's own
-    output type; ``scale`` is then the scale of the loss. ``compile``: True, or a dict of torch.compile options.
-    ``own_dropout``: what becomes of the model's own dropout, stochastic depth and attention dropout: ``"keep"``, ``"seeded"`` (drawn
-    from graphreg's streams), ``"off"``, or a rate in [0, 1), seeded; or a dict of selectors to these, of which the last counts; ``*``
-    reaches the dropouts of every depth, ``!`` excludes. Its rates stay as they are given; a model without dropout is an error.
-    ``verify``: compare the result with the model on the example inputs, as ``graphreg.verify`` does.
-    The model itself stays as it is, and shares its layers with the result. Raises GraphRegError kinds.
+    The result is a GraphModule that returns ``(output, penalties)``. The model itself stays unchanged and shares its layers with
+    the result.
+
+    Args:
+        model: The model to regularize.
+        *regularizers: Regularizers, or sequences of them.
+        example_inputs: A tensor, a tuple of positional arguments, or a dict of keyword arguments of one call of the model.
+        rng: A seed or a generator for the noise; without one, the seed is drawn from torch's generator.
+        front_end: What traces the model: ``"auto"``, ``"symbolic"`` (torch.fx) or ``"export"`` (torch.export).
+        missing: What to do when a selector matches nothing: ``"error"``, ``"warn"`` or ``"ignore"``.
+        penalties: ``"return"`` returns them beside the output; ``"attach"`` keeps the model's output type and adds their gradients
+            in the backward pass.
+        compile: True, or a dict of options for torch.compile.
+        scale: With ``penalties="attach"``, what the loss is scaled by: a factor, or a GradScaler.
+        own_dropout: What to do with native dropout, which is the model's own dropout, stochastic depth and attention dropout:
+            ``"keep"``, ``"seeded"`` (drawn from graphreg's streams), ``"off"``, or a rate in [0, 1), which is seeded too; or a dict
+            of selectors to these. Of several selectors that match one dropout the last counts; ``*`` matches dropouts at every
+            depth, ``!`` excludes. The rates stay as they are given here. A model without dropout is an error.
+        verify: Compare the result with the model on the example inputs, as ``graphreg.verify`` does.
+        **keywords: Regularizers by keyword: ``hidden_dropout=0.1``, ``weight_l2=1e-4``, ….
+
+    Returns:
+        The rewritten module.
+
+    Raises:
+        TraceError: The model cannot be traced.
+        NoMatchError: A keyword is unknown, or a selector matches nothing.
+        RegularizerError: An option or a value is not allowed.
+        GraphRegError: ``verify=True`` found a difference.
     """
     _check_compile(compile)
     _check_scaled(penalties, scale)
@@ -56,8 +81,8 @@ def regularize(
     with Changes() as changes, changes:
         at_rest(changes)
         traced = trace(model, example_inputs, front_end)
-        found = plan(traced, [*instances(regularizers), *from_kwargs(traced, **keywords)], missing, own_dropout)
-        module = rewrite(traced, found, rng, penalties, scale)
+        made = plan(traced, [*instances(regularizers), *from_kwargs(traced, **keywords)], missing, own_dropout)
+        module = rewrite(traced, made, rng, penalties, scale)
     if before is not None:
         validate(before, model, module, example_inputs)
     _tell(found)
@@ -73,7 +98,7 @@ def _check_compile(compile: object) -> None:
 
 
 def _before(model: nn.Module, example_inputs: Any, verify: bool) -> nn.Module | None:
-    """The model as it is before anything looks at it, a copy; None where it need not be compared with."""
+    """Copy the model before tracing, for ``verify`` to compare with; None without ``verify``."""
     if not isinstance(verify, bool):
         raise RegularizerError(f"verify={shown(verify)} is not allowed; give True or False.")
     if not verify:
@@ -85,7 +110,7 @@ def _before(model: nn.Module, example_inputs: Any, verify: bool) -> nn.Module | 
 
 
 def check_options(rng: Any, missing: Missing, penalties: Penalties, scale: Scale | None, own_dropout: OwnDropout) -> None:
-    """Refuse, before there is a graph, what ``regularize`` refuses of these options. Raises RegularizerError."""
+    """Raise RegularizerError for options that ``regularize`` would refuse; it needs no graph."""
     _check_scaled(penalties, scale)
     check_missing(missing)
     check_penalties(penalties)
@@ -99,15 +124,15 @@ def _check_scaled(penalties: Penalties, scale: Scale | None) -> None:
         raise RegularizerError("scale= is for penalties='attach'; returned penalties are scaled with the loss they are added to.")
 
 
-def _tell(found: Plan) -> None:
-    for name, regularizer in found.regularizers.items():
-        count = len(found.of(name))
+def _log(made: Plan) -> None:
+    for name, regularizer in made.regularizers.items():
+        count = len(made.of(name))
         what = "site" if count == 1 else "sites"
         log.info("%g %s %r: %d %s (%s)", regularizer.weight, type(regularizer).__name__, regularizer.pattern, count, what, name)
-    if found.own:
-        log.info("own dropout: %d %s", len(found.own), ", ".join(sorted({edit.becomes for edit in found.own})))
-    for own in found.stays:
-        log.warning("own dropout stays with torch's generator: %s", own.text)
+    if made.own:
+        log.info("native dropout: %d %s", len(made.own), ", ".join(sorted({edit.becomes for edit in made.own})))
+    for own in made.stays:
+        log.warning("native dropout keeps drawing from torch's generator: %s", own.text)
 
 
 def _warn_of_scale(module: RewrittenModule, penalties: Penalties, scale: Scale | None) -> None:
@@ -134,13 +159,18 @@ def as_pass(
     own_dropout: OwnDropout = "keep",
     **keywords: Any,
 ) -> PassBase:
-    """``regularize`` as a pass of torch.fx, with its options; ``compile`` comes after the last pass.
+    """Return ``regularize`` as a torch.fx pass, to run alone or within a PassManager.
 
-    The pass takes a GraphModule and gives ``PassResult(graph_module, modified)`` with the module that ``regularize``
-    gives; the given one stays as it is. ``modified`` is False, and the module the given one, where nothing is added:
-    ``penalties="attach"`` with no site, or a second round of the same pass. Every node that was added says so in
-    ``node.meta["graphreg"]``. Raises, for options that are not allowed, RegularizerError and NoMatchError at once; for a
-    selector that selects nothing, NoMatchError when the pass runs (within a PassManager as the cause of its Exception).
+    The pass takes a GraphModule and returns ``PassResult(graph_module, modified)`` with the module that ``regularize`` makes; the
+    given module stays unchanged. ``modified`` is False, and the module the given one, where nothing is added: ``penalties="attach"``
+    with no site, or a second run of the same pass. Each added node is marked in ``node.meta["graphreg"]``.
+
+    The arguments are those of ``regularize``, without ``compile``, ``front_end`` and ``verify``: compile what the last pass returns.
+
+    Raises:
+        RegularizerError: At once, for an option or a value that is not allowed.
+        NoMatchError: At once for an unknown keyword; when the pass runs for a selector that matches nothing (within a PassManager it
+            is the cause of the manager's Exception).
     """
     if "compile" in keywords or "front_end" in keywords:
         what = "compile" if "compile" in keywords else "front_end"
@@ -151,12 +181,12 @@ def as_pass(
     from_keywords(keywords)  # for its errors
     options = {"example_inputs": example_inputs, "rng": rng, "missing": missing, "penalties": penalties, "scale": scale}
     options["own_dropout"] = own_dropout
-    return Regularize(given, options, keywords)
+    return Regularize(chosen, options, keywords)
 
 
 @dataclass(frozen=True, eq=False)
 class Regularize(PassBase):
-    """What ``as_pass`` gives. ``mark`` goes to the modules it makes, by which a second round knows them."""
+    """The torch.fx pass that ``as_pass`` returns; ``mark`` goes onto the modules that it makes, so that a second run leaves them alone."""
 
     regularizers: tuple[Regularizer, ...]
     options: Mapping[str, Any]
@@ -164,7 +194,7 @@ class Regularize(PassBase):
     mark: str = field(default_factory=lambda: uuid.uuid4().hex, init=False, repr=False)
 
     def requires(self, graph_module: nn.Module) -> None:
-        """Raise TraceError for what is no GraphModule."""
+        """Raise TraceError unless ``graph_module`` is a torch.fx.GraphModule."""
         if not isinstance(graph_module, fx.GraphModule):
             raise TraceError(
                 f"a pass takes a torch.fx.GraphModule, not {type(graph_module).__name__}. Give it torch.fx.symbolic_trace(model), "
@@ -172,6 +202,7 @@ class Regularize(PassBase):
             )
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:
+        """Regularize the module, unless this pass has made it."""
         if getattr(graph_module, RULES, None) is not None and rules_of(graph_module).made_by == self.mark:
             return PassResult(graph_module, False)  # PassManager(steps=n) goes on until nothing changes
         module = regularize(graph_module, self.regularizers, **self.options, **self.keywords)

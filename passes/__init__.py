@@ -1,4 +1,8 @@
-"""The built-in regularizers, one file each. This list is for type checkers; the registry finds them by scanning."""
+"""The built-in regularizers, one file each.
+
+This list is for type checkers; the registry finds the files by scanning this folder. Open ``weight_l1.py`` first for a penalty, or
+``gaussian_noise.py`` for a splice, which replaces a value.
+"""
 
 from graphreg.passes.bernoulli_dropout import BernoulliDropout
 from graphreg.passes.contractive import Contractive

@@ -1,4 +1,4 @@
-"""Dropout: Srivastava et al., JMLR 15 (2014), section 4; in the inverted form, which leaves eval mode alone."""
+"""Dropout: Srivastava et al., JMLR 15 (2014), section 4; inverted: it scales in training, and eval mode needs nothing."""
 
 import math
 from collections.abc import Sequence

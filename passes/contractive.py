@@ -1,7 +1,7 @@
 """Contraction: Rifai, Vincent, Muller, Glorot & Bengio, Contractive auto-encoders, ICML 2011, equation 5.
 
 The estimate by random projections: Hoffman, Roberts & Yaida, Robust learning with Jacobian regularization, 2019,
-equation 9, with directions of random signs (Hutchinson, 1990), of which none has to be normalized.
+equation 9, but with directions of random signs (Hutchinson, 1990), which need not be normalized.
 """
 
 import torch
@@ -11,14 +11,22 @@ from graphreg import Penalty, Pull, Selector
 
 
 class Contractive(Penalty, keys=("contractive",)):
-    """The mean over sites of the squared Frobenius norm of the Jacobian, an example: ``sum (dz/dx)² / len(x)``.
+    """The mean over sites of the squared Frobenius norm of the Jacobian per example: ``sum (dz/dx)² / len(x)``.
 
-    z, at each site, and x, what ``wrt`` selects (``"*"``: the floating-point inputs): [batch, any shape] -> 0-d. The
-    Jacobian is that of the whole batch, summed over all x, and 0 where there is no path. ``weight`` >= 0.
-    ``estimator``: ``"projection"`` on ``n`` >= 1 random directions, unbiased, one backward pass each for all sites;
-    ``"exact"``, one for each element of z; ``"mean"``, as theanets' code has it: the mean over x of (d mean(z)/dx)²,
-    averaged over what ``wrt`` selects. It acts in train mode; ``always``: in eval mode, too. Raises GraphRegError for what
-    cannot be differentiated twice, NoMatchError for a ``wrt`` that selects nothing.
+    z, at each site, and x, the values that ``wrt`` selects: [batch, any shape] -> 0-d. The Jacobian is that of the whole batch,
+    summed over all x, and 0 where z does not depend on x. ``weight`` >= 0.
+
+    Attributes:
+        wrt: What to differentiate with respect to; ``"*"`` means the floating-point inputs.
+        estimator: ``"projection"`` on ``n`` random directions, unbiased, one backward pass each for all sites; ``"exact"``, one
+            backward pass for each element of z; ``"mean"``, as in theanets' code: the mean over x of (d mean(z)/dx)², averaged over
+            the values that ``wrt`` selects.
+        n: The number of random directions, >= 1.
+        always: Act in eval mode too; by default the penalty acts in train mode only.
+
+    Raises:
+        GraphRegError: An operation on the way cannot be differentiated twice.
+        NoMatchError: ``wrt`` matches nothing.
     """
 
     wrt: Selector = "*"
@@ -47,5 +55,5 @@ class Contractive(Penalty, keys=("contractive",)):
 
 
 def _squared(rows: list[dict[str, Tensor]]) -> Tensor:
-    """The sum of squares an example, over all rows and all that they were taken with respect to."""
+    """The sum of squares per example, over all rows and all values that they were taken with respect to."""
     return torch.stack([g.square().sum() / (len(g) if g.dim() else 1) for gradients in rows for g in gradients.values()]).sum()

@@ -6,7 +6,7 @@ from graphreg import Penalty
 
 
 class HiddenL1(Penalty, keys=("hidden_l1", "hidden_sparsity")):
-    """The mean over sites of the mean absolute value of each: ``mean |z|``.
+    """The mean absolute value of activations, averaged over sites: ``mean |z|``.
 
     z: [any shape], floating -> 0-d, averaged over all its elements. ``weight`` >= 0.
     """

@@ -1,7 +1,7 @@
 """The norm stabilizer: Krueger & Memisevic, Regularizing RNNs by stabilizing activations, ICLR 2016, equation 1.
 
 ``norm="l2"`` is that equation. The default takes squared norms, as the formula in theanets' documentation does
-(``theanets.regularizers.RecurrentNorm``), whose code forgot the outer square.
+(``theanets.regularizers.RecurrentNorm``); theanets' code forgot the outer square.
 """
 
 import torch
@@ -13,12 +13,17 @@ from graphreg import Penalty, mean_over_pairs
 class RecurrentNorm(Penalty, keys=("recurrent_norm",)):
     """The mean square of the change of the squared norm from step to step: ``mean (|z_t|² - |z_t-1|²)²``.
 
-    steps: [time, batch, units] -> 0-d, averaged over the sites, and at each over all pairs of neighbouring steps of all
-    sequences: pooled, so that a long sequence weighs more. A single step gives 0. ``weight`` >= 0. A selector is required.
-    ``norm``: ``"squared"``, or ``"l2"``: ``mean (|z_t| - |z_t-1|)²``. ``time_axis``: of the value, where no recurrent layer
-    tells it. ``lengths``: the name of the model's input that carries them, whole numbers [batch], or a bool mask
-    [batch, time] that is True where a step counts (torch's padding masks are the opposite); other steps are as if they
-    were not there. Raises RegularizerError for a value that is no sequence, and for lengths that do not fit.
+    steps: [time, batch, units] -> 0-d, averaged over sites, and at each site over all pairs of neighbouring steps of all
+    sequences together, so that a long sequence weighs more. A single step gives 0. ``weight`` >= 0. A selector is required.
+
+    Attributes:
+        norm: ``"squared"``, or ``"l2"``: ``mean (|z_t| - |z_t-1|)²``.
+        time_axis: The axis of time, for a value that does not come from a recurrent layer.
+        lengths: The name of the model's input that holds the lengths: whole numbers [batch], or a bool mask [batch, time] that is
+            True where a step counts (torch's padding masks are the opposite). All other steps are ignored.
+
+    Raises:
+        RegularizerError: The value is not a sequence, or the lengths do not fit it.
     """
 
     norm: str = "squared"

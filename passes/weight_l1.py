@@ -6,9 +6,9 @@ from graphreg import Penalty
 
 
 class WeightL1(Penalty, keys=("weight_l1", "weight_sparsity"), on="parameters"):
-    """The mean over parameters (of 2 dims or more) of the mean absolute value; ``reduction="sum"``: sum of |w|.
+    """The mean absolute value of a parameter, averaged over all parameters of 2 dims or more.
 
-    w: [2 or more dims] -> 0-d. ``weight`` >= 0.
+    w: [2 or more dims] -> 0-d. ``weight`` >= 0. With ``reduction="sum"`` it is the sum of |w| instead.
     """
 
     reduction: str = "mean"

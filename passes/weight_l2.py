@@ -9,10 +9,10 @@ from graphreg import Penalty, Site
 
 
 class WeightL2(Penalty, keys=("weight_l2", "weight_decay"), on="parameters"):
-    """The mean over parameters (of 2 dims or more) of the mean square of each; ``reduction="sum"``: sum of w².
+    """The mean square of a parameter, averaged over all parameters of 2 dims or more.
 
-    w: [2 or more dims] -> 0-d. ``weight`` >= 0. A mean is a weak penalty: the report prints the SGD weight decay that
-    pulls as strongly.
+    w: [2 or more dims] -> 0-d. ``weight`` >= 0. With ``reduction="sum"`` it is the sum of w² instead. A mean is a weak penalty: the
+    report prints the SGD weight decay that pulls as strongly.
     """
 
     reduction: str = "mean"
@@ -25,7 +25,7 @@ class WeightL2(Penalty, keys=("weight_l2", "weight_decay"), on="parameters"):
         return w.square().sum() if self.reduction == "sum" else w.square().mean()
 
     def note(self, sites: Sequence[Site], weight: float) -> str:
-        """The SGD ``weight_decay`` whose step is the same: the gradient of the penalty divided by w."""
+        """Return the SGD ``weight_decay`` that takes the same step: the gradient of the penalty divided by w, as a line of the report."""
         if self.reduction == "sum":
             return f"equivalent SGD weight_decay: {2 * weight:.3g}"
         pulls = [2 * weight / (len(sites) * math.prod(site.shape or ())) for site in sites]

@@ -1,4 +1,8 @@
-"""What each command makes of a model. ``graphreg.report`` and its like are imported by the command that calls them."""
+"""Runs the commands: ``names``, ``plan``, ``report``, ``diff`` and ``draw`` on a model, and ``demo``.
+
+``graphreg.report`` and the like are imported only by the command that calls them.
+"""
+
 from __future__ import annotations
 
 import subprocess
@@ -24,7 +28,7 @@ from graphreg.verification import copied, validate
 
 @dataclass(frozen=True)
 class Drawn:
-    """What was drawn, and where."""
+    """The result of ``draw``: the model's name and the file."""
 
     title: str
     path: Path
@@ -33,12 +37,12 @@ class Drawn:
         return f"{self.title} is drawn in {self.path}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values alone."""
+        """Return the result as plain data for ``--json``."""
         return {"title": self.title, "path": str(self.path)}
 
 
 def run(args: Namespace) -> Any:
-    """What ``names``, ``plan``, ``report``, ``diff`` or ``draw`` shows: it has ``str()`` and ``to_dict()``."""
+    """Run ``names``, ``plan``, ``report``, ``diff`` or ``draw``; the result has ``str()`` and ``to_dict()``."""
     if args.command == "names":
         return _names(args)
     return _drawn(args) if args.command == "draw" else _regularized(args)
@@ -53,10 +57,10 @@ def _traced(args: Namespace, model: nn.Module, inputs: Any) -> Traced:
         return trace(model, inputs, args.front_end)
     except GraphRegError:
         raise
-    except Exception as error:  # the model's own, of any kind
-        given = f" with {' '.join(args.input or [args.inputs])}" if inputs is not None else ""
+    except Exception as error:  # the model's own error, of any kind
+        inputs_text = f" with {' '.join(args.input or [args.inputs])}" if inputs is not None else ""
         file = getattr(sys.modules.get(type(model).__module__), "__file__", None)
-        raise UsageError(f"{args.model} cannot run{given}: {raised(error, file)}") from error
+        raise UsageError(f"{args.model} cannot run{inputs_text}: {raised(error, file)}") from error
 
 
 def _names(args: Namespace) -> Names:
@@ -105,13 +109,12 @@ def _drawn(args: Namespace) -> Drawn:
     return Drawn(plan.title, path)
 
 
-
 FILES = {"regularizers": "demo.py", "penalties": "demo_penalties.py"}
 NEEDED = ("rich", "scipy", "sklearn", "torchvision")
 
 
 def demo(which: str) -> int:
-    """Run a demo in a process of its own, as ``make`` does, and give its status. Raises UsageError where its extra is missing."""
+    """Run a demo in a process of its own, as ``make`` does, and return its status. Raises UsageError if a package it needs is missing."""
     absent = [name for name in NEEDED if find_spec(name) is None]
     if absent:
         raise UsageError(f"the demo needs {', '.join(absent)}, not installed here: pip install 'graphreg[demo]'.")
@@ -119,8 +122,8 @@ def demo(which: str) -> int:
 
 
 def script(which: str) -> Path:
-    """The file of a demo, in the checkout or in the installed package."""
+    """Return the file of a demo, in the checkout or in the installed package."""
     package = find_spec("graphreg.examples")
     if package is None or package.origin is None:
-        raise UsageError("this install of graphreg has no demo in it. Install graphreg anew with pip.")
+        raise UsageError("this installation of graphreg has no demo. Install graphreg again with pip.")
     return Path(package.origin).with_name(FILES[which])

@@ -1,4 +1,4 @@
-"""What the command line says on one line: what was given, what is allowed, what to do."""
+"""Words an error as one line of the command line, with what to type in the place of Python code."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ IN_WORDS_OF_THE_COMMAND = {"graphreg.names(model)": "graphreg names {model}", "g
 
 
 class UsageError(GraphRegError):
-    """A command line that cannot be carried out."""
+    """The command line is wrong."""
 
 
 def sentence(error: BaseException, model: str = "MODEL", inputs: bool = True) -> str:
-    """The error as one line, its code in the words of the command line. ``inputs``: whether inputs were given."""
+    """Return an error as one line that names commands in the place of Python calls. ``inputs``: whether inputs were given."""
     text = " ".join(str(error).split())
     for code, command in IN_WORDS_OF_THE_COMMAND.items():
         text = text.replace(code, command.format(model=model))
@@ -26,7 +26,7 @@ def sentence(error: BaseException, model: str = "MODEL", inputs: bool = True) ->
 
 
 def raised(error: BaseException, file: str | None = None) -> str:
-    """``ValueError: its first line (net.py, line 3)``: of a user's own code, with the last line of ``file`` that it went through."""
+    """Summarize an error of the user's code, with the last line of ``file`` it went through: ``ValueError: message (net.py, line 3)``."""
     lines = str(error).strip().splitlines()
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     text = text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."

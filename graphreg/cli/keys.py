@@ -1,4 +1,4 @@
-"""The keys of regularizers, read in the sources and not imported: help and completion do without torch."""
+"""Reads the regularizers' keys from their source files without importing them, so that help and completion need no torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
-GROUP = "graphreg.passes"  # the registry's, whose room imports torch
+GROUP = "graphreg.passes"  # as in the registry, which cannot be imported here because it imports torch
 
 HELP = {
     "dropout": "rate of dropout at the sites that GLOB names; without one, at the hidden values",
@@ -17,7 +17,7 @@ HELP = {
 
 
 def written_keys() -> dict[str, str]:
-    """Each key with a line of help: the families and their roles, the built-ins' and those that installed packages announce."""
+    """Return every key with a line of help: dropout and noise with their roles, the built-in keys, and those of installed packages."""
     found = {f"{role}_{family}": f"{family} at the {role} sites" for family in HELP for role in ("input", "hidden", "output")}
     found |= HELP
     for path in _sources():
@@ -35,7 +35,7 @@ def _sources() -> Iterator[Path]:
 
 
 def _source(module: str) -> Iterator[Path]:
-    """The file of a module, found without importing the packages around it."""
+    """Yield the file of a module, found without importing the packages around it."""
     top, *inner = module.split(".")
     spec = find_spec(top)
     if spec is None or spec.origin is None:
@@ -49,7 +49,7 @@ def _source(module: str) -> Iterator[Path]:
 
 
 def _keys_in(path: Path) -> Iterator[tuple[str, str]]:
-    """``class WeightL2(Penalty, keys=("weight_l2", ...))`` gives each key with the first line of the class's docstring."""
+    """Yield each key in ``class WeightL2(Penalty, keys=("weight_l2", ...))``, with the first line of the class's docstring."""
     try:
         tree = ast.parse(path.read_bytes())
     except SyntaxError:  # somebody else's file; the registry names it in a warning when it is imported
@@ -57,8 +57,8 @@ def _keys_in(path: Path) -> Iterator[tuple[str, str]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):
             text = (ast.get_docstring(node) or node.name).splitlines()[0].replace("``", "")
-            for given in node.keywords:
-                if given.arg == "keys" and isinstance(given.value, (ast.Tuple, ast.List)):
-                    for key in given.value.elts:
+            for keyword in node.keywords:
+                if keyword.arg == "keys" and isinstance(keyword.value, (ast.Tuple, ast.List)):
+                    for key in keyword.value.elts:
                         if isinstance(key, ast.Constant) and isinstance(key.value, str):
                             yield key.value.lower(), text

@@ -1,4 +1,4 @@
-"""The regularizers that a command names: ``--hidden-dropout 0.1 --hidden-l1 'layer4*=1e-3'``."""
+"""Makes regularizers from the options of a command: ``--hidden-dropout 0.1 --hidden-l1 'layer4*=1e-3'``."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ ORDER = [name for family in FAMILIES for name in (*(f"{role}_{family}" for role 
 
 
 def regularizers(traced: Traced, given: Given) -> list[Regularizer]:
-    """Those of ``from_kwargs``, in its order; an option that is given several times is several regularizers."""
+    """Make the regularizers that the options name, in the order of ``from_kwargs``; a repeated option gives several."""
     read = [(keyword_of(option), _value(option, text)) for option, text in given]
     read.sort(key=lambda pair: ORDER.index(pair[0]) if pair[0] in ORDER else len(ORDER))
     return [regularizer for keyword, value in read for regularizer in from_kwargs(traced, **{keyword: value})]
 
 
 def keyword_of(option: str) -> str:
-    """``--hidden-dropout`` is ``hidden_dropout``."""
+    """Return the keyword of an option: ``hidden_dropout`` for ``--hidden-dropout``."""
     return option.removeprefix("--").replace("-", "_").lower()
 
 
 def check_options(given: Given, known: Iterable[str], command: str) -> None:
-    """Refuse an option that is neither the command's own nor a key, before anything is traced."""
+    """Raise, before anything is traced, for an option that is neither the command's own nor the key of a regularizer."""
     keys = {*registered(), *PREFIXED, *FAMILIES}
     options = {*known, *(f"--{key.replace('_', '-')}" for key in keys)}
     for option, text in given:
@@ -43,7 +43,7 @@ def check_options(given: Given, known: Iterable[str], command: str) -> None:
 
 
 def _value(option: str, text: str) -> Any:
-    """What ``from_kwargs`` takes: a strength, or a dict of options."""
+    """Read an option's value for ``from_kwargs``: a strength, or a dict of options."""
     if text.lstrip().startswith("{"):
         try:
             return json.loads(text)
@@ -63,7 +63,7 @@ def _value(option: str, text: str) -> Any:
 
 
 def own_dropout(texts: Sequence[str] | None) -> OwnDropout:
-    """What ``regularize`` takes: a word, a rate, or a dict of selectors to these."""
+    """Read ``--own-dropout`` for ``regularize``: a word, a rate, or a dict of selectors to these."""
     read = {glob or "*": _choice(text, choice) for text in texts or () for glob, _, choice in [text.rpartition("=")]}
     if not texts:
         return "keep"
@@ -80,5 +80,5 @@ def _choice(text: str, choice: str) -> Any:
 
 
 def none_given(given: Given, own: OwnDropout) -> bool:
-    """Whether nothing is asked for."""
+    """Whether the command asks for no regularizer and leaves native dropout as it is."""
     return not given and not isinstance(own, Mapping) and own == "keep"

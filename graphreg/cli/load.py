@@ -1,4 +1,8 @@
-"""The model that a command names: ``module:callable`` or ``file.py:callable``."""
+"""Loads what a command works on: the model, ``module:callable`` or ``file.py:callable``, and its example inputs.
+
+Inputs are random tensors of a shape (``--input 1x3x224x224``), or tensors that torch.save wrote (``--inputs FILE``).
+"""
+
 from __future__ import annotations
 
 import importlib
@@ -21,7 +25,11 @@ from graphreg.errors import near_sentence
 
 
 def load(text: str, kwargs: str | None) -> nn.Module:
-    """The model: what the callable gives when it is called with ``kwargs`` (JSON), or the instance of that name."""
+    """Load a model: call what ``text`` names with ``kwargs`` (JSON), or take it as it is if it is a module already.
+
+    Raises:
+        UsageError: There is no such module, file or name, or it does not give a torch.nn.Module.
+    """
     options = _options(kwargs)
     place, _, name = text.rpartition(":")
     if not place or not name:
@@ -39,8 +47,8 @@ def load(text: str, kwargs: str | None) -> nn.Module:
     try:
         model = found(**options)
     except (Exception, SystemExit) as error:
-        given = ", ".join(f"{key}={value!r}" for key, value in options.items())
-        raise UsageError(f"{text} called with ({given}) raised {raised(error, module.__file__)}") from error
+        arguments = ", ".join(f"{key}={value!r}" for key, value in options.items())
+        raise UsageError(f"{text} called with ({arguments}) raised {raised(error, module.__file__)}") from error
     if not isinstance(model, nn.Module):
         raise UsageError(f"{text} gives something of type {type(model).__name__}; it must give a torch.nn.Module.")
     return model
@@ -59,7 +67,7 @@ def _options(kwargs: str | None) -> dict[str, Any]:
 
 
 def _file(place: str) -> ModuleType:
-    """A file, imported under its own name."""
+    """Import a file under its own name."""
     path = Path(place).resolve()
     if not path.is_file():
         others = [str(Path(place).with_name(other.name)) for other in path.parent.glob("*.py")]
@@ -75,7 +83,7 @@ def _file(place: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
     try:
-        with on_the_path(path.parent):  # for what it imports from beside it
+        with on_the_path(path.parent):  # for its imports of files beside it
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[path.stem]
@@ -96,7 +104,7 @@ def _module(name: str) -> ModuleType:
 
 
 def _modules_near(name: str) -> list[str]:
-    """The modules of the same package, or those that are installed."""
+    """Return the modules of the same package, or all that are installed, as suggestions."""
     package = name.rpartition(".")[0]
     paths = getattr(sys.modules.get(package), "__path__", None) if package else None
     return [found.name for found in pkgutil.iter_modules(paths, f"{package}." if package else "")]
@@ -113,16 +121,26 @@ def _attribute(module: ModuleType, place: str, name: str) -> Any:
     return found
 
 
-
 GRAMMAR = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?(?:<(?P<bound>\d+))?")
-BELOW = 2  # integers are 0 or 1 where no bound is given: indices of any table, and masks
+BELOW = 2  # integers are 0 or 1 without a bound: valid indices of any table, and valid masks
 EXAMPLE = "write [name=]SHAPE[:dtype][<bound], e.g. 1x3x224x224, 8x16:float64, 'input_ids=1x16:int64<100'"
 KINDS = re.compile(r"bool|bfloat16|float(16|32|64)|complex(64|128)|int(8|16|32|64)|uint8")
 DTYPES: dict[str, torch.dtype] = {name: value for name, value in vars(torch).items() if KINDS.fullmatch(name)}
 
 
 def example_inputs(texts: Sequence[str] | None, file: str | None) -> Any:
-    """What ``trace`` takes: a tuple of tensors, a dict where they are named, what a file holds, or None."""
+    """Make the example inputs for ``trace``.
+
+    Args:
+        texts: The shapes of ``--input``.
+        file: The file of ``--inputs``.
+
+    Returns:
+        A tuple of tensors, a dict if the inputs are named, what the file holds, or None.
+
+    Raises:
+        UsageError: A shape or the file is wrong.
+    """
     if texts and file is not None:
         raise UsageError("--input and --inputs are both given; one is enough.")
     if file is not None:
@@ -159,7 +177,7 @@ def _tensor(text: str, draws: torch.Generator) -> tuple[str | None, Tensor]:
         if integers:
             return name, torch.randint(BELOW if bound is None else int(bound), shape, generator=draws).to(dtype)
         return name, torch.randn(shape, dtype=dtype, generator=draws)
-    except (RuntimeError, TypeError) as error:  # more than there is memory for, or than an index can count
+    except (RuntimeError, TypeError) as error:  # too large for memory, or for an index
         raise UsageError(f"--input {text!r} cannot be made: {raised(error)}") from error
 
 
@@ -169,7 +187,7 @@ def _read(file: str) -> Any:
         raise UsageError(f"--inputs: there is no file {file}.")
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load tells a damaged file by errors of many kinds
+    except Exception as error:  # torch.load raises errors of many kinds for a damaged file
         raise UsageError(
             f"--inputs {file} cannot be read; write it with torch.save, of tensors in a tuple or a dict ({raised(error)})"
         ) from error

@@ -1,5 +1,5 @@
 # PYTHON_ARGCOMPLETE_OK
-"""The command line: ``graphreg names | plan | report | diff | draw | demo | completion``."""
+"""The entry point of the command line: runs a command, prints its result, and turns errors into one line and an exit status."""
 
 from __future__ import annotations
 
@@ -25,9 +25,14 @@ WRONG, FAILED, INTERRUPTED, PIPE_CLOSED = 2, 1, 130, 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Carry out a command line and give its exit status.
+    """Run a command line and return its exit status.
 
-    0; 2 for what is wrong in the command, one line on stderr; 1 for any other error; 130 when interrupted; 141 when nobody reads.
+    Args:
+        argv: The arguments; by default those of the process.
+
+    Returns:
+        0 on success; 2 for an error in the command, with one line on stderr; 1 for any other error; 130 when interrupted; 141 when
+        stdout is closed.
     """
     args = Namespace()
     try:
@@ -35,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "_ARGCOMPLETE" in os.environ:
             _argcomplete().autocomplete(grammar)
         args = grammar.parse_args(argv)
-        with _collector_at_rest(), _warnings_told():  # at rest it saves a third of the time that importing torch takes
+        with _collector_at_rest(), _short_warnings():  # at rest it saves a third of the time that importing torch takes
             return _run(args)
     except BrokenPipeError:
         _close_stdout()
@@ -47,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as end:  # of --help and --version
         return int(end.code or 0)
     except Exception as error:
-        return _tell(error, args, FAILED, f"{raised(error)} (no error that graphreg expects; --traceback shows where it comes from)")
+        return _tell(error, args, FAILED, f"{raised(error)} (graphreg does not expect this error; --traceback shows where it comes from)")
 
 
 @contextlib.contextmanager
@@ -63,7 +68,7 @@ def _collector_at_rest() -> Iterator[None]:
 
 
 def _run(args: Namespace) -> int:
-    # What follows imports torch, or an extra: not for --help, which is answered by now. When Python ends, its collector would walk
+    # What follows imports torch, or an optional package; --help has been answered by now. At exit Python's collector would walk
     # through all of torch once more, which takes a quarter of the whole time.
     atexit.unregister(gc.freeze)
     atexit.register(gc.freeze)
@@ -73,7 +78,7 @@ def _run(args: Namespace) -> int:
     if args.command == "completion":
         text = _argcomplete().shellcode(["graphreg"], shell=args.shell)
     else:
-        with contextlib.redirect_stdout(sys.stderr), on_the_path(Path.cwd()):  # what the model's code prints is not the output
+        with contextlib.redirect_stdout(sys.stderr), on_the_path(Path.cwd()):  # what the model's code prints is not part of the output
             result = importlib.import_module("graphreg.cli.commands").run(args)
         text = json.dumps(result.to_dict(), indent=2) if args.json else str(result)  # in colours where stdout is a terminal
     print(text, flush=True)
@@ -88,15 +93,15 @@ def _argcomplete() -> Any:
 
 
 @contextlib.contextmanager
-def _warnings_told() -> Iterator[None]:
-    """Each warning on one line."""
+def _short_warnings() -> Iterator[None]:
+    """Print each warning as one line on stderr."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *place, **more: print(f"graphreg: warning: {_words(message)}", file=sys.stderr)
         yield
 
 
 def _words(message: Warning | str) -> str:
-    """Without the name of graphreg twice."""
+    """Return a warning's text on one line, without graphreg's name, which the caller adds."""
     return " ".join(str(message).split()).removeprefix("graphreg: ")
 
 
@@ -112,6 +117,6 @@ def _tell(error: Exception, args: Namespace, status: int, text: str) -> int:
 
 
 def _close_stdout() -> None:
-    """Python would complain of the closed pipe once more, at its end."""
+    """Redirect stdout to the null device: Python would report the closed pipe once more at exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,5 @@
-"""The command line's grammar. No torch is imported here."""
+"""The parser of the command line: commands, options and help. It does not import torch."""
+
 from __future__ import annotations
 
 import argparse
@@ -30,10 +31,9 @@ SHELLS = ("bash", "zsh", "fish")
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, that raises its errors.
+    """An argument parser that raises its errors, and takes options that it does not know where a command takes regularizers.
 
-    Where a command takes regularizers it takes also the keys that no source was found for (a class name, a misspelt key): these are
-    looked up when torch is there.
+    Such an option (a class name, a misspelt key) is looked up later, once torch is imported.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -41,27 +41,27 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError."""
-        raise UsageError(f"{message}. {self.prog} --help tells what is allowed.")
+        raise UsageError(f"{message}. {self.prog} --help shows what is allowed.")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """argparse's, over the options it has and those of ``args`` that it has not; of an option that nobody has, those near it."""
+        """Parse ``args``; add the unknown options as regularizers where a command takes these, else raise with suggestions."""
         if self.get_default("keywords") is not None:
             self.set_defaults(known=tuple(self._option_string_actions))
             for option in dict.fromkeys(text.partition("=")[0] for text in args or () if text.startswith("--") and len(text) > 2):
                 if option not in self._option_string_actions:
                     self.add_argument(option, action=_Keyword, help=argparse.SUPPRESS)
-        found, rest = super().parse_known_args(args, namespace)
+        parsed, rest = super().parse_known_args(args, namespace)
         unknown = next((text.partition("=")[0] for text in rest if text.startswith("-") and text != "-"), None)
         if unknown is not None:
             if unknown.strip("-").replace("-", "_") in written_keys():
                 self.error(f"{self.prog} takes no regularizer ({unknown}); plan, report, diff and draw do")
             words = near(unknown.strip("-"), (option.strip("-") for option in self._option_string_actions))
             self.error(f"unrecognized option {unknown}" + f". Near options: {', '.join(f'--{word}' for word in words)}" * bool(words))
-        return found, rest
+        return parsed, rest
 
 
 class _Keyword(argparse.Action):
-    """Keeps the regularizers in the order in which they were given."""
+    """Collects the options of regularizers, in the order given."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
         super().__init__(option_strings, "keywords", default=(), metavar="STRENGTH", help=help)
@@ -71,7 +71,7 @@ class _Keyword(argparse.Action):
 
 
 def parser() -> Parser:
-    """The whole grammar: a command, what it acts on, its options."""
+    """Build the parser: the commands, what each acts on, and its options."""
     top = Parser(prog="graphreg", description="Regularize a PyTorch model by name, and look at it.", epilog=f"example: {EXAMPLE}")
     top.add_argument("--version", action="version", version=f"graphreg {graphreg.__version__} (torch {version('torch')})")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -79,7 +79,7 @@ def parser() -> Parser:
         own = commands.add_parser(command, help=COMMANDS[command], description=f"{COMMANDS[command].capitalize()}.", usage=_usage(command))
         own.add_argument("model", metavar="MODEL", help=MODEL)
         if command == "draw":
-            own.add_argument("path", metavar="FILE", help="where to; its extension says how: .svg, .png, .dot, .html")
+            own.add_argument("path", metavar="FILE", help="the file to write; its extension says how: .svg, .png, .dot, .html")
             own.add_argument("--level", type=int, metavar="DEPTH", help="fold the modules of this depth")
             own.add_argument("--mode", choices=("train", "eval"), default="train", help="whose forward, where the two differ")
         _add_model_options(own)
@@ -115,9 +115,9 @@ def _add_model_options(own: argparse.ArgumentParser) -> None:
 
 
 def _add_regularizers(own: argparse.ArgumentParser) -> None:
-    own.add_argument("--missing", choices=("error", "warn", "ignore"), default="error", help="what a selector that finds nothing is")
+    own.add_argument("--missing", choices=("error", "warn", "ignore"), default="error", help="what to do when a selector matches nothing")
     own.add_argument(
-        "--own-dropout", action="append", metavar="CHOICE", help="the model's own dropout: keep, seeded, off or a rate; or GLOB=CHOICE"
+        "--own-dropout", action="append", metavar="CHOICE", help="native dropout: keep, seeded, off or a rate; or GLOB=CHOICE"
     )
     group = own.add_argument_group(
         "regularizers", """STRENGTH, GLOB=STRENGTH, or all options as JSON: '{"weight": 1e-4, "pattern": "fc.*"}'; repeatable"""
@@ -128,13 +128,12 @@ def _add_regularizers(own: argparse.ArgumentParser) -> None:
 
 
 
-
 @contextmanager
 def on_the_path(folder: Path) -> Iterator[None]:
-    """A folder whose modules can be imported meanwhile."""
+    """Put a folder on sys.path for the time being."""
     sys.path.insert(0, str(folder))
     try:
         yield
     finally:
-        with suppress(ValueError):  # the model's code has taken it out already
+        with suppress(ValueError):  # the model's code has removed it already
             sys.path.remove(str(folder))

@@ -1,4 +1,4 @@
-"""The bench: experiments under the present settings, the settings that are to blame for what they show, and the findings."""
+"""Runs the experiments under the present settings of torch, finds the settings to blame for a wrong mask, and words the findings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,13 @@ def by_kind(owns: Iterable[Own]) -> dict[DropoutKind, list[Own]]:
 
 @dataclass(frozen=True)
 class Bench:
-    """Where the experiments are done; ``told`` is told what is being tried."""
+    """Runs experiments with one backend on one device.
+
+    Attributes:
+        backend: A backend of torch.compile, by name or as a callable.
+        device: Where the experiments run.
+        told: Called with what is being tried, to show progress.
+    """
 
     backend: Backend
     device: torch.device
@@ -40,7 +46,7 @@ class Bench:
         unlike = list[tuple[DropoutKind, float]]()
         for kind in kinds:
             again = partial(measure, kind, self.backend, self.device)
-            seen = self._try(f"the model's own dropout ({kind})", again)
+            seen = self._try(f"native dropout ({kind})", again)
             if seen.wrong:
                 wrong.setdefault((seen.error, self.blame(again)), []).append((kind, seen))
             if seen.eager:
@@ -51,17 +57,17 @@ class Bench:
         return found or self._order([own for owns in kinds.values() for own in owns])
 
     def streams(self, sites: tuple[str, ...]) -> list[Finding]:
-        """Graphreg's own streams, which are drawn from at ``sites``."""
+        """Test graphreg's streams, which the module draws from at ``sites``."""
         again = partial(measure_streams, self.backend, self.device)
         seen = self._try("graphreg's streams", again)
         if not seen.wrong and not seen.eager:
             return []
         blamed = self.blame(again)
-        shown = seen.error or f"graphreg's masks are others for {seen.backward:.0%} of elements in backward, {seen.eager:.0%} compiled"
+        shown = seen.error or f"graphreg's masks differ for {seen.backward:.0%} of elements in backward, {seen.eager:.0%} compiled"
         return [Finding("refused" if seen.error else "wrong", cause(blamed), shown, sites, set_back(blamed), upstream(blamed))]
 
     def blame(self, again: Callable[[], Measured]) -> tuple[Setting, ...]:
-        """The settings that must be set back to cure it, and no more of them; none where that does not cure it."""
+        """Find the fewest changed settings that must go back to their defaults to cure it; none if that does not cure it."""
         needed = changed()
         if not needed or not self._cured(needed, again):
             return ()
@@ -94,7 +100,7 @@ class Bench:
         return Finding("differs", "the backend draws in a way of its own", observed, _names(owns), seed(owns), NONE)
 
     def _order(self, owns: Sequence[Own]) -> list[Finding]:
-        """Where each draw alone is eager's, several in one graph must come in eager's order, too."""
+        """Test whether several draws in one graph come in eager's order, where each alone is as in eager."""
         if len(owns) < 2:
             return []
         seen = self._try("the order of draws", partial(measure_order, self.backend, self.device))

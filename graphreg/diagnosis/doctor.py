@@ -1,4 +1,4 @@
-"""``graphreg.doctor``: whether the masks of a module are right under the present settings of torch, found by trying it."""
+"""``graphreg.doctor`` tests, by experiment, whether a module's masks are right under the present settings of torch."""
 
 from __future__ import annotations
 
@@ -24,18 +24,27 @@ KINDS = ("wrong", "refused", "differs")
 def doctor(
     module: nn.Module, step: Callable[[], Any] | None = None, *, backend: Backend = "inductor", progress: bool | None = None
 ) -> Diagnosis:
-    """Tries, under the present settings of torch, whether backward has the masks of the forward, and compiled those of eager.
+    """Test whether backward has the masks of the forward, and compiled code those of eager, under torch's present settings.
 
-    Each kind of the model's own random operations that is not on graphreg's streams, and these streams, are compiled in a tiny
-    function by ``backend``, a name or callable as torch.compile takes it. A setting is named where setting it back cures what was
-    seen. ``step``: a callable without arguments that runs forward and backward; it is called once and watched, which finds
-    activation checkpointing around a function that calls it, and whatever else draws anew in backward. It costs a copy of parameters and
-    buffers, and should leave the optimizer out, whose own state is not put back. Module, gradients, generators, settings and
-    compiled code stay as they are. Measurements under the same settings are made once a process. ``progress``: a line on stderr;
-    None shows it where that is a terminal.
+    For graphreg's streams, and for each kind of the model's own random operations that is not on them, a tiny function is compiled and
+    its masks are compared. A setting is named where setting it back cures a fault. Each measurement is made once per process and
+    settings. The module, its gradients, the generators, the settings and all compiled code stay as they are.
 
-    Raises GraphRegError for a module that graphreg did not rewrite, and for a step without a backward pass or whose backward runs
-    the module again in eager; RegularizerError for other arguments that are not allowed.
+    Args:
+        module: What ``regularize`` returned.
+        step: A callable without arguments that runs forward and backward. It is called once and watched, which finds activation
+            checkpointing around the whole module, and anything else that draws anew in backward. It costs a copy of parameters and
+            buffers. Leave the optimizer out: its state is not restored.
+        backend: A backend of torch.compile, by name or as a callable.
+        progress: Whether to show a line of progress on stderr; None shows it if stderr is a terminal.
+
+    Returns:
+        A diagnosis, which prints as text and is true if nothing is wrong.
+
+    Raises:
+        GraphRegError: graphreg did not rewrite the module, the step runs no backward pass, or its backward runs the module again in
+            eager mode.
+        RegularizerError: Another argument is not allowed.
     """
     inner, left = rewritten(module), own_draws(module)
     rules = rules_of(module)
@@ -118,7 +127,7 @@ def _of_step(seen: Observed, drawing: tuple[str, ...], left: Sequence[Own]) -> l
 
 @contextmanager
 def _line(shown: bool) -> Iterator[Callable[[str], None]]:
-    """What is being tried, on one line that is written over."""
+    """Show what is being tried, on one line of stderr that is overwritten."""
 
     def told(text: str) -> None:
         if shown:

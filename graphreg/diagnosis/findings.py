@@ -1,4 +1,4 @@
-"""What ``doctor`` gives: findings as records, and the words for them."""
+"""The records that ``doctor`` returns, ``Diagnosis`` and ``Finding``, and the helpers that word them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,16 @@ ISSUES = {"activation_memory_budget": f"{ISSUE}190758", "fallback_random": f"{IS
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found. ``kind``: ``"wrong"``, backward has other masks than the forward; ``"refused"``, it does not compile;
-    ``"differs"``, compiled draws other masks than eager, which is no error of either.
+    """One thing that ``doctor`` found.
 
-    ``cause``: the settings with their values, or what of the step. ``observed``: what was seen, in numbers. ``sites``: what it
-    concerns. ``upstream``: the address of torch's issue, or that none was found.
+    Attributes:
+        kind: ``"wrong"``: backward has other masks than the forward. ``"refused"``: it does not compile. ``"differs"``: compiled code
+            draws other masks than eager, which is not an error.
+        cause: The settings to blame, with their values, or what in the step is.
+        observed: What was measured, in numbers.
+        sites: The names of the sites that it concerns.
+        cure: What to do.
+        upstream: The address of torch's issue, or that none was found.
     """
 
     kind: Literal["wrong", "refused", "differs"]
@@ -38,7 +43,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What ``doctor`` found; it prints as text. ``about``: module, torch, backend, device. ``right``: what was tried and is right."""
+    """What ``doctor`` found; it prints as text, and is true if nothing is wrong or refused.
+
+    Attributes:
+        about: The module, torch's version, the backend and the device.
+        findings: What is wrong, refused or different, in this order.
+        right: What was tested and is right.
+    """
 
     about: str
     findings: tuple[Finding, ...]
@@ -46,7 +57,7 @@ class Diagnosis:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong or refused. That masks differ between eager and compiled is a note."""
+        """Whether nothing is wrong or refused; masks that differ between eager and compiled code do not count."""
         return all(finding.kind == "differs" for finding in self.findings)
 
     def __bool__(self) -> bool:
@@ -57,24 +68,27 @@ class Diagnosis:
 
 
 
-
 def shares(seen: Iterable[tuple[str, float]]) -> str:
+    """Word the share of elements that differ, for each kind of random operation."""
     return ", ".join(f"{share:.0%} of elements ({kind})" for kind, share in seen)
 
 
 def cause(blamed: Sequence[Setting]) -> str:
+    """Name the settings to blame, or say that none is."""
     return " and ".join(map(str, blamed)) or "none of the settings known to graphreg: at torch's defaults it is the same"
 
 
 def set_back(blamed: Sequence[Setting]) -> str:
+    """Word the cure: each setting at its default."""
     return " and ".join(each.at_default for each in blamed)
 
 
 def upstream(blamed: Sequence[Setting]) -> str:
+    """Return the addresses of torch's issues about these settings, or say that none was found."""
     return ", ".join(ISSUES[each.name] for each in blamed if each.name in ISSUES) or NONE
 
 
 def seed(owns: Iterable[Own], other: str = "") -> str:
-    """Graphreg's streams, for what can be moved to them, and what else helps."""
+    """Word the cure by graphreg's streams, if any of the operations can be moved to them, and add ``other``."""
     seeded = "regularize(..., own_dropout='seeded')" if any(not own.why_not for own in owns) else ""
     return ", or ".join(filter(None, (seeded, other)))

@@ -1,10 +1,10 @@
-"""Experiments on this installation: tiny functions that draw, compiled under the present settings, and what their masks are.
+"""Experiments that compile tiny functions with random operations under the present settings, and measure which masks they draw.
 
-Each is a chain of draws on ones. An element of its result is other than zero where all the draws kept it, and so is its gradient,
-if backward has the masks of the forward. Which of several draws a partitioner recomputes depends on the graph, so there are several.
+Each is a chain of draws on a tensor of ones. An element of the result is nonzero where all draws kept it, and so is its gradient if
+backward has the masks of the forward. Which of several draws a partitioner recomputes depends on the graph, so the chain has several.
 
-Nothing of the user's is touched: the functions have code of their own, so that Dynamo's cache of any other code stays as it is
-(``torch._dynamo.reset`` would throw all of it away), the generators are put back, and what was measured is kept for the process.
+Nothing of the user's is touched: the functions have code objects of their own, so that Dynamo's cache for other code stays as it is
+(``torch._dynamo.reset`` would clear all of it), the generators are restored, and each measurement is kept for the process.
 """
 
 from __future__ import annotations
@@ -34,9 +34,12 @@ P, SHAPE, LINKS = 0.25, (32, 64), 4
 
 @dataclass(frozen=True)
 class Measured:
-    """Shares of elements, in [0, 1]: whose mask in backward is not the forward's, and whose mask compiled is not eager's.
+    """The outcome of one experiment.
 
-    ``error``: of a function that could not be compiled or run, else ``""``.
+    Attributes:
+        backward: The share of elements, in [0, 1], whose mask in backward differs from the forward's.
+        eager: The share of elements, in [0, 1], whose compiled mask differs from eager's.
+        error: Why the function could not be compiled or run; ``""`` if it could.
     """
 
     backward: float = 0.0
@@ -45,6 +48,7 @@ class Measured:
 
     @property
     def wrong(self) -> bool:
+        """Whether backward has other masks than the forward, or the function does not compile."""
         return self.backward > 0 or self.error != ""
 
 
@@ -69,7 +73,7 @@ def _depth(x: Tensor) -> Tensor:
 
 
 def _attention(x: Tensor) -> Tensor:
-    """One key for each query: its weight is 1, and what dropout leaves of it is the mask."""
+    """Attend from each query to a single key: its weight is 1, so that dropout of the weight shows as the mask."""
     none = x.new_zeros((x.numel(), 1, 1, 1))
     return F.scaled_dot_product_attention(none, none, x.reshape(-1, 1, 1, 1), dropout_p=P).reshape(x.shape)
 
@@ -96,7 +100,7 @@ def _chain(draw: Callable[[Tensor], Tensor]) -> Callable[[Tensor], tuple[Tensor,
 
 
 def _branches(large: Tensor, small: Tensor) -> tuple[Tensor, Tensor]:
-    """Two draws of unlike sizes that meet at the end: a scheduler that moved one would change both."""
+    """Draw twice, with different sizes, in branches that meet at the end: a scheduler that swaps the draws changes both."""
     first = F.dropout(large, P)
     first = first @ first.t()
     second = F.dropout(small, P)
@@ -112,12 +116,12 @@ def measure(kind: DropoutKind, backend: Backend, device: torch.device) -> Measur
 
 
 def measure_order(backend: Backend, device: torch.device) -> Measured:
-    """Two draws in one graph: whether they come in eager's order. ``eager`` is the share of the second's elements that differ."""
+    """Measure whether two draws in one graph come in eager's order: ``eager`` is the share of the second's elements that differ."""
     return _once(("order", backend, device), lambda: _of_order(backend, device))
 
 
 def measure_streams(backend: Backend, device: torch.device) -> Measured:
-    """The same chain on graphreg's streams."""
+    """Measure the chain with graphreg's streams in the place of torch's generator."""
     return _once(("streams", backend, device), lambda: _of_streams(backend, device))
 
 
@@ -187,7 +191,7 @@ def _share(one: Tensor, other: Tensor) -> float:
 
 @contextmanager
 def _apart(device: torch.device) -> Iterator[None]:
-    """Whatever the caller is in the middle of: generators put back, gradients on, autocast off, no warning of torch's."""
+    """Shield an experiment from the caller's context: gradients on, autocast off, no warnings, generators restored."""
     state = random.getstate()
     with (
         torch.random.fork_rng([device] if device.type == "cuda" else []), torch.inference_mode(False), torch.enable_grad(),

@@ -1,8 +1,8 @@
-"""A step of the user's, run once under observation: what is drawn while its backward pass runs.
+"""Runs one step of the user's and watches whether its backward pass draws new random numbers.
 
-A backward pass that runs parts of the forward again must draw what the forward drew. Whoever sees to that leaves the counter of
-graphreg's noise and torch's generators where they were: a checkpoint that preserves the state puts it back, ``frozen_noise`` holds
-it. Where one has moved behind a backward pass, that pass drew anew. This needs nothing of the code that runs, compiled or not.
+A backward pass that recomputes parts of the forward must draw what the forward drew. Correct code leaves the counter of graphreg's
+noise and torch's generators where they were: a checkpoint that preserves the state restores it, and ``frozen_noise`` holds it. If one
+of them has moved after a backward pass, that pass drew anew. This works for any code, compiled or not.
 """
 
 from __future__ import annotations
@@ -22,9 +22,13 @@ from graphreg.torch_internals import Changes, wrap_engine
 
 @dataclass
 class Observed:
-    """``backwards``: passes that ran. ``forward``, ``again``: calls that drew from graphreg's streams outside and within them.
+    """What was counted during the step.
 
-    ``moved``: passes behind which a generator of torch had moved.
+    Attributes:
+        backwards: Backward passes.
+        forward: Calls of the module that drew from graphreg's streams outside a backward pass.
+        again: Calls of the module that drew from graphreg's streams within a backward pass.
+        moved: Backward passes after which one of torch's generators had moved.
     """
 
     backwards: int = 0
@@ -34,7 +38,7 @@ class Observed:
 
 
 def observe(module: nn.Module, key: KeyRule | None, step: Callable[[], Any]) -> Observed:
-    """Run the step once. Parameters, buffers, gradients, modes and generators are afterwards as they were."""
+    """Run the step once and count its draws. Parameters, buffers, gradients, modes and generators are restored afterwards."""
     seen = Observed()
     before = 0 if key is None else int(key.step)
     with _left_as_it_was(module), _watched(seen, key):
@@ -80,7 +84,7 @@ def _generators() -> list[Tensor]:
 
 @contextmanager
 def _left_as_it_was(module: nn.Module) -> Iterator[None]:
-    """Puts back the tensors and what they held: a compiled forward assigns buffers, batch norm and an optimizer write into them."""
+    """Restore the module's tensors and their values: a compiled forward assigns buffers; batch norm and optimizers write in place."""
     modes = [(m, m.training) for m in module.modules()]
     places: list[tuple[dict[str, Any], str, Tensor, Tensor]]
     places = [(slots, name, t, t.detach().clone()) for m in module.modules() for slots in (m._parameters, m._buffers)

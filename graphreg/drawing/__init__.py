@@ -1,4 +1,8 @@
-"""The graph as a picture: SVG, PNG, dot text or a page."""
+"""Draws a model with its regularizers: as SVG, PNG, Graphviz text or an interactive HTML page, or as a networkx graph.
+
+Open ``draw.py`` first. The steps are: ``view.py`` finds the graph of whatever was given, ``graph.py`` makes it a networkx graph,
+``scene.py`` chooses what is drawn and groups it by module, ``layout.py`` places it, and ``render.py`` or ``html.py`` writes the file.
+"""
 
 from graphreg.drawing.draw import draw
 from graphreg.drawing.graph import to_networkx

@@ -1,4 +1,4 @@
-"""``graphreg.draw``: the front door of drawings; what is drawn and how are the files above it."""
+"""``graphreg.draw`` writes a drawing of a model to a file, in the format that the file's extension says."""
 
 from __future__ import annotations
 
@@ -45,11 +45,21 @@ def draw(
     level: int | None = None,
     mode: Mode = "train",
 ) -> Path:
-    """Draw a model, a trace (with ``plan=``: as if it were applied), or a rewritten module, to ``.svg``, ``.png``, ``.dot`` or ``.html``.
+    """Draw a model, a trace, a plan or a rewritten module to a file.
 
-    ``level``: modules of that depth are folded, 1 or more; None unfolds as many whole depths as there is room for. On the page
-    of ``.html`` they unfold at a click. ``example_inputs``: for a model, as in ``trace``; ``mode``: whose forward, where the two
-    differ. Gives the path back. Raises GraphRegError for another extension, a path that cannot be written, and what has no graph.
+    Args:
+        module: What to draw.
+        path: The file; its extension is ``.svg``, ``.png``, ``.dot`` or ``.html``. On an HTML page modules unfold at a click.
+        plan: With a model or a trace: draw it as if this plan were applied.
+        example_inputs: With a model: example inputs, as in ``trace``.
+        level: Fold the modules of this depth, 1 or more; None unfolds as many whole depths as there is room for.
+        mode: Which forward to draw, ``"train"`` or ``"eval"``, where the two differ.
+
+    Returns:
+        The path.
+
+    Raises:
+        GraphRegError: The extension is unknown, the file cannot be written, or what was given has no graph.
     """
     check_level(level)
     file = _file(path)

@@ -1,6 +1,6 @@
-"""The graph as a networkx.DiGraph: names, operations, shapes, modules, what was added and by what; all plain text and numbers.
+"""Converts a graph to a networkx.DiGraph: names, operations, shapes, modules, and what each regularizer added.
 
-Nothing but str, int, float and bool stands in it, and nothing is None, so that GraphML, GEXF and node-link JSON carry it.
+All attributes are str, int, float or bool, and never None, so that GraphML, GEXF and node-link JSON can hold the graph.
 """
 
 from __future__ import annotations
@@ -41,11 +41,20 @@ _FX = {"placeholder": "input", "get_attr": "read", "output": "output"}
 def to_networkx(
     module: Drawable, *, level: int | None = None, plan: Plan | None = None, example_inputs: Any = None, mode: Mode = "train"
 ) -> nx.DiGraph[str]:
-    """A ``networkx.DiGraph`` of a model, a trace (with ``plan=``: as if it were applied), or a rewritten module.
+    """Convert a model, a trace, a plan or a rewritten module to a ``networkx.DiGraph``.
 
-    A node's key is its site's name, ``$`` and torch.fx's name where it is no site; docs/drawing.md lists the attributes.
-    ``level``: 1 or more; modules of that depth become one node each. ``example_inputs``: for a model, as in ``trace``.
-    ``mode``: whose forward, where the two differ. Raises GraphRegError for anything else.
+    A node's key is the name of its site, or ``$`` and the name of the torch.fx node where it is not a site. docs/drawing.md lists the
+    attributes.
+
+    Args:
+        module: What to convert.
+        level: Make each module of this depth, 1 or more, one node; None keeps every node.
+        plan: With a model or a trace: convert it as if this plan were applied.
+        example_inputs: With a model: example inputs, as in ``trace``.
+        mode: Which forward, ``"train"`` or ``"eval"``, where the two differ.
+
+    Raises:
+        GraphRegError: What was given has no graph, or an option is not allowed.
     """
     check_level(level)
     seen = viewed(module, plan, example_inputs, mode)
@@ -54,13 +63,15 @@ def to_networkx(
 
 
 def check_level(level: object) -> None:
-    """Refuse what is no depth."""
+    """Raise GraphRegError unless ``level`` is a depth of modules or None."""
     if level is not None and (type(level) is not int or level < 1):
-        raise GraphRegError(f"level={level!r} is no depth of modules; it is a whole number, 1 (the model's own children) or more, or None.")
+        raise GraphRegError(
+            f"level={level!r} is not a depth of modules; give a whole number, 1 (the model's own children) or more, or None."
+        )
 
 
 def as_networkx(seen: Viewed) -> nx.DiGraph[str]:
-    """Every node of the graph, the additions among them."""
+    """Convert every node of the graph, including those that graphreg added."""
     plan = seen.plan
     names = ", ".join(plan.regularizers) if plan else ""
     graph: nx.DiGraph[str] = nx.DiGraph(model=seen.title, forward=seen.forward, regularizers=names)
@@ -83,10 +94,10 @@ def as_networkx(seen: Viewed) -> nx.DiGraph[str]:
 
 
 def _classes(seen: Viewed) -> dict[str, str]:
-    """The class of each module; those that run tell it in their labels, for a GraphModule keeps empty shells of some."""
-    found = {path: type(module).__name__ for path, module in seen.traced.model.named_modules(remove_duplicate=False)}
-    found |= {label.module: label.op for site in seen.traced.values for label in site.labels if label.module}
-    return found
+    """Return the class of each module by path, from the labels of those that run: a GraphModule keeps empty shells of some."""
+    classes = {path: type(module).__name__ for path, module in seen.traced.model.named_modules(remove_duplicate=False)}
+    classes |= {label.module: label.op for site in seen.traced.values for label in site.labels if label.module}
+    return classes
 
 
 def _prefixes(paths: Any) -> list[str]:
@@ -98,7 +109,7 @@ def _prefixes(paths: Any) -> list[str]:
 
 
 def _arguments(node: fx.Node) -> Iterator[tuple[str, fx.Node]]:
-    """What a node reads, with the place of each among its arguments."""
+    """Yield the nodes that a node reads, each with its place among the arguments."""
     named = [*((str(i), value) for i, value in enumerate(node.args)), *node.kwargs.items()]
     for place, value in named:
         for read in nodes_in(value):
@@ -123,7 +134,7 @@ def _scope(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
 
 
 def _own(node: fx.Node, site: Site | None, seen: Viewed) -> Attributes:
-    """A node of the model's own: a site, or what is none."""
+    """Return the attributes of one of the model's own nodes, whether it is a site or not."""
     modules = seen.traced.operations.modules
     path = _scope(node, modules)
     moved = addition_of(node)  # a dropout may have a leaf in its place
@@ -152,7 +163,7 @@ def _own(node: fx.Node, site: Site | None, seen: Viewed) -> Attributes:
 
 
 def target_text(target: object) -> str:
-    """What a node calls, as text."""
+    """Return the target of a node as text."""
     return target if isinstance(target, str) else getattr(target, "__name__", str(target))
 
 
@@ -180,7 +191,7 @@ def _addition(node: fx.Node, addition: Addition, seen: Viewed, boxes: Mapping[st
 
 
 def collapsed(graph: nx.DiGraph[str], level: int) -> nx.DiGraph[str]:
-    """The same with each module of that depth as one node, which counts what was in it."""
+    """Make each module of one depth a single node, with the number of nodes that were in it."""
     classes = dict(line.split("\t") for line in graph.graph["modules"].split("\n") if line)
     made: nx.DiGraph[str] = nx.DiGraph(**graph.graph)
     stands = {key: _at_depth(key, attributes["box"], level) for key, attributes in graph.nodes(data=True)}
@@ -204,13 +215,16 @@ def collapsed(graph: nx.DiGraph[str], level: int) -> nx.DiGraph[str]:
 
 
 def _at_depth(key: str, box: str, level: int) -> str:
-    """The node's own key, or that of the module it goes into: its path and a slash, for a site may have the path as its name."""
+    """Return the key of the module that a node is folded into, else its own.
+
+    A module's key is its path and a slash, because a site may have the path as its name.
+    """
     parts = box.split(".") if box else []
     return f"{'.'.join(parts[:level])}/" if len(parts) >= level else key
 
 
 def _module(path: str, inside: list[Attributes], classes: Mapping[str, str]) -> Attributes:
-    """The attributes of a module that is one node; its shape is that of the value it returns."""
+    """Return the attributes of a folded module; its shape is that of the value it returns."""
     added = Counter(a["regularizer"] for a in inside if a.get("added") in ("splice", "measure", "read") and a["regularizer"])
     attributes: Attributes = {
         "name": path, "kind": "module", "op": classes.get(path, ""), "module": path, "box": path.rpartition(".")[0],

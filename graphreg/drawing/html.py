@@ -1,4 +1,4 @@
-"""The page: one HTML file with the picture in it as data, and the styles and scripts of the folder ``page`` inlined."""
+"""Writes a drawing as one interactive HTML file: the picture as JSON, with the styles and scripts of the folder ``page`` inlined."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SCRIPTS = ("selector.js", "spacing.js", "scene.js", "page.js")
 
 
 def page(seen: Viewed, shown: Picture, opened: Collection[str]) -> str:
-    """The whole file; it loads nothing from elsewhere."""
+    """Return the text of the HTML file; it loads nothing from elsewhere."""
     data = {
         "title": shown.title, "opened": sorted(opened), "regularizers": _regularizers(seen, shown),
         "boxes": {key: _box(shown, box) for key, box in shown.boxes.items()}, "nodes": {key: _node(shown, key) for key in shown.nodes},
@@ -56,7 +56,7 @@ def _regularizers(seen: Viewed, shown: Picture) -> list[dict[str, Any]]:
 
 
 def formula(cls: type[Regularizer]) -> str:
-    """The body of ``__call__``, which is the formula; ``""`` where its source is not at hand."""
+    """Return the source of a regularizer's ``__call__``, its formula; ``""`` where there is no source."""
     try:
         source = textwrap.dedent(inspect.getsource(cls.__call__))
     except (OSError, TypeError):
@@ -66,7 +66,7 @@ def formula(cls: type[Regularizer]) -> str:
 
 
 def _box(shown: Picture, box: Box) -> dict[str, Any]:
-    """A module with the layers of what is in it, from the top; ``~`` begins the name of a place where a long line passes through."""
+    """Return a module for the page, with its contents in layers from the top; ``~`` begins the name of a point that a long line passes."""
     layers, chains = layered(shown, box)
     return {
         "path": box.path, "name": f"{box.path.rpartition('.')[2]} {box.op}".strip(), "op": box.op, "nodes": box.nodes,
@@ -79,13 +79,13 @@ def _box(shown: Picture, box: Box) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _room(given: tuple[float, float]) -> tuple[float, float]:
-    """A folded module on the page has a mark before its name."""
-    return given[0] + 14, given[1]
+def _room(box: tuple[float, float]) -> tuple[float, float]:
+    """Add room for the mark that a folded module has before its name on the page."""
+    return box[0] + 14, box[1]
 
 
 def layered(shown: Picture, box: Box) -> tuple[list[list[str]], list[list[str]]]:
-    """Its children in layers, each in order from the left, and each line as what it goes through, downwards."""
+    """Return a module's children in layers, from the left, and for each line the children and points it passes, downwards."""
     _, _, spots, splines = laid_out(box, {key: size(shown, key) for key in box.children}, graphviz())
     heights = sorted({round(y) for _, y in spots.values()})
     rows: list[list[tuple[float, str]]] = [[] for _ in heights]
@@ -104,7 +104,7 @@ def layered(shown: Picture, box: Box) -> tuple[list[list[str]], list[list[str]]]
 
 
 def _x_at(points: Sequence[tuple[float, float]], height: float) -> float:
-    """Where a curve passes a height; it goes one way."""
+    """Find the x at which a curve passes a height; curves only go up or only go down."""
     best, x = float("inf"), 0.0
     for i in range(0, len(points) - 1, 3):
         (ax, ay), (bx, by), (cx, cy), (dx, dy) = points[i : i + 4]
@@ -128,7 +128,7 @@ def _node(shown: Picture, key: str) -> dict[str, Any]:
 
 
 def _sites(seen: Viewed, shown: Picture) -> list[dict[str, Any]]:
-    """Every site, drawn or not: what the rule of matching asks, and what the panel shows."""
+    """Return every site, drawn or not, with what selector.js needs to match it and what the panel shows."""
     found = []
     for i, site in enumerate(seen.traced.sites):
         about: Mapping[str, Any] = shown.nodes.get(site.name, {}) if site.kind == "value" else {}
@@ -142,7 +142,7 @@ def _sites(seen: Viewed, shown: Picture) -> list[dict[str, Any]]:
 
 
 def told(site: Site) -> dict[str, Any]:
-    """What the rule of matching asks of a site."""
+    """Return the facts about a site that matching a selector needs (selector.js)."""
     labels = [
         {"name": label.name, "op": label.op, "ports": label.ports, "default": label.default, "module": label.module}
         for label in site.labels
@@ -154,7 +154,7 @@ def told(site: Site) -> dict[str, Any]:
 
 
 def _at(site: Site, shown: Picture) -> str | None:
-    """Where a site is seen: its node; of a parameter the layer that runs with it, or the innermost module around it."""
+    """Return the key of what shows a site: its node; for a parameter the layer that uses it, or the innermost module around it."""
     if site.kind == "value":
         return site.name if site.name in shown.nodes else None
     if (layer := layer_of(shown.nodes, site.name)) is not None:
@@ -166,7 +166,7 @@ def _at(site: Site, shown: Picture) -> str | None:
 
 
 def _rules(seen: Viewed) -> list[dict[str, Any]]:
-    """The kinds of regularizer that a selector can be tried for: those that ask for no more than a selector and a weight."""
+    """Return the regularizers that a selector can be tried for on the page: those that need only a selector and a weight."""
     found = {}
     places = {site.name: i for i, site in enumerate(seen.traced.sites)}
     for cls in registered().values():
@@ -185,12 +185,12 @@ def _rules(seen: Viewed) -> list[dict[str, Any]]:
 
 
 def _weights(cls: type[Regularizer]) -> tuple[float, ...]:
-    """A usual weight, and others, for a kind that does not allow it."""
+    """Return a usual weight, and others to try for a regularizer that does not allow it."""
     return (0.1 if issubclass(cls, Splice) else 1e-4, 0.0, 0.5, 1.0)
 
 
 def _built(key: str, weight: float, pattern: str) -> Regularizer | str:
-    """The regularizer, or why it is refused: its range, or a selector that must be named."""
+    """Build a regularizer, or return the error's text: a weight out of range, or a selector that must be given."""
     try:
         return build(key, weight=weight, pattern=pattern)
     except GraphRegError as error:

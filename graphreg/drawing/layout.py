@@ -1,4 +1,4 @@
-"""The arrangement: where everything stands, found by Graphviz's dot, one open module at a time, from the innermost out.
+"""Places everything in a drawing with Graphviz's dot, one open module at a time, from the innermost outwards.
 
 dot comes with the wheel of pygraphviz. A module that is laid out is one node of fixed size for the module around it.
 """
@@ -19,7 +19,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Rectangle:
-    """In pixels, y downwards; the corner is the upper left one."""
+    """A rectangle in pixels: its upper left corner and its size; y grows downwards."""
 
     x: float
     y: float
@@ -32,7 +32,7 @@ class Rectangle:
 
 @dataclass(frozen=True)
 class Curve:
-    """Cubic: a first point, then three for each piece. ``arrow``: whether it ends at a thing, and not at a border from inside."""
+    """A cubic Bézier curve: a first point, then three for each piece. ``arrow``: whether it ends at a node, not at a module's border."""
 
     link: Link
     points: tuple[Point, ...]
@@ -44,7 +44,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Arrangement:
-    """By key, outer boxes before what is in them."""
+    """The whole layout: its size, the place of each key (outer boxes before their contents), and the curves."""
 
     width: float
     height: float
@@ -53,7 +53,7 @@ class Arrangement:
 
 
 def graphviz() -> Any:
-    """The package that has dot in it."""
+    """Import pygraphviz, which has dot in it, or raise GraphRegError."""
     try:
         import pygraphviz  # noqa: PLC0415
     except ImportError:
@@ -64,12 +64,12 @@ def graphviz() -> Any:
 
 
 def arrange(shown: Picture, opened: Collection[str]) -> Arrangement:
-    """Where all that is visible stands, with these boxes open. Raises GraphRegError where pygraphviz is not installed."""
+    """Lay out all that is visible with the boxes ``opened``. Raises GraphRegError where pygraphviz is not installed."""
     return _box(shown, shown.boxes["/"], opened, graphviz())
 
 
 def size(shown: Picture, key: str) -> tuple[float, float]:
-    """Of a node or a folded module, in pixels."""
+    """Return the width and height of a node or a folded module, in pixels."""
     first, second = lines(shown, key)
     badges = bool(key in shown.boxes and shown.boxes[key].acts)
     wide = max(text_width(first) * 1.1, text_width(second) * 0.9, 14.0 * len(shown.boxes[key].acts) * 2 if badges else 0)
@@ -77,12 +77,12 @@ def size(shown: Picture, key: str) -> tuple[float, float]:
 
 
 def header_width(box: Box) -> float:
-    """What the title of an open box needs."""
+    """Return the width that the title of an open box needs, in pixels."""
     return 1.1 * text_width(f"▾ {box.path.rpartition('.')[2]} {box.op}") + 20
 
 
 def _box(shown: Picture, box: Box, opened: Collection[str], pgv: Any) -> Arrangement:
-    """An open box by itself, its upper left corner at 0, 0."""
+    """Lay out an open box by itself, with its upper left corner at 0, 0."""
     inner = {key: _box(shown, shown.boxes[key], opened, pgv) for key in box.children if key in opened}
     sizes = {key: (inner[key].width, inner[key].height) if key in inner else size(shown, key) for key in box.children}
     wide, tall, spots, splines = laid_out(box, sizes, pgv)
@@ -108,13 +108,13 @@ def _box(shown: Picture, box: Box, opened: Collection[str], pgv: Any) -> Arrange
 
 
 def _through(box: Box, pin: str) -> str:
-    """The regularizer whose colour all lines through an end of the module's own lines have; "" where they differ."""
+    """Return the regularizer that all lines through a border belong to, for their colour; ``""`` where they differ."""
     first, *more = {link.regularizer for link in box.links if pin in (link.start, link.end)}
     return "" if more else first
 
 
 def bend(start: Point, end: Point) -> tuple[Point, ...]:
-    """From above to below, leaving and arriving upright."""
+    """Return a curve from a point down to another that leaves and arrives vertically."""
     half = (start[1] + end[1]) / 2
     return start, (start[0], half), (end[0], half), end
 
@@ -122,7 +122,7 @@ def bend(start: Point, end: Point) -> tuple[Point, ...]:
 def laid_out(
     box: Box, sizes: Mapping[str, tuple[float, float]], pgv: Any
 ) -> tuple[float, float, dict[str, Point], list[tuple[Link, tuple[Point, ...]]]]:
-    """By dot: the width and height of a box's content, the middle of each thing in it, and the lines as cubic curves."""
+    """Run dot on one box: the width and height of its content, the centre of each child, and the lines as cubic curves."""
     graph = pgv.AGraph(directed=True, strict=False, ranksep=RANKS / INCH, nodesep=NODES / INCH, splines="true")
     ids = {key: f"n{i}" for i, key in enumerate([*box.children, IN, OUT])}
     for key, (width, height) in sizes.items():
@@ -144,7 +144,7 @@ def laid_out(
     for i, link in enumerate(box.links):
         upper, lower = (link.end, link.start) if link.back else (link.start, link.end)
         points = tuple(_point(text, left, top) for text in graph.get_edge(ids[upper], ids[lower], key=str(i)).attr["pos"].split())
-        if upper == IN:  # dot ends a line at the border of its point, where nothing is seen
+        if upper == IN:  # dot ends a line at the border of this invisible point, not at its centre
             points = (spots[IN], *points[1:])
         if lower == OUT:
             points = (*points[:-1], spots[OUT])

@@ -1,4 +1,5 @@
-"""The drawing as SVG text, and as PNG from that: boxes, lines and letters from an arrangement."""
+"""Writes a drawing as SVG, as PNG (made from the SVG), or as text for Graphviz's dot, which lays it out itself."""
+
 from __future__ import annotations
 
 import colorsys
@@ -12,9 +13,9 @@ from graphreg.drawing.scene import Picture, lines, text_width
 from graphreg.errors import GraphRegError
 
 MARGIN, ROW = 16.0, 18.0
-LARGEST = 16384  # points of a side of a .png: what viewers still open
+LARGEST = 16384  # pixels, the longest side of a .png that viewers still open
 FONT = "DejaVu Sans Mono, Menlo, Consolas, Liberation Mono, Courier New, monospace"
-# Okabe & Ito's colours for all kinds of sight, without black and yellow; more are made where more are needed.
+# Okabe & Ito's colours, which colour-blind people can tell apart, without black and yellow; more are computed where needed.
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 STYLE = f"""
 text {{ font-family: {FONT}; font-size: 11px; fill: #1f2328 }}
@@ -27,13 +28,13 @@ text {{ font-family: {FONT}; font-size: 11px; fill: #1f2328 }}
 
 
 def colour(number: int) -> str:
-    """A regularizer's, as ``#rrggbb``."""
+    """Return the colour of the regularizer with this number, as ``#rrggbb``."""
     return COLOURS[number] if number < len(COLOURS) else "#" + "".join(f"{part:02x}" for part in _further()[number % len(_further())])
 
 
 @cache
 def _further() -> list[tuple[int, ...]]:
-    """The known colours, and each time the one that is farthest from all before it, of all hues in three degrees of lightness."""
+    """Order further colours, of all hues in three degrees of lightness, so that each is as far as possible from all before it."""
     found = [tuple(int(text[i : i + 2], 16) for i in (1, 3, 5)) for text in COLOURS]
     wheel = [colorsys.hls_to_rgb(hue / 48, lightness, 0.6) for hue in range(48) for lightness in (0.28, 0.42, 0.58)]
     left = [tuple(round(255 * part) for part in rgb) for rgb in wheel]
@@ -44,14 +45,14 @@ def _further() -> list[tuple[int, ...]]:
 
 
 def _far(one: tuple[int, ...], other: tuple[int, ...]) -> float:
-    """How unlike two colours look: the differences of red, green and blue weighted by how the eye weighs them (Riemersma's formula)."""
+    """Measure how different two colours look: red, green and blue weighted as the eye weighs them (Riemersma's formula)."""
     red = (one[0] + other[0]) / 2
     squares = [(a - b) ** 2 for a, b in zip(one, other, strict=True)]
     return (2 + red / 256) * squares[0] + 4 * squares[1] + (2 + (255 - red) / 256) * squares[2]
 
 
 def svg(shown: Picture, arranged: Arrangement, opened: Collection[str]) -> str:
-    """The whole drawing, with a legend above it where there are additions."""
+    """Return the whole drawing as SVG text, with a legend of the regularizers above it."""
     legend = [(name, f"{name}: {text}") for name, text in shown.regularizers.items()]
     head = MARGIN + ROW * (1 + len(legend)) + 6
     width = max(arranged.width, 1.3 * text_width(shown.title), *(1.1 * text_width(text) + 20 for _, text in legend)) + 2 * MARGIN
@@ -76,9 +77,10 @@ def svg(shown: Picture, arranged: Arrangement, opened: Collection[str]) -> str:
 
 
 def png(text: str) -> bytes:
-    """The same as a picture of points, at twice the size, or smaller where a side would be above ``LARGEST`` points.
+    """Render SVG text as a PNG at twice the size, or smaller so that no side is above ``LARGEST`` pixels.
 
-    Raises GraphRegError without resvg-py, or without a font.
+    Raises:
+        GraphRegError: resvg-py is not installed, or no font is.
     """
     try:
         import resvg_py  # noqa: PLC0415
@@ -93,7 +95,7 @@ def png(text: str) -> bytes:
 
 
 def tint(shown: Picture, name: str) -> str:
-    """The fill and the border of an addition."""
+    """Return the SVG attributes for fill and border in a regularizer's colour."""
     number = shown.colour.get(name.partition(", ")[0])
     found = colour(number) if number is not None else "#6e7781"
     return f'fill="{found}" fill-opacity=".25" stroke="{found}" stroke-width="1.4"'
@@ -118,7 +120,7 @@ def _open(shown: Picture, key: str, place: Rectangle) -> str:
 
 
 def _thing(shown: Picture, key: str, place: Rectangle) -> str:
-    """A node, or a module that is folded, with a dot and a count for each regularizer in it."""
+    """Draw a node, or a folded module with a dot and a count for each regularizer in it."""
     first, second = lines(shown, key)
     middle, about = place.x + place.width / 2, shown.nodes.get(key, {})
     kind = "folded" if key in shown.boxes else "end" if about.get("call") in ("placeholder", "output") else str(about["kind"])
@@ -139,7 +141,7 @@ def _thing(shown: Picture, key: str, place: Rectangle) -> str:
 
 
 def _curve(shown: Picture, curve: Curve) -> str:
-    """A line; a head where it arrives at something."""
+    """Draw a line, with an arrowhead where it ends at a node."""
     (x, y), *rest = curve.points
     number = shown.colour.get(curve.link.regularizer.partition(", ")[0])
     found = f' style="stroke: {colour(number)}"' if number is not None else ""
@@ -153,9 +155,8 @@ def _curve(shown: Picture, curve: Curve) -> str:
 
 
 
-
 def dot(shown: Picture, opened: Collection[str]) -> str:
-    """A ``digraph`` of what is visible with these boxes open."""
+    """Return what is visible with the boxes ``opened`` as a ``digraph`` for Graphviz."""
     legend = "".join(f"\\l{_escaped(f'{name}: {text}')}" for name, text in shown.regularizers.items())
     head = [
         f"digraph {quoted(shown.title)} {{",
@@ -166,6 +167,7 @@ def dot(shown: Picture, opened: Collection[str]) -> str:
 
 
 def quoted(text: str) -> str:
+    """Quote a string for dot."""
     return f'"{_escaped(text)}"'
 
 
@@ -190,7 +192,7 @@ def _content(shown: Picture, key: str, opened: Collection[str], indent: str) -> 
 
 
 def _lines(shown: Picture, opened: Collection[str]) -> Iterator[str]:
-    """Every line of the graph between what is visible, once."""
+    """Yield each edge between what is visible, once."""
     visible = {key: next((box for box in shown.around(key) if box not in opened), key) for key in shown.nodes}
     seen: dict[tuple[str, str], str] = {}
     for start, end, name in shown.edges:

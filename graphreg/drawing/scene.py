@@ -1,7 +1,7 @@
-"""The picture: what of a graph is drawn, as modules within modules, and the lines at each level.
+"""Chooses what of a graph is drawn, and groups it into boxes (modules within modules) with the lines at each level.
 
-A line never crosses a box: inside a module it begins or ends at the module's own border (``IN``, ``OUT``), and goes on outside.
-So each module is laid out by itself, and folding one changes nothing inside another.
+A line never crosses the border of a box: inside a module it begins or ends at the border (``IN``, ``OUT``), and continues outside. So
+each module is laid out by itself, and folding one changes nothing inside another.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from graphreg.drawing.graph import as_networkx
 from graphreg.drawing.view import Viewed
 
 IN, OUT = "<", ">"
-ROOM = 60  # so many things are unfolded at first, as far as whole depths of modules go
-WIDE = 6.2  # of a letter, in pixels, at a font size of 10
+ROOM = 60  # at first, whole depths of modules are unfolded while no more nodes than this are visible
+WIDE = 6.2  # width of a letter, in pixels, at a font size of 10
 
 
 @dataclass(frozen=True)
 class Link:
-    """A line between two children of one box, or the box's border. ``back``: against the order of the graph."""
+    """A line between two children of one box, or a child and the box's border. ``back``: it runs against the order of the graph."""
 
     start: str
     end: str
@@ -36,7 +36,16 @@ class Link:
 
 @dataclass
 class Box:
-    """A module: the keys of what is directly in it, in the order of the graph. A box's key is its path and a slash."""
+    """A module that is drawn as a box; its key is its path and a slash.
+
+    Attributes:
+        path: The module's path.
+        op: Its class.
+        children: The keys of the nodes and boxes directly in it, in the order of the graph.
+        links: The lines between them.
+        acts: How many sites inside each regularizer acts on, by the regularizer's name.
+        nodes: How many nodes are inside, at any depth.
+    """
 
     path: str
     op: str
@@ -56,7 +65,15 @@ class Box:
 
 @dataclass(frozen=True)
 class Picture:
-    """``nodes``: what is drawn, with the attributes of ``to_networkx``; ``boxes``: by key, the whole model's first."""
+    """Everything that a drawing shows, before it is laid out.
+
+    Attributes:
+        title: The heading.
+        nodes: The nodes that are drawn, by key, with the attributes of ``to_networkx``.
+        boxes: The modules by key, the whole model first.
+        edges: Each line as the keys of its two nodes and the regularizer whose colour it has.
+        regularizers: What the legend says, by the regularizer's name.
+    """
 
     title: str
     nodes: Mapping[str, Mapping[str, Any]]
@@ -70,18 +87,18 @@ class Picture:
         return {name: i for i, name in enumerate(self.regularizers)}
 
     def around(self, key: str) -> tuple[str, ...]:
-        """The boxes that a node is in, from the whole model's."""
+        """Return the keys of the boxes around a node, the outermost first."""
         return boxes_around(self.nodes[key]["box"])
 
 
 def boxes_around(path: str) -> tuple[str, ...]:
-    """The keys of the boxes down to the one at a path."""
+    """Return the keys of the boxes from the whole model down to a path."""
     parts = path.split(".") if path else []
     return tuple(f"{'.'.join(parts[:i])}/" for i in range(len(parts) + 1))
 
 
 def picture(seen: Viewed) -> Picture:
-    """What is drawn of a model: the sites, what returns several, and the additions that act at a site."""
+    """Choose what of a model is drawn (sites, operations with several results, what regularizers add), and group it by module."""
     graph = as_networkx(seen)
     classes = dict(line.split("\t") for line in graph.graph["modules"].split("\n") if line)
     drawn = _drawn(graph)
@@ -107,16 +124,16 @@ def picture(seen: Viewed) -> Picture:
 
 
 def _legend(seen: Viewed) -> dict[str, str]:
-    told = {}
+    texts = {}
     for name, regularizer in seen.plan.regularizers.items() if seen.plan else ():
         count = len(seen.plan.of(name)) if seen.plan else 0
         sites = f"{count} site{'s' * (count != 1)}"
-        told[name] = f"{type(regularizer).__name__} {seen.strengths[name]:g} on {regularizer.pattern!r}, {sites}"
-    return told
+        texts[name] = f"{type(regularizer).__name__} {seen.strengths[name]:g} on {regularizer.pattern!r}, {sites}"
+    return texts
 
 
 def _drawn(graph: nx.DiGraph[str]) -> nx.DiGraph[str]:
-    """Without sizes, keys, unread inputs and totals of what is measured site by site; these the other outputs have."""
+    """Leave out sizes, noise keys, unread inputs, and totals of penalties that are measured site by site."""
     drawn: nx.DiGraph[str] = graph.copy()
     attributes = drawn.nodes
     measured = {a["regularizer"] for _, a in graph.nodes(data=True) if a.get("added") in ("measure", "read")}
@@ -135,7 +152,7 @@ def _drawn(graph: nx.DiGraph[str]) -> nx.DiGraph[str]:
             drawn.remove_node(key)
     for key in list(drawn):
         about = attributes[key]
-        if about.get("added") == "total":  # of values that are measured together; that it is returned is said of no other penalty either
+        if about.get("added") == "total":  # other penalties have no line to the output either
             drawn.remove_edges_from([(key, end) for end in list(drawn.successors(key)) if attributes[end]["kind"] == "output"])
         if about.get("added") == "read" and (layer := layer_of(attributes, about["site"])) is not None:
             drawn.add_edge(layer, key, regularizer=about["regularizer"])
@@ -143,7 +160,7 @@ def _drawn(graph: nx.DiGraph[str]) -> nx.DiGraph[str]:
 
 
 def layer_of(nodes: Mapping[str, Mapping[str, Any]], parameter: str) -> str | None:
-    """The first node that runs with a parameter: the layer that has it, or the model's own read of it."""
+    """Find the first node that uses a parameter: the call of the layer that has it, or the model's own read of it."""
     for key, about in nodes.items():
         runs = about["call"] == "call_module" and about["kind"] != "addition" and parameter.startswith(f"{about['target']}.")
         if runs or (about["call"] == "get_attr" and about["kind"] == "site" and about["target"] == parameter):
@@ -160,7 +177,7 @@ def _bypass(graph: nx.DiGraph[str], key: str) -> None:
 
 
 def _chain(key: str, path: str, boxes: dict[str, Box], classes: Mapping[str, str]) -> tuple[str, ...]:
-    """The boxes that a node is in, from the whole model's, and its own key last; each is entered in the one around it."""
+    """Return the keys of the boxes around a node and its own key; add each to the children of the box around it."""
     chain = (*boxes_around(path), key)
     for outer, inner in pairwise(chain):
         if inner != key and inner not in boxes:
@@ -171,7 +188,7 @@ def _chain(key: str, path: str, boxes: dict[str, Box], classes: Mapping[str, str
 
 
 def _levels(start: tuple[str, ...], end: tuple[str, ...]) -> list[tuple[str, tuple[str, str]]]:
-    """The pieces of a line, each with the box that it is in."""
+    """Split a line into pieces that each lie within one box."""
     shared = 0
     while start[shared + 1] == end[shared + 1]:  # two nodes: their own keys, which come last, differ
         shared += 1
@@ -182,7 +199,7 @@ def _levels(start: tuple[str, ...], end: tuple[str, ...]) -> list[tuple[str, tup
 
 
 def unfolded(shown: Picture, level: int | None = None) -> frozenset[str]:
-    """The boxes that are open: those above that depth, or as many whole depths as there is room for."""
+    """Choose the boxes that are open: those above ``level``, or as many whole depths as there is room for."""
     if level is not None:
         return frozenset(key for key, box in shown.boxes.items() if box.depth < level)
     opened = frozenset(("/",))
@@ -195,7 +212,7 @@ def unfolded(shown: Picture, level: int | None = None) -> frozenset[str]:
 
 
 def lines(shown: Picture, key: str) -> tuple[str, str]:
-    """The two lines of text of a node or a folded module."""
+    """Return the two lines of text in a node or a folded module."""
     if key in shown.boxes:
         box = shown.boxes[key]
         return f"{box.path.rpartition('.')[2]} {box.op}".strip(), f"{box.nodes} inside"
@@ -206,14 +223,14 @@ def lines(shown: Picture, key: str) -> tuple[str, str]:
             return about["regularizer"], f"wrt {about['site']}"
         what = about["site"].rpartition(".")[2] if about["added"] == "read" else about["op"]
         return about["regularizer"] or about["added"], f"{what}{strength}"
-    whole = about["target"] if about["call"] == "get_attr" else about["name"]  # a read goes by what it reads
+    whole = about["target"] if about["call"] == "get_attr" else about["name"]  # a read is named for what it reads
     name = whole.removeprefix(f"{about['box']}.") if about["box"] else whole
-    if about["target"] == "getitem" and about["op"] != "getitem" and ":" not in name:  # its module is drawn, too, under that name
+    if about["target"] == "getitem" and about["op"] != "getitem" and ":" not in name:  # the module's own node has that name already
         name += ":out"
     own = f"own: {about['own_dropout']}" if "own_dropout" in about else ""
     return name, " ".join(filter(None, [about["op"] if about["op"] != name else "", about.get("shape", ""), own]))
 
 
 def text_width(text: str) -> float:
-    """In pixels, at a font size of 10, of a monospaced font; letters of East Asia count twice."""
+    """Return the width of a text in pixels, in a monospaced font of size 10; East Asian wide letters count twice."""
     return WIDE * sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)

@@ -1,4 +1,4 @@
-"""What is looked at: a model, a trace, a plan for it, or a rewritten module, brought to one graph with its sites."""
+"""Finds the graph to draw: from a model, a trace, a plan, or a rewritten module."""
 
 from __future__ import annotations
 
@@ -22,7 +22,15 @@ Drawable = nn.Module | Traced | Plan
 
 @dataclass(frozen=True)
 class Viewed:
-    """``graph``: with the additions in it; ``forward``: whose it is, ``both``, ``train`` or ``eval``; ``traced``: without them."""
+    """A graph to draw, with what is known about it.
+
+    Attributes:
+        traced: The trace of the model without regularizers.
+        graph: The graph with what the regularizers add.
+        forward: Which forward it is: ``both``, ``train`` or ``eval``.
+        plan: The plan that was applied, or None.
+        strengths: The present strength of each regularizer.
+    """
 
     traced: Traced
     graph: fx.Graph
@@ -32,24 +40,31 @@ class Viewed:
 
     @property
     def title(self) -> str:
+        """The model's name."""
         return self.plan.title if self.plan else self.traced.title
 
     @property
     def heading(self) -> str:
-        """The title, and the mode where the two forwards differ."""
+        """The title, with the mode where the two forwards differ."""
         return self.title if self.forward == "both" else f"{self.title}, in {self.forward} mode"
 
     @cached_property
     def sites(self) -> dict[str, Site]:
-        """The model's own, by name."""
+        """The model's sites by name."""
         return {site.name: site for site in self.traced.sites}
 
 
 def viewed(given: Drawable, plan: Plan | None = None, example_inputs: Any = None, mode: Mode = "train") -> Viewed:
-    """Whatever is given, as one graph. A plan is applied to a copy, so what is seen is what the rewrite makes; by itself it is that of
-    the trace that it was made for.
+    """Find the graph of what was given; a plan is applied to a copy of the graph, so that the drawing shows what a rewrite makes.
 
-    Raises GraphRegError for what is none of these, for an unknown mode and for a plan of another model.
+    Args:
+        given: A model, a trace, a plan (drawn on the trace that it was made for), or a rewritten module.
+        plan: With a model or a trace: the plan to apply.
+        example_inputs: With a model: example inputs, as in ``trace``.
+        mode: Which forward, where the two differ.
+
+    Raises:
+        GraphRegError: What was given has no graph, the mode is unknown, or the plan is for another model.
     """
     if mode not in ("train", "eval"):
         raise GraphRegError(f"mode={mode!r} is unknown; it is 'train' or 'eval', for a model whose two forwards differ.")
@@ -64,7 +79,7 @@ def viewed(given: Drawable, plan: Plan | None = None, example_inputs: Any = None
         raise GraphRegError(f"plan= takes what graphreg.plan gives, not {type(plan).__name__}.")
     if backend_handle(given) is not None:
         raise GraphRegError(
-            "a backend has several graphs, and they belong to torch.compile. graphreg.report tells of them; to see the model as one "
+            "a backend has several graphs, and they belong to torch.compile. graphreg.report shows them; to see the model as one "
             "graph, give the model itself, or what graphreg.regularize makes of it."
         )
     if isinstance(given, Traced):
@@ -99,7 +114,7 @@ def _viewed(traced: Traced, graphs: Mapping[str, fx.Graph], plan: Plan | None, n
 
 
 def _rewritten(given: nn.Module) -> fx.GraphModule | None:
-    """The rewritten module with additions in it, also in its wrappers; None for any other."""
+    """Find the rewritten module, also inside wrappers of torch's; None for any other module."""
     try:
         return rewritten(given)
     except GraphRegError:

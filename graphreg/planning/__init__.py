@@ -1,4 +1,9 @@
-"""Which regularizer acts where, decided before anything changes."""
+"""Decides which regularizer acts where, before anything changes: ``plan(traced, regularizers)`` returns a ``Plan`` of edits.
+
+Nothing here changes a model or a graph. Open ``plan.py`` first. ``keywords.py`` turns keywords into regularizers, ``matching.py`` finds
+the sites of a selector, ``native_dropout.py`` decides about the model's own dropout, ``dependence.py`` finds what a derivative depends
+on, and ``repeats.py`` warns of a value that is regularized several times in a row.
+"""
 
 from graphreg.planning.dependence import Cone
 from graphreg.planning.keywords import FAMILIES, from_keywords, from_kwargs, instances

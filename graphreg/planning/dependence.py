@@ -1,4 +1,7 @@
-"""The cone between what a derivative is taken of and what it is taken with respect to. It looks at graphs and changes none."""
+"""The dependence slice of a penalty on derivatives: the nodes between the values that are differentiated and what they depend on.
+
+It reads graphs and changes none.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +31,13 @@ _ATTENTION = {"scaled_dot_product_attention", "multi_head_attention_forward"}
 
 @dataclass(frozen=True)
 class Cone:
-    """What a penalty differentiates with respect to, and what lies between.
+    """The dependence slice of one penalty: what it differentiates with respect to, and the operations in between.
 
-    ``wrt``: values, by site. ``apart``: names of sites that depend on none of them, where the derivative is 0.
-    ``suspects``: names of the operations between that torch may not be able to differentiate twice; ``attends``: whether
-    one of them is, or may hold, an attention, whose fused kernels have no second derivative.
+    Attributes:
+        wrt: The sites whose values are differentiated with respect to.
+        apart: Names of the penalty's sites that depend on none of these; the derivative there is 0.
+        suspects: Names of operations in between that torch may not be able to differentiate twice.
+        attends: Whether one of these operations is an attention, or may hold one; fused attention has no second derivative.
     """
 
     wrt: tuple[Site, ...]
@@ -41,15 +46,22 @@ class Cone:
     attends: bool
 
     def note(self) -> str:
-        """A part of a line for the report."""
+        """Describe the slice as part of a line of the report."""
         text = f"with respect to {', '.join(site.name for site in self.wrt)}"
         return text + (f"; 0 at {', '.join(self.apart)}, which depends on none of that" if self.apart else "")
 
 
 def cone(traced: Traced, wrt: Selector, sites: Sequence[Site], who: str) -> Cone:
-    """The cone of ``sites`` over what the selector ``wrt`` selects; a lone ``*`` means the floating-point inputs.
+    """Find the dependence slice between ``sites`` and what the selector ``wrt`` matches.
 
-    Raises NoMatchError for a selector that selects nothing.
+    Args:
+        traced: The traced model.
+        wrt: The selector; a lone ``*`` means the floating-point inputs.
+        sites: Where the penalty acts.
+        who: The penalty's class name, for errors.
+
+    Raises:
+        NoMatchError: ``wrt`` matches nothing.
     """
     inputs = [site for site in traced.values if site.role == "input" and site.selectable]
     usual = "the floating-point inputs"

@@ -1,4 +1,4 @@
-"""The keyword grammar: ``hidden_dropout=0.1, weight_l2=1e-4`` to regularizers. theanets' ``from_kwargs``, made strict."""
+"""Turns keywords into regularizers: ``hidden_dropout=0.1, weight_l2=1e-4``. It is theanets' ``from_kwargs``, but strict."""
 
 from __future__ import annotations
 
@@ -20,12 +20,23 @@ log = logging.getLogger("graphreg")
 
 
 def from_kwargs(model_or_traced: nn.Module | Traced, **keywords: Any) -> list[Regularizer]:
-    """The regularizers that a set of keywords means, in order: dropout, noise, then the rest as given.
+    """Return the regularizers that keywords stand for: dropout first, then noise, then the rest in the order given.
 
-    A scalar 0, None or False is off. A dict of selectors to weights is a regularizer for each entry, with weight 0 too, in order:
-    ``dropout={"1": 0.0, "3": 0.2}`` is ``dropout`` and ``dropout_1``. A dict with an option among its keys is options.
-    ``regularizers=`` takes an instance, a sequence, or a dict of keywords beside the others; of a keyword that is given both ways the
-    dict's holds, and a warning is logged. Raises NoMatchError for an unknown keyword, RegularizerError for a value out of range.
+    A value of a keyword may be:
+
+    - a number, the weight or rate; a scalar 0, None or False gives no regularizer;
+    - a dict of selectors to weights, one regularizer for each entry, even where the weight is 0: ``dropout={"1": 0.0, "3": 0.2}``
+      gives ``dropout`` and ``dropout_1``;
+    - a dict of options, told by an option among its keys: ``weight_l1={"weight": 1e-4, "pattern": "fc.*"}``.
+
+    Args:
+        model_or_traced: A model, which is traced first, or what ``graphreg.trace`` returned.
+        **keywords: As in ``graphreg.regularize``. ``regularizers=`` takes an instance, a sequence of them, or a dict of further
+            keywords. Where a keyword is given both ways, the dict's value is taken and a warning is logged.
+
+    Raises:
+        NoMatchError: A keyword is unknown.
+        RegularizerError: A value is not allowed, or out of range.
     """
     traced = model_or_traced if isinstance(model_or_traced, Traced) else trace(model_or_traced)
     return from_keywords(keywords, traced.sites)
@@ -54,7 +65,7 @@ def from_keywords(keywords: Mapping[str, Any], sites: Sequence[Site] = ()) -> li
 
 
 def instances(given: Any) -> list[Regularizer]:
-    """Instances, sequences of them, or nothing; anything else is an error that says what it is."""
+    """Flatten an instance, nested sequences of instances, or None into a list; raise RegularizerError for anything else."""
     if given is None:
         return []
     if isinstance(given, Regularizer):
@@ -73,7 +84,7 @@ def instances(given: Any) -> list[Regularizer]:
 
 
 def _warn_of_both(keywords: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Log a warning of a keyword that stands among the keywords and in ``regularizers=`` as well: the latter holds, as in theanets."""
+    """Log a warning for each keyword that is also in ``regularizers=``, whose value is taken, as theanets does."""
     for key in keywords.keys() & given.keys():
         log.warning(
             "%s is given twice: %s in regularizers={...} is taken, as theanets does, and %s is not used. For two regularizers of one kind "
@@ -125,13 +136,13 @@ def _options(cls: type[Regularizer]) -> list[str]:
 
 
 def like_an_option(cls: type[Regularizer], text: object) -> str:
-    """A sentence for what was read as a selector, and may have been meant as the key of a dict of options."""
+    """Return a hint for a selector that resembles an option's name, and may have been meant as one; else ``""``."""
     near = difflib.get_close_matches(str(text), _options(cls), n=1, cutoff=0.75) if str(text).isidentifier() else []
     return f" {text!r} was read as a selector; the option that it resembles is {near[0]!r}." if near else ""
 
 
 def _is_map(value: Any, cls: type[Regularizer]) -> bool:
-    """A dict of selectors to weights, or pairs of them; a dict with an option among its keys is one regularizer's options."""
+    """Whether a value maps selectors to weights, as a dict or pairs; a dict with an option among its keys is one regularizer's options."""
     return isinstance(value, (list, tuple)) or (isinstance(value, Mapping) and not any(key in _options(cls) for key in value))
 
 
@@ -145,7 +156,7 @@ def _entries(keyword: str, value: Any) -> list[tuple[Any, Any]]:
 
 
 def _mapped(keyword: str, cls: type[Regularizer], entries: Sequence[tuple[Any, Any]]) -> Iterator[Regularizer]:
-    """A regularizer for each entry, also for 0; None and False leave theirs out, and its number with it. An entry may have options."""
+    """Yield a regularizer for each entry, even for weight 0; None and False skip their entry, and its number in the names."""
     left_out = False
     for place, (selector, weight) in enumerate(entries):
         if weight is None or weight is False:

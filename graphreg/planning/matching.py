@@ -1,4 +1,5 @@
-"""The census: how many sites a model has, and how many elements they hold."""
+"""Matches selectors to sites: which sites a regularizer's selector selects, and how many sites a model has to select from."""
+
 from __future__ import annotations
 
 import math
@@ -14,7 +15,7 @@ from graphreg.tracing import Traced
 
 @dataclass(frozen=True)
 class Count:
-    """Of sites of one kind: how many, and their elements together; None where a shape is not known."""
+    """The number of sites of one kind, and of their elements together; None where a shape is unknown."""
 
     sites: int = 0
     elements: int | None = 0
@@ -22,30 +23,31 @@ class Count:
 
 @dataclass(frozen=True)
 class Census:
-    """The floating-point values of a model, and its parameters."""
+    """How many floating-point values and parameters a model has that can be selected."""
 
     values: Count = Count()
     parameters: Count = Count()
 
     def of(self, on: str) -> Count:
+        """Return the count of what a regularizer acts on: ``"parameters"`` or ``"values"``."""
         return self.parameters if on == "parameters" else self.values
 
 
 def census(traced: Traced) -> Census:
+    """Count the sites that can be selected."""
     return Census(*(counted(site for site in sites if site.selectable) for sites in (traced.values, traced.parameters)))
 
 
 def counted(sites: Iterable[Site]) -> Count:
-    """Each site counts once."""
+    """Count sites and their elements; a site that is given twice counts once."""
     shapes = [site.shape for site in {site.name: site for site in sites}.values()]
     known = [math.prod(shape) for shape in shapes if shape is not None]
     return Count(len(shapes), sum(known) if len(known) == len(shapes) else None)
 
 
 
-
 def selected(traced: Traced, regularizer: Regularizer, missing: Missing) -> dict[Site, str]:
-    """The sites that a regularizer's selector finds, each with the string that matched it first."""
+    """Return the sites that a regularizer's selector matches, each with the string that matched it first."""
     sites, usual = _candidates(traced, regularizer)
     on_parameters = regularizer.on == "parameters"
     return select(
@@ -56,31 +58,31 @@ def selected(traced: Traced, regularizer: Regularizer, missing: Missing) -> dict
 
 
 def missed(traced: Traced, regularizer: Regularizer) -> tuple[str, ...]:
-    """The strings of a regularizer's selector that find nothing."""
+    """Return the strings of a regularizer's selector that match nothing."""
     return unmatched(regularizer.pattern, *_candidates(traced, regularizer), _elsewhere(traced, regularizer))
 
 
 def check_count(regularizer: Regularizer, sites: Sequence[Site]) -> None:
-    """Refuse another number of sites than ``expect``."""
+    """Raise NoMatchError unless the number of sites is what ``expect`` says."""
     if regularizer.expect is not None and len(sites) != regularizer.expect:
         listed = ", ".join(site.name for site in sites[:6]) or "none"
         raise NoMatchError(
             f"{type(regularizer).__name__}({regularizer.pattern!r}): expect={regularizer.expect}, found {len(sites)} "
             f"site{'s' * (len(sites) != 1)} ({listed}). "
-            "Mend the selector, or the number."
+            "Change the selector, or the number."
         )
 
 
 def _elsewhere(traced: Traced, regularizer: Regularizer) -> Sequence[Site]:
-    """The sites of the other kind."""
+    """Return the sites of the other kind: values for a regularizer of parameters, and parameters for one of values."""
     return traced.values if regularizer.on == "parameters" else traced.parameters
 
 
 def _candidates(traced: Traced, regularizer: Regularizer) -> tuple[list[Site], list[Site]]:
-    """All sites of the regularizer's kind, marked where it cannot act, and those that a lone ``*`` means."""
+    """Return all sites of the regularizer's kind, marked where it cannot act, and those that a lone ``*`` means."""
     on_parameters = regularizer.on == "parameters"
     sites = [_enough_dims(s, regularizer.min_dims) for s in traced.parameters] if on_parameters else list(traced.values)
-    if isinstance(regularizer, Splice):  # a splice at a value that nobody reads would do nothing, in silence
+    if isinstance(regularizer, Splice):  # a splice at a value that nothing reads would silently do nothing
         sites = [s if s.used else replace(s, selectable=False, why_not=s.why_not or "its value is not used") for s in sites]
     return sites, regularizer.defaults([site for site in sites if site.selectable])
 

@@ -1,4 +1,7 @@
-"""What shall become of the model's own dropout: ``own_dropout=`` read, checked, and turned into edits. It decides; nothing changes."""
+"""Decides what to do with native dropout: checks ``own_dropout=`` and turns it into edits. Nothing changes yet.
+
+Native dropout is the dropout, stochastic depth and attention dropout that the model itself has.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,18 @@ from graphreg.ir import Missing, Own, Pattern, Site, columns, complain, select, 
 Word = Literal["keep", "seeded", "off"]
 OwnDropout = Word | float | Mapping[Any, Word | float]
 WORDS = ("keep", "seeded", "off")
-OWN = "own_dropout"  # where regularizers are told of by name
+OWN = "own_dropout"  # stands for the option among the names of regularizers
 
 
 @dataclass(frozen=True)
 class OwnEdit:
-    """What becomes of one: ``rate`` None is its own, 0 is off. ``matched``: the selector that chose it."""
+    """What to do with one native dropout.
+
+    Attributes:
+        own: The dropout.
+        rate: Its new rate; None keeps the model's rate, 0 turns it off.
+        matched: The selector that chose it.
+    """
 
     own: Own
     rate: float | None
@@ -25,22 +34,33 @@ class OwnEdit:
 
     @property
     def draws(self) -> bool:
+        """Whether it still draws; not when it is off."""
         return self.rate != 0
 
     @property
     def becomes(self) -> str:
+        """The action as text: ``off``, ``seeded``, or ``seeded at 0.1``."""
         return "off" if self.rate == 0 else "seeded" if self.rate is None else f"seeded at {self.rate:g}"
 
 
 def decide(
     option: OwnDropout, owns: Sequence[Own], title: str, missing: Missing = "error", elsewhere: Sequence[Site] = ()
 ) -> tuple[tuple[OwnEdit, ...], tuple[Own, ...]]:
-    """The edits, and what was chosen and cannot be moved. Of several selectors that choose one dropout the last counts.
+    """Decide what to do with each native dropout. Of several selectors that match one dropout the last counts.
 
-    ``elsewhere``: all values of the model: to exclude one that is no dropout is no mistake.
+    Args:
+        option: What ``own_dropout=`` was given.
+        owns: The model's native dropouts.
+        title: The model's name, for errors.
+        missing: What to do when a selector matches nothing.
+        elsewhere: All values of the model: a selector may exclude one that is not a dropout.
 
-    Raises RegularizerError for an unknown word, a rate outside [0, 1), and where nothing that was chosen can be moved;
-    NoMatchError for a selector that finds no dropout.
+    Returns:
+        The edits, and the dropouts that were chosen but cannot be moved to graphreg's streams.
+
+    Raises:
+        RegularizerError: The option is unknown, a rate is outside [0, 1), or nothing that was chosen can be moved.
+        NoMatchError: A selector matches no dropout.
     """
     check_option(option)
     if option == "keep":
@@ -69,7 +89,7 @@ def _rate(value: Word | float) -> float | None:
 
 
 def _selected(selector: Any, owns: Sequence[Own], title: str, missing: Missing, elsewhere: Sequence[Site]) -> list[tuple[Site, str]]:
-    """By the one rule of matching, over the dropouts alone: no block stands between a pattern and the dropouts within it."""
+    """Match a selector as everywhere, but among the dropouts alone, so that ``*`` also matches those inside blocks."""
     sites = [own.site for own in owns]
     try:
         found = select(selector, sites, sites, what="dropout", model=title, missing=missing, who="own_dropout", elsewhere=elsewhere)
@@ -83,7 +103,7 @@ def _selected(selector: Any, owns: Sequence[Own], title: str, missing: Missing, 
 
 
 def nameless(option: OwnDropout, owns: Sequence[Own], elsewhere: Sequence[Site] = ()) -> tuple[str, ...]:
-    """The selectors that name no dropout."""
+    """Return the selectors of the option that match no dropout."""
     sites = [own.site for own in owns]
     by_selector = option if isinstance(option, Mapping) else {}
     return tuple(text for selector in by_selector for text in unmatched(selector, sites, sites, elsewhere))
@@ -95,7 +115,7 @@ def _none(title: str, selector: Any) -> str:
 
 
 def check_option(option: object) -> None:
-    """Refuse what is no word, no rate, and no dict of selectors to them."""
+    """Raise RegularizerError unless the option is a word, a rate, or a dict of selectors to these."""
     for where, value in option.items() if isinstance(option, Mapping) else [(None, option)]:
         number = None if isinstance(value, bool) else number_of(value)
         if not (value in WORDS if isinstance(value, str) else number is not None and 0 <= number < 1):
@@ -109,11 +129,11 @@ def check_option(option: object) -> None:
 
 
 def table(edits: Sequence[OwnEdit], stay: Sequence[Own]) -> list[str]:
-    """The lines that a plan and a report show."""
+    """Return the lines about native dropout that a plan and a report show."""
     if not edits and not stay:
         return []
     rows = [(e.own.site.name, e.own.site.op, f"{e.own.rate:g}", e.own.when, e.becomes, e.matched) for e in edits]
-    lines = [f"the model's own dropout: {len(edits)} of {len(edits) + len(stay)} chosen"]
+    lines = [f"native dropout: {len(edits)} of {len(edits) + len(stay)} chosen"]
     if rows:
         lines.append(columns(("site", "op", "rate", "acts", "becomes", "matched by"), rows))
     return lines + [f"not moved: {own.text}" for own in stay]

@@ -1,4 +1,7 @@
-"""The plan: every edit, decided before anything changes. Pure; prints as a table."""
+"""The plan: every edit, decided before anything changes; it prints as a table.
+
+``plan`` matches the selectors of all regularizers to the sites of a traced model, checks what they select, and returns a ``Plan``.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,15 @@ from graphreg.tracing import Traced
 
 @dataclass(frozen=True)
 class Edit:
-    """One regularizer at one site, and the string that chose it. ``occurrence`` counts its class at the site.
+    """One regularizer at one site.
 
-    ``steps``: how a penalty on sequences reads the value; where the calls of a cell are the steps, the site is the first.
+    Attributes:
+        site: The site; where the calls of a recurrent cell are the steps, the site of the first call.
+        name: The regularizer's name in the plan.
+        regularizer: The regularizer.
+        matched: The string of the selector that matched the site.
+        occurrence: How many regularizers of the same class the plan has before this one at the site.
+        steps: How a penalty on sequences reads the value as steps; None for other regularizers.
     """
 
     site: Site
@@ -35,23 +44,30 @@ class Edit:
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """Where the edit acts: at its site, or at each call of a cell."""
+        """The sites where the edit acts: its site, or each call of a recurrent cell."""
         return self.steps.calls if self.steps and self.steps.calls else (self.site,)
 
     @property
     def place(self) -> str:
-        """The site as tables show it."""
+        """The site as tables show it: its name, with the number of calls of a recurrent cell."""
         return f"{self.site.name} ({len(self.sites)} calls)" if self.steps and self.steps.calls else self.site.name
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All edits of all regularizers; ``regularizers`` maps their final names to them, in order.
+    """All edits of all regularizers; it prints as a table.
 
-    ``cones``: by name, what the penalties on derivatives differentiate with respect to. ``own``: what becomes of the model's
-    own dropout; ``stays``: what of it was chosen and cannot be moved. ``census``: all sites that there are. ``missed``: by name,
-    the strings that select nothing (``missing="warn"`` or ``"ignore"``). ``repeats``: splices of one kind that act on one value again
-    and again. ``traced``: what it is the plan of, for the report.
+    Attributes:
+        title: The model's name.
+        regularizers: The regularizers by their final names, in order.
+        edits: One for each regularizer at each of its sites.
+        cones: The dependence slices of penalties on derivatives, by the penalty's name.
+        own: What to do with native dropout.
+        stays: Native dropouts that were chosen but cannot be moved to graphreg's streams.
+        census: How many sites the model has.
+        missed: The strings of selectors that match nothing, by the regularizer's name (``missing="warn"`` or ``"ignore"``).
+        repeats: Values that splices of one kind act on several times in a row.
+        traced: The traced model that the plan is for.
     """
 
     title: str
@@ -66,11 +82,12 @@ class Plan:
     traced: Traced | None = field(default=None, repr=False, compare=False)
 
     def of(self, name: str) -> tuple[Edit, ...]:
+        """Return the edits of one regularizer."""
         return tuple(edit for edit in self.edits if edit.name == name)
 
     @cached_property
     def by_site(self) -> dict[str, list[Edit]]:
-        """The edits at each site, in order."""
+        """The edits at each site, by the site's name, in order."""
         found: dict[str, list[Edit]] = {}
         for edit in self.edits:
             for site in edit.sites:
@@ -79,20 +96,21 @@ class Plan:
 
     @cached_property
     def tracked(self) -> dict[str, list[str]]:
-        """The values that derivatives are taken with respect to, with the penalties that take them."""
+        """By site, the names of the penalties that differentiate with respect to its value."""
         found: dict[str, list[str]] = {}
-        for name, own in self.cones.items():
-            for site in own.wrt:
+        for name, slice_ in self.cones.items():
+            for site in slice_.wrt:
                 found.setdefault(site.name, []).append(name)
         return found
 
     def splices(self, site: str) -> tuple[Edit, ...]:
+        """Return the edits at a site that replace its value."""
         return tuple(edit for edit in self.by_site.get(site, ()) if isinstance(edit.regularizer, Splice))
 
     def reads_replaced(self, site: str) -> bool:
-        """Whether a penalty reads, and saves for backward, what a splice has made of the value; or differentiates by the value."""
-        own = self.by_site.get(site, ())
-        after = any(isinstance(edit.regularizer, Penalty) and not edit.regularizer.clean for edit in own)
+        """Whether a penalty reads (and saves for backward) the value after a splice, or differentiates with respect to it."""
+        edits = self.by_site.get(site, ())
+        after = any(isinstance(edit.regularizer, Penalty) and not edit.regularizer.clean for edit in edits)
         return (after and bool(self.splices(site))) or site in self.tracked
 
     def __str__(self) -> str:
@@ -111,7 +129,7 @@ class Plan:
         head = ("site", "op", "shape", "dtype", "regularizer", "weight", "matched by")
         count = len(self.regularizers)
         own = "".join(f"\n{line}" for line in table(self.own, self.stays))
-        notes = "".join(f"\n{name}: {own.note()}" for name, own in self.cones.items())
+        notes = "".join(f"\n{name}: {slice_.note()}" for name, slice_ in self.cones.items())
         rows_text = "" if not rows else f"\n{columns(head, rows)}"
         missed = "".join(f"\n{name}: {', '.join(map(repr, texts))} matches nothing" for name, texts in self.missed.items())
         edits = f"{len(self.edits)} edit{'s' * (len(self.edits) != 1)}"
@@ -119,17 +137,19 @@ class Plan:
         return f"{self.title}: {edits} by {count} regularizer{'s' * (count != 1)}{rows_text}{notes}{repeated}{own}{missed}"
 
     def repeated(self, strengths: Mapping[str, float] | None = None) -> list[str]:
-        """Where one value is regularized again and again, and what comes of it; ``strengths``: the present ones, if not the plan's."""
+        """Return a line for each value that splices act on several times in a row, with the effect at the plan's or the given strengths."""
         return lines(self.repeats, self.regularizers, strengths or {name: r.weight for name, r in self.regularizers.items()})
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as plain data, fit for JSON: ``title``, ``regularizers``, ``edits``, ``derivatives``, ``own_dropout``, ``stays``,
-        ``missed``, ``repeats``."""
+        """Return the plan as plain data that JSON can hold.
+
+        Its keys are ``title``, ``regularizers``, ``edits``, ``derivatives``, ``own_dropout``, ``stays``, ``missed`` and ``repeats``.
+        """
         return {
             "title": self.title,
             "regularizers": {name: regularizer.to_dict() for name, regularizer in self.regularizers.items()},
             "edits": [{"regularizer": e.name, "matched": e.matched, "sites": [site.to_dict() for site in e.sites]} for e in self.edits],
-            "derivatives": {name: cone.note() for name, cone in self.cones.items()},
+            "derivatives": {name: slice_.note() for name, slice_ in self.cones.items()},
             "own_dropout": [{"site": e.own.site.name, "becomes": e.becomes, "matched": e.matched} for e in self.own],
             "stays": [own.text for own in self.stays],
             "missed": {name: list(texts) for name, texts in self.missed.items()},
@@ -140,23 +160,30 @@ class Plan:
 def plan(
     traced: Traced, regularizers: Regularizer | Iterable[Regularizer], missing: Missing = "error", own_dropout: OwnDropout = "keep"
 ) -> Plan:
-    """Decide every edit. ``missing``: what a string that selects nothing is, ``"error"``, ``"warn"`` or ``"ignore"``.
+    """Decide which regularizer acts at which sites, without changing anything.
 
-    ``own_dropout``: what becomes of the model's own, as in ``regularize``.
+    It warns where splices of one kind act on one value several times in a row.
 
-    Warns of splices of one kind that act on one value again and again. Raises NoMatchError for such a string and for a count other than
-    ``expect``; RegularizerError for what is no regularizer, or a penalty that no trainable parameter reaches.
+    Args:
+        traced: What ``graphreg.trace`` returned.
+        regularizers: A regularizer, or a sequence of them.
+        missing: What to do when a string of a selector matches nothing: ``"error"``, ``"warn"`` or ``"ignore"``.
+        own_dropout: What to do with native dropout, as in ``regularize``.
+
+    Raises:
+        NoMatchError: A string matches nothing, or a selector matches another number of sites than ``expect``.
+        RegularizerError: Something given is not a regularizer, or a penalty selects only frozen parameters.
     """
-    found = decided(traced, regularizers, missing, own_dropout)
-    if told := warning(found.repeats, found.regularizers, traced.values):
-        warn(told)
-    return found
+    made = decided(traced, regularizers, missing, own_dropout)
+    if message := warning(made.repeats, made.regularizers, traced.values):
+        warn(message)
+    return made
 
 
 def decided(
     traced: Traced, regularizers: Regularizer | Iterable[Regularizer], missing: Missing = "error", own_dropout: OwnDropout = "keep"
 ) -> Plan:
-    """``plan``, without its warning."""
+    """Make the plan, as ``plan`` does, but without its warning."""
     if not isinstance(traced, Traced):
         raise RegularizerError(f"plan takes what graphreg.trace(model) gives, not {type(traced).__name__}.")
     check_missing(missing)
@@ -185,20 +212,20 @@ def _cones(traced: Traced, named: Mapping[str, Regularizer], edits: Sequence[Edi
 
 
 def _missed(traced: Traced, named: Mapping[str, Regularizer], own_dropout: OwnDropout, missing: Missing) -> dict[str, tuple[str, ...]]:
-    if missing == "error":  # such a string is one
+    if missing == "error":  # then a string that matches nothing has raised already
         return {}
     found = {name: missed(traced, regularizer) for name, regularizer in named.items()}
     return {name: texts for name, texts in {**found, OWN: nameless(own_dropout, traced.own_dropout, traced.values)}.items() if texts}
 
 
 def check_missing(missing: str) -> None:
-    """Refuse an unknown ``missing``."""
+    """Raise RegularizerError unless ``missing`` is ``"error"``, ``"warn"`` or ``"ignore"``."""
     if missing not in ("error", "warn", "ignore"):
         raise RegularizerError(f"missing={shown(missing)} is unknown; it is 'error', 'warn' or 'ignore'.")
 
 
 def named_once(regularizers: Sequence[Regularizer]) -> dict[str, Regularizer]:
-    """Each regularizer's name: its own, else its first key; ``_1``, ``_2`` on repeats."""
+    """Give each regularizer a unique name: its own, else its first key, with ``_1``, ``_2`` appended on repeats."""
     named: dict[str, Regularizer] = {}
     wanted = [r.name or (r.keys[0] if r.keys else type(r).__name__.lower()) for r in regularizers]
     for base, regularizer in zip(wanted, regularizers, strict=True):
@@ -219,7 +246,7 @@ def _select(traced: Traced, regularizer: Regularizer, missing: Missing) -> dict[
 
 
 def _sequences(traced: Traced, regularizer: Regularizer, found: Mapping[Site, str]) -> dict[Site, tuple[str, Steps | None]]:
-    """The selected sites, and how a penalty that asks for steps reads them."""
+    """Add to the selected sites how a penalty on sequences reads each as steps, and check its lengths."""
     if "steps" not in regularizer.takes:
         return {site: (text, None) for site, text in found.items()}
     chosen = sequences(found, regularizer, traced.values, traced.operations, traced.graphs)
@@ -231,7 +258,7 @@ def _sequences(traced: Traced, regularizer: Regularizer, found: Mapping[Site, st
 
 
 def check_trainable(traced: Traced, regularizer: Penalty, sites: Sequence[Site]) -> None:
-    """Refuse a penalty on frozen parameters alone."""
+    """Raise RegularizerError if all the parameters that a penalty selects are frozen."""
     parameters = dict(traced.model.named_parameters())
     if sites and not any(parameters[site.name].requires_grad for site in sites):
         raise RegularizerError(
@@ -241,7 +268,7 @@ def check_trainable(traced: Traced, regularizer: Penalty, sites: Sequence[Site])
 
 
 def require_sites(plan: Plan, traced: Traced) -> None:
-    """Refuse a plan made for another model."""
+    """Raise GraphRegError if the plan was made for another model."""
     known = {site.name for site in traced.sites}
     strange = [site.name for edit in plan.edits for site in edit.sites if site.name not in known]
     own = {own.site.name for own in traced.own_dropout} if plan.own else set()

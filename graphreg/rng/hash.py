@@ -1,4 +1,4 @@
-"""The arithmetic of a draw: a word of 32 bits from a key and the index of the element; and that of the keys.
+"""The integer arithmetic of a draw: the key of a call from its stream, and 32 random bits from a key and an element's index.
 
 It is written once, in signs: on tensors, and on the values of which Inductor makes code (see ``ops.py``). The key of a call is
 SplitMix64's output function; the word of an element is that of
@@ -22,7 +22,7 @@ _LANE = 0x632BE5AB  # the increment between the lanes of one element, for draws 
 
 
 def signed(word: int, bits: int = 32) -> int:
-    """As the signed integer that torch computes with."""
+    """Reinterpret the low ``bits`` bits of an integer as the signed integer that torch computes with."""
     word &= (1 << bits) - 1
     return word - (1 << bits) if word >> (bits - 1) else word
 
@@ -34,12 +34,12 @@ _GOLDEN, _S1, _S2 = (signed(m, 64) for m in (GOLDEN, 0xBF58476D1CE4E5B9, 0x94D04
 
 
 def shift(x: Any, by: int, width: int = 32) -> Any:
-    """A logical shift to the right; torch's copies the sign."""
+    """Shift right and fill with zeros; torch's own shift copies the sign bit."""
     return (x >> by) & ((1 << (width - by)) - 1)
 
 
 def call_words(streams: Any, call: Any) -> tuple[Any, Any]:
-    """int64 streams and call -> the low and the high word of their keys, as int64."""
+    """Compute the keys of one call: int64 streams and call number -> the low and the high word of each key, as int64."""
     x = streams + (call + 1) * _GOLDEN
     x = (x ^ shift(x, 30, 64)) * _S1
     x = (x ^ shift(x, 27, 64)) * _S2
@@ -48,7 +48,7 @@ def call_words(streams: Any, call: Any) -> tuple[Any, Any]:
 
 
 def split_mix(stream: int, call: int) -> int:
-    """Both words of a key, the high one above, in Python's integers."""
+    """Compute one key in Python's integers: ``call_words`` as one unsigned 64-bit number."""
     x = (stream + (call + 1) * GOLDEN) & _ALL
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & _ALL
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB & _ALL
@@ -56,11 +56,12 @@ def split_mix(stream: int, call: int) -> int:
 
 
 def lane_keys(k0: Any, k1: Any, lane: int) -> tuple[Any, Any]:
+    """Derive the key of one lane; a draw of more than 32 bits per element takes several lanes."""
     return (k0 + signed(lane * _LANE), k1 ^ signed(lane * GOLDEN)) if lane else (k0, k1)
 
 
 def mix(counter: Any, k0: Any, k1: Any) -> Any:
-    """The words of counters."""
+    """Hash counters (element indices) with a key: one random 32-bit word each."""
     x = counter + k0
     x = (x ^ shift(x, 17)) * _M1
     x = ((x ^ shift(x, 11)) + k1) * _M2
@@ -68,13 +69,13 @@ def mix(counter: Any, k0: Any, k1: Any) -> Any:
     return (x ^ shift(x, 14)) + (counter ^ k1)
 
 
-def kept_words(found: Any, p: Any) -> Any:
-    """Words and the rate -> 1 with probability 1 - p, else 0. The sign of a difference: arithmetic that vectorizes."""
-    return ((shift(found, 1) - (p * 2.0**31).to(torch.int32)) >> 31) + 1
+def kept_words(words: Any, p: Any) -> Any:
+    """Turn random words into a mask: 1 with probability 1 - p, else 0. It takes the sign of a difference, which vectorizes."""
+    return ((shift(words, 1) - (p * 2.0**31).to(torch.int32)) >> 31) + 1
 
 
 def readable(tensor: Tensor) -> bool:
-    """Whether a tensor is numbers in memory: on a CPU, and nothing traces, wraps or simulates."""
+    """Whether a tensor's numbers can be read now: it is on a CPU, and neither a tracer, a transform nor a mode is active."""
     return (
         not torch.compiler.is_compiling()  # asked first: Dynamo does not know the other questions
         and tensor.device.type == "cpu"
@@ -90,15 +91,15 @@ _STEPS = [[by, (1 << (32 - by)) - 1, multiply] for by, multiply in ((17, _M1), (
 
 @cache
 def _ready() -> list[list[Tensor]]:
-    """``_STEPS`` as tensors: of a Python number torch makes one at each operation, which takes longer than to mix a thousand words.
+    """``_STEPS`` as tensors: torch would make a tensor of a Python number at each operation, which takes longer than to mix 1000 words.
 
-    Made when they are first read, where nothing simulates: an import may happen under a mode that makes fake tensors.
+    They are made at first use, when no mode is active: graphreg may be imported under a mode that makes fake tensors.
     """
     return [[torch.tensor(number, dtype=torch.int32, device="cpu") for number in row] for row in _STEPS]
 
 
 def mixed(counter: Tensor, k0: Tensor, k1: Tensor, k2: Tensor | None = None) -> Tensor:
-    """``mix`` in as little memory as it takes. ``k2``: k1 in the last line, with a bit flipped where the words' is to be."""
+    """Compute ``mix`` on int32 tensors with one temporary. ``k2`` replaces k1 in the last step: a bit flipped there flips in the words."""
     steps: Any = _ready() if readable(counter) else _STEPS
     x, t = counter + k0, torch.empty_like(counter)
     for (by, low, multiply), add in zip(steps[:3], (None, k1, None), strict=True):
@@ -113,9 +114,9 @@ def mixed(counter: Tensor, k0: Tensor, k1: Tensor, k2: Tensor | None = None) -> 
 
 
 def blocks(count: int, start: int, device: torch.device) -> Iterator[tuple[int, int, Tensor]]:
-    """Ranges, each with its counters, which are written over by the next.
+    """Yield the element indices block by block: (low, high, counters); the next block overwrites the counters.
 
-    Eager arithmetic goes block by block on a CPU, so that its passes stay in the cache: 8 times faster at 10**6.
+    On a CPU, eager arithmetic in blocks stays in the cache: 8 times faster at 10**6 elements.
     """
     size = 1 << 16 if device.type == "cpu" else max(count, 1)
     counter = torch.arange(start, start + min(size, count), dtype=torch.int32, device=device)
@@ -127,18 +128,18 @@ def blocks(count: int, start: int, device: torch.device) -> Iterator[tuple[int, 
 
 
 def words(key: Tensor, count: int, lane: int, start: int) -> Tensor:
-    """int32 [2] key -> int32 [count]: the words of the counters from ``start``, up to 2**31."""
+    """Hash ``count`` indices from ``start``, up to 2**31: int32 [2] key -> int32 [count] random words."""
     k0, k1 = lane_keys(key[0], key[1], lane)
-    found = torch.empty(count, dtype=torch.int32, device=key.device)
+    drawn = torch.empty(count, dtype=torch.int32, device=key.device)
     for low, high, counter in blocks(count, start, key.device):
-        found[low:high] = mixed(counter, k0, k1)
-    return found
+        drawn[low:high] = mixed(counter, k0, k1)
+    return drawn
 
 
 def words_past(key: Tensor, count: int, lane: int, start: int) -> Tensor:
-    """Past 2**31 elements the block of 2**31 that an index lies in joins the key: its draws are another stream's."""
+    """``words`` beyond 2**31 elements: each block of 2**31 indices has a key of its own, as if it were another stream."""
     k0, k1 = lane_keys(key[0], key[1], lane)
     index = torch.arange(start, start + count, dtype=torch.int64, device=key.device)
     block = (index >> 31).to(torch.int32) * signed(GOLDEN >> 32)
-    found: Tensor = mix((index & 0x7FFFFFFF).to(torch.int32), k0 + block, k1 ^ block)
-    return found
+    drawn: Tensor = mix((index & 0x7FFFFFFF).to(torch.int32), k0 + block, k1 ^ block)
+    return drawn

@@ -1,7 +1,7 @@
-"""Counter-based random streams in integer tensor arithmetic (Salmon et al., SC 2011).
+"""The noise that splices draw: counter-based random streams in integer tensor arithmetic (Salmon et al., SC 2011).
 
-A draw is a function of a 64-bit key and the index of the element, so that eager, compiled, forward and backward
-all see the same one. Three levels, each frozen by known answers in the tests:
+A draw is a function of a 64-bit key and the index of the element, so that eager and compiled, forward and backward all see the same
+numbers. There are three levels, each pinned by known answers in the tests:
 
 - a *stream* (seed, site name, class, occurrence) is 64 bits of BLAKE2b;
 - the key of a *call* is SplitMix64's output function (Steele, Lea & Flood, OOPSLA 2014) of the stream plus
@@ -27,13 +27,13 @@ from graphreg.torch_internals import backward_task, batch_positions, in_backward
 
 
 def stream(seed: int, site: str, kind: str, occurrence: int) -> int:
-    """The 64-bit identity of the draws of one splice, as a signed integer."""
+    """Return the 64-bit identity of one splice's draws, as a signed integer: a hash of the seed, site, class and occurrence."""
     text = f"graphreg 1|{seed}|{site}|{kind}|{occurrence}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)
 
 
 def call_keys(streams: Tensor, call: Tensor) -> Tensor:
-    """int64 [n] streams, int64 [1] call -> int32 [n, 2] keys of that call."""
+    """Compute the keys of one call for all streams: int64 [n] streams, int64 [1] call number -> int32 [n, 2] keys."""
     if len(streams) <= _FEW and call.numel() == 1 and readable(streams) and readable(call):
         words, number = [], call.item()
         for each in streams.tolist():
@@ -44,7 +44,7 @@ def call_keys(streams: Tensor, call: Tensor) -> Tensor:
 
 
 def next_keys(streams: Tensor, step: Tensor, free: Tensor, keys: Tensor) -> Tensor:
-    """The same in a compiled graph, where the noise is ``free``; else the keys that are held."""
+    """``call_keys`` in a compiled graph where ``free`` is not 0; where it is 0 (``frozen_noise``), the held ``keys`` again."""
     if fuses():
         fused: Tensor = fused_keys(streams, step, free, keys)
         return fused
@@ -52,9 +52,9 @@ def next_keys(streams: Tensor, step: Tensor, free: Tensor, keys: Tensor) -> Tens
 
 
 def of_process(keys: Tensor, alike: bool) -> Tensor:
-    """The keys of this process: of its rank, unless all are ``alike``, and of its place among the workers of a DataLoader.
+    """Make keys differ between processes: by rank, unless all ranks are to be ``alike``, and by DataLoader worker.
 
-    Both are asked at each call: a buffer would be broadcast from rank 0, and copied to every worker.
+    Both are looked up at each call: a buffer would be broadcast from rank 0, and copied to every worker.
     """
     keys = keys if alike else ranked(keys, rank())
     words = _worker_words(_Process.name)
@@ -62,10 +62,10 @@ def of_process(keys: Tensor, alike: bool) -> Tensor:
 
 
 def rank() -> int:
-    """Of this process in torch.distributed, 0 where there is none."""
+    """Return the rank of this process in torch.distributed, 0 without it."""
     if not dist.is_available():
         return 0
-    # Dynamo takes what is_initialized and get_rank say for constants and never asks again; on the group itself it guards.
+    # Dynamo takes the results of is_initialized and get_rank for constants and never asks again; it does guard on the group itself.
     world = dist.group.WORLD if torch.compiler.is_dynamo_compiling() else None
     if world is not None:
         return dist.get_rank(world)
@@ -73,7 +73,7 @@ def rank() -> int:
 
 
 def ranked(keys: Tensor, rank: int) -> Tensor:
-    """The keys of one process of several."""
+    """Make keys those of one rank; rank 0 keeps them as they are."""
     return keys if rank == 0 else keys + _joined(keys, _rank_words(rank))
 
 
@@ -81,7 +81,7 @@ def _joined(keys: Tensor, words: tuple[int, int]) -> Tensor:
     return torch.tensor([words], dtype=torch.int32, device=keys.device)
 
 
-# Worked out while a graph is traced, for Dynamo does not trace BLAKE2b.
+# Computed while a graph is traced, because Dynamo does not trace BLAKE2b.
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _rank_words(rank: int) -> tuple[int, int]:
     word = stream(rank, "", "rank", 0)
@@ -90,7 +90,11 @@ def _rank_words(rank: int) -> tuple[int, int]:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _worker_words(process: str) -> tuple[int, int] | None:
-    """A worker has the module as it was: it would draw what all others draw, in each epoch again. Its seed is the epoch's."""
+    """Return what a DataLoader worker adds to its keys, None elsewhere.
+
+    Each worker has a copy of the module, so that without this all workers would draw the same, in each epoch again. A worker's seed
+    differs from epoch to epoch.
+    """
     info = get_worker_info()
     if info is None:
         return None
@@ -99,7 +103,7 @@ def _worker_words(process: str) -> tuple[int, int] | None:
 
 
 class _Process:
-    """Of which a compiled graph is: Dynamo guards on the name, so that a worker does not run what its parent compiled."""
+    """The process that compiles a graph. Dynamo guards on the name, so that a forked worker does not run its parent's compiled code."""
 
     name = ""
 
@@ -113,7 +117,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def bits(key: Tensor, shape: torch.Size | tuple[int, ...], lane: int = 0, start: int = 0) -> Tensor:
-    """int32 [2] key -> int32 [shape], uniform over all 2**32 words, counted in row-major order from ``start``."""
+    """Draw random words, uniform over all 2**32: int32 [2] key -> int32 [shape], indexed in row-major order from ``start``."""
     count = torch.Size(shape).numel()
     if start + count > LIMIT:
         return words_past(key, count, lane, start).view(shape)
@@ -139,10 +143,14 @@ _LANES = 4  # of a draw: a normal float64 takes as many, and others as many too,
 
 @dataclass(eq=False)
 class Noise:
-    """The draws of one splice at one call, one after the other: the d-th, from 0, takes the lanes 4d to 4d + 3 of the key.
+    """The random numbers of one splice at one call: a regularizer draws masks, uniform or normal values from it.
 
-    Each is a function of the key, its number and the element index alone. To repeat a draw, make a new one: ``Noise(noise.key)``.
-    Under ``torch.vmap`` the rows agree or differ by their place in the batch, as its ``randomness`` says.
+    Draws follow one another: draw number d, from 0, takes the lanes 4d to 4d + 3 of the key. Each depends on the key, its number and
+    the element's index alone. To repeat the draws from the first, make a new ``Noise(noise.key)``. Under ``torch.vmap`` the rows
+    share one draw or have draws of their own, as its ``randomness`` says.
+
+    Attributes:
+        key: int32 [2], the key of this call.
     """
 
     key: Tensor
@@ -151,10 +159,17 @@ class Noise:
         self._drawn, self._task = 0, None if compiling() else backward_task()
 
     def keep(self, z: Tensor, p: Tensor | float) -> Tensor:
-        """1 with probability 1 - p, else 0: [shape of z], to multiply by. ``p`` in [0, 1), as float32 at least, exact to 2**-31.
+        """Draw a mask to multiply z by: 1 with probability 1 - p, else 0.
 
-        Its dtype is what is cheapest: z's own in eager, where torch multiplies unlike dtypes slowly; int8 compiled, a
-        quarter to save for backward (a bool one Inductor stores slowly).
+        The mask's dtype is the cheapest: z's own in eager mode, where torch multiplies unlike dtypes slowly; int8 in compiled code,
+        a quarter of the memory to save for backward (Inductor stores bool slowly).
+
+        Args:
+            z: The value whose shape, device and dtype the mask takes.
+            p: The rate, in [0, 1), computed in float32 at least and exact to 2**-31.
+
+        Returns:
+            [shape of z].
         """
         if z.dim() == 0 and transforms():  # see functorch.batch_positions
             return Noise.keep(self, z[None], p)[0]
@@ -167,7 +182,7 @@ class Noise:
                 return fused
             kept: Tensor = kept_words(bits(key, z.shape, lane), rate)
             return kept.to(torch.int8 if compiling() else z.dtype)
-        # Of words without a sign, word >= 2 * threshold; torch compares with one, so both have it flipped.
+        # As unsigned words, word >= 2 * threshold. torch compares signed numbers, so both have the sign bit flipped.
         limit = (
             signed(int(rate.detach().item() * 2.0**31) * 2 ^ _FLIP) if readable(rate) else ((rate * 2.0**31).to(torch.int32) * 2) ^ _FLIP
         )
@@ -176,8 +191,8 @@ class Noise:
         k2 = k1 ^ _FLIP
         mask = torch.empty(z.numel(), dtype=z.dtype, device=z.device)
         for low, high, counter in blocks(z.numel(), 0, z.device):
-            found = mixed(counter, k0, k1, k2)
-            mask[low:high] = torch.ge(found, limit, out=found)  # an integer: by way of bool it takes longer than all before
+            drawn = mixed(counter, k0, k1, k2)
+            mask[low:high] = torch.ge(drawn, limit, out=drawn)  # written as an integer: through bool it would take longer than all before
         return mask.view(z.shape)
 
     def uniform(self, z: Tensor) -> Tensor:
@@ -216,9 +231,10 @@ class Noise:
 
 
 def key_of_row(key: Tensor) -> Tensor:
-    """int32 [2]: the key, or each row's own under ``torch.vmap(..., randomness="different")``, by its place in the batch.
+    """Return the key itself, or under ``torch.vmap(..., randomness="different")`` a key for each row, by its place in the batch.
 
-    Raises a RuntimeError too, as torch does, where ``randomness`` is ``"error"``.
+    Raises:
+        RandomnessError: ``randomness`` is ``"error"``; a RuntimeError, as torch's own is.
     """
     if not transforms() or (not compiling() and in_backward()):  # what runs again there draws what it drew: rows are of gradients
         return key

@@ -1,8 +1,8 @@
 """The draws as operators of a compiled graph, which Inductor lowers to the arithmetic of ``hash.py``.
 
-Written out they are twenty to thirty operators each. Dynamo, autograd and the partitioner carry every one of them, and Inductor
-traces the whole of an expression again whenever it grows by one (``inner_fn_opcount``, asked by ``has_exceeded_max_reads``): for the
-masks of four sites that was a quarter of the time to compile. Any other backend runs the operators as they stand here.
+Written out, a draw is twenty to thirty operators. Dynamo, autograd and the partitioner carry every one of them, and Inductor traces
+a whole expression again whenever it grows by one (``inner_fn_opcount``, called by ``has_exceeded_max_reads``): for the masks of four
+sites that was a quarter of the time to compile. Any other backend runs the operators as they stand here.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ LIMIT = 1 << 31  # elements; past it an index needs more than 32 bits, and the d
 
 @torch.library.custom_op("graphreg::bits", mutates_args=())
 def fused_bits(key: Tensor, shape: Sequence[int], lane: int, start: int) -> Tensor:
-    """int32 [2] key -> int32 [shape]: ``mixer.words``."""
+    """Draw random words as one operator: int32 [2] key -> int32 [shape] (``hash.words``)."""
     return words(key, torch.Size(shape).numel(), lane, start).view(tuple(shape))
 
 
 @torch.library.custom_op("graphreg::keep", mutates_args=())
 def fused_keep(key: Tensor, p: Tensor, shape: Sequence[int], lane: int) -> Tensor:
-    """int32 [2] key, 0-d rate -> int8 [shape], 1 with probability 1 - p, else 0."""
+    """Draw a mask as one operator: int32 [2] key, 0-d rate p -> int8 [shape], 1 with probability 1 - p, else 0."""
     kept: Tensor = kept_words(words(key, torch.Size(shape).numel(), lane, 0), p)
     return kept.to(torch.int8).view(tuple(shape))
 
 
 @torch.library.custom_op("graphreg::next_keys", mutates_args=())
 def fused_keys(streams: Tensor, step: Tensor, free: Tensor, keys: Tensor) -> Tensor:
-    """int32 [n, 2]: the keys of call ``step`` where the noise is ``free``, not 0, else those that are held, copied."""
+    """Compute the keys of call ``step`` as one operator: int32 [n, 2]; where ``free`` is 0, a copy of the held ``keys``."""
     low, high = call_words(streams, step)
     return torch.where(free != 0, torch.stack((low, high), dim=-1).to(torch.int32), keys)
 
@@ -56,43 +56,46 @@ def _(streams: Tensor, step: Tensor, free: Tensor, keys: Tensor) -> Tensor:
 
 
 class _Within:
-    """Whether a compiler below Dynamo traces, which ``torch.compiler.is_compiling`` does not tell."""
+    """Whether a compiler below Dynamo is tracing, which ``torch.compiler.is_compiling`` does not tell."""
 
     on = False
 
 
 @contextmanager
 def within_backend() -> Iterator[None]:
-    """For the time that the backend's inner compiler traces: draws take the form that they have in a compiled graph."""
+    """Let draws take their compiled form while the inner compiler of graphreg's backend traces."""
     with Changes() as changes, changes:
         changes.put(_Within, "on", True)
         yield
 
 
 def compiling() -> bool:
-    """Whether what runs now is traced by a compiler: by Dynamo, or by the inner compiler of graphreg's backend."""
+    """Whether a compiler is tracing: Dynamo, or the inner compiler of graphreg's backend."""
     return torch.compiler.is_compiling() or _Within.on
 
 
 def recomputes() -> bool:
-    """Whether a compiler traces that computes again in backward what is marked: Dynamo's, or the backend's.
+    """Whether a compiler is tracing that recomputes marked nodes in backward: Dynamo's, or that of graphreg's backend.
 
-    Not under torch.func.grad, which takes no checkpoint.
+    False under torch.func.grad, which does not take checkpoints.
     """
     return (torch.compiler.is_dynamo_compiling() or _Within.on) and not transforms()
 
 
 def fuses() -> bool:
-    """Whether the operators are to be traced, for Inductor to lower. An exported program is torch's alone; torch.vmap maps torch's."""
+    """Whether to trace a draw as one custom operator, for Inductor to lower.
+
+    Not in an exported program, which must hold torch's operators alone, nor under torch.vmap, which can map only those.
+    """
     traced = _Within.on or (torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting())
     return traced and not transforms() and _lowers()
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _lowers() -> bool:
-    """Register the lowerings as a first graph is traced: to import Inductor takes a second.
+    """Register the lowerings when the first graph is traced, because importing Inductor takes a second.
 
-    False for another torch, whose inner parts have other names: there the draws are written out.
+    False with a torch whose Inductor has other names: there the draws are written out.
     """
     ours = torch.ops.graphreg
     return lower({ours.bits.default: _lower_bits, ours.keep.default: _lower_keep, ours.next_keys.default: _lower_keys})
@@ -129,12 +132,12 @@ def _lower_keys(streams: Any, step: Any, free: Any, keys: Any) -> Any:
 def _mixed(ops: Any, load: Any, index: Sequence[Any], shape: Sequence[Any], lane: int, start: int) -> _Word:
     at = sum((i * stride for i, stride in zip(index, strides_of(shape), strict=True)), start)
     k0, k1 = lane_keys(_Word(ops, load((0,))), _Word(ops, load((1,))), lane)
-    found: _Word = mix(_Word(ops, ops.index_expr(at, torch.int32)), k0, k1)
-    return found
+    word: _Word = mix(_Word(ops, ops.index_expr(at, torch.int32)), k0, k1)
+    return word
 
 
 class _Word:
-    """A value of Inductor's, for the arithmetic that is written for tensors: its own know fewer signs, and no numbers."""
+    """A value of Inductor's with Python's operators, as ``hash.py`` needs them; Inductor's own values have fewer, and take no numbers."""
 
     def __init__(self, ops: Any, value: Any, dtype: torch.dtype = torch.int32) -> None:
         self.ops, self.value, self.dtype = ops, value, dtype

@@ -1,7 +1,7 @@
-"""The culprit: the first node of a rewritten graph that computes what the model does not, by the operations that both run.
+"""Finds the first node of a rewritten graph whose value differs from the model's, to name it in the error of ``verify``.
 
-Both are run once more, and what every operation of torch gives is written down: of the model with the module that was running, of
-the graph with the node. A node is found out by its value, so that it matters little what stands between.
+Both are run once more, and the result of every torch operation is recorded: for the model with the module that was running, for the
+graph with the node. Operations are matched by their values, so that extra operations in between matter little.
 """
 
 from __future__ import annotations
@@ -23,9 +23,13 @@ from graphreg.verification.values import difference
 
 @dataclass(frozen=True)
 class Step:
-    """One operation: its name, what it gave, and by whom it was run: the path of a module, or the name of a node.
+    """One torch operation that ran.
 
-    ``values`` as they were then, ``memory`` as later operations have left them.
+    Attributes:
+        operation: Its name.
+        values: Copies of its results, taken when it ran.
+        memory: The results themselves, as later operations have left them.
+        by: What ran it: the path of a module, or the name of a node.
     """
 
     operation: str
@@ -34,6 +38,7 @@ class Step:
     by: str
 
     def same(self, other: Step, near: bool) -> bool:
+        """Whether both are the same operation with equal results; ``near``: equal up to rounding."""
         return self.operation == other.operation and _same(self.values, other.values, near)
 
 
@@ -42,7 +47,7 @@ def _same(ones: Sequence[Tensor], others: Sequence[Tensor], near: bool) -> bool:
 
 
 class _Trail(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Writes down what each operation gives. ``by``: who runs it."""
+    """Records every operation with its results. ``by`` is called for the name of what runs it."""
 
     def __init__(self, by: Callable[[], str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -51,14 +56,14 @@ class _Trail(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         value = func(*args, **(kwargs or {}))
-        found = tuple(leaf.detach() for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))
-        if found:
-            self.steps.append(Step(str(func), tuple(leaf.clone() for leaf in found), found, self.by()))
+        results = tuple(leaf.detach() for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))
+        if results:
+            self.steps.append(Step(str(func), tuple(leaf.clone() for leaf in results), results, self.by()))
         return value
 
 
 def steps_of_model(model: nn.Module, call: Arguments) -> list[Step]:
-    """The operations of a call of a copy of the model."""
+    """Call a copy of the model and return the operations that ran."""
     with _running(model) as running:
         trail = _Trail(lambda: running[-1])
         with trail:
@@ -68,7 +73,7 @@ def steps_of_model(model: nn.Module, call: Arguments) -> list[Step]:
 
 @contextmanager
 def _running(model: nn.Module) -> Iterator[list[str]]:
-    """The paths of the modules that are running, the innermost last."""
+    """Keep a list of the paths of the modules that are running, the innermost last."""
     paths, handles = [""], []
     for path, module in model.named_modules():
         handles += [
@@ -83,7 +88,7 @@ def _running(model: nn.Module) -> Iterator[list[str]]:
 
 
 class _Walk(fx.Interpreter):
-    """Runs a graph, and knows the node that runs."""
+    """Interprets a graph and remembers the name of the node that is running."""
 
     now = ""
 
@@ -92,11 +97,11 @@ class _Walk(fx.Interpreter):
         return super().run_node(n)
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
-        return next(self.args_iter)  # torch.fx would make a list of what is left for ``*args``
+        return next(self.args_iter)  # torch.fx would put the remaining arguments into a list for ``*args``
 
 
 def steps_of_graph(module: fx.GraphModule, graph: fx.Graph, call: Arguments) -> list[Step]:
-    """The operations of the model's own nodes, in a call of a copy of the rewritten module."""
+    """Run a graph of a copy of the rewritten module and return the operations of the model's own nodes."""
     bound = inspect.signature(module.forward).bind(*call[0], **call[1])
     bound.apply_defaults()
     known = {**held_of(module), **bound.arguments}
@@ -110,20 +115,21 @@ def steps_of_graph(module: fx.GraphModule, graph: fx.Graph, call: Arguments) -> 
 
 
 def graph_of(module: fx.GraphModule, mode: str) -> fx.Graph:
+    """Return the graph that a rewritten module runs in ``"train"`` or ``"eval"`` mode."""
     graphs = graphs_of(module)
     return graphs.get("both") or graphs[mode]
 
 
 def culprit(theirs: Sequence[Step], ours: Sequence[Step], graph: fx.Graph, near: bool) -> str:
-    """The first node whose value differs, as a sentence; else the first operation of the model's that the graph has not."""
+    """Name, as a sentence, the first node whose value differs, or else the first operation of the model that the graph does not run."""
     nodes = {n.name: n for n in graph.nodes}
     pairs, missed = _matched(ours, theirs, near)
     if missed is not None:
-        return f" The first node whose value differs is {_told(nodes[missed.by])}." if missed.by in nodes else ""
+        return f" The first node whose value differs is {_described(nodes[missed.by])}." if missed.by in nodes else ""
     for mine, other in pairs:
         if mine.by in nodes and not _same(mine.memory, other.memory, near):
             where = "in the model alone" if _same(mine.values, mine.memory, near) else "in the graph, and not so in the model"
-            return f" The first node whose value differs is {_told(nodes[mine.by])}: something writes into it later {where}."
+            return f" The first node whose value differs is {_described(nodes[mine.by])}: something writes into it later {where}."
     missed = _matched(theirs, ours, near)[1]
     if missed is None:
         return ""
@@ -132,14 +138,14 @@ def culprit(theirs: Sequence[Step], ours: Sequence[Step], graph: fx.Graph, near:
 
 
 def _matched(steps: Sequence[Step], others: Sequence[Step], near: bool) -> tuple[list[tuple[Step, Step]], Step | None]:
-    """Each step with its like among what is left of the others, in their order, as far as there is one; the first that has none."""
+    """Pair each step with the next equal one among the others, in order, up to the first step that has none; return that one too."""
     position, pairs = 0, list[tuple[Step, Step]]()
     for step in steps:
-        found = next((i for i in range(position, len(others)) if others[i].same(step, near)), None)
-        if found is None:
+        equal = next((i for i in range(position, len(others)) if others[i].same(step, near)), None)
+        if equal is None:
             return pairs, step
-        pairs.append((step, others[found]))
-        position = found + 1
+        pairs.append((step, others[equal]))
+        position = equal + 1
     return pairs, None
 
 
@@ -153,14 +159,20 @@ def first_differing(
     theirs: nn.Module, ours: fx.GraphModule, calls: tuple[Arguments, Arguments], graphs: tuple[fx.Graph, fx.Graph],
     seed: Callable[[], None], near: bool,
 ) -> str:  # fmt: skip
-    """``culprit`` of two copies that stand before the call that differs; nothing where it cannot be found out.
+    """Run both copies through the call that differs and name the first node to blame; ``""`` where it cannot be found.
 
-    ``graphs``: that of the copy, and the same with what the trace knows of its nodes.
+    Args:
+        theirs: A copy of the model, in its state before the call.
+        ours: A copy of the rewritten module, likewise.
+        calls: The arguments of the call, once for each.
+        graphs: The graph of the copy, and the same graph with its metadata, which copying loses.
+        seed: Seeds the generators.
+        near: Compare up to rounding.
     """
     try:
         seed()
         expected = steps_of_model(theirs, calls[0])
         seed()
         return culprit(expected, steps_of_graph(ours, graphs[0], calls[1]), graphs[1], near)
-    except Exception:  # it is a help beside an error: what fails here must not take its place
+    except Exception:  # this only adds to an error: a failure here must not replace it
         return ""

@@ -1,4 +1,4 @@
-"""What a call gives, of any structure: each value with its place, and how two of them differ."""
+"""Walks through a call's output of any structure, and says how two values differ: in type, shape, dtype or numbers."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from graphreg.ir import is_nan
 
-NEAR = 1e-6  # of the largest value, where operations are not in the model's own order
+NEAR = 1e-6  # times the largest value: the tolerance where torch.export has changed the order of operations
 
 
 @dataclasses.dataclass(frozen=True)
 class Holds:
-    """A container in the place of a value: its class, and how many things it holds."""
+    """Stands for a container, so that two can be compared: its class and its size."""
 
     kind: type
     size: int
@@ -28,7 +28,7 @@ class Holds:
 
 
 def leaves(value: Any, place: str) -> Iterator[tuple[str, Any]]:
-    """Every value that a structure holds, with its place: ``output['logits']``, ``output[0].loc``. A container is told before its parts."""
+    """Yield every value in a structure with its place: ``output['logits']``, ``output[0].loc``. A container comes before its contents."""
     yield from _leaves(value, place, set())
 
 
@@ -43,7 +43,7 @@ def _leaves(value: Any, place: str, within: set[int]) -> Iterator[tuple[str, Any
 
 
 def _parts(value: Any) -> dict[str, Any] | None:
-    """What is in it, by how it is reached; None for what is no container."""
+    """Return a container's contents, keyed by how each is reached; None for anything else."""
     if isinstance(value, Mapping):
         return {f"[{key!r}]": part for key, part in value.items()}
     if isinstance(value, (tuple, list)):
@@ -55,16 +55,17 @@ def _parts(value: Any) -> dict[str, Any] | None:
 
 
 def tensors(value: Any) -> list[Tensor]:
+    """Return all tensors in a structure."""
     return [leaf for _, leaf in leaves(value, "") if isinstance(leaf, Tensor)]
 
 
 def snapshot(value: Any) -> Any:
-    """The value as it is now: of a tensor a copy, which tells whether it requires a gradient."""
+    """Copy a tensor, with its ``requires_grad``; any other value is returned as it is."""
     return value.detach().clone().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
 
 
 def difference(expected: Any, ours: Any, near: bool = False) -> str:
-    """How ``ours`` differs, as the end of a sentence that its place begins; nothing where it does not. ``near``: to ``NEAR``."""
+    """Say how ``ours`` differs, as a sentence without its subject; ``""`` where it does not. ``near`` allows a difference of ``NEAR``."""
     if isinstance(expected, Tensor) and isinstance(ours, Tensor):
         return _different_facts(expected, ours) or _different_numbers(_dense(expected), _dense(ours), near)
     if type(expected) is not type(ours) or (isinstance(expected, Holds) and expected != ours):
@@ -91,16 +92,16 @@ def _different_facts(expected: Tensor, ours: Tensor) -> str:
 
 
 def _dense(tensor: Tensor) -> Tensor:
-    found = tensor.detach()
-    if found.is_quantized:
-        found = found.dequantize()
-    if found.is_nested:
-        found = torch.nested.to_padded_tensor(found, 0.0)
-    return found if found.layout == torch.strided else found.to_dense()
+    plain = tensor.detach()
+    if plain.is_quantized:
+        plain = plain.dequantize()
+    if plain.is_nested:
+        plain = torch.nested.to_padded_tensor(plain, 0.0)
+    return plain if plain.layout == torch.strided else plain.to_dense()
 
 
 def _different_numbers(expected: Tensor, ours: Tensor, near: bool) -> str:
-    if expected.device.type == "meta":  # there are none
+    if expected.device.type == "meta":  # it holds no numbers
         return ""
     same = (expected == ours) | (expected.isnan() & ours.isnan())
     if bool(same.all()):

@@ -1,4 +1,7 @@
-"""Translation validation: ``graphreg.verify`` runs a rewritten module against the user's own model, on copies, value for value."""
+"""``graphreg.verify`` checks that a rewritten module computes what the model computes (translation validation).
+
+Copies of both are called several times from equal seeds, and every output, buffer, written input and gradient is compared.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,8 @@ from graphreg.tracing import Arguments, arguments, without_caches
 from graphreg.verification.first_difference import first_differing, graph_of
 from graphreg.verification.values import difference, leaves, snapshot, tensors
 
-CALLS: Mapping[str, int] = {"train": 2, "eval": 3}  # what a call leaves behind shows at the next
-REVERSED = 3  # the call whose batch is in reverse order, for with equal inputs what is left of the call before may be right
+CALLS: Mapping[str, int] = {"train": 2, "eval": 3}  # calls in each mode: what one call leaves behind shows at the next
+REVERSED = 3  # at this call the batch is in reverse order: with equal inputs, a value left over from the call before would look right
 SEED = 1618
 M = TypeVar("M", bound=nn.Module)
 Form = Literal["off", "copy", "own"]
@@ -35,12 +38,20 @@ FORMS: Mapping[Form, str] = {
 
 
 def verify(model: nn.Module, module: nn.Module, /, *args: Any, **kwargs: Any) -> None:
-    """Raise GraphRegError where a rewritten module is not the model that it was made from.
+    """Check that a rewritten module computes what its model computes, apart from the regularizers.
 
-    ``args`` and ``kwargs``: of a call of the model. Copies of both run it several times in train and in eval mode, from equal seeds,
-    with splices bypassed and penalties at weight 0. Outputs, buffers, inputs that are written into, and gradients are compared: bit
-    for bit, or to 1e-6 of the largest value where torch.export traced the model. The error names what differs, the mode, and the
-    first node of the graph whose value does. ``model`` and ``module`` stay as they are; a compiled module is compared in eager.
+    Copies of both are called several times in train and in eval mode, from equal seeds, with splices bypassed and penalties at
+    weight 0. Outputs, buffers, inputs that are written into, and gradients are compared: bit for bit, or to 1e-6 of the largest
+    value where torch.export traced the model. ``model`` and ``module`` stay unchanged; a compiled module is compared in eager mode.
+
+    Args:
+        model: The model that ``regularize`` was given.
+        module: What ``regularize`` returned.
+        *args: Positional arguments for a call of the model.
+        **kwargs: Keyword arguments for it.
+
+    Raises:
+        GraphRegError: Something differs. The error names what differs, the mode, and the first node of the graph whose value does.
     """
     inner = rewritten(module)
     own = model if (inside := original_of(model)) is None else inside
@@ -48,16 +59,16 @@ def verify(model: nn.Module, module: nn.Module, /, *args: Any, **kwargs: Any) ->
         raise GraphRegError(
             f"verify compares with the model that regularize was given, not with {_title(own)}: graphreg.verify(model, module, *inputs)."
         )
-    if told := changed(own, inner):
+    if change := changed(own, inner):
         raise GraphRegError(
-            f"this module was not made from this {_title(own)}, or the model was changed since: {told}. Give verify the model that "
+            f"this module was not made from this {_title(own)}, or the model was changed since: {change}. Give verify the model that "
             "regularize was given; a module shares its parameters and buffers."
         )
     Validation(copied(own), inner, (args, kwargs)).run()
 
 
 def copied(model: M, memo: dict[int, Any] | None = None) -> M:
-    """A copy of a model, without gradients."""
+    """Copy a model, without its gradients; ``memo`` is that of ``copy.deepcopy``."""
     try:
         twin = copy.deepcopy(model, memo)
     except Exception as error:
@@ -71,22 +82,22 @@ def copied(model: M, memo: dict[int, Any] | None = None) -> M:
 
 
 def validate(before: nn.Module, model: nn.Module, module: fx.GraphModule, example_inputs: Any) -> None:
-    """``verify`` against a copy from before the trace, which also tells whether tracing has changed the user's model."""
-    if told := changed(before, model, attributes=True):
-        raise GraphRegError(f"tracing {_title(model)} has changed it: {told}. Give regularize a copy, and please report this.")
+    """Do ``verify`` against a copy made before tracing, and also check that tracing has left the user's model unchanged."""
+    if change := changed(before, model, attributes=True):
+        raise GraphRegError(f"tracing {_title(model)} has changed it: {change}. Give regularize a copy, and please report this.")
     call = arguments(example_inputs)
     assert call is not None
     Validation(before, module, call).run()
 
 
 def changed(expected: nn.Module, ours: nn.Module, attributes: bool = False) -> str:
-    """The first parameter, buffer or (if asked for) tensor that is an attribute in which two modules differ."""
+    """Name the first parameter or buffer that two modules differ in, with ``attributes`` also tensors in plain attributes; else ``""``."""
     theirs, mine = _state(expected, attributes), _state(ours, attributes)
     for name in [*theirs, *mine]:
         if name not in mine or name not in theirs:
             return f"{name} is {'not in the module' if name in theirs else 'not in the model'}"
-        if theirs[name] is not mine[name] and not nn.parameter.is_lazy(theirs[name]) and (told := difference(theirs[name], mine[name])):
-            return f"{name} {told}"
+        if theirs[name] is not mine[name] and not nn.parameter.is_lazy(theirs[name]) and (how := difference(theirs[name], mine[name])):
+            return f"{name} {how}"
     return ""
 
 
@@ -97,7 +108,7 @@ def _state(module: nn.Module, attributes: bool) -> dict[str, Any]:
 
 
 def _attributes(module: nn.Module) -> list[tuple[str, str, Tensor]]:
-    """The tensors that are plain attributes of modules, and are no buffers."""
+    """Return the tensors that modules hold in plain attributes, not as buffers, with path and name."""
     return [(path, name, v) for path, m in module.named_modules() for name, v in vars(m).items() if isinstance(v, Tensor)]
 
 
@@ -111,7 +122,13 @@ def _title(model: object) -> str:
 
 @dataclass
 class Call:
-    """What one call gave, by its place, in the order of comparison; ``failed``: what its backward pass raised."""
+    """What one call gave.
+
+    Attributes:
+        values: Outputs, written inputs and buffers by their place, in the order of comparison.
+        gradients: The gradients of parameters and inputs by their place.
+        failed: What the backward pass raised, or None.
+    """
 
     values: dict[str, Any] = field(default_factory=dict)
     gradients: dict[str, Tensor | None] = field(default_factory=dict)
@@ -119,7 +136,7 @@ class Call:
 
 
 class Validation:
-    """The comparison of a copy of the model with copies of a rewritten module, for one call's arguments."""
+    """Compares a copy of the model with copies of a rewritten module, for the arguments of one call."""
 
     def __init__(self, model: nn.Module, module: fx.GraphModule, call: Arguments) -> None:
         self.model, self.module, self.call, self.title = model, module, call, _title(model)
@@ -132,13 +149,13 @@ class Validation:
         self.attaches = getattr(rules_of(module), "attach", None) is not None
 
     def run(self) -> None:
-        """Compare in both modes, in every form."""
+        """Compare in both modes and in each form of the splices (``FORMS``)."""
         with _surroundings(self.model if self.exported else nn.Module()):
             for mode in CALLS:
                 for form in self._forms(mode):
                     try:
                         self._compare(mode, form)
-                    except _Refuses:  # an input that requires a gradient; then the inputs as they are
+                    except _Refuses:  # the model does not take inputs that require gradients: pass them as they are
                         self.differentiates = False
                         self._compare(mode, form)
 
@@ -160,10 +177,10 @@ class Validation:
             try:
                 found = self._called(ours, number, expected)
             except Exception as error:
-                told = f"the rewritten module raises {first_line(error)}, and the model does not"
-                raise self._error(mode, form, number, told) from error
-            if told := self._differing(expected, found):
-                raise self._error(mode, form, number, told)
+                message = f"the rewritten module raises {first_line(error)}, and the model does not"
+                raise self._error(mode, form, number, message) from error
+            if message := self._differing(expected, found):
+                raise self._error(mode, form, number, message)
 
     # the copies
 
@@ -171,7 +188,7 @@ class Validation:
         return self._in_mode(copied(self.model), mode)
 
     def _twin(self, mode: str, form: Form) -> fx.GraphModule:
-        """A copy of the rewritten module: its splices bypassed, its penalties at weight 0."""
+        """Copy the rewritten module, with its splices bypassed and its penalties at weight 0."""
         rules = rules_of(self.module)
         outside = [getattr(getattr(rules, "attach", None), "scale", None), rules.watching]  # a GradScaler, a monitor: not to be copied
         twin = copied(self.module, {id(each): None for each in outside if not isinstance(each, (int, float))})
@@ -180,13 +197,13 @@ class Validation:
         for leaf in twin.modules():
             if isinstance(leaf, SpliceRule):
                 vars(leaf).update(acts=lambda: form == "copy", _formula=lambda z, weight, noise: z.clone())
-        if form != "own":  # graphreg's masks are not torch's: the model's own calls again
+        if form != "own":  # graphreg draws other masks than torch: put the model's own calls back
             _restore(twin)
         self._in_mode(twin, mode).get_submodule(RULES).train(twin.training)
         return twin
 
     def _in_mode(self, twin: M, mode: str) -> M:
-        """The mode, and of a module that the user set apart its own: as the two modes were traced."""
+        """Set the mode as it was traced: a submodule whose mode the user set apart keeps its own."""
         as_given = self.modes[""] == (mode == "train")
         paths = dict(twin.named_modules(remove_duplicate=False))
         for path, training in self.modes.items():
@@ -197,7 +214,7 @@ class Validation:
     # a call
 
     def _expected(self, model: nn.Module, number: int) -> Call | None:
-        """What the model gives; None where it does not take the batch in reverse order."""
+        """Call the model; None where it does not take the batch in reverse order."""
         try:
             return self._called(model, number, None)
         except Exception as error:
@@ -209,7 +226,7 @@ class Validation:
             raise
 
     def _called(self, twin: nn.Module, number: int, expected: Call | None) -> Call:
-        """One call and its backward pass. ``expected``: what the model's gave, if this is the rewritten module's."""
+        """Do one call and its backward pass. ``expected`` is the model's result where ``twin`` is the rewritten module."""
         args, kwargs, inputs = self._given(number)
         parameters = {name: p for name, p in twin.named_parameters() if not name.startswith(f"{RULES}.")}
         for parameter in parameters.values():
@@ -223,7 +240,7 @@ class Validation:
             if isinstance(leaf, Tensor):
                 call.values[f"{place} after the call"] = snapshot(leaf.detach())
         call.values |= {f"the buffer {n}": snapshot(b) for n, b in twin.named_buffers() if not n.startswith(f"{RULES}.")}
-        for path, name, held, was in before:  # written into; one that is assigned is no part of what is promised
+        for path, name, held, was in before:  # only those written in place: graphreg does not promise to keep assignments
             if getattr(twin.get_submodule(path), name, None) is held and difference(was, held.detach()):
                 call.values[f"the attribute {_dotted(path, name)}"] = snapshot(held.detach())
         if expected is not None:
@@ -237,18 +254,18 @@ class Validation:
         return call
 
     def _given(self, number: int) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, Tensor]]:
-        """The arguments on tensors of their own; and by place those that gather gradients."""
+        """Copy the arguments; return them, and by place the tensors that gather gradients."""
         memo, inputs = dict[int, Any](), dict[str, Tensor]()
         batch = next((t.shape[0] for t in tensors(self.call) if t.dim()), None) if number == REVERSED else None
         for place, leaf in [*leaves(self.call[0], "args"), *leaves(self.call[1], "kwargs")]:
             if not isinstance(leaf, Tensor) or id(leaf) in memo:
                 continue
             own = leaf.detach().clone()
-            if own.stride() != leaf.stride():  # expanded, or with gaps: with its storage
+            if own.stride() != leaf.stride():  # expanded, or with gaps: copy the storage too
                 own = copy.deepcopy(leaf.detach())
             elif self.differentiates and leaf.is_floating_point():
                 inputs[place] = own.requires_grad_()
-                own = own.clone()  # a leaf may not be written into
+                own = own.clone()  # autograd forbids in-place writes to a leaf
             if leaf.dim() and leaf.shape[0] == batch and leaf.layout == torch.strided:
                 own = own.flip(0)
             memo[id(leaf)] = own
@@ -261,8 +278,8 @@ class Validation:
         for place, value in expected.values.items():
             if place not in found.values:
                 return f"{place} is missing, and is {value if not isinstance(value, Tensor) else 'a tensor'} in the model"
-            if told := difference(value, found.values[place], self.exported):
-                return f"{place} {told}"
+            if how := difference(value, found.values[place], self.exported):
+                return f"{place} {how}"
         if more := next((place for place in found.values if place not in expected.values), None):
             return f"{more} is there, and not in the model"
         if expected.failed is not None:  # the model does not train
@@ -271,13 +288,13 @@ class Validation:
             return f"the backward pass raises {first_line(found.failed)}, and the model's does not"
         for place, gradient in expected.gradients.items():
             theirs, ours = gradient, found.gradients.get(place)
-            if self.attaches or self.exported:  # a penalty at weight 0 brings zeros where there was nothing
+            if self.attaches or self.exported:  # a penalty at weight 0 gives zeros where the model has no gradient
                 theirs, ours = _zeros(theirs, ours), _zeros(ours, theirs)
-            if told := difference(theirs, ours, self.exported):
-                return f"{place} {told}"
+            if how := difference(theirs, ours, self.exported):
+                return f"{place} {how}"
         return ""
 
-    def _error(self, mode: str, form: Form, number: int, told: str) -> GraphRegError:
+    def _error(self, mode: str, form: Form, number: int, what: str) -> GraphRegError:
         if own := self._unlike_itself(mode):
             return GraphRegError(
                 f"{self.title} cannot be verified, for it is not the same from run to run: from equal seeds, in {mode} mode, {own}. Draw "
@@ -285,17 +302,17 @@ class Validation:
             )
         return GraphRegError(
             f"the rewritten {self.title} is not the model: in {mode} mode, at call {number} of {CALLS[mode]} with "
-            f"{'the batch in reverse order' if number == REVERSED else 'equal inputs'}{FORMS[form]}, {told}."
+            f"{'the batch in reverse order' if number == REVERSED else 'equal inputs'}{FORMS[form]}, {what}."
             f"{self._culprit(mode, form, number)} Do not train it, and please report this."
         )
 
     def _unlike_itself(self, mode: str) -> str:
-        """What differs between two copies of the model."""
+        """Say what differs between two copies of the model itself, ``""`` if nothing does."""
         one, other = self._model(mode), self._model(mode)
         for number in range(1, CALLS[mode] + 1):
             first, second = self._expected(one, number), self._expected(other, number)
-            if first is not None and second is not None and (told := self._differing(first, second)):
-                return told
+            if first is not None and second is not None and (message := self._differing(first, second)):
+                return message
         return ""
 
     def _culprit(self, mode: str, form: Form, number: int) -> str:
@@ -332,7 +349,7 @@ def _attribute(twin: nn.Module, dotted: str) -> Any:
 
 
 def _backward(output: Any) -> Exception | None:
-    """Run the backward pass from every tensor of an output, with weights that no symmetry cancels; what it raises."""
+    """Run backward from every tensor of an output, with weights that no symmetry cancels; return what it raised, or None."""
     ends = list({id(t): t for t in tensors(output) if t.requires_grad and t.is_floating_point()}.values())
     weights = [torch.arange(t.numel(), dtype=torch.float64, device=t.device).cos().to(t.dtype).view(t.shape) for t in ends]
     try:
@@ -352,7 +369,7 @@ def _seed(number: int) -> None:
 
 @contextmanager
 def _surroundings(cached: nn.Module) -> Iterator[None]:
-    """Autograd on, generators put back afterwards, torch's layers by their own code in eval mode too, ``cached`` without caches."""
+    """Switch autograd on, torch's fast paths of eval mode and the caches of ``cached`` off, and restore the generators afterwards."""
     numpy: Any = sys.modules.get("numpy")
     drawn = random.getstate(), torch.get_rng_state(), numpy and numpy.random.get_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]

@@ -384,7 +384,7 @@ REGULARIZERS: list[tuple[list[str], str]] = [
     (["--hidden-dropout", "1.5"], "BernoulliDropout: weight=1.5 is not allowed; weight must be in [0, 1)."),
     (["--hidden-dropout", "nan"], "BernoulliDropout: weight"),
     (["--hidden-dropout", "-0.1"], "BernoulliDropout: weight=-0.1 is not allowed"),
-    (["--hidden-dropout"], "argument --hidden-dropout: expected one argument. graphreg {0} --help tells what is allowed."),
+    (["--hidden-dropout"], "argument --hidden-dropout: expected one argument. graphreg {0} --help shows what is allowed."),
     (["--hidden-dropout", "hid*=0.1"], "--hidden-dropout names its own sites; write --dropout 'hid*=0.1' to choose others."),
     (["--hidden-l1", "hidd*=1"], "'hidd*' matches no value of Net. Near names: hid. List all: graphreg names cli_nets.py:Net."),
     (["--hidden-l1", "=1"], "'' is no selector."),
@@ -423,9 +423,9 @@ def test_wrong_regularizers(say: Say, command: str) -> None:
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ([], "the following arguments are required: COMMAND. graphreg --help tells what is allowed."),
+        ([], "the following arguments are required: COMMAND. graphreg --help shows what is allowed."),
         (["nmaes", NET], "argument COMMAND: invalid choice: 'nmaes'"),
-        (["names"], "the following arguments are required: MODEL. graphreg names --help tells what is allowed."),
+        (["names"], "the following arguments are required: MODEL. graphreg names --help shows what is allowed."),
         (["names", NET, "more"], "unrecognized arguments: more"),
         (["names", NET, "--hidden-dropout", "0.1"], "graphreg names takes no regularizer (--hidden-dropout); plan, report, diff"),
         (["names", NET, "--jsn"], "unrecognized option --jsn. Near options: --json"),

@@ -256,7 +256,7 @@ def test_a_backend_that_spoils_graphregs_streams() -> None:
 
     finding = only(doctor(seeded(), backend=elsewhere))
     assert finding.kind == "wrong" and finding.sites == ("drop",)
-    assert re.fullmatch(r"graphreg's masks are others for 0% of elements in backward, \d\d% compiled", finding.observed)
+    assert re.fullmatch(r"graphreg's masks differ for 0% of elements in backward, \d\d% compiled", finding.observed)
 
 
 def test_measured_once_for_the_same_settings() -> None:
@@ -443,7 +443,7 @@ def test_progress(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "stderr", stream)
         doctor(module, backend="eager", progress=progress)
         text = stream.getvalue()
-        assert ("graphreg.doctor: the model's own dropout (element)" in text) == shown
+        assert ("graphreg.doctor: native dropout (element)" in text) == shown
         assert text.endswith("\r\x1b[K") if shown else not text
 
 

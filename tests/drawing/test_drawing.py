@@ -245,7 +245,7 @@ def test_paths(tmp_path: Path) -> None:
 def test_what_has_no_graph(tmp_path: Path) -> None:
     path = tmp_path / "x.svg"
     assert refused(3, path).startswith("int has no graph.")
-    assert refused(Half(), path, level=0).startswith("level=0 is no depth of modules")
+    assert refused(Half(), path, level=0).startswith("level=0 is not a depth of modules")
     assert refused(Half(), path, mode="test").startswith("mode='test' is unknown")
     told = "example_inputs= is for a model that is not traced yet; a rewritten module knows what it was traced with. Leave it out."
     assert refused(graphreg.regularize(Half(), weight_l2=0.1), path, example_inputs=torch.ones(2, 4)) == told

@@ -114,7 +114,7 @@ def test_missing_may_warn_or_be_ignored() -> None:
 
 def test_another_number_of_sites_than_expected() -> None:
     run = torch.compile(Net(), backend=graphreg.backend(BernoulliDropout("*", 0.1, expect=2), inner="eager"))
-    refused(NoMatchError, "BernoulliDropout('*'): expect=2, found 1 site (relu). Mend the selector, or the number.", lambda: run(X))
+    refused(NoMatchError, "BernoulliDropout('*'): expect=2, found 1 site (relu). Change the selector, or the number.", lambda: run(X))
 
 
 def test_a_selector_of_weights_that_finds_nothing() -> None:

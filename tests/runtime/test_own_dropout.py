@@ -481,7 +481,7 @@ def test_plan_report_and_names() -> None:
     traced = graphreg.trace(Mixed())
     text = str(graphreg.plan(traced, graphreg.build("dropout", weight=0.1, pattern="encoder"), own_dropout="seeded"))
     table = """\
-the model's own dropout: 1 of 7 chosen
+native dropout: 1 of 7 chosen
 site  op       rate  acts  becomes  matched by
 drop  Dropout  0.5   mode  seeded   *
 """
@@ -503,7 +503,7 @@ def test_the_log() -> None:
         graphreg.regularize(Mixed(), own_dropout=0.2)
     finally:
         logger.removeHandler(handler)
-    assert len([line for line in told if line.startswith("WARNING own dropout stays with torch's generator: ")]) == 6
+    assert len([line for line in told if line.startswith("WARNING native dropout keeps drawing from torch's generator: ")]) == 6
 
 
 # ---- errors
