@@ -1,4 +1,4 @@
-"""What ``module.compile()`` (so ``regularize(compile=True)``) tells Inductor, beyond what the user told it.
+"""Inductor passes that ``module.compile()`` (and so ``regularize(compile=True)``) adds to the options the user gave.
 
 On a CPU Inductor makes ``addmm(x, a, b)`` of ``mm(a, b) + x`` (post_grad.py, ``is_valid_addmm_fusion``), also where ``x`` is computed
 elementwise and read by nothing else: it is then written to memory, copied into the result, and read once more. The gradient
@@ -21,9 +21,15 @@ SLOT, JOINT_SLOT = "post_grad_custom_post_pass", "joint_custom_post_pass"
 
 
 def with_our_pass(options: Mapping[str, Any], differentiates: bool = False) -> dict[str, Any]:
-    """torch.compile's options with the passes among Inductor's; as they are, where the user chose a backend, a mode or a pass.
+    """Add graphreg's passes to the options of torch.compile.
 
-    ``differentiates``: whether a penalty does, so that second derivatives are to be simplified (``graphreg/joint.py``).
+    Args:
+        options: the keyword arguments for torch.compile that the user gave.
+        differentiates: whether a penalty differentiates the model, so that its second derivatives are simplified, too
+            (``joint_graph.py``).
+
+    Returns:
+        A copy of the options with the passes; an unchanged copy where the user chose another backend, a mode or a pass.
     """
     chosen = dict(options)
     inner = chosen.get("options") or {}
@@ -37,7 +43,7 @@ def _pass(change: Callable[[fx.Graph], object], file: str) -> Any:
     from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files  # noqa: PLC0415  a second to import
 
     class Pass(CustomGraphPass):
-        """The change, with the file that it is written in as its mark in Inductor's cache."""
+        """A graph pass whose key in Inductor's cache is the hash of the file that defines it."""
 
         def __call__(self, graph: fx.Graph) -> None:
             change(graph)
@@ -49,7 +55,7 @@ def _pass(change: Callable[[fx.Graph], object], file: str) -> Any:
 
 
 def unfuse(graph: fx.Graph) -> int:
-    """Undo the fusion in a graph of aten operators; how often it was undone."""
+    """Split ``addmm`` into ``mm`` and ``add`` where the addend is elementwise; returns how many were split."""
     aten, count = torch.ops.aten, 0
     for node in graph.find_nodes(op="call_function", target=aten.addmm.default):
         x, a, b = node.args[:3]
