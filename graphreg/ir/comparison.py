@@ -1,4 +1,4 @@
-"""Two graphs of one model compared, node by node: whether they are one structure, and the literals that differ."""
+"""Compares two graphs of one model node by node: whether they have the same structure, and which literals differ."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ Literals = dict[int, tuple[Any, Any]]  # by position: in the first, in the secon
 
 
 def name_of(node: fx.Node) -> str:
+    """A name that identifies a node across two traces: its first label, or ``:`` and the node's name."""
     labels = node.meta["site"][1] if "site" in node.meta else ()
     return str(labels[0].name) if labels else f":{node.name}"  # no label has a colon there
 
@@ -45,7 +46,7 @@ def _literals(a: fx.Node, b: fx.Node) -> tuple[Literals, bool] | None:
 
 
 def compared(first: fx.Graph, second: fx.Graph) -> tuple[bool, dict[str, Literals]]:
-    """Whether the two are one structure, and the literals that differ in the operations that both have."""
+    """Whether two graphs have the same structure, and, by node name, the literals that differ in operations that both have."""
     others = {name_of(node): node for node in second.nodes}
     found = {(name := name_of(node)): _literals(node, others[name]) if name in others else None for node in first.nodes}
     same = list(found) == list(others) and len(found) == len(first.nodes) == len(second.nodes)
@@ -58,11 +59,12 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def is_nan(value: Any) -> bool:
+    """Whether a value is a float nan."""
     return isinstance(value, float) and math.isnan(value)
 
 
 def difference(first: fx.Graph, second: fx.Graph) -> tuple[str, str] | None:
-    """Where the second is another graph: the path of the module whose code that is, and what differs in words. None if they are one."""
+    """The first difference of two graphs: the path of the module whose code it is in, and a sentence; None if they are equal."""
     same, literals = compared(first, second)
     if same and not literals:
         return None
