@@ -1,4 +1,9 @@
-"""What is told to Inductor: passes on its graphs, which splices are recomputed, recurrent layers as one operator, settings."""
+"""Everything graphreg tells Inductor, so that a rewritten module compiles well.
+
+The room holds extra passes on Inductor's graphs, the choice of splices that backward recomputes, recurrent layers lowered to one
+custom operator, and the compiler settings that bear on random operations. Open ``inductor_passes.py`` first: it is what
+``module.compile()`` adds to torch.compile's options.
+"""
 
 from graphreg.compiler.inductor_passes import with_our_pass
 from graphreg.compiler.recompute import kept, recomputed

@@ -1,4 +1,4 @@
-"""What ``module.compile()`` (so ``regularize(compile=True)``) tells Inductor, beyond what the user told it.
+"""Inductor passes that ``module.compile()`` (and so ``regularize(compile=True)``) adds to the options the user gave.
 
 On a CPU Inductor makes ``addmm(x, a, b)`` of ``mm(a, b) + x`` (post_grad.py, ``is_valid_addmm_fusion``), also where ``x`` is computed
 elementwise and read by nothing else: it is then written to memory, copied into the result, and read once more. The gradient
@@ -22,7 +22,7 @@ SLOT, JOINT_SLOT = "post_grad_custom_post_pass", "joint_custom_post_pass"
 
 
 def with_our_pass(options: Mapping[str, Any], differentiates: bool = False) -> dict[str, Any]:
-    """torch.compile's options with the passes among Inductor's; as they are, where the user chose a backend, a mode or a pass.
+    """Add graphreg's passes to the options of torch.compile.
 
     ``differentiates``: whether a penalty does, so that second derivatives are to be simplified (``joint_graph.py``).
     """
@@ -35,7 +35,7 @@ def with_our_pass(options: Mapping[str, Any], differentiates: bool = False) -> d
 
 
 def unfuse(graph: fx.Graph) -> int:
-    """Undo the fusion in a graph of aten operators; how often it was undone."""
+    """Split ``addmm`` into ``mm`` and ``add`` where the addend is elementwise; returns how many were split."""
     aten, count = torch.ops.aten, 0
     for node in graph.find_nodes(op="call_function", target=aten.addmm.default):
         x, a, b = node.args[:3]

@@ -1,18 +1,19 @@
-"""What ``module.compile()`` does to the graph of forward and backward in one, where a penalty differentiates, before it is cut in two.
+"""Passes on the joint graph of forward and backward, for penalties that differentiate the model; run before the graph is partitioned.
 
 Five things that second derivatives bring with them cost more on a CPU than they compute:
 
 - torch writes the sums of batch norm's second derivative one axis at a time (``sum_exclude_dim1``); Inductor then stores each
   partial sum, and cannot fuse the three.
-- of those sums some are the first derivative's own, and are not found to be: the axes are kept there, and the statistics were
-  brought to four axes by other steps. One way of writing both lets what follows (``fx_graph_cse``) find them.
-- the mask of a ReLU (``output <= 0``) is wanted in the pull, in its derivative and in the loss's. A partitioner that weighs
-  bytes keeps it, a bool tensor, which Inductor stores at 12 ns an element (a float: 0.1). It is computed again from the
-  output, which is kept, as eager does.
-- the pull goes through ``convolution_backward`` in what becomes the forward graph, where Inductor then lays out all that it reads
-  as in eager, channels first, and transposes it for the convolutions around. A convolution has no such claim.
-- the gradient of a convolution's weights is there a convolution of transposed values (``_convolution_double_backward``), which
-  are copied for it. As what it is, ``convolution_backward``, it takes them as they lie.
+- some of those sums equal sums of the first derivative, but common-subexpression elimination (``fx_graph_cse``) does not see it:
+  the first derivative keeps the reduced axes, and brings the statistics to four axes by other steps. Writing both in one form lets
+  it merge them.
+- the mask of a ReLU (``output <= 0``) is needed by the vjp, by the vjp's derivative and by the loss's. A partitioner that weighs
+  bytes saves it for backward, as a bool tensor, which Inductor stores at 12 ns an element (a float: 0.1). Here it is recomputed
+  from the output, which is saved anyway, as eager does.
+- the vjp contains ``convolution_backward`` in what becomes the forward graph. For that operator Inductor lays out all inputs as
+  eager does, channels first, and transposes them for the convolutions around it. A plain convolution has no such constraint.
+- the gradient of a convolution's weights appears there as a convolution of transposed values (``_convolution_double_backward``),
+  which are copied for it. Written as ``convolution_backward`` it takes them without a copy.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _COMPARISONS = {getattr(aten, name).Scalar for name in ("le", "lt", "ge", "gt", 
 
 
 def simplify(graph: fx.Graph) -> None:
-    """All of it."""
+    """Apply every pass of this file to a joint graph, in place."""
     merge_sums(graph)
     same_forms(graph)
     input_gradients(graph)
@@ -38,7 +39,7 @@ def simplify(graph: fx.Graph) -> None:
 
 
 def merge_sums(graph: fx.Graph) -> int:
-    """``sum(sum(x, a), b)`` becomes one sum over both, where nothing else reads the first; how many were taken out."""
+    """Merge ``sum(sum(x, a), b)`` into one sum where nothing else reads the inner one; returns how many were merged."""
     count = 0
     for node in list(graph.find_nodes(op="call_function", target=aten.sum.dim_IntList)):
         inner = node.args[0]
@@ -55,7 +56,7 @@ def merge_sums(graph: fx.Graph) -> int:
 
 
 def same_forms(graph: fx.Graph) -> int:
-    """Axes of length 1 are added in one step, also to sums that keep theirs; how many nodes were written anew."""
+    """Write every way of adding axes of length 1 (``unsqueeze``, ``keepdim``) as one ``view``; returns how many nodes were replaced."""
     count = 0
     for node in reversed(list(graph.nodes)):  # the last of several steps first: those before it are read by nobody then
         value, base = _value(node), node
@@ -93,7 +94,7 @@ def _value(node: Any) -> Any:
 
 
 def input_gradients(graph: fx.Graph) -> int:
-    """``convolution_backward`` for the input alone becomes the transposed convolution that it is; how often."""
+    """Replace ``convolution_backward`` that computes only the input's gradient by a transposed convolution; returns how many."""
     count = 0
     for node in list(graph.find_nodes(op="call_function", target=aten.convolution_backward.default)):
         g, x, weight, _, strides, padding, dilations, transposed, _, groups, mask = node.args
@@ -114,7 +115,7 @@ def input_gradients(graph: fx.Graph) -> int:
 
 
 def weight_gradients(graph: fx.Graph) -> int:
-    """``transpose(convolution(transpose(x), transpose(g)))`` becomes the weight's gradient of a convolution of x; how often."""
+    """Replace ``transpose(convolution(transpose(x), transpose(g)))`` by the weight gradient it computes; returns how many."""
     count = 0
     for node in list(graph.find_nodes(op="call_function", target=aten.convolution.default)):
         x, g, bias, strides, padding, dilations, transposed, _, groups = node.args
@@ -137,7 +138,7 @@ def weight_gradients(graph: fx.Graph) -> int:
 
 
 def _untransposed(node: Any) -> fx.Node | None:
-    """The value whose first two axes were changed."""
+    """The input of a permute that swaps the first two axes; None for any other node."""
     if not isinstance(node, fx.Node) or node.target is not aten.permute.default:
         return None
     order = list(node.args[1])  # type: ignore[arg-type]
@@ -145,7 +146,7 @@ def _untransposed(node: Any) -> fx.Node | None:
 
 
 def _weight(x: fx.Node, form: tuple[Any, ...]) -> fx.Node | None:
-    """The weight that x is convolved with in this form, with one group."""
+    """The weight of a convolution of ``x`` with these strides, padding and dilations, and one group; None if there is none."""
     for user in x.users:
         if user.target is aten.convolution.default and user.args[0] is x and user.args[3:6] == form and user.args[8] == 1:
             return user.args[1] if not user.args[6] else None  # type: ignore[return-value]
@@ -153,7 +154,7 @@ def _weight(x: fx.Node, form: tuple[Any, ...]) -> fx.Node | None:
 
 
 def _result(node: fx.Node) -> fx.Node | None:
-    """What is made of a convolution of transposed values: transposed back, and cut to the size of the weight."""
+    """The last node of the pattern behind the convolution: its result transposed back, and sliced to the size of the weight."""
     found = next(iter(node.users)) if len(node.users) == 1 else None
     if found is None or _untransposed(found) is not node:
         return None
@@ -163,11 +164,11 @@ def _result(node: fx.Node) -> fx.Node | None:
 
 
 def recompute_masks(graph: fx.Graph) -> int:
-    """Have the comparisons of values with a number computed again in backward, on a CPU; how many there are."""
+    """Mark comparisons of CPU values with a number to be recomputed in backward; returns how many were marked."""
     found = [node for node in graph.nodes if node.op == "call_function" and node.target in _COMPARISONS and _is_large_on_cpu(node)]
     for node in found:
         node.meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
-        if node.args[0].target is aten.relu.default:  # or it would be computed again, and the mask of it stored there
+        if node.args[0].target is aten.relu.default:  # else the ReLU would be recomputed, and its mask stored
             node.args[0].meta["recompute"] = CheckpointPolicy.MUST_SAVE
     return len(found)
 

@@ -1,12 +1,12 @@
-"""Which form a splice takes when compiled. No one form is the fastest everywhere, and none is another function.
+"""Decides whether a compiled splice saves its result for backward or recomputes it. The result is the same; only the cost differs.
 
-Some operations find their derivative from their own output: ReLU, sigmoid, softmax. What they return is kept for backward
-once, and the product that reads it keeps the same tensor. A splice between the two parts them: the product keeps the spliced
-value, and a partitioner that weighs bytes keeps ``output <= 0`` beside it, a bool tensor, which Inductor stores on a CPU at
+Some operations find their derivative from their own output: ReLU, sigmoid, softmax. Their output is saved for backward
+once, and the product that reads it saves the same tensor. A splice in between separates the two: the product saves the spliced
+value, and a partitioner that weighs bytes saves ``output <= 0`` beside it, as a bool tensor, which Inductor stores on a CPU at
 12 ns an element (a float: 0.1): a ReLU of 131k elements took 1.5 ms instead of 0.03. There the splice is recomputed in
-backward from the output and the draws (an int8 mask), so that the output is kept as before and nothing else of its size.
+backward from the output and the draws (an int8 mask), so that the output is saved as before, and nothing else of its size.
 
-Behind a normalization the output can be had again from what the normalization keeps, and nothing is gained.
+Behind a normalization the output can be recomputed from what the normalization saves, so recomputing the splice gains nothing.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _behind_norm(node: fx.Node, operations: Operations, replaced: Container[fx.N
 
 
 def kept(formula: Callable[[Tensor, Tensor, Noise], Tensor], z: Tensor, weight: Tensor, noise: Noise) -> Tensor:
-    """The formula, whose result is not kept for backward but computed again from ``z`` and the draws.
+    """Run a splice's formula so that backward recomputes the result from ``z`` and the draws instead of saving it.
 
     It is called twice: outside the recomputed region for its draws (the compiler drops the rest), inside for its value.
     """
@@ -75,7 +75,7 @@ def kept(formula: Callable[[Tensor, Tensor, Noise], Tensor], z: Tensor, weight: 
 
 @contextmanager
 def _marked() -> Iterator[None]:
-    """Below Dynamo, which makes a region of a checkpoint: the operations get the mark that it gives to those of a region."""
+    """Mark the operations in the block as Dynamo marks those of a checkpointed region; for graphs that are made below Dynamo."""
     with Changes() as changes, changes:
         changes.put(traceback.current_meta, "recompute", CheckpointPolicy.PREFER_RECOMPUTE)
         changes.put(traceback.current_meta, "ac_graph_id", next_region())
@@ -84,7 +84,7 @@ def _marked() -> Iterator[None]:
 
 @dataclass(eq=False)
 class _Recording(Noise):
-    """Keeps what it draws."""
+    """Noise that records its draws."""
 
     draws: list[Tensor]
 
@@ -104,7 +104,7 @@ class _Recording(Noise):
 
 @dataclass(eq=False)
 class _Replaying(Noise):
-    """Gives what was drawn, in the same order."""
+    """Noise that returns recorded draws, in the same order."""
 
     draws: list[Tensor]
 

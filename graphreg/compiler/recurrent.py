@@ -1,11 +1,11 @@
-"""Recurrent layers as one opaque operator, ``graphreg::recurrent``, with its own backward: what torch.compile is given of them.
+"""The custom operator ``graphreg::recurrent``: a whole recurrent layer as one opaque operator with a backward, for torch.compile.
 
 Dynamo refuses nn.RNN, nn.LSTM and nn.GRU ("Attempted to wrap RNN, GRU, or LSTM"), and of ``aten.lstm`` Inductor unrolls the
 steps: two minutes to compile at 60 of them, and again at each other length. Here the fused kernels of torch run as in eager.
 
-The forward keeps the graph of autograd that the kernel records, as eager does, so that nothing is computed twice and the
-masks of the layer's own dropout are those of the forward. It lives as long as the storage of the tensor ``kept``, and no
-longer. Where that was lost (saved tensors that are copied elsewhere and back), the backward runs the forward once more.
+The forward keeps the autograd graph that the kernel records, as eager does, so that nothing is computed twice and backward
+uses the same masks of the layer's native dropout. That graph lives exactly as long as the storage of the output tensor ``kept``.
+Where the storage was lost (saved tensors that are copied elsewhere and back), the backward runs the forward once more.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
 
 
 class Kept(bytearray):
-    """The memory of a tensor ``kept``: its number, an int64, and with it what a backward needs."""
+    """The memory behind a tensor ``kept``: an int64 key, and, as attributes, the autograd edges and leaves that backward needs."""
 
     edges: tuple[GradientEdge, ...]
     leaves: tuple[Tensor, ...]
@@ -45,10 +45,25 @@ def recurrent(
     x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], call: Tensor, mode: str, layers: int, biases: bool,
     dropout: float, training: bool, bidirectional: bool, wanted: Sequence[bool], autocast: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """A recurrent layer on x, [time, batch, features]: its output, last h, last c (an LSTM's), and two for the backward.
+    """Run a recurrent layer with torch's fused kernel.
 
-    ``wanted``: which of x, states and weights need a gradient. ``call``: a tensor of this call alone; of two calls with the
-    same arguments a compiler would make one, though each has a dropout of its own.
+    Args:
+        x: the input, [time, batch, features].
+        states: h_0, and c_0 of an LSTM.
+        weights: the layer's flat weights, in torch's order.
+        call: a new tensor for each call. Without it a compiler would merge two calls with equal arguments, though each draws
+            a dropout mask of its own.
+        mode: ``"LSTM"``, ``"GRU"``, ``"RNN_TANH"`` or ``"RNN_RELU"``.
+        layers: the number of stacked layers.
+        biases: whether the layer has biases.
+        dropout: the rate of the dropout between stacked layers, in [0, 1].
+        training: whether the layer is in train mode.
+        bidirectional: whether the layer runs in both directions.
+        wanted: for each of x, states and weights, whether it needs a gradient.
+        autocast: the dtype of autocast, None where it is off.
+
+    Returns:
+        The output, the last h, the last c (empty unless an LSTM), a copy of x for backward, and the tensor ``kept``.
     """
     kernel = mode, layers, biases, dropout, training, bidirectional, autocast
     if not any(wanted):
@@ -61,11 +76,11 @@ def recurrent(
             "forward did. Leave activation_memory_budget and aggressive_recomputation of torch._functorch.config at their "
             "defaults, and checkpoint no part that holds the layer."
         )
-    # Copies of what goes in and out: the compiler does not see that it is kept, and may write other values into its memory.
+    # Copy inputs and outputs: the compiler does not know that they are kept, and may reuse their memory for other values.
     copied = x.clone(memory_format=torch.contiguous_format)
     kept, outputs = _recorded(copied, [s.clone() for s in states], weights, kernel, wanted)
     out, *last = (t.clone(memory_format=torch.contiguous_format) for t in outputs)
-    number = torch.frombuffer(kept, dtype=torch.int64)  # holds the memory, and what is kept with it
+    number = torch.frombuffer(kept, dtype=torch.int64)  # keeps ``kept`` alive, with its attributes
     number[0] = next(_numbers)
     _kept[int(number)] = kept
     return out, last[0], last[1] if len(last) > 1 else _none(x), copied, number
@@ -83,7 +98,7 @@ def _run(
 def _recorded(
     x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], kernel: tuple[Any, ...], wanted: Sequence[bool]
 ) -> tuple[Kept, tuple[Tensor, ...]]:
-    """Run the kernel under autograd: what its backward needs, and its outputs, detached."""
+    """Run the kernel under autograd; returns what its backward needs, and the detached outputs."""
     # A custom operator runs below autograd: nothing is recorded there until the key is let in again.
     with torch.enable_grad(), recorded_in_operator():
         leaves = tuple(t.detach().requires_grad_(need) for t, need in zip((x, *states, *weights), wanted, strict=True))
@@ -115,7 +130,7 @@ def _(
 
 
 def _check(x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], mode: str, depth: int, autocast: torch.dtype | None) -> None:
-    """What the kernel would refuse only when the compiled graph runs, and the layer itself refuses before."""
+    """Refuse at compile time what the layer itself refuses, and the kernel only when the compiled graph runs."""
     if x.dim() != 3:
         raise GraphRegError(f"the {mode} takes an input of 3 dims, or of 2 without a batch, and this one has {x.dim()}.")
     features, hidden = weights[0].shape[1], weights[1].shape[0] // GATES[mode]
@@ -133,7 +148,7 @@ def _check(x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], mode:
 def _dtypes(
     device: str, given: tuple[torch.dtype, ...], mode: str, projects: bool, autocast: torch.dtype | None
 ) -> tuple[torch.dtype, ...]:
-    """The dtypes of a kernel's outputs, asked of the kernel on a tiny case: under autocast each has rules of its own."""
+    """The dtypes of a kernel's outputs, found by running it on a tiny case: under autocast each kernel has rules of its own."""
     if autocast is None:
         return (given[0],) * (3 if mode == "LSTM" else 2)
     gates = GATES[mode]
@@ -166,7 +181,7 @@ def recurrent_backward(
 
 
 def _apart(found: Sequence[Tensor], given: Sequence[Tensor]) -> list[Tensor]:
-    """Contiguous tensors, each with memory of its own: the two biases of a layer have one gradient, and it is one tensor."""
+    """Make the tensors contiguous, each with memory of its own: the two biases of a layer share one gradient tensor."""
     taken, apart = {t.untyped_storage().data_ptr() for t in given}, list[Tensor]()
     for grad in found:
         own = grad.contiguous()

@@ -1,8 +1,8 @@
-"""Lowering: of a finished graph, the forward that torch.compile is given, in which recurrent layers are one operator each.
+"""Replaces recurrent layers by the operator ``graphreg::recurrent`` in the graph that torch.compile is given.
 
-The graph that users and passes see calls the layer, and so does eager. Dynamo refuses even to look at the layer
-(``self.lstm``, and so ``self.lstm.weight_hh_l0``), so all that it reads of it stands here, and
-reaches the layer through the dict of its attributes.
+The graph that users and passes see still calls the layer, and so does eager. Dynamo refuses to read even an attribute of the
+layer (``self.lstm``, and so ``self.lstm.weight_hh_l0``). Therefore stand-ins, defined here, take the layer's place in the
+lowered graph and reach it through the dict of its attributes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LOWERED = "graphreg_recurrent"  # where the emitted code finds what stands in fo
 
 
 def why_not(kind: type, attributes: Mapping[str, Any]) -> str:
-    """Why a recurrent layer is not lowered, and the cure; ``""`` if it is: only what is exactly torch's own. Dynamo runs this too."""
+    """Why a recurrent layer cannot be lowered, and the cure; ``""`` if it can: only torch's unmodified layers can. Dynamo traces this."""
     if kind not in KINDS:
         return f"it is a {kind.__name__}, whose code is not torch's own; take nn.RNN, nn.LSTM or nn.GRU itself"
     if "forward" in attributes:
@@ -37,6 +37,7 @@ def why_not(kind: type, attributes: Mapping[str, Any]) -> str:
 
 
 def refusal(path: str, kind: type, why: str) -> str:
+    """The message that a layer at ``path`` is not lowered, with the reason."""
     return (
         f"graphreg does not lower the {kind.__name__} {path!r}, and torch.compile(fullgraph=True) does not take it as it is: {why}, "
         "or compile without fullgraph, where the layer runs in eager."
@@ -44,7 +45,7 @@ def refusal(path: str, kind: type, why: str) -> str:
 
 
 class Layer:
-    """Stands in for a recurrent layer: its call, written with the operator. What is not lowered breaks the graph, and says why."""
+    """Stands in for a recurrent layer and calls the operator. A layer that cannot be lowered breaks the graph, with the reason."""
 
     def __init__(self, path: str, layer: nn.Module) -> None:
         self.path, self.layer, self.kind, self.attributes = path, layer, type(layer), vars(layer)
@@ -60,7 +61,7 @@ class Layer:
 
 
 class Packing:
-    """Stands in for ``pack_padded_sequence`` and the like, which Dynamo skips without a word of what to do."""
+    """Stands in for ``pack_padded_sequence`` and the like, so that the graph break, which Dynamo does not explain, says what to do."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function, self.name = function, function.__name__
@@ -71,6 +72,7 @@ class Packing:
 
 
 def packing_refusal(name: str) -> str:
+    """The message that a packing function is not lowered."""
     return (
         f"graphreg does not lower {name}, and torch.compile(fullgraph=True) takes no PackedSequence: give the recurrent layer the "
         "padded tensor, or compile without fullgraph, where it runs in eager."
@@ -78,7 +80,7 @@ def packing_refusal(name: str) -> str:
 
 
 class Read:
-    """Stands in for an attribute or parameter of a recurrent layer that the graph reads."""
+    """Stands in for a graph node that reads an attribute or parameter of a recurrent layer."""
 
     def __init__(self, name: str, layer: nn.Module) -> None:
         self.name, self.attributes = name, vars(layer)
@@ -92,11 +94,18 @@ StandIn = Layer | Read | Packing
 
 
 class StandIns:
-    """What the emitted code finds under ``graphreg_recurrent``, by name."""
+    """A namespace of stand-ins: what the emitted code reads as ``self.graphreg_recurrent.<name>``."""
 
 
 class Lowering:
-    """The recurrent layers of a module, and the graphs that torch.compile is given in place of its own."""
+    """Finds the recurrent layers of a module and makes the lowered copies of its graphs.
+
+    Attributes:
+        layers: the recurrent layers by path.
+        stand_ins: the namespace that the lowered code reads.
+        packs: the names of packing functions that the graphs call.
+        called: the paths of the modules that the graphs call.
+    """
 
     def __init__(self, root: nn.Module, graphs: Iterable[fx.Graph]) -> None:
         self.layers = {path: m for path, m in root.named_modules(remove_duplicate=False) if path and isinstance(m, KINDS)}
@@ -106,7 +115,7 @@ class Lowering:
         self.called = {str(n.target) for graph in self.graphs for n in graph.nodes if n.op == "call_module"}
 
     def told(self) -> list[str]:
-        """A line for each layer: what becomes of it if the module is compiled."""
+        """One line for each layer, for the report: whether it is lowered when the module is compiled, or why not."""
         lines = [f"{name}: not lowered when compiled: torch.compile(fullgraph=True) takes no PackedSequence" for name in self.packs]
         for path, layer in self.layers.items():
             why = self._why(path, layer)
@@ -117,17 +126,17 @@ class Lowering:
         return lines
 
     def refused(self) -> str:
-        """The first refusal of what the graph calls, ``""`` if all of its layers are lowered."""
+        """The message for the first layer or packing function that is not lowered; ``""`` if all are lowered."""
         layers = ((path, self.layers[path]) for path in self.layers if path in self.called)
         found = (refusal(path, type(layer), why) for path, layer in layers if (why := self._why(path, layer)))
         return next(map(packing_refusal, self.packs), "") or next(found, "")
 
     def _why(self, path: str, layer: nn.Module) -> str:
-        whole = "no operation of the graph calls it, only what is kept whole"
-        return why_not(type(layer), vars(layer)) if path in self.called else whole
+        uncalled = "no operation of the graph calls it, only an opaque module"
+        return why_not(type(layer), vars(layer)) if path in self.called else uncalled
 
     def lowered(self, graph: fx.Graph) -> fx.Graph:
-        """A copy of the graph, with the stand-ins in place of the layers."""
+        """A copy of the graph with stand-ins in place of the layers."""
         copy = thaw(freeze(graph))
         share_emitter(graph, copy)
         for node in copy.nodes:

@@ -1,4 +1,4 @@
-"""Settings of the present torch that bear on random operations: their values, and the defaults for as long as a test needs them."""
+"""Reads and temporarily changes the torch compiler settings that decide how random operations run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,14 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting: ``place.name``, its present value and torch's default."""
+    """One compiler setting as it is now.
+
+    Attributes:
+        place: the config module, such as ``"torch._inductor.config"``.
+        name: the name in that module.
+        value: the present value.
+        default: torch's default.
+    """
 
     place: str
     name: str
@@ -37,7 +44,7 @@ class Setting:
 
     @property
     def at_default(self) -> str:
-        """What sets it back, as code."""
+        """The line of code that sets it back to the default."""
         return f"{self.place}.{self.name} = {self.default!r}"
 
 
@@ -54,7 +61,7 @@ def changed() -> list[Setting]:
 
 @contextmanager
 def given(*values: tuple[Setting, Any]) -> Iterator[None]:
-    """Settings at other values within a block; nothing stays of it."""
+    """Give settings other values within a block, and put them back at its end."""
     with ExitStack() as stack:
         for each, value in values:
             stack.enter_context(CONFIGS[each.place].patch(**{each.name: value}))
@@ -62,7 +69,7 @@ def given(*values: tuple[Setting, Any]) -> Iterator[None]:
 
 
 def defaults(settings: Sequence[Setting]) -> Any:
-    """A block in which these settings have torch's defaults."""
+    """A context manager within which these settings have torch's defaults."""
     return given(*((each, each.default) for each in settings))
 
 

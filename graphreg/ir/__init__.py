@@ -1,4 +1,8 @@
-"""What a value of a traced graph is: its site and names, the operation that made it, its role, and who shares its storage."""
+"""Facts about the values of a traced graph: their sites and names, the operations that made them, their roles, and aliasing.
+
+Every other room builds on this one. Nothing here traces a model or edits one. Open ``site.py`` first for what a site is, then
+``selector.py`` for how a string finds sites.
+"""
 
 from graphreg.ir.aliasing import Aliases, of_body
 from graphreg.ir.buffer_constants import BufferConstants

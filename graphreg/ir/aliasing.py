@@ -1,4 +1,4 @@
-"""Storage: which values share it, and whether a value is written into after it was produced."""
+"""Alias analysis of one graph: which values share storage, and whether a value is written into after it was produced."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Write(NamedTuple):
 
 
 class Aliases:
-    """Answers for one graph, as it is when this is made.
+    """Alias analysis of a graph, as it is when this is made.
 
-    Each value has bases: the values whose storage it may share and that share nobody's themselves. Two values may share storage if
-    they have a base in common: two parts of one value, but not two values that one tuple holds.
+    Each value has bases: the values whose storage it may share and that share no other value's storage themselves. Two values may
+    alias if they have a base in common: two parts of one value do, two values in one tuple do not.
     """
 
     def __init__(self, graph: fx.Graph, operations: Operations) -> None:
@@ -50,7 +50,7 @@ class Aliases:
         return found
 
     def bases(self, node: fx.Node) -> frozenset[fx.Node]:
-        """The values whose storage that of ``node`` may be, and that share nobody's; itself, where there are none."""
+        """The values that own the storage ``node`` may share; ``node`` itself where it shares none."""
         waiting, seen = [node], set[fx.Node]()
         while waiting:
             current = waiting[-1]
@@ -67,15 +67,15 @@ class Aliases:
         return self._bases[node]
 
     def clone_of(self, node: fx.Node) -> Callable[[Tensor], Tensor]:
-        """What copies the value with its strides: torch's own, where the value surely fills a storage without gaps."""
+        """The function that copies the value with its strides: ``torch.clone`` where the value is known to be dense."""
         return torch.clone if self.effects.is_dense(node) and node not in self._given else clone
 
     def is_given(self, node: fx.Node) -> bool:
-        """Whether the storage may be the caller's or the model's, who see what is written into it."""
+        """Whether the storage may belong to an input or to the model, so that a write into it is seen outside the graph."""
         return any(base.op in ("placeholder", "get_attr") for base in self.bases(node))
 
     def written_later(self, node: fx.Node, surely: bool = False) -> bool:
-        """Whether an operation after ``node`` may write into its value (or ``surely`` does), by any name it has."""
+        """Whether an operation after ``node`` may write into its value, through any alias; ``surely``: whether one definitely does."""
         return any(writes[-1].order > self.order[node] for writes in self._writes(node, surely))
 
     def written_between(self, node: fx.Node, reader: fx.Node) -> bool:
@@ -91,7 +91,7 @@ class Aliases:
         return [by_base[base] for base in self.bases(node) if base in by_base] if by_base else []
 
     def written_aside(self, node: fx.Node) -> fx.Node | None:
-        """A later write that a replacement of ``node`` would not share: through another name of its storage, or read by one."""
+        """A later write that a replacement of ``node`` would miss: made, or read, through another alias of the storage; else None."""
         if not self.written_later(node, surely=True):
             return None
         own, bases = self._downstream([node]), self.bases(node)
@@ -105,7 +105,7 @@ class Aliases:
         return None
 
     def read_past(self, node: fx.Node) -> fx.Node | None:
-        """What reads the storage of ``node`` by strides of its own (``as_strided``), where a replacement of ``node`` may have another."""
+        """An ``as_strided`` of ``node``, where a replacement of ``node`` may have another layout; else None."""
         if self.effects.is_dense(node):
             return None
         strided = (each for each in self._downstream([node]) - {node} if function_name(each).startswith("as_strided"))
@@ -115,7 +115,7 @@ class Aliases:
         return max((self.order.get(reader, -1) for name in names for reader in name.users), default=-1)
 
     def _downstream(self, nodes: Iterable[fx.Node]) -> set[fx.Node]:
-        """``nodes`` and the names made from them."""
+        """``nodes`` and all aliases made from them."""
         found, waiting = set(nodes), list(nodes)
         while waiting:
             current = waiting.pop()
@@ -128,7 +128,7 @@ class Aliases:
 
 
 def _gives(node: fx.Node) -> tuple[fx.Node, list[fx.Node]] | None:
-    """A value that from here on shares the storage of others, and these."""
+    """For an operation that makes a value share the storage of others from here on (``x.set_(y)``): the value and those others."""
     if is_inert(node) or not node.args or not isinstance(node.args[0], fx.Node):
         return None
     name = function_name(node)
@@ -139,7 +139,7 @@ def _gives(node: fx.Node) -> tuple[fx.Node, list[fx.Node]] | None:
 
 
 def of_body(body: fx.GraphModule) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Of the graph in an operator: the places of the operator's arguments whose storage its result shares, and that it writes into."""
+    """For a graph inside an operator: the positions of the arguments whose storage the result shares, and of those it writes into."""
     aliases = Aliases(body.graph, Operations(body))
     inputs = {node: i for i, node in enumerate((n for n in body.graph.nodes if n.op == "placeholder"), 1)}  # behind the body itself
     returned = [aliases.bases(node) for node in body.graph.output_node().all_input_nodes]

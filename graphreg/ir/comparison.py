@@ -1,4 +1,4 @@
-"""Two graphs of one model compared, node by node: whether they are one structure, and the literals that differ."""
+"""Compares two graphs of one model node by node: whether they have the same structure, and which literals differ."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _literals(a: fx.Node, b: fx.Node) -> tuple[Literals, bool] | None:
 
 
 def compared(first: fx.Graph, second: fx.Graph) -> tuple[bool, dict[str, Literals]]:
-    """Whether the two are one structure, and the literals that differ in the operations that both have."""
+    """Whether two graphs have the same structure, and, by node name, the literals that differ in operations that both have."""
     others = {name_of(node): node for node in second.nodes}
     found = {(name := name_of(node)): _literals(node, others[name]) if name in others else None for node in first.nodes}
     same = list(found) == list(others) and len(found) == len(first.nodes) == len(second.nodes)
@@ -60,11 +60,12 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def is_nan(value: Any) -> bool:
+    """Whether a value is a float nan."""
     return isinstance(value, float) and math.isnan(value)
 
 
 def difference(first: fx.Graph, second: fx.Graph) -> tuple[str, str] | None:
-    """Where the second is another graph: the path of the module whose code that is, and what differs in words. None if they are one."""
+    """The first difference of two graphs: the path of the module whose code it is in, and a sentence; None if they are equal."""
     same, literals = compared(first, second)
     if same and not literals:
         return None

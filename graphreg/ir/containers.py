@@ -1,4 +1,4 @@
-"""Containers of a class of their own among what a model returns: how a graph builds each again."""
+"""Rebuilds containers that torch.fx does not know (dataclasses, OrderedDict, subclasses of dict) in a graph that returns them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,13 @@ Building = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 
 def building(value: Any) -> Building | None:
-    """What is called, and with what, to make the container again; None where torch.fx carries it as it is.
+    """Find the call that makes a container again.
 
-    Raises NotImplementedError where no call does: torch.fx would make a plain dict, list or tuple of it, without a word.
+    Returns:
+        The function, its arguments and keywords; None where torch.fx handles the container itself.
+
+    Raises:
+        NotImplementedError: where no call does. torch.fx would turn it into a plain dict, list or tuple without a warning.
     """
     kind = type(value)
     if isinstance(value, _NOT_HELD):
@@ -53,7 +57,7 @@ def building(value: Any) -> Building | None:
 
 
 def made_defaultdict(factory: str, items: Mapping[Any, Any]) -> defaultdict[Any, Any]:
-    """A defaultdict, whose factory goes by its name: no argument in a graph can be a type."""
+    """Make a defaultdict from the name of its factory, as no argument in a graph can be a type."""
     return defaultdict(_FACTORIES[factory], items)
 
 
@@ -63,6 +67,6 @@ def builds(node: fx.Node) -> bool:
 
 
 def _content(value: Any) -> Any:
-    """What tells two apart; elements by identity, for a traced value answers no comparison."""
+    """The content of a container, for comparison; elements by identity, as a traced value cannot be compared."""
     items = [(key, id(item)) for key, item in value.items()] if isinstance(value, dict) else list(map(id, value))
     return items, {name: id(attribute) for name, attribute in getattr(value, "__dict__", {}).items()}

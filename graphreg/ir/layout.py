@@ -1,4 +1,4 @@
-"""Layout: how a tensor lies in its storage, and copies that lie in theirs as the original does.
+"""Memory layout of tensors: density, overlap, and copies that preserve strides.
 
 Whether ``contiguous``, ``reshape`` or ``to`` give a view or a copy depends on strides, and so does what a later write reaches.
 ``torch.clone`` keeps the strides of dense tensors alone: a slice, and what is expanded, it makes contiguous.
@@ -13,12 +13,12 @@ from graphreg.errors import RegularizerError
 
 
 def is_dense(z: Tensor) -> bool:
-    """Whether the elements fill a piece of the storage, each place once: then ``torch.clone`` keeps the strides."""
+    """Whether the elements fill a stretch of the storage, each place once: then ``torch.clone`` keeps the strides."""
     return z.layout is not torch.strided or z.is_contiguous() or _reach(z, gaps=False)
 
 
 def overlaps(z: Tensor) -> bool:
-    """Whether elements may share a place, as in what was expanded or unfolded."""
+    """Whether elements may share a place in memory, as in an expanded or unfolded tensor."""
     return z.layout is torch.strided and not z.is_contiguous() and not _reach(z, gaps=True)
 
 
@@ -44,7 +44,7 @@ def laid_out(y: Tensor, z: Tensor) -> Tensor:
 
 
 def apart(y: Tensor, z: Tensor) -> Tensor:
-    """A copy of what replaces ``z``; where nothing does, ``z`` itself, so that a write into it reaches whoever gave it."""
+    """A copy of ``y``, which replaces ``z``; but ``z`` itself if it is not replaced, so that a write into it still reaches its owner."""
     return y if y is z else clone(y)
 
 

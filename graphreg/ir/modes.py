@@ -1,4 +1,4 @@
-"""Both modes of a model: one graph for both, or one for each, and the literals that depend on the mode."""
+"""How the graphs of train and eval mode are held: one for both, or one for each, with ``choose`` for literals that depend on the mode."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ Graphs = Mapping[str, fx.Graph]  # {"both": graph} or {"train": graph, "eval": g
 
 
 def choose(training: bool, in_train: Any, in_eval: Any) -> Any:
-    """The argument that belongs to the mode; stands in emitted code where a literal depends on it."""
+    """Pick an argument by mode. Emitted code calls this where a literal of the model depends on the mode."""
     return in_train if training else in_eval

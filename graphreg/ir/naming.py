@@ -1,4 +1,4 @@
-"""How values get their names: torchvision's, with a module's own path always that module's."""
+"""Gives values their names, by torchvision's rules; a module's path always names that module's output."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COUNTED = re.compile(r"_\d+$")
 
 
 class Namer:
-    """Gives each value the name torchvision gives it, save that a module's own path is always that module's."""
+    """Hands out unique names for values as torchvision does, except that a module's path is reserved for that module."""
 
     def __init__(self, paths: Collection[str]) -> None:
         self._paths, self._used, self._order = paths, set[str](), list[str]()
@@ -76,7 +76,7 @@ def label_node(node: fx.Node, scope: str, modules: Mapping[str, nn.Module], name
 
 
 def label_output(value: Any, name: str, path: str, kind: str) -> None:
-    """Give the value that a module returned that module's name, part by part."""
+    """Add the module's name as a label to the value, or to each part of the value, that the module returned."""
     if isinstance(value, fx.Proxy):
         add_label(value.node, Label(name, kind, module=path))
         return

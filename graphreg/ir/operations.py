@@ -1,6 +1,7 @@
-"""What the operations of a traced graph are: products, views, norms, dropout, writers.
+"""Classifies the operation of an fx node or module: product, view, norm, dropout, in-place write, size, tuple, torch's own layer.
 
-Everything here answers a question about one fx node; nothing changes one."""
+The first part is about nodes; the second about modules: torch's stacks of layers, leaves, and dropout. Nothing here changes a node.
+"""
 from __future__ import annotations
 
 import inspect
@@ -63,7 +64,11 @@ WRAPPED = FACTORIES | {packing.pack_padded_sequence, packing.pack_sequence, pack
 
 
 class Operations:
-    """The operations of one model's graphs; ``modules`` maps paths to modules."""
+    """Answers questions about the nodes of one model's graphs.
+
+    Attributes:
+        modules: the model's modules by path.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.modules = dict(model.named_modules(remove_duplicate=False))
@@ -72,7 +77,7 @@ class Operations:
         return self.modules.get(str(node.target)) if node.op == "call_module" else None
 
     def is_opaque(self, node: fx.Node) -> bool:
-        """Code that is neither torch's nor ours, kept whole: it may do anything to its arguments."""
+        """Whether the node calls an opaque module or function: code outside torch and graphreg, which may do anything to its arguments."""
         module = self.module(node)
         if module is not None:
             return not type(module).__module__.startswith("torch.nn.") and not is_drop_path(module)
@@ -82,7 +87,7 @@ class Operations:
         return home.partition(".")[0] not in ("torch", "_operator", "math", "builtins", "graphreg")
 
     def is_product(self, node: fx.Node) -> bool:
-        """An operation with weights, on the face of it; whether its other operand is one is the caller's to see."""
+        """Whether the operation multiplies by weights, by its name or module; the caller checks that an operand is a weight."""
         module = self.module(node)
         if module is not None:
             return not isinstance(module, NORM_MODULES) and any(not nn.parameter.is_lazy(p) and p.dim() >= 2 for p in module.parameters())
@@ -97,7 +102,7 @@ class Operations:
         return is_dropout_module(module) if module is not None else function_name(node) in DROPOUTS
 
     def passes_through(self, node: fx.Node) -> bool:
-        """View-like operations and the model's own dropout: a read of their output is a read of their input."""
+        """Whether the operation is a view, a move of elements or native dropout: a read of its output is a read of its input."""
         module = self.module(node)
         if module is not None:
             return isinstance(module, (*VIEW_MODULES, *MOVE_MODULES)) or is_dropout_module(module)
@@ -122,7 +127,7 @@ class Operations:
         return name in LISTS or name == "multi_head_attention_forward"
 
     def guesses_list(self, node: fx.Node) -> bool:
-        """Whether the value is taken for a tuple for no better reason than that it is only indexed."""
+        """Whether the value is assumed to be a tuple only because the forward does nothing but index it."""
         return self.is_opaque(node) and gives_parts(node, self.module(node)) is None and _only_indexed(node)
 
 
@@ -139,7 +144,7 @@ def function_name(node: fx.Node) -> str:
 
 
 def is_pure(node: fx.Node) -> bool:
-    """Library functions that code outside torch marks as leaves and that are known not to write."""
+    """Whether the node calls a dropout function of another library that is known not to write into its input."""
     return function_name(node) in DROPOUTS and node.kwargs.get("inplace") is not True
 
 
@@ -149,7 +154,7 @@ def first_argument(node: fx.Node) -> list[fx.Node]:
 
 
 def is_in_place(node: fx.Node) -> bool:
-    """``x.add_(y)``, ``torch.relu_(x)``, ``x += y``, ``F.relu(x, inplace=True)``."""
+    """Whether the operation writes in place: ``x.add_(y)``, ``torch.relu_(x)``, ``x += y``, ``F.relu(x, inplace=True)``."""
     if node.op == "call_function" and node.target in IN_PLACE_OPERATORS:
         return True
     known = told_of(node)
@@ -157,7 +162,7 @@ def is_in_place(node: fx.Node) -> bool:
 
 
 def in_place_argument(node: fx.Node) -> list[fx.Node]:
-    """What an operation of torch's that no schema tells of writes into, by its name or its ``inplace``."""
+    """The argument that an operation without a schema writes into, judged by a trailing ``_`` or ``inplace=True``."""
     name = function_name(node)
     if is_pythons(node):
         return []
@@ -167,7 +172,7 @@ def in_place_argument(node: fx.Node) -> list[fx.Node]:
 
 
 def argument_of(node: fx.Node, name: str) -> object:
-    """What a node gives for an argument of a function or method, None for what it does not give."""
+    """The argument of a call by its parameter name; None if the call does not pass it."""
     if name in node.kwargs or node.op != "call_function" or not callable(node.target):
         return node.kwargs.get(name)
     names = _names(node.target)
@@ -175,12 +180,12 @@ def argument_of(node: fx.Node, name: str) -> object:
 
 
 def is_pythons(node: fx.Node) -> bool:
-    """Whether a function of Python's own modules is called."""
+    """Whether the node calls a function of ``operator``, ``builtins`` or ``math``."""
     return node.op == "call_function" and getattr(node.target, "__module__", None) in ("_operator", "builtins", "math")
 
 
 def told_of(node: fx.Node) -> Told | None:
-    """What torch's schemas tell of a call; None where the call runs Python code first, or no operator has its name."""
+    """The aliases and writes that torch's schemas declare for a call; None where Python code runs first, or no operator has its name."""
     target = node.target
     if isinstance(target, OpOverload):
         return told(target)
@@ -196,7 +201,7 @@ def told_of(node: fx.Node) -> Told | None:
 
 
 def placed(node: fx.Node, places: Iterable[Place]) -> list[fx.Node]:
-    """The nodes at some of an operator's arguments."""
+    """The nodes that a call passes at these places of an operator's arguments."""
     found = []
     for position, name in places:
         names = (name, "input") if name == "self" else (name,)
@@ -213,7 +218,7 @@ def _names(function: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def gives_parts(node: fx.Node, module: nn.Module | None) -> bool | None:
-    """Whether code that is kept whole gives a tuple or list, by the example inputs or by what it is annotated with; None: not known."""
+    """Whether an opaque call returns a tuple or list, by the example inputs or its annotation; None if not known."""
     value = node.meta.get("value")
     if isinstance(value, (list, tuple)):  # of a tensor its shape and dtype, of a tuple a list of these
         return isinstance(value, list)
@@ -303,17 +308,17 @@ TUPLES = (nn.RNNBase, nn.LSTMCell, nn.MultiheadAttention)  # layers that return 
 
 
 def is_stack(m: nn.Module) -> bool:
-    """One of torch's own; a subclass of another's is a module like any other."""
+    """Whether the module is one of torch's stacks of transformer layers; a subclass defined elsewhere is not."""
     return isinstance(m, STACKS) and _is_torchs(m)
 
 
 def is_leaf(m: nn.Module) -> bool:
-    """Whether torch.export is told of the module as one operation."""
+    """Whether the export front end records the module as one operation."""
     return is_drop_path(m) or (_is_torchs(m) and not isinstance(m, (nn.Sequential, *STACKS)))
 
 
 def stacks(model: nn.Module) -> list[str]:
-    """The paths of those that no other holds, save the model itself."""
+    """The paths of the outermost stacks of transformer layers in a model, without the model itself."""
     found = [path for path, m in model.named_modules() if path and is_stack(m)]
     return [path for path in found if not any(path.startswith(f"{outer}.") for outer in found)]
 
@@ -339,7 +344,7 @@ DROP_PATHS = {"timm.layers.drop.DropPath", "timm.models.layers.drop.DropPath"}  
 
 
 def is_drop_path(module: nn.Module) -> bool:
-    """timm's stochastic depth. The tracer keeps it whole: within, its trace would differ by mode."""
+    """Whether the module is timm's stochastic depth; the tracer makes it opaque, as its trace would differ by mode."""
     return f"{type(module).__module__}.{type(module).__qualname__}" in DROP_PATHS
 
 

@@ -1,4 +1,4 @@
-"""Which floating-point types a device has: not every one has float64 (Apple's MPS has none)."""
+"""Chooses floating-point types by device: not every device has float64 (Apple's MPS has none)."""
 
 from __future__ import annotations
 
@@ -28,6 +28,6 @@ def widest(device: torch.device) -> torch.dtype:
 
 
 def brought(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on a device, of float32 in place of a float64 that is missing there."""
+    """Move a tensor to a device, as float32 where the device lacks float64."""
     narrow = tensor.dtype == torch.float64 and not has_float64(device)
     return tensor.to(torch.float32).to(device) if narrow else tensor.to(device)

@@ -1,5 +1,5 @@
-"""Provenance: what a value was made from, back through a graph. Which calls of a module read its earlier ones, and which values
-come from a convolution with their axes in place."""
+"""Follows a value back through a graph: which calls of a module read its earlier outputs, which values come from a convolution with
+their axes in place, and which sites hold the same value up to scale."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Chains = Mapping[str, str]  # the name of each call of a module -> that of the f
 
 
 def chains(graphs: Iterable[fx.Graph], operations: Operations, path: str) -> Chains:
-    """The calls of the module at ``path``, in chains: each reads, through whatever lies between, the outputs of one before it."""
+    """Group the calls of the module at ``path`` into chains, in which each call reads, directly or not, the output of an earlier one."""
     found: dict[str, str] = {}
     for graph in graphs:
         for call, first in _chains(graph, operations, path).items():
@@ -55,7 +55,7 @@ def _chains(graph: fx.Graph, operations: Operations, path: str) -> dict[str, str
 
 
 def convolution(node: fx.Node, operations: Operations) -> tuple[str, int] | None:
-    """The convolution that a value comes from with its axes in place, by name, and how many axes that has behind the channels."""
+    """The name and the number of spatial dims of the convolution that a value comes from with its axes in place; None if none."""
     seen, waiting = set[fx.Node](), [node]
     while waiting:
         node = waiting.pop()
@@ -102,10 +102,10 @@ def _is_pointwise(name: str) -> bool:
 
 
 def one_value_over_again(graph: fx.Graph, operations: Operations, among: Iterable[str]) -> list[tuple[str, ...]]:
-    """The sites of ``among`` that are one value over again, in the order in which it passes them: each list is a way through the model.
+    """Find the sites of ``among`` that hold the same value up to scale, each tuple in the order of the forward.
 
-    What lies between two of them takes each element to a multiple of it: views, the model's own dropout, identities, a scale. A norm
-    counts as one: what it subtracts does not bring back what was dropped before it.
+    Between two of them lie only operations that multiply each element by something: views, native dropout, identities, a scale. A
+    norm counts as one: what it subtracts does not bring back what was dropped before it.
     """
     nodes = site_nodes(graph, operations)
     names = {nodes[name]: name for name in among if name in nodes}

@@ -1,7 +1,7 @@
-"""The model's own dropout: every operation of the traced graphs that draws. It looks and never touches.
+"""Finds native dropout: every operation of the model's own graphs that draws random numbers. It only reads the graphs.
 
-What can be moved is a call that this file knows: torch's dropouts, stochastic depth of torchvision and timm, attention. The
-rest is told by name with the reason.
+A call that this file knows can be moved to graphreg's streams: torch's dropouts, stochastic depth of torchvision and timm,
+attention. Any other random operation is listed with the reason why it cannot.
 """
 
 from __future__ import annotations
@@ -55,10 +55,17 @@ DEPTH = ("input", "p", "mode", "training")
 
 @dataclass(frozen=True)
 class Own:
-    """One dropout of the model's own. ``when`` it acts: in the mode of the module at ``path``, ``"always"``, or ``"never"``.
+    """One native dropout: an operation of the model that draws random numbers.
 
-    ``rate``: in [0, 1], None where it cannot be read. ``why_not``: why it cannot be moved, ``""`` if it can. ``function`` and
-    ``names``: of a call of a function, its bare name and its parameters.
+    Attributes:
+        site: the operation's output.
+        kind: what it drops.
+        rate: in [0, 1]; None where it cannot be read.
+        when: ``"mode"`` if it acts in train mode of the module at ``path``, else ``"always"`` or ``"never"``.
+        path: the module whose mode it follows.
+        why_not: why it cannot be moved to graphreg's streams; ``""`` if it can.
+        function: the bare name of the function, where it is a call of one.
+        names: the parameters of that function.
     """
 
     site: Site
@@ -79,7 +86,7 @@ class Own:
 
 
 def find(graphs: Graphs, operations: Operations, whole: Mapping[str, str]) -> tuple[Own, ...]:
-    """The model's own dropouts in graph order, those of several graphs once. ``whole``: what the trace kept whole, and why."""
+    """The native dropouts in graph order, each once; ``whole``: the opaque modules by path, with the reason."""
     found: dict[str, Own] = {}
     for graph in graphs.values():
         for node in graph.nodes:
@@ -125,7 +132,7 @@ def rate_of(module: nn.Module) -> float:
 
 
 def _inside(site: Site, path: str, module: nn.Module, whole: Mapping[str, str]) -> list[Own]:
-    """What a module that is one operation of the graph draws within it."""
+    """The native dropouts inside a module that is one operation of the graph."""
     if isinstance(module, nn.RNNBase) and module.num_layers > 1:
         why = "torch applies it between the stacked layers, inside one operator"
         return [Own(site, "layer", float(module.dropout), path=path, why_not=why)] if module.dropout else []
@@ -158,7 +165,7 @@ def _of_function(site: Site, node: fx.Node, kind: DropoutKind, names: tuple[str,
 
 
 def _of_attention(site: Site, node: fx.Node) -> list[Own]:
-    """A call that is given a rate, in its own words: ``dropout_p=self.p if self.training else 0.0``."""
+    """The dropout of an attention call that passes a rate, as in ``dropout_p=self.p if self.training else 0.0``."""
     rate = given(node, ATTENTION, "dropout_p", None)
     if rate is None:
         return []
@@ -180,7 +187,7 @@ def given(node: fx.Node, names: tuple[str, ...], name: str, default: Any) -> Any
 
 
 def default_training(node: fx.Node) -> bool:
-    """What ``training`` is where a call does not say; torch's alpha dropouts and the others disagree."""
+    """The default of ``training`` of a call; torch's alpha dropouts and the others disagree."""
     return bool(inspect.signature(node.target).parameters["training"].default) if inspect.isfunction(node.target) else True
 
 

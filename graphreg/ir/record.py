@@ -1,4 +1,4 @@
-"""What a rewritten module knows beside the model's own: one record, under a name that no model has.
+"""The record that graphreg attaches to a rewritten module, and the check that the model's own names leave room for it.
 
 A rewritten module is a GraphModule that has everything the model has, so each attribute more is a name that a model may have too.
 """
@@ -48,8 +48,16 @@ class State:
     """``model``: what is known of it; ``root``: the model, whose mode is the module's, as long as both live; ``mode``: that of a module
     without a root.
 
-    ``graphs``: by mode, ``both``, or ``train`` and ``eval``; ``codes`` and ``compiled_codes``: the emitted Python of each, and that which
-    torch.compile is given.
+    Attributes:
+        source: the model's class and its methods.
+        root: the model, whose mode the module shares, as long as both live.
+        trainer: the model, where its class overrides ``train()``.
+        held: the specialized arguments by name.
+        brought: whether the user gave the graph, as a GraphModule.
+        mode: whether the module is in train mode, where there is no root.
+        graphs: by mode: ``both``, or ``train`` and ``eval``.
+        codes: the emitted Python of each graph.
+        compiled_codes: the Python that torch.compile is given for each.
     """
 
     model: ModelFacts
@@ -71,14 +79,14 @@ def state_of(module: nn.Module) -> State | None:
 
 
 def held_of(module: nn.Module) -> dict[str, Any]:
-    """The arguments that a module fixes at their value."""
+    """The specialized arguments of a module, by name; none for a module that graphreg did not make."""
     state = state_of(module)
     return dict(state.model.specialized) if state is not None else {}
 
 
 @cache
 def reserved() -> frozenset[str]:
-    """The names that torch has for what is its own in every GraphModule."""
+    """The attribute names that torch itself uses in every GraphModule."""
     blank = fx.GraphModule(nn.Module(), fx.Graph())
     return frozenset({*dir(blank), *vars(blank), IGNORED} - _EMPTY)
 

@@ -1,4 +1,4 @@
-"""Roles: which values are inputs, which are hidden, which are outputs; and which are no sites of anything."""
+"""Judges every value of a graph: its role (input, hidden, output), and whether a regularizer can act on it, or why not."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CELL_PORTS: dict[tuple[int, ...], tuple[str, ...]] = {(0,): ("out", "h", "0"), (
 
 
 def value_sites(model: nn.Module, graphs: Graphs) -> tuple[Site, ...]:
-    """The value sites of all graphs; what stands in several graphs is one site, judged in the first."""
+    """The value sites of all graphs; a value that several graphs have is one site, judged in the first."""
     operations = Operations(model)
     sites: dict[str, Site] = {}
     for graph in graphs.values():
@@ -74,7 +74,7 @@ def _lengths(node: fx.Node) -> list[fx.Node]:
 
 
 def is_whole(node: fx.Node) -> bool:
-    """Whether the node does what a module does that is kept whole: it mixes, and gives a value or a tuple of them."""
+    """Whether the node is a checkpointed region or a recurrent cell, which acts as an opaque module does."""
     return is_region(node) or function_name(node) in CELLS
 
 
@@ -84,12 +84,12 @@ def is_region(node: fx.Node) -> bool:
 
 
 def deep_nodes(graph: fx.Graph, operations: Operations, model: nn.Module) -> set[fx.Node]:
-    """What depends on a product on data."""
+    """The nodes that depend on a product of data with weights."""
     return _Judge(graph, operations, model).deep
 
 
 class _Judge:
-    """Walks one graph once, in order, and knows of each node what it carries and what it depends on."""
+    """Walks a graph once, in order, and classifies each node by what it carries and depends on."""
 
     def __init__(self, graph: fx.Graph, operations: Operations, model: nn.Module) -> None:
         self.graph, self.operations, self.effects = graph, operations, Effects(operations)

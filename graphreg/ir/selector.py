@@ -1,8 +1,7 @@
-"""The one rule by which selectors find sites.
+"""Finds sites by selector: a string, a sequence of strings, or a function of a site.
 
-A string is ``[!]name-glob[@op-glob][:port-glob][#role]``. It names a thing, not its insides: where it
-matches a module's name, nothing within that module is selected by it; ``**`` lifts that. A backslash takes the
-character behind it as a part of the name: ``block\\@1``.
+A string is ``[!]name-glob[@op-glob][:port-glob][#role]``. Where it matches a module's name, it selects the module's output, not
+the values inside it; with ``**`` it selects those, too. A backslash makes the next character part of the name: ``block\\@1``.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _SPECIAL = re.compile(r"[\\@:#*?\[]|^!|^\s|\s$")
 
 @dataclass(frozen=True)
 class Pattern:
-    """One parsed string."""
+    """A selector string, parsed into its parts."""
 
     text: str
     name: str
@@ -91,7 +90,7 @@ class Pattern:
         return list({id(site): site for _, site in self.labels(sites)}.values())
 
     def labels(self, sites: Iterable[Site]) -> list[tuple[Label, Site]]:
-        """The sites with the labels it names them by. Filters apply first, then the name, then the insides go."""
+        """The matching sites with the labels that match: op and role first, then the name; values inside a matching module go last."""
         named = [(label, site) for site in sites for label in site.labels if self.filters(label, site) and self.names(label, site)]
         found = [(label, site) for label, site in named if site.kind == "parameter" or self.takes_port(label)]
         if "**" not in self.name:
@@ -106,7 +105,7 @@ def _as_glob(part: str | None) -> str | None:
 
 
 def exactly(label: Label) -> str:
-    """The string that means the label and nothing else: its name, with a backslash before what means something to a selector."""
+    """The selector string that matches this label and nothing else: its name, with special characters escaped."""
     name, port = (_SPECIAL.sub(_taken_as_is, text) for text in (label.name, label.ports[0]))
     return name if label.default else f"{name}:{port}"
 
@@ -116,7 +115,7 @@ def _taken_as_is(found: re.Match[str]) -> str:
 
 
 def strings_of(sites: Iterable[Site]) -> list[str]:
-    """The strings that mean the sites, by each of their names."""
+    """A selector string for every label of the sites, for suggestions."""
     return [exactly(label) for site in sites for label in site.labels]
 
 
@@ -130,7 +129,7 @@ def _within(name: str, modules: set[str]) -> bool:
 
 
 def strings(selector: Selector) -> tuple[str, ...]:
-    """The strings of a selector, checked; a predicate has none."""
+    """The strings of a selector, checked; none if it is a function. Raises RegularizerError for anything else."""
     if isinstance(selector, str):
         given: tuple[object, ...] = (selector,)
     elif isinstance(selector, Sequence):
@@ -162,11 +161,25 @@ def select(
     elsewhere: Sequence[Site] = (),
     hint: Callable[[str], str] = lambda text: "",
 ) -> dict[Site, str]:
-    """The selected sites in graph order, each with the string that matched it first.
+    """Find the sites that a selector means.
 
-    ``sites`` are the candidates, ``default`` those that a lone ``*`` means, ``usual`` what these are in words, ``who`` selects;
-    ``elsewhere`` are sites of the other kind: an exclusion may name one of them, or one that cannot be regularized, for it is not
-    selected anyway. ``hint`` says more of a string that finds nothing.
+    Args:
+        selector: a string, a sequence of strings, or a function of a site.
+        sites: the candidates.
+        default: the sites that the selector ``"*"`` means.
+        what: the kind of site, for messages.
+        model: the name of the model, for messages.
+        missing: what to do when the selector, or one of its strings, matches nothing.
+        who: what selects, for messages.
+        usual: the default sites in words, for messages.
+        elsewhere: sites of the other kind. An exclusion may match one of them, as that is not selected anyway.
+        hint: a further sentence for a string that matches nothing.
+
+    Returns:
+        The selected sites in graph order, each with the string that matched it first.
+
+    Raises:
+        NoMatchError: where nothing matches and ``missing`` is ``"error"``.
     """
     if callable(selector):
         return _by_function(selector, sites, f"of {who} chooses no {what} of {model}", missing)
@@ -220,7 +233,7 @@ def _by_function(selector: Callable[[Site], bool], sites: Sequence[Site], none: 
 
 
 def _chooses(selector: Callable[[Site], bool], site: Site) -> bool:
-    """What a predicate says of a site. Raises RegularizerError where it raises, or says what is neither true nor false."""
+    """Whether the user's function selects a site; raises RegularizerError where the function fails."""
     try:
         return bool(selector(site))
     except GraphRegError:
@@ -236,7 +249,7 @@ def _chooses(selector: Callable[[Site], bool], site: Site) -> bool:
 
 
 def unmatched(selector: Selector, sites: Sequence[Site], default: Sequence[Site], elsewhere: Sequence[Site] = ()) -> tuple[str, ...]:
-    """The strings of a selector that select nothing, as ``select`` understands it; a predicate by its name."""
+    """The strings of a selector that match nothing, by the rules of ``select``; a function by its name."""
     if callable(selector):
         return () if any(site.selectable and _chooses(selector, site) for site in sites) else (_called(selector),)
     lost = []
@@ -254,6 +267,7 @@ def _needless(pattern: Pattern, found: Sequence[Site], elsewhere: Sequence[Site]
 
 
 def complain(sentence: str, missing: Missing) -> None:
+    """Raise NoMatchError, warn or do nothing, as ``missing`` says."""
     if missing == "error":
         raise NoMatchError(sentence)
     if missing == "warn":
@@ -275,7 +289,7 @@ def _called(selector: Callable[[Site], bool]) -> str:
 def _nothing(
     pattern: Pattern, found: Sequence[Site], sites: Sequence[Site], what: str, model: str, who: str, elsewhere: Sequence[Site]
 ) -> str:
-    """Why nothing was found, and what is near."""
+    """The message for a string that matches nothing: the likely reason, and suggestions."""
     start = f"{pattern.text!r} matches no {what} of {model}."
     end = " List all: graphreg.names(model)."
     if found:

@@ -1,4 +1,4 @@
-"""Graphs as plain data, for pickle: torch.fx pickles generated code and traces it again, which loses modes and names."""
+"""Converts graphs to plain data and back, for pickle: torch.fx pickles generated code and traces it again, which loses modes and names."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class _Operator:
 
 
 def freeze(graph: fx.Graph) -> list[tuple[Any, ...]]:
-    """A list of node records; recursion does not grow with the graph (``pickle`` on linked nodes overflows)."""
+    """Convert a graph to a flat list of node records: ``pickle`` on linked nodes overflows the stack for a long graph."""
     index = {node: _Ref(i) for i, node in enumerate(graph.nodes)}
 
     def plain(leaf: Any) -> Any:
@@ -64,7 +64,7 @@ def freeze(graph: fx.Graph) -> list[tuple[Any, ...]]:
 
 
 def thaw(records: list[tuple[Any, ...]]) -> fx.Graph:
-    """The graph of a list of node records."""
+    """Rebuild the graph from a list of node records."""
     graph, nodes = fx.Graph(), list[fx.Node]()
 
     def linked(leaf: Any) -> Any:

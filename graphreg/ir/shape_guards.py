@@ -1,4 +1,4 @@
-"""Sizes of inputs: what torch.export found fixed about them, asserted in the graph, so that other inputs raise, and say why."""
+"""Asserts in the graph what torch.export found fixed about input sizes, so that other inputs raise with the reason."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ def holds(value: Any, name: str, keys: tuple[Any, ...]) -> None:
 def held_at(value: Any, name: str, expected: Any) -> None:
     """Raises unless a number, string or the like is what it was in the example inputs."""
     if value != expected:
-        raise GraphRegError(f"{name} was {expected!r} in the example_inputs, and the graph holds it at that. It is {value!r} now.")
+        raise GraphRegError(f"{name} was {expected!r} in the example_inputs, and the graph is specialized to that. It is {value!r} now.")
 
 
 ASSERTIONS = (sized, alike, held_true, holds, held_at)
 
 
 def fixed(graph: fx.Graph) -> list[str]:
-    """A line for each input with a fixed size, and for the decisions on sizes; for the listing and the report."""
+    """One line for each input with a fixed size and each decision on sizes; for the listing and the report."""
     lines = []
     for node in graph.nodes:
         if node.target is sized and any(size is not None for size in node.args[2]):
@@ -88,7 +88,7 @@ def fixed(graph: fx.Graph) -> list[str]:
 
 
 def assert_sizes(graph: fx.Graph, inputs: Sequence[Place], guards: Iterable[Any]) -> None:
-    """Append to the graph what its inputs must satisfy; ``guards``: sympy expressions in the symbols of their sizes."""
+    """Append assertions on the inputs to a graph; ``guards``: sympy expressions in the symbols of their sizes."""
     first: dict[Any, tuple[fx.Node, int, str]] = {}
     for node, name in inputs:
         sizes: list[int | None] = []

@@ -1,4 +1,4 @@
-"""A site: a named place in a traced model, a value or a parameter."""
+"""Sites: the named places of a traced model, values and parameters, and the listing that ``graphreg.names`` prints."""
 
 from __future__ import annotations
 
@@ -17,13 +17,21 @@ ROLES = ("input", "hidden", "output")
 
 @dataclass(frozen=True)
 class Label:
-    """One way to call a site. A site has several: ``layer4``, ``layer4.1``, ``layer4.1.relu_1``."""
+    """One name of a site. A site has several: ``layer4``, ``layer4.1``, ``layer4.1.relu_1``.
+
+    Attributes:
+        name: the name without the port.
+        op: the operation or class, as ``@`` in a selector matches it.
+        ports: the names of the port, if the value is one of several outputs.
+        default: whether this port is meant when a selector has none.
+        module: the path of the module whose output this is; None if it is no module's.
+    """
 
     name: str
     op: str
     ports: tuple[str, ...] = ("out",)
-    default: bool = True  # the port meant when none is written
-    module: str | None = None  # the path of the module whose value this is, if it is one's
+    default: bool = True
+    module: str | None = None
 
     @property
     def text(self) -> str:
@@ -32,11 +40,20 @@ class Label:
 
 @dataclass(frozen=True)
 class Site:
-    """A value or parameter of the traced model; ``labels[0]`` names it.
+    """A value or parameter of the traced model.
 
-    ``shape`` and ``dtype`` are None where no example inputs were given. ``selectable`` is False for
-    what no regularizer can act on (sizes, tuples, integers, reads of parameters). ``norm`` marks the
-    output of a normalization. ``module`` is the path of the module that owns it.
+    Attributes:
+        labels: its names; the first is its ``name``.
+        kind: ``"value"`` or ``"parameter"``.
+        role: ``"input"``, ``"hidden"``, ``"output"``, or ``""``.
+        selectable: whether a regularizer can act on it; not on sizes, tuples, integers or reads of parameters.
+        norm: whether it is the output of a normalization.
+        module: the path of the module that owns it.
+        shape: None where no example inputs were given.
+        dtype: None where no example inputs were given.
+        sequence: which output of a recurrent layer it is; ``""`` for any other value.
+        used: whether the model's output depends on it.
+        why_not: the reason, where it is not selectable.
     """
 
     labels: tuple[Label, ...]
@@ -47,9 +64,9 @@ class Site:
     module: str = ""
     shape: tuple[int, ...] | None = None
     dtype: torch.dtype | None = None
-    sequence: Literal["", "batch first", "time first", "state"] = ""  # which of a recurrent layer's values it is
-    used: bool = True  # whether the model's output depends on the value
-    why_not: str = ""  # the reason, where it is not selectable
+    sequence: Literal["", "batch first", "time first", "state"] = ""
+    used: bool = True
+    why_not: str = ""
 
     def __hash__(self) -> int:
         return hash(self.name)

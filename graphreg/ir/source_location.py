@@ -1,4 +1,4 @@
-"""Origins: the line of the user's code that made a node, as ``node.meta["origin"]``, a file and a line number."""
+"""Finds the line of the user's code that made a node, which ``node.meta["origin"]`` holds as file and line number."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ def origin_now() -> Origin | None:
 
 
 def origin_told(stack_trace: str | None) -> Origin | None:
-    """The same, out of a stack trace that torch wrote down."""
+    """The innermost line outside torch and graphreg in a stack trace that torch recorded."""
     told = [(found["file"], int(found["line"])) for found in _FRAME.finditer(stack_trace or "")]
     return next((origin for origin in reversed(told) if _users(origin[0])), None)
 
 
 def origin_of(node: fx.Node) -> Origin | None:
-    """Where a node comes from, if its trace tells."""
+    """The line that made a node; None if the trace did not record it."""
     known: Origin | None = node.meta.get("origin")
     return known or origin_told(node.stack_trace)
 
 
 @cache
 def short(origin: Origin) -> str:
-    """``torchvision/models/resnet.py:268``: below the folder that Python imports it from."""
+    """An origin as text, with the path relative to the folder Python imports it from: ``torchvision/models/resnet.py:268``."""
     file, line = origin
     folders = sorted((f"{path.rstrip('/')}/" for path in sys.path if path), key=len, reverse=True)
     folder = next((path for path in folders if file.startswith(path)), f"{Path(file).parent}/")

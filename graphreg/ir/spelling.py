@@ -1,4 +1,4 @@
-"""Names that torch.fx does not write as Python has them: keywords, quotes, paths too deep for Python's parser.
+"""Fixes the emitted code for names that torch.fx writes wrongly: keywords, quotes, paths too deep for Python's parser.
 
 A layer called ``class`` becomes ``self.class`` in torch.fx's code, and a path of two hundred numbers two hundred nested calls of
 ``getattr``, which Python's parser does not take.
@@ -22,7 +22,7 @@ _DEEP = 50  # modules within modules
 
 
 def spelled(graph: fx.Graph) -> fx.Graph:
-    """A copy of the graph whose code spells such names out; the graph itself where there are none."""
+    """A copy of the graph whose emitted code reads such names by ``getattr``; the graph itself where it has none."""
     paths = list(dict.fromkeys(str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr") and _is_odd(str(n.target))))
     if not paths:
         return graph
@@ -46,7 +46,7 @@ def _is_odd(path: str) -> bool:
 
 
 def _is_misread(name: str) -> bool:
-    """Python reads ``ﬁ`` as ``fi``."""
+    """Whether Python would read the name otherwise than it is written: it reads ``ﬁ`` as ``fi``."""
     return keyword.iskeyword(name) or unicodedata.normalize("NFKC", name) != name or not {'"', "\\", "\n", "\r"}.isdisjoint(name)
 
 

@@ -1,4 +1,4 @@
-"""Steps: a value brought to [time, batch, units], the lengths of its sequences, and the mean over neighbouring steps."""
+"""Brings a value to the form of a sequence, [time, batch, units], with its lengths, and averages over pairs of neighbouring steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the operations of a traced graph do to storage: whose theirs may be, and whom they write into.
+"""Finds what each operation of a graph does to storage: which arguments its output may alias, and which it writes into.
 
 Asked are torch's schemas, then the call itself, on tensors without data (`storage_probes.py`). Code that is not torch's may do anything.
 """
@@ -43,7 +43,7 @@ _SEEN: dict[tuple[Any, ...], Seen | None] = {}  # what probes found, for the who
 
 
 class Effects:
-    """Answers for the nodes of one model's graphs, each asked for when it is needed: most graphs write nowhere."""
+    """The aliases and writes of the nodes of one model's graphs, computed when asked for: most graphs write nowhere."""
 
     def __init__(self, operations: Operations) -> None:
         self.operations = operations
@@ -53,7 +53,7 @@ class Effects:
         self._unknown: dict[fx.Node, bool] = {}
 
     def writes(self, node: fx.Node, surely: bool = False) -> tuple[fx.Node, ...]:
-        """The arguments whose storage the operation may write into, or does for all that can be seen."""
+        """The arguments whose storage the operation may write into; ``surely``: only those it was seen to write into every time."""
         if node not in self._writes:
             self._writes[node] = self._written(node)
         return self._writes[node][surely]
@@ -249,7 +249,7 @@ def is_inert(node: fx.Node) -> bool:
 
 
 def _operands(node: fx.Node, which: int) -> tuple[fx.Node, ...]:
-    """What an operator that holds a graph shares (0) or writes (1), as far as it was looked into."""
+    """The arguments that an operator with a graph inside shares (0) or writes (1); all of them if that graph was not analysed."""
     if REGION not in node.meta:
         return _inputs(node)
     return tuple(nodes_in([node.args[i] for i in node.meta[REGION][which]]))

@@ -1,7 +1,8 @@
-"""What a call does to storage, found by making it on meta tensors, which have shapes and storages and no data.
+"""Finds what a call does to storage: declared by torch's schemas (``told``), or seen by calling it on meta tensors (``probe``).
 
 torch's schemas say which operators give a view and which write. What is made of several operators has no such note: an ``einsum`` that
-only permutes gives a view, a dropout in eval mode its own input. So the call is made, and watched.
+only permutes gives a view, a dropout in eval mode its own input. So the call is made on meta tensors, which have shapes and storages
+but no data, and a dispatch mode watches what it writes into.
 """
 from __future__ import annotations
 
@@ -55,9 +56,13 @@ class Hole:
 
 
 class Seen(NamedTuple):
-    """What calls did, by the places of the holes: whose storage the result may share, what was written into, what in every call.
+    """What probed calls did; arguments are numbered as the holes are.
 
-    ``dense``: whether what has a storage of its own fills it without gaps.
+    Attributes:
+        shares: the arguments whose storage the result may share.
+        writes: the arguments that some call wrote into.
+        surely: the arguments that every call wrote into.
+        dense: whether a result with storage of its own fills it without gaps.
     """
 
     shares: frozenset[int]
@@ -97,7 +102,7 @@ def probe(
 
 
 def together(found: Sequence[Seen]) -> Seen:
-    """What several calls did."""
+    """Combine what several calls did."""
     shares, writes = (frozenset[int]().union(*(getattr(seen, name) for seen in found)) for name in ("shares", "writes"))
     return Seen(shares, writes, frozenset.intersection(*(seen.surely for seen in found)), all(seen.dense for seen in found))
 
@@ -253,7 +258,7 @@ def _watched(call: Callable[..., Any], args: Any, kwargs: Any, holes: Mapping[in
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Keeps which holes' storages operators write into: by their schemas."""
+    """Records which arguments' storages the operators of a call write into, by their schemas."""
 
     def __init__(self, owners: Mapping[int, set[int]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -286,7 +291,7 @@ def writes_silently(func: Any) -> bool:
 
 
 def leaves(value: Any) -> list[Any]:
-    """What is in tuples, lists and dicts, and in slices."""
+    """The leaves of nested tuples, lists and dicts, and the bounds of a slice."""
     return pytree.tree_leaves(value, is_leaf=lambda v: v is None) if not isinstance(value, slice) else [value.start, value.stop, value.step]
 
 
@@ -296,9 +301,13 @@ Place = tuple[int, str]  # an argument: its position and its name
 
 
 class Told(NamedTuple):
-    """``shares``, ``writes``: the arguments that some overload notes. ``whole``: whether an overload without a note does neither.
+    """What the schemas of an operator declare.
 
-    ``silent``: whether one may write without a note.
+    Attributes:
+        shares: the arguments that some overload declares to alias the result.
+        writes: the arguments that some overload declares to write into.
+        whole: whether the declarations are complete, so that what is not declared does not happen.
+        silent: whether an overload may write without declaring it.
     """
 
     shares: tuple[Place, ...]
@@ -309,7 +318,7 @@ class Told(NamedTuple):
 
 @cache
 def told(operator: str | OpOverload) -> Told | None:
-    """Of an overload, or of all overloads of the aten operator of that name; None where there is none."""
+    """What the schemas of an overload, or of all overloads of an aten operator by name, declare; None if there is none."""
     overloads = [operator] if isinstance(operator, OpOverload) else _overloads(operator)
     if not overloads:
         return None

@@ -1,4 +1,8 @@
-"""The protocol of a regularizer, the registry of keys, and what is asked of a formula. To write a regularizer, read base.py."""
+"""The protocol of a regularizer: base classes, the registry of keys, and the checks on a formula.
+
+To write a regularizer, open ``base.py``: subclass ``Splice`` or ``Penalty`` and write ``__call__``. The other files supply what a
+formula may ask for (``sequences.py``, ``vjp.py``) and check that it is a pure function of its arguments (``purity.py``, ``trial.py``).
+"""
 
 from graphreg.regularizer.base import Penalty, Regularizer, Splice
 from graphreg.regularizer.purity import called

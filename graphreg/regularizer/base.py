@@ -1,4 +1,4 @@
-"""A regularizer is a selector plus a tensor function. To write one, subclass Splice or Penalty; this file is all there is.
+"""The base classes of all regularizers: a regularizer is a selector plus a tensor function. To write one, subclass Splice or Penalty.
 
     class GroupLasso(Penalty, keys=("group_lasso",), on="parameters"):
         def __call__(self, w: Tensor) -> Tensor:
@@ -49,10 +49,20 @@ REQUIRED: Any = NotGiven.WEIGHT  # Any: the default of a float
 @dataclass_transform(frozen_default=True)
 @dataclass(frozen=True)
 class Regularizer:
-    """What Splice and Penalty share: a selector, a weight, a name.
+    """Base class of ``Splice`` and ``Penalty``; subclass one of those two.
 
-    ``pattern``: a selector; ``"*"`` means the class's default sites. ``weight``: a finite number in the class's range.
-    ``name``: used in penalties, strengths, report and diff. ``expect``: how many sites must be found.
+    Attributes:
+        pattern: a selector of sites; ``"*"`` means the class's default sites.
+        weight: the strength, a finite number in the class's range.
+        name: the name in penalties, strengths, report and diff; None for one made of the class's key.
+        expect: how many sites must be found; None for any number.
+        on: ``"values"`` or ``"parameters"``, which kind of site the class acts on.
+        takes: the argument names of ``__call__``, which say what the engine supplies.
+        keys: the keywords of ``graphreg.regularize`` that mean this class.
+        usual: the default sites in words, for messages.
+        may_act_on: the kinds of site that a subclass may choose for ``on``.
+        must_take: an argument that ``__call__`` must have, ``""`` for none.
+        min_dims: parameters of fewer dims are left out.
     """
 
     pattern: Selector = "*"
@@ -64,10 +74,10 @@ class Regularizer:
     on: ClassVar[On] = "values"
     takes: ClassVar[tuple[str, ...]] = ()
     keys: ClassVar[tuple[str, ...]] = ()
-    usual: ClassVar[str] = "the hidden values"  # the default sites, in words
+    usual: ClassVar[str] = "the hidden values"
     may_act_on: ClassVar[tuple[str, ...]] = ("values", "parameters")
     must_take: ClassVar[str] = ""
-    min_dims: ClassVar[int] = 2  # parameters with fewer dims are not acted on
+    min_dims: ClassVar[int] = 2
 
     def __init_subclass__(cls, keys: Sequence[str] = (), on: On | None = None, **more: Any) -> None:
         super().__init_subclass__(**more)
@@ -110,7 +120,7 @@ class Regularizer:
         raise NotImplementedError(f"{type(self).__name__} has no __call__: write the formula there.")
 
     def check(self) -> None:
-        """Raise RegularizerError for options out of range. Subclasses extend it with ``self.require(...)``."""
+        """Check the options; raises RegularizerError for one out of range. Subclasses extend it with ``self.require(...)``."""
         self.require(self.weight >= 0, "weight", "0 or more")
 
     def require(self, condition: bool, field: str, allowed: str) -> None:
@@ -124,17 +134,17 @@ class Regularizer:
         return EngineOptions.of(self)
 
     def defaults(self, sites: Sequence[Site]) -> list[Site]:
-        """The sites that a lone ``*`` means."""
+        """The sites that the selector ``"*"`` means for this class, out of all ``sites`` of the kind it acts on."""
         if self.on == "parameters":
             return list(sites)
         return [site for site in sites if site.role == "hidden"]
 
     def note(self, sites: Sequence[Site], weight: float) -> str:
-        """A line for the report, or nothing."""
+        """A line that the report shows for this regularizer; ``""`` for none."""
         return ""
 
     def to_dict(self) -> dict[str, Any]:
-        """The options as plain data, and the class; what is neither text nor a number is shown as Python shows it."""
+        """The class and the options as plain data; a value that is neither text nor a number becomes its ``repr``."""
         given = {each.name: getattr(self, each.name) for each in fields(self)}
         plain = {k: v if isinstance(v, (str, int, float, tuple, NoneType)) else repr(v) for k, v in given.items()}
         return {"class": type(self).__name__, **plain}
@@ -150,9 +160,10 @@ class Regularizer:
 
 
 class Splice(Regularizer):
-    """Replaces a value at its site, in train mode: ``__call__`` takes ``z`` and gives a tensor like it.
+    """A regularizer that replaces a value in train mode: ``__call__`` takes ``z`` and returns a tensor like it.
 
-    ``rng``: an int or torch.Generator that seeds this splice alone; None takes part in the module's own.
+    Attributes:
+        rng: an int or torch.Generator that seeds this splice alone; None for a stream of the module's seed.
     """
 
     _: KW_ONLY
@@ -162,28 +173,30 @@ class Splice(Regularizer):
     must_take: ClassVar[str] = "weight"
 
     def in_a_row(self, weights: Sequence[float]) -> str:
-        """What acting several times in a row on one value comes to, for a warning; nothing where that does no harm."""
+        """What several of these acting in a row on one value amount to, as text for a warning; ``""`` where that does no harm."""
         return ""
 
 
 class Penalty(Regularizer):
-    """Measures values or parameters: ``__call__`` gives a 0-d tensor, which is averaged over the sites.
+    """A regularizer that measures values or parameters: ``__call__`` returns a 0-d tensor, which is averaged over the sites.
 
-    ``clean``: read the value before the splices at its own site. A subclass with an option ``reduction`` chooses what
-    its measurements are made one by, ``"mean"`` or ``"sum"``.
+    A subclass may have an option ``reduction``, ``"mean"`` or ``"sum"``, which says how the measurements of the sites are combined.
+
+    Attributes:
+        clean: measure the value as it is before the splices at its own site.
     """
 
     _: KW_ONLY
     clean: bool = False
 
     def check(self) -> None:
-        """As every regularizer's; ``clean`` is of values alone: a parameter has no splices."""
+        """Check the options, and that ``clean`` is asked of values alone: no splice acts on a parameter."""
         super().check()
         self.require(isinstance(self.clean, bool), "clean", "True or False")
         self.require(not (self.clean and self.on == "parameters"), "clean", "False, for no splice acts on a parameter")
 
     def defaults(self, sites: Sequence[Site]) -> list[Site]:
-        """The hidden sites, without the outputs of normalizations, whose scale is fixed; all parameters."""
+        """The hidden sites without the outputs of normalizations, whose scale is fixed; or all parameters."""
         return [site for site in super().defaults(sites) if not site.norm]
 
 

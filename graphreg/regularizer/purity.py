@@ -1,7 +1,7 @@
-"""Whether a formula is pure: it draws from ``noise`` alone, writes into nothing that it was given, and keeps nothing.
+"""Checks that a formula is pure: it draws from ``noise`` alone, writes into no tensor it was given, and remembers nothing.
 
-Else frozen noise would not be frozen, a mask recomputed in backward another one, and a compiled formula not the eager one. torch's
-schemas say which operations draw and which write; they are watched while the formula runs.
+Otherwise frozen noise would not be frozen, a mask recomputed in backward would differ, and so would a compiled formula from the
+eager one. torch's schemas say which operations draw and which write; a dispatch mode watches for them while the formula runs.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ unproven: WeakSet[type] = WeakSet()  # classes whose formula nobody has seen run
 
 
 class ImpureError(RegularizerError):
-    """A formula draws, writes or remembers."""
+    """Raised for a formula that draws random numbers itself, writes into its arguments, or remembers something between calls."""
 
 
 def draws(regularizer: Regularizer, what: str) -> ImpureError:
-    """The error for a formula that draws otherwise than from its stream."""
+    """The error for a formula that draws random numbers from elsewhere than its stream."""
     cure = (
         "Ask for noise by name, and take noise.keep, noise.uniform or noise.normal"
         if isinstance(regularizer, Splice)
@@ -46,7 +46,7 @@ def draws(regularizer: Regularizer, what: str) -> ImpureError:
 
 
 def writes(regularizer: Regularizer, what: str) -> ImpureError:
-    """The error for a formula that writes into a tensor that is not its own."""
+    """The error for a formula that writes into a tensor that it did not make."""
     return ImpureError(
         f"{type(regularizer).__name__}.__call__ writes into a tensor that it did not make, {what}. A formula is a function of its "
         "arguments. Use the operation that makes a new tensor (z * 2 for z.mul_(2)), or clone first."
@@ -62,7 +62,7 @@ def remembers(regularizer: Regularizer, what: str) -> ImpureError:
 
 
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Refuses operations that draw or that write into tensors made elsewhere, while a formula runs. Raises ImpureError."""
+    """A dispatch mode that raises ImpureError when a formula draws, or writes into a tensor made elsewhere."""
 
     def __init__(self, regularizer: Regularizer) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -92,7 +92,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         raise error
 
     def _told(self, operation: str) -> str:
-        """Where, in the user's own words if they can be had: F.dropout is bernoulli_ by the time it comes here."""
+        """The operation and the user's line that ran it: ``F.dropout`` has become ``bernoulli_`` by the time it is dispatched here."""
         frame = sys._getframe(2)
         while frame is not None and (frame.f_globals.get("__name__") or "").partition(".")[0] in ("torch", "graphreg"):
             frame = frame.f_back  # type: ignore[assignment]
@@ -102,7 +102,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextmanager
 def watched(regularizer: Regularizer) -> Iterator[Watch]:
-    """A formula's run in the block, with what it draws and writes refused. Raises ImpureError."""
+    """Watch the formula that runs in the block; raises ImpureError if it draws or writes, even if the formula swallowed the error."""
     watch = Watch(regularizer)
     with watch:
         yield watch
@@ -111,7 +111,18 @@ def watched(regularizer: Regularizer) -> Iterator[Watch]:
 
 
 def called(regularizer: Regularizer, given: dict[str, Any]) -> Any:
-    """What the formula makes of what it asks for; its first call is watched where it could not be tried before. Raises ImpureError."""
+    """Call a formula.
+
+    Args:
+        regularizer: whose formula to call.
+        given: the arguments that it asks for, by name.
+
+    Returns:
+        What the formula returns.
+
+    Raises:
+        ImpureError: at the first call of a formula that could not be tried on sample tensors before, if it draws or writes.
+    """
     if compiling() or not unproven or type(regularizer) not in unproven:
         return regularizer(**given)
     with watched(regularizer):
@@ -122,7 +133,7 @@ def called(regularizer: Regularizer, given: dict[str, Any]) -> Any:
 
 
 def twice(regularizer: Regularizer, run: Callable[[], Tensor]) -> None:
-    """Run a formula twice on the same arguments, watched. Raises ImpureError, or what the formula raises."""
+    """Run a formula twice on the same arguments and compare the results; raises ImpureError, or whatever the formula raises."""
     states, results = [_python_states()], []
     for _ in range(2):
         kept = _kept(regularizer)
@@ -159,9 +170,10 @@ def _written(schema: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list
 
 
 def _generator_states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[bytes]:
-    """Of the default generators that an operation may draw from: attention and recurrent layers are marked as drawing, and may not.
+    """The states of the default generators, to compare: torch marks attention and recurrent layers as drawing, and they may not draw.
 
-    One that is given may be seeded in the formula, for a fixed projection; else two calls give two results.
+    A generator that the formula passes is not looked at: the formula may seed it, for a fixed projection. If it does not, two calls
+    give two results, which ``twice`` finds.
     """
     devices = {each.device for each in _tensors((args, kwargs))} | {torch.device(kwargs.get("device") or "cpu")}
     states = [torch.get_rng_state()]
@@ -175,7 +187,7 @@ def _python_states() -> list[Any]:
 
 @contextmanager
 def put_back() -> Iterator[None]:
-    """Whatever a formula draws in the block from torch's, Python's or numpy's generator, that is as it was."""
+    """Restore torch's, Python's and numpy's generators if a formula turns out to be impure in the block."""
     before, numpy = randomness(), sys.modules.get("numpy")
     words = numpy.random.get_state() if numpy is not None else None
     try:
@@ -188,7 +200,7 @@ def put_back() -> Iterator[None]:
 
 
 def _kept(regularizer: Regularizer) -> dict[str, Any]:
-    """What the regularizer and its classes hold, by name; containers by what is in them."""
+    """The attributes of the regularizer and its classes, by identity (containers by their items), to see whether a call changes them."""
     found: dict[str, Any] = {}
     for kind in reversed(type(regularizer).__mro__):
         if issubclass(kind, Regularizer) and kind not in (Regularizer, Splice, Penalty):

@@ -1,4 +1,4 @@
-"""Keys to classes: the built-ins of ``graphreg.passes``, third parties' by entry point, a user's own by definition."""
+"""Maps keys to regularizer classes: the built-ins of ``graphreg.passes``, those of installed entry points, and the user's own."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _classes: dict[str, type[Regularizer]] = {}
 
 
 def register(cls: type[Regularizer]) -> None:
-    """Make a class known by its keys and its name. Redefining a class (in a notebook) replaces it."""
+    """Register a class under its keys and its name. Redefining a class, as in a notebook, replaces the earlier one."""
     if not cls.keys:  # abstract, or not meant to be found by a keyword
         return
     names = [key.lower() for key in (*cls.keys, cls.__name__)]
@@ -39,21 +39,30 @@ def register(cls: type[Regularizer]) -> None:
 
 
 def registered() -> dict[str, type[Regularizer]]:
-    """Every key and class name (lower case) with its class."""
+    """All known regularizers: every key and class name, in lower case, with its class."""
     _discover()
     return dict(_classes)
 
 
 def build(key: str, **options: Any) -> Regularizer:
-    """The regularizer of a key or class name (in any case), e.g. ``build("weight_l2", weight=1e-4)``.
+    """Make a regularizer from its key, e.g. ``build("weight_l2", weight=1e-4)``.
 
-    Raises NoMatchError for an unknown key, RegularizerError for an unknown option or a value out of range.
+    Args:
+        key: a key or class name, in upper or lower case.
+        **options: the options of the class.
+
+    Returns:
+        The regularizer.
+
+    Raises:
+        NoMatchError: for an unknown key.
+        RegularizerError: for an unknown option or a value out of range.
     """
     return find(key)(**options)
 
 
 def find(key: str) -> type[Regularizer]:
-    """The class of a key."""
+    """The regularizer class of a key or class name; raises NoMatchError for an unknown one."""
     known = registered()
     if not isinstance(key, str) or key.lower() not in known:
         raise NoMatchError(

@@ -1,4 +1,4 @@
-"""Sequences: which of the selected values are one each, and which are the steps of one; decided before anything changes."""
+"""Decides how selected values are read as sequences: each value as one, or the calls of a recurrent cell as the steps of one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Found = dict[Site, tuple[str, Steps]]  # with the string that chose it
 
 
 def check_options(regularizer: Any) -> None:
-    """Refuse a penalty on sequences without a selector, and options that name no axis or no input."""
+    """Refuse a penalty on sequences that has no selector, or whose ``time_axis`` or ``lengths`` has the wrong type."""
     kind, texts = type(regularizer).__name__, strings(regularizer.pattern)
     if any(text.strip("! ") == "*" for text in texts) or (texts and all(Pattern.parse(text).exclude for text in texts)):
         key = regularizer.keys[0] if regularizer.keys else "key"
@@ -39,7 +39,7 @@ def check_options(regularizer: Any) -> None:
 
 
 def check_arguments(kind: str, names: Sequence[str], options: Sequence[str]) -> None:
-    """Refuse a formula that asks for a sequence and for something else at its site, or leaves its own lengths aside."""
+    """Refuse a formula whose arguments contradict: ``steps`` beside ``z`` or ``values``, or lengths without steps or the reverse."""
     both = [name for name in ("z", "values") if name in names and "steps" in names]
     if both:
         raise RegularizerError(f"{kind}.__call__ asks for steps and for {both[0]}; it gets a sequence or a value. Leave one out.")
@@ -50,11 +50,23 @@ def check_arguments(kind: str, names: Sequence[str], options: Sequence[str]) -> 
 
 
 def sequences(found: Mapping[Site, str], regularizer: Any, values: Sequence[Site], operations: Operations, graphs: Graphs) -> Found:
-    """The sequences that the selected sites are, each under its site; all calls of a cell that follow each other under the first.
+    """Group the selected sites into sequences.
 
-    A module is named where a string names it by a glob of its path. The calls of one that is a cell are the steps of sequences, those
-    of another are sequences each. A function of a site names none. Raises RegularizerError for what is no sequence, as far as shapes
-    are known.
+    Where a selector string matches the path of a module that is a recurrent cell, the calls that follow each other are the steps of
+    one sequence. The calls of any other module are one sequence each. A selector that is a function selects single calls.
+
+    Args:
+        found: the selected sites, each with the string that selected it.
+        regularizer: whose options say how a value is read.
+        values: all value sites of the model.
+        operations: the operations of the model's graphs.
+        graphs: the graphs by mode.
+
+    Returns:
+        By site, the string that selected it and how its value is read. The calls of a cell stand under the first of them.
+
+    Raises:
+        RegularizerError: for a value that is no sequence, as far as shapes are known.
     """
     texts = strings(regularizer.pattern)
     away = {id(site) for text in texts if (p := Pattern.parse(text)).exclude for site in p.find(values)}
@@ -77,7 +89,7 @@ def sequences(found: Mapping[Site, str], regularizer: Any, values: Sequence[Site
 
 
 class _Calls:
-    """The calls of each module of a model, by its values, and which of them are the steps of one sequence."""
+    """Answers which calls a module has and which of them are the steps of one sequence."""
 
     def __init__(self, values: Sequence[Site], operations: Operations, graphs: Graphs) -> None:
         self.operations, self.graphs = operations, tuple(graphs.values())
@@ -93,7 +105,7 @@ class _Calls:
         return {name: node for graph in reversed(self.graphs) for name, node in site_nodes(graph, self.operations).items()}
 
     def named(self, site: Site, labels: Sequence[Label]) -> Port | None:
-        """The module that is named and whose calls are to be told apart: one called several times, or a cell of torch's."""
+        """The module output, out of ``labels``, whose calls may be steps: of a module called several times, or a cell of torch's."""
         if site.sequence:  # a recurrent layer: each call is a sequence
             return None
         several = [port for port in map(_port, labels) if len(self.of[port]) > 1 or self._of_torch(port[0])]
@@ -103,8 +115,11 @@ class _Calls:
         return isinstance(self.operations.modules[path], nn.RNNCellBase)
 
     def cell(self, path: str) -> str | None:
-        """The cell whose steps the module's calls are: itself, one of torch's or one that reads what it gave before, or one around it
-        that is called as often."""
+        """The path of the cell whose steps the module's calls are; None if they are no steps.
+
+        A cell is a cell of torch's, or a module whose calls read its earlier outputs. It may be the module itself, or one around it
+        that is called as often.
+        """
         count = len(self.chains(path))
         while path and len(own := self.chains(path)) in (0, count):  # 0: a list of modules, which nobody calls
             if own and (self._of_torch(path) or len(set(own.values())) < count):
@@ -116,7 +131,7 @@ class _Calls:
         return self.cell(path) is not None
 
     def runs(self, port: Port) -> list[list[Site]]:
-        """The calls that follow each other, each a list; of a module that is no cell each call by itself."""
+        """The calls of a module output, grouped into runs that follow each other; for a module that is no cell, each call is a run."""
         calls, cell = self.of[port], self.cell(port[0])
         if cell is None:
             return [[call] for call in calls]
@@ -136,7 +151,7 @@ def _port(label: Label) -> Port:
 
 
 def _labels(text: str, values: Sequence[Site]) -> dict[str, list[Label]]:
-    """By site, the labels that a string names it by, of those of modules whose path it names."""
+    """By site, the labels under which a selector string matches it, of those of modules whose path the string matches, too."""
     found: dict[str, list[Label]] = {}
     pattern = Pattern.parse(text)
     for label, site in pattern.labels(values):
@@ -161,7 +176,7 @@ def _steps(site: Site, steps: Sequence[Site], named: Port | None, calls: _Calls,
 
 
 def _hint(site: Site, calls: _Calls) -> str:
-    """What to select instead of one call of a module."""
+    """A sentence for the error that says what to select instead of a single call of a module; ``""`` if it is not one."""
     several = [label for label in site.labels if label.module is not None and len(calls.of[_port(label)]) > 1]
     if not several:
         return ""
@@ -201,7 +216,7 @@ def _require(site: Site, steps: Steps, regularizer: Any) -> None:
 
 
 def _require_time(site: Site, steps: Steps, regularizer: Any, calls: _Calls) -> None:
-    """Refuse the axis of channels in place of that of time."""
+    """Refuse the default ``time_axis=1`` where the value comes from a convolution, whose axis 1 is channels."""
     if steps.calls or site.sequence or steps.axis != 1:
         return
     if site.name not in calls.nodes or (found := convolution(calls.nodes[site.name], calls.operations)) is None:
@@ -215,10 +230,22 @@ def _require_time(site: Site, steps: Steps, regularizer: Any, calls: _Calls) -> 
 
 
 def check_lengths(found: Found, name: str, inputs: Mapping[str, Any], held: Mapping[str, Any], who: str) -> None:
-    """Refuse lengths that no input of the model carries; ``inputs`` maps their names to (shape, dtype), or None if unknown."""
+    """Check that an input of the model carries the lengths, in a shape that fits the sequences.
+
+    Args:
+        found: the sequences, as ``sequences`` returns them.
+        name: the name of the input.
+        inputs: the model's inputs by name, each (shape, dtype), or None if not known.
+        held: the model's specialized arguments.
+        who: the regularizer, for messages.
+
+    Raises:
+        NoMatchError: if no input has the name.
+        RegularizerError: if its shape or dtype does not fit.
+    """
     if name not in inputs:
         why = (
-            f"{name!r} is an argument that is held at {held[name]!r}: give example_inputs that carry a tensor for it."
+            f"{name!r} is an argument that is specialized to {held[name]!r}: give example_inputs that carry a tensor for it."
             if name in held
             else f"no input of the model has that name.{near_sentence(name, inputs)} Inputs: {', '.join(inputs)}."
         )

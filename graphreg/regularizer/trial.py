@@ -1,4 +1,4 @@
-"""The probe: each class's formula is run once on small tensors, before a graph is touched, to see whether it is pure."""
+"""Tries each formula on small tensors before a graph is touched, to see whether it is pure."""
 
 from __future__ import annotations
 
@@ -24,10 +24,16 @@ _known: WeakKeyDictionary[type, set[tuple[str, ...]]] = WeakKeyDictionary()
 
 
 def require_pure(regularizer: Regularizer, sites: Sequence[Site]) -> None:
-    """Refuse a formula that draws otherwise than from its noise, writes or remembers; once for each class and its options.
+    """Refuse a formula that draws from elsewhere than its noise, writes or remembers; each class is tried once for its options.
 
-    One that could not run on any of the tensors of the probe, for it asks more of them, is watched at its first call in eager.
-    Raises RegularizerError.
+    A formula that runs on none of the sample tensors, because it needs others, is watched at its first call in eager instead.
+
+    Args:
+        regularizer: whose formula to try.
+        sites: the sites it will act on; their shapes are tried too.
+
+    Raises:
+        RegularizerError: for an impure formula.
     """
     options = (*(repr(getattr(regularizer, f.name)) for f in fields(regularizer) if f.name not in _SETTINGS),)
     known = _known.setdefault(type(regularizer), set())
@@ -38,7 +44,7 @@ def require_pure(regularizer: Regularizer, sites: Sequence[Site]) -> None:
 
 
 def _probed(regularizer: Regularizer, sites: Sequence[Site]) -> bool:
-    """Whether the formula ran on some of what was tried."""
+    """Try the formula; returns whether it ran on any of the sample tensors."""
     ran = False
     for shapes in _guesses(regularizer, sites):
         try:
@@ -50,13 +56,13 @@ def _probed(regularizer: Regularizer, sites: Sequence[Site]) -> bool:
             ran = True
         except ImpureError:
             raise
-        except Exception:  # whatever it raises on a value that is none of its own
+        except Exception:  # a formula may raise anything on a value it is not made for
             continue
     return ran
 
 
 def _guesses(regularizer: Regularizer, sites: Sequence[Site]) -> Iterator[dict[str, tuple[int, ...]]]:
-    """Shapes by name of a site: small ones, and the sites' own where they are known and small."""
+    """The shapes to try, by name of a site: the sites' own where known (axes cut to 4, then whole if small), then usual ones."""
     together = not {"values", "pull"}.isdisjoint(regularizer.takes)
     groups = [list(sites)] if together else [[site] for site in {len(s.shape): s for s in sites if s.shape is not None}.values()]
     for group in groups:
@@ -71,7 +77,7 @@ def _guesses(regularizer: Regularizer, sites: Sequence[Site]) -> Iterator[dict[s
 
 
 def _given(regularizer: Regularizer, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Arguments for a formula, like those of a call: values that autograd records and that are no leaves."""
+    """Sample arguments for a formula, like those of a call: values that autograd records and that are no leaves."""
     values = {name: _value(shape, i).requires_grad_().clone() for i, (name, shape) in enumerate(shapes.items())}
     first = next(iter(values.values()))
     noise = {name: Noise(torch.tensor([12345 + i, 678], dtype=torch.int32)) for i, name in enumerate(values)}
@@ -84,7 +90,7 @@ def _given(regularizer: Regularizer, shapes: Mapping[str, tuple[int, ...]]) -> d
 
 
 def _anew(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The same arguments, of which those that draw begin again."""
+    """The same arguments for a second call, with the noise streams at their beginning again."""
     again = dict(given)
     if "noise" in given:
         again["noise"] = Noise(given["noise"].key)
@@ -94,6 +100,6 @@ def _anew(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _value(shape: tuple[int, ...], seed: int) -> Tensor:
-    """Numbers that differ, of both signs, and drawn from nowhere."""
+    """A tensor of distinct numbers of both signs, made without random draws."""
     count = torch.Size(shape).numel()
     return torch.sin(torch.arange(1 + seed, count + 1 + seed, dtype=torch.float32) * 1.7).reshape(shape)

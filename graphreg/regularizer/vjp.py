@@ -1,9 +1,9 @@
-"""The pull: the vector-Jacobian product from sites to what ``wrt`` selects, through the forward that the model runs anyway.
+"""The vector-Jacobian product (vjp) from sites to the values that ``wrt`` selects, through the forward that runs anyway.
 
 The values of ``wrt`` are tracked from where they are produced, so that autograd records what the model makes of them, and
 ``torch.autograd.grad`` goes back from the sites. There is one forward, whose masks and batch statistics are the model's,
-and nothing in the model's graph is replaced. Dynamo does not trace ``autograd.grad``, but keeps whole what is allowed in
-graphs; AOTAutograd then differentiates through it.
+and nothing in the model's graph is replaced. Dynamo does not trace ``autograd.grad``, but leaves a function that
+is allowed in graphs as one opaque call; AOTAutograd then differentiates through it.
 """
 
 from __future__ import annotations
@@ -25,23 +25,32 @@ LIMIT, COMPILED_LIMIT = 1 << 13, 1 << 8  # rows of an exact Jacobian: backward p
 
 @dataclass(frozen=True, eq=False)  # by identity: Dynamo of torch 2.12 asks for its hash while it has no fields yet
 class Pull:
-    """What a formula that asks for ``pull`` gets: the values, draws, and the product itself.
+    """The vector-Jacobian product that a formula gets as its argument ``pull``; call it with cotangents.
 
-    ``sites``: the values at the sites, by name. ``wrt``: the values to differentiate with respect to, by name.
-    ``noise``: the draws of each site's own stream.
+    Attributes:
+        sites: the values at the sites, by name.
+        wrt: the values to differentiate with respect to, by name.
+        noise: a stream of draws for each site, by name.
+        about: what runs the product, for messages.
+        suspects: operations that may have no second derivative, for the error.
+        proven: whether all operations are known to have a second derivative, so that it need not be checked.
     """
 
     sites: Mapping[str, Tensor]
     wrt: Mapping[str, Tensor]
     noise: Mapping[str, Noise]
     about: str = "pull"
-    suspects: tuple[str, ...] = ()  # operations that may have no second derivative, for the error
-    proven: bool = False  # that all have one
+    suspects: tuple[str, ...] = ()
+    proven: bool = False
 
     def __call__(self, cotangents: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The sum over sites of cotangent times Jacobian, by name of ``wrt``, in its shape; 0 where there is no path.
+        """Compute the sum over sites of cotangent times Jacobian.
 
-        ``cotangents``: by name of a site, in the shape of its value; sites may be left out.
+        Args:
+            cotangents: by name of a site, a tensor in the shape of its value; sites may be left out.
+
+        Returns:
+            By name of ``wrt``, the product in the shape of that value; 0 where there is no path.
         """
         outputs = [self.sites[name] for name in cotangents]
         vectors = [vector.to(z.dtype) for vector, z in zip(cotangents.values(), outputs, strict=True)]
@@ -49,9 +58,16 @@ class Pull:
         return dict(zip(self.wrt, found, strict=True))
 
     def rows(self, site: str) -> Iterator[dict[str, Tensor]]:
-        """The Jacobian of a site's value, row by row: one for each of its elements, as ``__call__`` gives it.
+        """Iterate over the rows of the exact Jacobian of a site's value, one for each of its elements.
 
-        Raises RegularizerError where there are so many that it would not finish.
+        Args:
+            site: the name of the site.
+
+        Yields:
+            One row, by name of ``wrt``, as ``__call__`` returns it.
+
+        Raises:
+            RegularizerError: where there are too many rows: each is a backward pass.
         """
         z = self.sites[site]
         compiled = torch.compiler.is_compiling()
@@ -67,7 +83,7 @@ class Pull:
 
 
 class _Track(torch.autograd.Function):
-    """The identity, whose result autograd records whether or not its argument is recorded."""
+    """The identity, whose result requires gradients even if its argument does not."""
 
     @staticmethod
     def forward(x: Tensor, anchor: Tensor) -> Tensor:
@@ -91,7 +107,7 @@ class _Track(torch.autograd.Function):
 
 
 def tracked(x: Tensor) -> Tensor:
-    """The same values, [any shape], which autograd records from here on."""
+    """The same values, [any shape], as a tensor that autograd records from here on."""
     return _Track.apply(x, torch.zeros((), device=x.device, requires_grad=True))  # type: ignore[no-any-return,no-untyped-call]
 
 
@@ -103,9 +119,21 @@ def recorded(tensor: Tensor) -> bool:
 def gradients(
     outputs: Sequence[Tensor], inputs: Sequence[Tensor], vectors: Sequence[Tensor], prove: bool, about: str, suspects: Sequence[str]
 ) -> list[Tensor]:
-    """``torch.autograd.grad`` that can be differentiated again, with zeros where there is no path.
+    """``torch.autograd.grad`` whose result can be differentiated again, with zeros where there is no path.
 
-    ``prove``: raise GraphRegError where it cannot be.
+    Args:
+        outputs: the values to differentiate.
+        inputs: the values to differentiate with respect to.
+        vectors: a cotangent for each output.
+        prove: check that the result can be differentiated again.
+        about: what asks for it, for messages.
+        suspects: operations that may have no second derivative, for messages.
+
+    Returns:
+        A gradient for each input.
+
+    Raises:
+        GraphRegError: under ``torch.vmap``, or, with ``prove``, where an operation has no second derivative.
     """
     live = [i for i, z in enumerate(outputs) if z.requires_grad]
     if any(recorded(z) for i, z in enumerate(outputs) if i not in live):
@@ -131,7 +159,7 @@ def gradients(
 
 
 def history(values: Sequence[Tensor]) -> set[Any]:
-    """What autograd has recorded of the values: its functions."""
+    """All autograd functions that the values were computed by."""
     found, waiting = set[Any](), [value.grad_fn for value in values]
     while waiting:
         function = waiting.pop()
@@ -142,9 +170,9 @@ def history(values: Sequence[Tensor]) -> set[Any]:
 
 
 def once_only(values: Sequence[Tensor], before: set[Any]) -> str:
-    """The name of an operation in the values' history that has no derivative, or nothing.
+    """The name of an operation in the values' history that has no derivative; ``""`` if all have one.
 
-    ``before``: the history of what was differentiated; under torch.compile a parameter has no derivative of its own there.
+    ``before``: the history of what was differentiated, which is not searched; under torch.compile a parameter has no derivative there.
     """
     waiting, seen = [(value.grad_fn, "") for value in values], set(before)
     while waiting:
@@ -169,6 +197,6 @@ def _operator(name: str) -> str:
 
 @cache
 def known_to_dynamo() -> None:
-    """Make Dynamo keep these whole. It takes a second to import, so this waits for a module that needs it."""
+    """Have Dynamo take this file's functions as opaque calls. Importing Dynamo takes a second, so this waits for a module that needs it."""
     torch.compiler.allow_in_graph(tracked)  # type: ignore[no-untyped-call]
     torch.compiler.allow_in_graph(gradients)  # type: ignore[no-untyped-call]

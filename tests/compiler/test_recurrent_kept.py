@@ -334,7 +334,7 @@ def test_a_layer_inside_what_is_kept_whole() -> None:
     model, x = nn.Sequential(OrderedDict(inner=Inner(), act=nn.ReLU(), out=nn.Linear(2, 2))), torch.randn(4, 9, 3)
     module = graphreg.regularize(model, hidden_dropout={"weight": 0.0})
     assert (
-        "inner.rnn: LSTM, not lowered when compiled: no operation of the graph calls it, only what is kept whole"
+        "inner.rnn: LSTM, not lowered when compiled: no operation of the graph calls it, only an opaque module"
         in graphreg.report(module).notes
     )
     same(module(x).output, model(x))

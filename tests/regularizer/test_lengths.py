@@ -296,10 +296,10 @@ def test_lengths_name_an_input() -> None:
     sentence = r"RecurrentState: lengths='length': no input of the model has that name\. Near names: lengths\. Inputs: x, lengths\."
     with pytest.raises(NoMatchError, match=sentence):
         regularize(Valued(), RecurrentState("relu", 1.0, lengths="length"))
-    sentence = r"lengths='lengths': 'lengths' is an argument that is held at None: give example_inputs that carry a tensor for it\."
+    sentence = r"lengths='lengths': 'lengths' is an argument that is specialized to None: give example_inputs that carry a tensor for it\."
     with pytest.raises(NoMatchError, match=sentence):
         regularize(Optional(), PENALTIES[0])
-    with pytest.raises(NoMatchError, match=re.escape("held at [5, 1, 3, 4]: give example_inputs that carry a tensor for it.")):
+    with pytest.raises(NoMatchError, match=re.escape("specialized to [5, 1, 3, 4]: give example_inputs that carry a tensor for it.")):
         regularize(Optional(), PENALTIES[0], example_inputs=(X, [5, 1, 3, 4]))
     model = Optional()
     found = regularize(model, PENALTIES, example_inputs=(X, LENGTHS))(X, LENGTHS).penalties
