@@ -1,4 +1,9 @@
-"""Penalties that join in backward, for training loops that know of a loss and nothing else."""
+"""Attached penalties (``penalties="attach"``): their gradient joins the output's backward pass, so that the training loop stays as it is.
+
+The first half is the runtime module, ``AttachRule``, with the scale and with what finds the tensors and the loss in an output. The second
+half, from ``join`` on, is the autograd function beneath it: the identity on the outputs, whose backward gives the penalties their
+gradient, and the care that views, in-place writes, torch.func and AOTAutograd need.
+"""
 from __future__ import annotations
 
 import copy
@@ -23,7 +28,15 @@ Scale = float | Tensor | Callable[[], Any] | Any  # Any: a GradScaler, which tor
 
 
 class AttachRule(nn.Module):
-    """Adds the penalties to a scalar ``loss``, or makes their gradient join that of the output's tensors."""
+    """Adds the penalties to the output's scalar loss, or ties them to the output's tensors so that backward reaches them.
+
+    Attributes:
+        names: The penalties' names, in order.
+        scale: What their gradient is multiplied by, as the user gave it; None is 1.
+        last: The penalties of the last call by name, detached.
+        now: The scale of the running call, shape [1]; it counts only while ``fed``.
+        fed: Whether ``feed`` has set ``now`` for the running call.
+    """
 
     now: Tensor
 
@@ -31,9 +44,8 @@ class AttachRule(nn.Module):
         super().__init__()
         self.names, self.scale = names, scale
         self.last: dict[str, Tensor] = {}
-        # what the scale is at the call that runs: not 0-d, for the reason that a strength is not
-        self.register_buffer("now", torch.ones(1, device=device), persistent=False)
-        self.fed = False  # whether it is told
+        self.register_buffer("now", torch.ones(1, device=device), persistent=False)  # not 0-d, for the reason given at Leaf
+        self.fed = False
         known_to_dynamo()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -41,7 +53,7 @@ class AttachRule(nn.Module):
         known_to_dynamo()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AttachRule:
-        """A copy with the same scale: a GradScaler of its own nobody would update."""
+        """A copy that shares the scale: nobody would update a copy of a GradScaler."""
         memo.setdefault(id(self.scale), self.scale)
         new = self.__class__.__new__(self.__class__)
         memo[id(self)] = new
@@ -49,7 +61,7 @@ class AttachRule(nn.Module):
         return new
 
     def told(self) -> str:
-        """What the gradient of the penalties is multiplied by, in words."""
+        """Describe what the gradient of the penalties is multiplied by."""
         scale = 1 if self.scale is None else self.scale
         if isinstance(scale, (int, float, Tensor)):
             return f"scale {float(scale):g}"
@@ -57,14 +69,14 @@ class AttachRule(nn.Module):
 
     @property
     def asks(self) -> bool:
-        """Whether the scale has to be asked for at each call, of a GradScaler or a function."""
+        """Whether the scale must be read anew at each call, from a GradScaler or a function."""
         return not (self.scale is None or isinstance(self.scale, (int, float, Tensor)))
 
     def feed(self) -> None:
-        """Ask for the scale and keep it as a tensor, a new one: an earlier call's may be saved for its backward.
+        """Read the scale into a new tensor: that of an earlier call may be saved for its backward.
 
-        It is called before a forward, where Dynamo does not look: the first scale of a GradScaler is no tensor yet, and a function's
-        number would be compiled in, again for each.
+        It is called before a forward, outside of what Dynamo traces: a GradScaler has no tensor before its first use, and the number
+        that a function returns would be compiled in as a constant, with a recompilation for each new one.
         """
         dtype = widest(self.now.device)
         value = current(self.scale)
@@ -74,7 +86,10 @@ class AttachRule(nn.Module):
             self.now = torch.full((1,), value, dtype=dtype, device=self.now.device)
 
     def forward(self, outputs: tuple[Any, ...], penalties: tuple[Tensor, ...], to_loss: bool) -> tuple[Any, ...]:
-        """The outputs, unchanged but for the gradient that they bring the penalties; ``to_loss``: the one output is a loss to add to."""
+        """Return the outputs with the same values, so that a backward pass from them reaches the penalties.
+
+        ``to_loss``: the one output is the loss, to which the penalties are added.
+        """
         self.last = {name: value.detach() for name, value in zip(self.names, penalties, strict=True)}
         if not penalties:
             return outputs
@@ -98,28 +113,28 @@ class AttachRule(nn.Module):
         if not found:
             return outputs
         scale = self.now[0] if self.fed else torch.as_tensor(current(self.scale))
-        scale = scale.to(total.device, total.dtype, copy=True)  # it is saved for backward, and a GradScaler writes into its own
+        scale = scale.to(total.device, total.dtype, copy=True)  # it is saved for backward, and a GradScaler updates its own in place
         joined = list(join(total, scale, tuple(found)))
         return tuple(rebuilt(out, joined) for out in outputs)
 
 
 def current(scale: Scale | None) -> Any:
-    """The scale at this call: of a GradScaler the present one, as a tensor where it has one already."""
+    """Return the value of the scale at this call; that of a GradScaler as a tensor once it has one."""
     if scale is None:
         return 1.0
     if hasattr(scale, "get_scale"):
-        # get_scale() reads the tensor to a number, which breaks a compiled graph; there is none until the first scale(loss)
+        # get_scale() reads the tensor into a Python number, which breaks a compiled graph; before the first scale(loss) there is no tensor
         tensor = getattr(scale, "_scale", None)
         if tensor is not None:
             return tensor
-        # read, for Dynamo does not trace torch.amp's functions
+        # the attributes, because Dynamo does not trace torch.amp's functions
         enabled, first = getattr(scale, "_enabled", None), getattr(scale, "_init_scale", None)
         return first if enabled and first is not None else 1.0 if enabled is False else scale.get_scale()
     return scale() if callable(scale) and not isinstance(scale, Tensor) else scale
 
 
 def collect(value: Any, found: list[Tensor], strange: list[str]) -> None:
-    """Append the tensors of an output to ``found``, and the classes of what cannot be looked into to ``strange``."""
+    """Append the tensors of an output to ``found``, and to ``strange`` the class names of values that may hide tensors."""
     if isinstance(value, Tensor):
         found.append(value)
     elif isinstance(value, (tuple, list)):
@@ -136,7 +151,7 @@ def collect(value: Any, found: list[Tensor], strange: list[str]) -> None:
 
 
 def rebuilt(value: Any, joined: list[Tensor]) -> Any:
-    """The output with tensors from the front of ``joined``, which are taken off, in the place of its own; containers are new ones."""
+    """Return a copy of the output whose tensors are replaced, in order, by those popped from the front of ``joined``."""
     if isinstance(value, Tensor):
         return joined.pop(0)
     if isinstance(value, (tuple, list)):
@@ -148,7 +163,7 @@ def rebuilt(value: Any, joined: list[Tensor]) -> Any:
         items_by_key = {key: rebuilt(item, joined) for key, item in value.items()}
         if type(value) is dict:
             return items_by_key
-        if type(value) is defaultdict:  # Dynamo copies none
+        if type(value) is defaultdict:  # Dynamo cannot trace copy.copy of one
             return defaultdict(value.default_factory, items_by_key)
         new = copy.copy(value)
         for key, item in items_by_key.items():
@@ -163,13 +178,13 @@ def rebuilt(value: Any, joined: list[Tensor]) -> Any:
 
 
 def check_penalties(penalties: str) -> None:
-    """Refuse an unknown ``penalties``."""
+    """Raise RegularizerError for an unknown ``penalties=``."""
     if penalties not in ("return", "attach"):
         raise RegularizerError(f"penalties={shown(penalties)} is unknown; it is 'return' or 'attach'.")
 
 
 def check_scale(scale: Scale | None) -> None:
-    """Refuse what is no scale."""
+    """Raise RegularizerError for a ``scale=`` that is not a positive number, a 0-d tensor, a GradScaler or a function."""
     ok = scale is None or hasattr(scale, "get_scale") or callable(scale) or (isinstance(scale, Tensor) and scale.dim() == 0)
     number = isinstance(scale, (int, float)) and 0 < scale < float("inf")
     if not ok and not number:
@@ -179,13 +194,13 @@ def check_scale(scale: Scale | None) -> None:
 
 
 def end_of(output: fx.Node) -> fx.Node:
-    """The node that builds the output: the graph's own, or the dataclass or dict of its own type that it returns."""
+    """Return the node that builds the output: the graph's output node, or the call that makes the dataclass or dict that it returns."""
     value = output.args[0]
     return value if isinstance(value, fx.Node) and builds(value) else output
 
 
 def loss_of(output: fx.Node) -> fx.Node | None:
-    """The output's ``loss``, where it has one."""
+    """Return the node of the output's ``loss``, or None if it has none."""
     end, value = end_of(output), output.args[0]
     if end is not output:  # built in the graph: a dataclass or named tuple by fields, a dict from a dict
         names: Any = getattr(end.target, "_fields", None) or getattr(end.target, "__dataclass_fields__", ())
@@ -207,12 +222,12 @@ _FORWARD_MODE = (
 )
 
 
-Way = Literal["alias", "copy", "view"]  # of what joins: see ``_Attached``
+Way = Literal["alias", "copy", "view"]  # how ``_Attached`` returns a tensor: see ``identity``
 Apply = Callable[[Sequence[Way], Sequence[Tensor]], tuple[Tensor, ...]]
 
 
 class _Call(threading.local):
-    """``given``: the storages that the arguments of the call have which runs in this thread; None where they are not known."""
+    """The call that runs in this thread. ``given``: the storages of its arguments; None where they are not known."""
 
     given: frozenset[int] | None = None
 
@@ -221,18 +236,18 @@ _call = _Call()
 
 
 def know(tensors: Iterable[Tensor] | None) -> frozenset[int] | None:
-    """A call begins whose arguments these are (None: they are not known); gives what is to be put back by ``forget`` behind it."""
+    """Begin a call with these arguments (None: they are not known). Returns what ``forget`` needs to end it."""
     before, _call.given = _call.given, None if tensors is None else frozenset(map(storage_of, tensors))
     return before
 
 
 def forget(before: frozenset[int] | None) -> None:
-    """The call has ended."""
+    """End a call: restore what ``know`` returned at its beginning."""
     _call.given = before
 
 
 def join(total: Tensor, scale: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The tensors with the same values; a backward pass from any that needs a gradient gives ``total`` [] the gradient ``scale`` []."""
+    """Return the same values, tied to ``total`` []: a backward pass from any of the tensors gives it the gradient ``scale`` []."""
     live = list({id(tensor): tensor for tensor in tensors if recorded(tensor)}.values())
     if _has_tangent(total):
         raise GraphRegError(_FORWARD_MODE)
@@ -252,15 +267,15 @@ def join(total: Tensor, scale: Tensor, tensors: Sequence[Tensor]) -> tuple[Tenso
 
 @cache
 def known_to_dynamo() -> None:
-    """Make Dynamo keep ``join`` whole: it compares storages, which Dynamo does not, and takes the same tensor twice."""
+    """Make ``join`` opaque to Dynamo, which cannot trace its comparison of storages, nor the same tensor passed twice."""
     torch.compiler.allow_in_graph(join)  # type: ignore[no-untyped-call]
 
 
 def refuse_twice(below: Tensor | None = None) -> None:
-    """Raise GraphRegError in a backward pass that autograd records.
+    """Raise GraphRegError in a backward pass that is itself recorded by autograd, to be differentiated again.
 
-    ``below``: under a transform of torch.func, the penalty as it is one level below. The transform always records its own backward
-    pass; whether anybody differentiates that, the level below tells.
+    ``below``: under a transform of torch.func, the penalty one level below. The transform always records its own backward pass; only
+    the level below says whether anybody differentiates that pass.
     """
     if torch.is_grad_enabled() and (below is None or recorded(below)):
         hint = "" if below is None else " If the gradient is not differentiated again, give torch.func the parameters detached."
@@ -272,16 +287,16 @@ def _has_tangent(total: Tensor) -> bool:
 
 
 def _functionalized() -> bool:
-    """Whether AOTAutograd traces: then what shares storage is made anew outside of its graph."""
+    """Whether AOTAutograd is tracing. Outputs that share storage are then rebuilt outside of its graph."""
     return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FUNCTIONAL) is not None
 
 
 def in_place(apply: Apply, tensors: Sequence[Tensor], live: Sequence[Tensor], known: frozenset[int] | None) -> tuple[Tensor, ...]:
-    """The join for eager: outputs stay in the storage that they have, and may be written into as the model's own.
+    """Join in eager: outputs keep their storage, and may be written into as the model's own may.
 
-    What a custom function returns as a view torch lets nobody write into. So it returns the common base of the outputs that share
-    storage, as an alias that is no view, and the outputs are views of that. What shares storage with an argument of the call
-    (``known``) or with a parameter is returned as a view all the same: of a write into it the caller's own tensor would not know.
+    torch forbids writes into a view that a custom function returned. So the function returns the common base of the outputs that share
+    storage, as an alias that is not a view, and the outputs are made views of that. A tensor that shares storage with an argument of
+    the call (``known``) or with a parameter is returned as a view all the same: autograd could not tell the caller's tensor of a write.
     """
     outside = {id(t) for t in live if known is None or storage_of(t) in known or _root(t).is_leaf}
     groups = _groups([t for t in live if id(t) not in outside])
@@ -299,13 +314,13 @@ def in_place(apply: Apply, tensors: Sequence[Tensor], live: Sequence[Tensor], kn
 
 
 def _apart(apply: Apply, tensors: Sequence[Tensor], live: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The join for AOTAutograd, of values with storage of their own.
+    """Join under AOTAutograd: outputs get storage of their own.
 
-    Outputs that share storage with each other AOTAutograd makes anew at run time, as views of their common base, which would be the
-    model's, before the join: the penalty's gradient was lost. So the base itself is copied behind the join, and the outputs are views of
-    the copy. Of a lone output the copy is no waste either: an alias has a version counter of its own at run time, so that a user's write
-    into it would go unseen into what is saved for backward. What shares storage with an input or a parameter stays a view of that:
-    AOTAutograd leaves a view that a custom function made alone.
+    AOTAutograd rebuilds outputs that share storage with each other at run time, as views of their common base. That base would be the
+    model's, from before the join, and the penalty's gradient would be lost. So the base itself is copied behind the join, and the outputs
+    are views of the copy. A lone output needs the copy too: an alias has a version counter of its own at run time, so autograd would
+    not notice that a user writes into a tensor saved for backward. What shares storage with an input or a parameter stays a view of
+    it: AOTAutograd does not rebuild a view that a custom function made.
     """
     groups = _groups(tensors)
     entering, sources = list[Tensor](), dict[int, Tensor]()  # by the tensor's id: what joins for it
@@ -313,7 +328,7 @@ def _apart(apply: Apply, tensors: Sequence[Tensor], live: Sequence[Tensor]) -> t
         group = groups[storage_of(tensor)]
         base = tensor if len(group) == 1 else _base(group)
         if base is not None and (base.is_leaf or torch.empty_like(base).stride() != base.stride()):
-            base = None  # a copy cannot stand for it
+            base = None  # a copy would have other strides, or a leaf would be replaced
         source = sources[id(tensor)] = tensor if base is None else base
         if all(source is not other for other in entering):
             entering.append(source)
@@ -322,14 +337,14 @@ def _apart(apply: Apply, tensors: Sequence[Tensor], live: Sequence[Tensor]) -> t
     made = {id(tensor): _like(tensor, sources[id(tensor)], joined[id(sources[id(tensor)])]) for tensor in live}
     for tensor in tensors:
         others = [other for other in live if storage_of(other) == storage_of(tensor)]
-        if id(tensor) not in made:  # detached: it shares the copy's storage as it shared the original's, or none
+        if id(tensor) not in made:  # detached: it shares the copy's storage where it shared the original's
             same = next((made[id(other)] for other in others if _geometry(other) == _geometry(tensor)), None)
             made[id(tensor)] = same.detach() if same is not None else tensor.clone() if others else tensor
     return tuple(made[id(tensor)] for tensor in tensors)
 
 
 def storage_of(tensor: Tensor) -> int:
-    """What tells its storage from others; a tensor without one (sparse, or torch.func's) stands for itself."""
+    """Return an integer that identifies a tensor's storage; a tensor without one (sparse, or torch.func's) is identified by itself."""
     try:
         return int(tensor.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):
@@ -337,7 +352,7 @@ def storage_of(tensor: Tensor) -> int:
 
 
 def _groups(tensors: Sequence[Tensor]) -> dict[int, list[Tensor]]:
-    """The tensors by storage, each once."""
+    """Group the tensors by storage, each tensor once."""
     found: dict[int, dict[int, Tensor]] = {}
     for tensor in tensors:
         found.setdefault(storage_of(tensor), {})[id(tensor)] = tensor
@@ -349,7 +364,7 @@ def _root(tensor: Tensor) -> Tensor:
 
 
 def _base(group: Sequence[Tensor]) -> Tensor | None:
-    """What all of a group are views of, and can be made views of again."""
+    """Return the tensor that all of a group are views of and can be rebuilt from, or None."""
     bases = list({id(base): base for base in map(_root, (t for t in group if t.requires_grad))}.values())
     if len(bases) == 1 and bases[0].requires_grad and all(_is_plain_view(t) for t in group if t.requires_grad and t is not bases[0]):
         return bases[0]
@@ -357,14 +372,14 @@ def _base(group: Sequence[Tensor]) -> Tensor | None:
 
 
 def _is_plain_view(tensor: Tensor) -> bool:
-    """Whether views lead from the base to it. A custom function may return a view and have a derivative that is no view's (gradient
-    reversal), which a view that is made anew would not have."""
+    """Whether only view operations lead from the base to it. A custom function may return a view and define another derivative
+    (gradient reversal), which a rebuilt view would lose."""
     kinds = torch._C._autograd.CreationMeta
     return torch._C._autograd._get_creation_meta(tensor) in (kinds.DEFAULT, kinds.MULTI_OUTPUT_NODE)
 
 
 def _like(tensor: Tensor, source: Tensor, joined: Tensor) -> Tensor:
-    """The view of ``joined`` that ``tensor`` is of ``source``."""
+    """Return the view of ``joined`` that corresponds to ``tensor`` as a view of ``source``."""
     if tensor is source or _geometry(tensor) == _geometry(source):
         return joined
     view: Tensor = tensor._view_func(joined)  # type: ignore[attr-defined]
@@ -376,13 +391,13 @@ def _geometry(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def identity(ways: Sequence[Way], outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The outputs, as a custom function may return them: each in the storage that it has, and no view, or as a copy, or as a view."""
+    """Return the outputs as a custom function may: each as an alias (same storage, not a view), as a copy, or as a view."""
     by_way: dict[Way, Callable[[Tensor], Tensor]] = {"alias": Tensor.detach, "copy": Tensor.clone, "view": lambda out: out.view_as(out)}
     return tuple(by_way[way](out) for way, out in zip(ways, outputs, strict=True))
 
 
 class _Attached(torch.autograd.Function):
-    """The identity on the outputs; in backward the penalty gets the gradient ``scale``, once a pass."""
+    """The identity on the outputs; its backward gives the penalty the gradient ``scale``, once a pass."""
 
     @staticmethod
     def forward(total: Tensor, scale: Tensor, ways: tuple[Way, ...], *outputs: Tensor) -> tuple[Tensor, ...]:
@@ -404,7 +419,7 @@ class _Attached(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], total: Tensor, scale: Tensor, ways: tuple[Way, ...], *outputs: Tensor) -> tuple[Any, ...]:
-        """Each of the batch is a call of its own, whose penalty joins: their sum."""
+        """Each element of the batch is a call of its own, so the sum of their penalties joins."""
         if in_dims[1] is not None:
             raise GraphRegError("penalties='attach' under torch.vmap: the scale differs from call to call. Scale the loss outside.")
         summed = total * info.batch_size if in_dims[0] is None else total.sum()

@@ -1,6 +1,7 @@
-"""The knobs of a rewritten module: strengths, where its noise stands, noise held still, noise in eval mode.
+"""Functions that control a rewritten module, or a backend, after it was made: strengths, noise state, frozen noise, noise in eval mode.
 
-Strengths, states and held noise compile nothing again; noise_on and set_ranks once for each setting, and never for a call.
+Setting a strength, restoring a state and freezing the noise recompile nothing; ``noise_on`` and ``set_ranks`` recompile once for each
+setting, never for each call.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ from graphreg.runtime.leaf import Drawing, KeyRule
 from graphreg.torch_internals import Changes
 
 STATE_VERSION = 1
-STATE = {"version", "call", "ranks", "streams"}  # what a state has
+STATE = {"version", "call", "ranks", "streams"}  # the keys of a noise state
 Ranks = Literal["differ", "same"]
 log = logging.getLogger("graphreg")
-_unheld: WeakKeyDictionary[nn.Module, tuple[Own, ...]] = WeakKeyDictionary()  # by a module's key, or its rules, what is still to be told of
+_unheld: WeakKeyDictionary[nn.Module, tuple[Own, ...]] = WeakKeyDictionary()  # by KeyRule or Rules: what frozen_noise is still to warn of
 Regulated = nn.Module | Knobs | Callable[..., Any]  # a rewritten module, a backend, or what torch.compile made with one
 
 
 def strengths(module: Regulated) -> dict[str, float]:
-    """Weights and rates by regularizer name."""
+    """Return the present strengths (weights and rates) by regularizer name."""
     if (knobs := knobs_of(module)) is not None:
         return knobs.strengths()
     rules = rules_of(module)
@@ -38,30 +39,37 @@ def strengths(module: Regulated) -> dict[str, float]:
 
 
 def set_strength(module: Regulated, name: str, value: float) -> None:
-    """Change a weight or rate; nothing is compiled again.
+    """Change a regularizer's strength (its weight or rate); nothing is recompiled.
 
-    Raises NoMatchError for an unknown name, RegularizerError for a value out of the regularizer's range.
+    Args:
+        module: A rewritten module, also compiled or wrapped, or a backend.
+        name: The regularizer's name, one of ``strengths(module)``.
+        value: The new strength.
+
+    Raises:
+        NoMatchError: No regularizer has this name.
+        RegularizerError: ``value`` is out of the regularizer's range.
     """
     if (knobs := knobs_of(module)) is not None:
         knobs.set_strength(name, value)
         return
     rules = rules_of(module)
     plan = rules.about[0]
-    if name not in plan.regularizers:  # also for what is no string
+    if name not in plan.regularizers:  # true also of what is not a string
         known = ", ".join(plan.regularizers) or "none"
         moved = any(name in (edit.own.site.name, "own_dropout") for edit in plan.own)
-        hint = " The rate of a dropout of the model's own is set once, by regularize(..., own_dropout={selector: rate})." if moved else ""
+        hint = " The rate of a native dropout is set once, by regularize(..., own_dropout={selector: rate})." if moved else ""
         raise NoMatchError(f"no regularizer is named {name!r}.{near_sentence(str(name), plan.regularizers)} Names: {known}.{hint}")
     checked = dataclasses.replace(plan.regularizers[name], weight=value)
     rules.set_value(name, checked.weight)
 
 
 def rng_state(module: Regulated) -> dict[str, Any]:
-    """Where the noise stands: a plain dict to save beside a checkpoint, the same on every rank.
+    """Return the state of the noise: a plain dict to save beside a checkpoint, the same on every rank.
 
-    It has graphreg's streams and their call, the held call in a block of ``frozen_noise``. It has no strengths: a run that changes
-    them saves ``strengths(module)`` too. A dropout of the model's own that was left alone (``own_dropout="keep"``) draws from
-    torch's generator, whose state is ``torch.get_rng_state()``. A module that draws nothing has a state without streams.
+    It has graphreg's streams and the number of their next call; all calls in a block of ``frozen_noise`` count as one. It has no
+    strengths: a run that changes them also saves ``strengths(module)``. A native dropout that was left alone (``own_dropout="keep"``)
+    draws from torch's generator, whose state is ``torch.get_rng_state()``. A module that draws nothing has a state without streams.
     """
     if (knobs := knobs_of(module)) is not None:
         return knobs.rng_state()
@@ -73,10 +81,16 @@ def rng_state(module: Regulated) -> dict[str, Any]:
 
 
 def set_rng_state(module: Regulated, state: dict[str, Any]) -> None:
-    """Resume the noise where ``rng_state`` found it: the next call draws what the next call would have drawn then.
+    """Resume the noise at a saved state: the next call draws the masks that would have come next when ``rng_state`` was called.
 
-    The streams are found by name, and take the place of the module's own: the seed is the state's from here on.
-    Raises RegularizerError for a state that is damaged, of another version or of another module; the noise then stays.
+    Streams are matched by name and replace the module's own, so the seed is that of the state from here on.
+
+    Args:
+        module: A rewritten module, also compiled or wrapped, or a backend.
+        state: What ``rng_state`` returned.
+
+    Raises:
+        RegularizerError: The state is damaged, or of another version or another module. The noise then stays as it was.
     """
     if (knobs := knobs_of(module)) is not None:
         knobs.set_rng_state(state)
@@ -91,10 +105,17 @@ def set_rng_state(module: Regulated, state: dict[str, Any]) -> None:
 
 
 def set_ranks(module: Regulated, ranks: Ranks) -> None:
-    """Whether the ranks of torch.distributed draw different masks, ``"differ"`` (as they do by themselves), or the ``"same"``.
+    """Choose whether the ranks of torch.distributed draw different masks (``"differ"``, the default) or the ``"same"``.
 
-    The same masks are right where ranks share one example, as in tensor parallelism. Raises RegularizerError for another word,
-    GraphRegError without a splice.
+    The same masks are right where ranks share one example, as in tensor parallelism.
+
+    Args:
+        module: A rewritten module, also compiled or wrapped, or a backend.
+        ranks: ``"differ"`` or ``"same"``.
+
+    Raises:
+        RegularizerError: ``ranks`` is another word.
+        GraphRegError: The module has no splice.
     """
     knobs = knobs_of(module)
     key = _key(module) if knobs is None else None
@@ -109,12 +130,14 @@ def set_ranks(module: Regulated, ranks: Ranks) -> None:
 
 @contextmanager
 def frozen_noise(module: Regulated) -> Iterator[None]:
-    """Every call in the block draws the same masks: line searches, gradient checks, sharpness-aware steps.
+    """Draw the same masks in every call inside the block, for line searches, gradient checks or sharpness-aware steps.
 
-    The block counts as one call, or as none where nothing was drawn in it. A block within a block is part of it. Nothing
-    is compiled again. Each thread has blocks of its own, with masks of their own in eager, and they end by its own exit; a thread
-    without one draws what is held as long as anybody holds it. A dropout left to torch (``own_dropout="keep"``) is not held; the
-    logger ``graphreg`` warns of it, once a module. It does nothing to a module that draws nothing.
+    The block counts as one call, or as none if nothing was drawn in it. A nested block is part of the outer one. Nothing is
+    recompiled. A native dropout left to torch (``own_dropout="keep"``) is not held; the logger ``graphreg`` warns of it, once a module.
+    A module that draws nothing is not affected.
+
+    Each thread has blocks of its own, which end when that thread leaves them; in eager they have masks of their own. A thread without
+    a block draws the held masks for as long as any thread holds the noise.
     """
     if (knobs := knobs_of(module)) is not None:
         with knobs.frozen_noise():
@@ -134,7 +157,7 @@ def frozen_noise(module: Regulated) -> Iterator[None]:
 
 
 def _tell_unheld(module: Any, key: nn.Module) -> None:
-    if key not in _unheld:  # a look at the whole graph: once
+    if key not in _unheld:  # once: it looks at the whole graph
         _unheld[key] = own_draws(module)
     inner = rewritten(module) if _unheld[key] else module
     names = [own.site.name for own in _unheld[key] if own.when == "always" or inner.get_submodule(own.path).training]
@@ -147,10 +170,10 @@ def _tell_unheld(module: Any, key: nn.Module) -> None:
 
 @contextmanager
 def noise_on(module: Regulated) -> Iterator[None]:
-    """Keep every splice acting, whatever the mode: ``with graphreg.noise_on(module): module.eval()(x)``.
+    """Keep every splice acting whatever the mode: ``with graphreg.noise_on(module): module.eval()(x)``.
 
-    Blocks of several threads overlap: the noise is on until the last of them ends. A dropout left to torch (``own_dropout="keep"``)
-    follows its module's mode. Raises GraphRegError without a splice.
+    Blocks of several threads may overlap: the noise is on until the last of them ends. A native dropout left to torch
+    (``own_dropout="keep"``) goes on following its module's mode. Raises GraphRegError for a module without a splice.
     """
     if (knobs := knobs_of(module)) is not None:
         with knobs.noise_on():
@@ -195,7 +218,7 @@ def _key(module: Any) -> KeyRule:
 
 
 def _checked_streams(state: object, names: Sequence[str]) -> list[int]:
-    """The streams of a state, in the module's order; refuses what ``rng_state`` never gave."""
+    """Return the streams of a state in the module's order; raises RegularizerError for what ``rng_state`` never returned."""
     if not isinstance(state, Mapping):
         raise RegularizerError(f"{type(state).__name__} is no state of noise. Give the dict that graphreg.rng_state returned.")
     if state.get("version") != STATE_VERSION:

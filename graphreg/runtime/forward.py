@@ -1,4 +1,4 @@
-"""The forward of a rewritten module: which of the emitted codes a call goes to, and what it refuses before."""
+"""Builds ``forward`` and ``__call__`` of a rewritten module: which emitted code a call runs, and which calls are refused first."""
 
 from __future__ import annotations
 
@@ -37,16 +37,22 @@ Forwards = Mapping[str, Callable[..., Any]]
 def chosen(
     forwards: Forwards, compiled: Forwards, held: Mapping[str, Any], carried: Sequence[str], additions: str, derivatives: Sequence[str]
 ) -> Callable[..., Any]:
-    """The forward of the class: refuses another tracer, checks held arguments, goes to the mode's own code.
+    """Build the class's ``forward``: it refuses other tracers, checks specialized arguments, and runs the code of the present mode.
 
-    ``derivatives``: names of the additions that differentiate, which have the code run under their conditions.
+    Args:
+        forwards: The emitted forwards by mode: ``both``, or ``train`` and ``eval``.
+        compiled: The forwards that torch.compile gets instead.
+        held: The specialized arguments, each with the only value that the graph is right for.
+        carried: Optional arguments that the example inputs carried, so that each call must give them.
+        additions: The attribute under which the runtime modules are registered.
+        derivatives: Names of the runtime modules that differentiate; the code then runs as ``vjp.run`` has it.
     """
     in_train, in_eval = (forwards.get("both") or forwards[mode] for mode in ("train", "eval"))
     train_compiled, eval_compiled = (compiled.get("both") or compiled[mode] for mode in ("train", "eval"))
     positions, required = _positions(in_train, held), _positions(in_train, dict.fromkeys(carried))
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """The model's, in the mode that it is in, with what was added: ``(output, penalties)``, or the output where these attach."""
+        """Run the model, in its present mode, with the additions: returns ``(output, penalties)``, or the output where these attach."""
         if not torch.compiler.is_compiling() and is_fx_symbolic_tracing() and additions in self._modules and _traces_here():
             raise TraceError(
                 "a rewritten module cannot be traced again: the trace would freeze its keys and its mode. "
@@ -56,14 +62,14 @@ def chosen(
             given = args[position] if position < len(args) else kwargs.get(name, value)
             if given is not value and not (type(given) is type(value) and given == value):
                 raise GraphRegError(
-                    f"{name} was held at {value!r} when the model was traced. Give regularize example_inputs that carry {name}."
+                    f"{name} was specialized to {value!r} when the model was traced. Give regularize example_inputs that carry {name}."
                 )
         for name, (position, _) in required.items():
             if position >= len(args) and name not in kwargs:
                 raise GraphRegError(
                     f"{name} was carried by the example_inputs, so the graph needs it. Give it at each call, or trace without it."
                 )
-        if torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():  # an exported program is torch's alone
+        if torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():  # an exported program has torch's operators alone
             code = train_compiled if self.training else eval_compiled
         else:
             code = in_train if self.training else in_eval
@@ -71,16 +77,16 @@ def chosen(
             return run(code, self, args, kwargs, self._modules[additions], derivatives)
         return code(self, *args, **kwargs)
 
-    # Dynamo counts recompilations by code object (8 and it gives up): each module needs one of its own, as fx's have.
+    # Dynamo counts recompilations by code object and gives up after 8: each module needs a code object of its own, as torch.fx's have.
     own = types.FunctionType(forward.__code__.replace(), forward.__globals__, "forward", None, forward.__closure__)
     return functools.wraps(in_train)(own)
 
 
 def signature(forward: Callable[..., Any], graph: fx.Graph) -> inspect.Signature:
-    """What a forward takes: no ``**kwargs`` where the graph asserts that nothing comes by it.
+    """Return the signature of a forward, without ``**kwargs`` where the graph asserts that nothing is passed by it.
 
-    Trainers ask: that of transformers gives ``num_items_in_batch`` to whatever takes ``**kwargs``, and leaves to it what the
-    loss is divided by.
+    Trainers inspect it: that of transformers passes ``num_items_in_batch`` to a forward that takes ``**kwargs``, and then leaves it to
+    that forward to divide the loss.
     """
     empty = {str(n.args[0].target) for n in graph.nodes if n.target is holds and isinstance(n.args[0], fx.Node) and not n.args[2]}
     found = inspect.signature(forward)
@@ -88,11 +94,12 @@ def signature(forward: Callable[..., Any], graph: fx.Graph) -> inspect.Signature
 
 
 def guarded(additions: str) -> Callable[..., Any]:
-    """The ``__call__`` of the class, around what torch.compile compiles: a compiled forward cannot know that backward runs it.
+    """Build the class's ``__call__``, which runs outside of what torch.compile compiles: a compiled forward cannot know that backward
+    runs it.
 
-    In place of torch.fx's, which prints the line of the emitted code where an error arose, and walks the traceback for that of the
-    exception, too, by which ``checkpoint(use_reentrant=False)`` ends a recomputation early. Under fullgraph=True that raises
-    "Attempt to trace generator" (torch 2.13, for every GraphModule).
+    It replaces that of torch.fx, which prints the line of emitted code where an error arose, and for that walks the traceback of every
+    exception, including the one by which ``checkpoint(use_reentrant=False)`` ends a recomputation early. Under fullgraph=True that
+    raises "Attempt to trace generator" (torch 2.13, for every GraphModule).
     """
 
     def called(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -108,7 +115,7 @@ def guarded(additions: str) -> Callable[..., Any]:
             watching.after(self)
         return result
 
-    skip(called)  # Dynamo compiles what it calls: the forward of each module, not this one code of all
+    skip(called)  # so Dynamo compiles what it calls, the forward of each module, and not this one code object that all share
     return called
 
 
@@ -116,7 +123,7 @@ _in_backward = torch._C._current_graph_task_id  # nothing of Python's may run be
 
 
 def _attached(attach: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:
-    """A call whose penalties attach, with the scale that they have at it; where they join its arguments are known."""
+    """Call a module whose penalties attach: read the scale first, and remember the arguments for the place where penalties join."""
     before = _begin(attach, args, kwargs)
     try:
         return nn.Module.__call__(module, *args, **kwargs)

@@ -1,4 +1,8 @@
-"""What is inside: the rewritten module in its wrappers, the additions in it, its graphs, what of the model's own still draws."""
+"""Finds what a user means by a module: the rewritten module inside its wrappers, or the backend that torch.compile was given.
+
+The first half looks into a rewritten module: its runtime modules, its graphs, what torch still draws in it. The second half is
+``Knobs``, the interface by which the functions of ``controls.py`` and ``graphreg.report`` drive a backend as they drive a module.
+"""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
@@ -15,9 +19,9 @@ from graphreg.runtime.module import RewrittenModule
 
 
 def rewritten(module: Any) -> fx.GraphModule:
-    """The rewritten module inside compiled and distributed wrappers; GraphRegError for anything else.
+    """Return the rewritten module inside compiled and distributed wrappers; raises GraphRegError if there is none.
 
-    A GraphModule that a pass of torch.fx made of one's graph (``fx.GraphModule(module, graph)``) counts as one.
+    A GraphModule that a torch.fx pass made of such a module's graph (``fx.GraphModule(module, graph)``) counts as one.
     """
     inner = module
     while not isinstance(inner, RewrittenModule):
@@ -35,36 +39,40 @@ def rewritten(module: Any) -> fx.GraphModule:
 
 
 def rules_of(module: Any) -> Rules:
-    """The additions of a rewritten module, also inside compiled and distributed wrappers."""
+    """Return the container of a rewritten module's runtime modules, also through compiled and distributed wrappers."""
     rules = getattr(rewritten(module), RULES)
-    # a pass that made a GraphModule of its own took the leaves over, one by one
+    # a later pass that made a GraphModule took the runtime modules over one by one, without their container
     return rules if isinstance(rules, Rules) else next(leaf.rules[0] for leaf in rules.children())
 
 
 def graphs_of(module: fx.GraphModule) -> dict[str, fx.Graph]:
-    """The graphs by mode, of a module graphreg made or any other."""
+    """Return a module's graphs by mode: ``both``, or ``train`` and ``eval``. A GraphModule that graphreg did not make has ``both``."""
     state = state_of(module)
     return state.graphs if state is not None else {"both": module.graph}
 
 
 def own_draws(module: Any) -> tuple[Own, ...]:
-    """The model's own random operations that act and are not on graphreg's streams."""
+    """Find the model's random operations that act and still draw from torch's generator, not from graphreg's streams."""
     inner = rewritten(module)
     owns = find(graphs_of(inner), Operations(inner), rules_of(module).about[1])
     return tuple(own for own in owns if own.when != "never" and own.rate != 0)
 
 
 
-KNOBS = "graphreg_knobs"  # where what torch.compile makes of a backend's name holds the backend
+KNOBS = "graphreg_knobs"  # the attribute under which torch.compile's wrapper of backend="graphreg" holds the backend
 
 
 class Knobs(ABC):
-    """What the functions of ``control.py`` and ``report.py`` ask of a backend in the place of a module. ``parts``: its graphs."""
+    """The interface by which the functions of ``controls.py`` and ``graphreg.report`` drive a backend in the place of a module.
+
+    Attributes:
+        parts: The subgraphs that the backend has compiled.
+    """
 
     parts: list[Any]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Knobs:
-        """Itself, whom compiled code knows: once ``lightning`` is imported, ``torch.compile`` copies all that it is given."""
+        """Return itself, which compiled code refers to: once ``lightning`` is imported, ``torch.compile`` copies its arguments."""
         return self
 
     @abstractmethod
@@ -93,7 +101,7 @@ class Knobs(ABC):
 
 
 def knobs_of(given: object) -> Knobs | None:
-    """The backend that was given, or that what was given is compiled with; None for anything else."""
+    """Return the backend that ``given`` is, or was compiled with; None for anything else."""
     if isinstance(given, Knobs):
         return given
     inner = given if hasattr(given, "compiler_fn") else compiler_of(context_of(given))
@@ -104,7 +112,7 @@ def knobs_of(given: object) -> Knobs | None:
 
 
 def context_of(compiled: object) -> object:
-    """torch.compile's own record of what it compiled: of a module, of one that compiles itself, of a function."""
+    """Return torch.compile's context of a compiled module, of a module after ``module.compile()``, or of a compiled function; else None."""
     context = vars(compiled).get("dynamo_ctx") if hasattr(compiled, "__dict__") else None
     if context is not None:
         return context
@@ -115,7 +123,7 @@ def context_of(compiled: object) -> object:
 
 
 def compiler_of(context: object) -> object:
-    """The backend as torch.compile was given it, inside torch's wrappers."""
+    """Return the backend as it was passed to torch.compile, without torch's wrappers."""
     inner = getattr(context, "callback", None)
     while (wrapped := getattr(inner, "_torchdynamo_orig_backend", None) or getattr(inner, "__wrapped__", None)) is not None:
         inner = wrapped

@@ -1,7 +1,8 @@
-"""What a rewritten module holds under ``graphreg_rules``: one leaf module for each thing that was added.
+"""Runtime modules: their base class and container, the one that runs a splice, and the one that gives each call its noise keys.
 
-The emitted code calls them by name. They own the strengths and the keys as buffers that are not persistent; the
-regularizers' formulas run inside them, in the right precision and mode.
+A rewritten module holds them under ``graphreg_rules``, one for each addition, and the emitted code calls them by name. They own the
+strengths and the keys as buffers that are not persistent, and run the regularizers' formulas in the right precision and mode.
+``KeyRule``, with the lock and the threads above it, counts the calls and holds the noise for ``frozen_noise``.
 """
 from __future__ import annotations
 
@@ -23,48 +24,50 @@ from graphreg.torch_internals import CHUNKED, Chunk, chunks, in_chunks, is_wrapp
 
 
 class Rules(nn.Module):
-    """The container: no key of a ``state_dict``, no entry of its ``_metadata``, buffers that keep their dtype.
+    """Container of a module's runtime modules: adds nothing to ``state_dict`` or its ``_metadata``, and keeps the dtype of buffers.
 
-    ``strengths`` maps regularizers to the one buffer that all their leaves share; ``about`` is what the report tells.
+    Attributes:
+        strengths: By regularizer name, the one buffer that all its runtime modules share.
+        about: What the rewrite remembers for the report: plan, opaque modules, specialized arguments, front end, notes.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.strengths: dict[str, Tensor] = {}
-        self.exact: dict[str, float] = {}  # the strengths that are float32 for now, as they were set
+        self.exact: dict[str, float] = {}  # as they were set, the strengths that are float32 on the present device
         self.about: Any = None
-        self.watching: Any = None  # the monitor, while there is one
-        self.made_by: str | None = None  # the mark of the torch.fx pass that added all this
+        self.watching: Any = None  # the monitor that watches the module, if one does
+        self.made_by: str | None = None  # the mark of the torch.fx pass that made the additions
 
     def train(self, mode: bool = True) -> Rules:
-        """The leaves follow the modules that own their sites; see ``Leaf.train``."""
+        """Set the flag alone: runtime modules act by the mode of the modules that own their sites; see ``Leaf.train``."""
         self.training = mode
         for leaf in self.children():
             leaf.training = mode
         return self
 
     def own(self, root: nn.Module) -> None:
-        """Find the modules that own the sites, by path: a pass may have put another in the place of one, or taken it out."""
+        """Find the modules that own the sites, by path: a later pass may have replaced or removed some."""
         placed = [leaf for leaf in self.children() if isinstance(leaf, Leaf) and leaf.path is not None]
         for leaf in placed:
             owner = root
-            for name in str(leaf.path).split("."):  # as far as there are modules: torch.fx keeps none without a layer in it
+            for name in str(leaf.path).split("."):  # as far as the path exists: torch.fx drops modules without a layer in them
                 if (inner := owner._modules.get(name)) is None:
                     break
                 owner = inner
             leaf.adopt(owner)
         if placed and isinstance(key := self._modules.get("key"), Leaf):
             key.owner = tuple(dict.fromkeys(leaf.owner[0] for leaf in placed))
-            key.always = any(leaf.always for leaf in placed if not isinstance(leaf, Drawing))  # those the graph tells of
+            key.always = any(leaf.always for leaf in placed if not isinstance(leaf, Drawing))  # of these the graph passes it on
 
     def state_dict(self, *args: Any, destination: Any = None, **more: Any) -> Any:
-        """Adds nothing: the user's state_dict stays as it is, its metadata too."""
+        """Add nothing: the user's state_dict and its metadata stay as they are."""
         return destination if destination is not None else {}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rules:
-        """Follow the model to its device; keep dtype and value through ``.half()`` and ``.to_empty()``.
+        """Follow the model to its device, and keep dtype and value through ``.half()`` and ``.to_empty()``.
 
-        Several leaves hold one and the same strength: each tensor is moved once.
+        Several runtime modules share one strength: each tensor is moved once.
         """
         moved = {id(tensor): self._strength(name, tensor, fn) for name, tensor in self.strengths.items()}
         for leaf in self.children():
@@ -77,7 +80,7 @@ class Rules(nn.Module):
         return self
 
     def _strength(self, name: str, tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
-        """The strength on the model's device; back where there is float64 it is again what was set, to the last bit."""
+        """Return the strength on the model's device; on one that has float64 again, restore what was set to the last bit."""
         device = followed(tensor, fn)
         new = brought(tensor, device)
         if new.dtype == tensor.dtype and (new.dtype == torch.float64 or not has_float64(device)):
@@ -90,21 +93,21 @@ class Rules(nn.Module):
         return new
 
     def value(self, name: str) -> float:
-        """The strength as it was set."""
+        """Return the strength exactly as it was set."""
         tensor = self.strengths[name]
         exact = self.exact.get(name)
         held = float(tensor)
         return exact if exact is not None and float(torch.tensor(exact, dtype=tensor.dtype)) == held else held
 
     def set_value(self, name: str, value: float) -> None:
-        """Change a strength, in place: all leaves of the regularizer share it."""
+        """Change a strength in place: all runtime modules of the regularizer share it."""
         self.strengths[name].fill_(value)
         if name in self.exact:
             self.exact[name] = value
 
 
 def followed(buffer: Tensor, fn: Callable[[Tensor], Tensor]) -> torch.device:
-    """The device that ``fn`` moves a buffer to; not meta, where it would lose its value."""
+    """Return the device that ``fn`` moves a buffer to; for meta, where it would lose its value, the one it is on."""
     device = fn(torch.empty(0, dtype=torch.float32, device=buffer.device)).device
     return buffer.device if device.type == "meta" else device
 
@@ -115,10 +118,10 @@ def _moves(buffer: Tensor, fn: Callable[[Tensor], Tensor]) -> bool:
 
 
 class Leaf(nn.Module):
-    """The base of all leaves: its name in errors, and its strength, float64 [1], float32 where a device has no other.
+    """Base of all runtime modules: a name for errors, and the strength, float64 [1], or float32 on a device without float64.
 
-    Not 0-d: of a 0-d float64 input Dynamo takes the ``item()`` as a symbol, fails to make a tensor of it again and
-    starts its analysis over (TensorifyScalarRestartAnalysis), which doubles the time to compile.
+    Not 0-d: Dynamo makes a symbol of the ``item()`` of a 0-d float64 input, fails to turn it back into a tensor, and starts its
+    analysis over (TensorifyScalarRestartAnalysis), which doubles the time to compile.
     """
 
     path: str | None = None  # of the module whose mode it follows, if it follows one
@@ -134,26 +137,26 @@ class Leaf(nn.Module):
             self.register_buffer("strength", strength, persistent=False)
 
     def adopt(self, owner: nn.Module) -> None:
-        """Follow the mode of a module."""
+        """Follow the mode of ``owner``."""
         self.owner = (owner,)
 
     def weight(self, dtype: torch.dtype) -> Tensor:
-        """The strength as a 0-d tensor of the dtype it is used in."""
+        """Return the strength as a 0-d tensor of the dtype that it is used in."""
         return self.strength[0].to(dtype)
 
     def extra_repr(self) -> str:
         return self.about
 
     def train(self, mode: bool = True) -> Leaf:
-        """Called by another parent than ``Rules``: a pass has made a GraphModule of its own of the graph.
+        """Follow the mode of the parent: called only if that is not ``Rules``, because a later pass made a GraphModule of the graph.
 
-        That module's blocks are not those which own the sites, and its mode does not reach them: the leaf follows it.
+        The blocks of that GraphModule are not the modules that own the sites, and its mode does not reach those.
         """
         self.training, self.owner = mode, (self,)
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Leaf:
-        """Keep dtype and value in such a module too, and the strength one tensor for all leaves of the regularizer."""
+        """Keep dtype and value in such a GraphModule too, and one strength for all runtime modules of the regularizer."""
         if not self.rules:
             return super()._apply(fn, recurse)  # type: ignore[no-untyped-call,no-any-return]
         if any(_moves(buffer, fn) for buffer in self._buffers.values() if buffer is not None):
@@ -162,20 +165,20 @@ class Leaf(nn.Module):
 
 
 class Drawing(Leaf):
-    """What draws at a site: ``slot`` is its row of the keys, ``path`` that of the module whose mode it follows."""
+    """A runtime module that draws at a site: ``slot`` is its row of the keys, ``path`` the path of the module whose mode it follows."""
 
     def __init__(self, about: str, site: str, slot: int, path: str, strength: Tensor | None = None) -> None:
         super().__init__(about, strength)
         self.site, self.slot, self.path = site, slot, path
         self.forced = False  # on, whatever the mode
-        self.recomputed = False  # in backward, when compiled; see forms.py
+        self.recomputed = False  # whether backward recomputes its value when compiled; see compiler/recompute.py
 
 
 class SpliceRule(Drawing):
-    """A splice at a site: acts while the module that owns the site trains, or while the noise is held on."""
+    """Runs a splice at a site: it acts while the module that owns the site is in train mode, or in a block of ``noise_on``."""
 
     overwritten = False  # whether the model may write into the value later
-    apart = False  # whether it does, and something measures what the splice gives: never the value itself then
+    apart = False  # whether it does so and something measures the splice's output, which must then never be the value itself
 
     def __init__(self, regularizer: Splice, site: str, strength: Tensor, slot: int, path: str) -> None:
         super().__init__(f"{type(regularizer).__name__} at {site}", site, slot, path, strength)
@@ -185,7 +188,10 @@ class SpliceRule(Drawing):
         return self.forced or self.owner[0].training
 
     def forward(self, z: Tensor, key: Tensor) -> Tensor:
-        """z [any shape], floating; key int32 [streams, 2] -> [same shape and dtype], z itself, or a copy, where the splice does not act."""
+        """Replace a value: z [any shape], floating; key int32 [streams, 2] -> [same shape and dtype].
+
+        Where the splice does not act it returns ``z`` itself, or a copy if ``apart``.
+        """
         if not self.acts():
             return clone(z) if self.apart else z
         if not isinstance(z, Tensor) or not z.is_floating_point():
@@ -203,7 +209,8 @@ class SpliceRule(Drawing):
         return y if z.layout is not torch.strided or y.stride() == z.stride() else self._laid_out(y, z)
 
     def _laid_out(self, y: Tensor, z: Tensor) -> Tensor:
-        """``y`` with the strides of ``z``: by these operations choose a layout, round, and give a view or a copy, which writes tell."""
+        """``y`` with the strides of ``z``. Strides decide on an operation's layout and rounding, and on whether it returns a view or a
+        copy, which in-place writes reveal."""
         if z.is_contiguous() and y.is_contiguous():  # they differ in axes of length 1
             return y if torch.compiler.is_compiling() else y.as_strided(z.shape, z.stride())
         if not overlaps(z):
@@ -221,7 +228,7 @@ class SpliceRule(Drawing):
 
 
 def accumulation(dtype: torch.dtype) -> torch.dtype:
-    """float32, or float64 for float64."""
+    """Return the dtype that a value is computed in: float64 for float64, float32 for any other floating dtype."""
     if not dtype.is_floating_point:
         raise RegularizerError(f"a value of {dtype} cannot be regularized: only floating-point values can.")
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -230,13 +237,13 @@ def accumulation(dtype: torch.dtype) -> torch.dtype:
 
 
 class _Lock:
-    """One for all modules, held for microseconds: a module's own would have to be left out of every copy and pickle."""
+    """One lock for all modules, held for microseconds: a lock for each would have to be left out of every copy and pickle."""
 
     now = threading.Lock()
 
 
 def _anew() -> None:
-    _Lock.now = threading.Lock()  # another thread of the parent may have held it, which the child does not have
+    _Lock.now = threading.Lock()  # a thread of the parent may have held the old one, and no thread of the child would release it
 
 
 if hasattr(os, "register_at_fork"):
@@ -244,7 +251,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Thread(threading.local):
-    """Knows each thread by an object of its own: an ident may become another thread's."""
+    """Identifies each thread by an object of its own: thread idents are reused."""
 
     def __init__(self) -> None:
         self.token = object()
@@ -254,15 +261,15 @@ _thread = _Thread()
 
 
 def taking() -> AbstractContextManager[Any]:
-    """While a call takes its number: no other thread takes one."""
+    """Lock out other threads while a call takes its number."""
     return _Lock.now
 
 
 class KeyRule(Leaf):
-    """Gives the keys of this call and makes those of the next: one leaf at the top of the graph.
+    """Returns the keys of this call and makes those of the next: one runtime module at the top of the graph.
 
-    It *assigns* new buffers. An increment in place gives silently wrong gradients when the partitioner recomputes
-    the masks in backward; so does a key derived at its use, which is inlined into every element's arithmetic.
+    It *assigns* new buffers. An increment in place gives silently wrong gradients when the partitioner recomputes the masks in
+    backward; so does a key derived where it is used, which is inlined into the arithmetic of every element.
     """
 
     streams: Tensor
@@ -274,25 +281,25 @@ class KeyRule(Leaf):
         super().__init__("the keys of the call")
         self.names = tuple(streams)
         self.forced = False
-        self.forcing: dict[object, None] = {}  # the blocks of control.noise_on
-        self.held: int | None = None  # the call whose masks every call draws, see control.frozen_noise
-        self.blocks: dict[object, tuple[object, int]] = {}  # those that hold the noise: the thread of each, and its call
-        self.left: set[object] = set()  # the threads that ended their blocks while another's still holds the noise
-        self.beyond = 0  # how many calls behind the held one were taken meanwhile
-        self.alike = False  # whether all ranks draw the same
-        self.part: tuple[object, int, int] = (None, 0, 0)  # of a chunked vmap: whose, which, and the call with which it began
+        self.forcing: dict[object, None] = {}  # the open blocks of noise_on
+        self.held: int | None = None  # in a block of frozen_noise: the call whose masks every call draws
+        self.blocks: dict[object, tuple[object, int]] = {}  # the open blocks of frozen_noise: the thread of each, and its call
+        self.left: set[object] = set()  # the threads that ended their blocks while another thread still holds the noise
+        self.beyond = 0  # how many calls after the held one were taken meanwhile
+        self.alike = False  # whether all ranks draw the same masks
+        self.part: tuple[object, int, int] = (None, 0, 0)  # of a chunked vmap: its run, the chunk's number, the call of the first chunk
         self.register_buffer("streams", torch.tensor(list(streams.values()), dtype=torch.int64), persistent=False)
         self.register_buffer("step", torch.zeros(1, dtype=torch.int64), persistent=False)
         self.register_buffer("keys", call_keys(self.streams, self.step), persistent=False)
-        # What a compiled graph asks instead of ``held``: a tensor, so that holding the noise compiles nothing again; a number, as
-        # torch.optim.swa_utils.AveragedModel(use_buffers=True) subtracts buffers.
+        # What a compiled graph reads instead of ``held``: a tensor, so that holding the noise recompiles nothing; of integers and not
+        # bools, because torch.optim.swa_utils.AveragedModel(use_buffers=True) subtracts buffers.
         self.register_buffer("free", torch.ones(1, dtype=torch.int64), persistent=False)
 
     def draws(self, always: bool = False) -> bool:
         return always or self.forced or self.always or any(owner.training for owner in self.owner)
 
     def refuse_backward(self) -> None:
-        """Raise where a backward pass runs the forward again, which would draw the next masks."""
+        """Raise GraphRegError where a backward pass runs the forward again: it would draw the masks of the next call."""
         if torch._C._current_graph_task_id() == -1:
             return
         if not self._is_held():
@@ -309,11 +316,11 @@ class KeyRule(Leaf):
             )
 
     def _is_held(self) -> bool:
-        """Whether the noise is held for this thread: also for one that a block made, but not for one whose own block has ended."""
+        """Whether the noise is held for this thread: also by another thread's block, unless this thread has ended a block of its own."""
         return self.held is not None and _thread.token not in self.left
 
     def forward(self, always: bool = False) -> Tensor:
-        """``always``: the graph has a dropout of the model's own that acts in eval mode too."""
+        """Return the keys, int32 [streams, 2]; ``always``: the graph has a native dropout that acts in eval mode too."""
         if not self.draws(always):
             keys = self.keys
         elif not torch.compiler.is_compiling():
@@ -321,14 +328,14 @@ class KeyRule(Leaf):
         elif transforms() and in_chunks():
             keys = self._taken_of_chunk()
         else:
-            # Into the dict that Module.__setattr__ would write to, after Dynamo had traced all of its questions.
+            # Written into the dict directly: Dynamo would trace every check of Module.__setattr__.
             keys, step = self.keys, self.step + 1
             following = next_keys(self.streams, step, self.free, keys)
             self._buffers["step"], self._buffers["keys"] = (unwrapped(step), unwrapped(following)) if transforms() else (step, following)
         return of_process(keys, self.alike)
 
     def _taken(self) -> Tensor:
-        """The keys of this call, when those of the next have taken their place: for one thread at a time, outside of torch.func."""
+        """Return the keys of this call and store those of the next: for one thread at a time, and outside of torch.func's transforms."""
         self.refuse_backward()
         if is_wrapped(self.step) or (self.held is None and lent(self.step)):
             raise GraphRegError(
@@ -359,7 +366,7 @@ class KeyRule(Leaf):
         return keys if number == self.held else call_keys(self.streams, torch.full_like(step, number))
 
     def _number(self) -> int:
-        """The call of this thread, while somebody holds the noise."""
+        """Return the number of this thread's call while any thread holds the noise."""
         threads = dict(self.blocks.values())
         if _thread.token in threads:
             return threads[_thread.token]
@@ -372,12 +379,12 @@ class KeyRule(Leaf):
         return self.held
 
     def _behind(self) -> int:
-        """Takes the next call behind the held one."""
+        """Take the next call after the held one, and return its number."""
         self.beyond += 1
         return self._held() + self.beyond
 
     def _rejoin(self, parts: Sequence[Chunk]) -> None:
-        """Each part of a vmap with ``chunk_size`` has the calls of the first: the rows of a batch are of one call."""
+        """Give each chunk of a vmap with ``chunk_size`` the calls of the first: the rows of one batch belong to one call."""
         if len(parts) > 1:
             raise GraphRegError(
                 "the module draws noise within two vmaps that both have a chunk_size, and which rows belong together is not known. "
@@ -391,14 +398,14 @@ class KeyRule(Leaf):
         self.part = (parts[0].run, parts[0].number, call)
 
     def call(self) -> int:
-        """The next call's number. All calls that draw in one block of ``hold`` are one."""
+        """Return the number of the next call. All calls that draw in one block of ``hold`` count as one."""
         step = int(self.step)
         if self.held is None:
             return step
         return self.held + self.beyond + 1 if self.beyond else min(step, self.held + 1)
 
     def seek(self, call: int) -> None:
-        """Go to a call: the next forward draws its masks."""
+        """Jump to a call: the next forward draws its masks."""
         self.step = torch.full_like(self.step, call)
         self.keys = call_keys(self.streams, self.step)
         if self.held is not None:
@@ -406,13 +413,13 @@ class KeyRule(Leaf):
             self.blocks = {block: (thread, call) for block, (thread, _) in self.blocks.items()}
 
     def settle(self) -> None:
-        """Out of ``torch.inference_mode``, whose tensors a compiled graph could not save for backward later."""
+        """Replace tensors made under ``torch.inference_mode``, which a compiled graph could not save for backward later."""
         if self.step.is_inference():
             with torch.inference_mode(False):
                 self.step, self.keys = self.step.clone(), self.keys.clone()
 
     def hold(self, block: object) -> None:
-        """From here on every call of this thread draws the masks of the next one, until its blocks have ended."""
+        """Begin a block: every call of this thread draws the masks of the next one, until its blocks have ended."""
         with taking():
             mine = [number for thread, number in self.blocks.values() if thread is _thread.token]
             if self.held is None:
@@ -424,7 +431,7 @@ class KeyRule(Leaf):
             self.blocks[block] = (_thread.token, number)
 
     def release(self, block: object) -> None:
-        """End a block; behind the last, go on behind the calls that were held and taken, if anything drew them."""
+        """End a block; after the last one, continue after the calls that were held and taken, if anything drew them."""
         with taking():
             thread, _ = self.blocks.pop(block, (None, 0))
             if thread is not None and all(thread is not other for other, _ in self.blocks.values()):
