@@ -1,7 +1,7 @@
-"""The cost of what was added: a forward pass with it and one without, run on tensors that have shapes and no elements.
+"""Measures the cost of the additions: one forward pass with them and one without, on meta tensors, which have shapes and no data.
 
-Values that a later addition replaces are kept for backward no more, and the mask and the replaced value are: what counts is the
-difference of the two passes, value by value. It is that of eager; a compiler keeps other things.
+A value that an addition replaces is no longer kept for backward, while the mask and the new value are. So the cost is the difference of
+the two passes, value by value. It is that of eager; a compiler keeps other values.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ META = torch.device("meta")
 
 
 def cost(module: fx.GraphModule, plan: Plan) -> Cost:
-    """What the additions of a rewritten module cost in a forward pass in train mode.
+    """Measure what the additions of a rewritten module cost in a forward pass in train mode.
 
-    Raises GraphRegError, with the reason alone, where it cannot be known: without shapes, or where the model does not run without data.
+    Raises GraphRegError, with the reason alone as its message, if there are no shapes or the model does not run without data.
     """
     try:
         with Changes() as changes, changes:
@@ -65,7 +65,7 @@ def _of_train(graphs: Mapping[str, fx.Graph]) -> fx.Graph:
 
 
 def _without_data(module: fx.GraphModule) -> fx.GraphModule:
-    """A copy whose tensors have no elements; shared ones stay shared."""
+    """Return a copy of the module on the meta device; shared tensors stay shared."""
     memo: dict[int, Any] = {}
     for owner in module.modules():
         for tensor in (*owner._parameters.values(), *owner._buffers.values(), *vars(owner).values()):
@@ -76,7 +76,8 @@ def _without_data(module: fx.GraphModule) -> fx.GraphModule:
 
 
 def _labels(graph: fx.Graph, plan: Plan) -> dict[str, str]:
-    """By name of a node: whose it is. Nodes of the model's own are nobody's, but for its dropouts that were moved."""
+    """Return, by node name, the regularizer (or kind of addition) that the node belongs to; the model's nodes have no entry, except
+    native dropouts that were moved."""
     kinds = {"own": OWN, "key": "keys", "clone": "copies", "copy": "copies", "attach": "attach", "attached": "attach", "watch": "monitor"}
     found = {}
     for node in graph.nodes:
@@ -87,7 +88,7 @@ def _labels(graph: fx.Graph, plan: Plan) -> dict[str, str]:
 
 
 def _cause(node: str, more: int, run: _Pass, graph: fx.Graph, labels: Mapping[str, str]) -> str:
-    """Who has a value of the model's kept for backward that was not, or the other way round."""
+    """Return what causes that a value of the model is kept for backward when it was not before, or no longer kept."""
     if not more:
         return "other"
     if more > 0:
@@ -130,7 +131,7 @@ def _empty(known: Any, name: str) -> Any:
 
 
 class _Pass(fx.Interpreter):
-    """A forward pass: of each node, what it computes and which bytes of it autograd keeps."""
+    """Runs a forward pass and counts, for each node, its operations and the bytes of it that autograd keeps."""
 
     def __init__(self, module: fx.GraphModule, graph: fx.Graph) -> None:
         super().__init__(module, graph=graph)
@@ -141,7 +142,7 @@ class _Pass(fx.Interpreter):
         self.saved: dict[int, list[str]] = {}
         self.now = ""
         storages = [_storage(tensor) for tensor in (*module.parameters(), *module.buffers())]
-        self.free = {storage._cdata: storage for storage in storages}  # they are there anyway
+        self.free = {storage._cdata: storage for storage in storages}  # parameters and buffers exist anyway
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
         return next(self.args_iter)  # torch.fx would make a list of what is left for ``*args``
@@ -150,7 +151,7 @@ class _Pass(fx.Interpreter):
         self.now = n.name
         value = super().run_node(n)
         self.made_by_now(value)
-        if isinstance(self.module_of(n), nn.RNNBase):  # one operator on the real device, which keeps what it gives
+        if isinstance(self.module_of(n), nn.RNNBase):  # one operator on the real device, which keeps its outputs
             for tensor in _tensors(value):
                 self.save(tensor)
         return value
@@ -180,7 +181,7 @@ class _Pass(fx.Interpreter):
 
 
 class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the operations of each node, and keeps all of them without data."""
+    """Counts the operations of each node, and moves whatever they take to the meta device."""
 
     def __init__(self, run: _Pass) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -197,7 +198,7 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _emptied(tensor: Tensor) -> Tensor:
-    """A constant of the model's code without its elements; a single number stays, for it goes with any device."""
+    """Move a constant of the model's code to the meta device; a single number stays, because it goes with any device."""
     return tensor if tensor.device == META or tensor.dim() == 0 else tensor.to(META)
 
 

@@ -1,4 +1,4 @@
-"""The report: which regularizer acts where, what it changes and what it costs."""
+"""``graphreg.report``: which regularizer acts where, what it changes and what it costs."""
 
 from __future__ import annotations
 
@@ -32,11 +32,18 @@ from graphreg.tracing import decisions
 
 
 def report(module: Regulated | Plan, cost: bool = True) -> Report:
-    """By regularizer, by site, and the cost: a ``Report``, which prints, and has ``text(width)``, ``to_dict()`` and ``to_json()``.
+    """Report which regularizer acts where, what it changes and what it costs; strengths are the present ones.
 
-    ``module``: a rewritten module, also compiled or wrapped, a backend or what torch.compile made with one, or a plan that was not
-    applied yet. Strengths are the present ones. ``cost=False`` leaves out the cost, for which the model runs twice on shapes alone.
-    Raises GraphRegError for anything else.
+    Args:
+        module: A rewritten module, also compiled or wrapped, a backend or what torch.compile made with one, or a plan that was not
+            applied yet.
+        cost: Whether to measure the cost, for which the model runs twice on shapes alone.
+
+    Returns:
+        A ``Report``, which prints itself, and has ``text(width)``, ``to_dict()`` and ``to_json()``.
+
+    Raises:
+        GraphRegError: ``module`` is something else.
     """
     if isinstance(module, Plan):
         return replace(_of_module(applied(module), cost), made="planned and not applied yet")
@@ -47,7 +54,7 @@ def report(module: Regulated | Plan, cost: bool = True) -> Report:
 
 
 def applied(plan: Plan) -> RewrittenModule:
-    """What the plan would make of its model, which stays as it is."""
+    """Apply a plan to its model, which stays as it is, to show what it would make of it."""
     if plan.traced is None:
         raise GraphRegError(f"this plan for {plan.title} has no traced model with it. Give what graphreg.plan(traced, ...) returned.")
     return rewrite(plan.traced, plan, rng=0)
@@ -64,8 +71,8 @@ def _of_module(module: Regulated, with_cost: bool) -> Report:
         f"gone: {act.regularizer} at {site.name} (a later pass took it out of the graph)" for site in sites for act in site.acts if act.gone
     ]
     told += plan.repeated(strengths(module))
-    told += [f"kept whole: {path} ({reason})" for path, reason in leaves.items()]
-    told += [f"held: {name}={value!r}" for name, value in held.items()]
+    told += [f"opaque module: {path} ({reason})" for path, reason in leaves.items()]
+    told += [f"specialized argument: {name}={value!r}" for name, value in held.items()]
     told += [*notes, *decisions(first), *fixed(first)]
     if isinstance(attached := rules_of(module)._modules.get("attach"), AttachRule):
         told.append(f"attached: the penalties join the gradient, {attached.told()}, or the output's own loss where it has one")
@@ -89,7 +96,7 @@ def _entries(plan: Plan, now: dict[str, float], inner: fx.GraphModule) -> tuple[
 
 
 def _sites(plan: Plan, now: dict[str, float], graphs: dict[str, fx.Graph]) -> list[Acted]:
-    """In the order of the graph, parameters behind the values."""
+    """Return the sites where something acts: values in the order of the graph, then parameters."""
     there = {(a.get("regularizer", ""), a.get("site", "")) for g in graphs.values() for n in g.nodes if (a := n.meta.get("graphreg"))}
     whole = {e.name for e in plan.edits if e.site.kind == "value" and not isinstance(e.regularizer, Splice) and not measures(e.regularizer)}
     there |= {(e.name, e.site.name) for e in plan.edits if e.name in whole}  # one node for all of its sites
@@ -99,7 +106,7 @@ def _sites(plan: Plan, now: dict[str, float], graphs: dict[str, fx.Graph]) -> li
 
 
 def _cost(inner: fx.GraphModule, plan: Plan) -> tuple[Cost | None, str]:
-    """The cost, or why it is not known."""
+    """Return the cost, or None and why it is not known."""
     try:
         return measured(inner, plan), ""
     except GraphRegError as error:
@@ -107,7 +114,7 @@ def _cost(inner: fx.GraphModule, plan: Plan) -> tuple[Cost | None, str]:
 
 
 def _settings(module: Regulated) -> Sequence[str]:
-    """The model's own draws, where torch's settings decide of them."""
+    """Warn of settings of torch that the masks of native dropout depend on, where both are present."""
     settings, own = changed(), own_draws(module)
     if not settings or not own:
         return []

@@ -1,4 +1,7 @@
-"""The emitted Python of a module, line by line, each with whose it is. What frees values is left out: it moves with each addition."""
+"""The emitted Python of a module, line by line, each with the regularizers and sites that it belongs to: what ``diff`` compares.
+
+The statements that free values (``; x = None``) are left out: they move with each addition.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,16 @@ _REPLACES = ("splice", "clone", "track")
 
 @dataclass(frozen=True)
 class Line:
-    """A line of code. ``key``: what it makes, by which two sources are compared; ``kind``: that of ``node.meta["graphreg"]``, or
-    ``"reads"`` of a line of the model's that reads what was added, ``"rule"`` of one that tells of a regularizer.
+    """A line of emitted Python.
 
-    ``regularizers`` and ``sites``: where it comes from; ``about``: the same in words.
+    Attributes:
+        code: The Python, or a comment line.
+        key: The name that it assigns, by which two sources are compared.
+        kind: The kind of addition, as in ``node.meta["graphreg"]``; ``"reads"`` for a line of the model that reads an addition,
+            ``"rule"`` for a comment that describes a regularizer, ``""`` for any other line of the model.
+        regularizers: The regularizers that it belongs to.
+        sites: The sites that it belongs to.
+        about: The same in words, shown as a comment.
     """
 
     code: str
@@ -45,7 +54,7 @@ class Source:
 
 
 def source(module: Any, strengths: Mapping[str, float]) -> Source:
-    """Of a rewritten module, also inside wrappers; of a stripped one, whose ``strengths`` are none.
+    """Return the source of a rewritten module, also inside wrappers, or of a stripped one, which has no ``strengths``.
 
     Raises GraphRegError for anything else.
     """
@@ -60,7 +69,7 @@ def source(module: Any, strengths: Mapping[str, float]) -> Source:
 
 
 def _rules(plan: Plan, strengths: Mapping[str, float]) -> list[Line]:
-    """A comment for each regularizer and each kind of choice: what of them the code does not show."""
+    """Write a comment line for each regularizer and each choice of ``own_dropout=``, with what the code does not show."""
     lines = []
     for name, regularizer in plan.regularizers.items():
         options = "".join(f", {option}={value!r}" for option, value in options_of(regularizer).items())
@@ -89,7 +98,7 @@ def _lines(graph: fx.Graph, plan: Plan | None) -> list[Line]:
 
 
 def _told(code: str, key: str, node: fx.Node, plan: Plan | None) -> Line:
-    """The line, with whose it is."""
+    """Make a ``Line`` of code that ``node`` emits, with the regularizers and sites that it belongs to."""
     if plan is None:
         return Line(code, key)
     about = node.meta.get("graphreg")
@@ -106,7 +115,7 @@ def _told(code: str, key: str, node: fx.Node, plan: Plan | None) -> Line:
 
 
 def _replacing(node: fx.Node, plan: Plan) -> list[tuple[str, str]]:
-    """What stands in the place of a value of the model's: the names and the site."""
+    """Return the (regularizer, site) pairs of a node that replaces a value of the model; none for other nodes."""
     about = node.meta.get("graphreg", {})
     if about.get("kind") == "attached":
         return [(name, "the output") for name in _penalties(plan)]
@@ -118,7 +127,7 @@ def _penalties(plan: Plan) -> list[str]:
 
 
 def _names(about: Mapping[str, Any], plan: Plan) -> list[str]:
-    """The regularizers that an addition is there for."""
+    """Return the regularizers that an addition serves."""
     kind, site = about["kind"], about.get("site", "")
     if "regularizer" in about:
         return [about["regularizer"]]

@@ -1,4 +1,4 @@
-"""The screen: blocks of text that fit a width, and colours where it is a terminal."""
+"""Lays out tables and paragraphs: as text that fits a width, in colours on a terminal, or as HTML for a notebook."""
 from __future__ import annotations
 
 import os
@@ -12,14 +12,14 @@ from html import escape
 
 from graphreg.errors import RegularizerError, shown
 
-NARROWEST, USUAL = 40, 80  # columns; the second where nothing is known of the reader's
+NARROWEST, USUAL = 40, 80  # columns; the usual width where the reader's is not known
 _BREAKS = tuple(map(re.compile, (r"(?<= )(?=[^ %])", r"(?<=[.,:/=])(?!$)", r"(?<=_)|(?<=[a-z0-9])(?=[A-Z])")))
 STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "cyan": "36"}
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells under a head. Empty columns are left out; a table without rows is empty."""
+    """A table of text. Columns without any text are left out; a table without rows prints nothing."""
 
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -33,7 +33,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Lines:
-    """Lines, each a paragraph of its own; ``style``: that of ``STYLES``."""
+    """Lines, each wrapped as a paragraph of its own; ``style`` is a key of ``STYLES``, or empty."""
 
     lines: tuple[str, ...]
     style: str = ""
@@ -43,12 +43,12 @@ Block = Table | Lines
 
 
 def width_now() -> int:
-    """The terminal's width in columns, 40 at least; 80 where stdout is none."""
+    """Return the terminal's width in columns, 40 or more; 80 if stdout is not a terminal."""
     return max(NARROWEST, shutil.get_terminal_size((USUAL, 24)).columns) if is_terminal() else USUAL
 
 
 def coloured() -> bool:
-    """Whether stdout shows colours: a terminal, and NO_COLOR (https://no-color.org) is not set."""
+    """Whether stdout shows colours: it is a terminal, and NO_COLOR (https://no-color.org) is not set."""
     return is_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
@@ -61,7 +61,7 @@ def paint(text: str, style: str, colours: bool) -> str:
 
 
 def check_width(width: object) -> None:
-    """Refuse what is no width of 40 columns or more; None is as wide as the text is."""
+    """Raise RegularizerError for a width that is neither None nor a whole number of columns, 40 or more."""
     if width is not None and (type(width) is not int or width < NARROWEST):
         raise RegularizerError(
             f"width={shown(width)} is not allowed; give a whole number of columns, {NARROWEST} or more, or None to wrap nothing."
@@ -69,7 +69,10 @@ def check_width(width: object) -> None:
 
 
 def text(blocks: Iterable[Block], width: int | None, colours: bool = False) -> str:
-    """The blocks with a blank line between, without the empty ones; raises RegularizerError for a width below 40 columns."""
+    """Lay out the blocks as text, with a blank line between them; empty blocks are left out.
+
+    ``width``: the columns to wrap at, or None to wrap nothing; raises RegularizerError for one below 40 columns.
+    """
     check_width(width)
     return "\n\n".join("\n".join(lines) for block in blocks if (lines := _lines(block, width, colours)))
 
@@ -95,9 +98,9 @@ def _filled(line: str, width: int | None, indent: str = "    ") -> list[str]:
 
 
 def _widths(rows: Sequence[Sequence[str]], width: int | None) -> list[int] | None:
-    """Of columns two apart: as wide as they are, made narrower where the fewest cells are broken, until all fit.
+    """Return the widths of the columns (two blanks apart), narrowed until all fit, each time where the fewest cells are broken.
 
-    None where they fit only by breaking words.
+    Returns None if they fit only by breaking words.
     """
     columns = [[row[i] for row in rows] for i in range(len(rows[0]))]
     widths = [max(map(len, column)) for column in columns]
@@ -112,7 +115,7 @@ def _widths(rows: Sequence[Sequence[str]], width: int | None) -> list[int] | Non
 
 
 def _row(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
-    """One row of a table, of as many lines as its longest cell needs."""
+    """Lay out one row of a table, in as many lines as its longest cell needs."""
     parts = [_broken(cell, width) for cell, width in zip(cells, widths, strict=True)]
     height = max(map(len, parts))
     lines = zip(*([*part, *[""] * (height - len(part))] for part in parts), strict=True)
@@ -120,7 +123,7 @@ def _row(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
 
 
 def _broken(cell: str, width: int) -> list[str]:
-    """A cell in lines of a width: broken at blanks, else behind marks, else within names."""
+    """Break a cell into lines of a width: at blanks, else after punctuation, else within names."""
     lines = [""]
     for piece in _pieces(cell, width):
         if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > width:
@@ -130,14 +133,14 @@ def _broken(cell: str, width: int) -> list[str]:
 
 
 def _pieces(text: str, width: int, level: int = 0) -> list[str]:
-    """The text in pieces of a width, as few kinds of breaks as it needs; one that nothing breaks stays longer."""
+    """Split a text into pieces of at most ``width``, with as few kinds of breaks as needed; what no break splits stays longer."""
     if len(text.rstrip()) <= width or level == len(_BREAKS):
         return [text]
     return [piece for part in _BREAKS[level].split(text) for piece in _pieces(part, width, level + 1)]
 
 
 def _expanded(full: Sequence[Sequence[str]], width: int | None, colours: bool) -> list[str]:
-    """A table in no columns: a paragraph a row, a line a cell."""
+    """Lay out a table without columns: a paragraph for each row, a line for each cell."""
     head, *rows = full
     lines = []
     for row in rows:
@@ -154,7 +157,7 @@ _BACKGROUNDS = {"+": "rgba(46,160,67,0.18)", "-": "rgba(248,81,73,0.18)", "@": "
 
 
 def html(blocks: Iterable[Block]) -> str:
-    """Tables and paragraphs; every text is escaped."""
+    """Lay out the blocks as HTML tables and paragraphs; every text is escaped."""
     return "<div>" + "".join(map(_block, blocks)) + "</div>"
 
 
@@ -174,7 +177,7 @@ def _tagged(full: list[tuple[str, ...]]) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def marked(lines: Iterable[tuple[str, str]]) -> str:
-    """Lines of code with the signs of a difference, ``+``, ``-``, ``@`` or a blank: [(sign, line)]."""
+    """Lay out a diff as HTML: lines of code with their signs, ``+``, ``-``, ``@`` or a blank."""
     shown = []
     for sign, line in lines:
         colour = f";background:{_BACKGROUNDS[sign]}" if sign in _BACKGROUNDS else ""

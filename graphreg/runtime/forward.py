@@ -37,15 +37,9 @@ Forwards = Mapping[str, Callable[..., Any]]
 def chosen(
     forwards: Forwards, compiled: Forwards, held: Mapping[str, Any], carried: Sequence[str], additions: str, derivatives: Sequence[str]
 ) -> Callable[..., Any]:
-    """Build the class's ``forward``: it refuses other tracers, checks specialized arguments, and runs the code of the present mode.
+    """Build the class's ``forward``: it refuses other tracers, checks arguments, and runs the code of the present mode.
 
-    Args:
-        forwards: The emitted forwards by mode: ``both``, or ``train`` and ``eval``.
-        compiled: The forwards that torch.compile gets instead.
-        held: The specialized arguments, each with the only value that the graph is right for.
-        carried: Optional arguments that the example inputs carried, so that each call must give them.
-        additions: The attribute under which the runtime modules are registered.
-        derivatives: Names of the runtime modules that differentiate; the code then runs as ``vjp.run`` has it.
+    ``held``: specialized arguments; ``carried``: optional ones that every call must give; ``derivatives``: ``additions`` for ``vjp.run``.
     """
     in_train, in_eval = (forwards.get("both") or forwards[mode] for mode in ("train", "eval"))
     train_compiled, eval_compiled = (compiled.get("both") or compiled[mode] for mode in ("train", "eval"))
