@@ -1,7 +1,7 @@
-"""A backend of torch.compile that regularizes: the engine's passes on each graph that Dynamo captures of a model.
+"""``Backend``, what ``graphreg.backend`` returns: it rewrites each graph that Dynamo captures of a model, and runs it at each call.
 
-What Dynamo breaks into several graphs stays one model here: sites are named over all graphs of a call, a penalty is a mean over
-the sites of all, and each stream counts its own draws.
+A model that Dynamo breaks into several graphs stays one model here: sites are named over all graphs of a call, a penalty is a mean over
+the sites of all, and each noise stream counts its own draws.
 """
 
 from __future__ import annotations
@@ -32,7 +32,15 @@ from graphreg.tracing import Traced
 
 
 class Backend(Knobs):
-    """What ``graphreg.backend`` gives: a backend of torch.compile, for one model. ``parts``: the graphs, in the order of capture."""
+    """A backend of torch.compile for one model, as ``graphreg.backend`` returns it.
+
+    Attributes:
+        regularizers: The regularizers by name.
+        model: The model, once its first graph was captured.
+        parts: The subgraphs, in the order of capture.
+        forced: Whether a block of ``noise_on`` is open.
+        complete: Whether a call has ended, so that the selectors were checked over all its graphs.
+    """
 
     __name__ = "graphreg"
 
@@ -51,14 +59,14 @@ class Backend(Knobs):
         self._strengths = {name: torch.tensor([r.weight], dtype=torch.float64) for name, r in regularizers.items()}
         self._measurers: dict[str, Measurer] = {}
         self._maker: Maker | None = None
-        self._contexts: list[Any] = []  # torch.compile's records that tell us of their calls
+        self._contexts: list[Any] = []  # torch.compile's contexts whose calls are hooked
         self._call: Call | None = None
         self._last: dict[str, Tensor] | None = None
 
     # what torch.compile calls
 
     def __call__(self, gm: fx.GraphModule, inputs: Sequence[Any], **options: Any) -> Callable[..., Any]:
-        """Compile a graph of Dynamo's. What is wrong is raised when it runs: Dynamo would wrap it in an error of its own."""
+        """Compile a graph that Dynamo captured. Errors are raised when it runs: here Dynamo would wrap them in one of its own."""
         try:
             if options:
                 raise RegularizerError(
@@ -89,7 +97,7 @@ class Backend(Knobs):
     # a call, from its first graph to its end
 
     def _current(self) -> Call:
-        """The call that runs. Of the first call through a torch.compile that is only known as its first graph is captured."""
+        """Return the call that runs. The first call through a torch.compile becomes known only when its first graph is captured."""
         found = entry()
         if found is None:
             raise TraceError(
@@ -138,7 +146,7 @@ class Backend(Knobs):
         self._last = None
         self.streams.begin()
         call, before = self._call, sys.exc_info()[1]
-        # past its limit of recompilations Dynamo runs a frame in eager, which would be a frame without its regularizers
+        # past its limit of recompilations Dynamo would run a frame in eager, and so without its regularizers
         strict = torch._dynamo.config.patch(fail_on_recompile_limit_hit=True)
         strict.__enter__()
 
@@ -168,7 +176,7 @@ class Backend(Knobs):
         return outputs
 
     def _require(self, part: Part) -> None:
-        """Refuse what the guards should have seen, and a second forward in backward, which would draw other masks."""
+        """Raise for a change that the guards should have caught, and for a forward that backward runs again, with other masks."""
         if any(owner.training != mode for owner, mode in zip(part.owners, part.modes, strict=True)):
             raise GraphRegError(
                 "the mode of a module changed and torch.compile did not capture its graph again. torch.compiler.reset() has it begin anew."
@@ -197,17 +205,18 @@ class Backend(Knobs):
             if isinstance(outputs[place], Tensor):
                 call.made[outputs[place]] = known
 
-    # what a user asks
+    # what users call
 
     def penalties(self) -> dict[str, Tensor]:
-        """The penalties of the last call, already weighted: 0-d, with gradients, or detached where they are attached.
+        """Return the penalties of the last call by name, 0-d and already multiplied by their strengths.
 
-        Over all graphs of the call: a mean over their sites. Raises GraphRegError before the first call has ended.
+        They have gradients, or are detached where penalties attach. A penalty is a mean over its sites in all graphs of the call.
+        Raises GraphRegError before the first call has ended.
         """
         if self._last is None:
             raise GraphRegError(
-                "there are no penalties yet: they are those of the last call of what torch.compile made with this backend, and none has "
-                "ended, or none had a graph. Call the compiled model first, and read them behind it."
+                "there are no penalties yet: they are those of the last call of the model that was compiled with this backend, and no call "
+                "has ended, or none had a graph. Call the compiled model first, and read the penalties after it."
             )
         return dict(self._last)
 

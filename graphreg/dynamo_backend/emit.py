@@ -1,7 +1,7 @@
-"""What the inner compiler is given: the captured graph with the additions in it, and nothing that a call changes.
+"""Turns a rewritten graph back into Dynamo's form, for the inner compiler: without any state that a call changes.
 
-Parameters are inputs again, as Dynamo passes them. Keys and strengths are inputs too, which the wrapper of the graph feeds: a
-buffer that a leaf assigns would be assigned once, while the compiler traces. Measurements are outputs behind the graph's own.
+Parameters are inputs again, as Dynamo passes them. Keys and strengths are inputs too, which the backend supplies at each call: a buffer
+that a runtime module assigns would be assigned only once, while the compiler traces. Measurements are outputs after the graph's own.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from graphreg.planning import Plan
 from graphreg.rewriting import measures
 from graphreg.runtime import Drawing, KeyRule, Leaf, Regularized, RewrittenModule, Rules, Total, Whole, graphs_of
 
-_CARRIED = ("compile_subgraph_reason", "_param_name_to_source", "_backend_id")  # what torch writes to a graph of Dynamo's
+_CARRIED = ("compile_subgraph_reason", "_param_name_to_source", "_backend_id")  # attributes that Dynamo sets on its GraphModules
 
 
 class Bound(nn.Module):
-    """A leaf that takes its strength as an argument; it hides the leaf, whose buffers the compiler would take for the graph's."""
+    """Calls a runtime module with its strength as the first argument, if ``takes_strength``.
+
+    It hides the runtime module in a tuple: the compiler would take its buffers for the graph's.
+    """
 
     def __init__(self, leaf: Leaf, takes_strength: bool) -> None:
         super().__init__()
@@ -45,10 +48,15 @@ class Bound(nn.Module):
 
 @dataclass(frozen=True)
 class Emitted:
-    """``strengths``: the names of those that are inputs, in order; ``draws``: whether the keys are one, before them.
+    """A graph for the inner compiler, with its additional inputs and outputs.
 
-    ``more``: the parameters that are inputs behind these, which the graph itself does not read. ``measured``: of each output behind
-    the graph's own, the penalty; ``weighed``: of those behind these, the penalty on parameters, which is whole.
+    Attributes:
+        module: The graph.
+        draws: Whether the first additional input is the keys.
+        strengths: The regularizers whose strengths are the next inputs, in order.
+        more: The parameters that are the last inputs: those that penalties read and the graph does not.
+        measured: For each measurement, which are the outputs after the graph's own, the penalty that it belongs to.
+        weighed: The penalties on parameters, whose totals are the last outputs.
     """
 
     module: fx.GraphModule
@@ -63,7 +71,10 @@ Weighed = Mapping[str, tuple[Total, Sequence[str]]]  # by penalty: its leaf, and
 
 
 def emit(rewritten: RewrittenModule, gm: fx.GraphModule, plan: Plan, weighed: Weighed) -> Emitted:
-    """The rewritten graph in Dynamo's form; ``gm`` is what Dynamo captured, ``weighed`` the penalties on parameters to be in it."""
+    """Return the rewritten graph in Dynamo's form.
+
+    ``gm``: the graph that Dynamo captured; ``weighed``: the penalties on parameters that this graph shall compute.
+    """
     return _Emission(rewritten, gm, plan, weighed).emitted()
 
 
@@ -78,7 +89,7 @@ class _Emission:
         self.attributes: dict[str, Any] = {}
 
     def emitted(self) -> Emitted:
-        """The graph, made node by node: inputs first, then what was added as an input, then the rest in its order."""
+        """Build the graph node by node: its inputs, then the additional inputs, then the rest in its order."""
         nodes = {node.name: node for node in self.source.nodes}
         for node in self.gm.graph.nodes:
             if node.op == "placeholder":
@@ -110,7 +121,7 @@ class _Emission:
         return self._finished(measured, tuple(more), self._weigh({**parameters, **more}))
 
     def _weigh(self, parameters: Mapping[str, fx.Node]) -> dict[str, fx.Node]:
-        """The penalties on parameters."""
+        """Add the penalties on parameters to the graph."""
         totals = {}
         for name, (leaf, names) in self.weighed.items():
             read = {each: parameters[each] for each in names}
@@ -141,7 +152,7 @@ class _Emission:
 
     def _added(self, name: str) -> fx.Node:
         twin = self.graph.create_node("placeholder", name, name=name)
-        twin._dynamo_source = None  # as torch's own splitting of a graph has it
+        twin._dynamo_source = None  # as torch itself sets it when it splits a graph
         return twin
 
     def _leaf(self, node: fx.Node) -> Leaf | None:
@@ -167,7 +178,7 @@ class _Emission:
 
 
 def acting(rewritten: RewrittenModule) -> list[tuple[str, bool]]:
-    """The streams of a rewritten module in the order of their rows, each by its leaf's name, and whether that acts now."""
+    """Return the streams of a rewritten module in the order of their rows: the runtime module's name, and whether it acts now."""
     rules: Rules = getattr(rewritten, RULES)
     key = rules._modules.get("key")
     found = []
@@ -178,7 +189,7 @@ def acting(rewritten: RewrittenModule) -> list[tuple[str, bool]]:
 
 
 def constant(value: Tensor) -> Tensor:
-    """An example of an added input, of sizes that do not vary."""
+    """Return an example value for an additional input, fake if Dynamo is tracing, with static sizes."""
     context = torch._guards.TracingContext.try_get()
     fake = context.fake_mode if context is not None else None
     return fake.from_tensor(value, static_shapes=True) if fake is not None else value

@@ -1,7 +1,7 @@
-"""What torch.compile leaves to eager, where nothing is regularized: a call that captures no graph at all is an error, not silence.
+"""Makes it an error if torch.compile leaves a whole call to eager, where nothing would be regularized, and says which code it left.
 
-A backend is asked only when there is a graph. So graphreg has Dynamo tell it when it begins to compile, and looks at the end of
-a call of ours whether a graph came of it. Dynamo's counters say which code it skipped, and why.
+A backend is called only when there is a graph. So a callback of Dynamo's says when a compilation begins, and at the end of a call
+through our backend it is checked whether a graph came of it. Dynamo's counters say which code was skipped, and why.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from graphreg.torch_internals import RESUMED, Entry, Functions, entry, root_of
 
 log = logging.getLogger("graphreg")
 
-NAME = "graphreg"  # of the backend, as torch.compile notes it
+NAME = "graphreg"  # the backend's name in torch.compile's records
 SKIPPED = re.compile(r"frame skipped: (\S+) \((.*) line (\d+)\)")
 
-_before = WeakKeyDictionary[Any, Counter[str]]()  # by torch.compile's record: what Dynamo had counted before its first call
+_before = WeakKeyDictionary[Any, Counter[str]]()  # by torch.compile's context: Dynamo's counters before its first call
 
 
 def watch() -> None:
-    """Have Dynamo tell of what it compiles; ``torch.compiler.reset`` makes it forget."""
+    """Register the callback for the start of each compilation; ``torch.compiler.reset`` removes it."""
     if _compiling not in callback_handler.start_callbacks:
         callback_handler.register_start_callback(_compiling)
 
 
 def left(context: Any = None) -> str:
-    """The code that the calls through a torch.compile left to eager, as a sentence; nothing where there is none, or no call runs."""
+    """Describe, in a sentence, the code that calls through a torch.compile left to eager; empty if there is none, or no call runs."""
     found = entry() if context is None else None
     before = _before.get(found.context if found is not None else context)
     new = [text for text, count in counters["unimplemented"].items() if before is not None and count > before[text]]
@@ -57,10 +57,10 @@ def _code(name: str, file: str, line: str) -> str:
 
 
 def _compiling(_: CallbackArgs) -> None:
-    """Dynamo begins to compile: of a call of ours that it has not yet compiled anything for, the end is watched from now on."""
+    """When Dynamo begins the first compilation for a call through our backend, hook the end of this and later calls."""
     try:
         found = _new()
-    except Exception as error:  # Dynamo calls this for every compilation of the process: what fails here must not stop those of others
+    except Exception as error:  # Dynamo calls this for every compilation of the process: a failure here must not stop others' code
         log.debug("a compilation is not watched: %s", error)
         return
     if found is not None:
@@ -71,7 +71,7 @@ def _compiling(_: CallbackArgs) -> None:
 
 
 def _new() -> Entry | None:
-    """The call that is running, if it is one of ours and not watched yet."""
+    """Return the call that is running, if it goes through our backend and is not hooked yet."""
     found = entry()
     inner: Any = compiler_of(found.context) if found is not None else None
     return None if found is None or found.context in _before or getattr(inner, "compiler_name", None) != NAME else found

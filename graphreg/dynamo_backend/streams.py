@@ -1,7 +1,7 @@
-"""The noise of a backend: streams that come to be as graphs are captured, each with the number of its own next call.
+"""The noise of a backend: its streams are created as graphs are captured, and each counts its own draws.
 
-A rewritten module counts its calls. Of a model in several graphs a call may draw at some sites, or at one of them in a loop,
-so here each site counts how often it was drawn. Where every call draws at every site once, the two are the same.
+A rewritten module counts its calls. A call of a model in several graphs may draw at some of the sites only, or at one of them in a loop,
+so here each site counts how often it was drawn. Where every call draws at every site once, both give the same masks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Stream:
-    """What a stream is made of, but for the seed that all share; ``seed``: one of its own."""
+    """What identifies a stream, beside the backend's seed; ``seed``: one of its own, which replaces that."""
 
     site: str
     kind: str
@@ -37,7 +37,14 @@ class Stream:
 
 
 class Streams:
-    """All streams of a backend. ``alike``: whether all ranks draw the same."""
+    """All streams of a backend.
+
+    Attributes:
+        seed: The seed of all streams that have none of their own.
+        alike: Whether all ranks draw the same masks.
+        calls: By stream, how often it was drawn.
+        held: In a block of ``frozen_noise``, the counts that every call begins with.
+    """
 
     def __init__(self, seed: int) -> None:
         self.seed, self.alike = seed, False
@@ -47,7 +54,7 @@ class Streams:
         self._words: dict[Stream, int] = {}
 
     def keys(self, rows: Sequence[Stream], draws: Sequence[bool], device: torch.device) -> Tensor:
-        """int32 [rows, 2]: the keys of each stream's call; those that draw go on to their next."""
+        """Return the keys of each stream's next draw, int32 [rows, 2]; streams that draw are counted on."""
         words = torch.tensor([self._word(row) for row in rows], dtype=torch.int64)
         calls = torch.tensor([self.calls.get(row.text, 0) for row in rows], dtype=torch.int64)
         for row, drawn in zip(rows, draws, strict=True):
@@ -62,13 +69,13 @@ class Streams:
         return self._words[row]
 
     def begin(self) -> None:
-        """A call begins: under ``hold`` at the calls that were next when the noise was held."""
+        """Begin a call; in a block of ``hold``, go back to where the noise stood when the block began."""
         if self.held is not None:
             self.calls = dict(self.held)
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Each call in the block draws the masks of the first. Blocks that overlap, of several threads, end with the last of them."""
+        """Give each call in the block the masks of the first. Overlapping blocks, of several threads, end with the last of them."""
         block = object()
         with Changes() as changes, changes:
             changes.later(partial(self._release, block))
@@ -83,11 +90,11 @@ class Streams:
             self.held = None
 
     def state(self) -> dict[str, Any]:
-        """A plain dict: the seed, and the number of each stream's next call."""
+        """Return the state of the noise: a plain dict with the seed and the counts of all streams."""
         return {"version": VERSION, "seed": self.seed, "ranks": "same" if self.alike else "differ", "calls": dict(self.calls)}
 
     def restore(self, state: object) -> None:
-        """Go where ``state`` was taken. Raises RegularizerError for what ``state`` never gave; the noise then stays."""
+        """Resume the noise at a state; raises RegularizerError for what ``state()`` never returned, and then changes nothing."""
         if not isinstance(state, Mapping) or "seed" not in state or "calls" not in state:
             what = "the state of a rewritten module" if isinstance(state, Mapping) and "streams" in state else type(state).__name__
             raise RegularizerError(f"{what} is no state of a backend's noise. Give the dict that graphreg.rng_state(backend) returned.")
