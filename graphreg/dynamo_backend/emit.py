@@ -67,7 +67,7 @@ class Emitted:
     weighed: tuple[str, ...]
 
 
-Weighed = Mapping[str, tuple[Total, Sequence[str]]]  # by penalty: its leaf, and the names of its parameters
+Weighed = Mapping[str, tuple[Total, Sequence[str]]]  # by penalty: its runtime module, and the names of its parameters
 
 
 def emit(rewritten: RewrittenModule, gm: fx.GraphModule, plan: Plan, weighed: Weighed) -> Emitted:

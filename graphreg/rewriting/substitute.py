@@ -1,6 +1,6 @@
-"""Substitution: a dropout of the model's own becomes a call of its leaf, in the same node; and back.
+"""Makes the node of a native dropout call a runtime module instead, and makes it call the original again.
 
-The leaf is called with the node's own arguments and ``noise``, so that the way back needs no more than what was called.
+The runtime module takes the node's own arguments and ``noise``, so that undoing it takes nothing but the original op and target.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from graphreg.ir import copied
 
 
 def substitute(node: fx.Node, target: str, site: str, key: fx.Node | None) -> None:
-    """Let the node call the leaf ``target``; ``key`` None where the leaf draws nothing."""
+    """Make the node call the runtime module ``target``.
+
+    ``site``: the name of the dropout's site; ``key``: the node with the keys of the call, or None if the runtime module draws nothing.
+    """
     node.meta["graphreg"] = {"kind": "own", "site": site, "was": (node.op, node.target)}
     node.op, node.target = "call_module", target
     if key is not None:
@@ -19,18 +22,18 @@ def substitute(node: fx.Node, target: str, site: str, key: fx.Node | None) -> No
 
 
 def is_own(node: fx.Node) -> bool:
-    """Whether a leaf stands in the place of the model's own call."""
+    """Whether the node is a native dropout that calls a runtime module instead."""
     return bool(node.meta.get("graphreg", {}).get("kind") == "own")
 
 
 def restore(node: fx.Node) -> None:
-    """Let the node call what it called."""
+    """Make the node call again what it called in the model."""
     node.op, node.target = node.meta.pop("graphreg")["was"]
     node.kwargs = {name: value for name, value in node.kwargs.items() if name != "noise"}
 
 
 def restored(graph: fx.Graph) -> fx.Graph:
-    """The graph with the model's own calls: itself where nothing stands in for one."""
+    """Return a copy of the graph in which native dropouts call the originals; the graph itself if none was replaced."""
     if not any(map(is_own, graph.nodes)):
         return graph
     copy = copied(graph)
