@@ -58,7 +58,7 @@ class Rules(nn.Module):
             leaf.adopt(owner)
         if placed and isinstance(key := self._modules.get("key"), Leaf):
             key.owner = tuple(dict.fromkeys(leaf.owner[0] for leaf in placed))
-            key.always = any(leaf.always for leaf in placed if not isinstance(leaf, Drawing))  # a Drawing's comes by the graph: see KeyRule.forward
+            key.always = any(leaf.always for leaf in placed if not isinstance(leaf, Drawing))  # a Drawing's comes by the graph
 
     def state_dict(self, *args: Any, destination: Any = None, **more: Any) -> Any:
         """Add nothing: the user's state_dict and its metadata stay as they are."""
