@@ -221,9 +221,11 @@ class Backend(Knobs):
         return dict(self._last)
 
     def strengths(self) -> dict[str, float]:
+        """Return the present strengths by regularizer name: see ``graphreg.strengths``."""
         return {name: float(value) for name, value in self._strengths.items()}
 
     def set_strength(self, name: str, value: float) -> None:
+        """Change a regularizer's strength: see ``graphreg.set_strength``."""
         if name not in self.regularizers:
             known = ", ".join(self.regularizers) or "none"
             raise NoMatchError(f"no regularizer is named {name!r}.{near_sentence(str(name), self.regularizers)} Names: {known}.")
@@ -231,19 +233,24 @@ class Backend(Knobs):
         self._strengths[name] = torch.tensor([checked.weight], dtype=torch.float64)  # a new one: backward may have kept the old
 
     def rng_state(self) -> dict[str, Any]:
+        """Return the state of the noise: see ``graphreg.rng_state``."""
         return self.streams.state()
 
     def set_rng_state(self, state: Mapping[str, Any]) -> None:
+        """Resume the noise at a saved state: see ``graphreg.set_rng_state``."""
         self.streams.restore(state)
 
     def set_ranks(self, ranks: Any) -> None:
+        """Choose whether ranks draw different masks: see ``graphreg.set_ranks``."""
         self.streams.alike = ranks == "same"
 
     def frozen_noise(self) -> AbstractContextManager[None]:
+        """Draw the same masks in every call of a block: see ``graphreg.frozen_noise``."""
         return self.streams.hold()
 
     @contextmanager
     def noise_on(self) -> Iterator[None]:
+        """Keep every splice acting whatever the mode: see ``graphreg.noise_on``."""
         block = object()
 
         def back() -> None:
@@ -257,4 +264,5 @@ class Backend(Knobs):
             yield
 
     def report(self) -> Report:
+        """Report what acts in the graphs captured so far: see ``graphreg.report``."""
         return told(self.title, self.parts, self.regularizers, self.strengths())

@@ -33,6 +33,7 @@ class Stream:
 
     @property
     def text(self) -> str:
+        """The stream's name in a state."""
         return f"{self.site}|{self.kind}|{self.occurrence}"
 
 

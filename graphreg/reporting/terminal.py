@@ -53,10 +53,12 @@ def coloured() -> bool:
 
 
 def is_terminal() -> bool:
+    """Whether stdout is a terminal."""
     return bool(getattr(sys.stdout, "isatty", lambda: False)())
 
 
 def paint(text: str, style: str, colours: bool) -> str:
+    """Wrap a text in the escape codes of a style of ``STYLES``; unchanged without ``colours`` or style."""
     return f"\x1b[{STYLES[style]}m{text}\x1b[0m" if colours and style else text
 
 

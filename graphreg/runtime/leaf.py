@@ -185,6 +185,7 @@ class SpliceRule(Drawing):
         self.regularizer = regularizer
 
     def acts(self) -> bool:
+        """Whether the value is replaced in the present mode."""
         return self.forced or self.owner[0].training
 
     def forward(self, z: Tensor, key: Tensor) -> Tensor:
@@ -296,6 +297,7 @@ class KeyRule(Leaf):
         self.register_buffer("free", torch.ones(1, dtype=torch.int64), persistent=False)
 
     def draws(self, always: bool = False) -> bool:
+        """Whether a call in the present mode draws noise, and so counts."""
         return always or self.forced or self.always or any(owner.training for owner in self.owner)
 
     def refuse_backward(self) -> None:

@@ -186,6 +186,7 @@ class RewrittenModule(fx.GraphModule):
         return python_code
 
     def train(self, mode: bool = True) -> RewrittenModule:
+        """Set the mode of this module and of the model's layers; a model that overrides ``train`` does it in its own way."""
         trainer = _known(self).trainer
         if not trainer:
             return super().train(mode)

@@ -22,6 +22,7 @@ class Measure(Leaf):
         self.regularizer, self.site = regularizer, site
 
     def forward(self, value: Tensor) -> Tensor:
+        """Value of the site [any shape] -> []."""
         return measured(self.regularizer, {self.site: value}, self.weight, self.about)
 
 
@@ -33,6 +34,7 @@ class MeasureSteps(Measure):
         self.steps = steps
 
     def forward(self, value: Tensor | tuple[Tensor, ...], lengths: Tensor | None = None) -> Tensor:
+        """A sequence, or a tuple of its steps, and the lengths of its examples or a mask of steps -> []."""
         sequence, lengths = self.steps.of(value, lengths, self.about)
         return measured(self.regularizer, {self.site: sequence}, self.weight, self.about, lengths)
 
@@ -45,6 +47,7 @@ class Total(Leaf):
         self.regularizer = regularizer
 
     def forward(self, *values: Tensor) -> Tensor:
+        """The measurements, each [], or parameters [any shape] -> []."""
         if self.regularizer.on == "parameters":
             values = tuple(measured(self.regularizer, {"": value}, self.weight, self.about) for value in values)
         if not values:  # a mode in which none of its sites is reached
@@ -58,6 +61,7 @@ class Whole(Total):
     """Computes a penalty whose formula takes ``values``: all its sites at once, by name, so that nothing is averaged."""
 
     def forward(self, values: dict[str, Tensor]) -> Tensor:  # type: ignore[override]
+        """The values of all sites by name, each [any shape] -> []."""
         if not values:
             return self.weight(torch.float32) * 0
         total = measured(self.regularizer, values, self.weight, self.about)

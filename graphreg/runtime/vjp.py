@@ -46,6 +46,7 @@ class Derivative(Total):
         known_to_dynamo()
 
     def acts(self) -> bool:
+        """Whether the penalty is computed in the present mode."""
         return self.always or self.owner[0].training
 
     def forward(self, values: dict[str, Tensor], wrt: dict[str, Tensor], key: Tensor) -> Tensor:  # type: ignore[override]
@@ -90,6 +91,7 @@ class Track(Leaf):
         self.site, self.readers = site, tuple(readers)
 
     def forward(self, x: Any) -> Any:
+        """Return the same value, which autograd records from here on while a penalty acts."""
         if not isinstance(x, Tensor) or not x.is_floating_point() or not any(reader.acts() for reader in self.readers):
             return x
         return tracked(x)
