@@ -234,5 +234,5 @@ def described(value: Any) -> Any:
 
 
 def _size(n: Any) -> int:
-    hint = n.node.hint if isinstance(n, torch.SymInt) else n  # int(n) would fix the size
+    hint = n.node.hint if isinstance(n, torch.SymInt) else n  # int(n) would specialize the graph to this size
     return int(hint) if hint is not None else -1

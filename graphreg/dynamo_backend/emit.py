@@ -43,7 +43,7 @@ class Bound(nn.Module):
             leaf._buffers["strength"] = before
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        raise TypeError("an addition of graphreg is part of no cache key")  # its formula would not be in it
+        raise TypeError("an addition of graphreg cannot be part of a cache key")  # the key would lack its formula
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def cost(module: fx.GraphModule, plan: Plan) -> Cost:
         with_them, without = (_pass(m, _of_train(graphs_of(m)), held_of(module)) for m in (twin, plain))
     except GraphRegError:
         raise
-    except Exception as error:  # of the model's own code, which may ask for a value, or of a kernel without a meta form
+    except Exception as error:  # from the model's code, which may read a value, or from an operator without a meta kernel
         raise GraphRegError(f"the model does not run on shapes alone ({first_line(error)})") from error
     labels = _labels(_of_train(graphs_of(twin)), plan)
     names = [*plan.regularizers, OWN, "keys", "copies", "attach", "monitor", "other"]

@@ -328,7 +328,7 @@ def _apart(apply: Apply, tensors: Sequence[Tensor], live: Sequence[Tensor]) -> t
         group = groups[storage_of(tensor)]
         base = tensor if len(group) == 1 else _base(group)
         if base is not None and (base.is_leaf or torch.empty_like(base).stride() != base.stride()):
-            base = None  # a copy would have other strides, or a leaf would be replaced
+            base = None  # a copy cannot replace a leaf, nor a base whose strides it would not have
         source = sources[id(tensor)] = tensor if base is None else base
         if all(source is not other for other in entering):
             entering.append(source)

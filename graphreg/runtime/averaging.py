@@ -34,7 +34,7 @@ def averages_follow() -> None:
 @torch.no_grad()
 def _follow(averaged: Any, model: nn.Module) -> None:
     copies, originals = ([m for m in root.modules() if isinstance(m, Rules)] for root in (averaged, model))
-    for copy, original in zip(copies, originals, strict=False):  # torch takes any model whose tensors fit
+    for copy, original in zip(copies, originals, strict=False):  # torch averages any models whose tensors fit
         theirs = dict(original.named_buffers())
         for name, buffer in copy.named_buffers():
             if name in theirs:

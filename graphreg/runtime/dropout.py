@@ -22,7 +22,7 @@ from graphreg.planning import OwnEdit
 from graphreg.rng import Noise, recomputes
 from graphreg.runtime.leaf import Drawing, accumulation
 
-_SELU = 1.7580993408473766  # alpha dropout sets what it drops to minus this; Klambauer et al. 2017
+_SELU = 1.7580993408473766  # alpha dropout replaces what it drops by minus this; Klambauer et al. 2017
 
 
 def scaled(mask: Tensor, scale: float) -> Tensor:

@@ -113,7 +113,7 @@ def guarded(additions: str) -> Callable[..., Any]:
     return called
 
 
-_in_backward = torch._C._current_graph_task_id  # nothing of Python's may run before the forward: Dynamo would compile it
+_in_backward = torch._C._current_graph_task_id  # called directly: a Python function of ours before the forward would be compiled by Dynamo
 
 
 def _attached(attach: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:

@@ -292,8 +292,8 @@ class KeyRule(Leaf):
         self.register_buffer("streams", torch.tensor(list(streams.values()), dtype=torch.int64), persistent=False)
         self.register_buffer("step", torch.zeros(1, dtype=torch.int64), persistent=False)
         self.register_buffer("keys", call_keys(self.streams, self.step), persistent=False)
-        # What a compiled graph reads instead of ``held``: a tensor, so that holding the noise recompiles nothing; of integers and not
-        # bools, because torch.optim.swa_utils.AveragedModel(use_buffers=True) subtracts buffers.
+        # A compiled graph reads this tensor instead of ``held``, so that holding the noise recompiles nothing. It is an integer because
+        # torch.optim.swa_utils.AveragedModel(use_buffers=True) subtracts buffers, and bools cannot be subtracted.
         self.register_buffer("free", torch.ones(1, dtype=torch.int64), persistent=False)
 
     def draws(self, always: bool = False) -> bool:
