@@ -44,7 +44,7 @@ class Steady(nn.Module):
 
 
 def regularized() -> fx.GraphModule:
-    """Dropout and a penalty at the hidden values, another on weights, and one of the model's own dropouts moved."""
+    """Dropout and a penalty at the hidden values, another on weights, and one native dropout moved."""
     return graphreg.regularize(
         Digits(),
         example_inputs=IMAGES,

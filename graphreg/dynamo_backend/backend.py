@@ -1,7 +1,7 @@
-"""A backend of torch.compile that regularizes: the engine's passes on each graph that Dynamo captures of a model.
+"""``Backend``, what ``graphreg.backend`` returns: it rewrites each graph that Dynamo captures of a model, and runs it at each call.
 
-What Dynamo breaks into several graphs stays one model here: sites are named over all graphs of a call, a penalty is a mean over
-the sites of all, and each stream counts its own draws.
+A model that Dynamo breaks into several graphs stays one model here: sites are named over all graphs of a call, a penalty is a mean over
+the sites of all, and each noise stream counts its own draws.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ class Backend(BackendHandle):
         self._strengths = {name: torch.tensor([r.weight], dtype=torch.float64) for name, r in regularizers.items()}
         self._measurers: dict[str, Measurer] = {}
         self._maker: Maker | None = None
-        self._contexts: list[Any] = []  # torch.compile's records that tell us of their calls
+        self._contexts: list[Any] = []  # torch.compile's contexts whose calls are hooked
         self._call: Call | None = None
         self._last: dict[str, Tensor] | None = None
 
     # what torch.compile calls
 
     def __call__(self, gm: fx.GraphModule, inputs: Sequence[Any], **options: Any) -> Callable[..., Any]:
-        """Compile a graph of Dynamo's. What is wrong is raised when it runs: Dynamo would wrap it in an error of its own."""
+        """Compile a graph that Dynamo captured. Errors are raised when it runs: here Dynamo would wrap them in one of its own."""
         try:
             if options:
                 raise RegularizerError(
@@ -167,7 +167,7 @@ class Backend(BackendHandle):
         return outputs
 
     def _require(self, part: Part) -> None:
-        """Refuse what the guards should have seen, and a second forward in backward, which would draw other masks."""
+        """Raise for a change that the guards should have caught, and for a forward that backward runs again, with other masks."""
         if any(owner.training != mode for owner, mode in zip(part.owners, part.modes, strict=True)):
             raise GraphRegError(
                 "the mode of a module changed and torch.compile did not capture its graph again. torch.compiler.reset() has it begin anew."
@@ -196,24 +196,27 @@ class Backend(BackendHandle):
             if isinstance(outputs[place], Tensor):
                 call.made[outputs[place]] = known
 
-    # what a user asks
+    # what users call
 
     def penalties(self) -> dict[str, Tensor]:
-        """The penalties of the last call, already weighted: 0-d, with gradients, or detached where they are attached.
+        """Return the penalties of the last call by name, 0-d and already multiplied by their strengths.
 
-        Over all graphs of the call: a mean over their sites. Raises GraphRegError before the first call has ended.
+        They have gradients, or are detached where penalties attach. A penalty is a mean over its sites in all graphs of the call.
+        Raises GraphRegError before the first call has ended.
         """
         if self._last is None:
             raise GraphRegError(
-                "there are no penalties yet: they are those of the last call of what torch.compile made with this backend, and none has "
-                "ended, or none had a graph. Call the compiled model first, and read them behind it."
+                "there are no penalties yet: they are those of the last call of the model that was compiled with this backend, and no call "
+                "has ended, or none had a graph. Call the compiled model first, and read the penalties after it."
             )
         return dict(self._last)
 
     def strengths(self) -> dict[str, float]:
+        """Return the present strengths by regularizer name: see ``graphreg.strengths``."""
         return {name: float(value) for name, value in self._strengths.items()}
 
     def set_strength(self, name: str, value: float) -> None:
+        """Change a regularizer's strength: see ``graphreg.set_strength``."""
         if name not in self.regularizers:
             known = ", ".join(self.regularizers) or "none"
             raise NoMatchError(f"no regularizer is named {name!r}.{near_sentence(str(name), self.regularizers)} Names: {known}.")
@@ -221,19 +224,24 @@ class Backend(BackendHandle):
         self._strengths[name] = torch.tensor([checked.weight], dtype=torch.float64)  # a new one: backward may have kept the old
 
     def rng_state(self) -> dict[str, Any]:
+        """Return the state of the noise: see ``graphreg.rng_state``."""
         return self.streams.state()
 
     def set_rng_state(self, state: Mapping[str, Any]) -> None:
+        """Resume the noise at a saved state: see ``graphreg.set_rng_state``."""
         self.streams.restore(state)
 
     def set_ranks(self, ranks: Any) -> None:
+        """Choose whether ranks draw different masks: see ``graphreg.set_ranks``."""
         self.streams.alike = ranks == "same"
 
     def frozen_noise(self) -> AbstractContextManager[None]:
+        """Draw the same masks in every call of a block: see ``graphreg.frozen_noise``."""
         return self.streams.hold()
 
     @contextmanager
     def noise_on(self) -> Iterator[None]:
+        """Keep every splice acting whatever the mode: see ``graphreg.noise_on``."""
         block = object()
 
         def back() -> None:
@@ -247,4 +255,5 @@ class Backend(BackendHandle):
             yield
 
     def report(self) -> Report:
+        """Report what acts in the graphs captured so far: see ``graphreg.report``."""
         return told(self.title, self.parts, self.regularizers, self.strengths())

@@ -1,4 +1,4 @@
-"""One call of a model that torch.compile made several graphs of: what they drew and measured, and what comes of it together."""
+"""One call of a model whose forward is several graphs: it collects what they measured and computes the penalties over all of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ from graphreg.torch_internals import backward_task, transform_level
 
 
 class Measurer:
-    """A penalty over all graphs of a call: its measurements averaged (or summed), times its strength, as in one graph."""
+    """Computes a penalty over all graphs of a call: the mean (or sum) of its measurements times its strength, as in one graph.
+
+    Attributes:
+        whole: Whether its formula takes all its sites at once (``values``).
+        parameters: The names of the parameters that it measures, if it acts on parameters.
+        leaf: The runtime module that computes its total.
+    """
 
     def __init__(self, regularizer: Penalty, name: str, parameters: Sequence[str]) -> None:
         self.regularizer, self.name, self.parameters = regularizer, name, tuple(parameters)
@@ -30,7 +36,7 @@ class Measurer:
         self.leaf = kind(regularizer, name, torch.tensor([regularizer.weight], dtype=torch.float64))
 
     def total(self, strength: Tensor, values: Sequence[Tensor], model: nn.Module) -> Tensor:
-        """0-d: of the values that the graphs gave, or of the model's parameters."""
+        """Return the penalty, 0-d, from the measurements that the graphs made, or from the model's parameters."""
         self.leaf._buffers["strength"] = strength
         if self.parameters:
             weights = [model.get_parameter(name) for name in self.parameters]
@@ -52,51 +58,51 @@ class Measurer:
         return total
 
     def is_plain(self, model: nn.Module) -> bool:
-        """Whether the parameters are there, and no tensors of another class."""
+        """Whether all its parameters are plain tensors, not of a subclass such as DTensor."""
         return all(type(model.get_parameter(name)) in (nn.Parameter, Tensor) for name in self.parameters)
 
     def share(self, strength: Tensor, count: int) -> Tensor:
-        """The derivative of the penalty by one of ``count`` measurements: 0-d."""
+        """Return the derivative of the penalty by one of its ``count`` measurements, 0-d."""
         if self.whole:
             return torch.ones((), dtype=strength.dtype)
         return strength[0] / (1 if self.leaf.sums else count)
 
 
 class Call:
-    """What the graphs of one call did so far. ``strengths``: as they were when it began, by name."""
+    """What the graphs of one call did so far; ``strengths`` are those at its beginning."""
 
     def __init__(
         self, model: nn.Module, strengths: Mapping[str, Tensor], measurers: Mapping[str, Measurer], attaches: bool, scale: Scale | None
     ) -> None:
         self.model, self.strengths, self.measurers, self.attaches, self.scale = model, dict(strengths), measurers, attaches, scale
         self.started = False
-        self.names: dict[str, None] = {}  # taken by the graphs that ran
-        self.acted: set[tuple[str, str]] = set()  # regularizer and site
-        self.occurrences: Counter[tuple[str, type]] = Counter()  # of a class of regularizer at a site
-        self.values: dict[str, list[Tensor]] = {}
-        self.trains: set[str] = set()  # the penalties that some parameter reaches
-        self.made = WeakTensorKeyDictionary()  # what a graph gave to the code behind its break, with what is known of it
-        self.totals_given: dict[str, Tensor] = {}  # of parameters, by the first graph that has them
-        self.counted = -1  # the backward pass in which the parameters' penalties have joined
+        self.names: dict[str, None] = {}  # the site names that the graphs that ran have taken
+        self.acted: set[tuple[str, str]] = set()  # pairs (regularizer, site)
+        self.occurrences: Counter[tuple[str, type]] = Counter()  # how often a class of regularizer acted at a site
+        self.values: dict[str, list[Tensor]] = {}  # the measurements, by penalty
+        self.trains: set[str] = set()  # the penalties whose gradient reaches some parameter
+        self.made = WeakTensorKeyDictionary()  # the outputs that crossed a graph break, each with what is known of it
+        self.totals_given: dict[str, Tensor] = {}  # penalties on parameters that the call's first graph computed
+        self.counted = -1  # the backward pass in which the penalties on parameters have joined
 
     def known(self, inputs: Sequence[Any]) -> dict[int, Known]:
-        """What is known of inputs that earlier graphs made, by id."""
+        """Return what is known of those inputs that earlier graphs made, by id."""
         return {id(value): self.made[value] for value in inputs if isinstance(value, Tensor) and value in self.made}
 
     def weighs(self) -> dict[str, tuple[Total, tuple[str, ...]]]:
-        """The penalties on parameters that a graph captured now has in it: all, if it is the call's first, so that each is there once.
+        """Return the penalties on parameters that a graph captured now should compute: all if it is the call's first, else none.
 
-        A graph takes plain parameters; those that are sharded are measured behind the call.
+        They are on plain parameters; penalties on sharded ones are computed at the end of the call.
         """
         if self.started:
             return {}
         return {name: (m.leaf, m.parameters) for name, m in self.measurers.items() if m.parameters and m.is_plain(self.model)}
 
     def taken(self, given: Sequence[Any], names: Sequence[str], weighed: Sequence[str], counts: bool, inputs: Sequence[Any]) -> list[Any]:
-        """The outputs of a graph that ran, without its measurements, which are the last and belong to the penalties ``names``,
-        and without the penalties on parameters that it has, which come behind these; ``counts``: whether these are to be used.
+        """Collect what a graph that ran has measured, and return its own outputs; where penalties attach, they join these.
 
-        Where penalties attach, the outputs carry them. ``inputs``: what the graph was given.
+        ``given``: what the graph returned, which is its own outputs, then the measurements of the penalties ``names``, then the penalties
+        on parameters ``weighed``. ``counts``: whether the last are valid. ``inputs``: what the graph was called with.
         """
         self.started = True
         count = len(given) - len(weighed)
@@ -131,7 +137,7 @@ class Call:
 
     @cached_property
     def of_parameters(self) -> dict[str, Tensor]:
-        """The penalties on parameters, once a call, whatever graphs read them."""
+        """The penalties on parameters by name, once a call, however many graphs read them."""
         names = [name for name, measurer in self.measurers.items() if measurer.regularizer.on == "parameters"]
         return {name: self.totals_given[name] if name in self.totals_given else self._total(name) for name in names}
 
@@ -141,12 +147,12 @@ class Call:
         return self.measurers[name].total(brought(self.strengths[name], device), values, self.model)
 
     def totals(self) -> dict[str, Tensor]:
-        """Every penalty of the call: 0-d, with its gradient, where it is not attached."""
+        """Return every penalty of the call, 0-d; detached where penalties attach."""
         found = {name: self.of_parameters[name] if name in self.of_parameters else self._total(name) for name in self.measurers}
         return {name: total.detach() for name, total in found.items()} if self.attaches else found
 
     def check(self) -> None:
-        """Refuse a penalty that would train nothing, where autograd records."""
+        """Raise RegularizerError for a penalty whose gradient reaches no parameter, if autograd records."""
         idle = [name for name in self.values if name not in self.trains] if torch.is_grad_enabled() else []
         if idle:
             raise RegularizerError(
@@ -154,15 +160,15 @@ class Call:
             )
 
     def share(self, name: str, value: Tensor) -> Tensor:
-        """The derivative of the penalty ``name`` by ``value``, one of its measurements in this call: 0-d.
+        """Return the derivative of the penalty ``name`` by ``value``, one of its measurements in this call, 0-d.
 
-        It is known when the call has ended: a penalty is a mean over the sites of all its graphs.
+        It is known only when the call has ended, because a penalty is a mean over its sites in all graphs.
         """
         return self.measurers[name].share(self.strengths[name], len(self.values[name])).to(value.device, value.dtype)
 
 
 class _Join(torch.autograd.Function):
-    """The identity on a graph's outputs; in backward its measurements get their share of the penalty's gradient."""
+    """The identity on a graph's outputs; its backward gives the graph's measurements their share of the penalty's gradient."""
 
     @staticmethod
     def forward(

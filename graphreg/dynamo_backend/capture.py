@@ -1,7 +1,7 @@
-"""A graph that Dynamo captured, as the engine takes one: parameters by name, values labelled as in a trace of the model.
+"""Turns a graph that Dynamo captured into one like a trace of the model: parameters by name, values labelled with their sites.
 
-In Dynamo's graph parameters are inputs and layers are the functions that they call. The stack of module calls at each node says
-which values are those of a module: as in a trace, a layer of torch is one site, and what happens in it is none.
+In Dynamo's graph parameters are inputs, and layers are the functions that they call. The stack of module calls at each node says which
+values are those of a module: as in a trace, a layer of torch is one site, and the values inside it are none.
 """
 
 from __future__ import annotations
@@ -38,7 +38,13 @@ from graphreg.torch_internals import CALLERS_OF_FORWARD, snake_case, source_of
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a value that goes from one graph to another: its module's path, its labels, whether a product on data made it."""
+    """What is known of a value that crosses from one graph to another.
+
+    Attributes:
+        path: The path of the module that made it.
+        labels: Its labels, the names of its site.
+        deep: Whether it depends on a layer, or another product with data, so that it may be hidden.
+    """
 
     path: str
     labels: tuple[Label, ...]
@@ -47,9 +53,13 @@ class Known:
 
 @dataclass(frozen=True)
 class Captured:
-    """The labelled graph. ``claimed``: the names that it took; ``crossing``: the names of values that another graph made.
+    """A captured graph with labels.
 
-    ``constants``: what the graph reads and the model does not have, the bodies of Dynamo's higher-order operators.
+    Attributes:
+        graph: The graph.
+        claimed: The site names that it took.
+        crossing: The names of its values on the graph-break boundary, which another graph made.
+        constants: Attributes that the graph reads and the model does not have: the bodies of Dynamo's higher-order operators.
     """
 
     graph: fx.Graph
@@ -59,7 +69,7 @@ class Captured:
 
 
 class Capture:
-    """Makes one of Dynamo's graph. ``paths`` and ``tensors``: of the model's modules and of its parameters and buffers, by their id."""
+    """Makes a ``Captured`` of Dynamo's graph ``gm``; ``paths``: the model's module paths by id; ``tensors``: its tensors' names by id."""
 
     def __init__(self, gm: fx.GraphModule, root: nn.Module, place: Place, paths: Mapping[int, str], tensors: Mapping[int, str]) -> None:
         self.root = root
@@ -70,8 +80,11 @@ class Capture:
         self.crossing: set[str] = set()
 
     def captured(self, inputs: Iterable[Any], known: Mapping[int, Known], taken: Iterable[str]) -> Captured:
-        """``inputs``: the values that Dynamo gives; ``known``: what is known of those that earlier graphs of the call
-        made, by id; ``taken``: the names that these took."""
+        """Copy the graph and label its values.
+
+        ``inputs``: the example inputs from Dynamo; ``known``: by id, what is known of those that earlier graphs of the call made;
+        ``taken``: the site names that those graphs took.
+        """
         namer = Namer(self.modules.keys() - {""})
         for name in taken:
             namer.claim(name)
@@ -144,7 +157,7 @@ class Capture:
         return found
 
     def _made_by(self, node: fx.Node) -> fx.Node | None:
-        """Of what leaves a region that Dynamo keeps as one operator (activation checkpointing): the operation within that made it."""
+        """For an output of a region that Dynamo keeps as one operator (activation checkpointing), return the node inside that made it."""
         region = node.args[0] if node.op == "call_function" and called(node)[1] == "getitem" else None
         if not isinstance(region, fx.Node) or not is_region(region) or not isinstance(node.args[1], int):
             return None
@@ -187,7 +200,7 @@ class Capture:
                 add_label(part, Label(name, "LSTMCell", ports, index == 0, module=path))
 
     def _label_frame(self, namer: Namer) -> None:
-        """What a forward that was captured by itself returns is its module's."""
+        """If the graph is the forward of one module, give that module's label to what it returns."""
         values = self.graph.output_node().all_input_nodes
         if self.place.returns and len(values) == 1 and values[0].op not in ("placeholder", "get_attr"):
             path = self.place.path
@@ -195,13 +208,13 @@ class Capture:
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether a trace takes the module for one operation: torch's own layers, timm's stochastic depth."""
+    """Whether a trace takes the module for one operation: a layer of torch, or timm's stochastic depth."""
     home = type(module).__module__
     return (home.startswith(("torch.nn", "torch.ao.nn")) and not isinstance(module, nn.Sequential)) or is_drop_path(module)
 
 
 def called(node: fx.Node) -> tuple[str, str]:
-    """The base of the name that a trace gives the operation, and the operation. Dynamo calls nodes after local variables."""
+    """Return the base name that a trace would give the node, and its operation. Dynamo names nodes after local variables instead."""
     name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", None) or node.name
     op = name.strip("_") or name
     base = COUNTED.sub("", snake_case(name[2:-2] if name.startswith("__") and name.endswith("__") else name))
@@ -211,12 +224,12 @@ def called(node: fx.Node) -> tuple[str, str]:
 
 
 def described(value: Any) -> Any:
-    """The shape and dtype of a tensor of Dynamo's, sizes that vary at their present value; None for what is no tensor."""
+    """Return the shape and dtype of a fake tensor, with dynamic sizes at their present value; None for what is not a tensor."""
     if isinstance(value, torch.Tensor):
         return tuple(_size(n) for n in value.shape), value.dtype
     return [described(item) for item in value] if isinstance(value, (tuple, list)) else None
 
 
 def _size(n: Any) -> int:
-    hint = n.node.hint if isinstance(n, torch.SymInt) else n  # int(n) would fix the size
+    hint = n.node.hint if isinstance(n, torch.SymInt) else n  # int(n) would specialize the graph to this size
     return int(hint) if hint is not None else -1

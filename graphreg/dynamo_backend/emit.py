@@ -1,7 +1,7 @@
-"""What the inner compiler is given: the captured graph with the additions in it, and nothing that a call changes.
+"""Turns a rewritten graph back into Dynamo's form, for the inner compiler: without any state that a call changes.
 
-Parameters are inputs again, as Dynamo passes them. Keys and strengths are inputs too, which the wrapper of the graph feeds: a
-buffer that a leaf assigns would be assigned once, while the compiler traces. Measurements are outputs behind the graph's own.
+Parameters are inputs again, as Dynamo passes them. Keys and strengths are inputs too, which the backend supplies at each call: a buffer
+that a runtime module assigns would be assigned only once, while the compiler traces. Measurements are outputs after the graph's own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from graphreg.torch_internals import copy_notes, copy_source, fake_mode, without
 
 
 class Bound(nn.Module):
-    """A leaf that takes its strength as an argument; it hides the leaf, whose buffers the compiler would take for the graph's."""
+    """Calls a runtime module with its strength as the first argument, if ``takes_strength``.
+
+    It hides the runtime module in a tuple: the compiler would take its buffers for the graph's.
+    """
 
     def __init__(self, leaf: Leaf, takes_strength: bool) -> None:
         super().__init__()
@@ -38,15 +41,20 @@ class Bound(nn.Module):
             leaf._buffers["strength"] = before
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        raise TypeError("an addition of graphreg is part of no cache key")  # its formula would not be in it
+        raise TypeError("an addition of graphreg cannot be part of a cache key")  # the key would lack its formula
 
 
 @dataclass(frozen=True)
 class Emitted:
-    """``strengths``: the names of those that are inputs, in order; ``draws``: whether the keys are one, before them.
+    """A graph for the inner compiler, with its additional inputs and outputs.
 
-    ``more``: the parameters that are inputs behind these, which the graph itself does not read. ``measured``: of each output behind
-    the graph's own, the penalty; ``weighed``: of those behind these, the penalty on parameters, which is whole.
+    Attributes:
+        module: The graph.
+        draws: Whether the first additional input is the keys.
+        strengths: The regularizers whose strengths are the next inputs, in order.
+        more: The parameters that are the last inputs: those that penalties read and the graph does not.
+        measured: For each measurement, which are the outputs after the graph's own, the penalty that it belongs to.
+        weighed: The penalties on parameters, whose totals are the last outputs.
     """
 
     module: fx.GraphModule
@@ -57,11 +65,14 @@ class Emitted:
     weighed: tuple[str, ...]
 
 
-Weighed = Mapping[str, tuple[Total, Sequence[str]]]  # by penalty: its leaf, and the names of its parameters
+Weighed = Mapping[str, tuple[Total, Sequence[str]]]  # by penalty: its runtime module, and the names of its parameters
 
 
 def emit(rewritten: RewrittenModule, gm: fx.GraphModule, plan: Plan, weighed: Weighed) -> Emitted:
-    """The rewritten graph in Dynamo's form; ``gm`` is what Dynamo captured, ``weighed`` the penalties on parameters to be in it."""
+    """Return the rewritten graph in Dynamo's form.
+
+    ``gm``: the graph that Dynamo captured; ``weighed``: the penalties on parameters that this graph shall compute.
+    """
     return _Emission(rewritten, gm, plan, weighed).emitted()
 
 
@@ -76,7 +87,7 @@ class _Emission:
         self.attributes: dict[str, Any] = {}
 
     def emitted(self) -> Emitted:
-        """The graph, made node by node: inputs first, then what was added as an input, then the rest in its order."""
+        """Build the graph node by node: its inputs, then the additional inputs, then the rest in its order."""
         nodes = {node.name: node for node in self.source.nodes}
         for node in self.gm.graph.nodes:
             if node.op == "placeholder":
@@ -109,7 +120,7 @@ class _Emission:
         return self._finished(measured, tuple(more), self._weigh({**parameters, **more}))
 
     def _weigh(self, parameters: Mapping[str, fx.Node]) -> dict[str, fx.Node]:
-        """The penalties on parameters."""
+        """Add the penalties on parameters to the graph."""
         totals = {}
         for name, (leaf, names) in self.weighed.items():
             read = {each: parameters[each] for each in names}
@@ -163,7 +174,7 @@ class _Emission:
 
 
 def acting(rewritten: RewrittenModule) -> list[tuple[str, bool]]:
-    """The streams of a rewritten module in the order of their rows, each by its leaf's name, and whether that acts now."""
+    """Return the streams of a rewritten module in the order of their rows: the runtime module's name, and whether it acts now."""
     rules: Rules = getattr(rewritten, RULES)
     key = rules._modules.get("key")
     found = []

@@ -1,7 +1,7 @@
-"""What torch.compile leaves to eager, where nothing is regularized: a call that captures no graph at all is an error, not silence.
+"""Makes it an error if torch.compile leaves a whole call to eager, where nothing would be regularized, and says which code it left.
 
-A backend is asked only when there is a graph. So graphreg has Dynamo tell it when it begins to compile, and looks at the end of
-a call of ours whether a graph came of it. Dynamo's counters say which code it skipped, and why.
+A backend is called only when there is a graph. So a callback of Dynamo's says when a compilation begins, and at the end of a call
+through our backend it is checked whether a graph came of it. Dynamo's counters say which code was skipped, and why.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ log = logging.getLogger("graphreg")
 
 NAME = "graphreg"  # of the backend, as torch.compile notes it
 
-_before = WeakKeyDictionary[Any, Counter[str]]()  # by torch.compile's record: what Dynamo had counted before its first call
+_before = WeakKeyDictionary[Any, Counter[str]]()  # by torch.compile's context: Dynamo's counters before its first call
 
 
 def watch() -> None:
@@ -64,7 +64,7 @@ def _compiling(_: Any) -> None:
     """Dynamo begins to compile: of a call of ours that it has not yet compiled anything for, the end is watched from now on."""
     try:
         found = _new()
-    except Exception as error:  # Dynamo calls this for every compilation of the process: what fails here must not stop those of others
+    except Exception as error:  # Dynamo calls this for every compilation of the process: a failure here must not stop others' code
         log.debug("a compilation is not watched: %s", error)
         return
     if found is not None:

@@ -1,7 +1,7 @@
-"""What a captured graph depends on and Dynamo does not see: the modes of the modules that own its sites, and whose code it is.
+"""Adds Dynamo guards for what a rewritten graph depends on: the modes of the modules that own its sites, and which module it is of.
 
-Dynamo guards on ``training`` only where a forward reads it, and one graph serves all modules of a class. Both would be wrong
-here: a splice acts by its module's mode, and sites have the names of one module. So a graph gets two guards more.
+Dynamo guards on ``training`` only where a forward reads it, and lets one graph serve all modules of a class. Both would be wrong here: a
+splice acts by its module's mode, and sites have the names of one module. So each graph gets two more guards.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from graphreg.torch_internals import guard_identity, guard_value
 
 
 class Watched:
-    """What the guard reads, as one tuple."""
+    """The object that the guard reads: ``now`` has the modes, whether the noise is forced on, and the module's path, as one tuple."""
 
     def __init__(self, owners: list[nn.Module], forced: Callable[[], bool], paths: Mapping[int, str] | None) -> None:
         self.owners, self.forced, self.paths = [weakref.ref(owner) for owner in owners], forced, paths
@@ -30,7 +30,7 @@ class Watched:
 
 
 def guard(translator: Any, place: Place, watched: Watched) -> None:
-    """Have Dynamo capture the code again where what is ``watched`` has changed, or another module runs it."""
+    """Have Dynamo capture the code again if what is ``watched`` has changed, or if another module runs it."""
     if place.local is not None:
         guard_identity(place.local)
     guard_value(translator, "__graphreg_watched", watched, "now", by_module=watched.paths is not None)

@@ -1,4 +1,4 @@
-"""``graphreg.backend``: the options of a backend of torch.compile, checked; and the backend that torch finds by name."""
+"""``graphreg.backend``: checks the options and makes a ``Backend``; also the backend that torch finds by the name ``"graphreg"``."""
 
 from __future__ import annotations
 
@@ -36,13 +36,17 @@ def backend(
     own_dropout: OwnDropout = "keep",
     **keywords: Any,
 ) -> Backend:
-    """A backend for ``torch.compile(model, backend=...)`` that regularizes every graph captured of that one model.
+    """Make a backend for ``torch.compile(model, backend=...)`` that regularizes every graph captured of that one model.
 
-    ``regularizers``, ``keywords``, ``rng``, ``missing``, ``own_dropout``: as in ``regularize``. ``inner``: the backend that
-    compiles what comes of it, a name that torch knows or a callable; ``options``: for it. ``penalties``: ``"return"`` them
-    from ``penalties()`` after a call, or ``"attach"`` them, so that their gradient joins in backward, times ``scale``.
-    The model stays as it is. Raises GraphRegError kinds for what is not allowed; a selector that finds nothing in any
-    graph is an error at the end of the first call.
+    The model stays as it is. A selector that matches nothing in any graph is an error at the end of the first call. Raises GraphRegError,
+    or a kind of it, for what is not allowed.
+
+    Args:
+        regularizers: As in ``regularize``; so are ``rng``, ``missing``, ``own_dropout`` and the other ``keywords``.
+        inner: The backend that compiles the regularized graphs: a name that torch knows, or a callable.
+        options: Options of the inner backend.
+        penalties: ``"return"`` them from ``penalties()`` after a call, or ``"attach"`` them to the backward pass.
+        scale: What the gradient of attached penalties is multiplied by, as in ``regularize``.
     """
     for name in ("compile", "front_end", "example_inputs", "verify"):
         if name in keywords:
@@ -63,7 +67,7 @@ def backend(
 
 
 def _seeded(regularizer: Regularizer) -> Regularizer:
-    """A splice's own generator is asked once, not for each graph."""
+    """Draw the seed from a splice's own generator once, not for each graph."""
     if isinstance(regularizer, Splice) and regularizer.rng is not None:
         return dataclasses.replace(regularizer, rng=seed(regularizer.rng))
     return regularizer
@@ -79,7 +83,7 @@ def _check_pull(regularizers: Mapping[str, Regularizer]) -> None:
 
 
 def _inner(inner: Any, options: Mapping[str, Any] | None) -> Inner:
-    """The inner backend as a function of a graph and inputs."""
+    """Return the inner backend as a function of a graph and example inputs."""
     if not isinstance(inner, str):
         if not callable(inner) or isinstance(inner, (type, nn.Module)):
             raise RegularizerError(f"inner={shown(inner)} is no backend; give a name of torch.compiler.list_backends(None), or a callable.")
@@ -98,7 +102,7 @@ def _inner(inner: Any, options: Mapping[str, Any] | None) -> Inner:
         function = backend_named(inner)
     more = {"options": dict(options)} if options else {}
     accepted = inspect.signature(function).parameters
-    theirs = str(getattr(function, "__module__", "")).startswith("torch.")  # torch's own take any keyword, and ignore it
+    theirs = str(getattr(function, "__module__", "")).startswith("torch.")  # torch's own accept any keyword and ignore it
     if more and "options" not in accepted and (theirs or all(p.kind is not p.VAR_KEYWORD for p in accepted.values())):
         raise RegularizerError(f"options={options!r} are not allowed: the inner backend {inner!r} takes none.")
 
@@ -133,9 +137,9 @@ def backend_of(compiled: Any) -> Backend:
 
 
 def __getattr__(name: str) -> Any:
-    """``by_name``, which torch asks for when it first meets the backend's name: from then on Dynamo tells of what it compiles.
+    """Provide ``by_name``, which torch looks up when it first meets the backend's name, and watch Dynamo's compilations from then on.
 
-    Nothing is registered while this file is imported, and nothing else tells of a call by name that captures no graph.
+    So nothing is registered when this file is imported, and yet a call by name that captures no graph is noticed.
     """
     if name != "by_name":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -144,9 +148,9 @@ def __getattr__(name: str) -> Any:
 
 
 def _by_name(gm: fx.GraphModule, inputs: Sequence[Any], **given: Any) -> Callable[..., Any]:
-    """``torch.compile(model, backend="graphreg", options={...})``: the options are those of ``graphreg.backend``.
+    """Compile for ``torch.compile(model, backend="graphreg", options={...})``, whose options are those of ``graphreg.backend``.
 
-    They are checked at the first call, for that is when torch first asks.
+    They are checked at the first call, because torch does not call the backend before.
     """
     holder = asking_wrapper()
     try:

@@ -1,7 +1,7 @@
-"""The noise of a backend: streams that come to be as graphs are captured, each with the number of its own next call.
+"""The noise of a backend: its streams are created as graphs are captured, and each counts its own draws.
 
-A rewritten module counts its calls. Of a model in several graphs a call may draw at some sites, or at one of them in a loop,
-so here each site counts how often it was drawn. Where every call draws at every site once, the two are the same.
+A rewritten module counts its calls. A call of a model in several graphs may draw at some of the sites only, or at one of them in a loop,
+so here each site counts how often it was drawn. Where every call draws at every site once, both give the same masks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from graphreg.torch_internals import Changes
 
 @dataclass(frozen=True)
 class Stream:
-    """What a stream is made of, but for the seed that all share; ``seed``: one of its own."""
+    """What identifies a stream, beside the backend's seed; ``seed``: one of its own, which replaces that."""
 
     site: str
     kind: str
@@ -32,11 +32,19 @@ class Stream:
 
     @property
     def text(self) -> str:
+        """The stream's name in a state."""
         return f"{self.site}|{self.kind}|{self.occurrence}"
 
 
 class Streams:
-    """All streams of a backend. ``alike``: whether all ranks draw the same."""
+    """All streams of a backend.
+
+    Attributes:
+        seed: The seed of all streams that have none of their own.
+        alike: Whether all ranks draw the same masks.
+        calls: By stream, how often it was drawn.
+        held: In a block of ``frozen_noise``, the counts that every call begins with.
+    """
 
     def __init__(self, seed: int) -> None:
         self.seed, self.alike = seed, False
@@ -46,7 +54,7 @@ class Streams:
         self._words: dict[Stream, int] = {}
 
     def keys(self, rows: Sequence[Stream], draws: Sequence[bool], device: torch.device) -> Tensor:
-        """int32 [rows, 2]: the keys of each stream's call; those that draw go on to their next."""
+        """Return the keys of each stream's next draw, int32 [rows, 2]; streams that draw are counted on."""
         words = torch.tensor([self._word(row) for row in rows], dtype=torch.int64)
         calls = torch.tensor([self.calls.get(row.text, 0) for row in rows], dtype=torch.int64)
         for row, drawn in zip(rows, draws, strict=True):
@@ -61,13 +69,13 @@ class Streams:
         return self._words[row]
 
     def begin(self) -> None:
-        """A call begins: under ``hold`` at the calls that were next when the noise was held."""
+        """Begin a call; in a block of ``hold``, go back to where the noise stood when the block began."""
         if self.held is not None:
             self.calls = dict(self.held)
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Each call in the block draws the masks of the first. Blocks that overlap, of several threads, end with the last of them."""
+        """Give each call in the block the masks of the first. Overlapping blocks, of several threads, end with the last of them."""
         block = object()
         with Changes() as changes, changes:
             changes.later(partial(self._release, block))

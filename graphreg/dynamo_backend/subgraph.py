@@ -1,4 +1,4 @@
-"""One captured graph made ready to run: planned and rewritten by the engine, compiled by the inner compiler, fed by a wrapper."""
+"""Takes one captured graph through the engine: labels, plan, rewrite, inner compiler; ``Part`` is the result, ready to run."""
 
 from __future__ import annotations
 
@@ -32,14 +32,30 @@ About = tuple[Any, ...]
 
 
 def about(parameter: Tensor) -> About:
-    """What a graph goes by that has a parameter for an input, and Dynamo guards for those of its own."""
+    """Return what a compiled graph assumes of a parameter that is its input; Dynamo guards it for the parameters that it sees itself."""
     return parameter.shape, parameter.dtype, parameter.device, parameter.requires_grad
 
 
 @dataclass(frozen=True)
 class Part:
-    """A graph of the model. ``rows``: its streams, ``draws`` whether each acts; ``gives``: what is known of its outputs, by place;
-    ``extra``: how the parameters were that it takes beside those of the captured graph.
+    """A subgraph of the model: one graph that Dynamo captured, planned and compiled.
+
+    Attributes:
+        number: Its number, from 1, in the order of capture.
+        place: The code that it was captured from.
+        broken: Whether it ends at a graph break.
+        traced: The captured graph as the engine takes it.
+        plan: The edits in it.
+        claimed: The site names that it took.
+        gives: By position, what is known of its outputs.
+        rows: The streams of its noise, in the order of the keys.
+        draws: For each stream, whether it acts in the present mode.
+        emitted: The graph that was compiled; None if nothing acts in it.
+        run: The compiled graph.
+        device: The device of the keys and strengths.
+        owners: The modules that own its sites.
+        modes: Their ``training`` flags when it was captured.
+        extra: What it assumes of each parameter that it takes beside those of the captured graph.
     """
 
     number: int
@@ -60,16 +76,18 @@ class Part:
 
     @property
     def measured(self) -> tuple[str, ...]:
+        """For each measurement that it returns, the penalty."""
         return self.emitted.measured if self.emitted else ()
 
     @property
     def weighed(self) -> tuple[str, ...]:
+        """The penalties on parameters that it computes."""
         return self.emitted.weighed if self.emitted else ()
 
     def parameters(self, model: nn.Module) -> tuple[list[Tensor], bool]:
-        """The parameters that it takes for a penalty alone, and whether they are as when it was captured.
+        """Return the parameters that only a penalty reads, and whether they are still as the graph was compiled for.
 
-        Of one that was frozen or moved since Dynamo knows nothing. The graph then has zeros, and what it makes of them does not count.
+        Dynamo does not notice if one of them was frozen or moved since. The graph then gets zeros, and its result for them is not used.
         """
         found = [model.get_parameter(name) for name in self.emitted.more] if self.emitted else []
         if tuple(map(about, found)) == self.extra:
@@ -78,7 +96,7 @@ class Part:
 
 
 class Maker:
-    """Makes the parts of one model; ``regularizers``: those on values, by their final names."""
+    """Makes the subgraphs of one model; ``regularizers``: those on values, by their final names."""
 
     def __init__(
         self, model: nn.Module, regularizers: Mapping[str, Regularizer], own_dropout: OwnDropout, inner: Inner, title: str
@@ -87,14 +105,14 @@ class Maker:
         self.regularizers = [dataclasses.replace(r, name=name, expect=None) for name, r in regularizers.items()]
 
     def paths(self) -> dict[int, str]:
-        """The paths of the model's modules, by id; of one that has several, the first."""
+        """Return the paths of the model's modules by id; for a module with several paths, the first."""
         found: dict[int, str] = {}
         for path, module in self.model.named_modules(remove_duplicate=False):
             found.setdefault(id(module), path)
         return found
 
     def capture(self, gm: fx.GraphModule, inputs: Sequence[Any], place: Place, call: Call) -> tuple[Captured, Traced]:
-        """The graph as the engine takes it."""
+        """Label the captured graph, and return it also as the ``Traced`` that the engine takes."""
         tensors: dict[int, str] = {}
         for named in (self.model.named_parameters, self.model.named_buffers):
             for name, tensor in named(remove_duplicate=False):
@@ -105,7 +123,7 @@ class Maker:
                                called=self.title)  # fmt: skip
 
     def planned(self, traced: Traced, captured: Captured, call: Call) -> Plan:
-        """The edits in this graph. At a value that comes from another graph: those that did not act there."""
+        """Plan the edits in this graph; at a value that another graph made, only those that did not act there."""
         whole = decided(traced, self.regularizers, "ignore")
         own, _ = decide(self.own_dropout, [own for own in traced.own_dropout if not own.why_not], traced.title, "ignore")
         new = [e for e in whole.edits if e.site.name not in captured.crossing or (e.name, e.site.name) not in call.acted]
@@ -114,7 +132,7 @@ class Maker:
     def made(
         self, number: int, gm: fx.GraphModule, inputs: Sequence[Any], place: Place, call: Call, forced: bool, strengths: Strengths
     ) -> Part:
-        """The part, compiled."""
+        """Capture, plan, rewrite and compile a graph."""
         captured, traced = self.capture(gm, inputs, place, call)
         found = self.planned(traced, captured, call)
         broken = not place.last and bool(getattr(getattr(gm, "compile_subgraph_reason", None), "graph_break", True))
@@ -145,7 +163,7 @@ class Maker:
 
 
 def _after(edit: Edit, captured: Captured, call: Call) -> Edit:
-    """The edit, counted behind those of its class at the same site in earlier graphs."""
+    """Return the edit with its occurrence counted on from those of its class at the same site in earlier graphs."""
     if edit.site.name not in captured.crossing:
         return edit
     return dataclasses.replace(edit, occurrence=edit.occurrence + call.occurrences[edit.site.name, type(edit.regularizer)])
@@ -156,7 +174,7 @@ Strengths = Callable[[str, torch.device], Tensor]
 
 @dataclass(frozen=True)
 class Named(Traced):
-    """A traced part, whose title is the model's where that is a function."""
+    """A ``Traced`` subgraph that carries the title of the whole model, which may be a function."""
 
     called: str = ""
 
@@ -170,7 +188,7 @@ class Named(Traced):
 
 
 def _gives(traced: Traced) -> dict[int, Known]:
-    """Of the outputs that go on to other graphs: by place, what is known of each."""
+    """Return what is known, by position, of the outputs that other graphs may read; empty if the graph does not end at a break."""
     graph = traced.graphs["both"]
     end = graph.output_node()
     if CROSSES not in end.meta:
@@ -185,7 +203,7 @@ def _site(node: fx.Node) -> tuple[str, tuple[Label, ...]]:
 
 
 def _rows(rewritten: RewrittenModule, found: Plan) -> tuple[Stream, ...]:
-    """What each row of the keys is the stream of."""
+    """Return the stream of each row of the keys."""
     rules: Rules = getattr(rewritten, RULES)
     key = rules._modules.get("key")
     if not isinstance(key, KeyRule):

@@ -1,4 +1,4 @@
-"""The graphs of a backend taken together: whether each selector found something in any of them, and the report."""
+"""Looks at all graphs of a backend together: whether each selector matches a site in any of them, and the report of the whole."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from graphreg.tracing import Traced
 
 
 def union(parts: Sequence[Part]) -> Traced:
-    """The sites of all graphs, each once: as it is where it is made, and hidden where any graph finds it so."""
+    """Return a ``Traced`` with the sites of all graphs, each once, as the first graph has it, but hidden if it is so in any graph."""
     sites: dict[str, Site] = {}
     for part in parts:
         for site in part.traced.values:
@@ -27,7 +27,7 @@ def union(parts: Sequence[Part]) -> Traced:
 
 
 def check_selectors(parts: Sequence[Part], regularizers: Mapping[str, Regularizer], own_dropout: OwnDropout, missing: Missing) -> None:
-    """Refuse, over all graphs of the first call, what ``plan`` refuses in one: NoMatchError, also for ``expect``."""
+    """Check the selectors over all graphs of the first call, as ``plan`` checks them in one: raises NoMatchError, also for ``expect``."""
     whole = union(parts)
     for regularizer in regularizers.values():
         if regularizer.on == "values":
@@ -41,7 +41,7 @@ def check_selectors(parts: Sequence[Part], regularizers: Mapping[str, Regularize
 
 
 def _elsewhere(whole: Traced, regularizer: Regularizer) -> str:
-    """What of the model a selector names, where the call went another way."""
+    """Explain, as a sentence, that a selector names a module that no graph of the first call has; empty if it does not."""
     texts = [] if callable(regularizer.pattern) else [Pattern.parse(text) for text in strings(regularizer.pattern)]
     known = {label.module for site in whole.values for label in site.labels}
     paths = [p for p in whole.operations.modules if p and p not in known and any("*" not in t.name and t.path(p) for t in texts)]
@@ -54,7 +54,7 @@ def _elsewhere(whole: Traced, regularizer: Regularizer) -> str:
 
 
 def told(title: str, parts: Sequence[Part], regularizers: Mapping[str, Regularizer], strengths: Mapping[str, float]) -> Report:
-    """The report: the graphs first, then as of a module. What backward keeps is the compiler's to say, so there is no cost."""
+    """Make the report of a backend: like that of a module, with a table of graphs. It has no cost: the compiler decides what it keeps."""
     if not parts:
         called = ("call what torch.compile made with this backend",)
         return Report(title or "a backend", "which has captured no graph yet", (), (), notes=called)
@@ -79,7 +79,7 @@ def told(title: str, parts: Sequence[Part], regularizers: Mapping[str, Regulariz
 
 
 def _on_parameters(name: str, regularizer: Regularizer, whole: Traced) -> list[Edit]:
-    """Where a penalty on parameters acts, which is in no graph."""
+    """Return the edits of a penalty on parameters, which are in no graph's plan."""
     found = selected(whole, regularizer, "ignore") if regularizer.on == "parameters" else {}
     return [Edit(site, name, regularizer, text) for site, text in found.items()]
 

@@ -1,4 +1,8 @@
-"""What was done, in words and numbers: the report, its costs, the emitted source and its difference, the monitor."""
+"""Shows what graphreg did to a model: the report with its costs, the diff of the emitted Python, the monitor of values in training.
+
+Open ``report.py`` first: it is ``graphreg.report``. ``records.py`` has the records that a report consists of and prints itself with;
+``terminal.py`` lays out tables for the screen and HTML.
+"""
 
 from graphreg.reporting.diff import Diff, diff
 from graphreg.reporting.monitor import Monitor, monitor

@@ -1,7 +1,7 @@
-"""The cost of what was added: a forward pass with it and one without, run on tensors that have shapes and no elements.
+"""Measures the cost of the additions: one forward pass with them and one without, on meta tensors, which have shapes and no data.
 
-Values that a later addition replaces are kept for backward no more, and the mask and the replaced value are: what counts is the
-difference of the two passes, value by value. It is that of eager; a compiler keeps other things.
+A value that an addition replaces is no longer kept for backward, while the mask and the new value are. So the cost is the difference of
+the two passes, value by value. It is that of eager; a compiler keeps other values.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ META = torch.device("meta")
 
 
 def cost(module: fx.GraphModule, plan: Plan) -> Cost:
-    """What the additions of a rewritten module cost in a forward pass in train mode.
+    """Measure what the additions of a rewritten module cost in a forward pass in train mode.
 
-    Raises GraphRegError, with the reason alone, where it cannot be known: without shapes, or where the model does not run without data.
+    Raises GraphRegError, with the reason alone as its message, if there are no shapes or the model does not run without data.
     """
     try:
         with Changes() as changes, changes:
@@ -42,7 +42,7 @@ def cost(module: fx.GraphModule, plan: Plan) -> Cost:
         with_them, without = (_pass(m, _of_train(graphs_of(m)), held_of(module)) for m in (twin, plain))
     except GraphRegError:
         raise
-    except Exception as error:  # of the model's own code, which may ask for a value, or of a kernel without a meta form
+    except Exception as error:  # from the model's code, which may read a value, or from an operator without a meta kernel
         raise GraphRegError(f"the model does not run on shapes alone ({first_line(error)})") from error
     labels = _labels(_of_train(graphs_of(twin)), plan)
     names = [*plan.regularizers, OWN, "keys", "copies", "attach", "monitor", "other"]
@@ -63,7 +63,7 @@ def _of_train(graphs: Mapping[str, fx.Graph]) -> fx.Graph:
 
 
 def _without_data(module: fx.GraphModule) -> fx.GraphModule:
-    """A copy whose tensors have no elements; shared ones stay shared."""
+    """Return a copy of the module on the meta device; shared tensors stay shared."""
     memo: dict[int, Any] = {}
     for owner in module.modules():
         for tensor in (*owner._parameters.values(), *owner._buffers.values(), *vars(owner).values()):
@@ -88,7 +88,7 @@ def _labels(graph: fx.Graph, plan: Plan) -> dict[str, str]:
 
 
 def _cause(node: str, more: int, run: _Pass, graph: fx.Graph, labels: Mapping[str, str]) -> str:
-    """Who has a value of the model's kept for backward that was not, or the other way round."""
+    """Return what causes that a value of the model is kept for backward when it was not before, or no longer kept."""
     if not more:
         return "other"
     if more > 0:
@@ -131,7 +131,7 @@ def _empty(known: Any, name: str) -> Any:
 
 
 class _Pass(fx.Interpreter):
-    """A forward pass: of each node, what it computes and which bytes of it autograd keeps."""
+    """Runs a forward pass and counts, for each node, its operations and the bytes of it that autograd keeps."""
 
     def __init__(self, module: fx.GraphModule, graph: fx.Graph) -> None:
         super().__init__(module, graph=graph)
@@ -151,7 +151,7 @@ class _Pass(fx.Interpreter):
         self.now = n.name
         value = super().run_node(n)
         self.made_by_now(value)
-        if isinstance(self.module_of(n), nn.RNNBase):  # one operator on the real device, which keeps what it gives
+        if isinstance(self.module_of(n), nn.RNNBase):  # one operator on the real device, which keeps its outputs
             for tensor in _tensors(value):
                 self.save(tensor)
         return value
@@ -181,7 +181,7 @@ class _Pass(fx.Interpreter):
 
 
 class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the operations of each node, and keeps all of them without data."""
+    """Counts the operations of each node, and moves whatever they take to the meta device."""
 
     def __init__(self, run: _Pass) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -198,7 +198,7 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _emptied(tensor: Tensor) -> Tensor:
-    """A constant of the model's code without its elements; a single number stays, for it goes with any device."""
+    """Move a constant of the model's code to the meta device; a single number stays, because it goes with any device."""
     return tensor if tensor.device == META or tensor.dim() == 0 else tensor.to(META)
 
 

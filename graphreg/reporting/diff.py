@@ -1,4 +1,4 @@
-"""The difference that graphreg made: the emitted Python against that of the model without it, or against another rewritten module's."""
+"""``graphreg.diff``: the emitted Python of a rewritten module, compared with that of its model or of another rewritten module."""
 
 from __future__ import annotations
 
@@ -20,13 +20,22 @@ from graphreg.runtime import KeyRule, RewrittenModule, backend_handle, rewritten
 
 Sign = Literal["---", "+++", "@@", "-", "+", " "]
 _STYLES: dict[str, str] = {"---": "bold", "+++": "bold", "@@": "cyan", "-": "red", "+": "green"}
-_MARGIN = 88  # columns; the comment of a longer line does not push the others to the right
+_MARGIN = 88  # columns; a longer line does not push the comments of the others to the right
 _MODES = {"both": "", "train": ", in train mode", "eval": ", in eval mode"}
 
 
 @dataclass(frozen=True)
 class DiffLine:
-    """A line. ``text`` is the whole of it; ``code`` without its comment; ``kind``, ``regularizers`` and ``sites``: whose it is."""
+    """A line of a ``Diff``.
+
+    Attributes:
+        sign: As in ``diff -u``: ``"---"`` and ``"+++"`` begin a forward, ``"@@"`` a group of lines.
+        text: The line as it is printed, with sign and comment.
+        code: The Python alone.
+        kind: What kind of addition it belongs to, as in ``Line.kind``.
+        regularizers: The regularizers that it belongs to.
+        sites: The sites that it belongs to.
+    """
 
     sign: Sign
     text: str
@@ -38,10 +47,15 @@ class DiffLine:
 
 @dataclass(frozen=True)
 class Diff:
-    """A unified difference, one after another of the forwards that differ. It is true where there is one. ``notes``: what differs
-    between two modules beside their code, the seeds of their noise and the shapes of their parameters.
+    """A unified diff of the forwards that differ, one after the other. It is true if there is a difference.
 
-    It prints for the screen, in colours on a terminal (not where NO_COLOR is set); ``text()`` is plain.
+    It prints for the screen, in colours on a terminal unless NO_COLOR is set; ``text()`` is plain.
+
+    Attributes:
+        before: The title of the first source.
+        after: The title of the second source.
+        lines: The lines of the diff.
+        notes: What differs between two modules beside their code: the seeds of their noise, the shapes of their parameters.
     """
 
     before: str
@@ -63,7 +77,7 @@ class Diff:
         return sum(line.sign == "-" for line in self.lines)
 
     def text(self) -> str:
-        """Plain text, a line a line."""
+        """Return the diff as plain text."""
         return self._shown(False)
 
     def __str__(self) -> str:
@@ -76,7 +90,7 @@ class Diff:
         return "\n".join([*lines, *self._rest()])
 
     def _rest(self) -> list[str]:
-        """What stands below the lines, or in their place."""
+        """Return the text below the lines, or in their place if there are none."""
         none = f"no difference between {self.before} and {self.after}" + " in code, regularizers and strengths" * bool(self.notes)
         return [*([] if self.lines else [none]), *self.notes]
 
@@ -84,16 +98,23 @@ class Diff:
         return marked([(line.sign[:1] if len(line.sign) < 3 else "", line.text) for line in self.lines] + [("", t) for t in self._rest()])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values alone: what ``json`` takes."""
+        """Return plain values that ``json`` can write."""
         return {**asdict(self), "added": self.added, "removed": self.removed}
 
 
 def diff(a: Any, b: Any = None, *, context: int = 3) -> Diff:
-    """What the emitted Python of ``a`` has more than that of its model; with ``b``, what ``b`` has more than ``a``.
+    """Compare the emitted Python of ``a`` with that of its model, or, with ``b``, that of ``a`` with that of ``b``.
 
-    Of two also whether their noise is seeded alike and their parameters have the same shapes. Rewritten modules, also compiled or
-    wrapped, stripped ones, and plans that were not applied yet. ``context``: lines of the model
-    around each change, 0 or more. Raises GraphRegError for anything else, and for a module that cannot be stripped.
+    Two modules are also compared by the seeds of their noise and the shapes of their parameters.
+
+    Args:
+        a: A rewritten module, also compiled or wrapped, a stripped one, or a plan that was not applied yet.
+        b: Another one.
+        context: The number of unchanged lines around each change, 0 or more.
+
+    Raises:
+        GraphRegError: ``a`` or ``b`` is something else, or cannot be stripped.
+        RegularizerError: ``context`` is not allowed.
     """
     if type(context) is not int or context < 0:
         raise RegularizerError(f"context={shown(context)} is not allowed; give a whole number of lines, 0 or more.")
@@ -111,7 +132,7 @@ def diff(a: Any, b: Any = None, *, context: int = 3) -> Diff:
     lines: list[DiffLine] = []
     for mode in {**old.forwards, **new.forwards}:
         ours, theirs = _forward(old, mode), _forward(new, mode)
-        if ours is None or theirs is None:  # one of two modes where the other source has both in one
+        if ours is None or theirs is None:  # "both" of one source, where the other has a forward for each mode
             continue
         lines += _section(ours, theirs, before + _MODES[mode], after + _MODES[mode], context)
     return Diff(before, after, tuple(lines), notes)
@@ -122,7 +143,7 @@ def _title(module: Any, source: Source) -> str:
 
 
 def _beside(a: Any, b: Any, planned: bool) -> Iterator[str]:
-    """What differs and stands in no line of code; a plan has no seed yet."""
+    """Describe what differs between two modules beside their code. ``planned``: one is a plan, which has no seed yet."""
     ours, theirs = (_streams(module) for module in (a, b))
     other = [] if planned else [name for name in ours if name in theirs and ours[name] != theirs[name]]
     if other:
@@ -188,7 +209,7 @@ def _section(ours: Sequence[Line], theirs: Sequence[Line], before: str, after: s
 
 
 def _range(start: int, stop: int) -> str:
-    """As in ``diff -u``: the first line and how many, of none the line before."""
+    """Format a range as ``diff -u`` does: first line and count; for an empty range, the line before it."""
     length = stop - start
     return f"{start + 1}" if length == 1 else f"{start + (length > 0)},{length}"
 
@@ -199,7 +220,7 @@ def _shown(sign: Sign, line: Line, margin: int) -> DiffLine:
 
 
 class _Matcher(difflib.SequenceMatcher[str]):
-    """Lines are matched by what they make, so that a line which reads another value stands beside what it was."""
+    """Matches lines by the value that they assign, so that a line whose arguments changed stands beside its former self."""
 
     def __init__(self, ours: Sequence[Line], theirs: Sequence[Line]) -> None:
         super().__init__(None, [line.key for line in ours], [line.key for line in theirs], autojunk=False)
@@ -209,7 +230,7 @@ class _Matcher(difflib.SequenceMatcher[str]):
         return line.code, line.about
 
     def get_opcodes(self) -> Any:
-        """difflib's, with the lines apart whose keys are equal and whose texts are not."""
+        """Return difflib's opcodes, with ``replace`` for lines of equal keys and different texts."""
         found: list[Any] = []
         for tag, i, j, k, m in super().get_opcodes():
             if tag != "equal":

@@ -1,4 +1,4 @@
-"""The reach of a penalty: the parameters that its gradient comes to, read off the graph as it is now."""
+"""Finds the gradient reach of each penalty: the parameters that its gradient arrives at, read from the graph as it is now."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from graphreg.reporting.records import Trained
 
 
 def trained(module: nn.Module, graphs: Mapping[str, fx.Graph]) -> dict[str, Trained]:
-    """By penalty: the parameters that can train, and those that are frozen, in the model's order."""
+    """Return, by penalty, the parameters in its gradient reach that can train, and those that are frozen, in the model's order."""
     operations = Operations(module)
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     found: dict[str, set[str]] = {}
@@ -35,7 +35,7 @@ def _before(node: fx.Node, sizes: set[fx.Node]) -> set[fx.Node]:
 
 
 def _read(node: fx.Node, module: nn.Module, operations: Operations) -> Iterable[nn.Parameter]:
-    """The parameters that a node reads: of the module that it calls, or the one that it is."""
+    """Return the parameters that a node reads: those of the module that it calls, or the one that a ``get_attr`` gets."""
     if (called := operations.module(node)) is not None:
         return called.parameters()
     if node.op != "get_attr":

@@ -1,4 +1,4 @@
-"""The monitor: how the values of a module look while it trains, as numbers by name."""
+"""``graphreg.monitor``: statistics of a module's values while it trains, as numbers by name."""
 
 from __future__ import annotations
 
@@ -19,28 +19,37 @@ Log = Callable[[str, float, int], object]
 
 
 def monitor(module: Regulated, pattern: Selector = "*", *, every: int = 1, log: Log | None = None, near: float = 1e-3) -> Monitor:
-    """Watch a rewritten module in train mode: penalties, and at each site that ``pattern`` selects mean, std, share near zero and norm.
+    """Watch a rewritten module in train mode: its penalties, and mean, std, share near zero and norm of the values at selected sites.
 
-    ``pattern``: a selector; ``"*"`` means the hidden values. A value is measured as the model makes it, before what is spliced in there;
-    ``kept`` is the share of its elements other than 0 that a splice leaves other than 0. std divides by the number of elements; ``near``:
-    |z| at most this counts as near zero. ``every``: of the calls in train mode one in so many is read, the first among them; ``log(name,
-    value, step)`` is then called for each number, step counting those calls from 0: a SummaryWriter's ``add_scalar``, or any function.
+    Use it as ``with graphreg.monitor(module) as watched:``, or call ``close()`` at the end. It changes no value of the training, nor the
+    keys of ``state_dict``. It does change the graph: compiled code is recompiled once when the block begins and once when it has ended.
 
-    Use it as ``with graphreg.monitor(module) as watched:``, or ``close()`` it. Training goes on with the values it would have had, and
-    ``state_dict`` has the model's keys. The graph is another one meanwhile: what is compiled compiles again, once, when the block begins
-    and when it has ended. Raises NoMatchError, RegularizerError, and GraphRegError for what ``regularize`` did not return.
+    A value is measured as the model makes it, before any splice; ``kept`` is the share of its nonzero elements that a splice leaves
+    nonzero. std divides by the number of elements.
+
+    Args:
+        module: What ``regularize`` returned, also compiled or wrapped.
+        pattern: A selector of sites; ``"*"`` means all hidden values.
+        every: Read one in so many calls in train mode, beginning with the first.
+        log: A function like ``SummaryWriter().add_scalar``: ``log(name, value, step)``, with ``step`` counting those calls from 0.
+        near: An element with |z| at most this counts as near zero.
+
+    Raises:
+        NoMatchError: ``pattern`` selects nothing.
+        RegularizerError: An option is not allowed.
+        GraphRegError: ``module`` is not what ``regularize`` returned, or is monitored already.
     """
     if backend_handle(module) is not None:
         raise GraphRegError(
-            "a backend makes its graphs as it meets them, and no monitor is in them. monitor takes what graphreg.regularize returned."
+            "a backend makes its graphs while the model runs, and none can be monitored. monitor takes what graphreg.regularize returned."
         )
     inner, rules = rewritten(module), rules_of(module)
     if not isinstance(inner, RewrittenModule):
-        raise GraphRegError("a later pass made this module anew. monitor takes what graphreg.regularize returned, before that pass.")
+        raise GraphRegError("a later pass rebuilt this module. monitor takes what graphreg.regularize returned, before that pass.")
     if rules.watching is not None:
         raise GraphRegError(
             "this module is monitored already. Leave that block, or close() what graphreg.monitor returned; one monitor takes several "
-            f"selectors. A monitor that nobody holds any more: module.{RULES}.watching.close()."
+            f"selectors. If you have lost the monitor: module.{RULES}.watching.close()."
         )
     _check(every, log, near)
     sites = value_sites(inner, graphs_of(strip(inner)))
@@ -52,7 +61,7 @@ def monitor(module: Regulated, pattern: Selector = "*", *, every: int = 1, log: 
 
 def _check(every: object, log: object, near: object) -> None:
     if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-        raise RegularizerError(f"every={every!r} is not allowed; give a whole number of 1 or more: of so many calls one is read.")
+        raise RegularizerError(f"every={every!r} is not allowed; give a whole number of 1 or more: one in so many calls is read.")
     if log is not None and not callable(log):
         raise RegularizerError(f"log={log!r} is not allowed; give a function log(name, value, step), as SummaryWriter().add_scalar is.")
     if isinstance(near, bool) or not isinstance(near, (int, float)) or not 0 <= near < math.inf:
@@ -60,14 +69,19 @@ def _check(every: object, log: object, near: object) -> None:
 
 
 class Monitor:
-    """What ``monitor`` gives. ``sites``: those that are watched. ``calls``: how many calls in train mode were counted."""
+    """What ``monitor`` returns: it holds the latest numbers, and stops watching when it is closed.
+
+    Attributes:
+        sites: The names of the sites that are watched.
+        calls: How many calls in train mode were counted.
+    """
 
     def __init__(self, module: RewrittenModule, sites: list[str], every: int, log: Log | None, near: float) -> None:
         self.sites, self.calls = tuple(sites), 0
         self._module, self._rules = module, rules_of(module)
         self._every, self._log, self._clock = every, log, Clock()
         self._taken: list[Tensor | None] | None = None
-        remove(module, self._rules)  # what a copy of a monitored module has
+        remove(module, self._rules)  # a copy of a monitored module has watches without a monitor
         self._watches: list[Watch] = place(module, self._rules, sites, near, self._clock)
         self._rules.watching = self
         module.recompile()
@@ -82,24 +96,29 @@ class Monitor:
         return type(None), ()  # a copy of the module is not watched
 
     def close(self) -> None:
-        """Take the watches out of the module; the numbers stay. Once is enough, twice no harm."""
+        """Stop watching: take the watches out of the module. The numbers stay. Calling it again does nothing."""
         if self._rules.watching is self:
             remove(self._module, self._rules)
             self._rules.watching = None
             self._module.recompile()
 
     def values(self) -> dict[str, float]:
-        """The numbers of the last call that was read, by name: ``penalty/NAME``, ``SITE/mean``, ``std``, ``near_zero``, ``norm``,
-        ``SITE/kept/NAME``. Empty before the first."""
+        """Return the numbers of the last call that was read, by name; empty before the first.
+
+        The names are ``penalty/NAME``, ``SITE/mean``, ``SITE/std``, ``SITE/near_zero``, ``SITE/norm`` and ``SITE/kept/NAME``.
+        """
         taken = self._taken if self._taken is not None else [watch.last for watch in self._watches]
         pairs = zip(self._watches, taken, strict=True)
         return {name: value for watch, last in pairs if last is not None for name, value in zip(watch.names, last.tolist(), strict=True)}
 
     def tell(self, step: int) -> None:
-        """Give the numbers to ``log`` now. Where a function of yours that calls the module is compiled, nothing of Python's runs after
-        a call: nothing is counted there, ``values()`` are those of the latest call, and this is how they are logged."""
+        """Pass the numbers to ``log`` now.
+
+        You need it only if you compile a function that calls the module: no Python runs after a call in it, so calls are not counted and
+        nothing is logged by itself, while ``values()`` are those of the latest call. Raises GraphRegError if no ``log`` was given.
+        """
         if self._log is None:
-            raise GraphRegError("this monitor has no log to tell. Give it one: graphreg.monitor(module, log=writer.add_scalar).")
+            raise GraphRegError("this monitor has no log function. Give it one: graphreg.monitor(module, log=writer.add_scalar).")
         for name, value in self.values().items():
             self._log(name, value, step)
 

@@ -1,4 +1,8 @@
-"""Accounts: what a report is made of. A regularizer, a site and what acts there, a dropout of the model's own, the cost."""
+"""The records that a report consists of, ``Report`` itself with its tables, and the functions that make records from a plan.
+
+First the records: ``Entry`` is a regularizer, ``Acted`` a site with what acts there, ``OwnRow`` a native dropout, ``Cost`` the cost. Then
+``Report``, which prints them. Last ``entry``, ``acted`` and ``own_rows``, which make them.
+"""
 from __future__ import annotations
 
 import json
@@ -12,16 +16,27 @@ from graphreg.regularizer import Penalty, Regularizer, Splice
 from graphreg.reporting.terminal import USUAL, Block, Lines, coloured, html, text, width_now
 
 KEPT = "kept"
-Does = Literal["replaces", "measures", "measures first"]  # the last: before the splices at its site
+Does = Literal["replaces", "measures", "measures first"]  # "measures first": before the splices at its site
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A regularizer. ``selector``: its strings, or the name of its function. ``options``: by name, as text or plain values.
+    """A regularizer in a report.
 
-    ``share``: of the elements of all values (or parameters) in [0, 1], None where shapes are not known. ``of``: how many sites of
-    its kind there are. ``trains``: the parameters that a penalty trains, None where that is not known; ``frozen``: those that
-    it would train.
+    Attributes:
+        name: Its name.
+        type: Its class.
+        acts_on: ``"values"`` or ``"parameters"``.
+        strength: Its present weight or rate.
+        selector: Its selector's strings, or the name of its function.
+        options: Its options by name, as text or plain values.
+        sites: The names of the sites that it acts at.
+        of: How many sites the model has of the kind that it acts on.
+        share: The share of the elements of all values (or parameters) that it acts on, in [0, 1]; None if shapes are not known.
+        penalty: Whether it is a penalty, and not a splice.
+        trains: The parameters in a penalty's gradient reach that can train; None if not known.
+        frozen: The parameters in a penalty's gradient reach that are frozen.
+        notes: Further sentences.
     """
 
     name: str
@@ -41,7 +56,15 @@ class Entry:
 
 @dataclass(frozen=True)
 class Act:
-    """What one regularizer does at a site. ``matched``: the string that chose it. ``gone``: a later pass took it out."""
+    """What one regularizer does at a site.
+
+    Attributes:
+        regularizer: The regularizer's name.
+        does: ``"replaces"``, ``"measures"``, or ``"measures first"``: before the value is replaced.
+        strength: The present weight or rate.
+        matched: The string of the selector that matched the site.
+        gone: Whether a later pass removed it from the graph.
+    """
 
     regularizer: str
     does: Does
@@ -52,9 +75,17 @@ class Act:
 
 @dataclass(frozen=True)
 class Acted:
-    """A site and what acts there, in this order. ``calls``: of a cell, whose calls are the steps of one sequence.
+    """A site in a report, with what acts there.
 
-    ``shape`` and ``dtype`` are None where they are not known; ``graph``: of several captured ones, the number.
+    Attributes:
+        name: The site's name.
+        kind: ``"value"`` or ``"parameter"``.
+        op: The operation that makes the value.
+        shape: Its shape; None if not known.
+        dtype: Its dtype; None if not known.
+        acts: What acts there, in this order.
+        calls: The number of calls, for a cell whose calls are the steps of one sequence; otherwise 1.
+        graph: The number of the captured graph that it is in, for a backend; otherwise None.
     """
 
     name: str
@@ -69,7 +100,17 @@ class Acted:
 
 @dataclass(frozen=True)
 class OwnRow:
-    """A dropout of the model's own. ``acts``: ``"mode"``, ``"always"`` or ``"never"``; ``why_not``: why it cannot be moved."""
+    """A native dropout in a report.
+
+    Attributes:
+        site: Its site's name.
+        op: The function or module that it calls.
+        rate: Its rate when the model was traced; None if not known.
+        acts: When it acts: by ``"mode"``, ``"always"`` or ``"never"``.
+        becomes: What graphreg made of it; ``"kept"`` if torch draws it as before.
+        matched: The selector of ``own_dropout=`` that matched it.
+        why_not: Why it cannot be moved to graphreg's streams; empty if it can.
+    """
 
     site: str
     op: str
@@ -82,10 +123,14 @@ class OwnRow:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one forward pass in train mode, eager. By name of a regularizer, or of what belongs to none (``"keys"``, ``"copies"``).
+    """The cost of the additions in one forward pass in train mode, in eager.
 
-    ``operations``: multiplications and additions of products, else one an element. ``kept``: bytes kept for backward, less what is
-    kept no more. ``model_operations``, ``model_kept``: of the model by itself.
+    Attributes:
+        operations: Operations by regularizer, or by what belongs to none (``"keys"``, ``"copies"``): multiplications and additions of
+            matrix products and convolutions, and one an element for anything else.
+        kept: Bytes kept for backward, likewise, less those that are no longer kept.
+        model_operations: The operations of the model by itself.
+        model_kept: The bytes that the model by itself keeps for backward.
     """
 
     operations: Mapping[str, int]
@@ -102,10 +147,23 @@ _PREFIXES = ("", "k", "M", "G", "T", "P")
 
 @dataclass(frozen=True)
 class Report:
-    """Which regularizer acts where, what it changes, and what it costs.
+    """What ``graphreg.report`` returns: which regularizer acts where, what it changes, and what it costs.
 
-    It prints for the screen: at the terminal's width, or 80 columns. ``text(width)`` is plain; ``to_dict()`` and ``to_json()``
-    have everything. ``cost`` is None where it is not known, and ``no_cost`` says why.
+    It prints for the screen, at the terminal's width or 80 columns. ``text(width)`` is plain; ``to_dict()`` and ``to_json()`` have
+    everything.
+
+    Attributes:
+        title: The model's class.
+        made: How the graph was made.
+        regularizers: The regularizers, in order.
+        sites: The sites where something acts, in the order of the graph.
+        own_dropout: The native dropouts.
+        graphs: The captured graphs of a backend: number, code and modes of each.
+        parameters: How many parameters the model has.
+        cost: The cost of the additions; None if not known.
+        no_cost: Why the cost is not known.
+        missed: By regularizer, the strings of its selector that match nothing.
+        notes: Further sentences.
     """
 
     title: str
@@ -121,7 +179,10 @@ class Report:
     notes: tuple[str, ...] = ()
 
     def text(self, width: int | None = USUAL) -> str:
-        """Plain text; ``width``: 40 columns or more, or None for lines that are not wrapped. Raises RegularizerError below 40."""
+        """Return the report as plain text.
+
+        ``width``: the columns to wrap at, 40 or more, or None to wrap nothing. Raises RegularizerError for any other.
+        """
         return text(self._blocks(), width)
 
     def __str__(self) -> str:
@@ -133,10 +194,11 @@ class Report:
         return html(self._blocks())
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values alone: what ``json`` takes."""
+        """Return plain values that ``json`` can write."""
         return asdict(self)
 
     def to_json(self, indent: int | None = 2) -> str:
+        """Return the report as JSON; ``indent`` is that of ``json.dumps``."""
         return json.dumps(self.to_dict(), indent=indent)
 
     def _blocks(self) -> Iterator[Block]:
@@ -156,11 +218,11 @@ class Report:
             at = " and ".join(text for text in places if not text.startswith("0 ")) or "no site"
             what.append(f"{_counted(len(self.regularizers), 'regularizer')} at {at}")
         if moved := [row for row in self.own_dropout if row.becomes != KEPT]:
-            what.append(f"{len(moved)} of its own dropouts moved")
+            what.append(f"{_counted(len(moved), 'native dropout')} moved")
         return f"{self.title}, {self.made}: {'; '.join(what) or 'nothing acts'}"
 
     def _about(self, entry: Entry) -> str:
-        """What no column of a table holds."""
+        """Say of a regularizer what no column of the table holds."""
         notes = list(entry.notes)
         if entry.trains is not None:
             of = f"{len(entry.trains)} of {self.parameters} parameters"
@@ -171,7 +233,7 @@ class Report:
     def _unknown(self) -> list[str]:
         if all(site.shape is not None for site in self.sites):
             return []
-        return [f"{UNKNOWN}: the model was traced without example inputs; with example_inputs= shapes, dtypes, share and cost are told"]
+        return [f"{UNKNOWN}: the model was traced without example inputs; with example_inputs= shapes, dtypes, share and cost are shown"]
 
 
 def _counted(number: int, what: str) -> str:
@@ -195,7 +257,7 @@ def _regularizers(entries: Sequence[Entry]) -> Table:
 
 
 def _rows(sites: Sequence[Acted]) -> Iterator[tuple[str, ...]]:
-    """A line for each thing that acts; the site stands in the first."""
+    """Yield a row for each thing that acts at a site; only the first has the site's columns."""
     for site in sites:
         name = site.name + (f" ({site.calls} calls)" if site.calls > 1 else "")
         about = (
@@ -213,7 +275,7 @@ def _own(rows: Sequence[OwnRow]) -> Iterator[Block]:
     if not rows:
         return
     cells = [(r.site, r.op, "" if r.rate is None else f"{r.rate:g}", r.acts, r.becomes, r.matched) for r in rows]
-    yield Table(("the model's own dropout", "op", "rate", "acts", "becomes", "matched by"), tuple(cells))
+    yield Table(("native dropout", "op", "rate", "acts", "becomes", "matched by"), tuple(cells))
     lines = [f"not movable: {r.site}: {r.why_not}" for r in rows if r.why_not]
     kept = [r for r in rows if r.becomes == KEPT]
     if kept:
@@ -226,7 +288,7 @@ def _own(rows: Sequence[OwnRow]) -> Iterator[Block]:
 def _cost(cost: Cost | None, why_not: str, acts: bool) -> Iterator[Block]:
     if cost is None:
         if why_not and acts:
-            yield Lines((f"cost: not known, for {why_not}",))
+            yield Lines((f"cost: not known, because {why_not}",))
         return
     rows = [(name, amount(n), amount(cost.kept.get(name, 0), "B")) for name, n in cost.operations.items()]
     operations, kept = sum(cost.operations.values()), sum(cost.kept.values())
@@ -246,12 +308,12 @@ def _missed(missed: Mapping[str, tuple[str, ...]]) -> list[str]:
 
 
 def percent(share: float) -> str:
-    """A share in percent: whole ones, below 10 % two digits."""
+    """Format a share in percent, without decimals; below 10 % with two significant digits."""
     return f"{share:.0%}".replace("%", " %") if abs(share) >= 0.1 else f"{100 * share:.2g} %"
 
 
 def amount(number: float, unit: str = "") -> str:
-    """A number in three digits and thousands: 12.3 M."""
+    """Format a number with three digits and a prefix: 12.3 M."""
     power = 0
     while abs(number) >= 999.5 and power < len(_PREFIXES) - 1:
         number, power = number / 1000, power + 1
@@ -259,7 +321,7 @@ def amount(number: float, unit: str = "") -> str:
 
 
 
-Trained = tuple[tuple[str, ...], tuple[str, ...]]  # the parameters that train, and those that are frozen
+Trained = tuple[tuple[str, ...], tuple[str, ...]]  # the parameters in a gradient reach: those that train, and those that are frozen
 _TOLD = ("pattern", "weight", "name")  # fields that have a column of their own
 _SHARED = {field.name for kind in (Regularizer, Splice, Penalty) for field in fields(kind)}
 _ORDER: tuple[Does, ...] = ("measures first", "replaces", "measures")
@@ -269,7 +331,7 @@ def entry(
     name: str, regularizer: Regularizer, sites: Sequence[Site], strength: float, census: Census,
     trained: Trained | None = None, notes: Iterable[str] = (),
 ) -> Entry:  # fmt: skip
-    """The account of one regularizer."""
+    """Make the record of one regularizer. ``census``: the counts of all sites that ``of`` and ``share`` refer to."""
     whole, own = census.of(regularizer.on), counted(sites)
     share = own.elements / whole.elements if own.elements is not None and whole.elements else None
     return Entry(
@@ -283,7 +345,10 @@ def entry(
 def acted(
     edits: Iterable[Edit], strengths: Mapping[str, float], there: Collection[tuple[str, str]], graph: int | None = None
 ) -> list[Acted]:
-    """The sites, each with what acts there in order. ``there``: the (name, site) that are still in the graph."""
+    """Make the records of the sites, each with what acts there in order.
+
+    ``there``: the pairs (regularizer, site) that are still in the graph.
+    """
     found: dict[str, list[Edit]] = {}
     for edit in edits:
         found.setdefault(edit.site.name, []).append(edit)
@@ -297,7 +362,7 @@ def acted(
 
 
 def own_rows(edits: Iterable[OwnEdit], kept: Iterable[Own]) -> tuple[OwnRow, ...]:
-    """The model's own dropouts: what became of those that were chosen, and those that draw as they did."""
+    """Make the records of native dropouts: first those that were chosen, then those that torch draws as before (``kept``)."""
     rows = [OwnRow(e.own.site.name, e.own.site.op, e.own.rate, e.own.when, e.becomes, e.matched) for e in edits]
     return (*rows, *(OwnRow(own.site.name, own.site.op, own.rate, own.when, KEPT, "", own.why_not) for own in kept))
 
@@ -309,12 +374,12 @@ def _does(regularizer: Regularizer) -> Does:
 
 
 def selector_of(regularizer: Regularizer) -> tuple[str, ...]:
-    """Its strings, or its function by name."""
+    """Return the strings of a regularizer's selector, or the name of its function."""
     return strings(regularizer.pattern) or (str(_plain(regularizer.pattern)),)
 
 
 def options_of(regularizer: Regularizer) -> dict[str, Any]:
-    """Those of its class; of those that all have, the ones that are not at their default."""
+    """Return a regularizer's options: all that its class defines, and of those that every class has the ones not at their default."""
     own = [field for field in fields(regularizer) if field.name not in _TOLD]
     given = {field.name: getattr(regularizer, field.name) for field in own}
     return {field.name: _plain(given[field.name]) for field in own if field.name not in _SHARED or given[field.name] != _default(field)}
@@ -325,7 +390,7 @@ def _default(field: Field[Any]) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can hold: anything else by its name."""
+    """Return a value that JSON can hold; for anything else, its name."""
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
     if isinstance(value, (list, tuple)):

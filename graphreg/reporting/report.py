@@ -1,4 +1,4 @@
-"""The report: which regularizer acts where, what it changes and what it costs."""
+"""``graphreg.report``: which regularizer acts where, what it changes and what it costs."""
 
 from __future__ import annotations
 
@@ -33,11 +33,18 @@ from graphreg.tracing import decisions
 
 
 def report(module: Regulated | Plan, cost: bool = True) -> Report:
-    """By regularizer, by site, and the cost: a ``Report``, which prints, and has ``text(width)``, ``to_dict()`` and ``to_json()``.
+    """Report which regularizer acts where, what it changes and what it costs; strengths are the present ones.
 
-    ``module``: a rewritten module, also compiled or wrapped, a backend or what torch.compile made with one, or a plan that was not
-    applied yet. Strengths are the present ones. ``cost=False`` leaves out the cost, for which the model runs twice on shapes alone.
-    Raises GraphRegError for anything else.
+    Args:
+        module: A rewritten module, also compiled or wrapped, a backend or what torch.compile made with one, or a plan that was not
+            applied yet.
+        cost: Whether to measure the cost, for which the model runs twice on shapes alone.
+
+    Returns:
+        A ``Report``, which prints itself, and has ``text(width)``, ``to_dict()`` and ``to_json()``.
+
+    Raises:
+        GraphRegError: ``module`` is something else.
     """
     if isinstance(module, Plan):
         return replace(_of_module(applied(module), cost), made="planned and not applied yet")
@@ -48,7 +55,7 @@ def report(module: Regulated | Plan, cost: bool = True) -> Report:
 
 
 def applied(plan: Plan) -> RewrittenModule:
-    """What the plan would make of its model, which stays as it is."""
+    """Apply a plan to its model, which stays as it is, to show what it would make of it."""
     if plan.traced is None:
         raise GraphRegError(f"this plan for {plan.title} has no traced model with it. Give what graphreg.plan(traced, ...) returned.")
     return rewrite(plan.traced, plan, rng=0)
@@ -101,7 +108,7 @@ def _sites(plan: Plan, now: dict[str, float], graphs: dict[str, fx.Graph]) -> li
 
 
 def _cost(inner: fx.GraphModule, plan: Plan) -> tuple[Cost | None, str]:
-    """The cost, or why it is not known."""
+    """Return the cost, or None and why it is not known."""
     try:
         return measured(inner, plan), ""
     except GraphRegError as error:
@@ -109,7 +116,7 @@ def _cost(inner: fx.GraphModule, plan: Plan) -> tuple[Cost | None, str]:
 
 
 def _settings(module: Regulated) -> Sequence[str]:
-    """The model's own draws, where torch's settings decide of them."""
+    """Warn of settings of torch that the masks of native dropout depend on, where both are present."""
     settings, own = changed(), own_draws(module)
     if not settings or not own:
         return []

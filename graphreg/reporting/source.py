@@ -1,4 +1,7 @@
-"""The emitted Python of a module, line by line, each with whose it is. What frees values is left out: it moves with each addition."""
+"""The emitted Python of a module, line by line, each with the regularizers and sites that it belongs to: what ``diff`` compares.
+
+The statements that free values (``; x = None``) are left out: they move with each addition.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,14 @@ class Line:
     """A line of code. ``key``: what it makes, by which two sources are compared; ``kind``: the ``Kind`` of what was added, or
     ``"reads"`` of a line of the model's that reads what was added, ``"rule"`` of one that tells of a regularizer.
 
-    ``regularizers`` and ``sites``: where it comes from; ``about``: the same in words.
+    Attributes:
+        code: The Python, or a comment line.
+        key: The name that it assigns, by which two sources are compared.
+        kind: The kind of addition, as in ``node.meta["graphreg"]``; ``"reads"`` for a line of the model that reads an addition,
+            ``"rule"`` for a comment that describes a regularizer, ``""`` for any other line of the model.
+        regularizers: The regularizers that it belongs to.
+        sites: The sites that it belongs to.
+        about: The same in words, shown as a comment.
     """
 
     code: str
@@ -45,7 +55,7 @@ class Source:
 
 
 def source(module: Any, strengths: Mapping[str, float]) -> Source:
-    """Of a rewritten module, also inside wrappers; of a stripped one, whose ``strengths`` are none.
+    """Return the source of a rewritten module, also inside wrappers, or of a stripped one, which has no ``strengths``.
 
     Raises GraphRegError for anything else.
     """
@@ -60,7 +70,7 @@ def source(module: Any, strengths: Mapping[str, float]) -> Source:
 
 
 def _rules(plan: Plan, strengths: Mapping[str, float]) -> list[Line]:
-    """A comment for each regularizer and each kind of choice: what of them the code does not show."""
+    """Write a comment line for each regularizer and each choice of ``own_dropout=``, with what the code does not show."""
     lines = []
     for name, regularizer in plan.regularizers.items():
         options = "".join(f", {option}={value!r}" for option, value in options_of(regularizer).items())
@@ -89,7 +99,7 @@ def _lines(graph: fx.Graph, plan: Plan | None) -> list[Line]:
 
 
 def _told(code: str, key: str, node: fx.Node, plan: Plan | None) -> Line:
-    """The line, with whose it is."""
+    """Make a ``Line`` of code that ``node`` emits, with the regularizers and sites that it belongs to."""
     if plan is None:
         return Line(code, key)
     if (addition := addition_of(node)) is not None:

@@ -19,7 +19,7 @@ STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "cyan": "36"}
 
 @dataclass(frozen=True)
 class Lines:
-    """Lines, each a paragraph of its own; ``style``: that of ``STYLES``."""
+    """Lines, each wrapped as a paragraph of its own; ``style`` is a key of ``STYLES``, or empty."""
 
     lines: tuple[str, ...]
     style: str = ""
@@ -29,25 +29,27 @@ Block = Table | Lines
 
 
 def width_now() -> int:
-    """The terminal's width in columns, 40 at least; 80 where stdout is none."""
+    """Return the terminal's width in columns, 40 or more; 80 if stdout is not a terminal."""
     return max(NARROWEST, shutil.get_terminal_size((USUAL, 24)).columns) if is_terminal() else USUAL
 
 
 def coloured() -> bool:
-    """Whether stdout shows colours: a terminal, and NO_COLOR (https://no-color.org) is not set."""
+    """Whether stdout shows colours: it is a terminal, and NO_COLOR (https://no-color.org) is not set."""
     return is_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def is_terminal() -> bool:
+    """Whether stdout is a terminal."""
     return bool(getattr(sys.stdout, "isatty", lambda: False)())
 
 
 def paint(text: str, style: str, colours: bool) -> str:
+    """Wrap a text in the escape codes of a style of ``STYLES``; unchanged without ``colours`` or style."""
     return f"\x1b[{STYLES[style]}m{text}\x1b[0m" if colours and style else text
 
 
 def check_width(width: object) -> None:
-    """Refuse what is no width of 40 columns or more; None is as wide as the text is."""
+    """Raise RegularizerError for a width that is neither None nor a whole number of columns, 40 or more."""
     if width is not None and (type(width) is not int or width < NARROWEST):
         raise RegularizerError(
             f"width={shown(width)} is not allowed; give a whole number of columns, {NARROWEST} or more, or None to wrap nothing."
@@ -55,7 +57,10 @@ def check_width(width: object) -> None:
 
 
 def text(blocks: Iterable[Block], width: int | None, colours: bool = False) -> str:
-    """The blocks with a blank line between, without the empty ones; raises RegularizerError for a width below 40 columns."""
+    """Lay out the blocks as text, with a blank line between them; empty blocks are left out.
+
+    ``width``: the columns to wrap at, or None to wrap nothing; raises RegularizerError for one below 40 columns.
+    """
     check_width(width)
     return "\n\n".join("\n".join(lines) for block in blocks if (lines := _lines(block, width, colours)))
 
@@ -80,7 +85,7 @@ def _filled(line: str, width: int | None, indent: str = "    ") -> list[str]:
 
 
 def _expanded(full: Sequence[Sequence[str]], width: int | None, colours: bool) -> list[str]:
-    """A table in no columns: a paragraph a row, a line a cell."""
+    """Lay out a table without columns: a paragraph for each row, a line for each cell."""
     head, *rows = full
     lines = []
     for row in rows:
@@ -95,7 +100,7 @@ _BACKGROUNDS = {"+": "rgba(46,160,67,0.18)", "-": "rgba(248,81,73,0.18)", "@": "
 
 
 def html(blocks: Iterable[Block]) -> str:
-    """Tables and paragraphs; every text is escaped."""
+    """Lay out the blocks as HTML tables and paragraphs; every text is escaped."""
     return "<div>" + "".join(map(_block, blocks)) + "</div>"
 
 
@@ -115,7 +120,7 @@ def _tagged(full: list[tuple[str, ...]]) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def marked(lines: Iterable[tuple[str, str]]) -> str:
-    """Lines of code with the signs of a difference, ``+``, ``-``, ``@`` or a blank: [(sign, line)]."""
+    """Lay out a diff as HTML: lines of code with their signs, ``+``, ``-``, ``@`` or a blank."""
     shown = []
     for sign, line in lines:
         colour = f";background:{_BACKGROUNDS[sign]}" if sign in _BACKGROUNDS else ""

@@ -1,4 +1,8 @@
-"""The plan carried out on a copy of the graph, checked, and undone again by strip."""
+"""Carries out a plan on a copy of the model's graphs, checks the result, and undoes it again (``graphreg.strip``).
+
+Nothing outside of this room edits an fx graph of the model. Open ``rewrite.py`` first. ``invariants.py`` checks every rewritten module
+against the traced model and the plan, ``substitute.py`` replaces calls of native dropout, ``watches.py`` places the monitor's watches.
+"""
 
 from graphreg.rewriting.insertions import Insertion, Insertions, Position
 from graphreg.rewriting.instantiate import check_rng, measures, seed

@@ -1,6 +1,6 @@
-"""What a rewritten module must satisfy; run after every rewrite. It looks and never touches.
+"""Checks, after every rewrite, that the module is the traced model with the planned additions and nothing else. It changes nothing.
 
-A GraphRegError from here is a fault of graphreg or of whoever edited the graph by hand, never of the user's model.
+A GraphRegError from here means a fault of graphreg, or of whoever edited the graph by hand, never of the user's model.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def check(module: RewrittenModule, traced: Traced, plan: Plan) -> None:
 
 
 def _owns(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
-    """Each dropout of the model's own that was chosen runs its leaf, with the key of the call where it draws."""
+    """Check that each native dropout that was chosen calls its runtime module, with the key of the call if it draws."""
     planned = {edit.own.site.name: edit for edit in plan.own}
     for node in graph.nodes:
         name = own_name(node)
@@ -57,7 +57,7 @@ def _owns(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
 
 
 def _leaves(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
-    """Each addition runs the leaf that was made for it."""
+    """Check that each addition calls the runtime module that was made for it."""
     planned = {(e.name, e.site.name): e for e in plan.edits}
     acted = {site.name for e in plan.edits for site in e.sites}
     for node in graph.nodes:
@@ -108,7 +108,7 @@ def replaced_by(node: fx.Node) -> fx.Node | None:
 
 
 def to_networkx(graph: fx.Graph) -> nx.DiGraph[str]:
-    """The dataflow of a graph: nodes by name, an edge from each value to each operation that reads it."""
+    """Return the dataflow of a graph: nodes by name, with an edge from each value to each operation that reads it."""
     flow: nx.DiGraph[str] = nx.DiGraph()
     flow.add_nodes_from(node.name for node in graph.nodes)
     flow.add_edges_from((source.name, node.name) for node in graph.nodes for source in node.all_input_nodes)
@@ -128,7 +128,7 @@ def _lint(graph: fx.Graph, flow: nx.DiGraph[str]) -> None:
 
 
 def _same_owner(module: RewrittenModule, model: nn.Module) -> None:
-    """Nothing that the user owned was replaced, added or lost."""
+    """Check that no submodule, parameter or buffer of the user's was replaced, added or lost."""
     ours = {n: m for n, m in module.named_modules(remove_duplicate=False) if n != "" and n.partition(".")[0] != RULES}
     theirs = {n: m for n, m in model.named_modules(remove_duplicate=False) if n}
     for name in theirs.keys() | ours.keys():
@@ -143,7 +143,7 @@ def _same_owner(module: RewrittenModule, model: nn.Module) -> None:
 
 
 def _contracts(graph: fx.Graph, original: fx.Graph) -> None:
-    """Taking the additions out gives the original back: each operation, on the same values, in the same order."""
+    """Check that the graph without the additions is the original: each operation, on the same values, in the same order."""
     stands: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         value = replaced_by(node)
@@ -164,7 +164,7 @@ def _contracts(graph: fx.Graph, original: fx.Graph) -> None:
 
 
 def _equal(ours: Any, theirs: Any, resolve: Callable[[fx.Node], fx.Node | None]) -> bool:
-    """The same leaves in the same structure: containers of one kind, keys of one name."""
+    """Whether two structures of arguments are equal: containers of the same kind, the same keys, the same values."""
     if isinstance(theirs, fx.Node):
         return isinstance(ours, fx.Node) and resolve(ours) is theirs
     if isinstance(theirs, (tuple, list)):
@@ -179,7 +179,7 @@ def _equal(ours: Any, theirs: Any, resolve: Callable[[fx.Node], fx.Node | None])
 
 
 def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Placed, flow: nx.DiGraph[str], whole: bool) -> None:
-    """Every splice reaches the output; every penalty is in it, and a parameter that can train reaches the penalty."""
+    """Check that every splice reaches the output, that every penalty is in it, and that some parameter that can train reaches each."""
     output = graph.output_node()
     upstream = nx.ancestors(flow, output.name)
     keys = {n for n in graph.nodes if is_kind(n, Kind.KEY)}
@@ -212,7 +212,7 @@ def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Place
 
 
 def _counts(node: fx.Node, name: str, plan: Plan, placed: Placed) -> None:
-    """A total reads each of its sites once, in the order of the plan; a penalty on all values at once, by name."""
+    """Check that a total reads each of its sites once: in the order of the plan, or by name if its formula takes all at once."""
     regularizer = plan.regularizers[name]
     edits = [e for e in plan.of(name) if any(site.kind == "parameter" or site.name in placed.where for site in e.sites)]
     if name in plan.cones:
@@ -237,7 +237,7 @@ def _used_site(node: fx.Node, flow: nx.DiGraph[str], upstream: set[str]) -> bool
 
 
 def _trained(graph: fx.Graph, module: RewrittenModule, flow: nx.DiGraph[str]) -> set[str]:
-    """The operations that a parameter that can train reaches."""
+    """Return the names of the nodes that some parameter that can train reaches."""
     trains = {name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
     owners = {name.rpartition(".")[0] for name in trains}
     prefixes = {".".join(owner.split(".")[:i]) for owner in owners for i in range(1, owner.count(".") + 2)}

@@ -1,4 +1,4 @@
-"""Strip: the rewrite undone, in the graphs as they are now. The model's own calls stand again where leaves stood."""
+"""``graphreg.strip``: undoes a rewrite in the graphs as they are now, so that edits of other passes stay."""
 
 from __future__ import annotations
 
@@ -12,10 +12,16 @@ from graphreg.runtime import Regularized, RewrittenModule, graphs_of, rewritten
 
 
 def strip(module: nn.Module) -> RewrittenModule:
-    """The model without any addition, returning its own output again; bit-equal to the original in eval mode.
+    """Return the model without any addition: it returns its own output again, bit-equal to the original in eval mode.
 
-    It shares the layers of ``module``, which stays as it is. Raises GraphRegError for a module graphreg did not rewrite,
-    and where a later pass made it impossible: new nodes without ``node.meta``, or operations that read an addition.
+    It shares the layers of ``module``, which stays as it is.
+
+    Args:
+        module: A rewritten module, also compiled or wrapped.
+
+    Raises:
+        GraphRegError: graphreg did not rewrite the module, or a later pass made it impossible, with new nodes that have no
+            ``node.meta``, or with operations that read an addition.
     """
     given = rewritten(module)
     graphs = {}
@@ -40,8 +46,8 @@ def _strip_graph(graph: fx.Graph) -> None:
                 node.replace_all_uses_with(value)
             if node.users:
                 raise GraphRegError(
-                    f"{next(iter(node.users)).name} reads {node.name}, which graphreg added, so it cannot be taken off. It was put "
-                    "there after graphreg's rewrite: undo that pass, or run it on what strip gives."
+                    f"{next(iter(node.users)).name} reads {node.name}, which graphreg added, so it cannot be removed. A later pass put "
+                    "the reader there: undo that pass, or run it on what strip returns."
                 )
             graph.erase_node(node)
         elif node.op == "call_module" and str(node.target).startswith(f"{RULES}."):

@@ -19,7 +19,7 @@ def restore(node: fx.Node) -> None:
 
 
 def restored(graph: fx.Graph) -> fx.Graph:
-    """The graph with the model's own calls: itself where nothing stands in for one."""
+    """Return a copy of the graph in which native dropouts call the originals; the graph itself if none was replaced."""
     if not any(map(is_own, graph.nodes)):
         return graph
     copy = copied(graph)

@@ -1,6 +1,6 @@
-"""Watches: the leaves by which a monitored module says how its values look, and where they stand in its graphs.
+"""Watches: the runtime modules that measure values for ``graphreg.monitor``, and what puts them into a module's graphs and takes them out.
 
-A watch gives nothing back to the graph: it keeps one small tensor, which nothing reads until somebody asks.
+A watch returns nothing to the graph. It keeps one small tensor, which is read only when the monitor's numbers are asked for.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ STATISTICS = ("mean", "std", "near_zero", "norm")
 
 @dataclass(eq=False)
 class Clock:
-    """What the watches of one monitor share: whether the next call is one to measure. A copy of a module has no clock."""
+    """Shared by the watches of one monitor: whether the next call is to be measured. Copies and pickles have None instead."""
 
     due: bool = True
 
@@ -31,18 +31,23 @@ class Clock:
 
 
 class Watch(Leaf):
-    """Measures a value as the model makes it, and the share of it that each splice keeps: ``last``, [4 + splices].
+    """Measures a value as the model makes it, and the share of it that each splice keeps, in train mode.
 
-    In train mode; in eager at the calls that are due, compiled at every call, for a graph that asked would be two.
+    In eager it measures at the calls that are due; compiled at every call, because a check would make two graphs.
+
+    Attributes:
+        site: The site's name.
+        names: The names of the numbers in ``last``.
+        last: The numbers of the last call that was measured, [4 + splices].
     """
 
-    _is_impure = True  # torch.fx would take a node without readers for dead
+    _is_impure = True  # otherwise torch.fx takes a node without users for dead code
 
     def __init__(self, site: str, splices: Sequence[str], near: float, clock: Clock) -> None:
         super().__init__(f"watch {site}")
         self.site, self.near, self.clock = site, near, clock
         self.names = (*(f"{site}/{each}" for each in STATISTICS), *(f"{site}/kept/{each}" for each in splices))
-        self.target = ""  # of its nodes
+        self.target = ""  # the target of its nodes
         self.last: Tensor | None = None
 
     def acts(self) -> bool:
@@ -62,7 +67,7 @@ class Watch(Leaf):
 
 
 class WatchPenalties(Watch):
-    """Keeps the values of a call's penalties."""
+    """Records the values of a call's penalties."""
 
     def __init__(self, names: Sequence[str], clock: Clock) -> None:
         super().__init__("the penalties", (), 0.0, clock)
@@ -74,20 +79,26 @@ class WatchPenalties(Watch):
 
 
 def statistics(z: Tensor, near: float) -> list[Tensor]:
-    """Mean, standard deviation (divided by the number of elements), share with |z| <= near, Euclidean norm: 0-d, float32 at least."""
+    """Return mean, standard deviation (divided by the number of elements), share with |z| <= near, and Euclidean norm of a value.
+
+    Each is 0-d, float32 or wider.
+    """
     wide = z.to(accumulation(z.dtype))
     variance, mean = torch.var_mean(wide, correction=0)
     return [mean, variance.sqrt(), (wide.abs() <= near).to(wide.dtype).mean(), torch.linalg.vector_norm(wide)]
 
 
 def kept(z: Tensor, y: Tensor) -> Tensor:
-    """The share of the elements other than 0 that are still other than 0 behind a splice; nan where there is none."""
+    """Return the share of the nonzero elements of ``z`` that are nonzero in ``y``, the value after a splice; nan if ``z`` has none."""
     there = z != 0
     return ((y != 0) & there).sum().to(accumulation(z.dtype)) / there.sum()
 
 
 def place(module: RewrittenModule, rules: Rules, sites: Sequence[str], near: float, clock: Clock) -> list[Watch]:
-    """Put watches at the sites of all graphs, and one at the penalties; the module is to be recompiled."""
+    """Put a watch at each of the sites in all graphs, and one at the penalties. The caller recompiles the module.
+
+    ``near``: |z| at most this counts as near zero; ``clock``: says which calls are measured.
+    """
     watches: dict[str, Watch] = {}
     operations = Operations(module)
 
@@ -122,7 +133,7 @@ def place(module: RewrittenModule, rules: Rules, sites: Sequence[str], near: flo
 
 
 def remove(module: RewrittenModule, rules: Rules) -> None:
-    """Take all watches off again; the module is to be recompiled."""
+    """Take all watches out again. The caller recompiles the module."""
     for graph in graphs_of(module).values():
         for node in [n for n in graph.nodes if is_kind(n, Kind.WATCH)]:
             graph.erase_node(node)

@@ -1,4 +1,10 @@
-"""What stands in the emitted module: the module itself, and a runtime module for each thing that was added."""
+"""What runs when a rewritten module is called: the module class itself, and the runtime modules that its graph calls.
+
+Open ``module.py`` first: ``RewrittenModule`` is the class of what ``graphreg.regularize`` returns. Each addition to its graph is a call
+of a *runtime module*, a small ``nn.Module`` registered under ``graphreg_rules``: ``leaf.py`` has their base class, splices and the keys
+of the noise; ``penalty.py``, ``vjp.py``, ``dropout.py`` and ``attach.py`` have the other kinds. ``controls.py`` and ``sampling.py`` are
+what a user does with the module afterwards.
+"""
 
 from graphreg.runtime.attach import AttachRule, Penalties, Scale, check_penalties, check_scale, current, end_of, loss_of
 from graphreg.runtime.build_record import BuildRecord

@@ -1,4 +1,9 @@
-"""Penalties that join in backward, for training loops that know of a loss and nothing else."""
+"""Attached penalties (``penalties="attach"``): their gradient joins the output's backward pass, so that the training loop stays as it is.
+
+The first half is the runtime module, ``AttachRule``, with the scale and with what finds the tensors and the loss in an output. The second
+half, from ``join`` on, is the autograd function beneath it: the identity on the outputs, whose backward gives the penalties their
+gradient, and the care that views, in-place writes, torch.func and AOTAutograd need.
+"""
 from __future__ import annotations
 
 import copy
@@ -23,7 +28,15 @@ Scale = float | Tensor | Callable[[], Any] | Any  # Any: a GradScaler, which tor
 
 
 class AttachRule(nn.Module):
-    """Adds the penalties to a scalar ``loss``, or makes their gradient join that of the output's tensors."""
+    """Adds the penalties to the output's scalar loss, or ties them to the output's tensors so that backward reaches them.
+
+    Attributes:
+        names: The penalties' names, in order.
+        scale: What their gradient is multiplied by, as the user gave it; None is 1.
+        last: The penalties of the last call by name, detached.
+        now: The scale of the running call, shape [1]; it counts only while ``fed``.
+        fed: Whether ``feed`` has set ``now`` for the running call.
+    """
 
     now: Tensor
 
@@ -31,9 +44,8 @@ class AttachRule(nn.Module):
         super().__init__()
         self.names, self.scale = names, scale
         self.last: dict[str, Tensor] = {}
-        # what the scale is at the call that runs: not 0-d, for the reason that a strength is not
-        self.register_buffer("now", torch.ones(1, device=device), persistent=False)
-        self.fed = False  # whether it is told
+        self.register_buffer("now", torch.ones(1, device=device), persistent=False)  # not 0-d, for the reason given at Leaf
+        self.fed = False
         known_to_dynamo()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -41,7 +53,7 @@ class AttachRule(nn.Module):
         known_to_dynamo()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AttachRule:
-        """A copy with the same scale: a GradScaler of its own nobody would update."""
+        """A copy that shares the scale: nobody would update a copy of a GradScaler."""
         memo.setdefault(id(self.scale), self.scale)
         new = self.__class__.__new__(self.__class__)
         memo[id(self)] = new
@@ -49,7 +61,7 @@ class AttachRule(nn.Module):
         return new
 
     def told(self) -> str:
-        """What the gradient of the penalties is multiplied by, in words."""
+        """Describe what the gradient of the penalties is multiplied by."""
         scale = 1 if self.scale is None else self.scale
         if isinstance(scale, (int, float, Tensor)):
             return f"scale {float(scale):g}"
@@ -57,14 +69,14 @@ class AttachRule(nn.Module):
 
     @property
     def asks(self) -> bool:
-        """Whether the scale has to be asked for at each call, of a GradScaler or a function."""
+        """Whether the scale must be read anew at each call, from a GradScaler or a function."""
         return not (self.scale is None or isinstance(self.scale, (int, float, Tensor)))
 
     def feed(self) -> None:
-        """Ask for the scale and keep it as a tensor, a new one: an earlier call's may be saved for its backward.
+        """Read the scale into a new tensor: that of an earlier call may be saved for its backward.
 
-        It is called before a forward, where Dynamo does not look: the first scale of a GradScaler is no tensor yet, and a function's
-        number would be compiled in, again for each.
+        It is called before a forward, outside of what Dynamo traces: a GradScaler has no tensor before its first use, and the number
+        that a function returns would be compiled in as a constant, with a recompilation for each new one.
         """
         dtype = widest(self.now.device)
         value = current(self.scale)
@@ -74,7 +86,10 @@ class AttachRule(nn.Module):
             self.now = torch.full((1,), value, dtype=dtype, device=self.now.device)
 
     def forward(self, outputs: tuple[Any, ...], penalties: tuple[Tensor, ...], to_loss: bool) -> tuple[Any, ...]:
-        """The outputs, unchanged but for the gradient that they bring the penalties; ``to_loss``: the one output is a loss to add to."""
+        """Return the outputs with the same values, so that a backward pass from them reaches the penalties.
+
+        ``to_loss``: the one output is the loss, to which the penalties are added.
+        """
         self.last = {name: value.detach() for name, value in zip(self.names, penalties, strict=True)}
         if not penalties:
             return outputs
@@ -98,13 +113,13 @@ class AttachRule(nn.Module):
         if not found:
             return outputs
         scale = self.now[0] if self.fed else torch.as_tensor(current(self.scale))
-        scale = scale.to(total.device, total.dtype, copy=True)  # it is saved for backward, and a GradScaler writes into its own
+        scale = scale.to(total.device, total.dtype, copy=True)  # it is saved for backward, and a GradScaler updates its own in place
         joined = list(join(total, scale, tuple(found)))
         return tuple(rebuilt(out, joined) for out in outputs)
 
 
 def current(scale: Scale | None) -> Any:
-    """The scale at this call: of a GradScaler the present one, as a tensor where it has one already."""
+    """Return the value of the scale at this call; that of a GradScaler as a tensor once it has one."""
     if scale is None:
         return 1.0
     if hasattr(scale, "get_scale"):
@@ -118,7 +133,7 @@ def current(scale: Scale | None) -> Any:
 
 
 def collect(value: Any, found: list[Tensor], strange: list[str]) -> None:
-    """Append the tensors of an output to ``found``, and the classes of what cannot be looked into to ``strange``."""
+    """Append the tensors of an output to ``found``, and to ``strange`` the class names of values that may hide tensors."""
     if isinstance(value, Tensor):
         found.append(value)
     elif isinstance(value, (tuple, list)):
@@ -135,7 +150,7 @@ def collect(value: Any, found: list[Tensor], strange: list[str]) -> None:
 
 
 def rebuilt(value: Any, joined: list[Tensor]) -> Any:
-    """The output with tensors from the front of ``joined``, which are taken off, in the place of its own; containers are new ones."""
+    """Return a copy of the output whose tensors are replaced, in order, by those popped from the front of ``joined``."""
     if isinstance(value, Tensor):
         return joined.pop(0)
     if isinstance(value, (tuple, list)):
@@ -147,7 +162,7 @@ def rebuilt(value: Any, joined: list[Tensor]) -> Any:
         items_by_key = {key: rebuilt(item, joined) for key, item in value.items()}
         if type(value) is dict:
             return items_by_key
-        if type(value) is defaultdict:  # Dynamo copies none
+        if type(value) is defaultdict:  # Dynamo cannot trace copy.copy of one
             return defaultdict(value.default_factory, items_by_key)
         new = copy.copy(value)
         for key, item in items_by_key.items():
@@ -162,13 +177,13 @@ def rebuilt(value: Any, joined: list[Tensor]) -> Any:
 
 
 def check_penalties(penalties: str) -> None:
-    """Refuse an unknown ``penalties``."""
+    """Raise RegularizerError for an unknown ``penalties=``."""
     if penalties not in ("return", "attach"):
         raise RegularizerError(f"penalties={shown(penalties)} is unknown; it is 'return' or 'attach'.")
 
 
 def check_scale(scale: Scale | None) -> None:
-    """Refuse what is no scale."""
+    """Raise RegularizerError for a ``scale=`` that is not a positive number, a 0-d tensor, a GradScaler or a function."""
     ok = scale is None or hasattr(scale, "get_scale") or callable(scale) or (isinstance(scale, Tensor) and scale.dim() == 0)
     number = isinstance(scale, (int, float)) and 0 < scale < float("inf")
     if not ok and not number:
@@ -178,13 +193,13 @@ def check_scale(scale: Scale | None) -> None:
 
 
 def end_of(output: fx.Node) -> fx.Node:
-    """The node that builds the output: the graph's own, or the dataclass or dict of its own type that it returns."""
+    """Return the node that builds the output: the graph's output node, or the call that makes the dataclass or dict that it returns."""
     value = output.args[0]
     return value if isinstance(value, fx.Node) and builds(value) else output
 
 
 def loss_of(output: fx.Node) -> fx.Node | None:
-    """The output's ``loss``, where it has one."""
+    """Return the node of the output's ``loss``, or None if it has none."""
     end, value = end_of(output), output.args[0]
     if end is not output:  # built in the graph: a dataclass or named tuple by fields, a dict from a dict
         names: Any = getattr(end.target, "_fields", None) or getattr(end.target, "__dataclass_fields__", ())

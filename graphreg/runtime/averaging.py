@@ -1,4 +1,4 @@
-"""Averages of a model's weights, as ``torch.optim.swa_utils`` takes them: strengths and noise are no weights."""
+"""Keeps strengths and noise out of weight averaging (``torch.optim.swa_utils.AveragedModel``)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from graphreg.runtime.leaf import Rules
 
 
 def averages_follow() -> None:
-    """Have AveragedModel's update give the copy the strengths and the noise that the module has.
+    """Patch AveragedModel, once, so that its copy takes over the module's strengths and noise instead of averaging them.
 
-    With ``use_buffers=True`` it averages all buffers, those of the additions too: a strength that is set lags behind, and the words
-    of a stream are rounded to other streams. It asks nothing of the modules that it averages, so its update is extended, once.
+    With ``use_buffers=True`` it averages all buffers, those of the runtime modules too: a strength that is set would lag behind, and
+    the averaged integers of a noise stream would be another stream's. It offers no hook to the modules that it averages.
     """
     theirs = AveragedModel.update_parameters
     if getattr(theirs, "graphreg_follows", False):
@@ -34,7 +34,7 @@ def averages_follow() -> None:
 @torch.no_grad()
 def _follow(averaged: Any, model: nn.Module) -> None:
     copies, originals = ([m for m in root.modules() if isinstance(m, Rules)] for root in (averaged, model))
-    for copy, original in zip(copies, originals, strict=False):  # torch takes any model whose tensors fit
+    for copy, original in zip(copies, originals, strict=False):  # torch averages any models whose tensors fit
         theirs = dict(original.named_buffers())
         for name, buffer in copy.named_buffers():
             if name in theirs:

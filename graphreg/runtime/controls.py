@@ -25,37 +25,57 @@ def strengths(module: Regulated) -> dict[str, float]:
 
 
 def set_strength(module: Regulated, name: str, value: float) -> None:
-    """Change a weight or rate; nothing is compiled again.
+    """Change a regularizer's strength (its weight or rate); nothing is recompiled.
 
-    Raises NoMatchError for an unknown name, RegularizerError for a value out of the regularizer's range.
+    Args:
+        module: A rewritten module, also compiled or wrapped, or a backend.
+        name: The regularizer's name, one of ``strengths(module)``.
+        value: The new strength.
+
+    Raises:
+        NoMatchError: No regularizer has this name.
+        RegularizerError: ``value`` is out of the regularizer's range.
     """
     handle_of(module).set_strength(name, value)
 
 
 def rng_state(module: Regulated) -> dict[str, Any]:
-    """Where the noise stands: a plain dict to save beside a checkpoint, the same on every rank.
+    """Return the state of the noise: a plain dict to save beside a checkpoint, the same on every rank.
 
-    It has graphreg's streams and their call, the held call in a block of ``frozen_noise``. It has no strengths: a run that changes
-    them saves ``strengths(module)`` too. A dropout of the model's own that was left alone (``own_dropout="keep"``) draws from
-    torch's generator, whose state is ``torch.get_rng_state()``. A module that draws nothing has a state without streams.
+    It has graphreg's streams and the number of their next call; all calls in a block of ``frozen_noise`` count as one. It has no
+    strengths: a run that changes them also saves ``strengths(module)``. A native dropout that was left alone (``own_dropout="keep"``)
+    draws from torch's generator, whose state is ``torch.get_rng_state()``. A module that draws nothing has a state without streams.
     """
     return handle_of(module).rng_state()
 
 
 def set_rng_state(module: Regulated, state: dict[str, Any]) -> None:
-    """Resume the noise where ``rng_state`` found it: the next call draws what the next call would have drawn then.
+    """Resume the noise at a saved state: the next call draws the masks that would have come next when ``rng_state`` was called.
 
-    The streams are found by name, and take the place of the module's own: the seed is the state's from here on.
-    Raises RegularizerError for a state that is damaged, of another version or of another module; the noise then stays.
+    Streams are matched by name and replace the module's own, so the seed is that of the state from here on.
+
+    Args:
+        module: A rewritten module, also compiled or wrapped, or a backend.
+        state: What ``rng_state`` returned.
+
+    Raises:
+        RegularizerError: The state is damaged, or of another version or another module. The noise then stays as it was.
     """
     handle_of(module).set_rng_state(state)
 
 
 def set_ranks(module: Regulated, ranks: Ranks) -> None:
-    """Whether the ranks of torch.distributed draw different masks, ``"differ"`` (as they do by themselves), or the ``"same"``.
+    """Choose whether the ranks of torch.distributed draw different masks (``"differ"``, the default) or the ``"same"``.
 
-    The same masks are right where ranks share one example, as in tensor parallelism. Raises RegularizerError for another word,
-    GraphRegError without a splice.
+    The same masks are right where ranks share one example, as in tensor parallelism.
+
+    Args:
+        module: A rewritten module, also compiled or wrapped, or a backend.
+        ranks: ``"differ"`` or ``"same"``.
+
+    Raises:
+        RegularizerError: ``ranks`` is another word.
+        GraphRegError: The module has no splice.
     """
     handle = handle_of(module)
     handle.require_draws()
@@ -66,12 +86,14 @@ def set_ranks(module: Regulated, ranks: Ranks) -> None:
 
 @contextmanager
 def frozen_noise(module: Regulated) -> Iterator[None]:
-    """Every call in the block draws the same masks: line searches, gradient checks, sharpness-aware steps.
+    """Draw the same masks in every call inside the block, for line searches, gradient checks or sharpness-aware steps.
 
-    The block counts as one call, or as none where nothing was drawn in it. A block within a block is part of it. Nothing
-    is compiled again. Each thread has blocks of its own, with masks of their own in eager, and they end by its own exit; a thread
-    without one draws what is held as long as anybody holds it. A dropout left to torch (``own_dropout="keep"``) is not held; the
-    logger ``graphreg`` warns of it, once a module. It does nothing to a module that draws nothing.
+    The block counts as one call, or as none if nothing was drawn in it. A nested block is part of the outer one. Nothing is
+    recompiled. A native dropout left to torch (``own_dropout="keep"``) is not held; the logger ``graphreg`` warns of it, once a module.
+    A module that draws nothing is not affected.
+
+    Each thread has blocks of its own, which end when that thread leaves them; in eager they have masks of their own. A thread without
+    a block draws the held masks for as long as any thread holds the noise.
     """
     with handle_of(module).frozen_noise():
         yield
@@ -79,10 +101,10 @@ def frozen_noise(module: Regulated) -> Iterator[None]:
 
 @contextmanager
 def noise_on(module: Regulated) -> Iterator[None]:
-    """Keep every splice acting, whatever the mode: ``with graphreg.noise_on(module): module.eval()(x)``.
+    """Keep every splice acting whatever the mode: ``with graphreg.noise_on(module): module.eval()(x)``.
 
-    Blocks of several threads overlap: the noise is on until the last of them ends. A dropout left to torch (``own_dropout="keep"``)
-    follows its module's mode. Raises GraphRegError without a splice.
+    Blocks of several threads may overlap: the noise is on until the last of them ends. A native dropout left to torch
+    (``own_dropout="keep"``) goes on following its module's mode. Raises GraphRegError for a module without a splice.
     """
     with handle_of(module).noise_on():
         yield

@@ -1,4 +1,9 @@
-"""The leaves of the model's own dropout: they run in the place of its calls, with their arguments, and draw from our streams."""
+"""Native dropout on graphreg's noise: the runtime module that replaces a model's own dropout call, and attention written out.
+
+``OwnRule`` takes the arguments of the call that it replaces (dropout of elements or channels, alpha dropout, stochastic depth, attention)
+and draws from graphreg's streams. ``attention`` and ``multi_head`` are torch's attention functions with the dropout as an argument:
+torch's own fuse it.
+"""
 from __future__ import annotations
 
 import inspect
@@ -18,18 +23,23 @@ from graphreg.rng import Noise, recomputes
 from graphreg.runtime.leaf import Drawing, accumulation
 from graphreg.torch_internals import safe_softmax
 
-_SELU = 1.7580993408473766  # what alpha dropout drops to, minus; Klambauer et al. 2017
+_SELU = 1.7580993408473766  # alpha dropout replaces what it drops by minus this; Klambauer et al. 2017
 
 
 def scaled(mask: Tensor, scale: float) -> Tensor:
-    """A mask that nothing else reads: in eager in its own memory."""
+    """Multiply a mask that nothing else reads, in place where its dtype allows."""
     return mask.mul_(scale) if mask.is_floating_point() else mask * scale
 
 
 class OwnRule(Drawing):
-    """One dropout of the model's own: at a rate of its own, or at ``rate``; at 0 it is off.
+    """Runs in the place of one native dropout, at the rate of the original or at one that ``own_dropout=`` gave; at 0 it is off.
 
-    It is called with what the function or module in its place was called with, and ``noise``, the keys.
+    Attributes:
+        kind: What is dropped together: ``"element"``, ``"channel"``, ``"depth"`` and so on, as in ``Own.kind``.
+        rate: The rate that the plan gives, or None for that of the original call or module.
+        was: The rate when the model was traced.
+        always: Whether the original acts in eval mode too.
+        layer: The dropout module that it replaces, if it was a module; in a tuple, so that it is no submodule here.
     """
 
     def __init__(self, edit: OwnEdit, slot: int) -> None:
@@ -45,7 +55,10 @@ class OwnRule(Drawing):
             self.layer = (owner,)
 
     def forward(self, *args: Any, noise: Tensor | None = None, **kwargs: Any) -> Any:
-        """What the model's call gives, with masks of ours; its own arguments, and ``noise``, the keys int32 [streams, 2]."""
+        """Return what the original call would, with masks from graphreg's streams.
+
+        It takes the arguments of that call, and ``noise``, the keys int32 [streams, 2], or None where nothing is drawn.
+        """
         given = {**dict(zip(self.names, args, strict=False)), **kwargs}
         p = self._rate(given)
         if self.kind == "heads":
@@ -61,12 +74,12 @@ class OwnRule(Drawing):
         return z.copy_(y) if self._writes(given) else y
 
     def _rate(self, given: Mapping[str, Any]) -> float:
-        """As it is now: a module's may have been changed, as the model would see it."""
+        """Return the present rate: the user may have changed the module's since the trace, and the model would follow."""
         if self.rate is not None:
             return self.rate
         if self.is_module:
             return rate_of(self.layer[0])
-        if self.kind == "attention":  # the call is given 0 in eval mode
+        if self.kind == "attention":  # models pass 0 in eval mode
             return float(given["dropout_p"] or self.was or 0)
         return float(given.get("dropout_p" if self.kind == "heads" else "p", 0.5))
 
@@ -104,7 +117,7 @@ class OwnRule(Drawing):
         return z * scaled(mask, 1 / (1 - p)) if scales else z * mask
 
     def _shape(self, z: Tensor, given: Mapping[str, Any]) -> tuple[int, ...]:
-        """Of the mask: one draw an element, a channel of an example, an example, or a batch."""
+        """Return the mask's shape: one draw for each element, channel of an example, example, or batch."""
         if self.kind in ("element", "alpha"):
             return tuple(z.shape)
         ones = (1,) * (z.dim() - 1)
@@ -115,7 +128,7 @@ class OwnRule(Drawing):
         return (z.shape[0], *ones) if self._unbatched(z) else (z.shape[0], z.shape[1], *ones[1:])
 
     def _unbatched(self, z: Tensor) -> bool:
-        """Whether torch takes the first axis for the channels, which it does by the function and the number of axes."""
+        """Whether torch takes the first axis for the channels; that depends on the function and the number of axes."""
         name = self.function or type(self.layer[0]).__name__.lower()
         return (name == "dropout1d" and z.dim() == 2) or (name == "dropout3d" and z.dim() != 5)
 
@@ -129,20 +142,20 @@ class OwnRule(Drawing):
         return drop
 
     def _heads(self, p: float, noise: Tensor | None, args: Any, kwargs: Any, given: Mapping[str, Any]) -> Any:
-        """Attention with several heads: torch's own where nothing is dropped, or the layer with its function replaced."""
+        """Run multi-head attention: torch's own where nothing is dropped, otherwise the layer with ``multi_head`` as its function."""
         drops = p > 0 and noise is not None and self._acts(given)
         if not self.is_module:
             if drops and noise is not None:
                 return multi_head(self._drop(p, noise), **given)
             return F.multi_head_attention_forward(**{**given, "dropout_p": 0.0})
         if not drops and not self.layer[0].training:
-            return self.layer[0](*args, **kwargs)  # its fast path too
+            return self.layer[0](*args, **kwargs)  # may take torch's fast path
         with _Heads(self._drop(p, noise) if drops and noise is not None else None):
             return self.layer[0](*args, **kwargs)
 
 
 class _Heads(TorchFunctionMode):
-    """Puts ``multi_head`` in the place of torch's function, while the layer's own forward runs."""
+    """Replaces ``F.multi_head_attention_forward`` by ``multi_head`` while the layer's own forward runs."""
 
     def __init__(self, drop: Callable[[Tensor], Tensor] | None) -> None:
         super().__init__()
@@ -152,7 +165,7 @@ class _Heads(TorchFunctionMode):
         if func is not F.multi_head_attention_forward:
             return func(*args, **(kwargs or {}))
         if self.drop is None:
-            return func(*args, **{**(kwargs or {}), "training": False})  # which decides of dropout alone
+            return func(*args, **{**(kwargs or {}), "training": False})  # it decides nothing but whether dropout acts
         return multi_head(self.drop, *args, **(kwargs or {}))
 
 
@@ -186,18 +199,18 @@ def attention(
 
 
 _PARAMETERS = inspect.signature(F.multi_head_attention_forward).parameters
-HEADS = tuple(_PARAMETERS)  # plain things: Dynamo does not look into a signature
+HEADS = tuple(_PARAMETERS)  # plain tuples and dicts: Dynamo does not trace inspect.signature
 _DEFAULTS = {name: p.default for name, p in _PARAMETERS.items() if p.default is not p.empty}
 
 
 def multi_head(drop: Drop, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    """``F.multi_head_attention_forward`` with ``drop`` in the place of its dropout.
+    """``F.multi_head_attention_forward`` with ``drop`` as its dropout.
 
     The weights come from torch's own function, which masks and checks; what follows the dropout is linear in them.
     """
     a = _separate({**_DEFAULTS, **dict(zip(HEADS, args, strict=False)), **kwargs})
     needed, average = a["need_weights"], a["average_attn_weights"]
-    # What it does with the weights is done below: here of a value of one number, and one number comes out.
+    # Only the weights are wanted here. What follows them is done below, so torch's function gets a value of one feature and gives one.
     value, size = a["value"], len(a["q_proj_weight"])
     none = {"value": value.new_zeros(*value.shape[:-1], 1), "v_proj_weight": value.new_zeros(size, 1)}
     none |= {"out_proj_weight": value.new_zeros(1, size), "out_proj_bias": None}
@@ -216,7 +229,7 @@ def multi_head(drop: Drop, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | 
 
 
 def _separate(a: dict[str, Any]) -> dict[str, Any]:
-    """With the weights of the three projections apart, as torch takes them too."""
+    """Return the arguments with a weight for each of the three projections, a form that torch's function takes as well."""
     if a["use_separate_proj_weight"]:
         return a
     q, k, v = a["in_proj_weight"].chunk(3)
@@ -224,7 +237,7 @@ def _separate(a: dict[str, Any]) -> dict[str, Any]:
 
 
 def _values(a: dict[str, Any], heads: int, batched: bool) -> Tensor:
-    """The projected values, [batch, heads, S, E], with what torch appends to them."""
+    """Return the projected values, [batch, heads, S, E], with the bias and the zeros that torch appends to them."""
     if a["static_v"] is not None:
         return _appended(a, a["static_v"].unflatten(0, (-1, heads)))
     value = a["value"] if batched else a["value"].unsqueeze(1)  # [S, batch, E]

@@ -1,4 +1,4 @@
-"""The forward of a rewritten module: which of the emitted codes a call goes to, and what it refuses before."""
+"""Builds ``forward`` and ``__call__`` of a rewritten module: which emitted code a call runs, and which calls are refused first."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ Forwards = Mapping[str, Callable[..., Any]]
 def chosen(
     forwards: Forwards, compiled: Forwards, held: Mapping[str, Any], carried: Sequence[str], additions: str, derivatives: Sequence[str]
 ) -> Callable[..., Any]:
-    """The forward of the class: refuses another tracer, checks held arguments, goes to the mode's own code.
+    """Build the class's ``forward``: it refuses other tracers, checks arguments, and runs the code of the present mode.
 
-    ``derivatives``: names of the additions that differentiate, which have the code run under their conditions.
+    ``held``: specialized arguments; ``carried``: optional ones that every call must give; ``derivatives``: ``additions`` for ``vjp.run``.
     """
     in_train, in_eval = (forwards.get("both") or forwards[mode] for mode in ("train", "eval"))
     train_compiled, eval_compiled = (compiled.get("both") or compiled[mode] for mode in ("train", "eval"))
@@ -44,14 +44,14 @@ def chosen(
             given = args[position] if position < len(args) else kwargs.get(name, value)
             if given is not value and not (type(given) is type(value) and given == value):
                 raise GraphRegError(
-                    f"{name} was held at {value!r} when the model was traced. Give regularize example_inputs that carry {name}."
+                    f"{name} was specialized to {value!r} when the model was traced. Give regularize example_inputs that carry {name}."
                 )
         for name, (position, _) in required.items():
             if position >= len(args) and name not in kwargs:
                 raise GraphRegError(
                     f"{name} was carried by the example_inputs, so the graph needs it. Give it at each call, or trace without it."
                 )
-        if torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():  # an exported program is torch's alone
+        if torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():  # an exported program has torch's operators alone
             code = train_compiled if self.training else eval_compiled
         else:
             code = in_train if self.training else in_eval
@@ -64,10 +64,10 @@ def chosen(
 
 
 def signature(forward: Callable[..., Any], graph: fx.Graph) -> inspect.Signature:
-    """What a forward takes: no ``**kwargs`` where the graph asserts that nothing comes by it.
+    """Return the signature of a forward, without ``**kwargs`` where the graph asserts that nothing is passed by it.
 
-    Trainers ask: that of transformers gives ``num_items_in_batch`` to whatever takes ``**kwargs``, and leaves to it what the
-    loss is divided by.
+    Trainers inspect it: that of transformers passes ``num_items_in_batch`` to a forward that takes ``**kwargs``, and then leaves it to
+    that forward to divide the loss.
     """
     empty = {str(n.args[0].target) for n in graph.nodes if n.target is holds and isinstance(n.args[0], fx.Node) and not n.args[2]}
     found = inspect.signature(forward)
@@ -75,11 +75,12 @@ def signature(forward: Callable[..., Any], graph: fx.Graph) -> inspect.Signature
 
 
 def guarded(additions: str) -> Callable[..., Any]:
-    """The ``__call__`` of the class, around what torch.compile compiles: a compiled forward cannot know that backward runs it.
+    """Build the class's ``__call__``, which runs outside of what torch.compile compiles: a compiled forward cannot know that backward
+    runs it.
 
-    In place of torch.fx's, which prints the line of the emitted code where an error arose, and walks the traceback for that of the
-    exception, too, by which ``checkpoint(use_reentrant=False)`` ends a recomputation early. Under fullgraph=True that raises
-    "Attempt to trace generator" (torch 2.13, for every GraphModule).
+    It replaces that of torch.fx, which prints the line of emitted code where an error arose, and for that walks the traceback of every
+    exception, including the one by which ``checkpoint(use_reentrant=False)`` ends a recomputation early. Under fullgraph=True that
+    raises "Attempt to trace generator" (torch 2.13, for every GraphModule).
     """
 
     def called(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -100,7 +101,7 @@ def guarded(additions: str) -> Callable[..., Any]:
 
 
 def _attached(attach: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:
-    """A call whose penalties attach, with the scale that they have at it; where they join its arguments are known."""
+    """Call a module whose penalties attach: read the scale first, and remember the arguments for the place where penalties join."""
     before = _begin(attach, args, kwargs)
     try:
         return nn.Module.__call__(module, *args, **kwargs)

@@ -18,9 +18,9 @@ from graphreg.torch_internals import backend_in, compile_record_of, function_in,
 
 
 def rewritten(module: Any) -> fx.GraphModule:
-    """The rewritten module inside compiled and distributed wrappers; GraphRegError for anything else.
+    """Return the rewritten module inside compiled and distributed wrappers; raises GraphRegError if there is none.
 
-    A GraphModule that a pass of torch.fx made of one's graph (``fx.GraphModule(module, graph)``) counts as one.
+    A GraphModule that a torch.fx pass made of such a module's graph (``fx.GraphModule(module, graph)``) counts as one.
     """
     inner = module
     while not isinstance(inner, RewrittenModule):
@@ -38,9 +38,9 @@ def rewritten(module: Any) -> fx.GraphModule:
 
 
 def rules_of(module: Any) -> Rules:
-    """The additions of a rewritten module, also inside compiled and distributed wrappers."""
+    """Return the container of a rewritten module's runtime modules, also through compiled and distributed wrappers."""
     rules = getattr(rewritten(module), RULES)
-    # a pass that made a GraphModule of its own took the leaves over, one by one
+    # a later pass that made a GraphModule took the runtime modules over one by one, without their container
     return rules if isinstance(rules, Rules) else next(leaf.rules[0] for leaf in rules.children())
 
 
@@ -53,13 +53,13 @@ def record_of(module: Any) -> BuildRecord:
 
 
 def graphs_of(module: fx.GraphModule) -> dict[str, fx.Graph]:
-    """The graphs by mode, of a module graphreg made or any other."""
+    """Return a module's graphs by mode: ``both``, or ``train`` and ``eval``. A GraphModule that graphreg did not make has ``both``."""
     state = state_of(module)
     return state.graphs if state is not None else {"both": module.graph}
 
 
 def own_draws(module: Any) -> tuple[Own, ...]:
-    """The model's own random operations that act and are not on graphreg's streams."""
+    """Find the model's random operations that act and still draw from torch's generator, not from graphreg's streams."""
     inner = rewritten(module)
     owns = find(graphs_of(inner), Operations(inner), record_of(module).opaque)
     return tuple(own for own in owns if own.when != "never" and own.rate != 0)

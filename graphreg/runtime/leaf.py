@@ -1,7 +1,8 @@
-"""What a rewritten module holds under ``graphreg_rules``: one leaf module for each thing that was added.
+"""Runtime modules: their base class and container, the one that runs a splice, and the one that gives each call its noise keys.
 
-The emitted code calls them by name. They own the strengths and the keys as buffers that are not persistent; the
-regularizers' formulas run inside them, in the right precision and mode.
+A rewritten module holds them under ``graphreg_rules``, one for each addition, and the emitted code calls them by name. They own the
+strengths and the keys as buffers that are not persistent, and run the regularizers' formulas in the right precision and mode.
+``KeyRule``, with the lock and the threads above it, counts the calls and holds the noise for ``frozen_noise``.
 """
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from graphreg.runtime.build_record import BuildRecord
 
 
 class Rules(nn.Module):
-    """The container: no key of a ``state_dict``, no entry of its ``_metadata``, buffers that keep their dtype.
+    """Container of a module's runtime modules: adds nothing to ``state_dict`` or its ``_metadata``, and keeps the dtype of buffers.
 
     ``strengths`` maps regularizers to the one buffer that all their leaves share; ``build_record``: how the module was made,
     once it is.
@@ -35,34 +36,34 @@ class Rules(nn.Module):
         self.made_by: str | None = None  # the mark of the torch.fx pass that added all this
 
     def train(self, mode: bool = True) -> Rules:
-        """The leaves follow the modules that own their sites; see ``Leaf.train``."""
+        """Set the flag alone: runtime modules act by the mode of the modules that own their sites; see ``Leaf.train``."""
         self.training = mode
         for leaf in self.children():
             leaf.training = mode
         return self
 
     def own(self, root: nn.Module) -> None:
-        """Find the modules that own the sites, by path: a pass may have put another in the place of one, or taken it out."""
+        """Find the modules that own the sites, by path: a later pass may have replaced or removed some."""
         placed = [leaf for leaf in self.children() if isinstance(leaf, Leaf) and leaf.path is not None]
         for leaf in placed:
             owner = root
-            for name in str(leaf.path).split("."):  # as far as there are modules: torch.fx keeps none without a layer in it
+            for name in str(leaf.path).split("."):  # as far as the path exists: torch.fx drops modules without a layer in them
                 if (inner := owner._modules.get(name)) is None:
                     break
                 owner = inner
             leaf.adopt(owner)
         if placed and isinstance(key := self._modules.get("key"), Leaf):
             key.owner = tuple(dict.fromkeys(leaf.owner[0] for leaf in placed))
-            key.always = any(leaf.always for leaf in placed if not isinstance(leaf, Drawing))  # those the graph tells of
+            key.always = any(leaf.always for leaf in placed if not isinstance(leaf, Drawing))  # a Drawing's comes by the graph
 
     def state_dict(self, *args: Any, destination: Any = None, **more: Any) -> Any:
-        """Adds nothing: the user's state_dict stays as it is, its metadata too."""
+        """Add nothing: the user's state_dict and its metadata stay as they are."""
         return destination if destination is not None else {}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rules:
-        """Follow the model to its device; keep dtype and value through ``.half()`` and ``.to_empty()``.
+        """Follow the model to its device, and keep dtype and value through ``.half()`` and ``.to_empty()``.
 
-        Several leaves hold one and the same strength: each tensor is moved once.
+        Several runtime modules share one strength: each tensor is moved once.
         """
         moved = {id(tensor): self._strength(name, tensor, fn) for name, tensor in self.strengths.items()}
         for leaf in self.children():
@@ -75,7 +76,7 @@ class Rules(nn.Module):
         return self
 
     def _strength(self, name: str, tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
-        """The strength on the model's device; back where there is float64 it is again what was set, to the last bit."""
+        """Return the strength on the model's device; on one that has float64 again, restore what was set to the last bit."""
         device = followed(tensor, fn)
         new = brought(tensor, device)
         if new.dtype == tensor.dtype and (new.dtype == torch.float64 or not has_float64(device)):
@@ -88,21 +89,21 @@ class Rules(nn.Module):
         return new
 
     def value(self, name: str) -> float:
-        """The strength as it was set."""
+        """Return the strength exactly as it was set."""
         tensor = self.strengths[name]
         exact = self.exact.get(name)
         held = float(tensor)
         return exact if exact is not None and float(torch.tensor(exact, dtype=tensor.dtype)) == held else held
 
     def set_value(self, name: str, value: float) -> None:
-        """Change a strength, in place: all leaves of the regularizer share it."""
+        """Change a strength in place: all runtime modules of the regularizer share it."""
         self.strengths[name].fill_(value)
         if name in self.exact:
             self.exact[name] = value
 
 
 def followed(buffer: Tensor, fn: Callable[[Tensor], Tensor]) -> torch.device:
-    """The device that ``fn`` moves a buffer to; not meta, where it would lose its value."""
+    """Return the device that ``fn`` moves a buffer to; for meta, where it would lose its value, the one it is on."""
     device = fn(torch.empty(0, dtype=torch.float32, device=buffer.device)).device
     return buffer.device if device.type == "meta" else device
 
@@ -113,10 +114,10 @@ def _moves(buffer: Tensor, fn: Callable[[Tensor], Tensor]) -> bool:
 
 
 class Leaf(nn.Module):
-    """The base of all leaves: its name in errors, and its strength, float64 [1], float32 where a device has no other.
+    """Base of all runtime modules: a name for errors, and the strength, float64 [1], or float32 on a device without float64.
 
-    Not 0-d: of a 0-d float64 input Dynamo takes the ``item()`` as a symbol, fails to make a tensor of it again and
-    starts its analysis over (TensorifyScalarRestartAnalysis), which doubles the time to compile.
+    Not 0-d: Dynamo makes a symbol of the ``item()`` of a 0-d float64 input, fails to turn it back into a tensor, and starts its
+    analysis over (TensorifyScalarRestartAnalysis), which doubles the time to compile.
     """
 
     path: str | None = None  # of the module whose mode it follows, if it follows one
@@ -132,26 +133,26 @@ class Leaf(nn.Module):
             self.register_buffer("strength", strength, persistent=False)
 
     def adopt(self, owner: nn.Module) -> None:
-        """Follow the mode of a module."""
+        """Follow the mode of ``owner``."""
         self.owner = (owner,)
 
     def weight(self, dtype: torch.dtype) -> Tensor:
-        """The strength as a 0-d tensor of the dtype it is used in."""
+        """Return the strength as a 0-d tensor of the dtype that it is used in."""
         return self.strength[0].to(dtype)
 
     def extra_repr(self) -> str:
         return self.about
 
     def train(self, mode: bool = True) -> Leaf:
-        """Called by another parent than ``Rules``: a pass has made a GraphModule of its own of the graph.
+        """Follow the mode of the parent: called only if that is not ``Rules``, because a later pass made a GraphModule of the graph.
 
-        That module's blocks are not those which own the sites, and its mode does not reach them: the leaf follows it.
+        The blocks of that GraphModule are not the modules that own the sites, and its mode does not reach those.
         """
         self.training, self.owner = mode, (self,)
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Leaf:
-        """Keep dtype and value in such a module too, and the strength one tensor for all leaves of the regularizer."""
+        """Keep dtype and value in such a GraphModule too, and one strength for all runtime modules of the regularizer."""
         if not self.rules:
             return super()._apply(fn, recurse)  # type: ignore[no-untyped-call,no-any-return]
         if any(_moves(buffer, fn) for buffer in self._buffers.values() if buffer is not None):
@@ -160,7 +161,7 @@ class Leaf(nn.Module):
 
 
 class Drawing(Leaf):
-    """What draws at a site: ``slot`` is its row of the keys, ``path`` that of the module whose mode it follows."""
+    """A runtime module that draws at a site: ``slot`` is its row of the keys, ``path`` the path of the module whose mode it follows."""
 
     def __init__(self, about: str, site: str, slot: int, path: str, strength: Tensor | None = None) -> None:
         super().__init__(about, strength)
@@ -170,20 +171,24 @@ class Drawing(Leaf):
 
 
 class SpliceRule(Drawing):
-    """A splice at a site: acts while the module that owns the site trains, or while the noise is held on."""
+    """Runs a splice at a site: it acts while the module that owns the site is in train mode, or in a block of ``noise_on``."""
 
     overwritten = False  # whether the model may write into the value later
-    apart = False  # whether it does, and something measures what the splice gives: never the value itself then
+    apart = False  # whether it does so and something measures the splice's output, which must then never be the value itself
 
     def __init__(self, regularizer: Splice, site: str, strength: Tensor, slot: int, path: str) -> None:
         super().__init__(f"{type(regularizer).__name__} at {site}", site, slot, path, strength)
         self.regularizer = regularizer
 
     def acts(self) -> bool:
+        """Whether the value is replaced in the present mode."""
         return self.forced or self.owner[0].training
 
     def forward(self, z: Tensor, key: Tensor) -> Tensor:
-        """z [any shape], floating; key int32 [streams, 2] -> [same shape and dtype], z itself, or a copy, where the splice does not act."""
+        """Replace a value: z [any shape], floating; key int32 [streams, 2] -> [same shape and dtype].
+
+        Where the splice does not act it returns ``z`` itself, or a copy if ``apart``.
+        """
         if not self.acts():
             return clone(z) if self.apart else z
         if not isinstance(z, Tensor) or not z.is_floating_point():
@@ -201,7 +206,8 @@ class SpliceRule(Drawing):
         return y if z.layout is not torch.strided or y.stride() == z.stride() else self._laid_out(y, z)
 
     def _laid_out(self, y: Tensor, z: Tensor) -> Tensor:
-        """``y`` with the strides of ``z``: by these operations choose a layout, round, and give a view or a copy, which writes tell."""
+        """``y`` with the strides of ``z``. Strides decide on an operation's layout and rounding, and on whether it returns a view or a
+        copy, which in-place writes reveal."""
         if z.is_contiguous() and y.is_contiguous():  # they differ in axes of length 1
             return y if torch.compiler.is_compiling() else y.as_strided(z.shape, z.stride())
         if not overlaps(z):
@@ -219,7 +225,7 @@ class SpliceRule(Drawing):
 
 
 def accumulation(dtype: torch.dtype) -> torch.dtype:
-    """float32, or float64 for float64."""
+    """Return the dtype that a value is computed in: float64 for float64, float32 for any other floating dtype."""
     if not dtype.is_floating_point:
         raise RegularizerError(f"a value of {dtype} cannot be regularized: only floating-point values can.")
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,4 +1,8 @@
-"""The module that comes back: the user's model as far as a graph can be it, with both modes in it."""
+"""``RewrittenModule``, the class of what ``graphreg.regularize`` returns, and ``Regularized``, the pair that its calls return.
+
+A rewritten module shares the model's layers, parameters and buffers, and has emitted Python for both modes. This file copies what else
+of the model it needs, generates its forward, and sees to copies, pickles and ``state_dict``.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +48,12 @@ _common: WeakValueDictionary[bytes, type[RewrittenModule]] = WeakValueDictionary
 
 
 class Regularized(NamedTuple):
-    """What a rewritten module returns: the model's own output, and the penalties, already weighted."""
+    """What a call of a rewritten module returns, unless its penalties attach.
+
+    Attributes:
+        output: The model's own output.
+        penalties: The penalties by regularizer name, 0-d, already multiplied by their strengths.
+    """
 
     output: Any
     penalties: dict[str, Tensor]
@@ -56,14 +65,18 @@ class Regularized(NamedTuple):
         )
 
 
-Regularized.__module__ = "graphreg"  # emitted code and pickles call it by its public name, wherever this file stands
+Regularized.__module__ = "graphreg"  # emitted code and pickles refer to it by its public name, wherever this file moves
 
 
 pytree.register_namedtuple(Regularized, serialized_type_name="graphreg.Regularized")  # torch.export.save writes the name down
 
 
 class RewrittenModule(fx.GraphModule):
-    """A GraphModule that shares the model's layers and holds one forward for both modes, or one for each."""
+    """The regularized model: a GraphModule that shares the model's layers and has one forward for both modes, or one for each.
+
+    A call returns ``Regularized(output, penalties)``, or the output alone where penalties attach. Parameters, buffers, ``state_dict`` and
+    the mode are the model's.
+    """
 
     def __init__(
         self,
@@ -88,9 +101,9 @@ class RewrittenModule(fx.GraphModule):
 
     @property
     def training(self) -> bool:
-        """The mode: that of the model, as long as both live, so that ``.train()`` and ``.eval()`` of either reach both."""
+        """The mode, which is that of the model while that lives, so that ``.train()`` and ``.eval()`` of either reach both."""
         state = self.__dict__.get(STATE)
-        if state is None:  # torch.fx is making it
+        if state is None:  # torch.fx is constructing it
             return True
         return bool(state.root[0].training if state.root else state.mode)
 
@@ -104,7 +117,7 @@ class RewrittenModule(fx.GraphModule):
 
     @property
     def graph(self) -> fx.Graph:
-        """The graph that runs: of the two, that of the mode the module is in. Edit it in place, then ``recompile()``."""
+        """The graph of the mode that the module is in. Edit it in place, then call ``recompile()``."""
         state = self.__dict__.get(STATE)
         return state.graphs[state.running(self.training)] if state is not None and state.graphs else self._graph
 
@@ -124,12 +137,12 @@ class RewrittenModule(fx.GraphModule):
 
     @property
     def compiled_code(self) -> str:
-        """The emitted Python that torch.compile is given: that of ``graph``, with an operator for each recurrent layer."""
+        """The emitted Python that torch.compile gets: that of ``graph``, with one operator for each recurrent layer."""
         state = _known(self)
         return (state.compiled_codes or state.codes)[state.running(self.training)]
 
     def lowering(self) -> Lowering:
-        """What becomes of the module's recurrent layers when it is compiled."""
+        """Return how the module's recurrent layers are lowered when it is compiled."""
         return lowering(self)
 
     @property
@@ -138,9 +151,9 @@ class RewrittenModule(fx.GraphModule):
         return _known(self).graphs
 
     def recompile(self) -> Any:
-        """Generate the forward of each graph anew, and the one that chooses between them."""
+        """Generate the forward of each graph anew, and the one that chooses between them: call it after editing a graph."""
         state = self.__dict__.get(STATE)
-        if state is None or not state.graphs:  # torch.fx is making it
+        if state is None or not state.graphs:  # torch.fx is constructing it
             return super().recompile()
         forwards, compiled = {}, {}
         _leave_class(self)
@@ -185,7 +198,7 @@ class RewrittenModule(fx.GraphModule):
     def compile(self, *args: Any, **options: Any) -> None:
         """Compile in place, as ``nn.Module.compile`` does; under Inductor with the passes of ``graphreg/compiler/inductor_passes.py``.
 
-        Raises GraphRegError for fullgraph=True and a recurrent layer that is not lowered.
+        Raises GraphRegError for fullgraph=True if a recurrent layer cannot be lowered.
         """
         if options.get("fullgraph") and (refused := lowering(self).refused()):
             raise GraphRegError(refused)
@@ -194,7 +207,10 @@ class RewrittenModule(fx.GraphModule):
         super().compile(*args, **(options if args else with_our_pass(options, differentiates)))
 
     def penalties(self) -> dict[str, Tensor]:
-        """The values of the last call's penalties, detached; for ``penalties="attach"``."""
+        """Return the values of the last call's penalties by name, detached.
+
+        It is for ``penalties="attach"``; raises GraphRegError for a module that returns its penalties with its output.
+        """
         rules = self._modules.get(RULES)
         attach = rules._modules.get("attach") if rules is not None else None
         if attach is None:
@@ -242,7 +258,7 @@ class RewrittenModule(fx.GraphModule):
         return twin
 
     def __copy__(self) -> RewrittenModule:
-        """The same layers, with strengths and noise of its own: a leaf follows the mode of one module."""
+        """Share the layers, but copy the runtime modules with strengths and noise: each of them follows the mode of one module."""
         twin, state = _blank(type(self).__name__), self.__getstate__()
         state["_modules"] = dict(self._modules)
         if (rules := self._modules.get(RULES)) is not None:
@@ -254,8 +270,8 @@ class RewrittenModule(fx.GraphModule):
 
 
 def _no_method(name: str, model: str) -> str:
-    """What to do about a method of the model: the layers are shared, the forward is not."""
-    if "checkpointing" in name and not name.startswith("is_"):  # a flag that a forward reads, when it is traced
+    """Say what to do instead of calling a method of the model: the layers are shared, the forward is not."""
+    if "checkpointing" in name and not name.startswith("is_"):  # it sets a flag, which a forward reads when it is traced
         advice = (
             "Call it on the model before graphreg.regularize: blocks that checkpoint in their own forward (transformers') are then called "
             "as they are, and their insides are no sites; a root that checkpoints its blocks (timm's) is refused. Called now it would "
@@ -282,14 +298,14 @@ def _unpickled(class_name: str, version: int, made_with: str) -> RewrittenModule
 
 
 def lowering(module: RewrittenModule) -> Lowering:
-    """What becomes of a module's recurrent layers when it is compiled."""
+    """Return how a module's recurrent layers are lowered when it is compiled."""
     return Lowering(module, _known(module).graphs.values())
 
 
 def _known(module: nn.Module) -> State:
     state = state_of(module)
     if state is None:
-        raise GraphRegError("this module is not whole: torch.fx or pickle has only begun to make it.")
+        raise GraphRegError("this module is incomplete: torch.fx or pickle is still constructing it.")
     return state
 
 
@@ -304,7 +320,7 @@ def _state(model: nn.Module, held: dict[str, Any]) -> State:
 
 
 def _adopt(module: RewrittenModule, model: nn.Module) -> None:
-    """Take over what the model has. The dicts of parameters and buffers are shared, so that ``.to()`` reaches both."""
+    """Take over the model's attributes. The dicts of parameters and buffers are shared, so that ``.to()`` reaches both."""
     own = plain(model)
     module.__dict__.update({n: v for n, v in own.items() if (n not in reserved() or n == IGNORED) and not n.startswith(PREFIX)})
     for name in TENSOR_REGISTRIES:
@@ -317,7 +333,7 @@ def _adopt(module: RewrittenModule, model: nn.Module) -> None:
 
 
 def _leave_class(module: RewrittenModule) -> None:
-    """Give the module a class of its own, in which its forward is generated: those who had it in common keep theirs."""
+    """Give the module a class of its own, to generate its forward in; modules that shared the old class keep it."""
     kind = type(module)
     if "graphreg_common" in vars(kind):
         module.__class__ = type(_blank(kind.__name__))
@@ -326,10 +342,10 @@ def _leave_class(module: RewrittenModule) -> None:
 
 
 def _join_class(module: RewrittenModule, about: tuple[Any, ...]) -> None:
-    """Give modules of the same code and structure one class, as modules have: ``torch.func.stack_module_state`` asks for that.
+    """Give modules of the same code and structure one class, which ``torch.func.stack_module_state`` requires.
 
-    Of the same code alone would not do: Dynamo compiles a code object for eight different structures, and then for no other. The ids
-    in ``about`` are those of objects that the forward of the class holds.
+    The same code alone is not enough: Dynamo compiles a code object for eight different structures, and then for no other. The ids in
+    ``about`` are those of objects that the forward of the class refers to.
     """
     state, kind = _known(module), type(module)
     if kind.__bases__ != (RewrittenModule,):
@@ -346,10 +362,10 @@ def _join_class(module: RewrittenModule, about: tuple[Any, ...]) -> None:
 
 
 def _structure(module: nn.Module) -> list[Any]:
-    """What a compiled graph of a module is for, and its code does not say: shapes, layers and their options."""
+    """Describe what a compiled graph of a module depends on beside its code: shapes, layers and their options."""
     found: list[Any] = []
     for path, inner in module.named_modules(remove_duplicate=False):
-        own = {} if inner is module or isinstance(inner, Rules) else vars(inner)  # of which the code reads nothing but tensors
+        own = {} if inner is module or isinstance(inner, Rules) else vars(inner)  # of those two the code reads tensors alone
         options = sorted((name, repr(value)) for name, value in own.items() if name != "training" and _is_plain(value))
         named = (*inner._parameters.items(), *inner._buffers.items())
         tensors = [(name, *_about(tensor)) for name, tensor in named if tensor is not None]
@@ -367,7 +383,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _give_way(module: RewrittenModule) -> None:
-    """Where the model has something under a name of ours (``penalties``, ``graphs``), that name means the model's."""
+    """Let a name of ours (``penalties``, ``graphs``) mean the model's attribute where the model has one of that name."""
     ours = {name for name in vars(RewrittenModule) if not name.startswith("_")} - reserved() - set(dir(nn.Module))
     for name in ours.intersection((*registered(module), *module.__dict__)):
         if name == "penalties" and getattr(module._modules.get(RULES), "attach", None) is not None:

@@ -1,4 +1,4 @@
-"""The leaves that measure: a penalty's formula at its sites, in the right precision, and the total that comes out."""
+"""Runtime modules of penalties: they compute a penalty's formula at its sites, in the right precision, and its total."""
 
 from __future__ import annotations
 
@@ -15,30 +15,32 @@ from graphreg.runtime.leaf import Leaf, accumulation
 
 
 class Measure(Leaf):
-    """A penalty's formula at one site, in float32 or wider, also under autocast."""
+    """Computes a penalty's formula at one site, in float32 or wider, also under autocast."""
 
     def __init__(self, regularizer: Penalty, site: str, strength: Tensor) -> None:
         super().__init__(f"{type(regularizer).__name__} at {site}", strength)
         self.regularizer, self.site = regularizer, site
 
     def forward(self, value: Tensor) -> Tensor:
+        """Value of the site [any shape] -> []."""
         return measured(self.regularizer, {self.site: value}, self.weight, self.about)
 
 
 class MeasureSteps(Measure):
-    """A penalty's formula on a sequence: the value of one site, or the values of a cell's calls, in order."""
+    """Computes a penalty's formula on a sequence: the value of one site, or the values of a cell's calls, in order."""
 
     def __init__(self, regularizer: Penalty, site: str, strength: Tensor, steps: Steps) -> None:
         super().__init__(regularizer, site, strength)
         self.steps = steps
 
     def forward(self, value: Tensor | tuple[Tensor, ...], lengths: Tensor | None = None) -> Tensor:
+        """A sequence, or a tuple of its steps, and the lengths of its examples or a mask of steps -> []."""
         sequence, lengths = self.steps.of(value, lengths, self.about)
         return measured(self.regularizer, {self.site: sequence}, self.weight, self.about, lengths)
 
 
 class Total(Leaf):
-    """A penalty: its measurements, averaged (or summed), times its strength. Parameters are measured here."""
+    """Computes a penalty from its measurements: their mean (or sum) times the strength. Parameters are measured here."""
 
     def __init__(self, regularizer: Penalty, name: str, strength: Tensor) -> None:
         super().__init__(f"{type(regularizer).__name__} {name}", strength)
@@ -46,6 +48,7 @@ class Total(Leaf):
         self.sums = regularizer.engine_options.reduction == "sum"
 
     def forward(self, *values: Tensor) -> Tensor:
+        """The measurements, each [], or parameters [any shape] -> []."""
         if self.regularizer.on == "parameters":
             values = tuple(measured(self.regularizer, {"": value}, self.weight, self.about) for value in values)
         if not values:  # a mode in which none of its sites is reached
@@ -56,9 +59,10 @@ class Total(Leaf):
 
 
 class Whole(Total):
-    """A penalty that asks for ``values``: all its sites at once, by name, not averaged."""
+    """Computes a penalty whose formula takes ``values``: all its sites at once, by name, so that nothing is averaged."""
 
     def forward(self, values: dict[str, Tensor]) -> Tensor:  # type: ignore[override]
+        """The values of all sites by name, each [any shape] -> []."""
         if not values:
             return self.weight(torch.float32) * 0
         total = measured(self.regularizer, values, self.weight, self.about)
@@ -68,11 +72,11 @@ class Whole(Total):
 def measured(
     regularizer: Penalty, sites: Mapping[str, Tensor], weight: Callable[[torch.dtype], Tensor], about: str, lengths: Tensor | None = None
 ) -> Tensor:
-    """The formula on values widened to the dtype they are accumulated in, with autocast off."""
+    """Compute the formula on values widened to the dtype they are accumulated in, with autocast off: a 0-d tensor."""
     for value in sites.values():
         if not isinstance(value, Tensor):
             raise RegularizerError(
-                f"{about}: the value is a {type(value).__name__}, no tensor. Select a part of it by its port (:0), or leave the site out."
+                f"{about}: the value is a {type(value).__name__}, not a tensor. Select a part by its port (:0), or leave the site out."
             )
     wide = {name: _wide(value) for name, value in sites.items()}
     first = next(iter(wide.values()))
@@ -84,13 +88,13 @@ def measured(
 
 def _wide(value: Tensor) -> Tensor:
     dtype = accumulation(value.dtype)
-    return value if value.dtype == dtype else value.to(dtype)  # a compiler would carry the operator to its end
+    return value if value.dtype == dtype else value.to(dtype)  # a compiler would keep a .to() that changes nothing as an operator
 
 
 def formula(regularizer: Penalty, given: Mapping[str, Any], device: str, about: str) -> Tensor:
-    """What the formula makes of what it asks for, with autocast off: a 0-d tensor."""
+    """Call the formula with those of the values in ``given`` that it takes, with autocast off: a 0-d tensor."""
     call = {name: given[name] for name in regularizer.takes}
-    if device != "meta" and torch.is_autocast_enabled(device):  # torch has no autocast to ask for there
+    if device != "meta" and torch.is_autocast_enabled(device):  # torch has no autocast for the meta device
         with torch.autocast(device, enabled=False):
             value: Tensor = called(regularizer, call)
     else:

@@ -1,4 +1,4 @@
-"""Sampling: many passes of a module with its noise on, and what they say together (Gal & Ghahramani 2016)."""
+"""``graphreg.sample``: many passes of a module with its noise on, their mean and their spread (Gal & Ghahramani 2016)."""
 
 from __future__ import annotations
 
@@ -24,10 +24,13 @@ from graphreg.tracing import arguments
 
 @dataclass(frozen=True)
 class Samples:
-    """What ``sample`` gives. Each field has the structure of the model's own output, tensors in the place of its tensors.
+    """What ``sample`` returns. Mean, spread and outputs have the structure of the model's output.
 
-    ``mean`` and ``spread`` (the standard deviation, with n - 1; nan for n = 1): over the passes, shapes as in one output,
-    float32 at least. ``outputs``: every pass, [n, ...] each, or None with ``keep=False``.
+    Attributes:
+        n: The number of passes.
+        mean: The mean over the passes, with the shapes of one output, float32 or wider.
+        spread: The standard deviation over the passes (divided by n - 1), likewise; nan for n = 1.
+        outputs: The outputs of all passes, each tensor [n, ...], or None with ``keep=False``.
     """
 
     n: int
@@ -42,11 +45,18 @@ class Samples:
 
 
 def sample(module: nn.Module, inputs: Any, n: int, *, keep: bool = True, progress: bool | None = None) -> Samples:
-    """``n`` passes with the noise on and the model otherwise in eval mode, without gradients; modes are put back.
+    """Run ``n`` passes with the noise on, the model otherwise in eval mode and without gradients; modes are put back.
 
-    ``inputs``: a tensor, a tuple (positional) or a dict (keyword). Each pass draws the masks of a call of its own.
-    ``keep=False`` holds no outputs, only what mean and spread need (Welford 1962). ``progress``: a line on stderr; None shows it
-    where that is a terminal. Raises RegularizerError for ``n`` below 1, GraphRegError for a module that draws no noise.
+    Args:
+        module: A rewritten module, also compiled or wrapped. Each pass is a call with masks of its own.
+        inputs: A tensor, a tuple (positional arguments) or a dict (keyword arguments).
+        n: The number of passes, 1 or more.
+        keep: Whether to return all outputs. ``False`` holds only what mean and spread need (Welford 1962).
+        progress: Whether to show a line of progress on stderr; None shows it where that is a terminal.
+
+    Raises:
+        RegularizerError: An argument is out of its range.
+        GraphRegError: The module draws no noise.
     """
     if not isinstance(n, int) or isinstance(n, bool) or n < 1:
         raise RegularizerError(f"n={shown(n)} is not allowed; n is the number of passes, a whole number of 1 or more.")
@@ -68,7 +78,7 @@ def sample(module: nn.Module, inputs: Any, n: int, *, keep: bool = True, progres
 
 
 class _Running:
-    """Mean and squares of the tensors of an output, pass by pass."""
+    """Running mean and sum of squared deviations of an output's tensors."""
 
     def __init__(self) -> None:
         self.n, self.rest = 0, list[Any]()
@@ -78,7 +88,7 @@ class _Running:
         self.kept: list[list[Tensor]] = []
 
     def take(self, output: Any, keep: bool) -> None:
-        """Count one pass in; ``keep``: its output is kept too."""
+        """Take in the output of one pass; ``keep``: store it too."""
         self.n += 1
         self.rest, self.spec = pytree.tree_flatten(output)
         tensors = [leaf for leaf in self.rest if isinstance(leaf, Tensor)]
@@ -95,7 +105,7 @@ class _Running:
             self.mean[i] = self.mean[i] + away / self.n
             self.squares[i] = self.squares[i] + away * (value - self.mean[i])
         if keep:
-            self.kept.append([t.clone() for t in tensors])  # a compiled module may use its output's memory again
+            self.kept.append([t.clone() for t in tensors])  # a compiled module may reuse its output's memory
 
     def samples(self) -> Samples:
         spread = [(s / (self.n - 1)).sqrt() if self.n > 1 else torch.full_like(s, torch.nan) for s in self.squares]
@@ -103,14 +113,14 @@ class _Running:
         return Samples(self.n, self._like(self.mean), self._like(spread), outputs)
 
     def _like(self, tensors: Sequence[Tensor]) -> Any:
-        """The output again, with other tensors; what is no tensor is the last pass's."""
+        """Build an output with these tensors; what is not a tensor is taken from the last pass."""
         given = iter(tensors)
         return pytree.tree_unflatten([next(given) if isinstance(leaf, Tensor) else leaf for leaf in self.rest], self.spec)
 
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode; afterwards every submodule has its own mode again."""
+    """Put the module into eval mode; afterwards every submodule has its own mode again."""
     with Changes() as changes, changes:
         for m in module.modules():
             changes.later(partial(setattr, m, "training", m.training))
@@ -119,7 +129,7 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 
 class _Line:
-    """How far it is, on one line that is written over; a terminal is not flooded."""
+    """Shows the progress on one line that is written over, at most ten times a second."""
 
     def __init__(self, n: int, shown: bool) -> None:
         self.n, self.shown, self.last = n, shown, 0.0

@@ -1,4 +1,8 @@
-"""The leaves of penalties on derivatives: what tracks a value, what differentiates, and the forward that lets them."""
+"""Runtime modules of penalties on derivatives (whose formulas take ``pull``), and the forward that makes differentiation possible.
+
+``Track`` has autograd record from the values of ``wrt`` on, ``Derivative`` differentiates and computes the penalty, and ``run`` calls the
+emitted code so that its operations are recorded and have second derivatives.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +23,13 @@ from graphreg.torch_internals import pytree
 
 
 class Derivative(Total):
-    """A penalty that asks for ``pull``: on all its sites at once. It acts in train mode; ``always``: in eval mode, too.
+    """Computes a penalty whose formula takes ``pull``, the vjp of all its sites at once.
 
-    ``slots``: the places of the sites' keys among those of the call.
+    Attributes:
+        cone: The dependence slice, from ``wrt`` to the sites.
+        slots: By site, its row of the call's keys.
+        always: Whether it acts in eval mode too, and not in train mode alone.
+        proven: Whether an eager call has shown that all its operations have a second derivative.
     """
 
     path = ""  # its mode is the whole model's
@@ -38,10 +46,11 @@ class Derivative(Total):
         known_to_dynamo()
 
     def acts(self) -> bool:
+        """Whether the penalty is computed in the present mode."""
         return self.always or self.owner[0].training
 
     def forward(self, values: dict[str, Tensor], wrt: dict[str, Tensor], key: Tensor) -> Tensor:  # type: ignore[override]
-        """The penalty, 0-d; ``values`` and ``wrt`` by site, the key int32 [streams, 2] for the directions that it draws."""
+        """Return the penalty, 0-d. ``values`` and ``wrt`` are by site; ``key``, int32 [streams, 2], is for random directions."""
         if not values:
             return self.weight(torch.float32) * 0
         first = next(iter(values.values()))
@@ -66,7 +75,7 @@ class Derivative(Total):
                 f"{self.about}: wrt selects integers only ({', '.join(wrt)}), which have no derivative. "
                 "Select a hidden value, e.g. wrt='embedding'; graphreg.names(model) lists them."
             )
-        inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()  # Dynamo does not know the question
+        inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()  # Dynamo cannot trace that
         if inference or not torch.is_grad_enabled():
             raise GraphRegError(
                 f"{self.about} needs derivatives, and torch records none here (torch.no_grad around a module that a pass has made "
@@ -75,22 +84,23 @@ class Derivative(Total):
 
 
 class Track(Leaf):
-    """Has autograd record what is made of a value, while a penalty that differentiates acts."""
+    """Has autograd record what is computed from a value, while one of the penalties that differentiate by it acts."""
 
     def __init__(self, site: str, readers: Sequence[Derivative]) -> None:
         super().__init__(f"wrt {site}")
         self.site, self.readers = site, tuple(readers)
 
     def forward(self, x: Any) -> Any:
+        """Return the same value, which autograd records from here on while a penalty acts."""
         if not isinstance(x, Tensor) or not x.is_floating_point() or not any(reader.acts() for reader in self.readers):
             return x
         return tracked(x)
 
 
 def run(forward: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any, rules: Any, names: Sequence[str]) -> Any:
-    """The forward. Where a penalty differentiates, attention takes the kernel that has a second derivative.
+    """Run the emitted forward. Where a penalty differentiates, attention takes the kernel that has a second derivative.
 
-    ``names``: of the penalties that do, among the additions ``rules``.
+    ``names``: those penalties that differentiate, among the runtime modules of ``rules``.
     """
     acting = [leaf for leaf in [rules._modules[name] for name in names] if leaf.acts()]
     if not acting:
@@ -102,7 +112,7 @@ def run(forward: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any, 
 
 
 def _recorded(forward: Callable[..., Any], module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """The forward, recorded by autograd under ``torch.no_grad``, too; what it gives there needs no gradient, as usual."""
+    """Run the forward so that autograd records it under ``torch.no_grad`` too; its result there needs no gradient, as usual."""
     if torch.is_grad_enabled():
         return forward(module, *args, **kwargs)
     with torch.enable_grad():

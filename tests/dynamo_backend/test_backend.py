@@ -363,4 +363,4 @@ graph  site      op      shape  dtype    what acts, in order  matched by
        b.weight  Linear  8x8    float32  weight_l2            *
        c.weight  Linear  2x8    float32  weight_l2            *
 
-cost: not known, for the compiler decides what it keeps"""
+cost: not known, because the compiler decides what it keeps"""

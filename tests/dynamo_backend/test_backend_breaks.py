@@ -162,7 +162,7 @@ graph  site  op      shape  dtype    what acts, in order  matched by
 3      out   Linear  3x2    float32  dropout              out
 3      down  Linear  3x8    float32  hidden_l1            down
 
-cost: not known, for the compiler decides what it keeps"""
+cost: not known, because the compiler decides what it keeps"""
 
 
 class Block(nn.Module):

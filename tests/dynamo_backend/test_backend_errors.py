@@ -177,7 +177,7 @@ def test_by_name_options_are_refused_at_the_first_call(sentence: str, given: dic
 
 
 def test_penalties_before_a_call() -> None:
-    sentence = "there are no penalties yet: they are those of the last call of what torch.compile made with this backend"
+    sentence = "there are no penalties yet: they are those of the last call of the model that was compiled with this backend"
     refused(GraphRegError, sentence, graphreg.backend(inner="eager", weight_l2=0.1).penalties)
 
 

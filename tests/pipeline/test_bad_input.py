@@ -771,9 +771,9 @@ def test_held_argument_with_another_value() -> None:
     model, x = Optional(), torch.ones(2, 4)
     module = regularize(model, weight_l2=0.1)
     for call in (lambda: module(x, mask=x), lambda: module(x, x)):
-        with refused(model, GraphRegError, r"mask was held at None when the model was traced.*example_inputs that carry mask"):
+        with refused(model, GraphRegError, r"mask was specialized to None when the model was traced.*example_inputs that carry mask"):
             call()
-    with refused(model, GraphRegError, r"scale was held at 1\.0.*example_inputs that carry scale"):
+    with refused(model, GraphRegError, r"scale was specialized to 1\.0.*example_inputs that carry scale"):
         module(x, scale=2.0)
     assert torch.equal(module(x, None, scale=1.0).output, model(x))
 
@@ -998,5 +998,5 @@ def test_a_rate_of_the_models_own_dropout() -> None:
         regularize(model, own_dropout={"1": 1.5})
     module = regularize(model, own_dropout={"1": 0.2})
     for name in ("1", "own_dropout"):
-        with refused(model, NoMatchError, r"no regularizer is named.*Names: none. The rate of a dropout of the model's own is set once"):
+        with refused(model, NoMatchError, r"no regularizer is named.*Names: none. The rate of a native dropout is set once"):
             graphreg.set_strength(module, name, 0.3)

@@ -324,13 +324,13 @@ def test_what_cannot_be_watched() -> None:
     for foreign in (Net(), graphreg.strip(module)):
         with pytest.raises(GraphRegError, match="is not a module that graphreg rewrote. Give what graphreg.regularize returned"):
             graphreg.monitor(foreign)
-    with pytest.raises(GraphRegError, match="a backend makes its graphs as it meets them"):
+    with pytest.raises(GraphRegError, match="a backend makes its graphs while the model runs"):
         graphreg.monitor(graphreg.backend(hidden_dropout=0.1))
-    with pytest.raises(GraphRegError, match="a later pass made this module anew"):
+    with pytest.raises(GraphRegError, match="a later pass rebuilt this module"):
         graphreg.monitor(torch.fx.GraphModule(module, module.graph))
     with graphreg.monitor(module) as watched, pytest.raises(GraphRegError, match=r"is monitored already.*close\(\) what graphreg\.monitor"):
         graphreg.monitor(module)
-    with pytest.raises(GraphRegError, match="this monitor has no log to tell"):
+    with pytest.raises(GraphRegError, match="this monitor has no log function"):
         watched.tell(0)
     graphreg.monitor(module)  # and nobody holds it
     module.graphreg_rules.watching.close()

@@ -85,7 +85,8 @@ def test_what_is_not_known_is_told() -> None:
     report = reported(Net(), hidden_dropout=0.1, cost=True)
     assert report.sites[0].shape is None and report.regularizers[0].share is None and report.cost is None
     told = report.text(None)
-    assert "cost: not known, for the model was traced without example inputs" in told and "\nunknown: the model was traced without" in told
+    assert "cost: not known, because the model was traced without example inputs" in told
+    assert "\nunknown: the model was traced without" in told
     known = reported(Net(), hidden_dropout=0.1, cost=True, example_inputs=X)
     assert known.cost is not None and "unknown" not in known.text(None)
     assert "unknown" not in reported(Net(), weight_l2=0.1).text(None)  # parameters have shapes
@@ -125,7 +126,7 @@ def test_the_models_own_dropout() -> None:
     assert "frozen_noise does not hold it" in kept.text(None)
     moved = reported(model, own_dropout={"1": 0.3, "2": "off"})
     assert [(row.site, row.becomes, row.matched) for row in moved.own_dropout] == [("1", "seeded at 0.3", "1"), ("2", "off", "2")]
-    assert moved.text().startswith("Sequential, traced by the symbolic front end: 2 of its own dropouts moved\n")
+    assert moved.text().startswith("Sequential, traced by the symbolic front end: 2 native dropouts moved\n")
     assert "kept" not in moved.text()
 
 

@@ -513,7 +513,7 @@ class Chunks(nn.Module):
 
 def test_a_tuple_that_no_example_tells_of_is_refused_where_it_would_be_copied() -> None:
     module = graphreg.regularize(Chunks(), HiddenL1("unsafe_chunk", 1.0), rng=0)
-    with pytest.raises(graphreg.RegularizerError, match=r"is a (tuple|list), no tensor. Select a part of it by its port"):
+    with pytest.raises(graphreg.RegularizerError, match=r"is a (tuple|list), not a tensor. Select a part by its port"):
         module(torch.randn(3, 4))
 
 

@@ -654,7 +654,7 @@ def another_leaf(node: torch.fx.Node) -> None:
     ("mutation", "sentence"),
     [
         (drop_noise, "first_d does not take the key of the call"),
-        (call_the_model, "first_d still calls the model's own dropout"),
+        (call_the_model, "first_d still calls the native dropout"),
         (another_leaf, "first_d does not do what was planned"),
     ],
 )

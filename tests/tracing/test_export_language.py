@@ -96,7 +96,7 @@ def test_the_model_is_left_as_it_was_and_shares_all_it_has() -> None:
 
 def test_what_the_example_did_not_carry_is_refused() -> None:
     module = graphreg.regularize(build("gpt2"), example_inputs={"input_ids": batch()["input_ids"]}, weight_l2=1e-3)
-    with pytest.raises(graphreg.GraphRegError, match="labels was held at None when the model was traced. Give regularize example_inputs"):
+    with pytest.raises(graphreg.GraphRegError, match="labels was specialized to None when the model was traced. Give regularize"):
         module(**batch())
     with pytest.raises(graphreg.GraphRegError, match="kwargs has the parts num_items_in_batch; the example_inputs carried none"):
         module(batch()["input_ids"], num_items_in_batch=torch.tensor(3))
