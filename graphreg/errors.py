@@ -119,5 +119,5 @@ def raising(error: GraphRegError) -> Callable[..., Any]:
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:
-    """The first of some names, and how many more there are."""
+    """Join up to six names for a message, and say how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -2,7 +2,6 @@
 
 ``graphreg.as_pass`` wraps the same pipeline as a torch.fx pass.
 """
-
 from __future__ import annotations
 
 import logging
@@ -81,8 +80,8 @@ def regularize(
     with Changes() as changes, changes:
         at_rest(changes)
         traced = trace(model, example_inputs, front_end)
-        made = plan(traced, [*instances(regularizers), *from_kwargs(traced, **keywords)], missing, own_dropout)
-        module = rewrite(traced, made, rng, penalties, scale)
+        found = plan(traced, [*instances(regularizers), *from_kwargs(traced, **keywords)], missing, own_dropout)
+        module = rewrite(traced, found, rng, penalties, scale)
     if before is not None:
         validate(before, model, module, example_inputs)
     _tell(found)
@@ -124,14 +123,14 @@ def _check_scaled(penalties: Penalties, scale: Scale | None) -> None:
         raise RegularizerError("scale= is for penalties='attach'; returned penalties are scaled with the loss they are added to.")
 
 
-def _log(made: Plan) -> None:
-    for name, regularizer in made.regularizers.items():
-        count = len(made.of(name))
+def _tell(found: Plan) -> None:
+    for name, regularizer in found.regularizers.items():
+        count = len(found.of(name))
         what = "site" if count == 1 else "sites"
         log.info("%g %s %r: %d %s (%s)", regularizer.weight, type(regularizer).__name__, regularizer.pattern, count, what, name)
-    if made.own:
-        log.info("native dropout: %d %s", len(made.own), ", ".join(sorted({edit.becomes for edit in made.own})))
-    for own in made.stays:
+    if found.own:
+        log.info("native dropout: %d %s", len(found.own), ", ".join(sorted({edit.becomes for edit in found.own})))
+    for own in found.stays:
         log.warning("native dropout keeps drawing from torch's generator: %s", own.text)
 
 
@@ -181,7 +180,7 @@ def as_pass(
     from_keywords(keywords)  # for its errors
     options = {"example_inputs": example_inputs, "rng": rng, "missing": missing, "penalties": penalties, "scale": scale}
     options["own_dropout"] = own_dropout
-    return Regularize(chosen, options, keywords)
+    return Regularize(given, options, keywords)
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +201,6 @@ class Regularize(PassBase):
             )
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:
-        """Regularize the module, unless this pass has made it."""
         if getattr(graph_module, RULES, None) is not None and rules_of(graph_module).made_by == self.mark:
             return PassResult(graph_module, False)  # PassManager(steps=n) goes on until nothing changes
         module = regularize(graph_module, self.regularizers, **self.options, **self.keywords)

@@ -49,7 +49,7 @@ class Setting:
 
 
 def setting(place: str, name: str) -> Setting | None:
-    """A setting as it is now, or None in a torch that does not have it."""
+    """Look up a setting; None if the installed torch does not have it."""
     return Setting(place, name, getattr(CONFIGS[place], name), default_of(place, name)) if has_setting(place, name) else None
 
 
@@ -74,5 +74,5 @@ def defaults(settings: Sequence[Setting]) -> Any:
 
 
 def snapshot() -> tuple[str, ...]:
-    """All that is not default in the compiler's settings: what a measurement under them is good for."""
+    """All compiler settings that differ from torch's defaults, as code: a measurement is comparable only under equal settings."""
     return tuple(place.codegen_config() for place in CONFIGS.values())

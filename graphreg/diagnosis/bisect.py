@@ -18,7 +18,10 @@ Kinds = Mapping[DropoutKind, Sequence[Own]]
 
 
 def by_kind(owns: Iterable[Own]) -> dict[DropoutKind, list[Own]]:
-    """The model's own draws by what an experiment can try. A recurrent operator's is left out: run again in backward, it raises."""
+    """Group the model's own random operations by the experiment for them.
+
+    Dropout between the layers of a recurrent operator is left out: recomputed in backward, it raises an error of its own.
+    """
     kinds: dict[DropoutKind, list[Own]] = {}
     for own in owns:
         if not (own.kind == "layer" and own.rate is not None):
@@ -41,7 +44,7 @@ class Bench:
     told: Callable[[str], None]
 
     def own(self, kinds: Kinds) -> list[Finding]:
-        """The model's own random operations, kind by kind."""
+        """Test the model's own random operations, kind by kind."""
         wrong: dict[tuple[str, tuple[Setting, ...]], list[tuple[DropoutKind, Measured]]] = {}
         unlike = list[tuple[DropoutKind, float]]()
         for kind in kinds:
@@ -87,7 +90,7 @@ class Bench:
         return experiment()
 
     def _unlike(self, seen: Sequence[tuple[DropoutKind, float]], kinds: Kinds) -> Finding:
-        """Compiled draws other masks than eager; whether drawing by eager's operators cures that is tried, too."""
+        """Word that compiled code draws other masks than eager; test whether ``fallback_random`` cures it."""
         owns = [own for kind, _ in seen for own in kinds[kind]]
         observed = f"from one seed, compiled and eager draw other masks: {shares(seen)}"
         fallback = setting(INDUCTOR, "fallback_random")

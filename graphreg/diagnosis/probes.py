@@ -111,7 +111,7 @@ _measured: dict[tuple[Any, ...], Measured] = {}
 
 
 def measure(kind: DropoutKind, backend: Backend, device: torch.device) -> Measured:
-    """A chain of draws of one kind under the present settings."""
+    """Measure a chain of random operations of one kind under the present settings."""
     return _once(("chain", DRAWS[kind], backend, device), lambda: _of_chain(_chain(DRAWS[kind]), backend, device))
 
 

@@ -128,7 +128,7 @@ def _add_edge(graph: nx.DiGraph[str], read: str, reader: str, place: str) -> Non
 
 
 def _scope(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
-    """The path of the module that owns a node: torch.export writes some that are none."""
+    """Return the path of the module that a node belongs to; ``""`` for a path of torch.export's that is not a module."""
     path = scope_of(node)
     return path if path in modules else ""
 
@@ -168,7 +168,7 @@ def target_text(target: object) -> str:
 
 
 def _addition(node: fx.Node, addition: Addition, seen: Viewed, boxes: Mapping[str, str]) -> Attributes:
-    """A node that graphreg added: where its site is drawn, and whose it is."""
+    """Return the attributes of a node that graphreg added: its regularizer, its site, and the module it is drawn in."""
     plan, place, name, kind = seen.plan, addition.site or "", addition.regularizer or "", addition.kind.value
     site = seen.sites.get(place)
     if kind == Kind.TRACK and plan:

@@ -32,7 +32,15 @@ from graphreg.tracing import Traced
 
 
 class Backend(BackendHandle):
-    """What ``graphreg.backend`` gives: a backend of torch.compile, for one model. ``parts``: the graphs, in the order of capture."""
+    """A backend of torch.compile for one model, as ``graphreg.backend`` returns it.
+
+    Attributes:
+        regularizers: The regularizers by name.
+        model: The model, once its first graph was captured.
+        parts: The subgraphs, in the order of capture.
+        forced: Whether a block of ``noise_on`` is open.
+        complete: Whether a call has ended, so that the selectors were checked over all its graphs.
+    """
 
     __name__ = "graphreg"
 
@@ -89,7 +97,7 @@ class Backend(BackendHandle):
     # a call, from its first graph to its end
 
     def _current(self) -> Call:
-        """The call that runs. Of the first call through a torch.compile that is only known as its first graph is captured."""
+        """Return the call that runs. The first call through a torch.compile becomes known only when its first graph is captured."""
         found = compiled_call()
         if found is None:
             raise TraceError(

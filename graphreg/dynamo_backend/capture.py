@@ -135,7 +135,7 @@ class Capture:
         return twin
 
     def _argument(self, node: fx.Node) -> tuple[str, tuple[str, ...]]:
-        """The argument that an input is, or is a part of: its name, and the keys that lead to the part."""
+        """Return the name of the argument that an input is or is part of, and the keys that lead to that part."""
         name, keys = source_of(node)
         if self.place.code in CALLERS_OF_FORWARD and name in ("args", "kwargs") and keys:
             names = list(inspect.signature(self.root.forward).parameters)
@@ -144,7 +144,7 @@ class Capture:
         return name, (".".join(keys),) if keys else ()
 
     def calls(self, node: fx.Node) -> list[ModuleCall]:
-        """The module calls that the node was made in, outermost first, as far as to a layer that is one site."""
+        """Return the module calls that the node was made in, outermost first, down to the first layer that is one site."""
         found: list[ModuleCall] = []
         for key in (self._made_by(node) or node).meta.get("nn_module_stack") or {}:
             number = str(key).partition("@")[0]
@@ -183,7 +183,7 @@ class Capture:
                 label_site(node, scope, Label(namer.operation(scope, base), op))
 
     def _label_modules(self, namer: Namer) -> None:
-        """The value that alone leaves a module call is the module's. Where several leave, only of a cell is it known which is which."""
+        """Give a module's label to the one value that leaves its call. If several leave, only those of an LSTMCell can be told apart."""
         for block in blocks(self.graph, lambda node: () if node.op in ("placeholder", "get_attr", "output") else self.calls(node)):
             path = block.call.path
             if type(self.modules[path]) is nn.LSTMCell:

@@ -185,6 +185,6 @@ def acting(rewritten: RewrittenModule) -> list[tuple[str, bool]]:
 
 
 def constant(value: Tensor) -> Tensor:
-    """An example of an added input, of sizes that do not vary."""
+    """Return an example value for an additional input, fake if Dynamo is tracing, with static sizes."""
     fake = fake_mode()
     return fake.from_tensor(value, static_shapes=True) if fake is not None else value

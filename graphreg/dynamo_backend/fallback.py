@@ -37,12 +37,12 @@ _before = WeakKeyDictionary[Any, Counter[str]]()  # by torch.compile's context: 
 
 
 def watch() -> None:
-    """Have Dynamo tell of what it compiles; ``torch.compiler.reset`` makes it forget."""
+    """Register the callback for the start of each compilation; ``torch.compiler.reset`` removes it."""
     tell_of_compilations(_compiling)
 
 
 def left(context: Any = None) -> str:
-    """The code that the calls through a torch.compile left to eager, as a sentence; nothing where there is none, or no call runs."""
+    """Describe, in a sentence, the code that calls through a torch.compile left to eager; empty if there is none, or no call runs."""
     found = compiled_call() if context is None else None
     before = _before.get(found.record if found is not None else context)
     new = [text for text, count in left_to_eager().items() if before is not None and count > before[text]]
@@ -61,7 +61,7 @@ def _code(name: str, file: str, line: str) -> str:
 
 
 def _compiling(_: Any) -> None:
-    """Dynamo begins to compile: of a call of ours that it has not yet compiled anything for, the end is watched from now on."""
+    """When Dynamo begins the first compilation for a call through our backend, hook the end of this and later calls."""
     try:
         found = _new()
     except Exception as error:  # Dynamo calls this for every compilation of the process: a failure here must not stop others' code
@@ -73,7 +73,7 @@ def _compiling(_: Any) -> None:
 
 
 def _new() -> CompiledCall | None:
-    """The call that is running, if it is one of ours and not watched yet."""
+    """Return the call that is running, if it goes through our backend and is not hooked yet."""
     found = compiled_call()
     inner = backend_in(found.record) if found is not None else None
     return None if found is None or found.record in _before or name_in(inner) != NAME else found

@@ -126,7 +126,7 @@ def _with_passes(options: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def backend_of(compiled: Any) -> Backend:
-    """The backend of a model that torch.compile made with one, also by name. Raises GraphRegError for anything else."""
+    """Return the backend that a model was compiled with, also by name; raises GraphRegError if there is none."""
     found = backend_handle(compiled)
     if not isinstance(found, Backend):
         raise GraphRegError(

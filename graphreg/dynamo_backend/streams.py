@@ -90,11 +90,11 @@ class Streams:
             self.held = None
 
     def state(self) -> dict[str, Any]:
-        """A plain dict: the seed, and the number of each stream's next call."""
+        """Return the state of the noise: a plain dict with the seed and the counts of all streams."""
         return written_state(BACKEND_STATE, self.alike, seed=self.seed, calls=dict(self.calls))
 
     def restore(self, state: object) -> None:
-        """Go where ``state`` was taken. Raises RegularizerError for what ``state`` never gave; the noise then stays."""
+        """Resume the noise at a state; raises RegularizerError for what ``state()`` never returned, and then changes nothing."""
         checked = checked_state(state, BACKEND_STATE)
         if self.held is not None:
             raise GraphRegError("the noise is held still (graphreg.frozen_noise): set its state before or after that block.")

@@ -349,5 +349,5 @@ def is_drop_path(module: nn.Module) -> bool:
 
 
 def is_dropout_module(module: nn.Module) -> bool:
-    """torch's dropouts, their subclasses, and timm's stochastic depth."""
+    """Whether the module is one of torch's dropouts, a subclass of one, or timm's stochastic depth."""
     return isinstance(module, DropoutBase) or is_drop_path(module)

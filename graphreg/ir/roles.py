@@ -79,7 +79,7 @@ def is_whole(node: fx.Node) -> bool:
 
 
 def is_region(node: fx.Node) -> bool:
-    """Whether the node is an operator of Dynamo's that holds a graph of its own, as activation checkpointing is."""
+    """Whether the node is a higher-order operator, which holds a graph of its own, as activation checkpointing does."""
     return node.op == "call_function" and isinstance(node.target, HigherOrderOperator)
 
 

@@ -262,7 +262,7 @@ def unmatched(selector: Selector, sites: Sequence[Site], default: Sequence[Site]
 
 
 def _needless(pattern: Pattern, found: Sequence[Site], elsewhere: Sequence[Site]) -> bool:
-    """Whether it takes away what is there and is not selected anyway: a bias from a penalty on weights."""
+    """Whether an exclusion only excludes sites that are not selected anyway, as a bias from a penalty on weights."""
     return pattern.exclude and not pattern.lone and bool(found or pattern.find(elsewhere))
 
 

@@ -79,7 +79,7 @@ def thaw(records: list[tuple[Any, ...]]) -> fx.Graph:
 
 
 def copied(graph: fx.Graph) -> fx.Graph:
-    """The same graph anew, with its code generator and what its output carries."""
+    """A copy of a graph with its code generator and the metadata of its output."""
     copy = blank_like(graph)
     value = copy.graph_copy(graph, {})
     copy.output(value).meta.update(graph.output_node().meta)

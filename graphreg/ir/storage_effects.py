@@ -244,7 +244,7 @@ class Effects:
 
 
 def is_inert(node: fx.Node) -> bool:
-    """What computes nothing, and what was added: that writes nowhere, and a copy shares with nobody."""
+    """Whether the node computes nothing (an input, a read, the output) or was added by graphreg, which neither writes nor aliases."""
     return node.op in ("placeholder", "get_attr", "output") or is_added(node)
 
 

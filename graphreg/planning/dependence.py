@@ -85,13 +85,13 @@ def cone(traced: Traced, wrt: Selector, sites: Sequence[Site], who: str) -> Cone
 
 
 def downstream(nodes: Sequence[fx.Node], operations: Operations) -> set[fx.Node]:
-    """The nodes and all that depends on them through tensors of real numbers, also by a write into something else."""
+    """Return the nodes and all that depend on them through floating-point values, including by an in-place write."""
     effects, sizes = Effects(operations), sizes_of(nodes[0].graph) if nodes else set()
     return reached(nodes, lambda node: [*node.users, *effects.writes(node)], lambda node: carries_derivative(node, sizes))
 
 
 def upstream(nodes: Iterable[fx.Node]) -> set[fx.Node]:
-    """The nodes and all that they depend on."""
+    """Return the nodes and all that they depend on."""
     return reached(nodes, lambda node: node.all_input_nodes)
 
 

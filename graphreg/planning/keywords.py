@@ -106,7 +106,7 @@ def _check_keyword(keyword: str) -> None:
 
 
 def _family(family: str, keywords: Mapping[str, Any], sites: Sequence[Site]) -> Iterator[Regularizer]:
-    """``input_dropout``, ``hidden_dropout``, ``output_dropout`` and ``dropout`` itself, in this order."""
+    """Yield the regularizers of a family: ``input_dropout``, ``hidden_dropout``, ``output_dropout``, then ``dropout`` itself."""
     own = keywords.get(family)
     entries = _entries(family, own) if _is_map(own, find(family)) else []
     for role in ROLES:
@@ -175,7 +175,7 @@ def _number(what: str, value: Any, cure: str) -> float:
 
 
 def _one(keyword: str, key: str, value: Any, sites: Sequence[Site], **options: Any) -> Iterator[Regularizer]:
-    """What a keyword means: nothing, a regularizer, or one for each entry of a map, which ``hidden_dropout`` and its kin do not take."""
+    """Yield what one keyword stands for: nothing, a regularizer, or one for each selector (not for ``hidden_dropout`` and its like)."""
     cls = find(key)
     if value is None or value is False or number_of(value) == 0:
         return

@@ -191,7 +191,7 @@ def _hint(site: Site, calls: _Calls) -> str:
 
 
 def _layer_axis(site: Site, regularizer: Any) -> int:
-    """The axis of time in the output of a recurrent layer; another that was asked for is refused, not passed over."""
+    """The axis of time in the output of a recurrent layer; raises RegularizerError if the option asks for another."""
     given, axis = regularizer.engine_options.time_axis, 1 if site.sequence == "batch first" else 0
     if site.sequence != "state" and given not in (1, axis, axis - 3):  # 1: not given
         raise RegularizerError(

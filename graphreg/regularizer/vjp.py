@@ -190,7 +190,7 @@ def once_only(values: Sequence[Tensor], before: set[Any]) -> str:
 
 
 def _operator(name: str) -> str:
-    """An operator's own name, of which autograd's has a ``_`` for the ``::``; a namespace may have others."""
+    """The qualified name of a custom operator, from autograd's name for it, which has ``_`` in place of ``::``."""
     known = {each.replace("::", "_"): each for each in custom_operators()}
     return known.get(name, name)
 

@@ -74,7 +74,8 @@ def _without_data(module: fx.GraphModule) -> fx.GraphModule:
 
 
 def _labels(graph: fx.Graph, plan: Plan) -> dict[str, str]:
-    """By name of a node: whose it is. Nodes of the model's own are nobody's, but for its dropouts that were moved."""
+    """Return, by node name, the regularizer (or kind of addition) that the node belongs to; the model's nodes have no entry, except
+    native dropouts that were moved."""
     kinds = {
         Kind.OWN: OWN, Kind.KEY: "keys", Kind.CLONE: "copies", Kind.COPY: "copies", Kind.ATTACH: "attach", Kind.ATTACHED: "attach",
         Kind.WATCH: "monitor",

@@ -30,7 +30,7 @@ def trained(module: nn.Module, graphs: Mapping[str, fx.Graph]) -> dict[str, Trai
 
 
 def _before(node: fx.Node, sizes: set[fx.Node]) -> set[fx.Node]:
-    """What the node depends on through tensors of real numbers that autograd records."""
+    """Return the nodes that the node depends on through floating-point tensors that autograd records."""
     return reached(node.all_input_nodes, lambda each: each.all_input_nodes, lambda each: carries_derivative(each, sizes))
 
 

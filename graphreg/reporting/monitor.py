@@ -124,7 +124,7 @@ class Monitor:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def after(self, module: nn.Module) -> None:
-        """Count a call that has ended, and read it if it was due."""
+        """Count a call that has ended, and read its numbers if it was due."""
         if not module.training or in_backward():  # in backward: activation checkpointing runs the call again
             return
         if self.calls % self._every == 0:

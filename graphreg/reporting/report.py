@@ -98,7 +98,7 @@ def _entries(plan: Plan, now: dict[str, float], inner: fx.GraphModule) -> tuple[
 
 
 def _sites(plan: Plan, now: dict[str, float], graphs: dict[str, fx.Graph]) -> list[Acted]:
-    """In the order of the graph, parameters behind the values."""
+    """Return the sites where something acts: values in the order of the graph, then parameters."""
     there = {(a.regularizer or "", a.site or "") for g in graphs.values() for n in g.nodes if (a := addition_of(n)) is not None}
     whole = {e.name for e in plan.edits if e.site.kind == "value" and not isinstance(e.regularizer, Splice) and not measures(e.regularizer)}
     there |= {(e.name, e.site.name) for e in plan.edits if e.name in whole}  # one node for all of its sites

@@ -115,7 +115,7 @@ def _told(code: str, key: str, node: fx.Node, plan: Plan | None) -> Line:
 
 
 def _replacing(node: fx.Node, plan: Plan) -> list[tuple[str, str]]:
-    """What stands in the place of a value of the model's: the names and the site."""
+    """Return the (regularizer, site) pairs of a node that replaces a value of the model; none for other nodes."""
     addition = addition_of(node)
     if addition is None:
         return []
@@ -129,7 +129,7 @@ def _penalties(plan: Plan) -> list[str]:
 
 
 def _names(addition: Addition, plan: Plan) -> list[str]:
-    """The regularizers that an addition is there for."""
+    """Return the regularizers that an addition serves."""
     kind, site = addition.kind, addition.site or ""
     if addition.regularizer is not None:
         return [addition.regularizer]

@@ -1,4 +1,4 @@
-"""The screen: blocks of text that fit a width, and colours where it is a terminal."""
+"""Lays out tables and paragraphs: as text that fits a width, in colours on a terminal, or as HTML for a notebook."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def _runs(node: fx.Node, leaf: nn.Module | None, edit: Edit) -> bool:
 
 
 def replaced_by(node: fx.Node) -> fx.Node | None:
-    """The value that an addition stands for, if it stands for one."""
+    """Return the model's value that an addition replaces, or None if it replaces none."""
     if is_kind(node, Kind.SPLICE, Kind.CLONE, Kind.TRACK):
         value = node.args[0]
     elif is_kind(node, Kind.ATTACHED) and isinstance(node.args[0], fx.Node):
@@ -227,7 +227,7 @@ def _counts(node: fx.Node, name: str, plan: Plan, placed: Placed) -> None:
 
 
 def _used_site(node: fx.Node, flow: nx.DiGraph[str], upstream: set[str]) -> bool:
-    """False at a site whose value the model itself computes and never uses."""
+    """Whether the model uses the value that an addition replaces; True for additions that replace none."""
     if not is_kind(node, Kind.SPLICE, Kind.CLONE):
         return True
     value = replaced_by(node)

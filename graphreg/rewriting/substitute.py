@@ -11,7 +11,7 @@ from graphreg.ir import copied, is_own, unmark
 
 
 def restore(node: fx.Node) -> None:
-    """Let the node call what it called."""
+    """Make the node call again what it called in the model."""
     was = unmark(node).was
     assert was is not None
     node.op, node.target = was

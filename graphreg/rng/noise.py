@@ -196,7 +196,7 @@ class Noise:
         return mask.view(z.shape)
 
     def uniform(self, z: Tensor) -> Tensor:
-        """Uniform in [0, 1): [shape of z], z's dtype but float32 for half precision; 24 bits, float64: 53."""
+        """Draw uniform values in [0, 1): [shape of z], float64 with 53 bits for a float64 z, else float32 with 24 bits."""
         if z.dim() == 0 and transforms():  # see functorch.batch_positions
             return Noise.uniform(self, z[None])[0]
         key, lane = self._next()
@@ -206,7 +206,7 @@ class Noise:
         return drawn.to(torch.float32) * 2.0**-24
 
     def normal(self, z: Tensor) -> Tensor:
-        """Standard normal: [shape of z], z's dtype. Box & Muller (1958), the cosine branch; |value| < 6.7, float64: 8.7."""
+        """Draw standard normal values: [shape of z], z's dtype. Box & Muller (1958), the cosine branch; |value| < 6.7, float64: 8.7."""
         if z.dim() == 0 and transforms():  # see functorch.batch_positions
             return Noise.normal(self, z[None])[0]
         key, lane = self._next()
@@ -218,7 +218,7 @@ class Noise:
         return (torch.sqrt(-2 * torch.log(radius)) * torch.cos(2 * torch.pi * angle)).to(z.dtype)
 
     def _next(self) -> tuple[Tensor, int]:
-        """The key and the first lane of the draw that is asked for."""
+        """Return the key and the first lane of the next draw."""
         if self._task is not None and not compiling() and backward_task() != self._task:
             raise GraphRegError(
                 "a draw of the forward is asked for in a backward pass, where it would be another one: a formula must not draw inside "

@@ -20,7 +20,7 @@ Regulated = nn.Module | Handle | Callable[..., Any]  # a rewritten module, a bac
 
 
 def strengths(module: Regulated) -> dict[str, float]:
-    """Weights and rates by regularizer name."""
+    """Return the present strengths (weights and rates) by regularizer name."""
     return handle_of(module).strengths()
 
 

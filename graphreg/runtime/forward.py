@@ -34,7 +34,7 @@ def chosen(
     positions, required = _positions(in_train, held), _positions(in_train, dict.fromkeys(carried))
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """The model's, in the mode that it is in, with what was added: ``(output, penalties)``, or the output where these attach."""
+        """Run the model, in its present mode, with the additions: returns ``(output, penalties)``, or the output where these attach."""
         if not torch.compiler.is_compiling() and is_traced() and additions in self._modules and traces_here():
             raise TraceError(
                 "a rewritten module cannot be traced again: the trace would freeze its keys and its mode. "

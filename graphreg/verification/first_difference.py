@@ -38,7 +38,6 @@ class Step:
     by: str
 
     def same(self, other: Step, near: bool) -> bool:
-        """Whether both are the same operation with equal results; ``near``: equal up to rounding."""
         return self.operation == other.operation and _same(self.values, other.values, near)
 
 
@@ -56,9 +55,9 @@ class _Trail(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         value = func(*args, **(kwargs or {}))
-        results = tuple(leaf.detach() for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))
-        if results:
-            self.steps.append(Step(str(func), tuple(leaf.clone() for leaf in results), results, self.by()))
+        found = tuple(leaf.detach() for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))
+        if found:
+            self.steps.append(Step(str(func), tuple(leaf.clone() for leaf in found), found, self.by()))
         return value
 
 
@@ -97,7 +96,7 @@ class _Walk(fx.Interpreter):
         return super().run_node(n)
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
-        return next(self.args_iter)  # torch.fx would put the remaining arguments into a list for ``*args``
+        return next(self.args_iter)  # torch.fx would make a list of what is left for ``*args``
 
 
 def steps_of_graph(module: fx.GraphModule, graph: fx.Graph, call: Arguments) -> list[Step]:
@@ -115,7 +114,6 @@ def steps_of_graph(module: fx.GraphModule, graph: fx.Graph, call: Arguments) -> 
 
 
 def graph_of(module: fx.GraphModule, mode: str) -> fx.Graph:
-    """Return the graph that a rewritten module runs in ``"train"`` or ``"eval"`` mode."""
     graphs = graphs_of(module)
     return graphs.get("both") or graphs[mode]
 
@@ -125,11 +123,11 @@ def culprit(theirs: Sequence[Step], ours: Sequence[Step], graph: fx.Graph, near:
     nodes = {n.name: n for n in graph.nodes}
     pairs, missed = _matched(ours, theirs, near)
     if missed is not None:
-        return f" The first node whose value differs is {_described(nodes[missed.by])}." if missed.by in nodes else ""
+        return f" The first node whose value differs is {_told(nodes[missed.by])}." if missed.by in nodes else ""
     for mine, other in pairs:
         if mine.by in nodes and not _same(mine.memory, other.memory, near):
             where = "in the model alone" if _same(mine.values, mine.memory, near) else "in the graph, and not so in the model"
-            return f" The first node whose value differs is {_described(nodes[mine.by])}: something writes into it later {where}."
+            return f" The first node whose value differs is {_told(nodes[mine.by])}: something writes into it later {where}."
     missed = _matched(theirs, ours, near)[1]
     if missed is None:
         return ""
@@ -141,11 +139,11 @@ def _matched(steps: Sequence[Step], others: Sequence[Step], near: bool) -> tuple
     """Pair each step with the next equal one among the others, in order, up to the first step that has none; return that one too."""
     position, pairs = 0, list[tuple[Step, Step]]()
     for step in steps:
-        equal = next((i for i in range(position, len(others)) if others[i].same(step, near)), None)
-        if equal is None:
+        found = next((i for i in range(position, len(others)) if others[i].same(step, near)), None)
+        if found is None:
             return pairs, step
-        pairs.append((step, others[equal]))
-        position = equal + 1
+        pairs.append((step, others[found]))
+        position = found + 1
     return pairs, None
 
 
@@ -174,5 +172,5 @@ def first_differing(
         expected = steps_of_model(theirs, calls[0])
         seed()
         return culprit(expected, steps_of_graph(ours, graphs[0], calls[1]), graphs[1], near)
-    except Exception:  # this only adds to an error: a failure here must not replace it
+    except Exception:  # it is a help beside an error: what fails here must not take its place
         return ""
