@@ -14,9 +14,10 @@ from graphreg.runtime.handle import BACKEND, BackendHandle, backend_handle, grap
 from graphreg.runtime.join import Way, identity, in_place, refuse_twice, storage_of
 from graphreg.runtime.keys import KeyRule
 from graphreg.runtime.leaf import Drawing, Leaf, Rules, SpliceRule, accumulation
-from graphreg.runtime.module import Regularized, RewrittenModule, lowering
+from graphreg.runtime.module import RewrittenModule, lowering
 from graphreg.runtime.noise_state import BACKEND_STATE, checked_state, written_state
 from graphreg.runtime.penalty import Measure, MeasureSteps, Total, Whole
+from graphreg.runtime.result import Regularized
 from graphreg.runtime.sampling import Samples, sample
 from graphreg.runtime.vjp import Derivative, Track
 

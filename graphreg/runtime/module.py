@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import hashlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakValueDictionary
 
 from torch import Tensor, fx, nn
@@ -39,33 +39,13 @@ from graphreg.runtime.averaging import averages_follow
 from graphreg.runtime.build_record import PICKLE_VERSION, VERSION, require_readable
 from graphreg.runtime.forward import chosen, guarded, signature
 from graphreg.runtime.leaf import Rules
+from graphreg.runtime.result import Regularized
 from graphreg.runtime.vjp import Derivative
 from graphreg.torch_internals import COMPILED_CALL, STATE_HOOKS, TENSOR_REGISTRIES, pytree, take_state_version
 from graphreg.tracing import PLAIN
 
 _REMADE = ("_graph", "_code", LOWERED, COMPILED_CALL)  # not copied, not pickled
 _common: WeakValueDictionary[bytes, type[RewrittenModule]] = WeakValueDictionary()  # classes by what their forward does
-
-
-class Regularized(NamedTuple):
-    """What a call of a rewritten module returns, unless its penalties attach.
-
-    Attributes:
-        output: The model's own output.
-        penalties: The penalties by regularizer name, 0-d, already multiplied by their strengths.
-    """
-
-    output: Any
-    penalties: dict[str, Tensor]
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(
-            f"this is (output, penalties), which has no {name!r}. Write output, penalties = module(x), or regularize with "
-            "penalties='attach' to get the output alone."
-        )
-
-
-Regularized.__module__ = "graphreg"  # emitted code and pickles refer to it by its public name, wherever this file moves
 
 
 pytree.register_namedtuple(Regularized, serialized_type_name="graphreg.Regularized")  # torch.export.save writes the name down

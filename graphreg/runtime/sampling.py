@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from graphreg.errors import RegularizerError, shown
 from graphreg.ir import widest
 from graphreg.runtime.controls import noise_on
-from graphreg.runtime.module import Regularized
 from graphreg.runtime.module_handle import handle_of
+from graphreg.runtime.result import Regularized
 from graphreg.torch_internals import Changes, pytree
 from graphreg.tracing import arguments
 
