@@ -3,6 +3,7 @@
 A public name is imported when it is first asked for: ``graphreg --help`` and shell completion do without torch.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -70,11 +71,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> "Any":
-    import importlib  # noqa: PLC0415  # dir(graphreg) shows public names alone
-
     if name not in _ROOM_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(importlib.import_module(f"{__name__}.{_ROOM_OF[name]}"), name)
+    found = getattr(import_module(f"{__name__}.{_ROOM_OF[name]}"), name)
     globals()[name] = found
     return found
 

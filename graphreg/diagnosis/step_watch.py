@@ -54,6 +54,8 @@ def _watched(seen: Observed, key: KeyRule | None) -> Iterator[None]:
     running = False
 
     def watching(run: Callable[..., Any]) -> Callable[..., Any]:
+        """The engine's function, with what is drawn in its outermost call counted."""
+
         def watched(*args: Any, **kwargs: Any) -> Any:
             nonlocal running
             if running:

@@ -41,6 +41,7 @@ class Pattern:
 
     @classmethod
     def parse(cls, text: str) -> Pattern:
+        """Read one string of a selector, ``[!]name[@op][:port][#role]``. Raises RegularizerError for anything else."""
         found = _GRAMMAR.fullmatch(text.strip())
         if not found or not text.strip("! "):
             raise RegularizerError(

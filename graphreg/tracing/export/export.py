@@ -72,6 +72,7 @@ def check_works() -> None:
 
 def _both(model: nn.Module, call: Arguments, leaves: dict[str, str], constants: dict[str, torch.Tensor], wide: bool = False) -> Graphs:
     def told_as_one(into: dict[str, torch.Tensor], answers: Answers) -> tuple[fx.Graph, Recorder]:
+        """Export again and again, until no more submodules must be opaque; the graph and the record of the last time."""
         while True:
             program, recorder = _program(model, call, leaves, answers)
             work = Unlifting(model, program, recorder.told, into)

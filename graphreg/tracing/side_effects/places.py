@@ -20,19 +20,25 @@ NOTHING = object()
 
 
 class Place:
-    """One thing that a forward may change. ``settle`` names what changed and stays for another trace."""
+    """One thing that a forward may change, with its content from before: an attribute, a variable, a container, a generator."""
 
     def __init__(self, owner: Any, name: str) -> None:
         self.owner, self.name = owner, name
         self.content = self.read()
 
     def read(self) -> Any:
+        """The content now, in a form that can be compared with ``content``."""
         raise NotImplementedError
 
     def settle(self) -> Iterator[str]:
+        """Make the place ready for another trace: numbers and texts stay as the forward left them, values of the trace go back.
+
+        Gives the names of what stays changed. Raises TraceError for what can be neither kept nor put back.
+        """
         raise NotImplementedError
 
     def put_back(self) -> None:
+        """Give the place the content that it had before the forward ran."""
         raise NotImplementedError
 
 

@@ -74,6 +74,7 @@ class _Search:
         self._direct: set[int] = set()  # the forwards, and the functions that these call by name
 
     def run(self, modules: Iterable[nn.Module]) -> Reach:
+        """Follow the code of the modules, and of what it names, until nothing new is found."""
         kinds: dict[type, None] = {}
         for module in modules:
             kinds[type(module)] = None

@@ -68,8 +68,8 @@ class Value(fx.Proxy):
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
-        """What ``isinstance`` asks. Of the model's code that is answered in kinds.py; what comes here, ``match`` and functions that
-        were not found, is refused: a proxy takes the wrong branch without a word."""
+        """What ``isinstance`` asks. ``type_inference.py`` answers the model's code. What comes here (``match``, and functions that were not
+        found) is refused, because a proxy would take the wrong branch in silence."""
         if self.tracer.is_tuple(self.node):  # type: ignore[attr-defined]
             return tuple
         frame = sys._getframe(1)

@@ -100,7 +100,7 @@ class Tape(TorchFunctionMode):
         for path, module in root.named_modules():
             mine = {**vars(module), **module._parameters, **module._buffers}
             for name, value in mine.items():
-                if issubclass(type(value), Tensor):  # by its type: some values may not be looked at (``untouched.Gone``)
+                if issubclass(type(value), Tensor):  # by its type: some values may not be looked at (``Gone`` of ``side_effects``)
                     self.owned.setdefault(key_of(value), f"{path}.{name}" if path else name)
                     self._lies[id(value)] = value, Lie.of(value)
 
