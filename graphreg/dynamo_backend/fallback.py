@@ -31,7 +31,7 @@ from graphreg.torch_internals import (
 
 log = logging.getLogger("graphreg")
 
-NAME = "graphreg"  # of the backend, as torch.compile notes it
+NAME = "graphreg"  # the backend's name in torch.compile's records
 
 _before = WeakKeyDictionary[Any, Counter[str]]()  # by torch.compile's context: Dynamo's counters before its first call
 

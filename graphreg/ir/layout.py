@@ -52,7 +52,7 @@ def clone(z: Tensor) -> Tensor:
     """A copy with the same strides, also where these leave gaps or have elements share their place."""
     if not isinstance(z, Tensor):
         raise RegularizerError(
-            f"a value that is measured or replaced is a {type(z).__name__}, no tensor. Select a part of it by its port (:0), or give "
+            f"a value that is measured or replaced is a {type(z).__name__}, not a tensor. Select a part by its port (:0), or give "
             "example_inputs, by which graphreg sees what each value is."
         )
     if is_dense(z):

@@ -199,7 +199,7 @@ def _check_map_of_options(keyword: str, key: str, value: Mapping[Any, Any], site
         meant = [name for name in value if name in names and not prefixed]
         raise RegularizerError(
             f"{keyword}={dict(value)!r} has no 'weight'; write {keyword}={{'weight': 0.1, ...}} {by_selector}."
-            + (f" {meant[0]!r} is an option, and a site, too; the site is {{({meant[0]!r},): 0.1}}." if meant else "")
+            + (f" {meant[0]!r} is the name of an option and of a site; for the site write {{({meant[0]!r},): 0.1}}." if meant else "")
             + "".join(() if prefixed else unknown[:1])
         )
     if "pattern" in value and keyword in PREFIXED:

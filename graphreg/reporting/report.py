@@ -73,8 +73,8 @@ def _of_module(module: Regulated, with_cost: bool) -> Report:
         f"gone: {act.regularizer} at {site.name} (a later pass took it out of the graph)" for site in sites for act in site.acts if act.gone
     ]
     told += plan.repeated(strengths(module))
-    told += [f"kept whole: {path} ({reason})" for path, reason in record.opaque.items()]
-    told += [f"held: {name}={value!r}" for name, value in record.specialized.items()]
+    told += [f"opaque module: {path} ({reason})" for path, reason in record.opaque.items()]
+    told += [f"specialized argument: {name}={value!r}" for name, value in record.specialized.items()]
     told += [*record.notes, *decisions(first), *fixed(first)]
     if isinstance(attached := rules_of(module)._modules.get("attach"), AttachRule):
         told.append(f"attached: the penalties join the gradient, {attached.told()}, or the output's own loss where it has one")

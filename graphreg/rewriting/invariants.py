@@ -47,7 +47,7 @@ def _owns(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
         name = own_name(node)
         if not is_own(node):
             if name in planned and not is_marked(node):
-                fail(f"{node.name} still calls the model's own dropout.")
+                fail(f"{node.name} still calls the native dropout.")
             continue
         leaf, edit, key = module.get_submodule(str(node.target)), planned.get(name), node.kwargs.get("noise")
         if edit is None or not isinstance(leaf, OwnRule) or leaf.site != name or leaf.rate != edit.rate:

@@ -103,7 +103,7 @@ class BackendHandle(Handle):
     parts: list[Any]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BackendHandle:
-        """Itself, whom compiled code knows: once ``lightning`` is imported, ``torch.compile`` copies all that it is given."""
+        """Return itself, which compiled code refers to: once ``lightning`` is imported, ``torch.compile`` copies its arguments."""
         return self
 
     def require_draws(self) -> None:
@@ -114,7 +114,7 @@ class BackendHandle(Handle):
 
 
 def backend_handle(given: object) -> BackendHandle | None:
-    """The backend that was given, or that what was given is compiled with; None for anything else."""
+    """Return the backend that ``given`` is, or was compiled with; None for anything else."""
     if isinstance(given, BackendHandle):
         return given
     inner = given if function_in(given) is not None else backend_in(compile_record_of(given))

@@ -52,7 +52,7 @@ class ModuleHandle(Handle):
         if name not in plan.regularizers:  # also for what is no string
             known = ", ".join(plan.regularizers) or "none"
             moved = any(name in (edit.own.site.name, "own_dropout") for edit in plan.own)
-            hint = " The rate of a dropout of the model's own is set once, by regularize(..., own_dropout={selector: rate})."
+            hint = " The rate of a native dropout is set once, by regularize(..., own_dropout={selector: rate})."
             raise NoMatchError(
                 f"no regularizer is named {name!r}.{near_sentence(str(name), plan.regularizers)} Names: {known}.{hint if moved else ''}"
             )

@@ -530,5 +530,5 @@ class ListOf(nn.Module):
 
 def test_a_list_that_is_measured_is_refused_with_a_sentence() -> None:
     module = graphreg.regularize(ListOf(), HiddenL1("_foreach_exp", 1.0))
-    with pytest.raises(graphreg.RegularizerError, match="HiddenL1 at _foreach_exp: the value is a (list|tuple), no tensor"):
+    with pytest.raises(graphreg.RegularizerError, match="HiddenL1 at _foreach_exp: the value is a (list|tuple), not a tensor"):
         module(torch.randn(3, 4))
