@@ -111,7 +111,7 @@ def given(**keywords: Any) -> Callable[[nn.Module], object]:
     (given(hidden_dropout={"weight": 0.1, "pattern": "fc"}), r"write (dropout=\{selector: rate\}) to", keyword),
     (given(recurrent_state=0.1), r"Give (recurrent_state=\{.*?\}) or", keyword),
     (given(recurrent_state=0.1), r"\} or (RecurrentState\(.*?\)), with", instance),
-    (given(recurrent_norm={"norm": 0.1}), r"the site is (\{.*?\})\.", lambda text: keyword(f"hidden_l1={text}")),
+    (given(recurrent_norm={"norm": 0.1}), r"for the site write (\{.*?\})\.", lambda text: keyword(f"hidden_l1={text}")),
     (lambda m: regularize(m, WeightL2), r"make an instance: (WeightL2\(.*?\))\.", instance),
     (lambda m: regularize(m, "weight_l2"), r"instances, e\.g\. (WeightL2\(.*?\)),", instance),
     (lambda m: regularize(m, "weight_l2"), r"keywords, e\.g\. (weight_l2=.*)\.$", keyword),
