@@ -181,6 +181,7 @@ class Validation:
                 raise self._error(mode, form, number, message) from error
             if message := self._differing(expected, found):
                 raise self._error(mode, form, number, message)
+            del expected, found  # they hold all gradients: the next call's must not be added to them in memory
 
     # the copies
 
