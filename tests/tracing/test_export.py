@@ -289,7 +289,7 @@ KEPT = {
 def test_what_a_trace_would_lose_is_kept_whole(kind: str) -> None:
     model, x = nn.Sequential(nn.Linear(4, 4), Inside(kind), nn.ReLU()), torch.randn(3, 4)
     traced = graphreg.trace(model, x, front_end="export")
-    assert traced.leaves == {"1": KEPT[kind]}
+    assert traced.opaque_modules == {"1": KEPT[kind]}
     assert [site.name for site in traced.values] == ["input", "0", "1", "2"]
     module = graphreg.strip(graphreg.rewrite(traced, graphreg.plan(traced, [])))
     grads = []
@@ -312,7 +312,7 @@ def test_a_front_end_that_fails_says_so(monkeypatch: pytest.MonkeyPatch) -> None
     def gone(changes: Any, seeing: Any) -> Any:
         raise AttributeError("'classmethod_descriptor' object has no attribute '__func__'")
 
-    monkeypatch.setattr(recording, "refuse_lost", gone)
+    monkeypatch.setattr(recording, "refuse_untraceable", gone)
     says = (
         rf"^graphreg's export front end does not work with torch {re.escape(torch.__version__)} \(AttributeError: 'classmethod_descriptor' "
         r"object has no attribute '__func__'\)\. No model can be exported with it, so the cause is not your model\. "

@@ -132,7 +132,7 @@ class Head(nn.Module):
 def test_a_backbone_is_seen_into_where_export_is_asked_for() -> None:
     model, ids = Head(), batch()["input_ids"]
     traced = graphreg.trace(model, (ids, torch.ones_like(ids)), front_end="export")
-    assert not traced.leaves and "backbone.encoder.layer.1" in [name for site in traced.values for name in site.names]
+    assert not traced.opaque_modules and "backbone.encoder.layer.1" in [name for site in traced.values for name in site.names]
     module = graphreg.strip(graphreg.rewrite(traced, graphreg.plan(traced, []))).eval()
     mask = torch.ones_like(ids)
     mask[:, 5:] = 0

@@ -116,7 +116,7 @@ def test_of_a_module_kept_whole_the_example_tells(kinds: type) -> None:
 def test_a_submodule_that_asks_is_kept_whole_where_nothing_tells() -> None:
     model = nn.Sequential(nn.Linear(4, 4), Asks(lambda x, m: m.whole(x), tuple, Pair()))
     traced = graphreg.trace(model)
-    assert "isinstance is asked of" in traced.leaves["1"]
+    assert "isinstance is asked of" in traced.opaque_modules["1"]
     x = torch.randn(2, 4)
     assert torch.equal(graphreg.regularize(model, weight_l2=1e-3)(x)[0], model(x))
 
@@ -282,7 +282,7 @@ class AsksAgain(Either):
 def test_what_was_asserted_in_a_part_that_is_kept_whole_is_asserted_again() -> None:
     model = AsksAgain()
     module = graphreg.regularize(model, weight_l2=1e-3)
-    assert torch.equal(module(X)[0], model(X)) and list(graphreg.trace(model).leaves) == ["first"]
+    assert torch.equal(module(X)[0], model(X)) and list(graphreg.trace(model).opaque_modules) == ["first"]
     with pytest.raises(graphreg.GraphRegError, match="make it a list where it was traced with a Tensor"):
         module([X])
 
@@ -348,7 +348,7 @@ def test_what_cannot_be_answered_is_refused_and_kept_whole(kind: type[nn.Module]
         graphreg.trace(kind())
     model = nn.Sequential(nn.Linear(4, 4), kind())
     module = graphreg.regularize(model, weight_l2=1e-3)
-    assert torch.equal(module(X)[0], model(X)) and "is asked, in" in graphreg.trace(model).leaves["1"]
+    assert torch.equal(module(X)[0], model(X)) and "is asked, in" in graphreg.trace(model).opaque_modules["1"]
 
 
 class Typed(nn.Module):

@@ -190,7 +190,7 @@ def test_what_nobody_reads_is_no_matter_and_a_submodule_is_kept_whole(kind: type
 
 
 def test_it_is_said_that_the_submodule_is_kept_whole() -> None:
-    assert graphreg.trace(HasCounted()).leaves == {"c": "its forward changes what its next call reads"}
+    assert graphreg.trace(HasCounted()).opaque_modules == {"c": "its forward changes what its next call reads"}
 
 
 # Assignments to what is traced
@@ -281,7 +281,7 @@ class HasAssigning(nn.Module):
 
 def test_a_submodule_that_assigns_is_kept_whole() -> None:
     model = HasAssigning()
-    assert set(graphreg.trace(model).leaves) == {"a", "b"}
+    assert set(graphreg.trace(model).opaque_modules) == {"a", "b"}
     assert_same(graphreg.regularize(model, weight_l2=0.1), model)
 
 
@@ -568,7 +568,7 @@ def test_a_forward_that_goes_by_gradients_is_refused_and_kept_whole_in_a_submodu
         graphreg.trace(AsksForGradients())
     model = nn.Sequential(AsksForGradients(), nn.Linear(4, 4))
     module = graphreg.regularize(model, weight_l2={"weight": 0.0})
-    assert "0" in graphreg.trace(model).leaves
+    assert "0" in graphreg.trace(model).opaque_modules
     for _ in range(2):
         assert torch.equal(module(x).output, model(x))
         module(x).output.sum().backward()

@@ -163,7 +163,7 @@ def test_a_submodule_is_kept_whole_and_said_so(how: str) -> None:
     random.seed(0)
     outer, states = Outer(how), (random.getstate(), torch.get_rng_state())
     traced = graphreg.trace(outer)
-    assert list(traced.leaves) == ["inner"] and REASONS[how] in traced.leaves["inner"]
+    assert list(traced.opaque_modules) == ["inner"] and REASONS[how] in traced.opaque_modules["inner"]
     assert random.getstate() == states[0] and torch.equal(torch.get_rng_state(), states[1])
     module = graphreg.regularize(outer, WeightL2("head.*", 1.0))
     assert "opaque module: inner" in graphreg.report(module).text(None)

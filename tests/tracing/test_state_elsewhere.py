@@ -554,7 +554,7 @@ def test_a_submodule_that_reads_it_is_kept_whole_too() -> None:
     model = HasReader()
     wanted = copy.deepcopy(model)
     module = graphreg.regularize(model, weight_l2=0.1)
-    assert set(graphreg.trace(model).leaves) == {"inn", "r"}
+    assert set(graphreg.trace(model).opaque_modules) == {"inn", "r"}
     for _ in range(3):
         torch.testing.assert_close(module(X).output, wanted(X))
     cleared()
@@ -719,7 +719,7 @@ class Forks(Base):
 
 def test_a_seed_that_is_taken_back_is_no_matter() -> None:
     model = Forks()
-    assert not graphreg.trace(Steps(Forks)).leaves
+    assert not graphreg.trace(Steps(Forks)).opaque_modules
     torch.testing.assert_close(graphreg.regularize(model, weight_l2=0.1)(X).output, model(X))
 
 
