@@ -467,7 +467,7 @@ class Mixed(nn.Module):
         return self.encoder(self.drop(h)) + torch.rand_like(x)
 
 
-WHOLE = "encoder is kept whole (torch.fx does not see into it; torch.export does, with example_inputs)"
+WHOLE = "encoder is an opaque module (torch.fx cannot see into it; torch.export can, with example_inputs)"
 STAYS = f"""\
 not moved: rnn (LSTM 0.25): cannot be moved: torch applies it between the stacked layers, inside one operator
 not moved: encoder.self_attn (MultiheadAttention 0.1): cannot be moved: {WHOLE}
@@ -490,7 +490,7 @@ drop  Dropout  0.5   mode  seeded   *
     own = {row.site: (row.becomes, row.why_not) for row in graphreg.report(module).own_dropout}
     assert own == {"drop": ("seeded", "")} | {line.split()[2]: ("kept", line.split("cannot be moved: ")[1]) for line in STAYS.splitlines()}
     listing = str(graphreg.names(Mixed()))
-    assert "own dropout: drop (Dropout 0.5)" in listing and STAYS.replace("not moved:", "own dropout:").splitlines()[-1] in listing
+    assert "native dropout: drop (Dropout 0.5)" in listing and STAYS.replace("not moved:", "native dropout:").splitlines()[-1] in listing
 
 
 def test_the_log() -> None:

@@ -106,7 +106,7 @@ def test_the_trace_goes_the_models_way(make: Callable[[Any, Any], Any], shown: b
 @pytest.mark.parametrize("kinds", [torch.Tensor, tuple, list, dict])
 def test_of_a_module_kept_whole_the_example_tells(kinds: type) -> None:
     model, x = Asks(lambda x, m: m.whole(x), kinds, Pair()), torch.randn(2, 4)
-    with pytest.raises(graphreg.TraceError, match=r"isinstance is asked of 'whole', and the trace cannot tell what that is") as told:
+    with pytest.raises(graphreg.TraceError, match=r"calls isinstance on 'whole', and the trace cannot tell its type") as told:
         graphreg.trace(model, front_end="symbolic")
     assert "test_kinds.py" in str(told.value)
     module: Any = graphreg.regularize(model, weight_l2=1e-3, example_inputs=x)
@@ -116,7 +116,7 @@ def test_of_a_module_kept_whole_the_example_tells(kinds: type) -> None:
 def test_a_submodule_that_asks_is_kept_whole_where_nothing_tells() -> None:
     model = nn.Sequential(nn.Linear(4, 4), Asks(lambda x, m: m.whole(x), tuple, Pair()))
     traced = graphreg.trace(model)
-    assert "isinstance is asked of" in traced.opaque_modules["1"]
+    assert "calls isinstance on" in traced.opaque_modules["1"]
     x = torch.randn(2, 4)
     assert torch.equal(graphreg.regularize(model, weight_l2=1e-3)(x)[0], model(x))
 
@@ -135,7 +135,7 @@ def test_an_argument_without_an_example_is_a_tensor_and_that_is_said() -> None:
     model, x = OfDicts(), torch.randn(2, 4)
     bare = graphreg.regularize(model, weight_l2=1e-3)
     assert torch.equal(bare(x)[0], model(x))
-    note = "taken for a tensor: batch, of which isinstance is asked (example_inputs tell if it is none)"
+    note = "assumed to be a tensor: batch, because the forward calls isinstance on it (if it is not a tensor, give example_inputs)"
     assert note in str(graphreg.names(model)) and note in str(graphreg.report(bare)).replace("\n    ", " ")
     shown = graphreg.regularize(model, weight_l2=1e-3, example_inputs=({"x": x},))
     assert torch.equal(shown({"x": x})[0], model({"x": x}))
@@ -225,7 +225,7 @@ def test_what_the_operation_leaves_open_the_example_tells(name: str) -> None:
     module = graphreg.regularize(model, weight_l2=1e-3, example_inputs=(X, *given))
     assert torch.equal(module(X, *given)[0], model(X, *given))
     if not given:
-        with pytest.raises(graphreg.TraceError, match="isinstance is asked of"):
+        with pytest.raises(graphreg.TraceError, match="calls isinstance on"):
             graphreg.trace(model)
 
 
@@ -259,7 +259,7 @@ def test_another_type_than_was_traced_is_an_error() -> None:
         listed(X)
     with pytest.raises(graphreg.GraphRegError, match="make it a list where it was traced with a Tensor"):
         graphreg.regularize(model, weight_l2=1e-3)([X])
-    assert "decided: the model itself goes the way of the types it was traced with (1 asserted)" in str(graphreg.names(model, ([X],)))
+    assert "decided: the model itself follows the types it was traced with (1 asserted)" in str(graphreg.names(model, ([X],)))
 
 
 class AsksAndFails(nn.Module):
@@ -344,11 +344,11 @@ class Dispatches(nn.Module):
 
 @pytest.mark.parametrize("kind", [Matches, Dispatches])
 def test_what_cannot_be_answered_is_refused_and_kept_whole(kind: type[nn.Module]) -> None:
-    with pytest.raises(graphreg.TraceError, match="the class of the traced value 'x' is asked, in (test_kinds|functools)"):
+    with pytest.raises(graphreg.TraceError, match="(test_kinds|functools) checks the class of the traced value 'x' in a way"):
         graphreg.trace(kind())
     model = nn.Sequential(nn.Linear(4, 4), kind())
     module = graphreg.regularize(model, weight_l2=1e-3)
-    assert torch.equal(module(X)[0], model(X)) and "is asked, in" in graphreg.trace(model).opaque_modules["1"]
+    assert torch.equal(module(X)[0], model(X)) and "checks the class of the traced value" in graphreg.trace(model).opaque_modules["1"]
 
 
 class Typed(nn.Module):

@@ -80,7 +80,7 @@ def test_a_limit_that_is_reached_all_the_same_is_said() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.deeper(x)
 
-    with pytest.raises(TraceError, match=r"Python's limit of nested calls was reached.*sys\.setrecursionlimit"):
+    with pytest.raises(TraceError, match=r"Python's recursion limit was reached.*sys\.setrecursionlimit"):
         graphreg.trace(nn.Sequential(nn.Linear(4, 4), Endless()), front_end="symbolic")
 
 

@@ -124,7 +124,7 @@ def _export_modes(
 def _exported_program(model: nn.Module, call: Arguments, opaque: Mapping[str, str], answers: Answers) -> tuple[ExportedProgram, Recorder]:
     """Run torch.export once, with a recorder."""
     recorder = Recorder(model, opaque, answers)
-    with recorder.at_work(), warnings.catch_warnings(), _without_noise():
+    with recorder.recording(), warnings.catch_warnings(), _without_noise():
         warnings.simplefilter("ignore")  # torch.export warns about constants and attributes
         program = torch.export.export(model, *call, dynamic_shapes=_dynamic_shapes(model, call), strict=False)
     return program, recorder

@@ -93,7 +93,7 @@ class Recorder(TorchFunctionMode):
         self._running_op = False
 
     @contextmanager
-    def at_work(self) -> Iterator[None]:
+    def recording(self) -> Iterator[None]:
         """Intercept the module and function calls of torch.export's trace within the block."""
 
         def around(theirs: Callable[..., Any]) -> Callable[..., Any]:

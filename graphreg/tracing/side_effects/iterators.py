@@ -98,7 +98,7 @@ class IteratorPosition(Place):
             self.holder.set(self.key, self.copied)
 
 
-def is_stream(value: Any) -> bool:
+def is_random_generator(value: Any) -> bool:
     """Whether a value is a random generator, other than Python's global one."""
     kind = type(value)
     named = kind.__module__.startswith("numpy.random") and (hasattr(kind, "bit_generator") or hasattr(kind, "set_state"))

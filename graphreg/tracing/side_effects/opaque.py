@@ -35,7 +35,7 @@ class OpaqueState:
         self._containers = {id(place.owner): place for place in before.places if isinstance(place, Container)}
         self._names: dict[str, None] = {}
 
-    def of(self, modules: Iterable[nn.Module]) -> list[str]:
+    def hide(self, modules: Iterable[nn.Module]) -> list[str]:
         """Hide what these modules change, and return the names of what is hidden."""
         known: dict[type, ReachableCode] = {}
         for module in modules:

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from torch import fx, nn
 
-from graphreg.errors import TraceError, first_line
+from graphreg.errors import TraceError, first_line, listed
 from graphreg.ir import compared, difference
 from graphreg.torch_internals import Changes, raise_interrupt
 from graphreg.tracing.side_effects.opaque import OpaqueState, untraced_modules
@@ -91,7 +91,7 @@ def _check_opaque_state(model: nn.Module, graph: fx.Graph, trace: Callable[[], f
     if not modules:
         return
     with model_restored(model) as before:
-        hidden, known = OpaqueState(before).of(modules), len(opaque)
+        hidden, known = OpaqueState(before).hide(modules), len(opaque)
         if not hidden:
             return
         reason = ""
@@ -100,7 +100,7 @@ def _check_opaque_state(model: nn.Module, graph: fx.Graph, trace: Callable[[], f
         except Exception as error:
             raise_interrupt(error)
             reason, differing = f" ({first_line(error)})", ("", "")
-    names = _listed(hidden)
+    names = listed(hidden, _SHOWN)
     reason = reason or (f" ({differing[1]})" if differing else "")
     if differing is None or len(opaque) > known:  # nothing reads it, or what reads it has become opaque
         return
@@ -123,14 +123,14 @@ def same_graph(graph: fx.Graph, trace: Callable[[], fx.Graph]) -> bool:
         return False
 
 
-def or_make_opaque(traced: Callable[[], _T], opaque: dict[str, str]) -> _T | None:
-    """Return what ``traced`` returns, or None where submodules have become opaque because their forwards are stateful.
+def or_make_opaque(trace: Callable[[], _T], opaque: dict[str, str]) -> _T | None:
+    """Return what ``trace`` returns, or None where submodules have become opaque because their forwards are stateful.
 
     Raises:
         StatefulForward: The model's own forward is stateful.
     """
     try:
-        return traced()
+        return trace()
     except StatefulForward as error:
         if not error.paths or error.paths <= opaque.keys():
             raise
@@ -156,16 +156,10 @@ class StatefulForward(TraceError):
         """
         self.paths = _submodules_of(model, changed, opaque)
         super().__init__(
-            f"{type(model).__name__}.forward changes {_listed(changed)} for its next call, which then computes something else{reason}; a "
-            "graph computes the same at each call. Make it a buffer (register_buffer) that is changed in place (self.calls.add_(1)), or "
+            f"{type(model).__name__}.forward changes {listed(changed, _SHOWN)} for its next call, which then computes something else{reason}; "
+            "a graph computes the same at each call. Make it a buffer (register_buffer) that is changed in place (self.calls.add_(1)), or "
             "move that step into a submodule of its own, which then becomes an opaque module."
         )
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Join names for a message."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
 
 
 def _submodules_of(model: nn.Module, names: Sequence[str], opaque: dict[str, str]) -> set[str]:
@@ -205,4 +199,4 @@ def _modules_mentioning(model: nn.Module, opaque: dict[str, str], key: str) -> s
 
 def _within(path: str, opaque: dict[str, str]) -> bool:
     """Whether a path is that of an opaque module or inside one."""
-    return any(path == leaf or path.startswith(f"{leaf}.") for leaf in opaque)
+    return any(path == each or path.startswith(f"{each}.") for each in opaque)

@@ -27,7 +27,7 @@ from graphreg.tracing.side_effects.iterators import (
     RandomGenerator,
     can_be_copied,
     is_iterator,
-    is_stream,
+    is_random_generator,
 )
 from graphreg.tracing.side_effects.places import (
     PLAIN,
@@ -137,7 +137,7 @@ class Snapshot:
             self.places.append(ByteArray(value, name))
         elif isinstance(value, ContextVar) and value.get(None) is not None:  # a variable that was never set cannot be unset
             self.places.append(ContextVariable(value, name))
-        elif is_stream(value):
+        elif is_random_generator(value):
             self.places.append(RandomGenerator(value, name))
         elif is_iterator(value):
             if holder is not None and can_be_copied(value):
