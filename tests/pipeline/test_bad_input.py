@@ -704,7 +704,7 @@ def test_rewritten_twice() -> None:
     module = regularize(model, weight_l2=0.1)
     with refused(model, TraceError, r"rewritten already.*graphreg\.strip\(module\).*regularize that"):
         regularize(module, hidden_dropout=0.1)
-    with refused(model, GraphRegError, r"submodule '0' is a rewritten module.*graphreg\.strip it"):
+    with refused(model, GraphRegError, r"submodule '0' is a rewritten module.*graphreg\.strip on it"):
         regularize(nn.Sequential(module, nn.Linear(2, 2)), hidden_dropout=0.1)
     assert list(module(torch.ones(1, 4)).penalties) == ["weight_l2"]
 

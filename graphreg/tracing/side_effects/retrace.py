@@ -156,9 +156,9 @@ class StatefulForward(TraceError):
         """
         self.paths = _submodules_of(model, changed, opaque)
         super().__init__(
-            f"{type(model).__name__}.forward changes {listed(changed, _SHOWN)} for its next call, which then computes something else{reason}; "
-            "a graph computes the same at each call. Make it a buffer (register_buffer) that is changed in place (self.calls.add_(1)), or "
-            "move that step into a submodule of its own, which then becomes an opaque module."
+            f"{type(model).__name__}.forward changes {listed(changed, _SHOWN)} for its next call, which then computes something "
+            f"else{reason}; a graph computes the same at each call. Make it a buffer (register_buffer) that is changed in place "
+            "(self.calls.add_(1)), or move that step into a submodule of its own, which then becomes an opaque module."
         )
 
 
