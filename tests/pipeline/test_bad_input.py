@@ -605,7 +605,7 @@ def test_untraceable(cls: type[Undecided]) -> None:
 
 
 @pytest.mark.parametrize("cls", [Undecided, Averaging])
-def test_untraceable_part_is_kept_whole(cls: type[Undecided]) -> None:
+def test_untraceable_part_becomes_opaque(cls: type[Undecided]) -> None:
     model = nn.Sequential(OrderedDict(hid1=nn.Linear(4, 4), part=cls(), out=nn.Linear(4, 2)))
     before = fingerprint(model)
     traced = graphreg.trace(model)

@@ -286,7 +286,7 @@ KEPT = {
 
 
 @pytest.mark.parametrize("kind", KEPT)
-def test_what_a_trace_would_lose_is_kept_whole(kind: str) -> None:
+def test_what_a_trace_would_lose_becomes_opaque(kind: str) -> None:
     model, x = nn.Sequential(nn.Linear(4, 4), Inside(kind), nn.ReLU()), torch.randn(3, 4)
     traced = graphreg.trace(model, x, front_end="export")
     assert traced.opaque_modules == {"1": KEPT[kind]}

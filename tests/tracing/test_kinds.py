@@ -104,7 +104,7 @@ def test_the_trace_goes_the_models_way(make: Callable[[Any, Any], Any], shown: b
 
 
 @pytest.mark.parametrize("kinds", [torch.Tensor, tuple, list, dict])
-def test_of_a_module_kept_whole_the_example_tells(kinds: type) -> None:
+def test_the_example_gives_the_type_of_what_an_opaque_module_returns(kinds: type) -> None:
     model, x = Asks(lambda x, m: m.whole(x), kinds, Pair()), torch.randn(2, 4)
     with pytest.raises(graphreg.TraceError, match=r"calls isinstance on 'whole', and the trace cannot tell its type") as told:
         graphreg.trace(model, front_end="symbolic")
@@ -113,7 +113,7 @@ def test_of_a_module_kept_whole_the_example_tells(kinds: type) -> None:
     assert torch.equal(module(x)[0], model(x))
 
 
-def test_a_submodule_that_asks_is_kept_whole_where_nothing_tells() -> None:
+def test_a_submodule_that_calls_isinstance_becomes_opaque_where_the_type_is_not_known() -> None:
     model = nn.Sequential(nn.Linear(4, 4), Asks(lambda x, m: m.whole(x), tuple, Pair()))
     traced = graphreg.trace(model)
     assert "calls isinstance on" in traced.opaque_modules["1"]
@@ -263,7 +263,7 @@ def test_another_type_than_was_traced_is_an_error() -> None:
 
 
 class AsksAndFails(nn.Module):
-    """Kept whole, after the trace of it has asked of the model's argument."""
+    """It becomes opaque after its trace has called isinstance on the model's argument."""
 
     def forward(self, xs: Any) -> Any:
         x = xs[0] if isinstance(xs, list) else xs
@@ -279,7 +279,7 @@ class AsksAgain(Either):
         return self.first(xs) + self.layer(xs[0] if isinstance(xs, list) else xs)
 
 
-def test_what_was_asserted_in_a_part_that_is_kept_whole_is_asserted_again() -> None:
+def test_what_was_asserted_in_a_part_that_becomes_opaque_is_asserted_again() -> None:
     model = AsksAgain()
     module = graphreg.regularize(model, weight_l2=1e-3)
     assert torch.equal(module(X)[0], model(X)) and list(graphreg.trace(model).opaque_modules) == ["first"]
@@ -343,7 +343,7 @@ class Dispatches(nn.Module):
 
 
 @pytest.mark.parametrize("kind", [Matches, Dispatches])
-def test_what_cannot_be_answered_is_refused_and_kept_whole(kind: type[nn.Module]) -> None:
+def test_what_cannot_be_answered_is_refused_or_opaque(kind: type[nn.Module]) -> None:
     with pytest.raises(graphreg.TraceError, match="(test_kinds|functools) checks the class of the traced value 'x' in a way"):
         graphreg.trace(kind())
     model = nn.Sequential(nn.Linear(4, 4), kind())

@@ -68,7 +68,7 @@ class Foreign(nn.Module):
         return x * float(x.detach().sum() > -1e9)
 
 
-def test_where_torch_export_takes_it_no_more_it_is_kept_whole() -> None:
+def test_where_torch_export_cannot_trace_it_it_is_opaque() -> None:
     stack = encoder()
     stack.layers[0].dropout = Foreign()
     traced = graphreg.trace(nn.Sequential(stack, nn.Linear(4, 2)), X)
@@ -96,7 +96,7 @@ def test_a_trace_knows_the_tuples_of_torchs_layers(kind: type[nn.Module]) -> Non
 
 
 class Opaque(nn.Module):
-    """Kept whole, and returns a tuple for all that a trace can know."""
+    """An opaque module that returns a tuple as far as a trace can know."""
 
     def forward(self, x: Tensor) -> Any:
         return (x, x * 2) if x.sum() > -1e9 else x
@@ -118,7 +118,7 @@ def test_a_wrong_branch_goes_on_to_export_and_is_no_bare_error() -> None:
             return tuple(x.unbind(0)) if x.dim() else x
 
     class Kept(Shown):
-        """torch.fx keeps it whole for its hooks."""
+        """It is opaque to torch.fx because of its hooks."""
 
     inner = Kept()
     inner.register_full_backward_hook(lambda m, i, o: None)

@@ -1,4 +1,4 @@
-"""State that a forward moves and that is no attribute of a module, or one of a submodule that is kept whole: followed, or refused."""
+"""State that a forward changes outside of module attributes, or in an opaque module: followed, or refused."""
 
 # ruff: noqa: PLW0603
 from __future__ import annotations
@@ -379,7 +379,7 @@ class Takes(Base):
 
 @pytest.mark.parametrize("front_end", FRONT_ENDS)
 @pytest.mark.parametrize("kind", [CountsGlobally, Draws])
-def test_a_submodule_that_does_so_is_kept_whole(kind: Callable[[], nn.Module], front_end: str | None) -> None:
+def test_a_submodule_that_does_so_becomes_opaque(kind: Callable[[], nn.Module], front_end: str | None) -> None:
     global COUNT
     COUNT = 0
     model = Steps(kind)
@@ -393,7 +393,7 @@ def test_a_submodule_that_does_so_is_kept_whole(kind: Callable[[], nn.Module], f
     cleared()
 
 
-def test_one_that_takes_from_a_generator_is_kept_whole_where_it_need_not_run() -> None:
+def test_one_that_takes_from_a_generator_becomes_opaque_where_it_need_not_run() -> None:
     model = Steps(Takes)
     module = graphreg.regularize(model, weight_l2=0.1)
     inner = model.s.l(X)  # type: ignore[operator, union-attr]
@@ -459,11 +459,11 @@ def test_what_decides_nothing_is_no_matter(function: Callable[[Any], Any], front
     cleared()
 
 
-# What a submodule changes that is kept whole
+# What an opaque module changes
 
 
 class Shut(Base):
-    """Kept whole, for it decides by a value."""
+    """An opaque module, because it decides by a value."""
 
     def __init__(self, last: Any = None) -> None:
         super().__init__()
@@ -510,7 +510,7 @@ ASKED: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("front_end", FRONT_ENDS)
 @pytest.mark.parametrize("ask", list(ASKED.values()), ids=list(ASKED))
-def test_what_a_submodule_kept_whole_counts_is_not_frozen(ask: Callable[[Any], Any], front_end: str | None) -> None:
+def test_what_an_opaque_submodule_counts_is_not_frozen(ask: Callable[[Any], Any], front_end: str | None) -> None:
     model = Asks(ask)
     before = f"{vars(model.inn)} {state()}"
     with pytest.raises(TraceError, match=r"reads what an opaque module changes.*register_buffer"):
@@ -550,7 +550,7 @@ class HasReader(nn.Module):
         return self.r(self.inn(x))
 
 
-def test_a_submodule_that_reads_it_is_kept_whole_too() -> None:
+def test_a_submodule_that_reads_it_becomes_opaque_too() -> None:
     model = HasReader()
     wanted = copy.deepcopy(model)
     module = graphreg.regularize(model, weight_l2=0.1)
@@ -659,7 +659,7 @@ class SetsMode(Base):
 
 
 @pytest.mark.parametrize("front_end", FRONT_ENDS)
-def test_a_forward_that_sets_a_mode_is_refused_and_kept_whole_in_a_submodule(front_end: str | None) -> None:
+def test_a_forward_that_sets_a_mode_is_refused_and_opaque_in_a_submodule(front_end: str | None) -> None:
     with pytest.raises(TraceError, match="sets the mode of d"):
         regularized(SetsMode(), front_end)
     model = Steps(SetsMode)
