@@ -213,7 +213,7 @@ def figures(subject: Subject) -> dict[str, object]:
         "parameters": sum(p.numel() for p in model.parameters()),
         "sites": len(way.sites),
         "hidden": list(way.sites.values()).count("hidden"),
-        "kept whole": dict(way.traced.leaves) if isinstance(way, Rewritten) else {},
+        "kept whole": dict(way.traced.opaque_modules) if isinstance(way, Rewritten) else {},
         "front end": way.front_end,
         "refused": "" if isinstance(way, Rewritten) else way.refused,
         "graphs": way.graphs,

@@ -19,7 +19,7 @@ def listed(traced: graphreg.Traced) -> set[str]:
 def unnamed(subject: Subject, traced: graphreg.Traced) -> set[str]:
     """The modules that are called and have no name; one that is shared goes by the first of its paths."""
     paths = {path for path, _ in subject.model.named_modules() if path}
-    unseen = {path for path in paths if any(path.startswith(f"{leaf}.") for leaf in traced.leaves)}
+    unseen = {path for path in paths if any(path.startswith(f"{leaf}.") for leaf in traced.opaque_modules)}
     return paths - listed(traced) - unseen - never_called(subject)
 
 

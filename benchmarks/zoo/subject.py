@@ -53,7 +53,7 @@ class Subject:
     def _way(self) -> Way:
         try:
             bare = Rewritten(self.model, None)
-            if not bare.traced.leaves:
+            if not bare.traced.opaque_modules:
                 return bare
         except (graphreg.TraceError, graphreg.NoMatchError):  # without inputs; with them it may go, and no module hide its sites
             pass

@@ -128,7 +128,7 @@ def _row(cells: Iterable[str]) -> str:
 
 
 def remarks(own: Iterable[str], records: Mapping[str, Record]) -> list[str]:
-    """Why something failed, what torchvision cannot trace, and what is kept whole; each a list, where there is any."""
+    """Why something failed, what torchvision cannot trace, and which modules are opaque; each a list, where there is any."""
     failed = [f"{_bare(n)}, {line}" for n in own for line in told(records[n])]
     ran = {_bare(n): records[n] for n in own if "error" not in records[n]}
     noted = [f"{n}: {a['remark']}" for n, r in ran.items() for a in r["columns"].values() if a["passed"] and a["remark"]]
@@ -140,10 +140,10 @@ def remarks(own: Iterable[str], records: Mapping[str, Record]) -> list[str]:
         "What failed, and why:": failed,
         "Not asked, and why:": noted,
         "Through the backend, for neither front end takes it:": refused,
-        "Traced with `example_inputs`, without which a decision on a shape keeps a module whole or refuses the model:": [shown]
+        "Traced with `example_inputs`, without which a decision on a shape makes a module opaque or refuses the model:": [shown]
         * bool(shown),
         "No hidden value but the outputs of norms, so that a penalty on values has no default site; a selector was given:": named,
-        "Modules kept whole, with the reason:": whole,
+        "Opaque modules, with the reason:": whole,
     }
     return _lists(lists)
 

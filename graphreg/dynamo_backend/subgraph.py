@@ -125,7 +125,7 @@ class Maker:
     def planned(self, traced: Traced, captured: Captured, call: Call) -> Plan:
         """Plan the edits in this graph; at a value that another graph made, only those that did not act there."""
         whole = decided(traced, self.regularizers, "ignore")
-        own, _ = decide(self.own_dropout, [own for own in traced.own_dropout if not own.why_not], traced.title, "ignore")
+        own, _ = decide(self.own_dropout, [own for own in traced.native_dropout if not own.why_not], traced.title, "ignore")
         new = [e for e in whole.edits if e.site.name not in captured.crossing or (e.name, e.site.name) not in call.acted]
         return dataclasses.replace(whole, edits=tuple(_after(edit, captured, call) for edit in new), own=own)
 

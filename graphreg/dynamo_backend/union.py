@@ -37,7 +37,7 @@ def check_selectors(parts: Sequence[Part], regularizers: Mapping[str, Regularize
                 raise NoMatchError(f"{error}{_elsewhere(whole, regularizer)}{left()}") from None
     if again := warning([repeat for part in parts for repeat in part.plan.repeats], regularizers, whole.values):
         warn(again)
-    decide(own_dropout, [own for part in parts for own in part.traced.own_dropout], whole.title, missing, whole.values)
+    decide(own_dropout, [own for part in parts for own in part.traced.native_dropout], whole.title, missing, whole.values)
 
 
 def _elsewhere(whole: Traced, regularizer: Regularizer) -> str:
@@ -67,7 +67,7 @@ def told(title: str, parts: Sequence[Part], regularizers: Mapping[str, Regulariz
         once = {site.name: site for edit in edits if edit.name == name for site in edit.sites}
         entries.append(entry(name, regularizer, list(once.values()), strengths[name], there_is))
     own = {edit.own.site.name: edit for part in parts for edit in part.plan.own}
-    kept = {each.site.name: each for part in parts for each in part.traced.own_dropout if each.when != "never" and each.rate != 0}
+    kept = {each.site.name: each for part in parts for each in part.traced.native_dropout if each.when != "never" and each.rate != 0}
     return Report(
         title, f"captured by torch.compile in {len(parts)} graph{'s' * (len(parts) != 1)}", tuple(entries),
         (*(site for part in parts for site in acted(part.plan.edits, strengths, there, part.number)), *acted(weights, strengths, there)),

@@ -144,9 +144,9 @@ def _inside(site: Site, path: str, module: nn.Module, whole: Mapping[str, str]) 
         label = Label(f"{path}.{name}", type(child).__name__, module=f"{path}.{name}")
         own = _of_module(Site((label,), module=label.name), label.name, child) if name else None
         if own:
-            owns.append(Own(own.site, own.kind, own.rate, path=label.name, why_not=f"{path} is kept whole ({reason})"))
+            owns.append(Own(own.site, own.kind, own.rate, path=label.name, why_not=f"{path} is an opaque module ({reason})"))
     if not owns and "draws random numbers" in reason:
-        return [Own(site, "layer", None, path=path, why_not=f"it is kept whole ({reason})")]
+        return [Own(site, "layer", None, path=path, why_not=f"it is an opaque module ({reason})")]
     return owns
 
 

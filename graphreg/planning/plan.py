@@ -195,7 +195,7 @@ def decided(
             kind = type(regularizer)
             edits.append(Edit(site, name, regularizer, text, seen[site.name, kind], steps))
             seen[site.name, kind] += 1
-    own, stays = decide(own_dropout, traced.own_dropout, traced.title, missing, traced.values)
+    own, stays = decide(own_dropout, traced.native_dropout, traced.title, missing, traced.values)
     cones = _cones(traced, named, edits)
     again = repeats(traced, [(edit.site, edit.name, edit.regularizer) for edit in edits if isinstance(edit.regularizer, Splice)])
     lost = _missed(traced, named, own_dropout, missing)
@@ -215,7 +215,7 @@ def _missed(traced: Traced, named: Mapping[str, Regularizer], own_dropout: OwnDr
     if missing == "error":  # then a string that matches nothing has raised already
         return {}
     found = {name: missed(traced, regularizer) for name, regularizer in named.items()}
-    return {name: texts for name, texts in {**found, OWN: nameless(own_dropout, traced.own_dropout, traced.values)}.items() if texts}
+    return {name: texts for name, texts in {**found, OWN: nameless(own_dropout, traced.native_dropout, traced.values)}.items() if texts}
 
 
 def check_missing(missing: str) -> None:
@@ -252,8 +252,8 @@ def _sequences(traced: Traced, regularizer: Regularizer, found: Mapping[Site, st
     chosen = sequences(found, regularizer, traced.values, traced.operations, traced.graphs)
     if (lengths := regularizer.engine_options.lengths) is not None:
         nodes = {str(n.target): n for graph in traced.graphs.values() for n in graph.nodes if n.op == "placeholder"}
-        inputs = {name: node.meta.get("value") for name, node in nodes.items() if name not in traced.held}
-        check_lengths(chosen, lengths, inputs, traced.held, type(regularizer).__name__)
+        inputs = {name: node.meta.get("value") for name, node in nodes.items() if name not in traced.specialized}
+        check_lengths(chosen, lengths, inputs, traced.specialized, type(regularizer).__name__)
     return dict(chosen)
 
 
@@ -271,7 +271,7 @@ def require_sites(plan: Plan, traced: Traced) -> None:
     """Raise GraphRegError if the plan was made for another model."""
     known = {site.name for site in traced.sites}
     strange = [site.name for edit in plan.edits for site in edit.sites if site.name not in known]
-    own = {own.site.name for own in traced.own_dropout} if plan.own else set()
+    own = {own.site.name for own in traced.native_dropout} if plan.own else set()
     strange += [edit.own.site.name for edit in plan.own if edit.own.site.name not in own]
     if strange:
         raise GraphRegError(f"the plan is for {plan.title} and names {strange[0]!r}, which {traced.title} does not have. Plan again.")

@@ -55,7 +55,7 @@ def rewrite(
     if penalties == "attach" and (attached := next(iter(lowered.values())).totals):
         rules.add_module("attach", AttachRule(tuple(attached), scale, next(iter(rules.strengths.values())).device))
     graphs = {mode: inserted(graph, lowered[mode]) for mode, graph in traced.graphs.items()}
-    module = RewrittenModule(traced.model, graphs, rules, traced.held, traced.constants, traced.whole)
+    module = RewrittenModule(traced.model, graphs, rules, traced.specialized, traced.constants, traced.whole)
     rules.build_record = BuildRecord.of(traced, plan)
     rules.train(module.training)
     check(module, traced, plan)

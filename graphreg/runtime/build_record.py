@@ -40,7 +40,7 @@ class BuildRecord:
     @classmethod
     def of(cls, traced: Traced, plan: Plan) -> BuildRecord:
         """The record of a plan that is carried out on a traced model."""
-        return cls(replace(plan, traced=None), dict(traced.leaves), dict(traced.held), traced.front_end, traced.notes)
+        return cls(replace(plan, traced=None), dict(traced.opaque_modules), dict(traced.specialized), traced.front_end, traced.notes)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         require_readable(state.get("version"), state.get("made_with", "0.1"))

@@ -1,4 +1,7 @@
-"""A model goes in; graphs with named values come out, and the model stays as it was."""
+"""Traces a model: from a module to graphs whose values have names. The model itself stays unchanged.
+
+``trace.py`` is the front door and chooses a front end: ``symbolic/`` (torch.fx) or ``export/`` (torch.export).
+"""
 
 from graphreg.tracing.export.export import without_caches
 from graphreg.tracing.fake_inputs import Arguments, arguments

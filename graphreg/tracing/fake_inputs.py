@@ -1,4 +1,4 @@
-"""Shapes and dtypes at the sites, from example inputs, without running the model on data."""
+"""Finds the shapes and dtypes of a graph's values from example inputs, on fake tensors where possible."""
 
 from __future__ import annotations
 
@@ -13,13 +13,21 @@ from torch import fx, nn
 from graphreg.errors import TraceError, first_line
 from graphreg.ir import Graphs
 from graphreg.torch_internals import FAKE_LOGGER, FakeCopyMode, FakeTensorMode, pytree, quiet
-from graphreg.tracing.context import recorded
+from graphreg.tracing.context import needs_gradients
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def arguments(example_inputs: Any, called: str = "example_inputs") -> Arguments | None:
-    """Inputs as a call: a tensor, a tuple (positional) or a dict (keyword)."""
+    """Turn example inputs into positional and keyword arguments.
+
+    Args:
+        example_inputs: A tensor, a tuple (positional), a dict (keyword), or None.
+        called: The name of the option, for errors.
+
+    Raises:
+        TraceError: They are something else, or hold arrays that are not tensors.
+    """
     if example_inputs is None:
         return None
     if isinstance(example_inputs, torch.Tensor):
@@ -27,26 +35,38 @@ def arguments(example_inputs: Any, called: str = "example_inputs") -> Arguments 
     if not isinstance(example_inputs, (Mapping, tuple, list)):
         raise TraceError(
             f"{called}={type(example_inputs).__name__} is not allowed; give a tensor, a tuple (positional) or a dict (keyword)."
-            + (" torch.as_tensor makes a tensor of an array." if hasattr(example_inputs, "__array__") else "")
+            + (" torch.as_tensor converts an array to a tensor." if hasattr(example_inputs, "__array__") else "")
         )
     values = example_inputs.values() if isinstance(example_inputs, Mapping) else example_inputs
     if any(hasattr(value, "__array__") and not isinstance(value, torch.Tensor) for value in values):
-        raise TraceError(f"{called} carry an array that is no tensor. torch.as_tensor makes one of it.")
+        raise TraceError(f"{called} carry an array that is not a tensor. Convert it with torch.as_tensor.")
     return ((), dict(example_inputs)) if isinstance(example_inputs, Mapping) else (tuple(example_inputs), {})
 
 
 def propagate(model: nn.Module, graphs: Graphs, bound: Mapping[str, Any], call: Arguments, constants: Mapping[str, torch.Tensor]) -> None:
-    """Write ``node.meta["value"] = (shape, dtype)`` at every tensor; None at what is no tensor."""
+    """Write ``node.meta["value"]`` in every node: (shape, dtype) of a tensor, a list for a tuple, None for anything else.
+
+    Args:
+        model: The model.
+        graphs: Its graphs by mode.
+        bound: The example inputs by argument name.
+        call: The same as positional and keyword arguments.
+        constants: Tensors that the graphs read and that are not the model's.
+
+    Raises:
+        TraceError: A graph does not run on the example inputs although the model does.
+    """
     for mode, graph in graphs.items():
         values = [bound[str(n.target).lstrip("*")] for n in graph.nodes if n.op == "placeholder"]
-        if _runs_on_fakes(model, mode, graph, values, constants):
+        if _propagate_on_fakes(model, mode, graph, values, constants):
             continue
-        twin = run_itself(model, call, constants)
-        with torch.set_grad_enabled(recorded(graph)):
-            _run(twin, graph, values)
+        twin = run_model(model, call, constants)
+        with torch.set_grad_enabled(needs_gradients(graph)):
+            _propagate_on_copy(twin, graph, values)
 
 
-def _copied(model: nn.Module) -> nn.Module:
+def _copy_of(model: nn.Module) -> nn.Module:
+    """Return a deep copy of the model, or raise TraceError."""
     try:
         return copy.deepcopy(model)
     except Exception as error:  # a lock, a generator, an open file
@@ -56,11 +76,11 @@ def _copied(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def run_itself(model: nn.Module, call: Arguments, constants: Mapping[str, torch.Tensor]) -> nn.Module:
-    """A copy in eval mode that has run on the example; the model's own error, with a note that says so, where it does not run."""
+def run_model(model: nn.Module, call: Arguments, constants: Mapping[str, torch.Tensor]) -> nn.Module:
+    """Run a copy of the model in eval mode on the example and return it. An error of the model's is raised with a note that says so."""
     first: Exception | None = None
-    for grad in (False, True):  # some cannot run without
-        twin = _copied(model).eval()
+    for grad in (False, True):  # some models cannot run without gradients
+        twin = _copy_of(model).eval()
         twin.__dict__.update(constants)
         try:
             with torch.set_grad_enabled(grad):
@@ -73,51 +93,57 @@ def run_itself(model: nn.Module, call: Arguments, constants: Mapping[str, torch.
     raise first
 
 
-def _runs_on_fakes(model: nn.Module, mode: str, graph: fx.Graph, values: list[Any], constants: Mapping[str, torch.Tensor]) -> bool:
-    """Fake tensors cannot follow everything (data-dependent sizes), nor a model that fails: the model itself is asked then."""
+def _propagate_on_fakes(model: nn.Module, mode: str, graph: fx.Graph, values: list[Any], constants: Mapping[str, torch.Tensor]) -> bool:
+    """Propagate on fake tensors. Return False where that fails, as with data-dependent sizes: then a copy of the model has to run."""
     try:
         fake = FakeTensorMode()
         with FakeCopyMode(fake):
             twin = copy.deepcopy(model)
             twin.__dict__.update({name: fake.from_tensor(value) for name, value in constants.items()})
         inputs = pytree.tree_map_only(torch.Tensor, fake.from_tensor, values)
-        with fake, torch.set_grad_enabled(recorded(graph)), quiet(FAKE_LOGGER, logging.CRITICAL):
-            _Recorder(_in_mode(twin, mode), graph).run(*inputs, enable_io_processing=False)
+        with fake, torch.set_grad_enabled(needs_gradients(graph)), quiet(FAKE_LOGGER, logging.CRITICAL):
+            _ShapeRecorder(_in_mode(twin, mode), graph).run(*inputs, enable_io_processing=False)
     except Exception:
         return False
     return True
 
 
-def _run(twin: nn.Module, graph: fx.Graph, values: list[Any]) -> None:
+def _propagate_on_copy(twin: nn.Module, graph: fx.Graph, values: list[Any]) -> None:
+    """Propagate on real tensors through a copy of the model."""
     try:
-        _Recorder(twin, graph).run(*copy.deepcopy(values), enable_io_processing=False)
+        _ShapeRecorder(twin, graph).run(*copy.deepcopy(values), enable_io_processing=False)
     except Exception as error:
         raise TraceError(
             f"{type(twin).__name__} cannot be traced symbolically: it runs on the example_inputs, and its trace does not "
-            f"({first_line(error)}). Its forward takes a decision that a trace cannot, as by isinstance of a value. Move that step into "
-            "a submodule of its own (graphreg keeps a submodule it cannot trace whole)."
+            f"({first_line(error)}). Its forward takes a decision that a trace cannot follow, such as isinstance on a value. Move that "
+            "step into a submodule of its own, which then becomes an opaque module."
         ) from error
 
 
 def _in_mode(model: nn.Module, mode: str) -> nn.Module:
+    """Put a model in eval mode for the graph of eval mode; leave it for others."""
     return model.eval() if mode == "eval" else model
 
 
-class _Recorder(fx.Interpreter):
+class _ShapeRecorder(fx.Interpreter):
+    """Runs a graph and writes ``node.meta["value"]``."""
+
     def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
         super().__init__(module, graph=graph)
 
     def placeholder(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """An argument's value; torch.fx takes what is left of the values for ``*args``, and here they are one tuple."""
+        """Return an argument's value. torch.fx gives all remaining values to ``*args``; here they are one tuple."""
         return next(self.args_iter) if str(target).startswith("*") else super().placeholder(target, args, kwargs)
 
     def run_node(self, n: fx.Node) -> Any:
+        """Run a node and write down what its value is."""
         value = super().run_node(n)
-        n.meta["value"] = _described(value)
+        n.meta["value"] = _shape_and_dtype(value)
         return value
 
 
-def _described(value: Any) -> tuple[tuple[int, ...], torch.dtype] | Sequence[Any] | None:
+def _shape_and_dtype(value: Any) -> tuple[tuple[int, ...], torch.dtype] | Sequence[Any] | None:
+    """Describe a value: (shape, dtype) of a tensor, a list for a tuple or list, None for anything else."""
     if isinstance(value, torch.Tensor):
         return tuple(int(n) for n in value.shape), value.dtype
-    return [_described(item) for item in value] if isinstance(value, (tuple, list)) else None
+    return [_shape_and_dtype(item) for item in value] if isinstance(value, (tuple, list)) else None

@@ -1,7 +1,7 @@
-"""A GraphModule that the user brings: its graph is taken as it is, and its values are named as those of the model it came from.
+"""Takes the graph of a GraphModule that the user gives, and names its values as those of the model that it was traced from.
 
-torch.fx writes to each node the stack of module calls it was made in. From it come the paths of functions
-(``layer1.0.add``) and the blocks whose values they are (``layer1.0``); a value that a later pass made has no stack
+torch.fx writes to each node the stack of module calls in which it was made. The stack gives the paths of functions
+(``layer1.0.add``) and the blocks whose results they are (``layer1.0``). A value that a later pass made has no stack
 and is named by its operation.
 """
 
@@ -29,8 +29,8 @@ from graphreg.ir import (
 )
 
 
-def given_graphs(model: fx.GraphModule) -> Graphs:
-    """Copies of the module's graphs, every node labelled; labels that an earlier trace wrote are kept."""
+def labelled_graphs(model: fx.GraphModule) -> Graphs:
+    """Return copies of the module's graphs in which every node is labelled. Labels that an earlier trace wrote stay."""
     _settle_modes(model)
     state = state_of(model)
     graphs = state.graphs if state is not None else {"both": model.graph}
@@ -41,9 +41,9 @@ def given_graphs(model: fx.GraphModule) -> Graphs:
 
 
 def _settle_modes(model: fx.GraphModule) -> None:
-    """Give the empty modules that torch.fx makes in place of the model's blocks the mode of what is in them.
+    """Give the empty modules that torch.fx puts in place of the model's blocks the mode of the modules in them.
 
-    torch.fx leaves them in train mode when it traces a model in eval mode, and a splice in the block would follow.
+    torch.fx leaves them in train mode when it traces a model in eval mode, and a splice in such a block would follow that.
     """
     for module in reversed([m for m in model.modules() if type(m) is nn.Module]):
         within = [child.training for child in module.children()] or [model.training]
@@ -51,10 +51,11 @@ def _settle_modes(model: fx.GraphModule) -> None:
 
 
 def _label(graph: fx.Graph, model: fx.GraphModule) -> None:
+    """Label every node that has no labels yet."""
     modules = dict(model.named_modules(remove_duplicate=False))
     namer = Namer(modules.keys() - {""})
     constants = BufferConstants({name for name, _ in model.named_buffers(remove_duplicate=False)})
-    named = {node for node in graph.nodes if _claims(node, namer)}
+    named = {node for node in graph.nodes if _keeps_labels(node, namer)}
     for node in graph.nodes:
         if node in named or node.op == "output" or _reads_mode(node):
             continue
@@ -68,18 +69,18 @@ def _label(graph: fx.Graph, model: fx.GraphModule) -> None:
         _label_blocks(graph, namer)
 
 
-def _claims(node: fx.Node, namer: Namer) -> bool:
-    """Whether the node keeps its labels: it has some, and no node before it has the same (a pass may have copied it)."""
+def _keeps_labels(node: fx.Node, namer: Namer) -> bool:
+    """Whether a node keeps its labels: it has some, and no earlier node has the same ones (a pass may have copied it)."""
     return is_labelled(node) and all(namer.claim(label.name) for label in own_labels(node) if label.ports == ("out",))
 
 
 def _reads_mode(node: fx.Node) -> bool:
-    """What graphreg's own trace put in place of ``training=`` literals, which is no value of the model."""
+    """Whether a node stands for a ``training=`` literal in a graph that graphreg traced: it is no value of the model."""
     return node.target is choose or (node.op == "get_attr" and str(node.target).rpartition(".")[2] == "training")
 
 
 def _calls(node: fx.Node) -> list[ModuleCall]:
-    """The module calls that the node was made in, outermost first."""
+    """Return the module calls in which a node was made, outermost first."""
     stack: dict[str, tuple[str, Any]] = node.meta.get("nn_module_stack") or {}
     return [
         ModuleCall(key, str(path), str(getattr(kind, "__name__", kind)).rpartition(".")[2]) for key, (path, kind) in stack.items() if path
@@ -87,10 +88,10 @@ def _calls(node: fx.Node) -> list[ModuleCall]:
 
 
 def _label_blocks(graph: fx.Graph, namer: Namer) -> None:
-    """The value that alone leaves a module call is the module's."""
+    """Label the results of blocks: if a single value leaves a module call, it is the module's result."""
 
     def calls(node: fx.Node) -> list[ModuleCall]:
-        return [call for call in _calls(node) if node.op != "call_module" or call.path != node.target]  # that is labelled already
+        return [call for call in _calls(node) if node.op != "call_module" or call.path != node.target]  # a layer call is labelled already
 
     for block in blocks(graph, calls):
         if len(block.leaving) == 1:

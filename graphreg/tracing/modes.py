@@ -1,7 +1,7 @@
-"""Both modes of a model: traced twice, told as one graph where literals alone differ, as two where structure does.
+"""Traces a model in train mode and in eval mode: one graph where only literals differ, two graphs where structure differs.
 
-torch.fx evaluates ``self.training`` while it traces and freezes the answer into the graph; whoever traces in one
-mode gets the other wrong in silence.
+torch.fx evaluates ``self.training`` while it traces and freezes the answer into the graph. A trace in one mode would be
+silently wrong in the other.
 """
 
 from __future__ import annotations
@@ -15,33 +15,40 @@ from torch.fx.node import has_side_effect, map_aggregate
 from graphreg.errors import GraphRegError
 from graphreg.ir import Graphs, Literals, choose, compared, flat, label_site, name_of, scope_of
 from graphreg.torch_internals import Changes, raise_interrupt
-from graphreg.tracing.context import Asked
-from graphreg.tracing.side_effects.retrace import keeping, once_and_for_all
+from graphreg.tracing.context import ModeReads
+from graphreg.tracing.side_effects.retrace import or_make_opaque, trace_repeatable
 
-_ONE_BY_ONE = 8  # submodules whose mode others ask for; each costs two traces
-Owners = dict[tuple[str, int], str]  # by the name of a node and the position of a literal: whose mode decides it
+_MAX_ONE_BY_ONE = 8  # up to this many submodules are examined one by one; each costs two traces
+LiteralOwners = dict[tuple[str, int], str]  # by a literal's node and position, whose mode decides it
 
 
-def trace_modes(model: nn.Module, trace: Callable[[], fx.Graph], asked: Asked) -> Graphs:
-    """``trace`` the model in train and in eval mode, and merge what it gives.
+def trace_each_mode(model: nn.Module, trace: Callable[[], fx.Graph], mode_reads: ModeReads) -> Graphs:
+    """Trace the model in both modes and merge the graphs where only literals differ.
 
-    Both traces put *every* submodule in the mode, so that what depends on a mode is seen to, whatever the user set
-    apart. Only where structure differs must a submodule set apart be traced as it is set. ``asked`` gets the submodules whose mode
-    others ask for.
+    Both traces put *every* submodule in the mode, so that everything that depends on a mode shows, also in submodules whose mode
+    the user set apart. Where structure differs, a submodule that is set apart is traced in the mode that it has.
+
+    Args:
+        model: The model.
+        trace: Traces the model in its present mode.
+        mode_reads: Filled by ``trace``: the submodules whose mode another module reads.
+
+    Returns:
+        ``{"both": graph}`` or ``{"train": graph, "eval": graph}``.
     """
-    given = {module: module.training for module in model.modules()}
-    train, evaluation = _in_mode(given, lambda m: True, trace), _in_mode(given, lambda m: False, trace)
+    modes = {module: module.training for module in model.modules()}
+    train, evaluation = _in_mode(modes, lambda m: True, trace), _in_mode(modes, lambda m: False, trace)
     same, differing = compared(train, evaluation)
-    owners, asserted = _followed(model, trace, asked, train, evaluation) if asked else ({}, [])
+    owners, asserted = _mode_dependence(model, trace, mode_reads, train, evaluation) if mode_reads else ({}, [])
     if same:
         _read_modes(train, differing, owners)
-        _assert_modes(train, {path: _training(asked[path]) for path in asserted})
+        _assert_modes(train, {path: _training_path(mode_reads[path]) for path in asserted})
         return {"both": train}
-    apart = {m for m, mode in given.items() if mode != model.training}
+    apart = {m for m, mode in modes.items() if mode != model.training}
     if apart and model.training:
-        train = _in_mode(given, lambda m: m not in apart, trace)
+        train = _in_mode(modes, lambda m: m not in apart, trace)
     elif apart:
-        evaluation = _in_mode(given, lambda m: m in apart, trace)
+        evaluation = _in_mode(modes, lambda m: m in apart, trace)
     for graph, mode in ((train, True), (evaluation, False)):
         _read_modes(graph, differing, owners)
         set_apart = apart if mode == model.training else set()
@@ -49,92 +56,104 @@ def trace_modes(model: nn.Module, trace: Callable[[], fx.Graph], asked: Asked) -
     return {"train": train, "eval": evaluation}
 
 
-def _followed(
-    model: nn.Module, trace: Callable[[], fx.Graph], asked: Asked, train: fx.Graph, evaluation: fx.Graph
-) -> tuple[Owners, list[str]]:
-    """Which literals go by the mode of a submodule that another module asks for it, and which such submodules decide more than that."""
-    owners, asserted = Owners(), list[str]()
-    for paths in [[path] for path in asked] if len(asked) <= _ONE_BY_ONE else [list(asked)]:
+def _mode_dependence(
+    model: nn.Module, trace: Callable[[], fx.Graph], mode_reads: ModeReads, train: fx.Graph, evaluation: fx.Graph
+) -> tuple[LiteralOwners, list[str]]:
+    """Find out what depends on the mode of a submodule that another module reads.
+
+    Returns:
+        The literals that depend on one such submodule, and the submodules on which more than a literal depends: their mode is asserted.
+    """
+    owners, asserted = LiteralOwners(), list[str]()
+    for paths in [[path] for path in mode_reads] if len(mode_reads) <= _MAX_ONE_BY_ONE else [list(mode_reads)]:
         try:
-            turned, back = _turned(model, trace, paths, train, evaluation)
-        except Exception as error:  # it goes a way that cannot be traced
+            turned, back = _compared_turned(model, trace, paths, train, evaluation)
+        except Exception as error:  # in that mode the forward takes a branch that cannot be traced
             raise_interrupt(error)
             asserted += paths
             continue
         if turned == back == (True, {}):
             continue
-        there = {name: {i: (b, a) for i, (a, b) in literals.items()} for name, literals in back[1].items()}
-        if len(paths) == 1 and turned[0] and back[0] and turned[1] == there:
-            owners |= {(name, i): paths[0] for name, literals in there.items() for i in literals}
+        swapped = {name: {i: (b, a) for i, (a, b) in literals.items()} for name, literals in back[1].items()}
+        if len(paths) == 1 and turned[0] and back[0] and turned[1] == swapped:
+            owners |= {(name, i): paths[0] for name, literals in swapped.items() for i in literals}
         else:
             asserted += paths
     return owners, asserted
 
 
-Compared = tuple[bool, dict[str, Literals]]
+Comparison = tuple[bool, dict[str, Literals]]
 
 
-def _turned(
+def _compared_turned(
     model: nn.Module, trace: Callable[[], fx.Graph], paths: list[str], train: fx.Graph, evaluation: fx.Graph
-) -> tuple[Compared, Compared]:
-    """What differs from the graphs of both modes where these submodules alone are in the other mode."""
-    given, alone = {module: module.training for module in model.modules()}, set(map(model.get_submodule, paths))
-    turned = compared(train, _in_mode(given, lambda m: m not in alone, trace))
-    return turned, compared(evaluation, _in_mode(given, lambda m: m in alone, trace))
+) -> tuple[Comparison, Comparison]:
+    """Compare each mode's graph with a trace in which these submodules alone are in the other mode."""
+    modes, alone = {module: module.training for module in model.modules()}, set(map(model.get_submodule, paths))
+    turned = compared(train, _in_mode(modes, lambda m: m not in alone, trace))
+    return turned, compared(evaluation, _in_mode(modes, lambda m: m in alone, trace))
 
 
-def trace_keeping(model: nn.Module, trace: Callable[[], fx.Graph], leaves: dict[str, str], asked: Asked, run: bool) -> Graphs:
-    """``trace_modes`` until no more submodules must be kept whole: a leaf of one mode is a leaf of both.
+def trace_both_modes(model: nn.Module, trace: Callable[[], fx.Graph], opaque: dict[str, str], mode_reads: ModeReads, run: bool) -> Graphs:
+    """Trace both modes again and again until no further submodule becomes opaque: a module opaque in one mode is opaque in both.
 
-    ``leaves``: paths and reasons; ``asked``: what the traces tell of modes; ``run``: whether modules kept whole run in a trace.
+    Args:
+        model: The model.
+        trace: Traces the model in its present mode; it may add to ``opaque`` and ``mode_reads``.
+        opaque: The opaque modules by path, with reasons.
+        mode_reads: The submodules whose mode another module reads.
+        run: Whether opaque modules run during a trace.
     """
     while True:
-        before = len(leaves)
-        asked.clear()
-        graphs = keeping(lambda: trace_modes(model, lambda: once_and_for_all(model, trace, leaves, run), asked), leaves)
-        if graphs is not None and len(leaves) == before:
+        before = len(opaque)
+        mode_reads.clear()
+        graphs = or_make_opaque(lambda: trace_each_mode(model, lambda: trace_repeatable(model, trace, opaque, run), mode_reads), opaque)
+        if graphs is not None and len(opaque) == before:
             return graphs
 
 
-def _in_mode(given: Mapping[nn.Module, bool], mode: Callable[[nn.Module], bool], trace: Callable[[], fx.Graph]) -> fx.Graph:
+def _in_mode(modes: Mapping[nn.Module, bool], mode: Callable[[nn.Module], bool], trace: Callable[[], fx.Graph]) -> fx.Graph:
+    """Trace with each module in the mode that ``mode`` gives it, and restore ``modes`` afterwards."""
+
     def back() -> None:
-        for module, training in given.items():
+        for module, training in modes.items():
             module.training = training
 
     with Changes() as changes, changes:
         changes.later(back)
-        for module in given:
-            module.training = mode(module)  # not .train(): a user's override of it may do more
+        for module in modes:
+            module.training = mode(module)  # not .train(): a user's override may do more
         return trace()
 
 
 @has_side_effect
 def mode_asked(mode: bool, expected: bool, name: str) -> None:
-    """Raises unless a submodule whose mode another module asks for is in the mode that the graph was traced in."""
+    """Raise unless a submodule whose mode another module reads is in the mode in which the graph was traced."""
     if mode != expected:
         raise GraphRegError(
-            f"the model's forward asks self.{name}.training and goes by the answer. Here that is {mode}, and the graph was traced where it "
-            f"is {expected}. Put {name} and what asks in one mode, or regularize with {name} in the mode that it is to have."
+            f"the model's forward reads self.{name}.training and branches on it. It is {mode} now, but the graph was traced with "
+            f"{expected}. Put {name} and the module that reads it in one mode, or regularize with {name} in the mode that it should have."
         )
 
 
 def _assert_modes(graph: fx.Graph, expected: Mapping[str, bool | str]) -> None:
-    """``expected``: a mode, or the module attribute that has it."""
-    behind = next((node for node in graph.nodes if node.op != "placeholder"), graph.output_node())
-    with graph.inserting_before(behind):
+    """Make the graph assert the modes of submodules; ``expected``: a mode, or the path of a ``training`` attribute, by path."""
+    first = next((node for node in graph.nodes if node.op != "placeholder"), graph.output_node())
+    with graph.inserting_before(first):
         for path, mode in expected.items():
             wanted = graph.create_node("get_attr", mode) if isinstance(mode, str) else mode
-            read = graph.create_node("get_attr", _training(path))
+            read = graph.create_node("get_attr", _training_path(path))
             for node in (read, *([wanted] if isinstance(wanted, fx.Node) else ()), graph.call_function(mode_asked, (read, wanted, path))):
                 label_site(node, "")
 
 
-def _training(path: str) -> str:
+def _training_path(path: str) -> str:
+    """Return the path of a module's ``training`` attribute."""
     return f"{path}.training" if path else "training"
 
 
-def _read_modes(graph: fx.Graph, differing: Mapping[str, Literals], owners: Owners) -> None:
-    """Replace each such literal by a read of the ``training`` of the module that owns the operation, or of the one it asks."""
+def _read_modes(graph: fx.Graph, differing: Mapping[str, Literals], owners: LiteralOwners) -> None:
+    """Replace each literal that differs by a read of a ``training`` attribute: of the operation's module, or of the literal's owner."""
     for node in list(graph.nodes):
         literals = differing.get(name_of(node))
         if not literals:
@@ -143,7 +162,7 @@ def _read_modes(graph: fx.Graph, differing: Mapping[str, Literals], owners: Owne
         reads = dict[int, fx.Node]()
         with graph.inserting_before(node):
             for i, (a, b) in literals.items():
-                training = graph.create_node("get_attr", _training(owners.get((name, i), home)))
+                training = graph.create_node("get_attr", _training_path(owners.get((name, i), home)))
                 plain = (a, b) == (True, False) and type(a) is type(b) is bool
                 reads[i] = training if plain else graph.call_function(choose, (training, a, b))
         position = iter(range(len(flat(node))))

@@ -1,6 +1,6 @@
-"""Decisions on shapes: what a forward asks of a size (``if h != w``, ``range(n)``) is answered for the example inputs.
+"""Decisions on shapes: a forward that needs a size as a Python number (``if h != w``, ``range(n)``) gets that of the example inputs.
 
-The answer is asserted in the graph, so that inputs which would decide otherwise raise instead of going the wrong way.
+The graph asserts the answer. Inputs that would lead to another decision raise instead of taking the wrong branch.
 """
 
 from __future__ import annotations
@@ -26,110 +26,133 @@ KINDS: dict[str, type] = {
 }  # fmt: skip
 
 
-class Unprepared(BaseException):
-    """Ends a trace that needs fake tensors for the first time: ``make_function_table``, and trace again. No forward may catch it."""
+class NeedsFunctionTable(BaseException):
+    """Ends a trace that needs fake tensors for the first time. Call ``make_function_table`` and trace again; no forward may catch it."""
 
 
-@has_side_effect  # no pass may take it for dead code
+@has_side_effect  # otherwise a pass would remove it as dead code
 def decided(value: Any, expected: Any) -> None:
-    """Raises unless a size is what it was when the model was traced."""
+    """Raise unless a size, or what was computed from sizes, is what it was when the model was traced."""
     if value != expected:
         raise GraphRegError(
             f"the model decides something on a shape, and these inputs give {value} where the example_inputs gave {expected}. "
-            "Regularize it with example_inputs of this size too."
+            "To use both, regularize the model once more, with example_inputs of this size."
         )
 
 
 @has_side_effect
 def decided_kind(value: Any, expected: str) -> None:
-    """Raises unless a value is of the kind that ``isinstance`` was answered for when the model was traced."""
+    """Raise unless a value has the type that ``isinstance`` was answered for when the model was traced."""
     if not isinstance(value, KINDS[expected]):
         raise GraphRegError(
-            f"the model asks isinstance of a value, and these inputs make it a {type(value).__name__} where it was traced with a "
-            f"{expected}. Regularize it with example_inputs of this kind too."
+            f"the model's forward calls isinstance on a value, and these inputs make it a {type(value).__name__} where it was traced with "
+            f"a {expected}. To use both, regularize the model once more, with example_inputs of this type."
         )
 
 
 @has_side_effect
 def decided_flag(value: Any, expected: bool, name: str) -> None:
-    """Raises unless a parameter requires gradients, or does not, as when the model was traced."""
+    """Raise unless ``requires_grad`` of a parameter is what it was when the model was traced."""
     if value != expected:
         raise GraphRegError(
-            f"the model's forward asks {name}.requires_grad and goes by the answer. It was {expected} when the model was traced, and is "
+            f"the model's forward reads {name}.requires_grad and branches on it. It was {expected} when the model was traced, and is "
             f"{value} now. Freeze or unfreeze parameters first, then regularize."
         )
 
 
 @has_side_effect
 def in_parts(value: Any, name: str) -> None:
-    """Raises where a tensor was taken for a tuple of values, for the forward only indexes it."""
+    """Raise where a value was assumed to be a tuple, because the forward only indexes it, and is a tensor."""
     if isinstance(value, torch.Tensor):
         raise GraphRegError(
-            f"{name} is kept whole, and was taken for a tuple, for the forward only indexes it. It gives a tensor. Regularize with "
-            "example_inputs, or annotate what its forward returns (-> torch.Tensor)."
+            f"{name} is an opaque module, and its result was assumed to be a tuple, because the forward only indexes it. It is a tensor. "
+            "Regularize with example_inputs, or annotate what its forward returns (-> torch.Tensor)."
         )
 
 
 def decisions(graph: fx.Graph) -> list[str]:
-    """A line for each module that decides something on a shape or a type; for the listing and the report."""
+    """Return a line for each module that decides something on a shape, a type or ``requires_grad``, for listings and reports."""
     lines = []
-    told = {decided: "the example's shapes", decided_kind: "the types it was traced with", decided_flag: "what requires gradients"}
-    for target, what in told.items():
+    reasons = {decided: "the example's shapes", decided_kind: "the types it was traced with", decided_flag: "what requires gradients"}
+    for target, what in reasons.items():
         places = Counter(scope_of(node) for node in graph.nodes if node.target is target)
-        lines += [f"decided: {path or 'the model itself'} goes the way of {what} ({n} asserted)" for path, n in places.items()]
+        lines += [f"decided: {path or 'the model itself'} follows {what} ({n} asserted)" for path, n in places.items()]
     return lines
 
 
-class Answering(fx.Tracer):
-    """A tracer that answers what Python asks of a size, from ``examples``: the inputs by argument name.
+class DecisionTracer(fx.Tracer):
+    """A tracer that answers questions of Python about traced values from example inputs, and asserts the answers in the graph.
 
-    The values of nodes are computed on fake tensors, and only of those that an answer needs.
+    It computes nodes on fake tensors, and only those that an answer needs.
+
+    Attributes:
+        examples: The example inputs by argument name.
+        sizes: The nodes whose values are numbers or shapes.
+        evaluating: Whether modules run to compute an answer, so that they must not be traced.
+        assumed_tensors: Arguments without an example that were assumed to be tensors; the values are None.
     """
 
     def __init__(self, examples: Mapping[str, Any], **more: Any) -> None:
         super().__init__(**more)
-        self.sizes: set[fx.Node] = set()  # numbers and shapes
-        self.asking = False  # modules that run now run for an answer; they are not traced
+        self.sizes: set[fx.Node] = set()
+        self.evaluating = False
         self._scopes = [""]
         self.examples, self._values = examples, dict[fx.Node, Any]()
-        self._given: dict[fx.Node, bool] = {}  # whether an input is behind a value
+        self._reads_input: dict[fx.Node, bool] = {}  # whether a value is computed from an input
         self._kinds: dict[fx.Node, type | None] = {}
-        self.assumed: dict[str, None] = {}  # arguments without an example that were taken for tensors
+        self.assumed_tensors: dict[str, None] = {}
 
     @cached_property
     def _fake(self) -> FakeTensorMode:
+        """The mode in which answers are computed."""
         if not has_function_table():
-            raise Unprepared
+            raise NeedsFunctionTable
         return FakeTensorMode(allow_non_fake_inputs=True)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
-        return bool(self._answer(obj, (bool, int, float, tuple, list), lambda: super(Answering, self).to_bool(obj)))
+        """Return the truth value of a size, as torch.fx asks for it in ``if`` and ``while``."""
+        return bool(self._answer(obj, (bool, int, float, tuple, list), lambda: super(DecisionTracer, self).to_bool(obj)))
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        """Iterate over a value whose length is known for the examples."""
         count = self._length(obj)
-        return super().iter(obj) if count is None else iter([obj[i] for i in range(count)])  # type: ignore[index]  # fx sets its methods at run time
+        if count is None:
+            return super().iter(obj)
+        return iter([obj[i] for i in range(count)])  # type: ignore[index]  # fx sets its methods at run time
 
     def length(self, obj: fx.Proxy) -> int:
+        """Return the length of a value; raise TypeError where it is not known."""
         if (count := self._length(obj)) is None:
             raise TypeError("the length of a traced value is not known")
         return count
 
-    def ask(self, obj: fx.Proxy, what: str, kinds: tuple[type, ...]) -> Any:
+    def concrete(self, obj: fx.Proxy, what: str, kinds: tuple[type, ...]) -> Any:
+        """Return the value of a proxy for the examples.
+
+        Args:
+            obj: The proxy.
+            what: What Python needs it as, for the error.
+            kinds: The types that are allowed.
+
+        Raises:
+            TypeError: The value is not known, or has another type.
+        """
+
         def refuse() -> None:
             raise TypeError(f"a traced value cannot be used as {what}")
 
         return self._answer(obj, kinds, refuse)
 
     def kind(self, node: fx.Node) -> type | None:
-        """The type of what the node gives for the examples, None where that is not known; an argument without one is a tensor.
+        """Return the type of a node's value for the examples, or None where it is not known, and assert it in the graph.
 
-        The graph asserts it.
+        An argument without an example is assumed to be a tensor.
         """
         if node not in self._kinds:
             self._kinds[node] = kind = self._kind(node)
-            told = next((name for name, each in KINDS.items() if kind is not None and issubclass(kind, each)), None)
-            if told is not None and not str(node.target).startswith("*") and self._depends(node):
-                self._unnamed(decided_kind, node, told)
+            type_name = next((name for name, each in KINDS.items() if kind is not None and issubclass(kind, each)), None)
+            if type_name is not None and not str(node.target).startswith("*") and self._depends_on_input(node):
+                self._add_unnamed(decided_kind, node, type_name)
         return self._kinds[node]
 
     def _kind(self, node: fx.Node) -> type | None:
@@ -137,25 +160,28 @@ class Answering(fx.Tracer):
         if node.op == "placeholder" and name.startswith("*"):
             return dict if name.startswith("**") else tuple
         if node.op == "placeholder" and name not in self.examples:
-            self.assumed[name] = None
+            self.assumed_tensors[name] = None
             return torch.Tensor
         value = self.examples[name] if node.op == "placeholder" else self._value(node) if self.examples else _UNKNOWN
         return None if value is _UNKNOWN else type(value)
 
-    def flag(self, parameter: torch.nn.Parameter) -> bool:
-        """Whether a parameter that the forward holds itself requires gradients."""
+    def requires_grad_of(self, parameter: torch.nn.Parameter) -> bool:
+        """Return whether a parameter requires gradients, and assert that in the graph."""
         node: Any = self.create_arg(parameter)
-        return bool(self._flag(self._unnamed(getattr, node, "requires_grad"), parameter))
+        return bool(self._asserted_flag(self._add_unnamed(getattr, node, "requires_grad"), parameter))
 
-    def _flag(self, node: fx.Node, parameter: Any) -> bool:
-        self._unnamed(decided_flag, node, parameter.requires_grad, str(node.all_input_nodes[0].target))
+    def _asserted_flag(self, node: fx.Node, parameter: Any) -> bool:
+        """Assert the value of a node that reads ``requires_grad``, and return it."""
+        self._add_unnamed(decided_flag, node, parameter.requires_grad, str(node.all_input_nodes[0].target))
         return bool(parameter.requires_grad)
 
     def _answer(self, obj: fx.Proxy, kinds: tuple[type, ...], refuse: Callable[[], Any]) -> Any:
-        if _asks_flag(obj.node):
+        """Return the asserted value of a proxy; call ``refuse`` where it is not known or not of these types."""
+        if _reads_flag(obj.node):
             source: Any = obj.node.args[0]
             read = self._parameter(str(source.target)) if source.op == "get_attr" else None
-            return refuse() if read is None else self._flag(obj.node, read)  # of other values it depends on the call
+            # whether other values require gradients depends on the call
+            return refuse() if read is None else self._asserted_flag(obj.node, read)
         value = self._value(obj.node)
         if not isinstance(value, kinds):
             return refuse()
@@ -163,10 +189,12 @@ class Answering(fx.Tracer):
         return value
 
     def _parameter(self, target: str) -> Any:
+        """Return the parameter at a path, or None."""
         owner, _, name = target.rpartition(".")
         return self.root.get_submodule(owner)._parameters.get(name)
 
     def _length(self, obj: fx.Proxy) -> int | None:
+        """Return the asserted length of a proxy, or None where it has none or it is not known."""
         value = self._value(obj.node)
         if not isinstance(value, (tuple, list, torch.Tensor)) or (isinstance(value, torch.Tensor) and not value.dim()):
             return None
@@ -174,69 +202,74 @@ class Answering(fx.Tracer):
         return len(value)
 
     def _assert(self, node: fx.Node, value: Any, count: bool = False) -> None:
-        """What was answered is asserted in the graph, save where no input is behind it."""
-        if not self._depends(node):
+        """Assert an answer in the graph, unless the value does not depend on an input."""
+        if not self._depends_on_input(node):
             return
         if count:
-            node = self._unnamed(len, node)
-        self._unnamed(decided, node, value)
+            node = self._add_unnamed(len, node)
+        self._add_unnamed(decided, node, value)
 
-    def _depends(self, node: fx.Node) -> bool:
-        for each in _needed(node, self._given):
-            self._given[each] = each.op == "placeholder" or any(self._given[source] for source in each.all_input_nodes)
-        return self._given[node]
+    def _depends_on_input(self, node: fx.Node) -> bool:
+        """Whether a value is computed from an input."""
+        for each in _needed(node, self._reads_input):
+            self._reads_input[each] = each.op == "placeholder" or any(self._reads_input[source] for source in each.all_input_nodes)
+        return self._reads_input[node]
 
-    def _unnamed(self, function: Callable[..., Any], *args: Any) -> fx.Node:
+    def _add_unnamed(self, function: Callable[..., Any], *args: Any) -> fx.Node:
+        """Add a node of graphreg's own that is no site."""
         node = self.create_node("call_function", function, args, {})
-        label_site(node, self._scopes[-1])  # nobody's value: it has no name
+        label_site(node, self._scopes[-1])  # no value of the model: it has no name
         return node
 
     def _value(self, node: fx.Node) -> Any:
-        """What the node gives for the examples; _UNKNOWN where that depends on data, or on inputs that are not given."""
-        self.asking = True
+        """Return a node's value for the examples; _UNKNOWN where it depends on data, or on inputs that the examples do not include."""
+        self.evaluating = True
         try:
             with self._fake, torch.no_grad():
-                for each in _needed(node, self._values):  # kept, unknown or not: each is run once, however many ask
+                for each in _needed(node, self._values):  # stored even if unknown: each node runs once
                     self._values[each] = self._attempt(each)
             return self._values[node]
         finally:
-            self.asking = False
+            self.evaluating = False
 
     def _attempt(self, node: fx.Node) -> Any:
-        if _asks_flag(node) or any(self._values[source] is _UNKNOWN for source in node.all_input_nodes):
+        """Run a node if the values that it reads are known."""
+        if _reads_flag(node) or any(self._values[source] is _UNKNOWN for source in node.all_input_nodes):
             return _UNKNOWN
         try:
             return self._run(node)
-        except Exception:  # data-dependent, or no fake form: whoever asked is told that it cannot be traced
+        except Exception:  # data-dependent, or without a fake kernel: the question then fails in the user's code
             return _UNKNOWN
 
     def _run(self, node: fx.Node) -> Any:
+        """Run a node on fake tensors."""
         target: Any = node.target
         args, kwargs = map_arg((node.args, node.kwargs), self._values.__getitem__)
         if node.op == "placeholder":
-            return self._faked(self.examples[str(target).lstrip("*")])
+            return self._as_fake(self.examples[str(target).lstrip("*")])
         if node.op == "call_module":
             module = self.root.get_submodule(target)
             tensors = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
-            return functional_call(module, self._faked(tensors), args, kwargs)
+            return functional_call(module, self._as_fake(tensors), args, kwargs)
         if node.op == "call_method":
             return getattr(args[0], target)(*args[1:], **kwargs)
         if node.op == "get_attr":
             owner, _, name = target.rpartition(".")
-            return self._faked(getattr(self.root.get_submodule(owner), name))
+            return self._as_fake(getattr(self.root.get_submodule(owner), name))
         return target(*args, **kwargs)
 
-    def _faked(self, value: Any) -> Any:
-        """Fake tensors in place of the user's own, which a write would reach otherwise, in a fake mode too."""
+    def _as_fake(self, value: Any) -> Any:
+        """Replace the user's tensors by fake ones; otherwise a write would reach them even in a fake mode."""
         return pytree.tree_map_only(torch.Tensor, self._fake.from_tensor, value)
 
 
-def _asks_flag(node: fx.Node) -> bool:
+def _reads_flag(node: fx.Node) -> bool:
+    """Whether a node reads ``requires_grad``."""
     return node.target is getattr and node.args[1:] == ("requires_grad",)
 
 
 def _needed(node: fx.Node, known: Mapping[fx.Node, Any]) -> list[fx.Node]:
-    """The node and what it is computed from, in order, without what is known; no recursion, for a graph may be deep."""
+    """Return the node and what it is computed from, in order, except what is known. Without recursion, because graphs may be deep."""
     order: dict[fx.Node, None] = {}
     waiting = [(node, False)]
     while waiting:

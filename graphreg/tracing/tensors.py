@@ -1,4 +1,4 @@
-"""Tensors: those found in nested values, where each lies in memory, and what it holds put back."""
+"""Tensors while a forward runs: find them in nested values, record where each lies in memory, save and restore their contents."""
 
 from __future__ import annotations
 
@@ -11,45 +11,53 @@ from torch import Tensor, nn
 
 from graphreg.torch_internals import is_wrapped, storage_number, version_of, without_functions
 
-Key = int  # of a storage
+StorageKey = int  # identifies a storage
 
 
 @dataclass(frozen=True)
-class Lie:
-    """Where a tensor lies, and how often it was written into."""
+class TensorState:
+    """Where a tensor lies in memory, and how often it was written into.
 
-    key: Key
+    Attributes:
+        key: Its storage.
+        geometry: Shape, strides and offset; the shape alone where it is not strided.
+        version: torch's counter of writes.
+    """
+
+    key: StorageKey
     geometry: tuple[Any, ...]
     version: int
 
     @classmethod
-    def of(cls, tensor: Tensor) -> Lie:
+    def of(cls, tensor: Tensor) -> TensorState:
+        """Return the present state of a tensor."""
         with without_functions():
-            if nn.parameter.is_lazy(tensor):  # it has no shape yet, and torch raises where it is asked for one
+            if nn.parameter.is_lazy(tensor):  # it has no shape yet, and torch raises when asked for one
                 return cls(id(tensor), (), 0)
             strided = tensor.layout is torch.strided and not is_wrapped(tensor)
             geometry = (tensor.shape, tensor.stride(), tensor.storage_offset()) if strided else (tensor.shape,)
-            return cls(key_of(tensor), geometry, version_of(tensor))
+            return cls(storage_key(tensor), geometry, version_of(tensor))
 
 
-class Saved:
-    """A tensor that is not the forward's own, as it is before an operation."""
+class SavedTensor:
+    """A copy of a tensor's content and geometry before an operation that may write into it."""
 
     def __init__(self, tensor: Tensor) -> None:
-        with without_functions(), torch.no_grad():  # in this order: torch.export writes regions down
+        with without_functions(), torch.no_grad():  # in this order: torch.export records no_grad regions
             self.tensor, self.content = tensor, tensor.detach().clone()
             self.shape, self.stride, self.version = tensor.shape, tensor.stride(), version_of(tensor)
             self.offset = tensor.storage_offset() if tensor.layout is torch.strided else 0
 
-    def put_back(self) -> None:
+    def restore(self) -> None:
+        """Give the tensor the content and geometry that were saved."""
         with without_functions(), torch.no_grad():
             if (self.tensor.shape, self.tensor.stride()) != (self.shape, self.stride):
                 self.tensor.set_(self.tensor.untyped_storage(), self.offset, self.shape, self.stride)
             self.tensor.data.copy_(self.content)
 
 
-def key_of(tensor: Tensor) -> Key:
-    """The storage of a tensor; one without a storage (sparse) stands for itself."""
+def storage_key(tensor: Tensor) -> StorageKey:
+    """Return a key of the tensor's storage; a tensor without one (sparse) has a key of its own."""
     try:
         with without_functions():
             return storage_number(tensor)
@@ -58,20 +66,21 @@ def key_of(tensor: Tensor) -> Key:
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors in nested arguments that are no traced values."""
-    for _, tensor in parts_of(value):
+    """Yield the tensors in nested arguments. Proxies are not tensors."""
+    for _, tensor in tensors_by_path(value):
         yield tensor
 
 
-def parts_of(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
+def tensors_by_path(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
+    """Yield each tensor in a nested value with its path: the indices and keys that lead to it."""
     kind = type(value)
     if issubclass(kind, Tensor):
         yield path, value
     elif issubclass(kind, (tuple, list)):
         for i, item in enumerate(value):
-            yield from parts_of(item, (*path, i))
+            yield from tensors_by_path(item, (*path, i))
     elif kind is dict:
         for key, item in value.items():
-            yield from parts_of(item, (*path, key))
+            yield from tensors_by_path(item, (*path, key))
     elif kind is slice:
-        yield from parts_of((value.start, value.stop, value.step), path)
+        yield from tensors_by_path((value.start, value.stop, value.step), path)

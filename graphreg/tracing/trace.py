@@ -1,4 +1,4 @@
-"""The front door of tracing: a model goes in, graphs and sites come out, the model stays as it was."""
+"""The front door of tracing: turns a model into graphs and sites, and leaves the model unchanged."""
 
 from __future__ import annotations
 
@@ -30,41 +30,48 @@ from graphreg.torch_internals import (
 )
 from graphreg.tracing.export.export import FrontEndError, export
 from graphreg.tracing.fake_inputs import Arguments, arguments, propagate
-from graphreg.tracing.graph_module import given_graphs
+from graphreg.tracing.graph_module import labelled_graphs
 from graphreg.tracing.shape_decisions import decisions
-from graphreg.tracing.side_effects.retrace import left_as_it_was
+from graphreg.tracing.side_effects.retrace import model_restored
 from graphreg.tracing.symbolic.symbolic import symbolic
 
 FrontEnd = Literal["auto", "symbolic", "export"]
 FRONT_ENDS = ("auto", "symbolic", "export")
-_ONE_AT_A_TIME = threading.RLock()  # torch.fx has its own in the place of nn.Module's methods meanwhile, for all threads
+_ONE_AT_A_TIME = threading.RLock()  # while torch.fx traces, it replaces methods of nn.Module for all threads
 
 
 @dataclass(frozen=True)
 class Traced:
-    """A traced model: its graphs by mode (``both``, or ``train`` and ``eval``) and its sites.
+    """A traced model: its graphs and its sites.
 
-    ``leaves`` are the submodules kept whole, with the reason; ``held`` the arguments fixed at their value; ``notes`` what else
-    the choice of the front end has to tell.
+    Attributes:
+        model: The model that was traced.
+        graphs: The graphs by mode: ``both``, or ``train`` and ``eval``.
+        values: The sites that are values.
+        opaque_modules: Opaque modules by path, with the reason why the tracer cannot see into them.
+        specialized: Specialized arguments by name, with the value that the graphs fix.
+        front_end: The front end that made the graphs: ``symbolic`` or ``export``.
+        constants: Tensors that the forward makes once and that the graphs read, by name.
+        notes: Further lines for listings and reports, such as why this front end was chosen.
     """
 
     model: nn.Module
     graphs: Graphs
     values: tuple[Site, ...]
-    leaves: Mapping[str, str] = field(default_factory=dict)
-    held: Mapping[str, Any] = field(default_factory=dict)
+    opaque_modules: Mapping[str, str] = field(default_factory=dict)
+    specialized: Mapping[str, Any] = field(default_factory=dict)
     front_end: str = "symbolic"
     constants: Mapping[str, torch.Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @classmethod
     def untraced(cls, model: nn.Module) -> Traced:
-        """A model whose graphs are not known yet: its parameters are its only sites."""
+        """Return a trace without graphs: the model's parameters are its only sites."""
         return cls(model, {}, ())
 
     @cached_property
     def parameters(self) -> tuple[Site, ...]:
-        """The parameters as sites, named by ``named_parameters()``: each once; one that is tied has the other names too."""
+        """The model's parameters as sites. Each appears once; a tied parameter has all of its names as labels."""
         modules, names = self.operations.modules, dict[int, list[str]]()
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
             names.setdefault(id(parameter), []).append(name)
@@ -72,28 +79,38 @@ class Traced:
 
     @property
     def sites(self) -> tuple[Site, ...]:
+        """All sites: values first, then parameters."""
         return (*self.values, *self.parameters)
 
     @property
     def whole(self) -> bool:
-        """Whether the graphs are the model's whole forward, and not a part of it."""
+        """Whether the graphs cover the model's whole forward. A graph that Dynamo captured may cover only a part."""
         return True
 
     @property
     def title(self) -> str:
+        """The model's class name, for messages and listings."""
         return type(self.model).__name__.removesuffix("Impl")
 
     @cached_property
-    def own_dropout(self) -> tuple[Own, ...]:
-        """The model's own dropouts, and what else of it draws."""
-        return find(self.graphs, self.operations, self.leaves)
+    def native_dropout(self) -> tuple[Own, ...]:
+        """The native dropouts, and the other random operations of the model."""
+        return find(self.graphs, self.operations, self.opaque_modules)
 
     @cached_property
     def operations(self) -> Operations:
+        """Facts about the operations of the graphs."""
         return Operations(self.model)
 
 
 def parameter_site(modules: Mapping[str, nn.Module], names: Sequence[str], parameter: nn.Parameter) -> Site:
+    """Return the site of a parameter.
+
+    Args:
+        modules: The model's modules by path.
+        names: All names of the parameter; the first one becomes the site's name.
+        parameter: The parameter, which may be uninitialized.
+    """
     owner = names[0].rpartition(".")[0]
     labels = tuple(Label(name, type(modules[name.rpartition(".")[0]]).__name__) for name in names)
     if nn.parameter.is_lazy(parameter):
@@ -102,17 +119,25 @@ def parameter_site(modules: Mapping[str, nn.Module], names: Sequence[str], param
 
 
 def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "auto") -> Traced:
-    """Trace a model in both of its modes.
+    """Trace a model in train mode and in eval mode. The model itself stays unchanged.
 
-    ``example_inputs``: a tensor, a tuple (positional) or a dict (keyword); with them the sites know shapes and dtypes.
-    Optional arguments that the example does not carry are held at their defaults.
-    Raises TraceError with the line of the user's forward that cannot be traced.
+    Args:
+        model: The model to trace.
+        example_inputs: A tensor, a tuple (positional) or a dict (keyword). With them the sites know shapes and dtypes. Optional
+            arguments that the example does not include are specialized to their defaults.
+        front_end: ``"symbolic"`` for torch.fx, ``"export"`` for torch.export, or ``"auto"`` to try them in this order.
+
+    Returns:
+        The graphs and the sites.
+
+    Raises:
+        TraceError: The model cannot be traced. The message names the line of the user's forward.
     """
     check_model(model)
     with _ONE_AT_A_TIME, Changes() as changes, changes:
         restore_after_trace(changes)
-        with draws_watched(), torch.enable_grad():  # as in training, wherever it is called
-            changes.later(partial(restore_randomness, randomness()))  # the model's code may draw; the user's streams go on as if not
+        with draws_watched(), torch.enable_grad():  # as in training, also when the caller is under torch.no_grad
+            changes.later(partial(restore_randomness, randomness()))  # the model's code may draw; the user's random state must not move
             stirred()
             at_rest(changes)
             deep_enough(model, changes)
@@ -124,88 +149,116 @@ def _trace(model: nn.Module, example_inputs: Any, front_end: FrontEnd) -> Traced
         raise GraphRegError(f"front_end={shown(front_end)} is unknown; it is one of {', '.join(map(repr, FRONT_ENDS))}.")
     call = arguments(example_inputs)
     bound = bind(model, call)
-    held = _held(model, bound if call else None)
+    specialized = _specialized(model, bound if call else None)
     if isinstance(model, fx.GraphModule):
         if front_end == "export":
-            raise TraceError("a GraphModule is taken as it is, so front_end='export' has nothing to do. Leave front_end out.")
-        graphs = given_graphs(model)
+            raise TraceError("a GraphModule already has a graph, so front_end='export' does not apply to it. Leave front_end out.")
+        graphs = labelled_graphs(model)
         if call:
             propagate(model, graphs, bound, call, {})
-        return Traced(model, graphs, value_sites(model, graphs), {}, held)
-    return _traced(model, front_end, held, bound, call)
+        return Traced(model, graphs, value_sites(model, graphs), {}, specialized)
+    return _trace_with(model, front_end, specialized, bound, call)
 
 
-def _traced(model: nn.Module, front_end: FrontEnd, held: Mapping[str, Any], bound: Mapping[str, Any], call: Arguments | None) -> Traced:
-    """The first front end of those asked for that takes the model."""
+def _trace_with(
+    model: nn.Module, front_end: FrontEnd, specialized: Mapping[str, Any], bound: Mapping[str, Any], call: Arguments | None
+) -> Traced:
+    """Trace with the given front end; ``"auto"`` tries torch.fx first and torch.export second."""
     if front_end == "export":
-        return _exported(model, held, call, None)
+        return _trace_by_export(model, specialized, call, None)
     try:
-        symbolically = _symbolically(model, held, bound, call)
-    except GraphRegError as met:  # also of sizes that the trace does not follow
-        raise_interrupt(met)
-        if front_end == "symbolic" or (call is None and not isinstance(met, TraceError)):
+        traced = _trace_symbolically(model, specialized, bound, call)
+    except GraphRegError as symbolic_error:  # also an assertion on a size that the trace does not follow
+        raise_interrupt(symbolic_error)
+        if front_end == "symbolic" or (call is None and not isinstance(symbolic_error, TraceError)):
             raise
-        return _exported(model, held, call, met)
-    kept = [path for path in stacks(model) if path in symbolically.leaves]
-    if front_end == "symbolic" or call is None or not kept:
-        return symbolically
+        return _trace_by_export(model, specialized, call, symbolic_error)
+    opaque_stacks = [path for path in stacks(model) if path in traced.opaque_modules]
+    if front_end == "symbolic" or call is None or not opaque_stacks:
+        return traced
     try:
-        return _exported(model, held, call, TraceError(f"torch.fx does not see into {', '.join(kept)}"))
+        return _trace_by_export(model, specialized, call, TraceError(f"torch.fx cannot see into {', '.join(opaque_stacks)}"))
     except TraceError as error:
         raise_interrupt(error)
-        note = f"front end: symbolic, for {str(error.__cause__).rstrip('.')}"
-        return replace(symbolically, notes=(*symbolically.notes, note))
+        note = f"front end: symbolic, because {str(error.__cause__).rstrip('.')}"
+        return replace(traced, notes=(*traced.notes, note))
 
 
-def _symbolically(model: nn.Module, held: Mapping[str, Any], bound: Mapping[str, Any], call: Arguments | None) -> Traced:
+def _trace_symbolically(model: nn.Module, specialized: Mapping[str, Any], bound: Mapping[str, Any], call: Arguments | None) -> Traced:
+    """Trace with torch.fx."""
     constants = dict[str, torch.Tensor]()
-    with left_as_it_was(model):
-        graphs, leaves, assumed = symbolic(model, held, constants, bound)
+    with model_restored(model):
+        graphs, opaque_modules, assumed = symbolic(model, specialized, constants, bound)
         if call:
             propagate(model, graphs, bound, call, constants)
-    notes = tuple(f"taken for a tensor: {name}, of which isinstance is asked (example_inputs tell if it is none)" for name in assumed)
-    return Traced(model, graphs, value_sites(model, graphs), leaves, held, constants=constants, notes=notes)
+    why = "because the forward calls isinstance on it (if it is not a tensor, give example_inputs)"
+    notes = tuple(f"assumed to be a tensor: {name}, {why}" for name in assumed)
+    return Traced(model, graphs, value_sites(model, graphs), opaque_modules, specialized, constants=constants, notes=notes)
 
 
-def _exported(model: nn.Module, held: Mapping[str, Any], call: Arguments | None, met: GraphRegError | None) -> Traced:
-    """By torch.export; ``met``: what the symbolic front end has against the model."""
+def _trace_by_export(
+    model: nn.Module, specialized: Mapping[str, Any], call: Arguments | None, symbolic_error: GraphRegError | None
+) -> Traced:
+    """Trace with torch.export.
+
+    Args:
+        model: The model.
+        specialized: The specialized arguments by name.
+        call: The example inputs, without which torch.export cannot run.
+        symbolic_error: Why torch.fx did not trace the model, or None where torch.export was asked for directly.
+    """
     if call is None:
-        if met is None:
+        if symbolic_error is None:
             raise TraceError(f"front_end='export' runs {type(model).__name__}, so it needs example_inputs: a tensor, a tuple or a dict.")
-        raise TraceError(f"{met} With example_inputs graphreg goes on to torch.export, which follows more than torch.fx.") from met
-    constants, leaves, notes = dict[str, torch.Tensor](), dict[str, str](), list[str]()
-    if met is not None:
-        why = str(met).partition(". ")[0].rstrip(".")
-        notes.append(f"front end: export, for {why}{')' * (why.count('(') - why.count(')'))}")
+        raise TraceError(
+            f"{symbolic_error} With example_inputs graphreg also tries torch.export, which can trace more than torch.fx."
+        ) from symbolic_error
+    constants, opaque_modules, notes = dict[str, torch.Tensor](), dict[str, str](), list[str]()
+    if symbolic_error is not None:
+        why = str(symbolic_error).partition(". ")[0].rstrip(".")
+        notes.append(f"front end: export, because {why}{')' * (why.count('(') - why.count(')'))}")
     try:
-        with left_as_it_was(model):
-            graphs = export(model, call, leaves, constants, notes)
+        with model_restored(model):
+            graphs = export(model, call, opaque_modules, constants, notes)
     except TraceError as error:
-        if met is None:
+        if symbolic_error is None:
             raise
         if isinstance(error, FrontEndError):
-            raise FrontEndError(f"{error} torch.fx alone does not take this model: {met}") from error
+            raise FrontEndError(f"{error} torch.fx cannot trace this model either: {symbolic_error}") from error
         raise TraceError(
-            f"{met} Nor does torch.export take it: {error} What is left is the backend, which takes a model in parts: "
-            "torch.compile(model, backend=graphreg.backend(...))."
+            f"{symbolic_error} torch.export cannot trace it either: {error} Use the backend instead, which regularizes a model graph by "
+            "graph: torch.compile(model, backend=graphreg.backend(...))."
         ) from error
-    return Traced(model, graphs, value_sites(model, graphs), leaves, held, "export", constants, tuple(notes))
+    return Traced(model, graphs, value_sites(model, graphs), opaque_modules, specialized, "export", constants, tuple(notes))
 
 
 def names(model_or_traced: nn.Module | Traced, example_inputs: Any = None, front_end: FrontEnd = "auto") -> Names:
-    """Every site of a model: name, op, shape, dtype, role. Prints as a table, iterates over names; asks and raises what ``trace`` does."""
+    """List every site of a model with its name, op, shape, dtype and role.
+
+    Args:
+        model_or_traced: The model, or a trace of it.
+        example_inputs: As in ``trace``.
+        front_end: As in ``trace``.
+
+    Returns:
+        A listing that prints as a table and iterates over names.
+
+    Raises:
+        TraceError: The model cannot be traced.
+    """
     traced = model_or_traced if isinstance(model_or_traced, Traced) else trace(model_or_traced, example_inputs, front_end)
-    notes = [f"kept whole: {path} ({reason})" for path, reason in traced.leaves.items()]
-    notes += [f"held: {name}={value!r} (give example_inputs that carry it to trace it)" for name, value in traced.held.items()]
+    notes = [f"opaque module: {path} ({reason})" for path, reason in traced.opaque_modules.items()]
+    how = "to trace it, give example_inputs that include it"
+    notes += [f"specialized argument: {name}={value!r} ({how})" for name, value in traced.specialized.items()]
     notes += [*traced.notes, *decisions(next(iter(traced.graphs.values()))), *fixed(next(iter(traced.graphs.values())))]
-    notes += [f"own dropout: {own.text}" for own in traced.own_dropout]
-    read = {site.name for site in traced.parameters}  # by the forward itself: one line is enough for the parameter and its value
+    notes += [f"native dropout: {dropout.text}" for dropout in traced.native_dropout]
+    read = {site.name for site in traced.parameters}  # read by the forward itself: one line for the parameter and its value
     listed = [site for site in traced.sites if site.kind == "parameter" or site.why_not != "a parameter" or site.name not in read]
     return Names(traced.title, listed, notes)
 
 
 def bind(model: nn.Module, call: Arguments | None) -> dict[str, Any]:
-    """The example inputs by argument name."""
+    """Return the example inputs by argument name, defaults included; raise TraceError where they do not fit the forward."""
     if call is None:
         return {}
     try:
@@ -218,7 +271,7 @@ def bind(model: nn.Module, call: Arguments | None) -> dict[str, Any]:
 
 
 def check_model(model: object) -> None:
-    """Refuse what is no model, or one that is wrapped, compiled or rewritten already."""
+    """Raise TraceError unless ``model`` is a module that can be traced: not wrapped, compiled, sharded or rewritten already."""
     if not isinstance(model, nn.Module):
         what = (
             f"the class {model.__name__}; make an instance" if isinstance(model, type) else f"{type(model).__name__}; wrap it in a module"
@@ -230,7 +283,7 @@ def check_model(model: object) -> None:
     if wrapper:
         raise TraceError(
             f"this model is wrapped already ({wrapper}). The order is: adapters, then graphreg.regularize, then "
-            "torch.compile, then the distributed wrapper. Give regularize the model inside."
+            "torch.compile, then the distributed wrapper. Give regularize the inner model."
         )
     if any(kind.__name__ == "DTensor" for p in model.parameters() for kind in type(p).__mro__):
         raise TraceError(
@@ -238,7 +291,7 @@ def check_model(model: object) -> None:
             "torch.compile, then fully_shard or parallelize_module."
         )
     if isinstance(model, fx.GraphModule) and getattr(model, RULES, None) is not None:
-        raise TraceError("this model is rewritten already. graphreg.strip(module) gives it back without the additions; regularize that.")
+        raise TraceError("this model is rewritten already. graphreg.strip(module) returns it without the additions; regularize that.")
     check_names(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise TraceError(f"{type(model).__name__} is compiled by torch.jit. Give regularize the model it was made from.")
@@ -252,16 +305,17 @@ def check_model(model: object) -> None:
 
 
 def _is_data(value: Any) -> bool:
+    """Whether an example input holds tensors, or is an empty container: the trace then makes it an input of the graph."""
     if isinstance(value, (tuple, list, dict)):
         items = value.values() if isinstance(value, dict) else value
         return any(map(_is_data, items)) or not value
     return isinstance(value, torch.Tensor) or any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(value))
 
 
-def _held(model: nn.Module, bound: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The arguments fixed at their value: those of the example that are no data, or the optional ones at their defaults.
+def _specialized(model: nn.Module, bound: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the specialized arguments: those of the example that hold no tensor; without an example, optional ones at their defaults.
 
-    A proxy in place of None takes the wrong branch without a word. A GraphModule has taken its branches already.
+    A proxy in place of None would silently take the wrong branch. A GraphModule has taken its branches already.
     """
     if isinstance(model, fx.GraphModule):
         return held_of(model)

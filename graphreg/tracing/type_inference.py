@@ -1,4 +1,5 @@
-"""The types that values of a graph surely have, by what makes them; where that leaves it open, None."""
+"""Infers the types of a graph's values from the operations that make them, to answer ``isinstance`` while a forward is traced."""
+
 from __future__ import annotations
 
 import builtins
@@ -23,18 +24,23 @@ ATTRIBUTES: dict[str, type] = {
     "shape": torch.Size, "dtype": torch.dtype, "device": torch.device, "layout": torch.layout, "is_cuda": bool, "requires_grad": bool,
     "ndim": int,
 }  # fmt: skip
-INTEGERS = {"add", "sub", "mul", "floordiv", "mod", "neg", "pos"}  # of integers, again one
+INTEGERS = {"add", "sub", "mul", "floordiv", "mod", "neg", "pos"}  # of integers they give an integer
 COUNTS = {"dim", "ndimension", "numel", "nelement", "len", "element_size"}
 ORDER = {"lt", "le", "eq", "ne", "gt", "ge"}
-FLAGS = ORDER | {"not_", "contains", "is_floating_point", "is_complex", "is_contiguous"}  # of sizes and of tensors' settings
+FLAGS = ORDER | {"not_", "contains", "is_floating_point", "is_complex", "is_contiguous"}  # of sizes and tensors' facts: a bool
 OPERATORS = ORDER | set(IN_PLACE_NAMES) | {
     "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "neg", "and_", "or_", "xor", "invert", "abs",
-}  # fmt: skip  # of a tensor and whatever else they give a tensor
-SEVERAL = {"return_indices", "as_tuple", "return_inverse", "return_counts"}  # options by which one tensor becomes several
+}  # fmt: skip  # of a tensor and anything else they give a tensor
+SEVERAL = {"return_indices", "as_tuple", "return_inverse", "return_counts"}  # options that make an operation return several tensors
 
 
-def surely(node: fx.Node, tracer: Any) -> type | None:
-    """The type of a node's value. ``tracer``: with its ``operations``, ``sizes`` and arguments' ``kind``."""
+def definite_type(node: fx.Node, tracer: Any) -> type | None:
+    """Return the type that a node's value must have, or None where the operation leaves it open.
+
+    Args:
+        node: The node.
+        tracer: The tracer, with its ``operations``, ``sizes`` and ``kind``.
+    """
     operations: Operations = tracer.operations
     module, name = operations.module(node), function_name(node)
     if node.op == "get_attr":
@@ -43,13 +49,13 @@ def surely(node: fx.Node, tracer: Any) -> type | None:
     if node.op == "placeholder" or operations.is_opaque(node):
         return None
     if module is not None:
-        return _of_layer(node, module, tracer)
+        return _type_from_layer(node, module, tracer)
     if name in ("getitem", "__getitem__"):
-        return _of_part(node, tracer)
+        return _type_of_item(node, tracer)
     if name in FLAGS and node in tracer.sizes:
         return bool
     if node in tracer.sizes:
-        return _of_size(node, name, tracer)
+        return _type_of_size(node, name, tracer)
     if any(node.kwargs.get(option) for option in SEVERAL):
         return None
     if node.op == "call_method" and not is_tensor(node.args[0], tracer):
@@ -58,49 +64,55 @@ def surely(node: fx.Node, tracer: Any) -> type | None:
         return torch.Tensor if name in OPERATORS and any(is_tensor(a, tracer) for a in node.args) else None
     if operations.is_list(node):
         return tuple
-    if name == "where" and len(node.args) + len(node.kwargs) > 1:  # of a condition alone it gives indices
+    if name == "where" and len(node.args) + len(node.kwargs) > 1:  # with a condition alone it gives indices
         return torch.Tensor
-    return _returned(name) or _annotated(node.target)
+    return _type_from_schemas(name) or _type_from_annotation(node.target)
 
 
 def is_tensor(value: Any, tracer: Any) -> bool:
+    """Whether an argument of a node is a node whose value must be a tensor."""
     if not isinstance(value, fx.Node):
         return False
-    kind = tracer.kind(value) if value.op == "placeholder" else surely(value, tracer)
+    kind = tracer.kind(value) if value.op == "placeholder" else definite_type(value, tracer)
     return kind is not None and issubclass(kind, torch.Tensor)
 
 
-def _of_layer(node: fx.Node, module: nn.Module, tracer: Any) -> type | None:
+def _type_from_layer(node: fx.Node, module: nn.Module, tracer: Any) -> type | None:
+    """Return the type of a layer's result."""
     if gives_tuple(node, tracer.operations.modules):
         return tuple
-    if isinstance(module, nn.Identity) or is_dropout_module(module):  # what they are given they may give back
+    if isinstance(module, nn.Identity) or is_dropout_module(module):  # they may return their input
         return torch.Tensor if is_tensor(node.args[0] if node.args else None, tracer) else None
     if not is_leaf(module) or isinstance(module, (*STACKS, nn.AdaptiveLogSoftmaxWithLoss)) or getattr(module, "return_indices", False):
         return None
     return torch.Tensor
 
 
-def _of_part(node: fx.Node, tracer: Any) -> type | None:
-    """Of what is taken out of a value: of a tensor, a tensor; of torch's tuples too, save attention's weights and packed sequences."""
+def _type_of_item(node: fx.Node, tracer: Any) -> type | None:
+    """Return the type of an item of a value.
+
+    The item of a tensor is a tensor, and so is that of a tuple from torch, except attention weights and packed sequences.
+    """
     source, index = node.args
     if not isinstance(source, fx.Node) or isinstance(index, (str, fx.Node)):
         return None
     if is_tensor(source, tracer):
         return torch.Tensor
     if source in tracer.sizes:
-        return (torch.Size if isinstance(index, slice) else int) if surely(source, tracer) is torch.Size else None
+        return (torch.Size if isinstance(index, slice) else int) if definite_type(source, tracer) is torch.Size else None
     if gives_tuple(node, tracer.operations.modules):
         return tuple
-    if surely(source, tracer) is not tuple:
+    if definite_type(source, tracer) is not tuple:
         return None
     if isinstance(index, slice):
         return tuple
     layer = tracer.operations.module(source)
-    packed = layer is not None and any(function_name(given) in PACKS for given in source.all_input_nodes)
+    packed = layer is not None and any(function_name(each) in PACKS for each in source.all_input_nodes)
     return None if packed or (isinstance(layer, nn.MultiheadAttention) and index != 0) else torch.Tensor
 
 
-def _of_size(node: fx.Node, name: str, tracer: Any) -> type | None:
+def _type_of_size(node: fx.Node, name: str, tracer: Any) -> type | None:
+    """Return the type of a size, of an attribute of a tensor, or of arithmetic on sizes."""
     if name == "getattr":
         return ATTRIBUTES.get(str(node.args[1])) if is_tensor(node.args[0], tracer) else None
     if name in COUNTS:
@@ -109,49 +121,48 @@ def _of_size(node: fx.Node, name: str, tracer: Any) -> type | None:
         return torch.Size if len(node.args) + len(node.kwargs) == 1 else int
     if name == "type":
         return str
-    whole = [type(a) is int or (isinstance(a, fx.Node) and surely(a, tracer) is int) for a in node.args]
-    return None if not all(whole) else int if name in INTEGERS else float if name == "truediv" else None
+    are_integers = [type(a) is int or (isinstance(a, fx.Node) and definite_type(a, tracer) is int) for a in node.args]
+    return None if not all(are_integers) else int if name in INTEGERS else float if name == "truediv" else None
 
 
 @cache
-def _returned(name: str) -> type | None:
-    """By the schemas of torch's operator of this name: a tensor, or a tuple, where all its overloads agree."""
+def _type_from_schemas(name: str) -> type | None:
+    """Return what the schemas of torch's operator of this name say, a tensor or a tuple, where all overloads agree."""
     packet = getattr(torch.ops.aten, name, None)
-    given = [schema_of(getattr(packet, each)).returns for each in packet.overloads() if "out" not in each] if packet is not None else []
-    if given and all(len(returns) == 1 and str(returns[0].type) == "Tensor" for returns in given):
+    returned = [schema_of(getattr(packet, each)).returns for each in packet.overloads() if "out" not in each] if packet is not None else []
+    if returned and all(len(returns) == 1 and str(returns[0].type) == "Tensor" for returns in returned):
         return torch.Tensor
-    several = [len(returns) > 1 or (len(returns) == 1 and str(returns[0].type) == "List[Tensor]") for returns in given]
+    several = [len(returns) > 1 or (len(returns) == 1 and str(returns[0].type) == "List[Tensor]") for returns in returned]
     return tuple if several and all(several) else None
 
 
-def _annotated(target: Any) -> type | None:
-    """By what a function of torch's says of itself."""
+def _type_from_annotation(target: Any) -> type | None:
+    """Return what the annotation of a function of torch says."""
     torchs = str(getattr(target, "__module__", "")).startswith("torch.")
-    told = getattr(target, "__annotations__", {}).get("return") if torchs else None
-    return torch.Tensor if told is torch.Tensor or told == "Tensor" else None
-
+    annotation = getattr(target, "__annotations__", {}).get("return") if torchs else None
+    return torch.Tensor if annotation is torch.Tensor or annotation == "Tensor" else None
 
 
 Globals = dict[str, Any]
 
 
-def places_of(root: nn.Module) -> list[Globals]:
-    """The globals of the model's code: of its classes, hooks and functions, and of what these import of the same packages."""
-    return _reached(_code_of(root))
+def model_globals(root: nn.Module) -> list[Globals]:
+    """Return the global namespaces of the model's code: of its classes, hooks and functions, and of what they import from there."""
+    return _namespaces(_model_code(root))
 
 
 @contextmanager
-def answered(places: Iterable[Globals]) -> Iterator[None]:
-    """Meanwhile the model's code, which has these globals, asks ``isinstance`` here, and so does ``torch.is_tensor``."""
+def isinstance_answered(places: Iterable[Globals]) -> Iterator[None]:
+    """Answer ``isinstance`` for traced values within the block, in code with these globals and in ``torch.is_tensor``."""
     changed = [place for place in (*places, vars(torch)) if "isinstance" not in place]
     with Changes() as changes, changes:
         for place in changed:
-            changes.put(place, "isinstance", is_of)
+            changes.put(place, "isinstance", traced_isinstance)
         yield
 
 
-def _code_of(root: nn.Module) -> Iterator[Any]:
-    """The functions that run when the model does, and what may hold some: its classes, their bases, hooks, what is set on it."""
+def _model_code(root: nn.Module) -> Iterator[Any]:
+    """Yield the functions that may run with the model: of its classes and their bases, its hooks, and its attributes."""
     seen: dict[type, None] = {}
     for module in root.modules():
         seen.update(dict.fromkeys(type(module).__mro__))
@@ -161,29 +172,29 @@ def _code_of(root: nn.Module) -> Iterator[Any]:
         yield from vars(kind).values()
 
 
-def _reached(code: Iterable[Any]) -> list[Globals]:
-    """The globals of functions, and of the modules and functions that stand in them and belong to the same package."""
-    found: dict[int, Globals] = {}
+def _namespaces(code: Iterable[Any]) -> list[Globals]:
+    """Return the global namespaces of this code, and of the modules and functions of the same packages that these refer to."""
+    namespaces: dict[int, Globals] = {}
     waiting = [place for thing in code if (place := _globals_of(thing)) is not None]
-    imported = [place for own in waiting for thing in list(own.values()) if (place := _globals_of(thing)) is not None]
+    imported = [place for namespace in waiting for thing in list(namespace.values()) if (place := _globals_of(thing)) is not None]
     packages = {_package(place) for place in (*waiting, *imported)}
     while waiting:
         place = waiting.pop()
-        if id(place) in found:
+        if id(place) in namespaces:
             continue
-        found[id(place)] = place
-        held = [vars(v) if isinstance(v, types.ModuleType) else _globals_of(v) for v in list(place.values())]
-        waiting += [h for h in held if h is not None and id(h) not in found and (_package(h) in packages or _is_file(h))]
-    return list(found.values())
+        namespaces[id(place)] = place
+        referenced = [vars(v) if isinstance(v, types.ModuleType) else _globals_of(v) for v in list(place.values())]
+        waiting += [h for h in referenced if h is not None and id(h) not in namespaces and (_package(h) in packages or _is_file(h))]
+    return list(namespaces.values())
 
 
 def _is_file(place: Globals) -> bool:
-    """A module of no package, such as the files beside a script."""
+    """Whether a namespace is that of a module without a package, such as a file beside a script."""
     return "__path__" not in place and "." not in str(place.get("__name__", ".")) and _package(place) not in FOREIGN
 
 
 def _globals_of(thing: Any) -> Globals | None:
-    """Of a function inside partials, methods and decorators, or of a class by the module that defines it; None for others' code."""
+    """Return the globals of a function, unwrapped, or of the module that defines a class; None for code that belongs to no model."""
     while isinstance(thing, (functools.partial, types.MethodType, staticmethod, classmethod, property)):
         thing = thing.func if isinstance(thing, functools.partial) else getattr(thing, "__func__", None) or getattr(thing, "fget", None)
     thing = getattr(thing, "__wrapped__", thing)
@@ -196,30 +207,31 @@ def _globals_of(thing: Any) -> Globals | None:
 
 
 def _package(place: Globals) -> str:
+    """Return the top-level package of a namespace."""
     return str(place.get("__name__", "")).partition(".")[0]
 
 
-def is_of(value: object, kinds: Any) -> bool:
-    """``isinstance``, of a value of a trace too; TypeError where what stands behind it is not known."""
+def traced_isinstance(value: object, kinds: Any) -> bool:
+    """Do what ``isinstance`` does, also for traced values; raise TypeError where the type of a traced value is not known."""
     if not issubclass(type(value), (Value, Attribute)):
         return builtins.isinstance(value, kinds)
     traced: Any = value
-    if (
-        issubclass(type(value), Attribute) and traced.attr in ATTRIBUTES and is_tensor(traced.root.node, traced.tracer)
-    ):  # it gets no node by this
-        return _is(ATTRIBUTES[traced.attr], kinds, traced.attr)
-    kind = surely(traced.node, traced.tracer)
+    # without a node for the attribute
+    if issubclass(type(value), Attribute) and traced.attr in ATTRIBUTES and is_tensor(traced.root.node, traced.tracer):
+        return _is_instance(ATTRIBUTES[traced.attr], kinds, traced.attr)
+    kind = definite_type(traced.node, traced.tracer)
     if kind is None and (kind := traced.tracer.kind(traced.node)) is None:
-        raise TypeError(f"isinstance is asked of {traced.node.name!r}, and the trace cannot tell what that is")
-    return _is(kind, kinds, traced.node.name)
+        raise TypeError(f"the forward calls isinstance on {traced.node.name!r}, and the trace cannot tell its type")
+    return _is_instance(kind, kinds, traced.node.name)
 
 
-def _is(kind: type, kinds: Any, name: str) -> bool:
+def _is_instance(kind: type, kinds: Any, name: str) -> bool:
+    """Whether a value of type ``kind`` is an instance of ``kinds``, which is whatever ``isinstance`` accepts."""
     if builtins.isinstance(kinds, tuple):
-        return any(_is(kind, each, name) for each in kinds)
+        return any(_is_instance(kind, each, name) for each in kinds)
     if typing.get_origin(kinds) in (types.UnionType, typing.Union):
-        return any(_is(kind, each, name) for each in typing.get_args(kinds))
+        return any(_is_instance(kind, each, name) for each in typing.get_args(kinds))
     plain = kinds is None or kinds is nn.Parameter or getattr(type(kinds), "__instancecheck__", None) == type.__instancecheck__
     if not plain and not hasattr(kinds, "_abc_impl") and issubclass(kind, torch.Tensor):
-        raise TypeError(f"isinstance is asked of {name!r}, for {kinds!r}, and the trace cannot tell whether the tensor is one")
+        raise TypeError(f"the forward calls isinstance on {name!r} with {kinds!r}, and the trace cannot tell whether the tensor is one")
     return issubclass(kind, type(None) if kinds is None else kinds)

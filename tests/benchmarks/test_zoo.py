@@ -175,11 +175,11 @@ Not asked, and why:
 
 - two: torchvision cannot trace it: why
 
-Traced with `example_inputs`, without which a decision on a shape keeps a module whole or refuses the model:
+Traced with `example_inputs`, without which a decision on a shape makes a module opaque or refuses the model:
 
 - two
 
-Modules kept whole, with the reason:
+Opaque modules, with the reason:
 
 - two: blocks.0 and 1 more (it draws)
 

@@ -171,7 +171,7 @@ def test_names_as_json(say: Say) -> None:
         "name": "relu", "also": [], "kind": "value", "op": "relu", "module": "", "role": "hidden", "shape": [5, 3], "dtype": "float32",
         "selectable": True, "why_not": "",
     }  # fmt: skip
-    assert (told["title"], told["notes"]) == ("Net", ["own dropout: drop (Dropout 0.5)"])
+    assert (told["title"], told["notes"]) == ("Net", ["native dropout: drop (Dropout 0.5)"])
 
 
 @pytest.mark.parametrize(

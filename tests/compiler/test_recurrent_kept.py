@@ -326,7 +326,7 @@ def test_a_model_that_packs(examples: bool) -> None:
     same(torch.compile(stripped, backend="eager")(x, lengths), model(x, lengths))
 
 
-def test_a_layer_inside_what_is_kept_whole() -> None:
+def test_a_layer_inside_an_opaque_module() -> None:
     class Inner(Classifier):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) if x.sum() > 0 else -super().forward(x)

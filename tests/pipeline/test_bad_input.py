@@ -605,11 +605,11 @@ def test_untraceable(cls: type[Undecided]) -> None:
 
 
 @pytest.mark.parametrize("cls", [Undecided, Averaging])
-def test_untraceable_part_is_kept_whole(cls: type[Undecided]) -> None:
+def test_untraceable_part_becomes_opaque(cls: type[Undecided]) -> None:
     model = nn.Sequential(OrderedDict(hid1=nn.Linear(4, 4), part=cls(), out=nn.Linear(4, 2)))
     before = fingerprint(model)
     traced = graphreg.trace(model)
-    assert list(traced.leaves) == ["part"]
+    assert list(traced.opaque_modules) == ["part"]
     assert fingerprint(model) == before
 
 
@@ -704,7 +704,7 @@ def test_rewritten_twice() -> None:
     module = regularize(model, weight_l2=0.1)
     with refused(model, TraceError, r"rewritten already.*graphreg\.strip\(module\).*regularize that"):
         regularize(module, hidden_dropout=0.1)
-    with refused(model, GraphRegError, r"submodule '0' is a rewritten module.*graphreg\.strip it"):
+    with refused(model, GraphRegError, r"submodule '0' is a rewritten module.*graphreg\.strip on it"):
         regularize(nn.Sequential(module, nn.Linear(2, 2)), hidden_dropout=0.1)
     assert list(module(torch.ones(1, 4)).penalties) == ["weight_l2"]
 

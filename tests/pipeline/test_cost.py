@@ -95,7 +95,7 @@ class Untraceable(nn.Module):
 
 
 class Whole(Sized):
-    """Modules that are kept whole, after a part of each has been traced and rolled back; names that repeat."""
+    """Modules that become opaque after a part of each was traced and rolled back; names that repeat."""
 
     def layer(self) -> nn.Module:
         return Untraceable()

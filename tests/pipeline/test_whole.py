@@ -1101,4 +1101,4 @@ def test_a_dropout_set_apart_behind_another_structure_follows_its_own_mode() -> 
             ours = module(x).output
             torch.manual_seed(0)
             assert torch.equal(ours, model(x)), (mode, inner)
-    assert [own.site.name for own in graphreg.trace(model).own_dropout] == ["drop.dropout"]
+    assert [own.site.name for own in graphreg.trace(model).native_dropout] == ["drop.dropout"]

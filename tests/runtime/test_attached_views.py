@@ -31,7 +31,7 @@ class Net(nn.Module):
 
 
 class Kept(nn.Module):
-    """Kept whole by the trace, for it branches on a value."""
+    """An opaque module, because it branches on a value."""
 
     def __init__(self, make: Callable[[Tensor], Any]) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ def test_a_write_into_a_compiled_output_is_not_seen_by_backward() -> None:
 
 
 @pytest.mark.parametrize("make", [lambda h: (h, 1), lambda h: {"h": [h]}, lambda h: Both(h, None), lambda h: h.max(1)])
-def test_what_a_submodule_that_is_kept_whole_returns_is_looked_into(make: Callable[[Tensor], Any]) -> None:
+def test_what_an_opaque_module_returns_is_looked_into(make: Callable[[Tensor], Any]) -> None:
     class Whole(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -397,7 +397,7 @@ sine.register_autograd(lambda ctx, g: cosine_times(g, *ctx.saved_tensors), setup
 
 
 class Operation(nn.Module):
-    """Kept whole: a trace cannot see into it."""
+    """An opaque module: a trace cannot see into it."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()

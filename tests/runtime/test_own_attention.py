@@ -163,7 +163,7 @@ X = torch.randn(3, 6, 16, generator=torch.Generator().manual_seed(2))
 @pytest.mark.parametrize("by", BY)
 def test_moved(by: str) -> None:
     module = seeded(by)
-    (own,) = graphreg.trace(Attending(by)).own_dropout
+    (own,) = graphreg.trace(Attending(by)).native_dropout
     assert own.rate == P and not own.why_not and own.when == ("always" if by == "always" else "mode")
     state = torch.get_rng_state()
     first, second = module(X).output, module(X).output

@@ -153,7 +153,7 @@ def test_every_function_is_found_and_moved() -> None:
     torch.manual_seed(0)
     model, x = Functions(), torch.randn(40, 6)
     traced = graphreg.trace(model)
-    assert [(own.site.name, own.rate, own.when, own.why_not) for own in traced.own_dropout] == [
+    assert [(own.site.name, own.rate, own.when, own.why_not) for own in traced.native_dropout] == [
         (name, 0.4, "mode", "") for name in FUNCTION_NAMES
     ]
     module = seeded(model)
@@ -284,7 +284,7 @@ class Whenever(nn.Module):
 def test_always_and_never() -> None:
     """``F.dropout(x)`` acts in eval mode too, and goes on doing so; what never acts is left alone."""
     model, x = Whenever(), torch.randn(30, 8)
-    assert [(own.site.name, own.when) for own in graphreg.trace(model).own_dropout] == [("dropout", "always"), ("dropout_1", "never")]
+    assert [(own.site.name, own.when) for own in graphreg.trace(model).native_dropout] == [("dropout", "always"), ("dropout_1", "never")]
     module = seeded(model)
     assert "key = self.graphreg_rules.key(True)" in module.code and "torch.nn.functional.dropout(" in module.code
     for mode in (True, False):
@@ -432,7 +432,7 @@ def test_strip_gives_the_original_back(own: Any) -> None:
     for a, b in zip(ours, model(x), strict=True):
         assert torch.equal(a, b)
     again = seeded(stripped, own)  # and can be moved again
-    assert len(graphreg.trace(stripped).own_dropout) == 15 and torch.equal(out(again, x)[0], out(seeded(model, own), x)[0])
+    assert len(graphreg.trace(stripped).native_dropout) == 15 and torch.equal(out(again, x)[0], out(seeded(model, own), x)[0])
 
 
 def test_state_dict_and_modules_stay() -> None:
@@ -467,7 +467,7 @@ class Mixed(nn.Module):
         return self.encoder(self.drop(h)) + torch.rand_like(x)
 
 
-WHOLE = "encoder is kept whole (torch.fx does not see into it; torch.export does, with example_inputs)"
+WHOLE = "encoder is an opaque module (torch.fx cannot see into it; torch.export can, with example_inputs)"
 STAYS = f"""\
 not moved: rnn (LSTM 0.25): cannot be moved: torch applies it between the stacked layers, inside one operator
 not moved: encoder.self_attn (MultiheadAttention 0.1): cannot be moved: {WHOLE}
@@ -490,7 +490,7 @@ drop  Dropout  0.5   mode  seeded   *
     own = {row.site: (row.becomes, row.why_not) for row in graphreg.report(module).own_dropout}
     assert own == {"drop": ("seeded", "")} | {line.split()[2]: ("kept", line.split("cannot be moved: ")[1]) for line in STAYS.splitlines()}
     listing = str(graphreg.names(Mixed()))
-    assert "own dropout: drop (Dropout 0.5)" in listing and STAYS.replace("not moved:", "own dropout:").splitlines()[-1] in listing
+    assert "native dropout: drop (Dropout 0.5)" in listing and STAYS.replace("not moved:", "native dropout:").splitlines()[-1] in listing
 
 
 def test_the_log() -> None:
@@ -570,7 +570,7 @@ def test_a_model_whose_randomness_cannot_be_moved() -> None:
 def test_hooks_keep_a_dropout_where_it_is() -> None:
     model = Blocks()
     model.first.d.register_forward_hook(lambda m, a, y: None)
-    own = graphreg.trace(model).own_dropout
+    own = graphreg.trace(model).native_dropout
     assert [bool(each.why_not) for each in own] == [True, False]
     assert "not movable: first.d: it has hooks" in graphreg.report(seeded(model)).text(None)
 

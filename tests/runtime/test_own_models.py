@@ -90,9 +90,9 @@ def rates_at_zero(model: nn.Module) -> nn.Module:
 def test_moved_off_and_back(given: tuple[nn.Module, Tensor, set[str]]) -> None:
     model, x, kinds = given
     traced = graphreg.trace(frozen_norms(model))
-    found = [own for own in traced.own_dropout if own.rate]
-    assert {own.site.op for own in traced.own_dropout} == kinds and all(not own.why_not for own in found)
-    if any(own.site.op == "DropPath" for own in found):  # kept whole, it no longer parts the modes
+    found = [own for own in traced.native_dropout if own.rate]
+    assert {own.site.op for own in traced.native_dropout} == kinds and all(not own.why_not for own in found)
+    if any(own.site.op == "DropPath" for own in found):  # opaque, it no longer makes the modes differ
         assert list(traced.graphs) == ["both"]
 
     module = graphreg.regularize(model, own_dropout="seeded", rng=0)

@@ -143,7 +143,7 @@ def test_a_module_may_be_called_while_another_thread_traces() -> None:
     (graph,) = traced.graphs.values()
     alone, _ = meanwhile(lambda: None, model)
     assert [node.name for node in graph.nodes] == [node.name for node in alone.graphs["both"].nodes]
-    assert not traced.leaves
+    assert not traced.opaque_modules
 
 
 def test_a_plain_model_may_run_and_checkpoint_while_another_thread_traces() -> None:
@@ -174,7 +174,7 @@ def test_what_another_thread_draws_is_not_the_models() -> None:
     random.setstate(states[0])
     torch.set_rng_state(states[1])
     traced, found = meanwhile(lambda: (random.random(), torch.rand(3)), model)
-    assert not traced.leaves
+    assert not traced.opaque_modules
     assert found[0] == expected[0] and torch.equal(found[1], expected[1])
     assert random.random() == after[0] and torch.equal(torch.rand(3), after[1])
 
@@ -199,7 +199,7 @@ def test_what_the_model_draws_is_noticed_beside_other_threads(draw: str) -> None
     model = Draws(DRAWS[draw])
     states = random.getstate(), torch.get_rng_state()
     traced, _ = meanwhile(lambda: None, model)
-    assert "draws random numbers" in traced.leaves["inner"]
+    assert "draws random numbers" in traced.opaque_modules["inner"]
     assert random.getstate() == states[0] and torch.equal(torch.get_rng_state(), states[1])
     assert sys.getprofile() is None
 

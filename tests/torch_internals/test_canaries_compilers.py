@@ -391,7 +391,7 @@ traced = list[bool]()
 
 
 def asks(x: Tensor) -> Tensor:
-    """Asked while AOTAutograd traces: Dynamo keeps it whole."""
+    """Asked while AOTAutograd traces: Dynamo does not look into it."""
     traced.append(door.is_functionalized())
     return x + 1
 

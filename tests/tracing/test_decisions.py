@@ -75,7 +75,7 @@ def test_names_pass_over_the_assertions() -> None:
 
 def test_the_listing_and_the_report_say_so() -> None:
     model, x = nn.Sequential(Decides()), torch.randn(4, 2, 4)
-    line = "decided: 0 goes the way of the example's shapes (3 asserted)"
+    line = "decided: 0 follows the example's shapes (3 asserted)"
     assert str(graphreg.names(model, x)).splitlines()[-1] == line
     assert graphreg.report(graphreg.regularize(model, example_inputs=x, weight_l2=1.0)).notes[-1] == line
     assert "decided" not in str(graphreg.names(nn.Sequential(nn.Linear(4, 2)), x))

@@ -286,10 +286,10 @@ KEPT = {
 
 
 @pytest.mark.parametrize("kind", KEPT)
-def test_what_a_trace_would_lose_is_kept_whole(kind: str) -> None:
+def test_what_a_trace_would_lose_becomes_opaque(kind: str) -> None:
     model, x = nn.Sequential(nn.Linear(4, 4), Inside(kind), nn.ReLU()), torch.randn(3, 4)
     traced = graphreg.trace(model, x, front_end="export")
-    assert traced.leaves == {"1": KEPT[kind]}
+    assert traced.opaque_modules == {"1": KEPT[kind]}
     assert [site.name for site in traced.values] == ["input", "0", "1", "2"]
     module = graphreg.strip(graphreg.rewrite(traced, graphreg.plan(traced, [])))
     grads = []
@@ -312,17 +312,18 @@ def test_a_front_end_that_fails_says_so(monkeypatch: pytest.MonkeyPatch) -> None
     def gone(changes: Any, seeing: Any) -> Any:
         raise AttributeError("'classmethod_descriptor' object has no attribute '__func__'")
 
-    monkeypatch.setattr(recording, "refuse_lost", gone)
+    monkeypatch.setattr(recording, "refuse_untraceable", gone)
     says = (
         rf"^graphreg's export front end does not work with torch {re.escape(torch.__version__)} \(AttributeError: 'classmethod_descriptor' "
         r"object has no attribute '__func__'\)\. No model can be exported with it, so the cause is not your model\. "
     )
     with pytest.raises(TraceError, match=says):
         graphreg.trace(nn.Linear(4, 4), torch.ones(3, 4), front_end="export")
-    with pytest.raises(TraceError, match=f"{says}.* torch.fx alone does not take this model: Decides cannot be traced symbolically"):
+    with pytest.raises(TraceError, match=f"{says}.* torch.fx cannot trace this model either: Decides cannot be traced symbolically"):
         graphreg.trace(Decides(), torch.ones(3, 4))
     stack = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16))
-    assert any("front end: symbolic, for graphreg's export front end" in note for note in graphreg.trace(stack, torch.ones(2, 3, 8)).notes)
+    notes = graphreg.trace(stack, torch.ones(2, 3, 8)).notes
+    assert any("front end: symbolic, because graphreg's export front end" in note for note in notes)
 
 
 def test_at_the_root_it_is_an_error_that_says_what_to_move() -> None:
@@ -349,17 +350,18 @@ def test_the_choice_and_its_errors() -> None:
         graphreg.trace(Branches(), x, front_end="dynamo")  # type: ignore[arg-type]
     with pytest.raises(TraceError, match="front_end='export' runs Branches, so it needs example_inputs: a tensor, a tuple or a dict"):
         graphreg.trace(Branches(), front_end="export")
-    with pytest.raises(TraceError, match="With example_inputs graphreg goes on to torch.export, which follows more than torch.fx"):
+    with pytest.raises(TraceError, match="With example_inputs graphreg also tries torch.export, which can trace more than torch.fx"):
         graphreg.trace(Branches())
     line = Branches.forward.__code__.co_firstlineno + 1
     place = rf"at .*{re.escape(__file__)}:{line}: if x.sum\(\) > 0:"
-    with pytest.raises(TraceError, match=rf"symbolically {place}.*Nor does torch.export take it: .*exported {place}.*graphreg.backend"):
+    both = rf"symbolically {place}.*torch.export cannot trace it either: .*exported {place}.*graphreg.backend"
+    with pytest.raises(TraceError, match=both):
         graphreg.trace(Branches(), x)
     with pytest.raises(ValueError, match="my own words"):
         graphreg.trace(Fails(), x, front_end="export")
     with pytest.raises(TraceError, match="example_inputs do not fit Branches.forward"):
         graphreg.trace(Branches(), {"y": x}, front_end="export")
-    with pytest.raises(TraceError, match="a GraphModule is taken as it is, so front_end='export' has nothing to do"):
+    with pytest.raises(TraceError, match="a GraphModule already has a graph, so front_end='export' does not apply to it"):
         graphreg.trace(torch.fx.symbolic_trace(nn.ReLU()), x, front_end="export")
     assert graphreg.trace(nn.Sequential(nn.ReLU()), x).front_end == "symbolic"
 

@@ -89,9 +89,9 @@ def test_the_model_is_left_as_it_was_and_shares_all_it_has() -> None:
     assert module.lm_head.weight is module.transformer.wte.weight is model.transformer.wte.weight  # type: ignore[union-attr]
     report = graphreg.report(module)
     assert report.cost is not None and report.cost.kept["hidden_dropout"] > 0
-    assert "switched off: GPT2Config.use_cache, for a graph returns no cache" in report.text(None)
+    assert "switched off: GPT2Config.use_cache, because a graph cannot return a cache" in report.text(None)
     assert report.made == "traced by the export front end"
-    assert "front end: export, for GPT2LMHeadModel cannot be traced symbolically" in report.text(None)
+    assert "front end: export, because GPT2LMHeadModel cannot be traced symbolically" in report.text(None)
 
 
 def test_what_the_example_did_not_carry_is_refused() -> None:
@@ -132,7 +132,7 @@ class Head(nn.Module):
 def test_a_backbone_is_seen_into_where_export_is_asked_for() -> None:
     model, ids = Head(), batch()["input_ids"]
     traced = graphreg.trace(model, (ids, torch.ones_like(ids)), front_end="export")
-    assert not traced.leaves and "backbone.encoder.layer.1" in [name for site in traced.values for name in site.names]
+    assert not traced.opaque_modules and "backbone.encoder.layer.1" in [name for site in traced.values for name in site.names]
     module = graphreg.strip(graphreg.rewrite(traced, graphreg.plan(traced, []))).eval()
     mask = torch.ones_like(ids)
     mask[:, 5:] = 0

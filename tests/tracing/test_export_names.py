@@ -40,9 +40,9 @@ def test_the_same_names_and_the_same_function(name: str) -> None:
     (modules, functions), (modules_too, functions_too) = found(symbolic), found(export)
     assert modules == modules_too
     assert functions == functions_too
-    assert list(symbolic.graphs) == list(export.graphs) and symbolic.leaves == export.leaves == {}
-    assert [(own.site.name, own.kind, own.rate) for own in symbolic.own_dropout] == [
-        (own.site.name, own.kind, own.rate) for own in export.own_dropout
+    assert list(symbolic.graphs) == list(export.graphs) and symbolic.opaque_modules == export.opaque_modules == {}
+    assert [(own.site.name, own.kind, own.rate) for own in symbolic.native_dropout] == [
+        (own.site.name, own.kind, own.rate) for own in export.native_dropout
     ]
     module = graphreg.rewrite(export, graphreg.plan(export, [graphreg.build("dropout", weight=0.0)]), rng=0)
     twin = copy.deepcopy(model)

@@ -47,7 +47,7 @@ def traced(model: nn.Module) -> Traced:
 
 
 def test_the_names_of_the_inner_sites(traced: Traced) -> None:
-    assert list(traced.graphs) == ["both"] and traced.leaves == {}
+    assert list(traced.graphs) == ["both"] and traced.opaque_modules == {}
     names = [site.name.removeprefix("core.") for site in traced.values if site.name.startswith("core.") and site.selectable]
     assert [name.removeprefix("encoder.layers.0.") for name in names if name.startswith("encoder.layers")] == [
         "self_attn", "dropout1", "add", "norm1", "linear1", "relu", "dropout", "linear2", "dropout2", "add_1", "norm2",
@@ -59,7 +59,7 @@ def test_the_names_of_the_inner_sites(traced: Traced) -> None:
     outputs = {label.name: site.name for site in traced.values for label in site.labels if label.name.startswith("core")}
     assert outputs["core"] == outputs["core.decoder"] == "core.decoder.norm" and outputs["core.encoder"] == "core.encoder.norm"
     assert outputs["core.decoder.layers.0"] == "core.decoder.layers.0.norm3"
-    assert [own.site.name for own in traced.own_dropout if own.kind == "heads" and not own.why_not] == [
+    assert [own.site.name for own in traced.native_dropout if own.kind == "heads" and not own.why_not] == [
         "core.encoder.layers.0.self_attn", "core.decoder.layers.0.self_attn", "core.decoder.layers.0.multihead_attn",
     ]  # fmt: skip
 

@@ -104,19 +104,19 @@ def test_the_trace_goes_the_models_way(make: Callable[[Any, Any], Any], shown: b
 
 
 @pytest.mark.parametrize("kinds", [torch.Tensor, tuple, list, dict])
-def test_of_a_module_kept_whole_the_example_tells(kinds: type) -> None:
+def test_the_example_gives_the_type_of_what_an_opaque_module_returns(kinds: type) -> None:
     model, x = Asks(lambda x, m: m.whole(x), kinds, Pair()), torch.randn(2, 4)
-    with pytest.raises(graphreg.TraceError, match=r"isinstance is asked of 'whole', and the trace cannot tell what that is") as told:
+    with pytest.raises(graphreg.TraceError, match=r"calls isinstance on 'whole', and the trace cannot tell its type") as told:
         graphreg.trace(model, front_end="symbolic")
     assert "test_kinds.py" in str(told.value)
     module: Any = graphreg.regularize(model, weight_l2=1e-3, example_inputs=x)
     assert torch.equal(module(x)[0], model(x))
 
 
-def test_a_submodule_that_asks_is_kept_whole_where_nothing_tells() -> None:
+def test_a_submodule_that_calls_isinstance_becomes_opaque_where_the_type_is_not_known() -> None:
     model = nn.Sequential(nn.Linear(4, 4), Asks(lambda x, m: m.whole(x), tuple, Pair()))
     traced = graphreg.trace(model)
-    assert "isinstance is asked of" in traced.leaves["1"]
+    assert "calls isinstance on" in traced.opaque_modules["1"]
     x = torch.randn(2, 4)
     assert torch.equal(graphreg.regularize(model, weight_l2=1e-3)(x)[0], model(x))
 
@@ -135,7 +135,7 @@ def test_an_argument_without_an_example_is_a_tensor_and_that_is_said() -> None:
     model, x = OfDicts(), torch.randn(2, 4)
     bare = graphreg.regularize(model, weight_l2=1e-3)
     assert torch.equal(bare(x)[0], model(x))
-    note = "taken for a tensor: batch, of which isinstance is asked (example_inputs tell if it is none)"
+    note = "assumed to be a tensor: batch, because the forward calls isinstance on it (if it is not a tensor, give example_inputs)"
     assert note in str(graphreg.names(model)) and note in str(graphreg.report(bare)).replace("\n    ", " ")
     shown = graphreg.regularize(model, weight_l2=1e-3, example_inputs=({"x": x},))
     assert torch.equal(shown({"x": x})[0], model({"x": x}))
@@ -225,7 +225,7 @@ def test_what_the_operation_leaves_open_the_example_tells(name: str) -> None:
     module = graphreg.regularize(model, weight_l2=1e-3, example_inputs=(X, *given))
     assert torch.equal(module(X, *given)[0], model(X, *given))
     if not given:
-        with pytest.raises(graphreg.TraceError, match="isinstance is asked of"):
+        with pytest.raises(graphreg.TraceError, match="calls isinstance on"):
             graphreg.trace(model)
 
 
@@ -254,16 +254,16 @@ def test_another_type_than_was_traced_is_an_error() -> None:
     for run in (listed, torch.compile(listed, fullgraph=True, backend="aot_eager")):
         assert torch.equal(run([X])[0], model([X]))
     with pytest.raises(
-        graphreg.GraphRegError, match=r"make it a Tensor where it was traced with a list\. Regularize it with example_inputs"
+        graphreg.GraphRegError, match=r"make it a Tensor where it was traced with a list\. .*with example_inputs of this type"
     ):
         listed(X)
     with pytest.raises(graphreg.GraphRegError, match="make it a list where it was traced with a Tensor"):
         graphreg.regularize(model, weight_l2=1e-3)([X])
-    assert "decided: the model itself goes the way of the types it was traced with (1 asserted)" in str(graphreg.names(model, ([X],)))
+    assert "decided: the model itself follows the types it was traced with (1 asserted)" in str(graphreg.names(model, ([X],)))
 
 
 class AsksAndFails(nn.Module):
-    """Kept whole, after the trace of it has asked of the model's argument."""
+    """It becomes opaque after its trace has called isinstance on the model's argument."""
 
     def forward(self, xs: Any) -> Any:
         x = xs[0] if isinstance(xs, list) else xs
@@ -279,10 +279,10 @@ class AsksAgain(Either):
         return self.first(xs) + self.layer(xs[0] if isinstance(xs, list) else xs)
 
 
-def test_what_was_asserted_in_a_part_that_is_kept_whole_is_asserted_again() -> None:
+def test_what_was_asserted_in_a_part_that_becomes_opaque_is_asserted_again() -> None:
     model = AsksAgain()
     module = graphreg.regularize(model, weight_l2=1e-3)
-    assert torch.equal(module(X)[0], model(X)) and list(graphreg.trace(model).leaves) == ["first"]
+    assert torch.equal(module(X)[0], model(X)) and list(graphreg.trace(model).opaque_modules) == ["first"]
     with pytest.raises(graphreg.GraphRegError, match="make it a list where it was traced with a Tensor"):
         module([X])
 
@@ -343,12 +343,12 @@ class Dispatches(nn.Module):
 
 
 @pytest.mark.parametrize("kind", [Matches, Dispatches])
-def test_what_cannot_be_answered_is_refused_and_kept_whole(kind: type[nn.Module]) -> None:
-    with pytest.raises(graphreg.TraceError, match="the class of the traced value 'x' is asked, in (test_kinds|functools)"):
+def test_what_cannot_be_answered_is_refused_or_opaque(kind: type[nn.Module]) -> None:
+    with pytest.raises(graphreg.TraceError, match="(test_kinds|functools) checks the class of the traced value 'x' in a way"):
         graphreg.trace(kind())
     model = nn.Sequential(nn.Linear(4, 4), kind())
     module = graphreg.regularize(model, weight_l2=1e-3)
-    assert torch.equal(module(X)[0], model(X)) and "is asked, in" in graphreg.trace(model).leaves["1"]
+    assert torch.equal(module(X)[0], model(X)) and "checks the class of the traced value" in graphreg.trace(model).opaque_modules["1"]
 
 
 class Typed(nn.Module):

@@ -181,7 +181,7 @@ class HasCounted(nn.Module):
 
 @pytest.mark.parametrize("front_end", FRONT_ENDS)
 @pytest.mark.parametrize("kind", [OnlyCounted, OnlyKept, HasCounted])
-def test_what_nobody_reads_is_no_matter_and_a_submodule_is_kept_whole(kind: type[nn.Module], front_end: str | None) -> None:
+def test_what_nobody_reads_is_no_matter_and_a_submodule_becomes_opaque(kind: type[nn.Module], front_end: str | None) -> None:
     model = kind()
     before = state(model)
     module = regularized(model, front_end)
@@ -189,8 +189,8 @@ def test_what_nobody_reads_is_no_matter_and_a_submodule_is_kept_whole(kind: type
     assert_same(module, model)
 
 
-def test_it_is_said_that_the_submodule_is_kept_whole() -> None:
-    assert graphreg.trace(HasCounted()).leaves == {"c": "its forward changes what its next call reads"}
+def test_the_reason_of_an_opaque_submodule() -> None:
+    assert graphreg.trace(HasCounted()).opaque_modules == {"c": "its forward changes what its next call reads"}
 
 
 # Assignments to what is traced
@@ -279,9 +279,9 @@ class HasAssigning(nn.Module):
         return self.o(self.a(x) + self.b(x))
 
 
-def test_a_submodule_that_assigns_is_kept_whole() -> None:
+def test_a_submodule_that_assigns_becomes_opaque() -> None:
     model = HasAssigning()
-    assert set(graphreg.trace(model).leaves) == {"a", "b"}
+    assert set(graphreg.trace(model).opaque_modules) == {"a", "b"}
     assert_same(graphreg.regularize(model, weight_l2=0.1), model)
 
 
@@ -346,7 +346,7 @@ def test_what_is_asked_is_asserted_at_each_call(kind: type[nn.Module], call: Cal
     model = kind()
     module = regularized(model, front_end)
     assert_same(module, model)
-    with pytest.raises(GraphRegError, match="asks .* and goes by the answer"):
+    with pytest.raises(GraphRegError, match="(calls|reads) .* and branches on"):
         call(module)
 
 
@@ -356,7 +356,7 @@ def test_what_is_asked_is_asserted_where_it_is_compiled(kind: type[nn.Module], c
     torch._dynamo.reset()
     compiled = torch.compile(graphreg.regularize(model, weight_l2=0.1), backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(X).output, model(X))
-    with pytest.raises(Exception, match="goes by the answer"):
+    with pytest.raises(Exception, match="branches on"):
         call(compiled)
 
 
@@ -377,7 +377,7 @@ class HasAsking(nn.Module):
 
 
 @pytest.mark.parametrize("front_end", FRONT_ENDS)
-def test_a_submodule_that_asks_is_kept_whole_and_asks_at_each_call(front_end: str | None) -> None:
+def test_a_submodule_that_queries_becomes_opaque_and_queries_at_each_call(front_end: str | None) -> None:
     model = HasAsking()
     module = regularized(model, front_end)
     assert_same(module, model)
@@ -420,7 +420,7 @@ def test_torch_export_counts_as_no_compiler(front_end: str | None) -> None:
     assert_same(regularized(model, front_end), model)
 
 
-# A submodule kept whole that is only indexed
+# An opaque module whose result is only indexed
 
 
 class Shut(Base):
@@ -461,7 +461,7 @@ def test_what_is_indexed_is_measured_whole(kept: type[nn.Module], example: Tenso
 
 def test_a_wrong_guess_is_found_at_the_call() -> None:
     module = graphreg.regularize(Indexes(Shut(), 0), hidden_l1={"weight": 1.0, "pattern": "k"})
-    with pytest.raises(GraphRegError, match="k is kept whole, and was taken for a tuple.*example_inputs"):
+    with pytest.raises(GraphRegError, match="k is an opaque module, and its result was assumed to be a tuple.*example_inputs"):
         module(X)
     with pytest.raises(GraphRegError, match="only indexed; example_inputs tell"):
         graphreg.regularize(Indexes(Shut(), -1), hidden_l1={"weight": 1.0, "pattern": "k"})
@@ -562,13 +562,13 @@ class AsksForGradients(Keeps):
         return self.l(x) * (2 if self.l.weight.grad is None else 3)
 
 
-def test_a_forward_that_goes_by_gradients_is_refused_and_kept_whole_in_a_submodule() -> None:
+def test_a_forward_that_goes_by_gradients_is_refused_and_opaque_in_a_submodule() -> None:
     x = torch.randn(3, 4)
     with pytest.raises(TraceError, match=r"reads \.grad of a tensor"):
         graphreg.trace(AsksForGradients())
     model = nn.Sequential(AsksForGradients(), nn.Linear(4, 4))
     module = graphreg.regularize(model, weight_l2={"weight": 0.0})
-    assert "0" in graphreg.trace(model).leaves
+    assert "0" in graphreg.trace(model).opaque_modules
     for _ in range(2):
         assert torch.equal(module(x).output, model(x))
         module(x).output.sum().backward()

@@ -48,7 +48,7 @@ def limit() -> Iterator[None]:
 def test_each_is_seen_into(depth: int, by: str, front_end: FrontEnd) -> None:
     middle, model = nested(depth, by)
     traced = graphreg.trace(model, X, front_end)
-    assert not traced.leaves and [site.name.count(".") for site in traced.values if site.role == "hidden"] == [depth - 1]
+    assert not traced.opaque_modules and [site.name.count(".") for site in traced.values if site.role == "hidden"] == [depth - 1]
     module = graphreg.rewrite(traced, graphreg.plan(traced, graphreg.from_kwargs(traced, hidden_noise=0.0, hidden_l1=0.1)), rng=0)
     output, penalties = module(X)
     hidden = middle[:2](X)  # type: ignore[index]
@@ -80,7 +80,7 @@ def test_a_limit_that_is_reached_all_the_same_is_said() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.deeper(x)
 
-    with pytest.raises(TraceError, match=r"Python's limit of nested calls was reached.*sys\.setrecursionlimit"):
+    with pytest.raises(TraceError, match=r"Python's recursion limit was reached.*sys\.setrecursionlimit"):
         graphreg.trace(nn.Sequential(nn.Linear(4, 4), Endless()), front_end="symbolic")
 
 

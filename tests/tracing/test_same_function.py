@@ -1,4 +1,4 @@
-"""A trace is the same function as the model, or an error, or a submodule kept whole: never another function in silence."""
+"""A trace is the same function as the model, or an error, or an opaque submodule: never silently another function."""
 
 from __future__ import annotations
 
@@ -158,12 +158,12 @@ REASONS = {
 
 
 @pytest.mark.parametrize("how", REASONS)
-def test_a_submodule_is_kept_whole_and_said_so(how: str) -> None:
+def test_a_submodule_becomes_opaque_and_the_report_says_so(how: str) -> None:
     torch.manual_seed(0)
     random.seed(0)
     outer, states = Outer(how), (random.getstate(), torch.get_rng_state())
     traced = graphreg.trace(outer)
-    assert list(traced.leaves) == ["inner"] and REASONS[how] in traced.leaves["inner"]
+    assert list(traced.opaque_modules) == ["inner"] and REASONS[how] in traced.opaque_modules["inner"]
     assert random.getstate() == states[0] and torch.equal(torch.get_rng_state(), states[1])
     module = graphreg.regularize(outer, WeightL2("head.*", 1.0))
     assert "opaque module: inner" in graphreg.report(module).text(None)
@@ -276,7 +276,7 @@ def test_attached_penalties_of_two_dtypes() -> None:
 
 @fx.wrap
 def add_into(h: Tensor, q: Tensor) -> None:
-    """A function kept whole that writes into its argument, as torchvision's MViT has one."""
+    """An opaque function that writes into its argument, as in torchvision's MViT."""
     h += q
 
 
@@ -287,7 +287,7 @@ def written_by_a_function(self: Any, x: Tensor) -> Tensor:
     return self.k(h)
 
 
-def test_what_is_spliced_and_measured_is_not_written_into_by_a_function_kept_whole() -> None:
+def test_what_is_spliced_and_measured_is_not_written_into_by_an_opaque_function() -> None:
     original = model(written_by_a_function)
     module = graphreg.regularize(original, hidden_dropout=0.5, hidden_l1=1.0)
     output, penalties = module(X)

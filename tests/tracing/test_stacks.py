@@ -36,8 +36,8 @@ def test_with_example_inputs_its_layers_have_names() -> None:
     traced = graphreg.trace(model, X)
     made = graphreg.from_kwargs(traced, hidden_l1=0.1, dropout={"encoder.layers.0.linear1": 0.0})
     module = graphreg.rewrite(traced, graphreg.plan(traced, made), rng=0)
-    assert "front end: export, for torch.fx does not see into encoder" in graphreg.report(module).text(None)
-    assert traced.front_end == "export" and not traced.leaves
+    assert "front end: export, because torch.fx cannot see into encoder" in graphreg.report(module).text(None)
+    assert traced.front_end == "export" and not traced.opaque_modules
     names = {name for site in traced.values for name in site.names}
     called = {"self_attn", "dropout1", "norm1", "linear1", "dropout", "linear2", "dropout2", "norm2"}
     assert {"encoder", "encoder.layers.0", *(f"encoder.layers.0.{name}" for name in called)} <= names
@@ -58,7 +58,7 @@ def test_without_them_or_by_choice_it_is_one_site_and_that_is_said() -> None:
     for given in ({}, {"example_inputs": X, "front_end": "symbolic"}):
         traced = graphreg.trace(nn.Sequential(encoder(), nn.Linear(4, 2)), **given)  # type: ignore[arg-type]
         assert traced.front_end == "symbolic" and "0.layers.0.linear1" not in {site.name for site in traced.values}
-        assert traced.leaves == {"0": "torch.fx does not see into it; torch.export does, with example_inputs"}
+        assert traced.opaque_modules == {"0": "torch.fx cannot see into it; torch.export can, with example_inputs"}
 
 
 class Foreign(nn.Module):
@@ -68,12 +68,12 @@ class Foreign(nn.Module):
         return x * float(x.detach().sum() > -1e9)
 
 
-def test_where_torch_export_takes_it_no_more_it_is_kept_whole() -> None:
+def test_where_torch_export_cannot_trace_it_it_is_opaque() -> None:
     stack = encoder()
     stack.layers[0].dropout = Foreign()
     traced = graphreg.trace(nn.Sequential(stack, nn.Linear(4, 2)), X)
-    assert traced.front_end == "symbolic" and list(traced.leaves) == ["0"]
-    assert traced.notes[0].startswith("front end: symbolic, for Sequential cannot be exported")
+    assert traced.front_end == "symbolic" and list(traced.opaque_modules) == ["0"]
+    assert traced.notes[0].startswith("front end: symbolic, because Sequential cannot be exported")
 
 
 class Cell(nn.Module):
@@ -96,7 +96,7 @@ def test_a_trace_knows_the_tuples_of_torchs_layers(kind: type[nn.Module]) -> Non
 
 
 class Opaque(nn.Module):
-    """Kept whole, and returns a tuple for all that a trace can know."""
+    """An opaque module that returns a tuple as far as a trace can know."""
 
     def forward(self, x: Tensor) -> Any:
         return (x, x * 2) if x.sum() > -1e9 else x
@@ -118,7 +118,7 @@ def test_a_wrong_branch_goes_on_to_export_and_is_no_bare_error() -> None:
             return tuple(x.unbind(0)) if x.dim() else x
 
     class Kept(Shown):
-        """torch.fx keeps it whole for its hooks."""
+        """It is opaque to torch.fx because of its hooks."""
 
     inner = Kept()
     inner.register_full_backward_hook(lambda m, i, o: None)
@@ -126,7 +126,7 @@ def test_a_wrong_branch_goes_on_to_export_and_is_no_bare_error() -> None:
     with pytest.raises(TraceError, match=r"^Asks cannot be traced symbolically: it runs on the example_inputs, and its trace does not"):
         graphreg.trace(Asks(inner), x, front_end="symbolic")
     assert graphreg.trace(Asks(inner), x).front_end == "export"
-    with pytest.raises(GraphRegError, match="Nor does torch.export take it"):
+    with pytest.raises(GraphRegError, match="torch.export cannot trace it either"):
         graphreg.trace(Asks(Opaque()), torch.ones(3, 4))
 
 

@@ -1,4 +1,4 @@
-"""State that a forward moves and that is no attribute of a module, or one of a submodule that is kept whole: followed, or refused."""
+"""State that a forward changes outside of module attributes, or in an opaque module: followed, or refused."""
 
 # ruff: noqa: PLW0603
 from __future__ import annotations
@@ -327,7 +327,7 @@ def test_so_are_the_variables_of_functions_around(make: Callable[[], Callable[[A
 @pytest.mark.parametrize("front_end", FRONT_ENDS)
 def test_what_only_moves_on_is_refused_before_it_does(front_end: str | None) -> None:
     model = Does(lambda m: next(m.source), source=generated())
-    with pytest.raises(TraceError, match=r"self\.source for its next call.*nobody can put it back"):
+    with pytest.raises(TraceError, match=r"self\.source for its next call.*cannot be restored"):
         regularized(model, front_end)
     assert next(model.source) == 1.0  # type: ignore[call-overload, arg-type]
 
@@ -379,7 +379,7 @@ class Takes(Base):
 
 @pytest.mark.parametrize("front_end", FRONT_ENDS)
 @pytest.mark.parametrize("kind", [CountsGlobally, Draws])
-def test_a_submodule_that_does_so_is_kept_whole(kind: Callable[[], nn.Module], front_end: str | None) -> None:
+def test_a_submodule_that_does_so_becomes_opaque(kind: Callable[[], nn.Module], front_end: str | None) -> None:
     global COUNT
     COUNT = 0
     model = Steps(kind)
@@ -393,14 +393,14 @@ def test_a_submodule_that_does_so_is_kept_whole(kind: Callable[[], nn.Module], f
     cleared()
 
 
-def test_one_that_takes_from_a_generator_is_kept_whole_where_it_need_not_run() -> None:
+def test_one_that_takes_from_a_generator_becomes_opaque_where_it_need_not_run() -> None:
     model = Steps(Takes)
     module = graphreg.regularize(model, weight_l2=0.1)
     inner = model.s.l(X)  # type: ignore[operator, union-attr]
     for number in (1.0, 2.0, 3.0):
         torch.testing.assert_close(module(X).output, model.o(inner * number))
     for front_end in ("symbolic", "export"):
-        with pytest.raises(TraceError, match="nobody can put it back|cannot be copied"):
+        with pytest.raises(TraceError, match="cannot be restored|cannot be copied"):
             regularized(model, front_end)
     assert next(model.s.source) == 4.0  # type: ignore[call-overload, arg-type, union-attr]
 
@@ -459,11 +459,11 @@ def test_what_decides_nothing_is_no_matter(function: Callable[[Any], Any], front
     cleared()
 
 
-# What a submodule changes that is kept whole
+# What an opaque module changes
 
 
 class Shut(Base):
-    """Kept whole, for it decides by a value."""
+    """An opaque module, because it decides by a value."""
 
     def __init__(self, last: Any = None) -> None:
         super().__init__()
@@ -510,10 +510,10 @@ ASKED: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("front_end", FRONT_ENDS)
 @pytest.mark.parametrize("ask", list(ASKED.values()), ids=list(ASKED))
-def test_what_a_submodule_kept_whole_counts_is_not_frozen(ask: Callable[[Any], Any], front_end: str | None) -> None:
+def test_what_an_opaque_submodule_counts_is_not_frozen(ask: Callable[[Any], Any], front_end: str | None) -> None:
     model = Asks(ask)
     before = f"{vars(model.inn)} {state()}"
-    with pytest.raises(TraceError, match=r"reads what a submodule changes that is kept whole.*register_buffer"):
+    with pytest.raises(TraceError, match=r"reads what an opaque module changes.*register_buffer"):
         if front_end == "export":
             graphreg.regularize(model, weight_l2=0.1, example_inputs=X)
         else:
@@ -550,11 +550,11 @@ class HasReader(nn.Module):
         return self.r(self.inn(x))
 
 
-def test_a_submodule_that_reads_it_is_kept_whole_too() -> None:
+def test_a_submodule_that_reads_it_becomes_opaque_too() -> None:
     model = HasReader()
     wanted = copy.deepcopy(model)
     module = graphreg.regularize(model, weight_l2=0.1)
-    assert set(graphreg.trace(model).leaves) == {"inn", "r"}
+    assert set(graphreg.trace(model).opaque_modules) == {"inn", "r"}
     for _ in range(3):
         torch.testing.assert_close(module(X).output, wanted(X))
     cleared()
@@ -630,7 +630,7 @@ def test_where_it_decides_more_it_is_asserted(ask: Callable[[Any, Tensor], Any],
         if module.training == module.d.training:  # type: ignore[union-attr]
             torch.testing.assert_close(module(X).output, wanted.train(module.training)(X))
         else:
-            with pytest.raises(GraphRegError, match=r"asks self\.d\.training and goes by the answer"):
+            with pytest.raises(GraphRegError, match=r"reads self\.d\.training and branches on it"):
                 module(X)
     assert "training" not in vars(nn.Module)
 
@@ -641,7 +641,7 @@ def test_the_assertion_compiles() -> None:
     compiled = torch.compile(graphreg.regularize(model, weight_l2=0.1), backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(X).output, model(X))
     compiled.d.eval()
-    with pytest.raises(Exception, match="goes by the answer"):
+    with pytest.raises(Exception, match="branches on"):
         compiled(X)
 
 
@@ -659,7 +659,7 @@ class SetsMode(Base):
 
 
 @pytest.mark.parametrize("front_end", FRONT_ENDS)
-def test_a_forward_that_sets_a_mode_is_refused_and_kept_whole_in_a_submodule(front_end: str | None) -> None:
+def test_a_forward_that_sets_a_mode_is_refused_and_opaque_in_a_submodule(front_end: str | None) -> None:
     with pytest.raises(TraceError, match="sets the mode of d"):
         regularized(SetsMode(), front_end)
     model = Steps(SetsMode)
@@ -719,7 +719,7 @@ class Forks(Base):
 
 def test_a_seed_that_is_taken_back_is_no_matter() -> None:
     model = Forks()
-    assert not graphreg.trace(Steps(Forks)).leaves
+    assert not graphreg.trace(Steps(Forks)).opaque_modules
     torch.testing.assert_close(graphreg.regularize(model, weight_l2=0.1)(X).output, model(X))
 
 

@@ -424,7 +424,7 @@ RANDOM = random.Random(0)
 
 
 class Elsewhere(nn.Module):
-    """Kept whole, for a trace would freeze what it draws."""
+    """An opaque module, because a trace would freeze what it draws."""
 
     def forward(self, x: Tensor) -> Tensor:
         return drawn(x)

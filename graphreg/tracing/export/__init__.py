@@ -1,1 +1,1 @@
-"""The export front end: torch.export with every operation recorded in the words of torch.fx."""
+"""The export front end: traces a model with torch.export and records each operation in the form that torch.fx would give it."""

@@ -1,4 +1,4 @@
-"""The export front end: torch.export runs the forward on tensors whose sizes vary, for what torch.fx cannot trace."""
+"""The export front end: torch.export runs the forward on fake tensors with varying sizes, for models that torch.fx cannot trace."""
 
 from __future__ import annotations
 
@@ -16,52 +16,66 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from graphreg.errors import GraphRegError, TraceError, first_line
 from graphreg.ir import Graphs
 from graphreg.torch_internals import FAKE_LOGGER, SOLVER_LOGGER, Changes, plain_transformers, pytree, quiet, raise_interrupt, silence_export
-from graphreg.tracing.context import Answers, Asked, settled
-from graphreg.tracing.export.op_record import Lost, Untold
+from graphreg.tracing.context import Answers, ModeReads, settle_queries
+from graphreg.tracing.export.op_record import UnsupportedValue, UntraceableModel
 from graphreg.tracing.export.recorder import Recorder
-from graphreg.tracing.export.unlift import Unlifting
-from graphreg.tracing.fake_inputs import Arguments, run_itself
-from graphreg.tracing.modes import trace_keeping
-from graphreg.tracing.side_effects.retrace import left_as_it_was, same_graph
-from graphreg.tracing.symbolic.symbolic import where
+from graphreg.tracing.export.unlift import Unlifter
+from graphreg.tracing.fake_inputs import Arguments, run_model
+from graphreg.tracing.modes import trace_both_modes
+from graphreg.tracing.side_effects.retrace import model_restored, same_graph
+from graphreg.tracing.symbolic.symbolic import location
 
 
-def export(model: nn.Module, call: Arguments, leaves: dict[str, str], constants: dict[str, torch.Tensor], notes: list[str]) -> Graphs:
-    """The graphs of both modes. ``leaves`` takes the submodules kept whole with the reason, ``notes`` what was switched off."""
+def export(model: nn.Module, call: Arguments, opaque: dict[str, str], constants: dict[str, torch.Tensor], notes: list[str]) -> Graphs:
+    """Trace a model with torch.export.
+
+    Args:
+        model: The model.
+        call: The example inputs.
+        opaque: Filled with the opaque modules, with reasons.
+        constants: Filled with the tensors that the forward makes.
+        notes: Gets a line for each setting that was switched off.
+
+    Returns:
+        The graphs of both modes.
+
+    Raises:
+        TraceError: The model cannot be exported.
+    """
     with without_caches(model, notes):
         try:
             call = _distinct(call)
             wide = _widened(call)
             if wide is not None:
                 try:
-                    return _both(model, wide, leaves, constants, wide=True)
-                except Exception as error:  # the model wants one example at a time, or errs: then on what was given
+                    return _export_modes(model, wide, opaque, constants, wide=True)
+                except Exception as error:  # the model takes only one example at a time, or fails: then the original batch
                     raise_interrupt(error)
-                    leaves.clear()
+                    opaque.clear()
                     constants.clear()
-            return _both(model, call, leaves, constants)
+            return _export_modes(model, call, opaque, constants)
         except GraphRegError:
             raise
         except Exception as error:
             raise_interrupt(error)
-            met = error
-        if not isinstance(met, Lost):
-            run_itself(model, call, {})  # its own error, if it has one
+            failure = error
+        if not isinstance(failure, UntraceableModel):
+            run_model(model, call, {})  # raises the model's own error, if it has one
             check_works()
-        raise TraceError(f"{type(model).__name__} cannot be exported{where(met)} ({first_line(met)}).") from met
+        raise TraceError(f"{type(model).__name__} cannot be exported{location(failure)} ({first_line(failure)}).") from failure
 
 
 class FrontEndError(TraceError):
-    """The export front end itself fails, whatever the model."""
+    """The export front end itself fails, whatever the model is."""
 
 
 def check_works() -> None:
-    """Raise where the front end fails on a model of one layer, too: then the fault is not the user's model, but the version of torch.
+    """Raise FrontEndError if the front end fails even on a model of one layer: then the cause is the version of torch.
 
-    It stands on parts of torch that no version promises to the next.
+    It depends on private parts of torch.
     """
     try:
-        _both(nn.Sequential(nn.Linear(2, 2)), ((torch.ones(2, 2),), {}), {}, {})
+        _export_modes(nn.Sequential(nn.Linear(2, 2)), ((torch.ones(2, 2),), {}), {}, {})
     except Exception as error:
         raise FrontEndError(
             f"graphreg's export front end does not work with torch {torch.__version__} ({first_line(error)}). No model can be exported "
@@ -70,59 +84,67 @@ def check_works() -> None:
         ) from error
 
 
-def _both(model: nn.Module, call: Arguments, leaves: dict[str, str], constants: dict[str, torch.Tensor], wide: bool = False) -> Graphs:
-    def told_as_one(into: dict[str, torch.Tensor], answers: Answers) -> tuple[fx.Graph, Recorder]:
-        """Export again and again, until no more submodules must be opaque; the graph and the record of the last time."""
+def _export_modes(
+    model: nn.Module, call: Arguments, opaque: dict[str, str], constants: dict[str, torch.Tensor], wide: bool = False
+) -> Graphs:
+    """Trace both modes; ``wide`` says that a batch of one was widened to two."""
+
+    def export_until_stable(into: dict[str, torch.Tensor], answers: Answers) -> tuple[fx.Graph, Recorder]:
+        """Export again and again until no further submodule becomes opaque; return the last graph and recorder."""
         while True:
-            program, recorder = _program(model, call, leaves, answers)
-            work = Unlifting(model, program, recorder.told, into)
-            graph = work.run(wide)
-            leaves.update(recorder.told.leaves)
-            new = work.leaves.keys() - leaves.keys()
+            program, recorder = _exported_program(model, call, opaque, answers)
+            unlifter = Unlifter(model, program, recorder.record, into)
+            graph = unlifter.run(wide)
+            opaque.update(recorder.record.opaque)
+            new = unlifter.opaque.keys() - opaque.keys()
             if not new:
-                for now, left in recorder.told.left:
-                    now.update(left)
+                for attributes, final in recorder.record.final_attributes:
+                    attributes.update(final)
                 return graph, recorder
             if "" in new:
-                raise Untold(f"{work.leaves['']}; move that into a submodule of its own, which graphreg then keeps whole")
-            leaves.update(work.leaves)
+                raise UnsupportedValue(f"{unlifter.opaque['']}; move that into a submodule of its own, which then becomes an opaque module")
+            opaque.update(unlifter.opaque)
 
-    modes = Asked()
+    mode_reads = ModeReads()
 
     def once() -> fx.Graph:
-        graph, recorder = told_as_one(constants, {})
-        modes.update(recorder.questions.modes)
+        graph, recorder = export_until_stable(constants, {})
+        mode_reads.update(recorder.environment.mode_reads)
 
         def same(answers: Answers) -> bool:
-            with left_as_it_was(model):
-                return same_graph(graph, lambda: told_as_one(dict(constants), answers)[0])
+            with model_restored(model):
+                return same_graph(graph, lambda: export_until_stable(dict(constants), answers)[0])
 
-        settled(graph, recorder.questions.asked, same, leaves)
+        settle_queries(graph, recorder.environment.queries, same, opaque)
         return graph
 
-    return trace_keeping(model, once, leaves, modes, run=True)
+    return trace_both_modes(model, once, opaque, mode_reads, run=True)
 
 
-def _program(model: nn.Module, call: Arguments, leaves: Mapping[str, str], answers: Answers) -> tuple[ExportedProgram, Recorder]:
-    recorder = Recorder(model, leaves, answers)
-    with recorder.at_work(), warnings.catch_warnings(), _quiet():
-        warnings.simplefilter("ignore")  # of torch.export's own, about constants and attributes
-        program = torch.export.export(model, *call, dynamic_shapes=_dynamic(model, call), strict=False)
+def _exported_program(model: nn.Module, call: Arguments, opaque: Mapping[str, str], answers: Answers) -> tuple[ExportedProgram, Recorder]:
+    """Run torch.export once, with a recorder."""
+    recorder = Recorder(model, opaque, answers)
+    with recorder.recording(), warnings.catch_warnings(), _without_noise():
+        warnings.simplefilter("ignore")  # torch.export warns about constants and attributes
+        program = torch.export.export(model, *call, dynamic_shapes=_dynamic_shapes(model, call), strict=False)
     return program, recorder
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what torch's solver of inequalities logs where it gives up, and without the graph that a failed torch.export prints to
-    stderr: nothing is lost, for the error says what stopped it. And without the fused kernel of nn.TransformerEncoder: it has no sites."""
+def _without_noise() -> Iterator[None]:
+    """Silence torch.export, and disable the fused kernel of nn.TransformerEncoder, which has no sites.
+
+    torch's solver of inequalities logs where it gives up, and a failed torch.export prints its graph to stderr. The error says what
+    failed without them.
+    """
     with Changes() as changes, changes, quiet(SOLVER_LOGGER), quiet(FAKE_LOGGER, logging.CRITICAL):
         silence_export(changes)
         plain_transformers(changes)
         yield
 
 
-def _dynamic(model: nn.Module, call: Arguments) -> Any:
-    """Every dimension of every input varies, as far as the model lets it."""
+def _dynamic_shapes(model: nn.Module, call: Arguments) -> Any:
+    """Return dynamic shapes in which every dimension of every input varies as far as the model allows."""
     shapes = ShapesCollection()  # type: ignore[no-untyped-call]
     for tensor in pytree.tree_leaves(call):
         if isinstance(tensor, torch.Tensor):
@@ -131,7 +153,7 @@ def _dynamic(model: nn.Module, call: Arguments) -> Any:
 
 
 def _widened(call: Arguments) -> Arguments | None:
-    """A batch of one as a batch of two, for torch.export takes a size of 1 for fixed; None where it is no batch of one."""
+    """Return a batch of one as a batch of two, because torch.export fixes sizes of 1; None if it is not a batch of one."""
     tensors = [leaf for leaf in pytree.tree_leaves(call) if isinstance(leaf, torch.Tensor) and leaf.dim()]
     if not tensors or any(tensor.shape[0] != 1 for tensor in tensors):
         return None
@@ -140,28 +162,28 @@ def _widened(call: Arguments) -> Arguments | None:
 
 
 def _distinct(call: Arguments) -> Arguments:
-    """A tensor that is given twice (labels that are the inputs) as two, for torch.export would take them for one value."""
+    """Clone a tensor that occurs twice (labels that are the inputs), because torch.export would take both for one value."""
     seen = set[int]()
 
-    def own(tensor: torch.Tensor) -> torch.Tensor:
+    def distinct(tensor: torch.Tensor) -> torch.Tensor:
         if id(tensor) in seen:
             return tensor.detach().clone()
         seen.add(id(tensor))
         return tensor
 
-    args, kwargs = pytree.tree_map_only(torch.Tensor, own, call)
+    args, kwargs = pytree.tree_map_only(torch.Tensor, distinct, call)
     return args, kwargs
 
 
 @contextmanager
 def without_caches(model: nn.Module, notes: list[str]) -> Iterator[None]:
-    """While this lasts no configuration asks for a cache, which a graph cannot give back."""
+    """Switch ``use_cache`` off in the configurations of a model within the block, since a graph cannot return a cache."""
     configs: list[Any] = [getattr(m, "config", None) for m in model.modules()]
-    asked = {id(c): c for c in configs if getattr(c, "use_cache", None) is True}
-    kinds = sorted({type(config).__name__ for config in asked.values()})
-    notes += [f"switched off: {kind}.use_cache, for a graph returns no cache" for kind in kinds]
+    queries = {id(c): c for c in configs if getattr(c, "use_cache", None) is True}
+    kinds = sorted({type(config).__name__ for config in queries.values()})
+    notes += [f"switched off: {kind}.use_cache, because a graph cannot return a cache" for kind in kinds]
     with Changes() as changes, changes:
-        for config in asked.values():
+        for config in queries.values():
             changes.later(partial(setattr, config, "use_cache", True))
             config.use_cache = False
         yield

@@ -1,4 +1,4 @@
-"""Inputs of an exported graph: the arguments of the model's forward, the tensors they hold, and what is asserted of them."""
+"""The inputs of an exported graph: the arguments of the model's forward, the tensors in them, and assertions on both."""
 
 from __future__ import annotations
 
@@ -10,20 +10,31 @@ from typing import Any
 from torch import fx, nn
 
 from graphreg.ir import Label, Place, assert_sizes, held_at, holds, label_site
-from graphreg.tracing.export.op_record import AT, PLAIN, Built, Recording
+from graphreg.tracing.export.op_record import AT, PLAIN, Built, OpRecord
 
 
 class Inputs:
-    """Placeholders for every argument, and what is taken out of those that hold several tensors.
+    """Makes a placeholder for each argument, and nodes that take tensors out of nested arguments.
 
-    ``made``: our node by the place of torch.export's. ``places``: the tensors, with what the user calls them.
+    Attributes:
+        graph: The graph.
+        made: The nodes of the graph by the place of torch.export's node.
+        places: The tensors, with the names that errors use.
     """
 
-    def __init__(self, graph: fx.Graph, model: nn.Module, told: Recording, label: Callable[[fx.Node], None]) -> None:
+    def __init__(self, graph: fx.Graph, model: nn.Module, record: OpRecord, label: Callable[[fx.Node], None]) -> None:
+        """Add the nodes.
+
+        Args:
+            graph: The graph, still empty.
+            model: The model.
+            record: What torch.export recorded.
+            label: Labels a placeholder.
+        """
         self.graph, self.made, self.places = graph, dict[int, fx.Node](), list[Place]()
         signature = inspect.signature(model.forward)
-        args, kwargs = told.given
-        given = signature.bind(*args, **kwargs).arguments
+        args, kwargs = record.arguments
+        bound = signature.bind(*args, **kwargs).arguments
         placeholders = {}
         for name, parameter in signature.parameters.items():
             star = "*" if parameter.kind is parameter.VAR_POSITIONAL else "**" if parameter.kind is parameter.VAR_KEYWORD else ""
@@ -31,15 +42,15 @@ class Inputs:
             placeholders[name] = graph.create_node("placeholder", star + name, default)
             label(placeholders[name])
         for name, parameter in signature.parameters.items():
-            if name in given or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            if name in bound or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 nothing: Any = {} if parameter.kind is parameter.VAR_KEYWORD else ()
-                self._take(placeholders[name], given.get(name, nothing), name, ())
+                self._take(placeholders[name], bound.get(name, nothing), name, ())
         sizes = next((node.meta["val"].fake_mode.shape_env for node, _ in self.places), None)
-        guards = [guard.expr for i, guard in enumerate(sizes.guards) if i not in told.own_guards] if sizes else []
+        guards = [guard.expr for i, guard in enumerate(sizes.guards) if i not in record.op_guards] if sizes else []
         assert_sizes(graph, self.places, guards)
 
     def _take(self, holder: fx.Node, value: Any, name: str, path: tuple[str, ...]) -> None:
-        """Take the tensors of an argument out of the dict, tuple or object that holds them."""
+        """Add nodes that take the tensors out of an argument, and assertions on its other parts."""
         called = ".".join((name, *path))
         if isinstance(value, fx.Node):
             self.made[value.meta[AT]] = holder
@@ -60,12 +71,14 @@ class Inputs:
             self._take(self._unnamed(function, holder, key), part, name, (*path, str(key)))
 
     def _unnamed(self, function: Any, *args: Any) -> fx.Node:
+        """Add a node that is no site."""
         node = self.graph.call_function(function, args)
         label_site(node, "")
         return node
 
 
 def _holds_nodes(value: Any) -> bool:
+    """Whether a nested argument holds a tensor."""
     if isinstance(value, Built):
         value = value.parts
     if isinstance(value, Mapping):

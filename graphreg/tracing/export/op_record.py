@@ -1,4 +1,4 @@
-"""What torch.export is told of one operation: what it calls, in torch.fx's words, and its arguments with names in place of tensors."""
+"""The op record: each operation that torch.export met, in the form that torch.fx would give it, and what else a graph is made from."""
 
 from __future__ import annotations
 
@@ -24,27 +24,32 @@ PLAIN = (
 )  # fmt: skip
 SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 TENSOR_ATTRIBUTES = {"T", "mT", "H", "mH", "real", "imag", "data"}
-# What gives Python a number, or decides: torch.export follows these itself.
-PYTHONS = SIZES | {
+# These give Python a number or decide something: torch.export follows them itself.
+PYTHON_RESULTS = SIZES | {
     "__bool__", "__int__", "__float__", "__index__", "__complex__", "__len__", "__contains__", "__iter__", "__repr__", "__format__",
     "__hash__", "__array__", "__set__", "__deepcopy__", "allclose", "equal", "is_nonzero", "requires_grad_", "is_same_size",
 }  # fmt: skip
-SIGNS = {
+OPERATOR_NAMES = {
     "add": "add", "sub": "sub", "mul": "mul", "div": "truediv", "matmul": "matmul", "remainder": "mod", "neg": "neg", "lt": "lt",
     "le": "le", "gt": "gt", "ge": "ge", "eq": "eq", "ne": "ne", "abs": "abs", "pow": "pow", "add_": "iadd", "sub_": "isub",
     "mul_": "imul", "div_": "itruediv", "pow_": "ipow", "remainder_": "imod",
 }  # fmt: skip
 
 
-class Untold(Exception):
-    """A value that torch.export's graph has no name for, or an operation that gives no tensor."""
+class UnsupportedValue(Exception):
+    """A value has no node in torch.export's graph, or an operation returns no tensor: it cannot be recorded as one operation."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """One operation of the user's code, and the path of the module it is in.
+    """One operation of the user's code.
 
-    ``swapped``: its first two arguments are the other way round. ``more``: arguments behind those that are given.
+    Attributes:
+        op: The kind of node, as in torch.fx: ``call_module``, ``call_function`` or ``call_method``.
+        target: What it calls.
+        scope: The path of the module whose code calls it.
+        swapped: Whether its first two arguments are in reverse order, as in ``2 - x``.
+        more: Arguments to append.
     """
 
     op: str
@@ -56,79 +61,92 @@ class Call:
 
 @dataclass(frozen=True)
 class Built:
-    """An object of the model's own type: how it is made, and its tensors by attribute or key, with names in their place."""
+    """An object of a type of the model's, such as a dataclass, and how to make it.
+
+    Attributes:
+        kind: Its class.
+        parts: Its values by attribute or key, with nodes in place of tensors.
+        keyed: Whether it is made from a dict, as an OrderedDict is.
+    """
 
     kind: type
     parts: dict[str, Any]
-    keyed: bool = False  # made from a dict, as an OrderedDict is
+    keyed: bool = False
 
 
-AT = "graphreg_at"  # in node.meta: the place of a node, which stays when torch.export makes the nodes anew
+AT = "graphreg_at"  # key of node.meta: the place of a node, which stays when torch.export makes new nodes
 
 
-class _Kept(HigherOrderOperator):
-    """Stands for one operation in torch.export's graph, called with its key in the recording."""
+class _RecordedOp(HigherOrderOperator):
+    """Stands for one recorded operation in torch.export's graph; its first argument is the key in ``OpRecord.calls``."""
 
     def __init__(self) -> None:
-        super().__init__("graphreg_kept")  # type: ignore[no-untyped-call]
+        super().__init__("graphreg_recorded_op")  # type: ignore[no-untyped-call]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return super().__call__(*args, **kwargs)  # type: ignore[no-untyped-call]
 
 
-KEPT = _Kept()
+RECORDED_OP = _RecordedOp()
 
 
-class Whole(BaseException):
-    """Ends the recording of a submodule that must be kept whole. No forward may catch it."""
+class KeepOpaque(BaseException):
+    """Ends the recording of a submodule that must be an opaque module. No forward may catch it."""
 
 
-class Lost(RuntimeError):
-    """What the model's own code does and a recording would lose; known, so that nobody need run the model to see."""
+class UntraceableModel(RuntimeError):
+    """The model's own code does something that a graph would lose. The cause is known, so the model need not be run to find it."""
 
 
-Found = list[tuple[fx.Node, tuple[str, ...], bool]]
+ReturnedTensors = list[tuple[fx.Node, tuple[str, ...], bool]]  # node, ports, and whether it is selected by default
 
 
 @dataclass
-class Recording:
-    """What was written down. ``calls``: operations by key. ``returns``: behind which node which module returned which values, and
-    what was asked of sizes (the operation, the path of the module that asked, the tensor), which has no node but a number.
+class OpRecord:
+    """What was recorded during one run of torch.export.
 
-    ``abandoned``: nodes of a submodule that was kept whole after all. ``given``, ``output``: what the model took and gave, with
-    nodes in place of tensors. ``inputs``: the places of its inputs. ``own_guards``: the decisions on sizes that an operation took
-    for itself, and takes anew at each call. ``flags``: of which parameters the forward asked whether they require gradients.
-    ``left``: the attributes of each module at the end, as they are and as they were then.
+    Attributes:
+        calls: The operations by key.
+        returns: By the last node before it, each return of a module (path, class name, tensors) and each read of a size (operation,
+            path of the reading module, node of the tensor). The latter have no nodes, but take numbers in names.
+        abandoned: The nodes of a submodule that became opaque while it was traced.
+        opaque: The opaque modules by path, with reasons.
+        arguments: The model's arguments, with nodes in place of tensors.
+        output: The model's output, with nodes in place of tensors.
+        input_places: The places of the graph's inputs.
+        op_guards: Indices of the size guards that an operation made for itself. It decides anew at each call, so they are not asserted.
+        flags: By name, the ``requires_grad`` of each parameter for which the forward read it.
+        final_attributes: The ``__dict__`` of each module, and its content when the forward ended.
     """
 
     calls: dict[str, Call] = field(default_factory=dict)
-    returns: dict[fx.Node | None, list[tuple[str, str, Found | fx.Node]]] = field(default_factory=dict)
+    returns: dict[fx.Node | None, list[tuple[str, str, ReturnedTensors | fx.Node]]] = field(default_factory=dict)
     abandoned: set[fx.Node] = field(default_factory=set)
-    leaves: dict[str, str] = field(default_factory=dict)
-    given: Any = None
+    opaque: dict[str, str] = field(default_factory=dict)
+    arguments: Any = None
     output: Any = None
-    inputs: list[int] = field(default_factory=list)
-    own_guards: set[int] = field(default_factory=set)
+    input_places: list[int] = field(default_factory=list)
+    op_guards: set[int] = field(default_factory=set)
     flags: dict[str, bool] = field(default_factory=dict)
-    left: list[tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=list)
+    final_attributes: list[tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=list)
 
 
-def by_sign(depth: int = 2) -> bool:
-    """Whether the code that called wrote ``x / y`` rather than ``x.div(y)``: torch tells no difference."""
+def called_by_operator(depth: int = 2) -> bool:
+    """Whether the calling code wrote ``x / y`` and not ``x.div(y)``: torch shows both as the same function."""
     frame = sys._getframe(depth)
     name = dis.opname[frame.f_code.co_code[frame.f_lasti]]
     return name.startswith(("BINARY_", "UNARY_", "COMPARE_", "INPLACE_"))
 
 
-def by_foreign(depth: int = 2) -> bool:
-    """Whether the code that called is nobody's model."""
+def called_by_foreign_code(depth: int = 2) -> bool:
+    """Whether the calling code belongs to no model."""
     return str(sys._getframe(depth).f_globals.get("__name__", "")).partition(".")[0] in FOREIGN
 
 
-def sizes_asked(function: Callable[..., Any], depth: int = 2) -> list[str]:
-    """What a symbolic trace has nodes for where the code reads a size: ``n, c = x.shape`` is a getattr and two getitems.
+def size_reads(function: Callable[..., Any], depth: int = 2) -> list[str]:
+    """Return the nodes that a symbolic trace would have where the calling code reads a size: ``n, c = x.shape`` is a getattr, two getitems.
 
-    Indices are seen where they are taken at once, not of a shape that was given a name first.
+    Indices are counted only where they are taken directly, not on a shape that was assigned to a name first.
     """
     name = getattr(function, "__name__", "")
     if name == "__get__" and getattr(getattr(function, "__self__", None), "__name__", "") in SIZE_ATTRIBUTES:
@@ -141,31 +159,37 @@ def sizes_asked(function: Callable[..., Any], depth: int = 2) -> list[str]:
 
 @lru_cache(512)
 def _indices(code: CodeType, place: int) -> int:
-    """How often the value that the instruction at ``place`` gives is indexed or unpacked by those behind it."""
-    found, above = 0, 0  # above: what lies on the value, on Python's stack
+    """Return how often the result of the instruction at ``place`` is indexed or unpacked by the instructions after it."""
+    count, above = 0, 0  # above: the number of values on top of it on Python's stack
     for instruction in dis.get_instructions(code):
         if instruction.offset <= place:
             continue
         name = instruction.opname
         if above == 0 and name == "UNPACK_SEQUENCE":
-            return found + (instruction.arg or 0)
+            return count + (instruction.arg or 0)
         indexes = name == "BINARY_SUBSCR" or (name == "BINARY_OP" and instruction.argrepr == "[]")
         if (indexes and above == 1) or (name == "BINARY_SLICE" and above == 2):
-            found, above = found + 1, 0
+            count, above = count + 1, 0
         elif name.startswith(("LOAD_", "BUILD_SLICE")):
             above += dis.stack_effect(instruction.opcode, instruction.arg)
         else:
             break
-    return found
+    return count
 
 
-def as_called(function: Callable[..., Any], sign: bool, scope: str) -> Call | None:
-    """The call in torch.fx's words; None for what gives no tensor."""
+def call_of(function: Callable[..., Any], by_operator: bool, scope: str) -> Call | None:
+    """Return the call as torch.fx would record it, or None for a function that returns no tensor.
+
+    Args:
+        function: The function or method of torch.
+        by_operator: Whether the code used an operator sign.
+        scope: The path of the module whose code calls it.
+    """
     name = getattr(function, "__name__", "")
     if name == "__get__":
         attribute = getattr(getattr(function, "__self__", None), "__name__", "")
         return Call("call_function", getattr, scope, more=(attribute,)) if attribute in TENSOR_ATTRIBUTES else None
-    if name in PYTHONS or not name:
+    if name in PYTHON_RESULTS or not name:
         return None
     if not is_tensor_method_or_property(function) and getattr(function, "__objclass__", None) is None:
         return Call("call_function", function, scope)
@@ -177,59 +201,66 @@ def as_called(function: Callable[..., Any], sign: bool, scope: str) -> Call | No
         if bare.startswith("r") and hasattr(operator, bare[1:]):
             return Call("call_function", getattr(operator, bare[1:]), scope, swapped=True)
         return None
-    if sign and name in SIGNS:
-        return Call("call_function", getattr(operator, SIGNS[name]), scope)
+    if by_operator and name in OPERATOR_NAMES:
+        return Call("call_function", getattr(operator, OPERATOR_NAMES[name]), scope)
     return Call("call_method", name, scope)
 
 
-def mapped(value: Any, named: Callable[[Any], Any], whole: bool = False) -> Any:
-    """The value with names in place of its tensors and sizes, and Built in place of objects.
+def map_tensors(value: Any, replace: Callable[[Any], Any], strict: bool = False) -> Any:
+    """Replace the tensors and sizes in a nested value, and describe objects as ``Built``.
 
-    ``whole``: an object is Untold, for an operation has it whole or not at all.
+    Args:
+        value: The nested value.
+        replace: Returns what stands for a tensor or size.
+        strict: Whether to refuse objects: an operation needs the object itself.
+
+    Raises:
+        UnsupportedValue: It holds something that a graph cannot make.
     """
     if isinstance(value, Tensor):
-        return named(value)
+        return replace(value)
     if isinstance(value, SYMBOLS):
         constant = value.node.maybe_as_int() if isinstance(value, torch.SymInt) else None
-        return named(value) if constant is None else constant
+        return replace(value) if constant is None else constant
     if isinstance(value, PLAIN):
         return value
     if isinstance(value, slice):
-        return slice(*(mapped(item, named, whole) for item in (value.start, value.stop, value.step)))
+        return slice(*(map_tensors(item, replace, strict) for item in (value.start, value.stop, value.step)))
     if type(value) in (tuple, torch.Size):
-        return tuple(mapped(item, named, whole) for item in value)
+        return tuple(map_tensors(item, replace, strict) for item in value)
     if type(value) is list:
-        return [mapped(item, named, whole) for item in value]
+        return [map_tensors(item, replace, strict) for item in value]
     if type(value) is dict:
-        return {key: mapped(item, named, whole) for key, item in value.items()}
-    if whole:
-        raise Untold(f"{type(value).__name__} among the arguments of an operation")
-    return _built(value, named)
+        return {key: map_tensors(item, replace, strict) for key, item in value.items()}
+    if strict:
+        raise UnsupportedValue(f"{type(value).__name__} among the arguments of an operation")
+    return _built(value, replace)
 
 
-def _built(value: Any, named: Callable[[Any], Any]) -> Any:
+def _built(value: Any, replace: Callable[[Any], Any]) -> Any:
+    """Describe a dataclass, a named tuple or a subclass of dict."""
     kind = type(value)
     if is_dataclass(value):
-        parts = {f.name: mapped(part, named) for f in fields(value) if f.init and (part := getattr(value, f.name)) is not None}
+        parts = {f.name: map_tensors(part, replace) for f in fields(value) if f.init and (part := getattr(value, f.name)) is not None}
         return Built(kind, parts)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return Built(kind, {name: mapped(part, named) for name, part in zip(value._fields, value, strict=True)})
+        return Built(kind, {name: map_tensors(part, replace) for name, part in zip(value._fields, value, strict=True)})
     if isinstance(value, dict):
-        return Built(kind, {key: mapped(part, named) for key, part in value.items()}, keyed=True)
-    raise Untold(f"a value of type {kind.__name__}, which a graph cannot make or take apart")
+        return Built(kind, {key: map_tensors(part, replace) for key, part in value.items()}, keyed=True)
+    raise UnsupportedValue(f"a value of type {kind.__name__}, which a graph cannot make or take apart")
 
 
 def holds_tensors(value: Any) -> bool:
-    """A tensor, or a tuple or list of tensors, some of which may be None."""
+    """Whether a value is a tensor, or a tuple or list of tensors and None."""
     if isinstance(value, (tuple, list)):
         return any(map(holds_tensors, value)) and all(part is None or holds_tensors(part) for part in value)
     return isinstance(value, Tensor)
 
 
 def recurrent_value(layer: nn.RNNBase, x: Any, hx: Any = None) -> Any:
-    """What a recurrent layer gives, by its sizes alone: its operator would fix the length, for it loops over time."""
+    """Return tensors of the shapes that a recurrent layer returns. Its operator loops over time and would fix the length."""
     if not isinstance(x, Tensor):
-        raise Untold("a PackedSequence, whose sizes depend on data")
+        raise UnsupportedValue("a PackedSequence, whose sizes depend on data")
     sides, hidden = 1 + layer.bidirectional, layer.proj_size or layer.hidden_size
     batch = () if x.dim() == 2 else (x.shape[0 if layer.batch_first else 1],)
     out = x.new_empty((*x.shape[:-1], sides * hidden))

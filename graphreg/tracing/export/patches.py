@@ -1,4 +1,4 @@
-"""What is put in the place of torch's own functions while a forward is recorded: refusals, functions that are one operation."""
+"""Replacements for functions of torch while a forward is recorded: some refuse, some record the call as one operation."""
 
 from __future__ import annotations
 
@@ -13,34 +13,40 @@ import torch
 
 from graphreg.torch_internals import Changes, before_checkpoints, wrapped_functions
 from graphreg.tracing.context import CHECKPOINTS
-from graphreg.tracing.export.op_record import Whole
+from graphreg.tracing.export.op_record import KeepOpaque
 
 
-def refuse_lost(changes: Changes, seeing: Callable[[], bool]) -> None:
-    """Until the changes end: refuse what a trace would lose, activation checkpointing and derivatives written by hand.
+def refuse_untraceable(changes: Changes, is_recording: Callable[[], bool]) -> None:
+    """Make activation checkpointing and ``torch.autograd.Function`` raise, which a trace would lose.
 
-    ``seeing``: whether code of the model's runs.
+    Args:
+        changes: Restores the functions when it ends.
+        is_recording: Whether the model's code runs and is being recorded.
     """
-    # a classmethod of Python's up to torch 2.14, one of C from 2.15 on: what both give is what they are asked for, by the class
+    # a Python classmethod up to torch 2.14, one in C from 2.15 on: both are descriptors, so __get__ works for both
     inherited = inspect.getattr_static(torch.autograd.Function, "apply")
 
     def refuse_checkpoint() -> None:
-        if seeing():
-            raise Whole(CHECKPOINTS)
+        if is_recording():
+            raise KeepOpaque(CHECKPOINTS)
 
     def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
-        if seeing():
-            raise Whole("it calls a torch.autograd.Function, and a trace would lose its backward")
+        if is_recording():
+            raise KeepOpaque("it calls a torch.autograd.Function, and a trace would lose its backward")
         return inherited.__get__(None, cls)(*args, **kwargs)
 
     before_checkpoints(changes, refuse_checkpoint)
     changes.put(torch.autograd.Function, "apply", classmethod(apply))
 
 
-def wrapped(function: Callable[..., Any]) -> list[tuple[Any, str, Any]]:
-    """What torch.fx takes as one operation: functions under ``torch.fx.wrap``, and torchvision's, which its own listing wraps."""
+def single_operations(function: Callable[..., Any]) -> list[tuple[Any, str, Any]]:
+    """Return replacements that record a call as one operation, for functions under ``torch.fx.wrap`` and torchvision's operations.
+
+    Returns:
+        Module, name and replacement of each.
+    """
     ops: Any = sys.modules.get("torchvision.ops")
-    found: list[tuple[str, str, Any]] = [(f.__module__, name, f) for name, f in (vars(ops) if ops else {}).items() if callable(f)]
-    found += wrapped_functions()
-    here = [(sys.modules[home], name, f) for home, name, f in found if home in sys.modules and isinstance(f, FunctionType)]
+    functions: list[tuple[str, str, Any]] = [(f.__module__, name, f) for name, f in (vars(ops) if ops else {}).items() if callable(f)]
+    functions += wrapped_functions()
+    here = [(sys.modules[home], name, f) for home, name, f in functions if home in sys.modules and isinstance(f, FunctionType)]
     return [(home, name, partial(function, f, False)) for home, name, f in here]

@@ -1,10 +1,10 @@
-"""The recording: what torch.export writes down while it runs a forward, in the words of torch.fx.
+"""The recorder: makes torch.export record each call of a layer or a torch function as one operation.
 
-torch.export takes a forward apart into aten operators: a layer becomes its arithmetic, ``F.dropout`` an operator with the mode in
-it. Here a layer of torch, and a call of a function of torch, is written down as the one operation that it is in the user's code.
-It runs unseen on torch.export's own tensors, and its result is what torch.export goes on with. So sizes that vary, what is lifted
-and what is refused stay torch.export's, and names, modes and operations are those of a symbolic trace. What cannot be told so (a
-function under ``torch.vmap``) stays aten operators.
+torch.export itself takes a forward apart into aten operators: a layer becomes its arithmetic, ``F.dropout`` an operator with the mode
+fixed in it. Here each call of a torch layer or function is recorded as the one operation that it is in the user's code. It runs on
+torch.export's own tensors while torch.export does not look, and torch.export goes on with the result. So torch.export still decides
+on varying sizes, lifts parameters and refuses what it does not support, while names, modes and operations are those of a symbolic
+trace. What cannot be recorded so (a function under ``torch.vmap``) stays in aten operators.
 """
 
 from __future__ import annotations
@@ -43,46 +43,58 @@ from graphreg.torch_internals import (
     without_modes,
     without_proxies,
 )
-from graphreg.tracing.context import Answers, Questions
+from graphreg.tracing.context import Answers, EnvironmentQueries
 from graphreg.tracing.export.op_record import (
     AT,
-    KEPT,
+    RECORDED_OP,
     Call,
-    Lost,
-    Recording,
-    Untold,
-    Whole,
-    as_called,
-    by_foreign,
-    by_sign,
+    KeepOpaque,
+    OpRecord,
+    UnsupportedValue,
+    UntraceableModel,
+    call_of,
+    called_by_foreign_code,
+    called_by_operator,
     holds_tensors,
-    mapped,
+    map_tensors,
     recurrent_value,
-    sizes_asked,
+    size_reads,
 )
-from graphreg.tracing.export.patches import refuse_lost, wrapped
+from graphreg.tracing.export.patches import refuse_untraceable, single_operations
 from graphreg.tracing.side_effects.places import carries_data
 from graphreg.tracing.symbolic.tape import attribute_of
-from graphreg.tracing.tensors import Saved, tensors_in
-from graphreg.tracing.type_inference import places_of
+from graphreg.tracing.tensors import SavedTensor, tensors_in
+from graphreg.tracing.type_inference import model_globals
 
 
 class Recorder(TorchFunctionMode):
-    """Writes a forward down into a ``Recording``; ``leaves``: the submodules to keep whole, with the reason;
-    ``answers``: to what the forward asks of its surroundings."""
+    """The function mode that records a forward.
 
-    def __init__(self, model: nn.Module, leaves: Mapping[str, str], answers: Answers) -> None:
+    Attributes:
+        record: What was recorded.
+        model: The model.
+        environment: The queries of global state that the forward made.
+    """
+
+    def __init__(self, model: nn.Module, opaque: Mapping[str, str], answers: Answers) -> None:
+        """Prepare to record.
+
+        Args:
+            model: The model.
+            opaque: Opaque modules by path, with reasons.
+            answers: Answers to queries of global state that differ from torch's own.
+        """
         super().__init__()
-        self.told, self.model = Recording(leaves=dict(leaves)), model
-        self.questions = Questions(lambda: self._scopes[-1] if self.seeing() else None, answers, Whole)
+        self.record, self.model = OpRecord(opaque=dict(opaque)), model
+        self.environment = EnvironmentQueries(lambda: self._scopes[-1] if self.is_recording() else None, answers, KeepOpaque)
         self._paths = {id(module): path for path, module in model.named_modules()}
-        self._scopes: list[str] = []  # none outside the model's forward
+        self._scopes: list[str] = []  # empty outside the model's forward
         self._tracer: Any = None
-        self._unseen = False
+        self._running_op = False
 
     @contextmanager
-    def at_work(self) -> Iterator[None]:
-        """While this lasts torch.export's tracer hands every call of a module over."""
+    def recording(self) -> Iterator[None]:
+        """Intercept the module and function calls of torch.export's trace within the block."""
 
         def around(theirs: Callable[..., Any]) -> Callable[..., Any]:
             def call_module(tracer: Any, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -93,235 +105,247 @@ class Recorder(TorchFunctionMode):
 
         with Changes() as patches, patches:
             take_module_calls(patches, around)
-            refuse_lost(patches, self.seeing)
-            for owner, name, instead in wrapped(self.function):
+            refuse_untraceable(patches, self.is_recording)
+            for owner, name, instead in single_operations(self.function):
                 patches.put(owner, name, instead)
             leave_mask_unread(patches)
-            self._refuse_unseen(patches)
-            with self.questions.heard(self.model, places_of(self.model)):
+            self._refuse_untraced_changes(patches)
+            with self.environment.intercepted(self.model, model_globals(self.model)):
                 yield
 
     # Modules
 
     def _module(self, traced: Callable[..., Any], m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Handle a call of a module; ``traced`` is what torch.export's tracer would do."""
         path = self._paths.get(id(module_behind(m)))
-        if self._unseen or (path is None and self._scopes):
-            return forward(*args, **kwargs)  # or made inside a forward and owned by nobody: its code is its caller's
+        if self._running_op or (path is None and self._scopes):
+            return forward(*args, **kwargs)  # inside an operation, or no submodule: its code counts as its caller's
         if path is None or (path == "" and self._scopes):
             return traced(forward, args, kwargs)
         if not self._scopes:
             return self._root(traced, forward, args, kwargs)
         if has_backward_hooks(m):
-            self.told.leaves.setdefault(path, "it has backward hooks")
+            self.record.opaque.setdefault(path, "it has backward hooks")
         if getattr(m, "graphreg_rules", None) is not None:
-            raise GraphRegError(f"the submodule {path!r} is a rewritten module: graphreg.strip it, then regularize the whole.")
+            raise GraphRegError(f"the submodule {path!r} is a rewritten module. Call graphreg.strip on it, then regularize the model.")
         self._scopes.append(path)
         try:
-            if path in self.told.leaves or is_leaf(m):
-                return self._leaf(path, m, traced, forward, args, kwargs)
-            return self._inner(path, m, traced, forward, args, kwargs)
+            if path in self.record.opaque or is_leaf(m):
+                return self._opaque(path, m, traced, forward, args, kwargs)
+            return self._transparent(path, m, traced, forward, args, kwargs)
         finally:
             self._scopes.pop()
 
-    def _inner(self, path: str, m: nn.Module, traced: Callable[..., Any], forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def _transparent(self, path: str, m: nn.Module, traced: Callable[..., Any], forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Trace the code of a submodule; make it opaque where that cannot be done."""
         start, drawn, depth = self._last(), random.getstate(), len(self._scopes)
         stack = dict(self._tracer.module_stack)
         try:
             value = traced(forward, args, kwargs)
             if random.getstate() != drawn:
-                raise Whole("its forward draws random numbers, which a trace would freeze")
-        except Whole as reason:
+                raise KeepOpaque("its forward draws random numbers, which a trace would freeze")
+        except KeepOpaque as reason:
             random.setstate(drawn)
             del self._scopes[depth:]
-            self._tracer.module_stack.clear()  # it stopped in the midst of calls
+            self._tracer.module_stack.clear()  # the trace stopped inside calls
             self._tracer.module_stack.update(stack)
             self._abandon(start)
-            self.told.leaves[path] = str(reason)
-            return self._leaf(path, m, traced, forward, args, kwargs)
-        self.told.returns.setdefault(self._last(), []).append((path, type(m).__name__, self._found(value)))
+            self.record.opaque[path] = str(reason)
+            return self._opaque(path, m, traced, forward, args, kwargs)
+        self.record.returns.setdefault(self._last(), []).append((path, type(m).__name__, self._returned_tensors(value)))
         return value
 
     def _root(self, traced: Callable[..., Any], forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        self.told.given = mapped((args, kwargs), self._node)
+        """Trace the model's own forward, and record its arguments, its output and the final attributes of its modules."""
+        self.record.arguments = map_tensors((args, kwargs), self._node)
         drawn = random.getstate()
         self._scopes.append("")
         try:
             with self:
                 value = traced(forward, args, kwargs)
             if random.getstate() != drawn:
-                raise Whole("its forward draws random numbers itself, and a trace would freeze them")
-        except Whole as reason:
-            raise Lost(f"{reason}; move that step into a submodule of its own, which graphreg then keeps whole") from None
+                raise KeepOpaque("its forward draws random numbers itself, and a trace would freeze them")
+        except KeepOpaque as reason:
+            raise UntraceableModel(f"{reason}; move that step into a submodule of its own, which then becomes an opaque module") from None
         finally:
             self._scopes.clear()
-            # torch.export puts attributes back, and with them what the forward's next call would have found
+            # torch.export restores attributes, and so removes what the forward's next call would read
             modules = list(self.model.modules())
-            self.told.left = [(vars(m), {name: self._left(value) for name, value in vars(m).items()}) for m in modules]
-        self.told.output = mapped(value, self._node)
+            self.record.final_attributes = [(vars(m), {name: self._final_value(value) for name, value in vars(m).items()}) for m in modules]
+        self.record.output = map_tensors(value, self._node)
         for place, node in enumerate(self._tracer.graph.nodes):
             node.meta[AT] = place
             if node.op == "placeholder":
-                self.told.inputs.append(place)
+                self.record.input_places.append(place)
         return value
 
-    def _leaf(self, path: str, m: nn.Module, traced: Callable[..., Any], forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        drawn = random.getstate()  # of a module that draws by Python: not of the trace's concern
-        with self._its_own_decisions():
+    def _opaque(self, path: str, m: nn.Module, traced: Callable[..., Any], forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Record a call of a layer or opaque module as one operation."""
+        drawn = random.getstate()  # an opaque module may draw by Python
+        with self._decisions_of_op():
             try:
                 run = partial(recurrent_value, m) if isinstance(m, nn.RNNBase) else forward
-                return self._written(Call("call_module", path, path), run, args, kwargs)
-            except Untold:
+                return self._record_op(Call("call_module", path, path), run, args, kwargs)
+            except UnsupportedValue:
                 return traced(forward, args, kwargs)
             finally:
                 random.setstate(drawn)
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.seeing():
-            self._asked(sizes_asked(func), args)
-            if attribute_of(func) == "requires_grad" and func.__name__ == "__get__" and not by_foreign():
+        if self.is_recording():
+            self._record_size_reads(size_reads(func), args)
+            if attribute_of(func) == "requires_grad" and func.__name__ == "__get__" and not called_by_foreign_code():
                 self._flag(args[0])
-        return self.function(func, by_sign(), *args, **(kwargs or {}))
+        return self.function(func, called_by_operator(), *args, **(kwargs or {}))
 
-    def _asked(self, names: list[str], args: Any) -> None:
+    def _record_size_reads(self, names: list[str], args: Any) -> None:
+        """Record reads of a tensor's size, which take numbers in names as in a symbolic trace."""
         proxy = proxy_of(args[0], self._tracer) if names and isinstance(args[0], Tensor) else None
         if proxy is not None:
-            self.told.returns.setdefault(self._last(), []).extend((name, self._scopes[-1], proxy.node) for name in names)
+            self.record.returns.setdefault(self._last(), []).extend((name, self._scopes[-1], proxy.node) for name in names)
 
     def _flag(self, tensor: Tensor) -> None:
-        """The forward asks whether a tensor requires gradients: of a parameter the graph asserts it."""
+        """Record that the forward reads ``requires_grad`` of a parameter, so that the graph asserts it."""
         name = next((name for name, each in self.model.named_parameters(remove_duplicate=False) if each is tensor), None)
         if name is None:
-            raise Whole("it asks whether a value requires gradients, which depends on the call")
-        self.told.flags[name] = bool(tensor.requires_grad)
+            raise KeepOpaque("it reads requires_grad of a value, which depends on the call")
+        self.record.flags[name] = bool(tensor.requires_grad)
 
-    def function(self, func: Callable[..., Any], sign: bool, *args: Any, **kwargs: Any) -> Any:
-        """Call a function of torch, as one operation of the recording where it is one."""
-        if not self.seeing():
+    def function(self, func: Callable[..., Any], by_operator: bool, *args: Any, **kwargs: Any) -> Any:
+        """Call a function of torch, and record it as one operation where possible."""
+        if not self.is_recording():
             return func(*args, **kwargs)
         if is_gradient_switch(func):
             if args == (torch.is_grad_enabled(),):
                 return None
-            raise Whole("it works under torch.no_grad or the like, and a trace would lose that")
-        # torch.func's own steps give no tensor, and what gives none is run again: a level of vmap would be entered twice, and left once
-        call = None if is_transform_step(func) else as_called(func, sign, self._scopes[-1])
-        with self._its_own_decisions(), self._untouched(func, args, kwargs):
+            raise KeepOpaque("it works under torch.no_grad or the like, and a trace would lose that")
+        # the steps of torch.func return no tensor, and such a call runs again: a level of vmap would be entered twice and left once
+        call = None if is_transform_step(func) else call_of(func, by_operator, self._scopes[-1])
+        with self._decisions_of_op(), self._side_effects_refused(func, args, kwargs):
             if call is None or innermost_transform() is not None:
                 return func(*args, **kwargs)
             try:
-                return self._written(call, func, args, kwargs)
-            except Untold:
+                return self._record_op(call, func, args, kwargs)
+            except UnsupportedValue:
                 return func(*args, **kwargs)
 
     @contextmanager
-    def _untouched(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Iterator[None]:
-        """Refuses what an operation does that no graph would do, and undoes it: torch.export itself runs a write into a tensor that
-        is no parameter, buffer or value of the forward, and then never again."""
+    def _side_effects_refused(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Iterator[None]:
+        """Refuse side effects of an operation that a graph would not repeat, and undo its writes.
+
+        torch.export itself runs a write into a tensor that is no parameter, buffer or value of the forward once, while it traces, and
+        never again.
+        """
         name = str(getattr(func, "__name__", ""))
         if name in ("__set__", "__delete__") and attribute_of(func) != "requires_grad":
-            raise Whole(f"it assigns .{attribute_of(func)} of a tensor, which a graph cannot carry")
+            raise KeepOpaque(f"it assigns .{attribute_of(func)} of a tensor, which a graph cannot carry")
         if name in ("register_hook", "register_post_accumulate_grad_hook"):
-            raise Whole("it registers a hook on a tensor, which a graph cannot carry")
+            raise KeepOpaque("it registers a hook on a tensor, which a graph cannot carry")
         real = [tensor for tensor in tensors_in((args, kwargs)) if type(tensor) in (Tensor, nn.Parameter)]
         if any(isinstance(tensor, nn.Parameter) for tensor in real):
-            raise Whole("it computes with a parameter that it does not get from its module by name, but from a list or the like")
+            raise KeepOpaque("it computes with a parameter that it does not read from its module by name, but from a list or the like")
         if not real:
             yield
             return
         with without_modes():
-            saved = [Saved(tensor) for tensor in real]
+            saved = [SavedTensor(tensor) for tensor in real]
         yield
         written = [each for each in saved if version_of(each.tensor) != each.version]
         with without_modes():
             for each in written:
-                each.put_back()
+                each.restore()
         if written:
-            raise Whole("it writes into a tensor that it neither makes nor has as a buffer: an attribute, a global, a default argument")
+            raise KeepOpaque("it writes into a tensor that it does not make and that is no buffer: an attribute, a global or a default")
 
     @contextmanager
-    def _its_own_decisions(self) -> Iterator[None]:
+    def _decisions_of_op(self) -> Iterator[None]:
+        """Mark the size guards that are made within the block as an operation's own."""
         decisions = size_decisions()
         before = len(decisions)
         yield
-        self.told.own_guards.update(range(before, len(decisions)))
+        self.record.op_guards.update(range(before, len(decisions)))
 
-    def _written(self, call: Call, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run the operation unseen, and write it down as one."""
-        told, more = mapped((args, kwargs), self._proxy, whole=True)
-        self._unseen = True
+    def _record_op(self, call: Call, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run an operation without torch.export looking, and record it."""
+        positional, keywords = map_tensors((args, kwargs), self._proxy, strict=True)
+        self._running_op = True
         try:
-            # torch.export would write the regions of a module (no_grad, autocast) down too
+            # torch.export would also record the regions of a module (no_grad, autocast)
             alone = without_functions() if call.op == "call_module" else nullcontext()
             with without_proxies(), alone:
                 value = run(*args, **kwargs)
             if call.target is not operator.setitem and not holds_tensors(value):
-                raise Untold
-            key = str(len(self.told.calls))
-            self.told.calls[key] = call
-            given = (*reversed(told[:2]), *told[2:], *call.more) if call.swapped else (*told, *call.more)
-            # each look at a tensor would go through three modes in Python, and each size be written down that is multiplied for it
+                raise UnsupportedValue
+            key = str(len(self.record.calls))
+            self.record.calls[key] = call
+            ordered = (*reversed(positional[:2]), *positional[2:]) if call.swapped else positional
+            # otherwise each access to a tensor would go through three modes in Python, and size arithmetic would be recorded
             with without_functions(), without_proxies():
-                proxy = self._tracer.create_proxy("call_function", KEPT, (key, given, more), {})
+                proxy = self._tracer.create_proxy("call_function", RECORDED_OP, (key, (*ordered, *call.more), keywords), {})
                 proxy.node.meta["val"] = None
                 return give_proxy(value, proxy, self._tracer)
         finally:
-            self._unseen = False
+            self._running_op = False
 
-    def _left(self, value: Any) -> Any:
-        """What the forward leaves in an attribute: of a value that has the inputs' data in it, the name that it has in the graph."""
+    def _final_value(self, value: Any) -> Any:
+        """Return what the forward leaves in an attribute: a proxy for a tensor computed from the inputs' data, other values as they are."""
         if not isinstance(value, Tensor):
             return value
         proxy = None if is_wrapped(value) else proxy_of(value, self._tracer)
 
         def called(node: fx.Node) -> str:
-            target = self.told.calls[str(node.args[0])].target if node.target is KEPT else node.target
+            target = self.record.calls[str(node.args[0])].target if node.target is RECORDED_OP else node.target
             return target if isinstance(target, str) else str(getattr(target, "__name__", "")).partition(".")[0]
 
         return proxy if proxy is not None and carries_data(proxy.node, called) else value
 
-    def _refuse_unseen(self, patches: Changes) -> None:
-        """Until the changes end: refuse what no mode of torch's is told of, seeds and names that a tensor is given."""
+    def _refuse_untraced_changes(self, patches: Changes) -> None:
+        """Make the model's code raise where it seeds a generator or assigns new attributes of tensors, which no mode of torch sees."""
         thread = threading.get_ident()
 
         def seeded() -> None:
-            if threading.get_ident() == thread and self.seeing():
-                raise Whole("it seeds torch's generator, which a graph cannot do")
+            if threading.get_ident() == thread and self.is_recording():
+                raise KeepOpaque("it seeds torch's generator, which a graph cannot do")
 
         def assigned(tensor: Tensor, name: str, value: Any) -> None:
-            if not hasattr(Tensor, name) and self.seeing() and not by_foreign():
-                raise Whole(f"it assigns .{name} of a tensor, which a graph cannot carry")
+            if not hasattr(Tensor, name) and self.is_recording() and not called_by_foreign_code():
+                raise KeepOpaque(f"it assigns .{name} of a tensor, which a graph cannot carry")
             object.__setattr__(tensor, name, value)
 
         tell_of_seeds(patches, seeded)
         take_assignments(patches, assigned)
 
-    def seeing(self) -> bool:
-        """Whether code of the model's own runs now that is being written down."""
-        return bool(self._scopes) and not self._unseen
+    def is_recording(self) -> bool:
+        """Whether the model's own code runs now and is being recorded."""
+        return bool(self._scopes) and not self._running_op
 
     def _proxy(self, value: Any) -> fx.Proxy:
-        """What torch.export's graph calls a tensor or a size."""
+        """Return the proxy of a tensor or size in torch.export's graph; raise UnsupportedValue where it has none."""
         proxy = None if isinstance(value, Tensor) and is_wrapped(value) else proxy_of(value, self._tracer)
         if proxy is None:
-            raise Untold
+            raise UnsupportedValue
         return proxy
 
     def _node(self, value: Any) -> fx.Node:
+        """Return the node of a tensor or size in torch.export's graph."""
         return self._proxy(value).node
 
-    def _found(self, value: Any) -> list[tuple[fx.Node, tuple[str, ...], bool]]:
-        """The tensors that a module returned, with their ports."""
+    def _returned_tensors(self, value: Any) -> list[tuple[fx.Node, tuple[str, ...], bool]]:
+        """Return the tensors in a module's result, with their ports."""
         listed = [(("out",), value, True)] if isinstance(value, Tensor) else parts(value)
-        found = []
+        tensors = []
         for ports, part, default in listed:
             if isinstance(part, Tensor) and (proxy := proxy_of(part, self._tracer)) is not None:
-                found.append((proxy.node, ports, default))
-        return found
+                tensors.append((proxy.node, ports, default))
+        return tensors
 
     def _last(self) -> fx.Node | None:
+        """Return the last node of torch.export's graph."""
         return next(iter(reversed(self._tracer.graph.nodes)), None)
 
     def _abandon(self, start: fx.Node | None) -> None:
+        """Mark the nodes after ``start`` as abandoned."""
         for node in reversed(self._tracer.graph.nodes):
             if node is start:
                 break
-            self.told.abandoned.add(node)
+            self.record.abandoned.add(node)

@@ -1,7 +1,7 @@
-"""The unlifting: torch.export's graph with a recording of it becomes a graph that graphreg's symbolic tracer might have made.
+"""Turns torch.export's graph and its op record into a graph like one of the symbolic tracer.
 
-What torch.export lifted to inputs (parameters, buffers, constants) is read from the model again, under its own names; the inputs
-are the arguments of the model's forward, and what comes back is of the model's own types.
+What torch.export lifted to inputs (parameters, buffers, constants) is read from the model again, under the model's names. The inputs
+are the arguments of the model's forward, and the outputs have the model's own types.
 """
 
 from __future__ import annotations
@@ -34,107 +34,123 @@ from graphreg.ir import (
 )
 from graphreg.torch_internals import HigherOrderOperator, OpOverload
 from graphreg.tracing.export.inputs import Inputs
-from graphreg.tracing.export.op_record import AT, KEPT, Built, Found, Recording
+from graphreg.tracing.export.op_record import AT, RECORDED_OP, Built, OpRecord, ReturnedTensors
 from graphreg.tracing.shape_decisions import decided_flag
 from graphreg.tracing.symbolic.ports import settle_ports
 
-DROPPED = {"_assert_tensor_metadata", "sym_constrain_range", "sym_constrain_range_for_size"}  # they hold the example's own facts
-KEPT_WHOLE = {
+DROPPED = {"_assert_tensor_metadata", "sym_constrain_range", "sym_constrain_range_for_size"}  # they assert facts about the example
+OPAQUE_REASONS = {
     "wrap_with_autocast": "it works under an autocast of its own, and a trace would lose that",
     "_call_custom_autograd_function_in_pre_dispatch": "it calls a torch.autograd.Function, and a trace would lose its backward",
 }
 
 
-class Unlifting:
-    """Makes the graph of one mode. ``constants`` takes the tensors that are the forward's own; ``leaves``: what must be kept whole."""
+class Unlifter:
+    """Makes the graph of one mode.
 
-    def __init__(self, model: nn.Module, program: ExportedProgram, told: Recording, constants: dict[str, torch.Tensor]) -> None:
-        self.model, self.program, self.told, self.constants = model, program, told, constants
+    Attributes:
+        model: The model.
+        program: What torch.export returned.
+        record: What was recorded meanwhile.
+        constants: Filled with the tensors that the forward makes.
+        graph: The graph.
+        opaque: Filled with the submodules that must become opaque first, with reasons; then the graph is not complete.
+    """
+
+    def __init__(self, model: nn.Module, program: ExportedProgram, record: OpRecord, constants: dict[str, torch.Tensor]) -> None:
+        """Prepare the graph; ``run`` makes it."""
+        self.model, self.program, self.record, self.constants = model, program, record, constants
         self.graph = fx.Graph()
-        self.leaves: dict[str, str] = {}
+        self.opaque: dict[str, str] = {}
         self._modules = dict(model.named_modules(remove_duplicate=False))
         self._paths = {path: first for first, m in model.named_modules() for path, other in self._modules.items() if other is m}
         self._namer = Namer(self._modules.keys() - {""})
         self._buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
-        self._made: dict[int, fx.Node] = {}  # by the place of torch.export's node
+        self._made: dict[int, fx.Node] = {}  # our nodes by the place of torch.export's
         self._lifted: dict[int, str] = {}
         self._reads: dict[str, fx.Node] = {}
-        self._abandoned = {node.meta[AT] for node in told.abandoned if AT in node.meta}
-        self._returns = [(node.meta[AT], *one) for node, found in told.returns.items() if node is not None for one in found]
+        self._abandoned = {node.meta[AT] for node in record.abandoned if AT in node.meta}
+        self._returns = [(node.meta[AT], *one) for node, returned in record.returns.items() if node is not None for one in returned]
         self._returns.reverse()
-        self._outputs: list[tuple[str, str, str, Found]] = []
+        self._outputs: list[tuple[str, str, str, ReturnedTensors]] = []
         self._constants = BufferConstants(self._buffers)
 
     def run(self, wide: bool = False) -> fx.Graph:
-        """The graph; ``wide``: of a batch of two made of one, which the sites' shapes are told as."""
+        """Make the graph.
+
+        Args:
+            wide: Whether the example was a batch of one that was widened to two; the sites' shapes then show one.
+        """
         nodes = list(self.program.graph.nodes)
-        self._look(nodes)
-        if self.leaves:  # to be run again, with these kept whole
+        self._find_opaque(nodes)
+        if self.opaque:  # the model is exported again with these opaque
             return self.graph
         specs = self.program.graph_signature.input_specs
         lifted = [(node, spec) for node, spec in zip((n for n in nodes if n.op == "placeholder"), specs, strict=True)]
-        places = iter(self.told.inputs)  # torch.export has put the constants between
+        places = iter(self.record.input_places)  # torch.export puts constants between them
         for node, spec in lifted:
             node.meta[AT] = id(node) if spec.kind.name in ("CONSTANT_TENSOR", "CUSTOM_OBJ", "TOKEN") else next(places)
             if spec.kind.name != "USER_INPUT":
                 self._lifted[node.meta[AT]] = self._name_of(str(spec.target))
-        inputs = Inputs(self.graph, self.model, self.told, lambda node: label_node(node, "", self._modules, self._namer))
+        inputs = Inputs(self.graph, self.model, self.record, lambda node: label_node(node, "", self._modules, self._namer))
         self._made.update(inputs.made)
         for node in nodes:
             if node.op == "call_function":
                 if AT in node.meta:
                     self._returned(node.meta[AT])
-                node.meta.setdefault(AT, id(node))  # torch.export wrote it later, for a size
+                node.meta.setdefault(AT, id(node))  # torch.export added it later, for a size
                 self._operation(node)
         self._returned(sys.maxsize)
-        for name, path, kind, found in self._outputs:
-            for node, ports, default in found:
+        for name, path, kind, tensors in self._outputs:
+            for node, ports, default in tensors:
                 made = self._made.get(node.meta[AT])
                 if made is not None:
                     add_label(made, Label(name, kind, ports, default, module=path))
         self._assert_flags()
-        self.graph.output(self._value(self.told.output))
+        self.graph.output(self._value(self.record.output))
         self._drop()
         settle_ports(self.graph, Operations(self.model))
         described(self.graph, [node for node, _ in inputs.places] if wide else [])
         return self.graph
 
     def _assert_flags(self) -> None:
-        for name, expected in self.told.flags.items():
+        """Assert ``requires_grad`` of the parameters for which the forward read it."""
+        for name, expected in self.record.flags.items():
             read = self.graph.get_attr(name)
             asked = self.graph.call_function(getattr, (read, "requires_grad"))
             for node in (read, asked, self.graph.call_function(decided_flag, (asked, expected, name))):
                 label_site(node, "")
 
-    def _look(self, nodes: list[fx.Node]) -> None:
-        """Find what torch.export made of regions and derivatives, which must be kept whole instead."""
+    def _find_opaque(self, nodes: list[fx.Node]) -> None:
+        """Find the submodules that torch.export turned into operators with graphs of their own: they must become opaque."""
         for node in nodes:
             name = str(node.target) if isinstance(node.target, HigherOrderOperator) else function_name(node)
-            if name in KEPT_WHOLE:
-                self.leaves[self._scope(node)] = KEPT_WHOLE[name]
-            elif isinstance(node.target, HigherOrderOperator) and node.target is not KEPT:
-                self.leaves[self._scope(node)] = f"it calls {name}, which holds a graph of its own"
+            if name in OPAQUE_REASONS:
+                self.opaque[self._scope(node)] = OPAQUE_REASONS[name]
+            elif isinstance(node.target, HigherOrderOperator) and node.target is not RECORDED_OP:
+                self.opaque[self._scope(node)] = f"it calls {name}, which holds a graph of its own"
 
     def _returned(self, before: int) -> None:
-        """Give the modules that had returned before a node their names, which are taken in the order of the calls."""
+        """Name the results of modules that returned before a node: names are numbered in the order of calls."""
         while self._returns and self._returns[-1][0] < before:
-            place, path, kind, found = self._returns.pop()
-            if isinstance(found, list):
-                self._outputs.append((self._namer.module(path), path, kind, found))
-            elif place not in self._abandoned and not self._is_constant(found.meta.get(AT, -1)):
-                self._namer.operation(kind, path)  # asked of a size: a symbolic trace has a node of this name
+            place, path, kind, value = self._returns.pop()
+            if isinstance(value, list):
+                self._outputs.append((self._namer.module(path), path, kind, value))
+            elif place not in self._abandoned and not self._is_constant(value.meta.get(AT, -1)):
+                self._namer.operation(kind, path)  # a read of a size: a symbolic trace has a node of this name
 
     def _is_constant(self, place: int) -> bool:
+        """Whether the value at a place is computed from constants alone."""
         made = self._made.get(place)
         return made in self._constants if made is not None else self._lifted.get(place, "") in self._buffers
 
     def _name_of(self, target: str) -> str:
-        """The name of what was lifted: the model's own, or of a tensor that the forward made."""
+        """Return the name of a lifted tensor: the model's own, or a new one for a tensor that the forward made."""
         owner, _, name = target.rpartition(".")
         try:
             if isinstance(getattr(self.model.get_submodule(owner), name, None), torch.Tensor):
                 return target
-        except AttributeError:  # of no module of the model's: then it is one of the forward's own
+        except AttributeError:  # in no module of the model: the forward made it
             pass
         value, new = self.program.constants[target], f"_tensor_constant{len(self.constants)}"
         same = [n for n, v in self.constants.items() if v.shape == value.shape and v.dtype == value.dtype and torch.equal(v, value)]
@@ -146,12 +162,13 @@ class Unlifting:
     # Operations
 
     def _operation(self, node: fx.Node) -> None:
+        """Add the operation of a node of torch.export's."""
         name = function_name(node)
         if name in DROPPED:
             return
         args, kwargs = self._arguments(node)
-        if node.target is KEPT:
-            call = self.told.calls[str(node.args[0])]
+        if node.target is RECORDED_OP:
+            call = self.record.calls[str(node.args[0])]
             made, scope = self.graph.create_node(call.op, call.target, tuple(args[1]), dict(args[2])), call.scope
         else:
             made = self.graph.create_node("call_function", node.target, args, kwargs, name if isinstance(node.target, OpOverload) else None)
@@ -162,6 +179,7 @@ class Unlifting:
         self._label(made, scope, node)
 
     def _label(self, made: fx.Node, scope: str, node: fx.Node) -> None:
+        """Name our node ``made`` for torch.export's ``node``, unless it is no value of the model."""
         no_tensor = not _tensors(node.meta.get("val")) and made.target is not operator.setitem
         if no_tensor or node.meta[AT] in self._abandoned or (made.op != "call_module" and self._constants.take(made)):
             label_site(made, scope)
@@ -169,17 +187,19 @@ class Unlifting:
             label_node(made, scope, self._modules, self._namer)
 
     def _scope(self, node: fx.Node) -> str:
+        """Return the path of the module in which torch.export made a node."""
         stack = list((node.meta.get("nn_module_stack") or {}).values())
         path = str(stack[-1][0]) if stack else ""
         return str(self._paths.get(path, path))
 
     def _arguments(self, node: fx.Node) -> tuple[Any, Any]:
-        scope = self.told.calls[str(node.args[0])].scope if node.target is KEPT else self._scope(node)
+        """Return a node's arguments with our nodes in place of torch.export's."""
+        scope = self.record.calls[str(node.args[0])].scope if node.target is RECORDED_OP else self._scope(node)
         args, kwargs = map_arg((node.args, node.kwargs), lambda n: self._named(n, scope))
         return args, kwargs
 
     def _named(self, node: fx.Node, scope: str) -> fx.Node:
-        """Our node for one of torch.export's; what was lifted is read where it is first used."""
+        """Return our node for one of torch.export's. A lifted tensor is read where it is first used."""
         place = node.meta[AT]
         if place in self._made:
             return self._made[place]
@@ -198,6 +218,7 @@ class Unlifting:
     # Output
 
     def _value(self, value: Any) -> Any:
+        """Return the model's output as the graph returns it."""
         if isinstance(value, fx.Node):
             return self._named(value, "")
         if isinstance(value, Built):
@@ -212,7 +233,7 @@ class Unlifting:
         return value
 
     def _drop(self) -> None:
-        """Take out what nobody reads of the sizes, and of what was written down before a submodule was kept whole."""
+        """Erase unread sizes, and unread nodes that were made before a submodule became opaque."""
         ours = {made: place for place, made in self._made.items()}
         for node in reversed(self.graph.nodes):
             unnamed = node.op == "call_function" and is_labelled(node) and not own_labels(node)
@@ -221,7 +242,7 @@ class Unlifting:
         self._hide_rows()
 
     def _hide_rows(self) -> None:
-        """Within ``torch.vmap`` a node gives one row of many, which is no value of the model's: it has no name."""
+        """Remove names within ``torch.vmap``, where a node's value is one row of many and no value of the model."""
         depth = 0
         for node in self.graph.nodes:
             name = function_name(node)
@@ -231,14 +252,15 @@ class Unlifting:
 
 
 def _acts(node: fx.Node) -> bool:
-    """Whether an operation with no reader does something: it asserts, or writes, or enters or leaves a transform of torch.func."""
+    """Whether an operation has an effect even if unread: it asserts, writes, or enters or leaves a transform of torch.func."""
     name = function_name(node)
-    if name.endswith("crement_nesting"):  # of ``torch.vmap`` and the like, as torch.export writes them down
+    if name.endswith("crement_nesting"):  # ``torch.vmap`` and the like, as torch.export records them
         return True
     return is_in_place(node) or node.target in ASSERTIONS or node.target is decided_flag or name.startswith("_assert")
 
 
 def _tensors(value: Any) -> bool:
+    """Whether a value is a tensor, or a tuple or list that holds one."""
     if isinstance(value, (tuple, list)):
         return any(map(_tensors, value))
     return isinstance(value, torch.Tensor)

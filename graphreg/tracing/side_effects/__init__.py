@@ -1,1 +1,1 @@
-"""What a forward changes beside its values: found, put back, and refused where the next call would read it."""
+"""Side effects of a forward: finds what a trace changed, restores it, and refuses changes that the next call would read."""

@@ -1,4 +1,5 @@
-"""The places that a forward may change, with what was in them: attributes, variables, containers, memory."""
+"""Places that a forward may change, with their earlier content: attributes, variables, containers, memory."""
+
 from __future__ import annotations
 
 import sys
@@ -20,71 +21,87 @@ NOTHING = object()
 
 
 class Place:
-    """One thing that a forward may change, with its content from before: an attribute, a variable, a container, a generator."""
+    """Something that a forward may change, and its earlier content: attributes, variables, a container, a generator.
+
+    Attributes:
+        owner: The object that has the content.
+        name: Its name, for errors.
+        content: The content before the forward ran.
+    """
 
     def __init__(self, owner: Any, name: str) -> None:
+        """Note the present content."""
         self.owner, self.name = owner, name
         self.content = self.read()
 
     def read(self) -> Any:
-        """The content now, in a form that can be compared with ``content``."""
+        """Return the present content, in a form that can be compared with ``content``."""
         raise NotImplementedError
 
-    def settle(self) -> Iterator[str]:
-        """Make the place ready for another trace: numbers and texts stay as the forward left them, values of the trace go back.
+    def prepare_retrace(self) -> Iterator[str]:
+        """Prepare the place for another trace: numbers and strings stay as the forward left them, values of the trace are replaced.
 
-        Gives the names of what stays changed. Raises TraceError for what can be neither kept nor put back.
+        Yields:
+            The names of what stays changed.
+
+        Raises:
+            TraceError: The change can be neither kept nor restored.
         """
         raise NotImplementedError
 
-    def put_back(self) -> None:
-        """Give the place the content that it had before the forward ran."""
+    def restore(self) -> None:
+        """Restore the content from before the forward."""
         raise NotImplementedError
 
 
 class Attributes(Place):
-    """Of a module, a class, an object, a function."""
+    """The attributes of a module, class, object or function."""
 
     def read(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self.owner).items() if key not in REGISTERED}
 
     def set(self, key: str, value: Any) -> None:
+        """Set one attribute."""
         if isinstance(self.owner, type):
             setattr(self.owner, key, value)
         else:
             vars(self.owner)[key] = value
 
     def delete(self, key: str) -> None:
+        """Delete one attribute."""
         if isinstance(self.owner, type):
             delattr(self.owner, key)
         else:
             del vars(self.owner)[key]
 
     def label(self, key: str) -> str:
+        """Return the name of one attribute, for errors."""
         return f"{self.name}.{key}"
 
     def changed(self) -> list[str]:
+        """Return the attributes that are other objects now."""
         now = self.read()
         return [key for key in {**self.content, **now} if now.get(key, NOTHING) is not self.content.get(key, NOTHING)]
 
-    def settle(self) -> Iterator[str]:
-        self.kept, self.tensors = dict[str, Any](), dict[str, torch.Tensor]()
+    def prepare_retrace(self) -> Iterator[str]:
+        self.retained, self.tensors = dict[str, Any](), dict[str, torch.Tensor]()
         now = self.read()
         for key in self.changed():
             value = now.get(key, NOTHING)
             if type(value) is torch.Tensor and not isinstance(self.owner, type):
-                self.tensors[key] = value  # made by the forward: a table that it keeps, or a sum
+                self.tensors[key] = value  # made by the forward: a table or a running sum
                 continue
             if is_plain(value):
-                self.kept[key] = value
+                self.retained[key] = value
             elif not isinstance(self.owner, type) and _is_state(value, self.content.get(key)):
-                self.set(key, Gone())
+                self.set(key, StaleValue())
             else:
-                self._restore(key)
+                self._restore_key(key)
                 continue
             yield self.label(key)
 
-    def moved(self) -> Iterator[str]:
+    def reassigned(self) -> Iterator[str]:
+        """Yield the names of attributes to which another trace has assigned tensors with other content."""
         now = self.read()
         for key, then in self.tensors.items():
             value = now.get(key)
@@ -92,28 +109,30 @@ class Attributes(Place):
             if value is not then and not same:
                 yield self.label(key)
 
-    def put_back(self) -> None:
+    def restore(self) -> None:
         for key in self.changed():
-            self._restore(key)
+            self._restore_key(key)
 
-    def _restore(self, key: str) -> None:
+    def _restore_key(self, key: str) -> None:
+        """Restore one attribute."""
         if key in self.content:
             self.set(key, self.content[key])
         else:
             self.delete(key)
 
-    def count(self) -> bool:
-        found, read = False, self.read()
-        for key, then in self.kept.items():
-            now: Any = read.get(key)
+    def mark_counters(self) -> bool:
+        """Replace numbers that another trace has changed again by ``ChangingNumber``; return whether there are any."""
+        marked, attributes = False, self.read()
+        for key, then in self.retained.items():
+            now: Any = attributes.get(key)
             if type(now) in (int, float) and now != then:
-                self.set(key, Count(now))
-                found = True
-        return found
+                self.set(key, ChangingNumber(now))
+                marked = True
+        return marked
 
 
 class Variables(Attributes):
-    """Global variables, those of these names."""
+    """Global variables with certain names."""
 
     def __init__(self, owner: dict[str, Any], names: frozenset[str]) -> None:
         self.names = names
@@ -130,7 +149,7 @@ class Variables(Attributes):
 
 
 class Cells(Attributes):
-    """The variables of the functions around a function."""
+    """The closure variables of a function."""
 
     def __init__(self, owner: types.FunctionType) -> None:
         self.cells = dict(zip(owner.__code__.co_freevars, owner.__closure__ or (), strict=True))
@@ -150,21 +169,21 @@ class Cells(Attributes):
 
 
 class Slots(Attributes):
-    """Of an object whose class has ``__slots__``."""
+    """The slots of an object whose class has ``__slots__``."""
 
     def read(self) -> dict[str, Any]:
         names = (each for kind in type(self.owner).__mro__ for each in _listed(vars(kind).get("__slots__", ())))
         return {key: value for key in names if (value := getattr(self.owner, key, NOTHING)) is not NOTHING}
 
     def set(self, key: str, value: Any) -> None:
-        object.__setattr__(self.owner, key, value)  # of a frozen dataclass, too
+        object.__setattr__(self.owner, key, value)  # works for a frozen dataclass too
 
     def delete(self, key: str) -> None:
         object.__delattr__(self.owner, key)
 
 
 class Container(Place):
-    """A list, a dict, a set, a deque. Its class's own methods are not called: they may do more than hold."""
+    """The items of a list, dict, set or deque. Methods of the user's subclasses are not called: they may have effects."""
 
     def read(self) -> Any:
         if isinstance(self.owner, dict):
@@ -172,46 +191,49 @@ class Container(Place):
         return list(_base(self.owner).__iter__(self.owner))
 
     def _same(self) -> bool:
+        """Whether the container has the same items, by identity."""
         now, then = self.read(), self.content
         if isinstance(now, dict):
             return list(map(id, now)) == list(map(id, then)) and list(map(id, now.values())) == list(map(id, then.values()))
         return list(map(id, now)) == list(map(id, then))
 
-    def settle(self) -> Iterator[str]:
+    def prepare_retrace(self) -> Iterator[str]:
         if self._same():
             return
         now, then = self.read(), self.content
         if isinstance(self.owner, dict):
-            kept = {key: value for key, value in now.items() if is_plain(value)}
-            other = {key: value for key, value in then.items() if key not in kept}
-            self.fill({**other, **kept})
+            retained = {key: value for key, value in now.items() if is_plain(value)}
+            other = {key: value for key, value in then.items() if key not in retained}
+            self.fill({**other, **retained})
         else:
             old = set(map(id, then))
-            self.fill([item if is_plain(item) or id(item) in old else Gone() for item in now])
+            self.fill([item if is_plain(item) or id(item) in old else StaleValue() for item in now])
         if not self._same():
             yield self.name
 
-    def put_back(self) -> None:
+    def restore(self) -> None:
         if not self._same():
             self.fill(self.content)
 
     def fill(self, content: Any) -> None:
+        """Replace all items."""
         base = _base(self.owner)
         base.clear(self.owner)
         base.update(self.owner, content) if isinstance(self.owner, (dict, set)) else base.extend(self.owner, content)
 
 
 def _dict_of(value: dict[Any, Any]) -> type[dict[Any, Any]]:
+    """Return Python's own class that a dict is an instance of."""
     return OrderedDict if isinstance(value, OrderedDict) else dict
 
 
 def _base(value: Any) -> Any:
-    """The class of Python's own that a container is of."""
+    """Return Python's own class that a container is an instance of."""
     return _dict_of(value) if isinstance(value, dict) else next(kind for kind in (list, set, deque) if isinstance(value, kind))
 
 
 class Memory(Place):
-    """Of a tensor, an array. No trace follows a write into it that goes by other ways than torch's operations."""
+    """The memory of a tensor or array. A trace cannot follow writes into it that are not operations of torch."""
 
     def read(self) -> bytes:
         array = self.owner
@@ -220,15 +242,16 @@ class Memory(Place):
             return array.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if plain else b""
         return b"" if array.dtype.hasobject else bytes(array.tobytes())
 
-    def settle(self) -> Iterator[str]:
+    def prepare_retrace(self) -> Iterator[str]:
         if self.read() != self.content:
             raise TraceError(
-                f"the forward writes into {self.name}, an array or a tensor's memory, and no graph does so. Make it a buffer "
-                "(register_buffer) that is written by operations of torch, or move that step into a submodule that is kept whole."
+                f"the forward writes into {self.name}, an array or a tensor's memory, which a graph cannot do. Make it a buffer "
+                "(register_buffer) and write it with operations of torch, or move that step into a submodule of its own, which then "
+                "becomes an opaque module."
             )
         yield from ()
 
-    def put_back(self) -> None:
+    def restore(self) -> None:
         if self.read() == self.content:
             return
         if isinstance(self.owner, torch.Tensor):
@@ -239,7 +262,7 @@ class Memory(Place):
 
 
 def content(cell: types.CellType) -> Any:
-    """What is in a cell; a mark where nothing is."""
+    """Return the content of a closure cell, or NOTHING if it is empty."""
     try:
         return cell.cell_contents
     except ValueError:
@@ -247,19 +270,25 @@ def content(cell: types.CellType) -> Any:
 
 
 def _listed(slots: Any) -> tuple[str, ...]:
+    """Return the names in ``__slots__``."""
     names = (slots,) if isinstance(slots, str) else tuple(slots)
     return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
 
 
 def _is_state(value: Any, before: Any) -> bool:
-    """Whether an attribute that was assigned carries data to the next call; a table that is made once and kept does not."""
+    """Whether an assigned attribute carries data to the next call. A table that is made once and kept does not."""
     if isinstance(value, fx.Proxy):
         return carries_data(value.node)
     return isinstance(value, torch.Tensor) and isinstance(before, torch.Tensor)
 
 
 def carries_data(node: fx.Node, called: Callable[[fx.Node], str] = function_name) -> bool:
-    """Whether what is in the model's inputs enters a value, not their sizes and dtypes alone. ``called``: what a node calls, by name."""
+    """Whether a value depends on the content of the model's inputs, and not only on their sizes and dtypes.
+
+    Args:
+        node: The node of the value.
+        called: Returns the name of what a node calls.
+    """
     waiting, seen = [node], set[fx.Node]()
     while waiting:
         current = waiting.pop()
@@ -277,47 +306,46 @@ def carries_data(node: fx.Node, called: Callable[[fx.Node], str] = function_name
 
 
 def is_plain(value: Any) -> bool:
+    """Whether a value consists of numbers, strings, bytes and None in containers."""
     kind = type(value)
     if issubclass(kind, (list, tuple, set, deque)):
         return all(map(is_plain, value))
     return all(map(is_plain, value.values())) if issubclass(kind, dict) else issubclass(kind, PLAIN)
 
 
-
-
-class Gone:
-    """Stands for a value of an earlier trace in a list; whoever does more with it than count it is told."""
+class StaleValue:
+    """Replaces a value of an earlier trace. Reading it raises TypeError; it may only be counted as an item."""
 
     def _refuse(self, *args: Any) -> Any:
-        raise TypeError("the forward reads what an earlier call of it left behind")
+        raise TypeError("the forward reads what its earlier call left behind")
 
-    def __deepcopy__(self, memo: Any) -> Gone:
+    def __deepcopy__(self, memo: Any) -> StaleValue:
         return self
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
-        """What ``isinstance`` asks: the model's code is refused, torch.fx's, which looks through all attributes, is told."""
+        """The class that ``isinstance`` sees; raises TypeError in the model's code. torch.fx looks through all attributes and may ask."""
         frame = sys._getframe(1)
-        # type_inference asks for the model's code
+        # type_inference calls isinstance on behalf of the model's code
         while frame.f_back is not None and frame.f_globals.get("__name__") == "graphreg.tracing.type_inference":
             frame = frame.f_back
         if str(frame.f_globals.get("__name__")).partition(".")[0] not in FOREIGN:
             self._refuse()
-        return Gone
+        return StaleValue
 
     __getattr__ = __add__ = __radd__ = __mul__ = __rmul__ = __sub__ = __rsub__ = __getitem__ = __iter__ = __len__ = __bool__ = _refuse
 
 
-class Count(int):
-    """A number that each call changes. It can be counted on and shown; whoever decides or computes by it is told."""
+class ChangingNumber(int):
+    """A number that each call changes. It can be added to and printed; other arithmetic and comparisons raise TypeError."""
 
-    def __add__(self, other: int) -> Count:
-        return Count(int.__add__(self, other))
+    def __add__(self, other: int) -> ChangingNumber:
+        return ChangingNumber(int.__add__(self, other))
 
     __radd__ = __add__
 
-    def __sub__(self, other: int) -> Count:
-        return Count(int.__sub__(self, other))
+    def __sub__(self, other: int) -> ChangingNumber:
+        return ChangingNumber(int.__sub__(self, other))
 
     def _refuse(self, *args: Any) -> Any:
         raise TypeError("the forward decides or computes by a number that each call changes")

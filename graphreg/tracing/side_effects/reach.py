@@ -1,7 +1,7 @@
-"""What a model's code may reach beside its modules: global names, closures, functions and classes, and what it assigns.
+"""Finds what a model's code can reach outside its modules: global variables, closures, functions and classes, and what it assigns.
 
-Names are followed, not values: a function that mentions ``step`` may call each method of that name of the model's classes. So more is
-found than runs, and what is found is only looked at before and after.
+The search follows names, not values: a function that mentions ``step`` may call any method of that name in the model's classes. So it
+finds more than runs. Nothing that it finds is called; its state is only compared before and after a trace.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from graphreg.torch_internals import forward_hooks
 from graphreg.tracing.side_effects.places import content
 from graphreg.tracing.symbolic.proxies import FOREIGN
 
-_CLOCKS = {"time", "datetime", "uuid", "secrets"}  # what they tell is another thing at each call
+_CLOCKS = {"time", "datetime", "uuid", "secrets"}  # they return something else at each call
 _CALLED = {types.FunctionType, types.MethodType, functools.partial, functools._lru_cache_wrapper}
 _UNCALLED = {"__init__", "__new__", "__init_subclass__", "__repr__", "__getstate__", "__setstate__", "__reduce__", "__deepcopy__"}
 _MUTATORS = {
@@ -30,51 +30,68 @@ _MUTATORS = {
 
 
 @dataclass(frozen=True)
-class Stored:
-    """What code assigns: attributes and global variables by name; and the names of what it changes the items of."""
+class Assigned:
+    """What code assigns.
+
+    Attributes:
+        attributes: The names of attributes.
+        variables: The names of global and closure variables.
+        items: The names of containers whose items it changes.
+    """
 
     attributes: frozenset[str] = frozenset()
     variables: frozenset[str] = frozenset()
     items: frozenset[str] = frozenset()
 
-    def __or__(self, other: Stored) -> Stored:
-        return Stored(self.attributes | other.attributes, self.variables | other.variables, self.items | other.items)
+    def __or__(self, other: Assigned) -> Assigned:
+        return Assigned(self.attributes | other.attributes, self.variables | other.variables, self.items | other.items)
 
 
 @dataclass
-class Reach:
-    """What is reached: the functions, the names that each space of global variables is asked for, the classes that stand there."""
+class ReachableCode:
+    """What code can reach.
+
+    Attributes:
+        functions: The functions by id.
+        variables: By id of a global namespace, the namespace and the names in it that code mentions.
+        classes: The classes.
+        mentioned: All names that code mentions.
+        clocks: Whether code reads a clock or the like.
+    """
 
     functions: dict[int, types.FunctionType] = field(default_factory=dict)
     variables: dict[int, tuple[dict[str, Any], set[str]]] = field(default_factory=dict)
     classes: dict[type, None] = field(default_factory=dict)
     mentioned: set[str] = field(default_factory=set)
-    clocks: bool = False  # it asks what time it is, or the like
+    clocks: bool = False
 
     @property
-    def stored(self) -> Stored:
-        return functools.reduce(Stored.__or__, (stored(function.__code__) for function in self.functions.values()), Stored())
+    def assigned(self) -> Assigned:
+        """What the functions assign."""
+        return functools.reduce(Assigned.__or__, (assigned_by(function.__code__) for function in self.functions.values()), Assigned())
 
 
-def others(kind: type) -> bool:
-    """Whether a class is nobody's model code."""
+def is_foreign_class(kind: type) -> bool:
+    """Whether a class belongs to no model's code: it is from torch, graphreg, Python or the like."""
     return kind.__module__.partition(".")[0] in FOREIGN
 
 
-def reached(modules: Iterable[nn.Module]) -> Reach:
-    """What the forwards of modules reach, with their hooks and what is set on them."""
+def reachable_code(modules: Iterable[nn.Module]) -> ReachableCode:
+    """Return what the forwards of modules can reach, with their hooks and attributes."""
     return _Search().run(modules)
 
 
 class _Search:
-    def __init__(self) -> None:
-        self.found = Reach()
-        self._methods: dict[str, list[Any]] = defaultdict(list)  # of the classes known so far, by name
-        self._kinds, self._waiting = set[type](), list[types.FunctionType]()
-        self._direct: set[int] = set()  # the forwards, and the functions that these call by name
+    """A search over names, from modules to everything that their code can reach."""
 
-    def run(self, modules: Iterable[nn.Module]) -> Reach:
-        """Follow the code of the modules, and of what it names, until nothing new is found."""
+    def __init__(self) -> None:
+        self.code = ReachableCode()
+        self._methods: dict[str, list[Any]] = defaultdict(list)  # the methods of the classes known so far, by name
+        self._kinds, self._waiting = set[type](), list[types.FunctionType]()
+        self._direct: set[int] = set()  # ids of the forwards and of the functions that these call by name
+
+    def run(self, modules: Iterable[nn.Module]) -> ReachableCode:
+        """Follow the code of the modules, and of what it mentions, until nothing new is found."""
         kinds: dict[type, None] = {}
         for module in modules:
             kinds[type(module)] = None
@@ -82,15 +99,15 @@ class _Search:
             for called in forward_hooks(module):
                 self._function(called)
             for value in vars(module).values():
-                self._held(value)
+                self._attribute(value)
         for kind in kinds:
             self._class(kind)
         while self._waiting:
             self._look(self._waiting.pop())
-        return self.found
+        return self.code
 
-    def _held(self, value: Any) -> None:
-        """Functions that a module has as attributes, or in a list or a dict."""
+    def _attribute(self, value: Any) -> None:
+        """Add the functions that an attribute of a module is or contains."""
         if type(value) in _CALLED:
             self._function(value, True)
         elif type(value) in (list, tuple, dict):
@@ -99,104 +116,110 @@ class _Search:
                     self._function(item, True)
 
     def _class(self, kind: type) -> None:
+        """Add a class: its forward, its special methods, and the methods that code mentions."""
         for base in kind.__mro__:
-            if base in self._kinds or others(base):
+            if base in self._kinds or is_foreign_class(base):
                 continue
             self._kinds.add(base)
             for name, value in list(vars(base).items()):
                 self._methods[name].append(value)
                 special = name.startswith("__") and name not in _UNCALLED
                 forward = name == "forward" and issubclass(base, nn.Module)
-                if forward or special or name in self.found.mentioned:
+                if forward or special or name in self.code.mentioned:
                     self._function(value, forward)
 
-    def _function(self, thing: Any, direct: bool = False) -> None:
-        """A function, wherever it is inside partials, decorators, methods and properties."""
-        for function in _functions(thing):
+    def _function(self, value: Any, direct: bool = False) -> None:
+        """Add a function, unwrapped from partials, decorators, methods and properties."""
+        for function in _functions(value):
             if direct:
                 self._direct.add(id(function))
-            if id(function) not in self.found.functions and not _foreign(function.__globals__):
-                self.found.functions[id(function)] = function
+            if id(function) not in self.code.functions and not _is_foreign_namespace(function.__globals__):
+                self.code.functions[id(function)] = function
                 self._waiting.append(function)
 
     def _look(self, function: types.FunctionType) -> None:
-        names, space, direct = _names(function.__code__), function.__globals__, id(function) in self._direct
-        _, asked = self.found.variables.setdefault(id(space), (space, set()))
-        for name in names - self.found.mentioned:
-            self.found.mentioned.add(name)
+        """Add what a function mentions."""
+        names, space, direct = _mentioned_names(function.__code__), function.__globals__, id(function) in self._direct
+        _, names_read = self.code.variables.setdefault(id(space), (space, set()))
+        for name in names - self.code.mentioned:
+            self.code.mentioned.add(name)
             for method in self._methods.get(name, ()):
                 self._function(method)
-        for name in names - asked:
+        for name in names - names_read:
             if name in space:
-                asked.add(name)
+                names_read.add(name)
                 self._value(space[name], names, direct)
         for cell in function.__closure__ or ():
             self._value(content(cell), names, direct)
 
     def _value(self, value: Any, names: frozenset[str], direct: bool) -> None:
+        """Add what can be reached through the value of a variable; ``names``: what the code mentions."""
         if direct:
-            self.found.clocks |= _home(value) in _CLOCKS
+            self.code.clocks |= _module_name(value) in _CLOCKS
         if isinstance(value, types.ModuleType):
-            if not _foreign(vars(value)):
+            if not _is_foreign_namespace(vars(value)):
                 self._module(vars(value), names, direct)
         elif isinstance(value, type):
-            if not others(value):
-                self.found.classes[value] = None
+            if not is_foreign_class(value):
+                self.code.classes[value] = None
                 self._class(value)
                 self._function(vars(value).get("__init__"))
         elif callable(value) and next(_functions(value), None) is not None:
             self._function(value, direct)
-        elif not others(type(value)):
+        elif not is_foreign_class(type(value)):
             self._class(type(value))
 
     def _module(self, space: dict[str, Any], names: frozenset[str], direct: bool) -> None:
-        _, asked = self.found.variables.setdefault(id(space), (space, set()))
-        for name in names - asked:
+        """Add the variables of a Python module that code mentions."""
+        _, names_read = self.code.variables.setdefault(id(space), (space, set()))
+        for name in names - names_read:
             if name in space:
-                asked.add(name)
+                names_read.add(name)
                 self._value(space[name], names, direct)
 
 
-def _home(value: Any) -> str:
-    """The module that a value is, or that it is from."""
+def _module_name(value: Any) -> str:
+    """Return the name of the Python module that a value is, or is defined in."""
     named = isinstance(value, (types.FunctionType, types.BuiltinFunctionType, type))
     return value.__name__ if isinstance(value, types.ModuleType) else str(value.__module__) if named else ""
 
 
-def _foreign(space: dict[str, Any]) -> bool:
+def _is_foreign_namespace(space: dict[str, Any]) -> bool:
+    """Whether a global namespace belongs to no model's code."""
     return str(space.get("__name__", "")).partition(".")[0] in FOREIGN
 
 
-def _functions(thing: Any) -> Iterator[types.FunctionType]:
+def _functions(value: Any) -> Iterator[types.FunctionType]:
+    """Yield the functions inside partials, decorators, methods and properties."""
     while True:
-        if isinstance(thing, functools.partial):
-            thing = thing.func
-        elif isinstance(thing, (types.MethodType, staticmethod, classmethod)):
-            thing = thing.__func__
-        elif isinstance(thing, property):
-            yield from (each for part in (thing.fset, thing.fdel) if part is not None for each in _functions(part))
-            thing = thing.fget
-        elif isinstance(thing, functools.cached_property):
-            thing = thing.func
+        if isinstance(value, functools.partial):
+            value = value.func
+        elif isinstance(value, (types.MethodType, staticmethod, classmethod)):
+            value = value.__func__
+        elif isinstance(value, property):
+            yield from (each for part in (value.fset, value.fdel) if part is not None for each in _functions(part))
+            value = value.fget
+        elif isinstance(value, functools.cached_property):
+            value = value.func
         else:
             break
-    if isinstance(thing, types.FunctionType):
-        yield thing
-    if isinstance(thing, (types.FunctionType, functools._lru_cache_wrapper)) and "__wrapped__" in vars(thing):
-        yield from _functions(vars(thing)["__wrapped__"])
+    if isinstance(value, types.FunctionType):
+        yield value
+    if isinstance(value, (types.FunctionType, functools._lru_cache_wrapper)) and "__wrapped__" in vars(value):
+        yield from _functions(vars(value)["__wrapped__"])
 
 
 @lru_cache(8192)
-def _names(code: types.CodeType) -> frozenset[str]:
-    """The global names, attributes and variables around it that code mentions, with the functions in it."""
-    inner = (_names(each) for each in code.co_consts if isinstance(each, types.CodeType))
+def _mentioned_names(code: types.CodeType) -> frozenset[str]:
+    """Return the global names, attributes and closure variables that code mentions, inner functions included."""
+    inner = (_mentioned_names(each) for each in code.co_consts if isinstance(each, types.CodeType))
     return frozenset((*code.co_names, *code.co_freevars)).union(*inner)
 
 
 @lru_cache(8192)
-def stored(code: types.CodeType) -> Stored:
-    """What code assigns, with the functions in it."""
-    dynamic = {"setattr", "vars", "__dict__"}.intersection(code.co_names)  # then the name may be any text in it
+def assigned_by(code: types.CodeType) -> Assigned:
+    """Return what code assigns, inner functions included."""
+    dynamic = {"setattr", "vars", "__dict__"}.intersection(code.co_names)  # then the name may be any string in it
     texts = (each for each in code.co_consts if dynamic and isinstance(each, str) and each.isidentifier())
     attributes, variables, items, loaded, subscripts = set(texts), set[str](), set[str](), "", False
     named = set[str]()
@@ -215,6 +238,6 @@ def stored(code: types.CodeType) -> Stored:
             named.add(name)
         elif kind not in ("PUSH_NULL", "CACHE", "PRECALL"):
             loaded = ""
-    found = Stored(frozenset(attributes), frozenset(variables), frozenset(items | named if subscripts else items))
-    inner = (stored(each) for each in code.co_consts if isinstance(each, types.CodeType))
-    return functools.reduce(Stored.__or__, inner, found)
+    outer = Assigned(frozenset(attributes), frozenset(variables), frozenset(items | named if subscripts else items))
+    inner = (assigned_by(each) for each in code.co_consts if isinstance(each, types.CodeType))
+    return functools.reduce(Assigned.__or__, inner, outer)

@@ -1,7 +1,7 @@
-"""One trace, and another one where there is reason to think that the next call computes something else: that is refused.
+"""Traces a forward, and traces it again where the next call may compute something else, which is refused.
 
-A graph computes the same at each call. A forward that reads what earlier calls of it left behind does not, and no more does one that
-reads what a submodule, which is kept whole and so runs at each call, changes in its turn.
+A graph computes the same at each call. A forward does not if it reads what its earlier calls left behind, or what an opaque module
+changes when it runs.
 """
 
 from __future__ import annotations
@@ -13,165 +13,190 @@ from typing import TypeVar
 
 from torch import fx, nn
 
-from graphreg.errors import TraceError, first_line
+from graphreg.errors import TraceError, first_line, listed
 from graphreg.ir import compared, difference
 from graphreg.torch_internals import Changes, raise_interrupt
-from graphreg.tracing.side_effects.opaque import Lost, unseen
-from graphreg.tracing.side_effects.reach import reached
-from graphreg.tracing.side_effects.snapshot import Before
+from graphreg.tracing.side_effects.opaque import OpaqueState, untraced_modules
+from graphreg.tracing.side_effects.reach import reachable_code
+from graphreg.tracing.side_effects.snapshot import Snapshot
 
 _T = TypeVar("_T")
-_SHOWN = 4  # names in a sentence
+_SHOWN = 4  # names in a message
 
 
 @contextmanager
-def left_as_it_was(model: nn.Module) -> Iterator[Before]:
-    """Puts back whatever running a forward on proxies may have changed of the model, and of what its code reaches."""
-    before = Before(model)
+def model_restored(model: nn.Module) -> Iterator[Snapshot]:
+    """Restore at the end of the block whatever a traced forward changed in the model and in what its code can reach."""
+    before = Snapshot(model)
     with Changes() as changes, changes:
-        changes.later(before.put_back)
+        changes.later(before.restore)
         yield before
 
 
-def once_and_for_all(model: nn.Module, trace: Callable[[], fx.Graph], leaves: dict[str, str], run: bool) -> fx.Graph:
-    """The graph of a call; refused where the call after it would be another.
+def trace_repeatable(model: nn.Module, trace: Callable[[], fx.Graph], opaque: dict[str, str], run: bool) -> fx.Graph:
+    """Return the graph of a call, or raise where the next call would have another one.
 
-    ``leaves``: the submodules kept whole, which may get more; ``run``: whether these run in a trace, for their results.
+    Args:
+        model: The model.
+        trace: Traces the model.
+        opaque: The opaque modules with reasons; may get more.
+        run: Whether opaque modules run during a trace.
+
+    Raises:
+        StatefulForward: The forward changes what its next call reads.
+        TraceError: The forward reads what an opaque module changes.
     """
-    with left_as_it_was(model) as before:
-        if one_way := [name for name, key in before.one_way.items() if _mentions(model, {} if run else leaves, key)]:
-            raise Forgetful(model, one_way, leaves, " (it moves on as it is read, and nobody can put it back)")
-        known = len(leaves)
+    with model_restored(model) as before:
+        if irreversible := [name for name, key in before.irreversible.items() if _modules_mentioning(model, {} if run else opaque, key)]:
+            raise StatefulForward(model, irreversible, opaque, " (it advances when it is read, and cannot be restored)")
+        known = len(opaque)
         graph = trace()
-        if len(leaves) > known:  # it is traced once more, and these not at all
+        if len(opaque) > known:  # the caller traces once more, without the code of these
             return graph
-        if drawn := [name for name in before.drawn() if not _left_out(model, name, leaves)]:
-            raise Forgetful(model, drawn, leaves, "")
+        if drawn_generators := [name for name in before.drawn_generators() if not _draws_outside_trace(model, name, opaque)]:
+            raise StatefulForward(model, drawn_generators, opaque, "")
         changed = before.changed()
-        if changed or before.tables() or before.reach.clocks:
-            _repeated(model, graph, trace, before, changed, leaves)
-    _alone(model, graph, trace, leaves)
+        if changed or before.assigned_tensors() or before.code.clocks:
+            _check_next_call(model, graph, trace, before, changed, opaque)
+    _check_opaque_state(model, graph, trace, opaque)
     return graph
 
 
-def _repeated(
-    model: nn.Module, graph: fx.Graph, trace: Callable[[], fx.Graph], before: Before, changed: list[str], leaves: dict[str, str]
+def _check_next_call(
+    model: nn.Module, graph: fx.Graph, trace: Callable[[], fx.Graph], before: Snapshot, changed: list[str], opaque: dict[str, str]
 ) -> None:
-    """Trace again from where the first trace has left the model."""
-    told = changed or ["what it asks of a clock or the like"]
+    """Trace again from the state that the first trace left behind; raise StatefulForward where that gives another graph."""
+    changes = changed or ["what it reads from a clock or the like"]
     try:
         again = [trace()]
-        if before.counting():
+        if before.mark_counters():
             again.append(trace())
     except Exception as error:
         raise_interrupt(error)
-        raise Forgetful(model, told, leaves, f" ({first_line(error)})") from error
-    if moved := before.moved():
-        raise Forgetful(model, moved, leaves, "")
-    for other in again if changed or before.reach.clocks else ():
-        if found := difference(graph, other):
-            raise Forgetful(model, told, leaves, f" ({found[1]})")
+        raise StatefulForward(model, changes, opaque, f" ({first_line(error)})") from error
+    if reassigned := before.reassigned():
+        raise StatefulForward(model, reassigned, opaque, "")
+    for other in again if changed or before.code.clocks else ():
+        if differing := difference(graph, other):
+            raise StatefulForward(model, changes, opaque, f" ({differing[1]})")
 
 
-def _alone(model: nn.Module, graph: fx.Graph, trace: Callable[[], fx.Graph], leaves: dict[str, str]) -> None:
-    """Trace again with everything gone that submodules kept whole change at each call: nobody else may read it."""
-    modules = unseen(model, leaves)
+def _check_opaque_state(model: nn.Module, graph: fx.Graph, trace: Callable[[], fx.Graph], opaque: dict[str, str]) -> None:
+    """Trace again with everything hidden that opaque modules change at each call. A submodule that reads it becomes opaque too.
+
+    Raises:
+        TraceError: The model itself reads it.
+    """
+    modules = untraced_modules(model, opaque)
     if not modules:
         return
-    with left_as_it_was(model) as before:
-        lost, known = Lost(before).of(modules), len(leaves)
-        if not lost:
+    with model_restored(model) as before:
+        hidden, known = OpaqueState(before).hide(modules), len(opaque)
+        if not hidden:
             return
-        how = ""
+        reason = ""
         try:
-            found = difference(graph, trace())
+            differing = difference(graph, trace())
         except Exception as error:
             raise_interrupt(error)
-            how, found = f" ({first_line(error)})", ("", "")
-    names = _listed(lost)
-    how = how or (f" ({found[1]})" if found else "")
-    if found is None or len(leaves) > known:  # what reads it is kept whole from now on
+            reason, differing = f" ({first_line(error)})", ("", "")
+    names = listed(hidden, _SHOWN)
+    reason = reason or (f" ({differing[1]})" if differing else "")
+    if differing is None or len(opaque) > known:  # nothing reads it, or what reads it has become opaque
         return
-    if found[0] and found[0] not in leaves and found[0] in dict(model.named_modules()):
-        leaves[found[0]] = f"it reads {names}, which a submodule that is kept whole changes"
+    if differing[0] and differing[0] not in opaque and differing[0] in dict(model.named_modules()):
+        opaque[differing[0]] = f"it reads {names}, which an opaque module changes"
         return
     raise TraceError(
-        f"{type(model).__name__}.forward reads what a submodule changes that is kept whole{how}: {names}. A graph would "
-        "have what that was when it was traced. Return it from that submodule's forward, make it a buffer there (register_buffer), or "
-        "read it in a submodule of its own, which graphreg then keeps whole."
+        f"{type(model).__name__}.forward reads what an opaque module changes{reason}: {names}. A graph would contain its value at the "
+        "time of the trace. Return it from that module's forward, make it a buffer there (register_buffer), or read it in a submodule "
+        "of its own, which then becomes an opaque module."
     )
 
 
 def same_graph(graph: fx.Graph, trace: Callable[[], fx.Graph]) -> bool:
-    """Whether another trace gives the same graph."""
+    """Whether another trace gives the same graph; False if it fails."""
     try:
         return compared(graph, trace()) == (True, {})
-    except Exception as error:  # it goes a way that cannot be traced: another one
+    except Exception as error:  # it takes a branch that cannot be traced
         raise_interrupt(error)
         return False
 
 
-def keeping(traced: Callable[[], _T], leaves: dict[str, str]) -> _T | None:
-    """None where a submodule must be kept whole first, for its forward is another at each call. Raises where the model's own is."""
+def or_make_opaque(trace: Callable[[], _T], opaque: dict[str, str]) -> _T | None:
+    """Return what ``trace`` returns, or None where submodules have become opaque because their forwards are stateful.
+
+    Raises:
+        StatefulForward: The model's own forward is stateful.
+    """
     try:
-        return traced()
-    except Forgetful as error:
-        if not error.paths or error.paths <= leaves.keys():
+        return trace()
+    except StatefulForward as error:
+        if not error.paths or error.paths <= opaque.keys():
             raise
-        leaves.update(dict.fromkeys(sorted(error.paths), "its forward changes what its next call reads"))
+        opaque.update(dict.fromkeys(sorted(error.paths), "its forward changes what its next call reads"))
         return None
 
 
-class Forgetful(TraceError):
-    """Raised of what a forward leaves behind for its next call; ``paths``: of the submodules that alone do so, none where others do."""
+class StatefulForward(TraceError):
+    """A forward changes what its next call reads.
 
-    def __init__(self, model: nn.Module, changed: Sequence[str], leaves: dict[str, str], how: str) -> None:
-        self.paths = _owners(model, changed, leaves)
+    Attributes:
+        paths: The submodules that do so; empty if they are not the only ones.
+    """
+
+    def __init__(self, model: nn.Module, changed: Sequence[str], opaque: dict[str, str], reason: str) -> None:
+        """Word the error.
+
+        Args:
+            model: The model.
+            changed: The names of what changes.
+            opaque: The opaque modules.
+            reason: How that was noticed, in parentheses, or ``""``.
+        """
+        self.paths = _submodules_of(model, changed, opaque)
         super().__init__(
-            f"{type(model).__name__}.forward changes {_listed(changed)} for its next call, which then computes something else{how}; a "
-            "graph computes the same at each call. Make it a buffer (register_buffer) that is changed in place (self.calls.add_(1)), or "
-            "move that step into a submodule of its own, which graphreg then keeps whole."
+            f"{type(model).__name__}.forward changes {listed(changed, _SHOWN)} for its next call, which then computes something "
+            f"else{reason}; a graph computes the same at each call. Make it a buffer (register_buffer) that is changed in place "
+            "(self.calls.add_(1)), or move that step into a submodule of its own, which then becomes an opaque module."
         )
 
 
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
-
-
-def _owners(model: nn.Module, names: Sequence[str], leaves: dict[str, str]) -> set[str]:
-    """The paths of the submodules whose state these are, or whose code alone mentions them; none where that is not all."""
-    modules, found = dict(model.named_modules()), set[str]()
+def _submodules_of(model: nn.Module, names: Sequence[str], opaque: dict[str, str]) -> set[str]:
+    """Return the submodules that have this state or whose code alone mentions it; empty if that does not cover all names."""
+    modules, owners = dict(model.named_modules()), set[str]()
     for name in names:
         path = name.removeprefix("self.").rpartition(".")[0] if name.startswith("self.") else ""
         while path and path not in modules:
             path = path.rpartition(".")[0]
-        paths = {path} if name.startswith("self.") else _mentions(model, leaves, _key(name))
+        paths = {path} if name.startswith("self.") else _modules_mentioning(model, opaque, _last_name(name))
         if not paths or "" in paths:
             return set()
-        found |= paths
-    return found
+        owners |= paths
+    return owners
 
 
-def _left_out(model: nn.Module, stream: str, leaves: dict[str, str]) -> bool:
-    """Whether no code that is traced draws from a generator of random numbers."""
+def _draws_outside_trace(model: nn.Module, stream: str, opaque: dict[str, str]) -> bool:
+    """Whether no traced code draws from a random generator."""
     if stream == "numpy.random" and threading.active_count() > 1:  # another thread may have drawn from it
         return True
-    return not _mentions(model, leaves, _key(stream))
+    return not _modules_mentioning(model, opaque, _last_name(stream))
 
 
-def _key(name: str) -> str:
+def _last_name(name: str) -> str:
+    """Return the name by which code mentions a place."""
     return name.partition(",")[0].rpartition(".")[2]
 
 
-def _mentions(model: nn.Module, leaves: dict[str, str], key: str) -> set[str]:
-    """The paths of the modules, of those that are traced, whose code has this name in it."""
+def _modules_mentioning(model: nn.Module, opaque: dict[str, str], key: str) -> set[str]:
+    """Return the paths of the traced modules whose code mentions a name."""
     known: dict[type, bool] = {}
     for module in model.modules():
         if type(module) not in known:
-            known[type(module)] = key in reached([module]).mentioned
-    return {path for path, module in model.named_modules() if known[type(module)] and not _within(path, leaves)}
+            known[type(module)] = key in reachable_code([module]).mentioned
+    return {path for path, module in model.named_modules() if known[type(module)] and not _within(path, opaque)}
 
 
-def _within(path: str, leaves: dict[str, str]) -> bool:
-    return any(path == leaf or path.startswith(f"{leaf}.") for leaf in leaves)
+def _within(path: str, opaque: dict[str, str]) -> bool:
+    """Whether a path is that of an opaque module or inside one."""
+    return any(path == each or path.startswith(f"{each}.") for each in opaque)

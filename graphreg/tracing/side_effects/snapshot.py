@@ -1,7 +1,7 @@
-"""What a forward changes beside its values: attributes, variables, lists, arrays, counters, default arguments; and putting that back.
+"""Snapshots of what a forward may change beside its values: attributes, variables, lists, arrays, counters, default arguments.
 
-A trace runs the forward, and a graph does none of this. What the forward leaves behind for its next call is kept for a moment, to
-see whether a second trace comes out otherwise: then the graph would be wrong from its second call on.
+A trace runs the forward, so these changes happen; a graph makes none of them, so they must be restored. Before that, what the forward
+left behind shows whether a second trace differs: then the graph would be wrong from its second call on.
 """
 
 from __future__ import annotations
@@ -20,51 +20,78 @@ from typing import Any
 import torch
 from torch import nn
 
-from graphreg.tracing.side_effects.iterators import Bytes, Context, Steps, Stream, can_be_copied, is_iterator, is_stream
-from graphreg.tracing.side_effects.places import PLAIN, REGISTERED, Attributes, Cells, Container, Gone, Memory, Place, Slots, Variables
-from graphreg.tracing.side_effects.reach import Reach, others, reached
+from graphreg.tracing.side_effects.iterators import (
+    ByteArray,
+    ContextVariable,
+    IteratorPosition,
+    RandomGenerator,
+    can_be_copied,
+    is_iterator,
+    is_random_generator,
+)
+from graphreg.tracing.side_effects.places import (
+    PLAIN,
+    REGISTERED,
+    Attributes,
+    Cells,
+    Container,
+    Memory,
+    Place,
+    Slots,
+    StaleValue,
+    Variables,
+)
+from graphreg.tracing.side_effects.reach import ReachableCode, is_foreign_class, reachable_code
 
-_OBJECTS = (types.SimpleNamespace, threading.local, queue.Queue)  # Python's own that hold what they are given
+_OBJECTS = (types.SimpleNamespace, threading.local, queue.Queue)  # classes of Python that hold state
 _FOLDED = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, nn.Parameter)
 
 
-class Before:
-    """A model before its forward runs: its attributes, what is in their containers, in its classes and in default arguments, and what
-    its code reaches beside that."""
+class Snapshot:
+    """The state of a model before its forward runs, and of everything else that its code can reach.
+
+    Attributes:
+        places: Everything that the forward may change.
+        irreversible: What cannot be restored, by name: the name that code mentions it by.
+        code: What the model's code can reach.
+    """
 
     def __init__(self, model: nn.Module) -> None:
+        """Take the snapshot."""
         self.places: list[Place] = []
-        self.one_way: dict[str, str] = {}  # what nobody can put back, by name: the key that code has it by
+        self.irreversible: dict[str, str] = {}
         self._seen: set[int] = set()
         self._registered = [(m, {name: dict(m.__dict__[name]) for name in REGISTERED}) for m in model.modules()]
         kinds: dict[type, None] = {}
         for path, module in model.named_modules():
-            self._attributes(Attributes(module, f"self.{path}" if path else "self"), 2)
-            kinds |= {kind: None for kind in type(module).__mro__ if not others(kind)}
-        self.reach = reached(model.modules())
-        for kind in {**kinds, **self.reach.classes}:
-            self._class(kind)
-        self._outside(self.reach)
+            self._add_attributes(Attributes(module, f"self.{path}" if path else "self"), 2)
+            kinds |= {kind: None for kind in type(module).__mro__ if not is_foreign_class(kind)}
+        self.code = reachable_code(model.modules())
+        for kind in {**kinds, **self.code.classes}:
+            self._add_class(kind)
+        self._add_reachable(self.code)
 
-    def _outside(self, reach: Reach) -> None:
-        for space, names in reach.variables.values():
-            self._attributes(Variables(space, frozenset(names)), 2)
-            if any(_is_numpys(space[name]) for name in names):
-                self._look(sys.modules["numpy"].random.mtrand._rand, "numpy.random", 0)
-        for function in reach.functions.values():
-            self._defaults(function, f"{function.__module__}.{function.__qualname__}")
-            self._attributes(Attributes(function, function.__qualname__), 1)
+    def _add_reachable(self, code: ReachableCode) -> None:
+        """Add global variables, closures, default arguments and attributes of functions."""
+        for space, names in code.variables.values():
+            self._add_attributes(Variables(space, frozenset(names)), 2)
+            if any(_draws_from_numpy(space[name]) for name in names):
+                self._add_value(sys.modules["numpy"].random.mtrand._rand, "numpy.random", 0)
+        for function in code.functions.values():
+            self._add_defaults(function, f"{function.__module__}.{function.__qualname__}")
+            self._add_attributes(Attributes(function, function.__qualname__), 1)
             if function.__closure__:
-                self._attributes(Cells(function), 2)
+                self._add_attributes(Cells(function), 2)
 
-    def _attributes(self, place: Attributes, depth: int) -> None:
-        """``depth``: how many objects within one another are looked into."""
+    def _add_attributes(self, place: Attributes, depth: int) -> None:
+        """Add attributes or variables and what is in them; ``depth``: how many levels of nested objects to look into."""
         self._seen.add(id(place.owner))
         self.places.append(place)
         for key, value in place.content.items():
-            self._look(value, place.label(key), depth, place, key)
+            self._add_value(value, place.label(key), depth, place, key)
 
-    def _class(self, kind: type) -> None:
+    def _add_class(self, kind: type) -> None:
+        """Add the attributes of a class and the default arguments of its methods."""
         if id(kind) in self._seen:
             return
         self._seen.add(id(kind))
@@ -72,87 +99,102 @@ class Before:
         for name, value in place.content.items():
             function = inspect.unwrap(value) if callable(value) else value
             if isinstance(function, types.FunctionType):
-                self._defaults(function, f"{kind.__name__}.{name}")
+                self._add_defaults(function, f"{kind.__name__}.{name}")
             elif not isinstance(value, type):
-                self._look(value, f"{kind.__name__}.{name}", 0, place, name)
+                self._add_value(value, f"{kind.__name__}.{name}", 0, place, name)
 
-    def _defaults(self, function: types.FunctionType, name: str) -> None:
+    def _add_defaults(self, function: types.FunctionType, name: str) -> None:
+        """Add the default arguments of a function."""
         for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
-            self._look(default, f"a default argument of {name}", 0)
+            self._add_value(default, f"a default argument of {name}", 0)
 
-    def _look(self, value: Any, name: str, depth: int, holder: Attributes | None = None, key: str = "") -> None:
+    def _add_value(self, value: Any, name: str, depth: int, holder: Attributes | None = None, key: str = "") -> None:
+        """Add a value if it can change, and what is in it.
+
+        Args:
+            value: The value.
+            name: Its name, for errors.
+            depth: How many levels of nested objects to look into.
+            holder: Where it is an attribute or variable, if it is one.
+            key: Its name there.
+        """
         if isinstance(value, types.MethodType):
-            self._look(value.__self__, name, depth)
+            self._add_value(value.__self__, name, depth)
         elif isinstance(value, functools.partial):
-            self._look(value.args, name, depth)
-            self._look(value.keywords, name, depth)
-        if type(value) is Gone or isinstance(value, PLAIN) or id(value) in self._seen or isinstance(value, _FOLDED):
+            self._add_value(value.args, name, depth)
+            self._add_value(value.keywords, name, depth)
+        if type(value) is StaleValue or isinstance(value, PLAIN) or id(value) in self._seen or isinstance(value, _FOLDED):
             return
         self._seen.add(id(value))
         if isinstance(value, (list, dict, set, deque)):
             self.places.append(Container(value, name))
         if isinstance(value, (list, tuple, dict, deque)):
             for item in list(dict.values(value) if isinstance(value, dict) else value):
-                self._look(item, name, depth)
+                self._add_value(item, name, depth)
         elif type(value) is torch.Tensor or (type(value).__module__ == "numpy" and hasattr(value, "tobytes") and hasattr(value, "flags")):
             self.places.append(Memory(value, name))
         elif isinstance(value, (bytearray, array.array)):
-            self.places.append(Bytes(value, name))
-        elif isinstance(value, ContextVar) and value.get(None) is not None:  # what was never set cannot be unset
-            self.places.append(Context(value, name))
-        elif is_stream(value):
-            self.places.append(Stream(value, name))
+            self.places.append(ByteArray(value, name))
+        elif isinstance(value, ContextVar) and value.get(None) is not None:  # a variable that was never set cannot be unset
+            self.places.append(ContextVariable(value, name))
+        elif is_random_generator(value):
+            self.places.append(RandomGenerator(value, name))
         elif is_iterator(value):
             if holder is not None and can_be_copied(value):
-                self.places.append(Steps(value, name, holder, key))
+                self.places.append(IteratorPosition(value, name, holder, key))
             else:
-                self.one_way[name] = key
-        elif depth and (not others(type(value)) or isinstance(value, _OBJECTS)):
-            self._object(value, name, depth - 1)
+                self.irreversible[name] = key
+        elif depth and (not is_foreign_class(type(value)) or isinstance(value, _OBJECTS)):
+            self._add_object(value, name, depth - 1)
 
-    def _object(self, value: Any, name: str, depth: int) -> None:
+    def _add_object(self, value: Any, name: str, depth: int) -> None:
+        """Add the attributes and slots of an object."""
         if hasattr(value, "__dict__"):
-            self._attributes(Attributes(value, name), depth)
-        if any("__slots__" in vars(kind) for kind in type(value).__mro__ if not others(kind)):
-            self._attributes(Slots(value, name), depth)
+            self._add_attributes(Attributes(value, name), depth)
+        if any("__slots__" in vars(kind) for kind in type(value).__mro__ if not is_foreign_class(kind)):
+            self._add_attributes(Slots(value, name), depth)
 
     def changed(self) -> list[str]:
-        """The names of what holds other numbers, texts or items now, which a later call may read. What a later trace could not read,
-        values of this one, is put back already."""
-        self._put_back_registered()
-        return list(dict.fromkeys(name for place in self.places for name in place.settle()))
+        """Prepare for another trace, and return the names of what has other numbers, strings or items now.
 
-    def tables(self) -> bool:
-        """Whether the forward has assigned tensors of its own making to attributes; asked after ``changed``."""
+        A later call may read these. Values of the trace, which a later trace could not read, are restored or replaced.
+        """
+        self._restore_registered()
+        return list(dict.fromkeys(name for place in self.places for name in place.prepare_retrace()))
+
+    def assigned_tensors(self) -> bool:
+        """Whether the forward assigned tensors that it made to attributes. Call it after ``changed``."""
         return any(place.tensors for place in self.places if isinstance(place, Attributes))
 
-    def drawn(self) -> list[str]:
-        """The names of generators of random numbers that have been drawn from."""
-        return [name for place in self.places if isinstance(place, Stream) for name in place.settle()]
+    def drawn_generators(self) -> list[str]:
+        """Return the names of the random generators that were drawn from."""
+        return [name for place in self.places if isinstance(place, RandomGenerator) for name in place.prepare_retrace()]
 
-    def moved(self) -> list[str]:
-        """The names of those attributes that another trace has assigned other numbers to."""
-        return [name for place in self.places if isinstance(place, Attributes) for name in place.moved()]
+    def reassigned(self) -> list[str]:
+        """Return the names of attributes to which another trace assigned other tensors."""
+        return [name for place in self.places if isinstance(place, Attributes) for name in place.reassigned()]
 
-    def counting(self) -> bool:
-        """Whether a number has changed since ``changed`` was asked: it is a count then, and from now on tells who decides by it."""
-        return any([place.count() for place in self.places if isinstance(place, Attributes)])  # noqa: C419  # of all of them
+    def mark_counters(self) -> bool:
+        """Whether numbers have changed since the call of ``changed``. They raise from now on where code decides or computes by them."""
+        return any([place.mark_counters() for place in self.places if isinstance(place, Attributes)])  # noqa: C419  # of all of them
 
-    def put_back(self) -> None:
-        self._put_back_registered()
+    def restore(self) -> None:
+        """Restore everything."""
+        self._restore_registered()
         for place in self.places:
-            place.put_back()
+            place.restore()
 
-    def _put_back_registered(self) -> None:
+    def _restore_registered(self) -> None:
+        """Restore parameters, buffers and submodules."""
         for module, registered in self._registered:
             for name, content in registered.items():
-                now = module.__dict__[name]  # the dict itself stays, others may hold it; compared by identity, for it may hold proxies
+                now = module.__dict__[name]  # the dict object must stay; compared by identity, because it may hold proxies
                 if [(k, id(v)) for k, v in now.items()] != [(k, id(v)) for k, v in content.items()]:
                     now.clear()
                     now.update(content)
 
 
-def _is_numpys(value: Any) -> bool:
-    """Whether numpy's random numbers can be drawn by this."""
+def _draws_from_numpy(value: Any) -> bool:
+    """Whether numpy's global random generator can be reached through a value."""
     named = value.__name__ if isinstance(value, types.ModuleType) else str(getattr(getattr(value, "__self__", None), "__module__", ""))
     return named == "numpy" or named.startswith("numpy.random")

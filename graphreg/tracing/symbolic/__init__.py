@@ -1,1 +1,1 @@
-"""The symbolic front end: torch.fx with graphreg's tracer."""
+"""The symbolic front end: traces a model with torch.fx and graphreg's tracer."""

@@ -1,4 +1,4 @@
-"""Ports: the parts that are taken out of a tuple, each a value of its own."""
+"""Ports: the items of a tuple that a graph uses, each a value with names of its own."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from graphreg.tracing.shape_decisions import in_parts
 
 
 def settle_ports(graph: fx.Graph, operations: Operations) -> None:
-    """A part that is taken out of a tuple twice (``parts[0]``, and again) is one value: one node, with both names.
+    """Merge nodes that take the same item out of a tuple (``parts[0]`` twice) into one node with all of their labels.
 
-    The two states of nn.LSTMCell and the output of a recurrent layer have their ports also where the tuple goes on as it is.
+    The two states of nn.LSTMCell and the output of a recurrent layer get a port even if the model passes the tuple on as it is.
     """
     first: dict[tuple[Any, ...], fx.Node] = {}
     for node in graph.nodes:
@@ -33,7 +33,7 @@ def settle_ports(graph: fx.Graph, operations: Operations) -> None:
 
 
 def assert_guesses(graph: fx.Graph, operations: Operations) -> None:
-    """Have the graph look whether what was taken for a tuple is one."""
+    """Make the graph assert that each value that was assumed to be a tuple is one."""
     for node in [node for node in graph.nodes if operations.guesses_list(node)]:
         with graph.inserting_after(node):
             look = graph.call_function(in_parts, (node, str(node.target) if node.op == "call_module" else node.name))
@@ -41,6 +41,7 @@ def assert_guesses(graph: fx.Graph, operations: Operations) -> None:
 
 
 def _take_out(graph: fx.Graph, node: fx.Node, ports: Sequence[int], operations: Operations) -> None:
+    """Add a node for each of these items of a tuple that has none."""
     there = {user.args[1] for user in node.users if is_port(user, operations)}
     for port in ports:
         if port not in there:

@@ -1,4 +1,4 @@
-"""The proxies of a trace: values that know an in-place operator, buffers that know their shape."""
+"""The proxies of a symbolic trace: they record in-place operators as such, and buffers know their shapes."""
 
 from __future__ import annotations
 
@@ -16,109 +16,114 @@ from torch.fx.proxy import Attribute
 
 from graphreg.ir import IN_PLACE_NAMES, label_site, origin_now, scope_of
 
-# Code that is nobody's model: it may ask the class of a proxy, and is told that it is one. Not functools: singledispatch asks there.
+# Packages whose code belongs to no model: there a proxy may show that it is one. Not functools: singledispatch checks classes there.
 FOREIGN = sys.stdlib_module_names - {"__main__", "functools"} | {"torch", "graphreg", "numpy", "scipy", "pandas", "networkx", "sympy"}
 
 
-def _asks(frame: types.FrameType) -> bool:
-    """Whether code asks a class: torch's argument parser does so too, of what a function is called with, and takes a proxy for one."""
+def _tests_class(frame: types.FrameType) -> bool:
+    """Whether Python code in this frame checks a class. torch's argument parser also reads ``__class__``, and must see a proxy."""
     code, place = frame.f_code, frame.f_globals
     by_name = "__class__" in code.co_names or ("isinstance" in code.co_names and "isinstance" not in place)
-    return by_name or place.get("__name__") == "functools" or frame.f_lasti in _matches(code)
+    return by_name or place.get("__name__") == "functools" or frame.f_lasti in _class_patterns(code)
 
 
 @functools.cache
-def _matches(code: types.CodeType) -> frozenset[int]:
-    """Where ``case Tensor():`` stands in it."""
+def _class_patterns(code: types.CodeType) -> frozenset[int]:
+    """Return the offsets of class patterns (``case Tensor():``) in code."""
     return frozenset(each.offset for each in dis.get_instructions(code) if each.opname == "MATCH_CLASS")
 
 
-_ITS_OWN = ("tracer", "node")
+_FIELDS = ("tracer", "node")
 
 
-def _assigned(name: str, what: str = "assigns") -> str:
+def _assignment_message(name: str, what: str = "assigns") -> str:
+    """Word the error for an attribute of a traced value that is assigned or deleted."""
     return f"it {what} .{name} of a traced value, which a graph cannot carry; make a new value, or write into it (x.copy_(...))"
 
 
-class Part(Attribute):
-    """What is read of a value by a dot, before it is known whether it is called."""
+class AttributeProxy(Attribute):
+    """An attribute of a traced value, before it is known whether it is a method that will be called."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name not in ("root", "attr", "_node", *_ITS_OWN):
-            raise AttributeError(_assigned(name))
+        if name not in ("root", "attr", "_node", *_FIELDS):
+            raise AttributeError(_assignment_message(name))
         self.__dict__[name] = value
 
     def __delattr__(self, name: str) -> None:
-        raise AttributeError(_assigned(name, "deletes"))
+        raise AttributeError(_assignment_message(name, "deletes"))
 
 
 class Value(fx.Proxy):
-    """A value of the graph on which ``+=`` and its like are recorded as what they are.
+    """A value of the graph on which ``+=`` and other in-place operators are recorded as in-place.
 
-    Without these methods Python falls back on ``+``, and whoever holds the value by another name (a skip connection, a
-    view, the caller) does not see the write: fx traces another function than the model's, without a word.
+    Without these methods Python falls back to ``+``, and the write does not reach the same tensor under another name (a skip
+    connection, a view, the caller's): torch.fx silently traces another function than the model's.
     """
 
     @classmethod
     def of(cls, node: fx.Node, tracer: fx.Tracer) -> Value:
-        """The value of a node that is being made; the node is told the line of the model that makes it."""
+        """Return the value of a new node, and write the line of the model's code to the node."""
         if node.op != "placeholder":
             node.meta["origin"] = origin_now()
         return cls(node, tracer)
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
-        """What ``isinstance`` asks. ``type_inference.py`` answers the model's code. What comes here (``match``, and functions that were not
-        found) is refused, because a proxy would take the wrong branch in silence."""
+        """The class that ``isinstance`` sees.
+
+        ``type_inference.py`` answers ``isinstance`` in the model's code. Other checks in it (``match``, functions that were not found)
+        come here and are refused, because a proxy would silently take the wrong branch.
+        """
         if self.tracer.is_tuple(self.node):  # type: ignore[attr-defined]
             return tuple
         frame = sys._getframe(1)
         home = str(frame.f_globals.get("__name__", ""))
-        if home.partition(".")[0] in FOREIGN or not _asks(frame):
+        if home.partition(".")[0] in FOREIGN or not _tests_class(frame):
             return type(self)
-        raise TypeError(f"the class of the traced value {self.node.name!r} is asked, in {home}, where a trace cannot answer")
+        raise TypeError(f"{home} checks the class of the traced value {self.node.name!r} in a way that a trace cannot answer")
 
-    def __getattr__(self, k: str) -> Part:
-        if k in ("grad", "grad_fn"):  # None in one call and not in the next; no AttributeError, for getattr() with a default asks too
-            raise TypeError(f"it reads .{k} of a tensor, which tells of the calls before and not of this one")
-        return Part(self, k)
+    def __getattr__(self, k: str) -> AttributeProxy:
+        if k in ("grad", "grad_fn"):  # not an AttributeError, which getattr() with a default would catch
+            raise TypeError(f"it reads .{k} of a tensor, which depends on earlier calls and not on this one")
+        return AttributeProxy(self, k)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """``x.requires_grad = True`` is what ``x.requires_grad_()`` is; everything else would be the proxy's alone, and lost."""
-        if name in _ITS_OWN:
+        """Record ``x.requires_grad = True`` as ``x.requires_grad_()``; refuse other attributes, which would be lost with the proxy."""
+        if name in _FIELDS:
             self.__dict__[name] = value
         elif name == "requires_grad":
             made = self.tracer.create_proxy("call_method", "requires_grad_", (self, value), {})
             label_site(made.node, scope_of(made.node))
         else:
-            raise AttributeError(_assigned(name))
+            raise AttributeError(_assignment_message(name))
 
     def __delattr__(self, name: str) -> None:
-        raise AttributeError(_assigned(name, "deletes"))
+        raise AttributeError(_assignment_message(name, "deletes"))
 
     def _in_place(self, function: Callable[..., Any], other: Any) -> Any:
+        """Record an in-place operator."""
         if self.node in getattr(self.tracer, "sizes", ()):
-            return NotImplemented  # a number: Python's own fallback is right
+            return NotImplemented  # a number: Python's fallback is right
         return self.tracer.create_proxy("call_function", function, (self, other), {})
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        Value.put(self.tracer, self, key, value)
+        Value.set_item(self.tracer, self, key, value)
 
     @staticmethod
-    def put(tracer: Any, target: Any, key: Any, value: Any) -> None:
-        """``target[key] = value`` is a write into the target, and no value that could have a name."""
+    def set_item(tracer: Any, target: Any, key: Any, value: Any) -> None:
+        """Record ``target[key] = value``: a write into the target, not a value with a name."""
         made = tracer.create_proxy("call_function", operator.setitem, (target, key, value), {})
         label_site(made.node, scope_of(made.node))
 
-    # What Python itself asks of a number or a shape, which torch.fx has no answer to; see ``shape_decisions.py``.
+    # What Python calls on a number or a shape and torch.fx does not support; see ``shape_decisions.py``.
     def __index__(self) -> int:
-        return int(self._asked("an index", int))
+        return int(self._concrete("an index", int))
 
     def __int__(self) -> int:
-        return int(self._asked("int()", int, float))
+        return int(self._concrete("int()", int, float))
 
     def __float__(self) -> float:
-        return float(self._asked("float()", int, float))
+        return float(self._concrete("float()", int, float))
 
     def __len__(self) -> int:
         return int(self.tracer.length(self))  # type: ignore[attr-defined]
@@ -126,11 +131,14 @@ class Value(fx.Proxy):
     def __round__(self, *digits: Any) -> Any:
         return self.tracer.create_proxy("call_function", round, (self, *digits), {})
 
-    def _asked(self, what: str, *kinds: type) -> Any:
-        return self.tracer.ask(self, what, kinds)  # type: ignore[attr-defined]
+    def _concrete(self, what: str, *kinds: type) -> Any:
+        """Return the value for the example inputs."""
+        return self.tracer.concrete(self, what, kinds)  # type: ignore[attr-defined]
 
 
 def _add_in_place_operators() -> None:
+    """Give ``Value`` the methods of all in-place operators."""
+
     def method(function: Callable[..., Any]) -> Callable[[Value, Any], Any]:
         return lambda self, other: self._in_place(function, other)
 
@@ -142,19 +150,22 @@ _add_in_place_operators()
 
 
 class BufferProxy(Value):
-    """A buffer in the graph, whose shape, dtype and device are still plain values."""
+    """A buffer in the graph. Its shape, dtype and device are plain Python values."""
 
     def __init__(self, node: fx.Node, tracer: fx.Tracer, buffer: torch.Tensor) -> None:
         super().__init__(node, tracer)
         self.__dict__.update(shape=buffer.shape, ndim=buffer.ndim, dtype=buffer.dtype, device=buffer.device)
 
     def size(self, dim: int | None = None) -> Any:
+        """Return the shape, or the size of one axis."""
         return self._shape if dim is None else self._shape[dim]
 
     def dim(self) -> int:
+        """Return the number of axes."""
         return len(self._shape)
 
     def numel(self) -> int:
+        """Return the number of elements."""
         return self._shape.numel()
 
     def __len__(self) -> int:

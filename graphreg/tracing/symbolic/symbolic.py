@@ -1,4 +1,4 @@
-"""The symbolic front end: torch.fx's trace with graphreg's tracer, in both modes."""
+"""The symbolic front end: traces a model with torch.fx and graphreg's tracer, in both modes."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch import fx, nn
 from graphreg.errors import GraphRegError, TraceError
 from graphreg.ir import OWN_FOLDERS, Graphs
 from graphreg.torch_internals import make_function_table
-from graphreg.tracing.context import Answers, Asked, settled
-from graphreg.tracing.modes import trace_keeping
-from graphreg.tracing.shape_decisions import Unprepared
-from graphreg.tracing.side_effects.retrace import left_as_it_was, same_graph
+from graphreg.tracing.context import Answers, ModeReads, settle_queries
+from graphreg.tracing.modes import trace_both_modes
+from graphreg.tracing.shape_decisions import NeedsFunctionTable
+from graphreg.tracing.side_effects.retrace import model_restored, same_graph
 from graphreg.tracing.symbolic.tracer import SiteTracer
 
 
 def _take_constants(model: nn.Module, graph: fx.Graph, before: set[str], constants: dict[str, torch.Tensor]) -> None:
-    """fx puts the tensors that a forward makes (``torch.tensor(2.0)``) on the model; they are the graph's, not the model's."""
+    """Move the tensors that a forward makes (``torch.tensor(2.0)``) from the model, where torch.fx puts them, to ``constants``."""
     for name in [n for n in model.__dict__ if n.startswith("_tensor_constant") and n not in before]:
         value, new = model.__dict__.pop(name), name
         while new in constants and not torch.equal(constants[new], value):
@@ -33,64 +33,75 @@ def _take_constants(model: nn.Module, graph: fx.Graph, before: set[str], constan
 
 
 def symbolic(
-    model: nn.Module, held: Mapping[str, Any], constants: dict[str, torch.Tensor], examples: Mapping[str, Any]
+    model: nn.Module, specialized: Mapping[str, Any], constants: dict[str, torch.Tensor], examples: Mapping[str, Any]
 ) -> tuple[Graphs, dict[str, str], list[str]]:
-    """The graphs of both modes, the submodules kept whole with the reason, and the arguments that were taken for tensors, for the
-    forward asks; ``constants`` takes the tensors that a forward makes.
+    """Trace a model with torch.fx.
 
-    Raises TraceError with the line of the user's code that cannot be traced.
+    Args:
+        model: The model.
+        specialized: The specialized arguments by name.
+        constants: Filled with the tensors that the forward makes.
+        examples: The example inputs by argument name; may be empty.
+
+    Returns:
+        The graphs of both modes, the opaque modules with reasons, and the arguments that were assumed to be tensors.
+
+    Raises:
+        TraceError: The model cannot be traced. The message names the line of the user's code.
     """
-    leaves, assumed, modes = dict[str, str](), dict[str, None](), Asked()
+    opaque, assumed, mode_reads = dict[str, str](), dict[str, None](), ModeReads()
 
     def traced(into: dict[str, torch.Tensor], answers: Answers) -> tuple[fx.Graph, SiteTracer]:
         before = set(model.__dict__)
-        tracer, graph = SiteTracer(leaves, dict(held), examples, answers), None
-        with suppress(Unprepared):
+        tracer, graph = SiteTracer(opaque, dict(specialized), examples, answers), None
+        with suppress(NeedsFunctionTable):
             graph = tracer.trace(model)
         if graph is None:
             make_function_table()
-            tracer = SiteTracer(leaves, dict(held), examples, answers)
+            tracer = SiteTracer(opaque, dict(specialized), examples, answers)
             graph = tracer.trace(model)
         _take_constants(model, graph, before, into)
         return graph, tracer
 
     def once() -> fx.Graph:
         graph, tracer = traced(constants, {})
-        leaves.update(tracer.leaves)
-        assumed.update(tracer.assumed)
-        modes.update(tracer.questions.modes)
+        opaque.update(tracer.opaque)
+        assumed.update(tracer.assumed_tensors)
+        mode_reads.update(tracer.environment.mode_reads)
 
         def same(answers: Answers) -> bool:
-            with left_as_it_was(model):
+            with model_restored(model):
                 return same_graph(graph, lambda: traced(dict(constants), answers)[0])
 
-        settled(graph, tracer.questions.asked, same, leaves)
+        settle_queries(graph, tracer.environment.queries, same, opaque)
         return graph
 
     try:
-        return trace_keeping(model, once, leaves, modes, run=False), leaves, list(assumed)  # in this order: the trace fills both
+        graphs = trace_both_modes(model, once, opaque, mode_reads, run=False)  # fills the other two
+        return graphs, opaque, list(assumed)
     except GraphRegError:
         raise
     except Exception as error:
         raise TraceError(_refusal(model, error, bool(examples))) from error
 
 
-def where(error: BaseException) -> str:
-    """The line of the user's code that an error came from, as ``" at file:line: code"``."""
+def location(error: BaseException) -> str:
+    """Return the line of the user's code that raised an error, as ``" at file:line: code"``, or ``""``."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((*OWN_FOLDERS, "<"))]
     return f" at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""
 
 
 def _refusal(model: nn.Module, error: Exception, examples: bool) -> str:
+    """Word the error for a model that cannot be traced; ``examples``: whether example inputs were given."""
     if isinstance(error, RecursionError):
         return (
-            f"{type(model).__name__} cannot be traced symbolically{where(error)}: Python's limit of nested calls was reached, which "
-            "graphreg raises as far as modules stand within one another. The model nests more calls than that, or, where it has no values "
-            "to decide by, calls itself without end. Raise the limit (sys.setrecursionlimit) if the depth is meant."
+            f"{type(model).__name__} cannot be traced symbolically{location(error)}: Python's recursion limit was reached, which "
+            "graphreg raises by as much as the nesting of modules needs. The model nests more calls than that, or recurses without end "
+            "because a trace has no values to stop at. If the depth is intended, raise the limit (sys.setrecursionlimit)."
         )
     return (
-        f"{type(model).__name__} cannot be traced symbolically{where(error)} ({str(error).strip() or type(error).__name__}). "
-        "Move that step into a submodule of its own (graphreg keeps a submodule it cannot trace whole), mark a helper "
-        "function with torch.fx.wrap, or take the decision from a constant rather than from a tensor."
-        + ("" if examples else " Where it is taken from a shape, give example_inputs: it then follows theirs, and the graph asserts so.")
+        f"{type(model).__name__} cannot be traced symbolically{location(error)} ({str(error).strip() or type(error).__name__}). "
+        "Move that step into a submodule of its own, which then becomes an opaque module, mark a helper function with torch.fx.wrap, or "
+        "base the decision on a constant instead of a tensor."
+        + ("" if examples else " If it depends on a shape, give example_inputs: the graph follows their shapes, and asserts them.")
     )

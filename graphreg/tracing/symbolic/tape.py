@@ -1,11 +1,11 @@
-"""The tape: what a forward does with the tensors that it makes itself, beside what it does with the values that are traced.
+"""The tape: records what a forward does during a trace with the tensors that it makes itself.
 
 torch.fx runs ``torch.zeros(4)`` while it traces and puts the tensor into the graph, one for all calls: what is written into it
-stays from call to call. Here such operations run too, so that the forward may look at what comes of them, and are written
-down with their place in the graph. ``factories.py`` then says which of them the graph must do again at each call.
+stays from call to call. Here such operations run too, so that the forward can read their results, and the tape records each with
+its place in the graph. ``factories.py`` then decides which of them the graph must repeat at each call.
 
-As soon as a traced value may be in a tensor, nobody knows what it holds: from there on what the forward does with it, or with a
-view of it, is a node of the graph.
+As soon as a traced value may have been written into a tensor, its content is unknown. From then on each operation on the tensor, or
+on a view of it, becomes a node of the graph.
 """
 
 from __future__ import annotations
@@ -28,25 +28,39 @@ from graphreg.torch_internals import (
     version_of,
 )
 from graphreg.tracing.symbolic.proxies import Value
-from graphreg.tracing.tensors import Key, Lie, Saved, key_of, parts_of, tensors_in
+from graphreg.tracing.tensors import SavedTensor, StorageKey, TensorState, storage_key, tensors_by_path, tensors_in
 
-# What is asked of a tensor and does not depend on what it holds: a write leaves it as it is.
+# What can be read of a tensor and does not depend on its content, so that no write changes it.
 FACTS = {
     "shape", "ndim", "dtype", "device", "layout", "size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset", "__len__",
     "is_floating_point", "is_complex", "is_contiguous", "is_cuda", "is_cpu", "is_sparse", "is_quantized", "is_mps", "is_meta", "is_signed",
     "is_nested", "is_mkldnn", "itemsize", "nbytes", "element_size", "get_device", "is_pinned", "is_shared", "names", "__hash__",
     "__repr__", "__dir__", "is_inference", "is_leaf", "result_type", "can_cast", *PRIVATE_FACTS,
 }  # fmt: skip
-SHOWN = {"numpy", "__array__", "untyped_storage", "storage", PRIVATE_STORAGE, "__dlpack__", "data_ptr"}  # by these others may write
-SHARING = {"as_tensor", "asarray", "from_numpy", "frombuffer", "from_dlpack", "from_file"}  # of what is no tensor: in its memory
-ANSWERS = {"__bool__", "__int__", "__float__", "__index__", "__complex__", "__contains__"}  # Python wants these at once
+EXPOSING = {"numpy", "__array__", "untyped_storage", "storage", PRIVATE_STORAGE, "__dlpack__", "data_ptr"}  # others may write into it then
+SHARING = {"as_tensor", "asarray", "from_numpy", "frombuffer", "from_dlpack", "from_file"}  # in the memory of another object
+PYTHON_READS = {"__bool__", "__int__", "__float__", "__index__", "__complex__", "__contains__"}  # Python needs these results at once
 _PLAIN = (int, float, complex, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Generator, type(...))
-CURE = "Compute a new value in its place, or move that step into a submodule of its own, which graphreg then keeps whole."
+CURE = "Compute a new value instead, or move that step into a submodule of its own, which then becomes an opaque module."
 
 
 @dataclass(eq=False)
-class Entry:
-    """An operation on tensors that are no traced values. ``after``: the last node of the graph when it ran."""
+class TapeEntry:
+    """An operation on tensors that are not traced values.
+
+    Attributes:
+        function: The function of torch that was called.
+        args: Its positional arguments, copied.
+        kwargs: Its keyword arguments, copied.
+        after: The last node of the graph when it ran.
+        scope: The path of the module whose code called it.
+        stack: The stack of module calls, as torch.fx writes it to nodes.
+        origin: The line of the user's code.
+        result: What it returned.
+        written_storages: The storages that it wrote into.
+        region: Whether grad mode, autocast and the like were on.
+        copy: A copy of the result, where no graph can hold the arguments.
+    """
 
     function: Callable[..., Any]
     args: Any
@@ -56,146 +70,179 @@ class Entry:
     stack: Any
     origin: Origin | None
     result: Any
-    wrote: frozenset[Key]
-    region: tuple[bool, ...]  # no_grad, autocast or the like, in which it ran
-    copy: Tensor | None = None  # of what it made out of something that no graph holds
+    written_storages: frozenset[StorageKey]
+    region: tuple[bool, ...]
+    copy: Tensor | None = None
 
     @property
     def tensors(self) -> list[Tensor]:
+        """The tensors among its arguments."""
         return list(tensors_in((self.args, self.kwargs)))
 
     @property
     def place(self) -> str:
+        """The line of the user's code, as `` at file:line`` for an error, or ``""``."""
         return f" at {short(self.origin)}" if self.origin else ""
 
 
 @dataclass
-class Known:
-    """What is known of storages; every set only grows, and ``undo`` says in which order, for a trace may go back."""
+class StorageFacts:
+    """What is known about storages. Each dict only grows; the tape remembers the order, so that a trace can be rolled back.
 
-    made: dict[int, tuple[Entry, tuple[int, ...]]] = field(default_factory=dict)  # by id of the tensor: what made it, and its part
-    fresh: dict[Key, None] = field(default_factory=dict)  # the forward's own
-    read: dict[fx.Node, Tensor] = field(default_factory=dict)  # what the graph reads
-    touched: dict[Key, None] = field(default_factory=dict)  # the graph reads it, or a view of it
-    traced: dict[Key, None] = field(default_factory=dict)  # a traced value may be in it
-    rewritten: dict[Key, None] = field(default_factory=dict)  # the forward wrote into it after the graph had read it
-    shown: dict[Key, str] = field(default_factory=dict)  # another library may write into it
-    asked: dict[int, tuple[frozenset[Key], str]] = field(default_factory=dict)  # what Python was told: of which storages, where
-    holding: dict[fx.Node, frozenset[Key]] = field(default_factory=dict)  # nodes that may share a storage of these
-    unseen: dict[Key, str] = field(default_factory=dict)  # changed, or given up, by what torch shows to no mode; and where that was noticed
+    Attributes:
+        made: By the id of a tensor, the entry that made it and its path in the result.
+        fresh: Storages that the forward made.
+        read: The tensors that nodes of the graph read.
+        touched: Storages that the graph reads, directly or through a view.
+        traced: Storages into which a traced value may have been written.
+        rewritten: Storages that the forward wrote into after the graph had read them.
+        exposed: Storages that another library may write into, with the function that gave it access.
+        python_reads: Results that went to Python: the storages that they depend on, and the line.
+        holding: Nodes that may share these storages.
+        untracked: Storages that were changed or given up in a way that no function mode sees, with the line where it was noticed.
+    """
+
+    made: dict[int, tuple[TapeEntry, tuple[int, ...]]] = field(default_factory=dict)
+    fresh: dict[StorageKey, None] = field(default_factory=dict)
+    read: dict[fx.Node, Tensor] = field(default_factory=dict)
+    touched: dict[StorageKey, None] = field(default_factory=dict)
+    traced: dict[StorageKey, None] = field(default_factory=dict)
+    rewritten: dict[StorageKey, None] = field(default_factory=dict)
+    exposed: dict[StorageKey, str] = field(default_factory=dict)
+    python_reads: dict[int, tuple[frozenset[StorageKey], str]] = field(default_factory=dict)
+    holding: dict[fx.Node, frozenset[StorageKey]] = field(default_factory=dict)
+    untracked: dict[StorageKey, str] = field(default_factory=dict)
 
 
 class Tape(TorchFunctionMode):
-    """Active while the model's own code runs. ``tracer``: the ``SiteTracer`` that it runs for."""
+    """The function mode that records operations; active while the model's code runs.
+
+    Attributes:
+        tracer: The ``SiteTracer`` that traces the model.
+        entries: The operations in order.
+        known: Facts about storages.
+        effects: What nodes share and write into.
+        moved: By id, the model's tensors that have another storage now, with the line where that was noticed.
+        owned: The names of the model's tensors by storage.
+    """
 
     def __init__(self, tracer: Any, root: nn.Module) -> None:
+        """Prepare to record the forward of ``root``."""
         super().__init__()
-        self.tracer, self.entries, self.known = tracer, list[Entry](), Known()
+        self.tracer, self.entries, self.known = tracer, list[TapeEntry](), StorageFacts()
         self.effects = Effects(tracer.operations)
         self._undo: list[tuple[dict[Any, Any], Any]] = []
-        self._alive: list[Tensor] = []  # so that no id and no storage is another's later
-        self._lies: dict[int, tuple[Tensor, Lie]] = {}  # by id: each tensor that was seen, as it was then
-        self.moved: dict[int, str] = {}  # by id, those of the model's that lie elsewhere now, and where that was noticed
-        self.owned: dict[Key, str] = {}
+        self._alive: list[Tensor] = []  # keeps ids and storages from being reused
+        self._states: dict[int, tuple[Tensor, TensorState]] = {}  # by id: each tensor that was seen, with its state then
+        self.moved: dict[int, str] = {}
+        self.owned: dict[StorageKey, str] = {}
         for path, module in root.named_modules():
             mine = {**vars(module), **module._parameters, **module._buffers}
             for name, value in mine.items():
-                if issubclass(type(value), Tensor):  # by its type: some values may not be looked at (``Gone`` of ``side_effects``)
-                    self.owned.setdefault(key_of(value), f"{path}.{name}" if path else name)
-                    self._lies[id(value)] = value, Lie.of(value)
+                if issubclass(type(value), Tensor):  # not isinstance: ``StaleValue`` of ``side_effects`` refuses to be looked at
+                    self.owned.setdefault(storage_key(value), f"{path}.{name}" if path else name)
+                    self._states[id(value)] = value, TensorState.of(value)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.tracer.asking:
+        if self.tracer.evaluating:
             return func(*args, **kwargs)
-        name, tensors = _name(func), list(tensors_in((args, kwargs)))
-        self.look(tensors)
+        name, tensors = _operation_name(func), list(tensors_in((args, kwargs)))
+        self.check_states(tensors)
         if any(map(is_wrapped, tensors)):
             return func(*args, **kwargs)
-        if _traces((args, kwargs)):
+        if _has_proxy((args, kwargs)):
             self._refuse_assignment(func, name)
             return self._setitem(args) if name == "__setitem__" else func(*args, **kwargs)
-        if name.partition(".")[0] == "set_":  # shown since torch.export or Dynamo was imported, by the operator's name, and else not
+        if name.partition(".")[0] == "set_":  # shown under this name only once torch.export or Dynamo has been imported
             return func(*args, **kwargs)
-        if any(key_of(tensor) in self.known.traced for tensor in tensors):
+        if any(storage_key(tensor) in self.known.traced for tensor in tensors):
             return self._as_node(func, name, args, kwargs)
-        return self._run(func, name, args, kwargs, tensors)
+        return self._run_eagerly(func, name, args, kwargs, tensors)
 
-    # What the tracer tells
+    # Called by the tracer
 
-    def reads(self, node: fx.Node, tensor: Tensor) -> None:
-        """The graph reads a tensor by a ``get_attr`` of its own."""
-        key = key_of(tensor)
+    def constant_read(self, node: fx.Node, tensor: Tensor) -> None:
+        """Note that the graph reads a tensor by a ``get_attr`` node."""
+        key = storage_key(tensor)
         self._alive.append(tensor)
-        self.look([tensor])
+        self.check_states([tensor])
         self._add(self.known.read, node, tensor)
         self._add(self.known.touched, key)
         self._add(self.known.holding, node, frozenset([key]))
 
-    def look(self, tensors: Iterable[Tensor] | None = None) -> None:
-        """Notice what became of tensors since they were last seen, by what torch shows to no mode of functions: ``Tensor.set_``,
-        ``torch.utils.swap_tensors``, ``t.real = ...``. All that were seen, if none are given."""
-        for tensor in [tensor for tensor, _ in self._lies.values()] if tensors is None else tensors:
-            now = Lie.of(tensor)
-            _, before = self._lies.setdefault(id(tensor), (tensor, now))
+    def check_states(self, tensors: Iterable[Tensor] | None = None) -> None:
+        """Notice changes that no function mode sees: by ``Tensor.set_``, ``torch.utils.swap_tensors``, ``t.real = ...``.
+
+        Args:
+            tensors: The tensors to compare with their last known states; all that were seen, if None.
+        """
+        for tensor in [tensor for tensor, _ in self._states.values()] if tensors is None else tensors:
+            now = TensorState.of(tensor)
+            _, before = self._states.setdefault(id(tensor), (tensor, now))
             if before == now:
                 continue
-            self._lies[id(tensor)] = tensor, now
-            keys, place = (before.key, now.key), _here()
+            self._states[id(tensor)] = tensor, now
+            keys, place = (before.key, now.key), _location()
             if before.key in self.owned and before.key != now.key:
                 self.moved.setdefault(id(tensor), place)
             for key in keys:
-                self._add(self.known.unseen, key, place)
+                self._add(self.known.untracked, key, place)
                 if not self.known.touched.keys().isdisjoint(keys):
                     self._add(self.known.rewritten, key)
 
-    def _looked(self, tensors: Iterable[Tensor], written: Iterable[Key]) -> None:
-        """An operation was seen, and what it did to tensors is known."""
-        others = [tensor for tensor, lie in self._lies.values() if lie.key in written]
+    def _update_states(self, tensors: Iterable[Tensor], written: Iterable[StorageKey]) -> None:
+        """Take over the states of these tensors, and of those whose storages were written into, after an operation that was recorded."""
+        others = [tensor for tensor, state in self._states.values() if state.key in written]
         for tensor in (*tensors, *others):
-            self._lies[id(tensor)] = tensor, Lie.of(tensor)
+            self._states[id(tensor)] = tensor, TensorState.of(tensor)
 
-    def is_state(self, tensor: Tensor) -> bool:
-        """Whether the tensor is the model's own, and the forward writes into it: as a buffer, no site of the graph."""
-        return key_of(tensor) in self.known.traced and key_of(tensor) in self.owned
+    def is_model_state(self, tensor: Tensor) -> bool:
+        """Whether a tensor belongs to the model and the forward writes into it, so that it is like a buffer and no site."""
+        return storage_key(tensor) in self.known.traced and storage_key(tensor) in self.owned
 
-    def made(self, node: fx.Node) -> None:
-        """A node was made: what it may write into may hold a traced value from now on."""
+    def node_created(self, node: fx.Node) -> None:
+        """Note that a node was made: the tensors that it may write into may hold a traced value from now on."""
         holding = self.known.holding
         sources = [source for source in node.all_input_nodes if source in holding]
         if not sources:
             return
-        surely, may, shares = self._told(node)
-        surely = surely or tuple(sources if is_in_place(node) else ())  # also into what is in a list
-        for written in {**dict.fromkeys(may), **dict.fromkeys(surely)}:
+        definite, possible, shares = self._effects_of(node)
+        definite = definite or tuple(sources if is_in_place(node) else ())  # an in-place operation also writes into the tensors of a list
+        for written in {**dict.fromkeys(possible), **dict.fromkeys(definite)}:
             for key in holding.get(written, ()):
-                if written in surely:
+                if written in definite:
                     self._refuse_others(key)
                 self._add(self.known.traced, key)
         if shares:
             self._add(holding, node, frozenset().union(*(holding[source] for source in sources)))
 
-    def _told(self, node: fx.Node) -> tuple[tuple[fx.Node, ...], ...]:
-        """What the node writes into, may write into and shares. That is found out by calls, and these are not the model's."""
-        before, self.tracer.asking = self.tracer.asking, True
+    def _effects_of(self, node: fx.Node) -> tuple[tuple[fx.Node, ...], ...]:
+        """Return the nodes that a node writes into, may write into, and shares storage with.
+
+        Finding that out runs operations, which are not the model's.
+        """
+        before, self.tracer.evaluating = self.tracer.evaluating, True
         try:
             return self.effects.writes(node, surely=True), self.effects.writes(node), self.effects.shares(node)
         finally:
-            self.tracer.asking = before
+            self.tracer.evaluating = before
 
-    def returned(self, value: Any) -> Any:
-        """What a module returned: a tensor that traced values were written into, as what it holds now."""
+    def module_output(self, value: Any) -> Any:
+        """Return a module's result, with a node for each tensor into which traced values were written: for its present content."""
         kind = type(value)
-        if issubclass(kind, Tensor) and key_of(value) in self.known.traced:
+        if issubclass(kind, Tensor) and storage_key(value) in self.known.traced:
             return self.tracer.alias(value)
         if kind in (tuple, list):
-            return kind(map(self.returned, value))
-        return {key: self.returned(item) for key, item in value.items()} if kind is dict else value
+            return kind(map(self.module_output, value))
+        return {key: self.module_output(item) for key, item in value.items()} if kind is dict else value
 
     def mark(self) -> tuple[int, int]:
+        """Return a mark of the present state, to which ``roll_back`` can return."""
         return len(self.entries), len(self._undo)
 
     def roll_back(self, mark: tuple[int, int]) -> None:
+        """Forget what was recorded since a mark."""
         entries, undo = mark
         del self.entries[entries:]
         for content, key in reversed(self._undo[undo:]):
@@ -204,54 +251,55 @@ class Tape(TorchFunctionMode):
 
     # Operations
 
-    def _run(self, func: Any, name: str, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
-        """An operation on tensors whose content is known: it runs, and is written down."""
+    def _run_eagerly(self, func: Any, name: str, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
+        """Run an operation on tensors whose content is known, and record it."""
         if name in FACTS:
             return func(*args, **kwargs)
-        if any(key_of(tensor) not in self.known.fresh for tensor in tensors):
+        if any(storage_key(tensor) not in self.known.fresh for tensor in tensors):
             self._refuse_assignment(func, name)
             if name == "__get__" and attribute_of(func) == "requires_grad" and isinstance(tensors[0], nn.Parameter):
-                return self.tracer.flag(tensors[0])
-        others = [Saved(tensor) for tensor in tensors if key_of(tensor) not in self.known.fresh]
+                return self.tracer.requires_grad_of(tensors[0])
+        saved_tensors = [SavedTensor(tensor) for tensor in tensors if storage_key(tensor) not in self.known.fresh]
         before = [(tensor, version_of(tensor)) for tensor in tensors]
-        given = _frozen((args, kwargs))
+        arguments = _copied((args, kwargs))
         result = func(*args, **kwargs)
-        written = {key_of(tensor) for tensor, version in before if version_of(tensor) != version}
-        written.update(map(key_of, _written_by_schema(name, args, kwargs)))
+        written = {storage_key(tensor) for tensor, version in before if version_of(tensor) != version}
+        written.update(map(storage_key, _written_by_schema(name, args, kwargs)))
         if name == "__set__" or (name.endswith("_") and not name.endswith("__") and any(result is tensor for tensor in tensors)):
-            written.add(key_of(tensors[0]))
-        spoilt = [saved for saved in others if key_of(saved.tensor) in written]
-        if spoilt:  # it is the graph that writes into what is not the forward's own
-            for saved in spoilt:
-                saved.put_back()
-            self._looked(tensors, written)
-            for saved in spoilt:
-                self._refuse_others(key_of(saved.tensor))
-                self._add(self.known.traced, key_of(saved.tensor))
+            written.add(storage_key(tensors[0]))
+        overwritten = [saved for saved in saved_tensors if storage_key(saved.tensor) in written]
+        if overwritten:  # the graph must write into tensors that the forward did not make
+            for saved in overwritten:
+                saved.restore()
+            self._update_states(tensors, written)
+            for saved in overwritten:
+                self._refuse_others(storage_key(saved.tensor))
+                self._add(self.known.traced, storage_key(saved.tensor))
             return self._as_node(func, name, args, kwargs)
-        self._looked([*tensors, *tensors_in(result)], written)
-        self._write_down(func, name, given, result, frozenset(written))
+        self._update_states([*tensors, *tensors_in(result)], written)
+        self._append(func, name, arguments, result, frozenset(written))
         return result
 
-    def _write_down(self, func: Any, name: str, given: Any, result: Any, written: frozenset[Key]) -> None:
-        args, kwargs = given
-        keys = frozenset(key_of(tensor) for tensor in tensors_in(given))
-        self._alive += tensors_in(given)
-        results = list(parts_of(result))
-        if name in SHOWN:
+    def _append(self, func: Any, name: str, arguments: Any, result: Any, written: frozenset[StorageKey]) -> None:
+        """Append an entry for an operation that ran, and note what it says about storages."""
+        args, kwargs = arguments
+        keys = frozenset(storage_key(tensor) for tensor in tensors_in(arguments))
+        self._alive += tensors_in(arguments)
+        results = list(tensors_by_path(result))
+        if name in EXPOSING:
             for key in keys:
-                self._add(self.known.shown, key, name)
+                self._add(self.known.exposed, key, name)
         if not results and not written:
             if keys:
-                self._add(self.known.asked, len(self.known.asked), (keys, _here()))
+                self._add(self.known.python_reads, len(self.known.python_reads), (keys, _location()))
             return
-        plain = _plain((args, kwargs))
-        if not plain and (keys or name in SHARING):
-            return  # in memory that is not the graph's to make, or by what it cannot hold
+        representable = _is_representable((args, kwargs))
+        if not representable and (keys or name in SHARING):
+            return  # in memory that a graph cannot make, or from arguments that it cannot hold
         last = next(iter(reversed(self.tracer.graph.nodes)), None)
         stack = dict(self.tracer.module_stack)
-        entry = Entry(func, args, kwargs, last, self.tracer.scope_path, stack, origin_now(), result, written, regions())
-        if not plain:
+        entry = TapeEntry(func, args, kwargs, last, self.tracer.scope_path, stack, origin_now(), result, written, regions())
+        if not representable:
             entry.copy = result.detach().clone() if isinstance(result, Tensor) else None
         self.entries.append(entry)
         for key in written:
@@ -259,39 +307,42 @@ class Tape(TorchFunctionMode):
                 self._add(self.known.rewritten, key)
         for path, tensor in results:
             self._alive.append(tensor)
-            if not any(tensor is each for each in tensors_in(given)):
+            if not any(tensor is each for each in tensors_in(arguments)):
                 self._add(self.known.made, id(tensor), (entry, path))
-                if key_of(tensor) not in keys:
-                    self._add(self.known.fresh, key_of(tensor))
+                if storage_key(tensor) not in keys:
+                    self._add(self.known.fresh, storage_key(tensor))
 
     def _as_node(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
-        """An operation on a tensor that may hold traced values is one of the graph."""
+        """Make a node of an operation on a tensor that may hold traced values."""
         tracer = self.tracer
-        if name in FACTS or name in SHOWN - {"numpy", "__array__"}:
+        if name in FACTS or name in EXPOSING - {"numpy", "__array__"}:
             return func(*args, **kwargs)
         if name == "__get__":
             return tracer.create_proxy("call_function", getattr, (args[0], attribute_of(func)), {})
         self._refuse_assignment(func, name)
-        if name in ANSWERS:
-            raise TypeError("the forward asks what a tensor holds, and traced values were written into it")
+        if name in PYTHON_READS:
+            raise TypeError("the forward reads the content of a tensor into which traced values were written")
         if name == "__setitem__":
             return self._setitem(args)
         if not is_tensor_method_or_property(func):
-            made = tracer.create_proxy("call_function", func, args, kwargs, name=value_name(tracer.graph, func.__name__))
+            value = tracer.create_proxy("call_function", func, args, kwargs, name=value_name(tracer.graph, func.__name__))
         else:
-            made = tracer.create_proxy("call_method", name, args, kwargs)
+            value = tracer.create_proxy("call_method", name, args, kwargs)
         if name in SPLITS:
-            return tuple(made[i] for i in range(len(func(*args, **kwargs))))
-        return made
+            return tuple(value[i] for i in range(len(func(*args, **kwargs))))
+        return value
 
     def _setitem(self, args: Any) -> None:
-        Value.put(self.tracer, *args)
+        """Record ``target[key] = value``."""
+        Value.set_item(self.tracer, *args)
 
     def _refuse_assignment(self, func: Any, name: str) -> None:
+        """Raise AttributeError where an attribute of a tensor is assigned or deleted."""
         if name in ("__set__", "__delete__"):
             raise AttributeError(f"it assigns .{attribute_of(func)} of a tensor, which a graph cannot carry; make a new one instead")
 
-    def _refuse_others(self, key: Key) -> None:
+    def _refuse_others(self, key: StorageKey) -> None:
+        """Raise RuntimeError where a storage that is written into is neither the forward's nor the model's."""
         if key not in self.known.fresh and key not in self.owned:
             raise RuntimeError(
                 "it writes into a tensor that it neither makes by an operation of torch (torch.zeros, torch.tensor) nor finds on the "
@@ -299,61 +350,68 @@ class Tape(TorchFunctionMode):
             )
 
     def _add(self, content: dict[Any, Any], key: Any, value: Any = None) -> None:
+        """Add an entry to a dict of facts, so that ``roll_back`` can remove it."""
         if key not in content:
             content[key] = value
             self._undo.append((content, key))
 
 
-def _traces(value: Any) -> bool:
+def _has_proxy(value: Any) -> bool:
+    """Whether nested arguments hold a traced value."""
     kind = type(value)
     if issubclass(kind, (tuple, list)):
-        return any(map(_traces, value))
+        return any(map(_has_proxy, value))
     if kind is dict:
-        return any(map(_traces, value.values()))
+        return any(map(_has_proxy, value.values()))
     if kind is slice:
-        return _traces((value.start, value.stop, value.step))
+        return _has_proxy((value.start, value.stop, value.step))
     return issubclass(kind, fx.Proxy)
 
 
-def _plain(value: Any) -> bool:
-    """Whether a graph can hold it as it is."""
+def _is_representable(value: Any) -> bool:
+    """Whether a graph can hold a value as an argument."""
     if isinstance(value, (tuple, list)):
-        return all(map(_plain, value))
+        return all(map(_is_representable, value))
     if isinstance(value, dict):
-        return all(map(_plain, value.values()))
+        return all(map(_is_representable, value.values()))
     if isinstance(value, slice):
-        return _plain((value.start, value.stop, value.step))
+        return _is_representable((value.start, value.stop, value.step))
     return isinstance(value, (Tensor, range, *_PLAIN)) and type(value).__module__ != "numpy"
 
 
-def _frozen(value: Any) -> Any:
-    """The same with lists and dicts of its own: the forward may go on to fill the one that it gave."""
+def _copied(value: Any) -> Any:
+    """Copy nested lists and dicts, since the forward may change them after the call."""
     kind = type(value)
     if kind in (tuple, list, torch.Size):
-        made: Iterable[Any] = map(_frozen, value)
-        return list(made) if kind is list else tuple(made)
-    return {key: _frozen(item) for key, item in value.items()} if kind is dict else value
+        items: Iterable[Any] = map(_copied, value)
+        return list(items) if kind is list else tuple(items)
+    return {key: _copied(item) for key, item in value.items()} if kind is dict else value
 
 
 def _written_by_schema(name: str, args: Any, kwargs: dict[str, Any]) -> Iterator[Tensor]:
-    """What an operation writes into by its schema: under a dispatch mode, as one that watches for draws, ``torch._foreach_add_`` counts
-    no version up."""
-    known = told(name)
-    for position, argument in known.writes if known is not None else ():
+    """Yield the tensors that an operation writes into by its schema.
+
+    Version counters do not show them all: under a dispatch mode, such as one that watches for draws, ``torch._foreach_add_`` does not
+    count them up.
+    """
+    schema = told(name)
+    for position, argument in schema.writes if schema is not None else ():
         yield from tensors_in(args[position] if position < len(args) else kwargs.get(argument))
 
 
-def _name(func: Any) -> str:
-    """What is called; of a property that is read, the property, where it is a fact."""
+def _operation_name(func: Any) -> str:
+    """Return the name of a function; of the getter of a property in ``FACTS``, the property's name."""
     name = str(getattr(func, "__name__", ""))
     attribute = attribute_of(func) if name == "__get__" else ""
     return attribute if attribute in FACTS else name
 
 
 def attribute_of(func: Any) -> str:
+    """Return the attribute of a tensor that a getter or setter belongs to."""
     return str(getattr(getattr(func, "__self__", None), "__name__", "an attribute"))
 
 
-def _here() -> str:
+def _location() -> str:
+    """Return the line of the user's code that runs, as `` at file:line``, or ``""``."""
     origin = origin_now()
     return f" at {short(origin)}" if origin else ""

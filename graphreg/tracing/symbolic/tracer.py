@@ -1,4 +1,4 @@
-"""The symbolic tracer: torch.fx's, with names for every value and leaves for what it cannot see into.
+"""The symbolic tracer: torch.fx's tracer, which also names every value and calls a module as opaque where it cannot trace it.
 
 A node's names go to ``node.meta["site"]``: the path of its module and its labels. They are plain data, so that
 they survive pickling, and no later stage needs the tracer again.
@@ -45,82 +45,99 @@ from graphreg.torch_internals import (
     restore_randomness,
     take_as_one,
 )
-from graphreg.tracing.context import CHECKPOINTS, Answers, Questions
-from graphreg.tracing.shape_decisions import Answering
+from graphreg.tracing.context import CHECKPOINTS, Answers, EnvironmentQueries
+from graphreg.tracing.shape_decisions import DecisionTracer
 from graphreg.tracing.symbolic.factories import settle_factories
 from graphreg.tracing.symbolic.ports import assert_guesses, settle_ports
 from graphreg.tracing.symbolic.proxies import BufferProxy, Value
 from graphreg.tracing.symbolic.tape import Tape
-from graphreg.tracing.type_inference import answered, places_of
+from graphreg.tracing.type_inference import isinstance_answered, model_globals
 
-STACKED = "torch.fx does not see into it; torch.export does, with example_inputs"
+STACKED = "torch.fx cannot see into it; torch.export can, with example_inputs"
 PLAIN = (float, int, bool, str, type(None), torch.dtype, torch.device)
 
 
-class SiteTracer(Answering):
-    """Traces a module; ``leaves`` maps the paths it keeps whole to the reason, ``held`` the arguments it fixes.
+class SiteTracer(DecisionTracer):
+    """Traces a module and names every value.
 
-    ``examples``: the inputs by argument name, which answer what the forward decides on shapes; ``answers``: to what it asks of its
-    surroundings.
+    Attributes:
+        opaque: The opaque modules by path, with reasons; a trace may add some.
+        specialized: The specialized arguments by name.
+        environment: The queries of global state that the forward made.
+        region: Whether grad mode, autocast and the like were on when the trace began.
+        operations: Facts about the operations of the model.
+        tape: The operations on tensors that the forward makes itself.
     """
 
     def __init__(
-        self, leaves: dict[str, str], held: dict[str, Any], examples: Mapping[str, Any] | None = None, answers: Answers | None = None
+        self, opaque: dict[str, str], specialized: dict[str, Any], examples: Mapping[str, Any] | None = None, answers: Answers | None = None
     ) -> None:
-        # torchvision wraps its operations as leaves in its own listing; where it is loaded, so do we, for its names.
+        """Prepare a trace.
+
+        Args:
+            opaque: Opaque modules by path, with reasons.
+            specialized: Specialized arguments by name.
+            examples: The example inputs by argument name, by which the forward decides on shapes.
+            answers: Answers to queries of global state that differ from torch's own.
+        """
+        # torchvision's own tracer takes its operations as single nodes; where it is loaded, so do we, to get the same names.
         ops = sys.modules.get("torchvision.ops")
         super().__init__(examples or {}, autowrap_modules=(math, ops) if ops else (math,))
         take_as_one(self, WRAPPED, (torch, torch.nn.utils.rnn))
-        self.leaves, self.held = dict(leaves), held
-        self.thread = threading.get_ident()  # torch.fx patches nn.Module for all threads, and one traces
-        self.questions = Questions(lambda: None if self.asking else self.scope_path, answers or {})
+        self.opaque, self.specialized = dict(opaque), specialized
+        self.thread = threading.get_ident()  # torch.fx patches nn.Module for all threads, but one traces
+        self.environment = EnvironmentQueries(lambda: None if self.evaluating else self.scope_path, answers or {})
         self._namer = Namer(())
         self._outputs: list[tuple[str, str, str, Any]] = []  # (name, module path, class, value) of each module call
         self._parameter_cache: dict[str, fx.Proxy] = {}
         self._buffers: dict[int, str] = {}
         self.region = regions()
         self._constants = BufferConstants()
-        self._calls: list[str] = []  # what ``num_calls`` counts, in order: a copy of it at each call would grow as their square
+        self._calls: list[str] = []  # the calls that ``num_calls`` counts, in order; copying that dict at each call would be quadratic
         self.operations = Operations(nn.Module())
         self.tape = Tape(self, nn.Module())
         self.module_stack = ModuleStack()
 
     def trace(self, root: nn.Module, concrete_args: dict[str, Any] | None = None) -> fx.Graph:  # type: ignore[override]
-        """The graph of a module in the mode that it is in, each value labelled. Raises TraceError for what a trace would lose."""
+        """Trace a module in its present mode and label each value.
+
+        Raises:
+            TraceError: A trace would lose something that the forward does.
+        """
         self.operations = Operations(root)
         self._namer = Namer(self.operations.modules.keys() - {""})
         self._buffers = {id(buffer): name for name, buffer in root.named_buffers()}
         self._constants = BufferConstants(set(self._buffers.values()))
         self.tape = Tape(self, root)
         drawn = randomness()
-        places = places_of(root)
-        with self._checkpoints_refused(), answered(places), self.questions.heard(root, places):
+        places = model_globals(root)
+        with self._checkpoints_refused(), isinstance_answered(places), self.environment.intercepted(root, places):
             graph = super().trace(root)
         if randomness() != drawn:
             raise TraceError(
                 f"{type(root).__name__}.forward draws random numbers itself (random, torch.rand), and a trace would freeze them. "
-                "Move the draw into a submodule, which graphreg then keeps whole, or make it from the input (torch.rand_like)."
+                "Move the draw into a submodule, which then becomes an opaque module, or draw from the input (torch.rand_like)."
             )
         if (assigned := _assigned_buffer(root)) is not None:
             raise TraceError(
                 f"{type(root).__name__}.forward assigns the buffer self.{assigned}, which a graph cannot carry. Update it in "
-                "place (self.x.copy_(...), self.x.mul_(...)), or move it into a submodule, which graphreg then keeps whole."
+                "place (self.x.copy_(...), self.x.mul_(...)), or move it into a submodule, which then becomes an opaque module."
             )
         settle_factories(graph, self.tape)
         for name, path, kind, value in self._outputs:
             label_output(value, name, path, kind)
         for node in graph.nodes:
-            # emitted code would ask torch.fx to wrap the name "torch.full", and no later trace would run
+            # otherwise emitted code would ask torch.fx to wrap the name "torch.full", and no later trace would run
             if node.target in WRAPPED or str(getattr(node.target, "__module__", "")).startswith("torch."):
                 node.meta.pop("is_wrapped", None)
         settle_ports(graph, self.operations)
-        if not self.examples:  # these tell
+        if not self.examples:  # with examples the types are known
             assert_guesses(graph, self.operations)
         return graph
 
     @contextmanager
     def _checkpoints_refused(self) -> Iterator[None]:
-        """Activation checkpointing is traced away otherwise; the module that asks for it is kept whole instead."""
+        """Make activation checkpointing raise, so that a module that uses it becomes opaque. A trace would lose the checkpoint."""
 
         def refuse() -> None:
             if threading.get_ident() == self.thread:
@@ -131,8 +148,11 @@ class SiteTracer(Answering):
             yield
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
-        """torch.fx asks what to call, and with what: as a user calls the root, with its hooks and a forward set on the instance (fx
-        itself reads ``type(root).forward`` and loses both); an argument that is held goes in as its value."""
+        """Return what torch.fx calls for the root, and its arguments: proxies, and the values of specialized arguments.
+
+        The root is called as a user calls it, with its hooks and a forward that is set on the instance. torch.fx itself reads
+        ``type(root).forward`` and loses both.
+        """
         root, values, keywords, variadic = self.root, list[Any](), list[str | None](), list[int]()
         for name, parameter in inspect.signature(root.forward).parameters.items():
             star = "*" if parameter.kind is parameter.VAR_POSITIONAL else "**" if parameter.kind is parameter.VAR_KEYWORD else ""
@@ -140,13 +160,13 @@ class SiteTracer(Answering):
             proxy = self.create_proxy("placeholder", star + name, default, {})
             if star:
                 variadic.append(len(values))
-            values.append(self.held.get(name, proxy))
+            values.append(self.specialized.get(name, proxy))
             keywords.append(name if parameter.kind is parameter.KEYWORD_ONLY else None)
 
-        def call(*given: Any) -> Any:
+        def call(*arguments: Any) -> Any:
             restore_fx_patches()
-            flat = [(k, v) for i, (k, v) in enumerate(zip(keywords, given, strict=True)) if i not in variadic]
-            rest = [given[i] for i in variadic]
+            flat = [(k, v) for i, (k, v) in enumerate(zip(keywords, arguments, strict=True)) if i not in variadic]
+            rest = [arguments[i] for i in variadic]
             more = next((v for i, v in zip(variadic, rest, strict=True) if keywords[i] is None), ())
             with self.tape:
                 return bound_call(root)(
@@ -156,52 +176,55 @@ class SiteTracer(Answering):
         return call, values
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return module_qualified_name in self.leaves or is_drop_path(m) or super().is_leaf_module(m, module_qualified_name)
+        """Whether a module is one node of the graph: torch's own layers, drop paths and opaque modules."""
+        return module_qualified_name in self.opaque or is_drop_path(m) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """torch.fx asks at each call of a module: traced, or kept whole where that raises; its value gets its name."""
-        if self.asking or threading.get_ident() != self.thread:
+        """Trace a call of a module, or make the module opaque where that raises, and name its result. torch.fx calls this."""
+        if self.evaluating or threading.get_ident() != self.thread:
             return forward(*args, **kwargs)
         try:
             path = self.path_of_module(m)
-        except NameError:  # made inside a forward and owned by nobody: its code is its caller's
+        except NameError:  # made inside a forward, so no submodule: its code counts as its caller's
             return forward(*args, **kwargs)
         if has_backward_hooks(m):
-            self.leaves.setdefault(path, "it has backward hooks")
+            self.opaque.setdefault(path, "it has backward hooks")
         if getattr(m, "graphreg_rules", None) is not None:
-            raise GraphRegError(f"the submodule {path!r} is a rewritten module: graphreg.strip it, then regularize the whole.")
+            raise GraphRegError(f"the submodule {path!r} is a rewritten module. Call graphreg.strip on it, then regularize the model.")
         with self._scope(path):
             if self.is_leaf_module(m, path):
                 if is_stack(m):
-                    self.leaves.setdefault(path, STACKED)
-                return self._called(path, m, forward, args, kwargs)
+                    self.opaque.setdefault(path, STACKED)
+                return self._record_call(path, m, forward, args, kwargs)
             mark, buffers, drawn = self._mark(), dict(m._buffers), randomness()
             try:
-                value = self._called(path, m, forward, args, kwargs)
+                value = self._record_call(path, m, forward, args, kwargs)
                 if (assigned := _assigned_buffer(m)) is not None:
                     raise AttributeError(f"its forward assigns the buffer {assigned}")
                 if randomness() != drawn:
                     raise AttributeError("its forward draws random numbers, which a trace would freeze")
-            except (GraphRegError, RecursionError):  # a trace of the rest would end at the same depth
+            except (GraphRegError, RecursionError):  # the rest of the trace would end at the same depth
                 raise
-            except Exception as error:  # whatever a forward raises on proxies: the module is kept whole instead
+            except Exception as error:  # whatever a forward raises on proxies: the module becomes opaque
                 raise_interrupt(error)
                 self._roll_back(mark)
                 m._buffers.update(buffers)
                 restore_randomness(drawn)
-                self.leaves[path] = first_line(error)
-                return self._called(path, m, forward, args, kwargs)
-        value = self.tape.returned(value)
+                self.opaque[path] = first_line(error)
+                return self._record_call(path, m, forward, args, kwargs)
+        value = self.tape.module_output(value)
         self._outputs.append((self._namer.module(path), path, type(m).__name__, value))
         return value
 
-    def _called(self, path: str, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def _record_call(self, path: str, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Call a module as torch.fx does, and remember that ``num_calls`` was counted up."""
         self._calls.append(path)
         return super().call_module(m, forward, args, kwargs)
 
     def create_proxy(self, kind: str, target: Any, *rest: Any, **more: Any) -> fx.Proxy:
+        """Make a node and its proxy, and label the node."""
         proxy = super().create_proxy(kind, target, *rest, **more)
-        self.tape.made(proxy.node)
+        self.tape.node_created(proxy.node)
         if is_size(proxy.node, self.sizes.__contains__):
             self.sizes.add(proxy.node)
         if kind not in ("placeholder", "call_module") and self._constants.take(proxy.node):
@@ -211,44 +234,48 @@ class SiteTracer(Answering):
         return proxy
 
     def is_tuple(self, node: fx.Node) -> bool:
+        """Whether a node's value is a tuple."""
         return gives_tuple(node, self.operations.modules)
 
     def create_arg(self, a: Any) -> Any:
-        """torch.fx's, for what a node takes: nodes in place of proxies."""
-        kind = type(a)  # what arguments mostly are goes first: fx asks twenty questions of each
+        """Turn an argument into what a node takes, with nodes in place of proxies. torch.fx calls this."""
+        kind = type(a)  # the most common types first: torch.fx makes twenty checks of each argument
         if kind in PLAIN:
             return a
         if kind is Value:
             return a.node
         if kind is tuple:
             return tuple(map(self.create_arg, a))
-        if (found := building(a)) is not None:  # fx makes a plain dict of an OrderedDict; the model's own type is built in the graph
-            target, args, kwargs = found
+        # torch.fx would turn an OrderedDict into a plain dict; here the graph builds the model's own type
+        if (construction := building(a)) is not None:
+            target, args, kwargs = construction
             return self.create_node("call_function", target, self.create_arg(args), {k: self.create_arg(v) for k, v in kwargs.items()})
         if isinstance(a, torch.Tensor) and not isinstance(a, nn.Parameter):
             node: Any = super().create_arg(a)
-            if not self.asking:
-                self.tape.reads(node, a)
-                if self.tape.is_state(a):
+            if not self.evaluating:
+                self.tape.constant_read(node, a)
+                if self.tape.is_model_state(a):
                     self._constants.add(node)
             return node
         return super().create_arg(a)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Return the proxy of a node. torch.fx calls this."""
         return Value.of(node, self)
 
     def create_node(self, kind: str, *rest: Any, **more: Any) -> fx.Node:
+        """Make a node, unless it would run under another grad mode or autocast than the rest of the graph."""
         if kind not in ("placeholder", "get_attr", "output") and regions() != self.region:
             raise RuntimeError(
-                "this runs under torch.no_grad, autocast or the like, and a trace would lose that; keep it in a submodule of its own"
+                "this runs under torch.no_grad, autocast or the like, and a trace would lose that; move it into a submodule of its own"
             )
         return super().create_node(kind, *rest, **more)
 
     def alias(self, tensor: torch.Tensor) -> fx.Proxy:
-        """A tensor as a value of the graph, which has no name of its own."""
+        """Make a tensor a value of the graph, without a name of its own."""
         node = self.create_node("call_function", torch.ops.aten.alias.default, (self.create_arg(tensor),), {})
         label_site(node, self.scope_path)
-        self.tape.made(node)
+        self.tape.node_created(node)
         return self.proxy(node)
 
     @property
@@ -257,12 +284,13 @@ class SiteTracer(Answering):
         return self._scopes[-1]
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        """Return an attribute that a module's code reads: proxies of parameters and buffers, other values as they are."""
         self._parameter_cache = parameter_proxy_cache
-        if self.asking or threading.get_ident() != self.thread:
+        if self.evaluating or threading.get_ident() != self.thread:
             return attr_val
         name = self._buffers.get(id(attr_val))
         if name is not None and isinstance(attr_val, torch.Tensor):
-            # fx reads buffers while it traces: an update in place would happen now, to the user's own, and never again
+            # torch.fx would use the buffer itself: an in-place update would change the user's buffer now, and never again
             if name not in parameter_proxy_cache:
                 parameter_proxy_cache[name] = BufferProxy(self.create_proxy("get_attr", name, (), {}).node, self, attr_val)
             return parameter_proxy_cache[name]
@@ -270,6 +298,7 @@ class SiteTracer(Answering):
 
     @contextmanager
     def _scope(self, path: str) -> Iterator[None]:
+        """Set the path of the module whose code runs within the block."""
         depth = len(self._scopes)
         self._scopes.append(path)
         try:
@@ -278,10 +307,12 @@ class SiteTracer(Answering):
             del self._scopes[depth:]
 
     def _mark(self) -> tuple[Any, ...]:
+        """Return a mark of the present state, to which ``_roll_back`` can return."""
         last = next(iter(reversed(self.graph.nodes)), None)
         return last, self._namer.mark(), len(self._outputs), dict(self.module_stack), len(self._calls), self.tape.mark()
 
     def _roll_back(self, mark: tuple[Any, ...]) -> None:
+        """Remove what was traced since a mark."""
         last, names, outputs, stack, calls, tape = mark
         self.tape.roll_back(tape)
         for node in reversed(self.graph.nodes):
@@ -301,5 +332,5 @@ class SiteTracer(Answering):
 
 
 def _assigned_buffer(module: nn.Module) -> str | None:
-    """The name of a buffer that a traced forward has put a proxy in the place of."""
+    """Return the name of a buffer to which a traced forward assigned a proxy, or None."""
     return next((name for name, value in module._buffers.items() if isinstance(value, fx.Proxy)), None)
