@@ -27,7 +27,7 @@ PARTS: dict[str, tuple[str, list[str]]] = {
     "memory": ("Memory and time to compile", ["memory.py"]),
     "recurrent": ("Recurrent layers, compiled", ["recurrent.py"]),
     "contractive": ("The contractive penalty", ["contractive.py"]),
-    "dropout": ("A model's own dropout, moved", ["dropout.py"]),
+    "dropout": ("Native dropout, moved", ["dropout.py"]),
     "cost": ("The cost of regularize()", ["cost.py"]),
     "export-cost": ("The cost of regularize() by torch.export", ["export_cost.py"]),
     "generators": ("Generators of the noise", ["generators.py"]),

@@ -1,4 +1,4 @@
-"""Step time, forward and backward, of a model's own dropout moved to graphreg's streams, against the same model as it is."""
+"""Step time, forward and backward, of native dropout moved to graphreg's streams, against the same model as it is."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def main() -> None:
     print(row(*["---"] * 4))
     for name in chosen(MODELS, options.only):
         for compiled in (False, True):
-            progress(f"own dropout: {name}, {'compiled' if compiled else 'eager'}")
+            progress(f"native dropout: {name}, {'compiled' if compiled else 'eager'}")
             plain, ratio, spread = measure(name, compiled, options.rounds)
             print(row(name, "compiled" if compiled else "eager", f"{plain:.2f}", f"{ratio:.2f} ± {spread:.2f}"), flush=True)
 

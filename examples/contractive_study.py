@@ -182,10 +182,10 @@ def summary(entries: Sequence[Entry]) -> list[str]:
     plain = entries[0]
     lines = []
     for entry in entries:
-        told = f"autoencoder, {entry.title}: Jacobian norm {fmean(entry.of('jacobian')):.2f}, error {fmean(entry.of('error')):.3f}"
+        line = f"autoencoder, {entry.title}: Jacobian norm {fmean(entry.of('jacobian')):.2f}, error {fmean(entry.of('error')):.3f}"
         if entry is not plain:
-            told += f" ({difference(entry, plain, 'error').verdict('higher', 'lower')})"
-        lines.append(f"{told}, {fmean(entry.of('neighbour')):.1f} % of noisy images next to their label")
+            line += f" ({difference(entry, plain, 'error').verdict('higher', 'lower')})"
+        lines.append(f"{line}, {fmean(entry.of('neighbour')):.1f} % of noisy images next to their label")
     return lines
 
 

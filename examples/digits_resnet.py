@@ -75,7 +75,7 @@ def step(module: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tens
 
 
 def train(screen: Screen, module: fx.GraphModule, x: Tensor, y: Tensor) -> float:
-    """Compiled steps, their penalties told as they go; the largest relative error of weight_l2 on the way."""
+    """Compiled steps, their penalties printed as they go; the largest relative error of weight_l2 on the way."""
     optimizer = torch.optim.Adam(module.parameters(), 1e-3)
     generator = torch.Generator().manual_seed(0)
     screen.line("\ncompiling with Inductor (half a minute, more on a busy machine), then training ...")
@@ -86,12 +86,12 @@ def train(screen: Screen, module: fx.GraphModule, x: Tensor, y: Tensor) -> float
                 graphreg.set_strength(module, "dropout", RAISED)
                 screen.line(f'  graphreg.set_strength(module, "dropout", {RAISED:g})  # nothing is compiled again')
             rows = torch.randint(TRAIN, (BATCH,), generator=generator)
-            told = step(module, optimizer, x[rows], y[rows])
-            by_hand = told.pop("by hand")
-            worst = max(worst, abs(told["weight_l2"] / by_hand - 1))
+            penalties = step(module, optimizer, x[rows], y[rows])
+            by_hand = penalties.pop("by hand")
+            worst = max(worst, abs(penalties["weight_l2"] / by_hand - 1))
             advance()
             if number == 1 or number % EVERY == 0:
-                values = "   ".join(f"{name} {value:.3f}" for name, value in told.items())
+                values = "   ".join(f"{name} {value:.3f}" for name, value in penalties.items())
                 screen.line(f"  step {number:>2}   {values}   {time.perf_counter() - start:5.1f} s")
     return worst
 

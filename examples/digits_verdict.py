@@ -50,13 +50,13 @@ def meant_table(entries: Sequence[Entry]) -> str:
 def summary(entries: Sequence[Entry]) -> list[str]:
     """Which regularizers moved the test accuracy, which did not, and how far each moved what it is meant to change."""
     gains = {entry.name: difference(entry, entries[0], "test") for entry in entries[1:]}
-    own = {entry.name: difference(entry, entries[0], MEANT[entry.name]) for entry in entries if entry.name in MEANT}
+    own_measures = {entry.name: difference(entry, entries[0], MEANT[entry.name]) for entry in entries if entry.name in MEANT}
     lines = [f"digits, plain: test accuracy {fmean(entries[0].of('test')):.1f} %"]
     for kind in ("better", "no effect", "worse"):
-        told = [f"{name} {gain.mean:+.1f}" for name, gain in gains.items() if gain.verdict("better", "worse") == kind]
-        lines += [f"digits, {kind}: {', '.join(told)}"] if told else []
-    told = [f"{name} {change.mean:+.1f}" if change.clear else f"{name} no effect" for name, change in own.items()]
-    return [*lines, f"digits, own measure: {', '.join(told)}"]
+        changes = [f"{name} {gain.mean:+.1f}" for name, gain in gains.items() if gain.verdict("better", "worse") == kind]
+        lines += [f"digits, {kind}: {', '.join(changes)}"] if changes else []
+    changes = [f"{name} {change.mean:+.1f}" if change.clear else f"{name} no effect" for name, change in own_measures.items()]
+    return [*lines, f"digits, own measure: {', '.join(changes)}"]
 
 
 def study(screen: Screen) -> list[str]:

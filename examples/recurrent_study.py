@@ -188,15 +188,15 @@ def summary(entries: Sequence[Entry]) -> list[str]:
     """What plain does behind the trained length, and what each penalty makes of it."""
     plain, *penalised, tanh = entries
 
-    def told(entry: Entry) -> str:
+    def described(entry: Entry) -> str:
         return f"{fmean(entry.of('long')):.1f} % right at digits {MIDDLE + 1} to {LONG}, drift {fmean(entry.of('drift')):.2f} decades"
 
-    lines = [f"longer sequences, plain: {told(plain)}"]
+    lines = [f"longer sequences, plain: {described(plain)}"]
     for entry in penalised:
         gain = difference(entry, plain, "long")
         change = f"{gain.mean:+.1f} points" if gain.clear else "no clear difference"
-        lines.append(f"longer sequences, {entry.title}: {told(entry)} ({change})")
-    return [*lines, f"longer sequences, {tanh.title}: {told(tanh)}; a state with bounds has less need of a penalty"]
+        lines.append(f"longer sequences, {entry.title}: {described(entry)} ({change})")
+    return [*lines, f"longer sequences, {tanh.title}: {described(tanh)}; a state with bounds has less need of a penalty"]
 
 
 def recurrent(screen: Screen, setup: Setup | None = None) -> list[str]:

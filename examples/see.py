@@ -52,7 +52,7 @@ def regularized() -> fx.GraphModule:
         hidden_l1={"weight": 1e-3, "pattern": ["relu*"], "clean": True},
         weight_l2={"weight": 1e-4, "pattern": ["*.weight", "head.*"], "reduction": "sum"},
         own_dropout={"drop2": "seeded"},
-        missing="ignore",  # of "head.*", which is there to be told of
+        missing="ignore",  # "head.*" matches nothing, which the report says
         rng=0,
     )
 

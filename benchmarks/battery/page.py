@@ -116,7 +116,7 @@ def cell(own: list[Record]) -> str:
     return f"{len(found)}: {ends}{''.join(notes)}"
 
 
-def told(line: Mapping[str, object]) -> str:
+def assessed(line: Mapping[str, object]) -> str:
     return f"{line['pvalues']:.8f}" + ("" if line["assessment"] == "PASSED" else f" {line['assessment']}")
 
 
@@ -132,7 +132,7 @@ def repeated(found: Records, more: Records) -> Iterator[str]:
         for first, second in zip(lines, then, strict=True):
             if any(line and line["assessment"] != "PASSED" for line in (first, second)):
                 command = f"`{' '.join(case.command)}`"
-                yield row(case.stream, command, first["ntuple"], told(first), told(second) if second else "not run")
+                yield row(case.stream, command, first["ntuple"], assessed(first), assessed(second) if second else "not run")
     yield ""
 
 
@@ -167,7 +167,7 @@ def full(found: Records) -> Iterator[str]:
     for test, size, times in sorted({(case.test, case.size, case.times) for case in found}, key=lambda key: (key[0], key[1] or 0, key[2])):
         own = {case.stream: kept["rows"] for case, kept in found.items() if (case.test, case.size, case.times) == (test, size, times)}
         for at, line in enumerate(next(iter(own.values()))):
-            cells = [told(own[stream][at]) if stream in own else "not run" if times == 1 else "" for stream in STREAMS]
+            cells = [assessed(own[stream][at]) if stream in own else "not run" if times == 1 else "" for stream in STREAMS]
             yield row(line["test_name"], line["ntuple"], f"{line['psamples']} of {line['tsamples']}", *cells)
     yield "\n</details>"
 

@@ -50,10 +50,10 @@ def run(case: Case, folder: Path) -> Record:
     found = rows(output)
     if process.returncode or not found:
         raise RuntimeError(f"{' '.join(command)} ended with status {process.returncode}: {complaint or output}")
-    told = {"command": " ".join(case.command), "place": case.place, "times": case.times, "words": count}
+    setting = {"command": " ".join(case.command), "place": case.place, "times": case.times, "words": count}
     took = {"seconds": time.perf_counter() - start, "cpu": os.times().children_user - cpu, "date": datetime.now(UTC).date().isoformat()}
-    keep(case, folder, told | took | {"rows": found})
-    return told | took | {"rows": found}
+    keep(case, folder, setting | took | {"rows": found})
+    return setting | took | {"rows": found}
 
 
 def sweep(pool: Executor, workers: int, cases: list[Case], folder: Path) -> Iterator[tuple[Case, int]]:

@@ -135,13 +135,13 @@ def resumes() -> str:
 
 def ranks_by_choice() -> str:
     """As rank 3 of several; tests/runtime/test_distributed.py has the processes."""
-    alone, told = site(), []
+    alone, agree = site(), []
     with mock.patch.object(dist, "is_initialized", lambda: True), mock.patch.object(dist, "get_rank", lambda: 3):
         for ranks in ("differ", "same"):
             module = two()
             graphreg.set_ranks(module, cast(Literal["differ", "same"], ranks))
-            told.append(same_mask(site(module=module), alone))
-    return yes(told == [False, True])
+            agree.append(same_mask(site(module=module), alone))
+    return yes(agree == [False, True])
 
 
 def held() -> str:

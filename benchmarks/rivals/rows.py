@@ -23,7 +23,7 @@ ROWS = {
     "ranks": "masks of ranks differ, or are the same, by choice",
     "held": "holds the masks for several calls",
     "sampled": "many passes with the noise on, the rest in eval mode",
-    "moved": "re-rates, removes, reseeds the model's own dropout",
+    "moved": "re-rates, removes, reseeds native dropout",
     "recompiles": "another rate compiles nothing again",
     "fused": "fused into the kernels around it",
     "kept": "bytes an element more for backward, eager / compiled",

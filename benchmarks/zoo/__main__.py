@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from zoo.providers import provider
-from zoo.run import Limits, Record, kept, passes, sweep, told
+from zoo.run import Limits, Record, failure_lines, kept, passes, sweep
 from zoo.table import page
 
 TOP = Path(__file__).parents[2]
@@ -74,7 +74,7 @@ def run(module: str, names: Sequence[str], given: argparse.Namespace, console: C
 
         def tell(record: Record) -> None:
             progress.advance(task)
-            for line in told(record) if console.is_terminal else ():
+            for line in failure_lines(record) if console.is_terminal else ():
                 progress.console.print(f"{record['name']}, {line}", markup=False, highlight=False)
 
         limits = Limits(given.seconds, int(given.memory * 2**30))
@@ -82,7 +82,7 @@ def run(module: str, names: Sequence[str], given: argparse.Namespace, console: C
 
 
 def summary(records: Mapping[str, Record]) -> str:
-    failed = [f"{name}, {line}" for name, record in records.items() for line in told(record)]
+    failed = [f"{name}, {line}" for name, record in records.items() for line in failure_lines(record)]
     return "\n".join([*failed, f"{sum(map(passes, records.values()))} of {len(records)} models pass every column"])
 
 

@@ -27,12 +27,12 @@ def run(sender: Connection, memory: int, module: str, source: str, name: str) ->
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # what models say of themselves
     try:
-        sender.send(told(module, source, name))
+        sender.send(record_of(module, source, name))
     except BaseException as error:
         sender.send({"error": f"its process ended: {one_line(error)}"})
 
 
-def told(module: str, source: str, name: str) -> dict[str, Any]:
+def record_of(module: str, source: str, name: str) -> dict[str, Any]:
     try:
         model, inputs = provider(module, source).build(name)
     except Exception as error:

@@ -64,7 +64,7 @@ def failures(record: Record) -> dict[str, str]:
     return {name: answer["remark"] for name, answer in record["columns"].items() if not answer["passed"]}
 
 
-def told(record: Record) -> list[str]:
+def failure_lines(record: Record) -> list[str]:
     """A line for each reason: the columns that failed for it, and the reason."""
     return [f"{', '.join(columns)}: {reason}" for reason, columns in by_reason(failures(record)).items()]
 

@@ -102,15 +102,15 @@ class Subject:
     @contextmanager
     def at_zero(self) -> Iterator[None]:
         """All strengths zero meanwhile."""
-        knobs = self.way.knobs
-        before = graphreg.strengths(knobs)
+        handle = self.way.handle
+        before = graphreg.strengths(handle)
         for name in before:
-            graphreg.set_strength(knobs, name, 0.0)
+            graphreg.set_strength(handle, name, 0.0)
         try:
             yield
         finally:
             for name, value in before.items():
-                graphreg.set_strength(knobs, name, value)
+                graphreg.set_strength(handle, name, value)
 
     def gradients(self, of: Any, forward: Callable[[], Penalized], penalized: bool = True) -> Gradients:
         """Of one step in train mode, from the same buffers and generators: the parameters that have a gradient, with it."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from zoo.columns import COLUMNS, TIMED
-from zoo.run import Record, by_reason, passes, told
+from zoo.run import Record, by_reason, failure_lines, passes
 
 PLACE = re.compile(r"(?<![\w.])/(?:[\w.-]+/)*?(?:lib/python3\.\d+/(?:site-packages/)?|(?=benchmarks/zoo/))")  # where things are installed
 FIGURES = ("parameters", "sites", "hidden", "regularize", "step time")
@@ -129,7 +129,7 @@ def _row(cells: Iterable[str]) -> str:
 
 def remarks(own: Iterable[str], records: Mapping[str, Record]) -> list[str]:
     """Why something failed, what torchvision cannot trace, and which modules are opaque; each a list, where there is any."""
-    failed = [f"{_bare(n)}, {line}" for n in own for line in told(records[n])]
+    failed = [f"{_bare(n)}, {line}" for n in own for line in failure_lines(records[n])]
     ran = {_bare(n): records[n] for n in own if "error" not in records[n]}
     noted = [f"{n}: {a['remark']}" for n, r in ran.items() for a in r["columns"].values() if a["passed"] and a["remark"]]
     refused = [f"{n}: {r['figures']['refused']}" for n, r in ran.items() if r["figures"].get("refused")]

@@ -61,7 +61,7 @@ class Rewritten:
         self.sites: dict[str, str] = {site.name: site.role for site in self.traced.values}
 
     @property
-    def knobs(self) -> Any:
+    def handle(self) -> Any:
         """What ``set_strength`` takes."""
         return self.module
 
@@ -98,21 +98,21 @@ class Captured:
     def __init__(self, model: nn.Module, inputs: Inputs, refused: str, inner: str = "eager") -> None:
         torch.compiler.reset()
         self.model, self.refused = model, refused
-        self.knobs: Any = graphreg.backend(inner=inner, rng=0, **WEIGHTS)
-        self.made: Any = torch.compile(model, backend=self.knobs)
+        self.handle: Any = graphreg.backend(inner=inner, rng=0, **WEIGHTS)
+        self.made: Any = torch.compile(model, backend=self.handle)
         start = time.perf_counter()
         self(inputs)
         self.seconds = time.perf_counter() - start
-        self.graphs: int = len(self.knobs.parts)
+        self.graphs: int = len(self.handle.subgraphs)
 
     @property
     def sites(self) -> dict[str, str]:
         """The roles of all sites, hidden where any graph finds it so."""
-        found = [(site.name, site.role) for part in self.knobs.parts for site in part.traced.values]
+        found = [(site.name, site.role) for part in self.handle.subgraphs for site in part.traced.values]
         return dict(found) | {name: role for name, role in found if role == "hidden"}
 
     def __call__(self, inputs: Inputs) -> Penalized:
-        return call(self.made, inputs), self.knobs.penalties()
+        return call(self.made, inputs), self.handle.penalties()
 
     def train(self, mode: bool) -> None:
         self.model.train(mode)

@@ -48,7 +48,7 @@ def run(args: Namespace) -> Any:
     return _drawn(args) if args.command == "draw" else _regularized(args)
 
 
-def _given(args: Namespace) -> tuple[nn.Module, Any]:
+def _model_and_inputs(args: Namespace) -> tuple[nn.Module, Any]:
     return load(args.model, args.kwargs), example_inputs(args.input, args.inputs)
 
 
@@ -66,35 +66,35 @@ def _traced(args: Namespace, model: nn.Module, inputs: Any) -> Traced:
 def _names(args: Namespace) -> Names:
     if args.on is not None and not args.select:
         raise UsageError("--on says what --select selects among; give a --select too.")
-    traced = _traced(args, *_given(args))
+    traced = _traced(args, *_model_and_inputs(args))
     if not args.select:
         return names(traced)
     sites = {"values": traced.values, "parameters": traced.parameters, None: traced.sites}[args.on]
     usual = [s for s in sites if s.selectable and (args.on == "parameters" or s.role == "hidden")]
-    found = select(
+    matches = select(
         args.select, sites, usual, what=(args.on or "sites")[:-1], model=traced.title, who="--select",
         usual="the parameters" if args.on == "parameters" else "the hidden values", elsewhere=traced.sites,
     )  # fmt: skip
-    return Names(f"{traced.title}, {' '.join(map(repr, args.select))}", tuple(found))
+    return Names(f"{traced.title}, {' '.join(map(repr, args.select))}", tuple(matches))
 
 
-def _planned(args: Namespace, own: OwnDropout, model: nn.Module, inputs: Any) -> tuple[Traced, graphreg.Plan]:
+def _planned(args: Namespace, native_dropout: OwnDropout, model: nn.Module, inputs: Any) -> tuple[Traced, graphreg.Plan]:
     traced = _traced(args, model, inputs)
-    return traced, graphreg.plan(traced, regularizers(traced, args.keywords), args.missing, own)
+    return traced, graphreg.plan(traced, regularizers(traced, args.keywords), args.missing, native_dropout)
 
 
 def _regularized(args: Namespace) -> Any:
     check_options(args.keywords, args.known, args.command)
-    own = own_dropout(args.own_dropout)
-    if none_given(args.keywords, own):
+    native_dropout = own_dropout(args.own_dropout)
+    if none_given(args.keywords, native_dropout):
         raise UsageError(f"no regularizer is given; write e.g. graphreg {args.command} {args.model} --hidden-dropout 0.1.")
-    model, inputs = _given(args)
+    model, inputs = _model_and_inputs(args)
     if args.command == "plan":
-        return _planned(args, own, model, inputs)[1]
+        return _planned(args, native_dropout, model, inputs)[1]
     if args.verify and inputs is None:
         raise UsageError("--verify runs the model, so it needs --input or --inputs.")
     before = copied(model) if args.verify else None
-    traced, plan = _planned(args, own, model, inputs)
+    traced, plan = _planned(args, native_dropout, model, inputs)
     module = graphreg.rewrite(traced, plan, args.rng)
     if before is not None:
         validate(before, model, module, inputs)
@@ -103,9 +103,10 @@ def _regularized(args: Namespace) -> Any:
 
 def _drawn(args: Namespace) -> Drawn:
     check_options(args.keywords, args.known, args.command)
-    own = own_dropout(args.own_dropout)
-    traced, plan = _planned(args, own, *_given(args))
-    path = graphreg.draw(traced, args.path, plan=None if none_given(args.keywords, own) else plan, level=args.level, mode=args.mode)
+    native_dropout = own_dropout(args.own_dropout)
+    traced, plan = _planned(args, native_dropout, *_model_and_inputs(args))
+    applied = None if none_given(args.keywords, native_dropout) else plan
+    path = graphreg.draw(traced, args.path, plan=applied, level=args.level, mode=args.mode)
     return Drawn(plan.title, path)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from graphreg.errors import GraphRegError
 
 LONGEST = 300
-IN_WORDS_OF_THE_COMMAND = {"graphreg.names(model)": "graphreg names {model}", "graphreg.registered()": "graphreg plan --help"}
+COMMANDS_FOR_CODE = {"graphreg.names(model)": "graphreg names {model}", "graphreg.registered()": "graphreg plan --help"}
 
 
 class UsageError(GraphRegError):
@@ -18,7 +18,7 @@ class UsageError(GraphRegError):
 def sentence(error: BaseException, model: str = "MODEL", inputs: bool = True) -> str:
     """Return an error as one line that names commands in the place of Python calls. ``inputs``: whether inputs were given."""
     text = " ".join(str(error).split())
-    for code, command in IN_WORDS_OF_THE_COMMAND.items():
+    for code, command in COMMANDS_FOR_CODE.items():
         text = text.replace(code, command.format(model=model))
     if "example_inputs" in text and not inputs:
         text += " --input 1x3x224x224 (a shape) gives example_inputs."

@@ -18,12 +18,12 @@ HELP = {
 
 def written_keys() -> dict[str, str]:
     """Return every key with a line of help: dropout and noise with their roles, the built-in keys, and those of installed packages."""
-    found = {f"{role}_{family}": f"{family} at the {role} sites" for family in HELP for role in ("input", "hidden", "output")}
-    found |= HELP
+    keys = {f"{role}_{family}": f"{family} at the {role} sites" for family in HELP for role in ("input", "hidden", "output")}
+    keys |= HELP
     for path in _sources():
         for key, line in _keys_in(path):
-            found.setdefault(key, line)
-    return found
+            keys.setdefault(key, line)
+    return keys
 
 
 def _sources() -> Iterator[Path]:

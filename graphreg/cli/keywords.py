@@ -13,13 +13,13 @@ from graphreg.planning import FAMILIES, WORDS, OwnDropout, from_kwargs
 from graphreg.regularizer import PREFIXED, Regularizer, registered
 from graphreg.tracing import Traced
 
-Given = Sequence[tuple[str, str]]
+Keywords = Sequence[tuple[str, str]]
 ORDER = [name for family in FAMILIES for name in (*(f"{role}_{family}" for role in ROLES), family)]
 
 
-def regularizers(traced: Traced, given: Given) -> list[Regularizer]:
+def regularizers(traced: Traced, keywords: Keywords) -> list[Regularizer]:
     """Make the regularizers that the options name, in the order of ``from_kwargs``; a repeated option gives several."""
-    read = [(keyword_of(option), _value(option, text)) for option, text in given]
+    read = [(keyword_of(option), _value(option, text)) for option, text in keywords]
     read.sort(key=lambda pair: ORDER.index(pair[0]) if pair[0] in ORDER else len(ORDER))
     return [regularizer for keyword, value in read for regularizer in from_kwargs(traced, **{keyword: value})]
 
@@ -29,15 +29,16 @@ def keyword_of(option: str) -> str:
     return option.removeprefix("--").replace("-", "_").lower()
 
 
-def check_options(given: Given, known: Iterable[str], command: str) -> None:
+def check_options(keywords: Keywords, known: Iterable[str], command: str) -> None:
     """Raise, before anything is traced, for an option that is neither the command's own nor the key of a regularizer."""
     keys = {*registered(), *PREFIXED, *FAMILIES}
     options = {*known, *(f"--{key.replace('_', '-')}" for key in keys)}
-    for option, text in given:
+    for option, text in keywords:
         if keyword_of(option) not in keys:
-            near = near_sentence(option, sorted(options), "Near options")
+            suggestions = near_sentence(option, sorted(options), "Near options")
             raise NoMatchError(
-                f"{option} is no option of graphreg {command} and no key of a regularizer.{near} graphreg {command} --help lists both."
+                f"{option} is no option of graphreg {command} and no key of a regularizer.{suggestions} "
+                f"graphreg {command} --help lists both."
             )
         _value(option, text)
 
@@ -79,6 +80,6 @@ def _choice(text: str, choice: str) -> Any:
         raise UsageError(f"--own-dropout {text!r}: {choice!r} is no choice; it is {', '.join(WORDS)} or a rate in [0, 1).") from None
 
 
-def none_given(given: Given, own: OwnDropout) -> bool:
+def none_given(keywords: Keywords, native_dropout: OwnDropout) -> bool:
     """Whether the command asks for no regularizer and leaves native dropout as it is."""
-    return not given and not isinstance(own, Mapping) and own == "keep"
+    return not keywords and not isinstance(native_dropout, Mapping) and native_dropout == "keep"

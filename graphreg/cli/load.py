@@ -37,15 +37,15 @@ def load(text: str, kwargs: str | None) -> nn.Module:
         example = f"{package}:{last}" if package and last != "py" else f"{text}:build" if last == "py" else "torchvision.models:resnet18"
         raise UsageError(f"{text!r} names no model; write module:callable or file.py:callable, e.g. {example}.")
     module = _file(place) if place.endswith(".py") else _module(place)
-    found = _attribute(module, place, name)
-    if isinstance(found, nn.Module):
+    target = _attribute(module, place, name)
+    if isinstance(target, nn.Module):
         if options:
             raise UsageError(f"{text} is a model already, so --kwargs has nothing to call. Leave it out.")
-        return found
-    if not callable(found):
-        raise UsageError(f"{text} is of type {type(found).__name__}; name a callable that gives a torch.nn.Module, or one itself.")
+        return target
+    if not callable(target):
+        raise UsageError(f"{text} is of type {type(target).__name__}; name a callable that gives a torch.nn.Module, or one itself.")
     try:
-        model = found(**options)
+        model = target(**options)
     except (Exception, SystemExit) as error:
         arguments = ", ".join(f"{key}={value!r}" for key, value in options.items())
         raise UsageError(f"{text} called with ({arguments}) raised {raised(error, module.__file__)}") from error
@@ -98,27 +98,27 @@ def _module(name: str) -> ModuleType:
         absent = error.name or ""
         if absent != name and not name.startswith(f"{absent}."):
             raise UsageError(f"importing {name} raised {raised(error)}") from error
-        raise UsageError(f"there is no module {absent}.{near_sentence(absent, _modules_near(absent), 'Near modules')}") from None
+        raise UsageError(f"there is no module {absent}.{near_sentence(absent, _modules_beside(absent), 'Near modules')}") from None
     except (Exception, SystemExit) as error:
         raise UsageError(f"importing {name} raised {raised(error)}") from error
 
 
-def _modules_near(name: str) -> list[str]:
+def _modules_beside(name: str) -> list[str]:
     """Return the modules of the same package, or all that are installed, as suggestions."""
     package = name.rpartition(".")[0]
     paths = getattr(sys.modules.get(package), "__path__", None) if package else None
-    return [found.name for found in pkgutil.iter_modules(paths, f"{package}." if package else "")]
+    return [module.name for module in pkgutil.iter_modules(paths, f"{package}." if package else "")]
 
 
 def _attribute(module: ModuleType, place: str, name: str) -> Any:
-    found: Any = module
+    value: Any = module
     for part in name.split("."):
         try:
-            found = getattr(found, part)
+            value = getattr(value, part)
         except AttributeError:
-            names = [each for each in dir(found) if callable(getattr(found, each, None))]
+            names = [each for each in dir(value) if callable(getattr(value, each, None))]
             raise UsageError(f"{place} has no {name}.{near_sentence(part, names)}") from None
-    return found
+    return value
 
 
 GRAMMAR = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?(?:<(?P<bound>\d+))?")
@@ -160,13 +160,13 @@ def example_inputs(texts: Sequence[str] | None, file: str | None) -> Any:
 
 
 def _tensor(text: str, draws: torch.Generator) -> tuple[str | None, Tensor]:
-    found = GRAMMAR.fullmatch(text)
-    if found is None:
+    match = GRAMMAR.fullmatch(text)
+    if match is None:
         raise UsageError(f"--input {text!r} is no shape; {EXAMPLE}.")
-    name, dtype_name, bound = found["name"], found["dtype"] or "float32", found["bound"]
+    name, dtype_name, bound = match["name"], match["dtype"] or "float32", match["bound"]
     if dtype_name not in DTYPES:
         raise UsageError(f"--input {text!r}: there is no dtype {dtype_name}.{near_sentence(dtype_name, DTYPES)} All: {', '.join(DTYPES)}.")
-    dtype, shape = DTYPES[dtype_name], tuple(map(int, found["shape"].split("x")))
+    dtype, shape = DTYPES[dtype_name], tuple(map(int, match["shape"].split("x")))
     integers = not dtype.is_floating_point and not dtype.is_complex
     if bound is not None and not integers:
         raise UsageError(f"--input {text!r}: a bound is for integers, and {dtype_name} is none. Leave it out, or write :int64<{bound}.")
@@ -186,11 +186,11 @@ def _read(file: str) -> Any:
     if not path.is_file():
         raise UsageError(f"--inputs: there is no file {file}.")
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        inputs = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises errors of many kinds for a damaged file
         raise UsageError(
             f"--inputs {file} cannot be read; write it with torch.save, of tensors in a tuple or a dict ({raised(error)})"
         ) from error
-    if isinstance(found, dict) and not all(isinstance(key, str) for key in found):
+    if isinstance(inputs, dict) and not all(isinstance(key, str) for key in inputs):
         raise UsageError(f"--inputs {file} holds a dict whose keys are no names of arguments.")
-    return tuple(found) if isinstance(found, list) else found
+    return tuple(inputs) if isinstance(inputs, list) else inputs

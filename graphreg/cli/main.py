@@ -48,11 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except (GraphRegError, OSError) as error:
-        return _tell(error, args, WRONG, sentence(error, getattr(args, "model", "MODEL"), _has_inputs(args)))
+        return _print_error(error, args, WRONG, sentence(error, getattr(args, "model", "MODEL"), _has_inputs(args)))
     except SystemExit as end:  # of --help and --version
         return int(end.code or 0)
     except Exception as error:
-        return _tell(error, args, FAILED, f"{raised(error)} (graphreg does not expect this error; --traceback shows where it comes from)")
+        text = f"{raised(error)} (graphreg does not expect this error; --traceback shows where it comes from)"
+        return _print_error(error, args, FAILED, text)
 
 
 @contextlib.contextmanager
@@ -96,11 +97,11 @@ def _argcomplete() -> Any:
 def _short_warnings() -> Iterator[None]:
     """Print each warning as one line on stderr."""
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *place, **more: print(f"graphreg: warning: {_words(message)}", file=sys.stderr)
+        warnings.showwarning = lambda message, *place, **more: print(f"graphreg: warning: {_one_line(message)}", file=sys.stderr)
         yield
 
 
-def _words(message: Warning | str) -> str:
+def _one_line(message: Warning | str) -> str:
     """Return a warning's text on one line, without graphreg's name, which the caller adds."""
     return " ".join(str(message).split()).removeprefix("graphreg: ")
 
@@ -109,7 +110,7 @@ def _has_inputs(args: Namespace) -> bool:
     return bool(getattr(args, "input", None) or getattr(args, "inputs", None))
 
 
-def _tell(error: Exception, args: Namespace, status: int, text: str) -> int:
+def _print_error(error: Exception, args: Namespace, status: int, text: str) -> int:
     if getattr(args, "traceback", False):
         traceback.print_exception(error)
     print(f"graphreg: {text}", file=sys.stderr)

@@ -55,8 +55,9 @@ class Parser(argparse.ArgumentParser):
         if unknown is not None:
             if unknown.strip("-").replace("-", "_") in written_keys():
                 self.error(f"{self.prog} takes no regularizer ({unknown}); plan, report, diff and draw do")
-            words = near(unknown.strip("-"), (option.strip("-") for option in self._option_string_actions))
-            self.error(f"unrecognized option {unknown}" + f". Near options: {', '.join(f'--{word}' for word in words)}" * bool(words))
+            suggestions = near(unknown.strip("-"), (option.strip("-") for option in self._option_string_actions))
+            listed = ", ".join(f"--{suggestion}" for suggestion in suggestions)
+            self.error(f"unrecognized option {unknown}" + f". Near options: {listed}" * bool(suggestions))
         return parsed, rest
 
 
@@ -76,21 +77,22 @@ def parser() -> Parser:
     top.add_argument("--version", action="version", version=f"graphreg {graphreg.__version__} (torch {version('torch')})")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in ("names", "plan", "report", "diff", "draw"):
-        own = commands.add_parser(command, help=COMMANDS[command], description=f"{COMMANDS[command].capitalize()}.", usage=_usage(command))
-        own.add_argument("model", metavar="MODEL", help=MODEL)
+        text = COMMANDS[command]
+        subparser = commands.add_parser(command, help=text, description=f"{text.capitalize()}.", usage=_usage(command))
+        subparser.add_argument("model", metavar="MODEL", help=MODEL)
         if command == "draw":
-            own.add_argument("path", metavar="FILE", help="the file to write; its extension says how: .svg, .png, .dot, .html")
-            own.add_argument("--level", type=int, metavar="DEPTH", help="fold the modules of this depth")
-            own.add_argument("--mode", choices=("train", "eval"), default="train", help="whose forward, where the two differ")
-        _add_model_options(own)
+            subparser.add_argument("path", metavar="FILE", help="the file to write; its extension says how: .svg, .png, .dot, .html")
+            subparser.add_argument("--level", type=int, metavar="DEPTH", help="fold the modules of this depth")
+            subparser.add_argument("--mode", choices=("train", "eval"), default="train", help="whose forward, where the two differ")
+        _add_model_options(subparser)
         if command == "names":
-            own.add_argument("--select", action="append", metavar="SELECTOR", help="show what this selects; several are one selector")
-            own.add_argument("--on", choices=("values", "parameters"), help="select among these only")
+            subparser.add_argument("--select", action="append", metavar="SELECTOR", help="show what this selects; several are one selector")
+            subparser.add_argument("--on", choices=("values", "parameters"), help="select among these only")
         else:
-            _add_regularizers(own)
+            _add_regularizers(subparser)
         if command in ("report", "diff"):
-            own.add_argument("--rng", type=int, metavar="SEED", help="the seed of the noise")
-            own.add_argument("--verify", action="store_true", help="compare the result with the model on the example inputs first")
+            subparser.add_argument("--rng", type=int, metavar="SEED", help="the seed of the noise")
+            subparser.add_argument("--verify", action="store_true", help="compare the result with the model on the example inputs first")
     demo = commands.add_parser("demo", help=COMMANDS["demo"], description="Run the demo (make demo, make demo-penalties).")
     demo.add_argument("demo", nargs="?", choices=DEMOS, default=DEMOS[0])
     completion = commands.add_parser("completion", help=COMMANDS["completion"], description='bash: eval "$(graphreg completion bash)"')
@@ -103,29 +105,30 @@ def _usage(command: str) -> str:
     return f"graphreg {command} MODEL{file} {'' if command == 'names' else '[--REGULARIZER STRENGTH ...] '}[options]"
 
 
-def _add_model_options(own: argparse.ArgumentParser) -> None:
-    own.add_argument("--kwargs", metavar="JSON", help="""what the callable is called with, e.g. '{"num_classes": 10}'""")
-    own.add_argument(
+def _add_model_options(subparser: argparse.ArgumentParser) -> None:
+    subparser.add_argument("--kwargs", metavar="JSON", help="""what the callable is called with, e.g. '{"num_classes": 10}'""")
+    subparser.add_argument(
         "--input", action="append", metavar="SHAPE", help="an example input: [name=]1x3x224x224[:dtype]; integers: 'ids=1x16:int64<100'"
     )
-    own.add_argument("--inputs", metavar="FILE", help="example inputs: a tensor, tuple or dict of tensors that torch.save wrote")
-    own.add_argument("--front-end", choices=("auto", "symbolic", "export"), default="auto", help="what traces the model")
-    own.add_argument("--json", action="store_true", help="print JSON")
-    own.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    subparser.add_argument("--inputs", metavar="FILE", help="example inputs: a tensor, tuple or dict of tensors that torch.save wrote")
+    subparser.add_argument("--front-end", choices=("auto", "symbolic", "export"), default="auto", help="what traces the model")
+    subparser.add_argument("--json", action="store_true", help="print JSON")
+    subparser.add_argument("--traceback", action="store_true", help="show where an error comes from")
 
 
-def _add_regularizers(own: argparse.ArgumentParser) -> None:
-    own.add_argument("--missing", choices=("error", "warn", "ignore"), default="error", help="what to do when a selector matches nothing")
-    own.add_argument(
+def _add_regularizers(subparser: argparse.ArgumentParser) -> None:
+    subparser.add_argument(
+        "--missing", choices=("error", "warn", "ignore"), default="error", help="what to do when a selector matches nothing"
+    )
+    subparser.add_argument(
         "--own-dropout", action="append", metavar="CHOICE", help="native dropout: keep, seeded, off or a rate; or GLOB=CHOICE"
     )
-    group = own.add_argument_group(
+    group = subparser.add_argument_group(
         "regularizers", """STRENGTH, GLOB=STRENGTH, or all options as JSON: '{"weight": 1e-4, "pattern": "fc.*"}'; repeatable"""
     )
     for key, line in written_keys().items():
         group.add_argument(f"--{key.replace('_', '-')}", action=_Keyword, help=line.replace("%", "%%"))
-    own.set_defaults(keywords=())
-
+    subparser.set_defaults(keywords=())
 
 
 @contextmanager

@@ -6,10 +6,11 @@ custom operator, and the compiler settings that bear on random operations. Open 
 """
 
 from graphreg.compiler.inductor_passes import with_our_pass
-from graphreg.compiler.recompute import kept, recomputed
+from graphreg.compiler.recompute import recompute_in_backward, recomputed
 from graphreg.compiler.recurrent_lowering import LOWERED, Lowering
-from graphreg.compiler.settings import Setting, changed, defaults, given, setting, snapshot
+from graphreg.compiler.settings import Setting, changed, defaults, patched_settings, setting, snapshot
 
 __all__ = [
-    "LOWERED", "Lowering", "Setting", "changed", "defaults", "given", "kept", "recomputed", "setting", "snapshot", "with_our_pass",
+    "LOWERED", "Lowering", "Setting", "changed", "defaults", "patched_settings", "recompute_in_backward", "recomputed", "setting",
+    "snapshot", "with_our_pass",
 ]  # fmt: skip

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from graphreg.compiler import joint_graph as joint
+from graphreg.compiler import joint_graph
 from graphreg.compiler.joint_graph import simplify
 from graphreg.torch_internals import OpOverload, graph_pass
 
-SLOT, JOINT_SLOT = "post_grad_custom_post_pass", "joint_custom_post_pass"
+SLOT, JOINT_GRAPH_SLOT = "post_grad_custom_post_pass", "joint_custom_post_pass"
 
 
 def with_our_pass(options: Mapping[str, Any], differentiates: bool = False) -> dict[str, Any]:
@@ -28,9 +28,11 @@ def with_our_pass(options: Mapping[str, Any], differentiates: bool = False) -> d
     """
     chosen = dict(options)
     inner = chosen.get("options") or {}
-    if chosen.get("backend", "inductor") == "inductor" and chosen.get("mode") is None and not {SLOT, JOINT_SLOT}.intersection(inner):
-        own = {SLOT: graph_pass(unfuse, __file__)} | ({JOINT_SLOT: graph_pass(simplify, joint.__file__)} if differentiates else {})
-        chosen["options"] = {**inner, **own}
+    if chosen.get("backend", "inductor") == "inductor" and chosen.get("mode") is None and not {SLOT, JOINT_GRAPH_SLOT}.intersection(inner):
+        passes = {SLOT: graph_pass(unfuse, __file__)}
+        if differentiates:
+            passes[JOINT_GRAPH_SLOT] = graph_pass(simplify, joint_graph.__file__)
+        chosen["options"] = {**inner, **passes}
     return chosen
 
 

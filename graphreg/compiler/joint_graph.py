@@ -44,12 +44,12 @@ def merge_sums(graph: fx.Graph) -> int:
     for node in list(graph.find_nodes(op="call_function", target=aten.sum.dim_IntList)):
         inner = node.args[0]
         while isinstance(inner, fx.Node) and inner.target is aten.sum.dim_IntList and _merges(inner, node):
-            keeps = _keeps(node)
+            keepdim = _keepdim(node)
             rank = _value(inner.args[0]).dim()
             first = {d % rank for d in inner.args[1]}  # type: ignore[union-attr]
-            left = list(range(rank)) if keeps else [d for d in range(rank) if d not in first]
+            left = list(range(rank)) if keepdim else [d for d in range(rank) if d not in first]
             dims = sorted(first | {left[d % len(left)] for d in node.args[1]})
-            node.args = (inner.args[0], dims, keeps)
+            node.args = (inner.args[0], dims, keepdim)
             graph.erase_node(inner)
             inner, count = node.args[0], count + 1
     return count
@@ -65,7 +65,7 @@ def same_forms(graph: fx.Graph) -> int:
         if base is not node and not node.users:
             graph.erase_node(node)
             continue
-        sums = node.target is aten.sum.dim_IntList and not node.kwargs and _keeps(node)
+        sums = node.target is aten.sum.dim_IntList and not node.kwargs and _keepdim(node)
         if not isinstance(value, torch.Tensor) or not (sums or (base is not node and _value(base).dim() == 1)):
             continue
         with graph.inserting_before(node):
@@ -82,10 +82,10 @@ def same_forms(graph: fx.Graph) -> int:
 
 def _merges(inner: fx.Node, outer: fx.Node) -> bool:
     plain = not inner.kwargs and not outer.kwargs and len(inner.users) == 1
-    return plain and bool(inner.args[1]) and bool(outer.args[1]) and _keeps(inner) == _keeps(outer)
+    return plain and bool(inner.args[1]) and bool(outer.args[1]) and _keepdim(inner) == _keepdim(outer)
 
 
-def _keeps(node: fx.Node) -> bool:
+def _keepdim(node: fx.Node) -> bool:
     return len(node.args) > 2 and bool(node.args[2])
 
 
@@ -101,8 +101,8 @@ def input_gradients(graph: fx.Graph) -> int:
         if list(mask) != [True, False, False] or transposed:
             continue
         sizes, kernel, outputs = (_value(n).shape[2:] for n in (x, weight, g))
-        parts = zip(sizes, kernel, outputs, strides, padding, dilations, strict=True)
-        missing = [size - ((out - 1) * s - 2 * p + d * (k - 1) + 1) for size, k, out, s, p, d in parts]
+        axes = zip(sizes, kernel, outputs, strides, padding, dilations, strict=True)
+        missing = [size - ((out - 1) * s - 2 * p + d * (k - 1) + 1) for size, k, out, s, p, d in axes]
         with graph.inserting_before(node):
             options = (None, strides, padding, dilations, True, missing, groups)
             result = graph.call_function(aten.convolution.default, (g, weight, *options))
@@ -155,22 +155,22 @@ def _weight(x: fx.Node, form: tuple[Any, ...]) -> fx.Node | None:
 
 def _result(node: fx.Node) -> fx.Node | None:
     """The last node of the pattern behind the convolution: its result transposed back, and sliced to the size of the weight."""
-    found = next(iter(node.users)) if len(node.users) == 1 else None
-    if found is None or _untransposed(found) is not node:
+    last = next(iter(node.users)) if len(node.users) == 1 else None
+    if last is None or _untransposed(last) is not node:
         return None
-    while len(found.users) == 1 and (user := next(iter(found.users))).target is aten.slice.Tensor:
-        found = user
-    return found
+    while len(last.users) == 1 and (user := next(iter(last.users))).target is aten.slice.Tensor:
+        last = user
+    return last
 
 
 def recompute_masks(graph: fx.Graph) -> int:
     """Mark comparisons of CPU values with a number to be recomputed in backward; returns how many were marked."""
-    found = [node for node in graph.nodes if node.op == "call_function" and node.target in _COMPARISONS and _is_large_on_cpu(node)]
-    for node in found:
+    comparisons = [node for node in graph.nodes if node.op == "call_function" and node.target in _COMPARISONS and _is_large_on_cpu(node)]
+    for node in comparisons:
         node.meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
         if node.args[0].target is aten.relu.default:  # else the ReLU would be recomputed, and its mask stored
             node.args[0].meta["recompute"] = CheckpointPolicy.MUST_SAVE
-    return len(found)
+    return len(comparisons)
 
 
 def _is_large_on_cpu(node: fx.Node) -> bool:

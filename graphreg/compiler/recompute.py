@@ -54,16 +54,16 @@ def _behind_norm(node: fx.Node, operations: Operations, replaced: Container[fx.N
     return False
 
 
-def kept(formula: Callable[[Tensor, Tensor, Noise], Tensor], z: Tensor, weight: Tensor, noise: Noise) -> Tensor:
+def recompute_in_backward(formula: Callable[[Tensor, Tensor, Noise], Tensor], z: Tensor, weight: Tensor, noise: Noise) -> Tensor:
     """Run a splice's formula so that backward recomputes the result from ``z`` and the draws instead of saving it.
 
     It is called twice: outside the recomputed region for its draws (the compiler drops the rest), inside for its value.
     """
     draws: list[Tensor] = []
-    formula(z.detach(), weight, _Recording(noise.key, draws))
+    formula(z.detach(), weight, _DrawRecorder(noise.key, draws))
 
     def again(z: Tensor, weight: Tensor, key: Tensor, *draws: Tensor) -> Tensor:
-        return formula(z, weight, _Replaying(key, list(draws)))
+        return formula(z, weight, _RecordedDraws(key, list(draws)))
 
     if not torch.compiler.is_dynamo_compiling():
         with _marked():
@@ -83,27 +83,27 @@ def _marked() -> Iterator[None]:
 
 
 @dataclass(eq=False)
-class _Recording(Noise):
+class _DrawRecorder(Noise):
     """Noise that records its draws."""
 
     draws: list[Tensor]
 
     def keep(self, z: Tensor, p: Tensor | float) -> Tensor:
-        return self._kept(super().keep(z, p))
+        return self._record(super().keep(z, p))
 
     def uniform(self, z: Tensor) -> Tensor:
-        return self._kept(super().uniform(z))
+        return self._record(super().uniform(z))
 
     def normal(self, z: Tensor) -> Tensor:
-        return self._kept(super().normal(z))
+        return self._record(super().normal(z))
 
-    def _kept(self, draw: Tensor) -> Tensor:
+    def _record(self, draw: Tensor) -> Tensor:
         self.draws.append(draw)
         return draw
 
 
 @dataclass(eq=False)
-class _Replaying(Noise):
+class _RecordedDraws(Noise):
     """Noise that returns recorded draws, in the same order."""
 
     draws: list[Tensor]

@@ -4,7 +4,7 @@ Dynamo refuses nn.RNN, nn.LSTM and nn.GRU ("Attempted to wrap RNN, GRU, or LSTM"
 steps: two minutes to compile at 60 of them, and again at each other length. Here the fused kernels of torch run as in eager.
 
 The forward keeps the autograd graph that the kernel records, as eager does, so that nothing is computed twice and backward
-uses the same masks of the layer's native dropout. That graph lives exactly as long as the storage of the output tensor ``kept``.
+uses the same masks of the layer's native dropout. That graph lives exactly as long as the storage of the output tensor ``saved``.
 Where the storage was lost (saved tensors that are copied elsewhere and back), the backward runs the forward once more.
 """
 
@@ -29,15 +29,15 @@ KERNELS: dict[str, Callable[..., tuple[Tensor, ...]]] = {
 GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
 
 
-class Kept(bytearray):
-    """The memory behind a tensor ``kept``: an int64 key, and, as attributes, the autograd edges and leaves that backward needs."""
+class SavedGraph(bytearray):
+    """The memory behind a tensor ``saved``: an int64 key, and, as attributes, the autograd edges and leaves that backward needs."""
 
     edges: tuple[GradientEdge, ...]
     leaves: tuple[Tensor, ...]
 
 
 _numbers = itertools.count(1)
-_kept: weakref.WeakValueDictionary[int, Kept] = weakref.WeakValueDictionary()
+_saved: weakref.WeakValueDictionary[int, SavedGraph] = weakref.WeakValueDictionary()
 
 
 @torch.library.custom_op("graphreg::recurrent", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
@@ -63,7 +63,7 @@ def recurrent(
         autocast: the dtype of autocast, None where it is off.
 
     Returns:
-        The output, the last h, the last c (empty unless an LSTM), a copy of x for backward, and the tensor ``kept``.
+        The output, the last h, the last c (empty unless an LSTM), a copy of x for backward, and the tensor ``saved``.
     """
     kernel = mode, layers, biases, dropout, training, bidirectional, autocast
     if not any(wanted):
@@ -78,11 +78,11 @@ def recurrent(
         )
     # Copy inputs and outputs: the compiler does not know that they are kept, and may reuse their memory for other values.
     copied = x.clone(memory_format=torch.contiguous_format)
-    kept, outputs = _recorded(copied, [s.clone() for s in states], weights, kernel, wanted)
+    saved, outputs = _recorded(copied, [s.clone() for s in states], weights, kernel, wanted)
     out, *last = (t.clone(memory_format=torch.contiguous_format) for t in outputs)
-    number = torch.frombuffer(kept, dtype=torch.int64)  # keeps ``kept`` alive, with its attributes
+    number = torch.frombuffer(saved, dtype=torch.int64)  # keeps ``saved`` alive, with its attributes
     number[0] = next(_numbers)
-    _kept[int(number)] = kept
+    _saved[int(number)] = saved
     return out, last[0], last[1] if len(last) > 1 else _none(x), copied, number
 
 
@@ -97,17 +97,17 @@ def _run(
 
 def _recorded(
     x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], kernel: tuple[Any, ...], wanted: Sequence[bool]
-) -> tuple[Kept, tuple[Tensor, ...]]:
+) -> tuple[SavedGraph, tuple[Tensor, ...]]:
     """Run the kernel under autograd; returns what its backward needs, and the detached outputs."""
     # A custom operator runs below autograd: nothing is recorded there until the key is let in again.
     with torch.enable_grad(), recorded_in_operator():
         leaves = tuple(t.detach().requires_grad_(need) for t, need in zip((x, *states, *weights), wanted, strict=True))
         # A view: autocast converts a leaf once and adds up its gradients in the lower precision, other values at each use.
-        given = [leaf.view(leaf.shape) for leaf in leaves[: 1 + len(states)]]
-        outputs = _run(given[0], given[1:], leaves[len(given) :], *kernel)
-        kept = Kept(8)
-        kept.edges, kept.leaves = tuple(map(get_gradient_edge, outputs)), tuple(t for t in leaves if t.requires_grad)
-        return kept, tuple(t.detach() for t in outputs)
+        inputs = [leaf.view(leaf.shape) for leaf in leaves[: 1 + len(states)]]
+        outputs = _run(inputs[0], inputs[1:], leaves[len(inputs) :], *kernel)
+        saved = SavedGraph(8)
+        saved.edges, saved.leaves = tuple(map(get_gradient_edge, outputs)), tuple(t for t in leaves if t.requires_grad)
+        return saved, tuple(t.detach() for t in outputs)
 
 
 def _none(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -120,13 +120,13 @@ def _(
     dropout: float, training: bool, bidirectional: bool, wanted: Sequence[bool], autocast: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     _check(x, states, weights, mode, layers * (2 if bidirectional else 1), autocast)
-    given = x.dtype, states[0].dtype, weights[0].dtype
-    dtypes = _dtypes(x.device.type, given, mode, states[0].shape[2] != states[-1].shape[2], autocast)
+    inputs = x.dtype, states[0].dtype, weights[0].dtype
+    dtypes = _dtypes(x.device.type, inputs, mode, states[0].shape[2] != states[-1].shape[2], autocast)
     directions = 2 if bidirectional else 1
     shapes = [(*x.shape[:2], directions * states[0].shape[2]), *(s.shape for s in states)]
     out, *last = (x.new_empty(shape, dtype=dtype) for shape, dtype in zip(shapes, dtypes, strict=True))
-    kept = x.new_empty(1 if any(wanted) else 0, dtype=torch.int64, device="cpu")
-    return out, last[0], last[1] if len(last) > 1 else _none(x), x.new_empty(x.shape) if any(wanted) else _none(x), kept
+    saved = x.new_empty(1 if any(wanted) else 0, dtype=torch.int64, device="cpu")
+    return out, last[0], last[1] if len(last) > 1 else _none(x), x.new_empty(x.shape) if any(wanted) else _none(x), saved
 
 
 def _check(x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], mode: str, depth: int, autocast: torch.dtype | None) -> None:
@@ -140,33 +140,33 @@ def _check(x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], mode:
         raise GraphRegError(f"the input is {x.dtype} and the weights of the {mode} are {weights[0].dtype}. Convert one of the two.")
     for state, units in zip(states, (weights[1].shape[1], hidden), strict=False):
         if state.dim() != 3 or state.shape[0] != depth or state.shape[1] != x.shape[1] or state.shape[2] != units:
-            given, right = tuple(state.shape), (depth, x.shape[1], units)
-            raise GraphRegError(f"an initial state of the {mode} must be {right}, not {given}: [layers x directions, batch, units].")
+            got, right = tuple(state.shape), (depth, x.shape[1], units)
+            raise GraphRegError(f"an initial state of the {mode} must be {right}, not {got}: [layers x directions, batch, units].")
 
 
 @cache
 def _dtypes(
-    device: str, given: tuple[torch.dtype, ...], mode: str, projects: bool, autocast: torch.dtype | None
+    device: str, inputs: tuple[torch.dtype, ...], mode: str, projects: bool, autocast: torch.dtype | None
 ) -> tuple[torch.dtype, ...]:
     """The dtypes of a kernel's outputs, found by running it on a tiny case: under autocast each kernel has rules of its own."""
     if autocast is None:
-        return (given[0],) * (3 if mode == "LSTM" else 2)
+        return (inputs[0],) * (3 if mode == "LSTM" else 2)
     gates = GATES[mode]
     shapes = [(2 * gates, 2), (2 * gates, 1 if projects else 2), (2 * gates,), (2 * gates,), *[(1, 2)] * projects]
     with without_modes(), torch.no_grad():
-        x, h = torch.zeros(2, 2, 2, dtype=given[0], device=device), torch.zeros(1, 2, 1 if projects else 2, dtype=given[1], device=device)
-        states = [h, torch.zeros(1, 2, 2, dtype=given[1], device=device)] if mode == "LSTM" else [h]
-        weights = [torch.zeros(shape, dtype=given[2], device=device) for shape in shapes]
+        x, h = torch.zeros(2, 2, 2, dtype=inputs[0], device=device), torch.zeros(1, 2, 1 if projects else 2, dtype=inputs[1], device=device)
+        states = [h, torch.zeros(1, 2, 2, dtype=inputs[1], device=device)] if mode == "LSTM" else [h]
+        weights = [torch.zeros(shape, dtype=inputs[2], device=device) for shape in shapes]
         return tuple(t.dtype for t in _run(x, states, weights, mode, 1, True, 0.0, False, False, autocast))
 
 
 @torch.library.custom_op("graphreg::recurrent_backward", mutates_args=())
 def recurrent_backward(
-    grads: Sequence[Tensor | None], kept: Tensor, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], mode: str, layers: int,
+    grads: Sequence[Tensor | None], saved: Tensor, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], mode: str, layers: int,
     biases: bool, dropout: float, training: bool, bidirectional: bool, wanted: Sequence[bool], autocast: torch.dtype | None,
 ) -> list[Tensor]:  # fmt: skip
     """The gradients of those of x, states and weights that are ``wanted``, from the gradients of output, h and c."""
-    memory = _kept.get(int(kept))
+    memory = _saved.get(int(saved))
     if memory is None:
         if dropout and training:
             raise GraphRegError(
@@ -175,24 +175,24 @@ def recurrent_backward(
             )
         memory, _ = _recorded(x, states, weights, (mode, layers, biases, dropout, training, bidirectional, autocast), wanted)
     pairs = [(edge, grad) for edge, grad in zip(memory.edges, grads, strict=False) if grad is not None]
-    edges, given = zip(*pairs, strict=True)
-    found = torch.autograd.grad(edges, memory.leaves, given, retain_graph=True, materialize_grads=True)
-    return _apart(found, given)
+    edges, received = zip(*pairs, strict=True)
+    gradients = torch.autograd.grad(edges, memory.leaves, received, retain_graph=True, materialize_grads=True)
+    return _apart(gradients, received)
 
 
-def _apart(found: Sequence[Tensor], given: Sequence[Tensor]) -> list[Tensor]:
+def _apart(gradients: Sequence[Tensor], received: Sequence[Tensor]) -> list[Tensor]:
     """Make the tensors contiguous, each with memory of its own: the two biases of a layer share one gradient tensor."""
-    taken, apart = {t.untyped_storage().data_ptr() for t in given}, list[Tensor]()
-    for grad in found:
-        own = grad.contiguous()
-        apart.append(own.clone() if own.untyped_storage().data_ptr() in taken else own)
-        taken.add(own.untyped_storage().data_ptr())
+    taken, apart = {t.untyped_storage().data_ptr() for t in received}, list[Tensor]()
+    for grad in gradients:
+        contiguous = grad.contiguous()
+        apart.append(contiguous.clone() if contiguous.untyped_storage().data_ptr() in taken else contiguous)
+        taken.add(contiguous.untyped_storage().data_ptr())
     return apart
 
 
 @recurrent_backward.register_fake
 def _(
-    grads: Sequence[Tensor | None], kept: Tensor, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], mode: str, layers: int,
+    grads: Sequence[Tensor | None], saved: Tensor, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], mode: str, layers: int,
     biases: bool, dropout: float, training: bool, bidirectional: bool, wanted: Sequence[bool], autocast: torch.dtype | None,
 ) -> list[Tensor]:  # fmt: skip
     return [t.new_empty(t.shape) for t, need in zip((x, *states, *weights), wanted, strict=True) if need]
@@ -203,18 +203,18 @@ def _set_up(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> No
     wanted = ctx.kernel[-2]
     if any(t.requires_grad and not want for t, want in zip((x, *states, *weights), wanted, strict=True)):
         raise GraphRegError("graphreg::recurrent was called without wanted for a tensor that requires a gradient.")
-    *_, copied, kept = output
-    ctx.mark_non_differentiable(copied, kept)
+    *_, copied, saved = output
+    ctx.mark_non_differentiable(copied, saved)
     ctx.set_materialize_grads(False)
     ctx.states = len(states)
-    ctx.save_for_backward(kept, copied, *states, *weights)
+    ctx.save_for_backward(saved, copied, *states, *weights)
 
 
 def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-    kept, x, *rest = ctx.saved_tensors
+    saved, x, *rest = ctx.saved_tensors
     states, weights, wanted = rest[: ctx.states], rest[ctx.states :], ctx.kernel[-2]
-    found = iter(recurrent_backward(list(grads[:3]), kept, x, states, weights, *ctx.kernel))
-    every = [next(found) if need else None for need in wanted]
+    gradients = iter(recurrent_backward(list(grads[:3]), saved, x, states, weights, *ctx.kernel))
+    every = [next(gradients) if need else None for need in wanted]
     return every[0], every[1 : 1 + len(states)], every[1 + len(states) :], *[None] * (1 + len(ctx.kernel))
 
 

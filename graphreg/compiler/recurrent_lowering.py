@@ -114,7 +114,7 @@ class Lowering:
         self.packs = dict.fromkeys(name for graph in self.graphs for n in graph.nodes if (name := function_name(n)) in PACKS)
         self.called = {str(n.target) for graph in self.graphs for n in graph.nodes if n.op == "call_module"}
 
-    def told(self) -> list[str]:
+    def report_lines(self) -> list[str]:
         """One line for each layer, for the report: whether it is lowered when the module is compiled, or why not."""
         lines = [f"{name}: not lowered when compiled: torch.compile(fullgraph=True) takes no PackedSequence" for name in self.packs]
         for path, layer in self.layers.items():
@@ -128,8 +128,8 @@ class Lowering:
     def refused(self) -> str:
         """The message for the first layer or packing function that is not lowered; ``""`` if all are lowered."""
         layers = ((path, self.layers[path]) for path in self.layers if path in self.called)
-        found = (refusal(path, type(layer), why) for path, layer in layers if (why := self._why(path, layer)))
-        return next(map(packing_refusal, self.packs), "") or next(found, "")
+        refusals = (refusal(path, type(layer), why) for path, layer in layers if (why := self._why(path, layer)))
+        return next(map(packing_refusal, self.packs), "") or next(refusals, "")
 
     def _why(self, path: str, layer: nn.Module) -> str:
         uncalled = "no operation of the graph calls it, only an opaque module"

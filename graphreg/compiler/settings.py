@@ -55,12 +55,12 @@ def setting(place: str, name: str) -> Setting | None:
 
 def changed() -> list[Setting]:
     """The settings among ``NAMES`` that are not torch's defaults, by code or by the environment."""
-    found = [setting(place, name) for place, names in NAMES.items() for name in names]
-    return [each for each in found if each is not None and each.value != each.default]
+    settings = [setting(place, name) for place, names in NAMES.items() for name in names]
+    return [each for each in settings if each is not None and each.value != each.default]
 
 
 @contextmanager
-def given(*values: tuple[Setting, Any]) -> Iterator[None]:
+def patched_settings(*values: tuple[Setting, Any]) -> Iterator[None]:
     """Give settings other values within a block, and put them back at its end."""
     with ExitStack() as stack:
         for each, value in values:
@@ -70,7 +70,7 @@ def given(*values: tuple[Setting, Any]) -> Iterator[None]:
 
 def defaults(settings: Sequence[Setting]) -> Any:
     """A context manager within which these settings have torch's defaults."""
-    return given(*((each, each.default) for each in settings))
+    return patched_settings(*((each, each.default) for each in settings))
 
 
 def snapshot() -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from graphreg.compiler import Setting, changed, defaults, given, setting
+from graphreg.compiler import Setting, changed, defaults, patched_settings, setting
 from graphreg.diagnosis.findings import ISSUES, NONE, Finding, cause, seed, set_back, shares, upstream
 from graphreg.diagnosis.probes import Backend, Measured, measure, measure_order, measure_streams
 from graphreg.ir import DropoutKind, Own
@@ -17,15 +17,15 @@ from graphreg.torch_internals import INDUCTOR
 Kinds = Mapping[DropoutKind, Sequence[Own]]
 
 
-def by_kind(owns: Iterable[Own]) -> dict[DropoutKind, list[Own]]:
+def by_kind(operations: Iterable[Own]) -> dict[DropoutKind, list[Own]]:
     """Group the model's own random operations by the experiment for them.
 
     Dropout between the layers of a recurrent operator is left out: recomputed in backward, it raises an error of its own.
     """
     kinds: dict[DropoutKind, list[Own]] = {}
-    for own in owns:
-        if not (own.kind == "layer" and own.rate is not None):
-            kinds.setdefault("attention" if own.kind == "heads" else own.kind, []).append(own)
+    for operation in operations:
+        if not (operation.kind == "layer" and operation.rate is not None):
+            kinds.setdefault("attention" if operation.kind == "heads" else operation.kind, []).append(operation)
     return kinds
 
 
@@ -36,14 +36,14 @@ class Bench:
     Attributes:
         backend: A backend of torch.compile, by name or as a callable.
         device: Where the experiments run.
-        told: Called with what is being tried, to show progress.
+        show: Called with what is being tried, to show progress.
     """
 
     backend: Backend
     device: torch.device
-    told: Callable[[str], None]
+    show: Callable[[str], None]
 
-    def own(self, kinds: Kinds) -> list[Finding]:
+    def native(self, kinds: Kinds) -> list[Finding]:
         """Test the model's own random operations, kind by kind."""
         wrong: dict[tuple[str, tuple[Setting, ...]], list[tuple[DropoutKind, Measured]]] = {}
         unlike = list[tuple[DropoutKind, float]]()
@@ -54,10 +54,10 @@ class Bench:
                 wrong.setdefault((seen.error, self.blame(again)), []).append((kind, seen))
             if seen.eager:
                 unlike.append((kind, seen.eager))
-        found = [_wrong(error, blamed, seen, kinds) for (error, blamed), seen in wrong.items()]
+        findings = [_wrong(error, blamed, seen, kinds) for (error, blamed), seen in wrong.items()]
         if unlike:
-            return [*found, self._unlike(unlike, kinds)]
-        return found or self._order([own for owns in kinds.values() for own in owns])
+            return [*findings, self._unlike(unlike, kinds)]
+        return findings or self._order([operation for operations in kinds.values() for operation in operations])
 
     def streams(self, sites: tuple[str, ...]) -> list[Finding]:
         """Test graphreg's streams, which the module draws from at ``sites``."""
@@ -86,43 +86,43 @@ class Bench:
         return not seen.wrong
 
     def _try(self, what: str, experiment: Callable[[], Measured]) -> Measured:
-        self.told(what)
+        self.show(what)
         return experiment()
 
     def _unlike(self, seen: Sequence[tuple[DropoutKind, float]], kinds: Kinds) -> Finding:
         """Word that compiled code draws other masks than eager; test whether ``fallback_random`` cures it."""
-        owns = [own for kind, _ in seen for own in kinds[kind]]
+        operations = [operation for kind, _ in seen for operation in kinds[kind]]
         observed = f"from one seed, compiled and eager draw other masks: {shares(seen)}"
         fallback = setting(INDUCTOR, "fallback_random")
         if fallback is not None and not fallback.value:
-            with given((fallback, True)):
+            with patched_settings((fallback, True)):
                 again = [self._try("the same with fallback_random", partial(measure, kind, self.backend, self.device)) for kind, _ in seen]
             if not any(each.eager or each.error for each in again):
-                cure = seed(owns, f"{fallback.place}.{fallback.name} = True (slower)")
-                return Finding("differs", str(fallback), observed, _names(owns), cure, ISSUES["fallback_random"])
-        return Finding("differs", "the backend draws in a way of its own", observed, _names(owns), seed(owns), NONE)
+                cure = seed(operations, f"{fallback.place}.{fallback.name} = True (slower)")
+                return Finding("differs", str(fallback), observed, _names(operations), cure, ISSUES["fallback_random"])
+        return Finding("differs", "the backend draws in a way of its own", observed, _names(operations), seed(operations), NONE)
 
-    def _order(self, owns: Sequence[Own]) -> list[Finding]:
+    def _order(self, operations: Sequence[Own]) -> list[Finding]:
         """Test whether several draws in one graph come in eager's order, where each alone is as in eager."""
-        if len(owns) < 2:
+        if len(operations) < 2:
             return []
         seen = self._try("the order of draws", partial(measure_order, self.backend, self.device))
         if seen.error:
-            return [Finding("refused", cause(()), seen.error, _names(owns), "")]
+            return [Finding("refused", cause(()), seen.error, _names(operations), "")]
         if not seen.eager:
             return []
         observed = f"of two draws in one graph the second has another mask than in eager: {seen.eager:.0%} of elements"
         why = "the compiler draws in another order than eager"
-        return [Finding("differs", why, observed, _names(owns), seed(owns), ISSUES["order"])]
+        return [Finding("differs", why, observed, _names(operations), seed(operations), ISSUES["order"])]
 
 
 def _wrong(error: str, blamed: Sequence[Setting], seen: Sequence[tuple[DropoutKind, Measured]], kinds: Kinds) -> Finding:
-    owns = [own for kind, _ in seen for own in kinds[kind]]
+    operations = [operation for kind, _ in seen for operation in kinds[kind]]
     if error:
-        return Finding("refused", cause(blamed), error, _names(owns), set_back(blamed), upstream(blamed))
+        return Finding("refused", cause(blamed), error, _names(operations), set_back(blamed), upstream(blamed))
     observed = f"backward has other masks than the forward: {shares([(kind, each.backward) for kind, each in seen])}"
-    return Finding("wrong", cause(blamed), observed, _names(owns), seed(owns, set_back(blamed)), upstream(blamed))
+    return Finding("wrong", cause(blamed), observed, _names(operations), seed(operations, set_back(blamed)), upstream(blamed))
 
 
-def _names(owns: Iterable[Own]) -> tuple[str, ...]:
-    return tuple(own.site.name for own in owns)
+def _names(operations: Iterable[Own]) -> tuple[str, ...]:
+    return tuple(operation.site.name for operation in operations)

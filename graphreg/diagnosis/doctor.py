@@ -16,7 +16,7 @@ from graphreg.diagnosis.probes import Backend
 from graphreg.diagnosis.step_watch import Observed, observe
 from graphreg.errors import GraphRegError, RegularizerError, listed, near_sentence, shown
 from graphreg.ir import Own
-from graphreg.runtime import Drawing, KeyRule, own_draws, record_of, rewritten, rules_of
+from graphreg.runtime import Drawing, KeyRule, native_draws, record_of, rewritten, rules_of
 
 KINDS = ("wrong", "refused", "differs")
 
@@ -46,20 +46,20 @@ def doctor(
             eager mode.
         RegularizerError: Another argument is not allowed.
     """
-    inner, left = rewritten(module), own_draws(module)
+    inner, left = rewritten(module), native_draws(module)
     rules = rules_of(module)
     _check(step, backend, progress)
-    leaf = rules._modules.get("key")
-    key = leaf if isinstance(leaf, KeyRule) else None
-    drawing = tuple(leaf.site for leaf in rules.children() if isinstance(leaf, Drawing))
+    first = rules._modules.get("key")
+    key = first if isinstance(first, KeyRule) else None
+    drawing = tuple(child.site for child in rules.children() if isinstance(child, Drawing))
     device = _device(inner)
-    with _line(sys.stderr.isatty() if progress is None else progress) as told:
-        findings, right = _tried(Bench(backend, device, told), left, drawing if key is not None else None)
+    with _line(sys.stderr.isatty() if progress is None else progress) as show:
+        findings, right = _tried(Bench(backend, device, show), left, drawing if key is not None else None)
         if step is not None:
-            told("your step")
-            found = _of_step(observe(inner, key, step), drawing, left)
-            findings += found
-            right += [] if found else ["your step: backward drew nothing anew"]
+            show("your step")
+            of_step = _of_step(observe(inner, key, step), drawing, left)
+            findings += of_step
+            right += [] if of_step else ["your step: backward drew nothing anew"]
     if key is None and not left:
         right.append("nothing random: no splice of graphreg's, and no random operation of the model's own that acts")
     findings.sort(key=lambda finding: KINDS.index(finding.kind))
@@ -76,12 +76,12 @@ def _device(module: nn.Module) -> torch.device:
 def _tried(bench: Bench, left: Sequence[Own], drawing: tuple[str, ...] | None) -> tuple[list[Finding], list[str]]:
     """What tiny functions show, of what the model draws itself and of the sites on graphreg's streams: findings, and what is right."""
     kinds = by_kind(left)
-    findings = bench.own(kinds)
-    right = _right([own for owns in kinds.values() for own in owns], findings)
+    findings = bench.native(kinds)
+    right = _right([operation for operations in kinds.values() for operation in operations], findings)
     if drawing is not None:
-        found = bench.streams(drawing)
-        findings = [*findings, *found]
-        right += [] if found else ["graphreg's streams: in backward as in the forward, compiled as in eager"]
+        of_streams = bench.streams(drawing)
+        findings = [*findings, *of_streams]
+        right += [] if of_streams else ["graphreg's streams: in backward as in the forward, compiled as in eager"]
     return findings, right
 
 
@@ -91,8 +91,10 @@ def _check(step: object, backend: object, progress: object) -> None:
     if isinstance(backend, str):
         known = torch.compiler.list_backends(exclude_tags=())
         if backend not in known:
-            near = near_sentence(backend, known, "Near names")
-            raise RegularizerError(f"backend={shown(backend)} is unknown to torch.compile; give a name it knows, or a callable.{near}")
+            suggestions = near_sentence(backend, known, "Near names")
+            raise RegularizerError(
+                f"backend={shown(backend)} is unknown to torch.compile; give a name it knows, or a callable.{suggestions}"
+            )
     elif not callable(backend):
         raise RegularizerError(f"backend={shown(backend)} is not allowed; give a name or a callable, as torch.compile takes it.")
     if progress is not None and not isinstance(progress, bool):
@@ -101,41 +103,41 @@ def _check(step: object, backend: object, progress: object) -> None:
         )
 
 
-def _right(owns: Sequence[Own], found: Sequence[Finding]) -> list[str]:
-    bad = {site for finding in found if finding.kind != "differs" for site in finding.sites}
-    names = [own.site.name for own in owns if own.site.name not in bad]
-    unlike = any(finding.kind == "differs" for finding in found)
+def _right(operations: Sequence[Own], findings: Sequence[Finding]) -> list[str]:
+    bad = {site for finding in findings if finding.kind != "differs" for site in finding.sites}
+    names = [operation.site.name for operation in operations if operation.site.name not in bad]
+    unlike = any(finding.kind == "differs" for finding in findings)
     return [f"{listed(names)}: in backward as in the forward" + ("" if unlike else ", compiled as in eager")] if names else []
 
 
 def _of_step(seen: Observed, drawing: tuple[str, ...], left: Sequence[Own]) -> list[Finding]:
     if not seen.backwards:
         raise GraphRegError("the step ran no backward pass, so there was nothing to watch. Let it call the module and then backward().")
-    found = []
+    findings = []
     if seen.again:
         why = "your step runs the module again in backward: activation checkpointing around the whole of it"
         observed = f"calls that drew masks: {seen.forward} in the forward, {seen.again} in backward, each with masks of its own"
         cure = "'with graphreg.frozen_noise(module):' around forward and backward, or checkpoint blocks inside the model instead"
-        found.append(Finding("wrong", why, observed, drawing, cure, ""))
+        findings.append(Finding("wrong", why, observed, drawing, cure, ""))
     if seen.moved:
         why = "your step draws from torch's generator in backward"
         observed = f"a generator had moved behind {seen.moved} of {seen.backwards} backward pass{'es' * (seen.backwards != 1)}"
         cure = seed(left, "preserve_rng_state=True in checkpoints, and what is named here under settings")
-        found.append(Finding("wrong", why, observed, tuple(own.site.name for own in left), cure, NONE))
-    return found
+        findings.append(Finding("wrong", why, observed, tuple(operation.site.name for operation in left), cure, NONE))
+    return findings
 
 
 @contextmanager
 def _line(shown: bool) -> Iterator[Callable[[str], None]]:
     """Show what is being tried, on one line of stderr that is overwritten."""
 
-    def told(text: str) -> None:
+    def show(text: str) -> None:
         if shown:
             sys.stderr.write(f"\r\x1b[Kgraphreg.doctor: {text}")
             sys.stderr.flush()
 
     try:
-        yield told
+        yield show
     finally:
         if shown:
             sys.stderr.write("\r\x1b[K")

@@ -46,12 +46,12 @@ class Diagnosis:
     """What ``doctor`` found; it prints as text, and is true if nothing is wrong or refused.
 
     Attributes:
-        about: The module, torch's version, the backend and the device.
+        subject: The module, torch's version, the backend and the device.
         findings: What is wrong, refused or different, in this order.
         right: What was tested and is right.
     """
 
-    about: str
+    subject: str
     findings: tuple[Finding, ...]
     right: tuple[str, ...] = ()
 
@@ -64,8 +64,7 @@ class Diagnosis:
         return self.ok
 
     def __repr__(self) -> str:
-        return "\n".join([self.about, *map(str, self.findings), *(f"right: {text}" for text in self.right)])
-
+        return "\n".join([self.subject, *map(str, self.findings), *(f"right: {text}" for text in self.right)])
 
 
 def shares(seen: Iterable[tuple[str, float]]) -> str:
@@ -88,7 +87,7 @@ def upstream(blamed: Sequence[Setting]) -> str:
     return ", ".join(ISSUES[each.name] for each in blamed if each.name in ISSUES) or NONE
 
 
-def seed(owns: Iterable[Own], other: str = "") -> str:
+def seed(operations: Iterable[Own], other: str = "") -> str:
     """Word the cure by graphreg's streams, if any of the operations can be moved to them, and add ``other``."""
-    seeded = "regularize(..., own_dropout='seeded')" if any(not own.why_not for own in owns) else ""
+    seeded = "regularize(..., own_dropout='seeded')" if any(not operation.why_not for operation in operations) else ""
     return ", or ".join(filter(None, (seeded, other)))

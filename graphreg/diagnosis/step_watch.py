@@ -67,7 +67,7 @@ def _watched(seen: Observed, key: KeyRule | None) -> Iterator[None]:
                 running = False
                 seen.backwards += 1
                 seen.moved += any(not torch.equal(a, b) for a, b in zip(state, _generators(), strict=False))
-                seen.again += _call(key) - call if key is not None and key.held is None else 0
+                seen.again += _call(key) - call if key is not None and key.frozen_call is None else 0
 
         return watched
 
@@ -97,11 +97,11 @@ def _left_as_it_was(module: nn.Module) -> Iterator[None]:
     def back() -> None:
         random.setstate(state)
         with torch.no_grad():
-            for slots, name, tensor, held in places:
+            for slots, name, tensor, value in places:
                 if slots.get(name) is not tensor:
                     slots[name] = tensor
-                if not torch.equal(tensor, held):
-                    tensor.copy_(held)
+                if not torch.equal(tensor, value):
+                    tensor.copy_(value)
             for p, grad in grads:
                 p.grad = grad
         for m, training in modes:

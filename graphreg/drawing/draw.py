@@ -79,8 +79,8 @@ def _file(path: object) -> Path:
     file = Path(path)
     if file.suffix.lower() not in FORMATS:
         known = ", ".join(FORMATS)
-        near = near_sentence(file.suffix, FORMATS, "Near ones") if file.suffix else ""
-        raise GraphRegError(f"{str(file)!r} ends in {file.suffix or 'no extension'!r}; drawings end in {known}.{near}")
+        suggestions = near_sentence(file.suffix, FORMATS, "Near ones") if file.suffix else ""
+        raise GraphRegError(f"{str(file)!r} ends in {file.suffix or 'no extension'!r}; drawings end in {known}.{suggestions}")
     if not file.parent.is_dir():
         raise GraphRegError(f"{str(file)!r} cannot be written: there is no folder {str(file.parent)!r}. Make it first.")
     return file

@@ -84,7 +84,7 @@ def as_networkx(seen: Viewed) -> nx.DiGraph[str]:
     boxes: dict[str, str] = {}
     for node in seen.graph.nodes:
         addition = addition_of(node) if is_added(node) else None
-        attributes = _addition(node, addition, seen, boxes) if addition is not None else _own(node, sites.get(keys[node]), seen)
+        attributes = _addition(node, addition, seen, boxes) if addition is not None else _model_node(node, sites.get(keys[node]), seen)
         boxes[keys[node]] = attributes["box"]
         graph.add_node(keys[node], **attributes)
         for i, read in _arguments(node):
@@ -101,11 +101,11 @@ def _classes(seen: Viewed) -> dict[str, str]:
 
 
 def _prefixes(paths: Any) -> list[str]:
-    found: dict[str, None] = {}
+    prefixes: dict[str, None] = {}
     for path in paths:
-        parts = path.split(".") if path else []
-        found.update(dict.fromkeys(".".join(parts[: i + 1]) for i in range(len(parts))))
-    return list(found)
+        names = path.split(".") if path else []
+        prefixes.update(dict.fromkeys(".".join(names[: i + 1]) for i in range(len(names))))
+    return list(prefixes)
 
 
 def _arguments(node: fx.Node) -> Iterator[tuple[str, fx.Node]]:
@@ -133,11 +133,11 @@ def _scope(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
     return path if path in modules else ""
 
 
-def _own(node: fx.Node, site: Site | None, seen: Viewed) -> Attributes:
+def _model_node(node: fx.Node, site: Site | None, seen: Viewed) -> Attributes:
     """Return the attributes of one of the model's own nodes, whether it is a site or not."""
     modules = seen.traced.operations.modules
     path = _scope(node, modules)
-    moved = addition_of(node)  # a dropout may have a leaf in its place
+    moved = addition_of(node)  # a native dropout may have a runtime module in its place
     op, target = (moved and moved.was) or (node.op, node.target)
     labels = own_labels(node)
     attributes: Attributes = {
@@ -208,9 +208,9 @@ def collapsed(graph: nx.DiGraph[str], level: int) -> nx.DiGraph[str]:
         if a != b and not made.has_edge(a, b):
             made.add_edge(a, b, **edge)
         elif a != b:
-            kept = made.edges[a, b]
+            merged = made.edges[a, b]
             for name in ("argument", "value", "regularizer"):
-                kept[name] = ", ".join(dict.fromkeys(filter(None, [*kept[name].split(", "), *edge[name].split(", ")])))
+                merged[name] = ", ".join(dict.fromkeys(filter(None, [*merged[name].split(", "), *edge[name].split(", ")])))
     return made
 
 
@@ -219,8 +219,8 @@ def _at_depth(key: str, box: str, level: int) -> str:
 
     A module's key is its path and a slash, because a site may have the path as its name.
     """
-    parts = box.split(".") if box else []
-    return f"{'.'.join(parts[:level])}/" if len(parts) >= level else key
+    names = box.split(".") if box else []
+    return f"{'.'.join(names[:level])}/" if len(names) >= level else key
 
 
 def _module(path: str, inside: list[Attributes], classes: Mapping[str, str]) -> Attributes:
@@ -230,5 +230,5 @@ def _module(path: str, inside: list[Attributes], classes: Mapping[str, str]) -> 
         "name": path, "kind": "module", "op": classes.get(path, ""), "module": path, "box": path.rpartition(".")[0],
         "nodes": len(inside), "acts": ", ".join(f"{name} ({count})" for name, count in added.items()),
     }  # fmt: skip
-    own = next((a for a in inside if path in a.get("module_output", "").split(", ")), {})
-    return attributes | {name: own[name] for name in ("shape", "dtype") if name in own}
+    returned = next((a for a in inside if path in a.get("module_output", "").split(", ")), {})
+    return attributes | {name: returned[name] for name in ("shape", "dtype") if name in returned}

@@ -31,12 +31,12 @@ def page(seen: Viewed, shown: Picture, opened: Collection[str]) -> str:
         "sites": _sites(seen, shown), "rules": _rules(seen),
     }  # fmt: skip
     text = json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")  # no tag ends the script early
-    scripts = "\n".join(_part(name) for name in SCRIPTS)
-    content = {"title": escape(shown.title), "css": _part("page.css"), "js": scripts, "data": text}
-    return re.sub(r"\{\{(\w+)\}\}", lambda place: content[place[1]], _part("page.html"))
+    scripts = "\n".join(_page_file(name) for name in SCRIPTS)
+    content = {"title": escape(shown.title), "css": _page_file("page.css"), "js": scripts, "data": text}
+    return re.sub(r"\{\{(\w+)\}\}", lambda place: content[place[1]], _page_file("page.html"))
 
 
-def _part(name: str) -> str:
+def _page_file(name: str) -> str:
     return (files("graphreg.drawing") / "page" / name).read_text(encoding="utf-8")
 
 
@@ -45,14 +45,14 @@ def _number(shown: Picture, names: str) -> int:
 
 
 def _regularizers(seen: Viewed, shown: Picture) -> list[dict[str, Any]]:
-    found = []
+    entries = []
     for i, (name, regularizer) in enumerate(seen.plan.regularizers.items() if seen.plan else ()):
         doc = (inspect.getdoc(type(regularizer)) or "").partition("\n\n")[0].replace("``", "")
-        found.append({
+        entries.append({
             "name": name, "cls": type(regularizer).__name__, "text": shown.regularizers[name], "colour": colour(i),
             "strength": f"{seen.strengths[name]:g}", "doc": " ".join(doc.split()), "code": formula(type(regularizer)),
         })  # fmt: skip
-    return found
+    return entries
 
 
 def formula(cls: type[Regularizer]) -> str:
@@ -100,7 +100,7 @@ def layered(shown: Picture, box: Box) -> tuple[list[list[str]], list[list[str]]]
         for j, name in zip(passed, through, strict=True):
             rows[j].append((_x_at(points, heights[j]), name))
         chains.append([upper, *through, lower])
-    return [[key for _, key in sorted(found, key=lambda one: one[0])] for found in rows], chains
+    return [[key for _, key in sorted(layer, key=lambda one: one[0])] for layer in rows], chains
 
 
 def _x_at(points: Sequence[tuple[float, float]], height: float) -> float:
@@ -118,30 +118,31 @@ def _x_at(points: Sequence[tuple[float, float]], height: float) -> float:
 
 
 def _node(shown: Picture, key: str) -> dict[str, Any]:
-    about = shown.nodes[key]
-    kind = "end" if about["call"] in ("placeholder", "output") else about["kind"]
+    attributes = shown.nodes[key]
+    kind = "end" if attributes["call"] in ("placeholder", "output") else attributes["kind"]
     return {
-        "name": about["name"], "op": about["op"], "shape": about.get("shape", ""), "source": about.get("source", ""), "kind": kind,
-        "lines": lines(shown, key), "size": size(shown, key), "regularizer": _number(shown, about.get("regularizer", "")),
-        "site": about["name"] if kind in ("site", "end") else "", "acts_at": about.get("site", ""),
+        "name": attributes["name"], "op": attributes["op"], "shape": attributes.get("shape", ""), "source": attributes.get("source", ""),
+        "kind": kind, "lines": lines(shown, key), "size": size(shown, key),
+        "regularizer": _number(shown, attributes.get("regularizer", "")),
+        "site": attributes["name"] if kind in ("site", "end") else "", "acts_at": attributes.get("site", ""),
     }  # fmt: skip
 
 
 def _sites(seen: Viewed, shown: Picture) -> list[dict[str, Any]]:
     """Return every site, drawn or not, with what selector.js needs to match it and what the panel shows."""
-    found = []
+    entries = []
     for i, site in enumerate(seen.traced.sites):
-        about: Mapping[str, Any] = shown.nodes.get(site.name, {}) if site.kind == "value" else {}
+        attributes: Mapping[str, Any] = shown.nodes.get(site.name, {}) if site.kind == "value" else {}
         edits = seen.plan.by_site.get(site.name, ()) if seen.plan else ()
         acts = [{"regularizer": _number(shown, edit.name), "matched": edit.matched} for edit in edits]
-        found.append({
-            "id": i, **told(site), "op": site.op, "shape": shape_text(site), "dtype": dtype_text(site), "at": _at(site, shown),
-            "source": about.get("source", ""), "own_dropout": about.get("own_dropout", ""), "acts": acts,
+        entries.append({
+            "id": i, **site_metadata(site), "op": site.op, "shape": shape_text(site), "dtype": dtype_text(site), "at": _at(site, shown),
+            "source": attributes.get("source", ""), "own_dropout": attributes.get("own_dropout", ""), "acts": acts,
         })  # fmt: skip
-    return found
+    return entries
 
 
-def told(site: Site) -> dict[str, Any]:
+def site_metadata(site: Site) -> dict[str, Any]:
     """Return the facts about a site that matching a selector needs (selector.js)."""
     labels = [
         {"name": label.name, "op": label.op, "ports": label.ports, "default": label.default, "module": label.module}
@@ -167,21 +168,21 @@ def _at(site: Site, shown: Picture) -> str | None:
 
 def _rules(seen: Viewed) -> list[dict[str, Any]]:
     """Return the regularizers that a selector can be tried for on the page: those that need only a selector and a weight."""
-    found = {}
+    rules = {}
     places = {site.name: i for i, site in enumerate(seen.traced.sites)}
     for cls in registered().values():
         key = cls.keys[0] if cls.keys else cls.__name__
         weight = next((weight for weight in _weights(cls) if isinstance(_built(key, weight, "**"), Regularizer)), None)
-        if cls in found or weight is None:
+        if cls in rules or weight is None:
             continue
         usual = _built(key, weight, "*")
         default = selected(seen.traced, usual, "ignore") if isinstance(usual, Regularizer) else ()
-        found[cls] = {
+        rules[cls] = {
             "key": key, "cls": cls.__name__, "on": cls.on, "splice": issubclass(cls, Splice), "min_dims": cls.min_dims,
             "weight": weight, "model": seen.traced.title, "usual": cls.usual, "default": [places[site.name] for site in default],
             "needs": "" if isinstance(usual, Regularizer) else usual,
         }  # fmt: skip
-    return list(found.values())
+    return list(rules.values())
 
 
 def _weights(cls: type[Regularizer]) -> tuple[float, ...]:

@@ -35,13 +35,13 @@ def colour(number: int) -> str:
 @cache
 def _further() -> list[tuple[int, ...]]:
     """Order further colours, of all hues in three degrees of lightness, so that each is as far as possible from all before it."""
-    found = [tuple(int(text[i : i + 2], 16) for i in (1, 3, 5)) for text in COLOURS]
+    colours = [tuple(int(text[i : i + 2], 16) for i in (1, 3, 5)) for text in COLOURS]
     wheel = [colorsys.hls_to_rgb(hue / 48, lightness, 0.6) for hue in range(48) for lightness in (0.28, 0.42, 0.58)]
     left = [tuple(round(255 * part) for part in rgb) for rgb in wheel]
     while left:
-        found.append(max(left, key=lambda one: min(_far(one, other) for other in found)))
-        left.remove(found[-1])
-    return found
+        colours.append(max(left, key=lambda one: min(_far(one, other) for other in colours)))
+        left.remove(colours[-1])
+    return colours
 
 
 def _far(one: tuple[int, ...], other: tuple[int, ...]) -> float:
@@ -97,8 +97,8 @@ def png(text: str) -> bytes:
 def tint(shown: Picture, name: str) -> str:
     """Return the SVG attributes for fill and border in a regularizer's colour."""
     number = shown.colour.get(name.partition(", ")[0])
-    found = colour(number) if number is not None else "#6e7781"
-    return f'fill="{found}" fill-opacity=".25" stroke="{found}" stroke-width="1.4"'
+    shade = colour(number) if number is not None else "#6e7781"
+    return f'fill="{shade}" fill-opacity=".25" stroke="{shade}" stroke-width="1.4"'
 
 
 def _text(x: float, y: float, text: str, style: str = "", middle: bool = False) -> str:
@@ -122,9 +122,9 @@ def _open(shown: Picture, key: str, place: Rectangle) -> str:
 def _thing(shown: Picture, key: str, place: Rectangle) -> str:
     """Draw a node, or a folded module with a dot and a count for each regularizer in it."""
     first, second = lines(shown, key)
-    middle, about = place.x + place.width / 2, shown.nodes.get(key, {})
-    kind = "folded" if key in shown.boxes else "end" if about.get("call") in ("placeholder", "output") else str(about["kind"])
-    style = tint(shown, about["regularizer"]) if kind == "addition" else f'class="{kind}"'
+    middle, attributes = place.x + place.width / 2, shown.nodes.get(key, {})
+    kind = "folded" if key in shown.boxes else "end" if attributes.get("call") in ("placeholder", "output") else str(attributes["kind"])
+    style = tint(shown, attributes["regularizer"]) if kind == "addition" else f'class="{kind}"'
     round_by = 12.0 if kind in ("end", "addition") else 4.0
     parts = [_rect(place, style, round_by), _text(middle, place.y + 15, first, middle=True)]
     if second:
@@ -135,8 +135,8 @@ def _thing(shown: Picture, key: str, place: Rectangle) -> str:
             x, y = start + 28 * i, place.y + 37
             parts.append(f'<circle cx="{x + 5:.1f}" cy="{y + 4:.1f}" r="4" {tint(shown, name)}/>')
             parts.append(_text(x + 12, y + 8, str(count), "second"))
-    full = about.get("source", "") and f" ({about['source']})"
-    title = shown.boxes[key].path if key in shown.boxes else f"{about['name']}{full}"
+    full = attributes.get("source", "") and f" ({attributes['source']})"
+    title = shown.boxes[key].path if key in shown.boxes else f"{attributes['name']}{full}"
     return f'<g data-key="{escape(key)}">{"".join(parts)}<title>{escape(title)}</title></g>'
 
 
@@ -144,15 +144,14 @@ def _curve(shown: Picture, curve: Curve) -> str:
     """Draw a line, with an arrowhead where it ends at a node."""
     (x, y), *rest = curve.points
     number = shown.colour.get(curve.link.regularizer.partition(", ")[0])
-    found = f' style="stroke: {colour(number)}"' if number is not None else ""
+    stroke = f' style="stroke: {colour(number)}"' if number is not None else ""
     pieces = [f"C{' '.join(f'{px:.1f} {py:.1f}' for px, py in rest[i : i + 3])}" for i in range(0, len(rest), 3)]
-    line = f'<path class="line" d="M{x:.1f} {y:.1f}{"".join(pieces)}"{found}/>'
+    line = f'<path class="line" d="M{x:.1f} {y:.1f}{"".join(pieces)}"{stroke}/>'
     if not curve.arrow:
         return line
     (x, y), down = rest[-1], -1 if curve.link.back else 1
     fill = f' style="fill: {colour(number)}"' if number is not None else ""
     return f'{line}<path class="arrow" d="M{x:.1f} {y:.1f}l-3.2 {-6 * down}h6.4z"{fill}/>'
-
 
 
 def dot(shown: Picture, opened: Collection[str]) -> str:
@@ -184,8 +183,8 @@ def _content(shown: Picture, key: str, opened: Collection[str], indent: str) -> 
             yield from _content(shown, child, opened, f"{indent}  ")
             yield f"{indent}}}"
             continue
-        about = shown.nodes.get(child, {})
-        number = shown.colour.get(str(about.get("regularizer", "")).partition(", ")[0])
+        attributes = shown.nodes.get(child, {})
+        number = shown.colour.get(str(attributes.get("regularizer", "")).partition(", ")[0])
         fill = f', style="rounded,filled", color="{colour(number)}", fillcolor="{colour(number)}40"' if number is not None else ""
         folded = ", peripheries=2" if child in shown.boxes else ""
         yield f'{indent}{quoted(child)} [label={quoted(first)[:-1]}\\n{_escaped(second)}"{fill}{folded}]'

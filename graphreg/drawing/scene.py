@@ -93,8 +93,8 @@ class Picture:
 
 def boxes_around(path: str) -> tuple[str, ...]:
     """Return the keys of the boxes from the whole model down to a path."""
-    parts = path.split(".") if path else []
-    return tuple(f"{'.'.join(parts[:i])}/" for i in range(len(parts) + 1))
+    names = path.split(".") if path else []
+    return tuple(f"{'.'.join(names[:i])}/" for i in range(len(names) + 1))
 
 
 def picture(seen: Viewed) -> Picture:
@@ -115,8 +115,8 @@ def picture(seen: Viewed) -> Picture:
         for box, pair in _levels(chains[start], chains[end]):
             known = links[box].get(pair, edge["regularizer"])
             links[box][pair] = known if known == edge["regularizer"] else ""
-    for key, found in links.items():
-        for (start, end), name in found.items():
+    for key, pieces in links.items():
+        for (start, end), name in pieces.items():
             back = start != IN and end != OUT and place[start] > place[end]
             boxes[key].links.append(Link(start, end, name, back))
     edges = tuple((start, end, edge["regularizer"]) for start, end, edge in drawn.edges(data=True))
@@ -135,35 +135,35 @@ def _legend(seen: Viewed) -> dict[str, str]:
 def _drawn(graph: nx.DiGraph[str]) -> nx.DiGraph[str]:
     """Leave out sizes, noise keys, unread inputs, and totals of penalties that are measured site by site."""
     drawn: nx.DiGraph[str] = graph.copy()
-    attributes = drawn.nodes
+    nodes = drawn.nodes
     measured = {a["regularizer"] for _, a in graph.nodes(data=True) if a.get("added") in ("measure", "read")}
     for key in reversed(list(graph)):
-        about = attributes[key]
-        added, why_not, read = about.get("added"), about.get("why_not"), list(drawn.successors(key))
-        if added in ("attach", "attached") or (why_not == "a tuple" and read and about["op"] == "getitem"):
+        attributes = nodes[key]
+        added, why_not, read = attributes.get("added"), attributes.get("why_not"), list(drawn.successors(key))
+        if added in ("attach", "attached") or (why_not == "a tuple" and read and attributes["op"] == "getitem"):
             _bypass(drawn, key)
-        elif about["kind"] == "other" and read and all(attributes[reader]["kind"] == "output" for reader in read):
+        elif attributes["kind"] == "other" and read and all(nodes[reader]["kind"] == "output" for reader in read):
             _bypass(drawn, key)  # the object that the model returns
         elif (
-            added == "key" or (added == "total" and about["regularizer"] in measured)
-            or why_not == "no tensor" or about["kind"] in ("other", "read")
-            or (not read and (why_not == "a tuple" or about["call"] == "placeholder"))
+            added == "key" or (added == "total" and attributes["regularizer"] in measured)
+            or why_not == "no tensor" or attributes["kind"] in ("other", "read")
+            or (not read and (why_not == "a tuple" or attributes["call"] == "placeholder"))
         ):  # fmt: skip
             drawn.remove_node(key)
     for key in list(drawn):
-        about = attributes[key]
-        if about.get("added") == "total":  # other penalties have no line to the output either
-            drawn.remove_edges_from([(key, end) for end in list(drawn.successors(key)) if attributes[end]["kind"] == "output"])
-        if about.get("added") == "read" and (layer := layer_of(attributes, about["site"])) is not None:
-            drawn.add_edge(layer, key, regularizer=about["regularizer"])
+        attributes = nodes[key]
+        if attributes.get("added") == "total":  # other penalties have no line to the output either
+            drawn.remove_edges_from([(key, end) for end in list(drawn.successors(key)) if nodes[end]["kind"] == "output"])
+        if attributes.get("added") == "read" and (layer := layer_of(nodes, attributes["site"])) is not None:
+            drawn.add_edge(layer, key, regularizer=attributes["regularizer"])
     return drawn
 
 
 def layer_of(nodes: Mapping[str, Mapping[str, Any]], parameter: str) -> str | None:
     """Find the first node that uses a parameter: the call of the layer that has it, or the model's own read of it."""
-    for key, about in nodes.items():
-        runs = about["call"] == "call_module" and about["kind"] != "addition" and parameter.startswith(f"{about['target']}.")
-        if runs or (about["call"] == "get_attr" and about["kind"] == "site" and about["target"] == parameter):
+    for key, attributes in nodes.items():
+        runs = attributes["call"] == "call_module" and attributes["kind"] != "addition" and parameter.startswith(f"{attributes['target']}.")
+        if runs or (attributes["call"] == "get_attr" and attributes["kind"] == "site" and attributes["target"] == parameter):
             return key
     return None
 
@@ -216,19 +216,19 @@ def lines(shown: Picture, key: str) -> tuple[str, str]:
     if key in shown.boxes:
         box = shown.boxes[key]
         return f"{box.path.rpartition('.')[2]} {box.op}".strip(), f"{box.nodes} inside"
-    about = shown.nodes[key]
-    if about["kind"] == "addition":
-        strength = f" {about['strength']:g}" if "strength" in about else ""
-        if about["added"] == "track":
-            return about["regularizer"], f"wrt {about['site']}"
-        what = about["site"].rpartition(".")[2] if about["added"] == "read" else about["op"]
-        return about["regularizer"] or about["added"], f"{what}{strength}"
-    whole = about["target"] if about["call"] == "get_attr" else about["name"]  # a read is named for what it reads
-    name = whole.removeprefix(f"{about['box']}.") if about["box"] else whole
-    if about["target"] == "getitem" and about["op"] != "getitem" and ":" not in name:  # the module's own node has that name already
+    attributes = shown.nodes[key]
+    if attributes["kind"] == "addition":
+        strength = f" {attributes['strength']:g}" if "strength" in attributes else ""
+        if attributes["added"] == "track":
+            return attributes["regularizer"], f"wrt {attributes['site']}"
+        what = attributes["site"].rpartition(".")[2] if attributes["added"] == "read" else attributes["op"]
+        return attributes["regularizer"] or attributes["added"], f"{what}{strength}"
+    full = attributes["target"] if attributes["call"] == "get_attr" else attributes["name"]  # a read is named for what it reads
+    name = full.removeprefix(f"{attributes['box']}.") if attributes["box"] else full
+    if attributes["target"] == "getitem" and attributes["op"] != "getitem" and ":" not in name:  # the module's own node has that name
         name += ":out"
-    own = f"own: {about['own_dropout']}" if "own_dropout" in about else ""
-    return name, " ".join(filter(None, [about["op"] if about["op"] != name else "", about.get("shape", ""), own]))
+    dropout = f"native: {attributes['own_dropout']}" if "own_dropout" in attributes else ""
+    return name, " ".join(filter(None, [attributes["op"] if attributes["op"] != name else "", attributes.get("shape", ""), dropout]))
 
 
 def text_width(text: str) -> float:

@@ -54,11 +54,11 @@ class Viewed:
         return {site.name: site for site in self.traced.sites}
 
 
-def viewed(given: Drawable, plan: Plan | None = None, example_inputs: Any = None, mode: Mode = "train") -> Viewed:
+def viewed(target: Drawable, plan: Plan | None = None, example_inputs: Any = None, mode: Mode = "train") -> Viewed:
     """Find the graph of what was given; a plan is applied to a copy of the graph, so that the drawing shows what a rewrite makes.
 
     Args:
-        given: A model, a trace, a plan (drawn on the trace that it was made for), or a rewritten module.
+        target: A model, a trace, a plan (drawn on the trace that it was made for), or a rewritten module.
         plan: With a model or a trace: the plan to apply.
         example_inputs: With a model: example inputs, as in ``trace``.
         mode: Which forward, where the two differ.
@@ -68,28 +68,28 @@ def viewed(given: Drawable, plan: Plan | None = None, example_inputs: Any = None
     """
     if mode not in ("train", "eval"):
         raise GraphRegError(f"mode={mode!r} is unknown; it is 'train' or 'eval', for a model whose two forwards differ.")
-    if isinstance(given, Plan):
+    if isinstance(target, Plan):
         if plan is not None:
             raise GraphRegError("two plans are given. Give one of them, or the trace that plan= is for.")
-        if given.traced is None:
-            raise GraphRegError(f"this plan for {given.title} has no traced model with it. Give the trace, and the plan as plan=.")
+        if target.traced is None:
+            raise GraphRegError(f"this plan for {target.title} has no traced model with it. Give the trace, and the plan as plan=.")
         _refuse(example_inputs, "a plan")
-        return _traced(given.traced, given, mode)
+        return _traced(target.traced, target, mode)
     if plan is not None and not isinstance(plan, Plan):
         raise GraphRegError(f"plan= takes what graphreg.plan gives, not {type(plan).__name__}.")
-    if backend_handle(given) is not None:
+    if backend_handle(target) is not None:
         raise GraphRegError(
             "a backend has several graphs, and they belong to torch.compile. graphreg.report shows them; to see the model as one "
             "graph, give the model itself, or what graphreg.regularize makes of it."
         )
-    if isinstance(given, Traced):
+    if isinstance(target, Traced):
         _refuse(example_inputs, "a trace")
-        return _traced(given, plan, mode)
-    if not isinstance(given, nn.Module):
-        raise GraphRegError(f"{type(given).__name__} has no graph. Give a model, what graphreg.trace gives, or what regularize returned.")
-    module = _rewritten(given)
+        return _traced(target, plan, mode)
+    if not isinstance(target, nn.Module):
+        raise GraphRegError(f"{type(target).__name__} has no graph. Give a model, what graphreg.trace gives, or what regularize returned.")
+    module = _rewritten(target)
     if module is None:
-        return _traced(trace(given, example_inputs), plan, mode)
+        return _traced(trace(target, example_inputs), plan, mode)
     _refuse(example_inputs, "a rewritten module")
     if plan is not None:
         raise GraphRegError("this module is rewritten already, and plan= is for a trace. graphreg.trace(graphreg.strip(module)) is one.")
@@ -113,9 +113,9 @@ def _viewed(traced: Traced, graphs: Mapping[str, fx.Graph], plan: Plan | None, n
     return Viewed(traced, graphs[name], name, plan, now)
 
 
-def _rewritten(given: nn.Module) -> fx.GraphModule | None:
+def _rewritten(module: nn.Module) -> fx.GraphModule | None:
     """Find the rewritten module, also inside wrappers of torch's; None for any other module."""
     try:
-        return rewritten(given)
+        return rewritten(module)
     except GraphRegError:
         return None

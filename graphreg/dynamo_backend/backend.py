@@ -19,8 +19,8 @@ from graphreg.dynamo_backend.call import Call, Measurer
 from graphreg.dynamo_backend.guards import Watched, guard
 from graphreg.dynamo_backend.place import Functions, place_of, root_of, same_modules
 from graphreg.dynamo_backend.streams import Streams
-from graphreg.dynamo_backend.subgraph import Inner, Maker, Part
-from graphreg.dynamo_backend.union import check_selectors, told
+from graphreg.dynamo_backend.subgraph import Inner, Maker, Subgraph
+from graphreg.dynamo_backend.union import backend_report, check_selectors
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, TraceError, near_sentence, raising
 from graphreg.ir import RULES, Missing, brought
 from graphreg.planning import OwnDropout, check_count, check_trainable, selected
@@ -37,7 +37,7 @@ class Backend(BackendHandle):
     Attributes:
         regularizers: The regularizers by name.
         model: The model, once its first graph was captured.
-        parts: The subgraphs, in the order of capture.
+        subgraphs: The subgraphs, in the order of capture.
         forced: Whether a block of ``noise_on`` is open.
         complete: Whether a call has ended, so that the selectors were checked over all its graphs.
     """
@@ -53,7 +53,7 @@ class Backend(BackendHandle):
         self.streams = Streams(seed)
         self.model: nn.Module | None = None
         self.title = ""
-        self.parts: list[Part] = []
+        self.subgraphs: list[Subgraph] = []
         self.forced, self.complete = False, False
         self._forcing: dict[object, None] = {}  # the blocks of noise_on
         self._strengths = {name: torch.tensor([r.weight], dtype=torch.float64) for name, r in regularizers.items()}
@@ -83,10 +83,10 @@ class Backend(BackendHandle):
         assert self.model is not None and self._maker is not None
         paths = self._maker.paths()
         place = place_of(gm, tracing, self.model, paths)
-        part = self._maker.made(len(self.parts) + 1, gm, inputs, place, call, self.forced, self._strength)
-        guard(tracing, place, Watched(list(part.owners), self._is_forced, paths if place.local is None else None))
-        self.parts.append(part)
-        return lambda *values: self._run(part, values)
+        subgraph = self._maker.made(len(self.subgraphs) + 1, gm, inputs, place, call, self.forced, self._strength)
+        guard(tracing, place, Watched(list(subgraph.owners), self._is_forced, paths if place.local is None else None))
+        self.subgraphs.append(subgraph)
+        return lambda *values: self._run(subgraph, values)
 
     def _is_forced(self) -> bool:
         return self.forced
@@ -98,21 +98,21 @@ class Backend(BackendHandle):
 
     def _current(self) -> Call:
         """Return the call that runs. The first call through a torch.compile becomes known only when its first graph is captured."""
-        found = compiled_call()
-        if found is None:
+        running = compiled_call()
+        if running is None:
             raise TraceError(
                 "graphreg's backend was not called by a call of what torch.compile made, so it does not know the model. "
                 "Compile with torch.compile(model, backend=graphreg.backend(...)) and call what that gives."
             )
-        if not any(known is found.record for known in self._contexts):
-            self._meet(found)
-            found.at_each_call(self._begin)
-            self._contexts.append(found.record)
+        if not any(known is running.record for known in self._contexts):
+            self._meet(running)
+            running.at_each_call(self._begin)
+            self._contexts.append(running.record)
         assert self._call is not None
         return self._call
 
-    def _meet(self, found: CompiledCall) -> None:
-        model = root_of(found)
+    def _meet(self, running: CompiledCall) -> None:
+        model = root_of(running)
         if self.model is None:
             self._adopt(model)
         elif model is not self.model and not same_modules(model, self.model):
@@ -160,47 +160,48 @@ class Backend(BackendHandle):
     def _end(self, call: Call) -> None:
         self._last = call.totals()
         if not self.complete:
-            check_selectors(self.parts, self.regularizers, self.own_dropout, self.missing)
+            check_selectors(self.subgraphs, self.regularizers, self.own_dropout, self.missing)
             call.check()
             self.complete = True
 
     # a graph that runs
 
-    def _run(self, part: Part, values: Sequence[Any]) -> Any:
+    def _run(self, subgraph: Subgraph, values: Sequence[Any]) -> Any:
         call = self._call if self._call is not None else self._current()
-        self._require(part)
-        extra, counts = part.parameters(call.model)
-        outputs = call.taken(part.run(*values, *self._added(part, call), *extra), part.measured, part.weighed, counts, values)
-        self._ran(part, call, outputs)
+        self._require(subgraph)
+        extra, counts = subgraph.parameters(call.model)
+        results = subgraph.run(*values, *self._added(subgraph, call), *extra)
+        outputs = call.taken(results, subgraph.measured, subgraph.weighed, counts, values)
+        self._ran(subgraph, call, outputs)
         return outputs
 
-    def _require(self, part: Part) -> None:
+    def _require(self, subgraph: Subgraph) -> None:
         """Raise for a change that the guards should have caught, and for a forward that backward runs again, with other masks."""
-        if any(owner.training != mode for owner, mode in zip(part.owners, part.modes, strict=True)):
+        if any(owner.training != mode for owner, mode in zip(subgraph.owners, subgraph.modes, strict=True)):
             raise GraphRegError(
                 "the mode of a module changed and torch.compile did not capture its graph again. torch.compiler.reset() has it begin anew."
             )
-        if any(part.draws) and self.streams.held is None and in_backward():
+        if any(subgraph.draws) and self.streams.frozen_calls is None and in_backward():
             raise GraphRegError(
                 "a graph that draws masks runs inside a backward pass: activation checkpointing around it would draw other masks than "
                 "the forward did. Put forward and backward under graphreg.frozen_noise(backend), or checkpoint inside what is compiled."
             )
 
-    def _added(self, part: Part, call: Call) -> Iterator[Tensor]:
-        if part.emitted is None or part.device is None:
+    def _added(self, subgraph: Subgraph, call: Call) -> Iterator[Tensor]:
+        if subgraph.emitted is None or subgraph.device is None:
             return
-        if part.emitted.draws:
-            yield self.streams.keys(part.rows, part.draws, part.device)
-        for name in part.emitted.strengths:
-            yield brought(call.strengths[name], part.device)
+        if subgraph.emitted.draws:
+            yield self.streams.keys(subgraph.rows, subgraph.draws, subgraph.device)
+        for name in subgraph.emitted.strengths:
+            yield brought(call.strengths[name], subgraph.device)
 
-    def _ran(self, part: Part, call: Call, outputs: Sequence[Any]) -> None:
-        call.names.update(dict.fromkeys(part.claimed))
-        for edit in part.plan.edits:
+    def _ran(self, subgraph: Subgraph, call: Call, outputs: Sequence[Any]) -> None:
+        call.names.update(dict.fromkeys(subgraph.claimed))
+        for edit in subgraph.plan.edits:
             for site in edit.sites:
                 call.acted.add((edit.name, site.name))
                 call.occurrences[site.name, type(edit.regularizer)] += 1
-        for place, known in part.gives.items():
+        for place, known in subgraph.gives.items():
             if isinstance(outputs[place], Tensor):
                 call.made[outputs[place]] = known
 
@@ -245,7 +246,7 @@ class Backend(BackendHandle):
 
     def frozen_noise(self) -> AbstractContextManager[None]:
         """Draw the same masks in every call of a block: see ``graphreg.frozen_noise``."""
-        return self.streams.hold()
+        return self.streams.freeze()
 
     @contextmanager
     def noise_on(self) -> Iterator[None]:
@@ -264,4 +265,4 @@ class Backend(BackendHandle):
 
     def report(self) -> Report:
         """Report what acts in the graphs captured so far: see ``graphreg.report``."""
-        return told(self.title, self.parts, self.regularizers, self.strengths())
+        return backend_report(self.title, self.subgraphs, self.regularizers, self.strengths())

@@ -15,7 +15,7 @@ from graphreg.dynamo_backend.capture import Known
 from graphreg.errors import GraphRegError, RegularizerError
 from graphreg.ir import brought
 from graphreg.regularizer import Penalty
-from graphreg.runtime import Scale, Total, Way, Whole, current, identity, in_place, refuse_twice, storage_of
+from graphreg.runtime import AllSitesTotal, Scale, Total, Way, current, identity, in_place, refuse_twice, storage_of
 from graphreg.torch_internals import backward_task, transform_level
 
 
@@ -23,28 +23,28 @@ class Measurer:
     """Computes a penalty over all graphs of a call: the mean (or sum) of its measurements times its strength, as in one graph.
 
     Attributes:
-        whole: Whether its formula takes all its sites at once (``values``).
+        all_at_once: Whether its formula takes all its sites at once (``values``).
         parameters: The names of the parameters that it measures, if it acts on parameters.
-        leaf: The runtime module that computes its total.
+        total_module: The runtime module that computes its total.
     """
 
     def __init__(self, regularizer: Penalty, name: str, parameters: Sequence[str]) -> None:
         self.regularizer, self.name, self.parameters = regularizer, name, tuple(parameters)
-        self.whole = "values" in regularizer.takes
+        self.all_at_once = "values" in regularizer.takes
         on_parameters = regularizer.on == "parameters"
-        kind = Whole if self.whole and on_parameters else Total
-        self.leaf = kind(regularizer, name, torch.tensor([regularizer.weight], dtype=torch.float64))
+        kind = AllSitesTotal if self.all_at_once and on_parameters else Total
+        self.total_module = kind(regularizer, name, torch.tensor([regularizer.weight], dtype=torch.float64))
 
     def total(self, strength: Tensor, values: Sequence[Tensor], model: nn.Module) -> Tensor:
         """Return the penalty, 0-d, from the measurements that the graphs made, or from the model's parameters."""
-        self.leaf._buffers["strength"] = strength
+        self.total_module._buffers["strength"] = strength
         if self.parameters:
             weights = [model.get_parameter(name) for name in self.parameters]
-            if self.whole:
-                total: Tensor = self.leaf(dict(zip(self.parameters, weights, strict=True)))
+            if self.all_at_once:
+                total: Tensor = self.total_module(dict(zip(self.parameters, weights, strict=True)))
                 return total
             values = weights
-        elif self.whole:
+        elif self.all_at_once:
             if len(values) > 1:
                 raise RegularizerError(
                     f"{self.name} looks at all of its sites at once, and this call has some in {len(values)} graphs. Select those of "
@@ -54,7 +54,7 @@ class Measurer:
         elif values:
             dtype = torch.float64 if any(value.dtype == torch.float64 for value in values) else values[0].dtype
             values = [value.to(values[0].device, dtype) for value in values]
-        total = self.leaf(*values)
+        total = self.total_module(*values)
         return total
 
     def is_plain(self, model: nn.Module) -> bool:
@@ -63,9 +63,9 @@ class Measurer:
 
     def share(self, strength: Tensor, count: int) -> Tensor:
         """Return the derivative of the penalty by one of its ``count`` measurements, 0-d."""
-        if self.whole:
+        if self.all_at_once:
             return torch.ones((), dtype=strength.dtype)
-        return strength[0] / (1 if self.leaf.sums else count)
+        return strength[0] / (1 if self.total_module.sums else count)
 
 
 class Call:
@@ -82,7 +82,7 @@ class Call:
         self.values: dict[str, list[Tensor]] = {}  # the measurements, by penalty
         self.trains: set[str] = set()  # the penalties whose gradient reaches some parameter
         self.made = WeakTensorKeyDictionary()  # the outputs that crossed a graph break, each with what is known of it
-        self.totals_given: dict[str, Tensor] = {}  # penalties on parameters that the call's first graph computed
+        self.computed_totals: dict[str, Tensor] = {}  # penalties on parameters that the call's first graph computed
         self.counted = -1  # the backward pass in which the penalties on parameters have joined
 
     def known(self, inputs: Sequence[Any]) -> dict[int, Known]:
@@ -96,20 +96,20 @@ class Call:
         """
         if self.started:
             return {}
-        return {name: (m.leaf, m.parameters) for name, m in self.measurers.items() if m.parameters and m.is_plain(self.model)}
+        return {name: (m.total_module, m.parameters) for name, m in self.measurers.items() if m.parameters and m.is_plain(self.model)}
 
-    def taken(self, given: Sequence[Any], names: Sequence[str], weighed: Sequence[str], counts: bool, inputs: Sequence[Any]) -> list[Any]:
+    def taken(self, results: Sequence[Any], names: Sequence[str], weighed: Sequence[str], counts: bool, inputs: Sequence[Any]) -> list[Any]:
         """Collect what a graph that ran has measured, and return its own outputs; where penalties attach, they join these.
 
-        ``given``: what the graph returned, which is its own outputs, then the measurements of the penalties ``names``, then the penalties
+        ``results``: what the graph returned, which is its own outputs, then the measurements of the penalties ``names``, then the penalties
         on parameters ``weighed``. ``counts``: whether the last are valid. ``inputs``: what the graph was called with.
         """
         self.started = True
-        count = len(given) - len(weighed)
-        for name, total in zip(weighed, given[count:], strict=True):
+        count = len(results) - len(weighed)
+        for name, total in zip(weighed, results[count:], strict=True):
             if counts:
-                self.totals_given.setdefault(name, total)
-        outputs, measured = list(given[: count - len(names)]), list(given[count - len(names) : count])
+                self.computed_totals.setdefault(name, total)
+        outputs, measured = list(results[: count - len(names)]), list(results[count - len(names) : count])
         for name, value in zip(names, measured, strict=True):
             self.values.setdefault(name, []).append(value.detach() if self.attaches else value)
             if value.requires_grad:
@@ -139,7 +139,7 @@ class Call:
     def of_parameters(self) -> dict[str, Tensor]:
         """The penalties on parameters by name, once a call, however many graphs read them."""
         names = [name for name, measurer in self.measurers.items() if measurer.regularizer.on == "parameters"]
-        return {name: self.totals_given[name] if name in self.totals_given else self._total(name) for name in names}
+        return {name: self.computed_totals[name] if name in self.computed_totals else self._total(name) for name in names}
 
     def _total(self, name: str) -> Tensor:
         values = self.values.get(name, [])
@@ -148,8 +148,8 @@ class Call:
 
     def totals(self) -> dict[str, Tensor]:
         """Return every penalty of the call, 0-d; detached where penalties attach."""
-        found = {name: self.of_parameters[name] if name in self.of_parameters else self._total(name) for name in self.measurers}
-        return {name: total.detach() for name, total in found.items()} if self.attaches else found
+        totals = {name: self.of_parameters[name] if name in self.of_parameters else self._total(name) for name in self.measurers}
+        return {name: total.detach() for name, total in totals.items()} if self.attaches else totals
 
     def check(self) -> None:
         """Raise RegularizerError for a penalty whose gradient reaches no parameter, if autograd records."""

@@ -58,13 +58,13 @@ class Captured:
     Attributes:
         graph: The graph.
         claimed: The site names that it took.
-        crossing: The names of its values on the graph-break boundary, which another graph made.
+        at_boundary: The names of its values on the graph-break boundary, which another graph made.
         constants: Attributes that the graph reads and the model does not have: the bodies of Dynamo's higher-order operators.
     """
 
     graph: fx.Graph
     claimed: tuple[str, ...]
-    crossing: frozenset[str]
+    at_boundary: frozenset[str]
     constants: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -77,7 +77,7 @@ class Capture:
         self.modules = dict(root.named_modules(remove_duplicate=False))
         self.buffers = {name for name, _ in root.named_buffers(remove_duplicate=False)}
         self.graph = fx.Graph()
-        self.crossing: set[str] = set()
+        self.at_boundary: set[str] = set()
 
     def captured(self, inputs: Iterable[Any], known: Mapping[int, Known], taken: Iterable[str]) -> Captured:
         """Copy the graph and label its values.
@@ -96,7 +96,7 @@ class Capture:
             end.meta[CROSSES] = True
         names = tuple(label.name for node in self.graph.nodes if CROSSES not in node.meta for label in own_labels(node))
         reads = {str(n.target) for n in self.graph.nodes if n.op == "get_attr" and str(n.target) not in self.tensors.values()}
-        return Captured(self.graph, names, frozenset(self.crossing), {name: getattr(self.gm, name) for name in reads})
+        return Captured(self.graph, names, frozenset(self.at_boundary), {name: getattr(self.gm, name) for name in reads})
 
     def _copy(self, inputs: list[Any], known: Mapping[int, Known], namer: Namer) -> None:
         twins: dict[fx.Node, fx.Node] = {}
@@ -117,12 +117,12 @@ class Capture:
             label_site(read, "")
             return read
         name, ports = self._argument(node)
-        own = self.place.first and name != ""
-        twin = self.graph.create_node("placeholder", name if own and not ports else node.name, name=node.name)
+        is_argument = self.place.first and name != ""
+        twin = self.graph.create_node("placeholder", name if is_argument and not ports else node.name, name=node.name)
         label_site(twin, self.place.path)
         if not isinstance(value, torch.Tensor):
             return twin
-        if own:
+        if is_argument:
             label = Label(name, "input", ports or ("out",), not ports)
             namer.claim(name)
             label_site(twin, "", label)
@@ -131,7 +131,7 @@ class Capture:
             twin.meta[CROSSES] = made.deep if made is not None else value.requires_grad
             if made is not None and made.labels:
                 label_site(twin, made.path, *made.labels)
-                self.crossing.add(made.labels[0].text)
+                self.at_boundary.add(made.labels[0].text)
         return twin
 
     def _argument(self, node: fx.Node) -> tuple[str, tuple[str, ...]]:
@@ -145,16 +145,16 @@ class Capture:
 
     def calls(self, node: fx.Node) -> list[ModuleCall]:
         """Return the module calls that the node was made in, outermost first, down to the first layer that is one site."""
-        found: list[ModuleCall] = []
+        stack: list[ModuleCall] = []
         for key in (self._made_by(node) or node).meta.get("nn_module_stack") or {}:
             number = str(key).partition("@")[0]
             path = self.paths.get(int(number)) if number.isdigit() else None
             if path:
                 module = self.modules[path]
-                found.append(ModuleCall(str(key), path, type(module).__name__))
+                stack.append(ModuleCall(str(key), path, type(module).__name__))
                 if is_layer(module):
                     break
-        return found
+        return stack
 
     def _made_by(self, node: fx.Node) -> fx.Node | None:
         """For an output of a region that Dynamo keeps as one operator (activation checkpointing), return the node inside that made it."""
@@ -192,12 +192,12 @@ class Capture:
                 add_label(block.leaving[0], Label(namer.module(path), block.call.kind, module=path))
         self._label_frame(namer)
 
-    def _label_cell(self, path: str, parts: list[fx.Node], namer: Namer) -> None:
+    def _label_cell(self, path: str, outputs: list[fx.Node], namer: Namer) -> None:
         name = namer.module(path)
-        for part in parts:
-            index = part.args[1]
+        for output in outputs:
+            index = output.args[1]
             if isinstance(index, int) and (ports := CELL_PORTS.get((index,))) is not None:
-                add_label(part, Label(name, "LSTMCell", ports, index == 0, module=path))
+                add_label(output, Label(name, "LSTMCell", ports, index == 0, module=path))
 
     def _label_frame(self, namer: Namer) -> None:
         """If the graph is the forward of one module, give that module's label to what it returns."""

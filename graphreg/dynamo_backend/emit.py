@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from graphreg.ir import RULES, Kind, addition_of, is_kind
 from graphreg.planning import Plan
 from graphreg.rewriting import measures
-from graphreg.runtime import Drawing, KeyRule, Leaf, Regularized, RewrittenModule, Rules, Total, Whole, graphs_of
+from graphreg.runtime import AllSitesTotal, Drawing, KeyRule, Regularized, RewrittenModule, Rules, RuntimeModule, Total, graphs_of
 from graphreg.torch_internals import copy_notes, copy_source, fake_mode, without_source
 
 
@@ -25,20 +25,20 @@ class Bound(nn.Module):
     It hides the runtime module in a tuple: the compiler would take its buffers for the graph's.
     """
 
-    def __init__(self, leaf: Leaf, takes_strength: bool) -> None:
+    def __init__(self, runtime_module: RuntimeModule, takes_strength: bool) -> None:
         super().__init__()
-        self.leaf, self.takes_strength = (leaf,), takes_strength
+        self.runtime_module, self.takes_strength = (runtime_module,), takes_strength
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        (leaf,) = self.leaf
+        (runtime_module,) = self.runtime_module
         if not self.takes_strength:
-            return leaf(*args, **kwargs)
-        before = leaf._buffers["strength"]
-        leaf._buffers["strength"] = args[0]
+            return runtime_module(*args, **kwargs)
+        before = runtime_module._buffers["strength"]
+        runtime_module._buffers["strength"] = args[0]
         try:
-            return leaf(*args[1:], **kwargs)
+            return runtime_module(*args[1:], **kwargs)
         finally:
-            leaf._buffers["strength"] = before
+            runtime_module._buffers["strength"] = before
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError("an addition of graphreg cannot be part of a cache key")  # the key would lack its formula
@@ -73,12 +73,12 @@ def emit(rewritten: RewrittenModule, gm: fx.GraphModule, plan: Plan, weighed: We
 
     ``gm``: the graph that Dynamo captured; ``weighed``: the penalties on parameters that this graph shall compute.
     """
-    return _Emission(rewritten, gm, plan, weighed).emitted()
+    return _Emitter(rewritten, gm, plan, weighed).emitted()
 
 
-class _Emission:
+class _Emitter:
     def __init__(self, rewritten: RewrittenModule, gm: fx.GraphModule, plan: Plan, weighed: Weighed) -> None:
-        self.given, self.gm, self.plan, self.weighed = rewritten, gm, plan, weighed
+        self.rewritten, self.gm, self.plan, self.weighed = rewritten, gm, plan, weighed
         (self.source,) = graphs_of(rewritten).values()
         self.graph = fx.Graph()
         self.twins: dict[fx.Node, Any] = {}
@@ -92,11 +92,11 @@ class _Emission:
         for node in self.gm.graph.nodes:
             if node.op == "placeholder":
                 self.twins[nodes[node.name]] = self._placeholder(node)
-        leaves = {node: self._leaf(node) for node in self.source.nodes if node.op == "call_module"}
-        if any(isinstance(leaf, KeyRule) for leaf in leaves.values()):
+        modules = {node: self._runtime_module(node) for node in self.source.nodes if node.op == "call_module"}
+        if any(isinstance(module, KeyRule) for module in modules.values()):
             self.key = self._added("graphreg_keys")
-        for leaf in leaves.values():
-            if (name := self._strength(leaf)) and name not in self.strengths:
+        for module in modules.values():
+            if (name := self._strength(module)) and name not in self.strengths:
                 self.strengths[name] = self._added(f"graphreg_strength_{name}")
         for name in self.weighed:
             self.strengths[name] = self._added(f"graphreg_strength_{name}")
@@ -122,20 +122,20 @@ class _Emission:
     def _weigh(self, parameters: Mapping[str, fx.Node]) -> dict[str, fx.Node]:
         """Add the penalties on parameters to the graph."""
         totals = {}
-        for name, (leaf, names) in self.weighed.items():
+        for name, (total, names) in self.weighed.items():
             read = {each: parameters[each] for each in names}
             target = f"graphreg_total_{name}"
-            self.attributes[target] = Bound(leaf, True)
-            given = (read,) if isinstance(leaf, Whole) else tuple(read.values())
-            totals[name] = self.graph.create_node("call_module", target, (self.strengths[name], *given))
+            self.attributes[target] = Bound(total, True)
+            arguments = (read,) if isinstance(total, AllSitesTotal) else tuple(read.values())
+            totals[name] = self.graph.create_node("call_module", target, (self.strengths[name], *arguments))
         return totals
 
     def _finished(self, measured: Mapping[str, list[fx.Node]], more: tuple[str, ...], totals: Mapping[str, fx.Node]) -> Emitted:
         value = self.source.output_node().args[0]
         value = value.output if isinstance(value, Regularized) else value
-        own: Any = fx.node.map_arg(value, self.twins.__getitem__)
+        outputs: Any = fx.node.map_arg(value, self.twins.__getitem__)
         flat = [(name, node) for name, nodes in measured.items() for node in nodes]
-        self.graph.output((*own, *(node for _, node in flat), *totals.values())).meta.update(self.gm.graph.output_node().meta)
+        self.graph.output((*outputs, *(node for _, node in flat), *totals.values())).meta.update(self.gm.graph.output_node().meta)
         module = fx.GraphModule(self.attributes, self.graph)
         module.meta.update(self.gm.meta)
         copy_notes(self.gm, module)
@@ -151,21 +151,21 @@ class _Emission:
         without_source(twin)
         return twin
 
-    def _leaf(self, node: fx.Node) -> Leaf | None:
-        leaf = self.given.get_submodule(str(node.target))
-        return leaf if isinstance(leaf, Leaf) else None
+    def _runtime_module(self, node: fx.Node) -> RuntimeModule | None:
+        module = self.rewritten.get_submodule(str(node.target))
+        return module if isinstance(module, RuntimeModule) else None
 
-    def _strength(self, leaf: Leaf | None) -> str | None:
-        rules: Rules = getattr(self.given, RULES)
-        strength = leaf._buffers.get("strength") if leaf is not None else None
-        return next((name for name, own in rules.strengths.items() if own is strength), None)
+    def _strength(self, module: RuntimeModule | None) -> str | None:
+        rules: Rules = getattr(self.rewritten, RULES)
+        strength = module._buffers.get("strength") if module is not None else None
+        return next((name for name, buffer in rules.strengths.items() if buffer is strength), None)
 
     def _copied(self, node: fx.Node) -> fx.Node:
-        leaf = self._leaf(node) if node.op == "call_module" else None
+        module = self._runtime_module(node) if node.op == "call_module" else None
         twin = self.graph.node_copy(node, self.twins.__getitem__)
-        if leaf is not None:
-            name = self._strength(leaf)
-            self.attributes[str(node.target)] = Bound(leaf, name is not None)
+        if module is not None:
+            name = self._strength(module)
+            self.attributes[str(node.target)] = Bound(module, name is not None)
             if name is not None:
                 twin.args = (self.strengths[name], *twin.args)
         elif node.op == "get_attr":
@@ -177,11 +177,11 @@ def acting(rewritten: RewrittenModule) -> list[tuple[str, bool]]:
     """Return the streams of a rewritten module in the order of their rows: the runtime module's name, and whether it acts now."""
     rules: Rules = getattr(rewritten, RULES)
     key = rules._modules.get("key")
-    found = []
+    streams = []
     for name in key.names if isinstance(key, KeyRule) else ():
-        leaf = rules.get_submodule(name)
-        found.append((name, not isinstance(leaf, Drawing) or leaf.always or leaf.forced or leaf.owner[0].training))
-    return found
+        module = rules.get_submodule(name)
+        streams.append((name, not isinstance(module, Drawing) or module.always or module.forced or module.owner[0].training))
+    return streams
 
 
 def constant(value: Tensor) -> Tensor:

@@ -25,8 +25,8 @@ from graphreg.torch_internals import (
     function_of,
     left_to_eager,
     name_in,
+    on_compilation_start,
     skipped_code,
-    tell_of_compilations,
 )
 
 log = logging.getLogger("graphreg")
@@ -38,13 +38,13 @@ _before = WeakKeyDictionary[Any, Counter[str]]()  # by torch.compile's context: 
 
 def watch() -> None:
     """Register the callback for the start of each compilation; ``torch.compiler.reset`` removes it."""
-    tell_of_compilations(_compiling)
+    on_compilation_start(_compiling)
 
 
 def left(context: Any = None) -> str:
     """Describe, in a sentence, the code that calls through a torch.compile left to eager; empty if there is none, or no call runs."""
-    found = compiled_call() if context is None else None
-    before = _before.get(found.record if found is not None else context)
+    running = compiled_call() if context is None else None
+    before = _before.get(running.record if running is not None else context)
     new = [text for text, count in left_to_eager().items() if before is not None and count > before[text]]
     places = {place: f"{_code(*place)}: {text.splitlines()[0].strip().rstrip('.')}" for text in new for place in skipped_code(text)}
     if not places:
@@ -63,20 +63,20 @@ def _code(name: str, file: str, line: str) -> str:
 def _compiling(_: Any) -> None:
     """When Dynamo begins the first compilation for a call through our backend, hook the end of this and later calls."""
     try:
-        found = _new()
+        running = _new()
     except Exception as error:  # Dynamo calls this for every compilation of the process: a failure here must not stop others' code
         log.debug("a compilation is not watched: %s", error)
         return
-    if found is not None:
-        _before[found.record] = Counter(left_to_eager())
-        found.at_each_call(_watched(root_of(found), found.record, backend_in(found.record)))
+    if running is not None:
+        _before[running.record] = Counter(left_to_eager())
+        running.at_each_call(_watched(root_of(running), running.record, backend_in(running.record)))
 
 
 def _new() -> CompiledCall | None:
     """Return the call that is running, if it goes through our backend and is not hooked yet."""
-    found = compiled_call()
-    inner = backend_in(found.record) if found is not None else None
-    return None if found is None or found.record in _before or name_in(inner) != NAME else found
+    running = compiled_call()
+    inner = backend_in(running.record) if running is not None else None
+    return None if running is None or running.record in _before or name_in(inner) != NAME else running
 
 
 def _watched(model: nn.Module, context: Any, inner: Any) -> Callable[[], Callable[[], None]]:
@@ -87,7 +87,7 @@ def _watched(model: nn.Module, context: Any, inner: Any) -> Callable[[], Callabl
 
         def end() -> None:
             backend = backend_handle(inner)
-            if sys.exc_info()[1] is before and (backend is None or not backend.parts):  # it has not failed
+            if sys.exc_info()[1] is before and (backend is None or not backend.subgraphs):  # it has not failed
                 why = left(context) or " TORCH_LOGS=graph_breaks has torch say why."
                 raise GraphRegError(f"torch.compile captured no graph of {title}, so nothing of it is regularized.{why}")
 

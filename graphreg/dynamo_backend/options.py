@@ -52,9 +52,9 @@ def backend(
         if name in keywords:
             raise RegularizerError(f"{name}= is no option of graphreg.backend: torch.compile captures the graphs, from the calls.")
     check_options(rng, missing, penalties, scale, own_dropout)
-    given = [*instances(regularizers), *from_keywords(keywords)]
-    named = {name: _seeded(regularizer) for name, regularizer in named_once(given).items()}
-    _check_pull(named)
+    every = [*instances(regularizers), *from_keywords(keywords)]
+    named = {name: _seeded(regularizer) for name, regularizer in named_once(every).items()}
+    _refuse_vjp(named)
     made = _inner(inner, options)
     if penalties == "attach" and scale is None and any(not isinstance(r, Splice) for r in named.values()):
         warnings.warn(
@@ -73,7 +73,7 @@ def _seeded(regularizer: Regularizer) -> Regularizer:
     return regularizer
 
 
-def _check_pull(regularizers: Mapping[str, Regularizer]) -> None:
+def _refuse_vjp(regularizers: Mapping[str, Regularizer]) -> None:
     for name, regularizer in regularizers.items():
         if "pull" in regularizer.takes:
             raise RegularizerError(
@@ -121,19 +121,19 @@ def _inductor(options: Mapping[str, Any] | None) -> Inner:
 
 
 def _with_passes(options: Mapping[str, Any] | None) -> dict[str, Any]:
-    found: dict[str, Any] = with_our_pass({"options": dict(options or {})})["options"]
-    return found
+    extended: dict[str, Any] = with_our_pass({"options": dict(options or {})})["options"]
+    return extended
 
 
 def backend_of(compiled: Any) -> Backend:
     """Return the backend that a model was compiled with, also by name; raises GraphRegError if there is none."""
-    found = backend_handle(compiled)
-    if not isinstance(found, Backend):
+    made = backend_handle(compiled)
+    if not isinstance(made, Backend):
         raise GraphRegError(
             f"{type(compiled).__name__} was not compiled with a backend of graphreg's, or by name and not called yet. "
             "Give what torch.compile(model, backend=graphreg.backend(...)) returned."
         )
-    return found
+    return made
 
 
 def __getattr__(name: str) -> Any:
@@ -147,26 +147,26 @@ def __getattr__(name: str) -> Any:
     return _by_name
 
 
-def _by_name(gm: fx.GraphModule, inputs: Sequence[Any], **given: Any) -> Callable[..., Any]:
+def _by_name(gm: fx.GraphModule, inputs: Sequence[Any], **keywords: Any) -> Callable[..., Any]:
     """Compile for ``torch.compile(model, backend="graphreg", options={...})``, whose options are those of ``graphreg.backend``.
 
     They are checked at the first call, because torch does not call the backend before.
     """
     holder = asking_wrapper()
     try:
-        found = getattr(holder, BACKEND, None)
-        if found is None:
-            if "mode" in given:
-                raise RegularizerError(f"mode={given['mode']!r} is Inductor's; write options={{'options': ...}} for the inner backend.")
-            if "options" not in given:
+        made = getattr(holder, BACKEND, None)
+        if made is None:
+            if "mode" in keywords:
+                raise RegularizerError(f"mode={keywords['mode']!r} is Inductor's; write options={{'options': ...}} for the inner backend.")
+            if "options" not in keywords:
                 raise RegularizerError(
                     "torch.compile(model, backend='graphreg') was given no options, so there is nothing to do. Name regularizers: "
                     "options={'hidden_dropout': 0.1}."
                 )
-            found = backend(**given["options"])
-            setattr(holder, BACKEND, found)
-        return found(gm, inputs)
+            made = backend(**keywords["options"])
+            setattr(holder, BACKEND, made)
+        return made(gm, inputs)
     except GraphRegError as error:
         return raising(error)
     except TypeError as error:
-        return raising(RegularizerError(f"options={given.get('options')!r} are not allowed: {error}."))
+        return raising(RegularizerError(f"options={keywords.get('options')!r} are not allowed: {error}."))

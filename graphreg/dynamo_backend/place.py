@@ -33,9 +33,9 @@ def root_of(call: CompiledCall) -> nn.Module:
     function: Any = call.function
     owner = getattr(function, "__self__", None)
     inner = getattr(function, "__wrapped__", None)
-    for found in (owner, inner):
-        if isinstance(found, nn.Module):
-            return found
+    for candidate in (owner, inner):
+        if isinstance(candidate, nn.Module):
+            return candidate
     used: dict[str, Any] = {}
     if inspect.isfunction(inspect.unwrap(getattr(function, "__func__", function))):
         code = inspect.unwrap(getattr(function, "__func__", function))
@@ -74,9 +74,9 @@ def place_of(gm: fx.GraphModule, translator: Any, root: nn.Module, paths: Mappin
     local = next((key for key, value in code.values.items() if isinstance(value, nn.Module) and id(value) in paths and not function), None)
     path = paths[id(code.values[local])] if local is not None else here(paths)
     calls = code.name in ("forward", *CALLERS_OF_FORWARD)
-    whole = function or (not isinstance(root, Functions) and path == "" and calls)
+    is_model = function or (not isinstance(root, Functions) and path == "" and calls)
     returns = path != "" and calls and not code.broken
-    return Place(path, code.name, code.line, local, whole and not code.resumed, whole and not code.broken, returns)
+    return Place(path, code.name, code.line, local, is_model and not code.resumed, is_model and not code.broken, returns)
 
 
 def here(paths: Mapping[int, str]) -> str:

@@ -43,51 +43,51 @@ class Streams:
         seed: The seed of all streams that have none of their own.
         alike: Whether all ranks draw the same masks.
         calls: By stream, how often it was drawn.
-        held: In a block of ``frozen_noise``, the counts that every call begins with.
+        frozen_calls: In a block of ``frozen_noise``, the counts that every call begins with.
     """
 
     def __init__(self, seed: int) -> None:
         self.seed, self.alike = seed, False
         self.calls: dict[str, int] = {}
-        self.held: dict[str, int] | None = None
+        self.frozen_calls: dict[str, int] | None = None
         self._blocks: dict[object, None] = {}  # those that hold the noise
-        self._words: dict[Stream, int] = {}
+        self._numbers: dict[Stream, int] = {}
 
     def keys(self, rows: Sequence[Stream], draws: Sequence[bool], device: torch.device) -> Tensor:
         """Return the keys of each stream's next draw, int32 [rows, 2]; streams that draw are counted on."""
-        words = torch.tensor([self._word(row) for row in rows], dtype=torch.int64)
+        numbers = torch.tensor([self._number(row) for row in rows], dtype=torch.int64)
         calls = torch.tensor([self.calls.get(row.text, 0) for row in rows], dtype=torch.int64)
         for row, drawn in zip(rows, draws, strict=True):
             if drawn:
                 self.calls[row.text] = self.calls.get(row.text, 0) + 1
-        keys = call_keys(words, calls)
+        keys = call_keys(numbers, calls)
         return of_process(keys, self.alike).to(device)
 
-    def _word(self, row: Stream) -> int:
-        if row not in self._words:
-            self._words[row] = stream(self.seed if row.seed is None else row.seed, row.site, row.kind, row.occurrence)
-        return self._words[row]
+    def _number(self, row: Stream) -> int:
+        if row not in self._numbers:
+            self._numbers[row] = stream(self.seed if row.seed is None else row.seed, row.site, row.kind, row.occurrence)
+        return self._numbers[row]
 
     def begin(self) -> None:
-        """Begin a call; in a block of ``hold``, go back to where the noise stood when the block began."""
-        if self.held is not None:
-            self.calls = dict(self.held)
+        """Begin a call; in a block of ``freeze``, go back to where the noise stood when the block began."""
+        if self.frozen_calls is not None:
+            self.calls = dict(self.frozen_calls)
 
     @contextmanager
-    def hold(self) -> Iterator[None]:
+    def freeze(self) -> Iterator[None]:
         """Give each call in the block the masks of the first. Overlapping blocks, of several threads, end with the last of them."""
         block = object()
         with Changes() as changes, changes:
             changes.later(partial(self._release, block))
             self._blocks[block] = None
-            if self.held is None:
-                self.held = dict(self.calls)
+            if self.frozen_calls is None:
+                self.frozen_calls = dict(self.calls)
             yield
 
     def _release(self, block: object) -> None:
         self._blocks.pop(block, None)
         if not self._blocks:
-            self.held = None
+            self.frozen_calls = None
 
     def state(self) -> dict[str, Any]:
         """Return the state of the noise: a plain dict with the seed and the counts of all streams."""
@@ -96,7 +96,7 @@ class Streams:
     def restore(self, state: object) -> None:
         """Resume the noise at a state; raises RegularizerError for what ``state()`` never returned, and then changes nothing."""
         checked = checked_state(state, BACKEND_STATE)
-        if self.held is not None:
+        if self.frozen_calls is not None:
             raise GraphRegError("the noise is held still (graphreg.frozen_noise): set its state before or after that block.")
         self.seed, self.alike, self.calls = checked["seed"], checked["ranks"] == "same", dict(checked["calls"])
-        self._words.clear()
+        self._numbers.clear()

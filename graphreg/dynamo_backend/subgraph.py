@@ -1,4 +1,4 @@
-"""Takes one captured graph through the engine: labels, plan, rewrite, inner compiler; ``Part`` is the result, ready to run."""
+"""Takes one captured graph through the engine: labels, plan, rewrite, inner compiler; ``Subgraph`` is the result, ready to run."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from graphreg.tracing import Traced
 Inner = Callable[[fx.GraphModule, list[Any]], Callable[..., Any]]
 
 
-About = tuple[Any, ...]
+ParameterMetadata = tuple[Any, ...]
 
 
-def about(parameter: Tensor) -> About:
+def parameter_metadata(parameter: Tensor) -> ParameterMetadata:
     """Return what a compiled graph assumes of a parameter that is its input; Dynamo guards it for the parameters that it sees itself."""
     return parameter.shape, parameter.dtype, parameter.device, parameter.requires_grad
 
 
 @dataclass(frozen=True)
-class Part:
+class Subgraph:
     """A subgraph of the model: one graph that Dynamo captured, planned and compiled.
 
     Attributes:
@@ -72,7 +72,7 @@ class Part:
     device: torch.device | None = None
     owners: tuple[nn.Module, ...] = ()
     modes: tuple[bool, ...] = ()
-    extra: tuple[About, ...] = ()
+    extra: tuple[ParameterMetadata, ...] = ()
 
     @property
     def measured(self) -> tuple[str, ...]:
@@ -89,9 +89,9 @@ class Part:
 
         Dynamo does not notice if one of them was frozen or moved since. The graph then gets zeros, and its result for them is not used.
         """
-        found = [model.get_parameter(name) for name in self.emitted.more] if self.emitted else []
-        if tuple(map(about, found)) == self.extra:
-            return list(found), True
+        present = [model.get_parameter(name) for name in self.emitted.more] if self.emitted else []
+        if tuple(map(parameter_metadata, present)) == self.extra:
+            return list(present), True
         return [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device, _ in self.extra], False
 
 
@@ -106,10 +106,10 @@ class Maker:
 
     def paths(self) -> dict[int, str]:
         """Return the paths of the model's modules by id; for a module with several paths, the first."""
-        found: dict[int, str] = {}
+        paths: dict[int, str] = {}
         for path, module in self.model.named_modules(remove_duplicate=False):
-            found.setdefault(id(module), path)
-        return found
+            paths.setdefault(id(module), path)
+        return paths
 
     def capture(self, gm: fx.GraphModule, inputs: Sequence[Any], place: Place, call: Call) -> tuple[Captured, Traced]:
         """Label the captured graph, and return it also as the ``Traced`` that the engine takes."""
@@ -124,30 +124,30 @@ class Maker:
 
     def planned(self, traced: Traced, captured: Captured, call: Call) -> Plan:
         """Plan the edits in this graph; at a value that another graph made, only those that did not act there."""
-        whole = decided(traced, self.regularizers, "ignore")
-        own, _ = decide(self.own_dropout, [own for own in traced.native_dropout if not own.why_not], traced.title, "ignore")
-        new = [e for e in whole.edits if e.site.name not in captured.crossing or (e.name, e.site.name) not in call.acted]
-        return dataclasses.replace(whole, edits=tuple(_after(edit, captured, call) for edit in new), own=own)
+        full = decided(traced, self.regularizers, "ignore")
+        native, _ = decide(self.own_dropout, [each for each in traced.native_dropout if not each.why_not], traced.title, "ignore")
+        new = [e for e in full.edits if e.site.name not in captured.at_boundary or (e.name, e.site.name) not in call.acted]
+        return dataclasses.replace(full, edits=tuple(_after(edit, captured, call) for edit in new), own=native)
 
     def made(
         self, number: int, gm: fx.GraphModule, inputs: Sequence[Any], place: Place, call: Call, forced: bool, strengths: Strengths
-    ) -> Part:
+    ) -> Subgraph:
         """Capture, plan, rewrite and compile a graph."""
         captured, traced = self.capture(gm, inputs, place, call)
-        found = self.planned(traced, captured, call)
+        plan = self.planned(traced, captured, call)
         broken = not place.last and bool(getattr(getattr(gm, "compile_subgraph_reason", None), "graph_break", True))
-        part = Part(number, place, broken, traced, found, captured.claimed, _gives(traced))
+        subgraph = Subgraph(number, place, broken, traced, plan, captured.claimed, _gives(traced))
         weighed = call.weighs()
-        if not found.edits and not found.own and not weighed:
-            return dataclasses.replace(part, run=self.inner(gm, list(inputs)))
-        rewritten = rewrite(traced, found, rng=0)
+        if not plan.edits and not plan.own and not weighed:
+            return dataclasses.replace(subgraph, run=self.inner(gm, list(inputs)))
+        rewritten = rewrite(traced, plan, rng=0)
         rules: Rules = getattr(rewritten, RULES)
-        drawing = [leaf for leaf in rules.children() if isinstance(leaf, Drawing)]
-        for leaf in drawing:
-            leaf.forced = forced
-        emitted = emit(rewritten, gm, found, weighed)
+        drawing = [module for module in rules.children() if isinstance(module, Drawing)]
+        for module in drawing:
+            module.forced = forced
+        emitted = emit(rewritten, gm, plan, weighed)
         device = next((v.device for v in inputs if isinstance(v, Tensor) and v.is_floating_point()), torch.device("cpu"))
-        rows = _rows(rewritten, found)
+        rows = _rows(rewritten, plan)
         more = [constant(torch.zeros(len(rows), 2, dtype=torch.int32, device=device))] if emitted.draws else []
         more += [constant(strengths(name, device)) for name in emitted.strengths]
         extra = [self.model.get_parameter(name) for name in emitted.more]
@@ -155,16 +155,16 @@ class Maker:
         draws = tuple(acts for _, acts in acting(rewritten))
         with within_backend(), without_autograd_cache():  # our leaves are in no cache key
             run = self.inner(emitted.module, [*inputs, *more])
-        owners = tuple(dict.fromkeys(leaf.owner[0] for leaf in drawing))
+        owners = tuple(dict.fromkeys(module.owner[0] for module in drawing))
         owners = tuple(self.model if isinstance(owner, RewrittenModule) else owner for owner in owners)
         modes = tuple(owner.training for owner in owners)
-        return dataclasses.replace(part, rows=rows, draws=draws, emitted=emitted, run=run, device=device, owners=owners, modes=modes,
-                                   extra=tuple(map(about, extra)))  # fmt: skip
+        return dataclasses.replace(subgraph, rows=rows, draws=draws, emitted=emitted, run=run, device=device, owners=owners, modes=modes,
+                                   extra=tuple(map(parameter_metadata, extra)))  # fmt: skip
 
 
 def _after(edit: Edit, captured: Captured, call: Call) -> Edit:
     """Return the edit with its occurrence counted on from those of its class at the same site in earlier graphs."""
-    if edit.site.name not in captured.crossing:
+    if edit.site.name not in captured.at_boundary:
         return edit
     return dataclasses.replace(edit, occurrence=edit.occurrence + call.occurrences[edit.site.name, type(edit.regularizer)])
 
@@ -202,7 +202,7 @@ def _site(node: fx.Node) -> tuple[str, tuple[Label, ...]]:
     return path, labels
 
 
-def _rows(rewritten: RewrittenModule, found: Plan) -> tuple[Stream, ...]:
+def _rows(rewritten: RewrittenModule, plan: Plan) -> tuple[Stream, ...]:
     """Return the stream of each row of the keys."""
     rules: Rules = getattr(rewritten, RULES)
     key = rules._modules.get("key")
@@ -210,9 +210,9 @@ def _rows(rewritten: RewrittenModule, found: Plan) -> tuple[Stream, ...]:
         return ()
     streams = [
         Stream(e.site.name, type(e.regularizer).__name__, e.occurrence, e.regularizer.rng)
-        for e in found.edits
+        for e in plan.edits
         if isinstance(e.regularizer, Splice)
-    ] + [Stream(e.own.site.name, "own dropout", 0) for e in found.own if e.draws]
+    ] + [Stream(e.own.site.name, "own dropout", 0) for e in plan.own if e.draws]
     if len(streams) != len(key.names):
         raise GraphRegError("graphreg's backend counts other streams than its rewrite. This is a fault of graphreg; report it.")
     return tuple(streams)

@@ -6,9 +6,9 @@ Open ``report.py`` first: it is ``graphreg.report``. ``records.py`` has the reco
 
 from graphreg.reporting.diff import Diff, diff
 from graphreg.reporting.monitor import Monitor, monitor
-from graphreg.reporting.records import Report, acted, entry, own_rows
+from graphreg.reporting.records import Report, acted, entry, native_dropout_rows
 from graphreg.reporting.report import report
 
 __all__ = [
-    "Diff", "Monitor", "Report", "acted", "diff", "entry", "monitor", "own_rows", "report",
+    "Diff", "Monitor", "Report", "acted", "diff", "entry", "monitor", "native_dropout_rows", "report",
 ]  # fmt: skip

@@ -52,9 +52,9 @@ def cost(module: fx.GraphModule, plan: Plan) -> Cost:
         operations[labels.get(node, "other")] += more
         bytes_more = with_them.kept[node] - without.kept[node]
         kept[labels.get(node) or _cause(node, bytes_more, with_them, _of_train(graphs_of(twin)), labels)] += bytes_more
-    told = [name for name in names if name in plan.regularizers or operations[name] or kept[name]]
+    shown = [name for name in names if name in plan.regularizers or operations[name] or kept[name]]
     return Cost(
-        {name: operations[name] for name in told}, {name: kept[name] for name in told}, without.operations.total(), without.kept.total()
+        {name: operations[name] for name in shown}, {name: kept[name] for name in shown}, without.operations.total(), without.kept.total()
     )
 
 
@@ -80,12 +80,12 @@ def _labels(graph: fx.Graph, plan: Plan) -> dict[str, str]:
         Kind.OWN: OWN, Kind.KEY: "keys", Kind.CLONE: "copies", Kind.COPY: "copies", Kind.ATTACH: "attach", Kind.ATTACHED: "attach",
         Kind.WATCH: "monitor",
     }  # fmt: skip
-    found = {}
+    labels = {}
     for node in graph.nodes:
         if (added := addition_of(node)) is not None:
             tracked = plan.tracked.get(added.site or "", ["other"]) if added.kind == Kind.TRACK else ["other"]
-            found[node.name] = added.regularizer or kinds.get(added.kind, tracked[0])
-    return found
+            labels[node.name] = added.regularizer or kinds.get(added.kind, tracked[0])
+    return labels
 
 
 def _cause(node: str, more: int, run: _Pass, graph: fx.Graph, labels: Mapping[str, str]) -> str:
@@ -98,8 +98,8 @@ def _cause(node: str, more: int, run: _Pass, graph: fx.Graph, labels: Mapping[st
     return next((labels[user.name] for value in values for user in value.users if user.name in labels), "other")
 
 
-def _pass(module: fx.GraphModule, graph: fx.Graph, held: Mapping[str, Any]) -> _Pass:
-    inputs = [_input(node, held) for node in graph.nodes if node.op == "placeholder"]
+def _pass(module: fx.GraphModule, graph: fx.Graph, specialized: Mapping[str, Any]) -> _Pass:
+    inputs = [_input(node, specialized) for node in graph.nodes if node.op == "placeholder"]
     run = _Pass(module, graph)
     with torch.enable_grad(), saved_tensors_hooks(run.save, lambda tensor: tensor), _Counting(run):
         run.run(*inputs, enable_io_processing=False)
@@ -107,10 +107,10 @@ def _pass(module: fx.GraphModule, graph: fx.Graph, held: Mapping[str, Any]) -> _
     return run
 
 
-def _input(node: fx.Node, held: Mapping[str, Any]) -> Any:
+def _input(node: fx.Node, specialized: Mapping[str, Any]) -> Any:
     name = str(node.target)
-    if name in held:
-        return held[name]
+    if name in specialized:
+        return specialized[name]
     if "value" not in node.meta:
         raise GraphRegError("the model was traced without example inputs")
     known = node.meta["value"]
@@ -189,12 +189,12 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.pass_ = run
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        args, given = pytree.tree_map_only(Tensor, _emptied, (args, dict(kwargs or {})))
-        if given.get("device") is not None:
-            given["device"] = META
-        value = func(*args, **given)
+        args, keywords = pytree.tree_map_only(Tensor, _emptied, (args, dict(kwargs or {})))
+        if keywords.get("device") is not None:
+            keywords["device"] = META
+        value = func(*args, **keywords)
         self.pass_.made_by_now(value)
-        self.pass_.operations[self.pass_.now] += _operations(func, args, given, value)
+        self.pass_.operations[self.pass_.now] += _operations(func, args, keywords, value)
         return value
 
 

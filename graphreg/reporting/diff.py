@@ -151,8 +151,8 @@ def _beside(a: Any, b: Any, planned: bool) -> Iterator[str]:
     shapes, others = ({name: p.shape for name, p in _inner(module).named_parameters() if not nn.parameter.is_lazy(p)} for module in (a, b))
     pairs = [(name, shapes[name], shape) for name, shape in others.items() if shapes.get(name, shape) != shape]
     if pairs:
-        words = [f"{name} {'x'.join(map(str, old))} and {'x'.join(map(str, new))}" for name, old, new in pairs]
-        yield f"beside the code: parameters have other shapes ({listed(words)})"
+        differences = [f"{name} {'x'.join(map(str, old))} and {'x'.join(map(str, new))}" for name, old, new in pairs]
+        yield f"beside the code: parameters have other shapes ({listed(differences)})"
 
 
 def _inner(module: Any) -> nn.Module:
@@ -195,7 +195,7 @@ def _section(ours: Sequence[Line], theirs: Sequence[Line], before: str, after: s
         return
     yield DiffLine("---", f"--- {before}")
     yield DiffLine("+++", f"+++ {after}")
-    commented = [len(line.code) for line in (*ours, *theirs) if line.about and len(line.code) <= _MARGIN]
+    commented = [len(line.code) for line in (*ours, *theirs) if line.comment and len(line.code) <= _MARGIN]
     margin = max(commented, default=0)
     for group in groups:
         first, last = group[0], group[-1]
@@ -215,7 +215,7 @@ def _range(start: int, stop: int) -> str:
 
 
 def _shown(sign: Sign, line: Line, margin: int) -> DiffLine:
-    text = f"{line.code.ljust(margin)}  # {line.about}" if line.about else line.code
+    text = f"{line.code.ljust(margin)}  # {line.comment}" if line.comment else line.code
     return DiffLine(sign, f"{sign}{text}", line.code, line.kind, line.regularizers, line.sites)
 
 
@@ -227,19 +227,19 @@ class _Matcher(difflib.SequenceMatcher[str]):
         self.ours, self.theirs = ours, theirs
 
     def _texts(self, line: Line) -> tuple[str, str]:
-        return line.code, line.about
+        return line.code, line.comment
 
     def get_opcodes(self) -> Any:
         """Return difflib's opcodes, with ``replace`` for lines of equal keys and different texts."""
-        found: list[Any] = []
+        opcodes: list[Any] = []
         for tag, i, j, k, m in super().get_opcodes():
             if tag != "equal":
-                found.append((tag, i, j, k, m))
+                opcodes.append((tag, i, j, k, m))
                 continue
             start = 0
             for n in range(j - i + 1):
                 if n == j - i or self._texts(self.ours[i + n]) != self._texts(self.theirs[k + n]):
-                    found += [("equal", i + start, i + n, k + start, k + n)] if n > start else []
-                    found += [("replace", i + n, i + n + 1, k + n, k + n + 1)] if n < j - i else []
+                    opcodes += [("equal", i + start, i + n, k + start, k + n)] if n > start else []
+                    opcodes += [("replace", i + n, i + n + 1, k + n, k + n + 1)] if n < j - i else []
                     start = n + 1
-        return found
+        return opcodes

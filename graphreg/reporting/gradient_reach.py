@@ -14,18 +14,18 @@ def trained(module: nn.Module, graphs: Mapping[str, fx.Graph]) -> dict[str, Trai
     """Return, by penalty, the parameters in its gradient reach that can train, and those that are frozen, in the model's order."""
     operations = Operations(module)
     names = {id(parameter): name for name, parameter in module.named_parameters()}
-    found: dict[str, set[str]] = {}
+    by_penalty: dict[str, set[str]] = {}
     for graph in graphs.values():
         sizes = sizes_of(graph)
         for node in graph.nodes:
             added = addition_of(node)
             if added is not None and added.kind == Kind.TOTAL and added.regularizer is not None:
                 before = _before(node, sizes)
-                found.setdefault(added.regularizer, set()).update(names[id(p)] for n in before for p in _read(n, module, operations))
+                by_penalty.setdefault(added.regularizer, set()).update(names[id(p)] for n in before for p in _read(n, module, operations))
     needs = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
     return {
-        penalty: (tuple(n for n in needs if n in own and needs[n]), tuple(n for n in needs if n in own and not needs[n]))
-        for penalty, own in found.items()
+        penalty: (tuple(n for n in needs if n in reach and needs[n]), tuple(n for n in needs if n in reach and not needs[n]))
+        for penalty, reach in by_penalty.items()
     }
 
 

@@ -1,7 +1,7 @@
 """The records that a report consists of, ``Report`` itself with its tables, and the functions that make records from a plan.
 
-First the records: ``Entry`` is a regularizer, ``Acted`` a site with what acts there, ``OwnRow`` a native dropout, ``Cost`` the cost. Then
-``Report``, which prints them. Last ``entry``, ``acted`` and ``own_rows``, which make them.
+First the records: ``Entry`` is a regularizer, ``Acted`` a site with what acts there, ``NativeDropoutRow`` a native dropout, ``Cost`` the
+cost. Then ``Report``, which prints them. Last ``entry``, ``acted`` and ``native_dropout_rows``, which make them.
 """
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Acted:
 
 
 @dataclass(frozen=True)
-class OwnRow:
+class NativeDropoutRow:
     """A native dropout in a report.
 
     Attributes:
@@ -107,7 +107,7 @@ class OwnRow:
         op: The function or module that it calls.
         rate: Its rate when the model was traced; None if not known.
         acts: When it acts: by ``"mode"``, ``"always"`` or ``"never"``.
-        becomes: What graphreg made of it; ``"kept"`` if torch draws it as before.
+        action: What graphreg made of it; ``"kept"`` if torch draws it as before.
         matched: The selector of ``own_dropout=`` that matched it.
         why_not: Why it cannot be moved to graphreg's streams; empty if it can.
     """
@@ -116,7 +116,7 @@ class OwnRow:
     op: str
     rate: float | None
     acts: str
-    becomes: str
+    action: str
     matched: str = ""
     why_not: str = ""
 
@@ -137,7 +137,6 @@ class Cost:
     kept: Mapping[str, int]
     model_operations: int
     model_kept: int
-
 
 
 UNKNOWN = "unknown"
@@ -170,7 +169,7 @@ class Report:
     made: str
     regularizers: tuple[Entry, ...]
     sites: tuple[Acted, ...]
-    own_dropout: tuple[OwnRow, ...] = ()
+    own_dropout: tuple[NativeDropoutRow, ...] = ()
     graphs: tuple[tuple[str, str, str], ...] = ()
     parameters: int = 0
     cost: Cost | None = None
@@ -205,9 +204,9 @@ class Report:
         yield Lines((self._heading(),), "bold")
         yield Table(("graph", "code", "modes"), self.graphs)
         yield _regularizers(self.regularizers)
-        yield Lines(tuple(line for entry in self.regularizers if (line := self._about(entry))))
+        yield Lines(tuple(line for entry in self.regularizers if (line := self._notes_of(entry))))
         yield Table(("graph", "site", "op", "shape", "dtype", "what acts, in order", "matched by"), tuple(_rows(self.sites)))
-        yield from _own(self.own_dropout)
+        yield from _native_dropout(self.own_dropout)
         yield from _cost(self.cost, self.no_cost, bool(self.regularizers or self.own_dropout))
         yield Lines((*_missed(self.missed), *self._unknown(), *self.notes))
 
@@ -217,11 +216,11 @@ class Report:
             places = [_counted(len({site.name for site in self.sites if site.kind == kind}), kind) for kind in ("value", "parameter")]
             at = " and ".join(text for text in places if not text.startswith("0 ")) or "no site"
             what.append(f"{_counted(len(self.regularizers), 'regularizer')} at {at}")
-        if moved := [row for row in self.own_dropout if row.becomes != KEPT]:
+        if moved := [row for row in self.own_dropout if row.action != KEPT]:
             what.append(f"{_counted(len(moved), 'native dropout')} moved")
         return f"{self.title}, {self.made}: {'; '.join(what) or 'nothing acts'}"
 
-    def _about(self, entry: Entry) -> str:
+    def _notes_of(self, entry: Entry) -> str:
         """Say of a regularizer what no column of the table holds."""
         notes = list(entry.notes)
         if entry.trains is not None:
@@ -260,7 +259,7 @@ def _rows(sites: Sequence[Acted]) -> Iterator[tuple[str, ...]]:
     """Yield a row for each thing that acts at a site; only the first has the site's columns."""
     for site in sites:
         name = site.name + (f" ({site.calls} calls)" if site.calls > 1 else "")
-        about = (
+        columns = (
             "" if site.graph is None else str(site.graph),
             name,
             site.op,
@@ -268,18 +267,18 @@ def _rows(sites: Sequence[Acted]) -> Iterator[tuple[str, ...]]:
             site.dtype or "",
         )
         for i, act in enumerate(site.acts):
-            yield (*(about if i == 0 else ("",) * 5), act.regularizer + " (gone)" * act.gone, act.matched)
+            yield (*(columns if i == 0 else ("",) * 5), act.regularizer + " (gone)" * act.gone, act.matched)
 
 
-def _own(rows: Sequence[OwnRow]) -> Iterator[Block]:
+def _native_dropout(rows: Sequence[NativeDropoutRow]) -> Iterator[Block]:
     if not rows:
         return
-    cells = [(r.site, r.op, "" if r.rate is None else f"{r.rate:g}", r.acts, r.becomes, r.matched) for r in rows]
-    yield Table(("native dropout", "op", "rate", "acts", "becomes", "matched by"), tuple(cells))
+    cells = [(r.site, r.op, "" if r.rate is None else f"{r.rate:g}", r.acts, r.action, r.matched) for r in rows]
+    yield Table(("native dropout", "op", "rate", "acts", "action", "matched by"), tuple(cells))
     lines = [f"not movable: {r.site}: {r.why_not}" for r in rows if r.why_not]
-    kept = [r for r in rows if r.becomes == KEPT]
-    if kept:
-        move = "; own_dropout='seeded' moves what can be moved" if any(not r.why_not for r in kept) else ""
+    unmoved = [r for r in rows if r.action == KEPT]
+    if unmoved:
+        move = "; own_dropout='seeded' moves what can be moved" if any(not r.why_not for r in unmoved) else ""
         lines.insert(0, f"{KEPT}: torch draws it, so set_rng_state does not resume it, frozen_noise does not hold it, noise_on does not "
                         f"switch it on{move}")  # fmt: skip
     yield Lines(tuple(lines))
@@ -299,8 +298,8 @@ def _cost(cost: Cost | None, why_not: str, acts: bool) -> Iterator[Block]:
     yield Table(("added to a forward pass", "operations", "kept for backward"), tuple(rows))
 
 
-def _beside(part: int, whole: int) -> str:
-    return f" ({'+' * (part >= 0)}{percent(part / whole)})" if whole else ""
+def _beside(added: int, base: int) -> str:
+    return f" ({'+' * (added >= 0)}{percent(added / base)})" if base else ""
 
 
 def _missed(missed: Mapping[str, tuple[str, ...]]) -> list[str]:
@@ -320,23 +319,22 @@ def amount(number: float, unit: str = "") -> str:
     return f"{number:.3g} {_PREFIXES[power]}{unit}".rstrip()
 
 
-
 Trained = tuple[tuple[str, ...], tuple[str, ...]]  # the parameters in a gradient reach: those that train, and those that are frozen
-_TOLD = ("pattern", "weight", "name")  # fields that have a column of their own
+_WITH_COLUMN = ("pattern", "weight", "name")  # fields that have a column of their own
 _SHARED = {field.name for kind in (Regularizer, Splice, Penalty) for field in fields(kind)}
 _ORDER: tuple[Does, ...] = ("measures first", "replaces", "measures")
 
 
 def entry(
-    name: str, regularizer: Regularizer, sites: Sequence[Site], strength: float, census: Census,
+    name: str, regularizer: Regularizer, sites: Sequence[Site], strength: float, totals: Census,
     trained: Trained | None = None, notes: Iterable[str] = (),
 ) -> Entry:  # fmt: skip
-    """Make the record of one regularizer. ``census``: the counts of all sites that ``of`` and ``share`` refer to."""
-    whole, own = census.of(regularizer.on), counted(sites)
-    share = own.elements / whole.elements if own.elements is not None and whole.elements else None
+    """Make the record of one regularizer. ``totals``: the counts of all sites that ``of`` and ``share`` refer to."""
+    every, chosen = totals.of(regularizer.on), counted(sites)
+    share = chosen.elements / every.elements if chosen.elements is not None and every.elements else None
     return Entry(
         name, type(regularizer).__name__, regularizer.on, strength, selector_of(regularizer), options_of(regularizer),
-        tuple(site.name for site in sites), whole.sites, share, isinstance(regularizer, Penalty),
+        tuple(site.name for site in sites), every.sites, share, isinstance(regularizer, Penalty),
         trained[0] if trained else None, trained[1] if trained else (),
         tuple(filter(None, (*notes, regularizer.note(sites, strength) if sites else ""))),
     )  # fmt: skip
@@ -349,22 +347,22 @@ def acted(
 
     ``there``: the pairs (regularizer, site) that are still in the graph.
     """
-    found: dict[str, list[Edit]] = {}
+    by_site: dict[str, list[Edit]] = {}
     for edit in edits:
-        found.setdefault(edit.site.name, []).append(edit)
-    accounts = []
-    for name, own in found.items():
-        site, calls = own[0].site, max(len(edit.sites) for edit in own)
-        acts = [Act(e.name, _does(e.regularizer), strengths[e.name], e.matched, (e.name, name) not in there) for e in own]
+        by_site.setdefault(edit.site.name, []).append(edit)
+    records = []
+    for name, at_site in by_site.items():
+        site, calls = at_site[0].site, max(len(edit.sites) for edit in at_site)
+        acts = [Act(e.name, _does(e.regularizer), strengths[e.name], e.matched, (e.name, name) not in there) for e in at_site]
         acts.sort(key=lambda act: _ORDER.index(act.does))
-        accounts.append(Acted(name, site.kind, site.op, site.shape, dtype_text(site) or None, tuple(acts), calls, graph))
-    return accounts
+        records.append(Acted(name, site.kind, site.op, site.shape, dtype_text(site) or None, tuple(acts), calls, graph))
+    return records
 
 
-def own_rows(edits: Iterable[OwnEdit], kept: Iterable[Own]) -> tuple[OwnRow, ...]:
-    """Make the records of native dropouts: first those that were chosen, then those that torch draws as before (``kept``)."""
-    rows = [OwnRow(e.own.site.name, e.own.site.op, e.own.rate, e.own.when, e.becomes, e.matched) for e in edits]
-    return (*rows, *(OwnRow(own.site.name, own.site.op, own.rate, own.when, KEPT, "", own.why_not) for own in kept))
+def native_dropout_rows(edits: Iterable[OwnEdit], unmoved: Iterable[Own]) -> tuple[NativeDropoutRow, ...]:
+    """Make the records of native dropouts: first those that were chosen, then those that torch draws as before (``unmoved``)."""
+    rows = [NativeDropoutRow(e.own.site.name, e.own.site.op, e.own.rate, e.own.when, e.becomes, e.matched) for e in edits]
+    return (*rows, *(NativeDropoutRow(d.site.name, d.site.op, d.rate, d.when, KEPT, "", d.why_not) for d in unmoved))
 
 
 def _does(regularizer: Regularizer) -> Does:
@@ -380,9 +378,10 @@ def selector_of(regularizer: Regularizer) -> tuple[str, ...]:
 
 def options_of(regularizer: Regularizer) -> dict[str, Any]:
     """Return a regularizer's options: all that its class defines, and of those that every class has the ones not at their default."""
-    own = [field for field in fields(regularizer) if field.name not in _TOLD]
-    given = {field.name: getattr(regularizer, field.name) for field in own}
-    return {field.name: _plain(given[field.name]) for field in own if field.name not in _SHARED or given[field.name] != _default(field)}
+    options = [field for field in fields(regularizer) if field.name not in _WITH_COLUMN]
+    values = {field.name: getattr(regularizer, field.name) for field in options}
+    shown = [field.name for field in options if field.name not in _SHARED or values[field.name] != _default(field)]
+    return {name: _plain(values[name]) for name in shown}
 
 
 def _default(field: Field[Any]) -> Any:

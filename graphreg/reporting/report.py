@@ -14,7 +14,7 @@ from graphreg.planning import Plan
 from graphreg.regularizer import Splice
 from graphreg.reporting.cost import cost as measured
 from graphreg.reporting.gradient_reach import trained
-from graphreg.reporting.records import Acted, Cost, Entry, Report, acted, entry, own_rows
+from graphreg.reporting.records import Acted, Cost, Entry, Report, acted, entry, native_dropout_rows
 from graphreg.rewriting import measures, rewrite
 from graphreg.runtime import (
     AttachRule,
@@ -23,7 +23,7 @@ from graphreg.runtime import (
     backend_handle,
     graphs_of,
     lowering,
-    own_draws,
+    native_draws,
     record_of,
     rewritten,
     rules_of,
@@ -49,8 +49,8 @@ def report(module: Regulated | Plan, cost: bool = True) -> Report:
     if isinstance(module, Plan):
         return replace(_of_module(applied(module), cost), made="planned and not applied yet")
     if (backend := backend_handle(module)) is not None:
-        found: Report = backend.report()
-        return found
+        made: Report = backend.report()
+        return made
     return _of_module(module, cost)
 
 
@@ -68,29 +68,29 @@ def _of_module(module: Regulated, with_cost: bool) -> Report:
     graphs = graphs_of(inner)
     first = next(iter(graphs.values()))
     sites = _sites(plan, strengths(module), graphs)
-    found, why_not = _cost(inner, plan) if with_cost else (None, "")
-    told = [
+    measured_cost, why_not = _cost(inner, plan) if with_cost else (None, "")
+    notes = [
         f"gone: {act.regularizer} at {site.name} (a later pass took it out of the graph)" for site in sites for act in site.acts if act.gone
     ]
-    told += plan.repeated(strengths(module))
-    told += [f"opaque module: {path} ({reason})" for path, reason in record.opaque.items()]
-    told += [f"specialized argument: {name}={value!r}" for name, value in record.specialized.items()]
-    told += [*record.notes, *decisions(first), *fixed(first)]
+    notes += plan.repeated(strengths(module))
+    notes += [f"opaque module: {path} ({reason})" for path, reason in record.opaque.items()]
+    notes += [f"specialized argument: {name}={value!r}" for name, value in record.specialized.items()]
+    notes += [*record.notes, *decisions(first), *fixed(first)]
     if isinstance(attached := rules_of(module)._modules.get("attach"), AttachRule):
-        told.append(f"attached: the penalties join the gradient, {attached.told()}, or the output's own loss where it has one")
-    told += lowering(inner).told() if isinstance(inner, RewrittenModule) else []
+        notes.append(f"attached: the penalties join the gradient, {attached.describe_scale()}, or the output's own loss where it has one")
+    notes += lowering(inner).report_lines() if isinstance(inner, RewrittenModule) else []
     return Report(
         plan.title, f"traced by the {record.front_end} front end", _entries(plan, strengths(module), inner), tuple(sites),
-        own_rows(plan.own, own_draws(module)), (), len(dict(inner.named_parameters())), found, why_not, plan.missed,
-        (*told, *_settings(module)),
+        native_dropout_rows(plan.own, native_draws(module)), (), len(dict(inner.named_parameters())), measured_cost, why_not, plan.missed,
+        (*notes, *_settings(module)),
     )  # fmt: skip
 
 
 def _entries(plan: Plan, now: dict[str, float], inner: fx.GraphModule) -> tuple[Entry, ...]:
-    reached = trained(inner, graphs_of(inner))
+    gradient_reach = trained(inner, graphs_of(inner))
     return tuple(
         entry(
-            name, regularizer, [site for edit in plan.of(name) for site in edit.sites], now[name], plan.census, reached.get(name),
+            name, regularizer, [site for edit in plan.of(name) for site in edit.sites], now[name], plan.census, gradient_reach.get(name),
             [plan.cones[name].note()] if name in plan.cones else [],
         )
         for name, regularizer in plan.regularizers.items()
@@ -100,8 +100,9 @@ def _entries(plan: Plan, now: dict[str, float], inner: fx.GraphModule) -> tuple[
 def _sites(plan: Plan, now: dict[str, float], graphs: dict[str, fx.Graph]) -> list[Acted]:
     """Return the sites where something acts: values in the order of the graph, then parameters."""
     there = {(a.regularizer or "", a.site or "") for g in graphs.values() for n in g.nodes if (a := addition_of(n)) is not None}
-    whole = {e.name for e in plan.edits if e.site.kind == "value" and not isinstance(e.regularizer, Splice) and not measures(e.regularizer)}
-    there |= {(e.name, e.site.name) for e in plan.edits if e.name in whole}  # one node for all of its sites
+    penalties = [edit for edit in plan.edits if edit.site.kind == "value" and not isinstance(edit.regularizer, Splice)]
+    at_once = {edit.name for edit in penalties if not measures(edit.regularizer)}
+    there |= {(edit.name, edit.site.name) for edit in plan.edits if edit.name in at_once}  # one node for all of its sites
     places = [name for g in graphs.values() for n in g.nodes if (name := own_name(n))]
     order = {name: i for i, name in reversed(list(enumerate(places)))}
     return sorted(acted(plan.edits, now, there), key=lambda site: (site.kind == "parameter", order.get(site.name, len(places))))
@@ -117,8 +118,8 @@ def _cost(inner: fx.GraphModule, plan: Plan) -> tuple[Cost | None, str]:
 
 def _settings(module: Regulated) -> Sequence[str]:
     """Warn of settings of torch that the masks of native dropout depend on, where both are present."""
-    settings, own = changed(), own_draws(module)
-    if not settings or not own:
+    settings, native = changed(), native_draws(module)
+    if not settings or not native:
         return []
-    names = listed([each.site.name for each in own])
+    names = listed([each.site.name for each in native])
     return [f"settings: {', '.join(map(str, settings))}: they decide of the masks of {names}; graphreg.doctor(module) tests these"]

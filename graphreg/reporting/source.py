@@ -35,7 +35,7 @@ class Line:
             ``"rule"`` for a comment that describes a regularizer, ``""`` for any other line of the model.
         regularizers: The regularizers that it belongs to.
         sites: The sites that it belongs to.
-        about: The same in words, shown as a comment.
+        comment: The same as text, shown as a comment.
     """
 
     code: str
@@ -43,7 +43,7 @@ class Line:
     kind: str = ""
     regularizers: tuple[str, ...] = ()
     sites: tuple[str, ...] = ()
-    about: str = ""
+    comment: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ def source(module: Any, strengths: Mapping[str, float]) -> Source:
     inner, plan = rewritten(module), record_of(module).plan
     rules = _rules(plan, strengths)
     attached = rules_of(module)._modules.get("attach")
-    if isinstance(attached, AttachRule) and attached.told() != "scale 1":
-        rules.append(Line(f"# attach: {attached.told()}", "# attach", "rule", attached.names))
+    if isinstance(attached, AttachRule) and attached.describe_scale() != "scale 1":
+        rules.append(Line(f"# attach: {attached.describe_scale()}", "# attach", "rule", attached.names))
     return Source(plan.title, {mode: (*rules, *_lines(graph, plan)) for mode, graph in graphs_of(inner).items()})
 
 
@@ -77,9 +77,9 @@ def _rules(plan: Plan, strengths: Mapping[str, float]) -> list[Line]:
         where = ", ".join(map(repr, selector_of(regularizer)))
         text = f"# {name}: {type(regularizer).__name__} {strengths[name]:g} on {where}{options}"
         lines.append(Line(text, f"# {name}", "rule", (name,)))
-    for becomes in dict.fromkeys(edit.becomes for edit in plan.own):
-        sites = tuple(edit.own.site.name for edit in plan.own if edit.becomes == becomes)
-        lines.append(Line(f"# {OWN} {becomes}: {', '.join(sites)}", f"# {OWN} {becomes}", "rule", (OWN,), sites))
+    for action in dict.fromkeys(edit.becomes for edit in plan.own):
+        sites = tuple(edit.own.site.name for edit in plan.own if edit.becomes == action)
+        lines.append(Line(f"# {OWN} {action}: {', '.join(sites)}", f"# {OWN} {action}", "rule", (OWN,), sites))
     return lines
 
 
@@ -90,15 +90,15 @@ def _lines(graph: fx.Graph, plan: Plan | None) -> list[Line]:
         code = _FREES.sub("", text.rstrip())
         made = [name for name in _ASSIGNS.findall(code) if name in nodes]
         if code.lstrip().startswith("return "):
-            lines.append(_told(code, "return", graph.output_node(), plan))
+            lines.append(_line(code, "return", graph.output_node(), plan))
         elif made:
-            lines.append(_told(code, made[-1], nodes[made[-1]], plan))
+            lines.append(_line(code, made[-1], nodes[made[-1]], plan))
         elif code:
             lines.append(Line(code, code.partition("(")[0]))
     return lines
 
 
-def _told(code: str, key: str, node: fx.Node, plan: Plan | None) -> Line:
+def _line(code: str, key: str, node: fx.Node, plan: Plan | None) -> Line:
     """Make a ``Line`` of code that ``node`` emits, with the regularizers and sites that it belongs to."""
     if plan is None:
         return Line(code, key)
@@ -106,12 +106,12 @@ def _told(code: str, key: str, node: fx.Node, plan: Plan | None) -> Line:
         return _added(code, key, node, addition, plan)
     read = dict.fromkeys(pair for source in node.all_input_nodes for pair in _replacing(source, plan))
     names, sites = tuple(dict.fromkeys(name for name, _ in read)), tuple(dict.fromkeys(site for _, site in read))
-    words = [f"reads {' and '.join(f'{name} at {site}' for name, site in read)}"] if read else []
+    comments = [f"reads {' and '.join(f'{name} at {site}' for name, site in read)}"] if read else []
     returned: tuple[str, ...] = ()
     if key == "return" and isinstance(node.args[0], Regularized):
         returned = tuple(node.args[0].penalties)
-        words.append(f"returns {', '.join(returned) or 'no penalty'}")
-    return Line(code, key, "reads" if words else "", (*names, *returned), sites, "; ".join(words))
+        comments.append(f"returns {', '.join(returned) or 'no penalty'}")
+    return Line(code, key, "reads" if comments else "", (*names, *returned), sites, "; ".join(comments))
 
 
 def _replacing(node: fx.Node, plan: Plan) -> list[tuple[str, str]]:

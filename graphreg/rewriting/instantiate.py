@@ -14,7 +14,19 @@ from graphreg.ir import brought, has_float64
 from graphreg.planning import Edit, Plan
 from graphreg.regularizer import Penalty, Regularizer, Splice, require_pure
 from graphreg.rng import stream
-from graphreg.runtime import Derivative, KeyRule, Leaf, Measure, MeasureSteps, OwnRule, Rules, SpliceRule, Total, Track, Whole
+from graphreg.runtime import (
+    AllSitesTotal,
+    Derivative,
+    KeyRule,
+    Measure,
+    MeasureSteps,
+    NativeDropoutRule,
+    Rules,
+    RuntimeModule,
+    SpliceRule,
+    Total,
+    Track,
+)
 
 
 def identifier(name: str) -> str:
@@ -62,7 +74,7 @@ def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], rng
         if (leaf := _leaf_of(edit, rules, slots.get(names[i], 0))) is not None:
             rules.add_module(names[i], leaf)
     for i, own in enumerate(plan.own, len(plan.edits)):
-        rules.add_module(names[i], OwnRule(own, slots.get(names[i], 0)))
+        rules.add_module(names[i], NativeDropoutRule(own, slots.get(names[i], 0)))
     if streams:
         rules.add_module("key", KeyRule(streams).to(device))
     _add_totals(rules, plan, names, slots)
@@ -70,7 +82,7 @@ def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], rng
         leaves = [reader for name in readers if isinstance(reader := rules.get_submodule(name), Derivative)]
         rules.add_module(names[site], Track(site, leaves))
     for child in rules.children():
-        assert isinstance(child, Leaf)
+        assert isinstance(child, RuntimeModule)
         child.rules = (rules,)
     return rules
 
@@ -97,7 +109,7 @@ def _streams(plan: Plan, names: Mapping[int | str, str], seeds: _Seeds) -> dict[
     return streams
 
 
-def _leaf_of(edit: Edit, rules: Rules, slot: int) -> Leaf | None:
+def _leaf_of(edit: Edit, rules: Rules, slot: int) -> RuntimeModule | None:
     """The runtime module of an edit; None where its penalty alone has one, for all of its sites."""
     strength, regularizer, site = rules.strengths[edit.name], edit.regularizer, edit.site.name
     if isinstance(regularizer, Splice):
@@ -117,7 +129,7 @@ def _add_totals(rules: Rules, plan: Plan, names: Mapping[int | str, str], slots:
             drawn = {edit.site.name: slots[names[i]] for i, edit in enumerate(plan.edits) if edit.name == name}
             total: Total = Derivative(regularizer, name, strength, plan.cones[name], drawn)
         else:
-            total = (Whole if "values" in regularizer.takes else Total)(regularizer, name, strength)
+            total = (AllSitesTotal if "values" in regularizer.takes else Total)(regularizer, name, strength)
         rules.add_module(name, total)
 
 

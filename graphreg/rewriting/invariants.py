@@ -19,7 +19,7 @@ from graphreg.planning import Edit, Plan
 from graphreg.regularizer import Penalty
 from graphreg.rewriting.placement import Placed, fail, placed_in
 from graphreg.rewriting.substitute import restored
-from graphreg.runtime import Measure, OwnRule, Regularized, RewrittenModule, SpliceRule, Track, graphs_of
+from graphreg.runtime import Measure, NativeDropoutRule, Regularized, RewrittenModule, SpliceRule, Track, graphs_of
 from graphreg.tracing import Traced
 
 
@@ -50,7 +50,7 @@ def _owns(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
                 fail(f"{node.name} still calls the native dropout.")
             continue
         leaf, edit, key = module.get_submodule(str(node.target)), planned.get(name), node.kwargs.get("noise")
-        if edit is None or not isinstance(leaf, OwnRule) or leaf.site != name or leaf.rate != edit.rate:
+        if edit is None or not isinstance(leaf, NativeDropoutRule) or leaf.site != name or leaf.rate != edit.rate:
             fail(f"{node.name} does not do what was planned.")
         elif edit.draws != (isinstance(key, fx.Node) and is_kind(key, Kind.KEY)):
             fail(f"{node.name} does not take the key of the call.")

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from graphreg.errors import RegularizerError
 from graphreg.ir import RULES, Addition, Kind, Operations, addition_of, is_added, is_kind, mark, site_nodes, widest
 from graphreg.rewriting.instantiate import identifier
-from graphreg.runtime import Leaf, RewrittenModule, Rules, accumulation, end_of, graphs_of
+from graphreg.runtime import RewrittenModule, Rules, RuntimeModule, accumulation, end_of, graphs_of
 
 STATISTICS = ("mean", "std", "near_zero", "norm")
 
@@ -30,7 +30,7 @@ class Clock:
         return type(None), ()
 
 
-class Watch(Leaf):
+class Watch(RuntimeModule):
     """Measures a value as the model makes it, and the share of it that each splice keeps, in train mode.
 
     In eager it measures at the calls that are due; compiled at every call, because a check would make two graphs.
@@ -60,7 +60,7 @@ class Watch(Leaf):
         if not isinstance(z, Tensor) or not z.is_floating_point():
             what = str(z.dtype) if isinstance(z, Tensor) else type(z).__name__
             raise RegularizerError(
-                f"{self.about}: the value is {what}, and only floating-point tensors have statistics. Leave the site out."
+                f"{self.description}: the value is {what}, and only floating-point tensors have statistics. Leave the site out."
             )
         with torch.no_grad():
             self.last = torch.stack([*statistics(z.detach(), self.near), *(kept(a.detach(), b.detach()) for a, b in spliced)])

@@ -44,7 +44,7 @@ class AttachRule(nn.Module):
         super().__init__()
         self.names, self.scale = names, scale
         self.last: dict[str, Tensor] = {}
-        self.register_buffer("now", torch.ones(1, device=device), persistent=False)  # not 0-d, for the reason given at Leaf
+        self.register_buffer("now", torch.ones(1, device=device), persistent=False)  # not 0-d, for the reason given at RuntimeModule
         self.fed = False
         known_to_dynamo()
 
@@ -60,7 +60,7 @@ class AttachRule(nn.Module):
         new.__setstate__({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
         return new
 
-    def told(self) -> str:
+    def describe_scale(self) -> str:
         """Describe what the gradient of the penalties is multiplied by."""
         scale = 1 if self.scale is None else self.scale
         if isinstance(scale, (int, float, Tensor)):
@@ -101,20 +101,20 @@ class AttachRule(nn.Module):
                     f"the output's loss has shape {tuple(loss.shape)}; penalties attach to a scalar. Use penalties='return'."
                 )
             return (loss + total.to(loss.dtype),)
-        found: list[Tensor] = []
+        tensors: list[Tensor] = []
         strange: list[str] = []
         for out in outputs:
-            collect(out, found, strange)
-        if strange and total.requires_grad and not any(tensor.requires_grad for tensor in found):
+            collect(out, tensors, strange)
+        if strange and total.requires_grad and not any(tensor.requires_grad for tensor in tensors):
             raise RegularizerError(
                 f"the model returns a {strange[0]}, and no tensor is found in it for the penalties to attach to. Return tensors, or "
                 "tuples, lists, dicts, named tuples or dataclasses of them, or use penalties='return'."
             )
-        if not found:
+        if not tensors:
             return outputs
         scale = self.now[0] if self.fed else torch.as_tensor(current(self.scale))
         scale = scale.to(total.device, total.dtype, copy=True)  # it is saved for backward, and a GradScaler updates its own in place
-        joined = list(join(total, scale, tuple(found)))
+        joined = list(join(total, scale, tuple(tensors)))
         return tuple(rebuilt(out, joined) for out in outputs)
 
 
@@ -132,19 +132,19 @@ def current(scale: Scale | None) -> Any:
     return scale() if callable(scale) and not isinstance(scale, Tensor) else scale
 
 
-def collect(value: Any, found: list[Tensor], strange: list[str]) -> None:
-    """Append the tensors of an output to ``found``, and to ``strange`` the class names of values that may hide tensors."""
+def collect(value: Any, tensors: list[Tensor], strange: list[str]) -> None:
+    """Append the tensors of an output to ``tensors``, and to ``strange`` the class names of values that may hide tensors."""
     if isinstance(value, Tensor):
-        found.append(value)
+        tensors.append(value)
     elif isinstance(value, (tuple, list)):
         for item in value:
-            collect(item, found, strange)
+            collect(item, tensors, strange)
     elif isinstance(value, dict):
         for item in value.values():
-            collect(item, found, strange)
+            collect(item, tensors, strange)
     elif is_dataclass(value):
         for field in fields(value):
-            collect(getattr(value, field.name), found, strange)
+            collect(getattr(value, field.name), tensors, strange)
     elif not isinstance(value, (int, float, complex, str, bytes, type(None), torch.dtype, torch.device)):
         strange.append(type(value).__name__)
 
@@ -203,7 +203,7 @@ def loss_of(output: fx.Node) -> fx.Node | None:
     end, value = end_of(output), output.args[0]
     if end is not output:  # built in the graph: a dataclass or named tuple by fields, a dict from a dict
         names: Any = getattr(end.target, "_fields", None) or getattr(end.target, "__dataclass_fields__", ())
-        held = next((arg for arg in end.args if isinstance(arg, dict)), None)
-        value = dict(zip(names, end.args, strict=False)) | end.kwargs if held is None else held
-    found = value.get("loss") if isinstance(value, dict) else getattr(value, "loss", None) if isinstance(value, tuple) else None
-    return found if isinstance(found, fx.Node) else None
+        mapping = next((arg for arg in end.args if isinstance(arg, dict)), None)
+        value = dict(zip(names, end.args, strict=False)) | end.kwargs if mapping is None else mapping
+    loss = value.get("loss") if isinstance(value, dict) else getattr(value, "loss", None) if isinstance(value, tuple) else None
+    return loss if isinstance(loss, fx.Node) else None

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from graphreg.runtime.leaf import Rules
+from graphreg.runtime.runtime_module import Rules
 
 
 def averages_follow() -> None:

@@ -1,8 +1,8 @@
 """Native dropout on graphreg's noise: the runtime module that replaces a model's own dropout call, and attention written out.
 
-``OwnRule`` takes the arguments of the call that it replaces (dropout of elements or channels, alpha dropout, stochastic depth, attention)
-and draws from graphreg's streams. ``attention`` and ``multi_head`` are torch's attention functions with the dropout as an argument:
-torch's own fuse it.
+``NativeDropoutRule`` takes the arguments of the call that it replaces (dropout of elements or channels, alpha dropout, stochastic depth,
+attention) and draws from graphreg's streams. ``attention`` and ``multi_head`` are torch's attention functions with the dropout as an
+argument: torch's own fuse it.
 """
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from graphreg.compiler import kept
+from graphreg.compiler import recompute_in_backward
 from graphreg.ir import rate_of
 from graphreg.planning import OwnEdit
 from graphreg.rng import Noise, recomputes
-from graphreg.runtime.leaf import Drawing, accumulation
+from graphreg.runtime.runtime_module import Drawing, accumulation
 from graphreg.torch_internals import safe_softmax
 
 _SELU = 1.7580993408473766  # alpha dropout replaces what it drops by minus this; Klambauer et al. 2017
@@ -31,7 +31,7 @@ def scaled(mask: Tensor, scale: float) -> Tensor:
     return mask.mul_(scale) if mask.is_floating_point() else mask * scale
 
 
-class OwnRule(Drawing):
+class NativeDropoutRule(Drawing):
     """Runs in the place of one native dropout, at the rate of the original or at one that ``own_dropout=`` gave; at 0 it is off.
 
     Attributes:
@@ -43,10 +43,10 @@ class OwnRule(Drawing):
     """
 
     def __init__(self, edit: OwnEdit, slot: int) -> None:
-        own = edit.own
-        super().__init__(f"{own.site.op} at {own.site.name}: {edit.becomes}", own.site.name, slot, own.path)
-        self.kind, self.rate, self.was, self.always = own.kind, edit.rate, own.rate, own.when == "always"
-        self.function, self.names, self.is_module = own.function, own.names, own.function == ""
+        dropout = edit.own
+        super().__init__(f"{dropout.site.op} at {dropout.site.name}: {edit.becomes}", dropout.site.name, slot, dropout.path)
+        self.kind, self.rate, self.was, self.always = dropout.kind, edit.rate, dropout.rate, dropout.when == "always"
+        self.function, self.names, self.is_module = dropout.function, dropout.names, dropout.function == ""
         self.layer: tuple[nn.Module, ...] = ()
 
     def adopt(self, owner: nn.Module) -> None:
@@ -59,72 +59,72 @@ class OwnRule(Drawing):
 
         It takes the arguments of that call, and ``noise``, the keys int32 [streams, 2], or None where nothing is drawn.
         """
-        given = {**dict(zip(self.names, args, strict=False)), **kwargs}
-        p = self._rate(given)
+        arguments = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        p = self._rate(arguments)
         if self.kind == "heads":
-            return self._heads(p, noise, args, kwargs, given)
+            return self._heads(p, noise, args, kwargs, arguments)
         if self.kind == "attention":
-            if p == 0 or noise is None or not self._acts(given):
-                return F.scaled_dot_product_attention(**{**given, "dropout_p": 0.0})
-            return attention(self._drop(p, noise), **given)
+            if p == 0 or noise is None or not self._acts(arguments):
+                return F.scaled_dot_product_attention(**{**arguments, "dropout_p": 0.0})
+            return attention(self._drop(p, noise), **arguments)
         z: Tensor = args[0] if args else next(iter(kwargs.values()))
-        if p == 0 or noise is None or not self._acts(given):
+        if p == 0 or noise is None or not self._acts(arguments):
             return z
-        y = self._replaced(z, p, Noise(noise[self.slot]), given)
-        return z.copy_(y) if self._writes(given) else y
+        y = self._replaced(z, p, Noise(noise[self.slot]), arguments)
+        return z.copy_(y) if self._writes(arguments) else y
 
-    def _rate(self, given: Mapping[str, Any]) -> float:
+    def _rate(self, arguments: Mapping[str, Any]) -> float:
         """Return the present rate: the user may have changed the module's since the trace, and the model would follow."""
         if self.rate is not None:
             return self.rate
         if self.is_module:
             return rate_of(self.layer[0])
         if self.kind == "attention":  # models pass 0 in eval mode
-            return float(given["dropout_p"] or self.was or 0)
-        return float(given.get("dropout_p" if self.kind == "heads" else "p", 0.5))
+            return float(arguments["dropout_p"] or self.was or 0)
+        return float(arguments.get("dropout_p" if self.kind == "heads" else "p", 0.5))
 
-    def _acts(self, given: Mapping[str, Any]) -> bool:
+    def _acts(self, arguments: Mapping[str, Any]) -> bool:
         if self.forced or self.always:
             return True
         if self.is_module:
             return self.layer[0].training
         if self.kind == "attention":
-            return bool(given["dropout_p"] > 0 if self.was else self.owner[0].training)
-        return bool(given.get("training", given.get("train", False)))
+            return bool(arguments["dropout_p"] > 0 if self.was else self.owner[0].training)
+        return bool(arguments.get("training", arguments.get("train", False)))
 
-    def _writes(self, given: Mapping[str, Any]) -> bool:
-        in_place = getattr(self.layer[0], "inplace", False) if self.is_module else given.get("inplace", False)
+    def _writes(self, arguments: Mapping[str, Any]) -> bool:
+        in_place = getattr(self.layer[0], "inplace", False) if self.is_module else arguments.get("inplace", False)
         return self.function.endswith("_") or bool(in_place)
 
-    def _replaced(self, z: Tensor, p: float, noise: Noise, given: Mapping[str, Any]) -> Tensor:
+    def _replaced(self, z: Tensor, p: float, noise: Noise, arguments: Mapping[str, Any]) -> Tensor:
         if p == 1:
             return z * 0  # what torch gives
 
         def formula(z: Tensor, weight: Tensor, noise: Noise) -> Tensor:
-            shape = self._shape(z, given)
+            shape = self._shape(z, arguments)
             mask = noise.keep(z if shape == z.shape else z[:1].new_empty(shape), weight).to(z.dtype)
-            return self._dropped(z, mask, p, given)
+            return self._dropped(z, mask, p, arguments)
 
         weight = torch.full((), p, dtype=accumulation(z.dtype), device=z.device)
-        again = self.recomputed and recomputes() and not self._writes(given)
-        return kept(formula, z, weight, noise) if again else formula(z, weight, noise)
+        again = self.recomputed and recomputes() and not self._writes(arguments)
+        return recompute_in_backward(formula, z, weight, noise) if again else formula(z, weight, noise)
 
-    def _dropped(self, z: Tensor, mask: Tensor, p: float, given: Mapping[str, Any]) -> Tensor:
+    def _dropped(self, z: Tensor, mask: Tensor, p: float, arguments: Mapping[str, Any]) -> Tensor:
         if self.kind in ("alpha", "channel alpha"):
             a = 1 / math.sqrt((_SELU**2 * p + 1) * (1 - p))
             return z * (mask * a) + ((mask - 1) * (_SELU * a) + _SELU * a * p)
         scales = getattr(self.layer[0], "scale_by_keep", True) if self.layer else True
         return z * scaled(mask, 1 / (1 - p)) if scales else z * mask
 
-    def _shape(self, z: Tensor, given: Mapping[str, Any]) -> tuple[int, ...]:
+    def _shape(self, z: Tensor, arguments: Mapping[str, Any]) -> tuple[int, ...]:
         """Return the mask's shape: one draw for each element, channel of an example, example, or batch."""
         if self.kind in ("element", "alpha"):
             return tuple(z.shape)
         ones = (1,) * (z.dim() - 1)
         if self.kind == "depth":
-            return (1, *ones) if given.get("mode") == "batch" else (z.shape[0], *ones)
+            return (1, *ones) if arguments.get("mode") == "batch" else (z.shape[0], *ones)
         if z.dim() < 2:
-            raise RuntimeError(f"{self.about}: the value has {z.dim()} dims; dropout of channels needs 2 or more.")
+            raise RuntimeError(f"{self.description}: the value has {z.dim()} dims; dropout of channels needs 2 or more.")
         return (z.shape[0], *ones) if self._unbatched(z) else (z.shape[0], z.shape[1], *ones[1:])
 
     def _unbatched(self, z: Tensor) -> bool:
@@ -136,18 +136,18 @@ class OwnRule(Drawing):
         draws = Noise(noise[self.slot])
 
         def drop(weights: Tensor) -> Tensor:
-            keep = draws.keep(weights, torch.full((), p, dtype=accumulation(weights.dtype), device=weights.device))
-            return weights * scaled(keep.to(weights.dtype), 1 / (1 - p))
+            mask = draws.keep(weights, torch.full((), p, dtype=accumulation(weights.dtype), device=weights.device))
+            return weights * scaled(mask.to(weights.dtype), 1 / (1 - p))
 
         return drop
 
-    def _heads(self, p: float, noise: Tensor | None, args: Any, kwargs: Any, given: Mapping[str, Any]) -> Any:
+    def _heads(self, p: float, noise: Tensor | None, args: Any, kwargs: Any, arguments: Mapping[str, Any]) -> Any:
         """Run multi-head attention: torch's own where nothing is dropped, otherwise the layer with ``multi_head`` as its function."""
-        drops = p > 0 and noise is not None and self._acts(given)
+        drops = p > 0 and noise is not None and self._acts(arguments)
         if not self.is_module:
             if drops and noise is not None:
-                return multi_head(self._drop(p, noise), **given)
-            return F.multi_head_attention_forward(**{**given, "dropout_p": 0.0})
+                return multi_head(self._drop(p, noise), **arguments)
+            return F.multi_head_attention_forward(**{**arguments, "dropout_p": 0.0})
         if not drops and not self.layer[0].training:
             return self.layer[0](*args, **kwargs)  # may take torch's fast path
         with _Heads(self._drop(p, noise) if drops and noise is not None else None):
@@ -167,7 +167,6 @@ class _Heads(TorchFunctionMode):
         if self.drop is None:
             return func(*args, **{**(kwargs or {}), "training": False})  # it decides nothing but whether dropout acts
         return multi_head(self.drop, *args, **(kwargs or {}))
-
 
 
 Drop = Callable[[Tensor], Tensor]

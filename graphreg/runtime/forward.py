@@ -15,7 +15,7 @@ from graphreg.ir import holds
 from graphreg.runtime.attach import collect
 from graphreg.runtime.join import forget, know
 from graphreg.runtime.keys import KeyRule
-from graphreg.runtime.leaf import Drawing
+from graphreg.runtime.runtime_module import Drawing
 from graphreg.runtime.vjp import run
 from graphreg.torch_internals import NO_BACKWARD, backward_task, is_traced, skip_frame, traces_here, with_own_code
 
@@ -23,15 +23,17 @@ Forwards = Mapping[str, Callable[..., Any]]
 
 
 def chosen(
-    forwards: Forwards, compiled: Forwards, held: Mapping[str, Any], carried: Sequence[str], additions: str, derivatives: Sequence[str]
+    forwards: Forwards, compiled: Forwards, specialized: Mapping[str, Any], carried: Sequence[str], additions: str,
+    derivatives: Sequence[str],
 ) -> Callable[..., Any]:
     """Build the class's ``forward``: it refuses other tracers, checks arguments, and runs the code of the present mode.
 
-    ``held``: specialized arguments; ``carried``: optional ones that every call must give; ``derivatives``: ``additions`` for ``vjp.run``.
+    ``specialized``: the specialized arguments; ``carried``: optional ones that every call must give; ``derivatives``: ``additions`` for
+    ``vjp.run``.
     """
     in_train, in_eval = (forwards.get("both") or forwards[mode] for mode in ("train", "eval"))
     train_compiled, eval_compiled = (compiled.get("both") or compiled[mode] for mode in ("train", "eval"))
-    positions, required = _positions(in_train, held), _positions(in_train, dict.fromkeys(carried))
+    positions, required = _positions(in_train, specialized), _positions(in_train, dict.fromkeys(carried))
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Run the model, in its present mode, with the additions: returns ``(output, penalties)``, or the output where these attach."""
@@ -41,8 +43,8 @@ def chosen(
                 "Use its .graph, or trace what graphreg.strip(module) gives."
             )
         for name, (position, value) in positions.items():
-            given = args[position] if position < len(args) else kwargs.get(name, value)
-            if given is not value and not (type(given) is type(value) and given == value):
+            passed = args[position] if position < len(args) else kwargs.get(name, value)
+            if passed is not value and not (type(passed) is type(value) and passed == value):
                 raise GraphRegError(
                     f"{name} was specialized to {value!r} when the model was traced. Give regularize example_inputs that carry {name}."
                 )
@@ -70,8 +72,8 @@ def signature(forward: Callable[..., Any], graph: fx.Graph) -> inspect.Signature
     that forward to divide the loss.
     """
     empty = {str(n.args[0].target) for n in graph.nodes if n.target is holds and isinstance(n.args[0], fx.Node) and not n.args[2]}
-    found = inspect.signature(forward)
-    return found.replace(parameters=[p for p in found.parameters.values() if p.kind is not p.VAR_KEYWORD or f"**{p.name}" not in empty])
+    full = inspect.signature(forward)
+    return full.replace(parameters=[p for p in full.parameters.values() if p.kind is not p.VAR_KEYWORD or f"**{p.name}" not in empty])
 
 
 def guarded(additions: str) -> Callable[..., Any]:
@@ -117,10 +119,10 @@ def _begin(attach: Any, args: Any, kwargs: Any) -> frozenset[int] | None:
     if attach.asks:
         attach.feed()
         attach.fed = True
-    found: list[Tensor] = []
+    tensors: list[Tensor] = []
     strange: list[str] = []
-    collect((args, kwargs), found, strange)
-    return know(None if strange else found)
+    collect((args, kwargs), tensors, strange)
+    return know(None if strange else tensors)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -133,10 +135,10 @@ def _end(attach: Any, before: frozenset[int] | None) -> None:
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _refuse(rules: nn.Module) -> None:
     key = rules._modules.get("key")
-    if isinstance(key, KeyRule) and key.draws(any(leaf.always for leaf in rules.children() if isinstance(leaf, Drawing))):
+    if isinstance(key, KeyRule) and key.draws(any(child.always for child in rules.children() if isinstance(child, Drawing))):
         key.refuse_backward()
 
 
-def _positions(forward: Callable[..., Any], held: Mapping[str, Any]) -> dict[str, tuple[int, Any]]:
+def _positions(forward: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, tuple[int, Any]]:
     names = list(forward.__code__.co_varnames[1 : forward.__code__.co_argcount])
-    return {name: (names.index(name), value) for name, value in held.items() if name in names}
+    return {name: (names.index(name), value) for name, value in values.items() if name in names}

@@ -12,8 +12,8 @@ from torch import fx
 from graphreg.errors import GraphRegError
 from graphreg.ir import RULES, Operations, Own, find, state_of
 from graphreg.runtime.build_record import BuildRecord
-from graphreg.runtime.leaf import Rules
 from graphreg.runtime.module import RewrittenModule
+from graphreg.runtime.runtime_module import Rules
 from graphreg.torch_internals import backend_in, compile_record_of, function_in, original_of
 
 
@@ -41,7 +41,7 @@ def rules_of(module: Any) -> Rules:
     """Return the container of a rewritten module's runtime modules, also through compiled and distributed wrappers."""
     rules = getattr(rewritten(module), RULES)
     # a later pass that made a GraphModule took the runtime modules over one by one, without their container
-    return rules if isinstance(rules, Rules) else next(leaf.rules[0] for leaf in rules.children())
+    return rules if isinstance(rules, Rules) else next(child.rules[0] for child in rules.children())
 
 
 def record_of(module: Any) -> BuildRecord:
@@ -58,11 +58,11 @@ def graphs_of(module: fx.GraphModule) -> dict[str, fx.Graph]:
     return state.graphs if state is not None else {"both": module.graph}
 
 
-def own_draws(module: Any) -> tuple[Own, ...]:
+def native_draws(module: Any) -> tuple[Own, ...]:
     """Find the model's random operations that act and still draw from torch's generator, not from graphreg's streams."""
     inner = rewritten(module)
-    owns = find(graphs_of(inner), Operations(inner), record_of(module).opaque)
-    return tuple(own for own in owns if own.when != "never" and own.rate != 0)
+    native = find(graphs_of(inner), Operations(inner), record_of(module).opaque)
+    return tuple(each for each in native if each.when != "never" and each.rate != 0)
 
 
 BACKEND = "graphreg_backend"  # where what torch.compile makes of a backend's name holds the backend
@@ -98,9 +98,9 @@ class Handle(ABC):
 
 
 class BackendHandle(Handle):
-    """The handle of a backend, which is the backend itself. ``parts``: its graphs."""
+    """The handle of a backend, which is the backend itself. ``subgraphs``: its graphs."""
 
-    parts: list[Any]
+    subgraphs: list[Any]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BackendHandle:
         """Return itself, which compiled code refers to: once ``lightning`` is imported, ``torch.compile`` copies its arguments."""
@@ -113,12 +113,12 @@ class BackendHandle(Handle):
     def report(self) -> Any: ...
 
 
-def backend_handle(given: object) -> BackendHandle | None:
-    """Return the backend that ``given`` is, or was compiled with; None for anything else."""
-    if isinstance(given, BackendHandle):
-        return given
-    inner = given if function_in(given) is not None else backend_in(compile_record_of(given))
-    for found in (inner, function_in(inner), getattr(inner, BACKEND, None)):
-        if isinstance(found, BackendHandle):
-            return found
+def backend_handle(target: object) -> BackendHandle | None:
+    """Return the backend that ``target`` is, or was compiled with; None for anything else."""
+    if isinstance(target, BackendHandle):
+        return target
+    inner = target if function_in(target) is not None else backend_in(compile_record_of(target))
+    for candidate in (inner, function_in(inner), getattr(inner, BACKEND, None)):
+        if isinstance(candidate, BackendHandle):
+            return candidate
     return None

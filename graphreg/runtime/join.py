@@ -40,9 +40,9 @@ Apply = Callable[[Sequence[Way], Sequence[Tensor]], tuple[Tensor, ...]]
 
 
 class _Call(threading.local):
-    """``given``: the storages that the arguments of the call have which runs in this thread; None where they are not known."""
+    """``storages``: the storages that the arguments of the call have which runs in this thread; None where they are not known."""
 
-    given: frozenset[int] | None = None
+    storages: frozenset[int] | None = None
 
 
 _call = _Call()
@@ -50,13 +50,13 @@ _call = _Call()
 
 def know(tensors: Iterable[Tensor] | None) -> frozenset[int] | None:
     """A call begins whose arguments these are (None: they are not known); gives what is to be put back by ``forget`` behind it."""
-    before, _call.given = _call.given, None if tensors is None else frozenset(map(storage_of, tensors))
+    before, _call.storages = _call.storages, None if tensors is None else frozenset(map(storage_of, tensors))
     return before
 
 
 def forget(before: frozenset[int] | None) -> None:
     """The call has ended."""
-    _call.given = before
+    _call.storages = before
 
 
 def join(total: Tensor, scale: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -75,7 +75,7 @@ def join(total: Tensor, scale: Tensor, tensors: Sequence[Tensor]) -> tuple[Tenso
         return tuple(joined.get(id(tensor), tensor) for tensor in tensors)
     if is_functionalized():
         return _apart(apply, tensors, live)
-    return in_place(apply, tensors, live, _call.given)
+    return in_place(apply, tensors, live, _call.storages)
 
 
 @cache
@@ -161,10 +161,10 @@ def storage_of(tensor: Tensor) -> int:
 
 def _groups(tensors: Sequence[Tensor]) -> dict[int, list[Tensor]]:
     """The tensors by storage, each once."""
-    found: dict[int, dict[int, Tensor]] = {}
+    by_storage: dict[int, dict[int, Tensor]] = {}
     for tensor in tensors:
-        found.setdefault(storage_of(tensor), {})[id(tensor)] = tensor
-    return {key: list(group.values()) for key, group in found.items()}
+        by_storage.setdefault(storage_of(tensor), {})[id(tensor)] = tensor
+    return {key: list(group.values()) for key, group in by_storage.items()}
 
 
 def _base(group: Sequence[Tensor]) -> Tensor | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from graphreg.errors import GraphRegError
 from graphreg.rng import call_keys, next_keys, of_process
-from graphreg.runtime.leaf import Leaf
+from graphreg.runtime.runtime_module import RuntimeModule
 from graphreg.torch_internals import (
     CHUNKED,
     Chunk,
@@ -56,8 +56,8 @@ def taking() -> AbstractContextManager[Any]:
     return _Lock.now
 
 
-class KeyRule(Leaf):
-    """Gives the keys of this call and makes those of the next: one leaf at the top of the graph.
+class KeyRule(RuntimeModule):
+    """Gives the keys of this call and makes those of the next: one runtime module at the top of the graph.
 
     It *assigns* new buffers. An increment in place gives silently wrong gradients when the partitioner recomputes
     the masks in backward; so does a key derived at its use, which is inlined into every element's arithmetic.
@@ -73,16 +73,16 @@ class KeyRule(Leaf):
         self.names = tuple(streams)
         self.forced = False
         self.forcing: dict[object, None] = {}  # the blocks of control.noise_on
-        self.held: int | None = None  # the call whose masks every call draws, see control.frozen_noise
+        self.frozen_call: int | None = None  # the call whose masks every call draws, see control.frozen_noise
         self.blocks: dict[object, tuple[object, int]] = {}  # those that hold the noise: the thread of each, and its call
         self.left: set[object] = set()  # the threads that ended their blocks while another's still holds the noise
         self.beyond = 0  # how many calls behind the held one were taken meanwhile
         self.alike = False  # whether all ranks draw the same
-        self.part: tuple[object, int, int] = (None, 0, 0)  # of a chunked vmap: whose, which, and the call with which it began
+        self.chunk: tuple[object, int, int] = (None, 0, 0)  # of a chunked vmap: whose, which, and the call with which it began
         self.register_buffer("streams", torch.tensor(list(streams.values()), dtype=torch.int64), persistent=False)
         self.register_buffer("step", torch.zeros(1, dtype=torch.int64), persistent=False)
         self.register_buffer("keys", call_keys(self.streams, self.step), persistent=False)
-        # What a compiled graph asks instead of ``held``: a tensor, so that holding the noise compiles nothing again; a number, as
+        # What a compiled graph asks instead of ``frozen_call``: a tensor, so that holding the noise compiles nothing again; a number, as
         # torch.optim.swa_utils.AveragedModel(use_buffers=True) subtracts buffers.
         self.register_buffer("free", torch.ones(1, dtype=torch.int64), persistent=False)
 
@@ -93,7 +93,7 @@ class KeyRule(Leaf):
         """Raise where a backward pass runs the forward again, which would draw the next masks."""
         if not in_backward():
             return
-        if not self._is_held():
+        if not self._is_frozen():
             raise GraphRegError(
                 "this module runs inside a backward pass: activation checkpointing around the whole of it would draw "
                 "other masks than the forward did. Put forward and backward under graphreg.frozen_noise(module), or "
@@ -106,9 +106,9 @@ class KeyRule(Leaf):
                 "(graphreg.frozen_noise), and whose masks are meant is not known. Give each thread a copy of the module: copy.deepcopy."
             )
 
-    def _is_held(self) -> bool:
+    def _is_frozen(self) -> bool:
         """Whether the noise is held for this thread: also for one that a block made, but not for one whose own block has ended."""
-        return self.held is not None and _thread.token not in self.left
+        return self.frozen_call is not None and _thread.token not in self.left
 
     def forward(self, always: bool = False) -> Tensor:
         """``always``: the graph has a dropout of the model's own that acts in eval mode too."""
@@ -128,7 +128,7 @@ class KeyRule(Leaf):
     def _taken(self) -> Tensor:
         """The keys of this call, when those of the next have taken their place: for one thread at a time, outside of torch.func."""
         self.refuse_backward()
-        if is_wrapped(self.step) or (self.held is None and is_lent(self.step)):
+        if is_wrapped(self.step) or (self.frozen_call is None and is_lent(self.step)):
             raise GraphRegError(
                 "the noise's own counter is among what torch.func.functional_call was given: it would not count on, and each call would "
                 "draw the same. Leave what begins with 'graphreg_rules.' out: {n: b for n, b in module.named_buffers() if "
@@ -137,10 +137,10 @@ class KeyRule(Leaf):
         if not transforms():
             with taking():
                 return self._advanced()
-        parts = chunks()
+        running = chunks()
         with taking(), without_transforms():
-            if parts and self.held is None:
-                self._rejoin(parts)
+            if running and self.frozen_call is None:
+                self._rejoin(running)
             return self._advanced()
 
     _taken_of_chunk = torch.compiler.disable(_taken, reason=CHUNKED)  # type: ignore[no-untyped-call]
@@ -150,57 +150,57 @@ class KeyRule(Leaf):
         if type(step) is not type(self.step):  # shape propagation calls with fake tensors
             return keys
         self._buffers["step"] = step
-        if self.held is None:
+        if self.frozen_call is None:
             self._buffers["keys"] = call_keys(self.streams, step)
             return keys
         number = self._number()
-        return keys if number == self.held else call_keys(self.streams, torch.full_like(step, number))
+        return keys if number == self.frozen_call else call_keys(self.streams, torch.full_like(step, number))
 
     def _number(self) -> int:
         """The call of this thread, while somebody holds the noise."""
         threads = dict(self.blocks.values())
         if _thread.token in threads:
             return threads[_thread.token]
-        if self._is_held():  # of a thread without a block of its own
-            return next(iter(threads.values())) if len(threads) == 1 else self._held()
+        if self._is_frozen():  # of a thread without a block of its own
+            return next(iter(threads.values())) if len(threads) == 1 else self._required_frozen_call()
         return self._behind()
 
-    def _held(self) -> int:
-        assert self.held is not None
-        return self.held
+    def _required_frozen_call(self) -> int:
+        assert self.frozen_call is not None
+        return self.frozen_call
 
     def _behind(self) -> int:
         """Takes the next call behind the held one."""
         self.beyond += 1
-        return self._held() + self.beyond
+        return self._required_frozen_call() + self.beyond
 
-    def _rejoin(self, parts: Sequence[Chunk]) -> None:
+    def _rejoin(self, running: Sequence[Chunk]) -> None:
         """Each part of a vmap with ``chunk_size`` has the calls of the first: the rows of a batch are of one call."""
-        if len(parts) > 1:
+        if len(running) > 1:
             raise GraphRegError(
                 "the module draws noise within two vmaps that both have a chunk_size, and which rows belong together is not known. "
                 "Leave the inner chunk_size out."
             )
-        run, number, call = self.part
-        if run is not parts[0].run:
+        run, number, call = self.chunk
+        if run is not running[0].run:
             call = int(self.step)
-        elif number != parts[0].number:
+        elif number != running[0].number:
             self.seek(call)
-        self.part = (parts[0].run, parts[0].number, call)
+        self.chunk = (running[0].run, running[0].number, call)
 
     def call(self) -> int:
-        """The next call's number. All calls that draw in one block of ``hold`` are one."""
+        """The next call's number. All calls that draw in one block of ``freeze`` are one."""
         step = int(self.step)
-        if self.held is None:
+        if self.frozen_call is None:
             return step
-        return self.held + self.beyond + 1 if self.beyond else min(step, self.held + 1)
+        return self.frozen_call + self.beyond + 1 if self.beyond else min(step, self.frozen_call + 1)
 
     def seek(self, call: int) -> None:
         """Go to a call: the next forward draws its masks."""
         self.step = torch.full_like(self.step, call)
         self.keys = call_keys(self.streams, self.step)
-        if self.held is not None:
-            self.held, self.beyond = call, 0
+        if self.frozen_call is not None:
+            self.frozen_call, self.beyond = call, 0
             self.blocks = {block: (thread, call) for block, (thread, _) in self.blocks.items()}
 
     def settle(self) -> None:
@@ -209,13 +209,13 @@ class KeyRule(Leaf):
             with torch.inference_mode(False):
                 self.step, self.keys = self.step.clone(), self.keys.clone()
 
-    def hold(self, block: object) -> None:
+    def freeze(self, block: object) -> None:
         """From here on every call of this thread draws the masks of the next one, until its blocks have ended."""
         with taking():
             mine = [number for thread, number in self.blocks.values() if thread is _thread.token]
-            if self.held is None:
-                self.held, self.free = int(self.step), torch.zeros_like(self.free)
-                number = self.held
+            if self.frozen_call is None:
+                self.frozen_call, self.free = int(self.step), torch.zeros_like(self.free)
+                number = self.frozen_call
             else:
                 number = mine[0] if mine else self._behind()
             self.left.discard(_thread.token)
@@ -227,8 +227,8 @@ class KeyRule(Leaf):
             thread, _ = self.blocks.pop(block, (None, 0))
             if thread is not None and all(thread is not other for other, _ in self.blocks.values()):
                 self.left.add(thread)
-            if self.blocks or self.held is None:
+            if self.blocks or self.frozen_call is None:
                 return
-            call, self.held, self.free = self.call(), None, torch.ones_like(self.free)
+            call, self.frozen_call, self.free = self.call(), None, torch.ones_like(self.free)
             self.beyond, self.left = 0, set()
             self.seek(call)

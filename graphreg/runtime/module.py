@@ -38,8 +38,8 @@ from graphreg.regularizer import Regularizer
 from graphreg.runtime.averaging import averages_follow
 from graphreg.runtime.build_record import PICKLE_VERSION, VERSION, require_readable
 from graphreg.runtime.forward import chosen, guarded, signature
-from graphreg.runtime.leaf import Rules
 from graphreg.runtime.result import Regularized
+from graphreg.runtime.runtime_module import Rules
 from graphreg.runtime.vjp import Derivative
 from graphreg.torch_internals import COMPILED_CALL, STATE_HOOKS, TENSOR_REGISTRIES, pytree, take_state_version
 from graphreg.tracing import PLAIN
@@ -63,13 +63,13 @@ class RewrittenModule(fx.GraphModule):
         model: nn.Module,
         graphs: Mapping[str, fx.Graph],
         rules: Rules | None,
-        held: Mapping[str, Any],
+        specialized: Mapping[str, Any],
         constants: Mapping[str, Tensor] | None = None,
-        whole: bool = True,
+        whole_model: bool = True,
     ) -> None:
-        check_names(model, plain_too=whole)
+        check_names(model, plain_too=whole_model)
         super().__init__(nn.Module(), fx.Graph(), type(model).__name__.removesuffix("Impl"))
-        self.__dict__[STATE] = _state(model, dict(held))
+        self.__dict__[STATE] = _state(model, dict(specialized))
         _adopt(self, model)
         if rules is not None:
             self.add_module(RULES, rules)
@@ -155,13 +155,13 @@ class RewrittenModule(fx.GraphModule):
             named.append(python_code.globals)
             forwards[mode], state.codes[mode] = type(self).forward, self._code
         optional = [str(n.target) for n in self._graph.nodes if n.op == "placeholder" and n.args and not state.model.is_graph]
-        held = state.model.specialized
-        carried, derivatives = [name for name in optional if name not in held], list[str]()
+        specialized = state.model.specialized
+        carried, derivatives = [name for name in optional if name not in specialized], list[str]()
         if isinstance(rules := self._modules.get(RULES), Rules):
             averages_follow()
-            rules.own(self)
-            derivatives = [name for name, leaf in rules.named_children() if isinstance(leaf, Derivative)]
-        type(self).forward = chosen(forwards, compiled or forwards, held, carried, RULES, derivatives)
+            rules.find_owners(self)
+            derivatives = [name for name, child in rules.named_children() if isinstance(child, Derivative)]
+        type(self).forward = chosen(forwards, compiled or forwards, specialized, carried, RULES, derivatives)
         type(self).forward.__signature__ = signature(type(self).forward, self._graph)  # type: ignore[attr-defined]
         type(self).__call__ = guarded(RULES)  # type: ignore[method-assign]
         _join_class(self, (carried, derivatives, [{name: id(value) for name, value in each.items()} for each in named]))
@@ -183,7 +183,7 @@ class RewrittenModule(fx.GraphModule):
         if options.get("fullgraph") and (refused := lowering(self).refused()):
             raise GraphRegError(refused)
         rules = self._modules.get(RULES)
-        differentiates = rules is not None and any(isinstance(leaf, Derivative) for leaf in rules.children())
+        differentiates = rules is not None and any(isinstance(child, Derivative) for child in rules.children())
         super().compile(*args, **(options if args else with_our_pass(options, differentiates)))
 
     def penalties(self) -> dict[str, Tensor]:
@@ -242,9 +242,9 @@ class RewrittenModule(fx.GraphModule):
         twin, state = _blank(type(self).__name__), self.__getstate__()
         state["_modules"] = dict(self._modules)
         if (rules := self._modules.get(RULES)) is not None:
-            kept: list[Any] = [module for name, child in self.named_children() if name != RULES for module in child.modules()]
-            kept += [scale for leaf in rules.children() if (scale := vars(leaf).get("scale")) is not None]
-            state["_modules"][RULES] = copy.deepcopy(rules, {id(self): twin, **{id(each): each for each in kept}})
+            shared: list[Any] = [module for name, child in self.named_children() if name != RULES for module in child.modules()]
+            shared += [scale for child in rules.children() if (scale := vars(child).get("scale")) is not None]
+            state["_modules"][RULES] = copy.deepcopy(rules, {id(self): twin, **{id(each): each for each in shared}})
         twin.__setstate__(state)
         return twin
 
@@ -289,24 +289,24 @@ def _known(module: nn.Module) -> State:
     return state
 
 
-def _state(model: nn.Module, held: dict[str, Any]) -> State:
-    if (own := state_of(model)) is not None:
-        return State(dataclasses.replace(own.model, specialized=held), (model,))
+def _state(model: nn.Module, specialized: dict[str, Any]) -> State:
+    if (existing := state_of(model)) is not None:
+        return State(dataclasses.replace(existing.model, specialized=specialized), (model,))
     kind = type(model)
     methods = frozenset(name for name in dir(kind) if not name.startswith("__") and name not in dir(nn.Module))
     # A root that overrides train() (to keep a backbone frozen) is still asked: a graph cannot carry its method.
     trainer = (model,) if kind.train is not nn.Module.train else ()
-    return State(ModelFacts(kind.__name__, methods, held, isinstance(model, fx.GraphModule), trainer), (model,))
+    return State(ModelFacts(kind.__name__, methods, specialized, isinstance(model, fx.GraphModule), trainer), (model,))
 
 
 def _adopt(module: RewrittenModule, model: nn.Module) -> None:
     """Take over the model's attributes. The dicts of parameters and buffers are shared, so that ``.to()`` reaches both."""
-    own = plain(model)
-    module.__dict__.update({n: v for n, v in own.items() if (n not in reserved() or n == IGNORED) and not n.startswith(PREFIX)})
+    attributes = plain(model)
+    module.__dict__.update({n: v for n, v in attributes.items() if (n not in reserved() or n == IGNORED) and not n.startswith(PREFIX)})
     for name in TENSOR_REGISTRIES:
         module.__dict__[name] = model.__dict__[name]
     module.__dict__["_modules"] = {name: child for name, child in model._modules.items() if name != RULES}
-    module.__dict__["meta"] = dict(meta) if isinstance(meta := own.get("meta"), dict) else {}
+    module.__dict__["meta"] = dict(meta) if isinstance(meta := attributes.get("meta"), dict) else {}
     for name in STATE_HOOKS:
         module.__dict__[name] = copy.copy(model.__dict__[name])
     take_state_version(module, model)  # GraphModule's own would go into state_dict()._metadata
@@ -317,23 +317,24 @@ def _leave_class(module: RewrittenModule) -> None:
     kind = type(module)
     if "graphreg_common" in vars(kind):
         module.__class__ = type(_blank(kind.__name__))
-    elif kind.__bases__ != (RewrittenModule,) and "graphreg_own" not in vars(kind):  # FSDP's: one for all modules of a class
-        module.__class__ = type(kind.__name__, (kind,), {"graphreg_own": True})
+    elif kind.__bases__ != (RewrittenModule,) and "graphreg_own_class" not in vars(kind):  # FSDP's: one for all modules of a class
+        module.__class__ = type(kind.__name__, (kind,), {"graphreg_own_class": True})
 
 
-def _join_class(module: RewrittenModule, about: tuple[Any, ...]) -> None:
+def _join_class(module: RewrittenModule, references: tuple[Any, ...]) -> None:
     """Give modules of the same code and structure one class, which ``torch.func.stack_module_state`` requires.
 
     The same code alone is not enough: Dynamo compiles a code object for eight different structures, and then for no other. The ids in
-    ``about`` are those of objects that the forward of the class refers to.
+    ``references`` are those of objects that the forward of the class refers to.
     """
     state, kind = _known(module), type(module)
     if kind.__bases__ != (RewrittenModule,):
         return
-    held = [(name, type(value), repr(value) if isinstance(value, PLAIN) else id(value)) for name, value in state.model.specialized.items()]
+    arguments = state.model.specialized.items()
+    specialized = [(name, type(value), repr(value) if isinstance(value, PLAIN) else id(value)) for name, value in arguments]
     ours = [name for name in vars(kind) if name in vars(RewrittenModule)]
     source = (state.model.class_name, sorted(state.model.methods))
-    key = repr((kind.__name__, state.codes, state.compiled_codes, source, held, sorted(ours), about, _structure(module)))
+    key = repr((kind.__name__, state.codes, state.compiled_codes, source, specialized, sorted(ours), references, _structure(module)))
     common = _common.setdefault(hashlib.blake2b(key.encode()).digest(), kind)
     if common is not kind:
         module.__class__ = common
@@ -343,17 +344,17 @@ def _join_class(module: RewrittenModule, about: tuple[Any, ...]) -> None:
 
 def _structure(module: nn.Module) -> list[Any]:
     """Describe what a compiled graph of a module depends on beside its code: shapes, layers and their options."""
-    found: list[Any] = []
+    structure: list[Any] = []
     for path, inner in module.named_modules(remove_duplicate=False):
-        own = {} if inner is module or isinstance(inner, Rules) else vars(inner)  # of those two the code reads tensors alone
-        options = sorted((name, repr(value)) for name, value in own.items() if name != "training" and _is_plain(value))
+        attributes = {} if inner is module or isinstance(inner, Rules) else vars(inner)  # of those two the code reads tensors alone
+        options = sorted((name, repr(value)) for name, value in attributes.items() if name != "training" and _is_plain(value))
         named = (*inner._parameters.items(), *inner._buffers.items())
-        tensors = [(name, *_about(tensor)) for name, tensor in named if tensor is not None]
-        found.append((path, type(inner) if inner is not module else None, options, tensors))
-    return found
+        tensors = [(name, *_tensor_metadata(tensor)) for name, tensor in named if tensor is not None]
+        structure.append((path, type(inner) if inner is not module else None, options, tensors))
+    return structure
 
 
-def _about(tensor: Tensor) -> tuple[Any, ...]:
+def _tensor_metadata(tensor: Tensor) -> tuple[Any, ...]:
     lazy = nn.parameter.is_lazy(tensor)
     return (None if lazy else tensor.shape), tensor.dtype, tensor.device, tensor.requires_grad
 

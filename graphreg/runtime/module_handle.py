@@ -17,23 +17,24 @@ from torch import nn
 
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, listed, near_sentence
 from graphreg.ir import Own
-from graphreg.runtime.handle import Handle, backend_handle, own_draws, record_of, rewritten, rules_of
+from graphreg.runtime.handle import Handle, backend_handle, native_draws, record_of, rewritten, rules_of
 from graphreg.runtime.keys import KeyRule
-from graphreg.runtime.leaf import Drawing
 from graphreg.runtime.noise_state import MODULE_STATE, checked_state, written_state
+from graphreg.runtime.runtime_module import Drawing
 from graphreg.torch_internals import Changes
 
 log = logging.getLogger("graphreg")
-_unheld: WeakKeyDictionary[nn.Module, tuple[Own, ...]] = WeakKeyDictionary()  # by a module's key, or its rules, what is still to be told of
+# By a module's key, or its rules: the native dropouts that frozen_noise has not warned of yet.
+_unfrozen: WeakKeyDictionary[nn.Module, tuple[Own, ...]] = WeakKeyDictionary()
 
 
-def handle_of(given: object) -> Handle:
+def handle_of(target: object) -> Handle:
     """The handle of a rewritten module, of a backend, or of what torch.compile made with one.
 
     That of anything else raises GraphRegError as soon as it is asked for something.
     """
-    backend = backend_handle(given)
-    return ModuleHandle(given) if backend is None else backend
+    backend = backend_handle(target)
+    return ModuleHandle(target) if backend is None else backend
 
 
 class ModuleHandle(Handle):
@@ -71,9 +72,10 @@ class ModuleHandle(Handle):
         streams: Mapping[str, int] = checked["streams"]
         missing, foreign = [name for name in names if name not in streams], [name for name in streams if name not in names]
         if missing or foreign:
-            parts = [f"{what}: {listed(found, 3)}" for what, found in (("the state alone has", foreign), ("it lacks", missing)) if found]
+            pairs = (("the state alone has", foreign), ("it lacks", missing))
+            differences = [f"{what}: {listed(unmatched, 3)}" for what, unmatched in pairs if unmatched]
             raise RegularizerError(
-                f"the state belongs to another module, of other streams of noise; {'; '.join(parts)}. "
+                f"the state belongs to another module, of other streams of noise; {'; '.join(differences)}. "
                 "Build the module as for the run that saved it: the same regularizers by the same names, at the same sites."
             )
         if key is None:
@@ -88,33 +90,33 @@ class ModuleHandle(Handle):
     @contextmanager
     def frozen_noise(self) -> Iterator[None]:
         key = self._key()
-        if key is None or key.held is None:
-            self._tell_unheld(rules_of(self.module) if key is None else key)
+        if key is None or key.frozen_call is None:
+            self._warn_unfrozen(rules_of(self.module) if key is None else key)
         if key is None:
             yield
             return
         block = object()
         with Changes() as changes, changes:
             changes.later(partial(key.release, block))
-            key.hold(block)
+            key.freeze(block)
             yield
 
     @contextmanager
     def noise_on(self) -> Iterator[None]:
         key, block = self._drawing_key(), object()
-        leaves = [leaf for leaf in rules_of(self.module).children() if isinstance(leaf, (Drawing, KeyRule))]
+        switched = [child for child in rules_of(self.module).children() if isinstance(child, (Drawing, KeyRule))]
 
         def back() -> None:
             key.forcing.pop(block, None)
-            for leaf in leaves:
-                leaf.forced = bool(key.forcing)
+            for child in switched:
+                child.forced = bool(key.forcing)
             key.settle()
 
         with Changes() as changes, changes:
             changes.later(back)
             key.forcing[block] = None
-            for leaf in leaves:
-                leaf.forced = True
+            for child in switched:
+                child.forced = True
             yield
 
     def require_draws(self) -> None:
@@ -133,16 +135,18 @@ class ModuleHandle(Handle):
             )
         return key
 
-    def _tell_unheld(self, key: nn.Module) -> None:
+    def _warn_unfrozen(self, key: nn.Module) -> None:
         """Warn, once a module, of the native dropouts that torch draws for."""
-        if key not in _unheld:  # a look at the whole graph: once
-            _unheld[key] = own_draws(self.module)
-        inner = rewritten(self.module) if _unheld[key] else None
+        if key not in _unfrozen:  # a look at the whole graph: once
+            _unfrozen[key] = native_draws(self.module)
+        inner = rewritten(self.module) if _unfrozen[key] else None
         names = [
-            own.site.name for own in _unheld[key] if own.when == "always" or (inner is not None and inner.get_submodule(own.path).training)
+            dropout.site.name
+            for dropout in _unfrozen[key]
+            if dropout.when == "always" or (inner is not None and inner.get_submodule(dropout.path).training)
         ]
         if names:
-            _unheld[key] = ()
+            _unfrozen[key] = ()
             log.warning(
                 "frozen_noise does not hold %s: torch draws it, not graphreg. own_dropout='seeded' moves what can be moved.",
                 listed(names, 3),

@@ -17,39 +17,39 @@ STATE_VERSION = 1
 
 @dataclass(frozen=True)
 class StateForm:
-    """What the state of an owner's noise has beside the version. ``given_by``: the call that gives one, for errors."""
+    """What the state of an owner's noise has beside the version. ``returned_by``: the call that gives one, for errors."""
 
     owner: str
     fields: tuple[str, ...]
-    given_by: str
+    returned_by: str
 
 
 MODULE_STATE = StateForm("a rewritten module", ("call", "ranks", "streams"), "graphreg.rng_state")
 BACKEND_STATE = StateForm("a backend's noise", ("seed", "ranks", "calls"), "graphreg.rng_state(backend)")
 
 
-def is_word(value: object) -> bool:
+def is_int64(value: object) -> bool:
     """Whether a value is a whole number of 64 bits, with a sign."""
-    return _is_whole(value) and -(1 << 63) <= value < 1 << 63  # type: ignore[operator]
+    return _is_integer(value) and -(1 << 63) <= value < 1 << 63  # type: ignore[operator]
 
 
-def _is_whole(value: object) -> bool:
+def _is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_count(value: object) -> bool:
-    return _is_whole(value) and value >= 0  # type: ignore[operator]
+    return _is_integer(value) and value >= 0  # type: ignore[operator]
 
 
 def _is_dict_of(is_value: Callable[[object], bool]) -> Callable[[object], bool]:
-    return lambda found: isinstance(found, Mapping) and all(isinstance(name, str) and is_value(each) for name, each in found.items())
+    return lambda value: isinstance(value, Mapping) and all(isinstance(name, str) and is_value(each) for name, each in value.items())
 
 
 _FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
-    "call": (lambda value: is_word(value) and _is_count(value), "not a whole number of 0 or more (below 2**63)"),
-    "seed": (_is_whole, "no whole number"),
+    "call": (lambda value: is_int64(value) and _is_count(value), "not a whole number of 0 or more (below 2**63)"),
+    "seed": (_is_integer, "no whole number"),
     "ranks": (("differ", "same").__contains__, "not 'differ' or 'same'"),
-    "streams": (_is_dict_of(is_word), "not a dict of names to 64-bit numbers"),
+    "streams": (_is_dict_of(is_int64), "not a dict of names to 64-bit numbers"),
     "calls": (_is_dict_of(_is_count), "not a dict of streams to whole numbers of 0 or more"),
 }
 
@@ -64,17 +64,18 @@ def checked_state(state: object, form: StateForm) -> Mapping[str, Any]:
     """The state, if it is one of that form; RegularizerError for what ``written_state`` never gave."""
     if not isinstance(state, Mapping):
         what = "noise" if form is MODULE_STATE else form.owner
-        raise RegularizerError(f"{type(state).__name__} is no state of {what}. Give the dict that {form.given_by} returned.")
+        raise RegularizerError(f"{type(state).__name__} is no state of {what}. Give the dict that {form.returned_by} returned.")
     if state.get("version") != STATE_VERSION:
-        given = f"version {state['version']!r}" if "version" in state else "no version"
+        version = f"version {state['version']!r}" if "version" in state else "no version"
         raise RegularizerError(
-            f"the state has {given}; this graphreg reads version {STATE_VERSION}. Give the dict that {form.given_by} returned, "
+            f"the state has {version}; this graphreg reads version {STATE_VERSION}. Give the dict that {form.returned_by} returned, "
             "or read it with the graphreg that saved it."
         )
     other = BACKEND_STATE if form is MODULE_STATE else MODULE_STATE
     if state.keys() >= {*other.fields}:
         raise RegularizerError(
-            f"the state of {other.owner} is no state of {form.owner}. Give the dict that {form.given_by} returned for what it is given to."
+            f"the state of {other.owner} is no state of {form.owner}. Give the dict that {form.returned_by} returned for what it is "
+            "given to."
         )
     for name in form.fields:
         is_right, wrong = _FIELDS[name]

@@ -11,10 +11,10 @@ from torch import Tensor
 from graphreg.errors import RegularizerError
 from graphreg.ir import Steps
 from graphreg.regularizer import Penalty, called
-from graphreg.runtime.leaf import Leaf, accumulation
+from graphreg.runtime.runtime_module import RuntimeModule, accumulation
 
 
-class Measure(Leaf):
+class Measure(RuntimeModule):
     """Computes a penalty's formula at one site, in float32 or wider, also under autocast."""
 
     def __init__(self, regularizer: Penalty, site: str, strength: Tensor) -> None:
@@ -23,7 +23,7 @@ class Measure(Leaf):
 
     def forward(self, value: Tensor) -> Tensor:
         """Value of the site [any shape] -> []."""
-        return measured(self.regularizer, {self.site: value}, self.weight, self.about)
+        return measured(self.regularizer, {self.site: value}, self.weight, self.description)
 
 
 class MeasureSteps(Measure):
@@ -35,11 +35,11 @@ class MeasureSteps(Measure):
 
     def forward(self, value: Tensor | tuple[Tensor, ...], lengths: Tensor | None = None) -> Tensor:
         """A sequence, or a tuple of its steps, and the lengths of its examples or a mask of steps -> []."""
-        sequence, lengths = self.steps.of(value, lengths, self.about)
-        return measured(self.regularizer, {self.site: sequence}, self.weight, self.about, lengths)
+        sequence, lengths = self.steps.of(value, lengths, self.description)
+        return measured(self.regularizer, {self.site: sequence}, self.weight, self.description, lengths)
 
 
-class Total(Leaf):
+class Total(RuntimeModule):
     """Computes a penalty from its measurements: their mean (or sum) times the strength. Parameters are measured here."""
 
     def __init__(self, regularizer: Penalty, name: str, strength: Tensor) -> None:
@@ -50,7 +50,7 @@ class Total(Leaf):
     def forward(self, *values: Tensor) -> Tensor:
         """The measurements, each [], or parameters [any shape] -> []."""
         if self.regularizer.on == "parameters":
-            values = tuple(measured(self.regularizer, {"": value}, self.weight, self.about) for value in values)
+            values = tuple(measured(self.regularizer, {"": value}, self.weight, self.description) for value in values)
         if not values:  # a mode in which none of its sites is reached
             return self.weight(torch.float32) * 0
         stacked = torch.stack(values)
@@ -58,32 +58,34 @@ class Total(Leaf):
         return self.weight(total.dtype) * total
 
 
-class Whole(Total):
+class AllSitesTotal(Total):
     """Computes a penalty whose formula takes ``values``: all its sites at once, by name, so that nothing is averaged."""
 
     def forward(self, values: dict[str, Tensor]) -> Tensor:  # type: ignore[override]
         """The values of all sites by name, each [any shape] -> []."""
         if not values:
             return self.weight(torch.float32) * 0
-        total = measured(self.regularizer, values, self.weight, self.about)
+        total = measured(self.regularizer, values, self.weight, self.description)
         return self.weight(total.dtype) * total
 
 
 def measured(
-    regularizer: Penalty, sites: Mapping[str, Tensor], weight: Callable[[torch.dtype], Tensor], about: str, lengths: Tensor | None = None
+    regularizer: Penalty, sites: Mapping[str, Tensor], weight: Callable[[torch.dtype], Tensor], description: str,
+    lengths: Tensor | None = None,
 ) -> Tensor:
     """Compute the formula on values widened to the dtype they are accumulated in, with autocast off: a 0-d tensor."""
     for value in sites.values():
         if not isinstance(value, Tensor):
             raise RegularizerError(
-                f"{about}: the value is a {type(value).__name__}, not a tensor. Select a part by its port (:0), or leave the site out."
+                f"{description}: the value is a {type(value).__name__}, not a tensor. Select a part by its port (:0), or leave the site "
+                "out."
             )
     wide = {name: _wide(value) for name, value in sites.items()}
     first = next(iter(wide.values()))
-    given: dict[str, Any] = {"z": first, "w": first, "values": wide, "steps": first, "lengths": lengths}
+    arguments: dict[str, Any] = {"z": first, "w": first, "values": wide, "steps": first, "lengths": lengths}
     if "weight" in regularizer.takes:
-        given["weight"] = weight(first.dtype)
-    return formula(regularizer, given, first.device.type, about)
+        arguments["weight"] = weight(first.dtype)
+    return formula(regularizer, arguments, first.device.type, description)
 
 
 def _wide(value: Tensor) -> Tensor:
@@ -91,14 +93,14 @@ def _wide(value: Tensor) -> Tensor:
     return value if value.dtype == dtype else value.to(dtype)  # a compiler would keep a .to() that changes nothing as an operator
 
 
-def formula(regularizer: Penalty, given: Mapping[str, Any], device: str, about: str) -> Tensor:
-    """Call the formula with those of the values in ``given`` that it takes, with autocast off: a 0-d tensor."""
-    call = {name: given[name] for name in regularizer.takes}
+def formula(regularizer: Penalty, arguments: Mapping[str, Any], device: str, description: str) -> Tensor:
+    """Call the formula with those of the values in ``arguments`` that it takes, with autocast off: a 0-d tensor."""
+    call = {name: arguments[name] for name in regularizer.takes}
     if device != "meta" and torch.is_autocast_enabled(device):  # torch has no autocast for the meta device
         with torch.autocast(device, enabled=False):
             value: Tensor = called(regularizer, call)
     else:
         value = called(regularizer, call)
     if value.dim() != 0:
-        raise RegularizerError(f"{about} gave a tensor of shape {tuple(value.shape)}; a penalty is a 0-d tensor. Average it.")
+        raise RegularizerError(f"{description} gave a tensor of shape {tuple(value.shape)}; a penalty is a 0-d tensor. Average it.")
     return value

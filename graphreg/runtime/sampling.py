@@ -72,8 +72,8 @@ def sample(module: nn.Module, inputs: Any, n: int, *, keep: bool = True, progres
     with _evaluating(module), noise_on(module), torch.no_grad(), _line(n, progress) as line:
         for i in range(n):
             line.at(i)
-            given = module(*call[0], **call[1])
-            running.take(given.output if isinstance(given, Regularized) else given, keep)
+            result = module(*call[0], **call[1])
+            running.take(result.output if isinstance(result, Regularized) else result, keep)
     return running.samples()
 
 
@@ -85,7 +85,7 @@ class _Running:
         self.spec: pytree.TreeSpec = pytree.treespec_leaf()
         self.mean: list[Tensor] = []
         self.squares: list[Tensor] = []
-        self.kept: list[list[Tensor]] = []
+        self.stored: list[list[Tensor]] = []
 
     def take(self, output: Any, keep: bool) -> None:
         """Take in the output of one pass; ``keep``: store it too."""
@@ -105,17 +105,17 @@ class _Running:
             self.mean[i] = self.mean[i] + away / self.n
             self.squares[i] = self.squares[i] + away * (value - self.mean[i])
         if keep:
-            self.kept.append([t.clone() for t in tensors])  # a compiled module may reuse its output's memory
+            self.stored.append([t.clone() for t in tensors])  # a compiled module may reuse its output's memory
 
     def samples(self) -> Samples:
         spread = [(s / (self.n - 1)).sqrt() if self.n > 1 else torch.full_like(s, torch.nan) for s in self.squares]
-        outputs = self._like([torch.stack(passes) for passes in zip(*self.kept, strict=True)]) if self.kept else None
+        outputs = self._like([torch.stack(passes) for passes in zip(*self.stored, strict=True)]) if self.stored else None
         return Samples(self.n, self._like(self.mean), self._like(spread), outputs)
 
     def _like(self, tensors: Sequence[Tensor]) -> Any:
         """Build an output with these tensors; what is not a tensor is taken from the last pass."""
-        given = iter(tensors)
-        return pytree.tree_unflatten([next(given) if isinstance(leaf, Tensor) else leaf for leaf in self.rest], self.spec)
+        values = iter(tensors)
+        return pytree.tree_unflatten([next(values) if isinstance(leaf, Tensor) else leaf for leaf in self.rest], self.spec)
 
 
 @contextmanager

@@ -17,8 +17,8 @@ from graphreg.errors import GraphRegError, RegularizerError
 from graphreg.planning import Cone
 from graphreg.regularizer import Penalty, Pull, known_to_dynamo, tracked
 from graphreg.rng import Noise
-from graphreg.runtime.leaf import Leaf, accumulation
 from graphreg.runtime.penalty import Total, formula
+from graphreg.runtime.runtime_module import RuntimeModule, accumulation
 from graphreg.torch_internals import pytree
 
 
@@ -26,7 +26,7 @@ class Derivative(Total):
     """Computes a penalty whose formula takes ``pull``, the vjp of all its sites at once.
 
     Attributes:
-        cone: The dependence slice, from ``wrt`` to the sites.
+        dependence: The dependence slice, from ``wrt`` to the sites.
         slots: By site, its row of the call's keys.
         always: Whether it acts in eval mode too, and not in train mode alone.
         proven: Whether an eager call has shown that all its operations have a second derivative.
@@ -34,9 +34,9 @@ class Derivative(Total):
 
     path = ""  # its mode is the whole model's
 
-    def __init__(self, regularizer: Penalty, name: str, strength: Tensor, cone: Cone, slots: Mapping[str, int]) -> None:
+    def __init__(self, regularizer: Penalty, name: str, strength: Tensor, dependence: Cone, slots: Mapping[str, int]) -> None:
         super().__init__(regularizer, name, strength)
-        self.cone, self.slots = cone, dict(slots)
+        self.dependence, self.slots = dependence, dict(slots)
         self.always = bool(regularizer.engine_options.always)
         self.proven = False
         known_to_dynamo()
@@ -60,9 +60,9 @@ class Derivative(Total):
         real = {name: x for name, x in wrt.items() if x.is_floating_point()}
         noise = {name: Noise(key[self.slots[name]]) for name in values}
         compiling = torch.compiler.is_compiling()
-        pull = Pull(values, real, noise, self.about, self.cone.suspects, not compiling and self.proven)
+        vjp = Pull(values, real, noise, self.description, self.dependence.suspects, not compiling and self.proven)
         weight = self.weight(accumulation(first.dtype))
-        total = formula(self.regularizer, {"pull": pull, "weight": weight}, first.device.type, self.about)
+        total = formula(self.regularizer, {"pull": vjp, "weight": weight}, first.device.type, self.description)
         if not compiling:
             self.proven = True
         return weight * total
@@ -72,18 +72,18 @@ class Derivative(Total):
             accumulation(z.dtype)
         if wrt and not any(x.is_floating_point() for x in wrt.values()):
             raise RegularizerError(
-                f"{self.about}: wrt selects integers only ({', '.join(wrt)}), which have no derivative. "
+                f"{self.description}: wrt selects integers only ({', '.join(wrt)}), which have no derivative. "
                 "Select a hidden value, e.g. wrt='embedding'; graphreg.names(model) lists them."
             )
         inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()  # Dynamo cannot trace that
         if inference or not torch.is_grad_enabled():
             raise GraphRegError(
-                f"{self.about} needs derivatives, and torch records none here (torch.no_grad around a module that a pass has made "
+                f"{self.description} needs derivatives, and torch records none here (torch.no_grad around a module that a pass has made "
                 "anew, or torch.inference_mode). Call the module under torch.enable_grad(), or in eval mode without always=True."
             )
 
 
-class Track(Leaf):
+class Track(RuntimeModule):
     """Has autograd record what is computed from a value, while one of the penalties that differentiate by it acts."""
 
     def __init__(self, site: str, readers: Sequence[Derivative]) -> None:
@@ -102,10 +102,10 @@ def run(forward: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any, 
 
     ``names``: those penalties that differentiate, among the runtime modules of ``rules``.
     """
-    acting = [leaf for leaf in [rules._modules[name] for name in names] if leaf.acts()]
+    acting = [penalty for penalty in [rules._modules[name] for name in names] if penalty.acts()]
     if not acting:
         return forward(module, *args, **kwargs)
-    if any(reader.cone.attends for reader in acting):
+    if any(penalty.dependence.attends for penalty in acting):
         with sdpa_kernel(SDPBackend.MATH):
             return _recorded(forward, module, args, kwargs)
     return _recorded(forward, module, args, kwargs)

@@ -114,8 +114,8 @@ def has_no_formula(function: Any) -> bool:
 
     torch keeps the formula in a closure, and the second derivative of such an operator is found out to be missing only when it runs.
     """
-    held = [cell.cell_contents for cell in function._forward_cls.backward.__closure__ or ()]
-    return any(getattr(content, "_backward_fn", held) is None for content in held)
+    captured = [cell.cell_contents for cell in function._forward_cls.backward.__closure__ or ()]
+    return any(getattr(content, "_backward_fn", captured) is None for content in captured)
 
 
 # What is asked of a tensor by private names, of which user code (and torch's own Python) reads the same: facts that hold no values.

@@ -65,9 +65,9 @@ def compiled_call() -> CompiledCall | None:
     """The innermost call of what torch.compile made that is running; None where there is none, or torch has other inner parts."""
     for frame in _outwards(sys._getframe(1)):
         if frame.f_code.co_name == _ENTRY and frame.f_globals.get("__name__") == _ENTRY_MODULE:
-            found = frame.f_locals  # from Python 3.13 on no dict but a proxy, whose keys() are a list
-            if all(name in found for name in ("self", "fn", "cleanups")) and hasattr(found["self"], "enter_exit_hooks"):
-                return CompiledCall(found["self"], found["fn"], tuple(found.get("args", ())), found["cleanups"])
+            variables = frame.f_locals  # from Python 3.13 on no dict but a proxy, whose keys() are a list
+            if all(name in variables for name in ("self", "fn", "cleanups")) and hasattr(variables["self"], "enter_exit_hooks"):
+                return CompiledCall(variables["self"], variables["fn"], tuple(variables.get("args", ())), variables["cleanups"])
     return None
 
 
@@ -133,8 +133,8 @@ def asking_wrapper() -> Any:
 
 def backend_named(name: str) -> Callable[..., Any]:
     """The backend of a name of ``torch.compiler.list_backends(None)``, to be called with a graph and inputs."""
-    found: Callable[..., Any] = lookup_backend(name)
-    return found
+    backend: Callable[..., Any] = lookup_backend(name)
+    return backend
 
 
 # The code that is captured
@@ -234,7 +234,7 @@ def strict_limit() -> AbstractContextManager[None]:
 # What Dynamo says of its work
 
 
-def tell_of_compilations(function: Callable[[Any], None]) -> None:
+def on_compilation_start(function: Callable[[Any], None]) -> None:
     """Have Dynamo call a function whenever it begins to compile, until ``torch.compiler.reset``. It must not raise: the compilations are
     those of the whole process.
 
@@ -246,8 +246,8 @@ def tell_of_compilations(function: Callable[[Any], None]) -> None:
 
 def left_to_eager() -> Counter[str]:
     """What Dynamo left to eager so far, and why, as texts, with how often."""
-    found: Counter[str] = counters["unimplemented"]
-    return found
+    reasons: Counter[str] = counters["unimplemented"]
+    return reasons
 
 
 def skipped_code(text: str) -> list[tuple[str, str, str]]:

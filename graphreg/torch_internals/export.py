@@ -29,8 +29,8 @@ def take_module_calls(changes: Changes, around: Callable[[ModuleCall], ModuleCal
 def module_behind(module: nn.Module) -> nn.Module:
     """The user's module, where torch.export has put a stand-in in its place that tells by which attributes it was reached."""
     inner: Any = module
-    found: nn.Module = inner.get_base() if isinstance(module, proxy_tensor._AttrProxy) else module
-    return found
+    original: nn.Module = inner.get_base() if isinstance(module, proxy_tensor._AttrProxy) else module
+    return original
 
 
 def proxy_of(value: Any, tracer: Any) -> fx.Proxy | None:
@@ -49,7 +49,7 @@ def give_proxy(value: Any, proxy: fx.Proxy, tracer: Any) -> Any:
 
 def silence_export(changes: Changes) -> None:
     """Until the changes end: have a failed torch.export not print its graph to stderr; the error says what stopped it."""
-    changes.put(torch.export._trace, "print", lambda *given, **named: None)
+    changes.put(torch.export._trace, "print", lambda *args, **kwargs: None)
 
 
 def evaluated(condition: Any, sizes: Mapping[Any, Any]) -> Any:

@@ -81,11 +81,11 @@ def is_transform_step(function: object) -> bool:
 
 def vmaps() -> tuple[Mapping, ...]:
     """The vmaps around the code that runs, the outermost first: their ``randomness`` says whether the masks of rows agree."""
-    return tuple(_found_vmaps()) if transforms() else ()
+    return tuple(_vmap_levels()) if transforms() else ()
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _found_vmaps() -> tuple[Mapping, ...]:
+def _vmap_levels() -> tuple[Mapping, ...]:
     return tuple(Mapping(each.level(), each.randomness()) for each in _vmaps())
 
 
@@ -100,8 +100,8 @@ def batch_positions(level: int, device: torch.device) -> Tensor:
     2**24 on (torch 2.13).
     """
     if torch.compiler.is_compiling() and in_chunks():
-        found: Tensor = _positions_in_chunk(level, device)
-        return found
+        positions: Tensor = _positions_in_chunk(level, device)
+        return positions
     return _positions(level, device)
 
 
@@ -148,7 +148,7 @@ def is_lent(tensor: Tensor) -> bool:
     A step of the noise that was counted up there would be lost. torch tells nobody, so it is looked up on Python's stack.
     """
     calls = (frame.f_locals["parameters_and_buffers"] for frame in _frames() if frame.f_code is _FUNCTIONAL)
-    return any(each is tensor for given in calls for each in given.values())
+    return any(each is tensor for tensors in calls for each in tensors.values())
 
 
 def chunks() -> list[Chunk]:
@@ -161,19 +161,19 @@ def chunks() -> list[Chunk]:
 
 def _chunks() -> list[tuple[int, Chunk]]:
     """torch runs one part after the other and tells none which it is: that is known on Python's stack."""
-    found: list[tuple[int, Chunk]] = []
+    chunks_now: list[tuple[int, Chunk]] = []
     for frame in _frames():
         caller = frame.f_back
         if frame.f_code is _CODES["_flat_vmap"] and caller.f_code is _CODES["_chunked_vmap"]:
-            inner, given = caller.f_locals, caller.f_back.f_locals
+            inner, options = caller.f_locals, caller.f_back.f_locals
             number = len(inner["chunks_output"])
-            found.append((frame.f_locals["vmap_level"], Chunk(number, number * given["chunk_size"], inner["flat_in_dims"])))
+            chunks_now.append((frame.f_locals["vmap_level"], Chunk(number, number * options["chunk_size"], inner["flat_in_dims"])))
         elif frame.f_code.co_name.startswith("torch_dynamo_resume_in__chunked_vmap"):
             raise GraphRegError(
                 "the module draws noise in a vmap with a chunk_size that torch.compile took apart, and which rows belong to a part is not "
                 "known there. Compile what the vmap is given, or leave chunk_size out."
             )
-    return found
+    return chunks_now
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

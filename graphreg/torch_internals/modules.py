@@ -89,8 +89,8 @@ def leave_mask_unread(changes: Changes) -> None:
     theirs = transformer._detect_is_causal_mask
 
     def detected(mask: Any, is_causal: bool | None = None, size: int | None = None) -> bool:
-        found: bool = theirs(mask, bool(is_causal), size)
-        return found
+        is_causal_mask: bool = theirs(mask, bool(is_causal), size)
+        return is_causal_mask
 
     changes.put(transformer, "_detect_is_causal_mask", detected)
 

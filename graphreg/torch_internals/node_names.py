@@ -13,20 +13,20 @@ def node_namer(taken: Iterable[str]) -> Callable[[str], str]:
     A name that was given is taken from then on. ``fx.Graph`` applies the rule only while it makes the node, and a list of nodes that
     are still to be made needs their names before.
     """
-    given, names = dict.fromkeys(taken), list[_Namespace]()
+    names_taken, names = dict.fromkeys(taken), list[_Namespace]()
 
     def name(candidate: str) -> str:
-        free = candidate not in given and candidate not in _illegal_names and candidate.isascii() and candidate.isidentifier()
+        free = candidate not in names_taken and candidate not in _illegal_names and candidate.isascii() and candidate.isidentifier()
         if names:
-            found = names[0].create_name(candidate, None)
+            free_name = names[0].create_name(candidate, None)
         elif free:
-            found = candidate
+            free_name = candidate
         else:  # a number is added, which depends on all names before; torch's own count of them takes as long as making the nodes
             names.append(_Namespace())
-            for each in given:
+            for each in names_taken:
                 names[0].create_name(each, None)
-            found = names[0].create_name(candidate, None)
-        given[found] = None
-        return found
+            free_name = names[0].create_name(candidate, None)
+        names_taken[free_name] = None
+        return free_name
 
     return name

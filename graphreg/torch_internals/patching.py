@@ -88,8 +88,8 @@ class Changes:
 def raise_interrupt(error: BaseException | None) -> None:
     """Raise the interrupt that an error hides: torch's own blocks may fail as an interrupt ends them."""
     while error is not None and error is not _thread.handled:
-        own = type(error).__module__.startswith("graphreg.")  # no error, so that no forward catches it
-        if not own and not isinstance(error, (Exception, GeneratorExit)):
+        is_ours = type(error).__module__.startswith("graphreg.")  # no error, so that no forward catches it
+        if not is_ours and not isinstance(error, (Exception, GeneratorExit)):
             raise error
         error = error.__context__
 

@@ -95,13 +95,13 @@ class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _drawn(frame: Any, event: str, function: Any) -> None:
     """Python tells of each call in one thread: of those, the methods of ``random`` that are C's, where all of its draws end."""
-    own = event == "c_call" and getattr(function, "__self__", None) is random._inst
-    if own and function.__name__ != "getstate":
+    is_draw = event == "c_call" and getattr(function, "__self__", None) is random._inst
+    if is_draw and function.__name__ != "getstate":
         python, torchs = _thread.draws
         _thread.draws = (python + 1, torchs)
 
 
-class _Told:
+class _WatchedGenerator:
     """torch's own generator, as its functions have it (``torch.manual_seed``). It tells who seeds it, and who sets its state."""
 
     def __init__(self, generator: Any, seeded: Callable[[], None]) -> None:
@@ -113,7 +113,7 @@ class _Told:
         return getattr(self._generator, name)
 
 
-class _Counted(_Told):
+class _CountingGenerator(_WatchedGenerator):
     """Counts the seeds of each thread; ``torch.random.fork_rng`` takes its own back."""
 
     def __init__(self, generator: Any) -> None:
@@ -121,27 +121,27 @@ class _Counted(_Told):
 
     def get_state(self) -> torch.Tensor:
         if _thread.then is not None:
-            _thread.then[self._words()] = _thread.seeds
+            _thread.then[self._state_bytes()] = _thread.seeds
         state: torch.Tensor = self._generator.get_state()
         return state
 
     def set_state(self, state: torch.Tensor) -> None:
         _seeded()
         self._generator.set_state(state)
-        _thread.seeds = (_thread.then or {}).get(self._words(), _thread.seeds)
+        _thread.seeds = (_thread.then or {}).get(self._state_bytes(), _thread.seeds)
 
-    def _words(self) -> bytes:
+    def _state_bytes(self) -> bytes:
         """The state; where it is recorded, too, what torch gives under a mode is a tensor without data."""
         with torch._C.DisableTorchFunction(), _disable_current_modes():
             return bytes(self._generator.get_state().numpy().tobytes())
 
 
-def tell_of_seeds(changes: Changes, seeded: Callable[[], None]) -> None:
+def on_seeding(changes: Changes, seeded: Callable[[], None]) -> None:
     """Until the changes end: have ``seeded`` called before any code seeds torch's generator, whoever imported ``torch.manual_seed`` before.
 
     That function looks the generator up in its module at each call, and no mode of torch's is told of it.
     """
-    changes.put(torch.random, "default_generator", _Told(vars(torch.random)["default_generator"], seeded))
+    changes.put(torch.random, "default_generator", _WatchedGenerator(vars(torch.random)["default_generator"], seeded))
 
 
 def _seeded() -> None:
@@ -158,13 +158,13 @@ def draws_watched() -> Iterator[None]:
     with Changes() as changes, changes:
         changes.later(partial(setattr, _thread, "then", None))
         _thread.then = {}
-        changes.put(torch.random, "default_generator", _Counted(vars(torch.random)["default_generator"]))
-        with _draws_told() if threading.active_count() > 1 else nullcontext():
+        changes.put(torch.random, "default_generator", _CountingGenerator(vars(torch.random)["default_generator"]))
+        with _draws_separated() if threading.active_count() > 1 else nullcontext():
             yield
 
 
 @contextmanager
-def _draws_told() -> Iterator[None]:
+def _draws_separated() -> Iterator[None]:
     free = sys.getprofile() is None
     with Changes() as changes, changes:
         changes.later(partial(setattr, _thread, "watched", _thread.watched))

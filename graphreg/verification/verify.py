@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from graphreg.errors import GraphRegError, first_line, shown
 from graphreg.ir import RULES, is_own
 from graphreg.rewriting import restored
-from graphreg.runtime import OwnRule, Regularized, RewrittenModule, SpliceRule, graphs_of, rewritten, rules_of
+from graphreg.runtime import NativeDropoutRule, Regularized, RewrittenModule, SpliceRule, graphs_of, rewritten, rules_of
 from graphreg.torch_internals import original_of
 from graphreg.tracing import Arguments, arguments, without_caches
 from graphreg.verification.first_difference import first_differing, graph_of
@@ -164,7 +164,7 @@ class Validation:
         if any(isinstance(m, SpliceRule) for m in self.module.modules()):
             yield "copy"
         own = [m for graph in graphs_of(self.module).values() for m in graph.nodes if is_own(m)]
-        always = any(isinstance(rule := self.module.get_submodule(str(node.target)), OwnRule) and rule.always for node in own)
+        always = any(isinstance(rule := self.module.get_submodule(str(node.target)), NativeDropoutRule) and rule.always for node in own)
         if mode == "eval" and own and not always:
             yield "own"
 

@@ -88,7 +88,7 @@ def test_sizes_keys_and_totals_are_not_drawn() -> None:
         "no tensor",
         "a tuple",
     }
-    assert lines(made, "h.0.drop") == ("drop", "Dropout 2x7x16 own: seeded")
+    assert lines(made, "h.0.drop") == ("drop", "Dropout 2x7x16 native: seeded")
     assert lines(made, "h.0/") == ("0 Block", "28 inside")
 
 

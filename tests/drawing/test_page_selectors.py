@@ -222,7 +222,7 @@ def in_javascript(cases: list[tuple[list[str], str, list[Site]]], folder: Path) 
     rule = {"model": "the model", "cls": "the regularizer", "usual": "the default sites", "needs": "", "splice": False, "min_dims": 2}
     values = [
         (texts, rule | {"on": f"{kind}s", "default": [i for i, site in enumerate(sites) if is_usual(site, kind)]},
-         [{"id": i, **html.told(site)} for i, site in enumerate(sites)])
+         [{"id": i, **html.site_metadata(site)} for i, site in enumerate(sites)])
         for texts, kind, sites in cases
     ]  # fmt: skip
     body = (Path(html.__file__).parent / "page" / "selector.js").read_text() + SELECTED

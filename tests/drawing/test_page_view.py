@@ -96,7 +96,7 @@ def test_the_chosen_thing_does_not_fade(folder: Path) -> None:
     page = Page(drawn(folder, "lstm"))
     page.run("graphreg.choose('embed')")
     page.type("selector", "rnn")
-    opacity = "return ['embed', 'rnn', 'head'].map((key) => getComputedStyle(graphreg.scene.parts.get(key)).opacity)"
+    opacity = "return ['embed', 'rnn', 'head'].map((key) => getComputedStyle(graphreg.scene.elements.get(key)).opacity)"
     assert page.run(opacity) == ["1", "1", "0.45"]
 
 

@@ -97,7 +97,7 @@ def test_sites_masks_penalties_and_gradients_are_those_of_regularize(name: str) 
         same(flat(ours), flat(theirs.output))
         same(backend.penalties(), theirs.penalties)
         same(step(model, ours, backend.penalties()), step(twin, theirs.output, theirs.penalties))
-    made_by_us = {(e.name, e.site.name) for part in backend.parts for e in part.plan.edits}
+    made_by_us = {(e.name, e.site.name) for part in backend.subgraphs for e in part.plan.edits}
     by_them = {(e.name, e.site.name) for e in module.graphreg_rules.build_record.plan.edits if e.site.kind == "value"}
     assert made_by_us == by_them
 
@@ -108,7 +108,7 @@ def test_site_names_are_those_of_a_trace(name: str) -> None:
     model, twin, x = made(name)
     backend = graphreg.backend(inner="eager")
     torch.compile(model, backend=backend)(x)
-    ours = {site.name: (site.op, site.role, site.norm, site.shape) for site in union(backend.parts).values if site.selectable}
+    ours = {site.name: (site.op, site.role, site.norm, site.shape) for site in union(backend.subgraphs).values if site.selectable}
     traced = graphreg.trace(twin, example_inputs=x)
     assert ours == {site.name: (site.op, site.role, site.norm, site.shape) for site in traced.values if site.selectable}
 
@@ -124,7 +124,7 @@ def test_compiled_further_the_masks_stay(inner: str) -> None:
         same(ours, theirs.output)
         same(backend.penalties(), theirs.penalties)
         same(step(model, ours, backend.penalties()), step(twin, theirs.output, theirs.penalties))
-    assert len(backend.parts) == 1
+    assert len(backend.subgraphs) == 1
 
 
 def test_modes_and_batch_sizes_keep_names_and_streams() -> None:
@@ -138,10 +138,10 @@ def test_modes_and_batch_sizes_keep_names_and_streams() -> None:
         theirs = module(x)
         same(run(x), theirs.output)
         same(backend.penalties(), theirs.penalties)
-    graphs = len(backend.parts)
+    graphs = len(backend.subgraphs)
     run(torch.randn(11, 4)), model.eval(), run(torch.randn(12, 4))
-    assert len(backend.parts) == graphs
-    assert {e.site.name for part in backend.parts for e in part.plan.edits} == {"relu", "add"}
+    assert len(backend.subgraphs) == graphs
+    assert {e.site.name for part in backend.subgraphs for e in part.plan.edits} == {"relu", "add"}
 
 
 class Plain(nn.Module):
@@ -164,9 +164,9 @@ def test_a_splice_follows_the_mode_of_its_module_though_the_forward_does_not_rea
     run = torch.compile(model, backend=backend)
     assert not torch.equal(run(x), expected)
     model.block.eval()
-    assert torch.equal(run(x), expected) and len(backend.parts) == 2
+    assert torch.equal(run(x), expected) and len(backend.subgraphs) == 2
     model.train()
-    assert not torch.equal(run(x), expected) and len(backend.parts) == 2
+    assert not torch.equal(run(x), expected) and len(backend.subgraphs) == 2
 
 
 def test_a_module_that_compiles_itself() -> None:
@@ -190,7 +190,7 @@ def test_a_function_that_holds_modules() -> None:
     backend = graphreg.backend(inner="eager", rng=0, hidden_l1=0.1, weight_l2=1e-2, dropout={"model.block.0": 0.5})
     run = torch.compile(loss, backend=backend)
     run(x)
-    names = union(backend.parts).values
+    names = union(backend.subgraphs).values
     assert [s.name for s in names if s.selectable] == ["x", "model.a", "model.block.0", "model.block.1", "relu", "head", "square", "mean"]
     same(
         backend.penalties()["weight_l2"],
@@ -241,7 +241,7 @@ def test_a_strength_changes_and_nothing_is_compiled_again() -> None:
         theirs = module(x)
         same(run(x), theirs.output)
         same(backend.penalties(), theirs.penalties)
-    assert len(backend.parts) == 1 and graphreg.strengths(backend) == dict.fromkeys(HIDDEN, 0.0)
+    assert len(backend.subgraphs) == 1 and graphreg.strengths(backend) == dict.fromkeys(HIDDEN, 0.0)
 
 
 def test_noise_is_resumed_in_another_backend() -> None:
@@ -284,7 +284,7 @@ def test_noise_in_eval_mode() -> None:
     with graphreg.noise_on(run), graphreg.noise_on(module):
         same(run(x), module(x).output)
         same(run(x), module(x).output)
-    assert torch.equal(run(x), quiet) and len(backend.parts) == 2
+    assert torch.equal(run(x), quiet) and len(backend.subgraphs) == 2
 
 
 def test_the_models_own_dropout_is_seeded() -> None:

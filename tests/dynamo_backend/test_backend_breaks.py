@@ -119,7 +119,7 @@ def test_a_branch_trains_as_by_hand(inner: str) -> None:
         torch.testing.assert_close(gradients(model, loss), gradients(by_hand.model, expected))
         for optimizer in optimizers:
             optimizer.step()
-    assert ways == {True, False} and len(backend.parts) == 3
+    assert ways == {True, False} and len(backend.subgraphs) == 3
     assert graphreg.rng_state(backend)["calls"] == {f"{name}|BernoulliDropout|0": count for name, count in by_hand.drawn.items()}
 
 
@@ -200,7 +200,7 @@ def test_each_block_of_a_class_has_its_own_names_and_masks() -> None:
         ours, (theirs, penalty) = run(x), by_hand(x)
         torch.testing.assert_close(ours, theirs)
         torch.testing.assert_close(backend.penalties()["hidden_l1"], penalty)
-        graphs.append(len(backend.parts))
+        graphs.append(len(backend.subgraphs))
     assert len(set(graphs)) == 1
     torch.testing.assert_close(gradients(model, ours.sum()), gradients(by_hand.model, theirs.sum()))
 
@@ -239,14 +239,14 @@ def test_a_value_that_crosses_a_break_is_hidden_as_in_one_graph() -> None:
         torch.testing.assert_close(backend.penalties(), penalties)
     loss, expected = ours.sum() + sum(backend.penalties().values()), theirs.sum() + sum(penalties.values())
     torch.testing.assert_close(gradients(model, loss), gradients(twin, expected))
-    assert [[e.site.name for e in part.plan.edits] for part in backend.parts] == [[], ["relu", "relu"]]
+    assert [[e.site.name for e in part.plan.edits] for part in backend.subgraphs] == [[], ["relu", "relu"]]
 
 
 def test_where_a_value_was_spliced_before_the_break_it_is_not_spliced_again() -> None:
     torch.manual_seed(0)
     backend = graphreg.backend(inner="eager", rng=SEED, dropout={"relu": RATE}, hidden_noise=0.1)
     torch.compile(Inside(), backend=backend)(torch.randn(3, 4))
-    assert [[(e.name, e.site.name) for e in part.plan.edits] for part in backend.parts] == [
+    assert [[(e.name, e.site.name) for e in part.plan.edits] for part in backend.subgraphs] == [
         [("dropout", "relu")],
         [("hidden_noise", "relu")],
     ]
@@ -271,7 +271,7 @@ def test_around_a_checkpoint(inner: str) -> None:
     torch.testing.assert_close(ours, theirs)
     loss = ours.sum() + backend.penalties()["hidden_l1"]
     torch.testing.assert_close(gradients(model, loss), gradients(by_hand.model, theirs.sum() + penalty))
-    names = {site.name: site.names for site in union(backend.parts).values if site.selectable}
+    names = {site.name: site.names for site in union(backend.subgraphs).values if site.selectable}
     assert list(names) == ["x", "block.2", "act", "out"] and names["block.2"] == ("block.2", "block")
 
 
@@ -299,4 +299,4 @@ def test_fasterrcnn_trains_as_by_hand() -> None:
         torch.testing.assert_close(gradients(model, loss), gradients(by_hand.model, expected))
         for each in (model, by_hand.model):
             torch.optim.SGD(each.parameters(), lr=0.01).step()
-    assert len(backend.parts) > 20 and by_hand.called["rpn.head.conv.0.0"] == 3
+    assert len(backend.subgraphs) > 20 and by_hand.called["rpn.head.conv.0.0"] == 3

@@ -187,7 +187,7 @@ def test_what_is_compiled_with_another_backend() -> None:
     refused(GraphRegError, "Net was not compiled with a backend of graphreg's", lambda: graphreg.backend_of(Net()))
 
 
-def test_knobs() -> None:
+def test_handle() -> None:
     backend = graphreg.backend(inner="eager", hidden_dropout=0.1, rng=0)
     refused(NoMatchError, "no regularizer is named 'hiden_dropout'. Near names: hidden_dropout. Names: hidden_dropout.",
             lambda: graphreg.set_strength(backend, "hiden_dropout", 0.2))  # fmt: skip

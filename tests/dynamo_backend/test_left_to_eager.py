@@ -159,7 +159,7 @@ def test_what_the_error_advises_has_sites() -> None:
     backend = graphreg.backend(inner="eager", hidden_l1=1.0)
     run = torch.compile(Parts(), backend=backend)
     run(X)
-    assert [edit.site.name for part in backend.parts for edit in part.plan.edits] == ["before.relu", "before.second", "within.relu"]
+    assert [edit.site.name for part in backend.subgraphs for edit in part.plan.edits] == ["before.relu", "before.second", "within.relu"]
     run(X)
     assert backend.penalties()["hidden_l1"].item() > 0
 

@@ -99,7 +99,7 @@ def splices_in_the_wrong_order() -> Iterator[None]:
 
 @fault
 def noise_in_eval_mode() -> Iterator[None]:
-    acts = patched("runtime.leaf:SpliceRule", "acts", lambda was: lambda self: True)
+    acts = patched("runtime.runtime_module:SpliceRule", "acts", lambda was: lambda self: True)
     with acts, patched("runtime.keys:KeyRule", "draws", lambda was: lambda *a: True):
         yield
 
@@ -179,7 +179,10 @@ def a_call_number_too_far() -> Iterator[None]:
 
 @fault
 def one_key_for_all_splices() -> Iterator[None]:
-    with patched("runtime.leaf:SpliceRule", "forward", lambda forward: lambda self, z, key: forward(self, z, key[:1].expand_as(key))):
+    def wrap(forward: Any) -> Any:
+        return lambda self, z, key: forward(self, z, key[:1].expand_as(key))
+
+    with patched("runtime.runtime_module:SpliceRule", "forward", wrap):
         yield
 
 
@@ -195,7 +198,7 @@ def another_mask_in_backward() -> Iterator[None]:
 
         return wrong
 
-    with patched("runtime.leaf:SpliceRule", "forward", wrap):
+    with patched("runtime.runtime_module:SpliceRule", "forward", wrap):
         yield
 
 
@@ -334,11 +337,11 @@ def a_tied_parameter_counted_twice() -> Iterator[None]:
 
 
 @fault
-def own_dropout_left_to_torch() -> Iterator[None]:
+def native_dropout_left_to_torch() -> Iterator[None]:
     def wrap(replaced: Any) -> Any:
         return lambda self, z, p, noise, given: torch.nn.functional.dropout(z, p, True)
 
-    with patched("runtime.dropout:OwnRule", "_replaced", wrap):
+    with patched("runtime.dropout:NativeDropoutRule", "_replaced", wrap):
         yield
 
 

@@ -79,7 +79,7 @@ def test_the_backend_and_a_trace(name: str) -> None:
     backend = graphreg.backend(inner="aot_eager", hidden_l1=0.1)
     run = torch.compile(model, backend=backend)
     run(**given) if isinstance(inputs, dict) else run(*inputs)
-    found = hidden(site for part in backend.parts for site in part.traced.values)
+    found = hidden(site for part in backend.subgraphs for site in part.traced.values)
     assert found == hidden(traced.values) != []
     module = graphreg.rewrite(traced, graphreg.plan(traced, graphreg.from_kwargs(traced, hidden_l1=0.1)), rng=0)
     penalties = (module(**given) if isinstance(inputs, dict) else module(*inputs)).penalties

@@ -20,7 +20,7 @@ RECOMPUTATION: dict[str, dict[str, Any]] = {
 }
 CHECKPOINTING = {
     "none": "no activation checkpointing",
-    "in the model": "submodules before and behind each splice checkpoint in their own forwards; the trace keeps them whole",
+    "in the model": "submodules before and behind each splice checkpoint in their own forwards; they are opaque modules",
     "layers": "torch's `checkpoint_wrapper` put by the user around layers of the result, before and behind each splice",
     "cut out": "torch.fx's `split_module` cuts the result behind its keys, and the block with all sites and splices is checkpointed",
     "in a bigger model": "the result is a layer of a bigger model, which checkpoints it, under `frozen_noise`; compiled: the bigger "

@@ -12,7 +12,7 @@ from torch import nn
 from torchvision.models.feature_extraction import get_graph_node_names
 
 import graphreg
-from graphreg.runtime.leaf import SpliceRule
+from graphreg.runtime.runtime_module import SpliceRule
 from ten_models import TEN, build, tensors
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "hidden_sites.json").read_text())

@@ -26,9 +26,9 @@ from torch.utils.checkpoint import checkpoint
 import graphreg
 from graphreg.errors import GraphRegError, RegularizerError, TraceError
 from graphreg.passes import BernoulliDropout, GaussianNoise, HiddenL1, WeightL2
-from graphreg.runtime.leaf import SpliceRule
 from graphreg.runtime.module import RewrittenModule
 from graphreg.runtime.penalty import Measure
+from graphreg.runtime.runtime_module import SpliceRule
 from ten_models import tensors
 
 ALL: dict[str, Any] = {"hidden_dropout": 0.2, "hidden_noise": 0.1, "weight_l2": 1e-2, "hidden_l1": 1e-2}

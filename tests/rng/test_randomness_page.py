@@ -25,7 +25,7 @@ def test_every_test_that_is_named_is_there() -> None:
 
 
 def test_every_promise_names_one() -> None:
-    rows = TEXT.split("| promise | held by |")[1].split("\n\n")[0].splitlines()[2:]
+    rows = TEXT.split("| promise | test |")[1].split("\n\n")[0].splitlines()[2:]
     assert len(rows) > 10
     assert all(re.search(r"\| `tests/", row) for row in rows)
 

@@ -23,7 +23,7 @@ class Without:
         self.monkeypatch = monkeypatch
 
     def __enter__(self) -> None:
-        for module in ("ir.precision", "runtime.leaf", "rewriting.instantiate"):
+        for module in ("ir.precision", "runtime.runtime_module", "rewriting.instantiate"):
             self.monkeypatch.setattr(f"graphreg.{module}.has_float64", lambda device: False)
 
     def __exit__(self, *error: Any) -> None:

@@ -113,7 +113,7 @@ def test_the_backend_draws_what_a_rewritten_module_draws() -> None:
         return output, backend.penalties()
 
     torch.testing.assert_close(steps(run, list(model.parameters())), steps(module, list(module.parameters())))
-    assert len(backend.parts) == 1
+    assert len(backend.subgraphs) == 1
 
 
 def test_other_ranks_draw_other_masks_and_set_ranks_makes_them_the_same() -> None:

@@ -341,9 +341,9 @@ def test_the_noise_is_on_until_the_last_block_ends() -> None:
     """The first to end took it from the other, whose end then left it on for good."""
     module, backend = regularized().eval(), graphreg.backend(hidden_dropout=0.5, inner="eager", rng=1)
     run = torch.compile(Net().eval(), backend=backend)
-    for knobs, call in ((module, lambda: module(X).output), (backend, lambda: run(X))):
+    for handle, call in ((module, lambda: module(X).output), (backend, lambda: run(X))):
         plain = call()
-        one, two = graphreg.noise_on(knobs), graphreg.noise_on(knobs)
+        one, two = graphreg.noise_on(handle), graphreg.noise_on(handle)
         one.__enter__()
         two.__enter__()
         one.__exit__(None, None, None)

@@ -77,7 +77,7 @@ def whole(rank: int) -> dict[str, Any]:
     backend = graphreg.backend(REGULARIZERS, rng=5, inner="aot_eager")
     model.compile(backend=backend, fullgraph=True)
     compiled = DistributedDataParallel(model)
-    found["backend"] = train(backend, lambda x: (compiled(x), backend.penalties()), rank, model), len(backend.parts)
+    found["backend"] = train(backend, lambda x: (compiled(x), backend.penalties()), rank, model), len(backend.subgraphs)
     return found
 
 

@@ -605,13 +605,13 @@ def test_draws() -> None:
 seed_all = torch.manual_seed  # as user code may have imported it, before any trace
 
 
-@canary("torch seeds its generator", "modules that seed while they are traced", "tell_of_seeds", "draws_watched", "randomness",
+@canary("torch seeds its generator", "modules that seed while they are traced", "on_seeding", "draws_watched", "randomness",
         "restore_randomness")  # fmt: skip
 def test_seeds() -> None:
     seeds = list[int]()
     with torch.random.fork_rng():
         with Changes() as changes, changes:
-            door.tell_of_seeds(changes, lambda: seeds.append(1))
+            door.on_seeding(changes, lambda: seeds.append(1))
             seed_all(1)
             torch.rand(1)
             torch.get_rng_state()

@@ -250,7 +250,7 @@ def test_skip_frame() -> None:
     assert names == ["inner"]
 
 
-@canary("Dynamo tells of its work", "the error for a call that is left to eager", "tell_of_compilations", "left_to_eager", "skipped_code")
+@canary("Dynamo tells of its work", "the error for a call that is left to eager", "on_compilation_start", "left_to_eager", "skipped_code")
 def test_left_to_eager() -> None:
     told = list[Any]()
 
@@ -261,7 +261,7 @@ def test_left_to_eager() -> None:
         return x
 
     for _ in range(2):
-        door.tell_of_compilations(told.append)
+        door.on_compilation_start(told.append)
     before = dict(door.left_to_eager())
     compiled(looped, nothing)(torch.ones(1))
     new = [text for text, count in door.left_to_eager().items() if count > before.get(text, 0)]

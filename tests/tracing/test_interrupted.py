@@ -268,7 +268,7 @@ def test_blocks_of_ours(block: str) -> None:
             module(x)
 
     def state() -> Any:
-        leaves = [(getattr(leaf, "forced", None), getattr(leaf, "held", None)) for leaf in module.graphreg_rules.children()]
+        leaves = [(getattr(leaf, "forced", None), getattr(leaf, "frozen_call", None)) for leaf in module.graphreg_rules.children()]
         return leaves, [m.training for m in module.modules()]
 
     def watches(code: CodeType) -> bool:

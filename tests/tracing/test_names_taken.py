@@ -134,7 +134,7 @@ def test_penalties_that_attach_need_the_name() -> None:
     assert list(module.penalties()) == ["weight_l2"]
 
 
-def test_the_report_and_the_knobs_of_such_a_module() -> None:
+def test_the_report_and_the_handle_of_such_a_module() -> None:
     module = graphreg.regularize(model("graphs", "buffer"), weight_l2=0.1, hidden_dropout=0.1)
     assert "weight_l2" in str(graphreg.report(module)) and "weight_l2" in str(graphreg.diff(module))
     graphreg.set_strength(module, "weight_l2", 0.0)
@@ -166,7 +166,7 @@ def test_parameters_that_ddp_is_to_ignore_are_the_models_and_ours() -> None:
 
 def test_a_modules_own_names_by_default() -> None:
     module = graphreg.regularize(model("held", "buffer"), weight_l2=0.1)
-    assert isinstance(module, RewrittenModule) and list(module.graphs) == ["both"] and module.lowering().told() == []
+    assert isinstance(module, RewrittenModule) and list(module.graphs) == ["both"] and module.lowering().report_lines() == []
     assert "def forward" in module.compiled_code == module.code
 
 

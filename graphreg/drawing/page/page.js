@@ -4,8 +4,8 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 data.boxes = record(data.boxes);
 data.nodes = record(data.nodes);
-const part = (id) => document.getElementById(id);
-const scene = new Scene(data, part("graph"));
+const element = (id) => document.getElementById(id);
+const scene = new Scene(data, element("graph"));
 const siteOf = record(), sitesAt = record();
 for (const site of data.sites) {
   if (site.kind === "value") siteOf[site.name] = site;
@@ -20,32 +20,32 @@ function rows(pairs) {
 
 function action({ regularizer, matched }) {
   const { name, cls, strength, doc, code, colour } = data.regularizers[regularizer];
-  return `<section class="act" style="--own: ${colour}"><h3>${html(name)} <small>${html(cls)}, strength ${strength}${matched ? `, matched by ${html(matched)}` : ""}</small></h3>
+  return `<section class="act" style="--colour: ${colour}"><h3>${html(name)} <small>${html(cls)}, strength ${strength}${matched ? `, matched by ${html(matched)}` : ""}</small></h3>
     <p>${html(doc)}</p>${code ? `<pre>${html(code)}</pre>` : ""}</section>`;
 }
 
 function described(site) {
   return `${rows([["also called", site.names.slice(1).join(", ")], ["op", site.op], ["shape", site.shape], ["dtype", site.dtype],
-    ["role", site.role], ["not selectable", site.why_not], ["source", site.source], ["own dropout", site.own_dropout]])}
+    ["role", site.role], ["not selectable", site.why_not], ["source", site.source], ["native dropout", site.own_dropout]])}
     ${site.acts.map(action).join("")}${site.acts.length ? "" : "<p>No regularizer acts here.</p>"}`;
 }
 
-function tell(key) {
+function showDetails(key) {
   const box = data.boxes[key], node = data.nodes[key];
-  if (!box && !node) return void (part("panel").innerHTML = part("start").innerHTML);
-  const found = box ? [] : (sitesAt[key] ?? []).filter((site) => site.name !== node.site);
+  if (!box && !node) return void (element("panel").innerHTML = element("start").innerHTML);
+  const parameters = box ? [] : (sitesAt[key] ?? []).filter((site) => site.name !== node.site);
   const site = node && siteOf[node.site];
-  part("panel").innerHTML = box
+  element("panel").innerHTML = box
     ? `<h2>${html(box.path)}</h2>${rows([["class", box.op], ["drawn inside", box.nodes]])}
        <p>${Object.entries(box.acts).map(([i, count]) => `${html(data.regularizers[i].name)}: ${count}`).join("<br>") || "No regularizer acts inside."}</p>`
     : `<h2>${html(site ? site.name : node.name)}</h2>${site ? described(site) : rows([["op", node.op], ["shape", node.shape], ["source", node.source]])}
        ${node.regularizer >= 0 ? action({ regularizer: node.regularizer }) + rows([["at the site", node.acts_at]]) : ""}`;
-  for (const parameter of found) part("panel").insertAdjacentHTML("beforeend", `<h2 class="parameter">${html(parameter.name)}</h2>${described(parameter)}`);
+  for (const parameter of parameters) element("panel").insertAdjacentHTML("beforeend", `<h2 class="parameter">${html(parameter.name)}</h2>${described(parameter)}`);
 }
 
 function choose(key) {
   scene.choose(key);
-  tell(key);
+  showDetails(key);
 }
 
 function toggle(key) {
@@ -54,7 +54,7 @@ function toggle(key) {
 
 // The selector box
 
-const kind = part("kind"), field = part("selector");
+const kind = element("kind"), field = element("selector");
 kind.innerHTML = data.rules.map(({ key, cls }, i) => `<option value="${i}" title="${html(cls)}">${html(key)}</option>`).join("");
 
 let pressed = null; // the legend's entry that is lit
@@ -74,26 +74,26 @@ function pasted(text) {
 
 function showSelected() {
   const text = apart(field.value).length ? field.value : "";
-  let found = { chosen: [], errors: [] };
+  let selection = { chosen: [], errors: [] };
   try {
-    if (text) found = selected(text);
+    if (text) selection = selected(text);
   } catch (error) {
-    found.errors = [error.message];
+    selection.errors = [error.message];
   }
-  typed = found.chosen;
+  typed = selection.chosen;
   press(null);
-  const count = found.chosen.length;
-  part("count").textContent = text ? `${count} site${count === 1 ? "" : "s"}` : "";
-  part("wrong").textContent = found.errors.join("\n");
-  part("paste").textContent = count && !found.errors.length ? pasted(text) : "";
-  part("copy").hidden = !part("paste").textContent;
-  part("found").innerHTML = found.chosen.slice(0, 200).map((site) => `<li><button data-go="${html(site.at ?? "")}">${html(site.name)}</button></li>`).join("");
+  const count = selection.chosen.length;
+  element("count").textContent = text ? `${count} site${count === 1 ? "" : "s"}` : "";
+  element("wrong").textContent = selection.errors.join("\n");
+  element("paste").textContent = count && !selection.errors.length ? pasted(text) : "";
+  element("copy").hidden = !element("paste").textContent;
+  element("found").innerHTML = selection.chosen.slice(0, 200).map((site) => `<li><button data-go="${html(site.at ?? "")}">${html(site.name)}</button></li>`).join("");
 }
 
 /** Light up where a regularizer of the legend acts; null: what is typed. */
 function press(rule) {
   pressed = rule;
-  for (const button of part("legend").querySelectorAll("button")) button.setAttribute("aria-pressed", button.dataset.rule === rule);
+  for (const button of element("legend").querySelectorAll("button")) button.setAttribute("aria-pressed", button.dataset.rule === rule);
   light(rule === null ? typed : data.sites.filter((site) => site.acts.some((act) => act.regularizer === Number(rule))));
 }
 
@@ -107,12 +107,12 @@ function light(sites) {
 // Search
 
 function showHits() {
-  const text = part("search").value.trim().toLowerCase();
+  const text = element("search").value.trim().toLowerCase();
   const known = Object.entries(data.nodes).map(([key, node]) => [key, node.name, node.op]);
   known.push(...Object.entries(data.boxes).filter(([key]) => key !== "/").map(([key, box]) => [key, box.path, box.op]));
   const hits = text ? known.filter(([, name, op]) => `${name} ${op}`.toLowerCase().includes(text)) : [];
-  part("hits").innerHTML = hits.slice(0, 40).map(([key, name, op]) => `<li><button data-go="${html(key)}">${html(name)} <small>${html(op)}</small></button></li>`).join("");
-  part("hitcount").textContent = text ? `${hits.length} found` : "";
+  element("hits").innerHTML = hits.slice(0, 40).map(([key, name, op]) => `<li><button data-go="${html(key)}">${html(name)} <small>${html(op)}</small></button></li>`).join("");
+  element("hitcount").textContent = text ? `${hits.length} found` : "";
 }
 
 function go(key) {
@@ -124,7 +124,7 @@ function go(key) {
 
 // Mouse and keys
 
-const graph = part("graph");
+const graph = element("graph");
 let drag = null;
 graph.addEventListener("pointerdown", (event) => (drag = { x: event.clientX, y: event.clientY, moved: false, key: event.target.closest("[data-key]")?.dataset.key ?? null }));
 window.addEventListener("pointermove", (event) => {
@@ -150,7 +150,7 @@ graph.addEventListener("wheel", (event) => {
 const ARROWS = { ArrowUp: [0, -1], ArrowDown: [0, 1], ArrowLeft: [-1, 0], ArrowRight: [1, 0] };
 const COMMANDS = {
   "+": () => scene.zoom(1.25), "=": () => scene.zoom(1.25), "-": () => scene.zoom(0.8), 0: () => scene.fit(), w: () => scene.fit(true),
-  "/": () => part("search").focus(), s: () => field.focus(), f: () => foldAll(false), u: () => foldAll(true), t: () => theme(),
+  "/": () => element("search").focus(), s: () => field.focus(), f: () => foldAll(false), u: () => foldAll(true), t: () => theme(),
   Escape: () => letGo(), Enter: () => toggle(scene.chosen), " ": () => toggle(scene.chosen),
 };
 
@@ -163,7 +163,7 @@ function clear(box) {
 function letGo() {
   choose(null);
   clear(field);
-  clear(part("search"));
+  clear(element("search"));
 }
 
 function foldAll(open) {
@@ -200,17 +200,17 @@ document.addEventListener("click", (event) => {
   if (button.dataset.go !== undefined) go(button.dataset.go);
   else if (button.dataset.key) COMMANDS[button.dataset.key]();
   else if (button.dataset.rule) press(button.dataset.rule === pressed ? null : button.dataset.rule);
-  else if (button.id === "copy") navigator.clipboard?.writeText(part("paste").textContent);
+  else if (button.id === "copy") navigator.clipboard?.writeText(element("paste").textContent);
 });
 field.addEventListener("input", showSelected);
 kind.addEventListener("input", showSelected);
-part("search").addEventListener("input", showHits);
-part("search").addEventListener("keydown", (event) => event.key === "Enter" && go(part("hits").querySelector("button")?.dataset.go));
+element("search").addEventListener("input", showHits);
+element("search").addEventListener("keydown", (event) => event.key === "Enter" && go(element("hits").querySelector("button")?.dataset.go));
 
-part("legend").innerHTML = data.regularizers
-  .map(({ name, text, colour }, i) => `<li><button data-rule="${i}" aria-pressed="false" style="--own: ${colour}"><i></i>${html(name)} <small>${html(text)}</small></button></li>`)
+element("legend").innerHTML = data.regularizers
+  .map(({ name, text, colour }, i) => `<li><button data-rule="${i}" aria-pressed="false" style="--colour: ${colour}"><i></i>${html(name)} <small>${html(text)}</small></button></li>`)
   .join("");
-tell(null);
+showDetails(null);
 scene.draw();
 scene.fit();
 new ResizeObserver(() => scene.refit()).observe(graph);

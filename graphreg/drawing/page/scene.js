@@ -27,7 +27,7 @@ class Scene {
     const lines = laid.lines.map((one) => this.lineMarkup(one));
     const things = laid.things.map((thing) => this.thingMarkup(thing));
     this.svg.innerHTML = `<g id="scene">${boxes.join("")}${lines.join("")}${things.join("")}</g>`;
-    this.parts = new Map([...this.svg.querySelectorAll("[data-key]")].map((part) => [part.dataset.key, part]));
+    this.elements = new Map([...this.svg.querySelectorAll("[data-key]")].map((element) => [element.dataset.key, element]));
     this.light(this.lit);
     this.choose(this.chosen);
     this.look();
@@ -44,10 +44,10 @@ class Scene {
   thingMarkup({ key, x, y, width, height }) {
     const box = this.data.boxes[key], thing = box ?? this.data.nodes[key];
     const [first, second] = thing.lines, middle = fixed(x + width / 2);
-    const colour = thing.regularizer >= 0 ? ` style="--own: ${this.data.regularizers[thing.regularizer].colour}"` : "";
+    const colour = thing.regularizer >= 0 ? ` style="--colour: ${this.data.regularizers[thing.regularizer].colour}"` : "";
     const badges = Object.entries(box?.acts ?? {}).map(([number, count], i, all) => {
       const left = x + width / 2 - 14 * all.length + 28 * i;
-      return `<circle class="addition" style="--own: ${this.data.regularizers[number].colour}" cx="${fixed(left + 5)}" cy="${fixed(y + 41)}" r="4"/>
+      return `<circle class="addition" style="--colour: ${this.data.regularizers[number].colour}" cx="${fixed(left + 5)}" cy="${fixed(y + 41)}" r="4"/>
         <text class="second" x="${fixed(left + 12)}" y="${fixed(y + 45)}">${count}</text>`;
     });
     return `<g class="thing" data-key="${html(key)}" role="button"${box ? ' aria-expanded="false"' : ""} aria-label="${html(`${first} ${second}`)}"${colour}>
@@ -62,7 +62,7 @@ class Scene {
       const [[x, y], [u, v]] = [points[i - 1], points[i]], half = (y + v) / 2;
       path += x === u ? `V${fixed(v)}` : `C${fixed(x)} ${fixed(half)} ${fixed(u)} ${fixed(half)} ${fixed(u)} ${fixed(v)}`;
     }
-    const colour = regularizer >= 0 ? ` style="--own: ${this.data.regularizers[regularizer].colour}"` : "";
+    const colour = regularizer >= 0 ? ` style="--colour: ${this.data.regularizers[regularizer].colour}"` : "";
     const [x, y] = points.at(-1), up = back ? 1 : -1;
     const head = arrow ? `<path class="arrow" d="M${fixed(x)} ${fixed(y)}l-3.2 ${6 * up}h6.4z"/>` : "";
     return `<g${colour}><path class="line" d="${path}"/>${head}</g>`;
@@ -70,9 +70,9 @@ class Scene {
 
   /** What of a site is visible: itself, or the outermost folded module around it. */
   visible(key) {
-    let found = key;
-    for (let at = this.around[key]; at !== undefined && at !== "/"; at = this.around[at]) if (!this.opened.has(at)) found = at;
-    return found;
+    let shown = key;
+    for (let at = this.around[key]; at !== undefined && at !== "/"; at = this.around[at]) if (!this.opened.has(at)) shown = at;
+    return shown;
   }
 
   /** Light these up, by key and count; a folded module shows how many are in it. */
@@ -80,20 +80,20 @@ class Scene {
     this.lit = counts;
     const shown = record();
     for (const key in counts) shown[this.visible(key)] = (shown[this.visible(key)] ?? 0) + counts[key];
-    for (const [key, part] of this.parts) {
-      part.classList.toggle("lit", key in shown);
-      part.querySelector(".count")?.remove();
-      if (!(key in shown) || !(key in this.data.boxes) || part.classList.contains("open")) continue;
+    for (const [key, element] of this.elements) {
+      element.classList.toggle("lit", key in shown);
+      element.querySelector(".count")?.remove();
+      if (!(key in shown) || !(key in this.data.boxes) || element.classList.contains("open")) continue;
       const { x, y, width } = this.places[key];
-      part.insertAdjacentHTML("beforeend", `<text class="count" x="${fixed(x + width)}" y="${fixed(y - 4)}">${shown[key]}</text>`);
+      element.insertAdjacentHTML("beforeend", `<text class="count" x="${fixed(x + width)}" y="${fixed(y - 4)}">${shown[key]}</text>`);
     }
     this.svg.classList.toggle("lighted", Object.keys(shown).length > 0);
   }
 
   choose(key) {
-    this.parts.get(this.chosen)?.classList.remove("chosen");
+    this.elements.get(this.chosen)?.classList.remove("chosen");
     this.chosen = key;
-    this.parts.get(key)?.classList.add("chosen");
+    this.elements.get(key)?.classList.add("chosen");
     this.svg.setAttribute("aria-label", key ? `chosen: ${key}` : "the graph");
   }
 
@@ -170,7 +170,7 @@ class Scene {
 
   /** Go to the first thing that is lit, unless one is in view. */
   showLit() {
-    const lit = [...this.parts].filter(([, part]) => part.classList.contains("lit")).map(([key]) => this.places[key]);
+    const lit = [...this.elements].filter(([, element]) => element.classList.contains("lit")).map(([key]) => this.places[key]);
     const seen = (place) => this.spot(place).every((at, i) => at >= 0 && at <= [this.svg.clientWidth, this.svg.clientHeight][i]);
     if (!lit.length || lit.some(seen)) return;
     this.centre(lit.reduce((first, place) => (place.y < first.y ? place : first)).key, 0);
@@ -187,7 +187,7 @@ class Scene {
       const along = x * right + y * down, across = Math.abs(x * down) + Math.abs(y * right);
       return along > 4 ? along + 2 * across : Infinity;
     };
-    const best = things.reduce((found, thing) => (far(thing) < far(found) ? thing : found));
+    const best = things.reduce((closest, thing) => (far(thing) < far(closest) ? thing : closest));
     return far(best) < Infinity ? best.key : this.chosen;
   }
 }

@@ -34,15 +34,15 @@ function glob(pattern) {
 function letterClass(letters) {
   const not = letters[0] === "!";
   const rest = not ? letters.slice(1) : letters;
-  const parts = [];
+  const ranges = [];
   for (let i = 0; i < rest.length; i++) {
     if (rest[i + 1] === "-" && i + 2 < rest.length) {
-      if (rest[i].codePointAt(0) <= rest[i + 2].codePointAt(0)) parts.push(`${escaped(rest[i])}-${escaped(rest[i + 2])}`);
+      if (rest[i].codePointAt(0) <= rest[i + 2].codePointAt(0)) ranges.push(`${escaped(rest[i])}-${escaped(rest[i + 2])}`);
       i += 2; // a range that runs backwards is empty
-    } else parts.push(escaped(rest[i]));
+    } else ranges.push(escaped(rest[i]));
   }
-  if (!parts.length) return not ? "[^]" : "[]";
-  return `[${not ? "^" : ""}${parts.join("")}]`;
+  if (!ranges.length) return not ? "[^]" : "[]";
+  return `[${not ? "^" : ""}${ranges.join("")}]`;
 }
 
 function escaped(letter) {
@@ -63,13 +63,13 @@ function exactly(label) {
 /** One string: `[!]name-glob[@op-glob][:port-glob][#role]`. Throws an Error with the library's sentence. */
 function parse(text) {
   const bare = text.trim();
-  const found = GRAMMAR.exec(bare);
-  if (!found || !bare.replace(/[! ]/g, "")) {
+  const match = GRAMMAR.exec(bare);
+  if (!match || !bare.replace(/[! ]/g, "")) {
     const more = /[\\@:#]/.test(text) ? " A backslash takes the character behind it as a part of the name: \\@, \\:, \\#, \\\\." : "";
     throw new Error(`${quoted(text)} is no selector. Write [!]name[@op][:port][#role], e.g. 'layer4.*', '**@ReLU', '*.weight'.${more}`);
   }
-  const [exclude, role] = [found[1], found[5]];
-  const [name, op, port] = found.slice(2, 5).map(asGlob);
+  const [exclude, role] = [match[1], match[5]];
+  const [name, op, port] = match.slice(2, 5).map(asGlob);
   if (role !== undefined && !ROLES.includes(role))
     throw new Error(`${quoted(text)} asks for the role ${quoted(role)}; roles are ${ROLES.join(", ")}. Where # is a part of the name, write \\#.`);
   const glob_of = (part) => (part === undefined ? null : glob(part));
@@ -95,12 +95,12 @@ function find(pattern, sites) {
       if (filtered && names(pattern, label, site)) named.push([label, site]);
     }
   const takes = (label) => (pattern.ports ? label.ports.some(pattern.ports) : label.default);
-  let found = named.filter(([label, site]) => site.kind === "parameter" || takes(label));
+  let matching = named.filter(([label, site]) => site.kind === "parameter" || takes(label));
   if (!pattern.name.includes("**")) {
     const modules = new Set(named.filter(([label, site]) => label.module !== null && site.kind === "value").map(([label]) => label.module));
-    found = found.filter(([label, site]) => site.kind === "parameter" || !within(label.name, modules));
+    matching = matching.filter(([label, site]) => site.kind === "parameter" || !within(label.name, modules));
   }
-  return new Set(found.map(([, site]) => site));
+  return new Set(matching.map(([, site]) => site));
 }
 
 /** The sites as a regularizer of this kind sees them, and those that a lone `*` means to it. */
@@ -131,12 +131,12 @@ function select(texts, sites, rule) {
   const errors = rule.needs && (excludes || texts.some(lone)) ? [rule.needs] : [];
   if (excludes && !usual.length && !rule.needs && !texts.some(lone)) errors.push(noDefault(seen, rule));
   for (const pattern of patterns) {
-    const found = lone(pattern.text) ? usual : [...find(pattern, seen)];
-    const kept = found.filter(usable);
-    const needless = pattern.exclude && (found.length || find(pattern, sites.filter((site) => !seen.includes(site))).size);
-    if (!kept.length && !lone(pattern.text) && !needless) errors.push(nothing(pattern, found, seen, sites, rule, usable));
-    if (!kept.length && lone(pattern.text) && !rule.needs) errors.push(noDefault(seen, rule));
-    for (const site of kept) (pattern.exclude ? gone : wanted).add(site);
+    const matching = lone(pattern.text) ? usual : [...find(pattern, seen)];
+    const acceptable = matching.filter(usable);
+    const needless = pattern.exclude && (matching.length || find(pattern, sites.filter((site) => !seen.includes(site))).size);
+    if (!acceptable.length && !lone(pattern.text) && !needless) errors.push(nothing(pattern, matching, seen, sites, rule, usable));
+    if (!acceptable.length && lone(pattern.text) && !rule.needs) errors.push(noDefault(seen, rule));
+    for (const site of acceptable) (pattern.exclude ? gone : wanted).add(site);
   }
   const chosen = seen.filter((site) => wanted.has(site) && !gone.has(site));
   if (!chosen.length && wanted.size) {
@@ -159,12 +159,12 @@ function noDefault(seen, rule) {
   return `${rule.model} has none of the default sites of ${rule.cls} (${rule.usual})${leftOut}. ${cure}`;
 }
 
-function nothing(pattern, found, seen, sites, rule, usable) {
+function nothing(pattern, matching, seen, sites, rule, usable) {
   const start = `${quoted(pattern.text)} matches no ${what(rule)} of ${rule.model}.`;
-  if (found.length) {
-    const reasons = found.slice(0, 3).map((site) => `${site.name} (${reason(site, rule)})`);
-    const parts = pattern.ports ? [] : seen.filter((site) => usable(site)).flatMap((site) => site.labels.filter((label) => names(pattern, label, site)));
-    const write = parts.length ? ` Write a part of it: ${parts.slice(0, 6).map(exactly).join(", ")}.` : "";
+  if (matching.length) {
+    const reasons = matching.slice(0, 3).map((site) => `${site.name} (${reason(site, rule)})`);
+    const labels = pattern.ports ? [] : seen.filter((site) => usable(site)).flatMap((site) => site.labels.filter((label) => names(pattern, label, site)));
+    const write = labels.length ? ` Write a part of it: ${labels.slice(0, 6).map(exactly).join(", ")}.` : "";
     return `${start} It finds only what cannot be regularized: ${reasons.join(", ")}.${write}`;
   }
   const bare = pattern.text.trim().replace(/^!/, "");

@@ -26,17 +26,17 @@ function arrange(data, key, opened) {
   const left = (width - content.right - content.left) / 2;
   const rows = layersDown(box, size, head + pins("<") + PAD / 2);
   const height = rows.bottom + PAD / 2 + pins(">");
-  const found = { width, height, things: [], boxes: [{ key, x: 0, y: 0, width, height }], lines: [] };
+  const laid = { width, height, things: [], boxes: [{ key, x: 0, y: 0, width, height }], lines: [] };
   for (const id in at) {
     const x = at[id] + left, y = rows.middle[rows.layer[id]], [w, h] = size[id];
-    const border = (points) => found.lines.push({ regularizer: through(box, id), points });
+    const border = (points) => laid.lines.push({ regularizer: through(box, id), points });
     if (id === "<") border([[width / 2, head], [x, rows.top[0] + OVERLAP]]);
     else if (id === ">") border([[x, rows.bottom - OVERLAP], [width / 2, height + OVERLAP]]);
-    else if (inner[id]) place(found, inner[id], x - w / 2, y - h / 2);
-    else if (!id.startsWith("~")) found.things.push({ key: id, x: x - w / 2, y: y - h / 2, width: w, height: h });
+    else if (inner[id]) place(laid, inner[id], x - w / 2, y - h / 2);
+    else if (!id.startsWith("~")) laid.things.push({ key: id, x: x - w / 2, y: y - h / 2, width: w, height: h });
   }
-  for (const link of box.links) found.lines.push(line(link, at, left, rows, size));
-  return found;
+  for (const link of box.links) laid.lines.push(line(link, at, left, rows, size));
+  return laid;
 }
 
 /** The regularizer whose colour all lines through an end of the module's own lines have; -1 where they differ. */
@@ -63,11 +63,11 @@ function layersDown(box, size, start) {
   return rows;
 }
 
-function place(found, inner, x, y) {
+function place(laid, inner, x, y) {
   const moved = (thing) => ({ ...thing, x: thing.x + x, y: thing.y + y });
-  found.things.push(...inner.things.map(moved));
-  found.boxes.push(...inner.boxes.map(moved));
-  found.lines.push(...inner.lines.map((one) => ({ ...one, points: one.points.map(([a, b]) => [a + x, b + y]) })));
+  laid.things.push(...inner.things.map(moved));
+  laid.boxes.push(...inner.boxes.map(moved));
+  laid.lines.push(...inner.lines.map((one) => ({ ...one, points: one.points.map(([a, b]) => [a + x, b + y]) })));
 }
 
 /** A line's points, from what it leaves to what it reaches: down to the end of the layer, over to the next, straight through it. */
@@ -85,8 +85,8 @@ function line(link, at, left, rows, size) {
 
 /** The middle of each thing, from left to right. */
 function columns(box, size) {
-  const near = record();
-  const join = (a, b, weight) => (near[a] ??= []).push([b, weight]);
+  const neighbours = record();
+  const join = (a, b, weight) => (neighbours[a] ??= []).push([b, weight]);
   for (const link of box.links)
     for (let i = 1; i < link.chain.length; i++) {
       const [a, b] = [link.chain[i - 1], link.chain[i]];
@@ -105,7 +105,7 @@ function columns(box, size) {
       const both = sweep > 7;
       const wish = [], weight = [];
       for (const id of layer) {
-        const seen = (near[id] ?? []).filter(([other]) => both || (down ? row[other] < row[id] : row[other] > row[id]));
+        const seen = (neighbours[id] ?? []).filter(([other]) => both || (down ? row[other] < row[id] : row[other] > row[id]));
         const total = seen.reduce((sum, [, w]) => sum + w, 0);
         wish.push(total ? seen.reduce((sum, [other, w]) => sum + w * at[other], 0) / total : at[id]);
         weight.push(total || 0.01);

@@ -33,11 +33,11 @@ from graphreg.torch_internals import (
     is_wrapped,
     leave_mask_unread,
     module_behind,
+    on_seeding,
     proxy_of,
     size_decisions,
     take_assignments,
     take_module_calls,
-    tell_of_seeds,
     version_of,
     without_functions,
     without_modes,
@@ -312,7 +312,7 @@ class Recorder(TorchFunctionMode):
                 raise KeepOpaque(f"it assigns .{name} of a tensor, which a graph cannot carry")
             object.__setattr__(tensor, name, value)
 
-        tell_of_seeds(patches, seeded)
+        on_seeding(patches, seeded)
         take_assignments(patches, assigned)
 
     def is_recording(self) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphreg.compiler import kept
+from graphreg.compiler import recompute_in_backward
 from graphreg.errors import RegularizerError
 from graphreg.ir import brought, clone, has_float64, laid_out, overlaps
 from graphreg.regularizer import Splice, called
@@ -36,25 +36,25 @@ class Rules(nn.Module):
         self.made_by: str | None = None  # the mark of the torch.fx pass that added all this
 
     def train(self, mode: bool = True) -> Rules:
-        """Set the flag alone: runtime modules act by the mode of the modules that own their sites; see ``Leaf.train``."""
+        """Set the flag alone: runtime modules act by the mode of the modules that own their sites; see ``RuntimeModule.train``."""
         self.training = mode
-        for leaf in self.children():
-            leaf.training = mode
+        for child in self.children():
+            child.training = mode
         return self
 
-    def own(self, root: nn.Module) -> None:
+    def find_owners(self, root: nn.Module) -> None:
         """Find the modules that own the sites, by path: a later pass may have replaced or removed some."""
-        placed = [leaf for leaf in self.children() if isinstance(leaf, Leaf) and leaf.path is not None]
-        for leaf in placed:
+        placed = [child for child in self.children() if isinstance(child, RuntimeModule) and child.path is not None]
+        for child in placed:
             owner = root
-            for name in str(leaf.path).split("."):  # as far as the path exists: torch.fx drops modules without a layer in them
+            for name in str(child.path).split("."):  # as far as the path exists: torch.fx drops modules without a layer in them
                 if (inner := owner._modules.get(name)) is None:
                     break
                 owner = inner
-            leaf.adopt(owner)
-        if placed and isinstance(key := self._modules.get("key"), Leaf):
-            key.owner = tuple(dict.fromkeys(leaf.owner[0] for leaf in placed))
-            key.always = any(leaf.always for leaf in placed if not isinstance(leaf, Drawing))  # a Drawing's comes by the graph
+            child.adopt(owner)
+        if placed and isinstance(key := self._modules.get("key"), RuntimeModule):
+            key.owner = tuple(dict.fromkeys(child.owner[0] for child in placed))
+            key.always = any(child.always for child in placed if not isinstance(child, Drawing))  # a Drawing's comes by the graph
 
     def state_dict(self, *args: Any, destination: Any = None, **more: Any) -> Any:
         """Add nothing: the user's state_dict and its metadata stay as they are."""
@@ -66,12 +66,12 @@ class Rules(nn.Module):
         Several runtime modules share one strength: each tensor is moved once.
         """
         moved = {id(tensor): self._strength(name, tensor, fn) for name, tensor in self.strengths.items()}
-        for leaf in self.children():
-            for name, buffer in leaf._buffers.items():
+        for child in self.children():
+            for name, buffer in child._buffers.items():
                 if buffer is not None:
                     if id(buffer) not in moved:
                         moved[id(buffer)] = brought(buffer, followed(buffer, fn))
-                    leaf._buffers[name] = moved[id(buffer)]
+                    child._buffers[name] = moved[id(buffer)]
         self.strengths = {name: moved[id(tensor)] for name, tensor in self.strengths.items()}
         return self
 
@@ -92,8 +92,8 @@ class Rules(nn.Module):
         """Return the strength exactly as it was set."""
         tensor = self.strengths[name]
         exact = self.exact.get(name)
-        held = float(tensor)
-        return exact if exact is not None and float(torch.tensor(exact, dtype=tensor.dtype)) == held else held
+        stored = float(tensor)
+        return exact if exact is not None and float(torch.tensor(exact, dtype=tensor.dtype)) == stored else stored
 
     def set_value(self, name: str, value: float) -> None:
         """Change a strength in place: all runtime modules of the regularizer share it."""
@@ -113,7 +113,7 @@ def _moves(buffer: Tensor, fn: Callable[[Tensor], Tensor]) -> bool:
     return brought(buffer, device) is not buffer or (buffer.dtype == torch.float32 and has_float64(device))
 
 
-class Leaf(nn.Module):
+class RuntimeModule(nn.Module):
     """Base of all runtime modules: a name for errors, and the strength, float64 [1], or float32 on a device without float64.
 
     Not 0-d: Dynamo makes a symbol of the ``item()`` of a 0-d float64 input, fails to turn it back into a tensor, and starts its
@@ -123,11 +123,11 @@ class Leaf(nn.Module):
     path: str | None = None  # of the module whose mode it follows, if it follows one
     always = False  # whether it acts in every mode
 
-    def __init__(self, about: str, strength: Tensor | None = None) -> None:
+    def __init__(self, description: str, strength: Tensor | None = None) -> None:
         super().__init__()
-        self.about = about
+        self.description = description
         self.rules: tuple[Rules, ...] = ()  # in tuples, so that they do not become submodules
-        self.owner: tuple[nn.Module, ...] = (self,)  # until Rules.own
+        self.owner: tuple[nn.Module, ...] = (self,)  # until Rules.find_owners
         self.strength: Tensor
         if strength is not None:
             self.register_buffer("strength", strength, persistent=False)
@@ -141,9 +141,9 @@ class Leaf(nn.Module):
         return self.strength[0].to(dtype)
 
     def extra_repr(self) -> str:
-        return self.about
+        return self.description
 
-    def train(self, mode: bool = True) -> Leaf:
+    def train(self, mode: bool = True) -> RuntimeModule:
         """Follow the mode of the parent: called only if that is not ``Rules``, because a later pass made a GraphModule of the graph.
 
         The blocks of that GraphModule are not the modules that own the sites, and its mode does not reach those.
@@ -151,7 +151,7 @@ class Leaf(nn.Module):
         self.training, self.owner = mode, (self,)
         return self
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Leaf:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RuntimeModule:
         """Keep dtype and value in such a GraphModule too, and one strength for all runtime modules of the regularizer."""
         if not self.rules:
             return super()._apply(fn, recurse)  # type: ignore[no-untyped-call,no-any-return]
@@ -160,11 +160,11 @@ class Leaf(nn.Module):
         return self
 
 
-class Drawing(Leaf):
+class Drawing(RuntimeModule):
     """A runtime module that draws at a site: ``slot`` is its row of the keys, ``path`` the path of the module whose mode it follows."""
 
-    def __init__(self, about: str, site: str, slot: int, path: str, strength: Tensor | None = None) -> None:
-        super().__init__(about, strength)
+    def __init__(self, description: str, site: str, slot: int, path: str, strength: Tensor | None = None) -> None:
+        super().__init__(description, strength)
         self.site, self.slot, self.path = site, slot, path
         self.forced = False  # on, whatever the mode
         self.recomputed = False  # in backward, when compiled; see compiler/recompute.py
@@ -193,15 +193,18 @@ class SpliceRule(Drawing):
             return clone(z) if self.apart else z
         if not isinstance(z, Tensor) or not z.is_floating_point():
             what = z.dtype if isinstance(z, Tensor) else f"a {type(z).__name__}"
-            raise RegularizerError(f"{self.about}: the value is {what}, and only floating-point values can be spliced. Leave the site out.")
+            raise RegularizerError(
+                f"{self.description}: the value is {what}, and only floating-point values can be spliced. Leave the site out."
+            )
         weight, noise = self.weight(accumulation(z.dtype)), Noise(key[self.slot])
         again = self.recomputed and recomputes()
-        y = kept(self._formula, z, weight, noise) if again else self._formula(z, weight, noise)
+        y = recompute_in_backward(self._formula, z, weight, noise) if again else self._formula(z, weight, noise)
         if not isinstance(y, Tensor):
-            raise RegularizerError(f"{self.about} gave {type(y).__name__}; a splice gives a tensor like its site's.")
+            raise RegularizerError(f"{self.description} gave {type(y).__name__}; a splice gives a tensor like its site's.")
         if y.shape != z.shape or y.dtype != z.dtype:
             raise RegularizerError(
-                f"{self.about} gave {tuple(y.shape)} {y.dtype} for {tuple(z.shape)} {z.dtype}; a splice gives a tensor like its site's."
+                f"{self.description} gave {tuple(y.shape)} {y.dtype} for {tuple(z.shape)} {z.dtype}; a splice gives a tensor like its "
+                "site's."
             )
         return y if z.layout is not torch.strided or y.stride() == z.stride() else self._laid_out(y, z)
 
@@ -214,14 +217,14 @@ class SpliceRule(Drawing):
             return laid_out(y, z)
         if self.overwritten:
             raise RegularizerError(
-                f"{self.about}: elements of the value share their place in memory (it was expanded or unfolded), so that a write of the "
-                "model into one reaches others, and no replacement of it can do that. Choose the site before, or clone the value there."
+                f"{self.description}: elements of the value share their place in memory (it was expanded or unfolded), so that a write of "
+                "the model into one reaches others, and no replacement of it can do that. Choose the site before, or clone the value there."
             )
         return y
 
     def _formula(self, z: Tensor, weight: Tensor, noise: Noise) -> Any:
-        given = {"z": z, "weight": weight, "noise": noise, "values": {self.site: z}}
-        return called(self.regularizer, {name: given[name] for name in self.regularizer.takes})
+        arguments = {"z": z, "weight": weight, "noise": noise, "values": {self.site: z}}
+        return called(self.regularizer, {name: arguments[name] for name in self.regularizer.takes})
 
 
 def accumulation(dtype: torch.dtype) -> torch.dtype:

@@ -12,7 +12,7 @@ from torch._decomp import get_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import CheckpointPolicy
 
-from graphreg.compiler.inductor_passes import JOINT_SLOT, SLOT, with_our_pass
+from graphreg.compiler.inductor_passes import JOINT_GRAPH_SLOT, SLOT, with_our_pass
 from graphreg.compiler.joint_graph import input_gradients, merge_sums, recompute_masks, same_forms, simplify, weight_gradients
 
 aten = torch.ops.aten
@@ -178,7 +178,7 @@ def test_everything_is_done() -> None:
 
 
 def test_it_is_installed_where_a_penalty_differentiates() -> None:
-    assert list(with_our_pass({}, differentiates=True)["options"]) == [SLOT, JOINT_SLOT]
+    assert list(with_our_pass({}, differentiates=True)["options"]) == [SLOT, JOINT_GRAPH_SLOT]
     assert list(with_our_pass({})["options"]) == [SLOT]
-    chosen = {"options": {JOINT_SLOT: None}}  # the user's own
+    chosen = {"options": {JOINT_GRAPH_SLOT: None}}  # the user's own
     assert with_our_pass(chosen, differentiates=True) == chosen
