@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from graphreg.cli.errors import UsageError
-from graphreg.errors import NoMatchError, near_sentence
+from graphreg.errors import NoMatchError, suggestions_text
 from graphreg.ir import ROLES
-from graphreg.planning import FAMILIES, WORDS, OwnDropout, from_kwargs
+from graphreg.planning import CHOICES, FAMILIES, OwnDropout, from_kwargs
 from graphreg.regularizer import PREFIXED, Regularizer, registered
 from graphreg.tracing import Traced
 
@@ -35,7 +35,7 @@ def check_options(given: Given, known: Iterable[str], command: str) -> None:
     options = {*known, *(f"--{key.replace('_', '-')}" for key in keys)}
     for option, text in given:
         if keyword_of(option) not in keys:
-            near = near_sentence(option, sorted(options), "Near options")
+            near = suggestions_text(option, sorted(options), "Near options")
             raise NoMatchError(
                 f"{option} is no option of graphreg {command} and no key of a regularizer.{near} graphreg {command} --help lists both."
             )
@@ -71,12 +71,12 @@ def own_dropout(texts: Sequence[str] | None) -> OwnDropout:
 
 
 def _choice(text: str, choice: str) -> Any:
-    if choice in WORDS:
+    if choice in CHOICES:
         return choice
     try:
         return float(choice)
     except ValueError:
-        raise UsageError(f"--own-dropout {text!r}: {choice!r} is no choice; it is {', '.join(WORDS)} or a rate in [0, 1).") from None
+        raise UsageError(f"--own-dropout {text!r}: {choice!r} is no choice; it is {', '.join(CHOICES)} or a rate in [0, 1).") from None
 
 
 def none_given(given: Given, own: OwnDropout) -> bool:

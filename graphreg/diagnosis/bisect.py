@@ -11,18 +11,18 @@ import torch
 from graphreg.compiler import Setting, changed, defaults, given, setting
 from graphreg.diagnosis.findings import ISSUES, NONE, Finding, cause, seed, set_back, shares, upstream
 from graphreg.diagnosis.probes import Backend, Measured, measure, measure_order, measure_streams
-from graphreg.ir import DropoutKind, Own
+from graphreg.ir import DropoutKind, NativeDropout
 from graphreg.torch_internals import INDUCTOR
 
-Kinds = Mapping[DropoutKind, Sequence[Own]]
+Kinds = Mapping[DropoutKind, Sequence[NativeDropout]]
 
 
-def by_kind(owns: Iterable[Own]) -> dict[DropoutKind, list[Own]]:
+def by_kind(owns: Iterable[NativeDropout]) -> dict[DropoutKind, list[NativeDropout]]:
     """Group the model's own random operations by the experiment for them.
 
     Dropout between the layers of a recurrent operator is left out: recomputed in backward, it raises an error of its own.
     """
-    kinds: dict[DropoutKind, list[Own]] = {}
+    kinds: dict[DropoutKind, list[NativeDropout]] = {}
     for own in owns:
         if not (own.kind == "layer" and own.rate is not None):
             kinds.setdefault("attention" if own.kind == "heads" else own.kind, []).append(own)
@@ -102,7 +102,7 @@ class Bench:
                 return Finding("differs", str(fallback), observed, _names(owns), cure, ISSUES["fallback_random"])
         return Finding("differs", "the backend draws in a way of its own", observed, _names(owns), seed(owns), NONE)
 
-    def _order(self, owns: Sequence[Own]) -> list[Finding]:
+    def _order(self, owns: Sequence[NativeDropout]) -> list[Finding]:
         """Test whether several draws in one graph come in eager's order, where each alone is as in eager."""
         if len(owns) < 2:
             return []
@@ -124,5 +124,5 @@ def _wrong(error: str, blamed: Sequence[Setting], seen: Sequence[tuple[DropoutKi
     return Finding("wrong", cause(blamed), observed, _names(owns), seed(owns, set_back(blamed)), upstream(blamed))
 
 
-def _names(owns: Iterable[Own]) -> tuple[str, ...]:
+def _names(owns: Iterable[NativeDropout]) -> tuple[str, ...]:
     return tuple(own.site.name for own in owns)

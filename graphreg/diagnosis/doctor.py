@@ -14,8 +14,8 @@ from graphreg.diagnosis.bisect import Bench, by_kind
 from graphreg.diagnosis.findings import NONE, Diagnosis, Finding, seed
 from graphreg.diagnosis.probes import Backend
 from graphreg.diagnosis.step_watch import Observed, observe
-from graphreg.errors import GraphRegError, RegularizerError, listed, near_sentence, shown
-from graphreg.ir import Own
+from graphreg.errors import GraphRegError, RegularizerError, listed, shown, suggestions_text
+from graphreg.ir import NativeDropout
 from graphreg.runtime import Drawing, KeyRule, own_draws, record_of, rewritten, rules_of
 
 KINDS = ("wrong", "refused", "differs")
@@ -73,7 +73,7 @@ def _device(module: nn.Module) -> torch.device:
     return torch.device("cpu") if tensor is None or tensor.device.type == "meta" else tensor.device
 
 
-def _tried(bench: Bench, left: Sequence[Own], drawing: tuple[str, ...] | None) -> tuple[list[Finding], list[str]]:
+def _tried(bench: Bench, left: Sequence[NativeDropout], drawing: tuple[str, ...] | None) -> tuple[list[Finding], list[str]]:
     """What tiny functions show, of what the model draws itself and of the sites on graphreg's streams: findings, and what is right."""
     kinds = by_kind(left)
     findings = bench.own(kinds)
@@ -91,7 +91,7 @@ def _check(step: object, backend: object, progress: object) -> None:
     if isinstance(backend, str):
         known = torch.compiler.list_backends(exclude_tags=())
         if backend not in known:
-            near = near_sentence(backend, known, "Near names")
+            near = suggestions_text(backend, known, "Near names")
             raise RegularizerError(f"backend={shown(backend)} is unknown to torch.compile; give a name it knows, or a callable.{near}")
     elif not callable(backend):
         raise RegularizerError(f"backend={shown(backend)} is not allowed; give a name or a callable, as torch.compile takes it.")
@@ -101,14 +101,14 @@ def _check(step: object, backend: object, progress: object) -> None:
         )
 
 
-def _right(owns: Sequence[Own], found: Sequence[Finding]) -> list[str]:
+def _right(owns: Sequence[NativeDropout], found: Sequence[Finding]) -> list[str]:
     bad = {site for finding in found if finding.kind != "differs" for site in finding.sites}
     names = [own.site.name for own in owns if own.site.name not in bad]
     unlike = any(finding.kind == "differs" for finding in found)
     return [f"{listed(names)}: in backward as in the forward" + ("" if unlike else ", compiled as in eager")] if names else []
 
 
-def _of_step(seen: Observed, drawing: tuple[str, ...], left: Sequence[Own]) -> list[Finding]:
+def _of_step(seen: Observed, drawing: tuple[str, ...], left: Sequence[NativeDropout]) -> list[Finding]:
     if not seen.backwards:
         raise GraphRegError("the step ran no backward pass, so there was nothing to watch. Let it call the module and then backward().")
     found = []

@@ -9,7 +9,7 @@ from graphreg.dynamo_backend.fallback import left
 from graphreg.dynamo_backend.subgraph import Part
 from graphreg.errors import NoMatchError, warn
 from graphreg.ir import Missing, Pattern, Site, strings
-from graphreg.planning import Edit, OwnDropout, census, check_count, decide, lines, missed, selected, warning
+from graphreg.planning import Edit, OwnDropout, check_count, count_sites, decide, lines, matching_sites, missed, warning
 from graphreg.regularizer import Regularizer
 from graphreg.reporting import Report, acted, entry, own_rows
 from graphreg.tracing import Traced
@@ -32,7 +32,7 @@ def check_selectors(parts: Sequence[Part], regularizers: Mapping[str, Regularize
     for regularizer in regularizers.values():
         if regularizer.on == "values":
             try:
-                check_count(regularizer, list(selected(whole, regularizer, missing)))
+                check_count(regularizer, list(matching_sites(whole, regularizer, missing)))
             except NoMatchError as error:
                 raise NoMatchError(f"{error}{_elsewhere(whole, regularizer)}{left()}") from None
     if again := warning([repeat for part in parts for repeat in part.plan.repeats], regularizers, whole.values):
@@ -59,14 +59,14 @@ def told(title: str, parts: Sequence[Part], regularizers: Mapping[str, Regulariz
         called = ("call what torch.compile made with this backend",)
         return Report(title or "a backend", "which has captured no graph yet", (), (), notes=called)
     whole, entries = union(parts), []
-    there_is = census(whole)
+    there_is = count_sites(whole)
     weights = [edit for name, regularizer in regularizers.items() for edit in _on_parameters(name, regularizer, whole)]
     edits = [*(edit for part in parts for edit in part.plan.edits), *weights]
     there = {(edit.name, edit.site.name) for edit in edits}
     for name, regularizer in regularizers.items():
         once = {site.name: site for edit in edits if edit.name == name for site in edit.sites}
         entries.append(entry(name, regularizer, list(once.values()), strengths[name], there_is))
-    own = {edit.own.site.name: edit for part in parts for edit in part.plan.own}
+    own = {edit.dropout.site.name: edit for part in parts for edit in part.plan.native_dropout}
     kept = {each.site.name: each for part in parts for each in part.traced.own_dropout if each.when != "never" and each.rate != 0}
     return Report(
         title, f"captured by torch.compile in {len(parts)} graph{'s' * (len(parts) != 1)}", tuple(entries),
@@ -80,7 +80,7 @@ def told(title: str, parts: Sequence[Part], regularizers: Mapping[str, Regulariz
 
 def _on_parameters(name: str, regularizer: Regularizer, whole: Traced) -> list[Edit]:
     """Return the edits of a penalty on parameters, which are in no graph's plan."""
-    found = selected(whole, regularizer, "ignore") if regularizer.on == "parameters" else {}
+    found = matching_sites(whole, regularizer, "ignore") if regularizer.on == "parameters" else {}
     return [Edit(site, name, regularizer, text) for site, text in found.items()]
 
 

@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from graphreg.ir import Own, Site, Table, dtype_text, strings
-from graphreg.planning import Census, Edit, OwnEdit, counted
+from graphreg.ir import NativeDropout, Site, Table, dtype_text, strings
+from graphreg.planning import Edit, NativeDropoutEdit, SiteCounts, counted
 from graphreg.regularizer import Penalty, Regularizer, Splice
 from graphreg.reporting.terminal import USUAL, Block, Lines, coloured, html, text, width_now
 
@@ -328,7 +328,7 @@ _ORDER: tuple[Does, ...] = ("measures first", "replaces", "measures")
 
 
 def entry(
-    name: str, regularizer: Regularizer, sites: Sequence[Site], strength: float, census: Census,
+    name: str, regularizer: Regularizer, sites: Sequence[Site], strength: float, census: SiteCounts,
     trained: Trained | None = None, notes: Iterable[str] = (),
 ) -> Entry:  # fmt: skip
     """Make the record of one regularizer. ``census``: the counts of all sites that ``of`` and ``share`` refer to."""
@@ -361,9 +361,9 @@ def acted(
     return accounts
 
 
-def own_rows(edits: Iterable[OwnEdit], kept: Iterable[Own]) -> tuple[OwnRow, ...]:
+def own_rows(edits: Iterable[NativeDropoutEdit], kept: Iterable[NativeDropout]) -> tuple[OwnRow, ...]:
     """Make the records of native dropouts: first those that were chosen, then those that torch draws as before (``kept``)."""
-    rows = [OwnRow(e.own.site.name, e.own.site.op, e.own.rate, e.own.when, e.becomes, e.matched) for e in edits]
+    rows = [OwnRow(e.dropout.site.name, e.dropout.site.op, e.dropout.rate, e.dropout.when, e.action, e.matched) for e in edits]
     return (*rows, *(OwnRow(own.site.name, own.site.op, own.rate, own.when, KEPT, "", own.why_not) for own in kept))
 
 

@@ -81,7 +81,7 @@ def _of_module(module: Regulated, with_cost: bool) -> Report:
     told += lowering(inner).told() if isinstance(inner, RewrittenModule) else []
     return Report(
         plan.title, f"traced by the {record.front_end} front end", _entries(plan, strengths(module), inner), tuple(sites),
-        own_rows(plan.own, own_draws(module)), (), len(dict(inner.named_parameters())), found, why_not, plan.missed,
+        own_rows(plan.native_dropout, own_draws(module)), (), len(dict(inner.named_parameters())), found, why_not, plan.missed,
         (*told, *_settings(module)),
     )  # fmt: skip
 
@@ -90,8 +90,8 @@ def _entries(plan: Plan, now: dict[str, float], inner: fx.GraphModule) -> tuple[
     reached = trained(inner, graphs_of(inner))
     return tuple(
         entry(
-            name, regularizer, [site for edit in plan.of(name) for site in edit.sites], now[name], plan.census, reached.get(name),
-            [plan.cones[name].note()] if name in plan.cones else [],
+            name, regularizer, [site for edit in plan.of(name) for site in edit.sites], now[name], plan.site_counts, reached.get(name),
+            [plan.slices[name].note()] if name in plan.slices else [],
         )
         for name, regularizer in plan.regularizers.items()
     )  # fmt: skip

@@ -13,7 +13,21 @@ import torch
 from torch import fx, nn
 
 from graphreg.errors import GraphRegError, TraceError, shown
-from graphreg.ir import RULES, Graphs, Label, Names, Operations, Own, Site, check_names, find, fixed, held_of, stacks, value_sites
+from graphreg.ir import (
+    RULES,
+    Graphs,
+    Label,
+    Names,
+    NativeDropout,
+    Operations,
+    Site,
+    check_names,
+    find_native_dropouts,
+    fixed,
+    specialized_arguments,
+    stacks,
+    value_sites,
+)
 from graphreg.torch_internals import (
     Changes,
     at_rest,
@@ -84,9 +98,9 @@ class Traced:
         return type(self.model).__name__.removesuffix("Impl")
 
     @cached_property
-    def own_dropout(self) -> tuple[Own, ...]:
+    def own_dropout(self) -> tuple[NativeDropout, ...]:
         """The model's own dropouts, and what else of it draws."""
-        return find(self.graphs, self.operations, self.leaves)
+        return find_native_dropouts(self.graphs, self.operations, self.leaves)
 
     @cached_property
     def operations(self) -> Operations:
@@ -264,7 +278,7 @@ def _held(model: nn.Module, bound: Mapping[str, Any] | None) -> dict[str, Any]:
     A proxy in place of None takes the wrong branch without a word. A GraphModule has taken its branches already.
     """
     if isinstance(model, fx.GraphModule):
-        return held_of(model)
+        return specialized_arguments(model)
     if bound is not None:
         return {name: value for name, value in bound.items() if not _is_data(value)}
     return {n: p.default for n, p in inspect.signature(model.forward).parameters.items() if p.default is not p.empty}

@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 from torch.fx.proxy import Attribute
 
-from graphreg.ir import IN_PLACE_NAMES, PACKS, STACKS, Operations, function_name, gives_tuple, is_dropout_module, is_leaf
+from graphreg.ir import IN_PLACE_NAMES, PACKS, STACKS, Operations, function_name, gives_tuple, is_dropout_module, is_single_operation
 from graphreg.torch_internals import Changes, forward_hooks, schema_of
 from graphreg.tracing.symbolic.proxies import FOREIGN, Value
 
@@ -75,7 +75,8 @@ def _of_layer(node: fx.Node, module: nn.Module, tracer: Any) -> type | None:
         return tuple
     if isinstance(module, nn.Identity) or is_dropout_module(module):  # what they are given they may give back
         return torch.Tensor if is_tensor(node.args[0] if node.args else None, tracer) else None
-    if not is_leaf(module) or isinstance(module, (*STACKS, nn.AdaptiveLogSoftmaxWithLoss)) or getattr(module, "return_indices", False):
+    several = isinstance(module, (*STACKS, nn.AdaptiveLogSoftmaxWithLoss)) or getattr(module, "return_indices", False)
+    if not is_single_operation(module) or several:
         return None
     return torch.Tensor
 

@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from graphreg.errors import GraphRegError
-from graphreg.ir import is_leaf, parts
+from graphreg.ir import elements, is_single_operation
 from graphreg.torch_internals import (
     Changes,
     give_proxy,
@@ -117,7 +117,7 @@ class Recorder(TorchFunctionMode):
             raise GraphRegError(f"the submodule {path!r} is a rewritten module: graphreg.strip it, then regularize the whole.")
         self._scopes.append(path)
         try:
-            if path in self.told.leaves or is_leaf(m):
+            if path in self.told.leaves or is_single_operation(m):
                 return self._leaf(path, m, traced, forward, args, kwargs)
             return self._inner(path, m, traced, forward, args, kwargs)
         finally:
@@ -310,7 +310,7 @@ class Recorder(TorchFunctionMode):
 
     def _found(self, value: Any) -> list[tuple[fx.Node, tuple[str, ...], bool]]:
         """The tensors that a module returned, with their ports."""
-        listed = [(("out",), value, True)] if isinstance(value, Tensor) else parts(value)
+        listed = [(("out",), value, True)] if isinstance(value, Tensor) else elements(value)
         found = []
         for ports, part, default in listed:
             if isinstance(part, Tensor) and (proxy := proxy_of(part, self._tracer)) is not None:

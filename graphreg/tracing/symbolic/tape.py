@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
-from graphreg.ir import SPLITS, Effects, Origin, is_in_place, origin_now, short, told
+from graphreg.ir import SPLITS, Effects, Origin, declared, is_in_place, origin_now, short
 from graphreg.torch_internals import (
     PRIVATE_FACTS,
     PRIVATE_STORAGE,
@@ -179,7 +179,7 @@ class Tape(TorchFunctionMode):
         """What the node writes into, may write into and shares. That is found out by calls, and these are not the model's."""
         before, self.tracer.asking = self.tracer.asking, True
         try:
-            return self.effects.writes(node, surely=True), self.effects.writes(node), self.effects.shares(node)
+            return self.effects.writes(node, is_definite=True), self.effects.writes(node), self.effects.shares(node)
         finally:
             self.tracer.asking = before
 
@@ -338,7 +338,7 @@ def _frozen(value: Any) -> Any:
 def _written_by_schema(name: str, args: Any, kwargs: dict[str, Any]) -> Iterator[Tensor]:
     """What an operation writes into by its schema: under a dispatch mode, as one that watches for draws, ``torch._foreach_add_`` counts
     no version up."""
-    known = told(name)
+    known = declared(name)
     for position, argument in known.writes if known is not None else ():
         yield from tensors_in(args[position] if position < len(args) else kwargs.get(argument))
 
