@@ -3,6 +3,7 @@
 A public name is imported when it is first asked for: ``graphreg --help`` and shell completion do without torch.
 """
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from graphreg.ir import Selector, Site, mean_over_pairs
     from graphreg.pipeline import as_pass, regularize
     from graphreg.planning import Plan, from_kwargs, plan
-    from graphreg.regularizer import Penalty, Pull, Regularizer, Splice, build, registered
+    from graphreg.regularizer import Penalty, Regularizer, Splice, Vjp, build, registered
     from graphreg.reporting import Diff, Monitor, Report, diff, monitor, report
     from graphreg.rewriting import rewrite, strip
     from graphreg.rng import Noise
@@ -48,7 +49,7 @@ _ROOMS = {
     "ir": ("Selector", "Site", "mean_over_pairs"),
     "pipeline": ("as_pass", "regularize"),
     "planning": ("Plan", "from_kwargs", "plan"),
-    "regularizer": ("Penalty", "Pull", "Regularizer", "Splice", "build", "registered"),
+    "regularizer": ("Penalty", "Regularizer", "Splice", "Vjp", "build", "registered"),
     "reporting": ("Diff", "Monitor", "Report", "diff", "monitor", "report"),
     "rewriting": ("rewrite", "strip"),
     "rng": ("Noise",),
@@ -60,10 +61,11 @@ _ROOMS = {
     "verification": ("verify",),
 }  # fmt: skip
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
+_RENAMED = {"Pull": "Vjp"}  # public names of 0.1
 
 __all__ = [
-    "Backend", "Diagnosis", "Diff", "Finding", "GraphRegError", "Monitor", "NoMatchError", "Noise", "Penalty", "Plan", "Pull",
-    "Regularized", "Regularizer", "RegularizerError", "Report", "Samples", "Selector", "Site", "Splice", "TraceError", "Traced",
+    "Backend", "Diagnosis", "Diff", "Finding", "GraphRegError", "Monitor", "NoMatchError", "Noise", "Penalty", "Plan",
+    "Regularized", "Regularizer", "RegularizerError", "Report", "Samples", "Selector", "Site", "Splice", "TraceError", "Traced", "Vjp",
     "as_pass", "backend", "backend_of", "build", "diff", "doctor", "draw", "from_kwargs", "frozen_noise", "mean_over_pairs", "monitor",
     "names", "noise_on", "plan", "registered", "regularize", "report", "rewrite", "rng_state", "sample", "set_ranks", "set_rng_state",
     "set_strength", "strengths", "strip", "to_networkx", "trace", "verify",
@@ -71,6 +73,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> "Any":
+    if name in _RENAMED:
+        warnings.warn(f"graphreg.{name} is called graphreg.{_RENAMED[name]} now.", DeprecationWarning, stacklevel=2)
+        return __getattr__(_RENAMED[name])
     if name not in _ROOM_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = getattr(import_module(f"{__name__}.{_ROOM_OF[name]}"), name)

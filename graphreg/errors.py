@@ -39,16 +39,16 @@ class RandomnessError(GraphRegError, RuntimeError):
     """
 
 
-def near(word: str, words: Iterable[str], count: int = 3) -> list[str]:
+def suggestions(word: str, words: Iterable[str], count: int = 3) -> list[str]:
     """Suggest up to ``count`` of ``words`` for a misspelt ``word``, the closest first; wildcards in ``word`` are ignored."""
     bare = word.strip("!*?. ")
     return difflib.get_close_matches(bare or word, list(dict.fromkeys(words)), n=count, cutoff=0.4)
 
 
-def near_sentence(word: str, words: Iterable[str], what: str = "Near names") -> str:
+def suggestions_text(word: str, words: Iterable[str], what: str = "Near names") -> str:
     """Return the suggestions for ``word`` as a sentence to append, `` Near names: a, b.``, or ``""`` if nothing is close."""
-    suggestions = near(word, words)
-    return f" {what}: {', '.join(suggestions)}." if suggestions else ""
+    close = suggestions(word, words)
+    return f" {what}: {', '.join(close)}." if close else ""
 
 
 def shown(value: object) -> str:
@@ -96,12 +96,12 @@ def numeric_text(value: object) -> str:
     return ""
 
 
-def warn(sentence: str) -> None:
+def warn(sentence: str, category: type[Warning] = UserWarning) -> None:
     """Issue a warning that points at the line of the user's code that called graphreg."""
     frame, level = sys._getframe(), 1
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "graphreg":
         frame, level = frame.f_back, level + 1
-    warnings.warn(sentence, stacklevel=level)
+    warnings.warn(sentence, category, stacklevel=level)
 
 
 def first_line(error: BaseException) -> str:

@@ -80,11 +80,11 @@ def regularize(
     with Changes() as changes, changes:
         at_rest(changes)
         traced = trace(model, example_inputs, front_end)
-        found = plan(traced, [*instances(regularizers), *from_kwargs(traced, **keywords)], missing, own_dropout)
-        module = rewrite(traced, found, rng, penalties, scale)
+        decided = plan(traced, [*instances(regularizers), *from_kwargs(traced, **keywords)], missing, own_dropout)
+        module = rewrite(traced, decided, rng, penalties, scale)
     if before is not None:
         validate(before, model, module, example_inputs)
-    _tell(found)
+    _log_plan(decided)
     _warn_of_scale(module, penalties, scale)
     if compile is not False:
         module.compile(**{"fullgraph": True, **(compile if isinstance(compile, Mapping) else {})})
@@ -123,15 +123,15 @@ def _check_scaled(penalties: Penalties, scale: Scale | None) -> None:
         raise RegularizerError("scale= is for penalties='attach'; returned penalties are scaled with the loss they are added to.")
 
 
-def _tell(found: Plan) -> None:
-    for name, regularizer in found.regularizers.items():
-        count = len(found.of(name))
+def _log_plan(decided: Plan) -> None:
+    for name, regularizer in decided.regularizers.items():
+        count = len(decided.of(name))
         what = "site" if count == 1 else "sites"
         log.info("%g %s %r: %d %s (%s)", regularizer.weight, type(regularizer).__name__, regularizer.pattern, count, what, name)
-    if found.own:
-        log.info("native dropout: %d %s", len(found.own), ", ".join(sorted({edit.becomes for edit in found.own})))
-    for own in found.stays:
-        log.warning("native dropout keeps drawing from torch's generator: %s", own.text)
+    if decided.native_dropout:
+        log.info("native dropout: %d %s", len(decided.native_dropout), ", ".join(sorted({edit.action for edit in decided.native_dropout})))
+    for dropout in decided.unmovable:
+        log.warning("native dropout keeps drawing from torch's generator: %s", dropout.text)
 
 
 def _warn_of_scale(module: RewrittenModule, penalties: Penalties, scale: Scale | None) -> None:
@@ -176,11 +176,11 @@ def as_pass(
         cure = "compile what the last pass gives: module.compile(fullgraph=True)" if what == "compile" else "a pass takes a graph as it is"
         raise RegularizerError(f"{what}= is no option of a pass; {cure}.")
     check_options(rng, missing, penalties, scale, own_dropout)
-    given = tuple(instances(regularizers))
+    flat = tuple(instances(regularizers))
     from_keywords(keywords)  # for its errors
     options = {"example_inputs": example_inputs, "rng": rng, "missing": missing, "penalties": penalties, "scale": scale}
     options["own_dropout"] = own_dropout
-    return Regularize(given, options, keywords)
+    return Regularize(flat, options, keywords)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ equation 9, but with directions of random signs (Hutchinson, 1990), which need n
 import torch
 from torch import Tensor
 
-from graphreg import Penalty, Pull, Selector
+from graphreg import Penalty, Selector, Vjp
 
 
 class Contractive(Penalty, keys=("contractive",)):
@@ -41,17 +41,17 @@ class Contractive(Penalty, keys=("contractive",)):
         self.require(self.n == 1 or self.estimator == "projection", "n", f"left out: estimator={self.estimator!r} draws nothing")
         self.require(isinstance(self.always, bool), "always", "True or False")
 
-    def __call__(self, pull: Pull) -> Tensor:
+    def __call__(self, vjp: Vjp) -> Tensor:
         if self.estimator == "mean":
-            means = [pull({name: torch.full_like(z, 1 / z.numel())}) for name, z in pull.sites.items()]
+            means = [vjp({name: torch.full_like(z, 1 / z.numel())}) for name, z in vjp.sites.items()]
             return torch.stack([g.square().mean() for gradients in means for g in gradients.values()]).mean()
         if self.estimator == "exact":
-            rows = [gradients for name in pull.sites for gradients in pull.rows(name)]
-            return _squared(rows) / len(pull.sites)
-        signs = {name: (2 * pull.noise[name].keep(z.expand(self.n, *z.shape), 0.5) - 1).unbind() for name, z in pull.sites.items()}
+            rows = [gradients for name in vjp.sites for gradients in vjp.rows(name)]
+            return _squared(rows) / len(vjp.sites)
+        signs = {name: (2 * vjp.noise[name].keep(z.expand(self.n, *z.shape), 0.5) - 1).unbind() for name, z in vjp.sites.items()}
         # the directions of different sites are independent, so the products between sites vanish in the mean
-        rows = [pull({name: drawn[i] for name, drawn in signs.items()}) for i in range(self.n)]
-        return _squared(rows) / (self.n * len(pull.sites))
+        rows = [vjp({name: drawn[i] for name, drawn in signs.items()}) for i in range(self.n)]
+        return _squared(rows) / (self.n * len(vjp.sites))
 
 
 def _squared(rows: list[dict[str, Tensor]]) -> Tensor:

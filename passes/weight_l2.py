@@ -28,6 +28,6 @@ class WeightL2(Penalty, keys=("weight_l2", "weight_decay"), on="parameters"):
         """Return the SGD ``weight_decay`` that takes the same step: the gradient of the penalty divided by w, as a line of the report."""
         if self.reduction == "sum":
             return f"equivalent SGD weight_decay: {2 * weight:.3g}"
-        pulls = [2 * weight / (len(sites) * math.prod(site.shape or ())) for site in sites]
-        low, high = f"{min(pulls):.3g}", f"{max(pulls):.3g}"
+        decays = [2 * weight / (len(sites) * math.prod(site.shape or ())) for site in sites]
+        low, high = f"{min(decays):.3g}", f"{max(decays):.3g}"
         return f"equivalent SGD weight_decay: {low}" + f" to {high}, by parameter" * (low != high)

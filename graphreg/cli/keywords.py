@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from graphreg.cli.errors import UsageError
-from graphreg.errors import NoMatchError, near_sentence
+from graphreg.errors import NoMatchError, suggestions_text
 from graphreg.ir import ROLES
-from graphreg.planning import FAMILIES, WORDS, OwnDropout, from_kwargs
+from graphreg.planning import CHOICES, FAMILIES, OwnDropout, from_kwargs
 from graphreg.regularizer import PREFIXED, Regularizer, registered
 from graphreg.tracing import Traced
 
@@ -35,7 +35,7 @@ def check_options(keywords: Keywords, known: Iterable[str], command: str) -> Non
     options = {*known, *(f"--{key.replace('_', '-')}" for key in keys)}
     for option, text in keywords:
         if keyword_of(option) not in keys:
-            suggestions = near_sentence(option, sorted(options), "Near options")
+            suggestions = suggestions_text(option, sorted(options), "Near options")
             raise NoMatchError(
                 f"{option} is no option of graphreg {command} and no key of a regularizer.{suggestions} "
                 f"graphreg {command} --help lists both."
@@ -72,12 +72,12 @@ def own_dropout(texts: Sequence[str] | None) -> OwnDropout:
 
 
 def _choice(text: str, choice: str) -> Any:
-    if choice in WORDS:
+    if choice in CHOICES:
         return choice
     try:
         return float(choice)
     except ValueError:
-        raise UsageError(f"--own-dropout {text!r}: {choice!r} is no choice; it is {', '.join(WORDS)} or a rate in [0, 1).") from None
+        raise UsageError(f"--own-dropout {text!r}: {choice!r} is no choice; it is {', '.join(CHOICES)} or a rate in [0, 1).") from None
 
 
 def none_given(keywords: Keywords, native_dropout: OwnDropout) -> bool:

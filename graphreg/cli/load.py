@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from graphreg.cli.errors import UsageError, raised
 from graphreg.cli.parser import on_the_path
-from graphreg.errors import near_sentence
+from graphreg.errors import suggestions_text
 
 
 def load(text: str, kwargs: str | None) -> nn.Module:
@@ -71,7 +71,7 @@ def _file(place: str) -> ModuleType:
     path = Path(place).resolve()
     if not path.is_file():
         others = [str(Path(place).with_name(other.name)) for other in path.parent.glob("*.py")]
-        raise UsageError(f"there is no file {place}.{near_sentence(place, others, 'Near files')}")
+        raise UsageError(f"there is no file {place}.{suggestions_text(place, others, 'Near files')}")
     loaded = sys.modules.get(path.stem)
     if loaded is not None:
         if getattr(loaded, "__file__", None) == str(path):
@@ -98,7 +98,7 @@ def _module(name: str) -> ModuleType:
         absent = error.name or ""
         if absent != name and not name.startswith(f"{absent}."):
             raise UsageError(f"importing {name} raised {raised(error)}") from error
-        raise UsageError(f"there is no module {absent}.{near_sentence(absent, _modules_beside(absent), 'Near modules')}") from None
+        raise UsageError(f"there is no module {absent}.{suggestions_text(absent, _modules_beside(absent), 'Near modules')}") from None
     except (Exception, SystemExit) as error:
         raise UsageError(f"importing {name} raised {raised(error)}") from error
 
@@ -117,7 +117,7 @@ def _attribute(module: ModuleType, place: str, name: str) -> Any:
             value = getattr(value, part)
         except AttributeError:
             names = [each for each in dir(value) if callable(getattr(value, each, None))]
-            raise UsageError(f"{place} has no {name}.{near_sentence(part, names)}") from None
+            raise UsageError(f"{place} has no {name}.{suggestions_text(part, names)}") from None
     return value
 
 
@@ -165,7 +165,8 @@ def _tensor(text: str, draws: torch.Generator) -> tuple[str | None, Tensor]:
         raise UsageError(f"--input {text!r} is no shape; {EXAMPLE}.")
     name, dtype_name, bound = match["name"], match["dtype"] or "float32", match["bound"]
     if dtype_name not in DTYPES:
-        raise UsageError(f"--input {text!r}: there is no dtype {dtype_name}.{near_sentence(dtype_name, DTYPES)} All: {', '.join(DTYPES)}.")
+        suggested = suggestions_text(dtype_name, DTYPES)
+        raise UsageError(f"--input {text!r}: there is no dtype {dtype_name}.{suggested} All: {', '.join(DTYPES)}.")
     dtype, shape = DTYPES[dtype_name], tuple(map(int, match["shape"].split("x")))
     integers = not dtype.is_floating_point and not dtype.is_complex
     if bound is not None and not integers:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import graphreg
 from graphreg.cli.errors import UsageError
 from graphreg.cli.keys import written_keys
-from graphreg.errors import near
+from graphreg.errors import suggestions
 
 MODEL = "module:callable or file.py:callable; the callable gives a torch.nn.Module, or is one"
 EXAMPLE = "graphreg plan torchvision.models:resnet18 --hidden-dropout 0.1 --weight-l2 1e-4 --hidden-l1 'layer4*=1e-3'"
@@ -55,9 +55,9 @@ class Parser(argparse.ArgumentParser):
         if unknown is not None:
             if unknown.strip("-").replace("-", "_") in written_keys():
                 self.error(f"{self.prog} takes no regularizer ({unknown}); plan, report, diff and draw do")
-            suggestions = near(unknown.strip("-"), (option.strip("-") for option in self._option_string_actions))
-            listed = ", ".join(f"--{suggestion}" for suggestion in suggestions)
-            self.error(f"unrecognized option {unknown}" + f". Near options: {listed}" * bool(suggestions))
+            close = suggestions(unknown.strip("-"), (option.strip("-") for option in self._option_string_actions))
+            listed = ", ".join(f"--{option}" for option in close)
+            self.error(f"unrecognized option {unknown}" + f". Near options: {listed}" * bool(close))
         return parsed, rest
 
 

@@ -11,18 +11,18 @@ import torch
 from graphreg.compiler import Setting, changed, defaults, patched_settings, setting
 from graphreg.diagnosis.findings import ISSUES, NONE, Finding, cause, seed, set_back, shares, upstream
 from graphreg.diagnosis.probes import Backend, Measured, measure, measure_order, measure_streams
-from graphreg.ir import DropoutKind, Own
+from graphreg.ir import DropoutKind, NativeDropout
 from graphreg.torch_internals import INDUCTOR
 
-Kinds = Mapping[DropoutKind, Sequence[Own]]
+Kinds = Mapping[DropoutKind, Sequence[NativeDropout]]
 
 
-def by_kind(operations: Iterable[Own]) -> dict[DropoutKind, list[Own]]:
+def by_kind(operations: Iterable[NativeDropout]) -> dict[DropoutKind, list[NativeDropout]]:
     """Group the model's own random operations by the experiment for them.
 
     Dropout between the layers of a recurrent operator is left out: recomputed in backward, it raises an error of its own.
     """
-    kinds: dict[DropoutKind, list[Own]] = {}
+    kinds: dict[DropoutKind, list[NativeDropout]] = {}
     for operation in operations:
         if not (operation.kind == "layer" and operation.rate is not None):
             kinds.setdefault("attention" if operation.kind == "heads" else operation.kind, []).append(operation)
@@ -102,7 +102,7 @@ class Bench:
                 return Finding("differs", str(fallback), observed, _names(operations), cure, ISSUES["fallback_random"])
         return Finding("differs", "the backend draws in a way of its own", observed, _names(operations), seed(operations), NONE)
 
-    def _order(self, operations: Sequence[Own]) -> list[Finding]:
+    def _order(self, operations: Sequence[NativeDropout]) -> list[Finding]:
         """Test whether several draws in one graph come in eager's order, where each alone is as in eager."""
         if len(operations) < 2:
             return []
@@ -124,5 +124,5 @@ def _wrong(error: str, blamed: Sequence[Setting], seen: Sequence[tuple[DropoutKi
     return Finding("wrong", cause(blamed), observed, _names(operations), seed(operations, set_back(blamed)), upstream(blamed))
 
 
-def _names(operations: Iterable[Own]) -> tuple[str, ...]:
+def _names(operations: Iterable[NativeDropout]) -> tuple[str, ...]:
     return tuple(operation.site.name for operation in operations)

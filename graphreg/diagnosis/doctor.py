@@ -14,8 +14,8 @@ from graphreg.diagnosis.bisect import Bench, by_kind
 from graphreg.diagnosis.findings import NONE, Diagnosis, Finding, seed
 from graphreg.diagnosis.probes import Backend
 from graphreg.diagnosis.step_watch import Observed, observe
-from graphreg.errors import GraphRegError, RegularizerError, listed, near_sentence, shown
-from graphreg.ir import Own
+from graphreg.errors import GraphRegError, RegularizerError, listed, shown, suggestions_text
+from graphreg.ir import NativeDropout
 from graphreg.runtime import Drawing, KeyRule, native_draws, record_of, rewritten, rules_of
 
 KINDS = ("wrong", "refused", "differs")
@@ -73,7 +73,7 @@ def _device(module: nn.Module) -> torch.device:
     return torch.device("cpu") if tensor is None or tensor.device.type == "meta" else tensor.device
 
 
-def _tried(bench: Bench, left: Sequence[Own], drawing: tuple[str, ...] | None) -> tuple[list[Finding], list[str]]:
+def _tried(bench: Bench, left: Sequence[NativeDropout], drawing: tuple[str, ...] | None) -> tuple[list[Finding], list[str]]:
     """What tiny functions show, of what the model draws itself and of the sites on graphreg's streams: findings, and what is right."""
     kinds = by_kind(left)
     findings = bench.native(kinds)
@@ -91,7 +91,7 @@ def _check(step: object, backend: object, progress: object) -> None:
     if isinstance(backend, str):
         known = torch.compiler.list_backends(exclude_tags=())
         if backend not in known:
-            suggestions = near_sentence(backend, known, "Near names")
+            suggestions = suggestions_text(backend, known, "Near names")
             raise RegularizerError(
                 f"backend={shown(backend)} is unknown to torch.compile; give a name it knows, or a callable.{suggestions}"
             )
@@ -103,14 +103,14 @@ def _check(step: object, backend: object, progress: object) -> None:
         )
 
 
-def _right(operations: Sequence[Own], findings: Sequence[Finding]) -> list[str]:
+def _right(operations: Sequence[NativeDropout], findings: Sequence[Finding]) -> list[str]:
     bad = {site for finding in findings if finding.kind != "differs" for site in finding.sites}
     names = [operation.site.name for operation in operations if operation.site.name not in bad]
     unlike = any(finding.kind == "differs" for finding in findings)
     return [f"{listed(names)}: in backward as in the forward" + ("" if unlike else ", compiled as in eager")] if names else []
 
 
-def _of_step(seen: Observed, drawing: tuple[str, ...], left: Sequence[Own]) -> list[Finding]:
+def _of_step(seen: Observed, drawing: tuple[str, ...], left: Sequence[NativeDropout]) -> list[Finding]:
     if not seen.backwards:
         raise GraphRegError("the step ran no backward pass, so there was nothing to watch. Let it call the module and then backward().")
     findings = []

@@ -8,7 +8,7 @@ from typing import Literal
 
 from graphreg.compiler import Setting
 from graphreg.errors import listed
-from graphreg.ir import Own
+from graphreg.ir import NativeDropout
 
 ISSUE = "https://github.com/pytorch/pytorch/issues/"
 NONE = "no upstream issue found"
@@ -87,7 +87,7 @@ def upstream(blamed: Sequence[Setting]) -> str:
     return ", ".join(ISSUES[each.name] for each in blamed if each.name in ISSUES) or NONE
 
 
-def seed(operations: Iterable[Own], other: str = "") -> str:
+def seed(operations: Iterable[NativeDropout], other: str = "") -> str:
     """Word the cure by graphreg's streams, if any of the operations can be moved to them, and add ``other``."""
     seeded = "regularize(..., own_dropout='seeded')" if any(not operation.why_not for operation in operations) else ""
     return ", or ".join(filter(None, (seeded, other)))

@@ -13,7 +13,7 @@ from graphreg.drawing.layout import arrange
 from graphreg.drawing.render import dot, png, svg
 from graphreg.drawing.scene import Picture, picture, unfolded
 from graphreg.drawing.view import Drawable, Mode, Viewed, viewed
-from graphreg.errors import GraphRegError, first_line, near_sentence
+from graphreg.errors import GraphRegError, first_line, suggestions_text
 from graphreg.planning import Plan
 from graphreg.torch_internals import collector_at_rest
 
@@ -79,7 +79,7 @@ def _file(path: object) -> Path:
     file = Path(path)
     if file.suffix.lower() not in FORMATS:
         known = ", ".join(FORMATS)
-        suggestions = near_sentence(file.suffix, FORMATS, "Near ones") if file.suffix else ""
+        suggestions = suggestions_text(file.suffix, FORMATS, "Near ones") if file.suffix else ""
         raise GraphRegError(f"{str(file)!r} ends in {file.suffix or 'no extension'!r}; drawings end in {known}.{suggestions}")
     if not file.parent.is_dir():
         raise GraphRegError(f"{str(file)!r} cannot be written: there is no folder {str(file.parent)!r}. Make it first.")

@@ -158,7 +158,7 @@ def _model_node(node: fx.Node, site: Site | None, seen: Viewed) -> Attributes:
     if (origin := origin_of(node)) is not None:
         attributes["source"] = short(origin)
     if seen.plan and moved is not None:
-        attributes["own_dropout"] = next(e.becomes for e in seen.plan.own if e.own.site.name == moved.site)
+        attributes["own_dropout"] = next(e.action for e in seen.plan.native_dropout if e.dropout.site.name == moved.site)
     return attributes
 
 

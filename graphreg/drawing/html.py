@@ -17,7 +17,7 @@ from graphreg.drawing.scene import Box, Picture, layer_of, lines
 from graphreg.drawing.view import Viewed
 from graphreg.errors import GraphRegError
 from graphreg.ir import Site, dtype_text, shape_text
-from graphreg.planning import selected
+from graphreg.planning import matching_sites
 from graphreg.regularizer import Regularizer, Splice, build, registered
 
 SCRIPTS = ("selector.js", "spacing.js", "scene.js", "page.js")
@@ -176,7 +176,7 @@ def _rules(seen: Viewed) -> list[dict[str, Any]]:
         if cls in rules or weight is None:
             continue
         usual = _built(key, weight, "*")
-        default = selected(seen.traced, usual, "ignore") if isinstance(usual, Regularizer) else ()
+        default = matching_sites(seen.traced, usual, "ignore") if isinstance(usual, Regularizer) else ()
         rules[cls] = {
             "key": key, "cls": cls.__name__, "on": cls.on, "splice": issubclass(cls, Splice), "min_dims": cls.min_dims,
             "weight": weight, "model": seen.traced.title, "usual": cls.usual, "default": [places[site.name] for site in default],

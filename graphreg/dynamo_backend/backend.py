@@ -21,9 +21,9 @@ from graphreg.dynamo_backend.place import Functions, place_of, root_of, same_mod
 from graphreg.dynamo_backend.streams import Streams
 from graphreg.dynamo_backend.subgraph import Inner, Maker, Subgraph
 from graphreg.dynamo_backend.union import backend_report, check_selectors
-from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, TraceError, near_sentence, raising
+from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, TraceError, raising, suggestions_text
 from graphreg.ir import RULES, Missing, brought
-from graphreg.planning import OwnDropout, check_count, check_trainable, selected
+from graphreg.planning import OwnDropout, check_count, check_trainable, matching_sites
 from graphreg.regularizer import Penalty, Regularizer
 from graphreg.reporting import Report
 from graphreg.runtime import BackendHandle, Penalties, Scale
@@ -126,7 +126,7 @@ class Backend(BackendHandle):
             raise TraceError("this model is rewritten already. Compile it with another backend, or compile what graphreg.strip gives.")
         traced = Traced.untraced(model)
         title = model.title if isinstance(model, Functions) else traced.title
-        weights = {name: list(selected(traced, r, self.missing)) for name, r in self.regularizers.items() if r.on == "parameters"}
+        weights = {name: list(matching_sites(traced, r, self.missing)) for name, r in self.regularizers.items() if r.on == "parameters"}
         for name, sites in weights.items():
             check_count(self.regularizers[name], sites)
             if isinstance(penalty := self.regularizers[name], Penalty):
@@ -228,7 +228,7 @@ class Backend(BackendHandle):
         """Change a regularizer's strength: see ``graphreg.set_strength``."""
         if name not in self.regularizers:
             known = ", ".join(self.regularizers) or "none"
-            raise NoMatchError(f"no regularizer is named {name!r}.{near_sentence(str(name), self.regularizers)} Names: {known}.")
+            raise NoMatchError(f"no regularizer is named {name!r}.{suggestions_text(str(name), self.regularizers)} Names: {known}.")
         checked = dataclasses.replace(self.regularizers[name], weight=value)
         self._strengths[name] = torch.tensor([checked.weight], dtype=torch.float64)  # a new one: backward may have kept the old
 

@@ -16,9 +16,9 @@ from torch import fx, nn
 
 from graphreg.dynamo_backend.place import Place
 from graphreg.ir import (
+    BOUNDARY,
     CELL_PORTS,
     COUNTED,
-    CROSSES,
     IN_PLACE_NAMES,
     REGION,
     BufferConstants,
@@ -93,8 +93,8 @@ class Capture:
         self._label_modules(namer)
         end = self.graph.output_node()
         if not self.place.last:
-            end.meta[CROSSES] = True
-        names = tuple(label.name for node in self.graph.nodes if CROSSES not in node.meta for label in own_labels(node))
+            end.meta[BOUNDARY] = True
+        names = tuple(label.name for node in self.graph.nodes if BOUNDARY not in node.meta for label in own_labels(node))
         reads = {str(n.target) for n in self.graph.nodes if n.op == "get_attr" and str(n.target) not in self.tensors.values()}
         return Captured(self.graph, names, frozenset(self.at_boundary), {name: getattr(self.gm, name) for name in reads})
 
@@ -128,7 +128,7 @@ class Capture:
             label_site(twin, "", label)
         else:
             made = known.get(id(value))
-            twin.meta[CROSSES] = made.deep if made is not None else value.requires_grad
+            twin.meta[BOUNDARY] = made.deep if made is not None else value.requires_grad
             if made is not None and made.labels:
                 label_site(twin, made.path, *made.labels)
                 self.at_boundary.add(made.labels[0].text)

@@ -15,7 +15,7 @@ from graphreg.compiler import with_our_pass
 from graphreg.dynamo_backend.backend import Backend
 from graphreg.dynamo_backend.fallback import watch
 from graphreg.dynamo_backend.subgraph import Inner
-from graphreg.errors import GraphRegError, RegularizerError, near_sentence, raising, shown
+from graphreg.errors import GraphRegError, RegularizerError, raising, shown, suggestions_text
 from graphreg.ir import Missing
 from graphreg.pipeline import check_options
 from graphreg.planning import OwnDropout, from_keywords, instances, named_once
@@ -75,7 +75,7 @@ def _seeded(regularizer: Regularizer) -> Regularizer:
 
 def _refuse_vjp(regularizers: Mapping[str, Regularizer]) -> None:
     for name, regularizer in regularizers.items():
-        if "pull" in regularizer.takes:
+        if regularizer.takes_vjp:
             raise RegularizerError(
                 f"{name}: {type(regularizer).__name__} differentiates the whole forward, and a backend sees one graph of it at a time. "
                 "Use graphreg.regularize(model, ...), which has it in one."
@@ -94,7 +94,7 @@ def _inner(inner: Any, options: Mapping[str, Any] | None) -> Inner:
         known = sorted({*torch.compiler.list_backends(None), "inductor"} - {"graphreg"})
         if inner not in known:
             raise RegularizerError(
-                f"inner={shown(inner)} is no backend that torch knows.{near_sentence(inner, known)} "
+                f"inner={shown(inner)} is no backend that torch knows.{suggestions_text(inner, known)} "
                 "torch.compiler.list_backends(None) lists them."
             )
         if inner == "inductor":

@@ -16,7 +16,7 @@ from graphreg.dynamo_backend.emit import Emitted, acting, constant, emit
 from graphreg.dynamo_backend.place import Place
 from graphreg.dynamo_backend.streams import Stream
 from graphreg.errors import GraphRegError
-from graphreg.ir import CROSSES, RULES, Label, deep_nodes, own_labels, scope_of, value_sites
+from graphreg.ir import BOUNDARY, RULES, Label, deep_nodes, own_labels, scope_of, value_sites
 from graphreg.planning import Edit, OwnDropout, Plan, decide, decided
 from graphreg.regularizer import Regularizer, Splice
 from graphreg.rewriting import rewrite
@@ -127,7 +127,7 @@ class Maker:
         full = decided(traced, self.regularizers, "ignore")
         native, _ = decide(self.own_dropout, [each for each in traced.native_dropout if not each.why_not], traced.title, "ignore")
         new = [e for e in full.edits if e.site.name not in captured.at_boundary or (e.name, e.site.name) not in call.acted]
-        return dataclasses.replace(full, edits=tuple(_after(edit, captured, call) for edit in new), own=native)
+        return dataclasses.replace(full, edits=tuple(_after(edit, captured, call) for edit in new), native_dropout=native)
 
     def made(
         self, number: int, gm: fx.GraphModule, inputs: Sequence[Any], place: Place, call: Call, forced: bool, strengths: Strengths
@@ -138,7 +138,7 @@ class Maker:
         broken = not place.last and bool(getattr(getattr(gm, "compile_subgraph_reason", None), "graph_break", True))
         subgraph = Subgraph(number, place, broken, traced, plan, captured.claimed, _gives(traced))
         weighed = call.weighs()
-        if not plan.edits and not plan.own and not weighed:
+        if not plan.edits and not plan.native_dropout and not weighed:
             return dataclasses.replace(subgraph, run=self.inner(gm, list(inputs)))
         rewritten = rewrite(traced, plan, rng=0)
         rules: Rules = getattr(rewritten, RULES)
@@ -191,7 +191,7 @@ def _gives(traced: Traced) -> dict[int, Known]:
     """Return what is known, by position, of the outputs that other graphs may read; empty if the graph does not end at a break."""
     graph = traced.graphs["both"]
     end = graph.output_node()
-    if CROSSES not in end.meta:
+    if BOUNDARY not in end.meta:
         return {}
     deep, values = deep_nodes(graph, traced.operations, traced.model), dict(enumerate(end.args[0]))  # type: ignore[arg-type]
     return {i: Known(*_site(v), v in deep) for i, v in values.items() if isinstance(v, fx.Node)}
@@ -212,7 +212,7 @@ def _rows(rewritten: RewrittenModule, plan: Plan) -> tuple[Stream, ...]:
         Stream(e.site.name, type(e.regularizer).__name__, e.occurrence, e.regularizer.rng)
         for e in plan.edits
         if isinstance(e.regularizer, Splice)
-    ] + [Stream(e.own.site.name, "own dropout", 0) for e in plan.own if e.draws]
+    ] + [Stream(e.dropout.site.name, "own dropout", 0) for e in plan.native_dropout if e.draws]
     if len(streams) != len(key.names):
         raise GraphRegError("graphreg's backend counts other streams than its rewrite. This is a fault of graphreg; report it.")
     return tuple(streams)

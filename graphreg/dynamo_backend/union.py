@@ -9,7 +9,7 @@ from graphreg.dynamo_backend.fallback import left
 from graphreg.dynamo_backend.subgraph import Subgraph
 from graphreg.errors import NoMatchError, warn
 from graphreg.ir import Missing, Pattern, Site, strings
-from graphreg.planning import Edit, OwnDropout, census, check_count, decide, lines, missed, selected, warning
+from graphreg.planning import Edit, OwnDropout, check_count, count_sites, decide, lines, matching_sites, missed, warning
 from graphreg.regularizer import Regularizer
 from graphreg.reporting import Report, acted, entry, native_dropout_rows
 from graphreg.tracing import Traced
@@ -34,7 +34,7 @@ def check_selectors(
     for regularizer in regularizers.values():
         if regularizer.on == "values":
             try:
-                check_count(regularizer, list(selected(united, regularizer, missing)))
+                check_count(regularizer, list(matching_sites(united, regularizer, missing)))
             except NoMatchError as error:
                 raise NoMatchError(f"{error}{_elsewhere(united, regularizer)}{left()}") from None
     if again := warning([repeat for subgraph in subgraphs for repeat in subgraph.plan.repeats], regularizers, united.values):
@@ -64,14 +64,14 @@ def backend_report(
         called = ("call what torch.compile made with this backend",)
         return Report(title or "a backend", "which has captured no graph yet", (), (), notes=called)
     united, entries = union(subgraphs), []
-    totals = census(united)
+    totals = count_sites(united)
     weights = [edit for name, regularizer in regularizers.items() for edit in _on_parameters(name, regularizer, united)]
     edits = [*(edit for subgraph in subgraphs for edit in subgraph.plan.edits), *weights]
     there = {(edit.name, edit.site.name) for edit in edits}
     for name, regularizer in regularizers.items():
         once = {site.name: site for edit in edits if edit.name == name for site in edit.sites}
         entries.append(entry(name, regularizer, list(once.values()), strengths[name], totals))
-    moved = {edit.own.site.name: edit for subgraph in subgraphs for edit in subgraph.plan.own}
+    moved = {edit.dropout.site.name: edit for subgraph in subgraphs for edit in subgraph.plan.native_dropout}
     native = {dropout.site.name: dropout for subgraph in subgraphs for dropout in subgraph.traced.native_dropout}
     unmoved = [dropout for name, dropout in native.items() if dropout.when != "never" and dropout.rate != 0 and name not in moved]
     repeats = [repeat for subgraph in subgraphs for repeat in subgraph.plan.repeats]
@@ -87,7 +87,7 @@ def backend_report(
 
 def _on_parameters(name: str, regularizer: Regularizer, united: Traced) -> list[Edit]:
     """Return the edits of a penalty on parameters, which are in no graph's plan."""
-    matches = selected(united, regularizer, "ignore") if regularizer.on == "parameters" else {}
+    matches = matching_sites(united, regularizer, "ignore") if regularizer.on == "parameters" else {}
     return [Edit(site, name, regularizer, text) for site, text in matches.items()]
 
 

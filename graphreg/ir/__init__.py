@@ -19,7 +19,7 @@ from graphreg.ir.metadata import (
     is_kind,
     is_labelled,
     is_marked,
-    is_own,
+    is_native_dropout,
     label_site,
     mark,
     own_labels,
@@ -29,7 +29,7 @@ from graphreg.ir.metadata import (
 )
 from graphreg.ir.modes import Graphs, choose
 from graphreg.ir.module_calls import ModuleCall, blocks
-from graphreg.ir.naming import COUNTED, Namer, label_node, label_output, parts
+from graphreg.ir.naming import COUNTED, Namer, elements, label_node, label_output
 from graphreg.ir.operations import (
     IN_PLACE_NAMES,
     PACKS,
@@ -44,8 +44,8 @@ from graphreg.ir.operations import (
     is_drop_path,
     is_dropout_module,
     is_in_place,
-    is_leaf,
     is_port,
+    is_single_operation,
     is_size,
     is_stack,
     nodes_in,
@@ -53,32 +53,46 @@ from graphreg.ir.operations import (
 )
 from graphreg.ir.precision import brought, has_float64, widest
 from graphreg.ir.provenance import chains, convolution, one_value_over_again
-from graphreg.ir.random_ops import DropoutKind, Own, find, rate_of
-from graphreg.ir.record import IGNORED, PREFIX, RULES, STATE, ModelFacts, State, check_names, held_of, plain, registered, reserved, state_of
-from graphreg.ir.roles import CELL_PORTS, CROSSES, deep_nodes, is_region, labels_of, site_nodes, value_sites
+from graphreg.ir.random_ops import DropoutKind, NativeDropout, find_native_dropouts, rate_of
+from graphreg.ir.record import (
+    IGNORED,
+    PREFIX,
+    RULES,
+    STATE,
+    ModelFacts,
+    State,
+    check_names,
+    plain,
+    registered,
+    reserved,
+    specialized_arguments,
+    state_of,
+)
+from graphreg.ir.roles import BOUNDARY, CELL_PORTS, deep_nodes, is_region, labels_of, site_nodes, value_sites
 from graphreg.ir.selector import Missing, Pattern, Selector, complain, exactly, select, strings, strings_of, unmatched
 from graphreg.ir.serialize import blank_like, copied, freeze, thaw
-from graphreg.ir.shape_guards import ASSERTIONS, Place, assert_sizes, described, fixed, held_at, holds
+from graphreg.ir.shape_guards import ASSERTIONS, Place, assert_sizes, described, fixed, has_keys, specialized_to
 from graphreg.ir.site import ROLES, Label, Names, Site, dtype_text, shape_text
-from graphreg.ir.source_location import OWN_FOLDERS, Origin, origin_now, origin_of, origin_told, short
+from graphreg.ir.source_location import LIBRARY_FOLDERS, Origin, origin_in_trace, origin_now, origin_of, short
 from graphreg.ir.spelling import check_arguments, spelled
 from graphreg.ir.steps import Steps, mean_over_pairs
 from graphreg.ir.storage_effects import REGION, Effects
-from graphreg.ir.storage_probes import told
+from graphreg.ir.storage_probes import declared
 from graphreg.ir.table import Table, columns
 
 __all__ = [
-    "ASSERTIONS", "CELL_PORTS", "COUNTED", "CROSSES", "IGNORED", "IN_PLACE_NAMES", "OWN_FOLDERS", "PACKS", "PREFIX", "REGION",
+    "ASSERTIONS", "BOUNDARY", "CELL_PORTS", "COUNTED", "IGNORED", "IN_PLACE_NAMES", "LIBRARY_FOLDERS", "PACKS", "PREFIX", "REGION",
     "ROLES", "RULES", "SIZES", "SIZE_ATTRIBUTES", "SPLITS", "STACKS", "STATE", "WRAPPED", "Addition", "Aliases", "BufferConstants",
     "DropoutKind", "Effects", "Graphs", "Kind", "Label", "Literals", "Missing", "ModelFacts", "ModuleCall", "Namer", "Names",
-    "Operations", "Origin", "Own", "Pattern", "Place", "Selector", "Site", "State", "Steps", "Table", "add_label", "addition_of",
-    "apart", "assert_sizes", "blank_like", "blocks", "brought", "building", "builds", "carries_derivative", "chains",
-    "check_arguments", "check_names", "choose", "clone", "columns", "compared", "complain", "convolution", "copied", "deep_nodes",
-    "described", "difference", "dtype_text", "exactly", "find", "fixed", "flat", "freeze", "function_name", "gives_tuple",
-    "has_float64", "held_at", "held_of", "holds", "is_added", "is_drop_path", "is_dropout_module", "is_in_place", "is_kind",
-    "is_labelled", "is_leaf", "is_marked", "is_nan", "is_own", "is_port", "is_region", "is_size", "is_stack", "label_node",
-    "label_output", "label_site", "labels_of", "laid_out", "mark", "mean_over_pairs", "name_of", "nodes_in", "of_body",
-    "one_value_over_again", "origin_now", "origin_of", "origin_told", "overlaps", "own_labels", "own_name", "parts", "plain",
-    "rate_of", "reached", "registered", "reserved", "scope_of", "select", "shape_text", "short", "site_nodes", "sizes_of", "spelled",
-    "stacks", "state_of", "strings", "strings_of", "thaw", "told", "unmark", "unmatched", "value_sites", "widest",
+    "NativeDropout", "Operations", "Origin", "Pattern", "Place", "Selector", "Site", "State", "Steps", "Table", "add_label",
+    "addition_of", "apart", "assert_sizes", "blank_like", "blocks", "brought", "building", "builds", "carries_derivative", "chains",
+    "check_arguments", "check_names", "choose", "clone", "columns", "compared", "complain", "convolution", "copied", "declared",
+    "deep_nodes", "described", "difference", "dtype_text", "elements", "exactly", "find_native_dropouts", "fixed", "flat", "freeze",
+    "function_name", "gives_tuple", "has_float64", "has_keys", "is_added", "is_drop_path", "is_dropout_module", "is_in_place",
+    "is_kind", "is_labelled", "is_marked", "is_nan", "is_native_dropout", "is_port", "is_region", "is_single_operation", "is_size",
+    "is_stack", "label_node", "label_output", "label_site", "labels_of", "laid_out", "mark", "mean_over_pairs", "name_of",
+    "nodes_in", "of_body", "one_value_over_again", "origin_in_trace", "origin_now", "origin_of", "overlaps", "own_labels",
+    "own_name", "plain", "rate_of", "reached", "registered", "reserved", "scope_of", "select", "shape_text", "short", "site_nodes",
+    "sizes_of", "specialized_arguments", "specialized_to", "spelled", "stacks", "state_of", "strings", "strings_of", "thaw",
+    "unmark", "unmatched", "value_sites", "widest",
 ]  # fmt: skip

@@ -33,28 +33,28 @@ class Aliases:
         self.order = {node: i for i, node in enumerate(graph.nodes)}
         self.effects = Effects(operations)
         self._bases: dict[fx.Node, frozenset[fx.Node]] = {}
-        self._given: dict[fx.Node, list[fx.Node]] = {}  # what a value is made to share later: ``x.set_(y)``, ``d["key"] = y``
+        self._shared_later: dict[fx.Node, list[fx.Node]] = {}  # what a value is made to share later: ``x.set_(y)``, ``d["key"] = y``
         for node in self.order:
-            if (given := _gives(node)) is not None:
-                self._given.setdefault(given[0], []).extend(given[1])
-        self._all, self._sure = self._by_base()
+            if (joined := _joined_storage(node)) is not None:
+                self._shared_later.setdefault(joined[0], []).extend(joined[1])
+        self._possible, self._definite = self._by_base()
 
     def _by_base(self) -> tuple[dict[fx.Node, list[Write]], dict[fx.Node, list[Write]]]:
         """The writes into each base, in order: those that may be, and those that are, for all that can be seen."""
-        found: tuple[dict[fx.Node, list[Write]], dict[fx.Node, list[Write]]] = {}, {}
+        writes: tuple[dict[fx.Node, list[Write]], dict[fx.Node, list[Write]]] = {}, {}
         for node, order in self.order.items():
-            for surely, by_base in enumerate(found):
-                for name in self.effects.writes(node, bool(surely)):
+            for is_definite, by_base in enumerate(writes):
+                for name in self.effects.writes(node, bool(is_definite)):
                     for base in self.bases(name):
                         by_base.setdefault(base, []).append(Write(order, node, name))
-        return found
+        return writes
 
     def bases(self, node: fx.Node) -> frozenset[fx.Node]:
         """The values that own the storage ``node`` may share; ``node`` itself where it shares none."""
         waiting, seen = [node], set[fx.Node]()
         while waiting:
             current = waiting[-1]
-            sources = () if current in self._bases else (*self.effects.shares(current), *self._given.get(current, ()))
+            sources = () if current in self._bases else (*self.effects.shares(current), *self._shared_later.get(current, ()))
             missing = [source for source in sources if source not in self._bases and source not in seen]
             if missing and current not in seen:
                 seen.add(current)
@@ -68,15 +68,15 @@ class Aliases:
 
     def clone_of(self, node: fx.Node) -> Callable[[Tensor], Tensor]:
         """The function that copies the value with its strides: ``torch.clone`` where the value is known to be dense."""
-        return torch.clone if self.effects.is_dense(node) and node not in self._given else clone
+        return torch.clone if self.effects.is_dense(node) and node not in self._shared_later else clone
 
-    def is_given(self, node: fx.Node) -> bool:
+    def is_external(self, node: fx.Node) -> bool:
         """Whether the storage may belong to an input or to the model, so that a write into it is seen outside the graph."""
         return any(base.op in ("placeholder", "get_attr") for base in self.bases(node))
 
-    def written_later(self, node: fx.Node, surely: bool = False) -> bool:
-        """Whether an operation after ``node`` may write into its value, through any alias; ``surely``: whether one definitely does."""
-        return any(writes[-1].order > self.order[node] for writes in self._writes(node, surely))
+    def written_later(self, node: fx.Node, is_definite: bool = False) -> bool:
+        """Whether an operation after ``node`` may write into its value, through any alias; ``is_definite``: whether one definitely does."""
+        return any(writes[-1].order > self.order[node] for writes in self._writes(node, is_definite))
 
     def written_between(self, node: fx.Node, reader: fx.Node) -> bool:
         """Whether an operation after ``node`` and before ``reader`` may write into its value."""
@@ -86,21 +86,21 @@ class Aliases:
                 return True
         return False
 
-    def _writes(self, node: fx.Node, surely: bool = False) -> Iterable[list[Write]]:
-        by_base = self._sure if surely else self._all
+    def _writes(self, node: fx.Node, is_definite: bool = False) -> Iterable[list[Write]]:
+        by_base = self._definite if is_definite else self._possible
         return [by_base[base] for base in self.bases(node) if base in by_base] if by_base else []
 
     def written_aside(self, node: fx.Node) -> fx.Node | None:
         """A later write that a replacement of ``node`` would miss: made, or read, through another alias of the storage; else None."""
-        if not self.written_later(node, surely=True):
+        if not self.written_later(node, is_definite=True):
             return None
-        own, bases = self._downstream([node]), self.bases(node)
-        asides = self._downstream(bases) - own
-        read = {True: self._last_read(asides), False: self._last_read(own)}  # by whether the write goes by a name of its own
-        if any(base.op == "get_attr" for base in bases - own):  # what the module keeps is read at its next call
+        derived, bases = self._downstream([node]), self.bases(node)
+        asides = self._downstream(bases) - derived
+        read = {True: self._last_read(asides), False: self._last_read(derived)}  # by whether the write goes by a name of its own
+        if any(base.op == "get_attr" for base in bases - derived):  # what the module keeps is read at its next call
             read[True] = len(self.order)
-        for write in sorted({write for writes in self._writes(node, surely=True) for write in writes}, key=lambda write: write.order):
-            if write.order > self.order[node] and read[write.name in own] > write.order:
+        for write in sorted({write for writes in self._writes(node, is_definite=True) for write in writes}, key=lambda write: write.order):
+            if write.order > self.order[node] and read[write.name in derived] > write.order:
                 return write.user
         return None
 
@@ -116,18 +116,18 @@ class Aliases:
 
     def _downstream(self, nodes: Iterable[fx.Node]) -> set[fx.Node]:
         """``nodes`` and all aliases made from them."""
-        found, waiting = set(nodes), list(nodes)
+        aliases, waiting = set(nodes), list(nodes)
         while waiting:
             current = waiting.pop()
-            holders = [holder for holder, given in self._given.items() if current in given]
+            holders = [holder for holder, others in self._shared_later.items() if current in others]
             for user in (*holders, *current.users):
-                if user not in found and (user in holders or current in self.effects.shares(user)):
-                    found.add(user)
+                if user not in aliases and (user in holders or current in self.effects.shares(user)):
+                    aliases.add(user)
                     waiting.append(user)
-        return found
+        return aliases
 
 
-def _gives(node: fx.Node) -> tuple[fx.Node, list[fx.Node]] | None:
+def _joined_storage(node: fx.Node) -> tuple[fx.Node, list[fx.Node]] | None:
     """For an operation that makes a value share the storage of others from here on (``x.set_(y)``): the value and those others."""
     if is_inert(node) or not node.args or not isinstance(node.args[0], fx.Node):
         return None

@@ -24,10 +24,10 @@ class BufferConstants:
     def take(self, node: fx.Node) -> bool:
         """Whether a node reads a buffer, or such values alone. It is one of them from then on."""
         if node.op == "get_attr":
-            found = node.target in self.buffers
+            is_constant = node.target in self.buffers
         else:
             inputs = node.all_input_nodes if self._nodes else ()
-            found = bool(inputs) and self._nodes.issuperset(inputs)
-        if found:
+            is_constant = bool(inputs) and self._nodes.issuperset(inputs)
+        if is_constant:
             self._nodes.add(node)
-        return found
+        return is_constant

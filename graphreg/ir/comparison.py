@@ -35,24 +35,24 @@ def _literals(a: fx.Node, b: fx.Node) -> tuple[Literals, bool] | None:
     ours, theirs = flat(a), flat(b)
     if len(ours) != len(theirs):
         return None
-    found, same = Literals(), True
+    differing, same = Literals(), True
     for i, (x, y) in enumerate(zip(ours, theirs, strict=True)):
         if isinstance(x, fx.Node) != isinstance(y, fx.Node):
             return None
         if isinstance(x, fx.Node):
             same = same and name_of(x) == name_of(y)
         elif not _equal(x, y):
-            found[i] = x, y
-    return (found if same else {i: pair for i, pair in found.items() if type(pair[0]) is type(pair[1]) is bool}), same
+            differing[i] = x, y
+    return (differing if same else {i: pair for i, pair in differing.items() if type(pair[0]) is type(pair[1]) is bool}), same
 
 
 def compared(first: fx.Graph, second: fx.Graph) -> tuple[bool, dict[str, Literals]]:
     """Whether two graphs have the same structure, and, by node name, the literals that differ in operations that both have."""
     others = {name_of(node): node for node in second.nodes}
-    found = {(name := name_of(node)): _literals(node, others[name]) if name in others else None for node in first.nodes}
-    same = list(found) == list(others) and len(found) == len(first.nodes) == len(second.nodes)
-    same = same and all(each is not None and each[1] for each in found.values())
-    return same, {name: each[0] for name, each in found.items() if each is not None and each[0]}
+    differing = {(name := name_of(node)): _literals(node, others[name]) if name in others else None for node in first.nodes}
+    same = list(differing) == list(others) and len(differing) == len(first.nodes) == len(second.nodes)
+    same = same and all(each is not None and each[1] for each in differing.values())
+    return same, {name: each[0] for name, each in differing.items() if each is not None and each[0]}
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -72,10 +72,10 @@ def difference(first: fx.Graph, second: fx.Graph) -> tuple[str, str] | None:
     others = {name_of(node): node for node in second.nodes}
     for node in first.nodes:
         name = name_of(node)
-        path, told = scope_of(node), name.removeprefix(":")
+        path, shown_name = scope_of(node), name.removeprefix(":")
         if name in literals:
             was, now = next(iter(literals[name].values()))
-            return path, f"{told} takes {was!r} and then {now!r}"
+            return path, f"{shown_name} takes {was!r} and then {now!r}"
         if name not in others or _literals(node, others[name]) is None:
-            return path, f"{told} is not the same operation then"
+            return path, f"{shown_name} is not the same operation then"
     return "", "it goes another way then"

@@ -13,7 +13,7 @@ from torch import fx
 from torch.fx import immutable_collections
 
 _PLAIN = (dict, list, tuple, torch.Size, immutable_collections.immutable_list, immutable_collections.immutable_dict)
-_NOT_HELD = (deque, set, frozenset, UserDict, UserList, ChainMap, MappingProxyType)
+_UNSUPPORTED = (deque, set, frozenset, UserDict, UserList, ChainMap, MappingProxyType)
 _FACTORIES: dict[str, Any] = {each.__name__: each for each in (list, dict, set, tuple, int, float, str, bool)} | {"None": None}
 _INSTEAD = "Return a tuple, list, dict, named tuple or dataclass"
 
@@ -30,7 +30,7 @@ def building(value: Any) -> Building | None:
         NotImplementedError: where no call does. torch.fx would turn it into a plain dict, list or tuple without a warning.
     """
     kind = type(value)
-    if isinstance(value, _NOT_HELD):
+    if isinstance(value, _UNSUPPORTED):
         raise NotImplementedError(f"a {kind.__name__}, which no graph of torch.fx holds. {_INSTEAD}")
     structured = hasattr(value, "_fields") or hasattr(value, "n_sequence_fields")  # named tuples: fx makes those again itself
     if kind in _PLAIN or structured or not isinstance(value, (dict, list, tuple)):
@@ -42,18 +42,18 @@ def building(value: Any) -> Building | None:
                 f"a defaultdict whose factory, {value.default_factory}, is none of {', '.join(_FACTORIES)}. {_INSTEAD}, or dict(...) of it"
             )
         return made_defaultdict, (name, dict(value)), {}
-    found: Building
+    call: Building
     if isinstance(value, dict):  # transformers' outputs are dataclasses and dicts at once
-        found = (kind, (), dict(value)) if is_dataclass(value) else (kind, (dict(value),), {})
+        call = (kind, (), dict(value)) if is_dataclass(value) else (kind, (dict(value),), {})
     else:
-        found = kind, (list(value),), {}
+        call = kind, (list(value),), {}
     try:
-        same = _content(kind(*found[1], **found[2])) == _content(value)
+        same = _content(kind(*call[1], **call[2])) == _content(value)
     except Exception:  # whatever its class raises on what it does not take
         same = False
     if not same:
         raise NotImplementedError(f"a {kind.__name__}, which its class does not make again of what is in it. {_INSTEAD}")
-    return found
+    return call
 
 
 def made_defaultdict(factory: str, items: Mapping[Any, Any]) -> defaultdict[Any, Any]:

@@ -11,11 +11,11 @@ from graphreg.ir.operations import function_name, is_integer, is_size
 
 def sizes_of(graph: fx.Graph) -> set[fx.Node]:
     """The numbers, shapes and flags of a graph, which are no tensors."""
-    found = set[fx.Node]()
+    sizes = set[fx.Node]()
     for node in graph.nodes:
-        if is_size(node, found.__contains__):
-            found.add(node)
-    return found
+        if is_size(node, sizes.__contains__):
+            sizes.add(node)
+    return sizes
 
 
 def carries_derivative(node: fx.Node, sizes: Container[fx.Node]) -> bool:
@@ -27,10 +27,10 @@ def reached(
     start: Iterable[fx.Node], onward: Callable[[fx.Node], Iterable[fx.Node]], passes: Callable[[fx.Node], bool] = lambda node: True
 ) -> set[fx.Node]:
     """All nodes that a walk comes to, those it starts at among them. ``onward``: where it goes from one; ``passes``: which it enters."""
-    found, waiting = set[fx.Node](), list(start)
+    visited, waiting = set[fx.Node](), list(start)
     while waiting:
         node = waiting.pop()
-        if node not in found and passes(node):
-            found.add(node)
+        if node not in visited and passes(node):
+            visited.add(node)
             waiting += onward(node)
-    return found
+    return visited

@@ -14,15 +14,15 @@ from graphreg.errors import RegularizerError
 
 def is_dense(z: Tensor) -> bool:
     """Whether the elements fill a stretch of the storage, each place once: then ``torch.clone`` keeps the strides."""
-    return z.layout is not torch.strided or z.is_contiguous() or _reach(z, gaps=False)
+    return z.layout is not torch.strided or z.is_contiguous() or _axes_are_separate(z, gaps=False)
 
 
 def overlaps(z: Tensor) -> bool:
     """Whether elements may share a place in memory, as in an expanded or unfolded tensor."""
-    return z.layout is torch.strided and not z.is_contiguous() and not _reach(z, gaps=True)
+    return z.layout is torch.strided and not z.is_contiguous() and not _axes_are_separate(z, gaps=True)
 
 
-def _reach(z: Tensor, gaps: bool) -> bool:
+def _axes_are_separate(z: Tensor, gaps: bool) -> bool:
     """Whether each axis, from the smallest stride on, begins where the ones before it end, or behind that if ``gaps`` are allowed.
 
     Dynamo traces this with sizes that it does not know, which it compares and does not sort.

@@ -23,7 +23,7 @@ class Kind(StrEnum):
     """What a node that graphreg added, or whose call it replaced, is there for."""
 
     KEY = "key"  # gives the keys of the noise of a call
-    OWN = "own"  # a native dropout, which calls a runtime module in place of what it called
+    NATIVE = "own"  # a native dropout, which calls a runtime module in place of what it called; pickled graphs have this value
     SPLICE = "splice"  # replaces a value
     MEASURE = "measure"  # measures a value for a penalty
     TRACK = "track"  # a value that a derivative is taken with respect to
@@ -100,20 +100,20 @@ def is_kind(node: fx.Node, *kinds: Kind) -> bool:
     return stored is not None and stored["kind"] in kinds
 
 
-def is_own(node: fx.Node) -> bool:
+def is_native_dropout(node: fx.Node) -> bool:
     """Whether a runtime module stands in the place of a native dropout's call."""
-    return is_kind(node, Kind.OWN)
+    return is_kind(node, Kind.NATIVE)
 
 
 def is_added(node: fx.Node) -> bool:
     """Whether graphreg added the node. A native dropout that it replaced is the model's own node."""
-    return is_marked(node) and not is_own(node)
+    return is_marked(node) and not is_native_dropout(node)
 
 
 def mark(node: fx.Node, addition: Addition) -> None:
     """Write what graphreg did at the node."""
-    given = {"regularizer": addition.regularizer, "site": addition.site, "was": addition.was}
-    node.meta[ADDITION] = {"kind": addition.kind.value} | {name: value for name, value in given.items() if value is not None}
+    optional = {"regularizer": addition.regularizer, "site": addition.site, "was": addition.was}
+    node.meta[ADDITION] = {"kind": addition.kind.value} | {name: value for name, value in optional.items() if value is not None}
 
 
 def unmark(node: fx.Node) -> Addition:

@@ -76,32 +76,32 @@ def label_node(node: fx.Node, scope: str, modules: Mapping[str, nn.Module], name
 
 
 def label_output(value: Any, name: str, path: str, kind: str) -> None:
-    """Add the module's name as a label to the value, or to each part of the value, that the module returned."""
+    """Add the module's name as a label to the value, or to each element of the value, that the module returned."""
     if isinstance(value, fx.Proxy):
         add_label(value.node, Label(name, kind, module=path))
         return
-    for ports, part, default in parts(value):
-        if isinstance(part, fx.Proxy):
-            add_label(part.node, Label(name, kind, ports, default, module=path))
+    for ports, element, default in elements(value):
+        if isinstance(element, fx.Proxy):
+            add_label(element.node, Label(name, kind, ports, default, module=path))
 
 
-def parts(value: Any, prefix: str = "") -> Iterator[tuple[tuple[str, ...], Any, bool]]:
-    """The parts of a tuple, dict, named tuple or dataclass: (ports, part, whether it is the default)."""
+def elements(value: Any, prefix: str = "") -> Iterator[tuple[tuple[str, ...], Any, bool]]:
+    """The elements of a tuple, dict, named tuple or dataclass: (ports, element, whether it is the default)."""
     if isinstance(value, dict):
-        items = [(str(key), part) for key, part in value.items()]
+        items = [(str(key), element) for key, element in value.items()]
     elif is_dataclass(value) and not isinstance(value, type):
         items = [(f.name, getattr(value, f.name)) for f in fields(value)]
     elif isinstance(value, tuple) and hasattr(value, "_fields"):
         items = list(zip(value._fields, value, strict=True))
     elif isinstance(value, (tuple, list)):
-        items = [(str(i), part) for i, part in enumerate(value)]
+        items = [(str(i), element) for i, element in enumerate(value)]
     else:
         return
     plain = isinstance(value, (tuple, list)) and not hasattr(value, "_fields")
-    for key, part in items:
-        proxy = isinstance(part, fx.Proxy)  # which says that it is a tuple where its value is one
-        if not proxy and (isinstance(part, (tuple, list, dict)) or (is_dataclass(part) and not isinstance(part, type))):
-            yield from parts(part, f"{prefix}{key}.")
+    for key, element in items:
+        proxy = isinstance(element, fx.Proxy)  # which says that it is a tuple where its value is one
+        if not proxy and (isinstance(element, (tuple, list, dict)) or (is_dataclass(element) and not isinstance(element, type))):
+            yield from elements(element, f"{prefix}{key}.")
         else:
             first = plain and not prefix and key == "0"  # what ``name`` and ``name:out`` mean
-            yield ((("out", "0") if first else (prefix + key,)), part, first or prefix + key == "out")
+            yield ((("out", "0") if first else (prefix + key,)), element, first or prefix + key == "out")

@@ -1,6 +1,7 @@
 """Classifies the operation of an fx node or module: product, view, norm, dropout, in-place write, size, tuple, torch's own layer.
 
-The first part is about nodes; the second about modules: torch's stacks of layers, leaves, and dropout. Nothing here changes a node.
+The first part is about nodes; the second about modules: torch's stacks of layers, layers that are recorded as one operation, and
+dropout. Nothing here changes a node.
 """
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils import rnn as packing
 
-from graphreg.ir.storage_probes import Place, Told, told
+from graphreg.ir.storage_probes import Declared, Place, declared
 from graphreg.torch_internals import BatchNormBase, ConstantPadBase, DropoutBase, OpOverload, OpOverloadPacket, qualified_name, schema_of
 
 # Products: they mix units with weights. The value that such an operation reads is what theanets calls a hidden output.
@@ -116,7 +117,7 @@ class Operations:
         if isinstance(module, (nn.RNNBase, nn.LSTMCell, nn.MultiheadAttention)):
             return True
         if self.is_opaque(node):
-            return gives_parts(node, module) is True or self.guesses_list(node)
+            return returns_list(node, module) is True or self.guesses_list(node)
         if module is not None:
             return False
         name = function_name(node)
@@ -128,7 +129,7 @@ class Operations:
 
     def guesses_list(self, node: fx.Node) -> bool:
         """Whether the value is assumed to be a tuple only because the forward does nothing but index it."""
-        return self.is_opaque(node) and gives_parts(node, self.module(node)) is None and _only_indexed(node)
+        return self.is_opaque(node) and returns_list(node, self.module(node)) is None and _only_indexed(node)
 
 
 def function_name(node: fx.Node) -> str:
@@ -157,7 +158,7 @@ def is_in_place(node: fx.Node) -> bool:
     """Whether the operation writes in place: ``x.add_(y)``, ``torch.relu_(x)``, ``x += y``, ``F.relu(x, inplace=True)``."""
     if node.op == "call_function" and node.target in IN_PLACE_OPERATORS:
         return True
-    known = told_of(node)
+    known = declared_effects(node)
     return bool(in_place_argument(node) if known is None else known.writes)
 
 
@@ -184,17 +185,17 @@ def is_pythons(node: fx.Node) -> bool:
     return node.op == "call_function" and getattr(node.target, "__module__", None) in ("_operator", "builtins", "math")
 
 
-def told_of(node: fx.Node) -> Told | None:
+def declared_effects(node: fx.Node) -> Declared | None:
     """The aliases and writes that torch's schemas declare for a call; None where Python code runs first, or no operator has its name."""
     target = node.target
     if isinstance(target, OpOverload):
-        return told(target)
+        return declared(target)
     if isinstance(target, OpOverloadPacket):
-        return told(function_name(node)) if qualified_name(target).startswith("aten::") else None
+        return declared(function_name(node)) if qualified_name(target).startswith("aten::") else None
     if is_pythons(node) or node.op not in ("call_function", "call_method"):
         return None
     function = getattr(torch.Tensor, target, None) if isinstance(target, str) else target
-    known = told(function_name(node))
+    known = declared(function_name(node))
     if isinstance(function, (FunctionType, MethodType, partial)):
         return known if node.op == "call_method" and known is not None and known.shares else None  # a method takes what the operator takes
     return known
@@ -202,11 +203,11 @@ def told_of(node: fx.Node) -> Told | None:
 
 def placed(node: fx.Node, places: Iterable[Place]) -> list[fx.Node]:
     """The nodes that a call passes at these places of an operator's arguments."""
-    found = []
+    arguments = []
     for position, name in places:
         names = (name, "input") if name == "self" else (name,)
-        found.append(node.args[position] if position < len(node.args) else [node.kwargs.get(each) for each in names])
-    return list(nodes_in(found))
+        arguments.append(node.args[position] if position < len(node.args) else [node.kwargs.get(each) for each in names])
+    return list(nodes_in(arguments))
 
 
 @cache
@@ -217,7 +218,7 @@ def _names(function: Callable[..., Any]) -> tuple[str, ...]:
         return ()
 
 
-def gives_parts(node: fx.Node, module: nn.Module | None) -> bool | None:
+def returns_list(node: fx.Node, module: nn.Module | None) -> bool | None:
     """Whether an opaque call returns a tuple or list, by the example inputs or its annotation; None if not known."""
     value = node.meta.get("value")
     if isinstance(value, (list, tuple)):  # of a tensor its shape and dtype, of a tuple a list of these
@@ -228,10 +229,10 @@ def gives_parts(node: fx.Node, module: nn.Module | None) -> bool | None:
 @cache
 def _annotated(function: Any) -> bool | None:
     try:
-        told = get_type_hints(function).get("return")
+        annotation = get_type_hints(function).get("return")
     except Exception:  # of names that are not there, or no function: it tells nothing
         return None
-    kind = get_origin(told) or told
+    kind = get_origin(annotation) or annotation
     return issubclass(kind, (tuple, list)) if isinstance(kind, type) and issubclass(kind, (tuple, list, torch.Tensor)) else None
 
 
@@ -312,15 +313,15 @@ def is_stack(m: nn.Module) -> bool:
     return isinstance(m, STACKS) and _is_torchs(m)
 
 
-def is_leaf(m: nn.Module) -> bool:
+def is_single_operation(m: nn.Module) -> bool:
     """Whether the export front end records the module as one operation."""
     return is_drop_path(m) or (_is_torchs(m) and not isinstance(m, (nn.Sequential, *STACKS)))
 
 
 def stacks(model: nn.Module) -> list[str]:
     """The paths of the outermost stacks of transformer layers in a model, without the model itself."""
-    found = [path for path, m in model.named_modules() if path and is_stack(m)]
-    return [path for path in found if not any(path.startswith(f"{outer}.") for outer in found)]
+    paths = [path for path, m in model.named_modules() if path and is_stack(m)]
+    return [path for path in paths if not any(path.startswith(f"{outer}.") for outer in paths)]
 
 
 def gives_tuple(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:

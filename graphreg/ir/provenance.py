@@ -26,11 +26,11 @@ Chains = Mapping[str, str]  # the name of each call of a module -> that of the f
 
 def chains(graphs: Iterable[fx.Graph], operations: Operations, path: str) -> Chains:
     """Group the calls of the module at ``path`` into chains, in which each call reads, directly or not, the output of an earlier one."""
-    found: dict[str, str] = {}
+    first_calls: dict[str, str] = {}
     for graph in graphs:
         for call, first in _chains(graph, operations, path).items():
-            found.setdefault(call, first)
-    return found
+            first_calls.setdefault(call, first)
+    return first_calls
 
 
 def _chains(graph: fx.Graph, operations: Operations, path: str) -> dict[str, str]:
@@ -41,15 +41,15 @@ def _chains(graph: fx.Graph, operations: Operations, path: str) -> dict[str, str
     for node in graph.nodes:
         reads = sorted({call for n in node.all_input_nodes for call in latest.get(n, ())}, key=order.__getitem__)[-2:]
         labels = (*labels_of(node, operations), *own_labels(node))  # a tuple may be handed on as it is
-        own = next((label.name for label in labels if label.module == path), None)
-        if own is not None:
-            order.setdefault(own, len(order))
-            before = [call for call in reads if call != own]
-            if before and first.get(own, own) == own:  # else another of its values has told
-                first[own] = first[before[-1]]
-            first.setdefault(own, own)
-        if reads or own is not None:
-            latest[node] = tuple(reads) if own is None else (*before[-1:], own)
+        made_by = next((label.name for label in labels if label.module == path), None)
+        if made_by is not None:
+            order.setdefault(made_by, len(order))
+            before = [call for call in reads if call != made_by]
+            if before and first.get(made_by, made_by) == made_by:  # else another of its values has told
+                first[made_by] = first[before[-1]]
+            first.setdefault(made_by, made_by)
+        if reads or made_by is not None:
+            latest[node] = tuple(reads) if made_by is None else (*before[-1:], made_by)
             latest.update(dict.fromkeys(effects.writes(node), latest[node]))  # states that are kept in a tensor, step by step
     return first
 
@@ -110,7 +110,7 @@ def one_value_over_again(graph: fx.Graph, operations: Operations, among: Iterabl
     nodes = site_nodes(graph, operations)
     names = {nodes[name]: name for name in among if name in nodes}
     data = _data(graph)
-    before = {node: found for node in names if (found := _before(node, names, operations, data)) is not None}
+    before = {node: earlier for node in names if (earlier := _before(node, names, operations, data)) is not None}
     ways = []
     for node in names:
         if node in before.values() or node not in before:  # not the last, or alone
@@ -147,8 +147,8 @@ def _same_but_for_scale(node: fx.Node, operations: Operations, data: set[fx.Node
 
 def _data(graph: fx.Graph) -> set[fx.Node]:
     """What depends on an input, through tensors."""
-    found, sizes = set[fx.Node](), sizes_of(graph)
+    data, sizes = set[fx.Node](), sizes_of(graph)
     for node in graph.nodes:
-        if node not in sizes and (node.op == "placeholder" or any(operand in found for operand in node.all_input_nodes)):
-            found.add(node)
-    return found
+        if node not in sizes and (node.op == "placeholder" or any(operand in data for operand in node.all_input_nodes)):
+            data.add(node)
+    return data

@@ -54,7 +54,7 @@ DEPTH = ("input", "p", "mode", "training")
 
 
 @dataclass(frozen=True)
-class Own:
+class NativeDropout:
     """One native dropout: an operation of the model that draws random numbers.
 
     Attributes:
@@ -85,44 +85,44 @@ class Own:
         return f"{self.site.name} ({self.site.op}{rate}){more}"
 
 
-def find(graphs: Graphs, operations: Operations, whole: Mapping[str, str]) -> tuple[Own, ...]:
-    """The native dropouts in graph order, each once; ``whole``: the opaque modules by path, with the reason."""
-    found: dict[str, Own] = {}
+def find_native_dropouts(graphs: Graphs, operations: Operations, opaque: Mapping[str, str]) -> tuple[NativeDropout, ...]:
+    """The native dropouts in graph order, each once; ``opaque``: the opaque modules by path, with the reason."""
+    dropouts: dict[str, NativeDropout] = {}
     for graph in graphs.values():
         for node in graph.nodes:
             labels = own_labels(node)
             if labels:
-                for own in _owns(node, labels, operations, whole):
-                    found.setdefault(own.site.name, own)
-    return tuple(found.values())
+                for dropout in _native_dropouts(node, labels, operations, opaque):
+                    dropouts.setdefault(dropout.site.name, dropout)
+    return tuple(dropouts.values())
 
 
-def _owns(node: fx.Node, labels: tuple[Label, ...], operations: Operations, whole: Mapping[str, str]) -> list[Own]:
+def _native_dropouts(node: fx.Node, labels: tuple[Label, ...], operations: Operations, opaque: Mapping[str, str]) -> list[NativeDropout]:
     known = node.meta.get("value")
     shape, dtype = known if isinstance(known, tuple) else (None, None)
     site = Site(labels, module=scope_of(node), shape=shape, dtype=dtype)
     module = operations.module(node)
     if module is not None:
-        own = _of_module(site, str(node.target), module)
-        return [own] if own else _inside(site, str(node.target), module, whole)
+        dropout = _of_module(site, str(node.target), module)
+        return [dropout] if dropout else _inside(site, str(node.target), module, opaque)
     if node.op == "call_function" and node.target in FUNCTIONS:
         return _of_function(site, node, *FUNCTIONS[node.target])
     name = function_name(node)
     if name == "stochastic_depth" and getattr(node.target, "__module__", "").startswith("torchvision."):
         return _of_function(site, node, "depth", DEPTH)
     if name in RANDOM:
-        return [Own(site, "layer", None, why_not=f"it draws by {name}, which is no dropout that graphreg knows")]
+        return [NativeDropout(site, "layer", None, why_not=f"it draws by {name}, which is no dropout that graphreg knows")]
     return []
 
 
-def _of_module(site: Site, path: str, module: nn.Module) -> Own | None:
+def _of_module(site: Site, path: str, module: nn.Module) -> NativeDropout | None:
     kind = MODULES.get(type(module))
     if kind is None and is_drop_path(module):
         kind = "depth"
     if kind is None:
         return None
     why_not = "it has hooks, which would not be called" if forward_hooks(module) else ""
-    return Own(site, kind, rate_of(module), path=path, why_not=why_not)
+    return NativeDropout(site, kind, rate_of(module), path=path, why_not=why_not)
 
 
 def rate_of(module: nn.Module) -> float:
@@ -131,54 +131,55 @@ def rate_of(module: nn.Module) -> float:
     return float(getattr(module, names[0])) if names else 0.0
 
 
-def _inside(site: Site, path: str, module: nn.Module, whole: Mapping[str, str]) -> list[Own]:
+def _inside(site: Site, path: str, module: nn.Module, opaque: Mapping[str, str]) -> list[NativeDropout]:
     """The native dropouts inside a module that is one operation of the graph."""
     if isinstance(module, nn.RNNBase) and module.num_layers > 1:
         why = "torch applies it between the stacked layers, inside one operator"
-        return [Own(site, "layer", float(module.dropout), path=path, why_not=why)] if module.dropout else []
+        return [NativeDropout(site, "layer", float(module.dropout), path=path, why_not=why)] if module.dropout else []
     if isinstance(module, (nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)):
-        return [Own(site, "layer", None, path=path, why_not="it draws, and is no dropout")]
-    reason = whole.get(path, "a layer of torch that is not traced")
-    owns = []
+        return [NativeDropout(site, "layer", None, path=path, why_not="it draws, and is no dropout")]
+    reason = opaque.get(path, "a layer of torch that is not traced")
+    dropouts = []
     for name, child in module.named_modules():
         label = Label(f"{path}.{name}", type(child).__name__, module=f"{path}.{name}")
-        own = _of_module(Site((label,), module=label.name), label.name, child) if name else None
-        if own:
-            owns.append(Own(own.site, own.kind, own.rate, path=label.name, why_not=f"{path} is an opaque module ({reason})"))
-    if not owns and "draws random numbers" in reason:
-        return [Own(site, "layer", None, path=path, why_not=f"it is an opaque module ({reason})")]
-    return owns
+        dropout = _of_module(Site((label,), module=label.name), label.name, child) if name else None
+        if dropout:
+            why = f"{path} is an opaque module ({reason})"
+            dropouts.append(NativeDropout(dropout.site, dropout.kind, dropout.rate, path=label.name, why_not=why))
+    if not dropouts and "draws random numbers" in reason:
+        return [NativeDropout(site, "layer", None, path=path, why_not=f"it is an opaque module ({reason})")]
+    return dropouts
 
 
-def _of_function(site: Site, node: fx.Node, kind: DropoutKind, names: tuple[str, ...]) -> list[Own]:
+def _of_function(site: Site, node: fx.Node, kind: DropoutKind, names: tuple[str, ...]) -> list[NativeDropout]:
     if kind == "attention":
         return _of_attention(site, node)
-    rate = given(node, names, "dropout_p" if kind == "heads" else "p", 0.5)
-    training = given(node, names, "training", given(node, names, "train", default_training(node)))
+    rate = named_argument(node, names, "dropout_p" if kind == "heads" else "p", 0.5)
+    training = named_argument(node, names, "training", named_argument(node, names, "train", default_training(node)))
     if isinstance(rate, fx.Node):
-        return [Own(site, kind, None, why_not="its rate is computed in the graph")]
+        return [NativeDropout(site, kind, None, why_not="its rate is computed in the graph")]
     path = _mode_of(training)
     if path is None and isinstance(training, fx.Node):
-        return [Own(site, kind, float(rate), why_not="whether it acts is computed in the graph")]
+        return [NativeDropout(site, kind, float(rate), why_not="whether it acts is computed in the graph")]
     when: When = "mode" if path is not None else "always" if training else "never"
-    return [Own(site, kind, float(rate), when, path or site.module, function=function_name(node), names=names)]
+    return [NativeDropout(site, kind, float(rate), when, path or site.module, function=function_name(node), names=names)]
 
 
-def _of_attention(site: Site, node: fx.Node) -> list[Own]:
+def _of_attention(site: Site, node: fx.Node) -> list[NativeDropout]:
     """The dropout of an attention call that passes a rate, as in ``dropout_p=self.p if self.training else 0.0``."""
-    rate = given(node, ATTENTION, "dropout_p", None)
+    rate = named_argument(node, ATTENTION, "dropout_p", None)
     if rate is None:
         return []
     if not isinstance(rate, fx.Node):
         when: When = "always" if rate else "mode"
-        return [Own(site, "attention", float(rate), when, site.module, function=function_name(node), names=ATTENTION)]
+        return [NativeDropout(site, "attention", float(rate), when, site.module, function=function_name(node), names=ATTENTION)]
     path = _mode_of(rate)
     if path is None or rate.target is not choose or rate.args[2] != 0 or not isinstance(rate.args[1], (int, float)):
-        return [Own(site, "attention", None, why_not="its rate is computed in the graph")]
-    return [Own(site, "attention", float(rate.args[1]), "mode", path, function=function_name(node), names=ATTENTION)]
+        return [NativeDropout(site, "attention", None, why_not="its rate is computed in the graph")]
+    return [NativeDropout(site, "attention", float(rate.args[1]), "mode", path, function=function_name(node), names=ATTENTION)]
 
 
-def given(node: fx.Node, names: tuple[str, ...], name: str, default: Any) -> Any:
+def named_argument(node: fx.Node, names: tuple[str, ...], name: str, default: Any) -> Any:
     """The argument of a call by its name."""
     if name not in names:
         return default

@@ -45,15 +45,11 @@ class ModelFacts:
 
 @dataclass
 class State:
-    """``model``: what is known of it; ``root``: the model, whose mode is the module's, as long as both live; ``mode``: that of a module
-    without a root.
+    """What graphreg keeps on a module that it made, in one entry of its ``__dict__``.
 
     Attributes:
-        source: the model's class and its methods.
+        model: what is known of the model.
         root: the model, whose mode the module shares, as long as both live.
-        trainer: the model, where its class overrides ``train()``.
-        held: the specialized arguments by name.
-        brought: whether the user gave the graph, as a GraphModule.
         mode: whether the module is in train mode, where there is no root.
         graphs: by mode: ``both``, or ``train`` and ``eval``.
         codes: the emitted Python of each graph.
@@ -74,11 +70,11 @@ class State:
 
 def state_of(module: nn.Module) -> State | None:
     """The record of a module that graphreg made; None for any other."""
-    found = module.__dict__.get(STATE)
-    return found if isinstance(found, State) else None
+    state = module.__dict__.get(STATE)
+    return state if isinstance(state, State) else None
 
 
-def held_of(module: nn.Module) -> dict[str, Any]:
+def specialized_arguments(module: nn.Module) -> dict[str, Any]:
     """The specialized arguments of a module, by name; none for a module that graphreg did not make."""
     state = state_of(module)
     return dict(state.model.specialized) if state is not None else {}
@@ -99,19 +95,19 @@ def registered(model: nn.Module) -> Iterator[str]:
 
 def plain(model: nn.Module) -> Mapping[str, Any]:
     """The plain attributes of a model: those of its class, which methods would have read, and its own."""
-    found: dict[str, Any] = {}
+    attributes: dict[str, Any] = {}
     if not isinstance(model, fx.GraphModule):
         for name in set(dir(type(model))) - _EMPTY:
             value = inspect.getattr_static(type(model), name)
             if not name.startswith("__") and not hasattr(type(value), "__get__"):
-                found[name] = value
-    return found | {name: value for name, value in model.__dict__.items() if name not in _EMPTY}
+                attributes[name] = value
+    return attributes | {name: value for name, value in model.__dict__.items() if name not in _EMPTY}
 
 
 def check_names(model: nn.Module, plain_too: bool = True) -> None:
     """Refuse what the rewritten module could not have under the model's name for it: torch.fx has another meaning for that name, or
     graphreg has."""
-    own = (STATE, RULES) if isinstance(model, fx.GraphModule) else ()
+    allowed = (STATE, RULES) if isinstance(model, fx.GraphModule) else ()
     attributes = plain(model) if plain_too and not isinstance(model, fx.GraphModule) else {}
     for name in (*registered(model), *attributes):
         value = attributes.get(name)
@@ -125,7 +121,7 @@ def check_names(model: nn.Module, plain_too: bool = True) -> None:
                 f"{type(model).__name__} has something called 'self', and in the code that torch.fx emits that is the module itself. "
                 "Rename it in the model."
             )
-        if name.startswith(PREFIX) and name not in own:
+        if name.startswith(PREFIX) and name not in allowed:
             raise TraceError(
                 f"{type(model).__name__} has something called {name!r}, and names that begin with {PREFIX} are those of what graphreg "
                 "adds to a model. Rename it in the model."

@@ -16,9 +16,9 @@ from graphreg.ir.storage_effects import Effects
 from graphreg.torch_internals import HigherOrderOperator
 
 CELLS = {"rnn_tanh_cell", "rnn_relu_cell", "lstm_cell", "gru_cell"}  # what cells call, where a graph has their insides
-# In ``node.meta``, of a graph that is a part of a forward: an input that another part made, True where it depends on a product on
-# data; the output, where it goes on to another part.
-CROSSES = "crosses"
+# In ``node.meta``, at a graph-break boundary: of an input that another subgraph made, True where it depends on a product on data; of
+# an output that goes on to another subgraph.
+BOUNDARY = "graph_break_boundary"
 _NORM_CLASS = re.compile(r"Norm(alization)?(\dd)?$")  # a norm written by hand goes by its class's name
 PORTS: dict[tuple[int, ...], tuple[str, ...]] = {(0,): ("out", "0"), (1,): ("h_n", "1"), (1, 0): ("h_n", "1.0"), (1, 1): ("c_n", "1.1")}
 CELL_PORTS: dict[tuple[int, ...], tuple[str, ...]] = {(0,): ("out", "h", "0"), (1,): ("c", "1")}  # of nn.LSTMCell
@@ -43,24 +43,24 @@ def labels_of(node: fx.Node, operations: Operations) -> tuple[Label, ...]:
     """A node's labels, those of its port in front: ``rnn:h_n`` rather than ``getitem_1``."""
     if not is_labelled(node):
         return ()
-    own = own_labels(node)
+    labels = own_labels(node)
     if operations.is_list(node):
         # a module's name means its first port, which carries it
-        return () if operations.module(node) is not None and _has_first_port(node) else own
+        return () if operations.module(node) is not None and _has_first_port(node) else labels
     if not is_port(node, operations):
-        return own
+        return labels
     path, source = port_path(node), node.args[0]
     while isinstance(source, fx.Node) and function_name(source) in ("getitem", "__getitem__") and operations.is_list(source):
         source = source.args[0]
     if not isinstance(source, fx.Node) or not is_labelled(source):
-        return own
+        return labels
     module = operations.module(source)
     of_module = module is not None
     plain = ("out", "0") if path == (0,) and of_module else (".".join(map(str, path)),)
     known = PORTS if isinstance(module, nn.RNNBase) else CELL_PORTS if isinstance(module, nn.LSTMCell) else {}
     ports = known.get(path, plain)
     named = (Label(label.name, label.op, ports, path == (0,) and of_module, label.module) for label in own_labels(source))
-    return (*named, *own)
+    return (*named, *labels)
 
 
 def _has_first_port(node: fx.Node) -> bool:
@@ -69,11 +69,11 @@ def _has_first_port(node: fx.Node) -> bool:
 
 def _lengths(node: fx.Node) -> list[fx.Node]:
     """What tells ``pack_padded_sequence`` its lengths."""
-    given = node.args[1] if len(node.args) > 1 else node.kwargs.get("lengths")
-    return [given] if function_name(node) == "pack_padded_sequence" and isinstance(given, fx.Node) else []
+    lengths = node.args[1] if len(node.args) > 1 else node.kwargs.get("lengths")
+    return [lengths] if function_name(node) == "pack_padded_sequence" and isinstance(lengths, fx.Node) else []
 
 
-def is_whole(node: fx.Node) -> bool:
+def acts_as_opaque(node: fx.Node) -> bool:
     """Whether the node is a checkpointed region or a recurrent cell, which acts as an opaque module does."""
     return is_region(node) or function_name(node) in CELLS
 
@@ -106,7 +106,7 @@ class _Judge:
         for node in graph.nodes:
             self._walk(node)
         end = graph.output_node()
-        self.returned = set() if CROSSES in end.meta else set(nodes_in(end.args))
+        self.returned = set() if BOUNDARY in end.meta else set(nodes_in(end.args))
         self.used = {graph.output_node()}
         for node in reversed(graph.nodes):
             if any(user in self.used for user in node.users) or node.target is operator.setitem:
@@ -115,7 +115,7 @@ class _Judge:
     def _walk(self, node: fx.Node) -> None:
         if node.op == "placeholder":
             self.data.add(node)
-            if node.meta.get(CROSSES):
+            if node.meta.get(BOUNDARY):
                 self.deep.add(node)
             return
         if node.op == "get_attr":
@@ -165,7 +165,7 @@ class _Judge:
         return recurrent and bool(node.args) and node.args[0] in self.packed
 
     def _is_product(self, node: fx.Node, data: list[fx.Node]) -> bool:
-        if not data or not (self.operations.is_product(node) or is_whole(node)):
+        if not data or not (self.operations.is_product(node) or acts_as_opaque(node)):
             return False
         return node.op == "call_module" or any(n in self.weights for n in node.all_input_nodes)
 
@@ -175,28 +175,28 @@ class _Judge:
         return [self._origin(n) for n in data] if reads_indices else []
 
     def _origin(self, node: fx.Node) -> fx.Node:
-        while self.operations.passes_through(node) and node.args and isinstance(node.args[0], fx.Node) and not is_whole(node.args[0]):
+        while self.operations.passes_through(node) and node.args and isinstance(node.args[0], fx.Node) and not acts_as_opaque(node.args[0]):
             if is_labelled(node.args[0]) and not own_labels(node.args[0]):  # a tensor that the forward made has no name: its view may
                 break
             node = node.args[0]
         return node
 
     def sites(self) -> list[Site]:
-        found = []
+        sites = []
         for node in self.graph.nodes:
             labels = labels_of(node, self.operations)
             if labels:
-                found.append(self._site(node, labels))
-        return found
+                sites.append(self._site(node, labels))
+        return sites
 
     def _site(self, node: fx.Node, labels: tuple[Label, ...]) -> Site:
         why_not, known = self._why_not(node), node.meta.get("value")
         shape, dtype = known if isinstance(known, tuple) else (None, None)
-        given: dict[str, Any] = {"module": scope_of(node), "shape": shape, "dtype": dtype, "used": node in self.used}
+        facts: dict[str, Any] = {"module": scope_of(node), "shape": shape, "dtype": dtype, "used": node in self.used}
         if why_not:
-            return Site(labels, selectable=False, why_not=why_not, **given)
+            return Site(labels, selectable=False, why_not=why_not, **facts)
         norm = self.operations.is_norm(node) or any(label.module is not None and _NORM_CLASS.search(label.op) for label in labels)
-        return Site(labels, role=self._role(node), norm=norm, sequence=self._sequence(node), **given)
+        return Site(labels, role=self._role(node), norm=norm, sequence=self._sequence(node), **facts)
 
     def _sequence(self, node: fx.Node) -> Literal["", "batch first", "time first", "state"]:
         """Which port of a recurrent layer the node is: its output, by its axes, also behind dropout, or a state."""
@@ -218,8 +218,8 @@ class _Judge:
 
     def _role(self, node: fx.Node) -> Role:
         labels = own_labels(node)
-        part = node.op != "placeholder" and labels and labels[0].op == "input"  # of an argument that holds several
-        if part or (node.op == "placeholder" and CROSSES not in node.meta):
+        is_element = node.op != "placeholder" and labels and labels[0].op == "input"  # of an argument that holds several
+        if is_element or (node.op == "placeholder" and BOUNDARY not in node.meta):
             return "input"
         if node in self.hidden:
             return "hidden"

@@ -15,7 +15,7 @@ from typing import Literal
 
 from torch import nn
 
-from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, near, near_sentence, warn
+from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, suggestions, suggestions_text, warn
 from graphreg.ir.site import ROLES, Label, Site
 
 Selector = str | Sequence[str] | Callable[[Site], bool]
@@ -42,8 +42,8 @@ class Pattern:
     @classmethod
     def parse(cls, text: str) -> Pattern:
         """Read one string of a selector, ``[!]name[@op][:port][#role]``. Raises RegularizerError for anything else."""
-        found = _GRAMMAR.fullmatch(text.strip())
-        if not found or not text.strip("! "):
+        match = _GRAMMAR.fullmatch(text.strip())
+        if not match or not text.strip("! "):
             raise RegularizerError(
                 f"{text!r} is no selector. Write [!]name[@op][:port][#role], e.g. 'layer4.*', '**@ReLU', '*.weight'."
                 + (
@@ -52,12 +52,12 @@ class Pattern:
                     else ""
                 )
             )
-        role = found["role"]
+        role = match["role"]
         if role is not None and role not in ROLES:
             hint = r"Where # is a part of the name, write \#."
             raise RegularizerError(f"{text!r} asks for the role {role!r}; roles are {', '.join(ROLES)}. {hint}")
-        name, op, port = (_as_glob(found[part]) for part in ("name", "op", "port"))
-        return cls(text, name or "**", op, port, role, bool(found["exclude"]))
+        name, op, port = (_as_glob(match[part]) for part in ("name", "op", "port"))
+        return cls(text, name or "**", op, port, role, bool(match["exclude"]))
 
     @cached_property
     def _glob(self) -> Callable[[str], object]:
@@ -93,16 +93,16 @@ class Pattern:
     def labels(self, sites: Iterable[Site]) -> list[tuple[Label, Site]]:
         """The matching sites with the labels that match: op and role first, then the name; values inside a matching module go last."""
         named = [(label, site) for site in sites for label in site.labels if self.filters(label, site) and self.names(label, site)]
-        found = [(label, site) for label, site in named if site.kind == "parameter" or self.takes_port(label)]
+        matching = [(label, site) for label, site in named if site.kind == "parameter" or self.takes_port(label)]
         if "**" not in self.name:
             modules = {label.module for label, site in named if label.module is not None and site.kind == "value"}
-            found = [(label, site) for label, site in found if site.kind == "parameter" or not _within(label.name, modules)]
-        return found
+            matching = [(label, site) for label, site in matching if site.kind == "parameter" or not _within(label.name, modules)]
+        return matching
 
 
-def _as_glob(part: str | None) -> str | None:
+def _as_glob(text: str | None) -> str | None:
     """A shell glob in which what stood behind a backslash means itself."""
-    return part and _BACKSLASH.sub(lambda found: f"[{found[1]}]" if found[1] in "*?[" else found[1], part)
+    return text and _BACKSLASH.sub(lambda match: f"[{match[1]}]" if match[1] in "*?[" else match[1], text)
 
 
 def exactly(label: Label) -> str:
@@ -111,8 +111,8 @@ def exactly(label: Label) -> str:
     return name if label.default else f"{name}:{port}"
 
 
-def _taken_as_is(found: re.Match[str]) -> str:
-    return f"[{found[0]}]" if found[0].isspace() else f"\\{found[0]}"  # white space around a selector is none of it
+def _taken_as_is(match: re.Match[str]) -> str:
+    return f"[{match[0]}]" if match[0].isspace() else f"\\{match[0]}"  # white space around a selector is none of it
 
 
 def strings_of(sites: Iterable[Site]) -> list[str]:
@@ -132,9 +132,9 @@ def _within(name: str, modules: set[str]) -> bool:
 def strings(selector: Selector) -> tuple[str, ...]:
     """The strings of a selector, checked; none if it is a function. Raises RegularizerError for anything else."""
     if isinstance(selector, str):
-        given: tuple[object, ...] = (selector,)
+        texts: tuple[object, ...] = (selector,)
     elif isinstance(selector, Sequence):
-        given = tuple(selector)
+        texts = tuple(selector)
     elif callable(selector) and not isinstance(selector, (type, nn.Module)):
         return ()
     else:
@@ -142,11 +142,11 @@ def strings(selector: Selector) -> tuple[str, ...]:
             f"a selector is a string, a sequence of strings or a function of a site, not {selector!r}. "
             "The selector comes first and the weight second: Regularizer('layer4.*', 0.1)."
         )
-    if not given or not all(isinstance(text, str) for text in given):
+    if not texts or not all(isinstance(text, str) for text in texts):
         raise RegularizerError(f"a selector is one string or several, not {selector!r}. '*' means the default sites.")
-    for text in given:
+    for text in texts:
         Pattern.parse(str(text))
-    return tuple(str(text) for text in given)
+    return tuple(str(text) for text in texts)
 
 
 def select(
@@ -187,8 +187,8 @@ def select(
     texts = strings(selector)
     none_usual = _usual(who, usual, what, model, [site for site in sites if site.norm and site.role == "hidden"])
 
-    def why(pattern: Pattern, found: Sequence[Site]) -> str:
-        return none_usual if pattern.lone else _nothing(pattern, found, sites, what, model, who, elsewhere) + hint(pattern.text)
+    def why(pattern: Pattern, matched: Sequence[Site]) -> str:
+        return none_usual if pattern.lone else _nothing(pattern, matched, sites, what, model, who, elsewhere) + hint(pattern.text)
 
     if not default and all(pattern.exclude and not pattern.lone for pattern in map(Pattern.parse, texts)):
         complain(none_usual, missing)
@@ -214,10 +214,10 @@ def _by_strings(
     wanted = {id(site): "*" for site in default} if all(pattern.exclude for pattern in patterns) else {}
     gone: set[int] = set()
     for pattern in patterns:
-        found = list(default) if pattern.lone else pattern.find(sites)
-        usable = [site for site in found if site.selectable]
-        if not (usable or _needless(pattern, found, elsewhere)):
-            complain(why(pattern, found), missing)
+        matched = list(default) if pattern.lone else pattern.find(sites)
+        usable = [site for site in matched if site.selectable]
+        if not (usable or _needless(pattern, matched, elsewhere)):
+            complain(why(pattern, matched), missing)
         if pattern.exclude:
             gone.update(map(id, usable))
         else:
@@ -256,15 +256,15 @@ def unmatched(selector: Selector, sites: Sequence[Site], default: Sequence[Site]
     lost = []
     for text in strings(selector):
         pattern = Pattern.parse(text)
-        found = default if pattern.lone else pattern.find(sites)
-        if not (any(site.selectable for site in found) or _needless(pattern, found, elsewhere)):
+        matched = default if pattern.lone else pattern.find(sites)
+        if not (any(site.selectable for site in matched) or _needless(pattern, matched, elsewhere)):
             lost.append(text)
     return tuple(lost)
 
 
-def _needless(pattern: Pattern, found: Sequence[Site], elsewhere: Sequence[Site]) -> bool:
+def _needless(pattern: Pattern, matched: Sequence[Site], elsewhere: Sequence[Site]) -> bool:
     """Whether an exclusion only excludes sites that are not selected anyway, as a bias from a penalty on weights."""
-    return pattern.exclude and not pattern.lone and bool(found or pattern.find(elsewhere))
+    return pattern.exclude and not pattern.lone and bool(matched or pattern.find(elsewhere))
 
 
 def complain(sentence: str, missing: Missing) -> None:
@@ -288,16 +288,16 @@ def _called(selector: Callable[[Site], bool]) -> str:
 
 
 def _nothing(
-    pattern: Pattern, found: Sequence[Site], sites: Sequence[Site], what: str, model: str, who: str, elsewhere: Sequence[Site]
+    pattern: Pattern, matched: Sequence[Site], sites: Sequence[Site], what: str, model: str, who: str, elsewhere: Sequence[Site]
 ) -> str:
     """The message for a string that matches nothing: the likely reason, and suggestions."""
     start = f"{pattern.text!r} matches no {what} of {model}."
     end = " List all: graphreg.names(model)."
-    if found:
-        reasons = ", ".join(f"{site.name} ({site.why_not})" for site in found[:3])
-        parts = [exactly(label) for site in sites for label in site.labels if site.selectable and pattern.names(label, site)]
-        parts_text = f" Write a part of it: {', '.join(parts[:6])}." if parts and pattern.port is None else ""
-        return f"{start} It finds only what cannot be regularized: {reasons}.{parts_text}{end}"
+    if matched:
+        reasons = ", ".join(f"{site.name} ({site.why_not})" for site in matched[:3])
+        elements = [exactly(label) for site in sites for label in site.labels if site.selectable and pattern.names(label, site)]
+        elements_text = f" Write a part of it: {', '.join(elements[:6])}." if elements and pattern.port is None else ""
+        return f"{start} It finds only what cannot be regularized: {reasons}.{elements_text}{end}"
     bare = pattern.text.strip().removeprefix("!")
     if _SPECIAL.search(bare) and (literal := [label for site in sites for label in site.labels if label.name == bare]):
         exact = exactly(literal[0])
@@ -307,7 +307,7 @@ def _nothing(
         return f"{start} #{pattern.role} is a role of values, and {who} acts on a {what}; leave the role out.{end}"
     if named and (pattern.op or pattern.port or pattern.role):
         there = sorted({label.op for label, _ in named})
-        ops = ", ".join(list(dict.fromkeys([*near(pattern.op or "", there), *there]))[:6])
+        ops = ", ".join(list(dict.fromkeys([*suggestions(pattern.op or "", there), *there]))[:6])
         ports = ", ".join(sorted({p for label, _ in named for p in label.ports})[:6])
         roles = ", ".join(sorted({site.role for _, site in named} - {""})) or "none"
         return f"{start} The name is found, the filter is not: ops there {ops}; ports {ports}; roles {roles}.{end}"
@@ -319,4 +319,4 @@ def _nothing(
         kind = "parameters" if others[0].kind == "parameter" else "values"
         start += f" It names {kind} ({', '.join(site.name for site in others[:3])}), and {who} acts on a {what}."
     known = (*sites, *elsewhere) if pattern.exclude else [site for site in sites if site.selectable]
-    return f"{start}{near_sentence(pattern.name, strings_of(known))}{end}"
+    return f"{start}{suggestions_text(pattern.name, strings_of(known))}{end}"

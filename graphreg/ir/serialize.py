@@ -12,7 +12,7 @@ from torch.fx.node import map_aggregate
 from graphreg.ir.metadata import ADDITION, SITE
 from graphreg.torch_internals import OpOverload, OpOverloadPacket, overload_name, qualified_name, schema_of, share_emitter
 
-KEPT = (SITE, ADDITION, "value")  # what of node.meta is plain data of ours
+CARRIED = (SITE, ADDITION, "value")  # what of node.meta is plain data of ours
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class _Operator:
             return cls(namespace, name, None)
         return target
 
-    def found(self) -> Any:
+    def resolved(self) -> Any:
         packet = getattr(getattr(torch.ops, self.namespace), self.name)
         return packet if self.overload is None else getattr(packet, self.overload)
 
@@ -57,7 +57,7 @@ def freeze(graph: fx.Graph) -> list[tuple[Any, ...]]:
             _Operator.of(n.target),
             map_aggregate(n.args, plain),
             map_aggregate(n.kwargs, plain),
-            {k: n.meta[k] for k in KEPT if k in n.meta},
+            {k: n.meta[k] for k in CARRIED if k in n.meta},
         )
         for n in graph.nodes
     ]
@@ -71,8 +71,8 @@ def thaw(records: list[tuple[Any, ...]]) -> fx.Graph:
         return nodes[leaf.index] if isinstance(leaf, _Ref) else leaf
 
     for op, name, target, args, kwargs, meta in records:
-        found = target.found() if isinstance(target, _Operator) else target
-        node = graph.create_node(op, found, map_aggregate(args, linked), map_aggregate(kwargs, linked), name)
+        resolved = target.resolved() if isinstance(target, _Operator) else target
+        node = graph.create_node(op, resolved, map_aggregate(args, linked), map_aggregate(kwargs, linked), name)
         node.meta.update(meta)
         nodes.append(node)
     return graph

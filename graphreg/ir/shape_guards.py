@@ -46,7 +46,7 @@ def alike(value: Tensor, axis: int, other: Tensor, other_axis: int, names: tuple
 
 
 @has_side_effect
-def held_true(condition: Any, text: str) -> None:
+def same_decision(condition: Any, text: str) -> None:
     """Raises unless what the model's code asked of sizes has the answer that the example inputs gave."""
     if not condition:
         raise GraphRegError(
@@ -56,7 +56,7 @@ def held_true(condition: Any, text: str) -> None:
 
 
 @has_side_effect
-def holds(value: Any, name: str, keys: tuple[Any, ...]) -> None:
+def has_keys(value: Any, name: str, keys: tuple[Any, ...]) -> None:
     """Raises unless a dict, tuple or list has the parts that it had in the example inputs."""
     there = tuple(value) if isinstance(value, Mapping) else tuple(range(len(value)))
     if sorted(map(str, there)) != sorted(map(str, keys)):
@@ -67,13 +67,13 @@ def holds(value: Any, name: str, keys: tuple[Any, ...]) -> None:
 
 
 @has_side_effect
-def held_at(value: Any, name: str, expected: Any) -> None:
+def specialized_to(value: Any, name: str, expected: Any) -> None:
     """Raises unless a number, string or the like is what it was in the example inputs."""
     if value != expected:
         raise GraphRegError(f"{name} was {expected!r} in the example_inputs, and the graph is specialized to that. It is {value!r} now.")
 
 
-ASSERTIONS = (sized, alike, held_true, holds, held_at)
+ASSERTIONS = (sized, alike, same_decision, has_keys, specialized_to)
 
 
 def fixed(graph: fx.Graph) -> list[str]:
@@ -82,7 +82,7 @@ def fixed(graph: fx.Graph) -> list[str]:
     for node in graph.nodes:
         if node.target is sized and any(size is not None for size in node.args[2]):
             lines.append(f"fixed size: {node.args[1]} is {' x '.join('any' if s is None else str(s) for s in node.args[2])}")
-        elif node.target is held_true:
+        elif node.target is same_decision:
             lines.append(f"decided on a shape: {node.args[1]}")
     return lines
 
@@ -109,7 +109,7 @@ def assert_sizes(graph: fx.Graph, inputs: Sequence[Place], guards: Iterable[Any]
 
 def _assert_guards(graph: fx.Graph, first: Mapping[Any, tuple[fx.Node, int, str]], guards: Collection[Any]) -> None:
     tracer, sizes = GraphAppendingTracer(graph), dict[Any, Proxy]()
-    words = {str(symbol): f"{name}.shape[{axis}]" for symbol, (_, axis, name) in first.items()}
+    shown_as = {str(symbol): f"{name}.shape[{axis}]" for symbol, (_, axis, name) in first.items()}
     for guard in guards:
         symbols = guard.free_symbols
         if not symbols or not symbols <= first.keys():
@@ -122,7 +122,7 @@ def _assert_guards(graph: fx.Graph, first: Mapping[Any, tuple[fx.Node, int, str]
         for made in set(graph.nodes) - before:
             label_site(made, "")
         if isinstance(condition, Proxy):
-            _unnamed(graph, held_true, condition.node, re.sub(r"\w+", lambda word: words.get(word[0], word[0]), str(guard)))
+            _unnamed(graph, same_decision, condition.node, re.sub(r"\w+", lambda word: shown_as.get(word[0], word[0]), str(guard)))
 
 
 def _unnamed(graph: fx.Graph, function: Any, *args: Any) -> fx.Node:
@@ -148,15 +148,15 @@ def described(graph: fx.Graph, ones: Collection[fx.Node]) -> None:
             numbers[expression] = int(known) if known.is_number else None
         return numbers[expression]
 
-    def told(value: Any) -> Any:
+    def description(value: Any) -> Any:
         if isinstance(value, (tuple, list)):
-            return [told(item) for item in value]
+            return [description(item) for item in value]
         if not isinstance(value, Tensor):
             return None
         shape = tuple(map(number, value.shape))
         return (shape, value.dtype) if None not in shape else ()
 
     for node in graph.nodes:
-        value = told(node.meta.pop("val", None))
+        value = description(node.meta.pop("val", None))
         if value != ():  # a size that depends on data: the site's shape is not known
             node.meta["value"] = value

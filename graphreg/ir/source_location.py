@@ -12,13 +12,13 @@ import torch
 from torch import fx
 
 Origin = tuple[str, int]
-OWN_FOLDERS = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parents[1]}/")  # torch's and graphreg's
+LIBRARY_FOLDERS = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parents[1]}/")  # torch's and graphreg's
 _FRONT_END = "graphreg.tracing.symbolic.symbolic"
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 
 
 def _users(file: str) -> bool:
-    return not file.startswith((*OWN_FOLDERS, "<"))
+    return not file.startswith((*LIBRARY_FOLDERS, "<"))
 
 
 def origin_now() -> Origin | None:
@@ -31,16 +31,16 @@ def origin_now() -> Origin | None:
     return None
 
 
-def origin_told(stack_trace: str | None) -> Origin | None:
+def origin_in_trace(stack_trace: str | None) -> Origin | None:
     """The innermost line outside torch and graphreg in a stack trace that torch recorded."""
-    told = [(found["file"], int(found["line"])) for found in _FRAME.finditer(stack_trace or "")]
-    return next((origin for origin in reversed(told) if _users(origin[0])), None)
+    origins = [(match["file"], int(match["line"])) for match in _FRAME.finditer(stack_trace or "")]
+    return next((origin for origin in reversed(origins) if _users(origin[0])), None)
 
 
 def origin_of(node: fx.Node) -> Origin | None:
     """The line that made a node; None if the trace did not record it."""
     known: Origin | None = node.meta.get("origin")
-    return known or origin_told(node.stack_trace)
+    return known or origin_in_trace(node.stack_trace)
 
 
 @cache

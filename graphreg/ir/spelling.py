@@ -33,7 +33,7 @@ def spelled(graph: fx.Graph) -> fx.Graph:
 
     def python_code(root_module: str, **options: Any) -> PythonCode:
         code = fx.Graph.python_code(copy, root_module, **options)
-        code.src = re.sub(rf"\b{root_module}\.graphreg_path_(\d+)_", lambda found: _text(root_module, paths[int(found[1])]), code.src)
+        code.src = re.sub(rf"\b{root_module}\.graphreg_path_(\d+)_", lambda match: _text(root_module, paths[int(match[1])]), code.src)
         return code
 
     copy.python_code = python_code  # type: ignore[method-assign]

@@ -66,10 +66,10 @@ class Steps:
         """Refuse a shape that is no sequence's, or that lacks the axis of time. ``shape``: with the calls in front."""
         least = 2 if self.unbatched else 3
         if len(shape) < least:
-            given, what = (shape[1:], "value of each call") if self.calls else (shape, "value")
+            value_shape, what = (shape[1:], "value of each call") if self.calls else (shape, "value")
             form = "[batch, units, ...]" if self.calls else "[batch, time, units]"
             raise RegularizerError(
-                f"{who}: the {what} has shape {tuple(given)} and is no sequence: that takes {form}, {least - bool(self.calls)} dims "
+                f"{who}: the {what} has shape {tuple(value_shape)} and is no sequence: that takes {form}, {least - bool(self.calls)} dims "
                 f"or more. Neighbouring units are not neighbouring steps.{self.hint}"
             )
         if not -len(shape) <= self.axis < len(shape):
@@ -100,8 +100,8 @@ class Steps:
         mask = dtype == torch.bool
         if len(value) == 2 and len(shape) == mask:  # a sequence without a batch, and so are its lengths
             shape = (1, *shape)
-        whole = not dtype.is_floating_point and not dtype.is_complex
-        if not whole or tuple(shape) != ((batch, time) if mask else (batch,)):
+        is_integer = not dtype.is_floating_point and not dtype.is_complex
+        if not is_integer or tuple(shape) != ((batch, time) if mask else (batch,)):
             fits = self._fits(value, shape[1], exactly=True) if mask and len(shape) == 2 else ""
             raise RegularizerError(
                 f"{who}: lengths={self.lengths!r} is {tuple(shape)} {str(dtype).removeprefix('torch.')}; for {batch} sequences of {time} "

@@ -20,6 +20,7 @@ from graphreg.ir.operations import (  # fmt: skip
     SIZE_ATTRIBUTES,
     Operations,
     argument_of,
+    declared_effects,
     first_argument,
     function_name,
     in_place_argument,
@@ -28,7 +29,6 @@ from graphreg.ir.operations import (  # fmt: skip
     is_pythons,
     nodes_in,
     placed,
-    told_of,
 )
 from graphreg.ir.storage_probes import STATISTICS, TRIES, Hole, Seen, probe, together
 from graphreg.torch_internals import HigherOrderOperator, OpOverload, drop_forward_hooks, forward_hooks
@@ -52,18 +52,18 @@ class Effects:
         self._known, self._sizes = set[fx.Node](), set[fx.Node]()  # the nodes that were asked of, and which of them are sizes
         self._unknown: dict[fx.Node, bool] = {}
 
-    def writes(self, node: fx.Node, surely: bool = False) -> tuple[fx.Node, ...]:
-        """The arguments whose storage the operation may write into; ``surely``: only those it was seen to write into every time."""
+    def writes(self, node: fx.Node, is_definite: bool = False) -> tuple[fx.Node, ...]:
+        """The arguments whose storage the operation may write into; ``is_definite``: only those it was seen to write into every time."""
         if node not in self._writes:
             self._writes[node] = self._written(node)
-        return self._writes[node][surely]
+        return self._writes[node][is_definite]
 
     def shares(self, node: fx.Node) -> tuple[fx.Node, ...]:
         """The arguments whose storage the output may share."""
         return self._shared(node)[0]
 
     def is_dense(self, node: fx.Node) -> bool:
-        """Whether the output surely fills a storage of its own, without gaps."""
+        """Whether the output definitely fills a storage of its own, without gaps."""
         shares, dense = self._shared(node)
         return dense and not shares and node.op not in ("placeholder", "get_attr")
 
@@ -88,20 +88,21 @@ class Effects:
             return (), ()
         if isinstance(node.target, HigherOrderOperator):
             return _operands(node, 1), ()
-        known, out = told_of(node), nodes_in(node.kwargs.get("out"))
+        known, out = declared_effects(node), nodes_in(node.kwargs.get("out"))
         written = _twice([*placed(node, known.writes), *out] if known is not None else out)
         return written if known is not None and not known.silent else self._seen_to_write(node, written)
 
     def _seen_to_write(
-        self, node: fx.Node, told: tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]
+        self, node: fx.Node, declared: tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]
     ) -> tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]:
         seen = self._probed(node, quick=True)
         if seen is None:
             named, statistics = in_place_argument(node), nodes_in([argument_of(node, name) for name in STATISTICS])
             renormed = _inputs(node) if argument_of(node, "max_norm") is not None else ()
-            return _distinct([*told[0], *named, *statistics, *renormed]), _distinct([*told[1], *named])
+            return _distinct([*declared[0], *named, *statistics, *renormed]), _distinct([*declared[1], *named])
         inputs = node.all_input_nodes
-        return _distinct([*told[0], *(inputs[i] for i in sorted(seen.writes))]), _distinct([*told[1], *(inputs[i] for i in seen.surely)])
+        possible, definite = ([inputs[i] for i in sorted(places)] for places in (seen.writes, seen.definite_writes))
+        return _distinct([*declared[0], *possible]), _distinct([*declared[1], *definite])
 
     def _written_by_module(self, node: fx.Node) -> tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]:
         module = self.operations.module(node)
@@ -113,7 +114,7 @@ class Effects:
         seen, inputs = self._probed(node, quick=True), node.all_input_nodes
         if seen is None:
             return tuple(inputs), ()
-        return tuple(inputs[i] for i in sorted(seen.writes)), tuple(inputs[i] for i in sorted(seen.surely))
+        return tuple(inputs[i] for i in sorted(seen.writes)), tuple(inputs[i] for i in sorted(seen.definite_writes))
 
     # Who shares
 
@@ -130,12 +131,12 @@ class Effects:
             return self._seen_to_share(node)
         if is_pythons(node):
             return self._of_python(node, function_name(node))
-        known, out = told_of(node), tuple(nodes_in(node.kwargs.get("out")))
+        known, out = declared_effects(node), tuple(nodes_in(node.kwargs.get("out")))
         if function_name(node) == "set_":
             return _inputs(node), False
         if known is not None:
             shares = [*placed(node, known.shares), *out]
-            if shares or known.whole:
+            if shares or known.complete:
                 return _distinct(shares), not shares and not function_name(node).endswith("_strided")
             if isinstance(node.target, OpOverload) and node.target.namespace not in ("aten", "prims"):
                 return _inputs(node), False  # composed in Python by somebody else
@@ -156,9 +157,9 @@ class Effects:
         return _inputs(node), False
 
     def _picks(self, index: object) -> bool:
-        """Whether an index surely makes a copy: one of tensors, or of a list of numbers."""
-        parts = index if isinstance(index, tuple) else (index,)
-        return any(isinstance(part, list) or (isinstance(part, fx.Node) and isinstance(part.meta.get("value"), tuple)) for part in parts)
+        """Whether an index definitely makes a copy: one of tensors, or of a list of numbers."""
+        items = index if isinstance(index, tuple) else (index,)
+        return any(isinstance(item, list) or (isinstance(item, fx.Node) and isinstance(item.meta.get("value"), tuple)) for item in items)
 
     def _seen_to_share(self, node: fx.Node, out: tuple[fx.Node, ...] = ()) -> tuple[tuple[fx.Node, ...], bool]:
         seen, inputs = self._probed(node), node.all_input_nodes
@@ -201,9 +202,9 @@ class Effects:
     def _looked_up(self, node: fx.Node, args: Any, kwargs: Any, quick: bool) -> Seen | None:
         module = self.operations.module(node)
         key = (_settings(module) if module is not None else node.target, repr((args, kwargs)))
-        for found in ((*key, False), (*key, quick)):
-            if found in _SEEN:
-                return _SEEN[found]
+        for cached in ((*key, False), (*key, quick)):
+            if cached in _SEEN:
+                return _SEEN[cached]
         if len(_SEEN) > 1 << 14:
             _SEEN.clear()
         enough = 2 if quick else TRIES
@@ -224,10 +225,10 @@ class Effects:
             return Hole(index, "number" if self._is_size(node) else "list" if self.operations.is_list(node) else "tensor")
         value = node.meta["value"]
         if isinstance(value, list):
-            return Hole(index, "list", tuple(filter(_is_part, value)) if known else ())
+            return Hole(index, "list", tuple(filter(_is_spec, value)) if known else ())
         if value is None:
             return Hole(index, "number")
-        if known and _is_part(value):
+        if known and _is_spec(value):
             return Hole(index, "tensor", (value,))
         return Hole(index, "tensor", (), None if value[1].is_floating_point else value[1])
 
@@ -265,14 +266,14 @@ def _distinct(nodes: Iterable[fx.Node]) -> tuple[fx.Node, ...]:
 
 def _twice(nodes: Iterable[fx.Node]) -> tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]:
     """What may be written into and is: the same."""
-    return (found := _distinct(nodes)), found
+    return (distinct := _distinct(nodes)), distinct
 
 
 def _with_holes(value: Any, holes: Mapping[fx.Node, Hole]) -> Any:
     return map_aggregate(value, lambda leaf: holes[leaf] if isinstance(leaf, fx.Node) else leaf)  # type: ignore[arg-type,return-value]
 
 
-def _is_part(value: Any) -> bool:
+def _is_spec(value: Any) -> bool:
     return isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], torch.dtype) and min(value[0], default=0) >= 0
 
 
@@ -291,15 +292,15 @@ def _of_module(module: nn.Module, args: Any, kwargs: Any, enough: int) -> Seen |
         return None
     if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):  # the states, of other sizes than the input, enter products alone
         args, kwargs = args[:1], {name: value for name, value in kwargs.items() if name != "hx"}
-    own = [*_shapes(vars(module).values()), *(tuple(p.shape) for p in twin.parameters())]
-    seen = list(filter(None, (probe(twin.train(mode), args, kwargs, own, enough) for mode in (True, False))))
+    sizes = [*_shapes(vars(module).values()), *(tuple(p.shape) for p in twin.parameters())]
+    seen = list(filter(None, (probe(twin.train(mode), args, kwargs, sizes, enough) for mode in (True, False))))
     return together(seen) if seen else None
 
 
 def _shapes(values: Iterable[Any]) -> list[tuple[int, ...]]:
     """Those of a layer's settings that may be sizes: numbers and tuples of them."""
-    found = [value if isinstance(value, tuple) else (value,) for value in values]
-    return [shape for shape in found if shape and all(type(n) is int for n in shape)]
+    tuples = [value if isinstance(value, tuple) else (value,) for value in values]
+    return [shape for shape in tuples if shape and all(type(n) is int for n in shape)]
 
 
 def _twin(module: nn.Module) -> nn.Module:
@@ -330,12 +331,13 @@ def _is_foreign(module: nn.Module) -> bool:
 
 def _settings(module: nn.Module) -> tuple[Any, ...]:
     """What tells a layer from others that do something else to storage."""
-    told = list[Any]()
+    settings = list[Any]()
     for name, inner in module.named_modules():
-        told += [name, type(inner)]
-        told += [(key, tuple(t.shape), t.dtype) for key, t in (*inner._parameters.items(), *inner._buffers.items()) if t is not None]
-        told += [(key, type(value), value if _is_hashable(value) else repr(value)) for key, value in vars(inner).items() if key[0] != "_"]
-    return tuple(told)
+        settings += [name, type(inner)]
+        settings += [(key, tuple(t.shape), t.dtype) for key, t in (*inner._parameters.items(), *inner._buffers.items()) if t is not None]
+        plain = [(key, value) for key, value in vars(inner).items() if key[0] != "_"]
+        settings += [(key, type(value), value if _is_hashable(value) else repr(value)) for key, value in plain]
+    return tuple(settings)
 
 
 def _is_hashable(value: object) -> bool:

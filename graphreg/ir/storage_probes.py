@@ -1,4 +1,4 @@
-"""Finds what a call does to storage: declared by torch's schemas (``told``), or seen by calling it on meta tensors (``probe``).
+"""Finds what a call does to storage: declared by torch's schemas (``declared``), or seen by calling it on meta tensors (``probe``).
 
 torch's schemas say which operators give a view and which write. What is made of several operators has no such note: an ``einsum`` that
 only permutes gives a view, a dropout in eval mode its own input. So the call is made on meta tensors, which have shapes and storages
@@ -39,19 +39,19 @@ _NUMBERS = (4, 1, True, False, torch.float32, torch.device("meta"), torch.Size((
 _SMALL, _LONG, _MANY = 4, 64, 1 << 16  # sizes of axes: what mostly does, long enough for what slides along one, the most
 PLAIN = (int, float, complex, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size)
 
-Part = tuple[tuple[int, ...], torch.dtype]  # a tensor's shape and dtype
+Spec = tuple[tuple[int, ...], torch.dtype]  # a tensor's shape and dtype
 
 
 @dataclass(frozen=True)
 class Hole:
-    """An argument that the graph computes; ``parts``: of each of its tensors the shape and dtype, where they are known.
+    """An argument that the graph computes; ``specs``: of each of its tensors the shape and dtype, where they are known.
 
     ``dtype``: that of all, where it alone is known.
     """
 
     index: int
     kind: Literal["tensor", "list", "number"] = "tensor"
-    parts: tuple[Part, ...] = ()
+    specs: tuple[Spec, ...] = ()
     dtype: torch.dtype | None = None
 
 
@@ -61,53 +61,57 @@ class Seen(NamedTuple):
     Attributes:
         shares: the arguments whose storage the result may share.
         writes: the arguments that some call wrote into.
-        surely: the arguments that every call wrote into.
+        definite_writes: the arguments that every call wrote into.
         dense: whether a result with storage of its own fills it without gaps.
     """
 
     shares: frozenset[int]
     writes: frozenset[int]
-    surely: frozenset[int]
+    definite_writes: frozenset[int]
     dense: bool
 
 
 def probe(
-    call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], own: Sequence[tuple[int, ...]] = (), enough: int = TRIES
+    call: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    known_shapes: Sequence[tuple[int, ...]] = (),
+    enough: int = TRIES,
 ) -> Seen | None:
     """Make a call whose arguments have holes, with tensors of many shapes in them; None where it never runs.
 
-    ``own``: shapes and sizes that the call brings itself, as of weights; an argument often has to fit one. ``enough``: how many calls
-    will do.
+    ``known_shapes``: shapes and sizes that the call brings itself, as of weights; an argument often has to fit one. ``enough``: how many
+    calls will do.
     """
     holes = list({leaf.index: leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Hole)}.values())
-    shapes = [*own, *(shape for hole in holes for shape, _ in hole.parts), *_literals((args, kwargs))]
-    found, tries = list[Seen](), 0
+    shapes = [*known_shapes, *(shape for hole in holes for shape, _ in hole.specs), *_literals((args, kwargs))]
+    seen_calls, tries = list[Seen](), 0
     state = torch.get_rng_state()  # what is made of several operators may draw a default of its own
     with warnings.catch_warnings(), torch.no_grad(), without_modes(), without_functions():
         warnings.simplefilter("ignore")
-        for phase in _phases(holes, list(dict.fromkeys(shapes)), bool(own)):
-            for given in itertools.islice(phase, TRIES - tries):
+        for phase in _phases(holes, list(dict.fromkeys(shapes)), bool(known_shapes)):
+            for filling in itertools.islice(phase, TRIES - tries):
                 tries += 1
-                seen = _run(call, args, kwargs, given)
-                if seen and not found and not own:  # a cast to the dtype that a tensor has gives the tensor
-                    others = [_run(call, args, kwargs, _cast(given, dtype)) for dtype in (torch.float64, torch.float16, torch.bfloat16)]
-                    found += [each for other in others for each in other]
-                found += seen
-                if len(found) >= enough:
+                seen = _run(call, args, kwargs, filling)
+                if seen and not seen_calls and not known_shapes:  # a cast to the dtype that a tensor has gives the tensor
+                    others = [_run(call, args, kwargs, _cast(filling, dtype)) for dtype in (torch.float64, torch.float16, torch.bfloat16)]
+                    seen_calls += [each for other in others for each in other]
+                seen_calls += seen
+                if len(seen_calls) >= enough:
                     break
-            if found:
+            if seen_calls:
                 break
     torch.set_rng_state(state)
-    return together(found) if found else None
+    return together(seen_calls) if seen_calls else None
 
 
-def together(found: Sequence[Seen]) -> Seen:
+def together(calls: Sequence[Seen]) -> Seen:
     """Combine what several calls did."""
-    shares, writes = (frozenset[int]().union(*(getattr(seen, name) for seen in found)) for name in ("shares", "writes"))
-    return Seen(shares, writes, frozenset.intersection(*(seen.surely for seen in found)), all(seen.dense for seen in found))
+    shares, writes = (frozenset[int]().union(*(getattr(seen, name) for seen in calls)) for name in ("shares", "writes"))
+    return Seen(shares, writes, frozenset.intersection(*(seen.definite_writes for seen in calls)), all(seen.dense for seen in calls))
 
 
-Given = Mapping[int, tuple[Part, ...] | Any]  # by the place of a hole: its parts, or what is no tensor
+Filling = Mapping[int, tuple[Spec, ...] | Any]  # by the place of a hole: its parts, or what is no tensor
 
 
 def _literals(value: Any) -> list[tuple[int, ...]]:
@@ -120,22 +124,22 @@ def _literals(value: Any) -> list[tuple[int, ...]]:
     return [*alone, *(shape for item in value for shape in _literals(item))]
 
 
-def _phases(holes: list[Hole], shapes: list[tuple[int, ...]], fits: bool) -> Iterator[Iterator[Given]]:
+def _phases(holes: list[Hole], shapes: list[tuple[int, ...]], fits: bool) -> Iterator[Iterator[Filling]]:
     """What to put into the holes of which nothing is known: one size in all axes, and sizes that the call names.
 
     ``fits``: whether it names those that fit, which then go first.
     """
     tensors = [hole for hole in holes if hole.kind != "number"]
     numbers = [hole.index for hole in holes if hole.kind == "number"]
-    free, known = [hole for hole in tensors if not hole.parts], {hole.index: hole.parts for hole in tensors if hole.parts}
+    free, known = [hole for hole in tensors if not hole.specs], {hole.index: hole.specs for hole in tensors if hole.specs}
 
-    def given(shapes: Iterable[Given]) -> Iterator[Given]:
+    def fillings(shapes: Iterable[Filling]) -> Iterator[Filling]:
         for each in shapes:
             for number in _NUMBERS if numbers else (None,):
                 yield {**each, **dict.fromkeys(numbers, number)}
 
     if not free:
-        yield given([known])
+        yield fillings([known])
         return
     sizes = [n for n in dict.fromkeys(n for shape in shapes for n in shape) if 1 < n <= _MANY and n != _SMALL][:8]
     sizes += [n * n for n in sizes if n < _LONG]  # of axes that are taken apart by it twice, as by a pixel shuffle
@@ -145,20 +149,20 @@ def _phases(holes: list[Hole], shapes: list[tuple[int, ...]], fits: bool) -> Ite
     for kinds in _dtypes(free):
         for patterns in (*named, *plain) if fits or known else (*plain, *named):
             for rests in ((None,), (1, 2, 3)) if len(free) > 1 else ((None,),):
-                yield given(_shaped(free, known, patterns, rests, kinds))
+                yield fillings(_shaped(free, known, patterns, rests, kinds))
 
 
 def _shaped(
-    free: list[Hole], known: Given, patterns: tuple[_Pattern, ...], rests: tuple[int | None, ...], kinds: tuple[torch.dtype, torch.dtype]
-) -> Iterator[Given]:
+    free: list[Hole], known: Filling, patterns: tuple[_Pattern, ...], rests: tuple[int | None, ...], kinds: tuple[torch.dtype, torch.dtype]
+) -> Iterator[Filling]:
     """Every rank for the first hole; for the others the same, or one of ``rests``."""
     for rest, rank, pattern in itertools.product(rests, _RANKS, patterns):
-        parts = dict(known)
+        specs = dict(known)
         for hole in free:
             shape = pattern(rank if hole is free[0] or rest is None else rest)
             dtype = hole.dtype or kinds[hole is not free[0]]
-            parts[hole.index] = ((shape, dtype),) * (2 if hole.kind == "list" else 1)
-        yield parts
+            specs[hole.index] = ((shape, dtype),) * (2 if hole.kind == "list" else 1)
+        yield specs
 
 
 _Pattern = Callable[[int], tuple[int, ...]]
@@ -184,19 +188,19 @@ def _ending(shape: tuple[int, ...]) -> tuple[_Pattern, ...]:
 
 def _dtypes(free: list[Hole]) -> Iterator[tuple[torch.dtype, torch.dtype]]:
     """The dtype of the first and of the others."""
-    real, whole = torch.float32, torch.int64
+    real, integer = torch.float32, torch.int64
     yield real, real
-    yield whole, real
+    yield integer, real
     if len(free) > 1:
-        yield real, whole
+        yield real, integer
     yield torch.complex64, torch.complex64
     yield torch.bool, torch.bool
 
 
-def _run(call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], given: Given) -> list[Seen]:
+def _run(call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], filling: Filling) -> list[Seen]:
     """What the call does to tensors as they are made, and to such as are permuted, if it takes those of these sizes."""
     seen = list[Seen]()
-    axes = any(len(shape) > 1 for parts in given.values() if _is_parts(parts) for shape, _ in parts)
+    axes = any(len(shape) > 1 for specs in filling.values() if _are_specs(specs) for shape, _ in specs)
     for permuted in (False, True)[: 1 + axes]:
         holes: dict[int, list[Tensor]] = {}
 
@@ -204,9 +208,9 @@ def _run(call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any
             if not isinstance(leaf, Hole):
                 return leaf
             if leaf.kind == "number":
-                return given[leaf.index]
+                return filling[leaf.index]
             if leaf.index not in holes:
-                holes[leaf.index] = [_made(shape, dtype, permuted) for shape, dtype in given[leaf.index]]
+                holes[leaf.index] = [_made(shape, dtype, permuted) for shape, dtype in filling[leaf.index]]
             return holes[leaf.index][0] if leaf.kind == "tensor" else list(holes[leaf.index])
 
         try:
@@ -216,16 +220,16 @@ def _run(call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any
     return seen
 
 
-def _cast(given: Given, dtype: torch.dtype) -> Given:
+def _cast(filling: Filling, dtype: torch.dtype) -> Filling:
     """The same, tensors of real numbers in another dtype."""
 
-    def cast(part: Part) -> Part:
-        return part[0], dtype if part[1].is_floating_point else part[1]
+    def cast(spec: Spec) -> Spec:
+        return spec[0], dtype if spec[1].is_floating_point else spec[1]
 
-    return {index: tuple(map(cast, parts)) if _is_parts(parts) else parts for index, parts in given.items()}
+    return {index: tuple(map(cast, specs)) if _are_specs(specs) else specs for index, specs in filling.items()}
 
 
-def _is_parts(value: Any) -> bool:
+def _are_specs(value: Any) -> bool:
     return type(value) is tuple
 
 
@@ -268,9 +272,9 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs, self.left = kwargs or {}, self.left - 1
         if self.left < 0:
             raise RuntimeError("a call that goes through a long axis item by item")
-        given = [(a, args[i] if i < len(args) else kwargs.get(a.name)) for i, a in enumerate(schema_of(func).arguments)]
-        silent = writes_silently(func) and all(value is not False for a, value in given if a.name in ("training", "train"))
-        for argument, value in given:
+        bound = [(a, args[i] if i < len(args) else kwargs.get(a.name)) for i, a in enumerate(schema_of(func).arguments)]
+        silent = writes_silently(func) and all(value is not False for a, value in bound if a.name in ("training", "train"))
+        for argument, value in bound:
             if is_written(argument) or (silent and argument.name in STATISTICS):
                 for leaf in leaves(value):
                     if isinstance(leaf, Tensor):
@@ -300,24 +304,24 @@ def leaves(value: Any) -> list[Any]:
 Place = tuple[int, str]  # an argument: its position and its name
 
 
-class Told(NamedTuple):
+class Declared(NamedTuple):
     """What the schemas of an operator declare.
 
     Attributes:
         shares: the arguments that some overload declares to alias the result.
         writes: the arguments that some overload declares to write into.
-        whole: whether the declarations are complete, so that what is not declared does not happen.
+        complete: whether the declarations are complete, so that what is not declared does not happen.
         silent: whether an overload may write without declaring it.
     """
 
     shares: tuple[Place, ...]
     writes: tuple[Place, ...]
-    whole: bool
+    complete: bool
     silent: bool
 
 
 @cache
-def told(operator: str | OpOverload) -> Told | None:
+def declared(operator: str | OpOverload) -> Declared | None:
     """What the schemas of an overload, or of all overloads of an aten operator by name, declare; None if there is none."""
     overloads = [operator] if isinstance(operator, OpOverload) else _overloads(operator)
     if not overloads:
@@ -331,17 +335,17 @@ def told(operator: str | OpOverload) -> Told | None:
             shares.update(((i, a.name), None) for i, a in noted)
     kinds = {_kind(overload) for overload in overloads if _takes_tensors(overload)}
     # an overload for a number, composed of that for a tensor (``add.Scalar``), does what the other does
-    whole = not kinds & {"implicit", "real"} and ("explicit" not in kinds or "own" in kinds)
+    complete = not kinds & {"implicit", "real"} and ("explicit" not in kinds or "own" in kinds)
     silent = any(writes_silently(overload) for overload in overloads)
-    return Told(tuple(shares), tuple(writes), whole and not silent, silent)
+    return Declared(tuple(shares), tuple(writes), complete and not silent, silent)
 
 
 def _overloads(name: str) -> list[OpOverload]:
     packet = getattr(torch.ops.aten, name, None) if name.isidentifier() and not _is_internal(name) else None
     if not isinstance(packet, OpOverloadPacket):
         return []
-    found = [getattr(packet, overload) for overload in packet.overloads()]  # type: ignore[no-untyped-call]
-    return [overload for overload in found if _takes_tensors(overload) and not _is_out(overload) and _is_callable(overload)]
+    overloads = [getattr(packet, overload) for overload in packet.overloads()]  # type: ignore[no-untyped-call]
+    return [overload for overload in overloads if _takes_tensors(overload) and not _is_out(overload) and _is_callable(overload)]
 
 
 def _is_internal(name: str) -> bool:

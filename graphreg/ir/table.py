@@ -19,8 +19,8 @@ class Table:
     @property
     def full(self) -> list[tuple[str, ...]]:
         """The head and the rows, without the empty columns."""
-        kept = [i for i in range(len(self.head)) if any(row[i] for row in self.rows)]
-        return [tuple(row[i] for i in kept) for row in (self.head, *self.rows)]
+        filled = [i for i in range(len(self.head)) if any(row[i] for row in self.rows)]
+        return [tuple(row[i] for i in filled) for row in (self.head, *self.rows)]
 
     def aligned(self, width: int | None = None) -> list[list[str]] | None:
         """The lines of the head and of each row, in columns two apart that fit a width; None where only breaking words would fit them."""
@@ -55,9 +55,9 @@ def _widths(rows: Sequence[Sequence[str]], width: int | None) -> list[int] | Non
 
 def _row(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
     """One row of a table, of as many lines as its longest cell needs."""
-    parts = [_broken(cell, width) for cell, width in zip(cells, widths, strict=True)]
-    height = max(map(len, parts))
-    lines = zip(*([*part, *[""] * (height - len(part))] for part in parts), strict=True)
+    wrapped = [_broken(cell, width) for cell, width in zip(cells, widths, strict=True)]
+    height = max(map(len, wrapped))
+    lines = zip(*([*cell, *[""] * (height - len(cell))] for cell in wrapped), strict=True)
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 

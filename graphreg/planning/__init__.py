@@ -5,15 +5,16 @@ the sites of a selector, ``native_dropout.py`` decides about the model's own dro
 on, and ``repeats.py`` warns of a value that is regularized several times in a row.
 """
 
-from graphreg.planning.dependence import Cone
+from graphreg.planning.dependence import DependenceSlice
 from graphreg.planning.keywords import FAMILIES, from_keywords, from_kwargs, instances
-from graphreg.planning.matching import Census, census, check_count, counted, missed, selected
-from graphreg.planning.native_dropout import OWN, WORDS, OwnDropout, OwnEdit, check_option, decide
+from graphreg.planning.matching import SiteCounts, check_count, count_sites, counted, matching_sites, missed
+from graphreg.planning.native_dropout import CHOICES, OWN_DROPOUT, NativeDropoutEdit, OwnDropout, check_option, decide
 from graphreg.planning.plan import Edit, Plan, check_missing, check_trainable, decided, named_once, plan, require_sites
 from graphreg.planning.repeats import lines, warning
 
 __all__ = [
-    "FAMILIES", "OWN", "WORDS", "Census", "Cone", "Edit", "OwnDropout", "OwnEdit", "Plan", "census", "check_count", "check_missing",
-    "check_option", "check_trainable", "counted", "decide", "decided", "from_keywords", "from_kwargs", "instances", "lines", "missed",
-    "named_once", "plan", "require_sites", "selected", "warning",
+    "CHOICES", "FAMILIES", "OWN_DROPOUT", "DependenceSlice", "Edit", "NativeDropoutEdit", "OwnDropout", "Plan", "SiteCounts",
+    "check_count", "check_missing", "check_option", "check_trainable", "count_sites", "counted", "decide", "decided",
+    "from_keywords", "from_kwargs", "instances", "lines", "matching_sites", "missed", "named_once", "plan", "require_sites",
+    "warning",
 ]  # fmt: skip

@@ -30,7 +30,7 @@ _ATTENTION = {"scaled_dot_product_attention", "multi_head_attention_forward"}
 
 
 @dataclass(frozen=True)
-class Cone:
+class DependenceSlice:
     """The dependence slice of one penalty: what it differentiates with respect to, and the operations in between.
 
     Attributes:
@@ -51,7 +51,7 @@ class Cone:
         return text + (f"; 0 at {', '.join(self.apart)}, which depends on none of that" if self.apart else "")
 
 
-def cone(traced: Traced, wrt: Selector, sites: Sequence[Site], who: str) -> Cone:
+def dependence_slice(traced: Traced, wrt: Selector, sites: Sequence[Site], who: str) -> DependenceSlice:
     """Find the dependence slice between ``sites`` and what the selector ``wrt`` matches.
 
     Args:
@@ -69,19 +69,19 @@ def cone(traced: Traced, wrt: Selector, sites: Sequence[Site], who: str) -> Cone
         chosen = select(wrt, traced.values, inputs, model=traced.title, who=f"wrt of {who}", usual=usual, elsewhere=traced.parameters)
     except NoMatchError as error:
         raise NoMatchError(str(error) if "wrt of" in str(error) else f"wrt of {who}: {error}") from None
-    found = tuple(chosen)
-    if not found:
+    wrt_sites = tuple(chosen)
+    if not wrt_sites:
         raise NoMatchError(f"wrt={wrt!r} of {who} selects nothing. A lone '*' means {usual}.")
     apart, between = {site.name for site in sites}, dict[str, fx.Node]()
     for graph in traced.graphs.values():
         nodes = site_nodes(graph, traced.operations)
-        after = downstream([nodes[s.name] for s in found if s.name in nodes], traced.operations)
+        after = downstream([nodes[s.name] for s in wrt_sites if s.name in nodes], traced.operations)
         before = upstream([nodes[s.name] for s in sites if s.name in nodes])
         apart -= {s.name for s in sites if nodes.get(s.name) in after}
         between |= {_name(node): node for node in graph.nodes if node in after and node in before}
     suspects = tuple(name for name, node in between.items() if _is_suspect(node, traced.operations))
     attends = any(_may_attend(node, traced.operations) for node in between.values())
-    return Cone(found, tuple(s.name for s in sites if s.name in apart), suspects, attends)
+    return DependenceSlice(wrt_sites, tuple(s.name for s in sites if s.name in apart), suspects, attends)
 
 
 def downstream(nodes: Sequence[fx.Node], operations: Operations) -> set[fx.Node]:

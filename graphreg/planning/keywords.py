@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from graphreg.errors import NoMatchError, RegularizerError, near_sentence, no_number, number_of, shown
+from graphreg.errors import NoMatchError, RegularizerError, no_number, number_of, shown, suggestions_text
 from graphreg.ir import ROLES, Site
 from graphreg.regularizer import OPTIONS, PREFIXED, Regularizer, find, registered
 from graphreg.tracing import Traced, trace
@@ -48,48 +48,48 @@ def from_keywords(keywords: Mapping[str, Any], sites: Sequence[Site] = ()) -> li
     Raises what ``from_kwargs`` raises.
     """
     keywords = dict(keywords)
-    given = keywords.pop("regularizers", None)
-    if isinstance(given, Mapping):
-        _warn_of_both(keywords, given)
-        keywords, given = {**keywords, **given}, None
+    regularizers = keywords.pop("regularizers", None)
+    if isinstance(regularizers, Mapping):
+        _warn_of_both(keywords, regularizers)
+        keywords, regularizers = {**keywords, **regularizers}, None
     for keyword in keywords:
         _check_keyword(keyword)
     lower = {keyword.lower(): value for keyword, value in keywords.items()}
     if len(lower) < len(keywords):
         raise RegularizerError(f"a keyword is given twice, in two cases: {', '.join(keywords)}.")
     keywords = lower
-    found = [r for family in FAMILIES for r in _family(family, keywords, sites)]
+    made = [r for family in FAMILIES for r in _family(family, keywords, sites)]
     taken = {*FAMILIES, *PREFIXED}
-    found += [r for key, value in keywords.items() if key not in taken for r in _one(key, key, value, sites)]
-    return [*found, *instances(given)]
+    made += [r for key, value in keywords.items() if key not in taken for r in _one(key, key, value, sites)]
+    return [*made, *instances(regularizers)]
 
 
-def instances(given: Any) -> list[Regularizer]:
+def instances(regularizers: Any) -> list[Regularizer]:
     """Flatten an instance, nested sequences of instances, or None into a list; raise RegularizerError for anything else."""
-    if given is None:
+    if regularizers is None:
         return []
-    if isinstance(given, Regularizer):
-        return [given]
-    if isinstance(given, type) and issubclass(given, Regularizer):
-        raise RegularizerError(f"{given.__name__} is a class; make an instance: {given.__name__}('*', 0.1).")
-    if getattr(given, "dtype", None) is not None:
+    if isinstance(regularizers, Regularizer):
+        return [regularizers]
+    if isinstance(regularizers, type) and issubclass(regularizers, Regularizer):
+        raise RegularizerError(f"{regularizers.__name__} is a class; make an instance: {regularizers.__name__}('*', 0.1).")
+    if getattr(regularizers, "dtype", None) is not None:
         raise RegularizerError(
-            f"{shown(given)} is no regularizer. Example inputs go by name: graphreg.regularize(model, example_inputs=x)."
+            f"{shown(regularizers)} is no regularizer. Example inputs go by name: graphreg.regularize(model, example_inputs=x)."
         )
-    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
+    if isinstance(regularizers, (str, bytes, Mapping)) or not isinstance(regularizers, Iterable):
         raise RegularizerError(
-            f"{shown(given)} is no regularizer. Give instances, e.g. WeightL2('*', 1e-4), or keywords, e.g. weight_l2=1e-4."
+            f"{shown(regularizers)} is no regularizer. Give instances, e.g. WeightL2('*', 1e-4), or keywords, e.g. weight_l2=1e-4."
         )
-    return [regularizer for item in given for regularizer in instances(item)]
+    return [regularizer for item in regularizers for regularizer in instances(item)]
 
 
-def _warn_of_both(keywords: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def _warn_of_both(keywords: Mapping[str, Any], overriding: Mapping[str, Any]) -> None:
     """Log a warning for each keyword that is also in ``regularizers=``, whose value is taken, as theanets does."""
-    for key in keywords.keys() & given.keys():
+    for key in keywords.keys() & overriding.keys():
         log.warning(
             "%s is given twice: %s in regularizers={...} is taken, as theanets does, and %s is not used. For two regularizers of one kind "
             "give instances, regularizers=[...], or a dict of selectors to weights.",
-            key, shown(given[key]), shown(keywords[key]),
+            key, shown(overriding[key]), shown(keywords[key]),
         )  # fmt: skip
 
 
@@ -101,14 +101,14 @@ def _check_keyword(keyword: str) -> None:
         options = known | (OPTIONS - {"model"})
         raise NoMatchError(
             f"{keyword!r} is no option of graphreg.regularize and no key of a regularizer."
-            f"{near_sentence(keyword.lower(), sorted(options), 'Near keys')} graphreg.registered() lists the keys."
+            f"{suggestions_text(keyword.lower(), sorted(options), 'Near keys')} graphreg.registered() lists the keys."
         )
 
 
 def _family(family: str, keywords: Mapping[str, Any], sites: Sequence[Site]) -> Iterator[Regularizer]:
     """Yield the regularizers of a family: ``input_dropout``, ``hidden_dropout``, ``output_dropout``, then ``dropout`` itself."""
-    own = keywords.get(family)
-    entries = _entries(family, own) if _is_map(own, find(family)) else []
+    value = keywords.get(family)
+    entries = _entries(family, value) if _is_map(value, find(family)) else []
     for role in ROLES:
         keyword = f"{role}_{family}"
         pattern = "*" if role == "hidden" else f"**#{role}"
@@ -119,10 +119,10 @@ def _family(family: str, keywords: Mapping[str, Any], sites: Sequence[Site]) -> 
             yield from _mapped(keyword, find(family), [(pattern, weight) for _, weight in taking])
         else:
             yield from _one(keyword, family, keywords.get(keyword), sites, pattern=pattern)
-    if _is_map(own, find(family)):
+    if _is_map(value, find(family)):
         yield from _mapped(family, find(family), entries)
     else:
-        yield from _one(family, family, own, sites)
+        yield from _one(family, family, value, sites)
 
 
 def _names_the_role(selector: tuple[str, ...], role: str, sites: Sequence[Site]) -> bool:
@@ -137,8 +137,8 @@ def _options(cls: type[Regularizer]) -> list[str]:
 
 def like_an_option(cls: type[Regularizer], text: object) -> str:
     """Return a hint for a selector that resembles an option's name, and may have been meant as one; else ``""``."""
-    near = difflib.get_close_matches(str(text), _options(cls), n=1, cutoff=0.75) if str(text).isidentifier() else []
-    return f" {text!r} was read as a selector; the option that it resembles is {near[0]!r}." if near else ""
+    similar = difflib.get_close_matches(str(text), _options(cls), n=1, cutoff=0.75) if str(text).isidentifier() else []
+    return f" {text!r} was read as a selector; the option that it resembles is {similar[0]!r}." if similar else ""
 
 
 def _is_map(value: Any, cls: type[Regularizer]) -> bool:
@@ -194,7 +194,7 @@ def _check_map_of_options(keyword: str, key: str, value: Mapping[Any, Any], site
     if "weight" not in value:
         prefixed = keyword in PREFIXED
         known = _options(find(key))
-        unknown = [f" {name!r} is no option.{near_sentence(str(name), known, 'Near options')}" for name in value if name not in known]
+        unknown = [f" {name!r} is no option.{suggestions_text(str(name), known, 'Near options')}" for name in value if name not in known]
         by_selector = f"for its own sites, or {key}={{selector: rate}}" if prefixed else f"or {keyword}={{selector: weight}}"
         meant = [name for name in value if name in names and not prefixed]
         raise RegularizerError(

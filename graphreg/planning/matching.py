@@ -22,7 +22,7 @@ class Count:
 
 
 @dataclass(frozen=True)
-class Census:
+class SiteCounts:
     """How many floating-point values and parameters a model has that can be selected."""
 
     values: Count = Count()
@@ -33,9 +33,9 @@ class Census:
         return self.parameters if on == "parameters" else self.values
 
 
-def census(traced: Traced) -> Census:
+def count_sites(traced: Traced) -> SiteCounts:
     """Count the sites that can be selected."""
-    return Census(*(counted(site for site in sites if site.selectable) for sites in (traced.values, traced.parameters)))
+    return SiteCounts(*(counted(site for site in sites if site.selectable) for sites in (traced.values, traced.parameters)))
 
 
 def counted(sites: Iterable[Site]) -> Count:
@@ -46,7 +46,7 @@ def counted(sites: Iterable[Site]) -> Count:
 
 
 
-def selected(traced: Traced, regularizer: Regularizer, missing: Missing) -> dict[Site, str]:
+def matching_sites(traced: Traced, regularizer: Regularizer, missing: Missing) -> dict[Site, str]:
     """Return the sites that a regularizer's selector matches, each with the string that matched it first."""
     sites, usual = _candidates(traced, regularizer)
     on_parameters = regularizer.on == "parameters"

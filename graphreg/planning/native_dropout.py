@@ -9,26 +9,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from graphreg.errors import NoMatchError, RegularizerError, near_sentence, number_of, numeric_text, shown
-from graphreg.ir import Missing, Own, Pattern, Site, columns, complain, select, strings_of, unmatched
+from graphreg.errors import NoMatchError, RegularizerError, number_of, numeric_text, shown, suggestions_text
+from graphreg.ir import Missing, NativeDropout, Pattern, Site, columns, complain, select, strings_of, unmatched
 
-Word = Literal["keep", "seeded", "off"]
-OwnDropout = Word | float | Mapping[Any, Word | float]
-WORDS = ("keep", "seeded", "off")
-OWN = "own_dropout"  # stands for the option among the names of regularizers
+Choice = Literal["keep", "seeded", "off"]
+OwnDropout = Choice | float | Mapping[Any, Choice | float]
+CHOICES = ("keep", "seeded", "off")
+OWN_DROPOUT = "own_dropout"  # stands for the option among the names of regularizers
 
 
 @dataclass(frozen=True)
-class OwnEdit:
+class NativeDropoutEdit:
     """What to do with one native dropout.
 
     Attributes:
-        own: The dropout.
+        dropout: The dropout.
         rate: Its new rate; None keeps the model's rate, 0 turns it off.
         matched: The selector that chose it.
     """
 
-    own: Own
+    dropout: NativeDropout
     rate: float | None
     matched: str
 
@@ -38,19 +38,19 @@ class OwnEdit:
         return self.rate != 0
 
     @property
-    def becomes(self) -> str:
+    def action(self) -> str:
         """The action as text: ``off``, ``seeded``, or ``seeded at 0.1``."""
         return "off" if self.rate == 0 else "seeded" if self.rate is None else f"seeded at {self.rate:g}"
 
 
 def decide(
-    option: OwnDropout, owns: Sequence[Own], title: str, missing: Missing = "error", elsewhere: Sequence[Site] = ()
-) -> tuple[tuple[OwnEdit, ...], tuple[Own, ...]]:
+    option: OwnDropout, dropouts: Sequence[NativeDropout], title: str, missing: Missing = "error", elsewhere: Sequence[Site] = ()
+) -> tuple[tuple[NativeDropoutEdit, ...], tuple[NativeDropout, ...]]:
     """Decide what to do with each native dropout. Of several selectors that match one dropout the last counts.
 
     Args:
         option: What ``own_dropout=`` was given.
-        owns: The model's native dropouts.
+        dropouts: The model's native dropouts.
         title: The model's name, for errors.
         missing: What to do when a selector matches nothing.
         elsewhere: All values of the model: a selector may exclude one that is not a dropout.
@@ -68,43 +68,48 @@ def decide(
     choices: dict[str, tuple[Any, str]] = {}
     by_selector = isinstance(option, Mapping)
     for selector, value in option.items() if isinstance(option, Mapping) else [("*", option)]:
-        if not owns:
+        if not dropouts:
             complain(_none(title, selector if by_selector else None), missing)
-        for site, text in _selected(selector, owns, title, missing, elsewhere) if owns else ():
+        for site, text in _matching(selector, dropouts, title, missing, elsewhere) if dropouts else ():
             choices[site.name] = (value, text)
-    chosen = [(own, *choices[own.site.name]) for own in owns if own.site.name in choices and choices[own.site.name][0] != "keep"]
-    stay = tuple(own for own, _, _ in chosen if own.why_not)
-    edits = tuple(OwnEdit(own, _rate(value), text) for own, value, text in chosen if not own.why_not and own.when != "never")
-    if stay and not edits:
+    chosen = [(dropout, *choices[dropout.site.name]) for dropout in dropouts if dropout.site.name in choices]
+    chosen = [choice for choice in chosen if choice[1] != "keep"]
+    unmovable = tuple(dropout for dropout, _, _ in chosen if dropout.why_not)
+    movable = [choice for choice in chosen if not choice[0].why_not and choice[0].when != "never"]
+    edits = tuple(NativeDropoutEdit(dropout, _rate(value), text) for dropout, value, text in movable)
+    if unmovable and not edits:
         raise RegularizerError(
-            f"own_dropout={option!r} cannot be done to {title}: " + "; ".join(own.text for own in stay) + ". "
+            f"own_dropout={option!r} cannot be done to {title}: " + "; ".join(dropout.text for dropout in unmovable) + ". "
             "Leave it at 'keep', or change the model itself there: graphreg can move torch's dropouts, stochastic depth and attention "
             "that it can trace."
         )
-    return edits, stay
+    return edits, unmovable
 
 
-def _rate(value: Word | float) -> float | None:
+def _rate(value: Choice | float) -> float | None:
     return None if value == "seeded" else 0.0 if value == "off" else float(value)
 
 
-def _selected(selector: Any, owns: Sequence[Own], title: str, missing: Missing, elsewhere: Sequence[Site]) -> list[tuple[Site, str]]:
+def _matching(
+    selector: Any, dropouts: Sequence[NativeDropout], title: str, missing: Missing, elsewhere: Sequence[Site]
+) -> list[tuple[Site, str]]:
     """Match a selector as everywhere, but among the dropouts alone, so that ``*`` also matches those inside blocks."""
-    sites = [own.site for own in owns]
+    sites = [dropout.site for dropout in dropouts]
     try:
-        found = select(selector, sites, sites, what="dropout", model=title, missing=missing, who="own_dropout", elsewhere=elsewhere)
-        return list(found.items())
+        matched = select(selector, sites, sites, what="dropout", model=title, missing=missing, who="own_dropout", elsewhere=elsewhere)
+        return list(matched.items())
     except NoMatchError:
         names = ", ".join(site.name for site in sites[:6]) + (f" and {len(sites) - 6} more" if len(sites) > 6 else "")
         asked = Pattern.parse(selector) if isinstance(selector, str) else None
-        near = near_sentence(asked.op, (label.op for site in sites for label in site.labels), "Near ops") if asked and asked.op else ""
-        near = near or near_sentence(asked.name if asked else str(selector), strings_of(sites))
-        raise NoMatchError(f"own_dropout: {selector!r} names no dropout of {title}.{near} Its dropouts: {names}.") from None
+        ops = [label.op for site in sites for label in site.labels]
+        suggestion = suggestions_text(asked.op, ops, "Near ops") if asked and asked.op else ""
+        suggestion = suggestion or suggestions_text(asked.name if asked else str(selector), strings_of(sites))
+        raise NoMatchError(f"own_dropout: {selector!r} names no dropout of {title}.{suggestion} Its dropouts: {names}.") from None
 
 
-def nameless(option: OwnDropout, owns: Sequence[Own], elsewhere: Sequence[Site] = ()) -> tuple[str, ...]:
+def nameless(option: OwnDropout, dropouts: Sequence[NativeDropout], elsewhere: Sequence[Site] = ()) -> tuple[str, ...]:
     """Return the selectors of the option that match no dropout."""
-    sites = [own.site for own in owns]
+    sites = [dropout.site for dropout in dropouts]
     by_selector = option if isinstance(option, Mapping) else {}
     return tuple(text for selector in by_selector for text in unmatched(selector, sites, sites, elsewhere))
 
@@ -118,22 +123,22 @@ def check_option(option: object) -> None:
     """Raise RegularizerError unless the option is a word, a rate, or a dict of selectors to these."""
     for where, value in option.items() if isinstance(option, Mapping) else [(None, option)]:
         number = None if isinstance(value, bool) else number_of(value)
-        if not (value in WORDS if isinstance(value, str) else number is not None and 0 <= number < 1):
+        if not (value in CHOICES if isinstance(value, str) else number is not None and 0 <= number < 1):
             hint = numeric_text(value)
-            near = f" {hint.strip()}" if hint else near_sentence(value, WORDS, "Near words") if isinstance(value, str) else ""
+            suggestion = f" {hint.strip()}" if hint else suggestions_text(value, CHOICES, "Near words") if isinstance(value, str) else ""
             at = "" if where is None else f" (for {shown(where)})"
             raise RegularizerError(
                 f"own_dropout={shown(value)}{at} is not allowed; it is 'keep', 'seeded', 'off', or a rate in [0, 1), for all or by "
-                f"selector: own_dropout={{'layer4.*': 'off'}}.{near}"
+                f"selector: own_dropout={{'layer4.*': 'off'}}.{suggestion}"
             )
 
 
-def table(edits: Sequence[OwnEdit], stay: Sequence[Own]) -> list[str]:
+def table(edits: Sequence[NativeDropoutEdit], unmovable: Sequence[NativeDropout]) -> list[str]:
     """Return the lines about native dropout that a plan and a report show."""
-    if not edits and not stay:
+    if not edits and not unmovable:
         return []
-    rows = [(e.own.site.name, e.own.site.op, f"{e.own.rate:g}", e.own.when, e.becomes, e.matched) for e in edits]
-    lines = [f"native dropout: {len(edits)} of {len(edits) + len(stay)} chosen"]
+    rows = [(e.dropout.site.name, e.dropout.site.op, f"{e.dropout.rate:g}", e.dropout.when, e.action, e.matched) for e in edits]
+    lines = [f"native dropout: {len(edits)} of {len(edits) + len(unmovable)} chosen"]
     if rows:
         lines.append(columns(("site", "op", "rate", "acts", "becomes", "matched by"), rows))
-    return lines + [f"not moved: {own.text}" for own in stay]
+    return lines + [f"not moved: {dropout.text}" for dropout in unmovable]

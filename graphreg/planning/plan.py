@@ -12,11 +12,11 @@ from functools import cached_property
 from typing import Any
 
 from graphreg.errors import GraphRegError, RegularizerError, shown, warn
-from graphreg.ir import Missing, Own, Site, Steps, columns, dtype_text, shape_text
-from graphreg.planning.dependence import Cone, cone
+from graphreg.ir import Missing, NativeDropout, Site, Steps, columns, dtype_text, shape_text
+from graphreg.planning.dependence import DependenceSlice, dependence_slice
 from graphreg.planning.keywords import instances
-from graphreg.planning.matching import Census, census, check_count, missed, selected
-from graphreg.planning.native_dropout import OWN, OwnDropout, OwnEdit, decide, nameless, table
+from graphreg.planning.matching import SiteCounts, check_count, count_sites, matching_sites, missed
+from graphreg.planning.native_dropout import OWN_DROPOUT, NativeDropoutEdit, OwnDropout, decide, nameless, table
 from graphreg.planning.repeats import Repeat, lines, repeats, warning
 from graphreg.regularizer import Penalty, Regularizer, Splice, check_lengths, sequences
 from graphreg.tracing import Traced
@@ -61,10 +61,10 @@ class Plan:
         title: The model's name.
         regularizers: The regularizers by their final names, in order.
         edits: One for each regularizer at each of its sites.
-        cones: The dependence slices of penalties on derivatives, by the penalty's name.
-        own: What to do with native dropout.
-        stays: Native dropouts that were chosen but cannot be moved to graphreg's streams.
-        census: How many sites the model has.
+        slices: The dependence slices of penalties on derivatives, by the penalty's name.
+        native_dropout: What to do with native dropout.
+        unmovable: Native dropouts that were chosen but cannot be moved to graphreg's streams.
+        site_counts: How many sites the model has.
         missed: The strings of selectors that match nothing, by the regularizer's name (``missing="warn"`` or ``"ignore"``).
         repeats: Values that splices of one kind act on several times in a row.
         traced: The traced model that the plan is for.
@@ -73,10 +73,10 @@ class Plan:
     title: str
     regularizers: Mapping[str, Regularizer]
     edits: tuple[Edit, ...]
-    cones: Mapping[str, Cone] = field(default_factory=dict)
-    own: tuple[OwnEdit, ...] = ()
-    stays: tuple[Own, ...] = ()
-    census: Census = field(default_factory=Census)
+    slices: Mapping[str, DependenceSlice] = field(default_factory=dict)
+    native_dropout: tuple[NativeDropoutEdit, ...] = ()
+    unmovable: tuple[NativeDropout, ...] = ()
+    site_counts: SiteCounts = field(default_factory=SiteCounts)
     missed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     repeats: tuple[Repeat, ...] = ()
     traced: Traced | None = field(default=None, repr=False, compare=False)
@@ -88,20 +88,20 @@ class Plan:
     @cached_property
     def by_site(self) -> dict[str, list[Edit]]:
         """The edits at each site, by the site's name, in order."""
-        found: dict[str, list[Edit]] = {}
+        by_site: dict[str, list[Edit]] = {}
         for edit in self.edits:
             for site in edit.sites:
-                found.setdefault(site.name, []).append(edit)
-        return found
+                by_site.setdefault(site.name, []).append(edit)
+        return by_site
 
     @cached_property
     def tracked(self) -> dict[str, list[str]]:
         """By site, the names of the penalties that differentiate with respect to its value."""
-        found: dict[str, list[str]] = {}
-        for name, slice_ in self.cones.items():
+        tracked: dict[str, list[str]] = {}
+        for name, slice_ in self.slices.items():
             for site in slice_.wrt:
-                found.setdefault(site.name, []).append(name)
-        return found
+                tracked.setdefault(site.name, []).append(name)
+        return tracked
 
     def splices(self, site: str) -> tuple[Edit, ...]:
         """Return the edits at a site that replace its value."""
@@ -128,13 +128,13 @@ class Plan:
         ]
         head = ("site", "op", "shape", "dtype", "regularizer", "weight", "matched by")
         count = len(self.regularizers)
-        own = "".join(f"\n{line}" for line in table(self.own, self.stays))
-        notes = "".join(f"\n{name}: {slice_.note()}" for name, slice_ in self.cones.items())
+        native = "".join(f"\n{line}" for line in table(self.native_dropout, self.unmovable))
+        notes = "".join(f"\n{name}: {slice_.note()}" for name, slice_ in self.slices.items())
         rows_text = "" if not rows else f"\n{columns(head, rows)}"
         missed = "".join(f"\n{name}: {', '.join(map(repr, texts))} matches nothing" for name, texts in self.missed.items())
         edits = f"{len(self.edits)} edit{'s' * (len(self.edits) != 1)}"
         repeated = "".join(f"\n{line}" for line in self.repeated())
-        return f"{self.title}: {edits} by {count} regularizer{'s' * (count != 1)}{rows_text}{notes}{repeated}{own}{missed}"
+        return f"{self.title}: {edits} by {count} regularizer{'s' * (count != 1)}{rows_text}{notes}{repeated}{native}{missed}"
 
     def repeated(self, strengths: Mapping[str, float] | None = None) -> list[str]:
         """Return a line for each value that splices act on several times in a row, with the effect at the plan's or the given strengths."""
@@ -149,9 +149,9 @@ class Plan:
             "title": self.title,
             "regularizers": {name: regularizer.to_dict() for name, regularizer in self.regularizers.items()},
             "edits": [{"regularizer": e.name, "matched": e.matched, "sites": [site.to_dict() for site in e.sites]} for e in self.edits],
-            "derivatives": {name: slice_.note() for name, slice_ in self.cones.items()},
-            "own_dropout": [{"site": e.own.site.name, "becomes": e.becomes, "matched": e.matched} for e in self.own],
-            "stays": [own.text for own in self.stays],
+            "derivatives": {name: slice_.note() for name, slice_ in self.slices.items()},
+            "own_dropout": [{"site": e.dropout.site.name, "becomes": e.action, "matched": e.matched} for e in self.native_dropout],
+            "stays": [dropout.text for dropout in self.unmovable],
             "missed": {name: list(texts) for name, texts in self.missed.items()},
             "repeats": [list(repeat.sites) for repeat in self.repeats],
         }
@@ -195,27 +195,28 @@ def decided(
             kind = type(regularizer)
             edits.append(Edit(site, name, regularizer, text, seen[site.name, kind], steps))
             seen[site.name, kind] += 1
-    own, stays = decide(own_dropout, traced.native_dropout, traced.title, missing, traced.values)
-    cones = _cones(traced, named, edits)
+    native_dropout, unmovable = decide(own_dropout, traced.native_dropout, traced.title, missing, traced.values)
+    slices = _slices(traced, named, edits)
     again = repeats(traced, [(edit.site, edit.name, edit.regularizer) for edit in edits if isinstance(edit.regularizer, Splice)])
     lost = _missed(traced, named, own_dropout, missing)
-    return Plan(traced.title, named, tuple(edits), cones, own, stays, census(traced), lost, again, traced)
+    return Plan(traced.title, named, tuple(edits), slices, native_dropout, unmovable, count_sites(traced), lost, again, traced)
 
 
-def _cones(traced: Traced, named: Mapping[str, Regularizer], edits: Sequence[Edit]) -> dict[str, Cone]:
-    found = {}
+def _slices(traced: Traced, named: Mapping[str, Regularizer], edits: Sequence[Edit]) -> dict[str, DependenceSlice]:
+    slices = {}
     for name, regularizer in named.items():
         sites = [edit.site for edit in edits if edit.name == name]
-        if sites and "pull" in regularizer.takes:
-            found[name] = cone(traced, regularizer.engine_options.wrt, sites, type(regularizer).__name__)
-    return found
+        if sites and regularizer.takes_vjp:
+            slices[name] = dependence_slice(traced, regularizer.engine_options.wrt, sites, type(regularizer).__name__)
+    return slices
 
 
 def _missed(traced: Traced, named: Mapping[str, Regularizer], own_dropout: OwnDropout, missing: Missing) -> dict[str, tuple[str, ...]]:
     if missing == "error":  # then a string that matches nothing has raised already
         return {}
-    found = {name: missed(traced, regularizer) for name, regularizer in named.items()}
-    return {name: texts for name, texts in {**found, OWN: nameless(own_dropout, traced.native_dropout, traced.values)}.items() if texts}
+    texts_of = {name: missed(traced, regularizer) for name, regularizer in named.items()}
+    texts_of[OWN_DROPOUT] = nameless(own_dropout, traced.native_dropout, traced.values)
+    return {name: texts for name, texts in texts_of.items() if texts}
 
 
 def check_missing(missing: str) -> None:
@@ -238,18 +239,18 @@ def named_once(regularizers: Sequence[Regularizer]) -> dict[str, Regularizer]:
 
 
 def _select(traced: Traced, regularizer: Regularizer, missing: Missing) -> dict[Site, tuple[str, Steps | None]]:
-    chosen = _sequences(traced, regularizer, selected(traced, regularizer, missing))
+    chosen = _sequences(traced, regularizer, matching_sites(traced, regularizer, missing))
     check_count(regularizer, list(chosen))
     if isinstance(regularizer, Penalty) and regularizer.on == "parameters":
         check_trainable(traced, regularizer, list(chosen))
     return chosen
 
 
-def _sequences(traced: Traced, regularizer: Regularizer, found: Mapping[Site, str]) -> dict[Site, tuple[str, Steps | None]]:
+def _sequences(traced: Traced, regularizer: Regularizer, matched: Mapping[Site, str]) -> dict[Site, tuple[str, Steps | None]]:
     """Add to the selected sites how a penalty on sequences reads each as steps, and check its lengths."""
     if "steps" not in regularizer.takes:
-        return {site: (text, None) for site, text in found.items()}
-    chosen = sequences(found, regularizer, traced.values, traced.operations, traced.graphs)
+        return {site: (text, None) for site, text in matched.items()}
+    chosen = sequences(matched, regularizer, traced.values, traced.operations, traced.graphs)
     if (lengths := regularizer.engine_options.lengths) is not None:
         nodes = {str(n.target): n for graph in traced.graphs.values() for n in graph.nodes if n.op == "placeholder"}
         inputs = {name: node.meta.get("value") for name, node in nodes.items() if name not in traced.specialized}
@@ -271,7 +272,7 @@ def require_sites(plan: Plan, traced: Traced) -> None:
     """Raise GraphRegError if the plan was made for another model."""
     known = {site.name for site in traced.sites}
     strange = [site.name for edit in plan.edits for site in edit.sites if site.name not in known]
-    own = {own.site.name for own in traced.native_dropout} if plan.own else set()
-    strange += [edit.own.site.name for edit in plan.own if edit.own.site.name not in own]
+    known_dropouts = {dropout.site.name for dropout in traced.native_dropout} if plan.native_dropout else set()
+    strange += [edit.dropout.site.name for edit in plan.native_dropout if edit.dropout.site.name not in known_dropouts]
     if strange:
         raise GraphRegError(f"the plan is for {plan.title} and names {strange[0]!r}, which {traced.title} does not have. Plan again.")

@@ -58,17 +58,17 @@ def repeats(traced: Traced, splices: Sequence[tuple[Site, str, Regularizer]]) ->
     return tuple(repeated)
 
 
-def lines(found: Sequence[Repeat], regularizers: Mapping[str, Regularizer], strengths: Mapping[str, float]) -> list[str]:
+def lines(repeated: Sequence[Repeat], regularizers: Mapping[str, Regularizer], strengths: Mapping[str, float]) -> list[str]:
     """Return the lines that a plan and a report show, at most three and a count of the others."""
-    texts = [text for repeat in found if (text := repeat.text(regularizers, strengths))]
+    texts = [text for repeat in repeated if (text := repeat.text(regularizers, strengths))]
     more = [f"and so on at {len(texts) - _SHOWN} more places"] if len(texts) > _SHOWN else []
     return [*texts[:_SHOWN], *more]
 
 
-def warning(found: Sequence[Repeat], regularizers: Mapping[str, Regularizer], sites: Sequence[Site]) -> str:
+def warning(repeated: Sequence[Repeat], regularizers: Mapping[str, Regularizer], sites: Sequence[Site]) -> str:
     """Word one warning for all of them, with a selector that acts once on each value; ``""`` where there is nothing to warn of."""
     strengths = {name: regularizer.weight for name, regularizer in regularizers.items()}
-    notable = [repeat for repeat in found if repeat.text(regularizers, strengths)]
+    notable = [repeat for repeat in repeated if repeat.text(regularizers, strengths)]
     if not notable:
         return ""
     notable.sort(key=lambda repeat: -len(repeat.present(strengths).acts))
@@ -87,6 +87,6 @@ def _one_of_each(repeated: Sequence[Repeat], sites: Sequence[Site]) -> str:
         alike.setdefault(_NUMBER.sub("*", exactly(site.labels[0])), set()).add(exactly(site.labels[0]))
     texts = list[str]()
     for glob, chosen in alike.items():
-        found = {exactly(site.labels[0]) for site in Pattern.parse(glob).find([site for site in sites if site.selectable])}
-        texts += [glob] if found == chosen and len(chosen) > 1 else sorted(chosen)
+        matched = {exactly(site.labels[0]) for site in Pattern.parse(glob).find([site for site in sites if site.selectable])}
+        texts += [glob] if matched == chosen and len(chosen) > 1 else sorted(chosen)
     return repr(texts[0]) if len(texts) == 1 else repr(texts) if len(texts) <= _SHOWN else f"{texts[0]!r} at the first of these"

@@ -4,14 +4,14 @@ To write a regularizer, open ``base.py``: subclass ``Splice`` or ``Penalty`` and
 formula may ask for (``sequences.py``, ``vjp.py``) and check that it is a pure function of its arguments (``purity.py``, ``trial.py``).
 """
 
-from graphreg.regularizer.base import Penalty, Regularizer, Splice
+from graphreg.regularizer.base import VJP_NAMES, Penalty, Regularizer, Splice
 from graphreg.regularizer.purity import called
 from graphreg.regularizer.registry import OPTIONS, PREFIXED, build, find, registered
 from graphreg.regularizer.sequences import check_lengths, sequences
 from graphreg.regularizer.trial import require_pure
-from graphreg.regularizer.vjp import Pull, known_to_dynamo, recorded, tracked
+from graphreg.regularizer.vjp import Vjp, known_to_dynamo, recorded, tracked
 
 __all__ = [
-    "OPTIONS", "PREFIXED", "Penalty", "Pull", "Regularizer", "Splice", "build", "called", "check_lengths", "find", "known_to_dynamo",
-    "recorded", "registered", "require_pure", "sequences", "tracked",
+    "OPTIONS", "PREFIXED", "VJP_NAMES", "Penalty", "Regularizer", "Splice", "Vjp", "build", "called", "check_lengths", "find",
+    "known_to_dynamo", "recorded", "registered", "require_pure", "sequences", "tracked",
 ]  # fmt: skip

@@ -7,7 +7,7 @@
 ``__call__`` asks by argument name for what it needs: ``z`` (a value) or ``w`` (a parameter), ``values`` (all selected
 sites at once, a dict), ``weight`` (the strength, a 0-d tensor), ``noise`` (a splice's draws), ``steps`` and ``lengths``
 (a sequence, [time, batch, units], and None or int64 [batch]; a penalty's options ``time_axis`` and ``lengths`` say how it
-is found), ``pull`` (the vector-Jacobian product from all selected sites to what an option ``wrt`` selects, see ``Pull``;
+is found), ``vjp`` (the vector-Jacobian product from all selected sites to what an option ``wrt`` selects, see ``Vjp``;
 nothing is averaged then). The engine averages over sites, multiplies by the strength, keeps precision and modes. A
 regularizer never sees an fx node.
 
@@ -27,7 +27,7 @@ from typing import Any, ClassVar, Literal, dataclass_transform
 
 import torch
 
-from graphreg.errors import RegularizerError, near_sentence, no_number, number_of
+from graphreg.errors import RegularizerError, no_number, number_of, suggestions_text, warn
 from graphreg.ir import Selector, Site, strings
 from graphreg.regularizer import registry
 from graphreg.regularizer.engine_options import EngineOptions
@@ -35,6 +35,7 @@ from graphreg.regularizer.sequences import check_arguments, check_options
 
 On = Literal["values", "parameters"]
 SUPPLIED = {"values": ("z", "values", "weight"), "parameters": ("w", "values", "weight")}
+VJP_NAMES = ("vjp", "pull")  # of the argument: now, and in graphreg 0.1
 
 
 class NotGiven(Enum):
@@ -58,6 +59,7 @@ class Regularizer:
         expect: how many sites must be found; None for any number.
         on: ``"values"`` or ``"parameters"``, which kind of site the class acts on.
         takes: the argument names of ``__call__``, which say what the engine supplies.
+        takes_vjp: whether the vector-Jacobian product is among them.
         keys: the keywords of ``graphreg.regularize`` that mean this class.
         usual: the default sites in words, for messages.
         may_act_on: the kinds of site that a subclass may choose for ``on``.
@@ -73,6 +75,7 @@ class Regularizer:
 
     on: ClassVar[On] = "values"
     takes: ClassVar[tuple[str, ...]] = ()
+    takes_vjp: ClassVar[bool] = False
     keys: ClassVar[tuple[str, ...]] = ()
     usual: ClassVar[str] = "the hidden values"
     may_act_on: ClassVar[tuple[str, ...]] = ("values", "parameters")
@@ -92,6 +95,7 @@ class Regularizer:
         cls.keys = tuple(keys)
         if "__call__" in cls.__dict__:
             cls.takes = _arguments(cls)
+            cls.takes_vjp = not set(VJP_NAMES).isdisjoint(cls.takes)
             if cls.must_take not in ("", *cls.takes):
                 raise RegularizerError(f"{cls.__name__}.__call__ does not take {cls.must_take}: set_strength would change nothing.")
         registry.register(cls)
@@ -145,8 +149,8 @@ class Regularizer:
 
     def to_dict(self) -> dict[str, Any]:
         """The class and the options as plain data; a value that is neither text nor a number becomes its ``repr``."""
-        given = {each.name: getattr(self, each.name) for each in fields(self)}
-        plain = {k: v if isinstance(v, (str, int, float, tuple, NoneType)) else repr(v) for k, v in given.items()}
+        options = {each.name: getattr(self, each.name) for each in fields(self)}
+        plain = {k: v if isinstance(v, (str, int, float, tuple, NoneType)) else repr(v) for k, v in options.items()}
         return {"class": type(self).__name__, **plain}
 
     def _number(self, field: str, value: object) -> float:
@@ -202,15 +206,18 @@ class Penalty(Regularizer):
 
 def _arguments(cls: type[Regularizer]) -> tuple[str, ...]:
     names = tuple(inspect.signature(cls.__call__).parameters)[1:]
-    more: tuple[str, ...] = ("steps", "lengths", "pull") if issubclass(cls, Penalty) else ("noise",)
+    more: tuple[str, ...] = ("steps", "lengths", "vjp") if issubclass(cls, Penalty) else ("noise",)
     supplied = SUPPLIED[cls.on] + (more if cls.on == "values" else ())
-    unknown = [name for name in names if name not in supplied]
+    vjp = "pull" if "vjp" in supplied and "pull" in names else "vjp"
+    unknown = [name for name in names if name not in (*supplied, vjp)]
     if unknown:
         raise RegularizerError(
             f"{cls.__name__}.__call__ asks for {', '.join(unknown)}; the engine supplies {', '.join(supplied)} on {cls.on}."
         )
-    if "pull" in names and (both := {"z", "values", "steps"}.intersection(names)):
-        raise RegularizerError(f"{cls.__name__}.__call__ asks for pull and for {min(both)}; pull.sites has the values. Leave one out.")
+    if vjp == "pull":
+        warn(f"{cls.__name__}.__call__ asks for pull, which is called vjp now: rename the argument.", DeprecationWarning)
+    if vjp in names and (both := {"z", "values", "steps"}.intersection(names)):
+        raise RegularizerError(f"{cls.__name__}.__call__ asks for {vjp} and for {min(both)}; {vjp}.sites has the values. Leave one out.")
     check_arguments(cls.__name__, names, [field.name for field in fields(cls)])
     return names
 
@@ -220,7 +227,8 @@ def _check_options(cls: type[Regularizer], args: tuple[Any, ...], options: dict[
     unknown = [name for name in options if name not in names]
     if unknown:
         raise RegularizerError(
-            f"{cls.__name__} has no option {unknown[0]!r}.{near_sentence(unknown[0], names, 'Near options')} Options: {', '.join(names)}."
+            f"{cls.__name__} has no option {unknown[0]!r}.{suggestions_text(unknown[0], names, 'Near options')} "
+            f"Options: {', '.join(names)}."
         )
     if len(args) > 2:
         raise RegularizerError(f"{cls.__name__} takes a selector and a weight by position; write the rest by name.")

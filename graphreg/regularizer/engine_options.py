@@ -19,8 +19,8 @@ class EngineOptions:
         reduction: How measurements of several sites become one penalty: ``"mean"`` or ``"sum"``.
         time_axis: The axis of time in a value, of a penalty that asks for ``steps``.
         lengths: The name of the model's input that carries the lengths of sequences; None where every step counts.
-        wrt: What a penalty that asks for ``pull`` differentiates with respect to, a selector; ``"*"``: floating-point inputs.
-        always: Whether a penalty that asks for ``pull`` acts in eval mode, too.
+        wrt: What a penalty that asks for ``vjp`` differentiates with respect to, a selector; ``"*"``: floating-point inputs.
+        always: Whether a penalty that asks for ``vjp`` acts in eval mode, too.
     """
 
     reduction: str = "mean"
@@ -32,5 +32,5 @@ class EngineOptions:
     @classmethod
     def of(cls, regularizer: object) -> EngineOptions:
         """The options of a regularizer, or of a class of somebody else's: fields, class attributes and properties alike."""
-        given: dict[str, Any] = {each.name: getattr(regularizer, each.name) for each in fields(cls) if hasattr(regularizer, each.name)}
-        return cls(**given)
+        options: dict[str, Any] = {each.name: getattr(regularizer, each.name) for each in fields(cls) if hasattr(regularizer, each.name)}
+        return cls(**options)

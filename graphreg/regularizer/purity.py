@@ -35,8 +35,8 @@ def draws(regularizer: Regularizer, what: str) -> ImpureError:
     cure = (
         "Ask for noise by name, and take noise.keep, noise.uniform or noise.normal"
         if isinstance(regularizer, Splice)
-        else "Take the draws of pull.noise"
-        if "pull" in regularizer.takes
+        else "Take the draws of vjp.noise"
+        if regularizer.takes_vjp
         else "Measure with fixed numbers in their place"
     )
     return ImpureError(
@@ -67,7 +67,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, regularizer: Regularizer) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.regularizer = regularizer
-        self.found: ImpureError | None = None  # kept: a formula may swallow what is raised in it
+        self.error: ImpureError | None = None  # kept: a formula may swallow what is raised in it
         self.made: set[int] = set()  # storages
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
@@ -77,21 +77,21 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         name = schema.name.rpartition("::")[2]
         if any(storage not in self.made for tensor in _written(schema, args, kwargs) for storage in _storages(tensor)):
-            self._refuse(writes(self.regularizer, self._told(name)))
+            self._refuse(writes(self.regularizer, self._described(name)))
         before = _generator_states(args, kwargs) if torch.Tag.nondeterministic_seeded in func.tags else None
         out = func(*args, **kwargs)
         if before is not None and before != _generator_states(args, kwargs):
-            self._refuse(draws(self.regularizer, self._told(name)))
-        given = {storage for each in _tensors((args, kwargs)) for storage in _storages(each)}
+            self._refuse(draws(self.regularizer, self._described(name)))
+        inputs = {storage for each in _tensors((args, kwargs)) for storage in _storages(each)}
         new = {storage for each in _tensors(out) for storage in _storages(each)}
-        self.made |= new if name == "lift_fresh" else new - given  # torch.tensor(1.) passes a new tensor through that
+        self.made |= new if name == "lift_fresh" else new - inputs  # torch.tensor(1.) passes a new tensor through that
         return out
 
     def _refuse(self, error: ImpureError) -> None:
-        self.found = error
+        self.error = error
         raise error
 
-    def _told(self, operation: str) -> str:
+    def _described(self, operation: str) -> str:
         """The operation and the user's line that ran it: ``F.dropout`` has become ``bernoulli_`` by the time it is dispatched here."""
         frame = sys._getframe(2)
         while frame is not None and (frame.f_globals.get("__name__") or "").partition(".")[0] in ("torch", "graphreg"):
@@ -106,16 +106,16 @@ def watched(regularizer: Regularizer) -> Iterator[Watch]:
     watch = Watch(regularizer)
     with watch:
         yield watch
-    if watch.found is not None:
-        raise watch.found
+    if watch.error is not None:
+        raise watch.error
 
 
-def called(regularizer: Regularizer, given: dict[str, Any]) -> Any:
+def called(regularizer: Regularizer, arguments: dict[str, Any]) -> Any:
     """Call a formula.
 
     Args:
         regularizer: whose formula to call.
-        given: the arguments that it asks for, by name.
+        arguments: the arguments that it asks for, by name.
 
     Returns:
         What the formula returns.
@@ -124,9 +124,9 @@ def called(regularizer: Regularizer, given: dict[str, Any]) -> Any:
         ImpureError: at the first call of a formula that could not be tried on sample tensors before, if it draws or writes.
     """
     if compiling() or not unproven or type(regularizer) not in unproven:
-        return regularizer(**given)
+        return regularizer(**arguments)
     with watched(regularizer):
-        result = regularizer(**given)
+        result = regularizer(**arguments)
     if isinstance(result, Tensor) and result.device.type != "meta":
         unproven.discard(type(regularizer))
     return result
@@ -136,13 +136,13 @@ def twice(regularizer: Regularizer, run: Callable[[], Tensor]) -> None:
     """Run a formula twice on the same arguments and compare the results; raises ImpureError, or whatever the formula raises."""
     states, results = [_python_states()], []
     for _ in range(2):
-        kept = _kept(regularizer)
+        attributes = _attributes(regularizer)
         with watched(regularizer):
             results.append(run())
         states.append(_python_states())
     if states[0] != states[1] != states[2]:  # each time: once might be another thread
         raise draws(regularizer, "by Python's random or numpy.random")
-    if changed := [name for name, what in _kept(regularizer).items() if kept.get(name) != what]:
+    if changed := [name for name, what in _attributes(regularizer).items() if attributes.get(name) != what]:
         raise remembers(regularizer, f"it changes {type(regularizer).__name__}.{changed[0]}")
     if not all(isinstance(each, Tensor) for each in results) or results[0].shape != results[1].shape:
         return
@@ -162,11 +162,11 @@ def _storages(tensor: Tensor) -> list[int]:
 
 
 def _written(schema: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    found: list[Tensor] = []
+    written: list[Tensor] = []
     for i, argument in enumerate(schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
-            found += _tensors(args[i] if i < len(args) else kwargs.get(argument.name))
-    return found
+            written += _tensors(args[i] if i < len(args) else kwargs.get(argument.name))
+    return written
 
 
 def _generator_states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[bytes]:
@@ -189,23 +189,23 @@ def _python_states() -> list[Any]:
 def put_back() -> Iterator[None]:
     """Restore torch's, Python's and numpy's generators if a formula turns out to be impure in the block."""
     before, numpy = randomness(), sys.modules.get("numpy")
-    words = numpy.random.get_state() if numpy is not None else None
+    numpy_state = numpy.random.get_state() if numpy is not None else None
     try:
         yield
     except ImpureError:
         restore_randomness(before)
         if numpy is not None:
-            numpy.random.set_state(words)
+            numpy.random.set_state(numpy_state)
         raise
 
 
-def _kept(regularizer: Regularizer) -> dict[str, Any]:
+def _attributes(regularizer: Regularizer) -> dict[str, Any]:
     """The attributes of the regularizer and its classes, by identity (containers by their items), to see whether a call changes them."""
-    found: dict[str, Any] = {}
+    attributes: dict[str, Any] = {}
     for kind in reversed(type(regularizer).__mro__):
         if issubclass(kind, Regularizer) and kind not in (Regularizer, Splice, Penalty):
-            found |= {name: _identity(value) for name, value in vars(kind).items() if not name.startswith("__")}
-    return found | {name: _identity(value) for name, value in vars(regularizer).items()}
+            attributes |= {name: _identity(value) for name, value in vars(kind).items() if not name.startswith("__")}
+    return attributes | {name: _identity(value) for name, value in vars(regularizer).items()}
 
 
 def _identity(value: Any) -> Any:

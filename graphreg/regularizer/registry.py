@@ -10,7 +10,7 @@ from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from graphreg.errors import NoMatchError, RegularizerError, near_sentence
+from graphreg.errors import NoMatchError, RegularizerError, suggestions_text
 
 if TYPE_CHECKING:
     from graphreg.regularizer.base import Regularizer
@@ -66,7 +66,7 @@ def find(key: str) -> type[Regularizer]:
     known = registered()
     if not isinstance(key, str) or key.lower() not in known:
         raise NoMatchError(
-            f"no regularizer is called {key!r}.{near_sentence(str(key).lower(), known, 'Near keys')} graphreg.registered() lists all."
+            f"no regularizer is called {key!r}.{suggestions_text(str(key).lower(), known, 'Near keys')} graphreg.registered() lists all."
         )
     return known[key.lower()]
 
@@ -87,6 +87,6 @@ def _discover() -> None:
 
 def _load(entry: EntryPoint) -> None:
     """Import what an entry point names: a module that defines regularizers, or one of their classes."""
-    found = entry.load()
-    if not isinstance(found, ModuleType) and found not in _classes.values():
-        raise RegularizerError(f"{entry.value} is {found!r}; an entry point names a module, or a Regularizer class that has keys.")
+    loaded = entry.load()
+    if not isinstance(loaded, ModuleType) and loaded not in _classes.values():
+        raise RegularizerError(f"{entry.value} is {loaded!r}; an entry point names a module, or a Regularizer class that has keys.")

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import fx, nn
 
-from graphreg.errors import NoMatchError, RegularizerError, near_sentence, shown
+from graphreg.errors import NoMatchError, RegularizerError, shown, suggestions_text
 from graphreg.ir import Graphs, Label, Operations, Pattern, Site, Steps, chains, convolution, exactly, site_nodes, strings
 
 Port = tuple[str, tuple[str, ...]]  # a module's path, and which of its values
-Found = dict[Site, tuple[str, Steps]]  # with the string that chose it
+Sequences = dict[Site, tuple[str, Steps]]  # with the string that chose it
 
 
 def check_options(regularizer: Any) -> None:
@@ -49,14 +49,14 @@ def check_arguments(kind: str, names: Sequence[str], options: Sequence[str]) -> 
         raise RegularizerError(f"{kind} has the option lengths, and its __call__ does not take them: they would change nothing.")
 
 
-def sequences(found: Mapping[Site, str], regularizer: Any, values: Sequence[Site], operations: Operations, graphs: Graphs) -> Found:
+def sequences(matched: Mapping[Site, str], regularizer: Any, values: Sequence[Site], operations: Operations, graphs: Graphs) -> Sequences:
     """Group the selected sites into sequences.
 
     Where a selector string matches the path of a module that is a recurrent cell, the calls that follow each other are the steps of
     one sequence. The calls of any other module are one sequence each. A selector that is a function selects single calls.
 
     Args:
-        found: the selected sites, each with the string that selected it.
+        matched: the selected sites, each with the string that selected it.
         regularizer: whose options say how a value is read.
         values: all value sites of the model.
         operations: the operations of the model's graphs.
@@ -71,9 +71,9 @@ def sequences(found: Mapping[Site, str], regularizer: Any, values: Sequence[Site
     texts = strings(regularizer.pattern)
     away = {id(site) for text in texts if (p := Pattern.parse(text)).exclude for site in p.find(values)}
     calls = _Calls(values, operations, graphs)
-    chosen_by = {text: _labels(text, values) for text in set(found.values())} if texts else {}
-    taken, kept = set[Site](), Found()
-    for site, text in found.items():
+    chosen_by = {text: _labels(text, values) for text in set(matched.values())} if texts else {}
+    taken, read_as = set[Site](), Sequences()
+    for site, text in matched.items():
         if site in taken:
             continue
         named = calls.named(site, chosen_by[text][site.name]) if texts else None
@@ -81,11 +81,11 @@ def sequences(found: Mapping[Site, str], regularizer: Any, values: Sequence[Site
             steps = [call for call in run if id(call) not in away]
             taken.update(steps)
             for first in steps[:1]:
-                kept[first] = text, _steps(first, steps, named if named and calls.is_cell(named[0]) else None, calls, regularizer)
-    for site, (_, form) in kept.items():
+                read_as[first] = text, _steps(first, steps, named if named and calls.is_cell(named[0]) else None, calls, regularizer)
+    for site, (_, form) in read_as.items():
         _require(site, form, regularizer)
         _require_time(site, form, regularizer, calls)
-    return kept
+    return read_as
 
 
 class _Calls:
@@ -121,8 +121,8 @@ class _Calls:
         that is called as often.
         """
         count = len(self.chains(path))
-        while path and len(own := self.chains(path)) in (0, count):  # 0: a list of modules, which nobody calls
-            if own and (self._of_torch(path) or len(set(own.values())) < count):
+        while path and len(chain := self.chains(path)) in (0, count):  # 0: a list of modules, which nobody calls
+            if chain and (self._of_torch(path) or len(set(chain.values())) < count):
                 return path
             path = path.rpartition(".")[0]
         return None
@@ -135,15 +135,15 @@ class _Calls:
         calls, cell = self.of[port], self.cell(port[0])
         if cell is None:
             return [[call] for call in calls]
-        own, firsts = list(self.chains(port[0])), list(self.chains(cell).values())
+        call_names, firsts = list(self.chains(port[0])), list(self.chains(cell).values())
         if len(set(firsts)) == len(firsts):  # a cell of torch's that is given no state
             return [calls]
-        first_of = dict(zip(own, firsts, strict=True))
-        found: dict[str, list[Site]] = {}
+        first_of = dict(zip(call_names, firsts, strict=True))
+        by_first: dict[str, list[Site]] = {}
         for call in calls:
             name = next(label.name for label in call.labels if label.module == port[0])
-            found.setdefault(first_of[name], []).append(call)
-        return list(found.values())
+            by_first.setdefault(first_of[name], []).append(call)
+        return list(by_first.values())
 
 
 def _port(label: Label) -> Port:
@@ -152,13 +152,13 @@ def _port(label: Label) -> Port:
 
 def _labels(text: str, values: Sequence[Site]) -> dict[str, list[Label]]:
     """By site, the labels under which a selector string matches it, of those of modules whose path the string matches, too."""
-    found: dict[str, list[Label]] = {}
+    labels: dict[str, list[Label]] = {}
     pattern = Pattern.parse(text)
     for label, site in pattern.labels(values):
-        own = found.setdefault(site.name, [])
+        of_site = labels.setdefault(site.name, [])
         if label.module is not None and pattern.path(label.module):
-            own.append(label)
-    return found
+            of_site.append(label)
+    return labels
 
 
 def _steps(site: Site, steps: Sequence[Site], named: Port | None, calls: _Calls, regularizer: Any) -> Steps:
@@ -181,9 +181,9 @@ def _hint(site: Site, calls: _Calls) -> str:
     if not several:
         return ""
     path = several[0].module or ""
-    whole = exactly(replace(several[0], name=path))
+    selector = exactly(replace(several[0], name=path))
     if calls.is_cell(path):
-        return f" This is one call of {path!r}: the selector '{whole}' takes all its calls as the steps of one sequence."
+        return f" This is one call of {path!r}: the selector '{selector}' takes all its calls as the steps of one sequence."
     return (
         f" This is one call of {path!r}, which reads none of its earlier outputs: each call is a sequence of its own. Where the calls are "
         "the steps, let the model stack their values (torch.stack) and select the stack."
@@ -192,10 +192,10 @@ def _hint(site: Site, calls: _Calls) -> str:
 
 def _layer_axis(site: Site, regularizer: Any) -> int:
     """The axis of time in the output of a recurrent layer; raises RegularizerError if the option asks for another."""
-    given, axis = regularizer.engine_options.time_axis, 1 if site.sequence == "batch first" else 0
-    if site.sequence != "state" and given not in (1, axis, axis - 3):  # 1: not given
+    asked, axis = regularizer.engine_options.time_axis, 1 if site.sequence == "batch first" else 0
+    if site.sequence != "state" and asked not in (1, axis, axis - 3):  # 1: not given
         raise RegularizerError(
-            f"{type(regularizer).__name__} at {site.name}: time_axis={given} is not the axis of time in the output of this layer, which is "
+            f"{type(regularizer).__name__} at {site.name}: time_axis={asked} is not the axis of time in the output of this layer, which is "
             f"{axis} (batch_first={axis == 1}). Leave time_axis out: a recurrent layer tells its own."
         )
     return axis
@@ -219,9 +219,9 @@ def _require_time(site: Site, steps: Steps, regularizer: Any, calls: _Calls) -> 
     """Refuse the default ``time_axis=1`` where the value comes from a convolution, whose axis 1 is channels."""
     if steps.calls or site.sequence or steps.axis != 1:
         return
-    if site.name not in calls.nodes or (found := convolution(calls.nodes[site.name], calls.operations)) is None:
+    if site.name not in calls.nodes or (made_by := convolution(calls.nodes[site.name], calls.operations)) is None:
         return
-    name, dims = found
+    name, dims = made_by
     axes = " or ".join(str(axis) for axis in range(2, 2 + dims))
     raise RegularizerError(
         f"{type(regularizer).__name__} at {site.name}: the value comes from a convolution ({name}), so its axis 1 is channels, and "
@@ -229,14 +229,14 @@ def _require_time(site: Site, steps: Steps, regularizer: Any, calls: _Calls) -> 
     )
 
 
-def check_lengths(found: Found, name: str, inputs: Mapping[str, Any], held: Mapping[str, Any], who: str) -> None:
+def check_lengths(chosen: Sequences, name: str, inputs: Mapping[str, Any], specialized: Mapping[str, Any], who: str) -> None:
     """Check that an input of the model carries the lengths, in a shape that fits the sequences.
 
     Args:
-        found: the sequences, as ``sequences`` returns them.
+        chosen: the sequences, as ``sequences`` returns them.
         name: the name of the input.
         inputs: the model's inputs by name, each (shape, dtype), or None if not known.
-        held: the model's specialized arguments.
+        specialized: the model's specialized arguments.
         who: the regularizer, for messages.
 
     Raises:
@@ -245,13 +245,13 @@ def check_lengths(found: Found, name: str, inputs: Mapping[str, Any], held: Mapp
     """
     if name not in inputs:
         why = (
-            f"{name!r} is an argument that is specialized to {held[name]!r}: give example_inputs that carry a tensor for it."
-            if name in held
-            else f"no input of the model has that name.{near_sentence(name, inputs)} Inputs: {', '.join(inputs)}."
+            f"{name!r} is an argument that is specialized to {specialized[name]!r}: give example_inputs that carry a tensor for it."
+            if name in specialized
+            else f"no input of the model has that name.{suggestions_text(name, inputs)} Inputs: {', '.join(inputs)}."
         )
         raise NoMatchError(f"{who}: lengths={name!r}: {why}")
     known = inputs[name]
-    for site, (_, steps) in found.items():
+    for site, (_, steps) in chosen.items():
         if isinstance(known, tuple) and site.shape is not None:
             shape, dtype = known
             steps.require_lengths(shape, dtype, (len(steps.calls), *site.shape) if steps.calls else site.shape, f"{who} at {site.name}")

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from graphreg.ir import Site
-from graphreg.regularizer.base import Regularizer
+from graphreg.regularizer.base import VJP_NAMES, Regularizer
 from graphreg.regularizer.purity import ImpureError, put_back, twice, unproven
-from graphreg.regularizer.vjp import Pull
+from graphreg.regularizer.vjp import Vjp
 from graphreg.rng import Noise
 
 _SHAPES: tuple[tuple[int, ...], ...] = ((2, 3), (2, 3, 4), (2, 3, 4, 4))  # what values mostly are: of a dense layer, a sequence, images
@@ -51,8 +51,8 @@ def _probed(regularizer: Regularizer, sites: Sequence[Site]) -> bool:
             with put_back(), warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad(), torch.device("cpu"):
                 warnings.simplefilter("ignore")
                 with torch.autocast("cpu", enabled=False):
-                    given = _given(regularizer, shapes)
-                    twice(regularizer, lambda given=given: regularizer(**_anew(given)))  # type: ignore[misc]
+                    arguments = _sample_arguments(regularizer, shapes)
+                    twice(regularizer, lambda arguments=arguments: regularizer(**_anew(arguments)))  # type: ignore[misc]
             ran = True
         except ImpureError:
             raise
@@ -63,7 +63,7 @@ def _probed(regularizer: Regularizer, sites: Sequence[Site]) -> bool:
 
 def _guesses(regularizer: Regularizer, sites: Sequence[Site]) -> Iterator[dict[str, tuple[int, ...]]]:
     """The shapes to try, by name of a site: the sites' own where known (axes cut to 4, then whole if small), then usual ones."""
-    together = not {"values", "pull"}.isdisjoint(regularizer.takes)
+    together = "values" in regularizer.takes or regularizer.takes_vjp
     groups = [list(sites)] if together else [[site] for site in {len(s.shape): s for s in sites if s.shape is not None}.values()]
     for group in groups:
         shapes = {site.name: site.shape for site in group if site.shape is not None}
@@ -76,7 +76,7 @@ def _guesses(regularizer: Regularizer, sites: Sequence[Site]) -> Iterator[dict[s
         yield from (dict.fromkeys(names, shape) for shape in (((5, 2, 3),) if "steps" in regularizer.takes else _SHAPES))
 
 
-def _given(regularizer: Regularizer, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def _sample_arguments(regularizer: Regularizer, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """Sample arguments for a formula, like those of a call: values that autograd records and that are no leaves."""
     values = {name: _value(shape, i).requires_grad_().clone() for i, (name, shape) in enumerate(shapes.items())}
     first = next(iter(values.values()))
@@ -84,18 +84,20 @@ def _given(regularizer: Regularizer, shapes: Mapping[str, tuple[int, ...]]) -> d
     made: dict[str, Any] = {"z": first, "w": first, "values": values, "steps": first, "noise": next(iter(noise.values()))}
     made["weight"] = torch.full((), 0.25)
     made["lengths"] = None
-    if "pull" in regularizer.takes:
-        made["pull"] = Pull({name: torch.tanh(z * 0.5) for name, z in values.items()}, {"x": first}, noise, proven=True)
+    if regularizer.takes_vjp:
+        vjp = Vjp({name: torch.tanh(z * 0.5) for name, z in values.items()}, {"x": first}, noise, proven=True)
+        made |= dict.fromkeys(VJP_NAMES, vjp)
     return {name: made[name] for name in regularizer.takes}
 
 
-def _anew(given: Mapping[str, Any]) -> dict[str, Any]:
+def _anew(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The same arguments for a second call, with the noise streams at their beginning again."""
-    again = dict(given)
-    if "noise" in given:
-        again["noise"] = Noise(given["noise"].key)
-    if "pull" in given:
-        again["pull"] = replace(given["pull"], noise={name: Noise(noise.key) for name, noise in given["pull"].noise.items()})
+    again = dict(arguments)
+    if "noise" in arguments:
+        again["noise"] = Noise(arguments["noise"].key)
+    for vjp in VJP_NAMES:
+        if vjp in arguments:
+            again[vjp] = replace(arguments[vjp], noise={name: Noise(noise.key) for name, noise in arguments[vjp].noise.items()})
     return again
 
 

@@ -24,14 +24,14 @@ LIMIT, COMPILED_LIMIT = 1 << 13, 1 << 8  # rows of an exact Jacobian: backward p
 
 
 @dataclass(frozen=True, eq=False)  # by identity: Dynamo of torch 2.12 asks for its hash while it has no fields yet
-class Pull:
-    """The vector-Jacobian product that a formula gets as its argument ``pull``; call it with cotangents.
+class Vjp:
+    """The vector-Jacobian product that a formula gets as its argument ``vjp``; call it with cotangents.
 
     Attributes:
         sites: the values at the sites, by name.
         wrt: the values to differentiate with respect to, by name.
         noise: a stream of draws for each site, by name.
-        about: what runs the product, for messages.
+        caller: what runs the product, for messages.
         suspects: operations that may have no second derivative, for the error.
         proven: whether all operations are known to have a second derivative, so that it need not be checked.
     """
@@ -39,7 +39,7 @@ class Pull:
     sites: Mapping[str, Tensor]
     wrt: Mapping[str, Tensor]
     noise: Mapping[str, Noise]
-    about: str = "pull"
+    caller: str = "vjp"
     suspects: tuple[str, ...] = ()
     proven: bool = False
 
@@ -54,8 +54,8 @@ class Pull:
         """
         outputs = [self.sites[name] for name in cotangents]
         vectors = [vector.to(z.dtype) for vector, z in zip(cotangents.values(), outputs, strict=True)]
-        found = gradients(outputs, list(self.wrt.values()), vectors, not self.proven, self.about, self.suspects)
-        return dict(zip(self.wrt, found, strict=True))
+        products = gradients(outputs, list(self.wrt.values()), vectors, not self.proven, self.caller, self.suspects)
+        return dict(zip(self.wrt, products, strict=True))
 
     def rows(self, site: str) -> Iterator[dict[str, Tensor]]:
         """Iterate over the rows of the exact Jacobian of a site's value, one for each of its elements.
@@ -74,7 +74,7 @@ class Pull:
         limit = COMPILED_LIMIT if compiled else LIMIT
         if z.numel() > limit:
             raise RegularizerError(
-                f"{self.about}: the exact Jacobian at {site} ({' x '.join(map(str, z.shape))}) has {z.numel()} rows, each a backward pass "
+                f"{self.caller}: the exact Jacobian at {site} ({' x '.join(map(str, z.shape))}) has {z.numel()} rows, each a backward pass "
                 f"that is kept for the gradient; {limit} are the most{' when compiled' if compiled else ''}. "
                 "Use estimator='projection', which takes n of them, or fewer examples."
             )
@@ -117,7 +117,7 @@ def recorded(tensor: Tensor) -> bool:
 
 
 def gradients(
-    outputs: Sequence[Tensor], inputs: Sequence[Tensor], vectors: Sequence[Tensor], prove: bool, about: str, suspects: Sequence[str]
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], vectors: Sequence[Tensor], prove: bool, caller: str, suspects: Sequence[str]
 ) -> list[Tensor]:
     """``torch.autograd.grad`` whose result can be differentiated again, with zeros where there is no path.
 
@@ -126,7 +126,7 @@ def gradients(
         inputs: the values to differentiate with respect to.
         vectors: a cotangent for each output.
         prove: check that the result can be differentiated again.
-        about: what asks for it, for messages.
+        caller: what asks for it, for messages.
         suspects: operations that may have no second derivative, for messages.
 
     Returns:
@@ -138,35 +138,35 @@ def gradients(
     live = [i for i, z in enumerate(outputs) if z.requires_grad]
     if any(recorded(z) for i, z in enumerate(outputs) if i not in live):
         raise GraphRegError(
-            f"{about} runs a backward pass of its own, which torch.vmap does not let it. Put the gradient inside, as for gradients of "
+            f"{caller} runs a backward pass of its own, which torch.vmap does not let it. Put the gradient inside, as for gradients of "
             "each example, torch.vmap(torch.func.grad(f)), or call the module on the whole batch."
         )
     if not live:
         return [torch.zeros_like(x) for x in inputs]
     # a function that is differentiable once tells so only of an argument that needs a gradient
     prove = prove and transform_level() is None  # torch.func allows no requires_grad_()
-    given = [vectors[i].detach().requires_grad_() if prove else vectors[i] for i in live]
+    cotangents = [vectors[i].detach().requires_grad_() if prove else vectors[i] for i in live]
     before = history(outputs) if prove else set()
     options = {"create_graph": True, "allow_unused": True, "materialize_grads": True}
-    found = list(torch.autograd.grad([outputs[i] for i in live], list(inputs), given, **options))
-    if prove and (culprit := once_only(found, before)):
+    results = list(torch.autograd.grad([outputs[i] for i in live], list(inputs), cotangents, **options))
+    if prove and (culprit := once_only(results, before)):
         among = f" Among {', '.join(suspects[:4])}." if suspects else ""
         raise GraphRegError(
-            f"{about}: {culprit} cannot be differentiated twice, so the penalty would have no gradient.{among} "
+            f"{caller}: {culprit} cannot be differentiated twice, so the penalty would have no gradient.{among} "
             "Select sites before that operation, or a wrt behind it."
         )
-    return found
+    return results
 
 
 def history(values: Sequence[Tensor]) -> set[Any]:
     """All autograd functions that the values were computed by."""
-    found, waiting = set[Any](), [value.grad_fn for value in values]
+    functions, waiting = set[Any](), [value.grad_fn for value in values]
     while waiting:
         function = waiting.pop()
-        if function is not None and function not in found:
-            found.add(function)
+        if function is not None and function not in functions:
+            functions.add(function)
             waiting += [following for following, _ in function.next_functions]
-    return found
+    return functions
 
 
 def once_only(values: Sequence[Tensor], before: set[Any]) -> str:

@@ -17,8 +17,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import flop_registry
 
 from graphreg.errors import GraphRegError, first_line
-from graphreg.ir import Kind, addition_of, held_of
-from graphreg.planning import OWN, Plan
+from graphreg.ir import Kind, addition_of, specialized_arguments
+from graphreg.planning import OWN_DROPOUT, Plan
 from graphreg.reporting.records import Cost
 from graphreg.rewriting import strip
 from graphreg.runtime import graphs_of
@@ -39,13 +39,13 @@ def cost(module: fx.GraphModule, plan: Plan) -> Cost:
             twin = _without_data(module)
         twin.train()
         plain = strip(twin)
-        with_them, without = (_pass(m, _of_train(graphs_of(m)), held_of(module)) for m in (twin, plain))
+        with_them, without = (_pass(m, _of_train(graphs_of(m)), specialized_arguments(module)) for m in (twin, plain))
     except GraphRegError:
         raise
     except Exception as error:  # from the model's code, which may read a value, or from an operator without a meta kernel
         raise GraphRegError(f"the model does not run on shapes alone ({first_line(error)})") from error
     labels = _labels(_of_train(graphs_of(twin)), plan)
-    names = [*plan.regularizers, OWN, "keys", "copies", "attach", "monitor", "other"]
+    names = [*plan.regularizers, OWN_DROPOUT, "keys", "copies", "attach", "monitor", "other"]
     operations, kept = Counter[str](), Counter[str]()
     for node in {**with_them.operations, **without.operations, **with_them.kept, **without.kept}:
         more = with_them.operations[node] - without.operations[node]
@@ -77,8 +77,8 @@ def _labels(graph: fx.Graph, plan: Plan) -> dict[str, str]:
     """Return, by node name, the regularizer (or kind of addition) that the node belongs to; the model's nodes have no entry, except
     native dropouts that were moved."""
     kinds = {
-        Kind.OWN: OWN, Kind.KEY: "keys", Kind.CLONE: "copies", Kind.COPY: "copies", Kind.ATTACH: "attach", Kind.ATTACHED: "attach",
-        Kind.WATCH: "monitor",
+        Kind.NATIVE: OWN_DROPOUT, Kind.KEY: "keys", Kind.CLONE: "copies", Kind.COPY: "copies", Kind.ATTACH: "attach",
+        Kind.ATTACHED: "attach", Kind.WATCH: "monitor",
     }  # fmt: skip
     labels = {}
     for node in graph.nodes:

@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from graphreg.ir import Own, Site, Table, dtype_text, strings
-from graphreg.planning import Census, Edit, OwnEdit, counted
+from graphreg.ir import NativeDropout, Site, Table, dtype_text, strings
+from graphreg.planning import Edit, NativeDropoutEdit, SiteCounts, counted
 from graphreg.regularizer import Penalty, Regularizer, Splice
 from graphreg.reporting.terminal import USUAL, Block, Lines, coloured, html, text, width_now
 
@@ -326,7 +326,7 @@ _ORDER: tuple[Does, ...] = ("measures first", "replaces", "measures")
 
 
 def entry(
-    name: str, regularizer: Regularizer, sites: Sequence[Site], strength: float, totals: Census,
+    name: str, regularizer: Regularizer, sites: Sequence[Site], strength: float, totals: SiteCounts,
     trained: Trained | None = None, notes: Iterable[str] = (),
 ) -> Entry:  # fmt: skip
     """Make the record of one regularizer. ``totals``: the counts of all sites that ``of`` and ``share`` refer to."""
@@ -359,9 +359,9 @@ def acted(
     return records
 
 
-def native_dropout_rows(edits: Iterable[OwnEdit], unmoved: Iterable[Own]) -> tuple[NativeDropoutRow, ...]:
+def native_dropout_rows(edits: Iterable[NativeDropoutEdit], unmoved: Iterable[NativeDropout]) -> tuple[NativeDropoutRow, ...]:
     """Make the records of native dropouts: first those that were chosen, then those that torch draws as before (``unmoved``)."""
-    rows = [NativeDropoutRow(e.own.site.name, e.own.site.op, e.own.rate, e.own.when, e.becomes, e.matched) for e in edits]
+    rows = [NativeDropoutRow(e.dropout.site.name, e.dropout.site.op, e.dropout.rate, e.dropout.when, e.action, e.matched) for e in edits]
     return (*rows, *(NativeDropoutRow(d.site.name, d.site.op, d.rate, d.when, KEPT, "", d.why_not) for d in unmoved))
 
 

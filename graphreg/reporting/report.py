@@ -81,8 +81,8 @@ def _of_module(module: Regulated, with_cost: bool) -> Report:
     notes += lowering(inner).report_lines() if isinstance(inner, RewrittenModule) else []
     return Report(
         plan.title, f"traced by the {record.front_end} front end", _entries(plan, strengths(module), inner), tuple(sites),
-        native_dropout_rows(plan.own, native_draws(module)), (), len(dict(inner.named_parameters())), measured_cost, why_not, plan.missed,
-        (*notes, *_settings(module)),
+        native_dropout_rows(plan.native_dropout, native_draws(module)), (), len(dict(inner.named_parameters())), measured_cost, why_not,
+        plan.missed, (*notes, *_settings(module)),
     )  # fmt: skip
 
 
@@ -90,8 +90,8 @@ def _entries(plan: Plan, now: dict[str, float], inner: fx.GraphModule) -> tuple[
     gradient_reach = trained(inner, graphs_of(inner))
     return tuple(
         entry(
-            name, regularizer, [site for edit in plan.of(name) for site in edit.sites], now[name], plan.census, gradient_reach.get(name),
-            [plan.cones[name].note()] if name in plan.cones else [],
+            name, regularizer, [site for edit in plan.of(name) for site in edit.sites], now[name], plan.site_counts,
+            gradient_reach.get(name), [plan.slices[name].note()] if name in plan.slices else [],
         )
         for name, regularizer in plan.regularizers.items()
     )  # fmt: skip

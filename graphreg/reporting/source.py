@@ -13,7 +13,7 @@ from typing import Any
 from torch import fx
 
 from graphreg.ir import RULES, Addition, Kind, addition_of
-from graphreg.planning import OWN, Plan
+from graphreg.planning import OWN_DROPOUT, Plan
 from graphreg.regularizer import Penalty, Splice
 from graphreg.reporting.records import options_of, selector_of
 from graphreg.runtime import AttachRule, Regularized, RewrittenModule, graphs_of, record_of, rewritten, rules_of
@@ -77,9 +77,9 @@ def _rules(plan: Plan, strengths: Mapping[str, float]) -> list[Line]:
         where = ", ".join(map(repr, selector_of(regularizer)))
         text = f"# {name}: {type(regularizer).__name__} {strengths[name]:g} on {where}{options}"
         lines.append(Line(text, f"# {name}", "rule", (name,)))
-    for action in dict.fromkeys(edit.becomes for edit in plan.own):
-        sites = tuple(edit.own.site.name for edit in plan.own if edit.becomes == action)
-        lines.append(Line(f"# {OWN} {action}: {', '.join(sites)}", f"# {OWN} {action}", "rule", (OWN,), sites))
+    for action in dict.fromkeys(edit.action for edit in plan.native_dropout):
+        sites = tuple(edit.dropout.site.name for edit in plan.native_dropout if edit.action == action)
+        lines.append(Line(f"# {OWN_DROPOUT} {action}: {', '.join(sites)}", f"# {OWN_DROPOUT} {action}", "rule", (OWN_DROPOUT,), sites))
     return lines
 
 
@@ -133,11 +133,11 @@ def _names(addition: Addition, plan: Plan) -> list[str]:
     kind, site = addition.kind, addition.site or ""
     if addition.regularizer is not None:
         return [addition.regularizer]
-    if kind in (Kind.OWN, Kind.WATCH):
-        return [OWN if kind == Kind.OWN else "monitor"]
+    if kind in (Kind.NATIVE, Kind.WATCH):
+        return [OWN_DROPOUT if kind == Kind.NATIVE else "monitor"]
     if kind == Kind.KEY:
-        drawing = [name for name, r in plan.regularizers.items() if isinstance(r, Splice) or name in plan.cones]
-        return [*drawing, *([OWN] if any(edit.draws for edit in plan.own) else [])]
+        drawing = [name for name, r in plan.regularizers.items() if isinstance(r, Splice) or name in plan.slices]
+        return [*drawing, *([OWN_DROPOUT] if any(edit.draws for edit in plan.native_dropout) else [])]
     if kind == Kind.TRACK:
         return plan.tracked[site]
     if kind in (Kind.ATTACH, Kind.ATTACHED):
@@ -165,8 +165,8 @@ def _added(code: str, key: str, node: fx.Node, addition: Addition, plan: Plan) -
         text = f"{listed} at {sites[0] or 'the penalties'}"
     elif kind == Kind.TRACK:
         text = f"{listed} with respect to {sites[0]}"
-    elif kind == Kind.OWN:
-        text = f"{listed} at {sites[0]}: {next(edit.becomes for edit in plan.own if edit.own.site.name == sites[0])}"
+    elif kind == Kind.NATIVE:
+        text = f"{listed} at {sites[0]}: {next(edit.action for edit in plan.native_dropout if edit.dropout.site.name == sites[0])}"
     else:
         text = f"{listed} at {sites[0]}{_clean(kind, names, plan)}"
     return Line(code, key, kind.value, tuple(names), sites, text)

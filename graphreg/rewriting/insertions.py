@@ -63,9 +63,9 @@ class Insertion:
 
     def __str__(self) -> str:
         target = self.target if isinstance(self.target, str) else self.target.__name__
-        given = [_text(arg) for arg in self.args] + [f"{name}={_text(arg)}" for name, arg in self.kwargs.items()]
+        arguments = [_text(arg) for arg in self.args] + [f"{name}={_text(arg)}" for name, arg in self.kwargs.items()]
         text = f"{self.position.value} {self.anchor.name}: {self.kind.value} {self.name} = {target}"
-        text += "" if self.op == "get_attr" else f"({', '.join(given)})"
+        text += "" if self.op == "get_attr" else f"({', '.join(arguments)})"
         only = f" for {', '.join(sorted(reader.name for reader in self.readers))}" if self.readers is not None else ""
         return text + (f", replaces {self.replaces.name}{only}" if self.replaces is not None else "")
 
@@ -114,7 +114,7 @@ class Insertions:
     @cached_property
     def by_place(self) -> dict[tuple[Position, fx.Node], list[Insertion]]:
         """The insertions at each place, in their order."""
-        found: dict[tuple[Position, fx.Node], list[Insertion]] = {}
+        by_place: dict[tuple[Position, fx.Node], list[Insertion]] = {}
         for insertion in self.ordered:
-            found.setdefault((insertion.position, insertion.anchor), []).append(insertion)
-        return found
+            by_place.setdefault((insertion.position, insertion.anchor), []).append(insertion)
+        return by_place

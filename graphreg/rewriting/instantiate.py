@@ -1,4 +1,4 @@
-"""The leaves of a plan: their names, their strengths and streams. Made before any graph is touched."""
+"""Makes the runtime modules of a plan, with their names, strengths and streams, before any graph is touched."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def identifier(name: str) -> str:
     return f"_{text}" if text[0].isdigit() else text
 
 
-def leaf_names(plan: Plan) -> dict[int | str, str]:
-    """The name under ``graphreg_rules`` of each edit's leaf, by the edit's place in the plan, and of what tracks, by site.
+def runtime_module_names(plan: Plan) -> dict[int | str, str]:
+    """Name each edit's runtime module under ``graphreg_rules``, by the edit's place in the plan, and what tracks a site, by the site.
 
-    The model's own dropouts follow the edits.
+    Native dropouts follow the edits. States that ``rng_state`` gave name streams by these names, so they must not change.
     """
     taken = {*dir(Rules()), "key", "attach", *plan.regularizers}
     names: dict[int | str, str] = {}
@@ -50,8 +50,8 @@ def leaf_names(plan: Plan) -> dict[int | str, str]:
             name = f"{base}_{count}"
         taken.add(name)
         names[i] = name
-    for i, own in enumerate(plan.own, len(plan.edits)):
-        name = f"{identifier(own.own.site.name)}_own"
+    for i, native in enumerate(plan.native_dropout, len(plan.edits)):
+        name = f"{identifier(native.dropout.site.name)}_own"
         while name in taken:
             name += "_"
         taken.add(name)
@@ -71,16 +71,16 @@ def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], rng
     streams = _streams(plan, names, _Seeds(rng))
     slots = {name: i for i, name in enumerate(streams)}
     for i, edit in enumerate(plan.edits):
-        if (leaf := _leaf_of(edit, rules, slots.get(names[i], 0))) is not None:
-            rules.add_module(names[i], leaf)
-    for i, own in enumerate(plan.own, len(plan.edits)):
-        rules.add_module(names[i], NativeDropoutRule(own, slots.get(names[i], 0)))
+        if (runtime_module := _runtime_module(edit, rules, slots.get(names[i], 0))) is not None:
+            rules.add_module(names[i], runtime_module)
+    for i, native in enumerate(plan.native_dropout, len(plan.edits)):
+        rules.add_module(names[i], NativeDropoutRule(native, slots.get(names[i], 0)))
     if streams:
         rules.add_module("key", KeyRule(streams).to(device))
     _add_totals(rules, plan, names, slots)
     for site, readers in plan.tracked.items():
-        leaves = [reader for name in readers if isinstance(reader := rules.get_submodule(name), Derivative)]
-        rules.add_module(names[site], Track(site, leaves))
+        derivatives = [reader for name in readers if isinstance(reader := rules.get_submodule(name), Derivative)]
+        rules.add_module(names[site], Track(site, derivatives))
     for child in rules.children():
         assert isinstance(child, RuntimeModule)
         child.rules = (rules,)
@@ -101,15 +101,15 @@ def _streams(plan: Plan, names: Mapping[int | str, str], seeds: _Seeds) -> dict[
     """The stream of noise of everything that draws, by the name of its runtime module; a slot is a place in this order."""
     streams: dict[str, int] = {}
     for i, edit in enumerate(plan.edits):
-        if isinstance(edit.regularizer, Splice) or edit.name in plan.cones:
+        if isinstance(edit.regularizer, Splice) or edit.name in plan.slices:
             streams[names[i]] = stream(seeds.of(edit), edit.site.name, type(edit.regularizer).__name__, edit.occurrence)
-    for i, own in enumerate(plan.own, len(plan.edits)):
-        if own.draws:
-            streams[names[i]] = stream(seeds.default(), own.own.site.name, "own dropout", 0)
+    for i, native in enumerate(plan.native_dropout, len(plan.edits)):
+        if native.draws:
+            streams[names[i]] = stream(seeds.default(), native.dropout.site.name, "own dropout", 0)
     return streams
 
 
-def _leaf_of(edit: Edit, rules: Rules, slot: int) -> RuntimeModule | None:
+def _runtime_module(edit: Edit, rules: Rules, slot: int) -> RuntimeModule | None:
     """The runtime module of an edit; None where its penalty alone has one, for all of its sites."""
     strength, regularizer, site = rules.strengths[edit.name], edit.regularizer, edit.site.name
     if isinstance(regularizer, Splice):
@@ -125,9 +125,9 @@ def _add_totals(rules: Rules, plan: Plan, names: Mapping[int | str, str], slots:
         if not isinstance(regularizer, Penalty):
             continue
         strength = rules.strengths[name]
-        if name in plan.cones:
+        if name in plan.slices:
             drawn = {edit.site.name: slots[names[i]] for i, edit in enumerate(plan.edits) if edit.name == name}
-            total: Total = Derivative(regularizer, name, strength, plan.cones[name], drawn)
+            total: Total = Derivative(regularizer, name, strength, plan.slices[name], drawn)
         else:
             total = (AllSitesTotal if "values" in regularizer.takes else Total)(regularizer, name, strength)
         rules.add_module(name, total)
@@ -135,7 +135,7 @@ def _add_totals(rules: Rules, plan: Plan, names: Mapping[int | str, str], slots:
 
 def measures(regularizer: Regularizer) -> bool:
     """Whether the penalty is taken site by site, directly after each, rather than all at once."""
-    return regularizer.on == "values" and not {"values", "pull"}.intersection(regularizer.takes)
+    return regularizer.on == "values" and "values" not in regularizer.takes and not regularizer.takes_vjp
 
 
 class _Seeds:
@@ -143,11 +143,11 @@ class _Seeds:
 
     def __init__(self, rng: Any) -> None:
         self.rng, self.common = rng, None if rng is None else seed(rng)
-        self.own: dict[str, int] = {}
+        self.by_name: dict[str, int] = {}
 
     def of(self, edit: Edit) -> int:
-        own = edit.regularizer.rng if isinstance(edit.regularizer, Splice) else None
-        return self.default() if own is None else self.own.setdefault(edit.name, seed(own))
+        rng = edit.regularizer.rng if isinstance(edit.regularizer, Splice) else None
+        return self.default() if rng is None else self.by_name.setdefault(edit.name, seed(rng))
 
     def default(self) -> int:
         if self.common is None:

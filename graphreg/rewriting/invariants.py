@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 
 from graphreg.errors import RegularizerError
-from graphreg.ir import CROSSES, RULES, Kind, addition_of, apart, clone, is_kind, is_marked, is_nan, is_own, own_name
+from graphreg.ir import BOUNDARY, RULES, Kind, addition_of, apart, clone, is_kind, is_marked, is_nan, is_native_dropout, own_name
 from graphreg.planning import Edit, Plan
 from graphreg.regularizer import Penalty
 from graphreg.rewriting.placement import Placed, fail, placed_in
@@ -29,34 +29,34 @@ def check(module: RewrittenModule, traced: Traced, plan: Plan) -> None:
     for mode, emitted in graphs_of(module).items():
         flow = to_networkx(emitted)
         _lint(emitted, flow)
-        _owns(emitted, module, plan)
+        _native_dropouts(emitted, module, plan)
         graph = restored(emitted)  # what is looked at below are the model's own calls
         flow = flow if graph is emitted else to_networkx(graph)
         original = traced.graphs[mode]
         _contracts(graph, original)
-        found = placed_in(graph, original, traced, plan)
-        found.check()
-        _leaves(graph, module, plan)
-        _reaches(graph, module, plan, found, flow, traced.whole)
+        placed = placed_in(graph, original, traced, plan)
+        placed.check()
+        _runtime_modules(graph, module, plan)
+        _reaches(graph, module, plan, placed, flow, traced.whole)
 
 
-def _owns(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
+def _native_dropouts(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
     """Check that each native dropout that was chosen calls its runtime module, with the key of the call if it draws."""
-    planned = {edit.own.site.name: edit for edit in plan.own}
+    planned = {edit.dropout.site.name: edit for edit in plan.native_dropout}
     for node in graph.nodes:
         name = own_name(node)
-        if not is_own(node):
+        if not is_native_dropout(node):
             if name in planned and not is_marked(node):
                 fail(f"{node.name} still calls the native dropout.")
             continue
-        leaf, edit, key = module.get_submodule(str(node.target)), planned.get(name), node.kwargs.get("noise")
-        if edit is None or not isinstance(leaf, NativeDropoutRule) or leaf.site != name or leaf.rate != edit.rate:
+        rule, edit, key = module.get_submodule(str(node.target)), planned.get(name), node.kwargs.get("noise")
+        if edit is None or not isinstance(rule, NativeDropoutRule) or rule.site != name or rule.rate != edit.rate:
             fail(f"{node.name} does not do what was planned.")
         elif edit.draws != (isinstance(key, fx.Node) and is_kind(key, Kind.KEY)):
             fail(f"{node.name} does not take the key of the call.")
 
 
-def _leaves(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
+def _runtime_modules(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
     """Check that each addition calls the runtime module that was made for it."""
     planned = {(e.name, e.site.name): e for e in plan.edits}
     acted = {site.name for e in plan.edits for site in e.sites}
@@ -65,12 +65,12 @@ def _leaves(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
         if added is None:
             continue
         kind, place = added.kind, added.site
-        leaf = module.get_submodule(node.target) if node.op == "call_module" else None
+        runtime_module = module.get_submodule(node.target) if node.op == "call_module" else None
         if kind in (Kind.SPLICE, Kind.MEASURE):
             edit = planned.get((str(added.regularizer), str(place)))
-            ok = edit is not None and _runs(node, leaf, edit)
+            ok = edit is not None and _runs(node, runtime_module, edit)
         elif kind == Kind.TRACK:
-            ok = place in plan.tracked and isinstance(leaf, Track) and leaf.site == place
+            ok = place in plan.tracked and isinstance(runtime_module, Track) and runtime_module.site == place
         elif kind == Kind.TOTAL:
             ok = node.target == f"{RULES}.{added.regularizer}"
         elif kind in (Kind.KEY, Kind.ATTACH):
@@ -88,12 +88,12 @@ def _leaves(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
                 fail("the penalties are attached in another order.")
 
 
-def _runs(node: fx.Node, leaf: nn.Module | None, edit: Edit) -> bool:
+def _runs(node: fx.Node, runtime_module: nn.Module | None, edit: Edit) -> bool:
     """Whether the node runs the runtime module that was made for an edit, with as many arguments as that takes."""
     takes = 1 + (is_kind(node, Kind.SPLICE) or bool(edit.steps and edit.steps.lengths))
-    if not isinstance(leaf, (SpliceRule, Measure)) or len(node.args) != takes:
+    if not isinstance(runtime_module, (SpliceRule, Measure)) or len(node.args) != takes:
         return False
-    return leaf.regularizer is edit.regularizer and leaf.site == edit.site.name
+    return runtime_module.regularizer is edit.regularizer and runtime_module.site == edit.site.name
 
 
 def replaced_by(node: fx.Node) -> fx.Node | None:
@@ -149,10 +149,10 @@ def _contracts(graph: fx.Graph, original: fx.Graph) -> None:
         value = replaced_by(node)
         if value is not None:
             stands[node] = stands.get(value, value)
-    kept = [node for node in graph.nodes if not is_marked(node)]
-    if len(kept) != len(original.nodes):
-        fail(f"{len(kept)} of the model's own {len(original.nodes)} operations are left.")
-    twin = dict(zip(kept, original.nodes, strict=True))
+    remaining = [node for node in graph.nodes if not is_marked(node)]
+    if len(remaining) != len(original.nodes):
+        fail(f"{len(remaining)} of the model's own {len(original.nodes)} operations are left.")
+    twin = dict(zip(remaining, original.nodes, strict=True))
     for ours, theirs in twin.items():
         if (ours.op, ours.target) != (theirs.op, theirs.target):
             fail(f"{theirs.name} ({theirs.op} {theirs.target}) became {ours.name} ({ours.op} {ours.target}).")
@@ -178,7 +178,7 @@ def _equal(ours: Any, theirs: Any, resolve: Callable[[fx.Node], fx.Node | None])
     return type(ours) is type(theirs) and bool(ours == theirs or (is_nan(ours) and is_nan(theirs)))
 
 
-def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Placed, flow: nx.DiGraph[str], whole: bool) -> None:
+def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Placed, flow: nx.DiGraph[str], whole_model: bool) -> None:
     """Check that every splice reaches the output, that every penalty is in it, and that some parameter that can train reaches each."""
     output = graph.output_node()
     upstream = nx.ancestors(flow, output.name)
@@ -205,7 +205,7 @@ def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Place
     trained = _trained(graph, module, flow)
     for name, node in totals.items():
         _counts(node, name, plan, placed)
-        if whole and node.args and node.args[0] != {} and node.name not in trained:
+        if whole_model and node.args and node.args[0] != {} and node.name not in trained:
             raise RegularizerError(
                 f"{name}: no parameter that can train reaches its sites, so it would change nothing. Unfreeze one, or leave it out."
             )
@@ -215,7 +215,7 @@ def _counts(node: fx.Node, name: str, plan: Plan, placed: Placed) -> None:
     """Check that a total reads each of its sites once: in the order of the plan, or by name if its formula takes all at once."""
     regularizer = plan.regularizers[name]
     edits = [e for e in plan.of(name) if any(site.kind == "parameter" or site.name in placed.where for site in e.sites)]
-    if name in plan.cones:
+    if name in plan.slices:
         right = node.args == placed.derivative(name, edits)
     elif "values" in regularizer.takes:
         expected = {e.site.name: placed.read(e) for e in edits}
@@ -243,7 +243,7 @@ def _trained(graph: fx.Graph, module: RewrittenModule, flow: nx.DiGraph[str]) ->
     prefixes = {".".join(owner.split(".")[:i]) for owner in owners for i in range(1, owner.count(".") + 2)}
     sources = [
         n.name for n in graph.nodes
-        if (n.op == "get_attr" and n.target in trains) or (n.op == "call_module" and n.target in prefixes) or n.meta.get(CROSSES)
+        if (n.op == "get_attr" and n.target in trains) or (n.op == "call_module" and n.target in prefixes) or n.meta.get(BOUNDARY)
     ]  # fmt: skip
     flow.add_edges_from(("<parameters>", name) for name in sources)
     return nx.descendants(flow, "<parameters>") if sources else set()

@@ -30,7 +30,7 @@ def lower(graph: fx.Graph, traced: Traced, plan: Plan, names: Mapping[int | str,
         graph: One of ``traced.graphs``.
         traced: What was traced.
         plan: The plan for it.
-        names: The names of the runtime modules, as ``leaf_names(plan)`` gives them.
+        names: The names of the runtime modules, as ``runtime_module_names(plan)`` gives them.
         penalties: Whether the output returns the penalties, or they are attached to it.
 
     Raises:
@@ -88,12 +88,12 @@ class _Lowering:
 
     def edits_by_site(self) -> dict[str, list[tuple[int, Edit]]]:
         """The edits at each value of this graph, with their places in the plan; tracked values first."""
-        found: dict[str, list[tuple[int, Edit]]] = {name: [] for name in self.plan.tracked if name in self.where}
+        edits: dict[str, list[tuple[int, Edit]]] = {name: [] for name in self.plan.tracked if name in self.where}
         for i, edit in enumerate(self.plan.edits):
             for site in edit.sites:
                 if site.kind == "value" and site.name in self.where:
-                    found.setdefault(site.name, []).append((i, edit))
-        return found
+                    edits.setdefault(site.name, []).append((i, edit))
+        return edits
 
     # Places
 
@@ -138,8 +138,8 @@ class _Lowering:
 
     def add_key(self, sites: Iterable[Edits]) -> None:
         """The keys of the call, where anything draws; they stand behind the inputs."""
-        native = [edit.own for edit in self.plan.own if edit.draws and edit.own.site.name in self.native]
-        drawn = any(isinstance(edit.regularizer, Splice) or edit.name in self.plan.cones for edits in sites for _, edit in edits)
+        native = [edit.dropout for edit in self.plan.native_dropout if edit.draws and edit.dropout.site.name in self.native]
+        drawn = any(isinstance(edit.regularizer, Splice) or edit.name in self.plan.slices for edits in sites for _, edit in edits)
         if not native and not drawn:
             return
         args = (True,) if any(each.when == "always" for each in native) else ()
@@ -165,7 +165,7 @@ class _Lowering:
                 f"{replacing[0]} cannot replace the value {name} of {title}: {reader.name} reads the storage that it lies in, and "
                 f"the replacement has another. Choose {reader.name} or a site behind it."
             )
-        return self.aliases.written_later(node, surely=bool(replacing) and not self.plan.reads_replaced(name))
+        return self.aliases.written_later(node, is_definite=bool(replacing) and not self.plan.reads_replaced(name))
 
     def add_site(self, name: str, edits: Edits, written: bool) -> None:
         """What tracks it, clean measurements, splices in order, measurements; a copy where somebody writes into the value later.
@@ -176,7 +176,7 @@ class _Lowering:
         node = self.where[name]
         chain = _Chain(name, node, self.top if node.op == "placeholder" and self.top is not None else node, node, node)
         spliced, tracked = any(isinstance(edit.regularizer, Splice) for _, edit in edits), name in self.plan.tracked
-        given = (spliced or tracked) and self.aliases.is_given(node)
+        is_external = (spliced or tracked) and self.aliases.is_external(node)
         if tracked:
             chain.point = chain.value = self._add(
                 chain.point, Kind.TRACK, self.names[name], f"{RULES}.{self.names[name]}", (node,), site=name, replaces=node
@@ -189,12 +189,12 @@ class _Lowering:
         self._measure(chain, edits, clean=True)
         self._splice(chain, edits)
         if spliced and overwritten:
-            self._note_overwritten(edits, apart=written and not given and bool(penalties))
-        if given and written and any(not penalty.clean for penalty in penalties):
+            self._note_overwritten(edits, apart=written and not is_external and bool(penalties))
+        if is_external and written and any(not penalty.clean for penalty in penalties):
             chain.read = self._copy(chain, Kind.COPY)
         self._measure(chain, edits, clean=False)
         if written and (spliced or tracked):
-            self._copy(chain, Kind.CLONE, apart_from=node if given else None)
+            self._copy(chain, Kind.CLONE, apart_from=node if is_external else None)
 
     def _copy(self, chain: _Chain, kind: Kind, apart_from: fx.Node | None = None) -> Insertion:
         """A copy of the chain's value. ``apart_from``: the value that the caller gave, who sees what is written into it."""
@@ -239,7 +239,7 @@ class _Lowering:
         if edit.steps is None or edit.steps.lengths is None:
             return []
         node = self.inputs[edit.steps.lengths]
-        if self.aliases.written_later(node, surely=True):
+        if self.aliases.written_later(node, is_definite=True):
             raise TraceError(f"{edit.name}: the model writes into its input {node.target!r}, which lengths= names. Clone it there first.")
         return [node]
 
@@ -262,17 +262,17 @@ class _Lowering:
 
     def add_total(self, name: str, measured: Mapping[str, Value], end: fx.Node) -> Insertion:
         """The penalty, which reads its sites in the order of the plan: at the end, or after the last value that it differentiates."""
-        if name in self.plan.cones:
+        if name in self.plan.slices:
             return self._add_derivative(name, measured, end)
         edits = [edit for edit in self.plan.of(name) if edit.site.kind == "parameter" or edit.site.name in measured]
         values = {edit.site.name: measured.get(edit.site.name) or self._read(edit, end) for edit in edits}
-        whole = "values" in self.plan.regularizers[name].takes
-        args = (values,) if whole else tuple(values.values())
+        all_at_once = "values" in self.plan.regularizers[name].takes
+        args = (values,) if all_at_once else tuple(values.values())
         return self._add_before(end, Kind.TOTAL, name, f"{RULES}.{name}", args, regularizer=name)
 
     def _add_derivative(self, name: str, values: Mapping[str, Value], end: fx.Node) -> Insertion:
         """A penalty on derivatives, after the last of its sites: with respect to what is tracked for it."""
-        wrt = {site.name: self.wrt[site.name] for site in self.plan.cones[name].wrt if site.name in self.wrt}
+        wrt = {site.name: self.wrt[site.name] for site in self.plan.slices[name].wrt if site.name in self.wrt}
         ordered = {edit.site.name: values[edit.site.name] for edit in self.plan.of(name) if edit.site.name in values}
         args, target = (ordered, wrt, self.key), f"{RULES}.{name}"
         if not ordered:
@@ -286,17 +286,17 @@ class _Lowering:
     def replace_native_dropout(self) -> None:
         """Runtime modules in the place of native dropouts."""
         changed = set(self.present)
-        for i, edit in enumerate(self.plan.own, len(self.plan.edits)):
-            node, name = self.native.get(edit.own.site.name), self.names[i]
+        for i, edit in enumerate(self.plan.native_dropout, len(self.plan.edits)):
+            node, name = self.native.get(edit.dropout.site.name), self.names[i]
             if node is None:  # the other mode's graph has it
                 continue
             first = node.args[0] if node.args else None
             if isinstance(first, fx.Node) and first not in changed and recomputed(first, self.operations, changed):
                 self.recomputed.append(name)
             kwargs = {"noise": self.key} if edit.draws else {}
-            site = edit.own.site.name
+            site = edit.dropout.site.name
             self.places[Position.INSTEAD, node] = [
-                Insertion(node.name, Kind.OWN, Position.INSTEAD, node, "call_module", f"{RULES}.{name}", (), kwargs, site=site)
+                Insertion(node.name, Kind.NATIVE, Position.INSTEAD, node, "call_module", f"{RULES}.{name}", (), kwargs, site=site)
             ]
             changed.add(node)
 

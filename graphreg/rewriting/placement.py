@@ -31,8 +31,8 @@ def placed_in(graph: fx.Graph, original: fx.Graph, traced: Traced, plan: Plan) -
     """
     first, aliases = site_nodes(original, traced.operations), Aliases(original, traced.operations)
     sites = {name for name in (*plan.by_site, *plan.tracked) if name in first}
-    sure = {name: bool(plan.splices(name)) and not plan.reads_replaced(name) for name in sites}
-    written = {name for name in sites if aliases.written_later(first[name], surely=sure[name])}
+    definite = {name: bool(plan.splices(name)) and not plan.reads_replaced(name) for name in sites}
+    written = {name for name in sites if aliases.written_later(first[name], is_definite=definite[name])}
     overwritten = {name for name in sites if aliases.written_later(first[name])}
     added, tracks = _added(graph)
     return Placed(
@@ -43,7 +43,7 @@ def placed_in(graph: fx.Graph, original: fx.Graph, traced: Traced, plan: Plan) -
         written=written,
         overwritten=overwritten,
         clones={name: aliases.clone_of(first[name]) for name in overwritten},
-        given={n for n in written if (plan.splices(n) or n in plan.tracked) and aliases.is_given(first[n])},
+        external={n for n in written if (plan.splices(n) or n in plan.tracked) and aliases.is_external(first[n])},
         added=added,
         tracks=tracks,
     )
@@ -81,10 +81,10 @@ class Placed:
         written: The sites whose value somebody writes into later.
         overwritten: Those where it may be so.
         clones: What copies their values.
-        given: Those of ``written`` that are replaced, and whose storage may be the caller's or the model's.
+        external: Those of ``written`` that are replaced, and whose storage may be the caller's or the model's.
         added: By regularizer and site, the node that acts there.
         tracks: By site, the node that tracks it.
-        kept: The copies that were found to be needed.
+        needed_copies: The copies that were found to be needed.
         reads: Of the edits at all calls of a cell, the value at each.
     """
 
@@ -95,10 +95,10 @@ class Placed:
     written: set[str]
     overwritten: set[str]
     clones: dict[str, Callable[..., Any]]
-    given: set[str]
+    external: set[str]
     added: dict[tuple[str, str], fx.Node]
     tracks: dict[str, fx.Node]
-    kept: set[fx.Node] = field(default_factory=set)
+    needed_copies: set[fx.Node] = field(default_factory=set)
     reads: dict[tuple[str, str], dict[str, fx.Node]] = field(default_factory=dict)
 
     def check(self) -> None:
@@ -116,8 +116,8 @@ class Placed:
         for edit in self.plan.edits:
             if edit.steps is not None:
                 counted += self._sequence(edit, edit.steps)
-        kept = {n for n in self.graph.nodes if is_kind(n, Kind.CLONE, Kind.COPY)}
-        if counted != len(self.added) or kept != self.kept:
+        copies = {n for n in self.graph.nodes if is_kind(n, Kind.CLONE, Kind.COPY)}
+        if counted != len(self.added) or copies != self.needed_copies:
             fail("there are additions that are not in the plan.")
 
     def _reads(self, edit: Edit) -> int:
@@ -128,56 +128,56 @@ class Placed:
 
     def _chain(self, node: fx.Node, name: str, edits: list[Edit]) -> int:
         """Clean measurements read the value, splices follow in order, the rest reads the last."""
-        value, found = self.tracks.get(name, node), 0
+        value, count = self.tracks.get(name, node), 0
         start = value
         for edit in edits:
             if isinstance(edit.regularizer, Splice):
                 value = self._follows(edit, value)
-                found += 1
+                count += 1
         copies, clones = self._users(value, Kind.COPY), self._users(value, Kind.CLONE)
-        kept = clones if value is not node else copies
+        protecting = clones if value is not node else copies
         aside = self._users(start, Kind.COPY) if value is not start else []
-        self._note_kept(name, edits, value, copies, kept, aside)
+        self._note_copies(name, edits, value, copies, protecting, aside)
         self._check_layout(node, name, copies, clones, aside)
-        self._check_written(name, edits, start, value, kept, aside)
+        self._check_written(name, edits, start, value, protecting, aside)
         for copy in (*copies, *aside):
             if self.aliases.written_between(node, copy):
                 fail(f"{copy.name} copies {node.name} after it was overwritten.")
-        found += self._measured(name, edits, copies[0] if copies else value, aside[0] if aside else start)
+        count += self._measured(name, edits, copies[0] if copies else value, aside[0] if aside else start)
         value = clones[0] if clones else value
         if value is not node:
             self._passed_by(node, value)
-        return found
+        return count
 
-    def _note_kept(
-        self, name: str, edits: list[Edit], value: fx.Node, copies: list[fx.Node], kept: list[fx.Node], aside: list[fx.Node]
+    def _note_copies(
+        self, name: str, edits: list[Edit], value: fx.Node, copies: list[fx.Node], protecting: list[fx.Node], aside: list[fx.Node]
     ) -> None:
         """The copies that the site needs, of those that are there."""
-        self.kept.update(kept[:1] if name in self.written else [])
-        if name in self.given and value is not self.where[name] and any(map(_reads_spliced, edits)):
+        self.needed_copies.update(protecting[:1] if name in self.written else [])
+        if name in self.external and value is not self.where[name] and any(map(_reads_spliced, edits)):
             if not copies:
                 fail(f"{value.name} is overwritten by a later operation while a penalty needs it.")
-            self.kept.update(copies[:1])
-        self.kept.update(aside[:1] if self._reads_aside(name, edits) else [])
+            self.needed_copies.update(copies[:1])
+        self.needed_copies.update(aside[:1] if self._reads_aside(name, edits) else [])
 
     def _check_layout(self, node: fx.Node, name: str, copies: list[fx.Node], clones: list[fx.Node], aside: list[fx.Node]) -> None:
         expected = self.clones.get(name)
         if any(copy.target is not expected for copy in (*copies, *aside)) or any(
-            clone.target is not (apart if name in self.given else expected) or clone.args[1:] not in ((), (node,)) for clone in clones
+            clone.target is not (apart if name in self.external else expected) or clone.args[1:] not in ((), (node,)) for clone in clones
         ):
             fail(f"the copy of {name} does not lie in memory as the value does.")
 
     def _check_written(
-        self, name: str, edits: list[Edit], start: fx.Node, value: fx.Node, kept: list[fx.Node], aside: list[fx.Node]
+        self, name: str, edits: list[Edit], start: fx.Node, value: fx.Node, protecting: list[fx.Node], aside: list[fx.Node]
     ) -> None:
-        if name in self.written and not kept:
+        if name in self.written and not protecting:
             fail(f"{value.name} is overwritten by a later operation while {edits[0].name if edits else 'a derivative'} needs it.")
         if self._reads_aside(name, edits) and not aside:
             fail(f"{start.name} is overwritten by a later operation while a penalty with clean=True needs it.")
 
     def _measured(self, name: str, edits: list[Edit], read: fx.Node, clean: fx.Node) -> int:
         """How many measurements act on what they are to read: ``clean`` before the splices, the others behind them."""
-        found = 0
+        count = 0
         for edit in edits:
             if not isinstance(edit.regularizer, Penalty) or not measures(edit.regularizer):
                 continue
@@ -186,8 +186,8 @@ class Placed:
                 self.reads.setdefault((edit.name, edit.site.name), {})[name] = measured
                 continue
             self._follows(edit, measured)
-            found += 1
-        return found
+            count += 1
+        return count
 
     def _reads_aside(self, name: str, edits: Sequence[Edit]) -> bool:
         """Whether a penalty needs what the splices replace, and somebody writes into that later."""
@@ -205,8 +205,8 @@ class Placed:
             raise failed(f"{edit.name} does not act on {', '.join(value.name for value in ordered)}.")
         for value in ordered:
             self._in_time(edit, value, node)
-        given = [n.target if isinstance(n, fx.Node) and n.op == "placeholder" else None for n in node.args[1:]]
-        if given != ([steps.lengths] if steps.lengths is not None else []):
+        inputs = [n.target if isinstance(n, fx.Node) and n.op == "placeholder" else None for n in node.args[1:]]
+        if inputs != ([steps.lengths] if steps.lengths is not None else []):
             fail(f"{edit.name} at {edit.site.name} does not take the lengths {steps.lengths!r}.")
         return 1
 
@@ -230,7 +230,7 @@ class Placed:
     def derivative(self, name: str, edits: Sequence[Edit]) -> tuple[object, ...]:
         """The arguments of a penalty on derivatives: its sites' values, what it differentiates by, the keys of the call."""
         keys = [node for node in self.graph.nodes if is_kind(node, Kind.KEY)]
-        wrt = {site.name: self.tracks[site.name] for site in self.plan.cones[name].wrt if site.name in self.tracks}
+        wrt = {site.name: self.tracks[site.name] for site in self.plan.slices[name].wrt if site.name in self.tracks}
         return {edit.site.name: self.read(edit) for edit in edits}, wrt, keys[0] if keys else None
 
     def _follows(self, edit: Edit, value: fx.Node) -> fx.Node:

@@ -16,7 +16,7 @@ from graphreg.errors import RegularizerError
 from graphreg.ir import Addition, blank_like, mark
 from graphreg.planning import Plan, require_sites
 from graphreg.rewriting.insertions import Insertion, Insertions, Position
-from graphreg.rewriting.instantiate import leaf_names, make_rules
+from graphreg.rewriting.instantiate import make_rules, runtime_module_names
 from graphreg.rewriting.invariants import check
 from graphreg.rewriting.lowering import lower
 from graphreg.runtime import (
@@ -48,7 +48,7 @@ def rewrite(
     if not isinstance(plan, Plan) or not isinstance(traced, Traced):
         raise RegularizerError("rewrite takes what graphreg.trace gives and what graphreg.plan gives, in this order.")
     require_sites(plan, traced)
-    names = leaf_names(plan)
+    names = runtime_module_names(plan)
     rules = make_rules(traced.model, plan, names, rng)
     lowered = {mode: lower(graph, traced, plan, names, penalties) for mode, graph in traced.graphs.items()}
     _settle(rules, lowered.values())
@@ -65,8 +65,8 @@ def rewrite(
 def _settle(rules: Rules, lowered: Iterable[Insertions]) -> None:
     """Tell the runtime modules what the lowering found out about the values that they act on."""
     for insertions in lowered:
-        found = {"recomputed": insertions.recomputed, "overwritten": insertions.overwritten, "apart": insertions.apart}
-        for fact, names in found.items():
+        facts = {"recomputed": insertions.recomputed, "overwritten": insertions.overwritten, "apart": insertions.apart}
+        for fact, names in facts.items():
             for name in names:
                 setattr(rules.get_submodule(name), fact, True)
 

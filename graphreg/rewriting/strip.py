@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx, nn
 
 from graphreg.errors import GraphRegError
-from graphreg.ir import RULES, copied, held_of, is_marked, is_own
+from graphreg.ir import RULES, copied, is_marked, is_native_dropout, specialized_arguments
 from graphreg.rewriting.invariants import replaced_by
 from graphreg.rewriting.substitute import restore
 from graphreg.runtime import Regularized, RewrittenModule, graphs_of, rewritten
@@ -23,14 +23,14 @@ def strip(module: nn.Module) -> RewrittenModule:
         GraphRegError: graphreg did not rewrite the module, or a later pass made it impossible, with new nodes that have no
             ``node.meta``, or with operations that read an addition.
     """
-    given = rewritten(module)
+    rewritten_module = rewritten(module)
     graphs = {}
-    for mode, graph in graphs_of(given).items():
+    for mode, graph in graphs_of(rewritten_module).items():
         copy = copied(graph)
         _strip_graph(copy)
         copy.lint()
         graphs[mode] = copy
-    return RewrittenModule(given, graphs, None, held_of(given))
+    return RewrittenModule(rewritten_module, graphs, None, specialized_arguments(rewritten_module))
 
 
 def _strip_graph(graph: fx.Graph) -> None:
@@ -38,7 +38,7 @@ def _strip_graph(graph: fx.Graph) -> None:
     if isinstance(output.args[0], Regularized):
         output.args = (output.args[0].output,)
     for node in reversed(graph.nodes):
-        if is_own(node):
+        if is_native_dropout(node):
             restore(node)
         elif is_marked(node):
             value = replaced_by(node)

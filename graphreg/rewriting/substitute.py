@@ -1,4 +1,4 @@
-"""Native dropout whose call a runtime module has taken over: how such nodes are told, and how the model's own calls come back.
+"""Native dropout whose call a runtime module has taken over: how the model's own calls come back.
 
 The runtime module is called with the node's own arguments and ``noise``, so that the way back needs no more than what was called.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from graphreg.ir import copied, is_own, unmark
+from graphreg.ir import copied, is_native_dropout, unmark
 
 
 def restore(node: fx.Node) -> None:
@@ -20,9 +20,9 @@ def restore(node: fx.Node) -> None:
 
 def restored(graph: fx.Graph) -> fx.Graph:
     """Return a copy of the graph in which native dropouts call the originals; the graph itself if none was replaced."""
-    if not any(map(is_own, graph.nodes)):
+    if not any(map(is_native_dropout, graph.nodes)):
         return graph
     copy = copied(graph)
-    for node in filter(is_own, copy.nodes):
+    for node in filter(is_native_dropout, copy.nodes):
         restore(node)
     return copy

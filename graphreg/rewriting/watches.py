@@ -120,11 +120,11 @@ def place(module: RewrittenModule, rules: Rules, sites: Sequence[str], near: flo
             if (added := addition_of(node)) is not None and added.kind == Kind.SPLICE:
                 splices.setdefault(str(added.site), {})[str(added.regularizer)] = node
         for site in [site for site in sites if site in known]:
-            own = splices.get(site, {})
-            last = max([known[site], *own.values()])
+            splices_here = splices.get(site, {})
+            last = max([known[site], *splices_here.values()])
             with graph.inserting_after(top if top is not None and last.op == "placeholder" else last):
-                watch = watches.setdefault(site, Watch(site, list(own), near, clock))
-                add(watch, f"{identifier(site)}_watch", (known[site], *((node.args[0], node) for node in own.values())))
+                watch = watches.setdefault(site, Watch(site, list(splices_here), near, clock))
+                add(watch, f"{identifier(site)}_watch", (known[site], *((node.args[0], node) for node in splices_here.values())))
         totals = {str(a.regularizer): n for n in graph.nodes if (a := addition_of(n)) is not None and a.kind == Kind.TOTAL}
         if totals:
             with graph.inserting_before(end_of(graph.output_node())):
@@ -137,5 +137,5 @@ def remove(module: RewrittenModule, rules: Rules) -> None:
     for graph in graphs_of(module).values():
         for node in [n for n in graph.nodes if is_kind(n, Kind.WATCH)]:
             graph.erase_node(node)
-    for name in [name for name, leaf in rules.named_children() if isinstance(leaf, Watch)]:
+    for name in [name for name, runtime_module in rules.named_children() if isinstance(runtime_module, Watch)]:
         delattr(rules, name)

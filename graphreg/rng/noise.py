@@ -127,13 +127,13 @@ def bits(key: Tensor, shape: torch.Size | tuple[int, ...], lane: int = 0, start:
         return mapped.view(shape)
     if not compiling():
         return words(key, count, lane, start).view(shape)
-    found: Tensor
+    drawn: Tensor
     if fuses():
-        found = fused_bits(key, list(shape), lane, start)
+        drawn = fused_bits(key, list(shape), lane, start)
     else:
         k0, k1 = lane_keys(key[0], key[1], lane)
-        found = mix(torch.arange(start, start + count, dtype=torch.int32, device=key.device).view(shape), k0, k1)
-    return found
+        drawn = mix(torch.arange(start, start + count, dtype=torch.int32, device=key.device).view(shape), k0, k1)
+    return drawn
 
 
 _FLIP = -(1 << 31)

@@ -117,14 +117,14 @@ def _lower_keep(key: Any, p: Any, shape: Sequence[Any], lane: int) -> Any:
 
 
 def _lower_keys(streams: Any, step: Any, free: Any, keys: Any) -> Any:
-    stream, call, is_free, held = (each.make_loader() for each in (streams, step, free, keys))
+    stream, call, is_free, frozen = (each.make_loader() for each in (streams, step, free, keys))
 
     def key(ops: Any, index: Sequence[Any]) -> Any:
         row, column = index
         low, high = call_words(_Word(ops, stream((row,)), torch.int64), _Word(ops, call((0,)), torch.int64))
         word = ops.where(ops.eq(ops.index_expr(column, torch.int64), ops.constant(0, torch.int64)), low.value, high.value)
         free = ops.ne(is_free((0,)), ops.constant(0, torch.int64))
-        return ops.where(free, ops.to_dtype(word, torch.int32), held(index))
+        return ops.where(free, ops.to_dtype(word, torch.int32), frozen(index))
 
     return pointwise(keys, torch.int32, keys.get_size(), key)
 

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from graphreg.compiler import recompute_in_backward
 from graphreg.ir import rate_of
-from graphreg.planning import OwnEdit
+from graphreg.planning import NativeDropoutEdit
 from graphreg.rng import Noise, recomputes
 from graphreg.runtime.runtime_module import Drawing, accumulation
 from graphreg.torch_internals import safe_softmax
@@ -35,16 +35,16 @@ class NativeDropoutRule(Drawing):
     """Runs in the place of one native dropout, at the rate of the original or at one that ``own_dropout=`` gave; at 0 it is off.
 
     Attributes:
-        kind: What is dropped together: ``"element"``, ``"channel"``, ``"depth"`` and so on, as in ``Own.kind``.
+        kind: What is dropped together: ``"element"``, ``"channel"``, ``"depth"`` and so on, as in ``NativeDropout.kind``.
         rate: The rate that the plan gives, or None for that of the original call or module.
         was: The rate when the model was traced.
         always: Whether the original acts in eval mode too.
         layer: The dropout module that it replaces, if it was a module; in a tuple, so that it is no submodule here.
     """
 
-    def __init__(self, edit: OwnEdit, slot: int) -> None:
-        dropout = edit.own
-        super().__init__(f"{dropout.site.op} at {dropout.site.name}: {edit.becomes}", dropout.site.name, slot, dropout.path)
+    def __init__(self, edit: NativeDropoutEdit, slot: int) -> None:
+        dropout = edit.dropout
+        super().__init__(f"{dropout.site.op} at {dropout.site.name}: {edit.action}", dropout.site.name, slot, dropout.path)
         self.kind, self.rate, self.was, self.always = dropout.kind, edit.rate, dropout.rate, dropout.when == "always"
         self.function, self.names, self.is_module = dropout.function, dropout.names, dropout.function == ""
         self.layer: tuple[nn.Module, ...] = ()

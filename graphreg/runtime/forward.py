@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphreg.errors import GraphRegError, TraceError
-from graphreg.ir import holds
+from graphreg.ir import has_keys
 from graphreg.runtime.attach import collect
 from graphreg.runtime.join import forget, know
 from graphreg.runtime.keys import KeyRule
@@ -71,7 +71,7 @@ def signature(forward: Callable[..., Any], graph: fx.Graph) -> inspect.Signature
     Trainers inspect it: that of transformers passes ``num_items_in_batch`` to a forward that takes ``**kwargs``, and then leaves it to
     that forward to divide the loss.
     """
-    empty = {str(n.args[0].target) for n in graph.nodes if n.target is holds and isinstance(n.args[0], fx.Node) and not n.args[2]}
+    empty = {str(n.args[0].target) for n in graph.nodes if n.target is has_keys and isinstance(n.args[0], fx.Node) and not n.args[2]}
     full = inspect.signature(forward)
     return full.replace(parameters=[p for p in full.parameters.values() if p.kind is not p.VAR_KEYWORD or f"**{p.name}" not in empty])
 

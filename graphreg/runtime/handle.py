@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx
 
 from graphreg.errors import GraphRegError
-from graphreg.ir import RULES, Operations, Own, find, state_of
+from graphreg.ir import RULES, NativeDropout, Operations, find_native_dropouts, state_of
 from graphreg.runtime.build_record import BuildRecord
 from graphreg.runtime.module import RewrittenModule
 from graphreg.runtime.runtime_module import Rules
@@ -58,10 +58,10 @@ def graphs_of(module: fx.GraphModule) -> dict[str, fx.Graph]:
     return state.graphs if state is not None else {"both": module.graph}
 
 
-def native_draws(module: Any) -> tuple[Own, ...]:
+def native_draws(module: Any) -> tuple[NativeDropout, ...]:
     """Find the model's random operations that act and still draw from torch's generator, not from graphreg's streams."""
     inner = rewritten(module)
-    native = find(graphs_of(inner), Operations(inner), record_of(module).opaque)
+    native = find_native_dropouts(graphs_of(inner), Operations(inner), record_of(module).opaque)
     return tuple(each for each in native if each.when != "never" and each.rate != 0)
 
 

@@ -15,8 +15,8 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, listed, near_sentence
-from graphreg.ir import Own
+from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, listed, suggestions_text
+from graphreg.ir import NativeDropout
 from graphreg.runtime.handle import Handle, backend_handle, native_draws, record_of, rewritten, rules_of
 from graphreg.runtime.keys import KeyRule
 from graphreg.runtime.noise_state import MODULE_STATE, checked_state, written_state
@@ -25,7 +25,7 @@ from graphreg.torch_internals import Changes
 
 log = logging.getLogger("graphreg")
 # By a module's key, or its rules: the native dropouts that frozen_noise has not warned of yet.
-_unfrozen: WeakKeyDictionary[nn.Module, tuple[Own, ...]] = WeakKeyDictionary()
+_unfrozen: WeakKeyDictionary[nn.Module, tuple[NativeDropout, ...]] = WeakKeyDictionary()
 
 
 def handle_of(target: object) -> Handle:
@@ -52,10 +52,10 @@ class ModuleHandle(Handle):
         plan = record_of(self.module).plan
         if name not in plan.regularizers:  # also for what is no string
             known = ", ".join(plan.regularizers) or "none"
-            moved = any(name in (edit.own.site.name, "own_dropout") for edit in plan.own)
+            moved = any(name in (edit.dropout.site.name, "own_dropout") for edit in plan.native_dropout)
             hint = " The rate of a native dropout is set once, by regularize(..., own_dropout={selector: rate})."
             raise NoMatchError(
-                f"no regularizer is named {name!r}.{near_sentence(str(name), plan.regularizers)} Names: {known}.{hint if moved else ''}"
+                f"no regularizer is named {name!r}.{suggestions_text(str(name), plan.regularizers)} Names: {known}.{hint if moved else ''}"
             )
         checked = dataclasses.replace(plan.regularizers[name], weight=value)
         rules.set_value(name, checked.weight)

@@ -1,4 +1,4 @@
-"""Runtime modules of penalties on derivatives (whose formulas take ``pull``), and the forward that makes differentiation possible.
+"""Runtime modules of penalties on derivatives (whose formulas take ``vjp``), and the forward that makes differentiation possible.
 
 ``Track`` has autograd record from the values of ``wrt`` on, ``Derivative`` differentiates and computes the penalty, and ``run`` calls the
 emitted code so that its operations are recorded and have second derivatives.
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from graphreg.errors import GraphRegError, RegularizerError
-from graphreg.planning import Cone
-from graphreg.regularizer import Penalty, Pull, known_to_dynamo, tracked
+from graphreg.planning import DependenceSlice
+from graphreg.regularizer import Penalty, Vjp, known_to_dynamo, tracked
 from graphreg.rng import Noise
 from graphreg.runtime.penalty import Total, formula
 from graphreg.runtime.runtime_module import RuntimeModule, accumulation
@@ -23,7 +23,7 @@ from graphreg.torch_internals import pytree
 
 
 class Derivative(Total):
-    """Computes a penalty whose formula takes ``pull``, the vjp of all its sites at once.
+    """Computes a penalty whose formula takes ``vjp``, the vector-Jacobian product of all its sites at once.
 
     Attributes:
         dependence: The dependence slice, from ``wrt`` to the sites.
@@ -34,7 +34,7 @@ class Derivative(Total):
 
     path = ""  # its mode is the whole model's
 
-    def __init__(self, regularizer: Penalty, name: str, strength: Tensor, dependence: Cone, slots: Mapping[str, int]) -> None:
+    def __init__(self, regularizer: Penalty, name: str, strength: Tensor, dependence: DependenceSlice, slots: Mapping[str, int]) -> None:
         super().__init__(regularizer, name, strength)
         self.dependence, self.slots = dependence, dict(slots)
         self.always = bool(regularizer.engine_options.always)
@@ -60,7 +60,7 @@ class Derivative(Total):
         real = {name: x for name, x in wrt.items() if x.is_floating_point()}
         noise = {name: Noise(key[self.slots[name]]) for name in values}
         compiling = torch.compiler.is_compiling()
-        vjp = Pull(values, real, noise, self.description, self.dependence.suspects, not compiling and self.proven)
+        vjp = Vjp(values, real, noise, self.description, self.dependence.suspects, not compiling and self.proven)
         weight = self.weight(accumulation(first.dtype))
         total = formula(self.regularizer, {"pull": vjp, "weight": weight}, first.device.type, self.description)
         if not compiling:

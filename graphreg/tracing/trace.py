@@ -13,7 +13,21 @@ import torch
 from torch import fx, nn
 
 from graphreg.errors import GraphRegError, TraceError, shown
-from graphreg.ir import RULES, Graphs, Label, Names, Operations, Own, Site, check_names, find, fixed, held_of, stacks, value_sites
+from graphreg.ir import (
+    RULES,
+    Graphs,
+    Label,
+    Names,
+    NativeDropout,
+    Operations,
+    Site,
+    check_names,
+    find_native_dropouts,
+    fixed,
+    specialized_arguments,
+    stacks,
+    value_sites,
+)
 from graphreg.torch_internals import (
     Changes,
     at_rest,
@@ -93,9 +107,9 @@ class Traced:
         return type(self.model).__name__.removesuffix("Impl")
 
     @cached_property
-    def native_dropout(self) -> tuple[Own, ...]:
+    def native_dropout(self) -> tuple[NativeDropout, ...]:
         """The native dropouts, and the other random operations of the model."""
-        return find(self.graphs, self.operations, self.opaque_modules)
+        return find_native_dropouts(self.graphs, self.operations, self.opaque_modules)
 
     @cached_property
     def operations(self) -> Operations:
@@ -318,7 +332,7 @@ def _specialized(model: nn.Module, bound: Mapping[str, Any] | None) -> dict[str,
     A proxy in place of None would silently take the wrong branch. A GraphModule has taken its branches already.
     """
     if isinstance(model, fx.GraphModule):
-        return held_of(model)
+        return specialized_arguments(model)
     if bound is not None:
         return {name: value for name, value in bound.items() if not _is_data(value)}
     return {n: p.default for n, p in inspect.signature(model.forward).parameters.items() if p.default is not p.empty}

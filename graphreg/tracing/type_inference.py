@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 from torch.fx.proxy import Attribute
 
-from graphreg.ir import IN_PLACE_NAMES, PACKS, STACKS, Operations, function_name, gives_tuple, is_dropout_module, is_leaf
+from graphreg.ir import IN_PLACE_NAMES, PACKS, STACKS, Operations, function_name, gives_tuple, is_dropout_module, is_single_operation
 from graphreg.torch_internals import Changes, forward_hooks, schema_of
 from graphreg.tracing.symbolic.proxies import FOREIGN, Value
 
@@ -83,7 +83,8 @@ def _type_from_layer(node: fx.Node, module: nn.Module, tracer: Any) -> type | No
         return tuple
     if isinstance(module, nn.Identity) or is_dropout_module(module):  # they may return their input
         return torch.Tensor if is_tensor(node.args[0] if node.args else None, tracer) else None
-    if not is_leaf(module) or isinstance(module, (*STACKS, nn.AdaptiveLogSoftmaxWithLoss)) or getattr(module, "return_indices", False):
+    several = isinstance(module, (*STACKS, nn.AdaptiveLogSoftmaxWithLoss)) or getattr(module, "return_indices", False)
+    if not is_single_operation(module) or several:
         return None
     return torch.Tensor
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from graphreg.ir import held_of, is_added, origin_of, own_name, short
+from graphreg.ir import is_added, origin_of, own_name, short, specialized_arguments
 from graphreg.runtime import graphs_of
 from graphreg.torch_internals import TorchDispatchMode, pytree
 from graphreg.tracing import Arguments
@@ -55,9 +55,9 @@ class _Trail(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         value = func(*args, **(kwargs or {}))
-        found = tuple(leaf.detach() for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))
-        if found:
-            self.steps.append(Step(str(func), tuple(leaf.clone() for leaf in found), found, self.by()))
+        results = tuple(leaf.detach() for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))
+        if results:
+            self.steps.append(Step(str(func), tuple(leaf.clone() for leaf in results), results, self.by()))
         return value
 
 
@@ -103,12 +103,12 @@ def steps_of_graph(module: fx.GraphModule, graph: fx.Graph, call: Arguments) -> 
     """Run a graph of a copy of the rewritten module and return the operations of the model's own nodes."""
     bound = inspect.signature(module.forward).bind(*call[0], **call[1])
     bound.apply_defaults()
-    known = {**held_of(module), **bound.arguments}
-    given = [known[str(n.target).lstrip("*")] for n in graph.nodes if n.op == "placeholder"]
+    known = {**specialized_arguments(module), **bound.arguments}
+    inputs = [known[str(n.target).lstrip("*")] for n in graph.nodes if n.op == "placeholder"]
     walk = _Walk(module, graph=graph)
     trail = _Trail(lambda: walk.now)
     with trail:
-        walk.run(*given, enable_io_processing=False)
+        walk.run(*inputs, enable_io_processing=False)
     added = {n.name for n in graph.nodes if is_added(n)}
     return [step for step in trail.steps if step.by not in added]
 
@@ -123,11 +123,11 @@ def culprit(theirs: Sequence[Step], ours: Sequence[Step], graph: fx.Graph, near:
     nodes = {n.name: n for n in graph.nodes}
     pairs, missed = _matched(ours, theirs, near)
     if missed is not None:
-        return f" The first node whose value differs is {_told(nodes[missed.by])}." if missed.by in nodes else ""
+        return f" The first node whose value differs is {_described(nodes[missed.by])}." if missed.by in nodes else ""
     for mine, other in pairs:
         if mine.by in nodes and not _same(mine.memory, other.memory, near):
             where = "in the model alone" if _same(mine.values, mine.memory, near) else "in the graph, and not so in the model"
-            return f" The first node whose value differs is {_told(nodes[mine.by])}: something writes into it later {where}."
+            return f" The first node whose value differs is {_described(nodes[mine.by])}: something writes into it later {where}."
     missed = _matched(theirs, ours, near)[1]
     if missed is None:
         return ""
@@ -139,15 +139,15 @@ def _matched(steps: Sequence[Step], others: Sequence[Step], near: bool) -> tuple
     """Pair each step with the next equal one among the others, in order, up to the first step that has none; return that one too."""
     position, pairs = 0, list[tuple[Step, Step]]()
     for step in steps:
-        found = next((i for i in range(position, len(others)) if others[i].same(step, near)), None)
-        if found is None:
+        match = next((i for i in range(position, len(others)) if others[i].same(step, near)), None)
+        if match is None:
             return pairs, step
-        pairs.append((step, others[found]))
-        position = found + 1
+        pairs.append((step, others[match]))
+        position = match + 1
     return pairs, None
 
 
-def _told(node: fx.Node) -> str:
+def _described(node: fx.Node) -> str:
     name, origin = own_name(node), origin_of(node)
     site = f", the site {name!r}" if name not in ("", node.name) else ""
     return f"{node.name!r}{site}{f' ({short(origin)})' if origin else ''}"

@@ -17,7 +17,7 @@ NEAR = 1e-6  # times the largest value: the tolerance where torch.export has cha
 
 
 @dataclasses.dataclass(frozen=True)
-class Holds:
+class ContainerShape:
     """Stands for a container, so that two can be compared: its class and its size."""
 
     kind: type
@@ -33,25 +33,25 @@ def leaves(value: Any, place: str) -> Iterator[tuple[str, Any]]:
 
 
 def _leaves(value: Any, place: str, within: set[int]) -> Iterator[tuple[str, Any]]:
-    parts = None if isinstance(value, (Tensor, nn.Module)) else _parts(value)
-    if parts is None or id(value) in within:
+    contents = None if isinstance(value, (Tensor, nn.Module)) else _contents(value)
+    if contents is None or id(value) in within:
         yield place, value
         return
-    yield place, Holds(type(value), len(parts))
-    for name, part in parts.items():
-        yield from _leaves(part, f"{place}{name}", within | {id(value)})
+    yield place, ContainerShape(type(value), len(contents))
+    for name, item in contents.items():
+        yield from _leaves(item, f"{place}{name}", within | {id(value)})
 
 
-def _parts(value: Any) -> dict[str, Any] | None:
+def _contents(value: Any) -> dict[str, Any] | None:
     """Return a container's contents, keyed by how each is reached; None for anything else."""
     if isinstance(value, Mapping):
-        return {f"[{key!r}]": part for key, part in value.items()}
+        return {f"[{key!r}]": item for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return {f"[{i}]": part for i, part in enumerate(value)}
+        return {f"[{i}]": item for i, item in enumerate(value)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f".{field.name}": getattr(value, field.name, None) for field in dataclasses.fields(value)}
     plain = isinstance(value, (type, FunctionType, Enum)) or not hasattr(value, "__dict__")
-    return None if plain else {f".{name}": part for name, part in vars(value).items()}  # a distribution, a cache
+    return None if plain else {f".{name}": item for name, item in vars(value).items()}  # a distribution, a cache
 
 
 def tensors(value: Any) -> list[Tensor]:
@@ -68,15 +68,15 @@ def difference(expected: Any, ours: Any, near: bool = False) -> str:
     """Say how ``ours`` differs, as a sentence without its subject; ``""`` where it does not. ``near`` allows a difference of ``NEAR``."""
     if isinstance(expected, Tensor) and isinstance(ours, Tensor):
         return _different_facts(expected, ours) or _different_numbers(_dense(expected), _dense(ours), near)
-    if type(expected) is not type(ours) or (isinstance(expected, Holds) and expected != ours):
+    if type(expected) is not type(ours) or (isinstance(expected, ContainerShape) and expected != ours):
         return f"is {_kind(ours)}, and {_kind(expected)} in the model"
-    known = isinstance(expected, (int, float, complex, str, bytes, torch.dtype, torch.device, Holds))
+    known = isinstance(expected, (int, float, complex, str, bytes, torch.dtype, torch.device, ContainerShape))
     same = not known or expected == ours or (is_nan(expected) and is_nan(ours))
     return "" if same else f"is {ours!r}, and {expected!r} in the model"
 
 
 def _kind(value: Any) -> str:
-    return str(value) if isinstance(value, Holds) else "None" if value is None else f"a {type(value).__name__}"
+    return str(value) if isinstance(value, ContainerShape) else "None" if value is None else f"a {type(value).__name__}"
 
 
 def _different_facts(expected: Tensor, ours: Tensor) -> str:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphreg.errors import GraphRegError, first_line, shown
-from graphreg.ir import RULES, is_own
+from graphreg.ir import RULES, is_native_dropout
 from graphreg.rewriting import restored
 from graphreg.runtime import NativeDropoutRule, Regularized, RewrittenModule, SpliceRule, graphs_of, rewritten, rules_of
 from graphreg.torch_internals import original_of
@@ -29,11 +29,11 @@ CALLS: Mapping[str, int] = {"train": 2, "eval": 3}  # calls in each mode: what o
 REVERSED = 3  # at this call the batch is in reverse order: with equal inputs, a value left over from the call before would look right
 SEED = 1618
 M = TypeVar("M", bound=nn.Module)
-Form = Literal["off", "copy", "own"]
+Form = Literal["off", "copy", "native"]
 FORMS: Mapping[Form, str] = {
     "off": "",
     "copy": ", where each splice returns a copy of what it is given",
-    "own": ", with own_dropout's additions in place",
+    "native": ", with own_dropout's additions in place",
 }
 
 
@@ -54,17 +54,17 @@ def verify(model: nn.Module, module: nn.Module, /, *args: Any, **kwargs: Any) ->
         GraphRegError: Something differs. The error names what differs, the mode, and the first node of the graph whose value does.
     """
     inner = rewritten(module)
-    own = model if (inside := original_of(model)) is None else inside
-    if not isinstance(own, nn.Module) or getattr(own, RULES, None) is not None:
+    bare = model if (inside := original_of(model)) is None else inside
+    if not isinstance(bare, nn.Module) or getattr(bare, RULES, None) is not None:
         raise GraphRegError(
-            f"verify compares with the model that regularize was given, not with {_title(own)}: graphreg.verify(model, module, *inputs)."
+            f"verify compares with the model that regularize was given, not with {_title(bare)}: graphreg.verify(model, module, *inputs)."
         )
-    if change := changed(own, inner):
+    if change := changed(bare, inner):
         raise GraphRegError(
-            f"this module was not made from this {_title(own)}, or the model was changed since: {change}. Give verify the model that "
+            f"this module was not made from this {_title(bare)}, or the model was changed since: {change}. Give verify the model that "
             "regularize was given; a module shares its parameters and buffers."
         )
-    Validation(copied(own), inner, (args, kwargs)).run()
+    Validation(copied(bare), inner, (args, kwargs)).run()
 
 
 def copied(model: M, memo: dict[int, Any] | None = None) -> M:
@@ -103,8 +103,8 @@ def changed(expected: nn.Module, ours: nn.Module, attributes: bool = False) -> s
 
 def _state(module: nn.Module, attributes: bool) -> dict[str, Any]:
     named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    own = {name: value for name, value in named.items() if not name.startswith(f"{RULES}.")}
-    return own | ({_dotted(path, name): value for path, name, value in _attributes(module)} if attributes else {})
+    state = {name: value for name, value in named.items() if not name.startswith(f"{RULES}.")}
+    return state | ({_dotted(path, name): value for path, name, value in _attributes(module)} if attributes else {})
 
 
 def _attributes(module: nn.Module) -> list[tuple[str, str, Tensor]]:
@@ -163,10 +163,10 @@ class Validation:
         yield "off"
         if any(isinstance(m, SpliceRule) for m in self.module.modules()):
             yield "copy"
-        own = [m for graph in graphs_of(self.module).values() for m in graph.nodes if is_own(m)]
-        always = any(isinstance(rule := self.module.get_submodule(str(node.target)), NativeDropoutRule) and rule.always for node in own)
-        if mode == "eval" and own and not always:
-            yield "own"
+        native = [m for graph in graphs_of(self.module).values() for m in graph.nodes if is_native_dropout(m)]
+        always = any(isinstance(rule := self.module.get_submodule(str(node.target)), NativeDropoutRule) and rule.always for node in native)
+        if mode == "eval" and native and not always:
+            yield "native"
 
     def _compare(self, mode: str, form: Form) -> None:
         theirs, ours = self._model(mode), self._twin(mode, form)
@@ -175,13 +175,13 @@ class Validation:
             if expected is None:
                 break
             try:
-                found = self._called(ours, number, expected)
+                actual = self._called(ours, number, expected)
             except Exception as error:
                 message = f"the rewritten module raises {first_line(error)}, and the model does not"
                 raise self._error(mode, form, number, message) from error
-            if message := self._differing(expected, found):
+            if message := self._differing(expected, actual):
                 raise self._error(mode, form, number, message)
-            del expected, found  # they hold all gradients: the next call's must not be added to them in memory
+            del expected, actual  # they hold all gradients: the next call's must not be added to them in memory
 
     # the copies
 
@@ -195,10 +195,10 @@ class Validation:
         twin = copied(self.module, {id(each): None for each in outside if not isinstance(each, (int, float))})
         for strength in rules_of(twin).strengths.values():
             strength.zero_()
-        for leaf in twin.modules():
-            if isinstance(leaf, SpliceRule):
-                vars(leaf).update(acts=lambda: form == "copy", _formula=lambda z, weight, noise: z.clone())
-        if form != "own":  # graphreg draws other masks than torch: put the model's own calls back
+        for runtime_module in twin.modules():
+            if isinstance(runtime_module, SpliceRule):
+                vars(runtime_module).update(acts=lambda: form == "copy", _formula=lambda z, weight, noise: z.clone())
+        if form != "native":  # graphreg draws other masks than torch: put the model's own calls back
             _restore(twin)
         self._in_mode(twin, mode).get_submodule(RULES).train(twin.training)
         return twin
@@ -228,7 +228,7 @@ class Validation:
 
     def _called(self, twin: nn.Module, number: int, expected: Call | None) -> Call:
         """Do one call and its backward pass. ``expected`` is the model's result where ``twin`` is the rewritten module."""
-        args, kwargs, inputs = self._given(number)
+        args, kwargs, inputs = self._copied_arguments(number)
         parameters = {name: p for name, p in twin.named_parameters() if not name.startswith(f"{RULES}.")}
         for parameter in parameters.values():
             parameter.grad = None
@@ -241,9 +241,9 @@ class Validation:
             if isinstance(leaf, Tensor):
                 call.values[f"{place} after the call"] = snapshot(leaf.detach())
         call.values |= {f"the buffer {n}": snapshot(b) for n, b in twin.named_buffers() if not n.startswith(f"{RULES}.")}
-        for path, name, held, was in before:  # only those written in place: graphreg does not promise to keep assignments
-            if getattr(twin.get_submodule(path), name, None) is held and difference(was, held.detach()):
-                call.values[f"the attribute {_dotted(path, name)}"] = snapshot(held.detach())
+        for path, name, tensor, was in before:  # only those written in place: graphreg does not promise to keep assignments
+            if getattr(twin.get_submodule(path), name, None) is tensor and difference(was, tensor.detach()):
+                call.values[f"the attribute {_dotted(path, name)}"] = snapshot(tensor.detach())
         if expected is not None:
             for place in expected.values:
                 if place.startswith("the attribute "):
@@ -254,41 +254,41 @@ class Validation:
         call.gradients |= {f"the gradient of {place}": leaf.grad for place, leaf in inputs.items()}
         return call
 
-    def _given(self, number: int) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, Tensor]]:
+    def _copied_arguments(self, number: int) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, Tensor]]:
         """Copy the arguments; return them, and by place the tensors that gather gradients."""
         memo, inputs = dict[int, Any](), dict[str, Tensor]()
         batch = next((t.shape[0] for t in tensors(self.call) if t.dim()), None) if number == REVERSED else None
         for place, leaf in [*leaves(self.call[0], "args"), *leaves(self.call[1], "kwargs")]:
             if not isinstance(leaf, Tensor) or id(leaf) in memo:
                 continue
-            own = leaf.detach().clone()
-            if own.stride() != leaf.stride():  # expanded, or with gaps: copy the storage too
-                own = copy.deepcopy(leaf.detach())
+            clone = leaf.detach().clone()
+            if clone.stride() != leaf.stride():  # expanded, or with gaps: copy the storage too
+                clone = copy.deepcopy(leaf.detach())
             elif self.differentiates and leaf.is_floating_point():
-                inputs[place] = own.requires_grad_()
-                own = own.clone()  # autograd forbids in-place writes to a leaf
+                inputs[place] = clone.requires_grad_()
+                clone = clone.clone()  # autograd forbids in-place writes to a leaf
             if leaf.dim() and leaf.shape[0] == batch and leaf.layout == torch.strided:
-                own = own.flip(0)
-            memo[id(leaf)] = own
+                clone = clone.flip(0)
+            memo[id(leaf)] = clone
         args, kwargs = copy.deepcopy(self.call, memo)
         return args, kwargs, inputs
 
     # what differs
 
-    def _differing(self, expected: Call, found: Call) -> str:
+    def _differing(self, expected: Call, actual: Call) -> str:
         for place, value in expected.values.items():
-            if place not in found.values:
+            if place not in actual.values:
                 return f"{place} is missing, and is {value if not isinstance(value, Tensor) else 'a tensor'} in the model"
-            if how := difference(value, found.values[place], self.exported):
+            if how := difference(value, actual.values[place], self.exported):
                 return f"{place} {how}"
-        if more := next((place for place in found.values if place not in expected.values), None):
+        if more := next((place for place in actual.values if place not in expected.values), None):
             return f"{more} is there, and not in the model"
         if expected.failed is not None:  # the model does not train
             return ""
-        if found.failed is not None:
-            return f"the backward pass raises {first_line(found.failed)}, and the model's does not"
+        if actual.failed is not None:
+            return f"the backward pass raises {first_line(actual.failed)}, and the model's does not"
         for place, gradient in expected.gradients.items():
-            theirs, ours = gradient, found.gradients.get(place)
+            theirs, ours = gradient, actual.gradients.get(place)
             if self.attaches or self.exported:  # a penalty at weight 0 gives zeros where the model has no gradient
                 theirs, ours = _zeros(theirs, ours), _zeros(ours, theirs)
             if how := difference(theirs, ours, self.exported):
@@ -296,10 +296,10 @@ class Validation:
         return ""
 
     def _error(self, mode: str, form: Form, number: int, what: str) -> GraphRegError:
-        if own := self._unlike_itself(mode):
+        if unlike := self._unlike_itself(mode):
             return GraphRegError(
-                f"{self.title} cannot be verified, for it is not the same from run to run: from equal seeds, in {mode} mode, {own}. Draw "
-                "from torch's, Python's or numpy's global generator, or regularize without verify."
+                f"{self.title} cannot be verified, for it is not the same from run to run: from equal seeds, in {mode} mode, {unlike}. "
+                "Draw from torch's, Python's or numpy's global generator, or regularize without verify."
             )
         return GraphRegError(
             f"the rewritten {self.title} is not the model: in {mode} mode, at call {number} of {CALLS[mode]} with "
@@ -323,7 +323,7 @@ class Validation:
                 self._called(ours, earlier, self._called(theirs, earlier, None))
         except Exception:
             return ""
-        calls = self._given(number)[:2], self._given(number)[:2]
+        calls = self._copied_arguments(number)[:2], self._copied_arguments(number)[:2]
         graphs = graph_of(ours, mode), graph_of(self.module, mode)
         return first_differing(theirs, ours, calls, graphs, lambda: _seed(number), self.exported)
 

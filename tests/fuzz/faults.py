@@ -106,7 +106,7 @@ def noise_in_eval_mode() -> Iterator[None]:
 
 @fault
 def no_copy_before_a_later_write() -> Iterator[None]:
-    with patched("ir.aliasing:Aliases", "written_later", lambda was: lambda self, node, surely=False: False):
+    with patched("ir.aliasing:Aliases", "written_later", lambda was: lambda self, node, is_definite=False: False):
         yield
 
 
@@ -116,8 +116,8 @@ def views_not_known_as_views() -> Iterator[None]:
         def wrong(self: Any, *args: Any, **more: Any) -> None:
             init(self, *args, **more)
             writes = self.written_later
-            self.written_later = lambda node, surely=False: bool(
-                writes(node, surely) and any(node in user.args[:1] for user in node.users if _writes_by_name(user))
+            self.written_later = lambda node, is_definite=False: bool(
+                writes(node, is_definite) and any(node in user.args[:1] for user in node.users if _writes_by_name(user))
             )
             self.written_aside = lambda node: None
 
@@ -209,8 +209,8 @@ def a_lost_penalty() -> Iterator[None]:
         if len(penalties) < 2:
             return plan
         kept = {name: r for name, r in plan.regularizers.items() if name != penalties[-1]}
-        cones = {name: cone for name, cone in plan.cones.items() if name in kept}
-        return replace(plan, regularizers=kept, cones=cones, edits=tuple(edit for edit in plan.edits if edit.name in kept))
+        slices = {name: slice_ for name, slice_ in plan.slices.items() if name in kept}
+        return replace(plan, regularizers=kept, slices=slices, edits=tuple(edit for edit in plan.edits if edit.name in kept))
 
     with _planned(change):
         yield

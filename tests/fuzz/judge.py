@@ -180,7 +180,7 @@ class Judge:
                 raise Fault("sites", f"{name} acts at {sorted(sites)}, and should at {sorted(found.sites)}")
             if sites != set(found.sites):
                 raise GraphRegError("whether a value that is only written counts as used is left open")
-        own = sorted(edit.own.site.name for edit in plan.own)
+        own = sorted(edit.dropout.site.name for edit in plan.native_dropout)
         if own != sorted(case.own_sites):
             raise Fault("sites", f"own dropout at {own}, and should be at {sorted(case.own_sites)}")
 

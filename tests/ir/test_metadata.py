@@ -21,7 +21,7 @@ from graphreg.ir import (
     is_kind,
     is_labelled,
     is_marked,
-    is_own,
+    is_native_dropout,
     label_site,
     mark,
     own_labels,
@@ -44,7 +44,7 @@ def node() -> fx.Node:
 def test_a_node_that_nobody_labelled() -> None:
     x = node()
     assert not is_labelled(x) and (scope_of(x), own_labels(x), own_name(x)) == ("", (), "")
-    assert addition_of(x) is None and not is_marked(x) and not is_added(x) and not is_own(x) and not is_kind(x, *Kind)
+    assert addition_of(x) is None and not is_marked(x) and not is_added(x) and not is_native_dropout(x) and not is_kind(x, *Kind)
 
 
 def test_labels_are_plain_data() -> None:
@@ -66,7 +66,7 @@ def test_labels_are_plain_data() -> None:
         (Addition(Kind.WATCH, site=""), {"kind": "watch", "site": ""}),
         (Addition(Kind.TOTAL, "weight_l2"), {"kind": "total", "regularizer": "weight_l2"}),
         (Addition(Kind.SPLICE, "dropout", "relu"), {"kind": "splice", "regularizer": "dropout", "site": "relu"}),
-        (Addition(Kind.OWN, site="drop", was=("call_module", "drop")), {"kind": "own", "site": "drop", "was": ("call_module", "drop")}),
+        (Addition(Kind.NATIVE, site="drop", was=("call_module", "drop")), {"kind": "own", "site": "drop", "was": ("call_module", "drop")}),
     ],
 )
 def test_additions_are_plain_data(addition: Addition, stored: dict[str, object]) -> None:
@@ -75,7 +75,7 @@ def test_additions_are_plain_data(addition: Addition, stored: dict[str, object])
     assert x.meta["graphreg"] == stored and type(x.meta["graphreg"]["kind"]) is str
     assert json.loads(json.dumps(x.meta["graphreg"])).keys() == stored.keys()
     assert addition_of(x) == addition and is_kind(x, addition.kind) and is_marked(x)
-    assert is_own(x) is (addition.kind == Kind.OWN) is not is_added(x)
+    assert is_native_dropout(x) is (addition.kind == Kind.NATIVE) is not is_added(x)
     assert unmark(x) == addition and not is_marked(x)
 
 

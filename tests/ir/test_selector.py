@@ -763,7 +763,7 @@ def test_what_is_there_may_be_excluded(selector: list[str], cls: Any, names: lis
 def test_own_dropout_may_exclude_what_is_no_dropout() -> None:
     model = nn.Sequential(OrderedDict(a=nn.Linear(2, 2), drop=nn.Dropout(), b=nn.Linear(2, 2), other=nn.Dropout()))
     plan = graphreg.plan(graphreg.trace(model), [], own_dropout={("*", "!b", "!other"): 0.1})
-    assert [edit.own.site.name for edit in plan.own] == ["drop"]
+    assert [edit.dropout.site.name for edit in plan.native_dropout] == ["drop"]
     with pytest.raises(NoMatchError, match="'!c'"):
         graphreg.plan(graphreg.trace(model), [], own_dropout={("*", "!c"): 0.1})
 

@@ -35,8 +35,8 @@ def test_the_gradient_is_the_decay_that_the_report_prints() -> None:
     model = TwoLayers()
     module = graphreg.regularize(model, WeightL2("*", 1e-3))
     module(X).penalties["weight_l2"].backward()
-    pulls = [number((p.grad / p)[p != 0].mean()) for p in model.parameters()]
-    assert pulls == pytest.approx([2e-3 / 2 / 4, 2e-3 / 2 / 2], rel=1e-5)
+    decays = [number((p.grad / p)[p != 0].mean()) for p in model.parameters()]
+    assert decays == pytest.approx([2e-3 / 2 / 4, 2e-3 / 2 / 2], rel=1e-5)
     assert "equivalent SGD weight_decay: 0.00025 to 0.0005, by parameter" in graphreg.report(module).text(None)
     summed = graphreg.regularize(TwoLayers(), WeightL2("*", 1e-3, reduction="sum"))
     assert "equivalent SGD weight_decay: 0.002" in graphreg.report(summed).text(None)

@@ -89,7 +89,8 @@ def test_what_is_a_number(number: Any) -> None:
         graphreg.build("dropout", weight=number),
     ):  # fmt: skip
         assert type(regularizer.weight) is float and regularizer.weight == 0.25
-    assert graphreg.plan(graphreg.trace(nn.Sequential(nn.Linear(2, 2), nn.Dropout())), [], own_dropout=number).own[0].rate == 0.25
+    traced = graphreg.trace(nn.Sequential(nn.Linear(2, 2), nn.Dropout()))
+    assert graphreg.plan(traced, [], own_dropout=number).native_dropout[0].rate == 0.25
 
 
 @pytest.mark.parametrize("nothing", [0, 0.0, np.float32(0), np.int64(0), torch.tensor(0.0), torch.tensor(0), None, False], ids=repr)

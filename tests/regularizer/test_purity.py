@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import graphreg
-from graphreg import Noise, Penalty, Pull, Splice
+from graphreg import Noise, Penalty, Splice, Vjp
 from graphreg.errors import RegularizerError
 from graphreg.passes import HiddenL1
 from graphreg.regularizer.base import Regularizer
@@ -45,11 +45,11 @@ class RandomRows(Penalty):
         return z.flatten(1)[torch.randperm(len(z))].diff(dim=0).square().mean()
 
 
-class RandomPull(Penalty):
+class RandomVjp(Penalty):
     wrt: Any = "*"
 
-    def __call__(self, pull: Pull) -> Tensor:
-        found = pull({name: torch.randn_like(z) for name, z in pull.sites.items()})
+    def __call__(self, vjp: Vjp) -> Tensor:
+        found = vjp({name: torch.randn_like(z) for name, z in vjp.sites.items()})
         return torch.stack([g.square().sum() for g in found.values()]).sum()
 
 
@@ -113,7 +113,7 @@ IMPURE: dict[type[Regularizer], str] = {
     DropoutOfImages: r"draws random numbers itself, by \w+ in line \d+: return F.dropout2d.*noise.keep",
     Swallowing: "draws random numbers itself, by bernoulli.*noise.keep",
     RandomRows: "draws random numbers itself, by randperm.*fixed numbers",
-    RandomPull: "draws random numbers itself, by randn_like.*pull.noise",
+    RandomVjp: "draws random numbers itself, by randn_like.*vjp.noise",
     PythonsRandom: "draws random numbers itself, by Python's random",
     NumpysRandom: "draws random numbers itself, by Python's random or numpy.random",
     InPlace: r"InPlace.__call__ writes into a tensor that it did not make, by mul_ in line \d+: return z.mul_\(weight\).*clone",

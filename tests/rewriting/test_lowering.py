@@ -14,7 +14,7 @@ from graphreg import Penalty, Regularizer, TraceError
 from graphreg.ir import Kind, nodes_in
 from graphreg.passes import BernoulliDropout, Contractive, GaussianNoise, HiddenL1, RecurrentNorm, WeightL2
 from graphreg.rewriting import Insertion, Insertions, Position, lower
-from graphreg.rewriting.instantiate import leaf_names
+from graphreg.rewriting.instantiate import runtime_module_names
 from graphreg.rewriting.rewrite import inserted
 
 X = torch.linspace(-1, 1, 8).reshape(2, 4)
@@ -83,7 +83,7 @@ def lowered(model: nn.Module, *regularizers: Regularizer, inputs: tuple[Tensor, 
     plan = graphreg.plan(traced, regularizers, own_dropout=own)
     (graph,) = traced.graphs.values()
     before = graph.python_code("self").src
-    found = lower(graph, traced, plan, leaf_names(plan), **more)
+    found = lower(graph, traced, plan, runtime_module_names(plan), **more)
     assert graph.python_code("self").src == before  # it looks and never touches
     _holds_together(graph, found)
     return found
@@ -226,7 +226,7 @@ def test_totals_are_in_the_plans_order_and_one_reads_no_site_of_this_graph() -> 
 
     traced = graphreg.trace(Modes(), (X,))
     plan = graphreg.plan(traced, [HiddenL1("tanh", 0.1), HiddenL1("relu", 0.1)])
-    train, evaluated = (lower(traced.graphs[mode], traced, plan, leaf_names(plan)) for mode in ("train", "eval"))
+    train, evaluated = (lower(traced.graphs[mode], traced, plan, runtime_module_names(plan)) for mode in ("train", "eval"))
     assert list(train.totals) == list(evaluated.totals) == ["hidden_l1", "hidden_l1_1"]
     assert train.totals["hidden_l1"].args == () and evaluated.totals["hidden_l1_1"].args == ()
 

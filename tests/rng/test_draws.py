@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import graphreg
-from graphreg import Noise, Penalty, Pull, Splice
+from graphreg import Noise, Penalty, Splice, Vjp
 from graphreg.errors import GraphRegError
 from graphreg.rng.hash import kept_words, lane_keys
 from graphreg.rng.noise import bits
@@ -145,10 +145,10 @@ def test_a_module_that_is_checkpointed_while_the_noise_is_held_draws_the_same_ag
 class Directions(Penalty, keys=("two_directions",)):
     """Two directions, drawn one after the other."""
 
-    def __call__(self, pull: Pull) -> Tensor:
-        ((name, z),) = pull.sites.items()
-        drawn = [2 * pull.noise[name].keep(z, 0.5) - 1 for _ in range(2)]
-        return torch.stack([g.square().sum() for v in drawn for g in pull({name: v}).values()]).mean()
+    def __call__(self, vjp: Vjp) -> Tensor:
+        ((name, z),) = vjp.sites.items()
+        drawn = [2 * vjp.noise[name].keep(z, 0.5) - 1 for _ in range(2)]
+        return torch.stack([g.square().sum() for v in drawn for g in vjp({name: v}).values()]).mean()
 
 
 def test_directions_are_drawn_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Penalties on derivatives in the engine: one forward and one pull, the user's model and modes, what has no second derivative."""
+"""Penalties on derivatives in the engine: one forward and one backward pass, the user's model and modes, what has no second derivative."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import graphreg
-from graphreg import Penalty, Pull
+from graphreg import Penalty, Vjp
 from graphreg.passes import BernoulliDropout, Contractive, HiddenL1, WeightL2
 
 
@@ -23,11 +23,11 @@ class Slope(Penalty):
     wrt: str = "*"
     rows_of: str | None = None
 
-    def __call__(self, pull: Pull, weight: Tensor) -> Tensor:
+    def __call__(self, vjp: Vjp, weight: Tensor) -> Tensor:
         if self.rows_of is not None:
-            found = list(pull.rows(self.rows_of))
+            found = list(vjp.rows(self.rows_of))
         else:
-            found = [pull({name: torch.ones_like(z) for name, z in pull.sites.items()})]
+            found = [vjp({name: torch.ones_like(z) for name, z in vjp.sites.items()})]
         return torch.stack([g.square().sum() for gradients in found for g in gradients.values()]).sum() * weight / weight
 
 
@@ -61,27 +61,49 @@ def slopes(model: Net, x: Tensor) -> Tensor:
 # --- what a regularizer is given ------------------------------------------------------------------------------------
 
 
-def test_a_penalty_of_the_users_own_pulls_and_takes_rows() -> None:
+def test_a_penalty_of_the_users_own_takes_products_and_rows() -> None:
     model = Net()
     torch.testing.assert_close(one(graphreg.regularize(model, Slope("act", 1.0)), X), slopes(model, X).sum(1).square().sum())
     torch.testing.assert_close(one(graphreg.regularize(model, Slope("act", 1.0, rows_of="act")), X), slopes(model, X).square().sum())
 
 
-def test_what_a_penalty_may_not_ask_for_beside_the_pull() -> None:
-    with pytest.raises(graphreg.RegularizerError, match="Both.__call__ asks for pull and for z; pull.sites has the values. Leave one out."):
+def test_what_a_penalty_may_not_ask_for_beside_the_vjp() -> None:
+    with pytest.raises(graphreg.RegularizerError, match="Both.__call__ asks for vjp and for z; vjp.sites has the values. Leave one out."):
 
         class Both(Penalty):
-            def __call__(self, z: Tensor, pull: Pull) -> Tensor:
+            def __call__(self, z: Tensor, vjp: Vjp) -> Tensor:
                 return z.mean()
 
-    with pytest.raises(graphreg.RegularizerError, match="asks for pull"):
+    with pytest.raises(graphreg.RegularizerError, match="asks for vjp"):
 
         class OnParameters(Penalty, on="parameters"):
-            def __call__(self, pull: Pull) -> Tensor:
+            def __call__(self, vjp: Vjp) -> Tensor:
                 return torch.zeros(())
 
 
-# --- one forward, one pull ------------------------------------------------------------------------------------------
+def test_the_names_of_0_1_work_with_a_warning() -> None:
+    with pytest.warns(DeprecationWarning, match=r"^graphreg\.Pull is called graphreg\.Vjp now\.$") as caught:
+        assert graphreg.Pull is Vjp
+    with pytest.warns(DeprecationWarning, match=r"^Old\.__call__ asks for pull, which is called vjp now: rename the argument\.$") as asked:
+
+        class Old(Penalty):
+            wrt: str = "*"
+
+            def __call__(self, pull: Vjp) -> Tensor:
+                gradients = pull({name: torch.ones_like(z) for name, z in pull.sites.items()})
+                return torch.stack([g.square().sum() for g in gradients.values()]).sum()
+
+    assert {each.filename for each in (*caught, *asked)} == {__file__}
+    model = Net()
+    torch.testing.assert_close(one(graphreg.regularize(model, Old("act", 1.0)), X), slopes(model, X).sum(1).square().sum())
+    with pytest.warns(DeprecationWarning), pytest.raises(graphreg.RegularizerError, match=r"asks for pull and for z; pull\.sites has"):
+
+        class Both(Penalty):
+            def __call__(self, z: Tensor, pull: Vjp) -> Tensor:
+                return z.mean()
+
+
+# --- one forward, one vjp -------------------------------------------------------------------------------------------
 
 
 def test_masks_are_those_of_the_forward() -> None:
@@ -105,7 +127,7 @@ def test_masks_are_those_of_the_forward() -> None:
             assert 0 < (factor == 0).sum() < 20
 
 
-def test_several_sites_share_one_pull(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_sites_share_one_vjp(monkeypatch: pytest.MonkeyPatch) -> None:
     module = graphreg.regularize(Net(), Contractive(("act", "b"), 1.0, n=3), rng=0)
     calls, grad = [], torch.autograd.grad
     monkeypatch.setattr(torch.autograd, "grad", lambda *args, **options: calls.append(len(args[0])) or grad(*args, **options))
@@ -171,7 +193,7 @@ def test_arithmetic_on_tensors_is_a_path() -> None:
             return one * two * x.shape[0]
 
     plan = graphreg.plan(graphreg.trace(Parts()), Contractive("mul_1", 1.0))
-    assert plan.cones["contractive"].apart == ()
+    assert plan.slices["contractive"].apart == ()
 
 
 # --- the user's model, modes, precisions ----------------------------------------------------------------------------
@@ -552,7 +574,7 @@ def test_compiled_among_all_the_others() -> None:
 
 
 def test_compiled_the_limits_are_told() -> None:
-    """A recurrent layer in the cone is one operator that has no second derivative; an exact Jacobian of many rows is refused."""
+    """A recurrent layer in the slice is one operator that has no second derivative; an exact Jacobian of many rows is refused."""
 
     class Recurrent(nn.Module):
         def __init__(self) -> None:

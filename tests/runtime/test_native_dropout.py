@@ -357,11 +357,11 @@ def test_by_selector() -> None:
     """Patterns are matched over the dropouts alone, the last that names one counts, and the rest stays torch's."""
     model = Blocks()
     plan = graphreg.plan(graphreg.trace(model), [], own_dropout={"*": "off", "second*": 0.2, "**@Dropout": "seeded", "first.d": "keep"})
-    assert [(e.own.site.name, e.becomes, e.matched) for e in plan.own] == [("second.d", "seeded", "**@Dropout")]
+    assert [(e.dropout.site.name, e.action, e.matched) for e in plan.native_dropout] == [("second.d", "seeded", "**@Dropout")]
     plan = graphreg.plan(graphreg.trace(model), [], own_dropout={("first*", "second*"): "off", lambda site: site.name == "second.d": 0.2})
-    assert [(e.own.site.name, e.becomes) for e in plan.own] == [("first.d", "off"), ("second.d", "seeded at 0.2")]
+    assert [(e.dropout.site.name, e.action) for e in plan.native_dropout] == [("first.d", "off"), ("second.d", "seeded at 0.2")]
     plan = graphreg.plan(graphreg.trace(model), [], own_dropout={"!first*": 0.4})
-    assert [(e.own.site.name, e.becomes) for e in plan.own] == [("second.d", "seeded at 0.4")]
+    assert [(e.dropout.site.name, e.action) for e in plan.native_dropout] == [("second.d", "seeded at 0.4")]
     module = seeded(model, {"first*": "off"})
     assert "self.second.d(" in module.code and "self.first.d(" not in module.code
 
@@ -467,13 +467,13 @@ class Mixed(nn.Module):
         return self.encoder(self.drop(h)) + torch.rand_like(x)
 
 
-WHOLE = "encoder is an opaque module (torch.fx cannot see into it; torch.export can, with example_inputs)"
+OPAQUE = "encoder is an opaque module (torch.fx cannot see into it; torch.export can, with example_inputs)"
 STAYS = f"""\
 not moved: rnn (LSTM 0.25): cannot be moved: torch applies it between the stacked layers, inside one operator
-not moved: encoder.self_attn (MultiheadAttention 0.1): cannot be moved: {WHOLE}
-not moved: encoder.dropout (Dropout 0.1): cannot be moved: {WHOLE}
-not moved: encoder.dropout1 (Dropout 0.1): cannot be moved: {WHOLE}
-not moved: encoder.dropout2 (Dropout 0.1): cannot be moved: {WHOLE}
+not moved: encoder.self_attn (MultiheadAttention 0.1): cannot be moved: {OPAQUE}
+not moved: encoder.dropout (Dropout 0.1): cannot be moved: {OPAQUE}
+not moved: encoder.dropout1 (Dropout 0.1): cannot be moved: {OPAQUE}
+not moved: encoder.dropout2 (Dropout 0.1): cannot be moved: {OPAQUE}
 not moved: rand_like (rand_like): cannot be moved: it draws by rand_like, which is no dropout that graphreg knows"""
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from graphreg.ir import Label, Place, assert_sizes, held_at, holds, label_site
+from graphreg.ir import Label, Place, assert_sizes, has_keys, label_site, specialized_to
 from graphreg.tracing.export.op_record import AT, PLAIN, Built, OpRecord
 
 
@@ -60,13 +60,13 @@ class Inputs:
             self.places.append((holder, called))
             return
         if path and isinstance(value, PLAIN):
-            self._unnamed(held_at, holder, called, value)
+            self._unnamed(specialized_to, holder, called, value)
         if not isinstance(value, (dict, tuple, list, Built)):
             return
         parts = value.parts if isinstance(value, Built) else value if isinstance(value, dict) else dict(enumerate(value))
         function = getattr if isinstance(value, Built) and not value.keyed else operator.getitem
         if function is operator.getitem and (path or str(holder.target).startswith("*") or _holds_nodes(value)):
-            self._unnamed(holds, holder, called, tuple(parts))
+            self._unnamed(has_keys, holder, called, tuple(parts))
         for key, part in parts.items() if _holds_nodes(value) else ():
             self._take(self._unnamed(function, holder, key), part, name, (*path, str(key)))
 

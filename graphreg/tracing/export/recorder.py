@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from graphreg.errors import GraphRegError
-from graphreg.ir import is_leaf, parts
+from graphreg.ir import elements, is_single_operation
 from graphreg.torch_internals import (
     Changes,
     give_proxy,
@@ -130,7 +130,7 @@ class Recorder(TorchFunctionMode):
             raise GraphRegError(f"the submodule {path!r} is a rewritten module. Call graphreg.strip on it, then regularize the model.")
         self._scopes.append(path)
         try:
-            if path in self.record.opaque or is_leaf(m):
+            if path in self.record.opaque or is_single_operation(m):
                 return self._opaque(path, m, traced, forward, args, kwargs)
             return self._transparent(path, m, traced, forward, args, kwargs)
         finally:
@@ -332,7 +332,7 @@ class Recorder(TorchFunctionMode):
 
     def _returned_tensors(self, value: Any) -> list[tuple[fx.Node, tuple[str, ...], bool]]:
         """Return the tensors in a module's result, with their ports."""
-        listed = [(("out",), value, True)] if isinstance(value, Tensor) else parts(value)
+        listed = [(("out",), value, True)] if isinstance(value, Tensor) else elements(value)
         tensors = []
         for ports, part, default in listed:
             if isinstance(part, Tensor) and (proxy := proxy_of(part, self._tracer)) is not None:

@@ -28,7 +28,7 @@ from graphreg.ir import (
     is_labelled,
     label_node,
     label_site,
-    origin_told,
+    origin_in_trace,
     own_labels,
     scope_of,
 )
@@ -174,7 +174,7 @@ class Unlifter:
             made = self.graph.create_node("call_function", node.target, args, kwargs, name if isinstance(node.target, OpOverload) else None)
             scope = self._scope(node)
         made.meta["val"] = node.meta.get("val")
-        made.meta["origin"] = origin_told(node.stack_trace)
+        made.meta["origin"] = origin_in_trace(node.stack_trace)
         self._made[node.meta[AT]] = made
         self._label(made, scope, node)
 

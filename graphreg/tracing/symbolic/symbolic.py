@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from graphreg.errors import GraphRegError, TraceError
-from graphreg.ir import OWN_FOLDERS, Graphs
+from graphreg.ir import LIBRARY_FOLDERS, Graphs
 from graphreg.torch_internals import make_function_table
 from graphreg.tracing.context import Answers, ModeReads, settle_queries
 from graphreg.tracing.modes import trace_both_modes
@@ -87,7 +87,7 @@ def symbolic(
 
 def location(error: BaseException) -> str:
     """Return the line of the user's code that raised an error, as ``" at file:line: code"``, or ``""``."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((*OWN_FOLDERS, "<"))]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((*LIBRARY_FOLDERS, "<"))]
     return f" at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""
 
 

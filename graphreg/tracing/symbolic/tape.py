@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
-from graphreg.ir import SPLITS, Effects, Origin, is_in_place, origin_now, short, told
+from graphreg.ir import SPLITS, Effects, Origin, declared, is_in_place, origin_now, short
 from graphreg.torch_internals import (
     PRIVATE_FACTS,
     PRIVATE_STORAGE,
@@ -224,7 +224,7 @@ class Tape(TorchFunctionMode):
         """
         before, self.tracer.evaluating = self.tracer.evaluating, True
         try:
-            return self.effects.writes(node, surely=True), self.effects.writes(node), self.effects.shares(node)
+            return self.effects.writes(node, is_definite=True), self.effects.writes(node), self.effects.shares(node)
         finally:
             self.tracer.evaluating = before
 
@@ -394,7 +394,7 @@ def _written_by_schema(name: str, args: Any, kwargs: dict[str, Any]) -> Iterator
     Version counters do not show them all: under a dispatch mode, such as one that watches for draws, ``torch._foreach_add_`` does not
     count them up.
     """
-    schema = told(name)
+    schema = declared(name)
     for position, argument in schema.writes if schema is not None else ():
         yield from tensors_in(args[position] if position < len(args) else kwargs.get(argument))
 
