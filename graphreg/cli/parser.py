@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import graphreg
 from graphreg.cli.errors import UsageError
-from graphreg.cli.keys import written_keys
+from graphreg.cli.regularizer_names import written_keys
 from graphreg.errors import suggestions
 
 MODEL = "module:callable or file.py:callable; the callable gives a torch.nn.Module, or is one"

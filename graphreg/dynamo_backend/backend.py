@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from graphreg.dynamo_backend.call import Call, Measurer
+from graphreg.dynamo_backend.all_graphs import backend_report, check_selectors
+from graphreg.dynamo_backend.capture_place import Functions, place_of, root_of, same_modules
 from graphreg.dynamo_backend.guards import Watched, guard
-from graphreg.dynamo_backend.place import Functions, place_of, root_of, same_modules
-from graphreg.dynamo_backend.streams import Streams
+from graphreg.dynamo_backend.model_call import Call, Measurer
+from graphreg.dynamo_backend.noise_streams import Streams
 from graphreg.dynamo_backend.subgraph import Inner, Maker, Subgraph
-from graphreg.dynamo_backend.union import backend_report, check_selectors
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, TraceError, raising, suggestions_text
 from graphreg.ir import RULES, Missing, brought
 from graphreg.planning import OwnDropout, check_count, check_trainable, matching_sites

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from graphreg.dynamo_backend.place import Place
+from graphreg.dynamo_backend.capture_place import Place
 from graphreg.ir import (
     BOUNDARY,
     CELL_PORTS,

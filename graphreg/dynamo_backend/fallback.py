@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from graphreg.dynamo_backend.place import Functions, root_of
+from graphreg.dynamo_backend.capture_place import Functions, root_of
 from graphreg.errors import GraphRegError
 from graphreg.runtime import backend_handle
 from graphreg.torch_internals import (

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from graphreg.dynamo_backend.place import Place, here
+from graphreg.dynamo_backend.capture_place import Place, here
 from graphreg.torch_internals import guard_identity, guard_value
 
 

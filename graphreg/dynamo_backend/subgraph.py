@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from graphreg.dynamo_backend.call import Call
 from graphreg.dynamo_backend.capture import Capture, Captured, Known
+from graphreg.dynamo_backend.capture_place import Place
 from graphreg.dynamo_backend.emit import Emitted, acting, constant, emit
-from graphreg.dynamo_backend.place import Place
-from graphreg.dynamo_backend.streams import Stream
+from graphreg.dynamo_backend.model_call import Call
+from graphreg.dynamo_backend.noise_streams import Stream
 from graphreg.errors import GraphRegError
 from graphreg.ir import BOUNDARY, RULES, Label, deep_nodes, own_labels, scope_of, value_sites
 from graphreg.planning import Edit, OwnDropout, Plan, decide, decided

@@ -6,6 +6,7 @@ Every other room builds on this one. Nothing here traces a model or edits one. O
 
 from graphreg.ir.aliasing import Aliases, of_body
 from graphreg.ir.buffer_constants import BufferConstants
+from graphreg.ir.codegen_fixes import check_arguments, spelled
 from graphreg.ir.comparison import Literals, compared, difference, flat, is_nan, name_of
 from graphreg.ir.containers import building, builds
 from graphreg.ir.dataflow import carries_derivative, reached, sizes_of
@@ -27,9 +28,23 @@ from graphreg.ir.metadata import (
     scope_of,
     unmark,
 )
-from graphreg.ir.modes import Graphs, choose
 from graphreg.ir.module_calls import ModuleCall, blocks
+from graphreg.ir.module_record import (
+    IGNORED,
+    PREFIX,
+    RULES,
+    STATE,
+    ModelFacts,
+    State,
+    check_names,
+    plain,
+    registered,
+    reserved,
+    specialized_arguments,
+    state_of,
+)
 from graphreg.ir.naming import COUNTED, Namer, elements, label_node, label_output
+from graphreg.ir.operation_probes import declared
 from graphreg.ir.operations import (
     IN_PLACE_NAMES,
     PACKS,
@@ -54,31 +69,16 @@ from graphreg.ir.operations import (
 from graphreg.ir.precision import brought, has_float64, widest
 from graphreg.ir.provenance import chains, convolution, one_value_over_again
 from graphreg.ir.random_ops import DropoutKind, NativeDropout, find_native_dropouts, rate_of
-from graphreg.ir.record import (
-    IGNORED,
-    PREFIX,
-    RULES,
-    STATE,
-    ModelFacts,
-    State,
-    check_names,
-    plain,
-    registered,
-    reserved,
-    specialized_arguments,
-    state_of,
-)
 from graphreg.ir.roles import BOUNDARY, CELL_PORTS, deep_nodes, is_region, labels_of, site_nodes, value_sites
 from graphreg.ir.selector import Missing, Pattern, Selector, complain, exactly, select, strings, strings_of, unmatched
 from graphreg.ir.serialize import blank_like, copied, freeze, thaw
 from graphreg.ir.shape_guards import ASSERTIONS, Place, assert_sizes, described, fixed, has_keys, specialized_to
 from graphreg.ir.site import ROLES, Label, Names, Site, dtype_text, shape_text
 from graphreg.ir.source_location import LIBRARY_FOLDERS, Origin, origin_in_trace, origin_now, origin_of, short
-from graphreg.ir.spelling import check_arguments, spelled
-from graphreg.ir.steps import Steps, mean_over_pairs
-from graphreg.ir.storage_effects import REGION, Effects
-from graphreg.ir.storage_probes import declared
-from graphreg.ir.table import Table, columns
+from graphreg.ir.text_table import Table, columns
+from graphreg.ir.time_steps import Steps, mean_over_pairs
+from graphreg.ir.train_eval import Graphs, choose
+from graphreg.ir.views_and_writes import REGION, Effects
 
 __all__ = [
     "ASSERTIONS", "BOUNDARY", "CELL_PORTS", "COUNTED", "IGNORED", "IN_PLACE_NAMES", "LIBRARY_FOLDERS", "PACKS", "PREFIX", "REGION",

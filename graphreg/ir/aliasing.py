@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from graphreg.ir.layout import clone
 from graphreg.ir.operations import Operations, function_name, nodes_in
-from graphreg.ir.storage_effects import Effects, is_inert
+from graphreg.ir.views_and_writes import Effects, is_inert
 
 
 class Write(NamedTuple):

@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils import rnn as packing
 
-from graphreg.ir.storage_probes import Declared, Place, declared
+from graphreg.ir.operation_probes import Declared, Place, declared
 from graphreg.torch_internals import BatchNormBase, ConstantPadBase, DropoutBase, OpOverload, OpOverloadPacket, qualified_name, schema_of
 
 # Products: they mix units with weights. The value that such an operation reads is what theanets calls a hidden output.

@@ -13,7 +13,7 @@ from graphreg.ir.dataflow import sizes_of
 from graphreg.ir.metadata import own_labels
 from graphreg.ir.operations import Operations, function_name, nodes_in
 from graphreg.ir.roles import labels_of, site_nodes
-from graphreg.ir.storage_effects import Effects
+from graphreg.ir.views_and_writes import Effects
 from graphreg.torch_internals import ConvolutionBase, OpOverloadPacket
 
 CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3, "conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}

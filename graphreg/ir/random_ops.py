@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from graphreg.ir.metadata import own_labels, scope_of
-from graphreg.ir.modes import Graphs, choose
 from graphreg.ir.operations import Operations, function_name, is_drop_path
 from graphreg.ir.site import Label, Site
+from graphreg.ir.train_eval import Graphs, choose
 from graphreg.torch_internals import forward_hooks
 
 DropoutKind = Literal["element", "channel", "alpha", "channel alpha", "depth", "attention", "heads", "layer"]

@@ -9,10 +9,10 @@ from typing import Any, Literal
 from torch import fx, nn
 
 from graphreg.ir.metadata import is_labelled, own_labels, scope_of
-from graphreg.ir.modes import Graphs
 from graphreg.ir.operations import PACKS, Operations, function_name, is_integer, is_port, is_size, nodes_in, port_path
 from graphreg.ir.site import Label, Role, Site
-from graphreg.ir.storage_effects import Effects
+from graphreg.ir.train_eval import Graphs
+from graphreg.ir.views_and_writes import Effects
 from graphreg.torch_internals import HigherOrderOperator
 
 CELLS = {"rnn_tanh_cell", "rnn_relu_cell", "lstm_cell", "gru_cell"}  # what cells call, where a graph has their insides

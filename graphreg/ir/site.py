@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from graphreg.ir.table import columns
+from graphreg.ir.text_table import columns
 
 Role = Literal["input", "hidden", "output", ""]
 ROLES = ("input", "hidden", "output")

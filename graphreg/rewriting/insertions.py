@@ -1,6 +1,6 @@
 """Insertions: the nodes that the rewrite makes, in one ordered list for each traced graph, with everything decided about them.
 
-``lowering.py`` finds out what they are, ``rewrite.py`` makes them while it copies the graph.
+``plan_lowering.py`` finds out what they are, ``rewrite.py`` makes them while it copies the graph.
 
 Splices on parameters need no kind more: they are a ``READ`` and a ``SPLICE`` before the first reader, which replace the parameter
 for chosen readers, and the call of a layer that reads it by itself, made ``INSTEAD`` of the layer's own. State that a regularizer

@@ -18,7 +18,7 @@ from graphreg.planning import Plan, require_sites
 from graphreg.rewriting.insertions import Insertion, Insertions, Position
 from graphreg.rewriting.instantiate import make_rules, runtime_module_names
 from graphreg.rewriting.invariants import check
-from graphreg.rewriting.lowering import lower
+from graphreg.rewriting.plan_lowering import lower
 from graphreg.runtime import (
     AttachRule,
     BuildRecord,

@@ -1,11 +1,11 @@
 """The random numbers of splices: each draw is a function of a key and an element's index, so forward and backward see the same mask.
 
 Open ``noise.py`` first: keys and ``Noise``, which a regularizer draws from. ``hash.py`` is the integer arithmetic behind a draw, and
-``ops.py`` the same draws as custom operators that Inductor lowers.
+``operators.py`` the same draws as custom operators that Inductor lowers.
 """
 
 from graphreg.rng.noise import Noise, call_keys, next_keys, of_process, stream
-from graphreg.rng.ops import compiling, recomputes, within_backend
+from graphreg.rng.operators import compiling, recomputes, within_backend
 
 __all__ = [
     "Noise", "call_keys", "compiling", "next_keys", "of_process", "recomputes", "stream", "within_backend",

@@ -1,6 +1,6 @@
 """The integer arithmetic of a draw: the key of a call from its stream, and 32 random bits from a key and an element's index.
 
-It is written once, in signs: on tensors, and on the values of which Inductor makes code (see ``ops.py``). The key of a call is
+It is written once, in signs: on tensors, and on the values of which Inductor makes code (see ``operators.py``). The key of a call is
 SplitMix64's output function; the word of an element is that of
 ``triple32`` (C. Wellons, hash-prospector, 2018), a 32-bit mixer of bias 0.02, with the key added before the first and the
 second round, and the counter fed forward (Davies-Meyer), so that the map from index to bits is no bijection: a bijection

@@ -22,7 +22,7 @@ from torch.utils.data import get_worker_info
 
 from graphreg.errors import GraphRegError, RandomnessError
 from graphreg.rng.hash import blocks, call_words, kept_words, lane_keys, mix, mixed, readable, shift, signed, split_mix, words, words_past
-from graphreg.rng.ops import LIMIT, compiling, fused_bits, fused_keep, fused_keys, fuses
+from graphreg.rng.operators import LIMIT, compiling, fused_bits, fused_keep, fused_keys, fuses
 from graphreg.torch_internals import backward_task, batch_positions, in_backward, transforms, vmaps
 
 

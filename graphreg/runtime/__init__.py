@@ -1,25 +1,25 @@
 """What runs when a rewritten module is called: the module class itself, and the runtime modules that its graph calls.
 
-Open ``module.py`` first: ``RewrittenModule`` is the class of what ``graphreg.regularize`` returns. Each addition to its graph is a call
-of a *runtime module*, a small ``nn.Module`` registered under ``graphreg_rules``: ``runtime_module.py`` has their base class and splices,
-``keys.py`` the keys of the noise; ``penalty.py``, ``vjp.py``, ``dropout.py`` and ``attach.py`` have the other kinds. ``controls.py`` and
-``sampling.py`` are what a user does with the module afterwards.
+Open ``rewritten_module.py`` first: ``RewrittenModule`` is the class of what ``graphreg.regularize`` returns. Each addition to its
+graph is a call of a *runtime module*, a small ``nn.Module`` registered under ``graphreg_rules``: ``runtime_module.py`` has their
+base class and splices, ``noise_keys.py`` the keys of the noise; ``penalty.py``, ``derivative_penalty.py``, ``dropout.py`` and
+``attach.py`` have the other kinds. ``controls.py`` and ``sampling.py`` are what a user does with the module afterwards.
 """
 
 from graphreg.runtime.attach import AttachRule, Penalties, Scale, check_penalties, check_scale, current, end_of, loss_of
 from graphreg.runtime.build_record import BuildRecord
 from graphreg.runtime.controls import Regulated, frozen_noise, noise_on, rng_state, set_ranks, set_rng_state, set_strength, strengths
+from graphreg.runtime.derivative_penalty import Derivative, Track
 from graphreg.runtime.dropout import NativeDropoutRule
+from graphreg.runtime.gradient_join import Way, identity, in_place, refuse_twice, storage_of
 from graphreg.runtime.handle import BACKEND, BackendHandle, backend_handle, graphs_of, native_draws, record_of, rewritten, rules_of
-from graphreg.runtime.join import Way, identity, in_place, refuse_twice, storage_of
-from graphreg.runtime.keys import KeyRule
-from graphreg.runtime.module import RewrittenModule, lowering
+from graphreg.runtime.noise_keys import KeyRule
 from graphreg.runtime.noise_state import BACKEND_STATE, checked_state, written_state
 from graphreg.runtime.penalty import AllSitesTotal, Measure, MeasureSteps, Total
 from graphreg.runtime.result import Regularized
+from graphreg.runtime.rewritten_module import RewrittenModule, lowering
 from graphreg.runtime.runtime_module import Drawing, Rules, RuntimeModule, SpliceRule, accumulation
 from graphreg.runtime.sampling import Samples, sample
-from graphreg.runtime.vjp import Derivative, Track
 
 __all__ = [
     "BACKEND", "BACKEND_STATE", "AllSitesTotal", "AttachRule", "BackendHandle", "BuildRecord", "Derivative", "Drawing", "KeyRule",

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from graphreg.errors import RegularizerError, shown
 from graphreg.ir import builds, widest
-from graphreg.runtime.join import join, known_to_dynamo
+from graphreg.runtime.gradient_join import join, known_to_dynamo
 from graphreg.torch_internals import (
     first_scale,
     scale_tensor,

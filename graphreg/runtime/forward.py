@@ -13,10 +13,10 @@ from torch import Tensor, fx, nn
 from graphreg.errors import GraphRegError, TraceError
 from graphreg.ir import has_keys
 from graphreg.runtime.attach import collect
-from graphreg.runtime.join import forget, know
-from graphreg.runtime.keys import KeyRule
+from graphreg.runtime.derivative_penalty import run
+from graphreg.runtime.gradient_join import forget, know
+from graphreg.runtime.noise_keys import KeyRule
 from graphreg.runtime.runtime_module import Drawing
-from graphreg.runtime.vjp import run
 from graphreg.torch_internals import NO_BACKWARD, backward_task, is_traced, skip_frame, traces_here, with_own_code
 
 Forwards = Mapping[str, Callable[..., Any]]

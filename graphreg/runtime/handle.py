@@ -12,7 +12,7 @@ from torch import fx
 from graphreg.errors import GraphRegError
 from graphreg.ir import RULES, NativeDropout, Operations, find_native_dropouts, state_of
 from graphreg.runtime.build_record import BuildRecord
-from graphreg.runtime.module import RewrittenModule
+from graphreg.runtime.rewritten_module import RewrittenModule
 from graphreg.runtime.runtime_module import Rules
 from graphreg.torch_internals import backend_in, compile_record_of, function_in, original_of
 

@@ -18,7 +18,7 @@ from torch import nn
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, listed, suggestions_text
 from graphreg.ir import NativeDropout
 from graphreg.runtime.handle import Handle, backend_handle, native_draws, record_of, rewritten, rules_of
-from graphreg.runtime.keys import KeyRule
+from graphreg.runtime.noise_keys import KeyRule
 from graphreg.runtime.noise_state import MODULE_STATE, checked_state, written_state
 from graphreg.runtime.runtime_module import Drawing
 from graphreg.torch_internals import Changes

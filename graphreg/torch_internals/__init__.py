@@ -87,16 +87,6 @@ from graphreg.torch_internals.functorch import (
 from graphreg.torch_internals.fx import is_traced, share_emitter, snake_case, take_as_one, traces_here, value_name, wrapped_functions
 from graphreg.torch_internals.inductor import graph_pass, inductor_with, lower, pointwise, strides_of, without_autograd_cache
 from graphreg.torch_internals.interpreter import at_rest, collector_at_rest, deep_enough, with_own_code
-from graphreg.torch_internals.modes import (
-    TorchDispatchMode,
-    is_functionalized,
-    is_gradient_switch,
-    jit_trace,
-    operator_modes,
-    without_functions,
-    without_modes,
-    without_proxies,
-)
 from graphreg.torch_internals.modules import (
     CALL_HOOKS,
     COMPILED_CALL,
@@ -143,6 +133,16 @@ from graphreg.torch_internals.random_state import (
     regions,
     restore_randomness,
     stirred,
+)
+from graphreg.torch_internals.torch_modes import (
+    TorchDispatchMode,
+    is_functionalized,
+    is_gradient_switch,
+    jit_trace,
+    operator_modes,
+    without_functions,
+    without_modes,
+    without_proxies,
 )
 from graphreg.torch_internals.trace_state import restore_after_trace, restore_fx_patches
 

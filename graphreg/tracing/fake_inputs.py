@@ -13,7 +13,7 @@ from torch import fx, nn
 from graphreg.errors import TraceError, first_line
 from graphreg.ir import Graphs
 from graphreg.torch_internals import FAKE_LOGGER, FakeCopyMode, FakeTensorMode, pytree, quiet
-from graphreg.tracing.context import needs_gradients
+from graphreg.tracing.global_queries import needs_gradients
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 

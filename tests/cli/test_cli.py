@@ -18,9 +18,9 @@ from torch import nn
 import cli_page
 import graphreg
 from graphreg.cli import commands as cli_demo
-from graphreg.cli import keys as cli_keys
 from graphreg.cli import main as cli
 from graphreg.cli import parser as cli_parser
+from graphreg.cli import regularizer_names as cli_keys
 from graphreg.cli.keywords import own_dropout, regularizers
 from graphreg.cli.load import example_inputs
 from graphreg.regularizer import registry

@@ -12,7 +12,7 @@ import torchvision.models as tv
 from torch import Tensor, nn
 
 import graphreg
-from graphreg.dynamo_backend.union import union
+from graphreg.dynamo_backend.all_graphs import union
 
 HIDDEN: dict[str, Any] = {"hidden_dropout": 0.3, "hidden_noise": 0.1, "hidden_l1": 0.1, "weight_l2": 0.1}
 

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
 import graphreg
-from graphreg.dynamo_backend.union import union
+from graphreg.dynamo_backend.all_graphs import union
 from graphreg.rng.noise import call_keys, stream
 
 # torch's own, where a graph's input is no leaf

@@ -100,7 +100,7 @@ def splices_in_the_wrong_order() -> Iterator[None]:
 @fault
 def noise_in_eval_mode() -> Iterator[None]:
     acts = patched("runtime.runtime_module:SpliceRule", "acts", lambda was: lambda self: True)
-    with acts, patched("runtime.keys:KeyRule", "draws", lambda was: lambda *a: True):
+    with acts, patched("runtime.noise_keys:KeyRule", "draws", lambda was: lambda *a: True):
         yield
 
 
@@ -173,7 +173,7 @@ def a_call_number_too_far() -> Iterator[None]:
 
         return wrong
 
-    with patched("runtime.keys:KeyRule", "forward", wrap):
+    with patched("runtime.noise_keys:KeyRule", "forward", wrap):
         yield
 
 
@@ -249,7 +249,7 @@ def a_site_one_off_among_repeats() -> Iterator[None]:
 
         return wrong
 
-    with patched("rewriting.lowering", "site_nodes", wrap):
+    with patched("rewriting.plan_lowering", "site_nodes", wrap):
         yield
 
 
@@ -368,7 +368,7 @@ def time_and_batch_exchanged() -> Iterator[None]:
 
         return wrong
 
-    with patched("ir.steps:Steps", "of", wrap):
+    with patched("ir.time_steps:Steps", "of", wrap):
         yield
 
 

@@ -15,7 +15,7 @@ from torch.overrides import get_overridable_functions
 from torch.utils import _pytree as pytree
 
 from graphreg.ir.operations import Operations
-from graphreg.ir.storage_effects import Effects
+from graphreg.ir.views_and_writes import Effects
 
 torch.manual_seed(0)
 ODD = {

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import graphreg
-from graphreg.runtime.module import RewrittenModule
+from graphreg.runtime.rewritten_module import RewrittenModule
 from pages import run_page
 
 lightning = pytest.importorskip("lightning", reason="pip install 'graphreg[trainers]'")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import graphreg
-from graphreg.runtime.module import RewrittenModule
+from graphreg.runtime.rewritten_module import RewrittenModule
 
 pytest.importorskip("accelerate", reason="the Trainer of transformers needs accelerate: pip install 'graphreg[trainers]'")
 transformers = pytest.importorskip("transformers")

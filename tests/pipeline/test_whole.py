@@ -26,8 +26,8 @@ from torch.utils.checkpoint import checkpoint
 import graphreg
 from graphreg.errors import GraphRegError, RegularizerError, TraceError
 from graphreg.passes import BernoulliDropout, GaussianNoise, HiddenL1, WeightL2
-from graphreg.runtime.module import RewrittenModule
 from graphreg.runtime.penalty import Measure
+from graphreg.runtime.rewritten_module import RewrittenModule
 from graphreg.runtime.runtime_module import SpliceRule
 from ten_models import tensors
 

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import graphreg
 from graphreg import NoMatchError, Penalty, RegularizerError, TraceError, regularize
 from graphreg.passes import RecurrentNorm, RecurrentState
-from graphreg.runtime.module import RewrittenModule
+from graphreg.runtime.rewritten_module import RewrittenModule
 
 fx.wrap("pack_padded_sequence")
 fx.wrap("pad_packed_sequence")

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 import graphreg
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError
-from graphreg.rewriting.watches import Watch
-from graphreg.runtime.module import RewrittenModule
+from graphreg.rewriting.monitor_watches import Watch
+from graphreg.runtime.rewritten_module import RewrittenModule
 from pages import DOCS, run_page
 
 OPTIONS: dict[str, Any] = {"rng": 0, "hidden_dropout": 0.25, "hidden_l1": 0.1, "weight_l2": 0.2}

@@ -24,8 +24,8 @@ from graphreg.planning.plan import Plan
 from graphreg.regularizer.base import Penalty, Regularizer
 from graphreg.rewriting.invariants import check, replaced_by
 from graphreg.rewriting.rewrite import Penalties
-from graphreg.runtime.module import RewrittenModule
 from graphreg.runtime.result import Regularized
+from graphreg.runtime.rewritten_module import RewrittenModule
 from graphreg.tracing.trace import Traced
 
 

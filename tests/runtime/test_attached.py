@@ -18,7 +18,7 @@ import graphreg
 from graphreg.errors import GraphRegError, RegularizerError
 from graphreg.passes import HiddenL1, WeightL2
 from graphreg.regularizer.base import Regularizer
-from graphreg.runtime.module import RewrittenModule
+from graphreg.runtime.rewritten_module import RewrittenModule
 
 # strong, so that a penalty forgotten or counted twice shows; with a splice, whose masks must agree as well
 STRONG: dict[str, Any] = {"hidden_dropout": 0.2, "weight_l2": 3.0, "hidden_l1": 2.0}

@@ -13,7 +13,7 @@ from torch.func import functional_call, grad, jvp, vjp, vmap
 
 import graphreg
 from graphreg.errors import GraphRegError
-from graphreg.runtime.module import RewrittenModule
+from graphreg.runtime.rewritten_module import RewrittenModule
 
 Given = dict[str, Tensor]
 PENALTIES: dict[str, dict[str, Any]] = {

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import graphreg
-from graphreg.runtime.module import RewrittenModule
+from graphreg.runtime.rewritten_module import RewrittenModule
 
 Make = Callable[[Tensor, Tensor, Tensor], Any]  # of the value of a layer, its weight, and the input
 X = torch.linspace(-1, 1, 12).view(3, 4)

@@ -14,7 +14,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import graphreg
 from graphreg.runtime.handle import rules_of
-from graphreg.runtime.module import RewrittenModule
+from graphreg.runtime.rewritten_module import RewrittenModule
 
 X = torch.ones(3, 4)
 

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 import graphreg
 from graphreg.errors import RegularizerError
-from graphreg.runtime.module import RewrittenModule
+from graphreg.runtime.rewritten_module import RewrittenModule
 
 Make = Callable[[Tensor, Tensor, Tensor], Any]  # of the value of a layer, its weight, and the input
 

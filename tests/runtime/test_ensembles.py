@@ -16,8 +16,8 @@ from torch.func import functional_call, stack_module_state
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import graphreg
-from graphreg.runtime.module import RewrittenModule
 from graphreg.runtime.result import Regularized
+from graphreg.runtime.rewritten_module import RewrittenModule
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
 ALL: dict[str, Any] = {"hidden_dropout": 0.4, "hidden_l1": 0.1, "weight_l2": 0.01}

@@ -60,8 +60,8 @@ def test_another_missing_module_is_missing_as_ever() -> None:
 
 
 def test_a_pickle_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("graphreg.runtime.module.PICKLE_VERSION", 3)
-    monkeypatch.setattr("graphreg.runtime.module.VERSION", "0.9")
+    monkeypatch.setattr("graphreg.runtime.rewritten_module.PICKLE_VERSION", 3)
+    monkeypatch.setattr("graphreg.runtime.rewritten_module.VERSION", "0.9")
     data = pickle.dumps(module())
     with pytest.raises(GraphRegError, match=r"made by graphreg 0\.9, in version 3 of its form; graphreg .* reads version 2\. .*state_dict"):
         pickle.loads(data)

@@ -353,7 +353,7 @@ def test_assert_async() -> None:
         door.assert_async(torch.zeros((), dtype=torch.bool), "too long")
 
 
-# modes.py
+# torch_modes.py
 
 
 class Seen(door.TorchDispatchMode):  # type: ignore[no-untyped-call]

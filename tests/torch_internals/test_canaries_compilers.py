@@ -273,7 +273,7 @@ def test_left_to_eager() -> None:
     assert not told
 
 
-# fake_tensors.py, export.py, modes.py
+# fake_tensors.py, export.py, torch_modes.py
 
 
 @canary("fake tensors are made", "shapes at sites", "FakeTensorMode", "FakeCopyMode", "FAKE_LOGGER", "SOLVER_LOGGER")

@@ -39,11 +39,11 @@ STACK_READERS = {
     "graphreg/errors.py": "the first caller outside graphreg, for the line that a warning names",
     "graphreg/ir/source_location.py": "the line of the user's code that makes a node",
     "graphreg/regularizer/purity.py": "the line of a formula that draws or writes",
-    "graphreg/tracing/context.py": "whether it is the model's code that asks a question of its surroundings",
-    "graphreg/tracing/side_effects/places.py": "as context.py, and the variables of the functions around the model's",
-    "graphreg/tracing/side_effects/reach.py": "the names that the model's code mentions",
-    "graphreg/tracing/side_effects/snapshot.py": "as places.py",
-    "graphreg/tracing/symbolic/proxies.py": "as context.py",
+    "graphreg/tracing/global_queries.py": "whether it is the model's code that asks a question of its surroundings",
+    "graphreg/tracing/side_effects/state_places.py": "as global_queries.py, and the variables of the functions around the model's",
+    "graphreg/tracing/side_effects/reachable_state.py": "the names that the model's code mentions",
+    "graphreg/tracing/side_effects/snapshot.py": "as state_places.py",
+    "graphreg/tracing/symbolic/proxies.py": "as global_queries.py",
     "graphreg/tracing/export/op_record.py": "the instruction of the model's code that calls: x / y, or x.div(y)",
 }
 FRAME = {"f_globals", "f_locals", "f_code", "f_back", "f_lasti", "f_lineno", "tb_frame", "gi_frame", "_getframe", "currentframe"}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import graphreg
-from graphreg.runtime.module import RewrittenModule
+from graphreg.runtime.rewritten_module import RewrittenModule
 from graphreg.tracing import Traced
 from language_models import MLPS, MODELS, STATES, batch, build
 

@@ -35,7 +35,8 @@ from graphreg.tracing.trace import _ONE_AT_A_TIME
 ENGINE = Path(graphreg.__file__).parent
 HERE = {contextlib.__file__, _symbolic_trace.__file__, *(str(ENGINE / f"{name}.py") for name in (
     "torch_internals/patching", "torch_internals/interpreter", "torch_internals/trace_state", "torch_internals/random_state",
-    "tracing/type_inference", "tracing/modes", "tracing/symbolic/symbolic", "tracing/trace"))}  # fmt: skip
+    "tracing/isinstance_patch", "tracing/type_inference", "tracing/train_eval_graphs", "tracing/symbolic/symbolic",
+    "tracing/trace"))}  # fmt: skip
 MORE = HERE | {str(ENGINE / "tracing" / "export" / f"{name}.py") for name in ("export", "recorder", "patches")}
 assert all(Path(file).is_file() for file in MORE)
 

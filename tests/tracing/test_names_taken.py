@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 import graphreg
 from graphreg.errors import TraceError
-from graphreg.runtime.module import RewrittenModule
+from graphreg.runtime.rewritten_module import RewrittenModule
 
 ISSUED = {
     "_mode", "held", "codes", "meta", "compiled_codes", "_code", "_graph", "_brought", "penalties", "graphs", "graph", "code", "lowering",

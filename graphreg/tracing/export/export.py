@@ -16,14 +16,14 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from graphreg.errors import GraphRegError, TraceError, first_line
 from graphreg.ir import Graphs
 from graphreg.torch_internals import FAKE_LOGGER, SOLVER_LOGGER, Changes, plain_transformers, pytree, quiet, raise_interrupt, silence_export
-from graphreg.tracing.context import Answers, ModeReads, settle_queries
 from graphreg.tracing.export.op_record import UnsupportedValue, UntraceableModel
 from graphreg.tracing.export.recorder import Recorder
 from graphreg.tracing.export.unlift import Unlifter
 from graphreg.tracing.fake_inputs import Arguments, run_model
-from graphreg.tracing.modes import trace_both_modes
+from graphreg.tracing.global_queries import Answers, ModeReads, settle_queries
 from graphreg.tracing.side_effects.retrace import model_restored, same_graph
 from graphreg.tracing.symbolic.symbolic import location
+from graphreg.tracing.train_eval_graphs import trace_both_modes
 
 
 def export(model: nn.Module, call: Arguments, opaque: dict[str, str], constants: dict[str, torch.Tensor], notes: list[str]) -> Graphs:

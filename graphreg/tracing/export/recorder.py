@@ -43,7 +43,6 @@ from graphreg.torch_internals import (
     without_modes,
     without_proxies,
 )
-from graphreg.tracing.context import Answers, EnvironmentQueries
 from graphreg.tracing.export.op_record import (
     AT,
     RECORDED_OP,
@@ -61,10 +60,11 @@ from graphreg.tracing.export.op_record import (
     size_reads,
 )
 from graphreg.tracing.export.patches import refuse_untraceable, single_operations
-from graphreg.tracing.side_effects.places import carries_data
-from graphreg.tracing.symbolic.tape import attribute_of
+from graphreg.tracing.global_queries import Answers, EnvironmentQueries
+from graphreg.tracing.isinstance_patch import model_globals
+from graphreg.tracing.side_effects.state_places import carries_data
+from graphreg.tracing.symbolic.factory_tape import attribute_of
 from graphreg.tracing.tensors import SavedTensor, tensors_in
-from graphreg.tracing.type_inference import model_globals
 
 
 class Recorder(TorchFunctionMode):

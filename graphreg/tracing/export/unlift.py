@@ -36,7 +36,7 @@ from graphreg.torch_internals import HigherOrderOperator, OpOverload
 from graphreg.tracing.export.inputs import Inputs
 from graphreg.tracing.export.op_record import AT, RECORDED_OP, Built, OpRecord, ReturnedTensors
 from graphreg.tracing.shape_decisions import decided_flag
-from graphreg.tracing.symbolic.ports import settle_ports
+from graphreg.tracing.symbolic.tuple_items import settle_ports
 
 DROPPED = {"_assert_tensor_metadata", "sym_constrain_range", "sym_constrain_range_for_size"}  # they assert facts about the example
 OPAQUE_REASONS = {

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from graphreg.tracing.side_effects.places import NOTHING, PLAIN, Attributes, Place
+from graphreg.tracing.side_effects.state_places import NOTHING, PLAIN, Attributes, Place
 
 
 class ByteArray(Place):

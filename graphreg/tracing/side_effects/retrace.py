@@ -16,8 +16,8 @@ from torch import fx, nn
 from graphreg.errors import TraceError, first_line, listed
 from graphreg.ir import compared, difference
 from graphreg.torch_internals import Changes, raise_interrupt
-from graphreg.tracing.side_effects.opaque import OpaqueState, untraced_modules
-from graphreg.tracing.side_effects.reach import reachable_code
+from graphreg.tracing.side_effects.opaque_modules import OpaqueState, untraced_modules
+from graphreg.tracing.side_effects.reachable_state import reachable_code
 from graphreg.tracing.side_effects.snapshot import Snapshot
 
 _T = TypeVar("_T")

@@ -29,7 +29,8 @@ from graphreg.tracing.side_effects.iterators import (
     is_iterator,
     is_random_generator,
 )
-from graphreg.tracing.side_effects.places import (
+from graphreg.tracing.side_effects.reachable_state import ReachableCode, is_foreign_class, reachable_code
+from graphreg.tracing.side_effects.state_places import (
     PLAIN,
     REGISTERED,
     Attributes,
@@ -41,7 +42,6 @@ from graphreg.tracing.side_effects.places import (
     StaleValue,
     Variables,
 )
-from graphreg.tracing.side_effects.reach import ReachableCode, is_foreign_class, reachable_code
 
 _OBJECTS = (types.SimpleNamespace, threading.local, queue.Queue)  # classes of Python that hold state
 _FOLDED = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, nn.Parameter)

@@ -16,7 +16,8 @@ from torch.overrides import is_tensor_method_or_property
 
 from graphreg.errors import TraceError
 from graphreg.ir import Aliases, Effects, label_site, nodes_in
-from graphreg.tracing.symbolic.tape import CURE, Tape, TapeEntry, attribute_of
+from graphreg.tracing.symbolic.factory_tape import CURE, Tape, attribute_of
+from graphreg.tracing.symbolic.tape_records import TapeEntry
 from graphreg.tracing.tensors import StorageKey, storage_key, tensors_by_path, tensors_in
 
 _OPERATORS: dict[str, Callable[..., Any]] = {"__getitem__": operator.getitem, "__setitem__": operator.setitem}

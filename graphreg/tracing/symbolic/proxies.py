@@ -71,7 +71,7 @@ class Value(fx.Proxy):
     def __class__(self) -> type:
         """The class that ``isinstance`` sees.
 
-        ``type_inference.py`` answers ``isinstance`` in the model's code. Other checks in it (``match``, functions that were not found)
+        ``isinstance_patch.py`` answers ``isinstance`` in the model's code. Other checks in it (``match``, functions that were not found)
         come here and are refused, because a proxy would silently take the wrong branch.
         """
         if self.tracer.is_tuple(self.node):  # type: ignore[attr-defined]

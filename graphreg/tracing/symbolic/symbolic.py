@@ -13,11 +13,11 @@ from torch import fx, nn
 from graphreg.errors import GraphRegError, TraceError
 from graphreg.ir import LIBRARY_FOLDERS, Graphs
 from graphreg.torch_internals import make_function_table
-from graphreg.tracing.context import Answers, ModeReads, settle_queries
-from graphreg.tracing.modes import trace_both_modes
+from graphreg.tracing.global_queries import Answers, ModeReads, settle_queries
 from graphreg.tracing.shape_decisions import NeedsFunctionTable
 from graphreg.tracing.side_effects.retrace import model_restored, same_graph
 from graphreg.tracing.symbolic.tracer import SiteTracer
+from graphreg.tracing.train_eval_graphs import trace_both_modes
 
 
 def _take_constants(model: nn.Module, graph: fx.Graph, before: set[str], constants: dict[str, torch.Tensor]) -> None:

@@ -45,13 +45,13 @@ from graphreg.torch_internals import (
     restore_randomness,
     take_as_one,
 )
-from graphreg.tracing.context import CHECKPOINTS, Answers, EnvironmentQueries
+from graphreg.tracing.global_queries import CHECKPOINTS, Answers, EnvironmentQueries
+from graphreg.tracing.isinstance_patch import isinstance_answered, model_globals
 from graphreg.tracing.shape_decisions import DecisionTracer
 from graphreg.tracing.symbolic.factories import settle_factories
-from graphreg.tracing.symbolic.ports import assert_guesses, settle_ports
+from graphreg.tracing.symbolic.factory_tape import Tape
 from graphreg.tracing.symbolic.proxies import BufferProxy, Value
-from graphreg.tracing.symbolic.tape import Tape
-from graphreg.tracing.type_inference import isinstance_answered, model_globals
+from graphreg.tracing.symbolic.tuple_items import assert_guesses, settle_ports
 
 STACKED = "torch.fx cannot see into it; torch.export can, with example_inputs"
 PLAIN = (float, int, bool, str, type(None), torch.dtype, torch.device)

@@ -11,9 +11,18 @@ from typing import Any
 from torch import nn
 
 from graphreg.torch_internals import forward_hooks
-from graphreg.tracing.side_effects.places import REGISTERED, Attributes, Cells, ChangingNumber, Container, StaleValue, Variables, is_plain
-from graphreg.tracing.side_effects.reach import ReachableCode, is_foreign_class, reachable_code
+from graphreg.tracing.side_effects.reachable_state import ReachableCode, is_foreign_class, reachable_code
 from graphreg.tracing.side_effects.snapshot import Snapshot
+from graphreg.tracing.side_effects.state_places import (
+    REGISTERED,
+    Attributes,
+    Cells,
+    ChangingNumber,
+    Container,
+    StaleValue,
+    Variables,
+    is_plain,
+)
 
 _NOTHING = object()
 

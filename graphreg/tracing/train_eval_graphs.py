@@ -15,7 +15,7 @@ from torch.fx.node import has_side_effect, map_aggregate
 from graphreg.errors import GraphRegError
 from graphreg.ir import Graphs, Literals, choose, compared, flat, label_site, name_of, scope_of
 from graphreg.torch_internals import Changes, raise_interrupt
-from graphreg.tracing.context import ModeReads
+from graphreg.tracing.global_queries import ModeReads
 from graphreg.tracing.side_effects.retrace import or_make_opaque, trace_repeatable
 
 _MAX_ONE_BY_ONE = 8  # up to this many submodules are examined one by one; each costs two traces

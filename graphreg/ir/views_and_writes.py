@@ -1,6 +1,6 @@
 """Finds what each operation of a graph does to storage: which arguments its output may alias, and which it writes into.
 
-Asked are torch's schemas, then the call itself, on tensors without data (`storage_probes.py`). Code that is not torch's may do anything.
+Asked are torch's schemas, then the call itself, on tensors without data (`operation_probes.py`). Code that is not torch's may do anything.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch.fx.node import map_aggregate
 
 from graphreg.ir.dataflow import sizes_of
 from graphreg.ir.metadata import is_added
+from graphreg.ir.operation_probes import STATISTICS, TRIES, Hole, Seen, probe, together
 from graphreg.ir.operations import (  # fmt: skip
     IN_PLACE_OPERATORS,
     SIZE_ATTRIBUTES,
@@ -30,7 +31,6 @@ from graphreg.ir.operations import (  # fmt: skip
     nodes_in,
     placed,
 )
-from graphreg.ir.storage_probes import STATISTICS, TRIES, Hole, Seen, probe, together
 from graphreg.torch_internals import HigherOrderOperator, OpOverload, drop_forward_hooks, forward_hooks
 
 _ARITHMETIC = {

@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 
 from graphreg.torch_internals import forward_hooks
-from graphreg.tracing.side_effects.places import content
+from graphreg.tracing.side_effects.state_places import content
 from graphreg.tracing.symbolic.proxies import FOREIGN
 
 _CLOCKS = {"time", "datetime", "uuid", "secrets"}  # they return something else at each call

@@ -326,8 +326,8 @@ class StaleValue:
     def __class__(self) -> type:
         """The class that ``isinstance`` sees; raises TypeError in the model's code. torch.fx looks through all attributes and may ask."""
         frame = sys._getframe(1)
-        # type_inference calls isinstance on behalf of the model's code
-        while frame.f_back is not None and frame.f_globals.get("__name__") == "graphreg.tracing.type_inference":
+        # isinstance_patch calls isinstance on behalf of the model's code
+        while frame.f_back is not None and frame.f_globals.get("__name__") == "graphreg.tracing.isinstance_patch":
             frame = frame.f_back
         if str(frame.f_globals.get("__name__")).partition(".")[0] not in FOREIGN:
             self._refuse()

@@ -37,10 +37,10 @@ from graphreg.ir import (
 from graphreg.regularizer import Regularizer
 from graphreg.runtime.averaging import averages_follow
 from graphreg.runtime.build_record import PICKLE_VERSION, VERSION, require_readable
+from graphreg.runtime.derivative_penalty import Derivative
 from graphreg.runtime.forward import chosen, guarded, signature
 from graphreg.runtime.result import Regularized
 from graphreg.runtime.runtime_module import Rules
-from graphreg.runtime.vjp import Derivative
 from graphreg.torch_internals import COMPILED_CALL, STATE_HOOKS, TENSOR_REGISTRIES, pytree, take_state_version
 from graphreg.tracing import PLAIN
 

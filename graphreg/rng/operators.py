@@ -1,0 +1,91 @@
+"""The draws as operators of a compiled graph; ``inductor_lowerings.py`` says how Inductor lowers them to the arithmetic of ``hash.py``.
+
+Written out, a draw is twenty to thirty operators. Dynamo, autograd and the partitioner carry every one of them, and Inductor traces
+a whole expression again whenever it grows by one (``inner_fn_opcount``, called by ``has_exceeded_max_reads``): for the masks of four
+sites that was a quarter of the time to compile. Any other backend runs the operators as they stand here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from graphreg.rng.hash import call_words, kept_words, words
+from graphreg.rng.inductor_lowerings import lowers
+from graphreg.torch_internals import Changes, transforms
+
+LIMIT = 1 << 31  # elements; past it an index needs more than 32 bits, and the draws are written out
+
+
+@torch.library.custom_op("graphreg::bits", mutates_args=())
+def fused_bits(key: Tensor, shape: Sequence[int], lane: int, start: int) -> Tensor:
+    """Draw random words as one operator: int32 [2] key -> int32 [shape] (``hash.words``)."""
+    return words(key, torch.Size(shape).numel(), lane, start).view(tuple(shape))
+
+
+@torch.library.custom_op("graphreg::keep", mutates_args=())
+def fused_keep(key: Tensor, p: Tensor, shape: Sequence[int], lane: int) -> Tensor:
+    """Draw a mask as one operator: int32 [2] key, 0-d rate p -> int8 [shape], 1 with probability 1 - p, else 0."""
+    kept: Tensor = kept_words(words(key, torch.Size(shape).numel(), lane, 0), p)
+    return kept.to(torch.int8).view(tuple(shape))
+
+
+@torch.library.custom_op("graphreg::next_keys", mutates_args=())
+def fused_keys(streams: Tensor, step: Tensor, free: Tensor, keys: Tensor) -> Tensor:
+    """Compute the keys of call ``step`` as one operator: int32 [n, 2]; where ``free`` is 0, a copy of the held ``keys``."""
+    low, high = call_words(streams, step)
+    return torch.where(free != 0, torch.stack((low, high), dim=-1).to(torch.int32), keys)
+
+
+@fused_bits.register_fake
+def _(key: Tensor, shape: Sequence[int], lane: int, start: int) -> Tensor:
+    return key.new_empty(tuple(shape))
+
+
+@fused_keep.register_fake
+def _(key: Tensor, p: Tensor, shape: Sequence[int], lane: int) -> Tensor:
+    return key.new_empty(tuple(shape), dtype=torch.int8)
+
+
+@fused_keys.register_fake
+def _(streams: Tensor, step: Tensor, free: Tensor, keys: Tensor) -> Tensor:
+    return torch.empty_like(keys)
+
+
+class _Within:
+    """Whether a compiler below Dynamo is tracing, which ``torch.compiler.is_compiling`` does not tell."""
+
+    on = False
+
+
+@contextmanager
+def within_backend() -> Iterator[None]:
+    """Let draws take their compiled form while the inner compiler of graphreg's backend traces."""
+    with Changes() as changes, changes:
+        changes.put(_Within, "on", True)
+        yield
+
+
+def compiling() -> bool:
+    """Whether a compiler is tracing: Dynamo, or the inner compiler of graphreg's backend."""
+    return torch.compiler.is_compiling() or _Within.on
+
+
+def recomputes() -> bool:
+    """Whether a compiler is tracing that recomputes marked nodes in backward: Dynamo's, or that of graphreg's backend.
+
+    False under torch.func.grad, which does not take checkpoints.
+    """
+    return (torch.compiler.is_dynamo_compiling() or _Within.on) and not transforms()
+
+
+def fuses() -> bool:
+    """Whether to trace a draw as one custom operator, for Inductor to lower.
+
+    Not in an exported program, which must hold torch's operators alone, nor under torch.vmap, which can map only those.
+    """
+    traced = _Within.on or (torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting())
+    return traced and not transforms() and lowers()

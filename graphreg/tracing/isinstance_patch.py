@@ -1,0 +1,113 @@
+"""Answers ``isinstance`` in the model's code while a forward is traced, where traced values are proxies and no tensors."""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import sys
+import types
+import typing
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx.proxy import Attribute
+
+from graphreg.torch_internals import Changes, forward_hooks
+from graphreg.tracing.symbolic.proxies import FOREIGN, Value
+from graphreg.tracing.type_inference import ATTRIBUTES, definite_type, is_tensor
+
+Globals = dict[str, Any]
+
+
+def model_globals(root: nn.Module) -> list[Globals]:
+    """Return the global namespaces of the model's code: of its classes, hooks and functions, and of what they import from there."""
+    return _namespaces(_model_code(root))
+
+
+@contextmanager
+def isinstance_answered(places: Iterable[Globals]) -> Iterator[None]:
+    """Answer ``isinstance`` for traced values within the block, in code with these globals and in ``torch.is_tensor``."""
+    changed = [place for place in (*places, vars(torch)) if "isinstance" not in place]
+    with Changes() as changes, changes:
+        for place in changed:
+            changes.put(place, "isinstance", traced_isinstance)
+        yield
+
+
+def _model_code(root: nn.Module) -> Iterator[Any]:
+    """Yield the functions that may run with the model: of its classes and their bases, its hooks, and its attributes."""
+    seen: dict[type, None] = {}
+    for module in root.modules():
+        seen.update(dict.fromkeys(type(module).__mro__))
+        yield from forward_hooks(module)
+        yield from (value for value in vars(module).values() if callable(value))
+    for kind in seen:
+        yield from vars(kind).values()
+
+
+def _namespaces(code: Iterable[Any]) -> list[Globals]:
+    """Return the global namespaces of this code, and of the modules and functions of the same packages that these refer to."""
+    namespaces: dict[int, Globals] = {}
+    waiting = [place for thing in code if (place := _globals_of(thing)) is not None]
+    imported = [place for namespace in waiting for thing in list(namespace.values()) if (place := _globals_of(thing)) is not None]
+    packages = {_package(place) for place in (*waiting, *imported)}
+    while waiting:
+        place = waiting.pop()
+        if id(place) in namespaces:
+            continue
+        namespaces[id(place)] = place
+        referenced = [vars(v) if isinstance(v, types.ModuleType) else _globals_of(v) for v in list(place.values())]
+        waiting += [h for h in referenced if h is not None and id(h) not in namespaces and (_package(h) in packages or _is_file(h))]
+    return list(namespaces.values())
+
+
+def _is_file(place: Globals) -> bool:
+    """Whether a namespace is that of a module without a package, such as a file beside a script."""
+    return "__path__" not in place and "." not in str(place.get("__name__", ".")) and _package(place) not in FOREIGN
+
+
+def _globals_of(thing: Any) -> Globals | None:
+    """Return the globals of a function, unwrapped, or of the module that defines a class; None for code that belongs to no model."""
+    while isinstance(thing, (functools.partial, types.MethodType, staticmethod, classmethod, property)):
+        thing = thing.func if isinstance(thing, functools.partial) else getattr(thing, "__func__", None) or getattr(thing, "fget", None)
+    thing = getattr(thing, "__wrapped__", thing)
+    if isinstance(thing, types.FunctionType):
+        place: Globals | None = thing.__globals__
+    else:
+        home = sys.modules.get(thing.__module__) if isinstance(thing, type) else None
+        place = vars(home) if isinstance(home, types.ModuleType) else None
+    return place if place is not None and _package(place) not in FOREIGN else None
+
+
+def _package(place: Globals) -> str:
+    """Return the top-level package of a namespace."""
+    return str(place.get("__name__", "")).partition(".")[0]
+
+
+def traced_isinstance(value: object, kinds: Any) -> bool:
+    """Do what ``isinstance`` does, also for traced values; raise TypeError where the type of a traced value is not known."""
+    if not issubclass(type(value), (Value, Attribute)):
+        return builtins.isinstance(value, kinds)
+    traced: Any = value
+    # without a node for the attribute
+    if issubclass(type(value), Attribute) and traced.attr in ATTRIBUTES and is_tensor(traced.root.node, traced.tracer):
+        return _is_instance(ATTRIBUTES[traced.attr], kinds, traced.attr)
+    kind = definite_type(traced.node, traced.tracer)
+    if kind is None and (kind := traced.tracer.kind(traced.node)) is None:
+        raise TypeError(f"the forward calls isinstance on {traced.node.name!r}, and the trace cannot tell its type")
+    return _is_instance(kind, kinds, traced.node.name)
+
+
+def _is_instance(kind: type, kinds: Any, name: str) -> bool:
+    """Whether a value of type ``kind`` is an instance of ``kinds``, which is whatever ``isinstance`` accepts."""
+    if builtins.isinstance(kinds, tuple):
+        return any(_is_instance(kind, each, name) for each in kinds)
+    if typing.get_origin(kinds) in (types.UnionType, typing.Union):
+        return any(_is_instance(kind, each, name) for each in typing.get_args(kinds))
+    plain = kinds is None or kinds is nn.Parameter or getattr(type(kinds), "__instancecheck__", None) == type.__instancecheck__
+    if not plain and not hasattr(kinds, "_abc_impl") and issubclass(kind, torch.Tensor):
+        raise TypeError(f"the forward calls isinstance on {name!r} with {kinds!r}, and the trace cannot tell whether the tensor is one")
+    return issubclass(kind, type(None) if kinds is None else kinds)

@@ -1,0 +1,82 @@
+"""What the tape of a trace holds: its entries, one an operation, and the facts known about each storage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, fx
+
+from graphreg.ir import Origin, short
+from graphreg.tracing.tensors import StorageKey, tensors_in
+
+
+@dataclass(eq=False)
+class TapeEntry:
+    """An operation on tensors that are not traced values.
+
+    Attributes:
+        function: The function of torch that was called.
+        args: Its positional arguments, copied.
+        kwargs: Its keyword arguments, copied.
+        after: The last node of the graph when it ran.
+        scope: The path of the module whose code called it.
+        stack: The stack of module calls, as torch.fx writes it to nodes.
+        origin: The line of the user's code.
+        result: What it returned.
+        written_storages: The storages that it wrote into.
+        region: Whether grad mode, autocast and the like were on.
+        copy: A copy of the result, where no graph can hold the arguments.
+    """
+
+    function: Callable[..., Any]
+    args: Any
+    kwargs: dict[str, Any]
+    after: fx.Node | None
+    scope: str
+    stack: Any
+    origin: Origin | None
+    result: Any
+    written_storages: frozenset[StorageKey]
+    region: tuple[bool, ...]
+    copy: Tensor | None = None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors among its arguments."""
+        return list(tensors_in((self.args, self.kwargs)))
+
+    @property
+    def place(self) -> str:
+        """The line of the user's code, as `` at file:line`` for an error, or ``""``."""
+        return f" at {short(self.origin)}" if self.origin else ""
+
+
+@dataclass
+class StorageFacts:
+    """What is known about storages. Each dict only grows; the tape remembers the order, so that a trace can be rolled back.
+
+    Attributes:
+        made: By the id of a tensor, the entry that made it and its path in the result.
+        fresh: Storages that the forward made.
+        read: The tensors that nodes of the graph read.
+        touched: Storages that the graph reads, directly or through a view.
+        traced: Storages into which a traced value may have been written.
+        rewritten: Storages that the forward wrote into after the graph had read them.
+        exposed: Storages that another library may write into, with the function that gave it access.
+        python_reads: Results that went to Python: the storages that they depend on, and the line.
+        holding: Nodes that may share these storages.
+        untracked: Storages that were changed or given up in a way that no function mode sees, with the line where it was noticed.
+    """
+
+    made: dict[int, tuple[TapeEntry, tuple[int, ...]]] = field(default_factory=dict)
+    fresh: dict[StorageKey, None] = field(default_factory=dict)
+    read: dict[fx.Node, Tensor] = field(default_factory=dict)
+    touched: dict[StorageKey, None] = field(default_factory=dict)
+    traced: dict[StorageKey, None] = field(default_factory=dict)
+    rewritten: dict[StorageKey, None] = field(default_factory=dict)
+    exposed: dict[StorageKey, str] = field(default_factory=dict)
+    python_reads: dict[int, tuple[frozenset[StorageKey], str]] = field(default_factory=dict)
+    holding: dict[fx.Node, frozenset[StorageKey]] = field(default_factory=dict)
+    untracked: dict[StorageKey, str] = field(default_factory=dict)
