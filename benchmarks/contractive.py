@@ -35,7 +35,7 @@ def without_statistics(model: nn.Module) -> nn.Module:
 
 
 class ByHand(nn.Module):
-    """Double backward as a user writes it, one forward and one pull for all sites; ``by_vjp``: with torch.func, as Dynamo asks."""
+    """Double backward as a user writes it, one forward and one vjp for all sites; ``by_vjp``: with torch.func, as Dynamo asks."""
 
     def __init__(self, model: nn.Module, by_vjp: bool) -> None:
         super().__init__()
@@ -54,8 +54,8 @@ class ByHand(nn.Module):
     def forward(self, x: Tensor) -> Outcome:
         with sdpa_kernel(SDPBackend.MATH):
             if self.by_vjp:
-                values, pull, output = torch.func.vjp(self.sites, x, has_aux=True)
-                (g,) = pull(tuple(map(directions, values)))
+                values, vjp, output = torch.func.vjp(self.sites, x, has_aux=True)
+                (g,) = vjp(tuple(map(directions, values)))
             else:
                 x = x.detach().requires_grad_()
                 values, output = self.sites(x)

@@ -111,7 +111,7 @@ def together(calls: Sequence[Seen]) -> Seen:
     return Seen(shares, writes, frozenset.intersection(*(seen.definite_writes for seen in calls)), all(seen.dense for seen in calls))
 
 
-Filling = Mapping[int, tuple[Spec, ...] | Any]  # by the place of a hole: its parts, or what is no tensor
+Filling = Mapping[int, tuple[Spec, ...] | Any]  # by the place of a hole: its specs, or what is no tensor
 
 
 def _literals(value: Any) -> list[tuple[int, ...]]:
