@@ -1,7 +1,8 @@
 """docs/theanets.md: every number of its table is what theanets recorded, or what graphreg computes here."""
 
-from __future__ import math
+from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
