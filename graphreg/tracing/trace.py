@@ -7,12 +7,12 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import fx, nn
 
-from graphreg.errors import GraphRegError, TraceError, shown
+from graphreg.errors import GraphRegError, RenamedAttributes, TraceError, shown
 from graphreg.ir import (
     RULES,
     Graphs,
@@ -55,7 +55,7 @@ _ONE_AT_A_TIME = threading.RLock()  # while torch.fx traces, it replaces methods
 
 
 @dataclass(frozen=True)
-class Traced:
+class Traced(RenamedAttributes):
     """A traced model: its graphs and its sites.
 
     Attributes:
@@ -69,6 +69,7 @@ class Traced:
         notes: Further lines for listings and reports, such as why this front end was chosen.
     """
 
+    renamed: ClassVar[Mapping[str, str]] = {"leaves": "opaque_modules", "held": "specialized", "own_dropout": "native_dropout"}
     model: nn.Module
     graphs: Graphs
     values: tuple[Site, ...]
