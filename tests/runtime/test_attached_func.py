@@ -95,7 +95,7 @@ def test_a_batch_of_calls_counts_each_call(kind: str) -> None:
 def test_a_penalty_on_derivatives_under_vmap_alone_is_refused() -> None:
     for penalties in ("attach", "return"):
         module = regularized("of derivatives", penalties)
-        with pytest.raises(GraphRegError, match="runs a backward pass of its own, which torch.vmap does not let it"):
+        with pytest.raises(GraphRegError, match="runs a backward pass of its own, which torch.vmap does not allow"):
             vmap(lambda x, module=module: loss(module, dict(module.named_parameters()), x[None]), randomness="same")(X)
 
 
