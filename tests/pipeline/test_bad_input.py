@@ -530,7 +530,7 @@ def test_a_predicate_that_raises(regularizer: graphreg.Regularizer, match: str) 
 
 def test_a_predicate_that_raises_among_own_dropouts() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 4))
-    with refused(model, RegularizerError, r"the selector <lambda> raised KeyError: '1' when it was asked for the site '1'"):
+    with refused(model, RegularizerError, r"the selector <lambda> raised KeyError: '1' when it was called with the site '1'"):
         regularize(model, own_dropout={lambda site: {}[site.name]: "off"})
 
 

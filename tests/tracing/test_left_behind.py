@@ -463,7 +463,7 @@ def test_a_wrong_guess_is_found_at_the_call() -> None:
     module = graphreg.regularize(Indexes(Shut(), 0), hidden_l1={"weight": 1.0, "pattern": "k"})
     with pytest.raises(GraphRegError, match="k is an opaque module, and its result was assumed to be a tuple.*example_inputs"):
         module(X)
-    with pytest.raises(GraphRegError, match="only indexed; example_inputs tell"):
+    with pytest.raises(GraphRegError, match="only indexed; give example_inputs"):
         graphreg.regularize(Indexes(Shut(), -1), hidden_l1={"weight": 1.0, "pattern": "k"})
 
 
