@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from graphreg.errors import GraphRegError, RegularizerError
 from graphreg.planning import DependenceSlice
-from graphreg.regularizer import Penalty, Vjp, known_to_dynamo, tracked
+from graphreg.regularizer import VJP_NAMES, Penalty, Vjp, known_to_dynamo, tracked
 from graphreg.rng import Noise
 from graphreg.runtime.penalty import Total, formula
 from graphreg.runtime.runtime_module import RuntimeModule, accumulation
@@ -62,7 +62,7 @@ class Derivative(Total):
         compiling = torch.compiler.is_compiling()
         vjp = Vjp(values, real, noise, self.description, self.dependence.suspects, not compiling and self.proven)
         weight = self.weight(accumulation(first.dtype))
-        total = formula(self.regularizer, {"pull": vjp, "weight": weight}, first.device.type, self.description)
+        total = formula(self.regularizer, {**dict.fromkeys(VJP_NAMES, vjp), "weight": weight}, first.device.type, self.description)
         if not compiling:
             self.proven = True
         return weight * total
