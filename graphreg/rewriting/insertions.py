@@ -40,8 +40,8 @@ class Insertion:
         kwargs: The node's keyword arguments, likewise.
         regularizer: The name of the regularizer that it belongs to; "" if it belongs to several or to none.
         site: The name of its site; "" if it has none.
-        replaces: A node of the traced graph. Nodes of the model that come later read this insertion in its place. None if it replaces nothing.
-        readers: The nodes that read it in place of ``replaces``; None for all that come later.
+        replaces: The node of the traced graph that it replaces, or None: nodes of the model that come later read the insertion instead.
+        readers: The only nodes that do so; None for all that come later.
     """
 
     name: str

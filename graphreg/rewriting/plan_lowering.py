@@ -177,7 +177,7 @@ class _Lowering:
         """Insert what acts at a site: its track node, measurements with ``clean=True``, splices in order, then the other measurements.
 
         If the model writes into the value later, copies are inserted too: one for measurements that would otherwise read the overwritten
-        value, and after a splice one for the model's operations, so that nothing writes into what autograd has saved of the splice's result.
+        value, and after a splice one for the model's operations, so that nothing writes into a result of the splice that autograd saved.
         """
         node = self.where[name]
         chain = _Chain(name, node, self.top if node.op == "placeholder" and self.top is not None else node, node, node)

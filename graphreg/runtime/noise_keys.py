@@ -83,8 +83,8 @@ class KeyRule(RuntimeModule):
         self.register_buffer("streams", torch.tensor(list(streams.values()), dtype=torch.int64), persistent=False)
         self.register_buffer("step", torch.zeros(1, dtype=torch.int64), persistent=False)
         self.register_buffer("keys", call_keys(self.streams, self.step), persistent=False)
-        # 0 while the noise is frozen, else 1. Compiled graphs read it instead of ``frozen_call``: as it is a tensor, freezing the noise does
-        # not recompile. It is not bool, because torch.optim.swa_utils.AveragedModel(use_buffers=True) subtracts buffers.
+        # 0 while the noise is frozen, else 1. Compiled graphs read it instead of ``frozen_call``: it is a tensor, so freezing the noise
+        # does not recompile. It is not bool, because torch.optim.swa_utils.AveragedModel(use_buffers=True) subtracts buffers.
         self.register_buffer("free", torch.ones(1, dtype=torch.int64), persistent=False)
 
     def draws(self, always: bool = False) -> bool:
