@@ -345,7 +345,8 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a backend's": (lambda s: graphreg.rng_state(graphreg.backend(hidden_dropout=0.1, rng=0)), "the state of a backend's noise is no"),
     "one less": (
         lambda s: {**s, "streams": dict(list(s["streams"].items())[1:])},
-        "the state belongs to another module, with other streams of noise; the state lacks: {first}. Build the module as for the run that saved it",
+        "the state belongs to another module, with other streams of noise; the state lacks: {first}. Build the module as for the run "
+        "that saved it",
     ),
     "others": (
         lambda s: {**s, "streams": {f"s{i}": 0 for i in range(5)}},
