@@ -6,7 +6,7 @@ of the noise; ``penalty.py``, ``vjp.py``, ``dropout.py`` and ``attach.py`` have 
 what a user does with the module afterwards.
 """
 
-from graphreg.runtime.attach import AttachRule, Penalties, Scale, check_penalties, check_scale, current, end_of, loss_of
+from graphreg.runtime.attach import AttachRule, Penalties, Scale, check_penalties, check_scale, collect, current, end_of, loss_of
 from graphreg.runtime.build_record import BuildRecord
 from graphreg.runtime.controls import Regulated, frozen_noise, noise_on, rng_state, set_ranks, set_rng_state, set_strength, strengths
 from graphreg.runtime.dropout import OwnRule
@@ -24,8 +24,8 @@ from graphreg.runtime.vjp import Derivative, Track
 __all__ = [
     "BACKEND", "BACKEND_STATE", "AttachRule", "BackendHandle", "BuildRecord", "Derivative", "Drawing", "KeyRule", "Leaf", "Measure",
     "MeasureSteps", "OwnRule", "Penalties", "Regularized", "Regulated", "RewrittenModule", "Rules", "Samples", "Scale", "SpliceRule",
-    "Total", "Track", "Way", "Whole", "accumulation", "backend_handle", "check_penalties", "check_scale", "checked_state", "current",
-    "end_of", "frozen_noise", "graphs_of", "identity", "in_place", "loss_of", "lowering", "noise_on", "own_draws", "record_of",
+    "Total", "Track", "Way", "Whole", "accumulation", "backend_handle", "check_penalties", "check_scale", "checked_state", "collect",
+    "current", "end_of", "frozen_noise", "graphs_of", "identity", "in_place", "loss_of", "lowering", "noise_on", "own_draws", "record_of",
     "refuse_twice", "rewritten", "rng_state", "rules_of", "sample", "set_ranks", "set_rng_state", "set_strength", "storage_of",
     "strengths", "written_state",
 ]  # fmt: skip
