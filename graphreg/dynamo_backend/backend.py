@@ -63,6 +63,7 @@ class Backend(BackendHandle, RenamedAttributes):
         self._contexts: list[Any] = []  # torch.compile's contexts whose calls are hooked
         self._call: Call | None = None
         self._last: dict[str, Tensor] | None = None
+        self._apart = False  # whether it was said that an output does not lead to the attached penalties
 
     # what torch.compile calls
 
@@ -153,8 +154,11 @@ class Backend(BackendHandle, RenamedAttributes):
         def end() -> None:
             strict.__exit__(None, None, None)
             self._call = outer
-            if sys.exc_info()[1] is before:  # it has not failed
-                self._end(call)
+            try:
+                if sys.exc_info()[1] is before:  # it has not failed
+                    self._end(call)
+            finally:
+                call.joins.end()
 
         return end
 
@@ -164,6 +168,9 @@ class Backend(BackendHandle, RenamedAttributes):
             check_selectors(self.subgraphs, self.regularizers, self.own_dropout, self.missing)
             call.check()
             self.complete = True
+        found = compiled_call() if self.attaches and not self._apart else None
+        if found is not None:
+            self._apart = call.check_joined(found.result)
 
     # a graph that runs
 
