@@ -294,7 +294,8 @@ class Recorder(TorchFunctionMode):
         proxy = None if is_wrapped(value) else proxy_of(value, self._tracer)
 
         def called(node: fx.Node) -> str:
-            target = self.record.calls[str(node.args[0])].target if node.target is RECORDED_OP else node.target
+            call = self.record.calls[str(node.args[0])] if node.target is RECORDED_OP else None
+            target = node.target if call is None else "" if call.op == "call_module" else call.target
             return target if isinstance(target, str) else str(getattr(target, "__name__", "")).partition(".")[0]
 
         return proxy if proxy is not None and carries_data(proxy.node, called) else value

@@ -283,7 +283,9 @@ def _is_state(value: Any, before: Any) -> bool:
 
 
 def carries_data(node: fx.Node, called: Callable[[fx.Node], str] = function_name) -> bool:
-    """Whether a value depends on the content of the model's inputs, and not only on their sizes and dtypes.
+    """Whether a value depends on the content of the graph's inputs, and not only on their sizes and dtypes.
+
+    While torch.export traces, its graph takes parameters and buffers as inputs, too, which no name tells from the model's own.
 
     Args:
         node: The node of the value.
@@ -297,8 +299,6 @@ def carries_data(node: fx.Node, called: Callable[[fx.Node], str] = function_name
         if current in seen or made or (name == "getattr" and current.args[1] in SIZE_ATTRIBUTES):
             continue
         if current.op == "placeholder":
-            if current.name.startswith(("p_", "b_", "c_")):  # torch.export's parameters, buffers and constants
-                continue
             return True
         seen.add(current)
         waiting += current.all_input_nodes
