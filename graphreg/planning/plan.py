@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
-from graphreg.errors import GraphRegError, RegularizerError, shown, warn
+from graphreg.errors import GraphRegError, RegularizerError, RenamedAttributes, shown, warn
 from graphreg.ir import Missing, NativeDropout, Site, Steps, columns, dtype_text, shape_text
 from graphreg.planning.dependence import DependenceSlice, dependence_slice
 from graphreg.planning.keywords import instances
@@ -54,7 +54,7 @@ class Edit:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(RenamedAttributes):
     """All edits of all regularizers; it prints as a table.
 
     Attributes:
@@ -70,6 +70,7 @@ class Plan:
         traced: The traced model that the plan is for.
     """
 
+    renamed: ClassVar[Mapping[str, str]] = {"cones": "slices", "own": "native_dropout", "stays": "unmovable", "census": "site_counts"}
     title: str
     regularizers: Mapping[str, Regularizer]
     edits: tuple[Edit, ...]

@@ -630,7 +630,7 @@ def test_no_model(call: Call, match: str) -> None:
             use(thing)
 
 
-WRAPPED = r"wrapped already \({}\).*adapters, then graphreg\.regularize, then torch\.compile, then the distributed.*the model inside"
+WRAPPED = r"wrapped already \({}\).*adapters, then graphreg\.regularize, then torch\.compile, then the distributed.*the inner model"
 
 
 def compiled(model: nn.Module) -> Any:

@@ -487,7 +487,7 @@ drop  Dropout  0.5   mode  seeded   *
 """
     assert text.endswith(table + STAYS)
     module = graphreg.regularize(Mixed(), hidden_l1={"weight": 0.1, "pattern": "encoder"}, own_dropout="seeded")
-    own = {row.site: (row.action, row.why_not) for row in graphreg.report(module).own_dropout}
+    own = {row.site: (row.becomes, row.why_not) for row in graphreg.report(module).own_dropout}
     assert own == {"drop": ("seeded", "")} | {line.split()[2]: ("kept", line.split("cannot be moved: ")[1]) for line in STAYS.splitlines()}
     listing = str(graphreg.names(Mixed()))
     assert "native dropout: drop (Dropout 0.5)" in listing and STAYS.replace("not moved:", "native dropout:").splitlines()[-1] in listing
