@@ -82,7 +82,7 @@ def copied(model: M, memo: dict[int, Any] | None = None) -> M:
 
 
 def validate(before: nn.Module, model: nn.Module, module: fx.GraphModule, example_inputs: Any) -> None:
-    """Do what ``verify`` does with ``before``, a copy made before tracing, as the model; also check that tracing did not change the model."""
+    """Do what ``verify`` does, with ``before``, a copy made before tracing, as the model; also check that ``model`` did not change."""
     if change := changed(before, model, attributes=True):
         raise GraphRegError(f"tracing {_title(model)} has changed it: {change}. Give regularize a copy, and please report this.")
     call = arguments(example_inputs)
