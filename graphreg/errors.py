@@ -12,8 +12,8 @@ import numbers
 import reprlib
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 
 class GraphRegError(Exception):
@@ -102,6 +102,25 @@ def warn(sentence: str, category: type[Warning] = UserWarning) -> None:
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "graphreg":
         frame, level = frame.f_back, level + 1
     warnings.warn(sentence, category, stacklevel=level)
+
+
+class RenamedAttributes:
+    """A base class for objects whose attributes had other names in graphreg 0.1: the old names work, with a DeprecationWarning.
+
+    Attributes:
+        renamed: The present name by the old one.
+    """
+
+    renamed: ClassVar[Mapping[str, str]] = {}
+
+    if not TYPE_CHECKING:  # a type checker should know the present names alone
+
+        def __getattr__(self, name: str) -> Any:
+            title, now = type(self).__name__, type(self).renamed.get(name)
+            if now is None:
+                raise AttributeError(f"{title!r} object has no attribute {name!r}", name=name, obj=self)
+            warn(f"{title}.{name} is called {title}.{now} now.", DeprecationWarning)
+            return getattr(self, now)
 
 
 def first_line(error: BaseException) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from graphreg.compiler import Setting
-from graphreg.errors import listed
+from graphreg.errors import RenamedAttributes, listed
 from graphreg.ir import NativeDropout
 
 ISSUE = "https://github.com/pytorch/pytorch/issues/"
@@ -42,7 +42,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Diagnosis:
+class Diagnosis(RenamedAttributes):
     """What ``doctor`` found; it prints as text, and is true if nothing is wrong or refused.
 
     Attributes:
@@ -51,6 +51,7 @@ class Diagnosis:
         right: What was tested and is right.
     """
 
+    renamed: ClassVar[Mapping[str, str]] = {"about": "subject"}
     subject: str
     findings: tuple[Finding, ...]
     right: tuple[str, ...] = ()

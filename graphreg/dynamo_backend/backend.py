@@ -10,7 +10,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -21,7 +21,7 @@ from graphreg.dynamo_backend.guards import Watched, guard
 from graphreg.dynamo_backend.model_call import Call, Measurer
 from graphreg.dynamo_backend.noise_streams import Streams
 from graphreg.dynamo_backend.subgraph import Inner, Maker, Subgraph
-from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, TraceError, raising, suggestions_text
+from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, RenamedAttributes, TraceError, raising, suggestions_text
 from graphreg.ir import RULES, Missing, brought
 from graphreg.planning import OwnDropout, check_count, check_trainable, matching_sites
 from graphreg.regularizer import Penalty, Regularizer
@@ -31,7 +31,7 @@ from graphreg.torch_internals import Changes, CompiledCall, compiled_call, in_ba
 from graphreg.tracing import Traced
 
 
-class Backend(BackendHandle):
+class Backend(BackendHandle, RenamedAttributes):
     """A backend of torch.compile for one model, as ``graphreg.backend`` returns it.
 
     Attributes:
@@ -43,6 +43,7 @@ class Backend(BackendHandle):
     """
 
     __name__ = "graphreg"
+    renamed: ClassVar[Mapping[str, str]] = {"parts": "subgraphs"}
 
     def __init__(
         self, regularizers: Mapping[str, Regularizer], seed: int, inner: Inner, missing: Missing, penalties: Penalties,
@@ -62,6 +63,7 @@ class Backend(BackendHandle):
         self._contexts: list[Any] = []  # torch.compile's contexts whose calls are hooked
         self._call: Call | None = None
         self._last: dict[str, Tensor] | None = None
+        self._apart = False  # whether it was said that an output does not lead to the attached penalties
 
     # what torch.compile calls
 
@@ -152,8 +154,11 @@ class Backend(BackendHandle):
         def end() -> None:
             strict.__exit__(None, None, None)
             self._call = outer
-            if sys.exc_info()[1] is before:  # it has not failed
-                self._end(call)
+            try:
+                if sys.exc_info()[1] is before:  # it has not failed
+                    self._end(call)
+            finally:
+                call.joins.end()
 
         return end
 
@@ -163,6 +168,9 @@ class Backend(BackendHandle):
             check_selectors(self.subgraphs, self.regularizers, self.own_dropout, self.missing)
             call.check()
             self.complete = True
+        found = compiled_call() if self.attaches and not self._apart else None
+        if found is not None:
+            self._apart = call.check_joined(found.result)
 
     # a graph that runs
 

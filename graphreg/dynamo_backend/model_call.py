@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from graphreg.dynamo_backend.capture import Known
-from graphreg.errors import GraphRegError, RegularizerError
+from graphreg.dynamo_backend.joins import Joins
+from graphreg.errors import GraphRegError, RegularizerError, warn
 from graphreg.ir import brought
 from graphreg.regularizer import Penalty
-from graphreg.runtime import AllSitesTotal, Scale, Total, Way, current, identity, in_place, refuse_twice, storage_of
-from graphreg.torch_internals import backward_task, transform_level
+from graphreg.runtime import AllSitesTotal, Scale, Total
 
 
 class Measurer:
@@ -74,7 +74,7 @@ class Call:
     def __init__(
         self, model: nn.Module, strengths: Mapping[str, Tensor], measurers: Mapping[str, Measurer], attaches: bool, scale: Scale | None
     ) -> None:
-        self.model, self.strengths, self.measurers, self.attaches, self.scale = model, dict(strengths), measurers, attaches, scale
+        self.model, self.strengths, self.measurers, self.attaches = model, dict(strengths), measurers, attaches
         self.started = False
         self.names: dict[str, None] = {}  # the site names that the graphs that ran have taken
         self.acted: set[tuple[str, str]] = set()  # pairs (regularizer, site)
@@ -83,7 +83,7 @@ class Call:
         self.trains: set[str] = set()  # the penalties whose gradient reaches some parameter
         self.made = WeakTensorKeyDictionary()  # the outputs that crossed a graph break, each with what is known of it
         self.computed_totals: dict[str, Tensor] = {}  # penalties on parameters that the call's first graph computed
-        self.counted = -1  # the backward pass in which the penalties on parameters have joined
+        self.joins = Joins(self.share, scale)
 
     def known(self, inputs: Sequence[Any]) -> dict[int, Known]:
         """Return what is known of those inputs that earlier graphs made, by id."""
@@ -117,23 +117,10 @@ class Call:
         return self._joined(outputs, names, measured, inputs) if self.attaches else outputs
 
     def _joined(self, outputs: list[Any], names: Sequence[str], measured: list[Tensor], inputs: Sequence[Any]) -> list[Any]:
-        live = list({id(out): out for out in outputs if isinstance(out, Tensor) and out.requires_grad}.values())
-        totals = list(self.of_parameters.values())
-        if not live or not any(value.requires_grad for value in [*totals, *measured]):
-            return outputs
-        if transform_level() is not None:
-            raise GraphRegError(
-                "a backend's attached penalties cannot join under a transform of torch.func. Use penalties='return' and add "
-                "backend.penalties() to the loss, or graphreg.regularize."
-            )
-
-        def apply(ways: Sequence[Way], entering: Sequence[Tensor]) -> tuple[Tensor, ...]:
-            now = current(self.scale)
-            return _Join.apply(self, list(names), now, tuple(ways), len(totals), *totals, *measured, *entering)  # type: ignore[no-any-return,no-untyped-call]
-
-        known = frozenset(storage_of(value) for value in inputs if isinstance(value, Tensor))
-        joined = dict(zip(map(id, live), in_place(apply, live, live, known), strict=True))
-        return [joined.get(id(out), out) for out in outputs]
+        if "of_parameters" not in self.__dict__:
+            self.joins.measured(list(self.of_parameters), list(self.of_parameters.values()))
+        self.joins.measured(names, measured)
+        return self.joins.join(outputs, inputs)
 
     @cached_property
     def of_parameters(self) -> dict[str, Tensor]:
@@ -159,35 +146,37 @@ class Call:
                 f"{idle[0]}: no parameter that can train reaches its sites, so it would change nothing. Unfreeze one, or leave it out."
             )
 
-    def share(self, name: str, value: Tensor) -> Tensor:
-        """Return the derivative of the penalty ``name`` by ``value``, one of its measurements in this call, 0-d.
+    def check_joined(self, result: Any) -> bool:
+        """Raise GraphRegError if no backward pass from ``result``, which the call returns, would reach the attached penalties.
+
+        Warn if that is so of a part of it, and return whether it is.
+        """
+        apart, alone = self.joins.apart(result)
+        if not apart:
+            return False
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        known = sorted({names[id(tensor)] for tensor in apart if id(tensor) in names})
+        what = f"the parameter {known[0]} as it is" if known else "a tensor that no graph computed, such as an argument as it is"
+        cure = (
+            "Return a view of it (h.view_as(h)), which a graph makes; or use penalties='return' and add backend.penalties() to the loss, "
+            "or graphreg.regularize."
+        )
+        if alone:
+            raise GraphRegError(
+                f"penalties='attach': the model returns {what}, and nothing else that needs a gradient. No backward pass would reach the "
+                f"penalties. {cure}"
+            )
+        warn(
+            f"penalties='attach': the model returns {what}, beside what its graphs compute. A backward pass that begins there alone "
+            f"would not reach the penalties. {cure}"
+        )
+        return True
+
+    def share(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Return the derivative of the penalty ``name`` by one of its measurements in this call, or by its total, 0-d.
 
         It is known only when the call has ended, because a penalty is a mean over its sites in all graphs.
         """
-        return self.measurers[name].share(self.strengths[name], len(self.values[name])).to(value.device, value.dtype)
-
-
-class _Join(torch.autograd.Function):
-    """The identity on a graph's outputs; its backward gives the graph's measurements their share of the penalty's gradient."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, call: Call, names: list[str], scale: Any, ways: tuple[Way, ...], count: int, *tensors: Tensor
-    ) -> tuple[Tensor, ...]:
-        ctx.set_materialize_grads(False)
-        ctx.call, ctx.names, ctx.scale, ctx.count = call, names, scale, count
-        ctx.save_for_backward(*tensors[: count + len(names)])
-        return identity(ways, tensors[count + len(names) :])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        refuse_twice()
-        tensors, task = ctx.saved_tensors, backward_task()
-        first = ctx.call.counted != task
-        ctx.call.counted = task
-        totals = [torch.as_tensor(ctx.scale, dtype=t.dtype, device=t.device) if first else None for t in tensors[: ctx.count]]
-        values = [
-            ctx.call.share(name, value) * torch.as_tensor(ctx.scale, dtype=value.dtype, device=value.device)
-            for name, value in zip(ctx.names, tensors[ctx.count :], strict=True)
-        ]
-        return (None, None, None, None, None, *totals, *values, *grads)
+        if self.measurers[name].parameters:
+            return torch.ones((), device=device, dtype=dtype)
+        return self.measurers[name].share(self.strengths[name], len(self.values[name])).to(device, dtype)

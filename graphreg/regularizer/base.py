@@ -214,9 +214,9 @@ def _arguments(cls: type[Regularizer]) -> tuple[str, ...]:
     names = tuple(inspect.signature(cls.__call__).parameters)[1:]
     more: tuple[str, ...] = ("steps", "lengths", "vjp") if issubclass(cls, Penalty) else ("noise",)
     supplied = SUPPLIED[cls.on] + (more if cls.on == "values" else ())
-    vjp = "pull" if "vjp" in supplied and "pull" in names else "vjp"
-    unknown = [name for name in names if name not in (*supplied, vjp)]
-    if unknown:
+    vjp = "pull" if "pull" in names else "vjp"
+    allowed = {*supplied, vjp} if "vjp" in supplied else set(supplied)
+    if unknown := [name for name in names if name not in allowed]:
         raise RegularizerError(
             f"{cls.__name__}.__call__ asks for {', '.join(unknown)}; the engine supplies {', '.join(supplied)} on {cls.on}."
         )

@@ -99,7 +99,8 @@ class _Track(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, anchor: Tensor) -> tuple[Tensor, Any]:
-        return tracked(x), in_dims[0]
+        # a new anchor would be recorded below the level that differentiates, as if somebody went back through that once more
+        return _Track.apply(x, anchor), in_dims[0]  # type: ignore[no-untyped-call]
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: Any) -> Tensor:

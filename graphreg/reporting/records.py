@@ -107,7 +107,7 @@ class NativeDropoutRow:
         op: The function or module that it calls.
         rate: Its rate when the model was traced; None if not known.
         acts: When it acts: by ``"mode"``, ``"always"`` or ``"never"``.
-        action: What graphreg made of it; ``"kept"`` if torch draws it as before.
+        becomes: What graphreg made of it; ``"kept"`` if torch draws it as before.
         matched: The selector of ``own_dropout=`` that matched it.
         why_not: Why it cannot be moved to graphreg's streams; empty if it can.
     """
@@ -116,7 +116,7 @@ class NativeDropoutRow:
     op: str
     rate: float | None
     acts: str
-    action: str
+    becomes: str
     matched: str = ""
     why_not: str = ""
 
@@ -216,7 +216,7 @@ class Report:
             places = [_counted(len({site.name for site in self.sites if site.kind == kind}), kind) for kind in ("value", "parameter")]
             at = " and ".join(text for text in places if not text.startswith("0 ")) or "no site"
             what.append(f"{_counted(len(self.regularizers), 'regularizer')} at {at}")
-        if moved := [row for row in self.own_dropout if row.action != KEPT]:
+        if moved := [row for row in self.own_dropout if row.becomes != KEPT]:
             what.append(f"{_counted(len(moved), 'native dropout')} moved")
         return f"{self.title}, {self.made}: {'; '.join(what) or 'nothing acts'}"
 
@@ -273,10 +273,10 @@ def _rows(sites: Sequence[Acted]) -> Iterator[tuple[str, ...]]:
 def _native_dropout(rows: Sequence[NativeDropoutRow]) -> Iterator[Block]:
     if not rows:
         return
-    cells = [(r.site, r.op, "" if r.rate is None else f"{r.rate:g}", r.acts, r.action, r.matched) for r in rows]
-    yield Table(("native dropout", "op", "rate", "acts", "action", "matched by"), tuple(cells))
+    cells = [(r.site, r.op, "" if r.rate is None else f"{r.rate:g}", r.acts, r.becomes, r.matched) for r in rows]
+    yield Table(("native dropout", "op", "rate", "acts", "becomes", "matched by"), tuple(cells))
     lines = [f"not movable: {r.site}: {r.why_not}" for r in rows if r.why_not]
-    unmoved = [r for r in rows if r.action == KEPT]
+    unmoved = [r for r in rows if r.becomes == KEPT]
     if unmoved:
         move = "; own_dropout='seeded' moves what can be moved" if any(not r.why_not for r in unmoved) else ""
         lines.insert(0, f"{KEPT}: torch draws it, so set_rng_state does not resume it, frozen_noise does not hold it, noise_on does not "

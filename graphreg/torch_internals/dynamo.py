@@ -45,12 +45,16 @@ graph_break = torch._dynamo.graph_break
 
 @dataclass(frozen=True)
 class CompiledCall:
-    """A call of what torch.compile made: torch's record of it, the callable, and its positional arguments."""
+    """A call of what torch.compile made: torch's record of it, the callable, and its positional arguments.
+
+    ``result``: what it returns, in what ``at_each_call`` runs at its end; None before.
+    """
 
     record: Any
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     cleanups: list[Callable[[], Any]]
+    result: Any = None
 
     def at_each_call(self, begin: Callable[[], Callable[[], None]]) -> None:
         """Call ``begin`` now and at the beginning of each later call, and what it gives at the end of that call.
@@ -67,7 +71,8 @@ def compiled_call() -> CompiledCall | None:
         if frame.f_code.co_name == _ENTRY and frame.f_globals.get("__name__") == _ENTRY_MODULE:
             variables = frame.f_locals  # from Python 3.13 on no dict but a proxy, whose keys() are a list
             if all(name in variables for name in ("self", "fn", "cleanups")) and hasattr(variables["self"], "enter_exit_hooks"):
-                return CompiledCall(variables["self"], variables["fn"], tuple(variables.get("args", ())), variables["cleanups"])
+                return CompiledCall(variables["self"], variables["fn"], tuple(variables.get("args", ())), variables["cleanups"],
+                                    variables.get("result"))  # fmt: skip
     return None
 
 

@@ -33,7 +33,7 @@ def check_equal(s: Setting, backend: str = "aot_eager") -> None:
     same(ours, theirs)
     assert [t.dtype for t in ours[0]] == [t.dtype for t in theirs[0]]
     assert [t.stride() for t in ours[0]] == [t.stride() for t in theirs[0]]
-    assert not recurrent._kept
+    assert not recurrent._saved
 
 
 @pytest.mark.parametrize("s", pairwise(), ids=told)
@@ -243,7 +243,7 @@ def test_no_gradient_wanted_nothing_kept() -> None:
     run = compiled(graphreg.regularize(model))
     for context in (torch.no_grad(), torch.inference_mode()):
         with context:
-            assert torch.equal(run(x).output, model(x)) and not recurrent._kept
+            assert torch.equal(run(x).output, model(x)) and not recurrent._saved
 
 
 def test_the_graph_of_the_original_stays_as_it_was() -> None:

@@ -39,12 +39,12 @@ def test_memory_is_released(backend: str) -> None:
     _, run, x = pair(nn.GRU, backend)
     for backward in (True, False, True, False):
         output = run(x).output
-        assert len(recurrent._kept) == 1
+        assert len(recurrent._saved) == 1
         if backward:
             output.sum().backward()
-            assert len(recurrent._kept) == 0
+            assert len(recurrent._saved) == 0
         del output
-        assert len(recurrent._kept) == 0
+        assert len(recurrent._saved) == 0
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
@@ -63,7 +63,7 @@ def test_forwards_before_their_backwards() -> None:
     model, run, x = pair(num_layers=2, dropout=0.5)
     torch.manual_seed(1)
     losses = [run(x * i).output.square().sum() for i in (1, 2, 3)]
-    assert len(recurrent._kept) == 3
+    assert len(recurrent._saved) == 3
     for loss in (losses[1], losses[2], losses[0]):
         loss.backward()
     found = gradients(model)
@@ -143,7 +143,7 @@ def test_saved_tensors_that_are_copied(backend: str) -> None:
             model.zero_grad()
             with torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone(), lambda t: t):
                 loss = run(x).output.square().sum()
-            assert not recurrent._kept
+            assert not recurrent._saved
             if more:
                 with pytest.raises(GraphRegError, match=r"kept for its backward pass is gone: its saved tensors were copied .*save_on_cpu"):
                     loss.backward()

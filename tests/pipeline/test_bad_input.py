@@ -630,7 +630,7 @@ def test_no_model(call: Call, match: str) -> None:
             use(thing)
 
 
-WRAPPED = r"wrapped already \({}\).*adapters, then graphreg\.regularize, then torch\.compile, then the distributed.*the model inside"
+WRAPPED = r"wrapped already \({}\).*adapters, then graphreg\.regularize, then torch\.compile, then the distributed.*the inner model"
 
 
 def compiled(model: nn.Module) -> Any:
@@ -885,7 +885,7 @@ def test_rng_state_of_another_module() -> None:
     model = net()
     module = regularize(model, hidden_dropout=0.1, rng=0)
     other = graphreg.rng_state(regularize(model, BernoulliDropout("hid1", 0.1), rng=0))
-    with refused(model, RegularizerError, r"belongs to another module, of other streams.*it lacks: act1.*Build the module as for the run"):
+    with refused(model, RegularizerError, r"with other streams.*the state lacks: act1.*Build the module as for the run"):
         graphreg.set_rng_state(module, other)
     with refused(model, RegularizerError, r"has no version.*that graphreg\.rng_state returned"):
         graphreg.set_rng_state(module, {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -215,9 +216,15 @@ def test_every_number() -> None:
     for case, columns in expected.items():
         shown = tuple(numbers(cell) for cell in rows()[case])
         wanted = tuple([f"{value:.6g}" for value in column] for column in columns)
-        if shown != wanted:
+        if not all(map(agree, shown, wanted)):
             wrong[case] = (shown, wanted)
     assert not wrong
+
+
+def agree(shown: list[str], wanted: list[str]) -> bool:
+    """To the six digits that the page shows; processors round sums of float32 differently, which moves a correlation near 0 by 1e-8."""
+    close = [math.isclose(float(a), float(b), rel_tol=5e-6, abs_tol=1e-7) or a == b for a, b in zip(shown, wanted, strict=False)]
+    return len(shown) == len(wanted) and all(close)
 
 
 @pytest.mark.parametrize("case", RAISING)

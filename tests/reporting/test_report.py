@@ -121,11 +121,11 @@ def test_options_of_penalties_on_sequences_and_derivatives() -> None:
 def test_the_models_own_dropout() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Dropout(0.2), nn.Dropout(0.0), nn.Linear(4, 2))
     kept = reported(model)
-    assert [(row.site, row.action) for row in kept.own_dropout] == [("1", "kept"), ("2", "kept")]  # the third drops nothing
+    assert [(row.site, row.becomes) for row in kept.own_dropout] == [("1", "kept"), ("2", "kept")]  # the third drops nothing
     assert str(kept).startswith("Sequential, traced by the symbolic front end: nothing acts")
     assert "frozen_noise does not hold it" in kept.text(None)
     moved = reported(model, own_dropout={"1": 0.3, "2": "off"})
-    assert [(row.site, row.action, row.matched) for row in moved.own_dropout] == [("1", "seeded at 0.3", "1"), ("2", "off", "2")]
+    assert [(row.site, row.becomes, row.matched) for row in moved.own_dropout] == [("1", "seeded at 0.3", "1"), ("2", "off", "2")]
     assert moved.text().startswith("Sequential, traced by the symbolic front end: 2 native dropouts moved\n")
     assert "kept" not in moved.text()
 

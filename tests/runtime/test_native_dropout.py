@@ -487,7 +487,7 @@ drop  Dropout  0.5   mode  seeded   *
 """
     assert text.endswith(table + STAYS)
     module = graphreg.regularize(Mixed(), hidden_l1={"weight": 0.1, "pattern": "encoder"}, own_dropout="seeded")
-    own = {row.site: (row.action, row.why_not) for row in graphreg.report(module).own_dropout}
+    own = {row.site: (row.becomes, row.why_not) for row in graphreg.report(module).own_dropout}
     assert own == {"drop": ("seeded", "")} | {line.split()[2]: ("kept", line.split("cannot be moved: ")[1]) for line in STAYS.splitlines()}
     listing = str(graphreg.names(Mixed()))
     assert "native dropout: drop (Dropout 0.5)" in listing and STAYS.replace("not moved:", "native dropout:").splitlines()[-1] in listing
@@ -562,8 +562,8 @@ def test_a_model_whose_randomness_cannot_be_moved() -> None:
     assert str(told.value) == (
         "own_dropout='seeded' cannot be done to Recurrent: rnn (GRU 0.25): cannot be moved: torch applies it between the stacked layers, "
         "inside one operator; rand_like (rand_like): cannot be moved: it draws by rand_like, which is no dropout that graphreg knows. "
-        "Leave it at 'keep', or change the model itself there: graphreg can move torch's dropouts, stochastic depth and attention that "
-        "it can trace."
+        "Leave it at 'keep', or change the model itself there: graphreg can move only torch's dropouts, stochastic depth and "
+        "attention, and only where it can trace them."
     )
 
 

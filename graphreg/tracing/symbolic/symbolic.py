@@ -51,7 +51,7 @@ def symbolic(
     """
     opaque, assumed, mode_reads = dict[str, str](), dict[str, None](), ModeReads()
 
-    def traced(into: dict[str, torch.Tensor], answers: Answers) -> tuple[fx.Graph, SiteTracer]:
+    def trace_with(into: dict[str, torch.Tensor], answers: Answers) -> tuple[fx.Graph, SiteTracer]:
         before = set(model.__dict__)
         tracer, graph = SiteTracer(opaque, dict(specialized), examples, answers), None
         with suppress(NeedsFunctionTable):
@@ -64,20 +64,20 @@ def symbolic(
         return graph, tracer
 
     def once() -> fx.Graph:
-        graph, tracer = traced(constants, {})
+        graph, tracer = trace_with(constants, {})
         opaque.update(tracer.opaque)
         assumed.update(tracer.assumed_tensors)
         mode_reads.update(tracer.environment.mode_reads)
 
         def same(answers: Answers) -> bool:
             with model_restored(model):
-                return same_graph(graph, lambda: traced(dict(constants), answers)[0])
+                return same_graph(graph, lambda: trace_with(dict(constants), answers)[0])
 
         settle_queries(graph, tracer.environment.queries, same, opaque)
         return graph
 
     try:
-        graphs = trace_both_modes(model, once, opaque, mode_reads, run=False)  # fills the other two
+        graphs = trace_both_modes(model, once, opaque, mode_reads, run=False)  # fills opaque and assumed
         return graphs, opaque, list(assumed)
     except GraphRegError:
         raise
@@ -92,7 +92,7 @@ def location(error: BaseException) -> str:
 
 
 def _refusal(model: nn.Module, error: Exception, examples: bool) -> str:
-    """Word the error for a model that cannot be traced; ``examples``: whether example inputs were given."""
+    """Return the error message for a model that cannot be traced; ``examples``: whether example inputs were given."""
     if isinstance(error, RecursionError):
         return (
             f"{type(model).__name__} cannot be traced symbolically{location(error)}: Python's recursion limit was reached, which "
