@@ -191,7 +191,7 @@ def _chunks() -> list[tuple[int, Chunk]]:
 def in_chunks() -> bool:
     """Whether the code, which Dynamo may be tracing, runs in a vmap with a ``chunk_size``.
 
-    A function that Dynamo inlines has no frame on Python's stack; the frame of Dynamo's translator for it has.
+    A function that Dynamo inlines has no frame on Python's stack, so this searches for the frame of the translator that traces it.
     """
     tracers = (frame.f_locals.get("self") for frame in _frames())
     return any(getattr(each, "f_code", None) is _CODES["_chunked_vmap"] for each in tracers) or bool(_chunks())

@@ -11,11 +11,11 @@ from torch import fx
 from torch.fx._symbolic_trace import _wrapped_fns_to_patch, is_fx_symbolic_tracing
 from torch.fx.graph import _snake_case
 
-# Whether torch.fx is tracing; up to torch 2.14 in any thread, because there is one flag for all. It is called at each call of a module, so it
-# is torch's own function.
+# Whether torch.fx is tracing; up to torch 2.14 in any thread, because all threads share one flag. Each call of a module calls it, so it is
+# torch's own function.
 is_traced: Callable[[], bool] = is_fx_symbolic_tracing
-# Makes the name of a value from that of a module's class, as torch.fx and Dynamo do: ``MaxPool2d`` becomes ``max_pool2d``. Names of sites are
-# made in the same way.
+# Makes the name of a value from that of a module's class, as torch.fx and Dynamo do: ``max_pool2d`` from ``MaxPool2d``. Names of sites use
+# it, too.
 snake_case: Callable[[str], str] = _snake_case
 _TRACE = fx.Tracer.trace.__code__
 
