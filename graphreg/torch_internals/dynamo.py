@@ -1,7 +1,7 @@
 """Dynamo: the call and the code that a graph was captured from, additional guards, and what was left to eager.
 
-Dynamo passes none of this to a backend. So it is read from Python's stack and from Dynamo's translator while a graph is compiled. When a
-compiled graph runs, only the guards are evaluated.
+Dynamo passes none of this to a backend. So it is read from Python's stack and from Dynamo's translator while a graph is compiled. While a
+compiled graph runs, only the guards read anything.
 """
 
 from __future__ import annotations
