@@ -1,4 +1,4 @@
-"""One call of a model whose forward is several graphs: it collects what they measured and computes the penalties over all of them."""
+"""One call of a model whose forward is several graphs: collects their measurements and computes the penalties over all of them."""
 
 from __future__ import annotations
 
@@ -23,9 +23,11 @@ class Measurer:
     """Computes a penalty over all graphs of a call: the mean (or sum) of its measurements times its strength, as in one graph.
 
     Attributes:
+        regularizer: The penalty.
+        name: Its name.
         all_at_once: Whether its formula takes all its sites at once (``values``).
-        parameters: The names of the parameters that it measures, if it acts on parameters.
-        total_module: The runtime module that computes its total.
+        parameters: The names of the parameters that it measures; empty for a penalty on values.
+        total_module: The runtime module that computes the mean or sum, times the strength.
     """
 
     def __init__(self, regularizer: Penalty, name: str, parameters: Sequence[str]) -> None:
@@ -69,40 +71,45 @@ class Measurer:
 
 
 class Call:
-    """What the graphs of one call did so far; ``strengths`` are those at its beginning."""
+    """The state of one call of the model: what its graphs have measured so far, and the strengths at the beginning of the call."""
 
     def __init__(
         self, model: nn.Module, strengths: Mapping[str, Tensor], measurers: Mapping[str, Measurer], attaches: bool, scale: Scale | None
     ) -> None:
         self.model, self.strengths, self.measurers, self.attaches = model, dict(strengths), measurers, attaches
         self.started = False
-        self.names: dict[str, None] = {}  # the site names that the graphs that ran have taken
+        self.names: dict[str, None] = {}  # the site names that the graphs of the call have taken so far
         self.acted: set[tuple[str, str]] = set()  # pairs (regularizer, site)
         self.occurrences: Counter[tuple[str, type]] = Counter()  # how often a class of regularizer acted at a site
         self.values: dict[str, list[Tensor]] = {}  # the measurements, by penalty
-        self.trains: set[str] = set()  # the penalties whose gradient reaches some parameter
-        self.made = WeakTensorKeyDictionary()  # the outputs that crossed a graph break, each with what is known of it
+        self.trains: set[str] = set()  # the penalties with a measurement that requires grad
+        self.made = WeakTensorKeyDictionary()  # the outputs of the call's graphs, each with what is known of it
         self.computed_totals: dict[str, Tensor] = {}  # penalties on parameters that the call's first graph computed
         self.joins = Joins(self.share, scale)
 
     def known(self, inputs: Sequence[Any]) -> dict[int, Known]:
-        """Return what is known of those inputs that earlier graphs made, by id."""
+        """Return what is known of the inputs that earlier graphs of the call computed, by the id of the input."""
         return {id(value): self.made[value] for value in inputs if isinstance(value, Tensor) and value in self.made}
 
     def weighs(self) -> dict[str, tuple[Total, tuple[str, ...]]]:
-        """Return the penalties on parameters that a graph captured now should compute: all if it is the call's first, else none.
+        """Return the penalties on parameters that a graph captured now has to compute; none unless it is the call's first graph.
 
-        They are on plain parameters; penalties on sharded ones are computed at the end of the call.
+        Penalties on sharded parameters are left out: they are computed at the end of the call.
         """
         if self.started:
             return {}
         return {name: (m.total_module, m.parameters) for name, m in self.measurers.items() if m.parameters and m.is_plain(self.model)}
 
     def taken(self, results: Sequence[Any], names: Sequence[str], weighed: Sequence[str], counts: bool, inputs: Sequence[Any]) -> list[Any]:
-        """Collect what a graph that ran has measured, and return its own outputs; where penalties attach, they join these.
+        """Collect the measurements of a graph that has run, and return its own outputs, which attached penalties join.
 
-        ``results``: what the graph returned, which is its own outputs, then the measurements of the penalties ``names``, then the penalties
-        on parameters ``weighed``. ``counts``: whether the last are valid. ``inputs``: what the graph was called with.
+        Args:
+            results: What the graph returned: its own outputs, then the measurements of the penalties ``names``, then the totals of the
+                penalties ``weighed``.
+            names: The penalty of each measurement.
+            weighed: The penalties on parameters that the graph computed.
+            counts: Whether the totals of ``weighed`` are valid.
+            inputs: The arguments of the graph.
         """
         self.started = True
         count = len(results) - len(weighed)
@@ -124,7 +131,7 @@ class Call:
 
     @cached_property
     def of_parameters(self) -> dict[str, Tensor]:
-        """The penalties on parameters by name, once a call, however many graphs read them."""
+        """The penalties on parameters by name, computed once a call, however many graphs read the parameters."""
         names = [name for name, measurer in self.measurers.items() if measurer.regularizer.on == "parameters"]
         return {name: self.computed_totals[name] if name in self.computed_totals else self._total(name) for name in names}
 
@@ -134,12 +141,12 @@ class Call:
         return self.measurers[name].total(brought(self.strengths[name], device), values, self.model)
 
     def totals(self) -> dict[str, Tensor]:
-        """Return every penalty of the call, 0-d; detached where penalties attach."""
+        """Return every penalty of the call by name, 0-d; detached if penalties are attached."""
         totals = {name: self.of_parameters[name] if name in self.of_parameters else self._total(name) for name in self.measurers}
         return {name: total.detach() for name, total in totals.items()} if self.attaches else totals
 
     def check(self) -> None:
-        """Raise RegularizerError for a penalty whose gradient reaches no parameter, if autograd records."""
+        """Raise RegularizerError if autograd records and a penalty measured values, none of which requires grad."""
         idle = [name for name in self.values if name not in self.trains] if torch.is_grad_enabled() else []
         if idle:
             raise RegularizerError(
@@ -175,7 +182,7 @@ class Call:
     def share(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Return the derivative of the penalty ``name`` by one of its measurements in this call, or by its total, 0-d.
 
-        It is known only when the call has ended, because a penalty is a mean over its sites in all graphs.
+        It is not known before the call has ended, because a penalty is a mean over its sites in all graphs of the call.
         """
         if self.measurers[name].parameters:
             return torch.ones((), device=device, dtype=dtype)
