@@ -1,6 +1,6 @@
 """Runs the commands: ``names``, ``plan``, ``report``, ``diff`` and ``draw`` on a model, and ``demo``.
 
-``graphreg.report`` and the like are imported only by the command that calls them.
+``graphreg.report``, ``diff`` and ``draw`` are imported on first use, so a command imports only what it calls.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from graphreg.verification import copied, validate
 
 @dataclass(frozen=True)
 class Drawn:
-    """The result of ``draw``: the model's name and the file."""
+    """The result of ``graphreg draw``: the title of the model and the path of the file."""
 
     title: str
     path: Path
@@ -42,7 +42,7 @@ class Drawn:
 
 
 def run(args: Namespace) -> Any:
-    """Run ``names``, ``plan``, ``report``, ``diff`` or ``draw``; the result has ``str()`` and ``to_dict()``."""
+    """Run ``names``, ``plan``, ``report``, ``diff`` or ``draw``. Return the result, which prints as text and has ``to_dict()``."""
     if args.command == "names":
         return _names(args)
     return _drawn(args) if args.command == "draw" else _regularized(args)
@@ -65,7 +65,7 @@ def _traced(args: Namespace, model: nn.Module, inputs: Any) -> Traced:
 
 def _names(args: Namespace) -> Names:
     if args.on is not None and not args.select:
-        raise UsageError("--on says what --select selects among; give a --select too.")
+        raise UsageError("--on limits what --select can select; give a --select too.")
     traced = _traced(args, *_model_and_inputs(args))
     if not args.select:
         return names(traced)
@@ -115,7 +115,7 @@ NEEDED = ("rich", "scipy", "sklearn", "torchvision")
 
 
 def demo(which: str) -> int:
-    """Run a demo in a process of its own, as ``make`` does, and return its status. Raises UsageError if a package it needs is missing."""
+    """Run a demo as a subprocess and return its exit status. Raises UsageError if a package that it needs is not installed."""
     absent = [name for name in NEEDED if find_spec(name) is None]
     if absent:
         raise UsageError(f"the demo needs {', '.join(absent)}, not installed here: pip install 'graphreg[demo]'.")
@@ -123,7 +123,7 @@ def demo(which: str) -> int:
 
 
 def script(which: str) -> Path:
-    """Return the file of a demo, in the checkout or in the installed package."""
+    """Return the path of a demo's script, in the checkout or in the installed package."""
     package = find_spec("graphreg.examples")
     if package is None or package.origin is None:
         raise UsageError("this installation of graphreg has no demo. Install graphreg again with pip.")

@@ -1,4 +1,4 @@
-"""Words an error as one line of the command line, with what to type in the place of Python code."""
+"""Formats an error as one line, with commands to type where the error's text has Python calls."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ class UsageError(GraphRegError):
 
 
 def sentence(error: BaseException, model: str = "MODEL", inputs: bool = True) -> str:
-    """Return an error as one line that names commands in the place of Python calls. ``inputs``: whether inputs were given."""
+    """Return an error's text on one line, with commands in place of Python calls.
+
+    ``model``: the model as it was given on the command line. ``inputs``: whether example inputs were given; if not, and the text asks for
+    ``example_inputs``, the line says which option gives them.
+    """
     text = " ".join(str(error).split())
     for code, command in COMMANDS_FOR_CODE.items():
         text = text.replace(code, command.format(model=model))
@@ -26,7 +30,10 @@ def sentence(error: BaseException, model: str = "MODEL", inputs: bool = True) ->
 
 
 def raised(error: BaseException, file: str | None = None) -> str:
-    """Summarize an error of the user's code, with the last line of ``file`` it went through: ``ValueError: message (net.py, line 3)``."""
+    """Summarize an error that the user's code raised: ``ValueError: message (net.py, line 3)``.
+
+    The line is the last one of ``file`` in the traceback; it is left out if ``file`` is None or not in the traceback.
+    """
     lines = str(error).strip().splitlines()
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     text = text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."

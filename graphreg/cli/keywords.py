@@ -18,10 +18,10 @@ ORDER = [name for family in FAMILIES for name in (*(f"{role}_{family}" for role 
 
 
 def regularizers(traced: Traced, keywords: Keywords) -> list[Regularizer]:
-    """Make the regularizers that the options name, in the order of ``from_kwargs``; a repeated option gives several."""
-    read = [(keyword_of(option), _value(option, text)) for option, text in keywords]
-    read.sort(key=lambda pair: ORDER.index(pair[0]) if pair[0] in ORDER else len(ORDER))
-    return [regularizer for keyword, value in read for regularizer in from_kwargs(traced, **{keyword: value})]
+    """Make the regularizers that the options name, in the order of ``from_kwargs``; an option given twice makes two regularizers."""
+    pairs = [(keyword_of(option), _value(option, text)) for option, text in keywords]
+    pairs.sort(key=lambda pair: ORDER.index(pair[0]) if pair[0] in ORDER else len(ORDER))
+    return [regularizer for keyword, value in pairs for regularizer in from_kwargs(traced, **{keyword: value})]
 
 
 def keyword_of(option: str) -> str:
@@ -30,7 +30,10 @@ def keyword_of(option: str) -> str:
 
 
 def check_options(keywords: Keywords, known: Iterable[str], command: str) -> None:
-    """Raise, before anything is traced, for an option that is neither the command's own nor the key of a regularizer."""
+    """Raise NoMatchError for an option that is neither one of the command nor the key of a regularizer, UsageError for a wrong value.
+
+    It is called before the model is loaded, which may take long.
+    """
     keys = {*registered(), *PREFIXED, *FAMILIES}
     options = {*known, *(f"--{key.replace('_', '-')}" for key in keys)}
     for option, text in keywords:
@@ -44,7 +47,7 @@ def check_options(keywords: Keywords, known: Iterable[str], command: str) -> Non
 
 
 def _value(option: str, text: str) -> Any:
-    """Read an option's value for ``from_kwargs``: a strength, or a dict of options."""
+    """Parse the value of an option for ``from_kwargs``: a strength, or a dict of options."""
     if text.lstrip().startswith("{"):
         try:
             return json.loads(text)
@@ -64,11 +67,11 @@ def _value(option: str, text: str) -> Any:
 
 
 def own_dropout(texts: Sequence[str] | None) -> OwnDropout:
-    """Read ``--own-dropout`` for ``regularize``: a word, a rate, or a dict of selectors to these."""
-    read = {glob or "*": _choice(text, choice) for text in texts or () for glob, _, choice in [text.rpartition("=")]}
+    """Parse the values of ``--own-dropout`` for ``regularize``: a word, a rate, or a dict from selectors to words and rates."""
+    choices = {glob or "*": _choice(text, choice) for text in texts or () for glob, _, choice in [text.rpartition("=")]}
     if not texts:
         return "keep"
-    return read["*"] if len(read) == 1 and "=" not in texts[0] else read
+    return choices["*"] if len(choices) == 1 and "=" not in texts[0] else choices
 
 
 def _choice(text: str, choice: str) -> Any:
@@ -81,5 +84,5 @@ def _choice(text: str, choice: str) -> Any:
 
 
 def none_given(keywords: Keywords, native_dropout: OwnDropout) -> bool:
-    """Whether the command asks for no regularizer and leaves native dropout as it is."""
+    """Return whether the command line gives no regularizer and leaves native dropout as it is."""
     return not keywords and not isinstance(native_dropout, Mapping) and native_dropout == "keep"

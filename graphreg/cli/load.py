@@ -25,10 +25,12 @@ from graphreg.errors import suggestions_text
 
 
 def load(text: str, kwargs: str | None) -> nn.Module:
-    """Load a model: call what ``text`` names with ``kwargs`` (JSON), or take it as it is if it is a module already.
+    """Load the model that ``text`` names, ``module:callable`` or ``file.py:callable``.
+
+    The callable is called with ``kwargs``, a JSON object. If it is a ``torch.nn.Module`` already, it is the model.
 
     Raises:
-        UsageError: There is no such module, file or name, or it does not give a torch.nn.Module.
+        UsageError: ``kwargs`` is no JSON object; there is no such module, file or name; or it does not return a ``torch.nn.Module``.
     """
     options = _options(kwargs)
     place, _, name = text.rpartition(":")
@@ -67,7 +69,7 @@ def _options(kwargs: str | None) -> dict[str, Any]:
 
 
 def _file(place: str) -> ModuleType:
-    """Import a file under its own name."""
+    """Import a file as the module that its name says: ``net.py`` as ``net``."""
     path = Path(place).resolve()
     if not path.is_file():
         others = [str(Path(place).with_name(other.name)) for other in path.parent.glob("*.py")]
@@ -83,7 +85,7 @@ def _file(place: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
     try:
-        with on_the_path(path.parent):  # for its imports of files beside it
+        with on_the_path(path.parent):  # so that it can import files of its folder
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[path.stem]
@@ -104,7 +106,7 @@ def _module(name: str) -> ModuleType:
 
 
 def _modules_beside(name: str) -> list[str]:
-    """Return the modules of the same package, or all that are installed, as suggestions."""
+    """Return the names of the modules in the same package, or of all top-level modules, to suggest one of them."""
     package = name.rpartition(".")[0]
     paths = getattr(sys.modules.get(package), "__path__", None) if package else None
     return [module.name for module in pkgutil.iter_modules(paths, f"{package}." if package else "")]
@@ -122,7 +124,7 @@ def _attribute(module: ModuleType, place: str, name: str) -> Any:
 
 
 GRAMMAR = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?(?:<(?P<bound>\d+))?")
-BELOW = 2  # integers are 0 or 1 without a bound: valid indices of any table, and valid masks
+BELOW = 2  # without a bound, integers are 0 or 1, which are valid in a mask and as indices into a table of 2 rows or more
 EXAMPLE = "write [name=]SHAPE[:dtype][<bound], e.g. 1x3x224x224, 8x16:float64, 'input_ids=1x16:int64<100'"
 KINDS = re.compile(r"bool|bfloat16|float(16|32|64)|complex(64|128)|int(8|16|32|64)|uint8")
 DTYPES: dict[str, torch.dtype] = {name: value for name, value in vars(torch).items() if KINDS.fullmatch(name)}
@@ -132,14 +134,14 @@ def example_inputs(texts: Sequence[str] | None, file: str | None) -> Any:
     """Make the example inputs for ``trace``.
 
     Args:
-        texts: The shapes of ``--input``.
-        file: The file of ``--inputs``.
+        texts: The values of ``--input``, one shape each.
+        file: The value of ``--inputs``.
 
     Returns:
-        A tuple of tensors, a dict if the inputs are named, what the file holds, or None.
+        A tuple of tensors, or a dict if the inputs are named; or the content of the file; None if neither option is given.
 
     Raises:
-        UsageError: A shape or the file is wrong.
+        UsageError: Both are given, a shape is wrong, or the file cannot be read.
     """
     if texts and file is not None:
         raise UsageError("--input and --inputs are both given; one is enough.")
@@ -193,5 +195,5 @@ def _read(file: str) -> Any:
             f"--inputs {file} cannot be read; write it with torch.save, of tensors in a tuple or a dict ({raised(error)})"
         ) from error
     if isinstance(inputs, dict) and not all(isinstance(key, str) for key in inputs):
-        raise UsageError(f"--inputs {file} holds a dict whose keys are no names of arguments.")
+        raise UsageError(f"--inputs {file} holds a dict whose keys are not all strings; name the arguments.")
     return tuple(inputs) if isinstance(inputs, list) else inputs

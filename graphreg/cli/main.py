@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "_ARGCOMPLETE" in os.environ:
             _argcomplete().autocomplete(grammar)
         args = grammar.parse_args(argv)
-        with _collector_at_rest(), _short_warnings():  # at rest it saves a third of the time that importing torch takes
+        with _collector_at_rest(), _short_warnings():  # importing torch takes a third less time without garbage collection
             return _run(args)
     except BrokenPipeError:
         _close_stdout()
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _collector_at_rest() -> Iterator[None]:
-    """As in ``torch_internals``, which imports torch."""
+    """Switch off Python's garbage collector for a block. ``torch_internals`` has the same function, but importing it imports torch."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -69,8 +69,8 @@ def _collector_at_rest() -> Iterator[None]:
 
 
 def _run(args: Namespace) -> int:
-    # What follows imports torch, or an optional package; --help has been answered by now. At exit Python's collector would walk
-    # through all of torch once more, which takes a quarter of the whole time.
+    # From here on torch or an optional package is imported; --help and --version do not get here. gc.freeze excludes all objects from
+    # the garbage collection at exit, which would walk through all of torch and take a quarter of the whole time.
     atexit.unregister(gc.freeze)
     atexit.register(gc.freeze)
     if args.command == "demo":
@@ -79,9 +79,9 @@ def _run(args: Namespace) -> int:
     if args.command == "completion":
         text = _argcomplete().shellcode(["graphreg"], shell=args.shell)
     else:
-        with contextlib.redirect_stdout(sys.stderr), on_the_path(Path.cwd()):  # what the model's code prints is not part of the output
+        with contextlib.redirect_stdout(sys.stderr), on_the_path(Path.cwd()):  # stdout is for the result alone
             result = importlib.import_module("graphreg.cli.commands").run(args)
-        text = json.dumps(result.to_dict(), indent=2) if args.json else str(result)  # in colours where stdout is a terminal
+        text = json.dumps(result.to_dict(), indent=2) if args.json else str(result)  # here stdout may be a terminal, with colours
     print(text, flush=True)
     return 0
 
@@ -95,14 +95,14 @@ def _argcomplete() -> Any:
 
 @contextlib.contextmanager
 def _short_warnings() -> Iterator[None]:
-    """Print each warning as one line on stderr."""
+    """Within a block, print each warning as one line on stderr."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *place, **more: print(f"graphreg: warning: {_one_line(message)}", file=sys.stderr)
         yield
 
 
 def _one_line(message: Warning | str) -> str:
-    """Return a warning's text on one line, without graphreg's name, which the caller adds."""
+    """Return a warning's text on one line, without the prefix ``graphreg:``, which the caller adds."""
     return " ".join(str(message).split()).removeprefix("graphreg: ")
 
 
@@ -118,6 +118,6 @@ def _print_error(error: Exception, args: Namespace, status: int, text: str) -> i
 
 
 def _close_stdout() -> None:
-    """Redirect stdout to the null device: Python would report the closed pipe once more at exit."""
+    """Redirect stdout to the null device, because Python flushes it at exit and would report the closed pipe again."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -15,36 +15,36 @@ from graphreg.cli.errors import UsageError
 from graphreg.cli.regularizer_names import written_keys
 from graphreg.errors import suggestions
 
-MODEL = "module:callable or file.py:callable; the callable gives a torch.nn.Module, or is one"
+MODEL = "module:callable or file.py:callable; the callable returns a torch.nn.Module, or is one"
 EXAMPLE = "graphreg plan torchvision.models:resnet18 --hidden-dropout 0.1 --weight-l2 1e-4 --hidden-l1 'layer4*=1e-3'"
 COMMANDS = {
     "names": "list the sites of a model, or those that a selector finds",
-    "plan": "what regularizers would change, before anything changes",
-    "report": "which regularizer acts where in the regularized model",
-    "diff": "the regularized model's code against the unregularized",
+    "plan": "show what regularizers would change, before anything changes",
+    "report": "show which regularizer acts where in the regularized model",
+    "diff": "compare the regularized model's code with the unregularized model's",
     "draw": "draw a model, regularized or not, to a file",
     "demo": "run the demo",
-    "completion": "print what a shell needs to complete graphreg's words",
+    "completion": "print the shell code that completes graphreg's commands and options",
 }
 DEMOS = ("regularizers", "penalties")
 SHELLS = ("bash", "zsh", "fish")
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises its errors, and takes options that it does not know where a command takes regularizers.
+    """An argument parser that raises its errors. For a command with regularizers it accepts any option, as the name of a regularizer.
 
-    Such an option (a class name, a misspelt key) is looked up later, once torch is imported.
+    An option that is no built-in key (a class name, a misspelt key) is looked up later, when torch is imported.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def error(self, message: str) -> NoReturn:
-        """Raise UsageError."""
+        """Raise UsageError, where argparse would print the message and exit."""
         raise UsageError(f"{message}. {self.prog} --help shows what is allowed.")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse ``args``; add the unknown options as regularizers where a command takes these, else raise with suggestions."""
+        """Parse ``args``. An unknown option becomes a regularizer if the command takes regularizers, and raises UsageError otherwise."""
         if self.get_default("keywords") is not None:
             self.set_defaults(known=tuple(self._option_string_actions))
             for option in dict.fromkeys(text.partition("=")[0] for text in args or () if text.startswith("--") and len(text) > 2):
@@ -62,7 +62,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Keyword(argparse.Action):
-    """Collects the options of regularizers, in the order given."""
+    """Appends an option and its value to ``namespace.keywords``, which thus has the regularizers in the order given."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
         super().__init__(option_strings, "keywords", default=(), metavar="STRENGTH", help=help)
@@ -72,7 +72,7 @@ class _Keyword(argparse.Action):
 
 
 def parser() -> Parser:
-    """Build the parser: the commands, what each acts on, and its options."""
+    """Build the parser with all commands and their arguments and options."""
     top = Parser(prog="graphreg", description="Regularize a PyTorch model by name, and look at it.", epilog=f"example: {EXAMPLE}")
     top.add_argument("--version", action="version", version=f"graphreg {graphreg.__version__} (torch {version('torch')})")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -81,12 +81,12 @@ def parser() -> Parser:
         subparser = commands.add_parser(command, help=text, description=f"{text.capitalize()}.", usage=_usage(command))
         subparser.add_argument("model", metavar="MODEL", help=MODEL)
         if command == "draw":
-            subparser.add_argument("path", metavar="FILE", help="the file to write; its extension says how: .svg, .png, .dot, .html")
-            subparser.add_argument("--level", type=int, metavar="DEPTH", help="fold the modules of this depth")
-            subparser.add_argument("--mode", choices=("train", "eval"), default="train", help="whose forward, where the two differ")
+            subparser.add_argument("path", metavar="FILE", help="the file to write; its extension is the format: .svg, .png, .dot, .html")
+            subparser.add_argument("--level", type=int, metavar="DEPTH", help="fold each module at this depth")
+            subparser.add_argument("--mode", choices=("train", "eval"), default="train", help="which forward to draw, if the two differ")
         _add_model_options(subparser)
         if command == "names":
-            subparser.add_argument("--select", action="append", metavar="SELECTOR", help="show what this selects; several are one selector")
+            subparser.add_argument("--select", action="append", metavar="SELECTOR", help="list what this selects; repeatable")
             subparser.add_argument("--on", choices=("values", "parameters"), help="select among these only")
         else:
             _add_regularizers(subparser)
@@ -106,7 +106,7 @@ def _usage(command: str) -> str:
 
 
 def _add_model_options(subparser: argparse.ArgumentParser) -> None:
-    subparser.add_argument("--kwargs", metavar="JSON", help="""what the callable is called with, e.g. '{"num_classes": 10}'""")
+    subparser.add_argument("--kwargs", metavar="JSON", help="""the arguments of the callable, e.g. '{"num_classes": 10}'""")
     subparser.add_argument(
         "--input", action="append", metavar="SHAPE", help="an example input: [name=]1x3x224x224[:dtype]; integers: 'ids=1x16:int64<100'"
     )
@@ -133,10 +133,10 @@ def _add_regularizers(subparser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def on_the_path(folder: Path) -> Iterator[None]:
-    """Put a folder on sys.path for the time being."""
+    """Put a folder on ``sys.path`` for a block."""
     sys.path.insert(0, str(folder))
     try:
         yield
     finally:
-        with suppress(ValueError):  # the model's code has removed it already
+        with suppress(ValueError):  # ValueError: the model's code has removed the folder already
             sys.path.remove(str(folder))

@@ -1,4 +1,4 @@
-"""Reads the regularizers' keys from their source files without importing them, so that help and completion need no torch."""
+"""Reads the regularizers' keys from source files, without importing them, so that help and completion need not import torch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ GROUP = "graphreg.passes"  # as in the registry, which cannot be imported here b
 
 HELP = {
     "dropout": "rate of dropout at the sites that GLOB names; without one, at the hidden values",
-    "noise": "standard deviation of Gaussian noise, likewise",
+    "noise": "standard deviation of Gaussian noise, at the same sites",
 }
 
 
 def written_keys() -> dict[str, str]:
-    """Return every key with a line of help: dropout and noise with their roles, the built-in keys, and those of installed packages."""
+    """Return every key with a line of help: ``dropout`` and ``noise``, also with a role (``hidden_dropout``), and every class's keys.
+
+    The classes are those of ``graphreg.passes`` and of installed packages that announce regularizers by an entry point.
+    """
     keys = {f"{role}_{family}": f"{family} at the {role} sites" for family in HELP for role in ("input", "hidden", "output")}
     keys |= HELP
     for path in _sources():
@@ -35,7 +38,7 @@ def _sources() -> Iterator[Path]:
 
 
 def _source(module: str) -> Iterator[Path]:
-    """Yield the file of a module, found without importing the packages around it."""
+    """Yield the path of a module's source file, if it is found without importing the packages around it."""
     top, *inner = module.split(".")
     spec = find_spec(top)
     if spec is None or spec.origin is None:
@@ -52,7 +55,7 @@ def _keys_in(path: Path) -> Iterator[tuple[str, str]]:
     """Yield each key in ``class WeightL2(Penalty, keys=("weight_l2", ...))``, with the first line of the class's docstring."""
     try:
         tree = ast.parse(path.read_bytes())
-    except SyntaxError:  # somebody else's file; the registry names it in a warning when it is imported
+    except SyntaxError:  # in a file of another package; the registry warns of it when it imports the package
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):

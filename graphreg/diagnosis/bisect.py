@@ -1,4 +1,4 @@
-"""Runs the experiments under the present settings of torch, finds the settings to blame for a wrong mask, and words the findings."""
+"""Runs the experiments under the present settings of torch, finds the settings that cause a wrong mask, and makes the findings."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ Kinds = Mapping[DropoutKind, Sequence[NativeDropout]]
 
 
 def by_kind(operations: Iterable[NativeDropout]) -> dict[DropoutKind, list[NativeDropout]]:
-    """Group the model's own random operations by the experiment for them.
+    """Group the model's own random operations by the experiment that tests them.
 
-    Dropout between the layers of a recurrent operator is left out: recomputed in backward, it raises an error of its own.
+    The dropout between the layers of an ``nn.LSTM``, ``nn.GRU`` or ``nn.RNN`` is left out. It needs no experiment, because it raises an
+    error if backward recomputes it.
     """
     kinds: dict[DropoutKind, list[NativeDropout]] = {}
     for operation in operations:
@@ -36,7 +37,7 @@ class Bench:
     Attributes:
         backend: A backend of torch.compile, by name or as a callable.
         device: Where the experiments run.
-        show: Called with what is being tried, to show progress.
+        show: Shows progress; called with a description of each experiment before it runs.
     """
 
     backend: Backend
@@ -44,33 +45,33 @@ class Bench:
     show: Callable[[str], None]
 
     def native(self, kinds: Kinds) -> list[Finding]:
-        """Test the model's own random operations, kind by kind."""
+        """Test the model's own random operations, kind by kind, and return the findings."""
         wrong: dict[tuple[str, tuple[Setting, ...]], list[tuple[DropoutKind, Measured]]] = {}
         unlike = list[tuple[DropoutKind, float]]()
         for kind in kinds:
             again = partial(measure, kind, self.backend, self.device)
-            seen = self._try(f"native dropout ({kind})", again)
-            if seen.wrong:
-                wrong.setdefault((seen.error, self.blame(again)), []).append((kind, seen))
-            if seen.eager:
-                unlike.append((kind, seen.eager))
-        findings = [_wrong(error, blamed, seen, kinds) for (error, blamed), seen in wrong.items()]
+            result = self._try(f"native dropout ({kind})", again)
+            if result.wrong:
+                wrong.setdefault((result.error, self.blame(again)), []).append((kind, result))
+            if result.eager:
+                unlike.append((kind, result.eager))
+        findings = [_wrong(error, blamed, results, kinds) for (error, blamed), results in wrong.items()]
         if unlike:
             return [*findings, self._unlike(unlike, kinds)]
         return findings or self._order([operation for operations in kinds.values() for operation in operations])
 
     def streams(self, sites: tuple[str, ...]) -> list[Finding]:
-        """Test graphreg's streams, which the module draws from at ``sites``."""
+        """Test graphreg's streams, from which the module draws at ``sites``, and return the findings."""
         again = partial(measure_streams, self.backend, self.device)
-        seen = self._try("graphreg's streams", again)
-        if not seen.wrong and not seen.eager:
+        result = self._try("graphreg's streams", again)
+        if not result.wrong and not result.eager:
             return []
         blamed = self.blame(again)
-        shown = seen.error or f"graphreg's masks differ for {seen.backward:.0%} of elements in backward, {seen.eager:.0%} compiled"
-        return [Finding("refused" if seen.error else "wrong", cause(blamed), shown, sites, set_back(blamed), upstream(blamed))]
+        shown = result.error or f"graphreg's masks differ for {result.backward:.0%} of elements in backward, {result.eager:.0%} compiled"
+        return [Finding("refused" if result.error else "wrong", cause(blamed), shown, sites, set_back(blamed), upstream(blamed))]
 
     def blame(self, again: Callable[[], Measured]) -> tuple[Setting, ...]:
-        """Find the fewest changed settings that must go back to their defaults to cure it; none if that does not cure it."""
+        """Find the settings to blame: as few as possible whose defaults cure the fault; none if the defaults of all do not cure it."""
         needed = changed()
         if not needed or not self._cured(needed, again):
             return ()
@@ -82,45 +83,47 @@ class Bench:
 
     def _cured(self, set_back: Sequence[Setting], again: Callable[[], Measured]) -> bool:
         with defaults(set_back):
-            seen = self._try(f"the same with {', '.join(each.name for each in set_back)} at the default", again)
-        return not seen.wrong
+            result = self._try(f"the same with {', '.join(each.name for each in set_back)} at the default", again)
+        return not result.wrong
 
     def _try(self, what: str, experiment: Callable[[], Measured]) -> Measured:
         self.show(what)
         return experiment()
 
-    def _unlike(self, seen: Sequence[tuple[DropoutKind, float]], kinds: Kinds) -> Finding:
-        """Word that compiled code draws other masks than eager; test whether ``fallback_random`` cures it."""
-        operations = [operation for kind, _ in seen for operation in kinds[kind]]
-        observed = f"from one seed, compiled and eager draw other masks: {shares(seen)}"
+    def _unlike(self, unlike: Sequence[tuple[DropoutKind, float]], kinds: Kinds) -> Finding:
+        """Make the finding that compiled code draws other masks than eager, and test whether ``fallback_random`` cures it."""
+        operations = [operation for kind, _ in unlike for operation in kinds[kind]]
+        observed = f"from one seed, compiled code and eager draw different masks: {shares(unlike)}"
         fallback = setting(INDUCTOR, "fallback_random")
         if fallback is not None and not fallback.value:
             with patched_settings((fallback, True)):
-                again = [self._try("the same with fallback_random", partial(measure, kind, self.backend, self.device)) for kind, _ in seen]
-            if not any(each.eager or each.error for each in again):
+                retried = [partial(measure, kind, self.backend, self.device) for kind, _ in unlike]
+                results = [self._try("the same with fallback_random", experiment) for experiment in retried]
+            if not any(each.eager or each.error for each in results):
                 cure = seed(operations, f"{fallback.place}.{fallback.name} = True (slower)")
                 return Finding("differs", str(fallback), observed, _names(operations), cure, ISSUES["fallback_random"])
-        return Finding("differs", "the backend draws in a way of its own", observed, _names(operations), seed(operations), NONE)
+        why = "the backend generates random numbers in its own way"
+        return Finding("differs", why, observed, _names(operations), seed(operations), NONE)
 
     def _order(self, operations: Sequence[NativeDropout]) -> list[Finding]:
-        """Test whether several draws in one graph come in eager's order, where each alone is as in eager."""
+        """Test whether several draws in one graph are made in eager's order; each draw alone is known to match eager."""
         if len(operations) < 2:
             return []
-        seen = self._try("the order of draws", partial(measure_order, self.backend, self.device))
-        if seen.error:
-            return [Finding("refused", cause(()), seen.error, _names(operations), "")]
-        if not seen.eager:
+        result = self._try("the order of draws", partial(measure_order, self.backend, self.device))
+        if result.error:
+            return [Finding("refused", cause(()), result.error, _names(operations), "")]
+        if not result.eager:
             return []
-        observed = f"of two draws in one graph the second has another mask than in eager: {seen.eager:.0%} of elements"
+        observed = f"of two draws in one graph the second has another mask than in eager: {result.eager:.0%} of elements"
         why = "the compiler draws in another order than eager"
         return [Finding("differs", why, observed, _names(operations), seed(operations), ISSUES["order"])]
 
 
-def _wrong(error: str, blamed: Sequence[Setting], seen: Sequence[tuple[DropoutKind, Measured]], kinds: Kinds) -> Finding:
-    operations = [operation for kind, _ in seen for operation in kinds[kind]]
+def _wrong(error: str, blamed: Sequence[Setting], results: Sequence[tuple[DropoutKind, Measured]], kinds: Kinds) -> Finding:
+    operations = [operation for kind, _ in results for operation in kinds[kind]]
     if error:
         return Finding("refused", cause(blamed), error, _names(operations), set_back(blamed), upstream(blamed))
-    observed = f"backward has other masks than the forward: {shares([(kind, each.backward) for kind, each in seen])}"
+    observed = f"backward has other masks than the forward: {shares([(kind, each.backward) for kind, each in results])}"
     return Finding("wrong", cause(blamed), observed, _names(operations), seed(operations, set_back(blamed)), upstream(blamed))
 
 

@@ -26,27 +26,27 @@ def doctor(
 ) -> Diagnosis:
     """Test whether backward has the masks of the forward, and compiled code those of eager, under torch's present settings.
 
-    For graphreg's streams, and for each kind of the model's own random operations that is not on them, a tiny function is compiled and
-    its masks are compared. A setting is named where setting it back cures a fault. Each measurement is made once per process and
-    settings. The module, its gradients, the generators, the settings and all compiled code stay as they are.
+    A tiny function is compiled, and its masks compared, for graphreg's streams and for each kind of random operation that the model still
+    draws from torch's generator. A setting is blamed for a fault if its default cures the fault. Measurements are cached for the process,
+    by settings. The module, its gradients, the generators, the settings and all compiled code stay as they are.
 
     Args:
-        module: What ``regularize`` returned.
-        step: A callable without arguments that runs forward and backward. It is called once and watched, which finds activation
-            checkpointing around the whole module, and anything else that draws anew in backward. It costs a copy of parameters and
-            buffers. Leave the optimizer out: its state is not restored.
+        module: The module that ``regularize`` returned.
+        step: A callable without arguments that runs forward and backward. It is called once, to detect activation checkpointing around
+            the whole module, and anything else that makes backward draw new random numbers. Watching it costs a copy of parameters and
+            buffers. Do not step an optimizer in it: the state of an optimizer is not restored.
         backend: A backend of torch.compile, by name or as a callable.
         progress: Whether to show a line of progress on stderr; None shows it if stderr is a terminal.
 
     Returns:
-        A diagnosis, which prints as text and is true if nothing is wrong.
+        A diagnosis, which prints as text. ``bool(diagnosis)`` is True if nothing is wrong or refused.
 
     Raises:
-        GraphRegError: graphreg did not rewrite the module, the step runs no backward pass, or its backward runs the module again in
-            eager mode.
+        GraphRegError: graphreg did not rewrite the module, the step runs no backward pass, or backward runs the module again in eager
+            mode.
         RegularizerError: Another argument is not allowed.
     """
-    inner, left = rewritten(module), native_draws(module)
+    inner, native = rewritten(module), native_draws(module)
     rules = rules_of(module)
     _check(step, backend, progress)
     first = rules._modules.get("key")
@@ -54,13 +54,13 @@ def doctor(
     drawing = tuple(child.site for child in rules.children() if isinstance(child, Drawing))
     device = _device(inner)
     with _line(sys.stderr.isatty() if progress is None else progress) as show:
-        findings, right = _tried(Bench(backend, device, show), left, drawing if key is not None else None)
+        findings, right = _run_experiments(Bench(backend, device, show), native, drawing if key is not None else None)
         if step is not None:
             show("your step")
-            of_step = _of_step(observe(inner, key, step), drawing, left)
+            of_step = _of_step(observe(inner, key, step), drawing, native)
             findings += of_step
             right += [] if of_step else ["your step: backward drew nothing anew"]
-    if key is None and not left:
+    if key is None and not native:
         right.append("nothing random: no splice of graphreg's, and no random operation of the model's own that acts")
     findings.sort(key=lambda finding: KINDS.index(finding.kind))
     name = backend if isinstance(backend, str) else getattr(backend, "__name__", type(backend).__name__)
@@ -68,14 +68,19 @@ def doctor(
 
 
 def _device(module: nn.Module) -> torch.device:
-    """Where the experiments run: on the module's device, or on the CPU."""
+    """Return the device for the experiments: that of the module's first parameter, or the CPU if it has none or a meta tensor."""
     tensor = next(module.parameters(), None)
     return torch.device("cpu") if tensor is None or tensor.device.type == "meta" else tensor.device
 
 
-def _tried(bench: Bench, left: Sequence[NativeDropout], drawing: tuple[str, ...] | None) -> tuple[list[Finding], list[str]]:
-    """What tiny functions show, of what the model draws itself and of the sites on graphreg's streams: findings, and what is right."""
-    kinds = by_kind(left)
+def _run_experiments(
+    bench: Bench, native: Sequence[NativeDropout], drawing: tuple[str, ...] | None
+) -> tuple[list[Finding], list[str]]:
+    """Run the experiments; return the findings, and a line for each thing that was tested and is right.
+
+    ``native``: the model's own random operations. ``drawing``: the sites that draw from graphreg's streams, or None.
+    """
+    kinds = by_kind(native)
     findings = bench.native(kinds)
     right = _right([operation for operations in kinds.values() for operation in operations], findings)
     if drawing is not None:
@@ -110,7 +115,7 @@ def _right(operations: Sequence[NativeDropout], findings: Sequence[Finding]) -> 
     return [f"{listed(names)}: in backward as in the forward" + ("" if unlike else ", compiled as in eager")] if names else []
 
 
-def _of_step(seen: Observed, drawing: tuple[str, ...], left: Sequence[NativeDropout]) -> list[Finding]:
+def _of_step(seen: Observed, drawing: tuple[str, ...], native: Sequence[NativeDropout]) -> list[Finding]:
     if not seen.backwards:
         raise GraphRegError("the step ran no backward pass, so there was nothing to watch. Let it call the module and then backward().")
     findings = []
@@ -121,15 +126,15 @@ def _of_step(seen: Observed, drawing: tuple[str, ...], left: Sequence[NativeDrop
         findings.append(Finding("wrong", why, observed, drawing, cure, ""))
     if seen.moved:
         why = "your step draws from torch's generator in backward"
-        observed = f"a generator had moved behind {seen.moved} of {seen.backwards} backward pass{'es' * (seen.backwards != 1)}"
-        cure = seed(left, "preserve_rng_state=True in checkpoints, and what is named here under settings")
-        findings.append(Finding("wrong", why, observed, tuple(operation.site.name for operation in left), cure, NONE))
+        observed = f"a generator had moved after {seen.moved} of {seen.backwards} backward pass{'es' * (seen.backwards != 1)}"
+        cure = seed(native, "preserve_rng_state=True in checkpoints, and the defaults of the settings that other findings blame")
+        findings.append(Finding("wrong", why, observed, tuple(operation.site.name for operation in native), cure, NONE))
     return findings
 
 
 @contextmanager
 def _line(shown: bool) -> Iterator[Callable[[str], None]]:
-    """Show what is being tried, on one line of stderr that is overwritten."""
+    """Give a function that shows a text on stderr, each over the one before; clear the line at the end of the block."""
 
     def show(text: str) -> None:
         if shown:

@@ -1,4 +1,4 @@
-"""The records that ``doctor`` returns, ``Diagnosis`` and ``Finding``, and the helpers that word them."""
+"""The records that ``doctor`` returns, ``Diagnosis`` and ``Finding``, and the helpers that write their text."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ class Finding:
     """One thing that ``doctor`` found.
 
     Attributes:
-        kind: ``"wrong"``: backward has other masks than the forward. ``"refused"``: it does not compile. ``"differs"``: compiled code
-            draws other masks than eager, which is not an error.
-        cause: The settings to blame, with their values, or what in the step is.
+        kind: ``"wrong"``: backward has other masks than the forward, or graphreg's masks differ between eager and compiled code.
+            ``"refused"``: the operation does not compile or run. ``"differs"``: compiled code draws other masks from torch's generator
+            than eager, which is not an error.
+        cause: The settings to blame, with their values, or what the step does wrong.
         observed: What was measured, in numbers.
         sites: The names of the sites that it concerns.
         cure: What to do.
-        upstream: The address of torch's issue, or that none was found.
+        upstream: The address of torch's issue, or a text that says that none was found; ``""`` if torch is not at fault.
     """
 
     kind: Literal["wrong", "refused", "differs"]
@@ -43,12 +44,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis(RenamedAttributes):
-    """What ``doctor`` found; it prints as text, and is true if nothing is wrong or refused.
+    """What ``doctor`` found. It prints as text, and ``bool(diagnosis)`` is True if nothing is wrong or refused.
 
     Attributes:
-        subject: The module, torch's version, the backend and the device.
-        findings: What is wrong, refused or different, in this order.
-        right: What was tested and is right.
+        subject: The module, torch's version, the backend and the device, as text.
+        findings: The findings: first those that are wrong, then refused, then different.
+        right: What was tested and is right, as sentences.
     """
 
     renamed: ClassVar[Mapping[str, str]] = {"about": "subject"}
@@ -58,7 +59,7 @@ class Diagnosis(RenamedAttributes):
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong or refused; masks that differ between eager and compiled code do not count."""
+        """Whether nothing is wrong or refused; findings of the kind ``"differs"`` do not count."""
         return all(finding.kind == "differs" for finding in self.findings)
 
     def __bool__(self) -> bool:
@@ -69,26 +70,26 @@ class Diagnosis(RenamedAttributes):
 
 
 def shares(seen: Iterable[tuple[str, float]]) -> str:
-    """Word the share of elements that differ, for each kind of random operation."""
+    """Return as text the share of elements that differ, for each kind of random operation."""
     return ", ".join(f"{share:.0%} of elements ({kind})" for kind, share in seen)
 
 
 def cause(blamed: Sequence[Setting]) -> str:
-    """Name the settings to blame, or say that none is."""
+    """Return as text the settings to blame, or that none is to blame."""
     return " and ".join(map(str, blamed)) or "none of the settings known to graphreg: at torch's defaults it is the same"
 
 
 def set_back(blamed: Sequence[Setting]) -> str:
-    """Word the cure: each setting at its default."""
+    """Return as text the cure: each setting at its default."""
     return " and ".join(each.at_default for each in blamed)
 
 
 def upstream(blamed: Sequence[Setting]) -> str:
-    """Return the addresses of torch's issues about these settings, or say that none was found."""
+    """Return the addresses of torch's issues about these settings, or ``NONE``."""
     return ", ".join(ISSUES[each.name] for each in blamed if each.name in ISSUES) or NONE
 
 
 def seed(operations: Iterable[NativeDropout], other: str = "") -> str:
-    """Word the cure by graphreg's streams, if any of the operations can be moved to them, and add ``other``."""
+    """Return as text the cure ``own_dropout='seeded'``, if any of the operations can be moved to graphreg's streams, "or" ``other``."""
     seeded = "regularize(..., own_dropout='seeded')" if any(not operation.why_not for operation in operations) else ""
     return ", or ".join(filter(None, (seeded, other)))

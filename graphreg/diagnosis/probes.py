@@ -1,10 +1,11 @@
 """Experiments that compile tiny functions with random operations under the present settings, and measure which masks they draw.
 
-Each is a chain of draws on a tensor of ones. An element of the result is nonzero where all draws kept it, and so is its gradient if
-backward has the masks of the forward. Which of several draws a partitioner recomputes depends on the graph, so the chain has several.
+``measure`` and ``measure_streams`` run a chain of draws on a tensor of ones. If backward has the masks of the forward, an element's
+gradient is nonzero exactly if no draw dropped the element. The chain has several draws, because which of them the partitioner recomputes
+in backward depends on the graph. ``measure_order`` compares two draws in one graph with eager.
 
-Nothing of the user's is touched: the functions have code objects of their own, so that Dynamo's cache for other code stays as it is
-(``torch._dynamo.reset`` would clear all of it), the generators are restored, and each measurement is kept for the process.
+An experiment leaves no trace. Its functions have code objects of their own, so that it adds nothing to what Dynamo has cached for other
+code (``torch._dynamo.reset`` would clear that cache), and the generators are restored. Measurements are cached for the process.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Measured:
 
     @property
     def wrong(self) -> bool:
-        """Whether backward has other masks than the forward, or the function does not compile."""
+        """Whether backward has other masks than the forward, or the function does not compile or run."""
         return self.backward > 0 or self.error != ""
 
 
@@ -73,7 +74,7 @@ def _depth(x: Tensor) -> Tensor:
 
 
 def _attention(x: Tensor) -> Tensor:
-    """Attend from each query to a single key: its weight is 1, so that dropout of the weight shows as the mask."""
+    """Attend from each query to a single key. The weight of that key is 1 before dropout, so the result shows the mask."""
     none = x.new_zeros((x.numel(), 1, 1, 1))
     return F.scaled_dot_product_attention(none, none, x.reshape(-1, 1, 1, 1), dropout_p=P).reshape(x.shape)
 
@@ -93,14 +94,14 @@ def _chain(draw: Callable[[Tensor], Tensor]) -> Callable[[Tensor], tuple[Tensor,
         kept = torch.ones_like(x, dtype=torch.bool)
         for _ in range(LINKS):
             x = draw(torch.tanh(x))
-            kept = kept & (x > 0)  # alpha dropout drops to less than 0, and keeps to more
+            kept = kept & (x > 0)  # alpha dropout sets a dropped element below 0; a kept one stays above
         return x, kept
 
     return with_own_code(chain)
 
 
 def _branches(large: Tensor, small: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw twice, with different sizes, in branches that meet at the end: a scheduler that swaps the draws changes both."""
+    """Draw twice, with different sizes, in branches that meet at the end. If a scheduler swaps the draws, both get other masks."""
     first = F.dropout(large, P)
     first = first @ first.t()
     second = F.dropout(small, P)
@@ -116,16 +117,17 @@ def measure(kind: DropoutKind, backend: Backend, device: torch.device) -> Measur
 
 
 def measure_order(backend: Backend, device: torch.device) -> Measured:
-    """Measure whether two draws in one graph come in eager's order: ``eager`` is the share of the second's elements that differ."""
+    """Measure whether two draws in one graph are made in eager's order: ``eager`` is the share of the second mask that differs."""
     return _once(("order", backend, device), lambda: _of_order(backend, device))
 
 
 def measure_streams(backend: Backend, device: torch.device) -> Measured:
-    """Measure the chain with graphreg's streams in the place of torch's generator."""
+    """Measure the chain with dropout that draws from graphreg's streams, not from torch's generator."""
     return _once(("streams", backend, device), lambda: _of_streams(backend, device))
 
 
 def _once(key: tuple[Any, ...], experiment: Callable[[], Measured]) -> Measured:
+    """Run an experiment, or return its cached result if it ran under the present settings before; an error becomes ``Measured.error``."""
     full = (*key, snapshot())
     if full not in _measured:
         with _apart(key[-1]):
@@ -191,7 +193,7 @@ def _share(one: Tensor, other: Tensor) -> float:
 
 @contextmanager
 def _apart(device: torch.device) -> Iterator[None]:
-    """Shield an experiment from the caller's context: gradients on, autocast off, no warnings, generators restored."""
+    """Run an experiment apart from the caller's context: gradients on, autocast off, no warnings; restore the generators at the end."""
     state = random.getstate()
     with (
         torch.random.fork_rng([device] if device.type == "cuda" else []), torch.inference_mode(False), torch.enable_grad(),

@@ -1,8 +1,9 @@
-"""Runs one step of the user's and watches whether its backward pass draws new random numbers.
+"""Runs one training step of the user's and detects whether its backward pass draws new random numbers.
 
-A backward pass that recomputes parts of the forward must draw what the forward drew. Correct code leaves the counter of graphreg's
-noise and torch's generators where they were: a checkpoint that preserves the state restores it, and ``frozen_noise`` holds it. If one
-of them has moved after a backward pass, that pass drew anew. This works for any code, compiled or not.
+A backward pass that recomputes parts of the forward must draw the same numbers as the forward. If it does, torch's generators are
+unchanged after it, because a checkpoint with ``preserve_rng_state`` restores them. The counter of graphreg's noise is unchanged too, or
+it does not matter because ``frozen_noise`` gives every call the same masks. Any other change of a generator or the counter means that
+the pass drew new numbers. This works for any code, compiled or not.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from graphreg.torch_internals import Changes, wrap_engine
 
 @dataclass
 class Observed:
-    """What was counted during the step.
+    """Counts made during the step.
 
     Attributes:
-        backwards: Backward passes.
-        forward: Calls of the module that drew from graphreg's streams outside a backward pass.
-        again: Calls of the module that drew from graphreg's streams within a backward pass.
-        moved: Backward passes after which one of torch's generators had moved.
+        backwards: The number of backward passes.
+        forward: The number of calls of the module that drew from graphreg's streams outside a backward pass.
+        again: The number of calls of the module that drew from graphreg's streams within a backward pass.
+        moved: The number of backward passes that changed the state of one of torch's generators.
     """
 
     backwards: int = 0
@@ -38,7 +39,7 @@ class Observed:
 
 
 def observe(module: nn.Module, key: KeyRule | None, step: Callable[[], Any]) -> Observed:
-    """Run the step once and count its draws. Parameters, buffers, gradients, modes and generators are restored afterwards."""
+    """Run the step once and count its draws; restore parameters, buffers, gradients, modes and generators afterwards."""
     seen = Observed()
     before = 0 if key is None else int(key.step)
     with _left_as_it_was(module), _watched(seen, key):
@@ -50,11 +51,11 @@ def observe(module: nn.Module, key: KeyRule | None, step: Callable[[], Any]) -> 
 
 @contextmanager
 def _watched(seen: Observed, key: KeyRule | None) -> Iterator[None]:
-    """Counts around each outermost run of the engine."""
+    """Add to ``seen`` what each backward pass draws, until the block ends. A pass that runs within another is part of that one."""
     running = False
 
     def watching(run: Callable[..., Any]) -> Callable[..., Any]:
-        """The engine's function, with what is drawn in its outermost call counted."""
+        """Wrap ``run``, which runs autograd's engine, to count what its outermost calls draw."""
 
         def watched(*args: Any, **kwargs: Any) -> Any:
             nonlocal running
@@ -86,7 +87,11 @@ def _generators() -> list[Tensor]:
 
 @contextmanager
 def _left_as_it_was(module: nn.Module) -> Iterator[None]:
-    """Restore the module's tensors and their values: a compiled forward assigns buffers; batch norm and optimizers write in place."""
+    """Restore modes, parameters, buffers, gradients and generators at the end of the block.
+
+    For parameters and buffers, both the tensor objects and their values are restored: a compiled forward assigns new buffers, and batch
+    norm and optimizers write into tensors.
+    """
     modes = [(m, m.training) for m in module.modules()]
     places: list[tuple[dict[str, Any], str, Tensor, Tensor]]
     places = [(slots, name, t, t.detach().clone()) for m in module.modules() for slots in (m._parameters, m._buffers)

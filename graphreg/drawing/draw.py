@@ -1,4 +1,4 @@
-"""``graphreg.draw`` writes a drawing of a model to a file, in the format that the file's extension says."""
+"""``graphreg.draw``: writes a drawing of a model to a file; the file's extension selects the format."""
 
 from __future__ import annotations
 
@@ -52,14 +52,16 @@ def draw(
         path: The file; its extension is ``.svg``, ``.png``, ``.dot`` or ``.html``. On an HTML page modules unfold at a click.
         plan: With a model or a trace: draw it as if this plan were applied.
         example_inputs: With a model: example inputs, as in ``trace``.
-        level: Fold the modules of this depth, 1 or more; None unfolds as many whole depths as there is room for.
-        mode: Which forward to draw, ``"train"`` or ``"eval"``, where the two differ.
+        level: Fold each module at this depth into one node. A whole number, 1 or more; None unfolds as many whole depths as leave at most
+            60 nodes visible.
+        mode: Which forward to draw, ``"train"`` or ``"eval"``, if the two differ.
 
     Returns:
-        The path.
+        The path of the file.
 
     Raises:
-        GraphRegError: The extension is unknown, the file cannot be written, or what was given has no graph.
+        GraphRegError: The extension is unknown, the file cannot be written, a package that the format needs is not installed, an option
+            is not allowed, or what was given has no graph.
     """
     check_level(level)
     file = _file(path)

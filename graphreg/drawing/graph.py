@@ -1,6 +1,6 @@
-"""Converts a graph to a networkx.DiGraph: names, operations, shapes, modules, and what each regularizer added.
+"""Converts a graph to a networkx.DiGraph, with names, operations, shapes and modules of nodes, and with what each regularizer added.
 
-All attributes are str, int, float or bool, and never None, so that GraphML, GEXF and node-link JSON can hold the graph.
+All attributes are str, int, float or bool, and never None, so that GraphML, GEXF and node-link JSON can store the graph.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ def to_networkx(
 ) -> nx.DiGraph[str]:
     """Convert a model, a trace, a plan or a rewritten module to a ``networkx.DiGraph``.
 
-    A node's key is the name of its site, or ``$`` and the name of the torch.fx node where it is not a site. docs/drawing.md lists the
-    attributes.
+    A node's key is the name of its site; for a node that is no site, it is ``$`` and the name of the torch.fx node. docs/drawing.md lists
+    the attributes.
 
     Args:
         module: What to convert.
-        level: Make each module of this depth, 1 or more, one node; None keeps every node.
+        level: Fold each module at this depth into one node. A whole number, 1 or more; None folds nothing.
         plan: With a model or a trace: convert it as if this plan were applied.
         example_inputs: With a model: example inputs, as in ``trace``.
-        mode: Which forward, ``"train"`` or ``"eval"``, where the two differ.
+        mode: Which forward to convert, ``"train"`` or ``"eval"``, if the two differ.
 
     Raises:
         GraphRegError: What was given has no graph, or an option is not allowed.
@@ -94,13 +94,18 @@ def as_networkx(seen: Viewed) -> nx.DiGraph[str]:
 
 
 def _classes(seen: Viewed) -> dict[str, str]:
-    """Return the class of each module by path, from the labels of those that run: a GraphModule keeps empty shells of some."""
+    """Return the class of each module, by path.
+
+    For a module that the forward calls, the class is the one in its label, because in a GraphModule the object at that path may be a plain
+    ``nn.Module`` that only holds parameters and submodules.
+    """
     classes = {path: type(module).__name__ for path, module in seen.traced.model.named_modules(remove_duplicate=False)}
     classes |= {label.module: label.op for site in seen.traced.values for label in site.labels if label.module}
     return classes
 
 
 def _prefixes(paths: Any) -> list[str]:
+    """Return each path and the paths of the modules around it, the outermost first: ``a`` and ``a.b`` for ``a.b``."""
     prefixes: dict[str, None] = {}
     for path in paths:
         names = path.split(".") if path else []
@@ -109,7 +114,7 @@ def _prefixes(paths: Any) -> list[str]:
 
 
 def _arguments(node: fx.Node) -> Iterator[tuple[str, fx.Node]]:
-    """Yield the nodes that a node reads, each with its place among the arguments."""
+    """Yield the nodes that a node reads, each with the index or the keyword of the argument that it is in."""
     named = [*((str(i), value) for i, value in enumerate(node.args)), *node.kwargs.items()]
     for place, value in named:
         for read in nodes_in(value):
@@ -128,7 +133,10 @@ def _add_edge(graph: nx.DiGraph[str], read: str, reader: str, place: str) -> Non
 
 
 def _scope(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
-    """Return the path of the module that a node belongs to; ``""`` for a path of torch.export's that is not a module."""
+    """Return the path of the module that a node belongs to; ``""`` where the recorded path names no module of the model.
+
+    That happens with torch.export.
+    """
     path = scope_of(node)
     return path if path in modules else ""
 
@@ -137,8 +145,8 @@ def _model_node(node: fx.Node, site: Site | None, seen: Viewed) -> Attributes:
     """Return the attributes of one of the model's own nodes, whether it is a site or not."""
     modules = seen.traced.operations.modules
     path = _scope(node, modules)
-    moved = addition_of(node)  # a native dropout may have a runtime module in its place
-    op, target = (moved and moved.was) or (node.op, node.target)
+    addition = addition_of(node)  # set for a native dropout whose node now calls a runtime module
+    op, target = (addition and addition.was) or (node.op, node.target)
     labels = own_labels(node)
     attributes: Attributes = {
         "name": site.name if site else labels[0].text if labels else node.name,
@@ -157,8 +165,8 @@ def _model_node(node: fx.Node, site: Site | None, seen: Viewed) -> Attributes:
             attributes |= {"shape": shape_text(site), "dtype": dtype_text(site)}
     if (origin := origin_of(node)) is not None:
         attributes["source"] = short(origin)
-    if seen.plan and moved is not None:
-        attributes["own_dropout"] = next(e.action for e in seen.plan.native_dropout if e.dropout.site.name == moved.site)
+    if seen.plan and addition is not None:
+        attributes["own_dropout"] = next(e.action for e in seen.plan.native_dropout if e.dropout.site.name == addition.site)
     return attributes
 
 
@@ -168,13 +176,14 @@ def target_text(target: object) -> str:
 
 
 def _addition(node: fx.Node, addition: Addition, seen: Viewed, boxes: Mapping[str, str]) -> Attributes:
-    """Return the attributes of a node that graphreg added: its regularizer, its site, and the module it is drawn in."""
+    """Return the attributes of a node that graphreg added: its regularizer, its site, and the module whose box it is drawn in."""
     plan, place, name, kind = seen.plan, addition.site or "", addition.regularizer or "", addition.kind.value
     site = seen.sites.get(place)
     if kind == Kind.TRACK and plan:
         name = ", ".join(plan.tracked.get(place, ()))
     box = boxes.get(place, "")
-    if site is not None and site.kind == "parameter":  # beside the layer that runs with it
+    if site is not None and site.kind == "parameter":
+        # drawn next to the outermost module on the parameter's path that the graph calls, or else inside the parameter's own module
         called = {str(read.target) for read in seen.graph.nodes if read.op == "call_module"}
         prefixes = _prefixes([site.module])
         box = next((path.rpartition(".")[0] for path in prefixes if path in called), site.module)
@@ -191,20 +200,20 @@ def _addition(node: fx.Node, addition: Addition, seen: Viewed, boxes: Mapping[st
 
 
 def collapsed(graph: nx.DiGraph[str], level: int) -> nx.DiGraph[str]:
-    """Make each module of one depth a single node, with the number of nodes that were in it."""
+    """Fold each module at the depth ``level`` into a single node, which has the number of nodes inside."""
     classes = dict(line.split("\t") for line in graph.graph["modules"].split("\n") if line)
     made: nx.DiGraph[str] = nx.DiGraph(**graph.graph)
-    stands = {key: _at_depth(key, attributes["box"], level) for key, attributes in graph.nodes(data=True)}
+    folded = {key: _at_depth(key, attributes["box"], level) for key, attributes in graph.nodes(data=True)}
     inside: dict[str, list[Attributes]] = {}
     for key, attributes in graph.nodes(data=True):
-        inside.setdefault(stands[key], []).append(attributes)
+        inside.setdefault(folded[key], []).append(attributes)
     for key, attributes in graph.nodes(data=True):
-        if stands[key] == key:
+        if folded[key] == key:
             made.add_node(key, **attributes)
-        elif stands[key] not in made:
-            made.add_node(stands[key], **_module(stands[key][:-1], inside[stands[key]], classes))
+        elif folded[key] not in made:
+            made.add_node(folded[key], **_module(folded[key][:-1], inside[folded[key]], classes))
     for read, reader, edge in graph.edges(data=True):
-        a, b = stands[read], stands[reader]
+        a, b = folded[read], folded[reader]
         if a != b and not made.has_edge(a, b):
             made.add_edge(a, b, **edge)
         elif a != b:
@@ -215,16 +224,16 @@ def collapsed(graph: nx.DiGraph[str], level: int) -> nx.DiGraph[str]:
 
 
 def _at_depth(key: str, box: str, level: int) -> str:
-    """Return the key of the module that a node is folded into, else its own.
+    """Return the key of the module that a node is folded into, or the node's own key if it is not folded.
 
-    A module's key is its path and a slash, because a site may have the path as its name.
+    A module's key ends in a slash, because a site may have the module's path as its name.
     """
     names = box.split(".") if box else []
     return f"{'.'.join(names[:level])}/" if len(names) >= level else key
 
 
 def _module(path: str, inside: list[Attributes], classes: Mapping[str, str]) -> Attributes:
-    """Return the attributes of a folded module; its shape is that of the value it returns."""
+    """Return the attributes of a folded module; its shape and dtype are those of the value that it returns."""
     added = Counter(a["regularizer"] for a in inside if a.get("added") in ("splice", "measure", "read") and a["regularizer"])
     attributes: Attributes = {
         "name": path, "kind": "module", "op": classes.get(path, ""), "module": path, "box": path.rpartition(".")[0],

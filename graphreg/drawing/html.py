@@ -1,4 +1,4 @@
-"""Writes a drawing as one interactive HTML file: the picture as JSON, with the styles and scripts of the folder ``page`` inlined."""
+"""Writes a drawing as one interactive HTML file: the picture as JSON, and the styles and scripts in the folder ``page``, inlined."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ SCRIPTS = ("selector.js", "spacing.js", "scene.js", "page.js")
 
 
 def page(seen: Viewed, shown: Picture, opened: Collection[str]) -> str:
-    """Return the text of the HTML file; it loads nothing from elsewhere."""
+    """Return the text of the HTML file. A browser needs no other file to show it."""
     data = {
         "title": shown.title, "opened": sorted(opened), "regularizers": _regularizers(seen, shown),
         "boxes": {key: _box(shown, box) for key, box in shown.boxes.items()}, "nodes": {key: _node(shown, key) for key in shown.nodes},
         "sites": _sites(seen, shown), "rules": _rules(seen),
     }  # fmt: skip
-    text = json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")  # no tag ends the script early
+    text = json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")  # so that no text contains </script>
     scripts = "\n".join(_page_file(name) for name in SCRIPTS)
     content = {"title": escape(shown.title), "css": _page_file("page.css"), "js": scripts, "data": text}
     return re.sub(r"\{\{(\w+)\}\}", lambda place: content[place[1]], _page_file("page.html"))
@@ -56,7 +56,7 @@ def _regularizers(seen: Viewed, shown: Picture) -> list[dict[str, Any]]:
 
 
 def formula(cls: type[Regularizer]) -> str:
-    """Return the source of a regularizer's ``__call__``, its formula; ``""`` where there is no source."""
+    """Return the source of the body of a regularizer's ``__call__``, without comments; ``""`` if Python finds no source."""
     try:
         source = textwrap.dedent(inspect.getsource(cls.__call__))
     except (OSError, TypeError):
@@ -66,7 +66,10 @@ def formula(cls: type[Regularizer]) -> str:
 
 
 def _box(shown: Picture, box: Box) -> dict[str, Any]:
-    """Return a module for the page, with its contents in layers from the top; ``~`` begins the name of a point that a long line passes."""
+    """Return the data of a module for the page, with its children in layers from top to bottom.
+
+    A line may pass layers between its ends. It has a point in each of these, whose name begins with ``~``.
+    """
     layers, chains = layered(shown, box)
     return {
         "path": box.path, "name": f"{box.path.rpartition('.')[2]} {box.op}".strip(), "op": box.op, "nodes": box.nodes,
@@ -80,12 +83,15 @@ def _box(shown: Picture, box: Box) -> dict[str, Any]:
 
 
 def _room(box: tuple[float, float]) -> tuple[float, float]:
-    """Add room for the mark that a folded module has before its name on the page."""
+    """Widen a folded module for the page, which puts a mark before its name."""
     return box[0] + 14, box[1]
 
 
 def layered(shown: Picture, box: Box) -> tuple[list[list[str]], list[list[str]]]:
-    """Return a module's children in layers, from the left, and for each line the children and points it passes, downwards."""
+    """Return a module's children in layers, each from left to right, and for each line the chain of children and points that it passes.
+
+    Layers and chains are from top to bottom.
+    """
     _, _, spots, splines = laid_out(box, {key: size(shown, key) for key in box.children}, graphviz())
     heights = sorted({round(y) for _, y in spots.values()})
     rows: list[list[tuple[float, str]]] = [[] for _ in heights]
@@ -104,7 +110,7 @@ def layered(shown: Picture, box: Box) -> tuple[list[list[str]], list[list[str]]]
 
 
 def _x_at(points: Sequence[tuple[float, float]], height: float) -> float:
-    """Find the x at which a curve passes a height; curves only go up or only go down."""
+    """Find the x at which a curve passes a height. A curve only rises or only falls, so there is one such x."""
     best, x = float("inf"), 0.0
     for i in range(0, len(points) - 1, 3):
         (ax, ay), (bx, by), (cx, cy), (dx, dy) = points[i : i + 4]
@@ -129,7 +135,7 @@ def _node(shown: Picture, key: str) -> dict[str, Any]:
 
 
 def _sites(seen: Viewed, shown: Picture) -> list[dict[str, Any]]:
-    """Return every site, drawn or not, with what selector.js needs to match it and what the panel shows."""
+    """Return every site, drawn or not, with the data that selector.js needs to match it and that the page's panel shows."""
     entries = []
     for i, site in enumerate(seen.traced.sites):
         attributes: Mapping[str, Any] = shown.nodes.get(site.name, {}) if site.kind == "value" else {}
@@ -143,7 +149,7 @@ def _sites(seen: Viewed, shown: Picture) -> list[dict[str, Any]]:
 
 
 def site_metadata(site: Site) -> dict[str, Any]:
-    """Return the facts about a site that matching a selector needs (selector.js)."""
+    """Return the attributes of a site that selector.js needs to match a selector."""
     labels = [
         {"name": label.name, "op": label.op, "ports": label.ports, "default": label.default, "module": label.module}
         for label in site.labels
@@ -155,7 +161,10 @@ def site_metadata(site: Site) -> dict[str, Any]:
 
 
 def _at(site: Site, shown: Picture) -> str | None:
-    """Return the key of what shows a site: its node; for a parameter the layer that uses it, or the innermost module around it."""
+    """Return the key of the node or box that shows a site; None if nothing does.
+
+    For a value it is the value's own node. For a parameter it is the node that uses it, or else the innermost module around it.
+    """
     if site.kind == "value":
         return site.name if site.name in shown.nodes else None
     if (layer := layer_of(shown.nodes, site.name)) is not None:
@@ -167,7 +176,7 @@ def _at(site: Site, shown: Picture) -> str | None:
 
 
 def _rules(seen: Viewed) -> list[dict[str, Any]]:
-    """Return the regularizers that a selector can be tried for on the page: those that need only a selector and a weight."""
+    """Return the regularizers whose selectors a reader can try out on the page: those that need only a selector and a weight."""
     rules = {}
     places = {site.name: i for i, site in enumerate(seen.traced.sites)}
     for cls in registered().values():
@@ -186,12 +195,12 @@ def _rules(seen: Viewed) -> list[dict[str, Any]]:
 
 
 def _weights(cls: type[Regularizer]) -> tuple[float, ...]:
-    """Return a usual weight, and others to try for a regularizer that does not allow it."""
+    """Return a usual weight, and then weights to try for a regularizer that does not allow the usual one."""
     return (0.1 if issubclass(cls, Splice) else 1e-4, 0.0, 0.5, 1.0)
 
 
 def _built(key: str, weight: float, pattern: str) -> Regularizer | str:
-    """Build a regularizer, or return the error's text: a weight out of range, or a selector that must be given."""
+    """Build a regularizer, or return the text of the error: the weight is out of range, or the class needs another selector than "*"."""
     try:
         return build(key, weight=weight, pattern=pattern)
     except GraphRegError as error:

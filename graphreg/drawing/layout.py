@@ -1,6 +1,6 @@
 """Places everything in a drawing with Graphviz's dot, one open module at a time, from the innermost outwards.
 
-dot comes with the wheel of pygraphviz. A module that is laid out is one node of fixed size for the module around it.
+The wheel of pygraphviz contains dot. After a module is laid out, it is one node of fixed size for the module around it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 from graphreg.drawing.scene import IN, OUT, Box, Link, Picture, lines, text_width
 from graphreg.errors import GraphRegError
 
-PAD, HEADER, BAND, INCH = 12.0, 20.0, 14.0, 72.0
-RANKS, NODES = 26.0, 16.0  # the room between ranks, and between neighbours
+PAD, HEADER, BAND, INCH = 12.0, 20.0, 14.0, 72.0  # pixels: around a box's content, its title, room for lines at its border, one inch
+RANKS, NODES = 26.0, 16.0  # pixels between two ranks, and between two neighbours in a rank
 Point = tuple[float, float]
 
 
@@ -32,7 +32,7 @@ class Rectangle:
 
 @dataclass(frozen=True)
 class Curve:
-    """A cubic Bézier curve: a first point, then three for each piece. ``arrow``: whether it ends at a node, not at a module's border."""
+    """A cubic Bézier curve: a first point, then three points for each piece. ``arrow``: whether it ends in an arrowhead."""
 
     link: Link
     points: tuple[Point, ...]
@@ -44,7 +44,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Arrangement:
-    """The whole layout: its size, the place of each key (outer boxes before their contents), and the curves."""
+    """The whole layout: its size, the rectangle of each node and box by key (a box before its content), and the curves."""
 
     width: float
     height: float
@@ -53,7 +53,7 @@ class Arrangement:
 
 
 def graphviz() -> Any:
-    """Import pygraphviz, which has dot in it, or raise GraphRegError."""
+    """Import pygraphviz and return it; raise GraphRegError if it is not installed."""
     try:
         import pygraphviz  # noqa: PLC0415
     except ImportError:
@@ -64,7 +64,7 @@ def graphviz() -> Any:
 
 
 def arrange(shown: Picture, opened: Collection[str]) -> Arrangement:
-    """Lay out all that is visible with the boxes ``opened``. Raises GraphRegError where pygraphviz is not installed."""
+    """Lay out all that is visible if the boxes ``opened`` are unfolded. Raises GraphRegError if pygraphviz is not installed."""
     return _box(shown, shown.boxes["/"], opened, graphviz())
 
 
@@ -108,13 +108,16 @@ def _box(shown: Picture, box: Box, opened: Collection[str], pgv: Any) -> Arrange
 
 
 def _through(box: Box, pin: str) -> str:
-    """Return the regularizer that all lines through a border belong to, for their colour; ``""`` where they differ."""
+    """Return the regularizer that all lines through a border belong to, whose colour they have; ``""`` if they differ.
+
+    ``pin``: the border, ``IN`` or ``OUT``.
+    """
     first, *more = {link.regularizer for link in box.links if pin in (link.start, link.end)}
     return "" if more else first
 
 
 def bend(start: Point, end: Point) -> tuple[Point, ...]:
-    """Return a curve from a point down to another that leaves and arrives vertically."""
+    """Return a curve from a point to a lower one. It is vertical at both ends."""
     half = (start[1] + end[1]) / 2
     return start, (start[0], half), (end[0], half), end
 
@@ -122,7 +125,7 @@ def bend(start: Point, end: Point) -> tuple[Point, ...]:
 def laid_out(
     box: Box, sizes: Mapping[str, tuple[float, float]], pgv: Any
 ) -> tuple[float, float, dict[str, Point], list[tuple[Link, tuple[Point, ...]]]]:
-    """Run dot on one box: the width and height of its content, the centre of each child, and the lines as cubic curves."""
+    """Run dot on one box; return the width and height of its content, the centre of each child, and the curve of each line."""
     graph = pgv.AGraph(directed=True, strict=False, ranksep=RANKS / INCH, nodesep=NODES / INCH, splines="true")
     ids = {key: f"n{i}" for i, key in enumerate([*box.children, IN, OUT])}
     for key, (width, height) in sizes.items():

@@ -1,4 +1,4 @@
-"""Writes a drawing as SVG, as PNG (made from the SVG), or as text for Graphviz's dot, which lays it out itself."""
+"""Writes a drawing as SVG, as PNG (made from the SVG), or as text for Graphviz's dot, which then does the layout."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from graphreg.drawing.scene import Picture, lines, text_width
 from graphreg.errors import GraphRegError
 
 MARGIN, ROW = 16.0, 18.0
-LARGEST = 16384  # pixels, the longest side of a .png that viewers still open
+LARGEST = 16384  # pixels: many viewers do not open a .png with a longer side
 FONT = "DejaVu Sans Mono, Menlo, Consolas, Liberation Mono, Courier New, monospace"
-# Okabe & Ito's colours, which colour-blind people can tell apart, without black and yellow; more are computed where needed.
+# Okabe & Ito's colours, which colour-blind people can tell apart, without black and yellow; ``_further`` computes more.
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 STYLE = f"""
 text {{ font-family: {FONT}; font-size: 11px; fill: #1f2328 }}
@@ -34,7 +34,7 @@ def colour(number: int) -> str:
 
 @cache
 def _further() -> list[tuple[int, ...]]:
-    """Order further colours, of all hues in three degrees of lightness, so that each is as far as possible from all before it."""
+    """Return ``COLOURS`` and 144 more, of all hues and three degrees of lightness, each as unlike all before it as possible."""
     colours = [tuple(int(text[i : i + 2], 16) for i in (1, 3, 5)) for text in COLOURS]
     wheel = [colorsys.hls_to_rgb(hue / 48, lightness, 0.6) for hue in range(48) for lightness in (0.28, 0.42, 0.58)]
     left = [tuple(round(255 * part) for part in rgb) for rgb in wheel]
@@ -45,7 +45,7 @@ def _further() -> list[tuple[int, ...]]:
 
 
 def _far(one: tuple[int, ...], other: tuple[int, ...]) -> float:
-    """Measure how different two colours look: red, green and blue weighted as the eye weighs them (Riemersma's formula)."""
+    """Return how different two colours look: the squared distance with weights for red, green and blue by Riemersma's formula."""
     red = (one[0] + other[0]) / 2
     squares = [(a - b) ** 2 for a, b in zip(one, other, strict=True)]
     return (2 + red / 256) * squares[0] + 4 * squares[1] + (2 + (255 - red) / 256) * squares[2]
@@ -77,10 +77,10 @@ def svg(shown: Picture, arranged: Arrangement, opened: Collection[str]) -> str:
 
 
 def png(text: str) -> bytes:
-    """Render SVG text as a PNG at twice the size, or smaller so that no side is above ``LARGEST`` pixels.
+    """Render SVG text as a PNG at twice the size, or at a smaller scale if a side would have more than ``LARGEST`` pixels.
 
     Raises:
-        GraphRegError: resvg-py is not installed, or no font is.
+        GraphRegError: resvg-py or a font is not installed.
     """
     try:
         import resvg_py  # noqa: PLC0415
@@ -155,7 +155,7 @@ def _curve(shown: Picture, curve: Curve) -> str:
 
 
 def dot(shown: Picture, opened: Collection[str]) -> str:
-    """Return what is visible with the boxes ``opened`` as a ``digraph`` for Graphviz."""
+    """Return a ``digraph`` for Graphviz of all that is visible if the boxes ``opened`` are unfolded."""
     legend = "".join(f"\\l{_escaped(f'{name}: {text}')}" for name, text in shown.regularizers.items())
     head = [
         f"digraph {quoted(shown.title)} {{",
@@ -191,7 +191,7 @@ def _content(shown: Picture, key: str, opened: Collection[str], indent: str) -> 
 
 
 def _lines(shown: Picture, opened: Collection[str]) -> Iterator[str]:
-    """Yield each edge between what is visible, once."""
+    """Yield the edges between visible nodes and folded modules, one for each pair."""
     visible = {key: next((box for box in shown.around(key) if box not in opened), key) for key in shown.nodes}
     seen: dict[tuple[str, str], str] = {}
     for start, end, name in shown.edges:

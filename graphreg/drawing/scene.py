@@ -1,7 +1,7 @@
 """Chooses what of a graph is drawn, and groups it into boxes (modules within modules) with the lines at each level.
 
-A line never crosses the border of a box: inside a module it begins or ends at the border (``IN``, ``OUT``), and continues outside. So
-each module is laid out by itself, and folding one changes nothing inside another.
+No line crosses the border of a box. It ends at the border (``IN`` or ``OUT``), and another line continues on the other side. So each
+module is laid out by itself, and folding a module changes nothing inside another.
 """
 
 from __future__ import annotations
@@ -20,13 +20,20 @@ from graphreg.drawing.graph import as_networkx
 from graphreg.drawing.view import Viewed
 
 IN, OUT = "<", ">"
-ROOM = 60  # at first, whole depths of modules are unfolded while no more nodes than this are visible
+ROOM = 60  # by default, whole depths of modules are unfolded as long as no more nodes than this are visible
 WIDE = 6.2  # width of a letter, in pixels, at a font size of 10
 
 
 @dataclass(frozen=True)
 class Link:
-    """A line between two children of one box, or a child and the box's border. ``back``: it runs against the order of the graph."""
+    """A line between two children of a box, or between a child and the box's border.
+
+    Attributes:
+        start: The key of the child where it starts, or ``IN``.
+        end: The key of the child where it ends, or ``OUT``.
+        regularizer: The regularizer whose colour it has; ``""`` for none.
+        back: Whether it runs upwards, because its end is placed before its start.
+    """
 
     start: str
     end: str
@@ -43,7 +50,7 @@ class Box:
         op: Its class.
         children: The keys of the nodes and boxes directly in it, in the order of the graph.
         links: The lines between them.
-        acts: How many sites inside each regularizer acts on, by the regularizer's name.
+        acts: By the name of a regularizer, the number of sites inside, at any depth, that it acts on.
         nodes: How many nodes are inside, at any depth.
     """
 
@@ -51,7 +58,7 @@ class Box:
     op: str
     children: list[str] = field(default_factory=list)
     links: list[Link] = field(default_factory=list)
-    acts: Counter[str] = field(default_factory=Counter)  # by regularizer: at how many sites inside
+    acts: Counter[str] = field(default_factory=Counter)
     nodes: int = 0
 
     @property
@@ -70,7 +77,7 @@ class Picture:
     Attributes:
         title: The heading.
         nodes: The nodes that are drawn, by key, with the attributes of ``to_networkx``.
-        boxes: The modules by key, the whole model first.
+        boxes: The modules by key; the whole model comes first.
         edges: Each line as the keys of its two nodes and the regularizer whose colour it has.
         regularizers: What the legend says, by the regularizer's name.
     """
@@ -78,8 +85,8 @@ class Picture:
     title: str
     nodes: Mapping[str, Mapping[str, Any]]
     boxes: Mapping[str, Box]
-    edges: tuple[tuple[str, str, str], ...]  # from, to, the regularizer
-    regularizers: Mapping[str, str]  # by name, what the legend says of each
+    edges: tuple[tuple[str, str, str], ...]
+    regularizers: Mapping[str, str]
 
     @cached_property
     def colour(self) -> dict[str, int]:
@@ -98,7 +105,7 @@ def boxes_around(path: str) -> tuple[str, ...]:
 
 
 def picture(seen: Viewed) -> Picture:
-    """Choose what of a model is drawn (sites, operations with several results, what regularizers add), and group it by module."""
+    """Choose the nodes to draw (sites, operations with several results, additions of regularizers), and group them by module."""
     graph = as_networkx(seen)
     classes = dict(line.split("\t") for line in graph.graph["modules"].split("\n") if line)
     drawn = _drawn(graph)
@@ -133,26 +140,26 @@ def _legend(seen: Viewed) -> dict[str, str]:
 
 
 def _drawn(graph: nx.DiGraph[str]) -> nx.DiGraph[str]:
-    """Leave out sizes, noise keys, unread inputs, and totals of penalties that are measured site by site."""
+    """Return the graph without the nodes that are not drawn: sizes, noise keys, unread inputs, totals of penalties measured by site."""
     drawn: nx.DiGraph[str] = graph.copy()
     nodes = drawn.nodes
     measured = {a["regularizer"] for _, a in graph.nodes(data=True) if a.get("added") in ("measure", "read")}
     for key in reversed(list(graph)):
         attributes = nodes[key]
-        added, why_not, read = attributes.get("added"), attributes.get("why_not"), list(drawn.successors(key))
-        if added in ("attach", "attached") or (why_not == "a tuple" and read and attributes["op"] == "getitem"):
+        added, why_not, readers = attributes.get("added"), attributes.get("why_not"), list(drawn.successors(key))
+        if added in ("attach", "attached") or (why_not == "a tuple" and readers and attributes["op"] == "getitem"):
             _bypass(drawn, key)
-        elif attributes["kind"] == "other" and read and all(nodes[reader]["kind"] == "output" for reader in read):
+        elif attributes["kind"] == "other" and readers and all(nodes[reader]["kind"] == "output" for reader in readers):
             _bypass(drawn, key)  # the object that the model returns
         elif (
             added == "key" or (added == "total" and attributes["regularizer"] in measured)
             or why_not == "no tensor" or attributes["kind"] in ("other", "read")
-            or (not read and (why_not == "a tuple" or attributes["call"] == "placeholder"))
+            or (not readers and (why_not == "a tuple" or attributes["call"] == "placeholder"))
         ):  # fmt: skip
             drawn.remove_node(key)
     for key in list(drawn):
         attributes = nodes[key]
-        if attributes.get("added") == "total":  # other penalties have no line to the output either
+        if attributes.get("added") == "total":  # penalties measured by site have no line to the output, so these have none
             drawn.remove_edges_from([(key, end) for end in list(drawn.successors(key)) if nodes[end]["kind"] == "output"])
         if attributes.get("added") == "read" and (layer := layer_of(nodes, attributes["site"])) is not None:
             drawn.add_edge(layer, key, regularizer=attributes["regularizer"])
@@ -160,7 +167,7 @@ def _drawn(graph: nx.DiGraph[str]) -> nx.DiGraph[str]:
 
 
 def layer_of(nodes: Mapping[str, Mapping[str, Any]], parameter: str) -> str | None:
-    """Find the first node that uses a parameter: the call of the layer that has it, or the model's own read of it."""
+    """Return the first node that uses a parameter: a call of the layer that has it, or a ``get_attr`` of the model."""
     for key, attributes in nodes.items():
         runs = attributes["call"] == "call_module" and attributes["kind"] != "addition" and parameter.startswith(f"{attributes['target']}.")
         if runs or (attributes["call"] == "get_attr" and attributes["kind"] == "site" and attributes["target"] == parameter):
@@ -169,6 +176,7 @@ def layer_of(nodes: Mapping[str, Mapping[str, Any]], parameter: str) -> str | No
 
 
 def _bypass(graph: nx.DiGraph[str], key: str) -> None:
+    """Remove a node and connect the nodes before it with those after it."""
     for before, _, edge in list(graph.in_edges(key, data=True)):
         for after in list(graph.successors(key)):
             if not graph.has_edge(before, after):
@@ -177,7 +185,7 @@ def _bypass(graph: nx.DiGraph[str], key: str) -> None:
 
 
 def _chain(key: str, path: str, boxes: dict[str, Box], classes: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the keys of the boxes around a node and its own key; add each to the children of the box around it."""
+    """Return the keys of the boxes around a node, from the outermost, and the node's key; add each to the children of the one before."""
     chain = (*boxes_around(path), key)
     for outer, inner in pairwise(chain):
         if inner != key and inner not in boxes:
@@ -188,9 +196,9 @@ def _chain(key: str, path: str, boxes: dict[str, Box], classes: Mapping[str, str
 
 
 def _levels(start: tuple[str, ...], end: tuple[str, ...]) -> list[tuple[str, tuple[str, str]]]:
-    """Split a line into pieces that each lie within one box."""
+    """Split a line between two nodes into pieces that each lie within one box; return the key of the box and the ends of each."""
     shared = 0
-    while start[shared + 1] == end[shared + 1]:  # two nodes: their own keys, which come last, differ
+    while start[shared + 1] == end[shared + 1]:  # it stops at the last keys at the latest, which are two nodes
         shared += 1
     pieces = [(start[shared], (start[shared + 1], end[shared + 1]))]
     pieces += [(box, (child, OUT)) for box, child in zip(start[shared + 1 : -1], start[shared + 2 :], strict=True)]
@@ -199,7 +207,7 @@ def _levels(start: tuple[str, ...], end: tuple[str, ...]) -> list[tuple[str, tup
 
 
 def unfolded(shown: Picture, level: int | None = None) -> frozenset[str]:
-    """Choose the boxes that are open: those above ``level``, or as many whole depths as there is room for."""
+    """Return the keys of the boxes to unfold: those above the depth ``level``, or without it as many whole depths as ``ROOM`` allows."""
     if level is not None:
         return frozenset(key for key, box in shown.boxes.items() if box.depth < level)
     opened = frozenset(("/",))
@@ -223,14 +231,14 @@ def lines(shown: Picture, key: str) -> tuple[str, str]:
             return attributes["regularizer"], f"wrt {attributes['site']}"
         what = attributes["site"].rpartition(".")[2] if attributes["added"] == "read" else attributes["op"]
         return attributes["regularizer"] or attributes["added"], f"{what}{strength}"
-    full = attributes["target"] if attributes["call"] == "get_attr" else attributes["name"]  # a read is named for what it reads
+    full = attributes["target"] if attributes["call"] == "get_attr" else attributes["name"]  # a get_attr is shown by what it reads
     name = full.removeprefix(f"{attributes['box']}.") if attributes["box"] else full
-    if attributes["target"] == "getitem" and attributes["op"] != "getitem" and ":" not in name:  # the module's own node has that name
-        name += ":out"
+    if attributes["target"] == "getitem" and attributes["op"] != "getitem" and ":" not in name:
+        name += ":out"  # a module's first output; the call of the module is drawn too, by the bare name
     dropout = f"native: {attributes['own_dropout']}" if "own_dropout" in attributes else ""
     return name, " ".join(filter(None, [attributes["op"] if attributes["op"] != name else "", attributes.get("shape", ""), dropout]))
 
 
 def text_width(text: str) -> float:
-    """Return the width of a text in pixels, in a monospaced font of size 10; East Asian wide letters count twice."""
+    """Return the width of a text in pixels, in a monospaced font of size 10; a wide East Asian character counts as two."""
     return WIDE * sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)

@@ -1,4 +1,4 @@
-"""Finds the graph to draw: from a model, a trace, a plan, or a rewritten module."""
+"""Finds the graph to draw, given a model, a trace, a plan or a rewritten module."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Drawable = nn.Module | Traced | Plan
 
 @dataclass(frozen=True)
 class Viewed:
-    """A graph to draw, with what is known about it.
+    """A graph to draw, with the trace and the plan that it comes from.
 
     Attributes:
         traced: The trace of the model without regularizers.
-        graph: The graph with what the regularizers add.
-        forward: Which forward it is: ``both``, ``train`` or ``eval``.
+        graph: The graph to draw, with the additions of the regularizers.
+        forward: Which forward it is of: ``"both"``, ``"train"`` or ``"eval"``.
         plan: The plan that was applied, or None.
-        strengths: The present strength of each regularizer.
+        strengths: The present strength of each regularizer, by name.
     """
 
     traced: Traced
@@ -45,7 +45,7 @@ class Viewed:
 
     @property
     def heading(self) -> str:
-        """The title, with the mode where the two forwards differ."""
+        """The title, with the mode if the two forwards differ."""
         return self.title if self.forward == "both" else f"{self.title}, in {self.forward} mode"
 
     @cached_property
@@ -55,16 +55,16 @@ class Viewed:
 
 
 def viewed(target: Drawable, plan: Plan | None = None, example_inputs: Any = None, mode: Mode = "train") -> Viewed:
-    """Find the graph of what was given; a plan is applied to a copy of the graph, so that the drawing shows what a rewrite makes.
+    """Find the graph of a model, a trace, a plan or a rewritten module. A plan is applied to a copy of the graph.
 
     Args:
-        target: A model, a trace, a plan (drawn on the trace that it was made for), or a rewritten module.
+        target: A model, a trace, a plan (whose graph is the trace that it was made for, with the plan applied), or a rewritten module.
         plan: With a model or a trace: the plan to apply.
         example_inputs: With a model: example inputs, as in ``trace``.
-        mode: Which forward, where the two differ.
+        mode: Which forward, if the two differ.
 
     Raises:
-        GraphRegError: What was given has no graph, the mode is unknown, or the plan is for another model.
+        GraphRegError: What was given has no graph, the mode is unknown, two plans are given, or the plan is for another model.
     """
     if mode not in ("train", "eval"):
         raise GraphRegError(f"mode={mode!r} is unknown; it is 'train' or 'eval', for a model whose two forwards differ.")
@@ -114,7 +114,7 @@ def _viewed(traced: Traced, graphs: Mapping[str, fx.Graph], plan: Plan | None, n
 
 
 def _rewritten(module: nn.Module) -> fx.GraphModule | None:
-    """Find the rewritten module, also inside wrappers of torch's; None for any other module."""
+    """Return the rewritten module, which may be inside wrappers of torch (torch.compile, DDP); None for any other module."""
     try:
         return rewritten(module)
     except GraphRegError:

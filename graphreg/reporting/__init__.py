@@ -1,7 +1,7 @@
 """Shows what graphreg did to a model: the report with its costs, the diff of the emitted Python, the monitor of values in training.
 
-Open ``report.py`` first: it is ``graphreg.report``. ``records.py`` has the records that a report consists of and prints itself with;
-``terminal.py`` lays out tables for the screen and HTML.
+Open ``report.py`` first, which defines ``graphreg.report``. ``records.py`` defines the records of a report and how they are printed;
+``terminal.py`` lays out tables for the screen and as HTML.
 """
 
 from graphreg.reporting.diff import Diff, diff

@@ -1,7 +1,7 @@
-"""Measures the cost of the additions: one forward pass with them and one without, on meta tensors, which have shapes and no data.
+"""Measures the cost of the additions: one forward pass with them and one without, on meta tensors, which have shapes but no data.
 
-A value that an addition replaces is no longer kept for backward, while the mask and the new value are. So the cost is the difference of
-the two passes, value by value. It is that of eager; a compiler keeps other values.
+The cost is the difference between the two passes, node by node. It can be negative: autograd saves the mask of a dropout for backward, but
+may no longer save the value that the dropout replaces. The numbers are those of eager mode; compiled code saves other values.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from graphreg.rewriting import strip
 from graphreg.runtime import graphs_of
 from graphreg.torch_internals import Changes, TorchDispatchMode, deep_enough, number_of_storage, packet_of, pytree
 
+# Operators, other than views, that count as no operation.
 _FREE = {"detach", "alias", "empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "lift_fresh", "_reshape_alias"}
 META = torch.device("meta")
 
@@ -31,7 +32,9 @@ META = torch.device("meta")
 def cost(module: fx.GraphModule, plan: Plan) -> Cost:
     """Measure what the additions of a rewritten module cost in a forward pass in train mode.
 
-    Raises GraphRegError, with the reason alone as its message, if there are no shapes or the model does not run without data.
+    Raises:
+        GraphRegError: The model was traced without example inputs, or it cannot run on meta tensors. The message is a clause that gives
+            the reason, for the report to quote.
     """
     try:
         with Changes() as changes, changes:
@@ -63,7 +66,7 @@ def _of_train(graphs: Mapping[str, fx.Graph]) -> fx.Graph:
 
 
 def _without_data(module: fx.GraphModule) -> fx.GraphModule:
-    """Return a copy of the module on the meta device; shared tensors stay shared."""
+    """Return a copy of the module on the meta device. A tensor that occurs twice in the module is one tensor in the copy too."""
     memo: dict[int, Any] = {}
     for owner in module.modules():
         for tensor in (*owner._parameters.values(), *owner._buffers.values(), *vars(owner).values()):
@@ -74,8 +77,10 @@ def _without_data(module: fx.GraphModule) -> fx.GraphModule:
 
 
 def _labels(graph: fx.Graph, plan: Plan) -> dict[str, str]:
-    """Return, by node name, the regularizer (or kind of addition) that the node belongs to; the model's nodes have no entry, except
-    native dropouts that were moved."""
+    """Map each added node, by name, to the row of the table that it counts in: a regularizer, or a kind of addition such as ``"keys"``.
+
+    The model's own nodes have no entry, except native dropouts that graphreg moved to its streams.
+    """
     kinds = {
         Kind.NATIVE: OWN_DROPOUT, Kind.KEY: "keys", Kind.CLONE: "copies", Kind.COPY: "copies", Kind.ATTACH: "attach",
         Kind.ATTACHED: "attach", Kind.WATCH: "monitor",
@@ -89,7 +94,11 @@ def _labels(graph: fx.Graph, plan: Plan) -> dict[str, str]:
 
 
 def _cause(node: str, more: int, run: _Pass, graph: fx.Graph, labels: Mapping[str, str]) -> str:
-    """Return what causes that a value of the model is kept for backward when it was not before, or no longer kept."""
+    """Return the row that a change in the saved bytes of the model's own value counts in.
+
+    ``more`` is the change. If bytes were added, it is the row of an added node that saved the value; if bytes were removed, the row of an
+    added node that now reads the value.
+    """
     if not more:
         return "other"
     if more > 0:
@@ -132,27 +141,27 @@ def _empty(known: Any, name: str) -> Any:
 
 
 class _Pass(fx.Interpreter):
-    """Runs a forward pass and counts, for each node, its operations and the bytes of it that autograd keeps."""
+    """Runs a forward pass; counts each node's operations, and the bytes of its value that autograd saves for backward."""
 
     def __init__(self, module: fx.GraphModule, graph: fx.Graph) -> None:
         super().__init__(module, graph=graph)
         self.operations, self.kept = Counter[str](), Counter[str]()
-        self.savers: dict[str, list[str]] = {}  # by node: the nodes whose derivative reads what it made
-        self.made: dict[int, tuple[str, Any]] = {}  # by storage: the node that made it; the storage lives as long as this
-        self.holders: dict[str, dict[str, None]] = {}  # by node: those whose value is in the storage that it made
+        self.savers: dict[str, list[str]] = {}  # by node: the nodes that saved its value for backward
+        self.made: dict[int, tuple[str, Any]] = {}  # by number of storage: its node; holds the storage, whose number torch would reuse
+        self.holders: dict[str, dict[str, None]] = {}  # by node: the nodes whose values share the storage that it made
         self.saved: dict[int, list[str]] = {}
         self.now = ""
         storages = [_storage(tensor) for tensor in (*module.parameters(), *module.buffers())]
-        self.free = {number_of_storage(storage): storage for storage in storages}  # they are there anyway
+        self.free = {number_of_storage(storage): storage for storage in storages}  # parameters and buffers need no further memory
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
-        return next(self.args_iter)  # torch.fx would make a list of what is left for ``*args``
+        return next(self.args_iter)  # fx.Interpreter would pass all remaining inputs, as a list, to ``*args``
 
     def run_node(self, n: fx.Node) -> Any:
         self.now = n.name
         value = super().run_node(n)
         self.made_by_now(value)
-        if isinstance(self.module_of(n), nn.RNNBase):  # one operator on the real device, which keeps its outputs
+        if isinstance(self.module_of(n), nn.RNNBase):  # cuDNN and oneDNN run it as one operator, which saves its outputs
             for tensor in _tensors(value):
                 self.save(tensor)
         return value
@@ -174,7 +183,7 @@ class _Pass(fx.Interpreter):
         return tensor
 
     def settle(self) -> None:
-        """Count the bytes, each storage once."""
+        """Count the saved bytes, each storage once."""
         for key, savers in self.saved.items():
             node, storage = self.made[key]
             self.kept[node] += storage.nbytes()
@@ -182,7 +191,7 @@ class _Pass(fx.Interpreter):
 
 
 class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the operations of each node, and moves whatever they take to the meta device."""
+    """Counts the operations of each node, and moves their arguments to the meta device."""
 
     def __init__(self, run: _Pass) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -199,7 +208,7 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _emptied(tensor: Tensor) -> Tensor:
-    """Move a constant of the model's code to the meta device; a single number stays, because it goes with any device."""
+    """Move a tensor to the meta device. A 0-d tensor stays, because torch combines it with tensors of any device."""
     return tensor if tensor.device == META or tensor.dim() == 0 else tensor.to(META)
 
 

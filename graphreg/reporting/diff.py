@@ -20,7 +20,7 @@ from graphreg.runtime import KeyRule, RewrittenModule, backend_handle, rewritten
 
 Sign = Literal["---", "+++", "@@", "-", "+", " "]
 _STYLES: dict[str, str] = {"---": "bold", "+++": "bold", "@@": "cyan", "-": "red", "+": "green"}
-_MARGIN = 88  # columns; a longer line does not push the comments of the others to the right
+_MARGIN = 88  # columns; comments start after the longest commented line that is no longer than this
 _MODES = {"both": "", "train": ", in train mode", "eval": ", in eval mode"}
 
 
@@ -29,12 +29,13 @@ class DiffLine:
     """A line of a ``Diff``.
 
     Attributes:
-        sign: As in ``diff -u``: ``"---"`` and ``"+++"`` begin a forward, ``"@@"`` a group of lines.
+        sign: As in ``diff -u``: ``"---"`` and ``"+++"`` are the header of a ``forward``, ``"@@"`` is the header of a group of lines, and
+            ``"-"``, ``"+"`` and ``" "`` mark a line as removed, added or unchanged.
         text: The line as it is printed, with sign and comment.
         code: The Python alone.
-        kind: What kind of addition it belongs to, as in ``Line.kind``.
-        regularizers: The regularizers that it belongs to.
-        sites: The sites that it belongs to.
+        kind: As in ``Line.kind``: a kind of addition, ``"reads"``, ``"rule"`` or ``""``.
+        regularizers: The names of the regularizers that the line belongs to.
+        sites: The names of the sites that the line belongs to.
     """
 
     sign: Sign
@@ -47,15 +48,15 @@ class DiffLine:
 
 @dataclass(frozen=True)
 class Diff:
-    """A unified diff of the forwards that differ, one after the other. It is true if there is a difference.
+    """A unified diff of those ``forward`` methods that differ. ``bool(diff)`` is True if there is a difference.
 
-    It prints for the screen, in colours on a terminal unless NO_COLOR is set; ``text()`` is plain.
+    ``str(diff)`` is coloured on a terminal unless NO_COLOR is set; ``text()`` never is.
 
     Attributes:
         before: The title of the first source.
         after: The title of the second source.
         lines: The lines of the diff.
-        notes: What differs between two modules beside their code: the seeds of their noise, the shapes of their parameters.
+        notes: Differences that the code does not show, between the seeds of two modules' noise or the shapes of their parameters.
     """
 
     before: str
@@ -68,12 +69,12 @@ class Diff:
 
     @property
     def added(self) -> int:
-        """How many lines are new or changed."""
+        """The number of lines that are new or changed."""
         return sum(line.sign == "+" for line in self.lines)
 
     @property
     def removed(self) -> int:
-        """How many lines are gone or changed."""
+        """The number of lines that are removed or changed."""
         return sum(line.sign == "-" for line in self.lines)
 
     def text(self) -> str:
@@ -90,7 +91,7 @@ class Diff:
         return "\n".join([*lines, *self._rest()])
 
     def _rest(self) -> list[str]:
-        """Return the text below the lines, or in their place if there are none."""
+        """Return the lines of text after the diff: the notes, and before them, if no line differs, a sentence that says so."""
         none = f"no difference between {self.before} and {self.after}" + " in code, regularizers and strengths" * bool(self.notes)
         return [*([] if self.lines else [none]), *self.notes]
 
@@ -103,17 +104,17 @@ class Diff:
 
 
 def diff(a: Any, b: Any = None, *, context: int = 3) -> Diff:
-    """Compare the emitted Python of ``a`` with that of its model, or, with ``b``, that of ``a`` with that of ``b``.
+    """Compare the Python emitted for ``a`` with that emitted for its model, or for ``b`` if ``b`` is given.
 
-    Two modules are also compared by the seeds of their noise and the shapes of their parameters.
+    With ``b``, the shapes of parameters are compared too, and the seeds of noise if neither ``a`` nor ``b`` is a plan.
 
     Args:
-        a: A rewritten module, also compiled or wrapped, a stripped one, or a plan that was not applied yet.
-        b: Another one.
+        a: A rewritten module, which may be compiled or wrapped; a stripped module; or a plan, which is applied to a copy.
+        b: The same; None compares ``a`` with its own model.
         context: The number of unchanged lines around each change, 0 or more.
 
     Raises:
-        GraphRegError: ``a`` or ``b`` is something else, or cannot be stripped.
+        GraphRegError: ``a`` or ``b`` is something else, or, without ``b``, ``a`` cannot be stripped.
         RegularizerError: ``context`` is not allowed.
     """
     if type(context) is not int or context < 0:
@@ -132,7 +133,7 @@ def diff(a: Any, b: Any = None, *, context: int = 3) -> Diff:
     lines: list[DiffLine] = []
     for mode in {**old.forwards, **new.forwards}:
         ours, theirs = _forward(old, mode), _forward(new, mode)
-        if ours is None or theirs is None:  # "both" of one source, where the other has a forward for each mode
+        if ours is None or theirs is None:  # one source has a single forward: it is compared with each forward of the other
             continue
         lines += _section(ours, theirs, before + _MODES[mode], after + _MODES[mode], context)
     return Diff(before, after, tuple(lines), notes)
@@ -143,16 +144,16 @@ def _title(module: Any, source: Source) -> str:
 
 
 def _beside(a: Any, b: Any, planned: bool) -> Iterator[str]:
-    """Describe what differs between two modules beside their code. ``planned``: one is a plan, which has no seed yet."""
+    """Yield the differences between two modules that their code does not show. ``planned``: one is from a plan, which has no seed."""
     ours, theirs = (_streams(module) for module in (a, b))
     other = [] if planned else [name for name in ours if name in theirs and ours[name] != theirs[name]]
     if other:
-        yield f"beside the code: the noise is seeded differently ({listed(other)})"
+        yield f"besides the code: the noise is seeded differently ({listed(other)})"
     shapes, others = ({name: p.shape for name, p in _inner(module).named_parameters() if not nn.parameter.is_lazy(p)} for module in (a, b))
     pairs = [(name, shapes[name], shape) for name, shape in others.items() if shapes.get(name, shape) != shape]
     if pairs:
         differences = [f"{name} {'x'.join(map(str, old))} and {'x'.join(map(str, new))}" for name, old, new in pairs]
-        yield f"beside the code: parameters have other shapes ({listed(differences)})"
+        yield f"besides the code: parameters have other shapes ({listed(differences)})"
 
 
 def _inner(module: Any) -> nn.Module:
@@ -175,7 +176,7 @@ def _source(module: Any) -> Source:
     try:
         rewritten(module)
     except GraphRegError as error:
-        raise GraphRegError(f"{error} diff(module) by itself compares it with the model.") from None
+        raise GraphRegError(f"{error} With one argument, diff(module) compares the module with its model.") from None
     return source(module, strengths(module))
 
 
@@ -220,7 +221,7 @@ def _shown(sign: Sign, line: Line, margin: int) -> DiffLine:
 
 
 class _Matcher(difflib.SequenceMatcher[str]):
-    """Matches lines by the value that they assign, so that a line whose arguments changed stands beside its former self."""
+    """Matches lines by the name that they assign, so that a line whose arguments changed is paired with its old version."""
 
     def __init__(self, ours: Sequence[Line], theirs: Sequence[Line]) -> None:
         super().__init__(None, [line.key for line in ours], [line.key for line in theirs], autojunk=False)
@@ -230,7 +231,7 @@ class _Matcher(difflib.SequenceMatcher[str]):
         return line.code, line.comment
 
     def get_opcodes(self) -> Any:
-        """Return difflib's opcodes, with ``replace`` for lines of equal keys and different texts."""
+        """Return difflib's opcodes, with ``replace`` for two lines that have the same key but differ in code or comment."""
         opcodes: list[Any] = []
         for tag, i, j, k, m in super().get_opcodes():
             if tag != "equal":

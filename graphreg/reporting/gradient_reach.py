@@ -1,4 +1,4 @@
-"""Finds the gradient reach of each penalty: the parameters that its gradient arrives at, read from the graph as it is now."""
+"""Finds the gradient reach of each penalty, the parameters that receive gradient from it, in the graph as it is now."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from graphreg.reporting.records import Trained
 
 
 def trained(module: nn.Module, graphs: Mapping[str, fx.Graph]) -> dict[str, Trained]:
-    """Return, by penalty, the parameters in its gradient reach that can train, and those that are frozen, in the model's order."""
+    """Return, for each penalty, the names of the parameters in its gradient reach: those that train, and those that are frozen.
+
+    A parameter is frozen if its ``requires_grad`` is False. The order is that of ``module.named_parameters()``.
+    """
     operations = Operations(module)
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     by_penalty: dict[str, set[str]] = {}
@@ -30,12 +33,12 @@ def trained(module: nn.Module, graphs: Mapping[str, fx.Graph]) -> dict[str, Trai
 
 
 def _before(node: fx.Node, sizes: set[fx.Node]) -> set[fx.Node]:
-    """Return the nodes that the node depends on through floating-point tensors that autograd records."""
+    """Return the nodes that a node depends on through tensors that can carry a gradient."""
     return reached(node.all_input_nodes, lambda each: each.all_input_nodes, lambda each: carries_derivative(each, sizes))
 
 
 def _read(node: fx.Node, module: nn.Module, operations: Operations) -> Iterable[nn.Parameter]:
-    """Return the parameters that a node reads: those of the module that it calls, or the one that a ``get_attr`` gets."""
+    """Return the parameters that a node reads: all of the module that it calls, or the one that a ``get_attr`` node fetches."""
     if (called := operations.module(node)) is not None:
         return called.parameters()
     if node.op != "get_attr":

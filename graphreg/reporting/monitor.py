@@ -1,4 +1,4 @@
-"""``graphreg.monitor``: statistics of a module's values while it trains, as numbers by name."""
+"""``graphreg.monitor``: statistics of a module's values while it trains."""
 
 from __future__ import annotations
 
@@ -21,17 +21,19 @@ Log = Callable[[str, float, int], object]
 def monitor(module: Regulated, pattern: Selector = "*", *, every: int = 1, log: Log | None = None, near: float = 1e-3) -> Monitor:
     """Watch a rewritten module in train mode: its penalties, and mean, std, share near zero and norm of the values at selected sites.
 
-    Use it as ``with graphreg.monitor(module) as watched:``, or call ``close()`` at the end. It changes no value of the training, nor the
-    keys of ``state_dict``. It does change the graph: compiled code is recompiled once when the block begins and once when it has ended.
+    Use it as ``with graphreg.monitor(module) as watched:``, or call ``close()`` at the end. It changes neither the numbers of the training
+    nor the keys of ``state_dict``. It does change the graph, so compiled code is recompiled once after the block begins and once after it
+    ends.
 
-    A value is measured as the model makes it, before any splice; ``kept`` is the share of its nonzero elements that a splice leaves
-    nonzero. std divides by the number of elements.
+    A value is measured as the model computes it, before any splice. For each splice at the site, ``kept`` is the share of the value's
+    nonzero elements that are still nonzero after the splice. std divides by the number of elements.
 
     Args:
-        module: What ``regularize`` returned, also compiled or wrapped.
+        module: The module that ``regularize`` returned, which may be compiled or wrapped.
         pattern: A selector of sites; ``"*"`` means all hidden values.
-        every: Read one in so many calls in train mode, beginning with the first.
-        log: A function like ``SummaryWriter().add_scalar``: ``log(name, value, step)``, with ``step`` counting those calls from 0.
+        every: Read every n-th call in train mode, beginning with the first.
+        log: A function like ``SummaryWriter().add_scalar``: ``log(name, value, step)``, where ``step`` is the number of the call in train
+            mode, counted from 0.
         near: An element with |z| at most this counts as near zero.
 
     Raises:
@@ -61,7 +63,7 @@ def monitor(module: Regulated, pattern: Selector = "*", *, every: int = 1, log: 
 
 def _check(every: object, log: object, near: object) -> None:
     if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-        raise RegularizerError(f"every={every!r} is not allowed; give a whole number of 1 or more: one in so many calls is read.")
+        raise RegularizerError(f"every={every!r} is not allowed; give a whole number, 1 or more: 10 reads every tenth call.")
     if log is not None and not callable(log):
         raise RegularizerError(f"log={log!r} is not allowed; give a function log(name, value, step), as SummaryWriter().add_scalar is.")
     if isinstance(near, bool) or not isinstance(near, (int, float)) or not 0 <= near < math.inf:
@@ -69,11 +71,11 @@ def _check(every: object, log: object, near: object) -> None:
 
 
 class Monitor:
-    """What ``monitor`` returns: it holds the latest numbers, and stops watching when it is closed.
+    """The handle that ``monitor`` returns, with the latest numbers. Closing it ends the watching.
 
     Attributes:
         sites: The names of the sites that are watched.
-        calls: How many calls in train mode were counted.
+        calls: The number of calls in train mode so far.
     """
 
     def __init__(self, module: RewrittenModule, sites: list[str], every: int, log: Log | None, near: float) -> None:
@@ -81,7 +83,7 @@ class Monitor:
         self._module, self._rules = module, rules_of(module)
         self._every, self._log, self._clock = every, log, Clock()
         self._taken: list[Tensor | None] | None = None
-        remove(module, self._rules)  # a copy of a monitored module has watches without a monitor
+        remove(module, self._rules)  # if the module is a copy of a monitored one, it has watches but no monitor
         self._watches: list[Watch] = place(module, self._rules, sites, near, self._clock)
         self._rules.watching = self
         module.recompile()
@@ -96,14 +98,14 @@ class Monitor:
         return type(None), ()  # a copy of the module is not watched
 
     def close(self) -> None:
-        """Stop watching: take the watches out of the module. The numbers stay. Calling it again does nothing."""
+        """Stop watching: remove the watches from the module. ``values()`` keeps the last numbers. A second call does nothing."""
         if self._rules.watching is self:
             remove(self._module, self._rules)
             self._rules.watching = None
             self._module.recompile()
 
     def values(self) -> dict[str, float]:
-        """Return the numbers of the last call that was read, by name; empty before the first.
+        """Return the numbers of the last call that was read, by name; an empty dict if no call was read yet.
 
         The names are ``penalty/NAME``, ``SITE/mean``, ``SITE/std``, ``SITE/near_zero``, ``SITE/norm`` and ``SITE/kept/NAME``.
         """
@@ -114,8 +116,8 @@ class Monitor:
     def tell(self, step: int) -> None:
         """Pass the numbers to ``log`` now.
 
-        You need it only if you compile a function that calls the module: no Python runs after a call in it, so calls are not counted and
-        nothing is logged by itself, while ``values()`` are those of the latest call. Raises GraphRegError if no ``log`` was given.
+        You need this only if you compile a function that calls the module: no Python of the module then runs after a call, so calls are
+        neither counted nor logged, and ``values()`` returns the numbers of the latest call. Raises GraphRegError if no ``log`` was given.
         """
         if self._log is None:
             raise GraphRegError("this monitor has no log function. Give it one: graphreg.monitor(module, log=writer.add_scalar).")
@@ -124,8 +126,8 @@ class Monitor:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def after(self, module: nn.Module) -> None:
-        """Count a call that has ended, and read its numbers if it was due."""
-        if not module.training or in_backward():  # in backward: activation checkpointing runs the call again
+        """Count a call of the module, which has just ended, and read its numbers if this call is one to read."""
+        if not module.training or in_backward():  # in backward, activation checkpointing repeats a call
             return
         if self.calls % self._every == 0:
             self._taken = [watch.last for watch in self._watches]

@@ -1,7 +1,7 @@
 """The records that a report consists of, ``Report`` itself with its tables, and the functions that make records from a plan.
 
-First the records: ``Entry`` is a regularizer, ``Acted`` a site with what acts there, ``NativeDropoutRow`` a native dropout, ``Cost`` the
-cost. Then ``Report``, which prints them. Last ``entry``, ``acted`` and ``native_dropout_rows``, which make them.
+The records come first: ``Entry`` for a regularizer, ``Acted`` for a site and the regularizers that act there, ``NativeDropoutRow`` for a
+native dropout, ``Cost`` for the cost. ``Report`` prints them. The functions ``entry``, ``acted`` and ``native_dropout_rows`` make them.
 """
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ class Entry:
 
     Attributes:
         name: Its name.
-        type: Its class.
+        type: The name of its class.
         acts_on: ``"values"`` or ``"parameters"``.
         strength: Its present weight or rate.
         selector: Its selector's strings, or the name of its function.
         options: Its options by name, as text or plain values.
         sites: The names of the sites that it acts at.
-        of: How many sites the model has of the kind that it acts on.
-        share: The share of the elements of all values (or parameters) that it acts on, in [0, 1]; None if shapes are not known.
+        of: The number of sites of that kind (values or parameters) that can be selected in the model.
+        share: The number of elements at its sites, divided by the number of elements at all ``of`` sites, in [0, 1]; None if some shape
+            is not known.
         penalty: Whether it is a penalty, and not a splice.
-        trains: The parameters in a penalty's gradient reach that can train; None if not known.
-        frozen: The parameters in a penalty's gradient reach that are frozen.
-        notes: Further sentences.
+        trains: For a penalty, the parameters that receive gradient from it; None for a splice, or if not known.
+        frozen: For a penalty, the parameters that would receive gradient from it, but whose ``requires_grad`` is False.
+        notes: Remarks, one clause each.
     """
 
     name: str
@@ -83,9 +84,9 @@ class Acted:
         op: The operation that makes the value.
         shape: Its shape; None if not known.
         dtype: Its dtype; None if not known.
-        acts: What acts there, in this order.
-        calls: The number of calls, for a cell whose calls are the steps of one sequence; otherwise 1.
-        graph: The number of the captured graph that it is in, for a backend; otherwise None.
+        acts: What acts there, in order.
+        calls: For a recurrent cell whose calls are the steps of one sequence, the number of calls; otherwise 1.
+        graph: For a torch.compile backend, which captured graph it is in (its index); otherwise None.
     """
 
     name: str
@@ -104,11 +105,11 @@ class NativeDropoutRow:
 
     Attributes:
         site: Its site's name.
-        op: The function or module that it calls.
+        op: The name of the function or the module's class that it calls.
         rate: Its rate when the model was traced; None if not known.
-        acts: When it acts: by ``"mode"``, ``"always"`` or ``"never"``.
-        becomes: What graphreg made of it; ``"kept"`` if torch draws it as before.
-        matched: The selector of ``own_dropout=`` that matched it.
+        acts: When it acts: by ``"mode"``, that is, if its module is in train mode; ``"always"``; or ``"never"``.
+        becomes: ``"off"``, ``"seeded"`` or ``"seeded at 0.1"`` if ``own_dropout=`` selected it; ``"kept"`` if torch draws it as before.
+        matched: The selector of ``own_dropout=`` that matched it; empty if none did.
         why_not: Why it cannot be moved to graphreg's streams; empty if it can.
     """
 
@@ -126,11 +127,12 @@ class Cost:
     """The cost of the additions in one forward pass in train mode, in eager.
 
     Attributes:
-        operations: Operations by regularizer, or by what belongs to none (``"keys"``, ``"copies"``): multiplications and additions of
-            matrix products and convolutions, and one an element for anything else.
-        kept: Bytes kept for backward, likewise, less those that are no longer kept.
-        model_operations: The operations of the model by itself.
-        model_kept: The bytes that the model by itself keeps for backward.
+        operations: Added operations, by regularizer or, for nodes that serve no single regularizer, by kind (``"keys"``, ``"copies"``).
+            A matrix product or convolution counts its multiplications and additions; any other operation counts one for each element of
+            its largest tensor.
+        kept: Bytes that autograd saves for backward in addition, by the same names; negative where it saves less than before.
+        model_operations: The operations of the model without additions.
+        model_kept: The bytes that autograd saves for backward in the model without additions.
     """
 
     operations: Mapping[str, int]
@@ -140,7 +142,7 @@ class Cost:
 
 
 UNKNOWN = "unknown"
-_SHOWN = 4  # names in a line
+_SHOWN = 4  # the most names that a line lists
 _PREFIXES = ("", "k", "M", "G", "T", "P")
 
 
@@ -148,21 +150,20 @@ _PREFIXES = ("", "k", "M", "G", "T", "P")
 class Report:
     """What ``graphreg.report`` returns: which regularizer acts where, what it changes, and what it costs.
 
-    It prints for the screen, at the terminal's width or 80 columns. ``text(width)`` is plain; ``to_dict()`` and ``to_json()`` have
-    everything.
+    ``str(report)`` is as wide as the terminal, or 80 columns; ``text(width)`` has no colours. ``to_dict()`` has all attributes.
 
     Attributes:
-        title: The model's class.
-        made: How the graph was made.
+        title: The name of the model's class.
+        made: How the graph was made: ``"traced by the symbolic front end"``.
         regularizers: The regularizers, in order.
         sites: The sites where something acts, in the order of the graph.
         own_dropout: The native dropouts.
-        graphs: The captured graphs of a backend: number, code and modes of each.
-        parameters: How many parameters the model has.
+        graphs: For a torch.compile backend, the captured graphs: index, code and modes of each.
+        parameters: The number of parameter tensors of the model.
         cost: The cost of the additions; None if not known.
         no_cost: Why the cost is not known.
         missed: By regularizer, the strings of its selector that match nothing.
-        notes: Further sentences.
+        notes: Remarks, one a line.
     """
 
     title: str
@@ -180,7 +181,7 @@ class Report:
     def text(self, width: int | None = USUAL) -> str:
         """Return the report as plain text.
 
-        ``width``: the columns to wrap at, 40 or more, or None to wrap nothing. Raises RegularizerError for any other.
+        ``width``: the columns to wrap at, 40 or more, or None to wrap nothing. Raises RegularizerError for any other value.
         """
         return text(self._blocks(), width)
 
@@ -221,7 +222,7 @@ class Report:
         return f"{self.title}, {self.made}: {'; '.join(what) or 'nothing acts'}"
 
     def _notes_of(self, entry: Entry) -> str:
-        """Say of a regularizer what no column of the table holds."""
+        """Return the line below the table about one regularizer: what it trains, and its notes; empty if there is nothing to say."""
         notes = list(entry.notes)
         if entry.trains is not None:
             of = f"{len(entry.trains)} of {self.parameters} parameters"
@@ -241,7 +242,7 @@ def _counted(number: int, what: str) -> str:
 
 def _frozen(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f", frozen {'is' if len(names) == 1 else 'are'} {', '.join(names[:_SHOWN])}{more}" if names else ""
+    return f"; frozen: {', '.join(names[:_SHOWN])}{more}" if names else ""
 
 
 def _regularizers(entries: Sequence[Entry]) -> Table:
@@ -256,7 +257,7 @@ def _regularizers(entries: Sequence[Entry]) -> Table:
 
 
 def _rows(sites: Sequence[Acted]) -> Iterator[tuple[str, ...]]:
-    """Yield a row for each thing that acts at a site; only the first has the site's columns."""
+    """Yield a row for each regularizer at each site; the site's own columns are filled in its first row only."""
     for site in sites:
         name = site.name + (f" ({site.calls} calls)" if site.calls > 1 else "")
         columns = (
@@ -307,20 +308,20 @@ def _missed(missed: Mapping[str, tuple[str, ...]]) -> list[str]:
 
 
 def percent(share: float) -> str:
-    """Format a share in percent, without decimals; below 10 % with two significant digits."""
+    """Format a share in percent: without decimals from 10 % on, with two significant digits below."""
     return f"{share:.0%}".replace("%", " %") if abs(share) >= 0.1 else f"{100 * share:.2g} %"
 
 
 def amount(number: float, unit: str = "") -> str:
-    """Format a number with three digits and a prefix: 12.3 M."""
+    """Format a number with three significant digits and an SI prefix: ``12.3 M``."""
     power = 0
     while abs(number) >= 999.5 and power < len(_PREFIXES) - 1:
         number, power = number / 1000, power + 1
     return f"{number:.3g} {_PREFIXES[power]}{unit}".rstrip()
 
 
-Trained = tuple[tuple[str, ...], tuple[str, ...]]  # the parameters in a gradient reach: those that train, and those that are frozen
-_WITH_COLUMN = ("pattern", "weight", "name")  # fields that have a column of their own
+Trained = tuple[tuple[str, ...], tuple[str, ...]]  # the names of parameters that receive a penalty's gradient, and of those that are frozen
+_WITH_COLUMN = ("pattern", "weight", "name")  # fields that the report's tables show in other columns than "options"
 _SHARED = {field.name for kind in (Regularizer, Splice, Penalty) for field in fields(kind)}
 _ORDER: tuple[Does, ...] = ("measures first", "replaces", "measures")
 
@@ -329,7 +330,7 @@ def entry(
     name: str, regularizer: Regularizer, sites: Sequence[Site], strength: float, totals: SiteCounts,
     trained: Trained | None = None, notes: Iterable[str] = (),
 ) -> Entry:  # fmt: skip
-    """Make the record of one regularizer. ``totals``: the counts of all sites that ``of`` and ``share`` refer to."""
+    """Make the record of one regularizer, which acts at ``sites``. ``totals``: the counts of all sites that can be selected."""
     every, chosen = totals.of(regularizer.on), counted(sites)
     share = chosen.elements / every.elements if chosen.elements is not None and every.elements else None
     return Entry(
@@ -343,9 +344,9 @@ def entry(
 def acted(
     edits: Iterable[Edit], strengths: Mapping[str, float], there: Collection[tuple[str, str]], graph: int | None = None
 ) -> list[Acted]:
-    """Make the records of the sites, each with what acts there in order.
+    """Make the records of the sites, each with the regularizers that act there, in order.
 
-    ``there``: the pairs (regularizer, site) that are still in the graph.
+    ``there``: the pairs (regularizer, site) whose nodes are still in the graph.
     """
     by_site: dict[str, list[Edit]] = {}
     for edit in edits:
@@ -360,7 +361,7 @@ def acted(
 
 
 def native_dropout_rows(edits: Iterable[NativeDropoutEdit], unmoved: Iterable[NativeDropout]) -> tuple[NativeDropoutRow, ...]:
-    """Make the records of native dropouts: first those that were chosen, then those that torch draws as before (``unmoved``)."""
+    """Make the records of native dropouts: first those that ``own_dropout=`` selected, then the ``unmoved``, which torch still draws."""
     rows = [NativeDropoutRow(e.dropout.site.name, e.dropout.site.op, e.dropout.rate, e.dropout.when, e.action, e.matched) for e in edits]
     return (*rows, *(NativeDropoutRow(d.site.name, d.site.op, d.rate, d.when, KEPT, "", d.why_not) for d in unmoved))
 
@@ -377,7 +378,7 @@ def selector_of(regularizer: Regularizer) -> tuple[str, ...]:
 
 
 def options_of(regularizer: Regularizer) -> dict[str, Any]:
-    """Return a regularizer's options: all that its class defines, and of those that every class has the ones not at their default."""
+    """Return a regularizer's options: all fields that its class adds, and those inherited fields whose value is not the default."""
     options = [field for field in fields(regularizer) if field.name not in _WITH_COLUMN]
     values = {field.name: getattr(regularizer, field.name) for field in options}
     shown = [field.name for field in options if field.name not in _SHARED or values[field.name] != _default(field)]
@@ -389,7 +390,7 @@ def _default(field: Field[Any]) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value that JSON can hold; for anything else, its name."""
+    """Convert a value to one that JSON can hold; an object that JSON does not know becomes its name in angle brackets."""
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
     if isinstance(value, (list, tuple)):

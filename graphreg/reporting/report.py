@@ -33,15 +33,15 @@ from graphreg.tracing import decisions
 
 
 def report(module: Regulated | Plan, cost: bool = True) -> Report:
-    """Report which regularizer acts where, what it changes and what it costs; strengths are the present ones.
+    """Report which regularizer acts where, what it changes and what it costs, with the strengths that are set now.
 
     Args:
-        module: A rewritten module, also compiled or wrapped, a backend or what torch.compile made with one, or a plan that was not
-            applied yet.
-        cost: Whether to measure the cost, for which the model runs twice on shapes alone.
+        module: A rewritten module, which may be compiled or wrapped; a torch.compile backend of graphreg, or a model compiled with it; or
+            a plan, which is applied to a copy.
+        cost: Whether to measure the cost, which runs the model twice on meta tensors. A backend's report has no cost.
 
     Returns:
-        A ``Report``, which prints itself, and has ``text(width)``, ``to_dict()`` and ``to_json()``.
+        A ``Report``, which prints as tables, and has ``text(width)``, ``to_dict()`` and ``to_json()``.
 
     Raises:
         GraphRegError: ``module`` is something else.
@@ -55,7 +55,7 @@ def report(module: Regulated | Plan, cost: bool = True) -> Report:
 
 
 def applied(plan: Plan) -> RewrittenModule:
-    """Apply a plan to its model, which stays as it is, to show what it would make of it."""
+    """Return the rewritten module that a plan gives, to show it. The plan's model is not changed."""
     if plan.traced is None:
         raise GraphRegError(f"this plan for {plan.title} has no traced model with it. Give what graphreg.plan(traced, ...) returned.")
     return rewrite(plan.traced, plan, rng=0)
@@ -77,7 +77,8 @@ def _of_module(module: Regulated, with_cost: bool) -> Report:
     notes += [f"specialized argument: {name}={value!r}" for name, value in record.specialized.items()]
     notes += [*record.notes, *decisions(first), *fixed(first)]
     if isinstance(attached := rules_of(module)._modules.get("attach"), AttachRule):
-        notes.append(f"attached: the penalties join the gradient, {attached.describe_scale()}, or the output's own loss where it has one")
+        scale = attached.describe_scale()
+        notes.append(f"attached: backward adds the gradient of the penalties, {scale}; if the output has a loss, they are added to that")
     notes += lowering(inner).report_lines() if isinstance(inner, RewrittenModule) else []
     return Report(
         plan.title, f"traced by the {record.front_end} front end", _entries(plan, strengths(module), inner), tuple(sites),
@@ -98,7 +99,7 @@ def _entries(plan: Plan, now: dict[str, float], inner: fx.GraphModule) -> tuple[
 
 
 def _sites(plan: Plan, now: dict[str, float], graphs: dict[str, fx.Graph]) -> list[Acted]:
-    """Return the sites where something acts: values in the order of the graph, then parameters."""
+    """Return the records of the sites where something acts: values in the order of the graph, then parameters."""
     there = {(a.regularizer or "", a.site or "") for g in graphs.values() for n in g.nodes if (a := addition_of(n)) is not None}
     penalties = [edit for edit in plan.edits if edit.site.kind == "value" and not isinstance(edit.regularizer, Splice)]
     at_once = {edit.name for edit in penalties if not measures(edit.regularizer)}
@@ -109,7 +110,7 @@ def _sites(plan: Plan, now: dict[str, float], graphs: dict[str, fx.Graph]) -> li
 
 
 def _cost(inner: fx.GraphModule, plan: Plan) -> tuple[Cost | None, str]:
-    """Return the cost, or None and why it is not known."""
+    """Return the cost and ``""``, or None and the reason why the cost is not known."""
     try:
         return measured(inner, plan), ""
     except GraphRegError as error:
@@ -117,9 +118,9 @@ def _cost(inner: fx.GraphModule, plan: Plan) -> tuple[Cost | None, str]:
 
 
 def _settings(module: Regulated) -> Sequence[str]:
-    """Warn of settings of torch that the masks of native dropout depend on, where both are present."""
+    """Return a note on the settings of torch that may make native dropout's masks wrong, if any is not at its default."""
     settings, native = changed(), native_draws(module)
     if not settings or not native:
         return []
     names = listed([each.site.name for each in native])
-    return [f"settings: {', '.join(map(str, settings))}: they decide of the masks of {names}; graphreg.doctor(module) tests these"]
+    return [f"settings: {', '.join(map(str, settings))}: the masks of {names} depend on these; graphreg.doctor(module) tests them"]

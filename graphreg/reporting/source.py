@@ -1,6 +1,6 @@
-"""The emitted Python of a module, line by line, each with the regularizers and sites that it belongs to: what ``diff`` compares.
+"""Splits the emitted Python of a module into lines, each with the regularizers and sites that it belongs to. ``diff`` compares the lines.
 
-The statements that free values (``; x = None``) are left out: they move with each addition.
+The statements that free values (``; x = None``) are left out, because an addition moves them to other lines.
 """
 
 from __future__ import annotations
@@ -25,17 +25,16 @@ _REPLACES = (Kind.SPLICE, Kind.CLONE, Kind.TRACK)
 
 @dataclass(frozen=True)
 class Line:
-    """A line of code. ``key``: what it makes, by which two sources are compared; ``kind``: the ``Kind`` of what was added, or
-    ``"reads"`` of a line of the model's that reads what was added, ``"rule"`` of one that tells of a regularizer.
+    """A line of emitted code.
 
     Attributes:
-        code: The Python, or a comment line.
-        key: The name that it assigns, by which two sources are compared.
-        kind: The kind of addition, as in ``node.meta["graphreg"]``; ``"reads"`` for a line of the model that reads an addition,
-            ``"rule"`` for a comment that describes a regularizer, ``""`` for any other line of the model.
-        regularizers: The regularizers that it belongs to.
-        sites: The sites that it belongs to.
-        comment: The same as text, shown as a comment.
+        code: The Python, or a comment that takes the whole line.
+        key: The name that the line assigns; ``diff`` pairs lines of two sources that have the same key.
+        kind: For a line that graphreg added, the kind of addition, as in ``node.meta["graphreg"]``; ``"reads"`` for a line of the model
+            that reads an addition; ``"rule"`` for a comment that describes a regularizer; ``""`` for any other line of the model.
+        regularizers: The names of the regularizers that the line belongs to.
+        sites: The names of the sites that the line belongs to.
+        comment: What the line does for its regularizers, to be printed after the code.
     """
 
     code: str
@@ -48,16 +47,17 @@ class Line:
 
 @dataclass(frozen=True)
 class Source:
-    """The title of a module and the lines of its forwards, by mode: ``both``, or ``train`` and ``eval``."""
+    """The title of a module and the lines of its ``forward`` methods, by mode: ``both``, or ``train`` and ``eval``."""
 
     title: str
     forwards: Mapping[str, tuple[Line, ...]]
 
 
 def source(module: Any, strengths: Mapping[str, float]) -> Source:
-    """Return the source of a rewritten module, also inside wrappers, or of a stripped one, which has no ``strengths``.
+    """Return the source of a rewritten module, which may be inside wrappers, or of a stripped module.
 
-    Raises GraphRegError for anything else.
+    ``strengths``: the present strengths, for the comments about regularizers; a stripped module has none. Raises GraphRegError for
+    anything else.
     """
     if isinstance(module, RewrittenModule) and RULES not in module._modules:
         return Source(type(module).__name__, {mode: tuple(_lines(graph, None)) for mode, graph in graphs_of(module).items()})
@@ -70,7 +70,7 @@ def source(module: Any, strengths: Mapping[str, float]) -> Source:
 
 
 def _rules(plan: Plan, strengths: Mapping[str, float]) -> list[Line]:
-    """Write a comment line for each regularizer and each choice of ``own_dropout=``, with what the code does not show."""
+    """Return a comment line for each regularizer and each choice of ``own_dropout=``, with the options that the code does not show."""
     lines = []
     for name, regularizer in plan.regularizers.items():
         options = "".join(f", {option}={value!r}" for option, value in options_of(regularizer).items())
@@ -99,14 +99,14 @@ def _lines(graph: fx.Graph, plan: Plan | None) -> list[Line]:
 
 
 def _line(code: str, key: str, node: fx.Node, plan: Plan | None) -> Line:
-    """Make a ``Line`` of code that ``node`` emits, with the regularizers and sites that it belongs to."""
+    """Make the ``Line`` for the code of a node, with the regularizers and sites that it belongs to."""
     if plan is None:
         return Line(code, key)
     if (addition := addition_of(node)) is not None:
         return _added(code, key, node, addition, plan)
-    read = dict.fromkeys(pair for source in node.all_input_nodes for pair in _replacing(source, plan))
-    names, sites = tuple(dict.fromkeys(name for name, _ in read)), tuple(dict.fromkeys(site for _, site in read))
-    comments = [f"reads {' and '.join(f'{name} at {site}' for name, site in read)}"] if read else []
+    replaced = dict.fromkeys(pair for source in node.all_input_nodes for pair in _replacing(source, plan))
+    names, sites = tuple(dict.fromkeys(name for name, _ in replaced)), tuple(dict.fromkeys(site for _, site in replaced))
+    comments = [f"reads {' and '.join(f'{name} at {site}' for name, site in replaced)}"] if replaced else []
     returned: tuple[str, ...] = ()
     if key == "return" and isinstance(node.args[0], Regularized):
         returned = tuple(node.args[0].penalties)
@@ -115,7 +115,7 @@ def _line(code: str, key: str, node: fx.Node, plan: Plan | None) -> Line:
 
 
 def _replacing(node: fx.Node, plan: Plan) -> list[tuple[str, str]]:
-    """Return the (regularizer, site) pairs of a node that replaces a value of the model; none for other nodes."""
+    """Return the pairs (regularizer, site) for which a node replaces a value of the model; empty for any other node."""
     addition = addition_of(node)
     if addition is None:
         return []
@@ -152,9 +152,9 @@ def _added(code: str, key: str, node: fx.Node, addition: Addition, plan: Plan) -
     if kind == Kind.TOTAL and not (node.args and node.args[0]):
         text = f"{listed}: 0, for none of its sites is in this forward"
     elif kind == Kind.TOTAL:
-        read = node.args[0] if isinstance(node.args[0], dict) else node.args  # of a penalty on all at once, by site
+        measured = node.args[0] if isinstance(node.args[0], dict) else node.args  # a dict by site, if the penalty takes all sites at once
         sites = tuple(edit.site.name for edit in plan.of(names[0]))
-        text = f"{listed} at {sites[0]}" if len(sites) == 1 else f"{listed} over {len(read)} sites"
+        text = f"{listed} at {sites[0]}" if len(sites) == 1 else f"{listed} over {len(measured)} sites"
     elif kind == Kind.KEY:
         text = f"draws of {listed}"
     elif kind in (Kind.ATTACH, Kind.ATTACHED):

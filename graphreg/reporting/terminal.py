@@ -13,7 +13,7 @@ from html import escape
 from graphreg.errors import RegularizerError, shown
 from graphreg.ir import Table
 
-NARROWEST, USUAL = 40, 80  # columns; the second where nothing is known of the reader's
+NARROWEST, USUAL = 40, 80  # columns: the smallest width allowed, and the width where stdout is no terminal
 STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "cyan": "36"}
 
 
@@ -34,17 +34,17 @@ def width_now() -> int:
 
 
 def coloured() -> bool:
-    """Whether stdout shows colours: it is a terminal, and NO_COLOR (https://no-color.org) is not set."""
+    """Return whether stdout shows colours: it is a terminal, and NO_COLOR (https://no-color.org) is not set."""
     return is_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def is_terminal() -> bool:
-    """Whether stdout is a terminal."""
+    """Return whether stdout is a terminal."""
     return bool(getattr(sys.stdout, "isatty", lambda: False)())
 
 
 def paint(text: str, style: str, colours: bool) -> str:
-    """Wrap a text in the escape codes of a style of ``STYLES``; unchanged without ``colours`` or style."""
+    """Wrap a text in the escape codes of a style of ``STYLES``; return it unchanged if ``colours`` is False or ``style`` is empty."""
     return f"\x1b[{STYLES[style]}m{text}\x1b[0m" if colours and style else text
 
 
@@ -59,7 +59,7 @@ def check_width(width: object) -> None:
 def text(blocks: Iterable[Block], width: int | None, colours: bool = False) -> str:
     """Lay out the blocks as text, with a blank line between them; empty blocks are left out.
 
-    ``width``: the columns to wrap at, or None to wrap nothing; raises RegularizerError for one below 40 columns.
+    ``width``: the columns to wrap at, 40 or more, or None to wrap nothing. Raises RegularizerError for any other value.
     """
     check_width(width)
     return "\n\n".join("\n".join(lines) for block in blocks if (lines := _lines(block, width, colours)))
@@ -120,7 +120,7 @@ def _tagged(full: list[tuple[str, ...]]) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def marked(lines: Iterable[tuple[str, str]]) -> str:
-    """Lay out a diff as HTML: lines of code with their signs, ``+``, ``-``, ``@`` or a blank."""
+    """Lay out a diff as HTML from pairs of a sign and a line; the sign is ``+``, ``-``, ``@``, a blank or empty."""
     shown = []
     for sign, line in lines:
         colour = f";background:{_BACKGROUNDS[sign]}" if sign in _BACKGROUNDS else ""

@@ -99,7 +99,7 @@ def test_inductor_draws_other_masks_than_eager_which_is_a_note() -> None:
     finding = only(diagnosis)
     assert diagnosis.ok and finding.kind == "differs" and finding.sites == ("drop",)
     assert finding.cause == "torch._inductor.config.fallback_random = False (the default)"
-    assert re.search(r"other masks: \d\d% of elements \(element\)", finding.observed)
+    assert re.search(r"different masks: \d\d% of elements \(element\)", finding.observed)
     assert finding.cure == "regularize(..., own_dropout='seeded'), or torch._inductor.config.fallback_random = True (slower)"
     assert finding.upstream.endswith("/118735")
     assert diagnosis.right == (
@@ -377,7 +377,7 @@ def test_a_checkpoint_that_does_not_preserve_torchs_generator(preserve: bool) ->
     if not preserve:
         finding = only(diagnosis)
         assert finding.cause == "your step draws from torch's generator in backward" and finding.sites == ("drop",)
-        assert finding.observed == "a generator had moved behind 1 of 1 backward pass"
+        assert finding.observed == "a generator had moved after 1 of 1 backward pass"
         assert "preserve_rng_state=True" in finding.cure
 
 
@@ -461,7 +461,7 @@ def test_the_report_names_settings_where_the_model_draws_by_itself() -> None:
     plain = graphreg.report(module)
     assert not any("settings" in note for note in plain.notes)
     with budget():
-        told = f"settings: {BUDGET} = 0.5 (default 1.0): they decide of the masks of drop; graphreg.doctor(module) tests these"
+        told = f"settings: {BUDGET} = 0.5 (default 1.0): the masks of drop depend on these; graphreg.doctor(module) tests them"
         assert graphreg.report(module).notes == (*plain.notes, told)
         assert not any("settings" in note for other in (seeded(), keeping(own_dropout="off")) for note in graphreg.report(other).notes)
 

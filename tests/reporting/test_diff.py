@@ -118,13 +118,13 @@ def test_what_differs_beside_the_code() -> None:
     model = Net()
     first, second = (graphreg.regularize(model, hidden_dropout=0.1, rng=seed) for seed in (0, 1))
     found = graphreg.diff(first, second)
-    assert found and not found.lines and found.notes == ("beside the code: the noise is seeded differently (relu_hidden_dropout)",)
+    assert found and not found.lines and found.notes == ("besides the code: the noise is seeded differently (relu_hidden_dropout)",)
     assert found.text() == "no difference between a: Net and b: Net in code, regularizers and strengths\n" + found.notes[0]
     assert found.to_dict()["notes"] == found.notes and found.notes[0] in found._repr_html_()
     wider = Net()
     wider.hid = nn.Linear(5, 8)
     assert graphreg.diff(graphreg.regularize(model, weight_l2=0.1), graphreg.regularize(wider, weight_l2=0.1)).notes == (
-        "beside the code: parameters have other shapes (hid.weight 8x4 and 8x5)",
+        "besides the code: parameters have other shapes (hid.weight 8x4 and 8x5)",
     )
     traced = graphreg.trace(model)
     plans = [graphreg.plan(traced, graphreg.build("dropout", weight=0.1)) for _ in range(2)]
@@ -141,7 +141,7 @@ def test_lazy_parameters_have_no_shape_to_compare() -> None:
 def test_the_scale_of_attached_penalties(scale: Any, told: str) -> None:
     module = graphreg.regularize(Net(), weight_l2=0.1, penalties="attach", scale=scale)
     assert f"+# attach: {told}" in graphreg.diff(module).text().splitlines()
-    assert f"attached: the penalties join the gradient, {told}, or the output's own loss" in graphreg.report(module).text(None)
+    assert f"attached: backward adds the gradient of the penalties, {told}; if the output has a loss" in graphreg.report(module).text(None)
     assert graphreg.diff(module, graphreg.strip(module)).after == "b: Net, stripped"
     ones = [graphreg.regularize(Net(), weight_l2=0.1, penalties="attach", scale=one) for one in (1, 1.0)]
     assert not graphreg.diff(*ones)
@@ -217,7 +217,7 @@ def test_a_monitored_module() -> None:
     assert graphreg.diff(module) == before
 
 
-REFUSED = "is not a module that graphreg rewrote. Give what graphreg.regularize returned. diff.module. by itself compares it"
+REFUSED = "is not a module that graphreg rewrote. Give what graphreg.regularize returned. With one argument, diff.module. compares"
 
 
 @pytest.mark.parametrize(("given", "message"), [

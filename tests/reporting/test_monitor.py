@@ -306,7 +306,7 @@ def test_no_such_site() -> None:
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
-    [({"every": 0}, "every=0 is not allowed; give a whole number of 1 or more"), ({"every": 2.0}, "every=2.0"),
+    [({"every": 0}, "every=0 is not allowed; give a whole number, 1 or more"), ({"every": 2.0}, "every=2.0"),
      ({"every": True}, "every=True"), ({"log": "scalar"}, "log='scalar' is not allowed; give a function log(name, value, step)"),
      ({"near": -1}, "near=-1"), ({"near": float("nan")}, "near=nan is not allowed; give a number of 0 or more"),
      ({"pattern": 3}, "a selector is a string")],

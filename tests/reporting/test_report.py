@@ -61,7 +61,7 @@ def test_frozen_parameters_and_what_no_gradient_reaches() -> None:
     model.out.bias.requires_grad_(False)
     found = reported(model, HiddenL1("relu_1", 1.0))
     assert found.regularizers[0].trains == ("out.weight",) and found.regularizers[0].frozen == ("out.bias",)
-    assert "hidden_l1: trains out.weight (1 of 4 parameters), frozen is out.bias" in found.text(None)
+    assert "hidden_l1: trains out.weight (1 of 4 parameters); frozen: out.bias" in found.text(None)
     model.out.bias.requires_grad_(True)
     assert reported(model, HiddenL1("relu_1", 1.0)).regularizers[0].trains == ("out.weight", "out.bias")
 

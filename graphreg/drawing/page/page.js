@@ -1,4 +1,4 @@
-// The page: mouse, keys, search, the selector box and the panel. `window.graphreg` is what tests and the curious hold on to.
+// The page: mouse, keys, search, the selector box and the panel. Tests, and a browser's console, use `window.graphreg`.
 "use strict";
 
 const data = JSON.parse(document.getElementById("data").textContent);
@@ -57,10 +57,10 @@ function toggle(key) {
 const kind = element("kind"), field = element("selector");
 kind.innerHTML = data.rules.map(({ key, cls }, i) => `<option value="${i}" title="${html(cls)}">${html(key)}</option>`).join("");
 
-let pressed = null; // the legend's entry that is lit
-let typed = []; // the sites that the box selects
+let pressed = null; // the index of the legend's regularizer whose sites are lit; null for none
+let typed = []; // the sites that the text in the selector box selects
 
-/** The sites that the text selects for a kind of regularizer, by the library's rule. */
+/** The sites that the text selects for a kind of regularizer, as the library would select them. */
 function selected(text, rule = data.rules[Number(kind.value)]) {
   return select(apart(text), data.sites, rule);
 }
@@ -90,7 +90,7 @@ function showSelected() {
   element("found").innerHTML = selection.chosen.slice(0, 200).map((site) => `<li><button data-go="${html(site.at ?? "")}">${html(site.name)}</button></li>`).join("");
 }
 
-/** Light up where a regularizer of the legend acts; null: what is typed. */
+/** Light up the sites where a regularizer of the legend acts; for null, the sites that the selector box selects. */
 function press(rule) {
   pressed = rule;
   for (const button of element("legend").querySelectorAll("button")) button.setAttribute("aria-pressed", button.dataset.rule === rule);
@@ -154,7 +154,7 @@ const COMMANDS = {
   Escape: () => letGo(), Enter: () => toggle(scene.chosen), " ": () => toggle(scene.chosen),
 };
 
-/** Empty a box for text, with what it has found. */
+/** Empty a text box, and thereby its results. */
 function clear(box) {
   box.value = "";
   box.dispatchEvent(new Event("input"));

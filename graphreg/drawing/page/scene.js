@@ -10,10 +10,10 @@ class Scene {
     this.svg = svg;
     this.opened = new Set(data.opened);
     this.view = { x: 0, y: 0, zoom: 1 };
-    this.fitted = null; // what the view was fitted to, until it is moved: "width", "whole"
-    this.lit = record(); // by key: how many selected sites are there
+    this.fitted = null; // "width" or "whole": what the view was fitted to; null once the user has moved it
+    this.lit = record(); // by key: the number of selected sites
     this.chosen = null;
-    this.around = record(); // by key: the box that it is in
+    this.around = record(); // by key of a node or box: the key of the box around it
     for (const key in data.boxes) for (const layer of data.boxes[key].layers) for (const id of layer) if (!/^[<>]$|^~/.test(id)) this.around[id] = key;
   }
 
@@ -68,14 +68,14 @@ class Scene {
     return `<g${colour}><path class="line" d="${path}"/>${head}</g>`;
   }
 
-  /** What of a site is visible: itself, or the outermost folded module around it. */
+  /** The key of what shows a node: the node itself, or the outermost folded module around it. */
   visible(key) {
     let shown = key;
     for (let at = this.around[key]; at !== undefined && at !== "/"; at = this.around[at]) if (!this.opened.has(at)) shown = at;
     return shown;
   }
 
-  /** Light these up, by key and count; a folded module shows how many are in it. */
+  /** Light up nodes; `counts`: the number of selected sites by key. A folded module shows the sum of what is inside. */
   light(counts) {
     this.lit = counts;
     const shown = record();
@@ -97,7 +97,7 @@ class Scene {
     this.svg.setAttribute("aria-label", key ? `chosen: ${key}` : "the graph");
   }
 
-  /** Fold or unfold a module; its title stays where it is on the screen. */
+  /** Fold or unfold a module, and keep its title at the same point of the screen. */
   toggle(key) {
     const before = this.places[key];
     if (!this.opened.delete(key)) this.opened.add(key);
@@ -109,7 +109,7 @@ class Scene {
     this.look();
   }
 
-  /** Unfold whatever a thing is in. */
+  /** Unfold all modules around a node or module. */
   reveal(key) {
     for (let at = this.around[key]; at !== undefined && at !== "/"; at = this.around[at]) this.opened.add(at);
     this.draw();
@@ -121,7 +121,7 @@ class Scene {
   }
 
   zoom(by, at = [this.svg.clientWidth / 2, this.svg.clientHeight / 2]) {
-    const least = Math.min(0.03, this.zoomOf(true)); // where the whole is in view, it is small enough
+    const least = Math.min(0.03, this.zoomOf(true)); // there is no need to be smaller than the whole drawing in view
     const zoom = Math.min(4, Math.max(least, this.view.zoom * by)), ratio = zoom / this.view.zoom;
     this.fitted = null;
     this.view = { x: at[0] - (at[0] - this.view.x) * ratio, y: at[1] - (at[1] - this.view.y) * ratio, zoom };
@@ -135,13 +135,13 @@ class Scene {
     this.look();
   }
 
-  /** At which the width, or the whole, is in view with a margin. */
+  /** The zoom at which the full width is in view, with a margin; `whole`: the full height too. */
   zoomOf(whole) {
     const [wide, tall] = [this.svg.clientWidth, this.svg.clientHeight].map((room) => Math.max(room - 32, 1));
     return Math.min(1.2, wide / this.laid.width, whole ? tall / this.laid.height : Infinity);
   }
 
-  /** The whole width, and the top of what is higher than the window; `whole`: all of it. */
+  /** Show the full width, from the top of the drawing; `whole`: show the full height too. */
   fit(whole = false) {
     const zoom = this.zoomOf(whole);
     this.fitted = whole ? "whole" : "width";
@@ -149,12 +149,12 @@ class Scene {
     this.look();
   }
 
-  /** The room has another size: fit again what was fitted. */
+  /** After the window has changed its size, fit the view again, unless the user has moved it. */
   refit() {
     if (this.fitted) this.fit(this.fitted === "whole");
   }
 
-  /** Where the middle of a thing, of an open module that of its title, is in the window. */
+  /** The position in the window of the middle of a node or folded module, or of the title of an open module. */
   spot({ x, y, width, height }) {
     const { zoom } = this.view;
     return [this.view.x + (x + width / 2) * zoom, this.view.y + (y + Math.min(height, 40) / 2) * zoom];
@@ -168,7 +168,7 @@ class Scene {
     this.pan(this.svg.clientWidth / 2 - x, this.svg.clientHeight / 2 - y);
   }
 
-  /** Go to the first thing that is lit, unless one is in view. */
+  /** Scroll to the uppermost lit node or module, unless a lit one is in view. */
   showLit() {
     const lit = [...this.elements].filter(([, element]) => element.classList.contains("lit")).map(([key]) => this.places[key]);
     const seen = (place) => this.spot(place).every((at, i) => at >= 0 && at <= [this.svg.clientWidth, this.svg.clientHeight][i]);
@@ -176,7 +176,7 @@ class Scene {
     this.centre(lit.reduce((first, place) => (place.y < first.y ? place : first)).key, 0);
   }
 
-  /** The nearest visible thing from the one that is chosen, in a direction: [0, 1] is down. */
+  /** The key of the visible node or module that is nearest to the chosen one in a direction; [0, 1] is down. */
   nearest([right, down]) {
     const from = this.places[this.chosen];
     const things = Object.values(this.places).filter(({ key }) => key !== "/" && key !== this.chosen);

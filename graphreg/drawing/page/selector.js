@@ -1,12 +1,12 @@
-// The rule of graphreg/ir/selector.py, in the words of that file; tests/data/selectors.json holds both to the same cases.
+// Selects sites as graphreg/ir/selector.py does, with the same names and error messages. tests/data/selectors.json tests both.
 "use strict";
 
 const ROLES = ["input", "hidden", "output"];
 const GRAMMAR = /^(!?)((?:\\[^]|[^@:#\\])*)(?:@((?:\\[^]|[^:#\\])+))?(?::((?:\\[^]|[^#\\])+))?(?:#([^]*))?$/u;
 
-const SPECIAL = /[\\@:#*?[]|^!|^\s|\s$/; // what means something to a selector
+const SPECIAL = /[\\@:#*?[]|^!|^\s|\s$/; // characters with a meaning in a selector
 
-/** A shell glob as Python's fnmatch.translate has it: `*`, `?`, `[seq]`, `[!seq]`; it matches the whole text. */
+/** A function that matches a whole text against a shell glob (`*`, `?`, `[seq]`, `[!seq]`), as Python's fnmatch.translate does. */
 function glob(pattern) {
   const letters = Array.from(pattern);
   let source = "";
@@ -38,7 +38,7 @@ function letterClass(letters) {
   for (let i = 0; i < rest.length; i++) {
     if (rest[i + 1] === "-" && i + 2 < rest.length) {
       if (rest[i].codePointAt(0) <= rest[i + 2].codePointAt(0)) ranges.push(`${escaped(rest[i])}-${escaped(rest[i + 2])}`);
-      i += 2; // a range that runs backwards is empty
+      i += 2; // a range such as z-a is empty
     } else ranges.push(escaped(rest[i]));
   }
   if (!ranges.length) return not ? "[^]" : "[]";
@@ -49,18 +49,18 @@ function escaped(letter) {
   return /[\\^$.*+?()[\]{}|/-]/.test(letter) ? `\\u{${letter.codePointAt(0).toString(16)}}` : letter;
 }
 
-/** A shell glob in which what stood behind a backslash means itself. */
+/** The part of a selector as a shell glob; a character after a backslash matches itself. */
 function asGlob(part) {
   return part?.replace(/\\([^])/gu, (_, letter) => ("*?[".includes(letter) ? `[${letter}]` : letter));
 }
 
-/** The string that means the label and nothing else: its name, with a backslash before what would mean something to a selector. */
+/** The selector that matches this label only: its name, with a backslash before each character that has a meaning in a selector. */
 function exactly(label) {
   const texts = [label.name, label.ports[0]].map((text) => text.replace(new RegExp(SPECIAL, "g"), (one) => (one.trim() ? `\\${one}` : `[${one}]`)));
   return label.default ? texts[0] : texts.join(":");
 }
 
-/** One string: `[!]name-glob[@op-glob][:port-glob][#role]`. Throws an Error with the library's sentence. */
+/** Parse one string, `[!]name-glob[@op-glob][:port-glob][#role]`. Throws an Error with the library's message. */
 function parse(text) {
   const bare = text.trim();
   const match = GRAMMAR.exec(bare);
@@ -86,7 +86,7 @@ function within(name, modules) {
   return false;
 }
 
-/** The sites a string names, selectable or not: filters first, then the name, then the insides of what it names go. */
+/** The sites that a parsed string matches, selectable or not. Without `**`, a module's name does not match the values inside it. */
 function find(pattern, sites) {
   const named = [];
   for (const site of sites)
@@ -103,14 +103,14 @@ function find(pattern, sites) {
   return new Set(matching.map(([, site]) => site));
 }
 
-/** The sites as a regularizer of this kind sees them, and those that a lone `*` means to it. */
+/** The sites of the kind that a regularizer acts on (`seen`), and whether it can act on one of them (`usable`). */
 function candidates(sites, rule) {
   const usable = (site) => site.selectable && (rule.on === "parameters" ? site.dims >= rule.min_dims : !rule.splice || site.used);
   const seen = sites.filter((site) => site.kind === (rule.on === "parameters" ? "parameter" : "value"));
   return { seen, usable };
 }
 
-/** What is typed, string by string: they stand apart by spaces and commas, save for commas within brackets and behind a backslash. */
+/** Split the typed text into strings at spaces and commas, except within brackets or after a backslash. */
 function apart(text) {
   return text.match(/(?:\\[^]|\[!?\]?[^\s\]]*\]|[^\s,])+/gu) ?? [];
 }
@@ -118,8 +118,8 @@ function apart(text) {
 const lone = (text) => text.replace(/^[! ]+|[! ]+$/g, "") === "*";
 
 /**
- * What several strings select together, in the order of the graph: `chosen`; and the sentences of those that select nothing,
- * which the library raises, but for near names: `errors`.
+ * Select sites by several strings. `chosen`: the selected sites, in the order of the graph. `errors`: for each string that selects
+ * nothing, the message that the library would raise, without near names.
  */
 function select(texts, sites, rule) {
   const { seen, usable } = candidates(sites, rule);
@@ -146,9 +146,9 @@ function select(texts, sites, rule) {
   return { chosen, errors };
 }
 
-// The sentences
+// The error messages
 
-const quoted = (text) => `'${text.replaceAll("\\", "\\\\")}'`; // as Python shows a text
+const quoted = (text) => `'${text.replaceAll("\\", "\\\\")}'`; // as Python's repr shows a text
 const what = (rule) => (rule.on === "parameters" ? `parameter of ${rule.min_dims} dims or more` : "value");
 const listed = (texts, end = 6) => [...new Set(texts)].sort().slice(0, end).join(", ");
 

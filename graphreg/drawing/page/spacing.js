@@ -1,15 +1,15 @@
-// Where things stand. Graphviz's dot has decided, when the page was made, in which layer of its module each thing stands and in
-// which order; what is left is the room between them, which changes when a module is folded. It is the least-squares answer to
-// "as near to your neighbours as may be, in this order, without touching", one layer at a time.
+// Places nodes and modules. When the page was made, Graphviz's dot chose the layer of each node in its module, and the order in each
+// layer. The distances are computed here, because they change when a module is folded: one layer at a time, by least squares, each
+// node as near to its neighbours as the order allows without overlap.
 "use strict";
 
-/** A record whose keys are names of the user's: it has no `constructor` and the like of its own. */
+/** An object without a prototype: its keys are names that the user chose, and may be `constructor`. */
 const record = (entries = {}) => Object.assign(Object.create(null), entries);
 
 const PAD = 12, HEADER = 20, BAND = 14, BETWEEN_LAYERS = 30, BETWEEN_NODES = 16;
-const OVERLAP = 0.5; // of the pieces of a line: where two just touch between two pixels, the ground shines through
+const OVERLAP = 0.5; // pixels by which the pieces of a line overlap; without it a gap would show where two pieces meet between two pixels
 
-/** An open box by itself: its size, and `things`, `boxes` and `lines` within it, relative to its upper left corner. */
+/** Lay out an open box by itself. `things`, `boxes` and `lines` are what is inside, relative to the box's upper left corner. */
 function arrange(data, key, opened) {
   const box = data.boxes[key];
   const inner = record(), size = record();
@@ -39,7 +39,7 @@ function arrange(data, key, opened) {
   return laid;
 }
 
-/** The regularizer whose colour all lines through an end of the module's own lines have; -1 where they differ. */
+/** The regularizer that all lines through a border of the box belong to (`pin`: `<` or `>`); -1 if they differ. */
 function through(box, pin) {
   const [first, ...more] = new Set(box.links.filter(({ chain }) => chain.includes(pin)).map(({ regularizer }) => regularizer));
   return more.length ? -1 : first;
@@ -70,7 +70,7 @@ function place(laid, inner, x, y) {
   laid.lines.push(...inner.lines.map((one) => ({ ...one, points: one.points.map(([a, b]) => [a + x, b + y]) })));
 }
 
-/** A line's points, from what it leaves to what it reaches: down to the end of the layer, over to the next, straight through it. */
+/** The points of a line: from its node down to the end of the layer, across to the next layer, straight through that, and so on. */
 function line(link, at, left, rows, size) {
   const chain = link.chain, points = [];
   chain.forEach((id, i) => {
@@ -83,7 +83,7 @@ function line(link, at, left, rows, size) {
   return { ...link, points, arrow: chain[link.back ? 0 : chain.length - 1] !== ">" };
 }
 
-/** The middle of each thing, from left to right. */
+/** The x of the middle of each node and module in a box. */
 function columns(box, size) {
   const neighbours = record();
   const join = (a, b, weight) => (neighbours[a] ??= []).push([b, weight]);
@@ -119,13 +119,13 @@ function columns(box, size) {
   return at;
 }
 
-/** The two ends of a module's own lines, each alone in its layer, go to the middle. */
+/** Move the points where lines pass the box's borders (`<` and `>`, each alone in its layer) to the middle. */
 function pinned(at, size) {
   const { left, right } = extent(at, size);
   for (const pin of ["<", ">"]) if (pin in at) at[pin] = (left + right) / 2;
 }
 
-/** A long line that can run straight down from its one end, or up from its other, or between, does. */
+/** Make the middle part of each long line vertical if there is room: below its upper end, else above its lower end, else between. */
 function straighten(box, size, at) {
   const room = record();
   for (const layer of box.layers) layer.forEach((id, i) => (room[id] = [layer[i - 1], layer[i + 1]]));
@@ -139,7 +139,7 @@ function straighten(box, size, at) {
   }
 }
 
-/** Isotonic regression: the places nearest to what is wished for, in this order, with room for each. Pools of neighbours that touch. */
+/** Place a layer by isotonic regression: as near to the wished x as the order and the widths allow. A pool is a run that touches. */
 function spread(layer, size, wish, weight, at) {
   const offset = [];
   layer.forEach((id, i) => offset.push(i ? offset[i - 1] + (size[layer[i - 1]][0] + size[id][0]) / 2 + BETWEEN_NODES : 0));
