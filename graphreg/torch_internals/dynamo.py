@@ -46,9 +46,14 @@ graph_break = torch._dynamo.graph_break
 
 @dataclass(frozen=True)
 class CompiledCall:
-    """A call of what torch.compile made: torch's record of it, the callable, and its positional arguments.
+    """A call of a module or function that was compiled with torch.compile.
 
-    ``result``: what it returns, in what ``at_each_call`` runs at its end; None before.
+    Attributes:
+        record: torch.compile's context object for the module or function (``_TorchDynamoContext``).
+        function: The callable inside.
+        arguments: The positional arguments.
+        cleanups: The functions that torch calls at the end of this call.
+        result: What the call returns, for the functions that run at its end; None before.
     """
 
     record: Any
