@@ -1,6 +1,6 @@
 """graphreg's exception classes, and the helpers that word an error: suggestions, quoted values, and hints for a value that is not a number.
 
-Every error tells the caller three things: what was given, what is allowed, and what to do next.
+An error of graphreg's says what was given, what is allowed, and what to do next.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class GraphRegError(Exception):
 
 
 class TraceError(GraphRegError):
-    """The model cannot be traced, or must not be traced again."""
+    """The model cannot be traced, for example because its forward decides on values, or because it is wrapped or rewritten already."""
 
 
 class NoMatchError(GraphRegError, LookupError):
@@ -40,7 +40,7 @@ class RandomnessError(GraphRegError, RuntimeError):
 
 
 def suggestions(word: str, words: Iterable[str], count: int = 3) -> list[str]:
-    """Suggest up to ``count`` of ``words`` for a misspelt ``word``, the closest first; wildcards in ``word`` are ignored."""
+    """Suggest up to ``count`` of ``words`` for a misspelt ``word``, the closest first; wildcards around ``word`` are ignored."""
     bare = word.strip("!*?. ")
     return difflib.get_close_matches(bare or word, list(dict.fromkeys(words)), n=count, cutoff=0.4)
 
@@ -65,7 +65,7 @@ def number_of(value: Any) -> float | None:
     if getattr(value, "shape", None) == () and not getattr(value, "requires_grad", False):
         with contextlib.suppress(RuntimeError, NotImplementedError):  # a tensor on the meta device has no number
             value = value.item()
-    with contextlib.suppress(OverflowError):  # an integer that no float can hold is not finite either
+    with contextlib.suppress(OverflowError):  # math.isfinite raises it for an integer too large for a float
         if isinstance(value, numbers.Real) and math.isfinite(value):
             return float(value)
     return None
@@ -108,7 +108,7 @@ class RenamedAttributes:
     """A base class for objects whose attributes had other names in graphreg 0.1: the old names work, with a DeprecationWarning.
 
     Attributes:
-        renamed: The present name by the old one.
+        renamed: The present name of each old one.
     """
 
     renamed: ClassVar[Mapping[str, str]] = {}
@@ -129,7 +129,10 @@ def first_line(error: BaseException) -> str:
 
 
 def raising(error: GraphRegError) -> Callable[..., Any]:
-    """Return a function that raises ``error`` when called. Raised while a compiler traces, the error would be wrapped in the compiler's."""
+    """Return a function that raises ``error`` when called.
+
+    If ``error`` were raised while Dynamo captures a graph, Dynamo would wrap it in an error of its own.
+    """
 
     def run(*values: Any) -> Any:
         raise error.with_traceback(None)

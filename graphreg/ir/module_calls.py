@@ -1,4 +1,7 @@
-"""Finds the output of each module call in a graph that has no nodes for module calls, from the calls that each node was made in."""
+"""Finds the output of a module call that a graph shows as the operations inside the module, not as one node.
+
+What is known of a node are the module calls during which it was made.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +30,11 @@ class Block:
 
 
 def blocks(graph: fx.Graph, calls_of: Callable[[fx.Node], Iterable[ModuleCall]]) -> Iterator[Block]:
-    """Yield a block for each module call of a graph, in the order in which the calls return. ``calls_of``: the calls of a node.
+    """Yield a block for each module call of a graph, in the order in which the calls return. ``calls_of``: returns the calls during which
+    a node was made.
 
-    If a single value leaves a call, it is the module's output. If several do, the graph does not show which is which element.
+    If a single value leaves a call, it is the module's output. If several do, the graph does not show which element
+    of the output each of them is.
     """
     members: dict[ModuleCall, dict[fx.Node, None]] = {}
     order = {node: i for i, node in enumerate(graph.nodes)}

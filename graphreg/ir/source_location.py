@@ -24,7 +24,7 @@ def _is_users(file: str) -> bool:
 def origin_now() -> Origin | None:
     """Return the innermost running line of code outside torch and graphreg; None if no such line runs within the trace."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_globals.get("__name__") != _FRONT_END:  # outside of it is the code that called the tracer
+    while frame is not None and frame.f_globals.get("__name__") != _FRONT_END:  # the frames beyond it belong to the tracer's caller
         if _is_users(frame.f_code.co_filename):
             return frame.f_code.co_filename, frame.f_lineno
         frame = frame.f_back

@@ -60,8 +60,8 @@ class KeyRule(RuntimeModule):
     """Returns the keys of this call and makes those of the next: one runtime module at the top of the graph.
 
     It *assigns* new buffers. An increment in place would give wrong gradients, without an error, where the partitioner recomputes the masks
-    in backward. Keys are made one call ahead, because Inductor would inline a key that is derived where it is used into the arithmetic of
-    every element, which is slow.
+    in backward. Keys are made one call ahead. If a call computed its own, Inductor would fuse that computation into the kernels that use
+    the keys and repeat it for every element, which is slow.
     """
 
     streams: Tensor
@@ -79,7 +79,7 @@ class KeyRule(RuntimeModule):
         self.left: set[object] = set()  # the threads that left their blocks while another thread is still in one
         self.beyond = 0  # how many calls after ``frozen_call`` were taken while the noise was frozen
         self.alike = False  # whether all ranks draw the same masks
-        self.chunk: tuple[object, int, int] = (None, 0, 0)  # the last chunk of a vmap: its vmap, its number, the vmap's first call
+        self.chunk: tuple[object, int, int] = (None, 0, 0)  # the last chunk of a vmap: its vmap, its number, the first chunk's call
         self.register_buffer("streams", torch.tensor(list(streams.values()), dtype=torch.int64), persistent=False)
         self.register_buffer("step", torch.zeros(1, dtype=torch.int64), persistent=False)
         self.register_buffer("keys", call_keys(self.streams, self.step), persistent=False)
@@ -98,18 +98,19 @@ class KeyRule(RuntimeModule):
         if not self._is_frozen():
             raise GraphRegError(
                 "this module runs inside a backward pass: activation checkpointing around the whole of it would draw "
-                "other masks than the forward did. Put forward and backward under graphreg.frozen_noise(module), or "
-                "checkpoint blocks inside the model, and compile outside."
+                "other masks than the forward did. Put forward and backward into one block of "
+                "graphreg.frozen_noise(module), or checkpoint only blocks inside the model, and call torch.compile on the whole."
             )
         threads = dict(self.blocks.values())
         if len(threads) > 1 and _thread.token not in threads:
             raise GraphRegError(
-                "this module runs inside a backward pass, in a thread of autograd's, while several threads hold its noise "
-                "(graphreg.frozen_noise), so it is not known whose masks to draw. Give each thread a copy of the module: copy.deepcopy."
+                "this module runs inside a backward pass, in a thread without a block of graphreg.frozen_noise, while "
+                "several other threads are in such blocks, so it is not known whose masks to draw. Give each thread a copy of the module "
+                "(copy.deepcopy)."
             )
 
     def _is_frozen(self) -> bool:
-        """Whether this thread draws frozen masks: so does a thread that has entered no block, but not one that has left its own."""
+        """Whether this thread draws frozen masks. While any thread is in a block, all do except those that have left their own blocks."""
         return self.frozen_call is not None and _thread.token not in self.left
 
     def forward(self, always: bool = False) -> Tensor:
@@ -121,7 +122,7 @@ class KeyRule(RuntimeModule):
         elif transforms() and in_chunks():
             keys = self._taken_of_chunk()
         else:
-            # Written to ``_buffers``, as Module.__setattr__ does after checks that Dynamo would have to trace.
+            # Assigned in ``_buffers``: Module.__setattr__ does the same after checks, which Dynamo would have to trace.
             keys, step = self.keys, self.step + 1
             following = next_keys(self.streams, step, self.free, keys)
             self._buffers["step"], self._buffers["keys"] = (unwrapped(step), unwrapped(following)) if transforms() else (step, following)
@@ -148,7 +149,7 @@ class KeyRule(RuntimeModule):
     _taken_of_chunk = torch.compiler.disable(_taken, reason=CHUNKED)  # type: ignore[no-untyped-call]
 
     def _advanced(self) -> Tensor:
-        """Return the keys of this call and store those of the next, in the present thread and transforms."""
+        """Return the keys of this call and store those of the next. The caller has the lock and has left the transforms of torch.func."""
         keys, step = self.keys, self.step + 1
         if type(step) is not type(self.step):  # shape propagation runs the module on fake tensors
             return keys
@@ -173,12 +174,12 @@ class KeyRule(RuntimeModule):
         return self.frozen_call
 
     def _next_beyond(self) -> int:
-        """Take the next call after the frozen one; return its number."""
+        """Reserve the next free call number after the frozen one, and return it."""
         self.beyond += 1
         return self._required_frozen_call() + self.beyond
 
     def _rejoin(self, running: Sequence[Chunk]) -> None:
-        """Let each chunk of a vmap with ``chunk_size`` begin at the call of the first chunk, because a batch is one call."""
+        """Let each chunk of a vmap with ``chunk_size`` begin with the call number of the first chunk, because a batch is one call."""
         if len(running) > 1:
             raise GraphRegError(
                 "the module draws noise within two vmaps that both have a chunk_size, so it is not known which rows belong to one call. "
@@ -213,7 +214,7 @@ class KeyRule(RuntimeModule):
                 self.step, self.keys = self.step.clone(), self.keys.clone()
 
     def freeze(self, block: object) -> None:
-        """Begin a block: until the thread's blocks end, each of its calls draws the masks of the call that would have come next."""
+        """Begin a block of ``frozen_noise``: until this thread's blocks end, all its calls draw the masks of one call, the next one."""
         with taking():
             mine = [number for thread, number in self.blocks.values() if thread is _thread.token]
             if self.frozen_call is None:

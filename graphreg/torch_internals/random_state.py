@@ -1,4 +1,7 @@
-"""Global state around a forward that a trace would lose: grad and autocast modes, and the states of Python's and torch's generators."""
+"""Global state that a graph does not record, read and restored: grad and autocast modes, and the states of random generators.
+
+Also two helpers for tracing, ``quiet`` and ``ModuleStack``.
+"""
 
 from __future__ import annotations
 
@@ -20,20 +23,20 @@ from graphreg.torch_internals.patching import Changes
 
 
 def regions() -> tuple[bool, ...]:
-    """Return which modes are on that change what operations do: grad, inference, and autocast on CPU and on CUDA."""
+    """Return which of the modes that change operations are on: grad, inference, and autocast on CPU and on CUDA."""
     on = torch.is_autocast_enabled
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), on("cpu"), on("cuda")
 
 
 class _Thread(threading.local):
-    """The draws and seeds of a thread. A pair is for Python's and for torch's generator.
+    """The draws and seeds of a thread. In a pair, the first is for Python's generator, the second for torch's.
 
     Attributes:
         watched: Whether the thread's draws are counted now.
         draws: How often the thread drew while they were counted.
         seeds: How often the thread has seeded torch's generator.
-        seeds_at_state: In ``draws_watched``, the number of seeds at each state of torch's generator that the thread has read. When the
-            thread sets such a state again, ``seeds`` goes back to that number.
+        seeds_at_state: For each state of torch's generator that the thread has read, the value of ``seeds`` at that time, to which
+            ``seeds`` goes back when the thread sets that state again; None outside of ``draws_watched``.
     """
 
     watched = (False, False)
@@ -49,7 +52,8 @@ _thread = _Thread()
 class Randomness:
     """The states of Python's and torch's generators, and the counts of this thread (``_Thread``).
 
-    The counts are needed because all threads share the generators. Two are equal if this thread has drawn and seeded nothing in between.
+    The counts are needed because all threads share the generators. Two such records are equal if
+    this thread has drawn nothing and not seeded torch's generator between them.
     """
 
     states: tuple[Any, bytes]
@@ -155,7 +159,7 @@ class _CountingGenerator(_WatchedGenerator):
 
 
 def on_seeding(changes: Changes, seeded: Callable[[], None]) -> None:
-    """Until the changes end, call ``seeded`` before any code seeds torch's default generator.
+    """Until the block of ``changes`` ends, call ``seeded`` before a function of torch.random seeds the default generator.
 
     ``torch.manual_seed`` looks up the generator in its module at each call, so code that has imported the function is covered, too. torch's
     modes do not see such a call.

@@ -96,12 +96,12 @@ def _refusal(model: nn.Module, error: Exception, examples: bool) -> str:
     if isinstance(error, RecursionError):
         return (
             f"{type(model).__name__} cannot be traced symbolically{location(error)}: Python's recursion limit was reached, which "
-            "graphreg raises by as much as the nesting of modules needs. The model nests more calls than that, or recurses without end "
-            "because a trace has no values to stop at. If the depth is intended, raise the limit (sys.setrecursionlimit)."
+            "graphreg raises by as much as the nesting of modules needs. The model nests more calls than that, or its recursion "
+            "stops on a value, which a trace does not have. If the depth is intended, raise the limit (sys.setrecursionlimit)."
         )
     return (
         f"{type(model).__name__} cannot be traced symbolically{location(error)} ({str(error).strip() or type(error).__name__}). "
-        "Move that step into a submodule of its own, which then becomes an opaque module, mark a helper function with torch.fx.wrap, or "
-        "base the decision on a constant instead of a tensor."
-        + ("" if examples else " If it depends on a shape, give example_inputs: the graph follows their shapes, and asserts them.")
+        "Move that step into a submodule of its own, which then becomes an opaque module, or into a function that torch.fx.wrap marks. "
+        "If it is a decision on a tensor, base it on a constant."
+        + ("" if examples else " If it is a decision on a shape, give example_inputs: the graph asserts that each call decides as they do.")
     )
