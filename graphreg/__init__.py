@@ -1,6 +1,6 @@
 """graphreg regularizes an existing PyTorch model by name.
 
-A public name is imported when it is first asked for: ``graphreg --help`` and shell completion do without torch.
+A public name is imported at its first use, so that ``graphreg --help`` and shell completion run without importing torch.
 """
 
 import warnings
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from graphreg.tracing import Traced, names, trace
     from graphreg.verification import verify
 
-from graphreg.old_pickles import refuse_old_modules  # below the block above, or mypy takes those names for modules
+from graphreg.old_pickles import refuse_old_modules  # after the block above: otherwise mypy takes its names for modules
 
 __version__ = "0.1.0"
 refuse_old_modules()
@@ -78,9 +78,9 @@ def __getattr__(name: str) -> "Any":
         return __getattr__(_RENAMED[name])
     if name not in _ROOM_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(import_module(f"{__name__}.{_ROOM_OF[name]}"), name)
-    globals()[name] = found
-    return found
+    value = getattr(import_module(f"{__name__}.{_ROOM_OF[name]}"), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

@@ -1,5 +1,5 @@
 # PYTHON_ARGCOMPLETE_OK
-"""``python -m graphreg``."""
+"""Runs the command line: ``python -m graphreg``."""
 
 import sys
 

@@ -1,6 +1,6 @@
-"""graphreg's exception classes, and the helpers that word an error: suggestions, quoted values, numbers that are not numbers.
+"""graphreg's exception classes, and the helpers that word an error: suggestions, quoted values, and hints for a value that is not a number.
 
-Every error tells the caller three things: what was given, what is allowed, and what to do next.
+An error of graphreg's says what was given, what is allowed, and what to do next.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class GraphRegError(Exception):
 
 
 class TraceError(GraphRegError):
-    """The model cannot be traced, or must not be traced again."""
+    """The model cannot be traced, for example because its forward decides on values, or because it is wrapped or rewritten already."""
 
 
 class NoMatchError(GraphRegError, LookupError):
-    """A name, key or selector matches nothing, or matches another number of sites than ``expect=`` says."""
+    """A name, key or selector matches nothing, or a selector matches another number of sites than ``expect=`` says."""
 
 
 class RegularizerError(GraphRegError, ValueError):
@@ -33,14 +33,14 @@ class RegularizerError(GraphRegError, ValueError):
 
 
 class RandomnessError(GraphRegError, RuntimeError):
-    """Noise is drawn under ``torch.vmap`` with ``randomness="error"``, which leaves open whether the rows share one mask.
+    """Noise is drawn under ``torch.vmap`` with ``randomness="error"``, which does not say whether the rows share one mask.
 
-    It is a RuntimeError too, as torch's own error for this is.
+    It is also a RuntimeError, because torch raises a RuntimeError for its own random operations there.
     """
 
 
 def suggestions(word: str, words: Iterable[str], count: int = 3) -> list[str]:
-    """Suggest up to ``count`` of ``words`` for a misspelt ``word``, the closest first; wildcards in ``word`` are ignored."""
+    """Suggest up to ``count`` of ``words`` for a misspelt ``word``, the closest first; wildcards around ``word`` are ignored."""
     bare = word.strip("!*?. ")
     return difflib.get_close_matches(bare or word, list(dict.fromkeys(words)), n=count, cutoff=0.4)
 
@@ -61,11 +61,11 @@ def shown(value: object) -> str:
 
 
 def number_of(value: Any) -> float | None:
-    """Return a finite real number, or the item of a 0-d tensor or array, as a float; None for anything else."""
+    """Return a finite real number as a float, also from a 0-d tensor or array that does not require grad; None for anything else."""
     if getattr(value, "shape", None) == () and not getattr(value, "requires_grad", False):
         with contextlib.suppress(RuntimeError, NotImplementedError):  # a tensor on the meta device has no number
             value = value.item()
-    with contextlib.suppress(OverflowError):  # an integer that no float can hold is not finite either
+    with contextlib.suppress(OverflowError):  # math.isfinite raises it for an integer too large for a float
         if isinstance(value, numbers.Real) and math.isfinite(value):
             return float(value)
     return None
@@ -82,7 +82,7 @@ def no_number(what: str, value: Any, cure: str) -> str:
     cure = numeric_text(value) + cure
     if getattr(value, "requires_grad", False):
         cure = (
-            f"It is a tensor that would be trained, and a number in its place would not be: give {what.rpartition(' ')[2]}.item(). {cure}"
+            f"It is a tensor that requires grad, and graphreg would not train it: give {what.rpartition(' ')[2]}.item(). {cure}"
         )
     return f"{what} is {value!r}; it must be a finite number. {cure}"
 
@@ -92,7 +92,7 @@ def numeric_text(value: object) -> str:
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
             float(value)
-            return "A number in quotes is a text: take the quotes away. YAML reads 1e-4 as a text, too: its numbers need a dot, 1.0e-4. "
+            return "A number in quotes is a string: remove the quotes. YAML reads 1e-4 as a string, too: write it with a dot, 1.0e-4. "
     return ""
 
 
@@ -108,7 +108,7 @@ class RenamedAttributes:
     """A base class for objects whose attributes had other names in graphreg 0.1: the old names work, with a DeprecationWarning.
 
     Attributes:
-        renamed: The present name by the old one.
+        renamed: The present name of each old one.
     """
 
     renamed: ClassVar[Mapping[str, str]] = {}
@@ -129,7 +129,10 @@ def first_line(error: BaseException) -> str:
 
 
 def raising(error: GraphRegError) -> Callable[..., Any]:
-    """Return a function that raises ``error`` when called; a compiler would wrap an error that was raised while it traces."""
+    """Return a function that raises ``error`` when called.
+
+    If ``error`` were raised while Dynamo captures a graph, Dynamo would wrap it in an error of its own.
+    """
 
     def run(*values: Any) -> Any:
         raise error.with_traceback(None)
@@ -138,5 +141,5 @@ def raising(error: GraphRegError) -> Callable[..., Any]:
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:
-    """Join up to six names for a message, and say how many more there are."""
+    """Join up to ``most`` names for a message, and say how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

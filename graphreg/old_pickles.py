@@ -1,6 +1,6 @@
-"""Pickles made by another graphreg: refused with a sentence that says what to load instead.
+"""Refuses pickles made by another version of graphreg, with an error that says what to load instead.
 
-A pickle of graphreg 0.1 names modules that are gone. Importing one of them raises, before Python says that there is no such module.
+A pickle of graphreg 0.1 names modules that no longer exist. Importing one of them raises this error in place of ModuleNotFoundError.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from types import ModuleType
 
 from graphreg.errors import GraphRegError
 
-# The modules of 0.1 whose classes are named in pickles: of rewritten modules, traces, plans, reports and states of noise.
+# The modules of 0.1 whose classes may occur in a pickle of a rewritten module, a trace, a plan, a report or a noise state.
 MODULES_OF_0_1 = frozenset({
     "accounts", "attach", "census", "cone", "control", "cost", "derivatives", "diff", "fxpass", "given", "keys", "knobs", "ledger",
     "leaves", "listing", "measures", "module", "monitor", "naming", "noise", "operators", "own_choice", "own_dropout", "own_rules",
@@ -20,39 +20,47 @@ MODULES_OF_0_1 = frozenset({
     "storage", "streams", "summary", "trace", "validation", "viewed", "watches",
 })  # fmt: skip
 CURE = (
-    "A pickle of a rewritten module is for the graphreg that made it. There, save module.state_dict() and graphreg.rng_state(module); "
-    "here, regularize the model as it was done then, and give them to module.load_state_dict and graphreg.set_rng_state."
+    "A pickle of a rewritten module loads only with the version of graphreg that made it. With that version, save module.state_dict() "
+    "and graphreg.rng_state(module). With this one, regularize the model in the same way, and load the two with module.load_state_dict "
+    "and graphreg.set_rng_state."
 )
 
 
 class OldModuleError(GraphRegError, ImportError):
-    """An import of a module of graphreg 0.1, which is what unpickling does."""
+    """A module of graphreg 0.1 is imported, as happens when a pickle that names it is loaded."""
 
 
 def refuse_other(version: int | None, made_with: str, expected: int, present: str) -> None:
-    """Refuse a pickle of another version than ``expected``; ``made_with`` and ``present`` are versions of graphreg."""
+    """Raise GraphRegError unless a pickle has the format version ``expected``.
+
+    Args:
+        version: The pickle's format version; None if it has none.
+        made_with: The version of graphreg that made the pickle.
+        expected: The format version that can be loaded.
+        present: The version of graphreg that loads it.
+    """
     if version != expected:
         raise GraphRegError(
-            f"this pickle was made by graphreg {made_with}, in version {version} of its form; graphreg {present} reads version {expected}. "
+            f"this pickle was made by graphreg {made_with}, in format version {version}; graphreg {present} reads version {expected}. "
             f"{CURE}"
         )
 
 
 class OldModules:
-    """Finds the modules of graphreg 0.1, as the last of Python's finders, and raises in place of loading one."""
+    """A finder for ``sys.meta_path`` that raises OldModuleError for a module of graphreg 0.1. It comes last, after Python's own finders."""
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
         package, _, module = name.partition(".")
         return ModuleSpec(name, self) if package == "graphreg" and module in MODULES_OF_0_1 else None  # type: ignore[arg-type]
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        raise OldModuleError(f"{spec.name} was a module of graphreg 0.1, which a pickle may name, and is gone. {CURE}", name=spec.name)
+        raise OldModuleError(f"{spec.name} was a module of graphreg 0.1, which old pickles name, and is gone. {CURE}", name=spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Never called; importlib asks whether it is there."""
+        """Do nothing; it is never called. Without it, importlib would use the loader's ``load_module`` instead of ``create_module``."""
 
 
 def refuse_old_modules() -> None:
-    """Have the imports of such modules refused from now on."""
+    """Install the finder that refuses these modules, once a process."""
     if not any(type(finder).__name__ == OldModules.__name__ for finder in sys.meta_path):
         sys.meta_path.append(OldModules())

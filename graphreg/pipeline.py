@@ -44,24 +44,27 @@ def regularize(
 ) -> RewrittenModule:
     """Return a copy of the model's graph with regularizers at the sites that they select.
 
-    The result is a GraphModule that returns ``(output, penalties)``. The model itself stays unchanged and shares its layers with
-    the result.
+    The result is a GraphModule that returns ``(output, penalties)``; with ``penalties="attach"`` it returns the output alone. The
+    model itself stays unchanged and shares its layers with the result.
 
     Args:
         model: The model to regularize.
         *regularizers: Regularizers, or sequences of them.
         example_inputs: A tensor, a tuple of positional arguments, or a dict of keyword arguments of one call of the model.
         rng: A seed or a generator for the noise; without one, the seed is drawn from torch's generator.
-        front_end: What traces the model: ``"auto"``, ``"symbolic"`` (torch.fx) or ``"export"`` (torch.export).
+        front_end: How to trace the model: with ``"symbolic"`` (torch.fx), with ``"export"`` (torch.export), or ``"auto"``: torch.fx
+            first, then torch.export.
         missing: What to do when a selector matches nothing: ``"error"``, ``"warn"`` or ``"ignore"``.
-        penalties: ``"return"`` returns them beside the output; ``"attach"`` keeps the model's output type and adds their gradients
-            in the backward pass.
+        penalties: ``"return"`` returns them together with the output; ``"attach"`` keeps the model's output type and adds their
+            gradients in the backward pass.
         compile: True, or a dict of options for torch.compile.
-        scale: With ``penalties="attach"``, what the loss is scaled by: a factor, or a GradScaler.
-        own_dropout: What to do with native dropout, which is the model's own dropout, stochastic depth and attention dropout:
-            ``"keep"``, ``"seeded"`` (drawn from graphreg's streams), ``"off"``, or a rate in [0, 1), which is seeded too; or a dict
-            of selectors to these. Of several selectors that match one dropout the last counts; ``*`` matches dropouts at every
-            depth, ``!`` excludes. The rates stay as they are given here. A model without dropout is an error.
+        scale: With ``penalties="attach"``, what the loss is scaled by: a number, a 0-d tensor, a GradScaler, or a function without
+            arguments that returns the factor.
+        own_dropout: What to do with native dropout, which is the dropout, stochastic depth and attention dropout that the model
+            itself contains. ``"keep"`` leaves it unchanged, ``"seeded"`` draws it from graphreg's streams, ``"off"`` turns it off,
+            and a rate in [0, 1) sets its rate and draws it from graphreg's streams. A dict maps selectors to these. Where several
+            selectors match one dropout, the last one counts; ``*`` matches dropouts at every depth, ``!`` excludes. The rates are
+            fixed: ``set_strength`` does not change them. For a model without dropout, anything but ``"keep"`` is an error.
         verify: Compare the result with the model on the example inputs, as ``graphreg.verify`` does.
         **keywords: Regularizers by keyword: ``hidden_dropout=0.1``, ``weight_l2=1e-4``, ….
 
@@ -97,7 +100,7 @@ def _check_compile(compile: object) -> None:
 
 
 def _before(model: nn.Module, example_inputs: Any, verify: bool) -> nn.Module | None:
-    """Copy the model before tracing, for ``verify`` to compare with; None without ``verify``."""
+    """Return a copy of the model as it is before tracing, for ``verify`` to compare with; None if ``verify`` is False."""
     if not isinstance(verify, bool):
         raise RegularizerError(f"verify={shown(verify)} is not allowed; give True or False.")
     if not verify:
@@ -109,7 +112,7 @@ def _before(model: nn.Module, example_inputs: Any, verify: bool) -> nn.Module | 
 
 
 def check_options(rng: Any, missing: Missing, penalties: Penalties, scale: Scale | None, own_dropout: OwnDropout) -> None:
-    """Raise RegularizerError for options that ``regularize`` would refuse; it needs no graph."""
+    """Raise RegularizerError for options that ``regularize`` would refuse, without tracing a model."""
     _check_scaled(penalties, scale)
     check_missing(missing)
     check_penalties(penalties)
@@ -141,8 +144,8 @@ def _warn_of_scale(module: RewrittenModule, penalties: Penalties, scale: Scale |
     joins = [n for n in in_train.nodes if n.op == "call_module" and n.target == f"{RULES}.attach" and not n.args[2]]
     if joins:
         warnings.warn(
-            "penalties='attach': the model returns no loss, so what the loss is scaled by (a GradScaler, gradient "
-            "accumulation) cannot be known; penalties join with scale 1. Pass scale=1 if that is right, else the scaler or factor.",
+            "penalties='attach': the model returns no loss, so graphreg cannot know how the loss is scaled (by a GradScaler, or for "
+            "gradient accumulation); penalties join with scale 1. Pass scale=1 if that is right, else the scaler or factor.",
             stacklevel=3,
         )
 
@@ -161,15 +164,16 @@ def as_pass(
     """Return ``regularize`` as a torch.fx pass, to run alone or within a PassManager.
 
     The pass takes a GraphModule and returns ``PassResult(graph_module, modified)`` with the module that ``regularize`` makes; the
-    given module stays unchanged. ``modified`` is False, and the module the given one, where nothing is added: ``penalties="attach"``
-    with no site, or a second run of the same pass. Each added node is marked in ``node.meta["graphreg"]``.
+    given module stays unchanged. If nothing is added, ``modified`` is False and the result is the given module. That happens where
+    ``penalties="attach"`` finds no site, and in a second run of the same pass. Each added node is marked in
+    ``node.meta["graphreg"]``.
 
     The arguments are those of ``regularize``, without ``compile``, ``front_end`` and ``verify``: compile what the last pass returns.
 
     Raises:
-        RegularizerError: At once, for an option or a value that is not allowed.
-        NoMatchError: At once for an unknown keyword; when the pass runs for a selector that matches nothing (within a PassManager it
-            is the cause of the manager's Exception).
+        RegularizerError: An option or a value is not allowed. This function raises it, before the pass runs.
+        NoMatchError: A keyword is unknown; this function raises it. Or a selector matches nothing; the pass raises it when it runs,
+            and a PassManager raises an Exception of which it is the cause.
     """
     if "compile" in keywords or "front_end" in keywords:
         what = "compile" if "compile" in keywords else "front_end"
@@ -177,7 +181,7 @@ def as_pass(
         raise RegularizerError(f"{what}= is no option of a pass; {cure}.")
     check_options(rng, missing, penalties, scale, own_dropout)
     flat = tuple(instances(regularizers))
-    from_keywords(keywords)  # for its errors
+    from_keywords(keywords)  # raises for a keyword that is not allowed
     options = {"example_inputs": example_inputs, "rng": rng, "missing": missing, "penalties": penalties, "scale": scale}
     options["own_dropout"] = own_dropout
     return Regularize(flat, options, keywords)
@@ -185,7 +189,7 @@ def as_pass(
 
 @dataclass(frozen=True, eq=False)
 class Regularize(PassBase):
-    """The torch.fx pass that ``as_pass`` returns; ``mark`` goes onto the modules that it makes, so that a second run leaves them alone."""
+    """The torch.fx pass that ``as_pass`` returns. It writes ``mark`` to the modules that it makes, and leaves modules with it unchanged."""
 
     regularizers: tuple[Regularizer, ...]
     options: Mapping[str, Any]
@@ -202,7 +206,7 @@ class Regularize(PassBase):
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:
         if getattr(graph_module, RULES, None) is not None and rules_of(graph_module).made_by == self.mark:
-            return PassResult(graph_module, False)  # PassManager(steps=n) goes on until nothing changes
+            return PassResult(graph_module, False)  # PassManager(steps=n) repeats its passes until none changes anything
         module = regularize(graph_module, self.regularizers, **self.options, **self.keywords)
         if not any(_adds(graph) for graph in graphs_of(module).values()):
             return PassResult(graph_module, False)

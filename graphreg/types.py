@@ -1,23 +1,23 @@
-"""The types of what graphreg's functions take and return, for annotations and ``isinstance``.
+"""The types that graphreg's functions take and return, for annotations; the classes also for ``isinstance``.
 
 What they return:
 
 =================  =====================================================================================================
-`Site`             A named value or parameter of a traced model; its other names are `Label` records.
-`Names`            The list of sites that ``graphreg.names`` gives; it prints as a table.
+`Site`             A named value or parameter of a traced model; its names are `Label` records.
+`Names`            The list of sites that ``graphreg.names`` returns; it prints as a table.
 `Traced`           A traced model: its graphs and its sites. Made by ``graphreg.trace``.
 `Plan`             What each regularizer does at which site: `Edit` records. Made by ``graphreg.plan``.
-`RewrittenModule`  The module that ``graphreg.regularize`` and ``graphreg.rewrite`` give.
-`Regularized`      What a call of that module gives: ``output`` and ``penalties``.
-`Samples`          The mean, spread and values of many passes with the noise on. Made by ``graphreg.sample``.
-`Monitor`          Statistics by name while a module trains. Made by ``graphreg.monitor``.
+`RewrittenModule`  The module that ``graphreg.regularize`` and ``graphreg.rewrite`` return.
+`Regularized`      What a call of that module returns: ``output`` and ``penalties``.
+`Samples`          The mean, spread and values of many forward passes with noise. Made by ``graphreg.sample``.
+`Monitor`          Statistics of a module's values, by site, while it trains. Made by ``graphreg.monitor``.
 `Report`           Which regularizer acts where, and what it costs. Made by ``graphreg.report``.
 `Diff`             What graphreg added to the emitted Python. Made by ``graphreg.diff``.
 `Diagnosis`        What ``graphreg.doctor`` found: `Finding` records.
 =================  =====================================================================================================
 
-What they take: `Selector` (what names sites), and the values of the options ``front_end=`` (`FrontEnd`), ``missing=`` (`Missing`),
-``penalties=`` (`Penalties`) and ``scale=`` (`Scale`).
+What they take: `Selector` (which sites: a string, several strings, or a function of a site), and the values of the options
+``front_end=`` (`FrontEnd`), ``missing=`` (`Missing`), ``penalties=`` (`Penalties`) and ``scale=`` (`Scale`).
 
     from graphreg.types import Report
 

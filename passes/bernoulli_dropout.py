@@ -1,4 +1,4 @@
-"""Dropout: Srivastava et al., JMLR 15 (2014), section 4; inverted: it scales in training, and eval mode needs nothing."""
+"""Dropout: Srivastava et al., JMLR 15 (2014), section 4; inverted: it scales in train mode, and does nothing in eval mode."""
 
 import math
 from collections.abc import Sequence
@@ -22,6 +22,6 @@ class BernoulliDropout(Splice, keys=("dropout",)):
 
     def __call__(self, z: Tensor, weight: Tensor, noise: Noise) -> Tensor:
         keep, scale = noise.keep(z, weight), 1 / (1 - weight)
-        # The same numbers either way. What is kept for backward is the other factor: eager, one tensor and one product in
-        # backward; compiled, a mask of 1 byte an element, not the scaled one of 4.
+        # Both branches give the same numbers; they differ in what autograd saves for the gradient of z. In eager it is the scaled mask, so
+        # that backward is one product. Compiled it is the int8 mask, which has 1 byte an element where the scaled one has 4.
         return z * keep.mul_(scale) if keep.is_floating_point() else z * keep * scale

@@ -13,8 +13,8 @@ from graphreg import Penalty, Selector, Vjp
 class Contractive(Penalty, keys=("contractive",)):
     """The mean over sites of the squared Frobenius norm of the Jacobian per example: ``sum (dz/dx)² / len(x)``.
 
-    z, at each site, and x, the values that ``wrt`` selects: [batch, any shape] -> 0-d. The Jacobian is that of the whole batch,
-    summed over all x, and 0 where z does not depend on x. ``weight`` >= 0.
+    z, at each site, and x, the values that ``wrt`` selects: [batch, any shape] -> 0-d. The Jacobian is that of the whole batch; the
+    squares are summed over all x, and are 0 where z does not depend on x. ``weight`` >= 0.
 
     Attributes:
         wrt: What to differentiate with respect to; ``"*"`` means the floating-point inputs.
@@ -55,5 +55,5 @@ class Contractive(Penalty, keys=("contractive",)):
 
 
 def _squared(rows: list[dict[str, Tensor]]) -> Tensor:
-    """The sum of squares per example, over all rows and all values that they were taken with respect to."""
+    """Return the sum of squares per example, over all rows of the Jacobian and all values of ``wrt``."""
     return torch.stack([g.square().sum() / (len(g) if g.dim() else 1) for gradients in rows for g in gradients.values()]).sum()

@@ -1,4 +1,7 @@
-"""``make zoo``: runs what has not run yet, and writes docs/models.md once all has."""
+"""``make zoo``: runs what has not run yet, and writes docs/models.md once all has.
+
+The records are kept in docs/models.jsonl beside the page, so that a run goes on from there on another machine, too.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=600, help="for one model")
     parser.add_argument("--memory", type=float, default=11, help="GiB, for one model")
     parser.add_argument("--models", default="zoo.models", metavar="MODULE", help="where PROVIDERS and PACKAGES stand")
-    parser.add_argument("--results", type=Path, default=TOP / "build" / "zoo" / "results.jsonl")
+    parser.add_argument("--results", type=Path, default=TOP / "docs" / "models.jsonl")
     parser.add_argument("--page", type=Path, default=TOP / "docs" / "models.md")
     return parser.parse_args(arguments)
 

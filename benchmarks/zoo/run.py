@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib
 import json
 import multiprocessing
@@ -98,7 +99,7 @@ def one(module: str, name: str, limits: Limits) -> Record:
         process.kill()
     process.join()
     found = found or {"error": ended(process.exitcode)}
-    return {"name": name, "versions": versions(module)} | found
+    return {"name": name, "date": str(datetime.date.today()), "versions": versions(module)} | found
 
 
 def answer(receiver: Connection, seconds: float) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from pathlib import Path
 GROUP = "graphreg.passes"  # as in the registry, which cannot be imported here because it imports torch
 
 HELP = {
-    "dropout": "rate of dropout at the sites that GLOB names; without one, at the hidden values",
-    "noise": "standard deviation of Gaussian noise, at the same sites",
+    "dropout": "rate of dropout at the sites that GLOB names; without a GLOB, at the hidden values",
+    "noise": "standard deviation of Gaussian noise at the sites that GLOB names; without a GLOB, at the hidden values",
 }
 
 

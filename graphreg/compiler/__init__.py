@@ -1,8 +1,8 @@
-"""Everything graphreg tells Inductor, so that a rewritten module compiles well.
+"""What graphreg does to make a rewritten module compile well with torch.compile.
 
-The room holds extra passes on Inductor's graphs, the choice of splices that backward recomputes, recurrent layers lowered to one
-custom operator, and the compiler settings that bear on random operations. Open ``inductor_passes.py`` first: it is what
-``module.compile()`` adds to torch.compile's options.
+The room has extra passes on Inductor's graphs, the choice of splices that backward recomputes, recurrent layers lowered to one
+custom operator, and the compiler settings that affect random operations. Open ``inductor_passes.py`` first: it has the passes that
+``module.compile()`` and ``graphreg.backend`` add to Inductor's options.
 """
 
 from graphreg.compiler.inductor_passes import with_our_pass

@@ -1,12 +1,14 @@
 """Decides whether a compiled splice saves its result for backward or recomputes it. The result is the same; only the cost differs.
 
-Some operations find their derivative from their own output: ReLU, sigmoid, softmax. Their output is saved for backward
-once, and the product that reads it saves the same tensor. A splice in between separates the two: the product saves the spliced
-value, and a partitioner that weighs bytes saves ``output <= 0`` beside it, as a bool tensor, which Inductor stores on a CPU at
-12 ns an element (a float: 0.1): a ReLU of 131k elements took 1.5 ms instead of 0.03. There the splice is recomputed in
-backward from the output and the draws (an int8 mask), so that the output is saved as before, and nothing else of its size.
+The derivative of some operations is computed from their output: ReLU, sigmoid, softmax. Without a splice, the operation and the
+matrix product that reads its output save the same tensor for backward. With a splice in between, the product saves the spliced
+value. For a ReLU, a partitioner that minimizes bytes then also saves ``output <= 0``, as a bool tensor. On a CPU Inductor stores a
+bool in 12 ns, and a float in 0.1 ns: a ReLU of 131k elements took 1.5 ms instead of 0.03 ms.
 
-Behind a normalization the output can be recomputed from what the normalization saves, so recomputing the splice gains nothing.
+So after such an operation, backward recomputes the splice from the output and the draws (an int8 mask). The output is then saved as
+without a splice, and the only addition is the draws.
+
+After a normalization, the output can be recomputed from what the normalization saves. There, recomputing the splice saves nothing.
 """
 
 from __future__ import annotations
@@ -24,14 +26,14 @@ from graphreg.ir import Operations, function_name
 from graphreg.rng import Noise
 from graphreg.torch_internals import Changes, next_region
 
-# derivatives written in terms of the output
+# operations whose derivative is computed from their output
 FROM_OUTPUT = {"relu", "relu_", "threshold", "sigmoid", "sigmoid_", "tanh", "tanh_", "softmax", "log_softmax", "exp", "sqrt", "rsqrt"}
 _ELEMENTWISE = {"add", "sub", "mul", "div", "iadd", "isub", "imul", "truediv", "itruediv", "neg", "add_", "mul_", "sub_", "div_", "cat"}
 
 
 def recomputed(node: fx.Node, operations: Operations, replaced: Container[fx.Node] = ()) -> bool:
-    """Whether a splice of the node's value is recomputed in backward, when compiled. ``replaced``: nodes whose value is spliced."""
-    return _name(node, operations) in FROM_OUTPUT and not _behind_norm(node, operations, replaced)
+    """Whether backward recomputes a splice of the node's value in compiled code. ``replaced``: the nodes whose values are spliced."""
+    return _name(node, operations) in FROM_OUTPUT and not _follows_norm(node, operations, replaced)
 
 
 def _name(node: fx.Node, operations: Operations) -> str:
@@ -39,25 +41,26 @@ def _name(node: fx.Node, operations: Operations) -> str:
     return type(module).__name__.lower() if module is not None else function_name(node)
 
 
-def _behind_norm(node: fx.Node, operations: Operations, replaced: Container[fx.Node]) -> bool:
-    """Whether elementwise operations alone lie between the value and a normalization."""
-    ahead, seen = list(node.all_input_nodes), {node}
-    while ahead:
-        source = ahead.pop()
-        if source in replaced:  # what stands in its place is neither
+def _follows_norm(node: fx.Node, operations: Operations, replaced: Container[fx.Node]) -> bool:
+    """Whether the value is computed from a normalization by elementwise operations only."""
+    waiting, visited = list(node.all_input_nodes), {node}
+    while waiting:
+        source = waiting.pop()
+        if source in replaced:  # its splice is neither a normalization nor in the set of elementwise operations
             continue
         if operations.is_norm(source):
             return True
-        if source not in seen and (function_name(source) in _ELEMENTWISE or operations.passes_through(source)):
-            ahead.extend(source.all_input_nodes)
-        seen.add(source)
+        if source not in visited and (function_name(source) in _ELEMENTWISE or operations.passes_through(source)):
+            waiting.extend(source.all_input_nodes)
+        visited.add(source)
     return False
 
 
 def recompute_in_backward(formula: Callable[[Tensor, Tensor, Noise], Tensor], z: Tensor, weight: Tensor, noise: Noise) -> Tensor:
     """Run a splice's formula so that backward recomputes the result from ``z`` and the draws instead of saving it.
 
-    It is called twice: outside the recomputed region for its draws (the compiler drops the rest), inside for its value.
+    The formula is called twice: before the recomputed region for its draws (the compiler removes its other operations), and inside the
+    region for its value, with these draws.
     """
     draws: list[Tensor] = []
     formula(z.detach(), weight, _DrawRecorder(noise.key, draws))
@@ -75,7 +78,10 @@ def recompute_in_backward(formula: Callable[[Tensor, Tensor, Noise], Tensor], z:
 
 @contextmanager
 def _marked() -> Iterator[None]:
-    """Mark the operations in the block as Dynamo marks those of a checkpointed region; for graphs that are made below Dynamo."""
+    """Mark the operations in the block as Dynamo marks those of a checkpointed region.
+
+    For splices that AOTAutograd traces without Dynamo, as in the graphs of ``graphreg.backend``.
+    """
     with Changes() as changes, changes:
         changes.put(traceback.current_meta, "recompute", CheckpointPolicy.PREFER_RECOMPUTE)
         changes.put(traceback.current_meta, "ac_graph_id", next_region())

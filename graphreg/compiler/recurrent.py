@@ -1,11 +1,11 @@
 """The custom operator ``graphreg::recurrent``: a whole recurrent layer as one opaque operator with a backward, for torch.compile.
 
-Dynamo refuses nn.RNN, nn.LSTM and nn.GRU ("Attempted to wrap RNN, GRU, or LSTM"), and of ``aten.lstm`` Inductor unrolls the
-steps: two minutes to compile at 60 of them, and again at each other length. Here the fused kernels of torch run as in eager.
+Dynamo refuses nn.RNN, nn.LSTM and nn.GRU ("Attempted to wrap RNN, GRU, or LSTM"). In ``aten.lstm`` Inductor unrolls the time steps:
+60 steps take two minutes to compile, and each other length is compiled again. This operator runs torch's fused kernels, as eager does.
 
-The forward keeps the autograd graph that the kernel records, as eager does, so that nothing is computed twice and backward
-uses the same masks of the layer's native dropout. That graph lives exactly as long as the storage of the output tensor ``saved``.
-Where the storage was lost (saved tensors that are copied elsewhere and back), the backward runs the forward once more.
+The forward saves the autograd graph that the kernel records, as eager does. So backward does not run the forward again, and uses the
+same masks of the layer's native dropout. The graph lives exactly as long as the storage of the output tensor ``saved``. If that
+storage is gone, because saved tensors were copied elsewhere and back, backward runs the forward again; with dropout it raises.
 """
 
 from __future__ import annotations
@@ -30,7 +30,12 @@ GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
 
 
 class SavedGraph(bytearray):
-    """The memory behind a tensor ``saved``: an int64 key, and, as attributes, the autograd edges and leaves that backward needs."""
+    """The memory of a tensor ``saved``: an int64 key.
+
+    Attributes:
+        edges: The autograd edges of the kernel's outputs.
+        leaves: The tensors whose gradients backward computes.
+    """
 
     edges: tuple[GradientEdge, ...]
     leaves: tuple[Tensor, ...]
@@ -76,7 +81,7 @@ def recurrent(
             "forward did. Leave activation_memory_budget and aggressive_recomputation of torch._functorch.config at their "
             "defaults, and checkpoint no part that holds the layer."
         )
-    # Copy inputs and outputs: the compiler does not know that they are kept, and may reuse their memory for other values.
+    # Copy inputs and outputs: the compiler does not know that the autograd graph refers to them, and may reuse their memory.
     copied = x.clone(memory_format=torch.contiguous_format)
     saved, outputs = _recorded(copied, [s.clone() for s in states], weights, kernel, wanted)
     out, *last = (t.clone(memory_format=torch.contiguous_format) for t in outputs)
@@ -98,11 +103,11 @@ def _run(
 def _recorded(
     x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], kernel: tuple[Any, ...], wanted: Sequence[bool]
 ) -> tuple[SavedGraph, tuple[Tensor, ...]]:
-    """Run the kernel under autograd; returns what its backward needs, and the detached outputs."""
-    # A custom operator runs below autograd: nothing is recorded there until the key is let in again.
+    """Run the kernel under autograd. Return what its backward needs, and the detached outputs."""
+    # torch runs a custom operator with autograd's dispatch key excluded. Without recorded_in_operator nothing would be recorded.
     with torch.enable_grad(), recorded_in_operator():
         leaves = tuple(t.detach().requires_grad_(need) for t, need in zip((x, *states, *weights), wanted, strict=True))
-        # A view: autocast converts a leaf once and adds up its gradients in the lower precision, other values at each use.
+        # Pass views: autocast converts a leaf once and sums its gradients in the lower precision, but other tensors at each use.
         inputs = [leaf.view(leaf.shape) for leaf in leaves[: 1 + len(states)]]
         outputs = _run(inputs[0], inputs[1:], leaves[len(inputs) :], *kernel)
         saved = SavedGraph(8)
@@ -130,7 +135,7 @@ def _(
 
 
 def _check(x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], mode: str, depth: int, autocast: torch.dtype | None) -> None:
-    """Refuse at compile time what the layer itself refuses, and the kernel only when the compiled graph runs."""
+    """Raise GraphRegError at compile time for inputs that the layer refuses; the kernel would raise only when the graph runs."""
     if x.dim() != 3:
         raise GraphRegError(f"the {mode} takes an input of 3 dims, or of 2 without a batch, and this one has {x.dim()}.")
     features, hidden = weights[0].shape[1], weights[1].shape[0] // GATES[mode]
@@ -148,7 +153,7 @@ def _check(x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], mode:
 def _dtypes(
     device: str, inputs: tuple[torch.dtype, ...], mode: str, projects: bool, autocast: torch.dtype | None
 ) -> tuple[torch.dtype, ...]:
-    """The dtypes of a kernel's outputs, found by running it on a tiny case: under autocast each kernel has rules of its own."""
+    """Return the dtypes of a kernel's outputs. Under autocast each kernel has different rules, so it is run on a tiny example."""
     if autocast is None:
         return (inputs[0],) * (3 if mode == "LSTM" else 2)
     gates = GATES[mode]
@@ -165,13 +170,13 @@ def recurrent_backward(
     grads: Sequence[Tensor | None], saved: Tensor, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], mode: str, layers: int,
     biases: bool, dropout: float, training: bool, bidirectional: bool, wanted: Sequence[bool], autocast: torch.dtype | None,
 ) -> list[Tensor]:  # fmt: skip
-    """The gradients of those of x, states and weights that are ``wanted``, from the gradients of output, h and c."""
+    """Return the gradients of the tensors among x, states and weights that are ``wanted``; ``grads``: those of the output, h and c."""
     memory = _saved.get(int(saved))
     if memory is None:
         if dropout and training:
             raise GraphRegError(
-                "what a recurrent layer with dropout kept for its backward pass is gone: its saved tensors were copied (by hooks on "
-                "saved tensors, as save_on_cpu has) and the masks are not among them. Leave the hooks out, or set the layer's dropout to 0."
+                "the backward pass of a recurrent layer with dropout needs the masks of the forward, and they are gone: its saved tensors "
+                "were copied by saved-tensor hooks (such as save_on_cpu). Leave the hooks out, or set the layer's dropout to 0."
             )
         memory, _ = _recorded(x, states, weights, (mode, layers, biases, dropout, training, bidirectional, autocast), wanted)
     pairs = [(edge, grad) for edge, grad in zip(memory.edges, grads, strict=False) if grad is not None]

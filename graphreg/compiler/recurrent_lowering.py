@@ -1,8 +1,8 @@
-"""Replaces recurrent layers by the operator ``graphreg::recurrent`` in the graph that torch.compile is given.
+"""Replaces recurrent layers by the operator ``graphreg::recurrent`` in a copy of the graph, which torch.compile compiles.
 
-The graph that users and passes see still calls the layer, and so does eager. Dynamo refuses to read even an attribute of the
-layer (``self.lstm``, and so ``self.lstm.weight_hh_l0``). Therefore stand-ins, defined here, take the layer's place in the
-lowered graph and reach it through the dict of its attributes.
+The graph that users see, and that eager runs, still calls the layer. Dynamo refuses to read the layer (``self.lstm``) or an attribute
+of it (``self.lstm.weight_hh_l0``). So the lowered graph calls stand-ins instead, which read what they need from
+``vars(layer)``. This file defines them.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ from graphreg.ir import PACKS, freeze, function_name, thaw
 from graphreg.torch_internals import CALL_HOOKS, graph_break, has_global_hook, kernel_weights, share_emitter, weight_names
 
 KINDS = (nn.RNN, nn.LSTM, nn.GRU)
-LOWERED = "graphreg_recurrent"  # where the emitted code finds what stands in for the layers; no module, so in no state_dict
+LOWERED = "graphreg_recurrent"  # the attribute that holds the stand-ins for the lowered code; not a module, so in no state_dict
 
 
 def why_not(kind: type, attributes: Mapping[str, Any]) -> str:
-    """Why a recurrent layer cannot be lowered, and the cure; ``""`` if it can: only torch's unmodified layers can. Dynamo traces this."""
+    """Return why a recurrent layer cannot be lowered, and what to do; ``""`` if it can, as torch's unmodified layers can.
+
+    Dynamo traces this function, so it takes the layer's class and ``vars(layer)`` instead of the layer.
+    """
     if kind not in KINDS:
         return f"it is a {kind.__name__}, whose code is not torch's own; take nn.RNN, nn.LSTM or nn.GRU itself"
     if "forward" in attributes:
@@ -37,7 +40,7 @@ def why_not(kind: type, attributes: Mapping[str, Any]) -> str:
 
 
 def refusal(path: str, kind: type, why: str) -> str:
-    """The message that a layer at ``path`` is not lowered, with the reason."""
+    """Return the message that the layer at ``path`` is not lowered, with the reason."""
     return (
         f"graphreg does not lower the {kind.__name__} {path!r}, and torch.compile(fullgraph=True) does not take it as it is: {why}, "
         "or compile without fullgraph, where the layer runs in eager."
@@ -45,7 +48,7 @@ def refusal(path: str, kind: type, why: str) -> str:
 
 
 class Layer:
-    """Stands in for a recurrent layer and calls the operator. A layer that cannot be lowered breaks the graph, with the reason."""
+    """Stands in for a recurrent layer and calls the operator. If the layer cannot be lowered, it breaks the graph and gives the reason."""
 
     def __init__(self, path: str, layer: nn.Module) -> None:
         self.path, self.layer, self.kind, self.attributes = path, layer, type(layer), vars(layer)
@@ -56,12 +59,12 @@ class Layer:
             why = why or "its input is a PackedSequence; give it the padded tensor"
         if why:
             graph_break(msg=refusal(self.path, self.kind, why))
-            return self.layer(*args, **kwargs)  # without fullgraph it goes on from here, in eager
-        return _called(self.attributes, *args, **kwargs)
+            return self.layer(*args, **kwargs)  # without fullgraph, the call continues here in eager
+        return _call_operator(self.attributes, *args, **kwargs)
 
 
 class Packing:
-    """Stands in for ``pack_padded_sequence`` and the like, so that the graph break, which Dynamo does not explain, says what to do."""
+    """Stands in for ``pack_padded_sequence`` and the like, where Dynamo breaks the graph, to give that break a message that helps."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function, self.name = function, function.__name__
@@ -72,7 +75,7 @@ class Packing:
 
 
 def packing_refusal(name: str) -> str:
-    """The message that a packing function is not lowered."""
+    """Return the message that a packing function is not lowered."""
     return (
         f"graphreg does not lower {name}, and torch.compile(fullgraph=True) takes no PackedSequence: give the recurrent layer the "
         "padded tensor, or compile without fullgraph, where it runs in eager."
@@ -94,7 +97,7 @@ StandIn = Layer | Read | Packing
 
 
 class StandIns:
-    """A namespace of stand-ins: what the emitted code reads as ``self.graphreg_recurrent.<name>``."""
+    """The namespace of the stand-ins, which the lowered code calls as ``self.graphreg_recurrent.<name>``."""
 
 
 class Lowering:
@@ -115,18 +118,18 @@ class Lowering:
         self.called = {str(n.target) for graph in self.graphs for n in graph.nodes if n.op == "call_module"}
 
     def report_lines(self) -> list[str]:
-        """One line for each layer, for the report: whether it is lowered when the module is compiled, or why not."""
+        """Return a line for each layer and packing function, for the report: whether it is lowered when compiled, or why not."""
         lines = [f"{name}: not lowered when compiled: torch.compile(fullgraph=True) takes no PackedSequence" for name in self.packs]
         for path, layer in self.layers.items():
             why = self._why(path, layer)
             lines.append(
                 f"{path}: {type(layer).__name__}, "
-                + (f"not lowered when compiled: {why}" if why else "which torch.compile is given as graphreg::recurrent")
+                + (f"not lowered when compiled: {why}" if why else "lowered to graphreg::recurrent when compiled")
             )
         return lines
 
     def refused(self) -> str:
-        """The message for the first layer or packing function that is not lowered; ``""`` if all are lowered."""
+        """Return the message for the first packing function or called layer that is not lowered; ``""`` if all are lowered."""
         layers = ((path, self.layers[path]) for path in self.layers if path in self.called)
         refusals = (refusal(path, type(layer), why) for path, layer in layers if (why := self._why(path, layer)))
         return next(map(packing_refusal, self.packs), "") or next(refusals, "")
@@ -136,7 +139,7 @@ class Lowering:
         return why_not(type(layer), vars(layer)) if path in self.called else uncalled
 
     def lowered(self, graph: fx.Graph) -> fx.Graph:
-        """A copy of the graph with stand-ins in place of the layers."""
+        """Return a copy of the graph in which stand-ins replace the layers, the packing functions, and reads of layers' attributes."""
         copy = thaw(freeze(graph))
         share_emitter(graph, copy)
         for node in copy.nodes:
@@ -165,7 +168,8 @@ class Lowering:
         return self.names[target]
 
 
-def _called(layer: Mapping[str, Any], input: Tensor, hx: Any = None) -> Any:
+def _call_operator(layer: Mapping[str, Any], input: Tensor, hx: Any = None) -> Any:
+    """Call the operator as the layer's forward calls its kernel. ``layer``: ``vars(layer)``."""
     lstm, unbatched = layer["mode"] == "LSTM", input.dim() == 2
     sides = 2 if layer["bidirectional"] else 1
     x = input.unsqueeze(1) if unbatched else input.transpose(0, 1) if layer["batch_first"] else input

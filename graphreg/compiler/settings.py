@@ -9,7 +9,7 @@ from typing import Any
 
 from graphreg.torch_internals import CONFIGS, FUNCTORCH, INDUCTOR, default_of, has_setting
 
-# What decides which operations run again in backward, which generator draws, and in what order.
+# The settings that decide which operations backward runs again, which generator draws, and in which order.
 NAMES = {
     FUNCTORCH: (
         "activation_memory_budget", "aggressive_recomputation", "ban_recompute_used_far_apart", "ban_recompute_long_fusible_chains",
@@ -44,24 +44,24 @@ class Setting:
 
     @property
     def at_default(self) -> str:
-        """The line of code that sets it back to the default."""
+        """The line of Python code that sets it back to the default."""
         return f"{self.place}.{self.name} = {self.default!r}"
 
 
 def setting(place: str, name: str) -> Setting | None:
-    """Look up a setting; None if the installed torch does not have it."""
+    """Return a setting as it is now; None if the installed torch does not have it."""
     return Setting(place, name, getattr(CONFIGS[place], name), default_of(place, name)) if has_setting(place, name) else None
 
 
 def changed() -> list[Setting]:
-    """The settings among ``NAMES`` that are not torch's defaults, by code or by the environment."""
+    """Return the settings among ``NAMES`` that differ from torch's defaults, whether code or an environment variable changed them."""
     settings = [setting(place, name) for place, names in NAMES.items() for name in names]
     return [each for each in settings if each is not None and each.value != each.default]
 
 
 @contextmanager
 def patched_settings(*values: tuple[Setting, Any]) -> Iterator[None]:
-    """Give settings other values within a block, and put them back at its end."""
+    """Give settings other values in a block, and restore them at its end. ``values``: pairs of a setting and its value."""
     with ExitStack() as stack:
         for each, value in values:
             stack.enter_context(CONFIGS[each.place].patch(**{each.name: value}))
@@ -69,10 +69,13 @@ def patched_settings(*values: tuple[Setting, Any]) -> Iterator[None]:
 
 
 def defaults(settings: Sequence[Setting]) -> Any:
-    """A context manager within which these settings have torch's defaults."""
+    """Return a context manager in which these settings have torch's defaults."""
     return patched_settings(*((each, each.default) for each in settings))
 
 
 def snapshot() -> tuple[str, ...]:
-    """All compiler settings that differ from torch's defaults, as code: a measurement is comparable only under equal settings."""
+    """Return all compiler settings that differ from torch's defaults, as Python code, one text for each config module.
+
+    Measurements can be compared only if they were made under equal settings.
+    """
     return tuple(place.codegen_config() for place in CONFIGS.values())

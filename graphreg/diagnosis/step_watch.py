@@ -1,9 +1,9 @@
 """Runs one training step of the user's and detects whether its backward pass draws new random numbers.
 
 A backward pass that recomputes parts of the forward must draw the same numbers as the forward. If it does, torch's generators are
-unchanged after it, because a checkpoint with ``preserve_rng_state`` restores them. The counter of graphreg's noise is unchanged too, or
-it does not matter because ``frozen_noise`` gives every call the same masks. Any other change of a generator or the counter means that
-the pass drew new numbers. This works for any code, compiled or not.
+unchanged after it, because a checkpoint with ``preserve_rng_state`` restores them. The counter of graphreg's noise is unchanged too. Only
+under ``frozen_noise`` may it change, because every call then draws the same masks. Any other change of a generator or the counter means
+that the pass drew new numbers. This works for compiled code, too. Only the generators of the CPU and of CUDA devices are compared.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ class Viewed:
     Attributes:
         traced: The trace of the model without regularizers.
         graph: The graph to draw, with the additions of the regularizers.
-        forward: Which forward it is of: ``"both"``, ``"train"`` or ``"eval"``.
+        forward: Which forward the graph shows: ``"train"`` or ``"eval"``, or ``"both"`` if one graph serves both modes.
         plan: The plan that was applied, or None.
         strengths: The present strength of each regularizer, by name.
     """
@@ -58,7 +58,8 @@ def viewed(target: Drawable, plan: Plan | None = None, example_inputs: Any = Non
     """Find the graph of a model, a trace, a plan or a rewritten module. A plan is applied to a copy of the graph.
 
     Args:
-        target: A model, a trace, a plan (whose graph is the trace that it was made for, with the plan applied), or a rewritten module.
+        target: A model, a trace, a plan (drawn as the graph of the trace that it was made for, with the plan applied), or a
+            rewritten module.
         plan: With a model or a trace: the plan to apply.
         example_inputs: With a model: example inputs, as in ``trace``.
         mode: Which forward, if the two differ.
@@ -67,10 +68,10 @@ def viewed(target: Drawable, plan: Plan | None = None, example_inputs: Any = Non
         GraphRegError: What was given has no graph, the mode is unknown, two plans are given, or the plan is for another model.
     """
     if mode not in ("train", "eval"):
-        raise GraphRegError(f"mode={mode!r} is unknown; it is 'train' or 'eval', for a model whose two forwards differ.")
+        raise GraphRegError(f"mode={mode!r} is unknown; give 'train' or 'eval', the forward to draw where the two differ.")
     if isinstance(target, Plan):
         if plan is not None:
-            raise GraphRegError("two plans are given. Give one of them, or the trace that plan= is for.")
+            raise GraphRegError("two plans are given. Give one of them, or a model or trace together with plan=.")
         if target.traced is None:
             raise GraphRegError(f"this plan for {target.title} has no traced model with it. Give the trace, and the plan as plan=.")
         _refuse(example_inputs, "a plan")
@@ -92,7 +93,10 @@ def viewed(target: Drawable, plan: Plan | None = None, example_inputs: Any = Non
         return _traced(trace(target, example_inputs), plan, mode)
     _refuse(example_inputs, "a rewritten module")
     if plan is not None:
-        raise GraphRegError("this module is rewritten already, and plan= is for a trace. graphreg.trace(graphreg.strip(module)) is one.")
+        raise GraphRegError(
+                "this module is rewritten already, and plan= goes with a model or a trace that is not. Give "
+                "graphreg.trace(graphreg.strip(module)) with plan=."
+            )
     return _viewed(trace(strip(module)), graphs_of(module), record_of(module).plan, strengths(module), mode)
 
 

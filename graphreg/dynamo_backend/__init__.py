@@ -1,8 +1,8 @@
 """``graphreg.backend``: a backend of torch.compile that regularizes every graph that Dynamo captures of a model.
 
-Open ``options.py`` first, then ``backend.py``: a ``Backend`` follows each call of the model through its graphs. ``subgraph.py`` takes one
-captured graph through the engine (``capture.py`` labels it, the engine plans and rewrites it, ``emit.py`` gives it back in Dynamo's form).
-``model_call.py`` puts together what the graphs of one call measured, ``all_graphs.py`` what the whole backend reports.
+Open ``options.py`` first, then ``backend.py``: a ``Backend`` follows each call of the model through its graphs. ``subgraph.py`` processes
+one captured graph: ``capture.py`` labels it, ``planning/`` and ``rewriting/`` regularize it, and ``emit.py`` returns it to Dynamo's form.
+``model_call.py`` computes the penalties over all graphs of a call; ``all_graphs.py`` checks selectors and reports over all graphs.
 """
 
 from graphreg.dynamo_backend.backend import Backend

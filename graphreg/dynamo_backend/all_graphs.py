@@ -1,4 +1,4 @@
-"""Looks at all graphs of a backend together: whether each selector matches a site in any of them, and the report of the whole."""
+"""Looks at all graphs of a backend together: whether each selector matches a site in any of them, and the report of the backend."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from graphreg.tracing import Traced
 
 
 def union(subgraphs: Sequence[Subgraph]) -> Traced:
-    """Return a ``Traced`` with the sites of all graphs, each once, as the first graph has it, but hidden if it is so in any graph."""
+    """Return a ``Traced`` with the sites of all graphs, each once, as the first graph has it; hidden, or used, if it is so in any graph."""
     sites: dict[str, Site] = {}
     for subgraph in subgraphs:
         for site in subgraph.traced.values:
@@ -29,7 +29,11 @@ def union(subgraphs: Sequence[Subgraph]) -> Traced:
 def check_selectors(
     subgraphs: Sequence[Subgraph], regularizers: Mapping[str, Regularizer], own_dropout: OwnDropout, missing: Missing
 ) -> None:
-    """Check the selectors over all graphs of the first call, as ``plan`` checks them in one: raises NoMatchError, also for ``expect``."""
+    """Check the selectors and ``own_dropout`` over all graphs of the first call, as ``plan`` checks them in one graph.
+
+    Raises:
+        NoMatchError: A selector matches no site, or not as many as ``expect``.
+    """
     united = union(subgraphs)
     for regularizer in regularizers.values():
         if regularizer.on == "values":
@@ -44,14 +48,14 @@ def check_selectors(
 
 
 def _elsewhere(united: Traced, regularizer: Regularizer) -> str:
-    """Explain, as a sentence, that a selector names a module that no graph of the first call has; empty if it does not."""
+    """Return a sentence that explains that a selector names a module that no graph of the first call has; ``""`` if it names none."""
     texts = [] if callable(regularizer.pattern) else [Pattern.parse(text) for text in strings(regularizer.pattern)]
     known = {label.module for site in united.values for label in site.labels}
     paths = [p for p in united.operations.modules if p and p not in known and any("*" not in t.name and t.path(p) for t in texts)]
     if not paths:
         return ""
     return (
-        f" {paths[0]!r} is a module of {united.title}, but no graph of the first call has it: the call went another way, or torch.compile "
+        f" {paths[0]!r} is a module of {united.title}, but no graph of the first call has it: the call did not run it, or torch.compile "
         "left it to eager. missing='ignore' waits for later calls."
     )
 
@@ -59,10 +63,10 @@ def _elsewhere(united: Traced, regularizer: Regularizer) -> str:
 def backend_report(
     title: str, subgraphs: Sequence[Subgraph], regularizers: Mapping[str, Regularizer], strengths: Mapping[str, float]
 ) -> Report:
-    """Make the report of a backend: like that of a module, with a table of graphs. It has no cost: the compiler decides what it keeps."""
+    """Make the report of a backend: that of a module, with a table of graphs. It has no costs: they depend on what the compiler saves."""
     if not subgraphs:
-        called = ("call what torch.compile made with this backend",)
-        return Report(title or "a backend", "which has captured no graph yet", (), (), notes=called)
+        advice = ("call the model that was compiled with this backend",)
+        return Report(title or "a backend", "which has captured no graph yet", (), (), notes=advice)
     united, entries = union(subgraphs), []
     totals = count_sites(united)
     weights = [edit for name, regularizer in regularizers.items() for edit in _on_parameters(name, regularizer, united)]
@@ -71,14 +75,14 @@ def backend_report(
     for name, regularizer in regularizers.items():
         once = {site.name: site for edit in edits if edit.name == name for site in edit.sites}
         entries.append(entry(name, regularizer, list(once.values()), strengths[name], totals))
-    moved = {edit.dropout.site.name: edit for subgraph in subgraphs for edit in subgraph.plan.native_dropout}
+    edited = {edit.dropout.site.name: edit for subgraph in subgraphs for edit in subgraph.plan.native_dropout}
     native = {dropout.site.name: dropout for subgraph in subgraphs for dropout in subgraph.traced.native_dropout}
-    unmoved = [dropout for name, dropout in native.items() if dropout.when != "never" and dropout.rate != 0 and name not in moved]
+    unedited = [dropout for name, dropout in native.items() if dropout.when != "never" and dropout.rate != 0 and name not in edited]
     repeats = [repeat for subgraph in subgraphs for repeat in subgraph.plan.repeats]
     sites = [site for subgraph in subgraphs for site in acted(subgraph.plan.edits, strengths, there, subgraph.number)]
     return Report(
         title, f"captured by torch.compile in {len(subgraphs)} graph{'s' * (len(subgraphs) != 1)}", tuple(entries),
-        (*sites, *acted(weights, strengths, there)), native_dropout_rows(moved.values(), unmoved), tuple(map(_graph, subgraphs)),
+        (*sites, *acted(weights, strengths, there)), native_dropout_rows(edited.values(), unedited), tuple(map(_graph, subgraphs)),
         totals.parameters.sites, notes=tuple(lines(repeats, regularizers, strengths)),
         no_cost="the compiler decides what it keeps",
         missed={name: lost for name, regularizer in regularizers.items() if (lost := missed(united, regularizer))},

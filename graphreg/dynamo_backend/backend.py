@@ -1,7 +1,7 @@
-"""``Backend``, what ``graphreg.backend`` returns: it rewrites each graph that Dynamo captures of a model, and runs it at each call.
+"""``Backend``, the object that ``graphreg.backend`` returns: it rewrites each graph that Dynamo captures of a model, and runs it.
 
-A model that Dynamo breaks into several graphs stays one model here: sites are named over all graphs of a call, a penalty is a mean over
-the sites of all, and each noise stream counts its own draws.
+Dynamo may break a model into several graphs. They are treated as one model: a site has one name in all graphs of a call, a penalty is a
+mean over its sites in all of them, and each noise stream counts its draws across them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Backend(BackendHandle, RenamedAttributes):
         model: The model, once its first graph was captured.
         subgraphs: The subgraphs, in the order of capture.
         forced: Whether a block of ``noise_on`` is open.
-        complete: Whether a call has ended, so that the selectors were checked over all its graphs.
+        complete: Whether the first call has ended and the selectors were checked over all its graphs.
     """
 
     __name__ = "graphreg"
@@ -56,18 +56,22 @@ class Backend(BackendHandle, RenamedAttributes):
         self.title = ""
         self.subgraphs: list[Subgraph] = []
         self.forced, self.complete = False, False
-        self._forcing: dict[object, None] = {}  # the blocks of noise_on
+        self._forcing: dict[object, None] = {}  # the open blocks of noise_on
         self._strengths = {name: torch.tensor([r.weight], dtype=torch.float64) for name, r in regularizers.items()}
         self._measurers: dict[str, Measurer] = {}
         self._maker: Maker | None = None
         self._contexts: list[Any] = []  # torch.compile's contexts whose calls are hooked
         self._call: Call | None = None
         self._last: dict[str, Tensor] | None = None
+        self._apart = False  # whether it was said that an output does not lead to the attached penalties
 
-    # what torch.compile calls
+    # called by torch.compile
 
     def __call__(self, gm: fx.GraphModule, inputs: Sequence[Any], **options: Any) -> Callable[..., Any]:
-        """Compile a graph that Dynamo captured. Errors are raised when it runs: here Dynamo would wrap them in one of its own."""
+        """Compile a graph that Dynamo captured. Return the function that runs it.
+
+        A GraphRegError is raised when that function is called. If it were raised here, Dynamo would wrap it in an error of its own.
+        """
         try:
             if options:
                 raise RegularizerError(
@@ -95,15 +99,18 @@ class Backend(BackendHandle, RenamedAttributes):
     def _strength(self, name: str, device: torch.device) -> Tensor:
         return brought(self._strengths[name], device)
 
-    # a call, from its first graph to its end
+    # the beginning and the end of a call
 
     def _current(self) -> Call:
-        """Return the call that runs. The first call through a torch.compile becomes known only when its first graph is captured."""
+        """Return the running call of the model, and register with torch.compile's context if this is the first call through it.
+
+        Before its first graph is captured, a backend cannot know of a call.
+        """
         running = compiled_call()
         if running is None:
             raise TraceError(
-                "graphreg's backend was not called by a call of what torch.compile made, so it does not know the model. "
-                "Compile with torch.compile(model, backend=graphreg.backend(...)) and call what that gives."
+                "graphreg's backend was called outside of a call of a compiled model, so it does not know the model. "
+                "Compile with torch.compile(model, backend=graphreg.backend(...)) and call what that returns."
             )
         if not any(known is running.record for known in self._contexts):
             self._meet(running)
@@ -146,15 +153,18 @@ class Backend(BackendHandle, RenamedAttributes):
         self._last = None
         self.streams.begin()
         call, before = self._call, sys.exc_info()[1]
-        # past its limit of recompilations Dynamo runs a frame in eager, which would be a frame without its regularizers
+        # at its recompile limit Dynamo would run the code in eager, without the regularizers
         strict = strict_limit()
         strict.__enter__()
 
         def end() -> None:
             strict.__exit__(None, None, None)
             self._call = outer
-            if sys.exc_info()[1] is before:  # it has not failed
-                self._end(call)
+            try:
+                if sys.exc_info()[1] is before:  # it has not failed
+                    self._end(call)
+            finally:
+                call.joins.end()
 
         return end
 
@@ -164,8 +174,11 @@ class Backend(BackendHandle, RenamedAttributes):
             check_selectors(self.subgraphs, self.regularizers, self.own_dropout, self.missing)
             call.check()
             self.complete = True
+        found = compiled_call() if self.attaches and not self._apart else None
+        if found is not None:
+            self._apart = call.check_joined(found.result)
 
-    # a graph that runs
+    # running a graph
 
     def _run(self, subgraph: Subgraph, values: Sequence[Any]) -> Any:
         call = self._call if self._call is not None else self._current()
@@ -177,10 +190,13 @@ class Backend(BackendHandle, RenamedAttributes):
         return outputs
 
     def _require(self, subgraph: Subgraph) -> None:
-        """Raise for a change that the guards should have caught, and for a forward that backward runs again, with other masks."""
+        """Raise GraphRegError if the mode of a module changed and no guard noticed, or if a graph that draws runs inside a backward pass.
+
+        There activation checkpointing runs a forward again, and its masks would differ from the first.
+        """
         if any(owner.training != mode for owner, mode in zip(subgraph.owners, subgraph.modes, strict=True)):
             raise GraphRegError(
-                "the mode of a module changed and torch.compile did not capture its graph again. torch.compiler.reset() has it begin anew."
+                "the mode of a module changed and torch.compile did not capture its graph again. torch.compiler.reset() makes it do so."
             )
         if any(subgraph.draws) and self.streams.frozen_calls is None and in_backward():
             raise GraphRegError(
@@ -206,13 +222,15 @@ class Backend(BackendHandle, RenamedAttributes):
             if isinstance(outputs[place], Tensor):
                 call.made[outputs[place]] = known
 
-    # what users call
+    # called by users
 
     def penalties(self) -> dict[str, Tensor]:
         """Return the penalties of the last call by name, 0-d and already multiplied by their strengths.
 
-        They have gradients, or are detached where penalties attach. A penalty is a mean over its sites in all graphs of the call.
-        Raises GraphRegError before the first call has ended.
+        A penalty is a mean over its sites in all graphs of the call. The penalties have gradients; attached penalties are detached.
+
+        Raises:
+            GraphRegError: No call has ended yet.
         """
         if self._last is None:
             raise GraphRegError(
@@ -231,7 +249,7 @@ class Backend(BackendHandle, RenamedAttributes):
             known = ", ".join(self.regularizers) or "none"
             raise NoMatchError(f"no regularizer is named {name!r}.{suggestions_text(str(name), self.regularizers)} Names: {known}.")
         checked = dataclasses.replace(self.regularizers[name], weight=value)
-        self._strengths[name] = torch.tensor([checked.weight], dtype=torch.float64)  # a new one: backward may have kept the old
+        self._strengths[name] = torch.tensor([checked.weight], dtype=torch.float64)  # a new tensor: backward may have saved the old one
 
     def rng_state(self) -> dict[str, Any]:
         """Return the state of the noise: see ``graphreg.rng_state``."""
@@ -251,7 +269,7 @@ class Backend(BackendHandle, RenamedAttributes):
 
     @contextmanager
     def noise_on(self) -> Iterator[None]:
-        """Keep every splice acting whatever the mode: see ``graphreg.noise_on``."""
+        """Keep every splice acting in a block, in any mode: see ``graphreg.noise_on``."""
         block = object()
 
         def back() -> None:

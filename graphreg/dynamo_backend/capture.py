@@ -1,7 +1,8 @@
 """Turns a graph that Dynamo captured into one like a trace of the model: parameters by name, values labelled with their sites.
 
-In Dynamo's graph parameters are inputs, and layers are the functions that they call. The stack of module calls at each node says which
-values are those of a module: as in a trace, a layer of torch is one site, and the values inside it are none.
+In Dynamo's graph parameters are inputs, and a layer appears as the functions that it calls. Each node has the stack of module calls in
+which it was made, which shows the output of each module. As in a trace, the output of one of torch's layers is a site, and the values
+inside the layer are not.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Known:
     Attributes:
         path: The path of the module that made it.
         labels: Its labels, the names of its site.
-        deep: Whether it depends on a layer, or another product with data, so that it may be hidden.
+        deep: Whether it depends on a product of data with weights, as in a linear layer. Only such a value can be hidden.
     """
 
     path: str
@@ -57,8 +58,8 @@ class Captured:
 
     Attributes:
         graph: The graph.
-        claimed: The site names that it took.
-        at_boundary: The names of its values on the graph-break boundary, which another graph made.
+        claimed: The site names that it takes, which later graphs of the call must not give again.
+        at_boundary: The site names of its inputs that another graph computed, before a graph break.
         constants: Attributes that the graph reads and the model does not have: the bodies of Dynamo's higher-order operators.
     """
 
@@ -69,9 +70,18 @@ class Captured:
 
 
 class Capture:
-    """Makes a ``Captured`` of Dynamo's graph ``gm``; ``paths``: the model's module paths by id; ``tensors``: its tensors' names by id."""
+    """Makes a ``Captured`` of a graph of Dynamo's."""
 
     def __init__(self, gm: fx.GraphModule, root: nn.Module, place: Place, paths: Mapping[int, str], tensors: Mapping[int, str]) -> None:
+        """Prepare to label a graph.
+
+        Args:
+            gm: The graph that Dynamo captured.
+            root: The model.
+            place: The code that the graph was captured from.
+            paths: The paths of the model's modules by id.
+            tensors: The names of the model's parameters and buffers by id.
+        """
         self.root = root
         self.gm, self.place, self.paths, self.tensors = gm, place, paths, tensors
         self.modules = dict(root.named_modules(remove_duplicate=False))
@@ -82,8 +92,10 @@ class Capture:
     def captured(self, inputs: Iterable[Any], known: Mapping[int, Known], taken: Iterable[str]) -> Captured:
         """Copy the graph and label its values.
 
-        ``inputs``: the example inputs from Dynamo; ``known``: by id, what is known of those that earlier graphs of the call made;
-        ``taken``: the site names that those graphs took.
+        Args:
+            inputs: The example inputs from Dynamo.
+            known: What is known of the inputs that earlier graphs of the call computed, by the id of the input.
+            taken: The site names of those graphs, which are not given again.
         """
         namer = Namer(self.modules.keys() - {""})
         for name in taken:
@@ -157,8 +169,11 @@ class Capture:
         return stack
 
     def _made_by(self, node: fx.Node) -> fx.Node | None:
-        """For an output of a region that Dynamo keeps as one operator (activation checkpointing), return the node inside that made it."""
-        region = node.args[0] if node.op == "call_function" and called(node)[1] == "getitem" else None
+        """Return the node inside a checkpointed region, which is one operator in Dynamo's graph, that computes this output of the region.
+
+        None if the node is not an output of such a region.
+        """
+        region = node.args[0] if node.op == "call_function" and base_and_operation(node)[1] == "getitem" else None
         if not isinstance(region, fx.Node) or not is_region(region) or not isinstance(node.args[1], int):
             return None
         body = self._body(region)
@@ -179,15 +194,15 @@ class Capture:
             scope = calls[-1].path if calls else self.place.path
             label_site(node, scope)
             if not constants.take(node) and node.op != "get_attr" and not (calls and is_layer(self.modules[scope])):
-                base, op = called(node)
+                base, op = base_and_operation(node)
                 label_site(node, scope, Label(namer.operation(scope, base), op))
 
     def _label_modules(self, namer: Namer) -> None:
-        """Give a module's label to the one value that leaves its call. If several leave, only those of an LSTMCell can be told apart."""
+        """Label the value that leaves a module's call with the module's name. Of several values, only those of an LSTMCell get labels."""
         for block in blocks(self.graph, lambda node: () if node.op in ("placeholder", "get_attr", "output") else self.calls(node)):
             path = block.call.path
             if type(self.modules[path]) is nn.LSTMCell:
-                self._label_cell(path, [node for node in block.nodes if called(node)[1] == "getitem"], namer)
+                self._label_cell(path, [n for n in block.nodes if base_and_operation(n)[1] == "getitem"], namer)
             elif len(block.leaving) == 1:
                 add_label(block.leaving[0], Label(namer.module(path), block.call.kind, module=path))
         self._label_frame(namer)
@@ -200,7 +215,7 @@ class Capture:
                 add_label(output, Label(name, "LSTMCell", ports, index == 0, module=path))
 
     def _label_frame(self, namer: Namer) -> None:
-        """If the graph is the forward of one module, give that module's label to what it returns."""
+        """If the graph is the whole forward of a module, label the value that it returns with the module's name."""
         values = self.graph.output_node().all_input_nodes
         if self.place.returns and len(values) == 1 and values[0].op not in ("placeholder", "get_attr"):
             path = self.place.path
@@ -208,23 +223,26 @@ class Capture:
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether a trace takes the module for one operation: a layer of torch, or timm's stochastic depth."""
+    """Whether a trace records a call of the module as one operation: a layer of torch, or timm's stochastic depth."""
     home = type(module).__module__
     return (home.startswith(("torch.nn", "torch.ao.nn")) and not isinstance(module, nn.Sequential)) or is_drop_path(module)
 
 
-def called(node: fx.Node) -> tuple[str, str]:
-    """Return the base name that a trace would give the node, and its operation. Dynamo names nodes after local variables instead."""
+def base_and_operation(node: fx.Node) -> tuple[str, str]:
+    """Return the base of the name that a trace would give the node, and its operation. Dynamo names nodes after local variables instead."""
     name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", None) or node.name
     op = name.strip("_") or name
     base = COUNTED.sub("", snake_case(name[2:-2] if name.startswith("__") and name.endswith("__") else name))
-    if node.op == "call_function" and op in IN_PLACE_NAMES:  # ``+=`` goes by the name of ``+``, as in a trace
+    if node.op == "call_function" and op in IN_PLACE_NAMES:  # as in a trace, ``+=`` is named like ``+``
         base, op = base.removeprefix("i"), op[1:]
     return base, op
 
 
 def described(value: Any) -> Any:
-    """Return the shape and dtype of a fake tensor, with dynamic sizes at their present value; None for what is not a tensor."""
+    """Return the shape and dtype of a fake tensor, with dynamic sizes at their present value.
+
+    For a tuple or list, a list of the same for its items; None for anything else.
+    """
     if isinstance(value, torch.Tensor):
         return tuple(_size(n) for n in value.shape), value.dtype
     return [described(item) for item in value] if isinstance(value, (tuple, list)) else None

@@ -1,4 +1,4 @@
-"""Where a graph of torch.compile was captured: the call it belongs to, the model, the module whose code it is of."""
+"""Finds where Dynamo captured a graph: the model that was compiled, and the module whose code the graph is from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from graphreg.torch_internals import CALLERS_OF_FORWARD, CompiledCall, captured_
 
 
 class Functions(nn.Module):
-    """Stands for a model where torch.compile was given a function: the modules that it uses, by the names it has for them."""
+    """Takes the place of the model if a function was compiled. Its submodules are those that the function uses, by their names there."""
 
     def __init__(self, name: str, modules: dict[str, nn.Module]) -> None:
         super().__init__()
@@ -23,13 +23,13 @@ class Functions(nn.Module):
 
 
 def same_modules(one: nn.Module, other: nn.Module) -> bool:
-    """Whether two functions that were compiled use the same modules."""
+    """Whether both are compiled functions (``Functions``) and use the same modules."""
     functions = isinstance(one, Functions) and isinstance(other, Functions)
     return functions and {id(m) for m in one.children()} == {id(m) for m in other.children()}
 
 
 def root_of(call: CompiledCall) -> nn.Module:
-    """The model of a call: the module that was compiled, or the modules that a compiled function uses."""
+    """Return the model of a call: the module that was compiled, or a ``Functions`` with the modules that a compiled function uses."""
     function: Any = call.function
     owner = getattr(function, "__self__", None)
     inner = getattr(function, "__wrapped__", None)
@@ -52,10 +52,16 @@ class _Nothing:
 
 @dataclass(frozen=True)
 class Place:
-    """The code that a graph is of. ``path``: of the module whose forward it is, "" for the model's own.
+    """The code that a graph was captured from.
 
-    ``local``: the name of the local that holds that module, None where none does. ``first``: it is the beginning of the model's
-    forward; ``last``: what it returns is what the model returns; ``returns``: what it returns is what the module at ``path`` returns.
+    Attributes:
+        path: The path of the module whose method the code is; ``""`` for the model itself.
+        code: The name of the function.
+        line: The line at which the graph ends, if that is known; else the first line of the function.
+        local: The name of the local variable that holds the module; None if none does.
+        first: Whether the graph begins where the model's forward begins.
+        last: Whether the model returns what the graph returns.
+        returns: Whether the module at ``path``, a submodule, returns what the graph returns.
     """
 
     path: str
@@ -68,7 +74,7 @@ class Place:
 
 
 def place_of(gm: fx.GraphModule, translator: Any, root: nn.Module, paths: Mapping[int, str]) -> Place:
-    """The place of the graph that Dynamo is compiling; ``paths``: of the model's modules, by their id."""
+    """Return the place of the graph that Dynamo is compiling. ``paths``: the paths of the model's modules by id."""
     code = captured_code(translator, gm)
     function = isinstance(root, Functions) and code.name == root.title
     local = next((key for key, value in code.values.items() if isinstance(value, nn.Module) and id(value) in paths and not function), None)
@@ -80,5 +86,5 @@ def place_of(gm: fx.GraphModule, translator: Any, root: nn.Module, paths: Mappin
 
 
 def here(paths: Mapping[int, str]) -> str:
-    """The path of the module whose method is running, as far out as the call of what torch.compile made."""
+    """Return the path of the module whose method is running, the innermost in the compiled call; ``""`` if there is none."""
     return next((paths[id(owner)] for owner in first_arguments() if id(owner) in paths and isinstance(owner, nn.Module)), "")

@@ -1,7 +1,7 @@
-"""Turns a rewritten graph back into Dynamo's form, for the inner compiler: without any state that a call changes.
+"""Turns a rewritten graph back into Dynamo's form for the inner compiler, without any state that a call changes.
 
-Parameters are inputs again, as Dynamo passes them. Keys and strengths are inputs too, which the backend supplies at each call: a buffer
-that a runtime module assigns would be assigned only once, while the compiler traces. Measurements are outputs after the graph's own.
+Parameters are inputs again, as Dynamo passes them. Keys and strengths are inputs too, and the backend passes them at each call: if a
+runtime module assigned a buffer, that would happen only once, while the compiler traces. Measurements are outputs after the graph's own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from graphreg.torch_internals import copy_notes, copy_source, fake_mode, without
 class Bound(nn.Module):
     """Calls a runtime module with its strength as the first argument, if ``takes_strength``.
 
-    It hides the runtime module in a tuple: the compiler would take its buffers for the graph's.
+    It holds the runtime module in a tuple, where the compiler does not see it and so does not treat its buffers as the graph's.
     """
 
     def __init__(self, runtime_module: RuntimeModule, takes_strength: bool) -> None:
@@ -53,8 +53,8 @@ class Emitted:
         draws: Whether the first additional input is the keys.
         strengths: The regularizers whose strengths are the next inputs, in order.
         more: The parameters that are the last inputs: those that penalties read and the graph does not.
-        measured: For each measurement, which are the outputs after the graph's own, the penalty that it belongs to.
-        weighed: The penalties on parameters, whose totals are the last outputs.
+        measured: The penalty of each measurement; the measurements are the outputs after the graph's own.
+        weighed: The penalties on parameters; their totals are the last outputs.
     """
 
     module: fx.GraphModule
@@ -65,13 +65,17 @@ class Emitted:
     weighed: tuple[str, ...]
 
 
-Weighed = Mapping[str, tuple[Total, Sequence[str]]]  # by penalty: its runtime module, and the names of its parameters
+Weighed = Mapping[str, tuple[Total, Sequence[str]]]  # penalty to its runtime module and the names of its parameters
 
 
 def emit(rewritten: RewrittenModule, gm: fx.GraphModule, plan: Plan, weighed: Weighed) -> Emitted:
     """Return the rewritten graph in Dynamo's form.
 
-    ``gm``: the graph that Dynamo captured; ``weighed``: the penalties on parameters that this graph shall compute.
+    Args:
+        rewritten: The rewritten graph.
+        gm: The graph that Dynamo captured.
+        plan: The plan of the rewrite.
+        weighed: The penalties on parameters that this graph has to compute.
     """
     return _Emitter(rewritten, gm, plan, weighed).emitted()
 
@@ -174,7 +178,7 @@ class _Emitter:
 
 
 def acting(rewritten: RewrittenModule) -> list[tuple[str, bool]]:
-    """Return the streams of a rewritten module in the order of their rows: the runtime module's name, and whether it acts now."""
+    """Return, for each row of the keys, the name of the runtime module that draws with it, and whether that module acts now."""
     rules: Rules = getattr(rewritten, RULES)
     key = rules._modules.get("key")
     streams = []
@@ -185,6 +189,6 @@ def acting(rewritten: RewrittenModule) -> list[tuple[str, bool]]:
 
 
 def constant(value: Tensor) -> Tensor:
-    """Return an example value for an additional input, fake if Dynamo is tracing, with static sizes."""
+    """Return ``value`` as the example of an additional input, with static sizes: a fake tensor if Dynamo is tracing."""
     fake = fake_mode()
     return fake.from_tensor(value, static_shapes=True) if fake is not None else value

@@ -1,7 +1,7 @@
-"""Makes it an error if torch.compile leaves a whole call to eager, where nothing would be regularized, and says which code it left.
+"""Raises an error if torch.compile leaves a whole call to eager, where nothing would be regularized, and says which code it left.
 
-A backend is called only when there is a graph. So a callback of Dynamo's says when a compilation begins, and at the end of a call
-through our backend it is checked whether a graph came of it. Dynamo's counters say which code was skipped, and why.
+Dynamo calls a backend only when it has captured a graph. So graphreg registers a callback for the start of each compilation, and at the
+end of a call through its backend checks whether the backend has got a graph. Dynamo's counters say which code was skipped, and why.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ log = logging.getLogger("graphreg")
 
 NAME = "graphreg"  # the backend's name in torch.compile's records
 
-_before = WeakKeyDictionary[Any, Counter[str]]()  # by torch.compile's context: Dynamo's counters before its first call
+_before = WeakKeyDictionary[Any, Counter[str]]()  # torch.compile's context to Dynamo's counters before its first call
 
 
 def watch() -> None:
@@ -42,7 +42,10 @@ def watch() -> None:
 
 
 def left(context: Any = None) -> str:
-    """Describe, in a sentence, the code that calls through a torch.compile left to eager; empty if there is none, or no call runs."""
+    """Return sentences on the code that torch.compile has left to eager in the calls of one model; ``""`` if there is none.
+
+    ``context``: torch.compile's context object for that model. None takes the running call's; without a running call the result is ``""``.
+    """
     running = compiled_call() if context is None else None
     before = _before.get(running.record if running is not None else context)
     new = [text for text, count in left_to_eager().items() if before is not None and count > before[text]]
@@ -51,7 +54,7 @@ def left(context: Any = None) -> str:
         return ""
     return (
         f" torch.compile leaves code to eager whose graph breaks in a loop ({'; '.join(places.values())}). Decide there without the "
-        "data (torch.where, a mask), or put what stands before, in and behind the loop into submodules, each with a forward of its own."
+        "data (torch.where, a mask), or move the code before, in and after the loop into submodules, each with a forward of its own."
     )
 
 
@@ -61,10 +64,10 @@ def _code(name: str, file: str, line: str) -> str:
 
 
 def _compiling(_: Any) -> None:
-    """When Dynamo begins the first compilation for a call through our backend, hook the end of this and later calls."""
+    """When Dynamo begins the first compilation for a call through graphreg's backend, have the ends of this and later calls checked."""
     try:
         running = _new()
-    except Exception as error:  # Dynamo calls this for every compilation of the process: a failure here must not stop others' code
+    except Exception as error:  # Dynamo calls this at every compilation of the process, and an error would stop it
         log.debug("a compilation is not watched: %s", error)
         return
     if running is not None:
@@ -73,7 +76,7 @@ def _compiling(_: Any) -> None:
 
 
 def _new() -> CompiledCall | None:
-    """Return the call that is running, if it goes through our backend and is not hooked yet."""
+    """Return the running compiled call if it goes through graphreg's backend and its end is not checked yet; else None."""
     running = compiled_call()
     inner = backend_in(running.record) if running is not None else None
     return None if running is None or running.record in _before or name_in(inner) != NAME else running
@@ -87,7 +90,7 @@ def _watched(model: nn.Module, context: Any, inner: Any) -> Callable[[], Callabl
 
         def end() -> None:
             backend = backend_handle(inner)
-            if sys.exc_info()[1] is before and (backend is None or not backend.subgraphs):  # it has not failed
+            if sys.exc_info()[1] is before and (backend is None or not backend.subgraphs):  # the call has not failed
                 why = left(context) or " TORCH_LOGS=graph_breaks has torch say why."
                 raise GraphRegError(f"torch.compile captured no graph of {title}, so nothing of it is regularized.{why}")
 

@@ -1,7 +1,7 @@
-"""Adds Dynamo guards for what a rewritten graph depends on: the modes of the modules that own its sites, and which module it is of.
+"""Adds Dynamo guards for what a rewritten graph depends on: the modes of the modules that own its sites, and the module that runs it.
 
-Dynamo guards on ``training`` only where a forward reads it, and lets one graph serve all modules of a class. Both would be wrong here: a
-splice acts by its module's mode, and sites have the names of one module. So each graph gets two more guards.
+Dynamo guards on ``training`` only where a forward reads it, and may use one graph for all modules of a class. Both would be wrong here: a
+splice acts or not by its module's mode, and a site is named after one module. So each graph gets additional guards.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from graphreg.torch_internals import guard_identity, guard_value
 
 
 class Watched:
-    """The object that the guard reads: ``now`` has the modes, whether the noise is forced on, and the module's path, as one tuple."""
+    """The object that the guard reads. ``now`` is a tuple of the modes, whether the noise is forced on, and the running module's path.
+
+    ``paths``: the paths of the model's modules by id; None if another guard checks which module runs the graph.
+    """
 
     def __init__(self, owners: list[nn.Module], forced: Callable[[], bool], paths: Mapping[int, str] | None) -> None:
         self.owners, self.forced, self.paths = [weakref.ref(owner) for owner in owners], forced, paths
@@ -30,7 +33,7 @@ class Watched:
 
 
 def guard(translator: Any, place: Place, watched: Watched) -> None:
-    """Have Dynamo capture the code again if what is ``watched`` has changed, or if another module runs it."""
+    """Have Dynamo capture the code again if ``watched.now`` has another value, or if another module runs the code."""
     if place.local is not None:
         guard_identity(place.local)
     guard_value(translator, "__graphreg_watched", watched, "now", by_module=watched.paths is not None)

@@ -1,4 +1,4 @@
-"""One call of a model whose forward is several graphs: it collects what they measured and computes the penalties over all of them."""
+"""One call of a model whose forward is several graphs: collects their measurements and computes the penalties over all of them."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from graphreg.dynamo_backend.capture import Known
-from graphreg.errors import GraphRegError, RegularizerError
+from graphreg.dynamo_backend.joins import Joins
+from graphreg.errors import GraphRegError, RegularizerError, warn
 from graphreg.ir import brought
 from graphreg.regularizer import Penalty
-from graphreg.runtime import AllSitesTotal, Scale, Total, Way, current, identity, in_place, refuse_twice, storage_of
-from graphreg.torch_internals import backward_task, transform_level
+from graphreg.runtime import AllSitesTotal, Scale, Total
 
 
 class Measurer:
     """Computes a penalty over all graphs of a call: the mean (or sum) of its measurements times its strength, as in one graph.
 
     Attributes:
+        regularizer: The penalty.
+        name: Its name.
         all_at_once: Whether its formula takes all its sites at once (``values``).
-        parameters: The names of the parameters that it measures, if it acts on parameters.
-        total_module: The runtime module that computes its total.
+        parameters: The names of the parameters that it measures; empty for a penalty on values.
+        total_module: The runtime module that computes the mean or sum, times the strength.
     """
 
     def __init__(self, regularizer: Penalty, name: str, parameters: Sequence[str]) -> None:
@@ -69,40 +71,45 @@ class Measurer:
 
 
 class Call:
-    """What the graphs of one call did so far; ``strengths`` are those at its beginning."""
+    """The state of one call of the model: what its graphs have measured so far, and the strengths at the beginning of the call."""
 
     def __init__(
         self, model: nn.Module, strengths: Mapping[str, Tensor], measurers: Mapping[str, Measurer], attaches: bool, scale: Scale | None
     ) -> None:
-        self.model, self.strengths, self.measurers, self.attaches, self.scale = model, dict(strengths), measurers, attaches, scale
+        self.model, self.strengths, self.measurers, self.attaches = model, dict(strengths), measurers, attaches
         self.started = False
-        self.names: dict[str, None] = {}  # the site names that the graphs that ran have taken
+        self.names: dict[str, None] = {}  # the site names that the graphs of the call have taken so far
         self.acted: set[tuple[str, str]] = set()  # pairs (regularizer, site)
         self.occurrences: Counter[tuple[str, type]] = Counter()  # how often a class of regularizer acted at a site
         self.values: dict[str, list[Tensor]] = {}  # the measurements, by penalty
-        self.trains: set[str] = set()  # the penalties whose gradient reaches some parameter
-        self.made = WeakTensorKeyDictionary()  # the outputs that crossed a graph break, each with what is known of it
+        self.trains: set[str] = set()  # the penalties with a measurement that requires grad
+        self.made = WeakTensorKeyDictionary()  # the outputs of the call's graphs, each with what is known of it
         self.computed_totals: dict[str, Tensor] = {}  # penalties on parameters that the call's first graph computed
-        self.counted = -1  # the backward pass in which the penalties on parameters have joined
+        self.joins = Joins(self.share, scale)
 
     def known(self, inputs: Sequence[Any]) -> dict[int, Known]:
-        """Return what is known of those inputs that earlier graphs made, by id."""
+        """Return what is known of the inputs that earlier graphs of the call computed, by the id of the input."""
         return {id(value): self.made[value] for value in inputs if isinstance(value, Tensor) and value in self.made}
 
     def weighs(self) -> dict[str, tuple[Total, tuple[str, ...]]]:
-        """Return the penalties on parameters that a graph captured now should compute: all if it is the call's first, else none.
+        """Return the penalties on parameters that a graph captured now has to compute; none unless it is the call's first graph.
 
-        They are on plain parameters; penalties on sharded ones are computed at the end of the call.
+        Penalties on sharded parameters are left out: they are computed at the end of the call.
         """
         if self.started:
             return {}
         return {name: (m.total_module, m.parameters) for name, m in self.measurers.items() if m.parameters and m.is_plain(self.model)}
 
     def taken(self, results: Sequence[Any], names: Sequence[str], weighed: Sequence[str], counts: bool, inputs: Sequence[Any]) -> list[Any]:
-        """Collect what a graph that ran has measured, and return its own outputs; where penalties attach, they join these.
+        """Collect the measurements of a graph that has run, and return its own outputs, which attached penalties join.
 
-        ``results``: what the graph returned, which is its own outputs, then the measurements of the penalties ``names``, then the penalties
-        on parameters ``weighed``. ``counts``: whether the last are valid. ``inputs``: what the graph was called with.
+        Args:
+            results: What the graph returned: its own outputs, then the measurements of the penalties ``names``, then the totals of the
+                penalties ``weighed``.
+            names: The penalty of each measurement.
+            weighed: The penalties on parameters that the graph computed.
+            counts: Whether the totals of ``weighed`` are valid.
+            inputs: The arguments of the graph.
         """
         self.started = True
         count = len(results) - len(weighed)
@@ -117,27 +124,14 @@ class Call:
         return self._joined(outputs, names, measured, inputs) if self.attaches else outputs
 
     def _joined(self, outputs: list[Any], names: Sequence[str], measured: list[Tensor], inputs: Sequence[Any]) -> list[Any]:
-        live = list({id(out): out for out in outputs if isinstance(out, Tensor) and out.requires_grad}.values())
-        totals = list(self.of_parameters.values())
-        if not live or not any(value.requires_grad for value in [*totals, *measured]):
-            return outputs
-        if transform_level() is not None:
-            raise GraphRegError(
-                "a backend's attached penalties cannot join under a transform of torch.func. Use penalties='return' and add "
-                "backend.penalties() to the loss, or graphreg.regularize."
-            )
-
-        def apply(ways: Sequence[Way], entering: Sequence[Tensor]) -> tuple[Tensor, ...]:
-            now = current(self.scale)
-            return _Join.apply(self, list(names), now, tuple(ways), len(totals), *totals, *measured, *entering)  # type: ignore[no-any-return,no-untyped-call]
-
-        known = frozenset(storage_of(value) for value in inputs if isinstance(value, Tensor))
-        joined = dict(zip(map(id, live), in_place(apply, live, live, known), strict=True))
-        return [joined.get(id(out), out) for out in outputs]
+        if "of_parameters" not in self.__dict__:
+            self.joins.measured(list(self.of_parameters), list(self.of_parameters.values()))
+        self.joins.measured(names, measured)
+        return self.joins.join(outputs, inputs)
 
     @cached_property
     def of_parameters(self) -> dict[str, Tensor]:
-        """The penalties on parameters by name, once a call, however many graphs read them."""
+        """The penalties on parameters by name, computed once a call, however many graphs read the parameters."""
         names = [name for name, measurer in self.measurers.items() if measurer.regularizer.on == "parameters"]
         return {name: self.computed_totals[name] if name in self.computed_totals else self._total(name) for name in names}
 
@@ -147,47 +141,49 @@ class Call:
         return self.measurers[name].total(brought(self.strengths[name], device), values, self.model)
 
     def totals(self) -> dict[str, Tensor]:
-        """Return every penalty of the call, 0-d; detached where penalties attach."""
+        """Return every penalty of the call by name, 0-d; detached if penalties are attached."""
         totals = {name: self.of_parameters[name] if name in self.of_parameters else self._total(name) for name in self.measurers}
         return {name: total.detach() for name, total in totals.items()} if self.attaches else totals
 
     def check(self) -> None:
-        """Raise RegularizerError for a penalty whose gradient reaches no parameter, if autograd records."""
+        """Raise RegularizerError if autograd records and a penalty measured values, none of which requires grad."""
         idle = [name for name in self.values if name not in self.trains] if torch.is_grad_enabled() else []
         if idle:
             raise RegularizerError(
                 f"{idle[0]}: no parameter that can train reaches its sites, so it would change nothing. Unfreeze one, or leave it out."
             )
 
-    def share(self, name: str, value: Tensor) -> Tensor:
-        """Return the derivative of the penalty ``name`` by ``value``, one of its measurements in this call, 0-d.
+    def check_joined(self, result: Any) -> bool:
+        """Raise GraphRegError if no backward pass from ``result``, which the call returns, would reach the attached penalties.
 
-        It is known only when the call has ended, because a penalty is a mean over its sites in all graphs.
+        Warn if that is so of a part of it, and return whether it is.
         """
-        return self.measurers[name].share(self.strengths[name], len(self.values[name])).to(value.device, value.dtype)
+        apart, alone = self.joins.apart(result)
+        if not apart:
+            return False
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        known = sorted({names[id(tensor)] for tensor in apart if id(tensor) in names})
+        what = f"the parameter {known[0]} as it is" if known else "a tensor that no graph computed, such as an argument as it is"
+        cure = (
+            "Return a view of it (h.view_as(h)), which a graph makes; or use penalties='return' and add backend.penalties() to the loss, "
+            "or graphreg.regularize."
+        )
+        if alone:
+            raise GraphRegError(
+                f"penalties='attach': the model returns {what}, and nothing else that needs a gradient. No backward pass would reach the "
+                f"penalties. {cure}"
+            )
+        warn(
+            f"penalties='attach': the model returns {what}, beside what its graphs compute. A backward pass that begins there alone "
+            f"would not reach the penalties. {cure}"
+        )
+        return True
 
+    def share(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Return the derivative of the penalty ``name`` by one of its measurements in this call, or by its total, 0-d.
 
-class _Join(torch.autograd.Function):
-    """The identity on a graph's outputs; its backward gives the graph's measurements their share of the penalty's gradient."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, call: Call, names: list[str], scale: Any, ways: tuple[Way, ...], count: int, *tensors: Tensor
-    ) -> tuple[Tensor, ...]:
-        ctx.set_materialize_grads(False)
-        ctx.call, ctx.names, ctx.scale, ctx.count = call, names, scale, count
-        ctx.save_for_backward(*tensors[: count + len(names)])
-        return identity(ways, tensors[count + len(names) :])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        refuse_twice()
-        tensors, task = ctx.saved_tensors, backward_task()
-        first = ctx.call.counted != task
-        ctx.call.counted = task
-        totals = [torch.as_tensor(ctx.scale, dtype=t.dtype, device=t.device) if first else None for t in tensors[: ctx.count]]
-        values = [
-            ctx.call.share(name, value) * torch.as_tensor(ctx.scale, dtype=value.dtype, device=value.device)
-            for name, value in zip(ctx.names, tensors[ctx.count :], strict=True)
-        ]
-        return (None, None, None, None, None, *totals, *values, *grads)
+        It is not known before the call has ended, because a penalty is a mean over its sites in all graphs of the call.
+        """
+        if self.measurers[name].parameters:
+            return torch.ones((), device=device, dtype=dtype)
+        return self.measurers[name].share(self.strengths[name], len(self.values[name])).to(device, dtype)

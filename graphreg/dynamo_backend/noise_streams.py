@@ -1,7 +1,7 @@
-"""The noise of a backend: its streams are created as graphs are captured, and each counts its own draws.
+"""The noise of a backend: a stream is added when a graph that draws from it is captured, and each stream counts its draws.
 
-A rewritten module counts its calls. A call of a model in several graphs may draw at some of the sites only, or at one of them in a loop,
-so here each site counts how often it was drawn. Where every call draws at every site once, both give the same masks.
+A rewritten module counts its calls instead. But when a model runs as several graphs, one call may draw at some of the sites only, or
+several times at one of them, in a loop. If each call draws once at every site, both ways of counting give the same masks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ from graphreg.torch_internals import Changes
 
 @dataclass(frozen=True)
 class Stream:
-    """What identifies a stream, beside the backend's seed; ``seed``: one of its own, which replaces that."""
+    """What identifies a stream, together with the backend's seed.
+
+    Attributes:
+        site: The name of the site.
+        kind: The name of the regularizer's class; ``"own dropout"`` for native dropout.
+        occurrence: Which of several splices of that class at the site it is, from 0.
+        seed: A seed that replaces the backend's, or None.
+    """
 
     site: str
     kind: str
@@ -40,21 +47,21 @@ class Streams:
     """All streams of a backend.
 
     Attributes:
-        seed: The seed of all streams that have none of their own.
+        seed: The seed of the streams without a seed of their own.
         alike: Whether all ranks draw the same masks.
-        calls: By stream, how often it was drawn.
-        frozen_calls: In a block of ``frozen_noise``, the counts that every call begins with.
+        calls: The number of draws of each stream, by its ``text``.
+        frozen_calls: In a block of ``frozen_noise``, the counts with which every call begins; otherwise None.
     """
 
     def __init__(self, seed: int) -> None:
         self.seed, self.alike = seed, False
         self.calls: dict[str, int] = {}
         self.frozen_calls: dict[str, int] | None = None
-        self._blocks: dict[object, None] = {}  # those that hold the noise
+        self._blocks: dict[object, None] = {}  # the open blocks of frozen_noise
         self._numbers: dict[Stream, int] = {}
 
     def keys(self, rows: Sequence[Stream], draws: Sequence[bool], device: torch.device) -> Tensor:
-        """Return the keys of each stream's next draw, int32 [rows, 2]; streams that draw are counted on."""
+        """Return the key of each stream's next draw, int32 [rows, 2], and count a draw for the streams that ``draws`` marks."""
         numbers = torch.tensor([self._number(row) for row in rows], dtype=torch.int64)
         calls = torch.tensor([self.calls.get(row.text, 0) for row in rows], dtype=torch.int64)
         for row, drawn in zip(rows, draws, strict=True):
@@ -69,13 +76,13 @@ class Streams:
         return self._numbers[row]
 
     def begin(self) -> None:
-        """Begin a call; in a block of ``freeze``, go back to where the noise stood when the block began."""
+        """Begin a call. In a block of ``freeze``, set the counts back to those at the beginning of the block."""
         if self.frozen_calls is not None:
             self.calls = dict(self.frozen_calls)
 
     @contextmanager
     def freeze(self) -> Iterator[None]:
-        """Give each call in the block the masks of the first. Overlapping blocks, of several threads, end with the last of them."""
+        """Draw in each call of the block the masks of its first call. If blocks of several threads overlap, until the last one ends."""
         block = object()
         with Changes() as changes, changes:
             changes.later(partial(self._release, block))
@@ -94,9 +101,14 @@ class Streams:
         return written_state(BACKEND_STATE, self.alike, seed=self.seed, calls=dict(self.calls))
 
     def restore(self, state: object) -> None:
-        """Resume the noise at a state; raises RegularizerError for what ``state()`` never returned, and then changes nothing."""
+        """Resume the noise at a state that ``state()`` has returned.
+
+        Raises:
+            RegularizerError: The state is invalid. Nothing is changed.
+            GraphRegError: A block of ``freeze`` is open.
+        """
         checked = checked_state(state, BACKEND_STATE)
         if self.frozen_calls is not None:
-            raise GraphRegError("the noise is held still (graphreg.frozen_noise): set its state before or after that block.")
+            raise GraphRegError("the noise is frozen (graphreg.frozen_noise): set its state before or after that block.")
         self.seed, self.alike, self.calls = checked["seed"], checked["ranks"] == "same", dict(checked["calls"])
         self._numbers.clear()

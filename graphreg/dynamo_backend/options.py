@@ -1,4 +1,4 @@
-"""``graphreg.backend``: checks the options and makes a ``Backend``; also the backend that torch finds by the name ``"graphreg"``."""
+"""``graphreg.backend``: checks the options and makes a ``Backend``. Also the function that torch finds by the name ``"graphreg"``."""
 
 from __future__ import annotations
 
@@ -36,17 +36,25 @@ def backend(
     own_dropout: OwnDropout = "keep",
     **keywords: Any,
 ) -> Backend:
-    """Make a backend for ``torch.compile(model, backend=...)`` that regularizes every graph captured of that one model.
+    """Make a backend for ``torch.compile(model, backend=...)`` that regularizes every graph that Dynamo captures of one model.
 
-    The model stays as it is. A selector that matches nothing in any graph is an error at the end of the first call. Raises GraphRegError,
-    or a kind of it, for what is not allowed.
+    The model itself is not changed. If a selector matches nothing in any graph, the first call raises NoMatchError at its end.
 
     Args:
-        regularizers: As in ``regularize``; so are ``rng``, ``missing``, ``own_dropout`` and the other ``keywords``.
+        regularizers: The regularizers, as in ``regularize``.
         inner: The backend that compiles the regularized graphs: a name that torch knows, or a callable.
         options: Options of the inner backend.
-        penalties: ``"return"`` them from ``penalties()`` after a call, or ``"attach"`` them to the backward pass.
-        scale: What the gradient of attached penalties is multiplied by, as in ``regularize``.
+        rng: As in ``regularize``.
+        missing: As in ``regularize``.
+        penalties: With ``"return"``, the method ``penalties()`` returns them after a call. With ``"attach"``, their gradients join the
+            backward pass of the model's outputs.
+        scale: The factor of the gradient of attached penalties, as in ``regularize``.
+        own_dropout: As in ``regularize``.
+        **keywords: Regularizers by key, as in ``regularize``.
+
+    Raises:
+        NoMatchError: A keyword is unknown.
+        RegularizerError: A regularizer, an option or a value is not allowed.
     """
     for name in ("compile", "front_end", "example_inputs", "verify"):
         if name in keywords:
@@ -67,7 +75,7 @@ def backend(
 
 
 def _seeded(regularizer: Regularizer) -> Regularizer:
-    """Draw the seed from a splice's own generator once, not for each graph."""
+    """Replace the generator of a splice, if it has one, by a seed that is drawn from it once and not for each graph."""
     if isinstance(regularizer, Splice) and regularizer.rng is not None:
         return dataclasses.replace(regularizer, rng=seed(regularizer.rng))
     return regularizer
@@ -102,7 +110,7 @@ def _inner(inner: Any, options: Mapping[str, Any] | None) -> Inner:
         function = backend_named(inner)
     more = {"options": dict(options)} if options else {}
     accepted = inspect.signature(function).parameters
-    theirs = str(getattr(function, "__module__", "")).startswith("torch.")  # torch's own accept any keyword and ignore it
+    theirs = str(getattr(function, "__module__", "")).startswith("torch.")  # torch's own backends accept any keyword and ignore it
     if more and "options" not in accepted and (theirs or all(p.kind is not p.VAR_KEYWORD for p in accepted.values())):
         raise RegularizerError(f"options={options!r} are not allowed: the inner backend {inner!r} takes none.")
 
@@ -126,20 +134,20 @@ def _with_passes(options: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def backend_of(compiled: Any) -> Backend:
-    """Return the backend that a model was compiled with, also by name; raises GraphRegError if there is none."""
+    """Return the backend that a model was compiled with, also if it was given by name. Raise GraphRegError if there is none."""
     made = backend_handle(compiled)
     if not isinstance(made, Backend):
         raise GraphRegError(
-            f"{type(compiled).__name__} was not compiled with a backend of graphreg's, or by name and not called yet. "
+            f"{type(compiled).__name__} was not compiled with a backend of graphreg's, or was compiled with it by name and not yet called. "
             "Give what torch.compile(model, backend=graphreg.backend(...)) returned."
         )
     return made
 
 
 def __getattr__(name: str) -> Any:
-    """Provide ``by_name``, which torch looks up when it first meets the backend's name, and watch Dynamo's compilations from then on.
+    """Return ``by_name``, which torch looks up when it first needs the backend's name; watch Dynamo's compilations from then on.
 
-    So nothing is registered when this file is imported, and yet a call by name that captures no graph is noticed.
+    So nothing is registered when this file is imported, but a call that captures no graph is noticed also with a backend by name.
     """
     if name != "by_name":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -150,7 +158,7 @@ def __getattr__(name: str) -> Any:
 def _by_name(gm: fx.GraphModule, inputs: Sequence[Any], **keywords: Any) -> Callable[..., Any]:
     """Compile for ``torch.compile(model, backend="graphreg", options={...})``, whose options are those of ``graphreg.backend``.
 
-    They are checked at the first call, because torch does not call the backend before.
+    The options are checked at the first call, because torch does not call the backend before.
     """
     holder = asking_wrapper()
     try:

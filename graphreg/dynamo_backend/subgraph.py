@@ -1,4 +1,4 @@
-"""Takes one captured graph through the engine: labels, plan, rewrite, inner compiler; ``Subgraph`` is the result, ready to run."""
+"""Labels, plans, rewrites and compiles one captured graph; ``Subgraph`` is the result, ready to run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ParameterMetadata = tuple[Any, ...]
 
 
 def parameter_metadata(parameter: Tensor) -> ParameterMetadata:
-    """Return what a compiled graph assumes of a parameter that is its input; Dynamo guards it for the parameters that it sees itself."""
+    """Return what a compiled graph assumes of a parameter that is an input. For the parameters that Dynamo sees, it guards the same."""
     return parameter.shape, parameter.dtype, parameter.device, parameter.requires_grad
 
 
@@ -44,18 +44,18 @@ class Subgraph:
         number: Its number, from 1, in the order of capture.
         place: The code that it was captured from.
         broken: Whether it ends at a graph break.
-        traced: The captured graph as the engine takes it.
+        traced: The captured graph as a ``Traced``, which ``plan`` and ``rewrite`` take.
         plan: The edits in it.
-        claimed: The site names that it took.
-        gives: By position, what is known of its outputs.
+        claimed: The site names that it takes, which later graphs of the call must not give again.
+        gives: What is known of its outputs, by position.
         rows: The streams of its noise, in the order of the keys.
-        draws: For each stream, whether it acts in the present mode.
+        draws: For each stream, whether it draws in the mode in which the graph was captured.
         emitted: The graph that was compiled; None if nothing acts in it.
         run: The compiled graph.
         device: The device of the keys and strengths.
         owners: The modules that own its sites.
         modes: Their ``training`` flags when it was captured.
-        extra: What it assumes of each parameter that it takes beside those of the captured graph.
+        extra: What it assumes of each parameter that only a penalty reads, so that the captured graph does not have it.
     """
 
     number: int
@@ -76,7 +76,7 @@ class Subgraph:
 
     @property
     def measured(self) -> tuple[str, ...]:
-        """For each measurement that it returns, the penalty."""
+        """The penalty of each measurement that it returns."""
         return self.emitted.measured if self.emitted else ()
 
     @property
@@ -85,9 +85,10 @@ class Subgraph:
         return self.emitted.weighed if self.emitted else ()
 
     def parameters(self, model: nn.Module) -> tuple[list[Tensor], bool]:
-        """Return the parameters that only a penalty reads, and whether they are still as the graph was compiled for.
+        """Return the parameters that only a penalty reads, and whether the compiled graph still fits them.
 
-        Dynamo does not notice if one of them was frozen or moved since. The graph then gets zeros, and its result for them is not used.
+        Dynamo does not notice if one of them was frozen or moved since. Then zeros are returned in their place, and the totals of penalties
+        on parameters that the graph computes must not be used.
         """
         present = [model.get_parameter(name) for name in self.emitted.more] if self.emitted else []
         if tuple(map(parameter_metadata, present)) == self.extra:
@@ -96,7 +97,7 @@ class Subgraph:
 
 
 class Maker:
-    """Makes the subgraphs of one model; ``regularizers``: those on values, by their final names."""
+    """Makes the subgraphs of one model. ``regularizers``: the regularizers on values, by their final names."""
 
     def __init__(
         self, model: nn.Module, regularizers: Mapping[str, Regularizer], own_dropout: OwnDropout, inner: Inner, title: str
@@ -112,7 +113,7 @@ class Maker:
         return paths
 
     def capture(self, gm: fx.GraphModule, inputs: Sequence[Any], place: Place, call: Call) -> tuple[Captured, Traced]:
-        """Label the captured graph, and return it also as the ``Traced`` that the engine takes."""
+        """Label the captured graph; return it also as a ``Traced``, which ``plan`` and ``rewrite`` take."""
         tensors: dict[int, str] = {}
         for named in (self.model.named_parameters, self.model.named_buffers):
             for name, tensor in named(remove_duplicate=False):
@@ -120,10 +121,10 @@ class Maker:
         captured = Capture(gm, self.model, place, self.paths(), tensors).captured(inputs, call.known(inputs), call.names)
         graphs = {"both": captured.graph}
         return captured, Named(self.model, graphs, value_sites(self.model, graphs), front_end="dynamo", constants=captured.constants,
-                               called=self.title)  # fmt: skip
+                               model_title=self.title)  # fmt: skip
 
     def planned(self, traced: Traced, captured: Captured, call: Call) -> Plan:
-        """Plan the edits in this graph; at a value that another graph made, only those that did not act there."""
+        """Plan the edits in this graph. A value that another graph computed gets only the edits that have not acted on it there."""
         full = decided(traced, self.regularizers, "ignore")
         native, _ = decide(self.own_dropout, [each for each in traced.native_dropout if not each.why_not], traced.title, "ignore")
         new = [e for e in full.edits if e.site.name not in captured.at_boundary or (e.name, e.site.name) not in call.acted]
@@ -153,7 +154,7 @@ class Maker:
         extra = [self.model.get_parameter(name) for name in emitted.more]
         more += map(constant, extra)
         draws = tuple(acts for _, acts in acting(rewritten))
-        with within_backend(), without_autograd_cache():  # our leaves are in no cache key
+        with within_backend(), without_autograd_cache():  # the cache key lacks the runtime modules
             run = self.inner(emitted.module, [*inputs, *more])
         owners = tuple(dict.fromkeys(module.owner[0] for module in drawing))
         owners = tuple(self.model if isinstance(owner, RewrittenModule) else owner for owner in owners)
@@ -163,7 +164,7 @@ class Maker:
 
 
 def _after(edit: Edit, captured: Captured, call: Call) -> Edit:
-    """Return the edit with its occurrence counted on from those of its class at the same site in earlier graphs."""
+    """Return the edit with an occurrence that continues the count of earlier graphs for its class at this site."""
     if edit.site.name not in captured.at_boundary:
         return edit
     return dataclasses.replace(edit, occurrence=edit.occurrence + call.occurrences[edit.site.name, type(edit.regularizer)])
@@ -174,9 +175,9 @@ Strengths = Callable[[str, torch.device], Tensor]
 
 @dataclass(frozen=True)
 class Named(Traced):
-    """A ``Traced`` subgraph that carries the title of the whole model, which may be a function."""
+    """A ``Traced`` subgraph with the title of the whole model; for a compiled function, the name of the function."""
 
-    called: str = ""
+    model_title: str = ""
 
     @property
     def whole(self) -> bool:
@@ -184,11 +185,11 @@ class Named(Traced):
 
     @property
     def title(self) -> str:
-        return self.called
+        return self.model_title
 
 
 def _gives(traced: Traced) -> dict[int, Known]:
-    """Return what is known, by position, of the outputs that other graphs may read; empty if the graph does not end at a break."""
+    """Return what is known of the outputs, by position, for later graphs of the call; empty if the model returns these outputs."""
     graph = traced.graphs["both"]
     end = graph.output_node()
     if BOUNDARY not in end.meta:
@@ -203,7 +204,7 @@ def _site(node: fx.Node) -> tuple[str, tuple[Label, ...]]:
 
 
 def _rows(rewritten: RewrittenModule, plan: Plan) -> tuple[Stream, ...]:
-    """Return the stream of each row of the keys."""
+    """Return the noise stream of each row of the keys."""
     rules: Rules = getattr(rewritten, RULES)
     key = rules._modules.get("key")
     if not isinstance(key, KeyRule):

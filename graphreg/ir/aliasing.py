@@ -15,7 +15,7 @@ from graphreg.ir.views_and_writes import Effects, is_inert
 
 
 class Write(NamedTuple):
-    """An operation of the model that may write into ``name``, and its place in the graph."""
+    """A write, possible or definite: the node ``user``, at position ``order`` in the graph, writes into the value of the node ``name``."""
 
     order: int
     user: fx.Node
@@ -23,24 +23,25 @@ class Write(NamedTuple):
 
 
 class Aliases:
-    """Alias analysis of a graph, as it is when this is made.
+    """Alias analysis of a graph. It describes the graph at the time of construction, and does not follow later edits.
 
     Each value has bases: the values whose storage it may share and that share no other value's storage themselves. Two values may
-    alias if they have a base in common: two parts of one value do, two values in one tuple do not.
+    alias if they have a base in common. Two slices of one tensor have one; so have the elements of a tuple that one operation
+    returns, since the analysis does not tell them apart.
     """
 
     def __init__(self, graph: fx.Graph, operations: Operations) -> None:
         self.order = {node: i for i, node in enumerate(graph.nodes)}
         self.effects = Effects(operations)
         self._bases: dict[fx.Node, frozenset[fx.Node]] = {}
-        self._shared_later: dict[fx.Node, list[fx.Node]] = {}  # what a value is made to share later: ``x.set_(y)``, ``d["key"] = y``
+        self._shared_later: dict[fx.Node, list[fx.Node]] = {}  # by value: those whose storage it shares after ``x.set_(y)``
         for node in self.order:
             if (joined := _joined_storage(node)) is not None:
                 self._shared_later.setdefault(joined[0], []).extend(joined[1])
         self._possible, self._definite = self._by_base()
 
     def _by_base(self) -> tuple[dict[fx.Node, list[Write]], dict[fx.Node, list[Write]]]:
-        """The writes into each base, in order: those that may be, and those that are, for all that can be seen."""
+        """Return the writes into each base in graph order: all that are possible, and those that are definite."""
         writes: tuple[dict[fx.Node, list[Write]], dict[fx.Node, list[Write]]] = {}, {}
         for node, order in self.order.items():
             for is_definite, by_base in enumerate(writes):
@@ -50,7 +51,7 @@ class Aliases:
         return writes
 
     def bases(self, node: fx.Node) -> frozenset[fx.Node]:
-        """The values that own the storage ``node`` may share; ``node`` itself where it shares none."""
+        """Return the values that own the storage ``node`` may share; ``node`` itself if it shares none."""
         waiting, seen = [node], set[fx.Node]()
         while waiting:
             current = waiting[-1]
@@ -67,19 +68,22 @@ class Aliases:
         return self._bases[node]
 
     def clone_of(self, node: fx.Node) -> Callable[[Tensor], Tensor]:
-        """The function that copies the value with its strides: ``torch.clone`` where the value is known to be dense."""
+        """Return a function that copies the value with its strides: ``torch.clone`` if the value is known to be dense."""
         return torch.clone if self.effects.is_dense(node) and node not in self._shared_later else clone
 
     def is_external(self, node: fx.Node) -> bool:
-        """Whether the storage may belong to an input or to the model, so that a write into it is seen outside the graph."""
+        """Return whether the storage may belong to an input or to the model, so that a write into it is visible outside the graph."""
         return any(base.op in ("placeholder", "get_attr") for base in self.bases(node))
 
     def written_later(self, node: fx.Node, is_definite: bool = False) -> bool:
-        """Whether an operation after ``node`` may write into its value, through any alias; ``is_definite``: whether one definitely does."""
+        """Return whether an operation after ``node`` may write into its value, through any alias.
+
+        With ``is_definite``, return whether one definitely does.
+        """
         return any(writes[-1].order > self.order[node] for writes in self._writes(node, is_definite))
 
     def written_between(self, node: fx.Node, reader: fx.Node) -> bool:
-        """Whether an operation after ``node`` and before ``reader`` may write into its value."""
+        """Return whether an operation after ``node`` and before ``reader`` may write into its value."""
         for writes in self._writes(node):
             after = bisect_right(writes, self.order[node], key=lambda write: write.order)
             if after < len(writes) and writes[after].order < self.order[reader]:
@@ -91,31 +95,36 @@ class Aliases:
         return [by_base[base] for base in self.bases(node) if base in by_base] if by_base else []
 
     def written_aside(self, node: fx.Node) -> fx.Node | None:
-        """A later write that a replacement of ``node`` would miss: made, or read, through another alias of the storage; else None."""
+        """Return a definite later write that would be lost if a new tensor replaced ``node``; None if there is none.
+
+        After the replacement, ``node`` and the aliases made from it use the new tensor, all other aliases the old storage. A write
+        through an alias of one group is lost if an alias of the other group is read after it.
+        """
         if not self.written_later(node, is_definite=True):
             return None
         derived, bases = self._downstream([node]), self.bases(node)
         asides = self._downstream(bases) - derived
-        read = {True: self._last_read(asides), False: self._last_read(derived)}  # by whether the write goes by a name of its own
-        if any(base.op == "get_attr" for base in bases - derived):  # what the module keeps is read at its next call
-            read[True] = len(self.order)
+        last_read = {True: self._last_read(asides), False: self._last_read(derived)}  # in the other group; True: written through derived
+        if any(base.op == "get_attr" for base in bases - derived):  # a tensor of the module is read again at the next call
+            last_read[True] = len(self.order)
         for write in sorted({write for writes in self._writes(node, is_definite=True) for write in writes}, key=lambda write: write.order):
-            if write.order > self.order[node] and read[write.name in derived] > write.order:
+            if write.order > self.order[node] and last_read[write.name in derived] > write.order:
                 return write.user
         return None
 
     def read_past(self, node: fx.Node) -> fx.Node | None:
-        """An ``as_strided`` of ``node``, where a replacement of ``node`` may have another layout; else None."""
+        """Return the first ``as_strided`` of ``node`` or of an alias made from it, if a replacement may have another layout; else None."""
         if self.effects.is_dense(node):
             return None
         strided = (each for each in self._downstream([node]) - {node} if function_name(each).startswith("as_strided"))
         return min(strided, key=self.order.__getitem__, default=None)
 
     def _last_read(self, names: Iterable[fx.Node]) -> int:
+        """Return the position of the last node that reads one of ``names``; -1 if none does."""
         return max((self.order.get(reader, -1) for name in names for reader in name.users), default=-1)
 
     def _downstream(self, nodes: Iterable[fx.Node]) -> set[fx.Node]:
-        """``nodes`` and all aliases made from them."""
+        """Return ``nodes`` and all aliases made from them."""
         aliases, waiting = set(nodes), list(nodes)
         while waiting:
             current = waiting.pop()
@@ -128,21 +137,21 @@ class Aliases:
 
 
 def _joined_storage(node: fx.Node) -> tuple[fx.Node, list[fx.Node]] | None:
-    """For an operation that makes a value share the storage of others from here on (``x.set_(y)``): the value and those others."""
+    """Return, for an operation after which a value shares the storage of others (``x.set_(y)``), that value and the others; else None."""
     if is_inert(node) or not node.args or not isinstance(node.args[0], fx.Node):
         return None
     name = function_name(node)
-    holds = name == "setitem" and isinstance(node.args[1], str)  # of a dict; a tensor copies what it is assigned
+    holds = name == "setitem" and isinstance(node.args[1], str)  # ``d["key"] = y`` of a dict; ``t[0] = y`` of a tensor copies y
     if name == "set_" or holds or (node.op == "call_method" and name in ("append", "extend", "insert", "update", "setdefault")):
         return node.args[0], [other for other in nodes_in((node.args[1:], node.kwargs)) if other is not node.args[0]]
     return None
 
 
 def of_body(body: fx.GraphModule) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """For a graph inside an operator: the positions of the arguments whose storage the result shares, and of those it writes into."""
+    """Return, for the graph inside an operator, the positions of the arguments that its result aliases, and of those it writes into."""
     aliases = Aliases(body.graph, Operations(body))
-    inputs = {node: i for i, node in enumerate((n for n in body.graph.nodes if n.op == "placeholder"), 1)}  # behind the body itself
+    inputs = {node: i for i, node in enumerate((n for n in body.graph.nodes if n.op == "placeholder"), 1)}  # argument 0 is the body
     returned = [aliases.bases(node) for node in body.graph.output_node().all_input_nodes]
     written = [aliases.bases(name) for node in body.graph.nodes for name in aliases.effects.writes(node)]
-    shares, writes = (tuple(i for node, i in inputs.items() if any(node in bases for bases in found)) for found in (returned, written))
+    shares, writes = (tuple(i for node, i in inputs.items() if any(node in bases for bases in group)) for group in (returned, written))
     return shares, writes

@@ -1,4 +1,7 @@
-"""Values that a forward computes from buffers alone, which are no sites: torchvision has no nodes for them."""
+"""Finds the values that a forward computes from buffers alone. They are not sites and take no names.
+
+torch.fx, and so torchvision's feature extraction, computes them while it traces and has no nodes for them.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from torch import fx
 
 
 class BufferConstants:
-    """Those of a graph, found node by node in its order. ``buffers``: the names of the model's buffers."""
+    """The nodes of a graph with such values, found node by node in graph order. ``buffers``: the names of the model's buffers."""
 
     def __init__(self, buffers: Collection[str] = ()) -> None:
         self.buffers = buffers
@@ -18,11 +21,11 @@ class BufferConstants:
         return node in self._nodes
 
     def add(self, node: fx.Node) -> None:
-        """Count a node among them whatever it reads."""
+        """Add a node, whatever it reads."""
         self._nodes.add(node)
 
     def take(self, node: fx.Node) -> bool:
-        """Whether a node reads a buffer, or such values alone. It is one of them from then on."""
+        """Return whether a node reads a buffer, or nothing but such values; if so, add it."""
         if node.op == "get_attr":
             is_constant = node.target in self.buffers
         else:

@@ -1,7 +1,7 @@
 """Fixes the emitted code for names that torch.fx writes wrongly: keywords, quotes, paths too deep for Python's parser.
 
-A layer called ``class`` becomes ``self.class`` in torch.fx's code, and a path of two hundred numbers two hundred nested calls of
-``getattr``, which Python's parser does not take.
+torch.fx writes ``self.class`` for a layer called ``class``. For a path of two hundred numbers it writes two hundred nested calls of
+``getattr``, which Python's parser rejects.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch.fx.graph import PythonCode
 from graphreg.errors import TraceError
 from graphreg.ir.serialize import copied
 
-_DEEP = 50  # modules within modules
+_DEEP = 50  # the most names in a path that is written name by name
 
 
 def spelled(graph: fx.Graph) -> fx.Graph:
-    """A copy of the graph whose emitted code reads such names by ``getattr``; the graph itself where it has none."""
+    """Return a copy of the graph whose emitted code reads such names by ``getattr``; the graph itself if it has none."""
     paths = list(dict.fromkeys(str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr") and _is_odd(str(n.target))))
     if not paths:
         return graph
@@ -46,7 +46,7 @@ def _is_odd(path: str) -> bool:
 
 
 def _is_misread(name: str) -> bool:
-    """Whether Python would read the name otherwise than it is written: it reads ``ﬁ`` as ``fi``."""
+    """Return whether emitted code cannot contain the name: keywords, quotes and line breaks, and ``ﬁ``, which Python reads as ``fi``."""
     return keyword.iskeyword(name) or unicodedata.normalize("NFKC", name) != name or not {'"', "\\", "\n", "\r"}.isdisjoint(name)
 
 
@@ -62,12 +62,15 @@ def _text(root: str, path: str) -> str:
 
 
 def _reads(code: str, name: str) -> int:
-    """How often code reads a name; torch.fx gives an argument that is called like a builtin another one first, which is once."""
-    there = re.compile(rf"\b{name}\b")
-    if len(there.findall(code)) < 3:  # its own place in the signature, and that one
+    """Return how often the code reads a name.
+
+    It reads an argument with the name of a builtin once: torch.fx assigns it to another name first (``input_1 = input``).
+    """
+    occurrence = re.compile(rf"\b{name}\b")
+    if len(occurrence.findall(code)) < 3:  # one in the signature, and that read
         return 1
-    # Parsed are the lines that have the name, for the code of a large model takes longer than all else that is done to it here.
-    lines = [line.strip() for line in code.splitlines() if there.search(line)]
+    # Only the lines that contain the name are parsed: parsing all the code of a large model would take longer than the rest of emission.
+    lines = [line.strip() for line in code.splitlines() if occurrence.search(line)]
     try:
         parsed = [ast.parse(f"{line} pass" if line.endswith(":") else line) for line in lines]
     except SyntaxError:  # a statement of several lines
@@ -76,7 +79,7 @@ def _reads(code: str, name: str) -> int:
 
 
 def check_arguments(graph: fx.Graph, code: str, title: str) -> None:
-    """Refuse an argument of the model's that hides what the emitted code means by its name (``torch``)."""
+    """Raise TraceError for an argument of forward whose name means something else in the emitted code, such as ``torch``."""
     taken = {node.name for node in graph.nodes}
     for node in graph.nodes:
         name = str(node.target).lstrip("*")

@@ -10,25 +10,27 @@ from torch.fx.node import map_aggregate
 
 from graphreg.ir.metadata import own_labels, scope_of
 
-Literals = dict[int, tuple[Any, Any]]  # by position: in the first, in the second
+Literals = dict[int, tuple[Any, Any]]  # by position among the arguments: in the first graph, in the second
 
 
 def name_of(node: fx.Node) -> str:
+    """Return the name of a node's site; for a node that is no site, a colon and the node's name."""
     labels = own_labels(node)
-    return str(labels[0].name) if labels else f":{node.name}"  # no label has a colon there
+    return str(labels[0].name) if labels else f":{node.name}"  # no label begins with a colon
 
 
 def flat(node: fx.Node) -> list[Any]:
-    """The arguments as a flat list; positions agree between two calls of the same form."""
+    """Return a node's arguments as a flat list. Corresponding arguments of two calls with the same structure have the same position."""
     flat: list[Any] = []
     map_aggregate((node.args, node.kwargs), flat.append)
     return flat
 
 
 def _literals(a: fx.Node, b: fx.Node) -> tuple[Literals, bool] | None:
-    """The literals that differ between two nodes, and whether these read the same values; None unless they are one operation.
+    """Return the literals that differ between two nodes, and whether the nodes read the same values.
 
-    Where the values are others, as behind what each mode does in its own way, only flags count (``training=``).
+    None unless both are the same operation with the same structure of arguments. If they read different values, as after operations
+    that depend on the mode, only literals of type bool are returned (``training=``).
     """
     if a.op != b.op or a.target != b.target or a.kwargs.keys() != b.kwargs.keys():
         return None
@@ -47,7 +49,7 @@ def _literals(a: fx.Node, b: fx.Node) -> tuple[Literals, bool] | None:
 
 
 def compared(first: fx.Graph, second: fx.Graph) -> tuple[bool, dict[str, Literals]]:
-    """Whether two graphs have the same structure, and, by node name, the literals that differ in operations that both have."""
+    """Return whether two graphs have the same structure, and, by node name, the literals that differ in operations of both."""
     others = {name_of(node): node for node in second.nodes}
     differing = {(name := name_of(node)): _literals(node, others[name]) if name in others else None for node in first.nodes}
     same = list(differing) == list(others) and len(differing) == len(first.nodes) == len(second.nodes)
@@ -60,12 +62,12 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def is_nan(value: Any) -> bool:
-    """Whether a value is a float nan."""
+    """Return whether a value is a float nan."""
     return isinstance(value, float) and math.isnan(value)
 
 
 def difference(first: fx.Graph, second: fx.Graph) -> tuple[str, str] | None:
-    """The first difference of two graphs: the path of the module whose code it is in, and a sentence; None if they are equal."""
+    """Return the first difference of two graphs: the path of the module whose code it is in, and a sentence; None if they are equal."""
     same, literals = compared(first, second)
     if same and not literals:
         return None
@@ -77,5 +79,5 @@ def difference(first: fx.Graph, second: fx.Graph) -> tuple[str, str] | None:
             was, now = next(iter(literals[name].values()))
             return path, f"{shown_name} takes {was!r} and then {now!r}"
         if name not in others or _literals(node, others[name]) is None:
-            return path, f"{shown_name} is not the same operation then"
-    return "", "it goes another way then"
+            return path, f"{shown_name} is another operation in the second trace"
+    return "", "the second trace has other operations"

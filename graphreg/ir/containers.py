@@ -21,18 +21,18 @@ Building = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 
 def building(value: Any) -> Building | None:
-    """Find the call that makes a container again.
+    """Find the call that rebuilds a container from its elements.
 
     Returns:
-        The function, its arguments and keywords; None where torch.fx handles the container itself.
+        The function, its arguments and keywords; None if torch.fx handles the container itself.
 
     Raises:
-        NotImplementedError: where no call does. torch.fx would turn it into a plain dict, list or tuple without a warning.
+        NotImplementedError: No call rebuilds it. torch.fx would turn it into a plain dict, list or tuple without a warning.
     """
     kind = type(value)
     if isinstance(value, _UNSUPPORTED):
         raise NotImplementedError(f"a {kind.__name__}, which no graph of torch.fx holds. {_INSTEAD}")
-    structured = hasattr(value, "_fields") or hasattr(value, "n_sequence_fields")  # named tuples: fx makes those again itself
+    structured = hasattr(value, "_fields") or hasattr(value, "n_sequence_fields")  # named tuples, which torch.fx rebuilds itself
     if kind in _PLAIN or structured or not isinstance(value, (dict, list, tuple)):
         return None
     if isinstance(value, defaultdict) and kind is defaultdict:
@@ -43,30 +43,30 @@ def building(value: Any) -> Building | None:
             )
         return made_defaultdict, (name, dict(value)), {}
     call: Building
-    if isinstance(value, dict):  # transformers' outputs are dataclasses and dicts at once
+    if isinstance(value, dict):  # outputs of transformers are both dataclasses and dicts
         call = (kind, (), dict(value)) if is_dataclass(value) else (kind, (dict(value),), {})
     else:
         call = kind, (list(value),), {}
     try:
         same = _content(kind(*call[1], **call[2])) == _content(value)
-    except Exception:  # whatever its class raises on what it does not take
+    except Exception:  # a user's class may raise anything
         same = False
     if not same:
-        raise NotImplementedError(f"a {kind.__name__}, which its class does not make again of what is in it. {_INSTEAD}")
+        raise NotImplementedError(f"a {kind.__name__}, which its class does not rebuild from its elements. {_INSTEAD}")
     return call
 
 
 def made_defaultdict(factory: str, items: Mapping[Any, Any]) -> defaultdict[Any, Any]:
-    """Make a defaultdict from the name of its factory, as no argument in a graph can be a type."""
+    """Make a defaultdict from the name of its factory, because an argument in a graph cannot be a type."""
     return defaultdict(_FACTORIES[factory], items)
 
 
 def builds(node: fx.Node) -> bool:
-    """Whether a node builds a container: a dataclass, or a class of its own."""
+    """Return whether a node builds a container by calling its class or ``made_defaultdict``."""
     return node.op == "call_function" and (isinstance(node.target, type) or node.target is made_defaultdict)
 
 
 def _content(value: Any) -> Any:
-    """The content of a container, for comparison; elements by identity, as a traced value cannot be compared."""
+    """Return the content of a container for comparison: its elements by identity, because traced values cannot be compared."""
     items = [(key, id(item)) for key, item in value.items()] if isinstance(value, dict) else list(map(id, value))
     return items, {name: id(attribute) for name, attribute in getattr(value, "__dict__", {}).items()}

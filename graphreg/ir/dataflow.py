@@ -1,4 +1,4 @@
-"""Which nodes a value reaches, or comes from: walks along a graph."""
+"""Walks along a graph: which nodes depend on a value, and which it depends on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from graphreg.ir.operations import function_name, is_integer, is_size
 
 
 def sizes_of(graph: fx.Graph) -> set[fx.Node]:
-    """The numbers, shapes and flags of a graph, which are no tensors."""
+    """Return the nodes whose values are numbers, shapes or flags, and not tensors."""
     sizes = set[fx.Node]()
     for node in graph.nodes:
         if is_size(node, sizes.__contains__):
@@ -19,14 +19,20 @@ def sizes_of(graph: fx.Graph) -> set[fx.Node]:
 
 
 def carries_derivative(node: fx.Node, sizes: Container[fx.Node]) -> bool:
-    """Whether a derivative can pass through a node: it gives a tensor of real numbers that autograd records."""
+    """Return whether a derivative can pass through a node: not through numbers, integer tensors and ``detach``."""
     return node not in sizes and not is_integer(node) and function_name(node) != "detach"
 
 
 def reached(
     start: Iterable[fx.Node], onward: Callable[[fx.Node], Iterable[fx.Node]], passes: Callable[[fx.Node], bool] = lambda node: True
 ) -> set[fx.Node]:
-    """All nodes that a walk comes to, those it starts at among them. ``onward``: where it goes from one; ``passes``: which it enters."""
+    """Return all nodes that a walk visits, the starting nodes included.
+
+    Args:
+        start: The nodes to start at.
+        onward: Returns the nodes to go to from a node.
+        passes: Whether the walk may enter a node; by default every one.
+    """
     visited, waiting = set[fx.Node](), list(start)
     while waiting:
         node = waiting.pop()

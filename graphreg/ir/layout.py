@@ -1,7 +1,7 @@
 """Memory layout of tensors: density, overlap, and copies that preserve strides.
 
-Whether ``contiguous``, ``reshape`` or ``to`` give a view or a copy depends on strides, and so does what a later write reaches.
-``torch.clone`` keeps the strides of dense tensors alone: a slice, and what is expanded, it makes contiguous.
+Strides decide whether ``contiguous``, ``reshape`` or ``to`` return a view or a copy, and so which values a later write changes.
+``torch.clone`` keeps the strides of dense tensors only; its copy of a slice or of an expanded tensor has other strides.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ from graphreg.errors import RegularizerError
 
 
 def is_dense(z: Tensor) -> bool:
-    """Whether the elements fill a stretch of the storage, each place once: then ``torch.clone`` keeps the strides."""
+    """Return whether ``torch.clone`` keeps the strides: the elements fill a range of the storage, each in a place of its own."""
     return z.layout is not torch.strided or z.is_contiguous() or _axes_are_separate(z, gaps=False)
 
 
 def overlaps(z: Tensor) -> bool:
-    """Whether elements may share a place in memory, as in an expanded or unfolded tensor."""
+    """Return whether elements may share a place in memory, as in an expanded or unfolded tensor."""
     return z.layout is torch.strided and not z.is_contiguous() and not _axes_are_separate(z, gaps=True)
 
 
 def _axes_are_separate(z: Tensor, gaps: bool) -> bool:
-    """Whether each axis, from the smallest stride on, begins where the ones before it end, or behind that if ``gaps`` are allowed.
+    """Return whether no two elements share a place in memory and, unless ``gaps`` are allowed, no place between them is empty.
 
-    Dynamo traces this with sizes that it does not know, which it compares and does not sort.
+    In order of increasing stride, the stride of each axis must be the extent of the axes before it, or more if ``gaps`` are allowed.
+    The axes are compared in pairs, because Dynamo can compare symbolic sizes and cannot sort them.
     """
     axes = [(stride, size) for stride, size in zip(z.stride(), z.shape, strict=True) if size != 1]
     for i, (stride, _) in enumerate(axes):
@@ -39,26 +40,29 @@ def _axes_are_separate(z: Tensor, gaps: bool) -> bool:
 
 
 def laid_out(y: Tensor, z: Tensor) -> Tensor:
-    """``y`` in a storage of its own, with the strides of ``z``, of the same shape and dtype, no elements of which overlap."""
+    """Return a copy of ``y`` with the strides of ``z``. ``z`` has the same shape and dtype as ``y``, and no overlapping elements."""
     return z.new_empty_strided(z.shape, z.stride()).copy_(y)
 
 
 def apart(y: Tensor, z: Tensor) -> Tensor:
-    """A copy of ``y``, which replaces ``z``; but ``z`` itself if it is not replaced, so that a write into it still reaches its owner."""
+    """Return a copy of ``y``, the replacement of ``z``.
+
+    If ``y`` is ``z`` itself, nothing is replaced, and it is returned without a copy: a later write must still reach its owner.
+    """
     return y if y is z else clone(y)
 
 
 def clone(z: Tensor) -> Tensor:
-    """A copy with the same strides, also where these leave gaps or have elements share their place."""
+    """Return a copy with the same strides, even if these leave gaps or let elements share a place."""
     if not isinstance(z, Tensor):
         raise RegularizerError(
             f"a value that is measured or replaced is a {type(z).__name__}, not a tensor. Select a part by its port (:0), or give "
-            "example_inputs, by which graphreg sees what each value is."
+            "example_inputs, from which graphreg learns what each value is."
         )
     if is_dense(z):
         return torch.clone(z)
-    once = z
+    distinct = z  # without the repetitions of expanded axes
     for axis, (stride, size) in enumerate(zip(z.stride(), z.shape, strict=True)):
         if stride == 0 and size != 1:
-            once = once.narrow(axis, 0, 1)
-    return laid_out(once, once).expand(z.shape)
+            distinct = distinct.narrow(axis, 0, 1)
+    return laid_out(distinct, distinct).expand(z.shape)

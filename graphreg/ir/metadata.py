@@ -1,7 +1,7 @@
-"""What graphreg writes to the nodes of a graph: the names of their values, and which nodes were added. Read and written here alone.
+"""Reads and writes graphreg's metadata of nodes: the names of their values, and what graphreg did at them. No other file accesses it.
 
-The stored form is plain data: ``node.meta["site"]`` is (path of the module, labels), ``node.meta["graphreg"]`` a dict. It survives
-copying, pickling and passes that copy ``node.meta``, and a front end of somebody else's may write it without graphreg.
+``node.meta["site"]`` is (path of the module, labels), and ``node.meta["graphreg"]`` a dict of plain data. Both survive copying,
+pickling and passes that copy ``node.meta``.
 """
 
 from __future__ import annotations
@@ -20,27 +20,31 @@ _UNNAMED: tuple[str, tuple[Label, ...]] = ("", ())
 
 
 class Kind(StrEnum):
-    """What a node that graphreg added, or whose call it replaced, is there for."""
+    """The purpose of a node that graphreg added or whose call it replaced."""
 
-    KEY = "key"  # gives the keys of the noise of a call
-    NATIVE = "own"  # a native dropout, which calls a runtime module in place of what it called; pickled graphs have this value
+    KEY = "key"  # returns the noise keys of a call
+    NATIVE = "own"  # a native dropout that calls a runtime module now; "own", because pickled graphs contain this value
     SPLICE = "splice"  # replaces a value
     MEASURE = "measure"  # measures a value for a penalty
-    TRACK = "track"  # a value that a derivative is taken with respect to
+    TRACK = "track"  # makes autograd record a value that a derivative is taken with respect to
     CLONE = "clone"  # a copy that the model's operations read, and may write into
-    COPY = "copy"  # a copy that penalties read, before the model writes into the value
+    COPY = "copy"  # a copy for penalties, made before the model writes into the value
     READ = "read"  # reads a parameter
-    TOTAL = "total"  # the penalty, over its sites
+    TOTAL = "total"  # combines the measurements of a penalty at its sites
     ATTACH = "attach"  # joins the penalties to the outputs
-    ATTACHED = "attached"  # an output, with the penalties joined to it
+    ATTACHED = "attached"  # an output that the penalties were joined to
     WATCH = "watch"  # measures a value for a monitor
 
 
 @dataclass(frozen=True)
 class Addition:
-    """What graphreg did at a node: for which regularizer and at which site, where it is for one.
+    """What graphreg did at a node.
 
-    ``was``: of a native dropout, the operation and the target that the node called.
+    Attributes:
+        kind: The node's purpose.
+        regularizer: The name of the regularizer that the node is for; None if it is for no single one.
+        site: The name of the site that the node is for; None if it is for no single one.
+        was: For a native dropout, the ``op`` and the ``target`` that the node had before.
     """
 
     kind: Kind
@@ -50,74 +54,74 @@ class Addition:
 
 
 def is_labelled(node: fx.Node) -> bool:
-    """Whether a front end has said which module made the node's value, and how that is called."""
+    """Return whether a front end recorded which module made the node's value, and the labels of the value."""
     return SITE in node.meta
 
 
 def scope_of(node: fx.Node) -> str:
-    """The path of the module that made the node's value; "" for the model itself, and where nobody has said."""
+    """Return the path of the module that made the node's value; "" for the model itself, or if none was recorded."""
     scope: str = node.meta.get(SITE, _UNNAMED)[0]
     return scope
 
 
 def own_labels(node: fx.Node) -> tuple[Label, ...]:
-    """The labels of the node's value, without those that it has as a port of another; none for what is no site."""
+    """Return the labels of the node's value, without those that it has as an element of another node's tuple; empty if it is no site."""
     labels: tuple[Label, ...] = node.meta.get(SITE, _UNNAMED)[1]
     return labels
 
 
 def own_name(node: fx.Node) -> str:
-    """The name of the node's value; "" where it has none."""
+    """Return the name of the node's value; "" if it has none."""
     labels = own_labels(node)
     return labels[0].text if labels else ""
 
 
 def label_site(node: fx.Node, scope: str, *labels: Label) -> None:
-    """Write which module made the node's value, and its labels; without labels it is no site."""
+    """Record which module made the node's value, and the value's labels; a value without labels is no site."""
     node.meta[SITE] = (scope, labels)
 
 
 def add_label(node: fx.Node, label: Label) -> None:
-    """Give the node's value one name more."""
+    """Give the node's value another label, unless it has it already."""
     if label not in own_labels(node):
         label_site(node, scope_of(node), *own_labels(node), label)
 
 
 def addition_of(node: fx.Node) -> Addition | None:
-    """What graphreg did at the node; None for a node of the model as it was."""
+    """Return what graphreg did at the node; None for an unchanged node of the model."""
     stored = node.meta.get(ADDITION)
     return None if stored is None else Addition(Kind(stored["kind"]), *map(stored.get, ("regularizer", "site", "was")))
 
 
 def is_marked(node: fx.Node) -> bool:
-    """Whether graphreg added the node, or replaced what it called."""
+    """Return whether graphreg added the node, or replaced its call."""
     return ADDITION in node.meta
 
 
 def is_kind(node: fx.Node, *kinds: Kind) -> bool:
-    """Whether graphreg added the node for one of these."""
+    """Return whether graphreg added the node, or replaced its call, for one of these purposes."""
     stored = node.meta.get(ADDITION)
     return stored is not None and stored["kind"] in kinds
 
 
 def is_native_dropout(node: fx.Node) -> bool:
-    """Whether a runtime module stands in the place of a native dropout's call."""
+    """Return whether the node is a native dropout whose call graphreg replaced by a runtime module."""
     return is_kind(node, Kind.NATIVE)
 
 
 def is_added(node: fx.Node) -> bool:
-    """Whether graphreg added the node. A native dropout that it replaced is the model's own node."""
+    """Return whether graphreg added the node. A native dropout whose call it replaced counts as a node of the model."""
     return is_marked(node) and not is_native_dropout(node)
 
 
 def mark(node: fx.Node, addition: Addition) -> None:
-    """Write what graphreg did at the node."""
+    """Record what graphreg did at the node."""
     optional = {"regularizer": addition.regularizer, "site": addition.site, "was": addition.was}
     node.meta[ADDITION] = {"kind": addition.kind.value} | {name: value for name, value in optional.items() if value is not None}
 
 
 def unmark(node: fx.Node) -> Addition:
-    """Take the mark off again; gives what it said."""
+    """Remove the record of what graphreg did at the node, and return it."""
     addition = addition_of(node)
     assert addition is not None
     del node.meta[ADDITION]

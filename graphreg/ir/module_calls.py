@@ -1,4 +1,7 @@
-"""Which values of a graph are those of a module, where the graph has no node for it: from the module calls that each node was made in."""
+"""Finds the output of a module call that a graph shows as the operations inside the module, not as one node.
+
+What is known of a node are the module calls during which it was made.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from torch import fx
 
 @dataclass(frozen=True)
 class ModuleCall:
-    """One call of a module. ``key``: its own among the calls of the graph; ``kind``: the name of the module's class."""
+    """One call of the module at ``path``. ``key``: differs for every call in the graph; ``kind``: the name of the module's class."""
 
     key: str
     path: str
@@ -19,7 +22,7 @@ class ModuleCall:
 
 @dataclass(frozen=True)
 class Block:
-    """The nodes that were made in one call, and those of them whose values leave it."""
+    """The nodes that were made in one module call. ``leaving``: those of them whose values are used outside of it."""
 
     call: ModuleCall
     nodes: tuple[fx.Node, ...]
@@ -27,9 +30,11 @@ class Block:
 
 
 def blocks(graph: fx.Graph, calls_of: Callable[[fx.Node], Iterable[ModuleCall]]) -> Iterator[Block]:
-    """The module calls of a graph in the order in which they return. ``calls_of``: those that a node was made in.
+    """Yield a block for each module call of a graph, in the order in which the calls return. ``calls_of``: returns the calls during which
+    a node was made.
 
-    The value that alone leaves a call is the module's. Where several leave, the graph does not tell which is which.
+    If a single value leaves a call, it is the module's output. If several do, the graph does not show which element
+    of the output each of them is.
     """
     members: dict[ModuleCall, dict[fx.Node, None]] = {}
     order = {node: i for i, node in enumerate(graph.nodes)}
@@ -39,7 +44,7 @@ def blocks(graph: fx.Graph, calls_of: Callable[[fx.Node], Iterable[ModuleCall]])
 
     def end(call: ModuleCall) -> tuple[int, int, int]:
         first, last = next(iter(members[call])), next(reversed(members[call]))
-        return order[last], -order[first], -call.path.count(".")  # as calls return: inner before outer
+        return order[last], -order[first], -call.path.count(".")  # in the order in which calls return: inner before outer
 
     for call in sorted(members, key=end):
         inside = members[call]

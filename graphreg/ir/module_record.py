@@ -1,6 +1,7 @@
 """The record that graphreg attaches to a rewritten module, and the check that the model's own names leave room for it.
 
-A rewritten module is a GraphModule that has everything the model has, so each attribute more is a name that a model may have too.
+A rewritten module is a GraphModule with all attributes of the model. So an attribute of the model may have the name of one that
+GraphModule or graphreg adds.
 """
 
 from __future__ import annotations
@@ -15,25 +16,25 @@ from torch import fx, nn
 
 from graphreg.errors import TraceError
 
-PREFIX = "graphreg_"  # what begins so is ours
+PREFIX = "graphreg_"  # attributes with names that begin so are graphreg's
 STATE = "graphreg_state"
 RULES = "graphreg_rules"
-IGNORED = "_ddp_params_and_buffers_to_ignore"  # what DistributedDataParallel asks a module for
+IGNORED = "_ddp_params_and_buffers_to_ignore"  # an attribute that DistributedDataParallel reads
 _EMPTY = frozenset(dir(nn.Module()))
-_CARRIED: dict[str, tuple[type, ...]] = {"meta": (dict,), IGNORED: (list, tuple, set)}  # the model's own, of the type that torch has there
+_CARRIED: dict[str, tuple[type, ...]] = {"meta": (dict,), IGNORED: (list, tuple, set)}  # reserved names that a model may use, by type
 _REGISTERED = ("_parameters", "_buffers", "_modules")
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a module that graphreg made remembers of the model.
+    """What a rewritten module records about the model it was made from.
 
     Attributes:
         class_name: The name of the model's class.
-        methods: The names of its methods, which a graph does not have.
-        specialized: The arguments that were fixed at their value.
-        is_graph: Whether the graph is the user's own, of a GraphModule that was given.
-        trainer: The model, where its class overrides ``train()``; else nothing.
+        methods: The names of that class's methods, which the rewritten module does not have.
+        specialized: The specialized arguments by name, with the values at which the graph fixes them.
+        is_graph: Whether the model was a GraphModule, whose own graph was taken.
+        trainer: A tuple of the model, if its class overrides ``train()``; else empty.
     """
 
     class_name: str
@@ -45,15 +46,15 @@ class ModelFacts:
 
 @dataclass
 class State:
-    """What graphreg keeps on a module that it made, in one entry of its ``__dict__``.
+    """The record that graphreg stores in the ``__dict__`` of a rewritten module.
 
     Attributes:
-        model: what is known of the model.
-        root: the model, whose mode the module shares, as long as both live.
-        mode: whether the module is in train mode, where there is no root.
-        graphs: by mode: ``both``, or ``train`` and ``eval``.
-        codes: the emitted Python of each graph.
-        compiled_codes: the Python that torch.compile is given for each.
+        model: Facts about the model.
+        root: A tuple of the model, whose mode the module shares; empty in a copy and after unpickling.
+        mode: Whether the module is in train mode, for a module without a root.
+        graphs: The graphs by mode: ``both``, or ``train`` and ``eval``.
+        codes: The emitted Python of each graph, by mode.
+        compiled_codes: The emitted Python that torch.compile gets for each graph, by mode; empty if it is the same.
     """
 
     model: ModelFacts
@@ -64,37 +65,37 @@ class State:
     compiled_codes: dict[str, str] = field(default_factory=dict)
 
     def running(self, training: bool) -> str:
-        """The name of the graph that runs in a mode."""
+        """Return the key in ``graphs`` of the graph that runs in train mode, or in eval mode."""
         return "both" if "both" in self.graphs else "train" if training else "eval"
 
 
 def state_of(module: nn.Module) -> State | None:
-    """The record of a module that graphreg made; None for any other."""
+    """Return the record of a rewritten module; None for any other module."""
     state = module.__dict__.get(STATE)
     return state if isinstance(state, State) else None
 
 
 def specialized_arguments(module: nn.Module) -> dict[str, Any]:
-    """The specialized arguments of a module, by name; none for a module that graphreg did not make."""
+    """Return the specialized arguments of a rewritten module by name; an empty dict for any other module."""
     state = state_of(module)
     return dict(state.model.specialized) if state is not None else {}
 
 
 @cache
 def reserved() -> frozenset[str]:
-    """The attribute names that torch itself uses in every GraphModule."""
+    """Return the attribute names that every GraphModule has and an nn.Module has not, and the one that DistributedDataParallel reads."""
     blank = fx.GraphModule(nn.Module(), fx.Graph())
     return frozenset({*dir(blank), *vars(blank), IGNORED} - _EMPTY)
 
 
 def registered(model: nn.Module) -> Iterator[str]:
-    """The names of the parameters, buffers and submodules of a module itself."""
+    """Yield the names of the parameters, buffers and submodules of a module, without those of its submodules."""
     for kind in _REGISTERED:
         yield from model.__dict__.get(kind, ())
 
 
 def plain(model: nn.Module) -> Mapping[str, Any]:
-    """The plain attributes of a model: those of its class, which methods would have read, and its own."""
+    """Return the plain attributes of a model: those of its class, which its methods read through ``self``, and those of the instance."""
     attributes: dict[str, Any] = {}
     if not isinstance(model, fx.GraphModule):
         for name in set(dir(type(model))) - _EMPTY:
@@ -105,16 +106,15 @@ def plain(model: nn.Module) -> Mapping[str, Any]:
 
 
 def check_names(model: nn.Module, plain_too: bool = True) -> None:
-    """Refuse what the rewritten module could not have under the model's name for it: torch.fx has another meaning for that name, or
-    graphreg has."""
+    """Raise TraceError for a name in the model that a rewritten module cannot have, because torch.fx or graphreg uses it itself."""
     allowed = (STATE, RULES) if isinstance(model, fx.GraphModule) else ()
     attributes = plain(model) if plain_too and not isinstance(model, fx.GraphModule) else {}
     for name in (*registered(model), *attributes):
         value = attributes.get(name)
         if name in reserved() and not isinstance(value, _CARRIED.get(name, ())):
             raise TraceError(
-                f"{type(model).__name__} has something called {name!r}, and a rewritten module is a torch.fx.GraphModule, where "
-                f"torch has something of its own under that name. Rename it in the model."
+                f"{type(model).__name__} has something called {name!r}, and a rewritten module is a torch.fx.GraphModule, which has an "
+                "attribute of that name itself. Rename it in the model."
             )
         if name == "self":
             raise TraceError(
@@ -123,6 +123,6 @@ def check_names(model: nn.Module, plain_too: bool = True) -> None:
             )
         if name.startswith(PREFIX) and name not in allowed:
             raise TraceError(
-                f"{type(model).__name__} has something called {name!r}, and names that begin with {PREFIX} are those of what graphreg "
+                f"{type(model).__name__} has something called {name!r}, and names that begin with {PREFIX} are reserved for what graphreg "
                 "adds to a model. Rename it in the model."
             )

@@ -1,4 +1,4 @@
-"""Gives values their names, by torchvision's rules; a module's path always names that module's output."""
+"""Gives values their names by the rules of torchvision's feature extraction; a module's path always names that module's output."""
 
 from __future__ import annotations
 
@@ -24,24 +24,28 @@ class Namer:
         self._next: dict[str, int] = {}
 
     def module(self, path: str) -> str:
+        """Return a name for the output of the module at ``path``: the path, with a count from the second call on."""
         return self._take(path) if path not in self._used else self._count(path)
 
     def operation(self, scope: str, base: str) -> str:
+        """Return a name for the value of an operation ``base`` in the forward of the module at ``scope``."""
         name = f"{scope}.{base}" if scope else base
         return self._take(name) if name not in self._used and name not in self._paths else self._count(name)
 
     def claim(self, name: str) -> bool:
-        """Take a name that a value has already; False if another has it."""
+        """Reserve a name that a value has already; return False if it is taken."""
         return name not in self._used and bool(self._take(name))
 
     def mark(self) -> int:
+        """Return a mark for ``roll_back``."""
         return len(self._order)
 
     def roll_back(self, mark: int) -> None:
+        """Free all names that were handed out since ``mark``."""
         for name in self._order[mark:]:
             self._used.discard(name)
             base, _, count = name.rpartition("_")
-            if base in self._next and count.isdigit():  # free again
+            if base in self._next and count.isdigit():  # the count is free again
                 self._next[base] = max(1, min(self._next[base], int(count)))
         del self._order[mark:]
 
@@ -59,17 +63,17 @@ class Namer:
 
 
 def label_node(node: fx.Node, scope: str, modules: Mapping[str, nn.Module], namer: Namer) -> None:
-    """Give the node's value its own label, and the path of its module."""
+    """Give the node's value its first label, and record the path of the module that made it."""
     if node.op == "call_module":
         path = str(node.target)
         label = Label(namer.module(path), type(modules[path]).__name__, module=path)
         scope = path
-    elif node.op == "placeholder":  # by its own name: fx renames an argument that is called like a builtin
+    elif node.op == "placeholder":  # by its target: fx renames the node of an argument that has the name of a builtin
         label = Label(namer.operation("", str(node.target).lstrip("*")), "input")
     else:
         base = COUNTED.sub("", node.name)
         op = "parameter" if node.op == "get_attr" else function_name(node).strip("_") or base
-        if node.op == "call_function" and op in IN_PLACE_NAMES:  # ``+=`` goes by the name of ``+``, as torchvision has it
+        if node.op == "call_function" and op in IN_PLACE_NAMES:  # ``+=`` is named like ``+``, as in torchvision
             base, op = re.sub("^i", "", base), op[1:]
         label = Label(namer.operation(scope, base), op)
     label_site(node, scope, label)
@@ -86,7 +90,7 @@ def label_output(value: Any, name: str, path: str, kind: str) -> None:
 
 
 def elements(value: Any, prefix: str = "") -> Iterator[tuple[tuple[str, ...], Any, bool]]:
-    """The elements of a tuple, dict, named tuple or dataclass: (ports, element, whether it is the default)."""
+    """Yield the elements of a tuple, list, dict, named tuple or dataclass as (names of the port, element, whether it is the default)."""
     if isinstance(value, dict):
         items = [(str(key), element) for key, element in value.items()]
     elif is_dataclass(value) and not isinstance(value, type):
@@ -99,9 +103,9 @@ def elements(value: Any, prefix: str = "") -> Iterator[tuple[tuple[str, ...], An
         return
     plain = isinstance(value, (tuple, list)) and not hasattr(value, "_fields")
     for key, element in items:
-        proxy = isinstance(element, fx.Proxy)  # which says that it is a tuple where its value is one
+        proxy = isinstance(element, fx.Proxy)  # ``isinstance(proxy, tuple)`` may be true for a traced tuple
         if not proxy and (isinstance(element, (tuple, list, dict)) or (is_dataclass(element) and not isinstance(element, type))):
             yield from elements(element, f"{prefix}{key}.")
         else:
-            first = plain and not prefix and key == "0"  # what ``name`` and ``name:out`` mean
+            first = plain and not prefix and key == "0"  # selected by ``name`` and ``name:out``
             yield ((("out", "0") if first else (prefix + key,)), element, first or prefix + key == "out")

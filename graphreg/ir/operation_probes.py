@@ -1,8 +1,8 @@
-"""Finds what a call does to storage: declared by torch's schemas (``declared``), or seen by calling it on meta tensors (``probe``).
+"""Finds the arguments that a call aliases or writes into, from torch's schemas (``declared``) or by calling it on meta tensors (``probe``).
 
-torch's schemas say which operators give a view and which write. What is made of several operators has no such note: an ``einsum`` that
-only permutes gives a view, a dropout in eval mode its own input. So the call is made on meta tensors, which have shapes and storages
-but no data, and a dispatch mode watches what it writes into.
+A schema declares whether an operator returns a view and whether it writes. A function composed of several operators has no such
+declaration: an ``einsum`` that only permutes returns a view, and a dropout in eval mode returns its input. Such a function is called
+on meta tensors, which have shapes and storages but no data, while a dispatch mode records what it writes into.
 """
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from graphreg.torch_internals import (
     without_modes,
 )
 
-TRIES = 400  # calls at most, of which many raise
-_OPERATORS = 2000  # in one call, at most
+TRIES = 400  # the most calls of a probe; many of them raise
+_OPERATORS = 2000  # the most operators in one call
 _RANKS = (2, 4, 3, 1, 5, 0)
-_NUMBERS = (4, 1, True, False, torch.float32, torch.device("meta"), torch.Size((4, 4)))  # what a value may be that is no tensor
-_SMALL, _LONG, _MANY = 4, 64, 1 << 16  # sizes of axes: what mostly does, long enough for what slides along one, the most
+_NUMBERS = (4, 1, True, False, torch.float32, torch.device("meta"), torch.Size((4, 4)))  # tried for an argument that is not a tensor
+_SMALL, _LONG, _MANY = 4, 64, 1 << 16  # sizes of axes: the usual one, one for sliding windows, the largest
 PLAIN = (int, float, complex, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size)
 
 Spec = tuple[tuple[int, ...], torch.dtype]  # a tensor's shape and dtype
@@ -44,9 +44,13 @@ Spec = tuple[tuple[int, ...], torch.dtype]  # a tensor's shape and dtype
 
 @dataclass(frozen=True)
 class Hole:
-    """An argument that the graph computes; ``specs``: of each of its tensors the shape and dtype, where they are known.
+    """An argument that the graph computes, so that a probe has to choose a value for it.
 
-    ``dtype``: that of all, where it alone is known.
+    Attributes:
+        index: Its position among the inputs of the node.
+        kind: A tensor, a list of tensors, or anything that is not a tensor.
+        specs: The shape and dtype of each of its tensors; empty if they are not known.
+        dtype: The dtype of its tensors, if only that is known.
     """
 
     index: int
@@ -56,13 +60,13 @@ class Hole:
 
 
 class Seen(NamedTuple):
-    """What probed calls did; arguments are numbered as the holes are.
+    """What probed calls did to their arguments, which are given by the ``index`` of their holes.
 
     Attributes:
-        shares: the arguments whose storage the result may share.
-        writes: the arguments that some call wrote into.
-        definite_writes: the arguments that every call wrote into.
-        dense: whether a result with storage of its own fills it without gaps.
+        shares: The arguments whose storage the result may share.
+        writes: The arguments that some call wrote into.
+        definite_writes: The arguments that every call wrote into.
+        dense: Whether a result with storage of its own fills it without gaps.
     """
 
     shares: frozenset[int]
@@ -78,22 +82,29 @@ def probe(
     known_shapes: Sequence[tuple[int, ...]] = (),
     enough: int = TRIES,
 ) -> Seen | None:
-    """Make a call whose arguments have holes, with tensors of many shapes in them; None where it never runs.
+    """Call a function with meta tensors of many shapes in the holes of its arguments, and return what it did to storage.
 
-    ``known_shapes``: shapes and sizes that the call brings itself, as of weights; an argument often has to fit one. ``enough``: how many
-    calls will do.
+    Args:
+        call: The function.
+        args: Its positional arguments, with holes.
+        kwargs: Its keyword arguments, with holes.
+        known_shapes: Shapes and sizes that belong to the call, such as those of weights; an argument often has to fit one.
+        enough: The number of calls without an error after which to stop.
+
+    Returns:
+        What the calls did, taken together; None if every call raised.
     """
     holes = list({leaf.index: leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Hole)}.values())
     shapes = [*known_shapes, *(shape for hole in holes for shape, _ in hole.specs), *_literals((args, kwargs))]
     seen_calls, tries = list[Seen](), 0
-    state = torch.get_rng_state()  # what is made of several operators may draw a default of its own
+    state = torch.get_rng_state()  # a composed function may draw random numbers
     with warnings.catch_warnings(), torch.no_grad(), without_modes(), without_functions():
         warnings.simplefilter("ignore")
         for phase in _phases(holes, list(dict.fromkeys(shapes)), bool(known_shapes)):
             for filling in itertools.islice(phase, TRIES - tries):
                 tries += 1
                 seen = _run(call, args, kwargs, filling)
-                if seen and not seen_calls and not known_shapes:  # a cast to the dtype that a tensor has gives the tensor
+                if seen and not seen_calls and not known_shapes:  # a cast to the tensor's own dtype returns the tensor itself
                     others = [_run(call, args, kwargs, _cast(filling, dtype)) for dtype in (torch.float64, torch.float16, torch.bfloat16)]
                     seen_calls += [each for other in others for each in other]
                 seen_calls += seen
@@ -106,16 +117,16 @@ def probe(
 
 
 def together(calls: Sequence[Seen]) -> Seen:
-    """Combine what several calls did."""
+    """Combine what several calls did: what any of them aliases or writes into, and as definite writes those that all make."""
     shares, writes = (frozenset[int]().union(*(getattr(seen, name) for seen in calls)) for name in ("shares", "writes"))
     return Seen(shares, writes, frozenset.intersection(*(seen.definite_writes for seen in calls)), all(seen.dense for seen in calls))
 
 
-Filling = Mapping[int, tuple[Spec, ...] | Any]  # by the place of a hole: its specs, or what is no tensor
+Filling = Mapping[int, tuple[Spec, ...] | Any]  # by the index of a hole: the specs of its tensors, or a value that is not a tensor
 
 
 def _literals(value: Any) -> list[tuple[int, ...]]:
-    """The numbers and tuples of numbers in an argument, as shapes."""
+    """Return the integers and tuples of integers in an argument, as shapes."""
     if isinstance(value, dict):
         return _literals(list(value.values()))
     if not isinstance(value, (tuple, list)):
@@ -125,9 +136,9 @@ def _literals(value: Any) -> list[tuple[int, ...]]:
 
 
 def _phases(holes: list[Hole], shapes: list[tuple[int, ...]], fits: bool) -> Iterator[Iterator[Filling]]:
-    """What to put into the holes of which nothing is known: one size in all axes, and sizes that the call names.
+    """Yield groups of fillings to try, for tensors of one size in all axes and of the sizes in ``shapes``.
 
-    ``fits``: whether it names those that fit, which then go first.
+    ``fits``: whether arguments probably have sizes in ``shapes``, as with those of weights. Then these come first.
     """
     tensors = [hole for hole in holes if hole.kind != "number"]
     numbers = [hole.index for hole in holes if hole.kind == "number"]
@@ -142,7 +153,7 @@ def _phases(holes: list[Hole], shapes: list[tuple[int, ...]], fits: bool) -> Ite
         yield fillings([known])
         return
     sizes = [n for n in dict.fromkeys(n for shape in shapes for n in shape) if 1 < n <= _MANY and n != _SMALL][:8]
-    sizes += [n * n for n in sizes if n < _LONG]  # of axes that are taken apart by it twice, as by a pixel shuffle
+    sizes += [n * n for n in sizes if n < _LONG]  # for an axis that is divided by n twice, as by a pixel shuffle
     ends = [shape for shape in shapes if len(shape) > 1][:4]
     named = [*(_same(n) for n in sizes), *(_one(n) for n in sizes), *(_ending(shape) for shape in ends), _same(_LONG)]
     plain = [_same(_SMALL, 1)]
@@ -155,7 +166,7 @@ def _phases(holes: list[Hole], shapes: list[tuple[int, ...]], fits: bool) -> Ite
 def _shaped(
     free: list[Hole], known: Filling, patterns: tuple[_Pattern, ...], rests: tuple[int | None, ...], kinds: tuple[torch.dtype, torch.dtype]
 ) -> Iterator[Filling]:
-    """Every rank for the first hole; for the others the same, or one of ``rests``."""
+    """Yield a filling for each pattern and each rank of the first hole; the other holes have a rank of ``rests``, None for the same."""
     for rest, rank, pattern in itertools.product(rests, _RANKS, patterns):
         specs = dict(known)
         for hole in free:
@@ -165,16 +176,16 @@ def _shaped(
         yield specs
 
 
-_Pattern = Callable[[int], tuple[int, ...]]
+_Pattern = Callable[[int], tuple[int, ...]]  # from a rank to a shape
 
 
 def _same(*sizes: int) -> tuple[_Pattern, ...]:
-    """The same size in all axes."""
+    """Return, for each of ``sizes``, the pattern with that size in all axes."""
     return tuple((lambda rank, n=n: (n,) * rank) for n in sizes)
 
 
 def _one(n: int) -> tuple[_Pattern, ...]:
-    """The size in the axis of channels, or in the last; others long enough for what slides along them."""
+    """Return two patterns: size n in axis 1 (channels) with room for sliding windows in the other axes, and size n in the last axis."""
     return (
         lambda rank: tuple(n if axis == 1 else _LONG for axis in range(rank)),
         lambda rank: tuple(n if axis == rank - 1 else _SMALL for axis in range(rank)),
@@ -182,12 +193,12 @@ def _one(n: int) -> tuple[_Pattern, ...]:
 
 
 def _ending(shape: tuple[int, ...]) -> tuple[_Pattern, ...]:
-    """The last axes of a shape that is given, as what a layer norm normalizes has them."""
+    """Return the pattern with the last axes of ``shape``, as the input of a layer norm has them."""
     return (lambda rank: (_SMALL,) * (rank - len(shape)) + shape[-rank:],)
 
 
 def _dtypes(free: list[Hole]) -> Iterator[tuple[torch.dtype, torch.dtype]]:
-    """The dtype of the first and of the others."""
+    """Yield pairs of dtypes to try, for the first hole and for the others."""
     real, integer = torch.float32, torch.int64
     yield real, real
     yield integer, real
@@ -198,7 +209,7 @@ def _dtypes(free: list[Hole]) -> Iterator[tuple[torch.dtype, torch.dtype]]:
 
 
 def _run(call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], filling: Filling) -> list[Seen]:
-    """What the call does to tensors as they are made, and to such as are permuted, if it takes those of these sizes."""
+    """Make the call with contiguous and then with permuted tensors; return what each call did, up to the first that raised."""
     seen = list[Seen]()
     axes = any(len(shape) > 1 for specs in filling.values() if _are_specs(specs) for shape, _ in specs)
     for permuted in (False, True)[: 1 + axes]:
@@ -215,13 +226,13 @@ def _run(call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any
 
         try:
             seen.append(_watched(call, map_aggregate(args, filled), map_aggregate(kwargs, filled), holes))
-        except Exception:  # whatever it has against these arguments
+        except Exception:  # a call may raise anything for arguments that do not fit
             break
     return seen
 
 
 def _cast(filling: Filling, dtype: torch.dtype) -> Filling:
-    """The same, tensors of real numbers in another dtype."""
+    """Return the filling with its floating-point tensors in another dtype."""
 
     def cast(spec: Spec) -> Spec:
         return spec[0], dtype if spec[1].is_floating_point else spec[1]
@@ -246,7 +257,7 @@ def _watched(call: Callable[..., Any], args: Any, kwargs: Any, holes: Mapping[in
             owners.setdefault(storage_number(tensor), set()).add(index)
     with _Watch(owners) as watch:
         result = call(*args, **kwargs)
-    # a storage that a call gave to an argument is that argument's too
+    # the call may have given an argument another storage
     for index, tensors in holes.items():
         for tensor in tensors:
             owners.setdefault(storage_number(tensor), set()).add(index)
@@ -257,7 +268,7 @@ def _watched(call: Callable[..., Any], args: Any, kwargs: Any, holes: Mapping[in
             shares |= shared
             dense &= bool(shared) or is_dense(leaf)
         elif not isinstance(leaf, PLAIN):
-            shares |= set(holes)  # it may hold anything
+            shares |= set(holes)  # an object that may hold any tensor
     return Seen(frozenset(shares), frozenset(watch.written), frozenset(watch.written), dense)
 
 
@@ -290,12 +301,12 @@ def is_written(argument: Any) -> bool:
 
 
 def writes_silently(func: Any) -> bool:
-    """A batch norm: in training it writes into its statistics, and its schema does not say so (``native_batch_norm``, cuDNN's)."""
+    """Return whether this is a batch norm whose schema does not declare that it updates its statistics (``native_batch_norm``)."""
     return any(argument.name in STATISTICS and argument.alias_info is None for argument in schema_of(func).arguments)
 
 
 def leaves(value: Any) -> list[Any]:
-    """The leaves of nested tuples, lists and dicts, and the bounds of a slice."""
+    """Return the leaves of nested tuples, lists and dicts, or the bounds and the step of a slice."""
     return pytree.tree_leaves(value, is_leaf=lambda v: v is None) if not isinstance(value, slice) else [value.start, value.stop, value.step]
 
 
@@ -305,13 +316,13 @@ Place = tuple[int, str]  # an argument: its position and its name
 
 
 class Declared(NamedTuple):
-    """What the schemas of an operator declare.
+    """What the schemas of an operator declare about aliases and writes.
 
     Attributes:
-        shares: the arguments that some overload declares to alias the result.
-        writes: the arguments that some overload declares to write into.
-        complete: whether the declarations are complete, so that what is not declared does not happen.
-        silent: whether an overload may write without declaring it.
+        shares: The arguments that some overload declares to alias the result.
+        writes: The arguments that some overload declares to write into.
+        complete: Whether the declarations are complete, so that what is not declared does not happen.
+        silent: Whether an overload may write without declaring it.
     """
 
     shares: tuple[Place, ...]
@@ -322,7 +333,7 @@ class Declared(NamedTuple):
 
 @cache
 def declared(operator: str | OpOverload) -> Declared | None:
-    """What the schemas of an overload, or of all overloads of an aten operator by name, declare; None if there is none."""
+    """Return what is declared for an overload, or for all overloads of the aten operator with a name; None if there is no such operator."""
     overloads = [operator] if isinstance(operator, OpOverload) else _overloads(operator)
     if not overloads:
         return None
@@ -334,7 +345,7 @@ def declared(operator: str | OpOverload) -> Declared | None:
         if any(r.alias_info is not None for r in schema.returns):
             shares.update(((i, a.name), None) for i, a in noted)
     kinds = {_kind(overload) for overload in overloads if _takes_tensors(overload)}
-    # an overload for a number, composed of that for a tensor (``add.Scalar``), does what the other does
+    # an overload that is composed of another one does the same: ``add.Scalar`` calls ``add.Tensor``
     complete = not kinds & {"implicit", "real"} and ("explicit" not in kinds or "own" in kinds)
     silent = any(writes_silently(overload) for overload in overloads)
     return Declared(tuple(shares), tuple(writes), complete and not silent, silent)
@@ -349,7 +360,7 @@ def _overloads(name: str) -> list[OpOverload]:
 
 
 def _is_internal(name: str) -> bool:
-    return name.startswith("__") or is_name_of_namespace(name)  # what the namespace has itself: ``name``, ``default``
+    return name.startswith("__") or is_name_of_namespace(name)  # an attribute of the namespace object: ``name``
 
 
 def _takes_tensors(overload: OpOverload) -> bool:
@@ -357,7 +368,7 @@ def _takes_tensors(overload: OpOverload) -> bool:
 
 
 def _is_callable(overload: OpOverload) -> bool:
-    """Not one of TorchScript's alone (``sort.Tensor`` sorts a list), nor for named tensors."""
+    """Return whether Python can call the overload: it is neither TorchScript's own (``sort.Tensor`` sorts a list) nor for named tensors."""
     return "name" not in overload_name(overload).lower() and has_kernel(overload)
 
 
@@ -366,9 +377,11 @@ def _is_out(overload: OpOverload) -> bool:
 
 
 def _kind(overload: OpOverload) -> str:
-    """Whether kernels of its own run the operator; else whether it is composed where autograd looks, or below.
+    """Return how the operator is implemented.
 
-    Without a kernel for shapes alone nobody compares what it gives with its schema: ``dequantize`` gives a plain tensor back.
+    ``"implicit"`` and ``"explicit"``: it is composed of other operators, above or below autograd (``CompositeImplicitAutograd``,
+    ``CompositeExplicitAutograd``). ``"own"``: it has kernels, one for meta tensors among them. ``"real"``: it has kernels, but none for
+    meta tensors. Such an operator may not do what its schema declares: ``dequantize`` returns a float tensor itself.
     """
     for kind in ("Implicit", "Explicit"):
         if has_kernel(overload, f"Composite{kind}Autograd"):

@@ -19,20 +19,20 @@ from torch.nn.utils import rnn as packing
 from graphreg.ir.operation_probes import Declared, Place, declared
 from graphreg.torch_internals import BatchNormBase, ConstantPadBase, DropoutBase, OpOverload, OpOverloadPacket, qualified_name, schema_of
 
-# Products: they mix units with weights. The value that such an operation reads is what theanets calls a hidden output.
+# Products mix units through weights. A value that comes from one product and that another one reads is hidden (theanets: hidden output).
 PRODUCTS = {
     "linear", "bilinear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
     "matmul", "mm", "bmm", "addmm", "baddbmm", "addmv", "mv", "einsum", "tensordot", "embedding", "embedding_bag",
     "multi_head_attention_forward", "__matmul__", "imatmul",
 }  # fmt: skip
-# The same numbers in another shape or order: dropping before or after them is the same thing.
+# Operations that only select, reorder or reshape elements: dropout before one of them is the same as dropout after it.
 VIEWS = {
     "view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "permute", "transpose", "t", "swapaxes",
     "swapdims", "movedim", "moveaxis", "squeeze", "unsqueeze", "contiguous", "expand", "expand_as", "narrow", "select",
     "getitem", "__getitem__", "chunk", "split", "tensor_split", "unbind", "detach", "to", "float", "half", "double",
     "type_as", "adjoint", "ravel", "squeeze_", "unsqueeze_", "getattr", "atleast_2d", "atleast_3d", "alias",
 }  # fmt: skip
-PACKS = {"pack_padded_sequence", "pack_sequence"}  # what gives a PackedSequence
+PACKS = {"pack_padded_sequence", "pack_sequence"}  # functions that return a PackedSequence
 MOVES = PACKS | {"pad", "roll", "flip", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle"}
 NORMS = {"layer_norm", "batch_norm", "group_norm", "instance_norm", "rms_norm", "local_response_norm", "normalize"}
 SPLITS = {"chunk", "split", "tensor_split", "unbind", "split_with_sizes"}
@@ -55,12 +55,12 @@ VIEW_MODULES = (nn.Flatten, nn.Unflatten, nn.Identity)
 MOVE_MODULES = (nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, ConstantPadBase)
 IN_PLACE_NAMES = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor", "ilshift", "irshift")
 IN_PLACE_OPERATORS = {getattr(operator, name) for name in (*IN_PLACE_NAMES, "setitem")}
-# Functions that make a tensor of given sizes: they take no proxy by themselves.
+# Functions that make a tensor of given sizes. By themselves they raise for a proxy as a size.
 FACTORIES = {
     torch.arange, torch.empty, torch.eye, torch.full, torch.linspace, torch.logspace, torch.ones, torch.rand, torch.randint,
     torch.randn, torch.randperm, torch.tensor, torch.tril_indices, torch.triu_indices, torch.zeros,
 }  # fmt: skip
-# What a trace records whole: these make a tensor of a size, or look at lengths.
+# Functions that a trace records as one call, because they make a tensor from sizes or read lengths.
 WRAPPED = FACTORIES | {packing.pack_padded_sequence, packing.pack_sequence, packing.pad_packed_sequence}
 
 
@@ -68,7 +68,7 @@ class Operations:
     """Answers questions about the nodes of one model's graphs.
 
     Attributes:
-        modules: the model's modules by path.
+        modules: The model's modules by path.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -78,17 +78,17 @@ class Operations:
         return self.modules.get(str(node.target)) if node.op == "call_module" else None
 
     def is_opaque(self, node: fx.Node) -> bool:
-        """Whether the node calls an opaque module or function: code outside torch and graphreg, which may do anything to its arguments."""
+        """Return whether the node calls an opaque module or function: code outside torch and graphreg, which may do anything."""
         module = self.module(node)
         if module is not None:
             return not type(module).__module__.startswith("torch.nn.") and not is_drop_path(module)
-        if node.op != "call_function" or isinstance(node.target, type):  # a dataclass or named tuple only holds
+        if node.op != "call_function" or isinstance(node.target, type):  # making a dataclass or named tuple only stores the arguments
             return False
         home = getattr(node.target, "__module__", None) or "torch"
         return home.partition(".")[0] not in ("torch", "_operator", "math", "builtins", "graphreg")
 
     def is_product(self, node: fx.Node) -> bool:
-        """Whether the operation multiplies by weights, by its name or module; the caller checks that an operand is a weight."""
+        """Return whether the operation multiplies by weights, by its name or module; the caller checks that an operand is a weight."""
         module = self.module(node)
         if module is not None:
             return not isinstance(module, NORM_MODULES) and any(not nn.parameter.is_lazy(p) and p.dim() >= 2 for p in module.parameters())
@@ -103,16 +103,16 @@ class Operations:
         return is_dropout_module(module) if module is not None else function_name(node) in DROPOUTS
 
     def passes_through(self, node: fx.Node) -> bool:
-        """Whether the operation is a view, a move of elements or native dropout: a read of its output is a read of its input."""
+        """Return whether the operation is a view, moves elements or is native dropout; to read its output counts as reading its input."""
         module = self.module(node)
         if module is not None:
             return isinstance(module, (*VIEW_MODULES, *MOVE_MODULES)) or is_dropout_module(module)
-        if is_port(node, self):  # a part of a split tensor is a view of it; a port of a tuple is a value of its own
+        if is_port(node, self):  # a part of a split tensor is a view of it; an element of another tuple is not
             return isinstance(node.args[0], fx.Node) and function_name(node.args[0]) in SPLITS
         return function_name(node) in VIEWS | MOVES | DROPOUTS
 
     def is_list(self, node: fx.Node) -> bool:
-        """Whether the value is a tuple or list of tensors."""
+        """Return whether the value is a tuple or list of tensors."""
         module = self.module(node)
         if isinstance(module, (nn.RNNBase, nn.LSTMCell, nn.MultiheadAttention)):
             return True
@@ -128,14 +128,14 @@ class Operations:
         return name in LISTS or name == "multi_head_attention_forward"
 
     def guesses_list(self, node: fx.Node) -> bool:
-        """Whether the value is assumed to be a tuple only because the forward does nothing but index it."""
+        """Return whether the value is assumed to be a tuple only because the forward does nothing with it but index it."""
         return self.is_opaque(node) and returns_list(node, self.module(node)) is None and _only_indexed(node)
 
 
 def function_name(node: fx.Node) -> str:
-    """The bare name of what a node calls: ``relu``, ``view``, ``add``; ``""`` for modules, inputs and reads.
+    """Return the name of the function or method that a node calls: ``relu``, ``view``; ``""`` for modules, inputs and reads.
 
-    Of an aten operator it is that of the function: ``add`` of ``aten.add.Tensor``.
+    For an overload of an operator, it is the name of the operator: ``add`` for ``aten.add.Tensor``.
     """
     if node.op == "call_method":
         return str(node.target)
@@ -145,17 +145,18 @@ def function_name(node: fx.Node) -> str:
 
 
 def is_pure(node: fx.Node) -> bool:
-    """Whether the node calls a dropout function of another library that is known not to write into its input."""
+    """Return whether the node calls a function that has the name of a dropout and is not called with ``inplace=True``."""
     return function_name(node) in DROPOUTS and node.kwargs.get("inplace") is not True
 
 
 def first_argument(node: fx.Node) -> list[fx.Node]:
+    """Return the first argument of a call in a list, if it is a node; else an empty list."""
     first = node.args[0] if node.args else next(iter(node.kwargs.values()), None)
     return [first] if isinstance(first, fx.Node) else []
 
 
 def is_in_place(node: fx.Node) -> bool:
-    """Whether the operation writes in place: ``x.add_(y)``, ``torch.relu_(x)``, ``x += y``, ``F.relu(x, inplace=True)``."""
+    """Return whether the operation writes in place: ``x.add_(y)``, ``torch.relu_(x)``, ``x += y``, ``F.relu(x, inplace=True)``."""
     if node.op == "call_function" and node.target in IN_PLACE_OPERATORS:
         return True
     known = declared_effects(node)
@@ -163,7 +164,7 @@ def is_in_place(node: fx.Node) -> bool:
 
 
 def in_place_argument(node: fx.Node) -> list[fx.Node]:
-    """The argument that an operation without a schema writes into, judged by a trailing ``_`` or ``inplace=True``."""
+    """Return the argument that an operation without a schema writes into, in a list; ``_`` or ``inplace=True`` shows that it writes."""
     name = function_name(node)
     if is_pythons(node):
         return []
@@ -173,7 +174,7 @@ def in_place_argument(node: fx.Node) -> list[fx.Node]:
 
 
 def argument_of(node: fx.Node, name: str) -> object:
-    """The argument of a call by its parameter name; None if the call does not pass it."""
+    """Return the argument of a call by its parameter name; None if the call does not pass it."""
     if name in node.kwargs or node.op != "call_function" or not callable(node.target):
         return node.kwargs.get(name)
     names = _names(node.target)
@@ -181,12 +182,12 @@ def argument_of(node: fx.Node, name: str) -> object:
 
 
 def is_pythons(node: fx.Node) -> bool:
-    """Whether the node calls a function of ``operator``, ``builtins`` or ``math``."""
+    """Return whether the node calls a function of ``operator``, ``builtins`` or ``math``."""
     return node.op == "call_function" and getattr(node.target, "__module__", None) in ("_operator", "builtins", "math")
 
 
 def declared_effects(node: fx.Node) -> Declared | None:
-    """The aliases and writes that torch's schemas declare for a call; None where Python code runs first, or no operator has its name."""
+    """Return what torch's schemas declare for a call; None if the call runs Python code first, or no operator has its name."""
     target = node.target
     if isinstance(target, OpOverload):
         return declared(target)
@@ -197,12 +198,13 @@ def declared_effects(node: fx.Node) -> Declared | None:
     function = getattr(torch.Tensor, target, None) if isinstance(target, str) else target
     known = declared(function_name(node))
     if isinstance(function, (FunctionType, MethodType, partial)):
-        return known if node.op == "call_method" and known is not None and known.shares else None  # a method takes what the operator takes
+        # a Python method passes its arguments to the operator
+        return known if node.op == "call_method" and known is not None and known.shares else None
     return known
 
 
 def placed(node: fx.Node, places: Iterable[Place]) -> list[fx.Node]:
-    """The nodes that a call passes at these places of an operator's arguments."""
+    """Return the nodes that a call passes for these arguments of an operator."""
     arguments = []
     for position, name in places:
         names = (name, "input") if name == "self" else (name,)
@@ -219,9 +221,9 @@ def _names(function: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def returns_list(node: fx.Node, module: nn.Module | None) -> bool | None:
-    """Whether an opaque call returns a tuple or list, by the example inputs or its annotation; None if not known."""
+    """Return whether an opaque call returns a tuple or list, judged by the example inputs or its annotation; None if not known."""
     value = node.meta.get("value")
-    if isinstance(value, (list, tuple)):  # of a tensor its shape and dtype, of a tuple a list of these
+    if isinstance(value, (list, tuple)):  # (shape, dtype) for a tensor, a list of these for a tuple
         return isinstance(value, list)
     return _annotated(type(module).forward if module is not None else node.target)
 
@@ -230,14 +232,14 @@ def returns_list(node: fx.Node, module: nn.Module | None) -> bool | None:
 def _annotated(function: Any) -> bool | None:
     try:
         annotation = get_type_hints(function).get("return")
-    except Exception:  # of names that are not there, or no function: it tells nothing
+    except Exception:  # an annotation with unknown names, or no function: nothing is known
         return None
     kind = get_origin(annotation) or annotation
     return issubclass(kind, (tuple, list)) if isinstance(kind, type) and issubclass(kind, (tuple, list, torch.Tensor)) else None
 
 
 def _only_indexed(node: fx.Node) -> bool:
-    users = [user for user in node.users if function_name(user) != "in_parts"]  # which looks whether it is so
+    users = [user for user in node.users if function_name(user) != "in_parts"]  # the assertion that the value is a tuple
     return bool(users) and all(
         function_name(user) == "getitem" and user.args[0] is node and isinstance(user.args[1], int) for user in users
     )
@@ -249,7 +251,7 @@ def _reduces_one_axis(node: fx.Node) -> bool:
 
 
 def port_path(node: fx.Node) -> tuple[int, ...]:
-    """The indices that take a value out of a tuple: ``(1, 0)`` for the hidden state of an LSTM."""
+    """Return the indices that take a value out of nested tuples: ``(1, 0)`` for the hidden state of an LSTM."""
     path: tuple[int, ...] = ()
     while function_name(node) in ("getitem", "__getitem__") and isinstance(node.args[0], fx.Node):
         index, source = node.args[1], node.args[0]
@@ -260,14 +262,14 @@ def port_path(node: fx.Node) -> tuple[int, ...]:
 
 
 def is_port(node: fx.Node, operations: Operations) -> bool:
-    """Whether the node takes one value out of a tuple."""
+    """Return whether the node takes one element out of a tuple."""
     if function_name(node) not in ("getitem", "__getitem__") or not isinstance(node.args[0], fx.Node):
         return False
     return isinstance(node.args[1], int) and operations.is_list(node.args[0])
 
 
 def nodes_in(value: object) -> Iterator[fx.Node]:
-    """Every node in a nested argument, in order."""
+    """Yield every node in a nested argument, in order."""
     if isinstance(value, fx.Node):
         yield value
     elif isinstance(value, (tuple, list)):
@@ -281,7 +283,7 @@ def nodes_in(value: object) -> Iterator[fx.Node]:
 
 
 def is_size(node: fx.Node, size: Callable[[fx.Node], bool]) -> bool:
-    """Whether the value is a number, shape or flag and no tensor; ``size`` answers for the arguments."""
+    """Return whether the value is a number, shape or flag and not a tensor; ``size`` says the same of its arguments."""
     name = function_name(node)
     if name.startswith("sym_"):  # ``torch.sym_max``, and ``aten::sym_size`` of torch.export
         return True
@@ -296,36 +298,37 @@ def is_size(node: fx.Node, size: Callable[[fx.Node], bool]) -> bool:
 
 
 def is_integer(node: fx.Node) -> bool:
-    """Whether the value is known to be integers or booleans."""
+    """Return whether the value is known to be integers or booleans."""
     kinds = {torch.int64, torch.int32, torch.bool, torch.uint8, torch.int8, torch.int16}
     return function_name(node) in INTEGERS or any(isinstance(a, torch.dtype) and a in kinds for a in (*node.args, *node.kwargs.values()))
 
 
 
 
-# Layers made of layers. torch.fx takes each for one operation and cannot see into it, for they look at masks; torch.export can.
+# Layers that contain layers. With torch.fx, the graph has one node for each, because their forwards branch on masks; torch.export traces
+# into them.
 STACKS = (nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 TUPLES = (nn.RNNBase, nn.LSTMCell, nn.MultiheadAttention)  # layers that return a tuple
 
 
 def is_stack(m: nn.Module) -> bool:
-    """Whether the module is one of torch's stacks of transformer layers; a subclass defined elsewhere is not."""
+    """Return whether the module is one of torch's stacks of transformer layers; a subclass defined elsewhere is not."""
     return isinstance(m, STACKS) and _is_torchs(m)
 
 
 def is_single_operation(m: nn.Module) -> bool:
-    """Whether the export front end records the module as one operation."""
+    """Return whether the export front end records the module as one operation."""
     return is_drop_path(m) or (_is_torchs(m) and not isinstance(m, (nn.Sequential, *STACKS)))
 
 
 def stacks(model: nn.Module) -> list[str]:
-    """The paths of the outermost stacks of transformer layers in a model, without the model itself."""
+    """Return the paths of the outermost stacks of transformer layers in a model, without the model itself."""
     paths = [path for path, m in model.named_modules() if path and is_stack(m)]
     return [path for path in paths if not any(path.startswith(f"{outer}.") for outer in paths)]
 
 
 def gives_tuple(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether a value of torch's layers is a tuple, which a forward may ask (``isinstance(state, tuple)``)."""
+    """Return whether a torch layer's output, or the state of an LSTM, is a tuple; a forward may ask ``isinstance(state, tuple)``."""
     source = node.args[0] if node.target is operator.getitem and node.args[1] == 1 else None
     if isinstance(source, fx.Node):  # the two states of an LSTM
         return source.op == "call_module" and isinstance(modules[str(source.target)], nn.LSTM)
@@ -341,14 +344,14 @@ DROPOUTS = {
     "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "feature_dropout",
     "stochastic_depth", "drop_path", "dropout_", "drop_block2d", "drop_block3d",
 }  # fmt: skip
-DROP_PATHS = {"timm.layers.drop.DropPath", "timm.models.layers.drop.DropPath"}  # by name: timm need not be there
+DROP_PATHS = {"timm.layers.drop.DropPath", "timm.models.layers.drop.DropPath"}  # by name, because timm may not be installed
 
 
 def is_drop_path(module: nn.Module) -> bool:
-    """Whether the module is timm's stochastic depth; the tracer makes it opaque, as its trace would differ by mode."""
+    """Return whether the module is timm's stochastic depth. The tracer makes it opaque, because its train and eval graphs would differ."""
     return f"{type(module).__module__}.{type(module).__qualname__}" in DROP_PATHS
 
 
 def is_dropout_module(module: nn.Module) -> bool:
-    """Whether the module is one of torch's dropouts, a subclass of one, or timm's stochastic depth."""
+    """Return whether the module is one of torch's dropouts, a subclass of one, or timm's stochastic depth."""
     return isinstance(module, DropoutBase) or is_drop_path(module)

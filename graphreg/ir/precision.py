@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def has_float64(device: torch.device) -> bool:
-    """Whether tensors of float64 can be on the device."""
-    return device.type in ("cpu", "meta") or _tried(device.type)
+    """Return whether the device can have float64 tensors."""
+    return device.type in ("cpu", "meta") or _makes_float64(device.type)
 
 
 @cache
-def _tried(kind: str) -> bool:
+def _makes_float64(kind: str) -> bool:
     try:
         torch.empty(0, dtype=torch.float64, device=kind)
     except (TypeError, RuntimeError):
@@ -23,7 +23,7 @@ def _tried(kind: str) -> bool:
 
 
 def widest(device: torch.device) -> torch.dtype:
-    """float64, or float32 where that is missing."""
+    """Return float64, or float32 if the device has no float64."""
     return torch.float64 if has_float64(device) else torch.float32
 
 

@@ -19,7 +19,7 @@ from graphreg.torch_internals import ConvolutionBase, OpOverloadPacket
 CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3, "conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
 _KEEP_AXES = {"clone", "contiguous", "to", "float", "double", "half", "type_as", "softmax", "log_softmax"}
 _LAYERS_KEEP_AXES = ("torch.nn.modules.activation", "torch.nn.modules.pooling", "torch.nn.modules.padding", "torch.nn.modules.dropout")
-_NAMES = {"truediv": "div", "iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div"}  # operators that aten calls otherwise
+_NAMES = {"truediv": "div", "iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div"}  # functions with other names in aten
 
 Chains = Mapping[str, str]  # the name of each call of a module -> that of the first call in its chain
 
@@ -37,25 +37,25 @@ def _chains(graph: fx.Graph, operations: Operations, path: str) -> dict[str, str
     effects = Effects(operations)
     first: dict[str, str] = {}
     order: dict[str, int] = {}
-    latest: dict[fx.Node, tuple[str, ...]] = {}  # of the calls that a node depends on, the last two: one may be its own
+    latest: dict[fx.Node, tuple[str, ...]] = {}  # the last two calls that a node depends on: one may be its own call
     for node in graph.nodes:
         reads = sorted({call for n in node.all_input_nodes for call in latest.get(n, ())}, key=order.__getitem__)[-2:]
-        labels = (*labels_of(node, operations), *own_labels(node))  # a tuple may be handed on as it is
+        labels = (*labels_of(node, operations), *own_labels(node))  # own labels too: a tuple may be passed on whole
         made_by = next((label.name for label in labels if label.module == path), None)
         if made_by is not None:
             order.setdefault(made_by, len(order))
             before = [call for call in reads if call != made_by]
-            if before and first.get(made_by, made_by) == made_by:  # else another of its values has told
+            if before and first.get(made_by, made_by) == made_by:  # otherwise set from another value of this call
                 first[made_by] = first[before[-1]]
             first.setdefault(made_by, made_by)
         if reads or made_by is not None:
             latest[node] = tuple(reads) if made_by is None else (*before[-1:], made_by)
-            latest.update(dict.fromkeys(effects.writes(node), latest[node]))  # states that are kept in a tensor, step by step
+            latest.update(dict.fromkeys(effects.writes(node), latest[node]))  # a tensor into which states are written, step by step
     return first
 
 
 def convolution(node: fx.Node, operations: Operations) -> tuple[str, int] | None:
-    """The name and the number of spatial dims of the convolution that a value comes from with its axes in place; None if none."""
+    """Return the name and the number of spatial dims of the convolution whose axes a value still has; None if there is none."""
     seen, waiting = set[fx.Node](), [node]
     while waiting:
         node = waiting.pop()
@@ -71,9 +71,9 @@ def convolution(node: fx.Node, operations: Operations) -> tuple[str, int] | None
 
 
 def _with_these_axes(node: fx.Node, operations: Operations) -> Iterator[fx.Node]:
-    """What the value was made of, where an axis of that is the same axis of this."""
+    """Yield the operands that have the same axes as the node's value."""
     module, name = operations.module(node), function_name(node)
-    if operations.is_opaque(node):  # the user's own function may be called like one of torch's
+    if operations.is_opaque(node):  # the user's own function may have the name of one of torch's
         return
     if is_elementwise(node) or name in ("cat", "concat", "concatenate"):
         yield from nodes_in((node.args, node.kwargs))
@@ -90,7 +90,7 @@ def _slices(index: object) -> bool:
 
 
 def is_elementwise(node: fx.Node) -> bool:
-    """Whether an element of the result depends on the elements at its place alone, as torch itself marks its operators."""
+    """Return whether each element of the result depends only on the elements at its place: torch tags such operators as pointwise."""
     return node.op in ("call_function", "call_method") and _is_pointwise(function_name(node).strip("_"))
 
 
@@ -102,38 +102,39 @@ def _is_pointwise(name: str) -> bool:
 
 
 def one_value_over_again(graph: fx.Graph, operations: Operations, among: Iterable[str]) -> list[tuple[str, ...]]:
-    """Find the sites of ``among`` that hold the same value up to scale, each tuple in the order of the forward.
+    """Group those sites of ``among`` that hold the same value up to scale; each group is in the order of the forward.
 
-    Between two of them lie only operations that multiply each element by something: views, native dropout, identities, a scale. A
-    norm counts as one: what it subtracts does not bring back what was dropped before it.
+    Only operations that multiply or rearrange elements may lie between two sites of a group: views, native dropout, identities, and
+    multiplication by something that does not depend on an input. A norm counts as one of them, because its shift does not restore
+    elements that were dropped before it.
     """
     nodes = site_nodes(graph, operations)
     names = {nodes[name]: name for name in among if name in nodes}
     data = _data(graph)
     before = {node: earlier for node in names if (earlier := _before(node, names, operations, data)) is not None}
-    ways = []
+    groups = []
     for node in names:
-        if node in before.values() or node not in before:  # not the last, or alone
+        if node in before.values() or node not in before:  # not the last of its group, or alone
             continue
-        way = [node]
-        while way[0] in before:
-            way.insert(0, before[way[0]])
-        ways.append(tuple(names[each] for each in way))
-    return ways
+        group = [node]
+        while group[0] in before:
+            group.insert(0, before[group[0]])
+        groups.append(tuple(names[each] for each in group))
+    return groups
 
 
 def _before(node: fx.Node, among: Mapping[fx.Node, str], operations: Operations, data: set[fx.Node]) -> fx.Node | None:
-    """The nearest value before it that is the same and among those."""
-    passed: fx.Node | None = node
-    while passed is not None:
-        passed = _same_but_for_scale(passed, operations, data)
-        if passed in among:
-            return passed
+    """Return the nearest earlier node in ``among`` that has the same value up to scale; None if there is none."""
+    current: fx.Node | None = node
+    while current is not None:
+        current = _same_but_for_scale(current, operations, data)
+        if current in among:
+            return current
     return None
 
 
 def _same_but_for_scale(node: fx.Node, operations: Operations, data: set[fx.Node]) -> fx.Node | None:
-    """The operand of which each element of the value is a multiple."""
+    """Return the operand that the node's value equals up to scale; None if there is none."""
     name = function_name(node).strip("_")
     if operations.passes_through(node) or operations.is_norm(node):
         return next(nodes_in(node.args), None)
@@ -146,7 +147,7 @@ def _same_but_for_scale(node: fx.Node, operations: Operations, data: set[fx.Node
 
 
 def _data(graph: fx.Graph) -> set[fx.Node]:
-    """What depends on an input, through tensors."""
+    """Return the nodes that depend on an input through tensors, so not through sizes alone."""
     data, sizes = set[fx.Node](), sizes_of(graph)
     for node in graph.nodes:
         if node not in sizes and (node.op == "placeholder" or any(operand in data for operand in node.all_input_nodes)):

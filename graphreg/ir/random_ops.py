@@ -1,7 +1,7 @@
 """Finds native dropout: every operation of the model's own graphs that draws random numbers. It only reads the graphs.
 
-A call that this file knows can be moved to graphreg's streams: torch's dropouts, stochastic depth of torchvision and timm,
-attention. Any other random operation is listed with the reason why it cannot.
+torch's dropouts, stochastic depth of torchvision and timm, and attention dropout can be moved: they can draw from graphreg's streams
+instead of torch's generator. Any other random operation is listed with the reason why it cannot be moved.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MODULES: dict[type, DropoutKind] = {
     nn.Dropout: "element", nn.Dropout1d: "channel", nn.Dropout2d: "channel", nn.Dropout3d: "channel",
     nn.AlphaDropout: "alpha", nn.FeatureAlphaDropout: "channel alpha", nn.MultiheadAttention: "heads",
 }  # fmt: skip
-# What else draws: none of these is a dropout that could be moved to graphreg's streams.
+# Other random operations, none of which is a dropout that could be moved to graphreg's streams.
 RANDOM = {
     "bernoulli", "bernoulli_", "rand_like", "randn_like", "randint_like", "normal_", "uniform_", "exponential_", "geometric_", "random_",
     "log_normal_", "cauchy_", "multinomial", "normal", "poisson", "rrelu", "gumbel_softmax", "drop_block2d", "drop_block3d", "rand",
@@ -58,14 +58,14 @@ class NativeDropout:
     """One native dropout: an operation of the model that draws random numbers.
 
     Attributes:
-        site: the operation's output.
-        kind: what it drops.
-        rate: in [0, 1]; None where it cannot be read.
+        site: The operation's output.
+        kind: What it drops.
+        rate: In [0, 1]; None where it cannot be read.
         when: ``"mode"`` if it acts in train mode of the module at ``path``, else ``"always"`` or ``"never"``.
-        path: the module whose mode it follows.
-        why_not: why it cannot be moved to graphreg's streams; ``""`` if it can.
-        function: the bare name of the function, where it is a call of one.
-        names: the parameters of that function.
+        path: The module whose mode it follows.
+        why_not: Why it cannot be moved to graphreg's streams; ``""`` if it can.
+        function: The bare name of the function, where it is a call of one.
+        names: The parameters of that function.
     """
 
     site: Site
@@ -79,14 +79,14 @@ class NativeDropout:
 
     @property
     def text(self) -> str:
-        """One line: name, operation, rate, and what is particular about it."""
+        """One line: name, operation, rate, and why it cannot be moved or when it acts, unless that is in train mode."""
         rate = "" if self.rate is None else f" {self.rate:g}"
         more = f": cannot be moved: {self.why_not}" if self.why_not else "" if self.when == "mode" else f", {self.when} acts"
         return f"{self.site.name} ({self.site.op}{rate}){more}"
 
 
 def find_native_dropouts(graphs: Graphs, operations: Operations, opaque: Mapping[str, str]) -> tuple[NativeDropout, ...]:
-    """The native dropouts in graph order, each once; ``opaque``: the opaque modules by path, with the reason."""
+    """Return the native dropouts in graph order, each once; ``opaque``: the opaque modules by path, with the reason."""
     dropouts: dict[str, NativeDropout] = {}
     for graph in graphs.values():
         for node in graph.nodes:
@@ -126,13 +126,13 @@ def _of_module(site: Site, path: str, module: nn.Module) -> NativeDropout | None
 
 
 def rate_of(module: nn.Module) -> float:
-    """The rate of a module that drops: ``p`` of torch's dropouts, ``drop_prob`` of timm's, ``dropout`` of attention."""
+    """Return the rate of a dropout module: ``p`` of torch's dropouts, ``drop_prob`` of timm's, ``dropout`` of attention."""
     names = [name for name in ("p", "drop_prob", "dropout") if isinstance(getattr(module, name, None), (int, float))]
     return float(getattr(module, names[0])) if names else 0.0
 
 
 def _inside(site: Site, path: str, module: nn.Module, opaque: Mapping[str, str]) -> list[NativeDropout]:
-    """The native dropouts inside a module that is one operation of the graph."""
+    """Return the native dropouts inside a module that the graph calls as one operation."""
     if isinstance(module, nn.RNNBase) and module.num_layers > 1:
         why = "torch applies it between the stacked layers, inside one operator"
         return [NativeDropout(site, "layer", float(module.dropout), path=path, why_not=why)] if module.dropout else []
@@ -166,7 +166,7 @@ def _of_function(site: Site, node: fx.Node, kind: DropoutKind, names: tuple[str,
 
 
 def _of_attention(site: Site, node: fx.Node) -> list[NativeDropout]:
-    """The dropout of an attention call that passes a rate, as in ``dropout_p=self.p if self.training else 0.0``."""
+    """Return the dropout of an attention call that passes a rate, as in ``dropout_p=self.p if self.training else 0.0``."""
     rate = named_argument(node, ATTENTION, "dropout_p", None)
     if rate is None:
         return []
@@ -180,7 +180,7 @@ def _of_attention(site: Site, node: fx.Node) -> list[NativeDropout]:
 
 
 def named_argument(node: fx.Node, names: tuple[str, ...], name: str, default: Any) -> Any:
-    """The argument of a call by its name."""
+    """Return the argument of a call by its parameter name; ``default`` if the call does not pass it."""
     if name not in names:
         return default
     place = names.index(name)
@@ -188,12 +188,12 @@ def named_argument(node: fx.Node, names: tuple[str, ...], name: str, default: An
 
 
 def default_training(node: fx.Node) -> bool:
-    """The default of ``training`` of a call; torch's alpha dropouts and the others disagree."""
+    """Return the default of ``training`` in the function that a node calls: False for torch's alpha dropouts, True for its others."""
     return bool(inspect.signature(node.target).parameters["training"].default) if inspect.isfunction(node.target) else True
 
 
 def _mode_of(value: Any) -> str | None:
-    """The path of the module whose mode a node reads."""
+    """Return the path of the module whose mode a node reads; None if it reads none."""
     if isinstance(value, fx.Node) and value.target is choose:
         value = value.args[0]
     if not isinstance(value, fx.Node) or value.op != "get_attr":

@@ -1,4 +1,4 @@
-"""Judges every value of a graph: its role (input, hidden, output), and whether a regularizer can act on it, or why not."""
+"""Determines for every value of a graph its role (input, hidden, output), and whether a regularizer can act on it, or why not."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from graphreg.ir.train_eval import Graphs
 from graphreg.ir.views_and_writes import Effects
 from graphreg.torch_internals import HigherOrderOperator
 
-CELLS = {"rnn_tanh_cell", "rnn_relu_cell", "lstm_cell", "gru_cell"}  # what cells call, where a graph has their insides
-# In ``node.meta``, at a graph-break boundary: of an input that another subgraph made, True where it depends on a product on data; of
-# an output that goes on to another subgraph.
+CELLS = {"rnn_tanh_cell", "rnn_relu_cell", "lstm_cell", "gru_cell"}  # functions that cells call, for graphs that were traced into cells
+# A key of ``node.meta`` at a graph-break boundary. An input that another subgraph computed has it, as True if the value depends on a
+# product of data with weights. An output node has it if its values go on to another subgraph.
 BOUNDARY = "graph_break_boundary"
-_NORM_CLASS = re.compile(r"Norm(alization)?(\dd)?$")  # a norm written by hand goes by its class's name
+_NORM_CLASS = re.compile(r"Norm(alization)?(\dd)?$")  # a user's own norm is recognized by the name of its class
 PORTS: dict[tuple[int, ...], tuple[str, ...]] = {(0,): ("out", "0"), (1,): ("h_n", "1"), (1, 0): ("h_n", "1.0"), (1, 1): ("c_n", "1.1")}
 CELL_PORTS: dict[tuple[int, ...], tuple[str, ...]] = {(0,): ("out", "h", "0"), (1,): ("c", "1")}  # of nn.LSTMCell
 
 
 def value_sites(model: nn.Module, graphs: Graphs) -> tuple[Site, ...]:
-    """The value sites of all graphs; a value that several graphs have is one site, judged in the first."""
+    """Return the value sites of all graphs. A value that several graphs have is one site, with its role in the first of them."""
     operations = Operations(model)
     sites: dict[str, Site] = {}
     for graph in graphs.values():
@@ -35,17 +35,17 @@ def value_sites(model: nn.Module, graphs: Graphs) -> tuple[Site, ...]:
 
 
 def site_nodes(graph: fx.Graph, operations: Operations) -> dict[str, fx.Node]:
-    """The node of each site of a graph, by the site's name."""
+    """Return the node of each site of a graph, by the site's name."""
     return {labels[0].text: node for node in graph.nodes if (labels := labels_of(node, operations))}
 
 
 def labels_of(node: fx.Node, operations: Operations) -> tuple[Label, ...]:
-    """A node's labels, those of its port in front: ``rnn:h_n`` rather than ``getitem_1``."""
+    """Return a node's labels. An element of a tuple is first named as a port of the tuple: ``rnn:h_n`` comes before ``getitem_1``."""
     if not is_labelled(node):
         return ()
     labels = own_labels(node)
     if operations.is_list(node):
-        # a module's name means its first port, which carries it
+        # a module's name means its first port, whose node has that label
         return () if operations.module(node) is not None and _has_first_port(node) else labels
     if not is_port(node, operations):
         return labels
@@ -68,28 +68,28 @@ def _has_first_port(node: fx.Node) -> bool:
 
 
 def _lengths(node: fx.Node) -> list[fx.Node]:
-    """What tells ``pack_padded_sequence`` its lengths."""
+    """Return the node that a call of ``pack_padded_sequence`` takes lengths from, in a list; for any other call an empty list."""
     lengths = node.args[1] if len(node.args) > 1 else node.kwargs.get("lengths")
     return [lengths] if function_name(node) == "pack_padded_sequence" and isinstance(lengths, fx.Node) else []
 
 
 def acts_as_opaque(node: fx.Node) -> bool:
-    """Whether the node is a checkpointed region or a recurrent cell, which acts as an opaque module does."""
+    """Return whether the node is a checkpointed region or a recurrent cell, which counts as a product as an opaque module does."""
     return is_region(node) or function_name(node) in CELLS
 
 
 def is_region(node: fx.Node) -> bool:
-    """Whether the node is a higher-order operator, which holds a graph of its own, as activation checkpointing does."""
+    """Return whether the node calls a higher-order operator, which contains a graph, as the one for activation checkpointing does."""
     return node.op == "call_function" and isinstance(node.target, HigherOrderOperator)
 
 
 def deep_nodes(graph: fx.Graph, operations: Operations, model: nn.Module) -> set[fx.Node]:
-    """The nodes that depend on a product of data with weights."""
+    """Return the nodes that depend on a product of data with weights."""
     return _Judge(graph, operations, model).deep
 
 
 class _Judge:
-    """Walks a graph once, in order, and classifies each node by what it carries and depends on."""
+    """Walks a graph once, in order, and classifies each node by the kind of its value and by what it depends on."""
 
     def __init__(self, graph: fx.Graph, operations: Operations, model: nn.Module) -> None:
         self.graph, self.operations, self.effects = graph, operations, Effects(operations)
@@ -97,12 +97,12 @@ class _Judge:
         self.sizes: set[fx.Node] = set()  # numbers, shapes, flags
         self.data: set[fx.Node] = set()  # depends on an input, through tensors
         self.weights: set[fx.Node] = set()  # computed from parameters alone
-        self.deep: set[fx.Node] = set()  # depends on a product on data
-        self.filled: set[fx.Node] = set()  # what depends on an input was written into it: who reads it from there on does so too
-        self.filled_deep: set[fx.Node] = set()
-        self.hidden: set[fx.Node] = set()
+        self.deep: set[fx.Node] = set()  # depends on a product of data with weights
+        self.filled: set[fx.Node] = set()  # data was written into it, so that what reads it afterwards is data
+        self.filled_deep: set[fx.Node] = set()  # the same for deep values
+        self.hidden: set[fx.Node] = set()  # deep, and read by another product
         self.integers: set[fx.Node] = set()
-        self.packed: set[fx.Node] = set()  # a PackedSequence, or what a layer makes of one
+        self.packed: set[fx.Node] = set()  # a PackedSequence, also one that a recurrent layer returns
         for node in graph.nodes:
             self._walk(node)
         end = graph.output_node()
@@ -149,7 +149,7 @@ class _Judge:
         self._fill(node)
 
     def _fill(self, node: fx.Node) -> None:
-        """What the node writes into, and what that is a view of, carries what the node does."""
+        """Mark what the node writes into, and the values of which that is a view, as data or deep if the node is."""
         waiting = list(self.effects.writes(node)) if node in self.data else []
         seen = set(waiting)
         while waiting:
@@ -176,7 +176,7 @@ class _Judge:
 
     def _origin(self, node: fx.Node) -> fx.Node:
         while self.operations.passes_through(node) and node.args and isinstance(node.args[0], fx.Node) and not acts_as_opaque(node.args[0]):
-            if is_labelled(node.args[0]) and not own_labels(node.args[0]):  # a tensor that the forward made has no name: its view may
+            if is_labelled(node.args[0]) and not own_labels(node.args[0]):  # a tensor that the forward creates has no name, its view may
                 break
             node = node.args[0]
         return node
@@ -199,7 +199,7 @@ class _Judge:
         return Site(labels, role=self._role(node), norm=norm, sequence=self._sequence(node), **facts)
 
     def _sequence(self, node: fx.Node) -> Literal["", "batch first", "time first", "state"]:
-        """Which port of a recurrent layer the node is: its output, by its axes, also behind dropout, or a state."""
+        """Return which output of a recurrent layer the node is: its sequence, by the order of axes and also after dropout, or a state."""
         port: Any = node
         while isinstance(port, fx.Node) and self.operations.is_dropout(port) and port.args:
             port = port.args[0]
@@ -218,7 +218,7 @@ class _Judge:
 
     def _role(self, node: fx.Node) -> Role:
         labels = own_labels(node)
-        is_element = node.op != "placeholder" and labels and labels[0].op == "input"  # of an argument that holds several
+        is_element = node.op != "placeholder" and labels and labels[0].op == "input"  # an element of an argument that is a tuple or dict
         if is_element or (node.op == "placeholder" and BOUNDARY not in node.meta):
             return "input"
         if node in self.hidden:
@@ -238,7 +238,7 @@ class _Judge:
         if node in self.sizes:
             return "no tensor"
         if self.operations.guesses_list(node):
-            return "taken for a tuple, for it is only indexed; example_inputs tell what it is"
+            return "taken for a tuple, because it is only indexed; give example_inputs to find out"
         if self.operations.is_list(node):
             return "a tuple"
         return "integers" if node in self.integers else ""

@@ -41,7 +41,7 @@ class Pattern:
 
     @classmethod
     def parse(cls, text: str) -> Pattern:
-        """Read one string of a selector, ``[!]name[@op][:port][#role]``. Raises RegularizerError for anything else."""
+        """Parse one string of a selector, ``[!]name[@op][:port][#role]``. Raises RegularizerError for anything else."""
         match = _GRAMMAR.fullmatch(text.strip())
         if not match or not text.strip("! "):
             raise RegularizerError(
@@ -65,33 +65,35 @@ class Pattern:
 
     @property
     def lone(self) -> bool:
-        """Whether it is ``*`` alone, which means the default sites."""
+        """Whether the pattern is ``*`` alone, which means the default sites."""
         return self.text.strip("! ") == "*"
 
     def path(self, module: str) -> bool:
-        """Whether it names the module at this path."""
+        """Return whether the pattern matches the path of a module."""
         return bool(self._glob(module))
 
     def names(self, label: Label, site: Site) -> bool:
+        """Return whether the pattern matches the name of a label."""
         if site.kind == "parameter" and self.port is not None:  # a parameter has no port: ':' is part of its name
             return fnmatch.fnmatchcase(label.name, f"{self.name}:{self.port}")
         return bool(self._glob(label.name))
 
     def filters(self, label: Label, site: Site) -> bool:
-        """Whether the op and the role are those asked for."""
+        """Return whether the label's op and the site's role are those of the pattern."""
         return (self.op is None or fnmatch.fnmatchcase(label.op, self.op)) and self.role in (None, site.role)
 
     def takes_port(self, label: Label) -> bool:
+        """Return whether the pattern matches the port of a label; without a port it matches the default one."""
         if self.port is None:
             return label.default
         return any(fnmatch.fnmatchcase(port, self.port) for port in label.ports)
 
     def find(self, sites: Iterable[Site]) -> list[Site]:
-        """The sites this string names, selectable or not."""
+        """Return the sites that the pattern matches, selectable or not."""
         return list({id(site): site for _, site in self.labels(sites)}.values())
 
     def labels(self, sites: Iterable[Site]) -> list[tuple[Label, Site]]:
-        """The matching sites with the labels that match: op and role first, then the name; values inside a matching module go last."""
+        """Return the matching labels with their sites. Without ``**``, values inside a module with a matching name are left out."""
         named = [(label, site) for site in sites for label in site.labels if self.filters(label, site) and self.names(label, site)]
         matching = [(label, site) for label, site in named if site.kind == "parameter" or self.takes_port(label)]
         if "**" not in self.name:
@@ -101,26 +103,27 @@ class Pattern:
 
 
 def _as_glob(text: str | None) -> str | None:
-    """A shell glob in which what stood behind a backslash means itself."""
+    """Convert a part of a selector to a shell glob in which a character after a backslash matches itself."""
     return text and _BACKSLASH.sub(lambda match: f"[{match[1]}]" if match[1] in "*?[" else match[1], text)
 
 
 def exactly(label: Label) -> str:
-    """The selector string that matches this label and nothing else: its name, with special characters escaped."""
+    """Return the selector string that matches this label and nothing else: its name, with special characters escaped."""
     name, port = (_SPECIAL.sub(_taken_as_is, text) for text in (label.name, label.ports[0]))
     return name if label.default else f"{name}:{port}"
 
 
 def _taken_as_is(match: re.Match[str]) -> str:
-    return f"[{match[0]}]" if match[0].isspace() else f"\\{match[0]}"  # white space around a selector is none of it
+    return f"[{match[0]}]" if match[0].isspace() else f"\\{match[0]}"  # white space around a selector is stripped
 
 
 def strings_of(sites: Iterable[Site]) -> list[str]:
-    """A selector string for every label of the sites, for suggestions."""
+    """Return a selector string for every label of the sites, for suggestions."""
     return [exactly(label) for site in sites for label in site.labels]
 
 
 def _within(name: str, modules: set[str]) -> bool:
+    """Return whether a name belongs to something inside one of the modules."""
     end = name.rfind(".")
     while end > 0:
         if name[:end] in modules:
@@ -130,7 +133,7 @@ def _within(name: str, modules: set[str]) -> bool:
 
 
 def strings(selector: Selector) -> tuple[str, ...]:
-    """The strings of a selector, checked; none if it is a function. Raises RegularizerError for anything else."""
+    """Return the strings of a selector after checking them; an empty tuple for a function. Raises RegularizerError for anything else."""
     if isinstance(selector, str):
         texts: tuple[object, ...] = (selector,)
     elif isinstance(selector, Sequence):
@@ -162,25 +165,25 @@ def select(
     elsewhere: Sequence[Site] = (),
     hint: Callable[[str], str] = lambda text: "",
 ) -> dict[Site, str]:
-    """Find the sites that a selector means.
+    """Find the sites that a selector selects.
 
     Args:
-        selector: a string, a sequence of strings, or a function of a site.
-        sites: the candidates.
-        default: the sites that the selector ``"*"`` means.
-        what: the kind of site, for messages.
-        model: the name of the model, for messages.
-        missing: what to do when the selector, or one of its strings, matches nothing.
-        who: what selects, for messages.
-        usual: the default sites in words, for messages.
-        elsewhere: sites of the other kind. An exclusion may match one of them, as that is not selected anyway.
-        hint: a further sentence for a string that matches nothing.
+        selector: A string, a sequence of strings, or a function of a site.
+        sites: The candidates.
+        default: The sites that the selector ``"*"`` selects.
+        what: The kind of site, for messages.
+        model: The name of the model, for messages.
+        missing: What to do when the selector, or one of its strings, matches nothing.
+        who: The regularizer or option that the selector belongs to, for messages.
+        usual: The default sites in words, for messages.
+        elsewhere: Sites of the other kind. A string that excludes may match only these; it is not an error.
+        hint: Returns another sentence for the error about a string that matches nothing.
 
     Returns:
         The selected sites in graph order, each with the string that matched it first.
 
     Raises:
-        NoMatchError: where nothing matches and ``missing`` is ``"error"``.
+        NoMatchError: Nothing matches, and ``missing`` is ``"error"``.
     """
     if callable(selector):
         return _by_function(selector, sites, f"of {who} chooses no {what} of {model}", missing)
@@ -192,10 +195,10 @@ def select(
 
     if not default and all(pattern.exclude and not pattern.lone for pattern in map(Pattern.parse, texts)):
         complain(none_usual, missing)
-    wanted, gone = _by_strings(texts, sites, default, elsewhere, why, missing)
-    if wanted and gone.issuperset(wanted):
+    wanted, excluded = _by_strings(texts, sites, default, elsewhere, why, missing)
+    if wanted and excluded.issuperset(wanted):
         complain(f"{list(texts)} leaves no {what} of {model}: what is selected is taken away again by '!'.", missing)
-    return {site: wanted[id(site)] for site in sites if id(site) in wanted and id(site) not in gone}
+    return {site: wanted[id(site)] for site in sites if id(site) in wanted and id(site) not in excluded}
 
 
 def _by_strings(
@@ -206,53 +209,53 @@ def _by_strings(
     why: Callable[[Pattern, Sequence[Site]], str],
     missing: Missing,
 ) -> tuple[dict[int, str], set[int]]:
-    """The ids of the sites that are selected, each with its string, and of those that are taken away again.
+    """Return the ids of the sites that the strings select, each with its string, and the ids of the sites that they exclude.
 
-    ``why``: the sentence about a string that finds nothing. Where all strings exclude, they exclude from the default sites.
+    ``why`` words the error for a string that matches nothing. If all strings exclude, they exclude from the default sites.
     """
     patterns = [Pattern.parse(text) for text in texts]
     wanted = {id(site): "*" for site in default} if all(pattern.exclude for pattern in patterns) else {}
-    gone: set[int] = set()
+    excluded: set[int] = set()
     for pattern in patterns:
         matched = list(default) if pattern.lone else pattern.find(sites)
         usable = [site for site in matched if site.selectable]
         if not (usable or _needless(pattern, matched, elsewhere)):
             complain(why(pattern, matched), missing)
         if pattern.exclude:
-            gone.update(map(id, usable))
+            excluded.update(map(id, usable))
         else:
             for site in usable:
                 wanted.setdefault(id(site), pattern.text)
-    return wanted, gone
+    return wanted, excluded
 
 
 def _by_function(selector: Callable[[Site], bool], sites: Sequence[Site], none: str, missing: Missing) -> dict[Site, str]:
-    chosen = {site: _called(selector) for site in sites if site.selectable and _chooses(selector, site)}
+    chosen = {site: _title(selector) for site in sites if site.selectable and _chooses(selector, site)}
     if not chosen:
-        complain(f"the selector {_called(selector)} {none}. It is asked for each site; graphreg.names(model) lists them.", missing)
+        complain(f"the selector {_title(selector)} {none}. It is called with each site; graphreg.names(model) lists them.", missing)
     return chosen
 
 
 def _chooses(selector: Callable[[Site], bool], site: Site) -> bool:
-    """Whether the user's function selects a site; raises RegularizerError where the function fails."""
+    """Return whether the user's function selects a site. Raises RegularizerError if the function raises."""
     try:
         return bool(selector(site))
     except GraphRegError:
         raise
     except Exception as error:
         shape = "no shape is known (give example_inputs)" if site.shape is None else f"shape {site.shape}"
-        name, first = f"<{_called(selector).strip('<>')}>", str(error).partition("\n")[0]
+        name, first = f"<{_title(selector).strip('<>')}>", str(error).partition("\n")[0]
         what = f"{site.name!r} ({site.kind}, op {site.op}, {shape})"
         raise RegularizerError(
-            f"the selector {name} raised {type(error).__name__}: {first} when it was asked for the site {what}. It is asked "
-            "for every site of the model; return False for those that it does not mean."
+            f"the selector {name} raised {type(error).__name__}: {first} when it was called with the site {what}. It is called "
+            "with every site of the model; return False for those that it does not select."
         ) from error
 
 
 def unmatched(selector: Selector, sites: Sequence[Site], default: Sequence[Site], elsewhere: Sequence[Site] = ()) -> tuple[str, ...]:
-    """The strings of a selector that match nothing, by the rules of ``select``; a function by its name."""
+    """Return the strings of a selector that match nothing, by the rules of ``select``; for a function, its name if it selects nothing."""
     if callable(selector):
-        return () if any(site.selectable and _chooses(selector, site) for site in sites) else (_called(selector),)
+        return () if any(site.selectable and _chooses(selector, site) for site in sites) else (_title(selector),)
     lost = []
     for text in strings(selector):
         pattern = Pattern.parse(text)
@@ -263,7 +266,7 @@ def unmatched(selector: Selector, sites: Sequence[Site], default: Sequence[Site]
 
 
 def _needless(pattern: Pattern, matched: Sequence[Site], elsewhere: Sequence[Site]) -> bool:
-    """Whether an exclusion only excludes sites that are not selected anyway, as a bias from a penalty on weights."""
+    """Return whether a pattern excludes only sites that are not selected anyway, as a bias from a penalty on weights."""
     return pattern.exclude and not pattern.lone and bool(matched or pattern.find(elsewhere))
 
 
@@ -276,6 +279,7 @@ def complain(sentence: str, missing: Missing) -> None:
 
 
 def _usual(who: str, usual: str, what: str, model: str, norms: Sequence[Site]) -> str:
+    """Return the message for ``*`` in a model without default sites."""
     left_out = f" but the outputs of {len(norms)} norms, which '**#hidden' takes" if norms and what == "value" else ""
     return (
         f"{model} has none of the default sites of {who} ({usual}){left_out}. Name a {what} by a selector instead; "
@@ -283,14 +287,14 @@ def _usual(who: str, usual: str, what: str, model: str, norms: Sequence[Site]) -
     )
 
 
-def _called(selector: Callable[[Site], bool]) -> str:
+def _title(selector: Callable[[Site], bool]) -> str:
     return f"<{getattr(selector, '__name__', type(selector).__name__)}>"
 
 
 def _nothing(
     pattern: Pattern, matched: Sequence[Site], sites: Sequence[Site], what: str, model: str, who: str, elsewhere: Sequence[Site]
 ) -> str:
-    """The message for a string that matches nothing: the likely reason, and suggestions."""
+    """Return the message for a string that matches nothing: the likely reason, and suggestions."""
     start = f"{pattern.text!r} matches no {what} of {model}."
     end = " List all: graphreg.names(model)."
     if matched:

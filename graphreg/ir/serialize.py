@@ -12,7 +12,7 @@ from torch.fx.node import map_aggregate
 from graphreg.ir.metadata import ADDITION, SITE
 from graphreg.torch_internals import OpOverload, OpOverloadPacket, overload_name, qualified_name, schema_of, share_emitter
 
-CARRIED = (SITE, ADDITION, "value")  # what of node.meta is plain data of ours
+CARRIED = (SITE, ADDITION, "value")  # the entries of node.meta that are pickled
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class _Ref:
 
 @dataclass(frozen=True)
 class _Operator:
-    """An operator of torch.ops, which pickle refuses, by its names."""
+    """The names of an operator of torch.ops; the operator itself cannot be pickled."""
 
     namespace: str
     name: str
@@ -44,7 +44,7 @@ class _Operator:
 
 
 def freeze(graph: fx.Graph) -> list[tuple[Any, ...]]:
-    """Convert a graph to a flat list of node records: ``pickle`` on linked nodes overflows the stack for a long graph."""
+    """Convert a graph to a flat list of node records. Pickling linked nodes recurses, and overflows the stack for a long graph."""
     index = {node: _Ref(i) for i, node in enumerate(graph.nodes)}
 
     def plain(leaf: Any) -> Any:
@@ -79,7 +79,7 @@ def thaw(records: list[tuple[Any, ...]]) -> fx.Graph:
 
 
 def copied(graph: fx.Graph) -> fx.Graph:
-    """A copy of a graph with its code generator and the metadata of its output."""
+    """Return a copy of a graph, with its code generator and the metadata of all its nodes."""
     copy = blank_like(graph)
     value = copy.graph_copy(graph, {})
     copy.output(value).meta.update(graph.output_node().meta)
@@ -87,7 +87,7 @@ def copied(graph: fx.Graph) -> fx.Graph:
 
 
 def blank_like(graph: fx.Graph) -> fx.Graph:
-    """A graph without nodes, with the code generator of another."""
+    """Return a graph without nodes that has the code generator of ``graph``."""
     blank = fx.Graph()
     share_emitter(graph, blank)
     return blank

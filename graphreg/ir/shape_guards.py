@@ -1,4 +1,4 @@
-"""Asserts in the graph what torch.export found fixed about input sizes, so that other inputs raise with the reason."""
+"""Adds assertions to a graph about the input sizes that torch.export found to be fixed, so that other inputs raise with the reason."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from graphreg.errors import GraphRegError
 from graphreg.ir.metadata import label_site
 from graphreg.torch_internals import evaluated
 
-Place = tuple[fx.Node, str]  # an input in the graph, and what the user calls it
+Place = tuple[fx.Node, str]  # an input in the graph, and its name for messages
 
 
 @has_side_effect
 def sized(value: Any, name: str, sizes: tuple[int | None, ...]) -> None:
-    """Raises unless a tensor has the sizes that the graph was made for; None: any size."""
+    """Raise GraphRegError unless a tensor has the sizes that the graph was made for; None in ``sizes`` allows any size."""
     if not isinstance(value, Tensor):
         raise GraphRegError(f"{name} was a tensor in the example_inputs, and is {type(value).__name__} now. Give a tensor at each call.")
     if value.dim() != len(sizes):
@@ -31,44 +31,44 @@ def sized(value: Any, name: str, sizes: tuple[int | None, ...]) -> None:
         if size is not None and value.shape[axis] != size:
             raise GraphRegError(
                 f"{name} has size {value.shape[axis]} in dimension {axis}. The graph was made for {size}: the model's layers or its code "
-                "fix it. Give that size, or regularize with example_inputs of the other."
+                f"fix it. Give size {size}, or regularize with example_inputs that have the new size."
             )
 
 
 @has_side_effect
 def alike(value: Tensor, axis: int, other: Tensor, other_axis: int, names: tuple[str, str]) -> None:
-    """Raises unless two inputs have one size, which the model takes for granted."""
+    """Raise GraphRegError unless two inputs have the same size in the given dimensions, as the graph assumes."""
     if value.shape[axis] != other.shape[other_axis]:
         raise GraphRegError(
             f"{names[0]} has size {value.shape[axis]} in dimension {axis} and {names[1]} size {other.shape[other_axis]} in dimension "
-            f"{other_axis}. In the example_inputs the two were equal, and the model goes by that. Give equal sizes."
+            f"{other_axis}. In the example_inputs the two were equal, and the graph relies on that. Give equal sizes."
         )
 
 
 @has_side_effect
 def same_decision(condition: Any, text: str) -> None:
-    """Raises unless what the model's code asked of sizes has the answer that the example inputs gave."""
+    """Raise GraphRegError unless a condition on sizes that the model's code tested holds, as it did for the example inputs."""
     if not condition:
         raise GraphRegError(
-            f"the model decides something on a shape: {text} held for the example_inputs, and does not for these inputs. "
-            "Regularize it with example_inputs of this size too."
+            f"the model's code tests a condition on a shape: {text} held for the example_inputs, and does not hold for these inputs. "
+            "Regularize the model once more, with example_inputs of this size."
         )
 
 
 @has_side_effect
 def has_keys(value: Any, name: str, keys: tuple[Any, ...]) -> None:
-    """Raises unless a dict, tuple or list has the parts that it had in the example inputs."""
+    """Raise GraphRegError unless a dict, tuple or list has the same keys or length as in the example inputs."""
     there = tuple(value) if isinstance(value, Mapping) else tuple(range(len(value)))
     if sorted(map(str, there)) != sorted(map(str, keys)):
         now, then = (", ".join(map(str, each)) or "none" for each in (there, keys))
         raise GraphRegError(
-            f"{name} has the parts {now}; the example_inputs carried {then}. Give regularize example_inputs that carry what is given later."
+            f"{name} has the parts {now}; in the example_inputs it had {then}. Give regularize example_inputs with the parts of all calls."
         )
 
 
 @has_side_effect
 def specialized_to(value: Any, name: str, expected: Any) -> None:
-    """Raises unless a number, string or the like is what it was in the example inputs."""
+    """Raise GraphRegError unless an argument that is not a tensor has the value that it had in the example inputs."""
     if value != expected:
         raise GraphRegError(f"{name} was {expected!r} in the example_inputs, and the graph is specialized to that. It is {value!r} now.")
 
@@ -77,7 +77,7 @@ ASSERTIONS = (sized, alike, same_decision, has_keys, specialized_to)
 
 
 def fixed(graph: fx.Graph) -> list[str]:
-    """One line for each input with a fixed size and each decision on sizes; for the listing and the report."""
+    """Return a line for each input with a fixed size and each condition on sizes; ``names`` and ``report`` show them."""
     lines = []
     for node in graph.nodes:
         if node.target is sized and any(size is not None for size in node.args[2]):
@@ -88,7 +88,7 @@ def fixed(graph: fx.Graph) -> list[str]:
 
 
 def assert_sizes(graph: fx.Graph, inputs: Sequence[Place], guards: Iterable[Any]) -> None:
-    """Append assertions on the inputs to a graph; ``guards``: sympy expressions in the symbols of their sizes."""
+    """Append assertions about the sizes of inputs to a graph; ``guards``: conditions that must hold, sympy expressions in size symbols."""
     first: dict[Any, tuple[fx.Node, int, str]] = {}
     for node, name in inputs:
         sizes: list[int | None] = []
@@ -126,13 +126,18 @@ def _assert_guards(graph: fx.Graph, first: Mapping[Any, tuple[fx.Node, int, str]
 
 
 def _unnamed(graph: fx.Graph, function: Any, *args: Any) -> fx.Node:
+    """Append a call whose value is no site."""
     node = graph.call_function(function, args)
     label_site(node, "")
     return node
 
 
 def described(graph: fx.Graph, ones: Collection[fx.Node]) -> None:
-    """Write ``node.meta["value"] = (shape, dtype)`` at every tensor, None at what is no tensor; ``ones``: inputs whose batch is one."""
+    """Write ``node.meta["value"]``: (shape, dtype) for a tensor, a list of these for a tuple, None for anything else.
+
+    It is left out where a size depends on data. ``ones``: the inputs whose batch of one was widened to two for the trace; all shapes
+    are written for a batch of one.
+    """
     batches = [node.meta["val"].shape[0] for node in ones if node.meta["val"].dim()]
     if any(not isinstance(size, torch.SymInt) for size in batches):
         raise GraphRegError("the batch is fixed at the size of the example_inputs.")
@@ -158,5 +163,5 @@ def described(graph: fx.Graph, ones: Collection[fx.Node]) -> None:
 
     for node in graph.nodes:
         value = description(node.meta.pop("val", None))
-        if value != ():  # a size that depends on data: the site's shape is not known
+        if value != ():  # () stands for a size that depends on data
             node.meta["value"] = value

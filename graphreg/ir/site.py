@@ -1,4 +1,4 @@
-"""Sites: the named places of a traced model, values and parameters, and the listing that ``graphreg.names`` prints."""
+"""Sites: the named places of a traced model, values and parameters, and the listing that ``graphreg.names`` returns."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ ROLES = ("input", "hidden", "output")
 
 @dataclass(frozen=True)
 class Label:
-    """One name of a site. A site has several: ``layer4``, ``layer4.1``, ``layer4.1.relu_1``.
+    """One name of a site. A site may have several, such as ``layer4``, ``layer4.1`` and ``layer4.1.relu_1``.
 
     Attributes:
-        name: the name without the port.
-        op: the operation or class, as ``@`` in a selector matches it.
-        ports: the names of the port, if the value is one of several outputs.
-        default: whether this port is meant when a selector has none.
-        module: the path of the module whose output this is; None if it is no module's.
+        name: The name without the port.
+        op: What ``@`` in a selector matches: the function or the class of the module; ``input`` for an argument.
+        ports: Which output of its module or function the value is, by each name that a selector may use after ``:``, such as
+            ``("h_n", "1")``; ``("out",)`` for a single output.
+        default: Whether a selector without a port means this one.
+        module: The path of the module whose output this is; None for any other value.
     """
 
     name: str
@@ -43,17 +44,19 @@ class Site:
     """A value or parameter of the traced model.
 
     Attributes:
-        labels: its names; the first is its ``name``.
+        labels: Its labels; the first gives its ``name``.
         kind: ``"value"`` or ``"parameter"``.
         role: ``"input"``, ``"hidden"``, ``"output"``, or ``""``.
-        selectable: whether a regularizer can act on it; not on sizes, tuples, integers or reads of parameters.
-        norm: whether it is the output of a normalization.
-        module: the path of the module that owns it.
-        shape: None where no example inputs were given.
-        dtype: None where no example inputs were given.
-        sequence: which output of a recurrent layer it is; ``""`` for any other value.
-        used: whether the model's output depends on it.
-        why_not: the reason, where it is not selectable.
+        selectable: Whether a regularizer can act on it; if not, ``why_not`` says why. It cannot act on sizes, tuples and integers, nor on
+            the value of a parameter that the forward reads: there the parameter itself is the site.
+        norm: Whether it is the output of a normalization.
+        module: The path of the module in whose forward the value is made, or that holds the parameter.
+        shape: Its shape; None if not known, as for a value without example inputs, or a tuple.
+        dtype: Its dtype; None if not known.
+        sequence: ``"batch first"`` or ``"time first"``, the order of axes, for the output sequence of a recurrent layer, also after
+            dropout; ``"state"`` for a final state; ``""`` for any other value.
+        used: Whether the model's output depends on it.
+        why_not: The reason, where it is not selectable.
     """
 
     labels: tuple[Label, ...]
@@ -84,7 +87,7 @@ class Site:
         return tuple(dict.fromkeys(label.text for label in self.labels))
 
     def to_dict(self) -> dict[str, Any]:
-        """The site as plain data; ``shape`` and ``dtype`` are None where no example inputs were given."""
+        """Return the site as plain data; ``shape`` and ``dtype`` are None if not known."""
         return {
             "name": self.name, "also": list(self.names[1:]), "kind": self.kind, "op": self.op, "module": self.module, "role": self.role,
             "shape": None if self.shape is None else list(self.shape), "dtype": dtype_text(self) or None,
@@ -93,7 +96,7 @@ class Site:
 
 
 class Names(Sequence[str]):
-    """The listing that ``graphreg.names`` gives: iterates over every name, prints as a table."""
+    """The listing that ``graphreg.names`` returns: a sequence of all names of all sites, which prints as a table of the sites."""
 
     def __init__(self, title: str, sites: Sequence[Site], notes: Sequence[str] = ()) -> None:
         self.title, self.sites, self.notes = title, tuple(sites), tuple(notes)
@@ -120,7 +123,7 @@ class Names(Sequence[str]):
         return "\n".join([f"{self.title}: {len(self.sites)} site{'s' * (len(self.sites) != 1)}", table, *self.notes])
 
     def to_dict(self) -> dict[str, Any]:
-        """The listing as plain data, fit for JSON: ``title``, ``sites`` (name, op, shape, dtype, role, …), ``notes``."""
+        """Return the listing as plain data, fit for JSON: ``title``, ``sites`` (name, op, shape, dtype, role, …), ``notes``."""
         return {"title": self.title, "sites": [site.to_dict() for site in self.sites], "notes": list(self.notes)}
 
 

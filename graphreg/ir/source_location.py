@@ -1,4 +1,4 @@
-"""Finds the line of the user's code that made a node, which ``node.meta["origin"]`` holds as file and line number."""
+"""Finds the line of the user's code that made a node; ``node.meta["origin"]`` stores it as file and line number."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ _FRONT_END = "graphreg.tracing.symbolic.symbolic"
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 
 
-def _users(file: str) -> bool:
+def _is_users(file: str) -> bool:
     return not file.startswith((*LIBRARY_FOLDERS, "<"))
 
 
 def origin_now() -> Origin | None:
-    """The innermost line outside torch and graphreg that is running; None where there is none within the trace."""
+    """Return the innermost running line of code outside torch and graphreg; None if no such line runs within the trace."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_globals.get("__name__") != _FRONT_END:  # beyond it is whoever asked for the trace
-        if _users(frame.f_code.co_filename):
+    while frame is not None and frame.f_globals.get("__name__") != _FRONT_END:  # the frames beyond it belong to the tracer's caller
+        if _is_users(frame.f_code.co_filename):
             return frame.f_code.co_filename, frame.f_lineno
         frame = frame.f_back
     return None
 
 
 def origin_in_trace(stack_trace: str | None) -> Origin | None:
-    """The innermost line outside torch and graphreg in a stack trace that torch recorded."""
+    """Return the innermost line outside torch and graphreg in a stack trace that torch recorded; None if there is none."""
     origins = [(match["file"], int(match["line"])) for match in _FRAME.finditer(stack_trace or "")]
-    return next((origin for origin in reversed(origins) if _users(origin[0])), None)
+    return next((origin for origin in reversed(origins) if _is_users(origin[0])), None)
 
 
 def origin_of(node: fx.Node) -> Origin | None:
-    """The line that made a node; None if the trace did not record it."""
+    """Return the line that made a node; None if the trace did not record it."""
     known: Origin | None = node.meta.get("origin")
     return known or origin_in_trace(node.stack_trace)
 
 
 @cache
 def short(origin: Origin) -> str:
-    """An origin as text, with the path relative to the folder Python imports it from: ``torchvision/models/resnet.py:268``."""
+    """Return an origin as text, with the path relative to the folder Python imports it from: ``torchvision/models/resnet.py:268``."""
     file, line = origin
     folders = sorted((f"{path.rstrip('/')}/" for path in sys.path if path), key=len, reverse=True)
     folder = next((path for path in folders if file.startswith(path)), f"{Path(file).parent}/")

@@ -1,4 +1,4 @@
-"""Tables of text: columns that are aligned, as wide as their cells or made to fit a width."""
+"""Formats tables as text with aligned columns, as wide as their cells or narrowed to fit a width."""
 
 from __future__ import annotations
 
@@ -11,33 +11,34 @@ _BREAKS = tuple(map(re.compile, (r"(?<= )(?=[^ %])", r"(?<=[.,:/=])(?!$)", r"(?<
 
 @dataclass(frozen=True)
 class Table:
-    """Cells under a head. Empty columns are left out; a table without rows is empty."""
+    """A table: a head and rows of cells. Columns without text in any row are left out."""
 
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
     @property
     def full(self) -> list[tuple[str, ...]]:
-        """The head and the rows, without the empty columns."""
+        """The head and the rows, without empty columns."""
         filled = [i for i in range(len(self.head)) if any(row[i] for row in self.rows)]
         return [tuple(row[i] for i in filled) for row in (self.head, *self.rows)]
 
     def aligned(self, width: int | None = None) -> list[list[str]] | None:
-        """The lines of the head and of each row, in columns two apart that fit a width; None where only breaking words would fit them."""
+        """Return the lines of the head and of each row, with columns two blanks apart; None if they cannot be narrowed to ``width``."""
         widths = _widths(self.full, width)
         return None if widths is None else [_row(row, widths) for row in self.full]
 
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table as text, as wide as it is; of one without rows the first word of its head."""
+    """Return a table as text, as wide as its cells; without rows, the first cell of the head."""
     aligned = Table(tuple(head), tuple(map(tuple, rows))).aligned() if rows else None
     return head[0] if aligned is None else "\n".join(line for row in aligned for line in row)
 
 
 def _widths(rows: Sequence[Sequence[str]], width: int | None) -> list[int] | None:
-    """Of columns two apart: as wide as they are, made narrower where the fewest cells are broken, until all fit.
+    """Return the widths of the columns, which are two blanks apart.
 
-    None where they fit only by breaking words.
+    While the table is wider than ``width``, the column in which the fewest cells are affected gets narrower. None if every column is
+    already as narrow as its longest unbreakable piece.
     """
     cells = [[row[i] for row in rows] for i in range(len(rows[0]))]
     widths = [max(map(len, column)) for column in cells]
@@ -54,7 +55,7 @@ def _widths(rows: Sequence[Sequence[str]], width: int | None) -> list[int] | Non
 
 
 def _row(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
-    """One row of a table, of as many lines as its longest cell needs."""
+    """Return the lines of a row, as many as its longest cell needs."""
     wrapped = [_broken(cell, width) for cell, width in zip(cells, widths, strict=True)]
     height = max(map(len, wrapped))
     lines = zip(*([*cell, *[""] * (height - len(cell))] for cell in wrapped), strict=True)
@@ -62,7 +63,7 @@ def _row(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
 
 
 def _broken(cell: str, width: int) -> list[str]:
-    """A cell in lines of a width: broken at blanks, else behind marks, else within names."""
+    """Return the lines of a cell, broken at blanks, else after punctuation, else within names."""
     lines = [""]
     for piece in _pieces(cell, width):
         if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > width:
@@ -72,7 +73,7 @@ def _broken(cell: str, width: int) -> list[str]:
 
 
 def _pieces(text: str, width: int, level: int = 0) -> list[str]:
-    """The text in pieces of a width, as few kinds of breaks as it needs; one that nothing breaks stays longer."""
+    """Split the text into pieces of at most ``width``, with as few kinds of breaks as possible; a piece without breaks may be longer."""
     if len(text.rstrip()) <= width or level == len(_BREAKS):
         return [text]
     return [piece for part in _BREAKS[level].split(text) for piece in _pieces(part, width, level + 1)]

@@ -1,4 +1,4 @@
-"""Brings a value to the form of a sequence, [time, batch, units], with its lengths, and averages over pairs of neighbouring steps."""
+"""Converts values to sequences, [time, batch, units], with their lengths, and averages over pairs of neighbouring steps."""
 
 from __future__ import annotations
 
@@ -16,11 +16,16 @@ from graphreg.torch_internals import assert_async
 
 
 def mean_over_pairs(values: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """The mean over all pairs of neighbouring steps that both count; 0 where there is none (a single step).
+    """Return the mean over all pairs of neighbouring steps that both count; 0 if there is no pair, as for a single step.
 
-    values: [time - 1, batch, ...], one entry a pair, as ``steps.diff(dim=0)`` has it -> 0-d. lengths: None (every step
-    counts) or int64 [batch]: the pair (t, t + 1) counts where t + 1 < length. Pooled: a long sequence weighs more than
-    a short one.
+    The pairs of all sequences have one mean, so that a long sequence weighs more than a short one.
+
+    Args:
+        values: [time - 1, batch, ...], one entry for each pair, in the order of ``steps.diff(dim=0)``.
+        lengths: int64 [batch]; the pair (t, t + 1) counts if t + 1 < length. None if every step counts.
+
+    Returns:
+        0-d.
     """
     if lengths is None:
         return values.mean() if values.numel() else values.sum()
@@ -31,10 +36,14 @@ def mean_over_pairs(values: Tensor, lengths: Tensor | None = None) -> Tensor:
 
 @dataclass(frozen=True)
 class Steps:
-    """How the value of a site, or of all calls of a cell, is read as a sequence.
+    """How to read the value of a site, or the values of all calls of a cell, as a sequence.
 
-    ``axis``: of time, in the value, or in the values of the ``calls`` stacked. ``unbatched``: whether one dim less,
-    without the batch, is a sequence too. ``lengths``: the model's input that carries them. ``hint``: for the error.
+    Attributes:
+        axis: The axis of time in the value, or in the stacked values of ``calls``.
+        calls: The sites of a cell's calls, if each call is a step; empty if the value of one site is the sequence.
+        unbatched: Whether a value without the batch axis is a sequence, too.
+        lengths: The name of the model's input that holds the lengths of sequences; None if every step counts.
+        hint: A sentence to append to the error for a value that is no sequence.
     """
 
     axis: int = 1
@@ -44,7 +53,7 @@ class Steps:
     hint: str = ""
 
     def of(self, value: Any, lengths: Any, who: str) -> tuple[Tensor, Tensor | None]:
-        """The sequence, [time, batch, units], and its lengths, int64 [batch] or None. Steps that don't count are zeros."""
+        """Return the sequence, [time, batch, units], and its lengths, int64 [batch] or None. Steps that do not count are zeros."""
         for each in value if self.calls else (value,):
             _require_tensor(each, who)
         if self.calls:
@@ -63,7 +72,7 @@ class Steps:
         )
 
     def require(self, shape: Sequence[int], who: str) -> None:
-        """Refuse a shape that is no sequence's, or that lacks the axis of time. ``shape``: with the calls in front."""
+        """Raise RegularizerError for a shape that has too few dims or no such axis of time. With ``calls``, their number comes first."""
         least = 2 if self.unbatched else 3
         if len(shape) < least:
             value_shape, what = (shape[1:], "value of each call") if self.calls else (shape, "value")
@@ -79,8 +88,8 @@ class Steps:
             )
 
     def require_calls(self, shapes: Sequence[Sequence[int]], who: str) -> None:
-        """Refuse calls whose values differ in shape."""
-        for shape in shapes:  # no set of them: a compiled graph's sizes have no hash
+        """Raise RegularizerError for calls whose values differ in shape."""
+        for shape in shapes:  # not a set: symbolic sizes have no hash
             if shape != shapes[0]:
                 raise RegularizerError(
                     f"{who}: its calls give values of several shapes, {tuple(shapes[0])} and {tuple(shape)}, and are no steps of one "
@@ -88,17 +97,17 @@ class Steps:
                 )
 
     def time_and_batch(self, shape: Sequence[int]) -> tuple[int, int]:
-        """How many steps and sequences a value of this shape has."""
+        """Return the number of steps and the number of sequences in a value of this shape."""
         if len(shape) == 2:
             return shape[0], 1
         rest = list(shape)
         return rest.pop(self.axis), rest[0]
 
     def require_lengths(self, shape: Sequence[int], dtype: torch.dtype, value: Sequence[int], who: str) -> None:
-        """Refuse lengths of a shape or dtype that does not fit a value of the shape ``value``, with the calls in front."""
+        """Raise RegularizerError for lengths that do not fit a value of shape ``value``, which begins with the number of ``calls``."""
         time, batch = self.time_and_batch(value)
         mask = dtype == torch.bool
-        if len(value) == 2 and len(shape) == mask:  # a sequence without a batch, and so are its lengths
+        if len(value) == 2 and len(shape) == mask:  # neither the sequence nor its lengths have a batch axis
             shape = (1, *shape)
         is_integer = not dtype.is_floating_point and not dtype.is_complex
         if not is_integer or tuple(shape) != ((batch, time) if mask else (batch,)):
@@ -110,7 +119,7 @@ class Steps:
             )
 
     def _fits(self, shape: Sequence[int], longest: int, exactly: bool = False) -> str:
-        """A sentence that names the axes that ``longest`` steps fit, where the axis of time was not told by a recurrent layer or a cell."""
+        """Return a sentence that names the axes with room for ``longest`` steps; ``""`` if a recurrent layer or a cell fixes the axis."""
         if self.calls or self.unbatched or len(shape) < 3 or torch.compiler.is_compiling():  # sizes of a compiled graph may be symbols
             return ""
         time = self.axis % len(shape)
@@ -127,15 +136,16 @@ def _require_tensor(value: Any, who: str) -> None:
         )
     if not isinstance(value, Tensor):
         raise RegularizerError(
-            f"{who}: the value is a {type(value).__name__}, no tensor. Select a part of it by its port, as {who.rpartition(' ')[2]!r} "
-            "with ':0' behind, or a value that is made of it; graphreg.names(model) lists them."
+            f"{who}: the value is a {type(value).__name__}, no tensor. Select a part of it by its port, as "
+            f"'{who.rpartition(' ')[2]}:0', or a value that is computed from it; graphreg.names(model) lists them."
         )
 
 
 def _counted(steps: Tensor, lengths: Tensor, what: str, fits: Callable[[int], str]) -> tuple[Tensor, Tensor]:
-    """The steps that count in front, zeros behind them, and how many they are.
+    """Move the steps that count to the front and set all others to zero; return the steps and the lengths.
 
-    Zeros, though no pair with them is counted: a padded step may be nan (attention over nothing), and 0 * nan is nan.
+    No pair counts the others, but they must be zero: a padded step may be nan (attention over nothing), and then backward computes
+    0 * nan, which is nan.
     """
     time = steps.shape[0]
     if lengths.dtype == torch.bool:
@@ -149,11 +159,11 @@ def _counted(steps: Tensor, lengths: Tensor, what: str, fits: Callable[[int], st
 
 
 def _require_range(lengths: Tensor, time: int, what: str, fits: Callable[[int], str]) -> None:
-    """Only the values know it: in eager they are looked at, in a compiled graph they are asserted."""
+    """Check that the lengths are in range: in eager by reading their values, in a compiled graph by an assertion in the graph."""
     wrong = (lengths < 0) | (lengths > time)
     if torch.compiler.is_compiling():
         assert_async(~wrong.any(), f"{what} must be between 0 and the number of steps")
-    elif type(lengths) is Tensor and bool(wrong.any()):  # shape propagation calls with fake tensors
+    elif type(lengths) is Tensor and bool(wrong.any()):  # not fake tensors, which have no values to read
         raise RegularizerError(
             f"{what} has {int(lengths[wrong][0])} for a sequence of {time} steps; a length is a whole number from 0 to {time}."
             + fits(int(lengths.max()))

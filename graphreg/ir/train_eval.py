@@ -1,4 +1,4 @@
-"""How the graphs of train and eval mode are held: one for both, or one for each, with ``choose`` for literals that depend on the mode."""
+"""The graphs of train and eval mode: one for both, in which ``choose`` picks literals that depend on the mode, or one for each."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ Graphs = Mapping[str, fx.Graph]  # {"both": graph} or {"train": graph, "eval": g
 
 
 def choose(training: bool, in_train: Any, in_eval: Any) -> Any:
-    """Pick an argument by mode. Emitted code calls this where a literal of the model depends on the mode."""
+    """Return the argument for the mode. Emitted code calls this where a literal of the model depends on the mode."""
     return in_train if training else in_eval

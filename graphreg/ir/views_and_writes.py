@@ -1,6 +1,7 @@
 """Finds what each operation of a graph does to storage: which arguments its output may alias, and which it writes into.
 
-Asked are torch's schemas, then the call itself, on tensors without data (`operation_probes.py`). Code that is not torch's may do anything.
+The answer comes from torch's schemas, or else from a call on tensors without data (`operation_probes.py`). An operation that runs code
+outside torch is assumed to alias and write into all its arguments.
 """
 
 from __future__ import annotations
@@ -37,33 +38,37 @@ _ARITHMETIC = {
     "abs", "add", "and_", "eq", "floordiv", "ge", "gt", "inv", "invert", "le", "lshift", "lt", "matmul", "mod", "mul", "ne", "neg",
     "or_", "pow", "rshift", "sub", "truediv", "xor",
 }  # fmt: skip
-# In ``node.meta``, of an operator that holds a graph: the places of the arguments whose storage its result shares, and that it writes.
+# A key of ``node.meta`` for an operator that contains a graph: the positions of the arguments that its result aliases, and of those that
+# it writes into.
 REGION = "region"
-_SEEN: dict[tuple[Any, ...], Seen | None] = {}  # what probes found, for the whole process
+_SEEN: dict[tuple[Any, ...], Seen | None] = {}  # the results of probes, kept for the whole process
 
 
 class Effects:
-    """The aliases and writes of the nodes of one model's graphs, computed when asked for: most graphs write nowhere."""
+    """The aliases and writes of the nodes of one model's graphs, each computed at its first use: most graphs write nowhere."""
 
     def __init__(self, operations: Operations) -> None:
         self.operations = operations
         self._writes: dict[fx.Node, tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]] = {}
         self._shares: dict[fx.Node, tuple[tuple[fx.Node, ...], bool]] = {}
-        self._known, self._sizes = set[fx.Node](), set[fx.Node]()  # the nodes that were asked of, and which of them are sizes
+        self._known, self._sizes = set[fx.Node](), set[fx.Node]()  # the nodes of all graphs seen so far, and which of them are sizes
         self._unknown: dict[fx.Node, bool] = {}
 
     def writes(self, node: fx.Node, is_definite: bool = False) -> tuple[fx.Node, ...]:
-        """The arguments whose storage the operation may write into; ``is_definite``: only those it was seen to write into every time."""
+        """Return the arguments whose storage the operation may write into; with ``is_definite``, those that it definitely writes into.
+
+        A write is definite if a schema or ``inplace=True`` declares it, or if every probe made it.
+        """
         if node not in self._writes:
             self._writes[node] = self._written(node)
         return self._writes[node][is_definite]
 
     def shares(self, node: fx.Node) -> tuple[fx.Node, ...]:
-        """The arguments whose storage the output may share."""
+        """Return the arguments whose storage the output may share."""
         return self._shared(node)[0]
 
     def is_dense(self, node: fx.Node) -> bool:
-        """Whether the output definitely fills a storage of its own, without gaps."""
+        """Return whether the output definitely has a storage that no argument shares, and fills it without gaps."""
         shares, dense = self._shared(node)
         return dense and not shares and node.op not in ("placeholder", "get_attr")
 
@@ -72,10 +77,10 @@ class Effects:
             self._shares[node] = self._sharing(node)
         return self._shares[node]
 
-    # Who writes
+    # Writes
 
     def _written(self, node: fx.Node) -> tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]:
-        """The arguments that the operation may write into, and those that it does."""
+        """Return the arguments that the operation may write into, and those that it definitely writes into."""
         if is_inert(node):
             return (), ()
         if self._is_unknown(node):
@@ -116,12 +121,12 @@ class Effects:
             return tuple(inputs), ()
         return tuple(inputs[i] for i in sorted(seen.writes)), tuple(inputs[i] for i in sorted(seen.definite_writes))
 
-    # Who shares
+    # Aliases
 
     def _sharing(self, node: fx.Node) -> tuple[tuple[fx.Node, ...], bool]:
         if is_inert(node):
             return (), True
-        if self._is_unknown(node) or isinstance(node.target, type):  # a type holds what it is made of
+        if self._is_unknown(node) or isinstance(node.target, type):  # an instance of a class keeps its arguments
             return _inputs(node), False
         if isinstance(node.target, HigherOrderOperator):
             return _operands(node, 0), False
@@ -139,11 +144,11 @@ class Effects:
             if shares or known.complete:
                 return _distinct(shares), not shares and not function_name(node).endswith("_strided")
             if isinstance(node.target, OpOverload) and node.target.namespace not in ("aten", "prims"):
-                return _inputs(node), False  # composed in Python by somebody else
+                return _inputs(node), False  # a custom operator, composed of other operators
         return self._seen_to_share(node, out)
 
     def _of_python(self, node: fx.Node, name: str) -> tuple[tuple[fx.Node, ...], bool]:
-        """Of the functions of Python's own modules."""
+        """Do what ``_sharing`` does, for a function of ``operator``, ``builtins`` or ``math``."""
         first = tuple(first_argument(node))
         listed = any(self.operations.is_list(n) for n in first) or any(isinstance(value, (tuple, list)) for value in node.args[:1])
         if name == "getattr":
@@ -157,7 +162,7 @@ class Effects:
         return _inputs(node), False
 
     def _picks(self, index: object) -> bool:
-        """Whether an index definitely makes a copy: one of tensors, or of a list of numbers."""
+        """Return whether an index definitely makes a copy: it contains a tensor or a list."""
         items = index if isinstance(index, tuple) else (index,)
         return any(isinstance(item, list) or (isinstance(item, fx.Node) and isinstance(item.meta.get("value"), tuple)) for item in items)
 
@@ -167,10 +172,10 @@ class Effects:
             return _inputs(node), False
         return _distinct([*out, *(inputs[i] for i in sorted(seen.shares))]), seen.dense
 
-    # What is asked
+    # Probes
 
     def _is_unknown(self, node: fx.Node) -> bool:
-        """Whether the operation runs code that is not torch's."""
+        """Return whether the operation runs code outside torch."""
         if node not in self._unknown:
             self._unknown[node] = self._runs_others(node)
         return self._unknown[node]
@@ -181,16 +186,17 @@ class Effects:
         if self.operations.is_opaque(node) or (function and not owner.__module__.startswith("torch.")):
             return True
         if node.op == "call_method":
-            return not hasattr(Tensor, str(node.target))  # of a dict, say
+            return not hasattr(Tensor, str(node.target))  # a method of a dict, for example
         if node.op != "call_module":
             return False
         module = self.operations.module(node)
         return module is None or any(_is_foreign(inner) for inner in _inner(module))
 
     def _probed(self, node: fx.Node, quick: bool = False) -> Seen | None:
-        """What the call is seen to do; ``quick``: a few calls tell what is written into.
+        """Return what a probe of the call finds; None if no call runs. ``quick``: stop after a few calls, which suffice for writes.
 
-        The shapes that example inputs gave are asked only where a guess fails: another call has others, and many nodes share a guess.
+        Guessed shapes are tried first, and the shapes of the example inputs only if no guess runs: later inputs may have other shapes,
+        and nodes that share a guess share its cached result.
         """
         for known in (False, True):
             holes = {n: self._hole(n, i, known) for i, n in enumerate(node.all_input_nodes)}
@@ -245,12 +251,12 @@ class Effects:
 
 
 def is_inert(node: fx.Node) -> bool:
-    """Whether the node computes nothing (an input, a read, the output) or was added by graphreg, which neither writes nor aliases."""
+    """Return whether the node is an input, a read or the output, or was added by graphreg. Such a node neither writes nor aliases."""
     return node.op in ("placeholder", "get_attr", "output") or is_added(node)
 
 
 def _operands(node: fx.Node, which: int) -> tuple[fx.Node, ...]:
-    """The arguments that an operator with a graph inside shares (0) or writes (1); all of them if that graph was not analysed."""
+    """Return the arguments that an operator with a graph inside aliases (0) or writes into (1); all if the graph was not analysed."""
     if REGION not in node.meta:
         return _inputs(node)
     return tuple(nodes_in([node.args[i] for i in node.meta[REGION][which]]))
@@ -265,7 +271,7 @@ def _distinct(nodes: Iterable[fx.Node]) -> tuple[fx.Node, ...]:
 
 
 def _twice(nodes: Iterable[fx.Node]) -> tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]:
-    """What may be written into and is: the same."""
+    """Return the nodes as both possible and definite writes."""
     return (distinct := _distinct(nodes)), distinct
 
 
@@ -285,12 +291,12 @@ def _method(name: str) -> Callable[..., Any]:
 
 
 def _of_module(module: nn.Module, args: Any, kwargs: Any, enough: int) -> Seen | None:
-    """A layer of torch's, seen in both modes, by a copy of it on the meta device."""
+    """Probe a layer of torch in train and eval mode, on a copy without data; None if it cannot be copied or no call runs."""
     try:
         twin = _twin(module)
-    except Exception:  # whatever cannot be copied
+    except Exception:  # copying a module may raise anything
         return None
-    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):  # the states, of other sizes than the input, enter products alone
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):  # without the states: they have other sizes, and only enter products
         args, kwargs = args[:1], {name: value for name, value in kwargs.items() if name != "hx"}
     sizes = [*_shapes(vars(module).values()), *(tuple(p.shape) for p in twin.parameters())]
     seen = list(filter(None, (probe(twin.train(mode), args, kwargs, sizes, enough) for mode in (True, False))))
@@ -298,13 +304,13 @@ def _of_module(module: nn.Module, args: Any, kwargs: Any, enough: int) -> Seen |
 
 
 def _shapes(values: Iterable[Any]) -> list[tuple[int, ...]]:
-    """Those of a layer's settings that may be sizes: numbers and tuples of them."""
+    """Return the settings of a layer that may be sizes: integers and tuples of integers."""
     tuples = [value if isinstance(value, tuple) else (value,) for value in values]
     return [shape for shape in tuples if shape and all(type(n) is int for n in shape)]
 
 
 def _twin(module: nn.Module) -> nn.Module:
-    """A copy without data and without hooks."""
+    """Return a copy of a module on the meta device, without hooks."""
     memo: dict[int, Any] = {}
     for inner in module.modules():
         for value in (*inner._parameters.values(), *inner._buffers.values(), *vars(inner).values()):
@@ -318,19 +324,19 @@ def _twin(module: nn.Module) -> nn.Module:
 
 
 def _inner(module: nn.Module) -> list[nn.Module]:
-    """The modules that its forward may run on data: not those that make its weights of others."""
+    """Return the modules that the forward may call on data, without those that compute weights (``torch.nn.utils.parametrize``)."""
     return [inner for name, inner in module.named_modules() if "parametrizations" not in name.split(".")]
 
 
 def _is_foreign(module: nn.Module) -> bool:
-    """Whether code that is not torch's runs when the module is called: its own or a hook's."""
+    """Return whether a call of the module runs code outside torch: its forward or a hook."""
     hooks = forward_hooks(module)
     homes = [type(module).__module__, *(str(getattr(hook, "__module__", None) or type(hook).__module__) for hook in hooks)]
     return not is_drop_path(module) and any(not home.startswith("torch.") for home in homes)
 
 
 def _settings(module: nn.Module) -> tuple[Any, ...]:
-    """What tells a layer from others that do something else to storage."""
+    """Return a key for the cache: layers with equal classes, shapes, dtypes and attributes do the same to storage."""
     settings = list[Any]()
     for name, inner in module.named_modules():
         settings += [name, type(inner)]

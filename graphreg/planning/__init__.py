@@ -1,8 +1,8 @@
 """Decides which regularizer acts where, before anything changes: ``plan(traced, regularizers)`` returns a ``Plan`` of edits.
 
 Nothing here changes a model or a graph. Open ``plan.py`` first. ``keywords.py`` turns keywords into regularizers, ``matching.py`` finds
-the sites of a selector, ``native_dropout.py`` decides about the model's own dropout, ``dependence.py`` finds what a derivative depends
-on, and ``repeats.py`` warns of a value that is regularized several times in a row.
+the sites that a selector matches, ``native_dropout.py`` decides what to do with the model's own dropout, ``dependence.py`` finds the
+operations that a derivative goes through, and ``repeats.py`` finds values that splices act on several times in a row.
 """
 
 from graphreg.planning.dependence import DependenceSlice

@@ -1,6 +1,6 @@
-"""The dependence slice of a penalty on derivatives: the nodes between the values that are differentiated and what they depend on.
+"""The dependence slice of a penalty on derivatives: the nodes that lead from the values of ``wrt`` to the penalty's sites.
 
-It reads graphs and changes none.
+Graphs are read and not changed.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _ATTENTION = {"scaled_dot_product_attention", "multi_head_attention_forward"}
 
 @dataclass(frozen=True)
 class DependenceSlice:
-    """The dependence slice of one penalty: what it differentiates with respect to, and the operations in between.
+    """The dependence slice of one penalty: the values that it differentiates with respect to, and the operations from there to its sites.
 
     Attributes:
-        wrt: The sites whose values are differentiated with respect to.
-        apart: Names of the penalty's sites that depend on none of these; the derivative there is 0.
-        suspects: Names of operations in between that torch may not be able to differentiate twice.
-        attends: Whether one of these operations is an attention, or may hold one; fused attention has no second derivative.
+        wrt: The sites whose values the penalty differentiates with respect to.
+        apart: The names of the penalty's sites that depend on no value of ``wrt``; the derivative there is 0.
+        suspects: The names of operations in the slice that torch may not be able to differentiate twice.
+        attends: Whether an operation in the slice is attention, or may contain attention. Fused attention has no second derivative.
     """
 
     wrt: tuple[Site, ...]
@@ -52,7 +52,7 @@ class DependenceSlice:
 
 
 def dependence_slice(traced: Traced, wrt: Selector, sites: Sequence[Site], who: str) -> DependenceSlice:
-    """Find the dependence slice between ``sites`` and what the selector ``wrt`` matches.
+    """Find the dependence slice from the values that the selector ``wrt`` matches to ``sites``.
 
     Args:
         traced: The traced model.
@@ -85,13 +85,13 @@ def dependence_slice(traced: Traced, wrt: Selector, sites: Sequence[Site], who: 
 
 
 def downstream(nodes: Sequence[fx.Node], operations: Operations) -> set[fx.Node]:
-    """Return the nodes and all that depend on them through floating-point values, including by an in-place write."""
+    """Return the nodes and all nodes that depend on them through floating-point values, including through an in-place write."""
     effects, sizes = Effects(operations), sizes_of(nodes[0].graph) if nodes else set()
     return reached(nodes, lambda node: [*node.users, *effects.writes(node)], lambda node: carries_derivative(node, sizes))
 
 
 def upstream(nodes: Iterable[fx.Node]) -> set[fx.Node]:
-    """Return the nodes and all that they depend on."""
+    """Return the nodes and all nodes that they depend on."""
     return reached(nodes, lambda node: node.all_input_nodes)
 
 

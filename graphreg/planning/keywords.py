@@ -1,4 +1,7 @@
-"""Turns keywords into regularizers: ``hidden_dropout=0.1, weight_l2=1e-4``. It is theanets' ``from_kwargs``, but strict."""
+"""Turns keywords such as ``hidden_dropout=0.1, weight_l2=1e-4`` into regularizers.
+
+It follows ``from_kwargs`` of theanets, but raises for an unknown keyword or a value that is not allowed.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +30,12 @@ def from_kwargs(model_or_traced: nn.Module | Traced, **keywords: Any) -> list[Re
     - a number, the weight or rate; a scalar 0, None or False gives no regularizer;
     - a dict of selectors to weights, one regularizer for each entry, even where the weight is 0: ``dropout={"1": 0.0, "3": 0.2}``
       gives ``dropout`` and ``dropout_1``;
-    - a dict of options, told by an option among its keys: ``weight_l1={"weight": 1e-4, "pattern": "fc.*"}``.
+    - a dict of options, recognized by an option among its keys: ``weight_l1={"weight": 1e-4, "pattern": "fc.*"}``.
 
     Args:
         model_or_traced: A model, which is traced first, or what ``graphreg.trace`` returned.
         **keywords: As in ``graphreg.regularize``. ``regularizers=`` takes an instance, a sequence of them, or a dict of further
-            keywords. Where a keyword is given both ways, the dict's value is taken and a warning is logged.
+            keywords. If a keyword is also in this dict, the dict's value is used and a warning is logged.
 
     Raises:
         NoMatchError: A keyword is unknown.
@@ -43,9 +46,10 @@ def from_kwargs(model_or_traced: nn.Module | Traced, **keywords: Any) -> list[Re
 
 
 def from_keywords(keywords: Mapping[str, Any], sites: Sequence[Site] = ()) -> list[Regularizer]:
-    """``from_kwargs`` for a model of these sites, or before there is one: a dict of selectors is then never a role's.
+    """Do what ``from_kwargs`` does, with the sites of a model; it raises the same errors.
 
-    Raises what ``from_kwargs`` raises.
+    Without ``sites``, before there is a model, one rule of theanets' does not apply: a tuple of selectors that names exactly the sites of a
+    role takes the place of that role's keyword.
     """
     keywords = dict(keywords)
     regularizers = keywords.pop("regularizers", None)
@@ -112,7 +116,7 @@ def _family(family: str, keywords: Mapping[str, Any], sites: Sequence[Site]) -> 
     for role in ROLES:
         keyword = f"{role}_{family}"
         pattern = "*" if role == "hidden" else f"**#{role}"
-        # theanets: a tuple that names exactly a role's sites takes the place of that role's keyword
+        # as in theanets, a tuple that names exactly a role's sites takes the place of that role's keyword
         taking = [entry for entry in entries if isinstance(entry[0], tuple) and _names_the_role(entry[0], role, sites)]
         entries = [entry for entry in entries if entry not in taking]
         if taking:
@@ -126,6 +130,7 @@ def _family(family: str, keywords: Mapping[str, Any], sites: Sequence[Site]) -> 
 
 
 def _names_the_role(selector: tuple[str, ...], role: str, sites: Sequence[Site]) -> bool:
+    """Whether a tuple of selectors names exactly the sites of a role."""
     texts = {str(text).removesuffix(":out") for text in selector}
     of_role = [site for site in sites if site.role == role]
     return len(texts) == len(of_role) and all(not texts.isdisjoint(site.names) for site in of_role)
@@ -136,13 +141,13 @@ def _options(cls: type[Regularizer]) -> list[str]:
 
 
 def like_an_option(cls: type[Regularizer], text: object) -> str:
-    """Return a hint for a selector that resembles an option's name, and may have been meant as one; else ``""``."""
+    """Return a hint for a selector that resembles an option's name, and may have been meant as an option; else ``""``."""
     similar = difflib.get_close_matches(str(text), _options(cls), n=1, cutoff=0.75) if str(text).isidentifier() else []
     return f" {text!r} was read as a selector; the option that it resembles is {similar[0]!r}." if similar else ""
 
 
 def _is_map(value: Any, cls: type[Regularizer]) -> bool:
-    """Whether a value maps selectors to weights, as a dict or pairs; a dict with an option among its keys is one regularizer's options."""
+    """Whether a value maps selectors to weights, as a dict or as pairs. A dict with an option among its keys has options instead."""
     return isinstance(value, (list, tuple)) or (isinstance(value, Mapping) and not any(key in _options(cls) for key in value))
 
 
@@ -156,7 +161,7 @@ def _entries(keyword: str, value: Any) -> list[tuple[Any, Any]]:
 
 
 def _mapped(keyword: str, cls: type[Regularizer], entries: Sequence[tuple[Any, Any]]) -> Iterator[Regularizer]:
-    """Yield a regularizer for each entry, even for weight 0; None and False skip their entry, and its number in the names."""
+    """Yield a regularizer for each entry, even for weight 0. An entry with None or False is skipped, and so is its number in the names."""
     left_out = False
     for place, (selector, weight) in enumerate(entries):
         if weight is None or weight is False:
@@ -175,7 +180,10 @@ def _number(what: str, value: Any, cure: str) -> float:
 
 
 def _one(keyword: str, key: str, value: Any, sites: Sequence[Site], **options: Any) -> Iterator[Regularizer]:
-    """Yield what one keyword stands for: nothing, a regularizer, or one for each selector (not for ``hidden_dropout`` and its like)."""
+    """Yield the regularizers that one keyword stands for: none, one, or one for each selector.
+
+    Keywords with a role, such as ``hidden_dropout``, take no selectors.
+    """
     cls = find(key)
     if value is None or value is False or number_of(value) == 0:
         return
@@ -190,6 +198,7 @@ def _one(keyword: str, key: str, value: Any, sites: Sequence[Site], **options: A
 
 
 def _check_map_of_options(keyword: str, key: str, value: Mapping[Any, Any], sites: Sequence[Site]) -> None:
+    """Raise RegularizerError for a dict of options without a weight, or with a selector where the keyword has a role."""
     names = {name for site in sites for name in site.names}
     if "weight" not in value:
         prefixed = keyword in PREFIXED

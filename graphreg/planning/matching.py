@@ -15,7 +15,7 @@ from graphreg.tracing import Traced
 
 @dataclass(frozen=True)
 class Count:
-    """The number of sites of one kind, and of their elements together; None where a shape is unknown."""
+    """The number of sites of one kind, and the number of their elements in total, or None if a shape is unknown."""
 
     sites: int = 0
     elements: int | None = 0
@@ -23,13 +23,13 @@ class Count:
 
 @dataclass(frozen=True)
 class SiteCounts:
-    """How many floating-point values and parameters a model has that can be selected."""
+    """The counts of a model's values and of its parameters that a selector can select."""
 
     values: Count = Count()
     parameters: Count = Count()
 
     def of(self, on: str) -> Count:
-        """Return the count of what a regularizer acts on: ``"parameters"`` or ``"values"``."""
+        """Return the count of parameters or of values. ``on``: which of them a regularizer acts on, as in ``Regularizer.on``."""
         return self.parameters if on == "parameters" else self.values
 
 
@@ -43,7 +43,6 @@ def counted(sites: Iterable[Site]) -> Count:
     shapes = [site.shape for site in {site.name: site for site in sites}.values()]
     known = [math.prod(shape) for shape in shapes if shape is not None]
     return Count(len(shapes), sum(known) if len(known) == len(shapes) else None)
-
 
 
 def matching_sites(traced: Traced, regularizer: Regularizer, missing: Missing) -> dict[Site, str]:
@@ -79,7 +78,10 @@ def _elsewhere(traced: Traced, regularizer: Regularizer) -> Sequence[Site]:
 
 
 def _candidates(traced: Traced, regularizer: Regularizer) -> tuple[list[Site], list[Site]]:
-    """Return all sites of the regularizer's kind, marked where it cannot act, and those that a lone ``*`` means."""
+    """Return all values, or all parameters, for a regularizer, and those of them that a lone ``*`` matches.
+
+    Sites where the regularizer cannot act have ``selectable=False``.
+    """
     on_parameters = regularizer.on == "parameters"
     sites = [_enough_dims(s, regularizer.min_dims) for s in traced.parameters] if on_parameters else list(traced.values)
     if isinstance(regularizer, Splice):  # a splice at a value that nothing reads would silently do nothing

@@ -1,6 +1,6 @@
-"""Decides what to do with native dropout: checks ``own_dropout=`` and turns it into edits. Nothing changes yet.
+"""Decides what to do with native dropout: checks ``own_dropout=`` and turns it into edits, without changing the model.
 
-Native dropout is the dropout, stochastic depth and attention dropout that the model itself has.
+Native dropout is the dropout, stochastic depth and attention dropout that the model itself contains.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from graphreg.ir import Missing, NativeDropout, Pattern, Site, columns, complain
 Choice = Literal["keep", "seeded", "off"]
 OwnDropout = Choice | float | Mapping[Any, Choice | float]
 CHOICES = ("keep", "seeded", "off")
-OWN_DROPOUT = "own_dropout"  # stands for the option among the names of regularizers
+OWN_DROPOUT = "own_dropout"  # the option's key in mappings such as Plan.missed, whose other keys are names of regularizers
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class NativeDropoutEdit:
     """What to do with one native dropout.
 
     Attributes:
-        dropout: The dropout.
+        dropout: The native dropout.
         rate: Its new rate; None keeps the model's rate, 0 turns it off.
-        matched: The selector that chose it.
+        matched: The selector that matched it.
     """
 
     dropout: NativeDropout
@@ -34,7 +34,7 @@ class NativeDropoutEdit:
 
     @property
     def draws(self) -> bool:
-        """Whether it still draws; not when it is off."""
+        """Whether it draws from graphreg's streams: False if it is turned off."""
         return self.rate != 0
 
     @property
@@ -46,14 +46,14 @@ class NativeDropoutEdit:
 def decide(
     option: OwnDropout, dropouts: Sequence[NativeDropout], title: str, missing: Missing = "error", elsewhere: Sequence[Site] = ()
 ) -> tuple[tuple[NativeDropoutEdit, ...], tuple[NativeDropout, ...]]:
-    """Decide what to do with each native dropout. Of several selectors that match one dropout the last counts.
+    """Decide what to do with each native dropout. If several selectors match one dropout, the last of them counts.
 
     Args:
-        option: What ``own_dropout=`` was given.
+        option: The value of ``own_dropout=``.
         dropouts: The model's native dropouts.
         title: The model's name, for errors.
         missing: What to do when a selector matches nothing.
-        elsewhere: All values of the model: a selector may exclude one that is not a dropout.
+        elsewhere: All values of the model, because a selector may exclude a value that is not a dropout.
 
     Returns:
         The edits, and the dropouts that were chosen but cannot be moved to graphreg's streams.
@@ -80,8 +80,8 @@ def decide(
     if unmovable and not edits:
         raise RegularizerError(
             f"own_dropout={option!r} cannot be done to {title}: " + "; ".join(dropout.text for dropout in unmovable) + ". "
-            "Leave it at 'keep', or change the model itself there: graphreg can move torch's dropouts, stochastic depth and attention "
-            "that it can trace."
+            "Leave it at 'keep', or change the model itself there: graphreg can move only torch's dropouts, stochastic depth and "
+            "attention, and only where it can trace them."
         )
     return edits, unmovable
 
@@ -93,7 +93,7 @@ def _rate(value: Choice | float) -> float | None:
 def _matching(
     selector: Any, dropouts: Sequence[NativeDropout], title: str, missing: Missing, elsewhere: Sequence[Site]
 ) -> list[tuple[Site, str]]:
-    """Match a selector as everywhere, but among the dropouts alone, so that ``*`` also matches those inside blocks."""
+    """Match a selector by the usual rules, but only among the dropouts, so that ``*`` also matches those inside blocks."""
     sites = [dropout.site for dropout in dropouts]
     try:
         matched = select(selector, sites, sites, what="dropout", model=title, missing=missing, who="own_dropout", elsewhere=elsewhere)
@@ -120,7 +120,7 @@ def _none(title: str, selector: Any) -> str:
 
 
 def check_option(option: object) -> None:
-    """Raise RegularizerError unless the option is a word, a rate, or a dict of selectors to these."""
+    """Raise RegularizerError unless the option is one of ``CHOICES``, a rate, or a dict of selectors to these."""
     for where, value in option.items() if isinstance(option, Mapping) else [(None, option)]:
         number = None if isinstance(value, bool) else number_of(value)
         if not (value in CHOICES if isinstance(value, str) else number is not None and 0 <= number < 1):

@@ -1,6 +1,6 @@
-"""The plan: every edit, decided before anything changes; it prints as a table.
+"""``plan`` decides every edit before anything changes, and returns a ``Plan``, which prints as a table.
 
-``plan`` matches the selectors of all regularizers to the sites of a traced model, checks what they select, and returns a ``Plan``.
+It matches the selectors of all regularizers to the sites of a traced model, and checks what they select.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Edit:
     """One regularizer at one site.
 
     Attributes:
-        site: The site; where the calls of a recurrent cell are the steps, the site of the first call.
+        site: The site. If the steps of a sequence are the calls of a recurrent cell, the site of the first call.
         name: The regularizer's name in the plan.
         regularizer: The regularizer.
         matched: The string of the selector that matched the site.
@@ -44,12 +44,12 @@ class Edit:
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """The sites where the edit acts: its site, or each call of a recurrent cell."""
+        """The sites where the edit acts: its site, or the site of each call of a recurrent cell."""
         return self.steps.calls if self.steps and self.steps.calls else (self.site,)
 
     @property
     def place(self) -> str:
-        """The site as tables show it: its name, with the number of calls of a recurrent cell."""
+        """The site's name, as tables show it; for the calls of a recurrent cell with their number."""
         return f"{self.site.name} ({len(self.sites)} calls)" if self.steps and self.steps.calls else self.site.name
 
 
@@ -138,7 +138,7 @@ class Plan(RenamedAttributes):
         return f"{self.title}: {edits} by {count} regularizer{'s' * (count != 1)}{rows_text}{notes}{repeated}{native}{missed}"
 
     def repeated(self, strengths: Mapping[str, float] | None = None) -> list[str]:
-        """Return a line for each value that splices act on several times in a row, with the effect at the plan's or the given strengths."""
+        """Return lines about values that splices act on several times in a row; ``strengths``: those to use instead of the plan's."""
         return lines(self.repeats, self.regularizers, strengths or {name: r.weight for name, r in self.regularizers.items()})
 
     def to_dict(self) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def plan(
 ) -> Plan:
     """Decide which regularizer acts at which sites, without changing anything.
 
-    It warns where splices of one kind act on one value several times in a row.
+    It warns if splices of one kind act on one value several times in a row.
 
     Args:
         traced: What ``graphreg.trace`` returned.
@@ -248,7 +248,10 @@ def _select(traced: Traced, regularizer: Regularizer, missing: Missing) -> dict[
 
 
 def _sequences(traced: Traced, regularizer: Regularizer, matched: Mapping[Site, str]) -> dict[Site, tuple[str, Steps | None]]:
-    """Add to the selected sites how a penalty on sequences reads each as steps, and check its lengths."""
+    """Return the selected sites, each with the string that matched it and, for a penalty on sequences, how to read its value as steps.
+
+    Also check the option ``lengths`` of such a penalty.
+    """
     if "steps" not in regularizer.takes:
         return {site: (text, None) for site, text in matched.items()}
     chosen = sequences(matched, regularizer, traced.values, traced.operations, traced.graphs)

@@ -1,6 +1,6 @@
 """Finds values that splices of one kind act on several times in a row, for example dropout before and after a view.
 
-This is rarely meant. A plan and a report say what the effect is, and ``plan`` warns, with a selector that acts once.
+This is rarely intended. A plan and a report show the effect, and ``plan`` warns and suggests a selector that acts once on each value.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from graphreg.ir import Pattern, Site, exactly, one_value_over_again
 from graphreg.regularizer import Regularizer, Splice
 from graphreg.tracing import Traced
 
-_SHOWN = 3  # places in a plan and a report
-_NUMBER = re.compile(r"(?<![^._])\d+(?=\.)")  # of a layer, in a path
+_SHOWN = 3  # how many repeats a plan or a report shows
+_NUMBER = re.compile(r"(?<![^._])\d+(?=\.)")  # the number of a layer in a path
 
 
 @dataclass(frozen=True)
@@ -22,20 +22,20 @@ class Repeat:
     """One value that several splices of one kind act on, one after another.
 
     Attributes:
-        sites: The sites along which it is the same value but for views, dropout, norms and scale.
-        acts: Each splice, as the names of its site and its regularizer.
+        sites: The sites of the value, in order. Between them are only views, dropout, norms and changes of scale.
+        acts: For each splice, the name of its site and the name of its regularizer.
     """
 
     sites: tuple[str, ...]
     acts: tuple[tuple[str, str], ...]
 
     def present(self, strengths: Mapping[str, float]) -> Repeat:
-        """Leave out the splices whose strength is 0 now."""
+        """Return the repeat without the splices whose strength is 0."""
         acts = tuple(act for act in self.acts if strengths[act[1]])
         return Repeat(tuple(dict.fromkeys(site for site, _ in acts)), acts)
 
     def text(self, regularizers: Mapping[str, Regularizer], strengths: Mapping[str, float], more: str = "") -> str:
-        """Describe the effect in the regularizer's words; ``""`` where there is none. ``more`` is added to the list of sites."""
+        """Describe the effect of the repeat; ``""`` if there is none. ``more``: text to append to the list of sites."""
         now = self.present(strengths)
         first = regularizers[self.acts[0][1]]
         if len(now.sites) < 2 or not isinstance(first, Splice):
@@ -46,7 +46,10 @@ class Repeat:
 
 
 def repeats(traced: Traced, splices: Sequence[tuple[Site, str, Regularizer]]) -> tuple[Repeat, ...]:
-    """Find the values of the training graph that splices of one kind act on more than once; each splice with its site and its name."""
+    """Find the values of the training graph that splices of one kind act on more than once.
+
+    ``splices``: the site, the name and the regularizer of each splice.
+    """
     graph, repeated = next(iter(traced.graphs.values()), None), list[Repeat]()
     for kind in dict.fromkeys(type(regularizer) for _, _, regularizer in splices):
         at: dict[str, list[str]] = {}
@@ -59,14 +62,14 @@ def repeats(traced: Traced, splices: Sequence[tuple[Site, str, Regularizer]]) ->
 
 
 def lines(repeated: Sequence[Repeat], regularizers: Mapping[str, Regularizer], strengths: Mapping[str, float]) -> list[str]:
-    """Return the lines that a plan and a report show, at most three and a count of the others."""
+    """Return the lines that a plan and a report show: one for each of the first three repeats, and one with the number of the others."""
     texts = [text for repeat in repeated if (text := repeat.text(regularizers, strengths))]
     more = [f"and so on at {len(texts) - _SHOWN} more places"] if len(texts) > _SHOWN else []
     return [*texts[:_SHOWN], *more]
 
 
 def warning(repeated: Sequence[Repeat], regularizers: Mapping[str, Regularizer], sites: Sequence[Site]) -> str:
-    """Word one warning for all of them, with a selector that acts once on each value; ``""`` where there is nothing to warn of."""
+    """Return one warning for all repeats, with a selector that acts once on each value; ``""`` if there is nothing to warn of."""
     strengths = {name: regularizer.weight for name, regularizer in regularizers.items()}
     notable = [repeat for repeat in repeated if repeat.text(regularizers, strengths)]
     if not notable:
@@ -78,7 +81,10 @@ def warning(repeated: Sequence[Repeat], regularizers: Mapping[str, Regularizer],
 
 
 def _one_of_each(repeated: Sequence[Repeat], sites: Sequence[Site]) -> str:
-    """Select one site of each value, a hidden one if there is one; a layer's number becomes ``*`` where that selects the same sites."""
+    """Return, as text, selectors that match one site of each value, a hidden site if there is one.
+
+    A layer's number becomes ``*`` if the selector then matches exactly the chosen sites.
+    """
     known = {site.name: site for site in sites}
     alike: dict[str, set[str]] = {}
     for repeat in repeated:

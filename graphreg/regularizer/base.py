@@ -4,15 +4,21 @@
         def __call__(self, w: Tensor) -> Tensor:
             return w.flatten(1).norm(dim=1).mean()
 
-``__call__`` asks by argument name for what it needs: ``z`` (a value) or ``w`` (a parameter), ``values`` (all selected
-sites at once, a dict), ``weight`` (the strength, a 0-d tensor), ``noise`` (a splice's draws), ``steps`` and ``lengths``
-(a sequence, [time, batch, units], and None or int64 [batch]; a penalty's options ``time_axis`` and ``lengths`` say how it
-is found), ``vjp`` (the vector-Jacobian product from all selected sites to what an option ``wrt`` selects, see ``Vjp``;
-nothing is averaged then). The engine averages over sites, multiplies by the strength, keeps precision and modes. A
-regularizer never sees an fx node.
+The names of the arguments of ``__call__`` say what the engine passes to it:
 
-Five options are read by the engine itself, where a class has them: ``reduction``, ``time_axis``, ``lengths``, ``wrt`` and
-``always``; see ``EngineOptions``. Declare one as a field, e.g. ``reduction: str = "mean"``; every other option is the formula's.
+- ``z``: the value at a site; ``w``: a parameter.
+- ``values``: all selected sites at once, a dict by name.
+- ``weight``: the strength, a 0-d tensor.
+- ``noise``, for a splice: what to draw random numbers from, see ``Noise``.
+- ``steps`` and ``lengths``, for a penalty: a sequence, [time, batch, units], and its lengths, int64 [batch] or None. The options
+  ``time_axis`` and ``lengths`` say how to read a value as a sequence.
+- ``vjp``, for a penalty: the vector-Jacobian product from all selected sites to what the option ``wrt`` selects, see ``Vjp``.
+
+The engine averages over sites, unless the formula takes ``values`` or ``vjp``. It multiplies by the strength, and takes care of
+precision and of train and eval mode. A regularizer never sees an fx node.
+
+The engine itself reads five options of a class that has them: ``reduction``, ``time_axis``, ``lengths``, ``wrt`` and
+``always``; see ``EngineOptions``. Declare one as a field, e.g. ``reduction: str = "mean"``; only the formula reads other options.
 """
 
 from __future__ import annotations
@@ -35,16 +41,16 @@ from graphreg.regularizer.sequences import check_arguments, check_options
 
 On = Literal["values", "parameters"]
 SUPPLIED = {"values": ("z", "values", "weight"), "parameters": ("w", "values", "weight")}
-VJP_NAMES = ("vjp", "pull")  # of the argument: now, and in graphreg 0.1
+VJP_NAMES = ("vjp", "pull")  # of the argument; the second is the name in graphreg 0.1
 
 
 class NotGiven(Enum):
-    """What stands for an option that was not given."""
+    """The default of an option that must be given."""
 
     WEIGHT = "no weight"
 
 
-REQUIRED: Any = NotGiven.WEIGHT  # Any: the default of a float
+REQUIRED: Any = NotGiven.WEIGHT  # Any, because it is the default of a field of type float
 
 
 @dataclass_transform(frozen_default=True)
@@ -53,18 +59,18 @@ class Regularizer:
     """Base class of ``Splice`` and ``Penalty``; subclass one of those two.
 
     Attributes:
-        pattern: a selector of sites; ``"*"`` means the class's default sites.
-        weight: the strength, a finite number in the class's range.
-        name: the name in penalties, strengths, report and diff; None for one made of the class's key.
-        expect: how many sites must be found; None for any number.
-        on: ``"values"`` or ``"parameters"``, which kind of site the class acts on.
-        takes: the argument names of ``__call__``, which say what the engine supplies.
-        takes_vjp: whether the vector-Jacobian product is among them.
-        keys: the keywords of ``graphreg.regularize`` that mean this class.
-        usual: the default sites in words, for messages.
-        may_act_on: the kinds of site that a subclass may choose for ``on``.
-        must_take: an argument that ``__call__`` must have, ``""`` for none.
-        min_dims: parameters of fewer dims are left out.
+        pattern: A selector of sites; ``"*"`` means the class's default sites.
+        weight: The strength, a finite number in the class's range.
+        name: The name in penalties, strengths, report and diff; None to derive it from the keyword or the class's key.
+        expect: The number of sites that ``pattern`` must select; None for any number.
+        on: The kind of site that the class acts on: ``"values"`` or ``"parameters"``.
+        takes: The argument names of ``__call__``, which say what the engine supplies.
+        takes_vjp: Whether the vector-Jacobian product is among them.
+        keys: The keywords of ``graphreg.regularize`` that mean this class.
+        usual: The default sites in words, for messages.
+        may_act_on: The kinds of site that a subclass may choose for ``on``.
+        must_take: An argument that ``__call__`` must have, ``""`` for none.
+        min_dims: The fewest dims of a parameter that the class acts on.
     """
 
     pattern: Selector = "*"
@@ -124,7 +130,7 @@ class Regularizer:
         raise NotImplementedError(f"{type(self).__name__} has no __call__: write the formula there.")
 
     def check(self) -> None:
-        """Check the options; raises RegularizerError for one out of range. Subclasses extend it with ``self.require(...)``."""
+        """Raise RegularizerError for an option that is out of range. Subclasses extend it with ``self.require(...)``."""
         self.require(self.weight >= 0, "weight", "0 or more")
 
     def require(self, condition: bool, field: str, allowed: str) -> None:
@@ -138,17 +144,17 @@ class Regularizer:
         return EngineOptions.of(self)
 
     def defaults(self, sites: Sequence[Site]) -> list[Site]:
-        """The sites that the selector ``"*"`` means for this class, out of all ``sites`` of the kind it acts on."""
+        """Return the sites that the selector ``"*"`` means for this class, out of all ``sites`` of the kind it acts on."""
         if self.on == "parameters":
             return list(sites)
         return [site for site in sites if site.role == "hidden"]
 
     def note(self, sites: Sequence[Site], weight: float) -> str:
-        """A line that the report shows for this regularizer; ``""`` for none."""
+        """Return a line that the report shows for this regularizer; ``""`` for none."""
         return ""
 
     def to_dict(self) -> dict[str, Any]:
-        """The class and the options as plain data; a value that is neither text nor a number becomes its ``repr``."""
+        """Return the class and the options as plain data; a value other than a text, number, tuple or None becomes its ``repr``."""
         options = {each.name: getattr(self, each.name) for each in fields(self)}
         plain = {k: v if isinstance(v, (str, int, float, tuple, NoneType)) else repr(v) for k, v in options.items()}
         return {"class": type(self).__name__, **plain}
@@ -167,7 +173,7 @@ class Splice(Regularizer):
     """A regularizer that replaces a value in train mode: ``__call__`` takes ``z`` and returns a tensor like it.
 
     Attributes:
-        rng: an int or torch.Generator that seeds this splice alone; None for a stream of the module's seed.
+        rng: An int or torch.Generator that seeds this splice alone; None for a stream of the module's seed.
     """
 
     _: KW_ONLY
@@ -177,7 +183,7 @@ class Splice(Regularizer):
     must_take: ClassVar[str] = "weight"
 
     def in_a_row(self, weights: Sequence[float]) -> str:
-        """What several of these acting in a row on one value amount to, as text for a warning; ``""`` where that does no harm."""
+        """Describe, for a warning, the joint effect of several such splices, with ``weights``, on one value; ``""`` if it is harmless."""
         return ""
 
 
@@ -187,20 +193,20 @@ class Penalty(Regularizer):
     A subclass may have an option ``reduction``, ``"mean"`` or ``"sum"``, which says how the measurements of the sites are combined.
 
     Attributes:
-        clean: measure the value as it is before the splices at its own site.
+        clean: Whether to measure the value as it is before the splices at its own site.
     """
 
     _: KW_ONLY
     clean: bool = False
 
     def check(self) -> None:
-        """Check the options, and that ``clean`` is asked of values alone: no splice acts on a parameter."""
+        """Raise RegularizerError for an option out of range, and for ``clean`` on parameters, on which no splice acts."""
         super().check()
         self.require(isinstance(self.clean, bool), "clean", "True or False")
-        self.require(not (self.clean and self.on == "parameters"), "clean", "False, for no splice acts on a parameter")
+        self.require(not (self.clean and self.on == "parameters"), "clean", "False, because no splice acts on a parameter")
 
     def defaults(self, sites: Sequence[Site]) -> list[Site]:
-        """The hidden sites without the outputs of normalizations, whose scale is fixed; or all parameters."""
+        """Return the hidden sites without the outputs of normalizations, whose scale is fixed; or all parameters."""
         return [site for site in super().defaults(sites) if not site.norm]
 
 

@@ -1,6 +1,6 @@
-"""The options of a regularizer that the engine itself reads. A class has one by defining an option of that name.
+"""The options of a regularizer that the engine itself reads, from a class that defines options with these names.
 
-Every other option is its formula's alone.
+Only the formula of the class reads its other options.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from graphreg.ir import Selector
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What a regularizer says to the engine by its options; the defaults are those of a class that does not have the option.
+    """The values of these options in one regularizer; the defaults are for a class without the option.
 
     Attributes:
         reduction: How measurements of several sites become one penalty: ``"mean"`` or ``"sum"``.
-        time_axis: The axis of time in a value, of a penalty that asks for ``steps``.
+        time_axis: The axis of time in a value, for a penalty that takes ``steps``.
         lengths: The name of the model's input that carries the lengths of sequences; None where every step counts.
-        wrt: What a penalty that asks for ``vjp`` differentiates with respect to, a selector; ``"*"``: floating-point inputs.
-        always: Whether a penalty that asks for ``vjp`` acts in eval mode, too.
+        wrt: A selector of what a penalty that takes ``vjp`` differentiates with respect to; ``"*"`` means floating-point inputs.
+        always: Whether a penalty that takes ``vjp`` acts in eval mode, too.
     """
 
     reduction: str = "mean"
@@ -31,6 +31,6 @@ class EngineOptions:
 
     @classmethod
     def of(cls, regularizer: object) -> EngineOptions:
-        """The options of a regularizer, or of a class of somebody else's: fields, class attributes and properties alike."""
+        """Read the options of a regularizer; fields, class attributes and properties count alike."""
         options: dict[str, Any] = {each.name: getattr(regularizer, each.name) for each in fields(cls) if hasattr(regularizer, each.name)}
         return cls(**options)

@@ -1,7 +1,8 @@
-"""Checks that a formula is pure: it draws from ``noise`` alone, writes into no tensor it was given, and remembers nothing.
+"""Checks that a formula is pure: it draws from ``noise`` alone, writes into no tensor it was given, and keeps no state between calls.
 
-Otherwise frozen noise would not be frozen, a mask recomputed in backward would differ, and so would a compiled formula from the
-eager one. torch's schemas say which operations draw and which write; a dispatch mode watches for them while the formula runs.
+Otherwise frozen noise would not be frozen, a mask recomputed in backward would differ from the first, and a compiled formula would
+give other results than the eager one. torch's schemas and tags say which operations draw and which write; a dispatch mode watches for
+them while the formula runs.
 """
 
 from __future__ import annotations
@@ -23,41 +24,41 @@ from graphreg.rng import compiling
 from graphreg.torch_internals import TorchDispatchMode, pytree, randomness, restore_randomness, schema_of, storage_number
 
 _CONTAINERS = (list, set, tuple, dict)
-unproven: WeakSet[type] = WeakSet()  # classes whose formula nobody has seen run yet
+unproven: WeakSet[type] = WeakSet()  # classes whose formula has not run under ``watched`` yet
 
 
 class ImpureError(RegularizerError):
-    """Raised for a formula that draws random numbers itself, writes into its arguments, or remembers something between calls."""
+    """A formula draws random numbers itself, writes into its arguments, or keeps state between calls."""
 
 
-def draws(regularizer: Regularizer, what: str) -> ImpureError:
-    """The error for a formula that draws random numbers from elsewhere than its stream."""
+def draw_error(regularizer: Regularizer, what: str) -> ImpureError:
+    """Return the error for a formula that draws random numbers from elsewhere than its stream."""
     cure = (
-        "Ask for noise by name, and take noise.keep, noise.uniform or noise.normal"
+        "Give __call__ an argument noise, and draw with noise.keep, noise.uniform or noise.normal"
         if isinstance(regularizer, Splice)
-        else "Take the draws of vjp.noise"
+        else "Draw from vjp.noise"
         if regularizer.takes_vjp
-        else "Measure with fixed numbers in their place"
+        else "Use fixed numbers instead"
     )
     return ImpureError(
-        f"{type(regularizer).__name__}.__call__ draws random numbers itself, {what}. A formula is a function of its arguments: drawn "
-        f"otherwise, frozen_noise and rng_state would not hold it, and a recomputation would draw anew. {cure}."
+        f"{type(regularizer).__name__}.__call__ draws random numbers itself, {what}. A formula is a function of its arguments: "
+        f"frozen_noise and rng_state do not control other draws, and a recomputation in backward would draw other numbers. {cure}."
     )
 
 
-def writes(regularizer: Regularizer, what: str) -> ImpureError:
-    """The error for a formula that writes into a tensor that it did not make."""
+def write_error(regularizer: Regularizer, what: str) -> ImpureError:
+    """Return the error for a formula that writes into a tensor that it did not make."""
     return ImpureError(
         f"{type(regularizer).__name__}.__call__ writes into a tensor that it did not make, {what}. A formula is a function of its "
-        "arguments. Use the operation that makes a new tensor (z * 2 for z.mul_(2)), or clone first."
+        "arguments. Use the operation that makes a new tensor (z * 2 instead of z.mul_(2)), or clone first."
     )
 
 
-def remembers(regularizer: Regularizer, what: str) -> ImpureError:
-    """The error for a formula that keeps something from call to call."""
+def state_error(regularizer: Regularizer, what: str) -> ImpureError:
+    """Return the error for a formula that keeps state from call to call."""
     return ImpureError(
-        f"{type(regularizer).__name__}.__call__ is no function of its arguments: {what}. What it keeps or draws elsewhere is compiled in "
-        "once, and frozen_noise does not hold it. Take all that varies as an argument: z, weight, noise."
+        f"{type(regularizer).__name__}.__call__ is no function of its arguments: {what}. A compiled module contains what it keeps or draws "
+        "elsewhere as a constant, and frozen_noise does not control it. Take all that varies as an argument: z, weight, noise."
     )
 
 
@@ -67,24 +68,24 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, regularizer: Regularizer) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.regularizer = regularizer
-        self.error: ImpureError | None = None  # kept: a formula may swallow what is raised in it
-        self.made: set[int] = set()  # storages
+        self.error: ImpureError | None = None  # stored, because a formula may catch the exception
+        self.made: set[int] = set()  # the storages that the formula made
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         schema = schema_of(func)
-        if schema is None:  # an operator of higher order runs others
+        if schema is None:  # a higher-order operator has no schema; the operators that it runs have one
             return func(*args, **kwargs)
         name = schema.name.rpartition("::")[2]
         if any(storage not in self.made for tensor in _written(schema, args, kwargs) for storage in _storages(tensor)):
-            self._refuse(writes(self.regularizer, self._described(name)))
+            self._refuse(write_error(self.regularizer, self._described(name)))
         before = _generator_states(args, kwargs) if torch.Tag.nondeterministic_seeded in func.tags else None
         out = func(*args, **kwargs)
         if before is not None and before != _generator_states(args, kwargs):
-            self._refuse(draws(self.regularizer, self._described(name)))
+            self._refuse(draw_error(self.regularizer, self._described(name)))
         inputs = {storage for each in _tensors((args, kwargs)) for storage in _storages(each)}
         new = {storage for each in _tensors(out) for storage in _storages(each)}
-        self.made |= new if name == "lift_fresh" else new - inputs  # torch.tensor(1.) passes a new tensor through that
+        self.made |= new if name == "lift_fresh" else new - inputs  # which torch.tensor(1.) passes its new tensor through
         return out
 
     def _refuse(self, error: ImpureError) -> None:
@@ -92,7 +93,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         raise error
 
     def _described(self, operation: str) -> str:
-        """The operation and the user's line that ran it: ``F.dropout`` has become ``bernoulli_`` by the time it is dispatched here."""
+        """Describe the operation and the user's line that ran it: ``F.dropout`` is dispatched as ``bernoulli_``, which explains little."""
         frame = sys._getframe(2)
         while frame is not None and (frame.f_globals.get("__name__") or "").partition(".")[0] in ("torch", "graphreg"):
             frame = frame.f_back  # type: ignore[assignment]
@@ -102,7 +103,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextmanager
 def watched(regularizer: Regularizer) -> Iterator[Watch]:
-    """Watch the formula that runs in the block; raises ImpureError if it draws or writes, even if the formula swallowed the error."""
+    """Watch the formula that runs in the block. Raises ImpureError if it draws or writes, even if the formula catches the error."""
     watch = Watch(regularizer)
     with watch:
         yield watch
@@ -111,17 +112,17 @@ def watched(regularizer: Regularizer) -> Iterator[Watch]:
 
 
 def called(regularizer: Regularizer, arguments: dict[str, Any]) -> Any:
-    """Call a formula.
+    """Call a formula, and watch its first call if it could not be tried on sample tensors before.
 
     Args:
-        regularizer: whose formula to call.
-        arguments: the arguments that it asks for, by name.
+        regularizer: The regularizer whose formula to call.
+        arguments: The arguments of the formula by name.
 
     Returns:
-        What the formula returns.
+        The result of the formula.
 
     Raises:
-        ImpureError: at the first call of a formula that could not be tried on sample tensors before, if it draws or writes.
+        ImpureError: The formula draws or writes in a call that is watched.
     """
     if compiling() or not unproven or type(regularizer) not in unproven:
         return regularizer(**arguments)
@@ -140,14 +141,14 @@ def twice(regularizer: Regularizer, run: Callable[[], Tensor]) -> None:
         with watched(regularizer):
             results.append(run())
         states.append(_python_states())
-    if states[0] != states[1] != states[2]:  # each time: once might be another thread
-        raise draws(regularizer, "by Python's random or numpy.random")
+    if states[0] != states[1] != states[2]:  # only if the state changed in both runs: a single change may come from another thread
+        raise draw_error(regularizer, "by Python's random or numpy.random")
     if changed := [name for name, what in _attributes(regularizer).items() if attributes.get(name) != what]:
-        raise remembers(regularizer, f"it changes {type(regularizer).__name__}.{changed[0]}")
+        raise state_error(regularizer, f"it changes {type(regularizer).__name__}.{changed[0]}")
     if not all(isinstance(each, Tensor) for each in results) or results[0].shape != results[1].shape:
         return
     if not torch.equal(results[0].detach().nan_to_num(), results[1].detach().nan_to_num()):
-        raise remembers(regularizer, "called twice with the same arguments, it gives two results")
+        raise state_error(regularizer, "called twice with the same arguments, it gives two results")
 
 
 def _tensors(values: Any) -> list[Tensor]:
@@ -157,7 +158,7 @@ def _tensors(values: Any) -> list[Tensor]:
 def _storages(tensor: Tensor) -> list[int]:
     try:
         return [storage_number(tensor)]
-    except (RuntimeError, NotImplementedError):  # sparse tensors and other classes have none of their own
+    except (RuntimeError, NotImplementedError):  # sparse tensors and some subclasses have no storage
         return []
 
 
@@ -170,9 +171,10 @@ def _written(schema: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list
 
 
 def _generator_states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[bytes]:
-    """The states of the default generators, to compare: torch marks attention and recurrent layers as drawing, and they may not draw.
+    """Return the states of the default generators, to compare before and after a call.
 
-    A generator that the formula passes is not looked at: the formula may seed it, for a fixed projection. If it does not, two calls
+    The tag alone does not show that a call drew: torch tags attention and recurrent layers as random even when a call draws nothing.
+    A generator that the formula passes is not included. The formula may seed it, for a fixed projection; if it does not, two calls
     give two results, which ``twice`` finds.
     """
     devices = {each.device for each in _tensors((args, kwargs))} | {torch.device(kwargs.get("device") or "cpu")}
@@ -200,7 +202,7 @@ def put_back() -> Iterator[None]:
 
 
 def _attributes(regularizer: Regularizer) -> dict[str, Any]:
-    """The attributes of the regularizer and its classes, by identity (containers by their items), to see whether a call changes them."""
+    """Return the attributes of the regularizer and its classes by identity (containers by their items), to see if a call changes them."""
     attributes: dict[str, Any] = {}
     for kind in reversed(type(regularizer).__mro__):
         if issubclass(kind, Regularizer) and kind not in (Regularizer, Splice, Penalty):

@@ -17,23 +17,24 @@ from graphreg.regularizer.purity import ImpureError, put_back, twice, unproven
 from graphreg.regularizer.vjp import Vjp
 from graphreg.rng import Noise
 
-_SHAPES: tuple[tuple[int, ...], ...] = ((2, 3), (2, 3, 4), (2, 3, 4, 4))  # what values mostly are: of a dense layer, a sequence, images
-_SMALL = 1 << 12
+_SHAPES: tuple[tuple[int, ...], ...] = ((2, 3), (2, 3, 4), (2, 3, 4, 4))  # common shapes: of a dense layer, a sequence, images
+_SMALL = 1 << 12  # elements; the whole shapes of sites are tried up to this
 _SETTINGS = {"pattern", "weight", "name", "expect", "rng", "clean"}  # options that no formula reads
-_known: WeakKeyDictionary[type, set[tuple[str, ...]]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[type, set[tuple[str, ...]]] = WeakKeyDictionary()  # by class, the options that were tried
 
 
 def require_pure(regularizer: Regularizer, sites: Sequence[Site]) -> None:
-    """Refuse a formula that draws from elsewhere than its noise, writes or remembers; each class is tried once for its options.
+    """Raise for a formula that draws from elsewhere than its noise, writes into its arguments, or keeps state between calls.
 
-    A formula that runs on none of the sample tensors, because it needs others, is watched at its first call in eager instead.
+    Each class is tried once for each combination of options. A formula that runs on none of the sample tensors, because it needs other
+    shapes, is watched at its first eager call instead.
 
     Args:
-        regularizer: whose formula to try.
-        sites: the sites it will act on; their shapes are tried too.
+        regularizer: The regularizer whose formula to try.
+        sites: The sites it will act on; their shapes are tried too.
 
     Raises:
-        RegularizerError: for an impure formula.
+        RegularizerError: The formula is impure.
     """
     options = (*(repr(getattr(regularizer, f.name)) for f in fields(regularizer) if f.name not in _SETTINGS),)
     known = _known.setdefault(type(regularizer), set())
@@ -44,7 +45,7 @@ def require_pure(regularizer: Regularizer, sites: Sequence[Site]) -> None:
 
 
 def _probed(regularizer: Regularizer, sites: Sequence[Site]) -> bool:
-    """Try the formula; returns whether it ran on any of the sample tensors."""
+    """Try the formula; return whether it ran on any of the sample tensors."""
     ran = False
     for shapes in _guesses(regularizer, sites):
         try:
@@ -56,13 +57,13 @@ def _probed(regularizer: Regularizer, sites: Sequence[Site]) -> bool:
             ran = True
         except ImpureError:
             raise
-        except Exception:  # a formula may raise anything on a value it is not made for
+        except Exception:  # a formula may raise anything for a value that does not fit it
             continue
     return ran
 
 
 def _guesses(regularizer: Regularizer, sites: Sequence[Site]) -> Iterator[dict[str, tuple[int, ...]]]:
-    """The shapes to try, by name of a site: the sites' own where known (axes cut to 4, then whole if small), then usual ones."""
+    """Yield the shapes to try, by name of a site: the sites' own where known (axes cut to 4, then whole if small), then common ones."""
     together = "values" in regularizer.takes or regularizer.takes_vjp
     groups = [list(sites)] if together else [[site] for site in {len(s.shape): s for s in sites if s.shape is not None}.values()]
     for group in groups:
@@ -77,7 +78,7 @@ def _guesses(regularizer: Regularizer, sites: Sequence[Site]) -> Iterator[dict[s
 
 
 def _sample_arguments(regularizer: Regularizer, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Sample arguments for a formula, like those of a call: values that autograd records and that are no leaves."""
+    """Return sample arguments for a formula, like those of a call: values that autograd records and that are not leaves."""
     values = {name: _value(shape, i).requires_grad_().clone() for i, (name, shape) in enumerate(shapes.items())}
     first = next(iter(values.values()))
     noise = {name: Noise(torch.tensor([12345 + i, 678], dtype=torch.int32)) for i, name in enumerate(values)}
@@ -91,7 +92,7 @@ def _sample_arguments(regularizer: Regularizer, shapes: Mapping[str, tuple[int, 
 
 
 def _anew(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The same arguments for a second call, with the noise streams at their beginning again."""
+    """Return the same arguments for another call, with noise that draws from its beginning again."""
     again = dict(arguments)
     if "noise" in arguments:
         again["noise"] = Noise(arguments["noise"].key)
@@ -102,6 +103,6 @@ def _anew(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _value(shape: tuple[int, ...], seed: int) -> Tensor:
-    """A tensor of distinct numbers of both signs, made without random draws."""
+    """Return a tensor of distinct numbers of both signs, made without random draws."""
     count = torch.Size(shape).numel()
     return torch.sin(torch.arange(1 + seed, count + 1 + seed, dtype=torch.float32) * 1.7).reshape(shape)

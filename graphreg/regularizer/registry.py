@@ -39,7 +39,7 @@ def register(cls: type[Regularizer]) -> None:
 
 
 def registered() -> dict[str, type[Regularizer]]:
-    """All known regularizers: every key and class name, in lower case, with its class."""
+    """Return all known regularizers: every key and class name, in lower case, with its class."""
     _discover()
     return dict(_classes)
 
@@ -48,21 +48,21 @@ def build(key: str, **options: Any) -> Regularizer:
     """Make a regularizer from its key, e.g. ``build("weight_l2", weight=1e-4)``.
 
     Args:
-        key: a key or class name, in upper or lower case.
-        **options: the options of the class.
+        key: A key or class name, in upper or lower case.
+        **options: The options of the class.
 
     Returns:
         The regularizer.
 
     Raises:
-        NoMatchError: for an unknown key.
-        RegularizerError: for an unknown option or a value out of range.
+        NoMatchError: The key is unknown.
+        RegularizerError: An option is unknown or out of range.
     """
     return find(key)(**options)
 
 
 def find(key: str) -> type[Regularizer]:
-    """The regularizer class of a key or class name; raises NoMatchError for an unknown one."""
+    """Return the regularizer class with a key or class name. Raises NoMatchError for an unknown one."""
     known = registered()
     if not isinstance(key, str) or key.lower() not in known:
         raise NoMatchError(
@@ -80,7 +80,7 @@ def _discover() -> None:
     for entry in entry_points(group=GROUP):
         try:
             _load(entry)
-        except (Exception, SystemExit) as error:  # somebody else's package must not take graphreg down with it
+        except (Exception, SystemExit) as error:  # a faulty package of a third party must not break graphreg
             owner = f" of {entry.dist.name} {entry.dist.version}" if entry.dist is not None else ""
             warnings.warn(f"graphreg: the regularizer {entry.name} = {entry.value}{owner} was not loaded: {error!r}", stacklevel=3)
 

@@ -12,12 +12,12 @@ from torch import fx, nn
 from graphreg.errors import NoMatchError, RegularizerError, shown, suggestions_text
 from graphreg.ir import Graphs, Label, Operations, Pattern, Site, Steps, chains, convolution, exactly, site_nodes, strings
 
-Port = tuple[str, tuple[str, ...]]  # a module's path, and which of its values
-Sequences = dict[Site, tuple[str, Steps]]  # with the string that chose it
+Port = tuple[str, tuple[str, ...]]  # a module's path, and the names of a port of its output
+Sequences = dict[Site, tuple[str, Steps]]  # with the string that selected the site
 
 
 def check_options(regularizer: Any) -> None:
-    """Refuse a penalty on sequences that has no selector, or whose ``time_axis`` or ``lengths`` has the wrong type."""
+    """Raise RegularizerError for a penalty on sequences without a selector, or whose ``time_axis`` or ``lengths`` has the wrong type."""
     kind, texts = type(regularizer).__name__, strings(regularizer.pattern)
     if any(text.strip("! ") == "*" for text in texts) or (texts and all(Pattern.parse(text).exclude for text in texts)):
         key = regularizer.keys[0] if regularizer.keys else "key"
@@ -39,7 +39,7 @@ def check_options(regularizer: Any) -> None:
 
 
 def check_arguments(kind: str, names: Sequence[str], options: Sequence[str]) -> None:
-    """Refuse a formula whose arguments contradict: ``steps`` beside ``z`` or ``values``, or lengths without steps or the reverse."""
+    """Raise RegularizerError for contradicting arguments: ``steps`` with ``z`` or ``values``, or lengths that are not taken with steps."""
     both = [name for name in ("z", "values") if name in names and "steps" in names]
     if both:
         raise RegularizerError(f"{kind}.__call__ asks for steps and for {both[0]}; it gets a sequence or a value. Leave one out.")
@@ -52,21 +52,21 @@ def check_arguments(kind: str, names: Sequence[str], options: Sequence[str]) -> 
 def sequences(matched: Mapping[Site, str], regularizer: Any, values: Sequence[Site], operations: Operations, graphs: Graphs) -> Sequences:
     """Group the selected sites into sequences.
 
-    Where a selector string matches the path of a module that is a recurrent cell, the calls that follow each other are the steps of
-    one sequence. The calls of any other module are one sequence each. A selector that is a function selects single calls.
+    Where a selector string matches the path of a module that is a recurrent cell, calls that each read an earlier one are the steps of
+    one sequence. For any other module, each call is a sequence. A selector that is a function selects single calls.
 
     Args:
-        matched: the selected sites, each with the string that selected it.
-        regularizer: whose options say how a value is read.
-        values: all value sites of the model.
-        operations: the operations of the model's graphs.
-        graphs: the graphs by mode.
+        matched: The selected sites, each with the string that selected it.
+        regularizer: The regularizer, whose options say how to read a value.
+        values: All value sites of the model.
+        operations: The operations of the model's graphs.
+        graphs: The graphs by mode.
 
     Returns:
-        By site, the string that selected it and how its value is read. The calls of a cell stand under the first of them.
+        By site, the string that selected it and how to read its value. The calls of a cell are listed under the first of them.
 
     Raises:
-        RegularizerError: for a value that is no sequence, as far as shapes are known.
+        RegularizerError: A value is no sequence, as far as shapes are known.
     """
     texts = strings(regularizer.pattern)
     away = {id(site) for text in texts if (p := Pattern.parse(text)).exclude for site in p.find(values)}
@@ -105,7 +105,7 @@ class _Calls:
         return {name: node for graph in reversed(self.graphs) for name, node in site_nodes(graph, self.operations).items()}
 
     def named(self, site: Site, labels: Sequence[Label]) -> Port | None:
-        """The module output, out of ``labels``, whose calls may be steps: of a module called several times, or a cell of torch's."""
+        """Return the module output among ``labels`` whose calls may be steps, of a torch cell or a module with several calls; or None."""
         if site.sequence:  # a recurrent layer: each call is a sequence
             return None
         several = [port for port in map(_port, labels) if len(self.of[port]) > 1 or self._of_torch(port[0])]
@@ -115,28 +115,29 @@ class _Calls:
         return isinstance(self.operations.modules[path], nn.RNNCellBase)
 
     def cell(self, path: str) -> str | None:
-        """The path of the cell whose steps the module's calls are; None if they are no steps.
+        """Return the path of the cell whose steps the module's calls are; None if they are not steps.
 
-        A cell is a cell of torch's, or a module whose calls read its earlier outputs. It may be the module itself, or one around it
-        that is called as often.
+        A cell is one of torch's cells, or a module whose calls read its earlier outputs. It may be the module itself, or a module
+        around it that is called as often.
         """
         count = len(self.chains(path))
-        while path and len(chain := self.chains(path)) in (0, count):  # 0: a list of modules, which nobody calls
+        while path and len(chain := self.chains(path)) in (0, count):  # 0: a ModuleList or the like, which is never called
             if chain and (self._of_torch(path) or len(set(chain.values())) < count):
                 return path
             path = path.rpartition(".")[0]
         return None
 
     def is_cell(self, path: str) -> bool:
+        """Return whether the module's calls are the steps of a cell."""
         return self.cell(path) is not None
 
     def runs(self, port: Port) -> list[list[Site]]:
-        """The calls of a module output, grouped into runs that follow each other; for a module that is no cell, each call is a run."""
+        """Return the calls of a module output in runs, in which each call reads an earlier one; outside of a cell, each call is a run."""
         calls, cell = self.of[port], self.cell(port[0])
         if cell is None:
             return [[call] for call in calls]
         call_names, firsts = list(self.chains(port[0])), list(self.chains(cell).values())
-        if len(set(firsts)) == len(firsts):  # a cell of torch's that is given no state
+        if len(set(firsts)) == len(firsts):  # a torch cell that is called without a state
             return [calls]
         first_of = dict(zip(call_names, firsts, strict=True))
         by_first: dict[str, list[Site]] = {}
@@ -151,7 +152,7 @@ def _port(label: Label) -> Port:
 
 
 def _labels(text: str, values: Sequence[Site]) -> dict[str, list[Label]]:
-    """By site, the labels under which a selector string matches it, of those of modules whose path the string matches, too."""
+    """Return, by site, those of its labels that a selector string matches and that name a module whose path the string matches, too."""
     labels: dict[str, list[Label]] = {}
     pattern = Pattern.parse(text)
     for label, site in pattern.labels(values):
@@ -176,7 +177,7 @@ def _steps(site: Site, steps: Sequence[Site], named: Port | None, calls: _Calls,
 
 
 def _hint(site: Site, calls: _Calls) -> str:
-    """A sentence for the error that says what to select instead of a single call of a module; ``""`` if it is not one."""
+    """Return a sentence that says what to select instead of one call of a module; ``""`` if the site is not one of several calls."""
     several = [label for label in site.labels if label.module is not None and len(calls.of[_port(label)]) > 1]
     if not several:
         return ""
@@ -191,11 +192,11 @@ def _hint(site: Site, calls: _Calls) -> str:
 
 
 def _layer_axis(site: Site, regularizer: Any) -> int:
-    """The axis of time in the output of a recurrent layer; raises RegularizerError if the option asks for another."""
-    asked, axis = regularizer.engine_options.time_axis, 1 if site.sequence == "batch first" else 0
-    if site.sequence != "state" and asked not in (1, axis, axis - 3):  # 1: not given
+    """Return the axis of time in the output of a recurrent layer. Raises RegularizerError if the option gives another."""
+    given, axis = regularizer.engine_options.time_axis, 1 if site.sequence == "batch first" else 0
+    if site.sequence != "state" and given not in (1, axis, axis - 3):  # 1 is the default, so it may not have been given
         raise RegularizerError(
-            f"{type(regularizer).__name__} at {site.name}: time_axis={asked} is not the axis of time in the output of this layer, which is "
+            f"{type(regularizer).__name__} at {site.name}: time_axis={given} is not the axis of time in the output of this layer, which is "
             f"{axis} (batch_first={axis == 1}). Leave time_axis out: a recurrent layer tells its own."
         )
     return axis
@@ -216,7 +217,7 @@ def _require(site: Site, steps: Steps, regularizer: Any) -> None:
 
 
 def _require_time(site: Site, steps: Steps, regularizer: Any, calls: _Calls) -> None:
-    """Refuse the default ``time_axis=1`` where the value comes from a convolution, whose axis 1 is channels."""
+    """Raise RegularizerError for ``time_axis=1`` if the value comes from a convolution, whose axis 1 is channels."""
     if steps.calls or site.sequence or steps.axis != 1:
         return
     if site.name not in calls.nodes or (made_by := convolution(calls.nodes[site.name], calls.operations)) is None:
@@ -233,15 +234,15 @@ def check_lengths(chosen: Sequences, name: str, inputs: Mapping[str, Any], speci
     """Check that an input of the model carries the lengths, in a shape that fits the sequences.
 
     Args:
-        chosen: the sequences, as ``sequences`` returns them.
-        name: the name of the input.
-        inputs: the model's inputs by name, each (shape, dtype), or None if not known.
-        specialized: the model's specialized arguments.
-        who: the regularizer, for messages.
+        chosen: The sequences, as ``sequences`` returns them.
+        name: The name of the input.
+        inputs: The model's inputs by name, each (shape, dtype), or None if not known.
+        specialized: The model's specialized arguments.
+        who: The regularizer, for messages.
 
     Raises:
-        NoMatchError: if no input has the name.
-        RegularizerError: if its shape or dtype does not fit.
+        NoMatchError: No input has the name.
+        RegularizerError: Its shape or dtype does not fit.
     """
     if name not in inputs:
         why = (

@@ -1,9 +1,9 @@
 """The vector-Jacobian product (vjp) from sites to the values that ``wrt`` selects, through the forward that runs anyway.
 
-The values of ``wrt`` are tracked from where they are produced, so that autograd records what the model makes of them, and
-``torch.autograd.grad`` goes back from the sites. There is one forward, whose masks and batch statistics are the model's,
-and nothing in the model's graph is replaced. Dynamo does not trace ``autograd.grad``, but leaves a function that
-is allowed in graphs as one opaque call; AOTAutograd then differentiates through it.
+``tracked`` makes autograd record the values of ``wrt`` from where they are produced, and ``torch.autograd.grad`` goes back to them from
+the sites. No second forward runs, so the product has the masks and the batch statistics of the model's own, and no operation of the
+model's graph is replaced. Dynamo does not trace ``autograd.grad``. It takes a function that was passed to ``allow_in_graph`` as one
+opaque call, through which AOTAutograd then differentiates.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from graphreg.errors import GraphRegError, RegularizerError
 from graphreg.rng import Noise
 from graphreg.torch_internals import custom_operators, has_no_formula, is_wrapped, one_level_below, transform_level
 
-LIMIT, COMPILED_LIMIT = 1 << 13, 1 << 8  # rows of an exact Jacobian: backward passes, compiled each code of its own
+LIMIT, COMPILED_LIMIT = 1 << 13, 1 << 8  # rows of an exact Jacobian, each a backward pass; compiled, each adds code
 
 
-@dataclass(frozen=True, eq=False)  # by identity: Dynamo of torch 2.12 asks for its hash while it has no fields yet
+@dataclass(frozen=True, eq=False)  # hashed by identity: Dynamo of torch 2.12 hashes it before its fields are set
 class Vjp:
     """The vector-Jacobian product that a formula gets as its argument ``vjp``; call it with cotangents.
 
     Attributes:
-        sites: the values at the sites, by name.
-        wrt: the values to differentiate with respect to, by name.
-        noise: a stream of draws for each site, by name.
-        caller: what runs the product, for messages.
-        suspects: operations that may have no second derivative, for the error.
-        proven: whether all operations are known to have a second derivative, so that it need not be checked.
+        sites: The values at the sites, by name.
+        wrt: The values to differentiate with respect to, by name.
+        noise: The noise to draw from for each site, by name.
+        caller: The penalty that computes the product, for messages.
+        suspects: Operations that may have no second derivative, for the error.
+        proven: Whether all operations are known to have a second derivative, so that it need not be checked.
     """
 
     sites: Mapping[str, Tensor]
@@ -47,10 +47,10 @@ class Vjp:
         """Compute the sum over sites of cotangent times Jacobian.
 
         Args:
-            cotangents: by name of a site, a tensor in the shape of its value; sites may be left out.
+            cotangents: By name of a site, a tensor in the shape of its value; sites may be left out.
 
         Returns:
-            By name of ``wrt``, the product in the shape of that value; 0 where there is no path.
+            By name in ``wrt``, the product in the shape of that value; 0 where there is no path.
         """
         outputs = [self.sites[name] for name in cotangents]
         vectors = [vector.to(z.dtype) for vector, z in zip(cotangents.values(), outputs, strict=True)]
@@ -61,13 +61,13 @@ class Vjp:
         """Iterate over the rows of the exact Jacobian of a site's value, one for each of its elements.
 
         Args:
-            site: the name of the site.
+            site: The name of the site.
 
         Yields:
-            One row, by name of ``wrt``, as ``__call__`` returns it.
+            One row, by name in ``wrt``, as ``__call__`` returns it.
 
         Raises:
-            RegularizerError: where there are too many rows: each is a backward pass.
+            RegularizerError: There are too many rows, each of which is a backward pass.
         """
         z = self.sites[site]
         compiled = torch.compiler.is_compiling()
@@ -99,7 +99,8 @@ class _Track(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, anchor: Tensor) -> tuple[Tensor, Any]:
-        return tracked(x), in_dims[0]
+        # a new anchor would be recorded below the level that differentiates, as if somebody went back through that once more
+        return _Track.apply(x, anchor), in_dims[0]  # type: ignore[no-untyped-call]
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: Any) -> Tensor:
@@ -107,43 +108,43 @@ class _Track(torch.autograd.Function):
 
 
 def tracked(x: Tensor) -> Tensor:
-    """The same values, [any shape], as a tensor that autograd records from here on."""
+    """Return ``x``, [any shape], as a new tensor that autograd records from here on."""
     return _Track.apply(x, torch.zeros((), device=x.device, requires_grad=True))  # type: ignore[no-any-return,no-untyped-call]
 
 
 def recorded(tensor: Tensor) -> bool:
-    """Whether autograd records the tensor, at any level of torch.func's transforms: under vmap the tensor itself says no."""
+    """Return whether autograd records the tensor at any level of torch.func's transforms; under vmap, ``requires_grad`` may be False."""
     return tensor.requires_grad or (is_wrapped(tensor) and recorded(one_level_below(tensor)))
 
 
 def gradients(
     outputs: Sequence[Tensor], inputs: Sequence[Tensor], vectors: Sequence[Tensor], prove: bool, caller: str, suspects: Sequence[str]
 ) -> list[Tensor]:
-    """``torch.autograd.grad`` whose result can be differentiated again, with zeros where there is no path.
+    """Compute gradients by ``torch.autograd.grad`` that can be differentiated again, with zeros where there is no path.
 
     Args:
-        outputs: the values to differentiate.
-        inputs: the values to differentiate with respect to.
-        vectors: a cotangent for each output.
-        prove: check that the result can be differentiated again.
-        caller: what asks for it, for messages.
-        suspects: operations that may have no second derivative, for messages.
+        outputs: The values to differentiate.
+        inputs: The values to differentiate with respect to.
+        vectors: A cotangent for each output.
+        prove: Whether to check that the result can be differentiated again.
+        caller: The penalty that needs the gradients, for messages.
+        suspects: Operations that may have no second derivative, for messages.
 
     Returns:
         A gradient for each input.
 
     Raises:
-        GraphRegError: under ``torch.vmap``, or, with ``prove``, where an operation has no second derivative.
+        GraphRegError: ``torch.vmap`` is active, or, with ``prove``, an operation has no second derivative.
     """
     live = [i for i, z in enumerate(outputs) if z.requires_grad]
     if any(recorded(z) for i, z in enumerate(outputs) if i not in live):
         raise GraphRegError(
-            f"{caller} runs a backward pass of its own, which torch.vmap does not let it. Put the gradient inside, as for gradients of "
-            "each example, torch.vmap(torch.func.grad(f)), or call the module on the whole batch."
+            f"{caller} runs a backward pass of its own, which torch.vmap does not allow. Take the gradient within vmap, as in "
+            "torch.vmap(torch.func.grad(f)) for gradients of each example, or call the module on the whole batch."
         )
     if not live:
         return [torch.zeros_like(x) for x in inputs]
-    # a function that is differentiable once tells so only of an argument that needs a gradient
+    # a once_differentiable function shows that only if its incoming gradient requires grad
     prove = prove and transform_level() is None  # torch.func allows no requires_grad_()
     cotangents = [vectors[i].detach().requires_grad_() if prove else vectors[i] for i in live]
     before = history(outputs) if prove else set()
@@ -153,13 +154,13 @@ def gradients(
         among = f" Among {', '.join(suspects[:4])}." if suspects else ""
         raise GraphRegError(
             f"{caller}: {culprit} cannot be differentiated twice, so the penalty would have no gradient.{among} "
-            "Select sites before that operation, or a wrt behind it."
+            "Select sites before that operation, or a wrt after it."
         )
     return results
 
 
 def history(values: Sequence[Tensor]) -> set[Any]:
-    """All autograd functions that the values were computed by."""
+    """Return all autograd functions that the values were computed by."""
     functions, waiting = set[Any](), [value.grad_fn for value in values]
     while waiting:
         function = waiting.pop()
@@ -170,9 +171,10 @@ def history(values: Sequence[Tensor]) -> set[Any]:
 
 
 def once_only(values: Sequence[Tensor], before: set[Any]) -> str:
-    """The name of an operation in the values' history that has no derivative; ``""`` if all have one.
+    """Return the name of an operation in the values' history that has no derivative; ``""`` if all have one.
 
-    ``before``: the history of what was differentiated, which is not searched; under torch.compile a parameter has no derivative there.
+    ``before``: the history of the values that were differentiated. It is not searched, because under torch.compile the autograd function
+    of a parameter there has no derivative.
     """
     waiting, seen = [(value.grad_fn, "") for value in values], set(before)
     while waiting:
@@ -190,13 +192,13 @@ def once_only(values: Sequence[Tensor], before: set[Any]) -> str:
 
 
 def _operator(name: str) -> str:
-    """The qualified name of a custom operator, from autograd's name for it, which has ``_`` in place of ``::``."""
+    """Return the qualified name of a custom operator, from autograd's name for it, which has ``_`` in place of ``::``."""
     known = {each.replace("::", "_"): each for each in custom_operators()}
     return known.get(name, name)
 
 
 @cache
 def known_to_dynamo() -> None:
-    """Have Dynamo take this file's functions as opaque calls. Importing Dynamo takes a second, so this waits for a module that needs it."""
+    """Make Dynamo take this file's functions as opaque calls. Only a module that needs this calls it: importing Dynamo takes a second."""
     torch.compiler.allow_in_graph(tracked)  # type: ignore[no-untyped-call]
     torch.compiler.allow_in_graph(gradients)  # type: ignore[no-untyped-call]

@@ -1,8 +1,9 @@
-"""Carries out a plan on a copy of the model's graphs, checks the result, and undoes it again (``graphreg.strip``).
+"""Carries out a plan on copies of the model's graphs, checks the result, and removes the additions again (``graphreg.strip``).
 
-Nothing outside of this room edits an fx graph of the model. Open ``rewrite.py`` first. ``invariants.py`` checks every rewritten
-module against the traced model and the plan, ``substitute.py`` replaces calls of native dropout, ``monitor_watches.py`` places the
-monitor's watches.
+No other room edits an fx graph of the model. Open ``rewrite.py`` first. ``instantiate.py`` makes the runtime modules of a plan,
+``plan_lowering.py`` decides which nodes are inserted where, as ``insertions.py`` describes them, and ``invariants.py`` and
+``placement.py`` check every rewritten module against the traced model and the plan. ``substitute.py`` puts calls of native dropout back,
+and ``monitor_watches.py`` places the watches of a monitor.
 """
 
 from graphreg.rewriting.insertions import Insertion, Insertions, Position

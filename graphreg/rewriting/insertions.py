@@ -1,10 +1,6 @@
-"""Insertions: the nodes that the rewrite makes, in one ordered list for each traced graph, with everything decided about them.
+"""Insertions: descriptions of the nodes that the rewrite makes, in one ordered list for each traced graph.
 
-``plan_lowering.py`` finds out what they are, ``rewrite.py`` makes them while it copies the graph.
-
-Splices on parameters need no kind more: they are a ``READ`` and a ``SPLICE`` before the first reader, which replace the parameter
-for chosen readers, and the call of a layer that reads it by itself, made ``INSTEAD`` of the layer's own. State that a regularizer
-owns lives in its runtime module and inserts nothing. Blocks group the insertions of a graph by the site that they are at.
+``plan_lowering.py`` decides everything about them; ``rewrite.py`` makes the nodes while it copies the graph.
 """
 
 from __future__ import annotations
@@ -21,10 +17,10 @@ from graphreg.ir import Kind
 
 
 class Position(Enum):
-    """Where an insertion stands, by a node of the traced graph: its anchor."""
+    """Where an insertion stands, relative to its anchor, a node of the traced graph."""
 
     BEFORE = "before"
-    INSTEAD = "instead of"  # under the anchor's name, with its arguments and those of the insertion
+    INSTEAD = "instead of"  # with the anchor's name, and with the anchor's arguments before its own
     AFTER = "after"
 
 
@@ -34,18 +30,18 @@ class Insertion:
 
     Attributes:
         name: The node's name in the emitted graph; no other node has it.
-        kind: What it is there for.
+        kind: The purpose of the node.
         position: Whether it stands before, after or instead of its anchor.
         anchor: A node of the traced graph. Several insertions at one place stand in the order of the list.
         op: ``call_module``, ``call_function`` or ``get_attr``, as in torch.fx.
         target: The path of the runtime module, the function, or the path of the parameter.
-        args: What it is called with. A node of the traced graph stands for the value that this node itself makes, not for what
-            replaces it; an insertion for the value of that insertion.
-        kwargs: The same, by name.
-        regularizer: The name of the regularizer whose it is; "" where it is that of several or of none.
-        site: The name of the site that it is at; "" where it is at none.
-        replaces: The node of the traced graph whose readers read this insertion instead, from its place on.
-        readers: Which of them do; None for all.
+        args: The node's positional arguments. A node of the traced graph means the value that this node itself makes, not a value that
+            replaces it; an insertion means the value of that insertion.
+        kwargs: The node's keyword arguments, likewise.
+        regularizer: The name of the regularizer that it belongs to; "" if it belongs to several or to none.
+        site: The name of its site; "" if it has none.
+        replaces: The node of the traced graph that it replaces, or None: nodes of the model that come later read the insertion instead.
+        readers: The only nodes that do so; None for all that come later.
     """
 
     name: str
@@ -74,7 +70,7 @@ Value = fx.Node | Insertion
 
 
 def _text(arg: Any) -> str:
-    """An argument as text, its nodes and insertions by name."""
+    """Return an argument as text, in which nodes and insertions have their names."""
     if isinstance(arg, (fx.Node, Insertion)):
         return arg.name
     if isinstance(arg, tuple):
@@ -84,15 +80,15 @@ def _text(arg: Any) -> str:
 
 @dataclass(frozen=True)
 class Insertions:
-    """What the plan comes to in one traced graph.
+    """All insertions that a plan needs in one traced graph.
 
     Attributes:
         ordered: The insertions in the order in which they stand in the emitted graph.
-        totals: The penalties of the graph, by name, in the plan's order.
+        totals: The insertion that computes each penalty, by the penalty's name, in the plan's order.
         returns: Whether the output carries the penalties; else they are attached to it.
-        recomputed: The runtime modules of splices and native dropouts whose result is computed again in backward, when compiled.
-        overwritten: Those of splices into whose value the model may write.
-        apart: Those of which it does, while a penalty measures what they give.
+        recomputed: The names of runtime modules (of splices and native dropouts) whose result a compiled backward recomputes.
+        overwritten: The names of runtime modules of splices whose value the model may overwrite later.
+        apart: Of these, the splices whose value the model definitely overwrites, while a penalty measures what they return.
     """
 
     ordered: tuple[Insertion, ...]

@@ -30,15 +30,16 @@ from graphreg.runtime import (
 
 
 def identifier(name: str) -> str:
-    """A site's name as Python writes it: ``layer1.0.relu`` is ``layer1_0_relu``."""
+    """Return a site's name as a Python identifier: ``layer1.0.relu`` becomes ``layer1_0_relu``."""
     text = re.sub(r"\W", "_", name)
     return f"_{text}" if text[0].isdigit() else text
 
 
 def runtime_module_names(plan: Plan) -> dict[int | str, str]:
-    """Name each edit's runtime module under ``graphreg_rules``, by the edit's place in the plan, and what tracks a site, by the site.
+    """Name the plan's runtime modules under ``graphreg_rules``.
 
-    Native dropouts follow the edits. States that ``rng_state`` gave name streams by these names, so they must not change.
+    A key of the result is an edit's index in the plan, or the name of a tracked site. The indices of native dropouts follow those of the
+    edits. States that ``rng_state`` returned have streams by these names, so a new version of graphreg must not change them.
     """
     taken = {*dir(Rules()), "key", "attach", *plan.regularizers}
     names: dict[int | str, str] = {}
@@ -63,7 +64,7 @@ def runtime_module_names(plan: Plan) -> dict[int | str, str]:
 
 
 def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], rng: Any) -> Rules:
-    """What goes under ``graphreg_rules``: the runtime modules of the plan, with their strengths and streams."""
+    """Make what goes under ``graphreg_rules``: the runtime modules of the plan, with their strengths and noise streams."""
     for name, regularizer in plan.regularizers.items():
         require_pure(regularizer, [edit.site for edit in plan.of(name)])
     rules = Rules()
@@ -88,7 +89,7 @@ def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], rng
 
 
 def _add_strengths(rules: Rules, plan: Plan, model: nn.Module) -> torch.device:
-    """The strengths, on the device of the model's parameters, which is returned."""
+    """Put the strengths on the device of the model's parameters; return this device."""
     devices = (p.device for p in model.parameters() if p.device.type != "meta")  # a meta tensor holds no strength
     device = next(devices, torch.device("cpu"))
     rules.strengths = {name: brought(torch.tensor([r.weight], dtype=torch.float64), device) for name, r in plan.regularizers.items()}
@@ -98,7 +99,7 @@ def _add_strengths(rules: Rules, plan: Plan, model: nn.Module) -> torch.device:
 
 
 def _streams(plan: Plan, names: Mapping[int | str, str], seeds: _Seeds) -> dict[str, int]:
-    """The stream of noise of everything that draws, by the name of its runtime module; a slot is a place in this order."""
+    """Return the noise stream of each runtime module that draws, by the module's name. A module's slot is its index in this dict."""
     streams: dict[str, int] = {}
     for i, edit in enumerate(plan.edits):
         if isinstance(edit.regularizer, Splice) or edit.name in plan.slices:
@@ -110,7 +111,7 @@ def _streams(plan: Plan, names: Mapping[int | str, str], seeds: _Seeds) -> dict[
 
 
 def _runtime_module(edit: Edit, rules: Rules, slot: int) -> RuntimeModule | None:
-    """The runtime module of an edit; None where its penalty alone has one, for all of its sites."""
+    """Return the runtime module of an edit; None if its penalty has a single runtime module for all sites."""
     strength, regularizer, site = rules.strengths[edit.name], edit.regularizer, edit.site.name
     if isinstance(regularizer, Splice):
         return SpliceRule(regularizer, site, strength, slot, edit.site.module)
@@ -120,7 +121,7 @@ def _runtime_module(edit: Edit, rules: Rules, slot: int) -> RuntimeModule | None
 
 
 def _add_totals(rules: Rules, plan: Plan, names: Mapping[int | str, str], slots: Mapping[str, int]) -> None:
-    """The runtime module of each penalty, which puts together what was measured at its sites."""
+    """Add each penalty's runtime module, which computes the penalty from the measurements or the values at its sites."""
     for name, regularizer in plan.regularizers.items():
         if not isinstance(regularizer, Penalty):
             continue
@@ -134,12 +135,12 @@ def _add_totals(rules: Rules, plan: Plan, names: Mapping[int | str, str], slots:
 
 
 def measures(regularizer: Regularizer) -> bool:
-    """Whether the penalty is taken site by site, directly after each, rather than all at once."""
+    """Whether a penalty measures each site's value on its own, directly after the site, and not all values at once."""
     return regularizer.on == "values" and "values" not in regularizer.takes and not regularizer.takes_vjp
 
 
 class _Seeds:
-    """One seed for the module, drawn when first asked for, and one for each splice that brings its own."""
+    """The seeds of a module: one for all splices, drawn when it is first needed, and one for each splice with an ``rng`` of its own."""
 
     def __init__(self, rng: Any) -> None:
         self.rng, self.common = rng, None if rng is None else seed(rng)
@@ -156,7 +157,7 @@ class _Seeds:
 
 
 def seed(rng: int | torch.Generator | None) -> int:
-    """A seed: the int itself, or one draw of a generator (None: torch's global one)."""
+    """Return a seed: the int itself, or one draw from a generator (None: torch's global generator)."""
     check_rng(rng)
     if isinstance(rng, int):
         return rng
@@ -165,6 +166,6 @@ def seed(rng: int | torch.Generator | None) -> int:
 
 
 def check_rng(rng: object) -> None:
-    """Refuse what is no source of noise."""
+    """Raise RegularizerError unless ``rng`` is an int, a torch.Generator or None."""
     if rng is not None and (isinstance(rng, bool) or not isinstance(rng, (int, torch.Generator))):
         raise RegularizerError(f"rng={shown(rng)} is not allowed; give an int, a torch.Generator, or None for torch's global generator.")

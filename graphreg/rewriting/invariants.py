@@ -30,7 +30,7 @@ def check(module: RewrittenModule, traced: Traced, plan: Plan) -> None:
         flow = to_networkx(emitted)
         _lint(emitted, flow)
         _native_dropouts(emitted, module, plan)
-        graph = restored(emitted)  # what is looked at below are the model's own calls
+        graph = restored(emitted)  # the checks below look at the model's own calls
         flow = flow if graph is emitted else to_networkx(graph)
         original = traced.graphs[mode]
         _contracts(graph, original)
@@ -89,7 +89,7 @@ def _runtime_modules(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> No
 
 
 def _runs(node: fx.Node, runtime_module: nn.Module | None, edit: Edit) -> bool:
-    """Whether the node runs the runtime module that was made for an edit, with as many arguments as that takes."""
+    """Whether the node calls the runtime module that was made for an edit, with as many arguments as this module takes."""
     takes = 1 + (is_kind(node, Kind.SPLICE) or bool(edit.steps and edit.steps.lengths))
     if not isinstance(runtime_module, (SpliceRule, Measure)) or len(node.args) != takes:
         return False
@@ -97,7 +97,7 @@ def _runs(node: fx.Node, runtime_module: nn.Module | None, edit: Edit) -> bool:
 
 
 def replaced_by(node: fx.Node) -> fx.Node | None:
-    """Return the model's value that an addition replaces, or None if it replaces none."""
+    """Return the value that an addition replaces, which another addition may have made; None if it replaces none."""
     if is_kind(node, Kind.SPLICE, Kind.CLONE, Kind.TRACK):
         value = node.args[0]
     elif is_kind(node, Kind.ATTACHED) and isinstance(node.args[0], fx.Node):
@@ -144,11 +144,11 @@ def _same_owner(module: RewrittenModule, model: nn.Module) -> None:
 
 def _contracts(graph: fx.Graph, original: fx.Graph) -> None:
     """Check that the graph without the additions is the original: each operation, on the same values, in the same order."""
-    stands: dict[fx.Node, fx.Node] = {}
+    originals: dict[fx.Node, fx.Node] = {}  # by addition: the model's value that it replaces
     for node in graph.nodes:
         value = replaced_by(node)
         if value is not None:
-            stands[node] = stands.get(value, value)
+            originals[node] = originals.get(value, value)
     remaining = [node for node in graph.nodes if not is_marked(node)]
     if len(remaining) != len(original.nodes):
         fail(f"{len(remaining)} of the model's own {len(original.nodes)} operations are left.")
@@ -159,7 +159,7 @@ def _contracts(graph: fx.Graph, original: fx.Graph) -> None:
         args = ours.args
         if ours.op == "output" and isinstance(args[0], Regularized):
             args = (args[0].output,)
-        if not _equal((args, ours.kwargs), (theirs.args, theirs.kwargs), lambda n: twin.get(stands.get(n, n))):
+        if not _equal((args, ours.kwargs), (theirs.args, theirs.kwargs), lambda n: twin.get(originals.get(n, n))):
             fail(f"{ours.name} does not read what it read in the model: {args}, not {theirs.args}.")
 
 
@@ -179,7 +179,7 @@ def _equal(ours: Any, theirs: Any, resolve: Callable[[fx.Node], fx.Node | None])
 
 
 def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Placed, flow: nx.DiGraph[str], whole_model: bool) -> None:
-    """Check that every splice reaches the output, that every penalty is in it, and that some parameter that can train reaches each."""
+    """Check that each splice reaches the output, that the output has each penalty, and that a trainable parameter reaches each penalty."""
     output = graph.output_node()
     upstream = nx.ancestors(flow, output.name)
     keys = {n for n in graph.nodes if is_kind(n, Kind.KEY)}
@@ -201,7 +201,7 @@ def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Place
     wanted = [name for name, r in plan.regularizers.items() if isinstance(r, Penalty)]
     returned = output.args[0].penalties if isinstance(output.args[0], Regularized) else {n: totals.get(n) for n in wanted}
     if {n: totals.get(n) for n in wanted} != dict(returned) or None in returned.values():
-        fail(f"the penalties {wanted} are not what the output carries.")
+        fail(f"the output does not carry exactly the penalties {wanted}.")
     trained = _trained(graph, module, flow)
     for name, node in totals.items():
         _counts(node, name, plan, placed)
@@ -212,7 +212,7 @@ def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Place
 
 
 def _counts(node: fx.Node, name: str, plan: Plan, placed: Placed) -> None:
-    """Check that a total reads each of its sites once: in the order of the plan, or by name if its formula takes all at once."""
+    """Check that a penalty's total reads each of its sites once: in the order of the plan, or by name if its formula takes all at once."""
     regularizer = plan.regularizers[name]
     edits = [e for e in plan.of(name) if any(site.kind == "parameter" or site.name in placed.where for site in e.sites)]
     if name in plan.slices:

@@ -1,6 +1,7 @@
-"""Watches: the runtime modules that measure values for ``graphreg.monitor``, and what puts them into a module's graphs and takes them out.
+"""Watches: the runtime modules that measure values for ``graphreg.monitor``; ``place`` adds them to a module's graphs, ``remove`` takes
+them out.
 
-A watch returns nothing to the graph. It keeps one small tensor, which is read only when the monitor's numbers are asked for.
+A watch returns nothing to the graph. It keeps one small tensor, which the monitor reads only when somebody reads the monitor's numbers.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ STATISTICS = ("mean", "std", "near_zero", "norm")
 
 @dataclass(eq=False)
 class Clock:
-    """Shared by the watches of one monitor: whether the next call is to be measured. Copies and pickles have None instead."""
+    """Shared by the watches of one monitor. ``due``: whether to measure the next call. Copies and pickles of a watch have None instead."""
 
     due: bool = True
 
@@ -31,9 +32,9 @@ class Clock:
 
 
 class Watch(RuntimeModule):
-    """Measures a value as the model makes it, and the share of it that each splice keeps, in train mode.
+    """Measures a value as the model makes it, and the share of its nonzero elements that each splice keeps, in train mode.
 
-    In eager it measures at the calls that are due; compiled at every call, because a check would make two graphs.
+    In eager mode it measures only in calls that are due; a compiled module measures in every call, because a check would make two graphs.
 
     Attributes:
         site: The site's name.
@@ -47,7 +48,7 @@ class Watch(RuntimeModule):
         super().__init__(f"watch {site}")
         self.site, self.near, self.clock = site, near, clock
         self.names = (*(f"{site}/{each}" for each in STATISTICS), *(f"{site}/kept/{each}" for each in splices))
-        self.target = ""  # the target of its nodes
+        self.target = ""  # the target of the nodes that call it
         self.last: Tensor | None = None
 
     def acts(self) -> bool:
@@ -95,9 +96,9 @@ def kept(z: Tensor, y: Tensor) -> Tensor:
 
 
 def place(module: RewrittenModule, rules: Rules, sites: Sequence[str], near: float, clock: Clock) -> list[Watch]:
-    """Put a watch at each of the sites in all graphs, and one at the penalties. The caller recompiles the module.
+    """Put a watch at each of the sites in all graphs, and one at the penalties. The caller must recompile the module.
 
-    ``near``: |z| at most this counts as near zero; ``clock``: says which calls are measured.
+    ``near``: an element counts as near zero if |z| is at most this. ``clock``: which calls are measured.
     """
     watches: dict[str, Watch] = {}
     operations = Operations(module)
@@ -133,7 +134,7 @@ def place(module: RewrittenModule, rules: Rules, sites: Sequence[str], near: flo
 
 
 def remove(module: RewrittenModule, rules: Rules) -> None:
-    """Take all watches out again. The caller recompiles the module."""
+    """Remove all watches. The caller must recompile the module."""
     for graph in graphs_of(module).values():
         for node in [n for n in graph.nodes if is_kind(n, Kind.WATCH)]:
             graph.erase_node(node)

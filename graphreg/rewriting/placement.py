@@ -1,4 +1,7 @@
-"""Whether every edit of a plan stands at its site, in its order, and nothing passes it by."""
+"""Checks that every edit of a plan acts at its site, in the plan's order, and that the model reads only the value after the last splice.
+
+``placed_in`` looks at a rewritten graph, and ``Placed.check`` compares what it found with the plan. ``invariants.py`` calls both.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +20,17 @@ from graphreg.tracing import Traced
 
 
 def failed(sentence: str) -> GraphRegError:
+    """Return the error of a check."""
     return GraphRegError(f"a rewritten graph failed its check: {sentence}")
 
 
 def fail(sentence: str) -> None:
+    """Raise the error of a check."""
     raise failed(sentence)
 
 
 def placed_in(graph: fx.Graph, original: fx.Graph, traced: Traced, plan: Plan) -> Placed:
-    """What stands in a rewritten graph, and what must, by the graph that was traced and the plan alone.
+    """Find the additions in a rewritten graph, and work out from the traced graph and the plan which copies it needs.
 
     Raises GraphRegError where a regularizer acts twice at a site.
     """
@@ -50,7 +55,7 @@ def placed_in(graph: fx.Graph, original: fx.Graph, traced: Traced, plan: Plan) -
 
 
 def _added(graph: fx.Graph) -> tuple[dict[tuple[str, str], fx.Node], dict[str, fx.Node]]:
-    """The nodes that act for a regularizer at a site, and those that track a site."""
+    """Return the nodes that act for a regularizer, by its name and the site, and the nodes that track a site, by the site."""
     added: dict[tuple[str, str], fx.Node] = {}
     tracks: dict[str, fx.Node] = {}
     for node in graph.nodes:
@@ -71,21 +76,22 @@ def _added(graph: fx.Graph) -> tuple[dict[tuple[str, str], fx.Node], dict[str, f
 
 @dataclass
 class Placed:
-    """Every edit of the plan stands at its site, in its order, and nothing passes it by.
+    """What ``placed_in`` found in a rewritten graph, with the checks of it.
 
     Attributes:
-        graph: The rewritten graph, with the model's own calls in it.
-        plan: What was planned.
-        where: The model's own nodes in it, by site.
-        aliases: Who shares storage in it, and who writes.
-        written: The sites whose value somebody writes into later.
-        overwritten: Those where it may be so.
-        clones: What copies their values.
-        external: Those of ``written`` that are replaced, and whose storage may be the caller's or the model's.
+        graph: The rewritten graph, in which native dropouts call the originals.
+        plan: The plan.
+        where: By site, the model's own node in ``graph``.
+        aliases: Which values of ``graph`` share storage, and which nodes write into it.
+        written: The sites whose value needs a copy, because the model writes into it later. At a site with a splice whose result no
+            penalty reads, a write that is only possible does not count.
+        overwritten: The sites whose value the model may write into later.
+        clones: By site of ``overwritten``, the function that copies its value.
+        external: The sites of ``written`` whose value is replaced, and whose storage may belong to the caller or to the model.
         added: By regularizer and site, the node that acts there.
         tracks: By site, the node that tracks it.
-        needed_copies: The copies that were found to be needed.
-        reads: Of the edits at all calls of a cell, the value at each.
+        needed_copies: The copies that the checks so far have found to be needed.
+        reads: By regularizer and site, for edits on sequences: the value that is measured at each site or call of a cell.
     """
 
     graph: fx.Graph
@@ -102,7 +108,7 @@ class Placed:
     reads: dict[tuple[str, str], dict[str, fx.Node]] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Raise TraceError unless every addition of the plan stands at its place, and nothing else was added."""
+        """Raise GraphRegError unless every addition of the plan stands at its place, and nothing else was added."""
         counted = 0
         for name in self.tracks.keys() | (self.plan.tracked.keys() & self.where.keys()):
             node = self.tracks.get(name)
@@ -121,13 +127,18 @@ class Placed:
             fail("there are additions that are not in the plan.")
 
     def _reads(self, edit: Edit) -> int:
+        """Check that a node reads the parameter of an edit; return 1, the number of additions."""
         node = self.added.get((edit.name, edit.site.name))
         if node is None or node.op != "get_attr" or node.target != edit.site.name:
             fail(f"{edit.name} does not read the parameter {edit.site.name}.")
         return 1
 
     def _chain(self, node: fx.Node, name: str, edits: list[Edit]) -> int:
-        """Clean measurements read the value, splices follow in order, the rest reads the last."""
+        """Check the additions at one site, and return how many act there.
+
+        Measurements with ``clean=True`` must read the value itself, splices must follow it in order, and the other measurements and the
+        model must read the value after the last splice.
+        """
         value, count = self.tracks.get(name, node), 0
         start = value
         for edit in edits:
@@ -152,7 +163,7 @@ class Placed:
     def _note_copies(
         self, name: str, edits: list[Edit], value: fx.Node, copies: list[fx.Node], protecting: list[fx.Node], aside: list[fx.Node]
     ) -> None:
-        """The copies that the site needs, of those that are there."""
+        """Add to ``needed_copies`` those of the site's copies that it needs."""
         self.needed_copies.update(protecting[:1] if name in self.written else [])
         if name in self.external and value is not self.where[name] and any(map(_reads_spliced, edits)):
             if not copies:
@@ -176,7 +187,10 @@ class Placed:
             fail(f"{start.name} is overwritten by a later operation while a penalty with clean=True needs it.")
 
     def _measured(self, name: str, edits: list[Edit], read: fx.Node, clean: fx.Node) -> int:
-        """How many measurements act on what they are to read: ``clean`` before the splices, the others behind them."""
+        """Check that measurements read the right value, ``clean`` if they have ``clean=True``, else ``read``; return how many there are.
+
+        Measurements of sequences are only noted in ``reads``: ``_sequence`` checks them.
+        """
         count = 0
         for edit in edits:
             if not isinstance(edit.regularizer, Penalty) or not measures(edit.regularizer):
@@ -190,12 +204,15 @@ class Placed:
         return count
 
     def _reads_aside(self, name: str, edits: Sequence[Edit]) -> bool:
-        """Whether a penalty needs what the splices replace, and somebody writes into that later."""
+        """Whether a penalty with ``clean=True`` reads the value that splices replace, and the model may write into this value later."""
         clean = any(isinstance(edit.regularizer, Penalty) and edit.regularizer.clean for edit in edits)
         return clean and name in self.overwritten and _has_splice(edits)
 
     def _sequence(self, edit: Edit, steps: Steps) -> int:
-        """A sequence is read at its site, or at every call of its cell, in their order, with its own lengths."""
+        """Check that a penalty reads a sequence at its site, or at each call of its cell in order, with its lengths; return 1 if so.
+
+        Return 0 if this graph has none of the sites.
+        """
         values = self.reads.get((edit.name, edit.site.name), {})
         if not values:  # a mode in which none of the calls is reached
             return 0
@@ -214,7 +231,7 @@ class Placed:
         return [user for user in value.users if is_kind(user, kind)]
 
     def read(self, edit: Edit) -> fx.Node:
-        """The value that a penalty on all values at once reads at one of its sites."""
+        """Return the value that a penalty must read at one of its sites, if its formula takes all values at once."""
         if edit.site.kind == "parameter":
             return self.added[edit.name, edit.site.name]
         value = self.tracks.get(edit.site.name, self.where[edit.site.name])
@@ -228,12 +245,13 @@ class Placed:
         return next(iter(self._users(value, Kind.COPY)), value)
 
     def derivative(self, name: str, edits: Sequence[Edit]) -> tuple[object, ...]:
-        """The arguments of a penalty on derivatives: its sites' values, what it differentiates by, the keys of the call."""
+        """Return the arguments that a penalty on derivatives must have: its sites' values, the values of ``wrt``, the keys of the call."""
         keys = [node for node in self.graph.nodes if is_kind(node, Kind.KEY)]
         wrt = {site.name: self.tracks[site.name] for site in self.plan.slices[name].wrt if site.name in self.tracks}
         return {edit.site.name: self.read(edit) for edit in edits}, wrt, keys[0] if keys else None
 
     def _follows(self, edit: Edit, value: fx.Node) -> fx.Node:
+        """Return the node of an edit; raise GraphRegError unless it reads ``value``."""
         node = self.added.get((edit.name, edit.site.name))
         if node is None or node.args[0] is not value or not str(node.target).startswith(f"{RULES}."):
             raise failed(f"{edit.name} does not act on {value.name} at the site {edit.site.name}.")
@@ -241,18 +259,19 @@ class Placed:
         return node
 
     def _in_time(self, edit: Edit, value: fx.Node, node: fx.Node) -> None:
+        """Check that nothing writes into ``value`` before ``node`` reads it."""
         if self.aliases.written_between(value, node):
             fail(f"{edit.name} reads {value.name} after it was overwritten.")
 
     def _passed_by(self, node: fx.Node, last: fx.Node) -> None:
-        """Nothing of the model's own reads the value at ``node`` or between, only what stands at the end."""
+        """Check that the model's own nodes read ``last``, and neither ``node``, which it replaces, nor a value in between."""
         chain = [last]
         while chain[-1] is not node:
             chain.append(chain[-1].args[0])  # type: ignore[arg-type]
         for link in chain[1:]:
             for user in link.users:
                 if not is_marked(user):
-                    fail(f"{user.name} reads {link.name} and passes by {last.name}.")
+                    fail(f"{user.name} reads {link.name} and not {last.name}, which replaces it.")
 
 
 def _reads_spliced(edit: Edit) -> bool:

@@ -1,4 +1,4 @@
-"""The lowering: what a plan comes to in one traced graph, as a list of insertions. It looks, and changes nothing."""
+"""The lowering: ``lower`` turns a plan into the list of insertions for one traced graph. It changes neither plan nor graph."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ from graphreg.runtime import Penalties, end_of, loss_of
 from graphreg.torch_internals import node_namer
 from graphreg.tracing import Traced
 
-Edits = Sequence[tuple[int, Edit]]  # with the place of each in the plan
+Edits = Sequence[tuple[int, Edit]]  # each with its index in the plan
 
 
 def lower(graph: fx.Graph, traced: Traced, plan: Plan, names: Mapping[int | str, str], penalties: Penalties = "return") -> Insertions:
-    """Decide what is inserted into one of the traced graphs. It looks at the graph and the plan, and changes neither.
+    """Decide what to insert into one of the traced graphs. Neither the graph nor the plan is changed.
 
     Args:
         graph: One of ``traced.graphs``.
-        traced: What was traced.
+        traced: The traced model.
         plan: The plan for it.
-        names: The names of the runtime modules, as ``runtime_module_names(plan)`` gives them.
-        penalties: Whether the output returns the penalties, or they are attached to it.
+        names: The names of the runtime modules, from ``runtime_module_names(plan)``.
+        penalties: ``"return"`` the penalties with the output, or ``"attach"`` them to it.
 
     Raises:
-        TraceError: Where a value cannot be replaced, or lengths cannot be read, because of what the model writes into it.
+        TraceError: A value cannot be replaced, or an input cannot be read as lengths, because the model writes into it or reads its
+            storage by ``as_strided``.
     """
     work = _Lowering(graph, traced, plan, names)
     by_site = work.edits_by_site()
@@ -56,9 +57,14 @@ def lower(graph: fx.Graph, traced: Traced, plan: Plan, names: Mapping[int | str,
 
 @dataclass
 class _Chain:
-    """The insertions at one site, each behind the one before.
+    """The insertions at one site, each after the previous one.
 
-    ``value``: what the model's readers have so far; ``read``: what penalties measure; ``point``: behind which the next one stands.
+    Attributes:
+        site: The site's name.
+        node: The site's node in the traced graph.
+        point: The node or insertion after which the next insertion stands.
+        value: The value that replaces the node's so far; the node itself if none does.
+        read: The value that penalties measure.
     """
 
     site: str
@@ -69,7 +75,7 @@ class _Chain:
 
 
 class _Lowering:
-    """What is known of the graph, and the insertions that were decided so far."""
+    """The state of ``lower``: what is known of the graph, and the insertions that were decided so far."""
 
     def __init__(self, graph: fx.Graph, traced: Traced, plan: Plan, names: Mapping[int | str, str]) -> None:
         self.graph, self.plan, self.names, self.operations = graph, plan, names, traced.operations
@@ -81,13 +87,13 @@ class _Lowering:
         self.present: dict[fx.Node, Value] = {}  # what the model's readers read instead of a node
         self.top: Value | None = next(reversed(self.inputs.values()), None)  # the last node of the head of the graph
         self.key: Insertion | None = None
-        self.calls: dict[int, dict[str, Value]] = {}  # by the edit's place: what it reads at each call of a cell
+        self.calls: dict[int, dict[str, Value]] = {}  # by the edit's index: the value that it reads at each call of a cell
         self.measured: dict[str, dict[str, Value]] = {name: {} for name, r in plan.regularizers.items() if isinstance(r, Penalty)}
-        self.wrt: dict[str, Value] = {}  # by site: the values that derivatives are taken with respect to
+        self.wrt: dict[str, Value] = {}  # by site: the values to differentiate with respect to
         self.recomputed, self.overwritten, self.apart = list[str](), list[str](), list[str]()
 
     def edits_by_site(self) -> dict[str, list[tuple[int, Edit]]]:
-        """The edits at each value of this graph, with their places in the plan; tracked values first."""
+        """Return the edits at each value of this graph, with their indices in the plan; tracked values come first."""
         edits: dict[str, list[tuple[int, Edit]]] = {name: [] for name in self.plan.tracked if name in self.where}
         for i, edit in enumerate(self.plan.edits):
             for site in edit.sites:
@@ -95,17 +101,17 @@ class _Lowering:
                     edits.setdefault(site.name, []).append((i, edit))
         return edits
 
-    # Places
+    # Places for insertions
 
     def _add(self, behind: Value, kind: Kind, name: str, target: str | Callable[..., Any], args: tuple[Any, ...], **more: Any) -> Insertion:
-        """An insertion directly behind a node or another insertion, before all that stands there already."""
+        """Insert directly after a node or another insertion, before all insertions that stand there already."""
         anchor, position = (behind.anchor, behind.position) if isinstance(behind, Insertion) else (behind, Position.AFTER)
         return self._put(position, anchor, behind, kind, name, target, args, **more)
 
     def _add_before(
         self, anchor: fx.Node, kind: Kind, name: str, target: str | Callable[..., Any], args: tuple[Any, ...], **more: Any
     ) -> Insertion:
-        """An insertion directly before a node, behind all that stands there already."""
+        """Insert directly before a node, after all insertions that stand there already."""
         there = self.places.get((Position.BEFORE, anchor))
         return self._put(Position.BEFORE, anchor, there[-1] if there else anchor, kind, name, target, args, **more)
 
@@ -121,7 +127,7 @@ class _Lowering:
         return insertion
 
     def _order(self, value: Value) -> tuple[int, int]:
-        """Where a value stands among the others, as the insertions are now."""
+        """Return a key that sorts values in the order of the emitted graph, as the insertions are now."""
         if isinstance(value, fx.Node):
             return self.aliases.order[value], 0
         there = self.places[value.position, value.anchor]
@@ -129,15 +135,15 @@ class _Lowering:
         return self.aliases.order[value.anchor], place - len(there) if value.position is Position.BEFORE else place + 1
 
     def ordered(self) -> tuple[Insertion, ...]:
-        """All insertions, in the order of the emitted graph."""
+        """Return all insertions, in the order of the emitted graph."""
         order = {position: i for i, position in enumerate(Position)}
         places = sorted(self.places, key=lambda place: (self.aliases.order[place[1]], order[place[0]]))
         return tuple(insertion for place in places for insertion in self.places[place])
 
-    # What the head of the graph gives
+    # Insertions after the inputs
 
     def add_key(self, sites: Iterable[Edits]) -> None:
-        """The keys of the call, where anything draws; they stand behind the inputs."""
+        """Insert the node that returns the keys of the call, after the inputs, if anything draws."""
         native = [edit.dropout for edit in self.plan.native_dropout if edit.draws and edit.dropout.site.name in self.native]
         drawn = any(isinstance(edit.regularizer, Splice) or edit.name in self.plan.slices for edits in sites for _, edit in edits)
         if not native and not drawn:
@@ -149,29 +155,29 @@ class _Lowering:
             self.key = self._add(self.top, Kind.KEY, "key", f"{RULES}.key", args)
         self.top = self.key
 
-    # What stands at a site
+    # Insertions at a site
 
     def is_written(self, name: str, edits: Edits, title: str) -> bool:
-        """Whether the value is written into later; a splice cannot follow a write that goes by another name."""
+        """Whether the model writes into the value later; raises TraceError if a replacement of the value would miss such a write."""
         node = self.where[name]
         replacing = [*self.plan.tracked.get(name, ()), *(edit.name for _, edit in edits if isinstance(edit.regularizer, Splice))]
         if replacing and (culprit := self.aliases.written_aside(node)):
             raise TraceError(
                 f"{replacing[0]} cannot replace the value {name} of {title}: {culprit.name} writes into its storage "
-                "under another name, and would write past the replacement. Choose the site after that write, or clone before it."
+                "under another name, and a replacement would miss that write. Choose the site after that write, or clone before it."
             )
         if replacing and (reader := self.aliases.read_past(node)):
             raise TraceError(
                 f"{replacing[0]} cannot replace the value {name} of {title}: {reader.name} reads the storage that it lies in, and "
-                f"the replacement has another. Choose {reader.name} or a site behind it."
+                f"a replacement may lie in memory in another way. Choose {reader.name} or a site after it."
             )
         return self.aliases.written_later(node, is_definite=bool(replacing) and not self.plan.reads_replaced(name))
 
     def add_site(self, name: str, edits: Edits, written: bool) -> None:
-        """What tracks it, clean measurements, splices in order, measurements; a copy where somebody writes into the value later.
+        """Insert what acts at a site: its track node, measurements with ``clean=True``, splices in order, then the other measurements.
 
-        Measurements read the copy, and the model's own operations what they always read. Behind a splice the copy is
-        for the model's operations, so that nothing writes into what a splice has saved for backward.
+        If the model writes into the value later, copies are inserted too: one for measurements that would otherwise read the overwritten
+        value, and after a splice one for the model's operations, so that nothing writes into a result of the splice that autograd saved.
         """
         node = self.where[name]
         chain = _Chain(name, node, self.top if node.op == "placeholder" and self.top is not None else node, node, node)
@@ -197,7 +203,11 @@ class _Lowering:
             self._copy(chain, Kind.CLONE, apart_from=node if is_external else None)
 
     def _copy(self, chain: _Chain, kind: Kind, apart_from: fx.Node | None = None) -> Insertion:
-        """A copy of the chain's value. ``apart_from``: the value that the caller gave, who sees what is written into it."""
+        """Insert a copy of the chain's value.
+
+        ``apart_from``: the original value, if its storage may belong to the caller or the model. If a call replaces nothing, no copy is
+        made, so that a write still reaches the owner.
+        """
         function, args = (apart, (chain.value, apart_from)) if apart_from else (self.aliases.clone_of(chain.node), (chain.value,))
         replaces = chain.node if kind is Kind.CLONE else None
         name = f"{identifier(chain.site)}_kept"
@@ -220,7 +230,7 @@ class _Lowering:
         self.apart += splices[:1] if apart else []
 
     def _measure(self, chain: _Chain, edits: Edits, clean: bool) -> None:
-        """The measurements of what the penalties read that are ``clean`` or are not, and for later penalties what they will read."""
+        """Insert the measurements with ``clean=True``, or the others. For penalties that are computed later, note the value to read."""
         for i, edit in edits:
             if not isinstance(edit.regularizer, Penalty) or edit.regularizer.clean != clean:
                 continue
@@ -235,7 +245,7 @@ class _Lowering:
             self.measured[edit.name][chain.site] = chain.point
 
     def _lengths(self, edit: Edit) -> list[fx.Node]:
-        """The input that carries the lengths of a sequence, where the penalty names one."""
+        """Return the input that has the lengths of a sequence, in a list, which is empty if the penalty names none."""
         if edit.steps is None or edit.steps.lengths is None:
             return []
         node = self.inputs[edit.steps.lengths]
@@ -244,7 +254,7 @@ class _Lowering:
         return [node]
 
     def add_sequence(self, i: int, edit: Edit) -> None:
-        """The measurement of a cell's calls, after the last of them."""
+        """Insert the measurement of a cell's calls, after the last call."""
         read = tuple(self.calls[i][site.name] for site in edit.sites if site.name in self.calls[i])
         last, name = max(read, key=self._order), self.names[i]
         if isinstance(last, fx.Node) and last.op == "placeholder" and self.top is not None:
@@ -252,16 +262,16 @@ class _Lowering:
         args = (read, *self._lengths(edit))
         self.measured[edit.name][edit.site.name] = self._add(last, Kind.MEASURE, name, f"{RULES}.{name}", args, **_whose(edit))
 
-    # What stands at the end
+    # Insertions at the end
 
     def end(self) -> tuple[fx.Node, fx.Node | None]:
-        """The node before which the end's insertions stand, and the output's loss, where it has one."""
+        """Return the node before which the last insertions stand, and the node of the output's loss, or None if it has none."""
         output = self.graph.output_node()
         end = end_of(output)
         return (output, None) if end in self.present else (end, loss_of(output))
 
     def add_total(self, name: str, measured: Mapping[str, Value], end: fx.Node) -> Insertion:
-        """The penalty, which reads its sites in the order of the plan: at the end, or after the last value that it differentiates."""
+        """Insert a penalty, which reads its sites in the plan's order: at the end, but directly after its sites if it takes derivatives."""
         if name in self.plan.slices:
             return self._add_derivative(name, measured, end)
         edits = [edit for edit in self.plan.of(name) if edit.site.kind == "parameter" or edit.site.name in measured]
@@ -271,7 +281,7 @@ class _Lowering:
         return self._add_before(end, Kind.TOTAL, name, f"{RULES}.{name}", args, regularizer=name)
 
     def _add_derivative(self, name: str, values: Mapping[str, Value], end: fx.Node) -> Insertion:
-        """A penalty on derivatives, after the last of its sites: with respect to what is tracked for it."""
+        """Insert a penalty on derivatives after the last value that it reads: its sites, the values of ``wrt``, the keys."""
         wrt = {site.name: self.wrt[site.name] for site in self.plan.slices[name].wrt if site.name in self.wrt}
         ordered = {edit.site.name: values[edit.site.name] for edit in self.plan.of(name) if edit.site.name in values}
         args, target = (ordered, wrt, self.key), f"{RULES}.{name}"
@@ -284,7 +294,7 @@ class _Lowering:
         return self._add_before(end, Kind.READ, identifier(edit.site.name), edit.site.name, (), op="get_attr", **_whose(edit))
 
     def replace_native_dropout(self) -> None:
-        """Runtime modules in the place of native dropouts."""
+        """Insert calls of runtime modules in place of native dropouts."""
         changed = set(self.present)
         for i, edit in enumerate(self.plan.native_dropout, len(self.plan.edits)):
             node, name = self.native.get(edit.dropout.site.name), self.names[i]
@@ -301,7 +311,7 @@ class _Lowering:
             changed.add(node)
 
     def attach(self, totals: Mapping[str, Insertion], end: fx.Node, loss: fx.Node | None) -> None:
-        """The penalties joined to the output's loss, or to all that the output holds."""
+        """Insert the node that joins the penalties to the output's loss, or else to all values in the output."""
         outputs = [loss] if loss is not None else list(dict.fromkeys(nodes_in((end.args, end.kwargs))))
         values = [self.present.get(node, node) for node in outputs]
         args = (tuple(values), tuple(totals.values()), loss is not None)

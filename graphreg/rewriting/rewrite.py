@@ -1,6 +1,6 @@
-"""The rewrite: the plan is lowered to insertions, and each graph is copied with them in it, in one walk. It decides nothing itself.
+"""The rewrite: ``rewrite`` lowers a plan to insertions, and copies each traced graph with these insertions in it.
 
-Every node it adds says so in ``node.meta["graphreg"]``: its kind, its regularizer, its site.
+Each node that it adds has an ``Addition`` in ``node.meta["graphreg"]``, with the kind, the regularizer and the site of the addition.
 """
 
 from __future__ import annotations
@@ -38,10 +38,19 @@ from graphreg.tracing import Traced
 def rewrite(
     traced: Traced, plan: Plan, rng: int | torch.Generator | None = None, penalties: Penalties = "return", scale: Scale | None = None
 ) -> RewrittenModule:
-    """The module that the plan describes, checked; the traced model and its graphs stay as they are.
+    """Make the module that a plan describes, and check it. The traced model and its graphs stay unchanged.
 
-    ``rng``: an int, a torch.Generator (one draw), or None (one draw from torch's global generator).
-    ``penalties``: ``"return"`` them with the output, or ``"attach"`` them to it; ``scale``: of the loss, for attaching.
+    Args:
+        traced: What ``graphreg.trace`` returned.
+        plan: What ``graphreg.plan`` returned for it.
+        rng: The seed of the noise: an int, a torch.Generator (one draw), or None (one draw from torch's global generator).
+        penalties: ``"return"`` the penalties with the output, or ``"attach"`` them to it.
+        scale: For ``penalties="attach"``, the loss scale, as in ``graphreg.regularize``.
+
+    Raises:
+        RegularizerError: An argument is not allowed.
+        GraphRegError: The plan is for another model, or the rewritten module fails its check.
+        TraceError: A site's value cannot be replaced.
     """
     check_penalties(penalties)
     check_scale(scale)
@@ -63,7 +72,7 @@ def rewrite(
 
 
 def _settle(rules: Rules, lowered: Iterable[Insertions]) -> None:
-    """Tell the runtime modules what the lowering found out about the values that they act on."""
+    """Set the attributes of runtime modules that depend on what the lowering found out about their values."""
     for insertions in lowered:
         facts = {"recomputed": insertions.recomputed, "overwritten": insertions.overwritten, "apart": insertions.apart}
         for fact, names in facts.items():
@@ -72,15 +81,15 @@ def _settle(rules: Rules, lowered: Iterable[Insertions]) -> None:
 
 
 def inserted(graph: fx.Graph, insertions: Insertions) -> fx.Graph:
-    """A copy of a traced graph with the insertions in it, made in one walk over the graph's nodes.
+    """Return a copy of a traced graph with the insertions in it, made in one walk over the graph's nodes.
 
-    A node of the model's own reads what stands for a value at its place: the copy of the node that made the value, or the last
-    insertion that replaces it.
+    The copy of a model's node reads, for each of its arguments, the last insertion so far that replaces the argument, or else the
+    argument's copy.
     """
     copy, at = blank_like(graph), insertions.by_place
-    made: dict[fx.Node | Insertion, fx.Node] = {}  # what each node and each insertion became
-    present: dict[fx.Node, fx.Node] = {}  # what the model's own nodes read at this place of the walk
-    chosen: dict[fx.Node, dict[fx.Node, fx.Node]] = {}  # by reader: what it alone reads
+    made: dict[fx.Node | Insertion, fx.Node] = {}  # the node in the copy for each node and each insertion
+    present: dict[fx.Node, fx.Node] = {}  # by traced node: the node that copies of the model's nodes read for it, at this point of the walk
+    chosen: dict[fx.Node, dict[fx.Node, fx.Node]] = {}  # by reader: the same, for this reader only
 
     def insert(places: Iterable[Insertion]) -> None:
         for insertion in places:
@@ -110,7 +119,7 @@ def _insert(copy: fx.Graph, insertion: Insertion, made: dict[fx.Node | Insertion
 
 
 def _linked(insertion: Insertion, made: dict[fx.Node | Insertion, fx.Node]) -> tuple[Any, Any]:
-    """The arguments of an insertion, with the nodes of the copy in them."""
+    """Return the arguments of an insertion, with nodes of the copy in them."""
 
     def link(leaf: Any) -> Any:
         return made[leaf] if isinstance(leaf, (fx.Node, Insertion)) else leaf
@@ -121,7 +130,7 @@ def _linked(insertion: Insertion, made: dict[fx.Node | Insertion, fx.Node]) -> t
 def _copy_instead(
     copy: fx.Graph, node: fx.Node, insertion: Insertion, read: dict[fx.Node, fx.Node], made: dict[fx.Node | Insertion, fx.Node]
 ) -> fx.Node:
-    """The node's copy, which calls what the insertion says: with its own arguments first."""
+    """Copy a node so that it calls the insertion's target, with the node's arguments and then the insertion's."""
     twin = copy.node_copy(node, read.__getitem__)
     more, named = _linked(insertion, made)
     twin.op, twin.target, twin.args, twin.kwargs = insertion.op, insertion.target, (*twin.args, *more), {**twin.kwargs, **named}
@@ -140,5 +149,5 @@ def _copy_output(
 
 
 def _addition(insertion: Insertion, was: tuple[str, Any] | None = None) -> Addition:
-    """What a node is there for. ``was``: what it called, where it is the model's own."""
+    """Make the mark of an insertion's node. ``was``: for a node of the model's own, the op and target that it had."""
     return Addition(insertion.kind, insertion.regularizer or None, insertion.site or None, was)

@@ -1,4 +1,4 @@
-"""``graphreg.strip``: undoes a rewrite in the graphs as they are now, so that edits of other passes stay."""
+"""``graphreg.strip``: removes graphreg's additions from the graphs as they are now, so that edits of other passes stay."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from graphreg.runtime import Regularized, RewrittenModule, graphs_of, rewritten
 
 
 def strip(module: nn.Module) -> RewrittenModule:
-    """Return the model without any addition: it returns its own output again, bit-equal to the original in eval mode.
+    """Return the model without any addition: it returns only its own output, bit-equal to the original in eval mode.
 
-    It shares the layers of ``module``, which stays as it is.
+    The result shares the layers of ``module``, which stays unchanged.
 
     Args:
         module: A rewritten module, also compiled or wrapped.
 
     Raises:
-        GraphRegError: graphreg did not rewrite the module, or a later pass made it impossible, with new nodes that have no
-            ``node.meta``, or with operations that read an addition.
+        GraphRegError: graphreg did not rewrite the module; or a later pass made nodes anew without their ``node.meta``, or added nodes
+            that read an addition.
     """
     rewritten_module = rewritten(module)
     graphs = {}
@@ -52,6 +52,6 @@ def _strip_graph(graph: fx.Graph) -> None:
             graph.erase_node(node)
         elif node.op == "call_module" and str(node.target).startswith(f"{RULES}."):
             raise GraphRegError(
-                f"{node.name} runs an addition of graphreg and its node.meta no longer says so: a later pass made the nodes anew "
+                f"{node.name} calls an addition of graphreg and its node.meta no longer says so: a later pass made the nodes anew "
                 "(torch.fx.Transformer does). Run graphreg's pass after that one."
             )

@@ -1,6 +1,7 @@
-"""Native dropout whose call a runtime module has taken over: how the model's own calls come back.
+"""Puts the model's own calls back where a runtime module has replaced native dropout.
 
-The runtime module is called with the node's own arguments and ``noise``, so that the way back needs no more than what was called.
+The runtime module is called with the arguments of the original call, and with ``noise``. So only the op and the target must be restored,
+and ``noise`` be removed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from graphreg.ir import copied, is_native_dropout, unmark
 
 
 def restore(node: fx.Node) -> None:
-    """Make the node call again what it called in the model."""
+    """Make the node call again what it calls in the model."""
     was = unmark(node).was
     assert was is not None
     node.op, node.target = was
@@ -19,7 +20,7 @@ def restore(node: fx.Node) -> None:
 
 
 def restored(graph: fx.Graph) -> fx.Graph:
-    """Return a copy of the graph in which native dropouts call the originals; the graph itself if none was replaced."""
+    """Return a copy of the graph in which native dropouts call the originals again; the graph itself if no native dropout was replaced."""
     if not any(map(is_native_dropout, graph.nodes)):
         return graph
     copy = copied(graph)

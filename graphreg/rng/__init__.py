@@ -1,7 +1,7 @@
 """The random numbers of splices: each draw is a function of a key and an element's index, so forward and backward see the same mask.
 
-Open ``noise.py`` first: keys and ``Noise``, which a regularizer draws from. ``hash.py`` is the integer arithmetic behind a draw, and
-``operators.py`` the same draws as custom operators that Inductor lowers.
+Open ``noise.py`` first: keys and ``Noise``, which a regularizer draws from. ``hash.py`` has the integer arithmetic of a draw, and
+``operators.py`` has the same draws as custom operators, which Inductor lowers.
 """
 
 from graphreg.rng.noise import Noise, call_keys, next_keys, of_process, stream

@@ -1,10 +1,10 @@
 """The integer arithmetic of a draw: the key of a call from its stream, and 32 random bits from a key and an element's index.
 
-It is written once, in signs: on tensors, and on the values of which Inductor makes code (see ``operators.py``). The key of a call is
-SplitMix64's output function; the word of an element is that of
-``triple32`` (C. Wellons, hash-prospector, 2018), a 32-bit mixer of bias 0.02, with the key added before the first and the
-second round, and the counter fed forward (Davies-Meyer), so that the map from index to bits is no bijection: a bijection
-never repeats a value, which random draws do.
+``call_words``, ``mix`` and ``kept_words`` are written with Python's operators, so that they run on tensors and on Inductor's values
+alike (see ``inductor_lowerings.py``). The key of a call is computed by the output function of SplitMix64. The bits of an element are
+computed by ``triple32`` (C. Wellons, hash-prospector, 2018), a 32-bit mixer of bias 0.02: the key is added before the first and within
+the second round, and the counter is fed forward (Davies-Meyer), so that the map from index to bits is not a bijection. A bijection
+never repeats a value, as random draws do.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from graphreg.torch_internals import innermost_transform, jit_trace, operator_modes
 
-_LANE = 0x632BE5AB  # the increment between the lanes of one element, for draws of more than 32 bits
+_LANE = 0x632BE5AB  # added to the key's low word from one lane to the next
 
 
 def signed(word: int, bits: int = 32) -> int:
@@ -70,14 +70,14 @@ def mix(counter: Any, k0: Any, k1: Any) -> Any:
 
 
 def kept_words(words: Any, p: Any) -> Any:
-    """Turn random words into a mask: 1 with probability 1 - p, else 0. It takes the sign of a difference, which vectorizes."""
+    """Turn random words into a mask: 1 with probability 1 - p, else 0. It is the sign bit of a difference, which vectorizes."""
     return ((shift(words, 1) - (p * 2.0**31).to(torch.int32)) >> 31) + 1
 
 
 def readable(tensor: Tensor) -> bool:
-    """Whether a tensor's numbers can be read now: it is on a CPU, and neither a tracer, a transform nor a mode is active."""
+    """Return whether a tensor's values can be read now: it is on a CPU, and no tracer, transform or dispatch mode is active."""
     return (
-        not torch.compiler.is_compiling()  # asked first: Dynamo does not know the other questions
+        not torch.compiler.is_compiling()  # first, because Dynamo cannot trace the other checks
         and tensor.device.type == "cpu"
         and type(tensor) is Tensor
         and not operator_modes()
@@ -91,15 +91,15 @@ _STEPS = [[by, (1 << (32 - by)) - 1, multiply] for by, multiply in ((17, _M1), (
 
 @cache
 def _ready() -> list[list[Tensor]]:
-    """``_STEPS`` as tensors: torch would make a tensor of a Python number at each operation, which takes longer than to mix 1000 words.
+    """Return ``_STEPS`` as tensors. torch makes a tensor of each Python number in an operation, which takes longer than to mix 1000 words.
 
-    They are made at first use, when no mode is active: graphreg may be imported under a mode that makes fake tensors.
+    They are made at the first use, when no mode is active: graphreg may be imported under a mode that makes fake tensors.
     """
     return [[torch.tensor(number, dtype=torch.int32, device="cpu") for number in row] for row in _STEPS]
 
 
 def mixed(counter: Tensor, k0: Tensor, k1: Tensor, k2: Tensor | None = None) -> Tensor:
-    """Compute ``mix`` on int32 tensors with one temporary. ``k2`` replaces k1 in the last step: a bit flipped there flips in the words."""
+    """Compute ``mix`` on int32 tensors with one temporary. ``k2`` replaces k1 in the last step: its sign bit flips that of every word."""
     steps: Any = _ready() if readable(counter) else _STEPS
     x, t = counter + k0, torch.empty_like(counter)
     for (by, low, multiply), add in zip(steps[:3], (None, k1, None), strict=True):
@@ -114,7 +114,7 @@ def mixed(counter: Tensor, k0: Tensor, k1: Tensor, k2: Tensor | None = None) -> 
 
 
 def blocks(count: int, start: int, device: torch.device) -> Iterator[tuple[int, int, Tensor]]:
-    """Yield the element indices block by block: (low, high, counters); the next block overwrites the counters.
+    """Yield the element indices block by block as (low, high, counters). The counters of a block are overwritten by the next one.
 
     On a CPU, eager arithmetic in blocks stays in the cache: 8 times faster at 10**6 elements.
     """
@@ -137,7 +137,7 @@ def words(key: Tensor, count: int, lane: int, start: int) -> Tensor:
 
 
 def words_past(key: Tensor, count: int, lane: int, start: int) -> Tensor:
-    """``words`` beyond 2**31 elements: each block of 2**31 indices has a key of its own, as if it were another stream."""
+    """Compute ``words`` for indices beyond 2**31: each block of 2**31 indices has its own key, as if it were another stream."""
     k0, k1 = lane_keys(key[0], key[1], lane)
     index = torch.arange(start, start + count, dtype=torch.int64, device=key.device)
     block = (index >> 31).to(torch.int32) * signed(GOLDEN >> 32)

@@ -13,9 +13,10 @@ from graphreg.torch_internals import lower, pointwise, strides_of
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def lowers() -> bool:
-    """Register the lowerings when the first graph is traced, because importing Inductor takes a second.
+    """Register the lowerings, and return whether that was possible.
 
-    False with a torch whose Inductor has other names: there the draws are written out.
+    This runs when the first graph is traced, because importing Inductor takes a second. It returns False for a torch whose Inductor has
+    other internal names; there the draws are traced as ordinary operators.
     """
     ours = torch.ops.graphreg
     return lower({ours.bits.default: _lower_bits, ours.keep.default: _lower_keep, ours.next_keys.default: _lower_keys})
@@ -57,7 +58,7 @@ def _mixed(ops: Any, load: Any, index: Sequence[Any], shape: Sequence[Any], lane
 
 
 class _Word:
-    """A value of Inductor's with Python's operators, as ``hash.py`` needs them; Inductor's own values have fewer, and take no numbers."""
+    """A value in Inductor with the operators that ``hash.py`` uses. Inductor's own class has no ``>>``, and gives numbers no dtype."""
 
     def __init__(self, ops: Any, value: Any, dtype: torch.dtype = torch.int32) -> None:
         self.ops, self.value, self.dtype = ops, value, dtype

@@ -1,12 +1,12 @@
 """The noise that splices draw: counter-based random streams in integer tensor arithmetic (Salmon et al., SC 2011).
 
 A draw is a function of a 64-bit key and the index of the element, so that eager and compiled, forward and backward all see the same
-numbers. There are three levels, each pinned by known answers in the tests:
+numbers. There are three levels, and the tests compare each with known answers:
 
-- a *stream* (seed, site name, class, occurrence) is 64 bits of BLAKE2b;
-- the key of a *call* is SplitMix64's output function (Steele, Lea & Flood, OOPSLA 2014) of the stream plus
-  (call + 1) times its golden-ratio increment: one small tensor a call, for all streams;
-- the bits of an *element* are triple32's, of the index and that key (``hash.py``).
+- a *stream* is 64 bits: BLAKE2b of (seed, site name, class, occurrence);
+- the key of a *call* is the output function of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014) at the stream plus (call + 1) times
+  its golden-ratio increment; one small tensor holds the keys of all streams;
+- the bits of an *element* are triple32 of its index and the call's key (``hash.py``).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def call_keys(streams: Tensor, call: Tensor) -> Tensor:
 
 
 def next_keys(streams: Tensor, step: Tensor, free: Tensor, keys: Tensor) -> Tensor:
-    """``call_keys`` in a compiled graph where ``free`` is not 0; where it is 0 (``frozen_noise``), the held ``keys`` again."""
+    """Compute ``call_keys`` in a compiled graph, or return ``keys`` unchanged if ``free`` is 0, as within ``frozen_noise``."""
     if fuses():
         fused: Tensor = fused_keys(streams, step, free, keys)
         return fused
@@ -52,9 +52,9 @@ def next_keys(streams: Tensor, step: Tensor, free: Tensor, keys: Tensor) -> Tens
 
 
 def of_process(keys: Tensor, alike: bool) -> Tensor:
-    """Make keys differ between processes: by rank, unless all ranks are to be ``alike``, and by DataLoader worker.
+    """Make keys differ between processes: between ranks, unless they are to draw ``alike``, and between DataLoader workers.
 
-    Both are looked up at each call: a buffer would be broadcast from rank 0, and copied to every worker.
+    Rank and worker are looked up at each call. In a buffer, they would be broadcast from rank 0 and copied to every worker.
     """
     keys = keys if alike else ranked(keys, rank())
     words = _worker_words(_Process.name)
@@ -65,7 +65,7 @@ def rank() -> int:
     """Return the rank of this process in torch.distributed, 0 without it."""
     if not dist.is_available():
         return 0
-    # Dynamo takes the results of is_initialized and get_rank for constants and never asks again; it does guard on the group itself.
+    # Dynamo takes the results of is_initialized and get_rank as constants without a guard, but it guards on the group.
     world = dist.group.WORLD if torch.compiler.is_dynamo_compiling() else None
     if world is not None:
         return dist.get_rank(world)
@@ -73,7 +73,7 @@ def rank() -> int:
 
 
 def ranked(keys: Tensor, rank: int) -> Tensor:
-    """Make keys those of one rank; rank 0 keeps them as they are."""
+    """Return the keys of one rank; for rank 0 they are unchanged."""
     return keys if rank == 0 else keys + _joined(keys, _rank_words(rank))
 
 
@@ -81,7 +81,7 @@ def _joined(keys: Tensor, words: tuple[int, int]) -> Tensor:
     return torch.tensor([words], dtype=torch.int32, device=keys.device)
 
 
-# Computed while a graph is traced, because Dynamo does not trace BLAKE2b.
+# assume_constant_result, because Dynamo cannot trace BLAKE2b: it calls the function while it traces.
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _rank_words(rank: int) -> tuple[int, int]:
     word = stream(rank, "", "rank", 0)
@@ -90,10 +90,10 @@ def _rank_words(rank: int) -> tuple[int, int]:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _worker_words(process: str) -> tuple[int, int] | None:
-    """Return what a DataLoader worker adds to its keys, None elsewhere.
+    """Return the words that a DataLoader worker adds to its keys; None in any other process.
 
-    Each worker has a copy of the module, so that without this all workers would draw the same, in each epoch again. A worker's seed
-    differs from epoch to epoch.
+    Each worker has a copy of the module, so that without them all workers would draw the same numbers, and the same in each epoch. A
+    worker's seed differs from epoch to epoch. ``process`` is only there for Dynamo's guard on it, see ``_Process``.
     """
     info = get_worker_info()
     if info is None:
@@ -103,7 +103,7 @@ def _worker_words(process: str) -> tuple[int, int] | None:
 
 
 class _Process:
-    """The process that compiles a graph. Dynamo guards on the name, so that a forked worker does not run its parent's compiled code."""
+    """The name of this process. Dynamo guards on it, so that a forked worker does not run its parent's compiled code."""
 
     name = ""
 
@@ -121,7 +121,7 @@ def bits(key: Tensor, shape: torch.Size | tuple[int, ...], lane: int = 0, start:
     count = torch.Size(shape).numel()
     if start + count > LIMIT:
         return words_past(key, count, lane, start).view(shape)
-    if transforms():  # under torch.vmap nothing can be written in place
+    if transforms():  # torch.vmap does not allow the in-place writes of ``words``
         k0, k1 = lane_keys(key[:1], key[1:], lane)
         mapped: Tensor = mix(torch.arange(start, start + count, dtype=torch.int32, device=key.device), k0, k1)
         return mapped.view(shape)
@@ -137,8 +137,8 @@ def bits(key: Tensor, shape: torch.Size | tuple[int, ...], lane: int = 0, start:
 
 
 _FLIP = -(1 << 31)
-_FEW = 16  # streams whose keys are made sooner one by one in Python's integers than in a dozen operators
-_LANES = 4  # of a draw: a normal float64 takes as many, and others as many too, so that no draw depends on another's dtype
+_FEW = 16  # up to so many streams, Python integers are faster than a dozen operators
+_LANES = 4  # of every draw, since a float64 normal needs four: so no draw depends on the dtypes of those before
 
 
 @dataclass(eq=False)
@@ -161,12 +161,12 @@ class Noise:
     def keep(self, z: Tensor, p: Tensor | float) -> Tensor:
         """Draw a mask to multiply z by: 1 with probability 1 - p, else 0.
 
-        The mask's dtype is the cheapest: z's own in eager mode, where torch multiplies unlike dtypes slowly; int8 in compiled code,
-        a quarter of the memory to save for backward (Inductor stores bool slowly).
+        The mask has the dtype that costs least. In eager mode that is z's own, because torch multiplies different dtypes slowly. In
+        compiled code it is int8, which takes a quarter of float32's memory when saved for backward (Inductor stores bool slowly).
 
         Args:
             z: The value whose shape, device and dtype the mask takes.
-            p: The rate, in [0, 1), computed in float32 at least and exact to 2**-31.
+            p: The rate, in [0, 1). It is computed in float32 at least, and rounded down to a multiple of 2**-31.
 
         Returns:
             [shape of z].
@@ -182,7 +182,7 @@ class Noise:
                 return fused
             kept: Tensor = kept_words(bits(key, z.shape, lane), rate)
             return kept.to(torch.int8 if compiling() else z.dtype)
-        # As unsigned words, word >= 2 * threshold. torch compares signed numbers, so both have the sign bit flipped.
+        # The mask is word >= 2 * threshold in unsigned numbers. torch compares signed ones, so the sign bits of both sides are flipped.
         limit = (
             signed(int(rate.detach().item() * 2.0**31) * 2 ^ _FLIP) if readable(rate) else ((rate * 2.0**31).to(torch.int32) * 2) ^ _FLIP
         )
@@ -192,7 +192,7 @@ class Noise:
         mask = torch.empty(z.numel(), dtype=z.dtype, device=z.device)
         for low, high, counter in blocks(z.numel(), 0, z.device):
             drawn = mixed(counter, k0, k1, k2)
-            mask[low:high] = torch.ge(drawn, limit, out=drawn)  # written as an integer: through bool it would take longer than all before
+            mask[low:high] = torch.ge(drawn, limit, out=drawn)  # into int32: a bool result would take longer than all steps before
         return mask.view(z.shape)
 
     def uniform(self, z: Tensor) -> Tensor:
@@ -221,9 +221,9 @@ class Noise:
         """Return the key and the first lane of the next draw."""
         if self._task is not None and not compiling() and backward_task() != self._task:
             raise GraphRegError(
-                "a draw of the forward is asked for in a backward pass, where it would be another one: a formula must not draw inside "
-                "torch.utils.checkpoint or in the backward of an autograd.Function. Draw before, and use the draw there; or make a new "
-                "Noise(noise.key), which repeats the draws from the first."
+                "noise of a forward pass is drawn in a backward pass, where the numbers would be others: a formula must not draw inside "
+                "torch.utils.checkpoint or in the backward of an autograd.Function. Draw before, and use the result there; or make a "
+                "new Noise(noise.key), which repeats the draws from the first."
             )
         lane = self._drawn * _LANES
         self._drawn += 1
@@ -234,9 +234,9 @@ def key_of_row(key: Tensor) -> Tensor:
     """Return the key itself, or under ``torch.vmap(..., randomness="different")`` a key for each row, by its place in the batch.
 
     Raises:
-        RandomnessError: ``randomness`` is ``"error"``; a RuntimeError, as torch's own is.
+        RandomnessError: ``randomness`` is ``"error"``.
     """
-    if not transforms() or (not compiling() and in_backward()):  # what runs again there draws what it drew: rows are of gradients
+    if not transforms() or (not compiling() and in_backward()):  # a recomputation must repeat its draw; rows there are of gradients
         return key
     for level, randomness in vmaps():
         if randomness == "error":
@@ -251,10 +251,11 @@ def key_of_row(key: Tensor) -> Tensor:
     return key
 
 
-_ROW = -1  # lanes that no draw takes
+_ROW = -1  # this lane and the one before it are taken by no draw
 
 
 def _fine(key: Tensor, z: Tensor, lane: int) -> Tensor:
+    """Draw uniform float64 values in [0, 1) with 53 bits, from two lanes."""
     high: Tensor = shift(bits(key, z.shape, lane), 5)
     low: Tensor = shift(bits(key, z.shape, lane + 1), 6)
     return (high.to(torch.float64) * 2.0**26 + low.to(torch.float64)) * 2.0**-53

@@ -1,8 +1,8 @@
 """The draws as operators of a compiled graph; ``inductor_lowerings.py`` says how Inductor lowers them to the arithmetic of ``hash.py``.
 
-Written out, a draw is twenty to thirty operators. Dynamo, autograd and the partitioner carry every one of them, and Inductor traces
-a whole expression again whenever it grows by one (``inner_fn_opcount``, called by ``has_exceeded_max_reads``): for the masks of four
-sites that was a quarter of the time to compile. Any other backend runs the operators as they stand here.
+Traced as ordinary operators, a draw is twenty to thirty of them. Dynamo, autograd and the partitioner handle each one, and Inductor
+traces the whole expression again for each operator that it adds (``inner_fn_opcount``, called by ``has_exceeded_max_reads``). For the
+masks of four sites that was a quarter of the compile time. Backends other than Inductor run the custom operators as defined here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from graphreg.rng.hash import call_words, kept_words, words
 from graphreg.rng.inductor_lowerings import lowers
 from graphreg.torch_internals import Changes, transforms
 
-LIMIT = 1 << 31  # elements; past it an index needs more than 32 bits, and the draws are written out
+LIMIT = 1 << 31  # elements; for more, an index needs more than 32 bits, and draws are traced as ordinary operators
 
 
 @torch.library.custom_op("graphreg::bits", mutates_args=())
@@ -35,7 +35,7 @@ def fused_keep(key: Tensor, p: Tensor, shape: Sequence[int], lane: int) -> Tenso
 
 @torch.library.custom_op("graphreg::next_keys", mutates_args=())
 def fused_keys(streams: Tensor, step: Tensor, free: Tensor, keys: Tensor) -> Tensor:
-    """Compute the keys of call ``step`` as one operator: int32 [n, 2]; where ``free`` is 0, a copy of the held ``keys``."""
+    """Compute the keys of call ``step`` as one operator: int32 [n, 2]; if ``free`` is 0, a copy of ``keys``."""
     low, high = call_words(streams, step)
     return torch.where(free != 0, torch.stack((low, high), dim=-1).to(torch.int32), keys)
 
@@ -56,36 +56,36 @@ def _(streams: Tensor, step: Tensor, free: Tensor, keys: Tensor) -> Tensor:
 
 
 class _Within:
-    """Whether a compiler below Dynamo is tracing, which ``torch.compiler.is_compiling`` does not tell."""
+    """Whether the inner compiler of graphreg's backend is tracing; ``torch.compiler.is_compiling()`` is False then."""
 
     on = False
 
 
 @contextmanager
 def within_backend() -> Iterator[None]:
-    """Let draws take their compiled form while the inner compiler of graphreg's backend traces."""
+    """Make draws take their compiled form in the block, in which the inner compiler of graphreg's backend traces."""
     with Changes() as changes, changes:
         changes.put(_Within, "on", True)
         yield
 
 
 def compiling() -> bool:
-    """Whether a compiler is tracing: Dynamo, or the inner compiler of graphreg's backend."""
+    """Return whether a compiler is tracing: Dynamo, or the inner compiler of graphreg's backend."""
     return torch.compiler.is_compiling() or _Within.on
 
 
 def recomputes() -> bool:
-    """Whether a compiler is tracing that recomputes marked nodes in backward: Dynamo's, or that of graphreg's backend.
+    """Return whether a compiler is tracing that recomputes marked nodes in backward: under Dynamo, or in graphreg's backend.
 
-    False under torch.func.grad, which does not take checkpoints.
+    False under a transform of torch.func, which does not support checkpoints.
     """
     return (torch.compiler.is_dynamo_compiling() or _Within.on) and not transforms()
 
 
 def fuses() -> bool:
-    """Whether to trace a draw as one custom operator, for Inductor to lower.
+    """Return whether to trace a draw as one custom operator, which Inductor lowers.
 
-    Not in an exported program, which must hold torch's operators alone, nor under torch.vmap, which can map only those.
+    Not in an exported program, which must contain torch's operators only, and not under torch.vmap, which cannot map the custom ones.
     """
     traced = _Within.on or (torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting())
     return traced and not transforms() and lowers()

@@ -1,8 +1,7 @@
 """Attached penalties (``penalties="attach"``): their gradient joins the output's backward pass, so that the training loop stays as it is.
 
-The first half is the runtime module, ``AttachRule``, with the scale and with what finds the tensors and the loss in an output. The second
-half, from ``join`` on, is the autograd function beneath it: the identity on the outputs, whose backward gives the penalties their
-gradient, and the care that views, in-place writes, torch.func and AOTAutograd need.
+``AttachRule`` is the runtime module. The functions below it read the loss scale, find the tensors and the loss in an output, and check the
+options. ``gradient_join.py`` has the autograd function that ``AttachRule`` calls.
 """
 from __future__ import annotations
 
@@ -24,17 +23,17 @@ from graphreg.torch_internals import (
 )
 
 Penalties = Literal["return", "attach"]
-Scale = float | Tensor | Callable[[], Any] | Any  # Any: a GradScaler, which torch keeps in two places
+Scale = float | Tensor | Callable[[], Any] | Any  # Any: a GradScaler, of which torch has several classes
 
 
 class AttachRule(nn.Module):
-    """Adds the penalties to the output's scalar loss, or ties them to the output's tensors so that backward reaches them.
+    """Adds the penalties to the output's scalar loss, or joins them to the output's tensors so that backward reaches them.
 
     Attributes:
         names: The penalties' names, in order.
-        scale: What their gradient is multiplied by, as the user gave it; None is 1.
+        scale: The factor for the gradient of the penalties, as the user gave it; None means 1.
         last: The penalties of the last call by name, detached.
-        now: The scale of the running call, shape [1]; it counts only while ``fed``.
+        now: The value of ``scale`` in the running call, shape [1]; used only while ``fed`` is True.
         fed: Whether ``feed`` has set ``now`` for the running call.
     """
 
@@ -44,7 +43,7 @@ class AttachRule(nn.Module):
         super().__init__()
         self.names, self.scale = names, scale
         self.last: dict[str, Tensor] = {}
-        self.register_buffer("now", torch.ones(1, device=device), persistent=False)  # not 0-d, for the reason given at RuntimeModule
+        self.register_buffer("now", torch.ones(1, device=device), persistent=False)  # not 0-d: see RuntimeModule
         self.fed = False
         known_to_dynamo()
 
@@ -53,7 +52,7 @@ class AttachRule(nn.Module):
         known_to_dynamo()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AttachRule:
-        """A copy that shares the scale: nobody would update a copy of a GradScaler."""
+        """Return a copy that shares the scale: nobody would update a copy of a GradScaler."""
         memo.setdefault(id(self.scale), self.scale)
         new = self.__class__.__new__(self.__class__)
         memo[id(self)] = new
@@ -61,7 +60,7 @@ class AttachRule(nn.Module):
         return new
 
     def describe_scale(self) -> str:
-        """Describe what the gradient of the penalties is multiplied by."""
+        """Describe the factor for the gradient of the penalties."""
         scale = 1 if self.scale is None else self.scale
         if isinstance(scale, (int, float, Tensor)):
             return f"scale {float(scale):g}"
@@ -73,10 +72,10 @@ class AttachRule(nn.Module):
         return not (self.scale is None or isinstance(self.scale, (int, float, Tensor)))
 
     def feed(self) -> None:
-        """Read the scale into a new tensor: that of an earlier call may be saved for its backward.
+        """Read the present scale into a new tensor, because the tensor of an earlier call may be saved for that call's backward.
 
-        It is called before a forward, outside of what Dynamo traces: a GradScaler has no tensor before its first use, and the number
-        that a function returns would be compiled in as a constant, with a recompilation for each new one.
+        It runs before the forward, outside of what Dynamo traces: a GradScaler has no tensor before its first use, and Dynamo would compile
+        the number that a function returns as a constant, and recompile for each new number.
         """
         dtype = widest(self.now.device)
         value = current(self.scale)
@@ -86,9 +85,9 @@ class AttachRule(nn.Module):
             self.now = torch.full((1,), value, dtype=dtype, device=self.now.device)
 
     def forward(self, outputs: tuple[Any, ...], penalties: tuple[Tensor, ...], to_loss: bool) -> tuple[Any, ...]:
-        """Return the outputs with the same values, so that a backward pass from them reaches the penalties.
+        """Return outputs from which a backward pass reaches the penalties; their values stay the same, but for a loss.
 
-        ``to_loss``: the one output is the loss, to which the penalties are added.
+        ``to_loss``: the only output is the loss, and the penalties are added to it.
         """
         self.last = {name: value.detach() for name, value in zip(self.names, penalties, strict=True)}
         if not penalties:
@@ -113,17 +112,17 @@ class AttachRule(nn.Module):
         if not tensors:
             return outputs
         scale = self.now[0] if self.fed else torch.as_tensor(current(self.scale))
-        scale = scale.to(total.device, total.dtype, copy=True)  # it is saved for backward, and a GradScaler updates its own in place
+        scale = scale.to(total.device, total.dtype, copy=True)  # a copy for backward: a GradScaler updates its tensor in place
         joined = list(join(total, scale, tuple(tensors)))
         return tuple(rebuilt(out, joined) for out in outputs)
 
 
 def current(scale: Scale | None) -> Any:
-    """Return the value of the scale at this call; that of a GradScaler as a tensor once it has one."""
+    """Return the present value of the scale; for a GradScaler its tensor, once it has one."""
     if scale is None:
         return 1.0
     if hasattr(scale, "get_scale"):
-        # get_scale() reads the tensor to a number, which breaks a compiled graph; there is none until the first scale(loss)
+        # get_scale() calls item() on the tensor, which causes a graph break; before the first scale(loss) there is no tensor
         tensor = scale_tensor(scale)
         if tensor is not None:
             return tensor
@@ -193,7 +192,7 @@ def check_scale(scale: Scale | None) -> None:
 
 
 def end_of(output: fx.Node) -> fx.Node:
-    """Return the node that builds the output: the graph's output node, or the call that makes the dataclass or dict that it returns."""
+    """Return the node that builds the output: the graph's output node, or the call that makes the container which the graph returns."""
     value = output.args[0]
     return value if isinstance(value, fx.Node) and builds(value) else output
 
@@ -201,7 +200,7 @@ def end_of(output: fx.Node) -> fx.Node:
 def loss_of(output: fx.Node) -> fx.Node | None:
     """Return the node of the output's ``loss``, or None if it has none."""
     end, value = end_of(output), output.args[0]
-    if end is not output:  # built in the graph: a dataclass or named tuple by fields, a dict from a dict
+    if end is not output:  # a node builds the container: a dataclass or named tuple from its fields, a dict subclass from a dict
         names: Any = getattr(end.target, "_fields", None) or getattr(end.target, "__dataclass_fields__", ())
         mapping = next((arg for arg in end.args if isinstance(arg, dict)), None)
         value = dict(zip(names, end.args, strict=False)) | end.kwargs if mapping is None else mapping

@@ -13,10 +13,10 @@ from graphreg.runtime.runtime_module import Rules
 
 
 def averages_follow() -> None:
-    """Patch AveragedModel, once, so that its copy takes over the module's strengths and noise instead of averaging them.
+    """Patch ``AveragedModel.update_parameters``, once, so that strengths and noise are copied to the averaged model, not averaged.
 
-    With ``use_buffers=True`` it averages all buffers, those of the runtime modules too: a strength that is set would lag behind, and
-    the averaged integers of a noise stream would be another stream's. It offers no hook to the modules that it averages.
+    With ``use_buffers=True`` torch averages all buffers, those of the runtime modules too. A strength that the user sets would then lag
+    behind, and averaging the integers of a noise stream gives another stream. AveragedModel has no hook for the modules that it averages.
     """
     theirs = AveragedModel.update_parameters
     if getattr(theirs, "graphreg_follows", False):
@@ -33,8 +33,9 @@ def averages_follow() -> None:
 
 @torch.no_grad()
 def _follow(averaged: Any, model: nn.Module) -> None:
+    """Copy the buffers of the model's runtime modules to the averaged model."""
     copies, originals = ([m for m in root.modules() if isinstance(m, Rules)] for root in (averaged, model))
-    for copy, original in zip(copies, originals, strict=False):  # torch averages any models whose tensors fit
+    for copy, original in zip(copies, originals, strict=False):  # not strict: torch averages any two models with the same parameters
         theirs = dict(original.named_buffers())
         for name, buffer in copy.named_buffers():
             if name in theirs:

@@ -1,4 +1,4 @@
-"""What a rewritten module remembers of how it was made. Reports, drawings and the verifier read it."""
+"""``BuildRecord``: how a rewritten module was made. The module keeps it, and reports, drawings and the verifier read it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from graphreg.old_pickles import refuse_other
 from graphreg.planning import Plan
 from graphreg.tracing import Traced
 
-PICKLE_VERSION = 2  # of the form in which a rewritten module is pickled; graphreg 0.1 had none, which counts as 1
-VERSION: str = sys.modules["graphreg"].__version__  # an import of the package's own names would close a circle of all rooms
+PICKLE_VERSION = 2  # of the pickled form of a rewritten module; pickles of graphreg 0.1 have no version, which counts as 1
+VERSION: str = sys.modules["graphreg"].__version__  # not imported: every room may import only rooms above it, not the whole package
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,12 @@ class BuildRecord:
 
     Attributes:
         plan: The plan that was carried out, without the trace that it was made for.
-        opaque: The submodules that the trace did not look into, by path, each with the reason.
-        specialized: The arguments that were fixed at their value.
+        opaque: The opaque modules by path, each with the reason why the tracer could not see into it.
+        specialized: The specialized arguments, each with the value at which the graph fixes it.
         front_end: The name of the front end that traced the model.
-        notes: What else the choice of the front end has to tell.
+        notes: Remarks on the trace, such as why this front end was chosen.
         version: The version of the pickled form.
-        made_with: The version of graphreg.
+        made_with: The version of graphreg that made the module.
     """
 
     plan: Plan
@@ -39,7 +39,7 @@ class BuildRecord:
 
     @classmethod
     def of(cls, traced: Traced, plan: Plan) -> BuildRecord:
-        """The record of a plan that is carried out on a traced model."""
+        """Return the record for a plan that is carried out on a traced model."""
         return cls(replace(plan, traced=None), dict(traced.opaque_modules), dict(traced.specialized), traced.front_end, traced.notes)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -48,5 +48,5 @@ class BuildRecord:
 
 
 def require_readable(version: int | None, made_with: str) -> None:
-    """Refuse a pickle whose form this graphreg does not read."""
+    """Raise GraphRegError for a pickle in a form that this version of graphreg does not read."""
     refuse_other(version, made_with, PICKLE_VERSION, VERSION)

@@ -1,6 +1,6 @@
-"""What a user asks and sets while a model trains: strengths, where the noise stands, noise held still, noise in eval mode.
+"""Public functions that read and set strengths and noise while a model trains: noise state, frozen noise, noise in eval mode.
 
-Each function takes whatever has a handle: a rewritten module, a backend, or what torch.compile made with one.
+Each function takes a rewritten module, a backend of graphreg's, or a model that torch.compile compiled with such a backend.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from graphreg.runtime.handle import Handle
 from graphreg.runtime.module_handle import handle_of
 
 Ranks = Literal["differ", "same"]
-Regulated = nn.Module | Handle | Callable[..., Any]  # a rewritten module, a backend, or what torch.compile made with one
+Regulated = nn.Module | Handle | Callable[..., Any]  # a rewritten module, a backend, or what torch.compile compiled with a backend
 
 
 def strengths(module: Regulated) -> dict[str, float]:
@@ -42,9 +42,10 @@ def set_strength(module: Regulated, name: str, value: float) -> None:
 def rng_state(module: Regulated) -> dict[str, Any]:
     """Return the state of the noise: a plain dict to save beside a checkpoint, the same on every rank.
 
-    It has graphreg's streams and the number of their next call; all calls in a block of ``frozen_noise`` count as one. It has no
-    strengths: a run that changes them also saves ``strengths(module)``. A native dropout that was left alone (``own_dropout="keep"``)
-    draws from torch's generator, whose state is ``torch.get_rng_state()``. A module that draws nothing has a state without streams.
+    The state has graphreg's noise streams and the number of the next call; all calls in a block of ``frozen_noise`` count as one.
+    Strengths are not part of it: if a run changes them, save ``strengths(module)`` too. A native dropout that was left alone
+    (``own_dropout="keep"``) draws from torch's generator, whose state is ``torch.get_rng_state()``. A module that draws nothing has a
+    state without streams.
     """
     return handle_of(module).rng_state()
 
@@ -52,14 +53,14 @@ def rng_state(module: Regulated) -> dict[str, Any]:
 def set_rng_state(module: Regulated, state: dict[str, Any]) -> None:
     """Resume the noise at a saved state: the next call draws the masks that would have come next when ``rng_state`` was called.
 
-    Streams are matched by name and replace the module's own, so the seed is that of the state from here on.
+    Streams are matched by name. They replace the module's own, and with them the seed that the module was built with.
 
     Args:
         module: A rewritten module, also compiled or wrapped, or a backend.
         state: What ``rng_state`` returned.
 
     Raises:
-        RegularizerError: The state is damaged, or of another version or another module. The noise then stays as it was.
+        RegularizerError: The state is damaged, or belongs to another version or another module. The noise then stays unchanged.
     """
     handle_of(module).set_rng_state(state)
 
@@ -67,14 +68,14 @@ def set_rng_state(module: Regulated, state: dict[str, Any]) -> None:
 def set_ranks(module: Regulated, ranks: Ranks) -> None:
     """Choose whether the ranks of torch.distributed draw different masks (``"differ"``, the default) or the ``"same"``.
 
-    The same masks are right where ranks share one example, as in tensor parallelism.
+    Choose the same masks where the ranks work on one example together, as in tensor parallelism.
 
     Args:
         module: A rewritten module, also compiled or wrapped, or a backend.
         ranks: ``"differ"`` or ``"same"``.
 
     Raises:
-        RegularizerError: ``ranks`` is another word.
+        RegularizerError: ``ranks`` is anything else.
         GraphRegError: The module has no splice.
     """
     handle = handle_of(module)
@@ -89,11 +90,11 @@ def frozen_noise(module: Regulated) -> Iterator[None]:
     """Draw the same masks in every call inside the block, for line searches, gradient checks or sharpness-aware steps.
 
     The block counts as one call, or as none if nothing was drawn in it. A nested block is part of the outer one. Nothing is
-    recompiled. A native dropout left to torch (``own_dropout="keep"``) is not held; the logger ``graphreg`` warns of it, once a module.
-    A module that draws nothing is not affected.
+    recompiled. A native dropout that was left to torch (``own_dropout="keep"``) is not frozen; the logger ``graphreg`` warns of this once
+    for each module. For a module that draws nothing the block has no effect.
 
-    Each thread has blocks of its own, which end when that thread leaves them; in eager they have masks of their own. A thread without
-    a block draws the held masks for as long as any thread holds the noise.
+    A block belongs to the thread that entered it, and in eager mode the blocks of two threads have different masks. A thread that has
+    entered no block draws the frozen masks too, for as long as any thread is in a block.
     """
     with handle_of(module).frozen_noise():
         yield
@@ -101,10 +102,10 @@ def frozen_noise(module: Regulated) -> Iterator[None]:
 
 @contextmanager
 def noise_on(module: Regulated) -> Iterator[None]:
-    """Keep every splice acting whatever the mode: ``with graphreg.noise_on(module): module.eval()(x)``.
+    """Let every splice act in any mode inside the block: ``with graphreg.noise_on(module): module.eval()(x)``.
 
-    Blocks of several threads may overlap: the noise is on until the last of them ends. A native dropout left to torch
-    (``own_dropout="keep"``) goes on following its module's mode. Raises GraphRegError for a module without a splice.
+    Blocks of several threads may overlap: the noise is on until the last of them ends. A native dropout that was left to torch
+    (``own_dropout="keep"``) still follows its module's mode. Raises GraphRegError for a module that draws no noise.
     """
     with handle_of(module).noise_on():
         yield

@@ -1,7 +1,7 @@
-"""Runtime modules of penalties on derivatives (whose formulas take ``vjp``), and the forward that makes differentiation possible.
+"""Runtime modules of penalties on derivatives, whose formulas take ``vjp``, and the function that runs a forward which contains them.
 
-``Track`` has autograd record from the values of ``wrt`` on, ``Derivative`` differentiates and computes the penalty, and ``run`` calls the
-emitted code so that its operations are recorded and have second derivatives.
+``Track`` makes autograd record what is computed from a value of ``wrt``. ``Derivative`` differentiates and computes the penalty. ``run``
+calls the emitted code so that autograd records its operations and can differentiate them twice.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class Derivative(Total):
     """Computes a penalty whose formula takes ``vjp``, the vector-Jacobian product of all its sites at once.
 
     Attributes:
-        dependence: The dependence slice, from ``wrt`` to the sites.
-        slots: By site, its row of the call's keys.
-        always: Whether it acts in eval mode too, and not in train mode alone.
-        proven: Whether an eager call has shown that all its operations have a second derivative.
+        dependence: The dependence slice: the operations that lead from the values of ``wrt`` to the sites.
+        slots: By the site's name, the row of the call's keys that its random directions are drawn from.
+        always: Whether it acts in eval mode as well as in train mode.
+        proven: Whether an eager call has shown that all operations of the slice have a second derivative.
     """
 
-    path = ""  # its mode is the whole model's
+    path = ""  # it follows the mode of the whole model
 
     def __init__(self, regularizer: Penalty, name: str, strength: Tensor, dependence: DependenceSlice, slots: Mapping[str, int]) -> None:
         super().__init__(regularizer, name, strength)
@@ -50,7 +50,7 @@ class Derivative(Total):
         return self.always or self.owner[0].training
 
     def forward(self, values: dict[str, Tensor], wrt: dict[str, Tensor], key: Tensor) -> Tensor:  # type: ignore[override]
-        """Return the penalty, 0-d. ``values`` and ``wrt`` are by site; ``key``, int32 [streams, 2], is for random directions."""
+        """Return the penalty, 0-d. ``values`` and ``wrt`` are by the site's name; ``key``, int32 [streams, 2], is for random directions."""
         if not values:
             return self.weight(torch.float32) * 0
         first = next(iter(values.values()))
@@ -75,32 +75,32 @@ class Derivative(Total):
                 f"{self.description}: wrt selects integers only ({', '.join(wrt)}), which have no derivative. "
                 "Select a hidden value, e.g. wrt='embedding'; graphreg.names(model) lists them."
             )
-        inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()  # Dynamo cannot trace that
+        inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()  # Dynamo cannot trace this question
         if inference or not torch.is_grad_enabled():
             raise GraphRegError(
-                f"{self.description} needs derivatives, and torch records none here (torch.no_grad around a module that a pass has made "
-                "anew, or torch.inference_mode). Call the module under torch.enable_grad(), or in eval mode without always=True."
+                f"{self.description} needs derivatives, and torch records none here: the call is under torch.inference_mode, or under "
+                "torch.no_grad in a module that another pass made. Use torch.enable_grad(), or eval mode without always=True."
             )
 
 
 class Track(RuntimeModule):
-    """Has autograd record what is computed from a value, while one of the penalties that differentiate by it acts."""
+    """Makes autograd record what is computed from a value, while a penalty acts that differentiates with respect to this value."""
 
     def __init__(self, site: str, readers: Sequence[Derivative]) -> None:
         super().__init__(f"wrt {site}")
         self.site, self.readers = site, tuple(readers)
 
     def forward(self, x: Any) -> Any:
-        """Return the same value, which autograd records from here on while a penalty acts."""
+        """Return the value as it is, or as a tensor that autograd records from here on if a penalty acts."""
         if not isinstance(x, Tensor) or not x.is_floating_point() or not any(reader.acts() for reader in self.readers):
             return x
         return tracked(x)
 
 
 def run(forward: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any, rules: Any, names: Sequence[str]) -> Any:
-    """Run the emitted forward. Where a penalty differentiates, attention takes the kernel that has a second derivative.
+    """Run the emitted forward. If a penalty on derivatives acts, autograd records it, and attention uses a kernel with a second derivative.
 
-    ``names``: those penalties that differentiate, among the runtime modules of ``rules``.
+    ``rules``: the container of the runtime modules. ``names``: the names in it of the penalties on derivatives.
     """
     acting = [penalty for penalty in [rules._modules[name] for name in names] if penalty.acts()]
     if not acting:
@@ -112,7 +112,7 @@ def run(forward: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any, 
 
 
 def _recorded(forward: Callable[..., Any], module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Run the forward so that autograd records it under ``torch.no_grad`` too; its result there needs no gradient, as usual."""
+    """Run the forward with autograd recording. Under ``torch.no_grad`` the result is detached, so it requires no gradient, as usual."""
     if torch.is_grad_enabled():
         return forward(module, *args, **kwargs)
     with torch.enable_grad():

@@ -1,8 +1,8 @@
-"""Native dropout on graphreg's noise: the runtime module that replaces a model's own dropout call, and attention written out.
+"""Native dropout on graphreg's noise: the runtime module that replaces a dropout call of the model, and attention written out.
 
 ``NativeDropoutRule`` takes the arguments of the call that it replaces (dropout of elements or channels, alpha dropout, stochastic depth,
-attention) and draws from graphreg's streams. ``attention`` and ``multi_head`` are torch's attention functions with the dropout as an
-argument: torch's own fuse it.
+attention) and draws from graphreg's streams. ``attention`` and ``multi_head`` compute what torch's attention functions do, but take the
+dropout as a function, because torch's draw their masks inside.
 """
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from graphreg.rng import Noise, recomputes
 from graphreg.runtime.runtime_module import Drawing, accumulation
 from graphreg.torch_internals import safe_softmax
 
-_SELU = 1.7580993408473766  # alpha dropout replaces what it drops by minus this; Klambauer et al. 2017
+_SELU = 1.7580993408473766  # alpha dropout sets a dropped element to minus this number before it rescales; Klambauer et al. 2017
 
 
 def scaled(mask: Tensor, scale: float) -> Tensor:
-    """Multiply a mask that nothing else reads, in place where its dtype allows."""
+    """Multiply a mask, in place if its dtype allows: nothing else reads it."""
     return mask.mul_(scale) if mask.is_floating_point() else mask * scale
 
 
 class NativeDropoutRule(Drawing):
-    """Runs in the place of one native dropout, at the rate of the original or at one that ``own_dropout=`` gave; at 0 it is off.
+    """Runs in place of one native dropout, at the original's rate or at the rate that ``own_dropout=`` gives; a rate of 0 turns it off.
 
     Attributes:
         kind: What is dropped together: ``"element"``, ``"channel"``, ``"depth"`` and so on, as in ``NativeDropout.kind``.
-        rate: The rate that the plan gives, or None for that of the original call or module.
-        was: The rate when the model was traced.
+        rate: The rate that the plan gives; None for the rate of the original call or module.
+        was: The original's rate when the model was traced.
         always: Whether the original acts in eval mode too.
-        layer: The dropout module that it replaces, if it was a module; in a tuple, so that it is no submodule here.
+        layer: The dropout module that it replaces, or () for a function. In a tuple, so that the module does not become a submodule.
     """
 
     def __init__(self, edit: NativeDropoutEdit, slot: int) -> None:
@@ -55,9 +55,9 @@ class NativeDropoutRule(Drawing):
             self.layer = (owner,)
 
     def forward(self, *args: Any, noise: Tensor | None = None, **kwargs: Any) -> Any:
-        """Return what the original call would, with masks from graphreg's streams.
+        """Return what the original call would return, with masks from graphreg's streams.
 
-        It takes the arguments of that call, and ``noise``, the keys int32 [streams, 2], or None where nothing is drawn.
+        It takes the arguments of that call, and ``noise``: the keys, int32 [streams, 2], or None if it is off and draws nothing.
         """
         arguments = {**dict(zip(self.names, args, strict=False)), **kwargs}
         p = self._rate(arguments)
@@ -74,12 +74,12 @@ class NativeDropoutRule(Drawing):
         return z.copy_(y) if self._writes(arguments) else y
 
     def _rate(self, arguments: Mapping[str, Any]) -> float:
-        """Return the present rate: the user may have changed the module's since the trace, and the model would follow."""
+        """Return the rate at this call. A dropout module's rate is read anew, because the user may have changed it since the trace."""
         if self.rate is not None:
             return self.rate
         if self.is_module:
             return rate_of(self.layer[0])
-        if self.kind == "attention":  # models pass 0 in eval mode
+        if self.kind == "attention":  # many models pass dropout_p=0 in eval mode; then the rate of the trace counts
             return float(arguments["dropout_p"] or self.was or 0)
         return float(arguments.get("dropout_p" if self.kind == "heads" else "p", 0.5))
 
@@ -98,7 +98,7 @@ class NativeDropoutRule(Drawing):
 
     def _replaced(self, z: Tensor, p: float, noise: Noise, arguments: Mapping[str, Any]) -> Tensor:
         if p == 1:
-            return z * 0  # what torch gives
+            return z * 0  # as torch does
 
         def formula(z: Tensor, weight: Tensor, noise: Noise) -> Tensor:
             shape = self._shape(z, arguments)
@@ -106,8 +106,8 @@ class NativeDropoutRule(Drawing):
             return self._dropped(z, mask, p, arguments)
 
         weight = torch.full((), p, dtype=accumulation(z.dtype), device=z.device)
-        again = self.recomputed and recomputes() and not self._writes(arguments)
-        return recompute_in_backward(formula, z, weight, noise) if again else formula(z, weight, noise)
+        recompute = self.recomputed and recomputes() and not self._writes(arguments)
+        return recompute_in_backward(formula, z, weight, noise) if recompute else formula(z, weight, noise)
 
     def _dropped(self, z: Tensor, mask: Tensor, p: float, arguments: Mapping[str, Any]) -> Tensor:
         if self.kind in ("alpha", "channel alpha"):
@@ -117,7 +117,7 @@ class NativeDropoutRule(Drawing):
         return z * scaled(mask, 1 / (1 - p)) if scales else z * mask
 
     def _shape(self, z: Tensor, arguments: Mapping[str, Any]) -> tuple[int, ...]:
-        """Return the mask's shape: one draw for each element, channel of an example, example, or batch."""
+        """Return the mask's shape: one draw for each element, for each channel of an example, for each example, or for the batch."""
         if self.kind in ("element", "alpha"):
             return tuple(z.shape)
         ones = (1,) * (z.dim() - 1)
@@ -128,7 +128,10 @@ class NativeDropoutRule(Drawing):
         return (z.shape[0], *ones) if self._unbatched(z) else (z.shape[0], z.shape[1], *ones[1:])
 
     def _unbatched(self, z: Tensor) -> bool:
-        """Whether torch takes the first axis for the channels; that depends on the function and the number of axes."""
+        """Whether torch reads the value as one example without a batch axis, so that axis 0 has the channels.
+
+        torch decides by the function and the number of axes.
+        """
         name = self.function or type(self.layer[0]).__name__.lower()
         return (name == "dropout1d" and z.dim() == 2) or (name == "dropout3d" and z.dim() != 5)
 
@@ -142,7 +145,7 @@ class NativeDropoutRule(Drawing):
         return drop
 
     def _heads(self, p: float, noise: Tensor | None, args: Any, kwargs: Any, arguments: Mapping[str, Any]) -> Any:
-        """Run multi-head attention: torch's own where nothing is dropped, otherwise the layer with ``multi_head`` as its function."""
+        """Run multi-head attention: with ``multi_head`` instead of torch's function if dropout acts, else torch's without dropout."""
         drops = p > 0 and noise is not None and self._acts(arguments)
         if not self.is_module:
             if drops and noise is not None:
@@ -155,7 +158,10 @@ class NativeDropoutRule(Drawing):
 
 
 class _Heads(TorchFunctionMode):
-    """Replaces ``F.multi_head_attention_forward`` by ``multi_head`` while the layer's own forward runs."""
+    """Replaces ``F.multi_head_attention_forward`` while the layer's own forward runs.
+
+    ``drop``: the dropout for ``multi_head``, which takes its place; None for torch's function without dropout.
+    """
 
     def __init__(self, drop: Callable[[Tensor], Tensor] | None) -> None:
         super().__init__()
@@ -165,7 +171,7 @@ class _Heads(TorchFunctionMode):
         if func is not F.multi_head_attention_forward:
             return func(*args, **(kwargs or {}))
         if self.drop is None:
-            return func(*args, **{**(kwargs or {}), "training": False})  # it decides nothing but whether dropout acts
+            return func(*args, **{**(kwargs or {}), "training": False})  # in this function it only turns dropout off
         return multi_head(self.drop, *args, **(kwargs or {}))
 
 
@@ -184,7 +190,7 @@ def attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     """``F.scaled_dot_product_attention`` with ``drop`` as its dropout: [..., L, E], [..., S, E], [..., S, V] -> [..., L, V]."""
-    if enable_gqa:  # several heads of the query share one of key and value
+    if enable_gqa:  # several heads of the query share one head of key and value
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
         value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
     weights = (query * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)) @ key.transpose(-2, -1)
@@ -205,18 +211,18 @@ _DEFAULTS = {name: p.default for name, p in _PARAMETERS.items() if p.default is 
 def multi_head(drop: Drop, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
     """``F.multi_head_attention_forward`` with ``drop`` as its dropout.
 
-    The weights come from torch's own function, which masks and checks; what follows the dropout is linear in them.
+    torch's own function checks the arguments and computes the attention weights. What comes after the dropout is computed here.
     """
     a = _separate({**_DEFAULTS, **dict(zip(HEADS, args, strict=False)), **kwargs})
     needed, average = a["need_weights"], a["average_attn_weights"]
-    # Only the weights are wanted here. What follows them is done below, so torch's function gets a value of one feature and gives one.
+    # Only the weights of this call are used. To save work, it gets a value of one feature and an output projection to one feature.
     value, size = a["value"], len(a["q_proj_weight"])
     none = {"value": value.new_zeros(*value.shape[:-1], 1), "v_proj_weight": value.new_zeros(size, 1)}
     none |= {"out_proj_weight": value.new_zeros(1, size), "out_proj_bias": None}
     _, weights = F.multi_head_attention_forward(
         **{**a, **none, "dropout_p": 0.0, "training": False, "need_weights": True, "average_attn_weights": False}
     )
-    assert weights is not None  # they were asked for
+    assert weights is not None  # need_weights=True
     batched = weights.dim() == 4
     dropped = drop(weights if batched else weights.unsqueeze(0))  # [batch, heads, L, S]
     out = dropped @ _values(a, dropped.shape[1], batched)  # [batch, heads, L, E]
@@ -228,7 +234,7 @@ def multi_head(drop: Drop, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | 
 
 
 def _separate(a: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments with a weight for each of the three projections, a form that torch's function takes as well."""
+    """Return the arguments with a separate weight for each of the three projections, which torch's function also accepts."""
     if a["use_separate_proj_weight"]:
         return a
     q, k, v = a["in_proj_weight"].chunk(3)
@@ -236,7 +242,7 @@ def _separate(a: dict[str, Any]) -> dict[str, Any]:
 
 
 def _values(a: dict[str, Any], heads: int, batched: bool) -> Tensor:
-    """Return the projected values, [batch, heads, S, E], with the bias and the zeros that torch appends to them."""
+    """Return the projected values, [batch, heads, S, E], with the rows that ``bias_v`` and ``add_zero_attn`` append."""
     if a["static_v"] is not None:
         return _appended(a, a["static_v"].unflatten(0, (-1, heads)))
     value = a["value"] if batched else a["value"].unsqueeze(1)  # [S, batch, E]

@@ -1,4 +1,4 @@
-"""Builds ``forward`` and ``__call__`` of a rewritten module: which emitted code a call runs, and which calls are refused first."""
+"""Builds ``forward`` and ``__call__`` of a rewritten module: they choose the emitted code that a call runs, and refuse wrong calls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from graphreg.errors import GraphRegError, TraceError
 from graphreg.ir import has_keys
 from graphreg.runtime.attach import collect
 from graphreg.runtime.derivative_penalty import run
-from graphreg.runtime.gradient_join import forget, know
+from graphreg.runtime.gradient_join import begin_call, end_call
 from graphreg.runtime.noise_keys import KeyRule
 from graphreg.runtime.runtime_module import Drawing
 from graphreg.torch_internals import NO_BACKWARD, backward_task, is_traced, skip_frame, traces_here, with_own_code
@@ -28,15 +28,20 @@ def chosen(
 ) -> Callable[..., Any]:
     """Build the class's ``forward``: it refuses other tracers, checks arguments, and runs the code of the present mode.
 
-    ``specialized``: the specialized arguments; ``carried``: optional ones that every call must give; ``derivatives``: ``additions`` for
-    ``vjp.run``.
+    Args:
+        forwards: The emitted forwards by mode: ``both``, or ``train`` and ``eval``.
+        compiled: Likewise, the forwards that Dynamo traces.
+        specialized: The specialized arguments, each with its value.
+        carried: The optional arguments that the example inputs had, so that each call must give them.
+        additions: The name of the submodule that holds the runtime modules.
+        derivatives: The names of the penalties on derivatives in it.
     """
     in_train, in_eval = (forwards.get("both") or forwards[mode] for mode in ("train", "eval"))
     train_compiled, eval_compiled = (compiled.get("both") or compiled[mode] for mode in ("train", "eval"))
     positions, required = _positions(in_train, specialized), _positions(in_train, dict.fromkeys(carried))
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """Run the model, in its present mode, with the additions: returns ``(output, penalties)``, or the output where these attach."""
+        """Run the model in its present mode, with the additions. Returns ``(output, penalties)``; only the output if penalties attach."""
         if not torch.compiler.is_compiling() and is_traced() and additions in self._modules and traces_here():
             raise TraceError(
                 "a rewritten module cannot be traced again: the trace would freeze its keys and its mode. "
@@ -53,7 +58,7 @@ def chosen(
                 raise GraphRegError(
                     f"{name} was carried by the example_inputs, so the graph needs it. Give it at each call, or trace without it."
                 )
-        if torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():  # an exported program has torch's operators alone
+        if torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():  # an export has torch's operators only
             code = train_compiled if self.training else eval_compiled
         else:
             code = in_train if self.training else in_eval
@@ -61,15 +66,15 @@ def chosen(
             return run(code, self, args, kwargs, self._modules[additions], derivatives)
         return code(self, *args, **kwargs)
 
-    # Dynamo counts recompilations by code object (8 and it gives up): each module needs one of its own, as fx's have.
+    # Dynamo limits the recompilations of one code object (8 by default). So each class needs a code object of its own, as fx gives it.
     return functools.wraps(in_train)(with_own_code(forward))
 
 
 def signature(forward: Callable[..., Any], graph: fx.Graph) -> inspect.Signature:
-    """Return the signature of a forward, without ``**kwargs`` where the graph asserts that nothing is passed by it.
+    """Return the signature of a forward, without ``**kwargs`` if the graph asserts that they are empty.
 
-    Trainers inspect it: that of transformers passes ``num_items_in_batch`` to a forward that takes ``**kwargs``, and then leaves it to
-    that forward to divide the loss.
+    Trainers inspect the signature. The Trainer of transformers passes ``num_items_in_batch`` to a forward that takes ``**kwargs``, and then
+    expects this forward to divide the loss by it.
     """
     empty = {str(n.args[0].target) for n in graph.nodes if n.target is has_keys and isinstance(n.args[0], fx.Node) and not n.args[2]}
     full = inspect.signature(forward)
@@ -77,33 +82,32 @@ def signature(forward: Callable[..., Any], graph: fx.Graph) -> inspect.Signature
 
 
 def guarded(additions: str) -> Callable[..., Any]:
-    """Build the class's ``__call__``, which runs outside of what torch.compile compiles: a compiled forward cannot know that backward
-    runs it.
+    """Build the class's ``__call__``. Dynamo does not compile it, so it can find out that a backward pass runs the forward again.
 
-    It replaces that of torch.fx, which prints the line of emitted code where an error arose, and for that walks the traceback of every
-    exception, including the one by which ``checkpoint(use_reentrant=False)`` ends a recomputation early. Under fullgraph=True that
-    raises "Attempt to trace generator" (torch 2.13, for every GraphModule).
+    It replaces the ``__call__`` of torch.fx, which prints the line of emitted code that raised an error. To find the line, torch.fx walks
+    the traceback of every exception, also of the one by which ``checkpoint(use_reentrant=False)`` ends a recomputation early. Under
+    fullgraph=True this walk raises "Attempt to trace generator" (torch 2.13, for every GraphModule).
     """
 
-    def called(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if backward_task() != NO_BACKWARD and additions in self._modules:
             _refuse(self._modules[additions])
         rules = self._modules.get(additions)
         attach = None if rules is None else rules._modules.get("attach")
         if attach is not None and not torch.compiler.is_compiling():
-            result = _attached(attach, self, args, kwargs)
+            result = _call_attaching(attach, self, args, kwargs)
         else:
             result = nn.Module.__call__(self, *args, **kwargs)
         if rules is not None and (watching := rules.__dict__.get("watching")) is not None:
             watching.after(self)
         return result
 
-    skip_frame(called)  # Dynamo compiles what it calls: the forward of each module, not this one code of all
-    return called
+    skip_frame(call)  # so Dynamo compiles the forward of each module, and not this code object, which all modules share
+    return call
 
 
-def _attached(attach: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:
-    """Call a module whose penalties attach: read the scale first, and remember the arguments for the place where penalties join."""
+def _call_attaching(attach: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:
+    """Call a module whose penalties attach: read the scale first, and record the arguments' storages for ``join``."""
     before = _begin(attach, args, kwargs)
     try:
         return nn.Module.__call__(module, *args, **kwargs)
@@ -111,34 +115,37 @@ def _attached(attach: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:
         _end(attach, before)
 
 
-skip_frame(_attached)
+skip_frame(_call_attaching)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _begin(attach: Any, args: Any, kwargs: Any) -> frozenset[int] | None:
+    """Prepare a call; return what ``_end`` restores after it."""
     if attach.asks:
         attach.feed()
         attach.fed = True
     tensors: list[Tensor] = []
     strange: list[str] = []
     collect((args, kwargs), tensors, strange)
-    return know(None if strange else tensors)
+    return begin_call(None if strange else tensors)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _end(attach: Any, before: frozenset[int] | None) -> None:
-    forget(before)
+    end_call(before)
     if attach.asks:
         attach.fed = False
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _refuse(rules: nn.Module) -> None:
+    """Raise GraphRegError in a backward pass, if the module would draw."""
     key = rules._modules.get("key")
     if isinstance(key, KeyRule) and key.draws(any(child.always for child in rules.children() if isinstance(child, Drawing))):
         key.refuse_backward()
 
 
 def _positions(forward: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, tuple[int, Any]]:
+    """Return the position of each named argument in ``forward``, with its value."""
     names = list(forward.__code__.co_varnames[1 : forward.__code__.co_argcount])
     return {name: (names.index(name), value) for name, value in values.items() if name in names}

@@ -1,4 +1,4 @@
-"""The join: an identity on the output's tensors, through which a penalty's gradient enters a backward pass."""
+"""``join``: an identity on the output's tensors, through which a penalty's gradient enters a backward pass."""
 from __future__ import annotations
 
 import threading
@@ -25,8 +25,8 @@ from graphreg.torch_internals import (
 )
 
 TWICE = (
-    "penalties='attach': this backward pass is itself to be differentiated (create_graph=True), as for a gradient penalty. Its gradient "
-    "contains that of the attached penalties, and going back through it would add theirs once more. Regularize with penalties='return' "
+    "penalties='attach': this backward pass is itself to be differentiated (create_graph=True), as for a gradient penalty. Its gradients "
+    "contain those of the attached penalties, and the second backward pass would add these once more. Regularize with penalties='return' "
     "and add the penalties to the loss."
 )
 _FORWARD_MODE = (
@@ -35,12 +35,12 @@ _FORWARD_MODE = (
 )
 
 
-Way = Literal["alias", "copy", "view"]  # of what joins: see ``_Attached``
+Way = Literal["alias", "copy", "view"]  # how a tensor passes through the join: see ``identity``
 Apply = Callable[[Sequence[Way], Sequence[Tensor]], tuple[Tensor, ...]]
 
 
 class _Call(threading.local):
-    """``storages``: the storages that the arguments of the call have which runs in this thread; None where they are not known."""
+    """The call that runs in this thread. ``storages``: the storages of its arguments, or None if they are not known."""
 
     storages: frozenset[int] | None = None
 
@@ -48,19 +48,19 @@ class _Call(threading.local):
 _call = _Call()
 
 
-def know(tensors: Iterable[Tensor] | None) -> frozenset[int] | None:
-    """A call begins whose arguments these are (None: they are not known); gives what is to be put back by ``forget`` behind it."""
+def begin_call(tensors: Iterable[Tensor] | None) -> frozenset[int] | None:
+    """Record the tensors among the arguments of a call that begins, or None if they are not known; return what ``end_call`` restores."""
     before, _call.storages = _call.storages, None if tensors is None else frozenset(map(storage_of, tensors))
     return before
 
 
-def forget(before: frozenset[int] | None) -> None:
-    """The call has ended."""
+def end_call(before: frozenset[int] | None) -> None:
+    """End a call: restore what ``begin_call`` returned."""
     _call.storages = before
 
 
 def join(total: Tensor, scale: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The tensors with the same values; a backward pass from any that needs a gradient gives ``total`` [] the gradient ``scale`` []."""
+    """Return the tensors with the same values. A backward pass from any recorded one gives ``total`` [] the gradient ``scale`` []."""
     live = list({id(tensor): tensor for tensor in tensors if recorded(tensor)}.values())
     if _has_tangent(total):
         raise GraphRegError(_FORWARD_MODE)
@@ -80,15 +80,15 @@ def join(total: Tensor, scale: Tensor, tensors: Sequence[Tensor]) -> tuple[Tenso
 
 @cache
 def known_to_dynamo() -> None:
-    """Make Dynamo keep ``join`` whole: it compares storages, which Dynamo does not, and takes the same tensor twice."""
+    """Let Dynamo call ``join`` as one operation: Dynamo cannot trace its comparisons of storages, nor outputs that are one tensor twice."""
     torch.compiler.allow_in_graph(join)  # type: ignore[no-untyped-call]
 
 
 def refuse_twice(below: Tensor | None = None) -> None:
-    """Raise GraphRegError in a backward pass that autograd records.
+    """Raise GraphRegError if autograd records the running backward pass, so that it can itself be differentiated.
 
-    ``below``: under a transform of torch.func, the penalty as it is one level below. The transform always records its own backward
-    pass; whether anybody differentiates that, the level below tells.
+    ``below``: under a transform of torch.func, the penalty's tensor one level below. A transform always records its own backward pass.
+    That pass is differentiated only if autograd also records the tensor one level below.
     """
     if torch.is_grad_enabled() and (below is None or recorded(below)):
         hint = "" if below is None else " If the gradient is not differentiated again, give torch.func the parameters detached."
@@ -100,11 +100,12 @@ def _has_tangent(total: Tensor) -> bool:
 
 
 def in_place(apply: Apply, tensors: Sequence[Tensor], live: Sequence[Tensor], known: frozenset[int] | None) -> tuple[Tensor, ...]:
-    """The join for eager: outputs stay in the storage that they have, and may be written into as the model's own.
+    """Join in eager mode: outputs keep their storage, and users may write into them in place, as into the model's own outputs.
 
-    What a custom function returns as a view torch lets nobody write into. So it returns the common base of the outputs that share
-    storage, as an alias that is no view, and the outputs are views of that. What shares storage with an argument of the call
-    (``known``) or with a parameter is returned as a view all the same: of a write into it the caller's own tensor would not know.
+    torch forbids writes into a view that a custom autograd function returned. So for outputs that share storage the function returns their
+    common base, as an alias that is not a view, and the outputs become views of this alias. An output that shares storage with an argument
+    of the call (``known``: the arguments' storages) or with a parameter is returned as a view all the same: otherwise autograd would not
+    notice that a write into the output also changes the caller's tensor.
     """
     outside = {id(t) for t in live if known is None or storage_of(t) in known or base_of(t).is_leaf}
     groups = _groups([t for t in live if id(t) not in outside])
@@ -122,21 +123,21 @@ def in_place(apply: Apply, tensors: Sequence[Tensor], live: Sequence[Tensor], kn
 
 
 def _apart(apply: Apply, tensors: Sequence[Tensor], live: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The join for AOTAutograd, of values with storage of their own.
+    """Join while AOTAutograd traces: outputs get storage of their own.
 
-    Outputs that share storage with each other AOTAutograd makes anew at run time, as views of their common base, which would be the
-    model's, before the join: the penalty's gradient was lost. So the base itself is copied behind the join, and the outputs are views of
-    the copy. Of a lone output the copy is no waste either: an alias has a version counter of its own at run time, so that a user's write
-    into it would go unseen into what is saved for backward. What shares storage with an input or a parameter stays a view of that:
-    AOTAutograd leaves a view that a custom function made alone.
+    If outputs share storage, AOTAutograd makes them again at run time, as views of their common base. This would be the base from before
+    the join, and the penalty's gradient would be lost. So the join copies the base, and the outputs become views of the copy. An output
+    that shares storage with no other is copied too: at run time an alias has a version counter of its own, so autograd would not notice
+    that a user's write into the output changes what is saved for backward. An output that shares storage with an input or a parameter
+    stays a view of it: AOTAutograd does not make a view again if a custom function returned it.
     """
     groups = _groups(tensors)
-    entering, sources = list[Tensor](), dict[int, Tensor]()  # by the tensor's id: what joins for it
+    entering, sources = list[Tensor](), dict[int, Tensor]()  # by the tensor's id: the tensor that passes through the join for it
     for tensor in live:
         group = groups[storage_of(tensor)]
         base = tensor if len(group) == 1 else _base(group)
         if base is not None and (base.is_leaf or torch.empty_like(base).stride() != base.stride()):
-            base = None  # a copy cannot stand for it
+            base = None  # a copy cannot replace it
         source = sources[id(tensor)] = tensor if base is None else base
         if all(source is not other for other in entering):
             entering.append(source)
@@ -145,14 +146,14 @@ def _apart(apply: Apply, tensors: Sequence[Tensor], live: Sequence[Tensor]) -> t
     made = {id(tensor): _like(tensor, sources[id(tensor)], joined[id(sources[id(tensor)])]) for tensor in live}
     for tensor in tensors:
         others = [other for other in live if storage_of(other) == storage_of(tensor)]
-        if id(tensor) not in made:  # detached: it shares the copy's storage as it shared the original's, or none
+        if id(tensor) not in made:  # not recorded: it shares storage with the copy if it lies as the original does
             same = next((made[id(other)] for other in others if _geometry(other) == _geometry(tensor)), None)
             made[id(tensor)] = same.detach() if same is not None else tensor.clone() if others else tensor
     return tuple(made[id(tensor)] for tensor in tensors)
 
 
 def storage_of(tensor: Tensor) -> int:
-    """What tells its storage from others; a tensor without one (sparse, or torch.func's) stands for itself."""
+    """Return a number that identifies a tensor's storage; for a tensor without one (sparse, or torch.func's) the tensor's own id."""
     try:
         return storage_number(tensor)
     except (NotImplementedError, RuntimeError):
@@ -160,7 +161,7 @@ def storage_of(tensor: Tensor) -> int:
 
 
 def _groups(tensors: Sequence[Tensor]) -> dict[int, list[Tensor]]:
-    """The tensors by storage, each once."""
+    """Group the tensors by storage, each tensor once."""
     by_storage: dict[int, dict[int, Tensor]] = {}
     for tensor in tensors:
         by_storage.setdefault(storage_of(tensor), {})[id(tensor)] = tensor
@@ -168,7 +169,7 @@ def _groups(tensors: Sequence[Tensor]) -> dict[int, list[Tensor]]:
 
 
 def _base(group: Sequence[Tensor]) -> Tensor | None:
-    """What all of a group are views of, and can be made views of again."""
+    """Return the common base of the recorded tensors of a group, if each can be made again as a view of a copy of it; else None."""
     bases = list({id(base): base for base in map(base_of, (t for t in group if t.requires_grad))}.values())
     if len(bases) == 1 and bases[0].requires_grad and all(is_plain_view(t) for t in group if t.requires_grad and t is not bases[0]):
         return bases[0]
@@ -176,7 +177,7 @@ def _base(group: Sequence[Tensor]) -> Tensor | None:
 
 
 def _like(tensor: Tensor, source: Tensor, joined: Tensor) -> Tensor:
-    """The view of ``joined`` that ``tensor`` is of ``source``."""
+    """Return the view of ``joined`` that corresponds to ``tensor`` as a view of ``source``."""
     if tensor is source or _geometry(tensor) == _geometry(source):
         return joined
     return same_view(tensor, joined)
@@ -187,13 +188,16 @@ def _geometry(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def identity(ways: Sequence[Way], outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The outputs, as a custom function may return them: each in the storage that it has, and no view, or as a copy, or as a view."""
+    """Return the outputs as a custom autograd function may return them.
+
+    ``"alias"``: in the same storage, but not as a view; ``"copy"``: a clone; ``"view"``: a view.
+    """
     by_way: dict[Way, Callable[[Tensor], Tensor]] = {"alias": Tensor.detach, "copy": Tensor.clone, "view": lambda out: out.view_as(out)}
     return tuple(by_way[way](out) for way, out in zip(ways, outputs, strict=True))
 
 
 class _Attached(torch.autograd.Function):
-    """The identity on the outputs; in backward the penalty gets the gradient ``scale``, once a pass."""
+    """The identity on the outputs. Its backward gives ``total``, the penalty, the gradient ``scale``, once in each backward pass."""
 
     @staticmethod
     def forward(total: Tensor, scale: Tensor, ways: tuple[Way, ...], *outputs: Tensor) -> tuple[Tensor, ...]:
@@ -215,7 +219,7 @@ class _Attached(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], total: Tensor, scale: Tensor, ways: tuple[Way, ...], *outputs: Tensor) -> tuple[Any, ...]:
-        """Each of the batch is a call of its own, whose penalty joins: their sum."""
+        """Join the sum of the penalties: each element of the batch is a call of its own, with a penalty of its own."""
         if in_dims[1] is not None:
             raise GraphRegError("penalties='attach' under torch.vmap: the scale differs from call to call. Scale the loss outside.")
         summed = total * info.batch_size if in_dims[0] is None else total.sum()

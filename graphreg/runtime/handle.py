@@ -1,4 +1,4 @@
-"""Finds what can be controlled in what a user gives: the rewritten module in its wrappers, with its additions and graphs; a backend."""
+"""Finds the rewritten module, with its runtime modules and graphs, or the backend in what a user passes, also if wrapped or compiled."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ def rewritten(module: Any) -> fx.GraphModule:
 def rules_of(module: Any) -> Rules:
     """Return the container of a rewritten module's runtime modules, also through compiled and distributed wrappers."""
     rules = getattr(rewritten(module), RULES)
-    # a later pass that made a GraphModule took the runtime modules over one by one, without their container
+    # a later pass that made a GraphModule copied the runtime modules one by one, without their container
     return rules if isinstance(rules, Rules) else next(child.rules[0] for child in rules.children())
 
 
 def record_of(module: Any) -> BuildRecord:
-    """How a rewritten module was made."""
+    """Return the record of how a rewritten module was made."""
     record = rules_of(module).build_record
     if record is None:
-        raise GraphRegError("this module is not whole: its rewrite has not ended.")
+        raise GraphRegError("this module is incomplete: its rewrite has not finished.")
     return record
 
 
 def graphs_of(module: fx.GraphModule) -> dict[str, fx.Graph]:
-    """Return a module's graphs by mode: ``both``, or ``train`` and ``eval``. A GraphModule that graphreg did not make has ``both``."""
+    """Return a module's graphs by mode: ``both``, or ``train`` and ``eval``. A GraphModule that graphreg did not make has only ``both``."""
     state = state_of(module)
     return state.graphs if state is not None else {"both": module.graph}
 
@@ -65,11 +65,11 @@ def native_draws(module: Any) -> tuple[NativeDropout, ...]:
     return tuple(each for each in native if each.when != "never" and each.rate != 0)
 
 
-BACKEND = "graphreg_backend"  # where what torch.compile makes of a backend's name holds the backend
+BACKEND = "graphreg_backend"  # with backend="graphreg": the attribute in which torch.compile's wrapper of the name keeps the backend
 
 
 class Handle(ABC):
-    """What can be asked and set of a rewritten module, or of a backend, while it is in use; ``controls.py`` says what each does."""
+    """Reads and sets strengths and noise of a rewritten module or a backend; ``controls.py`` documents each method."""
 
     @abstractmethod
     def strengths(self) -> dict[str, float]: ...
@@ -94,27 +94,27 @@ class Handle(ABC):
 
     @abstractmethod
     def require_draws(self) -> None:
-        """Raise GraphRegError for what draws no noise."""
+        """Raise GraphRegError if the module draws no noise."""
 
 
 class BackendHandle(Handle):
-    """The handle of a backend, which is the backend itself. ``subgraphs``: its graphs."""
+    """Base class of backends: a backend is its own handle. ``subgraphs``: the graphs that Dynamo gave it."""
 
     subgraphs: list[Any]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BackendHandle:
-        """Return itself, which compiled code refers to: once ``lightning`` is imported, ``torch.compile`` copies its arguments."""
+        """Return itself: ``torch.compile`` copies its arguments once ``lightning`` is imported, and compiled code refers to this object."""
         return self
 
     def require_draws(self) -> None:
-        """A backend may capture a graph that draws at any call."""
+        """Do nothing: a backend may capture a graph that draws at any later call."""
 
     @abstractmethod
     def report(self) -> Any: ...
 
 
 def backend_handle(target: object) -> BackendHandle | None:
-    """Return the backend that ``target`` is, or was compiled with; None for anything else."""
+    """Return ``target`` if it is a backend, or the backend that it was compiled with; None for anything else."""
     if isinstance(target, BackendHandle):
         return target
     inner = target if function_in(target) is not None else backend_in(compile_record_of(target))

@@ -1,6 +1,7 @@
-"""What can be asked and set of a rewritten module while it is in use: strengths, where its noise stands, noise held or on in eval mode.
+"""The handle of a rewritten module: it reads and sets strengths and the noise state, freezes noise, and keeps noise on in eval mode.
 
-Strengths, states and held noise compile nothing again; noise_on and set_ranks once for each setting, and never for a call.
+A compiled module is not recompiled for a new strength, a restored state or frozen noise. ``noise_on`` and ``set_ranks`` recompile it once
+for each setting, however many calls follow.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from graphreg.runtime.runtime_module import Drawing
 from graphreg.torch_internals import Changes
 
 log = logging.getLogger("graphreg")
-# By a module's key, or its rules: the native dropouts that frozen_noise has not warned of yet.
+# The native dropouts that frozen_noise has not warned of yet, by a module's KeyRule, or by its Rules if it has none.
 _unfrozen: WeakKeyDictionary[nn.Module, tuple[NativeDropout, ...]] = WeakKeyDictionary()
 
 
 def handle_of(target: object) -> Handle:
-    """The handle of a rewritten module, of a backend, or of what torch.compile made with one.
+    """Return the handle of a rewritten module, of a backend, or of a model that was compiled with a backend.
 
-    That of anything else raises GraphRegError as soon as it is asked for something.
+    For anything else it returns a handle whose methods raise GraphRegError.
     """
     backend = backend_handle(target)
     return ModuleHandle(target) if backend is None else backend
@@ -50,12 +51,13 @@ class ModuleHandle(Handle):
     def set_strength(self, name: str, value: float) -> None:
         rules = rules_of(self.module)
         plan = record_of(self.module).plan
-        if name not in plan.regularizers:  # also for what is no string
+        if name not in plan.regularizers:  # also if ``name`` is not a string
             known = ", ".join(plan.regularizers) or "none"
-            moved = any(name in (edit.dropout.site.name, "own_dropout") for edit in plan.native_dropout)
+            is_native = any(name in (edit.dropout.site.name, "own_dropout") for edit in plan.native_dropout)
             hint = " The rate of a native dropout is set once, by regularize(..., own_dropout={selector: rate})."
             raise NoMatchError(
-                f"no regularizer is named {name!r}.{suggestions_text(str(name), plan.regularizers)} Names: {known}.{hint if moved else ''}"
+                f"no regularizer is named {name!r}.{suggestions_text(str(name), plan.regularizers)} Names: {known}."
+                f"{hint if is_native else ''}"
             )
         checked = dataclasses.replace(plan.regularizers[name], weight=value)
         rules.set_value(name, checked.weight)
@@ -72,10 +74,10 @@ class ModuleHandle(Handle):
         streams: Mapping[str, int] = checked["streams"]
         missing, foreign = [name for name in names if name not in streams], [name for name in streams if name not in names]
         if missing or foreign:
-            pairs = (("the state alone has", foreign), ("it lacks", missing))
-            differences = [f"{what}: {listed(unmatched, 3)}" for what, unmatched in pairs if unmatched]
+            pairs = (("only the state has", foreign), ("the state lacks", missing))
+            differences = [f"{whose}: {listed(unmatched, 3)}" for whose, unmatched in pairs if unmatched]
             raise RegularizerError(
-                f"the state belongs to another module, of other streams of noise; {'; '.join(differences)}. "
+                f"the state belongs to another module, with other streams of noise; {'; '.join(differences)}. "
                 "Build the module as for the run that saved it: the same regularizers by the same names, at the same sites."
             )
         if key is None:
@@ -136,8 +138,8 @@ class ModuleHandle(Handle):
         return key
 
     def _warn_unfrozen(self, key: nn.Module) -> None:
-        """Warn, once a module, of the native dropouts that torch draws for."""
-        if key not in _unfrozen:  # a look at the whole graph: once
+        """Warn, once for each module, of the native dropouts that draw from torch's generator."""
+        if key not in _unfrozen:  # this searches all graphs, so it is done once
             _unfrozen[key] = native_draws(self.module)
         inner = rewritten(self.module) if _unfrozen[key] else None
         names = [

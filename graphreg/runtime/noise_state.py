@@ -1,7 +1,7 @@
-"""Where noise stands, as a user saves it: a plain dict, of a rewritten module or of a backend, checked before it is taken.
+"""The saved state of the noise of a rewritten module or a backend: a plain dict, which is checked before it is loaded.
 
-A module counts its calls and has a word for each stream. The streams of a backend come to be as graphs are captured, so its state has
-the seed that they are made of, and a count for each.
+The state of a module has the number of the next call, and a 64-bit number for each stream. A backend makes its streams while graphs are
+captured, so its state has the seed that streams are made from, and a count of calls for each stream.
 """
 
 from __future__ import annotations
@@ -17,7 +17,13 @@ STATE_VERSION = 1
 
 @dataclass(frozen=True)
 class StateForm:
-    """What the state of an owner's noise has beside the version. ``returned_by``: the call that gives one, for errors."""
+    """Describes the state of a kind of owner.
+
+    Attributes:
+        owner: The kind of owner, for errors.
+        fields: The keys of the dict, without ``version``.
+        returned_by: The call that returns such a state, for errors.
+    """
 
     owner: str
     fields: tuple[str, ...]
@@ -29,7 +35,7 @@ BACKEND_STATE = StateForm("a backend's noise", ("seed", "ranks", "calls"), "grap
 
 
 def is_int64(value: object) -> bool:
-    """Whether a value is a whole number of 64 bits, with a sign."""
+    """Whether a value is an int, not a bool, that fits into int64."""
     return _is_integer(value) and -(1 << 63) <= value < 1 << 63  # type: ignore[operator]
 
 
@@ -55,13 +61,13 @@ _FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
 
 
 def written_state(form: StateForm, alike: bool, **fields: Any) -> dict[str, Any]:
-    """The state that a user saves. ``alike``: whether all ranks draw the same."""
+    """Make the dict that a user saves, of ``fields`` and of ``alike``: whether all ranks draw the same masks."""
     fields["ranks"] = "same" if alike else "differ"
     return {"version": STATE_VERSION, **{name: fields[name] for name in form.fields}}
 
 
 def checked_state(state: object, form: StateForm) -> Mapping[str, Any]:
-    """The state, if it is one of that form; RegularizerError for what ``written_state`` never gave."""
+    """Return ``state`` if it has the given form; raise RegularizerError for anything that ``written_state`` does not make."""
     if not isinstance(state, Mapping):
         what = "noise" if form is MODULE_STATE else form.owner
         raise RegularizerError(f"{type(state).__name__} is no state of {what}. Give the dict that {form.returned_by} returned.")
@@ -74,8 +80,7 @@ def checked_state(state: object, form: StateForm) -> Mapping[str, Any]:
     other = BACKEND_STATE if form is MODULE_STATE else MODULE_STATE
     if state.keys() >= {*other.fields}:
         raise RegularizerError(
-            f"the state of {other.owner} is no state of {form.owner}. Give the dict that {form.returned_by} returned for what it is "
-            "given to."
+            f"the state of {other.owner} is no state of {form.owner}. Give the dict that {form.returned_by} returned."
         )
     for name in form.fields:
         is_right, wrong = _FIELDS[name]
@@ -87,4 +92,4 @@ def checked_state(state: object, form: StateForm) -> Mapping[str, Any]:
 
 
 def _damaged(what: str) -> RegularizerError:
-    return RegularizerError(f"the state is damaged: it says {what}. Take an older checkpoint's, or start anew.")
+    return RegularizerError(f"the state is damaged: it says {what}. Load the state of an older checkpoint, or start anew.")

@@ -1,4 +1,4 @@
-"""Runtime modules of penalties: they compute a penalty's formula at its sites, in the right precision, and its total."""
+"""Runtime modules of penalties: they compute a penalty's formula at its sites, in float32 or wider, and its total over the sites."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Measure(RuntimeModule):
         self.regularizer, self.site = regularizer, site
 
     def forward(self, value: Tensor) -> Tensor:
-        """Value of the site [any shape] -> []."""
+        """Return the measurement of the site's value: [any shape] -> []."""
         return measured(self.regularizer, {self.site: value}, self.weight, self.description)
 
 
@@ -34,13 +34,13 @@ class MeasureSteps(Measure):
         self.steps = steps
 
     def forward(self, value: Tensor | tuple[Tensor, ...], lengths: Tensor | None = None) -> Tensor:
-        """A sequence, or a tuple of its steps, and the lengths of its examples or a mask of steps -> []."""
+        """Return the measurement, [], of a sequence or a tuple of its steps, with the examples' lengths or a mask of steps."""
         sequence, lengths = self.steps.of(value, lengths, self.description)
         return measured(self.regularizer, {self.site: sequence}, self.weight, self.description, lengths)
 
 
 class Total(RuntimeModule):
-    """Computes a penalty from its measurements: their mean (or sum) times the strength. Parameters are measured here."""
+    """Computes a penalty from its measurements: their mean or sum, times the strength. Parameters are measured here too."""
 
     def __init__(self, regularizer: Penalty, name: str, strength: Tensor) -> None:
         super().__init__(f"{type(regularizer).__name__} {name}", strength)
@@ -48,7 +48,7 @@ class Total(RuntimeModule):
         self.sums = regularizer.engine_options.reduction == "sum"
 
     def forward(self, *values: Tensor) -> Tensor:
-        """The measurements, each [], or parameters [any shape] -> []."""
+        """Return the penalty, [], from its measurements, each [], or from parameters of any shape."""
         if self.regularizer.on == "parameters":
             values = tuple(measured(self.regularizer, {"": value}, self.weight, self.description) for value in values)
         if not values:  # a mode in which none of its sites is reached
@@ -62,7 +62,7 @@ class AllSitesTotal(Total):
     """Computes a penalty whose formula takes ``values``: all its sites at once, by name, so that nothing is averaged."""
 
     def forward(self, values: dict[str, Tensor]) -> Tensor:  # type: ignore[override]
-        """The values of all sites by name, each [any shape] -> []."""
+        """Return the penalty, [], from the values of all sites by name, each of any shape."""
         if not values:
             return self.weight(torch.float32) * 0
         total = measured(self.regularizer, values, self.weight, self.description)
@@ -73,7 +73,7 @@ def measured(
     regularizer: Penalty, sites: Mapping[str, Tensor], weight: Callable[[torch.dtype], Tensor], description: str,
     lengths: Tensor | None = None,
 ) -> Tensor:
-    """Compute the formula on values widened to the dtype they are accumulated in, with autocast off: a 0-d tensor."""
+    """Return the formula's value, 0-d, for values widened to float32 (float64 stays), with autocast off."""
     for value in sites.values():
         if not isinstance(value, Tensor):
             raise RegularizerError(
@@ -90,11 +90,11 @@ def measured(
 
 def _wide(value: Tensor) -> Tensor:
     dtype = accumulation(value.dtype)
-    return value if value.dtype == dtype else value.to(dtype)  # a compiler would keep a .to() that changes nothing as an operator
+    return value if value.dtype == dtype else value.to(dtype)  # a compiled graph would keep a .to() that changes nothing
 
 
 def formula(regularizer: Penalty, arguments: Mapping[str, Any], device: str, description: str) -> Tensor:
-    """Call the formula with those of the values in ``arguments`` that it takes, with autocast off: a 0-d tensor."""
+    """Return the formula's value, 0-d, with autocast off. It gets those of the ``arguments`` that it takes."""
     call = {name: arguments[name] for name in regularizer.takes}
     if device != "meta" and torch.is_autocast_enabled(device):  # torch has no autocast for the meta device
         with torch.autocast(device, enabled=False):

@@ -1,4 +1,4 @@
-"""What a rewritten module returns: the output and the penalties, as a named tuple."""
+"""``Regularized``: the named tuple of output and penalties that a rewritten module returns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Regularized(NamedTuple):
-    """What a call of a rewritten module returns, unless its penalties attach.
+    """The result of a call of a rewritten module, unless its penalties attach (``penalties="attach"``).
 
     Attributes:
         output: The model's own output.

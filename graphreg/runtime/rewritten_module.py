@@ -1,7 +1,7 @@
-"""``RewrittenModule``, the class of what ``graphreg.regularize`` returns, and ``Regularized``, the pair that its calls return.
+"""``RewrittenModule``: the class of the modules that ``graphreg.regularize`` returns.
 
-A rewritten module shares the model's layers, parameters and buffers, and has emitted Python for both modes. This file copies what else
-of the model it needs, generates its forward, and sees to copies, pickles and ``state_dict``.
+A rewritten module shares the model's layers, parameters and buffers, and has emitted Python for both modes. This file also copies the
+model's other attributes, generates the module's forward, and defines how it is copied, pickled and saved in a ``state_dict``.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from graphreg.runtime.runtime_module import Rules
 from graphreg.torch_internals import COMPILED_CALL, STATE_HOOKS, TENSOR_REGISTRIES, pytree, take_state_version
 from graphreg.tracing import PLAIN
 
-_REMADE = ("_graph", "_code", LOWERED, COMPILED_CALL)  # not copied, not pickled
-_common: WeakValueDictionary[bytes, type[RewrittenModule]] = WeakValueDictionary()  # classes by what their forward does
+_REMADE = ("_graph", "_code", LOWERED, COMPILED_CALL)  # left out of copies and pickles
+_common: WeakValueDictionary[bytes, type[RewrittenModule]] = WeakValueDictionary()  # shared classes, by a digest of code and structure
 
 
 pytree.register_namedtuple(Regularized, serialized_type_name="graphreg.Regularized")  # torch.export.save writes the name down
@@ -81,7 +81,7 @@ class RewrittenModule(fx.GraphModule):
 
     @property
     def training(self) -> bool:
-        """The mode, which is that of the model while that lives, so that ``.train()`` and ``.eval()`` of either reach both."""
+        """The mode. It is the model's, so that ``.train()`` and ``.eval()`` of either reach both; a copy has a mode of its own."""
         state = self.__dict__.get(STATE)
         if state is None:  # torch.fx is constructing it
             return True
@@ -117,7 +117,7 @@ class RewrittenModule(fx.GraphModule):
 
     @property
     def compiled_code(self) -> str:
-        """The emitted Python that torch.compile gets: that of ``graph``, with one operator for each recurrent layer."""
+        """The emitted Python that torch.compile gets: the code of ``graph``, with one operator for each recurrent layer."""
         state = _known(self)
         return (state.compiled_codes or state.codes)[state.running(self.training)]
 
@@ -131,7 +131,7 @@ class RewrittenModule(fx.GraphModule):
         return _known(self).graphs
 
     def recompile(self) -> Any:
-        """Generate the forward of each graph anew, and the one that chooses between them: call it after editing a graph."""
+        """Generate the forward of each graph anew, and the forward that chooses between them. Call it after editing a graph."""
         state = self.__dict__.get(STATE)
         if state is None or not state.graphs:  # torch.fx is constructing it
             return super().recompile()
@@ -141,7 +141,7 @@ class RewrittenModule(fx.GraphModule):
         state.codes, state.compiled_codes, named = {}, {}, list[dict[str, Any]]()
         lowered = lowering(self)
         self.__dict__[LOWERED] = lowered.stand_ins
-        for mode, graph in reversed(state.graphs.items()):  # the first stays as ``_graph``, which torch.fx prints
+        for mode, graph in reversed(state.graphs.items()):  # so the first graph stays in ``_graph``, which torch.fx prints
             if lowered.layers:
                 self._graph = spelled(lowered.lowered(graph))
                 named.append(super().recompile().globals)
@@ -176,7 +176,7 @@ class RewrittenModule(fx.GraphModule):
         return self
 
     def compile(self, *args: Any, **options: Any) -> None:
-        """Compile in place, as ``nn.Module.compile`` does; under Inductor with the passes of ``graphreg/compiler/inductor_passes.py``.
+        """Compile in place, as ``nn.Module.compile`` does. Inductor also gets the passes of ``graphreg/compiler/inductor_passes.py``.
 
         Raises GraphRegError for fullgraph=True if a recurrent layer cannot be lowered.
         """
@@ -189,7 +189,7 @@ class RewrittenModule(fx.GraphModule):
     def penalties(self) -> dict[str, Tensor]:
         """Return the values of the last call's penalties by name, detached.
 
-        It is for ``penalties="attach"``; raises GraphRegError for a module that returns its penalties with its output.
+        It is for modules with ``penalties="attach"``. Raises GraphRegError for a module that returns its penalties with its output.
         """
         rules = self._modules.get(RULES)
         attach = rules._modules.get("attach") if rules is not None else None
@@ -238,7 +238,7 @@ class RewrittenModule(fx.GraphModule):
         return twin
 
     def __copy__(self) -> RewrittenModule:
-        """Share the layers, but copy the runtime modules with strengths and noise: each of them follows the mode of one module."""
+        """Share the layers, but copy the runtime modules with strengths and noise, because a runtime module follows one module's mode."""
         twin, state = _blank(type(self).__name__), self.__getstate__()
         state["_modules"] = dict(self._modules)
         if (rules := self._modules.get(RULES)) is not None:
@@ -250,12 +250,12 @@ class RewrittenModule(fx.GraphModule):
 
 
 def _no_method(name: str, model: str) -> str:
-    """Say what to do instead of calling a method of the model: the layers are shared, the forward is not."""
-    if "checkpointing" in name and not name.startswith("is_"):  # it sets a flag, which a forward reads when it is traced
+    """Say, for the error, what to do instead of calling a method that only the model has."""
+    if "checkpointing" in name and not name.startswith("is_"):  # it sets a flag, and the forward read this flag when it was traced
         advice = (
-            "Call it on the model before graphreg.regularize: blocks that checkpoint in their own forward (transformers') are then called "
-            "as they are, and their insides are no sites; a root that checkpoints its blocks (timm's) is refused. Called now it would "
-            "change nothing here."
+            "Call it on the model before graphreg.regularize: a block that checkpoints in its own forward (as in transformers) then "
+            "becomes an opaque module, with no sites inside; a root that checkpoints its blocks (as in timm) is refused. Called now it "
+            "would change nothing here."
         )
     else:
         advice = (
@@ -272,7 +272,7 @@ def _blank(class_name: str) -> RewrittenModule:
 
 
 def _unpickled(class_name: str, version: int, made_with: str) -> RewrittenModule:
-    """Begin to unpickle a module, before anything of it is read: what another graphreg made is refused here."""
+    """Make the empty module that pickle fills; first refuse a pickle that another version of graphreg made."""
     require_readable(version, made_with)
     return _blank(class_name)
 
@@ -294,7 +294,7 @@ def _state(model: nn.Module, specialized: dict[str, Any]) -> State:
         return State(dataclasses.replace(existing.model, specialized=specialized), (model,))
     kind = type(model)
     methods = frozenset(name for name in dir(kind) if not name.startswith("__") and name not in dir(nn.Module))
-    # A root that overrides train() (to keep a backbone frozen) is still asked: a graph cannot carry its method.
+    # If a root overrides train(), as to keep a backbone frozen, its method is still called, because a graph has no such method.
     trainer = (model,) if kind.train is not nn.Module.train else ()
     return State(ModelFacts(kind.__name__, methods, specialized, isinstance(model, fx.GraphModule), trainer), (model,))
 
@@ -313,19 +313,19 @@ def _adopt(module: RewrittenModule, model: nn.Module) -> None:
 
 
 def _leave_class(module: RewrittenModule) -> None:
-    """Give the module a class of its own, to generate its forward in; modules that shared the old class keep it."""
+    """Give the module a class of its own, for a new forward; modules that shared the old class keep that."""
     kind = type(module)
     if "graphreg_common" in vars(kind):
         module.__class__ = type(_blank(kind.__name__))
-    elif kind.__bases__ != (RewrittenModule,) and "graphreg_own_class" not in vars(kind):  # FSDP's: one for all modules of a class
+    elif kind.__bases__ != (RewrittenModule,) and "graphreg_own_class" not in vars(kind):  # FSDP's: one for all modules of a kind
         module.__class__ = type(kind.__name__, (kind,), {"graphreg_own_class": True})
 
 
 def _join_class(module: RewrittenModule, references: tuple[Any, ...]) -> None:
     """Give modules of the same code and structure one class, which ``torch.func.stack_module_state`` requires.
 
-    The same code alone is not enough: Dynamo compiles a code object for eight different structures, and then for no other. The ids in
-    ``references`` are those of objects that the forward of the class refers to.
+    The same code alone is not enough: Dynamo compiles a code object for eight different structures, and then no more. ``references``
+    includes the ids of the objects that the forward of the class refers to.
     """
     state, kind = _known(module), type(module)
     if kind.__bases__ != (RewrittenModule,):
@@ -343,10 +343,10 @@ def _join_class(module: RewrittenModule, references: tuple[Any, ...]) -> None:
 
 
 def _structure(module: nn.Module) -> list[Any]:
-    """Describe what a compiled graph of a module depends on beside its code: shapes, layers and their options."""
+    """Describe what a compiled graph of a module depends on, besides its code: shapes, layers and their options."""
     structure: list[Any] = []
     for path, inner in module.named_modules(remove_duplicate=False):
-        attributes = {} if inner is module or isinstance(inner, Rules) else vars(inner)  # of those two the code reads tensors alone
+        attributes = {} if inner is module or isinstance(inner, Rules) else vars(inner)  # the code reads only their tensors
         options = sorted((name, repr(value)) for name, value in attributes.items() if name != "training" and _is_plain(value))
         named = (*inner._parameters.items(), *inner._buffers.items())
         tensors = [(name, *_tensor_metadata(tensor)) for name, tensor in named if tensor is not None]

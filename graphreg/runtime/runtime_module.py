@@ -1,8 +1,7 @@
-"""Runtime modules: their base class and container, the one that runs a splice, and the one that gives each call its noise keys.
+"""Runtime modules: their container ``Rules``, their base class ``RuntimeModule``, and ``SpliceRule``, which runs a splice.
 
 A rewritten module holds them under ``graphreg_rules``, one for each addition, and the emitted code calls them by name. They own the
-strengths and the keys as buffers that are not persistent, and run the regularizers' formulas in the right precision and mode.
-``KeyRule``, with the lock and the threads above it, counts the calls and holds the noise for ``frozen_noise``.
+strengths as buffers that are not persistent, and run the regularizers' formulas in the right precision and mode.
 """
 from __future__ import annotations
 
@@ -23,38 +22,42 @@ from graphreg.runtime.build_record import BuildRecord
 class Rules(nn.Module):
     """Container of a module's runtime modules: adds nothing to ``state_dict`` or its ``_metadata``, and keeps the dtype of buffers.
 
-    ``strengths`` maps regularizers to the one buffer that all their leaves share; ``build_record``: how the module was made,
-    once it is.
+    Attributes:
+        strengths: By regularizer name, the buffer with its strength, which all its runtime modules share.
+        exact: The strengths as they were set, for those that the device holds in float32 only.
+        build_record: How the module was made; None until the rewrite has finished.
+        watching: The monitor; None if no monitor watches the module.
+        made_by: The mark of the torch.fx pass (``as_pass``) that rewrote the module; None if no pass did.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.strengths: dict[str, Tensor] = {}
-        self.exact: dict[str, float] = {}  # the strengths that are float32 for now, as they were set
+        self.exact: dict[str, float] = {}
         self.build_record: BuildRecord | None = None
-        self.watching: Any = None  # the monitor, while there is one
-        self.made_by: str | None = None  # the mark of the torch.fx pass that added all this
+        self.watching: Any = None
+        self.made_by: str | None = None
 
     def train(self, mode: bool = True) -> Rules:
-        """Set the flag alone: runtime modules act by the mode of the modules that own their sites; see ``RuntimeModule.train``."""
+        """Set only the flags ``training``: runtime modules follow the mode of the modules that own their sites."""
         self.training = mode
         for child in self.children():
             child.training = mode
         return self
 
     def find_owners(self, root: nn.Module) -> None:
-        """Find the modules that own the sites, by path: a later pass may have replaced or removed some."""
+        """Find the modules that own the sites by path, because a later pass may have replaced or removed some."""
         placed = [child for child in self.children() if isinstance(child, RuntimeModule) and child.path is not None]
         for child in placed:
             owner = root
-            for name in str(child.path).split("."):  # as far as the path exists: torch.fx drops modules without a layer in them
+            for name in str(child.path).split("."):  # as far as the path exists: torch.fx drops modules that contain no layer
                 if (inner := owner._modules.get(name)) is None:
                     break
                 owner = inner
             child.adopt(owner)
         if placed and isinstance(key := self._modules.get("key"), RuntimeModule):
             key.owner = tuple(dict.fromkeys(child.owner[0] for child in placed))
-            key.always = any(child.always for child in placed if not isinstance(child, Drawing))  # a Drawing's comes by the graph
+            key.always = any(child.always for child in placed if not isinstance(child, Drawing))  # a Drawing's: see KeyRule.forward
 
     def state_dict(self, *args: Any, destination: Any = None, **more: Any) -> Any:
         """Add nothing: the user's state_dict and its metadata stay as they are."""
@@ -63,7 +66,7 @@ class Rules(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rules:
         """Follow the model to its device, and keep dtype and value through ``.half()`` and ``.to_empty()``.
 
-        Several runtime modules share one strength: each tensor is moved once.
+        Each tensor is moved once, because several runtime modules share a strength.
         """
         moved = {id(tensor): self._strength(name, tensor, fn) for name, tensor in self.strengths.items()}
         for child in self.children():
@@ -76,7 +79,7 @@ class Rules(nn.Module):
         return self
 
     def _strength(self, name: str, tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the strength on the model's device; on one that has float64 again, restore what was set to the last bit."""
+        """Return the strength on the device that ``fn`` moves to. On a device that has float64 again it is exactly as it was set."""
         device = followed(tensor, fn)
         new = brought(tensor, device)
         if new.dtype == tensor.dtype and (new.dtype == torch.float64 or not has_float64(device)):
@@ -103,7 +106,7 @@ class Rules(nn.Module):
 
 
 def followed(buffer: Tensor, fn: Callable[[Tensor], Tensor]) -> torch.device:
-    """Return the device that ``fn`` moves a buffer to; for meta, where it would lose its value, the one it is on."""
+    """Return the device that ``fn`` moves a buffer to; the buffer's own device if ``fn`` moves to meta, where it would lose its value."""
     device = fn(torch.empty(0, dtype=torch.float32, device=buffer.device)).device
     return buffer.device if device.type == "meta" else device
 
@@ -114,13 +117,13 @@ def _moves(buffer: Tensor, fn: Callable[[Tensor], Tensor]) -> bool:
 
 
 class RuntimeModule(nn.Module):
-    """Base of all runtime modules: a name for errors, and the strength, float64 [1], or float32 on a device without float64.
+    """Base of all runtime modules: it has a description for errors, and the strength: float64 [1], float32 on a device without float64.
 
-    Not 0-d: Dynamo makes a symbol of the ``item()`` of a 0-d float64 input, fails to turn it back into a tensor, and starts its
-    analysis over (TensorifyScalarRestartAnalysis), which doubles the time to compile.
+    The strength is not 0-d: Dynamo makes a symbol of the ``item()`` of a 0-d float64 input, fails to turn it back into a tensor, and starts
+    its analysis over (TensorifyScalarRestartAnalysis), which doubles the time to compile.
     """
 
-    path: str | None = None  # of the module whose mode it follows, if it follows one
+    path: str | None = None  # the path of the module whose mode it follows; None if it follows none
     always = False  # whether it acts in every mode
 
     def __init__(self, description: str, strength: Tensor | None = None) -> None:
@@ -144,15 +147,16 @@ class RuntimeModule(nn.Module):
         return self.description
 
     def train(self, mode: bool = True) -> RuntimeModule:
-        """Follow the mode of the parent: called only if that is not ``Rules``, because a later pass made a GraphModule of the graph.
+        """Set the mode and follow it from here on.
 
-        The blocks of that GraphModule are not the modules that own the sites, and its mode does not reach those.
+        ``Rules`` does not call it. So it is called only in a GraphModule that a later pass made, which holds runtime modules without their
+        container. The mode of that GraphModule does not reach the modules that own the sites.
         """
         self.training, self.owner = mode, (self,)
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RuntimeModule:
-        """Keep dtype and value in such a GraphModule too, and one strength for all runtime modules of the regularizer."""
+        """Have ``Rules`` move all buffers, in a later pass's GraphModule too: it keeps dtypes and values, and strengths shared."""
         if not self.rules:
             return super()._apply(fn, recurse)  # type: ignore[no-untyped-call,no-any-return]
         if any(_moves(buffer, fn) for buffer in self._buffers.values() if buffer is not None):
@@ -161,20 +165,20 @@ class RuntimeModule(nn.Module):
 
 
 class Drawing(RuntimeModule):
-    """A runtime module that draws at a site: ``slot`` is its row of the keys, ``path`` the path of the module whose mode it follows."""
+    """A runtime module that draws at a site. ``slot``: its row of the keys; ``path``: the path of the module whose mode it follows."""
 
     def __init__(self, description: str, site: str, slot: int, path: str, strength: Tensor | None = None) -> None:
         super().__init__(description, strength)
         self.site, self.slot, self.path = site, slot, path
-        self.forced = False  # on, whatever the mode
-        self.recomputed = False  # in backward, when compiled; see compiler/recompute.py
+        self.forced = False  # whether it acts in any mode, in a block of noise_on
+        self.recomputed = False  # whether a compiled backward recomputes its result, see compiler/recompute.py
 
 
 class SpliceRule(Drawing):
     """Runs a splice at a site: it acts while the module that owns the site is in train mode, or in a block of ``noise_on``."""
 
     overwritten = False  # whether the model may write into the value later
-    apart = False  # whether it does so and something measures the splice's output, which must then never be the value itself
+    apart = False  # whether it does, and a penalty measures the splice's output: then the output is never the value itself
 
     def __init__(self, regularizer: Splice, site: str, strength: Tensor, slot: int, path: str) -> None:
         super().__init__(f"{type(regularizer).__name__} at {site}", site, slot, path, strength)
@@ -197,8 +201,8 @@ class SpliceRule(Drawing):
                 f"{self.description}: the value is {what}, and only floating-point values can be spliced. Leave the site out."
             )
         weight, noise = self.weight(accumulation(z.dtype)), Noise(key[self.slot])
-        again = self.recomputed and recomputes()
-        y = recompute_in_backward(self._formula, z, weight, noise) if again else self._formula(z, weight, noise)
+        recompute = self.recomputed and recomputes()
+        y = recompute_in_backward(self._formula, z, weight, noise) if recompute else self._formula(z, weight, noise)
         if not isinstance(y, Tensor):
             raise RegularizerError(f"{self.description} gave {type(y).__name__}; a splice gives a tensor like its site's.")
         if y.shape != z.shape or y.dtype != z.dtype:
@@ -209,16 +213,20 @@ class SpliceRule(Drawing):
         return y if z.layout is not torch.strided or y.stride() == z.stride() else self._laid_out(y, z)
 
     def _laid_out(self, y: Tensor, z: Tensor) -> Tensor:
-        """``y`` with the strides of ``z``. Strides decide on an operation's layout and rounding, and on whether it returns a view or a
-        copy, which in-place writes reveal."""
-        if z.is_contiguous() and y.is_contiguous():  # they differ in axes of length 1
+        """Return ``y`` with the strides of ``z``.
+
+        Strides decide the layout and the rounding of the operations that follow, and whether they return a view or a copy, which in-place
+        writes reveal.
+        """
+        if z.is_contiguous() and y.is_contiguous():  # their strides differ only in axes of length 1
             return y if torch.compiler.is_compiling() else y.as_strided(z.shape, z.stride())
         if not overlaps(z):
             return laid_out(y, z)
         if self.overwritten:
             raise RegularizerError(
-                f"{self.description}: elements of the value share their place in memory (it was expanded or unfolded), so that a write of "
-                "the model into one reaches others, and no replacement of it can do that. Choose the site before, or clone the value there."
+                f"{self.description}: elements of the value share their place in memory (it was expanded or unfolded), and the model "
+                "writes into it. A write then changes several elements at once, which no replacement can imitate. Choose the site before, "
+                "or clone the value there."
             )
         return y
 
@@ -228,7 +236,7 @@ class SpliceRule(Drawing):
 
 
 def accumulation(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype that a value is computed in: float64 for float64, float32 for any other floating dtype."""
+    """Return the dtype in which formulas compute with a value: float64 for float64, float32 for any other floating dtype."""
     if not dtype.is_floating_point:
         raise RegularizerError(f"a value of {dtype} cannot be regularized: only floating-point values can.")
     return torch.float64 if dtype == torch.float64 else torch.float32

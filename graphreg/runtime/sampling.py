@@ -1,4 +1,4 @@
-"""``graphreg.sample``: many passes of a module with its noise on, their mean and their spread (Gal & Ghahramani 2016)."""
+"""``graphreg.sample``: mean and spread of a module's output over many passes with the noise on (Gal & Ghahramani 2016)."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from graphreg.tracing import arguments
 
 @dataclass(frozen=True)
 class Samples:
-    """What ``sample`` returns. Mean, spread and outputs have the structure of the model's output.
+    """The result of ``sample``. Mean, spread and outputs have the structure of the model's output.
 
     Attributes:
         n: The number of passes.
         mean: The mean over the passes, with the shapes of one output, float32 or wider.
-        spread: The standard deviation over the passes (divided by n - 1), likewise; nan for n = 1.
+        spread: The standard deviation over the passes (divided by n - 1), with the same shapes and dtypes; nan for n = 1.
         outputs: The outputs of all passes, each tensor [n, ...], or None with ``keep=False``.
     """
 
@@ -45,14 +45,14 @@ class Samples:
 
 
 def sample(module: nn.Module, inputs: Any, n: int, *, keep: bool = True, progress: bool | None = None) -> Samples:
-    """Run ``n`` passes with the noise on, the model otherwise in eval mode and without gradients; modes are put back.
+    """Run ``n`` passes of a module in eval mode, but with its noise on, and without gradients. Afterwards modes are as before.
 
     Args:
         module: A rewritten module, also compiled or wrapped. Each pass is a call with masks of its own.
         inputs: A tensor, a tuple (positional arguments) or a dict (keyword arguments).
         n: The number of passes, 1 or more.
-        keep: Whether to return all outputs. ``False`` holds only what mean and spread need (Welford 1962).
-        progress: Whether to show a line of progress on stderr; None shows it where that is a terminal.
+        keep: Whether to return all outputs. ``False`` keeps in memory only what mean and spread need (Welford 1962).
+        progress: Whether to show a line of progress on stderr; None shows it if stderr is a terminal.
 
     Raises:
         RegularizerError: An argument is out of its range.
@@ -78,7 +78,7 @@ def sample(module: nn.Module, inputs: Any, n: int, *, keep: bool = True, progres
 
 
 class _Running:
-    """Running mean and sum of squared deviations of an output's tensors."""
+    """The running mean and the running sum of squared deviations of an output's tensors."""
 
     def __init__(self) -> None:
         self.n, self.rest = 0, list[Any]()
@@ -88,7 +88,7 @@ class _Running:
         self.stored: list[list[Tensor]] = []
 
     def take(self, output: Any, keep: bool) -> None:
-        """Take in the output of one pass; ``keep``: store it too."""
+        """Update mean and deviations with the output of one pass; ``keep``: also store it."""
         self.n += 1
         self.rest, self.spec = pytree.tree_flatten(output)
         tensors = [leaf for leaf in self.rest if isinstance(leaf, Tensor)]
@@ -113,7 +113,7 @@ class _Running:
         return Samples(self.n, self._like(self.mean), self._like(spread), outputs)
 
     def _like(self, tensors: Sequence[Tensor]) -> Any:
-        """Build an output with these tensors; what is not a tensor is taken from the last pass."""
+        """Build an output with these tensors; its other values come from the last pass."""
         values = iter(tensors)
         return pytree.tree_unflatten([next(values) if isinstance(leaf, Tensor) else leaf for leaf in self.rest], self.spec)
 
@@ -129,7 +129,7 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 
 class _Line:
-    """Shows the progress on one line that is written over, at most ten times a second."""
+    """Shows the progress on one line, which it overwrites at most ten times a second."""
 
     def __init__(self, n: int, shown: bool) -> None:
         self.n, self.shown, self.last = n, shown, 0.0

@@ -1,7 +1,8 @@
 """Private parts of torch, each behind a function that says what it finds out, and why graphreg needs it.
 
-No other room names one: whoever moves to a new torch runs ``tests/torch_internals/test_canaries.py``, which says of each whether torch
-still has it, and mends it here. What is called often, or traced by Dynamo, is torch's own function under a name of ours.
+No other room uses a private name of torch. After a change to a new torch version, run ``tests/torch_internals/test_canaries.py``: it tests
+each part that is used here, so a part that torch changed is found there and repaired here. A function that is called often, or that
+Dynamo traces, is torch's own, under a name of graphreg's.
 """
 
 from graphreg.torch_internals import pytree

@@ -1,4 +1,4 @@
-"""What autograd does now, and what it keeps of a tensor: the backward pass that runs, storages, views, versions, loss scales."""
+"""The state of autograd: the backward pass that is running, a tensor's storage, view and version, loss scales, custom operators."""
 
 from __future__ import annotations
 
@@ -14,110 +14,120 @@ from graphreg.torch_internals.patching import Changes
 
 NO_BACKWARD = -1
 
-# The number of the backward pass that runs in this thread, NO_BACKWARD where none does. It is torch's own function, and none of Python's
-# around it, for it is asked at each call of a module: Python's would take longer, and Dynamo would compile it.
+# Returns the number of the backward pass that runs in this thread, NO_BACKWARD if none does. Each call of a module calls it, so it is
+# torch's own function: a Python function around it would take longer, and Dynamo would compile it.
 backward_task: Callable[[], int] = torch._C._current_graph_task_id
 
 
 def in_backward() -> bool:
-    """Whether a backward pass runs in this thread. What draws then would draw other masks than the forward did."""
+    """Whether a backward pass runs in this thread. A forward that is run again by it would draw other masks than the first time."""
     return backward_task() != NO_BACKWARD
 
 
 def wrap_engine(changes: Changes, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    """Until the changes end: have every backward pass go through what ``around`` makes of torch's function that runs the engine.
+    """Until the changes end, replace the function that runs autograd's engine by ``around(function)``; every backward pass calls it.
 
-    It is the one name on the way there that Dynamo does not guard, so nothing that was compiled is compiled again for it.
+    Of the functions that ``backward()`` goes through, this is the only one whose name Dynamo does not guard. So replacing it makes Dynamo
+    compile nothing again.
     """
     changes.put(torch.autograd, "_engine_run_backward", around(torch.autograd._engine_run_backward))  # type: ignore[attr-defined]
 
 
 def recorded_in_operator() -> AbstractContextManager[None]:
-    """A region of a custom operator in which autograd records again: torch runs such an operator below autograd, and excludes its key.
+    """Open a block inside a custom operator in which autograd can record. torch runs the operator with autograd's dispatch key excluded.
 
-    The recurrent operator keeps the graph that a kernel records, so that its backward computes nothing twice.
+    The recurrent operator keeps the autograd graph of its kernel, so that its backward need not run the forward again.
     """
     guard: AbstractContextManager[None] = torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False)
     return guard
 
 
 def is_forward_mode() -> bool:
-    """Whether a level of forward-mode differentiation is entered, so that a tensor may have a tangent."""
+    """Whether the code runs inside a forward-mode differentiation (``forward_ad.dual_level``), where a tensor may have a tangent."""
     return bool(forward_ad._current_level >= 0)
 
 
 def storage_number(tensor: Tensor) -> int:
-    """What the storage of a tensor is known by, the same for all that share it; it is another's when no tensor of it lives any more.
+    """Return a number that identifies the storage of a tensor: tensors that share storage have the same number.
 
-    Raises NotImplementedError or RuntimeError for a tensor without a storage (sparse). ``data_ptr`` would not do: fake and meta tensors
-    have none, and empty ones share it.
+    When no tensor uses the storage any more, a new storage may get its number. ``data_ptr()`` cannot tell storages apart: it is 0 for
+    fake, meta and empty tensors.
+
+    Raises:
+        NotImplementedError, RuntimeError: The tensor has no storage (a sparse one).
     """
     return int(tensor.untyped_storage()._cdata)
 
 
 def number_of_storage(storage: Any) -> int:
-    """The same, of a storage that somebody holds already."""
+    """Return the same number as ``storage_number``, for a storage instead of a tensor."""
     return int(storage._cdata)
 
 
 def version_of(tensor: Tensor) -> int:
-    """How often a tensor was written into: autograd counts, to tell of what it has saved whether it is still true.
+    """Return how often a tensor, or one that shares its storage as a view, was written into; -1 for an inference tensor.
 
-    -1 of a tensor made in inference mode, of which it does not count.
+    Autograd counts the writes to notice that a tensor it saved for backward has changed since. For inference tensors it does not count.
     """
     return -1 if tensor.is_inference() else tensor._version
 
 
 def base_of(tensor: Tensor) -> Tensor:
-    """What a tensor is a view of by autograd's account; itself where it is none."""
+    """Return the tensor that autograd records as the base of a view; the tensor itself if it is not a view."""
     base: Tensor | None = tensor._base
     return tensor if base is None else base
 
 
 def is_plain_view(tensor: Tensor) -> bool:
-    """Whether views lead from the base of a view to it, whose derivatives are known.
+    """Whether a view was made by torch's own view operations while autograd recorded, so that ``same_view`` can make it again.
 
-    A custom function may return a view and have a derivative that is no view's (gradient reversal), which a view that is made anew, with
-    ``same_view``, would not have.
+    A view that an ``autograd.Function`` returned may have another derivative than the view operation has (gradient reversal). A view made
+    with ``same_view`` would lose that derivative.
     """
     kinds = torch._C._autograd.CreationMeta
     return torch._C._autograd._get_creation_meta(tensor) in (kinds.DEFAULT, kinds.MULTI_OUTPUT_NODE)
 
 
 def same_view(tensor: Tensor, base: Tensor) -> Tensor:
-    """The view of another base that ``tensor`` is of its own: autograd keeps how a view was made."""
+    """Apply to ``base`` the view operations by which ``tensor`` was made from its own base, which autograd has recorded."""
     view: Tensor = tensor._view_func(base)  # type: ignore[attr-defined]
     return view
 
 
 def scale_tensor(scaler: Any) -> Tensor | None:
-    """The scale of a GradScaler as a tensor; None before the first ``scale(loss)``, and of another scaler.
+    """Return the scale of a GradScaler as a tensor; None before the first ``scale(loss)``, and for an object without such a tensor.
 
-    ``get_scale()`` reads it to a number, which breaks a compiled graph.
+    The public ``get_scale()`` reads the tensor into a Python number, which breaks a compiled graph.
     """
     tensor: Tensor | None = getattr(scaler, "_scale", None)
     return tensor
 
 
 def first_scale(scaler: Any) -> tuple[bool | None, float | None]:
-    """Whether a GradScaler is enabled, and the scale it begins with: Dynamo does not trace torch.amp's functions, which tell too."""
+    """Return whether a GradScaler is enabled, and its initial scale; None for what it does not have.
+
+    ``is_enabled()`` and ``get_scale()`` would return the same, but Dynamo does not trace the functions of ``torch.amp``.
+    """
     return getattr(scaler, "_enabled", None), getattr(scaler, "_init_scale", None)
 
 
 def custom_operators() -> list[str]:
-    """The operators made with ``torch.library.custom_op``, as ``namespace::name``: autograd calls them by a name that hides which it is."""
+    """Return the operators made with ``torch.library.custom_op``, as ``namespace::name``.
+
+    The name of an operator's autograd node has ``_`` in place of ``::``; these names say which operator it is.
+    """
     return [str(each) for each in torch._library.custom_ops.OPDEFS]
 
 
 def has_no_formula(function: Any) -> bool:
-    """Whether a function of autograd's is that of a ``custom_op`` without a backward formula; it raises when it is asked for one.
+    """Whether an autograd node belongs to an operator of ``torch.library.custom_op`` without a backward formula.
 
-    torch keeps the formula in a closure, and the second derivative of such an operator is found out to be missing only when it runs.
+    Such a node raises only when backward reaches it. To know it before, this looks for the formula in the closure where torch keeps it.
     """
     captured = [cell.cell_contents for cell in function._forward_cls.backward.__closure__ or ()]
     return any(getattr(content, "_backward_fn", captured) is None for content in captured)
 
 
-# What is asked of a tensor by private names, of which user code (and torch's own Python) reads the same: facts that hold no values.
+# Private attributes of tensors that users' code and torch's Python code read. They do not tell the values of the elements.
 PRIVATE_FACTS = frozenset({"_version", "_base"})
-PRIVATE_STORAGE = "_typed_storage"  # as ``untyped_storage``: shows what a tensor holds
+PRIVATE_STORAGE = "_typed_storage"  # gives access to the elements, as the public ``untyped_storage`` does

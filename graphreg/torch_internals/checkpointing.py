@@ -1,4 +1,4 @@
-"""torch's activation checkpointing: where it begins, and the numbers that Dynamo gives its regions."""
+"""torch's activation checkpointing: a call before each checkpoint begins, and ids for the regions of a graph that are recomputed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from graphreg.torch_internals.patching import Changes
 
 
 def before_checkpoints(changes: Changes, ask: Callable[[], None]) -> None:
-    """Until the changes end: have ``ask`` called before any code checkpoints activations; what it raises goes to that code.
+    """Until the changes end, call ``ask`` before each activation checkpoint; an exception that it raises goes to the code that checkpoints.
 
-    A trace runs the function once, and checkpointing is lost, without a word. torch has no hook for it, so its functions that begin a
-    checkpoint are wrapped, of every thread's code.
+    A trace would run the checkpointed function once and silently lose the checkpoint, so the front ends raise in ``ask``. torch has no hook
+    for this. Therefore the functions that begin a checkpoint are replaced, for all threads.
     """
 
-    def asked(original: Callable[..., Any]) -> Callable[..., Any]:
+    def preceded(original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             ask()
             return original(*args, **kwargs)
@@ -26,16 +26,16 @@ def before_checkpoints(changes: Changes, ask: Callable[[], None]) -> None:
         return call
 
     for name, original in begins().items():
-        changes.put(checkpointing, name, asked(original))
+        changes.put(checkpointing, name, preceded(original))
     function = checkpointing.CheckpointFunction
-    changes.put(function, "apply", asked(function.apply))
+    changes.put(function, "apply", preceded(function.apply))
 
 
 def begins() -> dict[str, Any]:
-    """What begins a checkpoint that is not reentrant, by name: one function up to torch 2.14, from 2.15 on another behind it."""
+    """Return, by name, torch's functions that begin a non-reentrant checkpoint: one up to torch 2.14, two from 2.15 on."""
     return {name: value for name, value in vars(checkpointing).items() if name.startswith("_checkpoint_without_reentrant_generator")}
 
 
 def next_region() -> int:
-    """A number for a region that is recomputed, unlike those that Dynamo gives to checkpoints."""
+    """Return a new id for a region that is recomputed in backward. torch takes the ids of checkpoints from the same counter."""
     return next(uid)

@@ -1,4 +1,4 @@
-"""The settings of torch's compiler: modules without a public name, whose values can be read, patched, and compared with the defaults."""
+"""The private modules that hold the settings of torch's compiler, and torch's defaults for these settings."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import torch._functorch.config
 import torch._inductor.config
 
 FUNCTORCH, INDUCTOR, DYNAMO = "torch._functorch.config", "torch._inductor.config", "torch._dynamo.config"
-# By the name that a user writes. Each has ``patch(name=value)``, a block, and ``codegen_config()``, all that is not the default as code.
+# The config modules by import path. Each has ``patch(name=value)``, a context manager, and ``codegen_config()``, which returns the settings
+# that differ from the defaults, as Python code.
 CONFIGS: dict[str, Any] = {FUNCTORCH: torch._functorch.config, INDUCTOR: torch._inductor.config, DYNAMO: torch._dynamo.config}
 
 
 def has_setting(place: str, name: str) -> bool:
-    """Whether this torch has the setting: they come and go from version to version."""
+    """Whether the installed torch has the setting; versions of torch differ in this."""
     return hasattr(CONFIGS[place], name)
 
 
 def default_of(place: str, name: str) -> Any:
-    """torch's default of a setting, whatever it is set to now by code or by the environment."""
+    """Return torch's own default of a setting, even if code or an environment variable has changed the setting."""
     return CONFIGS[place]._config[name].default

@@ -1,7 +1,7 @@
-"""Dynamo: the call and the code that a graph was captured of, what it guards, what it left to eager.
+"""Dynamo: the call and the code that a graph was captured from, additional guards, and what was left to eager.
 
-It tells a backend none of this. It is read off Python's stack and Dynamo's translator while a graph is compiled, and nothing is read
-while one runs, but for the guards.
+Dynamo passes none of this to a backend. So it is read from Python's stack and from Dynamo's translator while a graph is compiled. While a
+compiled graph runs, only the guards read anything.
 """
 
 from __future__ import annotations
@@ -28,53 +28,64 @@ from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch._dynamo.utils import counters
 from torch._guards import Guard
 
-# What torch.compile may capture in the place of a forward, by the names of the code: what calls it.
+# Functions that call a module's forward. torch.compile may capture one of them instead of the forward; these are the names of their code.
 CALLERS_OF_FORWARD = ("_call_impl", "_wrapped_call_impl", "inner")
-RESUMED = "torch_dynamo_resume_in_"  # what Dynamo calls the rest of a function behind a graph break
-_ENTRY, _ENTRY_MODULE = "compile_wrapper", "torch._dynamo.eval_frame"  # the function of torch's that a compiled call goes through
+RESUMED = "torch_dynamo_resume_in_"  # begins Dynamo's name for the rest of a function, after a graph break
+_ENTRY, _ENTRY_MODULE = "compile_wrapper", "torch._dynamo.eval_frame"  # torch's function that every compiled call goes through
 _SKIPPED = re.compile(r"frame skipped: (\S+) \((.*) line (\d+)\)")
 
-# Has Dynamo compile what a function calls, and not the function: ``torch.compiler.disable`` would leave to eager what it calls, too.
+# Makes Dynamo skip a function, but still compile the functions that it calls; ``torch.compiler.disable`` would leave these to eager, too.
 skip_frame: Callable[[Callable[..., Any]], Any] = skip
-# Has Dynamo break the graph, with a reason in the error of ``fullgraph=True``. It is Dynamo's own function, which it knows by identity.
+# Makes Dynamo break the graph; with ``fullgraph=True`` the given reason is in the error. It must be Dynamo's own function, because Dynamo
+# recognizes it by identity.
 graph_break = torch._dynamo.graph_break
 
 
-# The call that runs
+# The running call
 
 
 @dataclass(frozen=True)
 class CompiledCall:
-    """A call of what torch.compile made: torch's record of it, the callable, and its positional arguments."""
+    """A call of a module or function that was compiled with torch.compile.
+
+    Attributes:
+        record: torch.compile's context object for the module or function (``_TorchDynamoContext``).
+        function: The callable inside.
+        arguments: The positional arguments.
+        cleanups: The functions that torch calls at the end of this call.
+        result: What the call returns, for the functions that run at its end; None before.
+    """
 
     record: Any
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     cleanups: list[Callable[[], Any]]
+    result: Any = None
 
     def at_each_call(self, begin: Callable[[], Callable[[], None]]) -> None:
-        """Call ``begin`` now and at the beginning of each later call, and what it gives at the end of that call.
+        """Call ``begin`` now and at the beginning of each later call. Call the function that it returns at the end of that call.
 
-        Penalties and streams are those of a call, of which a backend is told only its graphs.
+        Penalties and noise streams belong to a call of the model, but torch passes a backend only the graphs of the call.
         """
         self.cleanups.append(begin())
         self.record.enter_exit_hooks.append(begin)
 
 
 def compiled_call() -> CompiledCall | None:
-    """The innermost call of what torch.compile made that is running; None where there is none, or torch has other inner parts."""
+    """Return the innermost compiled call that is running; None if there is none, or if this torch's internals are different."""
     for frame in _outwards(sys._getframe(1)):
         if frame.f_code.co_name == _ENTRY and frame.f_globals.get("__name__") == _ENTRY_MODULE:
-            variables = frame.f_locals  # from Python 3.13 on no dict but a proxy, whose keys() are a list
+            variables = frame.f_locals  # from Python 3.13 on a proxy, not a dict; its keys() is a list
             if all(name in variables for name in ("self", "fn", "cleanups")) and hasattr(variables["self"], "enter_exit_hooks"):
-                return CompiledCall(variables["self"], variables["fn"], tuple(variables.get("args", ())), variables["cleanups"])
+                return CompiledCall(variables["self"], variables["fn"], tuple(variables.get("args", ())), variables["cleanups"],
+                                    variables.get("result"))  # fmt: skip
     return None
 
 
 def first_arguments() -> Iterator[Any]:
-    """The first argument of each function that is running, the innermost first, as far out as the call of what torch.compile made.
+    """Yield the first argument of each running function, from the innermost outwards to the compiled call.
 
-    One of them is the module whose method runs, where no local of the captured code holds it.
+    In a method this is ``self``. So the module whose method is running is found even if no local variable of the captured code holds it.
     """
     for frame in _outwards(sys._getframe(1)):
         code = frame.f_code
@@ -91,9 +102,10 @@ def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
 
 
 def compile_record_of(compiled: object) -> object:
-    """torch.compile's own record of what it compiled: of a module, of one that compiles itself, of a function; None for anything else.
+    """Return torch.compile's context object for what it compiled: ``CompiledCall.record``. None for anything else.
 
-    A backend is found by it, whose penalties and noise the user asks for by what torch.compile returned.
+    ``compiled`` is what ``torch.compile`` returned for a module or function, or a module after ``module.compile()``. The context holds the
+    backend, so a user can pass the compiled module where graphreg needs its backend.
     """
     record = vars(compiled).get("dynamo_ctx") if hasattr(compiled, "__dict__") else None
     if record is not None:
@@ -105,7 +117,10 @@ def compile_record_of(compiled: object) -> object:
 
 
 def backend_in(record: object) -> object:
-    """The backend as torch.compile was given it, inside torch's wrappers. ``record``: torch.compile's; None for what is no record."""
+    """Return a context object's backend without Dynamo's wrappers; None for any other object.
+
+    torch.compile has put the user's backend into a ``torch._TorchCompileWrapper``, which is left on: see ``function_in`` and ``name_in``.
+    """
     inner = getattr(record, "callback", None)
     while (wrapped := getattr(inner, "_torchdynamo_orig_backend", None) or getattr(inner, "__wrapped__", None)) is not None:
         inner = wrapped
@@ -113,26 +128,27 @@ def backend_in(record: object) -> object:
 
 
 def function_in(wrapper: object) -> object:
-    """The function of a backend that is in torch's wrapper of it, which has its options or its name; None for what is no wrapper."""
+    """Return the backend inside a ``torch._TorchCompileWrapper``, which adds a name and options to it; None for any other object."""
     return getattr(wrapper, "compiler_fn", None)
 
 
 def name_in(wrapper: object) -> str | None:
-    """The name by which torch.compile was given the backend that a wrapper of torch's is of; None for what is no such wrapper."""
+    """Return the backend's name from a ``torch._TorchCompileWrapper``; None for any other object."""
     name: str | None = getattr(wrapper, "compiler_name", None)
     return name
 
 
 def asking_wrapper() -> Any:
-    """Called by a backend that torch.compile was given by name: torch's wrapper of the name and its options, which is asked each time.
+    """Return torch's wrapper that is calling a backend by name. Only the backend function itself may call this.
 
-    What a backend makes of its options is kept there, for whoever compiles another model by the same name has another wrapper.
+    torch makes one wrapper for each ``torch.compile(model, backend=name, options=...)`` and calls it for every graph of that model. So a
+    backend can store there the object that it made from the options.
     """
     return sys._getframe(2).f_locals.get("self")
 
 
 def backend_named(name: str) -> Callable[..., Any]:
-    """The backend of a name of ``torch.compiler.list_backends(None)``, to be called with a graph and inputs."""
+    """Return the backend that torch knows by a name; ``torch.compiler.list_backends(None)`` lists the names."""
     backend: Callable[..., Any] = lookup_backend(name)
     return backend
 
@@ -142,9 +158,14 @@ def backend_named(name: str) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class CapturedCode:
-    """The code that Dynamo is making a graph of. ``name``: of the function; ``resumed``: whether it is the rest of it, behind a break.
+    """The code that Dynamo is capturing in a graph.
 
-    ``broken``: whether the graph ends at a break; ``line``: that at which it ends, or the function begins. ``values``: of its locals.
+    Attributes:
+        name: The name of the function.
+        resumed: Whether the code is the rest of the function, after a graph break.
+        line: The line at which the graph ends, if that is known; else the first line of the function.
+        broken: Whether the graph ends at a graph break.
+        values: The local variables by name.
     """
 
     name: str
@@ -155,12 +176,12 @@ class CapturedCode:
 
 
 def translator() -> Any:
-    """Dynamo's translator of the code that it is capturing, for the functions below."""
+    """Return Dynamo's translator of the code that it is capturing, which some functions of this file take."""
     return InstructionTranslator.current_tx()
 
 
 def captured_code(translator: Any, gm: fx.GraphModule) -> CapturedCode:
-    """What code a graph is of: Dynamo calls values after it, and whose forward it is tells how the graph's values are named."""
+    """Return the code that a graph is captured from. The names of the graph's sites depend on the module whose forward it is."""
     code, reason = translator.output.root_tx.f_code, getattr(gm, "compile_subgraph_reason", None)
     resumed = code.co_name.startswith(RESUMED)
     stack = getattr(reason, "user_stack", None) or ()
@@ -170,12 +191,15 @@ def captured_code(translator: Any, gm: fx.GraphModule) -> CapturedCode:
 
 
 def function_of(code: str) -> str:
-    """The name of a function by that of its code, which may be the rest of it behind a graph break."""
+    """Return the name of the function that a code name belongs to, also if the code is the rest of it after a graph break."""
     return code.removeprefix(RESUMED).rpartition("_at_")[0] if code.startswith(RESUMED) else code
 
 
 def source_of(node: fx.Node) -> tuple[str, list[str]]:
-    """The local that an input of a captured graph comes from, and the keys that lead from there to it; "" where it is no local's."""
+    """Return the local variable that an input of a captured graph comes from, and the keys that lead from it to the input.
+
+    The name is ``""`` if the input does not come from a local variable.
+    """
     source: Any = getattr(node.meta.get("grapharg"), "source", None)
     keys: list[str] = []
     while hasattr(source, "base"):
@@ -185,18 +209,18 @@ def source_of(node: fx.Node) -> tuple[str, list[str]]:
 
 
 def copy_source(node: fx.Node, twin: fx.Node) -> None:
-    """Have an input of another graph tell AOTAutograd what Dynamo guards of it, as the input that it stands for does."""
+    """Copy Dynamo's note on where an input comes from to the input that replaces it in another graph; AOTAutograd reads the note."""
     if hasattr(node, "_dynamo_source"):
         twin._dynamo_source = node._dynamo_source
 
 
 def without_source(twin: fx.Node) -> None:
-    """Have an input that Dynamo does not know say so, as torch's own splitting of a graph has it."""
+    """Mark an input as one that Dynamo has no source for: AOTAutograd requires the attribute, and accepts None."""
     twin._dynamo_source = None
 
 
 def copy_notes(gm: fx.GraphModule, module: fx.GraphModule) -> None:
-    """Write to a graph what Dynamo has written to the one that it stands for: compilers read it."""
+    """Copy to ``module`` the attributes that Dynamo set on the graph module that it replaces: compilers read them."""
     for name in ("compile_subgraph_reason", "_param_name_to_source", "_backend_id"):
         if hasattr(gm, name):
             setattr(module, name, getattr(gm, name))
@@ -206,14 +230,20 @@ def copy_notes(gm: fx.GraphModule, module: fx.GraphModule) -> None:
 
 
 def guard_identity(local: str) -> None:
-    """Have Dynamo capture the code anew where a local of it is another object."""
+    """Have Dynamo capture the code again if one of its local variables holds another object."""
     install_guard(LocalSource(local, is_input=True).make_guard(GuardBuilder.ID_MATCH))
 
 
 def guard_value(translator: Any, name: str, holder: object, attribute: str, by_module: bool) -> None:
-    """Have Dynamo capture the code anew where an attribute of an object has another value. ``name``: of the global to hold the object.
+    """Have Dynamo capture the code again if an attribute of an object has another value.
 
-    ``by_module``: as with Dynamo's own guards on a module, the graphs of other modules do not count as recompilations.
+    Args:
+        translator: Dynamo's translator of the code.
+        name: The name of the global variable in which Dynamo will find the object.
+        holder: The object.
+        attribute: The name of the attribute.
+        by_module: Whether the graph is for one module only. Such graphs do not count towards Dynamo's ``recompile_limit``, because each
+            module that runs the code needs one.
     """
     source = AttrSource(GlobalSource(translator.output.install_global_by_id(name, holder)), attribute)
     install_guard(source.make_guard(_of_one_module if by_module else GuardBuilder.EQUALS_MATCH))
@@ -226,30 +256,33 @@ def _of_one_module(builder: GuardBuilder, guard: Guard) -> None:
 
 
 def strict_limit() -> AbstractContextManager[None]:
-    """A block in which Dynamo raises past its limit of recompilations; else it runs the code in eager, without what a backend adds."""
+    """Open a block in which Dynamo raises when it reaches its recompile limit.
+
+    By default it runs the code in eager from then on, where nothing that a backend adds would act.
+    """
     patched: AbstractContextManager[None] = torch._dynamo.config.patch(fail_on_recompile_limit_hit=True)
     return patched
 
 
-# What Dynamo says of its work
+# Callbacks and counters of Dynamo
 
 
 def on_compilation_start(function: Callable[[Any], None]) -> None:
-    """Have Dynamo call a function whenever it begins to compile, until ``torch.compiler.reset``. It must not raise: the compilations are
-    those of the whole process.
+    """Have Dynamo call a function whenever it begins to compile, until ``torch.compiler.reset``.
 
-    A backend is asked only when there is a graph, and a call of which no graph is captured must not go unseen.
+    The function must not raise, because it is called for all compilations of the process. It is needed to notice a call from which no graph
+    is captured, since Dynamo calls a backend only with a graph.
     """
     if function not in callback_handler.start_callbacks:
         callback_handler.register_start_callback(function)
 
 
 def left_to_eager() -> Counter[str]:
-    """What Dynamo left to eager so far, and why, as texts, with how often."""
+    """Return the reasons, as texts, for which Dynamo has left code to eager so far, each with its count."""
     reasons: Counter[str] = counters["unimplemented"]
     return reasons
 
 
 def skipped_code(text: str) -> list[tuple[str, str, str]]:
-    """The code that one of these texts says was left to eager as a whole: its name, file and line."""
+    """Return the name, file and line of the functions that a text of ``left_to_eager`` says were skipped as a whole."""
     return _SKIPPED.findall(text)

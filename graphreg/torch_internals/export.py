@@ -1,4 +1,4 @@
-"""torch.export's tracer: where it is told of a module's call, which node stands for a tensor, what it prints and decides on sizes."""
+"""torch.export: calls of modules in its tracer, the graph's proxies of tensors and sizes, messages, and conditions on sizes."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ from graphreg.torch_internals.patching import Changes
 
 ModuleCall = Callable[..., Any]  # (tracer, module, forward, args, kwargs)
 
-SOLVER_LOGGER = "torch.fx.experimental.symbolic_shapes"  # says where torch's solver of inequalities gives up
+SOLVER_LOGGER = "torch.fx.experimental.symbolic_shapes"  # logs what torch's solver of inequalities cannot solve
 
 
 def take_module_calls(changes: Changes, around: Callable[[ModuleCall], ModuleCall]) -> None:
-    """Until the changes end: have torch.export's tracer give each call of a module to what ``around`` makes of its own method.
+    """Until the changes end, replace the method ``call_module`` of torch.export's tracer by ``around(call_module)``.
 
-    torch.export tells of none, and its graph has operators alone: which module's they are is known at the call.
+    torch.export has no hook for module calls, and its graph has operators only. Which of them belong to a module's call is known only
+    while that call runs.
     """
     changes.put(proxy_tensor._ModuleStackTracer, "call_module", around(proxy_tensor._ModuleStackTracer.call_module))
 
 
 def module_behind(module: nn.Module) -> nn.Module:
-    """The user's module, where torch.export has put a stand-in in its place that tells by which attributes it was reached."""
+    """Return the user's module if torch.export has replaced it by a proxy that records attribute accesses; else ``module`` itself."""
     inner: Any = module
     original: nn.Module = inner.get_base() if isinstance(module, proxy_tensor._AttrProxy) else module
     return original
 
 
 def proxy_of(value: Any, tracer: Any) -> fx.Proxy | None:
-    """What torch.export's graph calls a tensor or a size that the forward computed; None for what it has no node for."""
+    """Return the proxy that stands for a tensor or a size in torch.export's graph; None if the graph has none."""
     slot: Any = proxy_tensor.get_proxy_slot(value, tracer, None)
     if slot is None or isinstance(value, Tensor):
         return getattr(slot, "proxy", None)
@@ -43,18 +44,18 @@ def proxy_of(value: Any, tracer: Any) -> fx.Proxy | None:
 
 
 def give_proxy(value: Any, proxy: fx.Proxy, tracer: Any) -> Any:
-    """Have torch.export's graph call the tensors of a result after a node, as it does itself behind each operator. The result."""
+    """Return a result after making ``proxy`` stand for its tensors in torch.export's graph, as the tracer does after each operator."""
     return proxy_tensor.track_tensor_tree(value, proxy, constant=None, tracer=tracer)
 
 
 def silence_export(changes: Changes) -> None:
-    """Until the changes end: have a failed torch.export not print its graph to stderr; the error says what stopped it."""
+    """Until the changes end, keep a torch.export that fails from printing its graph to stderr: the error gives the reason."""
     changes.put(torch.export._trace, "print", lambda *args, **kwargs: None)
 
 
 def evaluated(condition: Any, sizes: Mapping[Any, Any]) -> Any:
-    """A condition on sizes that torch.export found (a sympy expression), computed of values, which may be proxies of torch.fx.
+    """Evaluate a condition on sizes that torch.export found, a sympy expression, for given sizes, which may be proxies of torch.fx.
 
-    torch computes its guards in the same way, with Python's own operators and not sympy's: ``//`` is rounded as Python rounds.
+    As for torch's guards, Python's operators are applied and not sympy's, so that ``//`` rounds as in Python.
     """
     return sympy_interp(PythonReferenceAnalysis, dict(sizes), condition)

@@ -1,4 +1,4 @@
-"""Fake tensors, which have shapes and no data: torch's modes that make them, and the one of the compilation or export that runs."""
+"""Fake tensors, which have shapes and no data: torch's modes that make them, and the mode of a running compilation or export."""
 
 from __future__ import annotations
 
@@ -15,20 +15,23 @@ from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 
 from graphreg.torch_internals.patching import Changes
 
-FAKE_LOGGER = FakeTensorMode.__module__  # logs a traceback for what it cannot follow; the error says as much
+FAKE_LOGGER = FakeTensorMode.__module__  # logs a traceback for an operation that it cannot run; the error says the same
 
 
 def fake_mode() -> FakeTensorMode | None:
-    """The fake tensor mode of the compilation or export that runs; what is added to its graph must be a tensor of the same."""
+    """Return the fake tensor mode of the running compilation or export, None if there is none.
+
+    A tensor that is added to the graph must be a fake tensor of this mode.
+    """
     context = TracingContext.try_get()
     mode: FakeTensorMode | None = context.fake_mode if context is not None else None
     return mode
 
 
 def size_decisions() -> list[Any]:
-    """torch's own list of what was decided on sizes so far, in the compilation or export that runs; it grows as more is decided.
+    """Return torch's list of the conditions on sizes (guards) that the running compilation or export has decided so far.
 
-    What an operation decides for itself while it runs is told by the list's length before and after.
+    It is torch's own list, which grows. The conditions that one operation decides are those added to it while the operation runs.
     """
     mode: Any = fake_mode()
     decisions: list[Any] = mode.shape_env.guards if mode and mode.shape_env else []
@@ -36,9 +39,9 @@ def size_decisions() -> list[Any]:
 
 
 def take_assignments(changes: Changes, assigned: Callable[[Tensor, str, Any], None]) -> None:
-    """Until the changes end: have ``assigned(tensor, name, value)`` called in the place of an assignment to an attribute of a fake tensor.
+    """Until the changes end, call ``assigned(tensor, name, value)`` instead of assigning an attribute of a fake tensor.
 
-    No mode of functions is told of a name that a tensor does not have yet, and torch.export's values are fake tensors.
+    While torch.export runs, a forward's tensors are fake tensors. A ``TorchFunctionMode`` does not see the assignment of a new attribute.
     """
     changes.put(FakeTensor, "__setattr__", assigned)
 
@@ -47,15 +50,15 @@ _RULES = "torch._dynamo.trace_rules"
 
 
 def has_function_table() -> bool:
-    """Whether Dynamo's table of torch's functions is made."""
+    """Whether Dynamo has built its table of torch's functions."""
     rules = sys.modules.get(_RULES)
     return rules is not None and rules.get_torch_obj_rule_map.cache_info().currsize > 0
 
 
 def make_function_table() -> None:
-    """Have Dynamo imported, and its table of torch's functions made: three seconds, for whoever asks.
+    """Import Dynamo and have it build its table of torch's functions, which takes three seconds.
 
-    Fake tensors do both, and in a trace torch.fx has put its own in the place of ``torch.arange`` and others: Dynamo would
-    know these and not torch's, and no graph with them in it would compile any more in this process.
+    Computing with fake tensors does both. While torch.fx traces, ``torch.arange`` and others are replaced by wrappers. A table built then
+    would have the wrappers instead of torch's functions, and no graph with these functions would compile any more in this process.
     """
     importlib.import_module(_RULES).get_torch_obj_rule_map()

@@ -1,7 +1,7 @@
-"""What torch.func has around the code that runs: its transforms, the batch of a vmap and its chunks, what functional_call lends.
+"""torch.func around the running code: the active transforms, the rows and chunks of a vmap, and the tensors of functional_call.
 
-Its transforms are levels, of which a vmap knows the size of its batch and its ``randomness``. Within it a value hides the batch, and
-torch's own random operations ask the level what to draw. So do ours.
+Each active transform is a level on a stack. The level of a vmap knows the batch size and ``randomness``. A value inside the vmap does not
+show the batch axis. torch's random operations read the level to decide what to draw, and so does graphreg's noise.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from torch.nn.utils import stateless
 
 from graphreg.errors import GraphRegError
 
-# torch's own questions, without a function of Python's around them: they are asked at each call, and Dynamo knows them.
-innermost_transform = torch._C._functorch.peek_interpreter_stack  # None outside of all transforms
-transform_level = torch._C._functorch.maybe_current_level  # the number of the innermost; None outside of all
-level_of = torch._C._functorch.maybe_get_level  # that of the transform that made a tensor; less than 1 where none did
-one_level_below = torch._C._functorch.get_unwrapped  # the tensor that such a tensor stands for
-is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # whether a transform made a tensor
+# torch's own functions, without Python functions around them: they are called at each call of a module, and Dynamo can trace them.
+innermost_transform = torch._C._functorch.peek_interpreter_stack  # returns the innermost active transform, None if there is none
+transform_level = torch._C._functorch.maybe_current_level  # returns the level of the innermost transform, None if there is none
+level_of = torch._C._functorch.maybe_get_level  # returns the level of the transform that wrapped a tensor, less than 1 if none did
+one_level_below = torch._C._functorch.get_unwrapped  # returns the tensor inside a wrapped tensor
+is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # whether a transform has wrapped a tensor
 
 _unwrap_for_grad = torch._C._functorch._unwrap_for_grad
 _stack = torch._C._functorch.get_interpreter_stack
@@ -46,7 +46,7 @@ _CODES = {
 
 
 class Mapping(NamedTuple):
-    """A vmap: its level, and what its ``randomness`` says."""
+    """An active vmap: its level and its option ``randomness``."""
 
     level: int
     randomness: str
@@ -54,7 +54,13 @@ class Mapping(NamedTuple):
 
 @dataclass(frozen=True)
 class Chunk:
-    """A part of a vmap that was given a ``chunk_size``: which it is, and where in the batch it begins. ``run``: of one vmap's own."""
+    """One of the chunks that a vmap with ``chunk_size`` splits its batch into.
+
+    Attributes:
+        number: The index of the chunk.
+        start: The position of its first row in the batch.
+        run: An object that all chunks of one call of the vmap have in common, and no others.
+    """
 
     number: int
     start: int
@@ -62,25 +68,28 @@ class Chunk:
 
 
 def transforms() -> bool:
-    """Whether a transform of torch.func is around the code that runs, which may be traced by Dynamo.
+    """Whether the code runs under a transform of torch.func, also while Dynamo traces it.
 
-    Noise is then drawn by operations that the transform maps, and a checkpoint is none that it takes.
+    Noise is then drawn with operations that a transform can map.
     """
     return bool(_transforms() if torch.compiler.is_compiling() else innermost_transform() is not None)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _transforms() -> bool:  # Dynamo has the levels of what it traces on the stack, and guards on those around
+def _transforms() -> bool:  # true also for transforms that Dynamo is tracing; it guards on those outside
     return innermost_transform() is not None
 
 
 def is_transform_step(function: object) -> bool:
-    """Whether a function that a mode is told of is a step of torch.func's own, as to enter a level: it must not be run twice."""
+    """Whether a function that a ``TorchFunctionMode`` sees is an internal step of torch.func, such as to enter a level.
+
+    Such a step must not run twice.
+    """
     return str(getattr(function, "__module__", "")).startswith("torch._functorch")
 
 
 def vmaps() -> tuple[Mapping, ...]:
-    """The vmaps around the code that runs, the outermost first: their ``randomness`` says whether the masks of rows agree."""
+    """Return the active vmaps, the outermost first. Their ``randomness`` decides whether all rows get the same mask."""
     return tuple(_vmap_levels()) if transforms() else ()
 
 
@@ -94,10 +103,10 @@ def _vmaps() -> list[VmapInterpreter]:
 
 
 def batch_positions(level: int, device: torch.device) -> Tensor:
-    """int32 [1] to what the vmap maps: the place of each row in the batch, of all its chunks. A row's mask is made of it.
+    """Return the position of each row in the whole batch of a vmap, across its chunks: int32, [1] inside the vmap.
 
-    Not 0-d: of ``torch.vmap(lambda row: row * 1234567891)`` with an int32 for a row Inductor makes a product in float32, wrong from
-    2**24 on (torch 2.13).
+    A row's mask depends on its position. The tensor is not 0-d, because Inductor would multiply in float32: in torch 2.13 it compiles
+    ``torch.vmap(lambda row: row * 1234567891)`` over an int32 vector to a product that is wrong from 2**24 on.
     """
     if torch.compiler.is_compiling() and in_chunks():
         positions: Tensor = _positions_in_chunk(level, device)
@@ -114,15 +123,16 @@ def _positions(level: int, device: torch.device) -> Tensor:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _extent(level: int) -> tuple[int, int]:
-    """The rows of a vmap, and the place of the first of them in the batch."""
+    """Return the number of rows of a vmap (of its running chunk), and the position of the first in the whole batch."""
     size = next(int(each.batch_size()) for each in _vmaps() if each.level() == level)
     return size, next((chunk.start for at, chunk in _chunks() if at == level), 0)
 
 
 def unwrapped(tensor: Tensor) -> Tensor:
-    """A tensor that depends on nothing mapped or differentiated, as it is outside: a level of grad wraps whatever is made within it.
+    """Remove the wrappers of grad and jvp levels from a tensor that depends on nothing mapped or differentiated.
 
-    The step of the noise goes on from call to call, and must not be a value of a level that has ended.
+    Such a level wraps every tensor that is made inside it. The step of the noise outlives the call, so it must not stay wrapped in a level
+    that has ended.
     """
     for level in _tracking():
         tensor = _unwrap_for_grad(tensor, level)
@@ -137,30 +147,31 @@ def _tracking() -> tuple[int, ...]:
 
 @contextmanager
 def without_transforms() -> Iterator[None]:
-    """A block outside of all transforms: what is kept from call to call is computed there, once and not for each row."""
+    """Open a block outside of all transforms. State that outlives the call is computed in it, once and not for each row."""
     with temporarily_clear_interpreter_stack():
         yield
 
 
 def is_lent(tensor: Tensor) -> bool:
-    """Whether a module has the tensor from ``functional_call``, which puts back what was there when the call ends.
+    """Whether a running ``functional_call`` has put this tensor into a module; when the call ends, the module gets its own tensor back.
 
-    A step of the noise that was counted up there would be lost. torch tells nobody, so it is looked up on Python's stack.
+    If the step of the noise were such a tensor, its next value would be lost. torch has no function to find out, so this searches Python's
+    stack.
     """
     calls = (frame.f_locals["parameters_and_buffers"] for frame in _frames() if frame.f_code is _FUNCTIONAL)
     return any(each is tensor for tensors in calls for each in tensors.values())
 
 
 def chunks() -> list[Chunk]:
-    """The parts of vmaps that run now, of those that were given a ``chunk_size``; the innermost first.
+    """Return the chunks that are running, one for each active vmap with a ``chunk_size``; the innermost first.
 
-    All parts of a batch are one call of the module, whose noise must not go on between them.
+    All chunks of a batch belong to one call of the module, so its noise must not advance from one chunk to the next.
     """
     return [chunk for _, chunk in _chunks()] if innermost_transform() is not None else []
 
 
 def _chunks() -> list[tuple[int, Chunk]]:
-    """torch runs one part after the other and tells none which it is: that is known on Python's stack."""
+    """Find the running chunks, with the levels of their vmaps, on Python's stack: only torch's loop over the chunks knows the index."""
     chunks_now: list[tuple[int, Chunk]] = []
     for frame in _frames():
         caller = frame.f_back
@@ -170,22 +181,25 @@ def _chunks() -> list[tuple[int, Chunk]]:
             chunks_now.append((frame.f_locals["vmap_level"], Chunk(number, number * options["chunk_size"], inner["flat_in_dims"])))
         elif frame.f_code.co_name.startswith("torch_dynamo_resume_in__chunked_vmap"):
             raise GraphRegError(
-                "the module draws noise in a vmap with a chunk_size that torch.compile took apart, and which rows belong to a part is not "
-                "known there. Compile what the vmap is given, or leave chunk_size out."
+                "the module draws noise in a vmap with a chunk_size, and torch.compile breaks the graph inside that vmap, so it is not "
+                "known which rows a chunk has. Compile the function that the vmap is given, or leave chunk_size out."
             )
     return chunks_now
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def in_chunks() -> bool:
-    """Of code that Dynamo traces: whether it is in a vmap with a ``chunk_size``. What it inlines has no frame, but one that traces it."""
+    """Whether the code, which Dynamo may be tracing, runs in a vmap with a ``chunk_size``.
+
+    A function that Dynamo inlines has no frame on Python's stack, so this searches for the frame of the translator that traces it.
+    """
     tracers = (frame.f_locals.get("self") for frame in _frames())
     return any(getattr(each, "f_code", None) is _CODES["_chunked_vmap"] for each in tracers) or bool(_chunks())
 
 
 CHUNKED = (
-    "the noise of a vmap with a chunk_size is drawn outside of compiled graphs, for one graph would serve all parts. Leave chunk_size "
-    "out, or compile without fullgraph=True"
+    "the noise of a vmap with a chunk_size is drawn outside of compiled graphs, because all chunks would share one graph. Leave "
+    "chunk_size out, or compile without fullgraph=True"
 )
 _positions_in_chunk = torch.compiler.disable(_positions, reason=CHUNKED)  # type: ignore[no-untyped-call]
 

@@ -1,4 +1,4 @@
-"""What torch.fx keeps for itself while it traces and emits: whether it traces, what it takes as one operation, how it names values."""
+"""torch.fx: whether it is tracing, which functions it records as one operation, how it names values and generates code."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from torch import fx
 from torch.fx._symbolic_trace import _wrapped_fns_to_patch, is_fx_symbolic_tracing
 from torch.fx.graph import _snake_case
 
-# Whether torch.fx traces, up to torch 2.14 in any thread: one flag for all. Asked at each call of a module, so it is torch's own.
+# Whether torch.fx is tracing; up to torch 2.14 in any thread, because all threads share one flag. Each call of a module calls it, so it is
+# torch's own function.
 is_traced: Callable[[], bool] = is_fx_symbolic_tracing
-# How torch.fx and Dynamo make the name of a value of that of a module's class: ``MaxPool2d`` to ``max_pool2d``. Names of sites follow it.
+# Makes the name of a value from that of a module's class, as torch.fx and Dynamo do: ``max_pool2d`` from ``MaxPool2d``. Names of sites use
+# it, too.
 snake_case: Callable[[str], str] = _snake_case
 _TRACE = fx.Tracer.trace.__code__
 
 
 def traces_here() -> bool:
-    """Whether it is this thread that traces with torch.fx, by Python's stack."""
+    """Whether this thread is tracing with torch.fx, by the frames on its stack."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code is not _TRACE:
         frame = frame.f_back
@@ -27,22 +29,28 @@ def traces_here() -> bool:
 
 
 def wrapped_functions() -> list[tuple[str, str, Any]]:
-    """The functions under ``torch.fx.wrap``, as (module, name, function): each is one operation for torch.fx, and not for torch.export."""
+    """Return the functions registered with ``torch.fx.wrap``, as (module, name, function).
+
+    torch.fx records a call of each as one operation; torch.export does not.
+    """
     return [(str(names.get("__name__")), name, names.get(name)) for (_, name), names in _wrapped_fns_to_patch.items()]
 
 
 def take_as_one(tracer: fx.Tracer, functions: Iterable[Any], places: Iterable[Any]) -> None:
-    """Have a tracer take functions as one operation each, also where they stand in these modules: ``autowrap_functions`` in the
-    constructor does so in the user's code only."""
+    """Have a tracer record a call of any of these functions as one operation.
+
+    ``places``: the modules in which the functions are replaced, beside the user's code. The tracer's argument ``autowrap_functions`` covers
+    the user's code only.
+    """
     tracer._autowrap_function_ids.update(map(id, functions))
     tracer._autowrap_search.extend(places)
 
 
 def share_emitter(graph: fx.Graph, copy: fx.Graph) -> None:
-    """Have a copy of a graph emitted in the same way: ``torch.fx.Graph.graph_copy`` leaves its generator of code out."""
+    """Give a copy of a graph the code generator of the original, which ``torch.fx.Graph.graph_copy`` does not copy."""
     copy._codegen = graph._codegen
 
 
 def value_name(graph: fx.Graph, function_name: str) -> str:
-    """The base of the name that torch.fx gives the value of a function."""
+    """Return the base of the name that torch.fx gives the result of a function with this name."""
     return graph._target_to_str(function_name)

@@ -1,6 +1,6 @@
-"""Inductor's inner parts: passes over its graphs, lowerings of operators, the compiler as a backend takes it.
+"""Inductor: custom passes on its graphs, lowerings of operators, and Inductor itself as a function of a graph.
 
-It takes a second to import, so each function imports what it needs.
+Importing Inductor takes a second, so each function imports what it needs.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ Lowering = Callable[..., Any]
 
 
 def graph_pass(change: Callable[[fx.Graph], object], file: str) -> Any:
-    """A pass for Inductor's slots (``post_grad_custom_post_pass``), marked in its cache by the file that the change is written in.
+    """Return a pass for a setting of Inductor such as ``post_grad_custom_post_pass``, which applies ``change`` to a graph.
 
-    A plain function there would keep every graph out of the cache.
+    ``file``: the file that defines ``change``. Its hash becomes part of the key in Inductor's cache. With a plain function as the pass,
+    Inductor would cache no graph.
     """
     from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files  # noqa: PLC0415
 
@@ -34,9 +35,9 @@ def graph_pass(change: Callable[[fx.Graph], object], file: str) -> Any:
 
 
 def lower(lowerings_of: Mapping[Any, Lowering]) -> bool:
-    """Have Inductor lower operators by these functions. False for another torch, whose inner parts have other names.
+    """Register lowerings of operators with Inductor. Return False if this torch has other names for its internals.
 
-    An operator without one is a call in the compiled code, and what is computed around it is written to memory.
+    An operator without a lowering is not fused: the compiled code calls it, and writes its inputs and its result to memory.
     """
     try:
         from torch._inductor.lowering import lowerings, register_lowering  # noqa: PLC0415
@@ -49,7 +50,7 @@ def lower(lowerings_of: Mapping[Any, Lowering]) -> bool:
 
 
 def strides_of(shape: Sequence[Any]) -> Sequence[Any]:
-    """The strides of a contiguous value in Inductor, whose sizes may be symbols."""
+    """Return the contiguous strides for a shape in Inductor, whose sizes may be symbols."""
     from torch._inductor.ir import FlexibleLayout  # noqa: PLC0415
 
     strides: Sequence[Any] = FlexibleLayout.contiguous_strides(list(shape))
@@ -57,9 +58,13 @@ def strides_of(shape: Sequence[Any]) -> Sequence[Any]:
 
 
 def pointwise(like: Any, dtype: torch.dtype, shape: Sequence[Any], value: Callable[[Any, Sequence[Any]], Any]) -> Any:
-    """A value in Inductor whose elements are computed one by one: ``value`` is given Inductor's operations and an index.
+    """Return an elementwise value in Inductor, which Inductor fuses into the operations that read it.
 
-    Inductor fuses it into whatever reads it.
+    Args:
+        like: A value on the same device.
+        dtype: The dtype of the value.
+        shape: Its shape.
+        value: A function of Inductor's operations (``ops``) and an index; it returns the element at that index.
     """
     from torch._inductor.ir import Pointwise  # noqa: PLC0415
     from torch._inductor.virtualized import ops  # noqa: PLC0415
@@ -68,12 +73,15 @@ def pointwise(like: Any, dtype: torch.dtype, shape: Sequence[Any], value: Callab
 
 
 def inductor_with(options: Mapping[str, Any]) -> Callable[..., Any]:
-    """Inductor as ``torch.compile(options=...)`` calls it, with the options checked. Raises RuntimeError for one that it does not know."""
+    """Return Inductor with options as ``torch.compile(options=...)`` would call it. Raises RuntimeError for an unknown option."""
     compiler: Callable[..., Any] = torch._TorchCompileInductorWrapper(None, dict(options), None)  # type: ignore[no-untyped-call]
     return compiler
 
 
 def without_autograd_cache() -> AbstractContextManager[None]:
-    """A block in which AOTAutograd keeps no graph in its cache: modules of graphreg's are in no key of it, so it would give another's."""
+    """Open a block in which AOTAutograd does not use its cache.
+
+    The cache key does not contain graphreg's runtime modules, so a graph with other runtime modules could be returned.
+    """
     patched: AbstractContextManager[None] = torch._functorch.config.patch(enable_autograd_cache=False)
     return patched

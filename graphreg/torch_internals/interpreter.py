@@ -1,4 +1,4 @@
-"""Python's own interpreter: the garbage collector at rest, room for nested calls, functions with code of their own."""
+"""Python's interpreter: pausing the garbage collector, the recursion limit, copies of functions with separate code objects."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from graphreg.torch_internals.patching import Changes
 
 @contextmanager
 def collector_at_rest() -> Iterator[None]:
-    """Keeps Python's collector from walking a growing graph again and again, in vain: its nodes are all alive.
+    """Pause Python's garbage collector in a block that builds a large graph; if the user has disabled it, it stays disabled.
 
-    At 100,000 nodes that walk is half of the time. A collector that the user has switched off stays off.
+    Otherwise it would visit all nodes again and again and free none, because all are in use. At 100,000 nodes this takes half of the time.
     """
     with Changes() as changes, changes:
         at_rest(changes)
@@ -27,40 +27,41 @@ def collector_at_rest() -> Iterator[None]:
 
 
 def at_rest(changes: Changes) -> None:
-    """The same, until the changes end."""
+    """Pause Python's garbage collector until the changes end."""
     if gc.isenabled():
         changes.later(gc.enable)
         gc.disable()
 
 
-_FRAMES = 20  # of a module's call while it is traced; torch.export has the most, 14
-_CEILING = 50_000  # beyond it C's own stack would end first, and the process with it
+_FRAMES = 20  # allowed for each nested call of a module while it is traced; torch.export needs the most, 14
+_CEILING = 50_000  # the highest recursion limit that is set; beyond it the C stack would overflow first and crash the process
 
 
 def depth(model: nn.Module) -> int:
-    """How many modules stand within one another, at most."""
-    deepest, waiting, seen = 0, [(model, 1)], dict[nn.Module, int]()
+    """Return how deep modules are nested in a model; 1 for a model without submodules."""
+    deepest, waiting, depths = 0, [(model, 1)], dict[nn.Module, int]()
     while waiting:
         module, at = waiting.pop()
-        if seen.get(module, 0) >= at or at > _CEILING // _FRAMES:  # a module may hold itself
+        if depths.get(module, 0) >= at or at > _CEILING // _FRAMES:  # a module may contain itself, so the depth is limited
             continue
-        seen[module], deepest = at, max(deepest, at)
+        depths[module], deepest = at, max(deepest, at)
         waiting.extend((child, at + 1) for child in module.__dict__.get("_modules", {}).values() if child is not None)
     return deepest
 
 
 def deep_enough(model: nn.Module, changes: Changes) -> None:
-    """Until the changes end: let Python nest as many calls as a trace of the model needs."""
+    """Until the changes end, raise Python's recursion limit as far as a trace of the model needs."""
     limit, needed = sys.getrecursionlimit(), depth(model) * _FRAMES
-    if needed > limit // 2:  # the other half is for whoever calls, and for what a module does within
+    if needed > limit // 2:  # half of the limit is left for the caller's frames, and for the functions that a forward calls
         changes.later(partial(sys.setrecursionlimit, limit))
         sys.setrecursionlimit(min(limit + needed, max(limit, _CEILING)))
 
 
 def with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function with a code object of its own: by that Dynamo finds what it compiled, and counts how often.
+    """Return a copy of a function with a separate code object.
 
-    A function that is made again and again shares its code object, and past 8 compilations Dynamo gives it up.
+    Dynamo caches and counts compilations by code object. All copies of an inner function share one, and after 8 compilations Dynamo stops
+    compiling it.
     """
     made: Any = function
     return types.FunctionType(made.__code__.replace(), made.__globals__, made.__name__, made.__defaults__, made.__closure__)

@@ -8,10 +8,10 @@ from torch.fx.graph import _illegal_names, _Namespace
 
 
 def node_namer(taken: Iterable[str]) -> Callable[[str], str]:
-    """A function that gives the name a new node would get, in a graph whose nodes were named ``taken``, in that order.
+    """Return a function that returns the name of a new node in a graph whose nodes were named ``taken``, in that order.
 
-    A name that was given is taken from then on. ``fx.Graph`` applies the rule only while it makes the node, and a list of nodes that
-    are still to be made needs their names before.
+    Each name that it returns counts as taken from then on. ``fx.Graph`` chooses a name only when it makes the node, but graphreg needs the
+    names of a list of nodes before it makes them.
     """
     names_taken, names = dict.fromkeys(taken), list[_Namespace]()
 
@@ -21,7 +21,7 @@ def node_namer(taken: Iterable[str]) -> Callable[[str], str]:
             free_name = names[0].create_name(candidate, None)
         elif free:
             free_name = candidate
-        else:  # a number is added, which depends on all names before; torch's own count of them takes as long as making the nodes
+        else:  # torch appends a number that depends on all names before; replaying those takes as long as making the nodes, so only here
             names.append(_Namespace())
             for each in names_taken:
                 names[0].create_name(each, None)

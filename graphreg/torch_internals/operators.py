@@ -1,4 +1,4 @@
-"""torch's operators, and what their schemas and kernels tell: names, aliases, which dispatch keys have a kernel."""
+"""torch's operators: their names and schemas, and the dispatch keys for which they have a kernel."""
 
 from __future__ import annotations
 
@@ -10,40 +10,46 @@ from torch._ops import OpOverload as OpOverload
 from torch._ops import OpOverloadPacket as OpOverloadPacket
 from torch._ops import _OpNamespace
 
-# softmax with zeros, not nan, where nothing may be attended to: what torch's own attention takes, and nothing public gives.
+# A softmax that returns zeros, not nan, for a row that is masked completely. torch's own attention uses it, and there is no public one.
 safe_softmax: OpOverloadPacket = torch.ops.aten._safe_softmax
-# An assertion on the values of a tensor that a compiled graph carries: ``assert`` would read them.
+# An assertion on the values of a tensor that can be part of a compiled graph; ``assert`` would need the values in Python.
 assert_async = torch._assert_async
 
 
 def schema_of(operator: Any) -> Any:
-    """What an operator takes and gives, with what is a view of what and what is written into; None for one of higher order."""
+    """Return an operator's schema: its arguments and results, which of them alias, and which are written into.
+
+    None for a higher-order operator.
+    """
     return getattr(operator, "_schema", None)
 
 
 def overload_name(operator: OpOverload) -> str:
-    """``Tensor`` of ``aten.add.Tensor``, which pickle is given in its place."""
+    """Return the name of an overload: ``Tensor`` for ``aten.add.Tensor``. graphreg pickles operators by name."""
     return str(operator._overloadname)
 
 
 def qualified_name(packet: OpOverloadPacket) -> str:
-    """``aten::add`` of ``torch.ops.aten.add``."""
+    """Return ``aten::add`` for ``torch.ops.aten.add``."""
     return str(packet._qualified_op_name)
 
 
 def packet_of(operator: Any) -> Any:
-    """``aten.add`` of ``aten.add.Tensor``, by which torch's table of operations counts; whatever is no overload stays as it is."""
+    """Return ``aten.add`` for ``aten.add.Tensor``, as in the keys of torch's FLOP registry; anything but an overload as it is."""
     return getattr(operator, "_overloadpacket", operator)
 
 
 def is_name_of_namespace(name: str) -> bool:
-    """Whether ``torch.ops.aten`` has an attribute of this name that is no operator (``name``)."""
+    """Whether namespaces such as ``torch.ops.aten`` have an attribute of this name that is not an operator, as they have ``name``."""
     return hasattr(_OpNamespace, name)
 
 
 def has_kernel(operator: OpOverload, key: str | None = None) -> bool:
-    """Whether anything runs the operator, or by a dispatch key: one of TorchScript's alone has no kernel, and one with a kernel for
-    ``CompositeImplicitAutograd`` is made of others, whose schemas tell more than its own. ``Meta``: shapes without data."""
+    """Whether an operator has any kernel, or one for the dispatch key ``key``.
+
+    An operator that only TorchScript implements has none. One with a kernel for ``CompositeImplicitAutograd`` is composed of others, and
+    their schemas describe aliases more exactly than its own. A kernel for ``Meta`` computes shapes without data.
+    """
     name = str(operator.name())  # type: ignore[no-untyped-call]
     if key is None:
         return torch._C._dispatch_has_kernel(name)

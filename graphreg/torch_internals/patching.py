@@ -1,8 +1,8 @@
-"""What is put in the place of something else for a while, and goes back whatever ends the while.
+"""Temporary changes of attributes and dict entries, which are undone at the end of a block, however it ends.
 
-An interrupt may come between any two steps of Python, also where a block begins or ends. So what changes is noted before it changes,
-and goes back twice if need be: by ``with changes, changes``, the second of which does what was left when the first was interrupted, and
-by the outermost changes of the thread, which know of all within them.
+An interrupt (such as ``KeyboardInterrupt``) may come between any two steps of Python, also while a block is entered or left. So a change is
+recorded before it is made, and what an interrupt leaves is undone a second time: ``with changes, changes`` exits twice, and the outermost
+``Changes`` of the thread also undoes the changes of all others within its block.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ _MISSING = object()
 
 class _Thread(threading.local):
     outermost: Changes | None = None
-    handled: BaseException | None = None  # what was being handled as they began
+    handled: BaseException | None = None  # the exception that was being handled when the outermost changes began
 
 
 _thread = _Thread()
 
 
 class _Change:
-    """One way back, which is gone once."""
+    """A function that undoes a change. ``undo`` calls it, unless it has run to its end before."""
 
     def __init__(self, back: Callable[[], None]) -> None:
-        self.back, self.gone = back, False
+        self.back, self.undone = back, False
 
     def undo(self) -> None:
-        if not self.gone:
+        if not self.undone:
             self.back()
-            self.gone = True
+            self.undone = True
 
 
 class Changes:
-    """Makes changes, and takes them back at the end of the block, the last first. Use it as ``with Changes() as changes, changes:``."""
+    """Makes changes and undoes them at the end of the block, the last first. Use it as ``with Changes() as changes, changes:``."""
 
     def __init__(self) -> None:
         self._made: list[_Change] = []
@@ -59,25 +59,28 @@ class Changes:
                 raise_interrupt(error)
 
     def outermost(self) -> bool:
-        """From here on: know of all changes that are made within the block. Whether others of the thread do not know already."""
+        """Become the outermost changes of this thread, which also undo what other ``Changes`` make within the block.
+
+        Return False, and do nothing, if the thread has outermost changes already.
+        """
         if _thread.outermost is not None:
             return False
         _thread.outermost, _thread.handled = self, sys.exc_info()[1]
         return True
 
     def later(self, back: Callable[[], None]) -> None:
-        """Have something called at the end; called again if it is interrupted."""
+        """Call ``back`` at the end of the block, and once more if it was interrupted."""
         change = _Change(back)
         if _thread.outermost is not None and _thread.outermost is not self:
             _thread.outermost._made.append(change)
         self._made.append(change)
 
     def keep(self, place: Any, name: str) -> None:
-        """Whatever becomes of an attribute, or of an entry of a dict: at the end it is what it is now."""
+        """At the end of the block, restore the present value of an attribute of an object, or of an entry of a dict."""
         self.later(partial(_put_back, place, name, there(place, name)))
 
     def put(self, place: Any, name: str, value: Any) -> None:
-        """Put a value in the place of an attribute, or of an entry of a dict, until the end."""
+        """Until the end of the block, replace the value of an attribute of an object, or of an entry of a dict."""
         self.keep(place, name)
         if isinstance(place, dict):
             place[name] = value
@@ -86,16 +89,19 @@ class Changes:
 
 
 def raise_interrupt(error: BaseException | None) -> None:
-    """Raise the interrupt that an error hides: torch's own blocks may fail as an interrupt ends them."""
+    """Raise the interrupt during which an error occurred, if there is one.
+
+    An interrupt may make a context manager of torch raise an error while it exits; the error would hide the interrupt.
+    """
     while error is not None and error is not _thread.handled:
-        is_ours = type(error).__module__.startswith("graphreg.")  # no error, so that no forward catches it
+        is_ours = type(error).__module__.startswith("graphreg.")  # a BaseException, so that no forward catches it, and not an interrupt
         if not is_ours and not isinstance(error, (Exception, GeneratorExit)):
             raise error
         error = error.__context__
 
 
 def there(place: Any, name: str) -> Any:
-    """An attribute of the place itself, or an entry of a dict; a mark where there is none."""
+    """Return an attribute of the object ``place`` itself (not of its class), or an entry of a dict; ``_MISSING`` if there is none."""
     return (place if isinstance(place, dict) else vars(place)).get(name, _MISSING)
 
 
@@ -109,14 +115,14 @@ def _put_back(place: Any, name: str, before: Any) -> None:
 
 
 def outermost() -> Changes | None:
-    """The changes of this thread that know of all others."""
+    """Return the outermost changes of this thread (see ``Changes.outermost``), None if there are none."""
     return _thread.outermost
 
 
 def _end_blocks(trace: TracebackType | None) -> None:
-    """End the blocks of contextlib's that were interrupted where they begin or end.
+    """Exit the context managers of ``contextlib`` that an interrupt stopped in their ``__enter__`` or ``__exit__``.
 
-    They would be ended when their generator is freed, and that may be long after, as the traceback of what interrupted them holds it.
+    Otherwise they would exit when their generator is freed. That may be long after, because the traceback of the interrupt refers to it.
     """
     while trace is not None:
         frame, trace = trace.tb_frame, trace.tb_next

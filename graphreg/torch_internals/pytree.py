@@ -1,6 +1,7 @@
-"""Nested tuples, lists and dicts, taken apart as torch itself does it, with the classes that users have made known to torch.
+"""torch's own pytree functions, which flatten and rebuild nested tuples, lists, dicts and the classes that users registered with torch.
 
-graphreg needs torch's own, under no public name of torch's: a user's output classes are registered there, and torch.export reads it.
+torch has no public name for them. graphreg needs this implementation, because users register their output classes there and torch.export
+reads them there.
 """
 
 from torch.utils._pytree import TreeSpec as TreeSpec

@@ -1,4 +1,7 @@
-"""What surrounds a forward and a trace would lose: grad and autocast regions, and the states of generators."""
+"""Global state that a graph does not record, read and restored: grad and autocast modes, and the states of random generators.
+
+Also two helpers for tracing, ``quiet`` and ``ModuleStack``.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +23,26 @@ from graphreg.torch_internals.patching import Changes
 
 
 def regions() -> tuple[bool, ...]:
-    """What surrounds the code that runs now and changes what its operations do."""
+    """Return which of the modes that change operations are on: grad, inference, and autocast on CPU and on CUDA."""
     on = torch.is_autocast_enabled
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), on("cpu"), on("cuda")
 
 
 class _Thread(threading.local):
-    """How often a thread drew from Python's and torch's generators, as far as it was watched, and seeded torch's."""
+    """The draws and seeds of a thread. In a pair, the first is for Python's generator, the second for torch's.
+
+    Attributes:
+        watched: Whether the thread's draws are counted now.
+        draws: How often the thread drew while they were counted.
+        seeds: How often the thread has seeded torch's generator.
+        seeds_at_state: For each state of torch's generator that the thread has read, the value of ``seeds`` at that time, to which
+            ``seeds`` goes back when the thread sets that state again; None outside of ``draws_watched``.
+    """
 
     watched = (False, False)
     draws = (0, 0)
     seeds = 0
-    then: dict[bytes, int] | None = None  # how often it had, by the state that it saw: going back to that undoes the seeds since
+    seeds_at_state: dict[bytes, int] | None = None
 
 
 _thread = _Thread()
@@ -39,7 +50,11 @@ _thread = _Thread()
 
 @dataclass(frozen=True, eq=False)
 class Randomness:
-    """The states of Python's and torch's generators, and what was seen of this thread: the generators belong to all threads."""
+    """The states of Python's and torch's generators, and the counts of this thread (``_Thread``).
+
+    The counts are needed because all threads share the generators. Two such records are equal if
+    this thread has drawn nothing and not seeded torch's generator between them.
+    """
 
     states: tuple[Any, bytes]
     watched: tuple[bool, bool]
@@ -47,7 +62,10 @@ class Randomness:
     seeds: int
 
     def changed(self, now: Randomness) -> list[bool]:
-        """Of Python's and of torch's generator, whether this thread has drawn from it since."""
+        """Return, for Python's and for torch's generator, whether its state has changed since then by a draw of this thread.
+
+        If draws were not counted, each change counts as this thread's.
+        """
         pairs = zip(self.states, now.states, self.watched, self.draws, now.draws, strict=True)
         return [before != after and not (watched and drew == drawn) for before, after, watched, drew, drawn in pairs]
 
@@ -59,22 +77,23 @@ class Randomness:
 
 
 def randomness() -> Randomness:
-    """Where the generators stand now; unequal to where they stood before if this thread has drawn since."""
-    with torch._C.DisableTorchFunction():  # it may be asked in the midst of a forward that is recorded
+    """Return the present state of the generators. It is unequal to an earlier one if this thread has drawn in between."""
+    with torch._C.DisableTorchFunction():  # it may be called inside a forward that is being recorded
         return Randomness((random.getstate(), torch.get_rng_state().numpy().tobytes()), _thread.watched, _thread.draws, _thread.seeds)
 
 
 def stirred() -> None:
-    """Draw once by Python: a forward that seeds its generator is not seen if that is as it leaves it, freshly seeded by the same number.
+    """Draw once from Python's generator before a trace, so that a forward that seeds it changes its state and is noticed.
 
-    Not where there are other threads, which draw from it too.
+    Without the draw the state would stay the same if the user had just seeded the generator with the same number. While other threads run,
+    nothing is drawn, because they share the generator.
     """
     if threading.active_count() == 1:
         random.random()
 
 
 def restore_randomness(state: Randomness) -> None:
-    """Put back what this thread has drawn."""
+    """Set the generators back to an earlier state if this thread has drawn from them since."""
     python, torchs = state.changed(randomness())
     _thread.seeds = state.seeds
     if python:
@@ -84,7 +103,7 @@ def restore_randomness(state: Randomness) -> None:
 
 
 class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the operations of this thread that draw from torch's own generators; a mode is one thread's."""
+    """Counts this thread's operations that draw from torch's default generators. A dispatch mode acts in one thread only."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         if torch.Tag.nondeterministic_seeded in func.tags and not (kwargs or {}).get("generator"):
@@ -94,7 +113,10 @@ class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _drawn(frame: Any, event: str, function: Any) -> None:
-    """Python tells of each call in one thread: of those, the methods of ``random`` that are C's, where all of its draws end."""
+    """Count the draws from Python's generator: a profile function (``sys.setprofile``) that Python calls at each call in this thread.
+
+    Every draw of ``random`` ends in a C method of the module's generator.
+    """
     is_draw = event == "c_call" and getattr(function, "__self__", None) is random._inst
     if is_draw and function.__name__ != "getstate":
         python, torchs = _thread.draws
@@ -102,7 +124,7 @@ def _drawn(frame: Any, event: str, function: Any) -> None:
 
 
 class _WatchedGenerator:
-    """torch's own generator, as its functions have it (``torch.manual_seed``). It tells who seeds it, and who sets its state."""
+    """Replaces torch's default generator for ``torch.manual_seed`` and the like, and calls ``seeded`` before the generator is seeded."""
 
     def __init__(self, generator: Any, seeded: Callable[[], None]) -> None:
         self._generator, self._seeded = generator, seeded
@@ -114,32 +136,33 @@ class _WatchedGenerator:
 
 
 class _CountingGenerator(_WatchedGenerator):
-    """Counts the seeds of each thread; ``torch.random.fork_rng`` takes its own back."""
+    """Counts the seeds of each thread. Those in a block of ``torch.random.fork_rng`` do not count, as it restores the state at its end."""
 
     def __init__(self, generator: Any) -> None:
         super().__init__(generator, _seeded)
 
     def get_state(self) -> torch.Tensor:
-        if _thread.then is not None:
-            _thread.then[self._state_bytes()] = _thread.seeds
+        if _thread.seeds_at_state is not None:
+            _thread.seeds_at_state[self._state_bytes()] = _thread.seeds
         state: torch.Tensor = self._generator.get_state()
         return state
 
     def set_state(self, state: torch.Tensor) -> None:
         _seeded()
         self._generator.set_state(state)
-        _thread.seeds = (_thread.then or {}).get(self._state_bytes(), _thread.seeds)
+        _thread.seeds = (_thread.seeds_at_state or {}).get(self._state_bytes(), _thread.seeds)
 
     def _state_bytes(self) -> bytes:
-        """The state; where it is recorded, too, what torch gives under a mode is a tensor without data."""
+        """Return the state of the generator, read outside of all modes: under a mode that records, its tensor may have no data."""
         with torch._C.DisableTorchFunction(), _disable_current_modes():
             return bytes(self._generator.get_state().numpy().tobytes())
 
 
 def on_seeding(changes: Changes, seeded: Callable[[], None]) -> None:
-    """Until the changes end: have ``seeded`` called before any code seeds torch's generator, whoever imported ``torch.manual_seed`` before.
+    """Until the block of ``changes`` ends, call ``seeded`` before a function of torch.random seeds the default generator.
 
-    That function looks the generator up in its module at each call, and no mode of torch's is told of it.
+    ``torch.manual_seed`` looks up the generator in its module at each call, so code that has imported the function is covered, too. torch's
+    modes do not see such a call.
     """
     changes.put(torch.random, "default_generator", _WatchedGenerator(vars(torch.random)["default_generator"], seeded))
 
@@ -151,13 +174,13 @@ def _seeded() -> None:
 
 @contextmanager
 def draws_watched() -> Iterator[None]:
-    """Tell the draws of this thread from those of others, where there are others: it costs some time. Count its seeds anyway."""
-    if _thread.then is not None:
+    """Count this thread's seeds in a block; if other threads run, also its draws, which takes some time."""
+    if _thread.seeds_at_state is not None:
         yield
         return
     with Changes() as changes, changes:
-        changes.later(partial(setattr, _thread, "then", None))
-        _thread.then = {}
+        changes.later(partial(setattr, _thread, "seeds_at_state", None))
+        _thread.seeds_at_state = {}
         changes.put(torch.random, "default_generator", _CountingGenerator(vars(torch.random)["default_generator"]))
         with _draws_separated() if threading.active_count() > 1 else nullcontext():
             yield
@@ -178,7 +201,7 @@ def _draws_separated() -> Iterator[None]:
 
 @contextmanager
 def quiet(logger: str, level: int = logging.ERROR) -> Iterator[None]:
-    """Without what one of torch's loggers says below ``level``, a screen of tracebacks, where the error that is raised says enough."""
+    """Silence one of torch's loggers below ``level`` in a block. It would log long tracebacks, and the error that is raised says enough."""
     log = logging.getLogger(logger)
     with Changes() as changes, changes:
         changes.later(partial(log.setLevel, log.level))
@@ -187,7 +210,7 @@ def quiet(logger: str, level: int = logging.ERROR) -> Iterator[None]:
 
 
 class ModuleStack(OrderedDict[str, Any]):
-    """The modules that surround a call; fx copies it for each node, and ``copy.copy`` goes a long way round with its type."""
+    """The modules around a call, as torch.fx keeps them; it copies them for each node, and ``copy.copy`` of an ``OrderedDict`` is slow."""
 
     def __copy__(self) -> OrderedDict[str, Any]:
         return OrderedDict(self)

@@ -1,4 +1,4 @@
-"""The modes of torch that are on: of functions, of operators, and those that trace. What runs under one is not what it seems."""
+"""torch's modes (``TorchFunctionMode``, ``TorchDispatchMode``, the modes of tracers): which are active, and blocks without them."""
 
 from __future__ import annotations
 
@@ -11,31 +11,32 @@ from torch._ops import _set_mode_pre_dispatch, mode_stack_state_for_pre_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-# A block in which no mode of operators is on, also no tracer's: what is looked at there is the tensor itself.
+# Opens a block without dispatch modes, also without those of tracers, so that operators see the tensors themselves.
 without_modes: Callable[[], AbstractContextManager[Any]] = _disable_current_modes
-# A block in which neither modes of functions nor tensor subclasses see calls. torch.overrides offers it to subclasses, without the modes.
+# Opens a block in which neither function modes nor tensor subclasses intercept calls. ``DisableTorchFunctionSubclass`` leaves the modes on.
 without_functions: Callable[[], AbstractContextManager[None]] = torch._C.DisableTorchFunction
-# How many modes of operators are on, and the state of a trace of torch.jit (None where there is none). Asked at each draw of noise, so
-# these are torch's own functions.
+# Return the number of active dispatch modes, and the state of a torch.jit trace (None if there is none). Each draw of noise calls them, so
+# they are torch's own functions.
 operator_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 jit_trace: Callable[[], Any] = torch._C._get_tracing_state
 
 
 def is_functionalized() -> bool:
-    """Whether AOTAutograd traces: it then makes anew, outside of its graph, what shares storage."""
+    """Whether AOTAutograd is tracing. It makes outputs that share storage again after its graph has run, as views of a common base."""
     return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FUNCTIONAL) is not None
 
 
 def is_gradient_switch(function: object) -> bool:
-    """Whether a function that a mode is told of is the one that ``torch.no_grad`` and its like call to set whether autograd records."""
+    """Whether a function that a ``TorchFunctionMode`` sees is the one by which ``torch.no_grad`` and the like switch grad mode."""
     return function is torch._C._set_grad_enabled
 
 
 @contextmanager
 def without_proxies() -> Iterator[None]:
-    """A block that torch.export writes nothing down of.
+    """Open a block of which torch.export records nothing.
 
-    As ``proxy_tensor.disable_proxy_modes_tracing``, which goes through every operator known on its way back; torch does so itself.
+    ``proxy_tensor.disable_proxy_modes_tracing`` does the same, but at its end clears a cache of every operator used so far, which is slow.
+    Setting the mode directly is safe: torch's own dispatch of operators does so.
     """
     modes = mode_stack_state_for_pre_dispatch()  # type: ignore[no-untyped-call]
     mode = modes.get(0)

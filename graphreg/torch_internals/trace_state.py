@@ -1,4 +1,4 @@
-"""What torch has in other places while it traces, and what it has on: put back when a trace ends, however it ends."""
+"""Restores the global state that torch changes while it traces, however the trace ends."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch.fx import _symbolic_trace
 
 from graphreg.torch_internals.patching import Changes, outermost, there
 
-# Whether torch.fx traces: one flag for all threads up to torch 2.14, from 2.15 on one of each.
+# Where torch.fx stores whether it is tracing: up to torch 2.14 in one flag for all threads, from 2.15 on in one for each thread.
 _FLAG: tuple[Any, tuple[str, ...]] = (
     (_symbolic_trace._is_fx_tracing_tls, ("flag",))
     if hasattr(_symbolic_trace, "_is_fx_tracing_tls")
     else (_symbolic_trace, ("_is_fx_tracing_flag",))
 )
-_PLACES = (  # what torch has in other places while it traces
+_PLACES = (  # attributes that torch changes while it traces
     (nn.Module, ("__call__", "__getattr__")),
     (_symbolic_trace, ("CURRENT_PATCHER",)),
     _FLAG,
@@ -31,9 +31,9 @@ _PLACES = (  # what torch has in other places while it traces
 
 
 def restore_after_trace(changes: Changes) -> None:
-    """Have the changes know of all within the block, and put back what torch itself changes in it.
+    """Make ``changes`` the outermost of the thread, and have it restore what torch itself changes in its block.
 
-    An interrupt between two steps of torch's own clean-up would leave the process tracing for ever.
+    Otherwise an interrupt between two steps of torch's own clean-up would leave the process in tracing mode for ever.
     """
     if not changes.outermost():
         return
@@ -45,7 +45,7 @@ def restore_after_trace(changes: Changes) -> None:
 
 
 def restore_fx_patches() -> None:
-    """Called within a trace of torch.fx: have what it has patched, and what it will patch until it ends, put back by the changes, too."""
+    """Have the outermost changes undo the patches of the running torch.fx trace, also those that it makes later."""
     patcher = getattr(_symbolic_trace, "CURRENT_PATCHER", None)
     if (changes := outermost()) is not None and patcher is not None:
         changes.later(partial(_unpatched, patcher.patches_made))
@@ -58,7 +58,7 @@ def _unpatched(patches: Iterable[Any]) -> None:
 
 
 def _modes() -> tuple[int, int, tuple[Any, Any]]:
-    """The modes of torch that are on: how many of functions and of operators, and those of torch.export."""
+    """Return the numbers of active function modes and dispatch modes, and the pre-dispatch modes, which torch.export uses."""
     exporting = mode_stack_state_for_pre_dispatch()  # type: ignore[no-untyped-call]
     return torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack(), (exporting.get(0), exporting.get(1))
 

@@ -1,4 +1,4 @@
-"""Traces a model: from a module to graphs whose values have names. The model itself stays unchanged.
+"""Traces a model: turns an nn.Module into graphs whose values have names. The model itself stays unchanged.
 
 ``trace.py`` is the front door and chooses a front end: ``symbolic/`` (torch.fx) or ``export/`` (torch.export).
 """

@@ -26,7 +26,7 @@ def arguments(example_inputs: Any, called: str = "example_inputs") -> Arguments 
         called: The name of the option, for errors.
 
     Raises:
-        TraceError: They are something else, or hold arrays that are not tensors.
+        TraceError: They have another type, or hold arrays that are not tensors.
     """
     if example_inputs is None:
         return None
@@ -51,7 +51,7 @@ def propagate(model: nn.Module, graphs: Graphs, bound: Mapping[str, Any], call: 
         graphs: Its graphs by mode.
         bound: The example inputs by argument name.
         call: The same as positional and keyword arguments.
-        constants: Tensors that the graphs read and that are not the model's.
+        constants: By name, tensors that the graphs read and that the model does not have.
 
     Raises:
         TraceError: A graph does not run on the example inputs although the model does.
@@ -66,10 +66,10 @@ def propagate(model: nn.Module, graphs: Graphs, bound: Mapping[str, Any], call: 
 
 
 def _copy_of(model: nn.Module) -> nn.Module:
-    """Return a deep copy of the model, or raise TraceError."""
+    """Return a deep copy of the model; raise TraceError if it cannot be copied."""
     try:
         return copy.deepcopy(model)
-    except Exception as error:  # a lock, a generator, an open file
+    except Exception as error:  # the model holds a lock, a generator or an open file
         raise TraceError(
             f"{type(model).__name__} cannot be copied ({first_line(error)}), and graphreg runs a copy of it on the example_inputs. "
             "Regularize it without them, or give its class a __deepcopy__."
@@ -77,7 +77,7 @@ def _copy_of(model: nn.Module) -> nn.Module:
 
 
 def run_model(model: nn.Module, call: Arguments, constants: Mapping[str, torch.Tensor]) -> nn.Module:
-    """Run a copy of the model in eval mode on the example and return it. An error of the model's is raised with a note that says so."""
+    """Run a copy of the model in eval mode on the example inputs, and return the copy. An error of the model gets a note that says so."""
     first: Exception | None = None
     for grad in (False, True):  # some models cannot run without gradients
         twin = _copy_of(model).eval()
@@ -94,7 +94,7 @@ def run_model(model: nn.Module, call: Arguments, constants: Mapping[str, torch.T
 
 
 def _propagate_on_fakes(model: nn.Module, mode: str, graph: fx.Graph, values: list[Any], constants: Mapping[str, torch.Tensor]) -> bool:
-    """Propagate on fake tensors. Return False where that fails, as with data-dependent sizes: then a copy of the model has to run."""
+    """Propagate on fake tensors. Return False if that fails, as with data-dependent sizes: then a copy of the model must run instead."""
     try:
         fake = FakeTensorMode()
         with FakeCopyMode(fake):
@@ -121,7 +121,7 @@ def _propagate_on_copy(twin: nn.Module, graph: fx.Graph, values: list[Any]) -> N
 
 
 def _in_mode(model: nn.Module, mode: str) -> nn.Module:
-    """Put a model in eval mode for the graph of eval mode; leave it for others."""
+    """Put a model in eval mode if the graph is that of eval mode, and return the model."""
     return model.eval() if mode == "eval" else model
 
 
@@ -132,11 +132,11 @@ class _ShapeRecorder(fx.Interpreter):
         super().__init__(module, graph=graph)
 
     def placeholder(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return an argument's value. torch.fx gives all remaining values to ``*args``; here they are one tuple."""
+        """Return an argument's value. fx.Interpreter expects the values of ``*args`` one by one; here they are one tuple."""
         return next(self.args_iter) if str(target).startswith("*") else super().placeholder(target, args, kwargs)
 
     def run_node(self, n: fx.Node) -> Any:
-        """Run a node and write down what its value is."""
+        """Run a node and write the shape and dtype of its value to ``node.meta``."""
         value = super().run_node(n)
         n.meta["value"] = _shape_and_dtype(value)
         return value

@@ -1,7 +1,8 @@
 """Queries of global state in a forward (``torch.is_grad_enabled()``): answered during a trace, and asserted where they decide something.
 
-A graph contains one answer. So a forward that queries is traced with the other answer too. Where that gives another graph, a submodule
-that queries becomes opaque and queries at each call; where the model itself queries, its graph asserts the answer.
+A graph contains one answer, so a forward that makes a query is traced with the other answer too. If that gives another graph and a
+submodule makes the query, the submodule becomes opaque and makes it at each call. If the model itself makes it, the graph asserts the
+answer.
 
 Queries that every ordinary run answers alike are not asserted (``torch.jit.is_scripting()``, ``torch.compiler.is_compiling()``,
 ``torch.onnx.is_in_onnx_export()``), nor is ``torch.is_autocast_enabled()``, which decides on precision alone.
@@ -29,7 +30,7 @@ QUERIES: dict[str, Callable[[], Any]] = {
     name: getattr(torch, name)
     for name in ("is_grad_enabled", "is_inference_mode_enabled", "are_deterministic_algorithms_enabled", "get_default_dtype")
 }
-# Under torch.export these return True to installed libraries, which expect that; the user's own code takes its ordinary branch.
+# During a trace by torch.export these return True to installed libraries, which expect that, and False to the user's own code.
 _COMPILING = (torch.compiler.is_compiling, torch.compiler.is_exporting, torch.compiler.is_dynamo_compiling)
 Answers = Mapping[str, Any]  # answers by the name of the query
 ModeReads = dict[str, str]  # by the path of a module whose mode another module reads, the path of that other module
@@ -37,7 +38,7 @@ ModeReads = dict[str, str]  # by the path of a module whose mode another module 
 
 @has_side_effect
 def surrounded(name: str, expected: Any) -> None:
-    """Raise unless ``torch.<name>()`` returns what it returned when the forward was traced."""
+    """Raise unless ``torch.<name>()`` returns the value that it returned when the forward was traced."""
     now = getattr(torch, name)()
     if now != expected:
         raise GraphRegError(
@@ -51,7 +52,7 @@ class EnvironmentQueries:
 
     Attributes:
         queries: By the name of the query, the paths of the modules that make it.
-        mode_reads: The submodules whose mode another module reads.
+        mode_reads: By path of a submodule whose mode another module reads, the path of that other module.
     """
 
     def __init__(self, path: Callable[[], str | None], answers: Answers, refusal: type[BaseException] = RuntimeError) -> None:
@@ -59,8 +60,8 @@ class EnvironmentQueries:
 
         Args:
             path: Returns the path of the module whose code runs, or None where no traced code runs.
-            answers: Answers that replace torch's own, by query.
-            refusal: The exception that ends the trace of a module that sets a mode.
+            answers: By query, an answer that replaces torch's own.
+            refusal: The exception to raise when traced code sets the mode of a module.
         """
         self.queries: dict[str, dict[str, None]] = {}
         self.mode_reads = ModeReads()
@@ -82,7 +83,7 @@ class EnvironmentQueries:
         """Return a property that replaces ``nn.Module.training`` and records which module reads the mode of another one.
 
         Args:
-            paths: The modules' paths by the id of their ``__dict__``: torch.export puts the same dict into other objects.
+            paths: The modules' paths by the id of their ``__dict__``, which torch.export's proxies of a module share with it.
         """
 
         def get(module: nn.Module) -> Any:
@@ -128,30 +129,30 @@ class EnvironmentQueries:
 
 
 def _called_by_foreign_code() -> bool:
-    """Whether code that belongs to no model reads the attribute."""
+    """Whether the code that reads the attribute is torch's, graphreg's or the like (``FOREIGN``), and not the model's."""
     return str(sys._getframe(2).f_globals.get("__name__", "")).partition(".")[0] in FOREIGN
 
 
 def other_answer(name: str) -> Any:
-    """Return an answer that differs from the present one."""
+    """Return an answer to a query that differs from torch's present one."""
     now = QUERIES[name]()
     return (torch.float32 if now is torch.float64 else torch.float64) if name == "get_default_dtype" else not now
 
 
 def settle_queries(graph: fx.Graph, queries: Mapping[str, Iterable[str]], same: Callable[[Answers], bool], opaque: dict[str, str]) -> None:
-    """Assert the queries that decide something, or make the submodules that query opaque.
+    """Find the queries whose answers change the graph. Assert their answers, or make the submodules opaque that make them.
 
     Args:
         graph: The graph, traced with the present answers.
-        queries: The paths of the modules that query, by query.
-        same: Whether a trace with other answers gives the same graph.
-        opaque: The opaque modules with reasons; may get more.
+        queries: By query, the paths of the modules that make it.
+        same: Returns whether a trace with other answers gives the same graph.
+        opaque: The opaque modules by path, with reasons; more may be added.
     """
     for name, paths in queries.items():
         if same({name: other_answer(name)}):
             continue
         submodules = [path for path in paths if path not in ("", *opaque)]
-        if submodules and name != "get_default_dtype":  # a dtype is one for a whole program
+        if submodules and name != "get_default_dtype":  # a program has one default dtype, so it is asserted
             opaque.update(dict.fromkeys(submodules, f"it calls torch.{name}() at each call"))
         else:
             _assert(graph, name)

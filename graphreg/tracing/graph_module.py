@@ -1,4 +1,4 @@
-"""Takes the graph of a GraphModule that the user gives, and names its values as those of the model that it was traced from.
+"""Takes the graph of a GraphModule that the user gives, and names its values as in the model from which it was traced.
 
 torch.fx writes to each node the stack of module calls in which it was made. The stack gives the paths of functions
 (``layer1.0.add``) and the blocks whose results they are (``layer1.0``). A value that a later pass made has no stack
@@ -41,9 +41,9 @@ def labelled_graphs(model: fx.GraphModule) -> Graphs:
 
 
 def _settle_modes(model: fx.GraphModule) -> None:
-    """Give the empty modules that torch.fx puts in place of the model's blocks the mode of the modules in them.
+    """Set the mode of the empty modules that torch.fx puts in place of the model's blocks to that of the modules in them.
 
-    torch.fx leaves them in train mode when it traces a model in eval mode, and a splice in such a block would follow that.
+    torch.fx leaves the empty modules in train mode even if the model is in eval mode, and a splice in a block follows the block's mode.
     """
     for module in reversed([m for m in model.modules() if type(m) is nn.Module]):
         within = [child.training for child in module.children()] or [model.training]
@@ -70,12 +70,12 @@ def _label(graph: fx.Graph, model: fx.GraphModule) -> None:
 
 
 def _keeps_labels(node: fx.Node, namer: Namer) -> bool:
-    """Whether a node keeps its labels: it has some, and no earlier node has the same ones (a pass may have copied it)."""
+    """Whether a node keeps its labels: it has some, and no earlier node has the same. (A pass may have copied the node.)"""
     return is_labelled(node) and all(namer.claim(label.name) for label in own_labels(node) if label.ports == ("out",))
 
 
 def _reads_mode(node: fx.Node) -> bool:
-    """Whether a node stands for a ``training=`` literal in a graph that graphreg traced: it is no value of the model."""
+    """Whether a node replaces a ``training=`` literal in a graph that graphreg traced. It is no value of the model."""
     return node.target is choose or (node.op == "get_attr" and str(node.target).rpartition(".")[2] == "training")
 
 

@@ -1,4 +1,4 @@
-"""Answers ``isinstance`` in the model's code while a forward is traced, where traced values are proxies and no tensors."""
+"""Answers ``isinstance`` in the model's code while a forward is traced, where traced values are proxies, not tensors."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ Globals = dict[str, Any]
 
 
 def model_globals(root: nn.Module) -> list[Globals]:
-    """Return the global namespaces of the model's code: of its classes, hooks and functions, and of what they import from there."""
+    """Return the global namespaces of the model's classes, hooks and functions, and of the code in the same packages that these import."""
     return _namespaces(_model_code(root))
 
 
 @contextmanager
 def isinstance_answered(places: Iterable[Globals]) -> Iterator[None]:
-    """Answer ``isinstance`` for traced values within the block, in code with these globals and in ``torch.is_tensor``."""
+    """Within the block, answer ``isinstance`` for traced values, in code with these global namespaces and in ``torch.is_tensor``."""
     changed = [place for place in (*places, vars(torch)) if "isinstance" not in place]
     with Changes() as changes, changes:
         for place in changed:
@@ -38,7 +38,7 @@ def isinstance_answered(places: Iterable[Globals]) -> Iterator[None]:
 
 
 def _model_code(root: nn.Module) -> Iterator[Any]:
-    """Yield the functions that may run with the model: of its classes and their bases, its hooks, and its attributes."""
+    """Yield the code that may run with the model: members of its modules' classes and their bases, hooks, and callable attributes."""
     seen: dict[type, None] = {}
     for module in root.modules():
         seen.update(dict.fromkeys(type(module).__mro__))
@@ -49,7 +49,7 @@ def _model_code(root: nn.Module) -> Iterator[Any]:
 
 
 def _namespaces(code: Iterable[Any]) -> list[Globals]:
-    """Return the global namespaces of this code, and of the modules and functions of the same packages that these refer to."""
+    """Return the global namespaces of this code, and those of the modules and functions of the same packages that they refer to."""
     namespaces: dict[int, Globals] = {}
     waiting = [place for thing in code if (place := _globals_of(thing)) is not None]
     imported = [place for namespace in waiting for thing in list(namespace.values()) if (place := _globals_of(thing)) is not None]
@@ -70,7 +70,7 @@ def _is_file(place: Globals) -> bool:
 
 
 def _globals_of(thing: Any) -> Globals | None:
-    """Return the globals of a function, unwrapped, or of the module that defines a class; None for code that belongs to no model."""
+    """Return the globals of a function (unwrapped), or of the module that defines a class; None for code of ``FOREIGN`` packages."""
     while isinstance(thing, (functools.partial, types.MethodType, staticmethod, classmethod, property)):
         thing = thing.func if isinstance(thing, functools.partial) else getattr(thing, "__func__", None) or getattr(thing, "fget", None)
     thing = getattr(thing, "__wrapped__", thing)
@@ -88,11 +88,11 @@ def _package(place: Globals) -> str:
 
 
 def traced_isinstance(value: object, kinds: Any) -> bool:
-    """Do what ``isinstance`` does, also for traced values; raise TypeError where the type of a traced value is not known."""
+    """Do what ``isinstance`` does, also for traced values. Raise TypeError if the type of a traced value is not known."""
     if not issubclass(type(value), (Value, Attribute)):
         return builtins.isinstance(value, kinds)
     traced: Any = value
-    # without a node for the attribute
+    # answered by the attribute's name, since ``traced.node`` would add a node
     if issubclass(type(value), Attribute) and traced.attr in ATTRIBUTES and is_tensor(traced.root.node, traced.tracer):
         return _is_instance(ATTRIBUTES[traced.attr], kinds, traced.attr)
     kind = definite_type(traced.node, traced.tracer)

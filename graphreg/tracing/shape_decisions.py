@@ -1,4 +1,4 @@
-"""Decisions on shapes: a forward that needs a size as a Python number (``if h != w``, ``range(n)``) gets that of the example inputs.
+"""Decisions on shapes: a forward that needs a size as a Python number (``if h != w``, ``range(n)``) gets the example inputs' size.
 
 The graph asserts the answer. Inputs that would lead to another decision raise instead of taking the wrong branch.
 """
@@ -27,12 +27,15 @@ KINDS: dict[str, type] = {
 
 
 class NeedsFunctionTable(BaseException):
-    """Ends a trace that needs fake tensors for the first time. Call ``make_function_table`` and trace again; no forward may catch it."""
+    """Ends a trace that needs fake tensors before Dynamo's function table is made. Call ``make_function_table``, then trace again.
+
+    A BaseException, because no forward may catch it.
+    """
 
 
 @has_side_effect  # otherwise a pass would remove it as dead code
 def decided(value: Any, expected: Any) -> None:
-    """Raise unless a size, or what was computed from sizes, is what it was when the model was traced."""
+    """Raise unless a size, or a value computed from sizes, equals its value when the model was traced."""
     if value != expected:
         raise GraphRegError(
             f"the model decides something on a shape, and these inputs give {value} where the example_inputs gave {expected}. "
@@ -42,7 +45,7 @@ def decided(value: Any, expected: Any) -> None:
 
 @has_side_effect
 def decided_kind(value: Any, expected: str) -> None:
-    """Raise unless a value has the type that ``isinstance`` was answered for when the model was traced."""
+    """Raise unless a value has the type by which ``isinstance`` was answered when the model was traced."""
     if not isinstance(value, KINDS[expected]):
         raise GraphRegError(
             f"the model's forward calls isinstance on a value, and these inputs make it a {type(value).__name__} where it was traced with "
@@ -52,7 +55,7 @@ def decided_kind(value: Any, expected: str) -> None:
 
 @has_side_effect
 def decided_flag(value: Any, expected: bool, name: str) -> None:
-    """Raise unless ``requires_grad`` of a parameter is what it was when the model was traced."""
+    """Raise unless ``requires_grad`` of a parameter has the value that it had when the model was traced."""
     if value != expected:
         raise GraphRegError(
             f"the model's forward reads {name}.requires_grad and branches on it. It was {expected} when the model was traced, and is "
@@ -62,7 +65,7 @@ def decided_flag(value: Any, expected: bool, name: str) -> None:
 
 @has_side_effect
 def in_parts(value: Any, name: str) -> None:
-    """Raise where a value was assumed to be a tuple, because the forward only indexes it, and is a tensor."""
+    """Raise if a value is a tensor. The trace assumed a tuple, because the forward does nothing but index the value."""
     if isinstance(value, torch.Tensor):
         raise GraphRegError(
             f"{name} is an opaque module, and its result was assumed to be a tuple, because the forward only indexes it. It is a tensor. "
@@ -81,15 +84,15 @@ def decisions(graph: fx.Graph) -> list[str]:
 
 
 class DecisionTracer(fx.Tracer):
-    """A tracer that answers questions of Python about traced values from example inputs, and asserts the answers in the graph.
+    """A tracer that gives Python the sizes, lengths and types of traced values for the example inputs. The graph asserts them.
 
-    It computes nodes on fake tensors, and only those that an answer needs.
+    It computes values on fake tensors, and only those that an answer needs.
 
     Attributes:
         examples: The example inputs by argument name.
         sizes: The nodes whose values are numbers or shapes.
-        evaluating: Whether modules run to compute an answer, so that they must not be traced.
-        assumed_tensors: Arguments without an example that were assumed to be tensors; the values are None.
+        evaluating: Whether operations and modules run now to compute an answer, so that they must not be traced.
+        assumed_tensors: Names of arguments without an example that were assumed to be tensors. A dict, to keep their order.
     """
 
     def __init__(self, examples: Mapping[str, Any], **more: Any) -> None:
@@ -104,7 +107,7 @@ class DecisionTracer(fx.Tracer):
 
     @cached_property
     def _fake(self) -> FakeTensorMode:
-        """The mode in which answers are computed."""
+        """The fake tensor mode in which answers are computed."""
         if not has_function_table():
             raise NeedsFunctionTable
         return FakeTensorMode(allow_non_fake_inputs=True)
@@ -131,8 +134,8 @@ class DecisionTracer(fx.Tracer):
 
         Args:
             obj: The proxy.
-            what: What Python needs it as, for the error.
-            kinds: The types that are allowed.
+            what: What Python needs the value for (``an index``), for the error.
+            kinds: The types that the value may have.
 
         Raises:
             TypeError: The value is not known, or has another type.
@@ -144,7 +147,7 @@ class DecisionTracer(fx.Tracer):
         return self._answer(obj, kinds, refuse)
 
     def kind(self, node: fx.Node) -> type | None:
-        """Return the type of a node's value for the examples, or None where it is not known, and assert it in the graph.
+        """Return the type of a node's value for the examples, or None where it is not known. The graph asserts the type.
 
         An argument without an example is assumed to be a tensor.
         """
@@ -166,7 +169,7 @@ class DecisionTracer(fx.Tracer):
         return None if value is _UNKNOWN else type(value)
 
     def requires_grad_of(self, parameter: torch.nn.Parameter) -> bool:
-        """Return whether a parameter requires gradients, and assert that in the graph."""
+        """Return whether a parameter requires gradients. The graph asserts the answer."""
         node: Any = self.create_arg(parameter)
         return bool(self._asserted_flag(self._add_unnamed(getattr, node, "requires_grad"), parameter))
 
@@ -176,7 +179,7 @@ class DecisionTracer(fx.Tracer):
         return bool(parameter.requires_grad)
 
     def _answer(self, obj: fx.Proxy, kinds: tuple[type, ...], refuse: Callable[[], Any]) -> Any:
-        """Return the asserted value of a proxy; call ``refuse`` where it is not known or not of these types."""
+        """Return the value of a proxy, which the graph asserts. Call ``refuse`` if it is not known or not of these types."""
         if _reads_flag(obj.node):
             source: Any = obj.node.args[0]
             read = self._parameter(str(source.target)) if source.op == "get_attr" else None
@@ -194,7 +197,7 @@ class DecisionTracer(fx.Tracer):
         return self.root.get_submodule(owner)._parameters.get(name)
 
     def _length(self, obj: fx.Proxy) -> int | None:
-        """Return the asserted length of a proxy, or None where it has none or it is not known."""
+        """Return the length of a proxy's value, which the graph asserts; None if it has none or it is not known."""
         value = self._value(obj.node)
         if not isinstance(value, (tuple, list, torch.Tensor)) or (isinstance(value, torch.Tensor) and not value.dim()):
             return None
@@ -216,9 +219,9 @@ class DecisionTracer(fx.Tracer):
         return self._reads_input[node]
 
     def _add_unnamed(self, function: Callable[..., Any], *args: Any) -> fx.Node:
-        """Add a node of graphreg's own that is no site."""
+        """Add a node that is no operation of the model, and no site."""
         node = self.create_node("call_function", function, args, {})
-        label_site(node, self._scopes[-1])  # no value of the model: it has no name
+        label_site(node, self._scopes[-1])  # without a name
         return node
 
     def _value(self, node: fx.Node) -> Any:
@@ -226,7 +229,7 @@ class DecisionTracer(fx.Tracer):
         self.evaluating = True
         try:
             with self._fake, torch.no_grad():
-                for each in _needed(node, self._values):  # stored even if unknown: each node runs once
+                for each in _needed(node, self._values):  # also _UNKNOWN is stored, so that each node runs once
                     self._values[each] = self._attempt(each)
             return self._values[node]
         finally:
@@ -238,7 +241,7 @@ class DecisionTracer(fx.Tracer):
             return _UNKNOWN
         try:
             return self._run(node)
-        except Exception:  # data-dependent, or without a fake kernel: the question then fails in the user's code
+        except Exception:  # data-dependent, or without a fake kernel: then the user's code, which needs the value, raises
             return _UNKNOWN
 
     def _run(self, node: fx.Node) -> Any:
@@ -259,7 +262,7 @@ class DecisionTracer(fx.Tracer):
         return target(*args, **kwargs)
 
     def _as_fake(self, value: Any) -> Any:
-        """Replace the user's tensors by fake ones; otherwise a write would reach them even in a fake mode."""
+        """Replace the user's tensors by fake ones. Otherwise an operation could write into them, even in a fake mode."""
         return pytree.tree_map_only(torch.Tensor, self._fake.from_tensor, value)
 
 
@@ -269,7 +272,7 @@ def _reads_flag(node: fx.Node) -> bool:
 
 
 def _needed(node: fx.Node, known: Mapping[fx.Node, Any]) -> list[fx.Node]:
-    """Return the node and what it is computed from, in order, except what is known. Without recursion, because graphs may be deep."""
+    """Return the nodes that must be computed for a node, itself last, except known ones. No recursion, because graphs may be deep."""
     order: dict[fx.Node, None] = {}
     waiting = [(node, False)]
     while waiting:

@@ -1,4 +1,4 @@
-"""Tensors while a forward runs: find them in nested values, record where each lies in memory, save and restore their contents."""
+"""Finds the tensors in nested values, records where each lies in memory, and saves and restores their contents."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TensorState:
     Attributes:
         key: Its storage.
         geometry: Shape, strides and offset; the shape alone where it is not strided.
-        version: torch's counter of writes.
+        version: torch's version counter, which writes in place increase.
     """
 
     key: StorageKey
@@ -43,7 +43,7 @@ class SavedTensor:
     """A copy of a tensor's content and geometry before an operation that may write into it."""
 
     def __init__(self, tensor: Tensor) -> None:
-        with without_functions(), torch.no_grad():  # in this order: torch.export records no_grad regions
+        with without_functions(), torch.no_grad():  # in this order: otherwise torch.export would record the no_grad region
             self.tensor, self.content = tensor, tensor.detach().clone()
             self.shape, self.stride, self.version = tensor.shape, tensor.stride(), version_of(tensor)
             self.offset = tensor.storage_offset() if tensor.layout is torch.strided else 0
@@ -57,7 +57,7 @@ class SavedTensor:
 
 
 def storage_key(tensor: Tensor) -> StorageKey:
-    """Return a key of the tensor's storage; a tensor without one (sparse) has a key of its own."""
+    """Return a key of the tensor's storage, or of the tensor itself if it is sparse and has no storage."""
     try:
         with without_functions():
             return storage_number(tensor)
@@ -66,7 +66,7 @@ def storage_key(tensor: Tensor) -> StorageKey:
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in nested arguments. Proxies are not tensors."""
+    """Yield the tensors in nested arguments. Proxies of torch.fx are not among them."""
     for _, tensor in tensors_by_path(value):
         yield tensor
 

@@ -51,7 +51,7 @@ from graphreg.tracing.symbolic.symbolic import symbolic
 
 FrontEnd = Literal["auto", "symbolic", "export"]
 FRONT_ENDS = ("auto", "symbolic", "export")
-_ONE_AT_A_TIME = threading.RLock()  # while torch.fx traces, it replaces methods of nn.Module for all threads
+_ONE_AT_A_TIME = threading.RLock()  # torch.fx replaces methods of nn.Module for all threads while it traces
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,13 @@ class Traced(RenamedAttributes):
 
     Attributes:
         model: The model that was traced.
-        graphs: The graphs by mode: ``both``, or ``train`` and ``eval``.
-        values: The sites that are values.
+        graphs: By mode: ``{"both": graph}`` if one graph serves train and eval mode, else ``{"train": ..., "eval": ...}``.
+        values: The sites that are values of the graphs, not parameters.
         opaque_modules: Opaque modules by path, with the reason why the tracer cannot see into them.
         specialized: Specialized arguments by name, with the value that the graphs fix.
         front_end: The front end that made the graphs: ``symbolic`` or ``export``.
-        constants: Tensors that the forward makes once and that the graphs read, by name.
-        notes: Further lines for listings and reports, such as why this front end was chosen.
+        constants: By name, tensors that the forward made during the trace and that the graphs read as constants.
+        notes: Remarks for listings and reports, a line each, such as why this front end was chosen.
     """
 
     renamed: ClassVar[Mapping[str, str]] = {"leaves": "opaque_modules", "held": "specialized", "own_dropout": "native_dropout"}
@@ -99,12 +99,12 @@ class Traced(RenamedAttributes):
 
     @property
     def whole(self) -> bool:
-        """Whether the graphs cover the model's whole forward. A graph that Dynamo captured may cover only a part."""
+        """Whether the graphs cover the model's whole forward: True, except in the subclass for graphs of Dynamo, which may cover a part."""
         return True
 
     @property
     def title(self) -> str:
-        """The model's class name, for messages and listings."""
+        """The model's class name, for messages and listings. torch.fx calls the class of a GraphModule ``GraphModuleImpl``."""
         return type(self.model).__name__.removesuffix("Impl")
 
     @cached_property
@@ -138,8 +138,8 @@ def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "a
 
     Args:
         model: The model to trace.
-        example_inputs: A tensor, a tuple (positional) or a dict (keyword). With them the sites know shapes and dtypes. Optional
-            arguments that the example does not include are specialized to their defaults.
+        example_inputs: A tensor, a tuple (positional) or a dict (keyword). With them the sites have shapes and dtypes. Optional
+            arguments that the example does not include are specialized: the graphs fix them at their defaults.
         front_end: ``"symbolic"`` for torch.fx, ``"export"`` for torch.export, or ``"auto"`` to try them in this order.
 
     Returns:
@@ -151,8 +151,8 @@ def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "a
     check_model(model)
     with _ONE_AT_A_TIME, Changes() as changes, changes:
         restore_after_trace(changes)
-        with draws_watched(), torch.enable_grad():  # as in training, also when the caller is under torch.no_grad
-            changes.later(partial(restore_randomness, randomness()))  # the model's code may draw; the user's random state must not move
+        with draws_watched(), torch.enable_grad():  # as in training, even if the caller is under torch.no_grad
+            changes.later(partial(restore_randomness, randomness()))  # the model may draw; the user's generators must not advance
             stirred()
             at_rest(changes)
             deep_enough(model, changes)
@@ -183,7 +183,7 @@ def _trace_with(
         return _trace_by_export(model, specialized, call, None)
     try:
         traced = _trace_symbolically(model, specialized, bound, call)
-    except GraphRegError as symbolic_error:  # also an assertion on a size that the trace does not follow
+    except GraphRegError as symbolic_error:  # not only TraceError: an assertion on sizes may fail during the trace
         raise_interrupt(symbolic_error)
         if front_end == "symbolic" or (call is None and not isinstance(symbolic_error, TraceError)):
             raise
@@ -267,8 +267,9 @@ def names(model_or_traced: nn.Module | Traced, example_inputs: Any = None, front
     notes += [f"specialized argument: {name}={value!r} ({how})" for name, value in traced.specialized.items()]
     notes += [*traced.notes, *decisions(next(iter(traced.graphs.values()))), *fixed(next(iter(traced.graphs.values())))]
     notes += [f"native dropout: {dropout.text}" for dropout in traced.native_dropout]
-    read = {site.name for site in traced.parameters}  # read by the forward itself: one line for the parameter and its value
-    listed = [site for site in traced.sites if site.kind == "parameter" or site.why_not != "a parameter" or site.name not in read]
+    parameters = {site.name for site in traced.parameters}
+    # a parameter and the value that the forward reads from it share one line
+    listed = [site for site in traced.sites if site.kind == "parameter" or site.why_not != "a parameter" or site.name not in parameters]
     return Names(traced.title, listed, notes)
 
 
@@ -330,7 +331,8 @@ def _is_data(value: Any) -> bool:
 def _specialized(model: nn.Module, bound: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the specialized arguments: those of the example that hold no tensor; without an example, optional ones at their defaults.
 
-    A proxy in place of None would silently take the wrong branch. A GraphModule has taken its branches already.
+    The trace gives them no proxy, which in place of None would silently take the wrong branch. The branches of a GraphModule are fixed
+    already, so its record is returned.
     """
     if isinstance(model, fx.GraphModule):
         return specialized_arguments(model)

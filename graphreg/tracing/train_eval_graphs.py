@@ -19,19 +19,20 @@ from graphreg.tracing.global_queries import ModeReads
 from graphreg.tracing.side_effects.retrace import or_make_opaque, trace_repeatable
 
 _MAX_ONE_BY_ONE = 8  # up to this many submodules are examined one by one; each costs two traces
-LiteralOwners = dict[tuple[str, int], str]  # by a literal's node and position, whose mode decides it
+LiteralOwners = dict[tuple[str, int], str]  # by node name and position of a literal: the module whose mode decides it
 
 
 def trace_each_mode(model: nn.Module, trace: Callable[[], fx.Graph], mode_reads: ModeReads) -> Graphs:
     """Trace the model in both modes and merge the graphs where only literals differ.
 
-    Both traces put *every* submodule in the mode, so that everything that depends on a mode shows, also in submodules whose mode
-    the user set apart. Where structure differs, a submodule that is set apart is traced in the mode that it has.
+    Each of the two traces puts *every* submodule in its mode, to find everything that depends on a mode. Some submodules may be in
+    another mode than the model (``model.encoder.eval()``). If structure differs, the graph for the model's present mode is traced once
+    more, with these submodules in the modes that they have.
 
     Args:
         model: The model.
         trace: Traces the model in its present mode.
-        mode_reads: Filled by ``trace``: the submodules whose mode another module reads.
+        mode_reads: Filled by ``trace``: by path of a submodule whose mode another module reads, the path of that other module.
 
     Returns:
         ``{"both": graph}`` or ``{"train": graph, "eval": graph}``.
@@ -59,16 +60,16 @@ def trace_each_mode(model: nn.Module, trace: Callable[[], fx.Graph], mode_reads:
 def _mode_dependence(
     model: nn.Module, trace: Callable[[], fx.Graph], mode_reads: ModeReads, train: fx.Graph, evaluation: fx.Graph
 ) -> tuple[LiteralOwners, list[str]]:
-    """Find out what depends on the mode of a submodule that another module reads.
+    """Find out what in the graphs depends on the mode of a submodule whose mode another module reads.
 
     Returns:
-        The literals that depend on one such submodule, and the submodules on which more than a literal depends: their mode is asserted.
+        The literals that depend on one such submodule, and the submodules on whose modes more than literals depend, which are asserted.
     """
     owners, asserted = LiteralOwners(), list[str]()
     for paths in [[path] for path in mode_reads] if len(mode_reads) <= _MAX_ONE_BY_ONE else [list(mode_reads)]:
         try:
             turned, back = _compared_turned(model, trace, paths, train, evaluation)
-        except Exception as error:  # in that mode the forward takes a branch that cannot be traced
+        except Exception as error:  # with these in the other mode, the forward takes a branch that cannot be traced
             raise_interrupt(error)
             asserted += paths
             continue
@@ -88,20 +89,20 @@ Comparison = tuple[bool, dict[str, Literals]]
 def _compared_turned(
     model: nn.Module, trace: Callable[[], fx.Graph], paths: list[str], train: fx.Graph, evaluation: fx.Graph
 ) -> tuple[Comparison, Comparison]:
-    """Compare each mode's graph with a trace in which these submodules alone are in the other mode."""
+    """Compare the graph of each mode with a trace in which only these submodules are in the other mode."""
     modes, alone = {module: module.training for module in model.modules()}, set(map(model.get_submodule, paths))
     turned = compared(train, _in_mode(modes, lambda m: m not in alone, trace))
     return turned, compared(evaluation, _in_mode(modes, lambda m: m in alone, trace))
 
 
 def trace_both_modes(model: nn.Module, trace: Callable[[], fx.Graph], opaque: dict[str, str], mode_reads: ModeReads, run: bool) -> Graphs:
-    """Trace both modes again and again until no further submodule becomes opaque: a module opaque in one mode is opaque in both.
+    """Trace both modes until no further submodule becomes opaque, so that a module is opaque in both modes or in none.
 
     Args:
         model: The model.
         trace: Traces the model in its present mode; it may add to ``opaque`` and ``mode_reads``.
         opaque: The opaque modules by path, with reasons.
-        mode_reads: The submodules whose mode another module reads.
+        mode_reads: By path of a submodule whose mode another module reads, the path of that other module.
         run: Whether opaque modules run during a trace.
     """
     while True:
@@ -128,7 +129,7 @@ def _in_mode(modes: Mapping[nn.Module, bool], mode: Callable[[nn.Module], bool],
 
 @has_side_effect
 def mode_asked(mode: bool, expected: bool, name: str) -> None:
-    """Raise unless a submodule whose mode another module reads is in the mode in which the graph was traced."""
+    """Raise unless a submodule, whose mode another module reads, is in the mode for which the graph was traced."""
     if mode != expected:
         raise GraphRegError(
             f"the model's forward reads self.{name}.training and branches on it. It is {mode} now, but the graph was traced with "
@@ -137,7 +138,12 @@ def mode_asked(mode: bool, expected: bool, name: str) -> None:
 
 
 def _assert_modes(graph: fx.Graph, expected: Mapping[str, bool | str]) -> None:
-    """Make the graph assert the modes of submodules; ``expected``: a mode, or the path of a ``training`` attribute, by path."""
+    """Make the graph assert the modes of submodules.
+
+    Args:
+        graph: The graph.
+        expected: By path of a submodule, its mode, or the path of a ``training`` attribute that must be equal to its own.
+    """
     first = next((node for node in graph.nodes if node.op != "placeholder"), graph.output_node())
     with graph.inserting_before(first):
         for path, mode in expected.items():
@@ -153,7 +159,7 @@ def _training_path(path: str) -> str:
 
 
 def _read_modes(graph: fx.Graph, differing: Mapping[str, Literals], owners: LiteralOwners) -> None:
-    """Replace each literal that differs by a read of a ``training`` attribute: of the operation's module, or of the literal's owner."""
+    """Replace each literal that differs by a read of ``training``: of the module that runs the operation, or of the literal's owner."""
     for node in list(graph.nodes):
         literals = differing.get(name_of(node))
         if not literals:

@@ -15,13 +15,13 @@ ATTRIBUTES: dict[str, type] = {
     "shape": torch.Size, "dtype": torch.dtype, "device": torch.device, "layout": torch.layout, "is_cuda": bool, "requires_grad": bool,
     "ndim": int,
 }  # fmt: skip
-INTEGERS = {"add", "sub", "mul", "floordiv", "mod", "neg", "pos"}  # of integers they give an integer
+INTEGERS = {"add", "sub", "mul", "floordiv", "mod", "neg", "pos"}  # with integers as arguments they return an integer
 COUNTS = {"dim", "ndimension", "numel", "nelement", "len", "element_size"}
 ORDER = {"lt", "le", "eq", "ne", "gt", "ge"}
-FLAGS = ORDER | {"not_", "contains", "is_floating_point", "is_complex", "is_contiguous"}  # of sizes and tensors' facts: a bool
+FLAGS = ORDER | {"not_", "contains", "is_floating_point", "is_complex", "is_contiguous"}  # they return a bool where the value is no tensor
 OPERATORS = ORDER | set(IN_PLACE_NAMES) | {
     "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "neg", "and_", "or_", "xor", "invert", "abs",
-}  # fmt: skip  # of a tensor and anything else they give a tensor
+}  # fmt: skip  # with a tensor among the arguments they return a tensor
 SEVERAL = {"return_indices", "as_tuple", "return_inverse", "return_counts"}  # options that make an operation return several tensors
 
 
@@ -30,7 +30,7 @@ def definite_type(node: fx.Node, tracer: Any) -> type | None:
 
     Args:
         node: The node.
-        tracer: The tracer, with its ``operations``, ``sizes`` and ``kind``.
+        tracer: A ``SiteTracer``, which has ``operations``, ``sizes`` and ``kind``.
     """
     operations: Operations = tracer.operations
     module, name = operations.module(node), function_name(node)
@@ -55,7 +55,7 @@ def definite_type(node: fx.Node, tracer: Any) -> type | None:
         return torch.Tensor if name in OPERATORS and any(is_tensor(a, tracer) for a in node.args) else None
     if operations.is_list(node):
         return tuple
-    if name == "where" and len(node.args) + len(node.kwargs) > 1:  # with a condition alone it gives indices
+    if name == "where" and len(node.args) + len(node.kwargs) > 1:  # with a condition alone it returns indices
         return torch.Tensor
     return _type_from_schemas(name) or _type_from_annotation(node.target)
 
@@ -83,7 +83,8 @@ def _type_from_layer(node: fx.Node, module: nn.Module, tracer: Any) -> type | No
 def _type_of_item(node: fx.Node, tracer: Any) -> type | None:
     """Return the type of an item of a value.
 
-    The item of a tensor is a tensor, and so is that of a tuple from torch, except attention weights and packed sequences.
+    An item of a tensor is a tensor. So is an item of a tuple that torch returns, except attention weights, which may be None, and packed
+    sequences.
     """
     source, index = node.args
     if not isinstance(source, fx.Node) or isinstance(index, (str, fx.Node)):
@@ -119,7 +120,7 @@ def _type_of_size(node: fx.Node, name: str, tracer: Any) -> type | None:
 
 @cache
 def _type_from_schemas(name: str) -> type | None:
-    """Return what the schemas of torch's operator of this name say, a tensor or a tuple, where all overloads agree."""
+    """Return Tensor or tuple if the schemas of all overloads of the aten operator of this name return that, else None."""
     packet = getattr(torch.ops.aten, name, None)
     returned = [schema_of(getattr(packet, each)).returns for each in packet.overloads() if "out" not in each] if packet is not None else []
     if returned and all(len(returns) == 1 and str(returns[0].type) == "Tensor" for returns in returned):
@@ -129,7 +130,7 @@ def _type_from_schemas(name: str) -> type | None:
 
 
 def _type_from_annotation(target: Any) -> type | None:
-    """Return what the annotation of a function of torch says."""
-    torchs = str(getattr(target, "__module__", "")).startswith("torch.")
-    annotation = getattr(target, "__annotations__", {}).get("return") if torchs else None
+    """Return Tensor if a function of torch is annotated to return one, else None."""
+    is_torchs = str(getattr(target, "__module__", "")).startswith("torch.")
+    annotation = getattr(target, "__annotations__", {}).get("return") if is_torchs else None
     return torch.Tensor if annotation is torch.Tensor or annotation == "Tensor" else None

@@ -1,7 +1,7 @@
 """Checks that a rewritten module computes what the user's model computes, by running copies of both and comparing every value.
 
-Open ``verify.py`` first: what is run, and what is compared. ``values.py`` walks through outputs and says how two values differ;
-``first_difference.py`` finds the first node of the graph that is to blame.
+Open ``verify.py`` first: it decides what to run and what to compare. ``values.py`` walks through outputs and describes how two values
+differ; ``first_difference.py`` finds the first node of the graph whose value differs.
 """
 
 from graphreg.verification.verify import copied, validate, verify

@@ -1,7 +1,7 @@
 """Finds the first node of a rewritten graph whose value differs from the model's, to name it in the error of ``verify``.
 
-Both are run once more, and the result of every torch operation is recorded: for the model with the module that was running, for the
-graph with the node. Operations are matched by their values, so that extra operations in between matter little.
+The model and the graph are run once more, and the result of each torch operation is recorded, with the path of the module or the name of
+the node that ran it. Operations of the two runs are matched by their results, so extra operations in one of them do little harm.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class Step:
     """One torch operation that ran.
 
     Attributes:
-        operation: Its name.
-        values: Copies of its results, taken when it ran.
-        memory: The results themselves, as later operations have left them.
-        by: What ran it: the path of a module, or the name of a node.
+        operation: The name of the operation.
+        values: Copies of its results, made directly after it ran.
+        memory: The results themselves, into which later operations may have written.
+        by: The path of the module, or the name of the node, that ran it.
     """
 
     operation: str
@@ -46,7 +46,7 @@ def _same(ones: Sequence[Tensor], others: Sequence[Tensor], near: bool) -> bool:
 
 
 class _Trail(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records every operation with its results. ``by`` is called for the name of what runs it."""
+    """Records each torch operation with its results. ``by`` returns the path of the module, or the name of the node, that is running."""
 
     def __init__(self, by: Callable[[], str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -96,7 +96,7 @@ class _Walk(fx.Interpreter):
         return super().run_node(n)
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
-        return next(self.args_iter)  # torch.fx would make a list of what is left for ``*args``
+        return next(self.args_iter)  # fx.Interpreter makes a list of all that is left for ``*args``
 
 
 def steps_of_graph(module: fx.GraphModule, graph: fx.Graph, call: Arguments) -> list[Step]:
@@ -119,14 +119,14 @@ def graph_of(module: fx.GraphModule, mode: str) -> fx.Graph:
 
 
 def culprit(theirs: Sequence[Step], ours: Sequence[Step], graph: fx.Graph, near: bool) -> str:
-    """Name, as a sentence, the first node whose value differs, or else the first operation of the model that the graph does not run."""
+    """Return a sentence that names the first node whose value differs, or else the first operation that only the model runs."""
     nodes = {n.name: n for n in graph.nodes}
     pairs, missed = _matched(ours, theirs, near)
     if missed is not None:
         return f" The first node whose value differs is {_described(nodes[missed.by])}." if missed.by in nodes else ""
     for mine, other in pairs:
         if mine.by in nodes and not _same(mine.memory, other.memory, near):
-            where = "in the model alone" if _same(mine.values, mine.memory, near) else "in the graph, and not so in the model"
+            where = "only in the model" if _same(mine.values, mine.memory, near) else "in the graph, but not in the model in the same way"
             return f" The first node whose value differs is {_described(nodes[mine.by])}: something writes into it later {where}."
     missed = _matched(theirs, ours, near)[1]
     if missed is None:
@@ -136,7 +136,7 @@ def culprit(theirs: Sequence[Step], ours: Sequence[Step], graph: fx.Graph, near:
 
 
 def _matched(steps: Sequence[Step], others: Sequence[Step], near: bool) -> tuple[list[tuple[Step, Step]], Step | None]:
-    """Pair each step with the next equal one among the others, in order, up to the first step that has none; return that one too."""
+    """Pair each step, in order, with the next equal step of the others. Stop at the first step without one, and return it too, or None."""
     position, pairs = 0, list[tuple[Step, Step]]()
     for step in steps:
         match = next((i for i in range(position, len(others)) if others[i].same(step, near)), None)
@@ -157,20 +157,20 @@ def first_differing(
     theirs: nn.Module, ours: fx.GraphModule, calls: tuple[Arguments, Arguments], graphs: tuple[fx.Graph, fx.Graph],
     seed: Callable[[], None], near: bool,
 ) -> str:  # fmt: skip
-    """Run both copies through the call that differs and name the first node to blame; ``""`` where it cannot be found.
+    """Run both copies through the call that differs, and name the first node whose value differs; ``""`` if it cannot be found.
 
     Args:
         theirs: A copy of the model, in its state before the call.
         ours: A copy of the rewritten module, likewise.
-        calls: The arguments of the call, once for each.
-        graphs: The graph of the copy, and the same graph with its metadata, which copying loses.
-        seed: Seeds the generators.
-        near: Compare up to rounding.
+        calls: The arguments of the call: a copy for the model, and a copy for the module.
+        graphs: The graph of the module's copy, and the original graph, because copying loses metadata.
+        seed: A function that seeds the generators.
+        near: Whether to allow differences by rounding.
     """
     try:
         seed()
         expected = steps_of_model(theirs, calls[0])
         seed()
         return culprit(expected, steps_of_graph(ours, graphs[0], calls[1]), graphs[1], near)
-    except Exception:  # it is a help beside an error: what fails here must not take its place
+    except Exception:  # this adds detail to an error: a failure here must not replace that error
         return ""

@@ -1,4 +1,4 @@
-"""Walks through a call's output of any structure, and says how two values differ: in type, shape, dtype or numbers."""
+"""Walks through outputs of any structure, and describes how two values differ: in type, shape, dtype or numbers."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from graphreg.ir import is_nan
 
-NEAR = 1e-6  # times the largest value: the tolerance where torch.export has changed the order of operations
+NEAR = 1e-6  # the tolerance, relative to the largest value, where torch.export may have changed the order of operations
 
 
 @dataclasses.dataclass(frozen=True)
 class ContainerShape:
-    """Stands for a container, so that two can be compared: its class and its size."""
+    """The class and the size of a container, to compare with those of another."""
 
     kind: type
     size: int
@@ -28,7 +28,10 @@ class ContainerShape:
 
 
 def leaves(value: Any, place: str) -> Iterator[tuple[str, Any]]:
-    """Yield every value in a structure with its place: ``output['logits']``, ``output[0].loc``. A container comes before its contents."""
+    """Yield every value in a structure with its place, such as ``output['logits']`` or ``output[0].loc``.
+
+    For each container a ``ContainerShape`` comes before its contents.
+    """
     yield from _leaves(value, place, set())
 
 
@@ -43,7 +46,7 @@ def _leaves(value: Any, place: str, within: set[int]) -> Iterator[tuple[str, Any
 
 
 def _contents(value: Any) -> dict[str, Any] | None:
-    """Return a container's contents, keyed by how each is reached; None for anything else."""
+    """Return a container's contents by the expression that reaches each, such as ``[0]`` or ``.loc``; None for anything else."""
     if isinstance(value, Mapping):
         return {f"[{key!r}]": item for key, item in value.items()}
     if isinstance(value, (tuple, list)):
@@ -51,7 +54,7 @@ def _contents(value: Any) -> dict[str, Any] | None:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f".{field.name}": getattr(value, field.name, None) for field in dataclasses.fields(value)}
     plain = isinstance(value, (type, FunctionType, Enum)) or not hasattr(value, "__dict__")
-    return None if plain else {f".{name}": item for name, item in vars(value).items()}  # a distribution, a cache
+    return None if plain else {f".{name}": item for name, item in vars(value).items()}  # also of a distribution, or a cache
 
 
 def tensors(value: Any) -> list[Tensor]:
@@ -60,12 +63,15 @@ def tensors(value: Any) -> list[Tensor]:
 
 
 def snapshot(value: Any) -> Any:
-    """Copy a tensor, with its ``requires_grad``; any other value is returned as it is."""
+    """Return a detached copy of a tensor, with its ``requires_grad``; return any other value as it is."""
     return value.detach().clone().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
 
 
 def difference(expected: Any, ours: Any, near: bool = False) -> str:
-    """Say how ``ours`` differs, as a sentence without its subject; ``""`` where it does not. ``near`` allows a difference of ``NEAR``."""
+    """Describe how ``ours`` differs from ``expected``, as a sentence without its subject; ``""`` if it does not.
+
+    ``near``: whether to allow a difference of ``NEAR``.
+    """
     if isinstance(expected, Tensor) and isinstance(ours, Tensor):
         return _different_facts(expected, ours) or _different_numbers(_dense(expected), _dense(ours), near)
     if type(expected) is not type(ours) or (isinstance(expected, ContainerShape) and expected != ours):

@@ -25,8 +25,8 @@ from graphreg.tracing import Arguments, arguments, without_caches
 from graphreg.verification.first_difference import first_differing, graph_of
 from graphreg.verification.values import difference, leaves, snapshot, tensors
 
-CALLS: Mapping[str, int] = {"train": 2, "eval": 3}  # calls in each mode: what one call leaves behind shows at the next
-REVERSED = 3  # at this call the batch is in reverse order: with equal inputs, a value left over from the call before would look right
+CALLS: Mapping[str, int] = {"train": 2, "eval": 3}  # calls in each mode: more than one, because a call may change what the next computes
+REVERSED = 3  # in this call the batch is in reverse order: with equal inputs, a value left over from an earlier call would look right
 SEED = 1618
 M = TypeVar("M", bound=nn.Module)
 Form = Literal["off", "copy", "native"]
@@ -51,7 +51,7 @@ def verify(model: nn.Module, module: nn.Module, /, *args: Any, **kwargs: Any) ->
         **kwargs: Keyword arguments for it.
 
     Raises:
-        GraphRegError: Something differs. The error names what differs, the mode, and the first node of the graph whose value does.
+        GraphRegError: Something differs. The error says what differs, in which mode, and names the first node whose value differs.
     """
     inner = rewritten(module)
     bare = model if (inside := original_of(model)) is None else inside
@@ -68,12 +68,12 @@ def verify(model: nn.Module, module: nn.Module, /, *args: Any, **kwargs: Any) ->
 
 
 def copied(model: M, memo: dict[int, Any] | None = None) -> M:
-    """Copy a model, without its gradients; ``memo`` is that of ``copy.deepcopy``."""
+    """Return a copy of a model without its gradients. ``memo``: for ``copy.deepcopy``."""
     try:
         twin = copy.deepcopy(model, memo)
     except Exception as error:
         raise GraphRegError(
-            f"{_title(model)} cannot be copied ({first_line(error)}), and verify runs copies alone, so that it leaves yours as they are. "
+            f"{_title(model)} cannot be copied ({first_line(error)}), and verify runs only copies, so that your model stays unchanged. "
             "Make copy.deepcopy(model) work, or regularize without verify."
         ) from error
     for parameter in twin.parameters():
@@ -82,7 +82,7 @@ def copied(model: M, memo: dict[int, Any] | None = None) -> M:
 
 
 def validate(before: nn.Module, model: nn.Module, module: fx.GraphModule, example_inputs: Any) -> None:
-    """Do ``verify`` against a copy made before tracing, and also check that tracing has left the user's model unchanged."""
+    """Do what ``verify`` does, with ``before``, a copy made before tracing, as the model; also check that ``model`` did not change."""
     if change := changed(before, model, attributes=True):
         raise GraphRegError(f"tracing {_title(model)} has changed it: {change}. Give regularize a copy, and please report this.")
     call = arguments(example_inputs)
@@ -91,7 +91,7 @@ def validate(before: nn.Module, model: nn.Module, module: fx.GraphModule, exampl
 
 
 def changed(expected: nn.Module, ours: nn.Module, attributes: bool = False) -> str:
-    """Name the first parameter or buffer that two modules differ in, with ``attributes`` also tensors in plain attributes; else ``""``."""
+    """Describe the first difference in parameters and buffers, with ``attributes`` also in plain tensor attributes; ``""`` if none."""
     theirs, mine = _state(expected, attributes), _state(ours, attributes)
     for name in [*theirs, *mine]:
         if name not in mine or name not in theirs:
@@ -108,7 +108,7 @@ def _state(module: nn.Module, attributes: bool) -> dict[str, Any]:
 
 
 def _attributes(module: nn.Module) -> list[tuple[str, str, Tensor]]:
-    """Return the tensors that modules hold in plain attributes, not as buffers, with path and name."""
+    """Return the tensors that modules have in plain attributes, not as buffers, each with the module's path and the attribute's name."""
     return [(path, name, v) for path, m in module.named_modules() for name, v in vars(m).items() if isinstance(v, Tensor)]
 
 
@@ -122,12 +122,12 @@ def _title(model: object) -> str:
 
 @dataclass
 class Call:
-    """What one call gave.
+    """The results of one call and its backward pass.
 
     Attributes:
-        values: Outputs, written inputs and buffers by their place, in the order of comparison.
+        values: Outputs, the inputs after the call, buffers and written attributes, by their place, in the order of comparison.
         gradients: The gradients of parameters and inputs by their place.
-        failed: What the backward pass raised, or None.
+        failed: The exception that the backward pass raised, or None.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -144,7 +144,7 @@ class Validation:
             raise GraphRegError(f"verify compares values, and {self.title} or its inputs have none (device meta). Materialize them first.")
         record = rules_of(module).build_record
         self.exported = record is not None and record.front_end == "export"
-        self.differentiates = True  # whether the inputs are given so that they have gradients
+        self.differentiates = True  # whether floating-point inputs require gradients
         self.modes = {path: m.training for path, m in model.named_modules(remove_duplicate=False)}
         self.attaches = getattr(rules_of(module), "attach", None) is not None
 
@@ -175,13 +175,13 @@ class Validation:
             if expected is None:
                 break
             try:
-                actual = self._called(ours, number, expected)
+                actual = self._call_twin(ours, number, expected)
             except Exception as error:
                 message = f"the rewritten module raises {first_line(error)}, and the model does not"
                 raise self._error(mode, form, number, message) from error
             if message := self._differing(expected, actual):
                 raise self._error(mode, form, number, message)
-            del expected, actual  # they hold all gradients: the next call's must not be added to them in memory
+            del expected, actual  # they hold all gradients: free them before the next call makes its own
 
     # the copies
 
@@ -189,9 +189,9 @@ class Validation:
         return self._in_mode(copied(self.model), mode)
 
     def _twin(self, mode: str, form: Form) -> fx.GraphModule:
-        """Copy the rewritten module, with its splices bypassed and its penalties at weight 0."""
+        """Copy the rewritten module for a form, with its splices bypassed and its penalties at weight 0."""
         rules = rules_of(self.module)
-        outside = [getattr(getattr(rules, "attach", None), "scale", None), rules.watching]  # a GradScaler, a monitor: not to be copied
+        outside = [getattr(getattr(rules, "attach", None), "scale", None), rules.watching]  # not copied: a GradScaler, a monitor
         twin = copied(self.module, {id(each): None for each in outside if not isinstance(each, (int, float))})
         for strength in rules_of(twin).strengths.values():
             strength.zero_()
@@ -204,7 +204,7 @@ class Validation:
         return twin
 
     def _in_mode(self, twin: M, mode: str) -> M:
-        """Set the mode as it was traced: a submodule whose mode the user set apart keeps its own."""
+        """Put all modules into a mode. In the mode that the user's model is in, each submodule has the mode that it has there."""
         as_given = self.modes[""] == (mode == "train")
         paths = dict(twin.named_modules(remove_duplicate=False))
         for path, training in self.modes.items():
@@ -215,9 +215,9 @@ class Validation:
     # a call
 
     def _expected(self, model: nn.Module, number: int) -> Call | None:
-        """Call the model; None where it does not take the batch in reverse order."""
+        """Call the model; return None if it does not accept the batch in reverse order."""
         try:
-            return self._called(model, number, None)
+            return self._call_twin(model, number, None)
         except Exception as error:
             if number == REVERSED:
                 return None
@@ -226,8 +226,8 @@ class Validation:
             error.add_note(f"This is {self.title}'s own error: graphreg.verify ran a copy of it.")
             raise
 
-    def _called(self, twin: nn.Module, number: int, expected: Call | None) -> Call:
-        """Do one call and its backward pass. ``expected`` is the model's result where ``twin`` is the rewritten module."""
+    def _call_twin(self, twin: nn.Module, number: int, expected: Call | None) -> Call:
+        """Do one call and its backward pass. ``expected``: the model's results, if ``twin`` is the rewritten module; else None."""
         args, kwargs, inputs = self._copied_arguments(number)
         parameters = {name: p for name, p in twin.named_parameters() if not name.startswith(f"{RULES}.")}
         for parameter in parameters.values():
@@ -255,14 +255,14 @@ class Validation:
         return call
 
     def _copied_arguments(self, number: int) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, Tensor]]:
-        """Copy the arguments; return them, and by place the tensors that gather gradients."""
+        """Copy the arguments. Return args and kwargs, and by place the leaf tensors in which gradients accumulate."""
         memo, inputs = dict[int, Any](), dict[str, Tensor]()
         batch = next((t.shape[0] for t in tensors(self.call) if t.dim()), None) if number == REVERSED else None
         for place, leaf in [*leaves(self.call[0], "args"), *leaves(self.call[1], "kwargs")]:
             if not isinstance(leaf, Tensor) or id(leaf) in memo:
                 continue
             clone = leaf.detach().clone()
-            if clone.stride() != leaf.stride():  # expanded, or with gaps: copy the storage too
+            if clone.stride() != leaf.stride():  # expanded, or with gaps: deepcopy copies the whole storage and keeps the strides
                 clone = copy.deepcopy(leaf.detach())
             elif self.differentiates and leaf.is_floating_point():
                 inputs[place] = clone.requires_grad_()
@@ -283,7 +283,7 @@ class Validation:
                 return f"{place} {how}"
         if more := next((place for place in actual.values if place not in expected.values), None):
             return f"{more} is there, and not in the model"
-        if expected.failed is not None:  # the model does not train
+        if expected.failed is not None:  # the model's own backward pass fails
             return ""
         if actual.failed is not None:
             return f"the backward pass raises {first_line(actual.failed)}, and the model's does not"
@@ -308,7 +308,7 @@ class Validation:
         )
 
     def _unlike_itself(self, mode: str) -> str:
-        """Say what differs between two copies of the model itself, ``""`` if nothing does."""
+        """Describe the first difference between two runs of the model itself; ``""`` if there is none."""
         one, other = self._model(mode), self._model(mode)
         for number in range(1, CALLS[mode] + 1):
             first, second = self._expected(one, number), self._expected(other, number)
@@ -317,10 +317,11 @@ class Validation:
         return ""
 
     def _culprit(self, mode: str, form: Form, number: int) -> str:
+        """Repeat the calls up to the one that differs, and return a sentence with the first node whose value differs, or ``""``."""
         theirs, ours = self._model(mode), self._twin(mode, form)
         try:
             for earlier in range(1, number):
-                self._called(ours, earlier, self._called(theirs, earlier, None))
+                self._call_twin(ours, earlier, self._call_twin(theirs, earlier, None))
         except Exception:
             return ""
         calls = self._copied_arguments(number)[:2], self._copied_arguments(number)[:2]
@@ -329,6 +330,7 @@ class Validation:
 
 
 def _restore(twin: fx.GraphModule) -> None:
+    """Put the model's own calls of dropout back into the graphs."""
     if isinstance(twin, RewrittenModule):
         twin.graphs.update({mode: restored(graph) for mode, graph in twin.graphs.items()})
         twin.recompile()
@@ -341,6 +343,7 @@ class _Refuses(Exception):
 
 
 def _zeros(gradient: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """Return zeros in place of None if only the other gradient exists."""
     return torch.zeros_like(other) if gradient is None and other is not None else gradient
 
 
@@ -350,7 +353,7 @@ def _attribute(twin: nn.Module, dotted: str) -> Any:
 
 
 def _backward(output: Any) -> Exception | None:
-    """Run backward from every tensor of an output, with weights that no symmetry cancels; return what it raised, or None."""
+    """Run backward from all tensors of an output, with gradients that are unlikely to cancel; return the exception it raised, or None."""
     ends = list({id(t): t for t in tensors(output) if t.requires_grad and t.is_floating_point()}.values())
     weights = [torch.arange(t.numel(), dtype=torch.float64, device=t.device).cos().to(t.dtype).view(t.shape) for t in ends]
     try:
@@ -370,7 +373,10 @@ def _seed(number: int) -> None:
 
 @contextmanager
 def _surroundings(cached: nn.Module) -> Iterator[None]:
-    """Switch autograd on, torch's fast paths of eval mode and the caches of ``cached`` off, and restore the generators afterwards."""
+    """In the block, grad mode is on, and torch's fast path of attention and the caches of the model ``cached`` are off.
+
+    Afterwards the global random generators have their old states.
+    """
     numpy: Any = sys.modules.get("numpy")
     drawn = random.getstate(), torch.get_rng_state(), numpy and numpy.random.get_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]

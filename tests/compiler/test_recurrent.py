@@ -119,7 +119,7 @@ def test_dropout_and_a_penalty_on_an_lstm_in_the_graph() -> None:
         "self.rnn.weight_hh_l1", "self.graphreg_recurrent.rnn_weight_hh_l1()"
     )
     assert (module.code.strip(), module.compiled_code.strip()) == (code, given)
-    assert "rnn: LSTM, which torch.compile is given as graphreg::recurrent" in graphreg.report(module).notes
+    assert "rnn: LSTM, lowered to graphreg::recurrent when compiled" in graphreg.report(module).notes
     twin = copy.deepcopy(module)
     run, x = compiled(twin), torch.randn(4, 9, 3)
     for training in (True, True, False):

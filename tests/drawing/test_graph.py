@@ -238,7 +238,7 @@ def test_a_plan_is_looked_at_by_itself() -> None:
 
 def test_a_plan_on_what_is_rewritten_or_of_another_model() -> None:
     plan = graphreg.plan(graphreg.trace(Net()), BernoulliDropout("*", 0.1))
-    with pytest.raises(GraphRegError, match="this module is rewritten already, and plan= is for a trace"):
+    with pytest.raises(GraphRegError, match="this module is rewritten already, and plan= goes with a model or a trace"):
         graphreg.to_networkx(net(hidden_dropout=0.1), plan=plan)
     with pytest.raises(GraphRegError, match="the plan is for Net and names 'body.1', which Tagger does not have"):
         graphreg.to_networkx(Tagger(), plan=plan)

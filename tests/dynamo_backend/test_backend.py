@@ -322,7 +322,7 @@ def test_the_model_stays_as_it_is() -> None:
 def test_report() -> None:
     model, _, x = made("net")
     backend = graphreg.backend(inner="eager", **HIDDEN)
-    nothing = "a backend, which has captured no graph yet: nothing acts\n\ncall what torch.compile made with this backend"
+    nothing = "a backend, which has captured no graph yet: nothing acts\n\ncall the model that was compiled with this backend"
     assert str(graphreg.report(backend)) == nothing
     run = torch.compile(model, backend=backend)
     run(x)

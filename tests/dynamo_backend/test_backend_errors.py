@@ -99,7 +99,7 @@ def test_a_module_that_the_first_call_did_not_run() -> None:
     run = torch.compile(Net(), backend=graphreg.backend(inner="eager", dropout={"other": 0.1}))
     sentence = (
         "'other' matches no value of Net. List all: graphreg.names(model). 'other' is a module of Net, but no graph of the first call "
-        "has it: the call went another way, or torch.compile left it to eager. missing='ignore' waits for later calls."
+        "has it: the call did not run it, or torch.compile left it to eager. missing='ignore' waits for later calls."
     )
     refused(NoMatchError, sentence, lambda: run(X))
 
@@ -206,7 +206,7 @@ def test_handle() -> None:
     ]:
         refused(RegularizerError, sentence, lambda given=given: graphreg.set_rng_state(backend, given))  # type: ignore[misc]
     with graphreg.frozen_noise(backend):
-        refused(GraphRegError, "the noise is held still", lambda: graphreg.set_rng_state(backend, state))
+        refused(GraphRegError, "the noise is frozen", lambda: graphreg.set_rng_state(backend, state))
     assert graphreg.rng_state(backend) == state
 
 

@@ -73,7 +73,7 @@ class Parts(nn.Module):
 
 LEAVES = (
     f"torch.compile leaves code to eager whose graph breaks in a loop (forward, {__file__}:{Net.forward.__code__.co_firstlineno}: "
-    "Data-dependent branching). Decide there without the data (torch.where, a mask), or put what stands before, in and behind the "
+    "Data-dependent branching). Decide there without the data (torch.where, a mask), or move the code before, in and after the "
     "loop into submodules, each with a forward of its own."
 )
 NOTHING = f"torch.compile captured no graph of Net, so nothing of it is regularized. {LEAVES}"

@@ -181,7 +181,7 @@ def test_unknown_keyword(call: Call, match: str) -> None:
     (
         "clean, of a parameter",
         lambda m: WeightL2("*", 0.1, clean=True),
-        r"WeightL2: clean=True is not allowed; clean must be False, for no",
+        r"WeightL2: clean=True is not allowed; clean must be False, because no",
     ),
     ("clean, of no kind", lambda m: HiddenL1("*", 0.1, clean=2), r"HiddenL1: clean=2 is not allowed; clean must be True or False"),
     ("by position", lambda m: WeightL2("*", 0.1, "sum"), r"WeightL2 takes a selector and a weight by position.*by name"),
@@ -530,7 +530,7 @@ def test_a_predicate_that_raises(regularizer: graphreg.Regularizer, match: str) 
 
 def test_a_predicate_that_raises_among_own_dropouts() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 4))
-    with refused(model, RegularizerError, r"the selector <lambda> raised KeyError: '1' when it was asked for the site '1'"):
+    with refused(model, RegularizerError, r"the selector <lambda> raised KeyError: '1' when it was called with the site '1'"):
         regularize(model, own_dropout={lambda site: {}[site.name]: "off"})
 
 
@@ -885,7 +885,7 @@ def test_rng_state_of_another_module() -> None:
     model = net()
     module = regularize(model, hidden_dropout=0.1, rng=0)
     other = graphreg.rng_state(regularize(model, BernoulliDropout("hid1", 0.1), rng=0))
-    with refused(model, RegularizerError, r"belongs to another module, of other streams.*it lacks: act1.*Build the module as for the run"):
+    with refused(model, RegularizerError, r"with other streams.*the state lacks: act1.*Build the module as for the run"):
         graphreg.set_rng_state(module, other)
     with refused(model, RegularizerError, r"has no version.*that graphreg\.rng_state returned"):
         graphreg.set_rng_state(module, {})

@@ -476,7 +476,7 @@ def test_what_lost_its_provenance_cannot_be_stripped() -> None:
     module = ours()(fx.symbolic_trace(net())).graph_module
     for node in module.graph.nodes:
         node.meta.clear()
-    with pytest.raises(graphreg.GraphRegError, match=r"hidden_l1 runs an addition of graphreg and its node\.meta no longer says so"):
+    with pytest.raises(graphreg.GraphRegError, match=r"hidden_l1 calls an addition of graphreg and its node\.meta no longer says so"):
         graphreg.strip(module)
 
 

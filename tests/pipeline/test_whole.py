@@ -802,7 +802,7 @@ def test_a_state_of_another_module_is_refused() -> None:
         graphreg.set_rng_state(other, graphreg.rng_state(module))
     with pytest.raises(RegularizerError, match="rng_state"):
         graphreg.set_rng_state(other, {})
-    with pytest.raises(RegularizerError, match="the state alone has"):
+    with pytest.raises(RegularizerError, match="only the state has"):
         graphreg.set_rng_state(made(Net, weight_l2=0.1)[1], graphreg.rng_state(module))
 
 

@@ -101,7 +101,7 @@ def test_a_scalar_zero_is_off(nothing: Any) -> None:
 @pytest.mark.parametrize("text", ["1e-4", "0.1", " 2 ", "nan"])
 def test_a_number_in_quotes(text: str) -> None:
     """YAML reads 1e-4 as a text; the error says so, and what to write where it was given."""
-    trap = r"A number in quotes is a text: take the quotes away\. YAML reads 1e-4 as a text, too: its numbers need a dot, 1\.0e-4\."
+    trap = r"A number in quotes is a string: remove the quotes\. YAML reads 1e-4 as a string, too: write it with a dot, 1\.0e-4\."
     for cure, keywords in (
         ("Write weight_l2=0.1.", {"weight_l2": text}),
         ("Write weight_l2={'a.*': 0.1}.", {"weight_l2": {"a.*": text}}),
@@ -117,7 +117,7 @@ def test_a_number_in_quotes(text: str) -> None:
 
 
 @pytest.mark.parametrize(("value", "why"), [
-    (nn.Parameter(torch.tensor(0.1)), r"tensor that would be trained, and a number in its place would not be: give weight\.item\(\)"),
+    (nn.Parameter(torch.tensor(0.1)), r"tensor that requires grad, and graphreg would not train it: give weight\.item\(\)"),
     (torch.tensor([0.1]), "must be a finite number"), (torch.tensor(0.1, device="meta"), "must be a finite number"),
     (torch.tensor(float("nan")), "must be a finite number"), (torch.tensor(1j), "must be a finite number"),
     ("many", "must be a finite number. Write"),

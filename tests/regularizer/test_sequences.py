@@ -413,7 +413,7 @@ class OpaqueCell(nn.Module):
 def test_a_tuple_is_no_sequence() -> None:
     with pytest.raises(
         RegularizerError,
-        match=r"RecurrentState at cell: the value is a tuple, no tensor\. Select a part of it by its port, as 'cell' with ':0' behind",
+        match=r"RecurrentState at cell: the value is a tuple, no tensor\. Select a part of it by its port, as 'cell:0', or",
     ):
         regularize(OpaqueCell(), RecurrentState("cell", 1.0))(X)
 

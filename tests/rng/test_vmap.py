@@ -195,7 +195,7 @@ def test_the_noises_own_counter_is_not_mapped() -> None:
     module = regularized()
     state = {name: tensor.detach().expand(2, *tensor.shape) for name, tensor in [*module.named_parameters()]}
     state |= {f"graphreg_rules.key.{name}": b.expand(2, *b.shape) for name, b in module.graphreg_rules.key.named_buffers()}
-    with pytest.raises(GraphRegError, match="Leave what begins with 'graphreg_rules.' out"):
+    with pytest.raises(GraphRegError, match="Leave out the names that begin with 'graphreg_rules.'"):
         vmap(lambda s: functional_call(module, s, (X,)).output, randomness="different")(state)
 
 
@@ -205,7 +205,7 @@ def test_a_counter_that_would_be_put_back_behind_the_call_is_refused() -> None:
     parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
     copies = {name: buffer.clone() for name, buffer in buffers.items()}
     for given in ({**parameters, **buffers}, (parameters, copies)):
-        with pytest.raises(GraphRegError, match="each call would draw the same. Leave what begins with 'graphreg_rules.' out"):
+        with pytest.raises(GraphRegError, match="each call would draw the same masks. Leave out the names that begin with"):
             functional_call(module, given, (X,))
         with pytest.raises(GraphRegError, match="each call would draw the same"):
             vmap(lambda x, given=given: functional_call(module, given, (x,)).output, randomness="different")(X)

@@ -294,9 +294,9 @@ def test_a_loop_for_all_modules_holds_and_resumes_one_without_noise() -> None:
 
 def test_the_states_of_modules_with_and_without_noise_are_not_each_others() -> None:
     quiet, loud = graphreg.regularize(Plain(), weight_l2=0.1), noisy()
-    with pytest.raises(RegularizerError, match="belongs to another module, of other streams of noise; the state alone has: "):
+    with pytest.raises(RegularizerError, match="belongs to another module, with other streams of noise; only the state has: "):
         graphreg.set_rng_state(quiet, graphreg.rng_state(loud))
-    with pytest.raises(RegularizerError, match="belongs to another module, of other streams of noise; it lacks: "):
+    with pytest.raises(RegularizerError, match="belongs to another module, with other streams of noise; the state lacks: "):
         graphreg.set_rng_state(loud, graphreg.rng_state(quiet))
     with pytest.raises(RegularizerError, match="NoneType is no state of noise"):
         graphreg.set_rng_state(quiet, None)  # type: ignore[arg-type]
@@ -345,11 +345,12 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a backend's": (lambda s: graphreg.rng_state(graphreg.backend(hidden_dropout=0.1, rng=0)), "the state of a backend's noise is no"),
     "one less": (
         lambda s: {**s, "streams": dict(list(s["streams"].items())[1:])},
-        "the state belongs to another module, of other streams of noise; it lacks: {first}. Build the module as for the run that saved it",
+        "the state belongs to another module, with other streams of noise; the state lacks: {first}. Build the module as for the run "
+        "that saved it",
     ),
     "others": (
         lambda s: {**s, "streams": {f"s{i}": 0 for i in range(5)}},
-        "of other streams of noise; the state alone has: s0, s1, s2 and 2 more; it lacks: {first}, ",
+        "with other streams of noise; only the state has: s0, s1, s2 and 2 more; the state lacks: {first}, ",
     ),
 }
 

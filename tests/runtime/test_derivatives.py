@@ -443,7 +443,7 @@ def test_an_operation_without_a_second_derivative_is_named() -> None:
         module = graphreg.regularize(Twice(function), Contractive("b", 1.0))
         sentence = (
             rf"^Contractive contractive: {culprit} cannot be differentiated twice, so the penalty would have no gradient\. "
-            r"Among operation\. Select sites before that operation, or a wrt behind it\.$"
+            r"Among operation\. Select sites before that operation, or a wrt after it\.$"
         )
         with pytest.raises(graphreg.GraphRegError, match=sentence):
             module(X)

@@ -562,8 +562,8 @@ def test_a_model_whose_randomness_cannot_be_moved() -> None:
     assert str(told.value) == (
         "own_dropout='seeded' cannot be done to Recurrent: rnn (GRU 0.25): cannot be moved: torch applies it between the stacked layers, "
         "inside one operator; rand_like (rand_like): cannot be moved: it draws by rand_like, which is no dropout that graphreg knows. "
-        "Leave it at 'keep', or change the model itself there: graphreg can move torch's dropouts, stochastic depth and attention that "
-        "it can trace."
+        "Leave it at 'keep', or change the model itself there: graphreg can move only torch's dropouts, stochastic depth and "
+        "attention, and only where it can trace them."
     )
 
 

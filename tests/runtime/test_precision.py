@@ -102,12 +102,12 @@ def test_a_device_is_asked_once_what_it_has(monkeypatch: pytest.MonkeyPatch) -> 
             raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
         return empty(*size, dtype=dtype)
 
-    precision._tried.cache_clear()
+    precision._makes_float64.cache_clear()
     monkeypatch.setattr(torch, "empty", refusing)
     assert [precision.has_float64(torch.device(name)) for name in ("mps", "cuda", "mps", "cpu")] == [False, True, False, True]
     assert asked == ["mps", "cuda"]
     assert [precision.widest(torch.device(name)) for name in ("mps", "cpu")] == [torch.float32, torch.float64]
-    precision._tried.cache_clear()
+    precision._makes_float64.cache_clear()
 
 
 def test_a_backend_feeds_float32_there(without: Without) -> None:

@@ -59,17 +59,23 @@ class Breaks(nn.Module):
 
 @canary("a call of what torch.compile made runs", "the backend", "compiled_call", "CompiledCall")
 def test_compiled_call() -> None:
-    found, told = list[Any](), list[str]()
+    found, told, results = list[Any](), list[str](), list[Any]()
 
     def look(gm: fx.GraphModule, inputs: list[Any]) -> None:
         call = door.compiled_call()
-        assert call is not None
+        assert call is not None and call.result is None
         found.append(call)
         call.at_each_call(begin)
 
     def begin() -> Callable[[], None]:
         told.append("begin")
-        return lambda: told.append("end")
+        return end
+
+    def end() -> None:
+        told.append("end")
+        call = door.compiled_call()
+        assert call is not None
+        results.append(call.result)
 
     def add(x: Tensor) -> Tensor:
         return x + 1
@@ -79,6 +85,7 @@ def test_compiled_call() -> None:
     assert told == ["begin", "end"] and isinstance(found[0], door.CompiledCall)
     assert found[0].function is add and found[0].arguments[0] is x
     function(x)
+    assert results == [2.0, 2.0]
     assert told == ["begin", "end"] * 2 and found[0].record is door.compile_record_of(function) and door.compiled_call() is None
 
 

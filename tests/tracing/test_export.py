@@ -50,7 +50,7 @@ def test_loops_and_decisions_on_sizes_are_followed_and_asserted() -> None:
     assert torch.equal(module(x), model(x))
     with pytest.raises(GraphRegError, match="x has size 5 in dimension 1. The graph was made for 3: the model's layers or its code fix it"):
         module(torch.randn(4, 5, 4))
-    with pytest.raises(GraphRegError, match=r"decides something on a shape: x.shape\[0\] > 2 held for the example_inputs, and does not"):
+    with pytest.raises(GraphRegError, match=r"tests a condition on a shape: x.shape\[0\] > 2 held for the example_inputs, and does not"):
         module(torch.randn(2, 3, 4))
     with pytest.raises(GraphRegError, match="x has 2 dimensions, and had 3 in the example_inputs"):
         module(torch.randn(3, 4))
@@ -135,7 +135,7 @@ def test_nested_inputs_and_outputs_of_the_models_own_types() -> None:
     assert isinstance(ours, Answer) and isinstance(ours.more["pair"], Pair) and isinstance(ours.more["ordered"], OrderedDict)
     assert torch.equal(ours.loss, theirs.loss) and ours.more["list"][1:] == [3, None] and ours.more["twice"] is False
     assert torch.equal(ours.more["pair"].right, theirs.more["pair"].right)
-    with pytest.raises(GraphRegError, match=r"batch has the parts x, kind, extra; the example_inputs carried x, kind"):
+    with pytest.raises(GraphRegError, match=r"batch has the parts x, kind, extra; in the example_inputs it had x, kind"):
         module({**batch, "extra": z}, question, z, named["bias"])
     sentence = r"batch.kind was 'a' in the example_inputs, and the graph is specialized to that. It is 'b' now"
     with pytest.raises(GraphRegError, match=sentence):
@@ -387,7 +387,7 @@ def test_what_torch_fx_refuses_goes_to_export_by_itself() -> None:
     assert torch.equal(graphreg.strip(module)(torch.ones(3), torch.ones(3)), torch.full((3,), 2.0))
     assert "traced by the export front end" in graphreg.report(module).made
     assert maybe_current_level() is None  # torch.vmap's, which is entered and left while it is traced
-    with pytest.raises(GraphRegError, match="rows has the parts 0, 1, 2; the example_inputs carried 0, 1"):
+    with pytest.raises(GraphRegError, match="rows has the parts 0, 1, 2; in the example_inputs it had 0, 1"):
         module(*torch.ones(3, 2).unbind())
 
 

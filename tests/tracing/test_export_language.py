@@ -98,7 +98,7 @@ def test_what_the_example_did_not_carry_is_refused() -> None:
     module = graphreg.regularize(build("gpt2"), example_inputs={"input_ids": batch()["input_ids"]}, weight_l2=1e-3)
     with pytest.raises(graphreg.GraphRegError, match="labels was specialized to None when the model was traced. Give regularize"):
         module(**batch())
-    with pytest.raises(graphreg.GraphRegError, match="kwargs has the parts num_items_in_batch; the example_inputs carried none"):
+    with pytest.raises(graphreg.GraphRegError, match="kwargs has the parts num_items_in_batch; in the example_inputs it had none"):
         module(batch()["input_ids"], num_items_in_batch=torch.tensor(3))
     assert list(inspect.signature(module.forward).parameters)[-1] == "logits_to_keep"  # trainers ask: there is no **kwargs
     with_labels = regularized("gpt2", weight_l2=1e-3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -187,6 +188,31 @@ def test_what_nobody_reads_is_no_matter_and_a_submodule_becomes_opaque(kind: typ
     module = regularized(model, front_end)
     assert state(model) == before
     assert_same(module, model)
+
+
+def keeps_last(layer: str, argument: str) -> nn.Module:
+    """A model that adds its last call's value, with these names of its layer and its argument."""
+
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        h, last = self.get_submodule(layer)(x), self.last
+        self.last = h.detach()
+        return h if last is None else h + last
+
+    code = forward.__code__.replace(co_varnames=tuple(argument if name == "x" else name for name in forward.__code__.co_varnames))
+    named = types.FunctionType(code, forward.__globals__, "forward", None, forward.__closure__)
+    model = type("Last", (nn.Module,), {"forward": named, "last": None})()
+    model.add_module(layer, nn.Linear(4, 4))
+    return model
+
+
+@pytest.mark.parametrize("front_end", ["symbolic", "export"])
+@pytest.mark.parametrize(
+    ("layer", "argument"),
+    [("l", "x"), ("l", "p_x"), ("l", "b_mask"), ("l", "c_0"), ("size", "x"), ("dim", "x"), ("new_head", "x"), ("out_like", "x")],
+)
+def test_what_is_remembered_is_seen_whatever_things_are_called(layer: str, argument: str, front_end: str) -> None:
+    with pytest.raises(graphreg.GraphRegError, match=r"changes self\.last for its next call"):
+        graphreg.regularize(keeps_last(layer, argument), weight_l2=1.0, example_inputs=torch.ones(2, 4), front_end=front_end)
 
 
 def test_the_reason_of_an_opaque_submodule() -> None:
@@ -463,7 +489,7 @@ def test_a_wrong_guess_is_found_at_the_call() -> None:
     module = graphreg.regularize(Indexes(Shut(), 0), hidden_l1={"weight": 1.0, "pattern": "k"})
     with pytest.raises(GraphRegError, match="k is an opaque module, and its result was assumed to be a tuple.*example_inputs"):
         module(X)
-    with pytest.raises(GraphRegError, match="only indexed; example_inputs tell"):
+    with pytest.raises(GraphRegError, match="only indexed; give example_inputs"):
         graphreg.regularize(Indexes(Shut(), -1), hidden_l1={"weight": 1.0, "pattern": "k"})
 
 

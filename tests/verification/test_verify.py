@@ -408,7 +408,7 @@ def test_a_model_that_cannot_be_copied() -> None:
 
     model = Alone()
     module = graphreg.regularize(model, dropout=L)
-    with pytest.raises(GraphRegError, match=r"^Alone cannot be copied \(RuntimeError: there is one alone\), and verify runs copies alone"):
+    with pytest.raises(GraphRegError, match=r"^Alone cannot be copied \(RuntimeError: there is one alone\), and verify runs only copies"):
         graphreg.verify(model, module, X)
 
 

@@ -34,7 +34,7 @@ def export(model: nn.Module, call: Arguments, opaque: dict[str, str], constants:
         call: The example inputs.
         opaque: Filled with the opaque modules, with reasons.
         constants: Filled with the tensors that the forward makes.
-        notes: Gets a line for each setting that was switched off.
+        notes: Filled with a line for each setting that was switched off.
 
     Returns:
         The graphs of both modes.
@@ -49,7 +49,7 @@ def export(model: nn.Module, call: Arguments, opaque: dict[str, str], constants:
             if wide is not None:
                 try:
                     return _export_modes(model, wide, opaque, constants, wide=True)
-                except Exception as error:  # the model takes only one example at a time, or fails: then the original batch
+                except Exception as error:  # a batch of two fails: try the original one
                     raise_interrupt(error)
                     opaque.clear()
                     constants.clear()
@@ -72,7 +72,7 @@ class FrontEndError(TraceError):
 def check_works() -> None:
     """Raise FrontEndError if the front end fails even on a model of one layer: then the cause is the version of torch.
 
-    It depends on private parts of torch.
+    The front end depends on private parts of torch, which may change with its version.
     """
     try:
         _export_modes(nn.Sequential(nn.Linear(2, 2)), ((torch.ones(2, 2),), {}), {}, {})
@@ -87,7 +87,7 @@ def check_works() -> None:
 def _export_modes(
     model: nn.Module, call: Arguments, opaque: dict[str, str], constants: dict[str, torch.Tensor], wide: bool = False
 ) -> Graphs:
-    """Trace both modes; ``wide`` says that a batch of one was widened to two."""
+    """Trace both modes. ``wide``: whether a batch of one was widened to two."""
 
     def export_until_stable(into: dict[str, torch.Tensor], answers: Answers) -> tuple[fx.Graph, Recorder]:
         """Export again and again until no further submodule becomes opaque; return the last graph and recorder."""
@@ -124,14 +124,14 @@ def _export_modes(
 def _exported_program(model: nn.Module, call: Arguments, opaque: Mapping[str, str], answers: Answers) -> tuple[ExportedProgram, Recorder]:
     """Run torch.export once, with a recorder."""
     recorder = Recorder(model, opaque, answers)
-    with recorder.recording(), warnings.catch_warnings(), _without_noise():
+    with recorder.recording(), warnings.catch_warnings(), _quiet_and_unfused():
         warnings.simplefilter("ignore")  # torch.export warns about constants and attributes
         program = torch.export.export(model, *call, dynamic_shapes=_dynamic_shapes(model, call), strict=False)
     return program, recorder
 
 
 @contextmanager
-def _without_noise() -> Iterator[None]:
+def _quiet_and_unfused() -> Iterator[None]:
     """Silence torch.export, and disable the fused kernel of nn.TransformerEncoder, which has no sites.
 
     torch's solver of inequalities logs where it gives up, and a failed torch.export prints its graph to stderr. The error says what
@@ -162,7 +162,7 @@ def _widened(call: Arguments) -> Arguments | None:
 
 
 def _distinct(call: Arguments) -> Arguments:
-    """Clone a tensor that occurs twice (labels that are the inputs), because torch.export would take both for one value."""
+    """Clone a tensor that is given as two arguments (labels that equal the inputs): torch.export would take both for one value."""
     seen = set[int]()
 
     def distinct(tensor: torch.Tensor) -> torch.Tensor:
@@ -179,11 +179,11 @@ def _distinct(call: Arguments) -> Arguments:
 def without_caches(model: nn.Module, notes: list[str]) -> Iterator[None]:
     """Switch ``use_cache`` off in the configurations of a model within the block, since a graph cannot return a cache."""
     configs: list[Any] = [getattr(m, "config", None) for m in model.modules()]
-    queries = {id(c): c for c in configs if getattr(c, "use_cache", None) is True}
-    kinds = sorted({type(config).__name__ for config in queries.values()})
+    switched = {id(c): c for c in configs if getattr(c, "use_cache", None) is True}
+    kinds = sorted({type(config).__name__ for config in switched.values()})
     notes += [f"switched off: {kind}.use_cache, because a graph cannot return a cache" for kind in kinds]
     with Changes() as changes, changes:
-        for config in queries.values():
+        for config in switched.values():
             changes.later(partial(setattr, config, "use_cache", True))
             config.use_cache = False
         yield

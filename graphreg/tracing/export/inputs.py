@@ -18,8 +18,8 @@ class Inputs:
 
     Attributes:
         graph: The graph.
-        made: The nodes of the graph by the place of torch.export's node.
-        places: The tensors, with the names that errors use.
+        made: The nodes of the graph, by ``meta[AT]`` of torch.export's node for the same tensor.
+        places: The nodes of all input tensors, each with the name that errors use.
     """
 
     def __init__(self, graph: fx.Graph, model: nn.Module, record: OpRecord, label: Callable[[fx.Node], None]) -> None:
@@ -28,7 +28,7 @@ class Inputs:
         Args:
             graph: The graph, still empty.
             model: The model.
-            record: What torch.export recorded.
+            record: What was recorded while torch.export ran.
             label: Labels a placeholder.
         """
         self.graph, self.made, self.places = graph, dict[int, fx.Node](), list[Place]()
@@ -51,22 +51,22 @@ class Inputs:
 
     def _take(self, holder: fx.Node, value: Any, name: str, path: tuple[str, ...]) -> None:
         """Add nodes that take the tensors out of an argument, and assertions on its other parts."""
-        called = ".".join((name, *path))
+        full_name = ".".join((name, *path))
         if isinstance(value, fx.Node):
             self.made[value.meta[AT]] = holder
             holder.meta["val"] = value.meta.get("val")
             if path:
                 label_site(holder, "", Label(name, "input", (".".join(path),), default=False))
-            self.places.append((holder, called))
+            self.places.append((holder, full_name))
             return
         if path and isinstance(value, PLAIN):
-            self._unnamed(specialized_to, holder, called, value)
+            self._unnamed(specialized_to, holder, full_name, value)
         if not isinstance(value, (dict, tuple, list, Built)):
             return
         parts = value.parts if isinstance(value, Built) else value if isinstance(value, dict) else dict(enumerate(value))
         function = getattr if isinstance(value, Built) and not value.keyed else operator.getitem
         if function is operator.getitem and (path or str(holder.target).startswith("*") or _holds_nodes(value)):
-            self._unnamed(has_keys, holder, called, tuple(parts))
+            self._unnamed(has_keys, holder, full_name, tuple(parts))
         for key, part in parts.items() if _holds_nodes(value) else ():
             self._take(self._unnamed(function, holder, key), part, name, (*path, str(key)))
 

@@ -1,4 +1,4 @@
-"""The op record: each operation that torch.export met, in the form that torch.fx would give it, and what else a graph is made from."""
+"""The op record of one torch.export run: each operation in the form that torch.fx would give it, and the model's inputs and output."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PLAIN = (
 )  # fmt: skip
 SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 TENSOR_ATTRIBUTES = {"T", "mT", "H", "mH", "real", "imag", "data"}
-# These give Python a number or decide something: torch.export follows them itself.
+# These are not recorded. Most of them return a number or a bool to Python, and torch.export follows it.
 PYTHON_RESULTS = SIZES | {
     "__bool__", "__int__", "__float__", "__index__", "__complex__", "__len__", "__contains__", "__iter__", "__repr__", "__format__",
     "__hash__", "__array__", "__set__", "__deepcopy__", "allclose", "equal", "is_nonzero", "requires_grad_", "is_same_size",
@@ -61,11 +61,11 @@ class Call:
 
 @dataclass(frozen=True)
 class Built:
-    """An object of a type of the model's, such as a dataclass, and how to make it.
+    """How to make an object that is no plain container, such as a dataclass.
 
     Attributes:
         kind: Its class.
-        parts: Its values by attribute or key, with nodes in place of tensors.
+        parts: Its values, by attribute or key, with nodes in place of tensors.
         keyed: Whether it is made from a dict, as an OrderedDict is.
     """
 
@@ -74,11 +74,11 @@ class Built:
     keyed: bool = False
 
 
-AT = "graphreg_at"  # key of node.meta: the place of a node, which stays when torch.export makes new nodes
+AT = "graphreg_at"  # key of node.meta: a node's place in the traced graph, which torch.export copies to the nodes of later graphs
 
 
 class _RecordedOp(HigherOrderOperator):
-    """Stands for one recorded operation in torch.export's graph; its first argument is the key in ``OpRecord.calls``."""
+    """The operator that replaces a recorded operation in torch.export's graph. Its first argument is the key in ``OpRecord.calls``."""
 
     def __init__(self) -> None:
         super().__init__("graphreg_recorded_op")  # type: ignore[no-untyped-call]
@@ -91,14 +91,14 @@ RECORDED_OP = _RecordedOp()
 
 
 class KeepOpaque(BaseException):
-    """Ends the recording of a submodule that must be an opaque module. No forward may catch it."""
+    """Ends the trace of a submodule that must become opaque. A BaseException, because no forward may catch it."""
 
 
 class UntraceableModel(RuntimeError):
-    """The model's own code does something that a graph would lose. The cause is known, so the model need not be run to find it."""
+    """The model's own code does something that a graph would lose. The message says what, so the model is not run to find the cause."""
 
 
-ReturnedTensors = list[tuple[fx.Node, tuple[str, ...], bool]]  # node, ports, and whether it is selected by default
+ReturnedTensors = list[tuple[fx.Node, tuple[str, ...], bool]]  # node, ports, whether it is the default port
 
 
 @dataclass
@@ -108,13 +108,14 @@ class OpRecord:
     Attributes:
         calls: The operations by key.
         returns: By the last node before it, each return of a module (path, class name, tensors) and each read of a size (operation,
-            path of the reading module, node of the tensor). The latter have no nodes, but take numbers in names.
+            path of the reading module, node of the tensor). A read of a size has no node here. It counts in the numbering of names,
+            because it is a node of a symbolic trace.
         abandoned: The nodes of a submodule that became opaque while it was traced.
         opaque: The opaque modules by path, with reasons.
         arguments: The model's arguments, with nodes in place of tensors.
         output: The model's output, with nodes in place of tensors.
-        input_places: The places of the graph's inputs.
-        op_guards: Indices of the size guards that an operation made for itself. It decides anew at each call, so they are not asserted.
+        input_places: The places (``AT``) of the graph's inputs.
+        op_guards: Indices of the size guards that operations made. An operation decides anew at each call, so they are not asserted.
         flags: By name, the ``requires_grad`` of each parameter for which the forward read it.
         final_attributes: The ``__dict__`` of each module, and its content when the forward ended.
     """
@@ -132,21 +133,22 @@ class OpRecord:
 
 
 def called_by_operator(depth: int = 2) -> bool:
-    """Whether the calling code wrote ``x / y`` and not ``x.div(y)``: torch shows both as the same function."""
+    """Whether the calling code wrote ``x / y`` and not ``x.div(y)``: ``__torch_function__`` gets the same function for both."""
     frame = sys._getframe(depth)
     name = dis.opname[frame.f_code.co_code[frame.f_lasti]]
     return name.startswith(("BINARY_", "UNARY_", "COMPARE_", "INPLACE_"))
 
 
 def called_by_foreign_code(depth: int = 2) -> bool:
-    """Whether the calling code belongs to no model."""
+    """Whether the calling code is torch's, graphreg's or the like (``FOREIGN``), and not the model's."""
     return str(sys._getframe(depth).f_globals.get("__name__", "")).partition(".")[0] in FOREIGN
 
 
 def size_reads(function: Callable[..., Any], depth: int = 2) -> list[str]:
-    """Return the nodes that a symbolic trace would have where the calling code reads a size: ``n, c = x.shape`` is a getattr, two getitems.
+    """Return the names of the operations that a symbolic trace records where the calling code reads a size.
 
-    Indices are counted only where they are taken directly, not on a shape that was assigned to a name first.
+    For ``n, c = x.shape`` they are ``getattr`` and twice ``getitem``. Indices are counted only where they are
+    taken directly, not on a shape that was assigned to a name first.
     """
     name = getattr(function, "__name__", "")
     if name == "__get__" and getattr(getattr(function, "__self__", None), "__name__", "") in SIZE_ATTRIBUTES:
@@ -160,7 +162,7 @@ def size_reads(function: Callable[..., Any], depth: int = 2) -> list[str]:
 @lru_cache(512)
 def _indices(code: CodeType, place: int) -> int:
     """Return how often the result of the instruction at ``place`` is indexed or unpacked by the instructions after it."""
-    count, above = 0, 0  # above: the number of values on top of it on Python's stack
+    count, above = 0, 0  # above: how many values are above the result on Python's stack
     for instruction in dis.get_instructions(code):
         if instruction.offset <= place:
             continue
@@ -182,7 +184,7 @@ def call_of(function: Callable[..., Any], by_operator: bool, scope: str) -> Call
 
     Args:
         function: The function or method of torch.
-        by_operator: Whether the code used an operator sign.
+        by_operator: Whether the code used an operator, as in ``x / y``.
         scope: The path of the module whose code calls it.
     """
     name = getattr(function, "__name__", "")
@@ -211,8 +213,8 @@ def map_tensors(value: Any, replace: Callable[[Any], Any], strict: bool = False)
 
     Args:
         value: The nested value.
-        replace: Returns what stands for a tensor or size.
-        strict: Whether to refuse objects: an operation needs the object itself.
+        replace: Returns the node or proxy of a tensor or size.
+        strict: Whether to refuse objects, as for arguments of an operation, which needs the object itself.
 
     Raises:
         UnsupportedValue: It holds something that a graph cannot make.
@@ -238,7 +240,7 @@ def map_tensors(value: Any, replace: Callable[[Any], Any], strict: bool = False)
 
 
 def _built(value: Any, replace: Callable[[Any], Any]) -> Any:
-    """Describe a dataclass, a named tuple or a subclass of dict."""
+    """Describe a dataclass, a named tuple or a subclass of dict as ``Built``; raise UnsupportedValue for another object."""
     kind = type(value)
     if is_dataclass(value):
         parts = {f.name: map_tensors(part, replace) for f in fields(value) if f.init and (part := getattr(value, f.name)) is not None}
@@ -258,7 +260,7 @@ def holds_tensors(value: Any) -> bool:
 
 
 def recurrent_value(layer: nn.RNNBase, x: Any, hx: Any = None) -> Any:
-    """Return tensors of the shapes that a recurrent layer returns. Its operator loops over time and would fix the length."""
+    """Return tensors with the shapes of a recurrent layer's results. To run the layer would loop over time and fix the length."""
     if not isinstance(x, Tensor):
         raise UnsupportedValue("a PackedSequence, whose sizes depend on data")
     sides, hidden = 1 + layer.bidirectional, layer.proj_size or layer.hidden_size

@@ -1,4 +1,4 @@
-"""Replacements for functions of torch while a forward is recorded: some refuse, some record the call as one operation."""
+"""Replaces functions of torch while a forward is recorded: by functions that raise, or that record a call as one operation."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from graphreg.tracing.global_queries import CHECKPOINTS
 
 
 def refuse_untraceable(changes: Changes, is_recording: Callable[[], bool]) -> None:
-    """Make activation checkpointing and ``torch.autograd.Function`` raise, which a trace would lose.
+    """Make activation checkpointing and ``torch.autograd.Function`` raise, because a trace would lose both.
 
     Args:
-        changes: Restores the functions when it ends.
+        changes: Restores the functions at its end.
         is_recording: Whether the model's code runs and is being recorded.
     """
     # a Python classmethod up to torch 2.14, one in C from 2.15 on: both are descriptors, so __get__ works for both

@@ -1,10 +1,10 @@
 """The recorder: makes torch.export record each call of a layer or a torch function as one operation.
 
 torch.export itself takes a forward apart into aten operators: a layer becomes its arithmetic, ``F.dropout`` an operator with the mode
-fixed in it. Here each call of a torch layer or function is recorded as the one operation that it is in the user's code. It runs on
-torch.export's own tensors while torch.export does not look, and torch.export goes on with the result. So torch.export still decides
-on varying sizes, lifts parameters and refuses what it does not support, while names, modes and operations are those of a symbolic
-trace. What cannot be recorded so (a function under ``torch.vmap``) stays in aten operators.
+fixed in it. Here each call of a torch layer or function is recorded as the one operation that it is in the user's code. The call runs
+on torch.export's fake tensors while torch.export records nothing, and torch.export goes on with the result. So torch.export still
+decides on varying sizes, lifts parameters and refuses what it does not support, while names, modes and operations are those of a
+symbolic trace. A call that cannot be recorded as one operation (of a function under ``torch.vmap``) stays in aten operators.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ from graphreg.tracing.tensors import SavedTensor, tensors_in
 
 
 class Recorder(TorchFunctionMode):
-    """The function mode that records a forward.
+    """The function mode that records a forward while torch.export traces it.
 
     Attributes:
         record: What was recorded.
@@ -96,10 +96,10 @@ class Recorder(TorchFunctionMode):
     def recording(self) -> Iterator[None]:
         """Intercept the module and function calls of torch.export's trace within the block."""
 
-        def around(theirs: Callable[..., Any]) -> Callable[..., Any]:
+        def around(original: Callable[..., Any]) -> Callable[..., Any]:
             def call_module(tracer: Any, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
                 self._tracer = tracer
-                return self._module(partial(theirs, tracer, m), m, forward, args, kwargs)
+                return self._module(partial(original, tracer, m), m, forward, args, kwargs)
 
             return call_module
 
@@ -116,10 +116,10 @@ class Recorder(TorchFunctionMode):
     # Modules
 
     def _module(self, traced: Callable[..., Any], m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Handle a call of a module; ``traced`` is what torch.export's tracer would do."""
+        """Handle a call of a module. ``traced`` is the method of torch.export's tracer that traces the module's code."""
         path = self._paths.get(id(module_behind(m)))
         if self._running_op or (path is None and self._scopes):
-            return forward(*args, **kwargs)  # inside an operation, or no submodule: its code counts as its caller's
+            return forward(*args, **kwargs)  # inside an operation, or of no submodule: the code counts as its caller's
         if path is None or (path == "" and self._scopes):
             return traced(forward, args, kwargs)
         if not self._scopes:
@@ -147,7 +147,7 @@ class Recorder(TorchFunctionMode):
         except KeepOpaque as reason:
             random.setstate(drawn)
             del self._scopes[depth:]
-            self._tracer.module_stack.clear()  # the trace stopped inside calls
+            self._tracer.module_stack.clear()  # the trace stopped inside nested calls
             self._tracer.module_stack.update(stack)
             self._abandon(start)
             self.record.opaque[path] = str(reason)
@@ -169,7 +169,7 @@ class Recorder(TorchFunctionMode):
             raise UntraceableModel(f"{reason}; move that step into a submodule of its own, which then becomes an opaque module") from None
         finally:
             self._scopes.clear()
-            # torch.export restores attributes, and so removes what the forward's next call would read
+            # torch.export restores the attributes that the forward assigned, and the next call may read them
             modules = list(self.model.modules())
             self.record.final_attributes = [(vars(m), {name: self._final_value(value) for name, value in vars(m).items()}) for m in modules]
         self.record.output = map_tensors(value, self._node)
@@ -181,7 +181,7 @@ class Recorder(TorchFunctionMode):
 
     def _opaque(self, path: str, m: nn.Module, traced: Callable[..., Any], forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Record a call of a layer or opaque module as one operation."""
-        drawn = random.getstate()  # an opaque module may draw by Python
+        drawn = random.getstate()  # an opaque module may draw from ``random``
         with self._decisions_of_op():
             try:
                 run = partial(recurrent_value, m) if isinstance(m, nn.RNNBase) else forward
@@ -199,7 +199,7 @@ class Recorder(TorchFunctionMode):
         return self.function(func, called_by_operator(), *args, **(kwargs or {}))
 
     def _record_size_reads(self, names: list[str], args: Any) -> None:
-        """Record reads of a tensor's size, which take numbers in names as in a symbolic trace."""
+        """Record reads of a tensor's size, which count in the numbering of names as in a symbolic trace."""
         proxy = proxy_of(args[0], self._tracer) if names and isinstance(args[0], Tensor) else None
         if proxy is not None:
             self.record.returns.setdefault(self._last(), []).extend((name, self._scopes[-1], proxy.node) for name in names)
@@ -219,7 +219,7 @@ class Recorder(TorchFunctionMode):
             if args == (torch.is_grad_enabled(),):
                 return None
             raise KeepOpaque("it works under torch.no_grad or the like, and a trace would lose that")
-        # the steps of torch.func return no tensor, and such a call runs again: a level of vmap would be entered twice and left once
+        # A call that returns no tensor is run again, unrecorded. A step of torch.func, such as entering vmap, must not run twice.
         call = None if is_transform_step(func) else call_of(func, by_operator, self._scopes[-1])
         with self._decisions_of_op(), self._side_effects_refused(func, args, kwargs):
             if call is None or innermost_transform() is not None:
@@ -231,10 +231,10 @@ class Recorder(TorchFunctionMode):
 
     @contextmanager
     def _side_effects_refused(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Iterator[None]:
-        """Refuse side effects of an operation that a graph would not repeat, and undo its writes.
+        """Refuse an operation with side effects that a graph would not repeat, and undo its writes.
 
-        torch.export itself runs a write into a tensor that is no parameter, buffer or value of the forward once, while it traces, and
-        never again.
+        An example is a write into a tensor that is no parameter, no buffer and no value of the forward. torch.export itself would run
+        it once, while it traces, and leave it out of its graph.
         """
         name = str(getattr(func, "__name__", ""))
         if name in ("__set__", "__delete__") and attribute_of(func) != "requires_grad":
@@ -259,18 +259,18 @@ class Recorder(TorchFunctionMode):
 
     @contextmanager
     def _decisions_of_op(self) -> Iterator[None]:
-        """Mark the size guards that are made within the block as an operation's own."""
+        """Note in ``op_guards`` the size guards that an operation makes within the block."""
         decisions = size_decisions()
         before = len(decisions)
         yield
         self.record.op_guards.update(range(before, len(decisions)))
 
     def _record_op(self, call: Call, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run an operation without torch.export looking, and record it."""
+        """Run an operation while torch.export records nothing, and record it as one node."""
         positional, keywords = map_tensors((args, kwargs), self._proxy, strict=True)
         self._running_op = True
         try:
-            # torch.export would also record the regions of a module (no_grad, autocast)
+            # otherwise torch.export would still record no_grad and autocast regions inside a module
             alone = without_functions() if call.op == "call_module" else nullcontext()
             with without_proxies(), alone:
                 value = run(*args, **kwargs)
@@ -294,7 +294,8 @@ class Recorder(TorchFunctionMode):
         proxy = None if is_wrapped(value) else proxy_of(value, self._tracer)
 
         def called(node: fx.Node) -> str:
-            target = self.record.calls[str(node.args[0])].target if node.target is RECORDED_OP else node.target
+            call = self.record.calls[str(node.args[0])] if node.target is RECORDED_OP else None
+            target = node.target if call is None else "" if call.op == "call_module" else call.target
             return target if isinstance(target, str) else str(getattr(target, "__name__", "")).partition(".")[0]
 
         return proxy if proxy is not None and carries_data(proxy.node, called) else value

@@ -1,7 +1,7 @@
 """Turns torch.export's graph and its op record into a graph like one of the symbolic tracer.
 
-What torch.export lifted to inputs (parameters, buffers, constants) is read from the model again, under the model's names. The inputs
-are the arguments of the model's forward, and the outputs have the model's own types.
+torch.export makes parameters, buffers and constants inputs of its graph. Here the graph reads them from the model again, under the
+model's names. Its inputs are the arguments of the model's forward, and its outputs have the model's own types.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Unlifter:
     Attributes:
         model: The model.
         program: What torch.export returned.
-        record: What was recorded meanwhile.
+        record: What was recorded while torch.export ran.
         constants: Filled with the tensors that the forward makes.
         graph: The graph.
         opaque: Filled with the submodules that must become opaque first, with reasons; then the graph is not complete.
@@ -66,7 +66,7 @@ class Unlifter:
         self._paths = {path: first for first, m in model.named_modules() for path, other in self._modules.items() if other is m}
         self._namer = Namer(self._modules.keys() - {""})
         self._buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
-        self._made: dict[int, fx.Node] = {}  # our nodes by the place of torch.export's
+        self._made: dict[int, fx.Node] = {}  # our nodes, by ``meta[AT]`` of torch.export's
         self._lifted: dict[int, str] = {}
         self._reads: dict[str, fx.Node] = {}
         self._abandoned = {node.meta[AT] for node in record.abandoned if AT in node.meta}
@@ -83,11 +83,11 @@ class Unlifter:
         """
         nodes = list(self.program.graph.nodes)
         self._find_opaque(nodes)
-        if self.opaque:  # the model is exported again with these opaque
+        if self.opaque:  # the caller exports again with these opaque
             return self.graph
         specs = self.program.graph_signature.input_specs
         lifted = [(node, spec) for node, spec in zip((n for n in nodes if n.op == "placeholder"), specs, strict=True)]
-        places = iter(self.record.input_places)  # torch.export puts constants between them
+        places = iter(self.record.input_places)  # without the constants that torch.export inserts among them
         for node, spec in lifted:
             node.meta[AT] = id(node) if spec.kind.name in ("CONSTANT_TENSOR", "CUSTOM_OBJ", "TOKEN") else next(places)
             if spec.kind.name != "USER_INPUT":
@@ -98,7 +98,7 @@ class Unlifter:
             if node.op == "call_function":
                 if AT in node.meta:
                     self._returned(node.meta[AT])
-                node.meta.setdefault(AT, id(node))  # torch.export added it later, for a size
+                node.meta.setdefault(AT, id(node))  # torch.export added it after the trace, to compute a size
                 self._operation(node)
         self._returned(sys.maxsize)
         for name, path, kind, tensors in self._outputs:
@@ -117,8 +117,8 @@ class Unlifter:
         """Assert ``requires_grad`` of the parameters for which the forward read it."""
         for name, expected in self.record.flags.items():
             read = self.graph.get_attr(name)
-            asked = self.graph.call_function(getattr, (read, "requires_grad"))
-            for node in (read, asked, self.graph.call_function(decided_flag, (asked, expected, name))):
+            flag = self.graph.call_function(getattr, (read, "requires_grad"))
+            for node in (read, flag, self.graph.call_function(decided_flag, (flag, expected, name))):
                 label_site(node, "")
 
     def _find_opaque(self, nodes: list[fx.Node]) -> None:
@@ -131,7 +131,7 @@ class Unlifter:
                 self.opaque[self._scope(node)] = f"it calls {name}, which holds a graph of its own"
 
     def _returned(self, before: int) -> None:
-        """Name the results of modules that returned before a node: names are numbered in the order of calls."""
+        """Name the results of modules that returned before this place: names are numbered in the order of calls."""
         while self._returns and self._returns[-1][0] < before:
             place, path, kind, value = self._returns.pop()
             if isinstance(value, list):
@@ -140,7 +140,7 @@ class Unlifter:
                 self._namer.operation(kind, path)  # a read of a size: a symbolic trace has a node of this name
 
     def _is_constant(self, place: int) -> bool:
-        """Whether the value at a place is computed from constants alone."""
+        """Whether the value at a place is a buffer, or computed from buffers alone."""
         made = self._made.get(place)
         return made in self._constants if made is not None else self._lifted.get(place, "") in self._buffers
 
@@ -162,7 +162,7 @@ class Unlifter:
     # Operations
 
     def _operation(self, node: fx.Node) -> None:
-        """Add the operation of a node of torch.export's."""
+        """Add a node for the operation of one of torch.export's nodes."""
         name = function_name(node)
         if name in DROPPED:
             return
@@ -242,7 +242,7 @@ class Unlifter:
         self._hide_rows()
 
     def _hide_rows(self) -> None:
-        """Remove names within ``torch.vmap``, where a node's value is one row of many and no value of the model."""
+        """Remove the names of nodes within ``torch.vmap``, whose values are single rows of a batch and no values of the model."""
         depth = 0
         for node in self.graph.nodes:
             name = function_name(node)

@@ -1,4 +1,4 @@
-"""Places whose state advances with use: byte arrays, random generators, context variables and iterators, and how to restore them."""
+"""Further kinds of places, and how to restore them: byte arrays, random generators, context variables, iterators."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ByteArray(Place):
 
 
 class RandomGenerator(Place):
-    """The state of a random generator that the model owns."""
+    """The state of a random generator that the model's code can reach."""
 
     def read(self) -> bytes:
         source = self.owner
@@ -71,7 +71,7 @@ class ContextVariable(Place):
 
 
 class IteratorPosition(Place):
-    """The position of an iterator, which is an attribute or variable. One that has advanced is replaced by a copy of its earlier state."""
+    """The position of an iterator that is an attribute or variable. ``restore`` puts a copy made before the forward in its place."""
 
     def __init__(self, owner: Any, name: str, holder: Attributes, key: str) -> None:
         """Note the position.
@@ -79,7 +79,7 @@ class IteratorPosition(Place):
         Args:
             owner: The iterator.
             name: Its name, for errors.
-            holder: Where it is an attribute or variable.
+            holder: The place that has the iterator as an attribute or variable.
             key: Its name there.
         """
         self.holder, self.key = holder, key
@@ -121,7 +121,7 @@ def _copied(value: Any) -> Any:
     memo: dict[int, Any] = {}
     try:
         twin = copy.deepcopy(value, memo)
-    except Exception:  # a generator, a file, and from Python 3.14 on what itertools makes
+    except Exception:  # a generator, a file, and from Python 3.14 on an iterator of itertools
         return NOTHING
     return NOTHING if any(isinstance(each, (torch.Tensor, nn.Module)) for each in memo.values()) else twin
 

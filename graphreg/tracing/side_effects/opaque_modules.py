@@ -1,6 +1,7 @@
-"""Finds out whether the traced code reads state that opaque modules change: such state is hidden during one more trace.
+"""Hides state that opaque modules change, for one more trace, which shows whether traced code reads that state.
 
-An opaque module runs at each call but in no trace, so a graph would contain what its state was when the model was traced.
+An opaque module may change state at each call of the graph. If traced code reads the state, the graph contains its value at the time
+of the trace, and is wrong later. To hide a value is to replace it by one that raises, or changes the graph, when it is read.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ _NOTHING = object()
 
 
 def untraced_modules(model: nn.Module, opaque: Mapping[str, str]) -> list[nn.Module]:
-    """Return the modules whose code is the user's and runs in no trace: opaque modules with their submodules, and layers with hooks."""
+    """Return the modules with code of the user's that is not traced: opaque modules, their submodules, and torch's layers with hooks."""
     opaque_contents = [module for path in opaque if path for module in model.get_submodule(path).modules()]
     hooked = [module for module in model.modules() if is_foreign_class(type(module)) and forward_hooks(module)]
     return list(dict.fromkeys([*(module for module in opaque_contents if not is_foreign_class(type(module))), *hooked]))
 
 
 class OpaqueState:
-    """Hides the state that modules change, until the snapshot ``before`` restores it."""
+    """Hides the state that modules change. The snapshot ``before`` restores it later."""
 
     def __init__(self, before: Snapshot) -> None:
         """Prepare to hide state that ``before`` knows."""
@@ -55,7 +56,7 @@ class OpaqueState:
         return list(self._names)
 
     def _hide_module(self, module: nn.Module, code: ReachableCode) -> None:
-        """Hide what the code of one module assigns or fills."""
+        """Hide what the code of one module assigns, and the items of containers that it changes."""
         assigned = code.assigned
         registered = {name for kind in REGISTERED for name in vars(module)[kind]} | {"training"}
         for name in sorted(assigned.attributes - registered):
@@ -73,7 +74,7 @@ class OpaqueState:
                 self._hide_items(place.content[name], place.label(name))
 
     def _variables_of(self, code: ReachableCode) -> Iterator[tuple[Attributes, str]]:
-        """Yield the variables that this code can reach."""
+        """Yield the global and closure variables that this code can reach: the place and the name of each."""
         functions = set(code.functions)
         for place in self._variables:
             if isinstance(place, Cells):
@@ -83,14 +84,14 @@ class OpaqueState:
             yield from ((place, name) for name in sorted(names & place.content.keys()))
 
     def _hide_attribute(self, place: Attributes, name: str, module: nn.Module) -> None:
-        """Hide an attribute of a module, also one that only its first call makes."""
+        """Hide an attribute of a module. One that does not exist yet, because the first call makes it, is hidden too."""
         if name in vars(module):
             self._hide(place, name, vars(module)[name])
         elif not hasattr(type(module), name):  # made by the first call
             self._hide(place, name, _NOTHING)
 
     def _hide(self, place: Attributes, name: str, value: Any) -> None:
-        """Replace a value by another one that shows when it is read."""
+        """Replace a value by one that raises, or changes the graph, when it is read."""
         if isinstance(value, nn.Module) or callable(value):
             return
         place.set(name, _different(value))
@@ -106,7 +107,7 @@ class OpaqueState:
 
 
 def _different(value: Any) -> Any:
-    """Return a value that differs from this one, and that raises when it is read where possible."""
+    """Return a replacement: for a bool or string another one, for anything else a value that raises when it is read."""
     if isinstance(value, bool):
         return not value
     if isinstance(value, (int, float)):

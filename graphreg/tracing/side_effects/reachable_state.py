@@ -1,7 +1,7 @@
-"""Finds what a model's code can reach outside its modules: global variables, closures, functions and classes, and what it assigns.
+"""Finds what a model's code can reach outside its modules (global variables, closures, functions, classes), and what it assigns.
 
 The search follows names, not values: a function that mentions ``step`` may call any method of that name in the model's classes. So it
-finds more than runs. Nothing that it finds is called; its state is only compared before and after a trace.
+finds more than the code that runs. It calls nothing; the state that it finds is only compared before and after a trace.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from graphreg.torch_internals import forward_hooks
 from graphreg.tracing.side_effects.state_places import content
 from graphreg.tracing.symbolic.proxies import FOREIGN
 
-_CLOCKS = {"time", "datetime", "uuid", "secrets"}  # they return something else at each call
+_CLOCKS = {"time", "datetime", "uuid", "secrets"}  # modules whose functions return something else at each call
 _CALLED = {types.FunctionType, types.MethodType, functools.partial, functools._lru_cache_wrapper}
+# Special methods that a forward does not call by an operator or a built-in function.
 _UNCALLED = {"__init__", "__new__", "__init_subclass__", "__repr__", "__getstate__", "__setstate__", "__reduce__", "__deepcopy__"}
 _MUTATORS = {
     "append", "appendleft", "extend", "insert", "pop", "popleft", "popitem", "remove", "clear", "update", "setdefault", "add", "discard",
@@ -56,7 +57,7 @@ class ReachableCode:
         variables: By id of a global namespace, the namespace and the names in it that code mentions.
         classes: The classes.
         mentioned: All names that code mentions.
-        clocks: Whether code reads a clock or the like.
+        clocks: Whether a forward, or a function that it calls, mentions a module such as ``time`` or ``uuid``.
     """
 
     functions: dict[int, types.FunctionType] = field(default_factory=dict)
@@ -72,7 +73,7 @@ class ReachableCode:
 
 
 def is_foreign_class(kind: type) -> bool:
-    """Whether a class belongs to no model's code: it is from torch, graphreg, Python or the like."""
+    """Whether a class is no part of a model: it is from torch, graphreg, Python's library or a package such as numpy (``FOREIGN``)."""
     return kind.__module__.partition(".")[0] in FOREIGN
 
 
@@ -116,7 +117,7 @@ class _Search:
                     self._function(item, True)
 
     def _class(self, kind: type) -> None:
-        """Add a class: its forward, its special methods, and the methods that code mentions."""
+        """Add a class and its bases: their forwards, their special methods, and the methods that code mentions."""
         for base in kind.__mro__:
             if base in self._kinds or is_foreign_class(base):
                 continue
@@ -153,7 +154,13 @@ class _Search:
             self._value(content(cell), names, direct)
 
     def _value(self, value: Any, names: frozenset[str], direct: bool) -> None:
-        """Add what can be reached through the value of a variable; ``names``: what the code mentions."""
+        """Add what can be reached through the value of a variable.
+
+        Args:
+            value: The value.
+            names: The names that the code which reads the variable mentions.
+            direct: Whether that code is a forward, or a function that a forward calls by name.
+        """
         if direct:
             self.code.clocks |= _module_name(value) in _CLOCKS
         if isinstance(value, types.ModuleType):
@@ -185,7 +192,7 @@ def _module_name(value: Any) -> str:
 
 
 def _is_foreign_namespace(space: dict[str, Any]) -> bool:
-    """Whether a global namespace belongs to no model's code."""
+    """Whether a global namespace is that of torch, graphreg, Python's library or a package such as numpy (``FOREIGN``)."""
     return str(space.get("__name__", "")).partition(".")[0] in FOREIGN
 
 
@@ -219,7 +226,7 @@ def _mentioned_names(code: types.CodeType) -> frozenset[str]:
 @lru_cache(8192)
 def assigned_by(code: types.CodeType) -> Assigned:
     """Return what code assigns, inner functions included."""
-    dynamic = {"setattr", "vars", "__dict__"}.intersection(code.co_names)  # then the name may be any string in it
+    dynamic = {"setattr", "vars", "__dict__"}.intersection(code.co_names)  # then any string constant in the code may be the name
     texts = (each for each in code.co_consts if dynamic and isinstance(each, str) and each.isidentifier())
     attributes, variables, items, loaded, subscripts = set(texts), set[str](), set[str](), "", False
     named = set[str]()

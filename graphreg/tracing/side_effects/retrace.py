@@ -1,4 +1,4 @@
-"""Traces a forward, and traces it again where the next call may compute something else, which is refused.
+"""Traces a forward a second time where its next call may compute something else, and refuses the forward if the graphs differ.
 
 A graph computes the same at each call. A forward does not if it reads what its earlier calls left behind, or what an opaque module
 changes when it runs.
@@ -21,12 +21,12 @@ from graphreg.tracing.side_effects.reachable_state import reachable_code
 from graphreg.tracing.side_effects.snapshot import Snapshot
 
 _T = TypeVar("_T")
-_SHOWN = 4  # names in a message
+_SHOWN = 4  # how many names a message lists
 
 
 @contextmanager
 def model_restored(model: nn.Module) -> Iterator[Snapshot]:
-    """Restore at the end of the block whatever a traced forward changed in the model and in what its code can reach."""
+    """Restore, at the end of the block, what a traced forward changed in the model and in all state that its code can reach."""
     before = Snapshot(model)
     with Changes() as changes, changes:
         changes.later(before.restore)
@@ -34,12 +34,12 @@ def model_restored(model: nn.Module) -> Iterator[Snapshot]:
 
 
 def trace_repeatable(model: nn.Module, trace: Callable[[], fx.Graph], opaque: dict[str, str], run: bool) -> fx.Graph:
-    """Return the graph of a call, or raise where the next call would have another one.
+    """Trace a model and return the graph. Raise if a trace of the next call would give another graph.
 
     Args:
         model: The model.
         trace: Traces the model.
-        opaque: The opaque modules with reasons; may get more.
+        opaque: The opaque modules by path, with reasons; more may be added.
         run: Whether opaque modules run during a trace.
 
     Raises:
@@ -51,7 +51,7 @@ def trace_repeatable(model: nn.Module, trace: Callable[[], fx.Graph], opaque: di
             raise StatefulForward(model, irreversible, opaque, " (it advances when it is read, and cannot be restored)")
         known = len(opaque)
         graph = trace()
-        if len(opaque) > known:  # the caller traces once more, without the code of these
+        if len(opaque) > known:  # the caller traces again, without the code of the new opaque modules
             return graph
         if drawn_generators := [name for name in before.drawn_generators() if not _draws_outside_trace(model, name, opaque)]:
             raise StatefulForward(model, drawn_generators, opaque, "")
@@ -82,10 +82,10 @@ def _check_next_call(
 
 
 def _check_opaque_state(model: nn.Module, graph: fx.Graph, trace: Callable[[], fx.Graph], opaque: dict[str, str]) -> None:
-    """Trace again with everything hidden that opaque modules change at each call. A submodule that reads it becomes opaque too.
+    """Trace again while the state that opaque modules change is hidden. A submodule that reads such state becomes opaque too.
 
     Raises:
-        TraceError: The model itself reads it.
+        TraceError: The model's own forward reads such state.
     """
     modules = untraced_modules(model, opaque)
     if not modules:
@@ -115,7 +115,7 @@ def _check_opaque_state(model: nn.Module, graph: fx.Graph, trace: Callable[[], f
 
 
 def same_graph(graph: fx.Graph, trace: Callable[[], fx.Graph]) -> bool:
-    """Whether another trace gives the same graph; False if it fails."""
+    """Whether another trace gives the same graph. False if that trace fails."""
     try:
         return compared(graph, trace()) == (True, {})
     except Exception as error:  # it takes a branch that cannot be traced
@@ -124,7 +124,7 @@ def same_graph(graph: fx.Graph, trace: Callable[[], fx.Graph]) -> bool:
 
 
 def or_make_opaque(trace: Callable[[], _T], opaque: dict[str, str]) -> _T | None:
-    """Return what ``trace`` returns, or None where submodules have become opaque because their forwards are stateful.
+    """Return what ``trace`` returns. If submodules turn out to be stateful, make them opaque and return None: then trace again.
 
     Raises:
         StatefulForward: The model's own forward is stateful.
@@ -142,7 +142,7 @@ class StatefulForward(TraceError):
     """A forward changes what its next call reads.
 
     Attributes:
-        paths: The submodules that do so; empty if they are not the only ones.
+        paths: The submodules that do so; empty if code outside of submodules does so too.
     """
 
     def __init__(self, model: nn.Module, changed: Sequence[str], opaque: dict[str, str], reason: str) -> None:
@@ -151,8 +151,8 @@ class StatefulForward(TraceError):
         Args:
             model: The model.
             changed: The names of what changes.
-            opaque: The opaque modules.
-            reason: How that was noticed, in parentheses, or ``""``.
+            opaque: The opaque modules by path, with reasons.
+            reason: How the change was noticed, in parentheses, or ``""``.
         """
         self.paths = _submodules_of(model, changed, opaque)
         super().__init__(
@@ -163,7 +163,7 @@ class StatefulForward(TraceError):
 
 
 def _submodules_of(model: nn.Module, names: Sequence[str], opaque: dict[str, str]) -> set[str]:
-    """Return the submodules that have this state or whose code alone mentions it; empty if that does not cover all names."""
+    """Return the paths of the submodules that own or mention the named state; empty if some of it does not belong to submodules alone."""
     modules, owners = dict(model.named_modules()), set[str]()
     for name in names:
         path = name.removeprefix("self.").rpartition(".")[0] if name.startswith("self.") else ""
@@ -177,19 +177,19 @@ def _submodules_of(model: nn.Module, names: Sequence[str], opaque: dict[str, str
 
 
 def _draws_outside_trace(model: nn.Module, stream: str, opaque: dict[str, str]) -> bool:
-    """Whether no traced code draws from a random generator."""
+    """Whether code that is not traced, or another thread, may have drawn from a random generator."""
     if stream == "numpy.random" and threading.active_count() > 1:  # another thread may have drawn from it
         return True
     return not _modules_mentioning(model, opaque, _last_name(stream))
 
 
 def _last_name(name: str) -> str:
-    """Return the name by which code mentions a place."""
+    """Return the name by which code mentions a place: ``step`` for ``self.head.step``."""
     return name.partition(",")[0].rpartition(".")[2]
 
 
 def _modules_mentioning(model: nn.Module, opaque: dict[str, str], key: str) -> set[str]:
-    """Return the paths of the traced modules whose code mentions a name."""
+    """Return the paths of the modules whose code mentions a name, without opaque modules."""
     known: dict[type, bool] = {}
     for module in model.modules():
         if type(module) not in known:
@@ -198,5 +198,5 @@ def _modules_mentioning(model: nn.Module, opaque: dict[str, str], key: str) -> s
 
 
 def _within(path: str, opaque: dict[str, str]) -> bool:
-    """Whether a path is that of an opaque module or inside one."""
+    """Whether a path is that of an opaque module or of a module inside one."""
     return any(path == each or path.startswith(f"{each}.") for each in opaque)

@@ -1,7 +1,7 @@
-"""Snapshots of what a forward may change beside its values: attributes, variables, lists, arrays, counters, default arguments.
+"""Snapshots of the state that a forward may change: attributes, variables, lists, arrays, counters, default arguments.
 
-A trace runs the forward, so these changes happen; a graph makes none of them, so they must be restored. Before that, what the forward
-left behind shows whether a second trace differs: then the graph would be wrong from its second call on.
+A trace runs the forward, which makes these changes. The graph will not make them, so the state must be restored. Before that, a second
+trace starts from the state that the first one left behind: if its graph differs, the first is wrong from the second call on.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from graphreg.tracing.side_effects.state_places import (
     Variables,
 )
 
-_OBJECTS = (types.SimpleNamespace, threading.local, queue.Queue)  # classes of Python that hold state
-_FOLDED = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, nn.Parameter)
+_OBJECTS = (types.SimpleNamespace, threading.local, queue.Queue)  # classes of Python's library whose attributes are state
+_NOT_ENTERED = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, nn.Parameter)
 
 
 class Snapshot:
@@ -52,7 +52,7 @@ class Snapshot:
 
     Attributes:
         places: Everything that the forward may change.
-        irreversible: What cannot be restored, by name: the name that code mentions it by.
+        irreversible: By full name of state that cannot be restored (a generator's position), the name by which code mentions it.
         code: What the model's code can reach.
     """
 
@@ -84,7 +84,7 @@ class Snapshot:
                 self._add_attributes(Cells(function), 2)
 
     def _add_attributes(self, place: Attributes, depth: int) -> None:
-        """Add attributes or variables and what is in them; ``depth``: how many levels of nested objects to look into."""
+        """Add attributes or variables, and their contents down to ``depth`` levels of nested objects."""
         self._seen.add(id(place.owner))
         self.places.append(place)
         for key, value in place.content.items():
@@ -109,13 +109,13 @@ class Snapshot:
             self._add_value(default, f"a default argument of {name}", 0)
 
     def _add_value(self, value: Any, name: str, depth: int, holder: Attributes | None = None, key: str = "") -> None:
-        """Add a value if it can change, and what is in it.
+        """Add a value if its content can change, and the values in it.
 
         Args:
             value: The value.
             name: Its name, for errors.
             depth: How many levels of nested objects to look into.
-            holder: Where it is an attribute or variable, if it is one.
+            holder: The place that has the value as an attribute or variable, if there is one.
             key: Its name there.
         """
         if isinstance(value, types.MethodType):
@@ -123,7 +123,7 @@ class Snapshot:
         elif isinstance(value, functools.partial):
             self._add_value(value.args, name, depth)
             self._add_value(value.keywords, name, depth)
-        if type(value) is StaleValue or isinstance(value, PLAIN) or id(value) in self._seen or isinstance(value, _FOLDED):
+        if type(value) is StaleValue or isinstance(value, PLAIN) or id(value) in self._seen or isinstance(value, _NOT_ENTERED):
             return
         self._seen.add(id(value))
         if isinstance(value, (list, dict, set, deque)):
@@ -135,7 +135,7 @@ class Snapshot:
             self.places.append(Memory(value, name))
         elif isinstance(value, (bytearray, array.array)):
             self.places.append(ByteArray(value, name))
-        elif isinstance(value, ContextVar) and value.get(None) is not None:  # a variable that was never set cannot be unset
+        elif isinstance(value, ContextVar) and value.get(None) is not None:  # one that is not set yet cannot be restored
             self.places.append(ContextVariable(value, name))
         elif is_random_generator(value):
             self.places.append(RandomGenerator(value, name))
@@ -155,15 +155,15 @@ class Snapshot:
             self._add_attributes(Slots(value, name), depth)
 
     def changed(self) -> list[str]:
-        """Prepare for another trace, and return the names of what has other numbers, strings or items now.
+        """Return the names of what has other numbers, strings or items now, and prepare all places for another trace.
 
-        A later call may read these. Values of the trace, which a later trace could not read, are restored or replaced.
+        A later call may read what is named. Proxies, which another trace could not read, are restored or replaced.
         """
         self._restore_registered()
         return list(dict.fromkeys(name for place in self.places for name in place.prepare_retrace()))
 
     def assigned_tensors(self) -> bool:
-        """Whether the forward assigned tensors that it made to attributes. Call it after ``changed``."""
+        """Whether the forward made tensors and assigned them to attributes. Call it after ``changed``."""
         return any(place.tensors for place in self.places if isinstance(place, Attributes))
 
     def drawn_generators(self) -> list[str]:
@@ -175,8 +175,8 @@ class Snapshot:
         return [name for place in self.places if isinstance(place, Attributes) for name in place.reassigned()]
 
     def mark_counters(self) -> bool:
-        """Whether numbers have changed since the call of ``changed``. They raise from now on where code decides or computes by them."""
-        return any([place.mark_counters() for place in self.places if isinstance(place, Attributes)])  # noqa: C419  # of all of them
+        """Make each number that has changed since ``changed`` raise where code computes with it. Return whether there is any."""
+        return any([place.mark_counters() for place in self.places if isinstance(place, Attributes)])  # noqa: C419  # marks every place
 
     def restore(self) -> None:
         """Restore everything."""
@@ -188,7 +188,7 @@ class Snapshot:
         """Restore parameters, buffers and submodules."""
         for module, registered in self._registered:
             for name, content in registered.items():
-                now = module.__dict__[name]  # the dict object must stay; compared by identity, because it may hold proxies
+                now = module.__dict__[name]  # compare by identity: values may be proxies
                 if [(k, id(v)) for k, v in now.items()] != [(k, id(v)) for k, v in content.items()]:
                     now.clear()
                     now.update(content)

@@ -17,7 +17,7 @@ from graphreg.tracing.symbolic.proxies import FOREIGN
 
 REGISTERED = ("_parameters", "_buffers", "_modules")
 PLAIN = (int, float, complex, str, bytes, type(None))
-NOTHING = object()
+NOTHING = object()  # in place of a value where there is none
 
 
 class Place:
@@ -39,13 +39,13 @@ class Place:
         raise NotImplementedError
 
     def prepare_retrace(self) -> Iterator[str]:
-        """Prepare the place for another trace: numbers and strings stay as the forward left them, values of the trace are replaced.
+        """Prepare the place for another trace. Numbers and strings stay as the forward left them; proxies are replaced or restored.
 
         Yields:
             The names of what stays changed.
 
         Raises:
-            TraceError: The change can be neither kept nor restored.
+            TraceError: The forward made a change that no graph can make.
         """
         raise NotImplementedError
 
@@ -79,7 +79,7 @@ class Attributes(Place):
         return f"{self.name}.{key}"
 
     def changed(self) -> list[str]:
-        """Return the attributes that are other objects now."""
+        """Return the names of the attributes that were added, deleted or set to another object."""
         now = self.read()
         return [key for key in {**self.content, **now} if now.get(key, NOTHING) is not self.content.get(key, NOTHING)]
 
@@ -89,7 +89,7 @@ class Attributes(Place):
         for key in self.changed():
             value = now.get(key, NOTHING)
             if type(value) is torch.Tensor and not isinstance(self.owner, type):
-                self.tensors[key] = value  # made by the forward: a table or a running sum
+                self.tensors[key] = value  # the forward made it: a table, or a running sum, which ``reassigned`` finds
                 continue
             if is_plain(value):
                 self.retained[key] = value
@@ -121,7 +121,7 @@ class Attributes(Place):
             self.delete(key)
 
     def mark_counters(self) -> bool:
-        """Replace numbers that another trace has changed again by ``ChangingNumber``; return whether there are any."""
+        """Put a ``ChangingNumber`` in place of each number that another trace has changed again. Return whether there was one."""
         marked, attributes = False, self.read()
         for key, then in self.retained.items():
             now: Any = attributes.get(key)
@@ -132,7 +132,7 @@ class Attributes(Place):
 
 
 class Variables(Attributes):
-    """Global variables with certain names."""
+    """The global variables of one Python module that code mentions."""
 
     def __init__(self, owner: dict[str, Any], names: frozenset[str]) -> None:
         self.names = names
@@ -183,7 +183,7 @@ class Slots(Attributes):
 
 
 class Container(Place):
-    """The items of a list, dict, set or deque. Methods of the user's subclasses are not called: they may have effects."""
+    """The items of a list, dict, set or deque. Methods that a user's subclass overrides are not called: they may have side effects."""
 
     def read(self) -> Any:
         if isinstance(self.owner, dict):
@@ -223,12 +223,12 @@ class Container(Place):
 
 
 def _dict_of(value: dict[Any, Any]) -> type[dict[Any, Any]]:
-    """Return Python's own class that a dict is an instance of."""
+    """Return OrderedDict or dict: the class of Python's library that a dict is an instance of."""
     return OrderedDict if isinstance(value, OrderedDict) else dict
 
 
 def _base(value: Any) -> Any:
-    """Return Python's own class that a container is an instance of."""
+    """Return the class of Python's library that a container is an instance of."""
     return _dict_of(value) if isinstance(value, dict) else next(kind for kind in (list, set, deque) if isinstance(value, kind))
 
 
@@ -276,14 +276,16 @@ def _listed(slots: Any) -> tuple[str, ...]:
 
 
 def _is_state(value: Any, before: Any) -> bool:
-    """Whether an assigned attribute carries data to the next call. A table that is made once and kept does not."""
+    """Whether a value that the forward assigned carries data to the next call. A table that it computes from sizes alone does not."""
     if isinstance(value, fx.Proxy):
         return carries_data(value.node)
     return isinstance(value, torch.Tensor) and isinstance(before, torch.Tensor)
 
 
 def carries_data(node: fx.Node, called: Callable[[fx.Node], str] = function_name) -> bool:
-    """Whether a value depends on the content of the model's inputs, and not only on their sizes and dtypes.
+    """Whether a value depends on the content of the graph's inputs, and not only on their sizes and dtypes.
+
+    While torch.export traces, its graph takes parameters and buffers as inputs, too, which no name tells from the model's own.
 
     Args:
         node: The node of the value.
@@ -297,8 +299,6 @@ def carries_data(node: fx.Node, called: Callable[[fx.Node], str] = function_name
         if current in seen or made or (name == "getattr" and current.args[1] in SIZE_ATTRIBUTES):
             continue
         if current.op == "placeholder":
-            if current.name.startswith(("p_", "b_", "c_")):  # torch.export's parameters, buffers and constants
-                continue
             return True
         seen.add(current)
         waiting += current.all_input_nodes
@@ -314,7 +314,7 @@ def is_plain(value: Any) -> bool:
 
 
 class StaleValue:
-    """Replaces a value of an earlier trace. Reading it raises TypeError; it may only be counted as an item."""
+    """Replaces a value of an earlier trace. Reading it raises TypeError; the length of a container that holds it may be read."""
 
     def _refuse(self, *args: Any) -> Any:
         raise TypeError("the forward reads what its earlier call left behind")
@@ -324,7 +324,7 @@ class StaleValue:
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
-        """The class that ``isinstance`` sees; raises TypeError in the model's code. torch.fx looks through all attributes and may ask."""
+        """The class that ``isinstance`` sees. It raises TypeError in model code, but not in torch.fx, which reads it of every attribute."""
         frame = sys._getframe(1)
         # isinstance_patch calls isinstance on behalf of the model's code
         while frame.f_back is not None and frame.f_globals.get("__name__") == "graphreg.tracing.isinstance_patch":
@@ -337,7 +337,7 @@ class StaleValue:
 
 
 class ChangingNumber(int):
-    """A number that each call changes. It can be added to and printed; other arithmetic and comparisons raise TypeError."""
+    """A number that each call changes. Code may count it up or down and print it; other arithmetic and comparisons raise TypeError."""
 
     def __add__(self, other: int) -> ChangingNumber:
         return ChangingNumber(int.__add__(self, other))

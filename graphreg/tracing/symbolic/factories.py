@@ -1,7 +1,7 @@
 """Factories: decides which of the tensors that a forward makes must be made again at each call, and adds nodes that make them.
 
-A tensor that nobody can write into after it was made stays a constant of the graph. All others are made anew at each call: writes
-into them do not add up over calls, and what a call returns belongs to the caller.
+A tensor that nobody can write into after it was made stays a constant of the graph. All others are made anew at each call. Otherwise
+writes into them would add up over calls, and one call would return the same tensor as the next.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def settle_factories(graph: fx.Graph, tape: Tape) -> None:
 
 
 def _remade_storages(graph: fx.Graph, tape: Tape, reads: dict[fx.Node, Tensor]) -> set[StorageKey]:
-    """Return the storages that must be made at each call: someone may write into them, or what they are computed from changes."""
+    """Return the storages that must be made at each call: something may write into them, or they are computed from what changes."""
     known, effects = tape.known, Effects(tape.tracer.operations)
     parameters = {storage_key(tensor) for entry in tape.entries for tensor in entry.tensors if isinstance(tensor, nn.Parameter)}
     remade = _computed_from(tape, parameters | set(tape.owned)) | set(known.traced) | set(known.rewritten)
@@ -63,7 +63,7 @@ def _remade_storages(graph: fx.Graph, tape: Tape, reads: dict[fx.Node, Tensor]) 
 
 
 def _computed_from(tape: Tape, changing: set[StorageKey]) -> set[StorageKey]:
-    """Return these storages of the model, and those that are computed from them."""
+    """Return these storages, and those of all results that the forward computed from them."""
     storages = set(changing)
     for entry in tape.entries:
         if not storages.isdisjoint(map(storage_key, entry.tensors)):
@@ -82,7 +82,7 @@ def _refuse_decisions(tape: Tape, changing: set[StorageKey]) -> None:
 
 
 def _escapes(node: fx.Node, returned: set[fx.Node], effects: Effects) -> bool:
-    """Whether the caller may get the storage of a node."""
+    """Whether the forward may return the storage of a node to its caller."""
     sharing, waiting = {node}, [node]
     while waiting:
         current = waiting.pop()
@@ -96,7 +96,7 @@ def _escapes(node: fx.Node, returned: set[fx.Node], effects: Effects) -> bool:
 
 
 def _needed(tape: Tape, tensors: Iterable[Tensor]) -> set[TapeEntry]:
-    """Return the entries that make these tensors or write into their storages, and in turn those that their arguments need."""
+    """Return the entries that make these tensors or write into their storages, and, in turn, those that the arguments of these need."""
     makers, by_key = tape.known.made, defaultdict[StorageKey, list[TapeEntry]](list)
     for entry in tape.entries:
         for key in entry.written_storages:
@@ -120,18 +120,18 @@ def _refuse_unseen(tape: Tape, tensors: Iterable[Tensor], remade: set[StorageKey
     known = tape.known
     for tensor in tensors:
         key = storage_key(tensor)
-        moved = tape.moved.get(id(tensor))
-        if moved is not None or (key in remade and key in known.untracked):
-            place = known.untracked[key] if moved is None else moved
+        moved_at = tape.moved.get(id(tensor))
+        if moved_at is not None or (key in remade and key in known.untracked):
+            place = known.untracked[key] if moved_at is None else moved_at
             raise TraceError(
                 "the forward gives a tensor another storage, or writes into it, in a way that a trace cannot see"
-                f"{place and f', noticed{place}'}: Tensor.set_, torch.utils.swap_tensors, t.real = ... Copy instead: t.copy_(other), "
-                f"torch.complex(real, imag). {CURE}"
+                f"{place and f', noticed{place}'}: by Tensor.set_, torch.utils.swap_tensors or an assignment to t.real. Copy instead: "
+                f"t.copy_(other), torch.complex(real, imag). {CURE}"
             )
         if key in remade and key in known.fresh and id(tensor) not in known.made:
             raise TraceError(
                 f"the forward makes a {type(tensor).__name__} in the memory of another tensor in a way that a trace cannot see: "
-                f"as_subclass, torch.Tensor(t), nn.Parameter(t). Use t itself, or a view: t.view_as(t). {CURE}"
+                f"by as_subclass, torch.Tensor(t) or nn.Parameter(t). Use t itself, or a view: t.view_as(t). {CURE}"
             )
 
 
@@ -155,19 +155,19 @@ def _refuse(tape: Tape, entries: set[TapeEntry], remade: set[StorageKey]) -> Non
 
 
 class _FactoryWriter:
-    """Adds nodes to the graph for entries of the tape, each at the place where it ran."""
+    """Adds nodes to the graph for entries of the tape, each at the place in the graph where the entry ran."""
 
     def __init__(self, graph: fx.Graph, tape: Tape) -> None:
         self.graph, self.tape = graph, tape
         self._nodes: dict[int, fx.Node] = {}  # the node of each tensor, by the tensor's id
-        self._last: dict[fx.Node | None, fx.Node] = {}  # by the node after which entries ran: the last node that was added there
+        self._last: dict[fx.Node | None, fx.Node] = {}  # by a node after which entries ran: the last node added after it
         self._new: dict[fx.Node, TapeEntry] = {}
 
     def run(self, entries: Iterable[TapeEntry], read: dict[fx.Node, Tensor]) -> None:
         """Add nodes for the entries, and make the graph read them instead of the constants in ``read``."""
         for entry in entries:
-            behind = self._last.get(entry.after, entry.after)
-            with self.graph.inserting_before(behind.next if behind is not None else next(iter(self.graph.nodes))):
+            previous = self._last.get(entry.after, entry.after)
+            with self.graph.inserting_before(previous.next if previous is not None else next(iter(self.graph.nodes))):
                 self._last[entry.after] = self._make(entry)
         for node, tensor in read.items():
             node.replace_all_uses_with(self._nodes[id(tensor)])
@@ -206,14 +206,14 @@ class _FactoryWriter:
         return self.graph.call_function(function, args, kwargs)
 
     def _annotated(self, node: fx.Node, entry: TapeEntry) -> fx.Node:
-        """Write to a node where its entry ran."""
-        label_site(node, entry.scope)  # no value of the model: it has no name, and takes none from others
+        """Write the line of code and the module calls where an entry ran to a node that it made."""
+        label_site(node, entry.scope)  # without a name, so that the names of other values stay as they are
         node.meta["origin"], node.meta["nn_module_stack"] = entry.origin, entry.stack
         self._new[node] = entry
         return node
 
     def _value(self, value: Any) -> Any:
-        """Replace tensors in arguments by nodes; a tensor that the forward did not make is read from the model, or is a constant."""
+        """Replace tensors in arguments by nodes. A tensor that the forward did not make is read from the model or as a constant."""
         if isinstance(value, Tensor):
             return self._nodes[id(value)] if id(value) in self._nodes else fx.Tracer.create_arg(self.tape.tracer, value)
         if isinstance(value, (tuple, list)):

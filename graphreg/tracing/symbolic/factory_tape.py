@@ -1,8 +1,8 @@
 """The tape: records what a forward does during a trace with the tensors that it makes itself.
 
-torch.fx runs ``torch.zeros(4)`` while it traces and puts the tensor into the graph, one for all calls: what is written into it
-stays from call to call. Here such operations run too, so that the forward can read their results, and the tape records each with
-its place in the graph. ``factories.py`` then decides which of them the graph must repeat at each call.
+torch.fx runs ``torch.zeros(4)`` while it traces and puts that one tensor into the graph for all calls, so that a call finds what the
+calls before wrote into it. Here such operations run too, since the forward may read their results, and the tape records each with its
+place in the graph. ``factories.py`` then decides which of them the graph must repeat at each call.
 
 As soon as a traced value may have been written into a tensor, its content is unknown. From then on each operation on the tensor, or
 on a view of it, becomes a node of the graph.
@@ -30,15 +30,15 @@ from graphreg.tracing.symbolic.proxies import Value
 from graphreg.tracing.symbolic.tape_records import StorageFacts, TapeEntry
 from graphreg.tracing.tensors import SavedTensor, StorageKey, TensorState, storage_key, tensors_by_path, tensors_in
 
-# What can be read of a tensor and does not depend on its content, so that no write changes it.
+# Attributes, methods and functions whose result does not depend on a tensor's content, so that no write changes it.
 FACTS = {
     "shape", "ndim", "dtype", "device", "layout", "size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset", "__len__",
     "is_floating_point", "is_complex", "is_contiguous", "is_cuda", "is_cpu", "is_sparse", "is_quantized", "is_mps", "is_meta", "is_signed",
     "is_nested", "is_mkldnn", "itemsize", "nbytes", "element_size", "get_device", "is_pinned", "is_shared", "names", "__hash__",
     "__repr__", "__dir__", "is_inference", "is_leaf", "result_type", "can_cast", *PRIVATE_FACTS,
 }  # fmt: skip
-EXPOSING = {"numpy", "__array__", "untyped_storage", "storage", PRIVATE_STORAGE, "__dlpack__", "data_ptr"}  # others may write into it then
-SHARING = {"as_tensor", "asarray", "from_numpy", "frombuffer", "from_dlpack", "from_file"}  # in the memory of another object
+EXPOSING = {"numpy", "__array__", "untyped_storage", "storage", PRIVATE_STORAGE, "__dlpack__", "data_ptr"}  # others may then write to it
+SHARING = {"as_tensor", "asarray", "from_numpy", "frombuffer", "from_dlpack", "from_file"}  # the tensor is in another object's memory
 PYTHON_READS = {"__bool__", "__int__", "__float__", "__index__", "__complex__", "__contains__"}  # Python needs these results at once
 _PLAIN = (int, float, complex, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Generator, type(...))
 CURE = "Compute a new value instead, or move that step into a submodule of its own, which then becomes an opaque module."
@@ -49,10 +49,10 @@ class Tape(TorchFunctionMode):
 
     Attributes:
         tracer: The ``SiteTracer`` that traces the model.
-        entries: The operations in order.
+        entries: The recorded operations in order.
         known: Facts about storages.
-        effects: What nodes share and write into.
-        moved: By id, the model's tensors that have another storage now, with the line where that was noticed.
+        effects: Which storages nodes share, and which they write into.
+        moved: By id of a tensor of the model that has another storage now, the line where that was noticed.
         owned: The names of the model's tensors by storage.
     """
 
@@ -61,7 +61,7 @@ class Tape(TorchFunctionMode):
         super().__init__()
         self.tracer, self.entries, self.known = tracer, list[TapeEntry](), StorageFacts()
         self.effects = Effects(tracer.operations)
-        self._undo: list[tuple[dict[Any, Any], Any]] = []
+        self._undo: list[tuple[dict[Any, Any], Any]] = []  # (dict of facts, key) of each fact, in the order in which they were added
         self._alive: list[Tensor] = []  # keeps ids and storages from being reused
         self._states: dict[int, tuple[Tensor, TensorState]] = {}  # by id: each tensor that was seen, with its state then
         self.moved: dict[int, str] = {}
@@ -69,7 +69,7 @@ class Tape(TorchFunctionMode):
         for path, module in root.named_modules():
             mine = {**vars(module), **module._parameters, **module._buffers}
             for name, value in mine.items():
-                if issubclass(type(value), Tensor):  # not isinstance: ``StaleValue`` of ``side_effects`` refuses to be looked at
+                if issubclass(type(value), Tensor):  # not isinstance, which asks the value: it may be a ``StaleValue``
                     self.owned.setdefault(storage_key(value), f"{path}.{name}" if path else name)
                     self._states[id(value)] = value, TensorState.of(value)
 
@@ -84,7 +84,7 @@ class Tape(TorchFunctionMode):
         if _has_proxy((args, kwargs)):
             self._refuse_assignment(func, name)
             return self._setitem(args) if name == "__setitem__" else func(*args, **kwargs)
-        if name.partition(".")[0] == "set_":  # shown under this name only once torch.export or Dynamo has been imported
+        if name.partition(".")[0] == "set_":  # a mode sees it in some cases only; ``check_states`` always notices it
             return func(*args, **kwargs)
         if any(storage_key(tensor) in self.known.traced for tensor in tensors):
             return self._as_node(func, name, args, kwargs)
@@ -105,7 +105,7 @@ class Tape(TorchFunctionMode):
         """Notice changes that no function mode sees: by ``Tensor.set_``, ``torch.utils.swap_tensors``, ``t.real = ...``.
 
         Args:
-            tensors: The tensors to compare with their last known states; all that were seen, if None.
+            tensors: The tensors to compare with their last known states. If None, all that the tape has seen.
         """
         for tensor in [tensor for tensor, _ in self._states.values()] if tensors is None else tensors:
             now = TensorState.of(tensor)
@@ -122,13 +122,13 @@ class Tape(TorchFunctionMode):
                     self._add(self.known.rewritten, key)
 
     def _update_states(self, tensors: Iterable[Tensor], written: Iterable[StorageKey]) -> None:
-        """Take over the states of these tensors, and of those whose storages were written into, after an operation that was recorded."""
+        """After a recorded operation, note the new states of these tensors and of all others in the storages that it wrote into."""
         others = [tensor for tensor, state in self._states.values() if state.key in written]
         for tensor in (*tensors, *others):
             self._states[id(tensor)] = tensor, TensorState.of(tensor)
 
     def is_model_state(self, tensor: Tensor) -> bool:
-        """Whether a tensor belongs to the model and the forward writes into it, so that it is like a buffer and no site."""
+        """Whether a tensor belongs to the model and the forward writes into it. Then it is treated as a buffer, which is no site."""
         return storage_key(tensor) in self.known.traced and storage_key(tensor) in self.owned
 
     def node_created(self, node: fx.Node) -> None:
@@ -138,7 +138,7 @@ class Tape(TorchFunctionMode):
         if not sources:
             return
         definite, possible, shares = self._effects_of(node)
-        definite = definite or tuple(sources if is_in_place(node) else ())  # an in-place operation also writes into the tensors of a list
+        definite = definite or tuple(sources if is_in_place(node) else ())  # an in-place operation may write into a list of tensors
         for written in {**dict.fromkeys(possible), **dict.fromkeys(definite)}:
             for key in holding.get(written, ()):
                 if written in definite:
@@ -150,7 +150,7 @@ class Tape(TorchFunctionMode):
     def _effects_of(self, node: fx.Node) -> tuple[tuple[fx.Node, ...], ...]:
         """Return the nodes that a node writes into, may write into, and shares storage with.
 
-        Finding that out runs operations, which are not the model's.
+        To find that out, ``Effects`` runs operations on tensors of its own. The tape must not record them.
         """
         before, self.tracer.evaluating = self.tracer.evaluating, True
         try:
@@ -159,7 +159,7 @@ class Tape(TorchFunctionMode):
             self.tracer.evaluating = before
 
     def module_output(self, value: Any) -> Any:
-        """Return a module's result, with a node for each tensor into which traced values were written: for its present content."""
+        """Return a module's result, where a new node with the present content replaces each tensor that may hold traced values."""
         kind = type(value)
         if issubclass(kind, Tensor) and storage_key(value) in self.known.traced:
             return self.tracer.alias(value)
@@ -225,7 +225,7 @@ class Tape(TorchFunctionMode):
             return
         representable = _is_representable((args, kwargs))
         if not representable and (keys or name in SHARING):
-            return  # in memory that a graph cannot make, or from arguments that it cannot hold
+            return  # a graph cannot make the memory of the result, or cannot hold the arguments: nothing is recorded
         last = next(iter(reversed(self.tracer.graph.nodes)), None)
         stack = dict(self.tracer.module_stack)
         entry = TapeEntry(func, args, kwargs, last, self.tracer.scope_path, stack, origin_now(), result, written, regions())
@@ -243,7 +243,7 @@ class Tape(TorchFunctionMode):
                     self._add(self.known.fresh, storage_key(tensor))
 
     def _as_node(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
-        """Make a node of an operation on a tensor that may hold traced values."""
+        """Make a node for an operation on a tensor that may hold traced values."""
         tracer = self.tracer
         if name in FACTS or name in EXPOSING - {"numpy", "__array__"}:
             return func(*args, **kwargs)
@@ -272,7 +272,7 @@ class Tape(TorchFunctionMode):
             raise AttributeError(f"it assigns .{attribute_of(func)} of a tensor, which a graph cannot carry; make a new one instead")
 
     def _refuse_others(self, key: StorageKey) -> None:
-        """Raise RuntimeError where a storage that is written into is neither the forward's nor the model's."""
+        """Raise RuntimeError if a storage that an operation writes into was not made by the forward and does not belong to the model."""
         if key not in self.known.fresh and key not in self.owned:
             raise RuntimeError(
                 "it writes into a tensor that it neither makes by an operation of torch (torch.zeros, torch.tensor) nor finds on the "
@@ -319,10 +319,10 @@ def _copied(value: Any) -> Any:
 
 
 def _written_by_schema(name: str, args: Any, kwargs: dict[str, Any]) -> Iterator[Tensor]:
-    """Yield the tensors that an operation writes into by its schema.
+    """Yield the tensors that an operation writes into according to its schema.
 
-    Version counters do not show them all: under a dispatch mode, such as one that watches for draws, ``torch._foreach_add_`` does not
-    count them up.
+    Version counters do not show all writes: under a dispatch mode, such as the one that counts random draws, ``torch._foreach_add_``
+    does not increase them.
     """
     schema = declared(name)
     for position, argument in schema.writes if schema is not None else ():
@@ -330,14 +330,14 @@ def _written_by_schema(name: str, args: Any, kwargs: dict[str, Any]) -> Iterator
 
 
 def _operation_name(func: Any) -> str:
-    """Return the name of a function; of the getter of a property in ``FACTS``, the property's name."""
+    """Return the name of a function. For the getter of a property in ``FACTS``, that is the property's name, not ``__get__``."""
     name = str(getattr(func, "__name__", ""))
     attribute = attribute_of(func) if name == "__get__" else ""
     return attribute if attribute in FACTS else name
 
 
 def attribute_of(func: Any) -> str:
-    """Return the attribute of a tensor that a getter or setter belongs to."""
+    """Return the name of the tensor attribute that a getter or setter belongs to."""
     return str(getattr(getattr(func, "__self__", None), "__name__", "an attribute"))
 
 

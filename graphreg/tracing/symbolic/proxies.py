@@ -1,4 +1,4 @@
-"""The proxies of a symbolic trace: they record in-place operators as such, and buffers know their shapes."""
+"""The proxies of a symbolic trace. They record in-place operators as in-place, and the proxy of a buffer has the buffer's shape."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from torch.fx.proxy import Attribute
 
 from graphreg.ir import IN_PLACE_NAMES, label_site, origin_now, scope_of
 
-# Packages whose code belongs to no model: there a proxy may show that it is one. Not functools: singledispatch checks classes there.
+# Packages that hold no code of a model. Their class checks may see that a proxy is one; those of a model may not. functools is left
+# out, because singledispatch checks classes for the model.
 FOREIGN = sys.stdlib_module_names - {"__main__", "functools"} | {"torch", "graphreg", "numpy", "scipy", "pandas", "networkx", "sympy"}
 
 
 def _tests_class(frame: types.FrameType) -> bool:
-    """Whether Python code in this frame checks a class. torch's argument parser also reads ``__class__``, and must see a proxy."""
+    """Whether Python code in this frame may check a class. If not, it is C code that asks: torch's argument parser must see a proxy."""
     code, place = frame.f_code, frame.f_globals
     by_name = "__class__" in code.co_names or ("isinstance" in code.co_names and "isinstance" not in place)
     return by_name or place.get("__name__") == "functools" or frame.f_lasti in _class_patterns(code)
@@ -37,7 +38,7 @@ _FIELDS = ("tracer", "node")
 
 
 def _assignment_message(name: str, what: str = "assigns") -> str:
-    """Word the error for an attribute of a traced value that is assigned or deleted."""
+    """Return the error message for code that assigns or deletes an attribute of a traced value."""
     return f"it {what} .{name} of a traced value, which a graph cannot carry; make a new value, or write into it (x.copy_(...))"
 
 
@@ -56,8 +57,8 @@ class AttributeProxy(Attribute):
 class Value(fx.Proxy):
     """A value of the graph on which ``+=`` and other in-place operators are recorded as in-place.
 
-    Without these methods Python falls back to ``+``, and the write does not reach the same tensor under another name (a skip
-    connection, a view, the caller's): torch.fx silently traces another function than the model's.
+    Without these methods Python falls back to ``+``, which makes a new value. The write does not reach other uses of the same tensor
+    (a skip connection, a view, the caller's variable), and torch.fx silently traces another function than the model's.
     """
 
     @classmethod
@@ -71,8 +72,8 @@ class Value(fx.Proxy):
     def __class__(self) -> type:
         """The class that ``isinstance`` sees.
 
-        ``isinstance_patch.py`` answers ``isinstance`` in the model's code. Other checks in it (``match``, functions that were not found)
-        come here and are refused, because a proxy would silently take the wrong branch.
+        ``isinstance_patch.py`` answers ``isinstance`` in the model's code. Other class checks of the model (``match``, code that the
+        patch did not find) come here and raise, because a proxy would silently take the wrong branch.
         """
         if self.tracer.is_tuple(self.node):  # type: ignore[attr-defined]
             return tuple
@@ -83,7 +84,7 @@ class Value(fx.Proxy):
         raise TypeError(f"{home} checks the class of the traced value {self.node.name!r} in a way that a trace cannot answer")
 
     def __getattr__(self, k: str) -> AttributeProxy:
-        if k in ("grad", "grad_fn"):  # not an AttributeError, which getattr() with a default would catch
+        if k in ("grad", "grad_fn"):  # no AttributeError: getattr() with a default would catch it
             raise TypeError(f"it reads .{k} of a tensor, which depends on earlier calls and not on this one")
         return AttributeProxy(self, k)
 
@@ -103,7 +104,7 @@ class Value(fx.Proxy):
     def _in_place(self, function: Callable[..., Any], other: Any) -> Any:
         """Record an in-place operator."""
         if self.node in getattr(self.tracer, "sizes", ()):
-            return NotImplemented  # a number: Python's fallback is right
+            return NotImplemented  # a number: Python falls back to ``+``, which is right for it
         return self.tracer.create_proxy("call_function", function, (self, other), {})
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -115,7 +116,7 @@ class Value(fx.Proxy):
         made = tracer.create_proxy("call_function", operator.setitem, (target, key, value), {})
         label_site(made.node, scope_of(made.node))
 
-    # What Python calls on a number or a shape and torch.fx does not support; see ``shape_decisions.py``.
+    # Methods that Python calls on a number or a shape, and that torch.fx does not support; see ``shape_decisions.py``.
     def __index__(self) -> int:
         return int(self._concrete("an index", int))
 
@@ -132,7 +133,7 @@ class Value(fx.Proxy):
         return self.tracer.create_proxy("call_function", round, (self, *digits), {})
 
     def _concrete(self, what: str, *kinds: type) -> Any:
-        """Return the value for the example inputs."""
+        """Return the value that the example inputs give."""
         return self.tracer.concrete(self, what, kinds)  # type: ignore[attr-defined]
 
 

@@ -51,7 +51,7 @@ def symbolic(
     """
     opaque, assumed, mode_reads = dict[str, str](), dict[str, None](), ModeReads()
 
-    def traced(into: dict[str, torch.Tensor], answers: Answers) -> tuple[fx.Graph, SiteTracer]:
+    def trace_with(into: dict[str, torch.Tensor], answers: Answers) -> tuple[fx.Graph, SiteTracer]:
         before = set(model.__dict__)
         tracer, graph = SiteTracer(opaque, dict(specialized), examples, answers), None
         with suppress(NeedsFunctionTable):
@@ -64,20 +64,20 @@ def symbolic(
         return graph, tracer
 
     def once() -> fx.Graph:
-        graph, tracer = traced(constants, {})
+        graph, tracer = trace_with(constants, {})
         opaque.update(tracer.opaque)
         assumed.update(tracer.assumed_tensors)
         mode_reads.update(tracer.environment.mode_reads)
 
         def same(answers: Answers) -> bool:
             with model_restored(model):
-                return same_graph(graph, lambda: traced(dict(constants), answers)[0])
+                return same_graph(graph, lambda: trace_with(dict(constants), answers)[0])
 
         settle_queries(graph, tracer.environment.queries, same, opaque)
         return graph
 
     try:
-        graphs = trace_both_modes(model, once, opaque, mode_reads, run=False)  # fills the other two
+        graphs = trace_both_modes(model, once, opaque, mode_reads, run=False)  # fills opaque and assumed
         return graphs, opaque, list(assumed)
     except GraphRegError:
         raise
@@ -92,16 +92,16 @@ def location(error: BaseException) -> str:
 
 
 def _refusal(model: nn.Module, error: Exception, examples: bool) -> str:
-    """Word the error for a model that cannot be traced; ``examples``: whether example inputs were given."""
+    """Return the error message for a model that cannot be traced; ``examples``: whether example inputs were given."""
     if isinstance(error, RecursionError):
         return (
             f"{type(model).__name__} cannot be traced symbolically{location(error)}: Python's recursion limit was reached, which "
-            "graphreg raises by as much as the nesting of modules needs. The model nests more calls than that, or recurses without end "
-            "because a trace has no values to stop at. If the depth is intended, raise the limit (sys.setrecursionlimit)."
+            "graphreg raises by as much as the nesting of modules needs. The model nests more calls than that, or its recursion "
+            "stops on a value, which a trace does not have. If the depth is intended, raise the limit (sys.setrecursionlimit)."
         )
     return (
         f"{type(model).__name__} cannot be traced symbolically{location(error)} ({str(error).strip() or type(error).__name__}). "
-        "Move that step into a submodule of its own, which then becomes an opaque module, mark a helper function with torch.fx.wrap, or "
-        "base the decision on a constant instead of a tensor."
-        + ("" if examples else " If it depends on a shape, give example_inputs: the graph follows their shapes, and asserts them.")
+        "Move that step into a submodule of its own, which then becomes an opaque module, or into a function that torch.fx.wrap marks. "
+        "If it is a decision on a tensor, base it on a constant."
+        + ("" if examples else " If it is a decision on a shape, give example_inputs: the graph asserts that each call decides as they do.")
     )

@@ -1,4 +1,4 @@
-"""What the tape of a trace holds: its entries, one an operation, and the facts known about each storage."""
+"""Records of the tape: an entry for each operation that ran during a trace, and facts about the storages of tensors."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from graphreg.tracing.tensors import StorageKey, tensors_in
 
 @dataclass(eq=False)
 class TapeEntry:
-    """An operation on tensors that are not traced values.
+    """An operation that ran during the trace, without a traced value among its arguments.
 
     Attributes:
         function: The function of torch that was called.
         args: Its positional arguments, copied.
         kwargs: Its keyword arguments, copied.
-        after: The last node of the graph when it ran.
-        scope: The path of the module whose code called it.
+        after: The last node that the graph had when the operation ran, or None.
+        scope: The path of the module whose code called the function.
         stack: The stack of module calls, as torch.fx writes it to nodes.
         origin: The line of the user's code.
-        result: What it returned.
-        written_storages: The storages that it wrote into.
-        region: Whether grad mode, autocast and the like were on.
+        result: What the function returned.
+        written_storages: The storages that the operation wrote into.
+        region: Whether grad mode, inference mode and autocast were on.
         copy: A copy of the result, where no graph can hold the arguments.
     """
 
@@ -55,7 +55,7 @@ class TapeEntry:
 
 @dataclass
 class StorageFacts:
-    """What is known about storages. Each dict only grows; the tape remembers the order, so that a trace can be rolled back.
+    """Facts about storages. Facts are only added; the tape remembers in which order, so that a trace can be rolled back.
 
     Attributes:
         made: By the id of a tensor, the entry that made it and its path in the result.
@@ -65,9 +65,9 @@ class StorageFacts:
         traced: Storages into which a traced value may have been written.
         rewritten: Storages that the forward wrote into after the graph had read them.
         exposed: Storages that another library may write into, with the function that gave it access.
-        python_reads: Results that went to Python: the storages that they depend on, and the line.
-        holding: Nodes that may share these storages.
-        untracked: Storages that were changed or given up in a way that no function mode sees, with the line where it was noticed.
+        python_reads: By number, each result that is no tensor (``bool(t)``): the storages that it depends on, and the line.
+        holding: By node, the storages that its value may share.
+        untracked: Storages that changed, or that a tensor left, in a way that no function mode sees; with the line where that was noticed.
     """
 
     made: dict[int, tuple[TapeEntry, tuple[int, ...]]] = field(default_factory=dict)

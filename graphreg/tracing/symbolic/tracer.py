@@ -1,7 +1,7 @@
-"""The symbolic tracer: torch.fx's tracer, which also names every value and calls a module as opaque where it cannot trace it.
+"""The symbolic tracer: a torch.fx tracer that also names every value, and makes a submodule opaque if it cannot trace its code.
 
-A node's names go to ``node.meta["site"]``: the path of its module and its labels. They are plain data, so that
-they survive pickling, and no later stage needs the tracer again.
+``node.meta["site"]`` has the names of a node: the path of its module and its labels. They are plain data, so that they survive
+pickling and no later stage needs the tracer.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class SiteTracer(DecisionTracer):
     Attributes:
         opaque: The opaque modules by path, with reasons; a trace may add some.
         specialized: The specialized arguments by name.
-        environment: The queries of global state that the forward made.
-        region: Whether grad mode, autocast and the like were on when the trace began.
+        environment: The queries of global state that the forward made, such as ``torch.is_grad_enabled()``.
+        region: Whether grad mode, inference mode and autocast were on when the trace began.
         operations: Facts about the operations of the model.
         tape: The operations on tensors that the forward makes itself.
     """
@@ -77,15 +77,15 @@ class SiteTracer(DecisionTracer):
         Args:
             opaque: Opaque modules by path, with reasons.
             specialized: Specialized arguments by name.
-            examples: The example inputs by argument name, by which the forward decides on shapes.
+            examples: The example inputs by argument name. Where the forward decides on a shape, it gets theirs.
             answers: Answers to queries of global state that differ from torch's own.
         """
-        # torchvision's own tracer takes its operations as single nodes; where it is loaded, so do we, to get the same names.
+        # torchvision's feature extraction records each function of torchvision.ops as one node. So does this tracer, for equal names.
         ops = sys.modules.get("torchvision.ops")
         super().__init__(examples or {}, autowrap_modules=(math, ops) if ops else (math,))
         take_as_one(self, WRAPPED, (torch, torch.nn.utils.rnn))
         self.opaque, self.specialized = dict(opaque), specialized
-        self.thread = threading.get_ident()  # torch.fx patches nn.Module for all threads, but one traces
+        self.thread = threading.get_ident()  # torch.fx patches nn.Module for all threads; only this one traces
         self.environment = EnvironmentQueries(lambda: None if self.evaluating else self.scope_path, answers or {})
         self._namer = Namer(())
         self._outputs: list[tuple[str, str, str, Any]] = []  # (name, module path, class, value) of each module call
@@ -93,7 +93,7 @@ class SiteTracer(DecisionTracer):
         self._buffers: dict[int, str] = {}
         self.region = regions()
         self._constants = BufferConstants()
-        self._calls: list[str] = []  # the calls that ``num_calls`` counts, in order; copying that dict at each call would be quadratic
+        self._calls: list[str] = []  # paths in order of the calls, to roll ``num_calls`` back; a copy at each call would be quadratic
         self.operations = Operations(nn.Module())
         self.tape = Tape(self, nn.Module())
         self.module_stack = ModuleStack()
@@ -148,10 +148,10 @@ class SiteTracer(DecisionTracer):
             yield
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
-        """Return what torch.fx calls for the root, and its arguments: proxies, and the values of specialized arguments.
+        """Return the function that torch.fx calls to trace the root, and its arguments: proxies, and values of specialized arguments.
 
-        The root is called as a user calls it, with its hooks and a forward that is set on the instance. torch.fx itself reads
-        ``type(root).forward`` and loses both.
+        The function calls the root as a user does, with its hooks, and with the forward of the instance if it has one. torch.fx itself
+        calls ``type(root).forward`` and loses both.
         """
         root, values, keywords, variadic = self.root, list[Any](), list[str | None](), list[int]()
         for name, parameter in inspect.signature(root.forward).parameters.items():
@@ -185,7 +185,7 @@ class SiteTracer(DecisionTracer):
             return forward(*args, **kwargs)
         try:
             path = self.path_of_module(m)
-        except NameError:  # made inside a forward, so no submodule: its code counts as its caller's
+        except NameError:  # made inside a forward, so it is no submodule: its code counts as its caller's
             return forward(*args, **kwargs)
         if has_backward_hooks(m):
             self.opaque.setdefault(path, "it has backward hooks")
@@ -203,7 +203,7 @@ class SiteTracer(DecisionTracer):
                     raise AttributeError(f"its forward assigns the buffer {assigned}")
                 if randomness() != drawn:
                     raise AttributeError("its forward draws random numbers, which a trace would freeze")
-            except (GraphRegError, RecursionError):  # the rest of the trace would end at the same depth
+            except (GraphRegError, RecursionError):  # an opaque module is no cure: the trace goes on at the same depth
                 raise
             except Exception as error:  # whatever a forward raises on proxies: the module becomes opaque
                 raise_interrupt(error)
@@ -217,7 +217,7 @@ class SiteTracer(DecisionTracer):
         return value
 
     def _record_call(self, path: str, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Call a module as torch.fx does, and remember that ``num_calls`` was counted up."""
+        """Call a module as torch.fx does, and note the call, which ``num_calls`` counts."""
         self._calls.append(path)
         return super().call_module(m, forward, args, kwargs)
 
@@ -234,11 +234,11 @@ class SiteTracer(DecisionTracer):
         return proxy
 
     def is_tuple(self, node: fx.Node) -> bool:
-        """Whether a node's value is a tuple."""
+        """Whether a node's value is a tuple that a layer of torch returned."""
         return gives_tuple(node, self.operations.modules)
 
     def create_arg(self, a: Any) -> Any:
-        """Turn an argument into what a node takes, with nodes in place of proxies. torch.fx calls this."""
+        """Turn an argument of an operation into an argument of a node: nodes replace proxies. torch.fx calls this."""
         kind = type(a)  # the most common types first: torch.fx makes twenty checks of each argument
         if kind in PLAIN:
             return a
@@ -272,7 +272,7 @@ class SiteTracer(DecisionTracer):
         return super().create_node(kind, *rest, **more)
 
     def alias(self, tensor: torch.Tensor) -> fx.Proxy:
-        """Make a tensor a value of the graph, without a name of its own."""
+        """Add a node that aliases a tensor, without a name, and return its proxy."""
         node = self.create_node("call_function", torch.ops.aten.alias.default, (self.create_arg(tensor),), {})
         label_site(node, self.scope_path)
         self.tape.node_created(node)
@@ -284,7 +284,7 @@ class SiteTracer(DecisionTracer):
         return self._scopes[-1]
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
-        """Return an attribute that a module's code reads: proxies of parameters and buffers, other values as they are."""
+        """Return an attribute that the model's code reads from a module: a proxy for a parameter or buffer, other values as they are."""
         self._parameter_cache = parameter_proxy_cache
         if self.evaluating or threading.get_ident() != self.thread:
             return attr_val
@@ -312,7 +312,7 @@ class SiteTracer(DecisionTracer):
         return last, self._namer.mark(), len(self._outputs), dict(self.module_stack), len(self._calls), self.tape.mark()
 
     def _roll_back(self, mark: tuple[Any, ...]) -> None:
-        """Remove what was traced since a mark."""
+        """Remove everything that was traced after a mark."""
         last, names, outputs, stack, calls, tape = mark
         self.tape.roll_back(tape)
         for node in reversed(self.graph.nodes):

@@ -1,4 +1,4 @@
-"""Ports: the items of a tuple that a graph uses, each a value with names of its own."""
+"""Ports: nodes that take an item out of a tuple. Each is a value with its own names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from graphreg.tracing.shape_decisions import in_parts
 def settle_ports(graph: fx.Graph, operations: Operations) -> None:
     """Merge nodes that take the same item out of a tuple (``parts[0]`` twice) into one node with all of their labels.
 
-    The two states of nn.LSTMCell and the output of a recurrent layer get a port even if the model passes the tuple on as it is.
+    The two states of nn.LSTMCell and the output of a recurrent layer get a port even if the model passes the whole tuple on.
     """
     first: dict[tuple[Any, ...], fx.Node] = {}
     for node in graph.nodes:
@@ -24,11 +24,11 @@ def settle_ports(graph: fx.Graph, operations: Operations) -> None:
             _take_out(graph, node, (1, 0) if isinstance(module, nn.LSTMCell) else (0,), operations)
         if not is_port(node, operations):
             continue
-        kept = first.setdefault(node.args, node)
-        if kept is not node:
+        earlier = first.setdefault(node.args, node)
+        if earlier is not node:
             for label in own_labels(node):
-                add_label(kept, label)
-            node.replace_all_uses_with(kept)
+                add_label(earlier, label)
+            node.replace_all_uses_with(earlier)
             graph.erase_node(node)
 
 
@@ -36,12 +36,12 @@ def assert_guesses(graph: fx.Graph, operations: Operations) -> None:
     """Make the graph assert that each value that was assumed to be a tuple is one."""
     for node in [node for node in graph.nodes if operations.guesses_list(node)]:
         with graph.inserting_after(node):
-            look = graph.call_function(in_parts, (node, str(node.target) if node.op == "call_module" else node.name))
-            label_site(look, scope_of(node))
+            assertion = graph.call_function(in_parts, (node, str(node.target) if node.op == "call_module" else node.name))
+            label_site(assertion, scope_of(node))
 
 
 def _take_out(graph: fx.Graph, node: fx.Node, ports: Sequence[int], operations: Operations) -> None:
-    """Add a node for each of these items of a tuple that has none."""
+    """Add a node for each of these items of a tuple, unless a node takes it out already."""
     there = {user.args[1] for user in node.users if is_port(user, operations)}
     for port in ports:
         if port not in there:

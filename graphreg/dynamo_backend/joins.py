@@ -1,0 +1,136 @@
+"""Attached penalties in a backend: what ties the measurements of a call's graphs to the outputs of all of them.
+
+Each graph that measured has one autograd node, which gives its measurements their share of the penalties' gradient. The nodes form a
+chain, each behind that of the graph before, and an output joins the chain where it stands when its graph has run. So a backward pass from
+any output reaches the node of its own graph and those before it, each once, however many outputs it comes from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graphreg.errors import GraphRegError
+from graphreg.runtime import Scale, Way, collect, current, identity, in_place, refuse_twice, storage_of
+from graphreg.torch_internals import backward_task, transform_level
+
+Share = Callable[[str, torch.device, torch.dtype], Tensor]  # the derivative of a penalty by one of its measurements, 0-d
+
+
+class Joins:
+    """The chain of one call.
+
+    Attributes:
+        share: What a measurement of a penalty gets; it is asked in backward, for a mean is over the sites of all graphs.
+        scale: What the gradient of the penalties is multiplied by.
+        names: By node of the chain, the penalties that it serves.
+        token: The end of the chain while the call runs, a tensor whose gradient has the chain's nodes run; None where there is none.
+        reached: The backward pass that ran last, and the node of the chain that ran last in it.
+    """
+
+    def __init__(self, share: Share, scale: Scale | None) -> None:
+        self.share, self.scale = share, scale
+        self.names: list[list[str]] = []
+        self.token: Tensor | None = None
+        self.reached = (-1, 0)
+
+    def measured(self, names: Sequence[str], values: Sequence[Tensor]) -> None:
+        """Lengthen the chain by what a graph has measured for the penalties ``names``, or by the totals of those on parameters."""
+        live = [(name, value) for name, value in zip(names, values, strict=True) if value.requires_grad]
+        if not live or not torch.is_grad_enabled():
+            return
+        if transform_level() is not None:
+            raise GraphRegError(
+                "a backend's attached penalties cannot join under a transform of torch.func. Use penalties='return' and add "
+                "backend.penalties() to the loss, or graphreg.regularize."
+            )
+        self.names.append([name for name, _ in live])
+        values = [value for _, value in live]
+        self.token = _Shares.apply(self, len(self.names), current(self.scale), self.token, *values)  # type: ignore[no-untyped-call]
+
+    def join(self, outputs: list[Any], inputs: Sequence[Any]) -> list[Any]:
+        """Return a graph's outputs, of which those that need a gradient lead to the chain as it is now."""
+        live = list({id(out): out for out in outputs if isinstance(out, Tensor) and out.requires_grad}.values())
+        token = self.token
+        if not live or token is None:
+            return outputs
+
+        def apply(ways: Sequence[Way], entering: Sequence[Tensor]) -> tuple[Tensor, ...]:
+            return _Join.apply(self, tuple(ways), token, *entering)  # type: ignore[no-any-return,no-untyped-call]
+
+        known = frozenset(storage_of(value) for value in inputs if isinstance(value, Tensor))
+        joined = dict(zip(map(id, live), in_place(apply, live, live, known), strict=True))
+        return [joined.get(id(out), out) for out in outputs]
+
+    def apart(self, result: Any) -> tuple[list[Tensor], bool]:
+        """Return those of a call's outputs that need a gradient and do not lead to the chain, and whether they are all that need one.
+
+        What the model returns as it was given it (an argument, a parameter) is no output of a graph, nor is what code outside of graphs
+        computes.
+        """
+        if self.token is None or not torch.is_grad_enabled():
+            return [], False
+        outputs: list[Tensor] = []
+        collect(result, outputs, [])
+        live = [out for out in outputs if out.requires_grad]
+        found = [out for out in live if not self._leads(out.grad_fn)]
+        return found, len(found) == len(live)
+
+    def _leads(self, start: Any) -> bool:
+        waiting, seen = [start], {None}
+        while waiting:
+            node = waiting.pop()
+            if getattr(node, "joins", None) is self:
+                return True
+            if node not in seen:
+                seen.add(node)
+                waiting += [each for each, _ in node.next_functions]
+        return False
+
+    def end(self) -> None:
+        """The call has ended: let go of the chain, which refers to this object."""
+        self.token = None
+
+
+class _Shares(torch.autograd.Function):
+    """A node of the chain: its backward gives the measurements of one graph their share of the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, joins: Joins, number: int, scale: Any, before: Tensor | None, *values: Tensor) -> Tensor:
+        ctx.joins, ctx.number, ctx.scale, ctx.before = joins, number, scale, None if before is None else before.device
+        ctx.kinds = [(value.device, value.dtype) for value in values]
+        return torch.zeros((), device=values[0].device)  # on their device, whose thread then runs the backward
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        refuse_twice()
+        joins, task = ctx.joins, backward_task()
+        if ctx.number < len(joins.names) and joins.reached != (task, ctx.number + 1):  # the nodes behind run first, where they run
+            missed = dict.fromkeys(name for names in joins.names[ctx.number :] for name in names)
+            raise GraphRegError(
+                f"penalties='attach': this backward pass does not reach all graphs of the call, and would miss what {', '.join(missed)} "
+                "measured in the others. Have the loss depend on what the last graph computes, use penalties='return' and add "
+                "backend.penalties() to the loss, or use graphreg.regularize."
+            )
+        joins.reached = (task, ctx.number)
+        shares = [joins.share(name, *kind) for name, kind in zip(joins.names[ctx.number - 1], ctx.kinds, strict=True)]
+        scaled = [share * torch.as_tensor(ctx.scale, dtype=share.dtype, device=share.device) for share in shares]
+        return (None, None, None, None if ctx.before is None else grads[0].to(ctx.before), *scaled)
+
+
+class _Join(torch.autograd.Function):
+    """The identity on a graph's outputs; its backward has the chain run."""
+
+    @staticmethod
+    def forward(ctx: Any, joins: Joins, ways: tuple[Way, ...], token: Tensor, *outputs: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.joins, ctx.device = joins, token.device
+        return identity(ways, outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        refuse_twice()
+        return (None, None, torch.zeros((), device=ctx.device), *grads)
