@@ -63,7 +63,7 @@ class Backend(BackendHandle, RenamedAttributes):
         self._contexts: list[Any] = []  # torch.compile's contexts whose calls are hooked
         self._call: Call | None = None
         self._last: dict[str, Tensor] | None = None
-        self._apart = False  # whether it was said that an output does not lead to the attached penalties
+        self._apart = False  # whether there was a warning that some output does not lead to the attached penalties
 
     # called by torch.compile
 
@@ -161,7 +161,7 @@ class Backend(BackendHandle, RenamedAttributes):
             strict.__exit__(None, None, None)
             self._call = outer
             try:
-                if sys.exc_info()[1] is before:  # it has not failed
+                if sys.exc_info()[1] is before:  # the call has not failed
                     self._end(call)
             finally:
                 call.joins.end()

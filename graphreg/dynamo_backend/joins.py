@@ -1,8 +1,9 @@
-"""Attached penalties in a backend: what ties the measurements of a call's graphs to the outputs of all of them.
+"""Attached penalties in a backend: connects the measurements of a call's graphs to the outputs of the graphs in autograd.
 
-Each graph that measured has one autograd node, which gives its measurements their share of the penalties' gradient. The nodes form a
-chain, each behind that of the graph before, and an output joins the chain where it stands when its graph has run. So a backward pass from
-any output reaches the node of its own graph and those before it, each once, however many outputs it comes from.
+Each graph that measures gets an autograd node, whose backward gives the measurements their share of the penalties' gradient. The nodes
+form a chain: in backward each leads to the node of the graph before. The outputs of a graph lead to the node that is last when the graph
+has run. So a backward pass from any output runs the node of its own graph and those of earlier graphs, each once, however many outputs it
+starts from.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ Share = Callable[[str, torch.device, torch.dtype], Tensor]  # the derivative of 
 
 
 class Joins:
-    """The chain of one call.
+    """The chain of autograd nodes of one call.
 
     Attributes:
-        share: What a measurement of a penalty gets; it is asked in backward, for a mean is over the sites of all graphs.
-        scale: What the gradient of the penalties is multiplied by.
-        names: By node of the chain, the penalties that it serves.
-        token: The end of the chain while the call runs, a tensor whose gradient has the chain's nodes run; None where there is none.
-        reached: The backward pass that ran last, and the node of the chain that ran last in it.
+        share: Returns the derivative of a penalty by a measurement. It is called in backward, because a penalty is a mean over its sites in
+            all graphs.
+        scale: The factor of the penalties' gradient.
+        names: For each node of the chain, the penalty of each of its measurements.
+        token: The output of the chain's last node, from which backward runs the chain; None before the first node and after the call.
+        reached: The number of the latest backward pass, and the number of the node that ran last in it.
     """
 
     def __init__(self, share: Share, scale: Scale | None) -> None:
@@ -38,7 +40,14 @@ class Joins:
         self.reached = (-1, 0)
 
     def measured(self, names: Sequence[str], values: Sequence[Tensor]) -> None:
-        """Lengthen the chain by what a graph has measured for the penalties ``names``, or by the totals of those on parameters."""
+        """Add a node to the chain, for the measurements of a graph or for the totals of penalties on parameters.
+
+        Without a measurement that requires grad, nothing is added.
+
+        Args:
+            names: The penalty of each value.
+            values: The measurements or totals.
+        """
         live = [(name, value) for name, value in zip(names, values, strict=True) if value.requires_grad]
         if not live or not torch.is_grad_enabled():
             return
@@ -52,7 +61,10 @@ class Joins:
         self.token = _Shares.apply(self, len(self.names), current(self.scale), self.token, *values)  # type: ignore[no-untyped-call]
 
     def join(self, outputs: list[Any], inputs: Sequence[Any]) -> list[Any]:
-        """Return a graph's outputs, of which those that need a gradient lead to the chain as it is now."""
+        """Return a graph's outputs, after connecting those that require grad to the present last node of the chain.
+
+        ``inputs``: the arguments of the graph.
+        """
         live = list({id(out): out for out in outputs if isinstance(out, Tensor) and out.requires_grad}.values())
         token = self.token
         if not live or token is None:
@@ -66,10 +78,10 @@ class Joins:
         return [joined.get(id(out), out) for out in outputs]
 
     def apart(self, result: Any) -> tuple[list[Tensor], bool]:
-        """Return those of a call's outputs that need a gradient and do not lead to the chain, and whether they are all that need one.
+        """Return the outputs of a call that require grad and from which no backward pass reaches the chain.
 
-        What the model returns as it was given it (an argument, a parameter) is no output of a graph, nor is what code outside of graphs
-        computes.
+        The second result is whether these are all outputs that require grad. Such an output did not come from a graph: the model returned
+        an argument or a parameter itself, or code that Dynamo left to eager computed it.
         """
         if self.token is None or not torch.is_grad_enabled():
             return [], False
@@ -91,24 +103,24 @@ class Joins:
         return False
 
     def end(self) -> None:
-        """The call has ended: let go of the chain, which refers to this object."""
+        """Release the chain at the end of the call: its nodes refer to this object, which would be a reference cycle."""
         self.token = None
 
 
 class _Shares(torch.autograd.Function):
-    """A node of the chain: its backward gives the measurements of one graph their share of the gradient."""
+    """A node of the chain. Its backward gives the measurements of one graph their share of the penalties' gradient."""
 
     @staticmethod
     def forward(ctx: Any, joins: Joins, number: int, scale: Any, before: Tensor | None, *values: Tensor) -> Tensor:
         ctx.joins, ctx.number, ctx.scale, ctx.before = joins, number, scale, None if before is None else before.device
         ctx.kinds = [(value.device, value.dtype) for value in values]
-        return torch.zeros((), device=values[0].device)  # on their device, whose thread then runs the backward
+        return torch.zeros((), device=values[0].device)  # on the values' device, so that autograd runs the backward in that device's thread
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         refuse_twice()
         joins, task = ctx.joins, backward_task()
-        if ctx.number < len(joins.names) and joins.reached != (task, ctx.number + 1):  # the nodes behind run first, where they run
+        if ctx.number < len(joins.names) and joins.reached != (task, ctx.number + 1):  # in one backward pass, later nodes run first
             missed = dict.fromkeys(name for names in joins.names[ctx.number :] for name in names)
             raise GraphRegError(
                 f"penalties='attach': this backward pass does not reach all graphs of the call, and would miss what {', '.join(missed)} "
@@ -122,7 +134,7 @@ class _Shares(torch.autograd.Function):
 
 
 class _Join(torch.autograd.Function):
-    """The identity on a graph's outputs; its backward has the chain run."""
+    """The identity on a graph's outputs. Its backward makes autograd run the chain."""
 
     @staticmethod
     def forward(ctx: Any, joins: Joins, ways: tuple[Way, ...], token: Tensor, *outputs: Tensor) -> tuple[Tensor, ...]:

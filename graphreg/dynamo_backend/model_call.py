@@ -154,9 +154,9 @@ class Call:
             )
 
     def check_joined(self, result: Any) -> bool:
-        """Raise GraphRegError if no backward pass from ``result``, which the call returns, would reach the attached penalties.
+        """Check that a backward pass from ``result``, what the call returns, would reach the attached penalties.
 
-        Warn if that is so of a part of it, and return whether it is.
+        Raise GraphRegError if none of its outputs that require grad lead to them. Warn, and return True, if only some do.
         """
         apart, alone = self.joins.apart(result)
         if not apart:
