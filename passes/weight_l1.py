@@ -6,7 +6,7 @@ from graphreg import Penalty
 
 
 class WeightL1(Penalty, keys=("weight_l1", "weight_sparsity"), on="parameters"):
-    """The mean absolute value of a parameter, averaged over all parameters of 2 dims or more.
+    """The mean absolute value of a parameter, averaged over the selected parameters, by default all of 2 dims or more.
 
     w: [2 or more dims] -> 0-d. ``weight`` >= 0. With ``reduction="sum"`` it is the sum of |w| instead.
     """

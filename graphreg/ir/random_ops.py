@@ -59,12 +59,12 @@ class NativeDropout:
 
     Attributes:
         site: The operation's output.
-        kind: What it drops.
-        rate: In [0, 1]; None where it cannot be read.
+        kind: What it drops; ``"layer"`` for all that cannot be moved as a whole, other random operations among them.
+        rate: In [0, 1]; None where it cannot be read, or there is none.
         when: ``"mode"`` if it acts in train mode of the module at ``path``, else ``"always"`` or ``"never"``.
         path: The module whose mode it follows.
         why_not: Why it cannot be moved to graphreg's streams; ``""`` if it can.
-        function: The bare name of the function, where it is a call of one.
+        function: The bare name of the function, if the dropout is a function call that can be moved; else ``""``.
         names: The parameters of that function.
     """
 
@@ -79,7 +79,7 @@ class NativeDropout:
 
     @property
     def text(self) -> str:
-        """One line: name, operation, rate, and why it cannot be moved or when it acts, unless that is in train mode."""
+        """One line: name, operation and rate; then why it cannot be moved, or that it always or never acts."""
         rate = "" if self.rate is None else f" {self.rate:g}"
         more = f": cannot be moved: {self.why_not}" if self.why_not else "" if self.when == "mode" else f", {self.when} acts"
         return f"{self.site.name} ({self.site.op}{rate}){more}"
@@ -111,7 +111,7 @@ def _native_dropouts(node: fx.Node, labels: tuple[Label, ...], operations: Opera
     if name == "stochastic_depth" and getattr(node.target, "__module__", "").startswith("torchvision."):
         return _of_function(site, node, "depth", DEPTH)
     if name in RANDOM:
-        return [NativeDropout(site, "layer", None, why_not=f"it draws by {name}, which is no dropout that graphreg knows")]
+        return [NativeDropout(site, "layer", None, why_not=f"it draws random numbers by {name}, which is no dropout that graphreg knows")]
     return []
 
 
@@ -137,7 +137,7 @@ def _inside(site: Site, path: str, module: nn.Module, opaque: Mapping[str, str])
         why = "torch applies it between the stacked layers, inside one operator"
         return [NativeDropout(site, "layer", float(module.dropout), path=path, why_not=why)] if module.dropout else []
     if isinstance(module, (nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)):
-        return [NativeDropout(site, "layer", None, path=path, why_not="it draws, and is no dropout")]
+        return [NativeDropout(site, "layer", None, path=path, why_not="it draws random numbers, and is no dropout")]
     reason = opaque.get(path, "a layer of torch that is not traced")
     dropouts = []
     for name, child in module.named_modules():

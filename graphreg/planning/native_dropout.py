@@ -1,6 +1,6 @@
 """Decides what to do with native dropout: checks ``own_dropout=`` and turns it into edits, without changing the model.
 
-Native dropout is the dropout, stochastic depth and attention dropout that the model itself contains.
+Native dropout is what the model itself contains: dropout, stochastic depth, attention dropout, and other operations that draw.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def decide(
         dropouts: The model's native dropouts.
         title: The model's name, for errors.
         missing: What to do when a selector matches nothing.
-        elsewhere: All values of the model, because a selector may exclude a value that is not a dropout.
+        elsewhere: All values of the model. A selector may exclude those that are not dropouts, such as ``!layer4.*``.
 
     Returns:
         The edits, and the dropouts that were chosen but cannot be moved to graphreg's streams.
@@ -79,9 +79,9 @@ def decide(
     edits = tuple(NativeDropoutEdit(dropout, _rate(value), text) for dropout, value, text in movable)
     if unmovable and not edits:
         raise RegularizerError(
-            f"own_dropout={option!r} cannot be done to {title}: " + "; ".join(dropout.text for dropout in unmovable) + ". "
-            "Leave it at 'keep', or change the model itself there: graphreg can move only torch's dropouts, stochastic depth and "
-            "attention, and only where it can trace them."
+            f"own_dropout={option!r} cannot be applied to {title}: " + "; ".join(dropout.text for dropout in unmovable) + ". "
+            "Use own_dropout='keep', or change these calls in the model. graphreg can replace only torch's dropouts, stochastic depth "
+            "and attention dropout, and only where it can trace them."
         )
     return edits, unmovable
 
@@ -93,7 +93,7 @@ def _rate(value: Choice | float) -> float | None:
 def _matching(
     selector: Any, dropouts: Sequence[NativeDropout], title: str, missing: Missing, elsewhere: Sequence[Site]
 ) -> list[tuple[Site, str]]:
-    """Match a selector by the usual rules, but only among the dropouts, so that ``*`` also matches those inside blocks."""
+    """Match a selector with the dropouts as the only candidates: ``*`` means all of them, also those inside blocks."""
     sites = [dropout.site for dropout in dropouts]
     try:
         matched = select(selector, sites, sites, what="dropout", model=title, missing=missing, who="own_dropout", elsewhere=elsewhere)

@@ -34,8 +34,8 @@ def lower(graph: fx.Graph, traced: Traced, plan: Plan, names: Mapping[int | str,
         penalties: ``"return"`` the penalties with the output, or ``"attach"`` them to it.
 
     Raises:
-        TraceError: A value cannot be replaced, or an input cannot be read as lengths, because the model writes into it or reads its
-            storage by ``as_strided``.
+        TraceError: A value cannot be replaced, because the model writes into its storage through another alias or reads it by
+            ``as_strided``; or the model writes into the input that ``lengths=`` names.
     """
     work = _Lowering(graph, traced, plan, names)
     by_site = work.edits_by_site()
@@ -63,7 +63,7 @@ class _Chain:
         site: The site's name.
         node: The site's node in the traced graph.
         point: The node or insertion after which the next insertion stands.
-        value: The value that replaces the node's so far; the node itself if none does.
+        value: The latest replacement of the node's value; the node itself if there is none yet.
         read: The value that penalties measure.
     """
 
@@ -84,10 +84,11 @@ class _Lowering:
         self.native = {name: node for node in graph.nodes if (name := own_name(node))}
         self.take_name = node_namer(node.name for node in graph.nodes)
         self.places: dict[tuple[Position, fx.Node], list[Insertion]] = {}
-        self.present: dict[fx.Node, Value] = {}  # what the model's readers read instead of a node
-        self.top: Value | None = next(reversed(self.inputs.values()), None)  # the last node of the head of the graph
+        self.present: dict[fx.Node, Value] = {}  # by replaced node: what later nodes of the model read instead
+        # the last input, or the keys once there are some: what acts on an input is inserted after it
+        self.top: Value | None = next(reversed(self.inputs.values()), None)
         self.key: Insertion | None = None
-        self.calls: dict[int, dict[str, Value]] = {}  # by the edit's index: the value that it reads at each call of a cell
+        self.calls: dict[int, dict[str, Value]] = {}  # by index of an edit on a cell's calls, then by site: the value to measure
         self.measured: dict[str, dict[str, Value]] = {name: {} for name, r in plan.regularizers.items() if isinstance(r, Penalty)}
         self.wrt: dict[str, Value] = {}  # by site: the values to differentiate with respect to
         self.recomputed, self.overwritten, self.apart = list[str](), list[str](), list[str]()
@@ -104,7 +105,7 @@ class _Lowering:
     # Places for insertions
 
     def _add(self, behind: Value, kind: Kind, name: str, target: str | Callable[..., Any], args: tuple[Any, ...], **more: Any) -> Insertion:
-        """Insert directly after a node or another insertion, before all insertions that stand there already."""
+        """Insert directly after ``behind``, a node or another insertion; what already follows ``behind`` comes after it."""
         anchor, position = (behind.anchor, behind.position) if isinstance(behind, Insertion) else (behind, Position.AFTER)
         return self._put(position, anchor, behind, kind, name, target, args, **more)
 
@@ -164,20 +165,21 @@ class _Lowering:
         if replacing and (culprit := self.aliases.written_aside(node)):
             raise TraceError(
                 f"{replacing[0]} cannot replace the value {name} of {title}: {culprit.name} writes into its storage "
-                "under another name, and a replacement would miss that write. Choose the site after that write, or clone before it."
+                "under another name, and a replacement would miss that write. Select a site after the write, or clone the value before it."
             )
         if replacing and (reader := self.aliases.read_past(node)):
             raise TraceError(
-                f"{replacing[0]} cannot replace the value {name} of {title}: {reader.name} reads the storage that it lies in, and "
-                f"a replacement may lie in memory in another way. Choose {reader.name} or a site after it."
+                f"{replacing[0]} cannot replace the value {name} of {title}: {reader.name} reads its storage directly, and a "
+                f"replacement may have another memory layout. Select {reader.name} or a site after it."
             )
         return self.aliases.written_later(node, is_definite=bool(replacing) and not self.plan.reads_replaced(name))
 
     def add_site(self, name: str, edits: Edits, written: bool) -> None:
-        """Insert what acts at a site: its track node, measurements with ``clean=True``, splices in order, then the other measurements.
+        """Insert what acts at a site: track node, measurements with ``clean=True``, splices, the other measurements, in this order.
 
-        If the model writes into the value later, copies are inserted too: one for measurements that would otherwise read the overwritten
-        value, and after a splice one for the model's operations, so that nothing writes into a result of the splice that autograd saved.
+        If the model may write into the value later, copies are inserted too. Measurements read a copy where they would otherwise read
+        the overwritten value. After a splice or track node, the model's operations read and overwrite a copy, not a result that autograd
+        saved for backward.
         """
         node = self.where[name]
         chain = _Chain(name, node, self.top if node.op == "placeholder" and self.top is not None else node, node, node)
@@ -205,8 +207,8 @@ class _Lowering:
     def _copy(self, chain: _Chain, kind: Kind, apart_from: fx.Node | None = None) -> Insertion:
         """Insert a copy of the chain's value.
 
-        ``apart_from``: the original value, if its storage may belong to the caller or the model. If a call replaces nothing, no copy is
-        made, so that a write still reaches the owner.
+        ``apart_from``: the original value, if its storage may belong to the caller or the model. At a call in which
+        the splice returns that very value, no copy is made, so that the model's write still reaches its owner.
         """
         function, args = (apart, (chain.value, apart_from)) if apart_from else (self.aliases.clone_of(chain.node), (chain.value,))
         replaces = chain.node if kind is Kind.CLONE else None
@@ -245,12 +247,14 @@ class _Lowering:
             self.measured[edit.name][chain.site] = chain.point
 
     def _lengths(self, edit: Edit) -> list[fx.Node]:
-        """Return the input that has the lengths of a sequence, in a list, which is empty if the penalty names none."""
+        """Return a list with the input that the penalty's ``lengths=`` names; an empty list if it names none."""
         if edit.steps is None or edit.steps.lengths is None:
             return []
         node = self.inputs[edit.steps.lengths]
         if self.aliases.written_later(node, is_definite=True):
-            raise TraceError(f"{edit.name}: the model writes into its input {node.target!r}, which lengths= names. Clone it there first.")
+            raise TraceError(
+                f"{edit.name}: the model writes into its input {node.target!r}, which lengths= names. Clone the input before that write."
+            )
         return [node]
 
     def add_sequence(self, i: int, edit: Edit) -> None:
@@ -271,7 +275,7 @@ class _Lowering:
         return (output, None) if end in self.present else (end, loss_of(output))
 
     def add_total(self, name: str, measured: Mapping[str, Value], end: fx.Node) -> Insertion:
-        """Insert a penalty, which reads its sites in the plan's order: at the end, but directly after its sites if it takes derivatives."""
+        """Insert the node that computes a penalty from its sites, in the plan's order: at the end, unless it takes derivatives."""
         if name in self.plan.slices:
             return self._add_derivative(name, measured, end)
         edits = [edit for edit in self.plan.of(name) if edit.site.kind == "parameter" or edit.site.name in measured]

@@ -1,8 +1,9 @@
 """The draws as operators of a compiled graph; ``inductor_lowerings.py`` says how Inductor lowers them to the arithmetic of ``hash.py``.
 
-Traced as ordinary operators, a draw is twenty to thirty of them. Dynamo, autograd and the partitioner handle each one, and Inductor
-traces the whole expression again for each operator that it adds (``inner_fn_opcount``, called by ``has_exceeded_max_reads``). For the
-masks of four sites that was a quarter of the compile time. Backends other than Inductor run the custom operators as defined here.
+A draw that is traced as ordinary operators takes twenty to thirty of them. Dynamo, autograd and the partitioner handle each one, and
+Inductor, each time it adds one to an expression that it fuses, traces the whole expression again (``inner_fn_opcount``, called by
+``has_exceeded_max_reads``). For the masks of four sites that was a quarter of the compile time. Backends other than Inductor run the
+custom operators as defined here.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class _Within:
 
 @contextmanager
 def within_backend() -> Iterator[None]:
-    """Make draws take their compiled form in the block, in which the inner compiler of graphreg's backend traces."""
+    """In the block, draws take the form that they have in compiled code: graphreg's backend calls its inner compiler there."""
     with Changes() as changes, changes:
         changes.put(_Within, "on", True)
         yield
@@ -75,7 +76,7 @@ def compiling() -> bool:
 
 
 def recomputes() -> bool:
-    """Return whether a compiler is tracing that recomputes marked nodes in backward: under Dynamo, or in graphreg's backend.
+    """Return whether the compiler that traces now can recompute marked nodes in backward, as under Dynamo and in graphreg's backend.
 
     False under a transform of torch.func, which does not support checkpoints.
     """
@@ -85,7 +86,8 @@ def recomputes() -> bool:
 def fuses() -> bool:
     """Return whether to trace a draw as one custom operator, which Inductor lowers.
 
-    Not in an exported program, which must contain torch's operators only, and not under torch.vmap, which cannot map the custom ones.
+    Not in an exported program, which must contain torch's operators only, and not under a transform of
+    torch.func, which cannot map the custom ones.
     """
     traced = _Within.on or (torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting())
     return traced and not transforms() and lowers()

@@ -1,4 +1,4 @@
-"""Global state that a graph does not record, read and restored: grad and autocast modes, and the states of random generators.
+"""Functions for global state that a graph does not record: they read grad and autocast modes and restore random generators.
 
 Also two helpers for tracing, ``quiet`` and ``ModuleStack``.
 """
@@ -62,7 +62,8 @@ class Randomness:
     seeds: int
 
     def changed(self, now: Randomness) -> list[bool]:
-        """Return, for Python's and for torch's generator, whether its state has changed since then by a draw of this thread.
+        """Return, for Python's and for torch's generator, whether a draw of this thread changed it between this record
+        and ``now``.
 
         If draws were not counted, each change counts as this thread's.
         """
@@ -83,7 +84,7 @@ def randomness() -> Randomness:
 
 
 def stirred() -> None:
-    """Draw once from Python's generator before a trace, so that a forward that seeds it changes its state and is noticed.
+    """Draw once from Python's generator before a trace, so that a forward that seeds it changes its state.
 
     Without the draw the state would stay the same if the user had just seeded the generator with the same number. While other threads run,
     nothing is drawn, because they share the generator.

@@ -96,7 +96,7 @@ class _Walk(fx.Interpreter):
         return super().run_node(n)
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
-        return next(self.args_iter)  # fx.Interpreter makes a list of all that is left for ``*args``
+        return next(self.args_iter)  # fx.Interpreter would give a placeholder ``*args`` all remaining inputs
 
 
 def steps_of_graph(module: fx.GraphModule, graph: fx.Graph, call: Arguments) -> list[Step]:
@@ -126,17 +126,23 @@ def culprit(theirs: Sequence[Step], ours: Sequence[Step], graph: fx.Graph, near:
         return f" The first node whose value differs is {_described(nodes[missed.by])}." if missed.by in nodes else ""
     for mine, other in pairs:
         if mine.by in nodes and not _same(mine.memory, other.memory, near):
-            where = "only in the model" if _same(mine.values, mine.memory, near) else "in the graph, but not in the model in the same way"
-            return f" The first node whose value differs is {_described(nodes[mine.by])}: something writes into it later {where}."
+            how = "the model writes into it later, and the graph does not"
+            if not _same(mine.values, mine.memory, near):
+                how = "the graph writes into it later, which the model does not do in the same way"
+            return f" The first node whose value differs is {_described(nodes[mine.by])}: {how}."
     missed = _matched(theirs, ours, near)[1]
     if missed is None:
         return ""
     where = f"in {missed.by!r}" if missed.by else "in its own forward"
-    return f" No node's value differs, but the model runs {missed.operation} {where}, and no node has that value."
+    return f" No node's value differs, but the model runs {missed.operation} {where}, and no node computes its result."
 
 
 def _matched(steps: Sequence[Step], others: Sequence[Step], near: bool) -> tuple[list[tuple[Step, Step]], Step | None]:
-    """Pair each step, in order, with the next equal step of the others. Stop at the first step without one, and return it too, or None."""
+    """Pair each step, in order, with the next equal step of the others. Stop at the first step that has none.
+
+    Returns:
+        The pairs, and the step that has no equal; None in its place if all were paired.
+    """
     position, pairs = 0, list[tuple[Step, Step]]()
     for step in steps:
         match = next((i for i in range(position, len(others)) if others[i].same(step, near)), None)
@@ -163,7 +169,7 @@ def first_differing(
         theirs: A copy of the model, in its state before the call.
         ours: A copy of the rewritten module, likewise.
         calls: The arguments of the call: a copy for the model, and a copy for the module.
-        graphs: The graph of the module's copy, and the original graph, because copying loses metadata.
+        graphs: The graph of the module's copy, which is run, and the original graph, which has the source lines of its nodes.
         seed: A function that seeds the generators.
         near: Whether to allow differences by rounding.
     """

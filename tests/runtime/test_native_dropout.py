@@ -474,7 +474,7 @@ not moved: encoder.self_attn (MultiheadAttention 0.1): cannot be moved: {OPAQUE}
 not moved: encoder.dropout (Dropout 0.1): cannot be moved: {OPAQUE}
 not moved: encoder.dropout1 (Dropout 0.1): cannot be moved: {OPAQUE}
 not moved: encoder.dropout2 (Dropout 0.1): cannot be moved: {OPAQUE}
-not moved: rand_like (rand_like): cannot be moved: it draws by rand_like, which is no dropout that graphreg knows"""
+not moved: rand_like (rand_like): cannot be moved: it draws random numbers by rand_like, which is no dropout that graphreg knows"""
 
 
 def test_plan_report_and_names() -> None:
@@ -560,10 +560,11 @@ def test_a_model_whose_randomness_cannot_be_moved() -> None:
     with pytest.raises(graphreg.RegularizerError) as told:
         seeded(Recurrent())
     assert str(told.value) == (
-        "own_dropout='seeded' cannot be done to Recurrent: rnn (GRU 0.25): cannot be moved: torch applies it between the stacked layers, "
-        "inside one operator; rand_like (rand_like): cannot be moved: it draws by rand_like, which is no dropout that graphreg knows. "
-        "Leave it at 'keep', or change the model itself there: graphreg can move only torch's dropouts, stochastic depth and "
-        "attention, and only where it can trace them."
+        "own_dropout='seeded' cannot be applied to Recurrent: rnn (GRU 0.25): cannot be moved: torch applies it between the stacked "
+        "layers, inside one operator; rand_like (rand_like): cannot be moved: it draws random numbers by rand_like, which is no dropout "
+        "that graphreg knows. "
+        "Use own_dropout='keep', or change these calls in the model. graphreg can replace only torch's dropouts, stochastic depth "
+        "and attention dropout, and only where it can trace them."
     )
 
 

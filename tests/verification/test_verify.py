@@ -240,7 +240,7 @@ FAULTS: dict[str, tuple[Callable[[], nn.Module], Callable[[Any], None], str]] = 
     "a frozen tensor keeps what it had": (lambda: Net(keeps), frozen, r"at call 3 of 3 with the batch in reverse order, output "),
     "an unknown view": (
         lambda: Net(view_written), lambda m: inserted(m, "unfold", torch.clone),
-        r"train mode, at call 1 of 2 with equal inputs, output\[0\] differs in 16 of 16 elements.*'l' .*: something writes into it later",
+        r"train mode, at call 1 of 2 with equal inputs, output\[0\] differs in 16 of 16 elements.*'l' .*: the model writes into it later",
     ),
     "an unknown writer": (lambda: Net(foreach_written), lambda m: inserted(m, "view", torch.clone), r"output\[0\] .*'l' .*writes into it"),
     "a clone changes the layout": (
