@@ -333,7 +333,8 @@ def _settings(module: nn.Module) -> tuple[Any, ...]:
     told = list[Any]()
     for name, inner in module.named_modules():
         told += [name, type(inner)]
-        told += [(key, tuple(t.shape), t.dtype) for key, t in (*inner._parameters.items(), *inner._buffers.items()) if t is not None]
+        tensors = [(key, t) for key, t in (*inner._parameters.items(), *inner._buffers.items()) if t is not None]
+        told += [(key, None if nn.parameter.is_lazy(t) else tuple(t.shape), t.dtype) for key, t in tensors]
         told += [(key, type(value), value if _is_hashable(value) else repr(value)) for key, value in vars(inner).items() if key[0] != "_"]
     return tuple(told)
 

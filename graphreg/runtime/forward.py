@@ -17,17 +17,19 @@ from graphreg.runtime.join import forget, know
 from graphreg.runtime.keys import KeyRule
 from graphreg.runtime.leaf import Drawing
 from graphreg.runtime.vjp import run
-from graphreg.torch_internals import NO_BACKWARD, backward_task, is_traced, skip_frame, traces_here, with_own_code
+from graphreg.torch_internals import NO_BACKWARD, backward_task, is_traced, leaving_no_level, skip_frame, traces_here, with_own_code
 
 Forwards = Mapping[str, Callable[..., Any]]
 
 
 def chosen(
-    forwards: Forwards, compiled: Forwards, held: Mapping[str, Any], carried: Sequence[str], additions: str, derivatives: Sequence[str]
-) -> Callable[..., Any]:
+    forwards: Forwards, compiled: Forwards, held: Mapping[str, Any], carried: Sequence[str], additions: str, derivatives: Sequence[str],
+    levels: bool,
+) -> Callable[..., Any]:  # fmt: skip
     """Build the class's ``forward``: it refuses other tracers, checks arguments, and runs the code of the present mode.
 
-    ``held``: specialized arguments; ``carried``: optional ones that every call must give; ``derivatives``: ``additions`` for ``vjp.run``.
+    ``held``: specialized arguments; ``carried``: optional ones that every call must give; ``derivatives``: ``additions`` for ``vjp.run``;
+    ``levels``: whether the code enters levels of torch.func.
     """
     in_train, in_eval = (forwards.get("both") or forwards[mode] for mode in ("train", "eval"))
     train_compiled, eval_compiled = (compiled.get("both") or compiled[mode] for mode in ("train", "eval"))
@@ -55,6 +57,8 @@ def chosen(
             code = train_compiled if self.training else eval_compiled
         else:
             code = in_train if self.training else in_eval
+        if levels and not torch.compiler.is_compiling():
+            code = functools.partial(leaving_no_level, code)
         if derivatives and additions in self._modules:
             return run(code, self, args, kwargs, self._modules[additions], derivatives)
         return code(self, *args, **kwargs)

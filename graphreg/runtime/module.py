@@ -41,7 +41,7 @@ from graphreg.runtime.forward import chosen, guarded, signature
 from graphreg.runtime.leaf import Rules
 from graphreg.runtime.result import Regularized
 from graphreg.runtime.vjp import Derivative
-from graphreg.torch_internals import COMPILED_CALL, STATE_HOOKS, TENSOR_REGISTRIES, pytree, take_state_version
+from graphreg.torch_internals import COMPILED_CALL, STATE_HOOKS, TENSOR_REGISTRIES, enters_levels, pytree, take_state_version
 from graphreg.tracing import PLAIN
 
 _REMADE = ("_graph", "_code", LOWERED, COMPILED_CALL)  # not copied, not pickled
@@ -161,7 +161,8 @@ class RewrittenModule(fx.GraphModule):
             averages_follow()
             rules.own(self)
             derivatives = [name for name, leaf in rules.named_children() if isinstance(leaf, Derivative)]
-        type(self).forward = chosen(forwards, compiled or forwards, held, carried, RULES, derivatives)
+        levels = any(enters_levels(node.target) for graph in state.graphs.values() for node in graph.nodes)
+        type(self).forward = chosen(forwards, compiled or forwards, held, carried, RULES, derivatives, levels)
         type(self).forward.__signature__ = signature(type(self).forward, self._graph)  # type: ignore[attr-defined]
         type(self).__call__ = guarded(RULES)  # type: ignore[method-assign]
         _join_class(self, (carried, derivatives, [{name: id(value) for name, value in each.items()} for each in named]))

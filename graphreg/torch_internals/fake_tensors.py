@@ -25,6 +25,11 @@ def fake_mode() -> FakeTensorMode | None:
     return mode
 
 
+def is_fake(tensor: Tensor) -> bool:
+    """Whether a tensor has a shape and no data, of the compilation or export that runs or of one that has ended."""
+    return isinstance(tensor, FakeTensor)
+
+
 def size_decisions() -> list[Any]:
     """torch's own list of what was decided on sizes so far, in the compilation or export that runs; it grows as more is decided.
 

@@ -159,6 +159,16 @@ def _indices(code: CodeType, place: int) -> int:
     return found
 
 
+def switches(function: Callable[..., Any], args: Any, kwargs: Any) -> bool:
+    """Whether a call would make a tensor require gradients that does not, or the other way round."""
+    name = getattr(function, "__name__", "")
+    own = getattr(getattr(function, "__self__", None), "__name__", "") == "requires_grad"
+    if name != "requires_grad_" and not (name == "__set__" and own):
+        return False
+    wanted = args[1] if len(args) > 1 else kwargs.get("requires_grad", True)
+    return bool(args[0].requires_grad) != bool(wanted)
+
+
 def as_called(function: Callable[..., Any], sign: bool, scope: str) -> Call | None:
     """The call in torch.fx's words; None for what gives no tensor."""
     name = getattr(function, "__name__", "")

@@ -17,7 +17,7 @@ from graphreg.tracing.export.op_record import Whole
 
 
 def refuse_lost(changes: Changes, seeing: Callable[[], bool]) -> None:
-    """Until the changes end: refuse what a trace would lose, activation checkpointing and derivatives written by hand.
+    """Until the changes end: refuse what a trace would lose, activation checkpointing, inference mode and derivatives written by hand.
 
     ``seeing``: whether code of the model's runs.
     """
@@ -28,6 +28,13 @@ def refuse_lost(changes: Changes, seeing: Callable[[], bool]) -> None:
         if seeing():
             raise Whole(CHECKPOINTS)
 
+    enters = torch.inference_mode.__enter__
+
+    def enter(mode: torch.inference_mode) -> None:
+        if seeing() and mode.mode:
+            raise Whole("it works under torch.inference_mode, and a trace would lose that")
+        enters(mode)
+
     def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
         if seeing():
             raise Whole("it calls a torch.autograd.Function, and a trace would lose its backward")
@@ -35,6 +42,7 @@ def refuse_lost(changes: Changes, seeing: Callable[[], bool]) -> None:
 
     before_checkpoints(changes, refuse_checkpoint)
     changes.put(torch.autograd.Function, "apply", classmethod(apply))
+    changes.put(torch.inference_mode, "__enter__", enter)
 
 
 def wrapped(function: Callable[..., Any]) -> list[tuple[Any, str, Any]]:

@@ -44,6 +44,7 @@ from graphreg.torch_internals import (
     without_proxies,
 )
 from graphreg.tracing.context import Answers, Questions
+from graphreg.tracing.export.left import left_behind
 from graphreg.tracing.export.op_record import (
     AT,
     KEPT,
@@ -59,9 +60,10 @@ from graphreg.tracing.export.op_record import (
     mapped,
     recurrent_value,
     sizes_asked,
+    switches,
 )
 from graphreg.tracing.export.patches import refuse_lost, wrapped
-from graphreg.tracing.side_effects.places import carries_data
+from graphreg.tracing.side_effects.places import REGISTERED, carries_data
 from graphreg.tracing.symbolic.tape import attribute_of
 from graphreg.tracing.tensors import Saved, tensors_in
 from graphreg.tracing.type_inference import places_of
@@ -127,9 +129,12 @@ class Recorder(TorchFunctionMode):
         start, drawn, depth = self._last(), random.getstate(), len(self._scopes)
         stack = dict(self._tracer.module_stack)
         try:
+            held = _registered(m)
             value = traced(forward, args, kwargs)
             if random.getstate() != drawn:
                 raise Whole("its forward draws random numbers, which a trace would freeze")
+            if changed := sorted(name for name, value in _registered(m).items() if held.get(name) is not value):
+                raise Whole(f"its forward assigns or registers {', '.join(changed)}, which torch.export loses")
         except Whole as reason:
             random.setstate(drawn)
             del self._scopes[depth:]
@@ -143,20 +148,21 @@ class Recorder(TorchFunctionMode):
 
     def _root(self, traced: Callable[..., Any], forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         self.told.given = mapped((args, kwargs), self._node)
-        drawn = random.getstate()
+        drawn, held = random.getstate(), _registered(self.model)
         self._scopes.append("")
         try:
             with self:
                 value = traced(forward, args, kwargs)
             if random.getstate() != drawn:
                 raise Whole("its forward draws random numbers itself, and a trace would freeze them")
+            if new := sorted(_registered(self.model).keys() - held.keys()):  # what was there it follows
+                raise Whole(f"its forward registers {', '.join(new)}, which a graph cannot do")
         except Whole as reason:
             raise Lost(f"{reason}; move that step into a submodule of its own, which graphreg then keeps whole") from None
         finally:
             self._scopes.clear()
             # torch.export puts attributes back, and with them what the forward's next call would have found
-            modules = list(self.model.modules())
-            self.told.left = [(vars(m), {name: self._left(value) for name, value in vars(m).items()}) for m in modules]
+            self.told.left = left_behind(self.model, self._carried)
         self.told.output = mapped(value, self._node)
         for place, node in enumerate(self._tracer.graph.nodes):
             node.meta[AT] = place
@@ -202,6 +208,8 @@ class Recorder(TorchFunctionMode):
             if args == (torch.is_grad_enabled(),):
                 return None
             raise Whole("it works under torch.no_grad or the like, and a trace would lose that")
+        if switches(func, args, kwargs):
+            raise Whole("it switches whether a value requires gradients, and torch.export loses that")
         # torch.func's own steps give no tensor, and what gives none is run again: a level of vmap would be entered twice, and left once
         call = None if is_transform_step(func) else as_called(func, sign, self._scopes[-1])
         with self._its_own_decisions(), self._untouched(func, args, kwargs):
@@ -266,17 +274,15 @@ class Recorder(TorchFunctionMode):
         finally:
             self._unseen = False
 
-    def _left(self, value: Any) -> Any:
-        """What the forward leaves in an attribute: of a value that has the inputs' data in it, the name that it has in the graph."""
-        if not isinstance(value, Tensor):
-            return value
+    def _carried(self, value: Tensor) -> fx.Proxy | None:
+        """The name in the graph of a value that has the inputs' data in it."""
         proxy = None if is_wrapped(value) else proxy_of(value, self._tracer)
 
         def called(node: fx.Node) -> str:
             target = self.told.calls[str(node.args[0])].target if node.target is KEPT else node.target
             return target if isinstance(target, str) else str(getattr(target, "__name__", "")).partition(".")[0]
 
-        return proxy if proxy is not None and carries_data(proxy.node, called) else value
+        return proxy if proxy is not None and carries_data(proxy.node, called) else None
 
     def _refuse_unseen(self, patches: Changes) -> None:
         """Until the changes end: refuse what no mode of torch's is told of, seeds and names that a tensor is given."""
@@ -325,3 +331,8 @@ class Recorder(TorchFunctionMode):
             if node is start:
                 break
             self.told.abandoned.add(node)
+
+
+def _registered(module: nn.Module) -> dict[str, Any]:
+    """A module's own buffers, parameters and modules."""
+    return {name: value for kind in REGISTERED for name, value in vars(module)[kind].items() if value is not None}

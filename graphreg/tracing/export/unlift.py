@@ -42,7 +42,12 @@ DROPPED = {"_assert_tensor_metadata", "sym_constrain_range", "sym_constrain_rang
 KEPT_WHOLE = {
     "wrap_with_autocast": "it works under an autocast of its own, and a trace would lose that",
     "_call_custom_autograd_function_in_pre_dispatch": "it calls a torch.autograd.Function, and a trace would lose its backward",
+    "_grad_increment_nesting": "it differentiates by torch.func, whose levels a graph would have as they were when it was traced",
+    "_jvp_increment_nesting": "it differentiates by torch.func, whose levels a graph would have as they were when it was traced",
 }
+
+
+LEVELS = {"_add_batch_dim": 2, "_remove_batch_dim": 1}  # the arguments that have the number of the innermost level of vmap
 
 
 class Unlifting:
@@ -218,15 +223,26 @@ class Unlifting:
             unnamed = node.op == "call_function" and is_labelled(node) and not own_labels(node)
             if not node.users and unnamed and (ours.get(node) in self._abandoned or not _acts(node)):
                 self.graph.erase_node(node)
-        self._hide_rows()
+        self._settle_levels()
 
-    def _hide_rows(self) -> None:
-        """Within ``torch.vmap`` a node gives one row of many, which is no value of the model's: it has no name."""
-        depth = 0
+    def _settle_levels(self) -> None:
+        """Within ``torch.vmap`` a node gives one row of many, which is no value of the model's: it has no name.
+
+        What enters and leaves a level names it by its number, which is another where the caller is under a transform of its own: the
+        number is read from the node that entered the level.
+        """
+        entered: list[fx.Node] = []
         for node in self.graph.nodes:
             name = function_name(node)
-            depth += name.endswith("_increment_nesting") - name.endswith("_decrement_nesting")
-            if depth and is_labelled(node) and name != "_remove_batch_dim":
+            if name.endswith("_increment_nesting"):
+                entered.append(node)
+            elif name.endswith("_decrement_nesting"):
+                entered.pop()
+            if not entered:
+                continue
+            if name in LEVELS:
+                node.args = tuple(entered[-1] if i == LEVELS[name] else arg for i, arg in enumerate(node.args))
+            if is_labelled(node) and name != "_remove_batch_dim":
                 label_site(node, scope_of(node))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from graphreg.torch_internals import forward_hooks
-from graphreg.tracing.side_effects.places import REGISTERED, Attributes, Cells, Container, Count, Gone, Variables, is_plain
+from graphreg.tracing.side_effects.places import REGISTERED, Attributes, Cells, Container, Count, Gone, Items, Variables, is_plain
 from graphreg.tracing.side_effects.reach import Reach, others, reached
 from graphreg.tracing.side_effects.snapshot import Before
 
@@ -28,7 +28,7 @@ class Lost:
     def __init__(self, before: Before) -> None:
         self._attributes = {id(place.owner): place for place in before.places if type(place) is Attributes}
         self._variables = [place for place in before.places if isinstance(place, (Variables, Cells))]
-        self._containers = {id(place.owner): place for place in before.places if isinstance(place, Container)}
+        self._containers = {id(place.owner): place for place in before.places if isinstance(place, (Container, Items))}
         self._names: dict[str, None] = {}
 
     def of(self, modules: Iterable[nn.Module]) -> list[str]:

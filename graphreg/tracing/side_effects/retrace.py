@@ -14,7 +14,7 @@ from typing import TypeVar
 from torch import fx, nn
 
 from graphreg.errors import TraceError, first_line
-from graphreg.ir import compared, difference
+from graphreg.ir import Aliases, Operations, compared, difference
 from graphreg.torch_internals import Changes, raise_interrupt
 from graphreg.tracing.side_effects.opaque import Lost, unseen
 from graphreg.tracing.side_effects.reach import reached
@@ -47,9 +47,13 @@ def once_and_for_all(model: nn.Module, trace: Callable[[], fx.Graph], leaves: di
             return graph
         if drawn := [name for name in before.drawn() if not _left_out(model, name, leaves)]:
             raise Forgetful(model, drawn, leaves, "")
+        if registered := before.registered():
+            raise Forgetful(model, registered, leaves, " (it registers what a module has, or puts another in its place)")
         changed = before.changed()
         if changed or before.tables() or before.reach.clocks:
             _repeated(model, graph, trace, before, changed, leaves)
+            if len(leaves) > known:
+                return graph
     _alone(model, graph, trace, leaves)
     return graph
 
@@ -58,7 +62,8 @@ def _repeated(
     model: nn.Module, graph: fx.Graph, trace: Callable[[], fx.Graph], before: Before, changed: list[str], leaves: dict[str, str]
 ) -> None:
     """Trace again from where the first trace has left the model."""
-    told = changed or ["what it asks of a clock or the like"]
+    tables, known = before.tables(), len(leaves)
+    told = changed or tables or ["what it asks of a clock or the like"]
     try:
         again = [trace()]
         if before.counting():
@@ -66,11 +71,22 @@ def _repeated(
     except Exception as error:
         raise_interrupt(error)
         raise Forgetful(model, told, leaves, f" ({first_line(error)})") from error
-    if moved := before.moved():
+    if len(leaves) > known:  # a submodule could not be traced where the first trace has left it: it is kept whole from now on
+        return
+    if moved := before.moved() or [name for other in again for name in _written(model, other, tables)]:
         raise Forgetful(model, moved, leaves, "")
     for other in again if changed or before.reach.clocks else ():
         if found := difference(graph, other):
             raise Forgetful(model, told, leaves, f" ({found[1]})")
+
+
+def _written(model: nn.Module, graph: fx.Graph, tables: Sequence[str]) -> list[str]:
+    """Those of these attributes whose tensors the graph writes into. Into others of them it could not: the trace would have raised."""
+    if not tables:
+        return []
+    aliases, names = Aliases(graph, Operations(model)), {name.removeprefix("self."): name for name in tables}
+    reads = [node for node in graph.nodes if node.op == "get_attr" and node.target in names]
+    return [names[str(node.target)] for node in reads if aliases.written_later(node, surely=True)]
 
 
 def _alone(model: nn.Module, graph: fx.Graph, trace: Callable[[], fx.Graph], leaves: dict[str, str]) -> None:

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from graphreg.tracing.side_effects.iterators import Bytes, Context, Steps, Stream, can_be_copied, is_iterator, is_stream
-from graphreg.tracing.side_effects.places import PLAIN, REGISTERED, Attributes, Cells, Container, Gone, Memory, Place, Slots, Variables
+from graphreg.tracing.side_effects.places import PLAIN, REGISTERED, Attributes, Cells, Container, Gone, Items, Memory, Place, Slots, Variables
 from graphreg.tracing.side_effects.reach import Reach, others, reached
 
 _OBJECTS = (types.SimpleNamespace, threading.local, queue.Queue)  # Python's own that hold what they are given
@@ -36,6 +36,7 @@ class Before:
         self.places: list[Place] = []
         self.one_way: dict[str, str] = {}  # what nobody can put back, by name: the key that code has it by
         self._seen: set[int] = set()
+        self._paths = [f"self.{path}" if path else "self" for path, _ in model.named_modules()]
         self._registered = [(m, {name: dict(m.__dict__[name]) for name in REGISTERED}) for m in model.modules()]
         kinds: dict[type, None] = {}
         for path, module in model.named_modules():
@@ -90,7 +91,7 @@ class Before:
             return
         self._seen.add(id(value))
         if isinstance(value, (list, dict, set, deque)):
-            self.places.append(Container(value, name))
+            self.places.append(Items(value, name) if isinstance(value, dict) else Container(value, name))
         if isinstance(value, (list, tuple, dict, deque)):
             for item in list(dict.values(value) if isinstance(value, dict) else value):
                 self._look(item, name, depth)
@@ -122,9 +123,19 @@ class Before:
         self._put_back_registered()
         return list(dict.fromkeys(name for place in self.places for name in place.settle()))
 
-    def tables(self) -> bool:
-        """Whether the forward has assigned tensors of its own making to attributes; asked after ``changed``."""
-        return any(place.tensors for place in self.places if isinstance(place, Attributes))
+    def registered(self) -> list[str]:
+        """The names of the buffers, parameters and modules that the forward has registered, or put in the place of others."""
+        return [
+            f"{place}.{name}"
+            for (module, registered), place in zip(self._registered, self._paths, strict=True)
+            for kind, content in registered.items()
+            for name in {**content, **module.__dict__[kind]}
+            if module.__dict__[kind].get(name) is not content.get(name)
+        ]
+
+    def tables(self) -> list[str]:
+        """The names of what the forward has assigned tensors of its own making to; asked after ``changed``."""
+        return [place.label(key) for place in self.places if isinstance(place, Attributes) for key in place.tensors]
 
     def drawn(self) -> list[str]:
         """The names of generators of random numbers that have been drawn from."""
