@@ -340,7 +340,8 @@ def _settings(module: nn.Module) -> tuple[Any, ...]:
     settings = list[Any]()
     for name, inner in module.named_modules():
         settings += [name, type(inner)]
-        settings += [(key, tuple(t.shape), t.dtype) for key, t in (*inner._parameters.items(), *inner._buffers.items()) if t is not None]
+        tensors = [(key, t) for key, t in (*inner._parameters.items(), *inner._buffers.items()) if t is not None]
+        settings += [(key, None if nn.parameter.is_lazy(t) else tuple(t.shape), t.dtype) for key, t in tensors]
         plain = [(key, value) for key, value in vars(inner).items() if key[0] != "_"]
         settings += [(key, type(value), value if _is_hashable(value) else repr(value)) for key, value in plain]
     return tuple(settings)

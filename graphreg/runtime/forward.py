@@ -17,14 +17,14 @@ from graphreg.runtime.derivative_penalty import run
 from graphreg.runtime.gradient_join import begin_call, end_call
 from graphreg.runtime.noise_keys import KeyRule
 from graphreg.runtime.runtime_module import Drawing
-from graphreg.torch_internals import NO_BACKWARD, backward_task, is_traced, skip_frame, traces_here, with_own_code
+from graphreg.torch_internals import NO_BACKWARD, backward_task, is_traced, leaving_no_level, skip_frame, traces_here, with_own_code
 
 Forwards = Mapping[str, Callable[..., Any]]
 
 
 def chosen(
     forwards: Forwards, compiled: Forwards, specialized: Mapping[str, Any], carried: Sequence[str], additions: str,
-    derivatives: Sequence[str],
+    derivatives: Sequence[str], enters_levels: bool,
 ) -> Callable[..., Any]:
     """Build the class's ``forward``: it refuses other tracers, checks arguments, and runs the code of the present mode.
 
@@ -35,6 +35,7 @@ def chosen(
         carried: The optional arguments that the example inputs had, so that each call must give them.
         additions: The name of the submodule that holds the runtime modules.
         derivatives: The names of the penalties on derivatives in it.
+        enters_levels: Whether the code enters levels of torch.func.
     """
     in_train, in_eval = (forwards.get("both") or forwards[mode] for mode in ("train", "eval"))
     train_compiled, eval_compiled = (compiled.get("both") or compiled[mode] for mode in ("train", "eval"))
@@ -62,6 +63,8 @@ def chosen(
             code = train_compiled if self.training else eval_compiled
         else:
             code = in_train if self.training else in_eval
+        if enters_levels and not torch.compiler.is_compiling():
+            code = functools.partial(leaving_no_level, code)
         if derivatives and additions in self._modules:
             return run(code, self, args, kwargs, self._modules[additions], derivatives)
         return code(self, *args, **kwargs)

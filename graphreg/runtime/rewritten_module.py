@@ -41,7 +41,7 @@ from graphreg.runtime.derivative_penalty import Derivative
 from graphreg.runtime.forward import chosen, guarded, signature
 from graphreg.runtime.result import Regularized
 from graphreg.runtime.runtime_module import Rules
-from graphreg.torch_internals import COMPILED_CALL, STATE_HOOKS, TENSOR_REGISTRIES, pytree, take_state_version
+from graphreg.torch_internals import COMPILED_CALL, STATE_HOOKS, TENSOR_REGISTRIES, enters_levels, pytree, take_state_version
 from graphreg.tracing import PLAIN
 
 _REMADE = ("_graph", "_code", LOWERED, COMPILED_CALL)  # left out of copies and pickles
@@ -161,7 +161,8 @@ class RewrittenModule(fx.GraphModule):
             averages_follow()
             rules.find_owners(self)
             derivatives = [name for name, child in rules.named_children() if isinstance(child, Derivative)]
-        type(self).forward = chosen(forwards, compiled or forwards, specialized, carried, RULES, derivatives)
+        levels = any(enters_levels(node.target) for graph in state.graphs.values() for node in graph.nodes)
+        type(self).forward = chosen(forwards, compiled or forwards, specialized, carried, RULES, derivatives, levels)
         type(self).forward.__signature__ = signature(type(self).forward, self._graph)  # type: ignore[attr-defined]
         type(self).__call__ = guarded(RULES)  # type: ignore[method-assign]
         _join_class(self, (carried, derivatives, [{name: id(value) for name, value in each.items()} for each in named]))

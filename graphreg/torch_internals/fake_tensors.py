@@ -28,6 +28,11 @@ def fake_mode() -> FakeTensorMode | None:
     return mode
 
 
+def is_fake(tensor: Tensor) -> bool:
+    """Whether a tensor has a shape and no data, of the compilation or export that runs or of one that has ended."""
+    return isinstance(tensor, FakeTensor)
+
+
 def size_decisions() -> list[Any]:
     """Return torch's list of the conditions on sizes (guards) that the running compilation or export has decided so far.
 

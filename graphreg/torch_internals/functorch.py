@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -78,6 +78,24 @@ def transforms() -> bool:
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _transforms() -> bool:  # true also for transforms that Dynamo is tracing; it guards on those outside
     return innermost_transform() is not None
+
+
+def enters_levels(function: object) -> bool:
+    """Whether a function that a graph calls enters a level of torch.func, which another call in it leaves: torch.export writes them so."""
+    return getattr(function, "__name__", "").endswith("_increment_nesting")
+
+
+def leaving_no_level(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function; where it raises, leave the levels of torch.func that it has entered.
+
+    On the stack they would stay for all code of the process, in which nothing could draw any more.
+    """
+    depth = torch._C._functorch.get_dynamic_layer_stack_depth()
+    try:
+        return function(*args, **kwargs)
+    except BaseException:
+        torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)
+        raise
 
 
 def is_transform_step(function: object) -> bool:

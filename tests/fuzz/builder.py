@@ -21,6 +21,7 @@ class Builder:
 
     def __init__(self, body: Body, given: list[Tensor], rng: random.Random, double: bool, sized: bool) -> None:
         self.body, self.rng, self.double, self.sized = body, rng, double, sized
+        self.later = rng  # for statements that came to the generator later
         self.writes = False  # whether any statement may write
         self.plain_dtypes = (torch.float64,) if double else (torch.float32,)
         self.made: set[str] = set()

@@ -388,3 +388,29 @@ def a_contraction_not_divided_by_the_batch() -> Iterator[None]:
 
     with patched("passes.contractive", "_squared", wrap):
         yield
+
+
+@fault
+def a_copy_of_another_layout() -> Iterator[None]:
+    copies = patched("ir.aliasing:Aliases", "clone_of", lambda was: lambda self, node: packed)
+    places = [patched(place, "clone", lambda was: packed) for place in ("ir.layout", "runtime.runtime_module", "rewriting.invariants")]
+    with copies, places[0], places[1], places[2]:
+        yield
+
+
+@fault
+def a_splice_of_another_layout() -> Iterator[None]:
+    def wrap(forward: Any) -> Any:
+        def wrong(self: Any, z: Tensor, key: Tensor) -> Tensor:
+            y: Tensor = forward(self, z, key)
+            return y if y is z else y.contiguous()
+
+        return wrong
+
+    with patched("runtime.runtime_module:SpliceRule", "forward", wrap):
+        yield
+
+
+def packed(z: Tensor) -> Tensor:
+    """A copy that does not keep the strides."""
+    return z.clone(memory_format=torch.contiguous_format)

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import fuzz.writes  # noqa: F401  (registers its statements)
 from fuzz.builder import Builder
 from fuzz.program import DROPOUT, PART_NAMES, PRODUCT, RANDOM, WRITE, Body, Node, Plain, Program, Stmt
 from fuzz.statements import MAKERS
+from fuzz.writes import by_layout
 
 ARGUMENTS = {
     "x": "torch.randn(3, 4)", "s": "torch.randn(3, 2, 4)", "y": "torch.randn(3, 4)", "z": "torch.randn(3, 2, 4)",
@@ -20,6 +20,7 @@ ARGUMENTS = {
 }  # fmt: skip
 
 
+LATER = 0.2  # how often a statement of a model that may write is followed by one that shows the layout of a value
 WITHOUT: set[str] = set()  # statements that are left out, by the names of their makers
 
 
@@ -38,6 +39,7 @@ def generate(seed: int, mood: str = "") -> Program:
     given = [eval(text, {"torch": torch}) for _, text in inputs]
     given = [value.requires_grad_(input_grads and value.is_floating_point()) for value in given]
     build = Builder(program.root, given, rng, double, sized)
+    build.later = random.Random(f"{seed} later")
     write = 0.0 if mood == "calm" else rng.choice((0.0, 0.0, 0.5, 1.0, 1.0, 2.0))
     _fill(build, rng.randint(3, 11), write, 2, [0])
     _finish(program, build, rng)
@@ -56,6 +58,16 @@ def _fill(build: Builder, count: int, write: float, depth: int, blocks: list[int
             stmt = maker(build)
             if build.add(stmt, writes or (stmt is not None and any(node.is_a(WRITE) for node in stmt.nodes))):
                 break
+        if write and build.later.random() < LATER:
+            _later(build)
+
+
+def _later(build: Builder) -> None:
+    """A statement that came to the generator later. It has draws of its own: models without one are those that their seeds always gave."""
+    build.rng, rng = build.later, build.rng
+    if by_layout.__name__ not in WITHOUT:
+        build.add(by_layout(build), True)
+    build.rng = rng
 
 
 def _block(build: Builder, write: float, depth: int, blocks: list[int]) -> None:
@@ -82,6 +94,7 @@ def _block(build: Builder, write: float, depth: int, blocks: list[int]) -> None:
     else:
         values = [build.tensors[at].detach().requires_grad_() for at in given]
         inner = Builder(body, [v.clone() for v in values], build.rng, build.double, build.sized)
+        inner.later = build.later
         _fill(inner, build.rng.randint(1, 4), write, depth, blocks)
         live = [at for at in inner.live() if at not in inner.factories() and (at not in body.params or not body.stmts)]
         if not body.stmts or not live:

@@ -308,12 +308,20 @@ def weight(value: float, z: Tensor) -> Tensor:
 
 def laid(new: Tensor, old: Tensor) -> Tensor:
     """The same values in the strides that the value has in the model, where each element has a place of its own."""
-    if new.stride() == old.stride() or 0 in old.stride() or torch._debug_has_internal_overlap(old) != 0:
+    if new.stride() == old.stride() or not _alone(old):
         return new
     size = 1 + sum((length - 1) * stride for length, stride in zip(old.shape, old.stride(), strict=True))
     placed = torch.zeros(size, dtype=new.dtype).as_strided(old.shape, old.stride())
     placed.copy_(new)
     return placed
+
+
+def _alone(z: Tensor) -> bool:
+    """Whether no two elements share a place in memory; torch itself does not say so of a part of a tensor."""
+    places = torch.zeros(z.shape, dtype=torch.int64)
+    for axis, stride in enumerate(z.stride()):
+        places += (torch.arange(z.shape[axis]) * stride).view(-1, *[1] * (z.dim() - axis - 1))
+    return places.unique().numel() == z.numel()
 
 
 __all__ = ["STEPS", "Run", "instrumented"]

@@ -76,6 +76,31 @@ def aside(b: Builder) -> Stmt | None:
     return b.stmt(f"{{o}} = {text}\n{{p}} = {write}", {"a": a}, *nodes, outs="op")
 
 
+PARTS = [
+    ("{a}[..., :2]", "getitem"), ("{a}[..., -1]", "getitem"), ("{a}[:, 0]", "getitem"), ("{a}.narrow(-1, 1, 2)", "narrow"),
+    ("{a}[:, 1:]", "getitem"), ("{a}.transpose(0, 1)", "transpose"),
+]  # fmt: skip
+
+
+def by_layout(b: Builder) -> Stmt | None:
+    """A part of a value, what its strides make a copy of it or a view, and a write into that: the part shows which it was."""
+    a = b.pick(dims(2, 3))
+    if a is None or a in b.factories():
+        return None
+    part, base = b.rng.choice(PARTS)
+    again, name = b.rng.choice((
+        ("{o}.contiguous()", "contiguous"), ("{o}.reshape(-1)", "reshape"), ("{o}.ravel()", "ravel"), ("torch.flatten({o})", "flatten"),
+    ))  # fmt: skip
+    write, wrote = b.rng.choice((("{p}.mul_(0.5)", "mul_"), ("{p}.add_(1.0)", "add_"), ("{p}.clamp_(-0.2, 0.2)", "clamp_")))
+    nodes = (
+        Node(base, out="o", reads="a", kinds=(VIEW,)), Node(name, out="p", reads="o", kinds=(VIEW,), line=1),
+        Node(wrote, out="q", reads="p", kinds=(WRITE,), line=2), Node("sum", out="s", reads="o", line=3),
+        Node("mul", out="r", reads="qs", line=4),
+    )  # fmt: skip
+    text = f"{{o}} = {part}\n{{p}} = {again}\n{{q}} = {write}\n{{s}} = {{o}}.sum()\n{{r}} = {{q}} * {{s}}"
+    return b.stmt(text, {"a": a}, *nodes, outs="opqsr", hides="apqs")  # a splice is refused where what shares its storage is read later
+
+
 @statement(1, writes=True)
 def relu_in_place(b: Builder) -> Stmt | None:
     a = b.pick()

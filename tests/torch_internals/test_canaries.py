@@ -462,6 +462,23 @@ def test_is_transform_step() -> None:
     assert door.is_transform_step(torch._functorch.predispatch._add_batch_dim) and not door.is_transform_step(torch.sin)
 
 
+@canary("torch.export writes the levels of torch.vmap into its graph", "modules with a vmap in them", "enters_levels", "leaving_no_level")
+def test_leaving_no_level() -> None:
+    steps = torch._functorch.predispatch
+    assert door.enters_levels(steps._vmap_increment_nesting) and not door.enters_levels(steps._add_batch_dim)
+
+    def fails(inside: bool) -> None:
+        steps._vmap_increment_nesting(2, "error")
+        assert torch._C._functorch.maybe_current_level() == 1
+        if inside:
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        door.leaving_no_level(fails, True)
+    assert torch._C._functorch.maybe_current_level() is None
+    assert door.leaving_no_level(lambda a, b: a + b, 1, b=2) == 3
+
+
 @canary("functional_call lends tensors", "strengths under torch.func.functional_call", "is_lent")
 def test_lent() -> None:
     class Asks(nn.Module):

@@ -316,9 +316,10 @@ def test_function_table() -> None:
     assert door.has_function_table()
 
 
-@canary("a compilation has its fake tensors", "the backend", "fake_mode")
+@canary("a compilation has its fake tensors", "the backend", "fake_mode", "is_fake")
 def test_fake_mode() -> None:
     found = list[Any]()
+    assert door.is_fake(door.FakeTensorMode().from_tensor(torch.ones(1))) and not door.is_fake(torch.ones(1))
 
     def look(gm: fx.GraphModule, inputs: list[Any]) -> None:
         found.append(door.fake_mode())

@@ -7,6 +7,7 @@ import pickle
 import random
 import re
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -432,3 +433,121 @@ def test_operations_go_by_torchvisions_names() -> None:
     symbolic, export = (graphreg.trace(Signs(), torch.randn(3, 4), front_end=end) for end in ("symbolic", "export"))
     names = [[site.name for site in traced.values if site.selectable] for traced in (symbolic, export)]
     assert names[0] == names[1] == ["x", "truediv", "div", "add", "sub", "sub_1", "mul_", "getattr", "matmul", "pow"]
+
+
+class Within(nn.Module):
+    """A model with a submodule that works in a way that torch.export does not write down."""
+
+    def __init__(self, function: Callable[[nn.Linear, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.l, self.inner, self.out = nn.Linear(4, 4), Inner(function), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.out(self.inner(self.l(x)))
+        return out
+
+
+class Inner(nn.Module):
+    def __init__(self, function: Callable[[nn.Linear, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.q, self.function = nn.Linear(4, 4), function
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x) if self.function is assigns else self.function(self.q, x)
+
+
+def infers(layer: nn.Linear, x: Tensor) -> Tensor:
+    with torch.inference_mode():
+        y = layer(x)
+    return y.clone() + x
+
+
+def differentiates(layer: nn.Linear, x: Tensor) -> Tensor:
+    z = x.detach().requires_grad_()
+    (slope,) = torch.autograd.grad(layer(z).square().sum(), z, create_graph=True)
+    return x - slope
+
+
+def differentiates_by_assignment(layer: nn.Linear, x: Tensor) -> Tensor:
+    z = x.detach()
+    z.requires_grad = True
+    (slope,) = torch.autograd.grad(layer(z).square().sum(), z, create_graph=True)
+    return x - slope
+
+
+def goes_forward(layer: nn.Linear, x: Tensor) -> Tensor:
+    slope: Tensor = torch.func.jvp(layer, (x,), (torch.ones_like(x),))[1]
+    return x + slope
+
+
+def assigns(inner: Any, x: Tensor) -> Tensor:
+    inner.mean = inner.mean / 2 + x.detach().mean(0)
+    return x * inner.mean
+
+
+REASONS = {
+    infers: "it works under torch.inference_mode, and a trace would lose that",
+    differentiates: "it switches whether a value requires gradients, and torch.export loses that",
+    differentiates_by_assignment: "it switches whether a value requires gradients, and torch.export loses that",
+    goes_forward: "it differentiates by torch.func, whose levels a graph would have as they were when it was traced",
+    assigns: "its forward assigns or registers mean, which torch.export loses",
+}
+
+
+@pytest.mark.parametrize("function", REASONS, ids=lambda function: function.__name__)
+def test_what_torch_export_would_lose_stays_in_its_submodule(function: Callable[[Any, Tensor], Tensor]) -> None:
+    model, example = Within(function), torch.randn(3, 4)
+    twin = copy.deepcopy(model)
+    traced = graphreg.trace(model, example, front_end="export")
+    assert traced.opaque_modules == {"inner": REASONS[function]}
+    module = graphreg.rewrite(traced, graphreg.plan(traced, [HiddenL1("l", 0.0)]))
+    for _ in range(2):
+        x = torch.randn(3, 4)
+        ours, theirs = module(x).output, twin(x)
+        torch.testing.assert_close(ours, theirs)
+        ours.square().sum().backward(), theirs.square().sum().backward()
+    torch.testing.assert_close(dict(model.named_buffers()), dict(twin.named_buffers()))
+    for mine, other in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad)
+
+
+@pytest.mark.parametrize("function", [infers, differentiates, goes_forward])
+def test_what_torch_export_would_lose_of_the_model_itself_is_refused(function: Callable[[Any, Tensor], Tensor]) -> None:
+    with pytest.raises(TraceError, match=f"{re.escape(REASONS[function])}.*move that"):
+        graphreg.trace(Inner(function), torch.randn(3, 4), front_end="export")
+
+
+class Maps(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.l, self.out = nn.Linear(4, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.vmap(lambda row: self.l(row).tanh())(x))  # type: ignore[no-any-return]
+
+
+def test_a_vmap_in_the_model_under_a_transform_of_the_callers() -> None:
+    """Its level is another then than when it was traced."""
+    model, x = Maps(), torch.randn(5, 4)
+    module = stripped(model, x)
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+    def gradient(of: nn.Module) -> Any:
+        return torch.func.grad(lambda p: torch.func.functional_call(of, p, (x,)).square().sum())(parameters)
+
+    torch.testing.assert_close(gradient(module), gradient(model))
+    torch.testing.assert_close(torch.func.jacrev(module)(x), torch.func.jacrev(model)(x))
+    run = torch.compile(module, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(run(x), model(x))
+
+
+def test_a_call_that_fails_within_a_vmap_leaves_no_level() -> None:
+    """It would stay for all code of the process, in which nothing could draw any more."""
+    model = Maps()
+    module = graphreg.regularize(model, weight_l2=0.1, example_inputs=torch.randn(5, 4))
+    model.l.weight = nn.Parameter(torch.zeros(3, 7))
+    with pytest.raises(RuntimeError):
+        module(torch.randn(5, 4))
+    assert maybe_current_level() is None
+    torch.rand(2)

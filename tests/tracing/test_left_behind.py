@@ -500,6 +500,7 @@ class Keeps(nn.Module):
         super().__init__()
         self.l = nn.Linear(4, 4)
         self.sum, self.prev, self.table = torch.zeros(()), None, None
+        self.made, self.tensors, self.state = dict[str, Tensor](), {"sum": torch.zeros(())}, State()
 
 
 class Sums(Keeps):
@@ -531,17 +532,131 @@ class Asks(Keeps):
         return h
 
 
+class Fills(Keeps):
+    """It writes at each call into what its first call has made."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.table is None:
+            self.table = torch.zeros(4)
+        self.table.add_(1.0)
+        return self.l(x) * self.table
+
+
+class FillsItsDict(Keeps):
+    def forward(self, x: Tensor) -> Tensor:
+        if "table" not in self.made:
+            self.made["table"] = torch.zeros(4)
+        self.made["table"] += 1.0
+        return self.l(x) * self.made["table"]
+
+
+class FillsAnObject(Keeps):
+    def forward(self, x: Tensor) -> Tensor:
+        if self.state.now is None:
+            self.state.now = torch.zeros(4)
+        self.state.now.add_(1.0)
+        return self.l(x) * self.state.now
+
+
+class SumsInADict(Keeps):
+    def forward(self, x: Tensor) -> Tensor:
+        self.made["sum"] = self.made.get("sum", 0.0) + self.l(x).detach().mean()
+        return self.l(x) * self.made["sum"]
+
+
+class ReplacesInADict(Keeps):
+    def forward(self, x: Tensor) -> Tensor:
+        self.tensors["sum"] = self.tensors["sum"] + 1.0
+        return self.l(x) * self.tensors["sum"]
+
+
+class RecursByAPair(Keeps):
+    """As keys and values of an attention are kept."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.l(x)
+        if self.prev is not None:
+            h = h + self.prev[0]
+        self.prev = h, h.detach()
+        return h
+
+
+class RecursByAnObject(Keeps):
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.l(x)
+        if self.state.now is not None:
+            h = h + self.state.now
+        self.state.now = h.detach()
+        return h
+
+
+class State:
+    """An object of the user's."""
+
+    now: Any = None
+
+
 FRONT_ENDS = [(None, "symbolic"), (torch.ones(3, 4), "auto"), (torch.ones(3, 4), "export")]
+REMEMBERS = [
+    Sums, Averages, Recurs, Asks, Fills, FillsItsDict, FillsAnObject, SumsInADict, ReplacesInADict, RecursByAPair, RecursByAnObject,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("example", "front_end"), FRONT_ENDS)
-@pytest.mark.parametrize("kind", [Sums, Averages, Recurs, Asks])
+@pytest.mark.parametrize("kind", REMEMBERS)
 def test_an_attribute_that_carries_data_to_the_next_call_is_refused(kind: type[Keeps], example: Any, front_end: Any) -> None:
     model = kind()
-    before = dict(vars(model))
-    with pytest.raises(TraceError, match=r"changes self\.(sum|prev) for its next call"):
+    before = [dict(each) for each in (vars(model), vars(model.state), model.made, model.tensors)]
+    with pytest.raises(TraceError, match=r"changes self\.(sum|prev|table|made|tensors|state\.now) for its next call"):
         graphreg.regularize(model, weight_l2=1e-4, example_inputs=example, front_end=front_end)
-    assert dict(vars(model)) == before
+    assert [dict(each) for each in (vars(model), vars(model.state), model.made, model.tensors)] == before
+
+
+@pytest.mark.parametrize("kind", REMEMBERS)
+def test_a_submodule_that_carries_data_is_kept_whole(kind: type[Keeps]) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), kind())
+    plain = copy.deepcopy(model)
+    module = graphreg.regularize(model, noise={"0": 0.0}, front_end="symbolic")
+    for _ in range(3):
+        torch.testing.assert_close(module(x := torch.randn(3, 4)).output, plain(x))
+
+
+class Registers(Keeps):
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "late"):
+            self.register_buffer("late", torch.zeros(4))
+        self.late.add_(1.0)
+        return self.l(x) * self.late
+
+
+class FillsNone(Keeps):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("late", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = self.l(x).detach().mean()
+        self.late = mean if self.late is None else (self.late + mean) / 2
+        return self.l(x) * self.late
+
+
+class Builds(Keeps):
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "late"):
+            self.late = nn.ReLU()
+        out: Tensor = self.late(self.l(x))
+        return out
+
+
+@pytest.mark.parametrize(("example", "front_end"), FRONT_ENDS)
+@pytest.mark.parametrize("kind", [Registers, FillsNone, Builds])
+def test_what_the_forward_registers_is_refused(kind: type[Keeps], example: Any, front_end: Any) -> None:
+    model = kind()
+    before = list(model.state_dict())
+    said = r"(changes self\.late .*it registers a parameter|registers late|assigns the buffer self\.late)"
+    with pytest.raises(TraceError, match=said):
+        graphreg.regularize(model, weight_l2=1e-4, example_inputs=example, front_end=front_end)
+    assert list(model.state_dict()) == before
 
 
 class Shows(Keeps):
@@ -564,8 +679,22 @@ class TablesOfItsInput(Keeps):
         return self.l(x) * self.table
 
 
+class TablesInADict(Keeps):
+    def forward(self, x: Tensor) -> Tensor:
+        if 4 not in self.made:
+            self.made[4] = torch.arange(4.0)  # type: ignore[index]
+        return self.l(x) * self.made[4]  # type: ignore[index]
+
+
+class PairsOfTables(Keeps):
+    def forward(self, x: Tensor) -> Tensor:
+        if self.table is None:
+            self.table = torch.arange(4.0), torch.ones(4)
+        return self.l(x) * self.table[0] + self.table[1]
+
+
 @pytest.mark.parametrize(("example", "front_end"), FRONT_ENDS)
-@pytest.mark.parametrize("kind", [Shows, Tables, TablesOfItsInput])
+@pytest.mark.parametrize("kind", [Shows, Tables, TablesOfItsInput, TablesInADict, PairsOfTables])
 def test_what_is_shown_and_tables_that_are_made_once_are_no_matter(kind: type[Keeps], example: Any, front_end: Any) -> None:
     model, x = kind(), torch.randn(3, 4)
     plain = copy.deepcopy(model)

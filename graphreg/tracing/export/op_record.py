@@ -179,6 +179,16 @@ def _indices(code: CodeType, place: int) -> int:
     return count
 
 
+def switches_gradients(function: Callable[..., Any], args: Any, kwargs: Any) -> bool:
+    """Return whether a call would change if its tensor requires gradients: ``x.requires_grad_()``, ``x.requires_grad = False``."""
+    name = getattr(function, "__name__", "")
+    is_setter = name == "__set__" and getattr(getattr(function, "__self__", None), "__name__", "") == "requires_grad"
+    if name != "requires_grad_" and not is_setter:
+        return False
+    wanted = args[1] if len(args) > 1 else kwargs.get("requires_grad", True)
+    return bool(args[0].requires_grad) != bool(wanted)
+
+
 def call_of(function: Callable[..., Any], by_operator: bool, scope: str) -> Call | None:
     """Return the call as torch.fx would record it, or None for a function that returns no tensor.
 

@@ -17,7 +17,7 @@ from graphreg.tracing.global_queries import CHECKPOINTS
 
 
 def refuse_untraceable(changes: Changes, is_recording: Callable[[], bool]) -> None:
-    """Make activation checkpointing and ``torch.autograd.Function`` raise, because a trace would lose both.
+    """Make activation checkpointing, inference mode and ``torch.autograd.Function`` raise, because a trace would lose them.
 
     Args:
         changes: Restores the functions at its end.
@@ -30,6 +30,13 @@ def refuse_untraceable(changes: Changes, is_recording: Callable[[], bool]) -> No
         if is_recording():
             raise KeepOpaque(CHECKPOINTS)
 
+    original_enter = torch.inference_mode.__enter__
+
+    def enter(mode: torch.inference_mode) -> None:
+        if is_recording() and mode.mode:
+            raise KeepOpaque("it works under torch.inference_mode, and a trace would lose that")
+        original_enter(mode)
+
     def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
         if is_recording():
             raise KeepOpaque("it calls a torch.autograd.Function, and a trace would lose its backward")
@@ -37,6 +44,7 @@ def refuse_untraceable(changes: Changes, is_recording: Callable[[], bool]) -> No
 
     before_checkpoints(changes, refuse_checkpoint)
     changes.put(torch.autograd.Function, "apply", classmethod(apply))
+    changes.put(torch.inference_mode, "__enter__", enter)
 
 
 def single_operations(function: Callable[..., Any]) -> list[tuple[Any, str, Any]]:

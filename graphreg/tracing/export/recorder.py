@@ -43,6 +43,7 @@ from graphreg.torch_internals import (
     without_modes,
     without_proxies,
 )
+from graphreg.tracing.export.final_state import final_state
 from graphreg.tracing.export.op_record import (
     AT,
     RECORDED_OP,
@@ -58,11 +59,12 @@ from graphreg.tracing.export.op_record import (
     map_tensors,
     recurrent_value,
     size_reads,
+    switches_gradients,
 )
 from graphreg.tracing.export.patches import refuse_untraceable, single_operations
 from graphreg.tracing.global_queries import Answers, EnvironmentQueries
 from graphreg.tracing.isinstance_patch import model_globals
-from graphreg.tracing.side_effects.state_places import carries_data
+from graphreg.tracing.side_effects.state_places import REGISTERED, carries_data
 from graphreg.tracing.symbolic.factory_tape import attribute_of
 from graphreg.tracing.tensors import SavedTensor, tensors_in
 
@@ -141,9 +143,12 @@ class Recorder(TorchFunctionMode):
         start, drawn, depth = self._last(), random.getstate(), len(self._scopes)
         stack = dict(self._tracer.module_stack)
         try:
+            registered = _registered(m)
             value = traced(forward, args, kwargs)
             if random.getstate() != drawn:
                 raise KeepOpaque("its forward draws random numbers, which a trace would freeze")
+            if changed := sorted(name for name, value in _registered(m).items() if registered.get(name) is not value):
+                raise KeepOpaque(f"its forward assigns or registers {', '.join(changed)}, which torch.export loses")
         except KeepOpaque as reason:
             random.setstate(drawn)
             del self._scopes[depth:]
@@ -158,20 +163,21 @@ class Recorder(TorchFunctionMode):
     def _root(self, traced: Callable[..., Any], forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Trace the model's own forward, and record its arguments, its output and the final attributes of its modules."""
         self.record.arguments = map_tensors((args, kwargs), self._node)
-        drawn = random.getstate()
+        drawn, registered = random.getstate(), _registered(self.model)
         self._scopes.append("")
         try:
             with self:
                 value = traced(forward, args, kwargs)
             if random.getstate() != drawn:
                 raise KeepOpaque("its forward draws random numbers itself, and a trace would freeze them")
+            if new := sorted(_registered(self.model).keys() - registered.keys()):  # the graph follows what was registered before
+                raise KeepOpaque(f"its forward registers {', '.join(new)}, which a graph cannot do")
         except KeepOpaque as reason:
             raise UntraceableModel(f"{reason}; move that step into a submodule of its own, which then becomes an opaque module") from None
         finally:
             self._scopes.clear()
             # torch.export restores the attributes that the forward assigned, and the next call may read them
-            modules = list(self.model.modules())
-            self.record.final_attributes = [(vars(m), {name: self._final_value(value) for name, value in vars(m).items()}) for m in modules]
+            self.record.final_attributes = final_state(self.model, self._data_proxy)
         self.record.output = map_tensors(value, self._node)
         for place, node in enumerate(self._tracer.graph.nodes):
             node.meta[AT] = place
@@ -219,6 +225,8 @@ class Recorder(TorchFunctionMode):
             if args == (torch.is_grad_enabled(),):
                 return None
             raise KeepOpaque("it works under torch.no_grad or the like, and a trace would lose that")
+        if switches_gradients(func, args, kwargs):
+            raise KeepOpaque("it switches whether a value requires gradients, and torch.export loses that")
         # A call that returns no tensor is run again, unrecorded. A step of torch.func, such as entering vmap, must not run twice.
         call = None if is_transform_step(func) else call_of(func, by_operator, self._scopes[-1])
         with self._decisions_of_op(), self._side_effects_refused(func, args, kwargs):
@@ -287,10 +295,8 @@ class Recorder(TorchFunctionMode):
         finally:
             self._running_op = False
 
-    def _final_value(self, value: Any) -> Any:
-        """Return what the forward leaves in an attribute: a proxy for a tensor computed from the inputs' data, other values as they are."""
-        if not isinstance(value, Tensor):
-            return value
+    def _data_proxy(self, value: Tensor) -> fx.Proxy | None:
+        """Return the proxy of a tensor that was computed from the inputs' data; None for any other."""
         proxy = None if is_wrapped(value) else proxy_of(value, self._tracer)
 
         def called(node: fx.Node) -> str:
@@ -298,7 +304,7 @@ class Recorder(TorchFunctionMode):
             target = node.target if call is None else "" if call.op == "call_module" else call.target
             return target if isinstance(target, str) else str(getattr(target, "__name__", "")).partition(".")[0]
 
-        return proxy if proxy is not None and carries_data(proxy.node, called) else value
+        return proxy if proxy is not None and carries_data(proxy.node, called) else None
 
     def _refuse_untraced_changes(self, patches: Changes) -> None:
         """Make the model's code raise where it seeds a generator or assigns new attributes of tensors, which no mode of torch sees."""
@@ -350,3 +356,8 @@ class Recorder(TorchFunctionMode):
             if node is start:
                 break
             self.record.abandoned.add(node)
+
+
+def _registered(module: nn.Module) -> dict[str, Any]:
+    """Return a module's own buffers, parameters and submodules by name."""
+    return {name: value for kind in REGISTERED for name, value in vars(module)[kind].items() if value is not None}

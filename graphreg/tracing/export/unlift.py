@@ -42,7 +42,12 @@ DROPPED = {"_assert_tensor_metadata", "sym_constrain_range", "sym_constrain_rang
 OPAQUE_REASONS = {
     "wrap_with_autocast": "it works under an autocast of its own, and a trace would lose that",
     "_call_custom_autograd_function_in_pre_dispatch": "it calls a torch.autograd.Function, and a trace would lose its backward",
+    "_grad_increment_nesting": "it differentiates by torch.func, whose levels a graph would have as they were when it was traced",
+    "_jvp_increment_nesting": "it differentiates by torch.func, whose levels a graph would have as they were when it was traced",
 }
+
+
+LEVELS = {"_add_batch_dim": 2, "_remove_batch_dim": 1}  # by operation, its argument that is the number of the innermost level
 
 
 class Unlifter:
@@ -239,15 +244,26 @@ class Unlifter:
             unnamed = node.op == "call_function" and is_labelled(node) and not own_labels(node)
             if not node.users and unnamed and (ours.get(node) in self._abandoned or not _acts(node)):
                 self.graph.erase_node(node)
-        self._hide_rows()
+        self._settle_levels()
 
-    def _hide_rows(self) -> None:
-        """Remove the names of nodes within ``torch.vmap``, whose values are single rows of a batch and no values of the model."""
-        depth = 0
+    def _settle_levels(self) -> None:
+        """Remove the names of nodes within ``torch.vmap``, whose values are single rows of a batch and no values of the model.
+
+        What enters and leaves a level of torch.func names it by a number, which is another one where the caller is itself under a
+        transform. So the number is read from the node that entered the level.
+        """
+        entered: list[fx.Node] = []
         for node in self.graph.nodes:
             name = function_name(node)
-            depth += name.endswith("_increment_nesting") - name.endswith("_decrement_nesting")
-            if depth and is_labelled(node) and name != "_remove_batch_dim":
+            if name.endswith("_increment_nesting"):
+                entered.append(node)
+            elif name.endswith("_decrement_nesting"):
+                entered.pop()
+            if not entered:
+                continue
+            if name in LEVELS:
+                node.args = tuple(entered[-1] if i == LEVELS[name] else arg for i, arg in enumerate(node.args))
+            if is_labelled(node) and name != "_remove_batch_dim":
                 label_site(node, scope_of(node))
 
 

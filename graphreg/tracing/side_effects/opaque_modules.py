@@ -20,6 +20,7 @@ from graphreg.tracing.side_effects.state_places import (
     Cells,
     ChangingNumber,
     Container,
+    Items,
     StaleValue,
     Variables,
     is_plain,
@@ -42,7 +43,7 @@ class OpaqueState:
         """Prepare to hide state that ``before`` knows."""
         self._attributes = {id(place.owner): place for place in before.places if type(place) is Attributes}
         self._variables = [place for place in before.places if isinstance(place, (Variables, Cells))]
-        self._containers = {id(place.owner): place for place in before.places if isinstance(place, Container)}
+        self._containers = {id(place.owner): place for place in before.places if isinstance(place, (Container, Items))}
         self._names: dict[str, None] = {}
 
     def hide(self, modules: Iterable[nn.Module]) -> list[str]:

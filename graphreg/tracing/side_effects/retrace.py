@@ -14,7 +14,7 @@ from typing import TypeVar
 from torch import fx, nn
 
 from graphreg.errors import TraceError, first_line, listed
-from graphreg.ir import compared, difference
+from graphreg.ir import Aliases, Operations, compared, difference
 from graphreg.torch_internals import Changes, raise_interrupt
 from graphreg.tracing.side_effects.opaque_modules import OpaqueState, untraced_modules
 from graphreg.tracing.side_effects.reachable_state import reachable_code
@@ -55,9 +55,13 @@ def trace_repeatable(model: nn.Module, trace: Callable[[], fx.Graph], opaque: di
             return graph
         if drawn_generators := [name for name in before.drawn_generators() if not _draws_outside_trace(model, name, opaque)]:
             raise StatefulForward(model, drawn_generators, opaque, "")
+        if registered := before.registered():
+            raise StatefulForward(model, registered, opaque, " (it registers a parameter, buffer or module, or replaces one)")
         changed = before.changed()
         if changed or before.assigned_tensors() or before.code.clocks:
             _check_next_call(model, graph, trace, before, changed, opaque)
+            if len(opaque) > known:
+                return graph
     _check_opaque_state(model, graph, trace, opaque)
     return graph
 
@@ -66,7 +70,8 @@ def _check_next_call(
     model: nn.Module, graph: fx.Graph, trace: Callable[[], fx.Graph], before: Snapshot, changed: list[str], opaque: dict[str, str]
 ) -> None:
     """Trace again from the state that the first trace left behind; raise StatefulForward where that gives another graph."""
-    changes = changed or ["what it reads from a clock or the like"]
+    tables, known = before.assigned_tensors(), len(opaque)
+    changes = changed or tables or ["what it reads from a clock or the like"]
     try:
         again = [trace()]
         if before.mark_counters():
@@ -74,11 +79,22 @@ def _check_next_call(
     except Exception as error:
         raise_interrupt(error)
         raise StatefulForward(model, changes, opaque, f" ({first_line(error)})") from error
-    if reassigned := before.reassigned():
+    if len(opaque) > known:  # a submodule could not be traced from the state that the first trace left behind: it is opaque from now on
+        return
+    if reassigned := before.reassigned() or [name for other in again for name in _written(model, other, tables)]:
         raise StatefulForward(model, reassigned, opaque, "")
     for other in again if changed or before.code.clocks else ():
         if differing := difference(graph, other):
             raise StatefulForward(model, changes, opaque, f" ({differing[1]})")
+
+
+def _written(model: nn.Module, graph: fx.Graph, tables: Sequence[str]) -> list[str]:
+    """Return those of the attributes ``tables`` whose tensors the graph writes into."""
+    if not tables:
+        return []
+    aliases, names = Aliases(graph, Operations(model)), {name.removeprefix("self."): name for name in tables}
+    reads = [node for node in graph.nodes if node.op == "get_attr" and node.target in names]
+    return [names[str(node.target)] for node in reads if aliases.written_later(node, is_definite=True)]
 
 
 def _check_opaque_state(model: nn.Module, graph: fx.Graph, trace: Callable[[], fx.Graph], opaque: dict[str, str]) -> None:

@@ -36,6 +36,7 @@ from graphreg.tracing.side_effects.state_places import (
     Attributes,
     Cells,
     Container,
+    Items,
     Memory,
     Place,
     Slots,
@@ -61,6 +62,7 @@ class Snapshot:
         self.places: list[Place] = []
         self.irreversible: dict[str, str] = {}
         self._seen: set[int] = set()
+        self._paths = [f"self.{path}" if path else "self" for path, _ in model.named_modules()]
         self._registered = [(m, {name: dict(m.__dict__[name]) for name in REGISTERED}) for m in model.modules()]
         kinds: dict[type, None] = {}
         for path, module in model.named_modules():
@@ -127,7 +129,7 @@ class Snapshot:
             return
         self._seen.add(id(value))
         if isinstance(value, (list, dict, set, deque)):
-            self.places.append(Container(value, name))
+            self.places.append(Items(value, name) if isinstance(value, dict) else Container(value, name))
         if isinstance(value, (list, tuple, dict, deque)):
             for item in list(dict.values(value) if isinstance(value, dict) else value):
                 self._add_value(item, name, depth)
@@ -162,9 +164,19 @@ class Snapshot:
         self._restore_registered()
         return list(dict.fromkeys(name for place in self.places for name in place.prepare_retrace()))
 
-    def assigned_tensors(self) -> bool:
-        """Whether the forward made tensors and assigned them to attributes. Call it after ``changed``."""
-        return any(place.tensors for place in self.places if isinstance(place, Attributes))
+    def registered(self) -> list[str]:
+        """Return the names of the buffers, parameters and modules that the forward has registered or replaced."""
+        return [
+            f"{place}.{name}"
+            for (module, registered), place in zip(self._registered, self._paths, strict=True)
+            for kind, content in registered.items()
+            for name in {**content, **module.__dict__[kind]}
+            if module.__dict__[kind].get(name) is not content.get(name)
+        ]
+
+    def assigned_tensors(self) -> list[str]:
+        """Return the names of the attributes to which the forward assigned tensors that it made. Call it after ``changed``."""
+        return [place.label(key) for place in self.places if isinstance(place, Attributes) for key in place.tensors]
 
     def drawn_generators(self) -> list[str]:
         """Return the names of the random generators that were drawn from."""

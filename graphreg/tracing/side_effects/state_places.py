@@ -13,6 +13,7 @@ from torch import fx
 
 from graphreg.errors import TraceError
 from graphreg.ir import SIZE_ATTRIBUTES, function_name
+from graphreg.torch_internals import is_fake
 from graphreg.tracing.symbolic.proxies import FOREIGN
 
 REGISTERED = ("_parameters", "_buffers", "_modules")
@@ -88,12 +89,14 @@ class Attributes(Place):
         now = self.read()
         for key in self.changed():
             value = now.get(key, NOTHING)
+            if _is_table(value) and not isinstance(self.content.get(key), torch.Tensor):
+                self.set(key, value := torch.zeros(tuple(value.shape), dtype=value.dtype, device=value.device))
             if type(value) is torch.Tensor and not isinstance(self.owner, type):
                 self.tensors[key] = value  # the forward made it: a table, or a running sum, which ``reassigned`` finds
                 continue
             if is_plain(value):
                 self.retained[key] = value
-            elif not isinstance(self.owner, type) and _is_state(value, self.content.get(key)):
+            elif not isinstance(self.owner, type) and (_is_state(value) or _both_tensors(value, self.content.get(key))):
                 self.set(key, StaleValue())
             else:
                 self._restore_key(key)
@@ -182,32 +185,48 @@ class Slots(Attributes):
         object.__delattr__(self.owner, key)
 
 
-class Container(Place):
-    """The items of a list, dict, set or deque. Methods that a user's subclass overrides are not called: they may have side effects."""
+class Items(Attributes):
+    """The items of a dict. Methods that a user's subclass overrides are not called: they may have side effects."""
 
-    def read(self) -> Any:
-        if isinstance(self.owner, dict):
-            return dict(_dict_of(self.owner).items(self.owner))
+    def read(self) -> dict[str, Any]:
+        return dict(_dict_of(self.owner).items(self.owner))
+
+    def set(self, key: str, value: Any) -> None:
+        _dict_of(self.owner).__setitem__(self.owner, key, value)
+
+    def delete(self, key: str) -> None:
+        _dict_of(self.owner).__delitem__(self.owner, key)
+
+    def label(self, key: str) -> str:
+        return self.name
+
+    def restore(self) -> None:
+        now, then = self.read(), self.content
+        if [(id(key), id(value)) for key, value in now.items()] != [(id(key), id(value)) for key, value in then.items()]:
+            self.fill(then)
+
+    def fill(self, content: Any) -> None:
+        """Replace all items."""
+        base = _dict_of(self.owner)
+        base.clear(self.owner)
+        base.update(self.owner, content)
+
+
+class Container(Place):
+    """The items of a list, set or deque. Methods that a user's subclass overrides are not called: they may have side effects."""
+
+    def read(self) -> list[Any]:
         return list(_base(self.owner).__iter__(self.owner))
 
     def _same(self) -> bool:
         """Whether the container has the same items, by identity."""
-        now, then = self.read(), self.content
-        if isinstance(now, dict):
-            return list(map(id, now)) == list(map(id, then)) and list(map(id, now.values())) == list(map(id, then.values()))
-        return list(map(id, now)) == list(map(id, then))
+        return list(map(id, self.read())) == list(map(id, self.content))
 
     def prepare_retrace(self) -> Iterator[str]:
         if self._same():
             return
-        now, then = self.read(), self.content
-        if isinstance(self.owner, dict):
-            retained = {key: value for key, value in now.items() if is_plain(value)}
-            other = {key: value for key, value in then.items() if key not in retained}
-            self.fill({**other, **retained})
-        else:
-            old = set(map(id, then))
-            self.fill([item if is_plain(item) or id(item) in old else StaleValue() for item in now])
+        old = set(map(id, self.content))
+        self.fill([item if is_plain(item) or id(item) in old else StaleValue() for item in self.read()])
         if not self._same():
             yield self.name
 
@@ -219,7 +238,7 @@ class Container(Place):
         """Replace all items."""
         base = _base(self.owner)
         base.clear(self.owner)
-        base.update(self.owner, content) if isinstance(self.owner, (dict, set)) else base.extend(self.owner, content)
+        base.update(self.owner, content) if isinstance(self.owner, set) else base.extend(self.owner, content)
 
 
 def _dict_of(value: dict[Any, Any]) -> type[dict[Any, Any]]:
@@ -229,7 +248,7 @@ def _dict_of(value: dict[Any, Any]) -> type[dict[Any, Any]]:
 
 def _base(value: Any) -> Any:
     """Return the class of Python's library that a container is an instance of."""
-    return _dict_of(value) if isinstance(value, dict) else next(kind for kind in (list, set, deque) if isinstance(value, kind))
+    return next(kind for kind in (list, set, deque) if isinstance(value, kind))
 
 
 class Memory(Place):
@@ -275,10 +294,25 @@ def _listed(slots: Any) -> tuple[str, ...]:
     return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
 
 
-def _is_state(value: Any, before: Any) -> bool:
-    """Whether a value that the forward assigned carries data to the next call. A table that it computes from sizes alone does not."""
+def _is_state(value: Any) -> bool:
+    """Whether a value that the forward assigned carries data to the next call, itself or inside. A table made from sizes does not."""
     if isinstance(value, fx.Proxy):
         return carries_data(value.node)
+    if isinstance(value, (tuple, list)):
+        return any(map(_is_state, value))
+    if isinstance(value, dict):
+        return any(map(_is_state, dict.values(value)))
+    kind = type(value)
+    own = kind.__module__.partition(".")[0] not in ("torch", "builtins", "graphreg") and not callable(value)
+    return own and any(map(_is_state, getattr(value, "__dict__", {}).values()))
+
+
+def _is_table(value: Any) -> bool:
+    """Whether a value is a fake tensor of fixed size, made while torch.export traced: a readable tensor replaces it for the next trace."""
+    return isinstance(value, torch.Tensor) and is_fake(value) and all(type(size) is int for size in value.shape)
+
+
+def _both_tensors(value: Any, before: Any) -> bool:
     return isinstance(value, torch.Tensor) and isinstance(before, torch.Tensor)
 
 

@@ -1,0 +1,44 @@
+"""What an exported forward leaves in attributes for its next call, in a form that outlives the export.
+
+torch.export restores the attributes of modules, and its tensors do not show what they were computed from. The next trace has to find what
+the forward left, because it shows whether the next call would compute something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from graphreg.tracing.side_effects.reachable_state import is_foreign_class
+from graphreg.tracing.side_effects.state_places import REGISTERED
+
+Space = dict[str, Any]
+
+
+def final_state(model: nn.Module, proxy_of: Callable[[Tensor], fx.Proxy | None]) -> list[tuple[Space, Space]]:
+    """Return each namespace that the model holds, with its present content.
+
+    ``proxy_of``: returns a tensor's proxy in the graph if the tensor was computed from the inputs' data, else None.
+    """
+    return [(space, {name: _lasting(value, proxy_of) for name, value in space.items()}) for space in _spaces(model)]
+
+
+def _spaces(model: nn.Module) -> Iterator[Space]:
+    """Yield the namespaces: the attributes of modules, the dicts among these, and the attributes of the user's own objects."""
+    for module in model.modules():
+        yield (own := vars(module))
+        for name, value in own.items():
+            if type(value) is dict and name not in REGISTERED:
+                yield value
+            elif not isinstance(value, (nn.Module, type)) and not callable(value) and not is_foreign_class(type(value)):
+                yield getattr(value, "__dict__", {})
+
+
+def _lasting(value: Any, proxy_of: Callable[[Tensor], fx.Proxy | None]) -> Any:
+    """Return a proxy for a tensor that carries data, also inside a tuple; anything else as it is."""
+    if type(value) is tuple:
+        return tuple(_lasting(item, proxy_of) for item in value)
+    proxy = proxy_of(value) if isinstance(value, Tensor) else None
+    return value if proxy is None else proxy
