@@ -1,7 +1,7 @@
 """Private parts of torch, each behind a function that says what it finds out, and why graphreg needs it.
 
-No other room names one: whoever moves to a new torch runs ``tests/torch_internals/test_canaries.py``, which says of each whether torch
-still has it, and mends it here. What is called often, or traced by Dynamo, is torch's own function under a name of ours.
+No other room names one: whoever moves to a new torch runs ``python -m graphreg doctor --torch``, whose canaries say of each whether
+torch still has it, and mends it here. What is called often, or traced by Dynamo, is torch's own function under a name of ours.
 """
 
 from graphreg.torch_internals import pytree
@@ -145,6 +145,7 @@ from graphreg.torch_internals.torch_modes import (
     without_proxies,
 )
 from graphreg.torch_internals.trace_state import restore_after_trace, restore_fx_patches
+from graphreg.torch_internals.versions import known_versions, run_canaries, warn_if_untested
 
 __all__ = [
     "CALLERS_OF_FORWARD", "CALL_HOOKS", "CHUNKED", "COMPILED_CALL", "CONFIGS", "DYNAMO", "FAKE_LOGGER", "FUNCTORCH", "INDUCTOR",
@@ -158,14 +159,14 @@ __all__ = [
     "graph_pass", "guard_identity", "guard_value", "has_backward_hooks", "has_function_table", "has_global_hook", "has_kernel",
     "has_no_formula", "has_setting", "in_backward", "in_chunks", "inductor_with", "innermost_transform", "is_forward_mode",
     "is_functionalized", "is_gradient_switch", "is_lent", "is_name_of_namespace", "is_plain_view", "is_traced", "is_transform_step",
-    "is_wrapped", "jit_trace", "kernel_weights", "leave_mask_unread", "left_to_eager", "level_of", "lower", "make_function_table",
-    "module_behind", "name_in", "next_region", "node_namer", "number_of_storage", "on_compilation_start", "on_seeding",
-    "one_level_below", "operator_modes", "original_of", "overload_name", "packet_of", "plain_transformers", "pointwise", "proxy_of",
-    "pytree", "qualified_name", "quiet", "raise_interrupt", "randomness", "recorded_in_operator", "regions", "restore_after_trace",
-    "restore_fx_patches", "restore_randomness", "safe_softmax", "same_view", "scale_tensor", "schema_of", "share_emitter",
-    "silence_export", "size_decisions", "skip_frame", "skipped_code", "snake_case", "source_of", "stirred", "storage_number",
-    "strict_limit", "strides_of", "take_as_one", "take_assignments", "take_module_calls", "take_state_version", "traces_here",
-    "transform_level", "transforms", "translator", "unwrapped", "value_name", "version_of", "vmaps", "weight_names", "with_own_code",
-    "without_autograd_cache", "without_functions", "without_modes", "without_proxies", "without_source", "without_transforms",
-    "wrap_engine", "wrapped_functions",
+    "is_wrapped", "jit_trace", "kernel_weights", "known_versions", "leave_mask_unread", "left_to_eager", "level_of", "lower",
+    "make_function_table", "module_behind", "name_in", "next_region", "node_namer", "number_of_storage", "on_compilation_start",
+    "on_seeding", "one_level_below", "operator_modes", "original_of", "overload_name", "packet_of", "plain_transformers",
+    "pointwise", "proxy_of", "pytree", "qualified_name", "quiet", "raise_interrupt", "randomness", "recorded_in_operator", "regions",
+    "restore_after_trace", "restore_fx_patches", "restore_randomness", "run_canaries", "safe_softmax", "same_view", "scale_tensor",
+    "schema_of", "share_emitter", "silence_export", "size_decisions", "skip_frame", "skipped_code", "snake_case", "source_of",
+    "stirred", "storage_number", "strict_limit", "strides_of", "take_as_one", "take_assignments", "take_module_calls",
+    "take_state_version", "traces_here", "transform_level", "transforms", "translator", "unwrapped", "value_name", "version_of",
+    "vmaps", "warn_if_untested", "weight_names", "with_own_code", "without_autograd_cache", "without_functions", "without_modes",
+    "without_proxies", "without_source", "without_transforms", "wrap_engine", "wrapped_functions",
 ]  # fmt: skip
