@@ -25,6 +25,10 @@ most other pairs |
 `make matrix ONLY="3.13 2.15"` runs one pair (`3.13` or `2.15`: all with that version; a comma joins several), and keeps the rows of \
 the others. A run that was stopped goes on with the same command; `make matrix ARGS=--fresh` begins anew. PyPI has torch for Linux \
 as a CUDA build, 3 GB to download and 7 GB on disk; one environment is there at a time, and nothing runs on a GPU.
+
+With another torch, `python -m graphreg doctor --torch` (in Python `graphreg.doctor()`) tries each part of graphreg on a tiny example, \
+and each private part of torch that graphreg uses, in a process of its own and in about ten seconds. On a torch newer than all of \
+these the first trace warns, once; `warnings.filterwarnings("ignore", category=graphreg.UntestedTorchWarning)` silences that.
 """
 
 

@@ -1,4 +1,4 @@
-"""Runs the commands: ``names``, ``plan``, ``report``, ``diff`` and ``draw`` on a model, and ``demo``.
+"""Runs the commands: ``names``, ``plan``, ``report``, ``diff`` and ``draw`` on a model, ``doctor`` and ``demo``.
 
 ``graphreg.report`` and the like are imported only by the command that calls them.
 """
@@ -42,7 +42,9 @@ class Drawn:
 
 
 def run(args: Namespace) -> Any:
-    """Run ``names``, ``plan``, ``report``, ``diff`` or ``draw``; the result has ``str()`` and ``to_dict()``."""
+    """Run ``names``, ``plan``, ``report``, ``diff``, ``draw`` or ``doctor``; the result has ``str()`` and ``to_dict()``."""
+    if args.command == "doctor":
+        return graphreg.doctor()
     if args.command == "names":
         return _names(args)
     return _drawn(args) if args.command == "draw" else _regularized(args)

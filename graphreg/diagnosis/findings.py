@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
 
 from graphreg.compiler import Setting
 from graphreg.errors import RenamedAttributes, listed
@@ -21,15 +21,16 @@ class Finding:
 
     Attributes:
         kind: ``"wrong"``: backward has other masks than the forward. ``"refused"``: it does not compile. ``"differs"``: compiled code
-            draws other masks than eager, which is not an error.
-        cause: The settings to blame, with their values, or what in the step is.
+            draws other masks than eager, which is not an error. Of torch: ``"broken"``: a part of graphreg does not work with it.
+            ``"changed"``: a private part of torch is not as graphreg expects it.
+        cause: The settings to blame, with their values, or what in the step is; the part of graphreg.
         observed: What was measured, in numbers.
         sites: The names of the sites that it concerns.
         cure: What to do.
         upstream: The address of torch's issue, or that none was found.
     """
 
-    kind: Literal["wrong", "refused", "differs"]
+    kind: Literal["wrong", "refused", "differs", "broken", "changed"]
     cause: str
     observed: str
     sites: tuple[str, ...]
@@ -47,7 +48,7 @@ class Diagnosis(RenamedAttributes):
 
     Attributes:
         subject: The module, torch's version, the backend and the device.
-        findings: What is wrong, refused or different, in this order.
+        findings: What is wrong, refused or different, in this order; of torch, what is broken or changed.
         right: What was tested and is right.
     """
 
@@ -58,11 +59,16 @@ class Diagnosis(RenamedAttributes):
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong or refused; masks that differ between eager and compiled code do not count."""
+        """Whether nothing is wrong, refused, broken or changed; masks that differ between eager and compiled code do not count."""
         return all(finding.kind == "differs" for finding in self.findings)
 
     def __bool__(self) -> bool:
         return self.ok
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the diagnosis as plain data."""
+        findings = [asdict(finding) for finding in self.findings]
+        return {"subject": self.subject, "ok": self.ok, "findings": findings, "right": list(self.right)}
 
     def __repr__(self) -> str:
         return "\n".join([self.subject, *map(str, self.findings), *(f"right: {text}" for text in self.right)])
