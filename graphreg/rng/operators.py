@@ -15,7 +15,7 @@ from torch import Tensor
 
 from graphreg.rng.hash import call_words, kept_words, words
 from graphreg.rng.inductor_lowerings import lowers
-from graphreg.torch_internals import Changes, transforms
+from graphreg.torch_internals import Changes, is_exporting, transforms
 
 LIMIT = 1 << 31  # elements; past it an index needs more than 32 bits, and the draws are written out
 
@@ -77,9 +77,10 @@ def compiling() -> bool:
 def recomputes() -> bool:
     """Whether a compiler is tracing that recomputes marked nodes in backward: Dynamo's, or that of graphreg's backend.
 
-    False under torch.func.grad, which does not take checkpoints.
+    False under torch.func.grad, which does not take checkpoints, and without gradients, where there is no backward: up to torch 2.11
+    AOTAutograd warns of marked nodes there.
     """
-    return (torch.compiler.is_dynamo_compiling() or _Within.on) and not transforms()
+    return ((torch.compiler.is_dynamo_compiling() and torch.is_grad_enabled()) or _Within.on) and not transforms()
 
 
 def fuses() -> bool:
@@ -87,5 +88,5 @@ def fuses() -> bool:
 
     Not in an exported program, which must hold torch's operators alone, nor under torch.vmap, which can map only those.
     """
-    traced = _Within.on or (torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting())
+    traced = _Within.on or (torch.compiler.is_dynamo_compiling() and not is_exporting())
     return traced and not transforms() and lowers()

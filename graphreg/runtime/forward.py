@@ -17,7 +17,7 @@ from graphreg.runtime.derivative_penalty import run
 from graphreg.runtime.gradient_join import forget, know
 from graphreg.runtime.noise_keys import KeyRule
 from graphreg.runtime.runtime_module import Drawing
-from graphreg.torch_internals import NO_BACKWARD, backward_task, is_traced, skip_frame, traces_here, with_own_code
+from graphreg.torch_internals import NO_BACKWARD, backward_task, is_exporting, is_traced, skip_frame, traces_here, with_own_code
 
 Forwards = Mapping[str, Callable[..., Any]]
 
@@ -53,7 +53,7 @@ def chosen(
                 raise GraphRegError(
                     f"{name} was carried by the example_inputs, so the graph needs it. Give it at each call, or trace without it."
                 )
-        if torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():  # an exported program has torch's operators alone
+        if torch.compiler.is_dynamo_compiling() and not is_exporting():  # an exported program has torch's operators alone
             code = train_compiled if self.training else eval_compiled
         else:
             code = in_train if self.training else in_eval

@@ -41,7 +41,7 @@ from graphreg.runtime.derivative_penalty import Derivative
 from graphreg.runtime.forward import chosen, guarded, signature
 from graphreg.runtime.result import Regularized
 from graphreg.runtime.runtime_module import Rules
-from graphreg.torch_internals import COMPILED_CALL, STATE_HOOKS, TENSOR_REGISTRIES, pytree, take_state_version
+from graphreg.torch_internals import COMPILED_CALL, STATE_HOOKS, TENSOR_REGISTRIES, define_named_tuples, pytree, take_state_version
 from graphreg.tracing import PLAIN
 
 _REMADE = ("_graph", "_code", LOWERED, COMPILED_CALL)  # not copied, not pickled
@@ -142,6 +142,7 @@ class RewrittenModule(fx.GraphModule):
         lowered = lowering(self)
         self.__dict__[LOWERED] = lowered.stand_ins
         for mode, graph in reversed(state.graphs.items()):  # the first stays as ``_graph``, which torch.fx prints
+            define_named_tuples(graph)
             if lowered.layers:
                 self._graph = spelled(lowered.lowered(graph))
                 named.append(super().recompile().globals)

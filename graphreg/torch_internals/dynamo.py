@@ -38,6 +38,8 @@ _SKIPPED = re.compile(r"frame skipped: (\S+) \((.*) line (\d+)\)")
 skip_frame: Callable[[Callable[..., Any]], Any] = skip
 # Has Dynamo break the graph, with a reason in the error of ``fullgraph=True``. It is Dynamo's own function, which it knows by identity.
 graph_break = torch._dynamo.graph_break
+# Whether Dynamo writes down what code it leaves to eager as a whole; older ones only log it, and ``skipped_code`` finds none.
+TELLS_SKIPPED_CODE = hasattr(InstructionTranslator, "raise_loop_graph_break")
 
 
 # The call that runs

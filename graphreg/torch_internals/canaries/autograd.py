@@ -80,8 +80,9 @@ def recorded_in_operator() -> None:
 def custom_operators() -> None:
     x = torch.ones(1, requires_grad=True)
     assert {"graphreg_canary::plain", "graphreg_canary::derived"} <= set(door.custom_operators())
-    assert door.has_no_formula(plain(x).grad_fn) and not door.has_no_formula(derived(x).grad_fn)
-    assert str(plain(x).grad_fn.name()).endswith("GeneratedBackwardFor_graphreg_canary_plain_defaultBackward")
+    without, formula = plain(x), derived(x)  # a function's name is gone with its output, up to torch 2.10
+    assert door.has_no_formula(without.grad_fn) and not door.has_no_formula(formula.grad_fn)
+    assert str(without.grad_fn.name()).endswith("GeneratedBackwardFor_graphreg_canary_plain_defaultBackward")
 
 
 @canary("a level of forward-mode differentiation is entered", "the refusal to attach penalties there", "is_forward_mode")

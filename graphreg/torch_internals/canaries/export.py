@@ -78,7 +78,7 @@ class Exported(nn.Module):
 
 
 @canary("torch.export tells its tracer of modules and values", "the export front end", "take_module_calls", "module_behind", "proxy_of",
-        "give_proxy", "without_proxies", "size_decisions")  # fmt: skip
+        "give_proxy", "without_proxies", "size_decisions", "example_sizes")  # fmt: skip
 def export() -> None:
     model, seen, decided, outside = Exported(), list[Any](), list[int](), torch.ones(1)
 
@@ -107,6 +107,8 @@ def export() -> None:
     (inner, given, size, other), *more = seen
     assert not more and inner is model.layer and isinstance(given, fx.Proxy) and given.node.op == "placeholder"
     assert isinstance(size, fx.Proxy) and other is None and decided[0] < decided[-1] and door.size_decisions() == []
+    batch = next(node.meta["val"].shape[0] for node in program.graph.nodes if node.name == "x")
+    assert list(door.example_sizes(batch).values()) == [3]
     called = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert "aten.relu.default" in called and "aten.linear.default" not in called
 

@@ -6,7 +6,7 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import graphreg.torch_internals as door
@@ -105,3 +105,14 @@ def jit_trace() -> None:
         warnings.simplefilter("ignore")
         torch.jit.trace(asks, torch.ones(1), check_trace=False)  # type: ignore[no-untyped-call]
     assert states[0] is not None and door.jit_trace() is None
+
+
+@canary("torch.export is told from Dynamo", "recurrent layers and noise in compiled graphs", "is_exporting")
+def exporting() -> None:
+    class Asks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 1 if door.is_exporting() else x + 2
+
+    assert float(torch.compile(Asks(), backend="eager")(torch.ones(()))) == 3
+    assert float(torch.export.export(Asks(), (torch.ones(()),)).module()(torch.ones(()))) == 2
+    assert not door.is_exporting()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import types
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -155,6 +155,25 @@ def emitting() -> None:
     door.share_emitter(graph, twin)
     assert isinstance(twin._codegen, Own)
     assert door.snake_case("MaxPool2d") == "max_pool2d" and door.value_name(graph, "relu") == "relu"
+
+
+class Named(NamedTuple):
+    """What a graph returns."""
+
+    value: Any
+    more: Any
+
+
+@canary("torch.fx writes what a graph returns", "a rewritten module's named tuple", "defines_named_tuples", "define_named_tuples")
+def named_tuples() -> None:
+    def returns(x: Any) -> Any:
+        return Named(x + 1, [Named(x, {})])
+
+    module = fx.symbolic_trace(returns)
+    door.define_named_tuples(module.graph)
+    module.recompile()
+    assert module(1) == Named(2, [Named(1, {})]) and isinstance(module(1), Named), module.code
+    assert isinstance(door.defines_named_tuples(), bool)
 
 
 CANDIDATES = [
