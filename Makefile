@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 WORKERS ?= 2
 
-.PHONY: demo demo-penalties test fuzz oldest sweep bench drawings rivals zoo rng-battery lint clean
+.PHONY: demo demo-penalties test fuzz matrix oldest sweep bench drawings rivals zoo rng-battery lint clean
 
 .venv/.demo: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv .venv
@@ -49,6 +49,11 @@ oldest:
 	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check $(OLDEST) -e '.[test]'
 	OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= .venv-oldest/bin/python -m pytest -n $(WORKERS) --dist worksteal
+
+# The tests, the names of twenty models and the streams under each pair of Python and torch, each in an environment of its own; it
+# writes docs/versions.md, and goes on where it was stopped. make matrix ONLY="3.13 2.15": one pair. An hour and 8 GB of disk for each.
+matrix:
+	PYTHONPATH=benchmarks $(PYTHON) -m matrix --workers $(WORKERS) $(if $(ONLY),--only "$(ONLY)") $(ARGS)
 
 # The whole of what the tests sample: every setting under Inductor, every site compiled alone. About an hour.
 # It writes docs/sameness.md, also when a cell of it fails.

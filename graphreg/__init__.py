@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from graphreg.diagnosis import Diagnosis, Finding, doctor
     from graphreg.drawing import draw, to_networkx
     from graphreg.dynamo_backend import Backend, backend, backend_of
-    from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, TraceError
+    from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, TraceError, UntestedTorchWarning
     from graphreg.ir import Selector, Site, mean_over_pairs
     from graphreg.pipeline import as_pass, regularize
     from graphreg.planning import Plan, from_kwargs, plan
@@ -45,7 +45,7 @@ _ROOMS = {
     "diagnosis": ("Diagnosis", "Finding", "doctor"),
     "drawing": ("draw", "to_networkx"),
     "dynamo_backend": ("Backend", "backend", "backend_of"),
-    "errors": ("GraphRegError", "NoMatchError", "RegularizerError", "TraceError"),
+    "errors": ("GraphRegError", "NoMatchError", "RegularizerError", "TraceError", "UntestedTorchWarning"),
     "ir": ("Selector", "Site", "mean_over_pairs"),
     "pipeline": ("as_pass", "regularize"),
     "planning": ("Plan", "from_kwargs", "plan"),
@@ -65,7 +65,8 @@ _RENAMED = {"Pull": "Vjp"}  # public names of 0.1
 
 __all__ = [
     "Backend", "Diagnosis", "Diff", "Finding", "GraphRegError", "Monitor", "NoMatchError", "Noise", "Penalty", "Plan",
-    "Regularized", "Regularizer", "RegularizerError", "Report", "Samples", "Selector", "Site", "Splice", "TraceError", "Traced", "Vjp",
+    "Regularized", "Regularizer", "RegularizerError", "Report", "Samples", "Selector", "Site", "Splice", "TraceError", "Traced",
+    "UntestedTorchWarning", "Vjp",
     "as_pass", "backend", "backend_of", "build", "diff", "doctor", "draw", "from_kwargs", "frozen_noise", "mean_over_pairs", "monitor",
     "names", "noise_on", "plan", "registered", "regularize", "report", "rewrite", "rng_state", "sample", "set_ranks", "set_rng_state",
     "set_strength", "strengths", "strip", "to_networkx", "trace", "verify",

@@ -39,6 +39,10 @@ class RandomnessError(GraphRegError, RuntimeError):
     """
 
 
+class UntestedTorchWarning(UserWarning):
+    """The torch that is installed is newer than every version that this graphreg was tested with."""
+
+
 def suggestions(word: str, words: Iterable[str], count: int = 3) -> list[str]:
     """Suggest up to ``count`` of ``words`` for a misspelt ``word``, the closest first; wildcards around ``word`` are ignored."""
     bare = word.strip("!*?. ")

@@ -31,8 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; by default those of the process.
 
     Returns:
-        0 on success; 2 for an error in the command, with one line on stderr; 1 for any other error; 130 when interrupted; 141 when
-        stdout is closed.
+        0 on success; 2 for an error in the command, with one line on stderr; 1 for any other error, and where ``doctor`` finds one;
+        130 when interrupted; 141 when stdout is closed.
     """
     args = Namespace()
     try:
@@ -83,7 +83,7 @@ def _run(args: Namespace) -> int:
             result = importlib.import_module("graphreg.cli.commands").run(args)
         text = json.dumps(result.to_dict(), indent=2) if args.json else str(result)  # here stdout may be a terminal, with colours
     print(text, flush=True)
-    return 0
+    return FAILED if args.command == "doctor" and not result.ok else 0
 
 
 def _argcomplete() -> Any:

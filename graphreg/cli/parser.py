@@ -23,6 +23,7 @@ COMMANDS = {
     "report": "show which regularizer acts where in the regularized model",
     "diff": "compare the regularized model's code with the unregularized model's",
     "draw": "draw a model, regularized or not, to a file",
+    "doctor": "test which parts of graphreg work with the torch that is installed",
     "demo": "run the demo",
     "completion": "print the shell code that completes graphreg's commands and options",
 }
@@ -93,6 +94,9 @@ def parser() -> Parser:
         if command in ("report", "diff"):
             subparser.add_argument("--rng", type=int, metavar="SEED", help="the seed of the noise")
             subparser.add_argument("--verify", action="store_true", help="compare the result with the model on the example inputs first")
+    doctor = commands.add_parser("doctor", help=COMMANDS["doctor"], description=f"{COMMANDS['doctor'].capitalize()}.")
+    doctor.add_argument("--torch", action="store_true", required=True, help="test torch; a module is tested by graphreg.doctor(module)")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
     demo = commands.add_parser("demo", help=COMMANDS["demo"], description="Run the demo (make demo, make demo-penalties).")
     demo.add_argument("demo", nargs="?", choices=DEMOS, default=DEMOS[0])
     completion = commands.add_parser("completion", help=COMMANDS["completion"], description='bash: eval "$(graphreg completion bash)"')

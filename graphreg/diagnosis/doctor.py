@@ -1,4 +1,4 @@
-"""``graphreg.doctor`` tests, by experiment, whether a module's masks are right under the present settings of torch."""
+"""``graphreg.doctor`` tests, by experiment, whether a module's masks are right under torch's settings, or which parts of torch work."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from graphreg.diagnosis.bisect import Bench, by_kind
 from graphreg.diagnosis.findings import NONE, Diagnosis, Finding, seed
 from graphreg.diagnosis.probes import Backend
 from graphreg.diagnosis.step_watch import Observed, observe
+from graphreg.diagnosis.torch_check import check_torch
 from graphreg.errors import GraphRegError, RegularizerError, listed, shown, suggestions_text
 from graphreg.ir import NativeDropout
 from graphreg.runtime import Drawing, KeyRule, native_draws, record_of, rewritten, rules_of
@@ -22,7 +23,11 @@ KINDS = ("wrong", "refused", "differs")
 
 
 def doctor(
-    module: nn.Module, step: Callable[[], Any] | None = None, *, backend: Backend = "inductor", progress: bool | None = None
+    module: nn.Module | None = None,
+    step: Callable[[], Any] | None = None,
+    *,
+    backend: Backend = "inductor",
+    progress: bool | None = None,
 ) -> Diagnosis:
     """Test whether backward has the masks of the forward, and compiled code those of eager, under torch's present settings.
 
@@ -30,8 +35,11 @@ def doctor(
     draws from torch's generator. A setting is blamed for a fault if its default cures the fault. Measurements are cached for the process,
     by settings. The module, its gradients, the generators, the settings and all compiled code stay as they are.
 
+    Without a module it tests, in a process of its own, which parts of graphreg work with the torch that is installed, and which private
+    parts of torch that graphreg uses have changed.
+
     Args:
-        module: The module that ``regularize`` returned.
+        module: The module that ``regularize`` returned; None tests torch.
         step: A callable without arguments that runs forward and backward. It is called once, to detect activation checkpointing around
             the whole module, and anything else that makes backward draw new random numbers. Watching it costs a copy of parameters and
             buffers. Do not step an optimizer in it: the state of an optimizer is not restored.
@@ -46,9 +54,13 @@ def doctor(
             mode.
         RegularizerError: Another argument is not allowed.
     """
+    if module is None:
+        if step is not None or backend != "inductor":
+            raise RegularizerError("step= and backend= are about a module, and none is given. graphreg.doctor() alone tests torch.")
+        with _line(sys.stderr.isatty() if progress is None else progress) as show:
+            return check_torch(show)
     inner, native = rewritten(module), native_draws(module)
     rules = rules_of(module)
-    _check(step, backend, progress)
     first = rules._modules.get("key")
     key = first if isinstance(first, KeyRule) else None
     drawing = tuple(child.site for child in rules.children() if isinstance(child, Drawing))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
 
 from graphreg.compiler import Setting
 from graphreg.errors import RenamedAttributes, listed
@@ -22,15 +22,16 @@ class Finding:
     Attributes:
         kind: ``"wrong"``: backward has other masks than the forward, or graphreg's masks differ between eager and compiled code.
             ``"refused"``: the operation does not compile or run. ``"differs"``: compiled code draws other masks from torch's generator
-            than eager, which is not an error.
-        cause: The settings to blame, with their values, or what the step does wrong.
+            than eager, which is not an error. Of torch: ``"broken"``: a part of graphreg does not work with it. ``"changed"``: a private
+            part of torch is not as graphreg expects it.
+        cause: The settings to blame, with their values, or what the step does wrong; of torch, the part of graphreg.
         observed: What was measured, in numbers.
         sites: The names of the sites that it concerns.
         cure: What to do.
         upstream: The address of torch's issue, or a text that says that none was found; ``""`` if torch is not at fault.
     """
 
-    kind: Literal["wrong", "refused", "differs"]
+    kind: Literal["wrong", "refused", "differs", "broken", "changed"]
     cause: str
     observed: str
     sites: tuple[str, ...]
@@ -48,7 +49,7 @@ class Diagnosis(RenamedAttributes):
 
     Attributes:
         subject: The module, torch's version, the backend and the device, as text.
-        findings: The findings: first those that are wrong, then refused, then different.
+        findings: The findings: first those that are wrong, then refused, then different; of torch, broken or changed.
         right: What was tested and is right, as sentences.
     """
 
@@ -59,11 +60,16 @@ class Diagnosis(RenamedAttributes):
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong or refused; findings of the kind ``"differs"`` do not count."""
+        """Whether nothing is wrong, refused, broken or changed; findings of the kind ``"differs"`` do not count."""
         return all(finding.kind == "differs" for finding in self.findings)
 
     def __bool__(self) -> bool:
         return self.ok
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the diagnosis as plain data."""
+        findings = [asdict(finding) for finding in self.findings]
+        return {"subject": self.subject, "ok": self.ok, "findings": findings, "right": list(self.right)}
 
     def __repr__(self) -> str:
         return "\n".join([self.subject, *map(str, self.findings), *(f"right: {text}" for text in self.right)])

@@ -22,7 +22,7 @@ from graphreg.planning import OwnDropout, from_keywords, instances, named_once
 from graphreg.regularizer import Regularizer, Splice
 from graphreg.rewriting import seed
 from graphreg.runtime import BACKEND, Penalties, Scale, backend_handle
-from graphreg.torch_internals import asking_wrapper, backend_named, inductor_with
+from graphreg.torch_internals import asking_wrapper, backend_named, inductor_with, warn_if_untested
 
 
 def backend(
@@ -56,6 +56,7 @@ def backend(
         NoMatchError: A keyword is unknown.
         RegularizerError: A regularizer, an option or a value is not allowed.
     """
+    warn_if_untested()
     for name in ("compile", "front_end", "example_inputs", "verify"):
         if name in keywords:
             raise RegularizerError(f"{name}= is no option of graphreg.backend: torch.compile captures the graphs, from the calls.")

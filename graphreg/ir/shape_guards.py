@@ -13,7 +13,7 @@ from torch.fx.proxy import GraphAppendingTracer, Proxy
 
 from graphreg.errors import GraphRegError
 from graphreg.ir.metadata import label_site
-from graphreg.torch_internals import evaluated
+from graphreg.torch_internals import evaluated, example_sizes
 
 Place = tuple[fx.Node, str]  # an input in the graph, and its name for messages
 
@@ -149,7 +149,7 @@ def described(graph: fx.Graph, ones: Collection[fx.Node]) -> None:
         if not isinstance(size, torch.SymInt):
             return int(size)
         if (expression := size.node.expr) not in numbers:
-            known = expression.subs(one).xreplace(dict(size.node.shape_env.backed_var_to_val))
+            known = expression.subs(one).xreplace(example_sizes(size))
             numbers[expression] = int(known) if known.is_number else None
         return numbers[expression]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from graphreg.rng.hash import call_words, kept_words, words
 from graphreg.rng.inductor_lowerings import lowers
-from graphreg.torch_internals import Changes, transforms
+from graphreg.torch_internals import Changes, is_exporting, transforms
 
 LIMIT = 1 << 31  # elements; for more, an index needs more than 32 bits, and draws are traced as ordinary operators
 
@@ -78,9 +78,10 @@ def compiling() -> bool:
 def recomputes() -> bool:
     """Return whether the compiler that traces now can recompute marked nodes in backward, as under Dynamo and in graphreg's backend.
 
-    False under a transform of torch.func, which does not support checkpoints.
+    False under a transform of torch.func, which does not support checkpoints, and without gradients, where there is no backward: up to
+    torch 2.11 AOTAutograd warns of marked nodes there.
     """
-    return (torch.compiler.is_dynamo_compiling() or _Within.on) and not transforms()
+    return ((torch.compiler.is_dynamo_compiling() and torch.is_grad_enabled()) or _Within.on) and not transforms()
 
 
 def fuses() -> bool:
@@ -89,5 +90,5 @@ def fuses() -> bool:
     Not in an exported program, which must contain torch's operators only, and not under a transform of
     torch.func, which cannot map the custom ones.
     """
-    traced = _Within.on or (torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting())
+    traced = _Within.on or (torch.compiler.is_dynamo_compiling() and not is_exporting())
     return traced and not transforms() and lowers()

@@ -17,7 +17,16 @@ from graphreg.runtime.derivative_penalty import run
 from graphreg.runtime.gradient_join import begin_call, end_call
 from graphreg.runtime.noise_keys import KeyRule
 from graphreg.runtime.runtime_module import Drawing
-from graphreg.torch_internals import NO_BACKWARD, backward_task, is_traced, leaving_no_level, skip_frame, traces_here, with_own_code
+from graphreg.torch_internals import (
+    NO_BACKWARD,
+    backward_task,
+    is_exporting,
+    is_traced,
+    leaving_no_level,
+    skip_frame,
+    traces_here,
+    with_own_code,
+)
 
 Forwards = Mapping[str, Callable[..., Any]]
 
@@ -59,7 +68,7 @@ def chosen(
                 raise GraphRegError(
                     f"{name} was carried by the example_inputs, so the graph needs it. Give it at each call, or trace without it."
                 )
-        if torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():  # an export has torch's operators only
+        if torch.compiler.is_dynamo_compiling() and not is_exporting():  # an export has torch's operators only
             code = train_compiled if self.training else eval_compiled
         else:
             code = in_train if self.training else in_eval

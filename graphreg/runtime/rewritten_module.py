@@ -41,7 +41,15 @@ from graphreg.runtime.derivative_penalty import Derivative
 from graphreg.runtime.forward import chosen, guarded, signature
 from graphreg.runtime.result import Regularized
 from graphreg.runtime.runtime_module import Rules
-from graphreg.torch_internals import COMPILED_CALL, STATE_HOOKS, TENSOR_REGISTRIES, enters_levels, pytree, take_state_version
+from graphreg.torch_internals import (
+    COMPILED_CALL,
+    STATE_HOOKS,
+    TENSOR_REGISTRIES,
+    define_named_tuples,
+    enters_levels,
+    pytree,
+    take_state_version,
+)
 from graphreg.tracing import PLAIN
 
 _REMADE = ("_graph", "_code", LOWERED, COMPILED_CALL)  # left out of copies and pickles
@@ -142,6 +150,7 @@ class RewrittenModule(fx.GraphModule):
         lowered = lowering(self)
         self.__dict__[LOWERED] = lowered.stand_ins
         for mode, graph in reversed(state.graphs.items()):  # so the first graph stays in ``_graph``, which torch.fx prints
+            define_named_tuples(graph)
             if lowered.layers:
                 self._graph = spelled(lowered.lowered(graph))
                 named.append(super().recompile().globals)
@@ -150,8 +159,7 @@ class RewrittenModule(fx.GraphModule):
             self._graph = spelled(graph)
             python_code = super().recompile()
             check_arguments(graph, self._code, type(self).__name__)
-            self._graph = graph
-            graph.owning_module = self
+            self._graph, graph.owning_module = graph, self
             named.append(python_code.globals)
             forwards[mode], state.codes[mode] = type(self).forward, self._code
         optional = [str(n.target) for n in self._graph.nodes if n.op == "placeholder" and n.args and not state.model.is_graph]

@@ -30,6 +30,7 @@ from graphreg.torch_internals.checkpointing import before_checkpoints, next_regi
 from graphreg.torch_internals.config import CONFIGS, DYNAMO, FUNCTORCH, INDUCTOR, default_of, has_setting
 from graphreg.torch_internals.dynamo import (
     CALLERS_OF_FORWARD,
+    TELLS_SKIPPED_CODE,
     CapturedCode,
     CompiledCall,
     asking_wrapper,
@@ -56,7 +57,16 @@ from graphreg.torch_internals.dynamo import (
     translator,
     without_source,
 )
-from graphreg.torch_internals.export import SOLVER_LOGGER, evaluated, give_proxy, module_behind, proxy_of, silence_export, take_module_calls
+from graphreg.torch_internals.export import (
+    SOLVER_LOGGER,
+    evaluated,
+    example_sizes,
+    give_proxy,
+    module_behind,
+    proxy_of,
+    silence_export,
+    take_module_calls,
+)
 from graphreg.torch_internals.fake_tensors import (
     FAKE_LOGGER,
     FakeCopyMode,
@@ -88,7 +98,17 @@ from graphreg.torch_internals.functorch import (
     vmaps,
     without_transforms,
 )
-from graphreg.torch_internals.fx import is_traced, share_emitter, snake_case, take_as_one, traces_here, value_name, wrapped_functions
+from graphreg.torch_internals.fx import (
+    define_named_tuples,
+    defines_named_tuples,
+    is_traced,
+    share_emitter,
+    snake_case,
+    take_as_one,
+    traces_here,
+    value_name,
+    wrapped_functions,
+)
 from graphreg.torch_internals.inductor import graph_pass, inductor_with, lower, pointwise, strides_of, without_autograd_cache
 from graphreg.torch_internals.interpreter import at_rest, collector_at_rest, deep_enough, with_own_code
 from graphreg.torch_internals.modules import (
@@ -140,6 +160,7 @@ from graphreg.torch_internals.random_state import (
 )
 from graphreg.torch_internals.torch_modes import (
     TorchDispatchMode,
+    is_exporting,
     is_functionalized,
     is_gradient_switch,
     jit_trace,
@@ -149,30 +170,30 @@ from graphreg.torch_internals.torch_modes import (
     without_proxies,
 )
 from graphreg.torch_internals.trace_state import restore_after_trace, restore_fx_patches
+from graphreg.torch_internals.versions import known_versions, run_canaries, warn_if_untested
 
 __all__ = [
     "CALLERS_OF_FORWARD", "CALL_HOOKS", "CHUNKED", "COMPILED_CALL", "CONFIGS", "DYNAMO", "FAKE_LOGGER", "FUNCTORCH", "INDUCTOR",
-    "NO_BACKWARD", "PRIVATE_FACTS", "PRIVATE_STORAGE", "SOLVER_LOGGER", "STATE_HOOKS", "TENSOR_REGISTRIES", "BatchNormBase",
-    "CapturedCode", "Changes", "Chunk", "CompiledCall", "ConstantPadBase", "ConvolutionBase", "DropoutBase", "FakeCopyMode",
-    "FakeTensorMode", "HigherOrderOperator", "ModuleStack", "OpOverload", "OpOverloadPacket", "TorchDispatchMode", "asking_wrapper",
-    "assert_async", "at_rest", "backend_in", "backend_named", "backward_task", "base_of", "batch_positions", "before_checkpoints",
-    "bound_call", "captured_code", "chunks", "collector_at_rest", "compile_record_of", "compiled_call", "compiles_itself",
-    "copy_notes", "copy_source", "custom_operators", "deep_enough", "default_of", "draws_watched", "drop_forward_hooks",
-    "enters_levels", "evaluated",
-    "fake_mode", "first_arguments", "first_scale", "forward_hooks", "function_in", "function_of", "give_proxy", "graph_break",
-    "graph_pass", "guard_identity", "guard_value", "has_backward_hooks", "has_function_table", "has_global_hook", "has_kernel",
-    "has_no_formula", "has_setting", "in_backward", "in_chunks", "inductor_with", "innermost_transform", "is_fake",
-    "is_forward_mode",
-    "is_functionalized", "is_gradient_switch", "is_lent", "is_name_of_namespace", "is_plain_view", "is_traced", "is_transform_step",
-    "is_wrapped", "jit_trace", "kernel_weights", "leave_mask_unread", "leaving_no_level",
-    "left_to_eager", "level_of", "lower", "make_function_table",
-    "module_behind", "name_in", "next_region", "node_namer", "number_of_storage", "on_compilation_start", "on_seeding",
-    "one_level_below", "operator_modes", "original_of", "overload_name", "packet_of", "plain_transformers", "pointwise", "proxy_of",
-    "pytree", "qualified_name", "quiet", "raise_interrupt", "randomness", "recorded_in_operator", "regions", "restore_after_trace",
-    "restore_fx_patches", "restore_randomness", "safe_softmax", "same_view", "scale_tensor", "schema_of", "share_emitter",
+    "NO_BACKWARD", "PRIVATE_FACTS", "PRIVATE_STORAGE", "SOLVER_LOGGER", "STATE_HOOKS", "TELLS_SKIPPED_CODE", "TENSOR_REGISTRIES",
+    "BatchNormBase", "CapturedCode", "Changes", "Chunk", "CompiledCall", "ConstantPadBase", "ConvolutionBase", "DropoutBase",
+    "FakeCopyMode", "FakeTensorMode", "HigherOrderOperator", "ModuleStack", "OpOverload", "OpOverloadPacket", "TorchDispatchMode",
+    "asking_wrapper", "assert_async", "at_rest", "backend_in", "backend_named", "backward_task", "base_of", "batch_positions",
+    "before_checkpoints", "bound_call", "captured_code", "chunks", "collector_at_rest", "compile_record_of", "compiled_call",
+    "compiles_itself", "copy_notes", "copy_source", "custom_operators", "deep_enough", "default_of", "define_named_tuples",
+    "defines_named_tuples", "draws_watched", "drop_forward_hooks", "enters_levels", "evaluated", "example_sizes", "fake_mode",
+    "first_arguments", "first_scale", "forward_hooks", "function_in", "function_of", "give_proxy", "graph_break", "graph_pass",
+    "guard_identity", "guard_value", "has_backward_hooks", "has_function_table", "has_global_hook", "has_kernel",
+    "has_no_formula", "has_setting", "in_backward", "in_chunks", "inductor_with", "innermost_transform", "is_exporting",
+    "is_fake", "is_forward_mode", "is_functionalized", "is_gradient_switch", "is_lent", "is_name_of_namespace", "is_plain_view",
+    "is_traced", "is_transform_step", "is_wrapped", "jit_trace", "kernel_weights", "known_versions", "leave_mask_unread",
+    "leaving_no_level", "left_to_eager", "level_of", "lower", "make_function_table", "module_behind", "name_in", "next_region",
+    "node_namer", "number_of_storage", "on_compilation_start", "on_seeding", "one_level_below", "operator_modes", "original_of",
+    "overload_name", "packet_of", "plain_transformers", "pointwise", "proxy_of", "pytree", "qualified_name", "quiet",
+    "raise_interrupt", "randomness", "recorded_in_operator", "regions", "restore_after_trace", "restore_fx_patches",
+    "restore_randomness", "run_canaries", "safe_softmax", "same_view", "scale_tensor", "schema_of", "share_emitter",
     "silence_export", "size_decisions", "skip_frame", "skipped_code", "snake_case", "source_of", "stirred", "storage_number",
     "strict_limit", "strides_of", "take_as_one", "take_assignments", "take_module_calls", "take_state_version", "traces_here",
-    "transform_level", "transforms", "translator", "unwrapped", "value_name", "version_of", "vmaps", "weight_names", "with_own_code",
-    "without_autograd_cache", "without_functions", "without_modes", "without_proxies", "without_source", "without_transforms",
-    "wrap_engine", "wrapped_functions",
+    "transform_level", "transforms", "translator", "unwrapped", "value_name", "version_of", "vmaps", "warn_if_untested",
+    "weight_names", "with_own_code", "without_autograd_cache", "without_functions", "without_modes", "without_proxies",
+    "without_source", "without_transforms", "wrap_engine", "wrapped_functions",
 ]  # fmt: skip

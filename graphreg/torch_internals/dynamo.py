@@ -39,6 +39,8 @@ skip_frame: Callable[[Callable[..., Any]], Any] = skip
 # Makes Dynamo break the graph; with ``fullgraph=True`` the given reason is in the error. It must be Dynamo's own function, because Dynamo
 # recognizes it by identity.
 graph_break = torch._dynamo.graph_break
+# Whether Dynamo writes down what code it leaves to eager as a whole; older ones only log it, and ``skipped_code`` finds none.
+TELLS_SKIPPED_CODE = hasattr(InstructionTranslator, "raise_loop_graph_break")
 
 
 # The running call

@@ -59,3 +59,9 @@ def evaluated(condition: Any, sizes: Mapping[Any, Any]) -> Any:
     As for torch's guards, Python's operators are applied and not sympy's, so that ``//`` rounds as in Python.
     """
     return sympy_interp(PythonReferenceAnalysis, dict(sizes), condition)
+
+
+def example_sizes(size: Any) -> dict[Any, Any]:
+    """The symbols of the export that a size is of, with their values in the example inputs."""
+    environment = size.node.shape_env
+    return dict(environment.backed_var_to_val if hasattr(environment, "backed_var_to_val") else environment.var_to_val)  # torch 2.10

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
+from functools import cache
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import fx
 from torch.fx._symbolic_trace import _wrapped_fns_to_patch, is_fx_symbolic_tracing
-from torch.fx.graph import _snake_case
+from torch.fx.graph import CodeGen, PythonCode, _snake_case
+from torch.fx.node import _get_qualified_name
 
 # Whether torch.fx is tracing; up to torch 2.14 in any thread, because all threads share one flag. Each call of a module calls it, so it is
 # torch's own function.
@@ -54,3 +56,52 @@ def share_emitter(graph: fx.Graph, copy: fx.Graph) -> None:
 def value_name(graph: fx.Graph, function_name: str) -> str:
     """Return the base of the name that torch.fx gives the result of a function with this name."""
     return graph._target_to_str(function_name)
+
+
+class _Probe(NamedTuple):
+    value: Any
+
+
+@cache
+def defines_named_tuples() -> bool:
+    """Whether torch.fx's code knows the class of a named tuple that a graph returns: up to torch 2.11 it writes the name alone."""
+    graph = fx.Graph()
+    graph.output(_Probe(graph.placeholder("x")))
+    return _Probe in graph.python_code("self").globals.values()
+
+
+def define_named_tuples(graph: fx.Graph) -> None:
+    """Have the graph's code know the classes of the named tuples that it returns, where torch.fx does not see to that."""
+    if not defines_named_tuples() and type(graph._codegen) is CodeGen:
+        emitter = _Defining()
+        vars(emitter).update(vars(graph._codegen))
+        graph.set_codegen(emitter)
+
+
+class _Defining(CodeGen):
+    """Writes what a graph returns as torch 2.12 does: the class of a named tuple is a global of the code."""
+
+    _namespace: Any = None
+
+    def _gen_python_code(self, nodes: Any, root_module: str, namespace: Any, **options: Any) -> PythonCode:
+        self._namespace, self._classes = namespace, dict[str, type]()
+        try:
+            code: PythonCode = super()._gen_python_code(nodes, root_module, namespace, **options)
+            code.globals.update(self._classes)
+        finally:
+            del self._namespace, self._classes
+        return code
+
+    def generate_output(self, output_args: Any, **options: Any) -> str:
+        return f"return {self._written(output_args)}"
+
+    def _written(self, value: Any) -> str:
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            name = self._namespace.create_name(_get_qualified_name(type(value)), type(value))
+            self._classes[name] = type(value)
+            return f"{name}{tuple(value)!r}"
+        if isinstance(value, list):
+            return f"[{', '.join(map(self._written, value))}]"
+        if isinstance(value, tuple):
+            return f"({', '.join(map(self._written, value))}{',' * (len(value) == 1)})"
+        return repr(value)

@@ -21,6 +21,11 @@ operator_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 jit_trace: Callable[[], Any] = torch._C._get_tracing_state
 
 
+def is_exporting() -> bool:
+    """Whether torch.export traces. ``torch.compiler.is_exporting()`` is always true in what Dynamo traces, up to torch 2.12."""
+    return bool(torch.compiler._is_exporting_flag)
+
+
 def is_functionalized() -> bool:
     """Whether AOTAutograd is tracing. It makes outputs that share storage again after its graph has run, as views of a common base."""
     return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FUNCTIONAL) is not None

@@ -41,6 +41,7 @@ from graphreg.torch_internals import (
     restore_after_trace,
     restore_randomness,
     stirred,
+    warn_if_untested,
 )
 from graphreg.tracing.export.export import FrontEndError, export
 from graphreg.tracing.fake_inputs import Arguments, arguments, propagate
@@ -148,6 +149,7 @@ def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "a
     Raises:
         TraceError: The model cannot be traced. The message names the line of the user's forward.
     """
+    warn_if_untested()
     check_model(model)
     with _ONE_AT_A_TIME, Changes() as changes, changes:
         restore_after_trace(changes)

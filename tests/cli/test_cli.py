@@ -482,6 +482,21 @@ def test_a_warning_is_one_line(say: Say) -> None:
     assert status == 0 and out.startswith("Net") and "graphreg: warning: old weights\n" in err
 
 
+# The doctor
+
+
+@pytest.mark.parametrize(("findings", "status"), [((), 0), ((graphreg.Finding("broken", "the backend", "x", (), "y"),), 1)])
+def test_the_doctor_of_torch(findings: tuple[graphreg.Finding, ...], status: int, say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    diagnosis = graphreg.Diagnosis("torch 9", findings, ("the noise works",))
+    monkeypatch.setattr(graphreg, "doctor", lambda: diagnosis)
+    assert say("doctor", "--torch") == (status, f"{diagnosis}\n", "")
+    assert say("doctor", "--torch", "--json") == (status, json.dumps(diagnosis.to_dict(), indent=2) + "\n", "")
+
+
+def test_the_doctor_is_told_what_to_test(say: Say) -> None:
+    refused(say("doctor"), "the following arguments are required: --torch. graphreg doctor --help shows what is allowed.")
+
+
 # The demo, completion, and what torch is not needed for
 
 

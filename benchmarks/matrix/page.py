@@ -1,0 +1,98 @@
+"""The page docs/versions.md, written from the rows in docs/versions.json."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from matrix.pairs import PAIRS, Pair
+
+Row = Mapping[str, Any]
+
+HEAD = """# Versions
+
+graphreg supports every minor release of torch of the last twelve months, and at least the last five, on CPython 3.11 to 3.13. \
+`make matrix` tests the pairs below, each in an environment of its own:
+
+| column | holds |
+|---|---|
+| passed, failed, skipped | the tests of `make test`; what a torch lacks is skipped there, with the reason below |
+| models | of {models} models of torchvision, timm, transformers and torch, those whose sites have the same names and roles as with \
+most other pairs |
+| known answers | ways to run a module in which the noise of seed 0 is the one that all releases draw: {ways} |
+
+`make matrix ONLY="3.13 2.15"` runs one pair (`3.13` or `2.15`: all with that version; a comma joins several), and keeps the rows of \
+the others. A run that was stopped goes on with the same command; `make matrix ARGS=--fresh` begins anew. PyPI has torch for Linux \
+as a CUDA build, 3 GB to download and 7 GB on disk; one environment is there at a time, and nothing runs on a GPU.
+
+With another torch, `python -m graphreg doctor --torch` (in Python `graphreg.doctor()`) tries each part of graphreg on a tiny example, \
+and each private part of torch that graphreg uses, in a process of its own and in about ten seconds. On a torch newer than all of \
+these the first trace warns, once; `warnings.filterwarnings("ignore", category=graphreg.UntestedTorchWarning)` silences that.
+"""
+
+
+def page(rows: Iterable[Row]) -> str:
+    """The page of these rows, one for each pair."""
+    rows = sorted(rows, key=place)
+    common = usual(rows)
+    ways = next((list(row["answers"]) for row in rows if "answers" in row), [])
+    lines = [
+        HEAD.format(models=len(common) or "twenty", ways=", ".join(ways) or "eager and compiled"),
+        "| Python | torch | date | passed | failed | skipped | models | known answers |",
+        "|---|---|---|---|---|---|---|---|",
+        *(cells(row, common) for row in rows),
+        *notes(rows, common),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def place(row: Row) -> tuple[int, Pair | tuple[list[int], ...]]:
+    """Where a row stands: the usual pairs in their order, then others by version."""
+    pair = Pair(row["python"], row["torch"])
+    return (0, PAIRS.index(pair)) if pair in PAIRS else (1, tuple([*map(int, version.split("."))] for version in pair))  # type: ignore[return-value]
+
+
+def usual(rows: Iterable[Row]) -> dict[str, Any]:
+    """For each model what most rows found: how many names, and their digest; of equally frequent ones the latest row's."""
+    votes: dict[str, Counter[str]] = {}
+    values: dict[str, Any] = {}
+    for row in rows:
+        for model, value in row.get("names", {}).items():
+            votes.setdefault(model, Counter())[repr(value)] += isinstance(value, list)
+            values[repr(value)] = value
+    return {model: values[max(reversed(found), key=found.__getitem__)] for model, found in votes.items()}
+
+
+def cells(row: Row, common: Mapping[str, Any]) -> str:
+    """One row of the table."""
+    if "reason" in row:
+        return f"| {row['python']} | {row['torch']} | {row['date']} | not run: {row['reason']} | | | | |"
+    versions = row.get("versions", {})
+    first = [versions.get("python", row["python"]), versions.get("torch", row["torch"]), row["date"]]
+    tests = [row["passed"], len(row["failed"]), sum(row["skipped"].values())]
+    names, answers = row.get("names", {}), row.get("answers", {})
+    same = sum(names.get(model) == value for model, value in common.items())
+    right = sum(answer is True for answer in answers.values())
+    return "| " + " | ".join(map(str, [*first, *tests, f"{same} of {len(common)}", f"{right} of {len(answers)}"])) + " |"
+
+
+def notes(rows: Iterable[Row], common: Mapping[str, Any]) -> list[str]:
+    """Below the table: for each pair what failed, what was skipped and why, which models have other names, which answers are wrong."""
+    lines: list[str] = []
+    for row in rows:
+        items = [f"- failed: `{test}`" for test in row.get("failed", ())]
+        items += [f"- skipped {count}: {reason}" for reason, count in row.get("skipped", {}).items()]
+        items += [f"- {model}: {_other(row['names'].get(model), value)}" for model, value in common.items()
+                  if "names" in row and row["names"].get(model) != value]  # fmt: skip
+        items += [f"- known answers, {way}: {answer}" for way, answer in row.get("answers", {}).items() if answer is not True]
+        items += [f"- {row['error']}"] if "error" in row else []
+        if items:
+            lines += ["", f"## Python {row['python']}, torch {row['torch']}", "", *items]
+    return lines
+
+
+def _other(found: Any, common: Any) -> str:
+    if isinstance(found, list):
+        return f"other names ({found[0]} sites; elsewhere {common[0]})" if isinstance(common, list) else f"{found[0]} sites"
+    return str(found)

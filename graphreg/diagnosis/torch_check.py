@@ -1,0 +1,89 @@
+"""``graphreg.doctor()`` without a module: which parts of graphreg work with the torch that is installed.
+
+All is tried in a process of its own, at torch's default settings: nothing of the caller's is touched, and a part that crashes the process
+is a finding.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from graphreg.diagnosis.findings import NONE, Diagnosis, Finding
+from graphreg.torch_internals import known_versions
+
+TRIALS = "graphreg.diagnosis.torch_parts"
+MARK = "graphreg: "
+PACKAGE = Path(__file__).parents[2]
+
+
+def check_torch(show: Callable[[str], None], module: str = TRIALS) -> Diagnosis:
+    """Try each part in a process of its own.
+
+    Args:
+        show: Called with what is being tried, to show progress.
+        module: The module that the process runs.
+
+    Returns:
+        A diagnosis, true if every part works and no private part of torch has changed.
+    """
+    path = os.pathsep.join(filter(None, (str(PACKAGE), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore", "PYTHONOPTIMIZE": ""}  # canaries assert
+    command = [sys.executable, "-m", module]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment) as child:
+        assert child.stdout is not None
+        lines, last = _read(child.stdout, show)
+    findings, right = _findings(lines, _ended(child.returncode, last))
+    return Diagnosis(f"torch {torch.__version__}, Python {platform.python_version()}: {known_versions()}", tuple(findings), tuple(right))
+
+
+def _read(output: Iterable[str], show: Callable[[str], None]) -> tuple[list[dict[str, Any]], str]:
+    """The lines of the report, and the last line of anything else that was printed."""
+    lines, last = list[dict[str, Any]](), ""
+    for text in output:
+        if text.startswith(MARK):
+            lines.append(json.loads(text.removeprefix(MARK)))
+            show(lines[-1].get("trying", ""))
+        elif text.strip():
+            last = text.strip()
+    return lines, last
+
+
+def _ended(status: int, last: str) -> str:
+    """How a process ended that did not come to the end of its report."""
+    how = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+    return f"the process ended with {how}" + f": {last[:160]}" * bool(last)
+
+
+def _findings(lines: Iterable[dict[str, Any]], ended: str) -> tuple[list[Finding], list[str]]:
+    broken, changed, right = list[Finding](), list[Finding](), list[str]()
+    trying, done = "graphreg itself", False
+    for line in lines:
+        trying, done = line.get("trying", trying), done or "done" in line
+        if "part" in line and line["error"]:
+            broken.append(_broken(line["part"], line["error"]))
+        elif "part" in line:
+            right.append(f"{line['part']} work{'s' * (not line['part'].startswith(PLURAL))}")
+        elif "canary" in line:
+            changed.append(Finding("changed", "torch has changed a private part", line["canary"], (), "report it, with this text", NONE))
+        elif "done" in line and not changed:
+            right.append(f"the private parts of torch that graphreg uses are as it expects them ({line['done']} tested)")
+    if not done:
+        broken.append(_broken(trying, ended))
+    return [*broken, *changed], right
+
+
+PLURAL = ("attached penalties", "penalties", "recurrent layers")
+
+
+def _broken(part: str, error: str) -> Finding:
+    return Finding("broken", f"{part} with this torch", error, (), "another version of torch or of graphreg; other parts work without it")

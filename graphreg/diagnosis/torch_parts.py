@@ -1,0 +1,171 @@
+"""What of graphreg works with the torch that is installed: a trial of each part, run in a process of its own by ``torch_check.py``.
+
+A trial is a tiny example from end to end. Which private part of torch a failure comes from is a question for the canaries.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graphreg.diagnosis.probes import measure_streams
+from graphreg.errors import GraphRegError, first_line
+from graphreg.pipeline import regularize
+from graphreg.torch_internals import run_canaries
+
+MARK = "graphreg: "  # begins a line of the report; torch may print others
+CPU = torch.device("cpu")
+
+
+class _Net(nn.Module):
+    """Two layers, which either front end takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hid, self.out = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.out(torch.tanh(self.hid(x)))
+        return y
+
+
+class _Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.out = nn.LSTM(4, 8, batch_first=True), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.out(self.rnn(x)[0])
+        return y
+
+
+def _x() -> Tensor:
+    return torch.linspace(-1, 1, 12).view(3, 4)
+
+
+def _step(call: Callable[[Tensor], Any], x: Tensor, module: nn.Module) -> None:
+    """One training step; raises if a parameter has no finite gradient."""
+    output, penalties = call(x)
+    (output.sum() + sum(penalties.values())).backward()
+    missing = [name for name, p in module.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    if missing:
+        raise GraphRegError(f"no finite gradient reaches {', '.join(missing)}")
+
+
+def _traced(front_end: Any) -> None:
+    module = regularize(_Net(), example_inputs=_x(), front_end=front_end, hidden_dropout=0.5, hidden_l1=0.1, weight_l2=0.1, rng=0)
+    _step(module, _x(), module)
+
+
+def _streams(backend: str) -> None:
+    seen = measure_streams(backend, CPU)
+    if seen.error:
+        raise GraphRegError(seen.error)
+    if seen.wrong or seen.eager:
+        raise GraphRegError(f"masks differ for {seen.backward:.0%} of elements in backward, for {seen.eager:.0%} from eager")
+
+
+def _compiled(module: Any, x: Tensor) -> None:
+    _step(torch.compile(module, fullgraph=True, backend="aot_eager"), x, module)
+
+
+def _penalties() -> None:
+    module = regularize(_Net(), hidden_dropout=0.5, hidden_l1=0.1, weight_l2=0.1, rng=0)
+    _compiled(module, _x())
+
+
+def _recurrent() -> None:
+    module = regularize(_Recurrent(), recurrent_state={"weight": 0.1, "pattern": "rnn"}, rng=0)
+    _compiled(module, torch.linspace(-1, 1, 60).view(3, 5, 4))
+
+
+def _attached() -> None:
+    for wrap in (lambda module: module, lambda module: torch.compile(module, fullgraph=True, backend="aot_eager")):
+        module = regularize(_Net(), weight_l2={"weight": 1.0, "pattern": "hid.weight"}, penalties="attach", scale=1.0)
+        (0 * wrap(module)(_x()).sum()).backward()
+        expected = module.hid.weight * 2 / module.hid.weight.numel()
+        if not torch.allclose(module.hid.weight.grad, expected, atol=1e-6):
+            raise GraphRegError("the gradient of an attached penalty is wrong")
+
+
+def _derivatives() -> None:
+    module = regularize(_Net(), contractive=0.1, rng=0)
+    _step(module, _x(), module)
+    _compiled(regularize(_Net(), contractive=0.1, rng=0), _x())
+
+
+def _vmapped() -> None:
+    module = regularize(_Net(), input_dropout=0.5, rng=0)
+    rows = torch.vmap(lambda x: module(x).output, randomness="different")(torch.ones(64, 4))
+    if (rows == rows[0]).all():
+        raise GraphRegError("rows that should differ have the same mask")
+
+
+def _through_backend() -> None:
+    model = _Net()
+    options: Any = {
+        "inner": "aot_eager", "hidden_dropout": 0.5, "weight_l2": {"weight": 1.0, "pattern": "hid.weight"}, "rng": 0,
+        "penalties": "attach", "scale": 1.0,
+    }  # fmt: skip
+    (0 * torch.compile(model, backend="graphreg", options=options)(_x()).sum()).backward()
+    weight: Any = model.hid.weight
+    if not torch.allclose(weight.grad, weight * 2 / weight.numel(), atol=1e-6):
+        raise GraphRegError("the gradient of a penalty through the backend is wrong")
+
+
+# By the names that a diagnosis has for them.
+PARTS: dict[str, Callable[[], None]] = {
+    "the symbolic front end": lambda: _traced("symbolic"),
+    "the export front end": lambda: _traced("export"),
+    "attached penalties": _attached,
+    "penalties in compiled code": _penalties,
+    "the noise in code compiled by aot_eager": lambda: _streams("aot_eager"),
+    "recurrent layers in compiled code": _recurrent,
+    "penalties with a vector-Jacobian product": _derivatives,
+    "the noise under torch.vmap": _vmapped,
+    "the backend": _through_backend,
+    "the noise in code compiled by Inductor": lambda: _streams("inductor"),
+}
+
+
+def outcomes() -> Iterator[tuple[str, str | None]]:
+    """Each part that is tried: its name with None, and once more with why it does not work, ``""`` where it does."""
+    for name, trial in PARTS.items():
+        yield name, None
+        try:
+            trial()
+        except Exception as error:  # whatever a new torch raises
+            yield name, first_line(getattr(error, "inner_exception", error))
+        else:
+            yield name, ""
+
+
+def main() -> None:
+    """Print the report, a line of JSON at a time: ``{"trying": …}``, ``{"part": …, "error": …}``, ``{"canary": …}``, ``{"done": …}``."""
+    torch.set_num_threads(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for part, error in outcomes():
+            _print({"trying": part} if error is None else {"part": part, "error": error})
+        _print({"trying": "torch's private parts"})
+        tried = 0
+        for sentence in run_canaries():
+            tried += 1
+            if sentence:
+                _print({"canary": sentence})
+    _print({"done": tried})
+
+
+def _print(line: dict[str, Any]) -> None:
+    sys.stdout.write(f"{MARK}{json.dumps(line)}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""Canaries of autograd, and activation checkpointing."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
+
+import graphreg.torch_internals as door
+from graphreg.torch_internals import Changes
+from graphreg.torch_internals.canaries.canary import canary, raising
+
+
+@canary("a backward pass that runs is numbered", "the refusal to draw in backward", "NO_BACKWARD", "backward_task", "in_backward")
+def backward_task() -> None:
+    seen = list[tuple[int, bool]]()
+    x = torch.ones(1, requires_grad=True)
+    x.register_hook(  # type: ignore[no-untyped-call]
+        lambda gradient: seen.append((door.backward_task(), door.in_backward()))
+    )
+    for _ in range(2):
+        x.sum().backward()  # type: ignore[no-untyped-call]
+    assert (door.backward_task(), door.in_backward()) == (door.NO_BACKWARD, False)
+    assert all(inside and task != door.NO_BACKWARD for task, inside in seen) and seen[0] != seen[1]
+
+
+@canary("the engine of autograd is called", "graphreg.doctor", "wrap_engine")
+def wrap_engine() -> None:
+    runs = list[int]()
+
+    def around(run: Any) -> Any:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            runs.append(1)
+            return run(*args, **kwargs)
+
+        return counted
+
+    x = torch.ones(1, requires_grad=True)
+    with Changes() as changes, changes:
+        door.wrap_engine(changes, around)
+        x.sum().backward()  # type: ignore[no-untyped-call]
+        torch.autograd.grad(x.sum(), x)
+    x.sum().backward()  # type: ignore[no-untyped-call]
+    assert len(runs) == 2
+
+
+@torch.library.custom_op("graphreg_canary::plain", mutates_args=())
+def plain(x: Tensor) -> Tensor:
+    with torch.enable_grad():
+        outside = (x.detach().requires_grad_() * 2).grad_fn
+        with door.recorded_in_operator():
+            inside = (x.detach().requires_grad_() * 2).grad_fn
+    recorded.append((outside is not None, inside is not None))
+    return x * 2
+
+
+@torch.library.custom_op("graphreg_canary::derived", mutates_args=())
+def derived(x: Tensor) -> Tensor:
+    return x * 2
+
+
+derived.register_autograd(lambda ctx, gradient: gradient * 2)
+recorded = list[tuple[bool, bool]]()
+
+
+@canary("a custom operator excludes autograd", "the recurrent operator", "recorded_in_operator")
+def recorded_in_operator() -> None:
+    recorded.clear()
+    plain(torch.ones(1, requires_grad=True))
+    assert recorded == [(False, True)]
+
+
+@canary(
+    "autograd calls an operator and keeps its formula", "the error of a penalty without a gradient", "custom_operators", "has_no_formula"
+)
+def custom_operators() -> None:
+    x = torch.ones(1, requires_grad=True)
+    assert {"graphreg_canary::plain", "graphreg_canary::derived"} <= set(door.custom_operators())
+    without, formula = plain(x), derived(x)  # a function's name is gone with its output, up to torch 2.10
+    assert door.has_no_formula(without.grad_fn) and not door.has_no_formula(formula.grad_fn)
+    assert str(without.grad_fn.name()).endswith("GeneratedBackwardFor_graphreg_canary_plain_defaultBackward")
+
+
+@canary("a level of forward-mode differentiation is entered", "the refusal to attach penalties there", "is_forward_mode")
+def is_forward_mode() -> None:
+    with forward_ad.dual_level():
+        assert door.is_forward_mode()
+    assert not door.is_forward_mode()
+
+
+@canary("a storage is known", "the tape of the symbolic front end", "storage_number", "number_of_storage")
+def storage_number() -> None:
+    for x in (torch.ones(4), torch.ones(4, device="meta"), torch.ones(0)):
+        assert door.storage_number(x) == door.storage_number(x[1:]) == door.number_of_storage(x.untyped_storage())
+        assert door.storage_number(x) != door.storage_number(other := torch.empty_like(x)), other
+    with raising(NotImplementedError, RuntimeError):
+        door.storage_number(torch.ones(2, 2).to_sparse())
+
+
+@canary("writes into a tensor are counted", "the front ends", "version_of")
+def version_of() -> None:
+    x = torch.ones(4)
+    before = door.version_of(x)
+    x[:2].add_(1)
+    assert door.version_of(x) == before + 1
+    with torch.inference_mode():
+        assert door.version_of(torch.ones(1).add_(1)) == -1
+
+
+@canary("a view knows what it is a view of", "attached penalties", "base_of", "same_view")
+def base_of() -> None:
+    base, other = (torch.arange(4.0, requires_grad=True) * n for n in (1, 10))
+    view = base.view(2, 2)[1]
+    assert door.base_of(view) is base and door.base_of(base) is base
+    assert torch.equal(door.same_view(view, other), other.view(2, 2)[1]) and door.base_of(door.same_view(view, other)) is other
+
+
+class Reversed(torch.autograd.Function):
+    """A view with a derivative that is no view's."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return -gradient
+
+
+@canary("a view knows how it was made", "attached penalties of outputs that share storage", "is_plain_view")
+def is_plain_view() -> None:
+    base = torch.arange(4.0, requires_grad=True) * 1
+    assert all(map(door.is_plain_view, (base.view(2, 2), base[1:], *torch.split(base, 2), *base.unbind())))
+    by_function = Reversed.apply(base)  # type: ignore[no-untyped-call]
+    assert door.base_of(by_function) is base and not door.is_plain_view(by_function)
+
+
+@canary("a GradScaler keeps its scale", "attached penalties", "scale_tensor", "first_scale")
+def scaler() -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    assert door.scale_tensor(scaler) is None and door.first_scale(scaler) == (True, 8.0)
+    scaler.scale(torch.ones(()))
+    assert float(door.scale_tensor(scaler)) == 8.0  # type: ignore[arg-type]
+    assert door.first_scale(torch.amp.GradScaler("cpu", enabled=False))[0] is False
+
+
+@canary("a tensor tells facts by private names", "the symbolic front end", "PRIVATE_FACTS", "PRIVATE_STORAGE")
+def private_facts() -> None:
+    assert {*door.PRIVATE_FACTS, door.PRIVATE_STORAGE} <= set(dir(Tensor))
+
+
+@canary("activation checkpointing begins", "the front ends, which refuse it", "before_checkpoints")
+def before_checkpoints() -> None:
+    for reentrant in (True, False):
+        asked = list[int]()
+        x = torch.ones(1, requires_grad=True)
+        with Changes() as changes, changes:
+            door.before_checkpoints(changes, partial(asked.append, 1))
+            checkpoint(torch.sin, x, use_reentrant=reentrant)
+        checkpoint(torch.sin, x, use_reentrant=reentrant)
+        assert asked == [1], f"use_reentrant={reentrant}"
+
+
+@canary("Dynamo numbers regions that are recomputed", "masks that are recomputed", "next_region")
+def next_region() -> None:
+    first, second = door.next_region(), door.next_region()
+    assert isinstance(first, int) and first != second

@@ -1,0 +1,252 @@
+"""Canaries of Dynamo."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch._dynamo.config as dynamo_config
+from torch import Tensor, fx, nn
+
+import graphreg.torch_internals as door
+from graphreg.torch_internals.canaries.canary import canary, compiled, nothing, raising
+
+
+class Breaks(nn.Module):
+    """Two graphs: Dynamo captures the rest of the forward behind the break by itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x + 1
+        door.graph_break(msg="here")
+        return y * 2
+
+
+@canary("a call of what torch.compile made runs", "the backend", "compiled_call", "CompiledCall")
+def compiled_call() -> None:
+    found, told, results = list[Any](), list[str](), list[Any]()
+
+    def look(gm: fx.GraphModule, inputs: list[Any]) -> None:
+        call = door.compiled_call()
+        assert call is not None and call.result is None
+        found.append(call)
+        call.at_each_call(begin)
+
+    def begin() -> Callable[[], None]:
+        told.append("begin")
+        return end
+
+    def end() -> None:
+        told.append("end")
+        call = door.compiled_call()
+        assert call is not None
+        results.append(call.result)
+
+    def add(x: Tensor) -> Tensor:
+        return x + 1
+
+    x, function = torch.ones(1), compiled(add, look)
+    function(x)
+    assert told == ["begin", "end"] and isinstance(found[0], door.CompiledCall)
+    assert found[0].function is add and found[0].arguments[0] is x
+    function(x)
+    assert told == ["begin", "end"] * 2 and [float(result) for result in results] == [2.0, 2.0]
+    assert found[0].record is door.compile_record_of(function) and door.compiled_call() is None
+
+
+@canary("torch.compile keeps its backend", "the handle of a backend", "compile_record_of", "backend_in", "function_in")
+def backend_in() -> None:
+    class Given:
+        def __call__(self, gm: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+            return gm.forward
+
+    given, itself = Given(), nn.Linear(1, 1)
+    itself.compile(backend=given)
+    for made in (torch.compile(nn.Linear(1, 1), backend=given), torch.compile(lambda x: x + 1, backend=given), itself):
+        for _ in range(2):
+            inner = door.backend_in(door.compile_record_of(made))
+            assert given in (inner, door.function_in(inner))
+            made(torch.ones(1))
+    assert door.compile_record_of(nn.Linear(1, 1)) is None and door.compile_record_of(3) is None and door.backend_in(None) is None
+
+
+@canary(
+    "torch.compile calls a backend that it was given by name",
+    "backend='graphreg'",
+    "asking_wrapper",
+    "backend_named",
+    "name_in",
+    "function_in",
+)
+def asking_wrapper() -> None:
+    asked = list[Any]()
+
+    @torch._dynamo.register_backend(name="graphreg_canary")
+    def canary_backend(gm: fx.GraphModule, inputs: list[Any], **options: Any) -> Callable[..., Any]:
+        asked.append((door.asking_wrapper(), options))
+        return gm.forward
+
+    functions = [torch.compile(function, backend="graphreg_canary", options={"a": 1}) for function in (Breaks(), nn.Linear(1, 1))]
+    for function in functions:
+        function(torch.ones(1))
+    (first, options), (second, _), (other, _) = asked
+    assert options == {"options": {"a": 1}} and door.name_in(first) == "graphreg_canary"
+    assert door.function_in(first) is canary_backend and door.name_in(len) is None and door.function_in(len) is None
+    assert first is second and first is not other and first is door.backend_in(door.compile_record_of(functions[0]))
+    assert door.backend_named("graphreg_canary") is canary_backend and callable(door.backend_named("eager"))
+
+
+@canary("Dynamo captures code, and the rest of it behind a break", "names of sites in the backend", "captured_code", "CapturedCode",
+        "translator", "function_of", "graph_break", "first_arguments")  # fmt: skip
+def captured_code() -> None:
+    codes, running = list[door.CapturedCode](), list[Any]()
+
+    def look(gm: fx.GraphModule, inputs: list[Any]) -> None:
+        codes.append(door.captured_code(door.translator(), gm))
+        running.extend(each for each in door.first_arguments() if isinstance(each, Breaks))
+
+    module = Breaks()
+    compiled(module, look)(torch.ones(1))
+    first, rest = codes
+    assert isinstance(first, door.CapturedCode)
+    begin = Breaks.forward.__code__.co_firstlineno
+    assert (first.name, first.resumed, first.broken, first.line) == ("forward", False, True, begin + 2)
+    assert (rest.name, rest.resumed, rest.broken) == ("forward", True, False)
+    assert first.values["self"] is module and running and all(each is module for each in running)
+    with raising(torch._dynamo.exc.Unsupported, match="here"):
+        compiled(Breaks(), nothing, fullgraph=True)(torch.ones(1))
+
+
+@canary("Dynamo names the rest of a function", "the error for code that is left to eager", "function_of")
+def function_of() -> None:
+    assert door.function_of("torch_dynamo_resume_in_forward_at_12") == "forward" and door.function_of("forward") == "forward"
+
+
+@canary("a module's call reaches its forward", "names of sites in the backend", "CALLERS_OF_FORWARD")
+def callers_of_forward() -> None:
+    codes = {each.co_name for each in nn.Module._call_impl.__code__.co_consts if isinstance(each, types.CodeType)}
+    assert set(door.CALLERS_OF_FORWARD) <= codes | {nn.Module._call_impl.__name__, nn.Module._wrapped_call_impl.__name__}
+
+
+@canary(
+    "Dynamo knows where an input comes from", "names of inputs in the backend", "source_of", "copy_source", "without_source", "copy_notes"
+)
+def sources() -> None:
+    found = list[tuple[str, list[str]]]()
+
+    def look(gm: fx.GraphModule, inputs: list[Any]) -> None:
+        twins, graph = dict[fx.Node, fx.Node](), fx.Graph()
+        for node in gm.graph.nodes:
+            twin: Any = graph.node_copy(node, twins.__getitem__)
+            twins[node] = twin
+            if node.op == "placeholder":
+                found.append(door.source_of(node))
+                assert hasattr(node, "_dynamo_source") and not hasattr(twin, "_dynamo_source")
+                door.copy_source(node, twin)
+                assert twin._dynamo_source is node._dynamo_source
+                door.without_source(twin)
+                assert twin._dynamo_source is None
+        module = fx.GraphModule(gm, graph)
+        door.copy_notes(gm, module)
+        assert module.compile_subgraph_reason is gm.compile_subgraph_reason and module._param_name_to_source is gm._param_name_to_source
+
+    def add(x: Tensor, more: dict[str, Any]) -> Tensor:
+        y: Tensor = x + more["a"] + more["b"][1]
+        return y
+
+    compiled(add, look)(torch.ones(1), {"a": torch.ones(1), "b": [0, torch.ones(1)]})
+    assert found == [("x", []), ("more", ["a"]), ("more", ["b", "1"])]
+
+
+class Box:
+    now = 1
+
+
+def _graphs_of(guard: Callable[[Any, Box], None], changes: Callable[[Box], None], boxes: list[Box]) -> int:
+    """How many graphs Dynamo captures of a function that reads nothing of a box, for calls with boxes between which they change."""
+    graphs = list[int]()
+
+    def look(gm: fx.GraphModule, inputs: list[Any]) -> None:
+        graphs.append(1)
+        guard(door.translator(), boxes[0])
+
+    function = compiled(lambda box, x: x + 1, look)
+    for box in boxes:
+        function(box, torch.ones(1))
+        changes(boxes[0])
+    return len(graphs)
+
+
+@canary("Dynamo guards", "the backend, whose graphs depend on modes and on whose code they are", "guard_identity", "guard_value")
+def guards() -> None:
+    for by_module in (False, True):
+        torch.compiler.reset()
+        _guarded(by_module)
+
+
+def _guarded(by_module: bool) -> None:
+    one, other = Box(), Box()
+
+    def value(translator: Any, box: Box) -> None:
+        door.guard_value(translator, "__graphreg_canary", box, "now", by_module)
+
+    def count(box: Box) -> None:
+        box.now += 1
+
+    assert _graphs_of(lambda translator, box: None, count, [one, other, one]) == 1
+    assert _graphs_of(lambda translator, box: door.guard_identity("box"), lambda box: None, [one, one, other]) == 2
+    assert _graphs_of(value, lambda box: None, [one, one, one]) == 1
+    assert _graphs_of(value, count, [one, one, one]) == 3
+
+
+@canary("Dynamo gives up past its limit of recompilations", "the backend, which must not be left out in silence", "strict_limit")
+def strict_limit() -> None:
+    graphs = list[int]()
+    quiet, strict = (compiled(eval("lambda x, n: x + n"), lambda gm, inputs: graphs.append(1), dynamic=False) for _ in range(2))
+    with dynamo_config.patch(recompile_limit=1):
+        for function in (quiet, strict):
+            function(torch.ones(1), 1)
+        quiet(torch.ones(1), 2)
+        assert graphs == [1, 1]
+        with door.strict_limit(), raising(torch._dynamo.exc.FailOnRecompileLimitHit):
+            strict(torch.ones(1), 2)
+
+
+@canary("Dynamo skips a function, and compiles what it calls", "the call of a rewritten module", "skip_frame")
+def skip_frame() -> None:
+    names = list[str]()
+
+    def inner(x: Tensor) -> Tensor:
+        return x + 1
+
+    def outer(x: Tensor) -> Tensor:
+        return inner(x) * 2
+
+    door.skip_frame(outer)
+    compiled(outer, lambda gm, inputs: names.append(door.captured_code(door.translator(), gm).name))(torch.ones(1))
+    assert names == ["inner"]
+
+
+@canary("Dynamo tells of its work", "the error for a call that is left to eager", "on_compilation_start", "left_to_eager", "skipped_code",
+        "TELLS_SKIPPED_CODE")  # fmt: skip
+def left_to_eager() -> None:
+    told = list[Any]()
+
+    def looped(x: Tensor) -> Tensor:
+        for _ in range(2):
+            x = x + 1
+            door.graph_break(msg="again")
+        return x
+
+    for _ in range(2):
+        door.on_compilation_start(told.append)
+    before = dict(door.left_to_eager())
+    compiled(looped, nothing)(torch.ones(1))
+    new = [text for text, count in door.left_to_eager().items() if count > before.get(text, 0)]
+    places = [place for text in new for place in door.skipped_code(text)]
+    assert told and new and (not door.TELLS_SKIPPED_CODE or ("looped", __file__, str(looped.__code__.co_firstlineno)) in places)
+    torch.compiler.reset()
+    told.clear()
+    compiled(lambda x: x + 1, nothing)(torch.ones(1))
+    assert not told

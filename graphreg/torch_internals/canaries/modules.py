@@ -1,0 +1,117 @@
+"""Canaries of torch's modules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+import graphreg.torch_internals as door
+from graphreg.torch_internals import Changes
+from graphreg.torch_internals.canaries.canary import canary
+
+
+@canary("torch's layers are derived", "the kinds of operations", "DropoutBase", "BatchNormBase", "ConstantPadBase", "ConvolutionBase")
+def bases() -> None:
+    dropouts = (nn.Dropout(), nn.Dropout1d(), nn.Dropout2d(), nn.Dropout3d(), nn.AlphaDropout(), nn.FeatureAlphaDropout())
+    assert all(isinstance(layer, door.DropoutBase) for layer in dropouts)
+    norms = (nn.BatchNorm1d(1), nn.BatchNorm2d(1), nn.BatchNorm3d(1), nn.InstanceNorm2d(1), nn.SyncBatchNorm(1))
+    assert all(isinstance(layer, door.BatchNormBase) for layer in norms)
+    assert all(isinstance(layer, door.ConstantPadBase) for layer in (nn.ConstantPad1d(1, 0), nn.ConstantPad3d(1, 0), nn.ZeroPad2d(1)))
+    assert all(isinstance(layer, door.ConvolutionBase) for layer in (nn.Conv1d(1, 1, 1), nn.Conv3d(1, 1, 1), nn.ConvTranspose2d(1, 1, 1)))
+
+
+@canary("a module keeps its hooks", "the front ends and the refusals", "CALL_HOOKS", "STATE_HOOKS", "forward_hooks", "drop_forward_hooks",
+        "has_backward_hooks", "has_global_hook")  # fmt: skip
+def hooks() -> None:
+    module = nn.Linear(1, 1)
+    attributes: dict[str, Any] = vars(module)
+    assert all(attributes[name] == {} for name in (*door.CALL_HOOKS, *door.STATE_HOOKS))
+    hook: Any = lambda *args: None  # noqa: E731
+    module.register_forward_hook(hook)
+    assert door.forward_hooks(module) == (hook,) and not door.has_backward_hooks(module)
+    module.register_forward_pre_hook(hook)
+    assert door.forward_hooks(module) == (hook, hook)
+    module.register_full_backward_hook(hook)
+    assert door.has_backward_hooks(module) and sum(len(attributes[name]) for name in door.CALL_HOOKS) == 3
+    door.drop_forward_hooks(module)
+    assert door.forward_hooks(module) == ()
+    before = door.has_global_hook()
+    handle = nn.modules.module.register_module_forward_hook(hook)
+    assert door.has_global_hook() and not before
+    handle.remove()
+
+
+@canary("hooks of state_dict are kept", "rewritten modules, which take them over", "STATE_HOOKS")
+def state_hooks() -> None:
+    module, hook = nn.Linear(1, 1), lambda *args: None
+    module._register_state_dict_hook(hook)  # type: ignore[no-untyped-call]
+    module.register_state_dict_pre_hook(hook)  # type: ignore[no-untyped-call]
+    module.register_load_state_dict_pre_hook(hook)  # type: ignore[no-untyped-call]
+    module.register_load_state_dict_post_hook(hook)  # type: ignore[no-untyped-call]
+    assert [len(vars(module)[name]) for name in door.STATE_HOOKS] == [1, 1, 1, 1]
+
+
+@canary("a module keeps its tensors", "rewritten modules, which share them", "TENSOR_REGISTRIES")
+def tensor_registries() -> None:
+    module = nn.Module()
+    module.register_buffer("b", torch.ones(1), persistent=False)
+    module.p = nn.Parameter(torch.ones(1))
+    assert [list(vars(module)[name]) for name in door.TENSOR_REGISTRIES] == [["p"], ["b"], ["b"]]
+
+
+@canary("a module compiles itself and is compiled", "the handles and the front ends", "COMPILED_CALL", "compiles_itself", "original_of")
+def compiled_modules() -> None:
+    module = nn.Linear(1, 1)
+    assert not door.compiles_itself(module) and door.original_of(module) is None
+    assert door.original_of(torch.compile(module, backend="eager")) is module
+    module.compile(backend="eager")
+    assert door.compiles_itself(module) and vars(module)[door.COMPILED_CALL] is not None
+
+
+@canary("a module is called", "the symbolic front end", "bound_call")
+def bound_call() -> None:
+    module, seen = nn.Identity(), list[int]()
+    module.register_forward_hook(lambda *args: seen.append(1))
+    with Changes() as changes, changes:
+        changes.put(nn.Module, "__call__", None)
+        assert door.bound_call(module)(3) == 3 and seen == [1]
+
+
+@canary("a module writes its version into a state_dict", "rewritten modules", "take_state_version")
+def take_state_version() -> None:
+    class Versioned(nn.Module):
+        _version = 7
+
+    module = nn.Linear(1, 1)
+    door.take_state_version(module, Versioned())
+    assert module.state_dict()._metadata[""]["version"] == 7  # type: ignore[attr-defined]
+
+
+@canary("a recurrent layer keeps its weights", "recurrent layers that are compiled", "weight_names", "kernel_weights")
+def kernel_weights() -> None:
+    layer = nn.LSTM(1, 1)
+    assert door.weight_names(vars(layer)) == ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"]
+    assert all(getattr(layer, name) is weight for name, weight in door.kernel_weights(vars(layer)))
+
+
+@canary("nn.Transformer detects a causal mask", "the export front end", "leave_mask_unread")
+def leave_mask_unread() -> None:
+    asked = nn.modules.transformer._detect_is_causal_mask
+    mask = nn.Transformer.generate_square_subsequent_mask(3)
+    assert "_detect_is_causal_mask" in nn.TransformerEncoder.forward.__code__.co_names and asked(mask, None, 3)
+    with Changes() as changes, changes:
+        door.leave_mask_unread(changes)
+        assert nn.modules.transformer._detect_is_causal_mask(mask, None, 3) is False
+        assert nn.modules.transformer._detect_is_causal_mask(mask, True) is True
+    assert nn.modules.transformer._detect_is_causal_mask is asked
+
+
+@canary("nn.TransformerEncoder takes its fused kernel", "the export front end", "plain_transformers")
+def plain_transformers() -> None:
+    assert torch.backends.mha.get_fastpath_enabled()
+    with Changes() as changes, changes:
+        door.plain_transformers(changes)
+        assert not torch.backends.mha.get_fastpath_enabled()
+    assert torch.backends.mha.get_fastpath_enabled()

@@ -1,0 +1,55 @@
+"""Which versions of torch graphreg is tested with, what to say of a newer one, and the canaries that say what it has changed."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterator
+
+import torch
+
+from graphreg.errors import UntestedTorchWarning, warn
+
+OLDEST, NEWEST = (2, 10), (2, 15)  # of docs/versions.md
+_asked = False
+
+
+def version() -> tuple[int, int]:
+    """The major and minor number of the torch that is installed."""
+    major, minor = re.findall(r"\d+", torch.__version__)[:2]
+    return int(major), int(minor)
+
+
+def known_versions() -> str:
+    """Word which versions graphreg is tested with."""
+    return f"graphreg is tested with torch {_dotted(OLDEST)} to {_dotted(NEWEST)}"
+
+
+def warn_if_untested() -> None:
+    """Warn, once in a process, where torch is newer than all versions that were tested."""
+    global _asked  # noqa: PLW0603
+    if _asked:
+        return
+    _asked = True
+    if version() > NEWEST:
+        warn(
+            f"{known_versions()}, and this is torch {torch.__version__}. 'python -m graphreg doctor --torch' shows in seconds which parts "
+            "work with it. To silence this: warnings.filterwarnings('ignore', category=graphreg.UntestedTorchWarning).",
+            UntestedTorchWarning,
+        )
+
+
+def _dotted(numbers: tuple[int, int]) -> str:
+    return ".".join(map(str, numbers))
+
+
+def run_canaries() -> Iterator[str]:
+    """Run each canary, in a process that may be changed by it. Yields what torch has changed as a sentence, ``""`` where nothing has."""
+    canaries = importlib.import_module("graphreg.torch_internals.canaries")  # it defines operators, which no other process should have
+    for canary in canaries.CANARIES:
+        try:
+            canary.run()
+        except canaries.CanaryError as error:
+            yield str(error)
+        else:
+            yield ""

@@ -1,0 +1,100 @@
+"""``doctor`` without a module: each trial of a part, and what is made of a process's report, of a crash and of a changed torch."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import pytest
+import torch
+
+import graphreg
+from graphreg import Diagnosis, RegularizerError
+from graphreg.diagnosis.torch_check import check_torch
+from graphreg.diagnosis.torch_parts import PARTS
+
+ABOUT = f"torch {torch.__version__}, Python {platform.python_version()}: graphreg is tested with torch 2.10 to 2.15"
+LINES = {
+    "whole": ["torch says something", {"trying": "the backend"}, {"part": "the backend", "error": ""},
+              {"trying": "attached penalties"}, {"part": "attached penalties", "error": ""}, {"done": 65}],
+    "broken": [{"trying": "the backend"}, {"part": "the backend", "error": "NameError: x"}, {"done": 65}],
+    "changed": [{"trying": "the backend"}, {"part": "the backend", "error": ""}, {"canary": "torch 9 changed how it is"}, {"done": 65}],
+    "ended": [{"trying": "the backend"}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_each_part_works(part: str) -> None:
+    PARTS[part]()
+
+
+def test_of_a_whole_run() -> None:
+    """In a process of its own, which is at torch's defaults whatever they are here."""
+    diagnosis = graphreg.doctor(progress=False)
+    assert diagnosis.ok and not diagnosis.findings, diagnosis
+    assert diagnosis.subject == ABOUT and len(diagnosis.right) == len(PARTS) + 1
+
+
+def reported(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch, end: str = "") -> tuple[Diagnosis, list[str]]:
+    """The diagnosis of a process that prints these lines, and what was shown meanwhile."""
+    prints = [f"print({line!r})" if isinstance(line, str) else f"print('graphreg: ' + json.dumps({line!r}))" for line in LINES[name]]
+    (folder / "a_report.py").write_text("\n".join(["import json, os, sys", *prints, "sys.stdout.flush()", end]))
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    progress = list[str]()
+    return check_torch(progress.append, "a_report"), progress
+
+
+def test_what_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    diagnosis, progress = reported(tmp_path, "whole", monkeypatch)
+    assert [text for text in progress if text] == ["the backend", "attached penalties"]
+    assert diagnosis.ok and str(diagnosis) == (
+        f"{ABOUT}\nright: the backend works\nright: attached penalties work\n"
+        "right: the private parts of torch that graphreg uses are as it expects them (65 tested)"
+    )
+    assert diagnosis.to_dict() == {"subject": ABOUT, "ok": True, "findings": [], "right": list(diagnosis.right)}
+
+
+def test_what_does_not_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    diagnosis, _ = reported(tmp_path, "broken", monkeypatch)
+    assert not diagnosis and str(diagnosis) == (
+        f"{ABOUT}\n"
+        "broken: the backend with this torch\n"
+        "  observed  NameError: x\n"
+        "  cure      another version of torch or of graphreg; other parts work without it\n"
+        "  upstream  no upstream issue found\n"
+        "right: the private parts of torch that graphreg uses are as it expects them (65 tested)"
+    )
+
+
+def test_what_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    diagnosis, _ = reported(tmp_path, "changed", monkeypatch)
+    assert not diagnosis and str(diagnosis) == (
+        f"{ABOUT}\n"
+        "changed: torch has changed a private part\n"
+        "  observed  torch 9 changed how it is\n"
+        "  cure      report it, with this text\n"
+        "  upstream  no upstream issue found\n"
+        "right: the backend works"
+    )
+
+
+@pytest.mark.parametrize(
+    ("end", "observed"),
+    [
+        ("os.kill(os.getpid(), 11)", "the process ended with signal SIGSEGV"),
+        ("sys.exit('no more memory')", "the process ended with status 1: no more memory"),
+        ("sys.exit(0)", "the process ended with status 0"),
+    ],
+)
+def test_a_process_that_ends_too_early(end: str, observed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    diagnosis, _ = reported(tmp_path, "ended", monkeypatch, end)
+    (finding,) = diagnosis.findings
+    assert (finding.kind, finding.cause, finding.observed) == ("broken", "the backend with this torch", observed)
+
+
+def test_what_is_about_a_module_needs_one() -> None:
+    sentence = "step= and backend= are about a module, and none is given. graphreg.doctor() alone tests torch."
+    for options in ({"step": lambda: None}, {"backend": "aot_eager"}):
+        with pytest.raises(RegularizerError) as caught:
+            graphreg.doctor(**options)  # type: ignore[arg-type]
+        assert str(caught.value) == sentence

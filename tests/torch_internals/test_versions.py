@@ -1,0 +1,72 @@
+"""Which versions of torch are tested, and the warning for one that is newer."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import graphreg
+from graphreg.torch_internals import known_versions, versions
+from matrix.pairs import PAIRS
+
+TOP = Path(__file__).parents[2]
+SENTENCE = (
+    "graphreg is tested with torch 2.10 to 2.15, and this is torch 2.16.0.dev20261201. 'python -m graphreg doctor --torch' shows in "
+    "seconds which parts work with it. To silence this: warnings.filterwarnings('ignore', category=graphreg.UntestedTorchWarning)."
+)
+
+
+def test_the_versions_are_those_of_the_matrix_and_of_the_package() -> None:
+    numbers = sorted({tuple(map(int, pair.torch.split("."))) for pair in PAIRS})
+    assert (numbers[0], numbers[-1]) == (versions.OLDEST, versions.NEWEST)
+    assert known_versions() == f"graphreg is tested with torch {PAIRS[0].torch} to {PAIRS[-1].torch}"
+    project = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
+    assert f"torch>={PAIRS[0].torch}" in project["dependencies"]
+    pythons = {f"Programming Language :: Python :: {pair.python}" for pair in PAIRS}
+    assert pythons <= set(project["classifiers"])
+
+
+def test_the_version_of_torch() -> None:
+    assert re.match(rf"{versions.version()[0]}\.{versions.version()[1]}\b", torch.__version__)
+
+
+USES: dict[str, Callable[[], object]] = {
+    "trace": lambda: graphreg.trace(nn.Linear(1, 1)),
+    "regularize": lambda: graphreg.regularize(nn.Linear(1, 1), weight_l2=0.1),
+    "backend": lambda: graphreg.backend(weight_l2=0.1),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_newer_torch_is_warned_of_once(use: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.16.0.dev20261201")
+    monkeypatch.setattr(versions, "_asked", False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        USES[use]()
+        USES["regularize"]()
+    (warning,) = caught
+    assert (warning.category, str(warning.message), warning.filename) == (graphreg.UntestedTorchWarning, SENTENCE, __file__)
+
+
+def test_it_is_silenced_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.16.0.dev20261201")
+    monkeypatch.setattr(versions, "_asked", False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", category=graphreg.UntestedTorchWarning)
+        USES["trace"]()
+
+
+@pytest.mark.parametrize("version", ["2.10.0", "2.15.0+cpu", "2.15.3"])
+def test_a_tested_torch_is_not_warned_of(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", version)
+    monkeypatch.setattr(versions, "_asked", False)
+    USES["trace"]()
