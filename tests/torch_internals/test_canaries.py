@@ -24,7 +24,7 @@ assert compilers  # its canaries count
 # What is in the door and is of graphreg or of Python alone.
 NO_PART_OF_TORCH = {
     "CHUNKED", "Changes", "Chunk", "ModuleStack", "at_rest", "collector_at_rest", "deep_enough", "quiet", "raise_interrupt", "regions",
-    "stirred", "with_own_code",
+    "with_own_code",
 }  # fmt: skip
 
 
@@ -583,8 +583,9 @@ def test_node_namer() -> None:
 
 
 @canary(
-    "a mode of operators tells what draws", "modules that draw while they are traced", "draws_watched", "randomness", "restore_randomness"
-)
+    "a mode of operators tells what draws", "modules that draw while they are traced", "draws_watched", "randomness", "restore_randomness",
+    "with_draws_restored",
+)  # fmt: skip
 def test_draws() -> None:
     end = threading.Event()
     thread = threading.Thread(target=end.wait)
@@ -597,6 +598,8 @@ def test_draws() -> None:
             assert door.randomness() != before
             door.restore_randomness(before)
             assert before.states == door.randomness().states
+        door.with_draws_restored(lambda: (torch.rand(1), random.random()))
+        assert before.states == door.randomness().states
     finally:
         end.set()
         thread.join()
