@@ -156,7 +156,7 @@ from graphreg.torch_internals.random_state import (
     randomness,
     regions,
     restore_randomness,
-    stirred,
+    with_draws_restored,
 )
 from graphreg.torch_internals.torch_modes import (
     TorchDispatchMode,
@@ -191,9 +191,10 @@ __all__ = [
     "overload_name", "packet_of", "plain_transformers", "pointwise", "proxy_of", "pytree", "qualified_name", "quiet",
     "raise_interrupt", "randomness", "recorded_in_operator", "regions", "restore_after_trace", "restore_fx_patches",
     "restore_randomness", "run_canaries", "safe_softmax", "same_view", "scale_tensor", "schema_of", "share_emitter",
-    "silence_export", "size_decisions", "skip_frame", "skipped_code", "snake_case", "source_of", "stirred", "storage_number",
+    "silence_export", "size_decisions", "skip_frame", "skipped_code", "snake_case", "source_of", "storage_number",
     "strict_limit", "strides_of", "take_as_one", "take_assignments", "take_module_calls", "take_state_version", "traces_here",
     "transform_level", "transforms", "translator", "unwrapped", "value_name", "version_of", "vmaps", "warn_if_untested",
-    "weight_names", "with_own_code", "without_autograd_cache", "without_functions", "without_modes", "without_proxies",
+    "weight_names", "with_draws_restored", "with_own_code", "without_autograd_cache", "without_functions", "without_modes",
+    "without_proxies",
     "without_source", "without_transforms", "wrap_engine", "wrapped_functions",
 ]  # fmt: skip

@@ -11,15 +11,17 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from graphreg.torch_internals.patching import Changes
+from graphreg.torch_internals.patching import Changes, raise_interrupt
+
+_T = TypeVar("_T")
 
 
 def regions() -> tuple[bool, ...]:
@@ -36,13 +38,16 @@ class _Thread(threading.local):
         draws: How often the thread drew while they were counted.
         seeds: How often the thread has seeded torch's generator.
         seeds_at_state: For each state of torch's generator that the thread has read, the value of ``seeds`` at that time, to which
-            ``seeds`` goes back when the thread sets that state again; None outside of ``draws_watched``.
+            ``seeds`` goes back when the thread sets that state again; None if seeds are not counted now.
+        in_doubt: Whether a generator was seen to change while other threads ran and no draws were counted, so that nobody knows which
+            thread drew; None outside of the first call of ``with_draws_restored``.
     """
 
     watched = (False, False)
     draws = (0, 0)
     seeds = 0
     seeds_at_state: dict[bytes, int] | None = None
+    in_doubt: bool | None = None
 
 
 _thread = _Thread()
@@ -68,7 +73,10 @@ class Randomness:
         If draws were not counted, each change counts as this thread's.
         """
         pairs = zip(self.states, now.states, self.watched, self.draws, now.draws, strict=True)
-        return [before != after and not (watched and drew == drawn) for before, after, watched, drew, drawn in pairs]
+        found = [before != after and not (watched and drew == drawn) for before, after, watched, drew, drawn in pairs]
+        if _thread.in_doubt is not None and any(found):
+            _thread.in_doubt = True
+        return found
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Randomness) and self.seeds == other.seeds and not any(other.changed(self))
@@ -83,20 +91,12 @@ def randomness() -> Randomness:
         return Randomness((random.getstate(), torch.get_rng_state().numpy().tobytes()), _thread.watched, _thread.draws, _thread.seeds)
 
 
-def stirred() -> None:
-    """Draw once from Python's generator before a trace, so that a forward that seeds it changes its state.
-
-    Without the draw the state would stay the same if the user had just seeded the generator with the same number. While other threads run,
-    nothing is drawn, because they share the generator.
-    """
-    if threading.active_count() == 1:
-        random.random()
-
-
 def restore_randomness(state: Randomness) -> None:
     """Set the generators back to an earlier state if this thread has drawn from them since."""
     python, torchs = state.changed(randomness())
     _thread.seeds = state.seeds
+    if _thread.in_doubt is not None:  # other threads go on with what they have drawn; if this one drew, the second call will tell
+        return
     if python:
         random.setstate(state.states[0])
     if torchs:
@@ -173,24 +173,52 @@ def _seeded() -> None:
     _thread.draws, _thread.seeds = (python, torchs + 1), _thread.seeds + 1
 
 
+def with_draws_restored(function: Callable[[], _T]) -> _T:
+    """Call a function, then set the generators back if this thread has drawn from them. Return what the function returns.
+
+    Within the call, ``randomness`` tells the draws of this thread from those of others. All threads share the generators, so for that
+    this thread's draws must be counted, which makes Python code take twice as long. Therefore, if other threads run, the function is first called
+    without counting. Only if a generator has changed by then, the result of that call is discarded and the function is called again, with
+    counting.
+    """
+    before = randomness()
+    with Changes() as changes, changes:
+        changes.later(lambda: restore_randomness(before))
+        if _thread.seeds_at_state is not None or threading.active_count() == 1:
+            with _seeds_counted():
+                if threading.active_count() == 1:
+                    random.random()  # else a forward that seeds with the number that the user has just seeded with would change nothing
+                return function()
+        if (first := _called_uncounted(function, before)) is not None:
+            return first[0]
+        with draws_watched():
+            before = replace(before, watched=_thread.watched, draws=_thread.draws)
+            return function()
+
+
+def _called_uncounted(function: Callable[[], _T], before: Randomness) -> tuple[_T] | None:
+    """Call a function without counting draws. Return its result, or None if a generator has changed, for another thread may have drawn."""
+    with Changes() as changes, changes:
+        changes.later(partial(setattr, _thread, "in_doubt", None))
+        _thread.in_doubt = False
+        try:
+            with _seeds_counted():
+                result = function()
+        except Exception as error:
+            raise_interrupt(error)
+            before.changed(randomness())
+            if not _thread.in_doubt:
+                raise
+            return None
+        before.changed(randomness())
+        return None if _thread.in_doubt else (result,)
+
+
 @contextmanager
 def draws_watched() -> Iterator[None]:
-    """Count this thread's seeds in a block; if other threads run, also its draws, which takes some time."""
-    if _thread.seeds_at_state is not None:
-        yield
-        return
-    with Changes() as changes, changes:
-        changes.later(partial(setattr, _thread, "seeds_at_state", None))
-        _thread.seeds_at_state = {}
-        changes.put(torch.random, "default_generator", _CountingGenerator(vars(torch.random)["default_generator"]))
-        with _draws_separated() if threading.active_count() > 1 else nullcontext():
-            yield
-
-
-@contextmanager
-def _draws_separated() -> Iterator[None]:
+    """Count this thread's seeds and draws in a block. Python code takes twice as long in it."""
     free = sys.getprofile() is None
-    with Changes() as changes, changes:
+    with _seeds_counted(), Changes() as changes, changes:
         changes.later(partial(setattr, _thread, "watched", _thread.watched))
         _thread.watched = (free, True)
         if free:
@@ -198,6 +226,19 @@ def _draws_separated() -> Iterator[None]:
             sys.setprofile(_drawn)
         with _Draws():  # type: ignore[no-untyped-call]
             yield
+
+
+@contextmanager
+def _seeds_counted() -> Iterator[None]:
+    """Count this thread's seeds in a block."""
+    if _thread.seeds_at_state is not None:
+        yield
+        return
+    with Changes() as changes, changes:
+        changes.later(partial(setattr, _thread, "seeds_at_state", None))
+        _thread.seeds_at_state = {}
+        changes.put(torch.random, "default_generator", _CountingGenerator(vars(torch.random)["default_generator"]))
+        yield
 
 
 @contextmanager

@@ -33,15 +33,12 @@ from graphreg.torch_internals import (
     at_rest,
     compiles_itself,
     deep_enough,
-    draws_watched,
     has_backward_hooks,
     pytree,
     raise_interrupt,
-    randomness,
     restore_after_trace,
-    restore_randomness,
-    stirred,
     warn_if_untested,
+    with_draws_restored,
 )
 from graphreg.tracing.export.export import FrontEndError, export
 from graphreg.tracing.fake_inputs import Arguments, arguments, propagate
@@ -153,12 +150,11 @@ def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "a
     check_model(model)
     with _ONE_AT_A_TIME, Changes() as changes, changes:
         restore_after_trace(changes)
-        with draws_watched(), torch.enable_grad():  # as in training, even if the caller is under torch.no_grad
-            changes.later(partial(restore_randomness, randomness()))  # the model may draw; the user's generators must not advance
-            stirred()
-            at_rest(changes)
-            deep_enough(model, changes)
-            return _trace(model, example_inputs, front_end)
+        at_rest(changes)
+        deep_enough(model, changes)
+        with torch.enable_grad():  # as in training, even if the caller is under torch.no_grad
+            # the model may draw; the user's generators must not advance
+            return with_draws_restored(partial(_trace, model, example_inputs, front_end))
 
 
 def _trace(model: nn.Module, example_inputs: Any, front_end: FrontEnd) -> Traced:

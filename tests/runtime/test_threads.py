@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset
 
 import graphreg
-from graphreg.errors import TraceError
+from graphreg.errors import GraphRegError, TraceError
 from graphreg.rng import noise
 from graphreg.runtime.noise_keys import taking
 
@@ -201,6 +201,26 @@ def test_what_the_model_draws_is_noticed_beside_other_threads(draw: str) -> None
     traced, _ = meanwhile(lambda: None, model)
     assert "draws random numbers" in traced.opaque_modules["inner"]
     assert random.getstate() == states[0] and torch.equal(torch.get_rng_state(), states[1])
+    assert sys.getprofile() is None
+
+
+@pytest.mark.parametrize(
+    ("work", "counted"), [(lambda: None, False), (random.random, True), (lambda: torch.rand(1), True)], ids=["nothing", "random", "torch"]
+)
+def test_draws_are_counted_only_after_a_generator_has_changed(
+    work: Callable[[], Any], counted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To count them is slow, and most programs have a second thread."""
+    calls, setprofile = list[Any](), sys.setprofile
+    monkeypatch.setattr(sys, "setprofile", lambda function: (calls.append(function), setprofile(function)))
+    traced, _ = meanwhile(work, Net())
+    assert bool(calls) is counted and not traced.opaque_modules
+
+
+@pytest.mark.parametrize("work", [lambda: None, random.random], ids=["nothing", "random"])
+def test_an_error_beside_other_threads_is_raised_whether_they_draw_or_not(work: Callable[[], Any]) -> None:
+    with pytest.raises(GraphRegError, match="is a rewritten module"):
+        meanwhile(work, regularized())
     assert sys.getprofile() is None
 
 

@@ -14,8 +14,9 @@ from graphreg.torch_internals.canaries.canary import canary
 
 
 @canary(
-    "a mode of operators tells what draws", "modules that draw while they are traced", "draws_watched", "randomness", "restore_randomness"
-)
+    "a mode of operators tells what draws", "modules that draw while they are traced", "draws_watched", "randomness", "restore_randomness",
+    "with_draws_restored",
+)  # fmt: skip
 def draws() -> None:
     end = threading.Event()
     thread = threading.Thread(target=end.wait)
@@ -28,6 +29,8 @@ def draws() -> None:
             assert door.randomness() != before
             door.restore_randomness(before)
             assert before.states == door.randomness().states
+        door.with_draws_restored(lambda: (torch.rand(1), random.random()))
+        assert before.states == door.randomness().states
     finally:
         end.set()
         thread.join()
