@@ -177,9 +177,9 @@ def with_draws_restored(function: Callable[[], _T]) -> _T:
     """Call a function, then set the generators back if this thread has drawn from them. Return what the function returns.
 
     Within the call, ``randomness`` tells the draws of this thread from those of others. All threads share the generators, so for that
-    this thread's draws must be counted, which makes Python code take twice as long. Therefore, if other threads run, the function is first called
-    without counting. Only if a generator has changed by then, the result of that call is discarded and the function is called again, with
-    counting.
+    this thread's draws must be counted, which makes Python code take twice as long. Therefore, if other threads run, the function is
+    first called without counting. Only if a generator has changed by then, that result is discarded and the function is called again,
+    with counting.
     """
     before = randomness()
     with Changes() as changes, changes:
