@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphreg.errors import GraphRegError
+from graphreg.errors import GraphRegError, warn
 from graphreg.rng import call_keys, next_keys, of_process
 from graphreg.runtime.runtime_module import RuntimeModule
 from graphreg.torch_internals import (
@@ -19,8 +19,10 @@ from graphreg.torch_internals import (
     chunks,
     in_backward,
     in_chunks,
+    is_exporting,
     is_lent,
     is_wrapped,
+    jit_trace,
     transforms,
     unwrapped,
     without_transforms,
@@ -49,6 +51,15 @@ class _Thread(threading.local):
 
 
 _thread = _Thread()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _warn_of_export() -> None:
+    """Warn, once per export, that the program draws the same masks at each call."""
+    warn(
+        "this module is exported while it draws noise, and the program will draw the same masks at each call. Export it in eval mode "
+        "(module.eval()), or what graphreg.strip(module) gives."
+    )
 
 
 def taking() -> AbstractContextManager[Any]:
@@ -122,6 +133,8 @@ class KeyRule(RuntimeModule):
         elif transforms() and in_chunks():
             keys = self._taken_of_chunk()
         else:
+            if is_exporting():
+                _warn_of_export()
             # Assigned in ``_buffers``: Module.__setattr__ does the same after checks, which Dynamo would have to trace.
             keys, step = self.keys, self.step + 1
             following = next_keys(self.streams, step, self.free, keys)
@@ -131,6 +144,11 @@ class KeyRule(RuntimeModule):
     def _taken(self) -> Tensor:
         """Return the keys of this call and store those of the next: one thread at a time, outside of the transforms of torch.func."""
         self.refuse_backward()
+        if jit_trace() is not None:
+            raise GraphRegError(
+                "torch.jit.trace would freeze the masks of this call, and draw them at each. Trace the module in eval mode "
+                "(module.eval()), or what graphreg.strip(module) gives."
+            )
         if is_wrapped(self.step) or (self.frozen_call is None and is_lent(self.step)):
             raise GraphRegError(
                 "torch.func.functional_call was given the counter of the module's noise: it would not advance, and each call would draw "

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from torch.func import functional_call, stack_module_state
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import graphreg
+from graphreg import GraphRegError
 from graphreg.runtime.result import Regularized
 from graphreg.runtime.rewritten_module import RewrittenModule
 
@@ -190,7 +193,8 @@ def test_a_program_is_saved_and_loaded(training: bool) -> None:
     module = made().train(training)
     graphreg.set_strength(module, "hidden_l1", 0.7)
     state = graphreg.rng_state(module)
-    program = torch.export.export(module, (X,))
+    with pytest.warns(UserWarning, match="will draw the same masks at each call. Export it in eval mode") if training else nullcontext():
+        program = torch.export.export(module, (X,))
     file = io.BytesIO()
     torch.export.save(program, file)
     file.seek(0)
@@ -199,3 +203,26 @@ def test_a_program_is_saved_and_loaded(training: bool) -> None:
     expected = module(X)
     assert type(loaded) is Regularized and list(loaded.penalties) == list(expected.penalties)
     torch.testing.assert_close(tuple(loaded), tuple(expected), rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects:UserWarning")  # torch's own, if it is strict
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_program_that_draws_says_that_its_masks_stay(strict: bool) -> None:
+    module = made()
+    with pytest.warns(UserWarning, match="^this module is exported while it draws noise, and the program will draw the same masks"):
+        program = torch.export.export(module, (X,), strict=strict).module()
+    assert torch.equal(program(X).output, program(X).output)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "this module is exported")
+        torch.export.export(module.eval(), (X,), strict=strict)
+
+
+def test_torch_jit_would_freeze_the_masks() -> None:
+    module = graphreg.regularize(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), hidden_dropout=0.5)
+    stripped, x = graphreg.strip(module), torch.ones(3, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's own, about what it freezes
+        with pytest.raises(GraphRegError, match=r"^torch\.jit\.trace would freeze the masks of this call"):
+            torch.jit.trace(module, (x,))  # type: ignore[no-untyped-call]
+        traced = torch.jit.trace(stripped.eval(), (x,))  # type: ignore[no-untyped-call]
+    assert torch.equal(traced(x), stripped(x))
