@@ -12,8 +12,8 @@ Row = Mapping[str, Any]
 
 HEAD = """# Versions
 
-graphreg supports every minor release of torch of the last twelve months, and at least the last five, on CPython 3.11 to 3.13. \
-`make matrix` tests the pairs below, each in an environment of its own:
+graphreg is made for every minor release of torch of the last twelve months, and at least the last five, on CPython 3.11 to 3.13. \
+`make matrix` tests pairs of them, each in an environment of its own; a pair without a row below has not been run:
 
 | column | holds |
 |---|---|

@@ -54,6 +54,7 @@ def doctor(
             mode.
         RegularizerError: Another argument is not allowed.
     """
+    _check(step, backend, progress)
     if module is None:
         if step is not None or backend != "inductor":
             raise RegularizerError("step= and backend= are about a module, and none is given. graphreg.doctor() alone tests torch.")

@@ -1,4 +1,4 @@
-"""Which versions of torch graphreg is tested with, what to say of a newer one, and the canaries that say what it has changed."""
+"""Which versions of torch graphreg is made for, what to say of a newer one, and the canaries that say what it has changed."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def version() -> tuple[int, int]:
 
 
 def known_versions() -> str:
-    """Word which versions graphreg is tested with."""
-    return f"graphreg is tested with torch {_dotted(OLDEST)} to {_dotted(NEWEST)}"
+    """Word which versions graphreg is made for."""
+    return f"graphreg is made for torch {_dotted(OLDEST)} to {_dotted(NEWEST)}"
 
 
 def warn_if_untested() -> None:

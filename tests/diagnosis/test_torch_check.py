@@ -13,7 +13,7 @@ from graphreg import Diagnosis, RegularizerError
 from graphreg.diagnosis.torch_check import check_torch
 from graphreg.diagnosis.torch_parts import PARTS
 
-ABOUT = f"torch {torch.__version__}, Python {platform.python_version()}: graphreg is tested with torch 2.10 to 2.15"
+ABOUT = f"torch {torch.__version__}, Python {platform.python_version()}: graphreg is made for torch 2.10 to 2.15"
 LINES = {
     "whole": ["torch says something", {"trying": "the backend"}, {"part": "the backend", "error": ""},
               {"trying": "attached penalties"}, {"part": "attached penalties", "error": ""}, {"done": 65}],

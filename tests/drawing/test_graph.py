@@ -217,7 +217,7 @@ PLAN = graphreg.plan(graphreg.trace(Net()), BernoulliDropout("*", 0.1))
         (Net(), {"level": -2}, "level=-2 is not a depth"),
         (Net(), {"level": 1.5}, "level=1.5 is not a depth"),
         (Net(), {"level": True}, "level=True is not a depth"),
-        (Net(), {"mode": "both"}, "mode='both' is unknown; it is 'train' or 'eval'"),
+        (Net(), {"mode": "both"}, "mode='both' is unknown; give 'train' or 'eval'"),
         (Net(), {"plan": "dropout"}, "plan= takes what graphreg.plan gives, not str."),
         (graphreg.trace(Net()), {"example_inputs": 3}, "example_inputs= is for a model that is not traced yet; a trace knows"),
         (PLAN, {"plan": PLAN}, "two plans are given."),
