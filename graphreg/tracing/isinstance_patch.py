@@ -51,8 +51,8 @@ def _model_code(root: nn.Module) -> Iterator[Any]:
 def _namespaces(code: Iterable[Any]) -> list[Globals]:
     """Return the global namespaces of this code, and those of the modules and functions of the same packages that they refer to."""
     namespaces: dict[int, Globals] = {}
-    waiting = [place for thing in code if (place := _globals_of(thing)) is not None]
-    imported = [place for namespace in waiting for thing in list(namespace.values()) if (place := _globals_of(thing)) is not None]
+    waiting = _distinct_globals(code)
+    imported = [place for namespace in waiting for place in _distinct_globals(list(namespace.values()))]
     packages = {_package(place) for place in (*waiting, *imported)}
     while waiting:
         place = waiting.pop()
@@ -62,6 +62,11 @@ def _namespaces(code: Iterable[Any]) -> list[Globals]:
         referenced = [vars(v) if isinstance(v, types.ModuleType) else _globals_of(v) for v in list(place.values())]
         waiting += [h for h in referenced if h is not None and id(h) not in namespaces and (_package(h) in packages or _is_file(h))]
     return list(namespaces.values())
+
+
+def _distinct_globals(things: Iterable[Any]) -> list[Globals]:
+    """Return the namespaces of these functions and classes, each once."""
+    return list({id(place): place for thing in things if (place := _globals_of(thing)) is not None}.values())
 
 
 def _is_file(place: Globals) -> bool:
