@@ -31,6 +31,8 @@ demo: .venv/.demo
 demo-penalties: .venv/.demo
 	$(PY) examples/demo_penalties.py
 
+# Several processes import the same files; where the environment forbids to write compiled ones, each would compile all of them.
+test: export PYTHONDONTWRITEBYTECODE =
 test: .venv/.test
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal
 
