@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 from fnmatch import fnmatchcase
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -22,8 +22,9 @@ import graphreg
 from graphreg import passes
 
 Record = dict[str, Any]
-GOLDEN: Record = json.loads((Path(__file__).parent / "data" / "theanets.json").read_text())
-NETWORKS: dict[str, Record] = GOLDEN["networks"]
+# read-only views, in which a trace need not look for what a forward changes
+GOLDEN: Mapping[str, Any] = MappingProxyType(json.loads((Path(__file__).parent / "data" / "theanets.json").read_text()))
+NETWORKS: Mapping[str, Record] = MappingProxyType(GOLDEN["networks"])
 TOLERANCE = 1e-9
 
 # theanets' keys that graphreg knows, and those it does not know (yet): records of the latter are not looked at

@@ -148,10 +148,11 @@ def calls(which: dict[str, tuple[str, Any]]) -> Iterator[tuple[str, str, Any, tu
                     yield f"{name}{recipe}", op, target, args, *found
 
 
-@pytest.mark.parametrize("which", [torchs, foreach, arithmetic])
-def test_no_view_and_no_write_is_denied(which: Callable[[], dict[str, tuple[str, Any]]]) -> None:
+@pytest.mark.parametrize(("part", "which"), [*((part, torchs) for part in range(4)), (0, foreach), (0, arithmetic)])
+def test_no_view_and_no_write_is_denied(part: int, which: Callable[[], dict[str, tuple[str, Any]]]) -> None:
     denied, ran, share, write = [], set[str](), set[str](), set[str]()
-    for text, op, target, args, shares, writes in calls(which()):
+    functions = which()
+    for text, op, target, args, shares, writes in calls(dict(list(functions.items())[part:: 4 if which is torchs else 1])):
         name = text.partition("(")[0]
         ran.add(name)
         if not shares and not writes:
@@ -162,7 +163,7 @@ def test_no_view_and_no_write_is_denied(which: Callable[[], dict[str, tuple[str,
         if not shares <= claimed[0] or not writes <= claimed[1]:
             denied.append(f"{text}: shares {shares}, writes {writes}, said {claimed}")
     assert not denied, "\n".join(denied[:20])
-    assert len(ran) > {torchs: 900, foreach: 60, arithmetic: 40}[which] and write and (share or which is foreach)
+    assert len(ran) > {torchs: 225, foreach: 60, arithmetic: 40}[which] and write and (share or which is foreach)
 
 
 # Layers

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -48,7 +49,7 @@ def absent(case: Record) -> list[Record]:
     return [regularizer for regularizer in case["regularizers"] if regularizer["key"] not in PRESENT]
 
 
-CASES: dict[str, Record] = {case["id"]: case for case in GOLDEN["cases"] if present(case)}
+CASES: Mapping[str, Record] = MappingProxyType({case["id"]: case for case in GOLDEN["cases"] if present(case)})
 
 
 def built(case: Record) -> list[graphreg.Regularizer]:

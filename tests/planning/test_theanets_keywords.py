@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ def concerns(record: Record) -> bool:
     return not names or not names <= ABSENT
 
 
-RECORDS: dict[str, Record] = {record["id"]: record for record in GOLDEN["from_kwargs"] if concerns(record)}
+RECORDS: Mapping[str, Record] = MappingProxyType({record["id"]: record for record in GOLDEN["from_kwargs"] if concerns(record)})
 
 
 def given(record: Record) -> tuple[dict[str, Any], Any]:

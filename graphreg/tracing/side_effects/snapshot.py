@@ -45,6 +45,7 @@ from graphreg.tracing.side_effects.state_places import (
 )
 
 _OBJECTS = (types.SimpleNamespace, threading.local, queue.Queue)  # classes of Python's library whose attributes are state
+_NUMBERS_AND_TEXT = frozenset(PLAIN)  # by their exact types, which is quicker to ask: a model may have tables of thousands
 _NOT_ENTERED = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, nn.Parameter)
 
 
@@ -132,7 +133,8 @@ class Snapshot:
             self.places.append(Items(value, name) if isinstance(value, dict) else Container(value, name))
         if isinstance(value, (list, tuple, dict, deque)):
             for item in list(dict.values(value) if isinstance(value, dict) else value):
-                self._add_value(item, name, depth)
+                if type(item) not in _NUMBERS_AND_TEXT:
+                    self._add_value(item, name, depth)
         elif type(value) is torch.Tensor or (type(value).__module__ == "numpy" and hasattr(value, "tobytes") and hasattr(value, "flags")):
             self.places.append(Memory(value, name))
         elif isinstance(value, (bytearray, array.array)):
