@@ -18,7 +18,7 @@ from torch import Tensor
 
 from graphreg.errors import GraphRegError, RegularizerError
 from graphreg.rng import Noise
-from graphreg.torch_internals import custom_operators, has_no_formula, is_wrapped, one_level_below, transform_level
+from graphreg.torch_internals import custom_operators, has_no_formula, is_wrapped, materialized, one_level_below, transform_level
 
 LIMIT, COMPILED_LIMIT = 1 << 13, 1 << 8  # rows of an exact Jacobian, each a backward pass; compiled, each adds code
 
@@ -95,7 +95,7 @@ class _Track(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
+        return materialized(grad), None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, anchor: Tensor) -> tuple[Tensor, Any]:

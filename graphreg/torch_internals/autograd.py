@@ -42,6 +42,16 @@ def recorded_in_operator() -> AbstractContextManager[None]:
     return guard
 
 
+def materialized(gradient: Tensor) -> Tensor:
+    """Return a gradient with memory of its own if it is one of torch's zeros without memory, such as the second derivative of ``abs``.
+
+    AOTAutograd traces no view of such zeros. It takes them for a constant of the backward graph, which cannot be copied: a compiled
+    backward pass fails with "Attempted to call copy_() on an invalid python storage" (torch 2.13, and eager is right).
+    """
+    is_lazy = torch._is_zerotensor(gradient)
+    return torch.zeros(gradient.shape, dtype=gradient.dtype, device=gradient.device) if is_lazy else gradient
+
+
 def is_forward_mode() -> bool:
     """Whether the code runs inside a forward-mode differentiation (``forward_ad.dual_level``), where a tensor may have a tangent."""
     return bool(forward_ad._current_level >= 0)

@@ -573,6 +573,32 @@ def test_compiled_among_all_the_others() -> None:
                 torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+class OnlyAbsolute(nn.Module):
+    """Nothing but the absolute value reads a view of the first input, so its second derivative is torch's zero without memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, s: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        return s.view(-1).abs(), self.fc(z)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_zeros_without_memory_reach_an_input(backend: str) -> None:
+    """Found by ``make fuzz``: compiled, the backward pass ended with an error of torch."""
+    torch.manual_seed(0)
+    module = graphreg.regularize(OnlyAbsolute(), Contractive(("abs", "fc"), 0.17, clean=True, estimator="exact"), rng=1)
+    s, z = (torch.randn(3, 4, requires_grad=True) for _ in range(2))
+    run = module if backend == "eager" else torch.compile(module, fullgraph=True, backend=backend)
+    penalty = run(s, z).penalties["contractive"]
+    expected = 0.17 * (torch.tensor(12 / 3) + module.fc.weight.square().sum()) / 2  # type: ignore[operator,union-attr]
+    torch.testing.assert_close(penalty, expected)
+    penalty.backward()
+    assert s.grad is not None and torch.equal(s.grad, torch.zeros(3, 4))
+    torch.testing.assert_close(module.fc.weight.grad, 0.17 * module.fc.weight.detach())  # type: ignore[union-attr]
+
+
 def test_compiled_the_limits_are_told() -> None:
     """A recurrent layer in the slice is one operator that has no second derivative; an exact Jacobian of many rows is refused."""
 

@@ -28,6 +28,16 @@ def backward_task() -> None:
     assert all(inside and task != door.NO_BACKWARD for task, inside in seen) and seen[0] != seen[1]
 
 
+@canary("zeros without memory are told", "contractive, compiled, at values that absolute values are taken of", "materialized")
+def materialized() -> None:
+    x = torch.ones(2, requires_grad=True)
+    (slope,) = torch.autograd.grad(x.abs().sum(), x, create_graph=True)
+    lazy = torch.autograd.grad(slope.sum(), x)[0]
+    plain = door.materialized(lazy)
+    assert torch._is_zerotensor(lazy) and not torch._is_zerotensor(plain) and torch.equal(plain, torch.zeros(2))
+    assert door.materialized(x) is x
+
+
 @canary("the engine of autograd is called", "graphreg.doctor", "wrap_engine")
 def wrap_engine() -> None:
     runs = list[int]()
