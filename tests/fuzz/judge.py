@@ -6,7 +6,7 @@ import importlib
 import re
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,8 +130,8 @@ class Judge:
                 return Verdict("fine", "refused as it should be")
             return refusal("case", error)
         except Fault as fault:
-            if self.compiled and fault.kind == "gradient" and not self._compiles():
-                return refusal("case", GraphRegError("torch.compile gives the plain model another gradient than eager"))
+            if self.compiled and fault.kind == "gradient" and (theirs := self._torchs_own()):
+                return refusal("case", GraphRegError(theirs))
             return Verdict("fault", fault.kind, fault.detail)
         except Exception as error:
             inner: BaseException | None = error
@@ -141,25 +141,39 @@ class Judge:
                 inner = inner.__cause__ or inner.__context__
             if self.compiled and "graphreg.errors" in str(error):
                 return refusal("case", error)
+            if isinstance(error, torch._dynamo.exc.Unsupported) and (theirs := self._torchs_own()):
+                return refusal("case", GraphRegError(theirs))
             return broken("case", error)
         return Verdict("fine")
 
-    def _compiles(self) -> bool:
-        """Whether the user's own model, compiled, has the gradients that it has in eager."""
-        found = []
-        for compiled in (False, True):
+    def _torchs_own(self) -> str:
+        """What torch.compile does to the user's own model that it should not: it refuses it, or gives other gradients. "" if neither."""
+        try:
+            eager = self._gradients_of(self.twin)
+            with torch._dynamo.config.patch(allow_rnn=True):  # graphreg's modules have them compiled without it
+                compiled = self._gradients_of(self._compiled(self.twin))
+        except torch._dynamo.exc.Unsupported:
+            return "torch.compile refuses the plain model, too"
+        finally:
             self._restore(self.twin)
-            torch._dynamo.reset()
-            called = torch.compile(self.twin, backend=self.compiled, fullgraph=True, dynamic=False) if compiled else self.twin
-            inputs = self.inputs()
-            seeded(100)
-            loss = backward(called(*inputs))
-            if loss.requires_grad:
-                loss.backward()  # type: ignore[no-untyped-call]
-            given = [x for x in inputs if isinstance(x, Tensor)]
-            found.append([None if t.grad is None else t.grad.clone() for t in (*self.twin.parameters(), *given)])
+        same = all((a is None) == (b is None) and (a is None or near(a, b)) for a, b in zip(eager, compiled, strict=True))
+        return "" if same else "torch.compile gives the plain model another gradient than eager"
+
+    def _compiled(self, model: nn.Module) -> Callable[..., Any]:
+        torch._dynamo.reset()
+        called: Callable[..., Any] = torch.compile(model, backend=self.compiled, fullgraph=True, dynamic=False)
+        return called
+
+    def _gradients_of(self, called: Callable[..., Any]) -> list[Tensor | None]:
+        """The gradients of parameters and inputs after one call."""
         self._restore(self.twin)
-        return all((a is None) == (b is None) and (a is None or near(a, b)) for a, b in zip(*found, strict=True))
+        inputs = self.inputs()
+        seeded(100)
+        loss = backward(called(*inputs))
+        if loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]
+        given = [x for x in inputs if isinstance(x, Tensor)]
+        return [None if t.grad is None else t.grad.clone() for t in (*self.twin.parameters(), *given)]
 
     def _rewritten(self, case: Case) -> nn.Module:
         regs = [made(reg) for reg in case.regs]
@@ -190,8 +204,7 @@ class Judge:
         run = Run(case.regs, case.names, [f.sites for f in case.found], case.rng)
         called: Any = module
         if self.compiled:
-            torch._dynamo.reset()
-            called = torch.compile(module, backend=self.compiled, fullgraph=True, dynamic=False)
+            called = self._compiled(module)
         if (self.group.writes or "as_strided" in self.group.source) and not self.compiled:
             self._replaceable(case, forward, run)
         for number, mode in enumerate(CALLS[:4] if self.compiled else CALLS):
