@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,7 +34,25 @@ QUERIES: dict[str, Callable[[], Any]] = {
 # During a trace by torch.export these return True to installed libraries, which expect that, and False to the user's own code.
 _COMPILING = (torch.compiler.is_compiling, torch.compiler.is_exporting, torch.compiler.is_dynamo_compiling)
 Answers = Mapping[str, Any]  # answers by the name of the query
-ModeReads = dict[str, str]  # by the path of a module whose mode another module reads, the path of that other module
+_TRACERS = ("graphreg.", "torch.fx.")
+
+
+@dataclass
+class ModeReads:
+    """Which modes (``training``) a forward reads while it is traced.
+
+    Attributes:
+        readers: By the path of a module whose mode another module reads, the path of that other module.
+        any: Whether the mode of any module is read. If none is, the forward computes the same in both modes.
+    """
+
+    readers: dict[str, str] = field(default_factory=dict)
+    any: bool = False
+
+    def add(self, other: ModeReads) -> None:
+        """Add the reads of another trace."""
+        self.readers.update(other.readers)
+        self.any = self.any or other.any
 
 
 @has_side_effect
@@ -52,7 +71,7 @@ class EnvironmentQueries:
 
     Attributes:
         queries: By the name of the query, the paths of the modules that make it.
-        mode_reads: By path of a submodule whose mode another module reads, the path of that other module.
+        mode_reads: The modes that the forward reads.
     """
 
     def __init__(self, path: Callable[[], str | None], answers: Answers, refusal: type[BaseException] = RuntimeError) -> None:
@@ -92,7 +111,8 @@ class EnvironmentQueries:
                 raise AttributeError(f"{type(module).__name__!r} object has no attribute 'training'")
             reader, path = self._current_path(), paths.get(id(attributes))
             if reader is not None and path and path != reader and not _called_by_foreign_code():
-                self.mode_reads[path] = reader
+                self.mode_reads.readers[path] = reader
+            self.mode_reads.any = self.mode_reads.any or (threading.get_ident() == self._thread and not _called_by_tracer())
             return attributes["training"]
 
         def set_(module: nn.Module, mode: bool) -> None:
@@ -131,6 +151,22 @@ class EnvironmentQueries:
 def _called_by_foreign_code() -> bool:
     """Whether the code that reads the attribute is torch's, graphreg's or the like (``FOREIGN``), and not the model's."""
     return str(sys._getframe(2).f_globals.get("__name__", "")).partition(".")[0] in FOREIGN
+
+
+def _called_by_tracer() -> bool:
+    """Whether the code that reads the attribute is that of a tracer, which computes nothing by it."""
+    return str(sys._getframe(2).f_globals.get("__name__", "")).startswith(_TRACERS)
+
+
+def reads_modes_unseen(model: nn.Module, mentioned: Set[str]) -> bool:
+    """Whether a mode may be read where no trace sees it: a class defines ``training`` itself, or code takes all attributes of an object.
+
+    Args:
+        model: The model.
+        mentioned: All names that its code mentions.
+    """
+    kinds = {kind for module in model.modules() for kind in type(module).__mro__ if kind is not nn.Module}
+    return not mentioned.isdisjoint(("__dict__", "vars")) or any("training" in vars(kind) for kind in kinds)
 
 
 def other_answer(name: str) -> Any:

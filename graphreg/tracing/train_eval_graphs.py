@@ -23,7 +23,7 @@ LiteralOwners = dict[tuple[str, int], str]  # by node name and position of a lit
 
 
 def trace_each_mode(model: nn.Module, trace: Callable[[], fx.Graph], mode_reads: ModeReads) -> Graphs:
-    """Trace the model in both modes and merge the graphs where only literals differ.
+    """Trace the model in both modes and merge the graphs where only literals differ. A forward that reads no mode is traced once.
 
     Each of the two traces puts *every* submodule in its mode, to find everything that depends on a mode. Some submodules may be in
     another mode than the model (``model.encoder.eval()``). If structure differs, the graph for the model's present mode is traced once
@@ -32,18 +32,22 @@ def trace_each_mode(model: nn.Module, trace: Callable[[], fx.Graph], mode_reads:
     Args:
         model: The model.
         trace: Traces the model in its present mode.
-        mode_reads: Filled by ``trace``: by path of a submodule whose mode another module reads, the path of that other module.
+        mode_reads: The modes that the forward reads; ``trace`` fills it.
 
     Returns:
         ``{"both": graph}`` or ``{"train": graph, "eval": graph}``.
     """
     modes = {module: module.training for module in model.modules()}
-    train, evaluation = _in_mode(modes, lambda m: True, trace), _in_mode(modes, lambda m: False, trace)
+    train = _in_mode(modes, lambda m: True, trace)
+    if not mode_reads.any:
+        return {"both": train}
+    evaluation = _in_mode(modes, lambda m: False, trace)
     same, differing = compared(train, evaluation)
-    owners, asserted = _mode_dependence(model, trace, mode_reads, train, evaluation) if mode_reads else ({}, [])
+    readers = mode_reads.readers
+    owners, asserted = _mode_dependence(model, trace, readers, train, evaluation) if readers else ({}, [])
     if same:
         _read_modes(train, differing, owners)
-        _assert_modes(train, {path: _training_path(mode_reads[path]) for path in asserted})
+        _assert_modes(train, {path: _training_path(readers[path]) for path in asserted})
         return {"both": train}
     apart = {m for m, mode in modes.items() if mode != model.training}
     if apart and model.training:
@@ -58,7 +62,7 @@ def trace_each_mode(model: nn.Module, trace: Callable[[], fx.Graph], mode_reads:
 
 
 def _mode_dependence(
-    model: nn.Module, trace: Callable[[], fx.Graph], mode_reads: ModeReads, train: fx.Graph, evaluation: fx.Graph
+    model: nn.Module, trace: Callable[[], fx.Graph], readers: Mapping[str, str], train: fx.Graph, evaluation: fx.Graph
 ) -> tuple[LiteralOwners, list[str]]:
     """Find out what in the graphs depends on the mode of a submodule whose mode another module reads.
 
@@ -66,7 +70,7 @@ def _mode_dependence(
         The literals that depend on one such submodule, and the submodules on whose modes more than literals depend, which are asserted.
     """
     owners, asserted = LiteralOwners(), list[str]()
-    for paths in [[path] for path in mode_reads] if len(mode_reads) <= _MAX_ONE_BY_ONE else [list(mode_reads)]:
+    for paths in [[path] for path in readers] if len(readers) <= _MAX_ONE_BY_ONE else [list(readers)]:
         try:
             turned, back = _compared_turned(model, trace, paths, train, evaluation)
         except Exception as error:  # with these in the other mode, the forward takes a branch that cannot be traced
@@ -102,13 +106,17 @@ def trace_both_modes(model: nn.Module, trace: Callable[[], fx.Graph], opaque: di
         model: The model.
         trace: Traces the model in its present mode; it may add to ``opaque`` and ``mode_reads``.
         opaque: The opaque modules by path, with reasons.
-        mode_reads: By path of a submodule whose mode another module reads, the path of that other module.
+        mode_reads: The modes that the forward reads; ``trace`` fills it.
         run: Whether opaque modules run during a trace.
     """
+
+    def repeatable() -> fx.Graph:
+        return trace_repeatable(model, trace, opaque, mode_reads, run)
+
     while True:
         before = len(opaque)
-        mode_reads.clear()
-        graphs = or_make_opaque(lambda: trace_each_mode(model, lambda: trace_repeatable(model, trace, opaque, run), mode_reads), opaque)
+        mode_reads.readers.clear()
+        graphs = or_make_opaque(lambda: trace_each_mode(model, repeatable, mode_reads), opaque)
         if graphs is not None and len(opaque) == before:
             return graphs
 

@@ -141,19 +141,25 @@ class Judge:
                 inner = inner.__cause__ or inner.__context__
             if self.compiled and "graphreg.errors" in str(error):
                 return refusal("case", error)
-            if isinstance(error, torch._dynamo.exc.Unsupported) and (theirs := self._torchs_own()):
+            if self.compiled and (theirs := self._torchs_own(error)):
                 return refusal("case", GraphRegError(theirs))
             return broken("case", error)
         return Verdict("fine")
 
-    def _torchs_own(self) -> str:
-        """What torch.compile does to the user's own model that it should not: it refuses it, or gives other gradients. "" if neither."""
+    def _torchs_own(self, error: Exception | None = None) -> str:
+        """What torch.compile does wrong by itself: it cannot run the user's own model, or gives it other gradients. "" if neither.
+
+        Args:
+            error: What it raised with the rewritten module, if it did.
+        """
+        if self.compiled == "aot_eager" and "view size is not compatible with input tensor" in str(error):
+            return "a kernel of torch gives other strides than its meta function"  # 2.13: softplus_backward, hardtanh_backward and others
         try:
             eager = self._gradients_of(self.twin)
             with torch._dynamo.config.patch(allow_rnn=True):  # graphreg's modules have them compiled without it
                 compiled = self._gradients_of(self._compiled(self.twin))
-        except torch._dynamo.exc.Unsupported:
-            return "torch.compile refuses the plain model, too"
+        except Exception as theirs:
+            return "torch.compile cannot run the plain model, either" if type(theirs) is type(error) else ""
         finally:
             self._restore(self.twin)
         same = all((a is None) == (b is None) and (a is None or near(a, b)) for a, b in zip(eager, compiled, strict=True))

@@ -105,11 +105,11 @@ def _export_modes(
                 raise UnsupportedValue(f"{unlifter.opaque['']}; move that into a submodule of its own, which then becomes an opaque module")
             opaque.update(unlifter.opaque)
 
-    mode_reads = ModeReads()
+    mode_reads = ModeReads(any=True)  # always two traces: the second shows what torch.export took for a constant, such as a drawn number
 
     def once() -> fx.Graph:
         graph, recorder = export_until_stable(constants, {})
-        mode_reads.update(recorder.environment.mode_reads)
+        mode_reads.add(recorder.environment.mode_reads)
 
         def same(answers: Answers) -> bool:
             with model_restored(model):

@@ -16,6 +16,7 @@ from torch import fx, nn
 from graphreg.errors import TraceError, first_line, listed
 from graphreg.ir import Aliases, Operations, compared, difference
 from graphreg.torch_internals import Changes, raise_interrupt
+from graphreg.tracing.global_queries import ModeReads, reads_modes_unseen
 from graphreg.tracing.side_effects.opaque_modules import OpaqueState, untraced_modules
 from graphreg.tracing.side_effects.reachable_state import reachable_code
 from graphreg.tracing.side_effects.snapshot import Snapshot
@@ -33,13 +34,16 @@ def model_restored(model: nn.Module) -> Iterator[Snapshot]:
         yield before
 
 
-def trace_repeatable(model: nn.Module, trace: Callable[[], fx.Graph], opaque: dict[str, str], run: bool) -> fx.Graph:
+def trace_repeatable(
+    model: nn.Module, trace: Callable[[], fx.Graph], opaque: dict[str, str], mode_reads: ModeReads, run: bool
+) -> fx.Graph:
     """Trace a model and return the graph. Raise if a trace of the next call would give another graph.
 
     Args:
         model: The model.
         trace: Traces the model.
         opaque: The opaque modules by path, with reasons; more may be added.
+        mode_reads: The modes that the forward reads; filled.
         run: Whether opaque modules run during a trace.
 
     Raises:
@@ -51,6 +55,7 @@ def trace_repeatable(model: nn.Module, trace: Callable[[], fx.Graph], opaque: di
             raise StatefulForward(model, irreversible, opaque, " (it advances when it is read, and cannot be restored)")
         known = len(opaque)
         graph = trace()
+        mode_reads.any = mode_reads.any or reads_modes_unseen(model, before.code.mentioned)
         if len(opaque) > known:  # the caller traces again, without the code of the new opaque modules
             return graph
         if drawn_generators := [name for name in before.drawn_generators() if not _draws_outside_trace(model, name, opaque)]:

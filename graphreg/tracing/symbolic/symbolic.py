@@ -67,7 +67,7 @@ def symbolic(
         graph, tracer = trace_with(constants, {})
         opaque.update(tracer.opaque)
         assumed.update(tracer.assumed_tensors)
-        mode_reads.update(tracer.environment.mode_reads)
+        mode_reads.add(tracer.environment.mode_reads)
 
         def same(answers: Answers) -> bool:
             with model_restored(model):
