@@ -131,6 +131,10 @@ def current(scale: Scale | None) -> Any:
     return scale() if callable(scale) and not isinstance(scale, Tensor) else scale
 
 
+# Outputs without tensors. Dynamo of torch 2.10 cannot trace is_dataclass(None), so they are told first.
+_PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+
+
 def collect(value: Any, tensors: list[Tensor], strange: list[str]) -> None:
     """Append the tensors of an output to ``tensors``, and to ``strange`` the class names of values that may hide tensors."""
     if isinstance(value, Tensor):
@@ -141,10 +145,12 @@ def collect(value: Any, tensors: list[Tensor], strange: list[str]) -> None:
     elif isinstance(value, dict):
         for item in value.values():
             collect(item, tensors, strange)
+    elif isinstance(value, _PLAIN):
+        return
     elif is_dataclass(value):
         for field in fields(value):
             collect(getattr(value, field.name), tensors, strange)
-    elif not isinstance(value, (int, float, complex, str, bytes, type(None), torch.dtype, torch.device)):
+    else:
         strange.append(type(value).__name__)
 
 
@@ -167,7 +173,7 @@ def rebuilt(value: Any, joined: list[Tensor]) -> Any:
         for key, item in items_by_key.items():
             new[key] = item
         return new
-    if is_dataclass(value) and not isinstance(value, type):
+    if not isinstance(value, _PLAIN) and is_dataclass(value) and not isinstance(value, type):
         twin: Any = copy.copy(value)
         for field in fields(value):
             object.__setattr__(twin, field.name, rebuilt(getattr(value, field.name), joined))

@@ -84,12 +84,12 @@ class _Defining(CodeGen):
     _namespace: Any = None
 
     def _gen_python_code(self, nodes: Any, root_module: str, namespace: Any, **options: Any) -> PythonCode:
-        self._namespace, self._classes = namespace, dict[str, type]()
+        self._namespace, self._names = namespace, dict[type, str]()
         try:
             code: PythonCode = super()._gen_python_code(nodes, root_module, namespace, **options)
-            code.globals.update(self._classes)
+            code.globals.update({name: kind for kind, name in self._names.items()})
         finally:
-            del self._namespace, self._classes
+            del self._namespace, self._names
         return code
 
     def generate_output(self, output_args: Any, **options: Any) -> str:
@@ -97,9 +97,10 @@ class _Defining(CodeGen):
 
     def _written(self, value: Any) -> str:
         if isinstance(value, tuple) and hasattr(value, "_fields"):
-            name = self._namespace.create_name(_get_qualified_name(type(value)), type(value))
-            self._classes[name] = type(value)
-            return f"{name}{tuple(value)!r}"
+            kind = type(value)
+            if kind not in self._names:
+                self._names[kind] = self._namespace.create_name(_get_qualified_name(kind), None)
+            return f"{self._names[kind]}{tuple(value)!r}"
         if isinstance(value, list):
             return f"[{', '.join(map(self._written, value))}]"
         if isinstance(value, tuple):
