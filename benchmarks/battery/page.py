@@ -84,8 +84,8 @@ def sums(found: Records, more: Records) -> Iterator[str]:
     left = sum(map(doubtful, found.values())) - len(more)
     yield (
         "dieharder calls a p-value WEAK if it is below 0.005 or above 0.995, which happens to one of a hundred by chance, and FAILED if it "
-        f"is less than 10⁻⁶ away from 0 or 1. Tests that did not pass ran again, with {MORE} times the samples, on words that no other test "
-        f"had read: {len(more)} tests, of which {sum(map(doubtful, more.values()))} did not pass then"
+        f"is less than 10⁻⁶ away from 0 or 1. Tests that did not pass ran again, with {MORE} times the samples, on words that no other "
+        f"test had read: {len(more)} tests, of which {sum(map(doubtful, more.values()))} did not pass then"
         + (f"; {left} more {'waits' if left == 1 else 'wait'} for it." if left else ".")
     )
 
