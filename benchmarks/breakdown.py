@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from workloads import L1, L2, RATE, WORKLOADS, ByGraphreg, Plain
 
-ALONE = {"dropout": {"hidden_dropout": RATE}, "activation penalty": {"hidden_l1": L1}, "weight penalty": {"weight_l2": L2}}
+ALONE = {"`hidden_dropout`": {"hidden_dropout": RATE}, "`hidden_l1`": {"hidden_l1": L1}, "`weight_l2`": {"weight_l2": L2}}
 KINDS = {
     "products": r"aten::(mm|addmm|bmm|convolution|mkldnn|.*conv|_scaled_dot|.*attention)|mkldnn|convolution",
     "generated kernels": r"^graph_\d+_cpp",
