@@ -18,7 +18,7 @@ and a torch, each in its own environment. The table at the end of this page has 
 
 | column | meaning |
 |---|---|
-| passed, failed, skipped | the number of tests of `make test`. A test of something that this torch lacks is skipped; the reasons stand \
+| passed, failed, skipped | the number of tests of `make test`. A test of something that this torch lacks is skipped; the reasons are \
 below the table |
 | models | how many of {models} models of torchvision, timm, transformers and torch have sites with the same names and roles as with most \
 other pairs |
