@@ -29,8 +29,8 @@ them. Only the picture is made small |
 | transformers | the first {transformers} families (folders of `transformers.models`), in alphabetical order, that can be made tiny and \
 whose forward takes text, pictures or sound. A rule on the names of configuration fields makes their values small \
 (`benchmarks/zoo/tiny.py`). If the model cannot run like that, only its depth and vocabulary are reduced. It has at most 100 million \
-parameters. Of the types of a family, the first whose `AutoModel` runs is used. The second of two texts ends in padding, because with a mask of ones \
-transformers builds another graph when it is traced than when it runs |
+parameters. Of the types of a family, the first whose `AutoModel` runs is used. The second of two texts ends in padding, because with a \
+mask of ones transformers builds another graph when it is traced than when it runs |
 | transformer, recurrent | torch's own layers, used in common ways |
 | control | models whose forward decides by the shapes or the values of its inputs |
 
