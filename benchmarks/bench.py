@@ -22,15 +22,15 @@ STORE, PAGE = HERE.parent / "build" / "bench", HERE.parent / "docs" / "benchmark
 PARTS: dict[str, tuple[str, list[str]]] = {
     "steps": ("Step time, one thread", ["steps.py", "--threads", "1"]),
     "steps-2": ("Step time, two threads", ["steps.py", "--threads", "2"]),
-    "backend": ("By the backend of torch.compile", ["backend.py"]),
-    "breakdown": ("What the rest is made of", ["breakdown.py"]),
+    "backend": ("graphreg as a torch.compile backend", ["backend.py"]),
+    "breakdown": ("Where the time goes", ["breakdown.py"]),
     "memory": ("Memory and time to compile", ["memory.py"]),
     "recurrent": ("Recurrent layers, compiled", ["recurrent.py"]),
     "contractive": ("The contractive penalty", ["contractive.py"]),
-    "dropout": ("Native dropout, moved", ["dropout.py"]),
+    "dropout": ("Native dropout, seeded", ["dropout.py"]),
     "cost": ("The cost of regularize()", ["cost.py"]),
-    "export-cost": ("The cost of regularize() by torch.export", ["export_cost.py"]),
-    "generators": ("Generators of the noise", ["generators.py"]),
+    "export-cost": ("The cost of regularize() with torch.export", ["export_cost.py"]),
+    "generators": ("Random number generators", ["generators.py"]),
 }
 
 

@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from workloads import L1, L2, RATE, WORKLOADS, ByGraphreg, Plain
 
-ALONE = {"dropout": {"hidden_dropout": RATE}, "activation penalty": {"hidden_l1": L1}, "weight penalty": {"weight_l2": L2}}
+ALONE = {"`hidden_dropout`": {"hidden_dropout": RATE}, "`hidden_l1`": {"hidden_l1": L1}, "`weight_l2`": {"weight_l2": L2}}
 KINDS = {
     "products": r"aten::(mm|addmm|bmm|convolution|mkldnn|.*conv|_scaled_dot|.*attention)|mkldnn|convolution",
     "generated kernels": r"^graph_\d+_cpp",
@@ -43,14 +43,14 @@ def main() -> None:
     options = arguments(__doc__, ("--rounds", 60), names=WORKLOADS)
     torch.set_num_threads(1)
     forms = {"unregularized": Plain} | {n: lambda m, k=k: ByGraphreg(m, k) for n, k in ALONE.items()} | {"graphreg": ByGraphreg}
-    print(f"Each regularizer alone, compiled, 1 thread: ratio to the unregularized step, {options.rounds} interleaved rounds.\n")
+    print(f"Each regularizer alone, compiled, 1 thread, {options.rounds} interleaved rounds. Ratios to the unregularized step.\n")
     print(row("workload", *ALONE, "all three"))
     print(row(*["---"] * 5))
     for workload in chosen(WORKLOADS, options.only):
         progress(f"each alone: {workload}")
         found = measure(workload, True, options.rounds, forms)
         print(row(workload, *(f"{found[name][0]:.2f} ± {found[name][1]:.2f}" for name in (*ALONE, "graphreg"))), flush=True)
-    print("\nBy torch's profiler, milliseconds a step, unregularized → graphreg (the profiler's own cost is in the rest):\n")
+    print("\nMilliseconds per step by torch's profiler, unregularized → graphreg. The last column includes the profiler's own cost.\n")
     print(row("workload", *KINDS, "the rest"))
     print(row(*["---"] * (len(KINDS) + 2)))
     with inductor.patch({"cpp.enable_kernel_profile": True}):

@@ -126,8 +126,8 @@ def main() -> None:
     torch.set_num_threads(1)
     columns = [name for name in FORMS if name != "unregularized, compiled"]
     print(
-        f"1 thread, {options.rounds} interleaved rounds, all hidden sites, one projection. Ratios are to the unregularized compiled "
-        "step; the floor is that of the multiply-adds (in millions: without and with the penalty).\n"
+        f"1 thread, {options.rounds} interleaved rounds, all hidden sites, one projection. Ratios to the unregularized compiled "
+        "step. Multiply-adds are in millions, without and with the penalty; the floor is their ratio.\n"
     )
     print(row("workload", "unregularized, compiled, ms", "multiply-adds", "floor", *columns, "graphreg, compiled / floor"))
     print(row(*["---"] * (5 + len(columns))))

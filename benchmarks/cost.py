@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, {platform.machine()}, one thread; interleaved rounds, medians with spread")
+    print(f"torch {torch.__version__}, {platform.machine()}, one thread; interleaved rounds, medians with spread.\n")
     for line in table(rows({n: options.rounds or ROUNDS.get(n, 5) for n in options.nodes})):
         print(line, flush=True)
 

@@ -96,8 +96,9 @@ def measure(name: str, compiled: bool, rounds: int) -> tuple[float, float, float
 def main() -> None:
     options = arguments(__doc__, ("--rounds", 100), ("--threads", 1), names=MODELS)
     torch.set_num_threads(options.threads)
-    print(f"{options.threads} thread{'s' * (options.threads > 1)}, {options.rounds} interleaved rounds; no GPU was measured.\n")
-    print(row("model", "mode", "as it is, ms", 'own_dropout="seeded"'))
+    print(f"{options.threads} thread{'s' * (options.threads > 1)}, {options.rounds} interleaved rounds. "
+          "The last column is the ratio to the unchanged model.\n")
+    print(row("model", "mode", "unchanged, ms", 'own_dropout="seeded"'))
     print(row(*["---"] * 4))
     for name in chosen(MODELS, options.only):
         for compiled in (False, True):

@@ -61,7 +61,7 @@ def seconds(run: Callable[..., None], *given: Any) -> float:
 def main() -> None:
     options = arguments(__doc__, ("--rounds", 9), names=MODELS)
     torch.set_num_threads(1)
-    print(f"1 thread, {options.rounds} interleaved rounds.\n")
+    print(f"1 thread, {options.rounds} interleaved rounds. The ratio is that of `regularize()` to two calls of `torch.export.export`.\n")
     print(row("model", "two exports, s", "`regularize()`, s", "ratio"))
     print(row(*["---"] * 4))
     for name, make in chosen(MODELS, options.only).items():

@@ -73,7 +73,10 @@ def in_a_process(workload: str, form: str) -> float:
 def main() -> None:
     options = arguments(__doc__, ("--times", 3), names=WORKLOADS)
     torch.set_num_threads(1)
-    print(f"Compile time: median of {options.times} interleaved processes, in seconds. Memory in MB.\n")
+    print(
+        "Kept: what the forward saves for backward. Peak: the most memory that is allocated during a step, beyond what was allocated "
+        f"before. Both in MB. Compile time: median of {options.times} interleaved processes, in seconds.\n"
+    )
     print(row("workload", "form", "kept, eager", "kept, compiled", "peak, eager", "peak, compiled", "compile time", "/ by hand"))
     print(row(*["---"] * 8))
     for workload, (make, shape) in chosen(WORKLOADS, options.only).items():

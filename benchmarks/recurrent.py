@@ -106,8 +106,8 @@ def main() -> None:
     options = arguments(__doc__, ("--rounds", 60), ("--times", 3), names=KINDS)
     torch.set_num_threads(1)
     print(
-        f"1 thread, batch {BATCH}, {FEATURES} raw features, {options.rounds} interleaved rounds; the penalty is the mean of "
-        "(h_t - h_(t-1))². Ratios are to the step in eager with the penalty by hand. "
+        f"1 thread, batch {BATCH}, {FEATURES} raw features, {options.rounds} interleaved rounds. The penalty is the mean of "
+        "(h_t - h_(t-1))². Ratios to an eager step with the penalty written by hand. "
         f"Time to compile: median of {options.times} processes, in seconds.\n"
     )
     columns = [name for name in FORMS if name != "by hand, eager"]

@@ -15,16 +15,16 @@ MARKS = "<!-- battery -->", "<!-- /battery -->"
 ITS_OWN_DOUBTS = {5: "suspect", 6: "suspect", 7: "suspect", 14: "do not use"}  # dieharder -l
 Records = Mapping[Case, Record]
 
-HEAD = """`make rng-battery`, run {dates} with dieharder {version} and torch {torch}: every test of `dieharder -a`, each as a process of \
-its own (`dieharder -d N [-n SIZE] -g 200`), on three streams of 32-bit words, drawn by graphreg's own keys and mixer (seed 0, \
-`BernoulliDropout`):
+HEAD = """`make rng-battery`, run {dates} with dieharder {version} and torch {torch}, runs every test of `dieharder -a`, each in its own \
+process (`dieharder -d N [-n SIZE] -g 200`). The tests read three streams of 32-bit words, which graphreg's keys and hash draw for \
+`BernoulliDropout` with seed 0:
 
-- *training*: step by step, of {sites} sites in turn, {elements} elements each, as training draws them;
+- *training*: the words in the order in which training draws them: step by step, {elements} elements of each of {sites} sites;
 - *over steps*: element 0 of one site, step after step;
-- *over sites*: element 0 of one step, over {names:,} sites, `layer.0`, `layer.1`, …; after the last one the same sites at the next step.
+- *over sites*: element 0 of one step, over {names:,} sites, `layer.0`, `layer.1`, …; after the last site, the same sites at the next step.
 
-Each test begins {span:,} words on from where the one before it began, so that no two tests of a stream read the same words, and their \
-verdicts are independent (those of one test are not). No stream is rewound. {read:,} words were read, {gigabytes:,.0f} GB.
+Each test starts {span:,} words after the start of the test before it. So no two tests of a stream read the same words, and the verdicts \
+of different tests are independent (those of one test are not). No stream is rewound. {read:,} words were read, {gigabytes:,.0f} GB.
 
 {sums}
 """
@@ -83,9 +83,9 @@ def sums(found: Records, more: Records) -> Iterator[str]:
     yield ""
     left = sum(map(doubtful, found.values())) - len(more)
     yield (
-        "dieharder calls a p-value WEAK below 0.005 and above 0.995, which one of a hundred is by chance, and FAILED where it is "
-        f"less than 10⁻⁶ away from 0 or 1. What did not pass ran again with {MORE} times the samples on words that no other test had read: "
-        f"{len(more)} tests, of which {sum(map(doubtful, more.values()))} did not pass then"
+        "dieharder calls a p-value WEAK if it is below 0.005 or above 0.995, which happens to one of a hundred by chance, and FAILED if it "
+        f"is less than 10⁻⁶ away from 0 or 1. Tests that did not pass ran again, with {MORE} times the samples, on words that no other "
+        f"test had read: {len(more)} tests, of which {sum(map(doubtful, more.values()))} did not pass then"
         + (f"; {left} more {'waits' if left == 1 else 'wait'} for it." if left else ".")
     )
 
@@ -156,7 +156,7 @@ def steps_taken(found: Records) -> Iterator[str]:
     words = {case: kept["words"] for case, kept in found.items() if case.stream == "over sites" and kept["words"] + BATCH > NAMES}
     if words:
         most = max(words.values()) / NAMES
-        yield f"*Over sites*, these tests read more words than there are sites, from up to {most:.0f} steps: {listed(words)}.\n"
+        yield f"In *over sites*, these tests read more words than there are sites, so from up to {most:.0f} steps: {listed(words)}.\n"
 
 
 def full(found: Records) -> Iterator[str]:

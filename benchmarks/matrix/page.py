@@ -12,23 +12,27 @@ Row = Mapping[str, Any]
 
 HEAD = """# Versions
 
-graphreg is made for every minor release of torch of the last twelve months, and at least the last five, on CPython 3.11 to 3.13. \
-`make matrix` tests pairs of them, each in an environment of its own; a pair without a row below has not been run:
+The goal is to support every minor release of torch of the last twelve months, and at least the last five, on CPython 3.11 to 3.13. \
+The package requires torch 2.12 or newer, because older releases have not been tested completely. `make matrix` tests pairs of a Python \
+and a torch, each in its own environment. The table at the end of this page has a row for each pair that was run.
 
-| column | holds |
+| column | meaning |
 |---|---|
-| passed, failed, skipped | the tests of `make test`; what a torch lacks is skipped there, with the reason below |
-| models | of {models} models of torchvision, timm, transformers and torch, those whose sites have the same names and roles as with \
-most other pairs |
-| known answers | ways to run a module in which the noise of seed 0 is the one that all releases draw: {ways} |
+| passed, failed, skipped | the number of tests of `make test`. A test of something that this torch lacks is skipped; the reasons are \
+below the table |
+| models | how many of {models} models of torchvision, timm, transformers and torch have sites with the same names and roles as with most \
+other pairs |
+| known answers | in how many ways of running a module seed 0 gives the noise that every release must draw: {ways} |
 
-`make matrix ONLY="3.13 2.15"` runs one pair (`3.13` or `2.15`: all with that version; a comma joins several), and keeps the rows of \
-the others. A run that was stopped goes on with the same command; `make matrix ARGS=--fresh` begins anew. PyPI has torch for Linux \
-as a CUDA build, 3 GB to download and 7 GB on disk; one environment is there at a time, and nothing runs on a GPU.
+`make matrix ONLY="3.13 2.15"` runs one pair and keeps the rows of the others. `3.13` or `2.15` alone means all pairs with that version; \
+separate several by commas. To continue a run that was stopped, give the same command again; `make matrix ARGS=--fresh` starts over. PyPI \
+has torch for Linux as a CUDA build, which is 3 GB to download and 7 GB on disk. Only one environment exists at a time, and nothing runs \
+on a GPU.
 
-With another torch, `python -m graphreg doctor --torch` (in Python `graphreg.doctor()`) tries each part of graphreg on a tiny example, \
-and each private part of torch that graphreg uses, in a process of its own and in about ten seconds. On a torch newer than all of \
-these the first trace warns, once; `warnings.filterwarnings("ignore", category=graphreg.UntestedTorchWarning)` silences that.
+With any other torch, run `python -m graphreg doctor --torch`, or `graphreg.doctor()` in Python. It tests each part of graphreg on a tiny \
+example, and each private part of torch that graphreg uses, in a separate process; this takes about ten seconds. With a torch newer than \
+all tested ones, the first trace warns, once. `warnings.filterwarnings("ignore", category=graphreg.UntestedTorchWarning)` silences \
+the warning.
 """
 
 

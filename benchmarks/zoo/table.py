@@ -1,4 +1,4 @@
-"""The page that is published: one table a provider, and below it the reason of everything that is not a plain yes."""
+"""Writes docs/models.md: a table for each provider, and below it the reason for each cell that is not a plain yes."""
 
 from __future__ import annotations
 
@@ -15,54 +15,57 @@ FIGURES = ("parameters", "sites", "hidden", "regularize", "step time")
 
 HEAD = """# Models
 
-What `make zoo` found: graphreg on models it was not written for, with random weights, at the smallest input that the model takes
-in both modes. Where they come from:
+`make zoo` tests graphreg on models that it was not written for, and writes this page. The models have random weights, and the smallest \
+input that they accept in both modes. They come from these providers:
 
-| provider | holds |
+| provider | models |
 |---|---|
-| torchvision, segmentation, video, flow, detection | all builders that `torchvision.models.list_models()` gives, of detection with \
-scenes of 64 x 64 (SSD resizes them itself), of optical flow with two updates in place of twelve |
-| quantizable | its quantizable models in their float form (`quantize=False`), which is what is trained |
-| timm | {timm} architectures: of each family the first, then of each the second, and so on; a family is a module of `timm.models` \
-(`timm.list_modules()`), in alphabetical order, its architectures are in the order in which it registers them, and nothing is \
-shrunk but the picture |
-| transformers | the first {transformers} families (folders of `transformers.models`) in alphabetical order that have a tiny \
-configuration and a forward of text, pictures or sound: the configuration's fields made small by a rule on their names \
-(`benchmarks/zoo/tiny.py`), else its depths and vocabulary alone; at most 100 million parameters; `AutoModel`'s model of the first type \
-that runs; the second of two texts ends in padding, for of a mask of ones transformers makes another graph than a run |
-| transformer, recurrent | torch's own layers in the forms that people write |
-| control | models whose forward decides, by the shapes of its inputs or by what is in them |
+| torchvision, segmentation, video, flow, detection | every builder in `torchvision.models.list_models()`. Detection gets scenes of \
+64 x 64, which SSD resizes; optical flow does two updates instead of twelve |
+| quantizable | torchvision's quantizable models in their float form (`quantize=False`), which is the form that is trained |
+| timm | {timm} architectures: the first of each family, then the second of each, and so on. A family is a module of `timm.models` \
+(`timm.list_modules()`). Families are in alphabetical order, and the architectures of a family in the order in which timm registers \
+them. Only the picture is made small |
+| transformers | the first {transformers} families (folders of `transformers.models`), in alphabetical order, that can be made tiny and \
+whose forward takes text, pictures or sound. A rule on the names of configuration fields makes their values small \
+(`benchmarks/zoo/tiny.py`). If the model cannot run like that, only its depth and vocabulary are reduced. It has at most 100 million \
+parameters. Of the types of a family, the first whose `AutoModel` runs is used. The second of two texts ends in padding, because with a \
+mask of ones transformers builds another graph when it is traced than when it runs |
+| transformer, recurrent | torch's own layers, used in common ways |
+| control | models whose forward decides by the shapes or the values of its inputs |
 
-A model goes through `regularize(model)`; with `example_inputs` where it needs them (`front_end="auto"`: symbolic, else export); what \
-neither front end takes goes through `torch.compile(model, backend=graphreg.backend(...))`. *Front end* says which.
+Each model goes through `regularize(model)`, with `example_inputs` if it needs them (`front_end="auto"`: symbolic, else export). A model \
+that neither front end can trace goes through `torch.compile(model, backend=graphreg.backend(...))`. The column *front end* shows which \
+of the three it was.
 
-| column | holds |
+| column | what is checked |
 |---|---|
-| names | every module that is called has a name, and the names are torchvision's (`get_graph_node_names`, both modes), save that a \
-module's own path is always that module's, and that timm's `DropPath` is one operation, as `nn.Dropout` is; "n/a" through the \
-backend, and, of torchvision's, where that cannot trace the model |
-| step | one training step with `hidden_dropout`, `hidden_l1` and `weight_l2` at once: loss and gradients are finite, and every \
+| names | every module that is called has a name, and the names are those of torchvision (`get_graph_node_names`, both modes). There are \
+two exceptions: the path of a module always names that module, and timm's `DropPath` is one operation, like `nn.Dropout`. "n/a" with the \
+backend, and, for the comparison with torchvision, if torchvision cannot trace the model |
+| step | one training step with `hidden_dropout`, `hidden_l1` and `weight_l2` together: loss and gradients are finite, and every \
 parameter that has a gradient in the original has one |
-| gradients | with all strengths 0 and the loss of the output alone, the same parameters have a gradient as in the original, and it \
-differs by at most 1e-4 of the largest |
-| eval | in eval mode the output is the original's: "yes" is bit for bit, "1e-06" is to 1e-6 of its largest value or of 1, which \
-is allowed where the front end is not the symbolic one |
-| stripped | so is that of `strip`, in eval mode, and in train mode from the same seed; "n/a" through the backend, which adds nothing \
-to the model |
-| zero | so is that in train mode with all strengths 0, from the same seed |
-| verify | `graphreg.verify` finds no difference from the original in outputs, buffers, inputs that are written into and gradients, over \
-several calls in both modes; "n/a" through the backend |
+| gradients | with all strengths 0 and no penalty in the loss, the same parameters have a gradient as in the original, and the gradients \
+differ by at most 1e-4 of the largest |
+| eval | in eval mode the output is that of the original: "yes" means bit for bit; "1e-06" means to 1e-6 of its largest value or of 1, \
+which is allowed if the front end is not the symbolic one |
+| stripped | the output of the module that `strip` returns is that of the original, in eval mode, and in train mode from the same seed; \
+"n/a" with the backend, which adds nothing to the model |
+| zero | in train mode with all strengths 0, the output is that of the original from the same seed |
+| verify | `graphreg.verify` finds no difference from the original in outputs, buffers, gradients and inputs that are written into, over \
+several calls in both modes; "n/a" with the backend |
 | keys | `state_dict` has the same keys, order and metadata; parameters, buffers, attributes and configuration are the model's own |
-| modes | every submodule keeps its mode, one that was set apart too |
-| compiled | `torch.compile(fullgraph=True)` takes it as one graph (aot_eager), and a training step runs with finite gradients, none \
-lost; "Inductor": that too, on a sample; "n graphs": of the backend; "n/a": it refuses the model itself |
+| modes | every submodule keeps its mode, even if it is another than the model's |
+| compiled | `torch.compile(fullgraph=True)` makes one graph of it (aot_eager), and a training step has finite gradients, none of them \
+missing. "Inductor": the same with Inductor, for a sample of the models. "n graphs": the number of graphs of the backend. "n/a": \
+torch.compile cannot compile the original either |
 
-*Sites* are the named values, *hidden* those that regularizers act on by default. *Regularize* is the time of that call, with what \
-the traces (symbolic) or the two calls of `torch.export.export` (export) take of it; of the backend it is the time of the first call.
-*Step time* is the time of forward and backward of the input shown without and with the three regularizers (median of {timed}, eager, one \
-thread of a machine that ran two models at once: a rough figure, and at such sizes mostly the price of launching kernels). Buffers are \
-put back between runs, and the generators start from the same seed. Caches of keys and values, which graphreg switches off, are \
-not compared.
+*Sites* is the number of named values, *hidden* the number of those that regularizers act on by default. *Regularize* is the time that \
+`regularize` takes; *traces* is the part of it that tracing takes (symbolic) or the two calls of `torch.export.export` (export). With the \
+backend it is the time of the first call. *Step time* is the time of forward and backward, without and with the three regularizers. It is \
+a median of {timed}, in eager, on one thread of a machine that ran two models at once. It is a rough figure, and at such sizes mostly the \
+overhead of calling operators. Between runs the buffers are restored, and the generators start from the same seed. Caches of keys and \
+values are not compared, because graphreg switches them off.
 
 {left}{versions}. {passing} of {all} models pass every column ({share:.1%}). {bare} \
 Front ends: {ways}.
@@ -81,7 +84,8 @@ def page(names: Mapping[str, str], records: Mapping[str, Record], skipped: Mappi
         timed=TIMED, versions=versions[0].upper() + versions[1:], passing=passing, all=len(ran), share=passing / len(ran),
         left=f"**{len(left)} of the zoo's {len(names)} models have not run.** " * bool(left),
         timm=counts["timm"], transformers=counts["transformers"], ways=", ".join(f"{way} {count}" for way, count in ways.most_common()),
-        bare=f"{len(bare)} met an error that is not graphreg's own: {', '.join(bare)}." if bare else "No failure is a bare traceback.",
+        bare=f"{len(bare)} failed with an error that graphreg does not raise itself: {', '.join(bare)}." if bare
+        else "Every failure is an error that graphreg raises itself.",
     )  # fmt: skip
     parts = [head]
     for provider in dict.fromkeys(name.partition("/")[0] for name in names):
@@ -93,7 +97,7 @@ def page(names: Mapping[str, str], records: Mapping[str, Record], skipped: Mappi
             parts += remarks(own, ran)
         waiting = ", ".join(_bare(name) for name in left if name.startswith(f"{provider}/"))
         parts += _lists({"Have not run:": [waiting] * bool(waiting)})
-        parts += _lists({"Passed over, and why:": [f"{what}: {why}" for what, why in skipped.get(provider, {}).items()]})
+        parts += _lists({"Left out, and why:": [f"{what}: {why}" for what, why in skipped.get(provider, {}).items()]})
     return PLACE.sub("", "\n".join(parts))
 
 
@@ -138,12 +142,12 @@ def remarks(own: Iterable[str], records: Mapping[str, Record]) -> list[str]:
     named = [f"{n}: {key} on `{on}`" for n, r in ran.items() for key, on in r["figures"].get("named", {}).items()]
     lists = {
         "What failed, and why:": failed,
-        "Not asked, and why:": noted,
-        "Through the backend, for neither front end takes it:": refused,
-        "Traced with `example_inputs`, without which a decision on a shape makes a module opaque or refuses the model:": [shown]
+        "Not checked, and why:": noted,
+        "Run through the backend, because neither front end can trace it:": refused,
+        "Traced with `example_inputs`; without them a decision on a shape makes a module opaque, or the model cannot be traced:": [shown]
         * bool(shown),
-        "No hidden value but the outputs of norms, so that a penalty on values has no default site; a selector was given:": named,
-        "Opaque modules, with the reason:": whole,
+        "Given a selector, because all hidden values are outputs of norms, where a penalty on values has no default site:": named,
+        "Opaque modules, and why:": whole,
     }
     return _lists(lists)
 

@@ -161,7 +161,7 @@ def test_the_tables(results: Path) -> None:
         "| test_15 | 0 | 100 of 5 | 0.00100000 WEAK | not run | not run |",
         "| test_15 | 0 | 100 of 5 | 0.75000000 | not run | not run |",
         "| test_15 | 0 | 1000 of 5 | 0.40000000 |  |  |",
-        "*Over sites*, these tests read more words than there are sites, from up to 3 steps: `-d 5`.",
+        "In *over sites*, these tests read more words than there are sites, so from up to 3 steps: `-d 5`.",
     ):
         assert line in text.splitlines()
     assert "1 tests, of which 0 did not pass then" in text

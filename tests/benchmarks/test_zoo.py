@@ -129,8 +129,8 @@ def test_the_page() -> None:
     }
     text = page(names, records, {"a": {}, "b": {"five": "it takes no picture"}})
     line = (
-        "\nPython 3.11, torch 2.13. 3 of 5 models pass every column (60.0%). 1 met an error that is not graphreg's own: b/four. "
-        "Front ends: symbolic 3, backend 1, none 1.\n"
+        "\nPython 3.11, torch 2.13. 3 of 5 models pass every column (60.0%). "
+        "1 failed with an error that graphreg does not raise itself: b/four. Front ends: symbolic 3, backend 1, none 1.\n"
     )
     assert line in text
     assert text[text.index("## a") :] == PAGE
@@ -148,7 +148,7 @@ PAGE = """\
 | one | 2x4 | symbolic | yes | yes | yes | yes | yes | yes | yes | yes | yes | yes | 1.2 M | 12 | 3 | 0.12 s, traces 0.10 s | 4, 6 ms |
 | other | 2x4 | backend | yes | yes | yes | yes | yes | 1e-06 | yes | yes | yes | yes | 1.2 k | 12 | 3 | 0.12 s | 4, 6 ms |
 
-Through the backend, for neither front end takes it:
+Run through the backend, because neither front end can trace it:
 
 - other: TraceError: it decides at net/a.py:3 by its data
 
@@ -171,19 +171,19 @@ What failed, and why:
 - three, zero: train mode: 1 of 1 outputs differ, by 1.0e-07 at most
 - four, run: ValueError: it wants 5 channels
 
-Not asked, and why:
+Not checked, and why:
 
 - two: torchvision cannot trace it: why
 
-Traced with `example_inputs`, without which a decision on a shape makes a module opaque or refuses the model:
+Traced with `example_inputs`; without them a decision on a shape makes a module opaque, or the model cannot be traced:
 
 - two
 
-Opaque modules, with the reason:
+Opaque modules, and why:
 
 - two: blocks.0 and 1 more (it draws)
 
-Passed over, and why:
+Left out, and why:
 
 - five: it takes no picture
 """

@@ -20,12 +20,15 @@ RECOMPUTATION: dict[str, dict[str, Any]] = {
 }
 CHECKPOINTING = {
     "none": "no activation checkpointing",
-    "in the model": "submodules before and behind each splice checkpoint in their own forwards; they are opaque modules",
-    "layers": "torch's `checkpoint_wrapper` put by the user around layers of the result, before and behind each splice",
-    "cut out": "torch.fx's `split_module` cuts the result behind its keys, and the block with all sites and splices is checkpointed",
-    "in a bigger model": "the result is a layer of a bigger model, which checkpoints it, under `frozen_noise`; compiled: the bigger "
-    "model is, with `skip_fwd_side_effects_in_bwd_under_checkpoint`, which torch's error asks for",
-    "around the whole": "`checkpoint` around the module, compiled or not, under `frozen_noise`",
+    "in the model": "submodules before and after each splice call `checkpoint` in their own forwards; graphreg keeps them as opaque "
+    "modules",
+    "layers": "the user puts torch's `checkpoint_wrapper` around layers of the rewritten module, before and after each splice",
+    "cut out": "torch.fx's `split_module` splits the rewritten module after its random keys; the part with all sites and splices is "
+    "checkpointed",
+    "in a bigger model": "the rewritten module is a layer of a bigger model, which checkpoints it, in a block of `frozen_noise`. In "
+    "compiled cells the bigger model is compiled, with the setting `skip_fwd_side_effects_in_bwd_under_checkpoint`, which torch's error "
+    "message asks for",
+    "around the whole": "`checkpoint` around the rewritten module, compiled or not, in a block of `frozen_noise`",
 }
 BATCHES = {"one size": (3, 3), "two sizes": (3, 5)}  # of two calls
 
@@ -59,11 +62,11 @@ AXES: dict[str, tuple[str, ...]] = dict(
     )
 )
 LEFT_OUT = {
-    "eager with a setting of recomputation": "the settings are of AOTAutograd's partitioner, which eager code never meets; eager cells "
-    "have `default` alone",
-    "checkpointing around the whole, or in a bigger model, without `frozen_noise`": "eager, and around a compiled module, it is an error "
-    "that says what to do, which `tests/runtime/test_control.py` holds; around a compiled function that calls the module it cannot be "
-    "detected and draws other masks in backward",
+    "eager with a setting of recomputation": "the settings belong to AOTAutograd's partitioner, which eager code does not use; eager cells "
+    "have only `default`",
+    "checkpointing around the whole, or in a bigger model, without `frozen_noise`": "in eager, and around a compiled module, this raises "
+    "an error that says what to do, which `tests/runtime/test_control.py` tests. Around a compiled function that calls the module it is "
+    "not detected in the call, and backward draws other masks; `graphreg.doctor` finds it",
 }
 COST = {"eager": 1, "aot_eager": 2, "inductor": 8}  # roughly, of a cell
 

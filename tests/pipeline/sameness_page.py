@@ -21,30 +21,38 @@ ROWS: list[Row] = list(dict.fromkeys((cell.backend, cell.recomputation, cell.che
 
 HEAD = """# Sameness
 
-What `make sweep` found: whether a rewritten module computes what its masks say, in every cell of a matrix. It wrote this page.
+`make sweep` tests whether a rewritten module applies exactly the masks that its noise prescribes, in forward and backward, for every \
+combination of the settings below. A combination is called a cell. The command also writes this page.
 
 | axis | values |
 |---|---|
 {axes}
 
-Checkpointing:
+The forms of activation checkpointing:
 
 {checkpointing}
 
-Each cell runs one net at two calls, forward and backward, compiled with `fullgraph=True`: batches of {one} ("one size"), or of {two} \
-with the batch axis marked dynamic ("two sizes"). The net has a branch for each kind of draw: \
-`BernoulliDropout` behind a sigmoid, where the compiled form is recomputed in backward; `GaussianNoise`; the model's own `nn.Dropout` with \
-`own_dropout="seeded"`; and `BernoulliDropout` on an input that comes in the layout. The others act on \
-a value that the model brings into the layout.
+In each cell one net does two calls, each with forward and backward. With "one size", both batches have {one} examples. With "two \
+sizes", the batches have {two} examples, and the batch axis is marked dynamic. Compiled cells use `fullgraph=True`. The net has four \
+branches:
 
-Compared with values worked out by hand in float64, with nothing of graphreg's but the numbers of the streams that `rng_state` gives:
+- `BernoulliDropout` after a sigmoid; compiled code recomputes this splice in backward;
+- `GaussianNoise`;
+- the model's own `nn.Dropout`, with `own_dropout="seeded"`;
+- `BernoulliDropout` on an input of the model.
 
-- the mask that the forward applied, the mask of the value that backward read, and the mask that backward multiplied by: bit for bit;
-- each output and the gradients of the inputs, element by element: within eight roundings of the dtype, normals among them;
-- the gradient of each parameter: within eight roundings of the sum of the absolute values that it is a sum of.
+The input of the last branch is passed in the cell's layout. In the other branches the model converts the value to that layout.
 
-One oracle for every backend: what agrees with it agrees with each other. Cells of which AOTAutograd makes the same graph share what
-Inductor made of it.
+The results are compared with an oracle (`tests/pipeline/sameness_hand.py`), which computes in float64 with its own code. From graphreg \
+it takes only the numbers of the streams, which `rng_state` returns. It compares
+
+- three masks, bit for bit: the mask that the forward applied, the mask in the value that backward read, and the mask that backward \
+multiplied by;
+- each element of the outputs, and of the gradients of the inputs, to eight roundings of the dtype; this includes the normal draws;
+- the gradient of each parameter, to eight roundings of the sum of the absolute values of its terms.
+
+All backends are compared with the same oracle, so backends that pass also agree with each other. Cells for which AOTAutograd makes the \
+same graph share the code that Inductor compiled for it.
 
 {total} cells, {run} run, {passed} pass. torch {torch}, {date}, on a CPU.
 
@@ -67,7 +75,7 @@ def record(row: Row, outcomes: Mapping[Cell, str]) -> dict[str, Any]:
 
 
 def page(records: Sequence[Record]) -> str:
-    """The whole text. A row without a record was not run, and is told as such."""
+    """Return the whole text. The page says of a row without a record that it was not run."""
     found = {tuple(each["row"]): each for each in records}
     rows = [found[row] for row in ROWS if row in found]
     counts = list(itertools.chain.from_iterable(row["dtypes"].values() for row in rows))

@@ -36,10 +36,10 @@ function showDetails(key) {
   const parameters = box ? [] : (sitesAt[key] ?? []).filter((site) => site.name !== node.site);
   const site = node && siteOf[node.site];
   element("panel").innerHTML = box
-    ? `<h2>${html(box.path)}</h2>${rows([["class", box.op], ["drawn inside", box.nodes]])}
+    ? `<h2>${html(box.path)}</h2>${rows([["class", box.op], ["nodes drawn inside", box.nodes]])}
        <p>${Object.entries(box.acts).map(([i, count]) => `${html(data.regularizers[i].name)}: ${count}`).join("<br>") || "No regularizer acts inside."}</p>`
     : `<h2>${html(site ? site.name : node.name)}</h2>${site ? described(site) : rows([["op", node.op], ["shape", node.shape], ["source", node.source]])}
-       ${node.regularizer >= 0 ? action({ regularizer: node.regularizer }) + rows([["at the site", node.acts_at]]) : ""}`;
+       ${node.regularizer >= 0 ? action({ regularizer: node.regularizer }) + rows([["site", node.acts_at]]) : ""}`;
   for (const parameter of parameters) element("panel").insertAdjacentHTML("beforeend", `<h2 class="parameter">${html(parameter.name)}</h2>${described(parameter)}`);
 }
 
