@@ -13,9 +13,5 @@ class WeightL1(Penalty, keys=("weight_l1", "weight_sparsity"), on="parameters"):
 
     reduction: str = "mean"
 
-    def check(self) -> None:
-        super().check()
-        self.require(self.reduction in ("mean", "sum"), "reduction", "'mean' or 'sum'")
-
     def __call__(self, w: Tensor) -> Tensor:
         return w.abs().sum() if self.reduction == "sum" else w.abs().mean()

@@ -17,10 +17,6 @@ class WeightL2(Penalty, keys=("weight_l2", "weight_decay"), on="parameters"):
 
     reduction: str = "mean"
 
-    def check(self) -> None:
-        super().check()
-        self.require(self.reduction in ("mean", "sum"), "reduction", "'mean' or 'sum'")
-
     def __call__(self, w: Tensor) -> Tensor:
         return w.square().sum() if self.reduction == "sum" else w.square().mean()
 

@@ -221,7 +221,7 @@ from graphreg import Noise, Penalty, Site, Splice
 from graphreg.passes import BernoulliDropout, GaussianNoise, HiddenL1, WeightL1, WeightL2
 
 
-class GroupLasso(Penalty, keys=("group_lasso",), on="parameters"):
+class RowNorm(Penalty, keys=("row_norm",), on="parameters"):
     power: float = 1.0
 
     def check(self) -> None:
@@ -243,10 +243,10 @@ def wide(site: Site) -> bool:
 
 def train(model: nn.Module, x: Tensor) -> Tensor:
     module = graphreg.regularize(
-        model, GroupLasso("*", 0.1, power=2.0), [Shift(wide, 0.1), BernoulliDropout("*", 0.1)], example_inputs=x, hidden_l1=0.1, rng=0
+        model, RowNorm("*", 0.1, power=2.0), [Shift(wide, 0.1), BernoulliDropout("*", 0.1)], example_inputs=x, hidden_l1=0.1, rng=0
     )
     output, penalties = module(x)
-    graphreg.set_strength(module, "group_lasso", 0.2)
+    graphreg.set_strength(module, "row_norm", 0.2)
     with graphreg.noise_on(module.eval()):
         module(x)
     graphreg.set_rng_state(module, graphreg.rng_state(module))
@@ -259,8 +259,8 @@ def train(model: nn.Module, x: Tensor) -> Tensor:
 
 
 reveal_type(graphreg.strengths(nn.Linear(1, 1)))
-reveal_type(GroupLasso("*", 0.1).power)
-GroupLasso("*", 0.1, powr=2.0)
+reveal_type(RowNorm("*", 0.1).power)
+RowNorm("*", 0.1, powr=2.0)
 HiddenL1("*", weight="much")
 GaussianNoise(3, 0.1)
 '''
@@ -275,7 +275,7 @@ def test_a_type_checker_sees_both(clean: Place, tmp_path: Path) -> None:
     assert done.stdout.splitlines()[:-1] == [
         f'user.py:{last - 4}: note: Revealed type is "dict[str, float]"',
         f'user.py:{last - 3}: note: Revealed type is "float"',
-        f'user.py:{last - 2}: error: Unexpected keyword argument "powr" for "GroupLasso"; did you mean "power"?  [call-arg]',
+        f'user.py:{last - 2}: error: Unexpected keyword argument "powr" for "RowNorm"; did you mean "power"?  [call-arg]',
         f'user.py:{last - 1}: error: Argument "weight" to "HiddenL1" has incompatible type "str"; expected "float"  [arg-type]',
         f'user.py:{last}: error: Argument 1 to "GaussianNoise" has incompatible type "int"; expected '
         '"str | Sequence[str] | Callable[[Site], bool]"  [arg-type]',

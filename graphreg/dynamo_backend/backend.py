@@ -23,7 +23,7 @@ from graphreg.dynamo_backend.noise_streams import Streams
 from graphreg.dynamo_backend.subgraph import Inner, Maker, Subgraph
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, RenamedAttributes, TraceError, raising, suggestions_text
 from graphreg.ir import RULES, Missing, brought
-from graphreg.planning import OwnDropout, check_count, check_trainable, matching_sites
+from graphreg.planning import OwnDropout, check_count, check_sites, check_trainable, matching_sites
 from graphreg.regularizer import Penalty, Regularizer
 from graphreg.reporting import Report
 from graphreg.runtime import BackendHandle, Penalties, Scale
@@ -136,6 +136,7 @@ class Backend(BackendHandle, RenamedAttributes):
         title = model.title if isinstance(model, Functions) else traced.title
         weights = {name: list(matching_sites(traced, r, self.missing)) for name, r in self.regularizers.items() if r.on == "parameters"}
         for name, sites in weights.items():
+            check_sites(self.regularizers[name], sites)
             check_count(self.regularizers[name], sites)
             if isinstance(penalty := self.regularizers[name], Penalty):
                 check_trainable(traced, penalty, sites)

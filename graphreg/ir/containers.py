@@ -1,4 +1,5 @@
-"""Rebuilds containers that torch.fx does not know (dataclasses, OrderedDict, subclasses of dict) in a graph that returns them."""
+"""Containers in a graph's output: rebuilds those that torch.fx does not know (dataclasses, OrderedDict, subclasses of dict), and finds the
+loss in them."""
 
 from __future__ import annotations
 
@@ -64,6 +65,23 @@ def made_defaultdict(factory: str, items: Mapping[Any, Any]) -> defaultdict[Any,
 def builds(node: fx.Node) -> bool:
     """Return whether a node builds a container by calling its class or ``made_defaultdict``."""
     return node.op == "call_function" and (isinstance(node.target, type) or node.target is made_defaultdict)
+
+
+def end_of(output: fx.Node) -> fx.Node:
+    """Return the node that builds the output: the graph's output node, or the call that makes the container which the graph returns."""
+    value = output.args[0]
+    return value if isinstance(value, fx.Node) and builds(value) else output
+
+
+def loss_of(output: fx.Node) -> fx.Node | None:
+    """Return the node of the output's ``loss``, or None if it has none."""
+    end, value = end_of(output), output.args[0]
+    if end is not output:  # a node builds the container: a dataclass or named tuple from its fields, a dict subclass from a dict
+        names: Any = getattr(end.target, "_fields", None) or getattr(end.target, "__dataclass_fields__", ())
+        mapping = next((arg for arg in end.args if isinstance(arg, dict)), None)
+        value = dict(zip(names, end.args, strict=False)) | end.kwargs if mapping is None else mapping
+    loss = value.get("loss") if isinstance(value, dict) else getattr(value, "loss", None) if isinstance(value, tuple) else None
+    return loss if isinstance(loss, fx.Node) else None
 
 
 def _content(value: Any) -> Any:

@@ -98,6 +98,12 @@ class Operations:
         module = self.module(node)
         return isinstance(module, NORM_MODULES) if module is not None else function_name(node) in NORMS
 
+    def is_loss(self, node: fx.Node) -> bool:
+        """Return whether the operation is a loss function, such as ``cross_entropy`` or ``nn.MSELoss``."""
+        module, name = self.module(node), function_name(node)
+        is_function = name.endswith(("_loss", "_entropy", "_with_logits")) or name == "kl_div"
+        return is_function or type(module).__module__ == "torch.nn.modules.loss"
+
     def is_dropout(self, node: fx.Node) -> bool:
         module = self.module(node)
         return is_dropout_module(module) if module is not None else function_name(node) in DROPOUTS

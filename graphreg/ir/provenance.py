@@ -17,8 +17,8 @@ from graphreg.ir.views_and_writes import Effects
 from graphreg.torch_internals import ConvolutionBase, OpOverloadPacket
 
 CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3, "conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
-_KEEP_AXES = {"clone", "contiguous", "to", "float", "double", "half", "type_as", "softmax", "log_softmax"}
-_LAYERS_KEEP_AXES = ("torch.nn.modules.activation", "torch.nn.modules.pooling", "torch.nn.modules.padding", "torch.nn.modules.dropout")
+_KEEP_AXES = {"clone", "contiguous", "to", "float", "double", "half", "type_as", "softmax", "log_softmax", "interpolate", "upsample"}
+_LAYERS_KEEP_AXES = (*(f"torch.nn.modules.{kind}" for kind in ("activation", "pooling", "padding", "dropout", "upsampling")),)
 _NAMES = {"truediv": "div", "iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div"}  # functions with other names in aten
 
 Chains = Mapping[str, str]  # the name of each call of a module -> that of the first call in its chain

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch import fx, nn
 
+from graphreg.ir.containers import loss_of
 from graphreg.ir.metadata import is_labelled, own_labels, scope_of
 from graphreg.ir.operations import PACKS, Operations, function_name, is_integer, is_port, is_size, nodes_in, port_path
 from graphreg.ir.site import Label, Role, Site
@@ -107,6 +108,7 @@ class _Judge:
             self._walk(node)
         end = graph.output_node()
         self.returned = set() if BOUNDARY in end.meta else set(nodes_in(end.args))
+        self.loss = loss_of(end)
         self.used = {graph.output_node()}
         for node in reversed(graph.nodes):
             if any(user in self.used for user in node.users) or node.target is operator.setitem:
@@ -196,7 +198,9 @@ class _Judge:
         if why_not:
             return Site(labels, selectable=False, why_not=why_not, **facts)
         norm = self.operations.is_norm(node) or any(label.module is not None and _NORM_CLASS.search(label.op) for label in labels)
-        return Site(labels, role=self._role(node), norm=norm, sequence=self._sequence(node), **facts)
+        role = self._role(node)
+        loss = node is self.loss or self.operations.is_loss(node) or (role == "output" and shape == ())
+        return Site(labels, role=role, norm=norm, loss=loss, sequence=self._sequence(node), **facts)
 
     def _sequence(self, node: fx.Node) -> Literal["", "batch first", "time first", "state"]:
         """Return which output of a recurrent layer the node is: its sequence, by the order of axes and also after dropout, or a state."""

@@ -50,6 +50,7 @@ class Site:
         selectable: Whether a regularizer can act on it; if not, ``why_not`` says why. It cannot act on sizes, tuples and integers, nor on
             the value of a parameter that the forward reads: there the parameter itself is the site.
         norm: Whether it is the output of a normalization.
+        loss: Whether it is a loss: the ``loss`` of the model's output, the result of a loss function, or an output of no dims.
         module: The path of the module in whose forward the value is made, or that holds the parameter.
         shape: Its shape; None if not known, as for a value without example inputs, or a tuple.
         dtype: Its dtype; None if not known.
@@ -64,6 +65,7 @@ class Site:
     role: Role = ""
     selectable: bool = True
     norm: bool = False
+    loss: bool = False
     module: str = ""
     shape: tuple[int, ...] | None = None
     dtype: torch.dtype | None = None

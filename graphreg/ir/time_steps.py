@@ -55,7 +55,7 @@ class Steps:
     def of(self, value: Any, lengths: Any, who: str) -> tuple[Tensor, Tensor | None]:
         """Return the sequence, [time, batch, units], and its lengths, int64 [batch] or None. Steps that do not count are zeros."""
         for each in value if self.calls else (value,):
-            _require_tensor(each, who)
+            require_tensor(each, who)
         if self.calls:
             self.require_calls([step.shape for step in value], who)
             value = torch.stack(value)
@@ -128,7 +128,8 @@ class Steps:
         return f" The value has shape {tuple(shape)}; where time is another axis of it, give time_axis={' or '.join(fit)}." if fit else ""
 
 
-def _require_tensor(value: Any, who: str) -> None:
+def require_tensor(value: Any, who: str) -> None:
+    """Raise RegularizerError for a value that is no tensor."""
     if isinstance(value, PackedSequence):
         raise RegularizerError(
             f"{who}: the value is a PackedSequence, no tensor. Select what torch.nn.utils.rnn.pad_packed_sequence gives, and name "

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from graphreg.errors import NoMatchError
+from graphreg.errors import NoMatchError, RegularizerError
 from graphreg.ir import Missing, Site, select, unmatched
 from graphreg.planning.keywords import like_an_option
 from graphreg.regularizer import Regularizer, Splice
@@ -70,6 +70,13 @@ def check_count(regularizer: Regularizer, sites: Sequence[Site]) -> None:
             f"site{'s' * (len(sites) != 1)} ({listed}). "
             "Change the selector, or the number."
         )
+
+
+def check_sites(regularizer: Regularizer, sites: Iterable[Site]) -> None:
+    """Raise RegularizerError for the first site where the regularizer's class says that it cannot act."""
+    for site in sites:
+        if why_not := regularizer.why_not(site):
+            raise RegularizerError(f"{type(regularizer).__name__} at {site.name}: {why_not}")
 
 
 def _elsewhere(traced: Traced, regularizer: Regularizer) -> Sequence[Site]:

@@ -12,13 +12,13 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from graphreg.errors import GraphRegError, RegularizerError, RenamedAttributes, shown, warn
-from graphreg.ir import Missing, NativeDropout, Site, Steps, columns, dtype_text, shape_text
+from graphreg.ir import Missing, NativeDropout, Site, Steps, Units, columns, dtype_text, shape_text
 from graphreg.planning.dependence import DependenceSlice, dependence_slice
 from graphreg.planning.keywords import instances
-from graphreg.planning.matching import SiteCounts, check_count, count_sites, matching_sites, missed
+from graphreg.planning.matching import SiteCounts, check_count, check_sites, count_sites, matching_sites, missed
 from graphreg.planning.native_dropout import OWN_DROPOUT, NativeDropoutEdit, OwnDropout, decide, nameless, table
 from graphreg.planning.repeats import Repeat, lines, repeats, warning
-from graphreg.regularizer import Penalty, Regularizer, Splice, check_lengths, sequences
+from graphreg.regularizer import Penalty, Regularizer, Splice, check_lengths, sequences, units_at, units_note
 from graphreg.tracing import Traced
 
 
@@ -33,6 +33,7 @@ class Edit:
         matched: The string of the selector that matched the site.
         occurrence: How many regularizers of the same class the plan has before this one at the site.
         steps: How a penalty on sequences reads the value as steps; None for other regularizers.
+        units: How a penalty on units reads the value as samples of units; None for other regularizers.
     """
 
     site: Site
@@ -41,6 +42,7 @@ class Edit:
     matched: str
     occurrence: int = 0
     steps: Steps | None = None
+    units: Units | None = None
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -104,6 +106,13 @@ class Plan(RenamedAttributes):
                 tracked.setdefault(site.name, []).append(name)
         return tracked
 
+    def note(self, name: str) -> str:
+        """Describe what a regularizer differentiates or which axes it takes for units; ``""`` for any other regularizer."""
+        if name in self.slices:
+            return self.slices[name].note()
+        read_as = [(edit.site.name, edit.units) for edit in self.of(name) if edit.units is not None]
+        return units_note(read_as) if read_as else ""
+
     def splices(self, site: str) -> tuple[Edit, ...]:
         """Return the edits at a site that replace its value."""
         return tuple(edit for edit in self.by_site.get(site, ()) if isinstance(edit.regularizer, Splice))
@@ -130,7 +139,7 @@ class Plan(RenamedAttributes):
         head = ("site", "op", "shape", "dtype", "regularizer", "weight", "matched by")
         count = len(self.regularizers)
         native = "".join(f"\n{line}" for line in table(self.native_dropout, self.unmovable))
-        notes = "".join(f"\n{name}: {slice_.note()}" for name, slice_ in self.slices.items())
+        notes = "".join(f"\n{name}: {note}" for name in self.regularizers if (note := self.note(name)))
         rows_text = "" if not rows else f"\n{columns(head, rows)}"
         missed = "".join(f"\n{name}: {', '.join(map(repr, texts))} matches nothing" for name, texts in self.missed.items())
         edits = f"{len(self.edits)} edit{'s' * (len(self.edits) != 1)}"
@@ -192,9 +201,9 @@ def decided(
     edits: list[Edit] = []
     seen: Counter[tuple[str, type]] = Counter()
     for name, regularizer in named.items():
-        for site, (text, steps) in _select(traced, regularizer, missing).items():
+        for site, (text, steps, units) in _select(traced, regularizer, missing).items():
             kind = type(regularizer)
-            edits.append(Edit(site, name, regularizer, text, seen[site.name, kind], steps))
+            edits.append(Edit(site, name, regularizer, text, seen[site.name, kind], steps, units))
             seen[site.name, kind] += 1
     native_dropout, unmovable = decide(own_dropout, traced.native_dropout, traced.title, missing, traced.values)
     slices = _slices(traced, named, edits)
@@ -239,8 +248,14 @@ def named_once(regularizers: Sequence[Regularizer]) -> dict[str, Regularizer]:
     return named
 
 
-def _select(traced: Traced, regularizer: Regularizer, missing: Missing) -> dict[Site, tuple[str, Steps | None]]:
-    chosen = _sequences(traced, regularizer, matching_sites(traced, regularizer, missing))
+Chosen = dict[Site, tuple[str, Steps | None, Units | None]]  # by site: the string that matched it, and how to read its value
+
+
+def _select(traced: Traced, regularizer: Regularizer, missing: Missing) -> Chosen:
+    matched = matching_sites(traced, regularizer, missing)
+    units = units_at(matched, regularizer, traced.operations, traced.graphs) if "units" in regularizer.takes else {}
+    chosen = {site: (*found, units.get(site)) for site, found in _sequences(traced, regularizer, matched).items()}
+    check_sites(regularizer, chosen)
     check_count(regularizer, list(chosen))
     if isinstance(regularizer, Penalty) and regularizer.on == "parameters":
         check_trainable(traced, regularizer, list(chosen))

@@ -1,6 +1,6 @@
 """The base classes of all regularizers: a regularizer is a selector plus a tensor function. To write one, subclass Splice or Penalty.
 
-    class GroupLasso(Penalty, keys=("group_lasso",), on="parameters"):
+    class RowNorm(Penalty, keys=("row_norm",), on="parameters"):
         def __call__(self, w: Tensor) -> Tensor:
             return w.flatten(1).norm(dim=1).mean()
 
@@ -12,20 +12,22 @@ The names of the arguments of ``__call__`` say what the engine passes to it:
 - ``noise``, for a splice: what to draw random numbers from, see ``Noise``.
 - ``steps`` and ``lengths``, for a penalty: a sequence, [time, batch, units], and its lengths, int64 [batch] or None. The options
   ``time_axis`` and ``lengths`` say how to read a value as a sequence.
+- ``units``, for a penalty: the value as samples of units, [samples, units]. The units are axis 1 of a convolution's value, else the last
+  axis, or the axis that the option ``axis`` gives; all other axes are samples.
 - ``vjp``, for a penalty: the vector-Jacobian product from all selected sites to what the option ``wrt`` selects, see ``Vjp``.
 
 The engine averages over sites, unless the formula takes ``values`` or ``vjp``. It multiplies by the strength, and takes care of
 precision and of train and eval mode. A regularizer never sees an fx node.
 
-The engine itself reads five options of a class that has them: ``reduction``, ``time_axis``, ``lengths``, ``wrt`` and
-``always``; see ``EngineOptions``. Declare one as a field, e.g. ``reduction: str = "mean"``; only the formula reads other options.
+The engine itself reads six options of a class that has them: ``reduction``, ``time_axis``, ``lengths``, ``wrt``, ``always`` and
+``axis``; see ``EngineOptions``. Declare one as a field, e.g. ``reduction: str = "mean"``; only the formula reads other options.
 """
 
 from __future__ import annotations
 
 import inspect
 import keyword
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from enum import Enum
 from types import NoneType
@@ -38,6 +40,7 @@ from graphreg.ir import Selector, Site, strings
 from graphreg.regularizer import registry
 from graphreg.regularizer.engine_options import EngineOptions
 from graphreg.regularizer.sequences import check_arguments, check_options
+from graphreg.regularizer.units import check_axis
 
 On = Literal["values", "parameters"]
 SUPPLIED = {"values": ("z", "values", "weight"), "parameters": ("w", "values", "weight")}
@@ -47,10 +50,12 @@ VJP_NAMES = ("vjp", "pull")  # of the argument; the second is the name in graphr
 class NotGiven(Enum):
     """The default of an option that must be given."""
 
-    WEIGHT = "no weight"
+    OPTION = "not given"
 
 
-REQUIRED: Any = NotGiven.WEIGHT  # Any, because it is the default of a field of type float
+def required() -> Any:
+    """Return the default of an option that must be given; ``check`` says so for it by ``require_number``. Any, for options of any type."""
+    return NotGiven.OPTION
 
 
 @dataclass_transform(frozen_default=True)
@@ -74,7 +79,7 @@ class Regularizer:
     """
 
     pattern: Selector = "*"
-    weight: float = REQUIRED
+    weight: float = required()
     _: KW_ONLY
     name: str | None = None
     expect: int | None = None
@@ -124,6 +129,8 @@ class Regularizer:
             raise RegularizerError(f"{type(self).__name__} has no __call__: write its formula there.")
         if "steps" in self.takes:
             check_options(self)
+        if "units" in self.takes:
+            check_axis(self)
         self.check()
 
     def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -138,6 +145,19 @@ class Regularizer:
         if not condition:
             raise RegularizerError(f"{type(self).__name__}: {field}={getattr(self, field)!r} is not allowed; {field} must be {allowed}.")
 
+    def require_number(self, field: str, fits: Callable[[float], bool], allowed: str) -> None:
+        """Raise RegularizerError unless the option ``field`` is a finite number that ``fits``; ``allowed`` says which, as ``"above 0"``."""
+        value = getattr(self, field)
+        if value is NotGiven.OPTION:
+            kind, key = type(self).__name__, self.keys[0] if self.keys else "key"
+            raise RegularizerError(
+                f"{kind}: {field} was not given; it must be a number {allowed}. Write "
+                f"{kind}({self.pattern!r}, {self.weight:g}, {field}=...), or {key}={{'weight': {self.weight:g}, '{field}': ...}}."
+            )
+        number = number_of(value)
+        self.require(number is not None and not isinstance(value, bool) and fits(number), field, f"a number {allowed}")
+        object.__setattr__(self, field, number)
+
     @property
     def engine_options(self) -> EngineOptions:
         """The options that the engine itself reads."""
@@ -148,6 +168,10 @@ class Regularizer:
         if self.on == "parameters":
             return list(sites)
         return [site for site in sites if site.role == "hidden"]
+
+    def why_not(self, site: Site) -> str:
+        """Return why the class cannot act at a selected site, and what to do instead; ``""`` if it can. A plan raises it as an error."""
+        return ""
 
     def note(self, sites: Sequence[Site], weight: float) -> str:
         """Return a line that the report shows for this regularizer; ``""`` for none."""
@@ -164,7 +188,7 @@ class Regularizer:
             return number
         kind = type(self).__name__
         cure = f"Write {kind}('*', 0.1): the selector first, the {field} second."
-        if value is REQUIRED:
+        if value is NotGiven.OPTION:
             raise RegularizerError(f"{kind}: {field} was not given; it must be a finite number. {cure}")
         raise RegularizerError(no_number(f"{kind}: {field}", value, cure))
 
@@ -194,16 +218,25 @@ class Penalty(Regularizer):
 
     Attributes:
         clean: Whether to measure the value as it is before the splices at its own site.
+        min_samples: The fewest samples that a formula takes that asks for ``units``.
+        min_units: The fewest units that such a formula takes.
+        value_range: The least and the greatest number that a measured value may have; None for any numbers. The engine checks it at
+            each call, compiled by an assertion in the graph.
     """
 
     _: KW_ONLY
     clean: bool = False
+
+    min_samples: ClassVar[int] = 1
+    min_units: ClassVar[int] = 1
+    value_range: ClassVar[tuple[float, float] | None] = None
 
     def check(self) -> None:
         """Raise RegularizerError for an option out of range, and for ``clean`` on parameters, on which no splice acts."""
         super().check()
         self.require(isinstance(self.clean, bool), "clean", "True or False")
         self.require(not (self.clean and self.on == "parameters"), "clean", "False, because no splice acts on a parameter")
+        self.require(self.engine_options.reduction in ("mean", "sum"), "reduction", "'mean' or 'sum'")
 
     def defaults(self, sites: Sequence[Site]) -> list[Site]:
         """Return the hidden sites without the outputs of normalizations, whose scale is fixed; or all parameters."""
@@ -212,7 +245,7 @@ class Penalty(Regularizer):
 
 def _arguments(cls: type[Regularizer]) -> tuple[str, ...]:
     names = tuple(inspect.signature(cls.__call__).parameters)[1:]
-    more: tuple[str, ...] = ("steps", "lengths", "vjp") if issubclass(cls, Penalty) else ("noise",)
+    more: tuple[str, ...] = ("steps", "lengths", "units", "vjp") if issubclass(cls, Penalty) else ("noise",)
     supplied = SUPPLIED[cls.on] + (more if cls.on == "values" else ())
     vjp = "pull" if "pull" in names else "vjp"
     allowed = {*supplied, vjp} if "vjp" in supplied else set(supplied)
@@ -222,7 +255,7 @@ def _arguments(cls: type[Regularizer]) -> tuple[str, ...]:
         )
     if vjp == "pull":
         warn(f"{cls.__name__}.__call__ asks for pull, which is called vjp now: rename the argument.", DeprecationWarning)
-    if vjp in names and (both := {"z", "values", "steps"}.intersection(names)):
+    if vjp in names and (both := {"z", "values", "steps", "units"}.intersection(names)):
         raise RegularizerError(f"{cls.__name__}.__call__ asks for {vjp} and for {min(both)}; {vjp}.sites has the values. Leave one out.")
     check_arguments(cls.__name__, names, [field.name for field in fields(cls)])
     return names

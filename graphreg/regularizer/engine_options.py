@@ -21,6 +21,7 @@ class EngineOptions:
         lengths: The name of the model's input that carries the lengths of sequences; None where every step counts.
         wrt: A selector of what a penalty that takes ``vjp`` differentiates with respect to; ``"*"`` means floating-point inputs.
         always: Whether a penalty that takes ``vjp`` acts in eval mode, too.
+        axis: The axis of units in a value, for a penalty that takes ``units``; None for axis 1 of a convolution's value, else the last.
     """
 
     reduction: str = "mean"
@@ -28,6 +29,7 @@ class EngineOptions:
     lengths: str | None = None
     wrt: Selector = "*"
     always: bool = False
+    axis: int | None = None
 
     @classmethod
     def of(cls, regularizer: object) -> EngineOptions:

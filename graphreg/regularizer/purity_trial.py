@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from graphreg.ir import Site
-from graphreg.regularizer.base import VJP_NAMES, Regularizer
+from graphreg.regularizer.base import VJP_NAMES, Penalty, Regularizer
 from graphreg.regularizer.purity import ImpureError, put_back, twice, unproven
 from graphreg.regularizer.vjp import Vjp
 from graphreg.rng import Noise
@@ -64,6 +64,9 @@ def _probed(regularizer: Regularizer, sites: Sequence[Site]) -> bool:
 
 def _guesses(regularizer: Regularizer, sites: Sequence[Site]) -> Iterator[dict[str, tuple[int, ...]]]:
     """Yield the shapes to try, by name of a site: the sites' own where known (axes cut to 4, then whole if small), then common ones."""
+    if "units" in regularizer.takes:
+        yield {"units": (5, 3)}
+        return
     together = "values" in regularizer.takes or regularizer.takes_vjp
     groups = [list(sites)] if together else [[site] for site in {len(s.shape): s for s in sites if s.shape is not None}.values()]
     for group in groups:
@@ -79,10 +82,10 @@ def _guesses(regularizer: Regularizer, sites: Sequence[Site]) -> Iterator[dict[s
 
 def _sample_arguments(regularizer: Regularizer, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """Return sample arguments for a formula, like those of a call: values that autograd records and that are not leaves."""
-    values = {name: _value(shape, i).requires_grad_().clone() for i, (name, shape) in enumerate(shapes.items())}
+    values = {name: _in_range(_value(shape, i), regularizer).requires_grad_().clone() for i, (name, shape) in enumerate(shapes.items())}
     first = next(iter(values.values()))
     noise = {name: Noise(torch.tensor([12345 + i, 678], dtype=torch.int32)) for i, name in enumerate(values)}
-    made: dict[str, Any] = {"z": first, "w": first, "values": values, "steps": first, "noise": next(iter(noise.values()))}
+    made: dict[str, Any] = {"z": first, "w": first, "values": values, "steps": first, "units": first, "noise": next(iter(noise.values()))}
     made["weight"] = torch.full((), 0.25)
     made["lengths"] = None
     if regularizer.takes_vjp:
@@ -100,6 +103,14 @@ def _anew(arguments: Mapping[str, Any]) -> dict[str, Any]:
         if vjp in arguments:
             again[vjp] = replace(arguments[vjp], noise={name: Noise(noise.key) for name, noise in arguments[vjp].noise.items()})
     return again
+
+
+def _in_range(value: Tensor, regularizer: Regularizer) -> Tensor:
+    """Move numbers between -1 and 1 to the range of values that the regularizer takes."""
+    if not isinstance(regularizer, Penalty) or regularizer.value_range is None:
+        return value
+    low, high = regularizer.value_range
+    return low + (high - low) * (value + 1) / 2
 
 
 def _value(shape: tuple[int, ...], seed: int) -> Tensor:

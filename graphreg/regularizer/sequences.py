@@ -39,10 +39,11 @@ def check_options(regularizer: Any) -> None:
 
 
 def check_arguments(kind: str, names: Sequence[str], options: Sequence[str]) -> None:
-    """Raise RegularizerError for contradicting arguments: ``steps`` with ``z`` or ``values``, or lengths that are not taken with steps."""
-    both = [name for name in ("z", "values") if name in names and "steps" in names]
-    if both:
-        raise RegularizerError(f"{kind}.__call__ asks for steps and for {both[0]}; it gets a sequence or a value. Leave one out.")
+    """Raise RegularizerError for contradicting arguments: two forms of one value, or lengths that are not taken with steps."""
+    for form, what in (("steps", "a sequence"), ("units", "samples of units")):
+        both = [name for name in ("z", "values", "steps") if name != form and name in names and form in names]
+        if both:
+            raise RegularizerError(f"{kind}.__call__ asks for {form} and for {both[0]}; it gets {what} or a value. Leave one out.")
     if "lengths" in names and "steps" not in names:
         raise RegularizerError(f"{kind}.__call__ asks for lengths without steps, which they are the lengths of. Ask for steps, too.")
     if "steps" in names and "lengths" in options and "lengths" not in names:

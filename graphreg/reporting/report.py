@@ -11,7 +11,7 @@ from graphreg.compiler import changed
 from graphreg.errors import GraphRegError, listed
 from graphreg.ir import addition_of, fixed, own_name
 from graphreg.planning import Plan
-from graphreg.regularizer import Splice
+from graphreg.regularizer import Penalty, Splice
 from graphreg.reporting.cost import cost as measured
 from graphreg.reporting.gradient_reach import trained
 from graphreg.reporting.records import Acted, Cost, Entry, Report, acted, entry, native_dropout_rows
@@ -92,10 +92,18 @@ def _entries(plan: Plan, now: dict[str, float], inner: fx.GraphModule) -> tuple[
     return tuple(
         entry(
             name, regularizer, [site for edit in plan.of(name) for site in edit.sites], now[name], plan.site_counts,
-            gradient_reach.get(name), [plan.slices[name].note()] if name in plan.slices else [],
+            gradient_reach.get(name), [_averages(plan, name), plan.note(name)],
         )
         for name, regularizer in plan.regularizers.items()
     )  # fmt: skip
+
+
+def _averages(plan: Plan, name: str) -> str:
+    """Describe what the engine averages or sums: the measurements of several sites; ``""`` for one site, and where it does neither."""
+    regularizer, count = plan.regularizers[name], len(plan.of(name))
+    if not isinstance(regularizer, Penalty) or "values" in regularizer.takes or regularizer.takes_vjp or count < 2:
+        return ""
+    return f"{regularizer.engine_options.reduction} over {count} {regularizer.on}"
 
 
 def _sites(plan: Plan, now: dict[str, float], graphs: dict[str, fx.Graph]) -> list[Acted]:

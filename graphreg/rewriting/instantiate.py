@@ -20,6 +20,7 @@ from graphreg.runtime import (
     KeyRule,
     Measure,
     MeasureSteps,
+    MeasureUnits,
     NativeDropoutRule,
     Rules,
     RuntimeModule,
@@ -117,6 +118,8 @@ def _runtime_module(edit: Edit, rules: Rules, slot: int) -> RuntimeModule | None
         return SpliceRule(regularizer, site, strength, slot, edit.site.module)
     if not isinstance(regularizer, Penalty) or not measures(regularizer):
         return None
+    if edit.units:
+        return MeasureUnits(regularizer, site, strength, edit.units)
     return MeasureSteps(regularizer, site, strength, edit.steps) if edit.steps else Measure(regularizer, site, strength)
 
 

@@ -11,12 +11,12 @@ from torch import fx
 
 from graphreg.compiler import recomputed
 from graphreg.errors import TraceError
-from graphreg.ir import RULES, Aliases, Kind, apart, nodes_in, own_name, site_nodes
+from graphreg.ir import RULES, Aliases, Kind, apart, end_of, loss_of, nodes_in, own_name, site_nodes
 from graphreg.planning import Edit, Plan
 from graphreg.regularizer import Penalty, Splice
 from graphreg.rewriting.insertions import Insertion, Insertions, Position, Value
 from graphreg.rewriting.instantiate import identifier, measures
-from graphreg.runtime import Penalties, end_of, loss_of
+from graphreg.runtime import Penalties
 from graphreg.torch_internals import node_namer
 from graphreg.tracing import Traced
 

@@ -6,7 +6,7 @@ base class and splices, ``noise_keys.py`` the keys of the noise; ``penalty.py``,
 ``attach.py`` have the other kinds. ``controls.py`` and ``sampling.py`` are what a user does with the module afterwards.
 """
 
-from graphreg.runtime.attach import AttachRule, Penalties, Scale, check_penalties, check_scale, collect, current, end_of, loss_of
+from graphreg.runtime.attach import AttachRule, Penalties, Scale, check_penalties, check_scale, collect, current
 from graphreg.runtime.build_record import BuildRecord
 from graphreg.runtime.controls import Regulated, frozen_noise, noise_on, rng_state, set_ranks, set_rng_state, set_strength, strengths
 from graphreg.runtime.derivative_penalty import Derivative, Track
@@ -15,7 +15,7 @@ from graphreg.runtime.gradient_join import Way, identity, in_place, refuse_twice
 from graphreg.runtime.handle import BACKEND, BackendHandle, backend_handle, graphs_of, native_draws, record_of, rewritten, rules_of
 from graphreg.runtime.noise_keys import KeyRule
 from graphreg.runtime.noise_state import BACKEND_STATE, checked_state, written_state
-from graphreg.runtime.penalty import AllSitesTotal, Measure, MeasureSteps, Total
+from graphreg.runtime.penalty import AllSitesTotal, Measure, MeasureSteps, MeasureUnits, Total
 from graphreg.runtime.result import Regularized
 from graphreg.runtime.rewritten_module import RewrittenModule, lowering
 from graphreg.runtime.runtime_module import Drawing, Rules, RuntimeModule, SpliceRule, accumulation
@@ -23,9 +23,9 @@ from graphreg.runtime.sampling import Samples, sample
 
 __all__ = [
     "BACKEND", "BACKEND_STATE", "AllSitesTotal", "AttachRule", "BackendHandle", "BuildRecord", "Derivative", "Drawing", "KeyRule",
-    "Measure", "MeasureSteps", "NativeDropoutRule", "Penalties", "Regularized", "Regulated", "RewrittenModule", "Rules",
-    "RuntimeModule", "Samples", "Scale", "SpliceRule", "Total", "Track", "Way", "accumulation", "backend_handle", "check_penalties",
-    "check_scale", "checked_state", "collect", "current", "end_of", "frozen_noise", "graphs_of", "identity", "in_place", "loss_of",
-    "lowering", "native_draws", "noise_on", "record_of", "refuse_twice", "rewritten", "rng_state", "rules_of", "sample", "set_ranks",
-    "set_rng_state", "set_strength", "storage_of", "strengths", "written_state",
+    "Measure", "MeasureSteps", "MeasureUnits", "NativeDropoutRule", "Penalties", "Regularized", "Regulated", "RewrittenModule",
+    "Rules", "RuntimeModule", "Samples", "Scale", "SpliceRule", "Total", "Track", "Way", "accumulation", "backend_handle",
+    "check_penalties", "check_scale", "checked_state", "collect", "current", "frozen_noise", "graphs_of", "identity", "in_place",
+    "lowering", "native_draws", "noise_on", "record_of", "refuse_twice", "rewritten", "rng_state", "rules_of", "sample",
+    "set_ranks", "set_rng_state", "set_strength", "storage_of", "strengths", "written_state",
 ]  # fmt: skip

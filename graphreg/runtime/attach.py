@@ -12,10 +12,10 @@ from dataclasses import fields, is_dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from graphreg.errors import RegularizerError, shown
-from graphreg.ir import builds, widest
+from graphreg.ir import widest
 from graphreg.runtime.gradient_join import join, known_to_dynamo
 from graphreg.torch_internals import (
     first_scale,
@@ -195,20 +195,3 @@ def check_scale(scale: Scale | None) -> None:
         raise RegularizerError(
             f"scale={shown(scale)} is not allowed; give a number above 0, a 0-d tensor, a GradScaler, or a function of no argument."
         )
-
-
-def end_of(output: fx.Node) -> fx.Node:
-    """Return the node that builds the output: the graph's output node, or the call that makes the container which the graph returns."""
-    value = output.args[0]
-    return value if isinstance(value, fx.Node) and builds(value) else output
-
-
-def loss_of(output: fx.Node) -> fx.Node | None:
-    """Return the node of the output's ``loss``, or None if it has none."""
-    end, value = end_of(output), output.args[0]
-    if end is not output:  # a node builds the container: a dataclass or named tuple from its fields, a dict subclass from a dict
-        names: Any = getattr(end.target, "_fields", None) or getattr(end.target, "__dataclass_fields__", ())
-        mapping = next((arg for arg in end.args if isinstance(arg, dict)), None)
-        value = dict(zip(names, end.args, strict=False)) | end.kwargs if mapping is None else mapping
-    loss = value.get("loss") if isinstance(value, dict) else getattr(value, "loss", None) if isinstance(value, tuple) else None
-    return loss if isinstance(loss, fx.Node) else None

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from graphreg.errors import RegularizerError
-from graphreg.ir import Steps
+from graphreg.ir import Steps, Units
 from graphreg.regularizer import Penalty, called
 from graphreg.runtime.runtime_module import RuntimeModule, accumulation
+from graphreg.torch_internals import assert_async, transforms
 
 
 class Measure(RuntimeModule):
@@ -37,6 +38,18 @@ class MeasureSteps(Measure):
         """Return the measurement, [], of a sequence or a tuple of its steps, with the examples' lengths or a mask of steps."""
         sequence, lengths = self.steps.of(value, lengths, self.description)
         return measured(self.regularizer, {self.site: sequence}, self.weight, self.description, lengths)
+
+
+class MeasureUnits(Measure):
+    """Computes a penalty's formula on samples of units, as which it reads the value of one site."""
+
+    def __init__(self, regularizer: Penalty, site: str, strength: Tensor, units: Units) -> None:
+        super().__init__(regularizer, site, strength)
+        self.units = units
+
+    def forward(self, value: Tensor) -> Tensor:
+        """Return the measurement, [], of a value that has an axis of units and one or more of samples."""
+        return measured(self.regularizer, {self.site: self.units.of(value, self.description)}, self.weight, self.description)
 
 
 class Total(RuntimeModule):
@@ -81,11 +94,31 @@ def measured(
                 "out."
             )
     wide = {name: _wide(value) for name, value in sites.items()}
+    if regularizer.value_range is not None:
+        for value in wide.values():
+            _require_range(value, *regularizer.value_range, description)
     first = next(iter(wide.values()))
-    arguments: dict[str, Any] = {"z": first, "w": first, "values": wide, "steps": first, "lengths": lengths}
+    arguments: dict[str, Any] = {"z": first, "w": first, "values": wide, "steps": first, "units": first, "lengths": lengths}
     if "weight" in regularizer.takes:
         arguments["weight"] = weight(first.dtype)
     return formula(regularizer, arguments, first.device.type, description)
+
+
+def _require_range(value: Tensor, low: float, high: float, description: str) -> None:
+    """Check that all numbers are in a range: in eager by reading them, in a compiled graph by an assertion in the graph.
+
+    A mean of several ones may be above 1 by a rounding error, so there is some room. A nan is no number outside of the range.
+    """
+    room = 1e-5 * (high - low)
+    value = value.detach()
+    wrong = (value < low - room) | (value > high + room)
+    if torch.compiler.is_compiling():
+        assert_async(~wrong.any(), f"{description}: the value must be in [{low:g}, {high:g}]")
+    elif type(value) is Tensor and value.device.type != "meta" and not transforms() and bool(wrong.any()):  # fake tensors have no numbers
+        raise RegularizerError(
+            f"{description}: the value has the number {float(value[wrong][0]):g}; all numbers must be in [{low:g}, {high:g}]. Select "
+            "values that are, as '**@Sigmoid' or '**@sigmoid' does, or take another penalty (hidden_l1 takes any numbers)."
+        )
 
 
 def _wide(value: Tensor) -> Tensor:

@@ -211,18 +211,18 @@ def test_the_name_is_the_keyword_then_the_first_key() -> None:
 
 @pytest.mark.usefixtures("fresh")
 def test_own_penalty() -> None:
-    class GroupLasso(Penalty, keys=("group_lasso",), on="parameters"):
+    class RowNorm(Penalty, keys=("row_norm",), on="parameters"):
         def __call__(self, w: Tensor) -> Tensor:
             return w.flatten(1).norm(dim=1).mean()
 
     model = nn.Sequential(nn.Linear(2, 2))
     model[0].weight.data = torch.tensor([[3.0, 4.0], [0.0, 1.0]])  # row norms 5 and 1: mean 3
-    assert build("Group_Lasso", weight=1) == build("grouplasso", weight=1) == GroupLasso("*", 1)
-    for module in (regularize(model, group_lasso=0.5), regularize(model, GroupLasso("*", 0.5))):
+    assert build("Row_Norm", weight=1) == build("rownorm", weight=1) == RowNorm("*", 1)
+    for module in (regularize(model, row_norm=0.5), regularize(model, RowNorm("*", 0.5))):
         penalties = module(torch.ones(1, 2)).penalties
-        assert list(penalties) == ["group_lasso"] and penalties["group_lasso"].detach().item() == 1.5
-    with pytest.raises(NoMatchError, match=r"'group_laso' is no option.*Near keys: group_lasso"):
-        regularize(model, group_laso=0.5)
+        assert list(penalties) == ["row_norm"] and penalties["row_norm"].detach().item() == 1.5
+    with pytest.raises(NoMatchError, match=r"'row_nrm' is no option.*Near keys: row_norm"):
+        regularize(model, row_nrm=0.5)
 
 
 @pytest.mark.usefixtures("fresh")
