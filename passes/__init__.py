@@ -10,12 +10,13 @@ from graphreg.passes.gaussian_noise import GaussianNoise
 from graphreg.passes.hidden_l1 import HiddenL1
 from graphreg.passes.hidden_l2 import HiddenL2
 from graphreg.passes.hoyer_square import HoyerSquare
+from graphreg.passes.kl_sparsity import KLSparsity
 from graphreg.passes.recurrent_norm import RecurrentNorm
 from graphreg.passes.recurrent_state import RecurrentState
 from graphreg.passes.weight_l1 import WeightL1
 from graphreg.passes.weight_l2 import WeightL2
 
 __all__ = [
-    "BernoulliDropout", "Contractive", "GaussianNoise", "HiddenL1", "HiddenL2", "HoyerSquare", "RecurrentNorm", "RecurrentState",
-    "WeightL1", "WeightL2",
+    "BernoulliDropout", "Contractive", "GaussianNoise", "HiddenL1", "HiddenL2", "HoyerSquare", "KLSparsity", "RecurrentNorm",
+    "RecurrentState", "WeightL1", "WeightL2",
 ]  # fmt: skip
