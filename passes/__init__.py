@@ -6,6 +6,8 @@ This list is for type checkers; the registry finds the files by scanning this fo
 
 from graphreg.passes.bernoulli_dropout import BernoulliDropout
 from graphreg.passes.contractive import Contractive
+from graphreg.passes.covariance import Covariance
+from graphreg.passes.decov import DeCov
 from graphreg.passes.gaussian_noise import GaussianNoise
 from graphreg.passes.hidden_l1 import HiddenL1
 from graphreg.passes.hidden_l2 import HiddenL2
@@ -13,10 +15,11 @@ from graphreg.passes.hoyer_square import HoyerSquare
 from graphreg.passes.kl_sparsity import KLSparsity
 from graphreg.passes.recurrent_norm import RecurrentNorm
 from graphreg.passes.recurrent_state import RecurrentState
+from graphreg.passes.variance_floor import VarianceFloor
 from graphreg.passes.weight_l1 import WeightL1
 from graphreg.passes.weight_l2 import WeightL2
 
 __all__ = [
-    "BernoulliDropout", "Contractive", "GaussianNoise", "HiddenL1", "HiddenL2", "HoyerSquare", "KLSparsity", "RecurrentNorm",
-    "RecurrentState", "WeightL1", "WeightL2",
+    "BernoulliDropout", "Contractive", "Covariance", "DeCov", "GaussianNoise", "HiddenL1", "HiddenL2", "HoyerSquare", "KLSparsity",
+    "RecurrentNorm", "RecurrentState", "VarianceFloor", "WeightL1", "WeightL2",
 ]  # fmt: skip

@@ -1,0 +1,161 @@
+"""The axis of units: the channels of what a convolution gives, else the last axis, or the one that is asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import graphreg
+from graphreg import Penalty, RegularizerError
+from graphreg.ir import Units
+from graphreg.passes import DeCov, VarianceFloor
+
+
+class Shape(Penalty):
+    """Gives [samples, units] as one number: 1000 samples + units."""
+
+    axis: int | None = None
+
+    def __call__(self, units: Tensor) -> Tensor:
+        return units.sum() * 0 + 1000 * units.shape[0] + units.shape[1]
+
+
+class Net(nn.Module):
+    """Values of all kinds, from images of 2 x 3 x 4 x 5: two examples, three channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.Linear(6, 7)
+        self.rnn, self.wide = nn.GRU(6, 8, batch_first=True), nn.Linear(6 * 20, 9)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        act = F.relu(self.norm(self.conv(x)))
+        up = F.interpolate(act + act.mean((2, 3), keepdim=True), scale_factor=2.0)
+        last = self.fc(act.permute(0, 2, 3, 1))
+        steps, _ = self.rnn(act.mean(3).transpose(1, 2))
+        pooled = act.amax((2, 3))
+        return up, last, steps, pooled, self.wide(act.flatten(1))
+
+
+X = torch.arange(120.0).reshape(2, 3, 4, 5) / 120
+FOUND = {  # by site: samples, units, and whether these are channels
+    "conv": (40, 6, True), "relu": (40, 6, True), "interpolate": (160, 6, True), "permute": (40, 6, False), "fc": (40, 7, False),
+    "rnn": (8, 8, False), "amax": (2, 6, False), "flatten": (2, 120, False), "wide": (2, 9, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("front_end", ["symbolic", "export"])
+def test_the_axis_of_each_kind_of_value(front_end: Any) -> None:
+    regularizers = [Shape(site, 1.0, name=site) for site in FOUND]
+    traced = graphreg.trace(Net(), X, front_end)
+    plan = graphreg.plan(traced, regularizers)
+    assert {edit.name: edit.units.channels for edit in plan.edits if edit.units} == {site: found[2] for site, found in FOUND.items()}
+    penalties = graphreg.rewrite(traced, plan)(X).penalties
+    assert {name: divmod(int(value), 1000) for name, value in penalties.items()} == {site: found[:2] for site, found in FOUND.items()}
+
+
+def test_an_example_without_the_batch_axis_has_the_same_channels() -> None:
+    module = graphreg.regularize(nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 2, 1)), Shape("1", 1.0, name="size"))
+    assert [int(module(x).penalties["size"].detach()) for x in (X, X[0])] == [40_006, 20_006]
+
+
+def test_the_axis_that_is_asked_for() -> None:
+    for axis, value in ((0, 120_002), (1, 40_006), (2, 60_004), (-1, 48_005)):
+        module = graphreg.regularize(Net(), Shape("relu", 1.0, axis=axis, name="size"))
+        assert int(module(X).penalties["size"].detach()) == value
+
+
+def test_the_matrix_by_hand() -> None:
+    value = torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], [7.0, 8.0]]])
+    assert Units(1).of(value, "").tolist() == [[1, 3], [2, 4], [5, 7], [6, 8]]
+    assert Units().of(value, "").tolist() == [[1, 2], [3, 4], [5, 6], [7, 8]]
+
+
+def test_plan_and_report_say_it() -> None:
+    model = Net()
+    several = ["relu", "fc", "rnn", "wide", "flatten"]
+    regularizers = [DeCov("relu", 0.1), VarianceFloor(several, 0.1), Shape("relu", 0.1, axis=2, name="size")]
+    plan = graphreg.plan(graphreg.trace(model), regularizers)
+    lines = [
+        "decov: the units are the channels, all other axes are samples",
+        "variance_floor: the units are the channels of relu, and the last axis of fc, rnn, flatten and 1 more; all other axes are samples",
+        "size: the units are axis 2, all other axes are samples",
+    ]
+    assert str(plan).splitlines()[-3:] == lines
+    entries = graphreg.report(graphreg.rewrite(graphreg.trace(model), plan)).regularizers
+    assert [f"{entry.name}: {entry.notes[-1]}" for entry in entries] == lines
+    assert [entry.notes[:-1] for entry in entries] == [(), ("mean over 5 values",), ()]
+
+
+def test_a_backend_reads_them_the_same_way() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 2, 1))
+    compiled = torch.compile(model, backend=graphreg.backend(DeCov("1", 1.0), inner="eager"))
+    compiled(X)
+    expected = graphreg.regularize(model, decov=1.0)(X).penalties["decov"]
+    torch.testing.assert_close(graphreg.backend_of(compiled).penalties()["decov"], expected)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_values_without_samples_and_units(known: bool) -> None:
+    class Sums(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x).sum(1)
+
+    x = torch.ones(2, 3)
+    options: dict[str, Any] = {"example_inputs": x} if known else {}
+    sentence = r"Shape at sum: the value has shape \(2,\); it takes samples of units, 2 dims or more\. Select another value, or leave"
+    with pytest.raises(RegularizerError, match=sentence):
+        graphreg.regularize(Sums(), Shape("sum*", 1.0), **options)(x)
+    with pytest.raises(RegularizerError, match=r"Shape at fc: axis=-3 is out of range for a value of shape \(2, 3\); give the axis of the"):
+        graphreg.regularize(Sums(), Shape("fc", 1.0, axis=-3), **options)(x)
+
+
+def test_an_axis_that_is_no_number() -> None:
+    for axis in ("channels", 1.0, True):
+        with pytest.raises(RegularizerError, match=r"Shape: axis=.* is not allowed; give the axis of the units, a whole number, or None"):
+            Shape("*", 1.0, axis=axis)  # type: ignore[arg-type]
+
+
+def test_units_in_two_forms() -> None:
+    for other in ("z", "values", "steps"):
+        with pytest.raises(RegularizerError, match=rf"Both\.__call__ asks for .* and for .*(units|{other}); it gets"):
+            exec(f"class Both(Penalty):\n    def __call__(self, units, {other}): ...", {"Penalty": Penalty})
+    with pytest.raises(RegularizerError, match="asks for vjp and for units"):
+
+        class Both(Penalty):
+            def __call__(self, units: Tensor, vjp: Any) -> Tensor: ...
+
+
+def test_a_formula_that_is_not_pure_is_found_on_units() -> None:
+    class Writes(Penalty):
+        def __call__(self, units: Tensor) -> Tensor:
+            return units.mul_(2).sum()
+
+    with pytest.raises(RegularizerError, match="writes into a tensor that it did not make"):
+        graphreg.regularize(Net(), Writes("fc", 1.0))
+
+
+def test_values_in_a_range_are_tried_in_it() -> None:
+    seen: list[Tensor] = []
+
+    class Logarithm(Penalty):
+        value_range = (0.0, 2.0)
+
+        def __call__(self, z: Tensor) -> Tensor:
+            seen.append(z.detach())
+            return z.mean()
+
+    graphreg.regularize(Net(), Logarithm("fc", 1.0))
+    assert seen and all(z.min() >= 0 and z.max() <= 2 for z in seen)
