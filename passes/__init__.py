@@ -5,6 +5,7 @@ This list is for type checkers; the registry finds the files by scanning this fo
 """
 
 from graphreg.passes.bernoulli_dropout import BernoulliDropout
+from graphreg.passes.confidence_penalty import ConfidencePenalty
 from graphreg.passes.contractive import Contractive
 from graphreg.passes.covariance import Covariance
 from graphreg.passes.decov import DeCov
@@ -18,8 +19,9 @@ from graphreg.passes.recurrent_state import RecurrentState
 from graphreg.passes.variance_floor import VarianceFloor
 from graphreg.passes.weight_l1 import WeightL1
 from graphreg.passes.weight_l2 import WeightL2
+from graphreg.passes.z_loss import ZLoss
 
 __all__ = [
-    "BernoulliDropout", "Contractive", "Covariance", "DeCov", "GaussianNoise", "HiddenL1", "HiddenL2", "HoyerSquare", "KLSparsity",
-    "RecurrentNorm", "RecurrentState", "VarianceFloor", "WeightL1", "WeightL2",
+    "BernoulliDropout", "ConfidencePenalty", "Contractive", "Covariance", "DeCov", "GaussianNoise", "HiddenL1", "HiddenL2",
+    "HoyerSquare", "KLSparsity", "RecurrentNorm", "RecurrentState", "VarianceFloor", "WeightL1", "WeightL2", "ZLoss",
 ]  # fmt: skip

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import scipy.special
+import torch
+from torch import Tensor, nn
+
+import graphreg
+from graphreg.passes import ZLoss
+from penalties import Classifier, agrees, before_and_after, nothing_else_changes, of, random, refused, same_compiled
+
+LOGITS = torch.tensor([[0.0, math.log(3)], [0.0, 0.0]])
+
+
+def test_before_and_after() -> None:
+    expected = """fc = self.fc(x)
+fc_z_loss = self.graphreg_rules.fc_z_loss(fc)
+z_loss = self.graphreg_rules.z_loss(fc_z_loss)
+return graphreg_Regularized(fc, {'z_loss': z_loss})"""
+    before_and_after(expected, Classifier(), "fc = self.fc(x)\nreturn fc", z_loss=1.0)
+
+
+def test_by_hand() -> None:
+    """Z = 1 + 3 and 1 + 1."""
+    assert of(ZLoss("*", 0.5), Classifier(), LOGITS) == pytest.approx(0.5 * (math.log(4) ** 2 + math.log(2) ** 2) / 2)
+
+
+def test_against_scipy_and_differences() -> None:
+    def theirs(logits: Tensor) -> Tensor:
+        return torch.tensor((scipy.special.logsumexp(logits.numpy(), axis=1) ** 2).mean())
+
+    agrees(ZLoss("*", 1.0), theirs, random(5, 3))
+
+
+def test_compiled() -> None:
+    same_compiled(ZLoss("*", 0.5), Classifier(), LOGITS)
+
+
+def test_what_must_not_change() -> None:
+    nothing_else_changes(ZLoss("*", 0.5), Classifier(), LOGITS)
+
+
+def test_errors() -> None:
+    refused("ZLoss at 1: these are results of logsoftmax, and it takes logits. Select the value that logsoftmax reads.",
+            lambda: graphreg.regularize(nn.Sequential(nn.Linear(2, 2), nn.LogSoftmax(1)), z_loss=0.1))  # fmt: skip
+    refused("ZLoss at 0: axis=2 is out of range for a value of shape (1, 2); give the axis of the units, a whole number from -2 to 1.",
+            lambda: graphreg.regularize(nn.Sequential(nn.Linear(2, 2)), ZLoss("*", 0.1, axis=2), example_inputs=LOGITS[:1]))  # fmt: skip
