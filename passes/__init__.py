@@ -9,7 +9,9 @@ from graphreg.passes.confidence_penalty import ConfidencePenalty
 from graphreg.passes.contractive import Contractive
 from graphreg.passes.covariance import Covariance
 from graphreg.passes.decov import DeCov
+from graphreg.passes.elastic_net import ElasticNet
 from graphreg.passes.gaussian_noise import GaussianNoise
+from graphreg.passes.group_lasso import GroupLasso
 from graphreg.passes.hidden_l1 import HiddenL1
 from graphreg.passes.hidden_l2 import HiddenL2
 from graphreg.passes.hoyer_square import HoyerSquare
@@ -22,6 +24,7 @@ from graphreg.passes.weight_l2 import WeightL2
 from graphreg.passes.z_loss import ZLoss
 
 __all__ = [
-    "BernoulliDropout", "ConfidencePenalty", "Contractive", "Covariance", "DeCov", "GaussianNoise", "HiddenL1", "HiddenL2",
-    "HoyerSquare", "KLSparsity", "RecurrentNorm", "RecurrentState", "VarianceFloor", "WeightL1", "WeightL2", "ZLoss",
+    "BernoulliDropout", "ConfidencePenalty", "Contractive", "Covariance", "DeCov", "ElasticNet", "GaussianNoise", "GroupLasso",
+    "HiddenL1", "HiddenL2", "HoyerSquare", "KLSparsity", "RecurrentNorm", "RecurrentState", "VarianceFloor", "WeightL1", "WeightL2",
+    "ZLoss",
 ]  # fmt: skip
