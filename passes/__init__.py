@@ -16,6 +16,8 @@ from graphreg.passes.hidden_l1 import HiddenL1
 from graphreg.passes.hidden_l2 import HiddenL2
 from graphreg.passes.hoyer_square import HoyerSquare
 from graphreg.passes.kl_sparsity import KLSparsity
+from graphreg.passes.max_norm import MaxNorm
+from graphreg.passes.orthogonality import Orthogonality
 from graphreg.passes.recurrent_norm import RecurrentNorm
 from graphreg.passes.recurrent_state import RecurrentState
 from graphreg.passes.variance_floor import VarianceFloor
@@ -25,6 +27,6 @@ from graphreg.passes.z_loss import ZLoss
 
 __all__ = [
     "BernoulliDropout", "ConfidencePenalty", "Contractive", "Covariance", "DeCov", "ElasticNet", "GaussianNoise", "GroupLasso",
-    "HiddenL1", "HiddenL2", "HoyerSquare", "KLSparsity", "RecurrentNorm", "RecurrentState", "VarianceFloor", "WeightL1", "WeightL2",
-    "ZLoss",
+    "HiddenL1", "HiddenL2", "HoyerSquare", "KLSparsity", "MaxNorm", "Orthogonality", "RecurrentNorm", "RecurrentState",
+    "VarianceFloor", "WeightL1", "WeightL2", "ZLoss",
 ]  # fmt: skip
