@@ -12,7 +12,12 @@ class BernoulliDropout(Splice, keys=("dropout",)):
     """Zeroes each element with probability ``weight``; scales the rest by ``1 / (1 - weight)``.
 
     z: [any shape], floating -> [same shape]. ``weight`` is a probability, 0 <= weight < 1.
+
+    Attributes:
+        share_axes: Axes along which elements are zeroed together: ``"time"``, ``"batch"``, the number of an axis, or several of these.
     """
+
+    share_axes: str | int | Sequence[str | int] = ()
 
     def check(self) -> None:
         self.require(0 <= self.weight < 1, "weight", "in [0, 1)")

@@ -216,7 +216,9 @@ def test_the_engine_names_no_pass(path: Path) -> None:
     """Built-ins are found by scanning their package."""
     classes = {name for file in PASS_FILES.values() for name in classes_of(file)}
     nodes = list(ast.walk(tree(path)))
-    names = {node.id for node in nodes if isinstance(node, ast.Name)} | {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    # nn.AlphaDropout is torch's
+    attributes = {node.attr for node in nodes if isinstance(node, ast.Attribute) and ast.unparse(node.value) != "nn"}
+    names = {node.id for node in nodes if isinstance(node, ast.Name)} | attributes
     texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     modules = {part for module, name in imports(tree(path)) if module.startswith("graphreg") for part in (*module.split("."), name)}
     assert not classes & (names | texts | modules)

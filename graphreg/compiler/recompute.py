@@ -13,9 +13,9 @@ After a normalization, the output can be recomputed from what the normalization 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx
@@ -63,10 +63,10 @@ def recompute_in_backward(formula: Callable[[Tensor, Tensor, Noise], Tensor], z:
     region for its value, with these draws.
     """
     draws: list[Tensor] = []
-    formula(z.detach(), weight, _DrawRecorder(noise.key, draws))
+    formula(z.detach(), weight, _DrawRecorder(noise.key, noise.shared, draws=draws))
 
     def again(z: Tensor, weight: Tensor, key: Tensor, *draws: Tensor) -> Tensor:
-        return formula(z, weight, _RecordedDraws(key, list(draws)))
+        return formula(z, weight, _RecordedDraws(key, draws=list(draws)))
 
     if not torch.compiler.is_dynamo_compiling():
         with _marked():
@@ -92,16 +92,16 @@ def _marked() -> Iterator[None]:
 class _DrawRecorder(Noise):
     """Noise that records its draws."""
 
-    draws: list[Tensor]
+    draws: list[Tensor] = field(kw_only=True)
 
-    def keep(self, z: Tensor, p: Tensor | float) -> Tensor:
-        return self._record(super().keep(z, p))
+    def keep(self, z: Tensor, p: Tensor | float, shared: Iterable[int] = ()) -> Tensor:
+        return self._record(super().keep(z, p, shared))
 
-    def uniform(self, z: Tensor) -> Tensor:
-        return self._record(super().uniform(z))
+    def uniform(self, z: Tensor, shared: Iterable[int] = ()) -> Tensor:
+        return self._record(super().uniform(z, shared))
 
-    def normal(self, z: Tensor) -> Tensor:
-        return self._record(super().normal(z))
+    def normal(self, z: Tensor, shared: Iterable[int] = ()) -> Tensor:
+        return self._record(super().normal(z, shared))
 
     def _record(self, draw: Tensor) -> Tensor:
         self.draws.append(draw)
@@ -112,13 +112,13 @@ class _DrawRecorder(Noise):
 class _RecordedDraws(Noise):
     """Noise that returns recorded draws, in the same order."""
 
-    draws: list[Tensor]
+    draws: list[Tensor] = field(kw_only=True)
 
-    def keep(self, z: Tensor, p: Tensor | float) -> Tensor:
+    def keep(self, z: Tensor, p: Tensor | float, shared: Iterable[int] = ()) -> Tensor:
         return self.draws.pop(0)
 
-    def uniform(self, z: Tensor) -> Tensor:
+    def uniform(self, z: Tensor, shared: Iterable[int] = ()) -> Tensor:
         return self.draws.pop(0)
 
-    def normal(self, z: Tensor) -> Tensor:
+    def normal(self, z: Tensor, shared: Iterable[int] = ()) -> Tensor:
         return self.draws.pop(0)

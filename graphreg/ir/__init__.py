@@ -9,6 +9,7 @@ from graphreg.ir.buffer_constants import BufferConstants
 from graphreg.ir.codegen_fixes import check_arguments, spelled
 from graphreg.ir.comparison import Literals, compared, difference, flat, is_nan, name_of
 from graphreg.ir.containers import building, builds, end_of, loss_of
+from graphreg.ir.convolution_axes import convolution
 from graphreg.ir.dataflow import carries_derivative, reached, sizes_of
 from graphreg.ir.layout import apart, clone, laid_out, overlaps
 from graphreg.ir.metadata import (
@@ -67,7 +68,7 @@ from graphreg.ir.operations import (
     stacks,
 )
 from graphreg.ir.precision import brought, has_float64, widest
-from graphreg.ir.provenance import chains, convolution, one_value_over_again
+from graphreg.ir.provenance import chains, one_value_over_again
 from graphreg.ir.random_ops import DropoutKind, NativeDropout, find_native_dropouts, rate_of
 from graphreg.ir.roles import BOUNDARY, CELL_PORTS, deep_nodes, is_region, labels_of, site_nodes, value_sites
 from graphreg.ir.selector import Missing, Pattern, Selector, complain, exactly, select, strings, strings_of, unmatched

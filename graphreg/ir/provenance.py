@@ -1,25 +1,17 @@
-"""Follows a value back through a graph: which calls of a module read its earlier outputs, which values come from a convolution with
-their axes in place, and which sites hold the same value up to scale."""
+"""Follows a value back through a graph: which calls of a module read its earlier outputs, and which sites hold one value up to scale."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Iterable, Mapping
 
-import torch
-from torch import fx, nn
+from torch import fx
 
+from graphreg.ir.convolution_axes import ATEN_NAMES
 from graphreg.ir.dataflow import sizes_of
 from graphreg.ir.metadata import own_labels
 from graphreg.ir.operations import Operations, function_name, nodes_in
 from graphreg.ir.roles import labels_of, site_nodes
 from graphreg.ir.views_and_writes import Effects
-from graphreg.torch_internals import ConvolutionBase, OpOverloadPacket
-
-CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3, "conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
-_KEEP_AXES = {"clone", "contiguous", "to", "float", "double", "half", "type_as", "softmax", "log_softmax", "interpolate", "upsample"}
-_LAYERS_KEEP_AXES = (*(f"torch.nn.modules.{kind}" for kind in ("activation", "pooling", "padding", "dropout", "upsampling")),)
-_NAMES = {"truediv": "div", "iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div"}  # functions with other names in aten
 
 Chains = Mapping[str, str]  # the name of each call of a module -> that of the first call in its chain
 
@@ -52,53 +44,6 @@ def _chains(graph: fx.Graph, operations: Operations, path: str) -> dict[str, str
             latest[node] = tuple(reads) if made_by is None else (*before[-1:], made_by)
             latest.update(dict.fromkeys(effects.writes(node), latest[node]))  # a tensor into which states are written, step by step
     return first
-
-
-def convolution(node: fx.Node, operations: Operations) -> tuple[str, int] | None:
-    """Return the name and the number of spatial dims of the convolution whose axes a value still has; None if there is none."""
-    seen, waiting = set[fx.Node](), [node]
-    while waiting:
-        node = waiting.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        module, name = operations.module(node), function_name(node)
-        dims = len(module.kernel_size) if isinstance(module, ConvolutionBase) else CONVOLUTIONS.get(name, 0)
-        if dims:
-            return str(node.target) if module is not None else name, dims
-        waiting += _with_these_axes(node, operations)
-    return None
-
-
-def _with_these_axes(node: fx.Node, operations: Operations) -> Iterator[fx.Node]:
-    """Yield the operands that have the same axes as the node's value."""
-    module, name = operations.module(node), function_name(node)
-    if operations.is_opaque(node):  # the user's own function may have the name of one of torch's
-        return
-    if is_elementwise(node) or name in ("cat", "concat", "concatenate"):
-        yield from nodes_in((node.args, node.kwargs))
-    elif (
-        operations.is_norm(node) or operations.is_dropout(node) or isinstance(module, nn.Identity) or name in _KEEP_AXES or "pool" in name
-        or (type(module).__module__ in _LAYERS_KEEP_AXES and not isinstance(module, nn.MultiheadAttention))
-        or (name == "getitem" and _slices(node.args[1]))
-    ):  # fmt: skip
-        yield from list(nodes_in(node.args))[:1]
-
-
-def _slices(index: object) -> bool:
-    return all(isinstance(part, slice) or part is ... for part in (index if isinstance(index, Sequence) else (index,)))
-
-
-def is_elementwise(node: fx.Node) -> bool:
-    """Return whether each element of the result depends only on the elements at its place: torch tags such operators as pointwise."""
-    return node.op in ("call_function", "call_method") and _is_pointwise(function_name(node).strip("_"))
-
-
-@cache
-def _is_pointwise(name: str) -> bool:
-    packet = getattr(torch.ops.aten, _NAMES.get(name, name), None) if name else None
-    overloads = packet.overloads() if isinstance(packet, OpOverloadPacket) else ()  # type: ignore[no-untyped-call]
-    return any(torch.Tag.pointwise in getattr(packet, overload).tags for overload in overloads)
 
 
 def one_value_over_again(graph: fx.Graph, operations: Operations, among: Iterable[str]) -> list[tuple[str, ...]]:
@@ -141,8 +86,8 @@ def _same_but_for_scale(node: fx.Node, operations: Operations, data: set[fx.Node
     if operations.is_opaque(node):
         return None
     operands = [operand for operand in nodes_in(node.args) if operand in data]
-    divides = _NAMES.get(name, name) in ("div", "divide") and node.args[:1] == tuple(operands)
-    scales = divides or _NAMES.get(name, name) in ("mul", "multiply", "neg")
+    divides = ATEN_NAMES.get(name, name) in ("div", "divide") and node.args[:1] == tuple(operands)
+    scales = divides or ATEN_NAMES.get(name, name) in ("mul", "multiply", "neg")
     return operands[0] if scales and len(operands) == 1 else None
 
 

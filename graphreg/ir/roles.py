@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import fx, nn
 
 from graphreg.ir.containers import loss_of
+from graphreg.ir.convolution_axes import operands_with_its_axes, spatial_dims
 from graphreg.ir.metadata import is_labelled, own_labels, scope_of
 from graphreg.ir.operations import PACKS, Operations, function_name, is_integer, is_port, is_size, nodes_in, port_path
 from graphreg.ir.site import Label, Role, Site
@@ -104,6 +105,8 @@ class _Judge:
         self.hidden: set[fx.Node] = set()  # deep, and read by another product
         self.integers: set[fx.Node] = set()
         self.packed: set[fx.Node] = set()  # a PackedSequence, also one that a recurrent layer returns
+        self.spatial: dict[fx.Node, int] = {}  # for values with the axes of a convolution's output: its number of spatial dims
+        self.reads: dict[fx.Node, str] = {}  # for embeddings: the input that the indices come from
         for node in graph.nodes:
             self._walk(node)
         end = graph.output_node()
@@ -144,11 +147,18 @@ class _Judge:
             self.weights.add(node)
         if self._is_product(node, data):
             self.hidden.update(origin for n in data if (origin := self._origin(n)) in self.deep)
-            self.integers.update(self._indices(node, data))
+            indices = self._indices(node, data)
+            self.integers.update(indices)
+            self.reads.update((node, str(each.target)) for each in indices if each.op == "placeholder" and BOUNDARY not in each.meta)
             self.deep.add(node)
         elif any(n in self.deep or n in self.filled_deep for n in data):
             self.deep.add(node)
         self._fill(node)
+        if dims := spatial_dims(node, self.operations) or self._spatial_dims_kept(node):
+            self.spatial[node] = dims
+
+    def _spatial_dims_kept(self, node: fx.Node) -> int:
+        return max((self.spatial.get(operand, 0) for operand in operands_with_its_axes(node, self.operations)), default=0)
 
     def _fill(self, node: fx.Node) -> None:
         """Mark what the node writes into, and the values of which that is a view, as data or deep if the node is."""
@@ -200,6 +210,7 @@ class _Judge:
         norm = self.operations.is_norm(node) or any(label.module is not None and _NORM_CLASS.search(label.op) for label in labels)
         role = self._role(node)
         loss = node is self.loss or self.operations.is_loss(node) or (role == "output" and shape == ())
+        facts |= {"spatial": self.spatial.get(node, 0), "reads": self.reads.get(node, "")}
         return Site(labels, role=role, norm=norm, loss=loss, sequence=self._sequence(node), **facts)
 
     def _sequence(self, node: fx.Node) -> Literal["", "batch first", "time first", "state"]:

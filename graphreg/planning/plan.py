@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 from graphreg.errors import GraphRegError, RegularizerError, RenamedAttributes, shown, warn
@@ -18,7 +18,17 @@ from graphreg.planning.keywords import instances
 from graphreg.planning.matching import SiteCounts, check_count, check_sites, count_sites, matching_sites, missed
 from graphreg.planning.native_dropout import OWN_DROPOUT, NativeDropoutEdit, OwnDropout, decide, nameless, table
 from graphreg.planning.repeats import Repeat, lines, repeats, warning
-from graphreg.regularizer import Penalty, Regularizer, Splice, check_lengths, sequences, units_at, units_note
+from graphreg.regularizer import (
+    Penalty,
+    Regularizer,
+    Splice,
+    check_lengths,
+    sequences,
+    shared_axes,
+    splice_steps,
+    units_at,
+    units_note,
+)
 from graphreg.tracing import Traced
 
 
@@ -32,7 +42,7 @@ class Edit:
         regularizer: The regularizer.
         matched: The string of the selector that matched the site.
         occurrence: How many regularizers of the same class the plan has before this one at the site.
-        steps: How a penalty on sequences reads the value as steps; None for other regularizers.
+        steps: How a regularizer on sequences reads the value as steps; None for other regularizers.
         units: How a penalty on units reads the value as samples of units; None for other regularizers.
     """
 
@@ -257,24 +267,42 @@ def _select(traced: Traced, regularizer: Regularizer, missing: Missing) -> Chose
     chosen = {site: (*found, units.get(site)) for site, found in _sequences(traced, regularizer, matched).items()}
     check_sites(regularizer, chosen)
     check_count(regularizer, list(chosen))
+    if isinstance(regularizer, Splice):
+        check_shapes(regularizer, {site: steps for site, (_, steps, _) in chosen.items()})
     if isinstance(regularizer, Penalty) and regularizer.on == "parameters":
         check_trainable(traced, regularizer, list(chosen))
     return chosen
 
 
 def _sequences(traced: Traced, regularizer: Regularizer, matched: Mapping[Site, str]) -> dict[Site, tuple[str, Steps | None]]:
-    """Return the selected sites, each with the string that matched it and, for a penalty on sequences, how to read its value as steps.
+    """Return the selected sites, each with the string that matched it and, for a regularizer on sequences, how to read its value as steps.
 
-    Also check the option ``lengths`` of such a penalty.
+    Also check the option ``lengths`` of such a regularizer.
     """
-    if "steps" not in regularizer.takes:
-        return {site: (text, None) for site, text in matched.items()}
-    chosen = sequences(matched, regularizer, traced.values, traced.operations, traced.graphs)
-    if (lengths := regularizer.engine_options.lengths) is not None:
+    chosen: dict[Site, tuple[str, Steps | None]]
+    if "steps" in regularizer.takes:
+        chosen = {**sequences(matched, regularizer, traced.values, traced.operations, traced.graphs)}
+    elif isinstance(regularizer, Splice):
+        of_site = partial(splice_steps, regularizer=regularizer, values=traced.values, operations=traced.operations, graphs=traced.graphs)
+        chosen = {site: (text, of_site(site)) for site, text in matched.items()}
+    else:
+        chosen = {site: (text, None) for site, text in matched.items()}
+    if (lengths := regularizer.engine_options.lengths) is not None and not {"steps", "lengths"}.isdisjoint(regularizer.takes):
         nodes = {str(n.target): n for graph in traced.graphs.values() for n in graph.nodes if n.op == "placeholder"}
         inputs = {name: node.meta.get("value") for name, node in nodes.items() if name not in traced.specialized}
-        check_lengths(chosen, lengths, inputs, traced.specialized, type(regularizer).__name__)
-    return dict(chosen)
+        read_as = {site: (text, steps) for site, (text, steps) in chosen.items() if steps is not None}
+        check_lengths(read_as, lengths, inputs, traced.specialized, type(regularizer).__name__)
+    return chosen
+
+
+def check_shapes(splice: Splice, sites: Mapping[Site, Steps | None]) -> None:
+    """Raise RegularizerError for a site whose shape is known and that the splice cannot take."""
+    for site, steps in sites.items():
+        if site.shape is None:
+            continue
+        who = f"{type(splice).__name__} at {site.name}"
+        splice.require_fit(site.shape, who)
+        shared_axes(splice.engine_options.share_axes, steps, site.shape, who)
 
 
 def check_trainable(traced: Traced, regularizer: Penalty, sites: Sequence[Site]) -> None:

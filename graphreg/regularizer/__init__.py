@@ -9,12 +9,13 @@ from graphreg.regularizer.base import VJP_NAMES, Penalty, Regularizer, Splice, r
 from graphreg.regularizer.purity import called
 from graphreg.regularizer.purity_trial import require_pure
 from graphreg.regularizer.registry import OPTIONS, PREFIXED, build, find, registered
-from graphreg.regularizer.sequences import check_lengths, sequences
+from graphreg.regularizer.sequences import check_lengths, sequences, splice_steps
+from graphreg.regularizer.shared_axes import shared_axes
 from graphreg.regularizer.units import units_at, units_note
 from graphreg.regularizer.vjp import Vjp, known_to_dynamo, recorded, tracked
 
 __all__ = [
     "OPTIONS", "PREFIXED", "VJP_NAMES", "Penalty", "Regularizer", "Splice", "Vjp", "build", "called", "check_lengths", "find",
-    "known_to_dynamo", "recorded", "registered", "require_pure", "required", "sequences", "tracked",
+    "known_to_dynamo", "recorded", "registered", "require_pure", "required", "sequences", "shared_axes", "splice_steps", "tracked",
     "units_at", "units_note",
 ]  # fmt: skip

@@ -10,6 +10,8 @@ The names of the arguments of ``__call__`` say what the engine passes to it:
 - ``values``: all selected sites at once, a dict by name.
 - ``weight``: the strength, a 0-d tensor.
 - ``noise``, for a splice: what to draw random numbers from, see ``Noise``.
+- ``lengths``, for a splice: how many steps of each example count, int64 [batch], or None. The option ``lengths`` names the input of the
+  model that carries them; the value is [batch, time, ...].
 - ``steps`` and ``lengths``, for a penalty: a sequence, [time, batch, units], and its lengths, int64 [batch] or None. The options
   ``time_axis`` and ``lengths`` say how to read a value as a sequence.
 - ``units``, for a penalty: the value as samples of units, [samples, units]. The units are axis 1 of a convolution's value, else the last
@@ -19,8 +21,8 @@ The names of the arguments of ``__call__`` say what the engine passes to it:
 The engine averages over sites, unless the formula takes ``values`` or ``vjp``. It multiplies by the strength, and takes care of
 precision and of train and eval mode. A regularizer never sees an fx node.
 
-The engine itself reads six options of a class that has them: ``reduction``, ``time_axis``, ``lengths``, ``wrt``, ``always`` and
-``axis``; see ``EngineOptions``. Declare one as a field, e.g. ``reduction: str = "mean"``; only the formula reads other options.
+The engine itself reads seven options of a class that has them: ``reduction``, ``time_axis``, ``lengths``, ``wrt``, ``always``, ``axis``
+and ``share_axes``; see ``EngineOptions``. Declare one as a field, e.g. ``reduction: str = "mean"``; only the formula reads other options.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ from graphreg.errors import RegularizerError, no_number, number_of, suggestions_
 from graphreg.ir import Selector, Site, strings
 from graphreg.regularizer import registry
 from graphreg.regularizer.engine_options import EngineOptions
-from graphreg.regularizer.sequences import check_arguments, check_options
+from graphreg.regularizer.sequences import check_arguments, check_options, require_selector
+from graphreg.regularizer.shared_axes import share_axes
 from graphreg.regularizer.units import check_axis
 
 On = Literal["values", "parameters"]
@@ -128,6 +131,8 @@ class Regularizer:
         if type(self).__call__ is Regularizer.__call__:
             raise RegularizerError(f"{type(self).__name__} has no __call__: write its formula there.")
         if "steps" in self.takes:
+            require_selector(self)
+        if {"steps", "lengths"}.intersection(self.takes) or "time" in self.engine_options.share_axes:
             check_options(self)
         if "units" in self.takes:
             check_axis(self)
@@ -206,6 +211,23 @@ class Splice(Regularizer):
     may_act_on: ClassVar[tuple[str, ...]] = ("values",)
     must_take: ClassVar[str] = "weight"
 
+    def __post_init__(self) -> None:
+        if "share_axes" in (field.name for field in fields(self)):
+            object.__setattr__(self, "share_axes", share_axes(self))
+        super().__post_init__()
+
+    def unfit(self, shape: Sequence[int]) -> str:
+        """Say what a value of this shape lacks for the formula, and what to do about it; ``""`` if the formula can take it.
+
+        The engine asks for the shapes that a plan knows and for those of a call, and raises RegularizerError with the answer.
+        """
+        return ""
+
+    def require_fit(self, shape: Sequence[int], who: str) -> None:
+        """Raise RegularizerError if ``unfit`` has something to say of a value of this shape. ``who``: the splice and its site."""
+        if reason := self.unfit(shape):
+            raise RegularizerError(f"{who}: the value has shape {tuple(shape)}; {reason}")
+
     def in_a_row(self, weights: Sequence[float]) -> str:
         """Describe, for a warning, the joint effect of several such splices, with ``weights``, on one value; ``""`` if it is harmless."""
         return ""
@@ -245,7 +267,7 @@ class Penalty(Regularizer):
 
 def _arguments(cls: type[Regularizer]) -> tuple[str, ...]:
     names = tuple(inspect.signature(cls.__call__).parameters)[1:]
-    more: tuple[str, ...] = ("steps", "lengths", "units", "vjp") if issubclass(cls, Penalty) else ("noise",)
+    more: tuple[str, ...] = ("steps", "lengths", "units", "vjp") if issubclass(cls, Penalty) else ("noise", "lengths")
     supplied = SUPPLIED[cls.on] + (more if cls.on == "values" else ())
     vjp = "pull" if "pull" in names else "vjp"
     allowed = {*supplied, vjp} if "vjp" in supplied else set(supplied)
@@ -257,7 +279,7 @@ def _arguments(cls: type[Regularizer]) -> tuple[str, ...]:
         warn(f"{cls.__name__}.__call__ asks for pull, which is called vjp now: rename the argument.", DeprecationWarning)
     if vjp in names and (both := {"z", "values", "steps", "units"}.intersection(names)):
         raise RegularizerError(f"{cls.__name__}.__call__ asks for {vjp} and for {min(both)}; {vjp}.sites has the values. Leave one out.")
-    check_arguments(cls.__name__, names, [field.name for field in fields(cls)])
+    check_arguments(cls.__name__, names, [field.name for field in fields(cls)], issubclass(cls, Splice))
     return names
 
 

@@ -22,6 +22,7 @@ class EngineOptions:
         wrt: A selector of what a penalty that takes ``vjp`` differentiates with respect to; ``"*"`` means floating-point inputs.
         always: Whether a penalty that takes ``vjp`` acts in eval mode, too.
         axis: The axis of units in a value, for a penalty that takes ``units``; None for axis 1 of a convolution's value, else the last.
+        share_axes: The axes along which a splice has one draw for all elements: ``"time"``, ``"batch"``, or numbers.
     """
 
     reduction: str = "mean"
@@ -30,6 +31,7 @@ class EngineOptions:
     wrt: Selector = "*"
     always: bool = False
     axis: int | None = None
+    share_axes: tuple[str | int, ...] = ()
 
     @classmethod
     def of(cls, regularizer: object) -> EngineOptions:

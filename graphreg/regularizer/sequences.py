@@ -16,8 +16,8 @@ Port = tuple[str, tuple[str, ...]]  # a module's path, and the names of a port o
 Sequences = dict[Site, tuple[str, Steps]]  # with the string that selected the site
 
 
-def check_options(regularizer: Any) -> None:
-    """Raise RegularizerError for a penalty on sequences without a selector, or whose ``time_axis`` or ``lengths`` has the wrong type."""
+def require_selector(regularizer: Any) -> None:
+    """Raise RegularizerError for a penalty on sequences without a selector."""
     kind, texts = type(regularizer).__name__, strings(regularizer.pattern)
     if any(text.strip("! ") == "*" for text in texts) or (texts and all(Pattern.parse(text).exclude for text in texts)):
         key = regularizer.keys[0] if regularizer.keys else "key"
@@ -26,6 +26,11 @@ def check_options(regularizer: Any) -> None:
             f"{key}={{'weight': {regularizer.weight:g}, 'pattern': 'rnn'}} or {kind}('rnn', {regularizer.weight:g}), with a name of "
             "your model in place of 'rnn'; graphreg.names(model) lists them."
         )
+
+
+def check_options(regularizer: Any) -> None:
+    """Raise RegularizerError for a ``time_axis`` or ``lengths`` of the wrong type."""
+    kind = type(regularizer).__name__
     axis, lengths = regularizer.engine_options.time_axis, regularizer.engine_options.lengths
     if type(axis) is not int:
         raise RegularizerError(
@@ -38,13 +43,15 @@ def check_options(regularizer: Any) -> None:
         )
 
 
-def check_arguments(kind: str, names: Sequence[str], options: Sequence[str]) -> None:
-    """Raise RegularizerError for contradicting arguments: two forms of one value, or lengths that are not taken with steps."""
+def check_arguments(kind: str, names: Sequence[str], options: Sequence[str], is_splice: bool) -> None:
+    """Raise RegularizerError for contradicting arguments: two forms of one value, or in a penalty lengths that are not taken with steps."""
     for form, what in (("steps", "a sequence"), ("units", "samples of units")):
         both = [name for name in ("z", "values", "steps") if name != form and name in names and form in names]
         if both:
             raise RegularizerError(f"{kind}.__call__ asks for {form} and for {both[0]}; it gets {what} or a value. Leave one out.")
-    if "lengths" in names and "steps" not in names:
+    if is_splice and ("lengths" in names) != ("lengths" in options):
+        raise RegularizerError(f"{kind}: __call__ takes lengths if and only if the class has the option lengths, which names their input.")
+    if "lengths" in names and "steps" not in names and not is_splice:
         raise RegularizerError(f"{kind}.__call__ asks for lengths without steps, which they are the lengths of. Ask for steps, too.")
     if "steps" in names and "lengths" in options and "lengths" not in names:
         raise RegularizerError(f"{kind} has the option lengths, and its __call__ does not take them: they would change nothing.")
@@ -148,6 +155,23 @@ class _Calls:
         return list(by_first.values())
 
 
+def splice_steps(site: Site, regularizer: Any, values: Sequence[Site], operations: Operations, graphs: Graphs) -> Steps | None:
+    """Return how a splice reads the value of a site as a sequence; None if it has no use for the axes of time and batch.
+
+    Raises:
+        RegularizerError: The splice needs the axis of time, and the value is no sequence, as far as its shape is known.
+    """
+    options = regularizer.engine_options
+    if not (options.lengths is not None and "lengths" in regularizer.takes) and not {"time", "batch"}.intersection(options.share_axes):
+        return None
+    calls = _Calls(values, operations, graphs)
+    steps = _steps(site, [], None, calls, regularizer)
+    if "time" in options.share_axes:
+        _require(site, steps, regularizer)
+        _require_time(site, steps, regularizer, calls)
+    return steps
+
+
 def _port(label: Label) -> Port:
     return label.module or "", label.ports
 
@@ -225,6 +249,11 @@ def _require_time(site: Site, steps: Steps, regularizer: Any, calls: _Calls) -> 
         return
     name, dims = made_by
     axes = " or ".join(str(axis) for axis in range(2, 2 + dims))
+    if not hasattr(regularizer, "time_axis"):
+        raise RegularizerError(
+            f"{type(regularizer).__name__} at {site.name}: the value comes from a convolution ({name}), so its axis 1 is channels, and "
+            f"share_axes='time' would take them for steps. Give the number of the axis of time: share_axes={axes}."
+        )
     raise RegularizerError(
         f"{type(regularizer).__name__} at {site.name}: the value comes from a convolution ({name}), so its axis 1 is channels, and "
         f"time_axis=1 would take them for steps. Give time_axis={axes}; where axis 1 is time all the same, time_axis={-1 - dims}."

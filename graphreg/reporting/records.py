@@ -322,7 +322,7 @@ def amount(number: float, unit: str = "") -> str:
 
 Trained = tuple[tuple[str, ...], tuple[str, ...]]  # the names of parameters that receive a penalty's gradient, and of those that are frozen
 _WITH_COLUMN = ("pattern", "weight", "name")  # fields that the report's tables show in other columns than "options"
-_SHARED = {field.name for kind in (Regularizer, Splice, Penalty) for field in fields(kind)}
+_SHARED = {field.name for kind in (Regularizer, Splice, Penalty) for field in fields(kind)} | {"share_axes"}  # which most splices have
 _ORDER: tuple[Does, ...] = ("measures first", "replaces", "measures")
 
 
@@ -378,7 +378,7 @@ def selector_of(regularizer: Regularizer) -> tuple[str, ...]:
 
 
 def options_of(regularizer: Regularizer) -> dict[str, Any]:
-    """Return a regularizer's options: all fields that its class adds, and those inherited fields whose value is not the default."""
+    """Return a regularizer's options: all fields that its class adds, and those of many classes whose value is not the default."""
     options = [field for field in fields(regularizer) if field.name not in _WITH_COLUMN]
     values = {field.name: getattr(regularizer, field.name) for field in options}
     shown = [field.name for field in options if field.name not in _SHARED or values[field.name] != _default(field)]

@@ -115,7 +115,7 @@ def _runtime_module(edit: Edit, rules: Rules, slot: int) -> RuntimeModule | None
     """Return the runtime module of an edit; None if its penalty has a single runtime module for all sites."""
     strength, regularizer, site = rules.strengths[edit.name], edit.regularizer, edit.site.name
     if isinstance(regularizer, Splice):
-        return SpliceRule(regularizer, site, strength, slot, edit.site.module)
+        return SpliceRule(regularizer, site, strength, slot, edit.site.module, edit.steps)
     if not isinstance(regularizer, Penalty) or not measures(regularizer):
         return None
     if edit.units:

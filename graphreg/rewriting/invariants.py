@@ -90,7 +90,7 @@ def _runtime_modules(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> No
 
 def _runs(node: fx.Node, runtime_module: nn.Module | None, edit: Edit) -> bool:
     """Whether the node calls the runtime module that was made for an edit, with as many arguments as this module takes."""
-    takes = 1 + (is_kind(node, Kind.SPLICE) or bool(edit.steps and edit.steps.lengths))
+    takes = 1 + is_kind(node, Kind.SPLICE) + bool(edit.steps and edit.steps.lengths)
     if not isinstance(runtime_module, (SpliceRule, Measure)) or len(node.args) != takes:
         return False
     return runtime_module.regularizer is edit.regularizer and runtime_module.site == edit.site.name

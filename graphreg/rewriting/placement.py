@@ -120,7 +120,7 @@ class Placed:
             elif name in self.where:
                 counted += self._chain(self.where[name], name, edits)
         for edit in self.plan.edits:
-            if edit.steps is not None:
+            if edit.steps is not None and isinstance(edit.regularizer, Penalty):
                 counted += self._sequence(edit, edit.steps)
         copies = {n for n in self.graph.nodes if is_kind(n, Kind.CLONE, Kind.COPY)}
         if counted != len(self.added) or copies != self.needed_copies:
@@ -144,6 +144,7 @@ class Placed:
         for edit in edits:
             if isinstance(edit.regularizer, Splice):
                 value = self._follows(edit, value)
+                self._takes_lengths(edit, value, 2)
                 count += 1
         copies, clones = self._users(value, Kind.COPY), self._users(value, Kind.CLONE)
         protecting = clones if value is not node else copies
@@ -222,10 +223,15 @@ class Placed:
             raise failed(f"{edit.name} does not act on {', '.join(value.name for value in ordered)}.")
         for value in ordered:
             self._in_time(edit, value, node)
-        inputs = [n.target if isinstance(n, fx.Node) and n.op == "placeholder" else None for n in node.args[1:]]
-        if inputs != ([steps.lengths] if steps.lengths is not None else []):
-            fail(f"{edit.name} at {edit.site.name} does not take the lengths {steps.lengths!r}.")
+        self._takes_lengths(edit, node, 1)
         return 1
+
+    def _takes_lengths(self, edit: Edit, node: fx.Node, place: int) -> None:
+        """Check that a node takes the input that the edit's ``lengths=`` names, from argument ``place`` on, and nothing else there."""
+        lengths = edit.steps.lengths if edit.steps is not None else None
+        inputs = [n.target if isinstance(n, fx.Node) and n.op == "placeholder" else None for n in node.args[place:]]
+        if inputs != ([lengths] if lengths is not None else []):
+            fail(f"{edit.name} at {edit.site.name} does not take the lengths {lengths!r}.")
 
     def _users(self, value: fx.Node, kind: Kind) -> list[fx.Node]:
         return [user for user in value.users if is_kind(user, kind)]

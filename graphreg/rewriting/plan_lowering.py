@@ -222,7 +222,7 @@ class _Lowering:
         if splices and recomputed(chain.node, self.operations, self.present):
             self.recomputed += [name for name, _ in splices]
         for name, edit in splices:
-            args = (chain.value, self.key)
+            args = (chain.value, self.key, *self._lengths(edit))
             splice = self._add(chain.point, Kind.SPLICE, name, f"{RULES}.{name}", args, **_whose(edit), replaces=chain.node)
             chain.point = chain.value = chain.read = splice
 
@@ -247,7 +247,7 @@ class _Lowering:
             self.measured[edit.name][chain.site] = chain.point
 
     def _lengths(self, edit: Edit) -> list[fx.Node]:
-        """Return a list with the input that the penalty's ``lengths=`` names; an empty list if it names none."""
+        """Return a list with the input that the edit's ``lengths=`` names; an empty list if it names none."""
         if edit.steps is None or edit.steps.lengths is None:
             return []
         node = self.inputs[edit.steps.lengths]

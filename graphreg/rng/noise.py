@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -149,16 +150,21 @@ class Noise:
     the element's index alone. To repeat the draws from the first, make a new ``Noise(noise.key)``. Under ``torch.vmap`` the rows
     share one draw or have draws of their own, as its ``randomness`` says.
 
+    A draw in the shape of z has one element for each element of z. Along *shared* axes there is one draw for all elements: the result
+    has length 1 there, and broadcasts against z.
+
     Attributes:
         key: int32 [2], the key of this call.
+        shared: The axes along which every draw is shared, as ``share_axes=`` of the splice says; a formula may share more.
     """
 
     key: Tensor
+    shared: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         self._drawn, self._task = 0, None if compiling() else backward_task()
 
-    def keep(self, z: Tensor, p: Tensor | float) -> Tensor:
+    def keep(self, z: Tensor, p: Tensor | float, shared: Iterable[int] = ()) -> Tensor:
         """Draw a mask to multiply z by: 1 with probability 1 - p, else 0.
 
         The mask has the dtype that costs least. In eager mode that is z's own, because torch multiplies different dtypes slowly. In
@@ -167,12 +173,14 @@ class Noise:
         Args:
             z: The value whose shape, device and dtype the mask takes.
             p: The rate, in [0, 1). It is computed in float32 at least, and rounded down to a multiple of 2**-31.
+            shared: Axes of z along which there is one draw.
 
         Returns:
-            [shape of z].
+            [shape of z, 1 along shared axes].
         """
         if z.dim() == 0 and transforms():  # see functorch.batch_positions
             return Noise.keep(self, z[None], p)[0]
+        z = self._drawn_for(z, shared)
         key, lane = self._next()
         rate = torch.as_tensor(p, device=z.device)
         rate = rate.to(torch.promote_types(rate.dtype, torch.float32))  # 2**31 times a half-precision rate is infinite
@@ -195,20 +203,38 @@ class Noise:
             mask[low:high] = torch.ge(drawn, limit, out=drawn)  # into int32: a bool result would take longer than all steps before
         return mask.view(z.shape)
 
-    def uniform(self, z: Tensor) -> Tensor:
-        """Draw uniform values in [0, 1): [shape of z], float64 with 53 bits for a float64 z, else float32 with 24 bits."""
+    def uniform(self, z: Tensor, shared: Iterable[int] = ()) -> Tensor:
+        """Draw uniform values in [0, 1), float64 with 53 bits for a float64 z, else float32 with 24 bits.
+
+        Args:
+            z: The value whose shape and device the result takes.
+            shared: Axes of z along which there is one draw.
+
+        Returns:
+            [shape of z, 1 along shared axes].
+        """
         if z.dim() == 0 and transforms():  # see functorch.batch_positions
             return Noise.uniform(self, z[None])[0]
+        z = self._drawn_for(z, shared)
         key, lane = self._next()
         if z.dtype == torch.float64:
             return _fine(key, z, lane)
         drawn: Tensor = shift(bits(key, z.shape, lane), 8)
         return drawn.to(torch.float32) * 2.0**-24
 
-    def normal(self, z: Tensor) -> Tensor:
-        """Draw standard normal values: [shape of z], z's dtype. Box & Muller (1958), the cosine branch; |value| < 6.7, float64: 8.7."""
+    def normal(self, z: Tensor, shared: Iterable[int] = ()) -> Tensor:
+        """Draw standard normal values in z's dtype: Box & Muller (1958), the cosine branch; |value| < 6.7, float64: 8.7.
+
+        Args:
+            z: The value whose shape, device and dtype the result takes.
+            shared: Axes of z along which there is one draw.
+
+        Returns:
+            [shape of z, 1 along shared axes].
+        """
         if z.dim() == 0 and transforms():  # see functorch.batch_positions
             return Noise.normal(self, z[None])[0]
+        z = self._drawn_for(z, shared)
         key, lane = self._next()
         if z.dtype == torch.float64:
             radius, angle = _fine(key, z, lane) + 2.0**-54, _fine(key, z, lane + 2)
@@ -216,6 +242,11 @@ class Noise:
             radius = (shift(bits(key, z.shape, lane), 1).to(torch.float32) + 0.5) * 2.0**-31
             angle = shift(bits(key, z.shape, lane + 1), 8).to(torch.float32) * 2.0**-24
         return (torch.sqrt(-2 * torch.log(radius)) * torch.cos(2 * torch.pi * angle)).to(z.dtype)
+
+    def _drawn_for(self, z: Tensor, shared: Iterable[int]) -> Tensor:
+        """Return a tensor in the shape of the draw for z: z itself, or one element of it along each shared axis."""
+        axes = {axis % z.dim() for axis in (*self.shared, *shared)}
+        return z.detach()[tuple(slice(0, 1) if axis in axes else slice(None) for axis in range(z.dim()))] if axes else z
 
     def _next(self) -> tuple[Tensor, int]:
         """Return the key and the first lane of the next draw."""

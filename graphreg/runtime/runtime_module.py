@@ -6,6 +6,7 @@ strengths as buffers that are not persistent, and run the regularizers' formulas
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 
 from graphreg.compiler import recompute_in_backward
 from graphreg.errors import RegularizerError
-from graphreg.ir import brought, clone, has_float64, laid_out, overlaps
-from graphreg.regularizer import Splice, called
+from graphreg.ir import Steps, brought, clone, has_float64, laid_out, overlaps
+from graphreg.regularizer import Splice, called, shared_axes
 from graphreg.rng import Noise, recomputes
 from graphreg.runtime.build_record import BuildRecord
 
@@ -180,16 +181,17 @@ class SpliceRule(Drawing):
     overwritten = False  # whether the model may write into the value later
     apart = False  # whether it does, and a penalty measures the splice's output: then the output is never the value itself
 
-    def __init__(self, regularizer: Splice, site: str, strength: Tensor, slot: int, path: str) -> None:
+    def __init__(self, regularizer: Splice, site: str, strength: Tensor, slot: int, path: str, steps: Steps | None = None) -> None:
         super().__init__(f"{type(regularizer).__name__} at {site}", site, slot, path, strength)
-        self.regularizer = regularizer
+        self.regularizer, self.steps = regularizer, steps
+        self.share_axes = regularizer.engine_options.share_axes
 
     def acts(self) -> bool:
         """Whether the value is replaced in the present mode."""
         return self.forced or self.owner[0].training
 
-    def forward(self, z: Tensor, key: Tensor) -> Tensor:
-        """Replace a value: z [any shape], floating; key int32 [streams, 2] -> [same shape and dtype].
+    def forward(self, z: Tensor, key: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Replace a value: z [any shape], floating; key int32 [streams, 2]; lengths, or a mask of steps -> [same shape and dtype].
 
         Where the splice does not act it returns ``z`` itself, or a copy if ``apart``.
         """
@@ -200,9 +202,13 @@ class SpliceRule(Drawing):
             raise RegularizerError(
                 f"{self.description}: the value is {what}, and only floating-point values can be spliced. Leave the site out."
             )
-        weight, noise = self.weight(accumulation(z.dtype)), Noise(key[self.slot])
-        recompute = self.recomputed and recomputes()
-        y = recompute_in_backward(self._formula, z, weight, noise) if recompute else self._formula(z, weight, noise)
+        self.regularizer.require_fit(z.shape, self.description)
+        if self.steps is not None and self.steps.lengths is not None:
+            lengths = self.steps.counts(lengths, z, self.description)
+        shared = shared_axes(self.share_axes, self.steps, z.shape, self.description) if self.share_axes else ()
+        weight, noise = self.weight(accumulation(z.dtype)), Noise(key[self.slot], shared)
+        formula = partial(self._formula, lengths=lengths)
+        y = recompute_in_backward(formula, z, weight, noise) if self.recomputed and recomputes() else formula(z, weight, noise)
         if not isinstance(y, Tensor):
             raise RegularizerError(f"{self.description} gave {type(y).__name__}; a splice gives a tensor like its site's.")
         if y.shape != z.shape or y.dtype != z.dtype:
@@ -230,8 +236,8 @@ class SpliceRule(Drawing):
             )
         return y
 
-    def _formula(self, z: Tensor, weight: Tensor, noise: Noise) -> Any:
-        arguments = {"z": z, "weight": weight, "noise": noise, "values": {self.site: z}}
+    def _formula(self, z: Tensor, weight: Tensor, noise: Noise, lengths: Tensor | None) -> Any:
+        arguments = {"z": z, "weight": weight, "noise": noise, "values": {self.site: z}, "lengths": lengths}
         return called(self.regularizer, {name: arguments[name] for name in self.regularizer.takes})
 
 

@@ -1,0 +1,68 @@
+"""Determines which values still have the axes of a convolution's output: batch, channels, then the spatial ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+
+import torch
+from torch import fx, nn
+
+from graphreg.ir.operations import Operations, function_name, nodes_in
+from graphreg.torch_internals import ConvolutionBase, OpOverloadPacket
+
+CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3, "conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
+ATEN_NAMES = {"truediv": "div", "iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div"}  # functions with other names in aten
+_KEEP_AXES = {"clone", "contiguous", "to", "float", "double", "half", "type_as", "softmax", "log_softmax", "interpolate", "upsample"}
+_LAYERS_KEEP_AXES = (*(f"torch.nn.modules.{kind}" for kind in ("activation", "pooling", "padding", "dropout", "upsampling")),)
+
+
+def spatial_dims(node: fx.Node, operations: Operations) -> int:
+    """Return the number of spatial dims of a convolution; 0 for any other operation."""
+    module = operations.module(node)
+    return len(module.kernel_size) if isinstance(module, ConvolutionBase) else CONVOLUTIONS.get(function_name(node), 0)
+
+
+def convolution(node: fx.Node, operations: Operations) -> tuple[str, int] | None:
+    """Return the name and the number of spatial dims of the convolution whose axes a value still has; None if there is none."""
+    seen, waiting = set[fx.Node](), [node]
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if dims := spatial_dims(node, operations):
+            return str(node.target) if operations.module(node) is not None else function_name(node), dims
+        waiting += operands_with_its_axes(node, operations)
+    return None
+
+
+def operands_with_its_axes(node: fx.Node, operations: Operations) -> Iterator[fx.Node]:
+    """Yield the operands that have the same axes as the node's value."""
+    module, name = operations.module(node), function_name(node)
+    if operations.is_opaque(node):  # the user's own function may have the name of one of torch's
+        return
+    if is_elementwise(node) or name in ("cat", "concat", "concatenate"):
+        yield from nodes_in((node.args, node.kwargs))
+    elif (
+        operations.is_norm(node) or operations.is_dropout(node) or isinstance(module, nn.Identity) or name in _KEEP_AXES or "pool" in name
+        or (type(module).__module__ in _LAYERS_KEEP_AXES and not isinstance(module, nn.MultiheadAttention))
+        or (name == "getitem" and _slices(node.args[1]))
+    ):  # fmt: skip
+        yield from list(nodes_in(node.args))[:1]
+
+
+def _slices(index: object) -> bool:
+    return all(isinstance(part, slice) or part is ... for part in (index if isinstance(index, Sequence) else (index,)))
+
+
+def is_elementwise(node: fx.Node) -> bool:
+    """Return whether each element of the result depends only on the elements at its place: torch tags such operators as pointwise."""
+    return node.op in ("call_function", "call_method") and _is_pointwise(function_name(node).strip("_"))
+
+
+@cache
+def _is_pointwise(name: str) -> bool:
+    packet = getattr(torch.ops.aten, ATEN_NAMES.get(name, name), None) if name else None
+    overloads = packet.overloads() if isinstance(packet, OpOverloadPacket) else ()  # type: ignore[no-untyped-call]
+    return any(torch.Tag.pointwise in getattr(packet, overload).tags for overload in overloads)

@@ -1,0 +1,66 @@
+"""Reads the option ``share_axes=``: the axes of a value along which a splice has one draw for all elements."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from graphreg.errors import RegularizerError, shown
+from graphreg.ir import Steps
+
+
+def share_axes(splice: Any) -> tuple[str | int, ...]:
+    """Return the option as a tuple; raise RegularizerError for what is neither a name nor a number of an axis."""
+    given = splice.share_axes
+    axes = (given,) if isinstance(given, (str, int)) else tuple(given) if isinstance(given, Sequence) else None
+    if axes is None or any(axis not in ("time", "batch") if isinstance(axis, str) else type(axis) is not int for axis in axes):
+        raise RegularizerError(
+            f"{type(splice).__name__}: share_axes={shown(given)} is not allowed; give 'time', 'batch', the number of an axis, or "
+            "several of these in a tuple: share_axes=('time', 'batch'). One draw then serves all elements along these axes."
+        )
+    return axes
+
+
+def shared_axes(axes: Sequence[str | int], steps: Steps | None, shape: Sequence[int], who: str) -> tuple[int, ...]:
+    """Return the numbers of the shared axes, in order.
+
+    Args:
+        axes: The option ``share_axes`` of the splice.
+        steps: How the value is read as a sequence, where the option has a name.
+        shape: The shape of the value.
+        who: The splice and its site, for messages.
+
+    Raises:
+        RegularizerError: The value has no such axis, or two of them are the same.
+    """
+    numbers = []
+    for axis in axes:
+        number = axis if isinstance(axis, int) else _time(steps, shape, who) if axis == "time" else _batch(steps, shape, who)
+        if not -len(shape) <= number < len(shape):
+            raise RegularizerError(
+                f"{who}: share_axes={axis!r} is out of range for a value of shape {tuple(shape)}; an axis of it is a number from "
+                f"{-len(shape)} to {len(shape) - 1}. Choose one, or leave the site out."
+            )
+        numbers.append(number % len(shape))
+    if len(set(numbers)) < len(numbers):
+        raise RegularizerError(
+            f"{who}: share_axes={tuple(axes)!r} names axis {max(numbers, key=numbers.count)} of a value of shape {tuple(shape)} twice. "
+            "Name each axis once."
+        )
+    return tuple(sorted(numbers))
+
+
+def _time(steps: Steps | None, shape: Sequence[int], who: str) -> int:
+    assert steps is not None  # the plan makes them for names
+    steps.require(shape, who)
+    return 0 if len(shape) == 2 else steps.axis
+
+
+def _batch(steps: Steps | None, shape: Sequence[int], who: str) -> int:
+    assert steps is not None
+    if steps.unbatched and len(shape) < 3:
+        raise RegularizerError(
+            f"{who}: share_axes='batch', and a value of shape {tuple(shape)} from a recurrent layer has no batch axis. Give the layer a "
+            "batch, [batch, time, units], or leave the name out."
+        )
+    return 1 if len(shape) > 2 and steps.axis % len(shape) == 0 else 0

@@ -1,0 +1,48 @@
+"""Which sites have the axes of a convolution's output, and which embeddings read an input of the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import graphreg
+
+
+class Maps(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.line, self.norm, self.head = nn.Conv2d(1, 2, 3), nn.Conv1d(2, 2, 1), nn.BatchNorm2d(2), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = F.max_pool2d(F.relu(self.norm(self.conv(x))) + 1, 2)
+        lines = torch.tanh(self.line(maps.flatten(2)))
+        return self.head(lines.mean(2))
+
+
+def test_values_with_the_axes_of_a_convolution() -> None:
+    spatial = {site.name: site.spatial for site in graphreg.trace(Maps()).values}
+    assert spatial == {
+        "x": 0, "conv": 2, "norm": 2, "relu": 2, "add": 2, "max_pool2d": 2, "flatten": 0, "line": 1, "tanh": 1, "mean": 0, "head": 0,
+    }  # fmt: skip
+
+
+class Embeds(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.position, self.out = nn.Embedding(9, 4), nn.Embedding(9, 4), nn.Linear(4, 2)
+
+    def forward(self, ids: Tensor, kinds: Tensor) -> Tensor:
+        places = self.position(torch.arange(ids.shape[1]))
+        again = F.embedding(kinds[:, :3], self.token.weight)
+        return self.out(self.token(ids.view(-1, ids.shape[-1]).to(torch.int64)) + places + again.mean(1, keepdim=True))
+
+
+@pytest.mark.parametrize("front_end", ["symbolic", "export"])
+def test_embeddings_that_read_an_input(front_end: Any) -> None:
+    ids = torch.ones(2, 4, dtype=torch.int64)
+    sites = graphreg.trace(Embeds(), (ids, ids), front_end=front_end).values
+    assert {site.name: site.reads for site in sites if site.reads} == {"token": "ids", "embedding": "kinds"}
