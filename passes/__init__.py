@@ -5,6 +5,7 @@ This list is for type checkers; the registry finds the files by scanning this fo
 """
 
 from graphreg.passes.bernoulli_dropout import BernoulliDropout
+from graphreg.passes.channel_dropout import ChannelDropout
 from graphreg.passes.confidence_penalty import ConfidencePenalty
 from graphreg.passes.contractive import Contractive
 from graphreg.passes.covariance import Covariance
@@ -16,6 +17,7 @@ from graphreg.passes.hidden_l1 import HiddenL1
 from graphreg.passes.hidden_l2 import HiddenL2
 from graphreg.passes.hoyer_square import HoyerSquare
 from graphreg.passes.kl_sparsity import KLSparsity
+from graphreg.passes.locked_dropout import LockedDropout
 from graphreg.passes.max_norm import MaxNorm
 from graphreg.passes.orthogonality import Orthogonality
 from graphreg.passes.recurrent_norm import RecurrentNorm
@@ -26,7 +28,7 @@ from graphreg.passes.weight_l2 import WeightL2
 from graphreg.passes.z_loss import ZLoss
 
 __all__ = [
-    "BernoulliDropout", "ConfidencePenalty", "Contractive", "Covariance", "DeCov", "ElasticNet", "GaussianNoise", "GroupLasso",
-    "HiddenL1", "HiddenL2", "HoyerSquare", "KLSparsity", "MaxNorm", "Orthogonality", "RecurrentNorm", "RecurrentState",
-    "VarianceFloor", "WeightL1", "WeightL2", "ZLoss",
+    "BernoulliDropout", "ChannelDropout", "ConfidencePenalty", "Contractive", "Covariance", "DeCov", "ElasticNet", "GaussianNoise",
+    "GroupLasso", "HiddenL1", "HiddenL2", "HoyerSquare", "KLSparsity", "LockedDropout", "MaxNorm", "Orthogonality", "RecurrentNorm",
+    "RecurrentState", "VarianceFloor", "WeightL1", "WeightL2", "ZLoss",
 ]  # fmt: skip

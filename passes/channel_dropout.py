@@ -1,0 +1,37 @@
+"""Spatial dropout: Tompson, Goroshin, Jain, LeCun & Bregler, Efficient object localization using convolutional networks, 2015, section 3.2.
+
+PyTorch has it as ``nn.Dropout1d``, ``nn.Dropout2d`` and ``nn.Dropout3d``, Keras as ``SpatialDropout2D``.
+"""
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from graphreg import Noise, Site, Splice
+
+
+class ChannelDropout(Splice, keys=("channel_dropout",)):
+    """Zeroes each channel of each example as a whole, with probability ``weight``; scales the rest by ``1 / (1 - weight)``.
+
+    z: [batch, channels, one or more further axes], floating -> [same shape]. ``weight`` is a probability, 0 <= weight < 1. By default it
+    acts on the hidden values that have the axes of a convolution's output.
+    """
+
+    usual = "the hidden values that have the axes of a convolution's output"
+
+    def check(self) -> None:
+        self.require(0 <= self.weight < 1, "weight", "in [0, 1)")
+
+    def defaults(self, sites: Sequence[Site]) -> list[Site]:
+        return [site for site in super().defaults(sites) if site.spatial]
+
+    def unfit(self, shape: Sequence[int]) -> str:
+        advice = "it takes [batch, channels, ...], 3 dims or more. For a value of single units use BernoulliDropout."
+        return advice if len(shape) < 3 else ""
+
+    def in_a_row(self, weights: Sequence[float]) -> str:
+        return f"{math.prod(1 - p for p in weights):.3g} of it is kept, not {1 - max(weights):.3g}"
+
+    def __call__(self, z: Tensor, weight: Tensor, noise: Noise) -> Tensor:
+        return z * noise.keep(z, weight, shared=range(2, z.dim())) / (1 - weight)
