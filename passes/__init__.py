@@ -4,6 +4,7 @@ This list is for type checkers; the registry finds the files by scanning this fo
 ``gaussian_noise.py`` for a splice, which replaces a value.
 """
 
+from graphreg.passes.alpha_dropout import AlphaDropout
 from graphreg.passes.bernoulli_dropout import BernoulliDropout
 from graphreg.passes.channel_dropout import ChannelDropout
 from graphreg.passes.confidence_penalty import ConfidencePenalty
@@ -11,6 +12,7 @@ from graphreg.passes.contractive import Contractive
 from graphreg.passes.covariance import Covariance
 from graphreg.passes.decov import DeCov
 from graphreg.passes.elastic_net import ElasticNet
+from graphreg.passes.gaussian_dropout import GaussianDropout
 from graphreg.passes.gaussian_noise import GaussianNoise
 from graphreg.passes.group_lasso import GroupLasso
 from graphreg.passes.hidden_l1 import HiddenL1
@@ -28,7 +30,7 @@ from graphreg.passes.weight_l2 import WeightL2
 from graphreg.passes.z_loss import ZLoss
 
 __all__ = [
-    "BernoulliDropout", "ChannelDropout", "ConfidencePenalty", "Contractive", "Covariance", "DeCov", "ElasticNet", "GaussianNoise",
-    "GroupLasso", "HiddenL1", "HiddenL2", "HoyerSquare", "KLSparsity", "LockedDropout", "MaxNorm", "Orthogonality", "RecurrentNorm",
-    "RecurrentState", "VarianceFloor", "WeightL1", "WeightL2", "ZLoss",
+    "AlphaDropout", "BernoulliDropout", "ChannelDropout", "ConfidencePenalty", "Contractive", "Covariance", "DeCov", "ElasticNet",
+    "GaussianDropout", "GaussianNoise", "GroupLasso", "HiddenL1", "HiddenL2", "HoyerSquare", "KLSparsity", "LockedDropout",
+    "MaxNorm", "Orthogonality", "RecurrentNorm", "RecurrentState", "VarianceFloor", "WeightL1", "WeightL2", "ZLoss",
 ]  # fmt: skip
