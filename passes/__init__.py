@@ -11,10 +11,12 @@ from graphreg.passes.confidence_penalty import ConfidencePenalty
 from graphreg.passes.contractive import Contractive
 from graphreg.passes.covariance import Covariance
 from graphreg.passes.decov import DeCov
+from graphreg.passes.drop_block import DropBlock
 from graphreg.passes.elastic_net import ElasticNet
 from graphreg.passes.gaussian_dropout import GaussianDropout
 from graphreg.passes.gaussian_noise import GaussianNoise
 from graphreg.passes.group_lasso import GroupLasso
+from graphreg.passes.head_dropout import HeadDropout
 from graphreg.passes.hidden_l1 import HiddenL1
 from graphreg.passes.hidden_l2 import HiddenL2
 from graphreg.passes.hoyer_square import HoyerSquare
@@ -30,7 +32,8 @@ from graphreg.passes.weight_l2 import WeightL2
 from graphreg.passes.z_loss import ZLoss
 
 __all__ = [
-    "AlphaDropout", "BernoulliDropout", "ChannelDropout", "ConfidencePenalty", "Contractive", "Covariance", "DeCov", "ElasticNet",
-    "GaussianDropout", "GaussianNoise", "GroupLasso", "HiddenL1", "HiddenL2", "HoyerSquare", "KLSparsity", "LockedDropout",
-    "MaxNorm", "Orthogonality", "RecurrentNorm", "RecurrentState", "VarianceFloor", "WeightL1", "WeightL2", "ZLoss",
+    "AlphaDropout", "BernoulliDropout", "ChannelDropout", "ConfidencePenalty", "Contractive", "Covariance", "DeCov", "DropBlock",
+    "ElasticNet", "GaussianDropout", "GaussianNoise", "GroupLasso", "HeadDropout", "HiddenL1", "HiddenL2", "HoyerSquare",
+    "KLSparsity", "LockedDropout", "MaxNorm", "Orthogonality", "RecurrentNorm", "RecurrentState", "VarianceFloor", "WeightL1",
+    "WeightL2", "ZLoss",
 ]  # fmt: skip

@@ -1,0 +1,45 @@
+"""DropHead: Zhou, Ge, Wei, Zhou & Xu, Scheduled DropHead: A regularization method for transformer models, EMNLP Findings 2020, section 3.
+
+The paper divides by the share of heads that is kept in an example. Here a kept head is scaled by ``1 / (1 - weight)``, as in dropout,
+so that an example that keeps no head has a value, too.
+"""
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from graphreg import Noise, Site, Splice
+
+FUSED = (
+    "nn.MultiheadAttention mixes its heads before it returns, so they cannot be dropped there: replace it by an attention that calls "
+    "F.scaled_dot_product_attention, and select that value."
+)
+
+
+class HeadDropout(Splice, keys=("head_dropout",)):
+    """Zeroes each attention head of each example as a whole, with probability ``weight``; scales the rest by ``1 / (1 - weight)``.
+
+    z: [batch, heads, length, size], floating -> [same shape]. ``weight`` is a probability, 0 <= weight < 1. By default it acts on the
+    outputs of ``F.scaled_dot_product_attention``. An ``nn.MultiheadAttention`` mixes its heads before it returns, and is refused.
+    """
+
+    usual = "the outputs of scaled_dot_product_attention; nn.MultiheadAttention mixes its heads before it returns, so it has none"
+
+    def check(self) -> None:
+        self.require(0 <= self.weight < 1, "weight", "in [0, 1)")
+
+    def defaults(self, sites: Sequence[Site]) -> list[Site]:
+        return [site for site in sites if any(label.op == "scaled_dot_product_attention" for label in site.labels)]
+
+    def why_not(self, site: Site) -> str:
+        return FUSED if any(label.op == "MultiheadAttention" for label in site.labels) else ""
+
+    def unfit(self, shape: Sequence[int]) -> str:
+        return "" if len(shape) == 4 else f"it takes [batch, heads, length, size]. {FUSED}"
+
+    def in_a_row(self, weights: Sequence[float]) -> str:
+        return f"{math.prod(1 - p for p in weights):.3g} of it is kept, not {1 - max(weights):.3g}"
+
+    def __call__(self, z: Tensor, weight: Tensor, noise: Noise) -> Tensor:
+        return z * noise.keep(z, weight, shared=(2, 3)) / (1 - weight)
