@@ -23,6 +23,7 @@ from graphreg.passes.hoyer_square import HoyerSquare
 from graphreg.passes.kl_sparsity import KLSparsity
 from graphreg.passes.locked_dropout import LockedDropout
 from graphreg.passes.max_norm import MaxNorm
+from graphreg.passes.neftune import NEFTune
 from graphreg.passes.orthogonality import Orthogonality
 from graphreg.passes.recurrent_norm import RecurrentNorm
 from graphreg.passes.recurrent_state import RecurrentState
@@ -34,6 +35,6 @@ from graphreg.passes.z_loss import ZLoss
 __all__ = [
     "AlphaDropout", "BernoulliDropout", "ChannelDropout", "ConfidencePenalty", "Contractive", "Covariance", "DeCov", "DropBlock",
     "ElasticNet", "GaussianDropout", "GaussianNoise", "GroupLasso", "HeadDropout", "HiddenL1", "HiddenL2", "HoyerSquare",
-    "KLSparsity", "LockedDropout", "MaxNorm", "Orthogonality", "RecurrentNorm", "RecurrentState", "VarianceFloor", "WeightL1",
-    "WeightL2", "ZLoss",
+    "KLSparsity", "LockedDropout", "MaxNorm", "NEFTune", "Orthogonality", "RecurrentNorm", "RecurrentState", "VarianceFloor",
+    "WeightL1", "WeightL2", "ZLoss",
 ]  # fmt: skip
