@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import operator
 import re
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from torch import fx, nn
 
-from graphreg.ir.containers import loss_of
+from graphreg.ir.containers import builds, loss_of
 from graphreg.ir.convolution_axes import operands_with_its_axes, spatial_dims
 from graphreg.ir.metadata import is_labelled, own_labels, scope_of
 from graphreg.ir.operations import PACKS, Operations, function_name, is_integer, is_port, is_size, nodes_in, port_path
@@ -75,6 +76,12 @@ def _lengths(node: fx.Node) -> list[fx.Node]:
     return [lengths] if function_name(node) == "pack_padded_sequence" and isinstance(lengths, fx.Node) else []
 
 
+def _in_output(value: object) -> Iterator[fx.Node]:
+    """Yield the nodes in what a graph returns, also those in a container that a node builds, such as a dataclass."""
+    for node in nodes_in(value):
+        yield from _in_output((node.args, node.kwargs)) if builds(node) else (node,)
+
+
 def acts_as_opaque(node: fx.Node) -> bool:
     """Return whether the node is a checkpointed region or a recurrent cell, which counts as a product as an opaque module does."""
     return is_region(node) or function_name(node) in CELLS
@@ -110,7 +117,7 @@ class _Judge:
         for node in graph.nodes:
             self._walk(node)
         end = graph.output_node()
-        self.returned = set() if BOUNDARY in end.meta else set(nodes_in(end.args))
+        self.returned = set() if BOUNDARY in end.meta else set(_in_output(end.args))
         self.loss = loss_of(end)
         self.used = {graph.output_node()}
         for node in reversed(graph.nodes):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -42,6 +43,12 @@ def test_logits_that_are_far_apart_have_a_gradient() -> None:
     assert penalty == 0 and logits.grad is not None and logits.grad.isfinite().all()
 
 
+@dataclass
+class Output:
+    loss: Tensor
+    logits: Tensor
+
+
 class WithLoss(Classifier):
     def __init__(self, form: str) -> None:
         super().__init__()
@@ -49,12 +56,12 @@ class WithLoss(Classifier):
 
     def forward(self, x: Tensor) -> Any:
         logits = self.fc(x)
-        if self.form == "by name":
-            return {"loss": logits.square().mean(), "logits": logits}
+        if self.form in ("by name", "in a dataclass"):
+            return (dict if self.form == "by name" else Output)(loss=logits.square().mean(), logits=logits)
         return (F.cross_entropy if self.form == "by its function" else self.layer)(logits, logits.softmax(1)), logits
 
 
-@pytest.mark.parametrize("form", ["by name", "by its function", "by its layer"])
+@pytest.mark.parametrize("form", ["by name", "by its function", "by its layer", "in a dataclass"])
 def test_losses_are_left_out_of_the_default(form: str) -> None:
     model = WithLoss(form)
     plan = graphreg.plan(graphreg.trace(model), graphreg.from_kwargs(model, confidence=0.1, z_loss=0.1))
