@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from graphreg.drawing import draw, to_networkx
     from graphreg.dynamo_backend import Backend, backend, backend_of
     from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, TraceError, UntestedTorchWarning
+    from graphreg.in_place import regularize_, strip_
     from graphreg.ir import Selector, Site, mean_over_pairs
     from graphreg.pipeline import as_pass, regularize
     from graphreg.planning import Plan, from_kwargs, plan
@@ -46,6 +47,7 @@ _ROOMS = {
     "drawing": ("draw", "to_networkx"),
     "dynamo_backend": ("Backend", "backend", "backend_of"),
     "errors": ("GraphRegError", "NoMatchError", "RegularizerError", "TraceError", "UntestedTorchWarning"),
+    "in_place": ("regularize_", "strip_"),
     "ir": ("Selector", "Site", "mean_over_pairs"),
     "pipeline": ("as_pass", "regularize"),
     "planning": ("Plan", "from_kwargs", "plan"),
@@ -68,8 +70,8 @@ __all__ = [
     "Regularized", "Regularizer", "RegularizerError", "Report", "Samples", "Selector", "Site", "Splice", "TraceError", "Traced",
     "UntestedTorchWarning", "Vjp",
     "as_pass", "backend", "backend_of", "build", "diff", "doctor", "draw", "from_kwargs", "frozen_noise", "mean_over_pairs",
-    "monitor", "names", "noise_on", "plan", "registered", "regularize", "report", "required", "rewrite", "rng_state", "sample",
-    "set_ranks", "set_rng_state", "set_strength", "strengths", "strip", "to_networkx", "trace", "verify",
+    "monitor", "names", "noise_on", "plan", "registered", "regularize", "regularize_", "report", "required", "rewrite", "rng_state",
+    "sample", "set_ranks", "set_rng_state", "set_strength", "strengths", "strip", "strip_", "to_networkx", "trace", "verify",
 ]  # fmt: skip
 
 

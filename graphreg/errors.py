@@ -28,6 +28,10 @@ class NoMatchError(GraphRegError, LookupError):
     """A name, key or selector matches nothing, or a selector matches another number of sites than ``expect=`` says."""
 
 
+class OtherInputs(GraphRegError):
+    """A graph was made for inputs, modes or flags that the call does not have. Another trace would give a graph for them."""
+
+
 class RegularizerError(GraphRegError, ValueError):
     """A regularizer, option or value is not allowed."""
 

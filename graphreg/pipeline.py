@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import logging
 import uuid
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from torch import fx, nn
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from graphreg.errors import RegularizerError, TraceError, shown
+from graphreg.errors import RegularizerError, TraceError, shown, warn
 from graphreg.ir import RULES, Missing, is_marked
 from graphreg.planning import OwnDropout, Plan, check_missing, check_option, from_keywords, from_kwargs, instances, plan
 from graphreg.regularizer import Regularizer
@@ -77,9 +76,9 @@ def regularize(
         RegularizerError: An option or a value is not allowed.
         GraphRegError: ``verify=True`` found a difference.
     """
-    _check_compile(compile)
+    check_compile(compile)
     _check_scaled(penalties, scale)
-    before = _before(model, example_inputs, verify)
+    before = model_before(model, example_inputs, verify)
     with Changes() as changes, changes:
         at_rest(changes)
         traced = trace(model, example_inputs, front_end)
@@ -87,19 +86,19 @@ def regularize(
         module = rewrite(traced, decided, rng, penalties, scale)
     if before is not None:
         validate(before, model, module, example_inputs)
-    _log_plan(decided)
-    _warn_of_scale(module, penalties, scale)
+    log_plan(decided)
+    warn_of_scale(module, penalties, scale)
     if compile is not False:
         module.compile(**{"fullgraph": True, **(compile if isinstance(compile, Mapping) else {})})
     return module
 
 
-def _check_compile(compile: object) -> None:
+def check_compile(compile: object) -> None:
     if not isinstance(compile, (bool, Mapping)):
         raise RegularizerError(f"compile={shown(compile)} is not allowed; give True, False or a dict of torch.compile options.")
 
 
-def _before(model: nn.Module, example_inputs: Any, verify: bool) -> nn.Module | None:
+def model_before(model: nn.Module, example_inputs: Any, verify: bool) -> nn.Module | None:
     """Return a copy of the model as it is before tracing, for ``verify`` to compare with; None if ``verify`` is False."""
     if not isinstance(verify, bool):
         raise RegularizerError(f"verify={shown(verify)} is not allowed; give True or False.")
@@ -126,7 +125,7 @@ def _check_scaled(penalties: Penalties, scale: Scale | None) -> None:
         raise RegularizerError("scale= is for penalties='attach'; returned penalties are scaled with the loss they are added to.")
 
 
-def _log_plan(decided: Plan) -> None:
+def log_plan(decided: Plan) -> None:
     for name, regularizer in decided.regularizers.items():
         count = len(decided.of(name))
         what = "site" if count == 1 else "sites"
@@ -137,18 +136,16 @@ def _log_plan(decided: Plan) -> None:
         log.warning("native dropout keeps drawing from torch's generator: %s", dropout.text)
 
 
-def _warn_of_scale(module: RewrittenModule, penalties: Penalties, scale: Scale | None) -> None:
+def warn_of_scale(module: RewrittenModule, penalties: Penalties, scale: Scale | None) -> None:
     if penalties != "attach" or scale is not None:
         return
     in_train = next(iter(graphs_of(module).values()))
     joins = [n for n in in_train.nodes if n.op == "call_module" and n.target == f"{RULES}.attach" and not n.args[2]]
     if joins:
-        warnings.warn(
+        warn(
             "penalties='attach': the model returns no loss, so graphreg cannot know how the loss is scaled (by a GradScaler, or for "
-            "gradient accumulation); penalties join with scale 1. Pass scale=1 if that is right, else the scaler or factor.",
-            stacklevel=3,
+            "gradient accumulation); penalties join with scale 1. Pass scale=1 if that is right, else the scaler or factor."
         )
-
 
 
 def as_pass(

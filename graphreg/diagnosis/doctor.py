@@ -17,7 +17,7 @@ from graphreg.diagnosis.step_watch import Observed, observe
 from graphreg.diagnosis.torch_check import check_torch
 from graphreg.errors import GraphRegError, RegularizerError, listed, shown, suggestions_text
 from graphreg.ir import NativeDropout
-from graphreg.runtime import Drawing, KeyRule, native_draws, record_of, rewritten, rules_of
+from graphreg.runtime import Drawing, key_of, native_draws, record_of, rewritten, rules_of
 
 KINDS = ("wrong", "refused", "differs")
 
@@ -62,8 +62,7 @@ def doctor(
             return check_torch(show)
     inner, native = rewritten(module), native_draws(module)
     rules = rules_of(module)
-    first = rules._modules.get("key")
-    key = first if isinstance(first, KeyRule) else None
+    key = key_of(rules)
     drawing = tuple(child.site for child in rules.children() if isinstance(child, Drawing))
     device = _device(inner)
     with _line(sys.stderr.isatty() if progress is None else progress) as show:

@@ -42,7 +42,7 @@ def observe(module: nn.Module, key: KeyRule | None, step: Callable[[], Any]) -> 
     """Run the step once and count its draws; restore parameters, buffers, gradients, modes and generators afterwards."""
     seen = Observed()
     before = 0 if key is None else int(key.step)
-    with _left_as_it_was(module), _watched(seen, key):
+    with _left_as_it_was(module, key), _watched(seen, key):
         step()
         if key is not None:
             seen.forward = int(key.step) - before - seen.again
@@ -86,15 +86,18 @@ def _generators() -> list[Tensor]:
 
 
 @contextmanager
-def _left_as_it_was(module: nn.Module) -> Iterator[None]:
+def _left_as_it_was(module: nn.Module, key: KeyRule | None) -> Iterator[None]:
     """Restore modes, parameters, buffers, gradients and generators at the end of the block.
+
+    ``key``: the module's key rule, which is no submodule of a model that is regularized in place.
 
     For parameters and buffers, both the tensor objects and their values are restored: a compiled forward assigns new buffers, and batch
     norm and optimizers write into tensors.
     """
     modes = [(m, m.training) for m in module.modules()]
     places: list[tuple[dict[str, Any], str, Tensor, Tensor]]
-    places = [(slots, name, t, t.detach().clone()) for m in module.modules() for slots in (m._parameters, m._buffers)
+    inner = dict.fromkeys([*module.modules(), *([] if key is None else [key])])
+    places = [(slots, name, t, t.detach().clone()) for m in inner for slots in (m._parameters, m._buffers)
               for name, t in slots.items() if t is not None]  # fmt: skip
     grads = [(p, p.grad) for p in module.parameters()]
     state = random.getstate()

@@ -13,7 +13,7 @@ from graphreg.errors import GraphRegError
 from graphreg.ir import Site
 from graphreg.planning import Plan
 from graphreg.rewriting import rewrite, strip
-from graphreg.runtime import backend_handle, graphs_of, record_of, rewritten, strengths
+from graphreg.runtime import backend_handle, graphs_of, in_place_handle, record_of, rewritten, strengths
 from graphreg.tracing import Traced, trace
 
 Mode = Literal["train", "eval"]
@@ -119,6 +119,8 @@ def _viewed(traced: Traced, graphs: Mapping[str, fx.Graph], plan: Plan | None, n
 
 def _rewritten(module: nn.Module) -> fx.GraphModule | None:
     """Return the rewritten module, which may be inside wrappers of torch (torch.compile, DDP); None for any other module."""
+    if (placed := in_place_handle(module)) is not None:
+        return placed.current()
     try:
         return rewritten(module)
     except GraphRegError:

@@ -32,6 +32,7 @@ from graphreg.ir.metadata import (
 from graphreg.ir.module_calls import ModuleCall, blocks
 from graphreg.ir.module_record import (
     IGNORED,
+    PLACED,
     PREFIX,
     RULES,
     STATE,
@@ -73,7 +74,7 @@ from graphreg.ir.random_ops import DropoutKind, NativeDropout, find_native_dropo
 from graphreg.ir.roles import BOUNDARY, CELL_PORTS, deep_nodes, is_region, labels_of, site_nodes, value_sites
 from graphreg.ir.selector import Missing, Pattern, Selector, complain, exactly, select, strings, strings_of, unmatched
 from graphreg.ir.serialize import blank_like, copied, freeze, thaw
-from graphreg.ir.shape_guards import ASSERTIONS, Place, assert_sizes, described, fixed, has_keys, specialized_to
+from graphreg.ir.shape_guards import ASSERTIONS, SIZE_ASSERTIONS, Place, assert_sizes, described, fixed, has_keys, specialized_to
 from graphreg.ir.site import ROLES, Label, Names, Site, dtype_text, shape_text
 from graphreg.ir.source_location import LIBRARY_FOLDERS, Origin, origin_in_trace, origin_now, origin_of, short
 from graphreg.ir.text_table import Table, columns
@@ -83,18 +84,19 @@ from graphreg.ir.units import Units
 from graphreg.ir.views_and_writes import REGION, Effects
 
 __all__ = [
-    "ASSERTIONS", "BOUNDARY", "CELL_PORTS", "COUNTED", "IGNORED", "IN_PLACE_NAMES", "LIBRARY_FOLDERS", "PACKS", "PREFIX", "REGION",
-    "ROLES", "RULES", "SIZES", "SIZE_ATTRIBUTES", "SPLITS", "STACKS", "STATE", "WRAPPED", "Addition", "Aliases", "BufferConstants",
-    "DropoutKind", "Effects", "Graphs", "Kind", "Label", "Literals", "Missing", "ModelFacts", "ModuleCall", "Namer", "Names",
-    "NativeDropout", "Operations", "Origin", "Pattern", "Place", "Selector", "Site", "State", "Steps", "Table", "Units",
-    "add_label", "addition_of", "apart", "assert_sizes", "blank_like", "blocks", "brought", "building", "builds",
-    "carries_derivative", "chains", "check_arguments", "check_names", "choose", "clone", "columns", "compared", "complain",
-    "convolution", "copied", "declared", "deep_nodes", "described", "difference", "dtype_text", "elements", "end_of", "exactly",
-    "find_native_dropouts", "fixed", "flat", "freeze", "function_name", "gives_tuple", "has_float64", "has_keys", "is_added",
-    "is_drop_path", "is_dropout_module", "is_in_place", "is_kind", "is_labelled", "is_marked", "is_nan", "is_native_dropout",
-    "is_port", "is_region", "is_single_operation", "is_size", "is_stack", "label_node", "label_output", "label_site", "labels_of",
-    "laid_out", "loss_of", "mark", "mean_over_pairs", "name_of", "nodes_in", "of_body", "one_value_over_again", "origin_in_trace",
-    "origin_now", "origin_of", "overlaps", "own_labels", "own_name", "plain", "rate_of", "reached", "registered", "reserved",
-    "scope_of", "select", "shape_text", "short", "site_nodes", "sizes_of", "specialized_arguments", "specialized_to", "spelled",
-    "stacks", "state_of", "strings", "strings_of", "thaw", "unmark", "unmatched", "value_sites", "widest",
+    "ASSERTIONS", "BOUNDARY", "CELL_PORTS", "COUNTED", "IGNORED", "IN_PLACE_NAMES", "LIBRARY_FOLDERS", "PACKS", "PLACED",
+    "PREFIX", "REGION", "ROLES", "RULES", "SIZES", "SIZE_ASSERTIONS", "SIZE_ATTRIBUTES", "SPLITS", "STACKS", "STATE", "WRAPPED",
+    "Addition", "Aliases", "BufferConstants", "DropoutKind", "Effects", "Graphs", "Kind", "Label", "Literals", "Missing",
+    "ModelFacts", "ModuleCall", "Namer", "Names", "NativeDropout", "Operations", "Origin", "Pattern", "Place", "Selector",
+    "Site", "State", "Steps", "Table", "Units", "add_label", "addition_of", "apart", "assert_sizes", "blank_like", "blocks",
+    "brought", "building", "builds", "carries_derivative", "chains", "check_arguments", "check_names", "choose", "clone",
+    "columns", "compared", "complain", "convolution", "copied", "declared", "deep_nodes", "described", "difference",
+    "dtype_text", "elements", "end_of", "exactly", "find_native_dropouts", "fixed", "flat", "freeze", "function_name",
+    "gives_tuple", "has_float64", "has_keys", "is_added", "is_drop_path", "is_dropout_module", "is_in_place", "is_kind",
+    "is_labelled", "is_marked", "is_nan", "is_native_dropout", "is_port", "is_region", "is_single_operation", "is_size",
+    "is_stack", "label_node", "label_output", "label_site", "labels_of", "laid_out", "loss_of", "mark", "mean_over_pairs",
+    "name_of", "nodes_in", "of_body", "one_value_over_again", "origin_in_trace", "origin_now", "origin_of", "overlaps",
+    "own_labels", "own_name", "plain", "rate_of", "reached", "registered", "reserved", "scope_of", "select", "shape_text",
+    "short", "site_nodes", "sizes_of", "specialized_arguments", "specialized_to", "spelled", "stacks", "state_of", "strings",
+    "strings_of", "thaw", "unmark", "unmatched", "value_sites", "widest",
 ]  # fmt: skip

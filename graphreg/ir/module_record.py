@@ -19,6 +19,7 @@ from graphreg.errors import TraceError
 PREFIX = "graphreg_"  # attributes with names that begin so are graphreg's
 STATE = "graphreg_state"
 RULES = "graphreg_rules"
+PLACED = "graphreg_in_place"  # the attribute of a model that is regularized in place
 IGNORED = "_ddp_params_and_buffers_to_ignore"  # an attribute that DistributedDataParallel reads
 _EMPTY = frozenset(dir(nn.Module()))
 _CARRIED: dict[str, tuple[type, ...]] = {"meta": (dict,), IGNORED: (list, tuple, set)}  # reserved names that a model may use, by type

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from torch.fx.node import has_side_effect
 from torch.fx.proxy import GraphAppendingTracer, Proxy
 
-from graphreg.errors import GraphRegError
+from graphreg.errors import GraphRegError, OtherInputs
 from graphreg.ir.metadata import label_site
 from graphreg.torch_internals import evaluated, example_sizes
 
@@ -20,16 +20,16 @@ Place = tuple[fx.Node, str]  # an input in the graph, and its name for messages
 
 @has_side_effect
 def sized(value: Any, name: str, sizes: tuple[int | None, ...]) -> None:
-    """Raise GraphRegError unless a tensor has the sizes that the graph was made for; None in ``sizes`` allows any size."""
+    """Raise OtherInputs unless a tensor has the sizes that the graph was made for; None in ``sizes`` allows any size."""
     if not isinstance(value, Tensor):
-        raise GraphRegError(f"{name} was a tensor in the example_inputs, and is {type(value).__name__} now. Give a tensor at each call.")
+        raise OtherInputs(f"{name} was a tensor in the example_inputs, and is {type(value).__name__} now. Give a tensor at each call.")
     if value.dim() != len(sizes):
-        raise GraphRegError(
+        raise OtherInputs(
             f"{name} has {value.dim()} dimensions, and had {len(sizes)} in the example_inputs. Regularize with inputs like these."
         )
     for axis, size in enumerate(sizes):
         if size is not None and value.shape[axis] != size:
-            raise GraphRegError(
+            raise OtherInputs(
                 f"{name} has size {value.shape[axis]} in dimension {axis}. The graph was made for {size}: the model's layers or its code "
                 f"fix it. Give size {size}, or regularize with example_inputs that have the new size."
             )
@@ -37,9 +37,9 @@ def sized(value: Any, name: str, sizes: tuple[int | None, ...]) -> None:
 
 @has_side_effect
 def alike(value: Tensor, axis: int, other: Tensor, other_axis: int, names: tuple[str, str]) -> None:
-    """Raise GraphRegError unless two inputs have the same size in the given dimensions, as the graph assumes."""
+    """Raise OtherInputs unless two inputs have the same size in the given dimensions, as the graph assumes."""
     if value.shape[axis] != other.shape[other_axis]:
-        raise GraphRegError(
+        raise OtherInputs(
             f"{names[0]} has size {value.shape[axis]} in dimension {axis} and {names[1]} size {other.shape[other_axis]} in dimension "
             f"{other_axis}. In the example_inputs the two were equal, and the graph relies on that. Give equal sizes."
         )
@@ -47,9 +47,9 @@ def alike(value: Tensor, axis: int, other: Tensor, other_axis: int, names: tuple
 
 @has_side_effect
 def same_decision(condition: Any, text: str) -> None:
-    """Raise GraphRegError unless a condition on sizes that the model's code tested holds, as it did for the example inputs."""
+    """Raise OtherInputs unless a condition on sizes that the model's code tested holds, as it did for the example inputs."""
     if not condition:
-        raise GraphRegError(
+        raise OtherInputs(
             f"the model's code tests a condition on a shape: {text} held for the example_inputs, and does not hold for these inputs. "
             "Regularize the model once more, with example_inputs of this size."
         )
@@ -73,7 +73,8 @@ def specialized_to(value: Any, name: str, expected: Any) -> None:
         raise GraphRegError(f"{name} was {expected!r} in the example_inputs, and the graph is specialized to that. It is {value!r} now.")
 
 
-ASSERTIONS = (sized, alike, same_decision, has_keys, specialized_to)
+SIZE_ASSERTIONS = (sized, alike, same_decision)  # these raise OtherInputs
+ASSERTIONS = (*SIZE_ASSERTIONS, has_keys, specialized_to)
 
 
 def fixed(graph: fx.Graph) -> list[str]:

@@ -16,7 +16,7 @@ from graphreg.reporting.report import applied
 from graphreg.reporting.source import Line, Source, source
 from graphreg.reporting.terminal import coloured, marked, paint
 from graphreg.rewriting import strip
-from graphreg.runtime import KeyRule, RewrittenModule, backend_handle, rewritten, rules_of, strengths
+from graphreg.runtime import RewrittenModule, backend_handle, key_of, rewritten, rules_of, strengths
 
 Sign = Literal["---", "+++", "@@", "-", "+", " "]
 _STYLES: dict[str, str] = {"---": "bold", "+++": "bold", "@@": "cyan", "-": "red", "+": "green"}
@@ -161,8 +161,8 @@ def _inner(module: Any) -> nn.Module:
 
 
 def _streams(module: Any) -> Mapping[str, int]:
-    key = None if _is_stripped(module) else rules_of(module)._modules.get("key")
-    return dict(zip(key.names, key.streams.tolist(), strict=True)) if isinstance(key, KeyRule) else {}
+    key = None if _is_stripped(module) else key_of(rules_of(module))
+    return {} if key is None else dict(zip(key.names, key.streams.tolist(), strict=True))
 
 
 def _source(module: Any) -> Source:

@@ -22,6 +22,7 @@ from graphreg.runtime import (
     RewrittenModule,
     backend_handle,
     graphs_of,
+    in_place_handle,
     lowering,
     native_draws,
     record_of,
@@ -79,6 +80,7 @@ def _of_module(module: Regulated, with_cost: bool) -> Report:
     if isinstance(attached := rules_of(module)._modules.get("attach"), AttachRule):
         scale = attached.describe_scale()
         notes.append(f"attached: backward adds the gradient of the penalties, {scale}; if the output has a loss, they are added to that")
+    notes += placed.notes() if (placed := in_place_handle(module)) is not None else []
     notes += lowering(inner).report_lines() if isinstance(inner, RewrittenModule) else []
     return Report(
         plan.title, f"traced by the {record.front_end} front end", _entries(plan, strengths(module), inner), tuple(sites),

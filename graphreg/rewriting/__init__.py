@@ -7,14 +7,14 @@ and ``monitor_watches.py`` places the watches of a monitor.
 """
 
 from graphreg.rewriting.insertions import Insertion, Insertions, Position
-from graphreg.rewriting.instantiate import check_rng, measures, seed
+from graphreg.rewriting.instantiate import check_rng, device_of, measures, seed
 from graphreg.rewriting.monitor_watches import Clock, Watch, place, remove
 from graphreg.rewriting.plan_lowering import lower
-from graphreg.rewriting.rewrite import rewrite
+from graphreg.rewriting.rewrite import rewrite, rewrite_with
 from graphreg.rewriting.strip import strip
 from graphreg.rewriting.substitute import restored
 
 __all__ = [
-    "Clock", "Insertion", "Insertions", "Position", "Watch", "check_rng", "lower", "measures", "place", "remove", "restored",
-    "rewrite", "seed", "strip",
+    "Clock", "Insertion", "Insertions", "Position", "Watch", "check_rng", "device_of", "lower", "measures", "place", "remove",
+    "restored", "rewrite", "rewrite_with", "seed", "strip",
 ]  # fmt: skip

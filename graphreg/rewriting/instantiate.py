@@ -10,10 +10,9 @@ import torch
 from torch import nn
 
 from graphreg.errors import RegularizerError, shown
-from graphreg.ir import brought, has_float64
+from graphreg.ir import has_float64
 from graphreg.planning import Edit, Plan
 from graphreg.regularizer import Penalty, Regularizer, Splice, require_pure
-from graphreg.rng import stream
 from graphreg.runtime import (
     AllSitesTotal,
     Derivative,
@@ -24,9 +23,13 @@ from graphreg.runtime import (
     NativeDropoutRule,
     Rules,
     RuntimeModule,
+    SharedKeyRule,
+    SharedState,
     SpliceRule,
+    StreamName,
     Total,
     Track,
+    strengths_on,
 )
 
 
@@ -64,21 +67,29 @@ def runtime_module_names(plan: Plan) -> dict[int | str, str]:
     return names
 
 
-def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], rng: Any) -> Rules:
-    """Make what goes under ``graphreg_rules``: the runtime modules of the plan, with their strengths and noise streams."""
+def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], noise: Any) -> Rules:
+    """Make what goes under ``graphreg_rules``: the runtime modules of the plan, with their strengths and noise streams.
+
+    ``noise``: the seed, as ``rng=`` of ``regularize``; or a ``SharedState``, which has the strengths and the streams.
+    """
     for name, regularizer in plan.regularizers.items():
         require_pure(regularizer, [edit.site for edit in plan.of(name)])
-    rules = Rules()
-    device = _add_strengths(rules, plan, model)
-    streams = _streams(plan, names, _Seeds(rng))
-    slots = {name: i for i, name in enumerate(streams)}
+    rules, streams = Rules(), _streams(plan, names)
+    if isinstance(noise, SharedState):
+        rules.strengths, rules.exact = {name: noise.rules.strengths[name] for name in plan.regularizers}, noise.rules.exact
+        slots = noise.slots(streams)
+        key: KeyRule | SharedKeyRule = SharedKeyRule(noise.key)
+    else:
+        device = _add_strengths(rules, plan, model)
+        numbers = _numbers(streams, plan, _Seeds(noise))
+        slots, key = {name: i for i, name in enumerate(streams)}, KeyRule(numbers).to(device)
     for i, edit in enumerate(plan.edits):
         if (runtime_module := _runtime_module(edit, rules, slots.get(names[i], 0))) is not None:
             rules.add_module(names[i], runtime_module)
     for i, native in enumerate(plan.native_dropout, len(plan.edits)):
         rules.add_module(names[i], NativeDropoutRule(native, slots.get(names[i], 0)))
     if streams:
-        rules.add_module("key", KeyRule(streams).to(device))
+        rules.add_module("key", key)
     _add_totals(rules, plan, names, slots)
     for site, readers in plan.tracked.items():
         derivatives = [reader for name in readers if isinstance(reader := rules.get_submodule(name), Derivative)]
@@ -91,24 +102,35 @@ def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], rng
 
 def _add_strengths(rules: Rules, plan: Plan, model: nn.Module) -> torch.device:
     """Put the strengths on the device of the model's parameters; return this device."""
-    devices = (p.device for p in model.parameters() if p.device.type != "meta")  # a meta tensor holds no strength
-    device = next(devices, torch.device("cpu"))
-    rules.strengths = {name: brought(torch.tensor([r.weight], dtype=torch.float64), device) for name, r in plan.regularizers.items()}
+    device = device_of(model)
+    rules.strengths = strengths_on(device, plan.regularizers)
     if not has_float64(device):
         rules.exact = {name: float(r.weight) for name, r in plan.regularizers.items()}
     return device
 
 
-def _streams(plan: Plan, names: Mapping[int | str, str], seeds: _Seeds) -> dict[str, int]:
-    """Return the noise stream of each runtime module that draws, by the module's name. A module's slot is its index in this dict."""
-    streams: dict[str, int] = {}
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of a model's parameters; the CPU if it has none, or if they are meta tensors, which could hold no strength."""
+    return next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
+
+
+def _streams(plan: Plan, names: Mapping[int | str, str]) -> dict[str, StreamName]:
+    """Return the noise stream of each runtime module that draws, by the module's name, in the order of the slots."""
+    streams: dict[str, StreamName] = {}
     for i, edit in enumerate(plan.edits):
-        if isinstance(edit.regularizer, Splice) or edit.name in plan.slices:
-            streams[names[i]] = stream(seeds.of(edit), edit.site.name, type(edit.regularizer).__name__, edit.occurrence)
+        regularizer = edit.regularizer
+        if isinstance(regularizer, Splice) or edit.name in plan.slices:
+            own = isinstance(regularizer, Splice) and regularizer.rng is not None
+            streams[names[i]] = StreamName(edit.site.name, type(regularizer).__name__, edit.occurrence, edit.name if own else "")
     for i, native in enumerate(plan.native_dropout, len(plan.edits)):
         if native.draws:
-            streams[names[i]] = stream(seeds.default(), native.dropout.site.name, "own dropout", 0)
+            streams[names[i]] = StreamName(native.dropout.site.name, "own dropout", 0)
     return streams
+
+
+def _numbers(streams: Mapping[str, StreamName], plan: Plan, seeds: _Seeds) -> dict[str, int]:
+    """Return the streams' numbers; draw the seeds that are not given."""
+    return {name: stream.number(seeds.of(stream, plan)) for name, stream in streams.items()}
 
 
 def _runtime_module(edit: Edit, rules: Rules, slot: int) -> RuntimeModule | None:
@@ -149,9 +171,10 @@ class _Seeds:
         self.rng, self.common = rng, None if rng is None else seed(rng)
         self.by_name: dict[str, int] = {}
 
-    def of(self, edit: Edit) -> int:
-        rng = edit.regularizer.rng if isinstance(edit.regularizer, Splice) else None
-        return self.default() if rng is None else self.by_name.setdefault(edit.name, seed(rng))
+    def of(self, stream: StreamName, plan: Plan) -> int:
+        regularizer = plan.regularizers.get(stream.of)
+        rng = regularizer.rng if isinstance(regularizer, Splice) else None
+        return self.default() if rng is None else self.by_name.setdefault(stream.of, seed(rng))
 
     def default(self) -> int:
         if self.common is None:

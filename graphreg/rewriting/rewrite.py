@@ -52,13 +52,18 @@ def rewrite(
         GraphRegError: The plan is for another model, or the rewritten module fails its check.
         TraceError: A site's value cannot be replaced.
     """
+    return rewrite_with(traced, plan, rng, penalties, scale)
+
+
+def rewrite_with(traced: Traced, plan: Plan, noise: Any, penalties: Penalties, scale: Scale | None) -> RewrittenModule:
+    """Do what ``rewrite`` does. ``noise``: its ``rng``; or a ``SharedState``, whose strengths and noise the module then has."""
     check_penalties(penalties)
     check_scale(scale)
     if not isinstance(plan, Plan) or not isinstance(traced, Traced):
         raise RegularizerError("rewrite takes what graphreg.trace gives and what graphreg.plan gives, in this order.")
     require_sites(plan, traced)
     names = runtime_module_names(plan)
-    rules = make_rules(traced.model, plan, names, rng)
+    rules = make_rules(traced.model, plan, names, noise)
     lowered = {mode: lower(graph, traced, plan, names, penalties) for mode, graph in traced.graphs.items()}
     _settle(rules, lowered.values())
     if penalties == "attach" and (attached := next(iter(lowered.values())).totals):

@@ -11,21 +11,37 @@ from graphreg.runtime.build_record import BuildRecord
 from graphreg.runtime.controls import Regulated, frozen_noise, noise_on, rng_state, set_ranks, set_rng_state, set_strength, strengths
 from graphreg.runtime.derivative_penalty import Derivative, Track
 from graphreg.runtime.dropout import NativeDropoutRule
+from graphreg.runtime.forward import call_within
 from graphreg.runtime.gradient_join import Way, identity, in_place, refuse_twice, storage_of
-from graphreg.runtime.handle import BACKEND, BackendHandle, backend_handle, graphs_of, native_draws, record_of, rewritten, rules_of
-from graphreg.runtime.noise_keys import KeyRule
-from graphreg.runtime.noise_state import BACKEND_STATE, checked_state, written_state
+from graphreg.runtime.handle import (
+    BACKEND,
+    BackendHandle,
+    InPlaceHandle,
+    backend_handle,
+    graphs_of,
+    in_place_handle,
+    native_draws,
+    record_of,
+    rewritten,
+    rules_of,
+)
+from graphreg.runtime.module_handle import ModuleHandle, no_noise
+from graphreg.runtime.noise_keys import KeyRule, SharedKeyRule, key_of
+from graphreg.runtime.noise_state import BACKEND_STATE, IN_PLACE_STATE, checked_state, written_state
 from graphreg.runtime.penalty import AllSitesTotal, Measure, MeasureSteps, MeasureUnits, Total
 from graphreg.runtime.result import Regularized
 from graphreg.runtime.rewritten_module import RewrittenModule, lowering
 from graphreg.runtime.runtime_module import Drawing, Rules, RuntimeModule, SpliceRule, accumulation
 from graphreg.runtime.sampling import Samples, sample
+from graphreg.runtime.shared_state import SharedState, StreamName, strengths_on
 
 __all__ = [
-    "BACKEND", "BACKEND_STATE", "AllSitesTotal", "AttachRule", "BackendHandle", "BuildRecord", "Derivative", "Drawing", "KeyRule",
-    "Measure", "MeasureSteps", "MeasureUnits", "NativeDropoutRule", "Penalties", "Regularized", "Regulated", "RewrittenModule",
-    "Rules", "RuntimeModule", "Samples", "Scale", "SpliceRule", "Total", "Track", "Way", "accumulation", "backend_handle",
-    "check_penalties", "check_scale", "checked_state", "collect", "current", "frozen_noise", "graphs_of", "identity", "in_place",
-    "lowering", "native_draws", "noise_on", "record_of", "refuse_twice", "rewritten", "rng_state", "rules_of", "sample",
-    "set_ranks", "set_rng_state", "set_strength", "storage_of", "strengths", "written_state",
+    "BACKEND", "BACKEND_STATE", "IN_PLACE_STATE", "AllSitesTotal", "AttachRule", "BackendHandle", "BuildRecord", "Derivative",
+    "Drawing", "InPlaceHandle", "KeyRule", "Measure", "MeasureSteps", "MeasureUnits", "ModuleHandle", "NativeDropoutRule",
+    "Penalties", "Regularized", "Regulated", "RewrittenModule", "Rules", "RuntimeModule", "Samples", "Scale", "SharedKeyRule",
+    "SharedState", "SpliceRule", "StreamName", "Total", "Track", "Way", "accumulation", "backend_handle", "call_within",
+    "check_penalties", "check_scale", "checked_state", "collect", "current", "frozen_noise", "graphs_of", "identity",
+    "in_place", "in_place_handle", "key_of", "lowering", "native_draws", "no_noise", "noise_on", "record_of", "refuse_twice",
+    "rewritten", "rng_state", "rules_of", "sample", "set_ranks", "set_rng_state", "set_strength", "storage_of", "strengths",
+    "strengths_on", "written_state",
 ]  # fmt: skip

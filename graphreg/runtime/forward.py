@@ -15,7 +15,7 @@ from graphreg.ir import has_keys
 from graphreg.runtime.attach import collect
 from graphreg.runtime.derivative_penalty import run
 from graphreg.runtime.gradient_join import begin_call, end_call
-from graphreg.runtime.noise_keys import KeyRule
+from graphreg.runtime.noise_keys import KeyRule, SharedKeyRule
 from graphreg.runtime.runtime_module import Drawing
 from graphreg.torch_internals import (
     NO_BACKWARD,
@@ -130,6 +130,31 @@ def _call_attaching(attach: Any, module: nn.Module, args: Any, kwargs: Any) -> A
 skip_frame(_call_attaching)
 
 
+def call_within(module: nn.Module, additions: str, call: Callable[[], Any], args: Any, kwargs: Any) -> Any:
+    """Return ``call()``, which runs a rewritten module's forward; do around it what ``__call__`` of the module does around the forward.
+
+    It is for a model that is regularized in place: torch calls the model, and not the module. Dynamo does not compile it.
+    """
+    rules = module._modules.get(additions)
+    if rules is None:
+        return call()
+    if backward_task() != NO_BACKWARD:
+        _refuse(rules)
+    attach = rules._modules.get("attach")
+    before = _begin(attach, args, kwargs) if attach is not None else None
+    try:
+        result = call()
+    finally:
+        if attach is not None:
+            _end(attach, before)
+    if (watching := rules.__dict__.get("watching")) is not None:
+        watching.after(module)
+    return result
+
+
+skip_frame(call_within)
+
+
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _begin(attach: Any, args: Any, kwargs: Any) -> frozenset[int] | None:
     """Prepare a call; return what ``_end`` restores after it."""
@@ -153,7 +178,8 @@ def _end(attach: Any, before: frozenset[int] | None) -> None:
 def _refuse(rules: nn.Module) -> None:
     """Raise GraphRegError in a backward pass, if the module would draw."""
     key = rules._modules.get("key")
-    if isinstance(key, KeyRule) and key.draws(any(child.always for child in rules.children() if isinstance(child, Drawing))):
+    always = any(child.always for child in rules.children() if isinstance(child, Drawing))
+    if isinstance(key, (KeyRule, SharedKeyRule)) and key.draws(always):
         key.refuse_backward()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx
 
 from graphreg.errors import GraphRegError
-from graphreg.ir import RULES, NativeDropout, Operations, find_native_dropouts, state_of
+from graphreg.ir import PLACED, RULES, NativeDropout, Operations, find_native_dropouts, state_of
 from graphreg.runtime.build_record import BuildRecord
 from graphreg.runtime.rewritten_module import RewrittenModule
 from graphreg.runtime.runtime_module import Rules
@@ -20,8 +20,21 @@ from graphreg.torch_internals import backend_in, compile_record_of, function_in,
 def rewritten(module: Any) -> fx.GraphModule:
     """Return the rewritten module inside compiled and distributed wrappers; raises GraphRegError if there is none.
 
-    A GraphModule that a torch.fx pass made of such a module's graph (``fx.GraphModule(module, graph)``) counts as one.
+    A GraphModule that a torch.fx pass made of such a module's graph (``fx.GraphModule(module, graph)``) counts as one. For a model that is
+    regularized in place it is the rewritten module of the model's last call.
     """
+    inner = _unwrapped(module)
+    if (placed := _placed_in(inner)) is not None:
+        return placed.current()
+    if not isinstance(inner, fx.GraphModule) or getattr(inner, RULES, None) is None:
+        within = isinstance(getattr(inner, "module", None), RewrittenModule)
+        hint = "There is one in its attribute 'module': give that." if within else "Give what graphreg.regularize returned."
+        raise GraphRegError(f"{type(module).__name__} is not a module that graphreg rewrote. {hint}")
+    return inner
+
+
+def _unwrapped(module: Any) -> Any:
+    """Return what is inside compiled and distributed wrappers."""
     inner = module
     while not isinstance(inner, RewrittenModule):
         wrapped = original_of(inner)
@@ -30,10 +43,6 @@ def rewritten(module: Any) -> fx.GraphModule:
         if wrapped is None:
             break
         inner = wrapped
-    if not isinstance(inner, fx.GraphModule) or getattr(inner, RULES, None) is None:
-        within = isinstance(getattr(inner, "module", None), RewrittenModule)
-        hint = "There is one in its attribute 'module': give that." if within else "Give what graphreg.regularize returned."
-        raise GraphRegError(f"{type(module).__name__} is not a module that graphreg rewrote. {hint}")
     return inner
 
 
@@ -111,6 +120,30 @@ class BackendHandle(Handle):
 
     @abstractmethod
     def report(self) -> Any: ...
+
+
+class InPlaceHandle(Handle):
+    """Base class of the state of a model that is regularized in place: it is the model's handle."""
+
+    @abstractmethod
+    def current(self) -> RewrittenModule:
+        """Return the rewritten module of the last call; raise GraphRegError if nothing was traced yet."""
+
+    @abstractmethod
+    def notes(self) -> list[str]:
+        """Return lines for the report about the structures of arguments."""
+
+
+def in_place_handle(target: Any) -> InPlaceHandle | None:
+    """Return the handle of a model that is regularized in place, also inside compiled and distributed wrappers; None for anything else."""
+    return _placed_in(_unwrapped(target))
+
+
+def _placed_in(inner: Any) -> InPlaceHandle | None:
+    if isinstance(inner, InPlaceHandle):
+        return inner
+    placed = vars(inner).get(PLACED) if hasattr(inner, "__dict__") else None
+    return placed if isinstance(placed, InPlaceHandle) else None
 
 
 def backend_handle(target: object) -> BackendHandle | None:

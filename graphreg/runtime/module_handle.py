@@ -18,10 +18,11 @@ from torch import nn
 
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, listed, suggestions_text
 from graphreg.ir import NativeDropout
-from graphreg.runtime.handle import Handle, backend_handle, native_draws, record_of, rewritten, rules_of
-from graphreg.runtime.noise_keys import KeyRule
+from graphreg.regularizer import Regularizer
+from graphreg.runtime.handle import Handle, backend_handle, in_place_handle, native_draws, record_of, rewritten, rules_of
+from graphreg.runtime.noise_keys import KeyRule, key_of
 from graphreg.runtime.noise_state import MODULE_STATE, checked_state, written_state
-from graphreg.runtime.runtime_module import Drawing
+from graphreg.runtime.runtime_module import Drawing, Rules
 from graphreg.torch_internals import Changes
 
 log = logging.getLogger("graphreg")
@@ -30,12 +31,11 @@ _unfrozen: WeakKeyDictionary[nn.Module, tuple[NativeDropout, ...]] = WeakKeyDict
 
 
 def handle_of(target: object) -> Handle:
-    """Return the handle of a rewritten module, of a backend, or of a model that was compiled with a backend.
+    """Return the handle of a rewritten module, of a model regularized in place, of a backend, or of a model compiled with a backend.
 
     For anything else it returns a handle whose methods raise GraphRegError.
     """
-    backend = backend_handle(target)
-    return ModuleHandle(target) if backend is None else backend
+    return backend_handle(target) or in_place_handle(target) or ModuleHandle(target)
 
 
 class ModuleHandle(Handle):
@@ -44,23 +44,34 @@ class ModuleHandle(Handle):
     def __init__(self, module: Any) -> None:
         self.module = module
 
+    def _containers(self) -> list[Rules]:
+        """Return the containers of runtime modules; all share the strengths of the first."""
+        return [rules_of(self.module)]
+
+    def _regularizers(self) -> Mapping[str, Regularizer]:
+        return record_of(self.module).plan.regularizers
+
+    def _is_native(self, name: object) -> bool:
+        """Whether a name is that of a native dropout that graphreg draws, or of the option for them."""
+        edits = record_of(self.module).plan.native_dropout
+        return any(name in (edit.dropout.site.name, "own_dropout") for edit in edits)
+
     def strengths(self) -> dict[str, float]:
-        rules = rules_of(self.module)
+        rules = self._containers()[0]
         return {name: rules.value(name) for name in rules.strengths}
 
     def set_strength(self, name: str, value: float) -> None:
-        rules = rules_of(self.module)
-        plan = record_of(self.module).plan
-        if name not in plan.regularizers:  # also if ``name`` is not a string
-            known = ", ".join(plan.regularizers) or "none"
-            is_native = any(name in (edit.dropout.site.name, "own_dropout") for edit in plan.native_dropout)
+        regularizers = self._regularizers()
+        if name not in regularizers:  # also if ``name`` is not a string
+            known = ", ".join(regularizers) or "none"
+            is_native = self._is_native(name)
             hint = " The rate of a native dropout is set once, by regularize(..., own_dropout={selector: rate})."
             raise NoMatchError(
-                f"no regularizer is named {name!r}.{suggestions_text(str(name), plan.regularizers)} Names: {known}."
+                f"no regularizer is named {name!r}.{suggestions_text(str(name), regularizers)} Names: {known}."
                 f"{hint if is_native else ''}"
             )
-        checked = dataclasses.replace(plan.regularizers[name], weight=value)
-        rules.set_value(name, checked.weight)
+        checked = dataclasses.replace(regularizers[name], weight=value)
+        self._containers()[0].set_value(name, checked.weight)
 
     def rng_state(self) -> dict[str, Any]:
         key = self._key()
@@ -93,7 +104,7 @@ class ModuleHandle(Handle):
     def frozen_noise(self) -> Iterator[None]:
         key = self._key()
         if key is None or key.frozen_call is None:
-            self._warn_unfrozen(rules_of(self.module) if key is None else key)
+            self._warn_unfrozen(self._containers()[0] if key is None else key)
         if key is None:
             yield
             return
@@ -106,35 +117,34 @@ class ModuleHandle(Handle):
     @contextmanager
     def noise_on(self) -> Iterator[None]:
         key, block = self._drawing_key(), object()
-        switched = [child for child in rules_of(self.module).children() if isinstance(child, (Drawing, KeyRule))]
+
+        def switch() -> None:
+            for rules in self._containers():
+                for child in rules.children():
+                    if isinstance(child, (Drawing, KeyRule)):
+                        child.forced = bool(key.forcing)
 
         def back() -> None:
             key.forcing.pop(block, None)
-            for child in switched:
-                child.forced = bool(key.forcing)
+            switch()
             key.settle()
 
         with Changes() as changes, changes:
             changes.later(back)
             key.forcing[block] = None
-            for child in switched:
-                child.forced = True
+            switch()
             yield
 
     def require_draws(self) -> None:
         self._drawing_key()
 
     def _key(self) -> KeyRule | None:
-        key = rules_of(self.module)._modules.get("key")
-        return key if isinstance(key, KeyRule) else None
+        return key_of(rules_of(self.module))
 
     def _drawing_key(self) -> KeyRule:
         key = self._key()
         if key is None:
-            raise GraphRegError(
-                "this module draws no noise: it has no splice, so there is no noise to keep on or to sample, and ranks have none to share. "
-                "Regularize with dropout or noise first, e.g. hidden_dropout=0.1, or own_dropout='seeded'."
-            )
+            raise no_noise()
         return key
 
     def _warn_unfrozen(self, key: nn.Module) -> None:
@@ -153,3 +163,11 @@ class ModuleHandle(Handle):
                 "frozen_noise does not hold %s: torch draws it, not graphreg. own_dropout='seeded' moves what can be moved.",
                 listed(names, 3),
             )
+
+
+def no_noise() -> GraphRegError:
+    """Return the error for a module that draws nothing."""
+    return GraphRegError(
+        "this module draws no noise: it has no splice, so there is no noise to keep on or to sample, and ranks have none to share. "
+        "Regularize with dropout or noise first, e.g. hidden_dropout=0.1, or own_dropout='seeded'."
+    )

@@ -126,7 +126,11 @@ class KeyRule(RuntimeModule):
 
     def forward(self, always: bool = False) -> Tensor:
         """Return the keys of this call, int32 [streams, 2]. ``always``: whether the graph has a native dropout that acts in any mode."""
-        if not self.draws(always):
+        return self.keys_of_call(self.draws(always))
+
+    def keys_of_call(self, draws: bool) -> Tensor:
+        """Return the keys of this call, int32 [streams, 2], and make those of the next if the call ``draws``."""
+        if not draws:
             keys = self.keys
         elif not torch.compiler.is_compiling():
             keys = self._taken()
@@ -254,3 +258,34 @@ class KeyRule(RuntimeModule):
             call, self.frozen_call, self.free = self.call(), None, torch.ones_like(self.free)
             self.beyond, self.left = 0, set()
             self.seek(call)
+
+
+class SharedKeyRule(RuntimeModule):
+    """The key rule of one of several graphs that count their calls together. It knows which modes matter to its own graph.
+
+    ``shared``: the key rule that has the streams and counts the calls. In a tuple, so that it does not become a submodule.
+    """
+
+    def __init__(self, shared: KeyRule) -> None:
+        super().__init__(shared.description)
+        self.shared = (shared,)
+
+    def draws(self, always: bool = False) -> bool:
+        """Whether a call of this graph draws in the present modes; ``always`` as in ``forward``."""
+        return always or self.shared[0].forced or self.always or any(owner.training for owner in self.owner)
+
+    def refuse_backward(self) -> None:
+        """Raise GraphRegError if a backward pass runs the forward again and would draw the masks of the next call."""
+        self.shared[0].refuse_backward()
+
+    def forward(self, always: bool = False) -> Tensor:
+        """Return the keys of this call, int32 [streams, 2]; ``always`` as in ``KeyRule.forward``."""
+        return self.shared[0].keys_of_call(self.draws(always))
+
+
+def key_of(rules: Any) -> KeyRule | None:
+    """Return the key rule that counts the calls of a graph, given the container of its runtime modules; None if it draws nothing."""
+    key = rules._modules.get("key")
+    if isinstance(key, SharedKeyRule):
+        return key.shared[0]
+    return key if isinstance(key, KeyRule) else None

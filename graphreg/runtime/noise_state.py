@@ -31,6 +31,7 @@ class StateForm:
 
 
 MODULE_STATE = StateForm("a rewritten module", ("call", "ranks", "streams"), "graphreg.rng_state")
+IN_PLACE_STATE = StateForm("a model that is regularized in place", ("call", "ranks", "seeds"), "graphreg.rng_state")
 BACKEND_STATE = StateForm("a backend's noise", ("seed", "ranks", "calls"), "graphreg.rng_state(backend)")
 
 
@@ -56,6 +57,7 @@ _FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
     "seed": (_is_integer, "no whole number"),
     "ranks": (("differ", "same").__contains__, "not 'differ' or 'same'"),
     "streams": (_is_dict_of(is_int64), "not a dict of names to 64-bit numbers"),
+    "seeds": (_is_dict_of(_is_integer), "not a dict of names to whole numbers"),
     "calls": (_is_dict_of(_is_count), "not a dict of streams to whole numbers of 0 or more"),
 }
 
@@ -77,11 +79,11 @@ def checked_state(state: object, form: StateForm) -> Mapping[str, Any]:
             f"the state has {version}; this graphreg reads version {STATE_VERSION}. Give the dict that {form.returned_by} returned, "
             "or read it with the graphreg that saved it."
         )
-    other = BACKEND_STATE if form is MODULE_STATE else MODULE_STATE
-    if state.keys() >= {*other.fields}:
-        raise RegularizerError(
-            f"the state of {other.owner} is no state of {form.owner}. Give the dict that {form.returned_by} returned."
-        )
+    for other in (MODULE_STATE, BACKEND_STATE, IN_PLACE_STATE):
+        if other is not form and state.keys() >= {*other.fields}:
+            raise RegularizerError(
+                f"the state of {other.owner} is no state of {form.owner}. Give the dict that {form.returned_by} returned."
+            )
     for name in form.fields:
         is_right, wrong = _FIELDS[name]
         if not is_right(state.get(name)):

@@ -65,11 +65,21 @@ class Rules(nn.Module):
         return destination if destination is not None else {}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rules:
-        """Follow the model to its device, and keep dtype and value through ``.half()`` and ``.to_empty()``.
+        """Follow the model to its device, and keep dtype and value through ``.half()`` and ``.to_empty()``."""
+        self.move(fn, {})
+        return self
 
-        Each tensor is moved once, because several runtime modules share a strength.
+    def move(self, fn: Callable[[Tensor], Tensor], moved: dict[int, Tensor]) -> None:
+        """Move all tensors as ``fn`` moves them.
+
+        Args:
+            fn: Moves a tensor.
+            moved: By id of a tensor, what it has become. Each is moved once, because several runtime modules share a strength, and
+                so do several containers that get the same ``moved``.
         """
-        moved = {id(tensor): self._strength(name, tensor, fn) for name, tensor in self.strengths.items()}
+        for name, tensor in self.strengths.items():
+            if id(tensor) not in moved:
+                moved[id(tensor)] = self._strength(name, tensor, fn)
         for child in self.children():
             for name, buffer in child._buffers.items():
                 if buffer is not None:
@@ -77,7 +87,6 @@ class Rules(nn.Module):
                         moved[id(buffer)] = brought(buffer, followed(buffer, fn))
                     child._buffers[name] = moved[id(buffer)]
         self.strengths = {name: moved[id(tensor)] for name, tensor in self.strengths.items()}
-        return self
 
     def _strength(self, name: str, tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the strength on the device that ``fn`` moves to. On a device that has float64 again it is exactly as it was set."""

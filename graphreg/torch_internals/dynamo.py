@@ -22,6 +22,7 @@ from torch import fx
 from torch._dynamo.backends.registry import lookup_backend
 from torch._dynamo.callback import callback_handler
 from torch._dynamo.decorators import skip
+from torch._dynamo.eval_frame import skip_code
 from torch._dynamo.guards import GuardBuilder, install_guard
 from torch._dynamo.source import AttrSource, GlobalSource, LocalSource
 from torch._dynamo.symbolic_convert import InstructionTranslator
@@ -36,6 +37,14 @@ _SKIPPED = re.compile(r"frame skipped: (\S+) \((.*) line (\d+)\)")
 
 # Makes Dynamo skip a function, but still compile the functions that it calls; ``torch.compiler.disable`` would leave these to eager, too.
 skip_frame: Callable[[Callable[..., Any]], Any] = skip
+def skip_as_outermost(function: Callable[..., Any]) -> None:
+    """Make Dynamo skip a function that it would compile as a whole, but follow it where code that it compiles calls the function.
+
+    ``skip_frame`` also forbids the latter.
+    """
+    skip_code(function.__code__)
+
+
 # Makes Dynamo break the graph; with ``fullgraph=True`` the given reason is in the error. It must be Dynamo's own function, because Dynamo
 # recognizes it by identity.
 graph_break = torch._dynamo.graph_break

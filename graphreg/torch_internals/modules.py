@@ -28,6 +28,8 @@ STATE_HOOKS = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_p
 TENSOR_REGISTRIES = ("_parameters", "_buffers", "_non_persistent_buffers_set")
 COMPILED_CALL = "_compiled_call_impl"  # the attribute that ``module.compile()`` sets; it is neither copied nor pickled
 
+REPLICATE = "_replicate_for_data_parallel"  # the method that ``nn.DataParallel`` calls for a replica on another device
+
 # Whether a hook is registered for all modules (``register_module_forward_hook``). Dynamo traces this call, so it is torch's own function.
 has_global_hook: Callable[[], bool] = _has_any_global_hook
 

@@ -15,7 +15,7 @@ from torch import fx
 from torch.func import functional_call
 from torch.fx.node import has_side_effect, map_arg
 
-from graphreg.errors import GraphRegError
+from graphreg.errors import GraphRegError, OtherInputs
 from graphreg.ir import label_site, scope_of
 from graphreg.torch_internals import FakeTensorMode, has_function_table, pytree
 
@@ -37,7 +37,7 @@ class NeedsFunctionTable(BaseException):
 def decided(value: Any, expected: Any) -> None:
     """Raise unless a size, or a value computed from sizes, equals its value when the model was traced."""
     if value != expected:
-        raise GraphRegError(
+        raise OtherInputs(
             f"the model decides something on a shape, and these inputs give {value} where the example_inputs gave {expected}. "
             "To use both, regularize the model once more, with example_inputs of this size."
         )
@@ -47,7 +47,7 @@ def decided(value: Any, expected: Any) -> None:
 def decided_kind(value: Any, expected: str) -> None:
     """Raise unless a value has the type by which ``isinstance`` was answered when the model was traced."""
     if not isinstance(value, KINDS[expected]):
-        raise GraphRegError(
+        raise OtherInputs(
             f"the model's forward calls isinstance on a value, and these inputs make it a {type(value).__name__} where it was traced with "
             f"a {expected}. To use both, regularize the model once more, with example_inputs of this type."
         )
@@ -57,7 +57,7 @@ def decided_kind(value: Any, expected: str) -> None:
 def decided_flag(value: Any, expected: bool, name: str) -> None:
     """Raise unless ``requires_grad`` of a parameter has the value that it had when the model was traced."""
     if value != expected:
-        raise GraphRegError(
+        raise OtherInputs(
             f"the model's forward reads {name}.requires_grad and branches on it. It was {expected} when the model was traced, and is "
             f"{value} now. Freeze or unfreeze parameters first, then regularize."
         )
@@ -71,6 +71,9 @@ def in_parts(value: Any, name: str) -> None:
             f"{name} is an opaque module, and its result was assumed to be a tuple, because the forward only indexes it. It is a tensor. "
             "Regularize with example_inputs, or annotate what its forward returns (-> torch.Tensor)."
         )
+
+
+DECISIONS = (decided, decided_kind, decided_flag)  # these raise OtherInputs
 
 
 def decisions(graph: fx.Graph) -> list[str]:

@@ -14,6 +14,7 @@ from torch import fx, nn
 
 from graphreg.errors import GraphRegError, RenamedAttributes, TraceError, shown
 from graphreg.ir import (
+    PLACED,
     RULES,
     Graphs,
     Label,
@@ -291,6 +292,10 @@ def check_model(model: object) -> None:
             f"the class {model.__name__}; make an instance" if isinstance(model, type) else f"{type(model).__name__}; wrap it in a module"
         )
         raise TraceError(f"graphreg takes a torch.nn.Module, not {what}.")
+    placed = next((path for path, inner in model.named_modules() if PLACED in vars(inner)), None)
+    if placed is not None:
+        what = f"the submodule {placed!r} of {type(model).__name__}" if placed else type(model).__name__
+        raise TraceError(f"{what} is regularized in place already. Call graphreg.strip_ on it first, then regularize the model.")
     kinds = {kind.__name__ for kind in type(model).__mro__}
     wrappers = {"OptimizedModule", "DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "FSDPModule"}
     wrapper = next(iter(kinds & wrappers), "module.compile()" if compiles_itself(model) else None)

@@ -12,7 +12,7 @@ from typing import Any
 from torch import fx, nn
 from torch.fx.node import has_side_effect, map_aggregate
 
-from graphreg.errors import GraphRegError
+from graphreg.errors import OtherInputs
 from graphreg.ir import Graphs, Literals, choose, compared, flat, label_site, name_of, scope_of
 from graphreg.torch_internals import Changes, raise_interrupt
 from graphreg.tracing.global_queries import ModeReads
@@ -139,7 +139,7 @@ def _in_mode(modes: Mapping[nn.Module, bool], mode: Callable[[nn.Module], bool],
 def mode_asked(mode: bool, expected: bool, name: str) -> None:
     """Raise unless a submodule, whose mode another module reads, is in the mode for which the graph was traced."""
     if mode != expected:
-        raise GraphRegError(
+        raise OtherInputs(
             f"the model's forward reads self.{name}.training and branches on it. It is {mode} now, but the graph was traced with "
             f"{expected}. Put {name} and the module that reads it in one mode, or regularize with {name} in the mode that it should have."
         )

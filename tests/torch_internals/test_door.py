@@ -37,6 +37,7 @@ ALLOWED = {
 # Files that read Python's stack, and what they look for there: code of the user's, never of torch.
 STACK_READERS = {
     "graphreg/errors.py": "the first caller outside graphreg, for the line that a warning names",
+    "graphreg/in_place/fingerprint.py": "whether it is the model's code that reads a configuration",
     "graphreg/ir/source_location.py": "the line of the user's code that makes a node",
     "graphreg/regularizer/purity.py": "the line of a formula that draws or writes",
     "graphreg/tracing/global_queries.py": "whether it is the model's code that asks a question of its surroundings",

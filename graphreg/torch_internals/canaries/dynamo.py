@@ -228,6 +228,26 @@ def skip_frame() -> None:
     assert names == ["inner"]
 
 
+@canary("Dynamo skips a function as the outermost, and follows it elsewhere", "the call of a model that is regularized in place",
+        "skip_as_outermost")  # fmt: skip
+def skip_as_outermost() -> None:
+    names = list[str]()
+
+    def inner(x: Tensor) -> Tensor:
+        return x + 1
+
+    def middle(x: Tensor) -> Tensor:
+        return inner(x) * 2
+
+    def look(gm: fx.GraphModule, inputs: list[Any]) -> None:
+        names.append(door.captured_code(door.translator(), gm).name)
+
+    door.skip_as_outermost(middle)
+    compiled(middle, look)(torch.ones(1))
+    compiled(lambda x: middle(x) + 1, look, fullgraph=True)(torch.ones(1))
+    assert names == ["inner", "<lambda>"]
+
+
 @canary("Dynamo tells of its work", "the error for a call that is left to eager", "on_compilation_start", "left_to_eager", "skipped_code",
         "TELLS_SKIPPED_CODE")  # fmt: skip
 def left_to_eager() -> None:

@@ -43,6 +43,12 @@ def hooks() -> None:
     handle.remove()
 
 
+@canary("DataParallel asks a module for a replica", "the refusal of replicas of a model that is regularized in place", "REPLICATE")
+def replicate() -> None:
+    module = nn.Linear(1, 1)
+    assert getattr(module, door.REPLICATE)().__dict__["_is_replica"] and "_is_replica" not in vars(module)
+
+
 @canary("hooks of state_dict are kept", "rewritten modules, which take them over", "STATE_HOOKS")
 def state_hooks() -> None:
     module, hook = nn.Linear(1, 1), lambda *args: None

@@ -74,7 +74,12 @@ class ReachableCode:
 
 def is_foreign_class(kind: type) -> bool:
     """Whether a class is no part of a model: it is from torch, graphreg, Python's library or a package such as numpy (``FOREIGN``)."""
-    return kind.__module__.partition(".")[0] in FOREIGN
+    return is_foreign_name(kind.__module__)
+
+
+def is_foreign_name(name: object) -> bool:
+    """Whether a Python module of this name is no part of a model (``FOREIGN``)."""
+    return str(name).partition(".")[0] in FOREIGN
 
 
 def reachable_code(modules: Iterable[nn.Module]) -> ReachableCode:
@@ -193,7 +198,7 @@ def _module_name(value: Any) -> str:
 
 def _is_foreign_namespace(space: dict[str, Any]) -> bool:
     """Whether a global namespace is that of torch, graphreg, Python's library or a package such as numpy (``FOREIGN``)."""
-    return str(space.get("__name__", "")).partition(".")[0] in FOREIGN
+    return is_foreign_name(space.get("__name__", ""))
 
 
 def _functions(value: Any) -> Iterator[types.FunctionType]:

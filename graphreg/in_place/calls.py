@@ -1,0 +1,127 @@
+"""The structure of a call's arguments: what decides which graph the call needs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graphreg.errors import GraphRegError, TraceError
+from graphreg.torch_internals import pytree
+
+_DOT = "·"  # in place of a dot: Dynamo reads no attribute with a dot in its name
+
+
+class CallForm:
+    """Turns the arguments of a call into the text of their structure. Dynamo traces ``key``, so it uses little of Python.
+
+    Attributes:
+        names: The names of the parameters that may be given by position.
+        defaults: The default of each parameter that has one.
+    """
+
+    def __init__(self, signature: inspect.Signature) -> None:
+        """``signature``: that of the forward, without ``self``."""
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        self.names = tuple(name for name, p in signature.parameters.items() if p.kind in kinds)
+        self.defaults = {name: p.default for name, p in signature.parameters.items() if p.default is not p.empty}
+
+    def key(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+        """Return the structure: names with dtype and number of dimensions of tensors, values of constants, structure of containers.
+
+        It does not matter whether an argument is given by position or by name, nor whether a default is given.
+        """
+        parts = []
+        for i in range(len(args)):
+            name = self.names[i] if i < len(self.names) else f"*{i}"
+            if not self._is_default(name, args[i]):
+                parts.append(f"{name}={described(args[i])}")
+        for name, value in kwargs.items():
+            if not self._is_default(name, value):
+                parts.append(f"{name}={described(value)}")
+        parts.sort()
+        return ", ".join(parts).replace(".", _DOT)
+
+    def _is_default(self, name: str, value: Any) -> bool:
+        if name not in self.defaults:
+            return False
+        default = self.defaults[name]
+        if default is None or value is None:
+            return default is None and value is None
+        if isinstance(default, (bool, int, float, str)) and type(default) is type(value):
+            return bool(default == value)
+        return False
+
+
+def readable(key: str) -> str:
+    """Return the text of a structure for a message."""
+    return f"({key.replace(_DOT, '.').replace('torch.', '')})"
+
+
+def described(value: Any) -> str:
+    """Describe an argument. Dynamo traces this."""
+    if isinstance(value, Tensor):
+        return f"{value.dtype}[{value.dim()}]"
+    if value is None or isinstance(value, (bool, str)):
+        return repr(value)
+    if isinstance(value, (int, float)):
+        # by its hash: Dynamo makes a symbol of a number that has changed, and only hash() takes the number out of it again
+        return f"{type(value).__name__} {hash(value)}" + ("'" if value == -1 else "")  # hash(-1) is hash(-2)
+    if isinstance(value, (list, tuple)):
+        return "(" + ", ".join([described(item) for item in value]) + ")"
+    if isinstance(value, dict):
+        return "{" + ", ".join([f"{key}: {described(item)}" for key, item in value.items()]) + "}"
+    return f"<{type(value).__name__}>"
+
+
+def refuse_caches(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Raise TraceError if a call carries a cache of keys and values, or asks for one: a graph can neither read nor return it."""
+    for value in (*args, *kwargs.values()):
+        if any(kind.__name__ == "Cache" for kind in type(value).__mro__):
+            raise TraceError(
+                f"the call carries a {type(value).__name__}, and in train mode the model runs as a graph, which cannot read or fill a "
+                "cache. Call model.eval() first, as for generation."
+            )
+    if kwargs.get("use_cache") is True:
+        raise TraceError(
+            "the call asks for a cache (use_cache=True), and in train mode the model runs as a graph, which cannot return one. "
+            "Call model.eval() first, as for generation, or leave use_cache out."
+        )
+
+
+def example_of(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Return the arguments of a call as example inputs: a tuple, or a dict if some are given by name. Tensors are detached."""
+    args, kwargs = pytree.tree_map_only(Tensor, Tensor.detach, (tuple(args), dict(kwargs)))
+    if not kwargs:
+        return tuple(args)
+    if not args:
+        return dict(kwargs)
+    bound = signature.bind(*args, **kwargs)
+    example: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            example.update(value)
+        elif kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY):
+            raise TraceError(f"the call gives {name} by position and {', '.join(kwargs)} by name. Give all by position.")
+        else:
+            example[name] = value
+    return example
+
+
+def shapes_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[torch.Size, ...]:
+    """Return the shapes of the tensors among the arguments, in order."""
+    leaves = pytree.tree_leaves((tuple(args), sorted(kwargs.items(), key=lambda item: item[0])))
+    return tuple(leaf.shape for leaf in leaves if isinstance(leaf, Tensor))
+
+
+def not_traced(key: str, title: str) -> GraphRegError:
+    """Return the error for a call under Dynamo whose arguments have a structure that was not traced yet."""
+    return GraphRegError(
+        f"{title} is called with arguments of the structure {readable(key)}, for which it has no graph yet, and torch.compile cannot trace "
+        "one while it compiles the code around the call. Call the model so once before, outside of torch.compile, or give regularize_ "
+        "example_inputs of this structure."
+    )

@@ -1,0 +1,208 @@
+"""``Fingerprint``: what a graph depends on besides its inputs. It is compared at each call, so that no call runs a stale graph."""
+
+from __future__ import annotations
+
+import itertools
+import operator
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from graphreg.ir import PREFIX
+from graphreg.torch_internals import Changes
+from graphreg.tracing import is_foreign_class, is_foreign_name, reachable_code
+
+_OWN = frozenset(vars(nn.Module())) | {"forward"}  # attributes of every module; hooks and modes are checked otherwise, or at the call
+_NUMBERS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+_LARGEST = 1000  # items of a list or dict that are compared at each call; of a larger one only the identity
+_CHECKPOINTS = "gradient_checkpointing"
+_MISSING = object()
+_Names = frozenset[str]
+Reads = dict[int, set[str]]  # by id of an object, the names of the attributes that were read
+_Getter = Callable[[dict[str, Any]], Any]
+
+
+class Fingerprint:
+    """What a graph was traced from: modules by identity, shapes of parameters, and attributes and configuration that forwards mention.
+
+    Building it takes milliseconds; ``same`` takes microseconds for each module.
+    """
+
+    def __init__(self, model: nn.Module, reads: Reads | None = None) -> None:
+        """``reads``: what the trace read of objects such as configurations; without it, all names count that code mentions."""
+        self._reads = reads
+        self._modules_now: list[dict[str, Any]] = []
+        self._parameters: list[dict[str, Any]] = []
+        self._paths: list[str] = []
+        self._plain: list[tuple[_Getter, dict[str, Any]]] = []  # of each owner: what gets the values to compare
+        self._values: list[Any] = []
+        self._others: list[tuple[_Getter, dict[str, Any]]] = []  # of each value of which the identity counts
+        self._objects: list[Any] = []
+        self._absent: list[tuple[Any, dict[str, Any], dict[str, Any]]] = []  # names that are read from the class, with its values
+        self._named: list[tuple[dict[str, Any], str, Any, bool]] = []  # all values, for ``changed``
+        kinds = {type(module): module for module in model.modules() if not is_foreign_class(type(module))}
+        mentioned = {kind: _mentioned(module) for kind, module in kinds.items()}
+        everywhere = frozenset().union(*mentioned.values())
+        for path, module in model.named_modules():
+            if module._modules:
+                self._modules_now.append(module._modules)
+                self._paths.append(path)
+            if module._parameters:
+                self._parameters.append(module._parameters)
+        seen: set[int] = set()
+        for module in model.modules():
+            if type(module) in mentioned:
+                self._add(module, mentioned[type(module)], everywhere, seen)
+        self._modules_then = [dict(modules) for modules in self._modules_now]
+        self._shapes = _shapes(self._parameters)
+
+    def _add(self, owner: Any, names: _Names, everywhere: _Names, seen: set[int], depth: int = 2) -> None:
+        """Add the attributes of a module or object, and those of objects among them.
+
+        Args:
+            owner: The module or object.
+            names: The names that code mentions which may read the owner.
+            everywhere: The names that any code of the model mentions; it may read the objects.
+            seen: The ids of the owners so far.
+            depth: How many levels of objects to enter.
+        """
+        if id(owner) in seen:
+            return
+        seen.add(id(owner))
+        space = vars(owner)
+        counted = [n for n in space if n not in _OWN and not n.startswith(PREFIX) and n in names]
+        plain = [n for n in counted if _is_plain(space[n])]
+        if plain:
+            self._plain.append((operator.itemgetter(*plain), space))
+            values = [_copied(space[n]) for n in plain]
+            self._values.append(tuple(values) if len(plain) > 1 else values[0])
+            self._named += [(space, n, value, True) for n, value in zip(plain, values, strict=True)]
+        for name in counted:
+            if name not in plain:
+                value = space[name]
+                self._others.append((operator.itemgetter(name), space))
+                self._objects.append(value)
+                self._named.append((space, name, value, False))
+                if depth and _is_object(value):
+                    self._add(value, self._read_of(value, everywhere), everywhere, seen, depth - 1)
+        absent = {n: _of_class(owner, n) for n in names if n not in space and n not in _OWN}
+        if absent := {name: value for name, value in absent.items() if isinstance(value, _NUMBERS)}:
+            self._absent.append((absent.keys(), absent, space))
+
+    def _read_of(self, value: Any, everywhere: _Names) -> _Names:
+        """Return the names of an object's attributes that count."""
+        read = None if self._reads is None else self._reads.get(id(value), set())
+        names = everywhere if read is None or "__dict__" in read else frozenset(read)
+        return names | _mapped(type(value), names)
+
+    def same(self) -> bool:
+        """Whether nothing has changed. Its loops are comprehensions and C functions, because it runs at each call."""
+        if not all(map(operator.eq, self._modules_now, self._modules_then)):  # dicts compare by identity first, modules by nothing else
+            return False
+        if _shapes(self._parameters) != self._shapes:
+            return False
+        try:
+            if [get(space) for get, space in self._plain] != self._values:
+                return False
+            if not all(map(operator.is_, [get(space) for get, space in self._others], self._objects)):
+                return False
+        except KeyError:  # an attribute was deleted
+            return False
+        return all(names.isdisjoint(space) or not _shadowed(values, space) for names, values, space in self._absent)
+
+    def changed(self) -> str:
+        """Name the first thing that has changed; ``""`` if nothing has."""
+        for now, then, path in zip(self._modules_now, self._modules_then, self._paths, strict=True):
+            if now != then:
+                return f"submodules of {path or 'the model'}"
+        if _shapes(self._parameters) != self._shapes:
+            return "shapes of parameters"
+        for space, name, value, plain in self._named:
+            now = space.get(name, _MISSING)
+            if (now != value) if plain and now is not _MISSING else (now is not value):
+                return f"values of {name!r}"
+        return next((f"values of {name!r}" for _, values, space in self._absent for name in _shadowed(values, space)), "")
+
+
+@contextmanager
+def reads_recorded(model: nn.Module) -> Iterator[Reads]:
+    """Record, within the block, which attributes are read of the objects that are attributes of modules, such as configurations."""
+    objects: dict[int, Any] = {}
+    waiting = [(value, 2) for m in model.modules() if not is_foreign_class(type(m)) for value in vars(m).values() if _is_object(value)]
+    while waiting:
+        value, depth = waiting.pop()
+        objects[id(value)] = value
+        waiting += [(inner, depth - 1) for inner in vars(value).values() if depth > 1 and _is_object(inner) and id(inner) not in objects]
+    reads: Reads = {key: set() for key in objects}
+    with Changes() as changes, changes:
+        for kind in {type(value) for value in objects.values()}:
+            changes.put(kind, "__getattribute__", _recording(cast(Any, kind).__getattribute__, reads))
+        yield reads
+
+
+def _recording(original: Callable[[Any, str], Any], reads: Reads) -> Callable[[Any, str], Any]:
+    def get(self: Any, name: str) -> Any:
+        if id(self) in reads and (name != "__dict__" or not is_foreign_name(sys._getframe(1).f_globals.get("__name__"))):
+            reads[id(self)].add(name)  # graphreg reads the whole ``__dict__`` to find what a trace changes; only code of a model counts
+        return original(self, name)
+
+    return get
+
+
+def _mentioned(module: nn.Module) -> _Names:
+    """Return the names that the code of a module's forward mentions, and the texts in it, which ``getattr`` may take for names."""
+    code = reachable_code([module])
+    texts = {text for function in code.functions.values() for text in function.__code__.co_consts if isinstance(text, str)}
+    return frozenset(code.mentioned | texts | {_CHECKPOINTS})
+
+
+def _mapped(kind: type, names: _Names) -> _Names:
+    """Return the names for which a class has other names, as ``attribute_map`` of configurations of transformers has."""
+    maps = [value for base in kind.__mro__ for value in vars(base).values() if type(value) is dict]
+    return frozenset(value for each in maps for key, value in each.items() if key in names and isinstance(value, str))
+
+
+def _shapes(registries: list[dict[str, Any]]) -> list[Any]:
+    parameters = list(itertools.chain.from_iterable(registry.values() for registry in registries))
+    try:
+        return [None if p is None else p.shape for p in parameters]
+    except RuntimeError:  # a parameter that is not initialized yet has no shape
+        return [None if p is None or nn.parameter.is_lazy(p) else p.shape for p in parameters]
+
+
+def _shadowed(values: dict[str, Any], space: dict[str, Any]) -> list[str]:
+    """Return the names whose values in the class are hidden by other values of the object."""
+    return [name for name, value in values.items() if name in space and space[name] != value]
+
+
+def _is_plain(value: Any) -> bool:
+    kind = type(value)
+    if kind in (list, tuple, set, frozenset):
+        return len(value) <= _LARGEST and all(map(_is_plain, value))
+    if kind is dict:
+        return len(value) <= _LARGEST and all(map(_is_plain, value.values()))
+    return isinstance(value, _NUMBERS)
+
+
+def _copied(value: Any) -> Any:
+    kind = type(value)
+    if kind in (list, tuple):
+        return kind(map(_copied, value))
+    if kind is dict:
+        return {key: _copied(item) for key, item in value.items()}
+    return set(value) if kind is set else value
+
+
+def _is_object(value: Any) -> bool:
+    """Whether a value is an object with attributes, such as a configuration, and no module, tensor, function or class."""
+    if isinstance(value, (nn.Module, Tensor, type)) or callable(value) or is_foreign_class(type(value)):
+        return False
+    return hasattr(value, "__dict__")
+
+
+def _of_class(owner: Any, name: str) -> Any:
+    return next((vars(kind)[name] for kind in type(owner).__mro__ if name in vars(kind)), _MISSING)

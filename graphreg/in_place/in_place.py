@@ -1,0 +1,176 @@
+"""``graphreg.regularize_`` and ``graphreg.strip_``: regularize a model in place, and undo it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import fx, nn
+
+from graphreg.errors import GraphRegError, RegularizerError, TraceError, shown
+from graphreg.in_place.placed import Placed
+from graphreg.in_place.placed_class import generated_class
+from graphreg.in_place.structure import ORIGINAL, Options, bare
+from graphreg.ir import PLACED, Missing
+from graphreg.pipeline import check_compile, check_options, model_before
+from graphreg.planning import OwnDropout, from_keywords, instances, named_once
+from graphreg.regularizer import Regularizer, Splice
+from graphreg.rewriting import device_of, seed
+from graphreg.runtime import Penalties, Scale, SharedState
+from graphreg.torch_internals import COMPILED_CALL, Changes, warn_if_untested
+from graphreg.tracing import FrontEnd, arguments, check_model
+from graphreg.verification import validate
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def regularize_(
+    model: M,
+    *regularizers: Regularizer | Iterable[Regularizer],
+    example_inputs: Any = None,
+    rng: int | torch.Generator | None = None,
+    front_end: FrontEnd = "auto",
+    missing: Missing = "error",
+    penalties: Penalties = "attach",
+    compile: bool | Mapping[str, Any] = False,
+    scale: Scale | None = None,
+    own_dropout: OwnDropout = "keep",
+    verify: bool = False,
+    eval_penalties: bool = False,
+    **keywords: Any,
+) -> M:
+    """Regularize a model in place, and return it: the same object, with its class, methods, parameters and ``state_dict``.
+
+    In train mode a call runs the graph that ``regularize`` would make. It is traced at the first call, and once more for a call whose
+    arguments have another structure (other arguments are given, or tensors have another dtype or number of dimensions), and after a change
+    of the model (a layer is replaced, a configuration value set). All graphs share the noise and the strengths. In eval mode a call runs
+    the model's own forward. If the model cannot be traced, the call raises; it never runs the plain forward in train mode.
+
+    ``graphreg.strip_`` undoes it. A copy or pickle of the model is regularized too, and has strengths and noise of its own.
+
+    Args:
+        model: The model to regularize.
+        *regularizers: Regularizers, or sequences of them.
+        example_inputs: Arguments of one call, as in ``regularize``; the model is traced for them at once.
+        rng: As in ``regularize``.
+        front_end: As in ``regularize``.
+        missing: As in ``regularize``; it holds for each structure.
+        penalties: ``"attach"`` adds the penalties to the output's loss, or their gradients in the backward pass, so that a training loop
+            need not know of them. ``"return"`` makes a call in train mode return ``(output, penalties)``.
+        compile: As in ``regularize``.
+        scale: As in ``regularize``.
+        own_dropout: As in ``regularize``.
+        verify: As in ``regularize``; it needs example inputs.
+        eval_penalties: Run the graph in eval mode, too, so that there are penalties.
+        **keywords: Regularizers by keyword, as in ``regularize``.
+
+    Returns:
+        The model.
+
+    Raises:
+        TraceError: The model cannot be regularized in place, or not be traced.
+        NoMatchError: A keyword is unknown, or a selector matches nothing.
+        RegularizerError: An option or a value is not allowed.
+        GraphRegError: ``verify=True`` found a difference.
+    """
+    warn_if_untested()
+    check_compile(compile)
+    check_options(rng, missing, penalties, scale, own_dropout)
+    if not isinstance(eval_penalties, bool):
+        raise RegularizerError(f"eval_penalties={shown(eval_penalties)} is not allowed; give True or False.")
+    _check_model(model, penalties)
+    named, seeds = _seeded(named_once([*instances(regularizers), *from_keywords(keywords)]), rng)
+    before = model_before(model, example_inputs, verify)
+    options = Options(named, front_end, missing, penalties, scale, own_dropout, eval_penalties)
+    placed = Placed(options, SharedState(named, seeds, device_of(model)))
+    with Changes() as changes, changes:
+        kept = [False]
+        changes.later(partial(_strip_unless, model, kept))
+        object.__setattr__(model, "__class__", generated_class(model, type(model)))
+        model.__dict__[PLACED] = placed
+        if (call := arguments(example_inputs)) is not None:
+            placed.trace_example(model, *call)
+            if before is not None:
+                with bare(model):
+                    validate(before, model, placed.current(), example_inputs)
+        kept[0] = True
+    if compile is not False:
+        model.compile(**{"fullgraph": True, **(compile if isinstance(compile, Mapping) else {})})
+    return model
+
+
+def strip_(model: M) -> M:
+    """Undo ``regularize_``: the model has its own class again, and nothing of graphreg's. Its parameters stay as they are.
+
+    Args:
+        model: What ``regularize_`` returned, without wrappers around it.
+
+    Returns:
+        The model.
+
+    Raises:
+        GraphRegError: The model is not regularized in place, or another library has changed its class since.
+    """
+    if not isinstance(model, nn.Module) or PLACED not in vars(model):
+        raise GraphRegError(
+            f"{type(model).__name__} is not regularized in place. Give strip_ the model that graphreg.regularize_ returned, without a "
+            "wrapper; graphreg.strip is for what graphreg.regularize returned."
+        )
+    if ORIGINAL not in vars(type(model)):
+        raise GraphRegError(
+            f"another library has changed the class of this model to {type(model).__name__} since it was regularized. Undo that first."
+        )
+    _strip(model)
+    return model
+
+
+def _strip(model: nn.Module) -> None:
+    object.__setattr__(model, "__class__", getattr(type(model), ORIGINAL, type(model)))
+    vars(model).pop(PLACED, None)
+    vars(model).pop(COMPILED_CALL, None)  # it runs the graph
+
+
+def _strip_unless(model: nn.Module, kept: list[bool]) -> None:
+    if not kept[0]:
+        _strip(model)
+
+
+def _check_model(model: nn.Module, penalties: Penalties) -> None:
+    if not isinstance(model, nn.Module) or PLACED in vars(model):
+        check_model(model)  # which raises
+    with bare(model):
+        check_model(model)
+    if any(kind.__name__ == "PeftModel" for kind in type(model).__mro__):
+        raise TraceError(
+            f"{type(model).__name__} passes its calls on to the model inside it. Regularize that one, with the adapters in it: "
+            "graphreg.regularize_(model.base_model.model, ...)."
+        )
+    if isinstance(model, fx.GraphModule):
+        raise TraceError(
+            f"{type(model).__name__.removesuffix('Impl')} is a torch.fx.GraphModule, which has a graph already: torch.fx would replace the "
+            "forward in place. Use graphreg.regularize, or graphreg.as_pass."
+        )
+    if "forward" in vars(model):
+        raise TraceError(
+            f"the forward of this {type(model).__name__} was replaced on the object (by accelerate's prepare, or by hand), and what "
+            "regularize_ traces is the forward of the class. Regularize first, prepare after."
+        )
+    if penalties == "attach" and hasattr(model, "penalties"):
+        raise TraceError(
+            f"{type(model).__name__} has something called 'penalties', and penalties='attach' gives the last values by "
+            "model.penalties(). Rename it in the model, or take penalties='return'."
+        )
+
+
+def _seeded(regularizers: Mapping[str, Regularizer], rng: Any) -> tuple[dict[str, Regularizer], dict[str, int]]:
+    """Return the regularizers with seeds in place of generators, and the seeds by regularizer name; the model's own under ``""``."""
+    seeds, named = {"": seed(rng)}, dict[str, Regularizer]()
+    for name, regularizer in regularizers.items():
+        named[name] = regularizer
+        if isinstance(regularizer, Splice) and regularizer.rng is not None:
+            seeds[name] = seed(regularizer.rng)
+            named[name] = dataclasses.replace(regularizer, rng=seeds[name])
+    return named, seeds

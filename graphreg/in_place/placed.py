@@ -1,0 +1,304 @@
+"""``Placed``: the state of a model that is regularized in place. It traces a graph for each structure of arguments, and chooses one."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graphreg.errors import GraphRegError, OtherInputs, RegularizerError, listed
+from graphreg.in_place.calls import CallForm, example_of, readable, refuse_caches, shapes_of
+from graphreg.in_place.fingerprint import Fingerprint
+from graphreg.in_place.structure import ORIGINAL, Options, StructureGraph, restored_unless_done, traced_for
+from graphreg.ir import RULES
+from graphreg.pipeline import log_plan, warn_of_scale
+from graphreg.regularizer import Regularizer, Splice
+from graphreg.runtime import (
+    IN_PLACE_STATE,
+    InPlaceHandle,
+    KeyRule,
+    ModuleHandle,
+    RewrittenModule,
+    Rules,
+    SharedState,
+    call_within,
+    checked_state,
+    native_draws,
+    no_noise,
+    rules_of,
+    written_state,
+)
+from graphreg.torch_internals import guard_value, skip_frame, translator
+
+log = logging.getLogger("graphreg")
+_MOST = 8  # graphs that are kept for one structure: after a change of the model, or for other sizes
+_MANY = 16  # structures, at which there is a warning
+_one_at_a_time = threading.RLock()
+
+
+class _Thread(threading.local):
+    """The call that runs in this thread: its state, its structure and the graphs that fit. None outside of ``Placed.call``."""
+
+    call: tuple[Placed, str, list[StructureGraph]] | None = None
+
+
+_thread = _Thread()
+
+
+class Graphs:
+    """Has the rewritten module of each structure as an attribute, which is named by the structure's text. Dynamo guards each on its own."""
+
+
+class Placed(ModuleHandle, InPlaceHandle):
+    """The state of a model that is regularized in place; also its handle. The model's ``__dict__`` has it, and it is no submodule.
+
+    Attributes:
+        options: What ``regularize_`` was given.
+        shared: Strengths and noise, which all graphs share.
+        graphs: The present rewritten module of each structure.
+        in_eval: Whether the graph runs in eval mode, too.
+        last: The structure of the last call.
+    """
+
+    def __init__(self, options: Options, shared: SharedState) -> None:
+        super().__init__(self)
+        self.options, self.shared, self.graphs = options, shared, Graphs()
+        self.in_eval, self.last = options.eval_penalties, ""
+        self._made: dict[str, list[StructureGraph]] = {}  # by structure, the one that ran last first
+        self._failed: dict[str, tuple[Fingerprint, GraphRegError]] = {}
+        self._told = False  # whether the plan has been logged
+
+    # what a call runs
+
+    def call(self, model: nn.Module, form: CallForm, run: Callable[[], Any], args: Any, kwargs: Any) -> Any:
+        """Return ``run()``, which calls the model with its hooks; first see to it that there is a graph, also for compiled code."""
+        key, fitting = self._prepared(model, form, args, kwargs)
+        outer, _thread.call = _thread.call, (self, key, fitting)
+        try:
+            return call_within(fitting[0].module, RULES, run, args, kwargs)
+        finally:
+            _thread.call = outer
+
+    skip_frame(call)  # Dynamo shall compile the model's forward, which ``run`` calls, and nothing around it
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _prepared(self, model: nn.Module, form: CallForm, args: Any, kwargs: Any) -> tuple[str, list[StructureGraph]]:
+        key = form.key(args, kwargs)
+        return key, self.fitting(model, key, args, kwargs)
+
+    def run(self, model: nn.Module, key: str, args: Any, kwargs: Any) -> Any:
+        """Run the graph of a structure in eager mode, in place of the model's forward."""
+        running = _thread.call
+        if running is None or running[0] is not self:  # the forward was called, and not the model
+            first = self.fitting(model, key, args, kwargs)[0]
+            return call_within(first.module, RULES, lambda: self._run(model, key, args, kwargs, None), args, kwargs)
+        return self._run(model, key, args, kwargs, running[2] if running[1] == key else None)
+
+    def _run(self, model: nn.Module, key: str, args: Any, kwargs: Any, fitting: list[StructureGraph] | None) -> Any:
+        fitting = self.fitting(model, key, args, kwargs) if fitting is None else fitting
+        shapes = shapes_of(args, kwargs) if fitting[0].asks else ()
+        for graph in list(fitting):
+            try:
+                with restored_unless_done(model, self.shared, graph.late and shapes not in graph.known):
+                    return self._forward(graph, shapes, args, kwargs)
+            except OtherInputs:
+                continue
+        graph = self._trace(model, key, args, kwargs)
+        return self._forward(graph, shapes_of(args, kwargs), args, kwargs)
+
+    def _forward(self, graph: StructureGraph, shapes: Any, args: Any, kwargs: Any) -> Any:
+        result = type(graph.module).forward(graph.module, *args, **kwargs)
+        if graph.asks:
+            graph.known.add(shapes)
+        return result
+
+    def fitting(self, model: nn.Module, key: str, args: Any, kwargs: Any) -> list[StructureGraph]:
+        """Return the graphs of a structure that the present model has given, the likeliest first; trace one if there is none."""
+        graphs = [graph for graph in self._made.get(key, ()) if graph.fingerprint.same()]
+        if not graphs:
+            graphs = [self._trace(model, key, args, kwargs)]
+        if len(graphs) > 1 and graphs[0].asks:
+            shapes = shapes_of(args, kwargs)
+            graphs.sort(key=lambda graph: shapes not in graph.known)
+        graphs[0].refuse_hooks()
+        self._choose(key, graphs[0])
+        return graphs
+
+    def _choose(self, key: str, graph: StructureGraph) -> None:
+        self.last = key
+        if getattr(self.graphs, key, None) is not graph.module:
+            setattr(self.graphs, key, graph.module)
+        made = self._made[key]
+        if made[0] is not graph:
+            made.remove(graph)
+            made.insert(0, graph)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _trace(self, model: nn.Module, key: str, args: Any, kwargs: Any) -> StructureGraph:
+        """Trace the model for a call. An error of graphreg's is remembered, and raised at each such call until the model changes."""
+        with _one_at_a_time:
+            fingerprint, error = self._failed.get(key, (None, None))
+            if error is not None and fingerprint is not None and fingerprint.same():
+                raise type(error)(*error.args) from error
+            self._log_change(key)
+            present = Fingerprint(model)
+            try:
+                refuse_caches(args, kwargs)
+                example = example_of(inspect.signature(getattr(type(model), ORIGINAL).forward.__get__(model)), args, kwargs)
+                graph = traced_for(model, example, self.options, self.shared)
+            except GraphRegError as failure:
+                self._failed[key] = present, failure
+                raise
+            made = self._made.setdefault(key, [])
+            if len(self._made) == _MANY and not made:
+                log.warning("arguments of %d structures so far, each of which is traced: a number that changes is better a tensor.", _MANY)
+            made.insert(0, graph)
+            del made[_MOST:]
+            self._choose(key, graph)
+        self._tell(graph)
+        return graph
+
+    def _log_change(self, key: str) -> None:
+        """Log what has changed, if the structure was traced before; warn if a monitor watches the graph that is replaced."""
+        if not (made := self._made.get(key)):
+            return
+        what = made[0].fingerprint.changed() or "sizes, flags or modes that the graph asserts"
+        log.info("traced once more for %s: other %s", readable(key), what)
+        if made[0].rules.watching is not None:
+            log.warning("the monitor watches the graph from before; open another to watch the new one.")
+
+    def _tell(self, graph: StructureGraph) -> None:
+        if not self._told:
+            self._told = True
+            log_plan(graph.plan)
+            warn_of_scale(graph.module, self.options.penalties, self.options.scale)
+
+    def trace_example(self, model: nn.Module, args: Any, kwargs: Any) -> None:
+        """Trace the model for the example inputs of ``regularize_``."""
+        self._trace(model, CallForm(inspect.signature(model.forward)).key(args, kwargs), args, kwargs)
+
+    def guard(self, key: str) -> bool:
+        """While Dynamo compiles a call: have it compile again when the graph of the structure is stale. Return whether it is now."""
+        graph = self._made[key][0]
+        if not graph.fingerprint.same():
+            return False
+        guard_value(translator(), "__graphreg_fingerprint", _Watched(graph.fingerprint), "same", by_module=False)
+        return True
+
+    def follow(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Move strengths, keys and the buffers of the runtime modules as ``fn`` moves the model's tensors."""
+        moved: dict[int, Tensor] = {}
+        for rules in self._containers():
+            rules.move(fn, moved)
+
+    def fresh(self) -> Placed:
+        """Return a state for a copy of the model: with the same strengths, seeds and call number. It traces graphs of its own."""
+        return Placed(self.options, self.shared.copied())
+
+    def __copy__(self) -> Placed:
+        return self.fresh()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Placed:
+        return self.fresh()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        strengths = {name: self.shared.rules.value(name) for name in self.shared.rules.strengths}
+        return _unpickled, (self.options, strengths, self.rng_state())
+
+    # the handle
+
+    def current(self) -> RewrittenModule:
+        graphs = self._made.get(self.last) or next(iter(self._made.values()), None)
+        if not graphs:
+            raise GraphRegError(
+                "this model is regularized in place and has no graph yet: it is traced at the first call in train mode. Call it so once, "
+                "or give graphreg.regularize_ example_inputs."
+            )
+        return graphs[0].module
+
+    def notes(self) -> list[str]:
+        shown = [readable(key) + (", shown here" if key == self.last and len(self._made) > 1 else "") for key in self._made]
+        return [f"in place: a graph for arguments of the structure {each}" for each in shown]
+
+    def penalties(self) -> dict[str, Tensor]:
+        """Return the penalties of the last call, detached; empty before the first."""
+        if self.options.penalties == "return":
+            raise GraphRegError("this model returns its penalties with its output; penalties() is for penalties='attach'.")
+        return self.current().penalties() if self._made and "attach" in rules_of(self)._modules else {}
+
+    def rng_state(self) -> dict[str, Any]:
+        key = self.shared.key
+        return written_state(IN_PLACE_STATE, key.alike, call=key.call(), seeds=dict(self.shared.seeds))
+
+    def set_rng_state(self, state: Mapping[str, Any]) -> None:
+        checked, key = checked_state(state, IN_PLACE_STATE), self.shared.key
+        if checked["seeds"].keys() != self.shared.seeds.keys():
+            other = sorted(checked["seeds"].keys() ^ self.shared.seeds.keys())
+            raise RegularizerError(
+                f"the state belongs to another model: only one of the two has a seed of its own for {listed(other)}. "
+                "Regularize the model as for the run that saved it."
+            )
+        self.shared.reseed(checked["seeds"])
+        key.alike = checked["ranks"] == "same"
+        key.seek(checked["call"])
+
+    @contextmanager
+    def noise_on(self) -> Iterator[None]:
+        try:
+            with super().noise_on():
+                self.in_eval = True
+                yield
+        finally:
+            self.in_eval = self.options.eval_penalties or self.shared.key.forced
+
+    def _containers(self) -> list[Rules]:
+        return [self.shared.rules, *(graph.rules for made in self._made.values() for graph in made)]
+
+    def _regularizers(self) -> Mapping[str, Regularizer]:
+        return self.options.regularizers
+
+    def _is_native(self, name: object) -> bool:
+        return bool(self._made) and super()._is_native(name)
+
+    def _key(self) -> KeyRule:
+        return self.shared.key
+
+    def _drawing_key(self) -> KeyRule:
+        may_draw = self.options.own_dropout != "keep"
+        may_draw |= any(isinstance(regularizer, Splice) or regularizer.takes_vjp for regularizer in self.options.regularizers.values())
+        if not self.shared.names and (self._made or not may_draw):
+            raise no_noise()
+        return self.shared.key
+
+    def _warn_unfrozen(self, key: nn.Module) -> None:
+        if self._made and native_draws(self):
+            super()._warn_unfrozen(key)
+
+
+class _Watched:
+    """Has the property that Dynamo's guard reads at each call."""
+
+    def __init__(self, fingerprint: Fingerprint) -> None:
+        self._fingerprint = weakref.ref(fingerprint)
+
+    @property
+    def same(self) -> bool:
+        fingerprint = self._fingerprint()
+        return fingerprint is not None and fingerprint.same()
+
+
+def _unpickled(options: Options, strengths: Mapping[str, float], state: Mapping[str, Any]) -> Placed:
+    """Make the state of an unpickled model. It is on the CPU until the model moves."""
+    shared = SharedState(options.regularizers, state["seeds"], torch.device("cpu"))
+    for name, value in strengths.items():
+        shared.rules.set_value(name, value)
+    placed = Placed(options, shared)
+    placed.set_rng_state(state)
+    return placed

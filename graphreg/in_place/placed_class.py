@@ -1,0 +1,171 @@
+"""The class that ``regularize_`` gives a model: a subclass of the model's own, of the same name and module, which runs the graphs."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import weakref
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from graphreg.compiler import with_our_pass
+from graphreg.errors import GraphRegError
+from graphreg.in_place.calls import CallForm, not_traced
+from graphreg.in_place.placed import Placed
+from graphreg.in_place.structure import ORIGINAL
+from graphreg.ir import PLACED
+from graphreg.torch_internals import REPLICATE, skip_as_outermost, with_own_code
+
+
+def generated_class(model: nn.Module, original: type[nn.Module]) -> type[nn.Module]:
+    """Return a subclass of ``original`` for one model.
+
+    Each model has one of its own, because Dynamo counts compilations by code object, and stops after eight.
+    """
+    signature = inspect.signature(original.forward.__get__(model))
+    form = CallForm(signature)
+    members: dict[str, Any] = {
+        ORIGINAL: original,
+        "__module__": original.__module__,
+        "__qualname__": original.__qualname__,
+        "__doc__": original.__doc__,
+        "__init__": _init(original),
+        "__call__": _call(original, form),
+        "forward": _forward(original, form, weakref.ref(model)),
+        "__reduce_ex__": _reduce,
+        "_apply": _apply(original),
+        REPLICATE: _refuse_replica,
+        "compile": _compile(original),
+    }
+    if not hasattr(original, "penalties") and not hasattr(model, "penalties"):
+        members["penalties"] = _penalties
+    return types.new_class(original.__name__, (original,), exec_body=lambda space: space.update(members))
+
+
+def state_in(model: nn.Module) -> Placed:
+    """Return the state of a model with a generated class."""
+    placed = vars(model).get(PLACED)
+    if not isinstance(placed, Placed):
+        raise GraphRegError(
+            f"this {type(model).__name__} has the class of a model that is regularized in place, but not its regularizers: it was copied "
+            "in a way that leaves out attributes. Copy it with copy.deepcopy, or strip_ the model, copy it, and regularize both."
+        )
+    return placed
+
+
+skip_as_outermost(state_in)
+
+
+def _forward(original: type[nn.Module], form: CallForm, of: weakref.ref[nn.Module]) -> Callable[..., Any]:
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def guarded(key: str) -> bool:
+        """Install the guard while Dynamo compiles; raise where there is no graph or a stale one."""
+        model = of()
+        assert model is not None
+        if not hasattr(state_in(model).graphs, key) or not state_in(model).guard(key):
+            raise not_traced(key, original.__name__)
+        return True
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not torch.compiler.is_dynamo_compiling():
+            placed = state_in(self)
+            if not (self.training or placed.in_eval):
+                return original.forward(self, *args, **kwargs)
+            return placed.run(self, form.key(args, kwargs), args, kwargs)
+        placed = self.graphreg_in_place
+        if not (self.training or placed.in_eval):
+            return original.forward(self, *args, **kwargs)
+        key = form.key(args, kwargs)
+        guarded(key)
+        placed.last = key
+        module = getattr(placed.graphs, key)
+        return type(module).forward(module, *args, **kwargs)
+
+    own: Any = with_own_code(forward)
+    theirs: Any = original.forward
+    for name in ("__name__", "__qualname__", "__doc__", "__module__", "__annotations__"):
+        if hasattr(theirs, name):
+            setattr(own, name, getattr(theirs, name))
+    own.__signature__ = inspect.signature(theirs)  # not __wrapped__: accelerate would take the function in it
+    return own  # type: ignore[no-any-return]
+
+
+def _call(original: type[nn.Module], form: CallForm) -> Callable[..., Any]:
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_dynamo_compiling():
+            return original.__call__(self, *args, **kwargs)
+        placed = state_in(self)
+        if not (self.training or placed.in_eval):
+            return original.__call__(self, *args, **kwargs)
+        return placed.call(self, form, partial(original.__call__, self, *args, **kwargs), args, kwargs)
+
+    own = with_own_code(call)
+    own.__name__ = "__call__"
+    skip_as_outermost(own)  # so that a graph can be traced before Dynamo compiles the forward, and penalties be told the arguments
+    return own
+
+
+def _init(original: type[nn.Module]) -> Callable[..., None]:
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        """Construct the model. What ``type(model)(...)`` makes is not regularized: it is of the original class."""
+        original.__init__(self, *args, **kwargs)
+        object.__setattr__(self, "__class__", original)
+
+    own: Any = init
+    own.__name__, own.__signature__ = "__init__", inspect.signature(original.__init__)
+    return own  # type: ignore[no-any-return]
+
+
+def _apply(original: type[nn.Module]) -> Callable[..., Any]:
+    def apply(self: Any, fn: Callable[..., Any], recurse: bool = True) -> Any:
+        result = original._apply(self, fn, recurse)  # type: ignore[no-untyped-call]
+        if (placed := vars(self).get(PLACED)) is not None:  # a class may move a copy before it has its attributes
+            placed.follow(fn)
+        return result
+
+    return apply
+
+
+def _compile(original: type[nn.Module]) -> Callable[..., None]:
+    def compile(self: Any, *args: Any, **options: Any) -> None:
+        """Compile the model in place, as ``nn.Module.compile`` does. Inductor also gets graphreg's passes."""
+        differentiates = any(r.takes_vjp for r in state_in(self).options.regularizers.values())
+        original.compile(self, *args, **(options if args else with_our_pass(options, differentiates)))
+
+    return compile
+
+
+def _penalties(self: Any) -> dict[str, torch.Tensor]:
+    """Return the values of the last call's penalties by name, detached. It is for models with ``penalties="attach"``."""
+    return state_in(self).penalties()
+
+
+def _refuse_replica(self: Any) -> None:
+    raise GraphRegError(
+        "this model is regularized in place, and nn.DataParallel on several devices calls replicas of it, which would share one noise "
+        "and one graph. Use DistributedDataParallel, or regularize with graphreg.regularize."
+    )
+
+
+def _reduce(self: Any, protocol: Any) -> Any:
+    """Reduce the model as its own class does, with a state for the copy; the class is made anew, because no module has it by name."""
+    original = getattr(type(self), ORIGINAL)
+    reduced = super(type(self), self).__reduce_ex__(protocol)
+    if isinstance(reduced, str):
+        return reduced
+    function, arguments, *rest = reduced
+    kind = type(self)
+    arguments = tuple(original if argument is kind else argument for argument in arguments)
+    if rest and isinstance(rest[0], dict):
+        rest[0] = {**rest[0], PLACED: state_in(self).fresh()}
+    return _remade, (function, arguments), *rest
+
+
+def _remade(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    model = function(*arguments)
+    object.__setattr__(model, "__class__", generated_class(model, type(model)))
+    return model

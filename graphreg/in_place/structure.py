@@ -1,0 +1,193 @@
+"""``StructureGraph``: the graph for one structure of arguments, and the function that traces the model for it."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from graphreg.errors import GraphRegError
+from graphreg.in_place.fingerprint import Fingerprint, reads_recorded
+from graphreg.ir import PLACED, RULES, SIZE_ASSERTIONS, Missing, scope_of
+from graphreg.planning import OwnDropout, Plan, plan
+from graphreg.regularizer import Regularizer
+from graphreg.rewriting import rewrite_with
+from graphreg.runtime import Drawing, Penalties, RewrittenModule, Rules, Scale, SharedState, graphs_of, rules_of
+from graphreg.torch_internals import CALL_HOOKS, COMPILED_CALL, Changes, at_rest
+from graphreg.tracing import DECISIONS, FrontEnd, mode_asked, trace
+
+ORIGINAL = "graphreg_original"  # the attribute of the generated class that has the model's own class
+_ASKS = (*SIZE_ASSERTIONS, *DECISIONS, mode_asked)  # nodes that raise OtherInputs
+
+
+@dataclass(frozen=True)
+class Options:
+    """What ``regularize_`` was given, without what the graphs share.
+
+    Attributes:
+        regularizers: The regularizers by their final names. A splice has a seed in place of a generator.
+        front_end: As in ``regularize``; so are ``missing``, ``penalties``, ``scale`` and ``own_dropout``.
+        eval_penalties: Whether the graph runs in eval mode, too.
+    """
+
+    regularizers: Mapping[str, Regularizer]
+    front_end: FrontEnd
+    missing: Missing
+    penalties: Penalties
+    scale: Scale | None
+    own_dropout: OwnDropout
+    eval_penalties: bool
+
+
+@dataclass(eq=False)
+class StructureGraph:
+    """A graph for one structure of arguments.
+
+    Attributes:
+        module: The rewritten module, which shares the model's layers.
+        plan: The plan that it carries out.
+        fingerprint: What the graph was traced from.
+        asks: Whether the graph asserts something about sizes, flags or modes, so that it may refuse a call of this structure.
+        late: Whether it may do so when it has changed or drawn something already.
+        hooks: The hooks of the modules that the graph does not call, each dict with the module's path.
+        known: The shapes of the inputs with which it has run.
+    """
+
+    module: RewrittenModule
+    plan: Plan
+    fingerprint: Fingerprint
+    asks: bool
+    late: bool
+    hooks: list[tuple[dict[int, Any], str]]
+    known: set[tuple[torch.Size, ...]] = field(default_factory=set)
+
+    @property
+    def rules(self) -> Rules:
+        return rules_of(self.module)
+
+    def refuse_hooks(self) -> None:
+        """Raise GraphRegError if a module that the graph does not call has a hook, which would not run."""
+        for hooks, path in self.hooks:
+            if hooks:
+                raise GraphRegError(
+                    f"{path} has a hook, and in train mode the model runs as a graph, which contains the operations of {path} but does not "
+                    "call it: the hook would not run. Remove it, or register it on the model itself or on a layer that the graph calls, "
+                    "such as an nn.Linear; graphreg.report lists the sites."
+                )
+
+
+def traced_for(model: nn.Module, example: Any, options: Options, shared: SharedState) -> StructureGraph:
+    """Trace the model for a call with the arguments ``example``, and return the graph with the regularizers in it."""
+    with bare(model), _spelled_out(model, example):
+        with reads_recorded(model) as reads:
+            traced = trace(model, example, options.front_end)
+        fingerprint = Fingerprint(model, reads)
+        decided = plan(traced, list(options.regularizers.values()), options.missing, options.own_dropout)
+        module = rewrite_with(traced, decided, shared, options.penalties, options.scale)
+    for child in rules_of(module).children():
+        if isinstance(child, Drawing):
+            child.forced = shared.key.forced
+    graphs = graphs_of(module).values()
+    asks = [[node.target in _ASKS for node in graph.nodes] for graph in graphs]
+    late = any(True in asked[_first_effect(graph) :] for graph, asked in zip(graphs, asks, strict=True))
+    made = StructureGraph(module, decided, fingerprint, any(map(any, asks)), late, _hooks(model, module))
+    made.refuse_hooks()
+    return made
+
+
+def _first_effect(graph: Any) -> int:
+    """Return the position of the first node that may change or draw something, apart from the keys of the call."""
+    return next((i for i, n in enumerate(graph.nodes) if n.op == "call_module" and n.target != f"{RULES}.key"), len(graph.nodes))
+
+
+def _hooks(model: nn.Module, module: RewrittenModule) -> list[tuple[dict[int, Any], str]]:
+    """Return the dicts of hooks of the modules that the graphs contain but do not call."""
+    nodes = [node for graph in graphs_of(module).values() for node in graph.nodes]
+    called = {str(node.target) for node in nodes if node.op == "call_module"}
+    inside = {scope_of(node) for node in nodes if node.op not in ("placeholder", "output", "call_module")}
+    inside |= {path.rpartition(".")[0] for path in called}
+    opened = {part for path in inside for part in _ancestors(path)} - called
+    places = [(path, inner) for path, inner in model.named_modules() if path in opened]
+    return [(getattr(inner, name), path) for path, inner in places for name in CALL_HOOKS]
+
+
+def _ancestors(path: str) -> Iterator[str]:
+    """Yield the path and those of the modules around it, without the model's own."""
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
+
+
+@contextlib.contextmanager
+def bare(model: nn.Module) -> Iterator[None]:
+    """Within the block the model is as it was before ``regularize_``, and without hooks; autocast and inference mode are off.
+
+    A call runs the hooks of the model and what wraps its forward (as accelerate does) around the graph, so they are no part of it.
+    """
+    kind, space = type(model), vars(model)
+    devices = {"cpu", *(p.device.type for p in model.parameters())} - {"meta"}
+    with Changes() as changes, changes, contextlib.ExitStack() as stack:
+        at_rest(changes)
+        for name in (PLACED, "forward", COMPILED_CALL):
+            if name in space:
+                changes.keep(space, name)
+                del space[name]
+        for name in CALL_HOOKS:
+            changes.put(space, name, OrderedDict())
+        if (original := getattr(kind, ORIGINAL, None)) is not None:
+            changes.later(partial(object.__setattr__, model, "__class__", kind))
+            object.__setattr__(model, "__class__", original)
+        for device in devices:
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        yield
+
+
+@contextlib.contextmanager
+def _spelled_out(model: nn.Module, example: Any) -> Iterator[None]:
+    """Within the block the forward has a parameter for each argument that its ``**kwargs`` take in the call."""
+    signature = inspect.signature(model.forward)
+    kept = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    more = [name for name in example if name not in signature.parameters] if isinstance(example, Mapping) else []
+    if not more or len(kept) == len(signature.parameters):
+        yield
+        return
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return original(*args, **kwargs)
+
+    original, own = model.forward, cast(Any, forward)
+    added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in more]
+    own.__signature__ = signature.replace(parameters=[*kept, *added])
+    with Changes() as changes, changes:
+        changes.put(vars(model), "forward", forward)
+        yield
+
+
+@contextlib.contextmanager
+def restored_unless_done(model: nn.Module, shared: SharedState, late: bool) -> Iterator[None]:
+    """If the block raises, take back what it has changed: the call number and, if ``late``, buffers and torch's random state."""
+    key = shared.key
+    keys, saved = (key.step, key.keys), list[tuple[Tensor, Tensor]]()
+    if late:
+        saved = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+        state = torch.get_rng_state()
+    try:
+        yield
+    except BaseException:
+        key._buffers["step"], key._buffers["keys"] = keys
+        if late:
+            torch.set_rng_state(state)
+            with torch.no_grad():
+                for buffer, content in saved:
+                    buffer.copy_(content)
+        raise

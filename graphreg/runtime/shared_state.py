@@ -1,0 +1,94 @@
+"""``SharedState``: the strengths and the noise that several rewritten modules of one model have in common.
+
+A model that is regularized in place has a rewritten module for each structure of arguments. A strength is one tensor in all of them, and
+they count their calls together, so that it makes no difference to the noise which of them runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from graphreg.ir import brought, has_float64
+from graphreg.regularizer import Regularizer
+from graphreg.rng import call_keys, stream
+from graphreg.runtime.noise_keys import KeyRule
+from graphreg.runtime.runtime_module import Rules
+
+
+@dataclass(frozen=True)
+class StreamName:
+    """What identifies a noise stream, together with a seed.
+
+    Attributes:
+        site: The name of the site.
+        kind: The name of the regularizer's class; ``"own dropout"`` for native dropout.
+        occurrence: Which of several splices of that class at the site it is, from 0.
+        of: The name of the regularizer if it has a seed of its own, else ``""``.
+    """
+
+    site: str
+    kind: str
+    occurrence: int
+    of: str = ""
+
+    def number(self, seed: int) -> int:
+        """Return the stream's 64-bit number."""
+        return stream(seed, self.site, self.kind, self.occurrence)
+
+
+class SharedState:
+    """Strengths, streams and the call number.
+
+    Attributes:
+        seeds: The seed of the model under ``""``, and the seeds of the splices that have one of their own, by regularizer name.
+        rules: Holds the strengths. It has no runtime module but the key rule, and is the container of no graph.
+        key: The key rule that counts the calls; it has the streams of all rewritten modules.
+        names: The streams, in the order of the key rule's rows.
+    """
+
+    def __init__(self, regularizers: Mapping[str, Regularizer], seeds: Mapping[str, int], device: torch.device) -> None:
+        self.seeds, self.names = dict(seeds), list[StreamName]()
+        self.rules, self.key = Rules(), KeyRule({}).to(device)
+        self.rules.strengths = strengths_on(device, regularizers)
+        if not has_float64(device):
+            self.rules.exact = {name: float(r.weight) for name, r in regularizers.items()}
+        self.rules.add_module("key", self.key)
+        self.key.rules = (self.rules,)
+
+    def slots(self, streams: Mapping[str, StreamName]) -> dict[str, int]:
+        """Return the row of each stream in the keys of a call, by its runtime module's name; add the streams that are new."""
+        new = [name for name in dict.fromkeys(streams.values()) if name not in self.names]
+        self.names += new
+        if new:
+            self._make_streams()
+        return {module: self.names.index(name) for module, name in streams.items()}
+
+    def reseed(self, seeds: Mapping[str, int]) -> None:
+        """Draw from other seeds from now on."""
+        self.seeds = dict(seeds)
+        self._make_streams()
+
+    def _make_streams(self) -> None:
+        key = self.key
+        numbers = [name.number(self.seeds[name.of]) for name in self.names]
+        key.names = tuple(f"{name.site}|{name.kind}|{name.occurrence}" for name in self.names)
+        key.streams = torch.tensor(numbers, dtype=torch.int64, device=key.step.device)
+        call = key.step if key.frozen_call is None else torch.full_like(key.step, key.frozen_call)
+        key.keys = call_keys(key.streams, call)
+
+    def copied(self) -> SharedState:
+        """Return a copy with the same strengths, seeds and call number, but no streams: those of the graphs that the copy will have."""
+        twin = SharedState({}, self.seeds, self.key.step.device)
+        twin.rules.strengths = {name: tensor.detach().clone() for name, tensor in self.rules.strengths.items()}
+        twin.rules.exact = dict(self.rules.exact)
+        twin.key.alike = self.key.alike
+        twin.key.seek(self.key.call())
+        return twin
+
+
+def strengths_on(device: torch.device, regularizers: Mapping[str, Regularizer]) -> dict[str, torch.Tensor]:
+    """Return the strengths of regularizers by name: float64 [1], float32 on a device without float64."""
+    return {name: brought(torch.tensor([r.weight], dtype=torch.float64), device) for name, r in regularizers.items()}

@@ -1,0 +1,119 @@
+"""A model that is regularized in place, compiled: frames, guards, and what cannot be traced while Dynamo compiles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from test_in_place import ASKED, MASK, Net, X, equal, gradients, net
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import graphreg
+
+
+def counter() -> Any:
+    torch.compiler.reset()
+    return CompileCounterWithBackend("aot_eager")
+
+
+def test_compiled_equals_eager_and_each_structure_is_one_frame() -> None:
+    model, eager, frames = graphreg.regularize_(net(), **ASKED), graphreg.regularize_(net(), **ASKED), counter()
+    compiled = torch.compile(model, fullgraph=True, backend=frames)
+    for args in ((X,), (X,), (X, MASK), (X,), (X, MASK), (X,)):
+        ours, theirs = compiled(*args), eager(*args)
+        assert torch.equal(ours, theirs)
+        (ours**2).sum().backward()
+        (theirs**2).sum().backward()
+        assert equal(gradients(model), gradients(eager))
+        assert equal(model.penalties(), eager.penalties())  # type: ignore[operator]
+    assert frames.frame_count == 3  # the keys have one row more when the masked sites come: the first structure is compiled again
+    graphreg.set_strength(model, "weight_l2", 0.9)
+    graphreg.set_rng_state(model, graphreg.rng_state(eager))
+    compiled(X)
+    assert frames.frame_count == 3
+
+
+def test_in_place_compilation() -> None:
+    model, eager = graphreg.regularize_(net(), **ASKED, compile={"backend": counter()}), graphreg.regularize_(net(), **ASKED)
+    for _ in range(2):
+        assert torch.equal(model(X), eager(X))
+    assert torch.equal(model.eval()(X), eager.eval()(X))
+
+
+def test_a_change_is_noticed_when_the_model_is_compiled() -> None:
+    model, eager, frames = graphreg.regularize_(net(), **ASKED), graphreg.regularize_(net(), **ASKED), counter()
+    compiled = torch.compile(model, fullgraph=True, backend=frames)
+    for step in range(4):
+        if step == 2:
+            for each in (model, eager):
+                torch.manual_seed(2)
+                each.head, each.gain = nn.Linear(8, 3), 2.0
+        assert torch.equal(compiled(X), eager(X))
+    assert frames.frame_count == 2
+
+
+def test_noise_on_and_modes() -> None:
+    model, frames = graphreg.regularize_(net(), **ASKED), counter()
+    compiled = torch.compile(model, fullgraph=True, backend=frames)
+    compiled(X)
+    plain = model.eval()(X)
+    for _ in range(3):
+        assert torch.equal(compiled.eval()(X), plain)
+        with graphreg.noise_on(compiled):
+            assert not torch.equal(compiled(X), plain)
+    assert frames.frame_count == 3
+
+
+class Trained(nn.Module):
+    def __init__(self, model: Net) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x).pow(2).mean() + 1  # type: ignore[no-any-return]
+
+
+def test_within_a_larger_compiled_module() -> None:
+    model, eager, frames = graphreg.regularize_(net(), **ASKED), graphreg.regularize_(net(), **ASKED), counter()
+    step = torch.compile(Trained(model), fullgraph=True, backend=frames)
+    with pytest.raises(Exception, match=r"GraphRegError: Net is called with arguments of the structure \(x=float32\[2\]\), for which"):
+        step(X)
+    torch.compiler.reset()
+    graphreg.regularize_(graphreg.strip_(model), **ASKED, example_inputs=X)
+    for _ in range(3):
+        ours, theirs = step(X), Trained(eager)(X)
+        assert torch.equal(ours, theirs)
+        ours.backward()
+        theirs.backward()
+        assert equal(gradients(model), gradients(eager))
+    assert frames.frame_count == 1
+    model.gain = 3.0
+    with pytest.raises(Exception, match="GraphRegError: Net is called with arguments of the structure"):
+        step(X)
+    model(X)
+    eager.gain = 3.0
+    eager(X)
+    assert torch.equal(step(X), Trained(eager)(X))
+
+
+def test_numbers_among_the_arguments() -> None:
+    class Powers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor, power: float = 1.0, times: int = 1) -> Tensor:
+            for _ in range(times):
+                x = torch.tanh(self.layer(x))
+            return x**power
+
+    torch.manual_seed(0)
+    model, frames = graphreg.regularize_(Powers(), dropout={"layer": 0.5}, rng=1), counter()
+    compiled = torch.compile(model, fullgraph=True, backend=frames)
+    for power, times in ((1.0, 1), (2.0, 1), (3.0, 2), (1.0, 3), (2.0, 1), (-1, 1), (-2, 1)):
+        state = graphreg.rng_state(model)
+        ours = compiled(X, power=power, times=times)
+        graphreg.set_rng_state(model, state)
+        assert torch.equal(ours, model(X, power, times)), (power, times)

@@ -1,0 +1,107 @@
+"""Regularized in place: tiny GPT-2 that generates and is saved between steps, adapters, and a model that accelerate has prepared."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+transformers = pytest.importorskip("transformers")
+
+import graphreg  # noqa: E402
+from graphreg import TraceError  # noqa: E402
+from language_models import batch, build  # noqa: E402
+
+ASKED: dict[str, Any] = {"hidden_dropout": 0.2, "weight_l2": 0.1, "own_dropout": "seeded", "rng": 1}
+
+
+def steps(model: nn.Module, call: Any, calls: int = 2) -> list[Tensor]:
+    optimizer, losses = torch.optim.SGD(model.parameters(), lr=0.1), []
+    for number in range(calls):
+        loss = call(**batch(seed=number)).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return losses
+
+
+def test_gpt2_trains_generates_and_is_saved(tmp_path: Any) -> None:
+    model, other = build("gpt2").train(), build("gpt2").train()
+    graphreg.regularize_(model, **ASKED)
+    module = graphreg.regularize(other, example_inputs=batch(), penalties="attach", **ASKED)
+    assert steps(model, model) == steps(other, module)
+    expected = copy.deepcopy(other.eval())
+    words = batch()["input_ids"][:, :3]
+    sampled = model.eval().generate(words, max_new_tokens=4, do_sample=False, pad_token_id=0)
+    assert torch.equal(sampled, expected.generate(words, max_new_tokens=4, do_sample=False, pad_token_id=0))
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    assert type(loaded) is type(other) and loaded.config.architectures == ["GPT2LMHeadModel"]
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
+    model.train()
+    other.train()
+    assert steps(model, model) == steps(other, module)
+    for cure, call in (("use_cache=True", {"use_cache": True}), ("a DynamicCache", {"past_key_values": transformers.DynamicCache()})):
+        with pytest.raises(TraceError, match=f"the call .*{cure}.* Call model.eval.. first, as for generation"):
+            model(**batch(), **call)
+    frames: Any = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=frames)
+    assert [float(loss) for loss in steps(model, compiled)] == pytest.approx([float(loss) for loss in steps(other, module)])
+    assert frames.frame_count == 1
+
+
+class Perceptron(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hid, self.out = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.out(torch.relu(self.hid(x)))
+        return y
+
+
+def perceptron() -> Perceptron:
+    torch.manual_seed(0)
+    return Perceptron()
+
+
+def test_adapters_of_peft() -> None:
+    peft = pytest.importorskip("peft")
+    x = torch.randn(3, 4)
+    adapted = peft.get_peft_model(perceptron(), peft.LoraConfig(target_modules=["hid"], r=2, init_lora_weights=False))
+    with pytest.raises(TraceError, match="PeftModel passes its calls on to the model inside it. .*regularize_.model.base_model.model"):
+        graphreg.regularize_(adapted, hidden_dropout=0.5)
+    twin = copy.deepcopy(adapted)
+    inner = graphreg.regularize_(adapted.base_model.model, hidden_dropout=0.5, rng=1)
+    adapted.train()
+    twin.train()
+
+    def expected(call: int) -> Tensor:
+        module = graphreg.regularize(twin.base_model.model, hidden_dropout=0.5, rng=1, example_inputs=x)
+        graphreg.set_rng_state(module, graphreg.rng_state(module) | {"call": call})
+        output: Tensor = module(x).output
+        return output
+
+    with_adapter = adapted(x)
+    assert torch.equal(with_adapter, expected(0))
+    with adapted.disable_adapter(), twin.disable_adapter():
+        assert torch.equal(adapted(x), expected(1))
+    assert torch.equal(adapted(x), expected(2))
+    assert graphreg.rng_state(inner)["call"] == 3 and torch.equal(adapted.eval()(x), twin.eval()(x))
+
+
+def test_prepared_by_accelerate_after() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    accelerator = accelerate.Accelerator(mixed_precision="bf16", cpu=True)
+    model, x = graphreg.regularize_(perceptron(), hidden_dropout=0.5, rng=1), torch.randn(3, 4)
+    prepared = accelerator.prepare(model)
+    module = graphreg.regularize(perceptron(), hidden_dropout=0.5, rng=1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = module(x).output.float()
+    assert torch.equal(prepared(x), expected)
+    with pytest.raises(TraceError, match="Regularize first, prepare after"):
+        graphreg.regularize_(accelerator.prepare(perceptron()), hidden_dropout=0.5)
