@@ -114,7 +114,6 @@ SWEEP = {
     r"test_randomness\.py::test_normal_tails": "the known answers of the normal draws stay",
     r"test_native_dropout\.py::test_compiled_is_eager_bit_for_bit\[transposed-aot_eager\]": "the contiguous value stays",
     r"test_native_dropout\.py::test_compiled_modules\[(Dropout1d|Dropout3d|FeatureAlpha)": "the other kinds stay",
-    r"test_recurrent\.py::test_equals_the_layer\[.*float32": "float64 stays",
     r"test_whole\.py::test_with_all_strengths_0_it_is_the_model_bit_for_bit\[resnet18\]": "the small models stay",
     r"test_effects\.py::test_no_view_and_no_write_is_denied\[[123]-torchs": "each fourth function of torch stays",
     r"test_state_elsewhere\.py::test_what_an_opaque_submodule_counts.*\[(?!n-|made-).*export": "two kinds stay, and all symbolically",
