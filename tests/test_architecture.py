@@ -6,6 +6,7 @@ import ast
 import importlib
 import re
 import sys
+import tomllib
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
@@ -112,6 +113,13 @@ def test_a_room_says_what_it_is_for_and_what_it_offers(room: str) -> None:
         assert face.__all__ == sorted(set(face.__all__), key=lambda name: (not name.isupper(), not name[0].isupper(), name))
         assert all(hasattr(face, name) for name in face.__all__)
         assert {name for _, name in imports(tree(TOP / "graphreg" / room / "__init__.py"))} == set(face.__all__)
+
+
+def test_every_room_is_installed() -> None:
+    """The list of packages is written by hand, since passes/ and examples/ stand beside the engine."""
+    packages = {".".join(path.parent.relative_to(TOP).parts) for path in ENGINE if path.name == "__init__.py"}
+    listed = tomllib.loads((TOP / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    assert packages | {"graphreg.passes", "graphreg.examples"} == set(listed)
 
 
 def test_no_import_inside_a_function_dodges_a_circle() -> None:
