@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import platform
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -25,6 +26,7 @@ from zoo.one import run
 
 QUIET = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}  # nothing is fetched
 Record = Mapping[str, Any]
+PLACE = re.compile(r"(?<![\w.])/(?:[\w.-]+/)*?(?:lib/python3\.\d+/(?:site-packages/)?|(?=benchmarks/zoo/))")  # where things are installed
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def sweep(module: str, names: Iterable[str], results: Path, workers: int, limits
             for done in as_completed(waiting):
                 record = done.result()
                 if record is not None:
-                    file.write(json.dumps(record) + "\n")
+                    file.write(PLACE.sub("", json.dumps(record)) + "\n")
                     file.flush()
                     tell(record)
         except KeyboardInterrupt:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from zoo.columns import COLUMNS, TIMED
-from zoo.run import Record, by_reason, failure_lines, passes
+from zoo.run import PLACE, Record, by_reason, failure_lines, passes
 
-PLACE = re.compile(r"(?<![\w.])/(?:[\w.-]+/)*?(?:lib/python3\.\d+/(?:site-packages/)?|(?=benchmarks/zoo/))")  # where things are installed
 FIGURES = ("parameters", "sites", "hidden", "regularize", "step time")
 
 HEAD = """# Models
