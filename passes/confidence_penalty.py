@@ -1,9 +1,6 @@
 """Outputs that are not too sure: Pereyra, Tucker, Chorowski, Kaiser & Hinton, Regularizing neural networks by penalizing confident output
 distributions, ICLR workshop 2017, section 3."""
 
-from collections.abc import Sequence
-from typing import ClassVar
-
 from torch import Tensor
 
 from graphreg import Penalty, Site
@@ -25,10 +22,7 @@ class ConfidencePenalty(Penalty, keys=("confidence",)):
     axis: int | None = None
 
     min_units = 2
-    usual: ClassVar[str] = "the outputs, losses left out"
-
-    def defaults(self, sites: Sequence[Site]) -> list[Site]:
-        return [site for site in sites if site.role == "output" and not site.loss]
+    default_role = "output"
 
     def why_not(self, site: Site) -> str:
         made = {"softmax", "sigmoid"}.intersection(label.op.lower() for label in site.labels)

@@ -1,8 +1,5 @@
 """Logits that don't drift: the auxiliary z-loss of Chowdhery et al., PaLM, 2022, section 5."""
 
-from collections.abc import Sequence
-from typing import ClassVar
-
 from torch import Tensor
 
 from graphreg import Penalty, Site
@@ -24,10 +21,7 @@ class ZLoss(Penalty, keys=("z_loss",)):
     axis: int | None = None
 
     min_units = 2
-    usual: ClassVar[str] = "the outputs, losses left out"
-
-    def defaults(self, sites: Sequence[Site]) -> list[Site]:
-        return [site for site in sites if site.role == "output" and not site.loss]
+    default_role = "output"
 
     def why_not(self, site: Site) -> str:
         made = {"softmax", "log_softmax", "logsoftmax", "sigmoid"}.intersection(label.op.lower() for label in site.labels)

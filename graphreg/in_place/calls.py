@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from graphreg.errors import GraphRegError, TraceError
 from graphreg.torch_internals import pytree
 
+_HASHED = 1 << 60  # smaller whole numbers have hashes of their own, save -1
 _DOT = "·"  # in place of a dot: Dynamo reads no attribute with a dot in its name
 
 
@@ -43,7 +45,7 @@ class CallForm:
             if not self._is_default(name, value):
                 parts.append(f"{name}={described(value)}")
         parts.sort()
-        return ", ".join(parts).replace(".", _DOT)
+        return ", ".join(parts).replace(_DOT, f"{_DOT}{_DOT}").replace(".", f"{_DOT} ")
 
     def _is_default(self, name: str, value: Any) -> bool:
         if name not in self.defaults:
@@ -58,7 +60,7 @@ class CallForm:
 
 def readable(key: str) -> str:
     """Return the text of a structure for a message."""
-    return f"({key.replace(_DOT, '.').replace('torch.', '')})"
+    return f"({key.replace(f'{_DOT} ', '.').replace(f'{_DOT}{_DOT}', _DOT).replace('torch.', '')})"
 
 
 def described(value: Any) -> str:
@@ -68,12 +70,16 @@ def described(value: Any) -> str:
     if value is None or isinstance(value, (bool, str)):
         return repr(value)
     if isinstance(value, (int, float)):
+        if value in (math.inf, -math.inf):
+            return "float inf" if value > 0 else "float -inf"  # hash(inf) is hash(314159.0)
+        if isinstance(value, int) and not -_HASHED < value < _HASHED:
+            return f"({described(value // _HASHED)}, {described(value % _HASHED)})"
         # by its hash: Dynamo makes a symbol of a number that has changed, and only hash() takes the number out of it again
         return f"{type(value).__name__} {hash(value)}" + ("'" if value == -1 else "")  # hash(-1) is hash(-2)
     if isinstance(value, (list, tuple)):
         return "(" + ", ".join([described(item) for item in value]) + ")"
     if isinstance(value, dict):
-        return "{" + ", ".join([f"{key}: {described(item)}" for key, item in value.items()]) + "}"
+        return "{" + ", ".join([f"{described(key)}: {described(item)}" for key, item in value.items()]) + "}"
     return f"<{type(value).__name__}>"
 
 

@@ -75,7 +75,7 @@ from graphreg.ir.roles import BOUNDARY, CELL_PORTS, deep_nodes, is_region, label
 from graphreg.ir.selector import Missing, Pattern, Selector, complain, exactly, select, strings, strings_of, unmatched
 from graphreg.ir.serialize import blank_like, copied, freeze, thaw
 from graphreg.ir.shape_guards import ASSERTIONS, SIZE_ASSERTIONS, Place, assert_sizes, described, fixed, has_keys, specialized_to
-from graphreg.ir.site import ROLES, Label, Names, Site, dtype_text, shape_text
+from graphreg.ir.site import ROLES, Label, Names, Role, Site, dtype_text, shape_text
 from graphreg.ir.source_location import LIBRARY_FOLDERS, Origin, origin_in_trace, origin_now, origin_of, short
 from graphreg.ir.text_table import Table, columns
 from graphreg.ir.time_steps import Steps, mean_over_pairs
@@ -87,7 +87,7 @@ __all__ = [
     "ASSERTIONS", "BOUNDARY", "CELL_PORTS", "COUNTED", "IGNORED", "IN_PLACE_NAMES", "LIBRARY_FOLDERS", "PACKS", "PLACED",
     "PREFIX", "REGION", "ROLES", "RULES", "SIZES", "SIZE_ASSERTIONS", "SIZE_ATTRIBUTES", "SPLITS", "STACKS", "STATE", "WRAPPED",
     "Addition", "Aliases", "BufferConstants", "DropoutKind", "Effects", "Graphs", "Kind", "Label", "Literals", "Missing",
-    "ModelFacts", "ModuleCall", "Namer", "Names", "NativeDropout", "Operations", "Origin", "Pattern", "Place", "Selector",
+    "ModelFacts", "ModuleCall", "Namer", "Names", "NativeDropout", "Operations", "Origin", "Pattern", "Place", "Role", "Selector",
     "Site", "State", "Steps", "Table", "Units", "add_label", "addition_of", "apart", "assert_sizes", "blank_like", "blocks",
     "brought", "building", "builds", "carries_derivative", "chains", "check_arguments", "check_names", "choose", "clone",
     "columns", "compared", "complain", "convolution", "copied", "declared", "deep_nodes", "described", "difference",

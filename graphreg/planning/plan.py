@@ -263,7 +263,7 @@ Chosen = dict[Site, tuple[str, Steps | None, Units | None]]  # by site: the stri
 
 def _select(traced: Traced, regularizer: Regularizer, missing: Missing) -> Chosen:
     matched = matching_sites(traced, regularizer, missing)
-    units = units_at(matched, regularizer, traced.operations, traced.graphs) if "units" in regularizer.takes else {}
+    units = units_at(matched, regularizer) if "units" in regularizer.takes else {}
     chosen = {site: (*found, units.get(site)) for site, found in _sequences(traced, regularizer, matched).items()}
     check_sites(regularizer, chosen)
     check_count(regularizer, list(chosen))

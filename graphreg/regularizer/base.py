@@ -38,7 +38,7 @@ from typing import Any, ClassVar, Literal, dataclass_transform
 import torch
 
 from graphreg.errors import RegularizerError, no_number, number_of, suggestions_text, warn
-from graphreg.ir import Selector, Site, strings
+from graphreg.ir import Role, Selector, Site, strings
 from graphreg.regularizer import registry
 from graphreg.regularizer.engine_options import EngineOptions
 from graphreg.regularizer.sequences import check_arguments, check_options, require_selector
@@ -75,6 +75,7 @@ class Regularizer:
         takes: The argument names of ``__call__``, which say what the engine supplies.
         takes_vjp: Whether the vector-Jacobian product is among them.
         keys: The keywords of ``graphreg.regularize`` that mean this class.
+        default_role: The role of the default sites of a class that acts on values: ``"hidden"``, or ``"output"``, which leaves out losses.
         usual: The default sites in words, for messages.
         may_act_on: The kinds of site that a subclass may choose for ``on``.
         must_take: An argument that ``__call__`` must have, ``""`` for none.
@@ -91,6 +92,7 @@ class Regularizer:
     takes: ClassVar[tuple[str, ...]] = ()
     takes_vjp: ClassVar[bool] = False
     keys: ClassVar[tuple[str, ...]] = ()
+    default_role: ClassVar[Role] = "hidden"
     usual: ClassVar[str] = "the hidden values"
     may_act_on: ClassVar[tuple[str, ...]] = ("values", "parameters")
     must_take: ClassVar[str] = ""
@@ -106,6 +108,8 @@ class Regularizer:
             raise RegularizerError(f"{cls.__name__}: keys={keys!r} is one string; write keys=({keys!r},).")
         if "usual" not in cls.__dict__ and cls.on == "parameters":
             cls.usual = f"the parameters of {cls.min_dims} dims or more"
+        elif "usual" not in cls.__dict__ and "default_role" in cls.__dict__:
+            cls.usual = "the outputs, losses left out" if cls.default_role == "output" else f"the {cls.default_role} values"
         cls.keys = tuple(keys)
         if "__call__" in cls.__dict__:
             cls.takes = _arguments(cls)
@@ -172,7 +176,7 @@ class Regularizer:
         """Return the sites that the selector ``"*"`` means for this class, out of all ``sites`` of the kind it acts on."""
         if self.on == "parameters":
             return list(sites)
-        return [site for site in sites if site.role == "hidden"]
+        return [site for site in sites if site.role == self.default_role and not (site.loss and site.role == "output")]
 
     def why_not(self, site: Site) -> str:
         """Return why the class cannot act at a selected site, and what to do instead; ``""`` if it can. A plan raises it as an error."""

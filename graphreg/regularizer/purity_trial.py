@@ -17,7 +17,8 @@ from graphreg.regularizer.purity import ImpureError, put_back, twice, unproven
 from graphreg.regularizer.vjp import Vjp
 from graphreg.rng import Noise
 
-_SHAPES: tuple[tuple[int, ...], ...] = ((2, 3), (2, 3, 4), (2, 3, 4, 4))  # common shapes: of a dense layer, a sequence, images
+# common shapes: of a dense layer, a sequence, small images, and images that a window of 7 fits into
+_SHAPES: tuple[tuple[int, ...], ...] = ((2, 3), (2, 3, 4), (2, 3, 4, 4), (2, 3, 8, 8))
 _SMALL = 1 << 12  # elements; the whole shapes of sites are tried up to this
 _SETTINGS = {"pattern", "weight", "name", "expect", "rng", "clean"}  # options that no formula reads
 _known: WeakKeyDictionary[type, set[tuple[str, ...]]] = WeakKeyDictionary()  # by class, the options that were tried

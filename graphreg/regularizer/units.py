@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from graphreg.errors import RegularizerError, shown
-from graphreg.ir import Graphs, Operations, Site, Units, convolution, site_nodes
+from graphreg.ir import Site, Units
 
 
 def check_axis(regularizer: Any) -> None:
@@ -19,7 +19,7 @@ def check_axis(regularizer: Any) -> None:
         )
 
 
-def units_at(sites: Iterable[Site], regularizer: Any, operations: Operations, graphs: Graphs) -> dict[Site, Units]:
+def units_at(sites: Iterable[Site], regularizer: Any) -> dict[Site, Units]:
     """Decide how to read the value of each site as samples of units.
 
     The units are on the axis that the option ``axis`` gives. Without it, they are the channels of a value that has the axes of a
@@ -28,8 +28,6 @@ def units_at(sites: Iterable[Site], regularizer: Any, operations: Operations, gr
     Args:
         sites: The selected sites.
         regularizer: The regularizer, which says how many samples and units its formula takes.
-        operations: The operations of the model's graphs.
-        graphs: The graphs by mode.
 
     Returns:
         By site, how to read its value.
@@ -37,14 +35,12 @@ def units_at(sites: Iterable[Site], regularizer: Any, operations: Operations, gr
     Raises:
         RegularizerError: A value has no such axis, or too few units, as far as shapes are known.
     """
-    nodes = {name: node for graph in reversed(tuple(graphs.values())) for name, node in site_nodes(graph, operations).items()}
-    read_as = {}
+    read_as, given = {}, regularizer.engine_options.axis
     for site in sites:
-        given = regularizer.engine_options.axis
-        made_by = convolution(nodes[site.name], operations) if given is None and site.name in nodes else None
+        channels = given is None and site.spatial > 0
         # the channels are counted from the end, so that a value without the batch axis is read rightly
-        axis = given if given is not None else -1 if made_by is None else -1 - made_by[1]
-        read_as[site] = Units(axis, made_by is not None, regularizer.min_samples, regularizer.min_units)
+        axis = given if given is not None else -1 - site.spatial
+        read_as[site] = Units(axis, channels, regularizer.min_samples, regularizer.min_units)
         if site.shape is not None:
             read_as[site].require(site.shape, f"{type(regularizer).__name__} at {site.name}")
     return read_as

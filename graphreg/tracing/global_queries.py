@@ -106,13 +106,13 @@ class EnvironmentQueries:
         """
 
         def get(module: nn.Module) -> Any:
+            self.mode_reads.any = self.mode_reads.any or (threading.get_ident() == self._thread and not _called_by_tracer())
             attributes = vars(module)
-            if "training" not in attributes:
+            if "training" not in attributes:  # then Python calls __getattr__: a module of torch.jit has its mode elsewhere
                 raise AttributeError(f"{type(module).__name__!r} object has no attribute 'training'")
             reader, path = self._current_path(), paths.get(id(attributes))
             if reader is not None and path and path != reader and not _called_by_foreign_code():
                 self.mode_reads.readers[path] = reader
-            self.mode_reads.any = self.mode_reads.any or (threading.get_ident() == self._thread and not _called_by_tracer())
             return attributes["training"]
 
         def set_(module: nn.Module, mode: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+import math
 import pickle
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import graphreg
 from graphreg import GraphRegError, NoMatchError, RegularizerError, TraceError
+from graphreg.in_place.calls import CallForm, readable
 from graphreg.passes import BernoulliDropout, HiddenL1
 from pages import run_page
 
@@ -493,3 +495,15 @@ def test_verify() -> None:
 
 def test_the_page() -> None:
     assert type(run_page("in_place.md")["model"]).__name__ == "Net"
+
+
+def test_other_constants_are_other_structures() -> None:
+    """Also those whose hashes are equal, or whose texts are but for a dot or quotes; the text is an attribute's name, without a dot."""
+    form = CallForm(inspect.signature(lambda x, k=None: x))
+    constants = [
+        0, 0.0, False, None, 1, 1.0, True, -1, -2, -1.0, -2.0, 0.5, math.inf, -math.inf, 314159.0, -314159.0, (1 << 61) - 1, 1 << 61,
+        1 << 62, -(1 << 61), (), (0,), ((0,),), {}, {1: 2}, {"1": 2}, "", "1", "a.b", "a·b", "a· b", "a·.b", "a.·b", "a··b", "None",
+    ]  # fmt: skip
+    keys = [form.key((torch.zeros(2, 3),), {"k": constant}) for constant in constants]
+    assert len(set(keys)) == len(keys) and not any("." in key for key in keys)
+    assert readable(form.key((torch.zeros(2, 3),), {"k": "a.·b"})) == "(k='a.·b', x=float32[2])"

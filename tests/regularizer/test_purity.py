@@ -196,9 +196,7 @@ def test_the_built_ins_pass_unwatched(key: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         regularized(HiddenL1("*", 0.0, name="first"), **{key: 0.1})
-    classes = graphreg.registered()
-    used = classes.get(key) or classes[key.removeprefix("hidden_")]
-    assert not {HiddenL1, used} & set(unproven)  # other classes may wait for larger values, as DropBlock does
+    assert not [cls for cls in unproven if cls.__module__.startswith("graphreg")]
 
 
 class Wide(Penalty):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -52,6 +53,19 @@ class ReadsAnothers(Leaves):
         return super().forward(x) * (2 if self.norm.training else 3)
 
 
+class ReadsAScripted(Leaves):
+    """A module of torch.jit keeps its mode in C++."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.jit.script is deprecated
+            self.script = torch.jit.script(nn.Identity())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) * (2 if self.script.training else 3)
+
+
 class OwnDropout(nn.Dropout):
     """Its forward is torch's, and is traced, since the class is not."""
 
@@ -100,7 +114,10 @@ def test_a_forward_that_reads_no_mode_is_traced_once(monkeypatch: pytest.MonkeyP
     assert traces(monkeypatch, nn.Sequential(Leaves(), nn.Sequential(nn.Linear(4, 2)))) == 1
 
 
-@pytest.mark.parametrize("make", [Reads, ReadsByName, ReadsItsDict, ReadsAll, ReadsAnothers, Inherits, Functional, Property])
+WAYS = [Reads, ReadsByName, ReadsItsDict, ReadsAll, ReadsAnothers, ReadsAScripted, Inherits, Functional, Property]
+
+
+@pytest.mark.parametrize("make", WAYS)
 def test_each_way_to_read_one_is_followed(monkeypatch: pytest.MonkeyPatch, make: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     model = make()
