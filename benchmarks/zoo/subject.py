@@ -131,6 +131,10 @@ class Subject:
         """The gradients of the model as it is."""
         return self.gradients(self.model, lambda: (call(self.model, self.inputs), {}))
 
+    def forget_gradients(self) -> None:
+        """Free ``reached``; who asks for it again has it computed again."""
+        vars(self).pop("reached", None)
+
 
 def loss_of(output: object, penalties: Mapping[str, Tensor]) -> Tensor:
     floating = [t for t in tensors(output) if t.is_floating_point() and t.numel()]

@@ -23,6 +23,8 @@ from graphreg.runtime import NativeDropoutRule, Regularized, RewrittenModule, Sp
 from graphreg.torch_internals import original_of
 from graphreg.tracing import Arguments, arguments, without_caches
 from graphreg.verification.first_difference import first_differing, graph_of
+from graphreg.verification.shared_parameters import SharedParameters
+from graphreg.verification.state import attribute, attributes_of, changed, differing_parameter, dotted, parameters_of
 from graphreg.verification.values import difference, leaves, snapshot, tensors
 
 CALLS: Mapping[str, int] = {"train": 2, "eval": 3}  # calls in each mode: more than one, because a call may change what the next computes
@@ -64,7 +66,7 @@ def verify(model: nn.Module, module: nn.Module, /, *args: Any, **kwargs: Any) ->
             f"this module was not made from this {_title(bare)}, or the model was changed since: {change}. Give verify the model that "
             "regularize was given; a module shares its parameters and buffers."
         )
-    Validation(copied(bare), inner, (args, kwargs)).run()
+    Validation(bare, copied(bare), inner, (args, kwargs)).run()
 
 
 def copied(model: M, memo: dict[int, Any] | None = None) -> M:
@@ -87,33 +89,7 @@ def validate(before: nn.Module, model: nn.Module, module: fx.GraphModule, exampl
         raise GraphRegError(f"tracing {_title(model)} has changed it: {change}. Give regularize a copy, and please report this.")
     call = arguments(example_inputs)
     assert call is not None
-    Validation(before, module, call).run()
-
-
-def changed(expected: nn.Module, ours: nn.Module, attributes: bool = False) -> str:
-    """Describe the first difference in parameters and buffers, with ``attributes`` also in plain tensor attributes; ``""`` if none."""
-    theirs, mine = _state(expected, attributes), _state(ours, attributes)
-    for name in [*theirs, *mine]:
-        if name not in mine or name not in theirs:
-            return f"{name} is {'not in the module' if name in theirs else 'not in the model'}"
-        if theirs[name] is not mine[name] and not nn.parameter.is_lazy(theirs[name]) and (how := difference(theirs[name], mine[name])):
-            return f"{name} {how}"
-    return ""
-
-
-def _state(module: nn.Module, attributes: bool) -> dict[str, Any]:
-    named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    state = {name: value for name, value in named.items() if not name.startswith(f"{RULES}.")}
-    return state | ({_dotted(path, name): value for path, name, value in _attributes(module)} if attributes else {})
-
-
-def _attributes(module: nn.Module) -> list[tuple[str, str, Tensor]]:
-    """Return the tensors that modules have in plain attributes, not as buffers, each with the module's path and the attribute's name."""
-    return [(path, name, v) for path, m in module.named_modules() for name, v in vars(m).items() if isinstance(v, Tensor)]
-
-
-def _dotted(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
+    Validation(model, before, module, call).run()
 
 
 def _title(model: object) -> str:
@@ -138,8 +114,10 @@ class Call:
 class Validation:
     """Compares a copy of the model with copies of a rewritten module, for the arguments of one call."""
 
-    def __init__(self, model: nn.Module, module: fx.GraphModule, call: Arguments) -> None:
+    def __init__(self, given: nn.Module, model: nn.Module, module: fx.GraphModule, call: Arguments) -> None:
+        """``given``: the user's model; ``model``: a copy of it."""
         self.model, self.module, self.call, self.title = model, module, call, _title(model)
+        self.shared = SharedParameters(given, model, module)
         if any(tensor.device.type == "meta" for tensor in (*model.parameters(), *model.buffers(), *tensors(call))):
             raise GraphRegError(f"verify compares values, and {self.title} or its inputs have none (device meta). Materialize them first.")
         record = rules_of(module).build_record
@@ -174,25 +152,28 @@ class Validation:
             expected = self._expected(theirs, number)
             if expected is None:
                 break
+            if self.shared.on and self.shared.written():
+                self.shared.turn_off()
+                return self._compare(mode, form)
             try:
                 actual = self._call_twin(ours, number, expected)
             except Exception as error:
                 message = f"the rewritten module raises {first_line(error)}, and the model does not"
                 raise self._error(mode, form, number, message) from error
-            if message := self._differing(expected, actual):
+            if message := self._differing(expected, actual) or self._differing_parameter(theirs, ours):
                 raise self._error(mode, form, number, message)
             del expected, actual  # they hold all gradients: free them before the next call makes its own
 
     # the copies
 
     def _model(self, mode: str) -> nn.Module:
-        return self._in_mode(copied(self.model), mode)
+        return self._in_mode(copied(self.model, self.shared.memo()), mode)
 
     def _twin(self, mode: str, form: Form) -> fx.GraphModule:
         """Copy the rewritten module for a form, with its splices bypassed and its penalties at weight 0."""
         rules = rules_of(self.module)
         outside = [getattr(getattr(rules, "attach", None), "scale", None), rules.watching]  # not copied: a GradScaler, a monitor
-        twin = copied(self.module, {id(each): None for each in outside if not isinstance(each, (int, float))})
+        twin = copied(self.module, self.shared.memo() | {id(each): None for each in outside if not isinstance(each, (int, float))})
         for strength in rules_of(twin).strengths.values():
             strength.zero_()
         for runtime_module in twin.modules():
@@ -229,10 +210,10 @@ class Validation:
     def _call_twin(self, twin: nn.Module, number: int, expected: Call | None) -> Call:
         """Do one call and its backward pass. ``expected``: the model's results, if ``twin`` is the rewritten module; else None."""
         args, kwargs, inputs = self._copied_arguments(number)
-        parameters = {name: p for name, p in twin.named_parameters() if not name.startswith(f"{RULES}.")}
+        parameters = parameters_of(twin)
         for parameter in parameters.values():
             parameter.grad = None
-        before = [(path, name, v, v.clone()) for path, name, v in _attributes(twin)] if expected is None else []
+        before = [(path, name, v, v.clone()) for path, name, v in attributes_of(twin)] if expected is None else []
         _seed(number)
         value = twin(*args, **kwargs)
         output = value.output if isinstance(value, Regularized) else value
@@ -243,11 +224,11 @@ class Validation:
         call.values |= {f"the buffer {n}": snapshot(b) for n, b in twin.named_buffers() if not n.startswith(f"{RULES}.")}
         for path, name, tensor, was in before:  # only those written in place: graphreg does not promise to keep assignments
             if getattr(twin.get_submodule(path), name, None) is tensor and difference(was, tensor.detach()):
-                call.values[f"the attribute {_dotted(path, name)}"] = snapshot(tensor.detach())
+                call.values[f"the attribute {dotted(path, name)}"] = snapshot(tensor.detach())
         if expected is not None:
             for place in expected.values:
                 if place.startswith("the attribute "):
-                    call.values[place] = snapshot(_attribute(twin, place.removeprefix("the attribute ")))
+                    call.values[place] = snapshot(attribute(twin, place.removeprefix("the attribute ")))
         if expected is None or expected.failed is None:
             call.failed = _backward(output)
         call.gradients = {f"the gradient of {name}": p.grad for name, p in parameters.items()}
@@ -295,7 +276,14 @@ class Validation:
                 return f"{place} {how}"
         return ""
 
+    def _differing_parameter(self, theirs: nn.Module, ours: nn.Module) -> str:
+        """Describe a parameter that one of the two calls has written into, and the other has not; ``""`` if there is none."""
+        message = self.shared.written() if self.shared.on else differing_parameter(parameters_of(theirs), parameters_of(ours))
+        return f"after the call {message}" if message else ""
+
     def _error(self, mode: str, form: Form, number: int, what: str) -> GraphRegError:
+        if self.shared.on:  # a faulty call of the module may have written into them
+            self.shared.turn_off()
         if unlike := self._unlike_itself(mode):
             return GraphRegError(
                 f"{self.title} cannot be verified, for it is not the same from run to run: from equal seeds, in {mode} mode, {unlike}. "
@@ -345,11 +333,6 @@ class _Refuses(Exception):
 def _zeros(gradient: Tensor | None, other: Tensor | None) -> Tensor | None:
     """Return zeros in place of None if only the other gradient exists."""
     return torch.zeros_like(other) if gradient is None and other is not None else gradient
-
-
-def _attribute(twin: nn.Module, dotted: str) -> Any:
-    path, _, name = dotted.rpartition(".")
-    return getattr(twin.get_submodule(path), name, None)
 
 
 def _backward(output: Any) -> Exception | None:

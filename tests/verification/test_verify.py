@@ -338,6 +338,65 @@ def test_splices_that_act_are_compared_too(monkeypatch: pytest.MonkeyPatch) -> N
         graphreg.verify(model, module, X)
 
 
+class Clips(nn.Linear):
+    """Writes into its weight, on which the versions of tensors say nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return clipped(super().forward(x), self.weight)
+
+
+@fx.wrap
+def clipped(value: Tensor, weight: Tensor) -> Tensor:
+    weight.data.mul_(0.9)
+    return value.clone()
+
+
+def test_a_model_that_writes_into_its_parameters() -> None:
+    """Copies share their parameters, but not those of such a model: each copy writes into its own."""
+    model = nn.Sequential(Clips(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    module = graphreg.regularize(model, hidden_dropout=0.5, example_inputs=X)
+    before = everything(model, module, X)
+    graphreg.verify(model, module, X)
+    assert str(everything(model, module, X)) == str(before)
+    for graph in module.graphs.values():
+        (node,) = [n for n in graph.nodes if n.target is clipped]
+        node.replace_all_uses_with(node.args[0])
+        graph.erase_node(node)
+    module.recompile()
+    with pytest.raises(GraphRegError, match=r"'linear', the site '0\.linear' .*: the model writes into it later, and the graph does not"):
+        graphreg.verify(model, module, X)
+
+
+def test_a_parameter_that_the_graph_alone_writes_into() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    module = graphreg.regularize(model, hidden_dropout=0.5, example_inputs=X)
+    for graph in module.graphs.values():
+        node = next(n for n in graph.nodes if n.target == "2")
+        with graph.inserting_after(node):
+            ours = graph.call_function(clipped, (node, graph.get_attr("2.bias")))
+        node.replace_all_uses_with(ours, lambda user: user is not ours)
+        ours.prepend(ours.args[1])
+    module.recompile()
+    with pytest.raises(GraphRegError, match=r"in train mode, at call 1 of 2 .*, after the call the parameter 2\.bias differs in 4 of 4"):
+        graphreg.verify(model, module, X)
+
+
+def test_copies_share_their_parameters() -> None:
+    """A copy of the model, and the two that are run, have one set of parameters besides the user's: memory for a large model."""
+    model, made = nn.Sequential(nn.Linear(300, 300), nn.ReLU(), nn.Linear(300, 300)), list[int]()
+    module = graphreg.regularize(model, hidden_dropout=0.5)
+
+    def deepcopy(self: nn.Parameter, memo: dict[int, Any]) -> Any:
+        made.append(self.numel())
+        return original(self, memo)
+
+    original = nn.Parameter.__deepcopy__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.Parameter, "__deepcopy__", deepcopy)
+        graphreg.verify(model, module, torch.randn(2, 300))
+    assert sum(made) == sum(p.numel() for p in model.parameters())
+
+
 # regularize(..., verify=True)
 
 
