@@ -109,6 +109,8 @@ def _dense(tensor: Tensor) -> Tensor:
 def _different_numbers(expected: Tensor, ours: Tensor, near: bool) -> str:
     if expected.device.type == "meta":  # it holds no numbers
         return ""
+    if torch.equal(expected, ours):  # one pass and no further memory; a NaN is not equal to itself
+        return ""
     same = (expected == ours) | (expected.isnan() & ours.isnan())
     if bool(same.all()):
         return ""
