@@ -116,7 +116,8 @@ class Aliases:
     def read_past(self, node: fx.Node) -> fx.Node | None:
         """Return the first ``as_strided`` that reads ``node`` or an alias made from it; None if there is none.
 
-        Also None if the value is dense: a replacement then has the same layout."""
+        Also return None if the value is dense: a replacement then has the same layout.
+        """
         if self.effects.is_dense(node):
             return None
         strided = (each for each in self._downstream([node]) - {node} if function_name(each).startswith("as_strided"))
