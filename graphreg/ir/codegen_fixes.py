@@ -48,7 +48,8 @@ def _is_odd(path: str) -> bool:
 def _is_misread(name: str) -> bool:
     """Return whether emitted code cannot contain the name.
 
-    It cannot contain a keyword, a name with a double quote, a backslash or a line break, or with ``ﬁ``, which Python reads as ``fi``.
+    It cannot if the name is a keyword, or contains a double quote, a backslash, a line break, or a character such as ``ﬁ``, which Python
+    reads as ``fi``.
     """
     return keyword.iskeyword(name) or unicodedata.normalize("NFKC", name) != name or not {'"', "\\", "\n", "\r"}.isdisjoint(name)
 

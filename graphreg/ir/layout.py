@@ -23,7 +23,7 @@ def overlaps(z: Tensor) -> bool:
 
 
 def _axes_are_separate(z: Tensor, gaps: bool) -> bool:
-    """Return whether no two elements share a place in memory. Unless ``gaps``, also require that no place between them is empty.
+    """Return whether no two elements share a place in memory and, unless ``gaps`` are allowed, no place between them is empty.
 
     In order of increasing stride, the stride of each axis must be the extent of the axes before it, or more if ``gaps`` are allowed.
     The axes are compared in pairs, because Dynamo can compare symbolic sizes, but cannot sort them.

@@ -42,8 +42,8 @@ class Addition:
 
     Attributes:
         kind: The node's purpose.
-        regularizer: The name of the regularizer that the node is for; None if it is for no single one.
-        site: The name of the site that the node is for; None if it is for no single one.
+        regularizer: The name of the regularizer that the node is for; None if the node is not for exactly one regularizer.
+        site: The name of the site that the node is for; None if the node is not for exactly one site.
         was: For a native dropout, the ``op`` and the ``target`` that the node had before.
     """
 

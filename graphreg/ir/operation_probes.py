@@ -166,7 +166,10 @@ def _phases(holes: list[Hole], shapes: list[tuple[int, ...]], fits: bool) -> Ite
 def _shaped(
     free: list[Hole], known: Filling, patterns: tuple[_Pattern, ...], rests: tuple[int | None, ...], kinds: tuple[torch.dtype, torch.dtype]
 ) -> Iterator[Filling]:
-    """Yield a filling for each pattern, each rank of the first hole, and each rank of the others in ``rests``; None: the same."""
+    """Yield a filling for each pattern, each rank of the first hole, and each item of ``rests``.
+
+    An item of ``rests`` is the rank of the other holes; None stands for the rank of the first hole.
+    """
     for rest, rank, pattern in itertools.product(rests, _RANKS, patterns):
         specs = dict(known)
         for hole in free:
@@ -319,8 +322,8 @@ class Declared(NamedTuple):
     """What the schemas of an operator declare about aliases and writes.
 
     Attributes:
-        shares: The arguments that some overload declares to alias the result.
-        writes: The arguments that some overload declares that it writes into.
+        shares: The arguments that the result aliases, as some overload declares.
+        writes: The arguments that the operator writes into, as some overload declares.
         complete: Whether the declarations are complete, so that what is not declared does not happen.
         silent: Whether an overload may write without declaring it.
     """
@@ -333,7 +336,7 @@ class Declared(NamedTuple):
 
 @cache
 def declared(operator: str | OpOverload) -> Declared | None:
-    """Return what is declared for an overload, or for all overloads of the aten operator of a name; None if there is no such operator."""
+    """Return what is declared for an overload, or for all overloads of the aten operator with this name; None if there is none."""
     overloads = [operator] if isinstance(operator, OpOverload) else _overloads(operator)
     if not overloads:
         return None
@@ -381,8 +384,8 @@ def _kind(overload: OpOverload) -> str:
 
     ``"implicit"`` and ``"explicit"``: it is composed of other operators, above or below autograd (``CompositeImplicitAutograd``,
     ``CompositeExplicitAutograd``). ``"own"``: it has kernels, one for meta tensors among them. ``"real"``: it has kernels, but none for
-    meta tensors. Such an operator may do what its schema does not declare: ``dequantize`` returns a float tensor
-    itself.
+    meta tensors. Such an operator may do what its schema does not declare: given a float tensor, ``dequantize``
+    returns the tensor itself.
     """
     for kind in ("Implicit", "Explicit"):
         if has_kernel(overload, f"Composite{kind}Autograd"):

@@ -134,7 +134,7 @@ class Operations:
         return name in LISTS or name == "multi_head_attention_forward"
 
     def guesses_list(self, node: fx.Node) -> bool:
-        """Return whether the value is assumed to be a tuple for one reason only: the forward does nothing but index it."""
+        """Return whether the value is assumed to be a tuple only because the forward indexes it and does nothing else with it."""
         return self.is_opaque(node) and returns_list(node, self.module(node)) is None and _only_indexed(node)
 
 
@@ -196,7 +196,7 @@ def is_pythons(node: fx.Node) -> bool:
 
 
 def declared_effects(node: fx.Node) -> Declared | None:
-    """Return what torch's schemas declare for a call; None if the call runs Python code first, or no operator has its name."""
+    """Return what torch's schemas declare for a call; None if it runs Python code first, or if no operator has its name."""
     target = node.target
     if isinstance(target, OpOverload):
         return declared(target)
@@ -321,7 +321,7 @@ TUPLES = (nn.RNNBase, nn.LSTMCell, nn.MultiheadAttention)  # layers that return 
 
 
 def is_stack(m: nn.Module) -> bool:
-    """Return whether the module is one of torch's stacks of transformer layers; a subclass defined elsewhere is not."""
+    """Return whether the module is one of torch's stacks of transformer layers; a subclass defined elsewhere does not count."""
     return isinstance(m, STACKS) and _is_torchs(m)
 
 

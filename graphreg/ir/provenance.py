@@ -47,8 +47,7 @@ def _chains(graph: fx.Graph, operations: Operations, path: str) -> dict[str, str
 
 
 def one_value_over_again(graph: fx.Graph, operations: Operations, among: Iterable[str]) -> list[tuple[str, ...]]:
-    """Group those sites of ``among`` that hold the same value up to scale; each group is in the order of the forward. Groups of one
-    site are left out.
+    """Group those sites of ``among`` that hold one value up to scale. A group has two sites or more, in the order of the forward.
 
     Only operations that multiply or rearrange elements may lie between two sites of a group: views, native dropout, identities, and
     multiplication by something that does not depend on an input. A norm counts as such an operation, because its shift does not

@@ -63,7 +63,7 @@ class NativeDropout:
             module that draws random numbers.
         rate: The rate, in [0, 1]; None if the graph does not show it, or if there is none.
         when: ``"mode"`` if it acts when the module at ``path`` is in train mode, else ``"always"`` or ``"never"``.
-        path: The module whose mode it follows.
+        path: The path of the module whose mode it follows.
         why_not: Why it cannot be moved to graphreg's streams; ``""`` if it can.
         function: The bare name of the function, if the dropout is a function call that can be moved; else ``""``.
         names: The parameters of that function.

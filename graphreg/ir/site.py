@@ -22,9 +22,9 @@ class Label:
     Attributes:
         name: The name without the port.
         op: What ``@`` in a selector matches: the name of the function or of the module's class; ``input`` for an argument.
-        ports: Which output of its module or function the value is, by each name that a selector may use after ``:``, such as
-            ``("h_n", "1")``; ``("out",)`` for a single output.
-        default: Whether a selector without a port selects this one.
+        ports: If the value is one of several outputs of its module or function, the names that a selector may use after ``:`` for this
+            output, such as ``("h_n", "1")``; ``("out",)`` if it is the only output.
+        default: Whether a selector without a port selects this output.
         module: The path of the module whose output this is; None for any other value.
     """
 

@@ -56,7 +56,7 @@ class Steps:
     hint: str = ""
 
     def of(self, value: Any, lengths: Any, who: str) -> tuple[Tensor, Tensor | None]:
-        """Return the sequence, [time, batch, units], and its lengths, int64 [batch] or None. In it, steps that do not count are zeros."""
+        """Return the sequence, [time, batch, units], and its lengths, int64 [batch] or None. Steps that do not count are zeros in it."""
         for each in value if self.calls else (value,):
             require_tensor(each, who)
         if self.calls:
@@ -90,7 +90,7 @@ class Steps:
         return lengths
 
     def require(self, shape: Sequence[int], who: str) -> None:
-        """Raise RegularizerError for too few dims, or for no such axis of time. With ``calls``, the shape begins with their number."""
+        """Raise RegularizerError if a shape has too few dims or lacks the axis of time. With ``calls``, it begins with their number."""
         least = 2 if self.unbatched else 3
         if len(shape) < least:
             value_shape, what = (shape[1:], "value of each call") if self.calls else (shape, "value")
@@ -178,7 +178,7 @@ def _counted(steps: Tensor, lengths: Tensor, what: str, fits: Callable[[int], st
 
 
 def _require_range(lengths: Tensor, time: int, what: str, fits: Callable[[int], str]) -> None:
-    """Check that the lengths are in range: in eager by reading their values, in a compiled graph by an assertion in the graph."""
+    """Check that the lengths are in range: eager code reads their values, a compiled graph contains an assertion."""
     wrong = (lengths < 0) | (lengths > time)
     if torch.compiler.is_compiling():
         assert_async(~wrong.any(), f"{what} must be between 0 and the number of steps")

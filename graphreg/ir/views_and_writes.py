@@ -1,7 +1,7 @@
 """Finds what each operation of a graph does to storage: which arguments its output may alias, and into which arguments it writes.
 
 The answer comes from torch's schemas, or else from a call on tensors without data (`operation_probes.py`). An operation that runs code
-outside torch is assumed to alias and write into all its arguments.
+outside torch is assumed to alias and write into all its arguments; only a dropout, recognized by its name, is assumed not to write.
 """
 
 from __future__ import annotations

@@ -267,7 +267,7 @@ def key_of_row(key: Tensor) -> Tensor:
     Raises:
         RandomnessError: ``randomness`` is ``"error"``.
     """
-    if not transforms() or (not compiling() and in_backward()):  # in backward, a recomputation repeats its draw; rows are of gradients
+    if not transforms() or (not compiling() and in_backward()):  # rows are of gradients in backward, and draws there must repeat
         return key
     for level, randomness in vmaps():
         if randomness == "error":
