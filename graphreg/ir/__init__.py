@@ -1,7 +1,7 @@
-"""Facts about the values of a traced graph: their sites and names, the operations that made them, their roles, and aliasing.
+"""Facts about the values of a traced graph: their sites, names and roles, the operations that made them, and which share storage.
 
-Every other room builds on this one. Nothing here traces a model or edits one. Open ``site.py`` first for what a site is, then
-``selector.py`` for how a string finds sites.
+Every other room builds on this one. Nothing here traces a model or edits one. Open ``site.py`` first, which says what a site is,
+then ``selector.py``, which says how a string finds sites.
 """
 
 from graphreg.ir.aliasing import Aliases, of_body

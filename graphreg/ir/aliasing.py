@@ -1,4 +1,4 @@
-"""Alias analysis of one graph: which values share storage, and whether a value is written into after it was produced."""
+"""Alias analysis of one graph: which values may share storage, and whether an operation writes into a value after it was computed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from graphreg.ir.views_and_writes import Effects, is_inert
 
 
 class Write(NamedTuple):
-    """A write, possible or definite: the node ``user``, at position ``order`` in the graph, writes into the value of the node ``name``."""
+    """A possible or definite write: the node ``user``, at position ``order`` in the graph, writes into the value of the node ``name``."""
 
     order: int
     user: fx.Node
@@ -25,23 +25,23 @@ class Write(NamedTuple):
 class Aliases:
     """Alias analysis of a graph. It describes the graph at the time of construction, and does not follow later edits.
 
-    Each value has bases: the values whose storage it may share and that share no other value's storage themselves. Two values may
-    alias if they have a base in common. Two slices of one tensor have one; so have the elements of a tuple that one operation
-    returns, since the analysis does not tell them apart.
+    Each value has bases. These are the values whose storage it may share, except those that share another value's storage themselves.
+    Two values may alias if they have a common base. Two slices of one tensor have a common base. The elements of a tuple that one
+    operation returns have one, too, because the analysis does not distinguish them.
     """
 
     def __init__(self, graph: fx.Graph, operations: Operations) -> None:
         self.order = {node: i for i, node in enumerate(graph.nodes)}
         self.effects = Effects(operations)
         self._bases: dict[fx.Node, frozenset[fx.Node]] = {}
-        self._shared_later: dict[fx.Node, list[fx.Node]] = {}  # by value: those whose storage it shares after ``x.set_(y)``
+        self._shared_later: dict[fx.Node, list[fx.Node]] = {}  # for x, the values such as y whose storage it shares after ``x.set_(y)``
         for node in self.order:
             if (joined := _joined_storage(node)) is not None:
                 self._shared_later.setdefault(joined[0], []).extend(joined[1])
         self._possible, self._definite = self._by_base()
 
     def _by_base(self) -> tuple[dict[fx.Node, list[Write]], dict[fx.Node, list[Write]]]:
-        """Return the writes into each base in graph order: all that are possible, and those that are definite."""
+        """Return the writes into each base in graph order: first all possible writes, then only the definite ones."""
         writes: tuple[dict[fx.Node, list[Write]], dict[fx.Node, list[Write]]] = {}, {}
         for node, order in self.order.items():
             for is_definite, by_base in enumerate(writes):
@@ -51,7 +51,7 @@ class Aliases:
         return writes
 
     def bases(self, node: fx.Node) -> frozenset[fx.Node]:
-        """Return the values that own the storage ``node`` may share; ``node`` itself if it shares none."""
+        """Return the bases of the node's value; if it shares no other value's storage, its only base is the value itself."""
         waiting, seen = [node], set[fx.Node]()
         while waiting:
             current = waiting[-1]
@@ -68,22 +68,22 @@ class Aliases:
         return self._bases[node]
 
     def clone_of(self, node: fx.Node) -> Callable[[Tensor], Tensor]:
-        """Return a function that copies the value with its strides: ``torch.clone`` if the value is known to be dense."""
+        """Return a function that copies the value with its strides: ``torch.clone`` if the value is known to be dense, else ``clone``."""
         return torch.clone if self.effects.is_dense(node) and node not in self._shared_later else clone
 
     def is_external(self, node: fx.Node) -> bool:
-        """Return whether the storage may belong to an input or to the model, so that a write into it is visible outside the graph."""
+        """Return whether the storage may belong to an input or to the model. A write into it is then visible outside the graph."""
         return any(base.op in ("placeholder", "get_attr") for base in self.bases(node))
 
     def written_later(self, node: fx.Node, is_definite: bool = False) -> bool:
-        """Return whether an operation after ``node`` may write into its value, through any alias.
+        """Return whether an operation after ``node`` may write into the node's value, through any alias.
 
-        With ``is_definite``, return whether one definitely does.
+        With ``is_definite``, return whether such an operation definitely writes into it.
         """
         return any(writes[-1].order > self.order[node] for writes in self._writes(node, is_definite))
 
     def written_between(self, node: fx.Node, reader: fx.Node) -> bool:
-        """Return whether an operation after ``node`` and before ``reader`` may write into its value."""
+        """Return whether an operation after ``node`` and before ``reader`` may write into the value of ``node``."""
         for writes in self._writes(node):
             after = bisect_right(writes, self.order[node], key=lambda write: write.order)
             if after < len(writes) and writes[after].order < self.order[reader]:
@@ -95,16 +95,17 @@ class Aliases:
         return [by_base[base] for base in self.bases(node) if base in by_base] if by_base else []
 
     def written_aside(self, node: fx.Node) -> fx.Node | None:
-        """Return a definite later write that would be lost if a new tensor replaced ``node``; None if there is none.
+        """Return the first node whose definite write would be lost if a new tensor replaced ``node``; None if there is none.
 
-        After the replacement, ``node`` and the aliases made from it use the new tensor, all other aliases the old storage. A write
-        through an alias of one group is lost if an alias of the other group is read after it.
+        After the replacement, ``node`` and the aliases made from it use the new tensor, and all other aliases use the old storage. A
+        write through an alias of one group is lost if an alias of the other group is read later.
         """
         if not self.written_later(node, is_definite=True):
             return None
         derived, bases = self._downstream([node]), self.bases(node)
         asides = self._downstream(bases) - derived
-        last_read = {True: self._last_read(asides), False: self._last_read(derived)}  # in the other group; True: written through derived
+        # the last read in the other group: the key is True if the write goes through an alias in ``derived``
+        last_read = {True: self._last_read(asides), False: self._last_read(derived)}
         if any(base.op == "get_attr" for base in bases - derived):  # a tensor of the module is read again at the next call
             last_read[True] = len(self.order)
         for write in sorted({write for writes in self._writes(node, is_definite=True) for write in writes}, key=lambda write: write.order):
@@ -113,14 +114,17 @@ class Aliases:
         return None
 
     def read_past(self, node: fx.Node) -> fx.Node | None:
-        """Return the first ``as_strided`` of ``node`` or of an alias made from it, if a replacement may have another layout; else None."""
+        """Return the first ``as_strided`` that reads ``node`` or an alias made from it; None if there is none.
+
+        Also return None if the value is dense: a replacement then has the same layout.
+        """
         if self.effects.is_dense(node):
             return None
         strided = (each for each in self._downstream([node]) - {node} if function_name(each).startswith("as_strided"))
         return min(strided, key=self.order.__getitem__, default=None)
 
     def _last_read(self, names: Iterable[fx.Node]) -> int:
-        """Return the position of the last node that reads one of ``names``; -1 if none does."""
+        """Return the position of the last node that reads one of ``names``; -1 if no node does."""
         return max((self.order.get(reader, -1) for name in names for reader in name.users), default=-1)
 
     def _downstream(self, nodes: Iterable[fx.Node]) -> set[fx.Node]:
@@ -137,18 +141,21 @@ class Aliases:
 
 
 def _joined_storage(node: fx.Node) -> tuple[fx.Node, list[fx.Node]] | None:
-    """Return, for an operation after which a value shares the storage of others (``x.set_(y)``), that value and the others; else None."""
+    """If ``x`` shares the storage of other values after the operation (``x.set_(y)``), return ``x`` and the other values; else None."""
     if is_inert(node) or not node.args or not isinstance(node.args[0], fx.Node):
         return None
     name = function_name(node)
-    holds = name == "setitem" and isinstance(node.args[1], str)  # ``d["key"] = y`` of a dict; ``t[0] = y`` of a tensor copies y
+    holds = name == "setitem" and isinstance(node.args[1], str)  # ``d["key"] = y`` stores y in a dict; ``t[0] = y`` copies y
     if name == "set_" or holds or (node.op == "call_method" and name in ("append", "extend", "insert", "update", "setdefault")):
         return node.args[0], [other for other in nodes_in((node.args[1:], node.kwargs)) if other is not node.args[0]]
     return None
 
 
 def of_body(body: fx.GraphModule) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return, for the graph inside an operator, the positions of the arguments that its result aliases, and of those it writes into."""
+    """Return the positions of an operator's arguments that its result may alias, and of those that it may write into.
+
+    ``body``: the graph inside the operator.
+    """
     aliases = Aliases(body.graph, Operations(body))
     inputs = {node: i for i, node in enumerate((n for n in body.graph.nodes if n.op == "placeholder"), 1)}  # argument 0 is the body
     returned = [aliases.bases(node) for node in body.graph.output_node().all_input_nodes]

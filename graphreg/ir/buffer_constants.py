@@ -1,6 +1,6 @@
-"""Finds the values that a forward computes from buffers alone. They are not sites and take no names.
+"""Finds the values that a forward computes from buffers alone. Such a value is no site, and no name is used up for it.
 
-torch.fx, and so torchvision's feature extraction, computes them while it traces and has no nodes for them.
+torch.fx, and therefore torchvision's feature extraction, computes these values while it traces, and has no nodes for them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from torch import fx
 
 
 class BufferConstants:
-    """The nodes of a graph with such values, found node by node in graph order. ``buffers``: the names of the model's buffers."""
+    """The nodes whose values are computed from buffers alone. Call ``take`` with each node, in graph order.
+
+    ``buffers``: the names of the model's buffers.
+    """
 
     def __init__(self, buffers: Collection[str] = ()) -> None:
         self.buffers = buffers
@@ -21,11 +24,11 @@ class BufferConstants:
         return node in self._nodes
 
     def add(self, node: fx.Node) -> None:
-        """Add a node, whatever it reads."""
+        """Add a node without checking what it reads."""
         self._nodes.add(node)
 
     def take(self, node: fx.Node) -> bool:
-        """Return whether a node reads a buffer, or nothing but such values; if so, add it."""
+        """Add a node if it reads a buffer, or reads only values of nodes that were added before. Return whether it was added."""
         if node.op == "get_attr":
             is_constant = node.target in self.buffers
         else:

@@ -22,7 +22,7 @@ _DEEP = 50  # the most names in a path that is written name by name
 
 
 def spelled(graph: fx.Graph) -> fx.Graph:
-    """Return a copy of the graph whose emitted code reads such names by ``getattr``; the graph itself if it has none."""
+    """Return a copy of the graph whose emitted code reads such names by ``getattr``; the graph itself if it has no such name."""
     paths = list(dict.fromkeys(str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr") and _is_odd(str(n.target))))
     if not paths:
         return graph
@@ -46,7 +46,11 @@ def _is_odd(path: str) -> bool:
 
 
 def _is_misread(name: str) -> bool:
-    """Return whether emitted code cannot contain the name: keywords, quotes and line breaks, and ``ﬁ``, which Python reads as ``fi``."""
+    """Return whether emitted code cannot contain the name.
+
+    It cannot if the name is a keyword, or contains a double quote, a backslash, a line break, or a character such as ``ﬁ``, which Python
+    reads as ``fi``.
+    """
     return keyword.iskeyword(name) or unicodedata.normalize("NFKC", name) != name or not {'"', "\\", "\n", "\r"}.isdisjoint(name)
 
 
@@ -64,10 +68,11 @@ def _text(root: str, path: str) -> str:
 def _reads(code: str, name: str) -> int:
     """Return how often the code reads a name.
 
-    It reads an argument with the name of a builtin once: torch.fx assigns it to another name first (``input_1 = input``).
+    The code reads an argument with the name of a builtin only once, because torch.fx first assigns it to another name
+    (``input_1 = input``).
     """
     occurrence = re.compile(rf"\b{name}\b")
-    if len(occurrence.findall(code)) < 3:  # one in the signature, and that read
+    if len(occurrence.findall(code)) < 3:  # one is in the signature, the other in that assignment
         return 1
     # Only the lines that contain the name are parsed: parsing all the code of a large model would take longer than the rest of emission.
     lines = [line.strip() for line in code.splitlines() if occurrence.search(line)]

@@ -10,7 +10,7 @@ from torch.fx.node import map_aggregate
 
 from graphreg.ir.metadata import own_labels, scope_of
 
-Literals = dict[int, tuple[Any, Any]]  # by position among the arguments: in the first graph, in the second
+Literals = dict[int, tuple[Any, Any]]  # by position in ``flat``: the literals of the first and of the second graph
 
 
 def name_of(node: fx.Node) -> str:
@@ -29,8 +29,8 @@ def flat(node: fx.Node) -> list[Any]:
 def _literals(a: fx.Node, b: fx.Node) -> tuple[Literals, bool] | None:
     """Return the literals that differ between two nodes, and whether the nodes read the same values.
 
-    None unless both are the same operation with the same structure of arguments. If they read different values, as after operations
-    that depend on the mode, only literals of type bool are returned (``training=``).
+    Return None unless both are the same operation with the same structure of arguments. If the nodes read different values, for example
+    because an operation before them depends on the mode, return only the literals of type bool, such as ``training=``.
     """
     if a.op != b.op or a.target != b.target or a.kwargs.keys() != b.kwargs.keys():
         return None
@@ -49,7 +49,7 @@ def _literals(a: fx.Node, b: fx.Node) -> tuple[Literals, bool] | None:
 
 
 def compared(first: fx.Graph, second: fx.Graph) -> tuple[bool, dict[str, Literals]]:
-    """Return whether two graphs have the same structure, and, by node name, the literals that differ in operations of both."""
+    """Return whether two graphs have the same structure, and, for the name of each node with differing literals, these literals."""
     others = {name_of(node): node for node in second.nodes}
     differing = {(name := name_of(node)): _literals(node, others[name]) if name in others else None for node in first.nodes}
     same = list(differing) == list(others) and len(differing) == len(first.nodes) == len(second.nodes)
@@ -67,7 +67,10 @@ def is_nan(value: Any) -> bool:
 
 
 def difference(first: fx.Graph, second: fx.Graph) -> tuple[str, str] | None:
-    """Return the first difference of two graphs: the path of the module whose code it is in, and a sentence; None if they are equal."""
+    """Return the first difference of two graphs: the path of the module in whose forward it is, and a sentence that describes it.
+
+    Return None if the graphs are equal.
+    """
     same, literals = compared(first, second)
     if same and not literals:
         return None

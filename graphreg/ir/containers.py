@@ -1,5 +1,7 @@
-"""Containers in a graph's output: rebuilds those that torch.fx does not know (dataclasses, OrderedDict, subclasses of dict), and finds the
-loss in them."""
+"""Containers in a graph's output: finds the call that rebuilds a container that torch.fx does not rebuild, and finds the loss in an output.
+
+torch.fx does not rebuild subclasses of dict, list and tuple, such as OrderedDict and the outputs of transformers.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +30,12 @@ def building(value: Any) -> Building | None:
         The function, its arguments and keywords; None if torch.fx handles the container itself.
 
     Raises:
-        NotImplementedError: No call rebuilds it. torch.fx would turn it into a plain dict, list or tuple without a warning.
+        NotImplementedError: No call rebuilds the container. torch.fx would turn it into a plain dict, list or tuple without a warning.
     """
     kind = type(value)
     if isinstance(value, _UNSUPPORTED):
         raise NotImplementedError(f"a {kind.__name__}, which no graph of torch.fx holds. {_INSTEAD}")
-    structured = hasattr(value, "_fields") or hasattr(value, "n_sequence_fields")  # named tuples, which torch.fx rebuilds itself
+    structured = hasattr(value, "_fields") or hasattr(value, "n_sequence_fields")  # a named tuple, which torch.fx rebuilds itself
     if kind in _PLAIN or structured or not isinstance(value, (dict, list, tuple)):
         return None
     if isinstance(value, defaultdict) and kind is defaultdict:
@@ -74,7 +76,7 @@ def end_of(output: fx.Node) -> fx.Node:
 
 
 def loss_of(output: fx.Node) -> fx.Node | None:
-    """Return the node of the output's ``loss``, or None if it has none."""
+    """Return the node of the output's ``loss``; None if the output has no loss."""
     end, value = end_of(output), output.args[0]
     if end is not output:  # a node builds the container: a dataclass or named tuple from its fields, a dict subclass from a dict
         names: Any = getattr(end.target, "_fields", None) or getattr(end.target, "__dataclass_fields__", ())
@@ -85,6 +87,6 @@ def loss_of(output: fx.Node) -> fx.Node | None:
 
 
 def _content(value: Any) -> Any:
-    """Return the content of a container for comparison: its elements by identity, because traced values cannot be compared."""
+    """Return the ids of a container's elements and attributes. Contents are compared by them, because traced values cannot be compared."""
     items = [(key, id(item)) for key, item in value.items()] if isinstance(value, dict) else list(map(id, value))
     return items, {name: id(attribute) for name, attribute in getattr(value, "__dict__", {}).items()}

@@ -12,7 +12,8 @@ from graphreg.ir.operations import Operations, function_name, nodes_in
 from graphreg.torch_internals import ConvolutionBase, OpOverloadPacket
 
 CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3, "conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
-ATEN_NAMES = {"truediv": "div", "iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div"}  # functions with other names in aten
+# The names in aten of functions that aten calls differently.
+ATEN_NAMES = {"truediv": "div", "iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div"}
 _KEEP_AXES = {"clone", "contiguous", "to", "float", "double", "half", "type_as", "softmax", "log_softmax", "interpolate", "upsample"}
 _LAYERS_KEEP_AXES = (*(f"torch.nn.modules.{kind}" for kind in ("activation", "pooling", "padding", "dropout", "upsampling")),)
 
@@ -24,7 +25,10 @@ def spatial_dims(node: fx.Node, operations: Operations) -> int:
 
 
 def convolution(node: fx.Node, operations: Operations) -> tuple[str, int] | None:
-    """Return the name and the number of spatial dims of the convolution whose axes a value still has; None if there is none."""
+    """Find the convolution whose axes a value still has. Return its name and its number of spatial dims; None if there is none.
+
+    The name is the path of the layer or the name of the function.
+    """
     seen, waiting = set[fx.Node](), [node]
     while waiting:
         node = waiting.pop()
@@ -40,7 +44,7 @@ def convolution(node: fx.Node, operations: Operations) -> tuple[str, int] | None
 def operands_with_its_axes(node: fx.Node, operations: Operations) -> Iterator[fx.Node]:
     """Yield the operands that have the same axes as the node's value."""
     module, name = operations.module(node), function_name(node)
-    if operations.is_opaque(node):  # the user's own function may have the name of one of torch's
+    if operations.is_opaque(node):  # a user's function may have the name of a function of torch
         return
     if is_elementwise(node) or name in ("cat", "concat", "concatenate"):
         yield from nodes_in((node.args, node.kwargs))
@@ -57,7 +61,10 @@ def _slices(index: object) -> bool:
 
 
 def is_elementwise(node: fx.Node) -> bool:
-    """Return whether each element of the result depends only on the elements at its place: torch tags such operators as pointwise."""
+    """Return whether each element of the result depends only on the operands' elements at the same place.
+
+    torch tags such operators as pointwise.
+    """
     return node.op in ("call_function", "call_method") and _is_pointwise(function_name(node).strip("_"))
 
 

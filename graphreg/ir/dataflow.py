@@ -1,4 +1,4 @@
-"""Walks along a graph: which nodes depend on a value, and which it depends on."""
+"""Walks along a graph: which nodes depend on a value, and on which nodes a value depends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from graphreg.ir.operations import function_name, is_integer, is_size
 
 
 def sizes_of(graph: fx.Graph) -> set[fx.Node]:
-    """Return the nodes whose values are numbers, shapes or flags, and not tensors."""
+    """Return the nodes whose values are not tensors but numbers, shapes or flags."""
     sizes = set[fx.Node]()
     for node in graph.nodes:
         if is_size(node, sizes.__contains__):
@@ -19,19 +19,19 @@ def sizes_of(graph: fx.Graph) -> set[fx.Node]:
 
 
 def carries_derivative(node: fx.Node, sizes: Container[fx.Node]) -> bool:
-    """Return whether a derivative can pass through a node: not through numbers, integer tensors and ``detach``."""
+    """Return whether a derivative can pass through a node. It cannot pass through numbers, integer tensors or ``detach``."""
     return node not in sizes and not is_integer(node) and function_name(node) != "detach"
 
 
 def reached(
     start: Iterable[fx.Node], onward: Callable[[fx.Node], Iterable[fx.Node]], passes: Callable[[fx.Node], bool] = lambda node: True
 ) -> set[fx.Node]:
-    """Return all nodes that a walk visits, the starting nodes included.
+    """Return all nodes that a walk visits, including the starting nodes.
 
     Args:
         start: The nodes to start at.
-        onward: Returns the nodes to go to from a node.
-        passes: Whether the walk may enter a node; by default every one.
+        onward: Returns the nodes to which the walk goes on from a node.
+        passes: Returns whether the walk may enter a node, also a starting node; by default, it may enter every node.
     """
     visited, waiting = set[fx.Node](), list(start)
     while waiting:

@@ -1,7 +1,7 @@
-"""Reads and writes graphreg's metadata of nodes: the names of their values, and what graphreg did at them. No other file accesses it.
+"""Reads and writes graphreg's metadata of nodes: the labels of their values, and what graphreg did at the nodes.
 
-``node.meta["site"]`` is (path of the module, labels), and ``node.meta["graphreg"]`` a dict of plain data. Both survive copying,
-pickling and passes that copy ``node.meta``.
+``node.meta["site"]`` is (path of the module, labels), and ``node.meta["graphreg"]`` is a dict of plain data. Both survive copying,
+pickling and passes that copy ``node.meta``. No other file accesses them, except ``serialize.py``, which pickles them.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class Kind(StrEnum):
     """The purpose of a node that graphreg added or whose call it replaced."""
 
     KEY = "key"  # returns the noise keys of a call
-    NATIVE = "own"  # a native dropout that calls a runtime module now; "own", because pickled graphs contain this value
+    NATIVE = "own"  # a native dropout that calls a runtime module now; the text is "own", because pickled graphs contain it
     SPLICE = "splice"  # replaces a value
     MEASURE = "measure"  # measures a value for a penalty
     TRACK = "track"  # makes autograd record a value that a derivative is taken with respect to
-    CLONE = "clone"  # a copy that the model's operations read, and may write into
+    CLONE = "clone"  # a copy of a replaced value, which the model's operations read and may write into
     COPY = "copy"  # a copy for penalties, made before the model writes into the value
     READ = "read"  # reads a parameter
     TOTAL = "total"  # combines the measurements of a penalty at its sites
@@ -42,8 +42,8 @@ class Addition:
 
     Attributes:
         kind: The node's purpose.
-        regularizer: The name of the regularizer that the node is for; None if it is for no single one.
-        site: The name of the site that the node is for; None if it is for no single one.
+        regularizer: The name of the regularizer that the node is for; None if the node is not for exactly one regularizer.
+        site: The name of the site that the node is for; None if the node is not for exactly one site.
         was: For a native dropout, the ``op`` and the ``target`` that the node had before.
     """
 
@@ -65,7 +65,7 @@ def scope_of(node: fx.Node) -> str:
 
 
 def own_labels(node: fx.Node) -> tuple[Label, ...]:
-    """Return the labels of the node's value, without those that it has as an element of another node's tuple; empty if it is no site."""
+    """Return the labels of the node's value, except those that it has as an element of another node's tuple; empty if it has none."""
     labels: tuple[Label, ...] = node.meta.get(SITE, _UNNAMED)[1]
     return labels
 
@@ -82,7 +82,7 @@ def label_site(node: fx.Node, scope: str, *labels: Label) -> None:
 
 
 def add_label(node: fx.Node, label: Label) -> None:
-    """Give the node's value another label, unless it has it already."""
+    """Give the node's value another label, unless the value has this label already."""
     if label not in own_labels(node):
         label_site(node, scope_of(node), *own_labels(node), label)
 

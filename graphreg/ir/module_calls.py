@@ -1,6 +1,6 @@
-"""Finds the output of a module call that a graph shows as the operations inside the module, not as one node.
+"""Finds the output of a module call in a graph that has no node for the call, but nodes for the operations inside the module.
 
-What is known of a node are the module calls during which it was made.
+The search uses only one fact about each node: during which module calls the node was made.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import fx
 
 @dataclass(frozen=True)
 class ModuleCall:
-    """One call of the module at ``path``. ``key``: differs for every call in the graph; ``kind``: the name of the module's class."""
+    """One call of the module at ``path``. ``key`` is different for every call in the graph. ``kind`` is the name of the module's class."""
 
     key: str
     path: str
@@ -22,7 +22,7 @@ class ModuleCall:
 
 @dataclass(frozen=True)
 class Block:
-    """The nodes that were made in one module call. ``leaving``: those of them whose values are used outside of it."""
+    """The nodes that were made during one module call. ``leaving``: those nodes among them whose values are used outside the call."""
 
     call: ModuleCall
     nodes: tuple[fx.Node, ...]
@@ -30,11 +30,10 @@ class Block:
 
 
 def blocks(graph: fx.Graph, calls_of: Callable[[fx.Node], Iterable[ModuleCall]]) -> Iterator[Block]:
-    """Yield a block for each module call of a graph, in the order in which the calls return. ``calls_of``: returns the calls during which
-    a node was made.
+    """Yield a block for each module call of a graph, in the order in which the calls return.
 
-    If a single value leaves a call, it is the module's output. If several do, the graph does not show which element
-    of the output each of them is.
+    ``calls_of`` returns the calls during which a node was made. If a single value leaves a call, it is the module's output. If several
+    values leave it, the graph does not show which element of the output each value is.
     """
     members: dict[ModuleCall, dict[fx.Node, None]] = {}
     order = {node: i for i, node in enumerate(graph.nodes)}

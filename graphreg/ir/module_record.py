@@ -1,7 +1,7 @@
 """The record that graphreg attaches to a rewritten module, and the check that the model's own names leave room for it.
 
-A rewritten module is a GraphModule with all attributes of the model. So an attribute of the model may have the name of one that
-GraphModule or graphreg adds.
+A rewritten module is a GraphModule with all attributes of the model. GraphModule and graphreg add attributes, too, and an attribute of
+the model may have the same name as one of these.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from torch import fx, nn
 
 from graphreg.errors import TraceError
 
-PREFIX = "graphreg_"  # attributes with names that begin so are graphreg's
+PREFIX = "graphreg_"  # begins the name of each attribute that graphreg adds
 STATE = "graphreg_state"
 RULES = "graphreg_rules"
 PLACED = "graphreg_in_place"  # the attribute of a model that is regularized in place
 IGNORED = "_ddp_params_and_buffers_to_ignore"  # an attribute that DistributedDataParallel reads
 _EMPTY = frozenset(dir(nn.Module()))
-_CARRIED: dict[str, tuple[type, ...]] = {"meta": (dict,), IGNORED: (list, tuple, set)}  # reserved names that a model may use, by type
+# Reserved names that a model may use for values of these types.
+_CARRIED: dict[str, tuple[type, ...]] = {"meta": (dict,), IGNORED: (list, tuple, set)}
 _REGISTERED = ("_parameters", "_buffers", "_modules")
 
 
@@ -34,8 +35,8 @@ class ModelFacts:
         class_name: The name of the model's class.
         methods: The names of that class's methods, which the rewritten module does not have.
         specialized: The specialized arguments by name, with the values at which the graph fixes them.
-        is_graph: Whether the model was a GraphModule, whose own graph was taken.
-        trainer: A tuple of the model, if its class overrides ``train()``; else empty.
+        is_graph: Whether the model was a GraphModule. Such a model is not traced; its graph is used.
+        trainer: A tuple that contains the model, if its class overrides ``train()``; else an empty tuple.
     """
 
     class_name: str
@@ -51,8 +52,8 @@ class State:
 
     Attributes:
         model: Facts about the model.
-        root: A tuple of the model, whose mode the module shares; empty in a copy and after unpickling.
-        mode: Whether the module is in train mode, for a module without a root.
+        root: A tuple that contains the model, whose mode the module shares; an empty tuple in a copy and after unpickling.
+        mode: Whether the module is in train mode. Used only if ``root`` is empty.
         graphs: The graphs by mode: ``both``, or ``train`` and ``eval``.
         codes: The emitted Python of each graph, by mode.
         compiled_codes: The emitted Python that torch.compile gets for each graph, by mode; empty if it is the same.
@@ -66,7 +67,7 @@ class State:
     compiled_codes: dict[str, str] = field(default_factory=dict)
 
     def running(self, training: bool) -> str:
-        """Return the key in ``graphs`` of the graph that runs in train mode, or in eval mode."""
+        """Return the key in ``graphs`` of the graph that runs in train mode, or, if ``training`` is False, in eval mode."""
         return "both" if "both" in self.graphs else "train" if training else "eval"
 
 
@@ -84,19 +85,19 @@ def specialized_arguments(module: nn.Module) -> dict[str, Any]:
 
 @cache
 def reserved() -> frozenset[str]:
-    """Return the attribute names that every GraphModule has and an nn.Module has not, and the one that DistributedDataParallel reads."""
+    """Return ``IGNORED`` and the names of the attributes that every GraphModule has, but not every nn.Module."""
     blank = fx.GraphModule(nn.Module(), fx.Graph())
     return frozenset({*dir(blank), *vars(blank), IGNORED} - _EMPTY)
 
 
 def registered(model: nn.Module) -> Iterator[str]:
-    """Yield the names of the parameters, buffers and submodules of a module, without those of its submodules."""
+    """Yield the names of a module's own parameters, buffers and submodules, but not the names of those in its submodules."""
     for kind in _REGISTERED:
         yield from model.__dict__.get(kind, ())
 
 
 def plain(model: nn.Module) -> Mapping[str, Any]:
-    """Return the plain attributes of a model: those of its class, which its methods read through ``self``, and those of the instance."""
+    """Return the plain attributes of a model: the constants of its class, which its methods read by ``self``, and the instance's own."""
     attributes: dict[str, Any] = {}
     if not isinstance(model, fx.GraphModule):
         for name in set(dir(type(model))) - _EMPTY:
@@ -107,7 +108,10 @@ def plain(model: nn.Module) -> Mapping[str, Any]:
 
 
 def check_names(model: nn.Module, plain_too: bool = True) -> None:
-    """Raise TraceError for a name in the model that a rewritten module cannot have, because torch.fx or graphreg uses it itself."""
+    """Raise TraceError if the model has a name that a rewritten module cannot have, because torch.fx or graphreg uses it.
+
+    ``plain_too``: whether to check the names of plain attributes as well as of parameters, buffers and submodules.
+    """
     allowed = (STATE, RULES) if isinstance(model, fx.GraphModule) else ()
     attributes = plain(model) if plain_too and not isinstance(model, fx.GraphModule) else {}
     for name in (*registered(model), *attributes):

@@ -24,7 +24,7 @@ class Namer:
         self._next: dict[str, int] = {}
 
     def module(self, path: str) -> str:
-        """Return a name for the output of the module at ``path``: the path, with a count from the second call on."""
+        """Return a name for the output of the module at ``path``: the path, followed by a number from the second call on."""
         return self._take(path) if path not in self._used else self._count(path)
 
     def operation(self, scope: str, base: str) -> str:
@@ -33,19 +33,19 @@ class Namer:
         return self._take(name) if name not in self._used and name not in self._paths else self._count(name)
 
     def claim(self, name: str) -> bool:
-        """Reserve a name that a value has already; return False if it is taken."""
+        """Reserve a name that a value has already. Return True, or False if the name is taken."""
         return name not in self._used and bool(self._take(name))
 
     def mark(self) -> int:
-        """Return a mark for ``roll_back``."""
+        """Return a number that stands for the present state; ``roll_back`` takes it."""
         return len(self._order)
 
     def roll_back(self, mark: int) -> None:
-        """Free all names that were handed out since ``mark``."""
+        """Free all names that were handed out since ``mark()`` returned this number."""
         for name in self._order[mark:]:
             self._used.discard(name)
             base, _, count = name.rpartition("_")
-            if base in self._next and count.isdigit():  # the count is free again
+            if base in self._next and count.isdigit():  # this number is free again
                 self._next[base] = max(1, min(self._next[base], int(count)))
         del self._order[mark:]
 
@@ -68,7 +68,7 @@ def label_node(node: fx.Node, scope: str, modules: Mapping[str, nn.Module], name
         path = str(node.target)
         label = Label(namer.module(path), type(modules[path]).__name__, module=path)
         scope = path
-    elif node.op == "placeholder":  # by its target: fx renames the node of an argument that has the name of a builtin
+    elif node.op == "placeholder":  # named by its target, because fx renames the node of an argument like ``input``
         label = Label(namer.operation("", str(node.target).lstrip("*")), "input")
     else:
         base = COUNTED.sub("", node.name)
@@ -80,7 +80,7 @@ def label_node(node: fx.Node, scope: str, modules: Mapping[str, nn.Module], name
 
 
 def label_output(value: Any, name: str, path: str, kind: str) -> None:
-    """Add the module's name as a label to the value, or to each element of the value, that the module returned."""
+    """Give the value that a module returned, or each element of this value, a label with the name of the module's output."""
     if isinstance(value, fx.Proxy):
         add_label(value.node, Label(name, kind, module=path))
         return
@@ -90,7 +90,10 @@ def label_output(value: Any, name: str, path: str, kind: str) -> None:
 
 
 def elements(value: Any, prefix: str = "") -> Iterator[tuple[tuple[str, ...], Any, bool]]:
-    """Yield the elements of a tuple, list, dict, named tuple or dataclass as (names of the port, element, whether it is the default)."""
+    """Yield the elements of a nested tuple, list, dict, named tuple or dataclass as (names of its port, element, is the default).
+
+    An element is the default if a selector without a port selects it.
+    """
     if isinstance(value, dict):
         items = [(str(key), element) for key, element in value.items()]
     elif is_dataclass(value) and not isinstance(value, type):
@@ -107,5 +110,5 @@ def elements(value: Any, prefix: str = "") -> Iterator[tuple[tuple[str, ...], An
         if not proxy and (isinstance(element, (tuple, list, dict)) or (is_dataclass(element) and not isinstance(element, type))):
             yield from elements(element, f"{prefix}{key}.")
         else:
-            first = plain and not prefix and key == "0"  # selected by ``name`` and ``name:out``
+            first = plain and not prefix and key == "0"  # the selectors ``name`` and ``name:out`` select it
             yield ((("out", "0") if first else (prefix + key,)), element, first or prefix + key == "out")

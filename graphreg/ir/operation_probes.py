@@ -1,8 +1,8 @@
-"""Finds the arguments that a call aliases or writes into, from torch's schemas (``declared``) or by calling it on meta tensors (``probe``).
+"""Finds which arguments a call aliases or writes into, from torch's schemas (``declared``) or by a call on meta tensors (``probe``).
 
 A schema declares whether an operator returns a view and whether it writes. A function composed of several operators has no such
 declaration: an ``einsum`` that only permutes returns a view, and a dropout in eval mode returns its input. Such a function is called
-on meta tensors, which have shapes and storages but no data, while a dispatch mode records what it writes into.
+on meta tensors, which have shapes and storages but no data, while a dispatch mode records which arguments it writes into.
 """
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Hole:
 
     Attributes:
         index: Its position among the inputs of the node.
-        kind: A tensor, a list of tensors, or anything that is not a tensor.
+        kind: ``"tensor"``, ``"list"`` for a list of tensors, or ``"number"`` for anything else.
         specs: The shape and dtype of each of its tensors; empty if they are not known.
         dtype: The dtype of its tensors, if only that is known.
     """
@@ -66,7 +66,7 @@ class Seen(NamedTuple):
         shares: The arguments whose storage the result may share.
         writes: The arguments that some call wrote into.
         definite_writes: The arguments that every call wrote into.
-        dense: Whether a result with storage of its own fills it without gaps.
+        dense: Whether each result that has its own storage fills this storage without gaps.
     """
 
     shares: frozenset[int]
@@ -104,7 +104,7 @@ def probe(
             for filling in itertools.islice(phase, TRIES - tries):
                 tries += 1
                 seen = _run(call, args, kwargs, filling)
-                if seen and not seen_calls and not known_shapes:  # a cast to the tensor's own dtype returns the tensor itself
+                if seen and not seen_calls and not known_shapes:  # a cast to the own dtype makes no copy: try others
                     others = [_run(call, args, kwargs, _cast(filling, dtype)) for dtype in (torch.float64, torch.float16, torch.bfloat16)]
                     seen_calls += [each for other in others for each in other]
                 seen_calls += seen
@@ -117,7 +117,7 @@ def probe(
 
 
 def together(calls: Sequence[Seen]) -> Seen:
-    """Combine what several calls did: what any of them aliases or writes into, and as definite writes those that all make."""
+    """Combine what several calls did. An alias or a write counts if any call makes it, a definite write only if all calls make it."""
     shares, writes = (frozenset[int]().union(*(getattr(seen, name) for seen in calls)) for name in ("shares", "writes"))
     return Seen(shares, writes, frozenset.intersection(*(seen.definite_writes for seen in calls)), all(seen.dense for seen in calls))
 
@@ -136,9 +136,9 @@ def _literals(value: Any) -> list[tuple[int, ...]]:
 
 
 def _phases(holes: list[Hole], shapes: list[tuple[int, ...]], fits: bool) -> Iterator[Iterator[Filling]]:
-    """Yield groups of fillings to try, for tensors of one size in all axes and of the sizes in ``shapes``.
+    """Yield groups of fillings to try: tensors with the usual size in all axes, and tensors with sizes from ``shapes``.
 
-    ``fits``: whether arguments probably have sizes in ``shapes``, as with those of weights. Then these come first.
+    ``fits``: whether the arguments probably have sizes from ``shapes``, such as those of weights. These sizes are then tried first.
     """
     tensors = [hole for hole in holes if hole.kind != "number"]
     numbers = [hole.index for hole in holes if hole.kind == "number"]
@@ -153,7 +153,7 @@ def _phases(holes: list[Hole], shapes: list[tuple[int, ...]], fits: bool) -> Ite
         yield fillings([known])
         return
     sizes = [n for n in dict.fromkeys(n for shape in shapes for n in shape) if 1 < n <= _MANY and n != _SMALL][:8]
-    sizes += [n * n for n in sizes if n < _LONG]  # for an axis that is divided by n twice, as by a pixel shuffle
+    sizes += [n * n for n in sizes if n < _LONG]  # for an axis that is divided by n twice, such as by a pixel shuffle
     ends = [shape for shape in shapes if len(shape) > 1][:4]
     named = [*(_same(n) for n in sizes), *(_one(n) for n in sizes), *(_ending(shape) for shape in ends), _same(_LONG)]
     plain = [_same(_SMALL, 1)]
@@ -166,7 +166,10 @@ def _phases(holes: list[Hole], shapes: list[tuple[int, ...]], fits: bool) -> Ite
 def _shaped(
     free: list[Hole], known: Filling, patterns: tuple[_Pattern, ...], rests: tuple[int | None, ...], kinds: tuple[torch.dtype, torch.dtype]
 ) -> Iterator[Filling]:
-    """Yield a filling for each pattern and each rank of the first hole; the other holes have a rank of ``rests``, None for the same."""
+    """Yield a filling for each pattern, each rank of the first hole, and each item of ``rests``.
+
+    An item of ``rests`` is the rank of the other holes; None stands for the rank of the first hole.
+    """
     for rest, rank, pattern in itertools.product(rests, _RANKS, patterns):
         specs = dict(known)
         for hole in free:
@@ -193,7 +196,7 @@ def _one(n: int) -> tuple[_Pattern, ...]:
 
 
 def _ending(shape: tuple[int, ...]) -> tuple[_Pattern, ...]:
-    """Return the pattern with the last axes of ``shape``, as the input of a layer norm has them."""
+    """Return the pattern whose last axes are those of ``shape``, like the input of a layer norm."""
     return (lambda rank: (_SMALL,) * (rank - len(shape)) + shape[-rank:],)
 
 
@@ -273,7 +276,7 @@ def _watched(call: Callable[..., Any], args: Any, kwargs: Any, holes: Mapping[in
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records which arguments' storages the operators of a call write into, by their schemas."""
+    """Records into which arguments the operators of a call write, according to the operators' schemas."""
 
     def __init__(self, owners: Mapping[int, set[int]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -319,8 +322,8 @@ class Declared(NamedTuple):
     """What the schemas of an operator declare about aliases and writes.
 
     Attributes:
-        shares: The arguments that some overload declares to alias the result.
-        writes: The arguments that some overload declares to write into.
+        shares: The arguments that the result aliases, as some overload declares.
+        writes: The arguments that the operator writes into, as some overload declares.
         complete: Whether the declarations are complete, so that what is not declared does not happen.
         silent: Whether an overload may write without declaring it.
     """
@@ -333,7 +336,7 @@ class Declared(NamedTuple):
 
 @cache
 def declared(operator: str | OpOverload) -> Declared | None:
-    """Return what is declared for an overload, or for all overloads of the aten operator with a name; None if there is no such operator."""
+    """Return what is declared for an overload, or for all overloads of the aten operator with this name; None if there is none."""
     overloads = [operator] if isinstance(operator, OpOverload) else _overloads(operator)
     if not overloads:
         return None
@@ -345,7 +348,7 @@ def declared(operator: str | OpOverload) -> Declared | None:
         if any(r.alias_info is not None for r in schema.returns):
             shares.update(((i, a.name), None) for i, a in noted)
     kinds = {_kind(overload) for overload in overloads if _takes_tensors(overload)}
-    # an overload that is composed of another one does the same: ``add.Scalar`` calls ``add.Tensor``
+    # an overload that is composed of another one has the same effects: ``add.Scalar`` calls ``add.Tensor``
     complete = not kinds & {"implicit", "real"} and ("explicit" not in kinds or "own" in kinds)
     silent = any(writes_silently(overload) for overload in overloads)
     return Declared(tuple(shares), tuple(writes), complete and not silent, silent)
@@ -360,7 +363,7 @@ def _overloads(name: str) -> list[OpOverload]:
 
 
 def _is_internal(name: str) -> bool:
-    return name.startswith("__") or is_name_of_namespace(name)  # an attribute of the namespace object: ``name``
+    return name.startswith("__") or is_name_of_namespace(name)
 
 
 def _takes_tensors(overload: OpOverload) -> bool:
@@ -368,7 +371,7 @@ def _takes_tensors(overload: OpOverload) -> bool:
 
 
 def _is_callable(overload: OpOverload) -> bool:
-    """Return whether Python can call the overload: it is neither TorchScript's own (``sort.Tensor`` sorts a list) nor for named tensors."""
+    """Return whether Python can call the overload: it is not for TorchScript only (``sort.Tensor`` sorts a list), nor for named tensors."""
     return "name" not in overload_name(overload).lower() and has_kernel(overload)
 
 
@@ -381,7 +384,8 @@ def _kind(overload: OpOverload) -> str:
 
     ``"implicit"`` and ``"explicit"``: it is composed of other operators, above or below autograd (``CompositeImplicitAutograd``,
     ``CompositeExplicitAutograd``). ``"own"``: it has kernels, one for meta tensors among them. ``"real"``: it has kernels, but none for
-    meta tensors. Such an operator may not do what its schema declares: ``dequantize`` returns a float tensor itself.
+    meta tensors. Such an operator may do what its schema does not declare: given a float tensor, ``dequantize``
+    returns the tensor itself.
     """
     for kind in ("Implicit", "Explicit"):
         if has_kernel(overload, f"Composite{kind}Autograd"):

@@ -19,7 +19,7 @@ from torch.nn.utils import rnn as packing
 from graphreg.ir.operation_probes import Declared, Place, declared
 from graphreg.torch_internals import BatchNormBase, ConstantPadBase, DropoutBase, OpOverload, OpOverloadPacket, qualified_name, schema_of
 
-# Products mix units through weights. A value that comes from one product and that another one reads is hidden (theanets: hidden output).
+# Products mix units through weights. A value that comes from one product and is read by another one is hidden.
 PRODUCTS = {
     "linear", "bilinear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
     "matmul", "mm", "bmm", "addmm", "baddbmm", "addmv", "mv", "einsum", "tensordot", "embedding", "embedding_bag",
@@ -55,7 +55,7 @@ VIEW_MODULES = (nn.Flatten, nn.Unflatten, nn.Identity)
 MOVE_MODULES = (nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, ConstantPadBase)
 IN_PLACE_NAMES = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor", "ilshift", "irshift")
 IN_PLACE_OPERATORS = {getattr(operator, name) for name in (*IN_PLACE_NAMES, "setitem")}
-# Functions that make a tensor of given sizes. By themselves they raise for a proxy as a size.
+# Functions that make a tensor of given sizes. Unless a trace wraps them, they raise if a size is a proxy.
 FACTORIES = {
     torch.arange, torch.empty, torch.eye, torch.full, torch.linspace, torch.logspace, torch.ones, torch.rand, torch.randint,
     torch.randn, torch.randperm, torch.tensor, torch.tril_indices, torch.triu_indices, torch.zeros,
@@ -88,7 +88,7 @@ class Operations:
         return home.partition(".")[0] not in ("torch", "_operator", "math", "builtins", "graphreg")
 
     def is_product(self, node: fx.Node) -> bool:
-        """Return whether the operation multiplies by weights, by its name or module; the caller checks that an operand is a weight."""
+        """Return whether the operation is a product, by its name or module. The caller checks that an operand is a weight."""
         module = self.module(node)
         if module is not None:
             return not isinstance(module, NORM_MODULES) and any(not nn.parameter.is_lazy(p) and p.dim() >= 2 for p in module.parameters())
@@ -109,11 +109,11 @@ class Operations:
         return is_dropout_module(module) if module is not None else function_name(node) in DROPOUTS
 
     def passes_through(self, node: fx.Node) -> bool:
-        """Return whether the operation is a view, moves elements or is native dropout; to read its output counts as reading its input."""
+        """Return whether the operation is a view, moves elements or is native dropout. Reading its output counts as reading its input."""
         module = self.module(node)
         if module is not None:
             return isinstance(module, (*VIEW_MODULES, *MOVE_MODULES)) or is_dropout_module(module)
-        if is_port(node, self):  # a part of a split tensor is a view of it; an element of another tuple is not
+        if is_port(node, self):  # a part of a split tensor is a view of the tensor; an element of another tuple is no view
             return isinstance(node.args[0], fx.Node) and function_name(node.args[0]) in SPLITS
         return function_name(node) in VIEWS | MOVES | DROPOUTS
 
@@ -134,14 +134,14 @@ class Operations:
         return name in LISTS or name == "multi_head_attention_forward"
 
     def guesses_list(self, node: fx.Node) -> bool:
-        """Return whether the value is assumed to be a tuple only because the forward does nothing with it but index it."""
+        """Return whether the value is assumed to be a tuple only because the forward indexes it and does nothing else with it."""
         return self.is_opaque(node) and returns_list(node, self.module(node)) is None and _only_indexed(node)
 
 
 def function_name(node: fx.Node) -> str:
-    """Return the name of the function or method that a node calls: ``relu``, ``view``; ``""`` for modules, inputs and reads.
+    """Return the name of the function or method that a node calls, such as ``relu`` or ``view``; ``""`` if it calls neither.
 
-    For an overload of an operator, it is the name of the operator: ``add`` for ``aten.add.Tensor``.
+    For an overload, this is the name of the operator: ``add`` for ``aten.add.Tensor``.
     """
     if node.op == "call_method":
         return str(node.target)
@@ -170,7 +170,10 @@ def is_in_place(node: fx.Node) -> bool:
 
 
 def in_place_argument(node: fx.Node) -> list[fx.Node]:
-    """Return the argument that an operation without a schema writes into, in a list; ``_`` or ``inplace=True`` shows that it writes."""
+    """Return a list with the argument that an operation without a schema writes into; an empty list if it writes into none.
+
+    It writes into its first argument if its name ends in ``_``, or if it is called with ``inplace=True``.
+    """
     name = function_name(node)
     if is_pythons(node):
         return []
@@ -193,7 +196,7 @@ def is_pythons(node: fx.Node) -> bool:
 
 
 def declared_effects(node: fx.Node) -> Declared | None:
-    """Return what torch's schemas declare for a call; None if the call runs Python code first, or no operator has its name."""
+    """Return what torch's schemas declare for a call; None if it runs Python code first, or if no operator has its name."""
     target = node.target
     if isinstance(target, OpOverload):
         return declared(target)
@@ -204,13 +207,13 @@ def declared_effects(node: fx.Node) -> Declared | None:
     function = getattr(torch.Tensor, target, None) if isinstance(target, str) else target
     known = declared(function_name(node))
     if isinstance(function, (FunctionType, MethodType, partial)):
-        # a Python method passes its arguments to the operator
+        # a method written in Python passes its arguments on to the operator
         return known if node.op == "call_method" and known is not None and known.shares else None
     return known
 
 
 def placed(node: fx.Node, places: Iterable[Place]) -> list[fx.Node]:
-    """Return the nodes that a call passes for these arguments of an operator."""
+    """Return the nodes that a call passes for the arguments of an operator at ``places``."""
     arguments = []
     for position, name in places:
         names = (name, "input") if name == "self" else (name,)
@@ -227,7 +230,7 @@ def _names(function: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def returns_list(node: fx.Node, module: nn.Module | None) -> bool | None:
-    """Return whether an opaque call returns a tuple or list, judged by the example inputs or its annotation; None if not known."""
+    """Return whether an opaque call returns a tuple or list, by its value for the example inputs or its annotation; None if unknown."""
     value = node.meta.get("value")
     if isinstance(value, (list, tuple)):  # (shape, dtype) for a tensor, a list of these for a tuple
         return isinstance(value, list)
@@ -245,7 +248,7 @@ def _annotated(function: Any) -> bool | None:
 
 
 def _only_indexed(node: fx.Node) -> bool:
-    users = [user for user in node.users if function_name(user) != "in_parts"]  # the assertion that the value is a tuple
+    users = [user for user in node.users if function_name(user) != "in_parts"]  # ``in_parts`` only asserts that the value is a tuple
     return bool(users) and all(
         function_name(user) == "getitem" and user.args[0] is node and isinstance(user.args[1], int) for user in users
     )
@@ -257,7 +260,7 @@ def _reduces_one_axis(node: fx.Node) -> bool:
 
 
 def port_path(node: fx.Node) -> tuple[int, ...]:
-    """Return the indices that take a value out of nested tuples: ``(1, 0)`` for the hidden state of an LSTM."""
+    """Return the indices that lead to a value in nested tuples: ``(1, 0)`` for the hidden state of an LSTM; () if it is in no tuple."""
     path: tuple[int, ...] = ()
     while function_name(node) in ("getitem", "__getitem__") and isinstance(node.args[0], fx.Node):
         index, source = node.args[1], node.args[0]
@@ -289,7 +292,7 @@ def nodes_in(value: object) -> Iterator[fx.Node]:
 
 
 def is_size(node: fx.Node, size: Callable[[fx.Node], bool]) -> bool:
-    """Return whether the value is a number, shape or flag and not a tensor; ``size`` says the same of its arguments."""
+    """Return whether the value is not a tensor but a number, shape or flag. ``size`` returns the same for each argument."""
     name = function_name(node)
     if name.startswith("sym_"):  # ``torch.sym_max``, and ``aten::sym_size`` of torch.export
         return True
@@ -311,14 +314,14 @@ def is_integer(node: fx.Node) -> bool:
 
 
 
-# Layers that contain layers. With torch.fx, the graph has one node for each, because their forwards branch on masks; torch.export traces
-# into them.
+# Layers that contain layers. A graph of torch.fx has one node for such a layer, because its forward branches on masks. torch.export traces
+# into it.
 STACKS = (nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 TUPLES = (nn.RNNBase, nn.LSTMCell, nn.MultiheadAttention)  # layers that return a tuple
 
 
 def is_stack(m: nn.Module) -> bool:
-    """Return whether the module is one of torch's stacks of transformer layers; a subclass defined elsewhere is not."""
+    """Return whether the module is one of torch's stacks of transformer layers; a subclass defined elsewhere does not count."""
     return isinstance(m, STACKS) and _is_torchs(m)
 
 
@@ -334,7 +337,10 @@ def stacks(model: nn.Module) -> list[str]:
 
 
 def gives_tuple(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    """Return whether a torch layer's output, or the state of an LSTM, is a tuple; a forward may ask ``isinstance(state, tuple)``."""
+    """Return whether the value is a tuple: the output of a torch layer, or the state of an LSTM.
+
+    A forward may ask ``isinstance(state, tuple)``.
+    """
     source = node.args[0] if node.target is operator.getitem and node.args[1] == 1 else None
     if isinstance(source, fx.Node):  # the two states of an LSTM
         return source.op == "call_module" and isinstance(modules[str(source.target)], nn.LSTM)
@@ -354,7 +360,7 @@ DROP_PATHS = {"timm.layers.drop.DropPath", "timm.models.layers.drop.DropPath"}  
 
 
 def is_drop_path(module: nn.Module) -> bool:
-    """Return whether the module is timm's stochastic depth. The tracer makes it opaque, because its train and eval graphs would differ."""
+    """Return whether the module is timm's stochastic depth. It is recorded as one operation: its train and eval graphs would differ."""
     return f"{type(module).__module__}.{type(module).__qualname__}" in DROP_PATHS
 
 

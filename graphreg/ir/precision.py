@@ -28,6 +28,6 @@ def widest(device: torch.device) -> torch.dtype:
 
 
 def brought(tensor: Tensor, device: torch.device) -> Tensor:
-    """Move a tensor to a device, as float32 where the device lacks float64."""
+    """Move a tensor to a device. A float64 tensor becomes float32 if the device has no float64."""
     narrow = tensor.dtype == torch.float64 and not has_float64(device)
     return tensor.to(torch.float32).to(device) if narrow else tensor.to(device)

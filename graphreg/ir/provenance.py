@@ -1,4 +1,4 @@
-"""Follows a value back through a graph: which calls of a module read its earlier outputs, and which sites hold one value up to scale."""
+"""Finds which calls of a module depend on earlier calls of the same module, and which sites hold one value up to scale."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from graphreg.ir.operations import Operations, function_name, nodes_in
 from graphreg.ir.roles import labels_of, site_nodes
 from graphreg.ir.views_and_writes import Effects
 
-Chains = Mapping[str, str]  # the name of each call of a module -> that of the first call in its chain
+Chains = Mapping[str, str]  # the name of each call of a module -> the name of the first call in its chain
 
 
 def chains(graphs: Iterable[fx.Graph], operations: Operations, path: str) -> Chains:
@@ -29,29 +29,29 @@ def _chains(graph: fx.Graph, operations: Operations, path: str) -> dict[str, str
     effects = Effects(operations)
     first: dict[str, str] = {}
     order: dict[str, int] = {}
-    latest: dict[fx.Node, tuple[str, ...]] = {}  # the last two calls that a node depends on: one may be its own call
+    latest: dict[fx.Node, tuple[str, ...]] = {}  # the last two calls that a node depends on; one of them may be the call that made it
     for node in graph.nodes:
         reads = sorted({call for n in node.all_input_nodes for call in latest.get(n, ())}, key=order.__getitem__)[-2:]
-        labels = (*labels_of(node, operations), *own_labels(node))  # own labels too: a tuple may be passed on whole
+        labels = (*labels_of(node, operations), *own_labels(node))  # own labels, too: a tuple may be passed on as a whole
         made_by = next((label.name for label in labels if label.module == path), None)
         if made_by is not None:
             order.setdefault(made_by, len(order))
             before = [call for call in reads if call != made_by]
-            if before and first.get(made_by, made_by) == made_by:  # otherwise set from another value of this call
+            if before and first.get(made_by, made_by) == made_by:  # else another value of this call has set it
                 first[made_by] = first[before[-1]]
             first.setdefault(made_by, made_by)
         if reads or made_by is not None:
             latest[node] = tuple(reads) if made_by is None else (*before[-1:], made_by)
-            latest.update(dict.fromkeys(effects.writes(node), latest[node]))  # a tensor into which states are written, step by step
+            latest.update(dict.fromkeys(effects.writes(node), latest[node]))  # states may be written into a tensor, step by step
     return first
 
 
 def one_value_over_again(graph: fx.Graph, operations: Operations, among: Iterable[str]) -> list[tuple[str, ...]]:
-    """Group those sites of ``among`` that hold the same value up to scale; each group is in the order of the forward.
+    """Group those sites of ``among`` that hold one value up to scale. A group has two sites or more, in the order of the forward.
 
     Only operations that multiply or rearrange elements may lie between two sites of a group: views, native dropout, identities, and
-    multiplication by something that does not depend on an input. A norm counts as one of them, because its shift does not restore
-    elements that were dropped before it.
+    multiplication by something that does not depend on an input. A norm counts as such an operation, because its shift does not
+    restore elements that were dropped before it.
     """
     nodes = site_nodes(graph, operations)
     names = {nodes[name]: name for name in among if name in nodes}
@@ -59,7 +59,7 @@ def one_value_over_again(graph: fx.Graph, operations: Operations, among: Iterabl
     before = {node: earlier for node in names if (earlier := _before(node, names, operations, data)) is not None}
     groups = []
     for node in names:
-        if node in before.values() or node not in before:  # not the last of its group, or alone
+        if node in before.values() or node not in before:  # it is not the last of its group, or it is alone
             continue
         group = [node]
         while group[0] in before:
@@ -92,7 +92,7 @@ def _same_but_for_scale(node: fx.Node, operations: Operations, data: set[fx.Node
 
 
 def _data(graph: fx.Graph) -> set[fx.Node]:
-    """Return the nodes that depend on an input through tensors, so not through sizes alone."""
+    """Return the nodes that depend on an input through tensors, not only through sizes."""
     data, sizes = set[fx.Node](), sizes_of(graph)
     for node in graph.nodes:
         if node not in sizes and (node.op == "placeholder" or any(operand in data for operand in node.all_input_nodes)):

@@ -1,4 +1,4 @@
-"""Finds native dropout: every operation of the model's own graphs that draws random numbers. It only reads the graphs.
+"""Finds native dropout: every operation of the model's own graphs that draws random numbers. Nothing here changes a graph.
 
 torch's dropouts, stochastic depth of torchvision and timm, and attention dropout can be moved: they can draw from graphreg's streams
 instead of torch's generator. Any other random operation is listed with the reason why it cannot be moved.
@@ -59,10 +59,11 @@ class NativeDropout:
 
     Attributes:
         site: The operation's output.
-        kind: What it drops; ``"layer"`` for all that cannot be moved as a whole, other random operations among them.
-        rate: In [0, 1]; None where it cannot be read, or there is none.
-        when: ``"mode"`` if it acts in train mode of the module at ``path``, else ``"always"`` or ``"never"``.
-        path: The module whose mode it follows.
+        kind: What it drops. ``"layer"`` stands for dropout inside a recurrent layer, for other random operations, and for an opaque
+            module that draws random numbers.
+        rate: The rate, in [0, 1]; None if the graph does not show it, or if there is none.
+        when: ``"mode"`` if it acts when the module at ``path`` is in train mode, else ``"always"`` or ``"never"``.
+        path: The path of the module whose mode it follows.
         why_not: Why it cannot be moved to graphreg's streams; ``""`` if it can.
         function: The bare name of the function, if the dropout is a function call that can be moved; else ``""``.
         names: The parameters of that function.
@@ -79,14 +80,14 @@ class NativeDropout:
 
     @property
     def text(self) -> str:
-        """One line: name, operation and rate; then why it cannot be moved, or that it always or never acts."""
+        """The dropout in one line: name, operation and rate, then why it cannot be moved, or that it always or never acts."""
         rate = "" if self.rate is None else f" {self.rate:g}"
         more = f": cannot be moved: {self.why_not}" if self.why_not else "" if self.when == "mode" else f", {self.when} acts"
         return f"{self.site.name} ({self.site.op}{rate}){more}"
 
 
 def find_native_dropouts(graphs: Graphs, operations: Operations, opaque: Mapping[str, str]) -> tuple[NativeDropout, ...]:
-    """Return the native dropouts in graph order, each once; ``opaque``: the opaque modules by path, with the reason."""
+    """Return the native dropouts in graph order, each once. ``opaque``: for the path of each opaque module, why it is opaque."""
     dropouts: dict[str, NativeDropout] = {}
     for graph in graphs.values():
         for node in graph.nodes:
@@ -126,7 +127,7 @@ def _of_module(site: Site, path: str, module: nn.Module) -> NativeDropout | None
 
 
 def rate_of(module: nn.Module) -> float:
-    """Return the rate of a dropout module: ``p`` of torch's dropouts, ``drop_prob`` of timm's, ``dropout`` of attention."""
+    """Return the rate of a dropout module: ``p`` of torch's dropouts, ``drop_prob`` of timm's, ``dropout`` of attention; else 0."""
     names = [name for name in ("p", "drop_prob", "dropout") if isinstance(getattr(module, name, None), (int, float))]
     return float(getattr(module, names[0])) if names else 0.0
 
@@ -166,7 +167,7 @@ def _of_function(site: Site, node: fx.Node, kind: DropoutKind, names: tuple[str,
 
 
 def _of_attention(site: Site, node: fx.Node) -> list[NativeDropout]:
-    """Return the dropout of an attention call that passes a rate, as in ``dropout_p=self.p if self.training else 0.0``."""
+    """Return the dropout of an attention call, if the call passes a rate, such as ``dropout_p=self.p if self.training else 0.0``."""
     rate = named_argument(node, ATTENTION, "dropout_p", None)
     if rate is None:
         return []
@@ -188,12 +189,12 @@ def named_argument(node: fx.Node, names: tuple[str, ...], name: str, default: An
 
 
 def default_training(node: fx.Node) -> bool:
-    """Return the default of ``training`` in the function that a node calls: False for torch's alpha dropouts, True for its others."""
+    """Return the default of ``training`` in the function that a node calls: False for torch's alpha dropouts, True for other dropouts."""
     return bool(inspect.signature(node.target).parameters["training"].default) if inspect.isfunction(node.target) else True
 
 
 def _mode_of(value: Any) -> str | None:
-    """Return the path of the module whose mode a node reads; None if it reads none."""
+    """Return the path of the module whose mode decides the value; None if no mode decides it."""
     if isinstance(value, fx.Node) and value.target is choose:
         value = value.args[0]
     if not isinstance(value, fx.Node) or value.op != "get_attr":

@@ -18,9 +18,10 @@ from graphreg.ir.train_eval import Graphs
 from graphreg.ir.views_and_writes import Effects
 from graphreg.torch_internals import HigherOrderOperator
 
-CELLS = {"rnn_tanh_cell", "rnn_relu_cell", "lstm_cell", "gru_cell"}  # functions that cells call, for graphs that were traced into cells
-# A key of ``node.meta`` at a graph-break boundary. An input that another subgraph computed has it, as True if the value depends on a
-# product of data with weights. An output node has it if its values go on to another subgraph.
+CELLS = {"rnn_tanh_cell", "rnn_relu_cell", "lstm_cell", "gru_cell"}  # functions that recurrent cells call
+# A key of ``node.meta`` at a graph-break boundary. An input that another subgraph computed has this key: True if the input depends on a
+# product of data with weights (if that is not known: if it requires a gradient), else False. An output node has this key if its values go
+# on to another subgraph.
 BOUNDARY = "graph_break_boundary"
 _NORM_CLASS = re.compile(r"Norm(alization)?(\dd)?$")  # a user's own norm is recognized by the name of its class
 PORTS: dict[tuple[int, ...], tuple[str, ...]] = {(0,): ("out", "0"), (1,): ("h_n", "1"), (1, 0): ("h_n", "1.0"), (1, 1): ("c_n", "1.1")}
@@ -28,7 +29,7 @@ CELL_PORTS: dict[tuple[int, ...], tuple[str, ...]] = {(0,): ("out", "h", "0"), (
 
 
 def value_sites(model: nn.Module, graphs: Graphs) -> tuple[Site, ...]:
-    """Return the value sites of all graphs. A value that several graphs have is one site, with its role in the first of them."""
+    """Return the value sites of all graphs. A value that several graphs have is one site, and its role is that in the first of them."""
     operations = Operations(model)
     sites: dict[str, Site] = {}
     for graph in graphs.values():
@@ -48,7 +49,7 @@ def labels_of(node: fx.Node, operations: Operations) -> tuple[Label, ...]:
         return ()
     labels = own_labels(node)
     if operations.is_list(node):
-        # a module's name means its first port, whose node has that label
+        # the module's name stands for its first output; the getitem node of that output has the label, so the tuple has none
         return () if operations.module(node) is not None and _has_first_port(node) else labels
     if not is_port(node, operations):
         return labels
@@ -71,7 +72,7 @@ def _has_first_port(node: fx.Node) -> bool:
 
 
 def _lengths(node: fx.Node) -> list[fx.Node]:
-    """Return the node that a call of ``pack_padded_sequence`` takes lengths from, in a list; for any other call an empty list."""
+    """Return a list with the node that a call of ``pack_padded_sequence`` reads lengths from; an empty list for any other call."""
     lengths = node.args[1] if len(node.args) > 1 else node.kwargs.get("lengths")
     return [lengths] if function_name(node) == "pack_padded_sequence" and isinstance(lengths, fx.Node) else []
 
@@ -83,12 +84,12 @@ def _in_output(value: object) -> Iterator[fx.Node]:
 
 
 def acts_as_opaque(node: fx.Node) -> bool:
-    """Return whether the node is a checkpointed region or a recurrent cell, which counts as a product as an opaque module does."""
+    """Return whether the node is a checkpointed region or a recurrent cell. Both count as products, like opaque modules."""
     return is_region(node) or function_name(node) in CELLS
 
 
 def is_region(node: fx.Node) -> bool:
-    """Return whether the node calls a higher-order operator, which contains a graph, as the one for activation checkpointing does."""
+    """Return whether the node calls a higher-order operator: one that contains a graph, such as the operator for checkpointing."""
     return node.op == "call_function" and isinstance(node.target, HigherOrderOperator)
 
 
@@ -105,15 +106,15 @@ class _Judge:
         self.parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         self.sizes: set[fx.Node] = set()  # numbers, shapes, flags
         self.data: set[fx.Node] = set()  # depends on an input, through tensors
-        self.weights: set[fx.Node] = set()  # computed from parameters alone
+        self.weights: set[fx.Node] = set()  # computed from parameters, and not from data
         self.deep: set[fx.Node] = set()  # depends on a product of data with weights
-        self.filled: set[fx.Node] = set()  # data was written into it, so that what reads it afterwards is data
+        self.filled: set[fx.Node] = set()  # data was written into it, so that a later node that reads it is data
         self.filled_deep: set[fx.Node] = set()  # the same for deep values
         self.hidden: set[fx.Node] = set()  # deep, and read by another product
         self.integers: set[fx.Node] = set()
         self.packed: set[fx.Node] = set()  # a PackedSequence, also one that a recurrent layer returns
-        self.spatial: dict[fx.Node, int] = {}  # for values with the axes of a convolution's output: its number of spatial dims
-        self.reads: dict[fx.Node, str] = {}  # for embeddings: the input that the indices come from
+        self.spatial: dict[fx.Node, int] = {}  # for values with a convolution's axes: its number of spatial dims
+        self.reads: dict[fx.Node, str] = {}  # for embeddings: the name of the input that has the indices
         for node in graph.nodes:
             self._walk(node)
         end = graph.output_node()
@@ -168,7 +169,10 @@ class _Judge:
         return max((self.spatial.get(operand, 0) for operand in operands_with_its_axes(node, self.operations)), default=0)
 
     def _fill(self, node: fx.Node) -> None:
-        """Mark what the node writes into, and the values of which that is a view, as data or deep if the node is."""
+        """Mark each value that the node writes into as filled with data, if the node's value is data.
+
+        Also mark every value that such a value may be a view of. If the node's value is deep, mark them as filled with a deep value, too.
+        """
         waiting = list(self.effects.writes(node)) if node in self.data else []
         seen = set(waiting)
         while waiting:
@@ -195,7 +199,8 @@ class _Judge:
 
     def _origin(self, node: fx.Node) -> fx.Node:
         while self.operations.passes_through(node) and node.args and isinstance(node.args[0], fx.Node) and not acts_as_opaque(node.args[0]):
-            if is_labelled(node.args[0]) and not own_labels(node.args[0]):  # a tensor that the forward creates has no name, its view may
+            # a tensor that the forward creates has no site name, but a view of it may have one: stop at the view
+            if is_labelled(node.args[0]) and not own_labels(node.args[0]):
                 break
             node = node.args[0]
         return node
@@ -221,7 +226,11 @@ class _Judge:
         return Site(labels, role=role, norm=norm, loss=loss, sequence=self._sequence(node), **facts)
 
     def _sequence(self, node: fx.Node) -> Literal["", "batch first", "time first", "state"]:
-        """Return which output of a recurrent layer the node is: its sequence, by the order of axes and also after dropout, or a state."""
+        """Return what the node is to a recurrent layer.
+
+        ``"batch first"`` or ``"time first"`` if it is the layer's output sequence, also after dropout or ``pad_packed_sequence``;
+        ``"state"`` if it is another of its outputs; else ``""``.
+        """
         port: Any = node
         while isinstance(port, fx.Node) and self.operations.is_dropout(port) and port.args:
             port = port.args[0]

@@ -1,7 +1,8 @@
 """Finds sites by selector: a string, a sequence of strings, or a function of a site.
 
-A string is ``[!]name-glob[@op-glob][:port-glob][#role]``. Where it matches a module's name, it selects the module's output, not
-the values inside it; with ``**`` it selects those, too. A backslash makes the next character part of the name: ``block\\@1``.
+A string is ``[!]name-glob[@op-glob][:port-glob][#role]``. If it matches a module's name, it selects the module's output, but not the
+values inside the module; with ``**``, it selects these values, too. A backslash makes the next character part of the name:
+``block\\@1``.
 """
 
 from __future__ import annotations
@@ -79,11 +80,11 @@ class Pattern:
         return bool(self._glob(label.name))
 
     def filters(self, label: Label, site: Site) -> bool:
-        """Return whether the label's op and the site's role are those of the pattern."""
+        """Return whether the label's op and the site's role match the pattern."""
         return (self.op is None or fnmatch.fnmatchcase(label.op, self.op)) and self.role in (None, site.role)
 
     def takes_port(self, label: Label) -> bool:
-        """Return whether the pattern matches the port of a label; without a port it matches the default one."""
+        """Return whether the pattern matches the port of a label. A pattern without a port matches the default port."""
         if self.port is None:
             return label.default
         return any(fnmatch.fnmatchcase(port, self.port) for port in label.ports)
@@ -93,7 +94,7 @@ class Pattern:
         return list({id(site): site for _, site in self.labels(sites)}.values())
 
     def labels(self, sites: Iterable[Site]) -> list[tuple[Label, Site]]:
-        """Return the matching labels with their sites. Without ``**``, values inside a module with a matching name are left out."""
+        """Return the matching labels with their sites. Without ``**``, they exclude values inside a module whose name matches."""
         named = [(label, site) for site in sites for label in site.labels if self.filters(label, site) and self.names(label, site)]
         matching = [(label, site) for label, site in named if site.kind == "parameter" or self.takes_port(label)]
         if "**" not in self.name:
@@ -114,7 +115,7 @@ def exactly(label: Label) -> str:
 
 
 def _taken_as_is(match: re.Match[str]) -> str:
-    return f"[{match[0]}]" if match[0].isspace() else f"\\{match[0]}"  # white space around a selector is stripped
+    return f"[{match[0]}]" if match[0].isspace() else f"\\{match[0]}"  # brackets, because white space around a selector is stripped
 
 
 def strings_of(sites: Iterable[Site]) -> list[str]:
@@ -176,8 +177,8 @@ def select(
         missing: What to do when the selector, or one of its strings, matches nothing.
         who: The regularizer or option that the selector belongs to, for messages.
         usual: The default sites in words, for messages.
-        elsewhere: Sites of the other kind. A string that excludes may match only these; it is not an error.
-        hint: Returns another sentence for the error about a string that matches nothing.
+        elsewhere: Sites of the other kind (values or parameters). It is no error if a string that excludes matches only these.
+        hint: Returns a sentence to append to the error about a string that matches nothing.
 
     Returns:
         The selected sites in graph order, each with the string that matched it first.
@@ -253,7 +254,7 @@ def _chooses(selector: Callable[[Site], bool], site: Site) -> bool:
 
 
 def unmatched(selector: Selector, sites: Sequence[Site], default: Sequence[Site], elsewhere: Sequence[Site] = ()) -> tuple[str, ...]:
-    """Return the strings of a selector that match nothing, by the rules of ``select``; for a function, its name if it selects nothing."""
+    """Return the strings of a selector that match nothing, by the rules of ``select``; the name of a function that selects nothing."""
     if callable(selector):
         return () if any(site.selectable and _chooses(selector, site) for site in sites) else (_title(selector),)
     lost = []
@@ -266,7 +267,7 @@ def unmatched(selector: Selector, sites: Sequence[Site], default: Sequence[Site]
 
 
 def _needless(pattern: Pattern, matched: Sequence[Site], elsewhere: Sequence[Site]) -> bool:
-    """Return whether a pattern excludes only sites that are not selected anyway, as a bias from a penalty on weights."""
+    """Return whether a pattern excludes only sites that are not selected anyway, such as a bias in a penalty on weights."""
     return pattern.exclude and not pattern.lone and bool(matched or pattern.find(elsewhere))
 
 

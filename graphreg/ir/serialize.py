@@ -1,4 +1,7 @@
-"""Converts graphs to plain data and back, for pickle: torch.fx pickles generated code and traces it again, which loses modes and names."""
+"""Converts graphs to plain data and back, for pickle.
+
+torch.fx pickles generated code and traces it again. That would lose the names of sites, and one graph if there are two (train and eval).
+"""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ ASSERTIONS = (*SIZE_ASSERTIONS, has_keys, specialized_to)
 
 
 def fixed(graph: fx.Graph) -> list[str]:
-    """Return a line for each input with a fixed size and each condition on sizes; ``names`` and ``report`` show them."""
+    """Return a line for each input with a fixed size and for each condition on sizes; ``names`` and ``report`` show these lines."""
     lines = []
     for node in graph.nodes:
         if node.target is sized and any(size is not None for size in node.args[2]):
@@ -89,7 +89,10 @@ def fixed(graph: fx.Graph) -> list[str]:
 
 
 def assert_sizes(graph: fx.Graph, inputs: Sequence[Place], guards: Iterable[Any]) -> None:
-    """Append assertions about the sizes of inputs to a graph; ``guards``: conditions that must hold, sympy expressions in size symbols."""
+    """Append assertions about the sizes of inputs to a graph.
+
+    ``guards``: conditions that must hold, as sympy expressions in size symbols.
+    """
     first: dict[Any, tuple[fx.Node, int, str]] = {}
     for node, name in inputs:
         sizes: list[int | None] = []
@@ -136,8 +139,8 @@ def _unnamed(graph: fx.Graph, function: Any, *args: Any) -> fx.Node:
 def described(graph: fx.Graph, ones: Collection[fx.Node]) -> None:
     """Write ``node.meta["value"]``: (shape, dtype) for a tensor, a list of these for a tuple, None for anything else.
 
-    It is left out where a size depends on data. ``ones``: the inputs whose batch of one was widened to two for the trace; all shapes
-    are written for a batch of one.
+    The entry is left out if a size depends on data. ``ones``: the inputs whose batch of one was widened to two for the trace; if there
+    are any, all shapes are written for a batch of one.
     """
     batches = [node.meta["val"].shape[0] for node in ones if node.meta["val"].dim()]
     if any(not isinstance(size, torch.SymInt) for size in batches):

@@ -21,10 +21,10 @@ class Label:
 
     Attributes:
         name: The name without the port.
-        op: What ``@`` in a selector matches: the function or the class of the module; ``input`` for an argument.
-        ports: Which output of its module or function the value is, by each name that a selector may use after ``:``, such as
-            ``("h_n", "1")``; ``("out",)`` for a single output.
-        default: Whether a selector without a port means this one.
+        op: What ``@`` in a selector matches: the name of the function or of the module's class; ``input`` for an argument.
+        ports: If the value is one of several outputs of its module or function, the names that a selector may use after ``:`` for this
+            output, such as ``("h_n", "1")``; ``("out",)`` if it is the only output.
+        default: Whether a selector without a port selects this output.
         module: The path of the module whose output this is; None for any other value.
     """
 
@@ -50,16 +50,16 @@ class Site:
         selectable: Whether a regularizer can act on it; if not, ``why_not`` says why. It cannot act on sizes, tuples and integers, nor on
             the value of a parameter that the forward reads: there the parameter itself is the site.
         norm: Whether it is the output of a normalization.
-        loss: Whether it is a loss: the ``loss`` of the model's output, the result of a loss function, or an output of no dims.
+        loss: Whether it is a loss: the ``loss`` of the model's output, the result of a loss function, or an output without dims.
         module: The path of the module in whose forward the value is made, or that holds the parameter.
-        shape: Its shape; None if not known, as for a value without example inputs, or a tuple.
-        dtype: Its dtype; None if not known.
-        sequence: ``"batch first"`` or ``"time first"``, the order of axes, for the output sequence of a recurrent layer, also after
-            dropout; ``"state"`` for a final state; ``""`` for any other value.
+        shape: Its shape; None if it is not known, for example for a tuple, or for any value without example inputs.
+        dtype: Its dtype; None if it is not known.
+        sequence: For the output sequence of a recurrent layer, also after dropout, the order of its axes: ``"batch first"`` or
+            ``"time first"``; ``"state"`` for a final state; ``""`` for any other value.
         spatial: The number of spatial dims of a value that has the axes of a convolution's output, [batch, channels, ...]; else 0.
         reads: The name of the model's input that an embedding reads its indices from; ``""`` for any other value.
         used: Whether the model's output depends on it.
-        why_not: The reason, where it is not selectable.
+        why_not: Why it is not selectable; ``""`` if it is.
     """
 
     labels: tuple[Label, ...]
@@ -129,7 +129,7 @@ class Names(Sequence[str]):
         return "\n".join([f"{self.title}: {len(self.sites)} site{'s' * (len(self.sites) != 1)}", table, *self.notes])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the listing as plain data, fit for JSON: ``title``, ``sites`` (name, op, shape, dtype, role, …), ``notes``."""
+        """Return the listing as plain data, fit for JSON: ``title``, ``sites`` (by ``Site.to_dict``), ``notes``."""
         return {"title": self.title, "sites": [site.to_dict() for site in self.sites], "notes": list(self.notes)}
 
 

@@ -1,4 +1,7 @@
-"""Converts values to sequences, [time, batch, units], with their lengths, and averages over pairs of neighbouring steps."""
+"""Converts values to sequences, [time, batch, units], with their lengths, and computes means over pairs of neighbouring steps.
+
+A step counts if it is within the length of its sequence; the other steps are padding.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,9 @@ from graphreg.torch_internals import assert_async
 
 
 def mean_over_pairs(values: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """Return the mean over all pairs of neighbouring steps that both count; 0 if there is no pair, as for a single step.
+    """Return the mean over all pairs of neighbouring steps of which both count; 0 if there is no pair, for example for a single step.
 
-    The pairs of all sequences have one mean, so that a long sequence weighs more than a short one.
+    This is one mean over the pairs of all sequences, so a long sequence weighs more than a short one.
 
     Args:
         values: [time - 1, batch, ...], one entry for each pair, in the order of ``steps.diff(dim=0)``.
@@ -53,7 +56,7 @@ class Steps:
     hint: str = ""
 
     def of(self, value: Any, lengths: Any, who: str) -> tuple[Tensor, Tensor | None]:
-        """Return the sequence, [time, batch, units], and its lengths, int64 [batch] or None. Steps that do not count are zeros."""
+        """Return the sequence, [time, batch, units], and its lengths, int64 [batch] or None. Steps that do not count are zeros in it."""
         for each in value if self.calls else (value,):
             require_tensor(each, who)
         if self.calls:
@@ -70,7 +73,7 @@ class Steps:
         )
 
     def counts(self, lengths: Tensor | None, value: Tensor, who: str) -> Tensor:
-        """Return the number of steps of each sequence in the value that count, int64 [batch], from lengths or a mask."""
+        """Return, for each sequence in the value, how many of its steps count, int64 [batch]. ``lengths``: these numbers, or a mask."""
         self.require(value.shape, who)
         lengths = self._required(lengths, value.shape, who).to(value.device)
         if lengths.dtype == torch.bool:
@@ -87,14 +90,14 @@ class Steps:
         return lengths
 
     def require(self, shape: Sequence[int], who: str) -> None:
-        """Raise RegularizerError for a shape that has too few dims or no such axis of time. With ``calls``, their number comes first."""
+        """Raise RegularizerError if a shape has too few dims or lacks the axis of time. With ``calls``, it begins with their number."""
         least = 2 if self.unbatched else 3
         if len(shape) < least:
             value_shape, what = (shape[1:], "value of each call") if self.calls else (shape, "value")
             form = "[batch, units, ...]" if self.calls else "[batch, time, units]"
             raise RegularizerError(
-                f"{who}: the {what} has shape {tuple(value_shape)} and is no sequence: that takes {form}, {least - bool(self.calls)} dims "
-                f"or more. Neighbouring units are not neighbouring steps.{self.hint}"
+                f"{who}: the {what} has shape {tuple(value_shape)} and is no sequence: a sequence is {form}, "
+                f"{least - bool(self.calls)} dims or more. Neighbouring units are not neighbouring steps.{self.hint}"
             )
         if not -len(shape) <= self.axis < len(shape):
             raise RegularizerError(
@@ -160,8 +163,8 @@ def require_tensor(value: Any, who: str) -> None:
 def _counted(steps: Tensor, lengths: Tensor, what: str, fits: Callable[[int], str]) -> tuple[Tensor, Tensor]:
     """Move the steps that count to the front and set all others to zero; return the steps and the lengths.
 
-    No pair counts the others, but they must be zero: a padded step may be nan (attention over nothing), and then backward computes
-    0 * nan, which is nan.
+    ``mean_over_pairs`` ignores the others, but they must be zero: a padded step may be nan (attention over nothing), and then backward
+    computes 0 * nan, which is nan.
     """
     time = steps.shape[0]
     if lengths.dtype == torch.bool:
@@ -175,7 +178,7 @@ def _counted(steps: Tensor, lengths: Tensor, what: str, fits: Callable[[int], st
 
 
 def _require_range(lengths: Tensor, time: int, what: str, fits: Callable[[int], str]) -> None:
-    """Check that the lengths are in range: in eager by reading their values, in a compiled graph by an assertion in the graph."""
+    """Check that the lengths are in range: eager code reads their values, a compiled graph contains an assertion."""
     wrong = (lengths < 0) | (lengths > time)
     if torch.compiler.is_compiling():
         assert_async(~wrong.any(), f"{what} must be between 0 and the number of steps")

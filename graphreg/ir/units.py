@@ -14,13 +14,13 @@ from graphreg.ir.time_steps import require_tensor
 
 @dataclass(frozen=True)
 class Units:
-    """How to read the value of a site as samples of units. All axes but that of the units are samples.
+    """How to read the value of a site as samples of units. All axes except the axis of units become samples.
 
     Attributes:
         axis: The axis of units.
-        channels: Whether these are the channels of a value that comes from a convolution.
-        samples: The fewest samples that the formula takes.
-        units: The fewest units that the formula takes.
+        channels: Whether the units are the channels of a value that comes from a convolution.
+        samples: The fewest samples that the formula accepts.
+        units: The fewest units that the formula accepts.
     """
 
     axis: int = -1
@@ -34,7 +34,7 @@ class Units:
         return "the channels" if self.channels else "the last axis" if self.axis == -1 else f"axis {self.axis}"
 
     def of(self, value: Any, who: str) -> Tensor:
-        """Return the value as [samples, units]. Raises RegularizerError for a value that has too few of either."""
+        """Return the value as [samples, units]. Raises RegularizerError for a value with too few samples or units."""
         require_tensor(value, who)
         self.require(value.shape, who)
         samples: Tensor = value.movedim(self.axis, -1).flatten(0, -2)
@@ -48,7 +48,7 @@ class Units:
         return samples
 
     def require(self, shape: Sequence[int], who: str) -> None:
-        """Raise RegularizerError for a shape without samples and units, without that axis, or with too few units."""
+        """Raise RegularizerError for a shape with fewer than 2 dims, without the axis of units, or with too few units."""
         if len(shape) < 2:
             raise RegularizerError(
                 f"{who}: the value has shape {tuple(shape)}; it takes samples of units, 2 dims or more. Select another value, or leave "

@@ -1,7 +1,7 @@
-"""Finds what each operation of a graph does to storage: which arguments its output may alias, and which it writes into.
+"""Finds what each operation of a graph does to storage: which arguments its output may alias, and into which arguments it writes.
 
 The answer comes from torch's schemas, or else from a call on tensors without data (`operation_probes.py`). An operation that runs code
-outside torch is assumed to alias and write into all its arguments.
+outside torch is assumed to alias and write into all its arguments; only a dropout, recognized by its name, is assumed not to write.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _SEEN: dict[tuple[Any, ...], Seen | None] = {}  # the results of probes, kept fo
 
 
 class Effects:
-    """The aliases and writes of the nodes of one model's graphs, each computed at its first use: most graphs write nowhere."""
+    """The aliases and writes of the nodes of one model's graphs. Each is computed when it is first asked for."""
 
     def __init__(self, operations: Operations) -> None:
         self.operations = operations
@@ -68,7 +68,7 @@ class Effects:
         return self._shared(node)[0]
 
     def is_dense(self, node: fx.Node) -> bool:
-        """Return whether the output definitely has a storage that no argument shares, and fills it without gaps."""
+        """Return whether the output definitely has a storage that no argument shares, and fills this storage without gaps."""
         shares, dense = self._shared(node)
         return dense and not shares and node.op not in ("placeholder", "get_attr")
 
@@ -126,7 +126,7 @@ class Effects:
     def _sharing(self, node: fx.Node) -> tuple[tuple[fx.Node, ...], bool]:
         if is_inert(node):
             return (), True
-        if self._is_unknown(node) or isinstance(node.target, type):  # an instance of a class keeps its arguments
+        if self._is_unknown(node) or isinstance(node.target, type):  # an instance of a class keeps the arguments of the call that makes it
             return _inputs(node), False
         if isinstance(node.target, HigherOrderOperator):
             return _operands(node, 0), False
@@ -193,10 +193,10 @@ class Effects:
         return module is None or any(_is_foreign(inner) for inner in _inner(module))
 
     def _probed(self, node: fx.Node, quick: bool = False) -> Seen | None:
-        """Return what a probe of the call finds; None if no call runs. ``quick``: stop after a few calls, which suffice for writes.
+        """Return what a probe of the call finds; None if every call raises. ``quick``: stop after a few calls, which suffice for writes.
 
-        Guessed shapes are tried first, and the shapes of the example inputs only if no guess runs: later inputs may have other shapes,
-        and nodes that share a guess share its cached result.
+        Guessed shapes are tried first, and the shapes of the example inputs only if every guess raises: later inputs may have other
+        shapes, and nodes that share a guess share its cached result.
         """
         for known in (False, True):
             holes = {n: self._hole(n, i, known) for i, n in enumerate(node.all_input_nodes)}
@@ -251,12 +251,15 @@ class Effects:
 
 
 def is_inert(node: fx.Node) -> bool:
-    """Return whether the node is an input, a read or the output, or was added by graphreg. Such a node neither writes nor aliases."""
+    """Return whether the node is an input, an attribute or the output, or graphreg added it. Such a node neither writes nor aliases."""
     return node.op in ("placeholder", "get_attr", "output") or is_added(node)
 
 
 def _operands(node: fx.Node, which: int) -> tuple[fx.Node, ...]:
-    """Return the arguments that an operator with a graph inside aliases (0) or writes into (1); all if the graph was not analysed."""
+    """Return the arguments that an operator with a graph inside aliases or writes into; all arguments if the graph was not analysed.
+
+    ``which``: 0 for aliases, 1 for writes.
+    """
     if REGION not in node.meta:
         return _inputs(node)
     return tuple(nodes_in([node.args[i] for i in node.meta[REGION][which]]))
@@ -291,12 +294,12 @@ def _method(name: str) -> Callable[..., Any]:
 
 
 def _of_module(module: nn.Module, args: Any, kwargs: Any, enough: int) -> Seen | None:
-    """Probe a layer of torch in train and eval mode, on a copy without data; None if it cannot be copied or no call runs."""
+    """Probe a layer of torch in train and eval mode, on a copy without data; None if it cannot be copied or every call raises."""
     try:
         twin = _twin(module)
     except Exception:  # copying a module may raise anything
         return None
-    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):  # without the states: they have other sizes, and only enter products
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):  # without the states, which have other sizes and only enter products
         args, kwargs = args[:1], {name: value for name, value in kwargs.items() if name != "hx"}
     sizes = [*_shapes(vars(module).values()), *(tuple(p.shape) for p in twin.parameters())]
     seen = list(filter(None, (probe(twin.train(mode), args, kwargs, sizes, enough) for mode in (True, False))))

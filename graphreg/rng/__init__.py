@@ -1,6 +1,6 @@
-"""The random numbers of splices: each draw is a function of a key and an element's index, so forward and backward see the same mask.
+"""The random numbers of splices. Each is a function of a key and an element's index, so forward and backward see the same mask.
 
-Open ``noise.py`` first: keys and ``Noise``, which a regularizer draws from. ``hash.py`` has the integer arithmetic of a draw, and
+Open ``noise.py`` first: it has the keys, and ``Noise``, from which a regularizer draws. ``hash.py`` has the integer arithmetic of a draw.
 ``operators.py`` has the same draws as custom operators, which Inductor lowers.
 """
 

@@ -1,10 +1,10 @@
-"""The integer arithmetic of a draw: the key of a call from its stream, and 32 random bits from a key and an element's index.
+"""The integer arithmetic of a draw: it computes the key of a call from a stream, and 32 random bits from a key and an element's index.
 
 ``call_words``, ``mix`` and ``kept_words`` are written with Python's operators, so that they run on tensors and on Inductor's values
 alike (see ``inductor_lowerings.py``). The key of a call is computed by the output function of SplitMix64. The bits of an element are
-computed by ``triple32`` (C. Wellons, hash-prospector, 2018), a 32-bit mixer of bias 0.02: the key is added before the first and within
-the second round, and the counter is fed forward (Davies-Meyer), so that the map from index to bits is not a bijection. A bijection
-never repeats a value, as random draws do.
+computed by ``triple32`` (C. Wellons, hash-prospector, 2018), a 32-bit mixer of bias 0.02. The low word of the key is added before the
+first round, the high word within the second. The counter is fed forward (Davies-Meyer), so that the map from index to bits is not a
+bijection: a bijection would never repeat a value, but random draws repeat some.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from graphreg.torch_internals import innermost_transform, jit_trace, operator_modes
 
-_LANE = 0x632BE5AB  # added to the key's low word from one lane to the next
+_LANE = 0x632BE5AB  # from one lane to the next, this is added to the key's low word
 
 
 def signed(word: int, bits: int = 32) -> int:
@@ -29,8 +29,8 @@ def signed(word: int, bits: int = 32) -> int:
 
 GOLDEN = 0x9E3779B97F4A7C15
 _ALL = (1 << 64) - 1
-_M1, _M2, _M3 = (signed(m) for m in (0xED5AD4BB, 0xAC4C1B51, 0x31848BAB))  # triple32's
-_GOLDEN, _S1, _S2 = (signed(m, 64) for m in (GOLDEN, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))  # SplitMix64's
+_M1, _M2, _M3 = (signed(m) for m in (0xED5AD4BB, 0xAC4C1B51, 0x31848BAB))  # the multipliers of triple32
+_GOLDEN, _S1, _S2 = (signed(m, 64) for m in (GOLDEN, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))  # the multipliers of SplitMix64
 
 
 def shift(x: Any, by: int, width: int = 32) -> Any:
@@ -70,7 +70,7 @@ def mix(counter: Any, k0: Any, k1: Any) -> Any:
 
 
 def kept_words(words: Any, p: Any) -> Any:
-    """Turn random words into a mask: 1 with probability 1 - p, else 0. It is the sign bit of a difference, which vectorizes."""
+    """Turn random words into a mask: 1 with probability 1 - p, else 0. It is computed from a sign bit, because that vectorizes."""
     return ((shift(words, 1) - (p * 2.0**31).to(torch.int32)) >> 31) + 1
 
 
@@ -91,15 +91,18 @@ _STEPS = [[by, (1 << (32 - by)) - 1, multiply] for by, multiply in ((17, _M1), (
 
 @cache
 def _ready() -> list[list[Tensor]]:
-    """Return ``_STEPS`` as tensors. torch makes a tensor of each Python number in an operation, which takes longer than to mix 1000 words.
+    """Return ``_STEPS`` as tensors. torch makes a tensor of each Python number in an operation, which takes longer than mixing 1000 words.
 
-    They are made at the first use, when no mode is active: graphreg may be imported under a mode that makes fake tensors.
+    The tensors are made at the first use, when no mode is active. graphreg itself may be imported under a mode that makes fake tensors.
     """
     return [[torch.tensor(number, dtype=torch.int32, device="cpu") for number in row] for row in _STEPS]
 
 
 def mixed(counter: Tensor, k0: Tensor, k1: Tensor, k2: Tensor | None = None) -> Tensor:
-    """Compute ``mix`` on int32 tensors with one temporary. ``k2`` replaces k1 in the last step: its sign bit flips that of every word."""
+    """Compute ``mix`` on int32 tensors with one temporary tensor.
+
+    ``k2`` replaces k1 in the last step. A k2 that differs from k1 in the sign bit flips the sign bit of every word.
+    """
     steps: Any = _ready() if readable(counter) else _STEPS
     x, t = counter + k0, torch.empty_like(counter)
     for (by, low, multiply), add in zip(steps[:3], (None, k1, None), strict=True):
@@ -114,9 +117,9 @@ def mixed(counter: Tensor, k0: Tensor, k1: Tensor, k2: Tensor | None = None) -> 
 
 
 def blocks(count: int, start: int, device: torch.device) -> Iterator[tuple[int, int, Tensor]]:
-    """Yield the element indices block by block as (low, high, counters). The counters of a block are overwritten by the next one.
+    """Yield the element indices block by block, as (low, high, counters). The next block overwrites the counters.
 
-    On a CPU, eager arithmetic in blocks stays in the cache: 8 times faster at 10**6 elements.
+    On a CPU, eager arithmetic in blocks stays in the cache, which makes it 8 times faster at 10**6 elements.
     """
     size = 1 << 16 if device.type == "cpu" else max(count, 1)
     counter = torch.arange(start, start + min(size, count), dtype=torch.int32, device=device)
@@ -128,7 +131,7 @@ def blocks(count: int, start: int, device: torch.device) -> Iterator[tuple[int, 
 
 
 def words(key: Tensor, count: int, lane: int, start: int) -> Tensor:
-    """Hash ``count`` indices from ``start``, up to 2**31: int32 [2] key -> int32 [count] random words."""
+    """Hash ``count`` indices from ``start`` on, all below 2**31: int32 [2] key -> int32 [count] random words."""
     k0, k1 = lane_keys(key[0], key[1], lane)
     drawn = torch.empty(count, dtype=torch.int32, device=key.device)
     for low, high, counter in blocks(count, start, key.device):
@@ -137,7 +140,7 @@ def words(key: Tensor, count: int, lane: int, start: int) -> Tensor:
 
 
 def words_past(key: Tensor, count: int, lane: int, start: int) -> Tensor:
-    """Compute ``words`` for indices beyond 2**31: each block of 2**31 indices has its own key, as if it were another stream."""
+    """Compute ``words`` for any indices. Each block of 2**31 indices has its own key, as if the block were another stream."""
     k0, k1 = lane_keys(key[0], key[1], lane)
     index = torch.arange(start, start + count, dtype=torch.int64, device=key.device)
     block = (index >> 31).to(torch.int32) * signed(GOLDEN >> 32)

@@ -1,4 +1,4 @@
-"""How Inductor turns the draws into its loops: the lowerings of the operators in ``operators.py``."""
+"""The lowerings of the operators in ``operators.py``, by which Inductor turns the draws into its loops."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from graphreg.torch_internals import lower, pointwise, strides_of
 def lowers() -> bool:
     """Register the lowerings, and return whether that was possible.
 
-    This runs when the first graph is traced, because importing Inductor takes a second. It returns False for a torch whose Inductor has
-    other internal names; there the draws are traced as ordinary operators.
+    This function runs when a graph is traced, not at import, because importing Inductor takes a second. It returns False if this torch's
+    Inductor has other internal names; the draws are then traced as ordinary operators.
     """
     ours = torch.ops.graphreg
     return lower({ours.bits.default: _lower_bits, ours.keep.default: _lower_keep, ours.next_keys.default: _lower_keys})
@@ -58,7 +58,7 @@ def _mixed(ops: Any, load: Any, index: Sequence[Any], shape: Sequence[Any], lane
 
 
 class _Word:
-    """A value in Inductor with the operators that ``hash.py`` uses. Inductor's own class has no ``>>``, and gives numbers no dtype."""
+    """A value in Inductor with the operators that ``hash.py`` uses. Inductor's own class has no ``>>``, and numbers have no dtype in it."""
 
     def __init__(self, ops: Any, value: Any, dtype: torch.dtype = torch.int32) -> None:
         self.ops, self.value, self.dtype = ops, value, dtype

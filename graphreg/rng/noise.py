@@ -1,11 +1,11 @@
 """The noise that splices draw: counter-based random streams in integer tensor arithmetic (Salmon et al., SC 2011).
 
-A draw is a function of a 64-bit key and the index of the element, so that eager and compiled, forward and backward all see the same
-numbers. There are three levels, and the tests compare each with known answers:
+A random number is a function of a 64-bit key and the index of the element, so that eager and compiled code, forward and backward all see
+the same numbers. There are three levels, and the tests compare each level with known answers:
 
 - a *stream* is 64 bits: BLAKE2b of (seed, site name, class, occurrence);
 - the key of a *call* is the output function of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014) at the stream plus (call + 1) times
-  its golden-ratio increment; one small tensor holds the keys of all streams;
+  SplitMix64's golden-ratio increment; one small tensor holds the keys of all streams;
 - the bits of an *element* are triple32 of its index and the call's key (``hash.py``).
 """
 
@@ -45,7 +45,7 @@ def call_keys(streams: Tensor, call: Tensor) -> Tensor:
 
 
 def next_keys(streams: Tensor, step: Tensor, free: Tensor, keys: Tensor) -> Tensor:
-    """Compute ``call_keys`` in a compiled graph, or return ``keys`` unchanged if ``free`` is 0, as within ``frozen_noise``."""
+    """Compute ``call_keys`` in a compiled graph; if ``free`` is 0, such as within ``frozen_noise``, return ``keys`` unchanged."""
     if fuses():
         fused: Tensor = fused_keys(streams, step, free, keys)
         return fused
@@ -53,9 +53,9 @@ def next_keys(streams: Tensor, step: Tensor, free: Tensor, keys: Tensor) -> Tens
 
 
 def of_process(keys: Tensor, alike: bool) -> Tensor:
-    """Make keys differ between processes: between ranks, unless they are to draw ``alike``, and between DataLoader workers.
+    """Make keys differ between DataLoader workers and, unless all ranks are to draw ``alike``, between ranks.
 
-    Rank and worker are looked up at each call. In a buffer, they would be broadcast from rank 0 and copied to every worker.
+    Rank and worker are looked up at each call. If a buffer held them, it would be broadcast from rank 0 and copied to every worker.
     """
     keys = keys if alike else ranked(keys, rank())
     words = _worker_words(_Process.name)
@@ -63,18 +63,18 @@ def of_process(keys: Tensor, alike: bool) -> Tensor:
 
 
 def rank() -> int:
-    """Return the rank of this process in torch.distributed, 0 without it."""
+    """Return the rank of this process in torch.distributed; 0 if it is not initialized."""
     if not dist.is_available():
         return 0
     # Dynamo takes the results of is_initialized and get_rank as constants without a guard, but it guards on the group.
     world = dist.group.WORLD if torch.compiler.is_dynamo_compiling() else None
-    if world is not None and dist.is_initialized():  # up to torch 2.10 Dynamo has a group where there is none
+    if world is not None and dist.is_initialized():  # up to torch 2.10, Dynamo has a group even if there is none
         return dist.get_rank(world)
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def ranked(keys: Tensor, rank: int) -> Tensor:
-    """Return the keys of one rank; for rank 0 they are unchanged."""
+    """Return the keys of one rank. Those of rank 0 are unchanged."""
     return keys if rank == 0 else keys + _joined(keys, _rank_words(rank))
 
 
@@ -82,7 +82,7 @@ def _joined(keys: Tensor, words: tuple[int, int]) -> Tensor:
     return torch.tensor([words], dtype=torch.int32, device=keys.device)
 
 
-# assume_constant_result, because Dynamo cannot trace BLAKE2b: it calls the function while it traces.
+# assume_constant_result makes Dynamo call the function while it traces, because Dynamo cannot trace BLAKE2b.
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _rank_words(rank: int) -> tuple[int, int]:
     word = stream(rank, "", "rank", 0)
@@ -93,8 +93,8 @@ def _rank_words(rank: int) -> tuple[int, int]:
 def _worker_words(process: str) -> tuple[int, int] | None:
     """Return the words that a DataLoader worker adds to its keys; None in any other process.
 
-    Each worker has a copy of the module, so that without them all workers would draw the same numbers, and the same in each epoch. A
-    worker's seed differs from epoch to epoch. ``process`` is only there for Dynamo's guard on it, see ``_Process``.
+    Each worker has a copy of the module. So without these words, all workers would draw the same numbers, and again in each epoch. A
+    worker's seed differs from epoch to epoch. ``process`` is an argument only so that Dynamo guards on it (see ``_Process``).
     """
     info = get_worker_info()
     if info is None:
@@ -118,7 +118,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def bits(key: Tensor, shape: torch.Size | tuple[int, ...], lane: int = 0, start: int = 0) -> Tensor:
-    """Draw random words, uniform over all 2**32: int32 [2] key -> int32 [shape], indexed in row-major order from ``start``."""
+    """Draw random words, uniform over all 2**32 values: int32 [2] key -> int32 [shape], indexed in row-major order from ``start`` on."""
     count = torch.Size(shape).numel()
     if start + count > LIMIT:
         return words_past(key, count, lane, start).view(shape)
@@ -138,24 +138,24 @@ def bits(key: Tensor, shape: torch.Size | tuple[int, ...], lane: int = 0, start:
 
 
 _FLIP = -(1 << 31)
-_FEW = 16  # up to so many streams, Python integers are faster than a dozen operators
-_LANES = 4  # of every draw, since a float64 normal needs four: so no draw depends on the dtypes of those before
+_FEW = 16  # up to this many streams, Python integers are faster than a dozen operators
+_LANES = 4  # lanes of every draw: a float64 normal needs four, and no draw must depend on the dtypes of earlier draws
 
 
 @dataclass(eq=False)
 class Noise:
-    """The random numbers of one splice at one call: a regularizer draws masks, uniform or normal values from it.
+    """The random numbers of one splice at one call. A regularizer draws masks, uniform values or normal values from it.
 
-    Draws follow one another: draw number d, from 0, takes the lanes 4d to 4d + 3 of the key. Each depends on the key, its number and
-    the element's index alone. To repeat the draws from the first, make a new ``Noise(noise.key)``. Under ``torch.vmap`` the rows
-    share one draw or have draws of their own, as its ``randomness`` says.
+    The draws are numbered from 0. Draw number d uses the lanes 4d to 4d + 3 of the key. Each element of a draw depends only on the key, the
+    draw's number and the element's index. To repeat the draws from the first on, make a new ``Noise(noise.key)``. Under ``torch.vmap``, the
+    option ``randomness`` decides whether all rows share one draw or each row has its own.
 
-    A draw in the shape of z has one element for each element of z. Along *shared* axes there is one draw for all elements: the result
-    has length 1 there, and broadcasts against z.
+    A draw for z has one element for each element of z. Along *shared* axes, all elements of z share one element of the draw: the result has
+    length 1 there, and broadcasts against z.
 
     Attributes:
         key: int32 [2], the key of this call.
-        shared: The axes along which every draw is shared, as ``share_axes=`` of the splice says; a formula may share more.
+        shared: The axes along which every draw is shared, from the splice's ``share_axes=``. A formula may share more axes in a draw.
     """
 
     key: Tensor
@@ -167,18 +167,18 @@ class Noise:
     def keep(self, z: Tensor, p: Tensor | float, shared: Iterable[int] = ()) -> Tensor:
         """Draw a mask to multiply z by: 1 with probability 1 - p, else 0.
 
-        The mask has the dtype that costs least. In eager mode that is z's own, because torch multiplies different dtypes slowly. In
+        The mask has the dtype that costs least. In eager mode, this is z's dtype, because torch multiplies different dtypes slowly. In
         compiled code it is int8, which takes a quarter of float32's memory when saved for backward (Inductor stores bool slowly).
 
         Args:
-            z: The value whose shape, device and dtype the mask takes.
-            p: The rate, in [0, 1). It is computed in float32 at least, and rounded down to a multiple of 2**-31.
+            z: The value that the mask is for: the mask has its shape and device.
+            p: The rate, in [0, 1). It is converted to at least float32, and rounded down to a multiple of 2**-31.
             shared: Axes of z along which there is one draw.
 
         Returns:
             [shape of z, 1 along shared axes].
         """
-        if z.dim() == 0 and transforms():  # see functorch.batch_positions
+        if z.dim() == 0 and transforms():  # no draw of 0 dims: see functorch.batch_positions
             return Noise.keep(self, z[None], p)[0]
         z = self._drawn_for(z, shared)
         key, lane = self._next()
@@ -190,7 +190,7 @@ class Noise:
                 return fused
             kept: Tensor = kept_words(bits(key, z.shape, lane), rate)
             return kept.to(torch.int8 if compiling() else z.dtype)
-        # The mask is word >= 2 * threshold in unsigned numbers. torch compares signed ones, so the sign bits of both sides are flipped.
+        # The mask is word >= 2 * threshold in unsigned numbers. torch compares signed numbers, so the sign bits of both sides are flipped.
         limit = (
             signed(int(rate.detach().item() * 2.0**31) * 2 ^ _FLIP) if readable(rate) else ((rate * 2.0**31).to(torch.int32) * 2) ^ _FLIP
         )
@@ -200,11 +200,11 @@ class Noise:
         mask = torch.empty(z.numel(), dtype=z.dtype, device=z.device)
         for low, high, counter in blocks(z.numel(), 0, z.device):
             drawn = mixed(counter, k0, k1, k2)
-            mask[low:high] = torch.ge(drawn, limit, out=drawn)  # into int32: a bool result would take longer than all steps before
+            mask[low:high] = torch.ge(drawn, limit, out=drawn)  # into int32: a bool result would take longer than all steps before it
         return mask.view(z.shape)
 
     def uniform(self, z: Tensor, shared: Iterable[int] = ()) -> Tensor:
-        """Draw uniform values in [0, 1), float64 with 53 bits for a float64 z, else float32 with 24 bits.
+        """Draw uniform values in [0, 1): float64 values with 53 bits for a float64 z, else float32 values with 24 bits.
 
         Args:
             z: The value whose shape and device the result takes.
@@ -213,7 +213,7 @@ class Noise:
         Returns:
             [shape of z, 1 along shared axes].
         """
-        if z.dim() == 0 and transforms():  # see functorch.batch_positions
+        if z.dim() == 0 and transforms():  # no draw of 0 dims: see functorch.batch_positions
             return Noise.uniform(self, z[None])[0]
         z = self._drawn_for(z, shared)
         key, lane = self._next()
@@ -223,7 +223,7 @@ class Noise:
         return drawn.to(torch.float32) * 2.0**-24
 
     def normal(self, z: Tensor, shared: Iterable[int] = ()) -> Tensor:
-        """Draw standard normal values in z's dtype: Box & Muller (1958), the cosine branch; |value| < 6.7, float64: 8.7.
+        """Draw standard normal values in z's dtype, by the cosine branch of Box & Muller (1958); |value| < 6.7, for float64 < 8.7.
 
         Args:
             z: The value whose shape, device and dtype the result takes.
@@ -232,7 +232,7 @@ class Noise:
         Returns:
             [shape of z, 1 along shared axes].
         """
-        if z.dim() == 0 and transforms():  # see functorch.batch_positions
+        if z.dim() == 0 and transforms():  # no draw of 0 dims: see functorch.batch_positions
             return Noise.normal(self, z[None])[0]
         z = self._drawn_for(z, shared)
         key, lane = self._next()
@@ -244,7 +244,7 @@ class Noise:
         return (torch.sqrt(-2 * torch.log(radius)) * torch.cos(2 * torch.pi * angle)).to(z.dtype)
 
     def _drawn_for(self, z: Tensor, shared: Iterable[int]) -> Tensor:
-        """Return a tensor in the shape of the draw for z: z itself, or one element of it along each shared axis."""
+        """Return a tensor with the shape that a draw for z has: z itself, or z cut to length 1 along the shared axes."""
         axes = {axis % z.dim() for axis in (*self.shared, *shared)}
         return z.detach()[tuple(slice(0, 1) if axis in axes else slice(None) for axis in range(z.dim()))] if axes else z
 
@@ -252,7 +252,7 @@ class Noise:
         """Return the key and the first lane of the next draw."""
         if self._task is not None and not compiling() and backward_task() != self._task:
             raise GraphRegError(
-                "noise of a forward pass is drawn in a backward pass, where the numbers would be others: a formula must not draw inside "
+                "noise of a forward pass is drawn in a backward pass, where the numbers would be different: a formula must not draw inside "
                 "torch.utils.checkpoint or in the backward of an autograd.Function. Draw before, and use the result there; or make a "
                 "new Noise(noise.key), which repeats the draws from the first."
             )
@@ -262,12 +262,12 @@ class Noise:
 
 
 def key_of_row(key: Tensor) -> Tensor:
-    """Return the key itself, or under ``torch.vmap(..., randomness="different")`` a key for each row, by its place in the batch.
+    """Return the key itself, or under ``torch.vmap(..., randomness="different")`` a key for each row, derived from its position.
 
     Raises:
         RandomnessError: ``randomness`` is ``"error"``.
     """
-    if not transforms() or (not compiling() and in_backward()):  # a recomputation must repeat its draw; rows there are of gradients
+    if not transforms() or (not compiling() and in_backward()):  # rows are of gradients in backward, and draws there must repeat
         return key
     for level, randomness in vmaps():
         if randomness == "error":
@@ -282,7 +282,7 @@ def key_of_row(key: Tensor) -> Tensor:
     return key
 
 
-_ROW = -1  # this lane and the one before it are taken by no draw
+_ROW = -1  # no draw uses this lane or the one before it
 
 
 def _fine(key: Tensor, z: Tensor, lane: int) -> Tensor:

@@ -1,8 +1,8 @@
 """The draws as operators of a compiled graph; ``inductor_lowerings.py`` says how Inductor lowers them to the arithmetic of ``hash.py``.
 
-A draw that is traced as ordinary operators takes twenty to thirty of them. Dynamo, autograd and the partitioner handle each one, and
-Inductor, each time it adds one to an expression that it fuses, traces the whole expression again (``inner_fn_opcount``, called by
-``has_exceeded_max_reads``). For the masks of four sites that was a quarter of the compile time. Backends other than Inductor run the
+A draw that is traced as ordinary operators takes twenty to thirty of them. Dynamo, autograd and the partitioner handle each operator.
+Each time Inductor adds an operator to an expression that it fuses, it traces the whole expression again (``inner_fn_opcount``, called by
+``has_exceeded_max_reads``). For the masks of four sites, that was a quarter of the compile time. Backends other than Inductor run the
 custom operators as defined here.
 """
 
@@ -18,7 +18,7 @@ from graphreg.rng.hash import call_words, kept_words, words
 from graphreg.rng.inductor_lowerings import lowers
 from graphreg.torch_internals import Changes, is_exporting, transforms
 
-LIMIT = 1 << 31  # elements; for more, an index needs more than 32 bits, and draws are traced as ordinary operators
+LIMIT = 1 << 31  # elements; an index beyond does not fit int32, so larger draws are traced as ordinary operators
 
 
 @torch.library.custom_op("graphreg::bits", mutates_args=())
@@ -57,14 +57,14 @@ def _(streams: Tensor, step: Tensor, free: Tensor, keys: Tensor) -> Tensor:
 
 
 class _Within:
-    """Whether the inner compiler of graphreg's backend is tracing; ``torch.compiler.is_compiling()`` is False then."""
+    """Whether the inner compiler of graphreg's backend is tracing. ``torch.compiler.is_compiling()`` is False meanwhile."""
 
     on = False
 
 
 @contextmanager
 def within_backend() -> Iterator[None]:
-    """In the block, draws take the form that they have in compiled code: graphreg's backend calls its inner compiler there."""
+    """Open a block in which draws take the form that they have in compiled code. graphreg's backend calls its inner compiler in it."""
     with Changes() as changes, changes:
         changes.put(_Within, "on", True)
         yield
@@ -76,10 +76,10 @@ def compiling() -> bool:
 
 
 def recomputes() -> bool:
-    """Return whether the compiler that traces now can recompute marked nodes in backward, as under Dynamo and in graphreg's backend.
+    """Return whether a compiler is tracing that can recompute marked nodes in backward: Dynamo, or that of graphreg's backend.
 
-    False under a transform of torch.func, which does not support checkpoints, and without gradients, where there is no backward: up to
-    torch 2.11 AOTAutograd warns of marked nodes there.
+    Return False under a transform of torch.func, which does not support checkpoints. Under Dynamo, also return False if gradients are
+    disabled: there is no backward then, and up to torch 2.11 AOTAutograd warns of marked nodes.
     """
     return ((torch.compiler.is_dynamo_compiling() and torch.is_grad_enabled()) or _Within.on) and not transforms()
 
@@ -87,8 +87,8 @@ def recomputes() -> bool:
 def fuses() -> bool:
     """Return whether to trace a draw as one custom operator, which Inductor lowers.
 
-    Not in an exported program, which must contain torch's operators only, and not under a transform of
-    torch.func, which cannot map the custom ones.
+    Return False for an exported program, which must contain torch's operators only, and under a transform of torch.func, which cannot map
+    the custom operators.
     """
     traced = _Within.on or (torch.compiler.is_dynamo_compiling() and not is_exporting())
     return traced and not transforms() and lowers()

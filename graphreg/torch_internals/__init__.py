@@ -1,8 +1,8 @@
-"""Private parts of torch, each behind a function that says what it finds out, and why graphreg needs it.
+"""Private parts of torch, each behind a function whose docstring says what it finds out or does, and why graphreg needs it.
 
-No other room uses a private name of torch. After a change to a new torch version, run ``tests/torch_internals/test_canaries.py``: it tests
-each part that is used here, so a part that torch changed is found there and repaired here. A function that is called often, or that
-Dynamo traces, is torch's own, under a name of graphreg's.
+No other room uses a private name of torch. After a change to a new torch version, run ``tests/torch_internals/test_canaries.py``. It tests
+each part that is used here, so it finds the parts that torch has changed; they are repaired here. If a function is called often, or if
+Dynamo traces it, then it is torch's own function under a name of graphreg's.
 """
 
 from graphreg.torch_internals import pytree

@@ -14,29 +14,29 @@ from graphreg.torch_internals.patching import Changes
 
 NO_BACKWARD = -1
 
-# Returns the number of the backward pass that runs in this thread, NO_BACKWARD if none does. Each call of a module calls it, so it is
-# torch's own function: a Python function around it would take longer, and Dynamo would compile it.
+# Returns the number of the backward pass that runs in this thread; NO_BACKWARD if none runs. Each call of a rewritten module calls this, so
+# it is torch's own function: a Python function around it would take longer, and Dynamo would compile it.
 backward_task: Callable[[], int] = torch._C._current_graph_task_id
 
 
 def in_backward() -> bool:
-    """Whether a backward pass runs in this thread. A forward that is run again by it would draw other masks than the first time."""
+    """Return whether a backward pass runs in this thread. A forward that the pass runs again would draw other masks than before."""
     return backward_task() != NO_BACKWARD
 
 
 def wrap_engine(changes: Changes, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
     """Until the changes end, replace the function that runs autograd's engine by ``around(function)``; every backward pass calls it.
 
-    Of the functions that ``backward()`` goes through, this is the only one whose name Dynamo does not guard. So replacing it makes Dynamo
-    compile nothing again.
+    Of the functions that ``backward()`` goes through, this is the only one whose name Dynamo does not guard. So replacing it does
+    not make Dynamo compile anything again.
     """
     changes.put(torch.autograd, "_engine_run_backward", around(torch.autograd._engine_run_backward))  # type: ignore[attr-defined]
 
 
 def recorded_in_operator() -> AbstractContextManager[None]:
-    """Open a block inside a custom operator in which autograd can record. torch runs the operator with autograd's dispatch key excluded.
+    """Open a block inside a custom operator in which autograd can record. Outside the block, torch excludes autograd.
 
-    The recurrent operator keeps the autograd graph of its kernel, so that its backward need not run the forward again.
+    The recurrent operator needs this block: it keeps the autograd graph of its kernel, so that its backward need not run the forward again.
     """
     guard: AbstractContextManager[None] = torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False)
     return guard
@@ -45,26 +45,26 @@ def recorded_in_operator() -> AbstractContextManager[None]:
 def materialized(gradient: Tensor) -> Tensor:
     """Return a gradient with memory of its own if it is one of torch's zeros without memory, such as the second derivative of ``abs``.
 
-    AOTAutograd traces no view of such zeros. It takes them for a constant of the backward graph, which cannot be copied: a compiled
-    backward pass fails with "Attempted to call copy_() on an invalid python storage" (torch 2.13, and eager is right).
+    AOTAutograd does not trace a view of such zeros, but treats it as a constant of the backward graph. This constant cannot be copied, so a
+    compiled backward pass fails with "Attempted to call copy_() on an invalid python storage" (torch 2.13), while eager works.
     """
     is_lazy = torch._is_zerotensor(gradient)
     return torch.zeros(gradient.shape, dtype=gradient.dtype, device=gradient.device) if is_lazy else gradient
 
 
 def is_forward_mode() -> bool:
-    """Whether the code runs inside a forward-mode differentiation (``forward_ad.dual_level``), where a tensor may have a tangent."""
+    """Return whether the code runs inside a forward-mode differentiation (``forward_ad.dual_level``), where a tensor may have a tangent."""
     return bool(forward_ad._current_level >= 0)
 
 
 def storage_number(tensor: Tensor) -> int:
     """Return a number that identifies the storage of a tensor: tensors that share storage have the same number.
 
-    When no tensor uses the storage any more, a new storage may get its number. ``data_ptr()`` cannot tell storages apart: it is 0 for
+    When no tensor uses the storage any more, a new storage may get the same number. ``data_ptr()`` cannot tell storages apart: it is 0 for
     fake, meta and empty tensors.
 
     Raises:
-        NotImplementedError, RuntimeError: The tensor has no storage (a sparse one).
+        NotImplementedError, RuntimeError: The tensor has no storage, such as a sparse tensor.
     """
     return int(tensor.untyped_storage()._cdata)
 
@@ -75,9 +75,10 @@ def number_of_storage(storage: Any) -> int:
 
 
 def version_of(tensor: Tensor) -> int:
-    """Return how often a tensor, or one that shares its storage as a view, was written into; -1 for an inference tensor.
+    """Return how often a tensor was written into, also through its views or its base; -1 for an inference tensor.
 
-    Autograd counts the writes to notice that a tensor it saved for backward has changed since. For inference tensors it does not count.
+    Autograd counts the writes, to notice that a tensor that it saved for backward has changed. It does not count those into inference
+    tensors.
     """
     return -1 if tensor.is_inference() else tensor._version
 
@@ -89,10 +90,10 @@ def base_of(tensor: Tensor) -> Tensor:
 
 
 def is_plain_view(tensor: Tensor) -> bool:
-    """Whether a view was made by torch's own view operations while autograd recorded, so that ``same_view`` can make it again.
+    """Return whether a view was made by torch's own view operations while autograd recorded, so that ``same_view`` can make it again.
 
-    A view that an ``autograd.Function`` returned may have another derivative than the view operation has (gradient reversal). A view made
-    with ``same_view`` would lose that derivative.
+    A view that an ``autograd.Function`` returned may have another derivative than the view operation, for example to reverse gradients. A
+    view made with ``same_view`` would lose that derivative.
     """
     kinds = torch._C._autograd.CreationMeta
     return torch._C._autograd._get_creation_meta(tensor) in (kinds.DEFAULT, kinds.MULTI_OUTPUT_NODE)
@@ -114,7 +115,7 @@ def scale_tensor(scaler: Any) -> Tensor | None:
 
 
 def first_scale(scaler: Any) -> tuple[bool | None, float | None]:
-    """Return whether a GradScaler is enabled, and its initial scale; None for what it does not have.
+    """Return whether a GradScaler is enabled, and its initial scale. None stands for a fact that an object of another class lacks.
 
     ``is_enabled()`` and ``get_scale()`` would return the same, but Dynamo does not trace the functions of ``torch.amp``.
     """
@@ -124,20 +125,21 @@ def first_scale(scaler: Any) -> tuple[bool | None, float | None]:
 def custom_operators() -> list[str]:
     """Return the operators made with ``torch.library.custom_op``, as ``namespace::name``.
 
-    The name of an operator's autograd node has ``_`` in place of ``::``; these names say which operator it is.
+    The name of an operator's autograd node has ``_`` in place of ``::``. A comparison with this list shows which operator it belongs to.
     """
     return [str(each) for each in torch._library.custom_ops.OPDEFS]
 
 
 def has_no_formula(function: Any) -> bool:
-    """Whether an autograd node belongs to an operator of ``torch.library.custom_op`` without a backward formula.
+    """Return whether an autograd node belongs to an operator of ``torch.library.custom_op`` without a backward formula.
 
-    Such a node raises only when backward reaches it. To know it before, this looks for the formula in the closure where torch keeps it.
+    Such a node raises only when backward reaches it. To know this earlier, the function looks for the formula in the closure where torch
+    keeps it.
     """
     captured = [cell.cell_contents for cell in function._forward_cls.backward.__closure__ or ()]
     return any(getattr(content, "_backward_fn", captured) is None for content in captured)
 
 
-# Private attributes of tensors that users' code and torch's Python code read. They do not tell the values of the elements.
+# Private attributes of tensors that users' code and torch's Python code read. They do not depend on the values of the elements.
 PRIVATE_FACTS = frozenset({"_version", "_base"})
 PRIVATE_STORAGE = "_typed_storage"  # gives access to the elements, as the public ``untyped_storage`` does

@@ -12,10 +12,10 @@ from graphreg.torch_internals.patching import Changes
 
 
 def before_checkpoints(changes: Changes, ask: Callable[[], None]) -> None:
-    """Until the changes end, call ``ask`` before each activation checkpoint; an exception that it raises goes to the code that checkpoints.
+    """Until the changes end, call ``ask`` before each activation checkpoint; if ``ask`` raises, the checkpoint raises.
 
     A trace would run the checkpointed function once and silently lose the checkpoint, so the front ends raise in ``ask``. torch has no hook
-    for this. Therefore the functions that begin a checkpoint are replaced, for all threads.
+    for this, so the functions that begin a checkpoint are replaced, for all threads.
     """
 
     def preceded(original: Callable[..., Any]) -> Callable[..., Any]:

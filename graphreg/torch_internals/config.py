@@ -15,7 +15,7 @@ CONFIGS: dict[str, Any] = {FUNCTORCH: torch._functorch.config, INDUCTOR: torch._
 
 
 def has_setting(place: str, name: str) -> bool:
-    """Whether the installed torch has the setting; versions of torch differ in this."""
+    """Return whether the installed torch has the setting; not every version has every setting."""
     return hasattr(CONFIGS[place], name)
 
 

@@ -1,7 +1,7 @@
 """Dynamo: the call and the code that a graph was captured from, additional guards, and what was left to eager.
 
-Dynamo passes none of this to a backend. So it is read from Python's stack and from Dynamo's translator while a graph is compiled. While a
-compiled graph runs, only the guards read anything.
+Dynamo passes none of these facts to a backend. So they are read from Python's stack and from Dynamo's translator while a graph is compiled.
+While a compiled graph runs, only the guards read anything.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from torch._guards import Guard
 # Functions that call a module's forward. torch.compile may capture one of them instead of the forward; these are the names of their code.
 CALLERS_OF_FORWARD = ("_call_impl", "_wrapped_call_impl", "inner")
 RESUMED = "torch_dynamo_resume_in_"  # begins Dynamo's name for the rest of a function, after a graph break
-_ENTRY, _ENTRY_MODULE = "compile_wrapper", "torch._dynamo.eval_frame"  # torch's function that every compiled call goes through
+_ENTRY, _ENTRY_MODULE = "compile_wrapper", "torch._dynamo.eval_frame"  # torch's function through which every compiled call goes
 _SKIPPED = re.compile(r"frame skipped: (\S+) \((.*) line (\d+)\)")
 
-# Makes Dynamo skip a function, but still compile the functions that it calls; ``torch.compiler.disable`` would leave these to eager, too.
+# Makes Dynamo skip a function, but compile the functions that it calls. ``torch.compiler.disable`` would leave these to eager, too.
 skip_frame: Callable[[Callable[..., Any]], Any] = skip
 def skip_as_outermost(function: Callable[..., Any]) -> None:
-    """Make Dynamo skip a function that it would compile as a whole, but follow it where code that it compiles calls the function.
+    """Make Dynamo skip a function at which it would begin to compile, but still trace into it when other compiled code calls it.
 
-    ``skip_frame`` also forbids the latter.
+    After ``skip_frame``, Dynamo would not trace into it either.
     """
     skip_code(function.__code__)
 
@@ -48,7 +48,7 @@ def skip_as_outermost(function: Callable[..., Any]) -> None:
 # Makes Dynamo break the graph; with ``fullgraph=True`` the given reason is in the error. It must be Dynamo's own function, because Dynamo
 # recognizes it by identity.
 graph_break = torch._dynamo.graph_break
-# Whether Dynamo writes down what code it leaves to eager as a whole; older ones only log it, and ``skipped_code`` finds none.
+# Whether Dynamo records which functions it leaves to eager as a whole. Older versions only log them, and ``skipped_code`` finds none.
 TELLS_SKIPPED_CODE = hasattr(InstructionTranslator, "raise_loop_graph_break")
 
 
@@ -61,10 +61,10 @@ class CompiledCall:
 
     Attributes:
         record: torch.compile's context object for the module or function (``_TorchDynamoContext``).
-        function: The callable inside.
+        function: The callable that was compiled.
         arguments: The positional arguments.
         cleanups: The functions that torch calls at the end of this call.
-        result: What the call returns, for the functions that run at its end; None before.
+        result: What the call returns; None until the call ends. The functions that run at its end can read it.
     """
 
     record: Any
@@ -74,7 +74,7 @@ class CompiledCall:
     result: Any = None
 
     def at_each_call(self, begin: Callable[[], Callable[[], None]]) -> None:
-        """Call ``begin`` now and at the beginning of each later call. Call the function that it returns at the end of that call.
+        """Call ``begin`` now and at the beginning of each later call. At the end of each, call what ``begin`` returned.
 
         Penalties and noise streams belong to a call of the model, but torch passes a backend only the graphs of the call.
         """
@@ -83,7 +83,7 @@ class CompiledCall:
 
 
 def compiled_call() -> CompiledCall | None:
-    """Return the innermost compiled call that is running; None if there is none, or if this torch's internals are different."""
+    """Return the innermost compiled call that is running; None if there is none, or if this torch has other internals."""
     for frame in _outwards(sys._getframe(1)):
         if frame.f_code.co_name == _ENTRY and frame.f_globals.get("__name__") == _ENTRY_MODULE:
             variables = frame.f_locals  # from Python 3.13 on a proxy, not a dict; its keys() is a list
@@ -96,7 +96,7 @@ def compiled_call() -> CompiledCall | None:
 def first_arguments() -> Iterator[Any]:
     """Yield the first argument of each running function, from the innermost outwards to the compiled call.
 
-    In a method this is ``self``. So the module whose method is running is found even if no local variable of the captured code holds it.
+    In a method, this is ``self``. So the module whose method is running is found even if no local variable of the captured code holds it.
     """
     for frame in _outwards(sys._getframe(1)):
         code = frame.f_code
@@ -113,7 +113,7 @@ def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
 
 
 def compile_record_of(compiled: object) -> object:
-    """Return torch.compile's context object for what it compiled: ``CompiledCall.record``. None for anything else.
+    """Return torch.compile's context object (``CompiledCall.record``) for what it compiled; None for anything else.
 
     ``compiled`` is what ``torch.compile`` returned for a module or function, or a module after ``module.compile()``. The context holds the
     backend, so a user can pass the compiled module where graphreg needs its backend.
@@ -130,7 +130,7 @@ def compile_record_of(compiled: object) -> object:
 def backend_in(record: object) -> object:
     """Return a context object's backend without Dynamo's wrappers; None for any other object.
 
-    torch.compile has put the user's backend into a ``torch._TorchCompileWrapper``, which is left on: see ``function_in`` and ``name_in``.
+    If torch.compile has put the user's backend into a ``torch._TorchCompileWrapper``, return that: see ``function_in`` and ``name_in``.
     """
     inner = getattr(record, "callback", None)
     while (wrapped := getattr(inner, "_torchdynamo_orig_backend", None) or getattr(inner, "__wrapped__", None)) is not None:
@@ -139,7 +139,7 @@ def backend_in(record: object) -> object:
 
 
 def function_in(wrapper: object) -> object:
-    """Return the backend inside a ``torch._TorchCompileWrapper``, which adds a name and options to it; None for any other object."""
+    """Return the backend inside a ``torch._TorchCompileWrapper``, which adds a name and options; None for any other object."""
     return getattr(wrapper, "compiler_fn", None)
 
 
@@ -150,10 +150,10 @@ def name_in(wrapper: object) -> str | None:
 
 
 def asking_wrapper() -> Any:
-    """Return torch's wrapper that is calling a backend by name. Only the backend function itself may call this.
+    """Return the wrapper by which torch is calling a backend that was given by name. Only the backend function itself may call this.
 
     torch makes one wrapper for each ``torch.compile(model, backend=name, options=...)`` and calls it for every graph of that model. So a
-    backend can store there the object that it made from the options.
+    backend can store in it the object that it made from the options.
     """
     return sys._getframe(2).f_locals.get("self")
 
@@ -173,8 +173,8 @@ class CapturedCode:
 
     Attributes:
         name: The name of the function.
-        resumed: Whether the code is the rest of the function, after a graph break.
-        line: The line at which the graph ends, if that is known; else the first line of the function.
+        resumed: Whether the code is only the rest of the function after a graph break.
+        line: The line at which the graph ends, if it is known; else the first line of the function.
         broken: Whether the graph ends at a graph break.
         values: The local variables by name.
     """
@@ -187,12 +187,12 @@ class CapturedCode:
 
 
 def translator() -> Any:
-    """Return Dynamo's translator of the code that it is capturing, which some functions of this file take."""
+    """Return the object with which Dynamo translates the code that it is capturing. Some functions of this file take it as an argument."""
     return InstructionTranslator.current_tx()
 
 
 def captured_code(translator: Any, gm: fx.GraphModule) -> CapturedCode:
-    """Return the code that a graph is captured from. The names of the graph's sites depend on the module whose forward it is."""
+    """Return the code that a graph is captured from. The names of the graph's sites depend on the module whose forward this code is."""
     code, reason = translator.output.root_tx.f_code, getattr(gm, "compile_subgraph_reason", None)
     resumed = code.co_name.startswith(RESUMED)
     stack = getattr(reason, "user_stack", None) or ()
@@ -202,14 +202,14 @@ def captured_code(translator: Any, gm: fx.GraphModule) -> CapturedCode:
 
 
 def function_of(code: str) -> str:
-    """Return the name of the function that a code name belongs to, also if the code is the rest of it after a graph break."""
+    """Return the function's name from the name of its code, also from Dynamo's name for the rest of a function after a graph break."""
     return code.removeprefix(RESUMED).rpartition("_at_")[0] if code.startswith(RESUMED) else code
 
 
 def source_of(node: fx.Node) -> tuple[str, list[str]]:
     """Return the local variable that an input of a captured graph comes from, and the keys that lead from it to the input.
 
-    The name is ``""`` if the input does not come from a local variable.
+    The name of the variable is ``""`` if the input does not come from a local variable.
     """
     source: Any = getattr(node.meta.get("grapharg"), "source", None)
     keys: list[str] = []
@@ -220,7 +220,7 @@ def source_of(node: fx.Node) -> tuple[str, list[str]]:
 
 
 def copy_source(node: fx.Node, twin: fx.Node) -> None:
-    """Copy Dynamo's note on where an input comes from to the input that replaces it in another graph; AOTAutograd reads the note."""
+    """Copy Dynamo's note on where an input comes from to its twin, the same input in another graph. AOTAutograd reads the note."""
     if hasattr(node, "_dynamo_source"):
         twin._dynamo_source = node._dynamo_source
 
@@ -231,7 +231,7 @@ def without_source(twin: fx.Node) -> None:
 
 
 def copy_notes(gm: fx.GraphModule, module: fx.GraphModule) -> None:
-    """Copy to ``module`` the attributes that Dynamo set on the graph module that it replaces: compilers read them."""
+    """Copy to ``module`` the attributes that Dynamo set on ``gm``, the graph module that it replaces. Compilers read these attributes."""
     for name in ("compile_subgraph_reason", "_param_name_to_source", "_backend_id"):
         if hasattr(gm, name):
             setattr(module, name, getattr(gm, name))
@@ -269,7 +269,7 @@ def _of_one_module(builder: GuardBuilder, guard: Guard) -> None:
 def strict_limit() -> AbstractContextManager[None]:
     """Open a block in which Dynamo raises when it reaches its recompile limit.
 
-    By default it runs the code in eager from then on, where nothing that a backend adds would act.
+    By default, Dynamo runs the code in eager from then on, and nothing that a backend has added acts.
     """
     patched: AbstractContextManager[None] = torch._dynamo.config.patch(fail_on_recompile_limit_hit=True)
     return patched
@@ -282,7 +282,7 @@ def on_compilation_start(function: Callable[[Any], None]) -> None:
     """Have Dynamo call a function whenever it begins to compile, until ``torch.compiler.reset``.
 
     The function must not raise, because it is called for all compilations of the process. It is needed to notice a call from which no graph
-    is captured, since Dynamo calls a backend only with a graph.
+    is captured, because Dynamo calls a backend only with a graph.
     """
     if function not in callback_handler.start_callbacks:
         callback_handler.register_start_callback(function)

@@ -1,4 +1,4 @@
-"""torch.export: calls of modules in its tracer, the graph's proxies of tensors and sizes, messages, and conditions on sizes."""
+"""torch.export: module calls in its tracer, the proxies of tensors and sizes in its graph, its messages, and its conditions on sizes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SOLVER_LOGGER = "torch.fx.experimental.symbolic_shapes"  # logs what torch's sol
 def take_module_calls(changes: Changes, around: Callable[[ModuleCall], ModuleCall]) -> None:
     """Until the changes end, replace the method ``call_module`` of torch.export's tracer by ``around(call_module)``.
 
-    torch.export has no hook for module calls, and its graph has operators only. Which of them belong to a module's call is known only
+    torch.export has no hook for module calls, and its graph has operators only. Which operators belong to a module's call is known only
     while that call runs.
     """
     changes.put(proxy_tensor._ModuleStackTracer, "call_module", around(proxy_tensor._ModuleStackTracer.call_module))
@@ -44,24 +44,24 @@ def proxy_of(value: Any, tracer: Any) -> fx.Proxy | None:
 
 
 def give_proxy(value: Any, proxy: fx.Proxy, tracer: Any) -> Any:
-    """Return a result after making ``proxy`` stand for its tensors in torch.export's graph, as the tracer does after each operator."""
+    """Make ``proxy`` stand for the tensors of a result in torch.export's graph, like the tracer after each operator. Return the result."""
     return proxy_tensor.track_tensor_tree(value, proxy, constant=None, tracer=tracer)
 
 
 def silence_export(changes: Changes) -> None:
-    """Until the changes end, keep a torch.export that fails from printing its graph to stderr: the error gives the reason."""
+    """Until the changes end, prevent a failing torch.export from printing its graph to stderr: the error gives the reason."""
     changes.put(torch.export._trace, "print", lambda *args, **kwargs: None)
 
 
 def evaluated(condition: Any, sizes: Mapping[Any, Any]) -> Any:
-    """Evaluate a condition on sizes that torch.export found, a sympy expression, for given sizes, which may be proxies of torch.fx.
+    """Evaluate a condition that torch.export found, a sympy expression, for given sizes. The sizes may be proxies of torch.fx.
 
-    As for torch's guards, Python's operators are applied and not sympy's, so that ``//`` rounds as in Python.
+    Like torch's guards, this applies Python's operators instead of sympy's, so that ``//`` rounds as in Python.
     """
     return sympy_interp(PythonReferenceAnalysis, dict(sizes), condition)
 
 
 def example_sizes(size: Any) -> dict[Any, Any]:
-    """The symbols of the export that a size is of, with their values in the example inputs."""
+    """Return all size symbols of the export that a size belongs to, with their values in the example inputs."""
     environment = size.node.shape_env
     return dict(environment.backed_var_to_val if hasattr(environment, "backed_var_to_val") else environment.var_to_val)  # torch 2.10

@@ -1,4 +1,4 @@
-"""Fake tensors, which have shapes and no data: torch's modes that make them, and the mode of a running compilation or export."""
+"""Fake tensors, which have shapes but no data: torch's modes that make them, and the mode of a running compilation or export."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 
 from graphreg.torch_internals.patching import Changes
 
-FAKE_LOGGER = FakeTensorMode.__module__  # logs a traceback for an operation that it cannot run; the error says the same
+FAKE_LOGGER = FakeTensorMode.__module__  # logs a traceback if fake tensors do not support an operation; the error says the same
 
 
 def fake_mode() -> FakeTensorMode | None:
-    """Return the fake tensor mode of the running compilation or export, None if there is none.
+    """Return the fake tensor mode of the running compilation or export; None if neither runs.
 
     A tensor that is added to the graph must be a fake tensor of this mode.
     """
@@ -29,14 +29,14 @@ def fake_mode() -> FakeTensorMode | None:
 
 
 def is_fake(tensor: Tensor) -> bool:
-    """Whether a tensor has a shape and no data, of the compilation or export that runs or of one that has ended."""
+    """Return whether a tensor is a fake one, also if the compilation or export that made it has ended."""
     return isinstance(tensor, FakeTensor)
 
 
 def size_decisions() -> list[Any]:
     """Return torch's list of the conditions on sizes (guards) that the running compilation or export has decided so far.
 
-    It is torch's own list, which grows. The conditions that one operation decides are those added to it while the operation runs.
+    torch appends to this list. So the conditions that one operation decides are those that are appended while the operation runs.
     """
     mode: Any = fake_mode()
     decisions: list[Any] = mode.shape_env.guards if mode and mode.shape_env else []
@@ -55,7 +55,7 @@ _RULES = "torch._dynamo.trace_rules"
 
 
 def has_function_table() -> bool:
-    """Whether Dynamo has built its table of torch's functions."""
+    """Return whether Dynamo has built its table of torch's functions."""
     rules = sys.modules.get(_RULES)
     return rules is not None and rules.get_torch_obj_rule_map.cache_info().currsize > 0
 
@@ -63,7 +63,7 @@ def has_function_table() -> bool:
 def make_function_table() -> None:
     """Import Dynamo and have it build its table of torch's functions, which takes three seconds.
 
-    Computing with fake tensors does both. While torch.fx traces, ``torch.arange`` and others are replaced by wrappers. A table built then
-    would have the wrappers instead of torch's functions, and no graph with these functions would compile any more in this process.
+    Computing with fake tensors does both, too. But while torch.fx traces, wrappers replace ``torch.arange`` and other functions. A table
+    that is built then would have the wrappers, and no graph with these functions would compile any more in this process.
     """
     importlib.import_module(_RULES).get_torch_obj_rule_map()

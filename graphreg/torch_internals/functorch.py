@@ -29,11 +29,11 @@ from torch.nn.utils import stateless
 from graphreg.errors import GraphRegError
 
 # torch's own functions, without Python functions around them: they are called at each call of a module, and Dynamo can trace them.
-innermost_transform = torch._C._functorch.peek_interpreter_stack  # returns the innermost active transform, None if there is none
-transform_level = torch._C._functorch.maybe_current_level  # returns the level of the innermost transform, None if there is none
-level_of = torch._C._functorch.maybe_get_level  # returns the level of the transform that wrapped a tensor, less than 1 if none did
+innermost_transform = torch._C._functorch.peek_interpreter_stack  # returns the innermost active transform; None if there is none
+transform_level = torch._C._functorch.maybe_current_level  # returns the level of the innermost transform; None if there is none
+level_of = torch._C._functorch.maybe_get_level  # returns the level of the transform that wrapped a tensor; less than 1 if none did
 one_level_below = torch._C._functorch.get_unwrapped  # returns the tensor inside a wrapped tensor
-is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # whether a transform has wrapped a tensor
+is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # returns whether a transform has wrapped a tensor
 
 _unwrap_for_grad = torch._C._functorch._unwrap_for_grad
 _stack = torch._C._functorch.get_interpreter_stack
@@ -59,7 +59,7 @@ class Chunk:
     Attributes:
         number: The index of the chunk.
         start: The position of its first row in the batch.
-        run: An object that all chunks of one call of the vmap have in common, and no others.
+        run: An object that identifies the call of the vmap: all its chunks have this object.
     """
 
     number: int
@@ -68,7 +68,7 @@ class Chunk:
 
 
 def transforms() -> bool:
-    """Whether the code runs under a transform of torch.func, also while Dynamo traces it.
+    """Return whether the code runs under a transform of torch.func, also while Dynamo traces it.
 
     Noise is then drawn with operations that a transform can map.
     """
@@ -76,19 +76,19 @@ def transforms() -> bool:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _transforms() -> bool:  # true also for transforms that Dynamo is tracing; it guards on those outside
+def _transforms() -> bool:  # also True for transforms that Dynamo traces; Dynamo guards on those outside
     return innermost_transform() is not None
 
 
 def enters_levels(function: object) -> bool:
-    """Whether a function that a graph calls enters a level of torch.func, which another call in it leaves: torch.export writes them so."""
+    """Return whether a function enters a level of torch.func. A graph of torch.export may call functions that enter and leave levels."""
     return getattr(function, "__name__", "").endswith("_increment_nesting")
 
 
 def leaving_no_level(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a function; where it raises, leave the levels of torch.func that it has entered.
+    """Call a function. If it raises, leave the levels of torch.func that it has entered.
 
-    On the stack they would stay for all code of the process, in which nothing could draw any more.
+    Otherwise these levels would stay on the stack, and no later code of the process could draw random numbers.
     """
     depth = torch._C._functorch.get_dynamic_layer_stack_depth()
     try:
@@ -99,7 +99,7 @@ def leaving_no_level(function: Callable[..., Any], *args: Any, **kwargs: Any) ->
 
 
 def is_transform_step(function: object) -> bool:
-    """Whether a function that a ``TorchFunctionMode`` sees is an internal step of torch.func, such as to enter a level.
+    """Return whether a function that a ``TorchFunctionMode`` sees is an internal step of torch.func, such as entering a level.
 
     Such a step must not run twice.
     """
@@ -141,7 +141,7 @@ def _positions(level: int, device: torch.device) -> Tensor:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _extent(level: int) -> tuple[int, int]:
-    """Return the number of rows of a vmap (of its running chunk), and the position of the first in the whole batch."""
+    """Return the number of rows of a vmap, or of its running chunk, and the position of the first row in the whole batch."""
     size = next(int(each.batch_size()) for each in _vmaps() if each.level() == level)
     return size, next((chunk.start for at, chunk in _chunks() if at == level), 0)
 
@@ -149,8 +149,8 @@ def _extent(level: int) -> tuple[int, int]:
 def unwrapped(tensor: Tensor) -> Tensor:
     """Remove the wrappers of grad and jvp levels from a tensor that depends on nothing mapped or differentiated.
 
-    Such a level wraps every tensor that is made inside it. The step of the noise outlives the call, so it must not stay wrapped in a level
-    that has ended.
+    Such a level wraps every tensor that is made inside it. The noise's counter of calls outlives the call, so it must not stay wrapped in a
+    level that has ended.
     """
     for level in _tracking():
         tensor = _unwrap_for_grad(tensor, level)
@@ -165,16 +165,16 @@ def _tracking() -> tuple[int, ...]:
 
 @contextmanager
 def without_transforms() -> Iterator[None]:
-    """Open a block outside of all transforms. State that outlives the call is computed in it, once and not for each row."""
+    """Open a block outside of all transforms. State that outlives the call is computed in it: once, not for each row."""
     with temporarily_clear_interpreter_stack():
         yield
 
 
 def is_lent(tensor: Tensor) -> bool:
-    """Whether a running ``functional_call`` has put this tensor into a module; when the call ends, the module gets its own tensor back.
+    """Return whether a running ``functional_call`` has put this tensor into a module. At its end, the module gets its own tensor back.
 
-    If the step of the noise were such a tensor, its next value would be lost. torch has no function to find out, so this searches Python's
-    stack.
+    If the noise's counter of calls were such a tensor, its next value would be lost. torch has no function to find out, so this
+    searches Python's stack.
     """
     calls = (frame.f_locals["parameters_and_buffers"] for frame in _frames() if frame.f_code is _FUNCTIONAL)
     return any(each is tensor for tensors in calls for each in tensors.values())
@@ -189,7 +189,7 @@ def chunks() -> list[Chunk]:
 
 
 def _chunks() -> list[tuple[int, Chunk]]:
-    """Find the running chunks, with the levels of their vmaps, on Python's stack: only torch's loop over the chunks knows the index."""
+    """Return the running chunks, each with the level of its vmap. Only the loop of torch on Python's stack has the index."""
     chunks_now: list[tuple[int, Chunk]] = []
     for frame in _frames():
         caller = frame.f_back
@@ -207,9 +207,9 @@ def _chunks() -> list[tuple[int, Chunk]]:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def in_chunks() -> bool:
-    """Whether the code, which Dynamo may be tracing, runs in a vmap with a ``chunk_size``.
+    """Return whether the code, which Dynamo may be tracing, runs in a vmap with a ``chunk_size``.
 
-    A function that Dynamo inlines has no frame on Python's stack, so this searches for the frame of the translator that traces it.
+    A function that Dynamo inlines has no frame on Python's stack. So this searches for the frame of the translator that traces it.
     """
     tracers = (frame.f_locals.get("self") for frame in _frames())
     return any(getattr(each, "f_code", None) is _CODES["_chunked_vmap"] for each in tracers) or bool(_chunks())

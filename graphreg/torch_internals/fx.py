@@ -13,17 +13,17 @@ from torch.fx._symbolic_trace import _wrapped_fns_to_patch, is_fx_symbolic_traci
 from torch.fx.graph import CodeGen, PythonCode, _snake_case
 from torch.fx.node import _get_qualified_name
 
-# Whether torch.fx is tracing; up to torch 2.14 in any thread, because all threads share one flag. Each call of a module calls it, so it is
-# torch's own function.
+# Returns whether torch.fx is tracing: up to torch 2.14 in any thread, because all threads share one flag. Each call of a module calls this,
+# so it is torch's own function.
 is_traced: Callable[[], bool] = is_fx_symbolic_tracing
-# Makes the name of a value from that of a module's class, as torch.fx and Dynamo do: ``max_pool2d`` from ``MaxPool2d``. Names of sites use
-# it, too.
+# Makes the name of a value from the name of a module's class, as torch.fx and Dynamo do: ``max_pool2d`` from ``MaxPool2d``. The names of
+# sites are made with it, too.
 snake_case: Callable[[str], str] = _snake_case
 _TRACE = fx.Tracer.trace.__code__
 
 
 def traces_here() -> bool:
-    """Whether this thread is tracing with torch.fx, by the frames on its stack."""
+    """Return whether this thread is tracing with torch.fx. The frames on its stack show this."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code is not _TRACE:
         frame = frame.f_back
@@ -41,8 +41,8 @@ def wrapped_functions() -> list[tuple[str, str, Any]]:
 def take_as_one(tracer: fx.Tracer, functions: Iterable[Any], places: Iterable[Any]) -> None:
     """Have a tracer record a call of any of these functions as one operation.
 
-    ``places``: the modules in which the functions are replaced, beside the user's code. The tracer's argument ``autowrap_functions`` covers
-    the user's code only.
+    ``places``: the modules in which the functions are replaced, in addition to the user's code. The tracer's argument
+    ``autowrap_functions`` covers the user's code only.
     """
     tracer._autowrap_function_ids.update(map(id, functions))
     tracer._autowrap_search.extend(places)
@@ -54,7 +54,7 @@ def share_emitter(graph: fx.Graph, copy: fx.Graph) -> None:
 
 
 def value_name(graph: fx.Graph, function_name: str) -> str:
-    """Return the base of the name that torch.fx gives the result of a function with this name."""
+    """Return the name that torch.fx gives the result of a function with this name, without the number that makes it unique."""
     return graph._target_to_str(function_name)
 
 
@@ -64,14 +64,14 @@ class _Probe(NamedTuple):
 
 @cache
 def defines_named_tuples() -> bool:
-    """Whether torch.fx's code knows the class of a named tuple that a graph returns: up to torch 2.11 it writes the name alone."""
+    """Return whether torch.fx's code defines the class of a named tuple that a graph returns. Up to torch 2.11 it only writes its name."""
     graph = fx.Graph()
     graph.output(_Probe(graph.placeholder("x")))
     return _Probe in graph.python_code("self").globals.values()
 
 
 def define_named_tuples(graph: fx.Graph) -> None:
-    """Have the graph's code know the classes of the named tuples that it returns, where torch.fx does not see to that."""
+    """Make the graph's code define the classes of the named tuples that it returns, if torch.fx does not do so."""
     if not defines_named_tuples() and type(graph._codegen) is CodeGen:
         emitter = _Defining()
         vars(emitter).update(vars(graph._codegen))

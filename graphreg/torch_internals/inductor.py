@@ -1,4 +1,4 @@
-"""Inductor: custom passes on its graphs, lowerings of operators, and Inductor itself as a function of a graph.
+"""Inductor: custom passes on its graphs, lowerings of operators, and Inductor as a compiler that a backend can call.
 
 Importing Inductor takes a second, so each function imports what it needs.
 """
@@ -19,7 +19,7 @@ Lowering = Callable[..., Any]
 def graph_pass(change: Callable[[fx.Graph], object], file: str) -> Any:
     """Return a pass for a setting of Inductor such as ``post_grad_custom_post_pass``, which applies ``change`` to a graph.
 
-    ``file``: the file that defines ``change``. Its hash becomes part of the key in Inductor's cache. With a plain function as the pass,
+    ``file``: the file that defines ``change``. Its hash becomes part of the key in Inductor's cache. If the pass were a plain function,
     Inductor would cache no graph.
     """
     from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files  # noqa: PLC0415
@@ -35,7 +35,7 @@ def graph_pass(change: Callable[[fx.Graph], object], file: str) -> Any:
 
 
 def lower(lowerings_of: Mapping[Any, Lowering]) -> bool:
-    """Register lowerings of operators with Inductor. Return False if this torch has other names for its internals.
+    """Register lowerings of operators with Inductor. Return whether that was possible: False if Inductor has other internal names.
 
     An operator without a lowering is not fused: the compiled code calls it, and writes its inputs and its result to memory.
     """
@@ -50,7 +50,7 @@ def lower(lowerings_of: Mapping[Any, Lowering]) -> bool:
 
 
 def strides_of(shape: Sequence[Any]) -> Sequence[Any]:
-    """Return the contiguous strides for a shape in Inductor, whose sizes may be symbols."""
+    """Return the contiguous strides of a shape in Inductor. The sizes may be symbols."""
     from torch._inductor.ir import FlexibleLayout  # noqa: PLC0415
 
     strides: Sequence[Any] = FlexibleLayout.contiguous_strides(list(shape))
@@ -81,7 +81,7 @@ def inductor_with(options: Mapping[str, Any]) -> Callable[..., Any]:
 def without_autograd_cache() -> AbstractContextManager[None]:
     """Open a block in which AOTAutograd does not use its cache.
 
-    The cache key does not contain graphreg's runtime modules, so a graph with other runtime modules could be returned.
+    The cache's key does not contain graphreg's runtime modules, so the cache could return a graph with other runtime modules.
     """
     patched: AbstractContextManager[None] = torch._functorch.config.patch(enable_autograd_cache=False)
     return patched

@@ -17,9 +17,10 @@ from graphreg.torch_internals.patching import Changes
 
 @contextmanager
 def collector_at_rest() -> Iterator[None]:
-    """Pause Python's garbage collector in a block that builds a large graph; if the user has disabled it, it stays disabled.
+    """Pause Python's garbage collector in a block that builds a large graph. If the user has disabled it, it stays disabled.
 
-    Otherwise it would visit all nodes again and again and free none, because all are in use. At 100,000 nodes this takes half of the time.
+    Otherwise it would visit all nodes again and again, and free none, because all are in use. At 100,000 nodes, this takes half of the
+    time.
     """
     with Changes() as changes, changes:
         at_rest(changes)
@@ -33,8 +34,8 @@ def at_rest(changes: Changes) -> None:
         gc.disable()
 
 
-_FRAMES = 20  # allowed for each nested call of a module while it is traced; torch.export needs the most, 14
-_CEILING = 50_000  # the highest recursion limit that is set; beyond it the C stack would overflow first and crash the process
+_FRAMES = 20  # frames allowed for each nested call of a module while it is traced; torch.export needs the most: 14
+_CEILING = 50_000  # the highest recursion limit that is set; with a higher one, the C stack might overflow and crash the process
 
 
 def depth(model: nn.Module) -> int:
@@ -60,8 +61,8 @@ def deep_enough(model: nn.Module, changes: Changes) -> None:
 def with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a copy of a function with a separate code object.
 
-    Dynamo caches and counts compilations by code object. All copies of an inner function share one, and after 8 compilations Dynamo stops
-    compiling it.
+    Dynamo caches and counts compilations by code object. All functions that one ``def`` makes share a code object, and after
+    8 compilations Dynamo stops compiling it.
     """
     made: Any = function
     return types.FunctionType(made.__code__.replace(), made.__globals__, made.__name__, made.__defaults__, made.__closure__)

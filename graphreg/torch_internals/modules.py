@@ -13,7 +13,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from graphreg.torch_internals.patching import Changes
 
-# Base classes of torch's layers that have no public name: of dropout layers, batch and instance norms, constant paddings, convolutions.
+# Base classes without a public name: of torch's dropout layers, batch and instance norms, constant paddings, and convolutions.
 DropoutBase = nn.modules.dropout._DropoutNd
 BatchNormBase = nn.modules.batchnorm._NormBase
 ConstantPadBase = nn.modules.padding._ConstantPadNd
@@ -30,7 +30,7 @@ COMPILED_CALL = "_compiled_call_impl"  # the attribute that ``module.compile()``
 
 REPLICATE = "_replicate_for_data_parallel"  # the method that ``nn.DataParallel`` calls for a replica on another device
 
-# Whether a hook is registered for all modules (``register_module_forward_hook``). Dynamo traces this call, so it is torch's own function.
+# Returns whether a hook is registered for all modules (``register_module_forward_hook``). Dynamo traces it, so it is torch's own function.
 has_global_hook: Callable[[], bool] = _has_any_global_hook
 
 
@@ -40,12 +40,12 @@ def forward_hooks(module: nn.Module) -> tuple[Callable[..., Any], ...]:
 
 
 def drop_forward_hooks(module: nn.Module) -> None:
-    """Remove the forward hooks and pre-hooks of a module. For copies that graphreg calls only to observe what the module does."""
+    """Remove the forward hooks and pre-hooks of a module. Only for a copy that graphreg calls to observe what the module does."""
     module._forward_hooks, module._forward_pre_hooks = OrderedDict(), OrderedDict()
 
 
 def has_backward_hooks(module: nn.Module) -> bool:
-    """Whether a module has backward hooks, which a graph cannot contain."""
+    """Return whether a module has backward hooks, which a graph cannot contain."""
     return bool(module._backward_hooks or module._backward_pre_hooks)
 
 
@@ -56,17 +56,17 @@ def bound_call(module: nn.Module) -> Callable[..., Any]:
 
 
 def compiles_itself(module: nn.Module) -> bool:
-    """Whether ``module.compile()`` was called. Calls of the module then go through torch.compile, and cannot be traced."""
+    """Return whether ``module.compile()`` was called. Calls of the module then go through torch.compile, and cannot be traced."""
     return getattr(module, COMPILED_CALL) is not None
 
 
 def original_of(module: Any) -> Any:
-    """Return the module inside what ``torch.compile(module)`` returned; None for any other object."""
+    """Return the module from which ``torch.compile`` made ``module``; None for any other object."""
     return getattr(module, "_orig_mod", None)
 
 
 def take_state_version(module: nn.Module, model: nn.Module) -> None:
-    """Have a module write the same version into ``state_dict()._metadata`` as the model that it replaces."""
+    """Make a module write the version of the model that it replaces into ``state_dict()._metadata``."""
     module.__dict__["_version"] = model._version
 
 
@@ -80,7 +80,7 @@ def weight_names(attributes: Mapping[str, Any]) -> list[str]:
 
 
 def kernel_weights(attributes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Return the weights that a recurrent layer passes to its kernel, by name. Under ``weight_norm`` and the like they are not parameters.
+    """Return the weights that a recurrent layer passes to its kernel, by name. With ``weight_norm``, for example, they are not parameters.
 
     ``attributes``: ``vars(layer)``.
     """
@@ -90,7 +90,8 @@ def kernel_weights(attributes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def leave_mask_unread(changes: Changes) -> None:
     """Until the changes end, keep ``nn.Transformer`` from comparing a mask with the causal one: a trace does not have the mask's values.
 
-    It would pass the result to the attention as ``is_causal``. Without it the attention uses the mask itself, and computes the same.
+    nn.Transformer would pass the result to the attention as ``is_causal``. If it is False, the attention uses the mask itself, and computes
+    the same.
     """
     original = transformer._detect_is_causal_mask
 
@@ -104,7 +105,7 @@ def leave_mask_unread(changes: Changes) -> None:
 def plain_transformers(changes: Changes) -> None:
     """Until the changes end, have ``nn.TransformerEncoder`` and the like run layer by layer, as in training.
 
-    In eval mode they would call a fused kernel, inside which there are no sites. This sets the attribute that
+    In eval mode, they would call a fused kernel, inside which there are no sites. This sets the attribute that
     ``torch.backends.mha.set_fastpath_enabled`` sets, because ``changes`` can restore an attribute.
     """
     changes.put(torch.backends.mha, "_is_fastpath_enabled", False)

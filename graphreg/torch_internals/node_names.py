@@ -8,10 +8,11 @@ from torch.fx.graph import _illegal_names, _Namespace
 
 
 def node_namer(taken: Iterable[str]) -> Callable[[str], str]:
-    """Return a function that returns the name of a new node in a graph whose nodes were named ``taken``, in that order.
+    """Return a function that takes a candidate for a name, and returns the name that torch.fx would give a new node.
 
-    Each name that it returns counts as taken from then on. ``fx.Graph`` chooses a name only when it makes the node, but graphreg needs the
-    names of a list of nodes before it makes them.
+    ``taken``: the names of the graph's nodes, in the order in which they were given. Each name that the function returns counts as taken
+    from then on. ``fx.Graph`` chooses a name only when it makes the node, but graphreg needs the names of a list of nodes before it makes
+    them.
     """
     names_taken, names = dict.fromkeys(taken), list[_Namespace]()
 
@@ -21,7 +22,7 @@ def node_namer(taken: Iterable[str]) -> Callable[[str], str]:
             free_name = names[0].create_name(candidate, None)
         elif free:
             free_name = candidate
-        else:  # torch appends a number that depends on all names before; replaying those takes as long as making the nodes, so only here
+        else:  # torch appends a number that depends on all earlier names; replaying these takes long, so it is done only here
             names.append(_Namespace())
             for each in names_taken:
                 names[0].create_name(each, None)

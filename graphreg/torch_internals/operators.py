@@ -10,16 +10,16 @@ from torch._ops import OpOverload as OpOverload
 from torch._ops import OpOverloadPacket as OpOverloadPacket
 from torch._ops import _OpNamespace
 
-# A softmax that returns zeros, not nan, for a row that is masked completely. torch's own attention uses it, and there is no public one.
+# A softmax that returns zeros, not nan, for a row in which every entry is masked. torch's own attention uses it. It has no public name.
 safe_softmax: OpOverloadPacket = torch.ops.aten._safe_softmax
-# An assertion on the values of a tensor that can be part of a compiled graph; ``assert`` would need the values in Python.
+# Asserts that a tensor is true, and can be part of a compiled graph. Python's ``assert`` would need the tensor's value in Python.
 assert_async = torch._assert_async
 
 
 def schema_of(operator: Any) -> Any:
     """Return an operator's schema: its arguments and results, which of them alias, and which are written into.
 
-    None for a higher-order operator.
+    Return None for a higher-order operator.
     """
     return getattr(operator, "_schema", None)
 
@@ -35,20 +35,20 @@ def qualified_name(packet: OpOverloadPacket) -> str:
 
 
 def packet_of(operator: Any) -> Any:
-    """Return ``aten.add`` for ``aten.add.Tensor``, as in the keys of torch's FLOP registry; anything but an overload as it is."""
+    """Return ``aten.add`` for ``aten.add.Tensor``, like the keys of torch's FLOP registry. Return anything but an overload unchanged."""
     return getattr(operator, "_overloadpacket", operator)
 
 
 def is_name_of_namespace(name: str) -> bool:
-    """Whether namespaces such as ``torch.ops.aten`` have an attribute of this name that is not an operator, as they have ``name``."""
+    """Return whether the class of ``torch.ops.aten`` has an attribute of this name, such as ``__getattr__``: this is no operator."""
     return hasattr(_OpNamespace, name)
 
 
 def has_kernel(operator: OpOverload, key: str | None = None) -> bool:
-    """Whether an operator has any kernel, or one for the dispatch key ``key``.
+    """Return whether an operator has any kernel, or one for the dispatch key ``key``.
 
-    An operator that only TorchScript implements has none. One with a kernel for ``CompositeImplicitAutograd`` is composed of others, and
-    their schemas describe aliases more exactly than its own. A kernel for ``Meta`` computes shapes without data.
+    An operator that only TorchScript implements has no kernel. An operator with a kernel for ``CompositeImplicitAutograd`` is composed of
+    other operators, whose schemas describe aliases more exactly than its own. A kernel for ``Meta`` computes shapes without data.
     """
     name = str(operator.name())  # type: ignore[no-untyped-call]
     if key is None:

@@ -1,8 +1,8 @@
-"""Temporary changes of attributes and dict entries, which are undone at the end of a block, however it ends.
+"""Temporary changes of attributes and dict entries. They are undone at the end of a block, however the block ends.
 
 An interrupt (such as ``KeyboardInterrupt``) may come between any two steps of Python, also while a block is entered or left. So a change is
-recorded before it is made, and what an interrupt leaves is undone a second time: ``with changes, changes`` exits twice, and the outermost
-``Changes`` of the thread also undoes the changes of all others within its block.
+recorded before it is made, and undoing is tried again if an interrupt has stopped it: ``with changes, changes`` exits twice, and the
+outermost ``Changes`` of the thread also undoes the changes that other ``Changes`` made within its block.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _MISSING = object()
 
 class _Thread(threading.local):
     outermost: Changes | None = None
-    handled: BaseException | None = None  # the exception that was being handled when the outermost changes began
+    handled: BaseException | None = None  # the exception that was being handled when ``outermost`` was set
 
 
 _thread = _Thread()
 
 
 class _Change:
-    """A function that undoes a change. ``undo`` calls it, unless it has run to its end before."""
+    """A function that undoes a change. ``undo`` calls the function, unless it has already run to its end."""
 
     def __init__(self, back: Callable[[], None]) -> None:
         self.back, self.undone = back, False
@@ -39,7 +39,7 @@ class _Change:
 
 
 class Changes:
-    """Makes changes and undoes them at the end of the block, the last first. Use it as ``with Changes() as changes, changes:``."""
+    """Makes changes, and undoes them at the end of the block, the last one first. Use it as ``with Changes() as changes, changes:``."""
 
     def __init__(self) -> None:
         self._made: list[_Change] = []
@@ -59,9 +59,9 @@ class Changes:
                 raise_interrupt(error)
 
     def outermost(self) -> bool:
-        """Become the outermost changes of this thread, which also undo what other ``Changes`` make within the block.
+        """Become the outermost changes of this thread, which also undo what other ``Changes`` do within their block. Return True.
 
-        Return False, and do nothing, if the thread has outermost changes already.
+        If the thread has outermost changes already, do nothing and return False.
         """
         if _thread.outermost is not None:
             return False
@@ -69,7 +69,7 @@ class Changes:
         return True
 
     def later(self, back: Callable[[], None]) -> None:
-        """Call ``back`` at the end of the block, and once more if it was interrupted."""
+        """Call ``back`` at the end of the block, and again if an interrupt stopped that call."""
         change = _Change(back)
         if _thread.outermost is not None and _thread.outermost is not self:
             _thread.outermost._made.append(change)
@@ -94,7 +94,8 @@ def raise_interrupt(error: BaseException | None) -> None:
     An interrupt may make a context manager of torch raise an error while it exits; the error would hide the interrupt.
     """
     while error is not None and error is not _thread.handled:
-        is_ours = type(error).__module__.startswith("graphreg.")  # a BaseException, so that no forward catches it, and not an interrupt
+        # graphreg's own BaseExceptions are no interrupts; they are BaseExceptions so that no forward catches them
+        is_ours = type(error).__module__.startswith("graphreg.")
         if not is_ours and not isinstance(error, (Exception, GeneratorExit)):
             raise error
         error = error.__context__
@@ -115,14 +116,14 @@ def _put_back(place: Any, name: str, before: Any) -> None:
 
 
 def outermost() -> Changes | None:
-    """Return the outermost changes of this thread (see ``Changes.outermost``), None if there are none."""
+    """Return the outermost changes of this thread (see ``Changes.outermost``); None if there are none."""
     return _thread.outermost
 
 
 def _end_blocks(trace: TracebackType | None) -> None:
     """Exit the context managers of ``contextlib`` that an interrupt stopped in their ``__enter__`` or ``__exit__``.
 
-    Otherwise they would exit when their generator is freed. That may be long after, because the traceback of the interrupt refers to it.
+    Otherwise each would exit when its generator is freed. That may be much later, because the traceback of the interrupt refers to it.
     """
     while trace is not None:
         frame, trace = trace.tb_frame, trace.tb_next

@@ -1,6 +1,6 @@
-"""Functions for global state that a graph does not record: they read grad and autocast modes and restore random generators.
+"""Functions for global state that a graph does not record: they read the grad and autocast modes, and restore the random generators.
 
-Also two helpers for tracing, ``quiet`` and ``ModuleStack``.
+The file also has two helpers for tracing: ``quiet`` and ``ModuleStack``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _T = TypeVar("_T")
 
 
 def regions() -> tuple[bool, ...]:
-    """Return which of the modes that change operations are on: grad, inference, and autocast on CPU and on CUDA."""
+    """Return which of the modes that change operations are on, as (grad, inference, autocast on CPU, autocast on CUDA)."""
     on = torch.is_autocast_enabled
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), on("cpu"), on("cuda")
 
@@ -37,10 +37,10 @@ class _Thread(threading.local):
         watched: Whether the thread's draws are counted now.
         draws: How often the thread drew while they were counted.
         seeds: How often the thread has seeded torch's generator.
-        seeds_at_state: For each state of torch's generator that the thread has read, the value of ``seeds`` at that time, to which
-            ``seeds`` goes back when the thread sets that state again; None if seeds are not counted now.
-        in_doubt: Whether a generator was seen to change while other threads ran and no draws were counted, so that nobody knows which
-            thread drew; None outside of the first call of ``with_draws_restored``.
+        seeds_at_state: For each state of torch's generator that the thread has read, the value of ``seeds`` at that time. When the thread
+            sets that state again, ``seeds`` gets this value again. None if seeds are not counted now.
+        in_doubt: Whether a generator was seen to change while draws were not counted and other threads ran, so that it is not known which
+            thread drew. None except during the first call in ``with_draws_restored``.
     """
 
     watched = (False, False)
@@ -57,8 +57,8 @@ _thread = _Thread()
 class Randomness:
     """The states of Python's and torch's generators, and the counts of this thread (``_Thread``).
 
-    The counts are needed because all threads share the generators. Two such records are equal if
-    this thread has drawn nothing and not seeded torch's generator between them.
+    The counts are needed because all threads share the generators. Two records are equal if this thread has neither drawn nor seeded
+    torch's generator between them.
     """
 
     states: tuple[Any, bytes]
@@ -67,10 +67,9 @@ class Randomness:
     seeds: int
 
     def changed(self, now: Randomness) -> list[bool]:
-        """Return, for Python's and for torch's generator, whether a draw of this thread changed it between this record
-        and ``now``.
+        """Return, for Python's and for torch's generator, whether this thread's draws changed it between this record and ``now``.
 
-        If draws were not counted, each change counts as this thread's.
+        If draws were not counted, every change is attributed to this thread.
         """
         pairs = zip(self.states, now.states, self.watched, self.draws, now.draws, strict=True)
         found = [before != after and not (watched and drew == drawn) for before, after, watched, drew, drawn in pairs]
@@ -86,8 +85,8 @@ class Randomness:
 
 
 def randomness() -> Randomness:
-    """Return the present state of the generators. It is unequal to an earlier one if this thread has drawn in between."""
-    with torch._C.DisableTorchFunction():  # it may be called inside a forward that is being recorded
+    """Return the present state of the generators. It differs from an earlier one if this thread has drawn in between."""
+    with torch._C.DisableTorchFunction():  # because a forward that is being recorded may call this
         return Randomness((random.getstate(), torch.get_rng_state().numpy().tobytes()), _thread.watched, _thread.draws, _thread.seeds)
 
 
@@ -95,7 +94,7 @@ def restore_randomness(state: Randomness) -> None:
     """Set the generators back to an earlier state if this thread has drawn from them since."""
     python, torchs = state.changed(randomness())
     _thread.seeds = state.seeds
-    if _thread.in_doubt is not None:  # other threads go on with what they have drawn; if this one drew, the second call will tell
+    if _thread.in_doubt is not None:  # keep what other threads have drawn; if this thread drew, the second call restores
         return
     if python:
         random.setstate(state.states[0])
@@ -137,7 +136,7 @@ class _WatchedGenerator:
 
 
 class _CountingGenerator(_WatchedGenerator):
-    """Counts the seeds of each thread. Those in a block of ``torch.random.fork_rng`` do not count, as it restores the state at its end."""
+    """Counts the seeds of each thread. A block of ``torch.random.fork_rng`` restores the state, so its seeds do not count."""
 
     def __init__(self, generator: Any) -> None:
         super().__init__(generator, _seeded)
@@ -162,8 +161,8 @@ class _CountingGenerator(_WatchedGenerator):
 def on_seeding(changes: Changes, seeded: Callable[[], None]) -> None:
     """Until the block of ``changes`` ends, call ``seeded`` before a function of torch.random seeds the default generator.
 
-    ``torch.manual_seed`` looks up the generator in its module at each call, so code that has imported the function is covered, too. torch's
-    modes do not see such a call.
+    ``torch.manual_seed`` looks up the generator in its module at each call, so code that has imported ``torch.manual_seed`` is covered,
+    too. torch's modes do not see such a call.
     """
     changes.put(torch.random, "default_generator", _WatchedGenerator(vars(torch.random)["default_generator"], seeded))
 
@@ -176,9 +175,9 @@ def _seeded() -> None:
 def with_draws_restored(function: Callable[[], _T]) -> _T:
     """Call a function, then set the generators back if this thread has drawn from them. Return what the function returns.
 
-    Within the call, ``randomness`` tells the draws of this thread from those of others. All threads share the generators, so for that
-    this thread's draws must be counted, which makes Python code take twice as long. Therefore, if other threads run, the function is
-    first called without counting. Only if a generator has changed by then, that result is discarded and the function is called again,
+    Within the call, ``randomness`` distinguishes the draws of this thread from those of others. All threads share the generators. So if
+    other threads run, this thread's draws must be counted, which makes Python code take twice as long. Therefore the function is first
+    called without counting. Only if a generator has changed in the meantime, its result is discarded, and the function is called again,
     with counting.
     """
     before = randomness()
@@ -187,7 +186,7 @@ def with_draws_restored(function: Callable[[], _T]) -> _T:
         if _thread.seeds_at_state is not None or threading.active_count() == 1:
             with _seeds_counted():
                 if threading.active_count() == 1:
-                    random.random()  # else a forward that seeds with the number that the user has just seeded with would change nothing
+                    random.random()  # else the state would stay the same if the forward repeats the user's last seed
                 return function()
         if (first := _called_uncounted(function, before)) is not None:
             return first[0]
@@ -197,7 +196,7 @@ def with_draws_restored(function: Callable[[], _T]) -> _T:
 
 
 def _called_uncounted(function: Callable[[], _T], before: Randomness) -> tuple[_T] | None:
-    """Call a function without counting draws. Return its result, or None if a generator has changed, for another thread may have drawn."""
+    """Call a function without counting draws. Return (result,); None if a generator has changed: any thread may have drawn."""
     with Changes() as changes, changes:
         changes.later(partial(setattr, _thread, "in_doubt", None))
         _thread.in_doubt = False
@@ -243,7 +242,7 @@ def _seeds_counted() -> Iterator[None]:
 
 @contextmanager
 def quiet(logger: str, level: int = logging.ERROR) -> Iterator[None]:
-    """Silence one of torch's loggers below ``level`` in a block. It would log long tracebacks, and the error that is raised says enough."""
+    """Silence one of torch's loggers below ``level`` in a block: it would log long tracebacks of errors that are raised anyway."""
     log = logging.getLogger(logger)
     with Changes() as changes, changes:
         changes.later(partial(log.setLevel, log.level))
@@ -252,7 +251,7 @@ def quiet(logger: str, level: int = logging.ERROR) -> Iterator[None]:
 
 
 class ModuleStack(OrderedDict[str, Any]):
-    """The modules around a call, as torch.fx keeps them; it copies them for each node, and ``copy.copy`` of an ``OrderedDict`` is slow."""
+    """torch.fx's record of the modules around a call. torch.fx copies it for each node, and ``copy.copy`` of an ``OrderedDict`` is slow."""
 
     def __copy__(self) -> OrderedDict[str, Any]:
         return OrderedDict(self)

@@ -11,34 +11,34 @@ from torch._ops import _set_mode_pre_dispatch, mode_stack_state_for_pre_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-# Opens a block without dispatch modes, also without those of tracers, so that operators see the tensors themselves.
+# Opens a block without any dispatch mode, also without those of tracers, so that operators get the tensors themselves.
 without_modes: Callable[[], AbstractContextManager[Any]] = _disable_current_modes
 # Opens a block in which neither function modes nor tensor subclasses intercept calls. ``DisableTorchFunctionSubclass`` leaves the modes on.
 without_functions: Callable[[], AbstractContextManager[None]] = torch._C.DisableTorchFunction
-# Return the number of active dispatch modes, and the state of a torch.jit trace (None if there is none). Each draw of noise calls them, so
-# they are torch's own functions.
+# These return the number of active dispatch modes, and the state of a torch.jit trace (None if none runs). Each draw of noise calls them,
+# so they are torch's own functions.
 operator_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 jit_trace: Callable[[], Any] = torch._C._get_tracing_state
 
 
 def is_exporting() -> bool:
-    """Whether torch.export traces. ``torch.compiler.is_exporting()`` is always true in what Dynamo traces, up to torch 2.12."""
+    """Return whether torch.export traces. Up to torch 2.12, ``torch.compiler.is_exporting()`` is always True in code that Dynamo traces."""
     return bool(torch.compiler._is_exporting_flag)
 
 
 def is_functionalized() -> bool:
-    """Whether AOTAutograd is tracing. It makes outputs that share storage again after its graph has run, as views of a common base."""
+    """Return whether AOTAutograd is tracing. After its graph, it makes outputs that share storage anew, as views of a base."""
     return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FUNCTIONAL) is not None
 
 
 def is_gradient_switch(function: object) -> bool:
-    """Whether a function that a ``TorchFunctionMode`` sees is the one by which ``torch.no_grad`` and the like switch grad mode."""
+    """Return whether a function that a ``TorchFunctionMode`` sees is the one by which ``torch.no_grad`` and others switch grad mode."""
     return function is torch._C._set_grad_enabled
 
 
 @contextmanager
 def without_proxies() -> Iterator[None]:
-    """Open a block of which torch.export records nothing.
+    """Open a block in which torch.export records nothing.
 
     ``proxy_tensor.disable_proxy_modes_tracing`` does the same, but at its end clears a cache of every operator used so far, which is slow.
     Setting the mode directly is safe: torch's own dispatch of operators does so.

@@ -14,7 +14,7 @@ from torch.fx import _symbolic_trace
 
 from graphreg.torch_internals.patching import Changes, outermost, there
 
-# Where torch.fx stores whether it is tracing: up to torch 2.14 in one flag for all threads, from 2.15 on in one for each thread.
+# Where torch.fx stores whether it is tracing: up to torch 2.14 in one flag for all threads, from 2.15 on in one flag for each thread.
 _FLAG: tuple[Any, tuple[str, ...]] = (
     (_symbolic_trace._is_fx_tracing_tls, ("flag",))
     if hasattr(_symbolic_trace, "_is_fx_tracing_tls")
@@ -31,9 +31,10 @@ _PLACES = (  # attributes that torch changes while it traces
 
 
 def restore_after_trace(changes: Changes) -> None:
-    """Make ``changes`` the outermost of the thread, and have it restore what torch itself changes in its block.
+    """Make ``changes`` the outermost ones of the thread, and restore at the end of their block what torch has changed in it.
 
-    Otherwise an interrupt between two steps of torch's own clean-up would leave the process in tracing mode for ever.
+    Otherwise an interrupt between two steps of torch's own clean-up would leave the process in tracing mode for ever. If the thread has
+    outermost changes already, do nothing.
     """
     if not changes.outermost():
         return
@@ -45,7 +46,7 @@ def restore_after_trace(changes: Changes) -> None:
 
 
 def restore_fx_patches() -> None:
-    """Have the outermost changes undo the patches of the running torch.fx trace, also those that it makes later."""
+    """Make the outermost changes undo the patches of the running torch.fx trace, also those that the trace makes later."""
     patcher = getattr(_symbolic_trace, "CURRENT_PATCHER", None)
     if (changes := outermost()) is not None and patcher is not None:
         changes.later(partial(_unpatched, patcher.patches_made))

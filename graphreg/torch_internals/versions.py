@@ -1,4 +1,4 @@
-"""Which versions of torch graphreg is made for, what to say of a newer one, and the canaries that say what it has changed."""
+"""Says for which versions of torch graphreg is made, warns of a newer one, and runs the canaries, which say what torch has changed."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _asked = False
 
 
 def version() -> tuple[int, int]:
-    """The major and minor number of the torch that is installed."""
+    """Return the major and the minor number of the installed torch."""
     major, minor = re.findall(r"\d+", torch.__version__)[:2]
     return int(major), int(minor)
 
 
 def known_versions() -> str:
-    """Word which versions graphreg is made for."""
+    """Return a clause that says for which versions of torch graphreg is made."""
     return f"graphreg is made for torch {_dotted(OLDEST)} to {_dotted(NEWEST)}"
 
 
 def warn_if_untested() -> None:
-    """Warn, once in a process, where torch is newer than all versions that were tested."""
+    """Warn, once in a process, if torch is newer than all versions that were tested."""
     global _asked  # noqa: PLW0603
     if _asked:
         return
@@ -44,8 +44,12 @@ def _dotted(numbers: tuple[int, int]) -> str:
 
 
 def run_canaries() -> Iterator[str]:
-    """Run each canary, in a process that may be changed by it. Yields what torch has changed as a sentence, ``""`` where nothing has."""
-    canaries = importlib.import_module("graphreg.torch_internals.canaries")  # it defines operators, which no other process should have
+    """Run each canary, and yield a sentence that says what torch has changed; ``""`` if the canary passes.
+
+    The canaries may leave changes in the process.
+    """
+    # not imported above: it defines operators, which other processes should not have
+    canaries = importlib.import_module("graphreg.torch_internals.canaries")
     for canary in canaries.CANARIES:
         try:
             canary.run()

@@ -91,7 +91,7 @@ def test_compiled() -> None:
 def test_errors() -> None:
     needs_a_rate(LockedDropout)
     refuses(r"LockedDropout: time_axis='1' is not allowed; give the axis of time", LockedDropout, "0", 0.1, time_axis="1")
-    sentence = r"LockedDropout at 0: the value has shape \(4, 3\) and is no sequence: that takes \[batch, time, units\], 3 dims or more"
+    sentence = r"LockedDropout at 0: the value has shape \(4, 3\) and is no sequence: a sequence is \[batch, time, units\], 3 dims or more"
     refuses_value(sentence, LockedDropout("0", 0.5), torch.ones(4, 3))
     refuses_value(r"time_axis=3 is out of range for a value of shape \(2, 3, 4\)", LockedDropout("0", 0.5, time_axis=3), Z)
     with pytest.raises(graphreg.RegularizerError, match=r"LockedDropout at rnn:h_n: this is the state of rnn after the last step"):

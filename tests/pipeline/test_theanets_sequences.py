@@ -138,7 +138,7 @@ def test_neighbouring_units_are_no_steps(penalty: Any) -> None:
     (x,) = inputs(golden["network"])
     hid1 = tensor(NETWORKS[golden["network"]]["outputs"]["hid1:out"])
     assert_close((hid1[:, 1:] - hid1[:, :-1]).square().mean(), golden["numpy"], "theanets' value")
-    sentence = r"at hid1.tanh: the value has shape \(\d+, 5\) and is no sequence: that takes \[batch, time, units\], 3 dims or more"
+    sentence = r"at hid1.tanh: the value has shape \(\d+, 5\) and is no sequence: a sequence is \[batch, time, units\], 3 dims or more"
     with pytest.raises(graphreg.RegularizerError, match=sentence):
         graphreg.regularize(network(golden["network"]), penalty("hid1", 1.0), example_inputs=x)
     with pytest.raises(graphreg.RegularizerError, match=sentence):

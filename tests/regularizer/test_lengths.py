@@ -335,7 +335,7 @@ def test_an_axis_out_of_range(axis: int, planned: bool) -> None:
 @pytest.mark.parametrize("planned", [True, False])
 def test_a_value_that_is_no_sequence(planned: bool) -> None:
     sentence = (
-        r"RecurrentNorm at relu: the value has shape \(4, 4\) and is no sequence: that takes \[batch, time, units\], 3 dims or more\. "
+        r"RecurrentNorm at relu: the value has shape \(4, 4\) and is no sequence: a sequence is \[batch, time, units\], 3 dims or more\. "
         r"Neighbouring units are not neighbouring steps\."
     )
     with pytest.raises(RegularizerError, match=sentence):

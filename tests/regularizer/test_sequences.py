@@ -341,7 +341,7 @@ def test_what_holds_a_cell_is_not_its_steps() -> None:
     for selector in ("encoder", "enc*"):
         with pytest.raises(
             RegularizerError,
-            match=r"the value has shape \(4, 4\) and is no sequence: that takes \[batch, time, units\], 3 dims or more\. Neighbouring "
+            match=r"the value has shape \(4, 4\) and is no sequence: a sequence is \[batch, time, units\], 3 dims or more\. Neighbouring "
             r"units are not neighbouring steps\. This is one call of 'encoder\.cell': the selector 'encoder\.cell' takes all its calls",
         ):
             regularize(Outer(), RecurrentState(selector, 1.0))(X)

@@ -159,7 +159,7 @@ def test_what_is_no_axis(axes: Any) -> None:
         (model(), "0", torch.ones(2, 3), 2,
          "share_axes=2 is out of range for a value of shape (2, 3); an axis of it is a number from -2 to 1. Choose one, or leave the site"),
         (model(), "0", torch.ones(2, 3, 4), ("time", 1), "names axis 1 of a value of shape (2, 3, 4) twice. Name each axis once."),
-        (model(), "0", torch.ones(2, 3), "time", "the value has shape (2, 3) and is no sequence: that takes [batch, time, units], 3 dims"),
+        (model(), "0", torch.ones(2, 3), "time", "the value has shape (2, 3) and is no sequence: a sequence is [batch, time, units], "),
         (Layered(), "rnn", torch.ones(5, 3), "batch", "a value of shape (5, 4) from a recurrent layer has no batch axis. Give the layer a"),
     ],
 )  # fmt: skip

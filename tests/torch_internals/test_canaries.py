@@ -1,4 +1,4 @@
-"""Each function of the door to torch's private parts on a tiny example: which of them a new torch has broken, and who needs it."""
+"""Tests each function of ``torch_internals`` on a tiny example, to find out which of them a new torch has broken."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def test_a_canary_falls_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None
 
     canaries = [Canary("a backward pass is numbered", "the noise", ("in_backward",), test) for test in (falls, lacks)]
     sentence = (
-        f"torch {torch.__version__} changed how a backward pass is numbered; the noise needs it: in_backward in graphreg/torch_internals"
+        f"torch {torch.__version__} changed how a backward pass is numbered; this concerns the noise: "
+        "in_backward in graphreg/torch_internals"
     )
     with pytest.raises(CanaryError) as caught:
         canaries[0].run()

@@ -1,7 +1,7 @@
 """Canaries: a test of each private part of torch that graphreg uses, on a tiny example.
 
 They define operators and functions for torch.fx, so they are imported only where they are run: by the tests, and by ``graphreg.doctor()``.
-A new function of the room needs one; ``tests/torch_internals/test_canaries.py`` says which have none.
+Each new function of ``torch_internals`` needs a canary; ``tests/torch_internals/test_canaries.py`` fails for one that has none.
 """
 
 from graphreg.torch_internals.canaries import autograd, dynamo, export, inductor, modules, operators, state, tracing

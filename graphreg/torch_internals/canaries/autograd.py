@@ -15,7 +15,7 @@ from graphreg.torch_internals import Changes
 from graphreg.torch_internals.canaries.canary import canary, raising
 
 
-@canary("a backward pass that runs is numbered", "the refusal to draw in backward", "NO_BACKWARD", "backward_task", "in_backward")
+@canary("a running backward pass is numbered", "the refusal to draw in backward", "NO_BACKWARD", "backward_task", "in_backward")
 def backward_task() -> None:
     seen = list[tuple[int, bool]]()
     x = torch.ones(1, requires_grad=True)
@@ -28,7 +28,7 @@ def backward_task() -> None:
     assert all(inside and task != door.NO_BACKWARD for task, inside in seen) and seen[0] != seen[1]
 
 
-@canary("zeros without memory are told", "contractive, compiled, at values that absolute values are taken of", "materialized")
+@canary("zeros without memory are recognized", "contractive, compiled, at sites before an absolute value", "materialized")
 def materialized() -> None:
     x = torch.ones(2, requires_grad=True)
     (slope,) = torch.autograd.grad(x.abs().sum(), x, create_graph=True)
@@ -85,12 +85,12 @@ def recorded_in_operator() -> None:
 
 
 @canary(
-    "autograd calls an operator and keeps its formula", "the error of a penalty without a gradient", "custom_operators", "has_no_formula"
+    "autograd names an operator and keeps its formula", "the error of a penalty without a gradient", "custom_operators", "has_no_formula"
 )
 def custom_operators() -> None:
     x = torch.ones(1, requires_grad=True)
     assert {"graphreg_canary::plain", "graphreg_canary::derived"} <= set(door.custom_operators())
-    without, formula = plain(x), derived(x)  # a function's name is gone with its output, up to torch 2.10
+    without, formula = plain(x), derived(x)  # keep the outputs: up to torch 2.10, a node's name is lost with its output
     assert door.has_no_formula(without.grad_fn) and not door.has_no_formula(formula.grad_fn)
     assert str(without.grad_fn.name()).endswith("GeneratedBackwardFor_graphreg_canary_plain_defaultBackward")
 
@@ -102,7 +102,7 @@ def is_forward_mode() -> None:
     assert not door.is_forward_mode()
 
 
-@canary("a storage is known", "the tape of the symbolic front end", "storage_number", "number_of_storage")
+@canary("a storage is identified", "the tape of the symbolic front end", "storage_number", "number_of_storage")
 def storage_number() -> None:
     for x in (torch.ones(4), torch.ones(4, device="meta"), torch.ones(0)):
         assert door.storage_number(x) == door.storage_number(x[1:]) == door.number_of_storage(x.untyped_storage())
@@ -121,7 +121,7 @@ def version_of() -> None:
         assert door.version_of(torch.ones(1).add_(1)) == -1
 
 
-@canary("a view knows what it is a view of", "attached penalties", "base_of", "same_view")
+@canary("autograd records the base of a view", "attached penalties", "base_of", "same_view")
 def base_of() -> None:
     base, other = (torch.arange(4.0, requires_grad=True) * n for n in (1, 10))
     view = base.view(2, 2)[1]
@@ -130,7 +130,7 @@ def base_of() -> None:
 
 
 class Reversed(torch.autograd.Function):
-    """A view with a derivative that is no view's."""
+    """Returns a view that has another derivative than torch's views."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ class Reversed(torch.autograd.Function):
         return -gradient
 
 
-@canary("a view knows how it was made", "attached penalties of outputs that share storage", "is_plain_view")
+@canary("autograd records by what a view was made", "attached penalties of outputs that share storage", "is_plain_view")
 def is_plain_view() -> None:
     base = torch.arange(4.0, requires_grad=True) * 1
     assert all(map(door.is_plain_view, (base.view(2, 2), base[1:], *torch.split(base, 2), *base.unbind())))
@@ -158,7 +158,7 @@ def scaler() -> None:
     assert door.first_scale(torch.amp.GradScaler("cpu", enabled=False))[0] is False
 
 
-@canary("a tensor tells facts by private names", "the symbolic front end", "PRIVATE_FACTS", "PRIVATE_STORAGE")
+@canary("private attributes of a tensor are named", "the symbolic front end", "PRIVATE_FACTS", "PRIVATE_STORAGE")
 def private_facts() -> None:
     assert {*door.PRIVATE_FACTS, door.PRIVATE_STORAGE} <= set(dir(Tensor))
 

@@ -1,4 +1,4 @@
-"""What a canary is: a test of one private part of torch, which says in a sentence what a new version of torch has changed."""
+"""What a canary is: a test of private parts of torch whose error says in a sentence what a new version of torch has changed."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Look = Callable[[fx.GraphModule, list[Any]], None]
 
 
 class CanaryError(AssertionError):
-    """A canary fell; the text says what torch has changed, and what of graphreg needs it."""
+    """A canary failed. The text says what torch has changed, and which part of graphreg this concerns."""
 
 
 @dataclass(frozen=True)
 class Canary:
-    """A test of functions of the room.
+    """A test of functions of ``torch_internals``.
 
     Attributes:
-        what: How something is in torch, to stand behind "torch changed how".
-        needs: What of graphreg needs that.
-        names: The functions of the room that are tested.
+        what: What torch does, as a clause that can follow "torch changed how".
+        needs: The part of graphreg that needs it, as a noun that can follow "this concerns".
+        names: The tested functions of ``torch_internals``.
         test: The test.
     """
 
@@ -47,9 +47,10 @@ class Canary:
 
     @property
     def sentence(self) -> str:
-        """What it says when it falls."""
+        """The text of the error if the test fails."""
         return (
-            f"torch {torch.__version__} changed how {self.what}; {self.needs} needs it: {', '.join(self.names)} in graphreg/torch_internals"
+            f"torch {torch.__version__} changed how {self.what}; this concerns {self.needs}: "
+            f"{', '.join(self.names)} in graphreg/torch_internals"
         )
 
 
@@ -57,7 +58,7 @@ CANARIES: list[Canary] = []  # in the order of definition
 
 
 def canary(what: str, needs: str, *names: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
-    """Make a function a canary; the arguments are those of ``Canary``."""
+    """Make a function a canary. The arguments are the attributes of ``Canary``."""
 
     def made(test: Callable[[], None]) -> Callable[[], None]:
         CANARIES.append(Canary(what, needs, names, test))
@@ -67,14 +68,14 @@ def canary(what: str, needs: str, *names: str) -> Callable[[Callable[[], None]],
 
 
 def _told(error: BaseException) -> str:
-    """An error as text; of an assertion without a message the line that asserts."""
+    """Return an error as text: its message or, for an assertion without a message, the line of the assertion."""
     text = str(error).strip().partition("\n")[0] or str(traceback.extract_tb(error.__traceback__)[-1].line)
     return f"{type(error).__name__}: {text}"
 
 
 @contextmanager
 def raising(*kinds: type[BaseException], match: str = "") -> Iterator[None]:
-    """A block that must raise an error of one of these kinds, with a message in which ``match`` is found."""
+    """Open a block that must raise an error of one of these kinds, with a message in which ``match`` is found."""
     try:
         yield
     except kinds as error:
@@ -83,11 +84,11 @@ def raising(*kinds: type[BaseException], match: str = "") -> Iterator[None]:
         raise AssertionError(f"no {' or '.join(kind.__name__ for kind in kinds)} is raised")
 
 
-# For what compiles
+# Helpers for canaries that compile
 
 
 def compiled(function: Any, look: Look, **options: Any) -> Any:
-    """The function compiled by a backend that looks at each graph, and runs it as it is."""
+    """Return the function, compiled by a backend that calls ``look`` with each graph and then runs the graph unchanged."""
 
     def backend(gm: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
         look(gm, inputs)
@@ -97,4 +98,4 @@ def compiled(function: Any, look: Look, **options: Any) -> Any:
 
 
 def nothing(gm: fx.GraphModule, inputs: list[Any]) -> None:
-    """A look that sees nothing."""
+    """Do nothing: a ``look`` for a canary that needs no graph."""

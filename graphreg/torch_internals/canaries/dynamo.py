@@ -15,7 +15,7 @@ from graphreg.torch_internals.canaries.canary import canary, compiled, nothing, 
 
 
 class Breaks(nn.Module):
-    """Two graphs: Dynamo captures the rest of the forward behind the break by itself."""
+    """A forward with a graph break. Dynamo captures a second graph from the code after the break."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = x + 1
@@ -23,7 +23,7 @@ class Breaks(nn.Module):
         return y * 2
 
 
-@canary("a call of what torch.compile made runs", "the backend", "compiled_call", "CompiledCall")
+@canary("a call of a compiled function runs", "the backend", "compiled_call", "CompiledCall")
 def compiled_call() -> None:
     found, told, results = list[Any](), list[str](), list[Any]()
 
@@ -97,7 +97,7 @@ def asking_wrapper() -> None:
     assert door.backend_named("graphreg_canary") is canary_backend and callable(door.backend_named("eager"))
 
 
-@canary("Dynamo captures code, and the rest of it behind a break", "names of sites in the backend", "captured_code", "CapturedCode",
+@canary("Dynamo captures code, and the rest of it after a graph break", "names of sites in the backend", "captured_code", "CapturedCode",
         "translator", "function_of", "graph_break", "first_arguments")  # fmt: skip
 def captured_code() -> None:
     codes, running = list[door.CapturedCode](), list[Any]()
@@ -118,7 +118,7 @@ def captured_code() -> None:
         compiled(Breaks(), nothing, fullgraph=True)(torch.ones(1))
 
 
-@canary("Dynamo names the rest of a function", "the error for code that is left to eager", "function_of")
+@canary("Dynamo names the rest of a function after a graph break", "the error for code that is left to eager", "function_of")
 def function_of() -> None:
     assert door.function_of("torch_dynamo_resume_in_forward_at_12") == "forward" and door.function_of("forward") == "forward"
 
@@ -130,7 +130,7 @@ def callers_of_forward() -> None:
 
 
 @canary(
-    "Dynamo knows where an input comes from", "names of inputs in the backend", "source_of", "copy_source", "without_source", "copy_notes"
+    "Dynamo records where an input comes from", "names of inputs in the backend", "source_of", "copy_source", "without_source", "copy_notes"
 )
 def sources() -> None:
     found = list[tuple[str, list[str]]]()
@@ -164,7 +164,10 @@ class Box:
 
 
 def _graphs_of(guard: Callable[[Any, Box], None], changes: Callable[[Box], None], boxes: list[Box]) -> int:
-    """How many graphs Dynamo captures of a function that reads nothing of a box, for calls with boxes between which they change."""
+    """Return how many graphs Dynamo captures from a function that is called with each of the boxes, but reads none.
+
+    ``guard`` installs a guard on the first box while a graph is captured; ``changes`` is called with that box after each call.
+    """
     graphs = list[int]()
 
     def look(gm: fx.GraphModule, inputs: list[Any]) -> None:
@@ -178,7 +181,7 @@ def _graphs_of(guard: Callable[[Any, Box], None], changes: Callable[[Box], None]
     return len(graphs)
 
 
-@canary("Dynamo guards", "the backend, whose graphs depend on modes and on whose code they are", "guard_identity", "guard_value")
+@canary("Dynamo guards", "the backend, whose graphs depend on the module and on modes", "guard_identity", "guard_value")
 def guards() -> None:
     for by_module in (False, True):
         torch.compiler.reset()
@@ -248,8 +251,8 @@ def skip_as_outermost() -> None:
     assert names == ["inner", "<lambda>"]
 
 
-@canary("Dynamo tells of its work", "the error for a call that is left to eager", "on_compilation_start", "left_to_eager", "skipped_code",
-        "TELLS_SKIPPED_CODE")  # fmt: skip
+@canary("Dynamo reports what it compiles and skips", "the error for a call that is left to eager", "on_compilation_start", "left_to_eager",
+        "skipped_code", "TELLS_SKIPPED_CODE")  # fmt: skip
 def left_to_eager() -> None:
     told = list[Any]()
 

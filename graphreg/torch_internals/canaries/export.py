@@ -53,7 +53,7 @@ def function_table() -> None:
     assert door.has_function_table()
 
 
-@canary("a compilation has its fake tensors", "the backend", "fake_mode", "is_fake")
+@canary("a compilation keeps its fake tensor mode", "the backend", "fake_mode", "is_fake")
 def fake_mode() -> None:
     found = list[Any]()
 
@@ -67,7 +67,7 @@ def fake_mode() -> None:
 
 
 class Exported(nn.Module):
-    """A layer, whose call torch.export takes apart, and a decision on a size."""
+    """A model with a layer, which torch.export replaces by its operators, and with a condition on a size."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Exported(nn.Module):
         return y if x.shape[0] > 2 else y + 1
 
 
-@canary("torch.export tells its tracer of modules and values", "the export front end", "take_module_calls", "module_behind", "proxy_of",
+@canary("torch.export passes modules and values to its tracer", "the export front end", "take_module_calls", "module_behind", "proxy_of",
         "give_proxy", "without_proxies", "size_decisions", "example_sizes")  # fmt: skip
 def export() -> None:
     model, seen, decided, outside = Exported(), list[Any](), list[int](), torch.ones(1)
@@ -139,7 +139,7 @@ traced = list[bool]()
 
 
 def asks(x: Tensor) -> Tensor:
-    """Asked while AOTAutograd traces: Dynamo does not look into it."""
+    """Record whether AOTAutograd is tracing. Dynamo does not trace into this function."""
     traced.append(door.is_functionalized())
     return x + 1
 

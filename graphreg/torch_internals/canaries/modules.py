@@ -12,7 +12,8 @@ from graphreg.torch_internals import Changes
 from graphreg.torch_internals.canaries.canary import canary
 
 
-@canary("torch's layers are derived", "the kinds of operations", "DropoutBase", "BatchNormBase", "ConstantPadBase", "ConvolutionBase")
+@canary("torch's layers are derived from base classes", "the kinds of operations", "DropoutBase", "BatchNormBase", "ConstantPadBase",
+        "ConvolutionBase")  # fmt: skip
 def bases() -> None:
     dropouts = (nn.Dropout(), nn.Dropout1d(), nn.Dropout2d(), nn.Dropout3d(), nn.AlphaDropout(), nn.FeatureAlphaDropout())
     assert all(isinstance(layer, door.DropoutBase) for layer in dropouts)
@@ -67,7 +68,8 @@ def tensor_registries() -> None:
     assert [list(vars(module)[name]) for name in door.TENSOR_REGISTRIES] == [["p"], ["b"], ["b"]]
 
 
-@canary("a module compiles itself and is compiled", "the handles and the front ends", "COMPILED_CALL", "compiles_itself", "original_of")
+@canary("module.compile() and torch.compile(module) refer to the module", "the handles and the front ends", "COMPILED_CALL",
+        "compiles_itself", "original_of")  # fmt: skip
 def compiled_modules() -> None:
     module = nn.Linear(1, 1)
     assert not door.compiles_itself(module) and door.original_of(module) is None

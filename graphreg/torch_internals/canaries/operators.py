@@ -1,4 +1,4 @@
-"""Canaries of torch's operators, and the modes that see them."""
+"""Canaries of torch's operators, and of the modes that see their calls."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import graphreg.torch_internals as door
 from graphreg.torch_internals.canaries.canary import canary, raising
 
 
-@canary("operators tell their schemas and names", "what is known of operations", "OpOverload", "OpOverloadPacket", "HigherOrderOperator",
+@canary("operators have schemas and names", "the analysis of operations", "OpOverload", "OpOverloadPacket", "HigherOrderOperator",
         "schema_of", "overload_name", "qualified_name", "packet_of", "is_name_of_namespace")  # fmt: skip
 def operators() -> None:
     packet, overload = torch.ops.aten.add_, torch.ops.aten.add_.Tensor
@@ -28,21 +28,21 @@ def operators() -> None:
     assert door.is_name_of_namespace("__getattr__") and not door.is_name_of_namespace("add_")
 
 
-@canary("operators have kernels", "what is known of operations", "has_kernel")
+@canary("operators have kernels", "the analysis of operations", "has_kernel")
 def has_kernel() -> None:
     add, matmul = torch.ops.aten.add.Tensor, torch.ops.aten.matmul.default
     assert door.has_kernel(add) and door.has_kernel(add, "Meta") and not door.has_kernel(add, "CompositeImplicitAutograd")
     assert door.has_kernel(matmul, "CompositeImplicitAutograd")
     assert door.has_kernel(torch.ops.aten.ones_like.default, "CompositeExplicitAutograd")
-    assert not door.has_kernel(torch.ops.aten.sort.int)  # of TorchScript's alone
+    assert not door.has_kernel(torch.ops.aten.sort.int)  # an operator on lists that only TorchScript runs: no kernel is registered for it
 
 
-@canary("softmax takes a row of which nothing is attended to", "native dropout of attention", "safe_softmax")
+@canary("safe_softmax treats a row in which every entry is masked", "native dropout of attention", "safe_softmax")
 def safe_softmax() -> None:
     assert torch.equal(door.safe_softmax(torch.full((1, 2), -torch.inf), -1), torch.zeros(1, 2))
 
 
-@canary("a tensor is asserted", "lengths of sequences in compiled graphs", "assert_async")
+@canary("a tensor is asserted to be true", "lengths of sequences in compiled graphs", "assert_async")
 def assert_async() -> None:
     door.assert_async(torch.ones((), dtype=torch.bool), "fine")
     with raising(RuntimeError, match="too long"):
@@ -69,7 +69,7 @@ class Called(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-@canary("a mode sees operators", "the watch over formulas", "TorchDispatchMode", "operator_modes", "without_modes")
+@canary("a mode sees operators", "the check that formulas are pure", "TorchDispatchMode", "operator_modes", "without_modes")
 def dispatch_modes() -> None:
     x, before = torch.ones(1), door.operator_modes()
     with Seen() as seen:
@@ -107,7 +107,7 @@ def jit_trace() -> None:
     assert states[0] is not None and door.jit_trace() is None
 
 
-@canary("torch.export is told from Dynamo", "recurrent layers and noise in compiled graphs", "is_exporting")
+@canary("torch.export is distinguished from Dynamo", "recurrent layers and noise in compiled graphs", "is_exporting")
 def exporting() -> None:
     class Asks(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ from graphreg.torch_internals.canaries.canary import canary
 
 
 @canary(
-    "a mode of operators tells what draws", "modules that draw while they are traced", "draws_watched", "randomness", "restore_randomness",
-    "with_draws_restored",
+    "a dispatch mode sees which operators draw", "modules that draw while they are traced", "draws_watched", "randomness",
+    "restore_randomness", "with_draws_restored",
 )  # fmt: skip
 def draws() -> None:
     end = threading.Event()
@@ -36,7 +36,7 @@ def draws() -> None:
         thread.join()
 
 
-seed_all = torch.manual_seed  # as user code may have imported it, before any trace
+seed_all = torch.manual_seed  # user code may have imported it like this, before any trace
 
 
 @canary("torch seeds its generator", "modules that seed while they are traced", "on_seeding", "draws_watched", "randomness",
@@ -54,7 +54,7 @@ def seeds() -> None:
         assert seeds == [1]
         with door.draws_watched():
             before = door.randomness()
-            seed_all(1)  # as it is already: the state tells nothing
+            seed_all(1)  # with the seed that it has already, so the state does not change
             assert before.states == door.randomness().states and before != door.randomness()
             door.restore_randomness(before)
             assert before == door.randomness()

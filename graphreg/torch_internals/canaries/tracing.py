@@ -33,7 +33,7 @@ def levels() -> None:
     assert not door.is_wrapped(torch.ones(1))
 
 
-@canary("torch.vmap knows its batch", "noise under torch.vmap", "vmaps", "batch_positions")
+@canary("torch.vmap records its batch", "noise under torch.vmap", "vmaps", "batch_positions")
 def mappings() -> None:
     def inside(x: Tensor) -> Tensor:
         (mapping,) = door.vmaps()
@@ -113,7 +113,7 @@ def tracing() -> None:
             door.restore_fx_patches()
             found.extend((door.is_traced(), door.traces_here()))
             patcher: Any = fx._symbolic_trace.CURRENT_PATCHER
-            patcher.revert_all_patches = lambda: None  # as if an interrupt came between
+            patcher.revert_all_patches = lambda: None  # as if an interrupt had come before it
             assert one_operation is not operation
             thread = threading.Thread(target=lambda: found.append(door.traces_here()))
             thread.start()
@@ -143,7 +143,7 @@ def kept() -> None:
     assert door.operator_modes() == modes and torch.is_grad_enabled()
 
 
-@canary("torch.fx takes functions as one operation", "both front ends", "wrapped_functions", "take_as_one")
+@canary("torch.fx records a call of a function as one operation", "both front ends", "wrapped_functions", "take_as_one")
 def taken_as_one() -> None:
     assert (__name__, "one_operation", one_operation) in door.wrapped_functions()
 
@@ -198,7 +198,7 @@ CANDIDATES = [
 ]  # fmt: skip
 
 
-@canary("torch.fx names nodes", "the rewrite, which decides on names before it makes the nodes", "node_namer")
+@canary("torch.fx names nodes", "the rewrite, which chooses names before it makes the nodes", "node_namer")
 def node_namer() -> None:
     for seed in range(300):
         draw, graph, copy = random.Random(seed), fx.Graph(), fx.Graph()
