@@ -17,6 +17,7 @@ from graphreg.in_place.structure import ORIGINAL, Options, bare
 from graphreg.ir import PLACED, Missing
 from graphreg.pipeline import check_compile, check_options, model_before
 from graphreg.planning import OwnDropout, from_keywords, instances, named_once
+from graphreg.recipes import RecipeLike, by_recipe
 from graphreg.regularizer import Regularizer, Splice
 from graphreg.rewriting import device_of, seed
 from graphreg.runtime import Penalties, Scale, SharedState
@@ -40,6 +41,7 @@ def regularize_(
     own_dropout: OwnDropout = "keep",
     verify: bool = False,
     eval_penalties: bool = False,
+    recipe: RecipeLike | None = None,
     **keywords: Any,
 ) -> M:
     """Regularize a model in place, and return it: the same object, with its class, methods, parameters and ``state_dict``.
@@ -65,6 +67,7 @@ def regularize_(
         own_dropout: As in ``regularize``.
         verify: As in ``regularize``; it needs example inputs.
         eval_penalties: Run the graph in eval mode, too, so that there are penalties.
+        recipe: As in ``regularize``.
         **keywords: Regularizers by keyword, as in ``regularize``.
 
     Returns:
@@ -76,6 +79,9 @@ def regularize_(
         RegularizerError: An option or a value is not allowed.
         GraphRegError: ``verify=True`` found a difference.
     """
+    if recipe is not None:
+        regularized: M = by_recipe(regularize_, locals())
+        return regularized
     warn_if_untested()
     check_compile(compile)
     check_options(rng, missing, penalties, scale, own_dropout)
