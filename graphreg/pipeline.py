@@ -9,7 +9,7 @@ import logging
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import fx, nn
@@ -20,7 +20,7 @@ from graphreg.ir import RULES, Missing, is_marked
 from graphreg.planning import OwnDropout, Plan, check_missing, check_option, from_keywords, from_kwargs, instances
 from graphreg.planning import plan as planned
 from graphreg.recipes import RecipeLike, by_recipe, opened
-from graphreg.regularizer import Regularizer
+from graphreg.regularizer import Regularizer, check_flag
 from graphreg.rewriting import check_rng, rewrite
 from graphreg.runtime import Penalties, Regularized, RewrittenModule, Scale, check_penalties, check_scale, graphs_of, rules_of
 from graphreg.torch_internals import Changes, at_rest
@@ -28,6 +28,7 @@ from graphreg.tracing import FrontEnd, Traced, check_model, trace
 from graphreg.verification import copied, validate
 
 log = logging.getLogger("graphreg")
+M = TypeVar("M", bound=nn.Module)
 
 
 def regularize(
@@ -96,9 +97,7 @@ def regularize(
         validate(before, model, module, example_inputs)
     log_plan(decided)
     warn_of_scale(module, penalties, scale)
-    if compile is not False:
-        module.compile(**{"fullgraph": True, **(compile if isinstance(compile, Mapping) else {})})
-    return module
+    return compile_if_asked(module, compile)
 
 
 def plan(
@@ -137,10 +136,16 @@ def check_compile(compile: object) -> None:
         raise RegularizerError(f"compile={shown(compile)} is not allowed; give True, False or a dict of torch.compile options.")
 
 
+def compile_if_asked(module: M, compile: bool | Mapping[str, Any]) -> M:
+    """Make a module compile itself at its first call, with the options of ``compile=``; return the module."""
+    if compile is not False:
+        module.compile(**{"fullgraph": True, **(compile if isinstance(compile, Mapping) else {})})
+    return module
+
+
 def model_before(model: nn.Module, example_inputs: Any, verify: bool) -> nn.Module | None:
     """Return a copy of the model as it is before tracing, for ``verify`` to compare with; None if ``verify`` is False."""
-    if not isinstance(verify, bool):
-        raise RegularizerError(f"verify={shown(verify)} is not allowed; give True or False.")
+    check_flag("verify", verify)
     if not verify:
         return None
     if example_inputs is None:

@@ -14,7 +14,7 @@ from typing import Any
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, number_of, numeric_text, shown, suggestions_text
 from graphreg.planning import Plan, check_missing, check_option, from_keywords, named_once
 from graphreg.recipes.files import Source, read, write
-from graphreg.regularizer import PREFIXED, Regularizer, Splice, find, registered
+from graphreg.regularizer import PREFIXED, Regularizer, Splice, check_flag, find, registered
 from graphreg.rewriting import check_rng
 from graphreg.runtime import GIVEN_IN_THE_CALL, Asked, Regulated, asked_of, check_penalties, check_scale, set_strength, strengths
 
@@ -274,11 +274,6 @@ def _check_front_end(value: Any) -> None:
         raise RegularizerError(f"front_end={shown(value)} is unknown; it is 'auto', 'symbolic' or 'export'.")
 
 
-def _check_flag(value: Any) -> None:
-    if not isinstance(value, bool):
-        raise RegularizerError(f"eval_penalties={shown(value)} is not allowed; give True or False.")
-
-
 def _check_scale(value: Any) -> None:
     if value != GIVEN_IN_THE_CALL:
         check_scale(value)
@@ -296,5 +291,5 @@ def _read_own_dropout(value: Any) -> Any:
 
 _CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "rng": _kept(check_rng), "front_end": _kept(_check_front_end), "missing": _kept(check_missing), "penalties": _kept(check_penalties),
-    "scale": _kept(_check_scale), "eval_penalties": _kept(_check_flag), "own_dropout": _read_own_dropout,
+    "scale": _kept(_check_scale), "eval_penalties": _kept(partial(check_flag, "eval_penalties")), "own_dropout": _read_own_dropout,
 }  # fmt: skip
