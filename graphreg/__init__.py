@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, TraceError, UntestedTorchWarning
     from graphreg.in_place import regularize_, strip_
     from graphreg.ir import Selector, Site, mean_over_pairs
-    from graphreg.pipeline import as_pass, regularize
-    from graphreg.planning import Plan, from_kwargs, plan
+    from graphreg.pipeline import as_pass, plan, regularize
+    from graphreg.planning import Plan, from_kwargs
+    from graphreg.recipes import load_recipe, recipe, save_recipe
     from graphreg.regularizer import Penalty, Regularizer, Splice, Vjp, build, registered, required
     from graphreg.reporting import Diff, Monitor, Report, diff, monitor, report
     from graphreg.rewriting import rewrite, strip
@@ -49,8 +50,9 @@ _ROOMS = {
     "errors": ("GraphRegError", "NoMatchError", "RegularizerError", "TraceError", "UntestedTorchWarning"),
     "in_place": ("regularize_", "strip_"),
     "ir": ("Selector", "Site", "mean_over_pairs"),
-    "pipeline": ("as_pass", "regularize"),
-    "planning": ("Plan", "from_kwargs", "plan"),
+    "pipeline": ("as_pass", "plan", "regularize"),
+    "planning": ("Plan", "from_kwargs"),
+    "recipes": ("load_recipe", "recipe", "save_recipe"),
     "regularizer": ("Penalty", "Regularizer", "Splice", "Vjp", "build", "registered", "required"),
     "reporting": ("Diff", "Monitor", "Report", "diff", "monitor", "report"),
     "rewriting": ("rewrite", "strip"),
@@ -69,9 +71,10 @@ __all__ = [
     "Backend", "Diagnosis", "Diff", "Finding", "GraphRegError", "Monitor", "NoMatchError", "Noise", "Penalty", "Plan",
     "Regularized", "Regularizer", "RegularizerError", "Report", "Samples", "Selector", "Site", "Splice", "TraceError", "Traced",
     "UntestedTorchWarning", "Vjp",
-    "as_pass", "backend", "backend_of", "build", "diff", "doctor", "draw", "from_kwargs", "frozen_noise", "mean_over_pairs",
-    "monitor", "names", "noise_on", "plan", "registered", "regularize", "regularize_", "report", "required", "rewrite", "rng_state",
-    "sample", "set_ranks", "set_rng_state", "set_strength", "strengths", "strip", "strip_", "to_networkx", "trace", "verify",
+    "as_pass", "backend", "backend_of", "build", "diff", "doctor", "draw", "from_kwargs", "frozen_noise", "load_recipe",
+    "mean_over_pairs", "monitor", "names", "noise_on", "plan", "recipe", "registered", "regularize", "regularize_", "report",
+    "required", "rewrite", "rng_state", "sample", "save_recipe", "set_ranks",
+    "set_rng_state", "set_strength", "strengths", "strip", "strip_", "to_networkx", "trace", "verify",
 ]  # fmt: skip
 
 

@@ -1,14 +1,15 @@
 """``graphreg.regularize`` runs the whole pipeline: trace the model, plan the edits, rewrite the graph, and compile if asked.
 
-``graphreg.as_pass`` wraps the same pipeline as a torch.fx pass.
+``graphreg.plan`` makes a plan alone, and ``graphreg.as_pass`` wraps the pipeline as a torch.fx pass.
 """
+
 from __future__ import annotations
 
 import logging
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import fx, nn
@@ -16,15 +17,18 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from graphreg.errors import RegularizerError, TraceError, shown, warn
 from graphreg.ir import RULES, Missing, is_marked
-from graphreg.planning import OwnDropout, Plan, check_missing, check_option, from_keywords, from_kwargs, instances, plan
-from graphreg.regularizer import Regularizer
+from graphreg.planning import OwnDropout, Plan, check_missing, check_option, from_keywords, from_kwargs, instances
+from graphreg.planning import plan as planned
+from graphreg.recipes import RecipeLike, by_recipe, opened
+from graphreg.regularizer import Regularizer, check_flag
 from graphreg.rewriting import check_rng, rewrite
 from graphreg.runtime import Penalties, Regularized, RewrittenModule, Scale, check_penalties, check_scale, graphs_of, rules_of
 from graphreg.torch_internals import Changes, at_rest
-from graphreg.tracing import FrontEnd, check_model, trace
+from graphreg.tracing import FrontEnd, Traced, check_model, trace
 from graphreg.verification import copied, validate
 
 log = logging.getLogger("graphreg")
+M = TypeVar("M", bound=nn.Module)
 
 
 def regularize(
@@ -39,6 +43,7 @@ def regularize(
     scale: Scale | None = None,
     own_dropout: OwnDropout = "keep",
     verify: bool = False,
+    recipe: RecipeLike | None = None,
     **keywords: Any,
 ) -> RewrittenModule:
     """Return a copy of the model's graph with regularizers at the sites that they select.
@@ -65,6 +70,8 @@ def regularize(
             selectors match one dropout, the last one counts; ``*`` matches dropouts at every depth, ``!`` excludes. The rates are
             fixed: ``set_strength`` does not change them. For a model without dropout, anything but ``"keep"`` is an error.
         verify: Compare the result with the model on the example inputs, as ``graphreg.verify`` does.
+        recipe: What ``graphreg.recipe`` returned, or the path of a recipe's file. Its regularizers come first, its options count
+            where the call leaves the default, and its strengths are set. A keyword of the call replaces its regularizers of that name.
         **keywords: Regularizers by keyword: ``hidden_dropout=0.1``, ``weight_l2=1e-4``, ….
 
     Returns:
@@ -76,21 +83,52 @@ def regularize(
         RegularizerError: An option or a value is not allowed.
         GraphRegError: ``verify=True`` found a difference.
     """
+    if recipe is not None:
+        return by_recipe(regularize, locals())
     check_compile(compile)
     _check_scaled(penalties, scale)
     before = model_before(model, example_inputs, verify)
     with Changes() as changes, changes:
         at_rest(changes)
         traced = trace(model, example_inputs, front_end)
-        decided = plan(traced, [*instances(regularizers), *from_kwargs(traced, **keywords)], missing, own_dropout)
+        decided = planned(traced, [*instances(regularizers), *from_kwargs(traced, **keywords)], missing, own_dropout)
         module = rewrite(traced, decided, rng, penalties, scale)
     if before is not None:
         validate(before, model, module, example_inputs)
     log_plan(decided)
     warn_of_scale(module, penalties, scale)
-    if compile is not False:
-        module.compile(**{"fullgraph": True, **(compile if isinstance(compile, Mapping) else {})})
-    return module
+    return compile_if_asked(module, compile)
+
+
+def plan(
+    traced: Traced,
+    regularizers: Regularizer | Iterable[Regularizer] = (),
+    missing: Missing = "error",
+    own_dropout: OwnDropout = "keep",
+    recipe: RecipeLike | None = None,
+) -> Plan:
+    """Decide which regularizer acts at which sites, without changing anything.
+
+    It warns if splices of one kind act on one value several times in a row.
+
+    Args:
+        traced: What ``graphreg.trace`` returned.
+        regularizers: A regularizer, or a sequence of them.
+        missing: What to do when a string of a selector matches nothing: ``"error"``, ``"warn"`` or ``"ignore"``.
+        own_dropout: What to do with native dropout, as in ``regularize``.
+        recipe: As in ``regularize``; a plan takes its regularizers and the two options above from it.
+
+    Raises:
+        NoMatchError: A string matches nothing, or a selector matches another number of sites than ``expect``.
+        RegularizerError: Something given is not a regularizer, or a penalty selects only frozen parameters.
+    """
+    if recipe is None:
+        return planned(traced, regularizers, missing, own_dropout)
+
+    asked = opened(recipe)
+    given = asked.options_for(plan, {"missing": missing, "own_dropout": own_dropout})
+    every = [*asked.regularizers, *instances(regularizers), *from_kwargs(traced, **asked.keywords)]
+    return planned(traced, every, given["missing"], given["own_dropout"])
 
 
 def check_compile(compile: object) -> None:
@@ -98,10 +136,16 @@ def check_compile(compile: object) -> None:
         raise RegularizerError(f"compile={shown(compile)} is not allowed; give True, False or a dict of torch.compile options.")
 
 
+def compile_if_asked(module: M, compile: bool | Mapping[str, Any]) -> M:
+    """Make a module compile itself at its first call, with the options of ``compile=``; return the module."""
+    if compile is not False:
+        module.compile(**{"fullgraph": True, **(compile if isinstance(compile, Mapping) else {})})
+    return module
+
+
 def model_before(model: nn.Module, example_inputs: Any, verify: bool) -> nn.Module | None:
     """Return a copy of the model as it is before tracing, for ``verify`` to compare with; None if ``verify`` is False."""
-    if not isinstance(verify, bool):
-        raise RegularizerError(f"verify={shown(verify)} is not allowed; give True or False.")
+    check_flag("verify", verify)
     if not verify:
         return None
     if example_inputs is None:

@@ -17,11 +17,12 @@ from torch import nn
 
 import graphreg
 from graphreg.cli.errors import UsageError, raised
-from graphreg.cli.keywords import check_options, none_given, own_dropout, regularizers
+from graphreg.cli.keywords import check_options, keyword_of, none_given, own_dropout, regularizers
 from graphreg.cli.load import example_inputs, load
 from graphreg.errors import GraphRegError
 from graphreg.ir import Names, select
 from graphreg.planning import OwnDropout
+from graphreg.recipes import Recipe, opened
 from graphreg.tracing import Traced, names, trace
 from graphreg.verification import copied, validate
 
@@ -80,34 +81,65 @@ def _names(args: Namespace) -> Names:
     return Names(f"{traced.title}, {' '.join(map(repr, args.select))}", tuple(matches))
 
 
-def _planned(args: Namespace, native_dropout: OwnDropout, model: nn.Module, inputs: Any) -> tuple[Traced, graphreg.Plan]:
+@dataclass(frozen=True)
+class Given:
+    """What the options say of regularizers.
+
+    Attributes:
+        native_dropout: The value of ``--own-dropout``.
+        recipe: The recipe, without the regularizers that options replace; None if there is none.
+        nothing: Whether no option gives a regularizer or changes native dropout.
+    """
+
+    native_dropout: OwnDropout
+    recipe: Recipe | None
+    nothing: bool
+
+    @classmethod
+    def of(cls, args: Namespace) -> Given:
+        """Read the options, and check them before the model is loaded."""
+        check_options(args.keywords, args.known, args.command)
+        native_dropout = own_dropout(args.own_dropout)
+        recipe = opened(args.recipe).without([keyword_of(option) for option, _ in args.keywords]) if args.recipe else None
+        return cls(native_dropout, recipe, recipe is None and none_given(args.keywords, native_dropout))
+
+    def option(self, name: str, given: Any, default: Any) -> Any:
+        """Return an option's value: what was given, or the recipe's in place of the default."""
+        return self.recipe.options.get(name, given) if self.recipe is not None and given == default else given
+
+
+def _planned(args: Namespace, given: Given, model: nn.Module, inputs: Any) -> tuple[Traced, graphreg.Plan]:
+    args.front_end = given.option("front_end", args.front_end, "auto")
     traced = _traced(args, model, inputs)
-    return traced, graphreg.plan(traced, regularizers(traced, args.keywords), args.missing, native_dropout)
+    return traced, graphreg.plan(traced, regularizers(traced, args.keywords), args.missing, given.native_dropout, given.recipe)
 
 
 def _regularized(args: Namespace) -> Any:
-    check_options(args.keywords, args.known, args.command)
-    native_dropout = own_dropout(args.own_dropout)
-    if none_given(args.keywords, native_dropout):
+    given = Given.of(args)
+    if given.nothing:
         raise UsageError(f"no regularizer is given; write e.g. graphreg {args.command} {args.model} --hidden-dropout 0.1.")
     model, inputs = _model_and_inputs(args)
     if args.command == "plan":
-        return _planned(args, native_dropout, model, inputs)[1]
+        plan = _planned(args, given, model, inputs)[1]
+        if args.save is not None:
+            graphreg.save_recipe(plan, args.save)
+        return plan
     if args.verify and inputs is None:
         raise UsageError("--verify runs the model, so it needs --input or --inputs.")
     before = copied(model) if args.verify else None
-    traced, plan = _planned(args, native_dropout, model, inputs)
-    module = graphreg.rewrite(traced, plan, args.rng)
+    traced, plan = _planned(args, given, model, inputs)
+    module = graphreg.rewrite(traced, plan, given.option("rng", args.rng, None))
+    if given.recipe is not None:
+        given.recipe.set_strengths(module)
     if before is not None:
         validate(before, model, module, inputs)
     return graphreg.report(module) if args.command == "report" else graphreg.diff(module)
 
 
 def _drawn(args: Namespace) -> Drawn:
-    check_options(args.keywords, args.known, args.command)
-    native_dropout = own_dropout(args.own_dropout)
-    traced, plan = _planned(args, native_dropout, *_model_and_inputs(args))
-    applied = None if none_given(args.keywords, native_dropout) else plan
+    given = Given.of(args)
+    traced, plan = _planned(args, given, *_model_and_inputs(args))
+    applied = None if given.nothing else plan
     path = graphreg.draw(traced, args.path, plan=applied, level=args.level, mode=args.mode)
     return Drawn(plan.title, path)
 

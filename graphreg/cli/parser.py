@@ -91,6 +91,8 @@ def parser() -> Parser:
             subparser.add_argument("--on", choices=("values", "parameters"), help="select among these only")
         else:
             _add_regularizers(subparser)
+        if command == "plan":
+            subparser.add_argument("--save", metavar="FILE", help="write the plan as a recipe: .json, .toml or .yaml")
         if command in ("report", "diff"):
             subparser.add_argument("--rng", type=int, metavar="SEED", help="the seed of the noise")
             subparser.add_argument("--verify", action="store_true", help="compare the result with the model on the example inputs first")
@@ -127,6 +129,7 @@ def _add_regularizers(subparser: argparse.ArgumentParser) -> None:
     subparser.add_argument(
         "--own-dropout", action="append", metavar="CHOICE", help="native dropout: keep, seeded, off or a rate; or GLOB=CHOICE"
     )
+    subparser.add_argument("--recipe", metavar="FILE", help="a recipe, as graphreg.save_recipe wrote it; other options come first")
     group = subparser.add_argument_group(
         "regularizers", """STRENGTH, GLOB=STRENGTH, or all options as JSON: '{"weight": 1e-4, "pattern": "fc.*"}'; repeatable"""
     )

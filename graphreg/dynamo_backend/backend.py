@@ -24,9 +24,9 @@ from graphreg.dynamo_backend.subgraph import Inner, Maker, Subgraph
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, RenamedAttributes, TraceError, raising, suggestions_text
 from graphreg.ir import RULES, Missing, brought
 from graphreg.planning import OwnDropout, check_count, check_sites, check_trainable, matching_sites
-from graphreg.regularizer import Penalty, Regularizer
+from graphreg.regularizer import Penalty, Regularizer, Splice
 from graphreg.reporting import Report
-from graphreg.runtime import BackendHandle, Penalties, Scale
+from graphreg.runtime import Asked, BackendHandle, Penalties, Scale, written_scale
 from graphreg.torch_internals import Changes, CompiledCall, compiled_call, in_backward, strict_limit, translator
 from graphreg.tracing import Traced
 
@@ -251,6 +251,12 @@ class Backend(BackendHandle, RenamedAttributes):
             raise NoMatchError(f"no regularizer is named {name!r}.{suggestions_text(str(name), self.regularizers)} Names: {known}.")
         checked = dataclasses.replace(self.regularizers[name], weight=value)
         self._strengths[name] = torch.tensor([checked.weight], dtype=torch.float64)  # a new tensor: backward may have saved the old one
+
+    def asked(self) -> Asked:
+        """Return what was asked for, which a recipe writes down."""
+        own = {name: r.rng for name, r in self.regularizers.items() if isinstance(r, Splice) and r.rng is not None}
+        penalties, scale = "attach" if self.attaches else "return", written_scale(self.scale)
+        return Asked(self.regularizers, {"": self.streams.seed} | own, None, self.missing, self.own_dropout, penalties, scale)
 
     def rng_state(self) -> dict[str, Any]:
         """Return the state of the noise: see ``graphreg.rng_state``."""

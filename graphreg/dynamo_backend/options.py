@@ -19,6 +19,7 @@ from graphreg.errors import GraphRegError, RegularizerError, raising, shown, sug
 from graphreg.ir import Missing
 from graphreg.pipeline import check_options
 from graphreg.planning import OwnDropout, from_keywords, instances, named_once
+from graphreg.recipes import RecipeLike, by_recipe
 from graphreg.regularizer import Regularizer, Splice
 from graphreg.rewriting import seed
 from graphreg.runtime import BACKEND, Penalties, Scale, backend_handle
@@ -34,6 +35,7 @@ def backend(
     penalties: Penalties = "return",
     scale: Scale | None = None,
     own_dropout: OwnDropout = "keep",
+    recipe: RecipeLike | None = None,
     **keywords: Any,
 ) -> Backend:
     """Make a backend for ``torch.compile(model, backend=...)`` that regularizes every graph that Dynamo captures of one model.
@@ -50,12 +52,15 @@ def backend(
             backward pass of the model's outputs.
         scale: The factor of the gradient of attached penalties, as in ``regularize``.
         own_dropout: As in ``regularize``.
+        recipe: As in ``regularize``. The front end in it does not count: torch.compile captures the graphs.
         **keywords: Regularizers by key, as in ``regularize``.
 
     Raises:
         NoMatchError: A keyword is unknown.
         RegularizerError: A regularizer, an option or a value is not allowed.
     """
+    if recipe is not None:
+        return by_recipe(backend, locals())
     warn_if_untested()
     for name in ("compile", "front_end", "example_inputs", "verify"):
         if name in keywords:

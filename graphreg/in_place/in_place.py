@@ -10,14 +10,15 @@ from typing import Any, TypeVar
 import torch
 from torch import fx, nn
 
-from graphreg.errors import GraphRegError, RegularizerError, TraceError, shown
+from graphreg.errors import GraphRegError, TraceError
 from graphreg.in_place.placed import Placed
 from graphreg.in_place.placed_class import generated_class
 from graphreg.in_place.structure import ORIGINAL, Options, bare
 from graphreg.ir import PLACED, Missing
-from graphreg.pipeline import check_compile, check_options, model_before
+from graphreg.pipeline import check_compile, check_options, compile_if_asked, model_before
 from graphreg.planning import OwnDropout, from_keywords, instances, named_once
-from graphreg.regularizer import Regularizer, Splice
+from graphreg.recipes import RecipeLike, by_recipe
+from graphreg.regularizer import Regularizer, Splice, check_flag
 from graphreg.rewriting import device_of, seed
 from graphreg.runtime import Penalties, Scale, SharedState
 from graphreg.torch_internals import COMPILED_CALL, Changes, warn_if_untested
@@ -40,6 +41,7 @@ def regularize_(
     own_dropout: OwnDropout = "keep",
     verify: bool = False,
     eval_penalties: bool = False,
+    recipe: RecipeLike | None = None,
     **keywords: Any,
 ) -> M:
     """Regularize a model in place, and return it: the same object, with its class, methods, parameters and ``state_dict``.
@@ -65,6 +67,7 @@ def regularize_(
         own_dropout: As in ``regularize``.
         verify: As in ``regularize``; it needs example inputs.
         eval_penalties: Run the graph in eval mode, too, so that there are penalties.
+        recipe: As in ``regularize``.
         **keywords: Regularizers by keyword, as in ``regularize``.
 
     Returns:
@@ -76,11 +79,13 @@ def regularize_(
         RegularizerError: An option or a value is not allowed.
         GraphRegError: ``verify=True`` found a difference.
     """
+    if recipe is not None:
+        regularized: M = by_recipe(regularize_, locals())
+        return regularized
     warn_if_untested()
     check_compile(compile)
     check_options(rng, missing, penalties, scale, own_dropout)
-    if not isinstance(eval_penalties, bool):
-        raise RegularizerError(f"eval_penalties={shown(eval_penalties)} is not allowed; give True or False.")
+    check_flag("eval_penalties", eval_penalties)
     _check_model(model, penalties)
     named, seeds = _seeded(named_once([*instances(regularizers), *from_keywords(keywords)]), rng)
     before = model_before(model, example_inputs, verify)
@@ -97,9 +102,7 @@ def regularize_(
                 with bare(model):
                     validate(before, model, placed.current(), example_inputs)
         kept[0] = True
-    if compile is not False:
-        model.compile(**{"fullgraph": True, **(compile if isinstance(compile, Mapping) else {})})
-    return model
+    return compile_if_asked(model, compile)
 
 
 def strip_(model: M) -> M:

@@ -22,6 +22,7 @@ from graphreg.pipeline import log_plan, warn_of_scale
 from graphreg.regularizer import Regularizer, Splice
 from graphreg.runtime import (
     IN_PLACE_STATE,
+    Asked,
     InPlaceHandle,
     KeyRule,
     ModuleHandle,
@@ -33,6 +34,7 @@ from graphreg.runtime import (
     native_draws,
     no_noise,
     rules_of,
+    written_scale,
     written_state,
 )
 from graphreg.torch_internals import guard_value, skip_frame, translator
@@ -232,6 +234,13 @@ class Placed(ModuleHandle, InPlaceHandle):
         if self.options.penalties == "return":
             raise GraphRegError("this model returns its penalties with its output; penalties() is for penalties='attach'.")
         return self.current().penalties() if self._made and "attach" in rules_of(self)._modules else {}
+
+    def asked(self) -> Asked:
+        given = self.options
+        front_end = None if given.front_end == "auto" else given.front_end
+        scale = written_scale(given.scale)
+        seeds = self.shared.seeds
+        return Asked(given.regularizers, seeds, front_end, given.missing, given.own_dropout, given.penalties, scale, given.eval_penalties)
 
     def rng_state(self) -> dict[str, Any]:
         key = self.shared.key

@@ -79,6 +79,8 @@ class Plan(RenamedAttributes):
         site_counts: How many sites the model has.
         missed: The strings of selectors that match nothing, by the regularizer's name (``missing="warn"`` or ``"ignore"``).
         repeats: Values that splices of one kind act on several times in a row.
+        missing: The option ``missing`` of ``plan``.
+        own_dropout: The option ``own_dropout`` of ``plan``.
         traced: The traced model that the plan is for.
     """
 
@@ -92,6 +94,8 @@ class Plan(RenamedAttributes):
     site_counts: SiteCounts = field(default_factory=SiteCounts)
     missed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     repeats: tuple[Repeat, ...] = ()
+    missing: Missing = "error"
+    own_dropout: OwnDropout = "keep"
     traced: Traced | None = field(default=None, repr=False, compare=False)
 
     def of(self, name: str) -> tuple[Edit, ...]:
@@ -180,20 +184,7 @@ class Plan(RenamedAttributes):
 def plan(
     traced: Traced, regularizers: Regularizer | Iterable[Regularizer], missing: Missing = "error", own_dropout: OwnDropout = "keep"
 ) -> Plan:
-    """Decide which regularizer acts at which sites, without changing anything.
-
-    It warns if splices of one kind act on one value several times in a row.
-
-    Args:
-        traced: What ``graphreg.trace`` returned.
-        regularizers: A regularizer, or a sequence of them.
-        missing: What to do when a string of a selector matches nothing: ``"error"``, ``"warn"`` or ``"ignore"``.
-        own_dropout: What to do with native dropout, as in ``regularize``.
-
-    Raises:
-        NoMatchError: A string matches nothing, or a selector matches another number of sites than ``expect``.
-        RegularizerError: Something given is not a regularizer, or a penalty selects only frozen parameters.
-    """
+    """Make a plan and warn if splices of one kind act on one value several times in a row; see ``graphreg.plan`` in ``pipeline.py``."""
     made = decided(traced, regularizers, missing, own_dropout)
     if message := warning(made.repeats, made.regularizers, traced.values):
         warn(message)
@@ -219,7 +210,8 @@ def decided(
     slices = _slices(traced, named, edits)
     again = repeats(traced, [(edit.site, edit.name, edit.regularizer) for edit in edits if isinstance(edit.regularizer, Splice)])
     lost = _missed(traced, named, own_dropout, missing)
-    return Plan(traced.title, named, tuple(edits), slices, native_dropout, unmovable, count_sites(traced), lost, again, traced)
+    counts = count_sites(traced)
+    return Plan(traced.title, named, tuple(edits), slices, native_dropout, unmovable, counts, lost, again, missing, own_dropout, traced)
 
 
 def _slices(traced: Traced, named: Mapping[str, Regularizer], edits: Sequence[Edit]) -> dict[str, DependenceSlice]:

@@ -5,7 +5,7 @@ formula may ask for (``sequences.py``, ``units.py``, ``vjp.py``) and check that 
 ``purity_trial.py``).
 """
 
-from graphreg.regularizer.base import VJP_NAMES, Penalty, Regularizer, Splice, required
+from graphreg.regularizer.base import VJP_NAMES, Penalty, Regularizer, Splice, check_flag, required
 from graphreg.regularizer.purity import called
 from graphreg.regularizer.purity_trial import require_pure
 from graphreg.regularizer.registry import OPTIONS, PREFIXED, build, find, registered
@@ -15,7 +15,7 @@ from graphreg.regularizer.units import units_at, units_note
 from graphreg.regularizer.vjp import Vjp, known_to_dynamo, recorded, tracked
 
 __all__ = [
-    "OPTIONS", "PREFIXED", "VJP_NAMES", "Penalty", "Regularizer", "Splice", "Vjp", "build", "called", "check_lengths", "find",
-    "known_to_dynamo", "recorded", "registered", "require_pure", "required", "sequences", "shared_axes", "splice_steps", "tracked",
+    "OPTIONS", "PREFIXED", "VJP_NAMES", "Penalty", "Regularizer", "Splice", "Vjp", "build", "called", "check_flag", "check_lengths",
+    "find", "known_to_dynamo", "recorded", "registered", "require_pure", "required", "sequences", "shared_axes", "splice_steps", "tracked",
     "units_at", "units_note",
 ]  # fmt: skip

@@ -37,7 +37,7 @@ from typing import Any, ClassVar, Literal, dataclass_transform
 
 import torch
 
-from graphreg.errors import RegularizerError, no_number, number_of, suggestions_text, warn
+from graphreg.errors import RegularizerError, no_number, number_of, shown, suggestions_text, warn
 from graphreg.ir import Role, Selector, Site, strings
 from graphreg.regularizer import registry
 from graphreg.regularizer.engine_options import EngineOptions
@@ -54,6 +54,12 @@ class NotGiven(Enum):
     """The default of an option that must be given."""
 
     OPTION = "not given"
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise RegularizerError unless an option is True or False."""
+    if not isinstance(value, bool):
+        raise RegularizerError(f"{name}={shown(value)} is not allowed; give True or False.")
 
 
 def required() -> Any:

@@ -77,11 +77,13 @@ def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], noi
     rules, streams = Rules(), _streams(plan, names)
     if isinstance(noise, SharedState):
         rules.strengths, rules.exact = {name: noise.rules.strengths[name] for name in plan.regularizers}, noise.rules.exact
-        slots = noise.slots(streams)
+        slots, rules.seeds = noise.slots(streams), dict(noise.seeds)
         key: KeyRule | SharedKeyRule = SharedKeyRule(noise.key)
     else:
         device = _add_strengths(rules, plan, model)
-        numbers = _numbers(streams, plan, _Seeds(noise))
+        seeds = _Seeds(noise)
+        numbers = _numbers(streams, plan, seeds)
+        rules.seeds = seeds.drawn()
         slots, key = {name: i for i, name in enumerate(streams)}, KeyRule(numbers).to(device)
     for i, edit in enumerate(plan.edits):
         if (runtime_module := _runtime_module(edit, rules, slots.get(names[i], 0))) is not None:
@@ -175,6 +177,10 @@ class _Seeds:
         regularizer = plan.regularizers.get(stream.of)
         rng = regularizer.rng if isinstance(regularizer, Splice) else None
         return self.default() if rng is None else self.by_name.setdefault(stream.of, seed(rng))
+
+    def drawn(self) -> dict[str, int]:
+        """Return the seeds that were given or drawn: the common one under ``""``, the others by regularizer name."""
+        return ({} if self.common is None else {"": self.common}) | self.by_name
 
     def default(self) -> int:
         if self.common is None:

@@ -70,7 +70,7 @@ def rewrite_with(traced: Traced, plan: Plan, noise: Any, penalties: Penalties, s
         rules.add_module("attach", AttachRule(tuple(attached), scale, next(iter(rules.strengths.values())).device))
     graphs = {mode: inserted(graph, lowered[mode]) for mode, graph in traced.graphs.items()}
     module = RewrittenModule(traced.model, graphs, rules, traced.specialized, traced.constants, traced.whole)
-    rules.build_record = BuildRecord.of(traced, plan)
+    rules.build_record = BuildRecord.of(traced, plan, rules.seeds, penalties, scale)
     rules.train(module.training)
     check(module, traced, plan)
     return module

@@ -4,15 +4,51 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from graphreg.errors import number_of
+from graphreg.ir import Missing
 from graphreg.old_pickles import refuse_other
-from graphreg.planning import Plan
+from graphreg.planning import OwnDropout, Plan
+from graphreg.regularizer import Regularizer
 from graphreg.tracing import Traced
 
 PICKLE_VERSION = 2  # of the pickled form of a rewritten module; pickles of graphreg 0.1 have no version, which counts as 1
 VERSION: str = sys.modules["graphreg"].__version__  # not imported: every room may import only rooms above it, not the whole package
+
+
+GIVEN_IN_THE_CALL = "given in the call"  # the scale in a recipe that a GradScaler, a tensor or a function was given for
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked for a module, apart from the model and its inputs: what a recipe writes down.
+
+    Attributes:
+        regularizers: The regularizers by their final names.
+        seeds: The seed of the noise under ``""``, and the seeds of the splices that have one of their own, by name. Without noise, none.
+        front_end: The front end that must be asked for to get the same graphs; None where ``"auto"`` chooses it.
+        missing: As in ``regularize``.
+        own_dropout: As in ``regularize``.
+        penalties: ``"return"`` or ``"attach"``; None for a plan.
+        scale: The scale, if it was a number; ``GIVEN_IN_THE_CALL`` for any other; None for none.
+        eval_penalties: As in ``regularize_``.
+    """
+
+    regularizers: Mapping[str, Regularizer]
+    seeds: Mapping[str, int] = field(default_factory=dict)
+    front_end: str | None = None
+    missing: Missing = "error"
+    own_dropout: OwnDropout = "keep"
+    penalties: str | None = None
+    scale: float | str | None = None
+    eval_penalties: bool = False
+
+
+def written_scale(scale: Any) -> float | str | None:
+    """Return a scale as a recipe has it."""
+    return scale if scale is None else number if (number := number_of(scale)) is not None else GIVEN_IN_THE_CALL
 
 
 @dataclass(frozen=True)
@@ -25,6 +61,7 @@ class BuildRecord:
         specialized: The specialized arguments, each with the value at which the graph fixes it.
         front_end: The name of the front end that traced the model.
         notes: Remarks on the trace, such as why this front end was chosen.
+        seeds: The seeds, as ``Asked`` has them; so are ``penalties`` and ``scale``.
         version: The version of the pickled form.
         made_with: The version of graphreg that made the module.
     """
@@ -34,13 +71,23 @@ class BuildRecord:
     specialized: Mapping[str, Any]
     front_end: str
     notes: tuple[str, ...]
+    seeds: Mapping[str, int] = field(default_factory=dict)
+    penalties: str = "return"
+    scale: float | str | None = None
     version: int = PICKLE_VERSION
     made_with: str = VERSION
 
     @classmethod
-    def of(cls, traced: Traced, plan: Plan) -> BuildRecord:
+    def of(cls, traced: Traced, plan: Plan, seeds: Mapping[str, int], penalties: str, scale: Any) -> BuildRecord:
         """Return the record for a plan that is carried out on a traced model."""
-        return cls(replace(plan, traced=None), dict(traced.opaque_modules), dict(traced.specialized), traced.front_end, traced.notes)
+        traced_as = dict(traced.opaque_modules), dict(traced.specialized), traced.front_end, traced.notes
+        return cls(replace(plan, traced=None), *traced_as, dict(seeds), penalties, written_scale(scale))
+
+    @property
+    def asked(self) -> Asked:
+        """What was asked for the module."""
+        plan, front_end = self.plan, "export" if self.front_end == "export" else None
+        return Asked(plan.regularizers, self.seeds, front_end, plan.missing, plan.own_dropout, self.penalties, self.scale)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         require_readable(state.get("version"), state.get("made_with", "0.1"))

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from torch import nn
 
 from graphreg.errors import RegularizerError, shown
+from graphreg.runtime.build_record import Asked
 from graphreg.runtime.handle import Handle
 from graphreg.runtime.module_handle import handle_of
 
@@ -37,6 +38,11 @@ def set_strength(module: Regulated, name: str, value: float) -> None:
         RegularizerError: ``value`` is out of the regularizer's range.
     """
     handle_of(module).set_strength(name, value)
+
+
+def asked_of(module: Regulated) -> Asked:
+    """Return what was asked for a module, a model regularized in place or a backend."""
+    return handle_of(module).asked()
 
 
 def rng_state(module: Regulated) -> dict[str, Any]:

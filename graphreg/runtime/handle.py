@@ -11,7 +11,7 @@ from torch import fx
 
 from graphreg.errors import GraphRegError
 from graphreg.ir import PLACED, RULES, NativeDropout, Operations, find_native_dropouts, state_of
-from graphreg.runtime.build_record import BuildRecord
+from graphreg.runtime.build_record import Asked, BuildRecord
 from graphreg.runtime.rewritten_module import RewrittenModule
 from graphreg.runtime.runtime_module import Rules
 from graphreg.torch_internals import backend_in, compile_record_of, function_in, original_of
@@ -91,6 +91,10 @@ class Handle(ABC):
 
     @abstractmethod
     def set_rng_state(self, state: Mapping[str, Any]) -> None: ...
+
+    @abstractmethod
+    def asked(self) -> Asked:
+        """Return what was asked for: what a recipe writes down."""
 
     @abstractmethod
     def set_ranks(self, ranks: Any) -> None: ...

@@ -19,6 +19,7 @@ from torch import nn
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, listed, suggestions_text
 from graphreg.ir import NativeDropout
 from graphreg.regularizer import Regularizer
+from graphreg.runtime.build_record import Asked
 from graphreg.runtime.handle import Handle, backend_handle, in_place_handle, native_draws, record_of, rewritten, rules_of
 from graphreg.runtime.noise_keys import KeyRule, key_of
 from graphreg.runtime.noise_state import MODULE_STATE, checked_state, written_state
@@ -67,8 +68,7 @@ class ModuleHandle(Handle):
             is_native = self._is_native(name)
             hint = " The rate of a native dropout is set once, by regularize(..., own_dropout={selector: rate})."
             raise NoMatchError(
-                f"no regularizer is named {name!r}.{suggestions_text(str(name), regularizers)} Names: {known}."
-                f"{hint if is_native else ''}"
+                f"no regularizer is named {name!r}.{suggestions_text(str(name), regularizers)} Names: {known}.{hint if is_native else ''}"
             )
         checked = dataclasses.replace(regularizers[name], weight=value)
         self._containers()[0].set_value(name, checked.weight)
@@ -96,6 +96,9 @@ class ModuleHandle(Handle):
         key.streams = key.streams.new_tensor([streams[name] for name in names])
         key.alike = checked["ranks"] == "same"
         key.seek(checked["call"])
+
+    def asked(self) -> Asked:
+        return record_of(self.module).asked
 
     def set_ranks(self, ranks: Any) -> None:
         self._drawing_key().alike = ranks == "same"

@@ -3,6 +3,7 @@
 A rewritten module holds them under ``graphreg_rules``, one for each addition, and the emitted code calls them by name. They own the
 strengths as buffers that are not persistent, and run the regularizers' formulas in the right precision and mode.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -27,6 +28,7 @@ class Rules(nn.Module):
         strengths: By regularizer name, the buffer with its strength, which all its runtime modules share.
         exact: The strengths as they were set, for those that the device holds in float32 only.
         build_record: How the module was made; None until the rewrite has finished.
+        seeds: The seeds that its streams were made with, as ``Asked`` has them.
         watching: The monitor; None if no monitor watches the module.
         made_by: The mark of the torch.fx pass (``as_pass``) that rewrote the module; None if no pass did.
     """
@@ -36,6 +38,7 @@ class Rules(nn.Module):
         self.strengths: dict[str, Tensor] = {}
         self.exact: dict[str, float] = {}
         self.build_record: BuildRecord | None = None
+        self.seeds: dict[str, int] = {}
         self.watching: Any = None
         self.made_by: str | None = None
 

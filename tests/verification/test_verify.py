@@ -374,7 +374,7 @@ def test_a_parameter_that_the_graph_alone_writes_into() -> None:
         node = next(n for n in graph.nodes if n.target == "2")
         with graph.inserting_after(node):
             ours = graph.call_function(clipped, (node, graph.get_attr("2.bias")))
-        node.replace_all_uses_with(ours, lambda user: user is not ours)
+        node.replace_all_uses_with(ours, lambda user, ours=ours: user is not ours)
         ours.prepend(ours.args[1])
     module.recompile()
     with pytest.raises(GraphRegError, match=r"in train mode, at call 1 of 2 .*, after the call the parameter 2\.bias differs in 4 of 4"):

@@ -1,0 +1,48 @@
+"""Turns a recipe into arguments of ``regularize``, ``regularize_`` and ``backend``."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from graphreg.errors import RegularizerError, shown
+from graphreg.recipes.files import Source, read
+from graphreg.recipes.recipe import Recipe
+
+R = TypeVar("R")
+RecipeLike = Mapping[str, Any] | str | os.PathLike[str] | Recipe
+
+
+def by_recipe(function: Callable[..., R], arguments: Mapping[str, Any]) -> R:
+    """Call a function again, with what its ``recipe=`` says in place of that argument, and set the recipe's strengths.
+
+    What the caller gave comes first: an option that is not its default, and a keyword, which replaces the regularizers of that name.
+
+    Args:
+        function: One of the functions that take ``recipe=``.
+        arguments: The arguments of its present call, by the names of its parameters.
+    """
+    by_kind: dict[Any, dict[str, Any]] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        by_kind.setdefault(parameter.kind, {})[name] = arguments[name]
+    (regularizers,) = by_kind[inspect.Parameter.VAR_POSITIONAL].values()
+    (keywords,) = by_kind[inspect.Parameter.VAR_KEYWORD].values()
+    first = by_kind.get(inspect.Parameter.POSITIONAL_OR_KEYWORD, {}).values()  # the model
+    given = by_kind[inspect.Parameter.KEYWORD_ONLY]
+    asked = opened(given.pop("recipe")).without(keywords)
+    made = function(*first, *asked.regularizers, *regularizers, **asked.options_for(function, given), **asked.keywords, **keywords)
+    asked.set_strengths(made)
+    return made
+
+
+def opened(recipe: RecipeLike) -> Recipe:
+    """Read a recipe that a user gave, as a dict or as the path of a file."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, Mapping):
+        return Recipe.of(Source(recipe))
+    if isinstance(recipe, (str, os.PathLike)):
+        return Recipe.of(read(recipe))
+    raise RegularizerError(f"recipe={shown(recipe)} is not allowed; give what graphreg.recipe returned, or the path of a recipe's file.")

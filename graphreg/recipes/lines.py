@@ -1,0 +1,54 @@
+"""Finds the line of a recipe's file that an error is about.
+
+The parsers of JSON and TOML say where a file is malformed, but not where a value stands. The data keeps the order of the file, so the n-th
+key of that name in the data is the n-th in the text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+Place = tuple[str | int, ...]  # the keys and indices that lead to a value
+
+
+def line_of(text: str, data: Any, place: Place) -> int | None:
+    """Return the number of the line, from 1, on which the last key of ``place`` stands in the text; None if it cannot be told."""
+    while place and not isinstance(place[-1], str):
+        found = _at(data, place)
+        place = (*place, next(iter(found))) if isinstance(found, Mapping) and found else place[:-1]  # the first key of a list's entry
+    if not place:
+        return None
+    key = str(place[-1])
+    before = [found for found in _places(data) if found[-1] == key]
+    matches = list(_keys(text, key))
+    if place not in before or len(matches) != len(before):  # text in quotes looks like a key
+        return None
+    return text.count("\n", 0, matches[before.index(place)]) + 1
+
+
+def _at(data: Any, place: Place) -> Any:
+    for step in place:
+        data = data[step]
+    return data
+
+
+def _places(data: Any, place: Place = ()) -> Iterator[Place]:
+    """Yield the place of each key, in the order of the text."""
+    if isinstance(data, Mapping):
+        for key, value in data.items():
+            yield (*place, key)
+            yield from _places(value, (*place, key))
+    elif isinstance(data, Sequence) and not isinstance(data, str):
+        for i, value in enumerate(data):
+            yield from _places(value, (*place, i))
+
+
+def _keys(text: str, key: str) -> Iterator[int]:
+    """Yield the position of each place in the text where ``key`` stands as a key, as JSON, TOML or YAML write it."""
+    word = re.escape(key)
+    quoted = rf"\"{word}\"|'{word}'|(?<![\w\"'.-]){word}(?![\w\"'.-])"
+    for match in re.finditer(rf"(?:{quoted})\s*[:=]|\[(?:{quoted})\]", text):
+        if not re.match(r"\s*#", text[text.rfind("\n", 0, match.start()) + 1 :]):
+            yield match.start()

@@ -1,0 +1,295 @@
+"""``graphreg.recipe``, ``save_recipe`` and ``load_recipe``; and ``Recipe``, which reads the data of a recipe."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
+from typing import Any
+
+from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, number_of, numeric_text, shown, suggestions_text
+from graphreg.planning import Plan, check_missing, check_option, from_keywords, named_once
+from graphreg.recipes.files import Source, read, write
+from graphreg.regularizer import PREFIXED, Regularizer, Splice, check_flag, find, registered
+from graphreg.rewriting import check_rng
+from graphreg.runtime import GIVEN_IN_THE_CALL, Asked, Regulated, asked_of, check_penalties, check_scale, set_strength, strengths
+
+VERSION = 1
+_OF_THE_CALL = ("model", "example_inputs", "compile", "verify", "recipe")  # arguments of regularize that no recipe has
+
+
+def recipe(module: Regulated | Plan) -> dict[str, Any]:
+    """Return all that was asked of graphreg for a module as plain data, from which ``regularize(model, recipe=...)`` makes it again.
+
+    The dict holds text, numbers, True and False, lists and dicts: the regularizers with their selectors and options, the seed, the present
+    strengths where they were changed, and the options of ``regularize``. Options that are None are left out. The state of the noise is no
+    part of it; ``rng_state`` returns that.
+
+    Args:
+        module: A rewritten module, a model that is regularized in place, a backend, or a plan.
+
+    Raises:
+        RegularizerError: Something that was asked cannot be written down, such as a function as selector.
+    """
+    asked, now = (_of_plan(module), {}) if isinstance(module, Plan) else (asked_of(module), strengths(module))
+    return _written(asked, {name: value for name, value in now.items() if value != asked.regularizers[name].weight})
+
+
+def save_recipe(module: Regulated | Plan, path: str | os.PathLike[str]) -> None:
+    """Write ``recipe(module)`` to a file, whose suffix says in which format: .json, .toml, .yaml or .yml.
+
+    Args:
+        module: As for ``recipe``.
+        path: The file; an existing one is replaced.
+
+    Raises:
+        RegularizerError: The suffix is unknown, or something that was asked cannot be written down.
+        GraphRegError: The format is YAML, and PyYAML (the extra ``yaml``) is not installed.
+    """
+    write(path, recipe(module))
+
+
+def load_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a recipe's file, and check what it says.
+
+    Args:
+        path: A file with the suffix .json, .toml, .yaml or .yml.
+
+    Returns:
+        The recipe, for ``regularize(model, recipe=...)``, which also takes the path itself.
+
+    Raises:
+        RegularizerError: The file is malformed, or has an option or a value that is not allowed; the error names file, line and key.
+        NoMatchError: It names a regularizer that is not known.
+    """
+    source = read(path)
+    Recipe.of(source)
+    data: dict[str, Any] = source.data
+    return data
+
+
+# writing
+
+
+def _of_plan(plan: Plan) -> Asked:
+    return Asked(plan.regularizers, missing=plan.missing, own_dropout=plan.own_dropout)
+
+
+def _written(asked: Asked, changed: Mapping[str, float]) -> dict[str, Any]:
+    data: dict[str, Any] = {"recipe": VERSION}
+    options: dict[str, Any] = {
+        "rng": asked.seeds.get(""), "front_end": asked.front_end, "missing": asked.missing, "penalties": asked.penalties,
+        "scale": asked.scale, "eval_penalties": asked.eval_penalties or None,
+        "own_dropout": None if asked.own_dropout == "keep" else _own_dropout(asked.own_dropout),
+    }  # fmt: skip
+    data |= {key: value for key, value in options.items() if value is not None and (key, value) != ("missing", "error")}
+    data["regularizers"] = [_entry(name, r, asked.seeds.get(name)) for name, r in asked.regularizers.items()]
+    return data | ({"strengths": dict(changed)} if changed else {})
+
+
+def _entry(name: str, regularizer: Regularizer, seed: int | None) -> dict[str, Any]:
+    """Return a regularizer as plain data. ``seed``: the splice's own seed, drawn from its generator if it was given one."""
+    kind = type(regularizer)
+    if not kind.keys or registered().get(kind.keys[0].lower()) is not kind:
+        raise RegularizerError(
+            f"{name}: the class {kind.__name__} has no key of its own, by which a recipe could name it. Give it one: "
+            f"class {kind.__name__}(..., keys=({kind.__name__.lower()!r},))."
+        )
+    entry: dict[str, Any] = {"key": kind.keys[0]}
+    for each in fields(regularizer):
+        value = seed if each.name == "rng" and isinstance(regularizer, Splice) else getattr(regularizer, each.name)
+        if value is not None:
+            entry[each.name] = _plain(value, f"{name}: {each.name}")
+    return entry
+
+
+def _plain(value: Any, what: str) -> Any:
+    """Return a value as plain data. Raises RegularizerError for one that has no such form. ``what`` names it in the error."""
+    if isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: _plain(item, what) for key, item in value.items() if item is not None}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item, what) for item in value]
+    if (number := number_of(value)) is not None:
+        return number
+    cure = "Write the selector as text" if callable(value) else "Give text, a number, True or False, or a list or dict of these"
+    raise RegularizerError(f"{what} is {shown(value)}, which a recipe cannot hold. {cure}, or make the module without a recipe.")
+
+
+def _own_dropout(option: Any) -> Any:
+    """Return the option as it is, a dict if each selector is one string, else a list of pairs of selector and choice."""
+    if not isinstance(option, Mapping):
+        return _plain(option, "own_dropout")
+    pairs = [(_plain(selector, "own_dropout"), _plain(choice, "own_dropout")) for selector, choice in option.items()]
+    return dict(pairs) if all(isinstance(selector, str) for selector, _ in pairs) else [list(pair) for pair in pairs]
+
+
+# reading
+
+
+@dataclass
+class Recipe:
+    """A recipe that was read.
+
+    Attributes:
+        source: The data, and where it is from.
+        regularizers: The regularizers of the list.
+        keywords: Regularizers by keyword, as ``regularize`` takes them.
+        options: Options of ``regularize`` by name.
+        strengths: The strengths to set, by the regularizer's name.
+    """
+
+    source: Source
+    regularizers: list[Regularizer] = field(default_factory=list)
+    keywords: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    strengths: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, source: Source) -> Recipe:
+        """Read the data of a recipe. Raises GraphRegError for what is not allowed."""
+        made = cls(source)
+        if not isinstance(source.data, Mapping):
+            raise source.error((), f"a recipe is a dict, not {shown(source.data)}.")
+        for key, value in source.data.items():
+            made._add(key, value)
+        return made
+
+    def without(self, keywords: Iterable[str]) -> Recipe:
+        """Return the recipe without the regularizers, keywords and strengths of these names, also with a number behind the name."""
+        matchers = [re.compile(rf"{re.escape(keyword.lower())}(_\d+)?").fullmatch for keyword in keywords if keyword != "regularizers"]
+
+        def stays(name: str) -> bool:
+            return not any(matches(name.lower()) for matches in matchers)
+
+        regularizers = [each for name, each in named_once(self.regularizers).items() if stays(name)]
+        others = {name: value for name, value in self.keywords.items() if stays(name)}
+        strengths = {name: value for name, value in self.strengths.items() if stays(name)}
+        return Recipe(self.source, regularizers, others, self.options, strengths)
+
+    def options_for(self, function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options to call a function with: those that were given, or the recipe's where the default was."""
+        parameters, chosen = inspect.signature(function).parameters, dict(given)
+        for name, value in self.options.items():
+            if name in given and given[name] == parameters[name].default:
+                chosen[name] = value
+            elif name == "eval_penalties" and value and name not in given and "penalties" in given:
+                raise self.source.error((name,), "only graphreg.regularize_ has this option; elsewhere, penalties are there in eval mode.")
+        if chosen.get("scale") == GIVEN_IN_THE_CALL:
+            raise self.source.error(("scale",), "the recipe was made with a scale that cannot be written down. Give scale= in the call.")
+        return chosen
+
+    def set_strengths(self, module: Any) -> None:
+        """Set the strengths of what was made by the recipe."""
+        for name, value in self.strengths.items():
+            self._checked(("strengths", name), partial(set_strength, module, name), value)
+
+    def _add(self, key: Any, value: Any) -> None:
+        if key == "recipe":
+            if value != VERSION or isinstance(value, bool):
+                raise self.source.error((key,), f"the version is {shown(value)}; this graphreg reads version {VERSION}.")
+        elif key == "regularizers":
+            self.regularizers = self._list(value)
+        elif key == "strengths":
+            self.strengths = self._strengths(value)
+        elif key in _CHECKS:
+            self.options[key] = self._checked((key,), _CHECKS[key], value)
+        else:
+            self._add_keyword(key, value)
+
+    def _add_keyword(self, key: Any, value: Any) -> None:
+        if key in _OF_THE_CALL:
+            raise self.source.error((key,), f"{key}= is given in the call, and is no part of a recipe.")
+        if not isinstance(key, str) or key.lower() not in {*registered(), *PREFIXED}:
+            known = {*registered(), *PREFIXED, *_CHECKS, "regularizers", "strengths"}
+            near = suggestions_text(str(key).lower(), sorted(known), "Near keys")
+            raise self.source.error((key,), f"{key!r} is no option of a recipe and no key of a regularizer.{near}", NoMatchError)
+        self._checked((key,), lambda given: from_keywords({key: given}), value)
+        self.keywords[key] = value
+
+    def _list(self, value: Any) -> list[Regularizer]:
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            raise self.source.error(("regularizers",), f"this is a list of dicts, each with a 'key', not {shown(value)}.")
+        return [self._made(("regularizers", i), entry) for i, entry in enumerate(value)]
+
+    def _made(self, place: tuple[str | int, ...], entry: Any) -> Regularizer:
+        if not isinstance(entry, Mapping) or "key" not in entry:
+            raise self.source.error(place, f"{shown(entry)} is not a dict with a 'key', which says which regularizer it is.")
+        kind: type[Regularizer] = self._checked((*place, "key"), find, entry["key"])
+        options = {name: _tuples(value) for name, value in entry.items() if name != "key"}
+        try:
+            return kind(**options)
+        except GraphRegError as error:
+            at = _faulty(kind, options)
+            raise self.source.at(place if at is None else (*place, at), error) from None
+
+    def _strengths(self, value: Any) -> dict[str, float]:
+        if not isinstance(value, Mapping):
+            raise self.source.error(("strengths",), f"this is a dict of names of regularizers to numbers, not {shown(value)}.")
+        for name, strength in value.items():
+            if isinstance(strength, bool) or number_of(strength) is None:
+                message = f"{shown(strength)} is not a finite number. {numeric_text(strength)}".rstrip()
+                raise self.source.error(("strengths", name), message)
+        return dict(value)
+
+    def _checked(self, place: tuple[str | int, ...], check: Callable[[Any], Any], value: Any) -> Any:
+        """Return ``check(value)``; an error that it raises gets the place in the recipe."""
+        try:
+            return check(value)
+        except GraphRegError as error:
+            raise self.source.at(place, error) from None
+
+
+def _faulty(kind: type[Regularizer], options: Mapping[str, Any]) -> str | None:
+    """Return the option without which a regularizer could be made, in whose place stands the default, or a usual weight."""
+    for name in options:
+        with contextlib.suppress(GraphRegError):
+            kind(**{"weight": 0.5, **{key: value for key, value in options.items() if key != name}})
+            return name
+    return None
+
+
+def _tuples(value: Any) -> Any:
+    """Return a value with tuples in place of lists, as options of regularizers have them."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _kept(check: Callable[[Any], None]) -> Callable[[Any], Any]:
+    """Return a function that checks a value and returns it."""
+
+    def checked(value: Any) -> Any:
+        check(value)
+        return value
+
+    return checked
+
+
+def _check_front_end(value: Any) -> None:
+    if value not in ("auto", "symbolic", "export"):
+        raise RegularizerError(f"front_end={shown(value)} is unknown; it is 'auto', 'symbolic' or 'export'.")
+
+
+def _check_scale(value: Any) -> None:
+    if value != GIVEN_IN_THE_CALL:
+        check_scale(value)
+
+
+def _read_own_dropout(value: Any) -> Any:
+    option = value
+    if isinstance(value, list):
+        if not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+            raise RegularizerError("own_dropout is a choice, a rate, a dict of selectors to these, or a list of pairs [selector, choice].")
+        option = {_tuples(selector): choice for selector, choice in value}
+    check_option(option)
+    return option
+
+
+_CHECKS: Mapping[str, Callable[[Any], Any]] = {
+    "rng": _kept(check_rng), "front_end": _kept(_check_front_end), "missing": _kept(check_missing), "penalties": _kept(check_penalties),
+    "scale": _kept(_check_scale), "eval_penalties": _kept(partial(check_flag, "eval_penalties")), "own_dropout": _read_own_dropout,
+}  # fmt: skip
