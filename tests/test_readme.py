@@ -72,12 +72,12 @@ def test_every_page_with_code_is_run() -> None:
 
 
 def test_no_example_has_a_penalty_on_weights_that_does_nothing() -> None:
-    """As a mean, a strength of 1e-3 or less pulls a layer of 64 x 64 like a weight decay below 1e-6."""
+    """As a mean, a strength below 1e-2 pulls a layer of 64 x 64 more weakly than a weight decay of 5e-6."""
+    weak = set()
     for page in (TOP / "README.md", *PAGES):
         code = "".join(code for language, code in BLOCK.findall(page.read_text()) if language in ("python", "console"))
-        weak = [number for number in re.findall(r"weight[_-]l[12][= ]'?([\d.e-]+)", code) if float(number) < 1e-2]
-        # that page belongs to another change of these days
-        assert weak == [] or page.name == "in_place.md", page.name
+        weak |= {page.name for number in re.findall(r"weight[_-]l[12][= ]'?([\d.e-]+)", code) if float(number) < 1e-2}
+    assert weak <= {"in_place.md"}  # to be changed there, too
 
 
 # The tables
