@@ -95,11 +95,13 @@ def test_every_regularizer_stands_in_both_tables() -> None:
     for key, cls in graphreg.registered().items():
         if cls.__module__.startswith("graphreg.passes."):
             keys.setdefault(cls.__name__, set()).add(key)
-    rows = {name: (file, set(re.findall(r"`(\w+)`", told))) for name, file, told in re.findall(r"^\| \[`(\w+)`\]\((\S+)\) \| (.*?) \|", README, re.MULTILINE)}
-    assert set(rows) == set(keys) == set(re.findall(r"^\| `(\w+)` \(`", (DOCS / "regularizers.md").read_text(), re.MULTILINE))
-    for name, (file, told) in rows.items():
+    lines = re.findall(r"^\| \[`(\w+)`\]\((\S+)\) \| (.*?) \|", README, re.MULTILINE)
+    formulas = re.findall(r"^\| `(\w+)` \(`", (DOCS / "regularizers.md").read_text(), re.MULTILINE)
+    assert sorted(name for name, _, _ in lines) == sorted(keys) == sorted(formulas)
+    for name, file, column in lines:
+        told, where = set(re.findall(r"`(\w+)`", column)), ("hidden", "input", "output")
         assert f"class {name}(" in (TOP / file).read_text()
-        assert told & keys[name] and told <= keys[name] | {f"{where}_{key}" for where in ("hidden", "input", "output") for key in keys[name]}
+        assert told & keys[name] and told <= keys[name] | {f"{role}_{key}" for role in where for key in keys[name]}
 
 
 def test_the_ratios_are_those_of_the_benchmarks() -> None:
