@@ -117,6 +117,11 @@ def test_the_ratios_are_those_of_the_benchmarks() -> None:
     assert f"takes {span['compiled'][0]} compiled and {span['eager'][0]} in eager" in README
 
 
+def test_the_models_are_those_of_the_page() -> None:
+    told = re.search(r"(\d+) of (\d+) models pass every column", (DOCS / "models.md").read_text())
+    assert told and f"Of {told[2]} models " in README and f"{told[1]} pass every test" in README
+
+
 # The README as a whole
 
 
