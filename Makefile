@@ -66,7 +66,7 @@ sweep: .venv/.test
 bench: .venv/.demo
 	$(PY) benchmarks/bench.py
 
-# The pictures of docs/drawing.md and docs/page.md; the latter where Chromium is found.
+# The pictures of the README, docs/drawing.md and docs/page.md; the last where Chromium is found.
 drawings: .venv/.test
 	$(PY) examples/drawings.py
 

@@ -37,22 +37,43 @@ class Block(nn.Module):
 
 
 def resnet(depth: int) -> nn.Module:
-    """A residual network with the regularizers of the README's first example."""
+    """A residual network with the regularizers of the first example in docs/start.md."""
     make = {18: torchvision.models.resnet18, 50: torchvision.models.resnet50}[depth]
     return graphreg.regularize(
         make(num_classes=10),
         example_inputs=torch.zeros(2, 3, 64, 64),
         hidden_dropout=0.1,
-        hidden_l1={"weight": 1e-3, "pattern": "layer[34].*"},
+        hidden_l1={"weight": 0.1, "pattern": "layer[34].*"},
         weight_l2={"weight": 1e-4, "pattern": "fc.*", "reduction": "sum"},
         rng=0,
     )
 
 
+def before_and_after(folder: Path) -> list[Path]:
+    """The README's pictures: a block of resnet18 by itself, and with regularizers."""
+    block, x = torchvision.models.resnet.BasicBlock(64, 64), torch.zeros(2, 64, 16, 16)
+    module = graphreg.regularize(
+        block,
+        example_inputs=x,
+        dropout={"relu": 0.1},
+        hidden_l1={"weight": 0.1, "pattern": "relu_1"},
+        weight_l2={"weight": 1e-4, "pattern": "conv*.weight", "reduction": "sum"},
+        rng=0,
+    )
+    return [
+        graphreg.draw(graphreg.trace(block, x), folder / "block_before.svg"),
+        graphreg.draw(module, folder / "block_after.svg"),
+    ]
+
+
 def drawings(folder: Path) -> list[Path]:
     """resnet18 with its layers folded, and a transformer's block in full."""
     block = graphreg.regularize(
-        Block(), example_inputs=torch.zeros(2, 10, 64), hidden_dropout=0.1, weight_l2={"weight": 1e-4, "pattern": "mlp.*"}, rng=0
+        Block(),
+        example_inputs=torch.zeros(2, 10, 64),
+        hidden_dropout=0.1,
+        weight_l2={"weight": 1e-4, "pattern": "mlp.*", "reduction": "sum"},
+        rng=0,
     )
     return [graphreg.draw(resnet(18), folder / "resnet18.svg", level=1), graphreg.draw(block, folder / "block.svg", level=9)]
 
@@ -69,7 +90,7 @@ def page(folder: Path, chrome: Any, depth: int = 50) -> Path:
 
 
 def main() -> int:
-    made = drawings(DOCS)
+    made = [*before_and_after(DOCS), *drawings(DOCS)]
     browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if browser and driver:
         from selenium import webdriver  # noqa: PLC0415

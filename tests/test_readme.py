@@ -1,4 +1,4 @@
-"""Every Python block of the README and of docs/randomness.md runs, in order, and prints what the block behind it shows."""
+"""The README and the pages of docs/: their code runs and prints what they show, their tables are complete, their links lead somewhere."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import inspect
 import io
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,38 +17,150 @@ import graphreg
 from graphreg.regularizer import registry
 
 TOP = Path(__file__).parent.parent
-README = TOP / "README.md"
+DOCS = TOP / "docs"
+README = (TOP / "README.md").read_text()
+PAGES = sorted(DOCS.glob("*.md"))
 BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
+
+# How many blocks of a page have their output compared. Other tests run the other pages: see test_every_page_with_code_is_run.
+COMPARED = {
+    "README.md": 1,
+    "docs/backend.md": 1,
+    "docs/doctor.md": 2,
+    "docs/front_ends.md": 1,
+    "docs/fx_pass.md": 1,
+    "docs/native_dropout.md": 1,
+    "docs/randomness.md": 6,
+    "docs/regularizers.md": 2,
+    "docs/start.md": 3,
+    "docs/training.md": 3,
+    "docs/writing.md": 1,
+}
 
 
-# torch's own: Dynamo asks each input that is no leaf, and hides the warning
+# torch's own: Dynamo asks each input that is no leaf, and hides the warning; the exporter uses what torch deprecates
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-@pytest.mark.parametrize("name", ["README.md", "docs/randomness.md"])
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning")
+@pytest.mark.parametrize("name", COMPARED)
 def test_blocks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (TOP / name).read_text()
     monkeypatch.setattr(registry, "_classes", dict(graphreg.registered()))  # the page's own classes go with the test
-    blocks = BLOCK.findall((TOP / name).read_text())
+    blocks = list(BLOCK.finditer(text))
     space: dict[str, object] = {"__name__": "readme"}
     compared = 0
-    for (language, code), (following, expected) in zip(blocks, [*blocks[1:], ("", "")], strict=True):
-        if language != "python":
+    for block, following in zip(blocks, [*blocks[1:], None], strict=True):
+        if block[1] != "python":
             continue
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            exec(compile(code, name, "exec"), space)
-        if following == "text":
-            assert printed.getvalue().strip() == expected.strip()
+            exec(compile(block[2], f"<{name}>", "exec"), space)  # no file of that name: Dynamo would read it as Python
+        if following and following[1] == "text":
+            assert printed.getvalue().strip() == following[2].strip()
             compared += 1
-    assert compared >= 4
+    assert compared == COMPARED[name]
+
+
+def test_every_page_with_code_is_run() -> None:
+    """A page whose code is run elsewhere is named in the test that runs it."""
+    tests = "".join(path.read_text() for path in (TOP / "tests").rglob("*.py") if path != Path(__file__))
+    here = {Path(name).name for name in COMPARED}
+    unread = {page.name for page in PAGES if "```python" in page.read_text() and page.name not in here}
+    assert [name for name in sorted(unread) if not re.search(rf"[\"/]{re.escape(name)}\"", tests)] == []
+
+
+def test_no_example_has_a_penalty_on_weights_that_does_nothing() -> None:
+    """As a mean, a strength below 1e-2 pulls a layer of 64 x 64 more weakly than a weight decay of 5e-6."""
+    weak = set()
+    for page in (TOP / "README.md", *PAGES):
+        code = "".join(code for language, code in BLOCK.findall(page.read_text()) if language in ("python", "console"))
+        weak |= {page.name for number in re.findall(r"weight[_-]l[12][= ]'?([\d.e-]+)", code) if float(number) < 1e-2}
+    assert weak <= {"in_place.md"}  # to be changed there, too
+
+
+# The tables
 
 
 def test_every_option_stands_in_the_table() -> None:
-    told = dict(re.findall(r"^\| `(\w+)=(\S+)` \|", README.read_text(), re.MULTILINE))
+    told = dict(re.findall(r"^\| `(\w+)=(\S+)` \|", (DOCS / "options.md").read_text(), re.MULTILINE))
     parameters = inspect.signature(graphreg.regularize).parameters.values()
     options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     assert {name: ast.literal_eval(default) for name, default in told.items() if name != "regularizers"} == options
     assert graphreg.from_kwargs(torch.nn.Linear(2, 2), regularizers=None) == []
 
 
+def test_every_regularizer_stands_in_both_tables() -> None:
+    """The README has a line for each, with its keywords; docs/regularizers.md has its formula."""
+    keys: dict[str, set[str]] = {}
+    for key, cls in graphreg.registered().items():
+        if cls.__module__.startswith("graphreg.passes."):
+            keys.setdefault(cls.__name__, set()).add(key)
+    lines = re.findall(r"^\| \[`(\w+)`\]\((\S+)\) \| (.*?) \|", README, re.MULTILINE)
+    formulas = re.findall(r"^\| `(\w+)` \(`", (DOCS / "regularizers.md").read_text(), re.MULTILINE)
+    assert sorted(name for name, _, _ in lines) == sorted(keys) == sorted(formulas)
+    for name, file, column in lines:
+        told, where = set(re.findall(r"`(\w+)`", column)), ("hidden", "input", "output")
+        assert f"class {name}(" in (TOP / file).read_text()
+        assert told & keys[name] and told <= keys[name] | {f"{role}_{key}" for role in where for key in keys[name]}
+
+
+def test_the_ratios_are_those_of_the_benchmarks() -> None:
+    section = (DOCS / "benchmarks.md").read_text().partition("## Step time, one thread\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| [^|]+ \| (eager|compiled) \| [\d.]+ \| ([\d.]+) [^|]*\| ([\d.]+) [^|]*\| ([\d.]+) ", section, re.MULTILINE)
+    assert len(rows) == 8
+    span = {}
+    for mode in ("eager", "compiled"):
+        columns = zip(*(numbers for told, *numbers in rows if told == mode), strict=True)
+        span[mode] = [f"{min(column)} to {max(column)}" for column in columns]
+        _, hooks, ours = span[mode]
+        assert f"| time of a training step, {mode} | {ours} | {hooks} |" in README
+    assert f"takes {span['compiled'][0]} compiled and {span['eager'][0]} in eager" in README
+
+
+def test_the_models_are_those_of_the_page() -> None:
+    told = re.search(r"(\d+) of (\d+) models pass every column", (DOCS / "models.md").read_text())
+    assert told and f"Of {told[2]} models, " in README and f"{told[1]} pass every test" in README
+
+
+# The README as a whole
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 150
+
+
 def test_the_commands_stand_alone() -> None:
-    shell = [code.strip() for language, code in BLOCK.findall(README.read_text()) if language == "sh"]
-    assert shell == ["make demo", "make demo-penalties", "make test"]
+    shell = [code.strip() for language, code in BLOCK.findall(README) if language == "sh"]
+    assert shell == ["pip install .", "make demo", "make test"]
+
+
+# Links
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    titles = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def links(page: Path) -> Iterator[tuple[Path, str]]:
+    """Each link of a page that leads to a file of the project: the file, and the anchor in it."""
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(), flags=re.DOTALL)
+    for target in ("".join(found) for found in LINK.findall(prose)):
+        if "://" not in target:
+            path, _, anchor = target.partition("#")
+            yield (page.parent / path).resolve() if path else page, anchor
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in PAGES)])
+def test_links_lead_somewhere(name: str) -> None:
+    for path, anchor in links(TOP / name):
+        assert path.exists(), path
+        assert not anchor or anchor in anchors(path), (path, anchor)
+
+
+def test_every_page_stands_in_the_index() -> None:
+    index = {path.name for path, _ in links(DOCS / "README.md")}
+    assert {page.name for page in PAGES} - {"README.md"} <= index
+    assert DOCS / "README.md" in {path for path, _ in links(TOP / "README.md")}

@@ -1,4 +1,4 @@
-"""The console blocks of docs/cli.md and the README: ``python tests/cli/cli_page.py`` runs their commands and writes what they print."""
+"""The console blocks of docs/cli.md and docs/start.md: ``python tests/cli/cli_page.py`` runs their commands and writes what they print."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from graphreg.cli.main import main
 
 TOP = Path(__file__).parents[2]
-PAGES = ("docs/cli.md", "README.md")
+PAGES = ("docs/cli.md", "docs/start.md")
 CONSOLE = re.compile(r"```console\n(.*?)```", re.DOTALL)
 FILE = re.compile(r"`(\w+\.py)`:\n\n```python\n(.*?)```", re.DOTALL)
 

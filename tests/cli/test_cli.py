@@ -137,7 +137,7 @@ def say(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 
 
 def test_the_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What docs/cli.md and the README show is what the commands print: ``python tests/cli/cli_page.py`` writes it anew."""
+    """What docs/cli.md and docs/start.md show is what the commands print: ``python tests/cli/cli_page.py`` writes it anew."""
     monkeypatch.setenv("COLUMNS", "80")
     for name in cli_page.PAGES:
         page = (cli_page.TOP / name).read_text()

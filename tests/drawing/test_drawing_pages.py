@@ -45,7 +45,18 @@ def test_the_pictures_are_those_of_the_command(tmp_path: Path) -> None:
     for path in made:
         assert told(path) == told(DOCS / path.name)
         assert f"]({path.name})" in (DOCS / "drawing.md").read_text()
-    assert 'src="docs/resnet18.svg"' in (DOCS.parent / "README.md").read_text()
+
+
+def test_the_pictures_of_the_readme(tmp_path: Path) -> None:
+    """The same block twice: the second picture has all of the first, and the regularizers. Both are small files."""
+    before, after = drawings.before_and_after(tmp_path)
+    assert [before.name, after.name] == ["block_before.svg", "block_after.svg"]
+    for path in (before, after):
+        assert told(path) == told(DOCS / path.name)
+        assert f'src="docs/{path.name}"' in (DOCS.parent / "README.md").read_text()
+        assert (DOCS / path.name).stat().st_size < 10_000
+    assert set(told(before)) <= set(told(after))
+    assert {"dropout", "hidden_l1", "weight_l2"} <= set(told(after)) - set(told(before))
 
 
 @needs_chromium

@@ -1,4 +1,4 @@
-"""What a selector finds, by the rule of DESIGN and README, written anew: ``[!]name[@op][:port][#role]``."""
+"""What a selector finds, by the rules of docs/selectors.md, written anew: ``[!]name[@op][:port][#role]``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sites of a program: their names, roles and kinds, by the rules of DESIGN and README, worked out without the engine."""
+"""The sites of a program: their names, roles and kinds, by the rules of docs/selectors.md, worked out without the engine."""
 
 from __future__ import annotations
 

@@ -245,4 +245,4 @@ def test_the_page_says_where_its_numbers_come_from() -> None:
     prose = "\n".join(line for line in PAGE.splitlines() if not line.startswith("|"))
     commit = re.search(r"commit (\w+)", prose)
     assert commit and commit[1] in GOLDEN["meta"]["source"] and f"Theano {GOLDEN['meta']['theano']}, {GOLDEN['meta']['floatX']}" in prose
-    assert "(docs/theanets.md)" in (TOP / "README.md").read_text()
+    assert "(theanets.md)" in (TOP / "docs" / "regularizers.md").read_text()
