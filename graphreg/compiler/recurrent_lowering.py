@@ -64,7 +64,7 @@ class Layer:
 
 
 class Packing:
-    """Stands in for a function such as ``pack_padded_sequence``, where Dynamo would break the graph. This break has a message that helps."""
+    """Stands in for a function such as ``pack_padded_sequence``, where Dynamo would break the graph. Gives the break a useful message."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function, self.name = function, function.__name__
