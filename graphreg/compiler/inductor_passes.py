@@ -50,7 +50,7 @@ def with_our_pass(options: Mapping[str, Any], differentiates: bool = False) -> d
 
 
 def unfuse(graph: fx.Graph) -> int:
-    """Split ``addmm`` into ``mm`` and ``add``, in place, wherever ``_elementwise_for`` allows. Return how many were split."""
+    """Split each ``addmm`` into ``mm`` and ``add``, in place, if an elementwise operation on a CPU computes its addend. Return how many."""
     aten, count = torch.ops.aten, 0
     for node in graph.find_nodes(op="call_function", target=aten.addmm.default):
         x, a, b = node.args[:3]

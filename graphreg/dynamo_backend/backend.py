@@ -229,7 +229,7 @@ class Backend(BackendHandle, RenamedAttributes):
     def penalties(self) -> dict[str, Tensor]:
         """Return the penalties of the last call by name, 0-d and already multiplied by their strengths.
 
-        A penalty is a mean over its sites in all graphs of the call. The tensors have gradients, except with ``penalties="attach"``.
+        A penalty is a mean over its sites in all graphs of the call. They can be differentiated, except with ``penalties="attach"``.
 
         Raises:
             GraphRegError: No call has ended yet.

@@ -1,6 +1,6 @@
 """Decisions on shapes: a forward that needs a size as a Python number (``if h != w``, ``range(n)``) gets the size for the example inputs.
 
-The graph asserts this size. So it raises an error, instead of taking the wrong branch, for inputs that would lead to another decision.
+The graph asserts the value that Python got. For inputs that give another value, it raises an error instead of taking the wrong branch.
 """
 
 from __future__ import annotations

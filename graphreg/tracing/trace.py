@@ -138,7 +138,8 @@ def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "a
     Args:
         model: The model to trace.
         example_inputs: A tensor, a tuple (positional) or a dict (keyword). With them the sites have shapes and dtypes. Arguments for
-            which the example has no tensor are specialized: the graphs fix them at the example's value, or at their default.
+            which the example has no tensor are specialized: the graphs fix them at the example's value, or at their default. Without
+            an example, all optional arguments are specialized.
         front_end: ``"symbolic"`` for torch.fx, ``"export"`` for torch.export, or ``"auto"`` to try them in this order.
 
     Returns:

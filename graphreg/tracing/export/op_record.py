@@ -224,7 +224,7 @@ def map_tensors(value: Any, replace: Callable[[Any], Any], strict: bool = False)
     Args:
         value: The nested value.
         replace: Returns the node or proxy of a tensor or size.
-        strict: Whether to refuse objects. Arguments of an operation must be refused, because the operation needs the object itself.
+        strict: Whether to refuse objects. They must be refused among the arguments of an operation, which needs the object itself.
 
     Raises:
         UnsupportedValue: The value holds something that a graph cannot make.

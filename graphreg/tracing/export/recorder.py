@@ -170,7 +170,8 @@ class Recorder(TorchFunctionMode):
                 value = traced(forward, args, kwargs)
             if random.getstate() != drawn:
                 raise KeepOpaque("its forward draws random numbers itself, and a trace would freeze them")
-            if new := sorted(_registered(self.model).keys() - registered.keys()):  # torch.export handles assignments of old names
+            # Only new names are refused: torch.export follows assignments to buffers that were registered before.
+            if new := sorted(_registered(self.model).keys() - registered.keys()):
                 raise KeepOpaque(f"its forward registers {', '.join(new)}, which a graph cannot do")
         except KeepOpaque as reason:
             raise UntraceableModel(f"{reason}; move that step into a submodule of its own, which then becomes an opaque module") from None
