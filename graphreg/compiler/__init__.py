@@ -1,8 +1,8 @@
 """What graphreg does to make a rewritten module compile well with torch.compile.
 
-The room has extra passes on Inductor's graphs, the choice of splices that backward recomputes, recurrent layers lowered to one
-custom operator, and the compiler settings that affect random operations. Open ``inductor_passes.py`` first: it has the passes that
-``module.compile()`` and ``graphreg.backend`` add to Inductor's options.
+The room has extra passes on Inductor's graphs, the decision which splices backward recomputes, a custom operator that runs recurrent
+layers, and the compiler settings that affect random operations. Open ``inductor_passes.py`` first: ``module.compile()`` and
+``graphreg.backend`` add its passes to Inductor's options.
 """
 
 from graphreg.compiler.inductor_passes import with_our_pass

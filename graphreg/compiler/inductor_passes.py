@@ -1,16 +1,17 @@
 """Inductor passes that graphreg adds to the user's options of torch.compile.
 
-``module.compile()``, and so ``regularize(compile=True)``, adds them if Inductor is the backend and gets no mode; ``graphreg.backend`` adds
-them if its inner backend is Inductor. Neither adds them if the user's options fill one of the two slots for passes.
+``module.compile()``, and so ``regularize(compile=True)``, adds them if Inductor is the backend and no ``mode`` is given.
+``graphreg.backend`` adds them if its inner backend is Inductor. Neither adds them if the user's options have a pass in one of the two
+slots that graphreg uses (``SLOT`` and ``JOINT_GRAPH_SLOT``).
 
 On a CPU Inductor replaces ``mm(a, b) + x`` by ``addmm(x, a, b)`` (``is_valid_addmm_fusion`` in its post_grad.py), also if ``x`` is the
 result of an elementwise operation and nothing else reads it. Then ``x`` is written to memory, copied into the result, and read again.
-Backward of a penalty on a linear layer's weight has this form: the layer's weight gradient is the product, and the penalty's
-gradient is ``x``. With ``addmm`` the penalty on a 512 x 512 weight adds 0.25 ms to a step, and with
-``mm`` and a fused addition 0.1 ms.
+Backward of a penalty on a linear layer's weight has this form: the layer's weight gradient is ``mm(a, b)``, and the penalty's
+gradient is ``x``. With ``addmm``, the penalty on a 512 x 512 weight adds 0.25 ms to a step; with ``mm`` and a fused addition, 0.1 ms.
 
-On a GPU Inductor keeps the sum apart if only elementwise operations read it (``should_prefer_unfused_addmm``), whatever computes ``x``.
-The pass ``unfuse`` keeps it apart on a CPU if ``x`` is elementwise, whatever reads the sum; the addition is then fused with ``x``.
+On a GPU, Inductor keeps ``mm`` and the addition separate if only elementwise operations read the sum (``should_prefer_unfused_addmm``),
+whatever computes ``x``. On a CPU, the pass ``unfuse`` separates them if an elementwise operation computes ``x``, whatever reads the sum.
+Inductor then fuses the addition with that operation.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ SLOT, JOINT_GRAPH_SLOT = "post_grad_custom_post_pass", "joint_custom_post_pass"
 
 
 def with_our_pass(options: Mapping[str, Any], differentiates: bool = False) -> dict[str, Any]:
-    """Return the keyword arguments for torch.compile with graphreg's passes among ``options``.
+    """Return the keyword arguments for torch.compile, with graphreg's passes added under the key ``options``.
 
-    They are returned unchanged for another backend than Inductor, with a mode, or if ``options`` fill one of the two slots.
+    Nothing is added if the backend is not Inductor, if a mode is given, or if the user's passes already use one of the two slots.
 
     Args:
         options: The keyword arguments that the user gave to torch.compile.
@@ -49,7 +50,7 @@ def with_our_pass(options: Mapping[str, Any], differentiates: bool = False) -> d
 
 
 def unfuse(graph: fx.Graph) -> int:
-    """Split each ``addmm`` on a CPU whose addend is elementwise into ``mm`` and ``add``, in place. Return how many were split."""
+    """Split each ``addmm`` into ``mm`` and ``add``, in place, if an elementwise operation on a CPU computes its addend. Return how many."""
     aten, count = torch.ops.aten, 0
     for node in graph.find_nodes(op="call_function", target=aten.addmm.default):
         x, a, b = node.args[:3]
@@ -67,7 +68,7 @@ def unfuse(graph: fx.Graph) -> int:
 
 
 def _elementwise_for(node: fx.Node, x: Any) -> bool:
-    """Whether the addend ``x`` is a result of an elementwise operation on a CPU that only ``node`` reads, with the shape of the sum."""
+    """Return whether an elementwise operation on a CPU computes the addend ``x``, only ``node`` reads it, and it has the sum's shape."""
     if not isinstance(x, fx.Node) or len(x.users) != 1 or not isinstance(x.target, OpOverload):
         return False
     value, result = x.meta.get("val"), node.meta.get("val")

@@ -6,16 +6,18 @@ five reasons:
 - torch computes the sums in batch norm's second derivative one axis at a time (``sum_exclude_dim1``). Inductor stores each partial
   sum and cannot fuse the sums. ``merge_sums`` merges them.
 - Some of these sums equal sums of the first derivative, but common-subexpression elimination (``fx_graph_cse``) does not notice: the
-  first derivative keeps the reduced axes, and uses other steps to bring the statistics to four axes. ``same_forms`` writes both in
-  one form, so that they are merged.
+  graph of the first derivative sums with ``keepdim``, and gives the statistics four axes by other operations. ``same_forms`` writes
+  both in one form, so that the equal sums are merged.
 - The mask of a ReLU (``output <= 0``) is needed in the vjp, in the derivative of the vjp, and in the backward of the loss. A
-  partitioner that minimizes bytes saves the mask for backward, as a bool tensor. On a CPU Inductor stores a bool in 12 ns, and a
-  float in 0.1 ns. ``recompute_masks`` has the mask recomputed from the output, which is saved in any case. Eager does the same.
-- The vjp brings ``convolution_backward`` into the forward graph. For this operator Inductor gives all inputs the memory layout that
-  they have in eager, channels first, and so transposes them for the convolutions around it. For a plain convolution it need not.
-  ``input_gradients`` replaces the operator by one.
-- The gradient of a convolution's weight is in the derivative of the vjp a convolution of transposed values, for which they are copied
-  (``_convolution_double_backward``). ``weight_gradients`` replaces it by ``convolution_backward``, which needs no copy.
+  partitioner that minimizes bytes saves the mask for backward, as a bool tensor. On a CPU, Inductor needs 12 ns to store a bool, and
+  0.1 ns to store a float. ``recompute_masks`` makes backward recompute the mask from the ReLU's output, which is saved in any case.
+  Eager does the same.
+- The vjp brings ``convolution_backward`` into the forward graph. Inductor gives all inputs of this operator the memory layout that they
+  have in eager (channels first), while the convolutions around it use another layout, so the values are copied between layouts. A
+  ``convolution`` needs no such copies. ``input_gradients`` replaces ``convolution_backward`` by a ``convolution``.
+- In the derivative of the vjp, torch computes the gradient of a convolution's weight as a convolution of transposed values
+  (``_convolution_double_backward``), and copies the values to transpose them. ``weight_gradients`` replaces that convolution by
+  ``convolution_backward``, which needs no copy.
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ def merge_sums(graph: fx.Graph) -> int:
 def same_forms(graph: fx.Graph) -> int:
     """Replace each way to add axes of length 1 (``unsqueeze``, ``keepdim``) by a ``view``. Return how many nodes were replaced."""
     count = 0
-    for node in reversed(list(graph.nodes)):  # the last of several ``unsqueeze`` first: then nothing reads those before it
+    for node in reversed(list(graph.nodes)):  # in reverse: when the last of several ``unsqueeze`` is replaced, nothing reads the others
         value, base = _value(node), node
         while base.target is aten.unsqueeze.default:
             base = base.args[0]
@@ -96,7 +98,10 @@ def _value(node: Any) -> Any:
 
 
 def input_gradients(graph: fx.Graph) -> int:
-    """Replace each ``convolution_backward`` that computes only the input's gradient by a transposed convolution. Return how many."""
+    """Replace each ``convolution_backward`` that computes only the input's gradient by a transposed convolution.
+
+    Return how many were replaced.
+    """
     count = 0
     for node in list(graph.find_nodes(op="call_function", target=aten.convolution_backward.default)):
         g, x, weight, _, strides, padding, dilations, transposed, _, groups, mask = node.args
@@ -117,14 +122,18 @@ def input_gradients(graph: fx.Graph) -> int:
 
 
 def weight_gradients(graph: fx.Graph) -> int:
-    """Replace ``transpose(convolution(transpose(x), transpose(g)))`` by the ``convolution_backward`` that it equals. Return how many."""
+    """Replace each ``transpose(convolution(transpose(x), transpose(g)))`` by the ``convolution_backward`` that equals it.
+
+    Return how many were replaced.
+    """
     count = 0
     for node in list(graph.find_nodes(op="call_function", target=aten.convolution.default)):
         x, g, bias, strides, padding, dilations, transposed, _, groups = node.args
         x, g = _untransposed(x), _untransposed(g)
         if x is None or g is None or bias is not None or transposed or groups != 1:
             continue
-        weight, result = _weight(x, (dilations, padding, strides)), _result(node)  # the strides of one are the dilations of the other
+        # The strides of the model's convolution are the dilations of this one, and the reverse.
+        weight, result = _weight(x, (dilations, padding, strides)), _result(node)
         if weight is None or result is None or _value(result).shape != _value(weight).shape:
             continue
         with graph.inserting_before(node):
@@ -148,7 +157,10 @@ def _untransposed(node: Any) -> fx.Node | None:
 
 
 def _weight(x: fx.Node, form: tuple[Any, ...]) -> fx.Node | None:
-    """Return the weight of a convolution of ``x`` with one group and these strides, padding and dilations; None if there is none."""
+    """Return the weight of the first convolution of ``x`` that has one group and the strides, padding and dilations of ``form``.
+
+    None if there is no such convolution, or if it is a transposed one.
+    """
     for user in x.users:
         if user.target is aten.convolution.default and user.args[0] is x and user.args[3:6] == form and user.args[8] == 1:
             return user.args[1] if not user.args[6] else None  # type: ignore[return-value]
@@ -156,9 +168,9 @@ def _weight(x: fx.Node, form: tuple[Any, ...]) -> fx.Node | None:
 
 
 def _result(node: fx.Node) -> fx.Node | None:
-    """Return the last node of the pattern after the convolution ``node``: its result is transposed back, then sliced to the weight's size.
+    """Return the last of the nodes that transpose the result of the convolution ``node`` back and then slice it to the weight's size.
 
-    None if the pattern does not follow.
+    None if no transposition follows the convolution. There may be no slices.
     """
     last = next(iter(node.users)) if len(node.users) == 1 else None
     if last is None or _untransposed(last) is not node:
@@ -169,7 +181,7 @@ def _result(node: fx.Node) -> fx.Node | None:
 
 
 def recompute_masks(graph: fx.Graph) -> int:
-    """Mark comparisons of floating-point CPU values with a number to be recomputed in backward. Return how many were marked."""
+    """Mark each comparison of a floating-point CPU value with a number, so that backward recomputes it. Return how many were marked."""
     comparisons = [node for node in graph.nodes if node.op == "call_function" and node.target in _COMPARISONS and _reads_cpu_floats(node)]
     for node in comparisons:
         node.meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE

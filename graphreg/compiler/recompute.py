@@ -1,14 +1,15 @@
 """Decides whether a compiled splice saves its result for backward or recomputes it. The result is the same; only the cost differs.
 
-The derivative of some operations is computed from their output: ReLU, sigmoid, softmax. Without a splice, the operation and the
+Some operations, such as ReLU, sigmoid and softmax, compute their derivative from their output. Without a splice, the operation and the
 matrix product that reads its output save the same tensor for backward. With a splice in between, the product saves the spliced
-value. For a ReLU, a partitioner that minimizes bytes then also saves ``output <= 0``, as a bool tensor. On a CPU Inductor stores a
-bool in 12 ns, and a float in 0.1 ns: a ReLU of 131k elements took 1.5 ms instead of 0.03 ms.
+value. For a ReLU, a partitioner that minimizes bytes then also saves ``output <= 0``, as a bool tensor. On a CPU, Inductor needs 12 ns
+to store a bool, and 0.1 ns to store a float: a ReLU of 131k elements took 1.5 ms instead of 0.03 ms.
 
-So after such an operation, backward recomputes the splice from the output and the draws (an int8 mask). The output is then saved as
-without a splice, and the only addition is the draws.
+So after such an operation, backward recomputes the splice from the operation's output and the draws (an int8 mask). The forward then
+saves the operation's output, as it would without a splice, and besides it only the draws.
 
-After a normalization, the output can be recomputed from what the normalization saves. There, recomputing the splice saves nothing.
+If such an operation follows a normalization, backward can recompute the operation's output from the tensors that the normalization
+keeps. Recomputing the splice would then save no memory, so ``recomputed`` returns False.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ _ELEMENTWISE = {"add", "sub", "mul", "div", "iadd", "isub", "imul", "truediv", "
 
 
 def recomputed(node: fx.Node, operations: Operations, replaced: Container[fx.Node] = ()) -> bool:
-    """Whether backward recomputes a splice of the node's value in compiled code. ``replaced``: the nodes whose values are spliced."""
+    """Return whether, in compiled code, backward recomputes a splice that reads the node's value.
+
+    ``replaced``: the nodes whose values splices have replaced.
+    """
     return _name(node, operations) in FROM_OUTPUT and not _follows_norm(node, operations, replaced)
 
 
@@ -42,11 +46,11 @@ def _name(node: fx.Node, operations: Operations) -> str:
 
 
 def _follows_norm(node: fx.Node, operations: Operations, replaced: Container[fx.Node]) -> bool:
-    """Whether the value is computed from a normalization by elementwise operations only."""
+    """Return whether the node's value is computed from the result of a normalization by elementwise operations only."""
     waiting, visited = list(node.all_input_nodes), {node}
     while waiting:
         source = waiting.pop()
-        if source in replaced:  # its splice is neither a normalization nor in the set of elementwise operations
+        if source in replaced:  # the reader gets the splice's result; a splice is neither a normalization nor in _ELEMENTWISE
             continue
         if operations.is_norm(source):
             return True
@@ -59,8 +63,8 @@ def _follows_norm(node: fx.Node, operations: Operations, replaced: Container[fx.
 def recompute_in_backward(formula: Callable[[Tensor, Tensor, Noise], Tensor], z: Tensor, weight: Tensor, noise: Noise) -> Tensor:
     """Run a splice's formula so that backward recomputes the result from ``z`` and the draws instead of saving it.
 
-    The formula is called twice: before the recomputed region for its draws (the compiler removes its other operations), and inside the
-    region for its value, with these draws.
+    The formula is called twice: first outside the recomputed region, only to get its draws (the compiler removes the other operations of
+    this call), then inside the region, with these draws, to compute the value.
     """
     draws: list[Tensor] = []
     formula(z.detach(), weight, _DrawRecorder(noise.key, noise.shared, draws=draws))
@@ -80,7 +84,7 @@ def recompute_in_backward(formula: Callable[[Tensor, Tensor, Noise], Tensor], z:
 def _marked() -> Iterator[None]:
     """Mark the operations in the block as Dynamo marks those of a checkpointed region.
 
-    For splices that AOTAutograd traces without Dynamo, as in the graphs of ``graphreg.backend``.
+    This is for splices that AOTAutograd traces without Dynamo, such as those in the graphs of ``graphreg.backend``.
     """
     with Changes() as changes, changes:
         changes.put(traceback.current_meta, "recompute", CheckpointPolicy.PREFER_RECOMPUTE)

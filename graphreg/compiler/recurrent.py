@@ -1,11 +1,12 @@
-"""The custom operator ``graphreg::recurrent``: a whole recurrent layer as one opaque operator with a backward, for torch.compile.
+"""The custom operator ``graphreg::recurrent``, which runs a whole recurrent layer and has a backward, for torch.compile.
 
-Dynamo refuses nn.RNN, nn.LSTM and nn.GRU ("Attempted to wrap RNN, GRU, or LSTM"). In ``aten.lstm`` Inductor unrolls the time steps:
-60 steps take two minutes to compile, and each other length is compiled again. This operator runs torch's fused kernels, as eager does.
+Dynamo refuses nn.RNN, nn.LSTM and nn.GRU ("Attempted to wrap RNN, GRU, or LSTM"). Inductor unrolls the time steps of ``aten.lstm``: 60
+steps take two minutes to compile, and each other length is compiled again. This operator runs torch's fused kernels, as eager does.
 
 The forward saves the autograd graph that the kernel records, as eager does. So backward does not run the forward again, and uses the
-same masks of the layer's native dropout. The graph lives exactly as long as the storage of the output tensor ``saved``. If that
-storage is gone, because saved tensors were copied elsewhere and back, backward runs the forward again; with dropout it raises.
+same masks of the layer's native dropout. The autograd graph lives exactly as long as the storage of the output tensor ``saved``. If that
+storage is gone, because saved tensors were copied elsewhere and back, backward runs the forward again; if the layer has dropout and is in
+train mode, backward raises instead.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
 
 
 class SavedGraph(bytearray):
-    """The memory of a tensor ``saved``: an int64 key.
+    """The memory of an output tensor ``saved``. It contains an int64 key of ``_saved``.
 
     Attributes:
         edges: The autograd edges of the kernel's outputs.
@@ -54,21 +55,22 @@ def recurrent(
 
     Args:
         x: the input, [time, batch, features].
-        states: h_0, and c_0 of an LSTM.
+        states: h_0, and for an LSTM also c_0.
         weights: the layer's flat weights, in torch's order.
-        call: a new tensor for each call. Without it a compiler would merge two calls with equal arguments, though each draws
-            a dropout mask of its own.
+        call: a new tensor for each call. Without it, a compiler would merge two calls with equal arguments, though each call draws
+            other dropout masks.
         mode: ``"LSTM"``, ``"GRU"``, ``"RNN_TANH"`` or ``"RNN_RELU"``.
         layers: the number of stacked layers.
         biases: whether the layer has biases.
         dropout: the rate of the dropout between stacked layers, in [0, 1].
         training: whether the layer is in train mode.
         bidirectional: whether the layer runs in both directions.
-        wanted: for each of x, states and weights, whether it needs a gradient.
-        autocast: the dtype of autocast, None where it is off.
+        wanted: for x, each state and each weight, whether it needs a gradient.
+        autocast: the dtype of autocast; None if autocast is off.
 
     Returns:
-        The output, the last h, the last c (empty unless an LSTM), a copy of x for backward, and the tensor ``saved``.
+        The output; the last h; the last c, empty if the layer is no LSTM; a copy of x for backward; and the tensor ``saved``. The copy and
+        ``saved`` are empty if no gradient is wanted.
     """
     kernel = mode, layers, biases, dropout, training, bidirectional, autocast
     if not any(wanted):
@@ -79,13 +81,13 @@ def recurrent(
         raise GraphRegError(
             "a recurrent layer with dropout was run a second time within a backward pass, and would draw other masks than the "
             "forward did. Leave activation_memory_budget and aggressive_recomputation of torch._functorch.config at their "
-            "defaults, and checkpoint no part that holds the layer."
+            "defaults, and do not checkpoint a part of the model that contains the layer."
         )
     # Copy inputs and outputs: the compiler does not know that the autograd graph refers to them, and may reuse their memory.
     copied = x.clone(memory_format=torch.contiguous_format)
     saved, outputs = _recorded(copied, [s.clone() for s in states], weights, kernel, wanted)
     out, *last = (t.clone(memory_format=torch.contiguous_format) for t in outputs)
-    number = torch.frombuffer(saved, dtype=torch.int64)  # keeps ``saved`` alive, with its attributes
+    number = torch.frombuffer(saved, dtype=torch.int64)  # this tensor keeps ``saved`` and its attributes alive
     number[0] = next(_numbers)
     _saved[int(number)] = saved
     return out, last[0], last[1] if len(last) > 1 else _none(x), copied, number
@@ -103,11 +105,12 @@ def _run(
 def _recorded(
     x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], kernel: tuple[Any, ...], wanted: Sequence[bool]
 ) -> tuple[SavedGraph, tuple[Tensor, ...]]:
-    """Run the kernel under autograd. Return what its backward needs, and the detached outputs."""
+    """Run the kernel under autograd. Return what the kernel's backward needs, and the kernel's outputs, detached."""
     # torch runs a custom operator with autograd's dispatch key excluded. Without recorded_in_operator nothing would be recorded.
     with torch.enable_grad(), recorded_in_operator():
         leaves = tuple(t.detach().requires_grad_(need) for t, need in zip((x, *states, *weights), wanted, strict=True))
-        # Pass views: autocast converts a leaf once and sums its gradients in the lower precision, but other tensors at each use.
+        # Pass views of x and the states. Autocast would convert a leaf once and sum the gradients of its uses in the lower precision; it
+        # converts any other tensor at each use.
         inputs = [leaf.view(leaf.shape) for leaf in leaves[: 1 + len(states)]]
         outputs = _run(inputs[0], inputs[1:], leaves[len(inputs) :], *kernel)
         saved = SavedGraph(8)
@@ -137,7 +140,7 @@ def _(
 def _check(x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], mode: str, depth: int, autocast: torch.dtype | None) -> None:
     """Raise GraphRegError at compile time for inputs that the layer refuses; the kernel would raise only when the graph runs."""
     if x.dim() != 3:
-        raise GraphRegError(f"the {mode} takes an input of 3 dims, or of 2 without a batch, and this one has {x.dim()}.")
+        raise GraphRegError(f"the {mode} takes an input of 3 dims, or of 2 without a batch, and this input has {x.dim()}.")
     features, hidden = weights[0].shape[1], weights[1].shape[0] // GATES[mode]
     if x.shape[2] != features:
         raise GraphRegError(f"the {mode} takes {features} features, and the input has {x.shape[2]}: its last axis must be {features}.")
@@ -153,7 +156,7 @@ def _check(x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], mode:
 def _dtypes(
     device: str, inputs: tuple[torch.dtype, ...], mode: str, projects: bool, autocast: torch.dtype | None
 ) -> tuple[torch.dtype, ...]:
-    """Return the dtypes of a kernel's outputs. Under autocast each kernel has different rules, so it is run on a tiny example."""
+    """Return the dtypes of a kernel's outputs. Under autocast each kernel has different rules, so the kernel is run on a tiny example."""
     if autocast is None:
         return (inputs[0],) * (3 if mode == "LSTM" else 2)
     gates = GATES[mode]
@@ -170,13 +173,16 @@ def recurrent_backward(
     grads: Sequence[Tensor | None], saved: Tensor, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], mode: str, layers: int,
     biases: bool, dropout: float, training: bool, bidirectional: bool, wanted: Sequence[bool], autocast: torch.dtype | None,
 ) -> list[Tensor]:  # fmt: skip
-    """Return the gradients of the tensors among x, states and weights that are ``wanted``; ``grads``: those of the output, h and c."""
+    """Return the gradients of those tensors among x, states and weights that are ``wanted``.
+
+    ``grads``: the gradients of the output, h and c; None for each that has none.
+    """
     memory = _saved.get(int(saved))
     if memory is None:
         if dropout and training:
             raise GraphRegError(
-                "the backward pass of a recurrent layer with dropout needs the masks of the forward, and they are gone: its saved tensors "
-                "were copied by saved-tensor hooks (such as save_on_cpu). Leave the hooks out, or set the layer's dropout to 0."
+                "the backward pass of a recurrent layer with dropout needs the masks of the forward, and they are gone: the layer's saved "
+                "tensors were copied by saved-tensor hooks (such as save_on_cpu). Leave the hooks out, or set the layer's dropout to 0."
             )
         memory, _ = _recorded(x, states, weights, (mode, layers, biases, dropout, training, bidirectional, autocast), wanted)
     pairs = [(edge, grad) for edge, grad in zip(memory.edges, grads, strict=False) if grad is not None]
@@ -207,7 +213,7 @@ def _set_up(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> No
     x, states, weights, _, *ctx.kernel = inputs
     wanted = ctx.kernel[-2]
     if any(t.requires_grad and not want for t, want in zip((x, *states, *weights), wanted, strict=True)):
-        raise GraphRegError("graphreg::recurrent was called without wanted for a tensor that requires a gradient.")
+        raise GraphRegError("graphreg::recurrent was called with wanted=False for a tensor that requires a gradient.")
     *_, copied, saved = output
     ctx.mark_non_differentiable(copied, saved)
     ctx.set_materialize_grads(False)
@@ -228,8 +234,8 @@ recurrent.register_autograd(_backward, setup_context=_set_up)
 
 def _refused(ctx: Any, *grads: Any) -> Any:
     raise GraphRegError(
-        "a compiled recurrent layer cannot be differentiated twice. Call the module without compiling it: in eager the layer "
-        "itself runs, which can be."
+        "a compiled recurrent layer cannot be differentiated twice. Call the module without compiling it: in eager, torch's own layer "
+        "runs, which can be differentiated twice (on CUDA, under torch.backends.cudnn.flags(enabled=False))."
     )
 
 

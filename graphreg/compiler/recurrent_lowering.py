@@ -1,8 +1,8 @@
 """Replaces recurrent layers by the operator ``graphreg::recurrent`` in a copy of the graph, which torch.compile compiles.
 
 The graph that users see, and that eager runs, still calls the layer. Dynamo refuses to read the layer (``self.lstm``) or an attribute
-of it (``self.lstm.weight_hh_l0``). So the lowered graph calls stand-ins instead, which read what they need from
-``vars(layer)``. This file defines them.
+of it (``self.lstm.weight_hh_l0``). So the lowered graph calls stand-ins instead, which this file defines. A stand-in reads what it needs
+from ``vars(layer)``.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from graphreg.ir import PACKS, freeze, function_name, thaw
 from graphreg.torch_internals import CALL_HOOKS, graph_break, has_global_hook, kernel_weights, share_emitter, weight_names
 
 KINDS = (nn.RNN, nn.LSTM, nn.GRU)
-LOWERED = "graphreg_recurrent"  # the attribute that holds the stand-ins for the lowered code; not a module, so in no state_dict
+LOWERED = "graphreg_recurrent"  # the module's attribute for the stand-ins; its value is no module, so no state_dict contains it
 
 
 def why_not(kind: type, attributes: Mapping[str, Any]) -> str:
-    """Return why a recurrent layer cannot be lowered, and what to do; ``""`` if it can, as torch's unmodified layers can.
+    """Return why a recurrent layer cannot be lowered, and what to do; ``""`` if it can be. Torch's unmodified layers can be lowered.
 
     Dynamo traces this function, so it takes the layer's class and ``vars(layer)`` instead of the layer.
     """
@@ -40,15 +40,15 @@ def why_not(kind: type, attributes: Mapping[str, Any]) -> str:
 
 
 def refusal(path: str, kind: type, why: str) -> str:
-    """Return the message that the layer at ``path`` is not lowered, with the reason."""
+    """Return the message that says that the layer at ``path`` is not lowered, and why."""
     return (
-        f"graphreg does not lower the {kind.__name__} {path!r}, and torch.compile(fullgraph=True) does not take it as it is: {why}, "
+        f"graphreg does not lower the {kind.__name__} {path!r}, and torch.compile(fullgraph=True) does not take the layer itself: {why}, "
         "or compile without fullgraph, where the layer runs in eager."
     )
 
 
 class Layer:
-    """Stands in for a recurrent layer and calls the operator. If the layer cannot be lowered, it breaks the graph and gives the reason."""
+    """Stands in for a recurrent layer and calls the operator. If the layer cannot be lowered, it breaks the graph and says why."""
 
     def __init__(self, path: str, layer: nn.Module) -> None:
         self.path, self.layer, self.kind, self.attributes = path, layer, type(layer), vars(layer)
@@ -64,7 +64,7 @@ class Layer:
 
 
 class Packing:
-    """Stands in for ``pack_padded_sequence`` and the like, where Dynamo breaks the graph, to give that break a message that helps."""
+    """Stands in for a function such as ``pack_padded_sequence``, where Dynamo would break the graph. Gives the break a useful message."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function, self.name = function, function.__name__
@@ -75,10 +75,10 @@ class Packing:
 
 
 def packing_refusal(name: str) -> str:
-    """Return the message that a packing function is not lowered."""
+    """Return the message that says that a packing function is not lowered."""
     return (
         f"graphreg does not lower {name}, and torch.compile(fullgraph=True) takes no PackedSequence: give the recurrent layer the "
-        "padded tensor, or compile without fullgraph, where it runs in eager."
+        "padded tensor, or compile without fullgraph, where both run in eager."
     )
 
 
@@ -118,7 +118,7 @@ class Lowering:
         self.called = {str(n.target) for graph in self.graphs for n in graph.nodes if n.op == "call_module"}
 
     def report_lines(self) -> list[str]:
-        """Return a line for each layer and packing function, for the report: whether it is lowered when compiled, or why not."""
+        """Return the report's lines: for each layer and packing function, whether it is lowered when compiled, and if not, why."""
         lines = [f"{name}: not lowered when compiled: torch.compile(fullgraph=True) takes no PackedSequence" for name in self.packs]
         for path, layer in self.layers.items():
             why = self._why(path, layer)
@@ -169,7 +169,7 @@ class Lowering:
 
 
 def _call_operator(layer: Mapping[str, Any], input: Tensor, hx: Any = None) -> Any:
-    """Call the operator as the layer's forward calls its kernel. ``layer``: ``vars(layer)``."""
+    """Call the operator with the arguments that the layer's forward would give its kernel. ``layer``: ``vars`` of the layer."""
     lstm, unbatched = layer["mode"] == "LSTM", input.dim() == 2
     sides = 2 if layer["bidirectional"] else 1
     x = input.unsqueeze(1) if unbatched else input.transpose(0, 1) if layer["batch_first"] else input

@@ -44,7 +44,7 @@ class Setting:
 
     @property
     def at_default(self) -> str:
-        """The line of Python code that sets it back to the default."""
+        """The line of Python code that sets this setting to torch's default."""
         return f"{self.place}.{self.name} = {self.default!r}"
 
 

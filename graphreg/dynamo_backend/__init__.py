@@ -2,7 +2,8 @@
 
 Open ``options.py`` first, then ``backend.py``: a ``Backend`` follows each call of the model through its graphs. ``subgraph.py`` processes
 one captured graph: ``capture.py`` labels it, ``planning/`` and ``rewriting/`` regularize it, and ``emit.py`` returns it to Dynamo's form.
-``model_call.py`` computes the penalties over all graphs of a call; ``all_graphs.py`` checks selectors and reports over all graphs.
+``model_call.py`` computes the penalties over all graphs of a call. ``all_graphs.py`` checks the selectors over all graphs, and makes the
+report.
 """
 
 from graphreg.dynamo_backend.backend import Backend

@@ -16,7 +16,11 @@ from graphreg.tracing import Traced
 
 
 def union(subgraphs: Sequence[Subgraph]) -> Traced:
-    """Return a ``Traced`` with the sites of all graphs, each once, as the first graph has it; hidden, or used, if it is so in any graph."""
+    """Return a ``Traced`` with the sites of all graphs.
+
+    A site that several graphs have is in it once, as in the first of them, but it is hidden if it is hidden in any graph, and used if any
+    graph uses it.
+    """
     sites: dict[str, Site] = {}
     for subgraph in subgraphs:
         for site in subgraph.traced.values:
@@ -48,7 +52,7 @@ def check_selectors(
 
 
 def _elsewhere(united: Traced, regularizer: Regularizer) -> str:
-    """Return a sentence that explains that a selector names a module that no graph of the first call has; ``""`` if it names none."""
+    """Return a sentence for the error if the selector names a module of which no graph of the first call has a value; else ``""``."""
     texts = [] if callable(regularizer.pattern) else [Pattern.parse(text) for text in strings(regularizer.pattern)]
     known = {label.module for site in united.values for label in site.labels}
     paths = [p for p in united.operations.modules if p and p not in known and any("*" not in t.name and t.path(p) for t in texts)]
@@ -63,7 +67,10 @@ def _elsewhere(united: Traced, regularizer: Regularizer) -> str:
 def backend_report(
     title: str, subgraphs: Sequence[Subgraph], regularizers: Mapping[str, Regularizer], strengths: Mapping[str, float]
 ) -> Report:
-    """Make the report of a backend: that of a module, with a table of graphs. It has no costs: they depend on what the compiler saves."""
+    """Make the report of a backend.
+
+    It is like the report of a module, but it has a table of graphs, and no costs, because these depend on what the compiler saves.
+    """
     if not subgraphs:
         advice = ("call the model that was compiled with this backend",)
         return Report(title or "a backend", "which has captured no graph yet", (), (), notes=advice)

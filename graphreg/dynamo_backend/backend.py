@@ -1,7 +1,7 @@
-"""``Backend``, the object that ``graphreg.backend`` returns: it rewrites each graph that Dynamo captures of a model, and runs it.
+"""``Backend``, the object that ``graphreg.backend`` returns: it rewrites each graph that Dynamo captures of a model, and runs the graph.
 
-Dynamo may break a model into several graphs. They are treated as one model: a site has one name in all graphs of a call, a penalty is a
-mean over its sites in all of them, and each noise stream counts its draws across them.
+Dynamo may break a model into several graphs. These are treated as one model: a site has one name in all graphs of a call, a penalty is a
+mean over its sites in all graphs, and each noise stream counts its draws across the graphs.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ class Backend(BackendHandle, RenamedAttributes):
         self._strengths = {name: torch.tensor([r.weight], dtype=torch.float64) for name, r in regularizers.items()}
         self._measurers: dict[str, Measurer] = {}
         self._maker: Maker | None = None
-        self._contexts: list[Any] = []  # torch.compile's contexts whose calls are hooked
+        self._contexts: list[Any] = []  # torch.compile's context objects that call _begin at each call
         self._call: Call | None = None
         self._last: dict[str, Tensor] | None = None
-        self._apart = False  # whether there was a warning that some output does not lead to the attached penalties
+        self._apart = False  # whether the user was warned that some output does not lead to the attached penalties
 
     # called by torch.compile
 
@@ -102,9 +102,10 @@ class Backend(BackendHandle, RenamedAttributes):
     # the beginning and the end of a call
 
     def _current(self) -> Call:
-        """Return the running call of the model, and register with torch.compile's context if this is the first call through it.
+        """Return the running call of the model.
 
-        Before its first graph is captured, a backend cannot know of a call.
+        If it is the first call through this context object of torch.compile, have the object call ``_begin`` now and at each later call.
+        Before the first graph of a model is captured, a backend cannot know of its calls.
         """
         running = compiled_call()
         if running is None:
@@ -131,7 +132,7 @@ class Backend(BackendHandle, RenamedAttributes):
 
     def _adopt(self, model: nn.Module) -> None:
         if getattr(model, RULES, None) is not None:
-            raise TraceError("this model is rewritten already. Compile it with another backend, or compile what graphreg.strip gives.")
+            raise TraceError("this model is rewritten already. Compile it with another backend, or compile what graphreg.strip returns.")
         traced = Traced.untraced(model)
         title = model.title if isinstance(model, Functions) else traced.title
         weights = {name: list(matching_sites(traced, r, self.missing)) for name, r in self.regularizers.items() if r.on == "parameters"}
@@ -154,8 +155,7 @@ class Backend(BackendHandle, RenamedAttributes):
         self._last = None
         self.streams.begin()
         call, before = self._call, sys.exc_info()[1]
-        # at its recompile limit Dynamo would run the code in eager, without the regularizers
-        strict = strict_limit()
+        strict = strict_limit()  # without it, Dynamo would run code in eager at its recompile limit, without the regularizers
         strict.__enter__()
 
         def end() -> None:
@@ -193,11 +193,12 @@ class Backend(BackendHandle, RenamedAttributes):
     def _require(self, subgraph: Subgraph) -> None:
         """Raise GraphRegError if the mode of a module changed and no guard noticed, or if a graph that draws runs inside a backward pass.
 
-        There activation checkpointing runs a forward again, and its masks would differ from the first.
+        Activation checkpointing runs a forward again in a backward pass, and the masks of the second forward would differ from the first's.
         """
         if any(owner.training != mode for owner, mode in zip(subgraph.owners, subgraph.modes, strict=True)):
             raise GraphRegError(
-                "the mode of a module changed and torch.compile did not capture its graph again. torch.compiler.reset() makes it do so."
+                "the mode of a module changed and torch.compile did not capture its graph again. Call torch.compiler.reset(): then the "
+                "next call captures it."
             )
         if any(subgraph.draws) and self.streams.frozen_calls is None and in_backward():
             raise GraphRegError(
@@ -228,15 +229,15 @@ class Backend(BackendHandle, RenamedAttributes):
     def penalties(self) -> dict[str, Tensor]:
         """Return the penalties of the last call by name, 0-d and already multiplied by their strengths.
 
-        A penalty is a mean over its sites in all graphs of the call. The penalties have gradients; attached penalties are detached.
+        A penalty is a mean over its sites in all graphs of the call. They can be differentiated, except with ``penalties="attach"``.
 
         Raises:
             GraphRegError: No call has ended yet.
         """
         if self._last is None:
             raise GraphRegError(
-                "there are no penalties yet: they are those of the last call of the model that was compiled with this backend, and no call "
-                "has ended, or none had a graph. Call the compiled model first, and read the penalties after it."
+                "there are no penalties yet: penalties() returns those of the last call of the model that was compiled with this backend, "
+                "and no call has ended, or none had a graph. Call the compiled model first, and read the penalties after that call."
             )
         return dict(self._last)
 

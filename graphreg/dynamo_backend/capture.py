@@ -1,8 +1,8 @@
-"""Turns a graph that Dynamo captured into one like a trace of the model: parameters by name, values labelled with their sites.
+"""Turns a graph that Dynamo captured into one like those of ``tracing/``: it reads parameters by name, and its values have labels.
 
-In Dynamo's graph parameters are inputs, and a layer appears as the functions that it calls. Each node has the stack of module calls in
-which it was made, which shows the output of each module. As in a trace, the output of one of torch's layers is a site, and the values
-inside the layer are not.
+In Dynamo's graph, parameters are inputs, and a layer appears as the functions that it calls. Each node has the stack of module calls in
+which it was made. These stacks show which value is the output of a module. As in a trace, the output of one of torch's layers is a site,
+and the values inside the layer are not.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class Known:
     """What is known of a value that crosses from one graph to another.
 
     Attributes:
-        path: The path of the module that made it.
-        labels: Its labels, the names of its site.
-        deep: Whether it depends on a product of data with weights, as in a linear layer. Only such a value can be hidden.
+        path: The path of the module that made the value.
+        labels: The labels of the value: the names of its site.
+        deep: Whether the value depends on a product of data with weights, such as a linear layer computes. Only such a value can be hidden.
     """
 
     path: str
@@ -58,9 +58,10 @@ class Captured:
 
     Attributes:
         graph: The graph.
-        claimed: The site names that it takes, which later graphs of the call must not give again.
-        at_boundary: The site names of its inputs that another graph computed, before a graph break.
-        constants: Attributes that the graph reads and the model does not have: the bodies of Dynamo's higher-order operators.
+        claimed: The site names that this graph uses. Later graphs of the call must not give them to other values.
+        at_boundary: The site names of those inputs that another graph computed, before a graph break.
+        constants: The attributes that the graph reads and that are no parameters or buffers of the model, such as the bodies of Dynamo's
+            higher-order operators.
     """
 
     graph: fx.Graph
@@ -70,7 +71,7 @@ class Captured:
 
 
 class Capture:
-    """Makes a ``Captured`` of a graph of Dynamo's."""
+    """Makes a ``Captured`` from a graph that Dynamo captured."""
 
     def __init__(self, gm: fx.GraphModule, root: nn.Module, place: Place, paths: Mapping[int, str], tensors: Mapping[int, str]) -> None:
         """Prepare to label a graph.
@@ -95,7 +96,7 @@ class Capture:
         Args:
             inputs: The example inputs from Dynamo.
             known: What is known of the inputs that earlier graphs of the call computed, by the id of the input.
-            taken: The site names of those graphs, which are not given again.
+            taken: The site names that those graphs use.
         """
         namer = Namer(self.modules.keys() - {""})
         for name in taken:
@@ -147,7 +148,10 @@ class Capture:
         return twin
 
     def _argument(self, node: fx.Node) -> tuple[str, tuple[str, ...]]:
-        """Return the name of the argument that an input is or is part of, and the keys that lead to that part."""
+        """Return the name of the argument that an input comes from, ``""`` if it comes from none, and the keys that lead to the input.
+
+        The keys are joined by dots to one string in a tuple; the tuple is empty if the input is the argument itself.
+        """
         name, keys = source_of(node)
         if self.place.code in CALLERS_OF_FORWARD and name in ("args", "kwargs") and keys:
             names = list(inspect.signature(self.root.forward).parameters)
@@ -156,7 +160,7 @@ class Capture:
         return name, (".".join(keys),) if keys else ()
 
     def calls(self, node: fx.Node) -> list[ModuleCall]:
-        """Return the module calls that the node was made in, outermost first, down to the first layer that is one site."""
+        """Return the module calls in which the node was made, outermost first. The list ends at the first call of a layer: ``is_layer``."""
         stack: list[ModuleCall] = []
         for key in (self._made_by(node) or node).meta.get("nn_module_stack") or {}:
             number = str(key).partition("@")[0]
@@ -169,9 +173,9 @@ class Capture:
         return stack
 
     def _made_by(self, node: fx.Node) -> fx.Node | None:
-        """Return the node inside a checkpointed region, which is one operator in Dynamo's graph, that computes this output of the region.
+        """If the node is an output of a checkpointed region, return the node inside the region that computes this output; else None.
 
-        None if the node is not an output of such a region.
+        In Dynamo's graph, a checkpointed region is one operator, whose body is another graph.
         """
         region = node.args[0] if node.op == "call_function" and base_and_operation(node)[1] == "getitem" else None
         if not isinstance(region, fx.Node) or not is_region(region) or not isinstance(node.args[1], int):
@@ -198,7 +202,10 @@ class Capture:
                 label_site(node, scope, Label(namer.operation(scope, base), op))
 
     def _label_modules(self, namer: Namer) -> None:
-        """Label the value that leaves a module's call with the module's name. Of several values, only those of an LSTMCell get labels."""
+        """Label the value that leaves a module's call with the module's name.
+
+        If several values leave the call, they get labels only if the module is an LSTMCell.
+        """
         for block in blocks(self.graph, lambda node: () if node.op in ("placeholder", "get_attr", "output") else self.calls(node)):
             path = block.call.path
             if type(self.modules[path]) is nn.LSTMCell:
@@ -215,7 +222,7 @@ class Capture:
                 add_label(output, Label(name, "LSTMCell", ports, index == 0, module=path))
 
     def _label_frame(self, namer: Namer) -> None:
-        """If the graph is the whole forward of a module, label the value that it returns with the module's name."""
+        """If the graph ends where the forward of a submodule returns, label the returned value with the name of the submodule."""
         values = self.graph.output_node().all_input_nodes
         if self.place.returns and len(values) == 1 and values[0].op not in ("placeholder", "get_attr"):
             path = self.place.path
@@ -223,13 +230,13 @@ class Capture:
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether a trace records a call of the module as one operation: a layer of torch, or timm's stochastic depth."""
+    """Return whether a trace records a call of the module as one operation: whether it is a layer of torch or timm's stochastic depth."""
     home = type(module).__module__
     return (home.startswith(("torch.nn", "torch.ao.nn")) and not isinstance(module, nn.Sequential)) or is_drop_path(module)
 
 
 def base_and_operation(node: fx.Node) -> tuple[str, str]:
-    """Return the base of the name that a trace would give the node, and its operation. Dynamo names nodes after local variables instead."""
+    """Return the name without number that a trace would give the node, and the node's operation. Dynamo names nodes after variables."""
     name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", None) or node.name
     op = name.strip("_") or name
     base = COUNTED.sub("", snake_case(name[2:-2] if name.startswith("__") and name.endswith("__") else name))
@@ -239,9 +246,9 @@ def base_and_operation(node: fx.Node) -> tuple[str, str]:
 
 
 def described(value: Any) -> Any:
-    """Return the shape and dtype of a fake tensor, with dynamic sizes at their present value.
+    """Return the shape and dtype of a fake tensor, with dynamic sizes at their present values, or -1 if a size has none.
 
-    For a tuple or list, a list of the same for its items; None for anything else.
+    For a tuple or list, return the list of the results for its items; for anything else, None.
     """
     if isinstance(value, torch.Tensor):
         return tuple(_size(n) for n in value.shape), value.dtype

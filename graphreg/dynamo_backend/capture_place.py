@@ -1,4 +1,4 @@
-"""Finds where Dynamo captured a graph: the model that was compiled, and the module whose code the graph is from."""
+"""Finds where Dynamo captured a graph: which model was compiled, and from which module's code the graph comes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from graphreg.torch_internals import CALLERS_OF_FORWARD, CompiledCall, captured_
 
 
 class Functions(nn.Module):
-    """Takes the place of the model if a function was compiled. Its submodules are those that the function uses, by their names there."""
+    """Takes the place of the model if a function was compiled. Its submodules are the modules that the function uses.
+
+    Each has the name of the variable that holds it in the function.
+    """
 
     def __init__(self, name: str, modules: dict[str, nn.Module]) -> None:
         super().__init__()
@@ -23,7 +26,7 @@ class Functions(nn.Module):
 
 
 def same_modules(one: nn.Module, other: nn.Module) -> bool:
-    """Whether both are compiled functions (``Functions``) and use the same modules."""
+    """Return whether both stand for compiled functions, and these functions use the same modules."""
     functions = isinstance(one, Functions) and isinstance(other, Functions)
     return functions and {id(m) for m in one.children()} == {id(m) for m in other.children()}
 
@@ -86,5 +89,5 @@ def place_of(gm: fx.GraphModule, translator: Any, root: nn.Module, paths: Mappin
 
 
 def here(paths: Mapping[int, str]) -> str:
-    """Return the path of the module whose method is running, the innermost in the compiled call; ``""`` if there is none."""
+    """Return the path of the innermost module whose method is running in the compiled call; ``""`` if there is none."""
     return next((paths[id(owner)] for owner in first_arguments() if id(owner) in paths and isinstance(owner, nn.Module)), "")

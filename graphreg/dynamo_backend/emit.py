@@ -1,7 +1,8 @@
-"""Turns a rewritten graph back into Dynamo's form for the inner compiler, without any state that a call changes.
+"""Turns a rewritten graph back into Dynamo's form for the inner compiler. The resulting graph has no state that a call changes.
 
 Parameters are inputs again, as Dynamo passes them. Keys and strengths are inputs too, and the backend passes them at each call: if a
-runtime module assigned a buffer, that would happen only once, while the compiler traces. Measurements are outputs after the graph's own.
+runtime module assigned a buffer, that would happen only once, while the compiler traces. The measurements are returned after the graph's
+own outputs.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from graphreg.torch_internals import copy_notes, copy_source, fake_mode, without
 
 
 class Bound(nn.Module):
-    """Calls a runtime module with its strength as the first argument, if ``takes_strength``.
+    """Calls a runtime module. If ``takes_strength``, the first argument is the strength that the runtime module has during the call.
 
-    It holds the runtime module in a tuple, where the compiler does not see it and so does not treat its buffers as the graph's.
+    The runtime module is kept in a tuple. There the compiler does not see it, and so does not treat its buffers as buffers of the graph.
     """
 
     def __init__(self, runtime_module: RuntimeModule, takes_strength: bool) -> None:
@@ -41,7 +42,7 @@ class Bound(nn.Module):
             runtime_module._buffers["strength"] = before
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        raise TypeError("an addition of graphreg cannot be part of a cache key")  # the key would lack its formula
+        raise TypeError("an addition of graphreg cannot be part of a cache key")  # the key would not depend on the formula
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,10 @@ class Emitted:
     """A graph for the inner compiler, with its additional inputs and outputs.
 
     Attributes:
-        module: The graph.
-        draws: Whether the first additional input is the keys.
+        module: The graph, with the runtime modules that it calls.
+        draws: Whether the graph draws. If so, the first additional input is the tensor of keys.
         strengths: The regularizers whose strengths are the next inputs, in order.
-        more: The parameters that are the last inputs: those that penalties read and the graph does not.
+        more: The names of the parameters that are the last inputs. Penalties read these, and the captured graph does not.
         measured: The penalty of each measurement; the measurements are the outputs after the graph's own.
         weighed: The penalties on parameters; their totals are the last outputs.
     """
@@ -65,7 +66,7 @@ class Emitted:
     weighed: tuple[str, ...]
 
 
-Weighed = Mapping[str, tuple[Total, Sequence[str]]]  # penalty to its runtime module and the names of its parameters
+Weighed = Mapping[str, tuple[Total, Sequence[str]]]  # by the name of a penalty: its runtime module, the names of its parameters
 
 
 def emit(rewritten: RewrittenModule, gm: fx.GraphModule, plan: Plan, weighed: Weighed) -> Emitted:
@@ -91,7 +92,7 @@ class _Emitter:
         self.attributes: dict[str, Any] = {}
 
     def emitted(self) -> Emitted:
-        """Build the graph node by node: its inputs, then the additional inputs, then the rest in its order."""
+        """Build the graph node by node: the captured graph's inputs, then the additional inputs, then the other nodes in their order."""
         nodes = {node.name: node for node in self.source.nodes}
         for node in self.gm.graph.nodes:
             if node.op == "placeholder":
@@ -189,6 +190,6 @@ def acting(rewritten: RewrittenModule) -> list[tuple[str, bool]]:
 
 
 def constant(value: Tensor) -> Tensor:
-    """Return ``value`` as the example of an additional input, with static sizes: a fake tensor if Dynamo is tracing."""
+    """Return an example of an additional input: a fake tensor like ``value``, with static sizes, if Dynamo is tracing; else ``value``."""
     fake = fake_mode()
     return fake.from_tensor(value, static_shapes=True) if fake is not None else value

@@ -1,7 +1,7 @@
-"""Raises an error if torch.compile leaves a whole call to eager, where nothing would be regularized, and says which code it left.
+"""Raises an error if torch.compile leaves a whole call to eager, where nothing would be regularized. The error says which code it left.
 
-Dynamo calls a backend only when it has captured a graph. So graphreg registers a callback for the start of each compilation, and at the
-end of a call through its backend checks whether the backend has got a graph. Dynamo's counters say which code was skipped, and why.
+Dynamo calls a backend only when it has captured a graph. So graphreg registers a callback for the start of each compilation. At the end
+of a call through its backend, graphreg checks whether the backend got a graph. Dynamo's counters say which code was skipped, and why.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ log = logging.getLogger("graphreg")
 
 NAME = "graphreg"  # the backend's name in torch.compile's records
 
-_before = WeakKeyDictionary[Any, Counter[str]]()  # torch.compile's context to Dynamo's counters before its first call
+_before = WeakKeyDictionary[Any, Counter[str]]()  # for each context object of torch.compile: Dynamo's counters before its first call
 
 
 def watch() -> None:
@@ -42,9 +42,10 @@ def watch() -> None:
 
 
 def left(context: Any = None) -> str:
-    """Return sentences on the code that torch.compile has left to eager in the calls of one model; ``""`` if there is none.
+    """Return sentences about the code that torch.compile has left to eager in the calls of one model; ``""`` if there is none.
 
-    ``context``: torch.compile's context object for that model. None takes the running call's; without a running call the result is ``""``.
+    ``context``: torch.compile's context object for that model. None means the context object of the running call; if no call is running,
+    the result is ``""``.
     """
     running = compiled_call() if context is None else None
     before = _before.get(running.record if running is not None else context)
@@ -64,10 +65,10 @@ def _code(name: str, file: str, line: str) -> str:
 
 
 def _compiling(_: Any) -> None:
-    """When Dynamo begins the first compilation for a call through graphreg's backend, have the ends of this and later calls checked."""
+    """When Dynamo begins the first compilation for a call through graphreg's backend, add a check at the end of this and later calls."""
     try:
         running = _new()
-    except Exception as error:  # Dynamo calls this at every compilation of the process, and an error would stop it
+    except Exception as error:  # Dynamo calls this function at every compilation of the process, and an error would stop the compilation
         log.debug("a compilation is not watched: %s", error)
         return
     if running is not None:
@@ -91,7 +92,7 @@ def _watched(model: nn.Module, context: Any, inner: Any) -> Callable[[], Callabl
         def end() -> None:
             backend = backend_handle(inner)
             if sys.exc_info()[1] is before and (backend is None or not backend.subgraphs):  # the call has not failed
-                why = left(context) or " TORCH_LOGS=graph_breaks has torch say why."
+                why = left(context) or " If you set TORCH_LOGS=graph_breaks, torch says why."
                 raise GraphRegError(f"torch.compile captured no graph of {title}, so nothing of it is regularized.{why}")
 
         return end

@@ -1,7 +1,7 @@
 """Adds Dynamo guards for what a rewritten graph depends on: the modes of the modules that own its sites, and the module that runs it.
 
-Dynamo guards on ``training`` only where a forward reads it, and may use one graph for all modules of a class. Both would be wrong here: a
-splice acts or not by its module's mode, and a site is named after one module. So each graph gets additional guards.
+Dynamo guards on ``training`` only where a forward reads it, and may use one graph for all modules of a class. Both would be wrong here:
+whether a splice acts depends on its module's mode, and a site is named after one module. So each graph gets additional guards.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from graphreg.torch_internals import guard_identity, guard_value
 
 
 class Watched:
-    """The object that the guard reads. ``now`` is a tuple of the modes, whether the noise is forced on, and the running module's path.
+    """The object that the guard reads. ``now`` is a tuple: the modes, whether the noise is forced on, and the running module's path.
 
     ``paths``: the paths of the model's modules by id; None if another guard checks which module runs the graph.
     """

@@ -1,9 +1,9 @@
-"""Attached penalties in a backend: connects the measurements of a call's graphs to the outputs of the graphs in autograd.
+"""Attached penalties in a backend: connects the measurements of a call's graphs to the outputs of these graphs in autograd.
 
 Each graph that measures gets an autograd node, whose backward gives the measurements their share of the penalties' gradient. The nodes
-form a chain: in backward each leads to the node of the graph before. The outputs of a graph lead to the node that is last when the graph
-has run. So a backward pass from any output runs the node of its own graph and those of earlier graphs, each once, however many outputs it
-starts from.
+form a chain: in backward, each node leads to the node of the previous graph. The outputs of a graph lead to the node that is the last in
+the chain when the graph has run. So a backward pass from any output runs the node of the output's own graph and those of earlier graphs,
+each once, however many outputs the pass starts from.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from graphreg.errors import GraphRegError
 from graphreg.runtime import Scale, Way, collect, current, identity, in_place, refuse_twice, storage_of
 from graphreg.torch_internals import backward_task, transform_level
 
-Share = Callable[[str, torch.device, torch.dtype], Tensor]  # the derivative of a penalty by one of its measurements, 0-d
+Share = Callable[[str, torch.device, torch.dtype], Tensor]  # returns the derivative of a penalty by one of its measurements, 0-d
 
 
 class Joins:
     """The chain of autograd nodes of one call.
 
     Attributes:
-        share: Returns the derivative of a penalty by a measurement. It is called in backward, because a penalty is a mean over its sites in
-            all graphs.
+        share: Returns the derivative of a penalty by a measurement. It is called in backward, because only then is the number of
+            measurements in all graphs known.
         scale: The factor of the penalties' gradient.
         names: For each node of the chain, the penalty of each of its measurements.
         token: The output of the chain's last node, from which backward runs the chain; None before the first node and after the call.
@@ -42,7 +42,7 @@ class Joins:
     def measured(self, names: Sequence[str], values: Sequence[Tensor]) -> None:
         """Add a node to the chain, for the measurements of a graph or for the totals of penalties on parameters.
 
-        Without a measurement that requires grad, nothing is added.
+        Nothing is added if no value requires grad or if grad mode is off.
 
         Args:
             names: The penalty of each value.
@@ -61,7 +61,7 @@ class Joins:
         self.token = _Shares.apply(self, len(self.names), current(self.scale), self.token, *values)  # type: ignore[no-untyped-call]
 
     def join(self, outputs: list[Any], inputs: Sequence[Any]) -> list[Any]:
-        """Return a graph's outputs, after connecting those that require grad to the present last node of the chain.
+        """Connect the outputs of a graph that require grad to the present last node of the chain. Return all outputs.
 
         ``inputs``: the arguments of the graph.
         """
@@ -80,8 +80,8 @@ class Joins:
     def apart(self, result: Any) -> tuple[list[Tensor], bool]:
         """Return the outputs of a call that require grad and from which no backward pass reaches the chain.
 
-        The second result is whether these are all outputs that require grad. Such an output did not come from a graph: the model returned
-        an argument or a parameter itself, or code that Dynamo left to eager computed it.
+        Such an output did not come from a graph: the model returned an argument or a parameter itself, or code that Dynamo left to eager
+        computed the output. The second result is whether all outputs that require grad are of this kind.
         """
         if self.token is None or not torch.is_grad_enabled():
             return [], False
@@ -103,7 +103,7 @@ class Joins:
         return False
 
     def end(self) -> None:
-        """Release the chain at the end of the call: its nodes refer to this object, which would be a reference cycle."""
+        """Release the chain at the end of the call: its nodes refer to this object, so keeping the chain would be a reference cycle."""
         self.token = None
 
 
@@ -114,13 +114,13 @@ class _Shares(torch.autograd.Function):
     def forward(ctx: Any, joins: Joins, number: int, scale: Any, before: Tensor | None, *values: Tensor) -> Tensor:
         ctx.joins, ctx.number, ctx.scale, ctx.before = joins, number, scale, None if before is None else before.device
         ctx.kinds = [(value.device, value.dtype) for value in values]
-        return torch.zeros((), device=values[0].device)  # on the values' device, so that autograd runs the backward in that device's thread
+        return torch.zeros((), device=values[0].device)  # on the values' device: autograd then runs the backward in that device's thread
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         refuse_twice()
         joins, task = ctx.joins, backward_task()
-        if ctx.number < len(joins.names) and joins.reached != (task, ctx.number + 1):  # in one backward pass, later nodes run first
+        if ctx.number < len(joins.names) and joins.reached != (task, ctx.number + 1):  # in a backward pass, nodes of later graphs run first
             missed = dict.fromkeys(name for names in joins.names[ctx.number :] for name in names)
             raise GraphRegError(
                 f"penalties='attach': this backward pass does not reach all graphs of the call, and would miss what {', '.join(missed)} "

@@ -1,4 +1,4 @@
-"""One call of a model whose forward is several graphs: collects their measurements and computes the penalties over all of them."""
+"""One call of a model whose forward is several graphs: collects the graphs' measurements and computes the penalties over all graphs."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from graphreg.runtime import AllSitesTotal, Scale, Total
 
 
 class Measurer:
-    """Computes a penalty over all graphs of a call: the mean (or sum) of its measurements times its strength, as in one graph.
+    """Computes a penalty over all graphs of a call: the mean (or sum) of its measurements, times its strength.
 
     Attributes:
         regularizer: The penalty.
-        name: Its name.
-        all_at_once: Whether its formula takes all its sites at once (``values``).
-        parameters: The names of the parameters that it measures; empty for a penalty on values.
+        name: The name of the penalty.
+        all_at_once: Whether the penalty's formula takes ``values``, all sites at once.
+        parameters: The names of the parameters that the penalty measures; empty for a penalty on values.
         total_module: The runtime module that computes the mean or sum, times the strength.
     """
 
@@ -60,7 +60,7 @@ class Measurer:
         return total
 
     def is_plain(self, model: nn.Module) -> bool:
-        """Whether all its parameters are plain tensors, not of a subclass such as DTensor."""
+        """Return whether all parameters that the penalty measures are plain tensors, not of a subclass such as DTensor."""
         return all(type(model.get_parameter(name)) in (nn.Parameter, Tensor) for name in self.parameters)
 
     def share(self, strength: Tensor, count: int) -> Tensor:
@@ -79,11 +79,11 @@ class Call:
         self.model, self.strengths, self.measurers, self.attaches = model, dict(strengths), measurers, attaches
         self.started = False
         self.names: dict[str, None] = {}  # the site names that the graphs of the call have taken so far
-        self.acted: set[tuple[str, str]] = set()  # pairs (regularizer, site)
-        self.occurrences: Counter[tuple[str, type]] = Counter()  # how often a class of regularizer acted at a site
+        self.acted: set[tuple[str, str]] = set()  # pairs (regularizer, site): which regularizer has acted at which site so far
+        self.occurrences: Counter[tuple[str, type]] = Counter()  # by site and class of regularizer: how often the class acted at the site
         self.values: dict[str, list[Tensor]] = {}  # the measurements, by penalty
         self.trains: set[str] = set()  # the penalties with a measurement that requires grad
-        self.made = WeakTensorKeyDictionary()  # the outputs of the call's graphs, each with what is known of it
+        self.made = WeakTensorKeyDictionary()  # for each output of the call's graphs, what is known of it (Known)
         self.computed_totals: dict[str, Tensor] = {}  # penalties on parameters that the call's first graph computed
         self.joins = Joins(self.share, scale)
 
@@ -92,16 +92,18 @@ class Call:
         return {id(value): self.made[value] for value in inputs if isinstance(value, Tensor) and value in self.made}
 
     def weighs(self) -> dict[str, tuple[Total, tuple[str, ...]]]:
-        """Return the penalties on parameters that a graph captured now has to compute; none unless it is the call's first graph.
+        """Return the penalties on parameters that a graph captured now has to compute: none if it is not the call's first graph.
 
-        Penalties on sharded parameters are left out: they are computed at the end of the call.
+        Penalties on sharded parameters are left out; no graph computes them.
         """
         if self.started:
             return {}
         return {name: (m.total_module, m.parameters) for name, m in self.measurers.items() if m.parameters and m.is_plain(self.model)}
 
     def taken(self, results: Sequence[Any], names: Sequence[str], weighed: Sequence[str], counts: bool, inputs: Sequence[Any]) -> list[Any]:
-        """Collect the measurements of a graph that has run, and return its own outputs, which attached penalties join.
+        """Collect the measurements of a graph that has run, and return the graph's own outputs.
+
+        With ``penalties="attach"``, the returned outputs are connected to the penalties in autograd.
 
         Args:
             results: What the graph returned: its own outputs, then the measurements of the penalties ``names``, then the totals of the
@@ -131,7 +133,7 @@ class Call:
 
     @cached_property
     def of_parameters(self) -> dict[str, Tensor]:
-        """The penalties on parameters by name, computed once a call, however many graphs read the parameters."""
+        """The penalties on parameters by name. They are computed once in a call, however many graphs read the parameters."""
         names = [name for name, measurer in self.measurers.items() if measurer.regularizer.on == "parameters"]
         return {name: self.computed_totals[name] if name in self.computed_totals else self._total(name) for name in names}
 
@@ -146,7 +148,7 @@ class Call:
         return {name: total.detach() for name, total in totals.items()} if self.attaches else totals
 
     def check(self) -> None:
-        """Raise RegularizerError if autograd records and a penalty measured values, none of which requires grad."""
+        """Raise RegularizerError if grad mode is on and a penalty has measurements, none of which requires grad."""
         idle = [name for name in self.values if name not in self.trains] if torch.is_grad_enabled() else []
         if idle:
             raise RegularizerError(
@@ -156,7 +158,7 @@ class Call:
     def check_joined(self, result: Any) -> bool:
         """Check that a backward pass from ``result``, what the call returns, would reach the attached penalties.
 
-        Raise GraphRegError if none of its outputs that require grad lead to them. Warn, and return True, if only some do.
+        Raise GraphRegError if no output that requires grad leads to them. Warn if only some such outputs do. Return whether it warned.
         """
         apart, alone = self.joins.apart(result)
         if not apart:
@@ -180,9 +182,10 @@ class Call:
         return True
 
     def share(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Return the derivative of the penalty ``name`` by one of its measurements in this call, or by its total, 0-d.
+        """Return the derivative of the penalty ``name`` by one of its measurements in this call, 0-d.
 
-        It is not known before the call has ended, because a penalty is a mean over its sites in all graphs of the call.
+        For a penalty on parameters, the derivative by its total is returned. The derivative is not known before the call has ended, because
+        a penalty is a mean over its sites in all graphs of the call.
         """
         if self.measurers[name].parameters:
             return torch.ones((), device=device, dtype=dtype)

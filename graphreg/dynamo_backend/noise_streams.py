@@ -39,7 +39,7 @@ class Stream:
 
     @property
     def text(self) -> str:
-        """The stream's name in a state."""
+        """The stream's name in the dict that ``Streams.state`` returns."""
         return f"{self.site}|{self.kind}|{self.occurrence}"
 
 
@@ -61,7 +61,7 @@ class Streams:
         self._numbers: dict[Stream, int] = {}
 
     def keys(self, rows: Sequence[Stream], draws: Sequence[bool], device: torch.device) -> Tensor:
-        """Return the key of each stream's next draw, int32 [rows, 2], and count a draw for the streams that ``draws`` marks."""
+        """Return the key of each stream's next draw, int32 [rows, 2]. Count a draw for each stream for which ``draws`` has True."""
         numbers = torch.tensor([self._number(row) for row in rows], dtype=torch.int64)
         calls = torch.tensor([self.calls.get(row.text, 0) for row in rows], dtype=torch.int64)
         for row, drawn in zip(rows, draws, strict=True):
@@ -82,7 +82,7 @@ class Streams:
 
     @contextmanager
     def freeze(self) -> Iterator[None]:
-        """Draw in each call of the block the masks of its first call. If blocks of several threads overlap, until the last one ends."""
+        """Draw the same masks in every call of the block. If blocks of several threads overlap, this lasts until the last block ends."""
         block = object()
         with Changes() as changes, changes:
             changes.later(partial(self._release, block))

@@ -1,4 +1,4 @@
-"""``graphreg.backend``: checks the options and makes a ``Backend``. Also the function that torch finds by the name ``"graphreg"``."""
+"""``graphreg.backend``, which checks the options and makes a ``Backend``; and the backend that torch finds by the name ``"graphreg"``."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def backend(
         options: Options of the inner backend.
         rng: As in ``regularize``.
         missing: As in ``regularize``.
-        penalties: With ``"return"``, the method ``penalties()`` returns them after a call. With ``"attach"``, their gradients join the
-            backward pass of the model's outputs.
+        penalties: With ``"return"``, the backend's method ``penalties()`` returns the penalties after a call. With ``"attach"``, their
+            gradients join the backward pass of the model's outputs.
         scale: The factor of the gradient of attached penalties, as in ``regularize``.
         own_dropout: As in ``regularize``.
         recipe: As in ``regularize``. The front end in it does not count: torch.compile captures the graphs.
@@ -81,7 +81,10 @@ def backend(
 
 
 def _seeded(regularizer: Regularizer) -> Regularizer:
-    """Replace the generator of a splice, if it has one, by a seed that is drawn from it once and not for each graph."""
+    """Return the regularizer. If it is a splice with a generator, the generator is replaced by a seed that is drawn from it once.
+
+    Otherwise each graph would draw another seed.
+    """
     if isinstance(regularizer, Splice) and regularizer.rng is not None:
         return dataclasses.replace(regularizer, rng=seed(regularizer.rng))
     return regularizer
@@ -92,7 +95,7 @@ def _refuse_vjp(regularizers: Mapping[str, Regularizer]) -> None:
         if regularizer.takes_vjp:
             raise RegularizerError(
                 f"{name}: {type(regularizer).__name__} differentiates the whole forward, and a backend sees one graph of it at a time. "
-                "Use graphreg.regularize(model, ...), which has it in one."
+                "Use graphreg.regularize(model, ...), whose graph is the whole forward."
             )
 
 
@@ -140,7 +143,7 @@ def _with_passes(options: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def backend_of(compiled: Any) -> Backend:
-    """Return the backend that a model was compiled with, also if it was given by name. Raise GraphRegError if there is none."""
+    """Return the backend that a model was compiled with, also if the backend was given by name. Raise GraphRegError if there is none."""
     made = backend_handle(compiled)
     if not isinstance(made, Backend):
         raise GraphRegError(
@@ -151,9 +154,9 @@ def backend_of(compiled: Any) -> Backend:
 
 
 def __getattr__(name: str) -> Any:
-    """Return ``by_name``, which torch looks up when it first needs the backend's name; watch Dynamo's compilations from then on.
+    """Return the function ``by_name``, which torch looks up when it first needs the backend, and watch Dynamo's compilations from then on.
 
-    So nothing is registered when this file is imported, but a call that captures no graph is noticed also with a backend by name.
+    So the import of this file registers nothing, and yet a call that captures no graph is noticed if the backend was given by name.
     """
     if name != "by_name":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -162,9 +165,9 @@ def __getattr__(name: str) -> Any:
 
 
 def _by_name(gm: fx.GraphModule, inputs: Sequence[Any], **keywords: Any) -> Callable[..., Any]:
-    """Compile for ``torch.compile(model, backend="graphreg", options={...})``, whose options are those of ``graphreg.backend``.
+    """Compile a graph for ``torch.compile(model, backend="graphreg", options={...})``; the options are those of ``graphreg.backend``.
 
-    The options are checked at the first call, because torch does not call the backend before.
+    The options are checked at the first call of the model, because torch does not call the backend before that.
     """
     holder = asking_wrapper()
     try:

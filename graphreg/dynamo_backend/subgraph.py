@@ -32,7 +32,7 @@ ParameterMetadata = tuple[Any, ...]
 
 
 def parameter_metadata(parameter: Tensor) -> ParameterMetadata:
-    """Return what a compiled graph assumes of a parameter that is an input. For the parameters that Dynamo sees, it guards the same."""
+    """Return what a compiled graph assumes of a parameter that is an input. Dynamo guards on the same for the parameters that it sees."""
     return parameter.shape, parameter.dtype, parameter.device, parameter.requires_grad
 
 
@@ -46,16 +46,16 @@ class Subgraph:
         broken: Whether it ends at a graph break.
         traced: The captured graph as a ``Traced``, which ``plan`` and ``rewrite`` take.
         plan: The edits in it.
-        claimed: The site names that it takes, which later graphs of the call must not give again.
-        gives: What is known of its outputs, by position.
-        rows: The streams of its noise, in the order of the keys.
-        draws: For each stream, whether it draws in the mode in which the graph was captured.
+        claimed: The site names that the graph uses. Later graphs of the call must not give them to other values.
+        gives: What is known of the graph's outputs, by position.
+        rows: The noise streams of the graph, in the order of the keys.
+        draws: For each stream, whether it draws in the modes in which the graph was captured.
         emitted: The graph that was compiled; None if nothing acts in it.
         run: The compiled graph.
         device: The device of the keys and strengths.
-        owners: The modules that own its sites.
-        modes: Their ``training`` flags when it was captured.
-        extra: What it assumes of each parameter that only a penalty reads, so that the captured graph does not have it.
+        owners: The modules whose modes decide whether the graph's draws act.
+        modes: The ``training`` flags of ``owners`` when the graph was captured.
+        extra: What the compiled graph assumes of each parameter that only a penalty reads. The captured graph does not read these.
     """
 
     number: int
@@ -76,19 +76,19 @@ class Subgraph:
 
     @property
     def measured(self) -> tuple[str, ...]:
-        """The penalty of each measurement that it returns."""
+        """The penalty of each measurement that the compiled graph returns."""
         return self.emitted.measured if self.emitted else ()
 
     @property
     def weighed(self) -> tuple[str, ...]:
-        """The penalties on parameters that it computes."""
+        """The penalties on parameters that the compiled graph computes."""
         return self.emitted.weighed if self.emitted else ()
 
     def parameters(self, model: nn.Module) -> tuple[list[Tensor], bool]:
         """Return the parameters that only a penalty reads, and whether the compiled graph still fits them.
 
-        Dynamo does not notice if one of them was frozen or moved since. Then zeros are returned in their place, and the totals of penalties
-        on parameters that the graph computes must not be used.
+        Dynamo does not notice if one of them was frozen or moved since the capture. Then zeros are returned instead of the parameters, and
+        the totals of the penalties on parameters that the graph computes must not be used.
         """
         present = [model.get_parameter(name) for name in self.emitted.more] if self.emitted else []
         if tuple(map(parameter_metadata, present)) == self.extra:
@@ -113,7 +113,7 @@ class Maker:
         return paths
 
     def capture(self, gm: fx.GraphModule, inputs: Sequence[Any], place: Place, call: Call) -> tuple[Captured, Traced]:
-        """Label the captured graph; return it also as a ``Traced``, which ``plan`` and ``rewrite`` take."""
+        """Label the captured graph. Return it as a ``Captured`` and as a ``Traced``, which ``plan`` and ``rewrite`` take."""
         tensors: dict[int, str] = {}
         for named in (self.model.named_parameters, self.model.named_buffers):
             for name, tensor in named(remove_duplicate=False):
@@ -124,7 +124,7 @@ class Maker:
                                model_title=self.title)  # fmt: skip
 
     def planned(self, traced: Traced, captured: Captured, call: Call) -> Plan:
-        """Plan the edits in this graph. A value that another graph computed gets only the edits that have not acted on it there."""
+        """Plan the edits in this graph. A value that another graph computed gets only the edits that have not yet acted on it."""
         full = decided(traced, self.regularizers, "ignore")
         native, _ = decide(self.own_dropout, [each for each in traced.native_dropout if not each.why_not], traced.title, "ignore")
         new = [e for e in full.edits if e.site.name not in captured.at_boundary or (e.name, e.site.name) not in call.acted]
@@ -164,7 +164,7 @@ class Maker:
 
 
 def _after(edit: Edit, captured: Captured, call: Call) -> Edit:
-    """Return the edit with an occurrence that continues the count of earlier graphs for its class at this site."""
+    """Return the edit. If another graph computed the value, raise its ``occurrence`` by how often its class has acted at the site."""
     if edit.site.name not in captured.at_boundary:
         return edit
     return dataclasses.replace(edit, occurrence=edit.occurrence + call.occurrences[edit.site.name, type(edit.regularizer)])

@@ -1,6 +1,6 @@
 """Traces a model: turns an nn.Module into graphs whose values have names. The model itself stays unchanged.
 
-``trace.py`` is the front door and chooses a front end: ``symbolic/`` (torch.fx) or ``export/`` (torch.export).
+Open ``trace.py`` first: its function ``trace`` chooses a front end, ``symbolic/`` (torch.fx) or ``export/`` (torch.export).
 """
 
 from graphreg.tracing.export.export import without_caches

@@ -19,14 +19,14 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def arguments(example_inputs: Any, called: str = "example_inputs") -> Arguments | None:
-    """Turn example inputs into positional and keyword arguments.
+    """Turn example inputs into positional and keyword arguments. Return None for None.
 
     Args:
         example_inputs: A tensor, a tuple (positional), a dict (keyword), or None.
         called: The name of the option, for errors.
 
     Raises:
-        TraceError: They have another type, or hold arrays that are not tensors.
+        TraceError: The example inputs have another type, or hold arrays that are not tensors.
     """
     if example_inputs is None:
         return None
@@ -48,9 +48,9 @@ def propagate(model: nn.Module, graphs: Graphs, bound: Mapping[str, Any], call: 
 
     Args:
         model: The model.
-        graphs: Its graphs by mode.
+        graphs: The model's graphs by mode.
         bound: The example inputs by argument name.
-        call: The same as positional and keyword arguments.
+        call: The example inputs as positional and keyword arguments.
         constants: By name, tensors that the graphs read and that the model does not have.
 
     Raises:
@@ -77,7 +77,7 @@ def _copy_of(model: nn.Module) -> nn.Module:
 
 
 def run_model(model: nn.Module, call: Arguments, constants: Mapping[str, torch.Tensor]) -> nn.Module:
-    """Run a copy of the model in eval mode on the example inputs, and return the copy. An error of the model gets a note that says so."""
+    """Run a copy of the model in eval mode on the example inputs, and return the copy. Add a note to an error that the model raises."""
     first: Exception | None = None
     for grad in (False, True):  # some models cannot run without gradients
         twin = _copy_of(model).eval()
@@ -94,7 +94,10 @@ def run_model(model: nn.Module, call: Arguments, constants: Mapping[str, torch.T
 
 
 def _propagate_on_fakes(model: nn.Module, mode: str, graph: fx.Graph, values: list[Any], constants: Mapping[str, torch.Tensor]) -> bool:
-    """Propagate on fake tensors. Return False if that fails, as with data-dependent sizes: then a copy of the model must run instead."""
+    """Propagate on fake tensors. Return False if that fails, for example because sizes depend on data.
+
+    Then the graph must run on real tensors, with a copy of the model.
+    """
     try:
         fake = FakeTensorMode()
         with FakeCopyMode(fake):
@@ -121,7 +124,7 @@ def _propagate_on_copy(twin: nn.Module, graph: fx.Graph, values: list[Any]) -> N
 
 
 def _in_mode(model: nn.Module, mode: str) -> nn.Module:
-    """Put a model in eval mode if the graph is that of eval mode, and return the model."""
+    """Put a model in eval mode if ``mode`` is ``"eval"``, and return the model."""
     return model.eval() if mode == "eval" else model
 
 
@@ -143,7 +146,7 @@ class _ShapeRecorder(fx.Interpreter):
 
 
 def _shape_and_dtype(value: Any) -> tuple[tuple[int, ...], torch.dtype] | Sequence[Any] | None:
-    """Describe a value: (shape, dtype) of a tensor, a list for a tuple or list, None for anything else."""
+    """Return (shape, dtype) of a tensor; for a tuple or list, the list of these for its items; None for anything else."""
     if isinstance(value, torch.Tensor):
         return tuple(int(n) for n in value.shape), value.dtype
     return [_shape_and_dtype(item) for item in value] if isinstance(value, (tuple, list)) else None

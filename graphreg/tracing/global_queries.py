@@ -1,11 +1,12 @@
-"""Queries of global state in a forward (``torch.is_grad_enabled()``): answered during a trace, and asserted where they decide something.
+"""Handles queries of global state in a forward, such as ``torch.is_grad_enabled()``: answers them, and asserts what decides something.
 
-A graph contains one answer, so a forward that makes a query is traced with the other answer too. If that gives another graph and a
-submodule makes the query, the submodule becomes opaque and makes it at each call. If the model itself makes it, the graph asserts the
-answer.
+A graph fits one answer to a query. So a forward that makes a query is traced with another answer, too. If that gives another graph and
+a submodule makes the query, the submodule becomes opaque and makes the query at each call. If the model itself makes the query, the graph
+asserts the answer.
 
-Queries that every ordinary run answers alike are not asserted (``torch.jit.is_scripting()``, ``torch.compiler.is_compiling()``,
-``torch.onnx.is_in_onnx_export()``), nor is ``torch.is_autocast_enabled()``, which decides on precision alone.
+Queries that have the same answer in every ordinary run are not asserted: ``torch.jit.is_scripting()``,
+``torch.compiler.is_compiling()``, ``torch.onnx.is_in_onnx_export()``. Neither is ``torch.is_autocast_enabled()``, which decides on
+precision alone.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from graphreg.ir import label_site
 from graphreg.torch_internals import Changes
 from graphreg.tracing.symbolic.proxies import FOREIGN
 
-CHECKPOINTS = "it checkpoints activations, which a trace would lose"  # a reason that both front ends give
+CHECKPOINTS = "it checkpoints activations, which a trace would lose"  # why both front ends make such a module opaque
 QUERIES: dict[str, Callable[[], Any]] = {
     name: getattr(torch, name)
     for name in ("is_grad_enabled", "is_inference_mode_enabled", "are_deterministic_algorithms_enabled", "get_default_dtype")
 }
-# During a trace by torch.export these return True to installed libraries, which expect that, and False to the user's own code.
+# During a trace by torch.export, these functions return True to installed libraries, which expect that, and False to the user's code.
 _COMPILING = (torch.compiler.is_compiling, torch.compiler.is_exporting, torch.compiler.is_dynamo_compiling)
 Answers = Mapping[str, Any]  # answers by the name of the query
 _TRACERS = ("graphreg.", "torch.fx.")
@@ -42,8 +43,8 @@ class ModeReads:
     """Which modes (``training``) a forward reads while it is traced.
 
     Attributes:
-        readers: By the path of a module whose mode another module reads, the path of that other module.
-        any: Whether the mode of any module is read. If none is, the forward computes the same in both modes.
+        readers: For each module whose mode another module reads, by path: the path of the module that reads it.
+        any: Whether the forward reads the mode of any module. If not, it computes the same in both modes.
     """
 
     readers: dict[str, str] = field(default_factory=dict)
@@ -61,16 +62,16 @@ def surrounded(name: str, expected: Any) -> None:
     now = getattr(torch, name)()
     if now != expected:
         raise GraphRegError(
-            f"the model's forward calls torch.{name}() and branches on the result. It was traced with {expected}; now it is {now}. "
+            f"the model's forward calls torch.{name}() and branches on the result. It was traced with {expected}; now the result is {now}. "
             f"Call the module where it is {expected}, or move that step into a submodule of its own, which then becomes an opaque module."
         )
 
 
 class EnvironmentQueries:
-    """Records which queries of global state a forward makes, and from which module; may answer them differently from torch.
+    """Records which queries of global state a forward makes, and in which modules. It can answer them differently from torch.
 
     Attributes:
-        queries: By the name of the query, the paths of the modules that make it.
+        queries: By the name of a query, the paths of the modules that make it.
         mode_reads: The modes that the forward reads.
     """
 
@@ -78,8 +79,8 @@ class EnvironmentQueries:
         """Prepare to record.
 
         Args:
-            path: Returns the path of the module whose code runs, or None where no traced code runs.
-            answers: By query, an answer that replaces torch's own.
+            path: Returns the path of the module whose code runs, or None if no traced code runs.
+            answers: By the name of a query, an answer that replaces torch's own.
             refusal: The exception to raise when traced code sets the mode of a module.
         """
         self.queries: dict[str, dict[str, None]] = {}
@@ -88,7 +89,7 @@ class EnvironmentQueries:
 
     @contextmanager
     def intercepted(self, model: nn.Module, places: Iterable[dict[str, Any]]) -> Iterator[None]:
-        """Intercept the queries within the block; ``places`` are the global namespaces through which the model's code may call them."""
+        """Intercept the queries within the block. ``places``: the global namespaces through which the model's code may call them."""
         changed = [
             (place, name, function) for place in (vars(torch), vars(torch.compiler), *places) for name, function in self._queries_in(place)
         ]
@@ -102,13 +103,13 @@ class EnvironmentQueries:
         """Return a property that replaces ``nn.Module.training`` and records which module reads the mode of another one.
 
         Args:
-            paths: The modules' paths by the id of their ``__dict__``, which torch.export's proxies of a module share with it.
+            paths: The modules' paths by the id of their ``__dict__``. torch.export's proxy of a module has the same ``__dict__``.
         """
 
         def get(module: nn.Module) -> Any:
             self.mode_reads.any = self.mode_reads.any or (threading.get_ident() == self._thread and not _called_by_tracer())
             attributes = vars(module)
-            if "training" not in attributes:  # then Python calls __getattr__: a module of torch.jit has its mode elsewhere
+            if "training" not in attributes:  # Python then calls __getattr__: a module of torch.jit has its mode elsewhere
                 raise AttributeError(f"{type(module).__name__!r} object has no attribute 'training'")
             reader, path = self._current_path(), paths.get(id(attributes))
             if reader is not None and path and path != reader and not _called_by_foreign_code():
@@ -124,11 +125,11 @@ class EnvironmentQueries:
         return property(get, set_)
 
     def _current_path(self) -> str | None:
-        """Return the path of the module whose code runs; None in other threads and where no traced code runs."""
+        """Return the path of the module whose code runs; None in other threads and if no traced code runs."""
         return self._path() if threading.get_ident() == self._thread else None
 
     def _queries_in(self, place: dict[str, Any]) -> list[tuple[str, Callable[[], Any]]]:
-        """Return the query functions in a global namespace, by their names there."""
+        """Return the query functions in a global namespace, each with its name there."""
         functions = set(map(id, (*QUERIES.values(), *_COMPILING)))
         return [(name, value) for name, value in place.items() if id(value) in functions]
 
@@ -149,21 +150,21 @@ class EnvironmentQueries:
 
 
 def _called_by_foreign_code() -> bool:
-    """Whether the code that reads the attribute is torch's, graphreg's or the like (``FOREIGN``), and not the model's."""
+    """Return whether the code that reads the attribute belongs to torch, graphreg or another package of ``FOREIGN``, not to the model."""
     return str(sys._getframe(2).f_globals.get("__name__", "")).partition(".")[0] in FOREIGN
 
 
 def _called_by_tracer() -> bool:
-    """Whether the code that reads the attribute is that of a tracer, which computes nothing by it."""
+    """Return whether the code that reads the attribute belongs to a tracer. What a tracer reads does not decide what is computed."""
     return str(sys._getframe(2).f_globals.get("__name__", "")).startswith(_TRACERS)
 
 
 def reads_modes_unseen(model: nn.Module, mentioned: Set[str]) -> bool:
-    """Whether a mode may be read where no trace sees it: a class defines ``training`` itself, or code takes all attributes of an object.
+    """Return whether a mode may be read where no trace sees it: a class defines ``training``, or code takes all attributes of an object.
 
     Args:
         model: The model.
-        mentioned: All names that its code mentions.
+        mentioned: All names that the model's code mentions.
     """
     kinds = {kind for module in model.modules() for kind in type(module).__mro__ if kind is not nn.Module}
     return not mentioned.isdisjoint(("__dict__", "vars")) or any("training" in vars(kind) for kind in kinds)
@@ -176,11 +177,11 @@ def other_answer(name: str) -> Any:
 
 
 def settle_queries(graph: fx.Graph, queries: Mapping[str, Iterable[str]], same: Callable[[Answers], bool], opaque: dict[str, str]) -> None:
-    """Find the queries whose answers change the graph. Assert their answers, or make the submodules opaque that make them.
+    """Find the queries whose answers change the graph. Make the submodules opaque that make such a query, or else assert its answer.
 
     Args:
         graph: The graph, traced with the present answers.
-        queries: By query, the paths of the modules that make it.
+        queries: By the name of a query, the paths of the modules that make it.
         same: Returns whether a trace with other answers gives the same graph.
         opaque: The opaque modules by path, with reasons; more may be added.
     """
@@ -202,5 +203,5 @@ def _assert(graph: fx.Graph, name: str) -> None:
 
 
 def needs_gradients(graph: fx.Graph) -> bool:
-    """Whether the graph asserts that gradients are enabled, so that it must run with them."""
+    """Return whether the graph asserts that gradients are enabled. Such a graph must run with gradients enabled."""
     return any(node.target is surrounded and node.args == ("is_grad_enabled", True) for node in graph.nodes)

@@ -1,8 +1,8 @@
 """Takes the graph of a GraphModule that the user gives, and names its values as in the model from which it was traced.
 
-torch.fx writes to each node the stack of module calls in which it was made. The stack gives the paths of functions
-(``layer1.0.add``) and the blocks whose results they are (``layer1.0``). A value that a later pass made has no stack
-and is named by its operation.
+torch.fx writes to each node the stack of module calls in which the node was made. The stacks show in which module a function was called
+(``layer1.0.add``), and which value is the result of a block (``layer1.0``). A value that a later pass made has no stack and is named by
+its operation.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def labelled_graphs(model: fx.GraphModule) -> Graphs:
 
 
 def _settle_modes(model: fx.GraphModule) -> None:
-    """Set the mode of the empty modules that torch.fx puts in place of the model's blocks to that of the modules in them.
+    """Put an empty module, by which torch.fx replaces a block of the model, into eval mode if all modules in it are in eval mode.
 
     torch.fx leaves the empty modules in train mode even if the model is in eval mode, and a splice in a block follows the block's mode.
     """
@@ -70,12 +70,12 @@ def _label(graph: fx.Graph, model: fx.GraphModule) -> None:
 
 
 def _keeps_labels(node: fx.Node, namer: Namer) -> bool:
-    """Whether a node keeps its labels: it has some, and no earlier node has the same. (A pass may have copied the node.)"""
+    """Return whether a node keeps its labels: it has labels, and no earlier node has the same. (A pass may have copied the node.)"""
     return is_labelled(node) and all(namer.claim(label.name) for label in own_labels(node) if label.ports == ("out",))
 
 
 def _reads_mode(node: fx.Node) -> bool:
-    """Whether a node replaces a ``training=`` literal in a graph that graphreg traced. It is no value of the model."""
+    """Return whether a node replaces a ``training=`` literal in a graph that graphreg traced. Such a node is no value of the model."""
     return node.target is choose or (node.op == "get_attr" and str(node.target).rpartition(".")[2] == "training")
 
 
@@ -88,7 +88,7 @@ def _calls(node: fx.Node) -> list[ModuleCall]:
 
 
 def _label_blocks(graph: fx.Graph, namer: Namer) -> None:
-    """Label the results of blocks: if a single value leaves a module call, it is the module's result."""
+    """Label the results of blocks. If a single value leaves a module call, that value is the module's result."""
 
     def calls(node: fx.Node) -> list[ModuleCall]:
         return [call for call in _calls(node) if node.op != "call_module" or call.path != node.target]  # a layer call is labelled already

@@ -23,13 +23,13 @@ Globals = dict[str, Any]
 
 
 def model_globals(root: nn.Module) -> list[Globals]:
-    """Return the global namespaces of the model's classes, hooks and functions, and of the code in the same packages that these import."""
+    """Return the global namespaces of the model's classes, hooks and functions, and of what these refer to in the same packages."""
     return _namespaces(_model_code(root))
 
 
 @contextmanager
 def isinstance_answered(places: Iterable[Globals]) -> Iterator[None]:
-    """Within the block, answer ``isinstance`` for traced values, in code with these global namespaces and in ``torch.is_tensor``."""
+    """Within the block, answer ``isinstance`` for traced values, in code that has these global namespaces, and in ``torch.is_tensor``."""
     changed = [place for place in (*places, vars(torch)) if "isinstance" not in place]
     with Changes() as changes, changes:
         for place in changed:
@@ -49,7 +49,7 @@ def _model_code(root: nn.Module) -> Iterator[Any]:
 
 
 def _namespaces(code: Iterable[Any]) -> list[Globals]:
-    """Return the global namespaces of this code, and those of the modules and functions of the same packages that they refer to."""
+    """Return the global namespaces of this code, and those of the modules and functions in the same packages to which they refer."""
     namespaces: dict[int, Globals] = {}
     waiting = _distinct_globals(code)
     imported = [place for namespace in waiting for place in _distinct_globals(list(namespace.values()))]
@@ -70,7 +70,7 @@ def _distinct_globals(things: Iterable[Any]) -> list[Globals]:
 
 
 def _is_file(place: Globals) -> bool:
-    """Whether a namespace is that of a module without a package, such as a file beside a script."""
+    """Return whether a namespace is that of a module without a package, such as a file beside a script."""
     return "__path__" not in place and "." not in str(place.get("__name__", ".")) and _package(place) not in FOREIGN
 
 
@@ -97,7 +97,7 @@ def traced_isinstance(value: object, kinds: Any) -> bool:
     if not issubclass(type(value), (Value, Attribute)):
         return builtins.isinstance(value, kinds)
     traced: Any = value
-    # answered by the attribute's name, since ``traced.node`` would add a node
+    # The attribute's name gives the answer: reading ``traced.node`` would add a node to the graph.
     if issubclass(type(value), Attribute) and traced.attr in ATTRIBUTES and is_tensor(traced.root.node, traced.tracer):
         return _is_instance(ATTRIBUTES[traced.attr], kinds, traced.attr)
     kind = definite_type(traced.node, traced.tracer)
@@ -107,7 +107,7 @@ def traced_isinstance(value: object, kinds: Any) -> bool:
 
 
 def _is_instance(kind: type, kinds: Any, name: str) -> bool:
-    """Whether a value of type ``kind`` is an instance of ``kinds``, which is whatever ``isinstance`` accepts."""
+    """Return whether a value of type ``kind`` is an instance of ``kinds``, which may be anything that ``isinstance`` accepts."""
     if builtins.isinstance(kinds, tuple):
         return any(_is_instance(kind, each, name) for each in kinds)
     if typing.get_origin(kinds) in (types.UnionType, typing.Union):

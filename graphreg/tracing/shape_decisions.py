@@ -1,6 +1,6 @@
-"""Decisions on shapes: a forward that needs a size as a Python number (``if h != w``, ``range(n)``) gets the example inputs' size.
+"""Decisions on shapes: a forward that needs a size as a Python number (``if h != w``, ``range(n)``) gets the size for the example inputs.
 
-The graph asserts the answer. Inputs that would lead to another decision raise instead of taking the wrong branch.
+The graph asserts the value that Python got. For inputs that give another value, it raises an error instead of taking the wrong branch.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ KINDS: dict[str, type] = {
 class NeedsFunctionTable(BaseException):
     """Ends a trace that needs fake tensors before Dynamo's function table is made. Call ``make_function_table``, then trace again.
 
-    A BaseException, because no forward may catch it.
+    It is a BaseException, because no forward may catch it.
     """
 
 
-@has_side_effect  # otherwise a pass would remove it as dead code
+@has_side_effect  # otherwise a pass would remove the call as dead code
 def decided(value: Any, expected: Any) -> None:
     """Raise unless a size, or a value computed from sizes, equals its value when the model was traced."""
     if value != expected:
@@ -87,15 +87,15 @@ def decisions(graph: fx.Graph) -> list[str]:
 
 
 class DecisionTracer(fx.Tracer):
-    """A tracer that gives Python the sizes, lengths and types of traced values for the example inputs. The graph asserts them.
+    """A tracer that tells Python the sizes, lengths and types that traced values have for the example inputs. The graph asserts them.
 
-    It computes values on fake tensors, and only those that an answer needs.
+    It computes values on fake tensors, and only the values that an answer needs.
 
     Attributes:
         examples: The example inputs by argument name.
         sizes: The nodes whose values are numbers or shapes.
         evaluating: Whether operations and modules run now to compute an answer, so that they must not be traced.
-        assumed_tensors: Names of arguments without an example that were assumed to be tensors. A dict, to keep their order.
+        assumed_tensors: The names of arguments without an example that were assumed to be tensors, as the keys of a dict, in order.
     """
 
     def __init__(self, examples: Mapping[str, Any], **more: Any) -> None:
@@ -127,7 +127,7 @@ class DecisionTracer(fx.Tracer):
         return iter([obj[i] for i in range(count)])  # type: ignore[index]  # fx sets its methods at run time
 
     def length(self, obj: fx.Proxy) -> int:
-        """Return the length of a value; raise TypeError where it is not known."""
+        """Return the length of a value; raise TypeError if it is not known."""
         if (count := self._length(obj)) is None:
             raise TypeError("the length of a traced value is not known")
         return count
@@ -137,7 +137,7 @@ class DecisionTracer(fx.Tracer):
 
         Args:
             obj: The proxy.
-            what: What Python needs the value for (``an index``), for the error.
+            what: What Python needs the value for, such as ``an index``, for the error.
             kinds: The types that the value may have.
 
         Raises:
@@ -150,7 +150,7 @@ class DecisionTracer(fx.Tracer):
         return self._answer(obj, kinds, refuse)
 
     def kind(self, node: fx.Node) -> type | None:
-        """Return the type of a node's value for the examples, or None where it is not known. The graph asserts the type.
+        """Return the type of a node's value for the examples, or None if it is not known. The graph asserts the type.
 
         An argument without an example is assumed to be a tensor.
         """
@@ -182,11 +182,11 @@ class DecisionTracer(fx.Tracer):
         return bool(parameter.requires_grad)
 
     def _answer(self, obj: fx.Proxy, kinds: tuple[type, ...], refuse: Callable[[], Any]) -> Any:
-        """Return the value of a proxy, which the graph asserts. Call ``refuse`` if it is not known or not of these types."""
+        """Return the value of a proxy for the examples; the graph asserts it. If it is not known or not of these types, call ``refuse``."""
         if _reads_flag(obj.node):
             source: Any = obj.node.args[0]
             read = self._parameter(str(source.target)) if source.op == "get_attr" else None
-            # whether other values require gradients depends on the call
+            # Whether any other value than a parameter requires gradients depends on the call.
             return refuse() if read is None else self._asserted_flag(obj.node, read)
         value = self._value(obj.node)
         if not isinstance(value, kinds):
@@ -200,7 +200,7 @@ class DecisionTracer(fx.Tracer):
         return self.root.get_submodule(owner)._parameters.get(name)
 
     def _length(self, obj: fx.Proxy) -> int | None:
-        """Return the length of a proxy's value, which the graph asserts; None if it has none or it is not known."""
+        """Return the length of a proxy's value; the graph asserts it. None if the value has no length or is not known."""
         value = self._value(obj.node)
         if not isinstance(value, (tuple, list, torch.Tensor)) or (isinstance(value, torch.Tensor) and not value.dim()):
             return None
@@ -216,35 +216,35 @@ class DecisionTracer(fx.Tracer):
         self._add_unnamed(decided, node, value)
 
     def _depends_on_input(self, node: fx.Node) -> bool:
-        """Whether a value is computed from an input."""
+        """Return whether a value is computed from an input."""
         for each in _needed(node, self._reads_input):
             self._reads_input[each] = each.op == "placeholder" or any(self._reads_input[source] for source in each.all_input_nodes)
         return self._reads_input[node]
 
     def _add_unnamed(self, function: Callable[..., Any], *args: Any) -> fx.Node:
-        """Add a node that is no operation of the model, and no site."""
+        """Add a node that is no operation of the model, and has no name."""
         node = self.create_node("call_function", function, args, {})
-        label_site(node, self._scopes[-1])  # without a name
+        label_site(node, self._scopes[-1])
         return node
 
     def _value(self, node: fx.Node) -> Any:
-        """Return a node's value for the examples; _UNKNOWN where it depends on data, or on inputs that the examples do not include."""
+        """Return a node's value for the examples; _UNKNOWN if it depends on data, or on inputs that the examples do not include."""
         self.evaluating = True
         try:
             with self._fake, torch.no_grad():
-                for each in _needed(node, self._values):  # also _UNKNOWN is stored, so that each node runs once
+                for each in _needed(node, self._values):  # _UNKNOWN is stored, too, so that each node runs only once
                     self._values[each] = self._attempt(each)
             return self._values[node]
         finally:
             self.evaluating = False
 
     def _attempt(self, node: fx.Node) -> Any:
-        """Run a node if the values that it reads are known."""
+        """Run a node and return its value; _UNKNOWN if the node fails, or if a value that it reads is not known."""
         if _reads_flag(node) or any(self._values[source] is _UNKNOWN for source in node.all_input_nodes):
             return _UNKNOWN
         try:
             return self._run(node)
-        except Exception:  # data-dependent, or without a fake kernel: then the user's code, which needs the value, raises
+        except Exception:  # the node depends on data, or has no fake kernel: the trace fails where the user's code needs the value
             return _UNKNOWN
 
     def _run(self, node: fx.Node) -> Any:
@@ -270,12 +270,15 @@ class DecisionTracer(fx.Tracer):
 
 
 def _reads_flag(node: fx.Node) -> bool:
-    """Whether a node reads ``requires_grad``."""
+    """Return whether a node reads ``requires_grad``."""
     return node.target is getattr and node.args[1:] == ("requires_grad",)
 
 
 def _needed(node: fx.Node, known: Mapping[fx.Node, Any]) -> list[fx.Node]:
-    """Return the nodes that must be computed for a node, itself last, except known ones. No recursion, because graphs may be deep."""
+    """Return the nodes that must be computed for a node and are not in ``known``, in order; the node itself is the last.
+
+    The search is not recursive, because graphs may be deep.
+    """
     order: dict[fx.Node, None] = {}
     waiting = [(node, False)]
     while waiting:

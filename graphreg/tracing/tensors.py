@@ -19,8 +19,8 @@ class TensorState:
     """Where a tensor lies in memory, and how often it was written into.
 
     Attributes:
-        key: Its storage.
-        geometry: Shape, strides and offset; the shape alone where it is not strided.
+        key: The key of the tensor's storage.
+        geometry: The tensor's shape, strides and offset; the shape alone if the tensor is not strided.
         version: torch's version counter, which writes in place increase.
     """
 
@@ -32,7 +32,7 @@ class TensorState:
     def of(cls, tensor: Tensor) -> TensorState:
         """Return the present state of a tensor."""
         with without_functions():
-            if nn.parameter.is_lazy(tensor):  # it has no shape yet, and torch raises when asked for one
+            if nn.parameter.is_lazy(tensor):  # the tensor has no shape yet: reading it would raise
                 return cls(id(tensor), (), 0)
             strided = tensor.layout is torch.strided and not is_wrapped(tensor)
             geometry = (tensor.shape, tensor.stride(), tensor.storage_offset()) if strided else (tensor.shape,)

@@ -1,4 +1,4 @@
-"""The front door of tracing: turns a model into graphs and sites, and leaves the model unchanged."""
+"""Defines ``trace``, which turns a model into graphs and sites, and leaves the model unchanged."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Traced(RenamedAttributes):
 
     @property
     def whole(self) -> bool:
-        """Whether the graphs cover the model's whole forward: True, except in the subclass for graphs of Dynamo, which may cover a part."""
+        """Whether the graphs cover the model's whole forward. True, except in the subclass for graphs of Dynamo, which may cover a part."""
         return True
 
     @property
@@ -137,8 +137,9 @@ def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "a
 
     Args:
         model: The model to trace.
-        example_inputs: A tensor, a tuple (positional) or a dict (keyword). With them the sites have shapes and dtypes. Optional
-            arguments that the example does not include are specialized: the graphs fix them at their defaults.
+        example_inputs: A tensor, a tuple (positional) or a dict (keyword). With them the sites have shapes and dtypes. Arguments for
+            which the example has no tensor are specialized: the graphs fix them at the example's value, or at their default. Without
+            an example, all optional arguments are specialized.
         front_end: ``"symbolic"`` for torch.fx, ``"export"`` for torch.export, or ``"auto"`` to try them in this order.
 
     Returns:
@@ -154,7 +155,7 @@ def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "a
         at_rest(changes)
         deep_enough(model, changes)
         with torch.enable_grad():  # as in training, even if the caller is under torch.no_grad
-            # the model may draw; the user's generators must not advance
+            # The model may draw random numbers, but the user's generators must not advance.
             return with_draws_restored(partial(_trace, model, example_inputs, front_end))
 
 
@@ -218,8 +219,8 @@ def _trace_by_export(
     Args:
         model: The model.
         specialized: The specialized arguments by name.
-        call: The example inputs, without which torch.export cannot run.
-        symbolic_error: Why torch.fx did not trace the model, or None where torch.export was asked for directly.
+        call: The example inputs. Without them, torch.export cannot run, and TraceError is raised.
+        symbolic_error: Why torch.fx did not trace the model; None if the user chose torch.export.
     """
     if call is None:
         if symbolic_error is None:
@@ -267,13 +268,13 @@ def names(model_or_traced: nn.Module | Traced, example_inputs: Any = None, front
     notes += [*traced.notes, *decisions(next(iter(traced.graphs.values()))), *fixed(next(iter(traced.graphs.values())))]
     notes += [f"native dropout: {dropout.text}" for dropout in traced.native_dropout]
     parameters = {site.name for site in traced.parameters}
-    # a parameter and the value that the forward reads from it share one line
+    # A parameter and the value that the forward reads from the parameter share one line.
     listed = [site for site in traced.sites if site.kind == "parameter" or site.why_not != "a parameter" or site.name not in parameters]
     return Names(traced.title, listed, notes)
 
 
 def bind(model: nn.Module, call: Arguments | None) -> dict[str, Any]:
-    """Return the example inputs by argument name, defaults included; raise TraceError where they do not fit the forward."""
+    """Return the example inputs by argument name, defaults included; raise TraceError if they do not fit the forward."""
     if call is None:
         return {}
     try:
@@ -286,7 +287,7 @@ def bind(model: nn.Module, call: Arguments | None) -> dict[str, Any]:
 
 
 def check_model(model: object) -> None:
-    """Raise TraceError unless ``model`` is a module that can be traced: not wrapped, compiled, sharded or rewritten already."""
+    """Raise TraceError if ``model`` cannot be traced, for example because it is wrapped, compiled, sharded or rewritten already."""
     if not isinstance(model, nn.Module):
         what = (
             f"the class {model.__name__}; make an instance" if isinstance(model, type) else f"{type(model).__name__}; wrap it in a module"
@@ -324,7 +325,7 @@ def check_model(model: object) -> None:
 
 
 def _is_data(value: Any) -> bool:
-    """Whether an example input holds tensors, or is an empty container: the trace then makes it an input of the graph."""
+    """Return whether an example input holds tensors or is an empty container. If so, it becomes an input of the graph."""
     if isinstance(value, (tuple, list, dict)):
         items = value.values() if isinstance(value, dict) else value
         return any(map(_is_data, items)) or not value
@@ -334,8 +335,8 @@ def _is_data(value: Any) -> bool:
 def _specialized(model: nn.Module, bound: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the specialized arguments: those of the example that hold no tensor; without an example, optional ones at their defaults.
 
-    The trace gives them no proxy, which in place of None would silently take the wrong branch. The branches of a GraphModule are fixed
-    already, so its record is returned.
+    In the trace, these arguments have their values and no proxies: a proxy instead of None would silently lead into the wrong branch. A
+    GraphModule has fixed its arguments when it was made, so its own record of them is returned.
     """
     if isinstance(model, fx.GraphModule):
         return specialized_arguments(model)

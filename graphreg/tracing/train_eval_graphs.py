@@ -1,7 +1,7 @@
-"""Traces a model in train mode and in eval mode: one graph where only literals differ, two graphs where structure differs.
+"""Traces a model in train mode and in eval mode. Makes one graph if only literals differ, and two graphs if the structure differs.
 
-torch.fx evaluates ``self.training`` while it traces and freezes the answer into the graph. A trace in one mode would be
-silently wrong in the other.
+torch.fx evaluates ``self.training`` while it traces and fixes the answer in the graph. So a trace in one mode would be silently wrong in
+the other mode.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from graphreg.torch_internals import Changes, raise_interrupt
 from graphreg.tracing.global_queries import ModeReads
 from graphreg.tracing.side_effects.retrace import or_make_opaque, trace_repeatable
 
-_MAX_ONE_BY_ONE = 8  # up to this many submodules are examined one by one; each costs two traces
-LiteralOwners = dict[tuple[str, int], str]  # by node name and position of a literal: the module whose mode decides it
+_MAX_ONE_BY_ONE = 8  # up to this many submodules are examined one by one; each of them costs two traces
+LiteralOwners = dict[tuple[str, int], str]  # by node name and position of a literal: the path of the module whose mode decides it
 
 
 def trace_each_mode(model: nn.Module, trace: Callable[[], fx.Graph], mode_reads: ModeReads) -> Graphs:
-    """Trace the model in both modes and merge the graphs where only literals differ. A forward that reads no mode is traced once.
+    """Trace the model in both modes, and merge the graphs if only literals differ. A forward that reads no mode is traced once.
 
-    Each of the two traces puts *every* submodule in its mode, to find everything that depends on a mode. Some submodules may be in
-    another mode than the model (``model.encoder.eval()``). If structure differs, the graph for the model's present mode is traced once
-    more, with these submodules in the modes that they have.
+    For each of the two traces, *every* submodule is put into the mode of the trace, to find everything that depends on a mode. But some
+    submodules may be in another mode than the model (``model.encoder.eval()``). If the structure differs, the graph for the model's present
+    mode is traced once more, with these submodules in the modes that they have.
 
     Args:
         model: The model.
@@ -67,13 +67,14 @@ def _mode_dependence(
     """Find out what in the graphs depends on the mode of a submodule whose mode another module reads.
 
     Returns:
-        The literals that depend on one such submodule, and the submodules on whose modes more than literals depend, which are asserted.
+        For each literal that the mode of one such submodule decides, the path of that submodule; and the paths of the submodules whose
+        modes the graph must assert, because more than literals depends on them or because that could not be found out.
     """
     owners, asserted = LiteralOwners(), list[str]()
     for paths in [[path] for path in readers] if len(readers) <= _MAX_ONE_BY_ONE else [list(readers)]:
         try:
             turned, back = _compared_turned(model, trace, paths, train, evaluation)
-        except Exception as error:  # with these in the other mode, the forward takes a branch that cannot be traced
+        except Exception as error:  # with these submodules in the other mode, the forward takes a branch that cannot be traced
             raise_interrupt(error)
             asserted += paths
             continue
@@ -87,7 +88,7 @@ def _mode_dependence(
     return owners, asserted
 
 
-Comparison = tuple[bool, dict[str, Literals]]
+Comparison = tuple[bool, dict[str, Literals]]  # whether two graphs have the same structure; by node name, the literals that differ
 
 
 def _compared_turned(
@@ -100,7 +101,7 @@ def _compared_turned(
 
 
 def trace_both_modes(model: nn.Module, trace: Callable[[], fx.Graph], opaque: dict[str, str], mode_reads: ModeReads, run: bool) -> Graphs:
-    """Trace both modes until no further submodule becomes opaque, so that a module is opaque in both modes or in none.
+    """Trace both modes, again and again until no further submodule becomes opaque. So a module is opaque in both modes or in none.
 
     Args:
         model: The model.
@@ -122,7 +123,7 @@ def trace_both_modes(model: nn.Module, trace: Callable[[], fx.Graph], opaque: di
 
 
 def _in_mode(modes: Mapping[nn.Module, bool], mode: Callable[[nn.Module], bool], trace: Callable[[], fx.Graph]) -> fx.Graph:
-    """Trace with each module in the mode that ``mode`` gives it, and restore ``modes`` afterwards."""
+    """Trace with each module in the mode that ``mode`` returns for it, and restore the modes in ``modes`` afterwards."""
 
     def back() -> None:
         for module, training in modes.items():
@@ -137,7 +138,7 @@ def _in_mode(modes: Mapping[nn.Module, bool], mode: Callable[[nn.Module], bool],
 
 @has_side_effect
 def mode_asked(mode: bool, expected: bool, name: str) -> None:
-    """Raise unless a submodule, whose mode another module reads, is in the mode for which the graph was traced."""
+    """Raise if a submodule whose mode another module reads is not in the mode for which the graph was traced."""
     if mode != expected:
         raise OtherInputs(
             f"the model's forward reads self.{name}.training and branches on it. It is {mode} now, but the graph was traced with "
@@ -150,7 +151,8 @@ def _assert_modes(graph: fx.Graph, expected: Mapping[str, bool | str]) -> None:
 
     Args:
         graph: The graph.
-        expected: By path of a submodule, its mode, or the path of a ``training`` attribute that must be equal to its own.
+        expected: For each path of a submodule, what its ``training`` must equal: a fixed mode, or another ``training`` attribute, given by
+            its path.
     """
     first = next((node for node in graph.nodes if node.op != "placeholder"), graph.output_node())
     with graph.inserting_before(first):
@@ -167,7 +169,7 @@ def _training_path(path: str) -> str:
 
 
 def _read_modes(graph: fx.Graph, differing: Mapping[str, Literals], owners: LiteralOwners) -> None:
-    """Replace each literal that differs by a read of ``training``: of the module that runs the operation, or of the literal's owner."""
+    """Replace each literal that differs by a read of ``training``: of the literal's owner; if it has none, of the operation's module."""
     for node in list(graph.nodes):
         literals = differing.get(name_of(node))
         if not literals:

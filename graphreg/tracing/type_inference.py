@@ -15,18 +15,18 @@ ATTRIBUTES: dict[str, type] = {
     "shape": torch.Size, "dtype": torch.dtype, "device": torch.device, "layout": torch.layout, "is_cuda": bool, "requires_grad": bool,
     "ndim": int,
 }  # fmt: skip
-INTEGERS = {"add", "sub", "mul", "floordiv", "mod", "neg", "pos"}  # with integers as arguments they return an integer
+INTEGERS = {"add", "sub", "mul", "floordiv", "mod", "neg", "pos"}  # operators that return an integer if all arguments are integers
 COUNTS = {"dim", "ndimension", "numel", "nelement", "len", "element_size"}
 ORDER = {"lt", "le", "eq", "ne", "gt", "ge"}
-FLAGS = ORDER | {"not_", "contains", "is_floating_point", "is_complex", "is_contiguous"}  # they return a bool where the value is no tensor
+FLAGS = ORDER | {"not_", "contains", "is_floating_point", "is_complex", "is_contiguous"}  # they return a bool if their value is no tensor
 OPERATORS = ORDER | set(IN_PLACE_NAMES) | {
     "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "neg", "and_", "or_", "xor", "invert", "abs",
-}  # fmt: skip  # with a tensor among the arguments they return a tensor
+}  # fmt: skip  # operators that return a tensor if an argument is a tensor
 SEVERAL = {"return_indices", "as_tuple", "return_inverse", "return_counts"}  # options that make an operation return several tensors
 
 
 def definite_type(node: fx.Node, tracer: Any) -> type | None:
-    """Return the type that a node's value must have, or None where the operation leaves it open.
+    """Return the type that a node's value must have; None if the operation does not determine it.
 
     Args:
         node: The node.
@@ -55,13 +55,13 @@ def definite_type(node: fx.Node, tracer: Any) -> type | None:
         return torch.Tensor if name in OPERATORS and any(is_tensor(a, tracer) for a in node.args) else None
     if operations.is_list(node):
         return tuple
-    if name == "where" and len(node.args) + len(node.kwargs) > 1:  # with a condition alone it returns indices
+    if name == "where" and len(node.args) + len(node.kwargs) > 1:  # with only a condition, ``where`` returns a tuple of indices
         return torch.Tensor
     return _type_from_schemas(name) or _type_from_annotation(node.target)
 
 
 def is_tensor(value: Any, tracer: Any) -> bool:
-    """Whether an argument of a node is a node whose value must be a tensor."""
+    """Return whether an argument of a node is itself a node whose value must be a tensor."""
     if not isinstance(value, fx.Node):
         return False
     kind = tracer.kind(value) if value.op == "placeholder" else definite_type(value, tracer)
@@ -72,7 +72,7 @@ def _type_from_layer(node: fx.Node, module: nn.Module, tracer: Any) -> type | No
     """Return the type of a layer's result."""
     if gives_tuple(node, tracer.operations.modules):
         return tuple
-    if isinstance(module, nn.Identity) or is_dropout_module(module):  # they may return their input
+    if isinstance(module, nn.Identity) or is_dropout_module(module):  # such a layer may return its input, whatever that is
         return torch.Tensor if is_tensor(node.args[0] if node.args else None, tracer) else None
     several = isinstance(module, (*STACKS, nn.AdaptiveLogSoftmaxWithLoss)) or getattr(module, "return_indices", False)
     if not is_single_operation(module) or several:
@@ -120,7 +120,7 @@ def _type_of_size(node: fx.Node, name: str, tracer: Any) -> type | None:
 
 @cache
 def _type_from_schemas(name: str) -> type | None:
-    """Return Tensor or tuple if the schemas of all overloads of the aten operator of this name return that, else None."""
+    """Return Tensor if all overloads of the aten operator of this name return a tensor, tuple if all return several tensors, else None."""
     packet = getattr(torch.ops.aten, name, None)
     returned = [schema_of(getattr(packet, each)).returns for each in packet.overloads() if "out" not in each] if packet is not None else []
     if returned and all(len(returns) == 1 and str(returns[0].type) == "Tensor" for returns in returned):

@@ -1,7 +1,8 @@
-"""Finds the first node of a rewritten graph whose value differs from the model's, to name it in the error of ``verify``.
+"""Finds the first node of a rewritten graph whose value differs from the model's. The error of ``verify`` names this node.
 
 The model and the graph are run once more, and the result of each torch operation is recorded, with the path of the module or the name of
-the node that ran it. Operations of the two runs are matched by their results, so extra operations in one of them do little harm.
+the node that ran it. Operations of the two runs are matched by their results, so the search usually succeeds even if one run has operations
+that the other does not have.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ class Step:
 
     Attributes:
         operation: The name of the operation.
-        values: Copies of its results, made directly after it ran.
-        memory: The results themselves, into which later operations may have written.
-        by: The path of the module, or the name of the node, that ran it.
+        values: Copies of the operation's results, made directly after it ran.
+        memory: The results themselves; later operations may have written into them.
+        by: The path of the module, or the name of the node, that ran the operation.
     """
 
     operation: str
@@ -46,7 +47,7 @@ def _same(ones: Sequence[Tensor], others: Sequence[Tensor], near: bool) -> bool:
 
 
 class _Trail(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records each torch operation with its results. ``by`` returns the path of the module, or the name of the node, that is running."""
+    """Records each torch operation that returns tensors. ``by`` returns the path of the module, or the name of the node, that runs."""
 
     def __init__(self, by: Callable[[], str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -100,7 +101,7 @@ class _Walk(fx.Interpreter):
 
 
 def steps_of_graph(module: fx.GraphModule, graph: fx.Graph, call: Arguments) -> list[Step]:
-    """Run a graph of a copy of the rewritten module and return the operations of the model's own nodes."""
+    """Run a graph of a copy of the rewritten module. Return the operations that ran, except those of nodes that graphreg added."""
     bound = inspect.signature(module.forward).bind(*call[0], **call[1])
     bound.apply_defaults()
     known = {**specialized_arguments(module), **bound.arguments}
@@ -119,7 +120,16 @@ def graph_of(module: fx.GraphModule, mode: str) -> fx.Graph:
 
 
 def culprit(theirs: Sequence[Step], ours: Sequence[Step], graph: fx.Graph, near: bool) -> str:
-    """Return a sentence that names the first node whose value differs, or else the first operation that only the model runs."""
+    """Return a sentence that names the first node whose value differs; if no node's does, the first operation that only the model runs.
+
+    ``""`` if there is neither, or if the operation that differs belongs to no node of ``graph``.
+
+    Args:
+        theirs: The operations that the model ran.
+        ours: The operations that the rewritten graph ran.
+        graph: The graph with the nodes to name.
+        near: Whether to allow a difference of ``NEAR``.
+    """
     nodes = {n.name: n for n in graph.nodes}
     pairs, missed = _matched(ours, theirs, near)
     if missed is not None:
@@ -138,10 +148,10 @@ def culprit(theirs: Sequence[Step], ours: Sequence[Step], graph: fx.Graph, near:
 
 
 def _matched(steps: Sequence[Step], others: Sequence[Step], near: bool) -> tuple[list[tuple[Step, Step]], Step | None]:
-    """Pair each step, in order, with the next equal step of the others. Stop at the first step that has none.
+    """Pair each of ``steps``, in order, with the next equal step in ``others``. Stop at the first step for which there is no equal one.
 
     Returns:
-        The pairs, and the step that has no equal; None in its place if all were paired.
+        The pairs, and the step at which the pairing stopped; None instead of that step if all steps were paired.
     """
     position, pairs = 0, list[tuple[Step, Step]]()
     for step in steps:
@@ -163,15 +173,17 @@ def first_differing(
     theirs: nn.Module, ours: fx.GraphModule, calls: tuple[Arguments, Arguments], graphs: tuple[fx.Graph, fx.Graph],
     seed: Callable[[], None], near: bool,
 ) -> str:  # fmt: skip
-    """Run both copies through the call that differs, and name the first node whose value differs; ``""`` if it cannot be found.
+    """Run both copies through the call that differs. Return a sentence that names the first node whose value differs.
+
+    The result is ``""`` if that node cannot be found.
 
     Args:
         theirs: A copy of the model, in its state before the call.
-        ours: A copy of the rewritten module, likewise.
+        ours: A copy of the rewritten module, in its state before the call.
         calls: The arguments of the call: a copy for the model, and a copy for the module.
-        graphs: The graph of the module's copy, which is run, and the original graph, which has the source lines of its nodes.
+        graphs: Two graphs: that of the module's copy, which is run, and that of the module, whose nodes know their source lines.
         seed: A function that seeds the generators.
-        near: Whether to allow differences by rounding.
+        near: Whether to allow a difference of ``NEAR``.
     """
     try:
         seed()

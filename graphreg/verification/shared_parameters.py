@@ -1,7 +1,7 @@
-"""Lets the copies of a model and of its rewritten module share their parameters, which are most of the memory that a copy takes.
+"""Lets the copies of a model and of its rewritten module share one set of parameters, because parameters take most of a copy's memory.
 
-A forward seldom writes into parameters. After each call they are compared with the user's; if one was written into, ``verify`` stops
-sharing and makes separate copies.
+A forward seldom writes into parameters. After each call, the shared parameters are compared with those of the user's model. If the model
+has written into one, ``verify`` restores them all, and from then on each copy gets parameters of its own.
 """
 
 from __future__ import annotations
@@ -15,29 +15,32 @@ from graphreg.verification.state import differing_parameter, parameters_of
 
 
 class SharedParameters:
-    """The parameters of a copy of the model, for the further copies that ``verify`` runs.
+    """The parameters of one copy of the model, which all copies that ``verify`` runs may share.
 
     Attributes:
-        on: Whether the copies share them; False once the model has written into one.
+        on: Whether the copies share these parameters. False if one of them is lazy, and after ``turn_off``.
     """
 
     def __init__(self, given: nn.Module, copy: nn.Module, module: nn.Module) -> None:
-        """``given``: the user's model, to compare with; ``copy``: its copy; ``module``: the rewritten module, with equal parameters."""
+        """``given``: the user's model; ``copy``: the copy of it that has the parameters; ``module``: the rewritten module."""
         self.given, self.own, self.theirs = parameters_of(given), parameters_of(copy), parameters_of(module)
         self.on = not any(map(nn.parameter.is_lazy, self.own.values()))
 
     def memo(self) -> dict[int, Any]:
-        """Return what ``copy.deepcopy`` needs so that a copy of the model or of the module has these parameters."""
+        """Return the memo with which ``copy.deepcopy`` makes a copy of the model or of the module that uses the shared parameters.
+
+        The memo is empty if parameters are not shared.
+        """
         if not self.on:
             return {}
         return {id(p): own for name, own in self.own.items() for p in (own, self.theirs[name])}
 
     def written(self) -> str:
-        """Describe the first parameter that is not as the user's; ``""`` if there is none."""
+        """Describe the first shared parameter that differs from the one in the user's model; ``""`` if none does."""
         return differing_parameter(self.given, self.own)
 
     def turn_off(self) -> None:
-        """Give the parameters the user's values again; copies that are made from now on have parameters of their own."""
+        """Restore the shared parameters from the user's model. Copies that are made from now on have parameters of their own."""
         self.on = False
         with torch.no_grad():
             for name, own in self.own.items():

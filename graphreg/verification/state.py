@@ -11,12 +11,15 @@ from graphreg.verification.values import difference
 
 
 def parameters_of(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters of a model, or those of a rewritten module without its strengths, by name; a tied one by all its names."""
+    """Return a model's parameters by name, a tied one under each of its names. What is under ``graphreg_rules`` is left out."""
     return {name: p for name, p in module.named_parameters(remove_duplicate=False) if not name.startswith(f"{RULES}.")}
 
 
 def changed(expected: nn.Module, ours: nn.Module, attributes: bool = False) -> str:
-    """Describe the first difference in parameters and buffers, with ``attributes`` also in plain tensor attributes; ``""`` if none."""
+    """Describe the first difference between the parameters and buffers of two models; ``""`` if there is none.
+
+    ``attributes``: whether to compare tensors in plain attributes, too.
+    """
     theirs, mine = _state(expected, attributes), _state(ours, attributes)
     for name in [*theirs, *mine]:
         if name not in mine or name not in theirs:
@@ -33,7 +36,7 @@ def _state(module: nn.Module, attributes: bool) -> dict[str, Any]:
 
 
 def attributes_of(module: nn.Module) -> list[tuple[str, str, Tensor]]:
-    """Return the tensors that modules have in plain attributes, not as buffers, each with the module's path and the attribute's name."""
+    """Return the tensors in plain attributes of modules (neither parameters nor buffers): the module's path, the attribute, the tensor."""
     return [(path, name, v) for path, m in module.named_modules() for name, v in vars(m).items() if isinstance(v, Tensor)]
 
 
@@ -47,7 +50,7 @@ def attribute(twin: nn.Module, dotted: str) -> Any:
 
 
 def differing_parameter(expected: dict[str, nn.Parameter], ours: dict[str, nn.Parameter]) -> str:
-    """Describe the first of our parameters that differs, as a sentence; ``""`` if none does."""
+    """Describe the first parameter in ``ours`` that differs from the one of that name in ``expected``; ``""`` if none does."""
     for name, parameter in expected.items():
         if name in ours and not nn.parameter.is_lazy(parameter) and (how := difference(parameter, ours[name])):
             return f"the parameter {name} {how}"

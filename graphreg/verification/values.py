@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from graphreg.ir import is_nan
 
-NEAR = 1e-6  # the tolerance, relative to the largest value, where torch.export may have changed the order of operations
+NEAR = 1e-6  # the tolerance, relative to the largest value, if torch.export traced the model: it may change the order of operations
 
 
 @dataclasses.dataclass(frozen=True)
 class ContainerShape:
-    """The class and the size of a container, to compare with those of another."""
+    """The class and the size of a container, which are compared with those of another container."""
 
     kind: type
     size: int
@@ -30,7 +30,7 @@ class ContainerShape:
 def leaves(value: Any, place: str) -> Iterator[tuple[str, Any]]:
     """Yield every value in a structure with its place, such as ``output['logits']`` or ``output[0].loc``.
 
-    For each container a ``ContainerShape`` comes before its contents.
+    For each container, its ``ContainerShape`` is yielded before its contents.
     """
     yield from _leaves(value, place, set())
 
@@ -46,7 +46,7 @@ def _leaves(value: Any, place: str, within: set[int]) -> Iterator[tuple[str, Any
 
 
 def _contents(value: Any) -> dict[str, Any] | None:
-    """Return a container's contents by the expression that reaches each, such as ``[0]`` or ``.loc``; None for anything else."""
+    """Return the items of a container by the text that follows its place, such as ``[0]`` or ``.loc``; None if it is no container."""
     if isinstance(value, Mapping):
         return {f"[{key!r}]": item for key, item in value.items()}
     if isinstance(value, (tuple, list)):
@@ -54,7 +54,7 @@ def _contents(value: Any) -> dict[str, Any] | None:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f".{field.name}": getattr(value, field.name, None) for field in dataclasses.fields(value)}
     plain = isinstance(value, (type, FunctionType, Enum)) or not hasattr(value, "__dict__")
-    return None if plain else {f".{name}": item for name, item in vars(value).items()}  # also of a distribution, or a cache
+    return None if plain else {f".{name}": item for name, item in vars(value).items()}  # an object such as a distribution or a cache
 
 
 def tensors(value: Any) -> list[Tensor]:
@@ -70,7 +70,9 @@ def snapshot(value: Any) -> Any:
 def difference(expected: Any, ours: Any, near: bool = False) -> str:
     """Describe how ``ours`` differs from ``expected``, as a sentence without its subject; ``""`` if it does not.
 
-    ``near``: whether to allow a difference of ``NEAR``.
+    Objects of classes that this function does not know differ only if their classes do.
+
+    ``near``: whether to allow numbers in tensors to differ by ``NEAR``, or by rounding if the dtype is too coarse for that.
     """
     if isinstance(expected, Tensor) and isinstance(ours, Tensor):
         return _different_facts(expected, ours) or _different_numbers(_dense(expected), _dense(ours), near)
@@ -107,7 +109,7 @@ def _dense(tensor: Tensor) -> Tensor:
 
 
 def _different_numbers(expected: Tensor, ours: Tensor, near: bool) -> str:
-    if expected.device.type == "meta":  # it holds no numbers
+    if expected.device.type == "meta":  # a meta tensor has no numbers
         return ""
     if torch.equal(expected, ours):  # one pass and no further memory; a NaN is not equal to itself
         return ""

@@ -28,14 +28,14 @@ from graphreg.verification.state import attribute, attributes_of, changed, diffe
 from graphreg.verification.values import difference, leaves, snapshot, tensors
 
 CALLS: Mapping[str, int] = {"train": 2, "eval": 3}  # calls in each mode: more than one, because a call may change what the next computes
-REVERSED = 3  # in this call the batch is in reverse order: with equal inputs, a value left over from an earlier call would look right
+REVERSED = 3  # this call has the batch in reverse order: with equal inputs, a value left over from an earlier call would look right
 SEED = 1618
 M = TypeVar("M", bound=nn.Module)
 Form = Literal["off", "copy", "native"]
-FORMS: Mapping[Form, str] = {
+FORMS: Mapping[Form, str] = {  # the forms in which a copy of the module runs, each with its description in errors; "off" bypasses splices
     "off": "",
     "copy": ", where each splice returns a copy of what it is given",
-    "native": ", with own_dropout's additions in place",
+    "native": ", where the runtime modules that own_dropout= chose run instead of the model's native dropout",
 }
 
 
@@ -43,17 +43,19 @@ def verify(model: nn.Module, module: nn.Module, /, *args: Any, **kwargs: Any) ->
     """Check that a rewritten module computes what its model computes, apart from the regularizers.
 
     Copies of both are called several times in train and in eval mode, from equal seeds, with splices bypassed and penalties at
-    weight 0. Outputs, buffers, inputs that are written into, and gradients are compared: bit for bit, or to 1e-6 of the largest
-    value where torch.export traced the model. ``model`` and ``module`` stay unchanged; a compiled module is compared in eager mode.
+    weight 0. Outputs, buffers, inputs that are written into, and gradients are compared bit for bit. If torch.export traced the model,
+    a difference of 1e-6 of the largest value is allowed; for float16 and bfloat16, of four times the dtype's epsilon.
+    ``model`` and ``module`` stay unchanged; a compiled module is compared in eager mode.
 
     Args:
         model: The model that ``regularize`` was given.
         module: What ``regularize`` returned.
         *args: Positional arguments for a call of the model.
-        **kwargs: Keyword arguments for it.
+        **kwargs: Keyword arguments for that call.
 
     Raises:
-        GraphRegError: Something differs. The error says what differs, in which mode, and names the first node whose value differs.
+        GraphRegError: Something differs: the error says what, in which mode, and, if it can be found, which node's value differs first.
+            Or the two cannot be compared: the error says why.
     """
     inner = rewritten(module)
     bare = model if (inside := original_of(model)) is None else inside
@@ -64,13 +66,13 @@ def verify(model: nn.Module, module: nn.Module, /, *args: Any, **kwargs: Any) ->
     if change := changed(bare, inner):
         raise GraphRegError(
             f"this module was not made from this {_title(bare)}, or the model was changed since: {change}. Give verify the model that "
-            "regularize was given; a module shares its parameters and buffers."
+            "regularize was given: the rewritten module has the same parameters and buffers as that model."
         )
     Validation(bare, copied(bare), inner, (args, kwargs)).run()
 
 
 def copied(model: M, memo: dict[int, Any] | None = None) -> M:
-    """Return a copy of a model without its gradients. ``memo``: for ``copy.deepcopy``."""
+    """Return a copy of a model without its gradients. ``memo``: the memo for ``copy.deepcopy``."""
     try:
         twin = copy.deepcopy(model, memo)
     except Exception as error:
@@ -84,7 +86,10 @@ def copied(model: M, memo: dict[int, Any] | None = None) -> M:
 
 
 def validate(before: nn.Module, model: nn.Module, module: fx.GraphModule, example_inputs: Any) -> None:
-    """Do what ``verify`` does, with ``before``, a copy made before tracing, as the model; also check that ``model`` did not change."""
+    """Do what ``verify`` does, but compare with ``before``, a copy of ``model`` that was made before tracing.
+
+    First check that tracing has not changed ``model``.
+    """
     if change := changed(before, model, attributes=True):
         raise GraphRegError(f"tracing {_title(model)} has changed it: {change}. Give regularize a copy, and please report this.")
     call = arguments(example_inputs)
@@ -112,28 +117,28 @@ class Call:
 
 
 class Validation:
-    """Compares a copy of the model with copies of a rewritten module, for the arguments of one call."""
+    """Compares copies of the model with copies of a rewritten module, for the arguments of one call."""
 
     def __init__(self, given: nn.Module, model: nn.Module, module: fx.GraphModule, call: Arguments) -> None:
-        """``given``: the user's model; ``model``: a copy of it."""
+        """``given``: the user's model; ``model``: a copy of it, from which further copies are made."""
         self.model, self.module, self.call, self.title = model, module, call, _title(model)
         self.shared = SharedParameters(given, model, module)
         if any(tensor.device.type == "meta" for tensor in (*model.parameters(), *model.buffers(), *tensors(call))):
             raise GraphRegError(f"verify compares values, and {self.title} or its inputs have none (device meta). Materialize them first.")
         record = rules_of(module).build_record
         self.exported = record is not None and record.front_end == "export"
-        self.differentiates = True  # whether floating-point inputs require gradients
+        self.differentiates = True  # whether the copies of floating-point inputs require gradients
         self.modes = {path: m.training for path, m in model.named_modules(remove_duplicate=False)}
         self.attaches = getattr(rules_of(module), "attach", None) is not None
 
     def run(self) -> None:
-        """Compare in both modes and in each form of the splices (``FORMS``)."""
+        """Compare in both modes, and in each form of the rewritten module (``FORMS``)."""
         with _surroundings(self.model if self.exported else nn.Module()):
             for mode in CALLS:
                 for form in self._forms(mode):
                     try:
                         self._compare(mode, form)
-                    except _Refuses:  # the model does not take inputs that require gradients: pass them as they are
+                    except _Refuses:  # the model may not accept inputs that require gradients: pass inputs that require none
                         self.differentiates = False
                         self._compare(mode, form)
 
@@ -162,7 +167,7 @@ class Validation:
                 raise self._error(mode, form, number, message) from error
             if message := self._differing(expected, actual) or self._differing_parameter(theirs, ours):
                 raise self._error(mode, form, number, message)
-            del expected, actual  # they hold all gradients: free them before the next call makes its own
+            del expected, actual  # these hold all gradients: free them before the next call computes new ones
 
     # the copies
 
@@ -170,22 +175,22 @@ class Validation:
         return self._in_mode(copied(self.model, self.shared.memo()), mode)
 
     def _twin(self, mode: str, form: Form) -> fx.GraphModule:
-        """Copy the rewritten module for a form, with its splices bypassed and its penalties at weight 0."""
+        """Return a copy of the rewritten module that runs in a form of ``FORMS``, with all strengths 0."""
         rules = rules_of(self.module)
-        outside = [getattr(getattr(rules, "attach", None), "scale", None), rules.watching]  # not copied: a GradScaler, a monitor
+        outside = [getattr(getattr(rules, "attach", None), "scale", None), rules.watching]  # the GradScaler and the monitor: not copied
         twin = copied(self.module, self.shared.memo() | {id(each): None for each in outside if not isinstance(each, (int, float))})
         for strength in rules_of(twin).strengths.values():
             strength.zero_()
         for runtime_module in twin.modules():
             if isinstance(runtime_module, SpliceRule):
                 vars(runtime_module).update(acts=lambda: form == "copy", _formula=lambda z, weight, noise, lengths: z.clone())
-        if form != "native":  # graphreg draws other masks than torch: put the model's own calls back
+        if form != "native":  # graphreg draws other masks than torch: restore the model's own calls of dropout
             _restore(twin)
         self._in_mode(twin, mode).get_submodule(RULES).train(twin.training)
         return twin
 
     def _in_mode(self, twin: M, mode: str) -> M:
-        """Put all modules into a mode. In the mode that the user's model is in, each submodule has the mode that it has there."""
+        """Put all modules of a copy into ``mode``. If the user's model is in that mode, give each submodule the mode that it has there."""
         as_given = self.modes[""] == (mode == "train")
         paths = dict(twin.named_modules(remove_duplicate=False))
         for path, training in self.modes.items():
@@ -196,7 +201,7 @@ class Validation:
     # a call
 
     def _expected(self, model: nn.Module, number: int) -> Call | None:
-        """Call the model; return None if it does not accept the batch in reverse order."""
+        """Call the model and return the results; None if it does not accept the batch in reverse order."""
         try:
             return self._call_twin(model, number, None)
         except Exception as error:
@@ -208,7 +213,10 @@ class Validation:
             raise
 
     def _call_twin(self, twin: nn.Module, number: int, expected: Call | None) -> Call:
-        """Do one call and its backward pass. ``expected``: the model's results, if ``twin`` is the rewritten module; else None."""
+        """Return the results of one call and its backward pass.
+
+        ``expected``: the model's results if ``twin`` is the rewritten module; None if ``twin`` is the model.
+        """
         args, kwargs, inputs = self._copied_arguments(number)
         parameters = parameters_of(twin)
         for parameter in parameters.values():
@@ -222,7 +230,8 @@ class Validation:
             if isinstance(leaf, Tensor):
                 call.values[f"{place} after the call"] = snapshot(leaf.detach())
         call.values |= {f"the buffer {n}": snapshot(b) for n, b in twin.named_buffers() if not n.startswith(f"{RULES}.")}
-        for path, name, tensor, was in before:  # only those written in place: graphreg does not promise to keep assignments
+        # Only attributes whose tensor the call wrote into, not those that the forward assigned: the rewritten module may not assign those.
+        for path, name, tensor, was in before:
             if getattr(twin.get_submodule(path), name, None) is tensor and difference(was, tensor.detach()):
                 call.values[f"the attribute {dotted(path, name)}"] = snapshot(tensor.detach())
         if expected is not None:
@@ -236,14 +245,14 @@ class Validation:
         return call
 
     def _copied_arguments(self, number: int) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, Tensor]]:
-        """Copy the arguments. Return args and kwargs, and by place the leaf tensors in which gradients accumulate."""
+        """Return copies of args and kwargs, and the leaf tensors in which the inputs' gradients accumulate, by the place of the input."""
         memo, inputs = dict[int, Any](), dict[str, Tensor]()
         batch = next((t.shape[0] for t in tensors(self.call) if t.dim()), None) if number == REVERSED else None
         for place, leaf in [*leaves(self.call[0], "args"), *leaves(self.call[1], "kwargs")]:
             if not isinstance(leaf, Tensor) or id(leaf) in memo:
                 continue
             clone = leaf.detach().clone()
-            if clone.stride() != leaf.stride():  # expanded, or with gaps: deepcopy copies the whole storage and keeps the strides
+            if clone.stride() != leaf.stride():  # the tensor is expanded or has gaps: deepcopy copies its storage and keeps its strides
                 clone = copy.deepcopy(leaf.detach())
             elif self.differentiates and leaf.is_floating_point():
                 inputs[place] = clone.requires_grad_()
@@ -277,12 +286,12 @@ class Validation:
         return ""
 
     def _differing_parameter(self, theirs: nn.Module, ours: nn.Module) -> str:
-        """Describe a parameter that one of the two calls has written into, and the other has not; ``""`` if there is none."""
+        """Describe the first parameter that the call changed in one of the two copies, but not equally in both; ``""`` if there is none."""
         message = self.shared.written() if self.shared.on else differing_parameter(parameters_of(theirs), parameters_of(ours))
         return f"after the call {message}" if message else ""
 
     def _error(self, mode: str, form: Form, number: int, what: str) -> GraphRegError:
-        if self.shared.on:  # a faulty call of the module may have written into them
+        if self.shared.on:  # a faulty call of the module may have written into the shared parameters
             self.shared.turn_off()
         if unlike := self._unlike_itself(mode):
             return GraphRegError(
@@ -305,7 +314,7 @@ class Validation:
         return ""
 
     def _culprit(self, mode: str, form: Form, number: int) -> str:
-        """Repeat the calls up to the one that differs, and return a sentence with the first node whose value differs, or ``""``."""
+        """Repeat the calls up to the one that differs. Return a sentence that names the first node whose value differs, or ``""``."""
         theirs, ours = self._model(mode), self._twin(mode, form)
         try:
             for earlier in range(1, number):
@@ -318,7 +327,7 @@ class Validation:
 
 
 def _restore(twin: fx.GraphModule) -> None:
-    """Put the model's own calls of dropout back into the graphs."""
+    """Restore the model's own calls of dropout in the graphs."""
     if isinstance(twin, RewrittenModule):
         twin.graphs.update({mode: restored(graph) for mode, graph in twin.graphs.items()})
         twin.recompile()
@@ -331,7 +340,7 @@ class _Refuses(Exception):
 
 
 def _zeros(gradient: Tensor | None, other: Tensor | None) -> Tensor | None:
-    """Return zeros in place of None if only the other gradient exists."""
+    """Return the gradient; if it is None and the other is not, return zeros."""
     return torch.zeros_like(other) if gradient is None and other is not None else gradient
 
 
@@ -356,9 +365,9 @@ def _seed(number: int) -> None:
 
 @contextmanager
 def _surroundings(cached: nn.Module) -> Iterator[None]:
-    """In the block, grad mode is on, and torch's fast path of attention and the caches of the model ``cached`` are off.
+    """Run the block with grad mode on, and with torch's fast path of attention and the key-value caches of ``cached`` off.
 
-    Afterwards the global random generators have their old states.
+    At the end of the block, the global random generators get their old states back.
     """
     numpy: Any = sys.modules.get("numpy")
     drawn = random.getstate(), torch.get_rng_state(), numpy and numpy.random.get_state()

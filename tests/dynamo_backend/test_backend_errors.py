@@ -70,7 +70,7 @@ def refused(error: type[GraphRegError], sentence: str, call: Callable[[], Any]) 
         (NoMatchError, "'hidden_dropuot' is no option of graphreg.regularize and no key of a regularizer. Near keys: hidden_dropout",
          {"hidden_dropuot": 0.1}),
         (RegularizerError, "contractive: Contractive differentiates the whole forward, and a backend sees one graph of it at a time. "
-         "Use graphreg.regularize(model, ...), which has it in one.", {"contractive": 0.1}),
+         "Use graphreg.regularize(model, ...), whose graph is the whole forward.", {"contractive": 0.1}),
     ],
 )  # fmt: skip
 def test_options_are_refused_at_once(error: type[GraphRegError], sentence: str, options: dict[str, Any]) -> None:
@@ -177,7 +177,7 @@ def test_by_name_options_are_refused_at_the_first_call(sentence: str, given: dic
 
 
 def test_penalties_before_a_call() -> None:
-    sentence = "there are no penalties yet: they are those of the last call of the model that was compiled with this backend"
+    sentence = "there are no penalties yet: penalties() returns those of the last call of the model that was compiled with this backend"
     refused(GraphRegError, sentence, graphreg.backend(inner="eager", weight_l2=0.1).penalties)
 
 

@@ -49,7 +49,7 @@ def export(model: nn.Module, call: Arguments, opaque: dict[str, str], constants:
             if wide is not None:
                 try:
                     return _export_modes(model, wide, opaque, constants, wide=True)
-                except Exception as error:  # a batch of two fails: try the original one
+                except Exception as error:  # the export with a batch of two fails: try the original batch
                     raise_interrupt(error)
                     opaque.clear()
                     constants.clear()
@@ -66,13 +66,13 @@ def export(model: nn.Module, call: Arguments, opaque: dict[str, str], constants:
 
 
 class FrontEndError(TraceError):
-    """The export front end itself fails, whatever the model is."""
+    """The export front end fails for every model."""
 
 
 def check_works() -> None:
     """Raise FrontEndError if the front end fails even on a model of one layer: then the cause is the version of torch.
 
-    The front end depends on private parts of torch, which may change with its version.
+    The front end depends on private parts of torch, which may change from version to version.
     """
     try:
         _export_modes(nn.Sequential(nn.Linear(2, 2)), ((torch.ones(2, 2),), {}), {}, {})
@@ -105,7 +105,7 @@ def _export_modes(
                 raise UnsupportedValue(f"{unlifter.opaque['']}; move that into a submodule of its own, which then becomes an opaque module")
             opaque.update(unlifter.opaque)
 
-    mode_reads = ModeReads(any=True)  # always two traces: the second shows what torch.export took for a constant, such as a drawn number
+    mode_reads = ModeReads(any=True)  # trace both modes: the second trace shows what torch.export took for a constant (a drawn number)
 
     def once() -> fx.Graph:
         graph, recorder = export_until_stable(constants, {})
@@ -134,8 +134,8 @@ def _exported_program(model: nn.Module, call: Arguments, opaque: Mapping[str, st
 def _quiet_and_unfused() -> Iterator[None]:
     """Silence torch.export, and disable the fused kernel of nn.TransformerEncoder, which has no sites.
 
-    torch's solver of inequalities logs where it gives up, and a failed torch.export prints its graph to stderr. The error says what
-    failed without them.
+    torch's solver of inequalities logs a message where it gives up, and a failed torch.export prints its graph to stderr. Neither is
+    needed: the error that is raised says what failed.
     """
     with Changes() as changes, changes, quiet(SOLVER_LOGGER), quiet(FAKE_LOGGER, logging.CRITICAL):
         silence_export(changes)
@@ -153,7 +153,7 @@ def _dynamic_shapes(model: nn.Module, call: Arguments) -> Any:
 
 
 def _widened(call: Arguments) -> Arguments | None:
-    """Return a batch of one as a batch of two, because torch.export fixes sizes of 1; None if it is not a batch of one."""
+    """If the inputs are a batch of one, return a batch of two, because torch.export fixes sizes of 1; else return None."""
     tensors = [leaf for leaf in pytree.tree_leaves(call) if isinstance(leaf, torch.Tensor) and leaf.dim()]
     if not tensors or any(tensor.shape[0] != 1 for tensor in tensors):
         return None
@@ -162,7 +162,7 @@ def _widened(call: Arguments) -> Arguments | None:
 
 
 def _distinct(call: Arguments) -> Arguments:
-    """Clone a tensor that is given as two arguments (labels that equal the inputs): torch.export would take both for one value."""
+    """Clone a tensor where it is given once more (such as inputs that are also the labels): torch.export would take both for one value."""
     seen = set[int]()
 
     def distinct(tensor: torch.Tensor) -> torch.Tensor:
@@ -177,7 +177,10 @@ def _distinct(call: Arguments) -> Arguments:
 
 @contextmanager
 def without_caches(model: nn.Module, notes: list[str]) -> Iterator[None]:
-    """Switch ``use_cache`` off in the configurations of a model within the block, since a graph cannot return a cache."""
+    """Switch ``use_cache`` off in the configurations of a model within the block, because a graph cannot return a cache.
+
+    ``notes``: filled with a line for each class of configuration in which it was on.
+    """
     configs: list[Any] = [getattr(m, "config", None) for m in model.modules()]
     switched = {id(c): c for c in configs if getattr(c, "use_cache", None) is True}
     kinds = sorted({type(config).__name__ for config in switched.values()})

@@ -1,7 +1,7 @@
-"""What an exported forward leaves in attributes for its next call, in a form that outlives the export.
+"""Records what an exported forward leaves in attributes for its next call, in a form that outlives the export.
 
-torch.export restores the attributes of modules, and its tensors do not show what they were computed from. The next trace has to find what
-the forward left, because it shows whether the next call would compute something else.
+torch.export restores the attributes of modules, and its tensors do not show what they were computed from. The next trace must find what
+the forward left in attributes, because that trace shows whether the next call would compute something else.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Space = dict[str, Any]
 
 
 def final_state(model: nn.Module, proxy_of: Callable[[Tensor], fx.Proxy | None]) -> list[tuple[Space, Space]]:
-    """Return each namespace that the model holds, with its present content.
+    """Return each namespace in which the forward may leave something, with its present content.
 
     ``proxy_of``: returns a tensor's proxy in the graph if the tensor was computed from the inputs' data, else None.
     """
@@ -37,7 +37,7 @@ def _spaces(model: nn.Module) -> Iterator[Space]:
 
 
 def _lasting(value: Any, proxy_of: Callable[[Tensor], fx.Proxy | None]) -> Any:
-    """Return a proxy for a tensor that carries data, also inside a tuple; anything else as it is."""
+    """Return the value, in which proxies replace the tensors that were computed from data. Only the items of tuples are looked into."""
     if type(value) is tuple:
         return tuple(_lasting(item, proxy_of) for item in value)
     proxy = proxy_of(value) if isinstance(value, Tensor) else None

@@ -18,8 +18,8 @@ class Inputs:
 
     Attributes:
         graph: The graph.
-        made: The nodes of the graph, by ``meta[AT]`` of torch.export's node for the same tensor.
-        places: The nodes of all input tensors, each with the name that errors use.
+        made: The nodes of input tensors, by ``meta[AT]`` of torch.export's node for the same tensor.
+        places: The nodes of input tensors, each with the name that errors use.
     """
 
     def __init__(self, graph: fx.Graph, model: nn.Module, record: OpRecord, label: Callable[[fx.Node], None]) -> None:
@@ -71,14 +71,14 @@ class Inputs:
             self._take(self._unnamed(function, holder, key), part, name, (*path, str(key)))
 
     def _unnamed(self, function: Any, *args: Any) -> fx.Node:
-        """Add a node that is no site."""
+        """Add a node that has no name."""
         node = self.graph.call_function(function, args)
         label_site(node, "")
         return node
 
 
 def _holds_nodes(value: Any) -> bool:
-    """Whether a nested argument holds a tensor."""
+    """Return whether a nested argument holds a tensor."""
     if isinstance(value, Built):
         value = value.parts
     if isinstance(value, Mapping):

@@ -24,7 +24,7 @@ PLAIN = (
 )  # fmt: skip
 SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 TENSOR_ATTRIBUTES = {"T", "mT", "H", "mH", "real", "imag", "data"}
-# These are not recorded. Most of them return a number or a bool to Python, and torch.export follows it.
+# These functions are not recorded. Most of them return a number or a bool to Python, which torch.export itself keeps track of.
 PYTHON_RESULTS = SIZES | {
     "__bool__", "__int__", "__float__", "__index__", "__complex__", "__len__", "__contains__", "__iter__", "__repr__", "__format__",
     "__hash__", "__array__", "__set__", "__deepcopy__", "allclose", "equal", "is_nonzero", "requires_grad_", "is_same_size",
@@ -37,7 +37,7 @@ OPERATOR_NAMES = {
 
 
 class UnsupportedValue(Exception):
-    """A value has no node in torch.export's graph, or an operation returns no tensor: it cannot be recorded as one operation."""
+    """A call cannot be recorded as one operation: it returns no tensor, or has a value without a node that a graph cannot hold either."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Call:
 
     Attributes:
         op: The kind of node, as in torch.fx: ``call_module``, ``call_function`` or ``call_method``.
-        target: What it calls.
-        scope: The path of the module whose code calls it.
-        swapped: Whether its first two arguments are in reverse order, as in ``2 - x``.
+        target: What the operation calls: a path, a function or the name of a method.
+        scope: The path of the module whose code calls the operation.
+        swapped: Whether the first two arguments are in reverse order, as in ``2 - x``.
         more: Arguments to append.
     """
 
@@ -64,9 +64,9 @@ class Built:
     """How to make an object that is no plain container, such as a dataclass.
 
     Attributes:
-        kind: Its class.
-        parts: Its values, by attribute or key, with nodes in place of tensors.
-        keyed: Whether it is made from a dict, as an OrderedDict is.
+        kind: The class of the object.
+        parts: The object's values, by attribute or key, with nodes in place of tensors.
+        keyed: Whether the object is made from a dict, such as an OrderedDict.
     """
 
     kind: type
@@ -91,14 +91,14 @@ RECORDED_OP = _RecordedOp()
 
 
 class KeepOpaque(BaseException):
-    """Ends the trace of a submodule that must become opaque. A BaseException, because no forward may catch it."""
+    """Ends the trace of a submodule that must become opaque. It is a BaseException, because no forward may catch it."""
 
 
 class UntraceableModel(RuntimeError):
     """The model's own code does something that a graph would lose. The message says what, so the model is not run to find the cause."""
 
 
-ReturnedTensors = list[tuple[fx.Node, tuple[str, ...], bool]]  # node, ports, whether it is the default port
+ReturnedTensors = list[tuple[fx.Node, tuple[str, ...], bool]]  # for each: its node, its ports, whether these are the default ports
 
 
 @dataclass
@@ -107,17 +107,17 @@ class OpRecord:
 
     Attributes:
         calls: The operations by key.
-        returns: By the last node before it, each return of a module (path, class name, tensors) and each read of a size (operation,
-            path of the reading module, node of the tensor). A read of a size has no node here. It counts in the numbering of names,
-            because it is a node of a symbolic trace.
+        returns: Two kinds of events, by the last node before the event: each return of a module (path, class name, tensors) and each
+            read of a size (operation, path of the reading module, node of the tensor). torch.export's graph has no node for a read of a
+            size. The read is recorded because it is a node in a symbolic trace, so that it counts in the numbering of names.
         abandoned: The nodes of a submodule that became opaque while it was traced.
         opaque: The opaque modules by path, with reasons.
         arguments: The model's arguments, with nodes in place of tensors.
         output: The model's output, with nodes in place of tensors.
         input_places: The places (``AT``) of the graph's inputs.
-        op_guards: Indices of the size guards that operations made. An operation decides anew at each call, so they are not asserted.
-        flags: By name, the ``requires_grad`` of each parameter for which the forward read it.
-        final_attributes: The ``__dict__`` of each module, and its content when the forward ended.
+        op_guards: Indices of the size guards that operations made. They are not asserted, because an operation decides anew at each call.
+        flags: By name of a parameter, its ``requires_grad``, for parameters of which the forward read it.
+        final_attributes: Each namespace in which the forward may leave something (``final_state``), and its content when the forward ended.
     """
 
     calls: dict[str, Call] = field(default_factory=dict)
@@ -133,22 +133,22 @@ class OpRecord:
 
 
 def called_by_operator(depth: int = 2) -> bool:
-    """Whether the calling code wrote ``x / y`` and not ``x.div(y)``: ``__torch_function__`` gets the same function for both."""
+    """Return whether the calling code wrote ``x / y`` and not ``x.div(y)``: ``__torch_function__`` gets the same function for both."""
     frame = sys._getframe(depth)
     name = dis.opname[frame.f_code.co_code[frame.f_lasti]]
     return name.startswith(("BINARY_", "UNARY_", "COMPARE_", "INPLACE_"))
 
 
 def called_by_foreign_code(depth: int = 2) -> bool:
-    """Whether the calling code is torch's, graphreg's or the like (``FOREIGN``), and not the model's."""
+    """Return whether the calling code belongs to torch, graphreg or another package of ``FOREIGN``, not to the model."""
     return str(sys._getframe(depth).f_globals.get("__name__", "")).partition(".")[0] in FOREIGN
 
 
 def size_reads(function: Callable[..., Any], depth: int = 2) -> list[str]:
-    """Return the names of the operations that a symbolic trace records where the calling code reads a size.
+    """Return the names of the operations that a symbolic trace would record for the calling code, if it reads a size; else an empty list.
 
-    For ``n, c = x.shape`` they are ``getattr`` and twice ``getitem``. Indices are counted only where they are
-    taken directly, not on a shape that was assigned to a name first.
+    For ``n, c = x.shape`` they are ``getattr`` and twice ``getitem``. An index counts only if it is applied directly, not to a shape that
+    was assigned to a name first.
     """
     name = getattr(function, "__name__", "")
     if name == "__get__" and getattr(getattr(function, "__self__", None), "__name__", "") in SIZE_ATTRIBUTES:
@@ -180,7 +180,7 @@ def _indices(code: CodeType, place: int) -> int:
 
 
 def switches_gradients(function: Callable[..., Any], args: Any, kwargs: Any) -> bool:
-    """Return whether a call would change if its tensor requires gradients: ``x.requires_grad_()``, ``x.requires_grad = False``."""
+    """Return whether a call, such as ``x.requires_grad_()`` or ``x.requires_grad = False``, would change its tensor's ``requires_grad``."""
     name = getattr(function, "__name__", "")
     is_setter = name == "__set__" and getattr(getattr(function, "__self__", None), "__name__", "") == "requires_grad"
     if name != "requires_grad_" and not is_setter:
@@ -224,10 +224,10 @@ def map_tensors(value: Any, replace: Callable[[Any], Any], strict: bool = False)
     Args:
         value: The nested value.
         replace: Returns the node or proxy of a tensor or size.
-        strict: Whether to refuse objects, as for arguments of an operation, which needs the object itself.
+        strict: Whether to refuse objects. They must be refused among the arguments of an operation, which needs the object itself.
 
     Raises:
-        UnsupportedValue: It holds something that a graph cannot make.
+        UnsupportedValue: The value holds something that a graph cannot make.
     """
     if isinstance(value, Tensor):
         return replace(value)
@@ -263,14 +263,14 @@ def _built(value: Any, replace: Callable[[Any], Any]) -> Any:
 
 
 def holds_tensors(value: Any) -> bool:
-    """Whether a value is a tensor, or a tuple or list of tensors and None."""
+    """Return whether a value is a tensor, or a tuple or list that has tensors and otherwise only None."""
     if isinstance(value, (tuple, list)):
         return any(map(holds_tensors, value)) and all(part is None or holds_tensors(part) for part in value)
     return isinstance(value, Tensor)
 
 
 def recurrent_value(layer: nn.RNNBase, x: Any, hx: Any = None) -> Any:
-    """Return tensors with the shapes of a recurrent layer's results. To run the layer would loop over time and fix the length."""
+    """Return tensors with the shapes of a recurrent layer's results. Running the layer would loop over time, and so fix the length."""
     if not isinstance(x, Tensor):
         raise UnsupportedValue("a PackedSequence, whose sizes depend on data")
     sides, hidden = 1 + layer.bidirectional, layer.proj_size or layer.hidden_size

@@ -20,10 +20,10 @@ def refuse_untraceable(changes: Changes, is_recording: Callable[[], bool]) -> No
     """Make activation checkpointing, inference mode and ``torch.autograd.Function`` raise, because a trace would lose them.
 
     Args:
-        changes: Restores the functions at its end.
+        changes: Restores the functions when its block ends.
         is_recording: Whether the model's code runs and is being recorded.
     """
-    # a Python classmethod up to torch 2.14, one in C from 2.15 on: both are descriptors, so __get__ works for both
+    # ``apply`` is a Python classmethod up to torch 2.14 and a C one from 2.15 on. Both are descriptors, so __get__ works for both.
     inherited = inspect.getattr_static(torch.autograd.Function, "apply")
 
     def refuse_checkpoint() -> None:
@@ -48,10 +48,13 @@ def refuse_untraceable(changes: Changes, is_recording: Callable[[], bool]) -> No
 
 
 def single_operations(function: Callable[..., Any]) -> list[tuple[Any, str, Any]]:
-    """Return replacements that record a call as one operation, for functions under ``torch.fx.wrap`` and torchvision's operations.
+    """Return replacements for functions under ``torch.fx.wrap`` and for torchvision's operations, which record a call as one operation.
+
+    Args:
+        function: Records a call of a function, given the function, whether an operator called it, and the arguments.
 
     Returns:
-        Module, name and replacement of each.
+        For each function, the Python module that has it, its name there, and the replacement.
     """
     ops: Any = sys.modules.get("torchvision.ops")
     functions: list[tuple[str, str, Any]] = [(f.__module__, name, f) for name, f in (vars(ops) if ops else {}).items() if callable(f)]

@@ -4,7 +4,7 @@ torch.export itself takes a forward apart into aten operators: a layer becomes i
 fixed in it. Here each call of a torch layer or function is recorded as the one operation that it is in the user's code. The call runs
 on torch.export's fake tensors while torch.export records nothing, and torch.export goes on with the result. So torch.export still
 decides on varying sizes, lifts parameters and refuses what it does not support, while names, modes and operations are those of a
-symbolic trace. A call that cannot be recorded as one operation (of a function under ``torch.vmap``) stays in aten operators.
+symbolic trace. A call that cannot be recorded as one operation, such as one under ``torch.vmap``, stays in aten operators.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class Recorder(TorchFunctionMode):
         """Handle a call of a module. ``traced`` is the method of torch.export's tracer that traces the module's code."""
         path = self._paths.get(id(module_behind(m)))
         if self._running_op or (path is None and self._scopes):
-            return forward(*args, **kwargs)  # inside an operation, or of no submodule: the code counts as its caller's
+            return forward(*args, **kwargs)  # the module is in an operation, or no submodule: its code counts as the caller's
         if path is None or (path == "" and self._scopes):
             return traced(forward, args, kwargs)
         if not self._scopes:
@@ -139,7 +139,7 @@ class Recorder(TorchFunctionMode):
             self._scopes.pop()
 
     def _transparent(self, path: str, m: nn.Module, traced: Callable[..., Any], forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Trace the code of a submodule; make it opaque where that cannot be done."""
+        """Trace the code of a submodule; if that cannot be done, make the submodule opaque."""
         start, drawn, depth = self._last(), random.getstate(), len(self._scopes)
         stack = dict(self._tracer.module_stack)
         try:
@@ -170,13 +170,14 @@ class Recorder(TorchFunctionMode):
                 value = traced(forward, args, kwargs)
             if random.getstate() != drawn:
                 raise KeepOpaque("its forward draws random numbers itself, and a trace would freeze them")
-            if new := sorted(_registered(self.model).keys() - registered.keys()):  # the graph follows what was registered before
+            # Only new names are refused: torch.export follows assignments to buffers that were registered before.
+            if new := sorted(_registered(self.model).keys() - registered.keys()):
                 raise KeepOpaque(f"its forward registers {', '.join(new)}, which a graph cannot do")
         except KeepOpaque as reason:
             raise UntraceableModel(f"{reason}; move that step into a submodule of its own, which then becomes an opaque module") from None
         finally:
             self._scopes.clear()
-            # torch.export restores the attributes that the forward assigned, and the next call may read them
+            # torch.export restores the attributes that the forward assigned, but the next call may read what was assigned.
             self.record.final_attributes = final_state(self.model, self._data_proxy)
         self.record.output = map_tensors(value, self._node)
         for place, node in enumerate(self._tracer.graph.nodes):
@@ -205,7 +206,7 @@ class Recorder(TorchFunctionMode):
         return self.function(func, called_by_operator(), *args, **(kwargs or {}))
 
     def _record_size_reads(self, names: list[str], args: Any) -> None:
-        """Record reads of a tensor's size, which count in the numbering of names as in a symbolic trace."""
+        """Record reads of a tensor's size, which count in the numbering of names, because they do in a symbolic trace."""
         proxy = proxy_of(args[0], self._tracer) if names and isinstance(args[0], Tensor) else None
         if proxy is not None:
             self.record.returns.setdefault(self._last(), []).extend((name, self._scopes[-1], proxy.node) for name in names)
@@ -242,7 +243,7 @@ class Recorder(TorchFunctionMode):
         """Refuse an operation with side effects that a graph would not repeat, and undo its writes.
 
         An example is a write into a tensor that is no parameter, no buffer and no value of the forward. torch.export itself would run
-        it once, while it traces, and leave it out of its graph.
+        such an operation once, while it traces, and leave it out of its graph.
         """
         name = str(getattr(func, "__name__", ""))
         if name in ("__set__", "__delete__") and attribute_of(func) != "requires_grad":
@@ -278,7 +279,7 @@ class Recorder(TorchFunctionMode):
         positional, keywords = map_tensors((args, kwargs), self._proxy, strict=True)
         self._running_op = True
         try:
-            # otherwise torch.export would still record no_grad and autocast regions inside a module
+            # Without this, torch.export would still record the no_grad and autocast regions inside a module.
             alone = without_functions() if call.op == "call_module" else nullcontext()
             with without_proxies(), alone:
                 value = run(*args, **kwargs)
@@ -287,7 +288,7 @@ class Recorder(TorchFunctionMode):
             key = str(len(self.record.calls))
             self.record.calls[key] = call
             ordered = (*reversed(positional[:2]), *positional[2:]) if call.swapped else positional
-            # otherwise each access to a tensor would go through three modes in Python, and size arithmetic would be recorded
+            # Without this, each access to a tensor would go through three modes in Python, and size arithmetic would be recorded.
             with without_functions(), without_proxies():
                 proxy = self._tracer.create_proxy("call_function", RECORDED_OP, (key, (*ordered, *call.more), keywords), {})
                 proxy.node.meta["val"] = None
@@ -296,7 +297,7 @@ class Recorder(TorchFunctionMode):
             self._running_op = False
 
     def _data_proxy(self, value: Tensor) -> fx.Proxy | None:
-        """Return the proxy of a tensor that was computed from the inputs' data; None for any other."""
+        """Return the proxy of a tensor if the tensor was computed from the inputs' data; else None."""
         proxy = None if is_wrapped(value) else proxy_of(value, self._tracer)
 
         def called(node: fx.Node) -> str:
@@ -307,7 +308,7 @@ class Recorder(TorchFunctionMode):
         return proxy if proxy is not None and carries_data(proxy.node, called) else None
 
     def _refuse_untraced_changes(self, patches: Changes) -> None:
-        """Make the model's code raise where it seeds a generator or assigns new attributes of tensors, which no mode of torch sees."""
+        """Make the model's code raise where it seeds a generator or assigns a new attribute of a tensor. No mode of torch sees these."""
         thread = threading.get_ident()
 
         def seeded() -> None:
@@ -323,11 +324,11 @@ class Recorder(TorchFunctionMode):
         take_assignments(patches, assigned)
 
     def is_recording(self) -> bool:
-        """Whether the model's own code runs now and is being recorded."""
+        """Return whether the model's own code runs now and is being recorded."""
         return bool(self._scopes) and not self._running_op
 
     def _proxy(self, value: Any) -> fx.Proxy:
-        """Return the proxy of a tensor or size in torch.export's graph; raise UnsupportedValue where it has none."""
+        """Return the proxy of a tensor or size in torch.export's graph; raise UnsupportedValue if it has none."""
         proxy = None if isinstance(value, Tensor) and is_wrapped(value) else proxy_of(value, self._tracer)
         if proxy is None:
             raise UnsupportedValue

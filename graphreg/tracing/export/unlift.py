@@ -1,6 +1,6 @@
-"""Turns torch.export's graph and its op record into a graph like one of the symbolic tracer.
+"""Turns torch.export's graph and its op record into a graph like those that the symbolic tracer makes.
 
-torch.export makes parameters, buffers and constants inputs of its graph. Here the graph reads them from the model again, under the
+torch.export makes parameters, buffers and constants inputs of its graph. The graph made here reads them from the model again, under the
 model's names. Its inputs are the arguments of the model's forward, and its outputs have the model's own types.
 """
 
@@ -47,7 +47,7 @@ OPAQUE_REASONS = {
 }
 
 
-LEVELS = {"_add_batch_dim": 2, "_remove_batch_dim": 1}  # by operation, its argument that is the number of the innermost level
+LEVELS = {"_add_batch_dim": 2, "_remove_batch_dim": 1}  # by operation: the position of the argument that is the number of a level
 
 
 class Unlifter:
@@ -59,7 +59,7 @@ class Unlifter:
         record: What was recorded while torch.export ran.
         constants: Filled with the tensors that the forward makes.
         graph: The graph.
-        opaque: Filled with the submodules that must become opaque first, with reasons; then the graph is not complete.
+        opaque: Filled with the submodules that must become opaque first, with reasons. If there are any, the graph is not complete.
     """
 
     def __init__(self, model: nn.Module, program: ExportedProgram, record: OpRecord, constants: dict[str, torch.Tensor]) -> None:
@@ -71,7 +71,7 @@ class Unlifter:
         self._paths = {path: first for first, m in model.named_modules() for path, other in self._modules.items() if other is m}
         self._namer = Namer(self._modules.keys() - {""})
         self._buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
-        self._made: dict[int, fx.Node] = {}  # our nodes, by ``meta[AT]`` of torch.export's
+        self._made: dict[int, fx.Node] = {}  # the nodes of ``graph``, by ``meta[AT]`` of torch.export's nodes
         self._lifted: dict[int, str] = {}
         self._reads: dict[str, fx.Node] = {}
         self._abandoned = {node.meta[AT] for node in record.abandoned if AT in node.meta}
@@ -84,15 +84,15 @@ class Unlifter:
         """Make the graph.
 
         Args:
-            wide: Whether the example was a batch of one that was widened to two; the sites' shapes then show one.
+            wide: Whether the example was a batch of one that was widened to two. If so, the sites get the shapes for one.
         """
         nodes = list(self.program.graph.nodes)
         self._find_opaque(nodes)
-        if self.opaque:  # the caller exports again with these opaque
+        if self.opaque:  # the caller exports again, with these submodules opaque
             return self.graph
         specs = self.program.graph_signature.input_specs
         lifted = [(node, spec) for node, spec in zip((n for n in nodes if n.op == "placeholder"), specs, strict=True)]
-        places = iter(self.record.input_places)  # without the constants that torch.export inserts among them
+        places = iter(self.record.input_places)  # these do not include the constants that torch.export inserts among the inputs
         for node, spec in lifted:
             node.meta[AT] = id(node) if spec.kind.name in ("CONSTANT_TENSOR", "CUSTOM_OBJ", "TOKEN") else next(places)
             if spec.kind.name != "USER_INPUT":
@@ -103,7 +103,7 @@ class Unlifter:
             if node.op == "call_function":
                 if AT in node.meta:
                     self._returned(node.meta[AT])
-                node.meta.setdefault(AT, id(node))  # torch.export added it after the trace, to compute a size
+                node.meta.setdefault(AT, id(node))  # torch.export adds nodes without AT after the trace, to compute sizes
                 self._operation(node)
         self._returned(sys.maxsize)
         for name, path, kind, tensors in self._outputs:
@@ -136,16 +136,16 @@ class Unlifter:
                 self.opaque[self._scope(node)] = f"it calls {name}, which holds a graph of its own"
 
     def _returned(self, before: int) -> None:
-        """Name the results of modules that returned before this place: names are numbered in the order of calls."""
+        """Name the results of the modules that returned before this place. Names are numbered in the order of calls."""
         while self._returns and self._returns[-1][0] < before:
             place, path, kind, value = self._returns.pop()
             if isinstance(value, list):
                 self._outputs.append((self._namer.module(path), path, kind, value))
             elif place not in self._abandoned and not self._is_constant(value.meta.get(AT, -1)):
-                self._namer.operation(kind, path)  # a read of a size: a symbolic trace has a node of this name
+                self._namer.operation(kind, path)  # this is a read of a size: a symbolic trace has a node of this name
 
     def _is_constant(self, place: int) -> bool:
-        """Whether the value at a place is a buffer, or computed from buffers alone."""
+        """Return whether the value at a place is a buffer, or computed from buffers alone."""
         made = self._made.get(place)
         return made in self._constants if made is not None else self._lifted.get(place, "") in self._buffers
 
@@ -155,7 +155,7 @@ class Unlifter:
         try:
             if isinstance(getattr(self.model.get_submodule(owner), name, None), torch.Tensor):
                 return target
-        except AttributeError:  # in no module of the model: the forward made it
+        except AttributeError:  # no module of the model has the tensor: the forward made it
             pass
         value, new = self.program.constants[target], f"_tensor_constant{len(self.constants)}"
         same = [n for n, v in self.constants.items() if v.shape == value.shape and v.dtype == value.dtype and torch.equal(v, value)]
@@ -184,7 +184,7 @@ class Unlifter:
         self._label(made, scope, node)
 
     def _label(self, made: fx.Node, scope: str, node: fx.Node) -> None:
-        """Name our node ``made`` for torch.export's ``node``, unless it is no value of the model."""
+        """Label ``made``, the graph's node for torch.export's ``node``. It gets a name if it is a value of the model."""
         no_tensor = not _tensors(node.meta.get("val")) and made.target is not operator.setitem
         if no_tensor or node.meta[AT] in self._abandoned or (made.op != "call_module" and self._constants.take(made)):
             label_site(made, scope)
@@ -198,13 +198,13 @@ class Unlifter:
         return str(self._paths.get(path, path))
 
     def _arguments(self, node: fx.Node) -> tuple[Any, Any]:
-        """Return a node's arguments with our nodes in place of torch.export's."""
+        """Return the arguments of torch.export's node, with nodes of ``graph`` in place of torch.export's nodes."""
         scope = self.record.calls[str(node.args[0])].scope if node.target is RECORDED_OP else self._scope(node)
         args, kwargs = map_arg((node.args, node.kwargs), lambda n: self._named(n, scope))
         return args, kwargs
 
     def _named(self, node: fx.Node, scope: str) -> fx.Node:
-        """Return our node for one of torch.export's. A lifted tensor is read where it is first used."""
+        """Return the graph's node for one of torch.export's nodes. A lifted tensor is read where it is first used."""
         place = node.meta[AT]
         if place in self._made:
             return self._made[place]
@@ -247,10 +247,11 @@ class Unlifter:
         self._settle_levels()
 
     def _settle_levels(self) -> None:
-        """Remove the names of nodes within ``torch.vmap``, whose values are single rows of a batch and no values of the model.
+        """Remove the names of nodes within ``torch.vmap``: their values are single rows of a batch and no values of the model.
 
-        What enters and leaves a level of torch.func names it by a number, which is another one where the caller is itself under a
-        transform. So the number is read from the node that entered the level.
+        An operation that moves a value into or out of a level of torch.func has the number of the level as an argument. At a call, this
+        number is different if the caller is itself under a transform. So the argument becomes the node that entered the level, whose
+        value is the number.
         """
         entered: list[fx.Node] = []
         for node in self.graph.nodes:
@@ -268,15 +269,15 @@ class Unlifter:
 
 
 def _acts(node: fx.Node) -> bool:
-    """Whether an operation has an effect even if unread: it asserts, writes, or enters or leaves a transform of torch.func."""
+    """Return whether an operation has an effect even if no node reads it: it asserts, writes, or enters or leaves a torch.func level."""
     name = function_name(node)
-    if name.endswith("crement_nesting"):  # ``torch.vmap`` and the like, as torch.export records them
+    if name.endswith("crement_nesting"):  # torch.export records the beginning and the end of ``torch.vmap`` as such operations
         return True
     return is_in_place(node) or node.target in ASSERTIONS or node.target is decided_flag or name.startswith("_assert")
 
 
 def _tensors(value: Any) -> bool:
-    """Whether a value is a tensor, or a tuple or list that holds one."""
+    """Return whether a value is a tensor, or a tuple or list that holds one."""
     if isinstance(value, (tuple, list)):
         return any(map(_tensors, value))
     return isinstance(value, torch.Tensor)

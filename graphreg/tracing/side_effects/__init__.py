@@ -1,1 +1,1 @@
-"""Side effects of a forward: finds what a trace changed, restores it, and refuses changes that the next call would read."""
+"""Side effects of a forward: finds the state that a trace changed, restores it, and refuses changes that the next call would read."""

@@ -1,4 +1,4 @@
-"""Further kinds of places, and how to restore them: byte arrays, random generators, context variables, iterators."""
+"""Further kinds of places that a forward may change (``Place``): byte arrays, random generators, context variables, iterators."""
 
 from __future__ import annotations
 
@@ -71,16 +71,16 @@ class ContextVariable(Place):
 
 
 class IteratorPosition(Place):
-    """The position of an iterator that is an attribute or variable. ``restore`` puts a copy made before the forward in its place."""
+    """The position of an iterator that is an attribute or variable. ``restore`` replaces the iterator by a copy made before the forward."""
 
     def __init__(self, owner: Any, name: str, holder: Attributes, key: str) -> None:
         """Note the position.
 
         Args:
             owner: The iterator.
-            name: Its name, for errors.
+            name: The name of the iterator, for errors.
             holder: The place that has the iterator as an attribute or variable.
-            key: Its name there.
+            key: The name of that attribute or variable.
         """
         self.holder, self.key = holder, key
         self.copied = _copied(owner)
@@ -99,20 +99,20 @@ class IteratorPosition(Place):
 
 
 def is_random_generator(value: Any) -> bool:
-    """Whether a value is a random generator, other than Python's global one."""
+    """Return whether a value is a random generator other than Python's global one."""
     kind = type(value)
     named = kind.__module__.startswith("numpy.random") and (hasattr(kind, "bit_generator") or hasattr(kind, "set_state"))
     return value is not getattr(random, "_inst", None) and (isinstance(value, (random.Random, torch.Generator)) or named)
 
 
 def is_iterator(value: Any) -> bool:
-    """Whether a value is one of Python's iterators, a generator, or a queue whose content cannot be read."""
+    """Return whether a value is one of Python's iterators, a generator, or a queue whose content cannot be read."""
     kind = type(value)
     return kind.__module__ in ("builtins", "itertools", "_queue") and (hasattr(kind, "__next__") or kind.__name__ == "SimpleQueue")
 
 
 def can_be_copied(value: Any) -> bool:
-    """Whether an iterator can be copied without copying tensors."""
+    """Return whether an iterator can be copied without copying tensors."""
     return _copied(value) is not NOTHING
 
 
@@ -121,7 +121,7 @@ def _copied(value: Any) -> Any:
     memo: dict[int, Any] = {}
     try:
         twin = copy.deepcopy(value, memo)
-    except Exception:  # a generator, a file, and from Python 3.14 on an iterator of itertools
+    except Exception:  # it is a generator, a file or, from Python 3.14 on, an iterator of itertools
         return NOTHING
     return NOTHING if any(isinstance(each, (torch.Tensor, nn.Module)) for each in memo.values()) else twin
 

@@ -1,7 +1,8 @@
-"""Hides state that opaque modules change, for one more trace, which shows whether traced code reads that state.
+"""Hides the state that opaque modules change. One more trace then shows whether traced code reads that state.
 
-An opaque module may change state at each call of the graph. If traced code reads the state, the graph contains its value at the time
-of the trace, and is wrong later. To hide a value is to replace it by one that raises, or changes the graph, when it is read.
+An opaque module may change state at each call of the graph. If traced code reads this state, the graph contains the value that it had
+during the trace, and is wrong later. A value is hidden by replacing it: if code reads the replacement, the trace raises or gives another
+graph.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _NOTHING = object()
 
 
 def untraced_modules(model: nn.Module, opaque: Mapping[str, str]) -> list[nn.Module]:
-    """Return the modules with code of the user's that is not traced: opaque modules, their submodules, and torch's layers with hooks."""
+    """Return the modules with the user's code that is not traced: opaque modules, their submodules, and torch's layers with hooks."""
     opaque_contents = [module for path in opaque if path for module in model.get_submodule(path).modules()]
     hooked = [module for module in model.modules() if is_foreign_class(type(module)) and forward_hooks(module)]
     return list(dict.fromkeys([*(module for module in opaque_contents if not is_foreign_class(type(module))), *hooked]))
@@ -47,7 +48,7 @@ class OpaqueState:
         self._names: dict[str, None] = {}
 
     def hide(self, modules: Iterable[nn.Module]) -> list[str]:
-        """Hide what these modules change, and return the names of what is hidden."""
+        """Hide the state that these modules change, and return the names of the hidden state."""
         known: dict[type, ReachableCode] = {}
         for module in modules:
             hooked = forward_hooks(module) or "forward" in vars(module)
@@ -57,7 +58,7 @@ class OpaqueState:
         return list(self._names)
 
     def _hide_module(self, module: nn.Module, code: ReachableCode) -> None:
-        """Hide what the code of one module assigns, and the items of containers that it changes."""
+        """Hide what the code of one module assigns, and the items of containers that this code changes."""
         assigned = code.assigned
         registered = {name for kind in REGISTERED for name in vars(module)[kind]} | {"training"}
         for name in sorted(assigned.attributes - registered):
@@ -85,21 +86,21 @@ class OpaqueState:
             yield from ((place, name) for name in sorted(names & place.content.keys()))
 
     def _hide_attribute(self, place: Attributes, name: str, module: nn.Module) -> None:
-        """Hide an attribute of a module. One that does not exist yet, because the first call makes it, is hidden too."""
+        """Hide an attribute of a module, also if it does not exist yet because the first call makes it."""
         if name in vars(module):
             self._hide(place, name, vars(module)[name])
-        elif not hasattr(type(module), name):  # made by the first call
+        elif not hasattr(type(module), name):
             self._hide(place, name, _NOTHING)
 
     def _hide(self, place: Attributes, name: str, value: Any) -> None:
-        """Replace a value by one that raises, or changes the graph, when it is read."""
+        """Replace a value by one that raises when code reads it, or that changes the graph."""
         if isinstance(value, nn.Module) or callable(value):
             return
         place.set(name, _different(value))
         self._names[place.label(name)] = None
 
     def _hide_items(self, value: Any, label: str) -> None:
-        """Replace the items of a container, and add one."""
+        """Replace the items of a container by values that raise when code reads them, and add one more item."""
         place = self._containers.get(id(value))
         if place is not None:
             items = [StaleValue() for _ in range(len(place.content) + 1)]
@@ -108,7 +109,7 @@ class OpaqueState:
 
 
 def _different(value: Any) -> Any:
-    """Return a replacement: for a bool or string another one, for anything else a value that raises when it is read."""
+    """Return a replacement: for a bool or string, another one; for anything else, a value that raises when code reads it."""
     if isinstance(value, bool):
         return not value
     if isinstance(value, (int, float)):

@@ -1,7 +1,7 @@
 """Finds what a model's code can reach outside its modules (global variables, closures, functions, classes), and what it assigns.
 
-The search follows names, not values: a function that mentions ``step`` may call any method of that name in the model's classes. So it
-finds more than the code that runs. It calls nothing; the state that it finds is only compared before and after a trace.
+The search follows names, not values: a function that mentions ``step`` may call any method of that name in the model's classes. So the
+search finds more than the code that runs. It calls nothing. The state that it finds is only compared before and after a trace.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Assigned:
     Attributes:
         attributes: The names of attributes.
         variables: The names of global and closure variables.
-        items: The names of containers whose items it changes.
+        items: The names of containers whose items the code changes.
     """
 
     attributes: frozenset[str] = frozenset()
@@ -50,13 +50,13 @@ class Assigned:
 
 @dataclass
 class ReachableCode:
-    """What code can reach.
+    """What a model's code can reach.
 
     Attributes:
         functions: The functions by id.
-        variables: By id of a global namespace, the namespace and the names in it that code mentions.
+        variables: By id of a global namespace, the namespace and those of its names that the code mentions.
         classes: The classes.
-        mentioned: All names that code mentions.
+        mentioned: All names that the code mentions.
         clocks: Whether a forward, or a function that it calls, mentions a module such as ``time`` or ``uuid``.
     """
 
@@ -73,22 +73,22 @@ class ReachableCode:
 
 
 def is_foreign_class(kind: type) -> bool:
-    """Whether a class is no part of a model: it is from torch, graphreg, Python's library or a package such as numpy (``FOREIGN``)."""
+    """Return whether a class is from torch, graphreg, Python's library or a package such as numpy (``FOREIGN``), so no part of a model."""
     return is_foreign_name(kind.__module__)
 
 
 def is_foreign_name(name: object) -> bool:
-    """Whether a Python module of this name is no part of a model (``FOREIGN``)."""
+    """Return whether a Python module of this name is in a package of ``FOREIGN``, so that it is no part of a model."""
     return str(name).partition(".")[0] in FOREIGN
 
 
 def reachable_code(modules: Iterable[nn.Module]) -> ReachableCode:
-    """Return what the forwards of modules can reach, with their hooks and attributes."""
+    """Return what the forwards of modules can reach, and their hooks, and the functions in their attributes."""
     return _Search().run(modules)
 
 
 class _Search:
-    """A search over names, from modules to everything that their code can reach."""
+    """A search that follows names, from modules to everything that their code can reach."""
 
     def __init__(self) -> None:
         self.code = ReachableCode()
@@ -113,7 +113,7 @@ class _Search:
         return self.code
 
     def _attribute(self, value: Any) -> None:
-        """Add the functions that an attribute of a module is or contains."""
+        """Add the value of a module's attribute if it is a function; if it is a list, tuple or dict, the functions in it."""
         if type(value) in _CALLED:
             self._function(value, True)
         elif type(value) in (list, tuple, dict):
@@ -197,7 +197,7 @@ def _module_name(value: Any) -> str:
 
 
 def _is_foreign_namespace(space: dict[str, Any]) -> bool:
-    """Whether a global namespace is that of torch, graphreg, Python's library or a package such as numpy (``FOREIGN``)."""
+    """Return whether a global namespace belongs to torch, graphreg, Python's library or a package such as numpy (``FOREIGN``)."""
     return is_foreign_name(space.get("__name__", ""))
 
 
@@ -231,7 +231,7 @@ def _mentioned_names(code: types.CodeType) -> frozenset[str]:
 @lru_cache(8192)
 def assigned_by(code: types.CodeType) -> Assigned:
     """Return what code assigns, inner functions included."""
-    dynamic = {"setattr", "vars", "__dict__"}.intersection(code.co_names)  # then any string constant in the code may be the name
+    dynamic = {"setattr", "vars", "__dict__"}.intersection(code.co_names)  # if so, any string constant may be the name of an attribute
     texts = (each for each in code.co_consts if dynamic and isinstance(each, str) and each.isidentifier())
     attributes, variables, items, loaded, subscripts = set(texts), set[str](), set[str](), "", False
     named = set[str]()

@@ -1,7 +1,7 @@
-"""Traces a forward a second time where its next call may compute something else, and refuses the forward if the graphs differ.
+"""Traces a forward a second time if its next call may compute something else, and refuses the forward if the graphs differ.
 
-A graph computes the same at each call. A forward does not if it reads what its earlier calls left behind, or what an opaque module
-changes when it runs.
+A graph computes the same at each call. A forward may compute something else at its next call if it reads what its earlier calls left
+behind, or what an opaque module changes when it runs.
 """
 
 from __future__ import annotations
@@ -34,16 +34,14 @@ def model_restored(model: nn.Module) -> Iterator[Snapshot]:
         yield before
 
 
-def trace_repeatable(
-    model: nn.Module, trace: Callable[[], fx.Graph], opaque: dict[str, str], mode_reads: ModeReads, run: bool
-) -> fx.Graph:
+def trace_repeatable(model: nn.Module, trace: Callable[[], fx.Graph], opaque: dict[str, str], mode_reads: ModeReads, run: bool) -> fx.Graph:
     """Trace a model and return the graph. Raise if a trace of the next call would give another graph.
 
     Args:
         model: The model.
         trace: Traces the model.
         opaque: The opaque modules by path, with reasons; more may be added.
-        mode_reads: The modes that the forward reads; filled.
+        mode_reads: Filled with the modes that the forward reads.
         run: Whether opaque modules run during a trace.
 
     Raises:
@@ -74,7 +72,7 @@ def trace_repeatable(
 def _check_next_call(
     model: nn.Module, graph: fx.Graph, trace: Callable[[], fx.Graph], before: Snapshot, changed: list[str], opaque: dict[str, str]
 ) -> None:
-    """Trace again from the state that the first trace left behind; raise StatefulForward where that gives another graph."""
+    """Trace again from the state that the first trace left behind; raise StatefulForward if that gives another graph."""
     tables, known = before.assigned_tensors(), len(opaque)
     changes = changed or tables or ["what it reads from a clock or the like"]
     try:
@@ -84,7 +82,7 @@ def _check_next_call(
     except Exception as error:
         raise_interrupt(error)
         raise StatefulForward(model, changes, opaque, f" ({first_line(error)})") from error
-    if len(opaque) > known:  # a submodule could not be traced from the state that the first trace left behind: it is opaque from now on
+    if len(opaque) > known:  # a submodule could not be traced from the state that the first trace left behind; it has become opaque
         return
     if reassigned := before.reassigned() or [name for other in again for name in _written(model, other, tables)]:
         raise StatefulForward(model, reassigned, opaque, "")
@@ -94,7 +92,7 @@ def _check_next_call(
 
 
 def _written(model: nn.Module, graph: fx.Graph, tables: Sequence[str]) -> list[str]:
-    """Return those of the attributes ``tables`` whose tensors the graph writes into."""
+    """Return the names of those attributes among ``tables`` whose tensors the graph writes into."""
     if not tables:
         return []
     aliases, names = Aliases(graph, Operations(model)), {name.removeprefix("self."): name for name in tables}
@@ -123,7 +121,7 @@ def _check_opaque_state(model: nn.Module, graph: fx.Graph, trace: Callable[[], f
             reason, differing = f" ({first_line(error)})", ("", "")
     names = listed(hidden, _SHOWN)
     reason = reason or (f" ({differing[1]})" if differing else "")
-    if differing is None or len(opaque) > known:  # nothing reads it, or what reads it has become opaque
+    if differing is None or len(opaque) > known:  # no traced code reads the state, or the submodule that reads it has become opaque
         return
     if differing[0] and differing[0] not in opaque and differing[0] in dict(model.named_modules()):
         opaque[differing[0]] = f"it reads {names}, which an opaque module changes"
@@ -136,16 +134,16 @@ def _check_opaque_state(model: nn.Module, graph: fx.Graph, trace: Callable[[], f
 
 
 def same_graph(graph: fx.Graph, trace: Callable[[], fx.Graph]) -> bool:
-    """Whether another trace gives the same graph. False if that trace fails."""
+    """Return whether another trace gives the same graph; False if that trace fails."""
     try:
         return compared(graph, trace()) == (True, {})
-    except Exception as error:  # it takes a branch that cannot be traced
+    except Exception as error:  # the forward takes a branch that cannot be traced
         raise_interrupt(error)
         return False
 
 
 def or_make_opaque(trace: Callable[[], _T], opaque: dict[str, str]) -> _T | None:
-    """Return what ``trace`` returns. If submodules turn out to be stateful, make them opaque and return None: then trace again.
+    """Return what ``trace`` returns. If submodules turn out to be stateful, make them opaque and return None: the caller traces again.
 
     Raises:
         StatefulForward: The model's own forward is stateful.
@@ -163,15 +161,15 @@ class StatefulForward(TraceError):
     """A forward changes what its next call reads.
 
     Attributes:
-        paths: The submodules that do so; empty if code outside of submodules does so too.
+        paths: The paths of the submodules that do so; empty if code outside of submodules does so, too.
     """
 
     def __init__(self, model: nn.Module, changed: Sequence[str], opaque: dict[str, str], reason: str) -> None:
-        """Word the error.
+        """Write the message.
 
         Args:
             model: The model.
-            changed: The names of what changes.
+            changed: The names of the state that changes.
             opaque: The opaque modules by path, with reasons.
             reason: How the change was noticed, in parentheses, or ``""``.
         """
@@ -184,7 +182,7 @@ class StatefulForward(TraceError):
 
 
 def _submodules_of(model: nn.Module, names: Sequence[str], opaque: dict[str, str]) -> set[str]:
-    """Return the paths of the submodules that own or mention the named state; empty if some of it does not belong to submodules alone."""
+    """Return the paths of the submodules that own or mention the named state; empty if other code does so, too."""
     modules, owners = dict(model.named_modules()), set[str]()
     for name in names:
         path = name.removeprefix("self.").rpartition(".")[0] if name.startswith("self.") else ""
@@ -198,19 +196,19 @@ def _submodules_of(model: nn.Module, names: Sequence[str], opaque: dict[str, str
 
 
 def _draws_outside_trace(model: nn.Module, stream: str, opaque: dict[str, str]) -> bool:
-    """Whether code that is not traced, or another thread, may have drawn from a random generator."""
-    if stream == "numpy.random" and threading.active_count() > 1:  # another thread may have drawn from it
+    """Return whether code that is not traced, or another thread, may have drawn from a random generator."""
+    if stream == "numpy.random" and threading.active_count() > 1:
         return True
     return not _modules_mentioning(model, opaque, _last_name(stream))
 
 
 def _last_name(name: str) -> str:
-    """Return the name by which code mentions a place: ``step`` for ``self.head.step``."""
+    """Return the name by which code mentions a place, such as ``step`` for ``self.head.step``."""
     return name.partition(",")[0].rpartition(".")[2]
 
 
 def _modules_mentioning(model: nn.Module, opaque: dict[str, str], key: str) -> set[str]:
-    """Return the paths of the modules whose code mentions a name, without opaque modules."""
+    """Return the paths of the modules whose code mentions a name, except those of opaque modules and of modules inside them."""
     known: dict[type, bool] = {}
     for module in model.modules():
         if type(module) not in known:
@@ -219,5 +217,5 @@ def _modules_mentioning(model: nn.Module, opaque: dict[str, str], key: str) -> s
 
 
 def _within(path: str, opaque: dict[str, str]) -> bool:
-    """Whether a path is that of an opaque module or of a module inside one."""
+    """Return whether a path is that of an opaque module or of a module inside one."""
     return any(path == each or path.startswith(f"{each}.") for each in opaque)

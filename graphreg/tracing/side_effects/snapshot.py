@@ -1,7 +1,7 @@
 """Snapshots of the state that a forward may change: attributes, variables, lists, arrays, counters, default arguments.
 
 A trace runs the forward, which makes these changes. The graph will not make them, so the state must be restored. Before that, a second
-trace starts from the state that the first one left behind: if its graph differs, the first is wrong from the second call on.
+trace starts from the state that the first trace left behind. If its graph differs, the first graph would be wrong from the second call on.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from graphreg.tracing.side_effects.state_places import (
 )
 
 _OBJECTS = (types.SimpleNamespace, threading.local, queue.Queue)  # classes of Python's library whose attributes are state
-_NUMBERS_AND_TEXT = frozenset(PLAIN)  # by their exact types, which is quicker to ask: a model may have tables of thousands
+_NUMBERS_AND_TEXT = frozenset(PLAIN)  # compared with exact types, which is quicker: a model may have tables of thousands of numbers
 _NOT_ENTERED = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, nn.Parameter)
 
 
@@ -54,7 +54,7 @@ class Snapshot:
 
     Attributes:
         places: Everything that the forward may change.
-        irreversible: By full name of state that cannot be restored (a generator's position), the name by which code mentions it.
+        irreversible: For state that cannot be restored, such as a generator's position: by its full name, the name that code mentions.
         code: What the model's code can reach.
     """
 
@@ -116,10 +116,10 @@ class Snapshot:
 
         Args:
             value: The value.
-            name: Its name, for errors.
+            name: The name of the value, for errors.
             depth: How many levels of nested objects to look into.
             holder: The place that has the value as an attribute or variable, if there is one.
-            key: Its name there.
+            key: The name of that attribute or variable.
         """
         if isinstance(value, types.MethodType):
             self._add_value(value.__self__, name, depth)
@@ -139,7 +139,7 @@ class Snapshot:
             self.places.append(Memory(value, name))
         elif isinstance(value, (bytearray, array.array)):
             self.places.append(ByteArray(value, name))
-        elif isinstance(value, ContextVar) and value.get(None) is not None:  # one that is not set yet cannot be restored
+        elif isinstance(value, ContextVar) and value.get(None) is not None:  # a variable that is not set yet cannot be restored
             self.places.append(ContextVariable(value, name))
         elif is_random_generator(value):
             self.places.append(RandomGenerator(value, name))
@@ -159,9 +159,10 @@ class Snapshot:
             self._add_attributes(Slots(value, name), depth)
 
     def changed(self) -> list[str]:
-        """Return the names of what has other numbers, strings or items now, and prepare all places for another trace.
+        """Return the names of the state whose numbers, strings or items have changed, and prepare all places for another trace.
 
-        A later call may read what is named. Proxies, which another trace could not read, are restored or replaced.
+        A later call may read the state that is named. Another trace could not read proxies, so these are replaced, or the value from before
+        the forward is restored.
         """
         self._restore_registered()
         return list(dict.fromkeys(name for place in self.places for name in place.prepare_retrace()))
@@ -181,7 +182,7 @@ class Snapshot:
         return [place.label(key) for place in self.places if isinstance(place, Attributes) for key in place.tensors]
 
     def drawn_generators(self) -> list[str]:
-        """Return the names of the random generators that were drawn from."""
+        """Return the names of the random generators from which the forward has drawn."""
         return [name for place in self.places if isinstance(place, RandomGenerator) for name in place.prepare_retrace()]
 
     def reassigned(self) -> list[str]:
@@ -189,11 +190,11 @@ class Snapshot:
         return [name for place in self.places if isinstance(place, Attributes) for name in place.reassigned()]
 
     def mark_counters(self) -> bool:
-        """Make each number that has changed since ``changed`` raise where code computes with it. Return whether there is any."""
+        """Replace each number that has changed again since the call of ``changed`` by a ``ChangingNumber``. Return whether there is any."""
         return any([place.mark_counters() for place in self.places if isinstance(place, Attributes)])  # noqa: C419  # marks every place
 
     def restore(self) -> None:
-        """Restore everything."""
+        """Restore the state from before the forward."""
         self._restore_registered()
         for place in self.places:
             place.restore()
@@ -209,6 +210,6 @@ class Snapshot:
 
 
 def _draws_from_numpy(value: Any) -> bool:
-    """Whether numpy's global random generator can be reached through a value."""
+    """Return whether code can reach numpy's global random generator through a value."""
     named = value.__name__ if isinstance(value, types.ModuleType) else str(getattr(getattr(value, "__self__", None), "__module__", ""))
     return named == "numpy" or named.startswith("numpy.random")

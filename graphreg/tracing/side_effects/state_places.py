@@ -18,15 +18,15 @@ from graphreg.tracing.symbolic.proxies import FOREIGN
 
 REGISTERED = ("_parameters", "_buffers", "_modules")
 PLAIN = (int, float, complex, str, bytes, type(None))
-NOTHING = object()  # in place of a value where there is none
+NOTHING = object()  # stands for a value that does not exist
 
 
 class Place:
-    """Something that a forward may change, and its earlier content: attributes, variables, a container, a generator.
+    """Something that a forward may change, such as attributes, variables, a container or a generator, and its earlier content.
 
     Attributes:
         owner: The object that has the content.
-        name: Its name, for errors.
+        name: The name of the place, for errors.
         content: The content before the forward ran.
     """
 
@@ -92,7 +92,7 @@ class Attributes(Place):
             if _is_table(value) and not isinstance(self.content.get(key), torch.Tensor):
                 self.set(key, value := torch.zeros(tuple(value.shape), dtype=value.dtype, device=value.device))
             if type(value) is torch.Tensor and not isinstance(self.owner, type):
-                self.tensors[key] = value  # the forward made it: a table, or a running sum, which ``reassigned`` finds
+                self.tensors[key] = value  # the forward made the tensor: a table, or a running sum, which ``reassigned`` will find
                 continue
             if is_plain(value):
                 self.retained[key] = value
@@ -124,7 +124,7 @@ class Attributes(Place):
             self.delete(key)
 
     def mark_counters(self) -> bool:
-        """Put a ``ChangingNumber`` in place of each number that another trace has changed again. Return whether there was one."""
+        """Replace each number that another trace has changed again by a ``ChangingNumber``. Return whether there was one."""
         marked, attributes = False, self.read()
         for key, then in self.retained.items():
             now: Any = attributes.get(key)
@@ -219,7 +219,7 @@ class Container(Place):
         return list(_base(self.owner).__iter__(self.owner))
 
     def _same(self) -> bool:
-        """Whether the container has the same items, by identity."""
+        """Return whether the container has the same objects as before the forward."""
         return list(map(id, self.read())) == list(map(id, self.content))
 
     def prepare_retrace(self) -> Iterator[str]:
@@ -242,12 +242,12 @@ class Container(Place):
 
 
 def _dict_of(value: dict[Any, Any]) -> type[dict[Any, Any]]:
-    """Return OrderedDict or dict: the class of Python's library that a dict is an instance of."""
+    """Return the class of Python's library of which a dict is an instance: OrderedDict or dict."""
     return OrderedDict if isinstance(value, OrderedDict) else dict
 
 
 def _base(value: Any) -> Any:
-    """Return the class of Python's library that a container is an instance of."""
+    """Return the class of Python's library of which a container is an instance: list, set or deque."""
     return next(kind for kind in (list, set, deque) if isinstance(value, kind))
 
 
@@ -295,7 +295,7 @@ def _listed(slots: Any) -> tuple[str, ...]:
 
 
 def _is_state(value: Any) -> bool:
-    """Whether a value that the forward assigned carries data to the next call, itself or inside. A table made from sizes does not."""
+    """Return whether a value that the forward assigned carries data to the next call, itself or inside. A table of sizes does not."""
     if isinstance(value, fx.Proxy):
         return carries_data(value.node)
     if isinstance(value, (tuple, list)):
@@ -308,7 +308,7 @@ def _is_state(value: Any) -> bool:
 
 
 def _is_table(value: Any) -> bool:
-    """Whether a value is a fake tensor of fixed size, made while torch.export traced: a readable tensor replaces it for the next trace."""
+    """Return whether a value is a fake tensor of fixed size that the forward made. A readable tensor replaces it for the next trace."""
     return isinstance(value, torch.Tensor) and is_fake(value) and all(type(size) is int for size in value.shape)
 
 
@@ -317,13 +317,14 @@ def _both_tensors(value: Any, before: Any) -> bool:
 
 
 def carries_data(node: fx.Node, called: Callable[[fx.Node], str] = function_name) -> bool:
-    """Whether a value depends on the content of the graph's inputs, and not only on their sizes and dtypes.
+    """Return whether a value depends on the content of the graph's inputs, and not only on their sizes and dtypes.
 
-    While torch.export traces, its graph takes parameters and buffers as inputs, too, which no name tells from the model's own.
+    While torch.export traces, parameters and buffers are inputs of its graph, too, and no name distinguishes them from the model's inputs.
+    So they count as inputs.
 
     Args:
         node: The node of the value.
-        called: Returns the name of what a node calls.
+        called: Returns the name of the function or method that a node calls.
     """
     waiting, seen = [node], set[fx.Node]()
     while waiting:
@@ -340,7 +341,7 @@ def carries_data(node: fx.Node, called: Callable[[fx.Node], str] = function_name
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value consists of numbers, strings, bytes and None in containers."""
+    """Return whether a value is a number, a string, bytes or None, or a container of such values."""
     kind = type(value)
     if issubclass(kind, (list, tuple, set, deque)):
         return all(map(is_plain, value))
@@ -358,9 +359,9 @@ class StaleValue:
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
-        """The class that ``isinstance`` sees. It raises TypeError in model code, but not in torch.fx, which reads it of every attribute."""
+        """The class that ``isinstance`` sees. If the model's code reads it, that raises TypeError; torch.fx may read it."""
         frame = sys._getframe(1)
-        # isinstance_patch calls isinstance on behalf of the model's code
+        # isinstance_patch.py calls isinstance on behalf of the model's code.
         while frame.f_back is not None and frame.f_globals.get("__name__") == "graphreg.tracing.isinstance_patch":
             frame = frame.f_back
         if str(frame.f_globals.get("__name__")).partition(".")[0] not in FOREIGN:

@@ -1,7 +1,7 @@
-"""Factories: decides which of the tensors that a forward makes must be made again at each call, and adds nodes that make them.
+"""Decides which of the tensors that a forward makes must be made anew at each call, and adds nodes that make them.
 
-A tensor that nobody can write into after it was made stays a constant of the graph. All others are made anew at each call. Otherwise
-writes into them would add up over calls, and one call would return the same tensor as the next.
+A tensor stays a constant of the graph if no code can write into it after it was made. All other tensors are made anew at each call.
+Otherwise writes into them would add up over calls, and one call would return the same tensor as the next.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _OPERATORS: dict[str, Callable[..., Any]] = {"__getitem__": operator.getitem, "_
 
 
 def settle_factories(graph: fx.Graph, tape: Tape) -> None:
-    """Replace constants that torch.fx made by nodes that make the tensors at each call, where that is necessary.
+    """Where it is necessary, replace constants that torch.fx made by nodes that make the tensors at each call.
 
     Raises:
-        TraceError: A tensor must be made at each call, and a graph cannot do so.
+        TraceError: A tensor must be made at each call, but a graph cannot make it.
     """
     there = set(graph.nodes)
     tape.check_states()
@@ -49,7 +49,7 @@ def settle_factories(graph: fx.Graph, tape: Tape) -> None:
 
 
 def _remade_storages(graph: fx.Graph, tape: Tape, reads: dict[fx.Node, Tensor]) -> set[StorageKey]:
-    """Return the storages that must be made at each call: something may write into them, or they are computed from what changes."""
+    """Return the storages that must be made at each call: code may write into them, or they are computed from storages that change."""
     known, effects = tape.known, Effects(tape.tracer.operations)
     parameters = {storage_key(tensor) for entry in tape.entries for tensor in entry.tensors if isinstance(tensor, nn.Parameter)}
     remade = _computed_from(tape, parameters | set(tape.owned)) | set(known.traced) | set(known.rewritten)
@@ -63,7 +63,7 @@ def _remade_storages(graph: fx.Graph, tape: Tape, reads: dict[fx.Node, Tensor]) 
 
 
 def _computed_from(tape: Tape, changing: set[StorageKey]) -> set[StorageKey]:
-    """Return these storages, and those of all results that the forward computed from them."""
+    """Return the storages in ``changing``, and those of all results that the forward computed from them."""
     storages = set(changing)
     for entry in tape.entries:
         if not storages.isdisjoint(map(storage_key, entry.tensors)):
@@ -72,7 +72,7 @@ def _computed_from(tape: Tape, changing: set[StorageKey]) -> set[StorageKey]:
 
 
 def _refuse_decisions(tape: Tape, changing: set[StorageKey]) -> None:
-    """Raise where Python read the content of a storage that changes between calls."""
+    """Raise if Python read the content of a storage that changes between calls."""
     for keys, place in tape.known.python_reads.values():
         if not changing.isdisjoint(keys):
             raise TraceError(
@@ -82,7 +82,7 @@ def _refuse_decisions(tape: Tape, changing: set[StorageKey]) -> None:
 
 
 def _escapes(node: fx.Node, returned: set[fx.Node], effects: Effects) -> bool:
-    """Whether the forward may return the storage of a node to its caller."""
+    """Return whether the forward may return a tensor with the storage of a node to its caller."""
     sharing, waiting = {node}, [node]
     while waiting:
         current = waiting.pop()
@@ -96,7 +96,7 @@ def _escapes(node: fx.Node, returned: set[fx.Node], effects: Effects) -> bool:
 
 
 def _needed(tape: Tape, tensors: Iterable[Tensor]) -> set[TapeEntry]:
-    """Return the entries that make these tensors or write into their storages, and, in turn, those that the arguments of these need."""
+    """Return the entries that make these tensors or write into their storages; for the arguments of these entries likewise, and so on."""
     makers, by_key = tape.known.made, defaultdict[StorageKey, list[TapeEntry]](list)
     for entry in tape.entries:
         for key in entry.written_storages:
@@ -116,7 +116,7 @@ def _needed(tape: Tape, tensors: Iterable[Tensor]) -> set[TapeEntry]:
 
 
 def _refuse_unseen(tape: Tape, tensors: Iterable[Tensor], remade: set[StorageKey]) -> None:
-    """Raise where a tensor that must be made at each call was made or changed in a way that no function mode sees."""
+    """Raise if a tensor that must be made at each call was made or changed in a way that no function mode sees."""
     known = tape.known
     for tensor in tensors:
         key = storage_key(tensor)
@@ -136,7 +136,7 @@ def _refuse_unseen(tape: Tape, tensors: Iterable[Tensor], remade: set[StorageKey
 
 
 def _refuse(tape: Tape, entries: set[TapeEntry], remade: set[StorageKey]) -> None:
-    """Raise where a graph cannot repeat an operation."""
+    """Raise if there is an entry whose operation a graph cannot repeat."""
     for entry in entries:
         tensors = [*entry.tensors, *tensors_in(entry.result)]
         parameters = [t for t in tensors if isinstance(t, nn.Parameter) and storage_key(t) not in tape.owned]
@@ -206,8 +206,8 @@ class _FactoryWriter:
         return self.graph.call_function(function, args, kwargs)
 
     def _annotated(self, node: fx.Node, entry: TapeEntry) -> fx.Node:
-        """Write the line of code and the module calls where an entry ran to a node that it made."""
-        label_site(node, entry.scope)  # without a name, so that the names of other values stay as they are
+        """Write to a node made for an entry the line of code and the module calls in which the entry ran."""
+        label_site(node, entry.scope)  # the node gets no name, so that the names of other values stay as they are
         node.meta["origin"], node.meta["nn_module_stack"] = entry.origin, entry.stack
         self._new[node] = entry
         return node

@@ -1,11 +1,11 @@
 """The tape: records what a forward does during a trace with the tensors that it makes itself.
 
-torch.fx runs ``torch.zeros(4)`` while it traces and puts that one tensor into the graph for all calls, so that a call finds what the
-calls before wrote into it. Here such operations run too, since the forward may read their results, and the tape records each with its
-place in the graph. ``factories.py`` then decides which of them the graph must repeat at each call.
+torch.fx runs ``torch.zeros(4)`` while it traces, and puts the resulting tensor into the graph, for all calls. So a call would find what
+earlier calls wrote into the tensor. Here such operations run, too, because the forward may read their results, but the tape records each
+operation with its place in the graph. ``factories.py`` then decides which operations the graph must repeat at each call.
 
-As soon as a traced value may have been written into a tensor, its content is unknown. From then on each operation on the tensor, or
-on a view of it, becomes a node of the graph.
+As soon as a traced value may have been written into a tensor, the tensor's content is unknown. From then on, each operation on the tensor,
+or on a view of it, becomes a node of the graph.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ FACTS = {
     "is_nested", "is_mkldnn", "itemsize", "nbytes", "element_size", "get_device", "is_pinned", "is_shared", "names", "__hash__",
     "__repr__", "__dir__", "is_inference", "is_leaf", "result_type", "can_cast", *PRIVATE_FACTS,
 }  # fmt: skip
-EXPOSING = {"numpy", "__array__", "untyped_storage", "storage", PRIVATE_STORAGE, "__dlpack__", "data_ptr"}  # others may then write to it
-SHARING = {"as_tensor", "asarray", "from_numpy", "frombuffer", "from_dlpack", "from_file"}  # the tensor is in another object's memory
+EXPOSING = {"numpy", "__array__", "untyped_storage", "storage", PRIVATE_STORAGE, "__dlpack__", "data_ptr"}  # others can then write to it
+SHARING = {"as_tensor", "asarray", "from_numpy", "frombuffer", "from_dlpack", "from_file"}  # the result is in other memory
 PYTHON_READS = {"__bool__", "__int__", "__float__", "__index__", "__complex__", "__contains__"}  # Python needs these results at once
 _PLAIN = (int, float, complex, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Generator, type(...))
 CURE = "Compute a new value instead, or move that step into a submodule of its own, which then becomes an opaque module."
@@ -51,8 +51,8 @@ class Tape(TorchFunctionMode):
         tracer: The ``SiteTracer`` that traces the model.
         entries: The recorded operations in order.
         known: Facts about storages.
-        effects: Which storages nodes share, and which they write into.
-        moved: By id of a tensor of the model that has another storage now, the line where that was noticed.
+        effects: Tells which storages nodes share, and which they write into.
+        moved: By id of a tensor of the model that has got another storage, the line where that was noticed.
         owned: The names of the model's tensors by storage.
     """
 
@@ -62,14 +62,14 @@ class Tape(TorchFunctionMode):
         self.tracer, self.entries, self.known = tracer, list[TapeEntry](), StorageFacts()
         self.effects = Effects(tracer.operations)
         self._undo: list[tuple[dict[Any, Any], Any]] = []  # (dict of facts, key) of each fact, in the order in which they were added
-        self._alive: list[Tensor] = []  # keeps ids and storages from being reused
-        self._states: dict[int, tuple[Tensor, TensorState]] = {}  # by id: each tensor that was seen, with its state then
+        self._alive: list[Tensor] = []  # keeps tensors alive, so that their ids and storages are not used again
+        self._states: dict[int, tuple[Tensor, TensorState]] = {}  # by id: each tensor that the tape has seen, with its last known state
         self.moved: dict[int, str] = {}
         self.owned: dict[StorageKey, str] = {}
         for path, module in root.named_modules():
             mine = {**vars(module), **module._parameters, **module._buffers}
             for name, value in mine.items():
-                if issubclass(type(value), Tensor):  # not isinstance, which asks the value: it may be a ``StaleValue``
+                if issubclass(type(value), Tensor):  # isinstance would read the class of a ``StaleValue``, which raises
                     self.owned.setdefault(storage_key(value), f"{path}.{name}" if path else name)
                     self._states[id(value)] = value, TensorState.of(value)
 
@@ -84,7 +84,7 @@ class Tape(TorchFunctionMode):
         if _has_proxy((args, kwargs)):
             self._refuse_assignment(func, name)
             return self._setitem(args) if name == "__setitem__" else func(*args, **kwargs)
-        if name.partition(".")[0] == "set_":  # a mode sees it in some cases only; ``check_states`` always notices it
+        if name.partition(".")[0] == "set_":  # a function mode sees ``set_`` in some cases only; ``check_states`` always notices it
             return func(*args, **kwargs)
         if any(storage_key(tensor) in self.known.traced for tensor in tensors):
             return self._as_node(func, name, args, kwargs)
@@ -102,10 +102,10 @@ class Tape(TorchFunctionMode):
         self._add(self.known.holding, node, frozenset([key]))
 
     def check_states(self, tensors: Iterable[Tensor] | None = None) -> None:
-        """Notice changes that no function mode sees: by ``Tensor.set_``, ``torch.utils.swap_tensors``, ``t.real = ...``.
+        """Notice changes that no function mode sees: by ``Tensor.set_``, ``torch.utils.swap_tensors`` or ``t.real = ...``.
 
         Args:
-            tensors: The tensors to compare with their last known states. If None, all that the tape has seen.
+            tensors: The tensors to compare with their last known states. None means all tensors that the tape has seen.
         """
         for tensor in [tensor for tensor, _ in self._states.values()] if tensors is None else tensors:
             now = TensorState.of(tensor)
@@ -122,23 +122,23 @@ class Tape(TorchFunctionMode):
                     self._add(self.known.rewritten, key)
 
     def _update_states(self, tensors: Iterable[Tensor], written: Iterable[StorageKey]) -> None:
-        """After a recorded operation, note the new states of these tensors and of all others in the storages that it wrote into."""
+        """Note the states that an operation has left: of its tensors, and of all other tensors in the storages that it wrote into."""
         others = [tensor for tensor, state in self._states.values() if state.key in written]
         for tensor in (*tensors, *others):
             self._states[id(tensor)] = tensor, TensorState.of(tensor)
 
     def is_model_state(self, tensor: Tensor) -> bool:
-        """Whether a tensor belongs to the model and the forward writes into it. Then it is treated as a buffer, which is no site."""
+        """Return whether a tensor belongs to the model and the forward may write into it. It is then treated as a buffer: it is no site."""
         return storage_key(tensor) in self.known.traced and storage_key(tensor) in self.owned
 
     def node_created(self, node: fx.Node) -> None:
-        """Note that a node was made: the tensors that it may write into may hold a traced value from now on."""
+        """Note that a node was made. The tensors that the node may write into may hold a traced value from now on."""
         holding = self.known.holding
         sources = [source for source in node.all_input_nodes if source in holding]
         if not sources:
             return
         definite, possible, shares = self._effects_of(node)
-        definite = definite or tuple(sources if is_in_place(node) else ())  # an in-place operation may write into a list of tensors
+        definite = definite or tuple(sources if is_in_place(node) else ())  # an in-place operation may write into the tensors of a list
         for written in {**dict.fromkeys(possible), **dict.fromkeys(definite)}:
             for key in holding.get(written, ()):
                 if written in definite:
@@ -150,7 +150,7 @@ class Tape(TorchFunctionMode):
     def _effects_of(self, node: fx.Node) -> tuple[tuple[fx.Node, ...], ...]:
         """Return the nodes that a node writes into, may write into, and shares storage with.
 
-        To find that out, ``Effects`` runs operations on tensors of its own. The tape must not record them.
+        To find that out, ``Effects`` runs operations on tensors of its own. The tape must not record these operations.
         """
         before, self.tracer.evaluating = self.tracer.evaluating, True
         try:
@@ -159,7 +159,7 @@ class Tape(TorchFunctionMode):
             self.tracer.evaluating = before
 
     def module_output(self, value: Any) -> Any:
-        """Return a module's result, where a new node with the present content replaces each tensor that may hold traced values."""
+        """Return a module's result, in which a new node replaces each tensor that may hold traced values. It has the present content."""
         kind = type(value)
         if issubclass(kind, Tensor) and storage_key(value) in self.known.traced:
             return self.tracer.alias(value)
@@ -225,7 +225,7 @@ class Tape(TorchFunctionMode):
             return
         representable = _is_representable((args, kwargs))
         if not representable and (keys or name in SHARING):
-            return  # a graph cannot make the memory of the result, or cannot hold the arguments: nothing is recorded
+            return  # record nothing: a graph cannot make the memory of the result, or cannot hold the arguments
         last = next(iter(reversed(self.tracer.graph.nodes)), None)
         stack = dict(self.tracer.module_stack)
         entry = TapeEntry(func, args, kwargs, last, self.tracer.scope_path, stack, origin_now(), result, written, regions())
@@ -267,7 +267,7 @@ class Tape(TorchFunctionMode):
         Value.set_item(self.tracer, *args)
 
     def _refuse_assignment(self, func: Any, name: str) -> None:
-        """Raise AttributeError where an attribute of a tensor is assigned or deleted."""
+        """Raise AttributeError if the operation assigns or deletes an attribute of a tensor."""
         if name in ("__set__", "__delete__"):
             raise AttributeError(f"it assigns .{attribute_of(func)} of a tensor, which a graph cannot carry; make a new one instead")
 
@@ -287,7 +287,7 @@ class Tape(TorchFunctionMode):
 
 
 def _has_proxy(value: Any) -> bool:
-    """Whether nested arguments hold a traced value."""
+    """Return whether nested arguments contain a traced value."""
     kind = type(value)
     if issubclass(kind, (tuple, list)):
         return any(map(_has_proxy, value))
@@ -299,7 +299,7 @@ def _has_proxy(value: Any) -> bool:
 
 
 def _is_representable(value: Any) -> bool:
-    """Whether a graph can hold a value as an argument."""
+    """Return whether a node can have a value as an argument."""
     if isinstance(value, (tuple, list)):
         return all(map(_is_representable, value))
     if isinstance(value, dict):
@@ -310,7 +310,7 @@ def _is_representable(value: Any) -> bool:
 
 
 def _copied(value: Any) -> Any:
-    """Copy nested lists and dicts, since the forward may change them after the call."""
+    """Copy nested lists and dicts, because the forward may change them after the call."""
     kind = type(value)
     if kind in (tuple, list, torch.Size):
         items: Iterable[Any] = map(_copied, value)
@@ -330,18 +330,18 @@ def _written_by_schema(name: str, args: Any, kwargs: dict[str, Any]) -> Iterator
 
 
 def _operation_name(func: Any) -> str:
-    """Return the name of a function. For the getter of a property in ``FACTS``, that is the property's name, not ``__get__``."""
+    """Return the name of a function; for the getter of a property in ``FACTS``, the property's name instead of ``__get__``."""
     name = str(getattr(func, "__name__", ""))
     attribute = attribute_of(func) if name == "__get__" else ""
     return attribute if attribute in FACTS else name
 
 
 def attribute_of(func: Any) -> str:
-    """Return the name of the tensor attribute that a getter or setter belongs to."""
+    """Return the name of the tensor attribute that a getter or setter reads or writes."""
     return str(getattr(getattr(func, "__self__", None), "__name__", "an attribute"))
 
 
 def _location() -> str:
-    """Return the line of the user's code that runs, as `` at file:line``, or ``""``."""
+    """Return the line of the user's code that runs, as ``" at file:line"``; ``""`` if it is not known."""
     origin = origin_now()
     return f" at {short(origin)}" if origin else ""

@@ -16,13 +16,13 @@ from torch.fx.proxy import Attribute
 
 from graphreg.ir import IN_PLACE_NAMES, label_site, origin_now, scope_of
 
-# Packages that hold no code of a model. Their class checks may see that a proxy is one; those of a model may not. functools is left
-# out, because singledispatch checks classes for the model.
+# Packages that have no code of a model. Code in them may see the class of a proxy; the code of a model may not. functools is left out,
+# because its singledispatch checks classes for the model.
 FOREIGN = sys.stdlib_module_names - {"__main__", "functools"} | {"torch", "graphreg", "numpy", "scipy", "pandas", "networkx", "sympy"}
 
 
 def _tests_class(frame: types.FrameType) -> bool:
-    """Whether Python code in this frame may check a class. If not, it is C code that asks: torch's argument parser must see a proxy."""
+    """Return whether Python code in this frame may be checking a class. If not, torch's argument parser is, which must see a proxy."""
     code, place = frame.f_code, frame.f_globals
     by_name = "__class__" in code.co_names or ("isinstance" in code.co_names and "isinstance" not in place)
     return by_name or place.get("__name__") == "functools" or frame.f_lasti in _class_patterns(code)
@@ -43,7 +43,7 @@ def _assignment_message(name: str, what: str = "assigns") -> str:
 
 
 class AttributeProxy(Attribute):
-    """An attribute of a traced value, before it is known whether it is a method that will be called."""
+    """An attribute of a traced value. It is not known yet whether it is a method that the model's code will call."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in ("root", "attr", "_node", *_FIELDS):
@@ -57,8 +57,8 @@ class AttributeProxy(Attribute):
 class Value(fx.Proxy):
     """A value of the graph on which ``+=`` and other in-place operators are recorded as in-place.
 
-    Without these methods Python falls back to ``+``, which makes a new value. The write does not reach other uses of the same tensor
-    (a skip connection, a view, the caller's variable), and torch.fx silently traces another function than the model's.
+    Without methods for them, Python would fall back to ``+``, which makes a new value. The write would not reach other uses of the same
+    tensor (a skip connection, a view, the caller's variable), and torch.fx would silently trace another function than the model's.
     """
 
     @classmethod
@@ -84,7 +84,7 @@ class Value(fx.Proxy):
         raise TypeError(f"{home} checks the class of the traced value {self.node.name!r} in a way that a trace cannot answer")
 
     def __getattr__(self, k: str) -> AttributeProxy:
-        if k in ("grad", "grad_fn"):  # no AttributeError: getattr() with a default would catch it
+        if k in ("grad", "grad_fn"):  # raise no AttributeError, which getattr() with a default would catch
             raise TypeError(f"it reads .{k} of a tensor, which depends on earlier calls and not on this one")
         return AttributeProxy(self, k)
 
@@ -104,7 +104,7 @@ class Value(fx.Proxy):
     def _in_place(self, function: Callable[..., Any], other: Any) -> Any:
         """Record an in-place operator."""
         if self.node in getattr(self.tracer, "sizes", ()):
-            return NotImplemented  # a number: Python falls back to ``+``, which is right for it
+            return NotImplemented  # the value is a number: Python falls back to ``+``, which is right for numbers
         return self.tracer.create_proxy("call_function", function, (self, other), {})
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -133,7 +133,7 @@ class Value(fx.Proxy):
         return self.tracer.create_proxy("call_function", round, (self, *digits), {})
 
     def _concrete(self, what: str, *kinds: type) -> Any:
-        """Return the value that the example inputs give."""
+        """Return the value for the example inputs."""
         return self.tracer.concrete(self, what, kinds)  # type: ignore[attr-defined]
 
 

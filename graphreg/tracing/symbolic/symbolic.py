@@ -86,7 +86,7 @@ def symbolic(
 
 
 def location(error: BaseException) -> str:
-    """Return the line of the user's code that raised an error, as ``" at file:line: code"``, or ``""``."""
+    """Return the line of the user's code that raised an error, as ``" at file:line: code"``; ``""`` if there is none."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((*LIBRARY_FOLDERS, "<"))]
     return f" at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""
 

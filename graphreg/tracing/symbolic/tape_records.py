@@ -20,14 +20,14 @@ class TapeEntry:
         function: The function of torch that was called.
         args: Its positional arguments, copied.
         kwargs: Its keyword arguments, copied.
-        after: The last node that the graph had when the operation ran, or None.
+        after: The last node that the graph had when the operation ran; None if it had none.
         scope: The path of the module whose code called the function.
         stack: The stack of module calls, as torch.fx writes it to nodes.
         origin: The line of the user's code.
         result: What the function returned.
         written_storages: The storages that the operation wrote into.
-        region: Whether grad mode, inference mode and autocast were on.
-        copy: A copy of the result, where no graph can hold the arguments.
+        region: Whether grad mode, inference mode and autocast were on when the operation ran.
+        copy: A copy of the result if no graph can hold the arguments; else None.
     """
 
     function: Callable[..., Any]
@@ -44,12 +44,12 @@ class TapeEntry:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """The tensors among its arguments."""
+        """The tensors among the arguments."""
         return list(tensors_in((self.args, self.kwargs)))
 
     @property
     def place(self) -> str:
-        """The line of the user's code, as `` at file:line`` for an error, or ``""``."""
+        """The line of the user's code, as ``" at file:line"``, for errors; ``""`` if it is not known."""
         return f" at {short(self.origin)}" if self.origin else ""
 
 
@@ -58,16 +58,17 @@ class StorageFacts:
     """Facts about storages. Facts are only added; the tape remembers in which order, so that a trace can be rolled back.
 
     Attributes:
-        made: By the id of a tensor, the entry that made it and its path in the result.
+        made: By the id of a tensor, the entry that made the tensor, and the tensor's path in the entry's result.
         fresh: Storages that the forward made.
-        read: The tensors that nodes of the graph read.
+        read: By ``get_attr`` node, the tensor that it reads.
         touched: Storages that the graph reads, directly or through a view.
         traced: Storages into which a traced value may have been written.
         rewritten: Storages that the forward wrote into after the graph had read them.
-        exposed: Storages that another library may write into, with the function that gave it access.
-        python_reads: By number, each result that is no tensor (``bool(t)``): the storages that it depends on, and the line.
+        exposed: Storages that other code can write into, each with the function that gave access to it.
+        python_reads: By number, each operation without a tensor as result, such as ``bool(t)``: the storages that it read, and the line.
         holding: By node, the storages that its value may share.
-        untracked: Storages that changed, or that a tensor left, in a way that no function mode sees; with the line where that was noticed.
+        untracked: Storages that were changed, or that a tensor got or left, in a way that no function mode sees; each with the line where
+            that was noticed.
     """
 
     made: dict[int, tuple[TapeEntry, tuple[int, ...]]] = field(default_factory=dict)

@@ -1,7 +1,7 @@
-"""The symbolic tracer: a torch.fx tracer that also names every value, and makes a submodule opaque if it cannot trace its code.
+"""The symbolic tracer: a torch.fx tracer that also names every value, and makes a submodule opaque if its code cannot be traced.
 
-``node.meta["site"]`` has the names of a node: the path of its module and its labels. They are plain data, so that they survive
-pickling and no later stage needs the tracer.
+``node.meta["site"]`` has the names of a node: the path of its module and its labels. These are plain data, so that they survive pickling
+and no later stage needs the tracer.
 """
 
 from __future__ import annotations
@@ -77,10 +77,10 @@ class SiteTracer(DecisionTracer):
         Args:
             opaque: Opaque modules by path, with reasons.
             specialized: Specialized arguments by name.
-            examples: The example inputs by argument name. Where the forward decides on a shape, it gets theirs.
+            examples: The example inputs by argument name. Where the forward decides on a shape, it gets the shape of the examples.
             answers: Answers to queries of global state that differ from torch's own.
         """
-        # torchvision's feature extraction records each function of torchvision.ops as one node. So does this tracer, for equal names.
+        # Record each function of torchvision.ops as one node, as torchvision's feature extraction does, so that the names are equal.
         ops = sys.modules.get("torchvision.ops")
         super().__init__(examples or {}, autowrap_modules=(math, ops) if ops else (math,))
         take_as_one(self, WRAPPED, (torch, torch.nn.utils.rnn))
@@ -93,7 +93,7 @@ class SiteTracer(DecisionTracer):
         self._buffers: dict[int, str] = {}
         self.region = regions()
         self._constants = BufferConstants()
-        self._calls: list[str] = []  # paths in order of the calls, to roll ``num_calls`` back; a copy at each call would be quadratic
+        self._calls: list[str] = []  # the paths in the order of the calls, to roll ``num_calls`` back; copies of it would cost more
         self.operations = Operations(nn.Module())
         self.tape = Tape(self, nn.Module())
         self.module_stack = ModuleStack()
@@ -127,7 +127,7 @@ class SiteTracer(DecisionTracer):
         for name, path, kind, value in self._outputs:
             label_output(value, name, path, kind)
         for node in graph.nodes:
-            # otherwise emitted code would ask torch.fx to wrap the name "torch.full", and no later trace would run
+            # Otherwise emitted code would ask torch.fx to wrap the name "torch.full", and no later trace would run.
             if node.target in WRAPPED or str(getattr(node.target, "__module__", "")).startswith("torch."):
                 node.meta.pop("is_wrapped", None)
         settle_ports(graph, self.operations)
@@ -176,16 +176,16 @@ class SiteTracer(DecisionTracer):
         return call, values
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whether a module is one node of the graph: torch's own layers, drop paths and opaque modules."""
+        """Return whether a module is one node of the graph: torch's own layers, drop paths and opaque modules are."""
         return module_qualified_name in self.opaque or is_drop_path(m) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Trace a call of a module, or make the module opaque where that raises, and name its result. torch.fx calls this."""
+        """Trace a call of a module, or make the module opaque if that raises. Name the result. torch.fx calls this method."""
         if self.evaluating or threading.get_ident() != self.thread:
             return forward(*args, **kwargs)
         try:
             path = self.path_of_module(m)
-        except NameError:  # made inside a forward, so it is no submodule: its code counts as its caller's
+        except NameError:  # a forward made the module, so it is no submodule: its code counts as the caller's
             return forward(*args, **kwargs)
         if has_backward_hooks(m):
             self.opaque.setdefault(path, "it has backward hooks")
@@ -203,9 +203,9 @@ class SiteTracer(DecisionTracer):
                     raise AttributeError(f"its forward assigns the buffer {assigned}")
                 if randomness() != drawn:
                     raise AttributeError("its forward draws random numbers, which a trace would freeze")
-            except (GraphRegError, RecursionError):  # an opaque module is no cure: the trace goes on at the same depth
+            except (GraphRegError, RecursionError):  # to make the module opaque would not help: the trace goes on at the same depth
                 raise
-            except Exception as error:  # whatever a forward raises on proxies: the module becomes opaque
+            except Exception as error:  # a forward may raise anything on proxies
                 raise_interrupt(error)
                 self._roll_back(mark)
                 m._buffers.update(buffers)
@@ -217,7 +217,7 @@ class SiteTracer(DecisionTracer):
         return value
 
     def _record_call(self, path: str, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Call a module as torch.fx does, and note the call, which ``num_calls`` counts."""
+        """Call a module as torch.fx does, and note its path, because torch.fx counts the call in ``num_calls``."""
         self._calls.append(path)
         return super().call_module(m, forward, args, kwargs)
 
@@ -234,19 +234,19 @@ class SiteTracer(DecisionTracer):
         return proxy
 
     def is_tuple(self, node: fx.Node) -> bool:
-        """Whether a node's value is a tuple that a layer of torch returned."""
+        """Return whether a node's value is a tuple that a layer of torch returned."""
         return gives_tuple(node, self.operations.modules)
 
     def create_arg(self, a: Any) -> Any:
-        """Turn an argument of an operation into an argument of a node: nodes replace proxies. torch.fx calls this."""
-        kind = type(a)  # the most common types first: torch.fx makes twenty checks of each argument
+        """Turn an argument of an operation into an argument of a node: nodes replace proxies. torch.fx calls this method."""
+        kind = type(a)  # the most common types come first, because torch.fx makes twenty checks of each argument
         if kind in PLAIN:
             return a
         if kind is Value:
             return a.node
         if kind is tuple:
             return tuple(map(self.create_arg, a))
-        # torch.fx would turn an OrderedDict into a plain dict; here the graph builds the model's own type
+        # torch.fx would turn an OrderedDict into a plain dict; here the graph makes an object of the model's own type.
         if (construction := building(a)) is not None:
             target, args, kwargs = construction
             return self.create_node("call_function", target, self.create_arg(args), {k: self.create_arg(v) for k, v in kwargs.items()})
@@ -260,11 +260,11 @@ class SiteTracer(DecisionTracer):
         return super().create_arg(a)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        """Return the proxy of a node. torch.fx calls this."""
+        """Return the proxy of a node. torch.fx calls this method."""
         return Value.of(node, self)
 
     def create_node(self, kind: str, *rest: Any, **more: Any) -> fx.Node:
-        """Make a node, unless it would run under another grad mode or autocast than the rest of the graph."""
+        """Make a node. Raise RuntimeError if it would run under another grad mode or autocast than the rest of the graph."""
         if kind not in ("placeholder", "get_attr", "output") and regions() != self.region:
             raise RuntimeError(
                 "this runs under torch.no_grad, autocast or the like, and a trace would lose that; move it into a submodule of its own"
@@ -272,7 +272,7 @@ class SiteTracer(DecisionTracer):
         return super().create_node(kind, *rest, **more)
 
     def alias(self, tensor: torch.Tensor) -> fx.Proxy:
-        """Add a node that aliases a tensor, without a name, and return its proxy."""
+        """Add a node without a name that is an alias of a tensor, and return its proxy."""
         node = self.create_node("call_function", torch.ops.aten.alias.default, (self.create_arg(tensor),), {})
         label_site(node, self.scope_path)
         self.tape.node_created(node)
@@ -290,7 +290,7 @@ class SiteTracer(DecisionTracer):
             return attr_val
         name = self._buffers.get(id(attr_val))
         if name is not None and isinstance(attr_val, torch.Tensor):
-            # torch.fx would use the buffer itself: an in-place update would change the user's buffer now, and never again
+            # torch.fx would use the buffer itself: an in-place update would change the user's buffer during the trace, and never again.
             if name not in parameter_proxy_cache:
                 parameter_proxy_cache[name] = BufferProxy(self.create_proxy("get_attr", name, (), {}).node, self, attr_val)
             return parameter_proxy_cache[name]

@@ -1,4 +1,4 @@
-"""Ports: nodes that take an item out of a tuple. Each is a value with its own names."""
+"""Handles ports, which are nodes that take an item out of a tuple. Each port is a value with its own names."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def assert_guesses(graph: fx.Graph, operations: Operations) -> None:
 
 
 def _take_out(graph: fx.Graph, node: fx.Node, ports: Sequence[int], operations: Operations) -> None:
-    """Add a node for each of these items of a tuple, unless a node takes it out already."""
+    """Add a node for each of these items of a tuple, unless a node takes the item out already."""
     there = {user.args[1] for user in node.users if is_port(user, operations)}
     for port in ports:
         if port not in there:
