@@ -23,6 +23,7 @@ from graphreg.runtime import NativeDropoutRule, Regularized, RewrittenModule, Sp
 from graphreg.torch_internals import original_of
 from graphreg.tracing import Arguments, arguments, without_caches
 from graphreg.verification.first_difference import first_differing, graph_of
+from graphreg.verification.gradients import freed_if_equal
 from graphreg.verification.shared_parameters import SharedParameters
 from graphreg.verification.state import attribute, attributes_of, changed, differing_parameter, dotted, parameters_of
 from graphreg.verification.values import difference, leaves, snapshot, tensors
@@ -238,8 +239,11 @@ class Validation:
             for place in expected.values:
                 if place.startswith("the attribute "):
                     call.values[place] = snapshot(attribute(twin, place.removeprefix("the attribute ")))
-        if expected is None or expected.failed is None:
+        if expected is None:
             call.failed = _backward(output)
+        elif expected.failed is None:
+            with freed_if_equal(parameters, expected.gradients, self.exported):
+                call.failed = _backward(output)
         call.gradients = {f"the gradient of {name}": p.grad for name, p in parameters.items()}
         call.gradients |= {f"the gradient of {place}": leaf.grad for place, leaf in inputs.items()}
         return call

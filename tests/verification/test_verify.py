@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 import graphreg
 from graphreg import GraphRegError, RegularizerError, pipeline
+from graphreg.verification.gradients import freed_if_equal
 from pages import DOCS
 
 X = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
@@ -395,6 +396,25 @@ def test_copies_share_their_parameters() -> None:
         patch.setattr(nn.Parameter, "__deepcopy__", deepcopy)
         graphreg.verify(model, module, torch.randn(2, 300))
     assert sum(made) == sum(p.numel() for p in model.parameters())
+
+
+def test_equal_gradients_are_freed_while_backward_runs() -> None:
+    equal, other, tied = (nn.Parameter(torch.ones(2)) for _ in range(3))
+    expected: dict[str, Tensor | None] = {
+        "the gradient of equal": torch.full((2,), 3.0), "the gradient of other": torch.zeros(2),
+        "the gradient of a": torch.full((2,), 5.0), "the gradient of b": torch.full((2,), 5.0),
+    }  # fmt: skip
+    with freed_if_equal({"equal": equal, "other": other, "a": tied, "b": tied}, expected, near=False):
+        (equal * 3 + other * 4 + tied * 2 + tied * 3).sum().backward()
+        (equal * 0).sum().backward()  # a part that adds nothing
+    assert equal.grad is None
+    assert tied.grad is None
+    assert torch.equal(other.grad, torch.full((2,), 4.0))
+    assert [name for name, value in expected.items() if value is not None] == ["the gradient of other"]
+    with freed_if_equal({"equal": equal}, {"the gradient of equal": torch.full((2,), 3.0)}, near=False):
+        (equal * 3).sum().backward()
+        equal.sum().backward()
+    assert torch.equal(equal.grad, torch.ones(2))  # what came after is a difference
 
 
 # regularize(..., verify=True)

@@ -1,0 +1,49 @@
+"""Compares gradients while a backward pass computes them, so that a large model's gradients do not have to be kept twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from graphreg.verification.values import difference
+
+
+@contextmanager
+def freed_if_equal(
+    parameters: Mapping[str, nn.Parameter], expected: MutableMapping[str, Tensor | None], near: bool
+) -> Iterator[None]:
+    """In the block, free the gradient of a parameter, and the one expected for it, as soon as the two are found equal.
+
+    Both are None afterwards. What differs stays as it is, for the comparison that words the error.
+
+    Args:
+        parameters: The parameters by name; a tied one by all its names.
+        expected: The expected gradients by ``"the gradient of "`` and the parameter's name.
+        near: Whether to allow differences by rounding.
+    """
+    places: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in parameters.items():
+        places.setdefault(parameter, []).append(f"the gradient of {name}")
+
+    freed = set[str]()
+
+    def compare(parameter: Tensor) -> None:
+        names = places[parameter]  # type: ignore[index]
+        given, ours = expected[names[0]], parameter.grad
+        if ours is None:
+            return
+        if names[0] in freed:  # a checkpoint with use_reentrant=True adds a gradient in parts: here one that adds nothing
+            parameter.grad = None if not ours.any() else ours
+        elif given is not None and not difference(given, ours, near):
+            parameter.grad = None
+            expected.update(dict.fromkeys(names))
+            freed.add(names[0])
+
+    handles = [p.register_post_accumulate_grad_hook(compare) for p in places if p.requires_grad]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
