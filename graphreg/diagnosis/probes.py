@@ -1,8 +1,8 @@
 """Experiments that compile tiny functions with random operations under the present settings, and measure which masks they draw.
 
 ``measure`` and ``measure_streams`` run a chain of draws on a tensor of ones. If backward has the masks of the forward, an element's
-gradient is nonzero exactly if no draw dropped the element. The chain has several draws, because which of them the partitioner recomputes
-in backward depends on the graph. ``measure_order`` compares two draws in one graph with eager.
+gradient is nonzero exactly if no draw dropped the element. The chain has several draws, because the partitioner may recompute only some of
+them in backward. ``measure_order`` compares two draws in one compiled graph with the same draws in eager.
 
 An experiment has no side effects. Its functions have code objects of their own, so that it adds nothing to what Dynamo has cached for
 other code (``torch._dynamo.reset`` would clear that cache), and the generators are restored. Measurements are cached for the process.

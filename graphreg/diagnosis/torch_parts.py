@@ -1,6 +1,6 @@
 """Tries each part of graphreg with the torch that is installed; ``torch_check.py`` runs this file in a separate process.
 
-A trial is a tiny example from end to end. If one fails, the canaries tell which private part of torch has changed.
+A trial is a tiny example from end to end. If a trial fails, the canaries tell which private part of torch has changed.
 """
 
 from __future__ import annotations

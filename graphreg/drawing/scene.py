@@ -159,7 +159,7 @@ def _drawn(graph: nx.DiGraph[str]) -> nx.DiGraph[str]:
             drawn.remove_node(key)
     for key in list(drawn):
         attributes = nodes[key]
-        if attributes.get("added") == "total":  # it gets no line to the output, like penalties that are measured by site
+        if attributes.get("added") == "total":  # drop its line to the output: penalties measured by site have none either
             drawn.remove_edges_from([(key, end) for end in list(drawn.successors(key)) if nodes[end]["kind"] == "output"])
         if attributes.get("added") == "read" and (layer := layer_of(nodes, attributes["site"])) is not None:
             drawn.add_edge(layer, key, regularizer=attributes["regularizer"])

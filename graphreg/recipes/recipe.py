@@ -92,7 +92,7 @@ def _written(asked: Asked, changed: Mapping[str, float]) -> dict[str, Any]:
 
 
 def _entry(name: str, regularizer: Regularizer, seed: int | None) -> dict[str, Any]:
-    """Return a regularizer as plain data. ``seed``: if it is a splice with its own ``rng=``, the seed given or drawn there; else None."""
+    """Return a regularizer as plain data. ``seed``: the seed of a splice that has its own ``rng=``, given or drawn; else None."""
     kind = type(regularizer)
     if not kind.keys or registered().get(kind.keys[0].lower()) is not kind:
         raise RegularizerError(

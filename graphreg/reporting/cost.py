@@ -97,7 +97,7 @@ def _cause(node: str, more: int, run: _Pass, graph: fx.Graph, labels: Mapping[st
     """Return the row of the table for a change in the saved bytes of one of the model's own values.
 
     ``more`` is the change. If bytes were added, the row is that of an added node that saved the value; if bytes were removed, that of an
-    added node that now reads the value. It is ``"other"`` if there is no such node.
+    added node that now reads the value. The row is ``"other"`` if there is no change or no such node.
     """
     if not more:
         return "other"

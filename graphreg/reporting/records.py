@@ -1,8 +1,7 @@
 """The records that a report consists of, ``Report`` itself with its tables, and the functions that make records from a plan.
 
 The records come first: ``Entry`` for a regularizer, ``Acted`` for a site and the regularizers that act there, ``NativeDropoutRow`` for a
-native dropout, ``Cost`` for the cost. ``Report`` prints these records. The functions ``entry``, ``acted`` and ``native_dropout_rows`` make
-them.
+native dropout, ``Cost`` for the cost. ``Report`` prints them. The functions ``entry``, ``acted`` and ``native_dropout_rows`` make records.
 """
 from __future__ import annotations
 
@@ -32,7 +31,7 @@ class Entry:
         selector: Its selector's strings, or the name of its function.
         options: Its options by name, as text or plain values.
         sites: The names of the sites that it acts at.
-        of: The number of values, or else parameters, that can be selected in the model, depending on ``acts_on``.
+        of: The number of the model's values or parameters (according to ``acts_on``) that can be selected.
         share: The number of elements at its sites, divided by the number of elements at all ``of`` sites, in [0, 1]; None if some shape
             is not known.
         penalty: Whether it is a penalty, and not a splice.
@@ -379,7 +378,7 @@ def selector_of(regularizer: Regularizer) -> tuple[str, ...]:
 
 
 def options_of(regularizer: Regularizer) -> dict[str, Any]:
-    """Return a regularizer's options: all fields of its class alone; of fields that many classes have, those that are not the default."""
+    """Return a regularizer's options: all fields that its class adds; of the fields of many classes, those that are not at the default."""
     options = [field for field in fields(regularizer) if field.name not in _WITH_COLUMN]
     values = {field.name: getattr(regularizer, field.name) for field in options}
     shown = [field.name for field in options if field.name not in _SHARED or values[field.name] != _default(field)]

@@ -20,7 +20,7 @@ class Position(Enum):
     """Where an insertion stands, relative to its anchor, a node of the traced graph."""
 
     BEFORE = "before"
-    INSTEAD = "instead of"  # it has the anchor's name, and the anchor's arguments before its own
+    INSTEAD = "instead of"  # the node has the anchor's name, and the anchor's arguments before its own
     AFTER = "after"
 
 

@@ -105,7 +105,7 @@ class _Lowering:
     # Places for insertions
 
     def _add(self, behind: Value, kind: Kind, name: str, target: str | Callable[..., Any], args: tuple[Any, ...], **more: Any) -> Insertion:
-        """Insert directly after ``behind``, a node or another insertion. Earlier insertions behind it then follow the new one."""
+        """Insert directly after ``behind``, a node or another insertion. Insertions that already follow ``behind`` then come later."""
         anchor, position = (behind.anchor, behind.position) if isinstance(behind, Insertion) else (behind, Position.AFTER)
         return self._put(position, anchor, behind, kind, name, target, args, **more)
 

@@ -28,8 +28,7 @@ class Asked:
     Attributes:
         regularizers: The regularizers by their final names.
         seeds: The seed of the noise under ``""``, and the seeds of the splices that have one of their own, by name. Empty without noise.
-        front_end: ``"export"`` if that front end must be asked for to get the same graphs; else None, which leaves the choice to
-            ``"auto"``.
+        front_end: The front end to ask for; None leaves the choice to ``"auto"``. For a rewritten module it is ``"export"`` or None.
         missing: As in ``regularize``.
         own_dropout: As in ``regularize``.
         penalties: ``"return"`` or ``"attach"``; None for a plan.

@@ -49,7 +49,10 @@ _call = _Call()
 
 
 def begin_call(tensors: Iterable[Tensor] | None) -> frozenset[int] | None:
-    """Record the storages of the tensors among a call's arguments (None: not known); return the argument for ``end_call``."""
+    """Record the storages of a call's tensors, before it runs; return the argument for ``end_call``.
+
+    ``tensors``: the tensors among the call's arguments; None if they are not known.
+    """
     before, _call.storages = _call.storages, None if tensors is None else frozenset(map(storage_of, tensors))
     return before
 
@@ -149,7 +152,7 @@ def _apart(apply: Apply, tensors: Sequence[Tensor], live: Sequence[Tensor]) -> t
     made = {id(tensor): _like(tensor, sources[id(tensor)], joined[id(sources[id(tensor)])]) for tensor in live}
     for tensor in tensors:
         others = [other for other in live if storage_of(other) == storage_of(tensor)]
-        if id(tensor) not in made:  # autograd does not record it; it gets the storage of a joined tensor that lies in the same memory
+        if id(tensor) not in made:  # autograd does not record it; if a joined tensor had the same geometry, share its new storage
             same = next((made[id(other)] for other in others if _geometry(other) == _geometry(tensor)), None)
             made[id(tensor)] = same.detach() if same is not None else tensor.clone() if others else tensor
     return tuple(made[id(tensor)] for tensor in tensors)

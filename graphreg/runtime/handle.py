@@ -1,6 +1,6 @@
-"""Finds, in an object that a user passes, the rewritten module (and its runtime modules and graphs), the in-place state or the backend.
+"""Finds the rewritten module or the backend in an object that a user passes, which may be compiled or wrapped, or regularized in place.
 
-The object may be compiled or wrapped.
+``rules_of``, ``record_of`` and ``graphs_of`` then return the runtime modules, the build record and the graphs of the rewritten module.
 """
 
 from __future__ import annotations

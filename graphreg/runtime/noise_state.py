@@ -64,7 +64,7 @@ _FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
 
 
 def written_state(form: StateForm, alike: bool, **fields: Any) -> dict[str, Any]:
-    """Make the dict that a user saves from ``fields`` and ``alike``. ``alike``: whether all ranks draw the same masks."""
+    """Make, from ``fields`` and ``alike``, the dict that a user saves. ``alike``: whether all ranks draw the same masks."""
     fields["ranks"] = "same" if alike else "differ"
     return {"version": STATE_VERSION, **{name: fields[name] for name in form.fields}}
 

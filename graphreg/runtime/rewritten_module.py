@@ -326,7 +326,7 @@ def _leave_class(module: RewrittenModule) -> None:
     kind = type(module)
     if "graphreg_common" in vars(kind):
         module.__class__ = type(_blank(kind.__name__))
-    elif kind.__bases__ != (RewrittenModule,) and "graphreg_own_class" not in vars(kind):  # FSDP's class, which modules share
+    elif kind.__bases__ != (RewrittenModule,) and "graphreg_own_class" not in vars(kind):  # FSDP made it, one for all modules of a kind
         module.__class__ = type(kind.__name__, (kind,), {"graphreg_own_class": True})
 
 
@@ -355,7 +355,8 @@ def _structure(module: nn.Module) -> list[Any]:
     """Describe what a compiled graph of a module depends on, besides its code: shapes, layers and their options."""
     structure: list[Any] = []
     for path, inner in module.named_modules(remove_duplicate=False):
-        attributes = {} if inner is module or isinstance(inner, Rules) else vars(inner)  # code reads only tensors of these
+        # of the module itself and of Rules, the code reads only tensors
+        attributes = {} if inner is module or isinstance(inner, Rules) else vars(inner)
         options = sorted((name, repr(value)) for name, value in attributes.items() if name != "training" and _is_plain(value))
         named = (*inner._parameters.items(), *inner._buffers.items())
         tensors = [(name, *_tensor_metadata(tensor)) for name, tensor in named if tensor is not None]

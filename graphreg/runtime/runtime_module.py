@@ -61,7 +61,8 @@ class Rules(nn.Module):
             child.adopt(owner)
         if placed and isinstance(key := self._modules.get("key"), RuntimeModule):
             key.owner = tuple(dict.fromkeys(child.owner[0] for child in placed))
-            key.always = any(child.always for child in placed if not isinstance(child, Drawing))  # for these: KeyRule.forward(always)
+            # a Drawing that always acts is not counted: for it, the graph passes ``always`` to KeyRule.forward
+            key.always = any(child.always for child in placed if not isinstance(child, Drawing))
 
     def state_dict(self, *args: Any, destination: Any = None, **more: Any) -> Any:
         """Add nothing: the user's state_dict and its metadata stay as they are."""
