@@ -355,8 +355,7 @@ def _structure(module: nn.Module) -> list[Any]:
     """Describe what a compiled graph of a module depends on, besides its code: shapes, layers and their options."""
     structure: list[Any] = []
     for path, inner in module.named_modules(remove_duplicate=False):
-        # of the module itself and of Rules, the code reads only tensors
-        attributes = {} if inner is module or isinstance(inner, Rules) else vars(inner)
+        attributes = {} if inner is module or isinstance(inner, Rules) else vars(inner)  # of these two, the code reads only tensors
         options = sorted((name, repr(value)) for name, value in attributes.items() if name != "training" and _is_plain(value))
         named = (*inner._parameters.items(), *inner._buffers.items())
         tensors = [(name, *_tensor_metadata(tensor)) for name, tensor in named if tensor is not None]
