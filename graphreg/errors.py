@@ -1,4 +1,4 @@
-"""graphreg's exception classes, and the helpers that word an error: suggestions, quoted values, and hints for a value that is not a number.
+"""graphreg's exception classes, and helpers for their messages: suggestions, quoted values, hints for a value that is not a number.
 
 An error of graphreg's says what was given, what is allowed, and what to do next.
 """
@@ -29,7 +29,7 @@ class NoMatchError(GraphRegError, LookupError):
 
 
 class OtherInputs(GraphRegError):
-    """A graph was made for inputs, modes or flags that the call does not have. Another trace would give a graph for them."""
+    """A graph was made for inputs, modes or flags that the call does not have. Another trace would give a graph for this call."""
 
 
 class RegularizerError(GraphRegError, ValueError):
@@ -80,7 +80,7 @@ def number_of(value: Any) -> float | None:
 
 
 def no_number(what: str, value: Any, cure: str) -> str:
-    """Word the error for a value that is not a finite number.
+    """Return the message of the error for a value that is not a finite number.
 
     Args:
         what: What the value was given for, for example ``"WeightL2: weight"``.
@@ -96,7 +96,7 @@ def no_number(what: str, value: Any, cure: str) -> str:
 
 
 def numeric_text(value: object) -> str:
-    """Return a hint for a number that was given in quotes, ``""`` for anything else."""
+    """Return a hint if the value is a number that was given in quotes; ``""`` for anything else."""
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
             float(value)

@@ -61,6 +61,6 @@ class OldModules:
 
 
 def refuse_old_modules() -> None:
-    """Install the finder that refuses these modules, once a process."""
+    """Install the finder that refuses the modules of graphreg 0.1, once in each process."""
     if not any(type(finder).__name__ == OldModules.__name__ for finder in sys.meta_path):
         sys.meta_path.append(OldModules())

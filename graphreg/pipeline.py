@@ -70,8 +70,9 @@ def regularize(
             selectors match one dropout, the last one counts; ``*`` matches dropouts at every depth, ``!`` excludes. The rates are
             fixed: ``set_strength`` does not change them. For a model without dropout, anything but ``"keep"`` is an error.
         verify: Compare the result with the model on the example inputs, as ``graphreg.verify`` does.
-        recipe: What ``graphreg.recipe`` returned, or the path of a recipe's file. Its regularizers come first, its options count
-            where the call leaves the default, and its strengths are set. A keyword of the call replaces its regularizers of that name.
+        recipe: What ``graphreg.recipe`` returned, or the path of a recipe's file. The recipe's regularizers come first, its options count
+            where the call leaves the default, and its strengths are set. A keyword of the call replaces the recipe's regularizers of that
+            name.
         **keywords: Regularizers by keyword: ``hidden_dropout=0.1``, ``weight_l2=1e-4``, ….
 
     Returns:
@@ -116,7 +117,7 @@ def plan(
         regularizers: A regularizer, or a sequence of them.
         missing: What to do when a string of a selector matches nothing: ``"error"``, ``"warn"`` or ``"ignore"``.
         own_dropout: What to do with native dropout, as in ``regularize``.
-        recipe: As in ``regularize``; a plan takes its regularizers and the two options above from it.
+        recipe: As in ``regularize``; a plan takes from it the regularizers and the two options above.
 
     Raises:
         NoMatchError: A string matches nothing, or a selector matches another number of sites than ``expect``.
@@ -205,16 +206,17 @@ def as_pass(
     """Return ``regularize`` as a torch.fx pass, to run alone or within a PassManager.
 
     The pass takes a GraphModule and returns ``PassResult(graph_module, modified)`` with the module that ``regularize`` makes; the
-    given module stays unchanged. If nothing is added, ``modified`` is False and the result is the given module. That happens where
-    ``penalties="attach"`` finds no site, and in a second run of the same pass. Each added node is marked in
+    given module stays unchanged. If nothing is added, ``modified`` is False and the result is the given module. That happens if, with
+    ``penalties="attach"``, no regularizer finds a site, and in a second run of the same pass. Each added node is marked in
     ``node.meta["graphreg"]``.
 
-    The arguments are those of ``regularize``, without ``compile``, ``front_end`` and ``verify``: compile what the last pass returns.
+    The arguments are those of ``regularize``, without ``compile``, ``front_end``, ``recipe`` and ``verify``: compile what the last pass
+    returns.
 
     Raises:
         RegularizerError: An option or a value is not allowed. This function raises it, before the pass runs.
         NoMatchError: A keyword is unknown; this function raises it. Or a selector matches nothing; the pass raises it when it runs,
-            and a PassManager raises an Exception of which it is the cause.
+            and a PassManager raises an Exception whose cause is the NoMatchError.
     """
     if "compile" in keywords or "front_end" in keywords:
         what = "compile" if "compile" in keywords else "front_end"
@@ -230,7 +232,7 @@ def as_pass(
 
 @dataclass(frozen=True, eq=False)
 class Regularize(PassBase):
-    """The torch.fx pass that ``as_pass`` returns. It writes ``mark`` to the modules that it makes, and leaves modules with it unchanged."""
+    """The torch.fx pass that ``as_pass`` returns. It writes ``mark`` to the modules that it makes, and leaves such modules as they are."""
 
     regularizers: tuple[Regularizer, ...]
     options: Mapping[str, Any]

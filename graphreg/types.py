@@ -1,6 +1,6 @@
-"""The types that graphreg's functions take and return, for annotations; the classes also for ``isinstance``.
+"""The types that graphreg's functions take and return. Use them in annotations; the classes also work in ``isinstance``.
 
-What they return:
+What the functions return:
 
 =================  =====================================================================================================
 `Site`             A named value or parameter of a traced model; its names are `Label` records.
@@ -16,7 +16,7 @@ What they return:
 `Diagnosis`        What ``graphreg.doctor`` found: `Finding` records.
 =================  =====================================================================================================
 
-What they take: `Selector` (which sites: a string, several strings, or a function of a site), and the values of the options
+What the functions take: `Selector` (which sites: a string, several strings, or a function of a site), and the values of the options
 ``front_end=`` (`FrontEnd`), ``missing=`` (`Missing`), ``penalties=`` (`Penalties`) and ``scale=`` (`Scale`).
 
     from graphreg.types import Report

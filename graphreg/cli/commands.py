@@ -83,12 +83,12 @@ def _names(args: Namespace) -> Names:
 
 @dataclass(frozen=True)
 class Given:
-    """What the options say of regularizers.
+    """What the command line says about regularizers.
 
     Attributes:
-        native_dropout: The value of ``--own-dropout``.
+        native_dropout: The value of ``--own-dropout``, as ``regularize`` takes it.
         recipe: The recipe, without the regularizers that options replace; None if there is none.
-        nothing: Whether no option gives a regularizer or changes native dropout.
+        nothing: Whether there is no recipe, and no option gives a regularizer or changes native dropout.
     """
 
     native_dropout: OwnDropout
@@ -104,7 +104,7 @@ class Given:
         return cls(native_dropout, recipe, recipe is None and none_given(args.keywords, native_dropout))
 
     def option(self, name: str, given: Any, default: Any) -> Any:
-        """Return an option's value: what was given, or the recipe's in place of the default."""
+        """Return an option's value: the one that was given; if that is the default, the recipe's value, if it has one."""
         return self.recipe.options.get(name, given) if self.recipe is not None and given == default else given
 
 

@@ -30,9 +30,11 @@ def keyword_of(option: str) -> str:
 
 
 def check_options(keywords: Keywords, known: Iterable[str], command: str) -> None:
-    """Raise NoMatchError for an option that is neither one of the command nor the key of a regularizer, UsageError for a wrong value.
+    """Check the options that may name regularizers, before the model is loaded, which may take long.
 
-    It is called before the model is loaded, which may take long.
+    Raises:
+        NoMatchError: An option is neither one of the command nor the key of a regularizer.
+        UsageError: An option has a wrong value.
     """
     keys = {*registered(), *PREFIXED, *FAMILIES}
     options = {*known, *(f"--{key.replace('_', '-')}" for key in keys)}

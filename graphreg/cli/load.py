@@ -1,4 +1,4 @@
-"""Loads what a command works on: the model, ``module:callable`` or ``file.py:callable``, and its example inputs.
+"""Loads what a command works on: the model, given as ``module:callable`` or ``file.py:callable``, and its example inputs.
 
 Inputs are random tensors of a shape (``--input 1x3x224x224``), or tensors that torch.save wrote (``--inputs FILE``).
 """
@@ -25,12 +25,13 @@ from graphreg.errors import suggestions_text
 
 
 def load(text: str, kwargs: str | None) -> nn.Module:
-    """Load the model that ``text`` names, ``module:callable`` or ``file.py:callable``.
+    """Load the model that ``text`` names as ``module:callable`` or ``file.py:callable``.
 
-    The callable is called with ``kwargs``, a JSON object. If it is a ``torch.nn.Module`` already, it is the model.
+    The callable is called with ``kwargs``, a JSON object, and returns the model. If it is a ``torch.nn.Module`` itself, it is the model.
 
     Raises:
-        UsageError: ``kwargs`` is no JSON object; there is no such module, file or name; or it does not return a ``torch.nn.Module``.
+        UsageError: ``kwargs`` is no JSON object; the module, file or name does not exist; importing or calling it raises an error; or the
+            callable does not return a ``torch.nn.Module``.
     """
     options = _options(kwargs)
     place, _, name = text.rpartition(":")
@@ -85,7 +86,7 @@ def _file(place: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
     try:
-        with on_the_path(path.parent):  # so that it can import files of its folder
+        with on_the_path(path.parent):  # so that the file can import others of its folder
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[path.stem]

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; by default those of the process.
 
     Returns:
-        0 on success; 2 for an error in the command, with one line on stderr; 1 for any other error, and where ``doctor`` finds one;
+        0 on success; 2 for an error in the command, with one line on stderr; 1 for any other error, and if ``doctor`` finds a fault;
         130 when interrupted; 141 when stdout is closed.
     """
     args = Namespace()
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except (GraphRegError, OSError) as error:
         return _print_error(error, args, WRONG, sentence(error, getattr(args, "model", "MODEL"), _has_inputs(args)))
-    except SystemExit as end:  # of --help and --version
+    except SystemExit as end:  # --help and --version raise it
         return int(end.code or 0)
     except Exception as error:
         text = f"{raised(error)} (graphreg does not expect this error; --traceback shows where it comes from)"
@@ -69,8 +69,8 @@ def _collector_at_rest() -> Iterator[None]:
 
 
 def _run(args: Namespace) -> int:
-    # From here on torch or an optional package is imported; --help and --version do not get here. gc.freeze excludes all objects from
-    # the garbage collection at exit, which would walk through all of torch and take a quarter of the whole time.
+    # From here on torch or an optional package is imported; --help and --version do not get here. At exit, gc.freeze excludes all objects
+    # from Python's last garbage collection, which would walk through all of torch and take a quarter of the whole time.
     atexit.unregister(gc.freeze)
     atexit.register(gc.freeze)
     if args.command == "demo":
@@ -81,7 +81,7 @@ def _run(args: Namespace) -> int:
     else:
         with contextlib.redirect_stdout(sys.stderr), on_the_path(Path.cwd()):  # stdout is for the result alone
             result = importlib.import_module("graphreg.cli.commands").run(args)
-        text = json.dumps(result.to_dict(), indent=2) if args.json else str(result)  # here stdout may be a terminal, with colours
+        text = json.dumps(result.to_dict(), indent=2) if args.json else str(result)  # stdout may be a terminal here: str() then has colours
     print(text, flush=True)
     return FAILED if args.command == "doctor" and not result.ok else 0
 

@@ -32,16 +32,16 @@ SHELLS = ("bash", "zsh", "fish")
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises its errors. For a command with regularizers it accepts any option, as the name of a regularizer.
+    """An argument parser that raises its errors. For a command with regularizers it accepts any option as the name of a regularizer.
 
-    An option that is no built-in key (a class name, a misspelt key) is looked up later, when torch is imported.
+    If the option is no built-in key (but a class name, or a misspelt key), it is looked up later, when torch is imported.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def error(self, message: str) -> NoReturn:
-        """Raise UsageError, where argparse would print the message and exit."""
+        """Raise UsageError; argparse would print the message and exit."""
         raise UsageError(f"{message}. {self.prog} --help shows what is allowed.")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -63,7 +63,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Keyword(argparse.Action):
-    """Appends an option and its value to ``namespace.keywords``, which thus has the regularizers in the order given."""
+    """Appends an option and its value to ``namespace.keywords``, so that this has the regularizers in the order given."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
         super().__init__(option_strings, "keywords", default=(), metavar="STRENGTH", help=help)

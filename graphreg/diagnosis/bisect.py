@@ -71,7 +71,7 @@ class Bench:
         return [Finding("refused" if result.error else "wrong", cause(blamed), shown, sites, set_back(blamed), upstream(blamed))]
 
     def blame(self, again: Callable[[], Measured]) -> tuple[Setting, ...]:
-        """Find the settings to blame: as few as possible whose defaults cure the fault; none if the defaults of all do not cure it."""
+        """Find the settings to blame: as few as possible whose defaults cure the fault. Return () if the defaults of all do not cure it."""
         needed = changed()
         if not needed or not self._cured(needed, again):
             return ()
@@ -106,7 +106,7 @@ class Bench:
         return Finding("differs", why, observed, _names(operations), seed(operations), NONE)
 
     def _order(self, operations: Sequence[NativeDropout]) -> list[Finding]:
-        """Test whether several draws in one graph are made in eager's order; each draw alone is known to match eager."""
+        """Test whether several draws in one graph are made in eager's order. It is already known that each draw alone matches eager."""
         if len(operations) < 2:
             return []
         result = self._try("the order of draws", partial(measure_order, self.backend, self.device))

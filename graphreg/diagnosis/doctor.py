@@ -1,4 +1,4 @@
-"""``graphreg.doctor`` tests, by experiment, whether a module's masks are right under torch's settings, or which parts of torch work."""
+"""``graphreg.doctor`` tests whether a module's masks are right under torch's settings, or which parts of graphreg work with this torch."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def doctor(
     draws from torch's generator. A setting is blamed for a fault if its default cures the fault. Measurements are cached for the process,
     by settings. The module, its gradients, the generators, the settings and all compiled code stay as they are.
 
-    Without a module it tests, in a process of its own, which parts of graphreg work with the torch that is installed, and which private
-    parts of torch that graphreg uses have changed.
+    Without a module, ``doctor`` tests, in a separate process, which parts of graphreg work with the torch that is installed, and which
+    private parts of torch that graphreg uses have changed.
 
     Args:
         module: The module that ``regularize`` returned; None tests torch.
@@ -47,11 +47,11 @@ def doctor(
         progress: Whether to show a line of progress on stderr; None shows it if stderr is a terminal.
 
     Returns:
-        A diagnosis, which prints as text. ``bool(diagnosis)`` is True if nothing is wrong or refused.
+        A diagnosis, which prints as text. ``bool(diagnosis)`` is True if nothing is wrong, refused, broken or changed.
 
     Raises:
         GraphRegError: graphreg did not rewrite the module, the step runs no backward pass, or backward runs the module again in eager
-            mode.
+            mode without ``frozen_noise``.
         RegularizerError: Another argument is not allowed.
     """
     _check(step, backend, progress)
@@ -80,7 +80,7 @@ def doctor(
 
 
 def _device(module: nn.Module) -> torch.device:
-    """Return the device for the experiments: that of the module's first parameter, or the CPU if it has none or a meta tensor."""
+    """Return the device for the experiments: that of the module's first parameter; the CPU if there is none, or if it is a meta tensor."""
     tensor = next(module.parameters(), None)
     return torch.device("cpu") if tensor is None or tensor.device.type == "meta" else tensor.device
 
@@ -90,7 +90,8 @@ def _run_experiments(
 ) -> tuple[list[Finding], list[str]]:
     """Run the experiments; return the findings, and a line for each thing that was tested and is right.
 
-    ``native``: the model's own random operations. ``drawing``: the sites that draw from graphreg's streams, or None.
+    ``native``: the model's own random operations. ``drawing``: the sites that draw from graphreg's streams; None if the module has no
+    streams.
     """
     kinds = by_kind(native)
     findings = bench.native(kinds)
@@ -146,7 +147,7 @@ def _of_step(seen: Observed, drawing: tuple[str, ...], native: Sequence[NativeDr
 
 @contextmanager
 def _line(shown: bool) -> Iterator[Callable[[str], None]]:
-    """Give a function that shows a text on stderr, each over the one before; clear the line at the end of the block."""
+    """Give a function that shows a text on stderr in place of the text before; clear the line at the end of the block."""
 
     def show(text: str) -> None:
         if shown:

@@ -22,11 +22,11 @@ class Finding:
     Attributes:
         kind: ``"wrong"``: backward has other masks than the forward, or graphreg's masks differ between eager and compiled code.
             ``"refused"``: the operation does not compile or run. ``"differs"``: compiled code draws other masks from torch's generator
-            than eager, which is not an error. Of torch: ``"broken"``: a part of graphreg does not work with it. ``"changed"``: a private
-            part of torch is not as graphreg expects it.
-        cause: The settings to blame, with their values, or what the step does wrong; of torch, the part of graphreg.
-        observed: What was measured, in numbers.
-        sites: The names of the sites that it concerns.
+            than eager, which is not an error. If torch is tested: ``"broken"``: a part of graphreg does not work with it. ``"changed"``:
+            a private part of torch is not as graphreg expects it.
+        cause: The settings to blame, with their values, or what the step does wrong; if torch is tested, what is broken or changed.
+        observed: What was measured, in numbers; if torch is tested, the error, or what has changed.
+        sites: The names of the sites that the finding concerns.
         cure: What to do.
         upstream: The address of torch's issue, or a text that says that none was found; ``""`` if torch is not at fault.
     """
@@ -45,11 +45,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis(RenamedAttributes):
-    """What ``doctor`` found. It prints as text, and ``bool(diagnosis)`` is True if nothing is wrong or refused.
+    """What ``doctor`` found. A diagnosis prints as text, and ``bool(diagnosis)`` is ``diagnosis.ok``.
 
     Attributes:
-        subject: The module, torch's version, the backend and the device, as text.
-        findings: The findings: first those that are wrong, then refused, then different; of torch, broken or changed.
+        subject: The module, torch's version, the backend and the device, as text; if torch is tested, the versions.
+        findings: The findings, by kind: wrong, then refused, then differs; if torch is tested, broken, then changed.
         right: What was tested and is right, as sentences.
     """
 
@@ -76,17 +76,17 @@ class Diagnosis(RenamedAttributes):
 
 
 def shares(seen: Iterable[tuple[str, float]]) -> str:
-    """Return as text the share of elements that differ, for each kind of random operation."""
+    """Return, as text, the share of elements that differ for each kind of random operation."""
     return ", ".join(f"{share:.0%} of elements ({kind})" for kind, share in seen)
 
 
 def cause(blamed: Sequence[Setting]) -> str:
-    """Return as text the settings to blame, or that none is to blame."""
+    """Return a text that names the settings to blame, or says that none is to blame."""
     return " and ".join(map(str, blamed)) or "none of the settings known to graphreg: at torch's defaults it is the same"
 
 
 def set_back(blamed: Sequence[Setting]) -> str:
-    """Return as text the cure: each setting at its default."""
+    """Return the cure as text: how to set each of the settings to its default."""
     return " and ".join(each.at_default for each in blamed)
 
 
@@ -96,6 +96,6 @@ def upstream(blamed: Sequence[Setting]) -> str:
 
 
 def seed(operations: Iterable[NativeDropout], other: str = "") -> str:
-    """Return as text the cure ``own_dropout='seeded'``, if any of the operations can be moved to graphreg's streams, "or" ``other``."""
+    """Return the cure as text: ``own_dropout='seeded'``, if any of the operations can be moved to graphreg's streams, or ``other``."""
     seeded = "regularize(..., own_dropout='seeded')" if any(not operation.why_not for operation in operations) else ""
     return ", or ".join(filter(None, (seeded, other)))

@@ -1,11 +1,11 @@
 """Experiments that compile tiny functions with random operations under the present settings, and measure which masks they draw.
 
 ``measure`` and ``measure_streams`` run a chain of draws on a tensor of ones. If backward has the masks of the forward, an element's
-gradient is nonzero exactly if no draw dropped the element. The chain has several draws, because which of them the partitioner recomputes
-in backward depends on the graph. ``measure_order`` compares two draws in one graph with eager.
+gradient is nonzero exactly if no draw dropped the element. The chain has several draws, because the partitioner may recompute only some of
+them in backward. ``measure_order`` compares two draws in one compiled graph with the same draws in eager.
 
-An experiment leaves no trace. Its functions have code objects of their own, so that it adds nothing to what Dynamo has cached for other
-code (``torch._dynamo.reset`` would clear that cache), and the generators are restored. Measurements are cached for the process.
+An experiment has no side effects. Its functions have code objects of their own, so that it adds nothing to what Dynamo has cached for
+other code (``torch._dynamo.reset`` would clear that cache), and the generators are restored. Measurements are cached for the process.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _chain(draw: Callable[[Tensor], Tensor]) -> Callable[[Tensor], tuple[Tensor,
         kept = torch.ones_like(x, dtype=torch.bool)
         for _ in range(LINKS):
             x = draw(torch.tanh(x))
-            kept = kept & (x > 0)  # alpha dropout sets a dropped element below 0; a kept one stays above
+            kept = kept & (x > 0)  # alpha dropout sets a dropped element to a number below 0; a kept element stays above 0
         return x, kept
 
     return with_own_code(chain)

@@ -1,9 +1,10 @@
 """Runs one training step of the user's and detects whether its backward pass draws new random numbers.
 
-A backward pass that recomputes parts of the forward must draw the same numbers as the forward. If it does, torch's generators are
-unchanged after it, because a checkpoint with ``preserve_rng_state`` restores them. The counter of graphreg's noise is unchanged too. Only
-under ``frozen_noise`` may it change, because every call then draws the same masks. Any other change of a generator or the counter means
-that the pass drew new numbers. This works for compiled code, too. Only the generators of the CPU and of CUDA devices are compared.
+A backward pass that recomputes parts of the forward must draw the same numbers as the forward. If the pass does so, it leaves torch's
+generators unchanged, because a checkpoint with ``preserve_rng_state`` restores them. It leaves the counter of graphreg's noise unchanged,
+too. Only under ``frozen_noise`` may the counter change, because every call then draws the same masks. Any other change of a generator or
+the counter means that the pass drew new numbers. This works for compiled code, too. Only the generators of the CPU and of CUDA devices
+are compared.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class Observed:
 
     Attributes:
         backwards: The number of backward passes.
-        forward: The number of calls of the module that drew from graphreg's streams outside a backward pass.
-        again: The number of calls of the module that drew from graphreg's streams within a backward pass.
+        forward: The number of all other calls of the module that drew from graphreg's streams.
+        again: The number of calls of the module that drew from graphreg's streams within a backward pass, but not under ``frozen_noise``.
         moved: The number of backward passes that changed the state of one of torch's generators.
     """
 
@@ -51,7 +52,7 @@ def observe(module: nn.Module, key: KeyRule | None, step: Callable[[], Any]) -> 
 
 @contextmanager
 def _watched(seen: Observed, key: KeyRule | None) -> Iterator[None]:
-    """Add to ``seen`` what each backward pass draws, until the block ends. A pass that runs within another is part of that one."""
+    """Add to ``seen`` what each backward pass draws, until the block ends. A pass within another pass counts as part of the outer one."""
     running = False
 
     def watching(run: Callable[..., Any]) -> Callable[..., Any]:
@@ -89,7 +90,7 @@ def _generators() -> list[Tensor]:
 def _left_as_it_was(module: nn.Module, key: KeyRule | None) -> Iterator[None]:
     """Restore modes, parameters, buffers, gradients and generators at the end of the block.
 
-    ``key``: the module's key rule, which is no submodule of a model that is regularized in place.
+    ``key``: the module's key rule. It is no submodule of ``module`` if ``module`` belongs to a model that is regularized in place.
 
     For parameters and buffers, both the tensor objects and their values are restored: a compiled forward assigns new buffers, and batch
     norm and optimizers write into tensors.

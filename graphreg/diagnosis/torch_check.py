@@ -1,7 +1,7 @@
 """``graphreg.doctor()`` without a module: which parts of graphreg work with the torch that is installed.
 
-All is tried in a process of its own, at torch's default settings: nothing of the caller's is touched, and a part that crashes the process
-is a finding.
+All parts are tried in one separate process, at torch's default settings. So nothing changes for the caller, and if a part crashes that
+process, this is a finding.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ PACKAGE = Path(__file__).parents[2]
 
 
 def check_torch(show: Callable[[str], None], module: str = TRIALS) -> Diagnosis:
-    """Try each part in a process of its own.
+    """Try all parts in one separate process.
 
     Args:
-        show: Called with what is being tried, to show progress.
-        module: The module that the process runs.
+        show: Called with the name of each part before it is tried, to show progress.
+        module: The Python module that the process runs.
 
     Returns:
         A diagnosis, true if every part works and no private part of torch has changed.
     """
     path = os.pathsep.join(filter(None, (str(PACKAGE), os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore", "PYTHONOPTIMIZE": ""}  # canaries assert
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore", "PYTHONOPTIMIZE": ""}  # canaries use assert
     command = [sys.executable, "-m", module]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment) as child:
         assert child.stdout is not None
@@ -47,7 +47,7 @@ def check_torch(show: Callable[[str], None], module: str = TRIALS) -> Diagnosis:
 
 
 def _read(output: Iterable[str], show: Callable[[str], None]) -> tuple[list[dict[str, Any]], str]:
-    """The lines of the report, and the last line of anything else that was printed."""
+    """Return the lines of the report, and the last line of anything else that was printed."""
     lines, last = list[dict[str, Any]](), ""
     for text in output:
         if text.startswith(MARK):
@@ -59,7 +59,7 @@ def _read(output: Iterable[str], show: Callable[[str], None]) -> tuple[list[dict
 
 
 def _ended(status: int, last: str) -> str:
-    """How a process ended that did not come to the end of its report."""
+    """Describe how a process that did not finish its report ended."""
     how = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
     return f"the process ended with {how}" + f": {last[:160]}" * bool(last)
 

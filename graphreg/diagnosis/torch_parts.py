@@ -1,6 +1,6 @@
-"""What of graphreg works with the torch that is installed: a trial of each part, run in a process of its own by ``torch_check.py``.
+"""Tries each part of graphreg with the torch that is installed; ``torch_check.py`` runs this file in a separate process.
 
-A trial is a tiny example from end to end. Which private part of torch a failure comes from is a question for the canaries.
+A trial is a tiny example from end to end. If a trial fails, the canaries tell which private part of torch has changed.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from graphreg.errors import GraphRegError, first_line
 from graphreg.pipeline import regularize
 from graphreg.torch_internals import run_canaries
 
-MARK = "graphreg: "  # begins a line of the report; torch may print others
+MARK = "graphreg: "  # each line of the report begins with it; torch may print other lines
 CPU = torch.device("cpu")
 
 
 class _Net(nn.Module):
-    """Two layers, which either front end takes."""
+    """A model of two layers, which both front ends can trace."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ def _x() -> Tensor:
 
 
 def _step(call: Callable[[Tensor], Any], x: Tensor, module: nn.Module) -> None:
-    """One training step; raises if a parameter has no finite gradient."""
+    """Run one training step; raise GraphRegError if a parameter has no finite gradient."""
     output, penalties = call(x)
     (output.sum() + sum(penalties.values())).backward()
     missing = [name for name, p in module.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
@@ -119,7 +119,7 @@ def _through_backend() -> None:
         raise GraphRegError("the gradient of a penalty through the backend is wrong")
 
 
-# By the names that a diagnosis has for them.
+# The trials, by the names that a diagnosis has for the parts.
 PARTS: dict[str, Callable[[], None]] = {
     "the symbolic front end": lambda: _traced("symbolic"),
     "the export front end": lambda: _traced("export"),
@@ -135,7 +135,10 @@ PARTS: dict[str, Callable[[], None]] = {
 
 
 def outcomes() -> Iterator[tuple[str, str | None]]:
-    """Each part that is tried: its name with None, and once more with why it does not work, ``""`` where it does."""
+    """Try each part, and yield it twice: its name and None before the trial; its name and why it does not work after it.
+
+    If the part works, the reason is ``""``.
+    """
     for name, trial in PARTS.items():
         yield name, None
         try:
@@ -147,7 +150,7 @@ def outcomes() -> Iterator[tuple[str, str | None]]:
 
 
 def main() -> None:
-    """Print the report, a line of JSON at a time: ``{"trying": …}``, ``{"part": …, "error": …}``, ``{"canary": …}``, ``{"done": …}``."""
+    """Print the report, one JSON object a line: ``{"trying": …}``, ``{"part": …, "error": …}``, ``{"canary": …}``, ``{"done": …}``."""
     torch.set_num_threads(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -49,7 +49,7 @@ def draw(
 
     Args:
         module: What to draw.
-        path: The file; its extension is ``.svg``, ``.png``, ``.dot`` or ``.html``. On an HTML page modules unfold at a click.
+        path: The file; its extension is ``.svg``, ``.png``, ``.dot`` or ``.html``. On an HTML page, a click unfolds a module.
         plan: With a model or a trace: draw it as if this plan were applied.
         example_inputs: With a model: example inputs, as in ``trace``.
         level: Fold each module at this depth into one node. A whole number, 1 or more; None unfolds as many whole depths as leave at most

@@ -133,9 +133,9 @@ def _add_edge(graph: nx.DiGraph[str], read: str, reader: str, place: str) -> Non
 
 
 def _scope(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
-    """Return the path of the module that a node belongs to; ``""`` where the recorded path names no module of the model.
+    """Return the path of the module that a node belongs to.
 
-    That happens with torch.export.
+    Return ``""`` if the recorded path names no module of the model, as may happen with torch.export.
     """
     path = scope_of(node)
     return path if path in modules else ""
@@ -183,7 +183,8 @@ def _addition(node: fx.Node, addition: Addition, seen: Viewed, boxes: Mapping[st
         name = ", ".join(plan.tracked.get(place, ()))
     box = boxes.get(place, "")
     if site is not None and site.kind == "parameter":
-        # drawn next to the outermost module on the parameter's path that the graph calls, or else inside the parameter's own module
+        # if the graph calls a module on the parameter's path: drawn next to the outermost such module; else inside the module that has
+        # the parameter
         called = {str(read.target) for read in seen.graph.nodes if read.op == "call_module"}
         prefixes = _prefixes([site.module])
         box = next((path.rpartition(".")[0] for path in prefixes if path in called), site.module)
@@ -200,7 +201,7 @@ def _addition(node: fx.Node, addition: Addition, seen: Viewed, boxes: Mapping[st
 
 
 def collapsed(graph: nx.DiGraph[str], level: int) -> nx.DiGraph[str]:
-    """Fold each module at the depth ``level`` into a single node, which has the number of nodes inside."""
+    """Fold each module at the depth ``level`` into a single node; its attribute ``nodes`` is the number of nodes folded into it."""
     classes = dict(line.split("\t") for line in graph.graph["modules"].split("\n") if line)
     made: nx.DiGraph[str] = nx.DiGraph(**graph.graph)
     folded = {key: _at_depth(key, attributes["box"], level) for key, attributes in graph.nodes(data=True)}

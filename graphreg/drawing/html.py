@@ -68,7 +68,7 @@ def formula(cls: type[Regularizer]) -> str:
 def _box(shown: Picture, box: Box) -> dict[str, Any]:
     """Return the data of a module for the page, with its children in layers from top to bottom.
 
-    A line may pass layers between its ends. It has a point in each of these, whose name begins with ``~``.
+    A line may pass layers between its ends. In each of these layers, the line has a point, whose name begins with ``~``.
     """
     layers, chains = layered(shown, box)
     return {
@@ -110,7 +110,7 @@ def layered(shown: Picture, box: Box) -> tuple[list[list[str]], list[list[str]]]
 
 
 def _x_at(points: Sequence[tuple[float, float]], height: float) -> float:
-    """Find the x at which a curve passes a height. A curve only rises or only falls, so there is one such x."""
+    """Find, approximately, the x at which a curve passes a height. A curve only rises or only falls, so there is one such x."""
     best, x = float("inf"), 0.0
     for i in range(0, len(points) - 1, 3):
         (ax, ay), (bx, by), (cx, cy), (dx, dy) = points[i : i + 4]
@@ -163,7 +163,8 @@ def site_metadata(site: Site) -> dict[str, Any]:
 def _at(site: Site, shown: Picture) -> str | None:
     """Return the key of the node or box that shows a site; None if nothing does.
 
-    For a value it is the value's own node. For a parameter it is the node that uses it, or else the innermost module around it.
+    For a value, this is its own node. For a parameter, it is the first node that uses the parameter, or, if no node does, the innermost
+    box around the parameter.
     """
     if site.kind == "value":
         return site.name if site.name in shown.nodes else None
@@ -200,7 +201,7 @@ def _weights(cls: type[Regularizer]) -> tuple[float, ...]:
 
 
 def _built(key: str, weight: float, pattern: str) -> Regularizer | str:
-    """Build a regularizer, or return the text of the error: the weight is out of range, or the class needs another selector than "*"."""
+    """Build a regularizer. If it refuses the weight or the selector, or needs another option, return the text of the error."""
     try:
         return build(key, weight=weight, pattern=pattern)
     except GraphRegError as error:

@@ -58,7 +58,7 @@ def graphviz() -> Any:
         import pygraphviz  # noqa: PLC0415
     except ImportError:
         raise GraphRegError(
-            "drawings are laid out by pygraphviz, which is not installed: pip install 'graphreg[draw]'. A .dot file needs nothing."
+            "drawings are laid out by pygraphviz, which is not installed: pip install 'graphreg[draw]'. A .dot file does not need it."
         ) from None
     return pygraphviz
 
@@ -108,7 +108,7 @@ def _box(shown: Picture, box: Box, opened: Collection[str], pgv: Any) -> Arrange
 
 
 def _through(box: Box, pin: str) -> str:
-    """Return the regularizer that all lines through a border belong to, whose colour they have; ``""`` if they differ.
+    """Return the regularizer that all lines through a border belong to; ``""`` if they belong to none, or to different ones.
 
     ``pin``: the border, ``IN`` or ``OUT``.
     """

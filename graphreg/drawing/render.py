@@ -34,7 +34,7 @@ def colour(number: int) -> str:
 
 @cache
 def _further() -> list[tuple[int, ...]]:
-    """Return ``COLOURS`` and 144 more, of all hues and three degrees of lightness, each as unlike all before it as possible."""
+    """Return ``COLOURS`` and 144 more, of all hues and three degrees of lightness; each differs from all before it as much as possible."""
     colours = [tuple(int(text[i : i + 2], 16) for i in (1, 3, 5)) for text in COLOURS]
     wheel = [colorsys.hls_to_rgb(hue / 48, lightness, 0.6) for hue in range(48) for lightness in (0.28, 0.42, 0.58)]
     left = [tuple(round(255 * part) for part in rgb) for rgb in wheel]

@@ -1,6 +1,6 @@
 """Chooses what of a graph is drawn, and groups it into boxes (modules within modules) with the lines at each level.
 
-No line crosses the border of a box. It ends at the border (``IN`` or ``OUT``), and another line continues on the other side. So each
+No line crosses the border of a box: a line ends at the border (``IN`` or ``OUT``), and another line continues on the other side. So each
 module is laid out by itself, and folding a module changes nothing inside another.
 """
 
@@ -31,8 +31,8 @@ class Link:
     Attributes:
         start: The key of the child where it starts, or ``IN``.
         end: The key of the child where it ends, or ``OUT``.
-        regularizer: The regularizer whose colour it has; ``""`` for none.
-        back: Whether it runs upwards, because its end is placed before its start.
+        regularizer: The regularizer whose colour the line has; ``""`` for none.
+        back: Whether the line runs upwards, because its end is placed before its start.
     """
 
     start: str
@@ -47,9 +47,9 @@ class Box:
 
     Attributes:
         path: The module's path.
-        op: Its class.
-        children: The keys of the nodes and boxes directly in it, in the order of the graph.
-        links: The lines between them.
+        op: The name of the module's class.
+        children: The keys of the nodes and boxes directly in the box, in the order of the graph.
+        links: The lines between the children, and between children and the border.
         acts: By the name of a regularizer, the number of sites inside, at any depth, that it acts on.
         nodes: How many nodes are inside, at any depth.
     """
@@ -78,7 +78,7 @@ class Picture:
         title: The heading.
         nodes: The nodes that are drawn, by key, with the attributes of ``to_networkx``.
         boxes: The modules by key; the whole model comes first.
-        edges: Each line as the keys of its two nodes and the regularizer whose colour it has.
+        edges: Each line, as the keys of its two nodes and the regularizer whose colour the line has.
         regularizers: What the legend says, by the regularizer's name.
     """
 
@@ -150,7 +150,7 @@ def _drawn(graph: nx.DiGraph[str]) -> nx.DiGraph[str]:
         if added in ("attach", "attached") or (why_not == "a tuple" and readers and attributes["op"] == "getitem"):
             _bypass(drawn, key)
         elif attributes["kind"] == "other" and readers and all(nodes[reader]["kind"] == "output" for reader in readers):
-            _bypass(drawn, key)  # the object that the model returns
+            _bypass(drawn, key)  # the node makes the object that the model returns
         elif (
             added == "key" or (added == "total" and attributes["regularizer"] in measured)
             or why_not == "no tensor" or attributes["kind"] in ("other", "read")
@@ -159,7 +159,7 @@ def _drawn(graph: nx.DiGraph[str]) -> nx.DiGraph[str]:
             drawn.remove_node(key)
     for key in list(drawn):
         attributes = nodes[key]
-        if attributes.get("added") == "total":  # penalties measured by site have no line to the output, so these have none
+        if attributes.get("added") == "total":  # drop its line to the output: penalties measured by site have none either
             drawn.remove_edges_from([(key, end) for end in list(drawn.successors(key)) if nodes[end]["kind"] == "output"])
         if attributes.get("added") == "read" and (layer := layer_of(nodes, attributes["site"])) is not None:
             drawn.add_edge(layer, key, regularizer=attributes["regularizer"])
@@ -185,7 +185,7 @@ def _bypass(graph: nx.DiGraph[str], key: str) -> None:
 
 
 def _chain(key: str, path: str, boxes: dict[str, Box], classes: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the keys of the boxes around a node, from the outermost, and the node's key; add each to the children of the one before."""
+    """Return the keys of the boxes around a node, from the outermost, and the node's key. Make each a child of the box before it."""
     chain = (*boxes_around(path), key)
     for outer, inner in pairwise(chain):
         if inner != key and inner not in boxes:
@@ -198,7 +198,7 @@ def _chain(key: str, path: str, boxes: dict[str, Box], classes: Mapping[str, str
 def _levels(start: tuple[str, ...], end: tuple[str, ...]) -> list[tuple[str, tuple[str, str]]]:
     """Split a line between two nodes into pieces that each lie within one box; return the key of the box and the ends of each."""
     shared = 0
-    while start[shared + 1] == end[shared + 1]:  # it stops at the last keys at the latest, which are two nodes
+    while start[shared + 1] == end[shared + 1]:  # this ends at the last keys at the latest, which differ
         shared += 1
     pieces = [(start[shared], (start[shared + 1], end[shared + 1]))]
     pieces += [(box, (child, OUT)) for box, child in zip(start[shared + 1 : -1], start[shared + 2 :], strict=True)]
@@ -207,7 +207,7 @@ def _levels(start: tuple[str, ...], end: tuple[str, ...]) -> list[tuple[str, tup
 
 
 def unfolded(shown: Picture, level: int | None = None) -> frozenset[str]:
-    """Return the keys of the boxes to unfold: those above the depth ``level``, or without it as many whole depths as ``ROOM`` allows."""
+    """Return the keys of the boxes to unfold: those above the depth ``level``; if it is None, as many whole depths as ``ROOM`` allows."""
     if level is not None:
         return frozenset(key for key, box in shown.boxes.items() if box.depth < level)
     opened = frozenset(("/",))

@@ -118,7 +118,10 @@ def _viewed(traced: Traced, graphs: Mapping[str, fx.Graph], plan: Plan | None, n
 
 
 def _rewritten(module: nn.Module) -> fx.GraphModule | None:
-    """Return the rewritten module, which may be inside wrappers of torch (torch.compile, DDP); None for any other module."""
+    """Return the rewritten module in ``module``, which torch may have wrapped (torch.compile, DDP); None if there is none.
+
+    For a model that is regularized in place, this is the rewritten module of the model's last call.
+    """
     if (placed := in_place_handle(module)) is not None:
         return placed.current()
     try:

@@ -16,13 +16,14 @@ RecipeLike = Mapping[str, Any] | str | os.PathLike[str] | Recipe
 
 
 def by_recipe(function: Callable[..., R], arguments: Mapping[str, Any]) -> R:
-    """Call a function again, with what its ``recipe=`` says in place of that argument, and set the recipe's strengths.
+    """Call a function again, with the arguments that its ``recipe=`` stands for, and set the recipe's strengths.
 
-    What the caller gave comes first: an option that is not its default, and a keyword, which replaces the regularizers of that name.
+    The caller's own arguments take precedence over the recipe: an option that is not at its default, and a keyword, which replaces the
+    recipe's regularizers of that name.
 
     Args:
         function: One of the functions that take ``recipe=``.
-        arguments: The arguments of its present call, by the names of its parameters.
+        arguments: The arguments of the function's present call, by the names of its parameters.
     """
     by_kind: dict[Any, dict[str, Any]] = {}
     for name, parameter in inspect.signature(function).parameters.items():
@@ -38,7 +39,7 @@ def by_recipe(function: Callable[..., R], arguments: Mapping[str, Any]) -> R:
 
 
 def opened(recipe: RecipeLike) -> Recipe:
-    """Read a recipe that a user gave, as a dict or as the path of a file."""
+    """Read a recipe that a user gave as a dict or as the path of a file; return a ``Recipe`` as it is."""
     if isinstance(recipe, Recipe):
         return recipe
     if isinstance(recipe, Mapping):

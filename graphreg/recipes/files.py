@@ -20,11 +20,11 @@ SUFFIXES = ".json, .toml, .yaml or .yml"
 
 @dataclass(frozen=True)
 class Source:
-    """The data of a recipe and where it is from, for errors.
+    """The data of a recipe, and the file that it was read from, for errors.
 
     Attributes:
         data: The data.
-        path: The file that it was read from; None if it was given as data.
+        path: The file; None if the recipe was not read from a file.
         text: The text of the file.
     """
 
@@ -45,7 +45,7 @@ class Source:
         return kind(f"{self.where(place)}: {message}")
 
     def at(self, place: Place, error: GraphRegError) -> GraphRegError:
-        """Return an error with the place in the recipe that it is about."""
+        """Return ``error`` with a message that begins with the place in the recipe."""
         kind = NoMatchError if isinstance(error, NoMatchError) else RegularizerError
         return self.error(place, str(error), kind)
 
@@ -54,7 +54,7 @@ def read(path: str | os.PathLike[str]) -> Source:
     """Read a recipe's file.
 
     Raises:
-        RegularizerError: The suffix is unknown, there is no such file, or it is malformed.
+        RegularizerError: The suffix is unknown, or the file does not exist or is malformed.
         GraphRegError: The file is YAML, and PyYAML is not installed.
     """
     file, parse = Path(path), _of_suffix(path)[0]
@@ -95,7 +95,7 @@ def _parse_json(text: str, file: Path) -> Any:
         return json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
         raise RegularizerError(f"{file}, line {error.lineno}: this is not JSON: {error.msg}.") from None
-    except ValueError as error:  # of the two functions below
+    except ValueError as error:  # from one of the two functions below
         raise RegularizerError(f"{file}: {error}") from None
 
 

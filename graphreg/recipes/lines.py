@@ -1,7 +1,7 @@
 """Finds the line of a recipe's file that an error is about.
 
 The parsers of JSON and TOML say where a file is malformed, but not where a value stands. The data keeps the order of the file, so the n-th
-key of that name in the data is the n-th in the text.
+key of some name in the data is the n-th key of that name in the text.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Place = tuple[str | int, ...]  # the keys and indices that lead to a value
 
 
 def line_of(text: str, data: Any, place: Place) -> int | None:
-    """Return the number of the line, from 1, on which the last key of ``place`` stands in the text; None if it cannot be told."""
+    """Return the number of the line, from 1, on which the last key of ``place`` stands in the text; None if it cannot be found out."""
     while place and not isinstance(place[-1], str):
         found = _at(data, place)
         place = (*place, next(iter(found))) if isinstance(found, Mapping) and found else place[:-1]  # the first key of a list's entry
@@ -23,7 +23,7 @@ def line_of(text: str, data: Any, place: Place) -> int | None:
     key = str(place[-1])
     before = [found for found in _places(data) if found[-1] == key]
     matches = list(_keys(text, key))
-    if place not in before or len(matches) != len(before):  # text in quotes looks like a key
+    if place not in before or len(matches) != len(before):  # e.g. a quoted text looks like a key
         return None
     return text.count("\n", 0, matches[before.index(place)]) + 1
 

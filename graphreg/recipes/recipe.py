@@ -23,48 +23,48 @@ _OF_THE_CALL = ("model", "example_inputs", "compile", "verify", "recipe")  # arg
 
 
 def recipe(module: Regulated | Plan) -> dict[str, Any]:
-    """Return all that was asked of graphreg for a module as plain data, from which ``regularize(model, recipe=...)`` makes it again.
+    """Return the arguments that a module was made with, as plain data. ``regularize(model, recipe=...)`` makes such a module again.
 
     The dict holds text, numbers, True and False, lists and dicts: the regularizers with their selectors and options, the seed, the present
     strengths where they were changed, and the options of ``regularize``. Options that are None are left out. The state of the noise is no
-    part of it; ``rng_state`` returns that.
+    part of the dict; ``rng_state`` returns that state.
 
     Args:
         module: A rewritten module, a model that is regularized in place, a backend, or a plan.
 
     Raises:
-        RegularizerError: Something that was asked cannot be written down, such as a function as selector.
+        RegularizerError: An argument cannot be written down, for example a selector that is a function.
     """
     asked, now = (_of_plan(module), {}) if isinstance(module, Plan) else (asked_of(module), strengths(module))
     return _written(asked, {name: value for name, value in now.items() if value != asked.regularizers[name].weight})
 
 
 def save_recipe(module: Regulated | Plan, path: str | os.PathLike[str]) -> None:
-    """Write ``recipe(module)`` to a file, whose suffix says in which format: .json, .toml, .yaml or .yml.
+    """Write ``recipe(module)`` to a file. The file's suffix selects the format: .json, .toml, .yaml or .yml.
 
     Args:
         module: As for ``recipe``.
         path: The file; an existing one is replaced.
 
     Raises:
-        RegularizerError: The suffix is unknown, or something that was asked cannot be written down.
+        RegularizerError: The suffix is unknown, or an argument that the module was made with cannot be written down.
         GraphRegError: The format is YAML, and PyYAML (the extra ``yaml``) is not installed.
     """
     write(path, recipe(module))
 
 
 def load_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a recipe's file, and check what it says.
+    """Read a recipe's file, and check its content.
 
     Args:
         path: A file with the suffix .json, .toml, .yaml or .yml.
 
     Returns:
-        The recipe, for ``regularize(model, recipe=...)``, which also takes the path itself.
+        The recipe as a dict, for ``regularize(model, recipe=...)``; that function also takes the path itself.
 
     Raises:
         RegularizerError: The file is malformed, or has an option or a value that is not allowed; the error names file, line and key.
-        NoMatchError: It names a regularizer that is not known.
+        NoMatchError: The file names a regularizer that is not known.
     """
     source = read(path)
     Recipe.of(source)
@@ -92,7 +92,7 @@ def _written(asked: Asked, changed: Mapping[str, float]) -> dict[str, Any]:
 
 
 def _entry(name: str, regularizer: Regularizer, seed: int | None) -> dict[str, Any]:
-    """Return a regularizer as plain data. ``seed``: the splice's own seed, drawn from its generator if it was given one."""
+    """Return a regularizer as plain data. ``seed``: the seed of a splice that has its own ``rng=``, given or drawn; else None."""
     kind = type(regularizer)
     if not kind.keys or registered().get(kind.keys[0].lower()) is not kind:
         raise RegularizerError(
@@ -108,7 +108,7 @@ def _entry(name: str, regularizer: Regularizer, seed: int | None) -> dict[str, A
 
 
 def _plain(value: Any, what: str) -> Any:
-    """Return a value as plain data. Raises RegularizerError for one that has no such form. ``what`` names it in the error."""
+    """Return a value as plain data; raise RegularizerError if that is not possible. ``what``: the value's name, for the error."""
     if isinstance(value, (str, bool, int)):
         return value
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
@@ -122,7 +122,7 @@ def _plain(value: Any, what: str) -> Any:
 
 
 def _own_dropout(option: Any) -> Any:
-    """Return the option as it is, a dict if each selector is one string, else a list of pairs of selector and choice."""
+    """Return the option as plain data: a dict as a list of pairs if one of its selectors is not a single string, else as it is."""
     if not isinstance(option, Mapping):
         return _plain(option, "own_dropout")
     pairs = [(_plain(selector, "own_dropout"), _plain(choice, "own_dropout")) for selector, choice in option.items()]
@@ -137,8 +137,8 @@ class Recipe:
     """A recipe that was read.
 
     Attributes:
-        source: The data, and where it is from.
-        regularizers: The regularizers of the list.
+        source: The data, and the file that it was read from.
+        regularizers: The regularizers in the recipe's list ``regularizers``.
         keywords: Regularizers by keyword, as ``regularize`` takes them.
         options: Options of ``regularize`` by name.
         strengths: The strengths to set, by the regularizer's name.
@@ -161,7 +161,7 @@ class Recipe:
         return made
 
     def without(self, keywords: Iterable[str]) -> Recipe:
-        """Return the recipe without the regularizers, keywords and strengths of these names, also with a number behind the name."""
+        """Return the recipe without the regularizers, keywords and strengths of these names. ``dropout`` also stands for ``dropout_2``."""
         matchers = [re.compile(rf"{re.escape(keyword.lower())}(_\d+)?").fullmatch for keyword in keywords if keyword != "regularizers"]
 
         def stays(name: str) -> bool:
@@ -173,19 +173,19 @@ class Recipe:
         return Recipe(self.source, regularizers, others, self.options, strengths)
 
     def options_for(self, function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the options to call a function with: those that were given, or the recipe's where the default was."""
+        """Return the options to call a function with: those that were given; where one is at its default, the recipe's."""
         parameters, chosen = inspect.signature(function).parameters, dict(given)
         for name, value in self.options.items():
             if name in given and given[name] == parameters[name].default:
                 chosen[name] = value
             elif name == "eval_penalties" and value and name not in given and "penalties" in given:
-                raise self.source.error((name,), "only graphreg.regularize_ has this option; elsewhere, penalties are there in eval mode.")
+                raise self.source.error((name,), "only graphreg.regularize_ has this option; elsewhere, penalties act in eval mode, too.")
         if chosen.get("scale") == GIVEN_IN_THE_CALL:
             raise self.source.error(("scale",), "the recipe was made with a scale that cannot be written down. Give scale= in the call.")
         return chosen
 
     def set_strengths(self, module: Any) -> None:
-        """Set the strengths of what was made by the recipe."""
+        """Set the recipe's strengths in a module or backend that was made by the recipe."""
         for name, value in self.strengths.items():
             self._checked(("strengths", name), partial(set_strength, module, name), value)
 
@@ -214,7 +214,7 @@ class Recipe:
 
     def _list(self, value: Any) -> list[Regularizer]:
         if not isinstance(value, Sequence) or isinstance(value, str):
-            raise self.source.error(("regularizers",), f"this is a list of dicts, each with a 'key', not {shown(value)}.")
+            raise self.source.error(("regularizers",), f"this must be a list of dicts, each with a 'key', not {shown(value)}.")
         return [self._made(("regularizers", i), entry) for i, entry in enumerate(value)]
 
     def _made(self, place: tuple[str | int, ...], entry: Any) -> Regularizer:
@@ -230,7 +230,7 @@ class Recipe:
 
     def _strengths(self, value: Any) -> dict[str, float]:
         if not isinstance(value, Mapping):
-            raise self.source.error(("strengths",), f"this is a dict of names of regularizers to numbers, not {shown(value)}.")
+            raise self.source.error(("strengths",), f"this must be a dict of names of regularizers to numbers, not {shown(value)}.")
         for name, strength in value.items():
             if isinstance(strength, bool) or number_of(strength) is None:
                 message = f"{shown(strength)} is not a finite number. {numeric_text(strength)}".rstrip()
@@ -238,7 +238,7 @@ class Recipe:
         return dict(value)
 
     def _checked(self, place: tuple[str | int, ...], check: Callable[[Any], Any], value: Any) -> Any:
-        """Return ``check(value)``; an error that it raises gets the place in the recipe."""
+        """Return ``check(value)``. If it raises an error, add the place in the recipe to the error."""
         try:
             return check(value)
         except GraphRegError as error:
@@ -246,7 +246,10 @@ class Recipe:
 
 
 def _faulty(kind: type[Regularizer], options: Mapping[str, Any]) -> str | None:
-    """Return the option without which a regularizer could be made, in whose place stands the default, or a usual weight."""
+    """Return the option that is wrong: without it, the regularizer can be made. None if no single option is wrong.
+
+    In place of an omitted weight stands 0.5, because a weight has no default.
+    """
     for name in options:
         with contextlib.suppress(GraphRegError):
             kind(**{"weight": 0.5, **{key: value for key, value in options.items() if key != name}})
@@ -255,7 +258,7 @@ def _faulty(kind: type[Regularizer], options: Mapping[str, Any]) -> str | None:
 
 
 def _tuples(value: Any) -> Any:
-    """Return a value with tuples in place of lists, as options of regularizers have them."""
+    """Return a value with tuples in place of lists, because the options of regularizers are tuples."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 

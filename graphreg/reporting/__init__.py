@@ -1,6 +1,6 @@
 """Shows what graphreg did to a model: the report with its costs, the diff of the emitted Python, the monitor of values in training.
 
-Open ``report.py`` first, which defines ``graphreg.report``. ``records.py`` defines the records of a report and how they are printed;
+Open ``report.py`` first: it defines ``graphreg.report``. ``records.py`` defines the records of a report and how they are printed;
 ``terminal.py`` lays out tables for the screen and as HTML.
 """
 

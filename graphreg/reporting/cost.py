@@ -77,7 +77,7 @@ def _without_data(module: fx.GraphModule) -> fx.GraphModule:
 
 
 def _labels(graph: fx.Graph, plan: Plan) -> dict[str, str]:
-    """Map each added node, by name, to the row of the table that it counts in: a regularizer, or a kind of addition such as ``"keys"``.
+    """Map the name of each added node to its row of the table: a regularizer, or a kind of addition such as ``"keys"``.
 
     The model's own nodes have no entry, except native dropouts that graphreg moved to its streams.
     """
@@ -94,10 +94,10 @@ def _labels(graph: fx.Graph, plan: Plan) -> dict[str, str]:
 
 
 def _cause(node: str, more: int, run: _Pass, graph: fx.Graph, labels: Mapping[str, str]) -> str:
-    """Return the row that a change in the saved bytes of the model's own value counts in.
+    """Return the row of the table for a change in the saved bytes of one of the model's own values.
 
-    ``more`` is the change. If bytes were added, it is the row of an added node that saved the value; if bytes were removed, the row of an
-    added node that now reads the value.
+    ``more`` is the change. If bytes were added, the row is that of an added node that saved the value; if bytes were removed, that of an
+    added node that now reads the value. The row is ``"other"`` if there is no change or no such node.
     """
     if not more:
         return "other"
@@ -147,7 +147,8 @@ class _Pass(fx.Interpreter):
         super().__init__(module, graph=graph)
         self.operations, self.kept = Counter[str](), Counter[str]()
         self.savers: dict[str, list[str]] = {}  # by node: the nodes that saved its value for backward
-        self.made: dict[int, tuple[str, Any]] = {}  # by number of storage: its node; holds the storage, whose number torch would reuse
+        # By a storage's number: the node that made the storage, and the storage itself, because torch reuses the number of a freed one.
+        self.made: dict[int, tuple[str, Any]] = {}
         self.holders: dict[str, dict[str, None]] = {}  # by node: the nodes whose values share the storage that it made
         self.saved: dict[int, list[str]] = {}
         self.now = ""

@@ -110,7 +110,7 @@ def diff(a: Any, b: Any = None, *, context: int = 3) -> Diff:
 
     Args:
         a: A rewritten module, which may be compiled or wrapped; a stripped module; or a plan, which is applied to a copy.
-        b: The same; None compares ``a`` with its own model.
+        b: Like ``a``; None compares ``a`` with its own model.
         context: The number of unchanged lines around each change, 0 or more.
 
     Raises:
@@ -133,7 +133,7 @@ def diff(a: Any, b: Any = None, *, context: int = 3) -> Diff:
     lines: list[DiffLine] = []
     for mode in {**old.forwards, **new.forwards}:
         ours, theirs = _forward(old, mode), _forward(new, mode)
-        if ours is None or theirs is None:  # one source has a single forward: it is compared with each forward of the other
+        if ours is None or theirs is None:  # one source has a single forward, which is compared with each forward of the other instead
             continue
         lines += _section(ours, theirs, before + _MODES[mode], after + _MODES[mode], context)
     return Diff(before, after, tuple(lines), notes)
@@ -144,7 +144,10 @@ def _title(module: Any, source: Source) -> str:
 
 
 def _beside(a: Any, b: Any, planned: bool) -> Iterator[str]:
-    """Yield the differences between two modules that their code does not show. ``planned``: one is from a plan, which has no seed."""
+    """Yield the differences between two modules that their code does not show.
+
+    ``planned``: whether one of the modules was made from a plan, which has no seed.
+    """
     ours, theirs = (_streams(module) for module in (a, b))
     other = [] if planned else [name for name in ours if name in theirs and ours[name] != theirs[name]]
     if other:
@@ -210,7 +213,7 @@ def _section(ours: Sequence[Line], theirs: Sequence[Line], before: str, after: s
 
 
 def _range(start: int, stop: int) -> str:
-    """Format a range as ``diff -u`` does: first line and count; for an empty range, the line before it."""
+    """Format a range as ``diff -u`` does: its first line and its length; an empty range by the line before it and 0."""
     length = stop - start
     return f"{start + 1}" if length == 1 else f"{start + (length > 0)},{length}"
 

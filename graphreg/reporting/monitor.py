@@ -21,9 +21,9 @@ Log = Callable[[str, float, int], object]
 def monitor(module: Regulated, pattern: Selector = "*", *, every: int = 1, log: Log | None = None, near: float = 1e-3) -> Monitor:
     """Watch a rewritten module in train mode: its penalties, and mean, std, share near zero and norm of the values at selected sites.
 
-    Use it as ``with graphreg.monitor(module) as watched:``, or call ``close()`` at the end. It changes neither the numbers of the training
-    nor the keys of ``state_dict``. It does change the graph, so compiled code is recompiled once after the block begins and once after it
-    ends.
+    Use it as ``with graphreg.monitor(module) as watched:``, or call ``close()`` at the end. A monitor changes neither the numbers of the
+    training nor the keys of ``state_dict``. It does change the graph, so compiled code is recompiled once after the block begins and once
+    after it ends.
 
     A value is measured as the model computes it, before any splice. For each splice at the site, ``kept`` is the share of the value's
     nonzero elements that are still nonzero after the splice. std divides by the number of elements.
@@ -126,7 +126,7 @@ class Monitor:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def after(self, module: nn.Module) -> None:
-        """Count a call of the module, which has just ended, and read its numbers if this call is one to read."""
+        """Count a call of the module, which has just ended. If it is one of every n-th calls, read its numbers."""
         if not module.training or in_backward():  # in backward, activation checkpointing repeats a call
             return
         if self.calls % self._every == 0:

@@ -1,7 +1,7 @@
 """The records that a report consists of, ``Report`` itself with its tables, and the functions that make records from a plan.
 
 The records come first: ``Entry`` for a regularizer, ``Acted`` for a site and the regularizers that act there, ``NativeDropoutRow`` for a
-native dropout, ``Cost`` for the cost. ``Report`` prints them. The functions ``entry``, ``acted`` and ``native_dropout_rows`` make them.
+native dropout, ``Cost`` for the cost. ``Report`` prints them. The functions ``entry``, ``acted`` and ``native_dropout_rows`` make records.
 """
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Entry:
         selector: Its selector's strings, or the name of its function.
         options: Its options by name, as text or plain values.
         sites: The names of the sites that it acts at.
-        of: The number of sites of that kind (values or parameters) that can be selected in the model.
+        of: The number of the model's values or parameters (according to ``acts_on``) that can be selected.
         share: The number of elements at its sites, divided by the number of elements at all ``of`` sites, in [0, 1]; None if some shape
             is not known.
         penalty: Whether it is a penalty, and not a splice.
@@ -64,7 +64,7 @@ class Act:
         does: ``"replaces"``, ``"measures"``, or ``"measures first"``: before the value is replaced.
         strength: The present weight or rate.
         matched: The string of the selector that matched the site.
-        gone: Whether a later pass removed it from the graph.
+        gone: Whether a later pass removed the node that does this from the graph.
     """
 
     regularizer: str
@@ -82,11 +82,11 @@ class Acted:
         name: The site's name.
         kind: ``"value"`` or ``"parameter"``.
         op: The operation that makes the value.
-        shape: Its shape; None if not known.
-        dtype: Its dtype; None if not known.
+        shape: The shape of the value or parameter; None if not known.
+        dtype: The dtype of the value or parameter; None if not known.
         acts: What acts there, in order.
         calls: For a recurrent cell whose calls are the steps of one sequence, the number of calls; otherwise 1.
-        graph: For a torch.compile backend, which captured graph it is in (its index); otherwise None.
+        graph: For a torch.compile backend, the index of the captured graph that has the site; otherwise None.
     """
 
     name: str
@@ -130,7 +130,7 @@ class Cost:
         operations: Added operations, by regularizer or, for nodes that serve no single regularizer, by kind (``"keys"``, ``"copies"``).
             A matrix product or convolution counts its multiplications and additions; any other operation counts one for each element of
             its largest tensor.
-        kept: Bytes that autograd saves for backward in addition, by the same names; negative where it saves less than before.
+        kept: Additional bytes that autograd saves for backward, by the same names; negative where it saves less than without additions.
         model_operations: The operations of the model without additions.
         model_kept: The bytes that autograd saves for backward in the model without additions.
     """
@@ -322,7 +322,7 @@ def amount(number: float, unit: str = "") -> str:
 
 Trained = tuple[tuple[str, ...], tuple[str, ...]]  # the names of parameters that receive a penalty's gradient, and of those that are frozen
 _WITH_COLUMN = ("pattern", "weight", "name")  # fields that the report's tables show in other columns than "options"
-_SHARED = {field.name for kind in (Regularizer, Splice, Penalty) for field in fields(kind)} | {"share_axes"}  # which most splices have
+_SHARED = {field.name for kind in (Regularizer, Splice, Penalty) for field in fields(kind)} | {"share_axes"}  # most splices have it
 _ORDER: tuple[Does, ...] = ("measures first", "replaces", "measures")
 
 
@@ -378,7 +378,7 @@ def selector_of(regularizer: Regularizer) -> tuple[str, ...]:
 
 
 def options_of(regularizer: Regularizer) -> dict[str, Any]:
-    """Return a regularizer's options: all fields that its class adds, and those of many classes whose value is not the default."""
+    """Return a regularizer's options: all fields that its class adds; of the fields of many classes, those that are not at the default."""
     options = [field for field in fields(regularizer) if field.name not in _WITH_COLUMN]
     values = {field.name: getattr(regularizer, field.name) for field in options}
     shown = [field.name for field in options if field.name not in _SHARED or values[field.name] != _default(field)]

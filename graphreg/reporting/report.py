@@ -37,8 +37,8 @@ def report(module: Regulated | Plan, cost: bool = True) -> Report:
     """Report which regularizer acts where, what it changes and what it costs, with the strengths that are set now.
 
     Args:
-        module: A rewritten module, which may be compiled or wrapped; a torch.compile backend of graphreg, or a model compiled with it; or
-            a plan, which is applied to a copy.
+        module: A rewritten module, which may be compiled or wrapped; a model that is regularized in place; a torch.compile backend of
+            graphreg, or a model compiled with it; or a plan, which is applied to a copy.
         cost: Whether to measure the cost, which runs the model twice on meta tensors. A backend's report has no cost.
 
     Returns:
@@ -56,7 +56,7 @@ def report(module: Regulated | Plan, cost: bool = True) -> Report:
 
 
 def applied(plan: Plan) -> RewrittenModule:
-    """Return the rewritten module that a plan gives, to show it. The plan's model is not changed."""
+    """Return the rewritten module that a plan describes, for reports and diffs. The plan's model is not changed."""
     if plan.traced is None:
         raise GraphRegError(f"this plan for {plan.title} has no traced model with it. Give what graphreg.plan(traced, ...) returned.")
     return rewrite(plan.traced, plan, rng=0)
@@ -101,7 +101,7 @@ def _entries(plan: Plan, now: dict[str, float], inner: fx.GraphModule) -> tuple[
 
 
 def _averages(plan: Plan, name: str) -> str:
-    """Describe what the engine averages or sums: the measurements of several sites; ``""`` for one site, and where it does neither."""
+    """Say whether the engine averages or sums the measurements of a penalty's sites; ``""`` for one site, or if it does neither."""
     regularizer, count = plan.regularizers[name], len(plan.of(name))
     if not isinstance(regularizer, Penalty) or "values" in regularizer.takes or regularizer.takes_vjp or count < 2:
         return ""
@@ -113,7 +113,7 @@ def _sites(plan: Plan, now: dict[str, float], graphs: dict[str, fx.Graph]) -> li
     there = {(a.regularizer or "", a.site or "") for g in graphs.values() for n in g.nodes if (a := addition_of(n)) is not None}
     penalties = [edit for edit in plan.edits if edit.site.kind == "value" and not isinstance(edit.regularizer, Splice)]
     at_once = {edit.name for edit in penalties if not measures(edit.regularizer)}
-    there |= {(edit.name, edit.site.name) for edit in plan.edits if edit.name in at_once}  # one node for all of its sites
+    there |= {(edit.name, edit.site.name) for edit in plan.edits if edit.name in at_once}  # such a penalty has one node for all its sites
     places = [name for g in graphs.values() for n in g.nodes if (name := own_name(n))]
     order = {name: i for i, name in reversed(list(enumerate(places)))}
     return sorted(acted(plan.edits, now, there), key=lambda site: (site.kind == "parameter", order.get(site.name, len(places))))

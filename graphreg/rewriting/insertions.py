@@ -20,7 +20,7 @@ class Position(Enum):
     """Where an insertion stands, relative to its anchor, a node of the traced graph."""
 
     BEFORE = "before"
-    INSTEAD = "instead of"  # with the anchor's name, and with the anchor's arguments before its own
+    INSTEAD = "instead of"  # the node has the anchor's name, and the anchor's arguments before its own
     AFTER = "after"
 
 
@@ -35,13 +35,14 @@ class Insertion:
         anchor: A node of the traced graph. Several insertions at one place stand in the order of the list.
         op: ``call_module``, ``call_function`` or ``get_attr``, as in torch.fx.
         target: The path of the runtime module, the function, or the path of the parameter.
-        args: The node's positional arguments. A node of the traced graph means the value that this node itself makes, not a value that
-            replaces it; an insertion means the value of that insertion.
-        kwargs: The node's keyword arguments, likewise.
-        regularizer: The name of the regularizer that it belongs to; "" if it belongs to several or to none.
+        args: The node's positional arguments. A node of the traced graph among them stands for the value that this node itself makes, not
+            for a value that replaces it; an insertion stands for the value of that insertion.
+        kwargs: The node's keyword arguments, in the same form as ``args``.
+        regularizer: The name of the regularizer that the node belongs to; "" if it belongs to several or to none.
         site: The name of its site; "" if it has none.
-        replaces: The node of the traced graph that it replaces, or None: nodes of the model that come later read the insertion instead.
-        readers: The only nodes that do so; None for all that come later.
+        replaces: The node of the traced graph that the insertion replaces: nodes of the model that come later read the insertion instead.
+            None if it replaces none.
+        readers: The nodes that read the insertion instead; None for all nodes of the model that come later.
     """
 
     name: str
@@ -88,7 +89,8 @@ class Insertions:
         returns: Whether the output carries the penalties; else they are attached to it.
         recomputed: The names of runtime modules (of splices and native dropouts) whose result a compiled backward recomputes.
         overwritten: The names of runtime modules of splices whose value the model may overwrite later.
-        apart: Of these, the splices whose value the model definitely overwrites, while a penalty measures what they return.
+        apart: The first of these at each site that has penalties and whose value needs a copy because the model writes into it. A site
+            whose storage may belong to the caller or the model does not count.
     """
 
     ordered: tuple[Insertion, ...]

@@ -43,7 +43,7 @@ def runtime_module_names(plan: Plan) -> dict[int | str, str]:
     """Name the plan's runtime modules under ``graphreg_rules``.
 
     A key of the result is an edit's index in the plan, or the name of a tracked site. The indices of native dropouts follow those of the
-    edits. States that ``rng_state`` returned have streams by these names, so a new version of graphreg must not change them.
+    edits. The streams in a state that ``rng_state`` returned have these names, so a new version of graphreg must not change the names.
     """
     taken = {*dir(Rules()), "key", "attach", *plan.regularizers}
     names: dict[int | str, str] = {}
@@ -68,7 +68,7 @@ def runtime_module_names(plan: Plan) -> dict[int | str, str]:
 
 
 def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], noise: Any) -> Rules:
-    """Make what goes under ``graphreg_rules``: the runtime modules of the plan, with their strengths and noise streams.
+    """Make the module ``graphreg_rules``: it holds the runtime modules of the plan, with their strengths and noise streams.
 
     ``noise``: the seed, as ``rng=`` of ``regularize``; or a ``SharedState``, which has the strengths and the streams.
     """
@@ -112,7 +112,7 @@ def _add_strengths(rules: Rules, plan: Plan, model: nn.Module) -> torch.device:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return the device of a model's parameters; the CPU if it has none, or if they are meta tensors, which could hold no strength."""
+    """Return the device of the model's first parameter that is not a meta tensor; the CPU if there is none."""
     return next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
 
 

@@ -1,6 +1,7 @@
-"""Checks, after every rewrite, that the module is the traced model with the planned additions and nothing else. It changes nothing.
+"""Checks, after every rewrite, that the module is the traced model with the planned additions and nothing else. The checks change nothing.
 
-A GraphRegError from here means a fault of graphreg, or of whoever edited the graph by hand, never of the user's model.
+A GraphRegError from here means a fault of graphreg, or of whoever edited the graph by hand. The exception is RegularizerError, which means
+that no trainable parameter reaches the sites of a penalty.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def check(module: RewrittenModule, traced: Traced, plan: Plan) -> None:
 
 
 def _native_dropouts(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> None:
-    """Check that each native dropout that was chosen calls its runtime module, with the key of the call if it draws."""
+    """Check that each native dropout in the plan calls its runtime module, with the key of the call if it draws."""
     planned = {edit.dropout.site.name: edit for edit in plan.native_dropout}
     for node in graph.nodes:
         name = own_name(node)
@@ -179,7 +180,11 @@ def _equal(ours: Any, theirs: Any, resolve: Callable[[fx.Node], fx.Node | None])
 
 
 def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Placed, flow: nx.DiGraph[str], whole_model: bool) -> None:
-    """Check that each splice reaches the output, that the output has each penalty, and that a trainable parameter reaches each penalty."""
+    """Check that additions and penalties are connected to the rest of the graph.
+
+    Measurements, penalties and the nodes that attach them must reach the output, each splice must take the key of the call, the output
+    must have each penalty, and a trainable parameter must reach each penalty.
+    """
     output = graph.output_node()
     upstream = nx.ancestors(flow, output.name)
     keys = {n for n in graph.nodes if is_kind(n, Kind.KEY)}
@@ -237,7 +242,7 @@ def _used_site(node: fx.Node, flow: nx.DiGraph[str], upstream: set[str]) -> bool
 
 
 def _trained(graph: fx.Graph, module: RewrittenModule, flow: nx.DiGraph[str]) -> set[str]:
-    """Return the names of the nodes that some parameter that can train reaches."""
+    """Return the names of the nodes that a trainable parameter reaches."""
     trains = {name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
     owners = {name.rpartition(".")[0] for name in trains}
     prefixes = {".".join(owner.split(".")[:i]) for owner in owners for i in range(1, owner.count(".") + 2)}

@@ -1,7 +1,7 @@
 """Watches: the runtime modules that measure values for ``graphreg.monitor``; ``place`` adds them to a module's graphs, ``remove`` takes
 them out.
 
-A watch returns nothing to the graph. It keeps one small tensor, which the monitor reads only when somebody reads the monitor's numbers.
+A watch returns nothing to the graph. It keeps one small tensor, which the monitor turns into numbers only when somebody asks for them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ STATISTICS = ("mean", "std", "near_zero", "norm")
 
 @dataclass(eq=False)
 class Clock:
-    """Shared by the watches of one monitor. ``due``: whether to measure the next call. Copies and pickles of a watch have None instead."""
+    """The watches of one monitor share a clock. ``due``: whether to measure the next call. A copied or unpickled watch has None instead."""
 
     due: bool = True
 
@@ -34,12 +34,13 @@ class Clock:
 class Watch(RuntimeModule):
     """Measures a value as the model makes it, and the share of its nonzero elements that each splice keeps, in train mode.
 
-    In eager mode it measures only in calls that are due; a compiled module measures in every call, because a check would make two graphs.
+    In eager mode it measures only in calls that are due; in a compiled module it measures in every call, because Dynamo would compile a
+    graph for each value of ``due``.
 
     Attributes:
         site: The site's name.
         names: The names of the numbers in ``last``.
-        last: The numbers of the last call that was measured, [4 + splices].
+        last: The numbers of the last call that was measured, [4 + splices]; None before that.
     """
 
     _is_impure = True  # otherwise torch.fx takes a node without users for dead code

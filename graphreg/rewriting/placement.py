@@ -76,7 +76,7 @@ def _added(graph: fx.Graph) -> tuple[dict[tuple[str, str], fx.Node], dict[str, f
 
 @dataclass
 class Placed:
-    """What ``placed_in`` found in a rewritten graph, with the checks of it.
+    """What ``placed_in`` found in a rewritten graph, and the checks of what it found.
 
     Attributes:
         graph: The rewritten graph, in which native dropouts call the originals.
@@ -164,7 +164,7 @@ class Placed:
     def _note_copies(
         self, name: str, edits: list[Edit], value: fx.Node, copies: list[fx.Node], protecting: list[fx.Node], aside: list[fx.Node]
     ) -> None:
-        """Add to ``needed_copies`` those of the site's copies that it needs."""
+        """Add to ``needed_copies`` those of the site's copies that the plan makes necessary."""
         self.needed_copies.update(protecting[:1] if name in self.written else [])
         if name in self.external and value is not self.where[name] and any(map(_reads_spliced, edits)):
             if not copies:
@@ -227,7 +227,7 @@ class Placed:
         return 1
 
     def _takes_lengths(self, edit: Edit, node: fx.Node, place: int) -> None:
-        """Check that a node takes the input that the edit's ``lengths=`` names, from argument ``place`` on, and nothing else there."""
+        """Check that a node's arguments from ``place`` on are the input that the edit's ``lengths=`` names, or none if it names none."""
         lengths = edit.steps.lengths if edit.steps is not None else None
         inputs = [n.target if isinstance(n, fx.Node) and n.op == "placeholder" else None for n in node.args[place:]]
         if inputs != ([lengths] if lengths is not None else []):

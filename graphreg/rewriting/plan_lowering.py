@@ -105,7 +105,7 @@ class _Lowering:
     # Places for insertions
 
     def _add(self, behind: Value, kind: Kind, name: str, target: str | Callable[..., Any], args: tuple[Any, ...], **more: Any) -> Insertion:
-        """Insert directly after ``behind``, a node or another insertion; what already follows ``behind`` comes after it."""
+        """Insert directly after ``behind``, a node or another insertion. Insertions that already follow ``behind`` then come later."""
         anchor, position = (behind.anchor, behind.position) if isinstance(behind, Insertion) else (behind, Position.AFTER)
         return self._put(position, anchor, behind, kind, name, target, args, **more)
 
@@ -232,7 +232,7 @@ class _Lowering:
         self.apart += splices[:1] if apart else []
 
     def _measure(self, chain: _Chain, edits: Edits, clean: bool) -> None:
-        """Insert the measurements with ``clean=True``, or the others. For penalties that are computed later, note the value to read."""
+        """Insert the measurements of the penalties with this ``clean``. For penalties that are computed later, note the value to read."""
         for i, edit in edits:
             if not isinstance(edit.regularizer, Penalty) or edit.regularizer.clean != clean:
                 continue
@@ -275,7 +275,7 @@ class _Lowering:
         return (output, None) if end in self.present else (end, loss_of(output))
 
     def add_total(self, name: str, measured: Mapping[str, Value], end: fx.Node) -> Insertion:
-        """Insert the node that computes a penalty from its sites, in the plan's order: at the end, unless it takes derivatives."""
+        """Insert the node that computes a penalty from its sites, in the plan's order; at the end, unless the penalty takes derivatives."""
         if name in self.plan.slices:
             return self._add_derivative(name, measured, end)
         edits = [edit for edit in self.plan.of(name) if edit.site.kind == "parameter" or edit.site.name in measured]
@@ -315,7 +315,7 @@ class _Lowering:
             changed.add(node)
 
     def attach(self, totals: Mapping[str, Insertion], end: fx.Node, loss: fx.Node | None) -> None:
-        """Insert the node that joins the penalties to the output's loss, or else to all values in the output."""
+        """Insert the node that joins the penalties to the output's loss, or, if there is none, to all values in the output."""
         outputs = [loss] if loss is not None else list(dict.fromkeys(nodes_in((end.args, end.kwargs))))
         values = [self.present.get(node, node) for node in outputs]
         args = (tuple(values), tuple(totals.values()), loss is not None)

@@ -56,7 +56,7 @@ def rewrite(
 
 
 def rewrite_with(traced: Traced, plan: Plan, noise: Any, penalties: Penalties, scale: Scale | None) -> RewrittenModule:
-    """Do what ``rewrite`` does. ``noise``: its ``rng``; or a ``SharedState``, whose strengths and noise the module then has."""
+    """Do what ``rewrite`` does. ``noise``: the ``rng`` of ``rewrite``; or a ``SharedState``, which gives the module strengths and noise."""
     check_penalties(penalties)
     check_scale(scale)
     if not isinstance(plan, Plan) or not isinstance(traced, Traced):
@@ -154,5 +154,5 @@ def _copy_output(
 
 
 def _addition(insertion: Insertion, was: tuple[str, Any] | None = None) -> Addition:
-    """Make the mark of an insertion's node. ``was``: for a node of the model's own, the op and target that it had."""
+    """Make the mark of an insertion's node. ``was``: the former op and target, if the node is one of the model's that was changed."""
     return Addition(insertion.kind, insertion.regularizer or None, insertion.site or None, was)

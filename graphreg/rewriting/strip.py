@@ -12,7 +12,7 @@ from graphreg.runtime import Regularized, RewrittenModule, graphs_of, rewritten
 
 
 def strip(module: nn.Module) -> RewrittenModule:
-    """Return the model without any addition: it returns only its own output, bit-equal to the original in eval mode.
+    """Return the model without any addition. A call returns the model's output alone, bit-equal to the original in eval mode.
 
     The result shares the layers of ``module``, which stays unchanged.
 

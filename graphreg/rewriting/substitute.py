@@ -1,7 +1,7 @@
 """Puts the model's own calls back where a runtime module has replaced native dropout.
 
-The runtime module is called with the arguments of the original call, and with ``noise``. So only the op and the target must be restored,
-and ``noise`` be removed.
+The runtime module is called with the arguments of the original call, and with ``noise``. So it is enough to restore the op and the target,
+and to remove ``noise``.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """What runs when a rewritten module is called: the module class itself, and the runtime modules that its graph calls.
 
-Open ``rewritten_module.py`` first: ``RewrittenModule`` is the class of what ``graphreg.regularize`` returns. Each addition to its
-graph is a call of a *runtime module*, a small ``nn.Module`` registered under ``graphreg_rules``: ``runtime_module.py`` has their
-base class and splices, ``noise_keys.py`` the keys of the noise; ``penalty.py``, ``derivative_penalty.py``, ``dropout.py`` and
-``attach.py`` have the other kinds. ``controls.py`` and ``sampling.py`` are what a user does with the module afterwards.
+Open ``rewritten_module.py`` first: ``RewrittenModule`` is the class of the module that ``graphreg.regularize`` returns. Each addition
+to its graph is a call of a *runtime module*, a small ``nn.Module`` registered under ``graphreg_rules``. ``runtime_module.py`` has the
+base class of runtime modules, and the one for splices. ``noise_keys.py`` has the one that returns the keys of the noise; ``penalty.py``,
+``derivative_penalty.py``, ``dropout.py`` and ``attach.py`` have the others. ``controls.py`` and ``sampling.py`` have the functions that a
+user calls on the finished module.
 """
 
 from graphreg.runtime.attach import AttachRule, Penalties, Scale, check_penalties, check_scale, collect, current

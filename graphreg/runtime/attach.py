@@ -68,14 +68,14 @@ class AttachRule(nn.Module):
 
     @property
     def asks(self) -> bool:
-        """Whether the scale must be read anew at each call, from a GradScaler or a function."""
+        """Whether the scale is a GradScaler or a function, which must be read anew at each call."""
         return not (self.scale is None or isinstance(self.scale, (int, float, Tensor)))
 
     def feed(self) -> None:
         """Read the present scale into a new tensor, because the tensor of an earlier call may be saved for that call's backward.
 
-        It runs before the forward, outside of what Dynamo traces: a GradScaler has no tensor before its first use, and Dynamo would compile
-        the number that a function returns as a constant, and recompile for each new number.
+        This method runs before the forward, outside of the code that Dynamo traces: a GradScaler has no tensor before its first use, and
+        Dynamo would compile the number that a function returns as a constant, and recompile for each new number.
         """
         dtype = widest(self.now.device)
         value = current(self.scale)
@@ -85,9 +85,9 @@ class AttachRule(nn.Module):
             self.now = torch.full((1,), value, dtype=dtype, device=self.now.device)
 
     def forward(self, outputs: tuple[Any, ...], penalties: tuple[Tensor, ...], to_loss: bool) -> tuple[Any, ...]:
-        """Return outputs from which a backward pass reaches the penalties; their values stay the same, but for a loss.
+        """Return the outputs, from which a backward pass now reaches the penalties. Their values stay the same, unless ``to_loss``.
 
-        ``to_loss``: the only output is the loss, and the penalties are added to it.
+        ``to_loss``: whether the only output is the loss; the penalties are then added to it.
         """
         self.last = {name: value.detach() for name, value in zip(self.names, penalties, strict=True)}
         if not penalties:
@@ -118,7 +118,7 @@ class AttachRule(nn.Module):
 
 
 def current(scale: Scale | None) -> Any:
-    """Return the present value of the scale; for a GradScaler its tensor, once it has one."""
+    """Return the present value of the scale. For a GradScaler, this is its tensor, or a number as long as it has no tensor."""
     if scale is None:
         return 1.0
     if hasattr(scale, "get_scale"):
@@ -131,7 +131,7 @@ def current(scale: Scale | None) -> Any:
     return scale() if callable(scale) and not isinstance(scale, Tensor) else scale
 
 
-# Outputs without tensors. Dynamo of torch 2.10 cannot trace is_dataclass(None), so they are told first.
+# Classes of outputs that contain no tensor. They are tested before is_dataclass, which Dynamo of torch 2.10 cannot trace for None.
 _PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 
 

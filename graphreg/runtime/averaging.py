@@ -15,7 +15,7 @@ from graphreg.runtime.runtime_module import Rules
 def averages_follow() -> None:
     """Patch ``AveragedModel.update_parameters``, once, so that strengths and noise are copied to the averaged model, not averaged.
 
-    With ``use_buffers=True`` torch averages all buffers, those of the runtime modules too. A strength that the user sets would then lag
+    With ``use_buffers=True`` torch averages all buffers, including those of the runtime modules. A strength that the user sets would lag
     behind, and averaging the integers of a noise stream gives another stream. AveragedModel has no hook for the modules that it averages.
     """
     theirs = AveragedModel.update_parameters

@@ -14,25 +14,25 @@ from graphreg.planning import OwnDropout, Plan
 from graphreg.regularizer import Regularizer
 from graphreg.tracing import Traced
 
-PICKLE_VERSION = 2  # of the pickled form of a rewritten module; pickles of graphreg 0.1 have no version, which counts as 1
-VERSION: str = sys.modules["graphreg"].__version__  # not imported: every room may import only rooms above it, not the whole package
+PICKLE_VERSION = 2  # the version of the pickled form of a rewritten module; a pickle of graphreg 0.1 has none, and is refused
+VERSION: str = sys.modules["graphreg"].__version__  # not imported: a room may import only rooms above it, not the whole package
 
 
-GIVEN_IN_THE_CALL = "given in the call"  # the scale in a recipe that a GradScaler, a tensor or a function was given for
+GIVEN_IN_THE_CALL = "given in the call"  # what a recipe has as the scale if the scale was not a number, but a GradScaler or a function
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What was asked for a module, apart from the model and its inputs: what a recipe writes down.
+    """The arguments that a module was made with, apart from the model and its inputs. A recipe consists of them.
 
     Attributes:
         regularizers: The regularizers by their final names.
-        seeds: The seed of the noise under ``""``, and the seeds of the splices that have one of their own, by name. Without noise, none.
-        front_end: The front end that must be asked for to get the same graphs; None where ``"auto"`` chooses it.
+        seeds: The seed of the noise under ``""``, and the seeds of the splices that have one of their own, by name. Empty without noise.
+        front_end: The front end to ask for; None leaves the choice to ``"auto"``. For a rewritten module it is ``"export"`` or None.
         missing: As in ``regularize``.
         own_dropout: As in ``regularize``.
         penalties: ``"return"`` or ``"attach"``; None for a plan.
-        scale: The scale, if it was a number; ``GIVEN_IN_THE_CALL`` for any other; None for none.
+        scale: The scale, if it was a number or a 0-d tensor; ``GIVEN_IN_THE_CALL`` if it was anything else; None if none was given.
         eval_penalties: As in ``regularize_``.
     """
 
@@ -47,7 +47,7 @@ class Asked:
 
 
 def written_scale(scale: Any) -> float | str | None:
-    """Return a scale as a recipe has it."""
+    """Return the form of a scale that a recipe has: see ``Asked.scale``."""
     return scale if scale is None else number if (number := number_of(scale)) is not None else GIVEN_IN_THE_CALL
 
 
@@ -61,7 +61,9 @@ class BuildRecord:
         specialized: The specialized arguments, each with the value at which the graph fixes it.
         front_end: The name of the front end that traced the model.
         notes: Remarks on the trace, such as why this front end was chosen.
-        seeds: The seeds, as ``Asked`` has them; so are ``penalties`` and ``scale``.
+        seeds: The seeds, as in ``Asked``.
+        penalties: As in ``Asked``.
+        scale: As in ``Asked``.
         version: The version of the pickled form.
         made_with: The version of graphreg that made the module.
     """
@@ -85,7 +87,7 @@ class BuildRecord:
 
     @property
     def asked(self) -> Asked:
-        """What was asked for the module."""
+        """The arguments that the module was made with."""
         plan, front_end = self.plan, "export" if self.front_end == "export" else None
         return Asked(plan.regularizers, self.seeds, front_end, plan.missing, plan.own_dropout, self.penalties, self.scale)
 

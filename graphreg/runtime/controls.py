@@ -1,6 +1,7 @@
 """Public functions that read and set strengths and noise while a model trains: noise state, frozen noise, noise in eval mode.
 
-Each function takes a rewritten module, a backend of graphreg's, or a model that torch.compile compiled with such a backend.
+Each function takes a rewritten module, a model that is regularized in place, a backend of graphreg's, or a model that torch.compile
+compiled with such a backend.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from graphreg.runtime.handle import Handle
 from graphreg.runtime.module_handle import handle_of
 
 Ranks = Literal["differ", "same"]
-Regulated = nn.Module | Handle | Callable[..., Any]  # a rewritten module, a backend, or what torch.compile compiled with a backend
+Regulated = nn.Module | Handle | Callable[..., Any]  # what the functions of this file take
 
 
 def strengths(module: Regulated) -> dict[str, float]:
@@ -41,7 +42,7 @@ def set_strength(module: Regulated, name: str, value: float) -> None:
 
 
 def asked_of(module: Regulated) -> Asked:
-    """Return what was asked for a module, a model regularized in place or a backend."""
+    """Return the arguments that a rewritten module, a model regularized in place or a backend was made with."""
     return handle_of(module).asked()
 
 
@@ -59,7 +60,7 @@ def rng_state(module: Regulated) -> dict[str, Any]:
 def set_rng_state(module: Regulated, state: dict[str, Any]) -> None:
     """Resume the noise at a saved state: the next call draws the masks that would have come next when ``rng_state`` was called.
 
-    Streams are matched by name. They replace the module's own, and with them the seed that the module was built with.
+    Streams are matched by name. They replace the module's own streams, and with them the seed that the module was built with.
 
     Args:
         module: A rewritten module, also compiled or wrapped, or a backend.
@@ -97,7 +98,7 @@ def frozen_noise(module: Regulated) -> Iterator[None]:
 
     The block counts as one call, or as none if nothing was drawn in it. A nested block is part of the outer one. Nothing is
     recompiled. A native dropout that was left to torch (``own_dropout="keep"``) is not frozen; the logger ``graphreg`` warns of this once
-    for each module. For a module that draws nothing the block has no effect.
+    for each module. The block has no effect on a module that draws nothing.
 
     A block belongs to the thread that entered it, and in eager mode the blocks of two threads have different masks. A thread that has
     entered no block draws the frozen masks too, for as long as any thread is in a block.

@@ -1,7 +1,7 @@
 """Runtime modules of penalties on derivatives, whose formulas take ``vjp``, and the function that runs a forward which contains them.
 
-``Track`` makes autograd record what is computed from a value of ``wrt``. ``Derivative`` differentiates and computes the penalty. ``run``
-calls the emitted code so that autograd records its operations and can differentiate them twice.
+``Track`` makes autograd record what is computed from a value that ``wrt`` selects. ``Derivative`` differentiates and computes the
+penalty. ``run`` calls the emitted code so that autograd records its operations and can differentiate them twice.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Derivative(Total):
 
     Attributes:
         dependence: The dependence slice: the operations that lead from the values of ``wrt`` to the sites.
-        slots: By the site's name, the row of the call's keys that its random directions are drawn from.
-        always: Whether it acts in eval mode as well as in train mode.
+        slots: For each site, by name: the row of the call's keys from which the random directions for this site are drawn.
+        always: Whether the penalty acts in eval mode as well as in train mode.
         proven: Whether an eager call has shown that all operations of the slice have a second derivative.
     """
 
@@ -50,7 +50,10 @@ class Derivative(Total):
         return self.always or self.owner[0].training
 
     def forward(self, values: dict[str, Tensor], wrt: dict[str, Tensor], key: Tensor) -> Tensor:  # type: ignore[override]
-        """Return the penalty, 0-d. ``values`` and ``wrt`` are by the site's name; ``key``, int32 [streams, 2], is for random directions."""
+        """Return the penalty, 0-d.
+
+        ``values`` and ``wrt`` have the values by their sites' names; ``key``, int32 [streams, 2], has the keys for the random directions.
+        """
         if not values:
             return self.weight(torch.float32) * 0
         first = next(iter(values.values()))
@@ -75,7 +78,7 @@ class Derivative(Total):
                 f"{self.description}: wrt selects integers only ({', '.join(wrt)}), which have no derivative. "
                 "Select a hidden value, e.g. wrt='embedding'; graphreg.names(model) lists them."
             )
-        inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()  # Dynamo cannot trace this question
+        inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()  # Dynamo cannot trace this call
         if inference or not torch.is_grad_enabled():
             raise GraphRegError(
                 f"{self.description} needs derivatives, and torch records none here: the call is under torch.inference_mode, or under "
@@ -84,23 +87,26 @@ class Derivative(Total):
 
 
 class Track(RuntimeModule):
-    """Makes autograd record what is computed from a value, while a penalty acts that differentiates with respect to this value."""
+    """Makes autograd record what is computed from a value, if a penalty that differentiates with respect to this value acts."""
 
     def __init__(self, site: str, readers: Sequence[Derivative]) -> None:
         super().__init__(f"wrt {site}")
         self.site, self.readers = site, tuple(readers)
 
     def forward(self, x: Any) -> Any:
-        """Return the value as it is, or as a tensor that autograd records from here on if a penalty acts."""
+        """Return the value: if a penalty acts, as a tensor that autograd records from here on; else as it is."""
         if not isinstance(x, Tensor) or not x.is_floating_point() or not any(reader.acts() for reader in self.readers):
             return x
         return tracked(x)
 
 
 def run(forward: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any, rules: Any, names: Sequence[str]) -> Any:
-    """Run the emitted forward. If a penalty on derivatives acts, autograd records it, and attention uses a kernel with a second derivative.
+    """Run the emitted forward. If a penalty on derivatives acts, run it so that this penalty can differentiate it.
 
-    ``rules``: the container of the runtime modules. ``names``: the names in it of the penalties on derivatives.
+    Autograd then records the forward even under ``torch.no_grad``, and if the penalty differentiates through attention, attention is
+    computed by operations that have a second derivative.
+
+    ``rules``: the container of the runtime modules. ``names``: the names that the penalties on derivatives have in it.
     """
     acting = [penalty for penalty in [rules._modules[name] for name in names] if penalty.acts()]
     if not acting:

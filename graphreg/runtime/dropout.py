@@ -1,8 +1,8 @@
 """Native dropout on graphreg's noise: the runtime module that replaces a dropout call of the model, and attention written out.
 
 ``NativeDropoutRule`` takes the arguments of the call that it replaces (dropout of elements or channels, alpha dropout, stochastic depth,
-attention) and draws from graphreg's streams. ``attention`` and ``multi_head`` compute what torch's attention functions do, but take the
-dropout as a function, because torch's draw their masks inside.
+attention) and draws from graphreg's streams. ``attention`` and ``multi_head`` compute what torch's attention functions compute, but take
+the dropout as an argument, because torch's functions draw the masks themselves.
 """
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SELU = 1.7580993408473766  # alpha dropout sets a dropped element to minus this
 
 
 def scaled(mask: Tensor, scale: float) -> Tensor:
-    """Multiply a mask, in place if its dtype allows: nothing else reads it."""
+    """Multiply a mask by ``scale``, in place if the mask's dtype allows it: nothing else reads the mask."""
     return mask.mul_(scale) if mask.is_floating_point() else mask * scale
 
 
@@ -39,7 +39,7 @@ class NativeDropoutRule(Drawing):
         rate: The rate that the plan gives; None for the rate of the original call or module.
         was: The original's rate when the model was traced.
         always: Whether the original acts in eval mode too.
-        layer: The dropout module that it replaces, or () for a function. In a tuple, so that the module does not become a submodule.
+        layer: The dropout module that is replaced, in a tuple, so that it does not become a submodule; () if a function is replaced.
     """
 
     def __init__(self, edit: NativeDropoutEdit, slot: int) -> None:
@@ -57,7 +57,8 @@ class NativeDropoutRule(Drawing):
     def forward(self, *args: Any, noise: Tensor | None = None, **kwargs: Any) -> Any:
         """Return what the original call would return, with masks from graphreg's streams.
 
-        It takes the arguments of that call, and ``noise``: the keys, int32 [streams, 2], or None if it is off and draws nothing.
+        The arguments are those of the original call, and ``noise``: the keys, int32 [streams, 2], or None if the plan turns this dropout
+        off.
         """
         arguments = {**dict(zip(self.names, args, strict=False)), **kwargs}
         p = self._rate(arguments)
@@ -145,7 +146,7 @@ class NativeDropoutRule(Drawing):
         return drop
 
     def _heads(self, p: float, noise: Tensor | None, args: Any, kwargs: Any, arguments: Mapping[str, Any]) -> Any:
-        """Run multi-head attention: with ``multi_head`` instead of torch's function if dropout acts, else torch's without dropout."""
+        """Run multi-head attention: with ``multi_head`` if dropout acts, else with torch's own function and no dropout."""
         drops = p > 0 and noise is not None and self._acts(arguments)
         if not self.is_module:
             if drops and noise is not None:
@@ -160,7 +161,7 @@ class NativeDropoutRule(Drawing):
 class _Heads(TorchFunctionMode):
     """Replaces ``F.multi_head_attention_forward`` while the layer's own forward runs.
 
-    ``drop``: the dropout for ``multi_head``, which takes its place; None for torch's function without dropout.
+    ``drop``: the dropout for ``multi_head``, which runs instead; if ``drop`` is None, torch's function runs without dropout.
     """
 
     def __init__(self, drop: Callable[[Tensor], Tensor] | None) -> None:
@@ -171,7 +172,7 @@ class _Heads(TorchFunctionMode):
         if func is not F.multi_head_attention_forward:
             return func(*args, **(kwargs or {}))
         if self.drop is None:
-            return func(*args, **{**(kwargs or {}), "training": False})  # in this function it only turns dropout off
+            return func(*args, **{**(kwargs or {}), "training": False})  # here, training=False only turns dropout off
         return multi_head(self.drop, *args, **(kwargs or {}))
 
 
@@ -215,7 +216,7 @@ def multi_head(drop: Drop, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | 
     """
     a = _separate({**_DEFAULTS, **dict(zip(HEADS, args, strict=False)), **kwargs})
     needed, average = a["need_weights"], a["average_attn_weights"]
-    # Only the weights of this call are used. To save work, it gets a value of one feature and an output projection to one feature.
+    # Only the attention weights that this call returns are used. To save work, its value and its output projection have one feature.
     value, size = a["value"], len(a["q_proj_weight"])
     none = {"value": value.new_zeros(*value.shape[:-1], 1), "v_proj_weight": value.new_zeros(size, 1)}
     none |= {"out_proj_weight": value.new_zeros(1, size), "out_proj_bias": None}

@@ -35,15 +35,15 @@ def chosen(
     forwards: Forwards, compiled: Forwards, specialized: Mapping[str, Any], carried: Sequence[str], additions: str,
     derivatives: Sequence[str], enters_levels: bool,
 ) -> Callable[..., Any]:
-    """Build the class's ``forward``: it refuses other tracers, checks arguments, and runs the code of the present mode.
+    """Build the class's ``forward``: it refuses to be traced again, checks arguments, and runs the code of the present mode.
 
     Args:
         forwards: The emitted forwards by mode: ``both``, or ``train`` and ``eval``.
-        compiled: Likewise, the forwards that Dynamo traces.
+        compiled: The forwards that Dynamo traces, by mode.
         specialized: The specialized arguments, each with its value.
         carried: The optional arguments that the example inputs had, so that each call must give them.
         additions: The name of the submodule that holds the runtime modules.
-        derivatives: The names of the penalties on derivatives in it.
+        derivatives: The names that the penalties on derivatives have in that submodule.
         enters_levels: Whether the code enters levels of torch.func.
     """
     in_train, in_eval = (forwards.get("both") or forwards[mode] for mode in ("train", "eval"))
@@ -78,7 +78,7 @@ def chosen(
             return run(code, self, args, kwargs, self._modules[additions], derivatives)
         return code(self, *args, **kwargs)
 
-    # Dynamo limits the recompilations of one code object (8 by default). So each class needs a code object of its own, as fx gives it.
+    # Dynamo limits the recompilations of one code object (8 by default). So each class needs a code object of its own, as in torch.fx.
     return functools.wraps(in_train)(with_own_code(forward))
 
 
@@ -97,7 +97,7 @@ def guarded(additions: str) -> Callable[..., Any]:
     """Build the class's ``__call__``. Dynamo does not compile it, so it can find out that a backward pass runs the forward again.
 
     It replaces the ``__call__`` of torch.fx, which prints the line of emitted code that raised an error. To find the line, torch.fx walks
-    the traceback of every exception, also of the one by which ``checkpoint(use_reentrant=False)`` ends a recomputation early. Under
+    the traceback of every exception, including the one by which ``checkpoint(use_reentrant=False)`` ends a recomputation early. Under
     fullgraph=True this walk raises "Attempt to trace generator" (torch 2.13, for every GraphModule).
     """
 
@@ -131,9 +131,10 @@ skip_frame(_call_attaching)
 
 
 def call_within(module: nn.Module, additions: str, call: Callable[[], Any], args: Any, kwargs: Any) -> Any:
-    """Return ``call()``, which runs a rewritten module's forward; do around it what ``__call__`` of the module does around the forward.
+    """Return the result of ``call``, which runs a rewritten module's forward. Before and after it, do what the module's ``__call__`` does.
 
-    It is for a model that is regularized in place: torch calls the model, and not the module. Dynamo does not compile it.
+    This function is for a model that is regularized in place: torch calls this model, so no call reaches the rewritten module's
+    ``__call__``. Dynamo does not compile the function.
     """
     rules = module._modules.get(additions)
     if rules is None:
@@ -157,7 +158,7 @@ skip_frame(call_within)
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _begin(attach: Any, args: Any, kwargs: Any) -> frozenset[int] | None:
-    """Prepare a call; return what ``_end`` restores after it."""
+    """Prepare a call; return the argument ``before`` for ``_end``, which must run after the call."""
     if attach.asks:
         attach.feed()
         attach.fed = True
@@ -176,7 +177,7 @@ def _end(attach: Any, before: frozenset[int] | None) -> None:
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _refuse(rules: nn.Module) -> None:
-    """Raise GraphRegError in a backward pass, if the module would draw."""
+    """Raise GraphRegError if a module that runs in a backward pass would draw other masks than the forward did."""
     key = rules._modules.get("key")
     always = any(child.always for child in rules.children() if isinstance(child, Drawing))
     if isinstance(key, (KeyRule, SharedKeyRule)) and key.draws(always):
@@ -184,6 +185,6 @@ def _refuse(rules: nn.Module) -> None:
 
 
 def _positions(forward: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, tuple[int, Any]]:
-    """Return the position of each named argument in ``forward``, with its value."""
+    """Return, for each argument of ``forward`` that has a value in ``values``, its position and this value."""
     names = list(forward.__code__.co_varnames[1 : forward.__code__.co_argcount])
     return {name: (names.index(name), value) for name, value in values.items() if name in names}

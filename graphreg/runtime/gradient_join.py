@@ -49,7 +49,10 @@ _call = _Call()
 
 
 def begin_call(tensors: Iterable[Tensor] | None) -> frozenset[int] | None:
-    """Record the tensors among the arguments of a call that begins, or None if they are not known; return what ``end_call`` restores."""
+    """Record the storages of a call's tensors, before it runs; return the argument for ``end_call``.
+
+    ``tensors``: the tensors among the call's arguments; None if they are not known.
+    """
     before, _call.storages = _call.storages, None if tensors is None else frozenset(map(storage_of, tensors))
     return before
 
@@ -60,7 +63,10 @@ def end_call(before: frozenset[int] | None) -> None:
 
 
 def join(total: Tensor, scale: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Return the tensors with the same values. A backward pass from any recorded one gives ``total`` [] the gradient ``scale`` []."""
+    """Return tensors with the same values. A backward pass from any of them that autograd records gives ``total`` the gradient ``scale``.
+
+    ``total`` and ``scale`` are 0-d.
+    """
     live = list({id(tensor): tensor for tensor in tensors if recorded(tensor)}.values())
     if _has_tangent(total):
         raise GraphRegError(_FORWARD_MODE)
@@ -80,7 +86,7 @@ def join(total: Tensor, scale: Tensor, tensors: Sequence[Tensor]) -> tuple[Tenso
 
 @cache
 def known_to_dynamo() -> None:
-    """Let Dynamo call ``join`` as one operation: Dynamo cannot trace its comparisons of storages, nor outputs that are one tensor twice."""
+    """Let Dynamo call ``join`` as one operation: Dynamo cannot trace comparisons of storages, nor a result that has one tensor twice."""
     torch.compiler.allow_in_graph(join)  # type: ignore[no-untyped-call]
 
 
@@ -132,12 +138,12 @@ def _apart(apply: Apply, tensors: Sequence[Tensor], live: Sequence[Tensor]) -> t
     stays a view of it: AOTAutograd does not make a view again if a custom function returned it.
     """
     groups = _groups(tensors)
-    entering, sources = list[Tensor](), dict[int, Tensor]()  # by the tensor's id: the tensor that passes through the join for it
+    entering, sources = list[Tensor](), dict[int, Tensor]()  # sources: by a tensor's id, the tensor that enters in its place
     for tensor in live:
         group = groups[storage_of(tensor)]
         base = tensor if len(group) == 1 else _base(group)
         if base is not None and (base.is_leaf or torch.empty_like(base).stride() != base.stride()):
-            base = None  # a copy cannot replace it
+            base = None  # a copy cannot replace the base
         source = sources[id(tensor)] = tensor if base is None else base
         if all(source is not other for other in entering):
             entering.append(source)
@@ -146,7 +152,7 @@ def _apart(apply: Apply, tensors: Sequence[Tensor], live: Sequence[Tensor]) -> t
     made = {id(tensor): _like(tensor, sources[id(tensor)], joined[id(sources[id(tensor)])]) for tensor in live}
     for tensor in tensors:
         others = [other for other in live if storage_of(other) == storage_of(tensor)]
-        if id(tensor) not in made:  # not recorded: it shares storage with the copy if it lies as the original does
+        if id(tensor) not in made:  # autograd does not record it; if a joined tensor had the same geometry, share its new storage
             same = next((made[id(other)] for other in others if _geometry(other) == _geometry(tensor)), None)
             made[id(tensor)] = same.detach() if same is not None else tensor.clone() if others else tensor
     return tuple(made[id(tensor)] for tensor in tensors)
@@ -169,7 +175,7 @@ def _groups(tensors: Sequence[Tensor]) -> dict[int, list[Tensor]]:
 
 
 def _base(group: Sequence[Tensor]) -> Tensor | None:
-    """Return the common base of the recorded tensors of a group, if each can be made again as a view of a copy of it; else None."""
+    """Return the common base of those tensors of a group that require grad, if each can be made again as a view of a copy; else None."""
     bases = list({id(base): base for base in map(base_of, (t for t in group if t.requires_grad))}.values())
     if len(bases) == 1 and bases[0].requires_grad and all(is_plain_view(t) for t in group if t.requires_grad and t is not bases[0]):
         return bases[0]

@@ -1,4 +1,7 @@
-"""Finds the rewritten module, with its runtime modules and graphs, or the backend in what a user passes, also if wrapped or compiled."""
+"""Finds the rewritten module or the backend in an object that a user passes, which may be compiled or wrapped, or regularized in place.
+
+``rules_of``, ``record_of`` and ``graphs_of`` then return the runtime modules, the build record and the graphs of the rewritten module.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,8 @@ from graphreg.torch_internals import backend_in, compile_record_of, function_in,
 def rewritten(module: Any) -> fx.GraphModule:
     """Return the rewritten module inside compiled and distributed wrappers; raises GraphRegError if there is none.
 
-    A GraphModule that a torch.fx pass made of such a module's graph (``fx.GraphModule(module, graph)``) counts as one. For a model that is
-    regularized in place it is the rewritten module of the model's last call.
+    A GraphModule that a torch.fx pass made of a rewritten module's graph (``fx.GraphModule(module, graph)``) counts as a rewritten module.
+    For a model that is regularized in place, the result is the rewritten module of the model's last call.
     """
     inner = _unwrapped(module)
     if (placed := _placed_in(inner)) is not None:
@@ -49,7 +52,7 @@ def _unwrapped(module: Any) -> Any:
 def rules_of(module: Any) -> Rules:
     """Return the container of a rewritten module's runtime modules, also through compiled and distributed wrappers."""
     rules = getattr(rewritten(module), RULES)
-    # a later pass that made a GraphModule copied the runtime modules one by one, without their container
+    # if a later pass made a GraphModule, torch.fx copied the runtime modules one by one, without their container
     return rules if isinstance(rules, Rules) else next(child.rules[0] for child in rules.children())
 
 
@@ -74,7 +77,8 @@ def native_draws(module: Any) -> tuple[NativeDropout, ...]:
     return tuple(each for each in native if each.when != "never" and each.rate != 0)
 
 
-BACKEND = "graphreg_backend"  # with backend="graphreg": the attribute in which torch.compile's wrapper of the name keeps the backend
+# torch.compile(backend="graphreg") wraps the backend's name in an object of its own; this attribute of that object has the backend.
+BACKEND = "graphreg_backend"
 
 
 class Handle(ABC):
@@ -94,7 +98,7 @@ class Handle(ABC):
 
     @abstractmethod
     def asked(self) -> Asked:
-        """Return what was asked for: what a recipe writes down."""
+        """Return the arguments that the module or backend was made with; a recipe consists of them."""
 
     @abstractmethod
     def set_ranks(self, ranks: Any) -> None: ...
@@ -111,7 +115,7 @@ class Handle(ABC):
 
 
 class BackendHandle(Handle):
-    """Base class of backends: a backend is its own handle. ``subgraphs``: the graphs that Dynamo gave it."""
+    """Base class of backends: a backend is its own handle. ``subgraphs``: the graphs that Dynamo gave to the backend."""
 
     subgraphs: list[Any]
 
@@ -127,7 +131,7 @@ class BackendHandle(Handle):
 
 
 class InPlaceHandle(Handle):
-    """Base class of the state of a model that is regularized in place: it is the model's handle."""
+    """Base class of the state of a model that is regularized in place: this state is the model's handle."""
 
     @abstractmethod
     def current(self) -> RewrittenModule:
@@ -151,7 +155,7 @@ def _placed_in(inner: Any) -> InPlaceHandle | None:
 
 
 def backend_handle(target: object) -> BackendHandle | None:
-    """Return ``target`` if it is a backend, or the backend that it was compiled with; None for anything else."""
+    """Return ``target`` if it is a backend; the backend that it was compiled with, if there is one; None for anything else."""
     if isinstance(target, BackendHandle):
         return target
     inner = target if function_in(target) is not None else backend_in(compile_record_of(target))

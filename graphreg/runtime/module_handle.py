@@ -27,7 +27,7 @@ from graphreg.runtime.runtime_module import Drawing, Rules
 from graphreg.torch_internals import Changes
 
 log = logging.getLogger("graphreg")
-# The native dropouts that frozen_noise has not warned of yet, by a module's KeyRule, or by its Rules if it has none.
+# For each module, by its KeyRule (or its Rules, if it has no KeyRule): the native dropouts that frozen_noise has not warned of yet.
 _unfrozen: WeakKeyDictionary[nn.Module, tuple[NativeDropout, ...]] = WeakKeyDictionary()
 
 
@@ -53,7 +53,7 @@ class ModuleHandle(Handle):
         return record_of(self.module).plan.regularizers
 
     def _is_native(self, name: object) -> bool:
-        """Whether a name is that of a native dropout that graphreg draws, or of the option for them."""
+        """Whether a name is that of a native dropout that the plan changes, or ``own_dropout``, the option for them."""
         edits = record_of(self.module).plan.native_dropout
         return any(name in (edit.dropout.site.name, "own_dropout") for edit in edits)
 
@@ -63,7 +63,7 @@ class ModuleHandle(Handle):
 
     def set_strength(self, name: str, value: float) -> None:
         regularizers = self._regularizers()
-        if name not in regularizers:  # also if ``name`` is not a string
+        if name not in regularizers:  # ``name`` may be anything, not only a string
             known = ", ".join(regularizers) or "none"
             is_native = self._is_native(name)
             hint = " The rate of a native dropout is set once, by regularize(..., own_dropout={selector: rate})."

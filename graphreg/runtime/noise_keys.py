@@ -86,11 +86,12 @@ class KeyRule(RuntimeModule):
         self.forced = False
         self.forcing: dict[object, None] = {}  # the open blocks of controls.noise_on
         self.frozen_call: int | None = None  # the call whose masks are drawn while the noise is frozen, see controls.frozen_noise
-        self.blocks: dict[object, tuple[object, int]] = {}  # the open blocks of frozen_noise: the thread of each, and its call
+        self.blocks: dict[object, tuple[object, int]] = {}  # by open block of frozen_noise: its thread, and its call number
         self.left: set[object] = set()  # the threads that left their blocks while another thread is still in one
-        self.beyond = 0  # how many calls after ``frozen_call`` were taken while the noise was frozen
+        self.beyond = 0  # how many call numbers after ``frozen_call`` were taken while the noise was frozen
         self.alike = False  # whether all ranks draw the same masks
-        self.chunk: tuple[object, int, int] = (None, 0, 0)  # the last chunk of a vmap: its vmap, its number, the first chunk's call
+        # Of the last chunk of a vmap: the vmap, the chunk's number, and the call number of that vmap's first chunk.
+        self.chunk: tuple[object, int, int] = (None, 0, 0)
         self.register_buffer("streams", torch.tensor(list(streams.values()), dtype=torch.int64), persistent=False)
         self.register_buffer("step", torch.zeros(1, dtype=torch.int64), persistent=False)
         self.register_buffer("keys", call_keys(self.streams, self.step), persistent=False)
@@ -103,7 +104,7 @@ class KeyRule(RuntimeModule):
         return always or self.forced or self.always or any(owner.training for owner in self.owner)
 
     def refuse_backward(self) -> None:
-        """Raise GraphRegError if a backward pass runs the forward again and would draw the masks of the next call."""
+        """Raise GraphRegError if a backward pass runs the forward again, unless it draws the masks of the forward, which are frozen."""
         if not in_backward():
             return
         if not self._is_frozen():
@@ -150,7 +151,7 @@ class KeyRule(RuntimeModule):
         self.refuse_backward()
         if jit_trace() is not None:
             raise GraphRegError(
-                "torch.jit.trace would freeze the masks of this call, and draw them at each. Trace the module in eval mode "
+                "torch.jit.trace would freeze the masks of this call, and use them in every call. Trace the module in eval mode "
                 "(module.eval()), or what graphreg.strip(module) gives."
             )
         if is_wrapped(self.step) or (self.frozen_call is None and is_lent(self.step)):
@@ -215,7 +216,7 @@ class KeyRule(RuntimeModule):
         self.chunk = (running[0].run, running[0].number, call)
 
     def call(self) -> int:
-        """Return the number of the next call. All calls that draw in one block of ``freeze`` count as one."""
+        """Return the number of the next call. All calls that draw in one block of ``frozen_noise`` count as one."""
         step = int(self.step)
         if self.frozen_call is None:
             return step
@@ -263,7 +264,7 @@ class KeyRule(RuntimeModule):
 class SharedKeyRule(RuntimeModule):
     """The key rule of one of several graphs that count their calls together. It knows which modes matter to its own graph.
 
-    ``shared``: the key rule that has the streams and counts the calls. In a tuple, so that it does not become a submodule.
+    ``shared``: the key rule that has the streams and counts the calls, in a tuple, so that it does not become a submodule.
     """
 
     def __init__(self, shared: KeyRule) -> None:
@@ -275,7 +276,7 @@ class SharedKeyRule(RuntimeModule):
         return always or self.shared[0].forced or self.always or any(owner.training for owner in self.owner)
 
     def refuse_backward(self) -> None:
-        """Raise GraphRegError if a backward pass runs the forward again and would draw the masks of the next call."""
+        """Do what ``KeyRule.refuse_backward`` does."""
         self.shared[0].refuse_backward()
 
     def forward(self, always: bool = False) -> Tensor:
@@ -284,7 +285,7 @@ class SharedKeyRule(RuntimeModule):
 
 
 def key_of(rules: Any) -> KeyRule | None:
-    """Return the key rule that counts the calls of a graph, given the container of its runtime modules; None if it draws nothing."""
+    """Return the key rule that counts the calls of a graph, given the container of its runtime modules; None if the graph draws nothing."""
     key = rules._modules.get("key")
     if isinstance(key, SharedKeyRule):
         return key.shared[0]

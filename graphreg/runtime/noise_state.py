@@ -1,7 +1,8 @@
-"""The saved state of the noise of a rewritten module or a backend: a plain dict, which is checked before it is loaded.
+"""The saved state of the noise: a plain dict, which is checked before it is loaded.
 
-The state of a module has the number of the next call, and a 64-bit number for each stream. A backend makes its streams while graphs are
-captured, so its state has the seed that streams are made from, and a count of calls for each stream.
+The state of a rewritten module has the number of the next call, and a 64-bit number for each stream. A model that is regularized in place
+and a backend make streams while they run. So the state of such a model has the seeds instead of the streams, and the state of a backend
+has the seed, and a count of calls for each stream.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ STATE_VERSION = 1
 
 @dataclass(frozen=True)
 class StateForm:
-    """Describes the state of a kind of owner.
+    """Describes the states of one kind of owner.
 
     Attributes:
         owner: The kind of owner, for errors.
@@ -63,7 +64,7 @@ _FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
 
 
 def written_state(form: StateForm, alike: bool, **fields: Any) -> dict[str, Any]:
-    """Make the dict that a user saves, of ``fields`` and of ``alike``: whether all ranks draw the same masks."""
+    """Make, from ``fields`` and ``alike``, the dict that a user saves. ``alike``: whether all ranks draw the same masks."""
     fields["ranks"] = "same" if alike else "differ"
     return {"version": STATE_VERSION, **{name: fields[name] for name in form.fields}}
 

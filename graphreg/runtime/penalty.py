@@ -35,13 +35,16 @@ class MeasureSteps(Measure):
         self.steps = steps
 
     def forward(self, value: Tensor | tuple[Tensor, ...], lengths: Tensor | None = None) -> Tensor:
-        """Return the measurement, [], of a sequence or a tuple of its steps, with the examples' lengths or a mask of steps."""
+        """Return the measurement, [], of a sequence or of the tuple of its steps.
+
+        ``lengths``: the lengths of the examples, or a mask of steps; None if the edit names no lengths.
+        """
         sequence, lengths = self.steps.of(value, lengths, self.description)
         return measured(self.regularizer, {self.site: sequence}, self.weight, self.description, lengths)
 
 
 class MeasureUnits(Measure):
-    """Computes a penalty's formula on samples of units, as which it reads the value of one site."""
+    """Computes a penalty's formula on the value of one site, turned into a matrix [samples, units]."""
 
     def __init__(self, regularizer: Penalty, site: str, strength: Tensor, units: Units) -> None:
         super().__init__(regularizer, site, strength)
@@ -53,7 +56,7 @@ class MeasureUnits(Measure):
 
 
 class Total(RuntimeModule):
-    """Computes a penalty from its measurements: their mean or sum, times the strength. Parameters are measured here too."""
+    """Computes a penalty from its measurements: their mean or sum, times the strength. A penalty on parameters is measured here, too."""
 
     def __init__(self, regularizer: Penalty, name: str, strength: Tensor) -> None:
         super().__init__(f"{type(regularizer).__name__} {name}", strength)
@@ -107,7 +110,7 @@ def measured(
 def _require_range(value: Tensor, low: float, high: float, description: str) -> None:
     """Check that all numbers are in a range: in eager by reading them, in a compiled graph by an assertion in the graph.
 
-    A mean of several ones may be above 1 by a rounding error, so there is some room. A nan is no number outside of the range.
+    Numbers may be slightly out of the range, because a mean of several ones may be above 1 by a rounding error. A nan is not refused.
     """
     room = 1e-5 * (high - low)
     value = value.detach()
@@ -127,7 +130,7 @@ def _wide(value: Tensor) -> Tensor:
 
 
 def formula(regularizer: Penalty, arguments: Mapping[str, Any], device: str, description: str) -> Tensor:
-    """Return the formula's value, 0-d, with autocast off. It gets those of the ``arguments`` that it takes."""
+    """Return the formula's value, 0-d, with autocast off. The formula gets those of the ``arguments`` that it takes."""
     call = {name: arguments[name] for name in regularizer.takes}
     if device != "meta" and torch.is_autocast_enabled(device):  # torch has no autocast for the meta device
         with torch.autocast(device, enabled=False):

@@ -81,7 +81,7 @@ class RewrittenModule(fx.GraphModule):
         _adopt(self, model)
         if rules is not None:
             self.add_module(RULES, rules)
-            # DDP would broadcast rank 0's buffers over all ranks' at every step
+            # otherwise DDP would overwrite these buffers on every rank with those of rank 0, at every step
             ignored = [name for name in self.__dict__.get(IGNORED, ()) if not name.startswith(f"{RULES}.")]
             self.__dict__[IGNORED] = ignored + [f"{RULES}.{name}" for name, _ in rules.named_buffers(remove_duplicate=False)]
         self.__dict__.update(constants or {})
@@ -89,7 +89,7 @@ class RewrittenModule(fx.GraphModule):
 
     @property
     def training(self) -> bool:
-        """The mode. It is the model's, so that ``.train()`` and ``.eval()`` of either reach both; a copy has a mode of its own."""
+        """The mode. A module and its model have one mode, so ``.train()`` and ``.eval()`` of either reach both; a copy has its own."""
         state = self.__dict__.get(STATE)
         if state is None:  # torch.fx is constructing it
             return True
@@ -198,7 +198,7 @@ class RewrittenModule(fx.GraphModule):
     def penalties(self) -> dict[str, Tensor]:
         """Return the values of the last call's penalties by name, detached.
 
-        It is for modules with ``penalties="attach"``. Raises GraphRegError for a module that returns its penalties with its output.
+        This is for modules with ``penalties="attach"``. Raises GraphRegError for a module that returns its penalties with its output.
         """
         rules = self._modules.get(RULES)
         attach = rules._modules.get("attach") if rules is not None else None
@@ -247,7 +247,7 @@ class RewrittenModule(fx.GraphModule):
         return twin
 
     def __copy__(self) -> RewrittenModule:
-        """Share the layers, but copy the runtime modules with strengths and noise, because a runtime module follows one module's mode."""
+        """Share the layers, but copy the runtime modules with strengths and noise: a runtime module follows the mode of one module only."""
         twin, state = _blank(type(self).__name__), self.__getstate__()
         state["_modules"] = dict(self._modules)
         if (rules := self._modules.get(RULES)) is not None:
@@ -303,7 +303,7 @@ def _state(model: nn.Module, specialized: dict[str, Any]) -> State:
         return State(dataclasses.replace(existing.model, specialized=specialized), (model,))
     kind = type(model)
     methods = frozenset(name for name in dir(kind) if not name.startswith("__") and name not in dir(nn.Module))
-    # If a root overrides train(), as to keep a backbone frozen, its method is still called, because a graph has no such method.
+    # If the root overrides train(), for example to keep a backbone frozen, RewrittenModule.train calls the root's method.
     trainer = (model,) if kind.train is not nn.Module.train else ()
     return State(ModelFacts(kind.__name__, methods, specialized, isinstance(model, fx.GraphModule), trainer), (model,))
 
@@ -318,15 +318,15 @@ def _adopt(module: RewrittenModule, model: nn.Module) -> None:
     module.__dict__["meta"] = dict(meta) if isinstance(meta := attributes.get("meta"), dict) else {}
     for name in STATE_HOOKS:
         module.__dict__[name] = copy.copy(model.__dict__[name])
-    take_state_version(module, model)  # GraphModule's own would go into state_dict()._metadata
+    take_state_version(module, model)  # otherwise the version of GraphModule would be in state_dict()._metadata
 
 
 def _leave_class(module: RewrittenModule) -> None:
-    """Give the module a class of its own, for a new forward; modules that shared the old class keep that."""
+    """Give the module a class of its own, for a new forward; modules that shared the old class keep the old one."""
     kind = type(module)
     if "graphreg_common" in vars(kind):
         module.__class__ = type(_blank(kind.__name__))
-    elif kind.__bases__ != (RewrittenModule,) and "graphreg_own_class" not in vars(kind):  # FSDP's: one for all modules of a kind
+    elif kind.__bases__ != (RewrittenModule,) and "graphreg_own_class" not in vars(kind):  # FSDP made it, one for all modules of a kind
         module.__class__ = type(kind.__name__, (kind,), {"graphreg_own_class": True})
 
 
@@ -355,7 +355,7 @@ def _structure(module: nn.Module) -> list[Any]:
     """Describe what a compiled graph of a module depends on, besides its code: shapes, layers and their options."""
     structure: list[Any] = []
     for path, inner in module.named_modules(remove_duplicate=False):
-        attributes = {} if inner is module or isinstance(inner, Rules) else vars(inner)  # the code reads only their tensors
+        attributes = {} if inner is module or isinstance(inner, Rules) else vars(inner)  # of these two, the code reads only tensors
         options = sorted((name, repr(value)) for name, value in attributes.items() if name != "training" and _is_plain(value))
         named = (*inner._parameters.items(), *inner._buffers.items())
         tensors = [(name, *_tensor_metadata(tensor)) for name, tensor in named if tensor is not None]
@@ -373,7 +373,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _give_way(module: RewrittenModule) -> None:
-    """Let a name of ours (``penalties``, ``graphs``) mean the model's attribute where the model has one of that name."""
+    """If the model has an attribute with a name of ours (``penalties``, ``graphs``), let this name mean the model's attribute."""
     ours = {name for name in vars(RewrittenModule) if not name.startswith("_")} - reserved() - set(dir(nn.Module))
     for name in ours.intersection((*registered(module), *module.__dict__)):
         if name == "penalties" and getattr(module._modules.get(RULES), "attach", None) is not None:

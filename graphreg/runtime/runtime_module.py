@@ -25,10 +25,10 @@ class Rules(nn.Module):
     """Container of a module's runtime modules: adds nothing to ``state_dict`` or its ``_metadata``, and keeps the dtype of buffers.
 
     Attributes:
-        strengths: By regularizer name, the buffer with its strength, which all its runtime modules share.
-        exact: The strengths as they were set, for those that the device holds in float32 only.
+        strengths: By regularizer name: the buffer with the regularizer's strength, which all runtime modules of the regularizer share.
+        exact: By regularizer name: the strength exactly as it was set, if the device can hold it only in float32.
         build_record: How the module was made; None until the rewrite has finished.
-        seeds: The seeds that its streams were made with, as ``Asked`` has them.
+        seeds: The seeds that the module's streams were made with, as in ``Asked``.
         watching: The monitor; None if no monitor watches the module.
         made_by: The mark of the torch.fx pass (``as_pass``) that rewrote the module; None if no pass did.
     """
@@ -50,7 +50,7 @@ class Rules(nn.Module):
         return self
 
     def find_owners(self, root: nn.Module) -> None:
-        """Find the modules that own the sites by path, because a later pass may have replaced or removed some."""
+        """Find, by path, the modules that own the sites, because a later pass may have replaced or removed some of them."""
         placed = [child for child in self.children() if isinstance(child, RuntimeModule) and child.path is not None]
         for child in placed:
             owner = root
@@ -61,7 +61,8 @@ class Rules(nn.Module):
             child.adopt(owner)
         if placed and isinstance(key := self._modules.get("key"), RuntimeModule):
             key.owner = tuple(dict.fromkeys(child.owner[0] for child in placed))
-            key.always = any(child.always for child in placed if not isinstance(child, Drawing))  # a Drawing's: see KeyRule.forward
+            # a Drawing that always acts is not counted: for it, the graph passes ``always`` to KeyRule.forward
+            key.always = any(child.always for child in placed if not isinstance(child, Drawing))
 
     def state_dict(self, *args: Any, destination: Any = None, **more: Any) -> Any:
         """Add nothing: the user's state_dict and its metadata stay as they are."""
@@ -77,8 +78,8 @@ class Rules(nn.Module):
 
         Args:
             fn: Moves a tensor.
-            moved: By id of a tensor, what it has become. Each is moved once, because several runtime modules share a strength, and
-                so do several containers that get the same ``moved``.
+            moved: By the id of a tensor, the moved tensor. Each tensor is moved once, because several runtime modules share a strength.
+                Containers that share strengths must get the same ``moved``.
         """
         for name, tensor in self.strengths.items():
             if id(tensor) not in moved:
@@ -92,7 +93,7 @@ class Rules(nn.Module):
         self.strengths = {name: moved[id(tensor)] for name, tensor in self.strengths.items()}
 
     def _strength(self, name: str, tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the strength on the device that ``fn`` moves to. On a device that has float64 again it is exactly as it was set."""
+        """Return the strength on the device that ``fn`` moves to. If the device has float64, the strength is exactly as it was set."""
         device = followed(tensor, fn)
         new = brought(tensor, device)
         if new.dtype == tensor.dtype and (new.dtype == torch.float64 or not has_float64(device)):
@@ -130,7 +131,9 @@ def _moves(buffer: Tensor, fn: Callable[[Tensor], Tensor]) -> bool:
 
 
 class RuntimeModule(nn.Module):
-    """Base of all runtime modules: it has a description for errors, and the strength: float64 [1], float32 on a device without float64.
+    """Base of all runtime modules: it has a description for errors, and the strength, if its regularizer has one.
+
+    The strength is float64 [1], or float32 on a device without float64.
 
     The strength is not 0-d: Dynamo makes a symbol of the ``item()`` of a 0-d float64 input, fails to turn it back into a tensor, and starts
     its analysis over (TensorifyScalarRestartAnalysis), which doubles the time to compile.
@@ -143,7 +146,7 @@ class RuntimeModule(nn.Module):
         super().__init__()
         self.description = description
         self.rules: tuple[Rules, ...] = ()  # in tuples, so that they do not become submodules
-        self.owner: tuple[nn.Module, ...] = (self,)  # until Rules.find_owners
+        self.owner: tuple[nn.Module, ...] = (self,)  # until Rules.find_owners finds the owner
         self.strength: Tensor
         if strength is not None:
             self.register_buffer("strength", strength, persistent=False)
@@ -160,16 +163,19 @@ class RuntimeModule(nn.Module):
         return self.description
 
     def train(self, mode: bool = True) -> RuntimeModule:
-        """Set the mode and follow it from here on.
+        """Set the mode, and follow this mode from now on.
 
-        ``Rules`` does not call it. So it is called only in a GraphModule that a later pass made, which holds runtime modules without their
-        container. The mode of that GraphModule does not reach the modules that own the sites.
+        ``Rules`` does not call this method. So it is called only in a GraphModule that a later pass made, which holds runtime modules
+        without their container. The mode of that GraphModule does not reach the modules that own the sites.
         """
         self.training, self.owner = mode, (self,)
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RuntimeModule:
-        """Have ``Rules`` move all buffers, in a later pass's GraphModule too: it keeps dtypes and values, and strengths shared."""
+        """Have ``Rules`` move all buffers, because it keeps their dtypes and values, and keeps strengths shared.
+
+        This method is called in a GraphModule that a later pass made, which has no ``Rules`` among its submodules.
+        """
         if not self.rules:
             return super()._apply(fn, recurse)  # type: ignore[no-untyped-call,no-any-return]
         if any(_moves(buffer, fn) for buffer in self._buffers.values() if buffer is not None):
@@ -191,7 +197,7 @@ class SpliceRule(Drawing):
     """Runs a splice at a site: it acts while the module that owns the site is in train mode, or in a block of ``noise_on``."""
 
     overwritten = False  # whether the model may write into the value later
-    apart = False  # whether it does, and a penalty measures the splice's output: then the output is never the value itself
+    apart = False  # whether it must return a copy where it does not act, because the model writes into the value: see Insertions.apart
 
     def __init__(self, regularizer: Splice, site: str, strength: Tensor, slot: int, path: str, steps: Steps | None = None) -> None:
         super().__init__(f"{type(regularizer).__name__} at {site}", site, slot, path, strength)
@@ -205,7 +211,7 @@ class SpliceRule(Drawing):
     def forward(self, z: Tensor, key: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Replace a value: z [any shape], floating; key int32 [streams, 2]; lengths, or a mask of steps -> [same shape and dtype].
 
-        Where the splice does not act it returns ``z`` itself, or a copy if ``apart``.
+        If the splice does not act, return ``z`` itself, or a copy if ``apart``.
         """
         if not self.acts():
             return clone(z) if self.apart else z
@@ -233,8 +239,8 @@ class SpliceRule(Drawing):
     def _laid_out(self, y: Tensor, z: Tensor) -> Tensor:
         """Return ``y`` with the strides of ``z``.
 
-        Strides decide the layout and the rounding of the operations that follow, and whether they return a view or a copy, which in-place
-        writes reveal.
+        Strides decide the layout and the rounding of the operations that follow. They also decide whether such an operation returns a
+        view or a copy, which makes a difference if the model then writes in place.
         """
         if z.is_contiguous() and y.is_contiguous():  # their strides differ only in axes of length 1
             return y if torch.compiler.is_compiling() else y.as_strided(z.shape, z.stride())

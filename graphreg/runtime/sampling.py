@@ -45,7 +45,7 @@ class Samples:
 
 
 def sample(module: nn.Module, inputs: Any, n: int, *, keep: bool = True, progress: bool | None = None) -> Samples:
-    """Run ``n`` passes of a module in eval mode, but with its noise on, and without gradients. Afterwards modes are as before.
+    """Run ``n`` passes of a module in eval mode, but with its noise on, and without gradients. Afterwards all modes are as before.
 
     Args:
         module: A rewritten module, also compiled or wrapped. Each pass is a call with masks of its own.
@@ -88,7 +88,7 @@ class _Running:
         self.stored: list[list[Tensor]] = []
 
     def take(self, output: Any, keep: bool) -> None:
-        """Update mean and deviations with the output of one pass; ``keep``: also store it."""
+        """Update mean and deviations with the output of one pass; ``keep``: whether to store this output, too."""
         self.n += 1
         self.rest, self.spec = pytree.tree_flatten(output)
         tensors = [leaf for leaf in self.rest if isinstance(leaf, Tensor)]

@@ -25,7 +25,7 @@ class StreamName:
     Attributes:
         site: The name of the site.
         kind: The name of the regularizer's class; ``"own dropout"`` for native dropout.
-        occurrence: Which of several splices of that class at the site it is, from 0.
+        occurrence: The position of the splice among those of its class at the site, from 0.
         of: The name of the regularizer if it has a seed of its own, else ``""``.
     """
 
@@ -44,7 +44,8 @@ class SharedState:
 
     Attributes:
         seeds: The seed of the model under ``""``, and the seeds of the splices that have one of their own, by regularizer name.
-        rules: Holds the strengths. It has no runtime module but the key rule, and is the container of no graph.
+        rules: Holds the strengths. Its only runtime module is the key rule. It is not the ``graphreg_rules`` of any rewritten module; each
+            of those has a ``Rules`` of its own.
         key: The key rule that counts the calls; it has the streams of all rewritten modules.
         names: The streams, in the order of the key rule's rows.
     """
@@ -59,7 +60,10 @@ class SharedState:
         self.key.rules = (self.rules,)
 
     def slots(self, streams: Mapping[str, StreamName]) -> dict[str, int]:
-        """Return the row of each stream in the keys of a call, by its runtime module's name; add the streams that are new."""
+        """Return, by the name of a runtime module, the row of its stream in the keys of a call; add the streams that are new.
+
+        ``streams``: the stream of each runtime module that draws, by the module's name.
+        """
         new = [name for name in dict.fromkeys(streams.values()) if name not in self.names]
         self.names += new
         if new:
@@ -80,7 +84,10 @@ class SharedState:
         key.keys = call_keys(key.streams, call)
 
     def copied(self) -> SharedState:
-        """Return a copy with the same strengths, seeds and call number, but no streams: those of the graphs that the copy will have."""
+        """Return a copy with the same strengths, seeds and call number.
+
+        It has no streams yet: ``slots`` adds them for each graph that is made for the copy.
+        """
         twin = SharedState({}, self.seeds, self.key.step.device)
         twin.rules.strengths = {name: tensor.detach().clone() for name, tensor in self.rules.strengths.items()}
         twin.rules.exact = dict(self.rules.exact)

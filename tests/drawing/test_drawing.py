@@ -258,7 +258,7 @@ def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "pygraphviz", None)
     for name in ("x.svg", "x.html", "x.png"):
         assert refused(Half(), tmp_path / name) == (
-            "drawings are laid out by pygraphviz, which is not installed: pip install 'graphreg[draw]'. A .dot file needs nothing."
+            "drawings are laid out by pygraphviz, which is not installed: pip install 'graphreg[draw]'. A .dot file does not need it."
         )
     assert graphreg.draw(Half(), tmp_path / "x.dot").read_text().startswith('digraph "Half" {')
 
