@@ -28,7 +28,7 @@ class Asked:
     Attributes:
         regularizers: The regularizers by their final names.
         seeds: The seed of the noise under ``""``, and the seeds of the splices that have one of their own, by name. Empty without noise.
-        front_end: The front end to ask for; None leaves the choice to ``"auto"``. For a rewritten module it is ``"export"`` or None.
+        front_end: The front end to ask for; None leaves the choice to ``"auto"``.
         missing: As in ``regularize``.
         own_dropout: As in ``regularize``.
         penalties: ``"return"`` or ``"attach"``; None for a plan.
@@ -64,6 +64,7 @@ class BuildRecord:
         seeds: The seeds, as in ``Asked``.
         penalties: As in ``Asked``.
         scale: As in ``Asked``.
+        asked_front_end: ``front_end`` as in ``Asked``.
         version: The version of the pickled form.
         made_with: The version of graphreg that made the module.
     """
@@ -76,6 +77,7 @@ class BuildRecord:
     seeds: Mapping[str, int] = field(default_factory=dict)
     penalties: str = "return"
     scale: float | str | None = None
+    asked_front_end: str | None = None
     version: int = PICKLE_VERSION
     made_with: str = VERSION
 
@@ -83,12 +85,13 @@ class BuildRecord:
     def of(cls, traced: Traced, plan: Plan, seeds: Mapping[str, int], penalties: str, scale: Any) -> BuildRecord:
         """Return the record for a plan that is carried out on a traced model."""
         traced_as = dict(traced.opaque_modules), dict(traced.specialized), traced.front_end, traced.notes
-        return cls(replace(plan, traced=None), *traced_as, dict(seeds), penalties, written_scale(scale))
+        asked = None if traced.asked_front_end == "auto" else traced.asked_front_end
+        return cls(replace(plan, traced=None), *traced_as, dict(seeds), penalties, written_scale(scale), asked)
 
     @property
     def asked(self) -> Asked:
         """The arguments that the module was made with."""
-        plan, front_end = self.plan, "export" if self.front_end == "export" else None
+        plan, front_end = self.plan, self.asked_front_end
         return Asked(plan.regularizers, self.seeds, front_end, plan.missing, plan.own_dropout, self.penalties, self.scale)
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -64,6 +64,7 @@ class Traced(RenamedAttributes):
         opaque_modules: Opaque modules by path, with the reason why the tracer cannot see into them.
         specialized: Specialized arguments by name, with the value that the graphs fix.
         front_end: The front end that made the graphs: ``symbolic`` or ``export``.
+        asked_front_end: The option ``front_end`` of ``trace``.
         constants: By name, tensors that the forward made during the trace and that the graphs read as constants.
         notes: Remarks for listings and reports, a line each, such as why this front end was chosen.
     """
@@ -77,6 +78,7 @@ class Traced(RenamedAttributes):
     front_end: str = "symbolic"
     constants: Mapping[str, torch.Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    asked_front_end: FrontEnd = "auto"
 
     @classmethod
     def untraced(cls, model: nn.Module) -> Traced:
@@ -156,7 +158,8 @@ def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "a
         deep_enough(model, changes)
         with torch.enable_grad():  # as in training, even if the caller is under torch.no_grad
             # The model may draw random numbers, but the user's generators must not advance.
-            return with_draws_restored(partial(_trace, model, example_inputs, front_end))
+            traced = with_draws_restored(partial(_trace, model, example_inputs, front_end))
+    return traced if front_end == "auto" else replace(traced, asked_front_end=front_end)
 
 
 def _trace(model: nn.Module, example_inputs: Any, front_end: FrontEnd) -> Traced:

@@ -245,6 +245,17 @@ def test_a_scale_that_is_no_number() -> None:
     assert graphreg.recipe(graphreg.regularize(net(), recipe=data, scale=4.0))["scale"] == 4.0
 
 
+@pytest.mark.parametrize("front_end", ["auto", "symbolic", "export"])
+def test_the_front_end_is_the_one_that_was_asked_for(front_end: Any) -> None:
+    """By itself, ``"auto"`` chooses torch.export for this model."""
+    model = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+    module = graphreg.regularize(model, weight_l2=0.1, example_inputs=X[None], front_end=front_end)
+    data = graphreg.recipe(module)
+    assert data.get("front_end", "auto") == front_end
+    again = graphreg.regularize(model, recipe=data, example_inputs=X[None])
+    assert str(graphreg.report(again)) == str(graphreg.report(module))
+
+
 def test_pickles_and_copies_keep_it(tmp_path: Path) -> None:
     module = graphreg.regularize(net(), **EVERYTHING)
     torch.save(module, tmp_path / "module.pt")
