@@ -12,6 +12,7 @@ from graphreg.passes.contractive import Contractive
 from graphreg.passes.covariance import Covariance
 from graphreg.passes.decov import DeCov
 from graphreg.passes.drop_block import DropBlock
+from graphreg.passes.drop_path import DropPath
 from graphreg.passes.elastic_net import ElasticNet
 from graphreg.passes.gaussian_dropout import GaussianDropout
 from graphreg.passes.gaussian_noise import GaussianNoise
@@ -34,7 +35,7 @@ from graphreg.passes.z_loss import ZLoss
 
 __all__ = [
     "AlphaDropout", "BernoulliDropout", "ChannelDropout", "ConfidencePenalty", "Contractive", "Covariance", "DeCov", "DropBlock",
-    "ElasticNet", "GaussianDropout", "GaussianNoise", "GroupLasso", "HeadDropout", "HiddenL1", "HiddenL2", "HoyerSquare",
+    "DropPath", "ElasticNet", "GaussianDropout", "GaussianNoise", "GroupLasso", "HeadDropout", "HiddenL1", "HiddenL2", "HoyerSquare",
     "KLSparsity", "LockedDropout", "MaxNorm", "NEFTune", "Orthogonality", "RecurrentNorm", "RecurrentState", "VarianceFloor",
     "WeightL1", "WeightL2", "ZLoss",
 ]  # fmt: skip

@@ -155,8 +155,8 @@ def site_metadata(site: Site) -> dict[str, Any]:
         for label in site.labels
     ]
     return {
-        "name": site.name, "names": site.names, "labels": labels, "kind": site.kind, "role": site.role, "selectable": site.selectable,
-        "norm": site.norm, "why_not": site.why_not, "used": site.used, "dims": len(site.shape or ()),
+        "name": site.name, "names": site.names, "labels": labels, "kind": site.kind, "role": site.role, "branch": site.branch,
+        "selectable": site.selectable, "norm": site.norm, "why_not": site.why_not, "used": site.used, "dims": len(site.shape or ()),
     }  # fmt: skip
 
 

@@ -16,13 +16,14 @@ from graphreg.tracing import Traced
 
 
 def union(subgraphs: Sequence[Subgraph]) -> Traced:
-    """Return a ``Traced`` with the sites of all graphs, each once, as the first graph has it; hidden, or used, if it is so in any graph."""
+    """Return a ``Traced`` with the sites of all graphs, each once, as the first graph has it; hidden, used or a branch if in any graph."""
     sites: dict[str, Site] = {}
     for subgraph in subgraphs:
         for site in subgraph.traced.values:
             known = sites.get(site.name, site)
-            hidden = "hidden" in (known.role, site.role)
-            sites[site.name] = dataclasses.replace(known, role="hidden" if hidden else known.role, used=known.used or site.used)
+            role = "hidden" if "hidden" in (known.role, site.role) else known.role
+            used, branch = known.used or site.used, known.branch or site.branch
+            sites[site.name] = dataclasses.replace(known, role=role, used=used, branch=branch)
     return dataclasses.replace(subgraphs[0].traced, graphs={}, values=tuple(sites.values()))
 
 
