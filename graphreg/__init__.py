@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from graphreg.ir import Selector, Site, mean_over_pairs
     from graphreg.pipeline import as_pass, regularize
     from graphreg.planning import Plan, from_kwargs, plan
-    from graphreg.regularizer import Penalty, Regularizer, Splice, Vjp, build, registered, required
+    from graphreg.regularizer import Penalty, Regularizer, Splice, Vjp, build, by_depth, registered, required
     from graphreg.reporting import Diff, Monitor, Report, diff, monitor, report
     from graphreg.rewriting import rewrite, strip
     from graphreg.rng import Noise
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         set_ranks,
         set_rng_state,
         set_strength,
+        site_strengths,
         strengths,
     )
     from graphreg.tracing import Traced, names, trace
@@ -51,13 +52,13 @@ _ROOMS = {
     "ir": ("Selector", "Site", "mean_over_pairs"),
     "pipeline": ("as_pass", "regularize"),
     "planning": ("Plan", "from_kwargs", "plan"),
-    "regularizer": ("Penalty", "Regularizer", "Splice", "Vjp", "build", "registered", "required"),
+    "regularizer": ("Penalty", "Regularizer", "Splice", "Vjp", "build", "by_depth", "registered", "required"),
     "reporting": ("Diff", "Monitor", "Report", "diff", "monitor", "report"),
     "rewriting": ("rewrite", "strip"),
     "rng": ("Noise",),
     "runtime": (
         "Regularized", "Samples", "frozen_noise", "noise_on", "rng_state", "sample", "set_ranks", "set_rng_state", "set_strength",
-        "strengths",
+        "site_strengths", "strengths",
     ),
     "tracing": ("Traced", "names", "trace"),
     "verification": ("verify",),
@@ -69,9 +70,10 @@ __all__ = [
     "Backend", "Diagnosis", "Diff", "Finding", "GraphRegError", "Monitor", "NoMatchError", "Noise", "Penalty", "Plan",
     "Regularized", "Regularizer", "RegularizerError", "Report", "Samples", "Selector", "Site", "Splice", "TraceError", "Traced",
     "UntestedTorchWarning", "Vjp",
-    "as_pass", "backend", "backend_of", "build", "diff", "doctor", "draw", "from_kwargs", "frozen_noise", "mean_over_pairs",
-    "monitor", "names", "noise_on", "plan", "registered", "regularize", "regularize_", "report", "required", "rewrite", "rng_state",
-    "sample", "set_ranks", "set_rng_state", "set_strength", "strengths", "strip", "strip_", "to_networkx", "trace", "verify",
+    "as_pass", "backend", "backend_of", "build", "by_depth", "diff", "doctor", "draw", "from_kwargs", "frozen_noise",
+    "mean_over_pairs", "monitor", "names", "noise_on", "plan", "registered", "regularize", "regularize_", "report", "required",
+    "rewrite", "rng_state", "sample", "set_ranks", "set_rng_state", "set_strength", "site_strengths", "strengths", "strip",
+    "strip_", "to_networkx", "trace", "verify",
 ]  # fmt: skip
 
 

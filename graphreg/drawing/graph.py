@@ -194,7 +194,7 @@ def _addition(node: fx.Node, addition: Addition, seen: Viewed, boxes: Mapping[st
     }  # fmt: skip
     regularizer = plan.regularizers.get(name) if plan else None
     if regularizer is not None:
-        attributes |= {"op": type(regularizer).__name__, "strength": seen.strengths[name]}
+        attributes |= {"op": type(regularizer).__name__, "strength": seen.strengths.get((name, place), seen.strengths[name])}
     if site is not None and site.shape is not None and kind in (Kind.SPLICE, Kind.TRACK, Kind.CLONE, Kind.COPY, Kind.READ):
         attributes |= {"shape": shape_text(site), "dtype": dtype_text(site)}
     return attributes

@@ -42,7 +42,8 @@ def check_selectors(
                 check_count(regularizer, list(matching_sites(united, regularizer, missing)))
             except NoMatchError as error:
                 raise NoMatchError(f"{error}{_elsewhere(united, regularizer)}{left()}") from None
-    if again := warning([repeat for subgraph in subgraphs for repeat in subgraph.plan.repeats], regularizers, united.values):
+    weights = {name: regularizer.weight for name, regularizer in regularizers.items()}
+    if again := warning([repeat for subgraph in subgraphs for repeat in subgraph.plan.repeats], regularizers, united.values, weights):
         warn(again)
     native = [dropout for subgraph in subgraphs for dropout in subgraph.traced.native_dropout]
     decide(own_dropout, native, united.title, missing, united.values)

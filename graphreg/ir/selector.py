@@ -201,6 +201,12 @@ def select(
     return {site: wanted[id(site)] for site in sites if id(site) in wanted and id(site) not in excluded}
 
 
+def select_among(selector: str, sites: Sequence[Site]) -> list[Site]:
+    """Return those of the sites that one string matches; ``"*"`` matches all of them."""
+    pattern = Pattern.parse(selector)
+    return list(sites) if pattern.lone else pattern.find(sites)
+
+
 def _by_strings(
     texts: Sequence[str],
     sites: Sequence[Site],

@@ -14,10 +14,11 @@ from typing import Any, ClassVar
 from graphreg.errors import GraphRegError, RegularizerError, RenamedAttributes, shown, warn
 from graphreg.ir import Missing, NativeDropout, Site, Steps, Units, columns, dtype_text, shape_text
 from graphreg.planning.dependence import DependenceSlice, dependence_slice
+from graphreg.planning.depth import strengths_by_depth
 from graphreg.planning.keywords import instances
 from graphreg.planning.matching import SiteCounts, check_count, check_sites, count_sites, matching_sites, missed
 from graphreg.planning.native_dropout import OWN_DROPOUT, NativeDropoutEdit, OwnDropout, decide, nameless, table
-from graphreg.planning.repeats import Repeat, lines, repeats, warning
+from graphreg.planning.repeats import Repeat, Strengths, lines, repeats, warning
 from graphreg.regularizer import (
     Penalty,
     Regularizer,
@@ -44,6 +45,7 @@ class Edit:
         occurrence: How many regularizers of the same class the plan has before this one at the site.
         steps: How a regularizer on sequences reads the value as steps; None for other regularizers.
         units: How a penalty on units reads the value as samples of units; None for other regularizers.
+        at_depth: The strength at the site, where it differs by depth; None for the regularizer's own.
     """
 
     site: Site
@@ -53,6 +55,12 @@ class Edit:
     occurrence: int = 0
     steps: Steps | None = None
     units: Units | None = None
+    at_depth: float | None = None
+
+    @property
+    def weight(self) -> float:
+        """The strength at the site."""
+        return self.regularizer.weight if self.at_depth is None else self.at_depth
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -117,11 +125,12 @@ class Plan(RenamedAttributes):
         return tracked
 
     def note(self, name: str) -> str:
-        """Describe what a regularizer differentiates or which axes it takes for units; ``""`` for any other regularizer."""
+        """Describe what a regularizer differentiates, which axes it takes for units, or how its strength differs by depth; else ``""``."""
         if name in self.slices:
             return self.slices[name].note()
+        depth = f"weight {self.regularizers[name].weight!r}" if any(edit.at_depth is not None for edit in self.of(name)) else ""
         read_as = [(edit.site.name, edit.units) for edit in self.of(name) if edit.units is not None]
-        return units_note(read_as) if read_as else ""
+        return "; ".join(filter(None, (depth, units_note(read_as) if read_as else "")))
 
     def splices(self, site: str) -> tuple[Edit, ...]:
         """Return the edits at a site that replace its value."""
@@ -141,7 +150,7 @@ class Plan(RenamedAttributes):
                 shape_text(e.site),
                 dtype_text(e.site),
                 f"{type(e.regularizer).__name__} {e.name}",
-                f"{e.regularizer.weight:g}",
+                f"{e.weight:g}",
                 e.matched,
             )
             for e in self.edits
@@ -156,9 +165,9 @@ class Plan(RenamedAttributes):
         repeated = "".join(f"\n{line}" for line in self.repeated())
         return f"{self.title}: {edits} by {count} regularizer{'s' * (count != 1)}{rows_text}{notes}{repeated}{native}{missed}"
 
-    def repeated(self, strengths: Mapping[str, float] | None = None) -> list[str]:
+    def repeated(self, strengths: Strengths | None = None) -> list[str]:
         """Return lines about values that splices act on several times in a row; ``strengths``: those to use instead of the plan's."""
-        return lines(self.repeats, self.regularizers, strengths or {name: r.weight for name, r in self.regularizers.items()})
+        return lines(self.repeats, self.regularizers, strengths or _planned(self.regularizers, self.edits))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain data that JSON can hold.
@@ -168,7 +177,11 @@ class Plan(RenamedAttributes):
         return {
             "title": self.title,
             "regularizers": {name: regularizer.to_dict() for name, regularizer in self.regularizers.items()},
-            "edits": [{"regularizer": e.name, "matched": e.matched, "sites": [site.to_dict() for site in e.sites]} for e in self.edits],
+            "edits": [
+                {"regularizer": e.name, "matched": e.matched, "sites": [site.to_dict() for site in e.sites]}
+                | ({} if e.at_depth is None else {"weight": e.at_depth})
+                for e in self.edits
+            ],
             "derivatives": {name: slice_.note() for name, slice_ in self.slices.items()},
             "own_dropout": [{"site": e.dropout.site.name, "becomes": e.action, "matched": e.matched} for e in self.native_dropout],
             "stays": [dropout.text for dropout in self.unmovable],
@@ -195,7 +208,7 @@ def plan(
         RegularizerError: Something given is not a regularizer, or a penalty selects only frozen parameters.
     """
     made = decided(traced, regularizers, missing, own_dropout)
-    if message := warning(made.repeats, made.regularizers, traced.values):
+    if message := warning(made.repeats, made.regularizers, traced.values, _planned(made.regularizers, made.edits)):
         warn(message)
     return made
 
@@ -211,15 +224,23 @@ def decided(
     edits: list[Edit] = []
     seen: Counter[tuple[str, type]] = Counter()
     for name, regularizer in named.items():
-        for site, (text, steps, units) in _select(traced, regularizer, missing).items():
+        chosen = _select(traced, regularizer, missing)
+        depths = strengths_by_depth(traced, regularizer, list(chosen))
+        for site, (text, steps, units) in chosen.items():
             kind = type(regularizer)
-            edits.append(Edit(site, name, regularizer, text, seen[site.name, kind], steps, units))
+            edits.append(Edit(site, name, regularizer, text, seen[site.name, kind], steps, units, depths.get(site)))
             seen[site.name, kind] += 1
     native_dropout, unmovable = decide(own_dropout, traced.native_dropout, traced.title, missing, traced.values)
     slices = _slices(traced, named, edits)
     again = repeats(traced, [(edit.site, edit.name, edit.regularizer) for edit in edits if isinstance(edit.regularizer, Splice)])
     lost = _missed(traced, named, own_dropout, missing)
     return Plan(traced.title, named, tuple(edits), slices, native_dropout, unmovable, count_sites(traced), lost, again, traced)
+
+
+def _planned(regularizers: Mapping[str, Regularizer], edits: Sequence[Edit]) -> Strengths:
+    """Return the strengths of a plan, by regularizer name, and by regularizer and site where they differ by depth."""
+    by_name = {name: float(regularizer.weight) for name, regularizer in regularizers.items()}
+    return {**by_name, **{(edit.name, edit.site.name): edit.at_depth for edit in edits if edit.at_depth is not None}}
 
 
 def _slices(traced: Traced, named: Mapping[str, Regularizer], edits: Sequence[Edit]) -> dict[str, DependenceSlice]:

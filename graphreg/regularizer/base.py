@@ -30,7 +30,7 @@ from __future__ import annotations
 import inspect
 import keyword
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from enum import Enum
 from types import NoneType
 from typing import Any, ClassVar, Literal, dataclass_transform
@@ -40,6 +40,7 @@ import torch
 from graphreg.errors import RegularizerError, no_number, number_of, suggestions_text, warn
 from graphreg.ir import Role, Selector, Site, strings
 from graphreg.regularizer import registry
+from graphreg.regularizer.by_depth import ByDepth
 from graphreg.regularizer.engine_options import EngineOptions
 from graphreg.regularizer.sequences import check_arguments, check_options, require_selector
 from graphreg.regularizer.shared_axes import share_axes
@@ -47,6 +48,7 @@ from graphreg.regularizer.units import check_axis
 
 On = Literal["values", "parameters"]
 SUPPLIED = {"values": ("z", "values", "weight"), "parameters": ("w", "values", "weight")}
+PLAIN = (str, int, float, tuple, NoneType)  # the types of values that ``to_dict`` leaves as they are
 VJP_NAMES = ("vjp", "pull")  # of the argument; the second is the name in graphreg 0.1
 
 
@@ -68,7 +70,7 @@ class Regularizer:
 
     Attributes:
         pattern: A selector of sites; ``"*"`` means the class's default sites.
-        weight: The strength, a finite number in the class's range.
+        weight: The strength, a finite number in the class's range, or ``by_depth(first, last)``.
         name: The name in penalties, strengths, report and diff; None to derive it from the keyword or the class's key.
         expect: The number of sites that ``pattern`` must select; None for any number.
         on: The kind of site that the class acts on: ``"values"`` or ``"parameters"``.
@@ -141,6 +143,22 @@ class Regularizer:
         if "units" in self.takes:
             check_axis(self)
         self.check()
+        if isinstance(self.weight, ByDepth):
+            self._check_ramp(self.weight)
+
+    def _check_ramp(self, ramp: ByDepth) -> None:
+        """Raise RegularizerError if an end is out of range, or if the formula takes all sites at once."""
+        for end in (ramp.first, ramp.last):
+            replace(self, weight=end)
+        if not self.by_site:
+            raise RegularizerError(
+                f"{type(self).__name__}: weight={ramp!r} is not allowed, because the formula takes all sites at once. Give a number."
+            )
+
+    @property
+    def by_site(self) -> bool:
+        """Whether each site may have a strength of its own: the formula takes one site at a time."""
+        return isinstance(self, Splice) or not (self.takes_vjp or "values" in self.takes)
 
     def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         raise NotImplementedError(f"{type(self).__name__} has no __call__: write the formula there.")
@@ -189,12 +207,12 @@ class Regularizer:
     def to_dict(self) -> dict[str, Any]:
         """Return the class and the options as plain data; a value other than a text, number, tuple or None becomes its ``repr``."""
         options = {each.name: getattr(self, each.name) for each in fields(self)}
-        plain = {k: v if isinstance(v, (str, int, float, tuple, NoneType)) else repr(v) for k, v in options.items()}
+        plain = {k: v if isinstance(v, PLAIN) and not isinstance(v, ByDepth) else repr(v) for k, v in options.items()}
         return {"class": type(self).__name__, **plain}
 
     def _number(self, field: str, value: object) -> float:
         if (number := number_of(value)) is not None:
-            return number
+            return value if isinstance(value, ByDepth) else number
         kind = type(self).__name__
         cure = f"Write {kind}('*', 0.1): the selector first, the {field} second."
         if value is NotGiven.OPTION:

@@ -282,7 +282,11 @@ class _Lowering:
         values = {edit.site.name: measured.get(edit.site.name) or self._read(edit, end) for edit in edits}
         all_at_once = "values" in self.plan.regularizers[name].takes
         args = (values,) if all_at_once else tuple(values.values())
-        return self._add_before(end, Kind.TOTAL, name, f"{RULES}.{name}", args, regularizer=name)
+        there = tuple(i for i, edit in enumerate(self.plan.of(name)) if edit in edits)
+        some = 0 < len(edits) < len(self.plan.of(name)) and self.plan.regularizers[name].by_site
+        return self._add_before(
+            end, Kind.TOTAL, name, f"{RULES}.{name}", args, regularizer=name, kwargs={"places": there} if some else {}
+        )  # fmt: skip
 
     def _add_derivative(self, name: str, values: Mapping[str, Value], end: fx.Node) -> Insertion:
         """Insert a penalty on derivatives after the last value that it reads: its sites, the values of ``wrt``, the keys."""

@@ -8,7 +8,17 @@ base class and splices, ``noise_keys.py`` the keys of the noise; ``penalty.py``,
 
 from graphreg.runtime.attach import AttachRule, Penalties, Scale, check_penalties, check_scale, collect, current
 from graphreg.runtime.build_record import BuildRecord
-from graphreg.runtime.controls import Regulated, frozen_noise, noise_on, rng_state, set_ranks, set_rng_state, set_strength, strengths
+from graphreg.runtime.controls import (
+    Regulated,
+    frozen_noise,
+    noise_on,
+    rng_state,
+    set_ranks,
+    set_rng_state,
+    set_strength,
+    site_strengths,
+    strengths,
+)
 from graphreg.runtime.derivative_penalty import Derivative, Track
 from graphreg.runtime.dropout import NativeDropoutRule
 from graphreg.runtime.forward import call_within
@@ -34,14 +44,16 @@ from graphreg.runtime.rewritten_module import RewrittenModule, lowering
 from graphreg.runtime.runtime_module import Drawing, Rules, RuntimeModule, SpliceRule, accumulation
 from graphreg.runtime.sampling import Samples, sample
 from graphreg.runtime.shared_state import SharedState, StreamName, strengths_on
+from graphreg.runtime.site_strengths import Places
+from graphreg.runtime.strengths_now import strength_text, strengths_now
 
 __all__ = [
     "BACKEND", "BACKEND_STATE", "IN_PLACE_STATE", "AllSitesTotal", "AttachRule", "BackendHandle", "BuildRecord", "Derivative",
     "Drawing", "InPlaceHandle", "KeyRule", "Measure", "MeasureSteps", "MeasureUnits", "ModuleHandle", "NativeDropoutRule",
-    "Penalties", "Regularized", "Regulated", "RewrittenModule", "Rules", "RuntimeModule", "Samples", "Scale", "SharedKeyRule",
-    "SharedState", "SpliceRule", "StreamName", "Total", "Track", "Way", "accumulation", "backend_handle", "call_within",
-    "check_penalties", "check_scale", "checked_state", "collect", "current", "frozen_noise", "graphs_of", "identity",
-    "in_place", "in_place_handle", "key_of", "lowering", "native_draws", "no_noise", "noise_on", "record_of", "refuse_twice",
-    "rewritten", "rng_state", "rules_of", "sample", "set_ranks", "set_rng_state", "set_strength", "storage_of", "strengths",
-    "strengths_on", "written_state",
+    "Penalties", "Places", "Regularized", "Regulated", "RewrittenModule", "Rules", "RuntimeModule", "Samples", "Scale",
+    "SharedKeyRule", "SharedState", "SpliceRule", "StreamName", "Total", "Track", "Way", "accumulation", "backend_handle",
+    "call_within", "check_penalties", "check_scale", "checked_state", "collect", "current", "frozen_noise", "graphs_of",
+    "identity", "in_place", "in_place_handle", "key_of", "lowering", "native_draws", "no_noise", "noise_on", "record_of",
+    "refuse_twice", "rewritten", "rng_state", "rules_of", "sample", "set_ranks", "set_rng_state", "set_strength",
+    "site_strengths", "storage_of", "strength_text", "strengths", "strengths_now", "strengths_on", "written_state",
 ]  # fmt: skip

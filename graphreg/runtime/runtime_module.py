@@ -5,7 +5,7 @@ strengths as buffers that are not persistent, and run the regularizers' formulas
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from graphreg.ir import Steps, brought, clone, has_float64, laid_out, overlaps
 from graphreg.regularizer import Splice, called, shared_axes
 from graphreg.rng import Noise, recomputes
 from graphreg.runtime.build_record import BuildRecord
+from graphreg.runtime.site_strengths import OWN, Places
 
 
 class Rules(nn.Module):
@@ -26,6 +27,8 @@ class Rules(nn.Module):
     Attributes:
         strengths: By regularizer name, the buffer with its strength, which all its runtime modules share.
         exact: The strengths as they were set, for those that the device holds in float32 only.
+        places: By regularizer name, the sites that have elements of their own in the strength's buffer.
+        chosen: By regularizer name, the strengths that were set since the plan: by site, and under ``OWN`` for all other sites.
         build_record: How the module was made; None until the rewrite has finished.
         watching: The monitor; None if no monitor watches the module.
         made_by: The mark of the torch.fx pass (``as_pass``) that rewrote the module; None if no pass did.
@@ -35,6 +38,8 @@ class Rules(nn.Module):
         super().__init__()
         self.strengths: dict[str, Tensor] = {}
         self.exact: dict[str, float] = {}
+        self.places: dict[str, Places] = {}
+        self.chosen: dict[str, dict[str, float]] = {}
         self.build_record: BuildRecord | None = None
         self.watching: Any = None
         self.made_by: str | None = None
@@ -97,7 +102,8 @@ class Rules(nn.Module):
         value = self.value(name)
         self.exact.pop(name, None)
         if has_float64(device):
-            return torch.full_like(new, value, dtype=torch.float64)
+            exactly = new.to(torch.float64)
+            return torch.where(new == new[0], exactly.new_full((), value), exactly)
         self.exact[name] = value
         return new
 
@@ -105,14 +111,28 @@ class Rules(nn.Module):
         """Return the strength exactly as it was set."""
         tensor = self.strengths[name]
         exact = self.exact.get(name)
-        stored = float(tensor)
+        stored = float(tensor[0])
         return exact if exact is not None and float(torch.tensor(exact, dtype=tensor.dtype)) == stored else stored
 
     def set_value(self, name: str, value: float) -> None:
-        """Change a strength in place: all runtime modules of the regularizer share it."""
-        self.strengths[name].fill_(value)
+        """Change a strength in place, at all sites: all runtime modules of the regularizer share it."""
+        self.set_by_site(name, {OWN: value})
+
+    def set_by_site(self, name: str, chosen: Mapping[str, float]) -> None:
+        """Change the strengths at sites in place.
+
+        ``chosen``: those that differ from the plan, by site, and under ``OWN`` the one for all other sites.
+        """
+        self.chosen[name] = dict(chosen)
+        places, tensor = self.places.get(name, Places()), self.strengths[name]
+        elements = places.elements(chosen.get(OWN, self.value(name)), places.values(chosen))
+        tensor.copy_(tensor.new_tensor(elements))
         if name in self.exact:
-            self.exact[name] = value
+            self.exact[name] = elements[0]
+
+    def by_site(self, name: str) -> dict[str, float]:
+        """Return the strength at each site; nothing for a formula that takes all of them at once."""
+        return self.places.get(name, Places()).read([self.value(name), *self.strengths[name][1:].tolist()])
 
 
 def followed(buffer: Tensor, fn: Callable[[Tensor], Tensor]) -> torch.device:
@@ -127,7 +147,8 @@ def _moves(buffer: Tensor, fn: Callable[[Tensor], Tensor]) -> bool:
 
 
 class RuntimeModule(nn.Module):
-    """Base of all runtime modules: it has a description for errors, and the strength: float64 [1], float32 on a device without float64.
+    """Base of all runtime modules: it has a description for errors, and the strength: float64 [1 or more], as ``site_strengths.py`` says,
+    float32 on a device without float64.
 
     The strength is not 0-d: Dynamo makes a symbol of the ``item()`` of a 0-d float64 input, fails to turn it back into a tensor, and starts
     its analysis over (TensorifyScalarRestartAnalysis), which doubles the time to compile.
@@ -135,6 +156,7 @@ class RuntimeModule(nn.Module):
 
     path: str | None = None  # the path of the module whose mode it follows; None if it follows none
     always = False  # whether it acts in every mode
+    place = 0  # the element of the strength that it reads, see site_strengths.py
 
     def __init__(self, description: str, strength: Tensor | None = None) -> None:
         super().__init__()
@@ -151,7 +173,7 @@ class RuntimeModule(nn.Module):
 
     def weight(self, dtype: torch.dtype) -> Tensor:
         """Return the strength as a 0-d tensor of the dtype that it is used in."""
-        return self.strength[0].to(dtype)
+        return self.strength[self.place].to(dtype)
 
     def extra_repr(self) -> str:
         return self.description
