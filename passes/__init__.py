@@ -22,6 +22,7 @@ from graphreg.passes.hidden_l1 import HiddenL1
 from graphreg.passes.hidden_l2 import HiddenL2
 from graphreg.passes.hoyer_square import HoyerSquare
 from graphreg.passes.kl_sparsity import KLSparsity
+from graphreg.passes.layer_drop import LayerDrop
 from graphreg.passes.locked_dropout import LockedDropout
 from graphreg.passes.max_norm import MaxNorm
 from graphreg.passes.neftune import NEFTune
@@ -36,6 +37,6 @@ from graphreg.passes.z_loss import ZLoss
 __all__ = [
     "AlphaDropout", "BernoulliDropout", "ChannelDropout", "ConfidencePenalty", "Contractive", "Covariance", "DeCov", "DropBlock",
     "DropPath", "ElasticNet", "GaussianDropout", "GaussianNoise", "GroupLasso", "HeadDropout", "HiddenL1", "HiddenL2", "HoyerSquare",
-    "KLSparsity", "LockedDropout", "MaxNorm", "NEFTune", "Orthogonality", "RecurrentNorm", "RecurrentState", "VarianceFloor",
-    "WeightL1", "WeightL2", "ZLoss",
+    "KLSparsity", "LayerDrop", "LockedDropout", "MaxNorm", "NEFTune", "Orthogonality", "RecurrentNorm", "RecurrentState",
+    "VarianceFloor", "WeightL1", "WeightL2", "ZLoss",
 ]  # fmt: skip

@@ -71,7 +71,7 @@ from graphreg.ir.operations import (
 from graphreg.ir.precision import brought, has_float64, widest
 from graphreg.ir.provenance import chains, one_value_over_again
 from graphreg.ir.random_ops import DropoutKind, NativeDropout, find_native_dropouts, rate_of
-from graphreg.ir.roles import BOUNDARY, CELL_PORTS, deep_nodes, is_region, labels_of, site_nodes, value_sites
+from graphreg.ir.roles import BOUNDARY, CELL_PORTS, deep_nodes, is_region, labels_of, signal_nodes, site_nodes, value_sites
 from graphreg.ir.selector import Missing, Pattern, Selector, complain, exactly, select, select_among, strings, strings_of, unmatched
 from graphreg.ir.serialize import blank_like, copied, freeze, thaw
 from graphreg.ir.shape_guards import ASSERTIONS, SIZE_ASSERTIONS, Place, assert_sizes, described, fixed, has_keys, specialized_to
@@ -90,13 +90,13 @@ __all__ = [
     "ModelFacts", "ModuleCall", "Namer", "Names", "NativeDropout", "Operations", "Origin", "Pattern", "Place", "Role", "Selector",
     "Site", "State", "Steps", "Table", "Units", "add_label", "addition_of", "apart", "assert_sizes", "blank_like", "blocks",
     "brought", "building", "builds", "carries_derivative", "chains", "check_arguments", "check_names", "choose", "clone",
-    "columns", "compared", "complain", "convolution", "copied", "declared", "deep_nodes", "described", "difference",
-    "dtype_text", "elements", "end_of", "exactly", "find_native_dropouts", "fixed", "flat", "freeze", "function_name",
-    "gives_tuple", "has_float64", "has_keys", "is_added", "is_drop_path", "is_dropout_module", "is_in_place", "is_kind",
-    "is_labelled", "is_marked", "is_nan", "is_native_dropout", "is_port", "is_region", "is_single_operation", "is_size",
-    "is_stack", "label_node", "label_output", "label_site", "labels_of", "laid_out", "loss_of", "mark", "mean_over_pairs",
-    "name_of", "nodes_in", "of_body", "one_value_over_again", "origin_in_trace", "origin_now", "origin_of", "overlaps",
-    "own_labels", "own_name", "plain", "rate_of", "reached", "registered", "reserved", "scope_of", "select", "select_among", "shape_text",
-    "short", "site_nodes", "sizes_of", "specialized_arguments", "specialized_to", "spelled", "stacks", "state_of", "strings",
-    "strings_of", "thaw", "unmark", "unmatched", "value_sites", "widest",
+    "columns", "compared", "complain", "convolution", "copied", "declared", "deep_nodes", "described", "difference", "dtype_text",
+    "elements", "end_of", "exactly", "find_native_dropouts", "fixed", "flat", "freeze", "function_name", "gives_tuple",
+    "has_float64", "has_keys", "is_added", "is_drop_path", "is_dropout_module", "is_in_place", "is_kind", "is_labelled",
+    "is_marked", "is_nan", "is_native_dropout", "is_port", "is_region", "is_single_operation", "is_size", "is_stack",
+    "label_node", "label_output", "label_site", "labels_of", "laid_out", "loss_of", "mark", "mean_over_pairs", "name_of",
+    "nodes_in", "of_body", "one_value_over_again", "origin_in_trace", "origin_now", "origin_of", "overlaps", "own_labels",
+    "own_name", "plain", "rate_of", "reached", "registered", "reserved", "scope_of", "select", "select_among", "shape_text",
+    "short", "signal_nodes", "site_nodes", "sizes_of", "specialized_arguments", "specialized_to", "spelled", "stacks", "state_of",
+    "strings", "strings_of", "thaw", "unmark", "unmatched", "value_sites", "widest",
 ]  # fmt: skip

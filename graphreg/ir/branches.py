@@ -33,6 +33,22 @@ def branches(graph: fx.Graph, operations: Operations, sizes: Collection[fx.Node]
     return _Finder(graph, operations, sizes, products).find()
 
 
+def signals(graph: fx.Graph, sizes: Collection[fx.Node], products: Collection[fx.Node]) -> set[fx.Node]:
+    """Return the nodes that depend on a floating-point input or on a product, so no masks, positions and parameters."""
+    found = set[fx.Node]()
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            known = node.meta.get("value")
+            is_signal = not isinstance(known, tuple) or bool(known[1].is_floating_point)
+        elif node in sizes or node.op in ("get_attr", "output") or is_integer(node):
+            is_signal = False
+        else:
+            is_signal = node in products or any(operand in found for operand in node.all_input_nodes)
+        if is_signal:
+            found.add(node)
+    return found
+
+
 @dataclass(frozen=True)
 class _Chain:
     """The operations from a summand back to a value that it was computed from, each with one operand; the summand comes first.
@@ -52,25 +68,15 @@ class _Finder:
     def __init__(self, graph: fx.Graph, operations: Operations, sizes: Collection[fx.Node], products: Collection[fx.Node]) -> None:
         self.graph, self.operations, self.sizes, self.products = graph, operations, sizes, products
         self.order = {node: i for i, node in enumerate(graph.nodes)}
-        self.signals = set[fx.Node]()  # what depends on a floating-point input or on a product; not masks, positions and parameters
+        self.signals = signals(graph, sizes, products)
         self.residual = set[fx.Node]()  # the sums that have a branch
         self.found = set[fx.Node]()
 
     def find(self) -> set[fx.Node]:
         for node in self.graph.nodes:
-            if self._is_signal(node):
-                self.signals.add(node)
             if self._is_sum(node):
                 self._judge(node)
         return self.found
-
-    def _is_signal(self, node: fx.Node) -> bool:
-        if node.op == "placeholder":
-            known = node.meta.get("value")
-            return not isinstance(known, tuple) or bool(known[1].is_floating_point)
-        if node in self.sizes or node.op in ("get_attr", "output") or is_integer(node):
-            return False
-        return node in self.products or any(operand in self.signals for operand in node.all_input_nodes)
 
     def _is_sum(self, node: fx.Node) -> bool:
         return function_name(node) in SUMS and not self.operations.is_opaque(node) and node not in self.sizes

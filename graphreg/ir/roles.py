@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import fx, nn
 
-from graphreg.ir.branches import branches
+from graphreg.ir.branches import branches, signals
 from graphreg.ir.containers import builds, loss_of
 from graphreg.ir.convolution_axes import operands_with_its_axes, spatial_dims
 from graphreg.ir.metadata import is_labelled, own_labels, scope_of
@@ -96,6 +96,12 @@ def is_region(node: fx.Node) -> bool:
 def deep_nodes(graph: fx.Graph, operations: Operations, model: nn.Module) -> set[fx.Node]:
     """Return the nodes that depend on a product of data with weights."""
     return _Judge(graph, operations, model).deep
+
+
+def signal_nodes(graph: fx.Graph, operations: Operations, model: nn.Module) -> set[fx.Node]:
+    """Return the nodes that depend on a floating-point input or on a product, so no masks, positions and parameters."""
+    judge = _Judge(graph, operations, model)
+    return signals(graph, judge.sizes, judge.products)
 
 
 class _Judge:

@@ -2,7 +2,8 @@
 
 Nothing here changes a model or a graph. Open ``plan.py`` first. ``keywords.py`` turns keywords into regularizers, ``matching.py`` finds
 the sites that a selector matches, ``native_dropout.py`` decides what to do with the model's own dropout, ``dependence.py`` finds the
-operations that a derivative goes through, ``depth.py`` numbers the blocks for a strength by depth, and ``repeats.py`` finds values that
+operations that a derivative goes through, ``depth.py`` numbers the blocks for a strength by depth, ``module_inputs.py``
+finds what a module gets, and ``repeats.py`` finds values that
 splices act on several times in a row.
 """
 

@@ -17,6 +17,7 @@ from graphreg.planning.dependence import DependenceSlice, dependence_slice
 from graphreg.planning.depth import strengths_by_depth
 from graphreg.planning.keywords import instances
 from graphreg.planning.matching import SiteCounts, check_count, check_sites, count_sites, matching_sites, missed
+from graphreg.planning.module_inputs import module_inputs
 from graphreg.planning.native_dropout import OWN_DROPOUT, NativeDropoutEdit, OwnDropout, decide, nameless, table
 from graphreg.planning.repeats import Repeat, Strengths, lines, repeats, warning
 from graphreg.regularizer import (
@@ -46,6 +47,7 @@ class Edit:
         steps: How a regularizer on sequences reads the value as steps; None for other regularizers.
         units: How a penalty on units reads the value as samples of units; None for other regularizers.
         at_depth: The strength at the site, where it differs by depth; None for the regularizer's own.
+        module_input: The name of the value that the site's module gets, for a splice that takes it; None for other regularizers.
     """
 
     site: Site
@@ -56,6 +58,7 @@ class Edit:
     steps: Steps | None = None
     units: Units | None = None
     at_depth: float | None = None
+    module_input: str | None = None
 
     @property
     def weight(self) -> float:
@@ -226,9 +229,10 @@ def decided(
     for name, regularizer in named.items():
         chosen = _select(traced, regularizer, missing)
         depths = strengths_by_depth(traced, regularizer, list(chosen))
+        inputs = module_inputs(traced, regularizer, {site: text for site, (text, _, _) in chosen.items()})
         for site, (text, steps, units) in chosen.items():
-            kind = type(regularizer)
-            edits.append(Edit(site, name, regularizer, text, seen[site.name, kind], steps, units, depths.get(site)))
+            kind, more = type(regularizer), (steps, units, depths.get(site), inputs.get(site))
+            edits.append(Edit(site, name, regularizer, text, seen[site.name, kind], *more))
             seen[site.name, kind] += 1
     native_dropout, unmovable = decide(own_dropout, traced.native_dropout, traced.title, missing, traced.values)
     slices = _slices(traced, named, edits)

@@ -12,6 +12,7 @@ The names of the arguments of ``__call__`` say what the engine passes to it:
 - ``noise``, for a splice: what to draw random numbers from, see ``Noise``.
 - ``lengths``, for a splice: how many steps of each example count, int64 [batch], or None. The option ``lengths`` names the input of the
   model that carries them; the value is [batch, time, ...].
+- ``module_input``, for a splice at the output of a module: the value that the module got, in the shape of ``z``.
 - ``steps`` and ``lengths``, for a penalty: a sequence, [time, batch, units], and its lengths, int64 [batch] or None. The options
   ``time_axis`` and ``lengths`` say how to read a value as a sequence.
 - ``units``, for a penalty: the value as samples of units, [samples, units]. The units are axis 1 of a convolution's value, else the last
@@ -289,7 +290,8 @@ class Penalty(Regularizer):
 
 def _arguments(cls: type[Regularizer]) -> tuple[str, ...]:
     names = tuple(inspect.signature(cls.__call__).parameters)[1:]
-    more: tuple[str, ...] = ("steps", "lengths", "units", "vjp") if issubclass(cls, Penalty) else ("noise", "lengths")
+    of_splice, of_penalty = ("noise", "lengths", "module_input"), ("steps", "lengths", "units", "vjp")
+    more: tuple[str, ...] = of_penalty if issubclass(cls, Penalty) else of_splice
     supplied = SUPPLIED[cls.on] + (more if cls.on == "values" else ())
     vjp = "pull" if "pull" in names else "vjp"
     allowed = {*supplied, vjp} if "vjp" in supplied else set(supplied)

@@ -41,7 +41,7 @@ def lower(graph: fx.Graph, traced: Traced, plan: Plan, names: Mapping[int | str,
     by_site = work.edits_by_site()
     written = {name: work.is_written(name, edits, traced.title) for name, edits in by_site.items()}
     work.add_key(by_site.values())
-    for name, edits in by_site.items():
+    for name, edits in work.ordered_sites(by_site):
         work.add_site(name, edits, written[name])
     for i in work.calls:
         work.add_sequence(i, plan.edits[i])
@@ -101,6 +101,13 @@ class _Lowering:
                 if site.kind == "value" and site.name in self.where:
                     edits.setdefault(site.name, []).append((i, edit))
         return edits
+
+    def ordered_sites(self, by_site: Mapping[str, list[tuple[int, Edit]]]) -> list[tuple[str, list[tuple[int, Edit]]]]:
+        """Return the sites with their edits: where a splice reads its module's input, in the order of the graph, so that this is final."""
+        sites = list(by_site.items())
+        if any(edit.module_input is not None for _, edits in sites for _, edit in edits):
+            sites.sort(key=lambda site: self.aliases.order[self.where[site[0]]])
+        return sites
 
     # Places for insertions
 
@@ -223,7 +230,8 @@ class _Lowering:
             self.recomputed += [name for name, _ in splices]
         for name, edit in splices:
             args = (chain.value, self.key, *self._lengths(edit))
-            splice = self._add(chain.point, Kind.SPLICE, name, f"{RULES}.{name}", args, **_whose(edit), replaces=chain.node)
+            more: dict[str, Any] = {**_whose(edit), "kwargs": self._module_input(edit)}
+            splice = self._add(chain.point, Kind.SPLICE, name, f"{RULES}.{name}", args, **more, replaces=chain.node)
             chain.point = chain.value = chain.read = splice
 
     def _note_overwritten(self, edits: Edits, apart: bool) -> None:
@@ -256,6 +264,18 @@ class _Lowering:
                 f"{edit.name}: the model writes into its input {node.target!r}, which lengths= names. Clone the input before that write."
             )
         return [node]
+
+    def _module_input(self, edit: Edit) -> dict[str, Value]:
+        """Return the argument with the value that the site's module gets, as the module reads it; nothing for a splice without it."""
+        if edit.module_input is None:
+            return {}
+        node = self.where[edit.module_input]
+        if self.aliases.written_later(node, is_definite=False):
+            raise TraceError(
+                f"{edit.name} at {edit.site.name}: the model writes into {edit.module_input}, the value that the module gets, before its "
+                "output is there. Clone it in the module before that write (inplace=False), or leave the site out."
+            )
+        return {"module_input": self.present.get(node, node)}
 
     def add_sequence(self, i: int, edit: Edit) -> None:
         """Insert the measurement of a cell's calls, after the last call."""

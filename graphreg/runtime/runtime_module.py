@@ -221,8 +221,10 @@ class SpliceRule(Drawing):
         """Whether the value is replaced in the present mode."""
         return self.forced or self.owner[0].training
 
-    def forward(self, z: Tensor, key: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def forward(self, z: Tensor, key: Tensor, lengths: Tensor | None = None, module_input: Tensor | None = None) -> Tensor:
         """Replace a value: z [any shape], floating; key int32 [streams, 2]; lengths, or a mask of steps -> [same shape and dtype].
+
+        ``module_input``: the value that the site's module got, [shape of z], for a splice that takes it.
 
         Where the splice does not act it returns ``z`` itself, or a copy if ``apart``.
         """
@@ -236,10 +238,16 @@ class SpliceRule(Drawing):
         self.regularizer.require_fit(z.shape, self.description)
         if self.steps is not None and self.steps.lengths is not None:
             lengths = self.steps.counts(lengths, z, self.description)
+        if module_input is not None and module_input.shape != z.shape:
+            raise RegularizerError(
+                f"{self.description}: the module gets {tuple(module_input.shape)} and returns {tuple(z.shape)}, so its input cannot take "
+                "the place of its output. Leave the site out."
+            )
         shared = shared_axes(self.share_axes, self.steps, z.shape, self.description) if self.share_axes else ()
         weight, noise = self.weight(accumulation(z.dtype)), Noise(key[self.slot], shared)
-        formula = partial(self._formula, lengths=lengths)
-        y = recompute_in_backward(formula, z, weight, noise) if self.recomputed and recomputes() else formula(z, weight, noise)
+        formula = partial(self._formula, lengths=lengths, module_input=module_input)
+        recompute = self.recomputed and recomputes() and module_input is None  # a recomputed formula has z as its only input
+        y = recompute_in_backward(formula, z, weight, noise) if recompute else formula(z, weight, noise)
         if not isinstance(y, Tensor):
             raise RegularizerError(f"{self.description} gave {type(y).__name__}; a splice gives a tensor like its site's.")
         if y.shape != z.shape or y.dtype != z.dtype:
@@ -267,8 +275,8 @@ class SpliceRule(Drawing):
             )
         return y
 
-    def _formula(self, z: Tensor, weight: Tensor, noise: Noise, lengths: Tensor | None) -> Any:
-        arguments = {"z": z, "weight": weight, "noise": noise, "values": {self.site: z}, "lengths": lengths}
+    def _formula(self, z: Tensor, weight: Tensor, noise: Noise, lengths: Tensor | None, module_input: Tensor | None) -> Any:
+        arguments = {"z": z, "weight": weight, "noise": noise, "values": {self.site: z}, "lengths": lengths, "module_input": module_input}
         return called(self.regularizer, {name: arguments[name] for name in self.regularizer.takes})
 
 

@@ -87,10 +87,8 @@ def test_the_values_are_dropped_at_these_rates() -> None:
     with pytest.warns(UserWarning, match="0.28 of it is kept, not 0.4"):
         module = graphreg.regularize(model, BernoulliDropout("*.1", graphreg.by_depth(0, 0.6)), rng=0)
     x = torch.ones(200, 200)
-    with graphreg.monitor(module, "*.1") as watched:
-        y = module(x).output
-    kept = [1 - watched.values()[f"{i}.1/near_zero"] for i in range(3)]
-    assert kept[0] == 1 and kept[1] == pytest.approx(0.7, abs=0.01) and kept[2] == pytest.approx(0.28, abs=0.01)
+    y = module(x).output
+    assert float((y != 0).float().mean()) == pytest.approx(0.28, abs=0.01)
     assert torch.allclose(y[y != 0], torch.tensor(1 / 0.7 / 0.4))
     assert graphreg.strengths(module) == {"dropout": 0.6}
     assert graphreg.site_strengths(module) == {"dropout": {"0.1": 0.0, "1.1": 0.3, "2.1": 0.6}}

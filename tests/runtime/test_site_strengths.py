@@ -132,7 +132,7 @@ def test_the_graph_of_a_mode_that_has_fewer_sites() -> None:
 
 
 def test_in_place_all_graphs_have_them() -> None:
-    net = graphreg.regularize_(model(), HiddenL1("*.1", 0.5), rng=0)
+    net = graphreg.regularize_(model(), HiddenL1("*.1", 0.5), scale=1.0, rng=0)
     with pytest.raises(graphreg.NoMatchError, match=r"'0\.1' matches no site of hidden_l1\. Its sites: none yet"):
         graphreg.set_strength(net, "hidden_l1", {"0.1": 0.3})
     graphreg.set_strength(net, "hidden_l1", 0.4)
