@@ -33,10 +33,11 @@ from graphreg.passes.variance_floor import VarianceFloor
 from graphreg.passes.weight_l1 import WeightL1
 from graphreg.passes.weight_l2 import WeightL2
 from graphreg.passes.z_loss import ZLoss
+from graphreg.passes.zoneout import Zoneout
 
 __all__ = [
     "AlphaDropout", "BernoulliDropout", "ChannelDropout", "ConfidencePenalty", "Contractive", "Covariance", "DeCov", "DropBlock",
     "DropPath", "ElasticNet", "GaussianDropout", "GaussianNoise", "GroupLasso", "HeadDropout", "HiddenL1", "HiddenL2", "HoyerSquare",
     "KLSparsity", "LayerDrop", "LockedDropout", "MaxNorm", "NEFTune", "Orthogonality", "RecurrentNorm", "RecurrentState",
-    "VarianceFloor", "WeightL1", "WeightL2", "ZLoss",
+    "VarianceFloor", "WeightL1", "WeightL2", "ZLoss", "Zoneout",
 ]  # fmt: skip

@@ -65,7 +65,7 @@ class Backend(BackendHandle, RenamedAttributes):
                     f"{name}: weight={regularizer.weight!r} is not allowed in a backend, which sees one graph at a time and not the order "
                     f"of all blocks. Give a number, or use {OTHERS}."
                 )
-            if "module_input" in regularizer.takes:
+            if {"module_input", "previous"}.intersection(regularizer.takes):
                 kind = type(regularizer).__name__
                 raise RegularizerError(f"{name}: {kind} is not possible in a backend: a graph may be a part of a module. Use {OTHERS}.")
         self._strengths = {name: torch.tensor([float(r.weight)], dtype=torch.float64) for name, r in regularizers.items()}

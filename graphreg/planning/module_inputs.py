@@ -1,13 +1,13 @@
-"""Finds the value that a module gets, for a splice at its output that takes ``module_input`` and may return that value instead."""
+"""Finds the value that a module gets, for a splice at its output that takes ``module_input``; and checks what takes ``previous``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import fx
 
 from graphreg.errors import RegularizerError, listed
-from graphreg.ir import Pattern, Site, labels_of, scope_of, signal_nodes, site_nodes, strings
+from graphreg.ir import Pattern, Site, cell_call, labels_of, scope_of, signal_nodes, site_nodes, state_before, strings
 from graphreg.regularizer import Regularizer
 from graphreg.tracing import Traced
 
@@ -29,6 +29,25 @@ def module_inputs(traced: Traced, regularizer: Regularizer, matched: Mapping[Sit
     if not strings(regularizer.pattern):
         raise RegularizerError(f"{who}: a function cannot say which module a value is the output of. Select the modules by a string.")
     return {site: _input_of(traced, site, text, f"{who} at {site.name}") for site, text in matched.items()}
+
+
+def check_cells(traced: Traced, regularizer: Regularizer, sites: Sequence[Site]) -> None:
+    """Raise RegularizerError for a site that is not the state of one of torch's cells, for a regularizer that takes ``previous``."""
+    for site in sites:
+        who = f"{type(regularizer).__name__} at {site.name}"
+        for graph in traced.graphs.values():
+            node = site_nodes(graph, traced.operations).get(site.name)
+            if node is None:
+                continue
+            if cell_call(node, traced.operations) is None:
+                layer = " A recurrent layer computes all steps in one operation: write its loop with a cell." if site.sequence else ""
+                raise RegularizerError(
+                    f"{who}: it acts on the states that nn.RNNCell, nn.GRUCell and nn.LSTMCell return, and this value is none.{layer}"
+                )
+            try:
+                state_before(node, traced.operations)
+            except LookupError as error:
+                raise RegularizerError(f"{who}: {error}. Pass them as a tuple of two, cell(x, (h, c)).") from None
 
 
 def _input_of(traced: Traced, site: Site, text: str, who: str) -> str:
@@ -64,7 +83,8 @@ def _entering(traced: Traced, graph: fx.Graph, path: str, site: str) -> list[str
         read = [node.args[0]] if node.args and isinstance(node.args[0], fx.Node) else []
     else:
         signals = signal_nodes(graph, traced.operations, traced.model)
-        inside = {each for each in graph.nodes if scope_of(each) == path or scope_of(each).startswith(f"{path}.")}
+        within = (each for each in graph.nodes if scope_of(each) == path or scope_of(each).startswith(f"{path}."))
+        inside = dict.fromkeys(within)  # in order
         read = [n for each in inside for n in each.all_input_nodes if n not in inside and n in signals]
     labels = [labels_of(each, traced.operations) for each in dict.fromkeys(read)]
     return [each[0].text if each else "a value without a name" for each in labels]

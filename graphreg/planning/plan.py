@@ -17,7 +17,7 @@ from graphreg.planning.dependence import DependenceSlice, dependence_slice
 from graphreg.planning.depth import strengths_by_depth
 from graphreg.planning.keywords import instances
 from graphreg.planning.matching import SiteCounts, check_count, check_sites, count_sites, matching_sites, missed
-from graphreg.planning.module_inputs import module_inputs
+from graphreg.planning.module_inputs import check_cells, module_inputs
 from graphreg.planning.native_dropout import OWN_DROPOUT, NativeDropoutEdit, OwnDropout, decide, nameless, table
 from graphreg.planning.repeats import Repeat, Strengths, lines, repeats, warning
 from graphreg.regularizer import (
@@ -292,6 +292,8 @@ def _select(traced: Traced, regularizer: Regularizer, missing: Missing) -> Chose
     chosen = {site: (*found, units.get(site)) for site, found in _sequences(traced, regularizer, matched).items()}
     check_sites(regularizer, chosen)
     check_count(regularizer, list(chosen))
+    if "previous" in regularizer.takes:
+        check_cells(traced, regularizer, list(chosen))
     if isinstance(regularizer, Splice):
         check_shapes(regularizer, {site: steps for site, (_, steps, _) in chosen.items()})
     if isinstance(regularizer, Penalty) and regularizer.on == "parameters":

@@ -13,11 +13,15 @@ The names of the arguments of ``__call__`` say what the engine passes to it:
 - ``lengths``, for a splice: how many steps of each example count, int64 [batch], or None. The option ``lengths`` names the input of the
   model that carries them; the value is [batch, time, ...].
 - ``module_input``, for a splice at the output of a module: the value that the module got, in the shape of ``z``.
+- ``previous``, for a splice at a state that a recurrent cell returns: the state that the cell got, zeros if it got none.
 - ``steps`` and ``lengths``, for a penalty: a sequence, [time, batch, units], and its lengths, int64 [batch] or None. The options
   ``time_axis`` and ``lengths`` say how to read a value as a sequence.
 - ``units``, for a penalty: the value as samples of units, [samples, units]. The units are axis 1 of a convolution's value, else the last
   axis, or the axis that the option ``axis`` gives; all other axes are samples.
 - ``vjp``, for a penalty: the vector-Jacobian product from all selected sites to what the option ``wrt`` selects, see ``Vjp``.
+
+A splice acts in train mode. One that has a method ``in_eval`` does what that says in eval mode; it takes ``z``, ``weight``, ``previous`` or
+``module_input`` in the same way.
 
 The engine averages over sites, unless the formula takes ``values`` or ``vjp``. It multiplies by the strength, and takes care of
 precision and of train and eval mode. A regularizer never sees an fx node.
@@ -50,6 +54,7 @@ from graphreg.regularizer.units import check_axis
 On = Literal["values", "parameters"]
 SUPPLIED = {"values": ("z", "values", "weight"), "parameters": ("w", "values", "weight")}
 PLAIN = (str, int, float, tuple, NoneType)  # the types of values that ``to_dict`` leaves as they are
+IN_EVAL = ("z", "weight", "previous", "module_input")  # what a method ``in_eval`` may take
 VJP_NAMES = ("vjp", "pull")  # of the argument; the second is the name in graphreg 0.1
 
 
@@ -233,6 +238,12 @@ class Splice(Regularizer):
 
     may_act_on: ClassVar[tuple[str, ...]] = ("values",)
     must_take: ClassVar[str] = "weight"
+    takes_in_eval: ClassVar[tuple[str, ...]] = ()  # the argument names of ``in_eval``; empty for a class without that method
+
+    def __init_subclass__(cls, keys: Sequence[str] = (), on: On | None = None, **more: Any) -> None:
+        if "in_eval" in cls.__dict__:
+            cls.takes_in_eval = _arguments_in_eval(cls)
+        super().__init_subclass__(keys, on, **more)
 
     def __post_init__(self) -> None:
         if "share_axes" in (field.name for field in fields(self)):
@@ -290,7 +301,7 @@ class Penalty(Regularizer):
 
 def _arguments(cls: type[Regularizer]) -> tuple[str, ...]:
     names = tuple(inspect.signature(cls.__call__).parameters)[1:]
-    of_splice, of_penalty = ("noise", "lengths", "module_input"), ("steps", "lengths", "units", "vjp")
+    of_splice, of_penalty = ("noise", "lengths", "module_input", "previous"), ("steps", "lengths", "units", "vjp")
     more: tuple[str, ...] = of_penalty if issubclass(cls, Penalty) else of_splice
     supplied = SUPPLIED[cls.on] + (more if cls.on == "values" else ())
     vjp = "pull" if "pull" in names else "vjp"
@@ -304,6 +315,14 @@ def _arguments(cls: type[Regularizer]) -> tuple[str, ...]:
     if vjp in names and (both := {"z", "values", "steps", "units"}.intersection(names)):
         raise RegularizerError(f"{cls.__name__}.__call__ asks for {vjp} and for {min(both)}; {vjp}.sites has the values. Leave one out.")
     check_arguments(cls.__name__, names, [field.name for field in fields(cls)], issubclass(cls, Splice))
+    return names
+
+
+def _arguments_in_eval(cls: Any) -> tuple[str, ...]:
+    names = tuple(inspect.signature(cls.in_eval).parameters)[1:]
+    if "z" not in names or (unknown := [name for name in names if name not in IN_EVAL]):
+        asks = f"asks for {', '.join(unknown)}" if "z" in names else "does not take z"
+        raise RegularizerError(f"{cls.__name__}.in_eval {asks}; the engine supplies {', '.join(IN_EVAL)}, and draws nothing in eval mode.")
     return names
 
 

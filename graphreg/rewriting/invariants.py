@@ -28,6 +28,7 @@ from graphreg.ir import (
     is_native_dropout,
     own_name,
     site_nodes,
+    state_before,
 )
 from graphreg.planning import Edit, Plan
 from graphreg.regularizer import Penalty
@@ -82,7 +83,7 @@ def _runtime_modules(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> No
         runtime_module = module.get_submodule(node.target) if node.op == "call_module" else None
         if kind in (Kind.SPLICE, Kind.MEASURE):
             edit = planned.get((str(added.regularizer), str(place)))
-            ok = edit is not None and _runs(node, runtime_module, edit) and _reads_input(node, edit, module)
+            ok = edit is not None and _runs(node, runtime_module, edit) and _reads_others(node, edit, module)
         elif kind == Kind.TRACK:
             ok = place in plan.tracked and isinstance(runtime_module, Track) and runtime_module.site == place
         elif kind == Kind.TOTAL:
@@ -110,14 +111,20 @@ def _runs(node: fx.Node, runtime_module: nn.Module | None, edit: Edit) -> bool:
     return runtime_module.regularizer is edit.regularizer and runtime_module.site == edit.site.name
 
 
-def _reads_input(node: fx.Node, edit: Edit, module: RewrittenModule) -> bool:
-    """Whether a splice that takes its module's input reads that value, or what replaces it, and another splice reads none."""
-    value = node.kwargs.get("module_input")
+def _reads_others(node: fx.Node, edit: Edit, module: RewrittenModule) -> bool:
+    """Whether a splice reads what its module got, or what replaces it, and what its cell got, if it takes them; and else none."""
+    value, takes = node.kwargs.get("module_input"), edit.regularizer.takes
+    if not {"module_input", "previous"}.intersection(takes):
+        return not node.kwargs
+    operations = Operations(module)
+    wanted = state_before(site_nodes(node.graph, operations)[edit.site.name], operations) if "previous" in takes else None
+    if node.kwargs.get("previous") is not wanted:
+        return False
     if edit.module_input is None:
         return value is None
     while isinstance(value, fx.Node) and (earlier := replaced_by(value)) is not None:
         value = earlier
-    return value is site_nodes(node.graph, Operations(module)).get(edit.module_input)
+    return value is site_nodes(node.graph, operations).get(edit.module_input)
 
 
 def replaced_by(node: fx.Node) -> fx.Node | None:

@@ -11,7 +11,7 @@ from torch import fx
 
 from graphreg.compiler import recomputed
 from graphreg.errors import TraceError
-from graphreg.ir import RULES, Aliases, Kind, apart, end_of, loss_of, nodes_in, own_name, site_nodes
+from graphreg.ir import RULES, Aliases, Kind, apart, end_of, loss_of, nodes_in, own_name, site_nodes, state_before
 from graphreg.planning import Edit, Plan
 from graphreg.regularizer import Penalty, Splice
 from graphreg.rewriting.insertions import Insertion, Insertions, Position, Value
@@ -103,9 +103,9 @@ class _Lowering:
         return edits
 
     def ordered_sites(self, by_site: Mapping[str, list[tuple[int, Edit]]]) -> list[tuple[str, list[tuple[int, Edit]]]]:
-        """Return the sites with their edits: where a splice reads its module's input, in the order of the graph, so that this is final."""
+        """Return the sites with their edits: where splices read other values, in the order of the graph, so that these are final."""
         sites = list(by_site.items())
-        if any(edit.module_input is not None for _, edits in sites for _, edit in edits):
+        if any({"module_input", "previous"}.intersection(edit.regularizer.takes) for _, edits in sites for _, edit in edits):
             sites.sort(key=lambda site: self.aliases.order[self.where[site[0]]])
         return sites
 
@@ -230,7 +230,7 @@ class _Lowering:
             self.recomputed += [name for name, _ in splices]
         for name, edit in splices:
             args = (chain.value, self.key, *self._lengths(edit))
-            more: dict[str, Any] = {**_whose(edit), "kwargs": self._module_input(edit)}
+            more: dict[str, Any] = {**_whose(edit), "kwargs": self._other_values(edit, chain.node)}
             splice = self._add(chain.point, Kind.SPLICE, name, f"{RULES}.{name}", args, **more, replaces=chain.node)
             chain.point = chain.value = chain.read = splice
 
@@ -265,17 +265,20 @@ class _Lowering:
             )
         return [node]
 
-    def _module_input(self, edit: Edit) -> dict[str, Value]:
-        """Return the argument with the value that the site's module gets, as the module reads it; nothing for a splice without it."""
-        if edit.module_input is None:
-            return {}
-        node = self.where[edit.module_input]
-        if self.aliases.written_later(node, is_definite=False):
-            raise TraceError(
-                f"{edit.name} at {edit.site.name}: the model writes into {edit.module_input}, the value that the module gets, before its "
-                "output is there. Clone it in the module before that write (inplace=False), or leave the site out."
-            )
-        return {"module_input": self.present.get(node, node)}
+    def _other_values(self, edit: Edit, node: fx.Node) -> dict[str, Value]:
+        """Return the arguments with what the site's module or cell got, as it read it; nothing for a splice that takes neither."""
+        values: dict[str, fx.Node | None] = {}
+        if edit.module_input is not None:
+            values["module_input"] = self.where[edit.module_input]
+        if "previous" in edit.regularizer.takes:
+            values["previous"] = state_before(node, self.operations)
+        for value in values.values():
+            if value is not None and self.aliases.written_later(value, is_definite=False):
+                raise TraceError(
+                    f"{edit.name} at {edit.site.name}: the model writes into {own_name(value) or value.name}, the value that the module "
+                    "gets, later. Clone it before that write (inplace=False), or leave the site out."
+                )
+        return {name: self.present.get(value, value) for name, value in values.items() if value is not None}
 
     def add_sequence(self, i: int, edit: Edit) -> None:
         """Insert the measurement of a cell's calls, after the last call."""

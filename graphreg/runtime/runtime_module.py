@@ -221,14 +221,19 @@ class SpliceRule(Drawing):
         """Whether the value is replaced in the present mode."""
         return self.forced or self.owner[0].training
 
-    def forward(self, z: Tensor, key: Tensor, lengths: Tensor | None = None, module_input: Tensor | None = None) -> Tensor:
+    def differs_in_eval(self) -> bool:
+        """Whether the splice replaces the value where it does not act, as its ``in_eval`` says."""
+        return bool(self.regularizer.takes_in_eval)
+
+    def forward(self, z: Tensor, key: Tensor, lengths: Tensor | None = None, **others: Tensor) -> Tensor:
         """Replace a value: z [any shape], floating; key int32 [streams, 2]; lengths, or a mask of steps -> [same shape and dtype].
 
-        ``module_input``: the value that the site's module got, [shape of z], for a splice that takes it.
+        ``others``: ``module_input`` and ``previous``, each [shape of z], for a splice that takes it.
 
-        Where the splice does not act it returns ``z`` itself, or a copy if ``apart``.
+        Where the splice does not act it returns ``z`` itself, or a copy if ``apart``, unless it has a form for eval mode.
         """
-        if not self.acts():
+        acts = self.acts()
+        if not acts and not self.differs_in_eval():
             return clone(z) if self.apart else z
         if not isinstance(z, Tensor) or not z.is_floating_point():
             what = z.dtype if isinstance(z, Tensor) else f"a {type(z).__name__}"
@@ -238,16 +243,15 @@ class SpliceRule(Drawing):
         self.regularizer.require_fit(z.shape, self.description)
         if self.steps is not None and self.steps.lengths is not None:
             lengths = self.steps.counts(lengths, z, self.description)
-        if module_input is not None and module_input.shape != z.shape:
-            raise RegularizerError(
-                f"{self.description}: the module gets {tuple(module_input.shape)} and returns {tuple(z.shape)}, so its input cannot take "
-                "the place of its output. Leave the site out."
-            )
+        others = self._others(z, others)
         shared = shared_axes(self.share_axes, self.steps, z.shape, self.description) if self.share_axes else ()
         weight, noise = self.weight(accumulation(z.dtype)), Noise(key[self.slot], shared)
-        formula = partial(self._formula, lengths=lengths, module_input=module_input)
-        recompute = self.recomputed and recomputes() and module_input is None  # a recomputed formula has z as its only input
-        y = recompute_in_backward(formula, z, weight, noise) if recompute else formula(z, weight, noise)
+        formula = partial(self._formula, lengths=lengths, others=others)
+        recompute = self.recomputed and recomputes() and not others  # a recomputed formula has z as its only input
+        if not acts:
+            y = self._in_eval(z, weight, others)
+        else:
+            y = recompute_in_backward(formula, z, weight, noise) if recompute else formula(z, weight, noise)
         if not isinstance(y, Tensor):
             raise RegularizerError(f"{self.description} gave {type(y).__name__}; a splice gives a tensor like its site's.")
         if y.shape != z.shape or y.dtype != z.dtype:
@@ -275,8 +279,25 @@ class SpliceRule(Drawing):
             )
         return y
 
-    def _formula(self, z: Tensor, weight: Tensor, noise: Noise, lengths: Tensor | None, module_input: Tensor | None) -> Any:
-        arguments = {"z": z, "weight": weight, "noise": noise, "values": {self.site: z}, "lengths": lengths, "module_input": module_input}
+    def _others(self, z: Tensor, others: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return what the module or the cell got, in z's dtype; zeros for a cell that got no state."""
+        if "previous" in self.regularizer.takes:
+            others = {"previous": torch.zeros_like(z), **others}
+        for name, value in others.items():
+            if value.shape != z.shape:
+                what = "module" if name == "module_input" else "cell"
+                raise RegularizerError(
+                    f"{self.description}: the {what} gets {tuple(value.shape)} and returns {tuple(z.shape)}, so its input cannot take the "
+                    "place of its output. Leave the site out."
+                )
+        return {name: value.to(z.dtype) for name, value in others.items()}
+
+    def _in_eval(self, z: Tensor, weight: Tensor, others: dict[str, Tensor]) -> Any:
+        arguments = {"z": z, "weight": weight, **others}
+        return self.regularizer.in_eval(**{name: arguments[name] for name in self.regularizer.takes_in_eval})  # type: ignore[attr-defined]
+
+    def _formula(self, z: Tensor, weight: Tensor, noise: Noise, lengths: Tensor | None, others: dict[str, Tensor]) -> Any:
+        arguments = {"z": z, "weight": weight, "noise": noise, "values": {self.site: z}, "lengths": lengths, **others}
         return called(self.regularizer, {name: arguments[name] for name in self.regularizer.takes})
 
 
