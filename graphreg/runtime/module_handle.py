@@ -46,7 +46,7 @@ class ModuleHandle(Handle):
         self.module = module
 
     def _containers(self) -> list[Rules]:
-        """Return the containers of runtime modules; all share the strengths of the first."""
+        """Return the containers of runtime modules. All have the same strengths, where they have the same sites."""
         return [rules_of(self.module)]
 
     def _regularizers(self) -> Mapping[str, Regularizer]:
