@@ -44,7 +44,7 @@ class SharedState:
 
     Attributes:
         seeds: The seed of the model under ``""``, and the seeds of the splices that have one of their own, by regularizer name.
-        rules: Holds the strengths, also those that were set by site since. It has no runtime module but the key rule, and is the container of no graph.
+        rules: Holds the strengths. It has no runtime module but the key rule, and is the container of no graph.
         key: The key rule that counts the calls; it has the streams of all rewritten modules.
         names: The streams, in the order of the key rule's rows.
     """
