@@ -100,9 +100,7 @@ class ModuleHandle(Handle):
             matched = [selector] if selector in sites else [site.name for site in select_among(selector, list(sites.values()))]
             if not matched:
                 known = listed(list(sites), 6) or "none yet"
-                raise NoMatchError(
-                    f"{selector!r} matches no site of {name}.{suggestions_text(str(selector), sites)} Its sites: {known}."
-                )
+                raise NoMatchError(f"{selector!r} matches no site of {name}.{suggestions_text(str(selector), sites)} Its sites: {known}.")
             chosen |= dict.fromkeys(matched, strength)
         return chosen
 
