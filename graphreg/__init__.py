@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from graphreg.pipeline import as_pass, plan, regularize
     from graphreg.planning import Plan, from_kwargs
     from graphreg.recipes import load_recipe, recipe, save_recipe
-    from graphreg.regularizer import Penalty, Regularizer, Splice, Vjp, build, registered, required
+    from graphreg.regularizer import Penalty, Regularizer, Splice, Vjp, build, by_depth, registered, required
     from graphreg.reporting import Diff, Monitor, Report, diff, monitor, report
     from graphreg.rewriting import rewrite, strip
     from graphreg.rng import Noise
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         set_ranks,
         set_rng_state,
         set_strength,
+        site_strengths,
         strengths,
     )
     from graphreg.tracing import Traced, names, trace
@@ -53,13 +54,13 @@ _ROOMS = {
     "pipeline": ("as_pass", "plan", "regularize"),
     "planning": ("Plan", "from_kwargs"),
     "recipes": ("load_recipe", "recipe", "save_recipe"),
-    "regularizer": ("Penalty", "Regularizer", "Splice", "Vjp", "build", "registered", "required"),
+    "regularizer": ("Penalty", "Regularizer", "Splice", "Vjp", "build", "by_depth", "registered", "required"),
     "reporting": ("Diff", "Monitor", "Report", "diff", "monitor", "report"),
     "rewriting": ("rewrite", "strip"),
     "rng": ("Noise",),
     "runtime": (
         "Regularized", "Samples", "frozen_noise", "noise_on", "rng_state", "sample", "set_ranks", "set_rng_state", "set_strength",
-        "strengths",
+        "site_strengths", "strengths",
     ),
     "tracing": ("Traced", "names", "trace"),
     "verification": ("verify",),
@@ -71,10 +72,10 @@ __all__ = [
     "Backend", "Diagnosis", "Diff", "Finding", "GraphRegError", "Monitor", "NoMatchError", "Noise", "Penalty", "Plan",
     "Regularized", "Regularizer", "RegularizerError", "Report", "Samples", "Selector", "Site", "Splice", "TraceError", "Traced",
     "UntestedTorchWarning", "Vjp",
-    "as_pass", "backend", "backend_of", "build", "diff", "doctor", "draw", "from_kwargs", "frozen_noise", "load_recipe",
+    "as_pass", "backend", "backend_of", "build", "by_depth", "diff", "doctor", "draw", "from_kwargs", "frozen_noise", "load_recipe",
     "mean_over_pairs", "monitor", "names", "noise_on", "plan", "recipe", "registered", "regularize", "regularize_", "report",
-    "required", "rewrite", "rng_state", "sample", "save_recipe", "set_ranks",
-    "set_rng_state", "set_strength", "strengths", "strip", "strip_", "to_networkx", "trace", "verify",
+    "required", "rewrite", "rng_state", "sample", "save_recipe", "set_ranks", "set_rng_state", "set_strength", "site_strengths",
+    "strengths", "strip", "strip_", "to_networkx", "trace", "verify",
 ]  # fmt: skip
 
 

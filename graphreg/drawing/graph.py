@@ -158,7 +158,8 @@ def _model_node(node: fx.Node, site: Site | None, seen: Viewed) -> Attributes:
         "box": path.rpartition(".")[0] if op == "call_module" else path,
     }
     if site:
-        attributes |= {"names": ", ".join(site.names), "role": site.role, "selectable": site.selectable, "why_not": site.why_not}
+        attributes |= {"names": ", ".join(site.names), "role": site.role, "branch": site.branch, "selectable": site.selectable}
+        attributes["why_not"] = site.why_not
         attributes["module_output"] = ", ".join(label.module for label in site.labels if label.module)
         attributes["acts"] = ", ".join(edit.name for edit in seen.plan.by_site.get(site.name, ())) if seen.plan else ""
         if site.shape is not None:
@@ -194,7 +195,7 @@ def _addition(node: fx.Node, addition: Addition, seen: Viewed, boxes: Mapping[st
     }  # fmt: skip
     regularizer = plan.regularizers.get(name) if plan else None
     if regularizer is not None:
-        attributes |= {"op": type(regularizer).__name__, "strength": seen.strengths[name]}
+        attributes |= {"op": type(regularizer).__name__, "strength": seen.strengths.get((name, place), seen.strengths[name])}
     if site is not None and site.shape is not None and kind in (Kind.SPLICE, Kind.TRACK, Kind.CLONE, Kind.COPY, Kind.READ):
         attributes |= {"shape": shape_text(site), "dtype": dtype_text(site)}
     return attributes

@@ -19,6 +19,7 @@ from graphreg.errors import GraphRegError
 from graphreg.ir import Site, dtype_text, shape_text
 from graphreg.planning import matching_sites
 from graphreg.regularizer import Regularizer, Splice, build, registered
+from graphreg.runtime import strength_text
 
 SCRIPTS = ("selector.js", "spacing.js", "scene.js", "page.js")
 
@@ -50,7 +51,7 @@ def _regularizers(seen: Viewed, shown: Picture) -> list[dict[str, Any]]:
         doc = (inspect.getdoc(type(regularizer)) or "").partition("\n\n")[0].replace("``", "")
         entries.append({
             "name": name, "cls": type(regularizer).__name__, "text": shown.regularizers[name], "colour": colour(i),
-            "strength": f"{seen.strengths[name]:g}", "doc": " ".join(doc.split()), "code": formula(type(regularizer)),
+            "strength": strength_text(name, seen.strengths), "doc": " ".join(doc.split()), "code": formula(type(regularizer)),
         })  # fmt: skip
     return entries
 
@@ -155,8 +156,8 @@ def site_metadata(site: Site) -> dict[str, Any]:
         for label in site.labels
     ]
     return {
-        "name": site.name, "names": site.names, "labels": labels, "kind": site.kind, "role": site.role, "selectable": site.selectable,
-        "norm": site.norm, "why_not": site.why_not, "used": site.used, "dims": len(site.shape or ()),
+        "name": site.name, "names": site.names, "labels": labels, "kind": site.kind, "role": site.role, "branch": site.branch,
+        "selectable": site.selectable, "norm": site.norm, "why_not": site.why_not, "used": site.used, "dims": len(site.shape or ()),
     }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ import networkx as nx
 
 from graphreg.drawing.graph import as_networkx
 from graphreg.drawing.view import Viewed
+from graphreg.runtime import strength_text
 
 IN, OUT = "<", ">"
 ROOM = 60  # by default, whole depths of modules are unfolded as long as no more nodes than this are visible
@@ -135,7 +136,7 @@ def _legend(seen: Viewed) -> dict[str, str]:
     for name, regularizer in seen.plan.regularizers.items() if seen.plan else ():
         count = len(seen.plan.of(name)) if seen.plan else 0
         sites = f"{count} site{'s' * (count != 1)}"
-        texts[name] = f"{type(regularizer).__name__} {seen.strengths[name]:g} on {regularizer.pattern!r}, {sites}"
+        texts[name] = f"{type(regularizer).__name__} {strength_text(name, seen.strengths)} on {regularizer.pattern!r}, {sites}"
     return texts
 
 

@@ -11,9 +11,9 @@ from torch import fx, nn
 
 from graphreg.errors import GraphRegError
 from graphreg.ir import Site
-from graphreg.planning import Plan
+from graphreg.planning import Plan, Strengths
 from graphreg.rewriting import rewrite, strip
-from graphreg.runtime import backend_handle, graphs_of, in_place_handle, record_of, rewritten, strengths
+from graphreg.runtime import backend_handle, graphs_of, in_place_handle, record_of, rewritten, strengths_now
 from graphreg.tracing import Traced, trace
 
 Mode = Literal["train", "eval"]
@@ -29,14 +29,14 @@ class Viewed:
         graph: The graph to draw, with the additions of the regularizers.
         forward: Which forward the graph shows: ``"train"`` or ``"eval"``, or ``"both"`` if one graph serves both modes.
         plan: The plan that was applied, or None.
-        strengths: The present strength of each regularizer, by name.
+        strengths: The present strength of each regularizer, by name; where it differs by site, by (name, site), too.
     """
 
     traced: Traced
     graph: fx.Graph
     forward: str
     plan: Plan | None
-    strengths: Mapping[str, float]
+    strengths: Strengths
 
     @property
     def title(self) -> str:
@@ -97,7 +97,7 @@ def viewed(target: Drawable, plan: Plan | None = None, example_inputs: Any = Non
                 "this module is rewritten already, and plan= goes with a model or a trace that is not. Give "
                 "graphreg.trace(graphreg.strip(module)) with plan=."
             )
-    return _viewed(trace(strip(module)), graphs_of(module), record_of(module).plan, strengths(module), mode)
+    return _viewed(trace(strip(module)), graphs_of(module), record_of(module).plan, strengths_now(module), mode)
 
 
 def _refuse(example_inputs: Any, what: str) -> None:
@@ -109,10 +109,10 @@ def _traced(traced: Traced, plan: Plan | None, mode: Mode) -> Viewed:
     if plan is None:
         return _viewed(traced, traced.graphs, None, {}, mode)
     module = rewrite(traced, plan, rng=0)  # a seed, so that no draw is taken from the user's generator
-    return _viewed(traced, graphs_of(module), plan, strengths(module), mode)
+    return _viewed(traced, graphs_of(module), plan, strengths_now(module), mode)
 
 
-def _viewed(traced: Traced, graphs: Mapping[str, fx.Graph], plan: Plan | None, now: Mapping[str, float], mode: Mode) -> Viewed:
+def _viewed(traced: Traced, graphs: Mapping[str, fx.Graph], plan: Plan | None, now: Strengths, mode: Mode) -> Viewed:
     name = "both" if "both" in graphs else mode
     return Viewed(traced, graphs[name], name, plan, now)
 

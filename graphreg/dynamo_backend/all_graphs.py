@@ -18,15 +18,16 @@ from graphreg.tracing import Traced
 def union(subgraphs: Sequence[Subgraph]) -> Traced:
     """Return a ``Traced`` with the sites of all graphs.
 
-    A site that several graphs have is in it once, as in the first of them, but it is hidden if it is hidden in any graph, and used if any
-    graph uses it.
+    A site that several graphs have is in it once, as in the first of them, but it is hidden if it is hidden in any graph, used if any
+    graph uses it, and a branch if it is one in any graph.
     """
     sites: dict[str, Site] = {}
     for subgraph in subgraphs:
         for site in subgraph.traced.values:
             known = sites.get(site.name, site)
-            hidden = "hidden" in (known.role, site.role)
-            sites[site.name] = dataclasses.replace(known, role="hidden" if hidden else known.role, used=known.used or site.used)
+            role = "hidden" if "hidden" in (known.role, site.role) else known.role
+            used, branch = known.used or site.used, known.branch or site.branch
+            sites[site.name] = dataclasses.replace(known, role=role, used=used, branch=branch)
     return dataclasses.replace(subgraphs[0].traced, graphs={}, values=tuple(sites.values()))
 
 
@@ -45,7 +46,8 @@ def check_selectors(
                 check_count(regularizer, list(matching_sites(united, regularizer, missing)))
             except NoMatchError as error:
                 raise NoMatchError(f"{error}{_elsewhere(united, regularizer)}{left()}") from None
-    if again := warning([repeat for subgraph in subgraphs for repeat in subgraph.plan.repeats], regularizers, united.values):
+    weights = {name: regularizer.weight for name, regularizer in regularizers.items()}
+    if again := warning([repeat for subgraph in subgraphs for repeat in subgraph.plan.repeats], regularizers, united.values, weights):
         warn(again)
     native = [dropout for subgraph in subgraphs for dropout in subgraph.traced.native_dropout]
     decide(own_dropout, native, united.title, missing, united.values)

@@ -24,11 +24,13 @@ from graphreg.dynamo_backend.subgraph import Inner, Maker, Subgraph
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, RenamedAttributes, TraceError, raising, suggestions_text
 from graphreg.ir import RULES, Missing, brought
 from graphreg.planning import OwnDropout, check_count, check_sites, check_trainable, matching_sites
-from graphreg.regularizer import Penalty, Regularizer, Splice
+from graphreg.regularizer import ByDepth, Penalty, Regularizer, Splice
 from graphreg.reporting import Report
 from graphreg.runtime import Asked, BackendHandle, Penalties, Scale, written_scale
 from graphreg.torch_internals import Changes, CompiledCall, compiled_call, in_backward, strict_limit, translator
 from graphreg.tracing import Traced
+
+OTHERS = "graphreg.regularize or graphreg.regularize_"  # to use instead, for messages
 
 
 class Backend(BackendHandle, RenamedAttributes):
@@ -57,7 +59,16 @@ class Backend(BackendHandle, RenamedAttributes):
         self.subgraphs: list[Subgraph] = []
         self.forced, self.complete = False, False
         self._forcing: dict[object, None] = {}  # the open blocks of noise_on
-        self._strengths = {name: torch.tensor([r.weight], dtype=torch.float64) for name, r in regularizers.items()}
+        for name, regularizer in self.regularizers.items():
+            if isinstance(regularizer.weight, ByDepth):
+                raise RegularizerError(
+                    f"{name}: weight={regularizer.weight!r} is not allowed in a backend, which sees one graph at a time and not the order "
+                    f"of all blocks. Give a number, or use {OTHERS}."
+                )
+            if {"module_input", "previous"}.intersection(regularizer.takes):
+                kind = type(regularizer).__name__
+                raise RegularizerError(f"{name}: {kind} is not possible in a backend: a graph may be a part of a module. Use {OTHERS}.")
+        self._strengths = {name: torch.tensor([float(r.weight)], dtype=torch.float64) for name, r in regularizers.items()}
         self._measurers: dict[str, Measurer] = {}
         self._maker: Maker | None = None
         self._contexts: list[Any] = []  # torch.compile's context objects that call _begin at each call
@@ -245,8 +256,17 @@ class Backend(BackendHandle, RenamedAttributes):
         """Return the present strengths by regularizer name: see ``graphreg.strengths``."""
         return {name: float(value) for name, value in self._strengths.items()}
 
-    def set_strength(self, name: str, value: float) -> None:
+    def site_strengths(self) -> dict[str, dict[str, float]]:
+        """Return the present strengths by regularizer name and site: see ``graphreg.site_strengths``. All sites have one strength."""
+        by_site: dict[str, dict[str, float]] = {}
+        for edit in (edit for subgraph in self.subgraphs for edit in subgraph.plan.edits if edit.regularizer.by_site):
+            by_site.setdefault(edit.name, {})[edit.site.name] = float(self._strengths[edit.name])
+        return by_site
+
+    def set_strength(self, name: str, value: float | Mapping[str, float]) -> None:
         """Change a regularizer's strength: see ``graphreg.set_strength``."""
+        if isinstance(value, Mapping):
+            raise RegularizerError(f"{name}: a backend has one strength for all sites of a regularizer. Give a number, or use {OTHERS}.")
         if name not in self.regularizers:
             known = ", ".join(self.regularizers) or "none"
             raise NoMatchError(f"no regularizer is named {name!r}.{suggestions_text(str(name), self.regularizers)} Names: {known}.")

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import fx, nn
 
-from graphreg.errors import GraphRegError, TraceError
+from graphreg.errors import GraphRegError, RegularizerError, TraceError
 from graphreg.in_place.placed import Placed
 from graphreg.in_place.placed_class import generated_class
 from graphreg.in_place.structure import ORIGINAL, Options, bare
@@ -88,6 +88,7 @@ def regularize_(
     check_flag("eval_penalties", eval_penalties)
     _check_model(model, penalties)
     named, seeds = _seeded(named_once([*instances(regularizers), *from_keywords(keywords)]), rng)
+    _check_eval(named, eval_penalties)
     before = model_before(model, example_inputs, verify)
     options = Options(named, front_end, missing, penalties, scale, own_dropout, eval_penalties)
     placed = Placed(options, SharedState(named, seeds, device_of(model)))
@@ -166,6 +167,16 @@ def _check_model(model: nn.Module, penalties: Penalties) -> None:
             f"{type(model).__name__} has something called 'penalties', and penalties='attach' gives the last values by "
             "model.penalties(). Rename it in the model, or take penalties='return'."
         )
+
+
+def _check_eval(regularizers: Mapping[str, Regularizer], eval_penalties: bool) -> None:
+    """Raise RegularizerError for a splice that has a form for eval mode, in which the model would run its own forward."""
+    for name, regularizer in regularizers.items():
+        if isinstance(regularizer, Splice) and regularizer.takes_in_eval and not eval_penalties:
+            raise RegularizerError(
+                f"{name}: {type(regularizer).__name__} acts in eval mode, too, in which a model that is regularized in place runs its own "
+                "forward. Give eval_penalties=True, with which it runs the graph in both modes, or use graphreg.regularize."
+            )
 
 
 def _seeded(regularizers: Mapping[str, Regularizer], rng: Any) -> tuple[dict[str, Regularizer], dict[str, int]]:

@@ -212,7 +212,7 @@ class Placed(ModuleHandle, InPlaceHandle):
 
     def __reduce__(self) -> tuple[Any, ...]:
         strengths = {name: self.shared.rules.value(name) for name in self.shared.rules.strengths}
-        return _unpickled, (self.options, strengths, self.rng_state())
+        return _unpickled, (self.options, strengths, self.rng_state(), self.shared.rules.chosen)
 
     # the handle
 
@@ -303,11 +303,14 @@ class _Watched:
         return fingerprint is not None and fingerprint.same()
 
 
-def _unpickled(options: Options, strengths: Mapping[str, float], state: Mapping[str, Any]) -> Placed:
+def _unpickled(
+    options: Options, strengths: Mapping[str, float], state: Mapping[str, Any], chosen: Mapping[str, Mapping[str, float]]
+) -> Placed:
     """Make the state of an unpickled model. It is on the CPU until the model moves."""
     shared = SharedState(options.regularizers, state["seeds"], torch.device("cpu"))
     for name, value in strengths.items():
-        shared.rules.set_value(name, value)
+        shared.rules.strengths[name].fill_(value)
+    shared.rules.chosen = {name: dict(by_site) for name, by_site in chosen.items()}
     placed = Placed(options, shared)
     placed.set_rng_state(state)
     return placed

@@ -6,6 +6,7 @@ then ``selector.py``, which says how a string finds sites.
 
 from graphreg.ir.aliasing import Aliases, of_body
 from graphreg.ir.buffer_constants import BufferConstants
+from graphreg.ir.cell_states import cell_call, state_before
 from graphreg.ir.codegen_fixes import check_arguments, spelled
 from graphreg.ir.comparison import Literals, compared, difference, flat, is_nan, name_of
 from graphreg.ir.containers import building, builds, end_of, loss_of
@@ -71,8 +72,8 @@ from graphreg.ir.operations import (
 from graphreg.ir.precision import brought, has_float64, widest
 from graphreg.ir.provenance import chains, one_value_over_again
 from graphreg.ir.random_ops import DropoutKind, NativeDropout, find_native_dropouts, rate_of
-from graphreg.ir.roles import BOUNDARY, CELL_PORTS, deep_nodes, is_region, labels_of, site_nodes, value_sites
-from graphreg.ir.selector import Missing, Pattern, Selector, complain, exactly, select, strings, strings_of, unmatched
+from graphreg.ir.roles import BOUNDARY, CELL_PORTS, deep_nodes, is_region, labels_of, signal_nodes, site_nodes, value_sites
+from graphreg.ir.selector import Missing, Pattern, Selector, complain, exactly, select, select_among, strings, strings_of, unmatched
 from graphreg.ir.serialize import blank_like, copied, freeze, thaw
 from graphreg.ir.shape_guards import ASSERTIONS, SIZE_ASSERTIONS, Place, assert_sizes, described, fixed, has_keys, specialized_to
 from graphreg.ir.site import ROLES, Label, Names, Role, Site, dtype_text, shape_text
@@ -89,14 +90,14 @@ __all__ = [
     "Addition", "Aliases", "BufferConstants", "DropoutKind", "Effects", "Graphs", "Kind", "Label", "Literals", "Missing",
     "ModelFacts", "ModuleCall", "Namer", "Names", "NativeDropout", "Operations", "Origin", "Pattern", "Place", "Role", "Selector",
     "Site", "State", "Steps", "Table", "Units", "add_label", "addition_of", "apart", "assert_sizes", "blank_like", "blocks",
-    "brought", "building", "builds", "carries_derivative", "chains", "check_arguments", "check_names", "choose", "clone",
-    "columns", "compared", "complain", "convolution", "copied", "declared", "deep_nodes", "described", "difference",
+    "brought", "building", "builds", "carries_derivative", "cell_call", "chains", "check_arguments", "check_names", "choose",
+    "clone", "columns", "compared", "complain", "convolution", "copied", "declared", "deep_nodes", "described", "difference",
     "dtype_text", "elements", "end_of", "exactly", "find_native_dropouts", "fixed", "flat", "freeze", "function_name",
     "gives_tuple", "has_float64", "has_keys", "is_added", "is_drop_path", "is_dropout_module", "is_in_place", "is_kind",
     "is_labelled", "is_marked", "is_nan", "is_native_dropout", "is_port", "is_region", "is_single_operation", "is_size",
     "is_stack", "label_node", "label_output", "label_site", "labels_of", "laid_out", "loss_of", "mark", "mean_over_pairs",
     "name_of", "nodes_in", "of_body", "one_value_over_again", "origin_in_trace", "origin_now", "origin_of", "overlaps",
-    "own_labels", "own_name", "plain", "rate_of", "reached", "registered", "reserved", "scope_of", "select", "shape_text",
-    "short", "site_nodes", "sizes_of", "specialized_arguments", "specialized_to", "spelled", "stacks", "state_of", "strings",
-    "strings_of", "thaw", "unmark", "unmatched", "value_sites", "widest",
+    "own_labels", "own_name", "plain", "rate_of", "reached", "registered", "reserved", "scope_of", "select", "select_among",
+    "shape_text", "short", "signal_nodes", "site_nodes", "sizes_of", "specialized_arguments", "specialized_to", "spelled",
+    "stacks", "state_before", "state_of", "strings", "strings_of", "thaw", "unmark", "unmatched", "value_sites", "widest",
 ]  # fmt: skip

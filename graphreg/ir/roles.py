@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import fx, nn
 
+from graphreg.ir.branches import branches, signals
 from graphreg.ir.containers import builds, loss_of
 from graphreg.ir.convolution_axes import operands_with_its_axes, spatial_dims
 from graphreg.ir.metadata import is_labelled, own_labels, scope_of
@@ -98,6 +99,12 @@ def deep_nodes(graph: fx.Graph, operations: Operations, model: nn.Module) -> set
     return _Judge(graph, operations, model).deep
 
 
+def signal_nodes(graph: fx.Graph, operations: Operations, model: nn.Module) -> set[fx.Node]:
+    """Return the nodes that depend on a floating-point input or on a product, so no masks, positions and parameters."""
+    judge = _Judge(graph, operations, model)
+    return signals(graph, judge.sizes, judge.products)
+
+
 class _Judge:
     """Walks a graph once, in order, and classifies each node by the kind of its value and by what it depends on."""
 
@@ -114,6 +121,7 @@ class _Judge:
         self.integers: set[fx.Node] = set()
         self.packed: set[fx.Node] = set()  # a PackedSequence, also one that a recurrent layer returns
         self.spatial: dict[fx.Node, int] = {}  # for values with a convolution's axes: its number of spatial dims
+        self.products: set[fx.Node] = set()  # products of data with weights
         self.reads: dict[fx.Node, str] = {}  # for embeddings: the name of the input that has the indices
         for node in graph.nodes:
             self._walk(node)
@@ -155,6 +163,7 @@ class _Judge:
             self.weights.add(node)
         if self._is_product(node, data):
             self.hidden.update(origin for n in data if (origin := self._origin(n)) in self.deep)
+            self.products.add(node)
             indices = self._indices(node, data)
             self.integers.update(indices)
             self.reads.update((node, str(each.target)) for each in indices if each.op == "placeholder" and BOUNDARY not in each.meta)
@@ -206,7 +215,7 @@ class _Judge:
         return node
 
     def sites(self) -> list[Site]:
-        sites = []
+        sites, self.branches = list[Site](), branches(self.graph, self.operations, self.sizes, self.products)
         for node in self.graph.nodes:
             labels = labels_of(node, self.operations)
             if labels:
@@ -222,7 +231,7 @@ class _Judge:
         norm = self.operations.is_norm(node) or any(label.module is not None and _NORM_CLASS.search(label.op) for label in labels)
         role = self._role(node)
         loss = node is self.loss or self.operations.is_loss(node) or (role == "output" and shape == ())
-        facts |= {"spatial": self.spatial.get(node, 0), "reads": self.reads.get(node, "")}
+        facts |= {"spatial": self.spatial.get(node, 0), "reads": self.reads.get(node, ""), "branch": node in self.branches}
         return Site(labels, role=role, norm=norm, loss=loss, sequence=self._sequence(node), **facts)
 
     def _sequence(self, node: fx.Node) -> Literal["", "batch first", "time first", "state"]:

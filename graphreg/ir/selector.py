@@ -17,7 +17,7 @@ from typing import Literal
 from torch import nn
 
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, suggestions, suggestions_text, warn
-from graphreg.ir.site import ROLES, Label, Site
+from graphreg.ir.site import MARKS, ROLES, Label, Site
 
 Selector = str | Sequence[str] | Callable[[Site], bool]
 Missing = Literal["error", "warn", "ignore"]
@@ -54,9 +54,9 @@ class Pattern:
                 )
             )
         role = match["role"]
-        if role is not None and role not in ROLES:
+        if role is not None and role not in (*ROLES, *MARKS):
             hint = r"Where # is a part of the name, write \#."
-            raise RegularizerError(f"{text!r} asks for the role {role!r}; roles are {', '.join(ROLES)}. {hint}")
+            raise RegularizerError(f"{text!r} asks for the role {role!r}; roles are {', '.join((*ROLES, *MARKS))}. {hint}")
         name, op, port = (_as_glob(match[part]) for part in ("name", "op", "port"))
         return cls(text, name or "**", op, port, role, bool(match["exclude"]))
 
@@ -80,8 +80,8 @@ class Pattern:
         return bool(self._glob(label.name))
 
     def filters(self, label: Label, site: Site) -> bool:
-        """Return whether the label's op and the site's role match the pattern."""
-        return (self.op is None or fnmatch.fnmatchcase(label.op, self.op)) and self.role in (None, site.role)
+        """Return whether the label's op, and the site's role or a mark of it, match the pattern."""
+        return (self.op is None or fnmatch.fnmatchcase(label.op, self.op)) and self.role in (None, *site.marked)
 
     def takes_port(self, label: Label) -> bool:
         """Return whether the pattern matches the port of a label. A pattern without a port matches the default port."""
@@ -202,6 +202,12 @@ def select(
     return {site: wanted[id(site)] for site in sites if id(site) in wanted and id(site) not in excluded}
 
 
+def select_among(selector: str, sites: Sequence[Site]) -> list[Site]:
+    """Return those of the sites that one string matches; ``"*"`` matches all of them."""
+    pattern = Pattern.parse(selector)
+    return list(sites) if pattern.lone else pattern.find(sites)
+
+
 def _by_strings(
     texts: Sequence[str],
     sites: Sequence[Site],
@@ -314,7 +320,7 @@ def _nothing(
         there = sorted({label.op for label, _ in named})
         ops = ", ".join(list(dict.fromkeys([*suggestions(pattern.op or "", there), *there]))[:6])
         ports = ", ".join(sorted({p for label, _ in named for p in label.ports})[:6])
-        roles = ", ".join(sorted({site.role for _, site in named} - {""})) or "none"
+        roles = ", ".join(sorted({mark for _, site in named for mark in site.marked})) or "none"
         return f"{start} The name is found, the filter is not: ops there {ops}; ports {ports}; roles {roles}.{end}"
     if named:
         texts = ", ".join(exactly(label) for label, _ in named[:6])

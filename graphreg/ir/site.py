@@ -13,6 +13,7 @@ from graphreg.ir.text_table import columns
 
 Role = Literal["input", "hidden", "output", ""]
 ROLES = ("input", "hidden", "output")
+MARKS = ("branch",)  # what a selector may ask for by ``#``, too; a site has one role, and any marks besides
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Site:
         sequence: For the output sequence of a recurrent layer, also after dropout, the order of its axes: ``"batch first"`` or
             ``"time first"``; ``"state"`` for a final state; ``""`` for any other value.
         spatial: The number of spatial dims of a value that has the axes of a convolution's output, [batch, channels, ...]; else 0.
+        branch: Whether it is a residual branch: a value that a sum adds to the value that it was computed from.
         reads: The name of the model's input that an embedding reads its indices from; ``""`` for any other value.
         used: Whether the model's output depends on it.
         why_not: Why it is not selectable; ``""`` if it is.
@@ -73,6 +75,7 @@ class Site:
     dtype: torch.dtype | None = None
     sequence: Literal["", "batch first", "time first", "state"] = ""
     spatial: int = 0
+    branch: bool = False
     reads: str = ""
     used: bool = True
     why_not: str = ""
@@ -92,10 +95,16 @@ class Site:
     def names(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(label.text for label in self.labels))
 
+    @property
+    def marked(self) -> tuple[str, ...]:
+        """Its role, if it has one, and its marks: what ``#`` in a selector matches."""
+        return (*((self.role,) if self.role else ()), *(("branch",) if self.branch else ()))
+
     def to_dict(self) -> dict[str, Any]:
         """Return the site as plain data; ``shape`` and ``dtype`` are None if not known."""
         return {
             "name": self.name, "also": list(self.names[1:]), "kind": self.kind, "op": self.op, "module": self.module, "role": self.role,
+            "branch": self.branch,
             "shape": None if self.shape is None else list(self.shape), "dtype": dtype_text(self) or None,
             "selectable": self.selectable, "why_not": self.why_not,
         }  # fmt: skip
@@ -122,7 +131,7 @@ class Names(Sequence[str]):
 
     def __repr__(self) -> str:
         rows = [
-            (s.name, s.op, shape_text(s), dtype_text(s), s.role or ("" if s.selectable else s.why_not), ", ".join(s.names[1:]))
+            (s.name, s.op, shape_text(s), dtype_text(s), ", ".join(s.marked) or ("" if s.selectable else s.why_not), ", ".join(s.names[1:]))
             for s in self.sites
         ]
         table = columns(("name", "op", "shape", "dtype", "role", "also called"), rows)

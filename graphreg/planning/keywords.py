@@ -15,7 +15,7 @@ from torch import nn
 
 from graphreg.errors import NoMatchError, RegularizerError, no_number, number_of, shown, suggestions_text
 from graphreg.ir import ROLES, Site
-from graphreg.regularizer import OPTIONS, PREFIXED, Regularizer, find, registered
+from graphreg.regularizer import OPTIONS, PREFIXED, ByDepth, Regularizer, find, registered
 from graphreg.tracing import Traced, trace
 
 FAMILIES = ("dropout", "noise")
@@ -176,7 +176,7 @@ def _mapped(keyword: str, cls: type[Regularizer], entries: Sequence[tuple[Any, A
 def _number(what: str, value: Any, cure: str) -> float:
     if (number := number_of(value)) is None:
         raise RegularizerError(no_number(what, value, cure))
-    return number
+    return value if isinstance(value, ByDepth) else number
 
 
 def _one(keyword: str, key: str, value: Any, sites: Sequence[Site], **options: Any) -> Iterator[Regularizer]:

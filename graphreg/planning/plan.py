@@ -14,10 +14,12 @@ from typing import Any, ClassVar
 from graphreg.errors import GraphRegError, RegularizerError, RenamedAttributes, shown, warn
 from graphreg.ir import Missing, NativeDropout, Site, Steps, Units, columns, dtype_text, shape_text
 from graphreg.planning.dependence import DependenceSlice, dependence_slice
+from graphreg.planning.depth import strengths_by_depth
 from graphreg.planning.keywords import instances
 from graphreg.planning.matching import SiteCounts, check_count, check_sites, count_sites, matching_sites, missed
+from graphreg.planning.module_inputs import check_cells, module_inputs
 from graphreg.planning.native_dropout import OWN_DROPOUT, NativeDropoutEdit, OwnDropout, decide, nameless, table
-from graphreg.planning.repeats import Repeat, lines, repeats, warning
+from graphreg.planning.repeats import Repeat, Strengths, lines, repeats, warning
 from graphreg.regularizer import (
     Penalty,
     Regularizer,
@@ -44,6 +46,8 @@ class Edit:
         occurrence: How many regularizers of the same class the plan has before this one at the site.
         steps: How a regularizer on sequences reads the value as steps; None for other regularizers.
         units: How a penalty on units reads the value as samples of units; None for other regularizers.
+        at_depth: The strength at the site, where it differs by depth; None for the regularizer's own.
+        module_input: The name of the value that the site's module gets, for a splice that takes it; None for other regularizers.
     """
 
     site: Site
@@ -53,6 +57,13 @@ class Edit:
     occurrence: int = 0
     steps: Steps | None = None
     units: Units | None = None
+    at_depth: float | None = None
+    module_input: str | None = None
+
+    @property
+    def weight(self) -> float:
+        """The strength at the site."""
+        return self.regularizer.weight if self.at_depth is None else self.at_depth
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -121,11 +132,12 @@ class Plan(RenamedAttributes):
         return tracked
 
     def note(self, name: str) -> str:
-        """Describe what a regularizer differentiates or which axes it takes for units; ``""`` for any other regularizer."""
+        """Describe what a regularizer differentiates, which axes it takes for units, or how its strength differs by depth; else ``""``."""
         if name in self.slices:
             return self.slices[name].note()
+        depth = f"weight {self.regularizers[name].weight!r}" if any(edit.at_depth is not None for edit in self.of(name)) else ""
         read_as = [(edit.site.name, edit.units) for edit in self.of(name) if edit.units is not None]
-        return units_note(read_as) if read_as else ""
+        return "; ".join(filter(None, (depth, units_note(read_as) if read_as else "")))
 
     def splices(self, site: str) -> tuple[Edit, ...]:
         """Return the edits at a site that replace its value."""
@@ -145,7 +157,7 @@ class Plan(RenamedAttributes):
                 shape_text(e.site),
                 dtype_text(e.site),
                 f"{type(e.regularizer).__name__} {e.name}",
-                f"{e.regularizer.weight:g}",
+                f"{e.weight:g}",
                 e.matched,
             )
             for e in self.edits
@@ -160,9 +172,9 @@ class Plan(RenamedAttributes):
         repeated = "".join(f"\n{line}" for line in self.repeated())
         return f"{self.title}: {edits} by {count} regularizer{'s' * (count != 1)}{rows_text}{notes}{repeated}{native}{missed}"
 
-    def repeated(self, strengths: Mapping[str, float] | None = None) -> list[str]:
+    def repeated(self, strengths: Strengths | None = None) -> list[str]:
         """Return lines about values that splices act on several times in a row; ``strengths``: those to use instead of the plan's."""
-        return lines(self.repeats, self.regularizers, strengths or {name: r.weight for name, r in self.regularizers.items()})
+        return lines(self.repeats, self.regularizers, strengths or _planned(self.regularizers, self.edits))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain data that JSON can hold.
@@ -172,7 +184,11 @@ class Plan(RenamedAttributes):
         return {
             "title": self.title,
             "regularizers": {name: regularizer.to_dict() for name, regularizer in self.regularizers.items()},
-            "edits": [{"regularizer": e.name, "matched": e.matched, "sites": [site.to_dict() for site in e.sites]} for e in self.edits],
+            "edits": [
+                {"regularizer": e.name, "matched": e.matched, "sites": [site.to_dict() for site in e.sites]}
+                | ({} if e.at_depth is None else {"weight": e.at_depth})
+                for e in self.edits
+            ],
             "derivatives": {name: slice_.note() for name, slice_ in self.slices.items()},
             "own_dropout": [{"site": e.dropout.site.name, "becomes": e.action, "matched": e.matched} for e in self.native_dropout],
             "stays": [dropout.text for dropout in self.unmovable],
@@ -186,7 +202,7 @@ def plan(
 ) -> Plan:
     """Make a plan and warn if splices of one kind act on one value several times in a row; see ``graphreg.plan`` in ``pipeline.py``."""
     made = decided(traced, regularizers, missing, own_dropout)
-    if message := warning(made.repeats, made.regularizers, traced.values):
+    if message := warning(made.repeats, made.regularizers, traced.values, _planned(made.regularizers, made.edits)):
         warn(message)
     return made
 
@@ -202,9 +218,12 @@ def decided(
     edits: list[Edit] = []
     seen: Counter[tuple[str, type]] = Counter()
     for name, regularizer in named.items():
-        for site, (text, steps, units) in _select(traced, regularizer, missing).items():
-            kind = type(regularizer)
-            edits.append(Edit(site, name, regularizer, text, seen[site.name, kind], steps, units))
+        chosen = _select(traced, regularizer, missing)
+        depths = strengths_by_depth(traced, regularizer, list(chosen))
+        inputs = module_inputs(traced, regularizer, {site: text for site, (text, _, _) in chosen.items()})
+        for site, (text, steps, units) in chosen.items():
+            kind, more = type(regularizer), (steps, units, depths.get(site), inputs.get(site))
+            edits.append(Edit(site, name, regularizer, text, seen[site.name, kind], *more))
             seen[site.name, kind] += 1
     native_dropout, unmovable = decide(own_dropout, traced.native_dropout, traced.title, missing, traced.values)
     slices = _slices(traced, named, edits)
@@ -212,6 +231,12 @@ def decided(
     lost = _missed(traced, named, own_dropout, missing)
     counts = count_sites(traced)
     return Plan(traced.title, named, tuple(edits), slices, native_dropout, unmovable, counts, lost, again, missing, own_dropout, traced)
+
+
+def _planned(regularizers: Mapping[str, Regularizer], edits: Sequence[Edit]) -> Strengths:
+    """Return the strengths of a plan, by regularizer name, and by regularizer and site where they differ by depth."""
+    by_name = {name: float(regularizer.weight) for name, regularizer in regularizers.items()}
+    return {**by_name, **{(edit.name, edit.site.name): edit.at_depth for edit in edits if edit.at_depth is not None}}
 
 
 def _slices(traced: Traced, named: Mapping[str, Regularizer], edits: Sequence[Edit]) -> dict[str, DependenceSlice]:
@@ -259,6 +284,8 @@ def _select(traced: Traced, regularizer: Regularizer, missing: Missing) -> Chose
     chosen = {site: (*found, units.get(site)) for site, found in _sequences(traced, regularizer, matched).items()}
     check_sites(regularizer, chosen)
     check_count(regularizer, list(chosen))
+    if "previous" in regularizer.takes:
+        check_cells(traced, regularizer, list(chosen))
     if isinstance(regularizer, Splice):
         check_shapes(regularizer, {site: steps for site, (_, steps, _) in chosen.items()})
     if isinstance(regularizer, Penalty) and regularizer.on == "parameters":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from graphreg.ir import Pattern, Site, exactly, one_value_over_again
 from graphreg.regularizer import Regularizer, Splice
@@ -15,6 +16,9 @@ from graphreg.tracing import Traced
 
 _SHOWN = 3  # how many repeats a plan or a report shows
 _NUMBER = re.compile(r"(?<![^._])\d+(?=\.)")  # the number of a layer in a path
+
+
+Strengths = Mapping[Any, float]  # by regularizer name; where they differ by site, by (regularizer name, site name), too
 
 
 @dataclass(frozen=True)
@@ -29,20 +33,26 @@ class Repeat:
     sites: tuple[str, ...]
     acts: tuple[tuple[str, str], ...]
 
-    def present(self, strengths: Mapping[str, float]) -> Repeat:
+    def present(self, strengths: Strengths) -> Repeat:
         """Return the repeat without the splices whose strength is 0."""
-        acts = tuple(act for act in self.acts if strengths[act[1]])
+        acts = tuple(act for act in self.acts if _strength(act, strengths))
         return Repeat(tuple(dict.fromkeys(site for site, _ in acts)), acts)
 
-    def text(self, regularizers: Mapping[str, Regularizer], strengths: Mapping[str, float], more: str = "") -> str:
+    def text(self, regularizers: Mapping[str, Regularizer], strengths: Strengths, more: str = "") -> str:
         """Describe the effect of the repeat; ``""`` if there is none. ``more``: text to append to the list of sites."""
         now = self.present(strengths)
         first = regularizers[self.acts[0][1]]
         if len(now.sites) < 2 or not isinstance(first, Splice):
             return ""
-        effect, names = first.in_a_row([strengths[name] for _, name in now.acts]), list(dict.fromkeys(name for _, name in now.acts))
+        effect = first.in_a_row([_strength(act, strengths) for act in now.acts])
+        names = list(dict.fromkeys(name for _, name in now.acts))
         act = f"{' and '.join(names)} {'acts' if len(names) == 1 else 'act'} {len(now.acts)} times in a row on one value"
         return f"{act} ({', '.join(now.sites)}{more}): {effect}" if effect else ""
+
+
+def _strength(act: tuple[str, str], strengths: Strengths) -> float:
+    site, name = act
+    return strengths.get((name, site), strengths[name])
 
 
 def repeats(traced: Traced, splices: Sequence[tuple[Site, str, Regularizer]]) -> tuple[Repeat, ...]:
@@ -61,16 +71,15 @@ def repeats(traced: Traced, splices: Sequence[tuple[Site, str, Regularizer]]) ->
     return tuple(repeated)
 
 
-def lines(repeated: Sequence[Repeat], regularizers: Mapping[str, Regularizer], strengths: Mapping[str, float]) -> list[str]:
+def lines(repeated: Sequence[Repeat], regularizers: Mapping[str, Regularizer], strengths: Strengths) -> list[str]:
     """Return the lines that a plan and a report show: one for each of the first three repeats, and one with the number of the others."""
     texts = [text for repeat in repeated if (text := repeat.text(regularizers, strengths))]
     more = [f"and so on at {len(texts) - _SHOWN} more places"] if len(texts) > _SHOWN else []
     return [*texts[:_SHOWN], *more]
 
 
-def warning(repeated: Sequence[Repeat], regularizers: Mapping[str, Regularizer], sites: Sequence[Site]) -> str:
+def warning(repeated: Sequence[Repeat], regularizers: Mapping[str, Regularizer], sites: Sequence[Site], strengths: Strengths) -> str:
     """Return one warning for all repeats, with a selector that acts once on each value; ``""`` if there is nothing to warn of."""
-    strengths = {name: regularizer.weight for name, regularizer in regularizers.items()}
     notable = [repeat for repeat in repeated if repeat.text(regularizers, strengths)]
     if not notable:
         return ""

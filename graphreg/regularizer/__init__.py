@@ -1,11 +1,12 @@
 """The protocol of a regularizer: base classes, the registry of keys, and the checks on a formula.
 
 To write a regularizer, open ``base.py``: subclass ``Splice`` or ``Penalty`` and write ``__call__``. The other files supply what a
-formula may ask for (``sequences.py``, ``units.py``, ``vjp.py``) and check that it is a pure function of its arguments (``purity.py``,
-``purity_trial.py``).
+formula may ask for (``sequences.py``, ``units.py``, ``vjp.py``) and a strength by depth (``by_depth.py``), and check that a formula is a
+pure function of its arguments (``purity.py``, ``purity_trial.py``).
 """
 
 from graphreg.regularizer.base import VJP_NAMES, Penalty, Regularizer, Splice, check_flag, required
+from graphreg.regularizer.by_depth import ByDepth, by_depth
 from graphreg.regularizer.purity import called
 from graphreg.regularizer.purity_trial import require_pure
 from graphreg.regularizer.registry import OPTIONS, PREFIXED, build, find, registered
@@ -15,7 +16,8 @@ from graphreg.regularizer.units import units_at, units_note
 from graphreg.regularizer.vjp import Vjp, known_to_dynamo, recorded, tracked
 
 __all__ = [
-    "OPTIONS", "PREFIXED", "VJP_NAMES", "Penalty", "Regularizer", "Splice", "Vjp", "build", "called", "check_flag", "check_lengths",
-    "find", "known_to_dynamo", "recorded", "registered", "require_pure", "required", "sequences", "shared_axes", "splice_steps", "tracked",
+    "OPTIONS", "PREFIXED", "VJP_NAMES", "ByDepth", "Penalty", "Regularizer", "Splice", "Vjp", "build", "by_depth", "called",
+    "check_flag", "check_lengths", "find", "known_to_dynamo", "recorded", "registered", "require_pure", "required", "sequences",
+    "shared_axes", "splice_steps", "tracked",
     "units_at", "units_note",
 ]  # fmt: skip

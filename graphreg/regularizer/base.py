@@ -12,11 +12,16 @@ The names of the arguments of ``__call__`` say what the engine passes to it:
 - ``noise``, for a splice: what to draw random numbers from, see ``Noise``.
 - ``lengths``, for a splice: how many steps of each example count, int64 [batch], or None. The option ``lengths`` names the input of the
   model that carries them; the value is [batch, time, ...].
+- ``module_input``, for a splice at the output of a module: the value that the module got, in the shape of ``z``.
+- ``previous``, for a splice at a state that a recurrent cell returns: the state that the cell got, zeros if it got none.
 - ``steps`` and ``lengths``, for a penalty: a sequence, [time, batch, units], and its lengths, int64 [batch] or None. The options
   ``time_axis`` and ``lengths`` say how to read a value as a sequence.
 - ``units``, for a penalty: the value as samples of units, [samples, units]. The units are axis 1 of a convolution's value, else the last
   axis, or the axis that the option ``axis`` gives; all other axes are samples.
 - ``vjp``, for a penalty: the vector-Jacobian product from all selected sites to what the option ``wrt`` selects, see ``Vjp``.
+
+A splice acts in train mode. One that has a method ``in_eval`` does what that says in eval mode; it takes ``z``, ``weight``, ``previous`` or
+``module_input`` in the same way.
 
 The engine averages over sites, unless the formula takes ``values`` or ``vjp``. It multiplies by the strength, and takes care of
 precision and of train and eval mode. A regularizer never sees an fx node.
@@ -30,7 +35,7 @@ from __future__ import annotations
 import inspect
 import keyword
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from enum import Enum
 from types import NoneType
 from typing import Any, ClassVar, Literal, dataclass_transform
@@ -40,6 +45,7 @@ import torch
 from graphreg.errors import RegularizerError, no_number, number_of, shown, suggestions_text, warn
 from graphreg.ir import Role, Selector, Site, strings
 from graphreg.regularizer import registry
+from graphreg.regularizer.by_depth import ByDepth
 from graphreg.regularizer.engine_options import EngineOptions
 from graphreg.regularizer.sequences import check_arguments, check_options, require_selector
 from graphreg.regularizer.shared_axes import share_axes
@@ -47,6 +53,8 @@ from graphreg.regularizer.units import check_axis
 
 On = Literal["values", "parameters"]
 SUPPLIED = {"values": ("z", "values", "weight"), "parameters": ("w", "values", "weight")}
+PLAIN = (str, int, float, tuple, NoneType)  # the types of values that ``to_dict`` leaves as they are
+IN_EVAL = ("z", "weight", "previous", "module_input")  # what a method ``in_eval`` may take
 VJP_NAMES = ("vjp", "pull")  # of the argument; the second is the name in graphreg 0.1
 
 
@@ -74,7 +82,7 @@ class Regularizer:
 
     Attributes:
         pattern: A selector of sites; ``"*"`` means the class's default sites.
-        weight: The strength, a finite number in the class's range.
+        weight: The strength, a finite number in the class's range, or ``by_depth(first, last)``.
         name: The name in penalties, strengths, report and diff; None to derive it from the keyword or the class's key.
         expect: The number of sites that ``pattern`` must select; None for any number.
         on: The kind of site that the class acts on: ``"values"`` or ``"parameters"``.
@@ -147,6 +155,22 @@ class Regularizer:
         if "units" in self.takes:
             check_axis(self)
         self.check()
+        if isinstance(self.weight, ByDepth):
+            self._check_ramp(self.weight)
+
+    def _check_ramp(self, ramp: ByDepth) -> None:
+        """Raise RegularizerError if an end is out of range, or if the formula takes all sites at once."""
+        for end in (ramp.first, ramp.last):
+            replace(self, weight=end)
+        if not self.by_site:
+            raise RegularizerError(
+                f"{type(self).__name__}: weight={ramp!r} is not allowed, because the formula takes all sites at once. Give a number."
+            )
+
+    @property
+    def by_site(self) -> bool:
+        """Whether each site may have a strength of its own: the formula takes one site at a time."""
+        return isinstance(self, Splice) or not (self.takes_vjp or "values" in self.takes)
 
     def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         raise NotImplementedError(f"{type(self).__name__} has no __call__: write the formula there.")
@@ -195,12 +219,12 @@ class Regularizer:
     def to_dict(self) -> dict[str, Any]:
         """Return the class and the options as plain data; a value other than a text, number, tuple or None becomes its ``repr``."""
         options = {each.name: getattr(self, each.name) for each in fields(self)}
-        plain = {k: v if isinstance(v, (str, int, float, tuple, NoneType)) else repr(v) for k, v in options.items()}
+        plain = {k: v if isinstance(v, PLAIN) and not isinstance(v, ByDepth) else repr(v) for k, v in options.items()}
         return {"class": type(self).__name__, **plain}
 
     def _number(self, field: str, value: object) -> float:
         if (number := number_of(value)) is not None:
-            return number
+            return value if isinstance(value, ByDepth) else number
         kind = type(self).__name__
         cure = f"Write {kind}('*', 0.1): the selector first, the {field} second."
         if value is NotGiven.OPTION:
@@ -220,6 +244,12 @@ class Splice(Regularizer):
 
     may_act_on: ClassVar[tuple[str, ...]] = ("values",)
     must_take: ClassVar[str] = "weight"
+    takes_in_eval: ClassVar[tuple[str, ...]] = ()  # the argument names of ``in_eval``; empty for a class without that method
+
+    def __init_subclass__(cls, keys: Sequence[str] = (), on: On | None = None, **more: Any) -> None:
+        if "in_eval" in cls.__dict__:
+            cls.takes_in_eval = _arguments_in_eval(cls)
+        super().__init_subclass__(keys, on, **more)
 
     def __post_init__(self) -> None:
         if "share_axes" in (field.name for field in fields(self)):
@@ -277,7 +307,8 @@ class Penalty(Regularizer):
 
 def _arguments(cls: type[Regularizer]) -> tuple[str, ...]:
     names = tuple(inspect.signature(cls.__call__).parameters)[1:]
-    more: tuple[str, ...] = ("steps", "lengths", "units", "vjp") if issubclass(cls, Penalty) else ("noise", "lengths")
+    of_splice, of_penalty = ("noise", "lengths", "module_input", "previous"), ("steps", "lengths", "units", "vjp")
+    more: tuple[str, ...] = of_penalty if issubclass(cls, Penalty) else of_splice
     supplied = SUPPLIED[cls.on] + (more if cls.on == "values" else ())
     vjp = "pull" if "pull" in names else "vjp"
     allowed = {*supplied, vjp} if "vjp" in supplied else set(supplied)
@@ -290,6 +321,14 @@ def _arguments(cls: type[Regularizer]) -> tuple[str, ...]:
     if vjp in names and (both := {"z", "values", "steps", "units"}.intersection(names)):
         raise RegularizerError(f"{cls.__name__}.__call__ asks for {vjp} and for {min(both)}; {vjp}.sites has the values. Leave one out.")
     check_arguments(cls.__name__, names, [field.name for field in fields(cls)], issubclass(cls, Splice))
+    return names
+
+
+def _arguments_in_eval(cls: Any) -> tuple[str, ...]:
+    names = tuple(inspect.signature(cls.in_eval).parameters)[1:]
+    if "z" not in names or (unknown := [name for name in names if name not in IN_EVAL]):
+        asks = f"asks for {', '.join(unknown)}" if "z" in names else "does not take z"
+        raise RegularizerError(f"{cls.__name__}.in_eval {asks}; the engine supplies {', '.join(IN_EVAL)}, and draws nothing in eval mode.")
     return names
 
 

@@ -87,6 +87,7 @@ def _sample_arguments(regularizer: Regularizer, shapes: Mapping[str, tuple[int, 
     first = next(iter(values.values()))
     noise = {name: Noise(torch.tensor([12345 + i, 678], dtype=torch.int32)) for i, name in enumerate(values)}
     made: dict[str, Any] = {"z": first, "w": first, "values": values, "steps": first, "units": first, "noise": next(iter(noise.values()))}
+    made["module_input"] = made["previous"] = first.clone()
     made["weight"] = torch.full((), 0.25)
     made["lengths"] = None
     if regularizer.takes_vjp:

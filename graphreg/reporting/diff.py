@@ -16,7 +16,7 @@ from graphreg.reporting.report import applied
 from graphreg.reporting.source import Line, Source, source
 from graphreg.reporting.terminal import coloured, marked, paint
 from graphreg.rewriting import strip
-from graphreg.runtime import RewrittenModule, backend_handle, key_of, rewritten, rules_of, strengths
+from graphreg.runtime import RewrittenModule, backend_handle, key_of, rewritten, rules_of, strengths_now
 
 Sign = Literal["---", "+++", "@@", "-", "+", " "]
 _STYLES: dict[str, str] = {"---": "bold", "+++": "bold", "@@": "cyan", "-": "red", "+": "green"}
@@ -180,7 +180,7 @@ def _source(module: Any) -> Source:
         rewritten(module)
     except GraphRegError as error:
         raise GraphRegError(f"{error} With one argument, diff(module) compares the module with its model.") from None
-    return source(module, strengths(module))
+    return source(module, strengths_now(module))
 
 
 def _is_stripped(module: Any) -> bool:

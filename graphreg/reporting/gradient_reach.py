@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from torch import fx, nn
 
 from graphreg.ir import Kind, Operations, addition_of, carries_derivative, reached, sizes_of
-from graphreg.reporting.records import Trained
+from graphreg.reporting.entries import Trained
 
 
 def trained(module: nn.Module, graphs: Mapping[str, fx.Graph]) -> dict[str, Trained]:

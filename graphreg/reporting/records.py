@@ -1,18 +1,17 @@
-"""The records that a report consists of, ``Report`` itself with its tables, and the functions that make records from a plan.
+"""The records that a report consists of, and ``Report`` itself with its tables.
 
 The records come first: ``Entry`` for a regularizer, ``Acted`` for a site and the regularizers that act there, ``NativeDropoutRow`` for a
-native dropout, ``Cost`` for the cost. ``Report`` prints them. The functions ``entry``, ``acted`` and ``native_dropout_rows`` make records.
+native dropout, ``Cost`` for the cost. ``Report`` prints them. ``entries.py`` makes them.
 """
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from graphreg.ir import NativeDropout, Site, Table, dtype_text, strings
-from graphreg.planning import Edit, NativeDropoutEdit, SiteCounts, counted
-from graphreg.regularizer import Penalty, Regularizer, Splice
+from graphreg.ir import Table
 from graphreg.reporting.terminal import USUAL, Block, Lines, coloured, html, text, width_now
 
 KEPT = "kept"
@@ -258,6 +257,8 @@ def _regularizers(entries: Sequence[Entry]) -> Table:
 
 def _rows(sites: Sequence[Acted]) -> Iterator[tuple[str, ...]]:
     """Yield a row for each regularizer at each site; the site's own columns are filled in its first row only."""
+    strengths = {(act.regularizer, act.strength) for site in sites for act in site.acts}
+    differing = {name for name, count in Counter(name for name, _ in strengths).items() if count > 1}
     for site in sites:
         name = site.name + (f" ({site.calls} calls)" if site.calls > 1 else "")
         columns = (
@@ -268,7 +269,8 @@ def _rows(sites: Sequence[Acted]) -> Iterator[tuple[str, ...]]:
             site.dtype or "",
         )
         for i, act in enumerate(site.acts):
-            yield (*(columns if i == 0 else ("",) * 5), act.regularizer + " (gone)" * act.gone, act.matched)
+            strength = f" {act.strength:g}" if act.regularizer in differing else ""
+            yield (*(columns if i == 0 else ("",) * 5), act.regularizer + strength + " (gone)" * act.gone, act.matched)
 
 
 def _native_dropout(rows: Sequence[NativeDropoutRow]) -> Iterator[Block]:
@@ -318,83 +320,3 @@ def amount(number: float, unit: str = "") -> str:
     while abs(number) >= 999.5 and power < len(_PREFIXES) - 1:
         number, power = number / 1000, power + 1
     return f"{number:.3g} {_PREFIXES[power]}{unit}".rstrip()
-
-
-Trained = tuple[tuple[str, ...], tuple[str, ...]]  # the names of parameters that receive a penalty's gradient, and of those that are frozen
-_WITH_COLUMN = ("pattern", "weight", "name")  # fields that the report's tables show in other columns than "options"
-_SHARED = {field.name for kind in (Regularizer, Splice, Penalty) for field in fields(kind)} | {"share_axes"}  # most splices have it
-_ORDER: tuple[Does, ...] = ("measures first", "replaces", "measures")
-
-
-def entry(
-    name: str, regularizer: Regularizer, sites: Sequence[Site], strength: float, totals: SiteCounts,
-    trained: Trained | None = None, notes: Iterable[str] = (),
-) -> Entry:  # fmt: skip
-    """Make the record of one regularizer, which acts at ``sites``. ``totals``: the counts of all sites that can be selected."""
-    every, chosen = totals.of(regularizer.on), counted(sites)
-    share = chosen.elements / every.elements if chosen.elements is not None and every.elements else None
-    return Entry(
-        name, type(regularizer).__name__, regularizer.on, strength, selector_of(regularizer), options_of(regularizer),
-        tuple(site.name for site in sites), every.sites, share, isinstance(regularizer, Penalty),
-        trained[0] if trained else None, trained[1] if trained else (),
-        tuple(filter(None, (*notes, regularizer.note(sites, strength) if sites else ""))),
-    )  # fmt: skip
-
-
-def acted(
-    edits: Iterable[Edit], strengths: Mapping[str, float], there: Collection[tuple[str, str]], graph: int | None = None
-) -> list[Acted]:
-    """Make the records of the sites, each with the regularizers that act there, in order.
-
-    ``there``: the pairs (regularizer, site) whose nodes are still in the graph.
-    """
-    by_site: dict[str, list[Edit]] = {}
-    for edit in edits:
-        by_site.setdefault(edit.site.name, []).append(edit)
-    records = []
-    for name, at_site in by_site.items():
-        site, calls = at_site[0].site, max(len(edit.sites) for edit in at_site)
-        acts = [Act(e.name, _does(e.regularizer), strengths[e.name], e.matched, (e.name, name) not in there) for e in at_site]
-        acts.sort(key=lambda act: _ORDER.index(act.does))
-        records.append(Acted(name, site.kind, site.op, site.shape, dtype_text(site) or None, tuple(acts), calls, graph))
-    return records
-
-
-def native_dropout_rows(edits: Iterable[NativeDropoutEdit], unmoved: Iterable[NativeDropout]) -> tuple[NativeDropoutRow, ...]:
-    """Make the records of native dropouts: first those that ``own_dropout=`` selected, then the ``unmoved``, which torch still draws."""
-    rows = [NativeDropoutRow(e.dropout.site.name, e.dropout.site.op, e.dropout.rate, e.dropout.when, e.action, e.matched) for e in edits]
-    return (*rows, *(NativeDropoutRow(d.site.name, d.site.op, d.rate, d.when, KEPT, "", d.why_not) for d in unmoved))
-
-
-def _does(regularizer: Regularizer) -> Does:
-    if not isinstance(regularizer, Penalty):
-        return "replaces"
-    return "measures first" if regularizer.clean else "measures"
-
-
-def selector_of(regularizer: Regularizer) -> tuple[str, ...]:
-    """Return the strings of a regularizer's selector, or the name of its function."""
-    return strings(regularizer.pattern) or (str(_plain(regularizer.pattern)),)
-
-
-def options_of(regularizer: Regularizer) -> dict[str, Any]:
-    """Return a regularizer's options: all fields that its class adds; of the fields of many classes, those that are not at the default."""
-    options = [field for field in fields(regularizer) if field.name not in _WITH_COLUMN]
-    values = {field.name: getattr(regularizer, field.name) for field in options}
-    shown = [field.name for field in options if field.name not in _SHARED or values[field.name] != _default(field)]
-    return {name: _plain(values[name]) for name in shown}
-
-
-def _default(field: Field[Any]) -> Any:
-    return field.default_factory() if field.default_factory is not MISSING else field.default
-
-
-def _plain(value: Any) -> Any:
-    """Convert a value to one that JSON can hold; an object that JSON does not know becomes its name in angle brackets."""
-    if value is None or isinstance(value, (str, bool, int, float)):
-        return value
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    return f"<{getattr(value, '__name__', type(value).__name__)}>"

@@ -10,11 +10,12 @@ from torch import fx
 from graphreg.compiler import changed
 from graphreg.errors import GraphRegError, listed
 from graphreg.ir import addition_of, fixed, own_name
-from graphreg.planning import Plan
+from graphreg.planning import Plan, Strengths
 from graphreg.regularizer import Penalty, Splice
 from graphreg.reporting.cost import cost as measured
+from graphreg.reporting.entries import acted, entry, native_dropout_rows
 from graphreg.reporting.gradient_reach import trained
-from graphreg.reporting.records import Acted, Cost, Entry, Report, acted, entry, native_dropout_rows
+from graphreg.reporting.records import Acted, Cost, Entry, Report
 from graphreg.rewriting import measures, rewrite
 from graphreg.runtime import (
     AttachRule,
@@ -28,7 +29,8 @@ from graphreg.runtime import (
     record_of,
     rewritten,
     rules_of,
-    strengths,
+    strength_text,
+    strengths_now,
 )
 from graphreg.tracing import decisions
 
@@ -68,12 +70,13 @@ def _of_module(module: Regulated, with_cost: bool) -> Report:
     inner = rewritten(module)
     graphs = graphs_of(inner)
     first = next(iter(graphs.values()))
-    sites = _sites(plan, strengths(module), graphs)
+    now = strengths_now(module)
+    sites = _sites(plan, now, graphs)
     measured_cost, why_not = _cost(inner, plan) if with_cost else (None, "")
     notes = [
         f"gone: {act.regularizer} at {site.name} (a later pass took it out of the graph)" for site in sites for act in site.acts if act.gone
     ]
-    notes += plan.repeated(strengths(module))
+    notes += plan.repeated(now)
     notes += [f"opaque module: {path} ({reason})" for path, reason in record.opaque.items()]
     notes += [f"specialized argument: {name}={value!r}" for name, value in record.specialized.items()]
     notes += [*record.notes, *decisions(first), *fixed(first)]
@@ -83,21 +86,25 @@ def _of_module(module: Regulated, with_cost: bool) -> Report:
     notes += placed.notes() if (placed := in_place_handle(module)) is not None else []
     notes += lowering(inner).report_lines() if isinstance(inner, RewrittenModule) else []
     return Report(
-        plan.title, f"traced by the {record.front_end} front end", _entries(plan, strengths(module), inner), tuple(sites),
+        plan.title, f"traced by the {record.front_end} front end", _entries(plan, now, inner), tuple(sites),
         native_dropout_rows(plan.native_dropout, native_draws(module)), (), len(dict(inner.named_parameters())), measured_cost, why_not,
         plan.missed, (*notes, *_settings(module)),
     )  # fmt: skip
 
 
-def _entries(plan: Plan, now: dict[str, float], inner: fx.GraphModule) -> tuple[Entry, ...]:
+def _entries(plan: Plan, now: Strengths, inner: fx.GraphModule) -> tuple[Entry, ...]:
     gradient_reach = trained(inner, graphs_of(inner))
     return tuple(
         entry(
             name, regularizer, [site for edit in plan.of(name) for site in edit.sites], now[name], plan.site_counts,
-            gradient_reach.get(name), [_averages(plan, name), plan.note(name)],
+            gradient_reach.get(name), [_averages(plan, name), plan.note(name)], strength_text(name, now) if _differs(name, now) else "",
         )
         for name, regularizer in plan.regularizers.items()
     )  # fmt: skip
+
+
+def _differs(name: str, now: Strengths) -> bool:
+    return any(isinstance(key, tuple) and key[0] == name for key in now)
 
 
 def _averages(plan: Plan, name: str) -> str:
@@ -108,7 +115,7 @@ def _averages(plan: Plan, name: str) -> str:
     return f"{regularizer.engine_options.reduction} over {count} {regularizer.on}"
 
 
-def _sites(plan: Plan, now: dict[str, float], graphs: dict[str, fx.Graph]) -> list[Acted]:
+def _sites(plan: Plan, now: Strengths, graphs: dict[str, fx.Graph]) -> list[Acted]:
     """Return the records of the sites where something acts: values in the order of the graph, then parameters."""
     there = {(a.regularizer or "", a.site or "") for g in graphs.values() for n in g.nodes if (a := addition_of(n)) is not None}
     penalties = [edit for edit in plan.edits if edit.site.kind == "value" and not isinstance(edit.regularizer, Splice)]

@@ -13,10 +13,10 @@ from typing import Any
 from torch import fx
 
 from graphreg.ir import RULES, Addition, Kind, addition_of
-from graphreg.planning import OWN_DROPOUT, Plan
+from graphreg.planning import OWN_DROPOUT, Plan, Strengths
 from graphreg.regularizer import Penalty, Splice
-from graphreg.reporting.records import options_of, selector_of
-from graphreg.runtime import AttachRule, Regularized, RewrittenModule, graphs_of, record_of, rewritten, rules_of
+from graphreg.reporting.entries import options_of, selector_of
+from graphreg.runtime import AttachRule, Regularized, RewrittenModule, graphs_of, record_of, rewritten, rules_of, strength_text
 
 _FREES = re.compile(r";  (?:\w+ = )+None$")
 _ASSIGNS = re.compile(r"(?:^ *|;  )(\w+)(?: : [^=]+)? = ")
@@ -53,7 +53,7 @@ class Source:
     forwards: Mapping[str, tuple[Line, ...]]
 
 
-def source(module: Any, strengths: Mapping[str, float]) -> Source:
+def source(module: Any, strengths: Strengths) -> Source:
     """Return the source of a rewritten module, which may be inside wrappers, or of a stripped module.
 
     ``strengths``: the present strengths, for the comments about regularizers; a stripped module has none. Raises GraphRegError for
@@ -69,13 +69,13 @@ def source(module: Any, strengths: Mapping[str, float]) -> Source:
     return Source(plan.title, {mode: (*rules, *_lines(graph, plan)) for mode, graph in graphs_of(inner).items()})
 
 
-def _rules(plan: Plan, strengths: Mapping[str, float]) -> list[Line]:
+def _rules(plan: Plan, strengths: Strengths) -> list[Line]:
     """Return a comment line for each regularizer and each choice of ``own_dropout=``, with the options that the code does not show."""
     lines = []
     for name, regularizer in plan.regularizers.items():
         options = "".join(f", {option}={value!r}" for option, value in options_of(regularizer).items())
         where = ", ".join(map(repr, selector_of(regularizer)))
-        text = f"# {name}: {type(regularizer).__name__} {strengths[name]:g} on {where}{options}"
+        text = f"# {name}: {type(regularizer).__name__} {strength_text(name, strengths)} on {where}{options}"
         lines.append(Line(text, f"# {name}", "rule", (name,)))
     for action in dict.fromkeys(edit.action for edit in plan.native_dropout):
         sites = tuple(edit.dropout.site.name for edit in plan.native_dropout if edit.action == action)

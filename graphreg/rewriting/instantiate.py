@@ -21,6 +21,7 @@ from graphreg.runtime import (
     MeasureSteps,
     MeasureUnits,
     NativeDropoutRule,
+    Places,
     Rules,
     RuntimeModule,
     SharedKeyRule,
@@ -76,17 +77,22 @@ def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], noi
         require_pure(regularizer, [edit.site for edit in plan.of(name)])
     rules, streams = Rules(), _streams(plan, names)
     if isinstance(noise, SharedState):
-        rules.strengths, rules.exact = {name: noise.rules.strengths[name] for name in plan.regularizers}, noise.rules.exact
+        _add_strengths(rules, plan, noise.key.step.device)
+        for name in plan.regularizers:
+            rules.set_by_site(name, noise.rules.chosen.get(name, {}))
         slots, rules.seeds = noise.slots(streams), dict(noise.seeds)
         key: KeyRule | SharedKeyRule = SharedKeyRule(noise.key)
     else:
-        device = _add_strengths(rules, plan, model)
+        device = device_of(model)
+        _add_strengths(rules, plan, device)
         seeds = _Seeds(noise)
         numbers = _numbers(streams, plan, seeds)
         rules.seeds = seeds.drawn()
         slots, key = {name: i for i, name in enumerate(streams)}, KeyRule(numbers).to(device)
     for i, edit in enumerate(plan.edits):
         if (runtime_module := _runtime_module(edit, rules, slots.get(names[i], 0))) is not None:
+            if isinstance(runtime_module, SpliceRule) and len(sites := rules.places[edit.name].sites) > 1:
+                runtime_module.place = 1 + sites.index(edit.site.name)
             rules.add_module(names[i], runtime_module)
     for i, native in enumerate(plan.native_dropout, len(plan.edits)):
         rules.add_module(names[i], NativeDropoutRule(native, slots.get(names[i], 0)))
@@ -102,13 +108,23 @@ def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], noi
     return rules
 
 
-def _add_strengths(rules: Rules, plan: Plan, model: nn.Module) -> torch.device:
-    """Put the strengths on the device of the model's parameters; return this device."""
-    device = device_of(model)
-    rules.strengths = strengths_on(device, plan.regularizers)
+def _add_strengths(rules: Rules, plan: Plan, device: torch.device) -> None:
+    """Put the planned strengths on a device."""
+    rules.places = {name: places(plan, name) for name in plan.regularizers}
+    weights = {name: float(regularizer.weight) for name, regularizer in plan.regularizers.items()}
+    rules.strengths = strengths_on(
+        device, {name: rules.places[name].elements(own, rules.places[name].planned) for name, own in weights.items()}
+    )
     if not has_float64(device):
-        rules.exact = {name: float(r.weight) for name, r in plan.regularizers.items()}
-    return device
+        rules.exact = weights
+
+
+def places(plan: Plan, name: str) -> Places:
+    """Return the sites of a regularizer, each of which may have a strength of its own."""
+    regularizer, edits = plan.regularizers[name], plan.of(name)
+    if not regularizer.by_site:
+        return Places()
+    return Places(tuple(e.site.name for e in edits), tuple(float(e.weight) for e in edits), isinstance(regularizer, Penalty))
 
 
 def device_of(model: nn.Module) -> torch.device:

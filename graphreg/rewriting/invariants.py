@@ -15,7 +15,22 @@ import torch
 from torch import fx, nn
 
 from graphreg.errors import RegularizerError
-from graphreg.ir import BOUNDARY, RULES, Kind, addition_of, apart, clone, is_kind, is_marked, is_nan, is_native_dropout, own_name
+from graphreg.ir import (
+    BOUNDARY,
+    RULES,
+    Kind,
+    Operations,
+    addition_of,
+    apart,
+    clone,
+    is_kind,
+    is_marked,
+    is_nan,
+    is_native_dropout,
+    own_name,
+    site_nodes,
+    state_before,
+)
 from graphreg.planning import Edit, Plan
 from graphreg.regularizer import Penalty
 from graphreg.rewriting.placement import Placed, fail, placed_in
@@ -69,7 +84,7 @@ def _runtime_modules(graph: fx.Graph, module: RewrittenModule, plan: Plan) -> No
         runtime_module = module.get_submodule(node.target) if node.op == "call_module" else None
         if kind in (Kind.SPLICE, Kind.MEASURE):
             edit = planned.get((str(added.regularizer), str(place)))
-            ok = edit is not None and _runs(node, runtime_module, edit)
+            ok = edit is not None and _runs(node, runtime_module, edit) and _reads_others(node, edit, module)
         elif kind == Kind.TRACK:
             ok = place in plan.tracked and isinstance(runtime_module, Track) and runtime_module.site == place
         elif kind == Kind.TOTAL:
@@ -95,6 +110,22 @@ def _runs(node: fx.Node, runtime_module: nn.Module | None, edit: Edit) -> bool:
     if not isinstance(runtime_module, (SpliceRule, Measure)) or len(node.args) != takes:
         return False
     return runtime_module.regularizer is edit.regularizer and runtime_module.site == edit.site.name
+
+
+def _reads_others(node: fx.Node, edit: Edit, module: RewrittenModule) -> bool:
+    """Whether a splice reads what its module got, or what replaces it, and what its cell got, if it takes them; and else none."""
+    value, takes = node.kwargs.get("module_input"), edit.regularizer.takes
+    if not {"module_input", "previous"}.intersection(takes):
+        return not node.kwargs
+    operations = Operations(module)
+    wanted = state_before(site_nodes(node.graph, operations)[edit.site.name], operations) if "previous" in takes else None
+    if node.kwargs.get("previous") is not wanted:
+        return False
+    if edit.module_input is None:
+        return value is None
+    while isinstance(value, fx.Node) and (earlier := replaced_by(value)) is not None:
+        value = earlier
+    return value is site_nodes(node.graph, operations).get(edit.module_input)
 
 
 def replaced_by(node: fx.Node) -> fx.Node | None:

@@ -11,7 +11,7 @@ from torch import fx
 
 from graphreg.compiler import recomputed
 from graphreg.errors import TraceError
-from graphreg.ir import RULES, Aliases, Kind, apart, end_of, loss_of, nodes_in, own_name, site_nodes
+from graphreg.ir import RULES, Aliases, Kind, apart, end_of, loss_of, nodes_in, own_name, site_nodes, state_before
 from graphreg.planning import Edit, Plan
 from graphreg.regularizer import Penalty, Splice
 from graphreg.rewriting.insertions import Insertion, Insertions, Position, Value
@@ -41,7 +41,7 @@ def lower(graph: fx.Graph, traced: Traced, plan: Plan, names: Mapping[int | str,
     by_site = work.edits_by_site()
     written = {name: work.is_written(name, edits, traced.title) for name, edits in by_site.items()}
     work.add_key(by_site.values())
-    for name, edits in by_site.items():
+    for name, edits in work.ordered_sites(by_site):
         work.add_site(name, edits, written[name])
     for i in work.calls:
         work.add_sequence(i, plan.edits[i])
@@ -101,6 +101,13 @@ class _Lowering:
                 if site.kind == "value" and site.name in self.where:
                     edits.setdefault(site.name, []).append((i, edit))
         return edits
+
+    def ordered_sites(self, by_site: Mapping[str, list[tuple[int, Edit]]]) -> list[tuple[str, list[tuple[int, Edit]]]]:
+        """Return the sites with their edits: where splices read other values, in the order of the graph, so that these are final."""
+        sites = list(by_site.items())
+        if any({"module_input", "previous"}.intersection(edit.regularizer.takes) for _, edits in sites for _, edit in edits):
+            sites.sort(key=lambda site: self.aliases.order[self.where[site[0]]])
+        return sites
 
     # Places for insertions
 
@@ -223,7 +230,8 @@ class _Lowering:
             self.recomputed += [name for name, _ in splices]
         for name, edit in splices:
             args = (chain.value, self.key, *self._lengths(edit))
-            splice = self._add(chain.point, Kind.SPLICE, name, f"{RULES}.{name}", args, **_whose(edit), replaces=chain.node)
+            more: dict[str, Any] = {**_whose(edit), "kwargs": self._other_values(edit, chain.node)}
+            splice = self._add(chain.point, Kind.SPLICE, name, f"{RULES}.{name}", args, **more, replaces=chain.node)
             chain.point = chain.value = chain.read = splice
 
     def _note_overwritten(self, edits: Edits, apart: bool) -> None:
@@ -257,6 +265,21 @@ class _Lowering:
             )
         return [node]
 
+    def _other_values(self, edit: Edit, node: fx.Node) -> dict[str, Value]:
+        """Return the arguments with what the site's module or cell got, as it read it; nothing for a splice that takes neither."""
+        values: dict[str, fx.Node | None] = {}
+        if edit.module_input is not None:
+            values["module_input"] = self.where[edit.module_input]
+        if "previous" in edit.regularizer.takes:
+            values["previous"] = state_before(node, self.operations)
+        for value in values.values():
+            if value is not None and self.aliases.written_later(value, is_definite=False):
+                raise TraceError(
+                    f"{edit.name} at {edit.site.name}: the model writes into {own_name(value) or value.name}, the value that the module "
+                    "gets, later. Clone it before that write (inplace=False), or leave the site out."
+                )
+        return {name: self.present.get(value, value) for name, value in values.items() if value is not None}
+
     def add_sequence(self, i: int, edit: Edit) -> None:
         """Insert the measurement of a cell's calls, after the last call."""
         read = tuple(self.calls[i][site.name] for site in edit.sites if site.name in self.calls[i])
@@ -282,7 +305,11 @@ class _Lowering:
         values = {edit.site.name: measured.get(edit.site.name) or self._read(edit, end) for edit in edits}
         all_at_once = "values" in self.plan.regularizers[name].takes
         args = (values,) if all_at_once else tuple(values.values())
-        return self._add_before(end, Kind.TOTAL, name, f"{RULES}.{name}", args, regularizer=name)
+        there = tuple(i for i, edit in enumerate(self.plan.of(name)) if edit in edits)
+        some = 0 < len(edits) < len(self.plan.of(name)) and self.plan.regularizers[name].by_site
+        return self._add_before(
+            end, Kind.TOTAL, name, f"{RULES}.{name}", args, regularizer=name, kwargs={"places": there} if some else {}
+        )  # fmt: skip
 
     def _add_derivative(self, name: str, values: Mapping[str, Value], end: fx.Node) -> Insertion:
         """Insert a penalty on derivatives after the last value that it reads: its sites, the values of ``wrt``, the keys."""

@@ -18,6 +18,7 @@ from graphreg.runtime.controls import (
     set_ranks,
     set_rng_state,
     set_strength,
+    site_strengths,
     strengths,
 )
 from graphreg.runtime.derivative_penalty import Derivative, Track
@@ -45,14 +46,16 @@ from graphreg.runtime.rewritten_module import RewrittenModule, lowering
 from graphreg.runtime.runtime_module import Drawing, Rules, RuntimeModule, SpliceRule, accumulation
 from graphreg.runtime.sampling import Samples, sample
 from graphreg.runtime.shared_state import SharedState, StreamName, strengths_on
+from graphreg.runtime.site_strengths import Places
+from graphreg.runtime.strengths_now import strength_text, strengths_now
 
 __all__ = [
     "BACKEND", "BACKEND_STATE", "GIVEN_IN_THE_CALL", "IN_PLACE_STATE", "AllSitesTotal", "Asked", "AttachRule", "BackendHandle",
     "BuildRecord", "Derivative", "Drawing", "InPlaceHandle", "KeyRule", "Measure", "MeasureSteps", "MeasureUnits", "ModuleHandle",
-    "NativeDropoutRule", "Penalties", "Regularized", "Regulated", "RewrittenModule", "Rules", "RuntimeModule", "Samples", "Scale",
-    "SharedKeyRule", "SharedState", "SpliceRule", "StreamName", "Total", "Track", "Way", "accumulation", "asked_of", "backend_handle",
-    "call_within", "check_penalties", "check_scale", "checked_state", "collect", "current", "frozen_noise", "graphs_of", "identity",
-    "in_place", "in_place_handle", "key_of", "lowering", "native_draws", "no_noise", "noise_on", "record_of", "refuse_twice",
-    "rewritten", "rng_state", "rules_of", "sample", "set_ranks", "set_rng_state", "set_strength", "storage_of", "strengths",
-    "strengths_on", "written_scale", "written_state",
+    "NativeDropoutRule", "Penalties", "Places", "Regularized", "Regulated", "RewrittenModule", "Rules", "RuntimeModule", "Samples",
+    "Scale", "SharedKeyRule", "SharedState", "SpliceRule", "StreamName", "Total", "Track", "Way", "accumulation", "asked_of",
+    "backend_handle", "call_within", "check_penalties", "check_scale", "checked_state", "collect", "current", "frozen_noise",
+    "graphs_of", "identity", "in_place", "in_place_handle", "key_of", "lowering", "native_draws", "no_noise", "noise_on", "record_of",
+    "refuse_twice", "rewritten", "rng_state", "rules_of", "sample", "set_ranks", "set_rng_state", "set_strength", "site_strengths",
+    "storage_of", "strength_text", "strengths", "strengths_now", "strengths_on", "written_scale", "written_state",
 ]  # fmt: skip

@@ -6,7 +6,7 @@ compiled with such a backend.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -22,21 +22,31 @@ Regulated = nn.Module | Handle | Callable[..., Any]  # what the functions of thi
 
 
 def strengths(module: Regulated) -> dict[str, float]:
-    """Return the present strengths (weights and rates) by regularizer name."""
+    """Return the present strengths (weights and rates) by regularizer name; where they differ by site, the one furthest from 0."""
     return handle_of(module).strengths()
 
 
-def set_strength(module: Regulated, name: str, value: float) -> None:
+def site_strengths(module: Regulated) -> dict[str, dict[str, float]]:
+    """Return the present strength of each regularizer at each of its sites: ``{regularizer: {site: strength}}``.
+
+    A regularizer whose formula takes all its sites at once has one strength, which ``strengths`` returns, and no entry here.
+    """
+    return handle_of(module).site_strengths()
+
+
+def set_strength(module: Regulated, name: str, value: float | Mapping[str, float]) -> None:
     """Change a regularizer's strength (its weight or rate); nothing is recompiled.
 
     Args:
         module: A rewritten module, also compiled or wrapped, or a backend.
         name: The regularizer's name, one of ``strengths(module)``.
-        value: The new strength.
+        value: The new strength, at all sites; or a dict of selectors to strengths, as ``{"layer1.*": 0.3}``, for the sites that they
+            match. At a site that several selectors match, the last one counts. A penalty multiplies each measurement by the strength
+            at its site, and then averages.
 
     Raises:
-        NoMatchError: No regularizer has this name.
-        RegularizerError: ``value`` is out of the regularizer's range.
+        NoMatchError: No regularizer has this name, or a selector matches none of its sites.
+        RegularizerError: ``value`` is out of the regularizer's range, or a dict for a formula that takes all sites at once.
     """
     handle_of(module).set_strength(name, value)
 

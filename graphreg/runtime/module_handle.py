@@ -17,13 +17,14 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, listed, suggestions_text
-from graphreg.ir import NativeDropout
-from graphreg.regularizer import Regularizer
+from graphreg.ir import NativeDropout, select_among
+from graphreg.regularizer import ByDepth, Regularizer
 from graphreg.runtime.build_record import Asked
 from graphreg.runtime.handle import Handle, backend_handle, in_place_handle, native_draws, record_of, rewritten, rules_of
 from graphreg.runtime.noise_keys import KeyRule, key_of
 from graphreg.runtime.noise_state import MODULE_STATE, checked_state, written_state
 from graphreg.runtime.runtime_module import Drawing, Rules
+from graphreg.runtime.site_strengths import OWN
 from graphreg.torch_internals import Changes
 
 log = logging.getLogger("graphreg")
@@ -46,7 +47,7 @@ class ModuleHandle(Handle):
         self.module = module
 
     def _containers(self) -> list[Rules]:
-        """Return the containers of runtime modules; all share the strengths of the first."""
+        """Return the containers of runtime modules. All have the same strengths, where they have the same sites."""
         return [rules_of(self.module)]
 
     def _regularizers(self) -> Mapping[str, Regularizer]:
@@ -58,10 +59,17 @@ class ModuleHandle(Handle):
         return any(name in (edit.dropout.site.name, "own_dropout") for edit in edits)
 
     def strengths(self) -> dict[str, float]:
-        rules = self._containers()[0]
-        return {name: rules.value(name) for name in rules.strengths}
+        rules, by_site = self._containers()[0], self.site_strengths()
+        return {name: max(by_site.get(name, {}).values(), key=abs, default=rules.value(name)) for name in rules.strengths}
 
-    def set_strength(self, name: str, value: float) -> None:
+    def site_strengths(self) -> dict[str, dict[str, float]]:
+        by_site: dict[str, dict[str, float]] = {}
+        for rules in self._containers():
+            for name in rules.places:
+                by_site.setdefault(name, {}).update(rules.by_site(name))
+        return {name: sites for name, sites in by_site.items() if sites}
+
+    def set_strength(self, name: str, value: float | Mapping[str, float]) -> None:
         regularizers = self._regularizers()
         if name not in regularizers:  # ``name`` may be anything, not only a string
             known = ", ".join(regularizers) or "none"
@@ -70,8 +78,31 @@ class ModuleHandle(Handle):
             raise NoMatchError(
                 f"no regularizer is named {name!r}.{suggestions_text(str(name), regularizers)} Names: {known}.{hint if is_native else ''}"
             )
-        checked = dataclasses.replace(regularizers[name], weight=value)
-        self._containers()[0].set_value(name, checked.weight)
+        containers = self._containers()
+        if isinstance(value, Mapping):
+            chosen = containers[0].chosen.get(name, {}) | self._at_sites(regularizers[name], name, value)
+        else:
+            chosen = {OWN: _checked(regularizers[name], value)}
+        for rules in containers:
+            if name in rules.strengths:
+                rules.set_by_site(name, chosen)
+
+    def _at_sites(self, regularizer: Regularizer, name: str, value: Mapping[str, float]) -> dict[str, float]:
+        """Return the strengths in a dict of selectors by the sites that these match."""
+        if not regularizer.by_site:
+            kind = type(regularizer).__name__
+            raise RegularizerError(f"{name} takes all its sites at once ({kind}), so they have one strength. Give a number.")
+        plans = [rules.build_record.plan for rules in self._containers() if rules.build_record is not None]
+        sites = {edit.site.name: edit.site for plan in plans for edit in plan.of(name)}
+        chosen: dict[str, float] = {}
+        for selector, number in value.items():
+            strength = _checked(regularizer, number)
+            matched = [selector] if selector in sites else [site.name for site in select_among(selector, list(sites.values()))]
+            if not matched:
+                known = listed(list(sites), 6) or "none yet"
+                raise NoMatchError(f"{selector!r} matches no site of {name}.{suggestions_text(str(selector), sites)} Its sites: {known}.")
+            chosen |= dict.fromkeys(matched, strength)
+        return chosen
 
     def rng_state(self) -> dict[str, Any]:
         key = self._key()
@@ -166,6 +197,17 @@ class ModuleHandle(Handle):
                 "frozen_noise does not hold %s: torch draws it, not graphreg. own_dropout='seeded' moves what can be moved.",
                 listed(names, 3),
             )
+
+
+def _checked(regularizer: Regularizer, value: float) -> float:
+    """Return a new strength as a float; raise RegularizerError if it is out of the regularizer's range, or no number."""
+    checked = dataclasses.replace(regularizer, weight=value).weight
+    if isinstance(checked, ByDepth):
+        raise RegularizerError(
+            f"set_strength takes a number or a dict of selectors to numbers, not {value!r}: a strength by depth is planned. To change one, "
+            "scale what graphreg.site_strengths(module) returns."
+        )
+    return checked
 
 
 def no_noise() -> GraphRegError:

@@ -63,13 +63,19 @@ class Total(RuntimeModule):
         self.regularizer = regularizer
         self.sums = regularizer.engine_options.reduction == "sum"
 
-    def forward(self, *values: Tensor) -> Tensor:
-        """Return the penalty, [], from its measurements, each [], or from parameters of any shape."""
+    def forward(self, *values: Tensor, places: tuple[int, ...] = ()) -> Tensor:
+        """Return the penalty, [], from its measurements, each [], or from parameters of any shape.
+
+        ``places``: which of the penalty's sites they are, where the other mode's graph has more.
+        """
         if self.regularizer.on == "parameters":
             values = tuple(measured(self.regularizer, {"": value}, self.weight, self.description) for value in values)
         if not values:  # a mode in which none of its sites is reached
             return self.weight(torch.float32) * 0
         stacked = torch.stack(values)
+        if len(self.strength) > 1:
+            shares = torch.stack([self.strength[1 + place] for place in places]) if places else self.strength[1:]
+            stacked = stacked * shares.to(stacked.dtype)
         total = stacked.sum() if self.sums else stacked.mean()
         return self.weight(total.dtype) * total
 

@@ -6,7 +6,7 @@ strengths as buffers that are not persistent, and run the regularizers' formulas
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from graphreg.ir import Steps, brought, clone, has_float64, laid_out, overlaps
 from graphreg.regularizer import Splice, called, shared_axes
 from graphreg.rng import Noise, recomputes
 from graphreg.runtime.build_record import BuildRecord
+from graphreg.runtime.site_strengths import OWN, Places
 
 
 class Rules(nn.Module):
@@ -27,6 +28,8 @@ class Rules(nn.Module):
     Attributes:
         strengths: By regularizer name: the buffer with the regularizer's strength, which all runtime modules of the regularizer share.
         exact: By regularizer name: the strength exactly as it was set, if the device can hold it only in float32.
+        places: By regularizer name: the sites that have elements of their own in the strength's buffer.
+        chosen: By regularizer name: the strengths that were set since the plan, by site, and under ``OWN`` for all other sites.
         build_record: How the module was made; None until the rewrite has finished.
         seeds: The seeds that the module's streams were made with, as in ``Asked``.
         watching: The monitor; None if no monitor watches the module.
@@ -37,6 +40,8 @@ class Rules(nn.Module):
         super().__init__()
         self.strengths: dict[str, Tensor] = {}
         self.exact: dict[str, float] = {}
+        self.places: dict[str, Places] = {}
+        self.chosen: dict[str, dict[str, float]] = {}
         self.build_record: BuildRecord | None = None
         self.seeds: dict[str, int] = {}
         self.watching: Any = None
@@ -101,7 +106,8 @@ class Rules(nn.Module):
         value = self.value(name)
         self.exact.pop(name, None)
         if has_float64(device):
-            return torch.full_like(new, value, dtype=torch.float64)
+            exactly = new.to(torch.float64)
+            return torch.where(new == new[0], exactly.new_full((), value), exactly)
         self.exact[name] = value
         return new
 
@@ -109,14 +115,28 @@ class Rules(nn.Module):
         """Return the strength exactly as it was set."""
         tensor = self.strengths[name]
         exact = self.exact.get(name)
-        stored = float(tensor)
+        stored = float(tensor[0])
         return exact if exact is not None and float(torch.tensor(exact, dtype=tensor.dtype)) == stored else stored
 
     def set_value(self, name: str, value: float) -> None:
-        """Change a strength in place: all runtime modules of the regularizer share it."""
-        self.strengths[name].fill_(value)
+        """Change a strength in place, at all sites: all runtime modules of the regularizer share it."""
+        self.set_by_site(name, {OWN: value})
+
+    def set_by_site(self, name: str, chosen: Mapping[str, float]) -> None:
+        """Change the strengths at sites in place.
+
+        ``chosen``: those that differ from the plan, by site, and under ``OWN`` the one for all other sites.
+        """
+        self.chosen[name] = dict(chosen)
+        places, tensor = self.places.get(name, Places()), self.strengths[name]
+        elements = places.elements(chosen.get(OWN, self.value(name)), places.values(chosen))
+        tensor.copy_(tensor.new_tensor(elements))
         if name in self.exact:
-            self.exact[name] = value
+            self.exact[name] = elements[0]
+
+    def by_site(self, name: str) -> dict[str, float]:
+        """Return the strength at each site; nothing for a formula that takes all of them at once."""
+        return self.places.get(name, Places()).read([self.value(name), *self.strengths[name][1:].tolist()])
 
 
 def followed(buffer: Tensor, fn: Callable[[Tensor], Tensor]) -> torch.device:
@@ -133,7 +153,7 @@ def _moves(buffer: Tensor, fn: Callable[[Tensor], Tensor]) -> bool:
 class RuntimeModule(nn.Module):
     """Base of all runtime modules: it has a description for errors, and the strength, if its regularizer has one.
 
-    The strength is float64 [1], or float32 on a device without float64.
+    The strength is float64 [1 or more], as ``site_strengths.py`` says, or float32 on a device without float64.
 
     The strength is not 0-d: Dynamo makes a symbol of the ``item()`` of a 0-d float64 input, fails to turn it back into a tensor, and starts
     its analysis over (TensorifyScalarRestartAnalysis), which doubles the time to compile.
@@ -141,6 +161,7 @@ class RuntimeModule(nn.Module):
 
     path: str | None = None  # the path of the module whose mode it follows; None if it follows none
     always = False  # whether it acts in every mode
+    place = 0  # the element of the strength that it reads, see site_strengths.py
 
     def __init__(self, description: str, strength: Tensor | None = None) -> None:
         super().__init__()
@@ -157,7 +178,7 @@ class RuntimeModule(nn.Module):
 
     def weight(self, dtype: torch.dtype) -> Tensor:
         """Return the strength as a 0-d tensor of the dtype that it is used in."""
-        return self.strength[0].to(dtype)
+        return self.strength[self.place].to(dtype)
 
     def extra_repr(self) -> str:
         return self.description
@@ -208,12 +229,18 @@ class SpliceRule(Drawing):
         """Whether the value is replaced in the present mode."""
         return self.forced or self.owner[0].training
 
-    def forward(self, z: Tensor, key: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def differs_in_eval(self) -> bool:
+        """Whether the splice replaces the value where it does not act, as its ``in_eval`` says."""
+        return bool(self.regularizer.takes_in_eval)
+
+    def forward(self, z: Tensor, key: Tensor, lengths: Tensor | None = None, **others: Tensor) -> Tensor:
         """Replace a value: z [any shape], floating; key int32 [streams, 2]; lengths, or a mask of steps -> [same shape and dtype].
 
-        If the splice does not act, return ``z`` itself, or a copy if ``apart``.
+        ``others``: ``module_input`` and ``previous``, each [shape of z], for a splice that takes it. If the splice does not act, return
+        ``z`` itself, or a copy if ``apart``, unless the splice has a form for eval mode.
         """
-        if not self.acts():
+        acts = self.acts()
+        if not acts and not self.differs_in_eval():
             return clone(z) if self.apart else z
         if not isinstance(z, Tensor) or not z.is_floating_point():
             what = z.dtype if isinstance(z, Tensor) else f"a {type(z).__name__}"
@@ -223,10 +250,15 @@ class SpliceRule(Drawing):
         self.regularizer.require_fit(z.shape, self.description)
         if self.steps is not None and self.steps.lengths is not None:
             lengths = self.steps.counts(lengths, z, self.description)
+        others = self._others(z, others)
         shared = shared_axes(self.share_axes, self.steps, z.shape, self.description) if self.share_axes else ()
         weight, noise = self.weight(accumulation(z.dtype)), Noise(key[self.slot], shared)
-        formula = partial(self._formula, lengths=lengths)
-        y = recompute_in_backward(formula, z, weight, noise) if self.recomputed and recomputes() else formula(z, weight, noise)
+        formula = partial(self._formula, lengths=lengths, others=others)
+        recompute = self.recomputed and recomputes() and not others  # a recomputed formula has z as its only input
+        if not acts:
+            y = self._in_eval(z, weight, others)
+        else:
+            y = recompute_in_backward(formula, z, weight, noise) if recompute else formula(z, weight, noise)
         if not isinstance(y, Tensor):
             raise RegularizerError(f"{self.description} gave {type(y).__name__}; a splice gives a tensor like its site's.")
         if y.shape != z.shape or y.dtype != z.dtype:
@@ -254,8 +286,25 @@ class SpliceRule(Drawing):
             )
         return y
 
-    def _formula(self, z: Tensor, weight: Tensor, noise: Noise, lengths: Tensor | None) -> Any:
-        arguments = {"z": z, "weight": weight, "noise": noise, "values": {self.site: z}, "lengths": lengths}
+    def _others(self, z: Tensor, others: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return what the module or the cell got, in z's dtype; zeros for a cell that got no state."""
+        if "previous" in self.regularizer.takes:
+            others = {"previous": torch.zeros_like(z), **others}
+        for name, value in others.items():
+            if value.shape != z.shape:
+                what = "module" if name == "module_input" else "cell"
+                raise RegularizerError(
+                    f"{self.description}: the {what} gets {tuple(value.shape)} and returns {tuple(z.shape)}, so its input cannot take the "
+                    "place of its output. Leave the site out."
+                )
+        return {name: value.to(z.dtype) for name, value in others.items()}
+
+    def _in_eval(self, z: Tensor, weight: Tensor, others: dict[str, Tensor]) -> Any:
+        arguments = {"z": z, "weight": weight, **others}
+        return self.regularizer.in_eval(**{name: arguments[name] for name in self.regularizer.takes_in_eval})  # type: ignore[attr-defined]
+
+    def _formula(self, z: Tensor, weight: Tensor, noise: Noise, lengths: Tensor | None, others: dict[str, Tensor]) -> Any:
+        arguments = {"z": z, "weight": weight, "noise": noise, "values": {self.site: z}, "lengths": lengths, **others}
         return called(self.regularizer, {name: arguments[name] for name in self.regularizer.takes})
 
 

@@ -1,12 +1,12 @@
 """``SharedState``: the strengths and the noise that several rewritten modules of one model have in common.
 
-A model that is regularized in place has a rewritten module for each structure of arguments. A strength is one tensor in all of them, and
+A model that is regularized in place has a rewritten module for each structure of arguments. A strength is the same in all of them, and
 they count their calls together, so that it makes no difference to the noise which of them runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,7 +53,7 @@ class SharedState:
     def __init__(self, regularizers: Mapping[str, Regularizer], seeds: Mapping[str, int], device: torch.device) -> None:
         self.seeds, self.names = dict(seeds), list[StreamName]()
         self.rules, self.key = Rules(), KeyRule({}).to(device)
-        self.rules.strengths = strengths_on(device, regularizers)
+        self.rules.strengths = strengths_on(device, {name: [float(r.weight)] for name, r in regularizers.items()})
         if not has_float64(device):
             self.rules.exact = {name: float(r.weight) for name, r in regularizers.items()}
         self.rules.add_module("key", self.key)
@@ -91,11 +91,12 @@ class SharedState:
         twin = SharedState({}, self.seeds, self.key.step.device)
         twin.rules.strengths = {name: tensor.detach().clone() for name, tensor in self.rules.strengths.items()}
         twin.rules.exact = dict(self.rules.exact)
+        twin.rules.chosen = {name: dict(by_site) for name, by_site in self.rules.chosen.items()}
         twin.key.alike = self.key.alike
         twin.key.seek(self.key.call())
         return twin
 
 
-def strengths_on(device: torch.device, regularizers: Mapping[str, Regularizer]) -> dict[str, torch.Tensor]:
-    """Return the strengths of regularizers by name: float64 [1], float32 on a device without float64."""
-    return {name: brought(torch.tensor([r.weight], dtype=torch.float64), device) for name, r in regularizers.items()}
+def strengths_on(device: torch.device, elements: Mapping[str, Sequence[float]]) -> dict[str, torch.Tensor]:
+    """Return the strengths of regularizers by name, as ``site_strengths.py`` says: float64, float32 on a device without float64."""
+    return {name: brought(torch.tensor(each, dtype=torch.float64), device) for name, each in elements.items()}

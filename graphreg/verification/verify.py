@@ -184,7 +184,8 @@ class Validation:
             strength.zero_()
         for runtime_module in twin.modules():
             if isinstance(runtime_module, SpliceRule):
-                vars(runtime_module).update(acts=lambda: form == "copy", _formula=lambda z, weight, noise, lengths: z.clone())
+                bypass = {"acts": lambda: form == "copy", "differs_in_eval": lambda: False}
+                vars(runtime_module).update(bypass, _formula=lambda z, weight, noise, **more: z.clone())
         if form != "native":  # graphreg draws other masks than torch: restore the model's own calls of dropout
             _restore(twin)
         self._in_mode(twin, mode).get_submodule(RULES).train(twin.training)

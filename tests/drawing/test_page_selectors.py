@@ -52,7 +52,8 @@ def of_table(kind: str) -> list[Site]:
     made = []
     for row in TABLE["sites"]:
         labels = tuple(Label(**(label | {"ports": tuple(label["ports"])})) for label in row["labels"])
-        made.append(Site(labels, row["kind"], row["role"], row["selectable"], why_not=row.get("why_not", ""), shape=(1, 1)))
+        facts = {"why_not": row.get("why_not", ""), "branch": row.get("branch", False)}
+        made.append(Site(labels, row["kind"], row["role"], row["selectable"], shape=(1, 1), **facts))
     return [site for site in made if site.kind == kind]
 
 
@@ -158,7 +159,8 @@ def random_sites(choose: random.Random) -> list[Site]:
         selectable, kind = choose.random() < 0.8, "value" if choose.random() < 0.7 else "parameter"
         role = choose.choice(("input", "hidden", "hidden", "output", "")) if kind == "value" else ""
         norm = kind == "value" and choose.random() < 0.2
-        sites.append(Site(tuple(labels), kind, role, selectable, norm, shape=(1, 1), why_not="" if selectable else "integers"))  # type: ignore[arg-type]
+        facts = {"why_not": "" if selectable else "integers", "branch": kind == "value" and choose.random() < 0.2}
+        sites.append(Site(tuple(labels), kind, role, selectable, norm, shape=(1, 1), **facts))  # type: ignore[arg-type]
     return sites
 
 
@@ -174,7 +176,7 @@ def random_selector(choose: random.Random, sites: Sequence[Site]) -> str:
     text = choose.choice(("", "", "", "!")) + choose.choice(("".join(parts), "".join(parts), "*", "**", ""))
     text += choose.choice(("", "", "", "", "", f"@{choose.choice((label.op, label.op, '*', 're*', '[RC]*', 'absent'))}"))
     text += choose.choice(("", "", "", "", "", f":{choose.choice((*label.ports, '*', '[01]', 'out'))}"))
-    role = choose.choice((site.role or "hidden", "input", "output", "other"))
+    role = choose.choice((site.role or "hidden", "input", "output", "branch", "other"))
     return choose.choice((text, text, text, text, text, text, f"{text}#{role}", f" {text} "))
 
 

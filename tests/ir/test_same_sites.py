@@ -69,6 +69,10 @@ def hidden(sites: Any) -> list[tuple[str, bool]]:
     return sorted((site.name, site.norm) for site in sites if site.role == "hidden")
 
 
+def branches(sites: Any) -> list[str]:
+    return sorted(site.name for site in sites if site.branch)
+
+
 @pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.sweep) for name in MODELS])
 def test_the_backend_and_a_trace(name: str) -> None:
     torch.manual_seed(0)
@@ -81,6 +85,7 @@ def test_the_backend_and_a_trace(name: str) -> None:
     run(**given) if isinstance(inputs, dict) else run(*inputs)
     found = hidden(site for part in backend.subgraphs for site in part.traced.values)
     assert found == hidden(traced.values) != []
+    assert branches(site for part in backend.subgraphs for site in part.traced.values) == branches(traced.values)
     module = graphreg.rewrite(traced, graphreg.plan(traced, graphreg.from_kwargs(traced, hidden_l1=0.1)), rng=0)
     penalties = (module(**given) if isinstance(inputs, dict) else module(*inputs)).penalties
     torch.testing.assert_close(backend.penalties(), penalties)

@@ -15,7 +15,7 @@ import graphreg
 from graphreg.runtime.runtime_module import SpliceRule
 from ten_models import TEN, build, tensors
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "hidden_sites.json").read_text())
+GOLDEN, BRANCHES = (json.loads((Path(__file__).parents[1] / "data" / name).read_text()) for name in ("hidden_sites.json", "branches.json"))
 WEIGHTS = {"hidden_dropout": 0.1, "weight_l2": 1e-4, "hidden_l1": 1e-3}
 
 
@@ -50,10 +50,11 @@ def never_called(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> set[str]
 
 
 @pytest.mark.parametrize("name", TEN)
-def test_hidden_sites(name: str) -> None:
+def test_hidden_sites_and_branches(name: str) -> None:
     model, _ = build(name)
-    found = [site.name + (" (norm)" if site.norm else "") for site in graphreg.trace(model).values if site.role == "hidden"]
-    assert found == GOLDEN[name]
+    sites = graphreg.trace(model).values
+    assert [site.name + (" (norm)" if site.norm else "") for site in sites if site.role == "hidden"] == GOLDEN[name]
+    assert [site.name for site in sites if site.branch] == BRANCHES[name]
 
 
 @pytest.mark.parametrize("name", TEN)

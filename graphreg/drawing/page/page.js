@@ -26,7 +26,7 @@ function action({ regularizer, matched }) {
 
 function described(site) {
   return `${rows([["also called", site.names.slice(1).join(", ")], ["op", site.op], ["shape", site.shape], ["dtype", site.dtype],
-    ["role", site.role], ["not selectable", site.why_not], ["source", site.source], ["native dropout", site.own_dropout]])}
+    ["role", marked(site).join(", ")], ["not selectable", site.why_not], ["source", site.source], ["native dropout", site.own_dropout]])}
     ${site.acts.map(action).join("")}${site.acts.length ? "" : "<p>No regularizer acts here.</p>"}`;
 }
 

@@ -1,7 +1,7 @@
 // Selects sites as graphreg/ir/selector.py does, with the same names and error messages. tests/data/selectors.json tests both.
 "use strict";
 
-const ROLES = ["input", "hidden", "output"];
+const ROLES = ["input", "hidden", "output", "branch"]; // the roles, and the mark of residual branches
 const GRAMMAR = /^(!?)((?:\\[^]|[^@:#\\])*)(?:@((?:\\[^]|[^:#\\])+))?(?::((?:\\[^]|[^#\\])+))?(?:#([^]*))?$/u;
 
 const SPECIAL = /[\\@:#*?[]|^!|^\s|\s$/; // characters with a meaning in a selector
@@ -81,6 +81,9 @@ function names(pattern, label, site) {
   return pattern.named(label.name);
 }
 
+/** The site's role, if it has one, and its mark, if it has it: what `#` in a selector matches. */
+const marked = (site) => [site.role, site.branch ? "branch" : ""].filter(Boolean);
+
 function within(name, modules) {
   for (let end = name.lastIndexOf("."); end > 0; end = name.lastIndexOf(".", end - 1)) if (modules.has(name.slice(0, end))) return true;
   return false;
@@ -91,7 +94,7 @@ function find(pattern, sites) {
   const named = [];
   for (const site of sites)
     for (const label of site.labels) {
-      const filtered = (!pattern.op || pattern.op(label.op)) && (pattern.role === undefined || pattern.role === site.role);
+      const filtered = (!pattern.op || pattern.op(label.op)) && (pattern.role === undefined || marked(site).includes(pattern.role));
       if (filtered && names(pattern, label, site)) named.push([label, site]);
     }
   const takes = (label) => (pattern.ports ? label.ports.some(pattern.ports) : label.default);
@@ -176,7 +179,7 @@ function nothing(pattern, matching, seen, sites, rule, usable) {
   const named = seen.flatMap((site) => site.labels.filter((label) => names(pattern, label, site)).map((label) => [label, site]));
   if (named.length && (pattern.op || pattern.ports || pattern.role !== undefined)) {
     const ops = listed(named.map(([label]) => label.op)), ports = listed(named.flatMap(([label]) => label.ports));
-    const roles = listed(named.map(([, site]) => site.role).filter(Boolean)) || "none";
+    const roles = listed(named.flatMap(([, site]) => marked(site))) || "none";
     return `${start} The name is found, the filter is not: ops there ${ops}; ports ${ports}; roles ${roles}.`;
   }
   if (named.length) return `${start} It has several ports; write one of ${named.slice(0, 6).map(([label]) => exactly(label)).join(", ")}.`;

@@ -1,0 +1,179 @@
+"""Finds residual branches: the values that a sum adds to the value that they were computed from, its trunk.
+
+In ``x + f(x)`` the trunk is ``x`` and the branch is ``f(x)``. A product must lie between the two: ``x + 0.04 * x ** 3`` has no branch.
+In ``shortcut(x) + f(x)`` the trunk is projected: the shortcut is a chain of operations with at most one product, ``f`` has more, and all of
+it lies in the module that adds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import fx
+
+from graphreg.ir.metadata import scope_of
+from graphreg.ir.operations import Operations, function_name, is_integer, nodes_in
+
+SUMS = {"add", "iadd", "add_", "__add__", "__iadd__"}
+_PICKS = {"select", "unbind"}  # a step of a sequence is no trunk: W x_t + U h is not residual
+
+_LONGEST = 32  # of a shortcut with a projection, in nodes, so that the search stays linear in the size of the graph
+
+
+def branches(graph: fx.Graph, operations: Operations, sizes: Collection[fx.Node], products: Collection[fx.Node]) -> set[fx.Node]:
+    """Return the nodes of a graph whose values are residual branches.
+
+    Args:
+        graph: A traced graph.
+        operations: The operations of the graph's model.
+        sizes: The nodes whose values are numbers, shapes or flags.
+        products: The nodes that multiply data by weights.
+    """
+    return _Finder(graph, operations, sizes, products).find()
+
+
+def signals(graph: fx.Graph, sizes: Collection[fx.Node], products: Collection[fx.Node]) -> set[fx.Node]:
+    """Return the nodes that depend on a floating-point input or on a product, so no masks, positions and parameters."""
+    found = set[fx.Node]()
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            known = node.meta.get("value")
+            is_signal = not isinstance(known, tuple) or bool(known[1].is_floating_point)
+        elif node in sizes or node.op in ("get_attr", "output") or is_integer(node):
+            is_signal = False
+        else:
+            is_signal = node in products or any(operand in found for operand in node.all_input_nodes)
+        if is_signal:
+            found.add(node)
+    return found
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """The operations from a summand back to a value that it was computed from, each with one operand; the summand comes first.
+
+    Attributes:
+        nodes: The nodes of the chain.
+        direct: How many of them, from the first on, are the same value but for views and dropout.
+    """
+
+    nodes: tuple[fx.Node, ...]
+    direct: int
+
+
+class _Finder:
+    """Judges each sum of a graph, in order."""
+
+    def __init__(self, graph: fx.Graph, operations: Operations, sizes: Collection[fx.Node], products: Collection[fx.Node]) -> None:
+        self.graph, self.operations, self.sizes, self.products = graph, operations, sizes, products
+        self.order = {node: i for i, node in enumerate(graph.nodes)}
+        self.signals = signals(graph, sizes, products)
+        self.residual = set[fx.Node]()  # the sums that have a branch
+        self.found = set[fx.Node]()
+
+    def find(self) -> set[fx.Node]:
+        for node in self.graph.nodes:
+            if self._is_sum(node):
+                self._judge(node)
+        return self.found
+
+    def _is_sum(self, node: fx.Node) -> bool:
+        return function_name(node) in SUMS and not self.operations.is_opaque(node) and node not in self.sizes
+
+    def _operands(self, node: fx.Node) -> list[fx.Node]:
+        return [operand for operand in nodes_in((node.args, node.kwargs)) if operand in self.signals]
+
+    def _judge(self, node: fx.Node) -> None:
+        """Note the branches of a sum. A sum that only this sum reads counts as its summands, first where it has no branch itself."""
+        for through in (False, True):
+            summands = self._summands(node, through)
+            if of_sum := self._of_two(node, *summands) if len(summands) == 2 else self._of_several(summands):
+                self.found.update(of_sum)
+                self.residual.add(node)
+                return
+
+    def _summands(self, node: fx.Node, through: bool) -> list[fx.Node]:
+        """Return the summands of a sum. ``through``: whether inner sums that have a branch count as their summands, too."""
+        summands = list[fx.Node]()
+        for operand in self._operands(node):
+            inner = self._is_sum(operand) and len(operand.users) == 1 and (through or operand not in self.residual)
+            summands += self._summands(operand, through) if inner else [operand]
+        return list(dict.fromkeys(summands))
+
+    def _of_several(self, summands: Sequence[fx.Node]) -> list[fx.Node]:
+        """Return the branches of a sum of several, whose trunk is the first of them to be computed, but for views and dropout."""
+        trunks = {summand: list(self._peeled(summand))[-1] for summand in summands}
+        if len(trunks) < 2:
+            return []
+        first = min(trunks, key=lambda summand: self.order[trunks[summand]])
+        trunk = trunks[first]
+        return [other for other in summands if other is not first and self._is_deeper(other, trunk)]
+
+    def _is_deeper(self, value: fx.Node, trunk: fx.Node) -> bool:
+        """Return whether a value was computed from the trunk by one product or more."""
+        before = self._before(value, self.order[trunk])
+        return trunk in before and any(each in self.products for each in _from(trunk, before))
+
+    def _of_two(self, node: fx.Node, one: fx.Node, two: fx.Node) -> list[fx.Node]:
+        """Return the branch of a sum of two, in a list; an empty list if neither is computed from the other's trunk."""
+        return [branch for trunk, branch in ((one, two), (two, one)) if self._leads(node, self._chain(trunk, scope_of(node)), branch)]
+
+    def _leads(self, node: fx.Node, chain: _Chain, branch: fx.Node) -> bool:
+        """Return whether a chain leads to a trunk that the branch was computed from, too, with more products than the chain has."""
+        before = self._before(branch, min(map(self.order.__getitem__, chain.nodes)))
+        way = next((i for i, each in enumerate(chain.nodes) if each in before), None)
+        if way is None:
+            return False
+        between = _from(chain.nodes[way], before)
+        passed = sum(each in self.products for each in chain.nodes[:way])
+        inside = way < chain.direct or all(_is_within(scope_of(each), scope_of(node)) for each in between)
+        return inside and sum(each in self.products for each in between) > passed
+
+    def _peeled(self, node: fx.Node) -> Iterator[fx.Node]:
+        """Yield a node, and the values that it is the same as but for views and dropout."""
+        yield node
+        while self.operations.passes_through(node) and not self._picks(node) and len(operands := self._operands(node)) == 1:
+            node = operands[0]
+            yield node
+
+    def _chain(self, summand: fx.Node, scope: str) -> _Chain:
+        nodes = list(self._peeled(summand))
+        direct, passed = len(nodes), 0
+        while len(nodes) < _LONGEST and len(operands := self._operands(nodes[-1])) == 1:
+            passed += nodes[-1] in self.products
+            if passed > 1 or not _is_within(scope_of(nodes[-1]), scope) or self._picks(nodes[-1]) or self.operations.is_loss(nodes[-1]):
+                break
+            nodes.append(operands[0])
+        return _Chain(tuple(nodes), direct)
+
+    def _picks(self, node: fx.Node) -> bool:
+        """Return whether an operation takes an element out of a tuple or along an axis."""
+        name = function_name(node)
+        if name not in ("getitem", "__getitem__"):
+            return name in _PICKS
+        index = node.args[1]
+        return any(not isinstance(part, slice) and part not in (None, ...) for part in (index if isinstance(index, tuple) else (index,)))
+
+    def _before(self, value: fx.Node, first: int) -> list[fx.Node]:
+        """Return, in order, the nodes that a value was computed from, the value's own included, from number ``first`` of the graph on."""
+        waiting, visited = [value], {value}
+        while waiting:
+            for operand in waiting.pop().all_input_nodes:
+                if operand in self.signals and operand not in visited and self.order[operand] >= first:
+                    visited.add(operand)
+                    waiting.append(operand)
+        return sorted(visited, key=self.order.__getitem__)
+
+
+def _from(trunk: fx.Node, nodes: Sequence[fx.Node]) -> list[fx.Node]:
+    """Return those of the nodes, which are in order, that were computed from the trunk."""
+    reached = {trunk}
+    for node in nodes:
+        if any(operand in reached for operand in node.all_input_nodes):
+            reached.add(node)
+    return [node for node in nodes if node in reached and node is not trunk]
+
+
+def _is_within(scope: str, outer: str) -> bool:
+    return not outer or scope == outer or scope.startswith(f"{outer}.")

@@ -1,0 +1,63 @@
+"""``by_depth``: a strength that grows or falls along the depth of a model, given in place of a number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from graphreg.errors import RegularizerError, number_of, shown
+
+
+class ByDepth(float):
+    """A strength that differs by depth: ``first`` in the first block, ``last`` in the last, and evenly spaced between.
+
+    As a number it is the end that is further from 0.
+
+    Attributes:
+        first: The strength in the first block.
+        last: The strength in the last block.
+    """
+
+    first: float
+    last: float
+
+    def __new__(cls, first: float, last: float) -> ByDepth:
+        self = super().__new__(cls, max(first, last, key=abs))
+        self.first, self.last = first, last
+        return self
+
+    def __getnewargs__(self) -> Any:
+        return self.first, self.last
+
+    def __repr__(self) -> str:
+        return f"by_depth({self.first:g}, {self.last:g})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ByDepth) and (self.first, self.last) == (other.first, other.last)
+
+    def __ne__(self, other: object) -> bool:  # float has one of its own
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash((self.first, self.last))
+
+    def at(self, block: int, blocks: int) -> float:
+        """Return the strength in a block, by its number from 0, of so many."""
+        return self.last if block == blocks - 1 else self.first + (self.last - self.first) * block / (blocks - 1)
+
+
+def by_depth(first: float, last: float) -> ByDepth:
+    """Return a strength that differs by depth, for the ``weight`` of any regularizer that treats each site on its own.
+
+    The blocks of a model are numbered in the order in which they run, and the strength is ``first`` in the first block that has a site,
+    ``last`` in the last one, and evenly spaced between: ``drop_path=by_depth(0, 0.2)`` gives the rates of timm's ``drop_path_rate=0.2``.
+    The block of a site is the innermost module around it that stands beside another of its class, layers left out; a site outside of
+    all blocks is a block of its own.
+
+    Raises:
+        RegularizerError: An end is not a finite number.
+    """
+    ends = number_of(first), number_of(last)
+    for given, number, name in zip((first, last), ends, ("first", "last"), strict=True):
+        if number is None or isinstance(given, bool):
+            raise RegularizerError(f"by_depth: {name}={shown(given)} is not allowed; give two numbers: by_depth(0, 0.2).")
+    return ByDepth(*ends)  # type: ignore[arg-type]

@@ -1,0 +1,98 @@
+"""Makes the records of a report: what each regularizer is, and what acts at each site."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, fields
+from typing import Any
+
+from graphreg.ir import NativeDropout, Site, dtype_text, strings
+from graphreg.planning import Edit, NativeDropoutEdit, SiteCounts, Strengths, counted
+from graphreg.regularizer import Penalty, Regularizer, Splice
+from graphreg.reporting.records import KEPT, Act, Acted, Does, Entry, NativeDropoutRow
+
+Trained = tuple[tuple[str, ...], tuple[str, ...]]  # the names of parameters that receive a penalty's gradient, and of those that are frozen
+_WITH_COLUMN = ("pattern", "weight", "name")  # fields that the report's tables show in other columns than "options"
+_SHARED = {field.name for kind in (Regularizer, Splice, Penalty) for field in fields(kind)} | {"share_axes"}  # which most splices have
+_ORDER: tuple[Does, ...] = ("measures first", "replaces", "measures")
+
+
+def entry(
+    name: str, regularizer: Regularizer, sites: Sequence[Site], strength: float, totals: SiteCounts,
+    trained: Trained | None = None, notes: Iterable[str] = (), by_site: str = "",
+) -> Entry:  # fmt: skip
+    """Make the record of one regularizer, which acts at ``sites``.
+
+    ``totals``: the counts of all sites that can be selected; ``by_site``: the strengths as text, where they differ by site.
+    """
+    every, chosen = totals.of(regularizer.on), counted(sites)
+    share = chosen.elements / every.elements if chosen.elements is not None and every.elements else None
+    note = f"strength {by_site} by site" if by_site else regularizer.note(sites, strength) if sites else ""
+    return Entry(
+        name, type(regularizer).__name__, regularizer.on, strength, selector_of(regularizer), options_of(regularizer),
+        tuple(site.name for site in sites), every.sites, share, isinstance(regularizer, Penalty),
+        trained[0] if trained else None, trained[1] if trained else (),
+        tuple(filter(None, (*notes, note))),
+    )  # fmt: skip
+
+
+def acted(edits: Iterable[Edit], strengths: Strengths, there: Collection[tuple[str, str]], graph: int | None = None) -> list[Acted]:
+    """Make the records of the sites, each with the regularizers that act there, in order.
+
+    ``there``: the pairs (regularizer, site) whose nodes are still in the graph.
+    """
+    by_site: dict[str, list[Edit]] = {}
+    for edit in edits:
+        by_site.setdefault(edit.site.name, []).append(edit)
+    records = []
+    for name, at_site in by_site.items():
+        site, calls = at_site[0].site, max(len(edit.sites) for edit in at_site)
+        acts = [_act(e, strengths, (e.name, name) not in there) for e in at_site]
+        acts.sort(key=lambda act: _ORDER.index(act.does))
+        records.append(Acted(name, site.kind, site.op, site.shape, dtype_text(site) or None, tuple(acts), calls, graph))
+    return records
+
+
+def _act(edit: Edit, strengths: Strengths, gone: bool) -> Act:
+    strength = strengths.get((edit.name, edit.site.name), strengths[edit.name])
+    return Act(edit.name, _does(edit.regularizer), strength, edit.matched, gone)
+
+
+def native_dropout_rows(edits: Iterable[NativeDropoutEdit], unmoved: Iterable[NativeDropout]) -> tuple[NativeDropoutRow, ...]:
+    """Make the records of native dropouts: first those that ``own_dropout=`` selected, then the ``unmoved``, which torch still draws."""
+    rows = [NativeDropoutRow(e.dropout.site.name, e.dropout.site.op, e.dropout.rate, e.dropout.when, e.action, e.matched) for e in edits]
+    return (*rows, *(NativeDropoutRow(d.site.name, d.site.op, d.rate, d.when, KEPT, "", d.why_not) for d in unmoved))
+
+
+def _does(regularizer: Regularizer) -> Does:
+    if not isinstance(regularizer, Penalty):
+        return "replaces"
+    return "measures first" if regularizer.clean else "measures"
+
+
+def selector_of(regularizer: Regularizer) -> tuple[str, ...]:
+    """Return the strings of a regularizer's selector, or the name of its function."""
+    return strings(regularizer.pattern) or (str(_plain(regularizer.pattern)),)
+
+
+def options_of(regularizer: Regularizer) -> dict[str, Any]:
+    """Return a regularizer's options: all fields that its class adds, and those of many classes whose value is not the default."""
+    options = [field for field in fields(regularizer) if field.name not in _WITH_COLUMN]
+    values = {field.name: getattr(regularizer, field.name) for field in options}
+    shown = [field.name for field in options if field.name not in _SHARED or values[field.name] != _default(field)]
+    return {name: _plain(values[name]) for name in shown}
+
+
+def _default(field: Field[Any]) -> Any:
+    return field.default_factory() if field.default_factory is not MISSING else field.default
+
+
+def _plain(value: Any) -> Any:
+    """Convert a value to one that JSON can hold; an object that JSON does not know becomes its name in angle brackets."""
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return f"<{getattr(value, '__name__', type(value).__name__)}>"

@@ -1,0 +1,48 @@
+"""The strengths of one regularizer at its sites, which its runtime modules read from one tensor.
+
+Element 0 of the tensor is the regularizer's own strength, or the one furthest from 0 where they differ by site. Where there are several
+sites, an element for each follows: for a splice the strength itself, for a penalty its share of element 0. So a penalty whose sites have
+one strength multiplies its measurements by 1, which changes no bit of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+OWN = ""  # the key of the regularizer's own strength among those that were set by site
+
+
+@dataclass(frozen=True)
+class Places:
+    """The sites of a regularizer in a graph, in the order of the elements of its tensor.
+
+    Attributes:
+        sites: The names of the sites; empty for a formula that takes all of them at once. One site alone has no element of its own.
+        planned: The strength at each site that the plan has.
+        relative: Whether the elements are shares, as for a penalty.
+    """
+
+    sites: tuple[str, ...] = ()
+    planned: tuple[float, ...] = ()
+    relative: bool = False
+
+    def values(self, chosen: Mapping[str, float]) -> list[float]:
+        """Return the strength at each site. ``chosen``: those that were set since, by site, and under ``OWN`` the one for all others."""
+        return [chosen.get(site, chosen.get(OWN, planned)) for site, planned in zip(self.sites, self.planned, strict=True)]
+
+    def elements(self, own: float, values: Sequence[float]) -> list[float]:
+        """Return the elements of the tensor. ``own``: the regularizer's own strength; ``values``: those at the sites."""
+        first = max(values, key=abs, default=own)
+        if len(self.sites) < 2:
+            return [first]
+        return [first, *((value / first if first else 1.0) if self.relative else value for value in values)]
+
+    def read(self, elements: Sequence[float]) -> dict[str, float]:
+        """Return the strength at each site from the elements of the tensor; a product is rounded to 15 digits."""
+        first, *others = elements
+        if not others:
+            return dict.fromkeys(self.sites, first)
+        if not self.relative:
+            return dict(zip(self.sites, others, strict=True))
+        return {site: first if share == 1 else float(f"{first * share:.15g}") for site, share in zip(self.sites, others, strict=True)}

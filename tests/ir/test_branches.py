@@ -1,0 +1,248 @@
+"""Residual branches: which values they are in small models, judged by hand, and in language models; ten others: test_ten_models.py."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import graphreg
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import language_models
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "branches.json").read_text())
+X = torch.randn(3, 5, 4)
+
+
+class Model(nn.Module):
+    """Layers for the forwards below: ``forward`` calls the function that it was made with."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Linear(4, 4) for _ in range(4))
+        self.norm, self.drop, self.table, self.bias = nn.LayerNorm(4), nn.Dropout(0.1), nn.Embedding(9, 4), nn.Parameter(torch.ones(4))
+        self.call = call
+
+    def forward(self, x: Tensor) -> Any:
+        return self.call(self, x)
+
+
+def found(model: nn.Module, inputs: Any = None) -> list[str]:
+    return [site.name for site in graphreg.trace(model, inputs).values if site.branch]
+
+
+def scaled(m: Any, x: Tensor) -> Tensor:
+    return 0.1 * m.b(F.relu(m.a(x))) + x
+
+
+def in_place(m: Any, x: Tensor) -> Tensor:
+    y = m.b(F.relu(m.a(x)))
+    y += x
+    return y
+
+
+def post_norm(m: Any, x: Tensor) -> Tensor:
+    h = m.norm(m.a(x) + x)
+    return m.norm(m.drop(m.b(h)) + h)
+
+
+def pre_norm(m: Any, x: Tensor) -> Tensor:
+    h = x + m.a(m.norm(x))
+    return h + m.drop(m.b(m.norm(h)))
+
+
+def parallel(m: Any, x: Tensor) -> Tensor:
+    h = m.norm(x)
+    return m.a(h) + m.b(F.relu(h)) + x
+
+
+def parallel_after(m: Any, x: Tensor) -> Tensor:
+    h = m.norm(x)
+    return x + m.a(h) + m.b(F.relu(h))
+
+
+def long_skip(m: Any, x: Tensor) -> Tensor:
+    deep = m.a(x)
+    return x + (deep + m.b(F.relu(deep)))
+
+
+def projected(m: Any, x: Tensor) -> Tensor:
+    return m.norm(m.c(x)) + m.b(F.relu(m.a(x)))
+
+
+def positioned(m: Any, x: Tensor) -> Tensor:
+    h = x + m.bias
+    return m.drop(h).transpose(1, 2).transpose(1, 2) + m.a(h)
+
+
+def reshaped(m: Any, x: Tensor) -> Tensor:
+    return x + m.a(x.flatten(0, 1)).view(x.shape)
+
+
+RESIDUAL: dict[Callable[..., Any], list[str]] = {
+    scaled: ["mul"],
+    in_place: ["b"],
+    post_norm: ["a", "drop"],
+    pre_norm: ["a", "drop"],
+    parallel: ["a", "b"],
+    parallel_after: ["a", "b"],
+    long_skip: ["b", "add"],
+    projected: ["b"],
+    positioned: ["a"],
+    reshaped: ["view"],
+    lambda m, x: torch.add(x, m.a(x), alpha=0.5): ["a"],
+    lambda m, x: x.add(m.a(x)): ["a"],
+    lambda m, x: m.norm(x.clone()).add_(m.b(F.relu(m.a(x)))): ["b"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("call", RESIDUAL, ids=lambda call: call.__name__)
+def test_what_a_residual_sum_adds(call: Callable[..., Any]) -> None:
+    assert found(Model(call)) == RESIDUAL[call]
+
+
+def gelu(m: Any, x: Tensor) -> Tensor:
+    h = m.a(x)
+    return m.b(0.5 * h * (1 + torch.tanh(0.8 * (h + 0.044 * h**3))))
+
+
+def highway(m: Any, x: Tensor) -> Tensor:
+    gate = torch.sigmoid(m.a(x))
+    return gate * m.b(x) + (1 - gate) * x
+
+
+def gated_unit(m: Any, x: Tensor) -> Tensor:
+    h = torch.zeros_like(x[:, 0])
+    for t in range(3):
+        z = torch.sigmoid(m.a(x[:, t]) + m.b(h))
+        h = (1 - z) * torch.tanh(m.c(x[:, t]) + m.d(h)) + z * h
+    return h
+
+
+def unrolled(m: Any, x: Tensor) -> Tensor:
+    steps = m.a(x)
+    h = torch.tanh(steps[:, 0])
+    for t in (1, 2):
+        h = torch.tanh(steps[:, t] + m.b(h))
+    return h
+
+
+def by_chance(m: Any, x: Tensor) -> Tensor:
+    h = m.a(x)
+    return m.b(h) + torch.randn_like(h) * torch.exp(m.c(h))
+
+
+def losses(m: Any, x: Tensor) -> Tensor:
+    h = m.a(x)
+    target = torch.zeros(3, dtype=torch.long)
+    one, two = F.cross_entropy(m.b(h)[:, 0], target), F.cross_entropy(m.d(F.relu(m.c(h)))[:, 0], target)
+    return one + 0.4 * two
+
+
+def subtracted(m: Any, x: Tensor) -> Tensor:
+    return x - m.a(x)
+
+
+def two_ways(m: Any, x: Tensor) -> Tensor:
+    return m.a(x) + m.b(x)
+
+
+PLAIN = [gelu, highway, gated_unit, unrolled, by_chance, losses, subtracted, two_ways]
+
+
+@pytest.mark.parametrize("call", PLAIN, ids=lambda call: call.__name__)
+def test_sums_that_are_not_residual(call: Callable[..., Any]) -> None:
+    """Nothing is a branch where no product lies between, a trunk would be gated, or neither summand is what the other was made of."""
+    assert found(Model(call)) == []
+
+
+def test_embeddings_and_masks_are_no_trunks() -> None:
+    class Attends(Model):
+        def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+            h = self.table(ids) + self.table(ids.cumsum(1) % 9)
+            hidden = (1.0 - mask.float())[:, None] * -1e9
+            for one, two in ((self.a, self.b), (self.c, self.d)):
+                weights = one(h) @ two(h).transpose(1, 2) / math.sqrt(4) + hidden
+                h = h + weights.softmax(-1) @ h
+            return h
+
+    ids = torch.ones(2, 3, dtype=torch.long)
+    assert found(Attends(scaled), (ids, ids)) == ["matmul_1", "matmul_3"]
+
+
+class Pyramid(nn.Module):
+    """As a feature pyramid: what is added was projected, and made in other modules than the one that adds."""
+
+    class Neck(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, low: Tensor, high: Tensor) -> Tensor:
+            return self.one(low) + self.two(high)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.low, self.high, self.neck = nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), self.Neck()
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = self.low(x)
+        return self.neck(low, self.high(low))
+
+
+def test_a_projected_trunk_within_the_module_that_adds_alone() -> None:
+    assert found(Pyramid()) == []
+    assert found(Model(projected)) == ["b"]
+
+
+def test_the_mark_beside_the_roles() -> None:
+    """A branch that a product reads is hidden, too; each selector string finds it by either."""
+    traced = graphreg.trace(Model(lambda m, x: m.c(x + (h := F.relu(m.a(x)))) + m.b(h)))
+    relu = next(site for site in traced.values if site.name == "relu")
+    assert (relu.role, relu.branch, relu.marked, relu.to_dict()["branch"]) == ("hidden", True, ("hidden", "branch"), True)
+    for selector, names in {"**#branch": ["relu"], "re*#branch": ["relu"], "**#hidden": ["relu", "add"]}.items():
+        edits = graphreg.plan(traced, graphreg.build("dropout", weight=0.1, pattern=selector)).edits
+        assert [edit.site.name for edit in edits] == names
+    assert "hidden, branch" in str(graphreg.names(traced.model))
+    error = r"'add#branch' matches no value of Model. The name is found, the filter is not: ops there add; ports out; roles hidden\."
+    with pytest.raises(graphreg.NoMatchError, match=error):
+        graphreg.plan(traced, graphreg.build("dropout", weight=0.1, pattern="add#branch"))
+
+
+@pytest.mark.parametrize("front_end", ["symbolic", "export"])
+def test_both_front_ends(front_end: Any) -> None:
+    for call in (pre_norm, projected, parallel):
+        traced = graphreg.trace(Model(call), X, front_end)
+        assert [site.name for site in traced.values if site.branch] == RESIDUAL[call]
+
+
+@pytest.mark.parametrize("name", ["bert", *(pytest.param(name, marks=pytest.mark.sweep) for name in ("gpt2", "llama", "t5"))])
+def test_language_models(name: str) -> None:
+    model = language_models.build(name)
+    given = language_models.batch() | {"attention_mask": torch.ones(3, 7, dtype=torch.long)}
+    assert found(model, given) == GOLDEN[name]
+
+
+COUNTS = {
+    "convnext_atto": 12, "mixer_s32_224": 16, "deit_tiny_patch16_224": 24, "regnetx_002": 13, "resnetv2_50": 16, "resnet18d": 8,
+    "densenet121": 0,
+}  # fmt: skip
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("name", COUNTS)
+def test_models_of_timm(name: str) -> None:
+    """Each block has its branches: one in a block of convolutions, two in one of a transformer or mixer."""
+    timm = pytest.importorskip("timm")
+    size = 224 if name.endswith("224") else 64
+    assert len(found(timm.create_model(name), torch.zeros(1, 3, size, size))) == COUNTS[name]
