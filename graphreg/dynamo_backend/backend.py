@@ -26,7 +26,7 @@ from graphreg.ir import RULES, Missing, brought
 from graphreg.planning import OwnDropout, check_count, check_sites, check_trainable, matching_sites
 from graphreg.regularizer import ByDepth, Penalty, Regularizer, Splice
 from graphreg.reporting import Report
-from graphreg.runtime import Asked, BackendHandle, Penalties, Scale, written_scale
+from graphreg.runtime import OWN, Asked, BackendHandle, Penalties, Scale, written_scale
 from graphreg.torch_internals import Changes, CompiledCall, compiled_call, in_backward, strict_limit, translator
 from graphreg.tracing import Traced
 
@@ -272,6 +272,10 @@ class Backend(BackendHandle, RenamedAttributes):
             raise NoMatchError(f"no regularizer is named {name!r}.{suggestions_text(str(name), self.regularizers)} Names: {known}.")
         checked = dataclasses.replace(self.regularizers[name], weight=value)
         self._strengths[name] = torch.tensor([checked.weight], dtype=torch.float64)  # a new tensor: backward may have saved the old one
+
+    def changed_strengths(self) -> dict[str, dict[str, float]]:
+        """Return the strengths that differ from the weights that the backend was made with, by regularizer, under ``OWN``."""
+        return {name: {OWN: value} for name, value in self.strengths().items() if value != self.regularizers[name].weight}
 
     def asked(self) -> Asked:
         """Return what was asked for, which a recipe writes down."""

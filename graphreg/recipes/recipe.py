@@ -14,9 +14,19 @@ from typing import Any
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, number_of, numeric_text, shown, suggestions_text
 from graphreg.planning import Plan, check_missing, check_option, from_keywords, named_once
 from graphreg.recipes.files import Source, read, write
-from graphreg.regularizer import PREFIXED, Regularizer, Splice, check_flag, find, registered
+from graphreg.regularizer import PREFIXED, ByDepth, Regularizer, Splice, by_depth, check_flag, find, registered
 from graphreg.rewriting import check_rng
-from graphreg.runtime import GIVEN_IN_THE_CALL, Asked, Regulated, asked_of, check_penalties, check_scale, set_strength, strengths
+from graphreg.runtime import (
+    GIVEN_IN_THE_CALL,
+    OWN,
+    Asked,
+    Regulated,
+    asked_of,
+    changed_strengths,
+    check_penalties,
+    check_scale,
+    set_strength,
+)
 
 VERSION = 1
 _OF_THE_CALL = ("model", "example_inputs", "compile", "verify", "recipe")  # arguments of regularize that no recipe has
@@ -35,8 +45,9 @@ def recipe(module: Regulated | Plan) -> dict[str, Any]:
     Raises:
         RegularizerError: An argument cannot be written down, for example a selector that is a function.
     """
-    asked, now = (_of_plan(module), {}) if isinstance(module, Plan) else (asked_of(module), strengths(module))
-    return _written(asked, {name: value for name, value in now.items() if value != asked.regularizers[name].weight})
+    if isinstance(module, Plan):
+        return _written(_of_plan(module), {})
+    return _written(asked_of(module), changed_strengths(module))
 
 
 def save_recipe(module: Regulated | Plan, path: str | os.PathLike[str]) -> None:
@@ -79,7 +90,7 @@ def _of_plan(plan: Plan) -> Asked:
     return Asked(plan.regularizers, missing=plan.missing, own_dropout=plan.own_dropout)
 
 
-def _written(asked: Asked, changed: Mapping[str, float]) -> dict[str, Any]:
+def _written(asked: Asked, changed: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     data: dict[str, Any] = {"recipe": VERSION}
     options: dict[str, Any] = {
         "rng": asked.seeds.get(""), "front_end": asked.front_end, "missing": asked.missing, "penalties": asked.penalties,
@@ -88,7 +99,13 @@ def _written(asked: Asked, changed: Mapping[str, float]) -> dict[str, Any]:
     }  # fmt: skip
     data |= {key: value for key, value in options.items() if value is not None and (key, value) != ("missing", "error")}
     data["regularizers"] = [_entry(name, r, asked.seeds.get(name)) for name, r in asked.regularizers.items()]
-    return data | ({"strengths": dict(changed)} if changed else {})
+    present = {name: _present(chosen) for name, chosen in changed.items() if dict(chosen) != {OWN: asked.regularizers[name].weight}}
+    return data | ({"strengths": present} if present else {})
+
+
+def _present(chosen: Mapping[str, float]) -> float | dict[str, float]:
+    """Return strengths that were set as ``set_strength`` takes them: a number, or a dict of selectors and names of sites."""
+    return chosen[OWN] if chosen.keys() == {OWN} else {site or "**": value for site, value in chosen.items()}
 
 
 def _entry(name: str, regularizer: Regularizer, seed: int | None) -> dict[str, Any]:
@@ -109,6 +126,8 @@ def _entry(name: str, regularizer: Regularizer, seed: int | None) -> dict[str, A
 
 def _plain(value: Any, what: str) -> Any:
     """Return a value as plain data; raise RegularizerError if that is not possible. ``what``: the value's name, for the error."""
+    if isinstance(value, ByDepth):
+        return {"by_depth": [value.first, value.last]}
     if isinstance(value, (str, bool, int)):
         return value
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
@@ -141,14 +160,14 @@ class Recipe:
         regularizers: The regularizers in the recipe's list ``regularizers``.
         keywords: Regularizers by keyword, as ``regularize`` takes them.
         options: Options of ``regularize`` by name.
-        strengths: The strengths to set, by the regularizer's name.
+        strengths: The strengths to set, by the regularizer's name: a number, or a dict of selectors to numbers.
     """
 
     source: Source
     regularizers: list[Regularizer] = field(default_factory=list)
     keywords: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
-    strengths: dict[str, float] = field(default_factory=dict)
+    strengths: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, source: Source) -> Recipe:
@@ -209,6 +228,7 @@ class Recipe:
             known = {*registered(), *PREFIXED, *_CHECKS, "regularizers", "strengths"}
             near = suggestions_text(str(key).lower(), sorted(known), "Near keys")
             raise self.source.error((key,), f"{key!r} is no option of a recipe and no key of a regularizer.{near}", NoMatchError)
+        value = _by_depth_within(value)
         self._checked((key,), lambda given: from_keywords({key: given}), value)
         self.keywords[key] = value
 
@@ -228,13 +248,15 @@ class Recipe:
             at = _faulty(kind, options)
             raise self.source.at(place if at is None else (*place, at), error) from None
 
-    def _strengths(self, value: Any) -> dict[str, float]:
+    def _strengths(self, value: Any) -> dict[str, Any]:
         if not isinstance(value, Mapping):
             raise self.source.error(("strengths",), f"this must be a dict of names of regularizers to numbers, not {shown(value)}.")
         for name, strength in value.items():
-            if isinstance(strength, bool) or number_of(strength) is None:
-                message = f"{shown(strength)} is not a finite number. {numeric_text(strength)}".rstrip()
-                raise self.source.error(("strengths", name), message)
+            by_place = {(name, site): number for site, number in strength.items()} if isinstance(strength, Mapping) else {(name,): strength}
+            for place, number in by_place.items():
+                if isinstance(number, bool) or number_of(number) is None:
+                    message = f"{shown(number)} is not a finite number. {numeric_text(number)}".rstrip()
+                    raise self.source.error(("strengths", *place), message)
         return dict(value)
 
     def _checked(self, place: tuple[str | int, ...], check: Callable[[Any], Any], value: Any) -> Any:
@@ -258,8 +280,19 @@ def _faulty(kind: type[Regularizer], options: Mapping[str, Any]) -> str | None:
 
 
 def _tuples(value: Any) -> Any:
-    """Return a value with tuples in place of lists, because the options of regularizers are tuples."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+    """Return a value with tuples in place of lists, because options are tuples, and with the strength that a dict describes."""
+    if isinstance(value, list):
+        return tuple(map(_tuples, value))
+    return by_depth(*value["by_depth"]) if isinstance(value, Mapping) and value.keys() == {"by_depth"} else value
+
+
+def _by_depth_within(value: Any) -> Any:
+    """Return the value of a keyword with strengths in place of the dicts that describe them."""
+    if not isinstance(value, Mapping):
+        return value
+    if value.keys() == {"by_depth"}:
+        return by_depth(*value["by_depth"])
+    return {key: _by_depth_within(item) for key, item in value.items()}
 
 
 def _kept(check: Callable[[Any], None]) -> Callable[[Any], Any]:

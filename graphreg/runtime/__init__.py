@@ -12,6 +12,7 @@ from graphreg.runtime.build_record import GIVEN_IN_THE_CALL, Asked, BuildRecord,
 from graphreg.runtime.controls import (
     Regulated,
     asked_of,
+    changed_strengths,
     frozen_noise,
     noise_on,
     rng_state,
@@ -46,16 +47,17 @@ from graphreg.runtime.rewritten_module import RewrittenModule, lowering
 from graphreg.runtime.runtime_module import Drawing, Rules, RuntimeModule, SpliceRule, accumulation
 from graphreg.runtime.sampling import Samples, sample
 from graphreg.runtime.shared_state import SharedState, StreamName, strengths_on
-from graphreg.runtime.site_strengths import Places
+from graphreg.runtime.site_strengths import OWN, Places
 from graphreg.runtime.strengths_now import strength_text, strengths_now
 
 __all__ = [
-    "BACKEND", "BACKEND_STATE", "GIVEN_IN_THE_CALL", "IN_PLACE_STATE", "AllSitesTotal", "Asked", "AttachRule", "BackendHandle",
+    "BACKEND", "BACKEND_STATE", "GIVEN_IN_THE_CALL", "IN_PLACE_STATE", "OWN", "AllSitesTotal", "Asked", "AttachRule", "BackendHandle",
     "BuildRecord", "Derivative", "Drawing", "InPlaceHandle", "KeyRule", "Measure", "MeasureSteps", "MeasureUnits", "ModuleHandle",
     "NativeDropoutRule", "Penalties", "Places", "Regularized", "Regulated", "RewrittenModule", "Rules", "RuntimeModule", "Samples",
     "Scale", "SharedKeyRule", "SharedState", "SpliceRule", "StreamName", "Total", "Track", "Way", "accumulation", "asked_of",
-    "backend_handle", "call_within", "check_penalties", "check_scale", "checked_state", "collect", "current", "frozen_noise",
-    "graphs_of", "identity", "in_place", "in_place_handle", "key_of", "lowering", "native_draws", "no_noise", "noise_on", "record_of",
-    "refuse_twice", "rewritten", "rng_state", "rules_of", "sample", "set_ranks", "set_rng_state", "set_strength", "site_strengths",
-    "storage_of", "strength_text", "strengths", "strengths_now", "strengths_on", "written_scale", "written_state",
+    "backend_handle", "call_within", "changed_strengths", "check_penalties", "check_scale", "checked_state", "collect", "current",
+    "frozen_noise", "graphs_of", "identity", "in_place", "in_place_handle", "key_of", "lowering", "native_draws", "no_noise",
+    "noise_on", "record_of", "refuse_twice", "rewritten", "rng_state", "rules_of", "sample", "set_ranks", "set_rng_state",
+    "set_strength", "site_strengths", "storage_of", "strength_text", "strengths", "strengths_now", "strengths_on", "written_scale",
+    "written_state",
 ]  # fmt: skip

@@ -56,6 +56,11 @@ def asked_of(module: Regulated) -> Asked:
     return handle_of(module).asked()
 
 
+def changed_strengths(module: Regulated) -> dict[str, dict[str, float]]:
+    """Return the strengths that were set since the module was made, by regularizer and site, and under ``OWN`` for all other sites."""
+    return handle_of(module).changed_strengths()
+
+
 def rng_state(module: Regulated) -> dict[str, Any]:
     """Return the state of the noise: a plain dict to save beside a checkpoint, the same on every rank.
 

@@ -94,6 +94,10 @@ class Handle(ABC):
     def set_strength(self, name: str, value: float | Mapping[str, float]) -> None: ...
 
     @abstractmethod
+    def changed_strengths(self) -> dict[str, dict[str, float]]:
+        """Return the strengths that were set since the regularizers were made, by site, and under ``OWN`` for all other sites."""
+
+    @abstractmethod
     def rng_state(self) -> dict[str, Any]: ...
 
     @abstractmethod

@@ -87,6 +87,9 @@ class ModuleHandle(Handle):
             if name in rules.strengths:
                 rules.set_by_site(name, chosen)
 
+    def changed_strengths(self) -> dict[str, dict[str, float]]:
+        return {name: dict(chosen) for name, chosen in self._containers()[0].chosen.items()}
+
     def _at_sites(self, regularizer: Regularizer, name: str, value: Mapping[str, float]) -> dict[str, float]:
         """Return the strengths in a dict of selectors by the sites that these match."""
         if not regularizer.by_site:

@@ -24,7 +24,7 @@ from graphreg import GraphRegError, NoMatchError, Penalty, RegularizerError, pip
 from graphreg.recipes import Recipe, files
 from graphreg.recipes.lines import line_of
 from graphreg.recipes.recipe import _CHECKS, _OF_THE_CALL, _written
-from graphreg.runtime import Asked
+from graphreg.runtime import OWN, Asked
 from pages import DOCS, run_page
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
@@ -105,13 +105,14 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "always": st.booleans(), "norm": st.sampled_from(["squared", "l1"]), "block_size": st.sampled_from([3, 5, 7]),
 }  # fmt: skip
 NUMBERS = st.floats(1e-9, 0.99, allow_nan=False)
+DEPTHS = st.builds(graphreg.by_depth, NUMBERS, NUMBERS)
 
 
 @st.composite
 def regularizers(draw: st.DrawFn, kind: type[graphreg.Regularizer]) -> graphreg.Regularizer:
     """An instance with options of every kind; an option that is not allowed there keeps its default."""
     made = None
-    options: dict[str, Any] = {"pattern": draw(PATTERNS), "weight": draw(NUMBERS)}
+    options: dict[str, Any] = {"pattern": draw(PATTERNS), "weight": draw(NUMBERS | DEPTHS)}
     for each in dataclasses.fields(kind):
         if each.name not in options:
             options[each.name] = draw(OPTIONS.get(each.name, NUMBERS))
@@ -139,7 +140,7 @@ def test_every_regularizer(kind: type[graphreg.Regularizer], data: st.DataObject
     choices = st.sampled_from(["seeded", "off"]) | NUMBERS
     native = st.one_of(st.just("keep"), choices, st.dictionaries(PATTERNS, choices, min_size=1))
     asked = Asked({"a": made}, seeds, *(data.draw(each) for each in (front_end, missing, native, penalties)))
-    written = _written(asked, {"a": 0.25})
+    written = _written(asked, {"a": {OWN: 1.5}})
     for text, parsed in [
         (json.dumps(written), json.loads), (files.toml_text(written), tomllib.loads),
         (yaml.safe_dump(written, sort_keys=False), yaml.safe_load),
@@ -151,7 +152,7 @@ def test_every_regularizer(kind: type[graphreg.Regularizer], data: st.DataObject
         assert recipe.options["rng"] == seeds[""]
         assert recipe.options["penalties"] == asked.penalties
         assert recipe.options.get("own_dropout", "keep") == asked.own_dropout
-        assert recipe.strengths == {"a": 0.25}
+        assert recipe.strengths == {"a": 1.5}
 
 
 def test_every_option_of_a_built_in_is_tried() -> None:
@@ -232,6 +233,38 @@ def test_generators_and_drawn_seeds_are_written_as_numbers() -> None:
     for ours, theirs in zip(result(again), result(module), strict=True):
         assert torch.equal(ours, theirs)
     assert "rng" not in graphreg.recipe(graphreg.regularize(net(), weight_l2=0.1))  # without noise there is no seed
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.l = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.l(x).relu()
+
+
+def test_strengths_by_depth_and_by_site() -> None:
+    model = nn.Sequential(Block(), Block(), Block(), nn.Linear(4, 3))
+    module = graphreg.regularize(model, drop_path=graphreg.by_depth(0, 0.5), weight_l2=0.1, hidden_l1=0.2, rng=0)
+    data = graphreg.recipe(module)
+    assert data["regularizers"][0]["weight"] == {"by_depth": [0.0, 0.5]}
+    assert "strengths" not in data
+    graphreg.set_strength(module, "weight_l2", 0.3)
+    graphreg.set_strength(module, "weight_l2", {"1.*": 0.7})
+    graphreg.set_strength(module, "drop_path", {"0.relu": 0.25})
+    graphreg.set_strength(module, "hidden_l1", 0.2)  # as it was made with
+    data = json.loads(json.dumps(graphreg.recipe(module)))
+    assert data["strengths"] == {"weight_l2": {"**": 0.3, "1.l.weight": 0.7}, "drop_path": {"0.relu": 0.25}}
+    again = graphreg.regularize(model, recipe=data)
+    assert graphreg.site_strengths(again) == graphreg.site_strengths(module)
+    assert graphreg.recipe(again) == data
+    for ours, theirs in zip(result(again), result(module), strict=True):
+        assert torch.equal(ours, theirs)
+    keyword = graphreg.regularize(model, recipe={"drop_path": {"by_depth": [0, 0.5]}})
+    assert graphreg.site_strengths(keyword)["drop_path"] == {"0.relu": 0.0, "1.relu": 0.25, "2.relu": 0.5}
+    with pytest.raises(RegularizerError, match=r"^the recipe, at strengths\.drop_path\.0\.relu: 'x' is not a finite number"):
+        graphreg.regularize(model, recipe={"drop_path": 0.5, "strengths": {"drop_path": {"0.relu": "x"}}})
 
 
 def test_a_scale_that_is_no_number() -> None:
