@@ -115,8 +115,8 @@ class Backend(BackendHandle, RenamedAttributes):
     def _current(self) -> Call:
         """Return the running call of the model.
 
-        If it is the first call through this context object of torch.compile, have the object call ``_begin`` now and at each later call.
-        Before the first graph of a model is captured, a backend cannot know of its calls.
+        A backend learns of a model only when the model's first graph is captured. So at the first call through a context object of
+        torch.compile, run ``_begin`` now, and have the context object run it at the beginning of each later call.
         """
         running = compiled_call()
         if running is None:

@@ -42,7 +42,8 @@ class Bound(nn.Module):
             runtime_module._buffers["strength"] = before
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        raise TypeError("an addition of graphreg cannot be part of a cache key")  # the key would not depend on the formula
+        # the key of a compiler's cache would stay the same if the formula changed, and the old compiled code would run
+        raise TypeError("an addition of graphreg cannot be part of a cache key")
 
 
 @dataclass(frozen=True)

@@ -54,14 +54,15 @@ def left(context: Any = None) -> str:
     if not places:
         return ""
     return (
-        f" torch.compile leaves code to eager whose graph breaks in a loop ({'; '.join(places.values())}). Decide there without the "
-        "data (torch.where, a mask), or move the code before, in and after the loop into submodules, each with a forward of its own."
+        " If there is a graph break inside a loop, torch.compile runs the whole function, or all that remains of it, in eager. That "
+        f"happened here: {'; '.join(places.values())}. Avoid the break: replace a branch on a tensor's values by torch.where or a mask, "
+        "or move the code before, inside and after the loop into submodules, each with a forward of its own."
     )
 
 
 def _code(name: str, file: str, line: str) -> str:
     function = function_of(name)
-    return f"{function}{' from there on' * (function != name)}, {file}:{line}"
+    return f"{'the rest of ' * (function != name)}{function}, {file}:{line}"
 
 
 def _compiling(_: Any) -> None:
@@ -77,7 +78,7 @@ def _compiling(_: Any) -> None:
 
 
 def _new() -> CompiledCall | None:
-    """Return the running compiled call if it goes through graphreg's backend and its end is not checked yet; else None."""
+    """Return the running compiled call, if it goes through graphreg's backend and no check was added to its context object yet."""
     running = compiled_call()
     inner = backend_in(running.record) if running is not None else None
     return None if running is None or running.record in _before or name_in(inner) != NAME else running

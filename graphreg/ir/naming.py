@@ -17,14 +17,14 @@ COUNTED = re.compile(r"_\d+$")
 
 
 class Namer:
-    """Hands out unique names for values as torchvision does, except that a module's path is reserved for that module."""
+    """Hands out unique names for values by torchvision's rules, except that a module's path is reserved for that module."""
 
     def __init__(self, paths: Collection[str]) -> None:
         self._paths, self._used, self._order = paths, set[str](), list[str]()
         self._next: dict[str, int] = {}
 
     def module(self, path: str) -> str:
-        """Return a name for the output of the module at ``path``: the path, followed by a number from the second call on."""
+        """Return a name for the output of the module at ``path``: the path; from the second call on, the path and a number."""
         return self._take(path) if path not in self._used else self._count(path)
 
     def operation(self, scope: str, base: str) -> str:
@@ -33,11 +33,11 @@ class Namer:
         return self._take(name) if name not in self._used and name not in self._paths else self._count(name)
 
     def claim(self, name: str) -> bool:
-        """Reserve a name that a value has already. Return True, or False if the name is taken."""
+        """Reserve a name that a value has already. Return False if the name was handed out before, else True."""
         return name not in self._used and bool(self._take(name))
 
     def mark(self) -> int:
-        """Return a number that stands for the present state; ``roll_back`` takes it."""
+        """Return a number for the present state. ``roll_back`` takes this number and returns to that state."""
         return len(self._order)
 
     def roll_back(self, mark: int) -> None:
@@ -63,12 +63,12 @@ class Namer:
 
 
 def label_node(node: fx.Node, scope: str, modules: Mapping[str, nn.Module], namer: Namer) -> None:
-    """Give the node's value its first label, and record the path of the module that made it."""
+    """Give the node's value its first label, and record the path of the module that made the value."""
     if node.op == "call_module":
         path = str(node.target)
         label = Label(namer.module(path), type(modules[path]).__name__, module=path)
         scope = path
-    elif node.op == "placeholder":  # named by its target, because fx renames the node of an argument like ``input``
+    elif node.op == "placeholder":  # named by its target: fx gives the node of an argument ``input`` another name
         label = Label(namer.operation("", str(node.target).lstrip("*")), "input")
     else:
         base = COUNTED.sub("", node.name)
@@ -80,7 +80,7 @@ def label_node(node: fx.Node, scope: str, modules: Mapping[str, nn.Module], name
 
 
 def label_output(value: Any, name: str, path: str, kind: str) -> None:
-    """Give the value that a module returned, or each element of this value, a label with the name of the module's output."""
+    """Label the value that a module returned with the name of the module's output; if the value is a container, label its elements."""
     if isinstance(value, fx.Proxy):
         add_label(value.node, Label(name, kind, module=path))
         return
@@ -90,9 +90,9 @@ def label_output(value: Any, name: str, path: str, kind: str) -> None:
 
 
 def elements(value: Any, prefix: str = "") -> Iterator[tuple[tuple[str, ...], Any, bool]]:
-    """Yield the elements of a nested tuple, list, dict, named tuple or dataclass as (names of its port, element, is the default).
+    """Yield (port names, element, whether it is the default) for each element of a nested tuple, list, dict, named tuple or dataclass.
 
-    An element is the default if a selector without a port selects it.
+    The default is the element that a selector without a port selects.
     """
     if isinstance(value, dict):
         items = [(str(key), element) for key, element in value.items()]

@@ -1,6 +1,6 @@
 """Classifies the operation of an fx node or module: product, view, norm, dropout, in-place write, size, tuple, torch's own layer.
 
-The first part is about nodes; the second about modules: torch's stacks of layers, layers that are recorded as one operation, and
+The first part is about nodes. The second part is about modules: torch's stacks of layers, layers that are recorded as one operation, and
 dropout. Nothing here changes a node.
 """
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn.utils import rnn as packing
 from graphreg.ir.operation_probes import Declared, Place, declared
 from graphreg.torch_internals import BatchNormBase, ConstantPadBase, DropoutBase, OpOverload, OpOverloadPacket, qualified_name, schema_of
 
-# Products mix units through weights. A value that comes from one product and is read by another one is hidden.
+# Products mix units through weights. A value that depends on one product and is read by another is hidden.
 PRODUCTS = {
     "linear", "bilinear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
     "matmul", "mm", "bmm", "addmm", "baddbmm", "addmv", "mv", "einsum", "tensordot", "embedding", "embedding_bag",
@@ -55,7 +55,7 @@ VIEW_MODULES = (nn.Flatten, nn.Unflatten, nn.Identity)
 MOVE_MODULES = (nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, ConstantPadBase)
 IN_PLACE_NAMES = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor", "ilshift", "irshift")
 IN_PLACE_OPERATORS = {getattr(operator, name) for name in (*IN_PLACE_NAMES, "setitem")}
-# Functions that make a tensor of given sizes. Unless a trace wraps them, they raise if a size is a proxy.
+# Functions that make a tensor of given sizes. If a size is a proxy, they raise unless the trace wraps them.
 FACTORIES = {
     torch.arange, torch.empty, torch.eye, torch.full, torch.linspace, torch.logspace, torch.ones, torch.rand, torch.randint,
     torch.randn, torch.randperm, torch.tensor, torch.tril_indices, torch.triu_indices, torch.zeros,
@@ -88,7 +88,10 @@ class Operations:
         return home.partition(".")[0] not in ("torch", "_operator", "math", "builtins", "graphreg")
 
     def is_product(self, node: fx.Node) -> bool:
-        """Return whether the operation is a product, by its name or module. The caller checks that an operand is a weight."""
+        """Return whether the operation counts as a product: by its name, by its module's parameters, or because it is an opaque function.
+
+        For a function, the caller must check whether an operand is a weight.
+        """
         module = self.module(node)
         if module is not None:
             return not isinstance(module, NORM_MODULES) and any(not nn.parameter.is_lazy(p) and p.dim() >= 2 for p in module.parameters())
@@ -196,7 +199,11 @@ def is_pythons(node: fx.Node) -> bool:
 
 
 def declared_effects(node: fx.Node) -> Declared | None:
-    """Return what torch's schemas declare for a call; None if it runs Python code first, or if no operator has its name."""
+    """Return what torch's schemas declare for the operator with the name of a call; None if there is none.
+
+    Return None for functions of ``operator``, ``builtins`` and ``math``, too. Return None also if the called function is written in Python,
+    because it may do more than the operator; except for a method whose operator returns a view of an argument.
+    """
     target = node.target
     if isinstance(target, OpOverload):
         return declared(target)
@@ -207,13 +214,14 @@ def declared_effects(node: fx.Node) -> Declared | None:
     function = getattr(torch.Tensor, target, None) if isinstance(target, str) else target
     known = declared(function_name(node))
     if isinstance(function, (FunctionType, MethodType, partial)):
-        # a method written in Python passes its arguments on to the operator
+        # a method written in Python is trusted to pass its arguments on to the operator, but only if the operator returns a view
+        # (``Tensor.split``)
         return known if node.op == "call_method" and known is not None and known.shares else None
     return known
 
 
 def placed(node: fx.Node, places: Iterable[Place]) -> list[fx.Node]:
-    """Return the nodes that a call passes for the arguments of an operator at ``places``."""
+    """Return the nodes that a call passes for some of its operator's arguments: those that ``places`` lists, by position and name."""
     arguments = []
     for position, name in places:
         names = (name, "input") if name == "self" else (name,)
@@ -230,9 +238,13 @@ def _names(function: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def returns_list(node: fx.Node, module: nn.Module | None) -> bool | None:
-    """Return whether an opaque call returns a tuple or list, by its value for the example inputs or its annotation; None if unknown."""
+    """Return whether an opaque call returns a tuple or list; None if that is not known.
+
+    This is known from the value for the example inputs, or else from the function's annotation.
+    """
+    # ``node.meta["value"]`` is a tuple (shape, dtype) if the value is a tensor, and a list of such entries if it is a tuple or list
     value = node.meta.get("value")
-    if isinstance(value, (list, tuple)):  # (shape, dtype) for a tensor, a list of these for a tuple
+    if isinstance(value, (list, tuple)):
         return isinstance(value, list)
     return _annotated(type(module).forward if module is not None else node.target)
 
@@ -292,7 +304,7 @@ def nodes_in(value: object) -> Iterator[fx.Node]:
 
 
 def is_size(node: fx.Node, size: Callable[[fx.Node], bool]) -> bool:
-    """Return whether the value is not a tensor but a number, shape or flag. ``size`` returns the same for each argument."""
+    """Return whether the value is not a tensor but a number, shape or flag. ``size`` answers this question for an argument of the node."""
     name = function_name(node)
     if name.startswith("sym_"):  # ``torch.sym_max``, and ``aten::sym_size`` of torch.export
         return True
@@ -307,7 +319,7 @@ def is_size(node: fx.Node, size: Callable[[fx.Node], bool]) -> bool:
 
 
 def is_integer(node: fx.Node) -> bool:
-    """Return whether the value is known to be integers or booleans."""
+    """Return whether the operation is known to return integers or booleans."""
     kinds = {torch.int64, torch.int32, torch.bool, torch.uint8, torch.int8, torch.int16}
     return function_name(node) in INTEGERS or any(isinstance(a, torch.dtype) and a in kinds for a in (*node.args, *node.kwargs.values()))
 
@@ -339,7 +351,7 @@ def stacks(model: nn.Module) -> list[str]:
 def gives_tuple(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     """Return whether the value is a tuple: the output of a torch layer, or the state of an LSTM.
 
-    A forward may ask ``isinstance(state, tuple)``.
+    A trace needs this to answer ``isinstance(state, tuple)`` in a forward.
     """
     source = node.args[0] if node.target is operator.getitem and node.args[1] == 1 else None
     if isinstance(source, fx.Node):  # the two states of an LSTM
@@ -360,7 +372,10 @@ DROP_PATHS = {"timm.layers.drop.DropPath", "timm.models.layers.drop.DropPath"}  
 
 
 def is_drop_path(module: nn.Module) -> bool:
-    """Return whether the module is timm's stochastic depth. It is recorded as one operation: its train and eval graphs would differ."""
+    """Return whether the module is timm's stochastic depth.
+
+    It is recorded as one operation, because its graphs in train and in eval mode would differ if it were traced into.
+    """
     return f"{type(module).__module__}.{type(module).__qualname__}" in DROP_PATHS
 
 

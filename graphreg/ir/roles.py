@@ -1,4 +1,4 @@
-"""Determines for every value of a graph its role (input, hidden, output), and whether a regularizer can act on it, or why not."""
+"""Determines for every value of a graph its role (input, hidden, output), and whether a regularizer can act on it; if not, why."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CELL_PORTS: dict[tuple[int, ...], tuple[str, ...]] = {(0,): ("out", "h", "0"), (
 
 
 def value_sites(model: nn.Module, graphs: Graphs) -> tuple[Site, ...]:
-    """Return the value sites of all graphs. A value that several graphs have is one site, and its role is that in the first of them."""
+    """Return the value sites of all graphs. A value that several graphs have is one site, with its role in the first of them."""
     operations = Operations(model)
     sites: dict[str, Site] = {}
     for graph in graphs.values():
@@ -79,7 +79,7 @@ def _lengths(node: fx.Node) -> list[fx.Node]:
 
 
 def _in_output(value: object) -> Iterator[fx.Node]:
-    """Yield the nodes in what a graph returns, also those in a container that a node builds, such as a dataclass."""
+    """Yield the nodes whose values a graph returns, also those in a container that a node builds, such as a dataclass."""
     for node in nodes_in(value):
         yield from _in_output((node.args, node.kwargs)) if builds(node) else (node,)
 
@@ -115,14 +115,19 @@ class _Judge:
         self.data: set[fx.Node] = set()  # depends on an input, through tensors
         self.weights: set[fx.Node] = set()  # computed from parameters, and not from data
         self.deep: set[fx.Node] = set()  # depends on a product of data with weights
-        self.filled: set[fx.Node] = set()  # data was written into it, so that a later node that reads it is data
-        self.filled_deep: set[fx.Node] = set()  # the same for deep values
+        self.filled: set[fx.Node] = set()  # data was written into the value, so a later node that reads it is data, too
+        self.filled_deep: set[fx.Node] = set()  # a deep value was written into it, so a later node that reads it is deep, too
         self.hidden: set[fx.Node] = set()  # deep, and read by another product
         self.integers: set[fx.Node] = set()
         self.packed: set[fx.Node] = set()  # a PackedSequence, also one that a recurrent layer returns
+<<<<<<< HEAD
         self.spatial: dict[fx.Node, int] = {}  # for values with a convolution's axes: its number of spatial dims
         self.products: set[fx.Node] = set()  # products of data with weights
         self.reads: dict[fx.Node, str] = {}  # for embeddings: the name of the input that has the indices
+=======
+        self.spatial: dict[fx.Node, int] = {}  # for each value with a convolution's axes: how many are spatial
+        self.reads: dict[fx.Node, str] = {}  # for each embedding: the name of the model's input that has the indices
+>>>>>>> words3
         for node in graph.nodes:
             self._walk(node)
         end = graph.output_node()
@@ -278,7 +283,7 @@ class _Judge:
         if node in self.sizes:
             return "no tensor"
         if self.operations.guesses_list(node):
-            return "taken for a tuple, because it is only indexed; give example_inputs to find out"
+            return "assumed to be a tuple, because it is only indexed; give example_inputs to find out whether it is one"
         if self.operations.is_list(node):
             return "a tuple"
         return "integers" if node in self.integers else ""

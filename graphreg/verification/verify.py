@@ -232,7 +232,8 @@ class Validation:
             if isinstance(leaf, Tensor):
                 call.values[f"{place} after the call"] = snapshot(leaf.detach())
         call.values |= {f"the buffer {n}": snapshot(b) for n, b in twin.named_buffers() if not n.startswith(f"{RULES}.")}
-        # Only attributes whose tensor the call wrote into, not those that the forward assigned: the rewritten module may not assign those.
+        # only attributes whose tensor the call wrote into; not those that the forward assigned anew, since graphreg does not promise that
+        # a rewritten module repeats assignments
         for path, name, tensor, was in before:
             if getattr(twin.get_submodule(path), name, None) is tensor and difference(was, tensor.detach()):
                 call.values[f"the attribute {dotted(path, name)}"] = snapshot(tensor.detach())

@@ -72,9 +72,10 @@ class Parts(nn.Module):
 
 
 LEAVES = (
-    f"torch.compile leaves code to eager whose graph breaks in a loop (forward, {__file__}:{Net.forward.__code__.co_firstlineno}: "
-    "Data-dependent branching). Decide there without the data (torch.where, a mask), or move the code before, in and after the "
-    "loop into submodules, each with a forward of its own."
+    "If there is a graph break inside a loop, torch.compile runs the whole function, or all that remains of it, in eager. That "
+    f"happened here: forward, {__file__}:{Net.forward.__code__.co_firstlineno}: Data-dependent branching. Avoid the break: replace a "
+    "branch on a tensor's values by torch.where or a mask, or move the code before, inside and after the loop into submodules, each "
+    "with a forward of its own."
 )
 NOTHING = f"torch.compile captured no graph of Net, so nothing of it is regularized. {LEAVES}"
 
@@ -177,5 +178,5 @@ class Behind(Net):
 
 def test_a_selector_that_finds_nothing_tells_of_it() -> None:
     run = torch.compile(Behind(), backend=graphreg.backend(inner="eager", hidden_dropout=0.1))
-    with pytest.raises(NoMatchError, match=r"^Behind has none of the default sites.*forward from there on, .*: Data-dependent branching"):
+    with pytest.raises(NoMatchError, match=r"^Behind has none of the default sites.*the rest of forward, .*: Data-dependent branching"):
         run(X)

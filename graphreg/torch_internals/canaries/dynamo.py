@@ -1,4 +1,7 @@
-"""Canaries of Dynamo."""
+"""Canaries of Dynamo.
+
+In each ``@canary``, the first text completes "torch changed how …", the second "this concerns …"; then come the tested names.
+"""
 
 from __future__ import annotations
 
@@ -164,8 +167,9 @@ class Box:
 
 
 def _graphs_of(guard: Callable[[Any, Box], None], changes: Callable[[Box], None], boxes: list[Box]) -> int:
-    """Return how many graphs Dynamo captures from a function that is called with each of the boxes, but reads none.
+    """Call a compiled function with each of the boxes in turn, and return how many graphs Dynamo captures.
 
+    The function ignores its box, so only ``guard`` can cause another capture.
     ``guard`` installs a guard on the first box while a graph is captured; ``changes`` is called with that box after each call.
     """
     graphs = list[int]()
@@ -203,7 +207,11 @@ def _guarded(by_module: bool) -> None:
     assert _graphs_of(value, count, [one, one, one]) == 3
 
 
-@canary("Dynamo gives up past its limit of recompilations", "the backend, which must not be left out in silence", "strict_limit")
+@canary(
+    "Dynamo gives up past its limit of recompilations",
+    "the error when code is compiled too often, without which Dynamo would run it in eager unnoticed",
+    "strict_limit",
+)
 def strict_limit() -> None:
     graphs = list[int]()
     quiet, strict = (compiled(eval("lambda x, n: x + n"), lambda gm, inputs: graphs.append(1), dynamic=False) for _ in range(2))

@@ -1,4 +1,7 @@
-"""Canaries of the compiler's settings, AOTAutograd and Inductor."""
+"""Canaries of the compiler's settings, AOTAutograd and Inductor.
+
+In each ``@canary``, the first text completes "torch changed how …", the second "this concerns …"; then come the tested names.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Canaries of torch's modules."""
+"""Canaries of torch's modules.
+
+In each ``@canary``, the first text completes "torch changed how …", the second "this concerns …"; then come the tested names.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Canaries of torch's operators, and of the modes that see their calls."""
+"""Canaries of torch's operators, and of the modes that see their calls.
+
+In each ``@canary``, the first text completes "torch changed how …", the second "this concerns …"; then come the tested names.
+"""
 
 from __future__ import annotations
 

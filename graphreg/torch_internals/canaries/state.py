@@ -1,4 +1,7 @@
-"""Canaries of random state, and nested values."""
+"""Canaries of random state, and nested values.
+
+In each ``@canary``, the first text completes "torch changed how …", the second "this concerns …"; then come the tested names.
+"""
 
 from __future__ import annotations
 

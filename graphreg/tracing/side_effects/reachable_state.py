@@ -1,7 +1,8 @@
 """Finds what a model's code can reach outside its modules (global variables, closures, functions, classes), and what it assigns.
 
 The search follows names, not values: a function that mentions ``step`` may call any method of that name in the model's classes. So the
-search finds more than the code that runs. It calls nothing. The state that it finds is only compared before and after a trace.
+search finds more code than runs in a call. The search itself calls nothing. The state that it finds is only compared before and after a
+trace.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from graphreg.torch_internals import forward_hooks
 from graphreg.tracing.side_effects.state_places import content
 from graphreg.tracing.symbolic.proxies import FOREIGN
 
-_CLOCKS = {"time", "datetime", "uuid", "secrets"}  # modules whose functions return something else at each call
+_CLOCKS = {"time", "datetime", "uuid", "secrets"}  # modules whose functions return another value at each call
 _CALLED = {types.FunctionType, types.MethodType, functools.partial, functools._lru_cache_wrapper}
-# Special methods that a forward does not call by an operator or a built-in function.
+# Special methods that the search leaves out, unless the code mentions their names. It assumes that a forward may call any other special
+# method implicitly, through an operator or a built-in function.
 _UNCALLED = {"__init__", "__new__", "__init_subclass__", "__repr__", "__getstate__", "__setstate__", "__reduce__", "__deepcopy__"}
 _MUTATORS = {
     "append", "appendleft", "extend", "insert", "pop", "popleft", "popitem", "remove", "clear", "update", "setdefault", "add", "discard",
@@ -37,7 +39,7 @@ class Assigned:
     Attributes:
         attributes: The names of attributes.
         variables: The names of global and closure variables.
-        items: The names of containers whose items the code changes.
+        items: The names of variables and attributes whose items the code may change, such as the elements of a list.
     """
 
     attributes: frozenset[str] = frozenset()
@@ -54,10 +56,11 @@ class ReachableCode:
 
     Attributes:
         functions: The functions by id.
-        variables: By id of a global namespace, the namespace and those of its names that the code mentions.
+        variables: For each global namespace, by its id: the namespace, and which of its names the code mentions.
         classes: The classes.
         mentioned: All names that the code mentions.
-        clocks: Whether a forward, or a function that it calls, mentions a module such as ``time`` or ``uuid``.
+        clocks: Whether a forward, or a function that it calls by name, mentions a module such as ``time`` or ``uuid``, or a function or
+            class from it.
     """
 
     functions: dict[int, types.FunctionType] = field(default_factory=dict)
@@ -73,17 +76,17 @@ class ReachableCode:
 
 
 def is_foreign_class(kind: type) -> bool:
-    """Return whether a class is from torch, graphreg, Python's library or a package such as numpy (``FOREIGN``), so no part of a model."""
+    """Return whether a class is no part of a model: from torch, graphreg, Python's library or a package such as numpy (``FOREIGN``)."""
     return is_foreign_name(kind.__module__)
 
 
 def is_foreign_name(name: object) -> bool:
-    """Return whether a Python module of this name is in a package of ``FOREIGN``, so that it is no part of a model."""
+    """Return whether a Python module of this name is no part of a model, because it is in a package of ``FOREIGN``."""
     return str(name).partition(".")[0] in FOREIGN
 
 
 def reachable_code(modules: Iterable[nn.Module]) -> ReachableCode:
-    """Return what the forwards of modules can reach, and their hooks, and the functions in their attributes."""
+    """Return what can be reached from the modules' forwards, from their hooks, and from the functions in their attributes."""
     return _Search().run(modules)
 
 
@@ -94,10 +97,10 @@ class _Search:
         self.code = ReachableCode()
         self._methods: dict[str, list[Any]] = defaultdict(list)  # the methods of the classes known so far, by name
         self._kinds, self._waiting = set[type](), list[types.FunctionType]()
-        self._direct: set[int] = set()  # ids of the forwards and of the functions that these call by name
+        self._direct: set[int] = set()  # ids of the forwards, of the functions in modules' attributes, and of those that these call by name
 
     def run(self, modules: Iterable[nn.Module]) -> ReachableCode:
-        """Follow the code of the modules, and of what it mentions, until nothing new is found."""
+        """Follow the modules' code, and the code that this mentions, until nothing new is found."""
         kinds: dict[type, None] = {}
         for module in modules:
             kinds[type(module)] = None
@@ -113,7 +116,7 @@ class _Search:
         return self.code
 
     def _attribute(self, value: Any) -> None:
-        """Add the value of a module's attribute if it is a function; if it is a list, tuple or dict, the functions in it."""
+        """Add the value of a module's attribute if it is a function; if it is a list, tuple or dict, add the functions in it."""
         if type(value) in _CALLED:
             self._function(value, True)
         elif type(value) in (list, tuple, dict):
@@ -122,7 +125,7 @@ class _Search:
                     self._function(item, True)
 
     def _class(self, kind: type) -> None:
-        """Add a class and its bases: their forwards, their special methods, and the methods that code mentions."""
+        """Add a class and its bases: their forwards, their special methods, and the methods whose names the code mentions."""
         for base in kind.__mro__:
             if base in self._kinds or is_foreign_class(base):
                 continue
@@ -135,7 +138,7 @@ class _Search:
                     self._function(value, forward)
 
     def _function(self, value: Any, direct: bool = False) -> None:
-        """Add a function, unwrapped from partials, decorators, methods and properties."""
+        """Add the functions that ``_functions`` finds in a value. ``direct``: whether a forward is one of them or calls them by name."""
         for function in _functions(value):
             if direct:
                 self._direct.add(id(function))
@@ -144,7 +147,7 @@ class _Search:
                 self._waiting.append(function)
 
     def _look(self, function: types.FunctionType) -> None:
-        """Add what a function mentions."""
+        """Add everything that a function mentions: methods, global variables and closure variables."""
         names, space, direct = _mentioned_names(function.__code__), function.__globals__, id(function) in self._direct
         _, names_read = self.code.variables.setdefault(id(space), (space, set()))
         for name in names - self.code.mentioned:
@@ -163,8 +166,8 @@ class _Search:
 
         Args:
             value: The value.
-            names: The names that the code which reads the variable mentions.
-            direct: Whether that code is a forward, or a function that a forward calls by name.
+            names: All names mentioned by the function that reads the variable.
+            direct: Whether that function is a forward, or a forward calls it by name.
         """
         if direct:
             self.code.clocks |= _module_name(value) in _CLOCKS
@@ -182,7 +185,7 @@ class _Search:
             self._class(type(value))
 
     def _module(self, space: dict[str, Any], names: frozenset[str], direct: bool) -> None:
-        """Add the variables of a Python module that code mentions."""
+        """Add those variables of a Python module whose names the code mentions."""
         _, names_read = self.code.variables.setdefault(id(space), (space, set()))
         for name in names - names_read:
             if name in space:
@@ -191,7 +194,7 @@ class _Search:
 
 
 def _module_name(value: Any) -> str:
-    """Return the name of the Python module that a value is, or is defined in."""
+    """Return the name of a Python module; for a function or class, the name of the module that defines it; for anything else ``""``."""
     named = isinstance(value, (types.FunctionType, types.BuiltinFunctionType, type))
     return value.__name__ if isinstance(value, types.ModuleType) else str(value.__module__) if named else ""
 
@@ -202,7 +205,7 @@ def _is_foreign_namespace(space: dict[str, Any]) -> bool:
 
 
 def _functions(value: Any) -> Iterator[types.FunctionType]:
-    """Yield the functions inside partials, decorators, methods and properties."""
+    """Yield the value if it is a function; yield the functions inside a partial, decorated function, method or property."""
     while True:
         if isinstance(value, functools.partial):
             value = value.func
@@ -223,15 +226,16 @@ def _functions(value: Any) -> Iterator[types.FunctionType]:
 
 @lru_cache(8192)
 def _mentioned_names(code: types.CodeType) -> frozenset[str]:
-    """Return the global names, attributes and closure variables that code mentions, inner functions included."""
+    """Return the global names, attributes and closure variables that code and its inner functions mention."""
     inner = (_mentioned_names(each) for each in code.co_consts if isinstance(each, types.CodeType))
     return frozenset((*code.co_names, *code.co_freevars)).union(*inner)
 
 
 @lru_cache(8192)
 def assigned_by(code: types.CodeType) -> Assigned:
-    """Return what code assigns, inner functions included."""
-    dynamic = {"setattr", "vars", "__dict__"}.intersection(code.co_names)  # if so, any string constant may be the name of an attribute
+    """Return what code and its inner functions assign."""
+    # if the code mentions one of these, any of its string constants may be the name of an attribute that it assigns
+    dynamic = {"setattr", "vars", "__dict__"}.intersection(code.co_names)
     texts = (each for each in code.co_consts if dynamic and isinstance(each, str) and each.isidentifier())
     attributes, variables, items, loaded, subscripts = set(texts), set[str](), set[str](), "", False
     named = set[str]()

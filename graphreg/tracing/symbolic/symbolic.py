@@ -19,6 +19,11 @@ from graphreg.tracing.side_effects.retrace import model_restored, same_graph
 from graphreg.tracing.symbolic.tracer import SiteTracer
 from graphreg.tracing.train_eval_graphs import trace_both_modes
 
+_SHAPES = (
+    "If it branches on a shape, give example_inputs: the trace takes the branch that they take, and the graph asserts that each call "
+    "takes the same one."
+)
+
 
 def _take_constants(model: nn.Module, graph: fx.Graph, before: set[str], constants: dict[str, torch.Tensor]) -> None:
     """Move the tensors that a forward makes (``torch.tensor(2.0)``) from the model, where torch.fx puts them, to ``constants``."""
@@ -95,13 +100,14 @@ def _refusal(model: nn.Module, error: Exception, examples: bool) -> str:
     """Return the error message for a model that cannot be traced; ``examples``: whether example inputs were given."""
     if isinstance(error, RecursionError):
         return (
-            f"{type(model).__name__} cannot be traced symbolically{location(error)}: Python's recursion limit was reached, which "
-            "graphreg raises by as much as the nesting of modules needs. The model nests more calls than that, or its recursion "
-            "stops on a value, which a trace does not have. If the depth is intended, raise the limit (sys.setrecursionlimit)."
+            f"{type(model).__name__} cannot be traced symbolically{location(error)}: Python's recursion limit was reached, "
+            "although graphreg raises it as far as the nesting of modules needs. Either the model nests calls of other functions too "
+            "deeply, or a function calls itself until a tensor has a certain value, and a trace has no values. If the depth is intended, "
+            "raise the limit (sys.setrecursionlimit)."
         )
     return (
         f"{type(model).__name__} cannot be traced symbolically{location(error)} ({str(error).strip() or type(error).__name__}). "
-        "Move that step into a submodule of its own, which then becomes an opaque module, or into a function that torch.fx.wrap marks. "
-        "If it is a decision on a tensor, base it on a constant."
-        + ("" if examples else " If it is a decision on a shape, give example_inputs: the graph asserts that each call decides as they do.")
+        "Move that step into a submodule of its own, which then becomes an opaque module, or into a function marked with torch.fx.wrap. "
+        "If the step branches on a tensor's values, branch on a constant instead."
+        + ("" if examples else f" {_SHAPES}")
     )

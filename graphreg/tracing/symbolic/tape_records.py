@@ -27,7 +27,8 @@ class TapeEntry:
         result: What the function returned.
         written_storages: The storages that the operation wrote into.
         region: Whether grad mode, inference mode and autocast were on when the operation ran.
-        copy: A copy of the result if no graph can hold the arguments; else None.
+        copy: If a graph cannot hold the arguments (an object, a numpy array) and the result is a tensor: a copy of the result, which the
+            graph clones instead of repeating the operation; else None.
     """
 
     function: Callable[..., Any]
@@ -65,10 +66,11 @@ class StorageFacts:
         traced: Storages into which a traced value may have been written.
         rewritten: Storages that the forward wrote into after the graph had read them.
         exposed: Storages that other code can write into, each with the function that gave access to it.
-        python_reads: By number, each operation without a tensor as result, such as ``bool(t)``: the storages that it read, and the line.
+        python_reads: The operations that read tensors but return none, such as ``bool(t)``: for each, the storages that it read and the
+            line. The keys are only running numbers.
         holding: By node, the storages that its value may share.
-        untracked: Storages that were changed, or that a tensor got or left, in a way that no function mode sees; each with the line where
-            that was noticed.
+        untracked: For each storage with a change that no function mode sees, the line where the change was noticed. A tensor in the
+            storage changed, or a tensor switched from this storage to another or from another to this one.
     """
 
     made: dict[int, tuple[TapeEntry, tuple[int, ...]]] = field(default_factory=dict)
