@@ -22,6 +22,7 @@ from graphreg.ir.metadata import (
     is_labelled,
     is_marked,
     is_native_dropout,
+    is_replaced_call,
     label_site,
     mark,
     own_labels,
@@ -68,6 +69,7 @@ from graphreg.ir.operations import (
     nodes_in,
     stacks,
 )
+from graphreg.ir.parameter_reads import ParameterRead, Reads, alias_paths, parameter_reads
 from graphreg.ir.precision import brought, has_float64, widest
 from graphreg.ir.provenance import chains, one_value_over_again
 from graphreg.ir.random_ops import DropoutKind, NativeDropout, find_native_dropouts, rate_of
@@ -87,16 +89,16 @@ __all__ = [
     "ASSERTIONS", "BOUNDARY", "CELL_PORTS", "COUNTED", "IGNORED", "IN_PLACE_NAMES", "LIBRARY_FOLDERS", "PACKS", "PLACED",
     "PREFIX", "REGION", "ROLES", "RULES", "SIZES", "SIZE_ASSERTIONS", "SIZE_ATTRIBUTES", "SPLITS", "STACKS", "STATE", "WRAPPED",
     "Addition", "Aliases", "BufferConstants", "DropoutKind", "Effects", "Graphs", "Kind", "Label", "Literals", "Missing",
-    "ModelFacts", "ModuleCall", "Namer", "Names", "NativeDropout", "Operations", "Origin", "Pattern", "Place", "Role", "Selector",
-    "Site", "State", "Steps", "Table", "Units", "add_label", "addition_of", "apart", "assert_sizes", "blank_like", "blocks",
+    "ModelFacts", "ModuleCall", "Namer", "Names", "NativeDropout", "Operations", "Origin", "ParameterRead", "Pattern", "Place", "Reads", "Role",
+    "Selector", "Site", "State", "Steps", "Table", "Units", "add_label", "addition_of", "alias_paths", "apart", "assert_sizes", "blank_like", "blocks",
     "brought", "building", "builds", "carries_derivative", "chains", "check_arguments", "check_names", "choose", "clone",
     "columns", "compared", "complain", "convolution", "copied", "declared", "deep_nodes", "described", "difference",
     "dtype_text", "elements", "end_of", "exactly", "find_native_dropouts", "fixed", "flat", "freeze", "function_name",
     "gives_tuple", "has_float64", "has_keys", "is_added", "is_drop_path", "is_dropout_module", "is_in_place", "is_kind",
-    "is_labelled", "is_marked", "is_nan", "is_native_dropout", "is_port", "is_region", "is_single_operation", "is_size",
-    "is_stack", "label_node", "label_output", "label_site", "labels_of", "laid_out", "loss_of", "mark", "mean_over_pairs",
+    "is_labelled", "is_marked", "is_nan", "is_native_dropout", "is_port", "is_region", "is_replaced_call",
+    "is_single_operation", "is_size", "is_stack", "label_node", "label_output", "label_site", "labels_of", "laid_out", "loss_of", "mark", "mean_over_pairs",
     "name_of", "nodes_in", "of_body", "one_value_over_again", "origin_in_trace", "origin_now", "origin_of", "overlaps",
-    "own_labels", "own_name", "plain", "rate_of", "reached", "registered", "reserved", "scope_of", "select", "shape_text",
+    "own_labels", "own_name", "parameter_reads", "plain", "rate_of", "reached", "registered", "reserved", "scope_of", "select", "shape_text",
     "short", "site_nodes", "sizes_of", "specialized_arguments", "specialized_to", "spelled", "stacks", "state_of", "strings",
     "strings_of", "thaw", "unmark", "unmatched", "value_sites", "widest",
 ]  # fmt: skip

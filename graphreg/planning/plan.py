@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, ClassVar
 
-from graphreg.errors import GraphRegError, RegularizerError, RenamedAttributes, shown, warn
+from graphreg.errors import GraphRegError, RegularizerError, RenamedAttributes, listed, shown, warn
 from graphreg.ir import Missing, NativeDropout, Site, Steps, Units, columns, dtype_text, shape_text
 from graphreg.planning.dependence import DependenceSlice, dependence_slice
 from graphreg.planning.keywords import instances
 from graphreg.planning.matching import SiteCounts, check_count, check_sites, count_sites, matching_sites, missed
 from graphreg.planning.native_dropout import OWN_DROPOUT, NativeDropoutEdit, OwnDropout, decide, nameless, table
+from graphreg.planning.parameter_splices import Readers, check_order, other_readers, readers_of
 from graphreg.planning.repeats import Repeat, lines, repeats, warning
 from graphreg.regularizer import (
     Penalty,
@@ -44,6 +45,8 @@ class Edit:
         occurrence: How many regularizers of the same class the plan has before this one at the site.
         steps: How a regularizer on sequences reads the value as steps; None for other regularizers.
         units: How a penalty on units reads the value as samples of units; None for other regularizers.
+        readers: For a splice on a parameter, the paths of the modules at whose reads it acts; None for every reader.
+        other_readers: The paths of the modules that read the parameter as it is, where ``readers`` leaves some out.
     """
 
     site: Site
@@ -53,11 +56,18 @@ class Edit:
     occurrence: int = 0
     steps: Steps | None = None
     units: Units | None = None
+    readers: Readers = None
+    other_readers: tuple[str, ...] = ()
 
     @property
     def sites(self) -> tuple[Site, ...]:
         """The sites where the edit acts: its site, or the site of each call of a recurrent cell."""
         return self.steps.calls if self.steps and self.steps.calls else (self.site,)
+
+    @property
+    def replaces_parameter(self) -> bool:
+        """Whether the edit is a splice on a parameter."""
+        return self.site.kind == "parameter" and isinstance(self.regularizer, Splice)
 
     @property
     def place(self) -> str:
@@ -117,9 +127,11 @@ class Plan(RenamedAttributes):
         return tracked
 
     def note(self, name: str) -> str:
-        """Describe what a regularizer differentiates or which axes it takes for units; ``""`` for any other regularizer."""
+        """Describe what a regularizer differentiates, its axes of units, or which reads of parameters it leaves out; ``""`` for none."""
         if name in self.slices:
             return self.slices[name].note()
+        if stays := [f"{e.site.name} stays as it is in {listed(e.other_readers)}" for e in self.of(name) if e.other_readers]:
+            return listed(stays)
         read_as = [(edit.site.name, edit.units) for edit in self.of(name) if edit.units is not None]
         return units_note(read_as) if read_as else ""
 
@@ -213,13 +225,24 @@ def decided(
     for name, regularizer in named.items():
         for site, (text, steps, units) in _select(traced, regularizer, missing).items():
             kind = type(regularizer)
-            edits.append(Edit(site, name, regularizer, text, seen[site.name, kind], steps, units))
+            reads = _reads(traced, regularizer, site)
+            edits.append(Edit(site, name, regularizer, text, seen[site.name, kind], steps, units, *reads))
             seen[site.name, kind] += 1
+    check_order(traced, [(edit.site, edit.name, edit.readers) for edit in edits if edit.replaces_parameter])
     native_dropout, unmovable = decide(own_dropout, traced.native_dropout, traced.title, missing, traced.values)
     slices = _slices(traced, named, edits)
-    again = repeats(traced, [(edit.site, edit.name, edit.regularizer) for edit in edits if isinstance(edit.regularizer, Splice)])
+    splices = [edit for edit in edits if isinstance(edit.regularizer, Splice) and edit.site.kind == "value"]
+    again = repeats(traced, [(edit.site, edit.name, edit.regularizer) for edit in splices])
     lost = _missed(traced, named, own_dropout, missing)
     return Plan(traced.title, named, tuple(edits), slices, native_dropout, unmovable, count_sites(traced), lost, again, traced)
+
+
+def _reads(traced: Traced, regularizer: Regularizer, site: Site) -> tuple[Readers, tuple[str, ...]]:
+    """Return, for a splice on a parameter, the readers at whose reads it acts and the other ones; ``(None, ())`` for the rest."""
+    if not isinstance(regularizer, Splice) or site.kind != "parameter":
+        return None, ()
+    readers = readers_of(traced, regularizer, site)
+    return readers, other_readers(traced, site, readers)
 
 
 def _slices(traced: Traced, named: Mapping[str, Regularizer], edits: Sequence[Edit]) -> dict[str, DependenceSlice]:
@@ -282,7 +305,7 @@ def _sequences(traced: Traced, regularizer: Regularizer, matched: Mapping[Site, 
     chosen: dict[Site, tuple[str, Steps | None]]
     if "steps" in regularizer.takes:
         chosen = {**sequences(matched, regularizer, traced.values, traced.operations, traced.graphs)}
-    elif isinstance(regularizer, Splice):
+    elif isinstance(regularizer, Splice) and regularizer.on == "values":
         of_site = partial(splice_steps, regularizer=regularizer, values=traced.values, operations=traced.operations, graphs=traced.graphs)
         chosen = {site: (text, of_site(site)) for site, text in matched.items()}
     else:

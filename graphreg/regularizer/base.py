@@ -6,7 +6,7 @@
 
 The names of the arguments of ``__call__`` say what the engine passes to it:
 
-- ``z``: the value at a site; ``w``: a parameter.
+- ``z``: the value at a site; ``w``: a parameter. A splice on parameters replaces ``w`` where the forward reads it, once in each call.
 - ``values``: all selected sites at once, a dict by name.
 - ``weight``: the strength, a 0-d tensor.
 - ``noise``, for a splice: what to draw random numbers from, see ``Noise``.
@@ -203,17 +203,20 @@ class Regularizer:
 
 
 class Splice(Regularizer):
-    """A regularizer that replaces a value in train mode: ``__call__`` takes ``z`` and returns a tensor like it.
+    """A regularizer that replaces a value or a parameter in train mode: ``__call__`` takes ``z`` or ``w`` and returns a tensor like it.
+
+    A parameter is replaced where the forward reads it; the parameter itself stays as it is, and penalties measure it.
 
     Attributes:
         rng: An int or torch.Generator that seeds this splice alone; None for a stream of the module's seed.
+        readers: For a splice on parameters, the classes of the modules at whose reads it acts; ``()`` for any reader.
     """
 
     _: KW_ONLY
     rng: Any = None
 
-    may_act_on: ClassVar[tuple[str, ...]] = ("values",)
     must_take: ClassVar[str] = "weight"
+    readers: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         if "share_axes" in (field.name for field in fields(self)):
@@ -258,10 +261,10 @@ class Penalty(Regularizer):
     value_range: ClassVar[tuple[float, float] | None] = None
 
     def check(self) -> None:
-        """Raise RegularizerError for an option out of range, and for ``clean`` on parameters, on which no splice acts."""
+        """Raise RegularizerError for an option out of range, and for ``clean`` on parameters, which no splice changes."""
         super().check()
         self.require(isinstance(self.clean, bool), "clean", "True or False")
-        self.require(not (self.clean and self.on == "parameters"), "clean", "False, because no splice acts on a parameter")
+        self.require(not (self.clean and self.on == "parameters"), "clean", "False, because penalties measure parameters as they are")
         self.require(self.engine_options.reduction in ("mean", "sum"), "reduction", "'mean' or 'sum'")
 
     def defaults(self, sites: Sequence[Site]) -> list[Site]:
@@ -272,7 +275,9 @@ class Penalty(Regularizer):
 def _arguments(cls: type[Regularizer]) -> tuple[str, ...]:
     names = tuple(inspect.signature(cls.__call__).parameters)[1:]
     more: tuple[str, ...] = ("steps", "lengths", "units", "vjp") if issubclass(cls, Penalty) else ("noise", "lengths")
-    supplied = SUPPLIED[cls.on] + (more if cls.on == "values" else ())
+    if cls.on == "parameters":
+        more = ("noise",) if issubclass(cls, Splice) else ()
+    supplied = SUPPLIED[cls.on] + more
     vjp = "pull" if "pull" in names else "vjp"
     allowed = {*supplied, vjp} if "vjp" in supplied else set(supplied)
     if unknown := [name for name in names if name not in allowed]:

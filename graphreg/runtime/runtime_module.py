@@ -246,7 +246,7 @@ class SpliceRule(Drawing):
         return y
 
     def _formula(self, z: Tensor, weight: Tensor, noise: Noise, lengths: Tensor | None) -> Any:
-        arguments = {"z": z, "weight": weight, "noise": noise, "values": {self.site: z}, "lengths": lengths}
+        arguments = {"z": z, "w": z, "weight": weight, "noise": noise, "values": {self.site: z}, "lengths": lengths}
         return called(self.regularizer, {name: arguments[name] for name in self.regularizer.takes})
 
 

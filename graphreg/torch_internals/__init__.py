@@ -130,6 +130,7 @@ from graphreg.torch_internals.modules import (
     has_backward_hooks,
     has_global_hook,
     kernel_weights,
+    read_weights_again,
     leave_mask_unread,
     original_of,
     plain_transformers,

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from graphreg.errors import GraphRegError, first_line, shown
 from graphreg.ir import RULES, is_native_dropout
-from graphreg.rewriting import restored
+from graphreg.rewriting import with_native_dropout
 from graphreg.runtime import NativeDropoutRule, Regularized, RewrittenModule, SpliceRule, graphs_of, rewritten, rules_of
 from graphreg.torch_internals import original_of
 from graphreg.tracing import Arguments, arguments, without_caches
@@ -320,10 +320,10 @@ class Validation:
 def _restore(twin: fx.GraphModule) -> None:
     """Put the model's own calls of dropout back into the graphs."""
     if isinstance(twin, RewrittenModule):
-        twin.graphs.update({mode: restored(graph) for mode, graph in twin.graphs.items()})
+        twin.graphs.update({mode: with_native_dropout(graph) for mode, graph in twin.graphs.items()})
         twin.recompile()
     else:
-        twin.graph = restored(twin.graph)
+        twin.graph = with_native_dropout(twin.graph)
 
 
 class _Refuses(Exception):
