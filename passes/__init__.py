@@ -12,7 +12,9 @@ from graphreg.passes.contractive import Contractive
 from graphreg.passes.covariance import Covariance
 from graphreg.passes.decov import DeCov
 from graphreg.passes.drop_block import DropBlock
+from graphreg.passes.drop_connect import DropConnect
 from graphreg.passes.elastic_net import ElasticNet
+from graphreg.passes.embedding_dropout import EmbeddingDropout
 from graphreg.passes.gaussian_dropout import GaussianDropout
 from graphreg.passes.gaussian_noise import GaussianNoise
 from graphreg.passes.group_lasso import GroupLasso
@@ -30,11 +32,12 @@ from graphreg.passes.recurrent_state import RecurrentState
 from graphreg.passes.variance_floor import VarianceFloor
 from graphreg.passes.weight_l1 import WeightL1
 from graphreg.passes.weight_l2 import WeightL2
+from graphreg.passes.weight_noise import WeightNoise
 from graphreg.passes.z_loss import ZLoss
 
 __all__ = [
     "AlphaDropout", "BernoulliDropout", "ChannelDropout", "ConfidencePenalty", "Contractive", "Covariance", "DeCov", "DropBlock",
-    "ElasticNet", "GaussianDropout", "GaussianNoise", "GroupLasso", "HeadDropout", "HiddenL1", "HiddenL2", "HoyerSquare",
+    "DropConnect", "ElasticNet", "EmbeddingDropout", "GaussianDropout", "GaussianNoise", "GroupLasso", "HeadDropout", "HiddenL1", "HiddenL2", "HoyerSquare",
     "KLSparsity", "LockedDropout", "MaxNorm", "NEFTune", "Orthogonality", "RecurrentNorm", "RecurrentState", "VarianceFloor",
-    "WeightL1", "WeightL2", "ZLoss",
+    "WeightL1", "WeightL2", "WeightNoise", "ZLoss",
 ]  # fmt: skip

@@ -9,8 +9,8 @@ from graphreg.dynamo_backend.fallback import left
 from graphreg.dynamo_backend.subgraph import Subgraph
 from graphreg.errors import NoMatchError, warn
 from graphreg.ir import Missing, Pattern, Site, strings
-from graphreg.planning import Edit, OwnDropout, check_count, count_sites, decide, lines, matching_sites, missed, warning
-from graphreg.regularizer import Regularizer
+from graphreg.planning import Edit, OwnDropout, check_count, count_sites, decide, lines, matching_sites, missed, readers_of, warning
+from graphreg.regularizer import Regularizer, Splice
 from graphreg.reporting import Report, acted, entry, native_dropout_rows
 from graphreg.tracing import Traced
 
@@ -23,7 +23,8 @@ def union(subgraphs: Sequence[Subgraph]) -> Traced:
             known = sites.get(site.name, site)
             hidden = "hidden" in (known.role, site.role)
             sites[site.name] = dataclasses.replace(known, role="hidden" if hidden else known.role, used=known.used or site.used)
-    return dataclasses.replace(subgraphs[0].traced, graphs={}, values=tuple(sites.values()))
+    graphs = {str(subgraph.number): graph for subgraph in subgraphs for graph in subgraph.traced.graphs.values()}
+    return dataclasses.replace(subgraphs[0].traced, graphs=graphs, values=tuple(sites.values()))
 
 
 def check_selectors(
@@ -36,9 +37,13 @@ def check_selectors(
     """
     united = union(subgraphs)
     for regularizer in regularizers.values():
-        if regularizer.on == "values":
+        if regularizer.on == "values" or isinstance(regularizer, Splice):
             try:
-                check_count(regularizer, list(matching_sites(united, regularizer, missing)))
+                sites = list(matching_sites(united, regularizer, missing))
+                check_count(regularizer, sites)
+                if isinstance(regularizer, Splice) and regularizer.on == "parameters":
+                    for site in sites:
+                        readers_of(united, regularizer, site)
             except NoMatchError as error:
                 raise NoMatchError(f"{error}{_elsewhere(united, regularizer)}{left()}") from None
     if again := warning([repeat for subgraph in subgraphs for repeat in subgraph.plan.repeats], regularizers, united.values):
@@ -91,7 +96,8 @@ def backend_report(
 
 def _on_parameters(name: str, regularizer: Regularizer, united: Traced) -> list[Edit]:
     """Return the edits of a penalty on parameters, which are in no graph's plan."""
-    matches = matching_sites(united, regularizer, "ignore") if regularizer.on == "parameters" else {}
+    acts = regularizer.on == "parameters" and not isinstance(regularizer, Splice)
+    matches = matching_sites(united, regularizer, "ignore") if acts else {}
     return [Edit(site, name, regularizer, text) for site, text in matches.items()]
 
 

@@ -57,7 +57,8 @@ class Site:
         sequence: ``"batch first"`` or ``"time first"``, the order of axes, for the output sequence of a recurrent layer, also after
             dropout; ``"state"`` for a final state; ``""`` for any other value.
         spatial: The number of spatial dims of a value that has the axes of a convolution's output, [batch, channels, ...]; else 0.
-        reads: The name of the model's input that an embedding reads its indices from; ``""`` for any other value.
+        reads: The name of the model's input that an embedding reads its indices from, also for its table where a plan has found it out;
+            ``""`` for any other value.
         used: Whether the model's output depends on it.
         why_not: The reason, where it is not selectable.
     """

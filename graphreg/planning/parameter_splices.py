@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-import torch
 from torch import nn
 
 from graphreg.errors import RegularizerError, listed
-from graphreg.ir import ParameterRead, Pattern, Site, alias_paths, strings
+from graphreg.ir import Label, ParameterRead, Pattern, Site, alias_paths, own_name, strings
+from graphreg.planning.native_dropout import NativeDropoutEdit
 from graphreg.regularizer import Splice
 from graphreg.tracing import Traced
 
@@ -18,17 +18,30 @@ Readers = frozenset[str] | None  # the paths of the modules at whose reads a spl
 
 
 def with_reads(traced: Traced, splice: Splice, sites: Sequence[Site]) -> list[Site]:
-    """Return the parameters; those that a splice cannot replace, because no read of the forward is known, have ``selectable=False``."""
+    """Return the parameters, each with the input that an embedding looks up in it.
+
+    Those that the splice cannot replace, because no read of them is known or none is by its ``readers``, have ``selectable=False``.
+    """
     read = {name for reads in traced.parameter_reads.values() for name in reads}
-    named = [_named(site, splice.readers) for site in sites]
-    return [s if not s.selectable or s.name in read else replace(s, selectable=False, why_not="no operation reads it") for s in named]
+    inputs = {label.module: value.reads for value in traced.values if value.reads for label in value.labels if label.module}
+    known = []
+    for site in sites:
+        labels = _labels(traced, splice, site)
+        why_not = "" if labels else f"of a {site.op}, not of {' or '.join(kind.__name__ for kind in splice.readers)}"
+        why_not = site.why_not or why_not or ("" if site.name in read else "no operation reads it")
+        reads = next((inputs[owner] for label in labels if (owner := _owner(label)) in inputs), "")
+        known.append(replace(site, selectable=not why_not, why_not=why_not, reads=reads))
+    return known
 
 
-def _named(site: Site, kinds: tuple[str, ...]) -> Site:
-    """Return the site as not selectable if none of the modules that have the parameter is of one of these classes; () for any class."""
-    if not kinds or not site.selectable or any(label.op in kinds for label in site.labels):
-        return site
-    return replace(site, selectable=False, why_not=f"of a {site.op}, not of an {' or '.join(kinds)}")
+def _labels(traced: Traced, splice: Splice, site: Site) -> list[Label]:
+    """Return the labels of a parameter that name it in a module of one of the classes that the splice limits its readers to."""
+    modules = traced.operations.modules
+    return [label for label in site.labels if not splice.readers or isinstance(modules[_owner(label)], splice.readers)]
+
+
+def _owner(label: Label) -> str:
+    return label.name.rpartition(".")[0]
 
 
 def readers_of(traced: Traced, splice: Splice, site: Site) -> Readers:
@@ -38,13 +51,14 @@ def readers_of(traced: Traced, splice: Splice, site: Site) -> Readers:
     name it matches: where a parameter is tied, the reads of other modules stay as they are. A class may also limit the readers.
     """
     readers = _readers(traced, splice, site)
-    reads = [read for each in traced.parameter_reads.values() for read in each.get(site.name, ())]
+    reads = list(_reads_of(traced, site))
     covered = [read for read in reads if read.is_by(readers)]
     who = f"{type(splice).__name__} at {site.name}"
     if not covered:
         modules = listed(sorted({repr(read.module) if read.module else "the model's own forward" for read in reads}))
         if splice.readers:
-            advice = f"{type(splice).__name__} acts on what {' and '.join(splice.readers)} read. Leave the parameter out."
+            kinds = " and ".join(kind.__name__ for kind in splice.readers)
+            advice = f"{type(splice).__name__} acts only where modules of the classes {kinds} read. Leave the parameter out."
         else:
             advice = f"'**{site.name}' acts at every read, whichever module it is in."
         raise RegularizerError(f"{who}: the module that has the parameter does not read it; {modules} does. {advice}")
@@ -54,7 +68,7 @@ def readers_of(traced: Traced, splice: Splice, site: Site) -> Readers:
 
 
 def _readers(traced: Traced, splice: Splice, site: Site) -> Readers:
-    labels = [label for label in site.labels if not splice.readers or label.op in splice.readers]
+    labels = _labels(traced, splice, site)
     patterns = [pattern for text in strings(splice.pattern) if not (pattern := Pattern.parse(text)).exclude]
     matching = [pattern for pattern in patterns if pattern.lone or pattern.find([site])]
     every = not matching or any(pattern.lone or ("**" in pattern.name and pattern.op is None) for pattern in matching)
@@ -63,11 +77,19 @@ def _readers(traced: Traced, splice: Splice, site: Site) -> Readers:
     if not every:
         chosen = {label for pattern in matching for label, _ in pattern.labels([site])}
         labels = [label for label in labels if label in chosen] or labels
-    return alias_paths(traced.operations.modules, frozenset(label.name.rpartition(".")[0] for label in labels))
+    return alias_paths(traced.operations.modules, frozenset(map(_owner, labels)))
 
 
 def _check_read(traced: Traced, read: ParameterRead, who: str) -> None:
     """Raise RegularizerError for a read by a layer that cannot be called with another tensor in place of its parameter."""
+    if read.source is None and traced.operations.is_opaque(read.node):
+        path = str(read.node.target)
+        reason = traced.opaque_modules.get(path, "")
+        raise RegularizerError(
+            f"{who}: {path!r} is an opaque module{f' ({reason})' if reason else ''}, and when its code reads the parameter is not known: "
+            "checkpointing reads it again in backward, where it would not be replaced. Leave it out, or give example_inputs, with which "
+            "graphreg can see into more modules."
+        )
     modules = traced.operations.modules
     owner = modules.get(read.module)
     if isinstance(owner, (nn.Embedding, nn.EmbeddingBag)) and owner.max_norm is not None:
@@ -75,8 +97,6 @@ def _check_read(traced: Traced, read: ParameterRead, who: str) -> None:
             f"{who}: {read.module!r} has max_norm={owner.max_norm:g}, so it writes into its weight at each call, and the write would be "
             "lost. Leave it out, or set its max_norm to None and take the penalty max_norm."
         )
-    if read.source is None and isinstance(modules.get(str(read.node.target)), torch.jit.ScriptModule):
-        raise RegularizerError(f"{who}: {read.node.target!r} is compiled by torch.jit and takes no other parameters. Leave it out.")
 
 
 Acting = tuple[Site, str, Readers]  # the site, the name of the splice, and the readers at whose reads it acts
@@ -88,7 +108,7 @@ def check_order(traced: Traced, splices: Sequence[Acting]) -> None:
     The earlier one would then have to be computed without the later one for some reads, and after it for others.
     """
     for (site, first, earlier), (_, second, later) in _pairs(splices):
-        for read in (read for each in traced.parameter_reads.values() for read in each.get(site.name, ())):
+        for read in _reads_of(traced, site):
             if read.is_by(later) and not read.is_by(earlier):
                 raise RegularizerError(
                     f"{second} acts where {read.module or 'the model'} reads {site.name}, and {first}, which comes before it, does not. "
@@ -104,7 +124,30 @@ def _pairs(splices: Sequence[Acting]) -> Iterator[tuple[Acting, Acting]]:
         yield from pairwise(there)
 
 
-def other_readers(traced: Traced, site: Site, readers: Readers) -> tuple[str, ...]:
-    """Return the paths of the modules that read the parameter as it is, because the splice acts at the reads of ``readers`` only."""
-    reads = (read for each in traced.parameter_reads.values() for read in each.get(site.name, ()))
-    return tuple(sorted({read.module or traced.title for read in reads if not read.is_by(readers)}))
+def check_calls(traced: Traced, splices: Sequence[Acting], native: Sequence[NativeDropoutEdit]) -> None:
+    """Raise RegularizerError where a splice and ``own_dropout=`` would both replace the same call, that of attention with dropout."""
+    chosen = {edit.dropout.site.name for edit in native}
+    for site, name, readers in splices if chosen else ():
+        for read in _reads_of(traced, site):
+            if read.source is None and own_name(read.node) in chosen and read.is_by(readers):
+                raise RegularizerError(
+                    f"{name} acts on {site.name} in the call of {read.node.target!r}, whose dropout own_dropout= replaces, and a call is "
+                    "replaced once. Leave the parameter out, or keep this dropout."
+                )
+
+
+def replaced_reads(traced: Traced, splice: Splice, site: Site) -> tuple[Readers, tuple[str, ...]] | None:
+    """Return the readers at whose reads of a parameter the splice acts, and the paths of the modules that read the parameter as it is.
+
+    None if it acts at no read of this graph, which is one of several that Dynamo captured of the model.
+    """
+    readers = _readers(traced, splice, site)
+    if traced.whole or any(read.is_by(readers) for read in _reads_of(traced, site)):
+        readers = readers_of(traced, splice, site)
+        return readers, tuple(sorted({read.module or traced.title for read in _reads_of(traced, site) if not read.is_by(readers)}))
+    return None
+
+
+def _reads_of(traced: Traced, site: Site) -> Iterator[ParameterRead]:
+    for reads in traced.parameter_reads.values():
+        yield from reads.get(site.name, ())

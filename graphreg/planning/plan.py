@@ -17,7 +17,7 @@ from graphreg.planning.dependence import DependenceSlice, dependence_slice
 from graphreg.planning.keywords import instances
 from graphreg.planning.matching import SiteCounts, check_count, check_sites, count_sites, matching_sites, missed
 from graphreg.planning.native_dropout import OWN_DROPOUT, NativeDropoutEdit, OwnDropout, decide, nameless, table
-from graphreg.planning.parameter_splices import Readers, check_order, other_readers, readers_of
+from graphreg.planning.parameter_splices import Readers, check_calls, check_order, replaced_reads
 from graphreg.planning.repeats import Repeat, lines, repeats, warning
 from graphreg.regularizer import (
     Penalty,
@@ -130,7 +130,7 @@ class Plan(RenamedAttributes):
         """Describe what a regularizer differentiates, its axes of units, or which reads of parameters it leaves out; ``""`` for none."""
         if name in self.slices:
             return self.slices[name].note()
-        if stays := [f"{e.site.name} stays as it is in {listed(e.other_readers)}" for e in self.of(name) if e.other_readers]:
+        if stays := [f"{e.site.name} is read as it is by {listed(e.other_readers)}" for e in self.of(name) if e.other_readers]:
             return listed(stays)
         read_as = [(edit.site.name, edit.units) for edit in self.of(name) if edit.units is not None]
         return units_note(read_as) if read_as else ""
@@ -225,24 +225,22 @@ def decided(
     for name, regularizer in named.items():
         for site, (text, steps, units) in _select(traced, regularizer, missing).items():
             kind = type(regularizer)
-            reads = _reads(traced, regularizer, site)
-            edits.append(Edit(site, name, regularizer, text, seen[site.name, kind], steps, units, *reads))
+            if regularizer.on == "parameters" and isinstance(regularizer, Splice):
+                reads = replaced_reads(traced, regularizer, site)
+                if reads is None:  # another graph of Dynamo's reads it
+                    continue
+                edits.append(Edit(site, name, regularizer, text, seen[site.name, kind], readers=reads[0], other_readers=reads[1]))
+            else:
+                edits.append(Edit(site, name, regularizer, text, seen[site.name, kind], steps, units))
             seen[site.name, kind] += 1
     check_order(traced, [(edit.site, edit.name, edit.readers) for edit in edits if edit.replaces_parameter])
     native_dropout, unmovable = decide(own_dropout, traced.native_dropout, traced.title, missing, traced.values)
     slices = _slices(traced, named, edits)
+    check_calls(traced, [(e.site, e.name, e.readers) for e in edits if e.replaces_parameter], native_dropout)
     splices = [edit for edit in edits if isinstance(edit.regularizer, Splice) and edit.site.kind == "value"]
     again = repeats(traced, [(edit.site, edit.name, edit.regularizer) for edit in splices])
     lost = _missed(traced, named, own_dropout, missing)
     return Plan(traced.title, named, tuple(edits), slices, native_dropout, unmovable, count_sites(traced), lost, again, traced)
-
-
-def _reads(traced: Traced, regularizer: Regularizer, site: Site) -> tuple[Readers, tuple[str, ...]]:
-    """Return, for a splice on a parameter, the readers at whose reads it acts and the other ones; ``(None, ())`` for the rest."""
-    if not isinstance(regularizer, Splice) or site.kind != "parameter":
-        return None, ()
-    readers = readers_of(traced, regularizer, site)
-    return readers, other_readers(traced, site, readers)
 
 
 def _slices(traced: Traced, named: Mapping[str, Regularizer], edits: Sequence[Edit]) -> dict[str, DependenceSlice]:

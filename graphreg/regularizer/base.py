@@ -36,6 +36,7 @@ from types import NoneType
 from typing import Any, ClassVar, Literal, dataclass_transform
 
 import torch
+from torch import nn
 
 from graphreg.errors import RegularizerError, no_number, number_of, suggestions_text, warn
 from graphreg.ir import Role, Selector, Site, strings
@@ -209,14 +210,14 @@ class Splice(Regularizer):
 
     Attributes:
         rng: An int or torch.Generator that seeds this splice alone; None for a stream of the module's seed.
-        readers: For a splice on parameters, the classes of the modules at whose reads it acts; ``()`` for any reader.
+        readers: For a splice on parameters, the classes of modules at whose reads it acts; ``()`` for any module.
     """
 
     _: KW_ONLY
     rng: Any = None
 
     must_take: ClassVar[str] = "weight"
-    readers: ClassVar[tuple[str, ...]] = ()
+    readers: ClassVar[tuple[type[nn.Module], ...]] = ()
 
     def __post_init__(self) -> None:
         if "share_axes" in (field.name for field in fields(self)):

@@ -6,10 +6,9 @@ from collections.abc import Iterable
 
 from torch import fx
 
-from graphreg.ir import Kind, ParameterRead, Reads, addition_of, is_kind, is_replaced_call
+from graphreg.ir import LAYER, PARAMETERS, Kind, ParameterRead, Reads, addition_of, call_with, instead_of, is_kind
 from graphreg.planning import Edit, Plan
 from graphreg.rewriting.placement import fail, failed
-from graphreg.runtime import LAYER, PARAMETERS, call_with, instead_of
 
 
 def check_parameters(graph: fx.Graph, original: fx.Graph, reads: Reads, plan: Plan) -> None:
@@ -74,13 +73,13 @@ def _fetched(twin: fx.Node, read: ParameterRead, site: str, source: fx.Node, use
     found = list[fx.Node]()
     for each in twin.all_input_nodes:
         addition = addition_of(each)
-        if addition is not None and addition.site == site and addition.kind in (Kind.SPLICE, Kind.REPLACED):
-            if addition.kind == Kind.REPLACED:
-                if each.target is not instead_of or each.args[0] is not source:
-                    continue
-                used.add(each)
-                each = each.args[1]  # type: ignore[assignment]
+        if addition is None or addition.site != site:
+            continue
+        if addition.kind == Kind.SPLICE:
             found.append(each)
+        elif addition.kind == Kind.REPLACED and each.target is instead_of and each.args[0] is source:
+            used.add(each)
+            found.append(each.args[1])  # type: ignore[arg-type]
     if len(found) > 1:
         raise failed(f"{twin.name} reads the parameter {site} in {len(found)} forms.")
     if found and source in twin.all_input_nodes:
@@ -122,5 +121,5 @@ def _require_all(call: fx.Node, reads: list[ParameterRead]) -> None:
     """Check that a call replaces no parameter but those that are in the plan."""
     known = {read.name for read in reads}
     more = [name for name in call.kwargs[PARAMETERS] if name not in known]  # type: ignore[union-attr]
-    if more or not is_replaced_call(call):
-        fail(f"{call.name} replaces the parameter {more[0] if more else ''}, which is not in the plan.")
+    if more:
+        fail(f"{call.name} replaces the parameter {more[0]}, which is not in the plan.")

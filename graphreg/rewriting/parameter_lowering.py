@@ -1,7 +1,7 @@
 """The lowering of splices on parameters.
 
 ``chain_at`` says what the splices at one parameter replace in one graph, and ``insert_chains`` decides the insertions for that. The call
-of a layer becomes a call of the same layer with other tensors in place of some of its parameters (``runtime/layer_calls.py``).
+of a layer becomes a call of the same layer with other tensors in place of some of its parameters (``ir/layer_calls.py``).
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from torch import fx
 
 from graphreg.errors import TraceError
-from graphreg.ir import RULES, Aliases, Kind, ParameterRead
+from graphreg.ir import LAYER, PARAMETERS, RULES, Aliases, Kind, ParameterRead, call_with, instead_of
 from graphreg.planning import Edit
 from graphreg.rewriting.insertions import Insertion, Position, Value
 from graphreg.rewriting.instantiate import identifier
-from graphreg.runtime import LAYER, PARAMETERS, call_with, instead_of
 
 Ends = Mapping[ParameterRead, int]  # by read: how many of the splices come before it
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from graphreg.ir import Kind, copied, is_kind, is_replaced_call, unmark
-from graphreg.runtime import LAYER, PARAMETERS
+from graphreg.ir import LAYER, PARAMETERS, Kind, copied, is_kind, is_replaced_call, unmark
 
 _OURS = {Kind.NATIVE: ("noise",), Kind.CALL: (LAYER, PARAMETERS)}  # the keyword arguments that a replaced call has in addition
 

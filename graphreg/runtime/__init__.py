@@ -25,7 +25,6 @@ from graphreg.runtime.handle import (
     rewritten,
     rules_of,
 )
-from graphreg.runtime.layer_calls import LAYER, PARAMETERS, call_with, instead_of
 from graphreg.runtime.module_handle import ModuleHandle, no_noise
 from graphreg.runtime.noise_keys import KeyRule, SharedKeyRule, key_of
 from graphreg.runtime.noise_state import BACKEND_STATE, IN_PLACE_STATE, checked_state, written_state
@@ -37,12 +36,12 @@ from graphreg.runtime.sampling import Samples, sample
 from graphreg.runtime.shared_state import SharedState, StreamName, strengths_on
 
 __all__ = [
-    "BACKEND", "BACKEND_STATE", "IN_PLACE_STATE", "LAYER", "PARAMETERS", "AllSitesTotal", "AttachRule", "BackendHandle", "BuildRecord", "Derivative",
+    "BACKEND", "BACKEND_STATE", "IN_PLACE_STATE", "AllSitesTotal", "AttachRule", "BackendHandle", "BuildRecord", "Derivative",
     "Drawing", "InPlaceHandle", "KeyRule", "Measure", "MeasureSteps", "MeasureUnits", "ModuleHandle", "NativeDropoutRule",
     "Penalties", "Regularized", "Regulated", "RewrittenModule", "Rules", "RuntimeModule", "Samples", "Scale", "SharedKeyRule",
-    "SharedState", "SpliceRule", "StreamName", "Total", "Track", "Way", "accumulation", "backend_handle", "call_with", "call_within",
+    "SharedState", "SpliceRule", "StreamName", "Total", "Track", "Way", "accumulation", "backend_handle", "call_within",
     "check_penalties", "check_scale", "checked_state", "collect", "current", "frozen_noise", "graphs_of", "identity",
-    "in_place", "in_place_handle", "instead_of", "key_of", "lowering", "native_draws", "no_noise", "noise_on", "record_of", "refuse_twice",
+    "in_place", "in_place_handle", "key_of", "lowering", "native_draws", "no_noise", "noise_on", "record_of", "refuse_twice",
     "rewritten", "rng_state", "rules_of", "sample", "set_ranks", "set_rng_state", "set_strength", "storage_of", "strengths",
     "strengths_on", "written_state",
 ]  # fmt: skip

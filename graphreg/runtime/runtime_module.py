@@ -140,7 +140,7 @@ class RuntimeModule(nn.Module):
         super().__init__()
         self.description = description
         self.rules: tuple[Rules, ...] = ()  # in tuples, so that they do not become submodules
-        self.owner: tuple[nn.Module, ...] = (self,)  # until Rules.find_owners
+        self.owner: tuple[nn.Module | LayerMode, ...] = (self,)  # until Rules.find_owners
         self.strength: Tensor
         if strength is not None:
             self.register_buffer("strength", strength, persistent=False)
@@ -184,6 +184,23 @@ class Drawing(RuntimeModule):
         self.recomputed = False  # whether a compiled backward recomputes its result, see compiler/recompute.py
 
 
+class LayerMode:
+    """The mode of a recurrent layer, read from its attributes: Dynamo refuses to read the layer.
+
+    A copy keeps the mode that the layer had, until ``Rules.find_owners`` gives the runtime module the layer of its own module.
+    """
+
+    def __init__(self, attributes: dict[str, Any]) -> None:
+        self.attributes = attributes
+
+    @property
+    def training(self) -> bool:
+        return bool(self.attributes["training"])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LayerMode, ({"training": self.training},)
+
+
 class SpliceRule(Drawing):
     """Runs a splice at a site: it acts while the module that owns the site is in train mode, or in a block of ``noise_on``."""
 
@@ -194,6 +211,10 @@ class SpliceRule(Drawing):
         super().__init__(f"{type(regularizer).__name__} at {site}", site, slot, path, strength)
         self.regularizer, self.steps = regularizer, steps
         self.share_axes = regularizer.engine_options.share_axes
+        self.on_parameter = regularizer.on == "parameters"
+
+    def adopt(self, owner: nn.Module) -> None:
+        self.owner = (LayerMode(vars(owner)) if isinstance(owner, nn.RNNBase) else owner,)
 
     def acts(self) -> bool:
         """Whether the value is replaced in the present mode."""
@@ -206,6 +227,11 @@ class SpliceRule(Drawing):
         """
         if not self.acts():
             return clone(z) if self.apart else z
+        if self.on_parameter and type(z).__name__ == "DTensor":
+            raise RegularizerError(
+                f"{self.description}: the parameter is sharded here (DTensor), so that each rank would draw for a part of it. Apply "
+                "fully_shard to the whole module alone, whose forward then has whole parameters, or leave the parameter out."
+            )
         if not isinstance(z, Tensor) or not z.is_floating_point():
             what = z.dtype if isinstance(z, Tensor) else f"a {type(z).__name__}"
             raise RegularizerError(
@@ -217,7 +243,10 @@ class SpliceRule(Drawing):
         shared = shared_axes(self.share_axes, self.steps, z.shape, self.description) if self.share_axes else ()
         weight, noise = self.weight(accumulation(z.dtype)), Noise(key[self.slot], shared)
         formula = partial(self._formula, lengths=lengths)
-        y = recompute_in_backward(formula, z, weight, noise) if self.recomputed and recomputes() else formula(z, weight, noise)
+        if self.recomputed and recomputes():
+            y = recompute_in_backward(formula, z, weight, noise, self.on_parameter)
+        else:
+            y = formula(z, weight, noise)
         if not isinstance(y, Tensor):
             raise RegularizerError(f"{self.description} gave {type(y).__name__}; a splice gives a tensor like its site's.")
         if y.shape != z.shape or y.dtype != z.dtype:
