@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         Samples,
         frozen_noise,
         noise_on,
+        reset_state,
         rng_state,
         sample,
         set_ranks,
@@ -56,8 +57,8 @@ _ROOMS = {
     "rewriting": ("rewrite", "strip"),
     "rng": ("Noise",),
     "runtime": (
-        "Regularized", "Samples", "frozen_noise", "noise_on", "rng_state", "sample", "set_ranks", "set_rng_state", "set_strength",
-        "strengths",
+        "Regularized", "Samples", "frozen_noise", "noise_on", "reset_state", "rng_state", "sample", "set_ranks", "set_rng_state",
+        "set_strength", "strengths",
     ),
     "tracing": ("Traced", "names", "trace"),
     "verification": ("verify",),
@@ -70,8 +71,8 @@ __all__ = [
     "Regularized", "Regularizer", "RegularizerError", "Report", "Samples", "Selector", "Site", "Splice", "TraceError", "Traced",
     "UntestedTorchWarning", "Vjp",
     "as_pass", "backend", "backend_of", "build", "diff", "doctor", "draw", "from_kwargs", "frozen_noise", "mean_over_pairs",
-    "monitor", "names", "noise_on", "plan", "registered", "regularize", "regularize_", "report", "required", "rewrite", "rng_state",
-    "sample", "set_ranks", "set_rng_state", "set_strength", "strengths", "strip", "strip_", "to_networkx", "trace", "verify",
+    "monitor", "names", "noise_on", "plan", "registered", "regularize", "regularize_", "report", "required", "reset_state", "rewrite",
+    "rng_state", "sample", "set_ranks", "set_rng_state", "set_strength", "strengths", "strip", "strip_", "to_networkx", "trace", "verify",
 ]  # fmt: skip
 
 

@@ -23,12 +23,14 @@ from graphreg.passes.hidden_l1 import HiddenL1
 from graphreg.passes.hidden_l2 import HiddenL2
 from graphreg.passes.hoyer_square import HoyerSquare
 from graphreg.passes.kl_sparsity import KLSparsity
+from graphreg.passes.l2_sp import L2SP
 from graphreg.passes.locked_dropout import LockedDropout
 from graphreg.passes.max_norm import MaxNorm
 from graphreg.passes.neftune import NEFTune
 from graphreg.passes.orthogonality import Orthogonality
 from graphreg.passes.recurrent_norm import RecurrentNorm
 from graphreg.passes.recurrent_state import RecurrentState
+from graphreg.passes.spectral_penalty import SpectralPenalty
 from graphreg.passes.variance_floor import VarianceFloor
 from graphreg.passes.weight_l1 import WeightL1
 from graphreg.passes.weight_l2 import WeightL2
@@ -36,8 +38,8 @@ from graphreg.passes.weight_noise import WeightNoise
 from graphreg.passes.z_loss import ZLoss
 
 __all__ = [
-    "AlphaDropout", "BernoulliDropout", "ChannelDropout", "ConfidencePenalty", "Contractive", "Covariance", "DeCov", "DropBlock",
-    "DropConnect", "ElasticNet", "EmbeddingDropout", "GaussianDropout", "GaussianNoise", "GroupLasso", "HeadDropout", "HiddenL1", "HiddenL2", "HoyerSquare",
-    "KLSparsity", "LockedDropout", "MaxNorm", "NEFTune", "Orthogonality", "RecurrentNorm", "RecurrentState", "VarianceFloor",
-    "WeightL1", "WeightL2", "WeightNoise", "ZLoss",
+    "L2SP", "AlphaDropout", "BernoulliDropout", "ChannelDropout", "ConfidencePenalty", "Contractive", "Covariance", "DeCov",
+    "DropBlock", "DropConnect", "ElasticNet", "EmbeddingDropout", "GaussianDropout", "GaussianNoise", "GroupLasso",
+    "HeadDropout", "HiddenL1", "HiddenL2", "HoyerSquare", "KLSparsity", "LockedDropout", "MaxNorm", "NEFTune", "Orthogonality",
+    "RecurrentNorm", "RecurrentState", "SpectralPenalty", "VarianceFloor", "WeightL1", "WeightL2", "WeightNoise", "ZLoss",
 ]  # fmt: skip

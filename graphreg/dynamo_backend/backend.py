@@ -260,6 +260,10 @@ class Backend(BackendHandle, RenamedAttributes):
         """Resume the noise at a saved state: see ``graphreg.set_rng_state``."""
         self.streams.restore(state)
 
+    def reset_state(self, names: Sequence[str]) -> None:
+        """Raise GraphRegError: no regularizer of a backend keeps a state."""
+        raise GraphRegError("no regularizer of a backend keeps a state. reset_state is for what regularize or regularize_ returned.")
+
     def set_ranks(self, ranks: Any) -> None:
         """Choose whether ranks draw different masks: see ``graphreg.set_ranks``."""
         self.streams.alike = ranks == "same"

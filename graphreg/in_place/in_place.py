@@ -16,12 +16,12 @@ from graphreg.in_place.placed_class import generated_class
 from graphreg.in_place.structure import ORIGINAL, Options, bare
 from graphreg.ir import PLACED, Missing
 from graphreg.pipeline import check_compile, check_options, model_before
-from graphreg.planning import OwnDropout, from_keywords, instances, named_once
+from graphreg.planning import OwnDropout, from_keywords, instances, matching_sites, named_once
 from graphreg.regularizer import Regularizer, Splice
 from graphreg.rewriting import device_of, seed
 from graphreg.runtime import Penalties, Scale, SharedState
 from graphreg.torch_internals import COMPILED_CALL, Changes, warn_if_untested
-from graphreg.tracing import FrontEnd, arguments, check_model
+from graphreg.tracing import FrontEnd, Traced, arguments, check_model
 from graphreg.verification import validate
 
 M = TypeVar("M", bound=nn.Module)
@@ -85,7 +85,7 @@ def regularize_(
     named, seeds = _seeded(named_once([*instances(regularizers), *from_keywords(keywords)]), rng)
     before = model_before(model, example_inputs, verify)
     options = Options(named, front_end, missing, penalties, scale, own_dropout, eval_penalties)
-    placed = Placed(options, SharedState(named, seeds, device_of(model)))
+    placed = Placed(options, _with_states(SharedState(named, seeds, device_of(model)), model, missing))
     with Changes() as changes, changes:
         kept = [False]
         changes.later(partial(_strip_unless, model, kept))
@@ -163,6 +163,15 @@ def _check_model(model: nn.Module, penalties: Penalties) -> None:
             f"{type(model).__name__} has something called 'penalties', and penalties='attach' gives the last values by "
             "model.penalties(). Rename it in the model, or take penalties='return'."
         )
+
+
+def _with_states(shared: SharedState, model: nn.Module, missing: Missing) -> SharedState:
+    """Make the states of penalties now, from the model's parameters as they are, and not at the first call."""
+    traced = Traced.untraced(model)
+    for state in shared.states().values():
+        for site in matching_sites(traced, state.regularizer, missing):
+            state.place(site.name, model.get_parameter(site.name))
+    return shared
 
 
 def _seeded(regularizers: Mapping[str, Regularizer], rng: Any) -> tuple[dict[str, Regularizer], dict[str, int]]:

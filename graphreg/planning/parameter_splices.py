@@ -23,7 +23,7 @@ def with_reads(traced: Traced, splice: Splice, sites: Sequence[Site]) -> list[Si
     Those that the splice cannot replace, because no read of them is known or none is by its ``readers``, have ``selectable=False``.
     """
     read = {name for reads in traced.parameter_reads.values() for name in reads}
-    inputs = {label.module: value.reads for value in traced.values if value.reads for label in value.labels if label.module}
+    inputs = {value.module: value.reads for value in traced.values if value.reads}
     known = []
     for site in sites:
         labels = _labels(traced, splice, site)

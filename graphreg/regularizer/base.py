@@ -16,6 +16,8 @@ The names of the arguments of ``__call__`` say what the engine passes to it:
   ``time_axis`` and ``lengths`` say how to read a value as a sequence.
 - ``units``, for a penalty: the value as samples of units, [samples, units]. The units are axis 1 of a convolution's value, else the last
   axis, or the axis that the option ``axis`` gives; all other axes are samples.
+- ``state``, for a penalty on parameters: what the class keeps for this parameter from call to call, tensors by name. ``init_state`` makes
+  it, and the formula may return ``(value, new_state)``.
 - ``vjp``, for a penalty: the vector-Jacobian product from all selected sites to what the option ``wrt`` selects, see ``Vjp``.
 
 The engine averages over sites, unless the formula takes ``values`` or ``vjp``. It multiplies by the strength, and takes care of
@@ -268,6 +270,13 @@ class Penalty(Regularizer):
         self.require(not (self.clean and self.on == "parameters"), "clean", "False, because penalties measure parameters as they are")
         self.require(self.engine_options.reduction in ("mean", "sum"), "reduction", "'mean' or 'sum'")
 
+    def init_state(self, like: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the state for a parameter at the beginning, and at a reset: tensors by name. For a class whose formula takes ``state``.
+
+        ``like``: the parameter's values. A formula that returns a new state gives the same names and shapes.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no init_state: make the state there that its formula takes.")
+
     def defaults(self, sites: Sequence[Site]) -> list[Site]:
         """Return the hidden sites without the outputs of normalizations, whose scale is fixed; or all parameters."""
         return [site for site in super().defaults(sites) if not site.norm]
@@ -277,7 +286,7 @@ def _arguments(cls: type[Regularizer]) -> tuple[str, ...]:
     names = tuple(inspect.signature(cls.__call__).parameters)[1:]
     more: tuple[str, ...] = ("steps", "lengths", "units", "vjp") if issubclass(cls, Penalty) else ("noise", "lengths")
     if cls.on == "parameters":
-        more = ("noise",) if issubclass(cls, Splice) else ()
+        more = ("noise",) if issubclass(cls, Splice) else ("state",)
     supplied = SUPPLIED[cls.on] + more
     vjp = "pull" if "pull" in names else "vjp"
     allowed = {*supplied, vjp} if "vjp" in supplied else set(supplied)
@@ -289,6 +298,8 @@ def _arguments(cls: type[Regularizer]) -> tuple[str, ...]:
         warn(f"{cls.__name__}.__call__ asks for pull, which is called vjp now: rename the argument.", DeprecationWarning)
     if vjp in names and (both := {"z", "values", "steps", "units"}.intersection(names)):
         raise RegularizerError(f"{cls.__name__}.__call__ asks for {vjp} and for {min(both)}; {vjp}.sites has the values. Leave one out.")
+    if issubclass(cls, Penalty) and ("state" in names) != (cls.init_state is not Penalty.init_state):
+        raise RegularizerError(f"{cls.__name__}: __call__ takes state if and only if the class has init_state, which makes it.")
     check_arguments(cls.__name__, names, [field.name for field in fields(cls)], issubclass(cls, Splice))
     return names
 

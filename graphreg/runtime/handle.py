@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -91,6 +91,9 @@ class Handle(ABC):
 
     @abstractmethod
     def set_rng_state(self, state: Mapping[str, Any]) -> None: ...
+
+    @abstractmethod
+    def reset_state(self, names: Sequence[str]) -> None: ...
 
     @abstractmethod
     def set_ranks(self, ranks: Any) -> None: ...

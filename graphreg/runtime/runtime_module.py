@@ -56,6 +56,7 @@ class Rules(nn.Module):
                     break
                 owner = inner
             child.adopt(owner)
+        placed = [child for child in placed if child.moves_key]
         if placed and isinstance(key := self._modules.get("key"), RuntimeModule):
             key.owner = tuple(dict.fromkeys(child.owner[0] for child in placed))
             key.always = any(child.always for child in placed if not isinstance(child, Drawing))  # a Drawing's: see KeyRule.forward
@@ -135,6 +136,7 @@ class RuntimeModule(nn.Module):
 
     path: str | None = None  # the path of the module whose mode it follows; None if it follows none
     always = False  # whether it acts in every mode
+    moves_key = True  # whether the mode that it follows decides if a call draws
 
     def __init__(self, description: str, strength: Tensor | None = None) -> None:
         super().__init__()

@@ -17,6 +17,7 @@ import graphreg
 from graphreg import GraphRegError, NoMatchError, Noise, Regularizer, RegularizerError, Splice, TraceError
 from graphreg.passes import BernoulliDropout, WeightL2, WeightNoise
 from graphreg.rewriting.invariants import check
+from pages import run_page
 
 
 class Scaled(Splice, on="parameters"):
@@ -515,3 +516,7 @@ def test_values_and_parameters_together() -> None:
     kept = module(torch.ones(100, 4)).output
     both = torch.stack([torch.zeros(4), 2 * (8 + model[0].bias)])
     assert bool(torch.isclose(kept, both[:, None]).any(0).all()) and bool((kept == 0).any())
+
+
+def test_the_page_runs() -> None:
+    run_page("parameters.md", None)
