@@ -11,11 +11,11 @@ START = 15  # iterations for the first estimate, as in torch.nn.utils.parametriz
 
 
 class SpectralPenalty(Penalty, keys=("spectral",), on="parameters"):
-    """The square of a weight's largest singular value, averaged over the selected parameters: ``σ(W)²``.
+    """The square s² of a weight's largest singular value s, averaged over the selected parameters.
 
-    w: [out, in, ...], read as the matrix W [out, the rest] -> 0-d, by default each parameter of 2 dims or more. ``weight`` >= 0; the paper's
-    λ/2 is ``weight`` with ``reduction="sum"``. σ is estimated from below by power iteration, which goes on from call to call in train mode:
-    ``rng_state`` saves the vector that it has come to. The gradient is 2σ·u vᵀ, for the singular vectors u and v as estimated.
+    w: [out, in, ...], read as the matrix W [out, the rest] -> 0-d, by default each parameter of 2 dims or more. ``weight`` >= 0; it is the
+    paper's λ/2 with ``reduction="sum"``. s is estimated from below by power iteration, which goes on from call to call in train mode:
+    ``rng_state`` saves the vector that it has come to. The gradient is 2s·u vᵀ, for the singular vectors u and v as estimated.
 
     Attributes:
         reduction: ``"mean"``, or ``"sum"`` over parameters, as in the paper.

@@ -8,7 +8,17 @@ base class and splices, ``noise_keys.py`` the keys of the noise; ``penalty.py``,
 
 from graphreg.runtime.attach import AttachRule, Penalties, Scale, check_penalties, check_scale, collect, current
 from graphreg.runtime.build_record import BuildRecord
-from graphreg.runtime.controls import Regulated, frozen_noise, noise_on, reset_state, rng_state, set_ranks, set_rng_state, set_strength, strengths
+from graphreg.runtime.controls import (
+    Regulated,
+    frozen_noise,
+    noise_on,
+    reset_state,
+    rng_state,
+    set_ranks,
+    set_rng_state,
+    set_strength,
+    strengths,
+)
 from graphreg.runtime.derivative_penalty import Derivative, Track
 from graphreg.runtime.dropout import NativeDropoutRule
 from graphreg.runtime.forward import call_within
@@ -40,9 +50,9 @@ __all__ = [
     "BACKEND", "BACKEND_STATE", "IN_PLACE_STATE", "AllSitesTotal", "AttachRule", "BackendHandle", "BuildRecord", "Derivative",
     "Drawing", "InPlaceHandle", "KeyRule", "Measure", "MeasureSteps", "MeasureUnits", "ModuleHandle", "NativeDropoutRule",
     "Penalties", "Regularized", "Regulated", "RewrittenModule", "Rules", "RuntimeModule", "Samples", "Scale", "SharedKeyRule",
-    "SharedState", "SpliceRule", "State", "StatefulTotal", "StreamName", "Total", "Track", "Way", "accumulation", "backend_handle", "call_within",
-    "check_penalties", "check_scale", "checked_state", "collect", "current", "frozen_noise", "graphs_of", "identity",
-    "in_place", "in_place_handle", "key_of", "lowering", "native_draws", "no_noise", "noise_on", "record_of", "refuse_twice",
-    "reset_state", "rewritten", "rng_state", "rules_of", "sample", "set_ranks", "set_rng_state", "set_strength", "storage_of", "strengths",
-    "strengths_on", "written_state",
+    "SharedState", "SpliceRule", "State", "StatefulTotal", "StreamName", "Total", "Track", "Way", "accumulation",
+    "backend_handle", "call_within", "check_penalties", "check_scale", "checked_state", "collect", "current", "frozen_noise",
+    "graphs_of", "identity", "in_place", "in_place_handle", "key_of", "lowering", "native_draws", "no_noise", "noise_on",
+    "record_of", "refuse_twice", "reset_state", "rewritten", "rng_state", "rules_of", "sample", "set_ranks", "set_rng_state",
+    "set_strength", "storage_of", "strengths", "strengths_on", "written_state",
 ]  # fmt: skip

@@ -87,8 +87,8 @@ def checked_state(state: object, form: StateForm) -> Mapping[str, Any]:
     if state.get("version") not in (STATE_VERSION, WITH_STATE):
         version = f"version {state['version']!r}" if "version" in state else "no version"
         raise RegularizerError(
-            f"the state has {version}; this graphreg reads versions {STATE_VERSION} and {WITH_STATE}. Give the dict that {form.returned_by} returned, "
-            "or read it with the graphreg that saved it."
+            f"the state has {version}; this graphreg reads versions {STATE_VERSION} and {WITH_STATE}. Give the dict that "
+            f"{form.returned_by} returned, or read it with the graphreg that saved it."
         )
     for other in (MODULE_STATE, BACKEND_STATE, IN_PLACE_STATE):
         if other is not form and state.keys() >= {*other.fields}:

@@ -72,7 +72,7 @@ def test_hidden_to_hidden_weights_of_an_lstm() -> None:
     torch.manual_seed(0)
     lstm, x, seen = nn.LSTM(3, 4), torch.randn(5, 2, 3), list[Tensor]()
     module = graphreg.regularize(nn.Sequential(lstm), DropConnect("0.weight_hh_*", 0.5), rng=0)
-    getattr(module.graphreg_rules, "_0_weight_hh_l0_drop_connect").register_forward_hook(lambda m, args, out: seen.append(out / args[0]))
+    module.graphreg_rules._0_weight_hh_l0_drop_connect.register_forward_hook(lambda m, args, out: seen.append(out / args[0]))
     out = module(x).output[0]
     assert len(seen) == 1 and 0 < int((seen[0] == 0).sum()) < 64
     out.square().sum().backward()

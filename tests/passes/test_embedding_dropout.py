@@ -57,7 +57,7 @@ def test_merity() -> None:
     torch.manual_seed(0)
     table, ids, seen = nn.Embedding(50, 4, padding_idx=3), torch.arange(50).view(10, 5) % 20, list[Tensor]()
     module = graphreg.regularize(nn.Sequential(table), embedding_dropout=0.4, rng=1)
-    getattr(module.graphreg_rules, "_0_weight_embedding_dropout").register_forward_hook(lambda m, args, out: seen.append(out))
+    module.graphreg_rules._0_weight_embedding_dropout.register_forward_hook(lambda m, args, out: seen.append(out))
     out = module(ids).output
     mask = (seen[0].detach()[:, :1] != 0).float() / 0.6
     mask[3] = 1.0  # its row is zero
@@ -113,7 +113,9 @@ def test_compiled_it_is_eager() -> None:
 def test_errors() -> None:
     with pytest.raises(RegularizerError, match=r"EmbeddingDropout: weight=1\.0 is not allowed; weight must be in \[0, 1\)"):
         EmbeddingDropout("*", 1.0)
-    with pytest.raises(NoMatchError, match=r"none of the default sites of EmbeddingDropout \(the table of the Embedding that reads token ids\)"):
+    with pytest.raises(
+        NoMatchError, match=r"none of the default sites of EmbeddingDropout \(the table of the Embedding that reads token ids\)"
+    ):
         graphreg.regularize(nn.Sequential(nn.Linear(2, 2)), embedding_dropout=0.5)
     with pytest.raises(NoMatchError, match=r"0\.weight \(of a Linear, not of Embedding or EmbeddingBag\)"):
         graphreg.regularize(nn.Sequential(nn.Linear(2, 2)), EmbeddingDropout("0.weight", 0.5))

@@ -35,7 +35,7 @@ def test_it_is_weight_l2_of_the_difference(reduction: str) -> None:
     with torch.no_grad():
         for p, difference in zip(model.parameters(), differences.parameters(), strict=True):
             difference.copy_(torch.linspace(-1, 1, p.numel()).view_as(p))
-            p += difference
+            p.add_(difference)
     other = graphreg.regularize(differences, weight_l2={"weight": 0.3, "reduction": reduction})
     ours, theirs = module(X).penalties["l2_sp"], other(X).penalties["weight_l2"]
     torch.testing.assert_close(ours, theirs)

@@ -16,7 +16,7 @@ def test_before_and_after() -> None:
 
 
 def test_by_hand() -> None:
-    """diag(3, 1): σ² = 9 and its gradient 2σ u vᵀ = diag(6, 0), once the iteration has converged."""
+    """diag(3, 1): s² = 9 and its gradient 2s u vᵀ = diag(6, 0), once the iteration has converged."""
     model = nn.Sequential(nn.Linear(2, 2, bias=False))
     with torch.no_grad():
         model[0].weight.copy_(torch.diag(torch.tensor([3.0, 1.0])))
@@ -44,7 +44,7 @@ def test_it_is_the_largest_singular_value(reduction: str) -> None:
 
 
 def test_it_iterates_as_torchs_spectral_norm_does() -> None:
-    """From the same vector, three calls of one iteration each: the same estimates of σ, which is w / the normalized weight."""
+    """From the same vector, three calls of one iteration each: the same estimates of s, which is w / the normalized weight."""
     torch.manual_seed(0)
     weight = torch.randn(6, 4)
     layer, twin = nn.Linear(4, 6, bias=False), nn.Linear(4, 6, bias=False)
@@ -78,7 +78,9 @@ def test_what_must_not_change() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(graphreg.RegularizerError, match=r"SpectralPenalty: iterations=0 is not allowed; iterations must be a whole number, 1"):
+    with pytest.raises(
+        graphreg.RegularizerError, match=r"SpectralPenalty: iterations=0 is not allowed; iterations must be a whole number, 1"
+    ):
         SpectralPenalty("*", 1.0, iterations=0)
     with pytest.raises(graphreg.RegularizerError, match=r"SpectralPenalty: weight=-1\.0 is not allowed"):
         SpectralPenalty("*", -1.0)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import graphreg
-from graphreg import GraphRegError, NoMatchError, Noise, Regularizer, RegularizerError, Splice, TraceError
+from graphreg import GraphRegError, Noise, NoMatchError, Regularizer, RegularizerError, Splice, TraceError
 from graphreg.passes import BernoulliDropout, WeightL2, WeightNoise
 from graphreg.rewriting.invariants import check
 from pages import run_page
@@ -262,7 +262,7 @@ def test_compiled_is_eager(make: Callable[[], nn.Module], inputs: Tensor) -> Non
 def test_a_tied_parameter_is_replaced_where_its_named_module_reads_it(selector: Any, replaced: str) -> None:
     model = small()
     w, two = model.emb.weight, {name: 1.5 if name in replaced else 1.0 for name in ("emb", "head", "root")}
-    mid = 1.5 if selector == "*" or selector == "**@Linear" else 1.0
+    mid = 1.5 if selector in ("*", "**@Linear") else 1.0
     h = F.linear(F.embedding(IDS, w * two["emb"]), model.mid.weight * mid, model.mid.bias)
     expected = F.linear(h, w * two["head"]) + F.linear(h, w * two["root"])
     module = acting(model, Many(selector, 0.5))
@@ -421,11 +421,11 @@ class Writes(nn.Module):
     [
         (Own(), {"pattern": "fc.weight"}, RegularizerError, r"Many at fc\.weight: the module that has the parameter does not read it; the "
          r"model's own forward does\. '\*\*fc\.weight' acts at every read, whichever module it is in"),
-        (Own(), {"pattern": "fc.bias"}, NoMatchError, r"'fc\.bias' matches no parameter of 2 dims or more of Own.*fc\.bias \(1 dim, 2 needed\)"),
-        (nn.Sequential(nn.Embedding(3, 2, max_norm=1.0)), {}, RegularizerError, r"Many at 0\.weight: '0' has max_norm=1, so it writes into"),
-        (Attends(0.1), {"own_dropout": "seeded"}, RegularizerError, "many acts on attention.in_proj_weight in the call of 'attention', whose "
-         "dropout own_dropout= replaces, and a call is replaced once"),
-        (nn.Sequential(Decides()), {}, RegularizerError, r"Many at 0\.fc\.weight: '0' is an opaque module \(.*\), and when its code reads"),
+        (Own(), {"pattern": "fc.bias"}, NoMatchError, r"matches no parameter of 2 dims or more of Own.*fc\.bias \(1 dim, 2 needed\)"),
+        (nn.Sequential(nn.Embedding(3, 2, max_norm=1.0)), {}, RegularizerError, r"Many at 0\.weight: '0' has max_norm=1, so it writes"),
+        (Attends(0.1), {"own_dropout": "seeded"}, RegularizerError, "many acts on attention.in_proj_weight in the call of 'attention', "
+         "whose dropout own_dropout= replaces, and a call is replaced once"),
+        (nn.Sequential(Decides()), {}, RegularizerError, r"Many at 0\.fc\.weight: '0' is an opaque module \(.*\), and when its code"),
         (Writes(), {}, TraceError, "many cannot replace the parameter w: the forward writes into it, and the write would be lost"),
     ],
 )  # fmt: skip

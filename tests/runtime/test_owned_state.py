@@ -127,7 +127,10 @@ def test_in_place() -> None:
         model.fc.weight.add_(1.0)
     values = [{name: number(value) for name, value in call().penalties.items()} for call in (lambda: model(X), lambda: model(X, X))]
     assert values == [{"l2_sp": pytest.approx(6.0), "counts_calls": 0}, {"l2_sp": pytest.approx(6.0), "counts_calls": 1}]
-    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(graphreg.regularize_(nn.Sequential(nn.Linear(3, 2)), counts_calls=1.0, rng=0)))):
+    for twin in (
+        copy.deepcopy(model),
+        pickle.loads(pickle.dumps(graphreg.regularize_(nn.Sequential(nn.Linear(3, 2)), counts_calls=1.0, rng=0))),
+    ):
         assert graphreg.rng_state(twin)["version"] == 2
     assert counted(copy.deepcopy(model)) == 2
     graphreg.reset_state(model)
@@ -156,8 +159,14 @@ def test_other_states_are_refused() -> None:
     state = graphreg.rng_state(module)
     cases = [
         (graphreg.rng_state(made(BernoulliDropout("0", 0.5))), r"with other streams|only one of the two keeps a state for l2_sp"),
-        (graphreg.rng_state(made(L2SP("1.weight", 1.0))), r"the state of l2_sp is that of other parameters: only one of the two has 0\.weight"),
-        ({**state, "state": {"l2_sp": {"0.weight": {"start": torch.ones(1)}}}}, r"has the shapes \{'start': \(1,\)\}, and the module needs"),
+        (
+            graphreg.rng_state(made(L2SP("1.weight", 1.0))),
+            r"the state of l2_sp is that of other parameters: only one of the two has 0\.weight",
+        ),
+        (
+            {**state, "state": {"l2_sp": {"0.weight": {"start": torch.ones(1)}}}},
+            r"has the shapes \{'start': \(1,\)\}, and the module needs",
+        ),
         ({**state, "state": {"l2_sp": 3}}, r"the state is damaged: it says state, not the tensors of regularizers"),
     ]
     for other, said in cases:
