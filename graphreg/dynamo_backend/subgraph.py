@@ -156,7 +156,7 @@ class Maker:
         draws = tuple(acts for _, acts in acting(rewritten))
         with within_backend(), without_autograd_cache():  # the cache key lacks the runtime modules
             run = self.inner(emitted.module, [*inputs, *more])
-        owners = tuple(dict.fromkeys(module.owner[0] for module in drawing))
+        owners: tuple[Any, ...] = tuple(dict.fromkeys(module.owner[0] for module in drawing))
         owners = tuple(self.model if isinstance(owner, RewrittenModule) else owner for owner in owners)
         modes = tuple(owner.training for owner in owners)
         return dataclasses.replace(subgraph, rows=rows, draws=draws, emitted=emitted, run=run, device=device, owners=owners, modes=modes,

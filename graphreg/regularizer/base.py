@@ -145,7 +145,7 @@ class Regularizer:
             check_axis(self)
         self.check()
 
-    def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} has no __call__: write the formula there.")
 
     def check(self) -> None:

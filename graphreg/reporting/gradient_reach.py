@@ -43,7 +43,8 @@ def _read(node: fx.Node, module: nn.Module, operations: Operations) -> Iterable[
         return called.parameters()
     if node.op != "get_attr":
         return ()
-    if (layer := operations.modules.get(str(node.target))) is not None:  # it is called with replaced parameters
+    layer: nn.Module | None = operations.modules.get(str(node.target))
+    if layer is not None:  # it is called with replaced parameters
         return layer.parameters()
     owner, _, name = str(node.target).rpartition(".")
     parameter = operations.modules[owner]._parameters.get(name) if owner in operations.modules else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container
 
 from torch import fx
 
@@ -41,7 +41,7 @@ def check_parameters(graph: fx.Graph, original: fx.Graph, reads: Reads, plan: Pl
             _require_all(nodes[node.name], [read for name in edits for read in reads.get(name, ()) if read.node is node])
 
 
-def _is_ours(node: fx.Node, parameters: Iterable[str]) -> bool:
+def _is_ours(node: fx.Node, parameters: Container[str | None]) -> bool:
     addition = addition_of(node)
     if addition is None:
         return False

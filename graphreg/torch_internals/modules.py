@@ -91,7 +91,7 @@ def read_weights_again(module: nn.Module) -> None:
     """Have the recurrent layers of a module read their weights anew, if they still hold others that a call has used in their place."""
     for layer in module.modules():
         if isinstance(layer, nn.RNNBase):
-            layer._update_flat_weights()  # type: ignore[no-untyped-call]
+            layer._update_flat_weights()
 
 
 def leave_mask_unread(changes: Changes) -> None:

@@ -105,7 +105,7 @@ def kernel_weights() -> None:
 @canary("a recurrent layer reads its weights again", "splices on the weights of recurrent layers", "read_weights_again")
 def read_weights_again() -> None:
     layer, x = nn.LSTM(1, 1), torch.ones(1, 1, 1)
-    weight = layer.weight_hh_l0
+    weight = layer.get_parameter("weight_hh_l0")
     torch.func.functional_call(layer, {"weight_hh_l0": weight * 2}, (x,))
     door.read_weights_again(layer)
     assert dict(door.kernel_weights(vars(layer)))["weight_hh_l0"] is weight
