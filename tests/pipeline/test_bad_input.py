@@ -945,11 +945,11 @@ def test_definition_asks_for_what_nobody_supplies() -> None:
 
 def test_definition_of_a_splice_on_parameters() -> None:
     before = graphreg.registered()
-    with pytest.raises(RegularizerError, match=r"Shake: on='parameters' is not allowed; it is 'values'"):
+    with pytest.raises(RegularizerError, match=r"Shake\.__call__ asks for z; the engine supplies w, values, weight, noise on parameters"):
 
         class Shake(Splice, keys=("shake",), on="parameters"):
-            def __call__(self, w: Tensor) -> Tensor:
-                return w
+            def __call__(self, z: Tensor, weight: Tensor) -> Tensor:
+                return z
 
     assert graphreg.registered() == before
 
