@@ -181,7 +181,7 @@ def test_unknown_keyword(call: Call, match: str) -> None:
     (
         "clean, of a parameter",
         lambda m: WeightL2("*", 0.1, clean=True),
-        r"WeightL2: clean=True is not allowed; clean must be False, because no",
+        r"WeightL2: clean=True is not allowed; clean must be False, because penalties",
     ),
     ("clean, of no kind", lambda m: HiddenL1("*", 0.1, clean=2), r"HiddenL1: clean=2 is not allowed; clean must be True or False"),
     ("by position", lambda m: WeightL2("*", 0.1, "sum"), r"WeightL2 takes a selector and a weight by position.*by name"),
