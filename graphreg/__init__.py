@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         Samples,
         frozen_noise,
         noise_on,
+        reset_state,
         rng_state,
         sample,
         set_ranks,
@@ -59,8 +60,8 @@ _ROOMS = {
     "rewriting": ("rewrite", "strip"),
     "rng": ("Noise",),
     "runtime": (
-        "Regularized", "Samples", "frozen_noise", "noise_on", "rng_state", "sample", "set_ranks", "set_rng_state", "set_strength",
-        "site_strengths", "strengths",
+        "Regularized", "Samples", "frozen_noise", "noise_on", "reset_state", "rng_state", "sample", "set_ranks", "set_rng_state",
+        "set_strength", "site_strengths", "strengths",
     ),
     "tracing": ("Traced", "names", "trace"),
     "verification": ("verify",),
@@ -74,8 +75,8 @@ __all__ = [
     "UntestedTorchWarning", "Vjp",
     "as_pass", "backend", "backend_of", "build", "by_depth", "diff", "doctor", "draw", "from_kwargs", "frozen_noise", "load_recipe",
     "mean_over_pairs", "monitor", "names", "noise_on", "plan", "recipe", "registered", "regularize", "regularize_", "report",
-    "required", "rewrite", "rng_state", "sample", "save_recipe", "set_ranks", "set_rng_state", "set_strength", "site_strengths",
-    "strengths", "strip", "strip_", "to_networkx", "trace", "verify",
+    "required", "reset_state", "rewrite", "rng_state", "sample", "save_recipe", "set_ranks", "set_rng_state", "set_strength",
+    "site_strengths", "strengths", "strip", "strip_", "to_networkx", "trace", "verify",
 ]  # fmt: skip
 
 

@@ -12,8 +12,10 @@ from graphreg.passes.contractive import Contractive
 from graphreg.passes.covariance import Covariance
 from graphreg.passes.decov import DeCov
 from graphreg.passes.drop_block import DropBlock
+from graphreg.passes.drop_connect import DropConnect
 from graphreg.passes.drop_path import DropPath
 from graphreg.passes.elastic_net import ElasticNet
+from graphreg.passes.embedding_dropout import EmbeddingDropout
 from graphreg.passes.gaussian_dropout import GaussianDropout
 from graphreg.passes.gaussian_noise import GaussianNoise
 from graphreg.passes.group_lasso import GroupLasso
@@ -22,6 +24,7 @@ from graphreg.passes.hidden_l1 import HiddenL1
 from graphreg.passes.hidden_l2 import HiddenL2
 from graphreg.passes.hoyer_square import HoyerSquare
 from graphreg.passes.kl_sparsity import KLSparsity
+from graphreg.passes.l2_sp import L2SP
 from graphreg.passes.layer_drop import LayerDrop
 from graphreg.passes.locked_dropout import LockedDropout
 from graphreg.passes.max_norm import MaxNorm
@@ -29,15 +32,18 @@ from graphreg.passes.neftune import NEFTune
 from graphreg.passes.orthogonality import Orthogonality
 from graphreg.passes.recurrent_norm import RecurrentNorm
 from graphreg.passes.recurrent_state import RecurrentState
+from graphreg.passes.spectral_penalty import SpectralPenalty
 from graphreg.passes.variance_floor import VarianceFloor
 from graphreg.passes.weight_l1 import WeightL1
 from graphreg.passes.weight_l2 import WeightL2
+from graphreg.passes.weight_noise import WeightNoise
 from graphreg.passes.z_loss import ZLoss
 from graphreg.passes.zoneout import Zoneout
 
 __all__ = [
-    "AlphaDropout", "BernoulliDropout", "ChannelDropout", "ConfidencePenalty", "Contractive", "Covariance", "DeCov", "DropBlock",
-    "DropPath", "ElasticNet", "GaussianDropout", "GaussianNoise", "GroupLasso", "HeadDropout", "HiddenL1", "HiddenL2", "HoyerSquare",
-    "KLSparsity", "LayerDrop", "LockedDropout", "MaxNorm", "NEFTune", "Orthogonality", "RecurrentNorm", "RecurrentState",
-    "VarianceFloor", "WeightL1", "WeightL2", "ZLoss", "Zoneout",
+    "L2SP", "AlphaDropout", "BernoulliDropout", "ChannelDropout", "ConfidencePenalty", "Contractive", "Covariance", "DeCov",
+    "DropBlock", "DropConnect", "DropPath", "ElasticNet", "EmbeddingDropout", "GaussianDropout", "GaussianNoise", "GroupLasso",
+    "HeadDropout", "HiddenL1", "HiddenL2", "HoyerSquare", "KLSparsity", "LayerDrop", "LockedDropout", "MaxNorm", "NEFTune",
+    "Orthogonality", "RecurrentNorm", "RecurrentState", "SpectralPenalty", "VarianceFloor", "WeightL1", "WeightL2", "WeightNoise",
+    "ZLoss", "Zoneout",
 ]  # fmt: skip

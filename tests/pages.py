@@ -12,13 +12,14 @@ DOCS = Path(__file__).parent.parent / "docs"
 BLOCK = re.compile(r"```python\n(.*?)```\n+```text\n(.*?)```", re.DOTALL)
 
 
-def run_page(page: str, section: str = "") -> dict[str, Any]:
-    """Run the blocks of a section, or of what stands before the first; compare what each prints with what stands behind it.
+def run_page(page: str, section: str | None = "") -> dict[str, Any]:
+    """Run the blocks of a section, of what stands before the first, or (None) of all; compare what each prints with what stands behind it.
 
     Gives the names that they define.
     """
-    parts = (DOCS / page).read_text().split("\n## ")
-    text = next(part for part in parts[1:] if part.startswith(f"{section}\n")) if section else parts[0]
+    whole = (DOCS / page).read_text()
+    parts = whole.split("\n## ")
+    text = next(part for part in parts[1:] if part.startswith(f"{section}\n")) if section else whole if section is None else parts[0]
     space: dict[str, Any] = {"__name__": "page"}
     blocks = BLOCK.findall(text)
     assert blocks

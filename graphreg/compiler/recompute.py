@@ -60,22 +60,32 @@ def _follows_norm(node: fx.Node, operations: Operations, replaced: Container[fx.
     return False
 
 
-def recompute_in_backward(formula: Callable[[Tensor, Tensor, Noise], Tensor], z: Tensor, weight: Tensor, noise: Noise) -> Tensor:
+def recompute_in_backward(
+    formula: Callable[[Tensor, Tensor, Noise], Tensor], z: Tensor, weight: Tensor, noise: Noise, redraws: bool = False
+) -> Tensor:
     """Run a splice's formula so that backward recomputes the result from ``z`` and the draws instead of saving it.
 
     The formula is called twice: first outside the recomputed region, only to get its draws (the compiler removes the other operations of
-    this call), then inside the region, with these draws, to compute the value.
+    this call), then inside the region, with these draws, to compute the value. With ``redraws`` it is called once, in the region, and
+    backward draws again from the key. That is for parameters, which stay in memory anyway, so that nothing of their size is saved.
     """
+    if redraws:
+        return _in_region(lambda z, weight, key: formula(z, weight, Noise(key, noise.shared)), z, weight, noise.key)
     draws: list[Tensor] = []
     formula(z.detach(), weight, _DrawRecorder(noise.key, noise.shared, draws=draws))
 
     def again(z: Tensor, weight: Tensor, key: Tensor, *draws: Tensor) -> Tensor:
         return formula(z, weight, _RecordedDraws(key, draws=list(draws)))
 
+    return _in_region(again, z, weight, noise.key, *draws)
+
+
+def _in_region(function: Callable[..., Tensor], *args: Tensor) -> Tensor:
+    """Call a function in a region that a compiled backward recomputes."""
     if not torch.compiler.is_dynamo_compiling():
         with _marked():
-            return again(z, weight, noise.key, *draws)
-    y = checkpoint(again, z, weight, noise.key, *draws, use_reentrant=False, preserve_rng_state=False)
+            return function(*args)
+    y = checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
     assert isinstance(y, Tensor)
     return y
 

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from graphreg.compiler.recurrent import recurrent
-from graphreg.ir import PACKS, freeze, function_name, thaw
+from graphreg.ir import LAYER, PACKS, Kind, addition_of, call_with, freeze, function_name, is_kind, thaw
 from graphreg.torch_internals import CALL_HOOKS, graph_break, has_global_hook, kernel_weights, share_emitter, weight_names
 
 KINDS = (nn.RNN, nn.LSTM, nn.GRU)
@@ -53,14 +53,16 @@ class Layer:
     def __init__(self, path: str, layer: nn.Module) -> None:
         self.path, self.layer, self.kind, self.attributes = path, layer, type(layer), vars(layer)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        why = why_not(self.kind, self.attributes)
+    def __call__(self, *args: Any, graphreg_parameters: Mapping[str, Tensor] | None = None, **kwargs: Any) -> Any:
+        """Call the layer, with other tensors in place of some of its parameters if ``graphreg_parameters`` has some, by name."""
+        why, replaced = why_not(self.kind, self.attributes), graphreg_parameters or {}
         if any(isinstance(value, PackedSequence) for value in (*args, *kwargs.values())):
             why = why or "its input is a PackedSequence; give it the padded tensor"
         if why:
             graph_break(msg=refusal(self.path, self.kind, why))
-            return self.layer(*args, **kwargs)  # without fullgraph, the call continues here in eager
-        return _call_operator(self.attributes, *args, **kwargs)
+            # without fullgraph, the call continues here in eager
+            return call_with(*args, graphreg_layer=self.layer, graphreg_parameters=replaced, **kwargs)
+        return _call_operator(self.attributes, replaced, *args, **kwargs)
 
 
 class Packing:
@@ -115,7 +117,7 @@ class Lowering:
         self.graphs = list(graphs) if self.layers else []
         self.stand_ins, self.names = StandIns(), dict[str, str]()
         self.packs = dict.fromkeys(name for graph in self.graphs for n in graph.nodes if (name := function_name(n)) in PACKS)
-        self.called = {str(n.target) for graph in self.graphs for n in graph.nodes if n.op == "call_module"}
+        self.called = {path for graph in self.graphs for n in graph.nodes if (path := _called(n))}
 
     def report_lines(self) -> list[str]:
         """Return the report's lines: for each layer and packing function, whether it is lowered when compiled, and if not, why."""
@@ -145,15 +147,19 @@ class Lowering:
         for node in copy.nodes:
             stand_in = self._stand_in(node)
             if stand_in is not None:
-                node.op, node.target = "call_module", f"{LOWERED}.{self._name(str(node.target), stand_in)}"
+                node.op, node.target = "call_module", f"{LOWERED}.{self._name(_called(node) or str(node.target), stand_in)}"
+                node.kwargs = {name: value for name, value in node.kwargs.items() if name != LAYER}
+        for node in reversed(copy.nodes):
+            if is_kind(node, Kind.LAYER) and not node.users:  # Dynamo refuses to read a recurrent layer
+                copy.erase_node(node)
         return copy
 
     def _stand_in(self, node: fx.Node) -> StandIn | None:
-        target = str(node.target)
+        target, called = str(node.target), _called(node)
         if node.op == "call_function" and callable(node.target) and function_name(node) in PACKS:
             return Packing(node.target)
-        if node.op == "call_module" and target in self.layers:
-            return Layer(target, self.layers[target])
+        if called in self.layers:
+            return Layer(called, self.layers[called])
         owner, _, name = target.rpartition(".")
         layer = self.layers.get(owner) if node.op == "get_attr" else None
         return Read(name, layer) if layer is not None and (name in layer._parameters or name in vars(layer)) else None
@@ -168,8 +174,18 @@ class Lowering:
         return self.names[target]
 
 
-def _call_operator(layer: Mapping[str, Any], input: Tensor, hx: Any = None) -> Any:
-    """Call the operator with the arguments that the layer's forward would give its kernel. ``layer``: ``vars`` of the layer."""
+def _called(node: fx.Node) -> str:
+    """Return the path of the layer that a node calls, maybe with replaced parameters; ``""`` for any other node."""
+    addition = addition_of(node)
+    op, target = addition.was if addition is not None and addition.kind == Kind.CALL and addition.was else (node.op, node.target)
+    return str(target) if op == "call_module" else ""
+
+
+def _call_operator(layer: Mapping[str, Any], replaced: Mapping[str, Tensor], input: Tensor, hx: Any = None) -> Any:
+    """Call the operator with the arguments that the layer's forward would give its kernel.
+
+    ``layer``: ``vars`` of the layer; ``replaced``: the weights to take in place of the layer's own, by name.
+    """
     lstm, unbatched = layer["mode"] == "LSTM", input.dim() == 2
     sides = 2 if layer["bidirectional"] else 1
     x = input.unsqueeze(1) if unbatched else input.transpose(0, 1) if layer["batch_first"] else input
@@ -178,7 +194,7 @@ def _call_operator(layer: Mapping[str, Any], input: Tensor, hx: Any = None) -> A
         states = [torch.zeros(layer["num_layers"] * sides, x.shape[1], size, dtype=x.dtype, device=x.device) for size in sizes]
     else:
         states = [state.unsqueeze(1) if unbatched else state for state in (hx if lstm else [hx])]
-    weights = [layer["_parameters"][name] for name in weight_names(layer)]
+    weights = [replaced[name] if name in replaced else layer["_parameters"][name] for name in weight_names(layer)]
     records = torch.is_grad_enabled()
     wanted = [records and t.requires_grad for t in (x, *states, *weights)]
     device = x.device.type

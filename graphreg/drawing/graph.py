@@ -22,6 +22,7 @@ from graphreg.ir import (
     dtype_text,
     function_name,
     is_added,
+    is_kind,
     labels_of,
     nodes_in,
     origin_of,
@@ -76,18 +77,22 @@ def as_networkx(seen: Viewed) -> nx.DiGraph[str]:
     names = ", ".join(plan.regularizers) if plan else ""
     graph: nx.DiGraph[str] = nx.DiGraph(model=seen.title, forward=seen.forward, regularizers=names)
     operations, sites = seen.traced.operations, seen.sites
-    keys = {node: f"${node.name}" for node in seen.graph.nodes}
+    keys = {node: f"${node.name}" for node in seen.graph.nodes if not is_kind(node, Kind.LAYER)}
     for node in seen.graph.nodes:
         if not is_added(node) and (labels := labels_of(node, operations)):
             keys[node] = labels[0].text
     classes = _classes(seen)
     boxes: dict[str, str] = {}
     for node in seen.graph.nodes:
+        if is_kind(node, Kind.LAYER):  # which only fetches the layer that the next node calls
+            continue
         addition = addition_of(node) if is_added(node) else None
         attributes = _addition(node, addition, seen, boxes) if addition is not None else _model_node(node, sites.get(keys[node]), seen)
         boxes[keys[node]] = attributes["box"]
         graph.add_node(keys[node], **attributes)
         for i, read in _arguments(node):
+            if read not in keys:
+                continue
             _add_edge(graph, keys[read], keys[node], i)
     graph.graph["modules"] = "\n".join(f"{path}\t{classes[path]}" for path in _prefixes(boxes.values()) if path in classes)
     return graph
@@ -166,7 +171,7 @@ def _model_node(node: fx.Node, site: Site | None, seen: Viewed) -> Attributes:
             attributes |= {"shape": shape_text(site), "dtype": dtype_text(site)}
     if (origin := origin_of(node)) is not None:
         attributes["source"] = short(origin)
-    if seen.plan and addition is not None:
+    if seen.plan and addition is not None and addition.kind == Kind.NATIVE:
         attributes["own_dropout"] = next(e.action for e in seen.plan.native_dropout if e.dropout.site.name == addition.site)
     return attributes
 

@@ -9,8 +9,8 @@ from graphreg.dynamo_backend.fallback import left
 from graphreg.dynamo_backend.subgraph import Subgraph
 from graphreg.errors import NoMatchError, warn
 from graphreg.ir import Missing, Pattern, Site, strings
-from graphreg.planning import Edit, OwnDropout, check_count, count_sites, decide, lines, matching_sites, missed, warning
-from graphreg.regularizer import Regularizer
+from graphreg.planning import Edit, OwnDropout, check_count, count_sites, decide, lines, matching_sites, missed, readers_of, warning
+from graphreg.regularizer import Regularizer, Splice
 from graphreg.reporting import Report, acted, entry, native_dropout_rows
 from graphreg.tracing import Traced
 
@@ -28,7 +28,8 @@ def union(subgraphs: Sequence[Subgraph]) -> Traced:
             role = "hidden" if "hidden" in (known.role, site.role) else known.role
             used, branch = known.used or site.used, known.branch or site.branch
             sites[site.name] = dataclasses.replace(known, role=role, used=used, branch=branch)
-    return dataclasses.replace(subgraphs[0].traced, graphs={}, values=tuple(sites.values()))
+    graphs = {str(subgraph.number): graph for subgraph in subgraphs for graph in subgraph.traced.graphs.values()}
+    return dataclasses.replace(subgraphs[0].traced, graphs=graphs, values=tuple(sites.values()))
 
 
 def check_selectors(
@@ -41,9 +42,13 @@ def check_selectors(
     """
     united = union(subgraphs)
     for regularizer in regularizers.values():
-        if regularizer.on == "values":
+        if regularizer.on == "values" or isinstance(regularizer, Splice):
             try:
-                check_count(regularizer, list(matching_sites(united, regularizer, missing)))
+                sites = list(matching_sites(united, regularizer, missing))
+                check_count(regularizer, sites)
+                if isinstance(regularizer, Splice) and regularizer.on == "parameters":
+                    for site in sites:
+                        readers_of(united, regularizer, site)
             except NoMatchError as error:
                 raise NoMatchError(f"{error}{_elsewhere(united, regularizer)}{left()}") from None
     weights = {name: regularizer.weight for name, regularizer in regularizers.items()}
@@ -100,7 +105,8 @@ def backend_report(
 
 def _on_parameters(name: str, regularizer: Regularizer, united: Traced) -> list[Edit]:
     """Return the edits of a penalty on parameters, which are in no graph's plan."""
-    matches = matching_sites(united, regularizer, "ignore") if regularizer.on == "parameters" else {}
+    acts = regularizer.on == "parameters" and not isinstance(regularizer, Splice)
+    matches = matching_sites(united, regularizer, "ignore") if acts else {}
     return [Edit(site, name, regularizer, text) for site, text in matches.items()]
 
 

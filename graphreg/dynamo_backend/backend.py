@@ -146,19 +146,19 @@ class Backend(BackendHandle, RenamedAttributes):
             raise TraceError("this model is rewritten already. Compile it with another backend, or compile what graphreg.strip returns.")
         traced = Traced.untraced(model)
         title = model.title if isinstance(model, Functions) else traced.title
-        weights = {name: list(matching_sites(traced, r, self.missing)) for name, r in self.regularizers.items() if r.on == "parameters"}
+        penalties = {name: r for name, r in self.regularizers.items() if isinstance(r, Penalty) and r.on == "parameters"}
+        weights = {name: list(matching_sites(traced, penalty, self.missing)) for name, penalty in penalties.items()}
         for name, sites in weights.items():
-            check_sites(self.regularizers[name], sites)
-            check_count(self.regularizers[name], sites)
-            if isinstance(penalty := self.regularizers[name], Penalty):
-                check_trainable(traced, penalty, sites)
+            check_sites(penalties[name], sites)
+            check_count(penalties[name], sites)
+            check_trainable(traced, penalties[name], sites)
         self._measurers = {
             name: Measurer(r, name, [site.name for site in weights.get(name, ())])
             for name, r in self.regularizers.items()
             if isinstance(r, Penalty)
         }
         self.model, self.title = model, title
-        self._maker = Maker(model, {n: r for n, r in self.regularizers.items() if r.on == "values"}, self.own_dropout, self.inner, title)
+        self._maker = Maker(model, {n: r for n, r in self.regularizers.items() if n not in penalties}, self.own_dropout, self.inner, title)
 
     def _begin(self) -> Callable[[], None]:
         assert self.model is not None
@@ -290,6 +290,10 @@ class Backend(BackendHandle, RenamedAttributes):
     def set_rng_state(self, state: Mapping[str, Any]) -> None:
         """Resume the noise at a saved state: see ``graphreg.set_rng_state``."""
         self.streams.restore(state)
+
+    def reset_state(self, names: Sequence[str]) -> None:
+        """Raise GraphRegError: no regularizer of a backend keeps a state."""
+        raise GraphRegError("no regularizer of a backend keeps a state. reset_state is for what regularize or regularize_ returned.")
 
     def set_ranks(self, ranks: Any) -> None:
         """Choose whether ranks draw different masks: see ``graphreg.set_ranks``."""

@@ -30,12 +30,14 @@ class Stream:
         kind: The name of the regularizer's class; ``"own dropout"`` for native dropout.
         occurrence: Which of several splices of that class at the site it is, from 0.
         seed: A seed that replaces the backend's, or None.
+        once: Whether all graphs of a call share one draw: a parameter is replaced once in a call.
     """
 
     site: str
     kind: str
     occurrence: int
     seed: int | None = None
+    once: bool = False
 
     @property
     def text(self) -> str:
@@ -59,13 +61,16 @@ class Streams:
         self.frozen_calls: dict[str, int] | None = None
         self._blocks: dict[object, None] = {}  # the open blocks of frozen_noise
         self._numbers: dict[Stream, int] = {}
+        self._drawn: dict[str, int] = {}  # by ``text`` of a stream with ``once``: the number of its draw in this call
 
     def keys(self, rows: Sequence[Stream], draws: Sequence[bool], device: torch.device) -> Tensor:
         """Return the key of each stream's next draw, int32 [rows, 2]. Count a draw for each stream for which ``draws`` has True."""
         numbers = torch.tensor([self._number(row) for row in rows], dtype=torch.int64)
-        calls = torch.tensor([self.calls.get(row.text, 0) for row in rows], dtype=torch.int64)
+        calls = torch.tensor([self._drawn.get(row.text, self.calls.get(row.text, 0)) for row in rows], dtype=torch.int64)
         for row, drawn in zip(rows, draws, strict=True):
-            if drawn:
+            if drawn and row.text not in self._drawn:
+                if row.once:
+                    self._drawn[row.text] = self.calls.get(row.text, 0)
                 self.calls[row.text] = self.calls.get(row.text, 0) + 1
         keys = call_keys(numbers, calls)
         return of_process(keys, self.alike).to(device)
@@ -77,6 +82,7 @@ class Streams:
 
     def begin(self) -> None:
         """Begin a call. In a block of ``freeze``, set the counts back to those at the beginning of the block."""
+        self._drawn = {}
         if self.frozen_calls is not None:
             self.calls = dict(self.frozen_calls)
 

@@ -69,6 +69,7 @@ def backend(
     every = [*instances(regularizers), *from_keywords(keywords)]
     named = {name: _seeded(regularizer) for name, regularizer in named_once(every).items()}
     _refuse_vjp(named)
+    _refuse_state(named)
     made = _inner(inner, options)
     if penalties == "attach" and scale is None and any(not isinstance(r, Splice) for r in named.values()):
         warnings.warn(
@@ -78,6 +79,15 @@ def backend(
         )
     watch()
     return Backend(named, seed(rng), made, missing, penalties, scale, own_dropout)
+
+
+def _refuse_state(named: Mapping[str, Regularizer]) -> None:
+    for regularizer in named.values():
+        if "state" in regularizer.takes:
+            raise RegularizerError(
+                f"{type(regularizer).__name__} keeps a state from call to call, and a backend's graphs keep none. Compile what "
+                "graphreg.regularize returns instead."
+            )
 
 
 def _seeded(regularizer: Regularizer) -> Regularizer:

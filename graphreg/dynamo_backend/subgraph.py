@@ -97,7 +97,7 @@ class Subgraph:
 
 
 class Maker:
-    """Makes the subgraphs of one model. ``regularizers``: the regularizers on values, by their final names."""
+    """Makes the subgraphs of one model. ``regularizers``: those that act in graphs, by their final names: not penalties on parameters."""
 
     def __init__(
         self, model: nn.Module, regularizers: Mapping[str, Regularizer], own_dropout: OwnDropout, inner: Inner, title: str
@@ -156,7 +156,7 @@ class Maker:
         draws = tuple(acts for _, acts in acting(rewritten))
         with within_backend(), without_autograd_cache():  # the cache key lacks the runtime modules
             run = self.inner(emitted.module, [*inputs, *more])
-        owners = tuple(dict.fromkeys(module.owner[0] for module in drawing))
+        owners: tuple[Any, ...] = tuple(dict.fromkeys(module.owner[0] for module in drawing))
         owners = tuple(self.model if isinstance(owner, RewrittenModule) else owner for owner in owners)
         modes = tuple(owner.training for owner in owners)
         return dataclasses.replace(subgraph, rows=rows, draws=draws, emitted=emitted, run=run, device=device, owners=owners, modes=modes,
@@ -210,7 +210,7 @@ def _rows(rewritten: RewrittenModule, plan: Plan) -> tuple[Stream, ...]:
     if not isinstance(key, KeyRule):
         return ()
     streams = [
-        Stream(e.site.name, type(e.regularizer).__name__, e.occurrence, e.regularizer.rng)
+        Stream(e.site.name, type(e.regularizer).__name__, e.occurrence, e.regularizer.rng, e.replaces_parameter)
         for e in plan.edits
         if isinstance(e.regularizer, Splice)
     ] + [Stream(e.dropout.site.name, "own dropout", 0) for e in plan.native_dropout if e.draws]

@@ -16,13 +16,13 @@ from graphreg.in_place.placed_class import generated_class
 from graphreg.in_place.structure import ORIGINAL, Options, bare
 from graphreg.ir import PLACED, Missing
 from graphreg.pipeline import check_compile, check_options, compile_if_asked, model_before
-from graphreg.planning import OwnDropout, from_keywords, instances, named_once
+from graphreg.planning import OwnDropout, from_keywords, instances, matching_sites, named_once
 from graphreg.recipes import RecipeLike, by_recipe
 from graphreg.regularizer import Regularizer, Splice, check_flag
 from graphreg.rewriting import device_of, seed
 from graphreg.runtime import Penalties, Scale, SharedState
 from graphreg.torch_internals import COMPILED_CALL, Changes, warn_if_untested
-from graphreg.tracing import FrontEnd, arguments, check_model
+from graphreg.tracing import FrontEnd, Traced, arguments, check_model
 from graphreg.verification import validate
 
 M = TypeVar("M", bound=nn.Module)
@@ -91,7 +91,7 @@ def regularize_(
     _check_eval(named, eval_penalties)
     before = model_before(model, example_inputs, verify)
     options = Options(named, front_end, missing, penalties, scale, own_dropout, eval_penalties)
-    placed = Placed(options, SharedState(named, seeds, device_of(model)))
+    placed = Placed(options, _with_states(SharedState(named, seeds, device_of(model)), model, missing))
     with Changes() as changes, changes:
         kept = [False]
         changes.later(partial(_strip_unless, model, kept))
@@ -177,6 +177,15 @@ def _check_eval(regularizers: Mapping[str, Regularizer], eval_penalties: bool) -
                 f"{name}: {type(regularizer).__name__} acts in eval mode, too, in which a model that is regularized in place runs its own "
                 "forward. Give eval_penalties=True, with which it runs the graph in both modes, or use graphreg.regularize."
             )
+
+
+def _with_states(shared: SharedState, model: nn.Module, missing: Missing) -> SharedState:
+    """Make the states of penalties now, from the model's parameters as they are, and not at the first call."""
+    traced = Traced.untraced(model)
+    for state in shared.states().values():
+        for site in matching_sites(traced, state.regularizer, missing):
+            state.place(site.name, model.get_parameter(site.name))
+    return shared
 
 
 def _seeded(regularizers: Mapping[str, Regularizer], rng: Any) -> tuple[dict[str, Regularizer], dict[str, int]]:

@@ -34,6 +34,10 @@ class Kind(StrEnum):
     ATTACH = "attach"  # joins the penalties to the outputs
     ATTACHED = "attached"  # an output that the penalties were joined to
     WATCH = "watch"  # measures a value for a monitor
+    PARAMETER = "parameter"  # reads a parameter for the splices that replace it
+    REPLACED = "replaced"  # what a node of the model reads instead of a parameter
+    LAYER = "layer"  # fetches a layer that is called with replaced parameters
+    CALL = "call"  # a call of a layer of the model, now with replaced parameters
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Addition:
         kind: The node's purpose.
         regularizer: The name of the regularizer that the node is for; None if the node is not for exactly one regularizer.
         site: The name of the site that the node is for; None if the node is not for exactly one site.
-        was: For a native dropout, the ``op`` and the ``target`` that the node had before.
+        was: For a node of the model whose call graphreg replaced, the ``op`` and the ``target`` that the node had before.
     """
 
     kind: Kind
@@ -109,9 +113,14 @@ def is_native_dropout(node: fx.Node) -> bool:
     return is_kind(node, Kind.NATIVE)
 
 
+def is_replaced_call(node: fx.Node) -> bool:
+    """Return whether the node is one of the model's own whose call graphreg replaced: a native dropout, or a call of a layer."""
+    return is_kind(node, Kind.NATIVE, Kind.CALL)
+
+
 def is_added(node: fx.Node) -> bool:
-    """Return whether graphreg added the node. A native dropout whose call it replaced counts as a node of the model."""
-    return is_marked(node) and not is_native_dropout(node)
+    """Return whether graphreg added the node. A node whose call it replaced counts as a node of the model."""
+    return is_marked(node) and not is_replaced_call(node)
 
 
 def mark(node: fx.Node, addition: Addition) -> None:

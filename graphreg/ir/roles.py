@@ -120,14 +120,9 @@ class _Judge:
         self.hidden: set[fx.Node] = set()  # deep, and read by another product
         self.integers: set[fx.Node] = set()
         self.packed: set[fx.Node] = set()  # a PackedSequence, also one that a recurrent layer returns
-<<<<<<< HEAD
-        self.spatial: dict[fx.Node, int] = {}  # for values with a convolution's axes: its number of spatial dims
-        self.products: set[fx.Node] = set()  # products of data with weights
-        self.reads: dict[fx.Node, str] = {}  # for embeddings: the name of the input that has the indices
-=======
         self.spatial: dict[fx.Node, int] = {}  # for each value with a convolution's axes: how many are spatial
+        self.products: set[fx.Node] = set()  # products of data with weights
         self.reads: dict[fx.Node, str] = {}  # for each embedding: the name of the model's input that has the indices
->>>>>>> words3
         for node in graph.nodes:
             self._walk(node)
         end = graph.output_node()

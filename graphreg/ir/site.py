@@ -59,7 +59,8 @@ class Site:
             ``"time first"``; ``"state"`` for a final state; ``""`` for any other value.
         spatial: The number of spatial dims of a value that has the axes of a convolution's output, [batch, channels, ...]; else 0.
         branch: Whether it is a residual branch: a value that a sum adds to the value that it was computed from.
-        reads: The name of the model's input that an embedding reads its indices from; ``""`` for any other value.
+        reads: The name of the model's input that an embedding reads its indices from; the same for its table, if a plan has found it out.
+            ``""`` for any other site.
         used: Whether the model's output depends on it.
         why_not: Why it is not selectable; ``""`` if it is.
     """

@@ -3,20 +3,21 @@
 Nothing here changes a model or a graph. Open ``plan.py`` first. ``keywords.py`` turns keywords into regularizers, ``matching.py`` finds
 the sites that a selector matches, ``native_dropout.py`` decides what to do with the model's own dropout, ``dependence.py`` finds the
 operations that a derivative goes through, ``depth.py`` numbers the blocks for a strength by depth, ``module_inputs.py``
-finds what a module gets, and ``repeats.py`` finds values that
-splices act on several times in a row.
+finds what a module gets, ``repeats.py`` finds values that splices act on several times in a row, and ``parameter_splices.py`` finds the
+reads of a parameter that a splice replaces.
 """
 
 from graphreg.planning.dependence import DependenceSlice
 from graphreg.planning.keywords import FAMILIES, from_keywords, from_kwargs, instances
 from graphreg.planning.matching import SiteCounts, check_count, check_sites, count_sites, counted, matching_sites, missed
 from graphreg.planning.native_dropout import CHOICES, OWN_DROPOUT, NativeDropoutEdit, OwnDropout, check_option, decide
+from graphreg.planning.parameter_splices import readers_of
 from graphreg.planning.plan import Edit, Plan, check_missing, check_trainable, decided, named_once, plan, require_sites
 from graphreg.planning.repeats import Strengths, lines, warning
 
 __all__ = [
     "CHOICES", "FAMILIES", "OWN_DROPOUT", "DependenceSlice", "Edit", "NativeDropoutEdit", "OwnDropout", "Plan", "SiteCounts", "Strengths",
     "check_count", "check_missing", "check_option", "check_sites", "check_trainable", "count_sites", "counted", "decide", "decided",
-    "from_keywords", "from_kwargs", "instances", "lines", "matching_sites", "missed", "named_once", "plan", "require_sites",
-    "warning",
+    "from_keywords", "from_kwargs", "instances", "lines", "matching_sites", "missed", "named_once", "plan", "readers_of",
+    "require_sites", "warning",
 ]  # fmt: skip

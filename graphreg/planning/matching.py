@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from graphreg.errors import NoMatchError, RegularizerError
 from graphreg.ir import Missing, Site, select, unmatched
 from graphreg.planning.keywords import like_an_option
+from graphreg.planning.parameter_splices import with_reads
 from graphreg.regularizer import Regularizer, Splice
 from graphreg.tracing import Traced
 
@@ -91,7 +92,9 @@ def _candidates(traced: Traced, regularizer: Regularizer) -> tuple[list[Site], l
     """
     on_parameters = regularizer.on == "parameters"
     sites = [_enough_dims(s, regularizer.min_dims) for s in traced.parameters] if on_parameters else list(traced.values)
-    if isinstance(regularizer, Splice):  # a splice at a value that nothing reads would silently do nothing
+    if isinstance(regularizer, Splice) and on_parameters:
+        sites = with_reads(traced, regularizer, sites)
+    elif isinstance(regularizer, Splice):  # a splice at a value that nothing reads would silently do nothing
         sites = [s if s.used else replace(s, selectable=False, why_not=s.why_not or "its value is not used") for s in sites]
     return sites, regularizer.defaults([site for site in sites if site.selectable])
 

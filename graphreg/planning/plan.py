@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, ClassVar
 
-from graphreg.errors import GraphRegError, RegularizerError, RenamedAttributes, shown, warn
+from graphreg.errors import GraphRegError, RegularizerError, RenamedAttributes, listed, shown, warn
 from graphreg.ir import Missing, NativeDropout, Site, Steps, Units, columns, dtype_text, shape_text
 from graphreg.planning.dependence import DependenceSlice, dependence_slice
 from graphreg.planning.depth import strengths_by_depth
@@ -19,6 +19,7 @@ from graphreg.planning.keywords import instances
 from graphreg.planning.matching import SiteCounts, check_count, check_sites, count_sites, matching_sites, missed
 from graphreg.planning.module_inputs import check_cells, module_inputs
 from graphreg.planning.native_dropout import OWN_DROPOUT, NativeDropoutEdit, OwnDropout, decide, nameless, table
+from graphreg.planning.parameter_splices import Readers, check_calls, check_order, replaced_reads
 from graphreg.planning.repeats import Repeat, Strengths, lines, repeats, warning
 from graphreg.regularizer import (
     Penalty,
@@ -48,6 +49,8 @@ class Edit:
         units: How a penalty on units reads the value as samples of units; None for other regularizers.
         at_depth: The strength at the site, where it differs by depth; None for the regularizer's own.
         module_input: The name of the value that the site's module gets, for a splice that takes it; None for other regularizers.
+        readers: For a splice on a parameter, the paths of the modules at whose reads it acts; None for every reader.
+        other_readers: The paths of the modules that read the parameter as it is, where ``readers`` leaves some out.
     """
 
     site: Site
@@ -59,6 +62,8 @@ class Edit:
     units: Units | None = None
     at_depth: float | None = None
     module_input: str | None = None
+    readers: Readers = None
+    other_readers: tuple[str, ...] = ()
 
     @property
     def weight(self) -> float:
@@ -69,6 +74,11 @@ class Edit:
     def sites(self) -> tuple[Site, ...]:
         """The sites where the edit acts: its site, or the site of each call of a recurrent cell."""
         return self.steps.calls if self.steps and self.steps.calls else (self.site,)
+
+    @property
+    def replaces_parameter(self) -> bool:
+        """Whether the edit is a splice on a parameter."""
+        return self.site.kind == "parameter" and isinstance(self.regularizer, Splice)
 
     @property
     def place(self) -> str:
@@ -132,9 +142,11 @@ class Plan(RenamedAttributes):
         return tracked
 
     def note(self, name: str) -> str:
-        """Describe what a regularizer differentiates, which axes it takes for units, or how its strength differs by depth; else ``""``."""
+        """Describe what a regularizer differentiates, its axes of units, the reads that it leaves out, its strength by depth; or ``""``."""
         if name in self.slices:
             return self.slices[name].note()
+        if stays := [f"{e.site.name} is read as it is by {listed(e.other_readers)}" for e in self.of(name) if e.other_readers]:
+            return listed(stays)
         depth = f"weight {self.regularizers[name].weight!r}" if any(edit.at_depth is not None for edit in self.of(name)) else ""
         read_as = [(edit.site.name, edit.units) for edit in self.of(name) if edit.units is not None]
         return "; ".join(filter(None, (depth, units_note(read_as) if read_as else "")))
@@ -222,12 +234,21 @@ def decided(
         depths = strengths_by_depth(traced, regularizer, list(chosen))
         inputs = module_inputs(traced, regularizer, {site: text for site, (text, _, _) in chosen.items()})
         for site, (text, steps, units) in chosen.items():
-            kind, more = type(regularizer), (steps, units, depths.get(site), inputs.get(site))
-            edits.append(Edit(site, name, regularizer, text, seen[site.name, kind], *more))
+            kind = type(regularizer)
+            more: dict[str, Any] = {"at_depth": depths.get(site), "module_input": inputs.get(site)}
+            if regularizer.on == "parameters" and isinstance(regularizer, Splice):
+                reads = replaced_reads(traced, regularizer, site)
+                if reads is None:  # another graph of Dynamo's reads it
+                    continue
+                more |= {"readers": reads[0], "other_readers": reads[1]}
+            edits.append(Edit(site, name, regularizer, text, seen[site.name, kind], steps, units, **more))
             seen[site.name, kind] += 1
+    check_order(traced, [(edit.site, edit.name, edit.readers) for edit in edits if edit.replaces_parameter])
     native_dropout, unmovable = decide(own_dropout, traced.native_dropout, traced.title, missing, traced.values)
     slices = _slices(traced, named, edits)
-    again = repeats(traced, [(edit.site, edit.name, edit.regularizer) for edit in edits if isinstance(edit.regularizer, Splice)])
+    check_calls(traced, [(e.site, e.name, e.readers) for e in edits if e.replaces_parameter], native_dropout)
+    splices = [edit for edit in edits if isinstance(edit.regularizer, Splice) and edit.site.kind == "value"]
+    again = repeats(traced, [(edit.site, edit.name, edit.regularizer) for edit in splices])
     lost = _missed(traced, named, own_dropout, missing)
     counts = count_sites(traced)
     return Plan(traced.title, named, tuple(edits), slices, native_dropout, unmovable, counts, lost, again, missing, own_dropout, traced)
@@ -301,7 +322,7 @@ def _sequences(traced: Traced, regularizer: Regularizer, matched: Mapping[Site, 
     chosen: dict[Site, tuple[str, Steps | None]]
     if "steps" in regularizer.takes:
         chosen = {**sequences(matched, regularizer, traced.values, traced.operations, traced.graphs)}
-    elif isinstance(regularizer, Splice):
+    elif isinstance(regularizer, Splice) and regularizer.on == "values":
         of_site = partial(splice_steps, regularizer=regularizer, values=traced.values, operations=traced.operations, graphs=traced.graphs)
         chosen = {site: (text, of_site(site)) for site, text in matched.items()}
     else:

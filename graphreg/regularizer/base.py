@@ -6,7 +6,7 @@
 
 The names of the arguments of ``__call__`` say what the engine passes to it:
 
-- ``z``: the value at a site; ``w``: a parameter.
+- ``z``: the value at a site; ``w``: a parameter. A splice on parameters replaces ``w`` where the forward reads it, once in each call.
 - ``values``: all selected sites at once, a dict by name.
 - ``weight``: the strength, a 0-d tensor.
 - ``noise``, for a splice: what to draw random numbers from, see ``Noise``.
@@ -18,6 +18,8 @@ The names of the arguments of ``__call__`` say what the engine passes to it:
   ``time_axis`` and ``lengths`` say how to read a value as a sequence.
 - ``units``, for a penalty: the value as samples of units, [samples, units]. The units are axis 1 of a convolution's value, else the last
   axis, or the axis that the option ``axis`` gives; all other axes are samples.
+- ``state``, for a penalty on parameters: what the class keeps for this parameter from call to call, tensors by name. ``init_state`` makes
+  it, and the formula may return ``(value, new_state)``.
 - ``vjp``, for a penalty: the vector-Jacobian product from all selected sites to what the option ``wrt`` selects, see ``Vjp``.
 
 A splice acts in train mode. One that has a method ``in_eval`` does what that says in eval mode; it takes ``z``, ``weight``, ``previous`` or
@@ -41,6 +43,7 @@ from types import NoneType
 from typing import Any, ClassVar, Literal, dataclass_transform
 
 import torch
+from torch import nn
 
 from graphreg.errors import RegularizerError, no_number, number_of, shown, suggestions_text, warn
 from graphreg.ir import Role, Selector, Site, strings
@@ -172,7 +175,7 @@ class Regularizer:
         """Whether each site may have a strength of its own: the formula takes one site at a time."""
         return isinstance(self, Splice) or not (self.takes_vjp or "values" in self.takes)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} has no __call__: write the formula there.")
 
     def check(self) -> None:
@@ -233,17 +236,20 @@ class Regularizer:
 
 
 class Splice(Regularizer):
-    """A regularizer that replaces a value in train mode: ``__call__`` takes ``z`` and returns a tensor like it.
+    """A regularizer that replaces a value or a parameter in train mode: ``__call__`` takes ``z`` or ``w`` and returns a tensor like it.
+
+    A parameter is replaced where the forward reads it; the parameter itself stays as it is, and penalties measure it.
 
     Attributes:
         rng: An int or torch.Generator that seeds this splice alone; None for a stream of the module's seed.
+        readers: For a splice on parameters, the classes of modules at whose reads it acts; ``()`` for any module.
     """
 
     _: KW_ONLY
     rng: Any = None
 
-    may_act_on: ClassVar[tuple[str, ...]] = ("values",)
     must_take: ClassVar[str] = "weight"
+    readers: ClassVar[tuple[type[nn.Module], ...]] = ()
     takes_in_eval: ClassVar[tuple[str, ...]] = ()  # the argument names of ``in_eval``; empty for a class without that method
 
     def __init_subclass__(cls, keys: Sequence[str] = (), on: On | None = None, **more: Any) -> None:
@@ -294,11 +300,18 @@ class Penalty(Regularizer):
     value_range: ClassVar[tuple[float, float] | None] = None
 
     def check(self) -> None:
-        """Raise RegularizerError for an option out of range, and for ``clean`` on parameters, on which no splice acts."""
+        """Raise RegularizerError for an option out of range, and for ``clean`` on parameters, which no splice changes."""
         super().check()
         self.require(isinstance(self.clean, bool), "clean", "True or False")
-        self.require(not (self.clean and self.on == "parameters"), "clean", "False, because no splice acts on a parameter")
+        self.require(not (self.clean and self.on == "parameters"), "clean", "False, because penalties measure parameters as they are")
         self.require(self.engine_options.reduction in ("mean", "sum"), "reduction", "'mean' or 'sum'")
+
+    def init_state(self, like: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the state for a parameter at the beginning, and at a reset: tensors by name. For a class whose formula takes ``state``.
+
+        ``like``: the parameter's values. A formula that returns a new state gives the same names and shapes.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no init_state: make the state there that its formula takes.")
 
     def defaults(self, sites: Sequence[Site]) -> list[Site]:
         """Return the hidden sites without the outputs of normalizations, whose scale is fixed; or all parameters."""
@@ -309,7 +322,9 @@ def _arguments(cls: type[Regularizer]) -> tuple[str, ...]:
     names = tuple(inspect.signature(cls.__call__).parameters)[1:]
     of_splice, of_penalty = ("noise", "lengths", "module_input", "previous"), ("steps", "lengths", "units", "vjp")
     more: tuple[str, ...] = of_penalty if issubclass(cls, Penalty) else of_splice
-    supplied = SUPPLIED[cls.on] + (more if cls.on == "values" else ())
+    if cls.on == "parameters":
+        more = ("noise",) if issubclass(cls, Splice) else ("state",)
+    supplied = SUPPLIED[cls.on] + more
     vjp = "pull" if "pull" in names else "vjp"
     allowed = {*supplied, vjp} if "vjp" in supplied else set(supplied)
     if unknown := [name for name in names if name not in allowed]:
@@ -320,6 +335,8 @@ def _arguments(cls: type[Regularizer]) -> tuple[str, ...]:
         warn(f"{cls.__name__}.__call__ asks for pull, which is called vjp now: rename the argument.", DeprecationWarning)
     if vjp in names and (both := {"z", "values", "steps", "units"}.intersection(names)):
         raise RegularizerError(f"{cls.__name__}.__call__ asks for {vjp} and for {min(both)}; {vjp}.sites has the values. Leave one out.")
+    if issubclass(cls, Penalty) and ("state" in names) != (cls.init_state is not Penalty.init_state):
+        raise RegularizerError(f"{cls.__name__}: __call__ takes state if and only if the class has init_state, which makes it.")
     check_arguments(cls.__name__, names, [field.name for field in fields(cls)], issubclass(cls, Splice))
     return names
 

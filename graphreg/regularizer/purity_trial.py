@@ -90,6 +90,8 @@ def _sample_arguments(regularizer: Regularizer, shapes: Mapping[str, tuple[int, 
     made["module_input"] = made["previous"] = first.clone()
     made["weight"] = torch.full((), 0.25)
     made["lengths"] = None
+    if "state" in regularizer.takes and isinstance(regularizer, Penalty):
+        made["state"] = regularizer.init_state(first.detach())
     if regularizer.takes_vjp:
         vjp = Vjp({name: torch.tanh(z * 0.5) for name, z in values.items()}, {"x": first}, noise, proven=True)
         made |= dict.fromkeys(VJP_NAMES, vjp)

@@ -18,6 +18,11 @@ def share_axes(splice: Any) -> tuple[str | int, ...]:
             f"{type(splice).__name__}: share_axes={shown(given)} is not allowed; give 'time', 'batch', the number of an axis, or "
             "several of these in a tuple: share_axes=('time', 'batch'). One draw then serves all elements along these axes."
         )
+    if splice.on == "parameters" and any(isinstance(axis, str) for axis in axes):
+        raise RegularizerError(
+            f"{type(splice).__name__}: share_axes={shown(given)} is not allowed on parameters, which have no axis of time or of a batch; "
+            "give the numbers of axes."
+        )
     return axes
 
 

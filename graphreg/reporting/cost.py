@@ -17,7 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import flop_registry
 
 from graphreg.errors import GraphRegError, first_line
-from graphreg.ir import Kind, addition_of, specialized_arguments
+from graphreg.ir import LAYER, Kind, addition_of, specialized_arguments
 from graphreg.planning import OWN_DROPOUT, Plan
 from graphreg.reporting.records import Cost
 from graphreg.rewriting import strip
@@ -168,6 +168,8 @@ class _Pass(fx.Interpreter):
         return value
 
     def module_of(self, node: fx.Node) -> nn.Module | None:
+        if (layer := node.kwargs.get(LAYER)) is not None:
+            return self.fetch_attr(str(layer.target))  # type: ignore[union-attr,no-any-return]
         return self.fetch_attr(str(node.target)) if node.op == "call_module" else None
 
     def made_by_now(self, value: Any) -> None:

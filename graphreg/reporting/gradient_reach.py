@@ -38,11 +38,14 @@ def _before(node: fx.Node, sizes: set[fx.Node]) -> set[fx.Node]:
 
 
 def _read(node: fx.Node, module: nn.Module, operations: Operations) -> Iterable[nn.Parameter]:
-    """Return the parameters that a node reads: all of the module that it calls, or the one that a ``get_attr`` node fetches."""
+    """Return the parameters that a node reads: all of the module that it calls, or what a ``get_attr`` node fetches."""
     if (called := operations.module(node)) is not None:
         return called.parameters()
     if node.op != "get_attr":
         return ()
+    layer: nn.Module | None = operations.modules.get(str(node.target))
+    if layer is not None:  # it is called with replaced parameters
+        return layer.parameters()
     owner, _, name = str(node.target).rpartition(".")
     parameter = operations.modules[owner]._parameters.get(name) if owner in operations.modules else None
     return () if parameter is None else (parameter,)

@@ -20,7 +20,7 @@ from graphreg.runtime import AttachRule, Regularized, RewrittenModule, graphs_of
 
 _FREES = re.compile(r";  (?:\w+ = )+None$")
 _ASSIGNS = re.compile(r"(?:^ *|;  )(\w+)(?: : [^=]+)? = ")
-_REPLACES = (Kind.SPLICE, Kind.CLONE, Kind.TRACK)
+_REPLACES = (Kind.SPLICE, Kind.CLONE, Kind.TRACK, Kind.REPLACED)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _line(code: str, key: str, node: fx.Node, plan: Plan | None) -> Line:
     """Make the ``Line`` for the code of a node, with the regularizers and sites that it belongs to."""
     if plan is None:
         return Line(code, key)
-    if (addition := addition_of(node)) is not None:
+    if (addition := addition_of(node)) is not None and addition.kind != Kind.CALL:  # such a call reads replaced parameters
         return _added(code, key, node, addition, plan)
     replaced = dict.fromkeys(pair for source in node.all_input_nodes for pair in _replacing(source, plan))
     names, sites = tuple(dict.fromkeys(name for name, _ in replaced)), tuple(dict.fromkeys(site for _, site in replaced))
@@ -121,6 +121,8 @@ def _replacing(node: fx.Node, plan: Plan) -> list[tuple[str, str]]:
         return []
     if addition.kind == Kind.ATTACHED:
         return [(name, "the output") for name in _penalties(plan)]
+    if addition.kind == Kind.REPLACED and isinstance(splice := node.args[1], fx.Node):
+        return _replacing(splice, plan)
     return [(name, addition.site or "") for name in _names(addition, plan)] if addition.kind in _REPLACES else []
 
 
@@ -142,11 +144,14 @@ def _names(addition: Addition, plan: Plan) -> list[str]:
         return plan.tracked[site]
     if kind in (Kind.ATTACH, Kind.ATTACHED):
         return _penalties(plan)
+    if kind == Kind.PARAMETER:
+        return [edit.name for edit in plan.edits if edit.replaces_parameter and edit.site.name == site]
     return [*dict.fromkeys([*plan.tracked.get(site, ()), *(edit.name for edit in plan.by_site.get(site, ()))])]
 
 
 def _added(code: str, key: str, node: fx.Node, addition: Addition, plan: Plan) -> Line:
-    kind, names = addition.kind, _names(addition, plan)
+    kind = addition.kind
+    names = [name for name, _ in _replacing(node, plan)] if kind == Kind.REPLACED else _names(addition, plan)
     listed = ", ".join(names)
     sites: tuple[str, ...] = (addition.site,) if addition.site is not None else ()
     if kind == Kind.TOTAL and not (node.args and node.args[0]):
@@ -165,6 +170,8 @@ def _added(code: str, key: str, node: fx.Node, addition: Addition, plan: Plan) -
         text = f"{listed} at {sites[0] or 'the penalties'}"
     elif kind == Kind.TRACK:
         text = f"{listed} with respect to {sites[0]}"
+    elif kind == Kind.LAYER:
+        text = f"the layer {node.target}, to be called with what replaces its parameters"
     elif kind == Kind.NATIVE:
         text = f"{listed} at {sites[0]}: {next(edit.action for edit in plan.native_dropout if edit.dropout.site.name == sites[0])}"
     else:

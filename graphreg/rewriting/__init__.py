@@ -12,9 +12,9 @@ from graphreg.rewriting.monitor_watches import Clock, Watch, place, remove
 from graphreg.rewriting.plan_lowering import lower
 from graphreg.rewriting.rewrite import rewrite, rewrite_with
 from graphreg.rewriting.strip import strip
-from graphreg.rewriting.substitute import restored
+from graphreg.rewriting.substitute import restored, with_native_dropout
 
 __all__ = [
     "Clock", "Insertion", "Insertions", "Position", "Watch", "check_rng", "device_of", "lower", "measures", "place", "remove",
-    "restored", "rewrite", "rewrite_with", "seed", "strip",
+    "restored", "rewrite", "rewrite_with", "seed", "strip", "with_native_dropout",
 ]  # fmt: skip

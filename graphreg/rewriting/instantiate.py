@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from graphreg.errors import RegularizerError, shown
 from graphreg.ir import has_float64
@@ -27,6 +27,8 @@ from graphreg.runtime import (
     SharedKeyRule,
     SharedState,
     SpliceRule,
+    State,
+    StatefulTotal,
     StreamName,
     Total,
     Track,
@@ -98,7 +100,7 @@ def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], noi
         rules.add_module(names[i], NativeDropoutRule(native, slots.get(names[i], 0)))
     if streams:
         rules.add_module("key", key)
-    _add_totals(rules, plan, names, slots)
+    _add_totals(rules, plan, names, slots, _states(rules, plan, noise), dict(model.named_parameters()))
     for site, readers in plan.tracked.items():
         derivatives = [reader for name in readers if isinstance(reader := rules.get_submodule(name), Derivative)]
         rules.add_module(names[site], Track(site, derivatives))
@@ -163,7 +165,23 @@ def _runtime_module(edit: Edit, rules: Rules, slot: int) -> RuntimeModule | None
     return MeasureSteps(regularizer, site, strength, edit.steps) if edit.steps else Measure(regularizer, site, strength)
 
 
-def _add_totals(rules: Rules, plan: Plan, names: Mapping[int | str, str], slots: Mapping[str, int]) -> None:
+def _states(rules: Rules, plan: Plan, noise: Any) -> dict[str, State]:
+    """Return the states of penalties by their names: new ones, which are added to the rules, or those of a ``SharedState``."""
+    if isinstance(noise, SharedState):
+        return noise.states()
+    states = {n: State(n, r) for n, r in plan.regularizers.items() if isinstance(r, Penalty) and "state" in r.takes}
+    for name, state in states.items():
+        own = f"{name}_state"
+        while hasattr(rules, own):
+            own += "_"
+        rules.add_module(own, state)
+    return states
+
+
+def _add_totals(
+    rules: Rules, plan: Plan, names: Mapping[int | str, str], slots: Mapping[str, int], states: Mapping[str, State],
+    parameters: Mapping[str, Tensor],
+) -> None:  # fmt: skip
     """Add each penalty's runtime module, which computes the penalty from the measurements or the values at its sites."""
     for name, regularizer in plan.regularizers.items():
         if not isinstance(regularizer, Penalty):
@@ -172,6 +190,9 @@ def _add_totals(rules: Rules, plan: Plan, names: Mapping[int | str, str], slots:
         if name in plan.slices:
             drawn = {edit.site.name: slots[names[i]] for i, edit in enumerate(plan.edits) if edit.name == name}
             total: Total = Derivative(regularizer, name, strength, plan.slices[name], drawn)
+        elif name in states:
+            places = [states[name].place(edit.site.name, parameters[edit.site.name]) for edit in plan.of(name)]
+            total = StatefulTotal(regularizer, name, strength, states[name], places)
         else:
             total = (AllSitesTotal if "values" in regularizer.takes else Total)(regularizer, name, strength)
         rules.add_module(name, total)

@@ -33,6 +33,7 @@ from graphreg.ir import (
 )
 from graphreg.planning import Edit, Plan
 from graphreg.regularizer import Penalty
+from graphreg.rewriting.parameter_checks import check_parameters
 from graphreg.rewriting.placement import Placed, fail, placed_in
 from graphreg.rewriting.substitute import restored
 from graphreg.runtime import Measure, NativeDropoutRule, Regularized, RewrittenModule, SpliceRule, Track, graphs_of
@@ -52,6 +53,7 @@ def check(module: RewrittenModule, traced: Traced, plan: Plan) -> None:
         _contracts(graph, original)
         placed = placed_in(graph, original, traced, plan)
         placed.check()
+        check_parameters(emitted, original, traced.parameter_reads[mode], plan)
         _runtime_modules(graph, module, plan)
         _reaches(graph, module, plan, placed, flow, traced.whole)
 
@@ -130,7 +132,7 @@ def _reads_others(node: fx.Node, edit: Edit, module: RewrittenModule) -> bool:
 
 def replaced_by(node: fx.Node) -> fx.Node | None:
     """Return the value that an addition replaces, which another addition may have made; None if it replaces none."""
-    if is_kind(node, Kind.SPLICE, Kind.CLONE, Kind.TRACK):
+    if is_kind(node, Kind.SPLICE, Kind.CLONE, Kind.TRACK, Kind.REPLACED):
         value = node.args[0]
     elif is_kind(node, Kind.ATTACHED) and isinstance(node.args[0], fx.Node):
         value = node.args[0].args[0][node.args[1]]  # type: ignore[index]
@@ -225,7 +227,7 @@ def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Place
         if added is None:
             continue
         if (
-            added.kind not in (Kind.KEY, Kind.SPLICE, Kind.CLONE, Kind.COPY, Kind.TRACK)
+            added.kind not in (Kind.KEY, Kind.SPLICE, Kind.CLONE, Kind.COPY, Kind.TRACK, Kind.PARAMETER, Kind.REPLACED, Kind.LAYER)
             and node.name not in upstream
             and _used_site(node, flow, upstream)
         ):

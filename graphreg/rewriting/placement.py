@@ -35,7 +35,7 @@ def placed_in(graph: fx.Graph, original: fx.Graph, traced: Traced, plan: Plan) -
     Raises GraphRegError where a regularizer acts twice at a site.
     """
     first, aliases = site_nodes(original, traced.operations), Aliases(original, traced.operations)
-    sites = {name for name in (*plan.by_site, *plan.tracked) if name in first}
+    sites = {name for name in (*_values(plan), *plan.tracked) if name in first}
     definite = {name: bool(plan.splices(name)) and not plan.reads_replaced(name) for name in sites}
     written = {name for name in sites if aliases.written_later(first[name], is_definite=definite[name])}
     overwritten = {name for name in sites if aliases.written_later(first[name])}
@@ -114,11 +114,10 @@ class Placed:
             node = self.tracks.get(name)
             if node is None or name not in self.plan.tracked or node.args != (self.where.get(name),):
                 fail(f"the value {name}, which a penalty differentiates by, is not tracked from where it is produced.")
-        for name, edits in ({site: list[Edit]() for site in self.tracks} | self.plan.by_site).items():
-            if edits and edits[0].site.kind == "parameter":
-                counted += sum(self._reads(edit) for edit in edits)
-            elif name in self.where:
+        for name, edits in ({site: list[Edit]() for site in self.tracks} | _values(self.plan)).items():
+            if name in self.where:
                 counted += self._chain(self.where[name], name, edits)
+        counted += sum(self._reads(edit) for edit in self.plan.edits if edit.site.kind == "parameter")
         for edit in self.plan.edits:
             if edit.steps is not None and isinstance(edit.regularizer, Penalty):
                 counted += self._sequence(edit, edit.steps)
@@ -127,8 +126,10 @@ class Placed:
             fail("there are additions that are not in the plan.")
 
     def _reads(self, edit: Edit) -> int:
-        """Check that a node reads the parameter of an edit; return 1, the number of additions."""
+        """Check that a node reads the parameter of an edit; return the number of additions. ``check_parameters`` checks splices."""
         node = self.added.get((edit.name, edit.site.name))
+        if edit.replaces_parameter:
+            return int(node is not None)
         if node is None or node.op != "get_attr" or node.target != edit.site.name:
             fail(f"{edit.name} does not read the parameter {edit.site.name}.")
         return 1
@@ -278,6 +279,12 @@ class Placed:
             for user in link.users:
                 if not is_marked(user):
                     fail(f"{user.name} reads {link.name} and not {last.name}, which replaces it.")
+
+
+def _values(plan: Plan) -> dict[str, list[Edit]]:
+    """Return the edits at each site that is a value, by the site's name."""
+    edits = {name: [edit for edit in edits if edit.site.kind == "value"] for name, edits in plan.by_site.items()}
+    return {name: at_site for name, at_site in edits.items() if at_site}
 
 
 def _reads_spliced(edit: Edit) -> bool:

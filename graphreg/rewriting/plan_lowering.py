@@ -11,11 +11,12 @@ from torch import fx
 
 from graphreg.compiler import recomputed
 from graphreg.errors import TraceError
-from graphreg.ir import RULES, Aliases, Kind, apart, end_of, loss_of, nodes_in, own_name, site_nodes, state_before
+from graphreg.ir import RULES, Aliases, Kind, Reads, apart, end_of, loss_of, nodes_in, own_name, site_nodes, state_before
 from graphreg.planning import Edit, Plan
 from graphreg.regularizer import Penalty, Splice
 from graphreg.rewriting.insertions import Insertion, Insertions, Position, Value
 from graphreg.rewriting.instantiate import identifier, measures
+from graphreg.rewriting.parameter_lowering import ParameterChain, chain_at, insert_chains
 from graphreg.runtime import Penalties
 from graphreg.torch_internals import node_namer
 from graphreg.tracing import Traced
@@ -40,9 +41,11 @@ def lower(graph: fx.Graph, traced: Traced, plan: Plan, names: Mapping[int | str,
     work = _Lowering(graph, traced, plan, names)
     by_site = work.edits_by_site()
     written = {name: work.is_written(name, edits, traced.title) for name, edits in by_site.items()}
-    work.add_key(by_site.values())
+    chains = work.parameter_chains(next(traced.parameter_reads[mode] for mode, each in traced.graphs.items() if each is graph))
+    work.add_key([*by_site.values(), *(chain.edits for chain in chains)])
     for name, edits in work.ordered_sites(by_site):
         work.add_site(name, edits, written[name])
+    work.add_parameters(chains)
     for i in work.calls:
         work.add_sequence(i, plan.edits[i])
     end, loss = work.end()
@@ -288,6 +291,23 @@ class _Lowering:
             last = self.top
         args = (read, *self._lengths(edit))
         self.measured[edit.name][edit.site.name] = self._add(last, Kind.MEASURE, name, f"{RULES}.{name}", args, **_whose(edit))
+
+    # Splices on parameters
+
+    def parameter_chains(self, reads: Reads) -> list[ParameterChain]:
+        """Return what the splices on parameters replace in this graph."""
+        by_parameter: dict[str, list[tuple[int, Edit]]] = {}
+        for i, edit in enumerate(self.plan.edits):
+            if edit.replaces_parameter:
+                by_parameter.setdefault(edit.site.name, []).append((i, edit))
+        chains = [chain_at(name, reads.get(name, ()), edits) for name, edits in by_parameter.items()]
+        return [chain for chain in chains if chain is not None]
+
+    def add_parameters(self, chains: Sequence[ParameterChain]) -> None:
+        """Insert the splices on parameters, each before the first read, and have the reads take their results."""
+        calls = insert_chains(chains, self._add_before, self.aliases, self.names, self.key)
+        self.places.update({(Position.INSTEAD, call.anchor): [call] for call in calls})
+        self.recomputed += [self.names[i] for chain in chains for i, _ in chain.edits]
 
     # Insertions at the end
 

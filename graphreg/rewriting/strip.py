@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx, nn
 
 from graphreg.errors import GraphRegError
-from graphreg.ir import RULES, copied, is_marked, is_native_dropout, specialized_arguments
+from graphreg.ir import RULES, copied, is_marked, is_replaced_call, specialized_arguments
 from graphreg.rewriting.invariants import replaced_by
 from graphreg.rewriting.substitute import restore
 from graphreg.runtime import Regularized, RewrittenModule, graphs_of, rewritten
@@ -38,7 +38,7 @@ def _strip_graph(graph: fx.Graph) -> None:
     if isinstance(output.args[0], Regularized):
         output.args = (output.args[0].output,)
     for node in reversed(graph.nodes):
-        if is_native_dropout(node):
+        if is_replaced_call(node):
             restore(node)
         elif is_marked(node):
             value = replaced_by(node)

@@ -1,29 +1,40 @@
-"""Puts the model's own calls back where a runtime module has replaced native dropout.
+"""Puts the model's own calls back where graphreg has replaced them: native dropouts, and calls of layers with other parameters.
 
-The runtime module is called with the arguments of the original call, and with ``noise``. So it is enough to restore the op and the target,
-and to remove ``noise``.
+A replaced call has the arguments of the original call, and some keyword arguments of graphreg's. So it is enough to restore the op and the
+target, and to remove these keyword arguments.
 """
 
 from __future__ import annotations
 
 from torch import fx
 
-from graphreg.ir import copied, is_native_dropout, unmark
+from graphreg.ir import LAYER, PARAMETERS, Kind, copied, is_kind, is_replaced_call, unmark
+
+_OURS = {Kind.NATIVE: ("noise",), Kind.CALL: (LAYER, PARAMETERS)}  # the keyword arguments that a replaced call has in addition
 
 
 def restore(node: fx.Node) -> None:
     """Make the node call again what it calls in the model."""
-    was = unmark(node).was
-    assert was is not None
-    node.op, node.target = was
-    node.kwargs = {name: value for name, value in node.kwargs.items() if name != "noise"}
+    addition = unmark(node)
+    assert addition.was is not None
+    node.op, node.target = addition.was
+    node.kwargs = {name: value for name, value in node.kwargs.items() if name not in _OURS[addition.kind]}
 
 
 def restored(graph: fx.Graph) -> fx.Graph:
-    """Return a copy of the graph in which native dropouts call the originals again; the graph itself if no native dropout was replaced."""
-    if not any(map(is_native_dropout, graph.nodes)):
+    """Return a copy of the graph in which all nodes of the model do what they do in the model; the graph itself if no call was replaced."""
+    if not any(map(is_replaced_call, graph.nodes)):
         return graph
     copy = copied(graph)
-    for node in filter(is_native_dropout, copy.nodes):
+    for node in filter(is_replaced_call, copy.nodes):
         restore(node)
+    return copy
+
+
+def with_native_dropout(graph: fx.Graph) -> fx.Graph:
+    """Return a copy of the graph in which native dropouts call the originals again, and layers are called as before."""
+    copy = copied(graph)
+    for node in copy.nodes:
+        if is_kind(node, Kind.NATIVE):
+            restore(node)
     return copy

@@ -15,6 +15,7 @@ from graphreg.runtime.controls import (
     changed_strengths,
     frozen_noise,
     noise_on,
+    reset_state,
     rng_state,
     set_ranks,
     set_rng_state,
@@ -41,6 +42,7 @@ from graphreg.runtime.handle import (
 from graphreg.runtime.module_handle import ModuleHandle, no_noise
 from graphreg.runtime.noise_keys import KeyRule, SharedKeyRule, key_of
 from graphreg.runtime.noise_state import BACKEND_STATE, IN_PLACE_STATE, checked_state, written_state
+from graphreg.runtime.owned_state import State, StatefulTotal
 from graphreg.runtime.penalty import AllSitesTotal, Measure, MeasureSteps, MeasureUnits, Total
 from graphreg.runtime.result import Regularized
 from graphreg.runtime.rewritten_module import RewrittenModule, lowering
@@ -54,10 +56,10 @@ __all__ = [
     "BACKEND", "BACKEND_STATE", "GIVEN_IN_THE_CALL", "IN_PLACE_STATE", "OWN", "AllSitesTotal", "Asked", "AttachRule", "BackendHandle",
     "BuildRecord", "Derivative", "Drawing", "InPlaceHandle", "KeyRule", "Measure", "MeasureSteps", "MeasureUnits", "ModuleHandle",
     "NativeDropoutRule", "Penalties", "Places", "Regularized", "Regulated", "RewrittenModule", "Rules", "RuntimeModule", "Samples",
-    "Scale", "SharedKeyRule", "SharedState", "SpliceRule", "StreamName", "Total", "Track", "Way", "accumulation", "asked_of",
-    "backend_handle", "call_within", "changed_strengths", "check_penalties", "check_scale", "checked_state", "collect", "current",
-    "frozen_noise", "graphs_of", "identity", "in_place", "in_place_handle", "key_of", "lowering", "native_draws", "no_noise",
-    "noise_on", "record_of", "refuse_twice", "rewritten", "rng_state", "rules_of", "sample", "set_ranks", "set_rng_state",
-    "set_strength", "site_strengths", "storage_of", "strength_text", "strengths", "strengths_now", "strengths_on", "written_scale",
-    "written_state",
+    "Scale", "SharedKeyRule", "SharedState", "SpliceRule", "State", "StatefulTotal", "StreamName", "Total", "Track", "Way",
+    "accumulation", "asked_of", "backend_handle", "call_within", "changed_strengths", "check_penalties", "check_scale",
+    "checked_state", "collect", "current", "frozen_noise", "graphs_of", "identity", "in_place", "in_place_handle", "key_of",
+    "lowering", "native_draws", "no_noise", "noise_on", "record_of", "refuse_twice", "reset_state", "rewritten", "rng_state",
+    "rules_of", "sample", "set_ranks", "set_rng_state", "set_strength", "site_strengths", "storage_of", "strength_text", "strengths",
+    "strengths_now", "strengths_on", "written_scale", "written_state",
 ]  # fmt: skip

@@ -64,12 +64,29 @@ def changed_strengths(module: Regulated) -> dict[str, dict[str, float]]:
 def rng_state(module: Regulated) -> dict[str, Any]:
     """Return the state of the noise: a plain dict to save beside a checkpoint, the same on every rank.
 
-    The state has graphreg's noise streams and the number of the next call; all calls in a block of ``frozen_noise`` count as one.
+    The state has graphreg's noise streams and the number of the next call; all calls in a block of ``frozen_noise`` count as one. If
+    penalties keep a state (``L2SP``, ``SpectralPenalty``), it has copies of their tensors, too: then save it with ``torch.save``.
     Strengths are not part of it: if a run changes them, save ``strengths(module)`` too. A native dropout that was left alone
     (``own_dropout="keep"``) draws from torch's generator, whose state is ``torch.get_rng_state()``. A module that draws nothing has a
     state without streams.
     """
     return handle_of(module).rng_state()
+
+
+def reset_state(module: Regulated, *names: str) -> None:
+    """Make the state of penalties anew, from the parameters as they are now: for ``L2SP``, the point that it pulls to.
+
+    Call it after a checkpoint was loaded into a model that was regularized before.
+
+    Args:
+        module: A rewritten module, also compiled or wrapped, or a model that is regularized in place.
+        names: The regularizers' names; all that keep a state if none is given.
+
+    Raises:
+        NoMatchError: No regularizer that keeps a state has this name.
+        GraphRegError: ``module`` is a backend, whose regularizers keep none.
+    """
+    handle_of(module).reset_state(names)
 
 
 def set_rng_state(module: Regulated, state: dict[str, Any]) -> None:

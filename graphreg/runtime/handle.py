@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -106,6 +106,9 @@ class Handle(ABC):
     @abstractmethod
     def asked(self) -> Asked:
         """Return the arguments that the module or backend was made with; a recipe consists of them."""
+
+    @abstractmethod
+    def reset_state(self, names: Sequence[str]) -> None: ...
 
     @abstractmethod
     def set_ranks(self, ranks: Any) -> None: ...

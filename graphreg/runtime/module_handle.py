@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ from graphreg.runtime.build_record import Asked
 from graphreg.runtime.handle import Handle, backend_handle, in_place_handle, native_draws, record_of, rewritten, rules_of
 from graphreg.runtime.noise_keys import KeyRule, key_of
 from graphreg.runtime.noise_state import MODULE_STATE, checked_state, written_state
+from graphreg.runtime.owned_state import Saved, State
 from graphreg.runtime.runtime_module import Drawing, Rules
 from graphreg.runtime.site_strengths import OWN
 from graphreg.torch_internals import Changes
@@ -110,7 +111,8 @@ class ModuleHandle(Handle):
     def rng_state(self) -> dict[str, Any]:
         key = self._key()
         streams = {} if key is None else dict(zip(key.names, key.streams.tolist(), strict=True))
-        return written_state(MODULE_STATE, key is not None and key.alike, call=0 if key is None else key.call(), streams=streams)
+        alike, call = key is not None and key.alike, 0 if key is None else key.call()
+        return written_state(MODULE_STATE, alike, self._saved(), call=call, streams=streams)
 
     def set_rng_state(self, state: Mapping[str, Any]) -> None:
         key = self._key()
@@ -125,6 +127,7 @@ class ModuleHandle(Handle):
                 f"the state belongs to another module, with other streams of noise; {'; '.join(differences)}. "
                 "Build the module as for the run that saved it: the same regularizers by the same names, at the same sites."
             )
+        self._load(checked)
         if key is None:
             return
         key.streams = key.streams.new_tensor([streams[name] for name in names])
@@ -133,6 +136,35 @@ class ModuleHandle(Handle):
 
     def asked(self) -> Asked:
         return record_of(self.module).asked
+
+    def reset_state(self, names: Sequence[str]) -> None:
+        states = self._states()
+        for name in names:
+            if name not in states:
+                raise NoMatchError(f"no regularizer that keeps a state is named {name!r}. Names: {', '.join(states) or 'none'}.")
+        parameters = dict(rewritten(self.module).named_parameters(remove_duplicate=False)) if states else {}
+        for name in names or states:
+            states[name].reset(parameters)
+
+    def _states(self) -> dict[str, State]:
+        """Return the states of penalties, by the penalties' names."""
+        return {child.name: child for child in self._containers()[0].children() if isinstance(child, State)}
+
+    def _saved(self) -> dict[str, Saved]:
+        return {name: state.saved() for name, state in self._states().items()}
+
+    def _load(self, checked: Mapping[str, Any]) -> None:
+        """Take the states of penalties from a state of the noise. Raises RegularizerError, before anything changes, if they do not fit."""
+        states, saved = self._states(), checked.get("state", {})
+        if other := sorted(states.keys() ^ saved.keys()):
+            raise RegularizerError(
+                f"the state belongs to another module: only one of the two keeps a state for {listed(other, 3)}. Build the module as for "
+                "the run that saved it."
+            )
+        for name, state in states.items():
+            state.check(saved[name])
+        for name, state in states.items():
+            state.load(saved[name])
 
     def set_ranks(self, ranks: Any) -> None:
         self._drawing_key().alike = ranks == "same"

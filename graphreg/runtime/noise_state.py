@@ -11,9 +11,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from graphreg.errors import RegularizerError, listed
 
-STATE_VERSION = 1
+STATE_VERSION = 1  # of a state without ``state``
+WITH_STATE = 2
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,18 @@ _FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
 }
 
 
-def written_state(form: StateForm, alike: bool, **fields: Any) -> dict[str, Any]:
-    """Make, from ``fields`` and ``alike``, the dict that a user saves. ``alike``: whether all ranks draw the same masks."""
+def written_state(form: StateForm, alike: bool, state: Mapping[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
+    """Make the dict that a user saves, from ``fields`` and the arguments.
+
+    Args:
+        form: The kind of owner.
+        alike: Whether all ranks draw the same masks.
+        state: The tensors that regularizers keep, by name, site and name of the tensor.
+        fields: The other fields.
+    """
     fields["ranks"] = "same" if alike else "differ"
-    return {"version": STATE_VERSION, **{name: fields[name] for name in form.fields}}
+    written = {"version": WITH_STATE if state else STATE_VERSION, **{name: fields[name] for name in form.fields}}
+    return {**written, "state": state} if state else written
 
 
 def checked_state(state: object, form: StateForm) -> Mapping[str, Any]:
@@ -74,11 +85,11 @@ def checked_state(state: object, form: StateForm) -> Mapping[str, Any]:
     if not isinstance(state, Mapping):
         what = "noise" if form is MODULE_STATE else form.owner
         raise RegularizerError(f"{type(state).__name__} is no state of {what}. Give the dict that {form.returned_by} returned.")
-    if state.get("version") != STATE_VERSION:
+    if state.get("version") not in (STATE_VERSION, WITH_STATE):
         version = f"version {state['version']!r}" if "version" in state else "no version"
         raise RegularizerError(
-            f"the state has {version}; this graphreg reads version {STATE_VERSION}. Give the dict that {form.returned_by} returned, "
-            "or read it with the graphreg that saved it."
+            f"the state has {version}; this graphreg reads versions {STATE_VERSION} and {WITH_STATE}. Give the dict that "
+            f"{form.returned_by} returned, or read it with the graphreg that saved it."
         )
     for other in (MODULE_STATE, BACKEND_STATE, IN_PLACE_STATE):
         if other is not form and state.keys() >= {*other.fields}:
@@ -89,9 +100,17 @@ def checked_state(state: object, form: StateForm) -> Mapping[str, Any]:
         is_right, wrong = _FIELDS[name]
         if not is_right(state.get(name)):
             raise _damaged(f"{name}={state.get(name)!r}, {wrong}")
-    if foreign := [str(name) for name in state if name not in ("version", *form.fields)]:
+    more = ("state",) if state["version"] == WITH_STATE else ()
+    if more and not _is_tensors(state.get("state")):
+        raise _damaged("state, not the tensors of regularizers by name and site")
+    if foreign := [str(name) for name in state if name not in ("version", *form.fields, *more)]:
         raise _damaged(f"{listed(foreign, 3)}, which no state has")
     return state
+
+
+def _is_tensors(value: object) -> bool:
+    is_tensor = lambda value: isinstance(value, Tensor)  # noqa: E731
+    return _is_dict_of(_is_dict_of(_is_dict_of(is_tensor)))(value)
 
 
 def _damaged(what: str) -> RegularizerError:

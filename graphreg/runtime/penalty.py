@@ -102,7 +102,7 @@ def measured(
                 f"{description}: the value is a {type(value).__name__}, not a tensor. Select a part by its port (:0), or leave the site "
                 "out."
             )
-    wide = {name: _wide(value) for name, value in sites.items()}
+    wide = {name: widened(value) for name, value in sites.items()}
     if regularizer.value_range is not None:
         for value in wide.values():
             _require_range(value, *regularizer.value_range, description)
@@ -130,19 +130,28 @@ def _require_range(value: Tensor, low: float, high: float, description: str) -> 
         )
 
 
-def _wide(value: Tensor) -> Tensor:
+def widened(value: Tensor) -> Tensor:
+    """Return a value in the dtype in which formulas compute with it."""
     dtype = accumulation(value.dtype)
     return value if value.dtype == dtype else value.to(dtype)  # a compiled graph would keep a .to() that changes nothing
 
 
 def formula(regularizer: Penalty, arguments: Mapping[str, Any], device: str, description: str) -> Tensor:
     """Return the formula's value, 0-d, with autocast off. The formula gets those of the ``arguments`` that it takes."""
+    return result(regularizer, arguments, device, description)[0]
+
+
+def result(
+    regularizer: Penalty, arguments: Mapping[str, Any], device: str, description: str
+) -> tuple[Tensor, Mapping[str, Tensor] | None]:
+    """Return the formula's value, as ``formula`` does, and the new state, or None if the formula returned none."""
     call = {name: arguments[name] for name in regularizer.takes}
     if device != "meta" and torch.is_autocast_enabled(device):  # torch has no autocast for the meta device
         with torch.autocast(device, enabled=False):
-            value: Tensor = called(regularizer, call)
+            given: Any = called(regularizer, call)
     else:
-        value = called(regularizer, call)
+        given = called(regularizer, call)
+    value, new = given if isinstance(given, tuple) and "state" in call else (given, None)
     if value.dim() != 0:
         raise RegularizerError(f"{description} gave a tensor of shape {tuple(value.shape)}; a penalty is a 0-d tensor. Average it.")
-    return value
+    return value, new

@@ -64,6 +64,7 @@ class Rules(nn.Module):
                     break
                 owner = inner
             child.adopt(owner)
+        placed = [child for child in placed if child.moves_key]
         if placed and isinstance(key := self._modules.get("key"), RuntimeModule):
             key.owner = tuple(dict.fromkeys(child.owner[0] for child in placed))
             # a Drawing that always acts is not counted: for it, the graph passes ``always`` to KeyRule.forward
@@ -162,12 +163,13 @@ class RuntimeModule(nn.Module):
     path: str | None = None  # the path of the module whose mode it follows; None if it follows none
     always = False  # whether it acts in every mode
     place = 0  # the element of the strength that it reads, see site_strengths.py
+    moves_key = True  # whether the mode that it follows decides if a call draws
 
     def __init__(self, description: str, strength: Tensor | None = None) -> None:
         super().__init__()
         self.description = description
         self.rules: tuple[Rules, ...] = ()  # in tuples, so that they do not become submodules
-        self.owner: tuple[nn.Module, ...] = (self,)  # until Rules.find_owners finds the owner
+        self.owner: tuple[nn.Module | LayerMode, ...] = (self,)  # until Rules.find_owners finds the owner
         self.strength: Tensor
         if strength is not None:
             self.register_buffer("strength", strength, persistent=False)
@@ -214,6 +216,23 @@ class Drawing(RuntimeModule):
         self.recomputed = False  # whether a compiled backward recomputes its result, see compiler/recompute.py
 
 
+class LayerMode:
+    """The mode of a recurrent layer, read from its attributes: Dynamo refuses to read the layer.
+
+    A copy keeps the mode that the layer had, until ``Rules.find_owners`` gives the runtime module the layer of its own module.
+    """
+
+    def __init__(self, attributes: dict[str, Any]) -> None:
+        self.attributes = attributes
+
+    @property
+    def training(self) -> bool:
+        return bool(self.attributes["training"])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LayerMode, ({"training": self.training},)
+
+
 class SpliceRule(Drawing):
     """Runs a splice at a site: it acts while the module that owns the site is in train mode, or in a block of ``noise_on``."""
 
@@ -224,6 +243,10 @@ class SpliceRule(Drawing):
         super().__init__(f"{type(regularizer).__name__} at {site}", site, slot, path, strength)
         self.regularizer, self.steps = regularizer, steps
         self.share_axes = regularizer.engine_options.share_axes
+        self.on_parameter = regularizer.on == "parameters"
+
+    def adopt(self, owner: nn.Module) -> None:
+        self.owner = (LayerMode(vars(owner)) if isinstance(owner, nn.RNNBase) else owner,)
 
     def acts(self) -> bool:
         """Whether the value is replaced in the present mode."""
@@ -242,6 +265,11 @@ class SpliceRule(Drawing):
         acts = self.acts()
         if not acts and not self.differs_in_eval():
             return clone(z) if self.apart else z
+        if self.on_parameter and type(z).__name__ == "DTensor":
+            raise RegularizerError(
+                f"{self.description}: the parameter is sharded here (DTensor), so that each rank would draw for a part of it. Apply "
+                "fully_shard to the whole module alone, whose forward then has whole parameters, or leave the parameter out."
+            )
         if not isinstance(z, Tensor) or not z.is_floating_point():
             what = z.dtype if isinstance(z, Tensor) else f"a {type(z).__name__}"
             raise RegularizerError(
@@ -257,8 +285,10 @@ class SpliceRule(Drawing):
         recompute = self.recomputed and recomputes() and not others  # a recomputed formula has z as its only input
         if not acts:
             y = self._in_eval(z, weight, others)
+        elif recompute:
+            y = recompute_in_backward(formula, z, weight, noise, self.on_parameter)
         else:
-            y = recompute_in_backward(formula, z, weight, noise) if recompute else formula(z, weight, noise)
+            y = formula(z, weight, noise)
         if not isinstance(y, Tensor):
             raise RegularizerError(f"{self.description} gave {type(y).__name__}; a splice gives a tensor like its site's.")
         if y.shape != z.shape or y.dtype != z.dtype:
@@ -304,7 +334,7 @@ class SpliceRule(Drawing):
         return self.regularizer.in_eval(**{name: arguments[name] for name in self.regularizer.takes_in_eval})  # type: ignore[attr-defined]
 
     def _formula(self, z: Tensor, weight: Tensor, noise: Noise, lengths: Tensor | None, others: dict[str, Tensor]) -> Any:
-        arguments = {"z": z, "weight": weight, "noise": noise, "values": {self.site: z}, "lengths": lengths, **others}
+        arguments = {"z": z, "w": z, "weight": weight, "noise": noise, "values": {self.site: z}, "lengths": lengths, **others}
         return called(self.regularizer, {name: arguments[name] for name in self.regularizer.takes})
 
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 
 from graphreg.ir import brought, has_float64
-from graphreg.regularizer import Regularizer
+from graphreg.regularizer import Penalty, Regularizer
 from graphreg.rng import call_keys, stream
 from graphreg.runtime.noise_keys import KeyRule
+from graphreg.runtime.owned_state import State
 from graphreg.runtime.runtime_module import Rules
 
 
@@ -58,6 +59,9 @@ class SharedState:
             self.rules.exact = {name: float(r.weight) for name, r in regularizers.items()}
         self.rules.add_module("key", self.key)
         self.key.rules = (self.rules,)
+        for name, regularizer in regularizers.items():
+            if isinstance(regularizer, Penalty) and "state" in regularizer.takes:
+                self.rules.add_module(f"{name}_state", State(name, regularizer))
 
     def slots(self, streams: Mapping[str, StreamName]) -> dict[str, int]:
         """Return, by the name of a runtime module, the row of its stream in the keys of a call; add the streams that are new.
@@ -69,6 +73,10 @@ class SharedState:
         if new:
             self._make_streams()
         return {module: self.names.index(name) for module, name in streams.items()}
+
+    def states(self) -> dict[str, State]:
+        """Return the states of penalties, by the penalties' names."""
+        return {child.name: child for child in self.rules.children() if isinstance(child, State)}
 
     def reseed(self, seeds: Mapping[str, int]) -> None:
         """Draw from other seeds from now on."""
@@ -89,6 +97,9 @@ class SharedState:
         It has no streams yet: ``slots`` adds them for each graph that is made for the copy.
         """
         twin = SharedState({}, self.seeds, self.key.step.device)
+        for name, state in self.states().items():
+            twin.rules.add_module(f"{name}_state", State(name, state.regularizer))
+            twin.states()[name].load(state.saved())
         twin.rules.strengths = {name: tensor.detach().clone() for name, tensor in self.rules.strengths.items()}
         twin.rules.exact = dict(self.rules.exact)
         twin.rules.chosen = {name: dict(by_site) for name, by_site in self.rules.chosen.items()}

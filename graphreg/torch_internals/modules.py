@@ -87,6 +87,13 @@ def kernel_weights(attributes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     return zip(attributes["_flat_weights_names"], attributes["_flat_weights"], strict=True)
 
 
+def read_weights_again(module: nn.Module) -> None:
+    """Have the recurrent layers of a module read their weights anew, if they still hold others that a call has used in their place."""
+    for layer in module.modules():
+        if isinstance(layer, nn.RNNBase):
+            layer._update_flat_weights()
+
+
 def leave_mask_unread(changes: Changes) -> None:
     """Until the changes end, keep ``nn.Transformer`` from comparing a mask with the causal one: a trace does not have the mask's values.
 

@@ -21,10 +21,12 @@ from graphreg.ir import (
     Names,
     NativeDropout,
     Operations,
+    Reads,
     Site,
     check_names,
     find_native_dropouts,
     fixed,
+    parameter_reads,
     specialized_arguments,
     stacks,
     value_sites,
@@ -112,6 +114,11 @@ class Traced(RenamedAttributes):
     def native_dropout(self) -> tuple[NativeDropout, ...]:
         """The native dropouts, and the other random operations of the model."""
         return find_native_dropouts(self.graphs, self.operations, self.opaque_modules)
+
+    @cached_property
+    def parameter_reads(self) -> Mapping[str, Reads]:
+        """Where each graph reads the model's parameters: by mode, then by the name of the parameter's site."""
+        return {mode: parameter_reads(graph, self.parameters) for mode, graph in self.graphs.items()}
 
     @cached_property
     def operations(self) -> Operations:

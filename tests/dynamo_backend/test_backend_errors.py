@@ -198,7 +198,7 @@ def test_handle() -> None:
     for sentence, given in [
         ("the state of a rewritten module is no state of a backend's noise.", theirs),
         ("list is no state of a backend's noise.", []),
-        ("the state has version 9; this graphreg reads version 1.", {**state, "version": 9}),
+        ("the state has version 9; this graphreg reads versions 1 and 2.", {**state, "version": 9}),
         ("the state is damaged: it says seed='x', no whole number.", {**state, "seed": "x"}),
         ("the state is damaged: it says ranks='?', not 'differ' or 'same'.", {**state, "ranks": "?"}),
         ("the state is damaged: it says epoch, which no state has.", {**state, "epoch": 3}),

@@ -181,7 +181,7 @@ def test_unknown_keyword(call: Call, match: str) -> None:
     (
         "clean, of a parameter",
         lambda m: WeightL2("*", 0.1, clean=True),
-        r"WeightL2: clean=True is not allowed; clean must be False, because no",
+        r"WeightL2: clean=True is not allowed; clean must be False, because penalties",
     ),
     ("clean, of no kind", lambda m: HiddenL1("*", 0.1, clean=2), r"HiddenL1: clean=2 is not allowed; clean must be True or False"),
     ("by position", lambda m: WeightL2("*", 0.1, "sum"), r"WeightL2 takes a selector and a weight by position.*by name"),
@@ -945,11 +945,11 @@ def test_definition_asks_for_what_nobody_supplies() -> None:
 
 def test_definition_of_a_splice_on_parameters() -> None:
     before = graphreg.registered()
-    with pytest.raises(RegularizerError, match=r"Shake: on='parameters' is not allowed; it is 'values'"):
+    with pytest.raises(RegularizerError, match=r"Shake\.__call__ asks for z; the engine supplies w, values, weight, noise on parameters"):
 
         class Shake(Splice, keys=("shake",), on="parameters"):
-            def __call__(self, w: Tensor) -> Tensor:
-                return w
+            def __call__(self, z: Tensor, weight: Tensor) -> Tensor:
+                return z
 
     assert graphreg.registered() == before
 

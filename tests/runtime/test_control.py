@@ -329,8 +329,8 @@ def test_seeds_of_any_size() -> None:
 DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no dict": (lambda s: [s], "list is no state of noise. Give the dict that graphreg.rng_state returned."),
     "torch's": (lambda s: torch.get_rng_state(), "Tensor is no state of noise"),
-    "empty": (lambda s: {}, "the state has no version; this graphreg reads version 1. Give the dict that graphreg.rng_state returned"),
-    "another version": (lambda s: {**s, "version": 2}, "the state has version 2; this graphreg reads version 1."),
+    "empty": (lambda s: {}, "the state has no version; this graphreg reads versions 1 and 2. Give the dict that graphreg.rng_state"),
+    "another version": (lambda s: {**s, "version": 3}, "the state has version 3; this graphreg reads versions 1 and 2."),
     "no call": (lambda s: {k: v for k, v in s.items() if k != "call"}, "call=None, not a whole number of 0 or more"),
     "a fraction": (lambda s: {**s, "call": 0.5}, "call=0.5, not a whole"),
     "below 0": (lambda s: {**s, "call": -1}, "call=-1, not a whole"),

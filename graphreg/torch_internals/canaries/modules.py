@@ -107,6 +107,15 @@ def kernel_weights() -> None:
     assert all(getattr(layer, name) is weight for name, weight in door.kernel_weights(vars(layer)))
 
 
+@canary("a recurrent layer reads its weights again", "splices on the weights of recurrent layers", "read_weights_again")
+def read_weights_again() -> None:
+    layer, x = nn.LSTM(1, 1), torch.ones(1, 1, 1)
+    weight = layer.get_parameter("weight_hh_l0")
+    torch.func.functional_call(layer, {"weight_hh_l0": weight * 2}, (x,))
+    door.read_weights_again(layer)
+    assert dict(door.kernel_weights(vars(layer)))["weight_hh_l0"] is weight
+
+
 @canary("nn.Transformer detects a causal mask", "the export front end", "leave_mask_unread")
 def leave_mask_unread() -> None:
     asked = nn.modules.transformer._detect_is_causal_mask

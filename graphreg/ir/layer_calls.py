@@ -1,0 +1,121 @@
+"""The functions by which a graph reads replaced parameters: ``call_with`` calls a layer, ``instead_of`` replaces what a node fetched.
+
+The layer itself is called, with its hooks, and keeps its parameters. Graphs name these functions, so pickles contain their names.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from graphreg.torch_internals import read_weights_again
+
+LAYER, PARAMETERS = "graphreg_layer", "graphreg_parameters"  # keywords of ``call_with`` that no layer's forward has
+
+
+class _Thread(threading.local):
+    """The parameters that are replaced for this thread: by id of a module's dict of parameters, then by name."""
+
+    def __init__(self) -> None:
+        self.replaced: dict[int, Mapping[str, Tensor]] = {}
+
+
+_thread = _Thread()
+
+
+class _PerThread(dict[str, Any]):
+    """A module's parameters by name while some thread calls the module with other ones. Only that thread reads those.
+
+    ``calls``: how many such calls are running.
+    """
+
+    def __init__(self, parameters: dict[str, Any]) -> None:
+        super().__init__(parameters)
+        self.parameters, self.calls = parameters, 0
+
+    def __getitem__(self, name: str) -> Any:
+        replaced = _thread.replaced.get(id(self), {})
+        return replaced[name] if name in replaced else super().__getitem__(name)
+
+
+class _Locks:
+    """``guard`` protects the exchange of dicts; ``recurrent`` has a lock for each recurrent layer, whose kernel reads a list of weights."""
+
+    guard = threading.Lock()
+    recurrent: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+
+
+def _new_locks() -> None:
+    _Locks.guard, _Locks.recurrent = threading.Lock(), WeakKeyDictionary()  # a thread of the parent may have held them
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_locks)
+
+
+def call_with(*args: Any, graphreg_layer: nn.Module, graphreg_parameters: Mapping[str, Tensor], **kwargs: Any) -> Any:
+    """Call a layer with other tensors in place of some of its parameters.
+
+    Args:
+        args: The layer's positional arguments.
+        graphreg_layer: The layer.
+        graphreg_parameters: By name of a parameter in the layer, the tensor to use instead; the parameter itself changes nothing.
+        kwargs: The layer's keyword arguments.
+    """
+    if torch.compiler.is_compiling():  # the compiled code changes no module
+        return functional_call(graphreg_layer, dict(graphreg_parameters), args, kwargs, tie_weights=False)
+    by_owner: dict[nn.Module, dict[str, Tensor]] = {}
+    for name, tensor in graphreg_parameters.items():
+        path, _, own = name.rpartition(".")
+        owner = graphreg_layer.get_submodule(path)
+        if tensor is not owner._parameters[own]:
+            by_owner.setdefault(owner, {})[own] = tensor
+    with ExitStack() as stack:
+        for owner, replaced in by_owner.items():
+            stack.enter_context(_replaced(owner, replaced))
+        return graphreg_layer(*args, **kwargs)
+
+
+@contextmanager
+def _replaced(owner: nn.Module, replaced: Mapping[str, Tensor]) -> Iterator[None]:
+    """Replace parameters of a module for this thread."""
+    with ExitStack() as stack:
+        if isinstance(owner, nn.RNNBase):
+            with _Locks.guard:
+                lock = _Locks.recurrent.setdefault(owner, threading.RLock())
+            stack.enter_context(lock)
+            stack.callback(read_weights_again, owner)
+        with _Locks.guard:
+            here = owner._parameters
+            parameters = here if isinstance(here, _PerThread) else _PerThread(here)
+            parameters.calls += 1
+            owner.__dict__["_parameters"] = parameters
+        before = _thread.replaced.get(id(parameters))
+        _thread.replaced[id(parameters)] = replaced
+        stack.callback(_put_back, owner, parameters, before)
+        yield
+
+
+def _put_back(owner: nn.Module, parameters: _PerThread, before: Mapping[str, Tensor] | None) -> None:
+    if before is None:
+        del _thread.replaced[id(parameters)]
+    else:
+        _thread.replaced[id(parameters)] = before
+    with _Locks.guard:
+        parameters.calls -= 1
+        if parameters.calls == 0:
+            parameters.parameters.update(parameters)  # what a hook may have registered
+            owner.__dict__["_parameters"] = parameters.parameters
+
+
+def instead_of(w: Tensor, replacement: Tensor) -> Tensor:
+    """Return ``replacement``, which a node reads instead of the parameter ``w``."""
+    return replacement

@@ -1,0 +1,69 @@
+"""Where a graph reads the model's parameters: in the calls of layers and opaque modules, and by ``get_attr`` nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import fx, nn
+
+from graphreg.ir.metadata import scope_of
+from graphreg.ir.site import Site
+
+
+@dataclass(frozen=True)
+class ParameterRead:
+    """One read of a parameter.
+
+    A graph that returns a parameter does not read it: what it returns stays the parameter.
+
+    Attributes:
+        node: The node that reads: the call of a module that has the parameter, or a node that takes what a ``get_attr`` node fetches.
+        source: That ``get_attr`` node; None for the call of a module.
+        name: For the call of a module, the parameter's name within this module; else ``""``.
+        module: The path of the module that reads: the one that has the parameter, or the one whose code ``node`` belongs to.
+    """
+
+    node: fx.Node
+    source: fx.Node | None
+    name: str
+    module: str
+
+    def is_by(self, readers: frozenset[str] | None) -> bool:
+        """Return whether one of the modules with these paths reads here, in its own code or that of its submodules. None: any module."""
+        if readers is None or self.module in readers:
+            return True
+        return self.source is not None and any(path == "" or self.module.startswith(f"{path}.") for path in readers)
+
+
+Reads = Mapping[str, tuple[ParameterRead, ...]]
+
+
+def parameter_reads(graph: fx.Graph, parameters: tuple[Site, ...]) -> Reads:
+    """Return the reads of each parameter in a traced graph, by the name of its site and in the order of the graph."""
+    owner: dict[str, str] = {}  # by each name of a parameter: the name of its site
+    inside: dict[str, list[str]] = {}  # by path of a module: the names of the parameters in it
+    for site in parameters:
+        for label in site.labels:
+            owner[label.name] = site.name
+            names = label.name.split(".")
+            for depth in range(1, len(names)):
+                inside.setdefault(".".join(names[:depth]), []).append(label.name)
+    reads: dict[str, list[ParameterRead]] = {}
+    for node in graph.nodes:
+        if node.op == "call_module":
+            path = str(node.target)
+            for name in inside.get(path, ()):
+                read = ParameterRead(node, None, name.removeprefix(f"{path}."), name.rpartition(".")[0])
+                reads.setdefault(owner[name], []).append(read)
+        elif node.op != "output":
+            for source in node.all_input_nodes:
+                if source.op == "get_attr" and (site_name := owner.get(str(source.target))) is not None:
+                    reads.setdefault(site_name, []).append(ParameterRead(node, source, "", scope_of(node)))
+    return {name: tuple(each) for name, each in reads.items()}
+
+
+def alias_paths(modules: Mapping[str, nn.Module], paths: frozenset[str]) -> frozenset[str]:
+    """Return the paths with all other paths of the same modules: a module that is registered twice has two."""
+    wanted = {id(modules[path]) for path in paths}
+    return frozenset(path for path, module in modules.items() if id(module) in wanted)
