@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphreg.errors import GraphRegError, TraceError
-from graphreg.ir import has_keys
+from graphreg.ir import contents_of, has_keys, may_change, shown_contents
 from graphreg.runtime.attach import collect
 from graphreg.runtime.derivative_penalty import run
 from graphreg.runtime.gradient_join import begin_call, end_call
@@ -49,6 +49,8 @@ def chosen(
     in_train, in_eval = (forwards.get("both") or forwards[mode] for mode in ("train", "eval"))
     train_compiled, eval_compiled = (compiled.get("both") or compiled[mode] for mode in ("train", "eval"))
     positions, required = _positions(in_train, specialized), _positions(in_train, dict.fromkeys(carried))
+    fixed = {name: (i, value) for name, (i, value) in positions.items() if not may_change(value)}
+    changing = {n: (i, v, contents_of(v), shown_contents(v)) for n, (i, v) in positions.items() if n not in fixed}
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Run the model in its present mode, with the additions. Returns ``(output, penalties)``; only the output if penalties attach."""
@@ -57,11 +59,17 @@ def chosen(
                 "a rewritten module cannot be traced again: the trace would freeze its keys and its mode. "
                 "Use its .graph, or trace what graphreg.strip(module) gives."
             )
-        for name, (position, value) in positions.items():
+        for name, (position, value) in fixed.items():
             passed = args[position] if position < len(args) else kwargs.get(name, value)
             if passed is not value and not (type(passed) is type(value) and passed == value):
                 raise GraphRegError(
                     f"{name} was specialized to {value!r} when the model was traced. Give regularize example_inputs that carry {name}."
+                )
+        for name, (position, value, contents, then) in changing.items():
+            if contents_of(args[position] if position < len(args) else kwargs.get(name, value)) != contents:
+                raise GraphRegError(
+                    f"{name} was {then} when the model was traced, and the graph is specialized to that. It has other contents now, or is "
+                    f"another object. Regularize the model once more, with this {name} in the example_inputs."
                 )
         for name, (position, _) in required.items():
             if position >= len(args) and name not in kwargs:
