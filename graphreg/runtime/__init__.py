@@ -25,7 +25,7 @@ from graphreg.runtime.handle import (
     rewritten,
     rules_of,
 )
-from graphreg.runtime.module_handle import ModuleHandle, no_noise
+from graphreg.runtime.module_handle import ModuleHandle, handle_of, no_noise
 from graphreg.runtime.noise_keys import KeyRule, SharedKeyRule, key_of
 from graphreg.runtime.noise_state import BACKEND_STATE, IN_PLACE_STATE, checked_state, written_state
 from graphreg.runtime.penalty import AllSitesTotal, Measure, MeasureSteps, MeasureUnits, Total
@@ -40,7 +40,7 @@ __all__ = [
     "Drawing", "InPlaceHandle", "KeyRule", "Measure", "MeasureSteps", "MeasureUnits", "ModuleHandle", "NativeDropoutRule",
     "Penalties", "Regularized", "Regulated", "RewrittenModule", "Rules", "RuntimeModule", "Samples", "Scale", "SharedKeyRule",
     "SharedState", "SpliceRule", "StreamName", "Total", "Track", "Way", "accumulation", "backend_handle", "call_within",
-    "check_penalties", "check_scale", "checked_state", "collect", "current", "frozen_noise", "graphs_of", "identity",
+    "check_penalties", "check_scale", "checked_state", "collect", "current", "frozen_noise", "graphs_of", "handle_of", "identity",
     "in_place", "in_place_handle", "key_of", "lowering", "native_draws", "no_noise", "noise_on", "record_of", "refuse_twice",
     "rewritten", "rng_state", "rules_of", "sample", "set_ranks", "set_rng_state", "set_strength", "storage_of", "strengths",
     "strengths_on", "written_state",

@@ -167,7 +167,7 @@ skip_frame(call_within)
 def _begin(attach: Any, args: Any, kwargs: Any) -> frozenset[int] | None:
     """Prepare a call; return what ``_end`` restores after it."""
     if attach.asks:
-        attach.feed()
+        attach.feed(args, kwargs)
         attach.fed = True
     tensors: list[Tensor] = []
     strange: list[str] = []
