@@ -38,7 +38,7 @@ class Fingerprint:
     """
 
     def __init__(self, model: nn.Module, reads: Reads | None = None) -> None:
-        """``reads``: what the trace read of objects such as configurations; without it, all names count that code mentions."""
+        """``reads``: what the trace read of modules and objects; without it, all names count that code mentions."""
         self._reads = reads
         self._modules_now: list[dict[str, Any]] = []
         self._parameters: list[dict[str, Any]] = []
@@ -63,7 +63,7 @@ class Fingerprint:
         seen: set[int] = set()
         for module in model.modules():
             if type(module) in mentioned:
-                self._add(module, mentioned[type(module)], everywhere, seen)
+                self._add(module, self._read_in(module, mentioned[type(module)]), everywhere, seen)
         for code in codes.values():
             self._add_variables(code, everywhere, seen)
         self._modules_then = [dict(modules) for modules in self._modules_now]
@@ -143,6 +143,11 @@ class Fingerprint:
                 else:
                     self._add_other(_content, cell, name, everywhere, seen, _DEPTH)
 
+    def _read_in(self, module: nn.Module, names: _Names) -> _Names:
+        """Return those of the names that the trace read of a module: its code also mentions names that only other methods read."""
+        read = None if self._reads is None else self._reads.get(id(module))
+        return names if read is None or "__dict__" in read else names & (read | {_CHECKPOINTS})
+
     def _read_of(self, value: Any, everywhere: _Names) -> _Names:
         """Return the names of an object's attributes that count."""
         read = None if self._reads is None else self._reads.get(id(value), set())
@@ -183,8 +188,8 @@ class Fingerprint:
 
 @contextmanager
 def reads_recorded(model: nn.Module) -> Iterator[Reads]:
-    """Record, within the block, which attributes are read of the objects that are attributes of modules, such as configurations."""
-    objects: dict[int, Any] = {}
+    """Record, within the block, which attributes are read of modules and of objects that they have, such as configurations."""
+    objects: dict[int, Any] = {id(m): m for m in model.modules() if not is_foreign_class(type(m))}
     spaces = [vars(m) for m in model.modules() if not is_foreign_class(type(m))]
     spaces += [space for space, _ in reachable_code(model.modules()).variables.values()]
     waiting = [(value, _DEPTH) for space in spaces for value in space.values()]
@@ -208,11 +213,16 @@ def reads_recorded(model: nn.Module) -> Iterator[Reads]:
 
 def _recording(original: Callable[[Any, str], Any], reads: Reads) -> Callable[[Any, str], Any]:
     def get(self: Any, name: str) -> Any:
-        if id(self) in reads and (name != "__dict__" or not is_foreign_name(sys._getframe(1).f_globals.get("__name__"))):
-            reads[id(self)].add(name)  # graphreg reads the whole ``__dict__`` to find what a trace changes; only code of a model counts
+        if id(self) in reads and (name != "__dict__" or _is_of_model(sys._getframe(1))):
+            reads[id(self)].add(name)
         return original(self, name)
 
     return get
+
+
+def _is_of_model(frame: types.FrameType) -> bool:
+    """Whether code of a model reads a whole ``__dict__``. graphreg does so to find what a trace changes, and so do copies."""
+    return not is_foreign_name(frame.f_globals.get("__name__")) and frame.f_code.co_name not in ("__getstate__", "__reduce_ex__")
 
 
 def _mentioned(code: ReachableCode) -> _Names:

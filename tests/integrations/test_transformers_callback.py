@@ -214,4 +214,4 @@ def test_torch_compile(tmp_path: Path, backend: str) -> None:
 def test_gradient_checkpointing_is_refused_in_words(tmp_path: Path) -> None:
     model = graphreg.regularize_(gpt2(), **SETTINGS)
     with pytest.raises(GraphRegError, match="checkpoints activations"):
-        trainer(model, tmp_path, RegularizerCallback(), gradient_checkpointing=True).train()
+        trainer(model, tmp_path, RegularizerCallback(), activation_checkpointing=True).train()
