@@ -48,9 +48,7 @@ def chosen(
     """
     in_train, in_eval = (forwards.get("both") or forwards[mode] for mode in ("train", "eval"))
     train_compiled, eval_compiled = (compiled.get("both") or compiled[mode] for mode in ("train", "eval"))
-    positions, required = _positions(in_train, specialized), _positions(in_train, dict.fromkeys(carried))
-    fixed = {name: (i, value) for name, (i, value) in positions.items() if not may_change(value)}
-    changing = {n: (i, v, contents_of(v), shown_contents(v)) for n, (i, v) in positions.items() if n not in fixed}
+    check = _argument_check(in_train, specialized, carried)
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Run the model in its present mode, with the additions. Returns ``(output, penalties)``; only the output if penalties attach."""
@@ -59,6 +57,30 @@ def chosen(
                 "a rewritten module cannot be traced again: the trace would freeze its keys and its mode. "
                 "Use its .graph, or trace what graphreg.strip(module) gives."
             )
+        check(args, kwargs)
+        if torch.compiler.is_dynamo_compiling() and not is_exporting():  # an export has torch's operators only
+            code = train_compiled if self.training else eval_compiled
+        else:
+            code = in_train if self.training else in_eval
+        if enters_levels and not torch.compiler.is_compiling():
+            code = functools.partial(leaving_no_level, code)
+        if derivatives and additions in self._modules:
+            return run(code, self, args, kwargs, self._modules[additions], derivatives)
+        return code(self, *args, **kwargs)
+
+    # Dynamo limits the recompilations of one code object (8 by default). So each class needs a code object of its own, as fx gives it.
+    return functools.wraps(in_train)(with_own_code(forward))
+
+
+def _argument_check(
+    forward: Callable[..., Any], specialized: Mapping[str, Any], carried: Sequence[str]
+) -> Callable[[Sequence[Any], Mapping[str, Any]], None]:
+    """Return a function that raises GraphRegError for arguments that the graph was not made for. Dynamo traces it."""
+    positions, required = _positions(forward, specialized), _positions(forward, dict.fromkeys(carried))
+    fixed = {name: (i, value) for name, (i, value) in positions.items() if not may_change(value)}
+    changing = {n: (i, v, contents_of(v), shown_contents(v)) for n, (i, v) in positions.items() if n not in fixed}
+
+    def check(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         for name, (position, value) in fixed.items():
             passed = args[position] if position < len(args) else kwargs.get(name, value)
             if passed is not value and not (type(passed) is type(value) and passed == value):
@@ -76,18 +98,7 @@ def chosen(
                 raise GraphRegError(
                     f"{name} was carried by the example_inputs, so the graph needs it. Give it at each call, or trace without it."
                 )
-        if torch.compiler.is_dynamo_compiling() and not is_exporting():  # an export has torch's operators only
-            code = train_compiled if self.training else eval_compiled
-        else:
-            code = in_train if self.training else in_eval
-        if enters_levels and not torch.compiler.is_compiling():
-            code = functools.partial(leaving_no_level, code)
-        if derivatives and additions in self._modules:
-            return run(code, self, args, kwargs, self._modules[additions], derivatives)
-        return code(self, *args, **kwargs)
-
-    # Dynamo limits the recompilations of one code object (8 by default). So each class needs a code object of its own, as fx gives it.
-    return functools.wraps(in_train)(with_own_code(forward))
+    return check
 
 
 def signature(forward: Callable[..., Any], graph: fx.Graph) -> inspect.Signature:
