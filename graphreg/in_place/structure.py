@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from graphreg.errors import GraphRegError
+from graphreg.errors import GraphRegError, TraceError, listed
 from graphreg.in_place.fingerprint import Fingerprint, reads_recorded
 from graphreg.ir import PLACED, RULES, SIZE_ASSERTIONS, Missing, copied_contents, scope_of
 from graphreg.planning import OwnDropout, Plan, plan
@@ -21,7 +21,7 @@ from graphreg.regularizer import Regularizer
 from graphreg.rewriting import rewrite_with
 from graphreg.runtime import Drawing, Penalties, RewrittenModule, Rules, Scale, SharedState, graphs_of, rules_of
 from graphreg.torch_internals import CALL_HOOKS, COMPILED_CALL, Changes, at_rest, pytree
-from graphreg.tracing import DECISIONS, FrontEnd, mode_asked, trace
+from graphreg.tracing import DECISIONS, FrontEnd, Traced, mode_asked, trace
 
 ORIGINAL = "graphreg_original"  # the attribute of the generated class that has the model's own class
 _ASKS = (*SIZE_ASSERTIONS, *DECISIONS, mode_asked)  # nodes that raise OtherInputs
@@ -90,7 +90,7 @@ def traced_for(model: nn.Module, example: Any, options: Options, shared: SharedS
     held = copied_contents(pytree.tree_map_only(Tensor, lambda tensor: None, example))
     with bare(model), _spelled_out(model, example):
         with reads_recorded(model) as reads:
-            traced = trace(model, example, options.front_end)
+            traced = _traced(model, example, options.front_end)
         fingerprint = Fingerprint(model, reads)
         decided = plan(traced, list(options.regularizers.values()), options.missing, options.own_dropout)
         module = rewrite_with(traced, decided, shared, options.penalties, options.scale)
@@ -103,6 +103,22 @@ def traced_for(model: nn.Module, example: Any, options: Options, shared: SharedS
     made = StructureGraph(module, decided, fingerprint, any(map(any, asks)), late, _hooks(model, module), held)
     made.refuse_hooks()
     return made
+
+
+def _traced(model: nn.Module, example: Any, front_end: FrontEnd) -> Traced:
+    """Trace the model; if it checkpoints activations and no trace is possible, say so."""
+    try:
+        return trace(model, example, front_end)
+    except TraceError as error:
+        title = type(model).__name__
+        on = [path or title for path, inner in model.named_modules() if getattr(inner, "gradient_checkpointing", False) is True]
+        if not on:
+            raise
+        raise TraceError(
+            f"activation checkpointing is on ({listed(on, 3)}), and a trace of {title} would lose the checkpoints. Switch it "
+            "off: model.gradient_checkpointing_disable(), or leave it out of the Trainer's arguments. To save memory, compile the model "
+            "and set torch._functorch.config.activation_memory_budget."
+        ) from error
 
 
 def _first_effect(graph: Any) -> int:

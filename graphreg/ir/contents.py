@@ -97,7 +97,8 @@ def _has_memory(value: Any) -> bool:
 def _is_fixed_value(value: Any) -> bool:
     """Whether a value is of a library's class whose objects are compared by value and do not change, such as a path or a fraction."""
     kind = type(value)
-    return _is_foreign(kind) and kind.__eq__ is not object.__eq__ and kind.__hash__ is not None and not isinstance(value, _NO_CONTENTS)
+    compares: Any = kind.__eq__
+    return _is_foreign(kind) and compares is not object.__eq__ and kind.__hash__ is not None and not isinstance(value, _NO_CONTENTS)
 
 
 def _attributes(value: Any) -> list[str] | None:

@@ -104,7 +104,7 @@ class AttachRule(nn.Module):
                 raise RegularizerError(
                     f"the output's loss has shape {tuple(loss.shape)}; penalties attach to a scalar. Use penalties='return'."
                 )
-            if self.scale is not None and not hasattr(self.scale, "get_scale"):
+            if self.training and self.scale is not None and not hasattr(self.scale, "get_scale"):  # nothing accumulates in eval mode
                 share = self.share[0] if self.fed else torch.as_tensor(factors(self.scale)[1])
                 total = total * share.to(total.device, total.dtype)
             return (loss + total.to(loss.dtype),)

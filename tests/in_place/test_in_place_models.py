@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 transformers = pytest.importorskip("transformers")
 
@@ -48,7 +49,7 @@ def test_gpt2_trains_generates_and_is_saved(tmp_path: Any) -> None:
     for cure, call in (("use_cache=True", {"use_cache": True}), ("a DynamicCache", {"past_key_values": transformers.DynamicCache()})):
         with pytest.raises(TraceError, match=f"the call .*{cure}.* Call model.eval.. first, as for generation"):
             model(**batch(), **call)
-    frames: Any = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    frames: Any = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, fullgraph=True, backend=frames)
     assert [float(loss) for loss in steps(model, compiled)] == pytest.approx([float(loss) for loss in steps(other, module)])
     assert frames.frame_count == 1
@@ -167,7 +168,7 @@ def test_compiled_as_a_whole(name: str) -> None:
     make, call = COMPILED[name]
     torch.compiler.reset()
     losses = []
-    frames: Any = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    frames: Any = CompileCounterWithBackend("aot_eager")
     for compiled in (False, True):
         model = graphreg.regularize_(make().train(), **ASKED, scale=1)
         run: Any = torch.compile(model, fullgraph=True, backend=frames) if compiled else model
@@ -185,6 +186,7 @@ def test_compiled_as_a_whole(name: str) -> None:
 
 def test_prepared_by_accelerate_after() -> None:
     accelerate = pytest.importorskip("accelerate")
+    accelerate.state.AcceleratorState._reset_state(True)  # of a trainer in another test
     accelerator = accelerate.Accelerator(mixed_precision="bf16", cpu=True)
     model, x = graphreg.regularize_(perceptron(), hidden_dropout=0.5, rng=1), torch.randn(3, 4)
     prepared = accelerator.prepare(model)
@@ -194,3 +196,4 @@ def test_prepared_by_accelerate_after() -> None:
     assert torch.equal(prepared(x), expected)
     with pytest.raises(TraceError, match="Regularize first, prepare after"):
         graphreg.regularize_(accelerator.prepare(perceptron()), hidden_dropout=0.5)
+    accelerate.state.AcceleratorState._reset_state(True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,14 @@ from graphreg.integrations.accelerate import RegularizerState  # noqa: E402
 
 SETTINGS: dict[str, Any] = {"hidden_dropout": 0.5, "weight_l2": 3.0, "rng": 1}
 X = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(autouse=True)
+def alone() -> Iterator[None]:
+    """Let each test have an accelerator with options of its own: accelerate keeps those of the first in a process."""
+    accelerate.state.AcceleratorState._reset_state(True)
+    yield
+    accelerate.state.AcceleratorState._reset_state(True)
 
 
 class Net(nn.Module):

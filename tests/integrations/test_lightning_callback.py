@@ -81,7 +81,7 @@ def fit(module: Classifier, folder: Path, *callbacks: Any, ckpt_path: Path | Non
     return trainer
 
 
-@pytest.mark.filterwarnings("ignore:the model returns no loss, so graphreg cannot know:UserWarning")  # the callback knows
+@pytest.mark.filterwarnings("ignore:penalties=.attach.. the model returns no loss:UserWarning")  # the callback knows
 @pytest.mark.parametrize("kind", [classifier, Holds])
 @pytest.mark.parametrize("parts", [1, 4])
 def test_the_first_gradient_by_hand(tmp_path: Path, kind: Any, parts: int) -> None:
