@@ -82,7 +82,7 @@ def place_of(gm: fx.GraphModule, translator: Any, root: nn.Module, paths: Mappin
     function = isinstance(root, Functions) and code.name == root.title
     local = next((key for key, value in code.values.items() if isinstance(value, nn.Module) and id(value) in paths and not function), None)
     path = paths[id(code.values[local])] if local is not None else here(paths)
-    calls = code.name in ("forward", *CALLERS_OF_FORWARD)
+    calls = code.name in ("forward", *CALLERS_OF_FORWARD, _outermost(root if path == "" else root.get_submodule(path)))
     is_model = function or (not isinstance(root, Functions) and path == "" and calls)
     returns = path != "" and calls and not code.broken
     return Place(path, code.name, code.line, local, is_model and not code.resumed, is_model and not code.broken, returns)
@@ -91,3 +91,9 @@ def place_of(gm: fx.GraphModule, translator: Any, root: nn.Module, paths: Mappin
 def here(paths: Mapping[int, str]) -> str:
     """Return the path of the innermost module whose method is running in the compiled call; ``""`` if there is none."""
     return next((paths[id(owner)] for owner in first_arguments() if id(owner) in paths and isinstance(owner, nn.Module)), "")
+
+
+def _outermost(owner: nn.Module) -> str:
+    """Return the name of the code that a call of the module's forward runs first: that of a decorator, if there is one."""
+    code = getattr(type(owner).forward, "__code__", None)
+    return code.co_name if code is not None else "forward"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor
 
 from graphreg.errors import GraphRegError, TraceError
+from graphreg.ir import contents_of, may_change
 from graphreg.torch_internals import pytree
 
-_HASHED = 1 << 60  # smaller whole numbers have hashes of their own, save -1
 _DOT = "·"  # in place of a dot: Dynamo reads no attribute with a dot in its name
 
 
@@ -23,6 +22,7 @@ class CallForm:
     Attributes:
         names: The names of the parameters that may be given by position.
         defaults: The default of each parameter that has one.
+        lists: The positions of the parameters whose defaults may change in place, such as lists, by name.
     """
 
     def __init__(self, signature: inspect.Signature) -> None:
@@ -30,6 +30,8 @@ class CallForm:
         kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         self.names = tuple(name for name, p in signature.parameters.items() if p.kind in kinds)
         self.defaults = {name: p.default for name, p in signature.parameters.items() if p.default is not p.empty}
+        positions = {name: i for i, name in enumerate(self.names)}
+        self.lists = {name: positions.get(name, len(positions)) for name, default in self.defaults.items() if may_change(default)}
 
     def key(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
         """Return the structure: names with dtype and number of dimensions of tensors, values of constants, structure of containers.
@@ -40,10 +42,13 @@ class CallForm:
         for i in range(len(args)):
             name = self.names[i] if i < len(self.names) else f"*{i}"
             if not self._is_default(name, args[i]):
-                parts.append(f"{name}={described(args[i])}")
+                parts.append(f"{name}={contents_of(args[i])}")
         for name, value in kwargs.items():
             if not self._is_default(name, value):
-                parts.append(f"{name}={described(value)}")
+                parts.append(f"{name}={contents_of(value)}")
+        for name, position in self.lists.items():
+            if len(args) <= position and name not in kwargs:
+                parts.append(f"{name}={contents_of(self.defaults[name])}")
         parts.sort()
         return ", ".join(parts).replace(_DOT, f"{_DOT}{_DOT}").replace(".", f"{_DOT} ")
 
@@ -61,26 +66,6 @@ class CallForm:
 def readable(key: str) -> str:
     """Return the text of a structure for a message."""
     return f"({key.replace(f'{_DOT} ', '.').replace(f'{_DOT}{_DOT}', _DOT).replace('torch.', '')})"
-
-
-def described(value: Any) -> str:
-    """Describe an argument. Dynamo traces this."""
-    if isinstance(value, Tensor):
-        return f"{value.dtype}[{value.dim()}]"
-    if value is None or isinstance(value, (bool, str)):
-        return repr(value)
-    if isinstance(value, (int, float)):
-        if value in (math.inf, -math.inf):
-            return "float inf" if value > 0 else "float -inf"  # hash(inf) is hash(314159.0)
-        if isinstance(value, int) and not -_HASHED < value < _HASHED:
-            return f"({described(value // _HASHED)}, {described(value % _HASHED)})"
-        # by its hash: Dynamo makes a symbol of a number that has changed, and only hash() takes the number out of it again
-        return f"{type(value).__name__} {hash(value)}" + ("'" if value == -1 else "")  # hash(-1) is hash(-2)
-    if isinstance(value, (list, tuple)):
-        return "(" + ", ".join([described(item) for item in value]) + ")"
-    if isinstance(value, dict):
-        return "{" + ", ".join([f"{described(key)}: {described(item)}" for key, item in value.items()]) + "}"
-    return f"<{type(value).__name__}>"
 
 
 def refuse_caches(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

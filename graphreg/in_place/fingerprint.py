@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import operator
 import sys
-from collections.abc import Callable, Iterator
+import types
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -14,38 +16,43 @@ from torch import Tensor, nn
 
 from graphreg.ir import PREFIX
 from graphreg.torch_internals import Changes
-from graphreg.tracing import is_foreign_class, is_foreign_name, reachable_code
+from graphreg.tracing import ReachableCode, is_foreign_class, is_foreign_name, reachable_code
 
 _OWN = frozenset(vars(nn.Module())) | {"forward"}  # attributes of every module; hooks and modes are checked otherwise, or at the call
 _NUMBERS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+_CONTAINERS = (list, tuple, dict, OrderedDict, defaultdict, deque)  # exactly these: a subclass may do anything when an item is read
 _LARGEST = 1000  # items of a list or dict that are compared at each call; of a larger one only the identity
 _CHECKPOINTS = "gradient_checkpointing"
 _MISSING = object()
+_DEPTH = 4  # how many levels of objects and containers are entered
 _Names = frozenset[str]
 Reads = dict[int, set[str]]  # by id of an object, the names of the attributes that were read
-_Getter = Callable[[dict[str, Any]], Any]
+_Getter = Callable[[Any], Any]
 
 
 class Fingerprint:
-    """What a graph was traced from: modules by identity, shapes of parameters, and attributes and configuration that forwards mention.
+    """What a graph was traced from: modules by identity, shapes of parameters, and what forwards mention: attributes, configuration,
+    variables of Python modules and of functions around them.
 
     Building it takes milliseconds; ``same`` takes microseconds for each module.
     """
 
     def __init__(self, model: nn.Module, reads: Reads | None = None) -> None:
-        """``reads``: what the trace read of objects such as configurations; without it, all names count that code mentions."""
+        """``reads``: what the trace read of modules and objects; without it, all names count that code mentions."""
         self._reads = reads
         self._modules_now: list[dict[str, Any]] = []
         self._parameters: list[dict[str, Any]] = []
         self._paths: list[str] = []
-        self._plain: list[tuple[_Getter, dict[str, Any]]] = []  # of each owner: what gets the values to compare
+        self._plain: list[tuple[_Getter, Any]] = []  # of each owner: what gets the values to compare
         self._values: list[Any] = []
-        self._others: list[tuple[_Getter, dict[str, Any]]] = []  # of each value of which the identity counts
+        self._others: list[tuple[_Getter, Any]] = []  # of each value of which the identity counts
         self._objects: list[Any] = []
+        self._variables: set[tuple[int, str]] = set()  # by id of a namespace, the names of the global variables so far
         self._absent: list[tuple[Any, dict[str, Any], dict[str, Any]]] = []  # names that are read from the class, with its values
-        self._named: list[tuple[dict[str, Any], str, Any, bool]] = []  # all values, for ``changed``
+        self._named: list[tuple[_Getter, Any, str, Any, bool]] = []  # all values, for ``changed``
         kinds = {type(module): module for module in model.modules() if not is_foreign_class(type(module))}
-        mentioned = {kind: _mentioned(module) for kind, module in kinds.items()}
+        codes = {kind: reachable_code([module]) for kind, module in kinds.items()}
+        mentioned = {kind: _mentioned(code) for kind, code in codes.items()}
         everywhere = frozenset().union(*mentioned.values())
         for path, module in model.named_modules():
             if module._modules:
@@ -56,42 +63,90 @@ class Fingerprint:
         seen: set[int] = set()
         for module in model.modules():
             if type(module) in mentioned:
-                self._add(module, mentioned[type(module)], everywhere, seen)
+                self._add(module, self._read_in(module, mentioned[type(module)]), everywhere, seen)
+        for code in codes.values():
+            self._add_variables(code, everywhere, seen)
         self._modules_then = [dict(modules) for modules in self._modules_now]
         self._shapes = _shapes(self._parameters)
 
-    def _add(self, owner: Any, names: _Names, everywhere: _Names, seen: set[int], depth: int = 2) -> None:
-        """Add the attributes of a module or object, and those of objects among them.
+    def _add(self, owner: Any, names: _Names, everywhere: _Names, seen: set[int], depth: int = _DEPTH) -> None:
+        """Add the attributes of a module or object, and what is in those.
 
         Args:
             owner: The module or object.
             names: The names that code mentions which may read the owner.
             everywhere: The names that any code of the model mentions; it may read the objects.
             seen: The ids of the owners so far.
-            depth: How many levels of objects to enter.
+            depth: How many levels of objects and containers to enter.
         """
         if id(owner) in seen:
             return
         seen.add(id(owner))
         space = vars(owner)
-        counted = [n for n in space if n not in _OWN and not n.startswith(PREFIX) and n in names]
-        plain = [n for n in counted if _is_plain(space[n])]
-        if plain:
-            self._plain.append((operator.itemgetter(*plain), space))
-            values = [_copied(space[n]) for n in plain]
-            self._values.append(tuple(values) if len(plain) > 1 else values[0])
-            self._named += [(space, n, value, True) for n, value in zip(plain, values, strict=True)]
-        for name in counted:
-            if name not in plain:
-                value = space[name]
-                self._others.append((operator.itemgetter(name), space))
-                self._objects.append(value)
-                self._named.append((space, name, value, False))
-                if depth and _is_object(value):
-                    self._add(value, self._read_of(value, everywhere), everywhere, seen, depth - 1)
+        counted = {n: n for n in space if n not in _OWN and not n.startswith(PREFIX) and n in names}
+        self._add_items(space, counted, everywhere, seen, depth)
         absent = {n: _of_class(owner, n) for n in names if n not in space and n not in _OWN}
         if absent := {name: value for name, value in absent.items() if isinstance(value, _NUMBERS)}:
             self._absent.append((absent.keys(), absent, space))
+
+    def _add_items(self, space: Any, titles: Mapping[Any, str], everywhere: _Names, seen: set[int], depth: int) -> None:
+        """Add items of a dict or list, and what is in them; ``titles`` has the keys, each with the name for messages."""
+        plain = [key for key in titles if _is_plain(space[key])]
+        if plain:
+            self._plain.append((operator.itemgetter(*plain), space))
+            values = [_copied(space[key]) for key in plain]
+            self._values.append(tuple(values) if len(plain) > 1 else values[0])
+            self._named += [(operator.itemgetter(k), space, titles[k], v, True) for k, v in zip(plain, values, strict=True)]
+        for key in titles.keys() - set(plain):
+            self._add_other(operator.itemgetter(key), space, titles[key], everywhere, seen, depth)
+
+    def _add_other(self, get: _Getter, space: Any, title: str, everywhere: _Names, seen: set[int], depth: int) -> None:
+        """Add a value by its identity, and what is in it if it is an object or a container."""
+        value = get(space)
+        self._others.append((get, space))
+        self._objects.append(value)
+        self._named.append((get, space, title, value, False))
+        if not depth:
+            return
+        if _is_object(value):
+            self._add(value, self._read_of(value, everywhere), everywhere, seen, depth - 1)
+        elif type(value) in _CONTAINERS and len(value) <= _LARGEST and id(value) not in seen:
+            seen.add(id(value))
+            self._plain.append((len, value))
+            self._values.append(len(value))
+            self._named.append((len, value, title, len(value), True))
+            keys = value if isinstance(value, dict) else range(len(value))
+            self._add_items(value, dict.fromkeys(keys, title), everywhere, seen, depth - 1)
+
+    def _add_variables(self, code: ReachableCode, everywhere: _Names, seen: set[int]) -> None:
+        """Add the global variables that code mentions, and the variables of functions around it, if they have data.
+
+        Installed packages are left out: they have hundreds of them, such as tables of classes, which nobody changes between two steps.
+        """
+        for space, names in code.variables.values():
+            if _is_installed(str(space.get("__file__", ""))):
+                continue
+            new = [name for name in names if _is_data(space[name]) and (id(space), name) not in self._variables]
+            self._variables.update((id(space), name) for name in new)
+            self._add_items(space, {name: name for name in new}, everywhere, seen, _DEPTH)
+        for function in code.functions.values():
+            if _is_installed(function.__code__.co_filename):
+                continue
+            for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+                if id(cell) in seen or not _is_data(_content(cell)):
+                    continue
+                seen.add(id(cell))
+                if _is_plain(value := _content(cell)):
+                    self._plain.append((_content, cell))
+                    self._values.append(_copied(value))
+                    self._named.append((_content, cell, name, self._values[-1], True))
+                else:
+                    self._add_other(_content, cell, name, everywhere, seen, _DEPTH)
+
+    def _read_in(self, module: nn.Module, names: _Names) -> _Names:
+        """Return those of the names that the trace read of a module: its code also mentions names that only other methods read."""
+        read = None if self._reads is None else self._reads.get(id(module))
+        return names if read is None or "__dict__" in read else names & (read | {_CHECKPOINTS})
 
     def _read_of(self, value: Any, everywhere: _Names) -> _Names:
         """Return the names of an object's attributes that count."""
@@ -110,7 +165,7 @@ class Fingerprint:
                 return False
             if not all(map(operator.is_, [get(space) for get, space in self._others], self._objects)):
                 return False
-        except KeyError:  # an attribute was deleted
+        except LookupError:  # an attribute was deleted
             return False
         return all(names.isdisjoint(space) or not _shadowed(values, space) for names, values, space in self._absent)
 
@@ -121,22 +176,34 @@ class Fingerprint:
                 return f"submodules of {path or 'the model'}"
         if _shapes(self._parameters) != self._shapes:
             return "shapes of parameters"
-        for space, name, value, plain in self._named:
-            now = space.get(name, _MISSING)
+        for get, space, title, value, plain in self._named:
+            try:
+                now = get(space)
+            except LookupError:
+                now = _MISSING
             if (now != value) if plain and now is not _MISSING else (now is not value):
-                return f"values of {name!r}"
+                return f"values of {title!r}"
         return next((f"values of {name!r}" for _, values, space in self._absent for name in _shadowed(values, space)), "")
 
 
 @contextmanager
 def reads_recorded(model: nn.Module) -> Iterator[Reads]:
-    """Record, within the block, which attributes are read of the objects that are attributes of modules, such as configurations."""
-    objects: dict[int, Any] = {}
-    waiting = [(value, 2) for m in model.modules() if not is_foreign_class(type(m)) for value in vars(m).values() if _is_object(value)]
+    """Record, within the block, which attributes are read of modules and of objects that they have, such as configurations."""
+    objects: dict[int, Any] = {id(m): m for m in model.modules() if not is_foreign_class(type(m))}
+    spaces = [vars(m) for m in model.modules() if not is_foreign_class(type(m))]
+    spaces += [space for space, _ in reachable_code(model.modules()).variables.values()]
+    waiting = [(value, _DEPTH) for space in spaces for value in space.values()]
+    seen: dict[int, Any] = {}
     while waiting:
         value, depth = waiting.pop()
-        objects[id(value)] = value
-        waiting += [(inner, depth - 1) for inner in vars(value).values() if depth > 1 and _is_object(inner) and id(inner) not in objects]
+        is_object = _is_object(value)
+        if id(value) in seen or not (is_object or (type(value) in _CONTAINERS and len(value) <= _LARGEST)):
+            continue
+        seen[id(value)] = value
+        if is_object:
+            objects[id(value)] = value
+        inside = vars(value).values() if is_object else value.values() if isinstance(value, dict) else value
+        waiting += [(inner, depth - 1) for inner in inside if depth]
     reads: Reads = {key: set() for key in objects}
     with Changes() as changes, changes:
         for kind in {type(value) for value in objects.values()}:
@@ -146,16 +213,20 @@ def reads_recorded(model: nn.Module) -> Iterator[Reads]:
 
 def _recording(original: Callable[[Any, str], Any], reads: Reads) -> Callable[[Any, str], Any]:
     def get(self: Any, name: str) -> Any:
-        if id(self) in reads and (name != "__dict__" or not is_foreign_name(sys._getframe(1).f_globals.get("__name__"))):
-            reads[id(self)].add(name)  # graphreg reads the whole ``__dict__`` to find what a trace changes; only code of a model counts
+        if id(self) in reads and (name != "__dict__" or _is_of_model(sys._getframe(1))):
+            reads[id(self)].add(name)
         return original(self, name)
 
     return get
 
 
-def _mentioned(module: nn.Module) -> _Names:
+def _is_of_model(frame: types.FrameType) -> bool:
+    """Whether code of a model reads a whole ``__dict__``. graphreg does so to find what a trace changes, and so do copies."""
+    return not is_foreign_name(frame.f_globals.get("__name__")) and frame.f_code.co_name not in ("__getstate__", "__reduce_ex__")
+
+
+def _mentioned(code: ReachableCode) -> _Names:
     """Return the names that the code of a module's forward mentions, and the texts in it, which ``getattr`` may take for names."""
-    code = reachable_code([module])
     texts = {text for function in code.functions.values() for text in function.__code__.co_consts if isinstance(text, str)}
     return frozenset(code.mentioned | texts | {_CHECKPOINTS})
 
@@ -202,6 +273,25 @@ def _is_object(value: Any) -> bool:
     if isinstance(value, (nn.Module, Tensor, type)) or callable(value) or is_foreign_class(type(value)):
         return False
     return hasattr(value, "__dict__")
+
+
+def _is_data(value: Any) -> bool:
+    """Whether a variable has data that a forward may read, and no function, class or Python module."""
+    return _is_plain(value) or isinstance(value, Tensor) or type(value) in _CONTAINERS or _is_object(value)
+
+
+def _is_installed(file: str) -> bool:
+    """Whether a file of Python code belongs to an installed package."""
+    folders = file.replace("\\", "/")
+    return "/site-packages/" in folders or "/dist-packages/" in folders
+
+
+def _content(cell: types.CellType) -> Any:
+    """Return the value of a variable of a function around; a function that stands for nothing if it is not assigned yet."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return _content
 
 
 def _of_class(owner: Any, name: str) -> Any:

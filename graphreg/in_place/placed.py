@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import logging
 import threading
@@ -241,6 +242,24 @@ class Placed(ModuleHandle, InPlaceHandle):
         scale = written_scale(given.scale)
         seeds = self.shared.seeds
         return Asked(given.regularizers, seeds, front_end, given.missing, given.own_dropout, given.penalties, scale, given.eval_penalties)
+
+    @property
+    def attaches(self) -> bool:
+        return self.options.penalties == "attach"
+
+    @property
+    def is_traced(self) -> bool:
+        return bool(self._made)
+
+    def last_penalties(self) -> Mapping[str, Tensor]:
+        return super().last_penalties() if self._made else {}
+
+    def scale(self) -> Any:
+        return self.options.scale
+
+    def set_scale(self, scale: Any) -> None:
+        super().set_scale(scale)
+        self.options = dataclasses.replace(self.options, scale=scale)  # for the graphs to come
 
     def rng_state(self) -> dict[str, Any]:
         key = self.shared.key

@@ -13,15 +13,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from graphreg.errors import GraphRegError
+from graphreg.errors import GraphRegError, TraceError, listed
 from graphreg.in_place.fingerprint import Fingerprint, reads_recorded
-from graphreg.ir import PLACED, RULES, SIZE_ASSERTIONS, Missing, scope_of
+from graphreg.ir import PLACED, RULES, SIZE_ASSERTIONS, Missing, copied_contents, scope_of
 from graphreg.planning import OwnDropout, Plan, plan
 from graphreg.regularizer import Regularizer
 from graphreg.rewriting import rewrite_with
 from graphreg.runtime import Drawing, Penalties, RewrittenModule, Rules, Scale, SharedState, graphs_of, rules_of
-from graphreg.torch_internals import CALL_HOOKS, COMPILED_CALL, Changes, at_rest
-from graphreg.tracing import DECISIONS, FrontEnd, mode_asked, trace
+from graphreg.torch_internals import CALL_HOOKS, COMPILED_CALL, Changes, at_rest, pytree
+from graphreg.tracing import DECISIONS, FrontEnd, Traced, mode_asked, trace
 
 ORIGINAL = "graphreg_original"  # the attribute of the generated class that has the model's own class
 _ASKS = (*SIZE_ASSERTIONS, *DECISIONS, mode_asked)  # nodes that raise OtherInputs
@@ -57,6 +57,7 @@ class StructureGraph:
         asks: Whether the graph asserts something about sizes, flags or modes, so that it may refuse a call of this structure.
         late: Whether it may do so when it has changed or drawn something already.
         hooks: The hooks of the modules that the graph does not call, each dict with the module's path.
+        held: What the arguments were that are not tensors, so that no other object gets their ids, which the structure's text may have.
         known: The shapes of the inputs with which it has run.
     """
 
@@ -66,6 +67,7 @@ class StructureGraph:
     asks: bool
     late: bool
     hooks: list[tuple[dict[int, Any], str]]
+    held: Any
     known: set[tuple[torch.Size, ...]] = field(default_factory=set)
 
     @property
@@ -85,9 +87,10 @@ class StructureGraph:
 
 def traced_for(model: nn.Module, example: Any, options: Options, shared: SharedState) -> StructureGraph:
     """Trace the model for a call with the arguments ``example``, and return the graph with the regularizers in it."""
+    held = copied_contents(pytree.tree_map_only(Tensor, lambda tensor: None, example))
     with bare(model), _spelled_out(model, example):
         with reads_recorded(model) as reads:
-            traced = trace(model, example, options.front_end)
+            traced = _traced(model, example, options.front_end)
         fingerprint = Fingerprint(model, reads)
         decided = plan(traced, list(options.regularizers.values()), options.missing, options.own_dropout)
         module = rewrite_with(traced, decided, shared, options.penalties, options.scale)
@@ -97,9 +100,25 @@ def traced_for(model: nn.Module, example: Any, options: Options, shared: SharedS
     graphs = graphs_of(module).values()
     asks = [[node.target in _ASKS for node in graph.nodes] for graph in graphs]
     late = any(True in asked[_first_effect(graph) :] for graph, asked in zip(graphs, asks, strict=True))
-    made = StructureGraph(module, decided, fingerprint, any(map(any, asks)), late, _hooks(model, module))
+    made = StructureGraph(module, decided, fingerprint, any(map(any, asks)), late, _hooks(model, module), held)
     made.refuse_hooks()
     return made
+
+
+def _traced(model: nn.Module, example: Any, front_end: FrontEnd) -> Traced:
+    """Trace the model; if it checkpoints activations and no trace is possible, say so."""
+    try:
+        return trace(model, example, front_end)
+    except TraceError as error:
+        title = type(model).__name__
+        on = [path or title for path, inner in model.named_modules() if getattr(inner, "gradient_checkpointing", False) is True]
+        if not on:
+            raise
+        raise TraceError(
+            f"activation checkpointing is on ({listed(on, 3)}), and a trace of {title} would lose the checkpoints. Switch it "
+            "off: model.gradient_checkpointing_disable(), or leave it out of the Trainer's arguments. To save memory, compile the model "
+            "and set torch._functorch.config.activation_memory_budget."
+        ) from error
 
 
 def _first_effect(graph: Any) -> int:

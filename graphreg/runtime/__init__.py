@@ -39,7 +39,7 @@ from graphreg.runtime.handle import (
     rewritten,
     rules_of,
 )
-from graphreg.runtime.module_handle import ModuleHandle, no_noise
+from graphreg.runtime.module_handle import ModuleHandle, handle_of, no_noise
 from graphreg.runtime.noise_keys import KeyRule, SharedKeyRule, key_of
 from graphreg.runtime.noise_state import BACKEND_STATE, IN_PLACE_STATE, checked_state, written_state
 from graphreg.runtime.owned_state import State, StatefulTotal
@@ -58,8 +58,8 @@ __all__ = [
     "NativeDropoutRule", "Penalties", "Places", "Regularized", "Regulated", "RewrittenModule", "Rules", "RuntimeModule", "Samples",
     "Scale", "SharedKeyRule", "SharedState", "SpliceRule", "State", "StatefulTotal", "StreamName", "Total", "Track", "Way",
     "accumulation", "asked_of", "backend_handle", "call_within", "changed_strengths", "check_penalties", "check_scale",
-    "checked_state", "collect", "current", "frozen_noise", "graphs_of", "identity", "in_place", "in_place_handle", "key_of",
-    "lowering", "native_draws", "no_noise", "noise_on", "record_of", "refuse_twice", "reset_state", "rewritten", "rng_state",
-    "rules_of", "sample", "set_ranks", "set_rng_state", "set_strength", "site_strengths", "storage_of", "strength_text", "strengths",
-    "strengths_now", "strengths_on", "written_scale", "written_state",
+    "checked_state", "collect", "current", "frozen_noise", "graphs_of", "handle_of", "identity", "in_place", "in_place_handle",
+    "key_of", "lowering", "native_draws", "no_noise", "noise_on", "record_of", "refuse_twice", "reset_state", "rewritten",
+    "rng_state", "rules_of", "sample", "set_ranks", "set_rng_state", "set_strength", "site_strengths", "storage_of", "strength_text",
+    "strengths", "strengths_now", "strengths_on", "written_scale", "written_state",
 ]  # fmt: skip

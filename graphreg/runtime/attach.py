@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from graphreg.torch_internals import (
 )
 
 Penalties = Literal["return", "attach"]
-Scale = float | Tensor | Callable[[], Any] | Any  # Any: a GradScaler, of which torch has several classes
+Scale = float | Tensor | Callable[[], Any] | Any  # Any: a GradScaler, of which torch has several classes, or a CallScale
 
 
 class AttachRule(nn.Module):
@@ -34,16 +35,19 @@ class AttachRule(nn.Module):
         scale: The factor for the gradient of the penalties, as the user gave it; None means 1.
         last: The penalties of the last call by name, detached.
         now: The value of ``scale`` in the running call, shape [1]; used only while ``fed`` is True.
-        fed: Whether ``feed`` has set ``now`` for the running call.
+        share: The factor in the running call for penalties that are added to a loss, shape [1]; likewise.
+        fed: Whether ``feed`` has set ``now`` and ``share`` for the running call.
     """
 
     now: Tensor
+    share: Tensor
 
     def __init__(self, names: tuple[str, ...], scale: Scale | None, device: torch.device | None = None) -> None:
         super().__init__()
         self.names, self.scale = names, scale
         self.last: dict[str, Tensor] = {}
         self.register_buffer("now", torch.ones(1, device=device), persistent=False)  # not 0-d: see RuntimeModule
+        self.register_buffer("share", torch.ones(1, device=device), persistent=False)
         self.fed = False
         known_to_dynamo()
 
@@ -71,18 +75,19 @@ class AttachRule(nn.Module):
         """Whether the scale is a GradScaler or a function, which must be read anew at each call."""
         return not (self.scale is None or isinstance(self.scale, (int, float, Tensor)))
 
-    def feed(self) -> None:
-        """Read the present scale into a new tensor, because the tensor of an earlier call may be saved for that call's backward.
+    def feed(self, args: Any = (), kwargs: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """Read the present scale, for a call with these arguments, into new tensors: those of an earlier call may be saved for backward.
 
         This method runs before the forward, outside of the code that Dynamo traces: a GradScaler has no tensor before its first use, and
         Dynamo would compile the number that a function returns as a constant, and recompile for each new number.
         """
+        self.now, self.share = (self._fed(value) for value in factors(self.scale, args, kwargs))
+
+    def _fed(self, value: Any) -> Tensor:
         dtype = widest(self.now.device)
-        value = current(self.scale)
         if isinstance(value, Tensor):
-            self.now = value.detach().to(self.now.device, dtype, copy=True).view(1)
-        else:
-            self.now = torch.full((1,), value, dtype=dtype, device=self.now.device)
+            return value.detach().to(self.now.device, dtype, copy=True).view(1)
+        return torch.full((1,), value, dtype=dtype, device=self.now.device)
 
     def forward(self, outputs: tuple[Any, ...], penalties: tuple[Tensor, ...], to_loss: bool) -> tuple[Any, ...]:
         """Return the outputs, from which a backward pass now reaches the penalties. Their values stay the same, unless ``to_loss``.
@@ -99,6 +104,9 @@ class AttachRule(nn.Module):
                 raise RegularizerError(
                     f"the output's loss has shape {tuple(loss.shape)}; penalties attach to a scalar. Use penalties='return'."
                 )
+            if self.training and self.scale is not None and not hasattr(self.scale, "get_scale"):  # nothing accumulates in eval mode
+                share = self.share[0] if self.fed else torch.as_tensor(factors(self.scale)[1])
+                total = total * share.to(total.device, total.dtype)
             return (loss + total.to(loss.dtype),)
         tensors: list[Tensor] = []
         strange: list[str] = []
@@ -111,10 +119,29 @@ class AttachRule(nn.Module):
             )
         if not tensors:
             return outputs
-        scale = self.now[0] if self.fed else torch.as_tensor(current(self.scale))
+        scale = self.now[0] if self.fed else torch.as_tensor(factors(self.scale)[0])
         scale = scale.to(total.device, total.dtype, copy=True)  # a copy for backward: a GradScaler updates its tensor in place
         joined = list(join(total, scale, tuple(tensors)))
         return tuple(rebuilt(out, joined) for out in outputs)
+
+
+class CallScale(Protocol):
+    """A scale that depends on the arguments of a call."""
+
+    def of_call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Return the factor for gradients of penalties that join the backward pass, and that for penalties that are added to a loss."""
+
+
+def factors(scale: Scale | None, args: Sequence[Any] = (), kwargs: Mapping[str, Any] = MappingProxyType({})) -> tuple[Any, Any]:
+    """Return the factor for the gradients of penalties that join the backward pass, and that for penalties that are added to a loss.
+
+    A GradScaler scales the loss itself, with the penalties in it.
+    """
+    if hasattr(scale, "of_call"):
+        gradient, share = scale.of_call(args, kwargs)
+        return gradient, share
+    value = current(scale)
+    return value, 1.0 if scale is None or hasattr(scale, "get_scale") else value
 
 
 def current(scale: Scale | None) -> Any:
@@ -189,7 +216,8 @@ def check_penalties(penalties: str) -> None:
 
 def check_scale(scale: Scale | None) -> None:
     """Raise RegularizerError for a ``scale=`` that is not a positive number, a 0-d tensor, a GradScaler or a function."""
-    ok = scale is None or hasattr(scale, "get_scale") or callable(scale) or (isinstance(scale, Tensor) and scale.dim() == 0)
+    reads = hasattr(scale, "get_scale") or hasattr(scale, "of_call")
+    ok = scale is None or reads or callable(scale) or (isinstance(scale, Tensor) and scale.dim() == 0)
     number = isinstance(scale, (int, float)) and 0 < scale < float("inf")
     if not ok and not number:
         raise RegularizerError(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphreg.errors import GraphRegError, TraceError
-from graphreg.ir import has_keys
+from graphreg.ir import contents_of, has_keys, may_change, shown_contents
 from graphreg.runtime.attach import collect
 from graphreg.runtime.derivative_penalty import run
 from graphreg.runtime.gradient_join import begin_call, end_call
@@ -48,7 +48,7 @@ def chosen(
     """
     in_train, in_eval = (forwards.get("both") or forwards[mode] for mode in ("train", "eval"))
     train_compiled, eval_compiled = (compiled.get("both") or compiled[mode] for mode in ("train", "eval"))
-    positions, required = _positions(in_train, specialized), _positions(in_train, dict.fromkeys(carried))
+    check = _argument_check(in_train, specialized, carried)
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Run the model in its present mode, with the additions. Returns ``(output, penalties)``; only the output if penalties attach."""
@@ -57,17 +57,7 @@ def chosen(
                 "a rewritten module cannot be traced again: the trace would freeze its keys and its mode. "
                 "Use its .graph, or trace what graphreg.strip(module) gives."
             )
-        for name, (position, value) in positions.items():
-            passed = args[position] if position < len(args) else kwargs.get(name, value)
-            if passed is not value and not (type(passed) is type(value) and passed == value):
-                raise GraphRegError(
-                    f"{name} was specialized to {value!r} when the model was traced. Give regularize example_inputs that carry {name}."
-                )
-        for name, (position, _) in required.items():
-            if position >= len(args) and name not in kwargs:
-                raise GraphRegError(
-                    f"{name} was carried by the example_inputs, so the graph needs it. Give it at each call, or trace without it."
-                )
+        check(args, kwargs)
         if torch.compiler.is_dynamo_compiling() and not is_exporting():  # an export has torch's operators only
             code = train_compiled if self.training else eval_compiled
         else:
@@ -80,6 +70,35 @@ def chosen(
 
     # Dynamo limits the recompilations of one code object (8 by default). So each class needs a code object of its own, as in torch.fx.
     return functools.wraps(in_train)(with_own_code(forward))
+
+
+def _argument_check(
+    forward: Callable[..., Any], specialized: Mapping[str, Any], carried: Sequence[str]
+) -> Callable[[Sequence[Any], Mapping[str, Any]], None]:
+    """Return a function that raises GraphRegError for arguments that the graph was not made for. Dynamo traces it."""
+    positions, required = _positions(forward, specialized), _positions(forward, dict.fromkeys(carried))
+    fixed = {name: (i, value) for name, (i, value) in positions.items() if not may_change(value)}
+    changing = {n: (i, v, contents_of(v), shown_contents(v)) for n, (i, v) in positions.items() if n not in fixed}
+
+    def check(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        for name, (position, value) in fixed.items():
+            passed = args[position] if position < len(args) else kwargs.get(name, value)
+            if passed is not value and not (type(passed) is type(value) and passed == value):
+                raise GraphRegError(
+                    f"{name} was specialized to {value!r} when the model was traced. Give regularize example_inputs that carry {name}."
+                )
+        for name, (position, value, contents, then) in changing.items():
+            if contents_of(args[position] if position < len(args) else kwargs.get(name, value)) != contents:
+                raise GraphRegError(
+                    f"{name} was {then} when the model was traced, and the graph is specialized to that. It has other contents now, or is "
+                    f"another object. Regularize the model once more, with this {name} in the example_inputs."
+                )
+        for name, (position, _) in required.items():
+            if position >= len(args) and name not in kwargs:
+                raise GraphRegError(
+                    f"{name} was carried by the example_inputs, so the graph needs it. Give it at each call, or trace without it."
+                )
+    return check
 
 
 def signature(forward: Callable[..., Any], graph: fx.Graph) -> inspect.Signature:
@@ -160,7 +179,7 @@ skip_frame(call_within)
 def _begin(attach: Any, args: Any, kwargs: Any) -> frozenset[int] | None:
     """Prepare a call; return the argument ``before`` for ``_end``, which must run after the call."""
     if attach.asks:
-        attach.feed()
+        attach.feed(args, kwargs)
         attach.fed = True
     tensors: list[Tensor] = []
     strange: list[str] = []

@@ -14,16 +14,18 @@ from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from torch import nn
+from torch import Tensor, nn
 
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, listed, suggestions_text
 from graphreg.ir import NativeDropout, select_among
 from graphreg.regularizer import ByDepth, Regularizer
+from graphreg.runtime.attach import AttachRule, check_scale
 from graphreg.runtime.build_record import Asked
 from graphreg.runtime.handle import Handle, backend_handle, in_place_handle, native_draws, record_of, rewritten, rules_of
 from graphreg.runtime.noise_keys import KeyRule, key_of
 from graphreg.runtime.noise_state import MODULE_STATE, checked_state, written_state
 from graphreg.runtime.owned_state import Saved, State
+from graphreg.runtime.rewritten_module import RewrittenModule
 from graphreg.runtime.runtime_module import Drawing, Rules
 from graphreg.runtime.site_strengths import OWN
 from graphreg.torch_internals import Changes
@@ -107,6 +109,38 @@ class ModuleHandle(Handle):
                 raise NoMatchError(f"{selector!r} matches no site of {name}.{suggestions_text(str(selector), sites)} Its sites: {known}.")
             chosen |= dict.fromkeys(matched, strength)
         return chosen
+
+    @property
+    def attaches(self) -> bool:
+        """Whether penalties attach; False for a module without penalties."""
+        return "attach" in rules_of(self.module)._modules
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether there is a graph."""
+        return True
+
+    def current(self) -> RewrittenModule:
+        """Return the rewritten module; for a model that is regularized in place, that of the last call."""
+        return rewritten(self.module)  # type: ignore[return-value]
+
+    def last_penalties(self) -> Mapping[str, Tensor]:
+        """Return the attached penalties of the last call by name, detached."""
+        attach = rules_of(self.module)._modules.get("attach")
+        return dict(attach.last) if isinstance(attach, AttachRule) else {}
+
+    def scale(self) -> Any:
+        """Return the scale of attached penalties; None if none was given."""
+        return next((attach.scale for attach in self._attached()), None)
+
+    def set_scale(self, scale: Any) -> None:
+        """Set the scale of attached penalties: a number, a 0-d tensor, a GradScaler, a function, a ``CallScale``, or None for 1."""
+        check_scale(scale)
+        for attach in self._attached():
+            attach.scale = scale
+
+    def _attached(self) -> list[AttachRule]:
+        return [child for rules in self._containers() for child in rules.children() if isinstance(child, AttachRule)]
 
     def rng_state(self) -> dict[str, Any]:
         key = self._key()

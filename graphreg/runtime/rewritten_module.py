@@ -26,6 +26,7 @@ from graphreg.ir import (
     State,
     check_arguments,
     check_names,
+    contents_of,
     freeze,
     plain,
     registered,
@@ -339,8 +340,7 @@ def _join_class(module: RewrittenModule, references: tuple[Any, ...]) -> None:
     state, kind = _known(module), type(module)
     if kind.__bases__ != (RewrittenModule,):
         return
-    arguments = state.model.specialized.items()
-    specialized = [(name, type(value), repr(value) if isinstance(value, PLAIN) else id(value)) for name, value in arguments]
+    specialized = [(name, type(value), contents_of(value)) for name, value in state.model.specialized.items()]
     ours = [name for name in vars(kind) if name in vars(RewrittenModule)]
     source = (state.model.class_name, sorted(state.model.methods))
     key = repr((kind.__name__, state.codes, state.compiled_codes, source, specialized, sorted(ours), references, _structure(module)))

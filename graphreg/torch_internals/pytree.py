@@ -4,6 +4,7 @@ torch has no public names for these functions. graphreg needs torch's implementa
 and torch.export uses it.
 """
 
+from torch.utils._pytree import SUPPORTED_NODES as SUPPORTED_NODES
 from torch.utils._pytree import TreeSpec as TreeSpec
 from torch.utils._pytree import _register_namedtuple as register_namedtuple
 from torch.utils._pytree import tree_flatten as tree_flatten
@@ -12,4 +13,6 @@ from torch.utils._pytree import tree_map_only as tree_map_only
 from torch.utils._pytree import tree_unflatten as tree_unflatten
 from torch.utils._pytree import treespec_leaf as treespec_leaf
 
-__all__ = ["TreeSpec", "register_namedtuple", "tree_flatten", "tree_leaves", "tree_map_only", "tree_unflatten", "treespec_leaf"]
+__all__ = [
+    "SUPPORTED_NODES", "TreeSpec", "register_namedtuple", "tree_flatten", "tree_leaves", "tree_map_only", "tree_unflatten", "treespec_leaf",
+]  # fmt: skip

@@ -23,9 +23,8 @@ from torch import fx, nn
 from torch.fx.node import has_side_effect
 
 from graphreg.errors import GraphRegError
-from graphreg.ir import label_site
+from graphreg.ir import FOREIGN, label_site
 from graphreg.torch_internals import Changes
-from graphreg.tracing.symbolic.proxies import FOREIGN
 
 CHECKPOINTS = "it checkpoints activations, which a trace would lose"  # why both front ends make such a module opaque
 QUERIES: dict[str, Callable[[], Any]] = {

@@ -15,8 +15,9 @@ import torch
 from torch import nn
 from torch.fx.proxy import Attribute
 
+from graphreg.ir import FOREIGN
 from graphreg.torch_internals import Changes, forward_hooks
-from graphreg.tracing.symbolic.proxies import FOREIGN, Value
+from graphreg.tracing.symbolic.proxies import Value
 from graphreg.tracing.type_inference import ATTRIBUTES, definite_type, is_tensor
 
 Globals = dict[str, Any]

@@ -24,8 +24,11 @@ from graphreg.ir import (
     Reads,
     Site,
     check_names,
+    contents_of,
+    copied_contents,
     find_native_dropouts,
     fixed,
+    may_change,
     parameter_reads,
     specialized_arguments,
     stacks,
@@ -64,7 +67,7 @@ class Traced(RenamedAttributes):
         graphs: By mode: ``{"both": graph}`` if one graph serves train and eval mode, else ``{"train": ..., "eval": ...}``.
         values: The sites that are values of the graphs, not parameters.
         opaque_modules: Opaque modules by path, with the reason why the tracer cannot see into them.
-        specialized: Specialized arguments by name, with the value that the graphs fix.
+        specialized: Specialized arguments by name, with the value that the graphs fix; of a list or object, a copy.
         front_end: The front end that made the graphs: ``symbolic`` or ``export``.
         asked_front_end: The option ``front_end`` of ``trace``.
         constants: By name, tensors that the forward made during the trace and that the graphs read as constants.
@@ -175,6 +178,22 @@ def _trace(model: nn.Module, example_inputs: Any, front_end: FrontEnd) -> Traced
     call = arguments(example_inputs)
     bound = bind(model, call)
     specialized = _specialized(model, bound if call else None)
+    before = {name: contents_of(value) for name, value in specialized.items() if may_change(value)}
+    kept = {name: copied_contents(value) for name, value in specialized.items()}
+    traced = replace(_trace_from(model, front_end, specialized, bound, call), specialized=kept)
+    changed = [name for name, contents in before.items() if contents_of(specialized[name]) != contents]
+    if changed:
+        raise TraceError(
+            f"the forward of {type(model).__name__} changes the contents of its argument {changed[0]}, which a graph would not do. "
+            "Change a copy in the forward, or make the change before the call."
+        )
+    return traced
+
+
+def _trace_from(
+    model: nn.Module, front_end: FrontEnd, specialized: Mapping[str, Any], bound: Mapping[str, Any], call: Arguments | None
+) -> Traced:
+    """Trace a model, or take the graph of a GraphModule."""
     if isinstance(model, fx.GraphModule):
         if front_end == "export":
             raise TraceError("a GraphModule already has a graph, so front_end='export' does not apply to it. Leave front_end out.")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 transformers = pytest.importorskip("transformers")
 
@@ -48,7 +49,7 @@ def test_gpt2_trains_generates_and_is_saved(tmp_path: Any) -> None:
     for cure, call in (("use_cache=True", {"use_cache": True}), ("a DynamicCache", {"past_key_values": transformers.DynamicCache()})):
         with pytest.raises(TraceError, match=f"the call .*{cure}.* Call model.eval.. first, as for generation"):
             model(**batch(), **call)
-    frames: Any = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    frames: Any = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, fullgraph=True, backend=frames)
     assert [float(loss) for loss in steps(model, compiled)] == pytest.approx([float(loss) for loss in steps(other, module)])
     assert frames.frame_count == 1
@@ -94,8 +95,98 @@ def test_adapters_of_peft() -> None:
     assert graphreg.rng_state(inner)["call"] == 3 and torch.equal(adapted.eval()(x), twin.eval()(x))
 
 
+def test_adapters_are_switched() -> None:
+    peft = pytest.importorskip("peft")
+    x = torch.randn(3, 4)
+    config = peft.LoraConfig(target_modules=["hid"], r=2, init_lora_weights=False)
+    adapted = peft.get_peft_model(perceptron(), config)
+    adapted.add_adapter("other", config)
+    twin = copy.deepcopy(adapted).train()
+    graphreg.regularize_(adapted.base_model.model, hidden_dropout=0.5, rng=1)
+    adapted.train()
+    outputs = []
+    for call, name in enumerate(("default", "other", "default", "other")):
+        for each in (adapted, twin):
+            each.set_adapter(name)
+        module = graphreg.regularize(twin.base_model.model, hidden_dropout=0.5, rng=1, example_inputs=x)
+        graphreg.set_rng_state(module, graphreg.rng_state(module) | {"call": call})
+        outputs.append(adapted(x))
+        assert torch.equal(outputs[-1], module(x).output)
+    assert not torch.equal(outputs[0], outputs[1])
+
+
+def vit() -> nn.Module:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model: nn.Module = timm.models.VisionTransformer(img_size=16, patch_size=8, embed_dim=8, depth=1, num_heads=2, num_classes=3)
+    return model
+
+
+IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_classifier_is_reset_between_steps() -> None:
+    model, other = graphreg.regularize_(vit(), **ASKED, scale=1), vit()
+    for call, classes in enumerate((3, 5, 2)):
+        for each in (model, other):
+            torch.manual_seed(call)
+            each.reset_classifier(classes)  # type: ignore[operator]
+        module = graphreg.regularize(other, **ASKED, example_inputs=IMAGES)
+        graphreg.set_rng_state(module, graphreg.rng_state(module) | {"call": call})
+        output = model(IMAGES)
+        assert output.shape == (2, classes) and torch.equal(output, module(IMAGES).output)
+
+
+def lightning_module() -> nn.Module:
+    lightning = pytest.importorskip("lightning")
+
+    class Module(lightning.LightningModule):  # type: ignore[name-defined,misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = perceptron()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.net(x)
+            return y
+
+    return Module()
+
+
+COMPILED: dict[str, tuple[Any, dict[str, Any]]] = {
+    "timm vit": (vit, {"x": IMAGES}),
+    "lightning": (lightning_module, {"x": torch.ones(3, 4)}),
+    "bert": (lambda: build("bert"), batch()),
+    "llama": (lambda: build("llama"), batch()),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in ("timm vit", "lightning") else pytest.param(name, marks=pytest.mark.sweep) for name in COMPILED]
+)
+def test_compiled_as_a_whole(name: str) -> None:
+    """One frame in train mode, and the losses of eager."""
+    make, call = COMPILED[name]
+    torch.compiler.reset()
+    losses = []
+    frames: Any = CompileCounterWithBackend("aot_eager")
+    for compiled in (False, True):
+        model = graphreg.regularize_(make().train(), **ASKED, scale=1)
+        run: Any = torch.compile(model, fullgraph=True, backend=frames) if compiled else model
+        optimizer, found = torch.optim.SGD(model.parameters(), lr=0.1), list[float]()
+        for _ in range(2):
+            output = run(**call)
+            loss = output.square().mean() if isinstance(output, Tensor) else output.loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            found.append(loss.item())
+        losses.append(found)
+    assert losses[0] == pytest.approx(losses[1]) and frames.frame_count == 1
+
+
 def test_prepared_by_accelerate_after() -> None:
     accelerate = pytest.importorskip("accelerate")
+    accelerate.state.AcceleratorState._reset_state(True)  # of a trainer in another test
     accelerator = accelerate.Accelerator(mixed_precision="bf16", cpu=True)
     model, x = graphreg.regularize_(perceptron(), hidden_dropout=0.5, rng=1), torch.randn(3, 4)
     prepared = accelerator.prepare(model)
@@ -105,3 +196,4 @@ def test_prepared_by_accelerate_after() -> None:
     assert torch.equal(prepared(x), expected)
     with pytest.raises(TraceError, match="Regularize first, prepare after"):
         graphreg.regularize_(accelerator.prepare(perceptron()), hidden_dropout=0.5)
+    accelerate.state.AcceleratorState._reset_state(True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -89,6 +90,34 @@ def test_the_backend_and_a_trace(name: str) -> None:
     module = graphreg.rewrite(traced, graphreg.plan(traced, graphreg.from_kwargs(traced, hidden_l1=0.1)), rng=0)
     penalties = (module(**given) if isinstance(inputs, dict) else module(*inputs)).penalties
     torch.testing.assert_close(backend.penalties(), penalties)
+
+
+def decorated(forward: Any) -> Any:
+    @functools.wraps(forward)
+    def wrapper(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return forward(self, *args, **kwargs)
+
+    return wrapper
+
+
+class Decorated(nn.Module):
+    """Its forward is inside a decorator's function, as those of transformers are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    @decorated
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.inner(x).relu())
+        return y
+
+
+def test_outputs_of_a_decorated_forward_through_the_backend() -> None:
+    torch.compiler.reset()
+    backend = graphreg.backend(inner="eager", output_dropout=0.5)
+    torch.compile(Decorated(), backend=backend)(torch.ones(2, 4))
+    assert [site.name for part in backend.subgraphs for site in part.traced.values if site.role == "output"] == ["head"]
 
 
 @pytest.mark.parametrize("front_end", ["symbolic", "export"])

@@ -74,6 +74,7 @@ class Pair(NamedTuple):
 @canary("nested values are taken apart", "samples, penalties and front ends", *(f"pytree.{name}" for name in pytree.__all__))
 def nested_values() -> None:
     pytree.register_namedtuple(Pair, serialized_type_name="graphreg_canary.Pair")
+    assert list in pytree.SUPPORTED_NODES and object not in pytree.SUPPORTED_NODES
     value = {"a": Pair(1, [torch.ones(1)])}
     leaves, spec = pytree.tree_flatten(value)
     assert "graphreg_canary.Pair" in torch.utils._pytree.treespec_dumps(spec)

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import is_tensor_method_or_property
 
-from graphreg.ir import SIZE_ATTRIBUTES, SIZES
+from graphreg.ir import FOREIGN, SIZE_ATTRIBUTES, SIZES
 from graphreg.torch_internals import HigherOrderOperator
-from graphreg.tracing.symbolic.proxies import FOREIGN
 
 PLAIN = (
     float, int, bool, str, complex, type(None), type(...), torch.dtype, torch.device, torch.memory_format, torch.layout,

@@ -18,9 +18,9 @@ from typing import Any
 
 from torch import nn
 
+from graphreg.ir import FOREIGN
 from graphreg.torch_internals import forward_hooks
 from graphreg.tracing.side_effects.state_places import content
-from graphreg.tracing.symbolic.proxies import FOREIGN
 
 _CLOCKS = {"time", "datetime", "uuid", "secrets"}  # modules whose functions return another value at each call
 _CALLED = {types.FunctionType, types.MethodType, functools.partial, functools._lru_cache_wrapper}

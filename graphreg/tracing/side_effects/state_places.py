@@ -12,9 +12,8 @@ import torch
 from torch import fx
 
 from graphreg.errors import TraceError
-from graphreg.ir import SIZE_ATTRIBUTES, function_name
+from graphreg.ir import FOREIGN, SIZE_ATTRIBUTES, function_name
 from graphreg.torch_internals import is_fake
-from graphreg.tracing.symbolic.proxies import FOREIGN
 
 REGISTERED = ("_parameters", "_buffers", "_modules")
 PLAIN = (int, float, complex, str, bytes, type(None))

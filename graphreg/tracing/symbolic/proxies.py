@@ -14,11 +14,7 @@ import torch
 from torch import fx
 from torch.fx.proxy import Attribute
 
-from graphreg.ir import IN_PLACE_NAMES, label_site, origin_now, scope_of
-
-# Packages that have no code of a model. Code in them may see the class of a proxy; the code of a model may not. functools is left out,
-# because its singledispatch checks classes for the model.
-FOREIGN = sys.stdlib_module_names - {"__main__", "functools"} | {"torch", "graphreg", "numpy", "scipy", "pandas", "networkx", "sympy"}
+from graphreg.ir import FOREIGN, IN_PLACE_NAMES, label_site, origin_now, scope_of
 
 
 def _tests_class(frame: types.FrameType) -> bool:

@@ -1,0 +1,50 @@
+"""``RegularizerState`` for checkpoints of accelerate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from graphreg.integrations.parts import Parts, TrainerScale
+
+
+class RegularizerState:
+    """Noise and strengths of a model, for ``accelerator.register_for_checkpointing(RegularizerState(model, accelerator))``.
+
+    ``accelerator.save_state`` then saves them, and ``load_state`` resumes them. ``accelerator.backward`` divides the loss by
+    ``gradient_accumulation_steps`` and scales it in mixed precision; the gradients of attached penalties follow, unless you have given a
+    ``scale=`` yourself.
+    """
+
+    def __init__(self, model: nn.Module, accelerator: Any = None) -> None:
+        """Find the regularized modules.
+
+        Args:
+            model: The model, before or after ``accelerator.prepare``.
+            accelerator: The accelerator that calls backward. Without it, no scale is set.
+        """
+        self._parts = Parts(model)
+        if accelerator is not None:
+            self._parts.scale_by(_AcceleratorScale(accelerator))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state."""
+        return self._parts.state()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Resume from a state."""
+        self._parts.load(state)
+
+
+class _AcceleratorScale(TrainerScale):
+    """Asks the accelerator at each call. A copy of it asks the same accelerator."""
+
+    def __init__(self, accelerator: Any) -> None:
+        super().__init__()
+        self.accelerator = accelerator
+
+    def of_call(self, args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+        self.batches, self.scaler = self.accelerator.gradient_accumulation_steps, getattr(self.accelerator, "scaler", None)
+        return super().of_call(args, {})

@@ -1,0 +1,82 @@
+"""``RegularizerCallback`` for the Trainer of transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from graphreg.errors import GraphRegError
+from graphreg.integrations.parts import Parts, TrainerScale
+from graphreg.ir import Selector
+
+try:
+    from transformers.trainer_callback import ExportableState, TrainerCallback
+except ImportError as error:
+    raise GraphRegError("this callback is for the Trainer of transformers: pip install 'graphreg[trainers]'.") from error
+
+
+class RegularizerCallback(TrainerCallback, ExportableState):  # type: ignore[misc]  # transformers has no types
+    """Saves noise and strengths in the Trainer's checkpoints and resumes them, logs the penalties, and sets their scale.
+
+    Give it to the Trainer: ``Trainer(model, ..., callbacks=[RegularizerCallback()])``. The model is regularized before, and so may any
+    module in it be. Each log has ``penalty/NAME``, the value of the last call, and ``strength/NAME``.
+
+    The Trainer divides the loss of each batch by the number of batches in a step; if the model gets ``num_items_in_batch``, it divides the
+    loss by that instead. In both cases a step has the mean of the penalties over its batches, unless you have given a ``scale=`` yourself.
+    """
+
+    def __init__(self, watch: Selector | None = None) -> None:
+        """``watch``: a selector of values for which ``kept/SITE/NAME`` is logged, too: the share that a splice has kept."""
+        self.watch = watch
+        self.saved: dict[str, Any] | None = None
+        self._parts: Parts | None = None
+        self._scale = TrainerScale()
+
+    def state(self) -> dict[str, Any]:
+        """Return what the Trainer puts into a checkpoint."""
+        if self._parts is not None:
+            self.saved = self._parts.state()
+        return {"args": {}, "attributes": {"saved": self.saved}}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, *, model: nn.Module, optimizer: Any = None, **more: Any) -> None:
+        """Resume noise and strengths if there is a checkpoint, and set the scale."""
+        self._parts = Parts(model)
+        saved = state.stateful_callbacks[type(self).__name__]
+        saved = (saved[0] if isinstance(saved, list) else saved)["attributes"]["saved"]
+        if saved is not None:
+            self._parts.load(saved)
+        ranks = args.world_size if args.average_tokens_across_devices else 1
+        self._scale.ranks, self._scale.scaler = ranks, getattr(optimizer, "scaler", None)
+        self._parts.scale_by(self._scale)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **more: Any) -> None:
+        """Find out how many batches the step has: the last step of an epoch may have fewer."""
+        most = args.gradient_accumulation_steps
+        self._scale.batches = most
+        try:
+            batches = len(train_dataloader)
+        except TypeError:  # a stream, whose end nobody knows
+            return
+        steps = max(-(-batches // most), 1)
+        if state.global_step % steps == steps - 1:
+            self._scale.batches = batches % most or most
+
+    def on_step_end(self, *args: Any, **more: Any) -> None:
+        """Begin to watch as soon as there is a graph."""
+        if self._parts is not None:
+            self._parts.watch(self.watch)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **more: Any) -> None:
+        """Add the numbers to a log of training."""
+        if self._parts is None or logs is None or "loss" not in logs:
+            return
+        numbers = self._parts.numbers()
+        logs.update(numbers)
+        state.log_history[-1].update(numbers)
+
+    def on_train_end(self, *args: Any, **more: Any) -> None:
+        """Leave the scale as it was."""
+        if self._parts is not None:
+            self.saved = self._parts.state()
+            self._parts.close()

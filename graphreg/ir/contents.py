@@ -1,0 +1,162 @@
+"""The contents of an argument that is not a tensor: as text, to compare them between calls, and as a copy, to keep them.
+
+A graph is made for the contents that an argument had when the model was traced. The same object may have others at a later call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import array
+import copy
+import math
+import sys
+import types
+from collections import deque
+from enum import Enum
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graphreg.errors import shown
+from graphreg.torch_internals import pytree
+
+# Packages that hold no code of a model. Their class checks may see that a proxy is one; those of a model may not. functools is left
+# out, because singledispatch checks classes for the model.
+FOREIGN = sys.stdlib_module_names - {"__main__", "functools"} | {"torch", "graphreg", "numpy", "scipy", "pandas", "networkx", "sympy"}
+
+_HASHED = 1 << 60  # smaller whole numbers have hashes of their own, except -1
+_FIXED = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, Enum, range, type, types.FunctionType)
+_NO_CONTENTS = (type, nn.Module, Tensor, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType)
+_NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
+_ITEMS = (list, tuple, deque)
+_SETS = (set, frozenset)
+_BUFFERS = (bytearray, array.array)
+
+
+def contents_of(value: Any, within: tuple[Any, ...] = (), is_data: bool = True) -> str:
+    """Describe an argument: values that a forward can tell apart have different texts. Dynamo traces this function.
+
+    Args:
+        value: The argument, or something in it.
+        within: The containers and objects around the value.
+        is_data: Whether tensors are inputs of the graph, so that only dtype and number of dimensions count. Of other tensors, the identity
+            counts.
+    """
+    if isinstance(value, Tensor):
+        return f"{value.dtype}[{value.dim()}]" + ("" if is_data else f" {id(value)}")
+    if value is None or isinstance(value, (bool, str, torch.dtype, torch.device)):
+        return repr(value)
+    if isinstance(value, (int, float)) and not isinstance(value, Enum):
+        return _number(value)
+    kind = f"{type(value).__module__} {type(value).__qualname__}"
+    if isinstance(value, Enum):
+        return f"<{kind} {value.name}>"
+    if True in (around := [value is each for each in within]):
+        return f"<no. {around.index(True)} around it>"
+    if isinstance(value, (*_ITEMS, *_SETS, dict)):
+        return _items(value, (*within, value), is_data)
+    if _has_memory(value):
+        return f"<{kind} {getattr(value, 'dtype', '')} {getattr(value, 'shape', '')} {hash(bytes(value))}>"
+    if _is_fixed_value(value):
+        return f"<{kind} {value!r}>"
+    names = _attributes(value)
+    if names is None:
+        return f"<{kind} {id(value)}>"
+    is_data = is_data and type(value) in pytree.SUPPORTED_NODES
+    parts = [f"{name}={contents_of(getattr(value, name), (*within, value), is_data)}" for name in names]
+    return f"<{kind} {', '.join(parts)}>"
+
+
+def _number(value: Any) -> str:
+    if value in (math.inf, -math.inf):
+        return "float inf" if value > 0 else "float -inf"  # hash(inf) is hash(314159.0)
+    if isinstance(value, int) and not -_HASHED < value < _HASHED:
+        return f"({_number(value // _HASHED)}, {_number(value % _HASHED)})"
+    # by its hash: Dynamo makes a symbol of a number that has changed, and only hash() takes the number out of it again
+    return f"{type(value).__name__} {hash(value)}" + ("'" if value == -1 else "")  # hash(-1) is hash(-2)
+
+
+def _items(value: Any, within: tuple[Any, ...], is_data: bool) -> str:
+    kind = "" if type(value) in (list, tuple, dict) else type(value).__name__
+    if isinstance(value, dict):
+        return kind + "{" + ", ".join([f"{contents_of(k)}: {contents_of(item, within, is_data)}" for k, item in value.items()]) + "}"
+    texts = [contents_of(item, within, is_data) for item in value]
+    if isinstance(value, _SETS):
+        texts.sort()
+    ends = "[]" if isinstance(value, list) else "()"
+    return f"{kind}{ends[0]}{', '.join(texts)}{ends[1]}"
+
+
+def _has_memory(value: Any) -> bool:
+    """Whether a value is an array of numbers, as numpy's are."""
+    return isinstance(value, _BUFFERS) or (type(value).__module__ == "numpy" and hasattr(value, "tobytes") and hasattr(value, "dtype"))
+
+
+def _is_fixed_value(value: Any) -> bool:
+    """Whether a value is of a library's class whose objects are compared by value and do not change, such as a path or a fraction."""
+    kind = type(value)
+    compares: Any = kind.__eq__
+    return _is_foreign(kind) and compares is not object.__eq__ and kind.__hash__ is not None and not isinstance(value, _NO_CONTENTS)
+
+
+def _attributes(value: Any) -> list[str] | None:
+    """Return the names of an object's attributes, without values that are cached; None if its identity is all that counts."""
+    kind = type(value)
+    if isinstance(value, _NO_CONTENTS) or (_is_foreign(kind) and not isinstance(value, _NAMESPACES)):
+        return None
+    slots = [base.__dict__.get("__slots__", ()) for base in kind.__mro__]
+    named = [name for each in slots for name in ((each,) if isinstance(each, str) else each)]
+    found = [name for name in named if name not in ("__dict__", "__weakref__") and hasattr(value, name)]
+    if hasattr(value, "__dict__"):
+        found += [name for name in value.__dict__ if not isinstance(getattr(kind, name, None), cached_property)]
+    elif not named:
+        return None
+    return sorted(found)
+
+
+def _is_foreign(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] in FOREIGN
+
+
+def may_change(value: Any) -> bool:
+    """Whether the contents of a value may change in place."""
+    if isinstance(value, (tuple, frozenset)):
+        return any(map(may_change, value))
+    return not (isinstance(value, _FIXED) or _is_fixed_value(value))
+
+
+def copied_contents(value: Any, copies: dict[int, Any] | None = None) -> Any:
+    """Copy containers and objects with all that is in them; share tensors, modules, functions and what else has no contents."""
+    copies = {} if copies is None else copies
+    if id(value) in copies:
+        return copies[id(value)]
+    if isinstance(value, tuple):
+        items = [copied_contents(item, copies) for item in value]
+        return tuple(items) if type(value) is tuple else type(value)(*items) if hasattr(value, "_fields") else copy.copy(value)
+    if isinstance(value, (*_FIXED, *_NO_CONTENTS)) or _is_fixed_value(value):
+        return value
+    if isinstance(value, (list, deque, dict, *_SETS)) or _has_memory(value):
+        new = copies[id(value)] = copy.copy(value)
+        if isinstance(value, dict):
+            dict.update(new, {key: copied_contents(item, copies) for key, item in dict.items(value)})
+        elif isinstance(value, (list, deque)):
+            for i, item in enumerate(value):
+                new[i] = copied_contents(item, copies)
+        return new
+    names = _attributes(value)
+    if names is None:
+        return value
+    new = copies[id(value)] = copy.copy(value) if isinstance(value, _NAMESPACES) else object.__new__(type(value))
+    for name in names:
+        object.__setattr__(new, name, copied_contents(getattr(value, name), copies))
+    return new
+
+
+def shown_contents(value: Any) -> str:
+    """Quote an argument for a message: an object by its class and attributes."""
+    names = _attributes(value)
+    if names is None or isinstance(value, (*_ITEMS, *_SETS, dict)):
+        return shown(value)
+    return f"{type(value).__name__}({', '.join(f'{name}={shown(getattr(value, name))}' for name in names)})"

@@ -1,0 +1,92 @@
+"""A loop that accelerate drives: checkpoints, accumulation, autocast; the regularized model resumes bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import graphreg
+from graphreg import RegularizerError
+
+accelerate = pytest.importorskip("accelerate", reason="pip install 'graphreg[trainers]'")
+from graphreg.integrations.accelerate import RegularizerState  # noqa: E402
+
+SETTINGS: dict[str, Any] = {"hidden_dropout": 0.5, "weight_l2": 3.0, "rng": 1}
+X = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(autouse=True)
+def alone() -> Iterator[None]:
+    """Let each test have an accelerator with options of its own: accelerate keeps those of the first in a process."""
+    accelerate.state.AcceleratorState._reset_state(True)
+    yield
+    accelerate.state.AcceleratorState._reset_state(True)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hid, self.out = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.out(torch.relu(self.hid(x)))
+        return y
+
+
+def net() -> Net:
+    torch.manual_seed(0)
+    return Net()
+
+
+def prepared(accumulation: int = 1, rng: int = 1, **options: Any) -> tuple[Any, Any, Any]:
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=accumulation, **options)
+    model = graphreg.regularize_(net(), **{**SETTINGS, "rng": rng})
+    model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9))
+    accelerator.register_for_checkpointing(RegularizerState(model, accelerator))
+    return accelerator, model, optimizer
+
+
+def steps(accelerator: Any, model: Any, optimizer: Any, count: int) -> list[float]:
+    losses = []
+    for i in range(count):
+        with accelerator.accumulate(model):
+            loss = model(X[2 * (i % 4) : 2 * (i % 4) + 2]).float().pow(2).mean()
+            accelerator.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def test_resumed_bit_for_bit(tmp_path: Path) -> None:
+    accelerator, model, optimizer = prepared(mixed_precision="bf16")
+    graphreg.set_strength(model, "weight_l2", 2.0)
+    steps(accelerator, model, optimizer, 2)
+    accelerator.save_state(str(tmp_path))
+    expected = steps(accelerator, model, optimizer, 3)
+    other = prepared(rng=7, mixed_precision="bf16")
+    other[0].load_state(str(tmp_path))
+    assert steps(*other, 3) == expected and graphreg.strengths(other[1])["weight_l2"] == 2.0
+
+
+def test_the_gradient_of_an_accumulated_step_by_hand() -> None:
+    accelerator, model, _ = prepared(accumulation=2)
+    oracle = net()
+    module = graphreg.regularize(oracle, **SETTINGS)
+    for rows in (slice(0, 2), slice(2, 4)):
+        accelerator.backward(model(X[rows]).pow(2).mean())
+        output, penalties = module(X[rows])
+        ((output.pow(2).mean() + penalties["weight_l2"]) / 2).backward()
+    torch.testing.assert_close([p.grad for p in model.parameters()], [p.grad for p in oracle.parameters()])
+
+
+def test_a_state_of_another_model() -> None:
+    state = RegularizerState(graphreg.regularize_(net(), **SETTINGS)).state_dict()
+    other = nn.Sequential(graphreg.regularize_(net(), **SETTINGS))
+    with pytest.raises(RegularizerError, match="only one of the two has a regularized module at the model itself, 0. Regularize the model"):
+        RegularizerState(other).load_state_dict(state)

@@ -1,0 +1,219 @@
+"""The Trainer of transformers trains a model that is regularized in place; a callback is all that knows of graphreg."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import graphreg
+from graphreg import GraphRegError, RegularizerError
+
+pytest.importorskip("accelerate", reason="the Trainer of transformers needs accelerate: pip install 'graphreg[trainers]'")
+transformers = pytest.importorskip("transformers")
+from transformers.trainer_callback import TrainerCallback  # noqa: E402
+
+from graphreg.integrations.transformers import RegularizerCallback  # noqa: E402
+from language_models import WORDS  # noqa: E402
+
+SETTINGS: dict[str, Any] = {"hidden_dropout": 0.2, "weight_l2": 3.0, "hidden_l1": 2.0, "rng": 0}
+SENTENCES = [{name: torch.arange(5) + 3 + i % 4 for name in ("input_ids", "labels")} for i in range(5)]
+for index, short in enumerate(SENTENCES[:3]):  # other numbers of words to predict, so that a mean over words is none over batches
+    short["labels"] = torch.where(torch.arange(5) < index, -100, short["labels"])
+
+
+class Watch(TrainerCallback):
+    """The gradients of each step, and what the checkpoint of a test needs beside."""
+
+    def __init__(self) -> None:
+        self.gradients: list[dict[str, Tensor]] = []
+
+    def on_pre_optimizer_step(self, *args: Any, model: nn.Module, **more: Any) -> None:
+        self.gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+
+
+class Generates(TrainerCallback):
+    """Generates words and saves the model after each step."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.words = folder, list[Tensor]()
+
+    def on_step_end(self, *args: Any, model: Any, **more: Any) -> None:
+        model.eval()
+        self.words.append(model.generate(SENTENCES[0]["input_ids"][None, :2], max_new_tokens=3, do_sample=False, pad_token_id=0))
+        model.save_pretrained(self.folder)
+        model.train()
+
+
+def gpt2() -> Any:
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        n_layer=1, n_head=2, n_embd=8, vocab_size=WORDS, n_positions=8, bos_token_id=1, eos_token_id=2,
+        embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0,
+    )  # fmt: skip
+    return transformers.GPT2LMHeadModel(config)
+
+
+class Words(nn.Module):
+    """Predicts each word from itself. As models of transformers do, it divides its loss by ``num_items_in_batch`` if it gets that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.hid, self.out = nn.Embedding(WORDS, 8), nn.Linear(8, 8), nn.Linear(8, WORDS)
+
+    def forward(self, input_ids: Tensor, labels: Tensor, **kwargs: Any) -> dict[str, Tensor]:
+        logits = self.out(torch.relu(self.hid(self.embed(input_ids))))
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+        items = kwargs.get("num_items_in_batch")
+        return {"loss": loss / ((labels != -100).sum() if items is None else items), "logits": logits}
+
+
+def words() -> Words:
+    torch.manual_seed(0)
+    return Words()
+
+
+def by_hand(module: Any, call: dict[str, Any], items: Any) -> tuple[Tensor, Tensor]:
+    """Return the loss of a batch, divided by ``items``, and the sum of its penalties."""
+    output, penalties = module(input_ids=call["input_ids"], labels=call["labels"])
+    logits = output["logits"].flatten(0, 1)
+    return F.cross_entropy(logits, call["labels"].flatten(), reduction="sum") / items, sum(penalties.values())
+
+
+def trainer(model: nn.Module, folder: Path, *callbacks: TrainerCallback, **options: Any) -> Any:
+    arguments = transformers.TrainingArguments(
+        str(folder), **{"per_device_train_batch_size": 1, "max_steps": 2, "learning_rate": 1e-2, "save_strategy": "no", "max_grad_norm": 0,
+        "logging_steps": 1, "report_to": [], "use_cpu": True, "disable_tqdm": True, "seed": 1, "dataloader_pin_memory": False, **options},
+    )  # fmt: skip
+    return transformers.Trainer(model, arguments, callbacks=list(callbacks), train_dataset=SENTENCES)
+
+
+def losses(made: Any) -> list[float]:
+    return [entry["loss"] for entry in made.state.log_history if "loss" in entry]
+
+
+class Order(TrainerCallback):
+    """The batches in the order in which the model saw them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.batches: list[dict[str, Any]] = []
+        self.handle = model.register_forward_pre_hook(self.seen, with_kwargs=True)
+
+    def seen(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        self.batches.append(dict(kwargs))
+
+
+def test_penalties_count_once_when_the_loss_is_a_mean_over_all_words_of_a_step(tmp_path: Path) -> None:
+    """Five batches, two in a step: the third step has one. Each step is compared with the sum by hand."""
+    model, watch = graphreg.regularize_(words(), **SETTINGS), Watch()
+    order = Order(model)
+    made = trainer(model, tmp_path, watch, RegularizerCallback(), gradient_accumulation_steps=2, max_steps=3, learning_rate=0.0)
+    made.train()
+    order.handle.remove()
+    assert [int(call["num_items_in_batch"]) for call in order.batches] != [5] * 5
+    module = graphreg.regularize(words(), example_inputs={name: order.batches[0][name] for name in ("input_ids", "labels")}, **SETTINGS)
+    for calls, found in zip(((0, 1), (2, 3), (4,)), watch.gradients, strict=True):
+        module.zero_grad()
+        for call in calls:
+            loss, penalties = by_hand(module, order.batches[call], order.batches[call]["num_items_in_batch"])
+            (loss + penalties / len(calls)).backward()
+        torch.testing.assert_close(found, {name: p.grad for name, p in module.named_parameters()})
+    assert vars(model)["graphreg_in_place"].scale() is None  # as before
+
+
+def test_without_num_items_in_batch_the_trainer_divides(tmp_path: Path) -> None:
+    model, watch = words(), Watch()
+    model.accepts_loss_kwargs = False  # type: ignore[assignment]
+    graphreg.regularize_(model, **SETTINGS)
+    order = Order(model)
+    trainer(model, tmp_path, watch, RegularizerCallback(), gradient_accumulation_steps=2, max_steps=1).train()
+    order.handle.remove()
+    module = graphreg.regularize(words(), example_inputs=order.batches[0], **SETTINGS)
+    for call in order.batches:
+        loss, penalties = by_hand(module, call, (call["labels"] != -100).sum())
+        ((loss + penalties) / 2).backward()
+    torch.testing.assert_close(watch.gradients[0], {name: p.grad for name, p in module.named_parameters()})
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float], dict[str, Tensor]]:
+    """Four steps in a row, with a checkpoint after two, and generation and saving after each."""
+    folder = tmp_path_factory.mktemp("whole")
+    model = graphreg.regularize_(gpt2(), **SETTINGS)
+    graphreg.set_strength(model, "weight_l2", 2.0)
+    generates = Generates(folder / "saved")
+    made = trainer(model, folder, RegularizerCallback(), generates, save_strategy="steps", save_steps=2, max_steps=4)
+    made.train()
+    loaded = type(model).from_pretrained(folder / "saved")
+    assert type(loaded).__bases__ == transformers.GPT2LMHeadModel.__bases__ and loaded.lm_head.weight is loaded.transformer.wte.weight
+    assert torch.equal(loaded.generate(SENTENCES[0]["input_ids"][None, :2], max_new_tokens=3, do_sample=False, pad_token_id=0),
+                       generates.words[-1])  # fmt: skip
+    return folder / "checkpoint-2", losses(made), {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def test_resumed_bit_for_bit(whole: Any, tmp_path: Path) -> None:
+    """Noise, strengths and tied weights come from the checkpoint; nothing is generated in between, which makes no difference."""
+    checkpoint, expected, parameters = whole
+    safetensors = pytest.importorskip("safetensors.torch")
+    assert "lm_head.weight" not in safetensors.load_file(checkpoint / "model.safetensors")
+    model = graphreg.regularize_(gpt2(), **{**SETTINGS, "rng": 5})
+    made = trainer(model, tmp_path, RegularizerCallback(), max_steps=4)
+    made.train(resume_from_checkpoint=str(checkpoint))
+    assert losses(made) == expected and graphreg.strengths(model)["weight_l2"] == 2.0
+    assert all(torch.equal(p, parameters[name]) for name, p in model.named_parameters())
+
+
+def test_logs(tmp_path: Path) -> None:
+    model = graphreg.regularize_(words(), **SETTINGS)
+    made = trainer(model, tmp_path, RegularizerCallback(watch="relu"), max_steps=3)
+    made.train()
+    logs = [entry for entry in made.state.log_history if "loss" in entry]
+    assert logs[2]["penalty/weight_l2"] == float(model.penalties()["weight_l2"]) > 0  # type: ignore[operator]
+    assert logs[0]["strength/hidden_dropout"] == 0.2 and math.isfinite(logs[1]["penalty/hidden_l1"])
+    kept = {name: value for name, value in logs[2].items() if name.startswith("kept/")}
+    assert list(kept) == ["kept/relu/hidden_dropout"] and all(0.5 < value < 1 for value in kept.values())
+
+
+def test_another_model_is_refused(whole: Any, tmp_path: Path) -> None:
+    checkpoint = whole[0]
+    other = graphreg.regularize_(gpt2(), hidden_dropout=0.1)
+    with pytest.raises(RegularizerError, match="only one of the two has a regularizer named hidden_l1, weight_l2. Regularize the model as"):
+        trainer(other, tmp_path, RegularizerCallback(), max_steps=4).train(resume_from_checkpoint=str(checkpoint))
+    with pytest.raises(GraphRegError, match="no module in this Words is regularized, so there is nothing to save or to log"):
+        trainer(words(), tmp_path, RegularizerCallback()).train()
+
+
+def test_a_scale_of_the_users_stays(tmp_path: Path) -> None:
+    model = graphreg.regularize_(words(), weight_l2=3.0, scale=0.5)
+    order = Order(model)
+    made = trainer(model, tmp_path, RegularizerCallback(), max_steps=1, learning_rate=0.0)
+    made.train()
+    order.handle.remove()
+    plain = words()(**order.batches[0])["loss"].detach() + model.penalties()["weight_l2"] / 2  # type: ignore[operator]
+    assert losses(made)[0] == pytest.approx(float(plain), rel=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.sweep)])
+def test_torch_compile(tmp_path: Path, backend: str) -> None:
+    found = []
+    for options in ({}, {"torch_compile": True, "torch_compile_backend": backend}):
+        torch.compiler.reset()
+        model = graphreg.regularize_(words(), **SETTINGS)
+        made = trainer(model, tmp_path, RegularizerCallback(), gradient_accumulation_steps=2, **options)
+        made.train()
+        found.append(losses(made))
+        assert graphreg.rng_state(model)["call"] == 4
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_gradient_checkpointing_is_refused_in_words(tmp_path: Path) -> None:
+    model = graphreg.regularize_(gpt2(), **SETTINGS)
+    with pytest.raises(
+        GraphRegError, match=r"activation checkpointing is on \(.*\), and a trace of GPT2LMHeadModel would lose the checkpoints. Switch it"
+    ):
+        trainer(model, tmp_path, RegularizerCallback(), activation_checkpointing=True).train()
