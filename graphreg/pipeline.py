@@ -15,7 +15,7 @@ from torch import fx, nn
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from graphreg.errors import RegularizerError, TraceError, shown, warn
-from graphreg.ir import RULES, Missing, is_marked
+from graphreg.ir import RULES, Missing, Selector, is_marked
 from graphreg.planning import OwnDropout, Plan, check_missing, check_option, from_keywords, from_kwargs, instances, plan
 from graphreg.regularizer import Regularizer
 from graphreg.rewriting import check_rng, rewrite
@@ -39,6 +39,7 @@ def regularize(
     scale: Scale | None = None,
     own_dropout: OwnDropout = "keep",
     verify: bool = False,
+    blocks: Selector | None = None,
     **keywords: Any,
 ) -> RewrittenModule:
     """Return a copy of the model's graph with regularizers at the sites that they select.
@@ -65,6 +66,8 @@ def regularize(
             selectors match one dropout, the last one counts; ``*`` matches dropouts at every depth, ``!`` excludes. The rates are
             fixed: ``set_strength`` does not change them. For a model without dropout, anything but ``"keep"`` is an error.
         verify: Compare the result with the model on the example inputs, as ``graphreg.verify`` does.
+        blocks: A selector of modules, such as ``"layers.*"``. These stay modules that are called, each with an emitted forward of its
+            own, so that FSDP2, activation checkpointing, regional compilation and hooks can act on them.
         **keywords: Regularizers by keyword: ``hidden_dropout=0.1``, ``weight_l2=1e-4``, ….
 
     Returns:
@@ -82,7 +85,7 @@ def regularize(
     with Changes() as changes, changes:
         at_rest(changes)
         traced = trace(model, example_inputs, front_end)
-        decided = plan(traced, [*instances(regularizers), *from_kwargs(traced, **keywords)], missing, own_dropout)
+        decided = plan(traced, [*instances(regularizers), *from_kwargs(traced, **keywords)], missing, own_dropout, blocks)
         module = rewrite(traced, decided, rng, penalties, scale)
     if before is not None:
         validate(before, model, module, example_inputs)
@@ -156,6 +159,7 @@ def as_pass(
     penalties: Penalties = "return",
     scale: Scale | None = None,
     own_dropout: OwnDropout = "keep",
+    blocks: Selector | None = None,
     **keywords: Any,
 ) -> PassBase:
     """Return ``regularize`` as a torch.fx pass, to run alone or within a PassManager.
@@ -180,7 +184,7 @@ def as_pass(
     flat = tuple(instances(regularizers))
     from_keywords(keywords)  # raises for a keyword that is not allowed
     options = {"example_inputs": example_inputs, "rng": rng, "missing": missing, "penalties": penalties, "scale": scale}
-    options["own_dropout"] = own_dropout
+    options |= {"own_dropout": own_dropout, "blocks": blocks}
     return Regularize(flat, options, keywords)
 
 

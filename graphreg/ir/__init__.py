@@ -15,8 +15,10 @@ from graphreg.ir.layout import apart, clone, laid_out, overlaps
 from graphreg.ir.metadata import (
     Addition,
     Kind,
+    ModuleCalls,
     add_label,
     addition_of,
+    calls_of,
     is_added,
     is_kind,
     is_labelled,
@@ -26,10 +28,11 @@ from graphreg.ir.metadata import (
     mark,
     own_labels,
     own_name,
+    record_calls,
     scope_of,
     unmark,
 )
-from graphreg.ir.module_calls import ModuleCall, blocks
+from graphreg.ir.module_calls import STACK, ModuleCall, blocks, record_stacks
 from graphreg.ir.module_record import (
     IGNORED,
     PLACED,
@@ -85,18 +88,18 @@ from graphreg.ir.views_and_writes import REGION, Effects
 
 __all__ = [
     "ASSERTIONS", "BOUNDARY", "CELL_PORTS", "COUNTED", "IGNORED", "IN_PLACE_NAMES", "LIBRARY_FOLDERS", "PACKS", "PLACED",
-    "PREFIX", "REGION", "ROLES", "RULES", "SIZES", "SIZE_ASSERTIONS", "SIZE_ATTRIBUTES", "SPLITS", "STACKS", "STATE", "WRAPPED",
+    "PREFIX", "REGION", "ROLES", "RULES", "SIZES", "SIZE_ASSERTIONS", "SIZE_ATTRIBUTES", "SPLITS", "STACK", "STACKS", "STATE", "WRAPPED",
     "Addition", "Aliases", "BufferConstants", "DropoutKind", "Effects", "Graphs", "Kind", "Label", "Literals", "Missing",
-    "ModelFacts", "ModuleCall", "Namer", "Names", "NativeDropout", "Operations", "Origin", "Pattern", "Place", "Role", "Selector",
+    "ModelFacts", "ModuleCall", "ModuleCalls", "Namer", "Names", "NativeDropout", "Operations", "Origin", "Pattern", "Place", "Role", "Selector",
     "Site", "State", "Steps", "Table", "Units", "add_label", "addition_of", "apart", "assert_sizes", "blank_like", "blocks",
-    "brought", "building", "builds", "carries_derivative", "chains", "check_arguments", "check_names", "choose", "clone",
+    "brought", "building", "builds", "calls_of", "carries_derivative", "chains", "check_arguments", "check_names", "choose", "clone",
     "columns", "compared", "complain", "convolution", "copied", "declared", "deep_nodes", "described", "difference",
     "dtype_text", "elements", "end_of", "exactly", "find_native_dropouts", "fixed", "flat", "freeze", "function_name",
     "gives_tuple", "has_float64", "has_keys", "is_added", "is_drop_path", "is_dropout_module", "is_in_place", "is_kind",
     "is_labelled", "is_marked", "is_nan", "is_native_dropout", "is_port", "is_region", "is_single_operation", "is_size",
     "is_stack", "label_node", "label_output", "label_site", "labels_of", "laid_out", "loss_of", "mark", "mean_over_pairs",
     "name_of", "nodes_in", "of_body", "one_value_over_again", "origin_in_trace", "origin_now", "origin_of", "overlaps",
-    "own_labels", "own_name", "plain", "rate_of", "reached", "registered", "reserved", "scope_of", "select", "shape_text",
+    "own_labels", "own_name", "plain", "rate_of", "reached", "record_calls", "record_stacks", "registered", "reserved", "scope_of", "select", "shape_text",
     "short", "site_nodes", "sizes_of", "specialized_arguments", "specialized_to", "spelled", "stacks", "state_of", "strings",
     "strings_of", "thaw", "unmark", "unmatched", "value_sites", "widest",
 ]  # fmt: skip

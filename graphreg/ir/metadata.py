@@ -1,7 +1,7 @@
 """Reads and writes graphreg's metadata of nodes: the names of their values, and what graphreg did at them. No other file accesses it.
 
-``node.meta["site"]`` is (path of the module, labels), and ``node.meta["graphreg"]`` a dict of plain data. Both survive copying,
-pickling and passes that copy ``node.meta``.
+``node.meta["site"]`` is (path of the module, labels), ``node.meta["graphreg"]`` a dict of plain data, and ``node.meta["calls"]`` the calls
+of submodules during which the value was made. All survive copying, pickling and passes that copy ``node.meta``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from graphreg.ir.site import Label
 
 SITE = "site"
 ADDITION = "graphreg"
+CALLS = "calls"
+ModuleCalls = tuple[tuple[str, int], ...]  # (path of a module, number of its call in the graph, from 0), outermost first
 _UNNAMED: tuple[str, tuple[Label, ...]] = ("", ())
 
 
@@ -85,6 +87,18 @@ def add_label(node: fx.Node, label: Label) -> None:
     """Give the node's value another label, unless it has it already."""
     if label not in own_labels(node):
         label_site(node, scope_of(node), *own_labels(node), label)
+
+
+def calls_of(node: fx.Node) -> ModuleCalls | None:
+    """Return the calls of submodules during which the node's value was made, outermost first; None if none were recorded."""
+    calls: ModuleCalls | None = node.meta.get(CALLS)
+    return calls
+
+
+def record_calls(node: fx.Node, calls: ModuleCalls | None) -> None:
+    """Record the calls of submodules during which the node's value was made; None leaves the node as it is."""
+    if calls is not None:
+        node.meta[CALLS] = calls
 
 
 def addition_of(node: fx.Node) -> Addition | None:

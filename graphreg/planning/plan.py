@@ -12,7 +12,8 @@ from functools import cached_property, partial
 from typing import Any, ClassVar
 
 from graphreg.errors import GraphRegError, RegularizerError, RenamedAttributes, shown, warn
-from graphreg.ir import Missing, NativeDropout, Site, Steps, Units, columns, dtype_text, shape_text
+from graphreg.ir import Missing, NativeDropout, Selector, Site, Steps, Units, columns, dtype_text, shape_text
+from graphreg.planning.blocks import called_blocks
 from graphreg.planning.dependence import DependenceSlice, dependence_slice
 from graphreg.planning.keywords import instances
 from graphreg.planning.matching import SiteCounts, check_count, check_sites, count_sites, matching_sites, missed
@@ -79,6 +80,7 @@ class Plan(RenamedAttributes):
         site_counts: How many sites the model has.
         missed: The strings of selectors that match nothing, by the regularizer's name (``missing="warn"`` or ``"ignore"``).
         repeats: Values that splices of one kind act on several times in a row.
+        blocks: The paths of the modules that stay modules that are called.
         traced: The traced model that the plan is for.
     """
 
@@ -92,6 +94,7 @@ class Plan(RenamedAttributes):
     site_counts: SiteCounts = field(default_factory=SiteCounts)
     missed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     repeats: tuple[Repeat, ...] = ()
+    blocks: tuple[str, ...] = ()
     traced: Traced | None = field(default=None, repr=False, compare=False)
 
     def of(self, name: str) -> tuple[Edit, ...]:
@@ -154,7 +157,8 @@ class Plan(RenamedAttributes):
         missed = "".join(f"\n{name}: {', '.join(map(repr, texts))} matches nothing" for name, texts in self.missed.items())
         edits = f"{len(self.edits)} edit{'s' * (len(self.edits) != 1)}"
         repeated = "".join(f"\n{line}" for line in self.repeated())
-        return f"{self.title}: {edits} by {count} regularizer{'s' * (count != 1)}{rows_text}{notes}{repeated}{native}{missed}"
+        blocks = f"\n{len(self.blocks)} block{'s' * (len(self.blocks) != 1)}: {', '.join(self.blocks)}" if self.blocks else ""
+        return f"{self.title}: {edits} by {count} regularizer{'s' * (count != 1)}{rows_text}{notes}{repeated}{native}{blocks}{missed}"
 
     def repeated(self, strengths: Mapping[str, float] | None = None) -> list[str]:
         """Return lines about values that splices act on several times in a row; ``strengths``: those to use instead of the plan's."""
@@ -163,7 +167,7 @@ class Plan(RenamedAttributes):
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain data that JSON can hold.
 
-        Its keys are ``title``, ``regularizers``, ``edits``, ``derivatives``, ``own_dropout``, ``stays``, ``missed`` and ``repeats``.
+        Its keys are ``title``, ``regularizers``, ``edits``, ``derivatives``, ``own_dropout``, ``stays``, ``missed``, ``repeats`` and ``blocks``.
         """
         return {
             "title": self.title,
@@ -174,11 +178,16 @@ class Plan(RenamedAttributes):
             "stays": [dropout.text for dropout in self.unmovable],
             "missed": {name: list(texts) for name, texts in self.missed.items()},
             "repeats": [list(repeat.sites) for repeat in self.repeats],
+            "blocks": list(self.blocks),
         }
 
 
 def plan(
-    traced: Traced, regularizers: Regularizer | Iterable[Regularizer], missing: Missing = "error", own_dropout: OwnDropout = "keep"
+    traced: Traced,
+    regularizers: Regularizer | Iterable[Regularizer],
+    missing: Missing = "error",
+    own_dropout: OwnDropout = "keep",
+    blocks: Selector | None = None,
 ) -> Plan:
     """Decide which regularizer acts at which sites, without changing anything.
 
@@ -189,19 +198,24 @@ def plan(
         regularizers: A regularizer, or a sequence of them.
         missing: What to do when a string of a selector matches nothing: ``"error"``, ``"warn"`` or ``"ignore"``.
         own_dropout: What to do with native dropout, as in ``regularize``.
+        blocks: Which modules stay modules that are called, as in ``regularize``.
 
     Raises:
         NoMatchError: A string matches nothing, or a selector matches another number of sites than ``expect``.
         RegularizerError: Something given is not a regularizer, or a penalty selects only frozen parameters.
     """
-    made = decided(traced, regularizers, missing, own_dropout)
+    made = decided(traced, regularizers, missing, own_dropout, blocks)
     if message := warning(made.repeats, made.regularizers, traced.values):
         warn(message)
     return made
 
 
 def decided(
-    traced: Traced, regularizers: Regularizer | Iterable[Regularizer], missing: Missing = "error", own_dropout: OwnDropout = "keep"
+    traced: Traced,
+    regularizers: Regularizer | Iterable[Regularizer],
+    missing: Missing = "error",
+    own_dropout: OwnDropout = "keep",
+    blocks: Selector | None = None,
 ) -> Plan:
     """Make the plan, as ``plan`` does, but without its warning."""
     if not isinstance(traced, Traced):
@@ -219,7 +233,8 @@ def decided(
     slices = _slices(traced, named, edits)
     again = repeats(traced, [(edit.site, edit.name, edit.regularizer) for edit in edits if isinstance(edit.regularizer, Splice)])
     lost = _missed(traced, named, own_dropout, missing)
-    return Plan(traced.title, named, tuple(edits), slices, native_dropout, unmovable, count_sites(traced), lost, again, traced)
+    called = called_blocks(traced, blocks, missing)
+    return Plan(traced.title, named, tuple(edits), slices, native_dropout, unmovable, count_sites(traced), lost, again, called, traced)
 
 
 def _slices(traced: Traced, named: Mapping[str, Regularizer], edits: Sequence[Edit]) -> dict[str, DependenceSlice]:

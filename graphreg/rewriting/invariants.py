@@ -15,6 +15,7 @@ from torch import fx, nn
 
 from graphreg.errors import RegularizerError
 from graphreg.ir import BOUNDARY, RULES, Kind, addition_of, apart, clone, is_kind, is_marked, is_nan, is_native_dropout, own_name
+from graphreg.outlining import original
 from graphreg.planning import Edit, Plan
 from graphreg.regularizer import Penalty
 from graphreg.rewriting.placement import Placed, fail, placed_in
@@ -132,7 +133,7 @@ def _same_owner(module: RewrittenModule, model: nn.Module) -> None:
     ours = {n: m for n, m in module.named_modules(remove_duplicate=False) if n != "" and n.partition(".")[0] != RULES}
     theirs = {n: m for n, m in model.named_modules(remove_duplicate=False) if n}
     for name in theirs.keys() | ours.keys():
-        if ours.get(name) is not theirs.get(name):
+        if name not in ours or name not in theirs or original(ours[name]) is not original(theirs[name]):
             fail(f"the submodule {name!r} is not the user's own.")
     tensors = [dict(m.named_parameters(remove_duplicate=False)) for m in (module, model)]
     if tensors[0].keys() != tensors[1].keys() or any(tensors[0][n] is not p for n, p in tensors[1].items()):

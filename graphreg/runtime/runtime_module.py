@@ -183,6 +183,10 @@ class Drawing(RuntimeModule):
         self.forced = False  # whether it acts in any mode, in a block of noise_on
         self.recomputed = False  # whether a compiled backward recomputes its result, see compiler/recompute.py
 
+    def row(self, key: Tensor) -> Tensor:
+        """Return the row of the keys to draw from, int32 [2]. Within a block the key is this row already."""
+        return key[self.slot] if key.dim() > 1 else key
+
 
 class SpliceRule(Drawing):
     """Runs a splice at a site: it acts while the module that owns the site is in train mode, or in a block of ``noise_on``."""
@@ -215,7 +219,7 @@ class SpliceRule(Drawing):
         if self.steps is not None and self.steps.lengths is not None:
             lengths = self.steps.counts(lengths, z, self.description)
         shared = shared_axes(self.share_axes, self.steps, z.shape, self.description) if self.share_axes else ()
-        weight, noise = self.weight(accumulation(z.dtype)), Noise(key[self.slot], shared)
+        weight, noise = self.weight(accumulation(z.dtype)), Noise(self.row(key), shared)
         formula = partial(self._formula, lengths=lengths)
         y = recompute_in_backward(formula, z, weight, noise) if self.recomputed and recomputes() else formula(z, weight, noise)
         if not isinstance(y, Tensor):
@@ -246,7 +250,9 @@ class SpliceRule(Drawing):
         return y
 
     def _formula(self, z: Tensor, weight: Tensor, noise: Noise, lengths: Tensor | None) -> Any:
-        arguments = {"z": z, "weight": weight, "noise": noise, "values": {self.site: z}, "lengths": lengths}
+        arguments = {"z": z, "weight": weight, "noise": noise, "lengths": lengths}
+        if "values" in self.regularizer.takes:  # not read otherwise: Dynamo would compile blocks apart that differ in this name alone
+            arguments["values"] = {self.site: z}
         return called(self.regularizer, {name: arguments[name] for name in self.regularizer.takes})
 
 

@@ -25,6 +25,7 @@ from graphreg.ir import (
     check_names,
     find_native_dropouts,
     fixed,
+    record_stacks,
     specialized_arguments,
     stacks,
     value_sites,
@@ -155,7 +156,10 @@ def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "a
         deep_enough(model, changes)
         with torch.enable_grad():  # as in training, even if the caller is under torch.no_grad
             # the model may draw; the user's generators must not advance
-            return with_draws_restored(partial(_trace, model, example_inputs, front_end))
+            traced: Traced = with_draws_restored(partial(_trace, model, example_inputs, front_end))
+    for graph in traced.graphs.values():
+        record_stacks(graph)
+    return traced
 
 
 def _trace(model: nn.Module, example_inputs: Any, front_end: FrontEnd) -> Traced:
