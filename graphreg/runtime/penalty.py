@@ -63,7 +63,7 @@ class Total(RuntimeModule):
     def forward(self, *values: Tensor) -> Tensor:
         """Return the penalty, [], from its measurements, each [], or from parameters of any shape."""
         if self.regularizer.on == "parameters":
-            values = tuple(measured(self.regularizer, {"": value}, self.weight, self.description) for value in values)
+            values = tuple(whole(measured(self.regularizer, {"": value}, self.weight, self.description)) for value in values)
         if not values:  # a mode in which none of its sites is reached
             return self.weight(torch.float32) * 0
         stacked = torch.stack(values)
@@ -78,8 +78,16 @@ class AllSitesTotal(Total):
         """Return the penalty, [], from the values of all sites by name, each of any shape."""
         if not values:
             return self.weight(torch.float32) * 0
-        total = measured(self.regularizer, values, self.weight, self.description)
+        total = whole(measured(self.regularizer, values, self.weight, self.description))
         return self.weight(total.dtype) * total
+
+
+def whole(value: Tensor) -> Tensor:
+    """Return a measurement of sharded parameters (DTensor) as a plain tensor, the same on all ranks; any other measurement as it is.
+
+    Before it is scaled: autograd would multiply the gradient of a plain tensor by a DTensor, which torch refuses.
+    """
+    return value.full_tensor() if hasattr(value, "full_tensor") else value  # type: ignore[no-any-return]
 
 
 def measured(

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -63,10 +62,11 @@ class _Down(nn.Module):
     def __init__(self, inner: int, outer: int) -> None:
         super().__init__()
         self.conv, self.norm = nn.Conv2d(inner, outer, 3, padding=1), nn.BatchNorm2d(outer)
+        self.pool = nn.MaxPool2d(2)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         y = torch.relu(self.norm(self.conv(x)))
-        return F.max_pool2d(y, 2), y
+        return self.pool(y), y
 
 
 class _Up(nn.Module):

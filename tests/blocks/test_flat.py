@@ -31,7 +31,7 @@ def step(module: Any, given: Any, run: Any = None) -> list[Any]:
     module.zero_grad()
     inputs = [value.clone().requires_grad_() for value in given]
     torch.manual_seed(2)
-    result = (run or module)(*inputs)
+    result = (module if run is None else run)(*inputs)
     output, penalties = result if isinstance(result, graphreg.Regularized) else (result, {})
     flat = [value for value in torch.utils._pytree.tree_leaves(output) if isinstance(value, Tensor)]
     loss = sum(value.square().mean() for value in flat) + sum(penalties.values())
