@@ -14,6 +14,11 @@ from graphreg.regularizer import Penalty, called
 from graphreg.runtime.runtime_module import RuntimeModule, accumulation
 from graphreg.torch_internals import assert_async, transforms
 
+SHARDED = (
+    "graphreg: a penalty on sharded parameters (DTensor) runs in eager. Compile the blocks, block.compile(), or the whole model without "
+    "fullgraph=True"
+)
+
 
 class Measure(RuntimeModule):
     """Computes a penalty's formula at one site, in float32 or wider, also under autocast."""
@@ -63,12 +68,35 @@ class Total(RuntimeModule):
     def forward(self, *values: Tensor) -> Tensor:
         """Return the penalty, [], from its measurements, each [], or from parameters of any shape."""
         if self.regularizer.on == "parameters":
-            values = tuple(whole(measured(self.regularizer, {"": value}, self.weight, self.description)) for value in values)
+            values = tuple(self.parameter_measured({"": value}) for value in values)
         if not values:  # a mode in which none of its sites is reached
             return self.weight(torch.float32) * 0
         stacked = torch.stack(values)
         total = stacked.sum() if self.sums else stacked.mean()
         return self.weight(total.dtype) * total
+
+
+    def parameter_measured(self, values: dict[str, Tensor]) -> Tensor:
+        """Return the formula's value, []: for parameters that are sharded (DTensor) a plain tensor, the same on all ranks."""
+        if any(hasattr(value, "full_tensor") for value in values.values()):
+            return self._sharded(values)
+        return measured(self.regularizer, values, self.weight, self.description)
+
+    @torch.compiler.disable(reason=SHARDED)  # type: ignore[untyped-decorator]
+    def _sharded(self, values: dict[str, Any]) -> Tensor:
+        """Compute on the shards; where the formula cannot, on the whole parameters.
+
+        The result is made plain before it is scaled: autograd would multiply the gradient of a plain tensor by a DTensor, which torch
+        refuses.
+        """
+        try:
+            total: Any = measured(self.regularizer, values, self.weight, self.description)
+        except RuntimeError as error:  # the formula makes plain tensors of its own
+            if "DTensor" not in str(error):
+                raise
+            values = {name: value.full_tensor() if hasattr(value, "full_tensor") else value for name, value in values.items()}
+            total = measured(self.regularizer, values, self.weight, self.description)
+        return total.full_tensor() if hasattr(total, "full_tensor") else total
 
 
 class AllSitesTotal(Total):
@@ -78,16 +106,8 @@ class AllSitesTotal(Total):
         """Return the penalty, [], from the values of all sites by name, each of any shape."""
         if not values:
             return self.weight(torch.float32) * 0
-        total = whole(measured(self.regularizer, values, self.weight, self.description))
+        total = self.parameter_measured(values)
         return self.weight(total.dtype) * total
-
-
-def whole(value: Tensor) -> Tensor:
-    """Return a measurement of sharded parameters (DTensor) as a plain tensor, the same on all ranks; any other measurement as it is.
-
-    Before it is scaled: autograd would multiply the gradient of a plain tensor by a DTensor, which torch refuses.
-    """
-    return value.full_tensor() if hasattr(value, "full_tensor") else value  # type: ignore[no-any-return]
 
 
 def measured(
