@@ -88,10 +88,10 @@ from graphreg.ir.views_and_writes import REGION, Effects
 
 __all__ = [
     "ASSERTIONS", "BOUNDARY", "CELL_PORTS", "COUNTED", "IGNORED", "IN_PLACE_NAMES", "LIBRARY_FOLDERS", "PACKS", "PLACED",
-    "PREFIX", "REGION", "ROLES", "RULES", "SIZES", "SIZE_ASSERTIONS", "SIZE_ATTRIBUTES", "SPLITS", "STACK", "STACKS", "STATE", "WRAPPED",
-    "Addition", "Aliases", "BufferConstants", "DropoutKind", "Effects", "Graphs", "Kind", "Label", "Literals", "Missing",
-    "ModelFacts", "ModuleCall", "ModuleCalls", "Namer", "Names", "NativeDropout", "Operations", "Origin", "Pattern", "Place", "Role", "Selector",
-    "Site", "State", "Steps", "Table", "Units", "add_label", "addition_of", "apart", "assert_sizes", "blank_like", "blocks",
+    "PREFIX", "REGION", "ROLES", "RULES", "SIZES", "SIZE_ASSERTIONS", "SIZE_ATTRIBUTES", "SPLITS", "STACK", "STACKS", "STATE",
+    "WRAPPED", "Addition", "Aliases", "BufferConstants", "DropoutKind", "Effects", "Graphs", "Kind", "Label", "Literals", "Missing",
+    "ModelFacts", "ModuleCall", "ModuleCalls", "Namer", "Names", "NativeDropout", "Operations", "Origin", "Pattern", "Place", "Role",
+    "Selector", "Site", "State", "Steps", "Table", "Units", "add_label", "addition_of", "apart", "assert_sizes", "blank_like", "blocks",
     "brought", "building", "builds", "calls_of", "carries_derivative", "chains", "check_arguments", "check_names", "choose", "clone",
     "columns", "compared", "complain", "convolution", "copied", "declared", "deep_nodes", "described", "difference",
     "dtype_text", "elements", "end_of", "exactly", "find_native_dropouts", "fixed", "flat", "freeze", "function_name",
@@ -99,7 +99,7 @@ __all__ = [
     "is_labelled", "is_marked", "is_nan", "is_native_dropout", "is_port", "is_region", "is_single_operation", "is_size",
     "is_stack", "label_node", "label_output", "label_site", "labels_of", "laid_out", "loss_of", "mark", "mean_over_pairs",
     "name_of", "nodes_in", "of_body", "one_value_over_again", "origin_in_trace", "origin_now", "origin_of", "overlaps",
-    "own_labels", "own_name", "plain", "rate_of", "reached", "record_calls", "record_stacks", "registered", "reserved", "scope_of", "select", "shape_text",
-    "short", "site_nodes", "sizes_of", "specialized_arguments", "specialized_to", "spelled", "stacks", "state_of", "strings",
+    "own_labels", "own_name", "plain", "rate_of", "reached", "record_calls", "record_stacks", "registered", "reserved", "scope_of",
+    "select", "shape_text", "short", "site_nodes", "sizes_of", "specialized_arguments", "specialized_to", "spelled", "stacks", "state_of", "strings",
     "strings_of", "thaw", "unmark", "unmatched", "value_sites", "widest",
 ]  # fmt: skip

@@ -7,7 +7,6 @@ class, so that wrapping policies of FSDP and activation checkpointing recognize 
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,9 +17,9 @@ from torch import nn
 
 from graphreg.compiler import LOWERED, with_our_pass
 from graphreg.errors import GraphRegError
-from graphreg.ir import PREFIX, RULES
+from graphreg.ir import RULES
 from graphreg.outlining.outline import OUTSIDE
-from graphreg.torch_internals import CALL_HOOKS, COMPILED_CALL, is_exporting
+from graphreg.torch_internals import COMPILED_CALL, is_exporting, renew_hooks
 
 BLOCK, MODE = "graphreg_block", "graphreg_mode"  # the attributes with a block's record, and with the mode of a module without one
 _MADE_ANEW = (RULES, OUTSIDE, LOWERED, COMPILED_CALL)  # left out of copies and pickles
@@ -117,8 +116,7 @@ def refusal(kind: str, path: str) -> str:
     """Return the message for a call that does not come from the rewritten module."""
     return (
         f"{f'{path!r} ({kind})' if path else kind} is a part of a rewritten module, which alone can call it: its emitted code takes other "
-        "arguments. Call the whole module; to run this part by itself, take the model's own, or what graphreg.strip(module, blocks=False) "
-        "has there."
+        "arguments. Call the whole module; to run this part by itself, take the one in the model that was regularized."
     )
 
 
@@ -144,8 +142,8 @@ def original(module: nn.Module) -> nn.Module:
 
 def with_blocks(children: Mapping[str, nn.Module | None], blocks: Iterable[str]) -> dict[str, nn.Module | None]:
     """Return a model's children with block objects in place of the blocks and of the modules that contain some."""
-    paths, made, new = set(blocks), dict[int, nn.Module](), dict(children)
-    for path in sorted({path[:end] for path in paths for end in _ends(path)}):
+    made, new = dict[int, nn.Module](), dict(children)
+    for path in sorted({block[:end] for block in blocks for end in _ends(block)}):
         owner, _, name = path.rpartition(".")
         siblings: Any = new
         for step in owner.split(".") if owner else ():
@@ -172,10 +170,7 @@ def _twin(module: nn.Module, path: str) -> nn.Module:
     source = original(module)
     twin.__dict__.update({name: value for name, value in source.__dict__.items() if name not in (*_MADE_ANEW, "training")})
     twin.__dict__["_modules"] = type(source._modules)(module._modules)
-    for name in CALL_HOOKS:  # the trace recorded what the module's hooks do
-        twin.__dict__[name] = OrderedDict()
-    for name in [name for name in twin.__dict__ if name.startswith("_forward_") and name.endswith(("_with_kwargs", "_always_called"))]:
-        twin.__dict__[name] = OrderedDict()
+    renew_hooks(twin)  # the trace recorded what the module's call hooks do
     twin.__dict__[BLOCK] = BlockRecord(path, (source,), source.training)
     return twin
 
@@ -185,7 +180,9 @@ def block_at(root: nn.Module, path: str) -> Block:
     for module in root.get_submodule(path).modules():
         if isinstance(module, Block) and (record := module.__dict__.get(BLOCK)) is not None and record.path == path:
             return module
-    raise GraphRegError(f"the block {path!r} of the rewritten module was replaced. Put it back, or regularize the model that has the new one.")
+    raise GraphRegError(
+        f"the block {path!r} of the rewritten module was replaced. Put it back, or regularize the model that has the new one."
+    )
 
 
 def is_sharded(module: nn.Module) -> bool:

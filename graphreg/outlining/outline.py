@@ -154,14 +154,15 @@ class _Outlining:
         if not nx.is_directed_acyclic_graph(flow):
             path = next(step[0] for edge in nx.find_cycle(flow) for step in edge if isinstance(step, tuple))
             raise TraceError(
-                f"the block {path!r} cannot be one call: operations outside of it read values from inside, and their results are read inside "
-                "again. Leave it out of blocks=, or select a module that contains both."
+                f"the block {path!r} cannot be one call: operations outside of it read values from inside, and their results are read "
+                "inside again. Leave it out of blocks=, or select a module that contains both."
             )
         first = {item: self.order[inside[item][0] if item in inside else item] for item in flow}
         return [tuple(inside[item]) if item in inside else item for item in nx.lexicographical_topological_sort(flow, first.__getitem__)]
 
     def _copy(self, level: _Level, node: fx.Node) -> fx.Node:
         """Copy a node of the flat graph to a level."""
+
         def present(source: fx.Node) -> fx.Node:
             return self._value(level, source, node)
 
@@ -171,7 +172,11 @@ class _Outlining:
             return level.graph.node_copy(node, present)
         args, kwargs = map_arg((node.args, node.kwargs), present)
         target: Any = self._target(level.path, str(node.target)) if node.op == "call_module" else node.target
-        name = target.removeprefix(f"{RULES}.") if node.op == "call_module" else COUNTED.sub("", node.name).removeprefix(f"{_identifier(level.path)}_")
+        name = (
+            target.removeprefix(f"{RULES}.")
+            if node.op == "call_module"
+            else COUNTED.sub("", node.name).removeprefix(f"{_identifier(level.path)}_")
+        )
         return level.graph.create_node(node.op, target, args, kwargs, _identifier(name))
 
     def _value(self, level: _Level, source: fx.Node, reader: fx.Node) -> fx.Node:
@@ -270,5 +275,3 @@ def _take(names: dict[str, str], wanted: str, path: str) -> str:
     while names.setdefault(name, path) != path:
         name += "_"
     return name
-
-

@@ -28,7 +28,9 @@ def called_blocks(traced: Traced, selector: Selector | None, missing: Missing) -
                 "if you like ('**@Block'), and no port or role."
             )
     sites = _modules(traced)
-    return tuple(site.name for site in select(selector, sites, sites, what="called module", model=traced.title, missing=missing, who="blocks="))
+    return tuple(
+        site.name for site in select(selector, sites, sites, what="called module", model=traced.title, missing=missing, who="blocks=")
+    )
 
 
 def _modules(traced: Traced) -> list[Site]:

@@ -158,7 +158,8 @@ class Plan(RenamedAttributes):
         edits = f"{len(self.edits)} edit{'s' * (len(self.edits) != 1)}"
         repeated = "".join(f"\n{line}" for line in self.repeated())
         blocks = f"\n{len(self.blocks)} block{'s' * (len(self.blocks) != 1)}: {', '.join(self.blocks)}" if self.blocks else ""
-        return f"{self.title}: {edits} by {count} regularizer{'s' * (count != 1)}{rows_text}{notes}{repeated}{native}{blocks}{missed}"
+        after = f"{rows_text}{notes}{repeated}{native}{blocks}{missed}"
+        return f"{self.title}: {edits} by {count} regularizer{'s' * (count != 1)}{after}"
 
     def repeated(self, strengths: Mapping[str, float] | None = None) -> list[str]:
         """Return lines about values that splices act on several times in a row; ``strengths``: those to use instead of the plan's."""

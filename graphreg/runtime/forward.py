@@ -33,8 +33,13 @@ Forwards = Mapping[str, Callable[..., Any]]
 
 
 def chosen(
-    forwards: Forwards, compiled: Forwards, specialized: Mapping[str, Any], carried: Sequence[str], additions: str,
-    derivatives: Sequence[str], enters_levels: bool,
+    forwards: Forwards,
+    compiled: Forwards,
+    specialized: Mapping[str, Any],
+    carried: Sequence[str],
+    additions: str,
+    derivatives: Sequence[str],
+    enters_levels: bool,
 ) -> Callable[..., Any]:
     """Build the class's ``forward``: it refuses other tracers, checks arguments, and runs the code of the present mode.
 
@@ -113,7 +118,7 @@ def guarded(additions: str) -> Callable[..., Any]:
             else:
                 result = nn.Module.__call__(self, *args, **kwargs)
         except RuntimeError as error:
-            if "DTensor" in str(error) and (why := explained(self)):
+            if "DTensor" in str(error) and (why := explained(self, error)):
                 raise GraphRegError(why) from error
             raise
         if rules is not None and (watching := rules.__dict__.get("watching")) is not None:

@@ -75,7 +75,6 @@ class Total(RuntimeModule):
         total = stacked.sum() if self.sums else stacked.mean()
         return self.weight(total.dtype) * total
 
-
     def parameter_measured(self, values: dict[str, Tensor]) -> Tensor:
         """Return the formula's value, []: for parameters that are sharded (DTensor) a plain tensor, the same on all ranks."""
         if any(hasattr(value, "full_tensor") for value in values.values()):

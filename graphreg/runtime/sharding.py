@@ -18,8 +18,8 @@ def refuse_sharded_derivatives(module: nn.Module, names: list[str]) -> None:
         )
 
 
-def explained(module: nn.Module) -> str:
-    """Return a sentence on a sharded submodule whose hooks the graph does not run; ``""`` if there is none.
+def explained(module: nn.Module, error: BaseException) -> str:
+    """Return a sentence on an error about DTensor: on a sharded submodule whose hooks the graph does not run; ``""`` if there is none.
 
     It is for a call that failed: to search all submodules takes long.
     """
@@ -35,4 +35,11 @@ def explained(module: nn.Module) -> str:
                 f"FSDP2 does not gather its parameters. Make it a block that is called: graphreg.regularize(model, ..., blocks={path!r}), "
                 "with a selector of all modules that are sharded."
             )
+    if type(error).__name__ == "BackendCompilerFailed" and any(
+        isinstance(inner, Block) and is_sharded(inner) for inner in module.modules()
+    ):
+        return (
+            "torch.compile cannot compile the whole of a module whose blocks FSDP2 shards, because the gradients of penalties are "
+            "DTensors in it. Compile the blocks instead: for block in blocks: block.compile(fullgraph=True)."
+        )
     return ""

@@ -133,6 +133,7 @@ from graphreg.torch_internals.modules import (
     leave_mask_unread,
     original_of,
     plain_transformers,
+    renew_hooks,
     take_state_version,
     weight_names,
 )
@@ -192,8 +193,8 @@ __all__ = [
     "leave_mask_unread", "leaving_no_level", "left_to_eager", "level_of", "lower", "make_function_table", "materialized",
     "module_behind", "name_in", "next_region", "node_namer", "number_of_storage", "on_compilation_start", "on_seeding",
     "one_level_below", "operator_modes", "original_of", "overload_name", "packet_of", "plain_transformers", "pointwise", "proxy_of",
-    "pytree", "qualified_name", "quiet", "raise_interrupt", "randomness", "recorded_in_operator", "regions", "restore_after_trace",
-    "restore_fx_patches", "restore_randomness", "run_canaries", "safe_softmax", "same_view", "scale_tensor", "schema_of",
+    "pytree", "qualified_name", "quiet", "raise_interrupt", "randomness", "recorded_in_operator", "regions", "renew_hooks",
+    "restore_after_trace", "restore_fx_patches", "restore_randomness", "run_canaries", "safe_softmax", "same_view", "scale_tensor", "schema_of",
     "share_emitter", "silence_export", "size_decisions", "skip_as_outermost", "skip_frame", "skipped_code", "snake_case",
     "source_of", "storage_number", "strict_limit", "strides_of", "take_as_one", "take_assignments", "take_module_calls",
     "take_state_version", "traces_here", "transform_level", "transforms", "translator", "unwrapped", "value_name", "version_of",
