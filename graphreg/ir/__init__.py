@@ -100,6 +100,7 @@ __all__ = [
     "is_stack", "label_node", "label_output", "label_site", "labels_of", "laid_out", "loss_of", "mark", "mean_over_pairs",
     "name_of", "nodes_in", "of_body", "one_value_over_again", "origin_in_trace", "origin_now", "origin_of", "overlaps",
     "own_labels", "own_name", "plain", "rate_of", "reached", "record_calls", "record_stacks", "registered", "reserved", "scope_of",
-    "select", "shape_text", "short", "site_nodes", "sizes_of", "specialized_arguments", "specialized_to", "spelled", "stacks", "state_of", "strings",
+    "select", "shape_text", "short",
+    "site_nodes", "sizes_of", "specialized_arguments", "specialized_to", "spelled", "stacks", "state_of", "strings",
     "strings_of", "thaw", "unmark", "unmatched", "value_sites", "widest",
 ]  # fmt: skip

@@ -168,7 +168,8 @@ class Plan(RenamedAttributes):
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain data that JSON can hold.
 
-        Its keys are ``title``, ``regularizers``, ``edits``, ``derivatives``, ``own_dropout``, ``stays``, ``missed``, ``repeats`` and ``blocks``.
+        Its keys are ``title``, ``regularizers``, ``edits``, ``derivatives``, ``own_dropout``, ``stays``, ``missed``, ``repeats`` and
+        ``blocks``.
         """
         return {
             "title": self.title,

@@ -14,6 +14,7 @@ from graphreg.regularizer import Penalty, called
 from graphreg.runtime.runtime_module import RuntimeModule, accumulation
 from graphreg.torch_internals import assert_async, transforms
 
+_ANY = ""  # in place of a site's name, where the formula takes one value: Dynamo would compile blocks apart that differ in a name alone
 SHARDED = (
     "graphreg: a penalty on sharded parameters (DTensor) runs in eager. Compile the blocks, block.compile(), or the whole model without "
     "fullgraph=True"
@@ -29,7 +30,7 @@ class Measure(RuntimeModule):
 
     def forward(self, value: Tensor) -> Tensor:
         """Return the measurement of the site's value: [any shape] -> []."""
-        return measured(self.regularizer, {self.site: value}, self.weight, self.description)
+        return measured(self.regularizer, {_ANY: value}, self.weight, self.description)
 
 
 class MeasureSteps(Measure):
@@ -42,7 +43,7 @@ class MeasureSteps(Measure):
     def forward(self, value: Tensor | tuple[Tensor, ...], lengths: Tensor | None = None) -> Tensor:
         """Return the measurement, [], of a sequence or a tuple of its steps, with the examples' lengths or a mask of steps."""
         sequence, lengths = self.steps.of(value, lengths, self.description)
-        return measured(self.regularizer, {self.site: sequence}, self.weight, self.description, lengths)
+        return measured(self.regularizer, {_ANY: sequence}, self.weight, self.description, lengths)
 
 
 class MeasureUnits(Measure):
@@ -54,7 +55,7 @@ class MeasureUnits(Measure):
 
     def forward(self, value: Tensor) -> Tensor:
         """Return the measurement, [], of a value that has an axis of units and one or more of samples."""
-        return measured(self.regularizer, {self.site: self.units.of(value, self.description)}, self.weight, self.description)
+        return measured(self.regularizer, {_ANY: self.units.of(value, self.description)}, self.weight, self.description)
 
 
 class Total(RuntimeModule):
@@ -68,7 +69,7 @@ class Total(RuntimeModule):
     def forward(self, *values: Tensor) -> Tensor:
         """Return the penalty, [], from its measurements, each [], or from parameters of any shape."""
         if self.regularizer.on == "parameters":
-            values = tuple(self.parameter_measured({"": value}) for value in values)
+            values = tuple(self.parameter_measured({_ANY: value}) for value in values)
         if not values:  # a mode in which none of its sites is reached
             return self.weight(torch.float32) * 0
         stacked = torch.stack(values)
