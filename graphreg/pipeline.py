@@ -16,7 +16,7 @@ from torch import fx, nn
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from graphreg.errors import RegularizerError, TraceError, shown, warn
-from graphreg.ir import RULES, Missing, is_marked
+from graphreg.ir import RULES, Missing, Selector, is_marked
 from graphreg.planning import OwnDropout, Plan, check_missing, check_option, from_keywords, from_kwargs, instances
 from graphreg.planning import plan as planned
 from graphreg.recipes import RecipeLike, by_recipe, opened
@@ -44,6 +44,7 @@ def regularize(
     own_dropout: OwnDropout = "keep",
     verify: bool = False,
     recipe: RecipeLike | None = None,
+    blocks: Selector | None = None,
     **keywords: Any,
 ) -> RewrittenModule:
     """Return a copy of the model's graph with regularizers at the sites that they select.
@@ -73,6 +74,8 @@ def regularize(
         recipe: What ``graphreg.recipe`` returned, or the path of a recipe's file. The recipe's regularizers come first, its options count
             where the call leaves the default, and its strengths are set. A keyword of the call replaces the recipe's regularizers of that
             name.
+        blocks: A selector of modules, such as ``"layers.*"``. These stay modules that are called, each with an emitted forward of its
+            own, so that FSDP2, activation checkpointing, regional compilation and hooks can act on them.
         **keywords: Regularizers by keyword: ``hidden_dropout=0.1``, ``weight_l2=1e-4``, ….
 
     Returns:
@@ -92,7 +95,7 @@ def regularize(
     with Changes() as changes, changes:
         at_rest(changes)
         traced = trace(model, example_inputs, front_end)
-        decided = planned(traced, [*instances(regularizers), *from_kwargs(traced, **keywords)], missing, own_dropout)
+        decided = planned(traced, [*instances(regularizers), *from_kwargs(traced, **keywords)], missing, own_dropout, blocks)
         module = rewrite(traced, decided, rng, penalties, scale)
     if before is not None:
         validate(before, model, module, example_inputs)
@@ -106,6 +109,7 @@ def plan(
     regularizers: Regularizer | Iterable[Regularizer] = (),
     missing: Missing = "error",
     own_dropout: OwnDropout = "keep",
+    blocks: Selector | None = None,
     recipe: RecipeLike | None = None,
 ) -> Plan:
     """Decide which regularizer acts at which sites, without changing anything.
@@ -117,19 +121,19 @@ def plan(
         regularizers: A regularizer, or a sequence of them.
         missing: What to do when a string of a selector matches nothing: ``"error"``, ``"warn"`` or ``"ignore"``.
         own_dropout: What to do with native dropout, as in ``regularize``.
-        recipe: As in ``regularize``; a plan takes from it the regularizers and the two options above.
+        blocks: Which modules stay modules that are called, as in ``regularize``.
+        recipe: As in ``regularize``; a plan takes from it the regularizers and the three options above.
 
     Raises:
         NoMatchError: A string matches nothing, or a selector matches another number of sites than ``expect``.
         RegularizerError: Something given is not a regularizer, or a penalty selects only frozen parameters.
     """
     if recipe is None:
-        return planned(traced, regularizers, missing, own_dropout)
-
+        return planned(traced, regularizers, missing, own_dropout, blocks)
     asked = opened(recipe)
-    given = asked.options_for(plan, {"missing": missing, "own_dropout": own_dropout})
+    given = asked.options_for(plan, {"missing": missing, "own_dropout": own_dropout, "blocks": blocks})
     every = [*asked.regularizers, *instances(regularizers), *from_kwargs(traced, **asked.keywords)]
-    return planned(traced, every, given["missing"], given["own_dropout"])
+    return planned(traced, every, given["missing"], given["own_dropout"], given["blocks"])
 
 
 def check_compile(compile: object) -> None:
@@ -201,6 +205,7 @@ def as_pass(
     penalties: Penalties = "return",
     scale: Scale | None = None,
     own_dropout: OwnDropout = "keep",
+    blocks: Selector | None = None,
     **keywords: Any,
 ) -> PassBase:
     """Return ``regularize`` as a torch.fx pass, to run alone or within a PassManager.
@@ -226,7 +231,7 @@ def as_pass(
     flat = tuple(instances(regularizers))
     from_keywords(keywords)  # raises for a keyword that is not allowed
     options = {"example_inputs": example_inputs, "rng": rng, "missing": missing, "penalties": penalties, "scale": scale}
-    options["own_dropout"] = own_dropout
+    options |= {"own_dropout": own_dropout, "blocks": blocks}
     return Regularize(flat, options, keywords)
 
 

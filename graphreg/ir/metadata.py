@@ -1,7 +1,8 @@
 """Reads and writes graphreg's metadata of nodes: the labels of their values, and what graphreg did at the nodes.
 
-``node.meta["site"]`` is (path of the module, labels), and ``node.meta["graphreg"]`` is a dict of plain data. Both survive copying,
-pickling and passes that copy ``node.meta``. No other file accesses them, except ``serialize.py``, which pickles them.
+``node.meta["site"]`` is (path of the module, labels), ``node.meta["graphreg"]`` is a dict of plain data, and ``node.meta["calls"]`` has the
+calls of submodules during which the value was made. All survive copying, pickling and passes that copy ``node.meta``. No other file
+accesses them, except ``serialize.py``, which pickles them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from graphreg.ir.site import Label
 
 SITE = "site"
 ADDITION = "graphreg"
+CALLS = "calls"
+ModuleCalls = tuple[tuple[str, int], ...]  # (path of a module, number of its call in the graph, from 0), outermost first
 _UNNAMED: tuple[str, tuple[Label, ...]] = ("", ())
 
 
@@ -89,6 +92,18 @@ def add_label(node: fx.Node, label: Label) -> None:
     """Give the node's value another label, unless the value has this label already."""
     if label not in own_labels(node):
         label_site(node, scope_of(node), *own_labels(node), label)
+
+
+def calls_of(node: fx.Node) -> ModuleCalls | None:
+    """Return the calls of submodules during which the node's value was made, outermost first; None if none were recorded."""
+    calls: ModuleCalls | None = node.meta.get(CALLS)
+    return calls
+
+
+def record_calls(node: fx.Node, calls: ModuleCalls | None) -> None:
+    """Record the calls of submodules during which the node's value was made; None leaves the node as it is."""
+    if calls is not None:
+        node.meta[CALLS] = calls
 
 
 def addition_of(node: fx.Node) -> Addition | None:

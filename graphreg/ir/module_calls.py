@@ -10,6 +10,10 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from graphreg.ir.metadata import calls_of, record_calls
+
+STACK = "nn_module_stack"  # the entry of node.meta in which torch's tracers write the module calls during which a node was made
+
 
 @dataclass(frozen=True)
 class ModuleCall:
@@ -48,3 +52,21 @@ def blocks(graph: fx.Graph, calls_of: Callable[[fx.Node], Iterable[ModuleCall]])
     for call in sorted(members, key=end):
         inside = members[call]
         yield Block(call, tuple(inside), tuple(node for node in inside if any(user not in inside for user in node.users)))
+
+
+def record_stacks(graph: fx.Graph) -> None:
+    """Record for each node, as plain data, the module calls that torch's tracer wrote to it.
+
+    The tracer's entry contains classes, which may not be picklable, and its keys differ between torch.fx and torch.export.
+    """
+    numbers: dict[str, dict[str, int]] = {}  # by path: the number of each call, by the tracer's key
+    for node in graph.nodes:
+        stack = node.meta.get(STACK)
+        if not stack or node.op == "placeholder" or calls_of(node) is not None:
+            continue
+        calls = []
+        for key, (path, *_) in stack.items():
+            if path:
+                seen = numbers.setdefault(str(path), {})
+                calls.append((str(path), seen.setdefault(str(key), len(seen))))
+        record_calls(node, tuple(calls))

@@ -57,6 +57,7 @@ class State:
         graphs: The graphs by mode: ``both``, or ``train`` and ``eval``.
         codes: The emitted Python of each graph, by mode.
         compiled_codes: The emitted Python that torch.compile gets for each graph, by mode; empty if it is the same.
+        blocks: The paths of the modules that stay modules that are called.
     """
 
     model: ModelFacts
@@ -65,6 +66,7 @@ class State:
     graphs: dict[str, fx.Graph] = field(default_factory=dict)
     codes: dict[str, str] = field(default_factory=dict)
     compiled_codes: dict[str, str] = field(default_factory=dict)
+    blocks: tuple[str, ...] = ()
 
     def running(self, training: bool) -> str:
         """Return the key in ``graphs`` of the graph that runs in train mode, or, if ``training`` is False, in eval mode."""

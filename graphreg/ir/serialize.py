@@ -12,10 +12,10 @@ import torch
 from torch import fx
 from torch.fx.node import map_aggregate
 
-from graphreg.ir.metadata import ADDITION, SITE
+from graphreg.ir.metadata import ADDITION, CALLS, SITE
 from graphreg.torch_internals import OpOverload, OpOverloadPacket, overload_name, qualified_name, schema_of, share_emitter
 
-CARRIED = (SITE, ADDITION, "value")  # the entries of node.meta that are pickled
+CARRIED = (SITE, ADDITION, CALLS, "value")  # the entries of node.meta that are pickled
 
 
 @dataclass(frozen=True)

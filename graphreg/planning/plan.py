@@ -12,7 +12,8 @@ from functools import cached_property, partial
 from typing import Any, ClassVar
 
 from graphreg.errors import GraphRegError, RegularizerError, RenamedAttributes, listed, shown, warn
-from graphreg.ir import Missing, NativeDropout, Site, Steps, Units, columns, dtype_text, shape_text
+from graphreg.ir import Missing, NativeDropout, Selector, Site, Steps, Units, columns, dtype_text, shape_text
+from graphreg.planning.blocks import called_blocks
 from graphreg.planning.dependence import DependenceSlice, dependence_slice
 from graphreg.planning.depth import strengths_by_depth
 from graphreg.planning.keywords import instances
@@ -102,6 +103,7 @@ class Plan(RenamedAttributes):
         repeats: Values that splices of one kind act on several times in a row.
         missing: The option ``missing`` of ``plan``.
         own_dropout: The option ``own_dropout`` of ``plan``.
+        blocks: The paths of the modules that stay modules that are called.
         traced: The traced model that the plan is for.
     """
 
@@ -117,6 +119,7 @@ class Plan(RenamedAttributes):
     repeats: tuple[Repeat, ...] = ()
     missing: Missing = "error"
     own_dropout: OwnDropout = "keep"
+    blocks: tuple[str, ...] = ()
     traced: Traced | None = field(default=None, repr=False, compare=False)
 
     def of(self, name: str) -> tuple[Edit, ...]:
@@ -182,7 +185,9 @@ class Plan(RenamedAttributes):
         missed = "".join(f"\n{name}: {', '.join(map(repr, texts))} matches nothing" for name, texts in self.missed.items())
         edits = f"{len(self.edits)} edit{'s' * (len(self.edits) != 1)}"
         repeated = "".join(f"\n{line}" for line in self.repeated())
-        return f"{self.title}: {edits} by {count} regularizer{'s' * (count != 1)}{rows_text}{notes}{repeated}{native}{missed}"
+        blocks = f"\n{len(self.blocks)} block{'s' * (len(self.blocks) != 1)}: {', '.join(self.blocks)}" if self.blocks else ""
+        after = f"{rows_text}{notes}{repeated}{native}{blocks}{missed}"
+        return f"{self.title}: {edits} by {count} regularizer{'s' * (count != 1)}{after}"
 
     def repeated(self, strengths: Strengths | None = None) -> list[str]:
         """Return lines about values that splices act on several times in a row; ``strengths``: those to use instead of the plan's."""
@@ -191,7 +196,8 @@ class Plan(RenamedAttributes):
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain data that JSON can hold.
 
-        Its keys are ``title``, ``regularizers``, ``edits``, ``derivatives``, ``own_dropout``, ``stays``, ``missed`` and ``repeats``.
+        Its keys are ``title``, ``regularizers``, ``edits``, ``derivatives``, ``own_dropout``, ``stays``, ``missed``, ``repeats`` and
+        ``blocks``.
         """
         return {
             "title": self.title,
@@ -206,21 +212,30 @@ class Plan(RenamedAttributes):
             "stays": [dropout.text for dropout in self.unmovable],
             "missed": {name: list(texts) for name, texts in self.missed.items()},
             "repeats": [list(repeat.sites) for repeat in self.repeats],
+            "blocks": list(self.blocks),
         }
 
 
 def plan(
-    traced: Traced, regularizers: Regularizer | Iterable[Regularizer], missing: Missing = "error", own_dropout: OwnDropout = "keep"
+    traced: Traced,
+    regularizers: Regularizer | Iterable[Regularizer],
+    missing: Missing = "error",
+    own_dropout: OwnDropout = "keep",
+    blocks: Selector | None = None,
 ) -> Plan:
     """Make a plan and warn if splices of one kind act on one value several times in a row; see ``graphreg.plan`` in ``pipeline.py``."""
-    made = decided(traced, regularizers, missing, own_dropout)
+    made = decided(traced, regularizers, missing, own_dropout, blocks)
     if message := warning(made.repeats, made.regularizers, traced.values, _planned(made.regularizers, made.edits)):
         warn(message)
     return made
 
 
 def decided(
-    traced: Traced, regularizers: Regularizer | Iterable[Regularizer], missing: Missing = "error", own_dropout: OwnDropout = "keep"
+    traced: Traced,
+    regularizers: Regularizer | Iterable[Regularizer],
+    missing: Missing = "error",
+    own_dropout: OwnDropout = "keep",
+    blocks: Selector | None = None,
 ) -> Plan:
     """Make the plan, as ``plan`` does, but without its warning."""
     if not isinstance(traced, Traced):
@@ -250,14 +265,26 @@ def decided(
     splices = [edit for edit in edits if isinstance(edit.regularizer, Splice) and edit.site.kind == "value"]
     again = repeats(traced, [(edit.site, edit.name, edit.regularizer) for edit in splices])
     lost = _missed(traced, named, own_dropout, missing)
-    counts = count_sites(traced)
-    return Plan(traced.title, named, tuple(edits), slices, native_dropout, unmovable, counts, lost, again, missing, own_dropout, traced)
+    counts, called = count_sites(traced), called_blocks(traced, blocks, missing)
+    _check_layers(edits, called)
+    asked = (missing, own_dropout, called)
+    return Plan(traced.title, named, tuple(edits), slices, native_dropout, unmovable, counts, lost, again, *asked, traced)
 
 
 def _planned(regularizers: Mapping[str, Regularizer], edits: Sequence[Edit]) -> Strengths:
     """Return the strengths of a plan, by regularizer name, and by regularizer and site where they differ by depth."""
     by_name = {name: float(regularizer.weight) for name, regularizer in regularizers.items()}
     return {**by_name, **{(edit.name, edit.site.name): edit.at_depth for edit in edits if edit.at_depth is not None}}
+
+
+def _check_layers(edits: Sequence[Edit], blocks: Sequence[str]) -> None:
+    """Raise RegularizerError for a splice on a parameter of a layer that is a block itself: it calls the layer with other parameters."""
+    for edit in edits:
+        if edit.replaces_parameter and (layer := edit.site.name.rpartition(".")[0]) in blocks:
+            raise RegularizerError(
+                f"{edit.name} replaces {edit.site.name} where {layer!r} reads it, and {layer!r} is a block itself (blocks=). Leave the "
+                "layer out of blocks=, or name the module around it."
+            )
 
 
 def _slices(traced: Traced, named: Mapping[str, Regularizer], edits: Sequence[Edit]) -> dict[str, DependenceSlice]:

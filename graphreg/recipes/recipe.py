@@ -29,6 +29,7 @@ from graphreg.runtime import (
 )
 
 VERSION = 1
+ALL = "**"  # in a dict of strengths, the selector of the strength that all other sites have
 _OF_THE_CALL = ("model", "example_inputs", "compile", "verify", "recipe")  # arguments of regularize that no recipe has
 
 
@@ -87,7 +88,7 @@ def load_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _of_plan(plan: Plan) -> Asked:
-    return Asked(plan.regularizers, missing=plan.missing, own_dropout=plan.own_dropout)
+    return Asked(plan.regularizers, missing=plan.missing, own_dropout=plan.own_dropout, blocks=plan.blocks)
 
 
 def _written(asked: Asked, changed: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
@@ -96,6 +97,7 @@ def _written(asked: Asked, changed: Mapping[str, Mapping[str, float]]) -> dict[s
         "rng": asked.seeds.get(""), "front_end": asked.front_end, "missing": asked.missing, "penalties": asked.penalties,
         "scale": asked.scale, "eval_penalties": asked.eval_penalties or None,
         "own_dropout": None if asked.own_dropout == "keep" else _own_dropout(asked.own_dropout),
+        "blocks": list(asked.blocks) or None,
     }  # fmt: skip
     data |= {key: value for key, value in options.items() if value is not None and (key, value) != ("missing", "error")}
     data["regularizers"] = [_entry(name, r, asked.seeds.get(name)) for name, r in asked.regularizers.items()]
@@ -105,7 +107,7 @@ def _written(asked: Asked, changed: Mapping[str, Mapping[str, float]]) -> dict[s
 
 def _present(chosen: Mapping[str, float]) -> float | dict[str, float]:
     """Return strengths that were set as ``set_strength`` takes them: a number, or a dict of selectors and names of sites."""
-    return chosen[OWN] if chosen.keys() == {OWN} else {site or "**": value for site, value in chosen.items()}
+    return chosen[OWN] if chosen.keys() == {OWN} else {site or ALL: value for site, value in chosen.items()}
 
 
 def _entry(name: str, regularizer: Regularizer, seed: int | None) -> dict[str, Any]:
@@ -206,7 +208,10 @@ class Recipe:
     def set_strengths(self, module: Any) -> None:
         """Set the recipe's strengths in a module or backend that was made by the recipe."""
         for name, value in self.strengths.items():
-            self._checked(("strengths", name), partial(set_strength, module, name), value)
+            by_site = dict(value) if isinstance(value, Mapping) else {ALL: value}
+            parts = [by_site.pop(ALL)] if ALL in by_site else []
+            for part in [*parts, by_site] if by_site else parts:
+                self._checked(("strengths", name), partial(set_strength, module, name), part)
 
     def _add(self, key: Any, value: Any) -> None:
         if key == "recipe":
@@ -325,7 +330,14 @@ def _read_own_dropout(value: Any) -> Any:
     return option
 
 
+def _read_blocks(value: Any) -> Any:
+    if not isinstance(value, str) and not (isinstance(value, list) and all(isinstance(text, str) for text in value)):
+        raise RegularizerError(f"blocks={shown(value)} is not allowed; give a selector as text, or a list of them.")
+    return value
+
+
 _CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "rng": _kept(check_rng), "front_end": _kept(_check_front_end), "missing": _kept(check_missing), "penalties": _kept(check_penalties),
-    "scale": _kept(_check_scale), "eval_penalties": _kept(partial(check_flag, "eval_penalties")), "own_dropout": _read_own_dropout,
+    "scale": _kept(_check_scale), "eval_penalties": _kept(partial(check_flag, "eval_penalties")),
+    "own_dropout": _read_own_dropout, "blocks": _read_blocks,
 }  # fmt: skip

@@ -31,6 +31,7 @@ from graphreg.ir import (
     site_nodes,
     state_before,
 )
+from graphreg.outlining import original
 from graphreg.planning import Edit, Plan
 from graphreg.regularizer import Penalty
 from graphreg.rewriting.parameter_checks import check_parameters
@@ -166,7 +167,7 @@ def _same_owner(module: RewrittenModule, model: nn.Module) -> None:
     ours = {n: m for n, m in module.named_modules(remove_duplicate=False) if n != "" and n.partition(".")[0] != RULES}
     theirs = {n: m for n, m in model.named_modules(remove_duplicate=False) if n}
     for name in theirs.keys() | ours.keys():
-        if ours.get(name) is not theirs.get(name):
+        if name not in ours or name not in theirs or original(ours[name]) is not original(theirs[name]):
             fail(f"the submodule {name!r} is not the user's own.")
     tensors = [dict(m.named_parameters(remove_duplicate=False)) for m in (module, model)]
     if tensors[0].keys() != tensors[1].keys() or any(tensors[0][n] is not p for n, p in tensors[1].items()):

@@ -13,7 +13,8 @@ from torch import fx
 from torch.fx.node import map_aggregate
 
 from graphreg.errors import RegularizerError
-from graphreg.ir import Addition, blank_like, mark
+from graphreg.ir import Addition, blank_like, calls_of, mark, record_calls
+from graphreg.outlining import OUTSIDE_BLOCKS
 from graphreg.planning import Plan, require_sites
 from graphreg.rewriting.insertions import Insertion, Insertions, Position
 from graphreg.rewriting.instantiate import make_rules, runtime_module_names
@@ -69,7 +70,7 @@ def rewrite_with(traced: Traced, plan: Plan, noise: Any, penalties: Penalties, s
     if penalties == "attach" and (attached := next(iter(lowered.values())).totals):
         rules.add_module("attach", AttachRule(tuple(attached), scale, next(iter(rules.strengths.values())).device))
     graphs = {mode: inserted(graph, lowered[mode]) for mode, graph in traced.graphs.items()}
-    module = RewrittenModule(traced.model, graphs, rules, traced.specialized, traced.constants, traced.whole)
+    module = RewrittenModule(traced.model, graphs, rules, traced.specialized, traced.constants, traced.whole, plan.blocks)
     rules.build_record = BuildRecord.of(traced, plan, rules.seeds, penalties, scale)
     rules.train(module.training)
     check(module, traced, plan)
@@ -120,6 +121,8 @@ def inserted(graph: fx.Graph, insertions: Insertions) -> fx.Graph:
 def _insert(copy: fx.Graph, insertion: Insertion, made: dict[fx.Node | Insertion, fx.Node]) -> fx.Node:
     node = copy.create_node(insertion.op, insertion.target, *_linked(insertion, made), name=insertion.name)
     mark(node, _addition(insertion))
+    if insertion.kind not in OUTSIDE_BLOCKS:
+        record_calls(node, calls_of(insertion.anchor))
     return node
 
 

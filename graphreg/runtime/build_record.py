@@ -34,6 +34,7 @@ class Asked:
         penalties: ``"return"`` or ``"attach"``; None for a plan.
         scale: The scale, if it was a number or a 0-d tensor; ``GIVEN_IN_THE_CALL`` if it was anything else; None if none was given.
         eval_penalties: As in ``regularize_``.
+        blocks: The paths of the modules that stay modules that are called.
     """
 
     regularizers: Mapping[str, Regularizer]
@@ -44,6 +45,7 @@ class Asked:
     penalties: str | None = None
     scale: float | str | None = None
     eval_penalties: bool = False
+    blocks: tuple[str, ...] = ()
 
 
 def written_scale(scale: Any) -> float | str | None:
@@ -92,7 +94,8 @@ class BuildRecord:
     def asked(self) -> Asked:
         """The arguments that the module was made with."""
         plan, front_end = self.plan, self.asked_front_end
-        return Asked(plan.regularizers, self.seeds, front_end, plan.missing, plan.own_dropout, self.penalties, self.scale)
+        given = (front_end, plan.missing, plan.own_dropout, self.penalties, self.scale)
+        return Asked(plan.regularizers, self.seeds, *given, blocks=plan.blocks)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         require_readable(state.get("version"), state.get("made_with", "0.1"))

@@ -19,6 +19,7 @@ from graphreg.regularizer import VJP_NAMES, Penalty, Vjp, known_to_dynamo, track
 from graphreg.rng import Noise
 from graphreg.runtime.penalty import Total, formula
 from graphreg.runtime.runtime_module import RuntimeModule, accumulation
+from graphreg.runtime.sharding import refuse_sharded_derivatives
 from graphreg.torch_internals import pytree
 
 
@@ -111,6 +112,8 @@ def run(forward: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any, 
     acting = [penalty for penalty in [rules._modules[name] for name in names] if penalty.acts()]
     if not acting:
         return forward(module, *args, **kwargs)
+    if not torch.compiler.is_compiling():
+        refuse_sharded_derivatives(module, [penalty.description for penalty in acting])
     if any(penalty.dependence.attends for penalty in acting):
         with sdpa_kernel(SDPBackend.MATH):
             return _recorded(forward, module, args, kwargs)

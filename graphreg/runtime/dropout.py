@@ -71,7 +71,7 @@ class NativeDropoutRule(Drawing):
         z: Tensor = args[0] if args else next(iter(kwargs.values()))
         if p == 0 or noise is None or not self._acts(arguments):
             return z
-        y = self._replaced(z, p, Noise(noise[self.slot]), arguments)
+        y = self._replaced(z, p, Noise(self.row(noise)), arguments)
         return z.copy_(y) if self._writes(arguments) else y
 
     def _rate(self, arguments: Mapping[str, Any]) -> float:
@@ -137,7 +137,7 @@ class NativeDropoutRule(Drawing):
         return (name == "dropout1d" and z.dim() == 2) or (name == "dropout3d" and z.dim() != 5)
 
     def _drop(self, p: float, noise: Tensor) -> Callable[[Tensor], Tensor]:
-        draws = Noise(noise[self.slot])
+        draws = Noise(self.row(noise))
 
         def drop(weights: Tensor) -> Tensor:
             mask = draws.keep(weights, torch.full((), p, dtype=accumulation(weights.dtype), device=weights.device))

@@ -17,6 +17,7 @@ from graphreg.runtime.derivative_penalty import run
 from graphreg.runtime.gradient_join import begin_call, end_call
 from graphreg.runtime.noise_keys import KeyRule, SharedKeyRule
 from graphreg.runtime.runtime_module import Drawing
+from graphreg.runtime.sharding import explained
 from graphreg.torch_internals import (
     NO_BACKWARD,
     backward_task,
@@ -32,8 +33,13 @@ Forwards = Mapping[str, Callable[..., Any]]
 
 
 def chosen(
-    forwards: Forwards, compiled: Forwards, specialized: Mapping[str, Any], carried: Sequence[str], additions: str,
-    derivatives: Sequence[str], enters_levels: bool,
+    forwards: Forwards,
+    compiled: Forwards,
+    specialized: Mapping[str, Any],
+    carried: Sequence[str],
+    additions: str,
+    derivatives: Sequence[str],
+    enters_levels: bool,
 ) -> Callable[..., Any]:
     """Build the class's ``forward``: it refuses to be traced again, checks arguments, and runs the code of the present mode.
 
@@ -125,10 +131,15 @@ def guarded(additions: str) -> Callable[..., Any]:
             _refuse(self._modules[additions])
         rules = self._modules.get(additions)
         attach = None if rules is None else rules._modules.get("attach")
-        if attach is not None and not torch.compiler.is_compiling():
-            result = _call_attaching(attach, self, args, kwargs)
-        else:
-            result = nn.Module.__call__(self, *args, **kwargs)
+        try:
+            if attach is not None and not torch.compiler.is_compiling():
+                result = _call_attaching(attach, self, args, kwargs)
+            else:
+                result = nn.Module.__call__(self, *args, **kwargs)
+        except RuntimeError as error:
+            if "DTensor" in str(error) and (why := explained(self, error)):
+                raise GraphRegError(why) from error
+            raise
         if rules is not None and (watching := rules.__dict__.get("watching")) is not None:
             watching.after(self)
         return result

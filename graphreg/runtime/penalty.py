@@ -14,6 +14,12 @@ from graphreg.regularizer import Penalty, called
 from graphreg.runtime.runtime_module import RuntimeModule, accumulation
 from graphreg.torch_internals import assert_async, transforms
 
+_ANY = ""  # in place of a site's name, where the formula takes one value: Dynamo would compile blocks apart that differ in a name alone
+SHARDED = (
+    "graphreg: a penalty on sharded parameters (DTensor) runs in eager. Compile the blocks, block.compile(), or the whole model without "
+    "fullgraph=True"
+)
+
 
 class Measure(RuntimeModule):
     """Computes a penalty's formula at one site, in float32 or wider, also under autocast."""
@@ -24,7 +30,7 @@ class Measure(RuntimeModule):
 
     def forward(self, value: Tensor) -> Tensor:
         """Return the measurement of the site's value: [any shape] -> []."""
-        return measured(self.regularizer, {self.site: value}, self.weight, self.description)
+        return measured(self.regularizer, {_ANY: value}, self.weight, self.description)
 
 
 class MeasureSteps(Measure):
@@ -40,7 +46,7 @@ class MeasureSteps(Measure):
         ``lengths``: the lengths of the examples, or a mask of steps; None if the edit names no lengths.
         """
         sequence, lengths = self.steps.of(value, lengths, self.description)
-        return measured(self.regularizer, {self.site: sequence}, self.weight, self.description, lengths)
+        return measured(self.regularizer, {_ANY: sequence}, self.weight, self.description, lengths)
 
 
 class MeasureUnits(Measure):
@@ -52,7 +58,7 @@ class MeasureUnits(Measure):
 
     def forward(self, value: Tensor) -> Tensor:
         """Return the measurement, [], of a value that has an axis of units and one or more of samples."""
-        return measured(self.regularizer, {self.site: self.units.of(value, self.description)}, self.weight, self.description)
+        return measured(self.regularizer, {_ANY: self.units.of(value, self.description)}, self.weight, self.description)
 
 
 class Total(RuntimeModule):
@@ -69,7 +75,7 @@ class Total(RuntimeModule):
         ``places``: which of the penalty's sites they are, where the other mode's graph has more.
         """
         if self.regularizer.on == "parameters":
-            values = tuple(measured(self.regularizer, {"": value}, self.weight, self.description) for value in values)
+            values = tuple(self.parameter_measured({_ANY: value}) for value in values)
         if not values:  # a mode in which none of its sites is reached
             return self.weight(torch.float32) * 0
         stacked = torch.stack(values)
@@ -79,6 +85,28 @@ class Total(RuntimeModule):
         total = stacked.sum() if self.sums else stacked.mean()
         return self.weight(total.dtype) * total
 
+    def parameter_measured(self, values: dict[str, Tensor]) -> Tensor:
+        """Return the formula's value, []: for parameters that are sharded (DTensor) a plain tensor, the same on all ranks."""
+        if any(hasattr(value, "full_tensor") for value in values.values()):
+            return self._sharded(values)
+        return measured(self.regularizer, values, self.weight, self.description)
+
+    @torch.compiler.disable(reason=SHARDED)  # type: ignore[untyped-decorator]
+    def _sharded(self, values: dict[str, Any]) -> Tensor:
+        """Compute on the shards; where the formula cannot, on the whole parameters.
+
+        The result is made plain before it is scaled: autograd would multiply the gradient of a plain tensor by a DTensor, which torch
+        refuses.
+        """
+        try:
+            total: Any = measured(self.regularizer, values, self.weight, self.description)
+        except RuntimeError as error:  # the formula makes plain tensors of its own
+            if "DTensor" not in str(error):
+                raise
+            values = {name: value.full_tensor() if hasattr(value, "full_tensor") else value for name, value in values.items()}
+            total = measured(self.regularizer, values, self.weight, self.description)
+        return total.full_tensor() if hasattr(total, "full_tensor") else total
+
 
 class AllSitesTotal(Total):
     """Computes a penalty whose formula takes ``values``: all its sites at once, by name, so that nothing is averaged."""
@@ -87,7 +115,7 @@ class AllSitesTotal(Total):
         """Return the penalty, [], from the values of all sites by name, each of any shape."""
         if not values:
             return self.weight(torch.float32) * 0
-        total = measured(self.regularizer, values, self.weight, self.description)
+        total = self.parameter_measured(values)
         return self.weight(total.dtype) * total
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -35,13 +35,14 @@ from graphreg.ir import (
     state_of,
     thaw,
 )
-from graphreg.regularizer import Regularizer
+from graphreg.outlining import opened, outlined, with_blocks
 from graphreg.runtime.averaging import averages_follow
 from graphreg.runtime.build_record import PICKLE_VERSION, VERSION, require_readable
 from graphreg.runtime.derivative_penalty import Derivative
 from graphreg.runtime.forward import chosen, guarded, signature
 from graphreg.runtime.result import Regularized
 from graphreg.runtime.runtime_module import Rules
+from graphreg.runtime.structure import structure
 from graphreg.torch_internals import (
     COMPILED_CALL,
     STATE_HOOKS,
@@ -51,7 +52,6 @@ from graphreg.torch_internals import (
     pytree,
     take_state_version,
 )
-from graphreg.tracing import PLAIN
 
 _REMADE = ("_graph", "_code", LOWERED, COMPILED_CALL)  # left out of copies and pickles
 _common: WeakValueDictionary[bytes, type[RewrittenModule]] = WeakValueDictionary()  # shared classes, by a digest of code and structure
@@ -75,10 +75,12 @@ class RewrittenModule(fx.GraphModule):
         specialized: Mapping[str, Any],
         constants: Mapping[str, Tensor] | None = None,
         whole_model: bool = True,
+        blocks: Collection[str] = (),
     ) -> None:
         check_names(model, plain_too=whole_model)
         super().__init__(nn.Module(), fx.Graph(), type(model).__name__.removesuffix("Impl"))
         self.__dict__[STATE] = _state(model, dict(specialized))
+        self.__dict__[STATE].blocks = tuple(path for path in blocks if path in opened(graphs.values(), blocks))
         _adopt(self, model)
         if rules is not None:
             self.add_module(RULES, rules)
@@ -150,19 +152,23 @@ class RewrittenModule(fx.GraphModule):
         state.codes, state.compiled_codes, named = {}, {}, list[dict[str, Any]]()
         lowered = lowering(self)
         self.__dict__[LOWERED] = lowered.stand_ins
+        sources = {mode: (graph, lowered.lowered(graph) if lowered.layers else None) for mode, graph in state.graphs.items()}
+        if state.blocks:
+            sources = outlined(self, sources, state.blocks)
         for mode, graph in reversed(state.graphs.items()):  # so the first graph stays in ``_graph``, which torch.fx prints
-            define_named_tuples(graph)
-            if lowered.layers:
-                self._graph = spelled(lowered.lowered(graph))
-                named.append(super().recompile().globals)
+            called, called_compiled = sources[mode]
+            if called_compiled is not None:
+                named.append(self._emit(called_compiled).globals)
                 compiled[mode], state.compiled_codes[mode] = type(self).forward, self._code
             check_arguments(graph, "", type(self).__name__)
-            self._graph = spelled(graph)
-            python_code = super().recompile()
-            check_arguments(graph, self._code, type(self).__name__)
-            self._graph, graph.owning_module = graph, self
+            python_code = self._emit(called)
             named.append(python_code.globals)
             forwards[mode], state.codes[mode] = type(self).forward, self._code
+            if state.blocks:
+                state.compiled_codes.setdefault(mode, self._code)
+                state.codes[mode] = spelled(graph).python_code("self").src
+            check_arguments(graph, state.codes[mode], type(self).__name__)
+            self._graph, graph.owning_module = graph, self
         optional = [str(n.target) for n in self._graph.nodes if n.op == "placeholder" and n.args and not state.model.is_graph]
         specialized = state.model.specialized
         carried, derivatives = [name for name in optional if name not in specialized], list[str]()
@@ -176,6 +182,12 @@ class RewrittenModule(fx.GraphModule):
         type(self).__call__ = guarded(RULES)  # type: ignore[method-assign]
         _join_class(self, (carried, derivatives, [{name: id(value) for name, value in each.items()} for each in named]))
         return python_code
+
+    def _emit(self, graph: fx.Graph) -> Any:
+        """Generate the class's forward from a graph."""
+        define_named_tuples(graph)
+        self._graph = spelled(graph)
+        return super().recompile()
 
     def train(self, mode: bool = True) -> RewrittenModule:
         trainer = _known(self).model.trainer
@@ -250,7 +262,7 @@ class RewrittenModule(fx.GraphModule):
     def __copy__(self) -> RewrittenModule:
         """Share the layers, but copy the runtime modules with strengths and noise: a runtime module follows the mode of one module only."""
         twin, state = _blank(type(self).__name__), self.__getstate__()
-        state["_modules"] = dict(self._modules)
+        state["_modules"] = with_blocks(self._modules, _known(self).blocks)
         if (rules := self._modules.get(RULES)) is not None:
             shared: list[Any] = [module for name, child in self.named_children() if name != RULES for module in child.modules()]
             shared += [scale for child in rules.children() if (scale := vars(child).get("scale")) is not None]
@@ -315,7 +327,8 @@ def _adopt(module: RewrittenModule, model: nn.Module) -> None:
     module.__dict__.update({n: v for n, v in attributes.items() if (n not in reserved() or n == IGNORED) and not n.startswith(PREFIX)})
     for name in TENSOR_REGISTRIES:
         module.__dict__[name] = model.__dict__[name]
-    module.__dict__["_modules"] = {name: child for name, child in model._modules.items() if name != RULES}
+    children = {name: child for name, child in model._modules.items() if name != RULES}
+    module.__dict__["_modules"] = with_blocks(children, _known(module).blocks)
     module.__dict__["meta"] = dict(meta) if isinstance(meta := attributes.get("meta"), dict) else {}
     for name in STATE_HOOKS:
         module.__dict__[name] = copy.copy(model.__dict__[name])
@@ -343,33 +356,12 @@ def _join_class(module: RewrittenModule, references: tuple[Any, ...]) -> None:
     specialized = [(name, type(value), contents_of(value)) for name, value in state.model.specialized.items()]
     ours = [name for name in vars(kind) if name in vars(RewrittenModule)]
     source = (state.model.class_name, sorted(state.model.methods))
-    key = repr((kind.__name__, state.codes, state.compiled_codes, source, specialized, sorted(ours), references, _structure(module)))
+    key = repr((kind.__name__, state.codes, state.compiled_codes, source, specialized, sorted(ours), references, structure(module)))
     common = _common.setdefault(hashlib.blake2b(key.encode()).digest(), kind)
     if common is not kind:
         module.__class__ = common
     else:
         kind.graphreg_common = True  # type: ignore[attr-defined]
-
-
-def _structure(module: nn.Module) -> list[Any]:
-    """Describe what a compiled graph of a module depends on, besides its code: shapes, layers and their options."""
-    structure: list[Any] = []
-    for path, inner in module.named_modules(remove_duplicate=False):
-        attributes = {} if inner is module or isinstance(inner, Rules) else vars(inner)  # of these two, the code reads only tensors
-        options = sorted((name, repr(value)) for name, value in attributes.items() if name != "training" and _is_plain(value))
-        named = (*inner._parameters.items(), *inner._buffers.items())
-        tensors = [(name, *_tensor_metadata(tensor)) for name, tensor in named if tensor is not None]
-        structure.append((path, type(inner) if inner is not module else None, options, tensors))
-    return structure
-
-
-def _tensor_metadata(tensor: Tensor) -> tuple[Any, ...]:
-    lazy = nn.parameter.is_lazy(tensor)
-    return (None if lazy else tensor.shape), tensor.dtype, tensor.device, tensor.requires_grad
-
-
-def _is_plain(value: Any) -> bool:
-    return all(map(_is_plain, value)) if isinstance(value, tuple) else isinstance(value, (*PLAIN, Regularizer))
 
 
 def _give_way(module: RewrittenModule) -> None:

@@ -215,6 +215,10 @@ class Drawing(RuntimeModule):
         self.forced = False  # whether it acts in any mode, in a block of noise_on
         self.recomputed = False  # whether a compiled backward recomputes its result, see compiler/recompute.py
 
+    def row(self, key: Tensor) -> Tensor:
+        """Return the row of the keys to draw from, int32 [2]. Within a block the key is this row already."""
+        return key[self.slot] if key.dim() > 1 else key
+
 
 class LayerMode:
     """The mode of a recurrent layer, read from its attributes: Dynamo refuses to read the layer.
@@ -280,7 +284,7 @@ class SpliceRule(Drawing):
             lengths = self.steps.counts(lengths, z, self.description)
         others = self._others(z, others)
         shared = shared_axes(self.share_axes, self.steps, z.shape, self.description) if self.share_axes else ()
-        weight, noise = self.weight(accumulation(z.dtype)), Noise(key[self.slot], shared)
+        weight, noise = self.weight(accumulation(z.dtype)), Noise(self.row(key), shared)
         formula = partial(self._formula, lengths=lengths, others=others)
         recompute = self.recomputed and recomputes() and not others  # a recomputed formula has z as its only input
         if not acts:
@@ -334,7 +338,9 @@ class SpliceRule(Drawing):
         return self.regularizer.in_eval(**{name: arguments[name] for name in self.regularizer.takes_in_eval})  # type: ignore[attr-defined]
 
     def _formula(self, z: Tensor, weight: Tensor, noise: Noise, lengths: Tensor | None, others: dict[str, Tensor]) -> Any:
-        arguments = {"z": z, "w": z, "weight": weight, "noise": noise, "values": {self.site: z}, "lengths": lengths, **others}
+        arguments = {"z": z, "w": z, "weight": weight, "noise": noise, "lengths": lengths, **others}
+        if "values" in self.regularizer.takes:  # not read otherwise: Dynamo would compile blocks apart that differ in this name alone
+            arguments["values"] = {self.site: z}
         return called(self.regularizer, {name: arguments[name] for name in self.regularizer.takes})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from typing import Any
 
 import torch
@@ -42,6 +43,15 @@ def forward_hooks(module: nn.Module) -> tuple[Callable[..., Any], ...]:
 def drop_forward_hooks(module: nn.Module) -> None:
     """Remove the forward hooks and pre-hooks of a module. Only for a copy that graphreg calls to observe what the module does."""
     module._forward_hooks, module._forward_pre_hooks = OrderedDict(), OrderedDict()
+
+
+def renew_hooks(module: nn.Module) -> None:
+    """Give a module that has another's attributes call hooks of its own, none yet, and copies of the hooks for saving and loading state."""
+    for name, value in list(vars(module).items()):
+        if name in CALL_HOOKS or (name.startswith(CALL_HOOKS) and isinstance(value, dict)):
+            vars(module)[name] = OrderedDict()
+        elif name in STATE_HOOKS:
+            vars(module)[name] = copy(value)
 
 
 def has_backward_hooks(module: nn.Module) -> bool:

@@ -30,6 +30,7 @@ from graphreg.ir import (
     fixed,
     may_change,
     parameter_reads,
+    record_stacks,
     specialized_arguments,
     stacks,
     value_sites,
@@ -168,7 +169,9 @@ def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "a
         deep_enough(model, changes)
         with torch.enable_grad():  # as in training, even if the caller is under torch.no_grad
             # The model may draw random numbers, but the user's generators must not advance.
-            traced = with_draws_restored(partial(_trace, model, example_inputs, front_end))
+            traced: Traced = with_draws_restored(partial(_trace, model, example_inputs, front_end))
+    for graph in traced.graphs.values():
+        record_stacks(graph)
     return traced if front_end == "auto" else replace(traced, asked_front_end=front_end)
 
 

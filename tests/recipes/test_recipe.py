@@ -244,6 +244,23 @@ class Block(nn.Module):
         return x + self.l(x).relu()
 
 
+def test_blocks() -> None:
+    model = nn.Sequential(Block(), Block(), Block(), nn.Linear(4, 3))
+    module = graphreg.regularize(model, hidden_dropout=0.5, rng=0, blocks="[012]")
+    data = json.loads(json.dumps(graphreg.recipe(module)))
+    assert data["blocks"] == ["0", "1", "2"]
+    again = graphreg.regularize(model, recipe=data)
+    assert graphreg.recipe(again) == data
+    assert torch.equal(again(X).output, module(X).output)
+    assert str(graphreg.plan(graphreg.trace(model), recipe=data)) == str(
+        graphreg.plan(graphreg.trace(model), graphreg.from_kwargs(model, hidden_dropout=0.5), blocks="[012]")
+    )
+    with pytest.raises(RegularizerError, match=r"^the recipe, at blocks: blocks=3 is not allowed; give a selector as text, or a list"):
+        graphreg.regularize(model, recipe={"blocks": 3})
+    with pytest.raises(RegularizerError, match=r"^drop_connect replaces 3\.weight where '3' reads it, and '3' is a block itself"):
+        graphreg.regularize(model, drop_connect=0.5, blocks="3")
+
+
 def test_strengths_by_depth_and_by_site() -> None:
     model = nn.Sequential(Block(), Block(), Block(), nn.Linear(4, 3))
     module = graphreg.regularize(model, drop_path=graphreg.by_depth(0, 0.5), weight_l2=0.1, hidden_l1=0.2, rng=0)

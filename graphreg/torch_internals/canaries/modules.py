@@ -47,6 +47,23 @@ def hooks() -> None:
     handle.remove()
 
 
+@canary("a module's hooks are in dicts of its own", "blocks, which share all else with the model's modules", "renew_hooks")
+def own_hooks() -> None:
+    module, twin, seen = nn.Linear(1, 1), nn.Linear(1, 1), list[Any]()
+    module.register_forward_hook(lambda inner, args, kwargs, output: seen.append("theirs"), with_kwargs=True)
+    module.register_state_dict_pre_hook(lambda *args: None)  # type: ignore[no-untyped-call]
+    vars(twin).update(vars(module))
+    door.renew_hooks(twin)
+    twin.register_forward_hook(lambda inner, args, kwargs, output: seen.append("ours"), with_kwargs=True, always_call=True)
+    twin(torch.ones(1, 1))
+    assert seen == ["ours"]
+    module(torch.ones(1, 1))
+    assert seen == ["ours", "theirs"]
+    assert (
+        len(vars(twin)["_state_dict_pre_hooks"]) == 1 and vars(twin)["_state_dict_pre_hooks"] is not vars(module)["_state_dict_pre_hooks"]
+    )
+
+
 @canary("DataParallel asks a module for a replica", "the refusal of replicas of a model that is regularized in place", "REPLICATE")
 def replicate() -> None:
     module = nn.Linear(1, 1)

@@ -17,6 +17,7 @@ from torch.fx.node import map_arg
 
 from graphreg.ir import (
     ASSERTIONS,
+    STACK,
     BufferConstants,
     Label,
     Namer,
@@ -180,6 +181,7 @@ class Unlifter:
             scope = self._scope(node)
         made.meta["val"] = node.meta.get("val")
         made.meta["origin"] = origin_in_trace(node.stack_trace)
+        made.meta[STACK] = self._stack(node)
         self._made[node.meta[AT]] = made
         self._label(made, scope, node)
 
@@ -191,9 +193,14 @@ class Unlifter:
         else:
             label_node(made, scope, self._modules, self._namer)
 
+    def _stack(self, node: fx.Node) -> dict[str, tuple[str, Any]]:
+        """Return torch.export's record of the module calls in which it made a node, with the model's own paths."""
+        stack = node.meta.get(STACK) or {}
+        return {key: (self._paths.get(str(path), str(path)), kind) for key, (path, kind) in stack.items()}
+
     def _scope(self, node: fx.Node) -> str:
         """Return the path of the module in which torch.export made a node."""
-        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        stack = list((node.meta.get(STACK) or {}).values())
         path = str(stack[-1][0]) if stack else ""
         return str(self._paths.get(path, path))
 

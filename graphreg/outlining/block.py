@@ -1,0 +1,190 @@
+"""The objects that stand for the model's blocks in a rewritten module, and for the modules that contain blocks.
+
+Such an object shares the parameters, buffers and mode of the model's module, and has a class of the same name derived from the module's
+class, so that wrapping policies of FSDP and activation checkpointing recognize it. Only its forward is another: emitted code.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from graphreg.compiler import LOWERED, with_our_pass
+from graphreg.errors import GraphRegError
+from graphreg.ir import RULES
+from graphreg.outlining.outline import OUTSIDE
+from graphreg.torch_internals import COMPILED_CALL, is_exporting, renew_hooks
+
+BLOCK, MODE = "graphreg_block", "graphreg_mode"  # the attributes with a block's record, and with the mode of a module without one
+_MADE_ANEW = (RULES, OUTSIDE, LOWERED, COMPILED_CALL)  # left out of copies and pickles
+_classes: WeakKeyDictionary[type, type[Block]] = WeakKeyDictionary()
+
+Code = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class BlockRecord:
+    """What a block object knows.
+
+    Attributes:
+        path: Its path in the model.
+        original: A tuple of the model's module, whose mode it shares; empty in a copy and after unpickling.
+        mode: Whether it is in train mode, for a block without an original.
+        eager: The emitted code, a function for each variant of its calls.
+        compiled: Likewise, the functions that Dynamo traces.
+        sources: The text of ``eager``.
+    """
+
+    path: str
+    original: tuple[nn.Module, ...] = ()
+    mode: bool = True
+    eager: tuple[Code, ...] = ()
+    compiled: tuple[Code, ...] = ()
+    sources: tuple[str, ...] = ()
+
+
+class View:
+    """A namespace: emitted code calls what it has as attributes. It is no module, so what it refers to is in no state_dict."""
+
+    def __init__(self, things: Mapping[str, Any]) -> None:
+        self.__dict__.update(things)
+
+
+class Block(nn.Module):
+    """Mixed into the class of a model's module; see this file's docstring."""
+
+    graphreg_kind: type[nn.Module]
+
+    @property
+    def training(self) -> bool:
+        record = self.__dict__.get(BLOCK)
+        if record is None:  # a slice of a ModuleList is a new object of its class
+            return bool(self.__dict__.get(MODE, True))
+        return bool(record.original[0].training if record.original else record.mode)
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        record = self.__dict__.get(BLOCK)
+        if record is None:
+            self.__dict__[MODE] = mode
+            return
+        if record.original:
+            record.original[0].training = mode
+        self.__dict__[BLOCK] = replace(record, mode=mode)
+
+    def forward(self, *values: Any, graphreg_keys: Sequence[Any] = (), graphreg_variant: int | None = None) -> Any:
+        """Run the emitted code of a call.
+
+        Args:
+            *values: The values that the code reads.
+            graphreg_keys: The rows of the keys that it draws from.
+            graphreg_variant: Which code.
+        """
+        if graphreg_variant is None:
+            raise GraphRegError(refusal(self.graphreg_kind.__name__, self.__dict__[BLOCK].path if BLOCK in self.__dict__ else ""))
+        record = self.__dict__[BLOCK]
+        codes = record.compiled if torch.compiler.is_dynamo_compiling() and not is_exporting() else record.eager
+        return codes[graphreg_variant](self, *values, *graphreg_keys)
+
+    __call__ = nn.Module.__call__  # the trace recorded what a __call__ of the class does around the forward
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Compile this block in place, as ``nn.Module.compile`` does, with the Inductor passes that the whole module would get."""
+        super().compile(*args, **(options if args else with_our_pass(options)))
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        state = {name: value for name, value in self.__dict__.items() if name not in _MADE_ANEW}
+        if (record := state.get(BLOCK)) is not None:
+            state[BLOCK] = BlockRecord(record.path, mode=self.training)
+        return _blank, (self.graphreg_kind,), state
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        _, _, state = self.__reduce_ex__(4)
+        twin = _blank(self.graphreg_kind)
+        memo[id(self)] = twin
+        twin.__setstate__(copy.deepcopy(state, memo))
+        return twin
+
+
+def refusal(kind: str, path: str) -> str:
+    """Return the message for a call that does not come from the rewritten module."""
+    return (
+        f"{f'{path!r} ({kind})' if path else kind} is a part of a rewritten module, which alone can call it: its emitted code takes other "
+        "arguments. Call the whole module; to run this part by itself, take the one in the model that was regularized."
+    )
+
+
+def _class_of(kind: type[nn.Module]) -> type[Block]:
+    """Return the class of block objects for a class of modules."""
+    kind = getattr(kind, "graphreg_kind", kind)
+    if kind not in _classes:
+        contents = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__, "graphreg_kind": kind}
+        _classes[kind] = type(kind)(kind.__name__, (Block, kind), contents)
+    return _classes[kind]
+
+
+def _blank(kind: type[nn.Module]) -> Any:
+    cls = _class_of(kind)
+    return cls.__new__(cls)
+
+
+def original(module: nn.Module) -> nn.Module:
+    """Return the model's module for which a block object stands; any other module itself, and a block object without an original."""
+    record = module.__dict__.get(BLOCK)
+    return record.original[0] if record is not None and record.original else module
+
+
+def with_blocks(children: Mapping[str, nn.Module | None], blocks: Iterable[str]) -> dict[str, nn.Module | None]:
+    """Return a model's children with block objects in place of the blocks and of the modules that contain some."""
+    made, new = dict[int, nn.Module](), dict(children)
+    for path in sorted({block[:end] for block in blocks for end in _ends(block)}):
+        owner, _, name = path.rpartition(".")
+        siblings: Any = new
+        for step in owner.split(".") if owner else ():
+            siblings = siblings[step]._modules
+        module = siblings[name]
+        if id(module) not in made:
+            made[id(module)] = _twin(module, path)
+        siblings[name] = made[id(module)]
+    aliases = {id(original(module)): module for module in made.values()}
+    for module in (None, *made.values()):  # other names of a block in the modules that are open
+        siblings = new if module is None else module._modules
+        siblings.update({name: aliases.get(id(child), child) for name, child in siblings.items()})
+    return new
+
+
+def _ends(path: str) -> Iterator[int]:
+    yield from (i for i, letter in enumerate(path) if letter == ".")
+    yield len(path)
+
+
+def _twin(module: nn.Module, path: str) -> nn.Module:
+    """Make the block object for a module: it shares the dicts of parameters and buffers, and has one of its own for submodules."""
+    twin = _blank(type(module))
+    source = original(module)
+    twin.__dict__.update({name: value for name, value in source.__dict__.items() if name not in (*_MADE_ANEW, "training")})
+    twin.__dict__["_modules"] = type(source._modules)(module._modules)
+    renew_hooks(twin)  # the trace recorded what the module's call hooks do
+    twin.__dict__[BLOCK] = BlockRecord(path, (source,), source.training)
+    return twin
+
+
+def block_at(root: nn.Module, path: str) -> Block:
+    """Return the block object at a path, also inside wrappers, such as those of activation checkpointing."""
+    for module in root.get_submodule(path).modules():
+        if isinstance(module, Block) and (record := module.__dict__.get(BLOCK)) is not None and record.path == path:
+            return module
+    raise GraphRegError(
+        f"the block {path!r} of the rewritten module was replaced. Put it back, or regularize the model that has the new one."
+    )
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether FSDP2 (``fully_shard``) was applied to a module."""
+    return any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__)

@@ -1,0 +1,74 @@
+"""Finds for each node of a graph the block calls that it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from torch import fx
+
+from graphreg.ir import Kind, ModuleCalls, calls_of, is_kind, is_marked, nodes_in
+
+OUTSIDE_BLOCKS = (Kind.KEY, Kind.TOTAL, Kind.READ, Kind.ATTACH, Kind.ATTACHED)  # additions that belong to the whole model
+
+
+def opened(graphs: Iterable[fx.Graph], paths: Collection[str]) -> frozenset[str]:
+    """Return those of the paths whose modules the graphs show as the operations inside. The others are called as they are already."""
+    return frozenset(path for graph in graphs for node in graph.nodes for path, _ in _around(node) if path in paths)
+
+
+def _around(node: fx.Node) -> ModuleCalls:
+    """Return the recorded calls during which a node was made, without the call that the node itself is."""
+    calls = calls_of(node) or ()
+    return calls[:-1] if node.op == "call_module" and calls and calls[-1][0] == node.target else calls
+
+
+def homes(graph: fx.Graph, blocks: Collection[str]) -> dict[fx.Node, ModuleCalls]:
+    """Return for each node the calls of ``blocks`` that it belongs to, outermost first. Nodes that read attributes belong to their readers.
+
+    A trace runs in order, so a node without a record belongs to the calls that its neighbours have in common.
+    """
+    found: dict[fx.Node, ModuleCalls] = {}
+    unknown: list[fx.Node] = []
+    for node in graph.nodes:
+        if node.op in ("placeholder", "output") or is_kind(node, *OUTSIDE_BLOCKS):
+            found[node] = ()
+        elif node.op == "get_attr":
+            continue
+        elif calls_of(node) is not None:
+            found[node] = tuple(call for call in _around(node) if call[0] in blocks)
+        else:
+            unknown.append(node)
+    for node in unknown:
+        if is_marked(node):
+            found[node] = _shared(found[value] for value in nodes_in(node.args[:1]) if value in found)
+        else:
+            found[node] = _shared(found[each] for each in _neighbours(node, found))
+    for node in graph.nodes:  # a measurement of several calls belongs to what these have in common
+        if is_kind(node, Kind.MEASURE):
+            found[node] = _shared([found[node], *(found[value] for value in nodes_in(node.args[:1]) if value in found)])
+    return found
+
+
+def _neighbours(node: fx.Node, known: Collection[fx.Node]) -> list[fx.Node]:
+    """Return the readers of a node that reads attributes only, as ``choose`` does; for any other the nearest known nodes around it."""
+    if node.users and all(source.op == "get_attr" for source in node.all_input_nodes):
+        readers = [reader for reader in node.users if reader in known]
+        if len(readers) == len(node.users):
+            return readers
+    before, after = node.prev, node.next
+    while before.op != "root" and before not in known:
+        before = before.prev
+    while after.op != "root" and after not in known:
+        after = after.next
+    return [before, after] if before in known and after in known else []
+
+
+def _shared(calls: Iterable[ModuleCalls]) -> ModuleCalls:
+    """Return the calls that all of these have in common, from the outermost on."""
+    every = list(calls)
+    if not every:
+        return ()
+    count = 0
+    while all(len(each) > count and each[count] == every[0][count] for each in every):
+        count += 1
+    return every[0][:count]

@@ -1,0 +1,277 @@
+"""Turns a flat graph into a graph that calls blocks, and a graph for each call of a block. The flat graph stays unchanged.
+
+The code in a block has names relative to it, so that equal blocks have equal code, which torch.compile then compiles once.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import networkx as nx
+from torch import fx, nn
+from torch.fx.node import map_arg
+
+from graphreg.errors import TraceError
+from graphreg.ir import COUNTED, PREFIX, RULES, Kind, ModuleCalls, blank_like, is_kind, own_labels
+from graphreg.outlining.homes import homes
+
+KEYS, VARIANT = "graphreg_keys", "graphreg_variant"  # the keyword arguments of a block beside the values that it reads
+OUTSIDE = "graphreg_outside"  # the attribute of a block that holds modules from outside of it
+
+
+@dataclass(frozen=True)
+class BlockCall:
+    """A call of a block: the block's path, the graph of what it does in this call, and the node that calls it."""
+
+    path: str
+    graph: fx.Graph
+    node: fx.Node
+
+
+@dataclass(frozen=True)
+class BlockNames:
+    """What the code of a block calls outside of it, by the names in its code.
+
+    Attributes:
+        rules: The names of runtime modules in the container of the whole model.
+        outside: The paths of modules that are not in the block.
+    """
+
+    rules: dict[str, str] = field(default_factory=dict)
+    outside: dict[str, str] = field(default_factory=dict)
+
+
+class Outliner:
+    """Outlines the graphs of one module.
+
+    Attributes:
+        names: By a block's path, what its code calls outside of it; the same for all calls of the block, in all graphs.
+    """
+
+    def __init__(self, root: nn.Module, blocks: Iterable[str]) -> None:
+        self.root, self.blocks = root, frozenset(blocks)
+        self.names = {path: BlockNames() for path in sorted(self.blocks)}
+        self._paths: dict[int, list[str]] = {}  # by id of a module, all its paths
+        for path, module in root.named_modules(remove_duplicate=False):
+            self._paths.setdefault(id(module), []).append(path)
+
+    def outline(self, graph: fx.Graph) -> tuple[fx.Graph, list[BlockCall]]:
+        """Return the graph of the whole model, which calls the blocks, and the calls in it.
+
+        Raises:
+            TraceError: What a block computes depends on itself through operations outside of it.
+        """
+        work = _Outlining(self, graph)
+        level = work.level(work.members(), (), blank_like(graph))
+        return level.graph, work.calls
+
+    def relative(self, path: str, block: str) -> str | None:
+        """Return the path of a module relative to a block; None if the block does not contain the module."""
+        for known in (path, *self._paths.get(id(self.module(path)), ())):
+            if not block or known == block or known.startswith(f"{block}."):
+                return known.removeprefix(block).removeprefix(".")
+        return None
+
+    def module(self, path: str) -> Any:
+        return self.root.get_submodule(path)
+
+
+@dataclass
+class _Level:
+    """A graph that is being made: that of the whole model, or of a call of a block.
+
+    Attributes:
+        path: The block's path; "" for the whole model.
+        graph: The graph.
+        made: By node of the flat graph, the node that has its value here.
+        rows: By node of the flat graph that draws, the node that has its row of the keys here.
+    """
+
+    path: str
+    graph: fx.Graph
+    made: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    rows: dict[fx.Node, fx.Node] = field(default_factory=dict)
+
+
+class _Outlining:
+    """The state of outlining one graph."""
+
+    def __init__(self, outliner: Outliner, flat: fx.Graph) -> None:
+        self.outliner, self.flat = outliner, flat
+        self.homes = homes(flat, outliner.blocks)
+        self.order = {node: i for i, node in enumerate(flat.nodes)}
+        self.calls: list[BlockCall] = []
+        for node in flat.nodes:
+            if node.op == "get_attr" and not all(self._readable(node, reader) for reader in node.users):
+                self.homes[node] = ()  # the whole model reads it, and passes it to the blocks
+
+    def members(self) -> list[fx.Node]:
+        """Return all nodes but those that read attributes where their readers are."""
+        return [node for node in self.flat.nodes if node in self.homes]
+
+    def _readable(self, read: fx.Node, reader: fx.Node) -> bool:
+        """Whether the block of a reader can read an attribute by itself.
+
+        It must, for a parameter: FSDP frees the memory of the tensor that the whole model would pass.
+        """
+        calls = self.homes.get(reader, ())
+        owner, _, name = str(read.target).rpartition(".")
+        if not calls or self.outliner.relative(owner, calls[-1][0]) is not None:
+            return True
+        return isinstance(getattr(self.outliner.module(owner), name, None), nn.Parameter)
+
+    def level(self, members: Sequence[fx.Node], calls: ModuleCalls, graph: fx.Graph, inputs: _Border | None = None) -> _Level:
+        """Make the graph of the whole model, or of a call of a block, from the nodes that belong to it."""
+        level = _Level(calls[-1][0] if calls else "", graph)
+        if inputs is not None:
+            level.made |= {node: graph.placeholder(f"value_{i}" if i else "value") for i, node in enumerate(inputs.reads)}
+            level.rows |= {node: graph.placeholder(f"key_{i}" if i else "key") for i, node in enumerate(inputs.draws)}
+        for item in self._ordered(members, calls):
+            if isinstance(item, fx.Node):
+                level.made[item] = self._copy(level, item)
+            else:
+                self._call(level, item, calls)
+        return level
+
+    def _ordered(self, members: Sequence[fx.Node], calls: ModuleCalls) -> list[fx.Node | tuple[fx.Node, ...]]:
+        """Return the nodes of a level, and for each call in it a tuple of the nodes in that call, in an order in which they can run."""
+        inside: dict[tuple[str, int], list[fx.Node]] = {}
+        item_of: dict[fx.Node, Any] = {}
+        for node in members:
+            home = self.homes[node]
+            item_of[node] = node if len(home) == len(calls) else home[len(calls)]
+            if item_of[node] is not node:
+                inside.setdefault(item_of[node], []).append(node)
+        flow: nx.DiGraph[Any] = nx.DiGraph()
+        flow.add_nodes_from(dict.fromkeys(item_of.values()))
+        for node in members:
+            sources = {item_of[source] for source in node.all_input_nodes if source in item_of} - {item_of[node]}
+            flow.add_edges_from((source, item_of[node]) for source in sources)
+        if not nx.is_directed_acyclic_graph(flow):
+            path = next(step[0] for edge in nx.find_cycle(flow) for step in edge if isinstance(step, tuple))
+            raise TraceError(
+                f"the block {path!r} cannot be one call: operations outside of it read values from inside, and their results are read "
+                "inside again. Leave it out of blocks=, or select a module that contains both."
+            )
+        first = {item: self.order[inside[item][0] if item in inside else item] for item in flow}
+        return [tuple(inside[item]) if item in inside else item for item in nx.lexicographical_topological_sort(flow, first.__getitem__)]
+
+    def _copy(self, level: _Level, node: fx.Node) -> fx.Node:
+        """Copy a node of the flat graph to a level."""
+
+        def present(source: fx.Node) -> fx.Node:
+            return self._value(level, source, node)
+
+        if node.op == "output":
+            return level.graph.output(map_arg(node.args[0], present))
+        if not level.path:
+            return level.graph.node_copy(node, present)
+        args, kwargs = map_arg((node.args, node.kwargs), present)
+        target: Any = self._target(level.path, str(node.target)) if node.op == "call_module" else node.target
+        name = (
+            target.removeprefix(f"{RULES}.")
+            if node.op == "call_module"
+            else COUNTED.sub("", node.name).removeprefix(f"{_identifier(level.path)}_")
+        )
+        return level.graph.create_node(node.op, target, args, kwargs, _identifier(name))
+
+    def _value(self, level: _Level, source: fx.Node, reader: fx.Node) -> fx.Node:
+        """Return the node that has a value at a level."""
+        if reader in level.rows and is_kind(source, Kind.KEY):
+            return level.rows[reader]
+        if source not in level.made:  # it reads an attribute, and this is its first reader here
+            owner, _, attribute = str(source.target).rpartition(".")
+            target = str(source.target)
+            if level.path:
+                within = self._target(level.path, owner)
+                target = f"{within}.{attribute}" if within else attribute
+            level.made[source] = level.graph.create_node("get_attr", target, name=_identifier(target))
+        return level.made[source]
+
+    def _target(self, block: str, path: str) -> str:
+        """Return how the code of a block reaches the module at a path."""
+        room, _, name = path.partition(".")
+        names = self.outliner.names.get(block, BlockNames())
+        if room == RULES:
+            return f"{RULES}.{_take(names.rules, name.removeprefix(f'{_identifier(block)}_'), name)}"
+        if room.startswith(PREFIX):  # a stand-in for a recurrent layer
+            return path
+        relative = self.outliner.relative(path, block)
+        return relative if relative is not None else f"{OUTSIDE}.{_take(names.outside, _identifier(path), path)}"
+
+    def _call(self, level: _Level, members: tuple[fx.Node, ...], calls: ModuleCalls) -> None:
+        """Make the graph of a call of a block, and the node that calls it."""
+        call = self.homes[members[0]][len(calls)]
+        border = self._border(members, call[0])
+        inner = self.level(members, (*calls, call), fx.Graph(), border)
+        values = tuple(inner.made[node] for node in border.leaves)
+        inner.graph.output(values[0] if len(values) == 1 else values)
+        target = self._target(level.path, call[0]) if level.path else call[0]
+        args = tuple(self._value(level, node, members[0]) for node in border.reads)
+        keys = tuple(level.rows[node] if level.path else self._row(level, node) for node in border.draws)
+        node = level.graph.create_node("call_module", target, args, {KEYS: keys, VARIANT: 0}, _identifier(target))
+        self.calls.append(BlockCall(call[0], inner.graph, node))
+        if len(border.leaves) == 1:
+            level.made[border.leaves[0]] = node
+            return
+        for i, leaving in enumerate(border.leaves):
+            level.made[leaving] = level.graph.create_node("call_function", operator.getitem, (node, i), name=_identifier(leaving.name))
+
+    def _row(self, level: _Level, node: fx.Node) -> fx.Node:
+        """Make the node that takes the row of the keys from which a node draws."""
+        key = next(source for source in node.all_input_nodes if is_kind(source, Kind.KEY))
+        slot = self.outliner.module(str(node.target)).slot
+        return level.graph.create_node("call_function", operator.getitem, (level.made[key], slot), name=f"{node.name}_key")
+
+    def _border(self, members: Sequence[fx.Node], path: str) -> _Border:
+        """Find out what crosses the border of a call."""
+        within = set(members)
+        reads: dict[fx.Node, None] = {}
+        draws: list[fx.Node] = []
+        for node in members:
+            for source in node.all_input_nodes:
+                if is_kind(source, Kind.KEY):
+                    draws.append(node)
+                elif source not in within and source in self.homes:
+                    reads[source] = None
+        leaving = [node for node in members if any(reader not in within for reader in node.users)]
+        return _Border(tuple(reads), tuple(draws), tuple(sorted(leaving, key=lambda node: not _is_output(node, path))))
+
+
+@dataclass(frozen=True)
+class _Border:
+    """What crosses the border of a block's call.
+
+    Attributes:
+        reads: The nodes outside whose values it reads, in the order of reading.
+        draws: The nodes inside that draw.
+        leaves: The nodes inside whose values are read outside; the block's own output first.
+    """
+
+    reads: tuple[fx.Node, ...]
+    draws: tuple[fx.Node, ...]
+    leaves: tuple[fx.Node, ...]
+
+
+def _is_output(node: fx.Node, path: str) -> bool:
+    """Whether a value is the output of the module at a path, or a part of it, also after a splice."""
+    while is_kind(node, Kind.SPLICE, Kind.CLONE, Kind.TRACK) and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return any(label.module == path for label in own_labels(node))
+
+
+def _identifier(path: str) -> str:
+    text = re.sub(r"\W", "_", path)
+    return f"_{text}" if text[:1].isdigit() else text
+
+
+def _take(names: dict[str, str], wanted: str, path: str) -> str:
+    """Return the name for a path in a block's names; give it one if it has none."""
+    name = _identifier(wanted)
+    while names.setdefault(name, path) != path:
+        name += "_"
+    return name

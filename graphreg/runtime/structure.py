@@ -1,0 +1,32 @@
+"""Describes what a compiled graph of a module depends on besides its code; modules of equal code and structure share a class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from graphreg.regularizer import Regularizer
+from graphreg.runtime.runtime_module import Rules
+from graphreg.tracing import PLAIN
+
+
+def structure(module: nn.Module) -> list[Any]:
+    """Describe what a compiled graph of a module depends on, besides its code: shapes, layers and their options."""
+    structure: list[Any] = []
+    for path, inner in module.named_modules(remove_duplicate=False):
+        attributes = {} if inner is module or isinstance(inner, Rules) else vars(inner)  # the code reads only their tensors
+        options = sorted((name, repr(value)) for name, value in attributes.items() if name != "training" and _is_plain(value))
+        named = (*inner._parameters.items(), *inner._buffers.items())
+        tensors = [(name, *_tensor_metadata(tensor)) for name, tensor in named if tensor is not None]
+        structure.append((path, type(inner) if inner is not module else None, options, tensors))
+    return structure
+
+
+def _tensor_metadata(tensor: Tensor) -> tuple[Any, ...]:
+    lazy = nn.parameter.is_lazy(tensor)
+    return (None if lazy else tensor.shape), tensor.dtype, tensor.device, tensor.requires_grad
+
+
+def _is_plain(value: Any) -> bool:
+    return all(map(_is_plain, value)) if isinstance(value, tuple) else isinstance(value, (*PLAIN, Regularizer))
