@@ -16,6 +16,11 @@ The goal is to support every minor release of torch of the last twelve months, a
 The package requires torch 2.10 or newer. `make matrix` tests pairs of a Python and a torch, each in its own environment. The table \
 at the end of this page has a row for each pair that was run.
 
+| what a torch lacks | what graphreg does |
+|---|---|
+| up to 2.11: torch.compile does not show what a compiled call returns | `graphreg.backend(penalties="attach")` with a penalty is refused. \
+Use `penalties="return"`, or `graphreg.regularize` |
+
 | column | meaning |
 |---|---|
 | passed, failed, skipped | the number of tests of `make test`. A test of something that this torch lacks is skipped; the reasons are \

@@ -22,7 +22,7 @@ from torch import fx
 from torch._dynamo.backends.registry import lookup_backend
 from torch._dynamo.callback import callback_handler
 from torch._dynamo.decorators import skip
-from torch._dynamo.eval_frame import skip_code
+from torch._dynamo.eval_frame import _TorchDynamoContext, skip_code
 from torch._dynamo.guards import GuardBuilder, install_guard
 from torch._dynamo.source import AttrSource, GlobalSource, LocalSource
 from torch._dynamo.symbolic_convert import InstructionTranslator
@@ -37,6 +37,8 @@ _SKIPPED = re.compile(r"frame skipped: (\S+) \((.*) line (\d+)\)")
 
 # Makes Dynamo skip a function, but still compile the functions that it calls; ``torch.compiler.disable`` would leave these to eager, too.
 skip_frame: Callable[[Callable[..., Any]], Any] = skip
+
+
 def skip_as_outermost(function: Callable[..., Any]) -> None:
     """Make Dynamo skip a function that it would compile as a whole, but follow it where code that it compiles calls the function.
 
@@ -50,6 +52,11 @@ def skip_as_outermost(function: Callable[..., Any]) -> None:
 graph_break = torch._dynamo.graph_break
 # Whether Dynamo writes down what code it leaves to eager as a whole; older ones only log it, and ``skipped_code`` finds none.
 TELLS_SKIPPED_CODE = hasattr(InstructionTranslator, "raise_loop_graph_break")
+# Whether torch.compile keeps what a call returns until the call ends; without it, ``CompiledCall.result`` is always None.
+TELLS_RESULT = any(
+    getattr(constant, "co_name", "") == _ENTRY and "result" in constant.co_varnames
+    for constant in _TorchDynamoContext.__call__.__code__.co_consts
+)
 
 
 # The running call
@@ -64,7 +71,7 @@ class CompiledCall:
         function: The callable inside.
         arguments: The positional arguments.
         cleanups: The functions that torch calls at the end of this call.
-        result: What the call returns, for the functions that run at its end; None before.
+        result: What the call returns, for the functions that run at its end; None before, and without ``TELLS_RESULT``.
     """
 
     record: Any

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
 from torch._functorch import vmap as _vmap
 from torch._functorch.predispatch import _add_batch_dim
 from torch._functorch.pyfunctorch import (
@@ -37,6 +38,13 @@ is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # whether a transf
 
 _unwrap_for_grad = torch._C._functorch._unwrap_for_grad
 _stack = torch._C._functorch.get_interpreter_stack
+_depth = torch._C._functorch.get_dynamic_layer_stack_depth
+_LEAVE = {
+    TransformType.Vmap: torch._C._functorch._vmap_decrement_nesting,
+    TransformType.Grad: torch._C._functorch._grad_decrement_nesting,
+    TransformType.Jvp: torch._C._functorch._jvp_decrement_nesting,
+    TransformType.Functionalize: torch._C._functorch._func_decrement_nesting,
+}
 _FUNCTIONAL = stateless._functional_call.__code__
 _CODES = {
     name: getattr(inspect.unwrap(getattr(_vmap, name)), "__code__", None)
@@ -90,11 +98,13 @@ def leaving_no_level(function: Callable[..., Any], *args: Any, **kwargs: Any) ->
 
     On the stack they would stay for all code of the process, in which nothing could draw any more.
     """
-    depth = torch._C._functorch.get_dynamic_layer_stack_depth()
+    depth = _depth()
     try:
         return function(*args, **kwargs)
     except BaseException:
-        torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)
+        # one by one: torch 2.10's function that leaves several fails when it leaves the last
+        while _depth() > depth:
+            _LEAVE[innermost_transform().key()]()
         raise
 
 

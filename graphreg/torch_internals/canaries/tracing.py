@@ -67,8 +67,12 @@ def leaving_no_level() -> None:
     assert door.enters_levels(steps._vmap_increment_nesting) and not door.enters_levels(steps._add_batch_dim)
 
     def fails(inside: bool) -> None:
+        levels = torch._C._functorch
         steps._vmap_increment_nesting(2, "error")
-        assert torch._C._functorch.maybe_current_level() == 1
+        levels._grad_increment_nesting()
+        levels._jvp_increment_nesting()
+        levels._func_increment_nesting(True)
+        assert levels.maybe_current_level() == 4
         if inside:
             raise KeyError
 
