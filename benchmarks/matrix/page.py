@@ -20,6 +20,8 @@ at the end of this page has a row for each pair that was run.
 |---|---|
 | up to 2.11: torch.compile does not show what a compiled call returns | `graphreg.backend(penalties="attach")` with a penalty is refused. \
 Use `penalties="return"`, or `graphreg.regularize` |
+| 2.10: Dynamo does not record which code it leaves to eager | the error for a call without a graph does not name the code. \
+`TORCH_LOGS=graph_breaks` does |
 
 | column | meaning |
 |---|---|
