@@ -108,6 +108,12 @@ def leaving_no_level(function: Callable[..., Any], *args: Any, **kwargs: Any) ->
         raise
 
 
+def in_jvp() -> bool:
+    """Whether the innermost transform is a ``torch.func.jvp``; torch.export of torch 2.10 fails on a model that uses one."""
+    level = innermost_transform()
+    return level is not None and level.key() == TransformType.Jvp
+
+
 def is_transform_step(function: object) -> bool:
     """Whether a function that a ``TorchFunctionMode`` sees is an internal step of torch.func, such as to enter a level.
 

@@ -61,6 +61,21 @@ def is_transform_step() -> None:
     assert door.is_transform_step(torch._functorch.predispatch._add_batch_dim) and not door.is_transform_step(torch.sin)
 
 
+@canary("a torch.func.jvp is a level of torch.func", "the export front end", "in_jvp")
+def in_jvp() -> None:
+    found = list[bool]()
+
+    def asks(x: Tensor) -> Tensor:
+        found.append(door.in_jvp())
+        return x * 2
+
+    x = torch.ones(2)
+    torch.func.jvp(asks, (x,), (x,))
+    torch.vmap(asks)(x)
+    asks(x)
+    assert found == [True, False, False]
+
+
 @canary("torch.export writes the levels of torch.vmap into its graph", "modules with a vmap in them", "enters_levels", "leaving_no_level")
 def leaving_no_level() -> None:
     steps = torch._functorch.predispatch

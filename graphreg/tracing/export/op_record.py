@@ -36,6 +36,9 @@ OPERATOR_NAMES = {
 }  # fmt: skip
 
 
+DIFFERENTIATES = "it differentiates by torch.func, whose levels a graph would have as they were when it was traced"
+
+
 class UnsupportedValue(Exception):
     """A value has no node in torch.export's graph, or an operation returns no tensor: it cannot be recorded as one operation."""
 
