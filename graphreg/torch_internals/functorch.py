@@ -37,6 +37,7 @@ one_level_below = torch._C._functorch.get_unwrapped  # returns the tensor inside
 is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # whether a transform has wrapped a tensor
 
 _unwrap_for_grad = torch._C._functorch._unwrap_for_grad
+_JVP_WRITTEN = hasattr(torch._functorch.predispatch, "_jvp_increment_nesting")
 _stack = torch._C._functorch.get_interpreter_stack
 _depth = torch._C._functorch.get_dynamic_layer_stack_depth
 _LEAVE = {
@@ -108,10 +109,13 @@ def leaving_no_level(function: Callable[..., Any], *args: Any, **kwargs: Any) ->
         raise
 
 
-def in_jvp() -> bool:
-    """Whether the innermost transform is a ``torch.func.jvp``; torch.export of torch 2.10 fails on a model that uses one."""
+def in_unwritten_jvp() -> bool:
+    """Whether the innermost transform is a ``torch.func.jvp`` whose level torch.export does not write into its graph.
+
+    So it is in torch 2.10, whose torch.export then fails. Where the level is written, the finished graph shows it.
+    """
     level = innermost_transform()
-    return level is not None and level.key() == TransformType.Jvp
+    return not _JVP_WRITTEN and level is not None and level.key() == TransformType.Jvp
 
 
 def is_transform_step(function: object) -> bool:

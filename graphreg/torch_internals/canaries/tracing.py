@@ -61,19 +61,27 @@ def is_transform_step() -> None:
     assert door.is_transform_step(torch._functorch.predispatch._add_batch_dim) and not door.is_transform_step(torch.sin)
 
 
-@canary("a torch.func.jvp is a level of torch.func", "the export front end", "in_jvp")
-def in_jvp() -> None:
+@canary("torch.export takes a torch.func.jvp", "the export front end", "in_unwritten_jvp")
+def unwritten_jvp() -> None:
     found = list[bool]()
 
-    def asks(x: Tensor) -> Tensor:
-        found.append(door.in_jvp())
-        return x * 2
+    class Forwards(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            def asks(y: Tensor) -> Tensor:
+                found.append(door.in_unwritten_jvp())
+                return y * y
+
+            tangent: Tensor = torch.func.jvp(asks, (x,), (x,))[1]
+            return tangent
 
     x = torch.ones(2)
-    torch.func.jvp(asks, (x,), (x,))
-    torch.vmap(asks)(x)
-    asks(x)
-    assert found == [True, False, False]
+    Forwards()(x)
+    torch.vmap(lambda row: found.append(door.in_unwritten_jvp()) or row)(x)
+    unwritten, outside = found
+    assert not outside
+    if not unwritten:
+        names = [getattr(node.target, "__name__", "") for node in torch.export.export(Forwards(), (x,), strict=False).graph.nodes]
+        assert "_jvp_increment_nesting" in names, names
 
 
 @canary("torch.export writes the levels of torch.vmap into its graph", "modules with a vmap in them", "enters_levels", "leaving_no_level")
