@@ -13,8 +13,15 @@ Row = Mapping[str, Any]
 HEAD = """# Versions
 
 The goal is to support every minor release of torch of the last twelve months, and at least the last five, on CPython 3.11 to 3.13. \
-The package requires torch 2.12 or newer, because older releases have not been tested completely. `make matrix` tests pairs of a Python \
-and a torch, each in its own environment. The table at the end of this page has a row for each pair that was run.
+The package requires torch 2.10 or newer. `make matrix` tests pairs of a Python and a torch, each in its own environment. The table \
+at the end of this page has a row for each pair that was run.
+
+| what a torch lacks | what graphreg does |
+|---|---|
+| up to 2.11: torch.compile does not show what a compiled call returns | `graphreg.backend(penalties="attach")` with a penalty is refused. \
+Use `penalties="return"`, or `graphreg.regularize` |
+| 2.10: Dynamo does not record which code it leaves to eager | the error for a call without a graph does not name the code. \
+`TORCH_LOGS=graph_breaks` does |
 
 | column | meaning |
 |---|---|

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from graphreg.diagnosis.probes import measure_streams
 from graphreg.errors import GraphRegError, first_line
 from graphreg.pipeline import regularize
+from graphreg.runtime import backend_handle
 from graphreg.torch_internals import run_canaries
 
 MARK = "graphreg: "  # each line of the report begins with it; torch may print other lines
@@ -107,13 +108,17 @@ def _vmapped() -> None:
         raise GraphRegError("rows that should differ have the same mask")
 
 
-def _through_backend() -> None:
+def _through_backend(penalties: str) -> None:
     model = _Net()
     options: Any = {
         "inner": "aot_eager", "hidden_dropout": 0.5, "weight_l2": {"weight": 1.0, "pattern": "hid.weight"}, "rng": 0,
-        "penalties": "attach", "scale": 1.0,
+        "penalties": penalties, "scale": 1.0 if penalties == "attach" else None,
     }  # fmt: skip
-    (0 * torch.compile(model, backend="graphreg", options=options)(_x()).sum()).backward()
+    run = torch.compile(model, backend="graphreg", options=options)
+    loss = 0 * run(_x()).sum()
+    for value in backend_handle(run).penalties().values() if penalties == "return" else ():
+        loss = loss + value
+    loss.backward()
     weight: Any = model.hid.weight
     if not torch.allclose(weight.grad, weight * 2 / weight.numel(), atol=1e-6):
         raise GraphRegError("the gradient of a penalty through the backend is wrong")
@@ -129,7 +134,8 @@ PARTS: dict[str, Callable[[], None]] = {
     "recurrent layers in compiled code": _recurrent,
     "penalties with a vector-Jacobian product": _derivatives,
     "the noise under torch.vmap": _vmapped,
-    "the backend": _through_backend,
+    "the backend": lambda: _through_backend("return"),
+    "attached penalties of the backend": lambda: _through_backend("attach"),
     "the noise in code compiled by Inductor": lambda: _streams("inductor"),
 }
 

@@ -23,7 +23,7 @@ from graphreg.recipes import RecipeLike, by_recipe
 from graphreg.regularizer import Regularizer, Splice
 from graphreg.rewriting import seed
 from graphreg.runtime import BACKEND, Penalties, Scale, backend_handle
-from graphreg.torch_internals import asking_wrapper, backend_named, inductor_with, warn_if_untested
+from graphreg.torch_internals import TELLS_RESULT, asking_wrapper, backend_named, inductor_with, warn_if_untested
 
 
 def backend(
@@ -71,7 +71,14 @@ def backend(
     _refuse_vjp(named)
     _refuse_state(named)
     made = _inner(inner, options)
-    if penalties == "attach" and scale is None and any(not isinstance(r, Splice) for r in named.values()):
+    attaches = penalties == "attach" and any(not isinstance(r, Splice) for r in named.values())
+    if attaches and not TELLS_RESULT:
+        raise GraphRegError(
+            f"penalties='attach' in a backend needs torch 2.12 or newer, and this is torch {torch.__version__}, which does not "
+            "show what a compiled call returns. An output that no graph computed would leave the penalties out, unnoticed. Use "
+            "penalties='return' and add backend.penalties() to the loss, or graphreg.regularize."
+        )
+    if attaches and scale is None:
         warnings.warn(
             "penalties='attach': a backend does not see the loss, so what it is scaled by (a GradScaler, gradient accumulation) cannot "
             "be known; penalties join with scale 1. Pass scale=1 if that is right, else the scaler or factor.",

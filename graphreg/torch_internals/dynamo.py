@@ -22,7 +22,7 @@ from torch import fx
 from torch._dynamo.backends.registry import lookup_backend
 from torch._dynamo.callback import callback_handler
 from torch._dynamo.decorators import skip
-from torch._dynamo.eval_frame import skip_code
+from torch._dynamo.eval_frame import _TorchDynamoContext, skip_code
 from torch._dynamo.guards import GuardBuilder, install_guard
 from torch._dynamo.source import AttrSource, GlobalSource, LocalSource
 from torch._dynamo.symbolic_convert import InstructionTranslator
@@ -37,6 +37,8 @@ _SKIPPED = re.compile(r"frame skipped: (\S+) \((.*) line (\d+)\)")
 
 # Makes Dynamo skip a function, but compile the functions that it calls. ``torch.compiler.disable`` would leave these to eager, too.
 skip_frame: Callable[[Callable[..., Any]], Any] = skip
+
+
 def skip_as_outermost(function: Callable[..., Any]) -> None:
     """Make Dynamo skip a function at which it would begin to compile, but still trace into it when other compiled code calls it.
 
@@ -50,6 +52,11 @@ def skip_as_outermost(function: Callable[..., Any]) -> None:
 graph_break = torch._dynamo.graph_break
 # Whether Dynamo records which functions it leaves to eager as a whole. Older versions only log them, and ``skipped_code`` finds none.
 TELLS_SKIPPED_CODE = hasattr(InstructionTranslator, "raise_loop_graph_break")
+# Whether torch.compile keeps what a call returns until the call ends; without it, ``CompiledCall.result`` is always None.
+TELLS_RESULT = any(
+    getattr(constant, "co_name", "") == _ENTRY and "result" in constant.co_varnames
+    for constant in _TorchDynamoContext.__call__.__code__.co_consts
+)
 
 
 # The running call
@@ -64,7 +71,7 @@ class CompiledCall:
         function: The callable that was compiled.
         arguments: The positional arguments.
         cleanups: The functions that torch calls at the end of this call.
-        result: What the call returns; None until the call ends. The functions that run at its end can read it.
+        result: What the call returns, for the functions that run at its end. None until the call ends, and without ``TELLS_RESULT``.
     """
 
     record: Any

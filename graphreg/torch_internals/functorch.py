@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
 from torch._functorch import vmap as _vmap
 from torch._functorch.predispatch import _add_batch_dim
 from torch._functorch.pyfunctorch import (
@@ -36,7 +37,15 @@ one_level_below = torch._C._functorch.get_unwrapped  # returns the tensor inside
 is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # returns whether a transform has wrapped a tensor
 
 _unwrap_for_grad = torch._C._functorch._unwrap_for_grad
+_JVP_WRITTEN = hasattr(torch._functorch.predispatch, "_jvp_increment_nesting")
 _stack = torch._C._functorch.get_interpreter_stack
+_depth = torch._C._functorch.get_dynamic_layer_stack_depth
+_LEAVE = {
+    TransformType.Vmap: torch._C._functorch._vmap_decrement_nesting,
+    TransformType.Grad: torch._C._functorch._grad_decrement_nesting,
+    TransformType.Jvp: torch._C._functorch._jvp_decrement_nesting,
+    TransformType.Functionalize: torch._C._functorch._func_decrement_nesting,
+}
 _FUNCTIONAL = stateless._functional_call.__code__
 _CODES = {
     name: getattr(inspect.unwrap(getattr(_vmap, name)), "__code__", None)
@@ -90,12 +99,23 @@ def leaving_no_level(function: Callable[..., Any], *args: Any, **kwargs: Any) ->
 
     Otherwise these levels would stay on the stack, and no later code of the process could draw random numbers.
     """
-    depth = torch._C._functorch.get_dynamic_layer_stack_depth()
+    depth = _depth()
     try:
         return function(*args, **kwargs)
     except BaseException:
-        torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)
+        # one by one: torch 2.10's function that leaves several fails when it leaves the last
+        while _depth() > depth:
+            _LEAVE[innermost_transform().key()]()
         raise
+
+
+def in_unwritten_jvp() -> bool:
+    """Whether the innermost transform is a ``torch.func.jvp`` whose level torch.export does not write into its graph.
+
+    So it is in torch 2.10, whose torch.export then fails. Where the level is written, the finished graph shows it.
+    """
+    level = innermost_transform()
+    return not _JVP_WRITTEN and level is not None and level.key() == TransformType.Jvp
 
 
 def is_transform_step(function: object) -> bool:

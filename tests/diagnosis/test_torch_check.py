@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import graphreg
-from graphreg import Diagnosis, RegularizerError
+from graphreg import Diagnosis, GraphRegError, RegularizerError
 from graphreg.diagnosis.torch_check import check_torch
 from graphreg.diagnosis.torch_parts import PARTS
+from graphreg.torch_internals import TELLS_RESULT
 
 ABOUT = f"torch {torch.__version__}, Python {platform.python_version()}: graphreg is made for torch 2.10 to 2.15"
 LINES = {
@@ -23,16 +24,26 @@ LINES = {
 }  # fmt: skip
 
 
+LACKING = {} if TELLS_RESULT else {"attached penalties of the backend": "penalties='attach' in a backend needs torch 2.12 or newer"}
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_each_part_works(part: str) -> None:
-    PARTS[part]()
+    """Or says which torch it needs."""
+    if part not in LACKING:
+        PARTS[part]()
+        return
+    with pytest.raises(GraphRegError) as caught:
+        PARTS[part]()
+    assert str(caught.value).startswith(LACKING[part])
 
 
 def test_of_a_whole_run() -> None:
     """In a process of its own, which is at torch's defaults whatever they are here."""
     diagnosis = graphreg.doctor(progress=False)
-    assert diagnosis.ok and not diagnosis.findings, diagnosis
-    assert diagnosis.subject == ABOUT and len(diagnosis.right) == len(PARTS) + 1
+    assert [finding.cause for finding in diagnosis.findings] == [f"{part} with this torch" for part in LACKING], diagnosis
+    assert all(sentence in finding.observed for sentence, finding in zip(LACKING.values(), diagnosis.findings, strict=True))
+    assert diagnosis.subject == ABOUT and len(diagnosis.right) == len(PARTS) - len(LACKING) + 1
 
 
 def reported(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch, end: str = "") -> tuple[Diagnosis, list[str]]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import graphreg
 from graphreg.dynamo_backend.all_graphs import union
+from lacking import needs_result
 
 HIDDEN: dict[str, Any] = {"hidden_dropout": 0.3, "hidden_noise": 0.1, "hidden_l1": 0.1, "weight_l2": 0.1}
 
@@ -208,6 +209,7 @@ def test_by_name() -> None:
     assert graphreg.strengths(run) == graphreg.strengths(module)
 
 
+@needs_result
 @pytest.mark.parametrize("name", ["net", "cells"])
 def test_attached_penalties_have_the_same_gradients(name: str) -> None:
     model, twin, x = made(name)
@@ -219,6 +221,7 @@ def test_attached_penalties_have_the_same_gradients(name: str) -> None:
     assert not any(value.requires_grad for value in attached.penalties().values())
 
 
+@needs_result
 def test_an_attached_penalty_on_weights_alone_counts_once_a_pass() -> None:
     model, x = Plain(), torch.randn(2, 4)
     run = torch.compile(model, backend=graphreg.backend(inner="eager", weight_l2=1.0, penalties="attach", scale=2.0))

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 import graphreg
 from graphreg import GraphRegError
+from lacking import needs_result
 
 # torch's own, where a graph's input is no leaf
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"), needs_result]
 OPTIONS: dict[str, Any] = {
     "penalties": "attach", "scale": 2.0, "weight_l2": 1.0, "hidden_l1": {"weight": 1.0, "pattern": "relu*"},
 }  # fmt: skip

@@ -16,6 +16,7 @@ from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 import graphreg
 from graphreg.dynamo_backend.all_graphs import union
 from graphreg.rng.noise import call_keys, stream
+from lacking import needs_result
 
 # torch's own, where a graph's input is no leaf
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
@@ -123,6 +124,7 @@ def test_a_branch_trains_as_by_hand(inner: str) -> None:
     assert graphreg.rng_state(backend)["calls"] == {f"{name}|BernoulliDropout|0": count for name, count in by_hand.drawn.items()}
 
 
+@needs_result
 def test_attached_over_several_graphs() -> None:
     torch.manual_seed(0)
     model, x = Branch(), torch.randn(3, 4)

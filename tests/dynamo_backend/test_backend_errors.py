@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import graphreg
 from graphreg import GraphRegError, NoMatchError, Penalty, RegularizerError, TraceError
 from graphreg.passes import BernoulliDropout
+from lacking import needs_result
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +83,18 @@ def test_a_backend_within_a_backend() -> None:
     refused(RegularizerError, sentence, lambda: graphreg.backend(inner=graphreg.backend(inner="eager")))
 
 
+def test_a_torch_that_does_not_show_results_refuses_to_attach(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("graphreg.dynamo_backend.options.TELLS_RESULT", False)
+    sentence = (
+        f"penalties='attach' in a backend needs torch 2.12 or newer, and this is torch {torch.__version__}, which does not show what a "
+        "compiled call returns. An output that no graph computed would leave the penalties out, unnoticed. Use penalties='return' and add "
+        "backend.penalties() to the loss, or graphreg.regularize."
+    )
+    refused(GraphRegError, sentence, lambda: graphreg.backend(inner="eager", weight_l2=0.1, penalties="attach", scale=1))
+    graphreg.backend(inner="eager", hidden_dropout=0.1, penalties="attach")  # nothing attaches
+
+
+@needs_result
 def test_attaching_without_a_scale_warns() -> None:
     with pytest.warns(UserWarning, match="^penalties='attach': a backend does not see the loss, so what it is scaled by"):
         graphreg.backend(inner="eager", weight_l2=0.1, penalties="attach")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import graphreg
+from lacking import needs_result
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +60,7 @@ def gradients(model: nn.Module, loss: Tensor) -> list[Tensor | None]:
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo's own, behind a break
 @pytest.mark.parametrize("breaks", [False, True])
-@pytest.mark.parametrize("penalties", ["return", "attach"])
+@pytest.mark.parametrize("penalties", ["return", pytest.param("attach", marks=needs_result)])
 def test_in_the_first_graph_and_once(breaks: bool, penalties: Any) -> None:
     torch.manual_seed(0)
     model, inner, x = Net(breaks), Graphs(), torch.randn(2, 3)

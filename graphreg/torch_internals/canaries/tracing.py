@@ -64,14 +64,41 @@ def is_transform_step() -> None:
     assert door.is_transform_step(torch._functorch.predispatch._add_batch_dim) and not door.is_transform_step(torch.sin)
 
 
+@canary("torch.export takes a torch.func.jvp", "the export front end", "in_unwritten_jvp")
+def unwritten_jvp() -> None:
+    found = list[bool]()
+
+    class Forwards(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            def asks(y: Tensor) -> Tensor:
+                found.append(door.in_unwritten_jvp())
+                return y * y
+
+            tangent: Tensor = torch.func.jvp(asks, (x,), (x,))[1]
+            return tangent
+
+    x = torch.ones(2)
+    Forwards()(x)
+    torch.vmap(lambda row: found.append(door.in_unwritten_jvp()) or row)(x)
+    unwritten, outside = found
+    assert not outside
+    if not unwritten:
+        names = [getattr(node.target, "__name__", "") for node in torch.export.export(Forwards(), (x,), strict=False).graph.nodes]
+        assert "_jvp_increment_nesting" in names, names
+
+
 @canary("torch.export writes the levels of torch.vmap into its graph", "modules with a vmap in them", "enters_levels", "leaving_no_level")
 def leaving_no_level() -> None:
     steps = torch._functorch.predispatch
     assert door.enters_levels(steps._vmap_increment_nesting) and not door.enters_levels(steps._add_batch_dim)
 
     def fails(inside: bool) -> None:
+        levels = torch._C._functorch
         steps._vmap_increment_nesting(2, "error")
-        assert torch._C._functorch.maybe_current_level() == 1
+        levels._grad_increment_nesting()
+        levels._jvp_increment_nesting()
+        levels._func_increment_nesting(True)
+        assert levels.maybe_current_level() == 4
         if inside:
             raise KeyError
 

@@ -35,6 +35,9 @@ OPERATOR_NAMES = {
 }  # fmt: skip
 
 
+DIFFERENTIATES = "it differentiates by torch.func, whose levels a graph would have as they were when it was traced"
+
+
 class UnsupportedValue(Exception):
     """A call cannot be recorded as one operation: it returns no tensor, or has a value without a node that a graph cannot hold either."""
 

@@ -27,6 +27,7 @@ from graphreg.torch_internals import (
     Changes,
     give_proxy,
     has_backward_hooks,
+    in_unwritten_jvp,
     innermost_transform,
     is_gradient_switch,
     is_transform_step,
@@ -46,6 +47,7 @@ from graphreg.torch_internals import (
 from graphreg.tracing.export.final_state import final_state
 from graphreg.tracing.export.op_record import (
     AT,
+    DIFFERENTIATES,
     RECORDED_OP,
     Call,
     KeepOpaque,
@@ -228,6 +230,8 @@ class Recorder(TorchFunctionMode):
             raise KeepOpaque("it works under torch.no_grad or the like, and a trace would lose that")
         if switches_gradients(func, args, kwargs):
             raise KeepOpaque("it switches whether a value requires gradients, and torch.export loses that")
+        if in_unwritten_jvp() and not is_transform_step(func):
+            raise KeepOpaque(DIFFERENTIATES)
         # A call that returns no tensor is run again, unrecorded. A step of torch.func, such as entering vmap, must not run twice.
         call = None if is_transform_step(func) else call_of(func, by_operator, self._scopes[-1])
         with self._decisions_of_op(), self._side_effects_refused(func, args, kwargs):

@@ -35,7 +35,7 @@ from graphreg.ir import (
 )
 from graphreg.torch_internals import HigherOrderOperator, OpOverload
 from graphreg.tracing.export.inputs import Inputs
-from graphreg.tracing.export.op_record import AT, RECORDED_OP, Built, OpRecord, ReturnedTensors
+from graphreg.tracing.export.op_record import AT, DIFFERENTIATES, RECORDED_OP, Built, OpRecord, ReturnedTensors
 from graphreg.tracing.shape_decisions import decided_flag
 from graphreg.tracing.symbolic.tuple_items import settle_ports
 
@@ -43,8 +43,8 @@ DROPPED = {"_assert_tensor_metadata", "sym_constrain_range", "sym_constrain_rang
 OPAQUE_REASONS = {
     "wrap_with_autocast": "it works under an autocast of its own, and a trace would lose that",
     "_call_custom_autograd_function_in_pre_dispatch": "it calls a torch.autograd.Function, and a trace would lose its backward",
-    "_grad_increment_nesting": "it differentiates by torch.func, whose levels a graph would have as they were when it was traced",
-    "_jvp_increment_nesting": "it differentiates by torch.func, whose levels a graph would have as they were when it was traced",
+    "_grad_increment_nesting": DIFFERENTIATES,
+    "_jvp_increment_nesting": DIFFERENTIATES,
 }
 
 
