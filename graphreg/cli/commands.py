@@ -111,7 +111,7 @@ class Given:
 def _planned(args: Namespace, given: Given, model: nn.Module, inputs: Any) -> tuple[Traced, graphreg.Plan]:
     args.front_end = given.option("front_end", args.front_end, "auto")
     traced = _traced(args, model, inputs)
-    return traced, graphreg.plan(traced, regularizers(traced, args.keywords), args.missing, given.native_dropout, given.recipe)
+    return traced, graphreg.plan(traced, regularizers(traced, args.keywords), args.missing, given.native_dropout, recipe=given.recipe)
 
 
 def _regularized(args: Namespace) -> Any:
