@@ -18,6 +18,7 @@ from graphreg.ir.operations import Operations, function_name, is_integer, nodes_
 SUMS = {"add", "iadd", "add_", "__add__", "__iadd__"}
 _PICKS = {"select", "unbind"}  # a step of a sequence is no trunk: W x_t + U h is not residual
 
+_MOST = 32  # summands of a sum: a loop that adds to one value many times has no branches, and is not searched again at each step
 _LONGEST = 32  # of a shortcut with a projection, in nodes, so that the search stays linear in the size of the graph
 
 
@@ -94,12 +95,20 @@ class _Finder:
                 return
 
     def _summands(self, node: fx.Node, through: bool) -> list[fx.Node]:
-        """Return the summands of a sum. ``through``: whether inner sums that have a branch count as their summands, too."""
-        summands = list[fx.Node]()
-        for operand in self._operands(node):
-            inner = self._is_sum(operand) and len(operand.users) == 1 and (through or operand not in self.residual)
-            summands += self._summands(operand, through) if inner else [operand]
-        return list(dict.fromkeys(summands))
+        """Return the summands of a sum; none if there are too many.
+
+        ``through``: whether inner sums that have a branch count as their summands, too.
+        """
+        summands, waiting = dict[fx.Node, None](), self._operands(node)[::-1]
+        while waiting:
+            operand = waiting.pop()
+            if self._is_sum(operand) and len(operand.users) == 1 and (through or operand not in self.residual):
+                waiting += self._operands(operand)[::-1]
+            else:
+                summands[operand] = None
+            if len(summands) + len(waiting) > _MOST:
+                return []
+        return list(summands)
 
     def _of_several(self, summands: Sequence[fx.Node]) -> list[fx.Node]:
         """Return the branches of a sum of several, whose trunk is the first of them to be computed, but for views and dropout."""

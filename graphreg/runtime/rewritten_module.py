@@ -158,10 +158,10 @@ class RewrittenModule(fx.GraphModule):
         for mode, graph in reversed(state.graphs.items()):  # so the first graph stays in ``_graph``, which torch.fx prints
             called, called_compiled = sources[mode]
             if called_compiled is not None:
-                named.append(self._emit(called_compiled).globals)
+                named.append(_emitted(self, called_compiled).globals)
                 compiled[mode], state.compiled_codes[mode] = type(self).forward, self._code
             check_arguments(graph, "", type(self).__name__)
-            python_code = self._emit(called)
+            python_code = _emitted(self, called)
             named.append(python_code.globals)
             forwards[mode], state.codes[mode] = type(self).forward, self._code
             if state.blocks:
@@ -182,12 +182,6 @@ class RewrittenModule(fx.GraphModule):
         type(self).__call__ = guarded(RULES)  # type: ignore[method-assign]
         _join_class(self, (carried, derivatives, [{name: id(value) for name, value in each.items()} for each in named]))
         return python_code
-
-    def _emit(self, graph: fx.Graph) -> Any:
-        """Generate the class's forward from a graph."""
-        define_named_tuples(graph)
-        self._graph = spelled(graph)
-        return super().recompile()
 
     def train(self, mode: bool = True) -> RewrittenModule:
         trainer = _known(self).model.trainer
@@ -390,3 +384,10 @@ def _theirs(name: str) -> property:
 def _set_graphs(module: RewrittenModule, graphs: dict[str, fx.Graph]) -> None:
     _known(module).graphs = graphs
     module.recompile()
+
+
+def _emitted(module: RewrittenModule, graph: fx.Graph) -> Any:
+    """Generate the class's forward from a graph. It is no method, because the model may have an attribute of any name."""
+    define_named_tuples(graph)
+    module._graph = spelled(graph)
+    return super(RewrittenModule, module).recompile()

@@ -132,6 +132,9 @@ class Rules(nn.Module):
         places, tensor = self.places.get(name, Places()), self.strengths[name]
         elements = places.elements(chosen.get(OWN, self.value(name)), places.values(chosen))
         tensor.copy_(tensor.new_tensor(elements))
+        for child in self.children() if chosen.keys() - {OWN} else ():
+            if isinstance(child, RuntimeModule) and child.own_place:
+                child.place = child.own_place
         if name in self.exact:
             self.exact[name] = elements[0]
 
@@ -163,6 +166,7 @@ class RuntimeModule(nn.Module):
     path: str | None = None  # the path of the module whose mode it follows; None if it follows none
     always = False  # whether it acts in every mode
     place = 0  # the element of the strength that it reads, see site_strengths.py
+    own_place = 0  # the element that its site has, if any; it reads it from when strengths are set by site, or by depth
     moves_key = True  # whether the mode that it follows decides if a call draws
 
     def __init__(self, description: str, strength: Tensor | None = None) -> None:
