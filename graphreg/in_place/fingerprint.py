@@ -178,10 +178,10 @@ class Fingerprint:
             return "shapes of parameters"
         for get, space, title, value, plain in self._named:
             try:
-                now = get(space)
+                present = get(space)
             except LookupError:
-                now = _MISSING
-            if (now != value) if plain and now is not _MISSING else (now is not value):
+                present = _MISSING
+            if (present != value) if plain and present is not _MISSING else (present is not value):
                 return f"values of {title!r}"
         return next((f"values of {name!r}" for _, values, space in self._absent for name in _shadowed(values, space)), "")
 

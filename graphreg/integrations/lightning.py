@@ -14,7 +14,7 @@ except ImportError as error:
     raise GraphRegError("this callback is for the Trainer of Lightning: pip install 'graphreg[trainers]'.") from error
 
 
-class RegularizerCallback(Callback):  # type: ignore[misc]  # Lightning re-exports names that mypy does not see
+class RegularizerCallback(Callback):
     """Saves noise and strengths in Lightning's checkpoints and resumes them, logs the penalties, and sets their scale.
 
     Give it to the Trainer: ``Trainer(callbacks=[RegularizerCallback()])``. The LightningModule is regularized in place, or a module in it

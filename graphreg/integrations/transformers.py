@@ -16,7 +16,7 @@ except ImportError as error:
     raise GraphRegError("this callback is for the Trainer of transformers: pip install 'graphreg[trainers]'.") from error
 
 
-class RegularizerCallback(TrainerCallback, ExportableState):  # type: ignore[misc]  # transformers has no types
+class RegularizerCallback(TrainerCallback, ExportableState):
     """Saves noise and strengths in the Trainer's checkpoints and resumes them, logs the penalties, and sets their scale.
 
     Give it to the Trainer: ``Trainer(model, ..., callbacks=[RegularizerCallback()])``. The model is regularized before, and so may any
@@ -39,15 +39,16 @@ class RegularizerCallback(TrainerCallback, ExportableState):  # type: ignore[mis
             self.saved = self._parts.state()
         return {"args": {}, "attributes": {"saved": self.saved}}
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, *, model: nn.Module, optimizer: Any = None, **more: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """Resume noise and strengths if there is a checkpoint, and set the scale."""
+        model: nn.Module = more["model"]
         self._parts = Parts(model)
         saved = state.stateful_callbacks[type(self).__name__]
         saved = (saved[0] if isinstance(saved, list) else saved)["attributes"]["saved"]
         if saved is not None:
             self._parts.load(saved)
         ranks = args.world_size if args.average_tokens_across_devices else 1
-        self._scale.ranks, self._scale.scaler = ranks, getattr(optimizer, "scaler", None)
+        self._scale.ranks, self._scale.scaler = ranks, getattr(more.get("optimizer"), "scaler", None)
         self._parts.scale_by(self._scale)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **more: Any) -> None:

@@ -137,7 +137,7 @@ def factors(scale: Scale | None, args: Sequence[Any] = (), kwargs: Mapping[str, 
 
     A GradScaler scales the loss itself, with the penalties in it.
     """
-    if hasattr(scale, "of_call"):
+    if scale is not None and hasattr(scale, "of_call"):
         gradient, share = scale.of_call(args, kwargs)
         return gradient, share
     value = current(scale)

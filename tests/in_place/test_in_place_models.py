@@ -170,7 +170,7 @@ def test_compiled_as_a_whole(name: str) -> None:
     losses = []
     frames: Any = CompileCounterWithBackend("aot_eager")
     for compiled in (False, True):
-        model = graphreg.regularize_(make().train(), **ASKED, scale=1)
+        model = graphreg.regularize_(make().train(), hidden_dropout=0.2, weight_l2=0.1, rng=1, scale=1)
         run: Any = torch.compile(model, fullgraph=True, backend=frames) if compiled else model
         optimizer, found = torch.optim.SGD(model.parameters(), lr=0.1), list[float]()
         for _ in range(2):
