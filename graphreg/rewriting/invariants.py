@@ -13,9 +13,9 @@ import networkx as nx
 import torch
 from torch import fx, nn
 
+from graphreg.blocks import original
 from graphreg.errors import RegularizerError
 from graphreg.ir import BOUNDARY, RULES, Kind, addition_of, apart, clone, is_kind, is_marked, is_nan, is_native_dropout, own_name
-from graphreg.outlining import original
 from graphreg.planning import Edit, Plan
 from graphreg.regularizer import Penalty
 from graphreg.rewriting.placement import Placed, fail, placed_in
