@@ -32,7 +32,7 @@ COMPARED = {
     "docs/fx_pass.md": 1,
     "docs/native_dropout.md": 1,
     "docs/randomness.md": 6,
-    "docs/depth.md": 2,
+    "docs/depth.md": 6,
     "docs/regularizers.md": 2,
     "docs/start.md": 3,
     "docs/training.md": 3,

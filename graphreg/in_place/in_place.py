@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import fx, nn
@@ -80,8 +80,7 @@ def regularize_(
         GraphRegError: ``verify=True`` found a difference.
     """
     if recipe is not None:
-        regularized: M = by_recipe(regularize_, locals())
-        return regularized
+        return cast("M", by_recipe(regularize_, locals()))
     warn_if_untested()
     check_compile(compile)
     check_options(rng, missing, penalties, scale, own_dropout)

@@ -263,7 +263,7 @@ class Placed(ModuleHandle, InPlaceHandle):
 
     def rng_state(self) -> dict[str, Any]:
         key = self.shared.key
-        return written_state(IN_PLACE_STATE, key.alike, self._saved(), call=key.call(), seeds=dict(self.shared.seeds))
+        return written_state(IN_PLACE_STATE, key.alike, self.saved_states(), call=key.call(), seeds=dict(self.shared.seeds))
 
     def set_rng_state(self, state: Mapping[str, Any]) -> None:
         checked, key = checked_state(state, IN_PLACE_STATE), self.shared.key
@@ -273,7 +273,7 @@ class Placed(ModuleHandle, InPlaceHandle):
                 f"the state belongs to another model: only one of the two has a seed of its own for {listed(other)}. "
                 "Regularize the model as for the run that saved it."
             )
-        self._load(checked)
+        self.load_states(checked)
         self.shared.reseed(checked["seeds"])
         key.alike = checked["ranks"] == "same"
         key.seek(checked["call"])

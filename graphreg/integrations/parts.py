@@ -12,8 +12,9 @@ from graphreg.errors import GraphRegError, RegularizerError, listed
 from graphreg.ir import PLACED, Selector
 from graphreg.reporting import Monitor, monitor
 from graphreg.runtime import ModuleHandle, RewrittenModule, current, handle_of
+from graphreg.torch_internals import COMPILED_MODULE
 
-_WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module")  # the attributes that hold a model inside of wrappers
+_WRAPPERS = (COMPILED_MODULE, "module", "_fsdp_wrapped_module")  # the attributes that hold a model inside of wrappers
 
 
 class TrainerScale:

@@ -14,6 +14,7 @@ import networkx as nx
 import torch
 from torch import fx, nn
 
+from graphreg.blocks import original
 from graphreg.errors import RegularizerError
 from graphreg.ir import (
     BOUNDARY,
@@ -31,7 +32,6 @@ from graphreg.ir import (
     site_nodes,
     state_before,
 )
-from graphreg.outlining import original
 from graphreg.planning import Edit, Plan
 from graphreg.regularizer import Penalty
 from graphreg.rewriting.parameter_checks import check_parameters

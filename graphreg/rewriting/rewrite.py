@@ -12,9 +12,9 @@ import torch
 from torch import fx
 from torch.fx.node import map_aggregate
 
+from graphreg.blocks import OUTSIDE_BLOCKS
 from graphreg.errors import RegularizerError
 from graphreg.ir import Addition, blank_like, calls_of, mark, record_calls
-from graphreg.outlining import OUTSIDE_BLOCKS
 from graphreg.planning import Plan, require_sites
 from graphreg.rewriting.insertions import Insertion, Insertions, Position
 from graphreg.rewriting.instantiate import make_rules, runtime_module_names

@@ -33,13 +33,8 @@ Forwards = Mapping[str, Callable[..., Any]]
 
 
 def chosen(
-    forwards: Forwards,
-    compiled: Forwards,
-    specialized: Mapping[str, Any],
-    carried: Sequence[str],
-    additions: str,
-    derivatives: Sequence[str],
-    enters_levels: bool,
+    forwards: Forwards, compiled: Forwards, specialized: Mapping[str, Any], carried: Sequence[str], additions: str,
+    derivatives: Sequence[str], enters_levels: bool,
 ) -> Callable[..., Any]:
     """Build the class's ``forward``: it refuses to be traced again, checks arguments, and runs the code of the present mode.
 

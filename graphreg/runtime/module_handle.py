@@ -146,7 +146,7 @@ class ModuleHandle(Handle):
         key = self._key()
         streams = {} if key is None else dict(zip(key.names, key.streams.tolist(), strict=True))
         alike, call = key is not None and key.alike, 0 if key is None else key.call()
-        return written_state(MODULE_STATE, alike, self._saved(), call=call, streams=streams)
+        return written_state(MODULE_STATE, alike, self.saved_states(), call=call, streams=streams)
 
     def set_rng_state(self, state: Mapping[str, Any]) -> None:
         key = self._key()
@@ -161,7 +161,7 @@ class ModuleHandle(Handle):
                 f"the state belongs to another module, with other streams of noise; {'; '.join(differences)}. "
                 "Build the module as for the run that saved it: the same regularizers by the same names, at the same sites."
             )
-        self._load(checked)
+        self.load_states(checked)
         if key is None:
             return
         key.streams = key.streams.new_tensor([streams[name] for name in names])
@@ -184,10 +184,11 @@ class ModuleHandle(Handle):
         """Return the states of penalties, by the penalties' names."""
         return {child.name: child for child in self._containers()[0].children() if isinstance(child, State)}
 
-    def _saved(self) -> dict[str, Saved]:
+    def saved_states(self) -> dict[str, Saved]:
+        """Return the states of penalties as ``rng_state`` holds them, by the penalties' names."""
         return {name: state.saved() for name, state in self._states().items()}
 
-    def _load(self, checked: Mapping[str, Any]) -> None:
+    def load_states(self, checked: Mapping[str, Any]) -> None:
         """Take the states of penalties from a state of the noise. Raises RegularizerError, before anything changes, if they do not fit."""
         states, saved = self._states(), checked.get("state", {})
         if other := sorted(states.keys() ^ saved.keys()):

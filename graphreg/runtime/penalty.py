@@ -88,10 +88,11 @@ class Total(RuntimeModule):
     def parameter_measured(self, values: dict[str, Tensor]) -> Tensor:
         """Return the formula's value, []: for parameters that are sharded (DTensor) a plain tensor, the same on all ranks."""
         if any(hasattr(value, "full_tensor") for value in values.values()):
-            return self._sharded(values)
+            total: Tensor = self._sharded(values)
+            return total
         return measured(self.regularizer, values, self.weight, self.description)
 
-    @torch.compiler.disable(reason=SHARDED)  # type: ignore[untyped-decorator]
+    @torch.compiler.disable(reason=SHARDED)  # type: ignore[no-untyped-call,untyped-decorator]
     def _sharded(self, values: dict[str, Any]) -> Tensor:
         """Compute on the shards; where the formula cannot, on the whole parameters.
 
@@ -105,7 +106,8 @@ class Total(RuntimeModule):
                 raise
             values = {name: value.full_tensor() if hasattr(value, "full_tensor") else value for name, value in values.items()}
             total = measured(self.regularizer, values, self.weight, self.description)
-        return total.full_tensor() if hasattr(total, "full_tensor") else total
+        whole: Tensor = total.full_tensor() if hasattr(total, "full_tensor") else total
+        return whole
 
 
 class AllSitesTotal(Total):

@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 
 from torch import Tensor, fx, nn
 
+from graphreg.blocks import opened, outlined, with_blocks
 from graphreg.compiler import LOWERED, Lowering, with_our_pass
 from graphreg.errors import GraphRegError, TraceError
 from graphreg.ir import (
@@ -35,7 +36,6 @@ from graphreg.ir import (
     state_of,
     thaw,
 )
-from graphreg.outlining import opened, outlined, with_blocks
 from graphreg.runtime.averaging import averages_follow
 from graphreg.runtime.build_record import PICKLE_VERSION, VERSION, require_readable
 from graphreg.runtime.derivative_penalty import Derivative

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
+from graphreg.blocks import Block, is_sharded
 from graphreg.errors import GraphRegError
 from graphreg.ir import state_of
-from graphreg.outlining import Block, is_sharded
 
 
 def refuse_sharded_derivatives(module: nn.Module, names: list[str]) -> None:

@@ -118,6 +118,7 @@ from graphreg.torch_internals.interpreter import at_rest, collector_at_rest, dee
 from graphreg.torch_internals.modules import (
     CALL_HOOKS,
     COMPILED_CALL,
+    COMPILED_MODULE,
     REPLICATE,
     STATE_HOOKS,
     TENSOR_REGISTRIES,
@@ -180,11 +181,11 @@ from graphreg.torch_internals.trace_state import restore_after_trace, restore_fx
 from graphreg.torch_internals.versions import known_versions, run_canaries, warn_if_untested
 
 __all__ = [
-    "CALLERS_OF_FORWARD", "CALL_HOOKS", "CHUNKED", "COMPILED_CALL", "CONFIGS", "DYNAMO", "FAKE_LOGGER", "FUNCTORCH", "INDUCTOR",
-    "NO_BACKWARD", "PRIVATE_FACTS", "PRIVATE_STORAGE", "REPLICATE", "SOLVER_LOGGER", "STATE_HOOKS", "TELLS_RESULT",
-    "TELLS_SKIPPED_CODE", "TENSOR_REGISTRIES", "BatchNormBase", "CapturedCode", "Changes", "Chunk", "CompiledCall", "ConstantPadBase",
-    "ConvolutionBase", "DropoutBase", "FakeCopyMode", "FakeTensorMode", "HigherOrderOperator", "ModuleStack", "OpOverload",
-    "OpOverloadPacket", "TorchDispatchMode", "asking_wrapper", "assert_async", "at_rest", "backend_in", "backend_named",
+    "CALLERS_OF_FORWARD", "CALL_HOOKS", "CHUNKED", "COMPILED_CALL", "COMPILED_MODULE", "CONFIGS", "DYNAMO", "FAKE_LOGGER",
+    "FUNCTORCH", "INDUCTOR", "NO_BACKWARD", "PRIVATE_FACTS", "PRIVATE_STORAGE", "REPLICATE", "SOLVER_LOGGER", "STATE_HOOKS",
+    "TELLS_RESULT", "TELLS_SKIPPED_CODE", "TENSOR_REGISTRIES", "BatchNormBase", "CapturedCode", "Changes", "Chunk", "CompiledCall",
+    "ConstantPadBase", "ConvolutionBase", "DropoutBase", "FakeCopyMode", "FakeTensorMode", "HigherOrderOperator", "ModuleStack",
+    "OpOverload", "OpOverloadPacket", "TorchDispatchMode", "asking_wrapper", "assert_async", "at_rest", "backend_in", "backend_named",
     "backward_task", "base_of", "batch_positions", "before_checkpoints", "bound_call", "captured_code", "chunks", "collector_at_rest",
     "compile_record_of", "compiled_call", "compiles_itself", "copy_notes", "copy_source", "custom_operators", "deep_enough",
     "default_of", "define_named_tuples", "defines_named_tuples", "draws_watched", "drop_forward_hooks", "enters_levels", "evaluated",

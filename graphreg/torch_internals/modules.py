@@ -70,9 +70,12 @@ def compiles_itself(module: nn.Module) -> bool:
     return getattr(module, COMPILED_CALL) is not None
 
 
+COMPILED_MODULE = "_orig_mod"  # the attribute of torch.compile's wrapper that holds the module
+
+
 def original_of(module: Any) -> Any:
     """Return the module from which ``torch.compile`` made ``module``; None for any other object."""
-    return getattr(module, "_orig_mod", None)
+    return getattr(module, COMPILED_MODULE, None)
 
 
 def take_state_version(module: nn.Module, model: nn.Module) -> None:

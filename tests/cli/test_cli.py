@@ -169,7 +169,7 @@ def test_names_as_json(say: Say) -> None:
     told = json.loads(say("names", "cli_nets.py:Net", "--input", "5x4", "--json")[1])
     assert told["sites"][2] == {
         "name": "relu", "also": [], "kind": "value", "op": "relu", "module": "", "role": "hidden", "shape": [5, 3], "dtype": "float32",
-        "selectable": True, "why_not": "",
+        "selectable": True, "why_not": "", "branch": False,
     }  # fmt: skip
     assert (told["title"], told["notes"]) == ("Net", ["native dropout: drop (Dropout 0.5)"])
 

@@ -36,6 +36,7 @@ ALLOWED = {
 }
 # Files that read Python's stack, and what they look for there: code of the user's, never of torch.
 STACK_READERS = {
+    "graphreg/dynamo_backend/capture_place.py": "the name of the code of a decorated forward, which Dynamo captures first",
     "graphreg/errors.py": "the first caller outside graphreg, for the line that a warning names",
     "graphreg/in_place/fingerprint.py": "whether it is the model's code that reads a configuration",
     "graphreg/ir/source_location.py": "the line of the user's code that makes a node",

@@ -89,7 +89,7 @@ def tensor_registries() -> None:
 
 
 @canary("module.compile() and torch.compile(module) refer to the module", "the handles and the front ends", "COMPILED_CALL",
-        "compiles_itself", "original_of")  # fmt: skip
+        "compiles_itself", "original_of", "COMPILED_MODULE")  # fmt: skip
 def compiled_modules() -> None:
     module = nn.Linear(1, 1)
     assert not door.compiles_itself(module) and door.original_of(module) is None

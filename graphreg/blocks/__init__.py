@@ -4,8 +4,8 @@
 ``outline.py`` makes a graph for each call of a block, and ``block.py`` has the objects that stand for the blocks.
 """
 
-from graphreg.outlining.block import BLOCK, Block, block_at, is_sharded, original, with_blocks
-from graphreg.outlining.homes import OUTSIDE_BLOCKS, opened
-from graphreg.outlining.install import outlined
+from graphreg.blocks.block import BLOCK, Block, block_at, is_sharded, original, with_blocks
+from graphreg.blocks.homes import OUTSIDE_BLOCKS, opened
+from graphreg.blocks.install import outlined
 
 __all__ = ["BLOCK", "OUTSIDE_BLOCKS", "Block", "block_at", "is_sharded", "opened", "original", "outlined", "with_blocks"]

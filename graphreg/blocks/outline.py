@@ -15,9 +15,9 @@ import networkx as nx
 from torch import fx, nn
 from torch.fx.node import map_arg
 
+from graphreg.blocks.homes import homes
 from graphreg.errors import TraceError
 from graphreg.ir import COUNTED, PREFIX, RULES, Kind, ModuleCalls, blank_like, is_kind, own_labels
-from graphreg.outlining.homes import homes
 
 KEYS, VARIANT = "graphreg_keys", "graphreg_variant"  # the keyword arguments of a block beside the values that it reads
 OUTSIDE = "graphreg_outside"  # the attribute of a block that holds modules from outside of it
@@ -73,7 +73,7 @@ class Outliner:
         """Return the path of a module relative to a block; None if the block does not contain the module."""
         for known in (path, *self._paths.get(id(self.module(path)), ())):
             if not block or known == block or known.startswith(f"{block}."):
-                return known.removeprefix(block).removeprefix(".")
+                return str(known).removeprefix(block).removeprefix(".")
         return None
 
     def module(self, path: str) -> Any:
@@ -167,7 +167,8 @@ class _Outlining:
             return self._value(level, source, node)
 
         if node.op == "output":
-            return level.graph.output(map_arg(node.args[0], present))
+            returned: fx.Node = level.graph.output(map_arg(node.args[0], present))
+            return returned
         if not level.path:
             return level.graph.node_copy(node, present)
         args, kwargs = map_arg((node.args, node.kwargs), present)

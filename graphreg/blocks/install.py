@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import fx, nn
 
+from graphreg.blocks.block import BLOCK, View, block_at
+from graphreg.blocks.outline import OUTSIDE, VARIANT, Outliner
 from graphreg.compiler import LOWERED
 from graphreg.ir import RULES, spelled
-from graphreg.outlining.block import BLOCK, View, block_at
-from graphreg.outlining.outline import OUTSIDE, VARIANT, Outliner
 from graphreg.torch_internals import define_named_tuples
 
 Sources = Mapping[str, tuple[fx.Graph, fx.Graph | None]]  # by mode: the flat graph, and the one with lowered recurrent layers, if any

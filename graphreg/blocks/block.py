@@ -15,10 +15,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from graphreg.blocks.outline import OUTSIDE
 from graphreg.compiler import LOWERED, with_our_pass
 from graphreg.errors import GraphRegError
 from graphreg.ir import RULES
-from graphreg.outlining.outline import OUTSIDE
 from graphreg.torch_internals import COMPILED_CALL, is_exporting, renew_hooks
 
 BLOCK, MODE = "graphreg_block", "graphreg_mode"  # the attributes with a block's record, and with the mode of a module without one
@@ -125,7 +125,8 @@ def _class_of(kind: type[nn.Module]) -> type[Block]:
     kind = getattr(kind, "graphreg_kind", kind)
     if kind not in _classes:
         contents = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__, "graphreg_kind": kind}
-        _classes[kind] = type(kind)(kind.__name__, (Block, kind), contents)
+        metaclass: Any = type(kind)
+        _classes[kind] = metaclass(kind.__name__, (Block, kind), contents)
     return _classes[kind]
 
 
@@ -166,7 +167,7 @@ def _ends(path: str) -> Iterator[int]:
 
 def _twin(module: nn.Module, path: str) -> nn.Module:
     """Make the block object for a module: it shares the dicts of parameters and buffers, and has one of its own for submodules."""
-    twin = _blank(type(module))
+    twin: nn.Module = _blank(type(module))
     source = original(module)
     twin.__dict__.update({name: value for name, value in source.__dict__.items() if name not in (*_MADE_ANEW, "training")})
     twin.__dict__["_modules"] = type(source._modules)(module._modules)
