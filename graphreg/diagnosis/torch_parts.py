@@ -116,7 +116,8 @@ def _through_backend(penalties: str) -> None:
     }  # fmt: skip
     run = torch.compile(model, backend="graphreg", options=options)
     loss = 0 * run(_x()).sum()
-    for value in backend_handle(run).penalties().values() if penalties == "return" else ():
+    handle: Any = backend_handle(run)
+    for value in handle.penalties().values() if penalties == "return" else ():
         loss = loss + value
     loss.backward()
     weight: Any = model.hid.weight
