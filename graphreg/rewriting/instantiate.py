@@ -96,7 +96,7 @@ def make_rules(model: nn.Module, plan: Plan, names: Mapping[int | str, str], noi
             if isinstance(runtime_module, SpliceRule) and len(sites := rules.places[edit.name].sites) > 1:
                 own = 1 + sites.index(edit.site.name)
                 later = bool(plan.blocks) and edit.at_depth is None  # equal blocks compile once while their strengths are equal
-                runtime_module.place, runtime_module.own_place = (0, own) if later else (own, own)
+                runtime_module.element, runtime_module.own_element = (0, own) if later else (own, own)
             rules.add_module(names[i], runtime_module)
     for i, native in enumerate(plan.native_dropout, len(plan.edits)):
         rules.add_module(names[i], NativeDropoutRule(native, slots.get(names[i], 0)))

@@ -108,22 +108,20 @@ class StatefulTotal(Total):
 
     def __init__(self, regularizer: Penalty, name: str, strength: Tensor, state: State, places: Sequence[int]) -> None:
         super().__init__(regularizer, name, strength)
-        self.state, self.places = (state,), tuple(places)  # in a tuple, so that it does not become a submodule
+        self.state, self.kept = (state,), tuple(places)  # in a tuple, so that it does not become a submodule
 
-    def forward(self, *values: Tensor) -> Tensor:
-        """Return the penalty, [], from the parameters, each of any shape."""
+    def forward(self, *values: Tensor, places: tuple[int, ...] = ()) -> Tensor:
+        """Return the penalty, [], from the parameters, each of any shape. ``places``: as in ``Total``."""
         steps = self._steps()
         measurements = []
-        for place, value in zip(self.places, values, strict=True):
+        for place, value in zip(self.kept, values, strict=True):
             if type(value).__name__ == "DTensor":
                 raise RegularizerError(f"{self.description}: the parameter is sharded (DTensor), and its state is not. Leave it out.")
             measurement, new = self._measured(value, self.state[0].of(place))
             measurements.append(measurement)
             if new is not None and steps:
                 self.state[0].replace(place, new)
-        stacked = torch.stack(measurements)
-        total = stacked.sum() if self.sums else stacked.mean()
-        return self.weight(total.dtype) * total
+        return self.combined(measurements, places)
 
     def _steps(self) -> bool:
         """Whether this call replaces the state."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -78,7 +78,11 @@ class Total(RuntimeModule):
             values = tuple(self.parameter_measured({_ANY: value}) for value in values)
         if not values:  # a mode in which none of its sites is reached
             return self.weight(torch.float32) * 0
-        stacked = torch.stack(values)
+        return self.combined(values, places)
+
+    def combined(self, values: Sequence[Tensor], places: tuple[int, ...]) -> Tensor:
+        """Return the penalty, [], from the measurements, each multiplied by the strength at its site."""
+        stacked = torch.stack(tuple(values))
         if len(self.strength) > 1:
             shares = torch.stack([self.strength[1 + place] for place in places]) if places else self.strength[1:]
             stacked = stacked * shares.to(stacked.dtype)

@@ -133,8 +133,8 @@ class Rules(nn.Module):
         elements = places.elements(chosen.get(OWN, self.value(name)), places.values(chosen))
         tensor.copy_(tensor.new_tensor(elements))
         for child in self.children() if chosen.keys() - {OWN} else ():
-            if isinstance(child, RuntimeModule) and child.own_place:
-                child.place = child.own_place
+            if isinstance(child, RuntimeModule) and child.own_element:
+                child.element = child.own_element
         if name in self.exact:
             self.exact[name] = elements[0]
 
@@ -165,8 +165,8 @@ class RuntimeModule(nn.Module):
 
     path: str | None = None  # the path of the module whose mode it follows; None if it follows none
     always = False  # whether it acts in every mode
-    place = 0  # the element of the strength that it reads, see site_strengths.py
-    own_place = 0  # the element that its site has, if any; it reads it from when strengths are set by site, or by depth
+    element = 0  # the element of the strength that it reads, see site_strengths.py
+    own_element = 0  # the element that its site has, if any; it reads it from when strengths are set by site, or by depth
     moves_key = True  # whether the mode that it follows decides if a call draws
 
     def __init__(self, description: str, strength: Tensor | None = None) -> None:
@@ -184,7 +184,7 @@ class RuntimeModule(nn.Module):
 
     def weight(self, dtype: torch.dtype) -> Tensor:
         """Return the strength as a 0-d tensor of the dtype that it is used in."""
-        return self.strength[self.place].to(dtype)
+        return self.strength[self.element].to(dtype)
 
     def extra_repr(self) -> str:
         return self.description
@@ -342,7 +342,7 @@ class SpliceRule(Drawing):
         return self.regularizer.in_eval(**{name: arguments[name] for name in self.regularizer.takes_in_eval})  # type: ignore[attr-defined]
 
     def _formula(self, z: Tensor, weight: Tensor, noise: Noise, lengths: Tensor | None, others: dict[str, Tensor]) -> Any:
-        arguments = {"z": z, "w": z, "weight": weight, "noise": noise, "lengths": lengths, **others}
+        arguments: dict[str, Any] = {"z": z, "w": z, "weight": weight, "noise": noise, "lengths": lengths, **others}
         if "values" in self.regularizer.takes:  # not read otherwise: Dynamo would compile blocks apart that differ in this name alone
             arguments["values"] = {self.site: z}
         return called(self.regularizer, {name: arguments[name] for name in self.regularizer.takes})

@@ -41,7 +41,7 @@ def freed_if_equal(
             expected.update(dict.fromkeys(names))
             freed.add(names[0])
 
-    handles = [p.register_post_accumulate_grad_hook(compare) for p in places if p.requires_grad]
+    handles = [p.register_post_accumulate_grad_hook(compare) for p in places if p.requires_grad]  # type: ignore[no-untyped-call]
     try:
         yield
     finally:

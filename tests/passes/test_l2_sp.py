@@ -63,3 +63,14 @@ def test_errors() -> None:
         L2SP("*", -1.0)
     with pytest.raises(graphreg.RegularizerError, match=r"L2SP: reduction='max' is not allowed; reduction must be 'mean' or 'sum'"):
         L2SP("*", 1.0, reduction="max")
+
+
+def test_strengths_by_site_count() -> None:
+    """Each measurement is multiplied by the strength at its site, as for penalties without a state."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    module = graphreg.regularize(model, l2_sp=0.5)
+    graphreg.set_strength(module, "l2_sp", {"1.weight": 2.0})
+    with torch.no_grad():
+        model[0].weight.add_(1.0)
+        model[1].weight.add_(3.0)
+    assert float(module(torch.zeros(1, 2)).penalties["l2_sp"]) == pytest.approx((0.5 * 1 + 2.0 * 9) / 2)
