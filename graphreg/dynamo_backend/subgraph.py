@@ -145,7 +145,7 @@ class Maker:
         rules: Rules = getattr(rewritten, RULES)
         drawing = [module for module in rules.children() if isinstance(module, Drawing)]
         for module in drawing:
-            module.forced, module.place = forced, 0  # a backend has one strength for all sites
+            module.forced, module.element = forced, 0  # a backend has one strength for all sites
         emitted = emit(rewritten, gm, plan, weighed)
         device = next((v.device for v in inputs if isinstance(v, Tensor) and v.is_floating_point()), torch.device("cpu"))
         rows = _rows(rewritten, plan)

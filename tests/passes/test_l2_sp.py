@@ -73,4 +73,4 @@ def test_strengths_by_site_count() -> None:
     with torch.no_grad():
         model[0].weight.add_(1.0)
         model[1].weight.add_(3.0)
-    assert float(module(torch.zeros(1, 2)).penalties["l2_sp"]) == pytest.approx((0.5 * 1 + 2.0 * 9) / 2)
+    assert module(torch.zeros(1, 2)).penalties["l2_sp"].item() == pytest.approx((0.5 * 1 + 2.0 * 9) / 2)
