@@ -464,7 +464,7 @@ def test_a_traceback_when_it_is_asked_for(say: Say) -> None:
 
 
 def test_what_nobody_expects(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a fault of graphreg's own")
 
     monkeypatch.setattr(graphreg, "plan", broken)
