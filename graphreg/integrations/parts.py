@@ -64,8 +64,15 @@ class Parts:
         self._stack = ExitStack()
 
     def state(self) -> dict[str, Any]:
-        """Return the state of the noise and the strengths of each part, as plain data."""
-        return {path: {"noise": handle.rng_state(), "strengths": handle.strengths()} for path, handle in self.handles.items()}
+        """Return the state of the noise and the strengths that were changed, of each part: plain data, and the tensors of ``rng_state``."""
+        return {
+            path: {"noise": handle.rng_state(), "regularizers": list(handle.strengths()), "strengths": handle.changed_strengths()}
+            for path, handle in self.handles.items()
+        }
+
+    def keeping_tensors(self) -> list[str]:
+        """Return the names of the regularizers whose state is tensors, which JSON cannot hold."""
+        return [name for handle in self.handles.values() for name in handle.saved_states()]
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Resume from a state.
@@ -80,16 +87,14 @@ class Parts:
                 "the model as for the run that saved it."
             )
         for path, handle in self.handles.items():
-            strengths = handle.strengths()
-            if other := sorted(strengths.keys() ^ state[path]["strengths"].keys()):
+            if other := sorted(handle.strengths().keys() ^ set(state[path]["regularizers"])):
                 raise RegularizerError(
                     f"the checkpoint belongs to another model: only one of the two has a regularizer named {listed(other)}. Regularize "
                     "the model as for the run that saved it."
                 )
         for path, handle in self.handles.items():
             handle.set_rng_state(state[path]["noise"])
-            for name, value in state[path]["strengths"].items():
-                handle.set_strength(name, value)
+            handle.restore_strengths(state[path]["strengths"])
 
     def scale_by(self, scale: TrainerScale) -> None:
         """Scale attached penalties so until ``close``, except those to which the user has given a scale."""

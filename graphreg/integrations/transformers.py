@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from graphreg.errors import GraphRegError
+from graphreg.errors import GraphRegError, listed
 from graphreg.integrations.parts import Parts, TrainerScale
 from graphreg.ir import Selector
 
@@ -43,6 +43,11 @@ class RegularizerCallback(TrainerCallback, ExportableState):
         """Resume noise and strengths if there is a checkpoint, and set the scale."""
         model: nn.Module = more["model"]
         self._parts = Parts(model)
+        if names := self._parts.keeping_tensors():
+            raise GraphRegError(
+                f"the Trainer saves the states of callbacks as JSON, which cannot hold the tensors that {listed(names)} keeps. Leave that "
+                "regularizer out, or leave this callback out and save graphreg.rng_state(model) with torch.save beside each checkpoint."
+            )
         saved = state.stateful_callbacks[type(self).__name__]
         saved = (saved[0] if isinstance(saved, list) else saved)["attributes"]["saved"]
         if saved is not None:

@@ -80,7 +80,19 @@ from graphreg.ir.precision import brought, has_float64, widest
 from graphreg.ir.provenance import chains, one_value_over_again
 from graphreg.ir.random_ops import DropoutKind, NativeDropout, find_native_dropouts, rate_of
 from graphreg.ir.roles import BOUNDARY, CELL_PORTS, deep_nodes, is_region, labels_of, signal_nodes, site_nodes, value_sites
-from graphreg.ir.selector import Missing, Pattern, Selector, complain, exactly, select, select_among, strings, strings_of, unmatched
+from graphreg.ir.selector import (
+    Missing,
+    Pattern,
+    Selector,
+    complain,
+    escaped,
+    exactly,
+    select,
+    select_among,
+    strings,
+    strings_of,
+    unmatched,
+)
 from graphreg.ir.serialize import blank_like, copied, freeze, thaw
 from graphreg.ir.shape_guards import ASSERTIONS, SIZE_ASSERTIONS, Place, assert_sizes, described, fixed, has_keys, specialized_to
 from graphreg.ir.site import ROLES, Label, Names, Role, Site, dtype_text, shape_text
@@ -100,13 +112,13 @@ __all__ = [
     "addition_of", "alias_paths", "apart", "assert_sizes", "blank_like", "blocks", "brought", "building", "builds", "call_with",
     "calls_of", "carries_derivative", "cell_call", "chains", "check_arguments", "check_names", "choose", "clone", "columns",
     "compared", "complain", "contents_of", "convolution", "copied", "copied_contents", "declared", "deep_nodes", "described",
-    "difference", "dtype_text", "elements", "end_of", "exactly", "find_native_dropouts", "fixed", "flat", "freeze", "function_name",
-    "gives_tuple", "has_float64", "has_keys", "instead_of", "is_added", "is_drop_path", "is_dropout_module", "is_in_place", "is_kind",
-    "is_labelled", "is_marked", "is_nan", "is_native_dropout", "is_port", "is_region", "is_replaced_call", "is_single_operation",
-    "is_size", "is_stack", "label_node", "label_output", "label_site", "labels_of", "laid_out", "loss_of", "mark", "may_change",
-    "mean_over_pairs", "name_of", "nodes_in", "of_body", "one_value_over_again", "origin_in_trace", "origin_now", "origin_of",
-    "overlaps", "own_labels", "own_name", "parameter_reads", "plain", "rate_of", "reached", "record_calls", "record_stacks",
-    "registered", "reserved", "scope_of", "select", "select_among", "shape_text", "short", "shown_contents", "signal_nodes",
-    "site_nodes", "sizes_of", "specialized_arguments", "specialized_to", "spelled", "stacks", "state_before", "state_of", "strings",
-    "strings_of", "thaw", "unmark", "unmatched", "value_sites", "widest",
+    "difference", "dtype_text", "elements", "end_of", "escaped", "exactly", "find_native_dropouts", "fixed", "flat", "freeze",
+    "function_name", "gives_tuple", "has_float64", "has_keys", "instead_of", "is_added", "is_drop_path", "is_dropout_module",
+    "is_in_place", "is_kind", "is_labelled", "is_marked", "is_nan", "is_native_dropout", "is_port", "is_region", "is_replaced_call",
+    "is_single_operation", "is_size", "is_stack", "label_node", "label_output", "label_site", "labels_of", "laid_out", "loss_of",
+    "mark", "may_change", "mean_over_pairs", "name_of", "nodes_in", "of_body", "one_value_over_again", "origin_in_trace",
+    "origin_now", "origin_of", "overlaps", "own_labels", "own_name", "parameter_reads", "plain", "rate_of", "reached", "record_calls",
+    "record_stacks", "registered", "reserved", "scope_of", "select", "select_among", "shape_text", "short", "shown_contents",
+    "signal_nodes", "site_nodes", "sizes_of", "specialized_arguments", "specialized_to", "spelled", "stacks", "state_before",
+    "state_of", "strings", "strings_of", "thaw", "unmark", "unmatched", "value_sites", "widest",
 ]  # fmt: skip

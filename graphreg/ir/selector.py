@@ -110,8 +110,13 @@ def _as_glob(text: str | None) -> str | None:
 
 def exactly(label: Label) -> str:
     """Return the selector string that matches this label and nothing else: its name, with special characters escaped."""
-    name, port = (_SPECIAL.sub(_taken_as_is, text) for text in (label.name, label.ports[0]))
+    name, port = map(escaped, (label.name, label.ports[0]))
     return name if label.default else f"{name}:{port}"
+
+
+def escaped(name: str) -> str:
+    """Return a name as a selector string that matches it alone, with special characters escaped."""
+    return _SPECIAL.sub(_taken_as_is, name)
 
 
 def _taken_as_is(match: re.Match[str]) -> str:

@@ -279,8 +279,9 @@ def _planned(regularizers: Mapping[str, Regularizer], edits: Sequence[Edit]) -> 
 
 def _check_layers(edits: Sequence[Edit], blocks: Sequence[str]) -> None:
     """Raise RegularizerError for a splice on a parameter of a layer that is a block itself: it calls the layer with other parameters."""
-    for edit in edits:
-        if edit.replaces_parameter and (layer := edit.site.name.rpartition(".")[0]) in blocks:
+    for edit in edits if blocks else ():
+        every = [label.name.rpartition(".")[0] for label in edit.site.labels] if edit.readers is None else edit.readers
+        if edit.replaces_parameter and (layer := next((path for path in every if path in blocks), None)) is not None:
             raise RegularizerError(
                 f"{edit.name} replaces {edit.site.name} where {layer!r} reads it, and {layer!r} is a block itself (blocks=). Leave the "
                 "layer out of blocks=, or name the module around it."

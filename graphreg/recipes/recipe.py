@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from graphreg.errors import GraphRegError, NoMatchError, RegularizerError, number_of, numeric_text, shown, suggestions_text
+from graphreg.ir import escaped
 from graphreg.planning import Plan, check_missing, check_option, from_keywords, named_once
 from graphreg.recipes.files import Source, read, write
 from graphreg.regularizer import PREFIXED, ByDepth, Regularizer, Splice, by_depth, check_flag, find, registered
@@ -29,6 +30,10 @@ from graphreg.runtime import (
 )
 
 VERSION = 1
+_OF_ONE = {  # options that not all functions have that make something of a recipe, each with the error for the others
+    "eval_penalties": "only graphreg.regularize_ has this option; elsewhere, penalties act in eval mode, too. Leave it out.",
+    "blocks": "only graphreg.regularize and graphreg.plan have this option. Leave it out, which changes no value and no mask.",
+}
 ALL = "**"  # in a dict of strengths, the selector of the strength that all other sites have
 _OF_THE_CALL = ("model", "example_inputs", "compile", "verify", "recipe")  # arguments of regularize that no recipe has
 
@@ -97,7 +102,7 @@ def _written(asked: Asked, changed: Mapping[str, Mapping[str, float]]) -> dict[s
         "rng": asked.seeds.get(""), "front_end": asked.front_end, "missing": asked.missing, "penalties": asked.penalties,
         "scale": asked.scale, "eval_penalties": asked.eval_penalties or None,
         "own_dropout": None if asked.own_dropout == "keep" else _own_dropout(asked.own_dropout),
-        "blocks": list(asked.blocks) or None,
+        "blocks": [escaped(path) for path in asked.blocks] or None,
     }  # fmt: skip
     data |= {key: value for key, value in options.items() if value is not None and (key, value) != ("missing", "error")}
     data["regularizers"] = [_entry(name, r, asked.seeds.get(name)) for name, r in asked.regularizers.items()]
@@ -199,8 +204,8 @@ class Recipe:
         for name, value in self.options.items():
             if name in given and given[name] == parameters[name].default:
                 chosen[name] = value
-            elif name == "eval_penalties" and value and name not in given and "penalties" in given:
-                raise self.source.error((name,), "only graphreg.regularize_ has this option; elsewhere, penalties act in eval mode, too.")
+            elif name in _OF_ONE and value and name not in given and "penalties" in given:
+                raise self.source.error((name,), _OF_ONE[name])
         if chosen.get("scale") == GIVEN_IN_THE_CALL:
             raise self.source.error(("scale",), "the recipe was made with a scale that cannot be written down. Give scale= in the call.")
         return chosen
@@ -233,9 +238,8 @@ class Recipe:
             known = {*registered(), *PREFIXED, *_CHECKS, "regularizers", "strengths"}
             near = suggestions_text(str(key).lower(), sorted(known), "Near keys")
             raise self.source.error((key,), f"{key!r} is no option of a recipe and no key of a regularizer.{near}", NoMatchError)
-        value = _by_depth_within(value)
-        self._checked((key,), lambda given: from_keywords({key: given}), value)
-        self.keywords[key] = value
+        self.keywords[key] = self._checked((key,), _read, value)
+        self._checked((key,), lambda given: from_keywords({key: given}), self.keywords[key])
 
     def _list(self, value: Any) -> list[Regularizer]:
         if not isinstance(value, Sequence) or isinstance(value, str):
@@ -246,7 +250,7 @@ class Recipe:
         if not isinstance(entry, Mapping) or "key" not in entry:
             raise self.source.error(place, f"{shown(entry)} is not a dict with a 'key', which says which regularizer it is.")
         kind: type[Regularizer] = self._checked((*place, "key"), find, entry["key"])
-        options = {name: _tuples(value) for name, value in entry.items() if name != "key"}
+        options = {name: self._checked((*place, name), _read, value) for name, value in entry.items() if name != "key"}
         try:
             return kind(**options)
         except GraphRegError as error:
@@ -284,20 +288,18 @@ def _faulty(kind: type[Regularizer], options: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _tuples(value: Any) -> Any:
-    """Return a value with tuples in place of lists, because options are tuples, and with the strength that a dict describes."""
+def _read(value: Any) -> Any:
+    """Return a value as regularizers take it: with tuples in place of lists, and with ``by_depth`` in place of its dict."""
     if isinstance(value, list):
-        return tuple(map(_tuples, value))
-    return by_depth(*value["by_depth"]) if isinstance(value, Mapping) and value.keys() == {"by_depth"} else value
-
-
-def _by_depth_within(value: Any) -> Any:
-    """Return the value of a keyword with strengths in place of the dicts that describe them."""
+        return tuple(map(_read, value))
     if not isinstance(value, Mapping):
         return value
-    if value.keys() == {"by_depth"}:
-        return by_depth(*value["by_depth"])
-    return {key: _by_depth_within(item) for key, item in value.items()}
+    if value.keys() != {"by_depth"}:
+        return {key: _read(item) for key, item in value.items()}
+    ends = value["by_depth"]
+    if not isinstance(ends, list) or len(ends) != 2:
+        raise RegularizerError(f"by_depth={shown(ends)} is not allowed; give a list of two numbers, such as [0, 0.2].")
+    return by_depth(*ends)
 
 
 def _kept(check: Callable[[Any], None]) -> Callable[[Any], Any]:
@@ -325,7 +327,7 @@ def _read_own_dropout(value: Any) -> Any:
     if isinstance(value, list):
         if not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
             raise RegularizerError("own_dropout is a choice, a rate, a dict of selectors to these, or a list of pairs [selector, choice].")
-        option = {_tuples(selector): choice for selector, choice in value}
+        option = {_read(selector): choice for selector, choice in value}
     check_option(option)
     return option
 

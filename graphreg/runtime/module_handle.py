@@ -93,6 +93,15 @@ class ModuleHandle(Handle):
     def changed_strengths(self) -> dict[str, dict[str, float]]:
         return {name: dict(chosen) for name, chosen in self._containers()[0].chosen.items()}
 
+    def restore_strengths(self, changed: Mapping[str, Mapping[str, float]]) -> None:
+        """Set the strengths that ``changed_strengths`` returned, and all others to those that the regularizers were made with."""
+        for name, regularizer in self._regularizers().items():
+            planned = {} if isinstance(regularizer.weight, ByDepth) else {OWN: float(regularizer.weight)}
+            chosen = {site: _checked(regularizer, value) for site, value in changed.get(name, planned).items()}
+            for rules in self._containers():
+                if name in rules.strengths and chosen != rules.chosen.get(name, planned):
+                    rules.set_by_site(name, chosen)
+
     def _at_sites(self, regularizer: Regularizer, name: str, value: Mapping[str, float]) -> dict[str, float]:
         """Return the strengths in a dict of selectors by the sites that these match."""
         if not regularizer.by_site:

@@ -108,13 +108,13 @@ class StatefulTotal(Total):
 
     def __init__(self, regularizer: Penalty, name: str, strength: Tensor, state: State, places: Sequence[int]) -> None:
         super().__init__(regularizer, name, strength)
-        self.state, self.kept = (state,), tuple(places)  # in a tuple, so that it does not become a submodule
+        self.state, self.state_places = (state,), tuple(places)  # in a tuple, so that it does not become a submodule
 
     def forward(self, *values: Tensor, places: tuple[int, ...] = ()) -> Tensor:
         """Return the penalty, [], from the parameters, each of any shape. ``places``: as in ``Total``."""
         steps = self._steps()
         measurements = []
-        for place, value in zip(self.kept, values, strict=True):
+        for place, value in zip(self.state_places, values, strict=True):
             if type(value).__name__ == "DTensor":
                 raise RegularizerError(f"{self.description}: the parameter is sharded (DTensor), and its state is not. Leave it out.")
             measurement, new = self._measured(value, self.state[0].of(place))

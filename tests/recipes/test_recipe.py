@@ -244,6 +244,18 @@ class Block(nn.Module):
         return x + self.l(x).relu()
 
 
+class Named(nn.Module):
+    """Its block has a name with a special character."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.add_module("a@1", inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.get_submodule("a@1")(x)
+        return y * 2
+
+
 def test_blocks() -> None:
     model = nn.Sequential(Block(), Block(), Block(), nn.Linear(4, 3))
     module = graphreg.regularize(model, hidden_dropout=0.5, rng=0, blocks="[012]")
@@ -255,6 +267,13 @@ def test_blocks() -> None:
     assert str(graphreg.plan(graphreg.trace(model), recipe=data)) == str(
         graphreg.plan(graphreg.trace(model), graphreg.from_kwargs(model, hidden_dropout=0.5), blocks="[012]")
     )
+    traced = graphreg.trace(Named(nn.Sequential(Block(), nn.ReLU())))
+    data = graphreg.recipe(graphreg.plan(traced, graphreg.build("hidden_l2", weight=1.0, pattern="**@relu"), blocks=r"a\@1"))
+    assert data["blocks"] == [r"a\@1"]
+    assert graphreg.plan(traced, recipe=data).blocks == ("a@1",)
+    for function in (lambda: graphreg.regularize_(model, recipe={"blocks": "0"}), lambda: graphreg.backend(recipe={"blocks": "0"})):
+        with pytest.raises(RegularizerError, match=r"^the recipe, at blocks: only graphreg\.regularize and graphreg\.plan"):
+            function()
     with pytest.raises(RegularizerError, match=r"^the recipe, at blocks: blocks=3 is not allowed; give a selector as text, or a list"):
         graphreg.regularize(model, recipe={"blocks": 3})
     with pytest.raises(RegularizerError, match=r"^drop_connect replaces 3\.weight where '3' reads it, and '3' is a block itself"):
@@ -328,7 +347,7 @@ class Keyless(Penalty):
 
 
 def test_a_third_partys_regularizer_goes_by_its_key() -> None:
-    module = graphreg.regularize(net(), Third("1", 0.1, factor=[1, {"a": 2}, "b"] and 3))
+    module = graphreg.regularize(net(), Third("1", 0.1, factor=3))
     assert graphreg.recipe(module)["regularizers"] == [{"key": "third", "pattern": "1", "weight": 0.1, "clean": False, "factor": 3}]
     assert graphreg.recipe(graphreg.regularize(net(), recipe=graphreg.recipe(module))) == graphreg.recipe(module)
 
@@ -381,6 +400,12 @@ WRONG: list[tuple[str, str, str]] = [
     (".json", '{"eval_penalties": 1}', r", line 1, at eval_penalties: eval_penalties=1 is not allowed; give True or False\."),
     (".json", '{"own_dropout": {"a": 2}}', r", line 1, at own_dropout: "),
     (".json", '{"own_dropout": [1]}', r", line 1, at own_dropout: own_dropout is a choice, a rate, a dict of selectors"),
+    (".json", '{"drop_path": {"by_depth": 3}}', r", line 1, at drop_path: by_depth=3 is not allowed; give a list of two numbers"),
+    (".json", '{"drop_path": {"by_depth": ["a", 1]}}', r", line 1, at drop_path: by_depth: first='a' is not allowed; give two numbers"),
+    (
+        ".json", '{"regularizers": [{"key": "drop_path", "weight": {"by_depth": [1]}}]}',
+        r", line 1, at regularizers\[0\]\.weight: by_depth=\[1\] is not allowed; give a list of two numbers",
+    ),
     (".json", '{"strengths": [1]}', r", line 1, at strengths: this must be a dict of names of regularizers to numbers, not \[1\]\."),
     (".yaml", "rng: 1\nhidden_dropout: 1e-4\n", r", line 2, at hidden_dropout: .*write it with a dot, 1\.0e-4"),
     (".yaml", "strengths:\n  a: 1e-4\n", r", line 2, at strengths\.a: '1e-4' is not a finite number\. A number in quotes is a string"),

@@ -1,0 +1,75 @@
+"""The state that integrations put into checkpoints: strengths by depth and by site come back, also in a model that was not called yet."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import graphreg
+from graphreg import GraphRegError, RegularizerError
+from graphreg.integrations.parts import Parts
+
+X = torch.ones(2, 4)
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.l = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.l(x).relu()
+
+
+def model() -> Any:
+    torch.manual_seed(0)
+    net = nn.Sequential(Block(), Block(), Block())
+    return graphreg.regularize_(net, drop_path=graphreg.by_depth(0, 0.5), weight_l2=0.1, hidden_dropout=0.2, rng=0, scale=1.0)
+
+
+def test_strengths_by_depth_and_by_site_come_back() -> None:
+    saved = model()
+    saved(X)
+    graphreg.set_strength(saved, "weight_l2", {"1.*": 0.7})
+    graphreg.set_strength(saved, "hidden_dropout", 0.4)
+    state = json.loads(json.dumps(Parts(saved).state()))
+    other = model()
+    Parts(other).load(state)
+    other(X)
+    assert graphreg.site_strengths(other) == graphreg.site_strengths(saved)
+    assert graphreg.site_strengths(other)["drop_path"] == {"0.relu": 0.0, "1.relu": 0.25, "2.relu": 0.5}
+    assert torch.equal(other(X), saved(X))
+
+
+def test_strengths_that_were_not_changed_go_back_to_those_of_the_plan() -> None:
+    state = Parts(model()).state()
+    other = model()
+    other(X)
+    graphreg.set_strength(other, "drop_path", 0.9)
+    graphreg.set_strength(other, "weight_l2", {"1.*": 0.7})
+    Parts(other).load(state)
+    fresh = model()
+    fresh(X)
+    assert graphreg.site_strengths(other) == graphreg.site_strengths(fresh)
+
+
+def test_a_state_of_other_regularizers_changes_nothing() -> None:
+    net = model()
+    state = copy.deepcopy(Parts(net).state())
+    state[""]["regularizers"].append("decov")
+    with pytest.raises(RegularizerError, match=r"only one of the two has a regularizer named decov\. Regularize the model as for"):
+        Parts(net).load(state)
+
+
+def test_the_trainer_refuses_tensors() -> None:
+    """It saves the states of callbacks as JSON."""
+    transformers = pytest.importorskip("graphreg.integrations.transformers")
+    net = graphreg.regularize_(nn.Linear(4, 4), l2_sp=0.1)
+    assert Parts(net).keeping_tensors() == ["l2_sp"]
+    with pytest.raises(GraphRegError, match=r"^the Trainer saves the states of callbacks as JSON, which cannot hold the tensors"):
+        transformers.RegularizerCallback().on_train_begin(None, None, None, model=net)
