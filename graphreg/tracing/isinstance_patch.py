@@ -22,6 +22,9 @@ from graphreg.tracing.type_inference import ATTRIBUTES, definite_type, is_tensor
 
 Globals = dict[str, Any]
 
+_DATA = frozenset({bool, int, float, complex, str, bytes, type(None), tuple, list, dict, set, frozenset})  # they belong to no namespace
+_WRAPPERS = (functools.partial, types.MethodType, staticmethod, classmethod, property)
+
 
 def model_globals(root: nn.Module) -> list[Globals]:
     """Return the global namespaces of the model's classes, hooks and functions, and of what these refer to in the same packages."""
@@ -51,41 +54,49 @@ def _model_code(root: nn.Module) -> Iterator[Any]:
 
 def _namespaces(code: Iterable[Any]) -> list[Globals]:
     """Return the global namespaces of this code, and those of the modules and functions in the same packages to which they refer."""
-    namespaces: dict[int, Globals] = {}
-    waiting = _distinct_globals(code)
-    imported = [place for namespace in waiting for place in _distinct_globals(list(namespace.values()))]
-    packages = {_package(place) for place in (*waiting, *imported)}
+    waiting = [place for place in _distinct_globals(code) if not _is_foreign(place)]
+    imported = _distinct_globals(v for place in waiting for v in list(place.values()) if not isinstance(v, types.ModuleType))
+    packages = {_package(place) for place in (*waiting, *imported) if not _is_foreign(place)}
+    namespaces = {id(place): place for place in waiting}
+    seen = set(namespaces)
     while waiting:
-        place = waiting.pop()
-        if id(place) in namespaces:
-            continue
-        namespaces[id(place)] = place
-        referenced = [vars(v) if isinstance(v, types.ModuleType) else _globals_of(v) for v in list(place.values())]
-        waiting += [h for h in referenced if h is not None and id(h) not in namespaces and (_package(h) in packages or _is_file(h))]
+        # A namespace has thousands of entries, which refer to the same few namespaces.
+        for place in _distinct_globals(list(waiting.pop().values())):
+            if id(place) not in seen:
+                seen.add(id(place))
+                if _package(place) in packages or _is_file(place):
+                    namespaces[id(place)] = place
+                    waiting.append(place)
     return list(namespaces.values())
 
 
 def _distinct_globals(things: Iterable[Any]) -> list[Globals]:
-    """Return the namespaces of these functions and classes, each once."""
-    return list({id(place): place for thing in things if (place := _globals_of(thing)) is not None}.values())
+    """Return the namespaces of these modules, functions and classes, each once."""
+    places = {id(place): place for thing in things if type(thing) not in _DATA and (place := _globals_of(thing)) is not None}
+    return list(places.values())
 
 
 def _is_file(place: Globals) -> bool:
     """Return whether a namespace is that of a module without a package, such as a file beside a script."""
-    return "__path__" not in place and "." not in str(place.get("__name__", ".")) and _package(place) not in FOREIGN
+    return "__path__" not in place and "." not in str(place.get("__name__", ".")) and not _is_foreign(place)
+
+
+def _is_foreign(place: Globals) -> bool:
+    """Return whether a namespace is of a package that holds no code of a model."""
+    return _package(place) in FOREIGN
 
 
 def _globals_of(thing: Any) -> Globals | None:
-    """Return the globals of a function (unwrapped), or of the module that defines a class; None for code of ``FOREIGN`` packages."""
-    while isinstance(thing, (functools.partial, types.MethodType, staticmethod, classmethod, property)):
+    """Return the namespace of a module, the globals of a function (unwrapped), or those of the module that defines a class."""
+    if isinstance(thing, types.ModuleType):
+        return vars(thing)
+    while isinstance(thing, _WRAPPERS):
         thing = thing.func if isinstance(thing, functools.partial) else getattr(thing, "__func__", None) or getattr(thing, "fget", None)
     thing = getattr(thing, "__wrapped__", thing)
     if isinstance(thing, types.FunctionType):
-        place: Globals | None = thing.__globals__
-    else:
-        home = sys.modules.get(thing.__module__) if isinstance(thing, type) else None
-        place = vars(home) if isinstance(home, types.ModuleType) else None
-    return place if place is not None and _package(place) not in FOREIGN else None
+        return thing.__globals__
+    home = sys.modules.get(thing.__module__) if isinstance(thing, type) else None
+    return vars(home) if isinstance(home, types.ModuleType) else None
 
 
 def _package(place: Globals) -> str:
