@@ -49,7 +49,8 @@ class Fingerprint:
         self._others: list[tuple[_Getter, Any]] = []  # values that are compared by identity, in the same form
         self._objects: list[Any] = []  # what these getters returned at the trace
         self._variables: set[tuple[int, str]] = set()  # the global variables added so far: the id of the namespace, and the name
-        self._absent: list[tuple[Any, dict[str, Any], dict[str, Any]]] = []  # names that only the class has, its values, the __dict__
+        # for each owner: the names that only its class has, their values in the class, and the ``__dict__`` of the owner
+        self._absent: list[tuple[Any, dict[str, Any], dict[str, Any]]] = []
         self._named: list[tuple[_Getter, Any, str, Any, bool]] = []  # all these values with their names, for ``changed``
         kinds = {type(module): module for module in model.modules() if not is_foreign_class(type(module))}
         codes = {kind: reachable_code([module]) for kind, module in kinds.items()}

@@ -56,7 +56,7 @@ class StructureGraph:
         fingerprint: What the graph was traced from.
         asks: Whether the graph asserts something about sizes, flags or modes, so that it may refuse a call of this structure.
         late: Whether such an assertion comes after the first call of a module, which may change buffers or draw random numbers.
-        hooks: The dicts of hooks of the modules whose operations are in the graph but that the graph does not call, each with the path.
+        hooks: The dicts of hooks of each module that the graph contains as operations, without a call of it; each with the module's path.
         held: A copy of the arguments without their tensors. It keeps objects alive whose ids are in the structure's text, so that no other
             object gets these ids.
         known: The shapes of the inputs with which the graph has run.
@@ -128,7 +128,7 @@ def _first_effect(graph: Any) -> int:
 
 
 def _hooks(model: nn.Module, module: RewrittenModule) -> list[tuple[dict[int, Any], str]]:
-    """Return the dicts of hooks, each with the module's path, of the modules whose operations the graphs have but that they do not call."""
+    """Return the dicts of hooks of each module that the graphs contain as operations, without a call of it; each with the module's path."""
     nodes = [node for graph in graphs_of(module).values() for node in graph.nodes]
     called = {str(node.target) for node in nodes if node.op == "call_module"}
     inside = {scope_of(node) for node in nodes if node.op not in ("placeholder", "output", "call_module")}
