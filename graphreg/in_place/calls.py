@@ -1,4 +1,4 @@
-"""The structure of a call's arguments: what decides which graph the call needs."""
+"""The structure of a call's arguments, as text. It decides which graph the call needs."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from graphreg.errors import GraphRegError, TraceError
 from graphreg.ir import contents_of, may_change
 from graphreg.torch_internals import pytree
 
-_DOT = "·"  # in place of a dot: Dynamo reads no attribute with a dot in its name
+_DOT = "·"  # stands for a dot, because Dynamo cannot read an attribute that has a dot in its name
 
 
 class CallForm:
-    """Turns the arguments of a call into the text of their structure. Dynamo traces ``key``, so it uses little of Python.
+    """Turns the arguments of a call into the text of their structure. Dynamo traces ``key``, so that method uses only simple Python.
 
     Attributes:
-        names: The names of the parameters that may be given by position.
-        defaults: The default of each parameter that has one.
-        lists: The positions of the parameters whose defaults may change in place, such as lists, by name.
+        names: The names of the forward's parameters that may be given by position.
+        defaults: The default of each parameter that has one, by name.
+        lists: The position of each parameter whose default may change in place, such as a list, by name. A parameter that is given by
+            name alone has a position after all others.
     """
 
     def __init__(self, signature: inspect.Signature) -> None:
-        """``signature``: that of the forward, without ``self``."""
+        """``signature``: the signature of the forward, without ``self``."""
         kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         self.names = tuple(name for name, p in signature.parameters.items() if p.kind in kinds)
         self.defaults = {name: p.default for name, p in signature.parameters.items() if p.default is not p.empty}
@@ -34,9 +35,9 @@ class CallForm:
         self.lists = {name: positions.get(name, len(positions)) for name, default in self.defaults.items() if may_change(default)}
 
     def key(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-        """Return the structure: names with dtype and number of dimensions of tensors, values of constants, structure of containers.
+        """Return the text: the name of each argument, with a tensor's dtype and number of dims, or with the contents of another value.
 
-        It does not matter whether an argument is given by position or by name, nor whether a default is given.
+        The text is the same whether an argument is given by position or by name, and whether an argument equal to its default is given.
         """
         parts = []
         for i in range(len(args)):
@@ -64,12 +65,12 @@ class CallForm:
 
 
 def readable(key: str) -> str:
-    """Return the text of a structure for a message."""
+    """Return the text of a structure in the form that messages show."""
     return f"({key.replace(f'{_DOT} ', '.').replace(f'{_DOT}{_DOT}', _DOT).replace('torch.', '')})"
 
 
 def refuse_caches(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Raise TraceError if a call carries a cache of keys and values, or asks for one: a graph can neither read nor return it."""
+    """Raise TraceError if a call carries a cache of keys and values, or asks for one: a graph can neither read nor return a cache."""
     for value in (*args, *kwargs.values()):
         if any(kind.__name__ == "Cache" for kind in type(value).__mro__):
             raise TraceError(
@@ -84,7 +85,7 @@ def refuse_caches(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
 
 
 def example_of(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Return the arguments of a call as example inputs: a tuple, or a dict if some are given by name. Tensors are detached."""
+    """Return the arguments of a call as example inputs: a tuple, or a dict if some arguments are given by name. Tensors are detached."""
     args, kwargs = pytree.tree_map_only(Tensor, Tensor.detach, (tuple(args), dict(kwargs)))
     if not kwargs:
         return tuple(args)
@@ -110,9 +111,9 @@ def shapes_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[torch.Siz
 
 
 def not_traced(key: str, title: str) -> GraphRegError:
-    """Return the error for a call under Dynamo whose arguments have a structure that was not traced yet."""
+    """Return the error for a call under Dynamo whose arguments have a structure without a graph, or with a stale graph only."""
     return GraphRegError(
-        f"{title} is called with arguments of the structure {readable(key)}, for which it has no graph yet, and torch.compile cannot trace "
-        "one while it compiles the code around the call. Call the model so once before, outside of torch.compile, or give regularize_ "
-        "example_inputs of this structure."
+        f"{title} is called with arguments of the structure {readable(key)}, for which it has no graph, or only one from before a change "
+        "of the model. torch.compile cannot trace the model while it compiles the code around the call. Call the model with such arguments "
+        "once before, outside of torch.compile, or give regularize_ example_inputs of this structure."
     )

@@ -1,4 +1,4 @@
-"""``Fingerprint``: what a graph depends on besides its inputs. It is compared at each call, so that no call runs a stale graph."""
+"""``Fingerprint``: what a graph depends on besides its inputs. Each call compares it with the model, so that no call runs a stale graph."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from graphreg.ir import PREFIX
 from graphreg.torch_internals import Changes
 from graphreg.tracing import ReachableCode, is_foreign_class, is_foreign_name, reachable_code
 
-_OWN = frozenset(vars(nn.Module())) | {"forward"}  # attributes of every module; hooks and modes are checked otherwise, or at the call
+# these attributes of every module are not compared as values: submodules, parameters, hooks and modes are checked in other ways
+_OWN = frozenset(vars(nn.Module())) | {"forward"}
 _NUMBERS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
-_CONTAINERS = (list, tuple, dict, OrderedDict, defaultdict, deque)  # exactly these: a subclass may do anything when an item is read
-_LARGEST = 1000  # items of a list or dict that are compared at each call; of a larger one only the identity
+_CONTAINERS = (list, tuple, dict, OrderedDict, defaultdict, deque)  # no subclasses: these may run any code when an item is read
+_LARGEST = 1000  # the most items of a container that are compared at each call; of a larger container, only the identity is compared
 _CHECKPOINTS = "gradient_checkpointing"
 _MISSING = object()
 _DEPTH = 4  # how many levels of objects and containers are entered
@@ -31,25 +32,26 @@ _Getter = Callable[[Any], Any]
 
 
 class Fingerprint:
-    """What a graph was traced from: modules by identity, shapes of parameters, and what forwards mention: attributes, configuration,
-    variables of Python modules and of functions around them.
+    """What a graph was traced from: the modules by identity, the shapes of parameters, and the values that the forwards may read.
 
-    Building it takes milliseconds; ``same`` takes microseconds for each module.
+    These values are attributes of modules, attributes of objects such as a configuration, global variables, and variables of enclosing
+    functions. To make a fingerprint takes milliseconds; ``same`` takes microseconds for each module.
     """
 
     def __init__(self, model: nn.Module, reads: Reads | None = None) -> None:
-        """``reads``: what the trace read of modules and objects; without it, all names count that code mentions."""
+        """``reads``: the attributes that the trace read. If it is None, every attribute counts whose name the forwards' code mentions."""
         self._reads = reads
         self._modules_now: list[dict[str, Any]] = []
         self._parameters: list[dict[str, Any]] = []
         self._paths: list[str] = []
-        self._plain: list[tuple[_Getter, Any]] = []  # of each owner: what gets the values to compare
-        self._values: list[Any] = []
-        self._others: list[tuple[_Getter, Any]] = []  # of each value of which the identity counts
-        self._objects: list[Any] = []
-        self._variables: set[tuple[int, str]] = set()  # by id of a namespace, the names of the global variables so far
-        self._absent: list[tuple[Any, dict[str, Any], dict[str, Any]]] = []  # names that are read from the class, with its values
-        self._named: list[tuple[_Getter, Any, str, Any, bool]] = []  # all values, for ``changed``
+        self._plain: list[tuple[_Getter, Any]] = []  # values that are compared by ==: a getter, and the object to call it with
+        self._values: list[Any] = []  # what these getters returned at the trace
+        self._others: list[tuple[_Getter, Any]] = []  # values that are compared by identity, in the same form
+        self._objects: list[Any] = []  # what these getters returned at the trace
+        self._variables: set[tuple[int, str]] = set()  # the global variables added so far: the id of the namespace, and the name
+        # for each owner: the names that only its class has, their values in the class, and the ``__dict__`` of the owner
+        self._absent: list[tuple[Any, dict[str, Any], dict[str, Any]]] = []
+        self._named: list[tuple[_Getter, Any, str, Any, bool]] = []  # all these values with their names, for ``changed``
         kinds = {type(module): module for module in model.modules() if not is_foreign_class(type(module))}
         codes = {kind: reachable_code([module]) for kind, module in kinds.items()}
         mentioned = {kind: _mentioned(code) for kind, code in codes.items()}
@@ -70,13 +72,13 @@ class Fingerprint:
         self._shapes = _shapes(self._parameters)
 
     def _add(self, owner: Any, names: _Names, everywhere: _Names, seen: set[int], depth: int = _DEPTH) -> None:
-        """Add the attributes of a module or object, and what is in those.
+        """Add the attributes of a module or object, and what these attributes contain.
 
         Args:
             owner: The module or object.
-            names: The names that code mentions which may read the owner.
-            everywhere: The names that any code of the model mentions; it may read the objects.
-            seen: The ids of the owners so far.
+            names: The names of the attributes of the owner that code may read.
+            everywhere: The names that any code of the model mentions. They count for objects of which no reads were recorded.
+            seen: The ids of the owners that were added so far.
             depth: How many levels of objects and containers to enter.
         """
         if id(owner) in seen:
@@ -90,7 +92,7 @@ class Fingerprint:
             self._absent.append((absent.keys(), absent, space))
 
     def _add_items(self, space: Any, titles: Mapping[Any, str], everywhere: _Names, seen: set[int], depth: int) -> None:
-        """Add items of a dict or list, and what is in them; ``titles`` has the keys, each with the name for messages."""
+        """Add items of a dict or list, and what they contain. ``titles``: the keys of the items, each with its name for messages."""
         plain = [key for key in titles if _is_plain(space[key])]
         if plain:
             self._plain.append((operator.itemgetter(*plain), space))
@@ -101,7 +103,7 @@ class Fingerprint:
             self._add_other(operator.itemgetter(key), space, titles[key], everywhere, seen, depth)
 
     def _add_other(self, get: _Getter, space: Any, title: str, everywhere: _Names, seen: set[int], depth: int) -> None:
-        """Add a value by its identity, and what is in it if it is an object or a container."""
+        """Add a value that is compared by identity, and what it contains if it is an object or a container."""
         value = get(space)
         self._others.append((get, space))
         self._objects.append(value)
@@ -119,9 +121,9 @@ class Fingerprint:
             self._add_items(value, dict.fromkeys(keys, title), everywhere, seen, depth - 1)
 
     def _add_variables(self, code: ReachableCode, everywhere: _Names, seen: set[int]) -> None:
-        """Add the global variables that code mentions, and the variables of functions around it, if they have data.
+        """Add the global variables that code mentions, and the variables of enclosing functions, if their values are data.
 
-        Installed packages are left out: they have hundreds of them, such as tables of classes, which nobody changes between two steps.
+        Variables of installed packages are left out: there are hundreds, such as tables of classes, and nobody changes these between steps.
         """
         for space, names in code.variables.values():
             if _is_installed(str(space.get("__file__", ""))):
@@ -144,19 +146,22 @@ class Fingerprint:
                     self._add_other(_content, cell, name, everywhere, seen, _DEPTH)
 
     def _read_in(self, module: nn.Module, names: _Names) -> _Names:
-        """Return those of the names that the trace read of a module: its code also mentions names that only other methods read."""
+        """Return those of the names that the trace read of a module. The module's code also mentions names that the trace did not read.
+
+        Return all names if the reads are not known. A read of a whole ``__dict__`` counts as a read of every name.
+        """
         read = None if self._reads is None else self._reads.get(id(module))
         return names if read is None or "__dict__" in read else names & (read | {_CHECKPOINTS})
 
     def _read_of(self, value: Any, everywhere: _Names) -> _Names:
-        """Return the names of an object's attributes that count."""
+        """Return the names of an object's attributes that the trace read; ``everywhere`` if the reads are not known."""
         read = None if self._reads is None else self._reads.get(id(value), set())
         names = everywhere if read is None or "__dict__" in read else frozenset(read)
         return names | _mapped(type(value), names)
 
     def same(self) -> bool:
-        """Whether nothing has changed. Its loops are comprehensions and C functions, because it runs at each call."""
-        if not all(map(operator.eq, self._modules_now, self._modules_then)):  # dicts compare by identity first, modules by nothing else
+        """Whether nothing has changed since the trace. The loops are comprehensions and C functions, because this runs at each call."""
+        if not all(map(operator.eq, self._modules_now, self._modules_then)):  # == of two modules compares identities
             return False
         if _shapes(self._parameters) != self._shapes:
             return False
@@ -188,7 +193,7 @@ class Fingerprint:
 
 @contextmanager
 def reads_recorded(model: nn.Module) -> Iterator[Reads]:
-    """Record, within the block, which attributes are read of modules and of objects that they have, such as configurations."""
+    """Record which attributes are read, within the block, of modules and of objects that the modules have, such as configurations."""
     objects: dict[int, Any] = {id(m): m for m in model.modules() if not is_foreign_class(type(m))}
     spaces = [vars(m) for m in model.modules() if not is_foreign_class(type(m))]
     spaces += [space for space, _ in reachable_code(model.modules()).variables.values()]
@@ -221,18 +226,18 @@ def _recording(original: Callable[[Any, str], Any], reads: Reads) -> Callable[[A
 
 
 def _is_of_model(frame: types.FrameType) -> bool:
-    """Whether code of a model reads a whole ``__dict__``. graphreg does so to find what a trace changes, and so do copies."""
+    """Whether code that reads a whole ``__dict__`` is a model's. graphreg reads it, too, to find what a trace changes, and so do copies."""
     return not is_foreign_name(frame.f_globals.get("__name__")) and frame.f_code.co_name not in ("__getstate__", "__reduce_ex__")
 
 
 def _mentioned(code: ReachableCode) -> _Names:
-    """Return the names that the code of a module's forward mentions, and the texts in it, which ``getattr`` may take for names."""
+    """Return the names that the code of a module's forward mentions, and the string constants in it, which ``getattr`` may get as names."""
     texts = {text for function in code.functions.values() for text in function.__code__.co_consts if isinstance(text, str)}
     return frozenset(code.mentioned | texts | {_CHECKPOINTS})
 
 
 def _mapped(kind: type, names: _Names) -> _Names:
-    """Return the names for which a class has other names, as ``attribute_map`` of configurations of transformers has."""
+    """Return the names to which a class maps ``names``, such as by the ``attribute_map`` of a configuration of transformers."""
     maps = [value for base in kind.__mro__ for value in vars(base).values() if type(value) is dict]
     return frozenset(value for each in maps for key, value in each.items() if key in names and isinstance(value, str))
 
@@ -246,7 +251,7 @@ def _shapes(registries: list[dict[str, Any]]) -> list[Any]:
 
 
 def _shadowed(values: dict[str, Any], space: dict[str, Any]) -> list[str]:
-    """Return the names whose values in the class are hidden by other values of the object."""
+    """Return the names for which the object has a value that differs from the value of its class."""
     return [name for name, value in values.items() if name in space and space[name] != value]
 
 
@@ -269,14 +274,14 @@ def _copied(value: Any) -> Any:
 
 
 def _is_object(value: Any) -> bool:
-    """Whether a value is an object with attributes, such as a configuration, and no module, tensor, function or class."""
+    """Whether a value is an object with attributes, such as a configuration, and is neither a module, a tensor, a function nor a class."""
     if isinstance(value, (nn.Module, Tensor, type)) or callable(value) or is_foreign_class(type(value)):
         return False
     return hasattr(value, "__dict__")
 
 
 def _is_data(value: Any) -> bool:
-    """Whether a variable has data that a forward may read, and no function, class or Python module."""
+    """Whether the value of a variable is data that a forward may read, and is neither a function, a class nor a Python module."""
     return _is_plain(value) or isinstance(value, Tensor) or type(value) in _CONTAINERS or _is_object(value)
 
 
@@ -287,7 +292,7 @@ def _is_installed(file: str) -> bool:
 
 
 def _content(cell: types.CellType) -> Any:
-    """Return the value of a variable of a function around; a function that stands for nothing if it is not assigned yet."""
+    """Return the value of a variable of an enclosing function. If it is not assigned yet, return this function, which is no data."""
     try:
         return cell.cell_contents
     except ValueError:

@@ -46,12 +46,13 @@ def regularize_(
 ) -> M:
     """Regularize a model in place, and return it: the same object, with its class, methods, parameters and ``state_dict``.
 
-    In train mode a call runs the graph that ``regularize`` would make. It is traced at the first call, and once more for a call whose
-    arguments have another structure (other arguments are given, or tensors have another dtype or number of dimensions), and after a change
-    of the model (a layer is replaced, a configuration value set). All graphs share the noise and the strengths. In eval mode a call runs
-    the model's own forward. If the model cannot be traced, the call raises; it never runs the plain forward in train mode.
+    In train mode, a call runs the graph that ``regularize`` would make. The model is traced at the first call. It is traced again for a
+    call whose arguments have another structure (other arguments are given, or tensors have another dtype or number of dimensions), and
+    after a change of the model (a layer is replaced, or a configuration value is set). All graphs share the noise and the strengths. In
+    eval mode, a call runs the model's own forward. If the model cannot be traced, the call raises; it never runs the plain forward in
+    train mode.
 
-    ``graphreg.strip_`` undoes it. A copy or pickle of the model is regularized too, and has strengths and noise of its own.
+    ``graphreg.strip_`` restores the model. A copy or pickle of the model is regularized, too, and has its own strengths and noise.
 
     Args:
         model: The model to regularize.
@@ -59,14 +60,14 @@ def regularize_(
         example_inputs: Arguments of one call, as in ``regularize``; the model is traced for them at once.
         rng: As in ``regularize``.
         front_end: As in ``regularize``.
-        missing: As in ``regularize``; it holds for each structure.
+        missing: As in ``regularize``, for each structure.
         penalties: ``"attach"`` adds the penalties to the output's loss, or their gradients in the backward pass, so that a training loop
             need not know of them. ``"return"`` makes a call in train mode return ``(output, penalties)``.
         compile: As in ``regularize``.
         scale: As in ``regularize``.
         own_dropout: As in ``regularize``.
         verify: As in ``regularize``; it needs example inputs.
-        eval_penalties: Run the graph in eval mode, too, so that there are penalties.
+        eval_penalties: Run the graph in eval mode, too, so that a call in eval mode also has penalties.
         recipe: As in ``regularize``.
         **keywords: Regularizers by keyword, as in ``regularize``.
 
@@ -74,7 +75,7 @@ def regularize_(
         The model.
 
     Raises:
-        TraceError: The model cannot be regularized in place, or not be traced.
+        TraceError: The model cannot be regularized in place, or cannot be traced.
         NoMatchError: A keyword is unknown, or a selector matches nothing.
         RegularizerError: An option or a value is not allowed.
         GraphRegError: ``verify=True`` found a difference.
@@ -106,7 +107,7 @@ def regularize_(
 
 
 def strip_(model: M) -> M:
-    """Undo ``regularize_``: the model has its own class again, and nothing of graphreg's. Its parameters stay as they are.
+    """Undo ``regularize_``: the model gets its own class back, and keeps nothing of graphreg's. Its parameters do not change.
 
     Args:
         model: What ``regularize_`` returned, without wrappers around it.
@@ -133,7 +134,7 @@ def strip_(model: M) -> M:
 def _strip(model: nn.Module) -> None:
     object.__setattr__(model, "__class__", getattr(type(model), ORIGINAL, type(model)))
     vars(model).pop(PLACED, None)
-    vars(model).pop(COMPILED_CALL, None)  # it runs the graph
+    vars(model).pop(COMPILED_CALL, None)  # the compiled call runs the graph
 
 
 def _strip_unless(model: nn.Module, kept: list[bool]) -> None:
@@ -143,12 +144,12 @@ def _strip_unless(model: nn.Module, kept: list[bool]) -> None:
 
 def _check_model(model: nn.Module, penalties: Penalties) -> None:
     if not isinstance(model, nn.Module) or PLACED in vars(model):
-        check_model(model)  # which raises
+        check_model(model)  # always raises here
     with bare(model):
         check_model(model)
     if any(kind.__name__ == "PeftModel" for kind in type(model).__mro__):
         raise TraceError(
-            f"{type(model).__name__} passes its calls on to the model inside it. Regularize that one, with the adapters in it: "
+            f"{type(model).__name__} passes its calls on to the model inside it. Regularize the inner model, with the adapters in it: "
             "graphreg.regularize_(model.base_model.model, ...)."
         )
     if isinstance(model, fx.GraphModule):
@@ -158,28 +159,28 @@ def _check_model(model: nn.Module, penalties: Penalties) -> None:
         )
     if "forward" in vars(model):
         raise TraceError(
-            f"the forward of this {type(model).__name__} was replaced on the object (by accelerate's prepare, or by hand), and what "
-            "regularize_ traces is the forward of the class. Regularize first, prepare after."
+            f"the forward of this {type(model).__name__} was replaced on the object (by accelerate's prepare, or by hand), but regularize_ "
+            "traces the forward of the class. Regularize first, prepare after."
         )
     if penalties == "attach" and hasattr(model, "penalties"):
         raise TraceError(
-            f"{type(model).__name__} has something called 'penalties', and penalties='attach' gives the last values by "
-            "model.penalties(). Rename it in the model, or take penalties='return'."
+            f"{type(model).__name__} has something called 'penalties', but with penalties='attach', model.penalties() must return the last "
+            "values. Rename it in the model, or give penalties='return'."
         )
 
 
 def _check_eval(regularizers: Mapping[str, Regularizer], eval_penalties: bool) -> None:
-    """Raise RegularizerError for a splice that has a form for eval mode, in which the model would run its own forward."""
+    """Raise RegularizerError for a splice that has ``in_eval``, unless ``eval_penalties`` makes the model run the graph in eval mode."""
     for name, regularizer in regularizers.items():
         if isinstance(regularizer, Splice) and regularizer.takes_in_eval and not eval_penalties:
             raise RegularizerError(
-                f"{name}: {type(regularizer).__name__} acts in eval mode, too, in which a model that is regularized in place runs its own "
-                "forward. Give eval_penalties=True, with which it runs the graph in both modes, or use graphreg.regularize."
+                f"{name}: {type(regularizer).__name__} acts in eval mode, too, but in eval mode a model that is regularized in place runs "
+                "its own forward. Give eval_penalties=True, so that it runs the graph in both modes, or use graphreg.regularize."
             )
 
 
 def _with_states(shared: SharedState, model: nn.Module, missing: Missing) -> SharedState:
-    """Make the states of penalties now, from the model's parameters as they are, and not at the first call."""
+    """Make the states of penalties from the present parameters of the model, not from those at the first call. Return ``shared``."""
     traced = Traced.untraced(model)
     for state in shared.states().values():
         for site in matching_sites(traced, state.regularizer, missing):
@@ -188,7 +189,7 @@ def _with_states(shared: SharedState, model: nn.Module, missing: Missing) -> Sha
 
 
 def _seeded(regularizers: Mapping[str, Regularizer], rng: Any) -> tuple[dict[str, Regularizer], dict[str, int]]:
-    """Return the regularizers with seeds in place of generators, and the seeds by regularizer name; the model's own under ``""``."""
+    """Return the regularizers with seeds in place of generators, and the seeds by regularizer name, with that of the model under ``""``."""
     seeds, named = {"": seed(rng)}, dict[str, Regularizer]()
     for name, regularizer in regularizers.items():
         named[name] = regularizer

@@ -1,4 +1,4 @@
-"""``Placed``: the state of a model that is regularized in place. It traces a graph for each structure of arguments, and chooses one."""
+"""``Placed``: the state of a model that is regularized in place. It traces a graph for each structure, and chooses one for each call."""
 
 from __future__ import annotations
 
@@ -41,14 +41,15 @@ from graphreg.runtime import (
 from graphreg.torch_internals import guard_value, skip_frame, translator
 
 log = logging.getLogger("graphreg")
-_MOST = 8  # graphs that are kept for one structure: after a change of the model, or for other sizes
-_MANY = 16  # structures, at which there is a warning
+_MOST = 8  # the most graphs that are kept for one structure; it has several after a change of the model, or for other sizes
+_MANY = 16  # the number of structures at which a warning is logged
 _one_at_a_time = threading.RLock()
 
 
 class _Thread(threading.local):
-    """The call that runs in this thread: its state, its structure and the graphs that fit. None outside of ``Placed.call``."""
+    """What is known of the call that runs in this thread."""
 
+    # the model's state, the structure of the arguments, and the graphs that fit; None outside of ``Placed.call``
     call: tuple[Placed, str, list[StructureGraph]] | None = None
 
 
@@ -56,14 +57,17 @@ _thread = _Thread()
 
 
 class Graphs:
-    """Has the rewritten module of each structure as an attribute, which is named by the structure's text. Dynamo guards each on its own."""
+    """Has an attribute for each structure: its name is the structure's text, and its value is the rewritten module.
+
+    Dynamo guards each of these attributes separately.
+    """
 
 
 class Placed(ModuleHandle, InPlaceHandle):
-    """The state of a model that is regularized in place; also its handle. The model's ``__dict__`` has it, and it is no submodule.
+    """The state of a model that is regularized in place, and its handle. It is in the model's ``__dict__``, and is no submodule.
 
     Attributes:
-        options: What ``regularize_`` was given.
+        options: The options of ``regularize_``.
         shared: Strengths and noise, which all graphs share.
         graphs: The present rewritten module of each structure.
         in_eval: Whether the graph runs in eval mode, too.
@@ -74,14 +78,14 @@ class Placed(ModuleHandle, InPlaceHandle):
         super().__init__(self)
         self.options, self.shared, self.graphs = options, shared, Graphs()
         self.in_eval, self.last = options.eval_penalties, ""
-        self._made: dict[str, list[StructureGraph]] = {}  # by structure, the one that ran last first
-        self._failed: dict[str, tuple[Fingerprint, GraphRegError]] = {}
+        self._made: dict[str, list[StructureGraph]] = {}  # the graphs of each structure; the first is the one that ran last
+        self._failed: dict[str, tuple[Fingerprint, GraphRegError]] = {}  # by structure: the fingerprint at a failed trace, and its error
         self._told = False  # whether the plan has been logged
 
     # what a call runs
 
     def call(self, model: nn.Module, form: CallForm, run: Callable[[], Any], args: Any, kwargs: Any) -> Any:
-        """Return ``run()``, which calls the model with its hooks; first see to it that there is a graph, also for compiled code."""
+        """Make sure that there is a graph, also for compiled code, and return ``run()``, which calls the model with its hooks."""
         key, fitting = self._prepared(model, form, args, kwargs)
         outer, _thread.call = _thread.call, (self, key, fitting)
         try:
@@ -89,7 +93,7 @@ class Placed(ModuleHandle, InPlaceHandle):
         finally:
             _thread.call = outer
 
-    skip_frame(call)  # Dynamo shall compile the model's forward, which ``run`` calls, and nothing around it
+    skip_frame(call)  # Dynamo must compile only the model's forward, which ``run`` calls, and nothing around it
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _prepared(self, model: nn.Module, form: CallForm, args: Any, kwargs: Any) -> tuple[str, list[StructureGraph]]:
@@ -97,9 +101,9 @@ class Placed(ModuleHandle, InPlaceHandle):
         return key, self.fitting(model, key, args, kwargs)
 
     def run(self, model: nn.Module, key: str, args: Any, kwargs: Any) -> Any:
-        """Run the graph of a structure in eager mode, in place of the model's forward."""
+        """Run the graph of a structure in eager mode, instead of the model's forward."""
         running = _thread.call
-        if running is None or running[0] is not self:  # the forward was called, and not the model
+        if running is None or running[0] is not self:  # the user called the forward itself, not the model
             first = self.fitting(model, key, args, kwargs)[0]
             return call_within(first.module, RULES, lambda: self._run(model, key, args, kwargs, None), args, kwargs)
         return self._run(model, key, args, kwargs, running[2] if running[1] == key else None)
@@ -123,7 +127,7 @@ class Placed(ModuleHandle, InPlaceHandle):
         return result
 
     def fitting(self, model: nn.Module, key: str, args: Any, kwargs: Any) -> list[StructureGraph]:
-        """Return the graphs of a structure that the present model has given, the likeliest first; trace one if there is none."""
+        """Return the graphs of a structure that are not stale, the likeliest first; trace the model if there is none."""
         graphs = [graph for graph in self._made.get(key, ()) if graph.fingerprint.same()]
         if not graphs:
             graphs = [self._trace(model, key, args, kwargs)]
@@ -145,7 +149,10 @@ class Placed(ModuleHandle, InPlaceHandle):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _trace(self, model: nn.Module, key: str, args: Any, kwargs: Any) -> StructureGraph:
-        """Trace the model for a call. An error of graphreg's is remembered, and raised at each such call until the model changes."""
+        """Trace the model for a call, and return the graph.
+
+        An error of graphreg's is stored, and raised again at each call of the same structure until the model changes.
+        """
         with _one_at_a_time:
             fingerprint, error = self._failed.get(key, (None, None))
             if error is not None and fingerprint is not None and fingerprint.same():
@@ -161,7 +168,7 @@ class Placed(ModuleHandle, InPlaceHandle):
                 raise
             made = self._made.setdefault(key, [])
             if len(self._made) == _MANY and not made:
-                log.warning("arguments of %d structures so far, each of which is traced: a number that changes is better a tensor.", _MANY)
+                log.warning("traced for arguments of %d structures so far; give numbers that change as tensors to trace less.", _MANY)
             made.insert(0, graph)
             del made[_MOST:]
             self._choose(key, graph)
@@ -169,13 +176,13 @@ class Placed(ModuleHandle, InPlaceHandle):
         return graph
 
     def _log_change(self, key: str) -> None:
-        """Log what has changed, if the structure was traced before; warn if a monitor watches the graph that is replaced."""
+        """If the structure was traced before, log what has changed since, and warn if a monitor watches the graph that is replaced."""
         if not (made := self._made.get(key)):
             return
         what = made[0].fingerprint.changed() or "sizes, flags or modes that the graph asserts"
         log.info("traced once more for %s: other %s", readable(key), what)
         if made[0].rules.watching is not None:
-            log.warning("the monitor watches the graph from before; open another to watch the new one.")
+            log.warning("the monitor watches the earlier graph; open another monitor to watch the new graph.")
 
     def _tell(self, graph: StructureGraph) -> None:
         if not self._told:
@@ -188,7 +195,10 @@ class Placed(ModuleHandle, InPlaceHandle):
         self._trace(model, CallForm(inspect.signature(model.forward)).key(args, kwargs), args, kwargs)
 
     def guard(self, key: str) -> bool:
-        """While Dynamo compiles a call: have it compile again when the graph of the structure is stale. Return whether it is now."""
+        """Make Dynamo, which is compiling a call, compile again once the graph of the structure is stale.
+
+        Return False, without doing so, if the graph is stale already.
+        """
         graph = self._made[key][0]
         if not graph.fingerprint.same():
             return False
@@ -196,13 +206,13 @@ class Placed(ModuleHandle, InPlaceHandle):
         return True
 
     def follow(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Move strengths, keys and the buffers of the runtime modules as ``fn`` moves the model's tensors."""
+        """Move strengths, keys and the buffers of the runtime modules to where ``fn`` moves the model's tensors."""
         moved: dict[int, Tensor] = {}
         for rules in self._containers():
             rules.move(fn, moved)
 
     def fresh(self) -> Placed:
-        """Return a state for a copy of the model: with the same strengths, seeds and call number. It traces graphs of its own."""
+        """Return a state for a copy of the model, with the same strengths, seeds and call number, and without graphs."""
         return Placed(self.options, self.shared.copied())
 
     def __copy__(self) -> Placed:
@@ -221,8 +231,8 @@ class Placed(ModuleHandle, InPlaceHandle):
         graphs = self._made.get(self.last) or next(iter(self._made.values()), None)
         if not graphs:
             raise GraphRegError(
-                "this model is regularized in place and has no graph yet: it is traced at the first call in train mode. Call it so once, "
-                "or give graphreg.regularize_ example_inputs."
+                "this model is regularized in place and has no graph yet: it is traced at the first call in train mode. Call it once in "
+                "train mode, or give graphreg.regularize_ example_inputs."
             )
         return graphs[0].module
 
@@ -231,7 +241,7 @@ class Placed(ModuleHandle, InPlaceHandle):
         return [f"in place: a graph for arguments of the structure {each}" for each in shown]
 
     def penalties(self) -> dict[str, Tensor]:
-        """Return the penalties of the last call, detached; empty before the first."""
+        """Return the penalties of the last call by name, detached; an empty dict before the first call."""
         if self.options.penalties == "return":
             raise GraphRegError("this model returns its penalties with its output; penalties() is for penalties='attach'.")
         return self.current().penalties() if self._made and "attach" in rules_of(self)._modules else {}
@@ -259,7 +269,7 @@ class Placed(ModuleHandle, InPlaceHandle):
 
     def set_scale(self, scale: Any) -> None:
         super().set_scale(scale)
-        self.options = dataclasses.replace(self.options, scale=scale)  # for the graphs to come
+        self.options = dataclasses.replace(self.options, scale=scale)  # for graphs that are traced later
 
     def rng_state(self) -> dict[str, Any]:
         key = self.shared.key
@@ -270,8 +280,8 @@ class Placed(ModuleHandle, InPlaceHandle):
         if checked["seeds"].keys() != self.shared.seeds.keys():
             other = sorted(checked["seeds"].keys() ^ self.shared.seeds.keys())
             raise RegularizerError(
-                f"the state belongs to another model: only one of the two has a seed of its own for {listed(other)}. "
-                "Regularize the model as for the run that saved it."
+                f"the state belongs to another model: only the state or only the model has a seed of its own for {listed(other)}. "
+                "Give regularize_ the arguments that it had in the run that saved the state."
             )
         self.load_states(checked)
         self.shared.reseed(checked["seeds"])
@@ -312,7 +322,7 @@ class Placed(ModuleHandle, InPlaceHandle):
 
 
 class _Watched:
-    """Has the property that Dynamo's guard reads at each call."""
+    """Has the property ``same``, which Dynamo's guard reads at each call."""
 
     def __init__(self, fingerprint: Fingerprint) -> None:
         self._fingerprint = weakref.ref(fingerprint)
@@ -326,7 +336,7 @@ class _Watched:
 def _unpickled(
     options: Options, strengths: Mapping[str, float], state: Mapping[str, Any], chosen: Mapping[str, Mapping[str, float]]
 ) -> Placed:
-    """Make the state of an unpickled model. It is on the CPU until the model moves."""
+    """Make the state of an unpickled model. Its tensors are on the CPU until the model moves."""
     shared = SharedState(options.regularizers, state["seeds"], torch.device("cpu"))
     for name, value in strengths.items():
         shared.rules.strengths[name].fill_(value)

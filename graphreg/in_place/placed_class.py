@@ -1,4 +1,4 @@
-"""The class that ``regularize_`` gives a model: a subclass of the model's own, of the same name and module, which runs the graphs."""
+"""The class that ``regularize_`` gives a model. It is a subclass of the model's own class, with the same name, and runs the graphs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from graphreg.torch_internals import REPLICATE, skip_as_outermost, with_own_code
 def generated_class(model: nn.Module, original: type[nn.Module]) -> type[nn.Module]:
     """Return a subclass of ``original`` for one model.
 
-    Each model has one of its own, because Dynamo counts compilations by code object, and stops after eight.
+    Models do not share a subclass, because Dynamo counts compilations by code object, and stops after eight.
     """
     signature = inspect.signature(original.forward.__get__(model))
     form = CallForm(signature)
@@ -63,7 +63,7 @@ skip_as_outermost(state_in)
 def _forward(original: type[nn.Module], form: CallForm, of: weakref.ref[nn.Module]) -> Callable[..., Any]:
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def guarded(key: str) -> bool:
-        """Install the guard while Dynamo compiles; raise where there is no graph or a stale one."""
+        """Install the guard while Dynamo compiles. Raise GraphRegError if there is no graph, or only a stale one."""
         model = of()
         assert model is not None
         if not hasattr(state_in(model).graphs, key) or not state_in(model).guard(key):
@@ -90,7 +90,7 @@ def _forward(original: type[nn.Module], form: CallForm, of: weakref.ref[nn.Modul
     for name in ("__name__", "__qualname__", "__doc__", "__module__", "__annotations__"):
         if hasattr(theirs, name):
             setattr(own, name, getattr(theirs, name))
-    own.__signature__ = inspect.signature(theirs)  # not __wrapped__: accelerate would take the function in it
+    own.__signature__ = inspect.signature(theirs)  # not by __wrapped__, because accelerate would use the function that is in it
     return own  # type: ignore[no-any-return]
 
 
@@ -105,13 +105,13 @@ def _call(original: type[nn.Module], form: CallForm) -> Callable[..., Any]:
 
     own = with_own_code(call)
     own.__name__ = "__call__"
-    skip_as_outermost(own)  # so that a graph can be traced before Dynamo compiles the forward, and penalties be told the arguments
+    skip_as_outermost(own)  # so ``placed.call`` runs before Dynamo compiles the forward: it traces, and passes the arguments to penalties
     return own
 
 
 def _init(original: type[nn.Module]) -> Callable[..., None]:
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        """Construct the model. What ``type(model)(...)`` makes is not regularized: it is of the original class."""
+        """Construct a model of the original class, so that the result of ``type(model)(...)`` is not regularized."""
         original.__init__(self, *args, **kwargs)
         object.__setattr__(self, "__class__", original)
 
@@ -123,7 +123,7 @@ def _init(original: type[nn.Module]) -> Callable[..., None]:
 def _apply(original: type[nn.Module]) -> Callable[..., Any]:
     def apply(self: Any, fn: Callable[..., Any], recurse: bool = True) -> Any:
         result = original._apply(self, fn, recurse)  # type: ignore[no-untyped-call]
-        if (placed := vars(self).get(PLACED)) is not None:  # a class may move a copy before it has its attributes
+        if (placed := vars(self).get(PLACED)) is not None:  # None if a class moves a copy before the copy has its attributes
             placed.follow(fn)
         return result
 
@@ -140,7 +140,7 @@ def _compile(original: type[nn.Module]) -> Callable[..., None]:
 
 
 def _penalties(self: Any) -> dict[str, torch.Tensor]:
-    """Return the values of the last call's penalties by name, detached. It is for models with ``penalties="attach"``."""
+    """Return the penalties of the last call by name, detached. This method is for models with ``penalties="attach"``."""
     return state_in(self).penalties()
 
 
@@ -152,7 +152,10 @@ def _refuse_replica(self: Any) -> None:
 
 
 def _reduce(self: Any, protocol: Any) -> Any:
-    """Reduce the model as its own class does, with a state for the copy; the class is made anew, because no module has it by name."""
+    """Return what the model's own class returns, but with a new ``Placed`` for the copy.
+
+    ``_remade`` generates the class of the copy, because pickle cannot find a generated class by its name.
+    """
     original = getattr(type(self), ORIGINAL)
     reduced = super(type(self), self).__reduce_ex__(protocol)
     if isinstance(reduced, str):

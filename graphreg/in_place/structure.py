@@ -23,17 +23,17 @@ from graphreg.runtime import Drawing, Penalties, RewrittenModule, Rules, Scale, 
 from graphreg.torch_internals import CALL_HOOKS, COMPILED_CALL, Changes, at_rest, pytree
 from graphreg.tracing import DECISIONS, FrontEnd, Traced, mode_asked, trace
 
-ORIGINAL = "graphreg_original"  # the attribute of the generated class that has the model's own class
-_ASKS = (*SIZE_ASSERTIONS, *DECISIONS, mode_asked)  # nodes that raise OtherInputs
+ORIGINAL = "graphreg_original"  # the attribute of the generated class that holds the model's own class
+_ASKS = (*SIZE_ASSERTIONS, *DECISIONS, mode_asked)  # the targets of nodes that may raise OtherInputs
 
 
 @dataclass(frozen=True)
 class Options:
-    """What ``regularize_`` was given, without what the graphs share.
+    """The options of ``regularize_``, for each graph that is made. The strengths and the noise are in ``SharedState``.
 
     Attributes:
         regularizers: The regularizers by their final names. A splice has a seed in place of a generator.
-        front_end: As in ``regularize``; so are ``missing``, ``penalties``, ``scale`` and ``own_dropout``.
+        front_end: As in ``regularize``. The same holds for ``missing``, ``penalties``, ``scale`` and ``own_dropout``.
         eval_penalties: Whether the graph runs in eval mode, too.
     """
 
@@ -52,13 +52,14 @@ class StructureGraph:
 
     Attributes:
         module: The rewritten module, which shares the model's layers.
-        plan: The plan that it carries out.
+        plan: The plan by which the module was rewritten.
         fingerprint: What the graph was traced from.
         asks: Whether the graph asserts something about sizes, flags or modes, so that it may refuse a call of this structure.
-        late: Whether it may do so when it has changed or drawn something already.
-        hooks: The hooks of the modules that the graph does not call, each dict with the module's path.
-        held: What the arguments were that are not tensors, so that no other object gets their ids, which the structure's text may have.
-        known: The shapes of the inputs with which it has run.
+        late: Whether such an assertion comes after the first call of a module, which may change buffers or draw random numbers.
+        hooks: The dicts of hooks of each module that the graph contains as operations, without a call of it; each with the module's path.
+        held: A copy of the arguments without their tensors. It keeps objects alive whose ids are in the structure's text, so that no other
+            object gets these ids.
+        known: The shapes of the inputs with which the graph has run.
     """
 
     module: RewrittenModule
@@ -106,7 +107,7 @@ def traced_for(model: nn.Module, example: Any, options: Options, shared: SharedS
 
 
 def _traced(model: nn.Module, example: Any, front_end: FrontEnd) -> Traced:
-    """Trace the model; if it checkpoints activations and no trace is possible, say so."""
+    """Trace the model. If this fails and the model checkpoints activations, raise a TraceError that says how to switch that off."""
     try:
         return trace(model, example, front_end)
     except TraceError as error:
@@ -115,19 +116,19 @@ def _traced(model: nn.Module, example: Any, front_end: FrontEnd) -> Traced:
         if not on:
             raise
         raise TraceError(
-            f"activation checkpointing is on ({listed(on, 3)}), and a trace of {title} would lose the checkpoints. Switch it "
+            f"activation checkpointing is on ({listed(on, 3)}), and a trace of {title} would lose the checkpoints. Switch checkpointing "
             "off: model.gradient_checkpointing_disable(), or leave it out of the Trainer's arguments. To save memory, compile the model "
             "and set torch._functorch.config.activation_memory_budget."
         ) from error
 
 
 def _first_effect(graph: Any) -> int:
-    """Return the position of the first node that may change or draw something, apart from the keys of the call."""
+    """Return the position of the first call of a module, which may change buffers or draw; the key rule does not count."""
     return next((i for i, n in enumerate(graph.nodes) if n.op == "call_module" and n.target != f"{RULES}.key"), len(graph.nodes))
 
 
 def _hooks(model: nn.Module, module: RewrittenModule) -> list[tuple[dict[int, Any], str]]:
-    """Return the dicts of hooks of the modules that the graphs contain but do not call."""
+    """Return the dicts of hooks of each module that the graphs contain as operations, without a call of it; each with the module's path."""
     nodes = [node for graph in graphs_of(module).values() for node in graph.nodes]
     called = {str(node.target) for node in nodes if node.op == "call_module"}
     inside = {scope_of(node) for node in nodes if node.op not in ("placeholder", "output", "call_module")}
@@ -138,7 +139,7 @@ def _hooks(model: nn.Module, module: RewrittenModule) -> list[tuple[dict[int, An
 
 
 def _ancestors(path: str) -> Iterator[str]:
-    """Yield the path and those of the modules around it, without the model's own."""
+    """Yield the path, then the paths of the modules around it, except the model's own path ``""``."""
     while path:
         yield path
         path = path.rpartition(".")[0]
@@ -146,9 +147,10 @@ def _ancestors(path: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def bare(model: nn.Module) -> Iterator[None]:
-    """Within the block the model is as it was before ``regularize_``, and without hooks; autocast and inference mode are off.
+    """Within the block, the model is as it was before ``regularize_``, but without hooks; autocast and inference mode are off.
 
-    A call runs the hooks of the model and what wraps its forward (as accelerate does) around the graph, so they are no part of it.
+    A function that wraps the model's forward, such as accelerate's, is also removed. A call runs the hooks and this function around the
+    graph, so the graph must not contain their operations.
     """
     kind, space = type(model), vars(model)
     devices = {"cpu", *(p.device.type for p in model.parameters())} - {"meta"}
@@ -173,7 +175,7 @@ def bare(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _spelled_out(model: nn.Module, example: Any) -> Iterator[None]:
-    """Within the block the forward has a parameter for each argument that its ``**kwargs`` take in the call."""
+    """Within the block, the forward's signature has a parameter for each argument of the example that its ``**kwargs`` take."""
     signature = inspect.signature(model.forward)
     kept = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     more = [name for name in example if name not in signature.parameters] if isinstance(example, Mapping) else []
@@ -194,7 +196,7 @@ def _spelled_out(model: nn.Module, example: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def restored_unless_done(model: nn.Module, shared: SharedState, late: bool) -> Iterator[None]:
-    """If the block raises, take back what it has changed: the call number and, if ``late``, buffers and torch's random state."""
+    """If the block raises, restore the call number and, if ``late``, the model's buffers and torch's random state."""
     key = shared.key
     keys, saved = (key.step, key.keys), list[tuple[Tensor, Tensor]]()
     if late:

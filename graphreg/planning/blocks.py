@@ -1,4 +1,4 @@
-"""Finds the modules that ``blocks=`` selects: those that stay modules that are called."""
+"""Finds the modules that ``blocks=`` selects. The rewritten module still calls these as modules."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from graphreg.tracing import Traced
 
 
 def called_blocks(traced: Traced, selector: Selector | None, missing: Missing) -> tuple[str, ...]:
-    """Return the paths of the modules that a selector names, in the order of their first calls.
+    """Return the paths of the modules that a selector matches, in the order of their first calls.
 
     Args:
         traced: The traced model.
-        selector: A selector over the modules that the model calls; None selects nothing.
+        selector: A selector of the modules that the model calls; None selects nothing.
         missing: What to do when a string matches nothing.
 
     Raises:
@@ -34,7 +34,7 @@ def called_blocks(traced: Traced, selector: Selector | None, missing: Missing) -
 
 
 def _modules(traced: Traced) -> list[Site]:
-    """Return a site for each submodule that the model calls: its path and its class, for selectors to match."""
+    """Return a site for each submodule that the model calls. Its label has the module's path and class, for selectors to match."""
     paths: dict[str, None] = {}
     for graph in traced.graphs.values():
         for node in graph.nodes:

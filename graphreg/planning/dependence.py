@@ -1,7 +1,4 @@
-"""The dependence slice of a penalty on derivatives: the nodes that lead from the values of ``wrt`` to the penalty's sites.
-
-Graphs are read and not changed.
-"""
+"""The dependence slice of a penalty on derivatives: the nodes that lead from the values of ``wrt`` to the penalty's sites."""
 
 from __future__ import annotations
 
@@ -31,11 +28,11 @@ _ATTENTION = {"scaled_dot_product_attention", "multi_head_attention_forward"}
 
 @dataclass(frozen=True)
 class DependenceSlice:
-    """The dependence slice of one penalty: the values that it differentiates with respect to, and the operations from there to its sites.
+    """What is known of the dependence slice of one penalty.
 
     Attributes:
         wrt: The sites whose values the penalty differentiates with respect to.
-        apart: The names of the penalty's sites that depend on no value of ``wrt``; the derivative there is 0.
+        apart: The names of the penalty's sites that depend on no value of ``wrt``; the derivatives of these sites are 0.
         suspects: The names of operations in the slice that torch may not be able to differentiate twice.
         attends: Whether an operation in the slice is attention, or may contain attention. Fused attention has no second derivative.
     """
@@ -46,9 +43,9 @@ class DependenceSlice:
     attends: bool
 
     def note(self) -> str:
-        """Describe the slice as part of a line of the report."""
+        """Describe the slice in a part of a line of the report."""
         text = f"with respect to {', '.join(site.name for site in self.wrt)}"
-        return text + (f"; 0 at {', '.join(self.apart)}, which depends on none of that" if self.apart else "")
+        return text + (f"; 0 at {', '.join(self.apart)}, because no path leads there" if self.apart else "")
 
 
 def dependence_slice(traced: Traced, wrt: Selector, sites: Sequence[Site], who: str) -> DependenceSlice:
@@ -57,7 +54,7 @@ def dependence_slice(traced: Traced, wrt: Selector, sites: Sequence[Site], who: 
     Args:
         traced: The traced model.
         wrt: The selector; a lone ``*`` means the floating-point inputs.
-        sites: Where the penalty acts.
+        sites: The sites where the penalty acts.
         who: The penalty's class name, for errors.
 
     Raises:
@@ -85,13 +82,13 @@ def dependence_slice(traced: Traced, wrt: Selector, sites: Sequence[Site], who: 
 
 
 def downstream(nodes: Sequence[fx.Node], operations: Operations) -> set[fx.Node]:
-    """Return the nodes and all nodes that depend on them through floating-point values, including through an in-place write."""
+    """Return ``nodes`` and all nodes that depend on one of them through floating-point values, which may be written in place."""
     effects, sizes = Effects(operations), sizes_of(nodes[0].graph) if nodes else set()
     return reached(nodes, lambda node: [*node.users, *effects.writes(node)], lambda node: carries_derivative(node, sizes))
 
 
 def upstream(nodes: Iterable[fx.Node]) -> set[fx.Node]:
-    """Return the nodes and all nodes that they depend on."""
+    """Return ``nodes`` and all nodes that one of them depends on."""
     return reached(nodes, lambda node: node.all_input_nodes)
 
 

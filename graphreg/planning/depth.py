@@ -1,4 +1,4 @@
-"""Numbers the blocks of a model in the order in which they run, and gives each site the strength of its depth, for ``by_depth``."""
+"""Numbers the blocks of a model in the order in which they run, and computes the strength at each site, for ``by_depth``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from graphreg.tracing import Traced
 
 
 def strengths_by_depth(traced: Traced, regularizer: Regularizer, sites: Sequence[Site]) -> dict[Site, float]:
-    """Return the strength at each site of a regularizer whose ``weight`` is a ``by_depth``; for any other regularizer nothing.
+    """Return the strength at each site of a regularizer whose ``weight`` is a ``ByDepth``; an empty dict for any other regularizer.
 
     Raises:
         RegularizerError: All sites are in one block.
@@ -26,16 +26,16 @@ def strengths_by_depth(traced: Traced, regularizer: Regularizer, sites: Sequence
     blocks = sorted(dict.fromkeys(of_site.values()), key=lambda block: order.get(block, len(order)))
     if len(blocks) < 2:
         raise RegularizerError(
-            f"{type(regularizer).__name__}: weight={ramp!r} needs sites in two blocks or more, and all that {regularizer.pattern!r} "
-            f"selects are in {blocks[0]!r}. Give a number."
+            f"{type(regularizer).__name__}: weight={ramp!r} needs sites in two blocks or more, but all sites that "
+            f"{regularizer.pattern!r} selects are in {blocks[0]!r}. Give a number."
         )
     return {site: ramp.at(blocks.index(block), len(blocks)) for site, block in of_site.items()}
 
 
 def block_of(traced: Traced, site: Site) -> str:
-    """Return the path of the block that a site is in; its own name if it is in none.
+    """Return the path of the innermost block around a site; the site's own name if no block is around it.
 
-    A block is a module with submodules that stands beside another module of its class; the innermost one counts.
+    A block is a module that has submodules and a sibling of the same class.
     """
     modules = traced.operations.modules
     path = site.module
@@ -52,7 +52,10 @@ def _is_repeated(module: nn.Module, outer: nn.Module) -> bool:
 
 
 def _order(traced: Traced) -> dict[str, int]:
-    """Return the place of each module and each value, by path or name, in the order in which the model first computes something there."""
+    """Return the position of each module (by path) and each value (by name) in the order in which the model computes values.
+
+    The position of a module is that of the first value inside it.
+    """
     order: dict[str, int] = {}
     for site in traced.values:
         path = site.module

@@ -1,6 +1,6 @@
 """Turns keywords such as ``hidden_dropout=0.1, weight_l2=1e-4`` into regularizers.
 
-It follows ``from_kwargs`` of theanets, but raises for an unknown keyword or a value that is not allowed.
+The rules are those of ``from_kwargs`` in theanets, but an unknown keyword or a value that is not allowed raises an error.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ def from_kwargs(model_or_traced: nn.Module | Traced, **keywords: Any) -> list[Re
 
     A value of a keyword may be:
 
-    - a number, the weight or rate; a scalar 0, None or False gives no regularizer;
-    - a dict of selectors to weights, one regularizer for each entry, even where the weight is 0: ``dropout={"1": 0.0, "3": 0.2}``
-      gives ``dropout`` and ``dropout_1``;
-    - a dict of options, recognized by an option among its keys: ``weight_l1={"weight": 1e-4, "pattern": "fc.*"}``.
+    - a number, the weight or rate; 0, None and False give no regularizer;
+    - a dict of selectors to weights, which gives one regularizer for each entry, even if the weight is 0:
+      ``dropout={"1": 0.0, "3": 0.2}`` gives ``dropout`` and ``dropout_1``;
+    - a dict of options, which is recognized by an option among its keys: ``weight_l1={"weight": 1e-4, "pattern": "fc.*"}``.
 
     Args:
         model_or_traced: A model, which is traced first, or what ``graphreg.trace`` returned.
-        **keywords: As in ``graphreg.regularize``. ``regularizers=`` takes an instance, a sequence of them, or a dict of further
-            keywords. If a keyword is also in this dict, the dict's value is used and a warning is logged.
+        **keywords: The keywords, as in ``graphreg.regularize``. ``regularizers=`` takes an instance, a sequence of instances, or a dict of
+            further keywords. If a keyword is also in this dict, the dict's value is used and a warning is logged.
 
     Raises:
         NoMatchError: A keyword is unknown.
@@ -46,10 +46,10 @@ def from_kwargs(model_or_traced: nn.Module | Traced, **keywords: Any) -> list[Re
 
 
 def from_keywords(keywords: Mapping[str, Any], sites: Sequence[Site] = ()) -> list[Regularizer]:
-    """Do what ``from_kwargs`` does, with the sites of a model; it raises the same errors.
+    """Do what ``from_kwargs`` does, given the sites of a model; raise the same errors.
 
-    Without ``sites``, before there is a model, one rule of theanets' does not apply: a tuple of selectors that names exactly the sites of a
-    role takes the place of that role's keyword.
+    One rule of theanets needs ``sites``: a tuple of selectors that names exactly the sites of a role takes the place of that role's
+    keyword. Without sites, because there is no model yet, this rule does not apply.
     """
     keywords = dict(keywords)
     regularizers = keywords.pop("regularizers", None)
@@ -60,7 +60,7 @@ def from_keywords(keywords: Mapping[str, Any], sites: Sequence[Site] = ()) -> li
         _check_keyword(keyword)
     lower = {keyword.lower(): value for keyword, value in keywords.items()}
     if len(lower) < len(keywords):
-        raise RegularizerError(f"a keyword is given twice, in two cases: {', '.join(keywords)}.")
+        raise RegularizerError(f"a keyword is given twice, in upper and lower case: {', '.join(keywords)}.")
     keywords = lower
     made = [r for family in FAMILIES for r in _family(family, keywords, sites)]
     taken = {*FAMILIES, *PREFIXED}
@@ -78,7 +78,7 @@ def instances(regularizers: Any) -> list[Regularizer]:
         raise RegularizerError(f"{regularizers.__name__} is a class; make an instance: {regularizers.__name__}('*', 0.1).")
     if getattr(regularizers, "dtype", None) is not None:
         raise RegularizerError(
-            f"{shown(regularizers)} is no regularizer. Example inputs go by name: graphreg.regularize(model, example_inputs=x)."
+            f"{shown(regularizers)} is no regularizer. Give example inputs by name: graphreg.regularize(model, example_inputs=x)."
         )
     if isinstance(regularizers, (str, bytes, Mapping)) or not isinstance(regularizers, Iterable):
         raise RegularizerError(
@@ -88,10 +88,10 @@ def instances(regularizers: Any) -> list[Regularizer]:
 
 
 def _warn_of_both(keywords: Mapping[str, Any], overriding: Mapping[str, Any]) -> None:
-    """Log a warning for each keyword that is also in ``regularizers=``, whose value is taken, as theanets does."""
+    """Log a warning for each keyword that is also in ``regularizers=``. The value there is used, as in theanets."""
     for key in keywords.keys() & overriding.keys():
         log.warning(
-            "%s is given twice: %s in regularizers={...} is taken, as theanets does, and %s is not used. For two regularizers of one kind "
+            "%s is given twice: %s in regularizers={...} is used, as in theanets, and %s is not used. For two regularizers of one kind "
             "give instances, regularizers=[...], or a dict of selectors to weights.",
             key, shown(overriding[key]), shown(keywords[key]),
         )  # fmt: skip
@@ -110,13 +110,13 @@ def _check_keyword(keyword: str) -> None:
 
 
 def _family(family: str, keywords: Mapping[str, Any], sites: Sequence[Site]) -> Iterator[Regularizer]:
-    """Yield the regularizers of a family: ``input_dropout``, ``hidden_dropout``, ``output_dropout``, then ``dropout`` itself."""
+    """Yield the regularizers of a family, e.g. of ``input_dropout``, ``hidden_dropout``, ``output_dropout`` and then ``dropout`` itself."""
     value = keywords.get(family)
     entries = _entries(family, value) if _is_map(value, find(family)) else []
     for role in ROLES:
         keyword = f"{role}_{family}"
         pattern = "*" if role == "hidden" else f"**#{role}"
-        # as in theanets, a tuple that names exactly a role's sites takes the place of that role's keyword
+        # as in theanets, a tuple that names exactly the sites of a role takes the place of the keyword of that role
         taking = [entry for entry in entries if isinstance(entry[0], tuple) and _names_the_role(entry[0], role, sites)]
         entries = [entry for entry in entries if entry not in taking]
         if taking:
@@ -141,13 +141,13 @@ def _options(cls: type[Regularizer]) -> list[str]:
 
 
 def like_an_option(cls: type[Regularizer], text: object) -> str:
-    """Return a hint for a selector that resembles an option's name, and may have been meant as an option; else ``""``."""
+    """Return a hint if a selector resembles the name of an option, because the user may have meant the option; else ``""``."""
     similar = difflib.get_close_matches(str(text), _options(cls), n=1, cutoff=0.75) if str(text).isidentifier() else []
     return f" {text!r} was read as a selector; the option that it resembles is {similar[0]!r}." if similar else ""
 
 
 def _is_map(value: Any, cls: type[Regularizer]) -> bool:
-    """Whether a value maps selectors to weights, as a dict or as pairs. A dict with an option among its keys has options instead."""
+    """Whether a value maps selectors to weights, as a dict or as pairs. A dict that has an option among its keys is a dict of options."""
     return isinstance(value, (list, tuple)) or (isinstance(value, Mapping) and not any(key in _options(cls) for key in value))
 
 
@@ -161,7 +161,10 @@ def _entries(keyword: str, value: Any) -> list[tuple[Any, Any]]:
 
 
 def _mapped(keyword: str, cls: type[Regularizer], entries: Sequence[tuple[Any, Any]]) -> Iterator[Regularizer]:
-    """Yield a regularizer for each entry, even for weight 0. An entry with None or False is skipped, and so is its number in the names."""
+    """Yield a regularizer for each entry, even for weight 0.
+
+    An entry with None or False is skipped. The names of the later entries still count it: the third entry is ``dropout_2``.
+    """
     left_out = False
     for place, (selector, weight) in enumerate(entries):
         if weight is None or weight is False:
@@ -182,7 +185,7 @@ def _number(what: str, value: Any, cure: str) -> float:
 def _one(keyword: str, key: str, value: Any, sites: Sequence[Site], **options: Any) -> Iterator[Regularizer]:
     """Yield the regularizers that one keyword stands for: none, one, or one for each selector.
 
-    Keywords with a role, such as ``hidden_dropout``, take no selectors.
+    A keyword that has a role in its name, such as ``hidden_dropout``, takes no selectors.
     """
     cls = find(key)
     if value is None or value is False or number_of(value) == 0:
@@ -198,7 +201,7 @@ def _one(keyword: str, key: str, value: Any, sites: Sequence[Site], **options: A
 
 
 def _check_map_of_options(keyword: str, key: str, value: Mapping[Any, Any], sites: Sequence[Site]) -> None:
-    """Raise RegularizerError for a dict of options without a weight, or with a selector where the keyword has a role."""
+    """Raise RegularizerError if a dict of options has no weight, or if it has a selector and the keyword has a role in its name."""
     names = {name for site in sites for name in site.names}
     if "weight" not in value:
         prefixed = keyword in PREFIXED

@@ -1,4 +1,4 @@
-"""Matches selectors to sites: which sites a regularizer's selector selects, and how many sites a model has to select from."""
+"""Finds the sites that a regularizer's selector matches, and counts the sites of a model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from graphreg.tracing import Traced
 
 @dataclass(frozen=True)
 class Count:
-    """The number of sites of one kind, and the number of their elements in total, or None if a shape is unknown."""
+    """How many sites of one kind there are, and how many elements they have together (None if a shape is unknown)."""
 
     sites: int = 0
     elements: int | None = 0
@@ -24,13 +24,13 @@ class Count:
 
 @dataclass(frozen=True)
 class SiteCounts:
-    """The counts of a model's values and of its parameters that a selector can select."""
+    """The counts of those values and parameters of a model that a selector can select."""
 
     values: Count = Count()
     parameters: Count = Count()
 
     def of(self, on: str) -> Count:
-        """Return the count of parameters or of values. ``on``: which of them a regularizer acts on, as in ``Regularizer.on``."""
+        """Return the count of one kind of site. ``on``: the kind, ``"values"`` or ``"parameters"``, as in ``Regularizer.on``."""
         return self.parameters if on == "parameters" else self.values
 
 
@@ -63,7 +63,7 @@ def missed(traced: Traced, regularizer: Regularizer) -> tuple[str, ...]:
 
 
 def check_count(regularizer: Regularizer, sites: Sequence[Site]) -> None:
-    """Raise NoMatchError unless the number of sites is what ``expect`` says."""
+    """Raise NoMatchError if the regularizer has an ``expect`` and the number of sites is another."""
     if regularizer.expect is not None and len(sites) != regularizer.expect:
         listed = ", ".join(site.name for site in sites[:6]) or "none"
         raise NoMatchError(
@@ -86,7 +86,7 @@ def _elsewhere(traced: Traced, regularizer: Regularizer) -> Sequence[Site]:
 
 
 def _candidates(traced: Traced, regularizer: Regularizer) -> tuple[list[Site], list[Site]]:
-    """Return all values, or all parameters, for a regularizer, and those of them that a lone ``*`` matches.
+    """Return all sites of the kind that a regularizer acts on, and those of them that a lone ``*`` matches.
 
     Sites where the regularizer cannot act have ``selectable=False``.
     """

@@ -1,4 +1,4 @@
-"""Finds the value that a module gets, for a splice at its output that takes ``module_input``; and checks what takes ``previous``."""
+"""Finds the input of a module for a splice that takes ``module_input``, and checks the sites of a splice that takes ``previous``."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from graphreg.tracing import Traced
 
 
 def module_inputs(traced: Traced, regularizer: Regularizer, matched: Mapping[Site, str]) -> dict[Site, str]:
-    """Return, for each site, the name of the value that its module gets; nothing for a regularizer that does not take ``module_input``.
+    """Return, for each site, the name of the value that the module gets whose output the site is.
 
     Args:
         traced: The traced model.
         regularizer: The regularizer.
-        matched: Its sites, each with the string that matched it.
+        matched: The regularizer's sites, each with the string that matched it.
+
+    Returns:
+        The names by site; an empty dict if the regularizer does not take ``module_input``.
 
     Raises:
         RegularizerError: A site is not the output of a module, or it is not certain which single value the module gets.
@@ -32,7 +35,11 @@ def module_inputs(traced: Traced, regularizer: Regularizer, matched: Mapping[Sit
 
 
 def check_cells(traced: Traced, regularizer: Regularizer, sites: Sequence[Site]) -> None:
-    """Raise RegularizerError for a site that is not the state of one of torch's cells, for a regularizer that takes ``previous``."""
+    """Check the sites of a regularizer that takes ``previous``.
+
+    Raises:
+        RegularizerError: A site is not a state that one of torch's cells returns, or the graph does not show which state the cell got.
+    """
     for site in sites:
         who = f"{type(regularizer).__name__} at {site.name}"
         for graph in traced.graphs.values():
@@ -54,7 +61,9 @@ def _input_of(traced: Traced, site: Site, text: str, who: str) -> str:
     pattern = Pattern.parse(text)
     paths = [label.module for label in site.labels if label.module is not None and (pattern.lone or pattern.names(label, site))]
     if not paths:
-        raise RegularizerError(f"{who}: {text!r} selects a value that is no module's output. Name a module, whose input takes its place.")
+        raise RegularizerError(
+            f"{who}: {text!r} selects a value that is no module's output. Name a module: its input takes the place of its output."
+        )
     path = min(paths, key=len)
     calls = [each.name for each in traced.values for label in each.labels if label.module == path and label.default]
     if len(calls) > 1:
@@ -75,16 +84,19 @@ def _input_of(traced: Traced, site: Site, text: str, who: str) -> str:
 
 
 def _entering(traced: Traced, graph: fx.Graph, path: str, site: str) -> list[str]:
-    """Return the names of the values that a module gets in a graph: its first argument, or what the operations inside it read."""
+    """Return the names of the values that a module gets in a graph.
+
+    These are its first argument if the graph calls the module, and else the values from outside that the operations inside it read.
+    """
     node = site_nodes(graph, traced.operations).get(site)
-    if node is None:  # the other mode's graph has it
+    if node is None:  # only the graph of the other mode has the site
         return []
     if node.op == "call_module" and node.target == path:
         read = [node.args[0]] if node.args and isinstance(node.args[0], fx.Node) else []
     else:
         signals = signal_nodes(graph, traced.operations, traced.model)
         within = (each for each in graph.nodes if scope_of(each) == path or scope_of(each).startswith(f"{path}."))
-        inside = dict.fromkeys(within)  # in order
+        inside = dict.fromkeys(within)  # a dict keeps the order
         read = [n for each in inside for n in each.all_input_nodes if n not in inside and n in signals]
     labels = [labels_of(each, traced.operations) for each in dict.fromkeys(read)]
     return [each[0].text if each else "a value without a name" for each in labels]

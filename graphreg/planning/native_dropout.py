@@ -1,6 +1,6 @@
 """Decides what to do with native dropout: checks ``own_dropout=`` and turns it into edits, without changing the model.
 
-Native dropout is what the model itself contains: dropout, stochastic depth, attention dropout, and other operations that draw.
+Native dropout is every random operation that the model itself contains: dropout, stochastic depth, attention dropout, and others.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class NativeDropoutEdit:
 
     Attributes:
         dropout: The native dropout.
-        rate: Its new rate; None keeps the model's rate, 0 turns it off.
-        matched: The selector that matched it.
+        rate: Its new rate. None keeps the model's rate; 0 turns the dropout off.
+        matched: The selector that matched the dropout.
     """
 
     dropout: NativeDropout
@@ -34,7 +34,7 @@ class NativeDropoutEdit:
 
     @property
     def draws(self) -> bool:
-        """Whether it draws from graphreg's streams: False if it is turned off."""
+        """Whether the dropout draws from graphreg's streams: False if it is turned off."""
         return self.rate != 0
 
     @property
@@ -53,13 +53,13 @@ def decide(
         dropouts: The model's native dropouts.
         title: The model's name, for errors.
         missing: What to do when a selector matches nothing.
-        elsewhere: All values of the model. A selector may exclude those that are not dropouts, such as ``!layer4.*``.
+        elsewhere: All values of the model. A string that excludes, such as ``!layer4.*``, may match values that are no dropouts.
 
     Returns:
         The edits, and the dropouts that were chosen but cannot be moved to graphreg's streams.
 
     Raises:
-        RegularizerError: The option is unknown, a rate is outside [0, 1), or nothing that was chosen can be moved.
+        RegularizerError: The option is unknown, a rate is outside [0, 1), or none of the chosen dropouts can be moved.
         NoMatchError: A selector matches no dropout.
     """
     check_option(option)
@@ -93,7 +93,7 @@ def _rate(value: Choice | float) -> float | None:
 def _matching(
     selector: Any, dropouts: Sequence[NativeDropout], title: str, missing: Missing, elsewhere: Sequence[Site]
 ) -> list[tuple[Site, str]]:
-    """Match a selector with the dropouts as the only candidates: ``*`` means all of them, also those inside blocks."""
+    """Match a selector, with the dropouts as the only candidates. So ``*`` means all dropouts, including those inside submodules."""
     sites = [dropout.site for dropout in dropouts]
     try:
         matched = select(selector, sites, sites, what="dropout", model=title, missing=missing, who="own_dropout", elsewhere=elsewhere)
@@ -108,7 +108,7 @@ def _matching(
 
 
 def nameless(option: OwnDropout, dropouts: Sequence[NativeDropout], elsewhere: Sequence[Site] = ()) -> tuple[str, ...]:
-    """Return the selectors of the option that match no dropout."""
+    """Return the strings of the option's selectors that match no dropout."""
     sites = [dropout.site for dropout in dropouts]
     by_selector = option if isinstance(option, Mapping) else {}
     return tuple(text for selector in by_selector for text in unmatched(selector, sites, sites, elsewhere))

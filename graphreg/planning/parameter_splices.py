@@ -1,4 +1,4 @@
-"""Splices on parameters: at which reads of a parameter a splice acts, and the reads at which none can."""
+"""Finds the reads of a parameter at which a splice acts, and refuses the reads at which no splice can act."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Readers = frozenset[str] | None  # the paths of the modules at whose reads a spl
 
 
 def with_reads(traced: Traced, splice: Splice, sites: Sequence[Site]) -> list[Site]:
-    """Return the parameters, each with the input that an embedding looks up in it.
+    """Return the parameters. The table of an embedding gets the name of the input that holds the embedding's indices (``Site.reads``).
 
-    Those that the splice cannot replace, because no read of them is known or none is by its ``readers``, have ``selectable=False``.
+    A parameter has ``selectable=False`` if no operation reads it, or if no module that has it is of a class in the splice's ``readers``.
     """
     read = {name for reads in traced.parameter_reads.values() for name in reads}
     inputs = {value.module: value.reads for value in traced.values if value.reads}
@@ -35,7 +35,7 @@ def with_reads(traced: Traced, splice: Splice, sites: Sequence[Site]) -> list[Si
 
 
 def _labels(traced: Traced, splice: Splice, site: Site) -> list[Label]:
-    """Return the labels of a parameter that name it in a module of one of the classes that the splice limits its readers to."""
+    """Return the labels of a parameter whose module is of a class in the splice's ``readers``; all labels if ``readers`` is empty."""
     modules = traced.operations.modules
     return [label for label in site.labels if not splice.readers or isinstance(modules[_owner(label)], splice.readers)]
 
@@ -45,10 +45,14 @@ def _owner(label: Label) -> str:
 
 
 def readers_of(traced: Traced, splice: Splice, site: Site) -> Readers:
-    """Return at which reads of a selected parameter the splice acts, and check that there are such reads and that it can act there.
+    """Return the paths of the modules at whose reads of a selected parameter the splice acts; None if it acts at every read.
 
-    A string with ``**`` in it, the selector ``*`` and a function mean every read. Any other string means the reads of the module whose
-    name it matches: where a parameter is tied, the reads of other modules stay as they are. A class may also limit the readers.
+    The selector ``*``, a function, and a string with ``**`` and without ``@`` mean every read. Any other string means the reads of the
+    module in which it matches the parameter: if the parameter is tied, the reads of other modules are not replaced. The splice's
+    ``readers`` may exclude more reads.
+
+    Raises:
+        RegularizerError: There are no such reads, or the splice cannot act at one of them.
     """
     readers = _readers(traced, splice, site)
     reads = list(_reads_of(traced, site))
@@ -86,16 +90,16 @@ def _check_read(traced: Traced, read: ParameterRead, who: str) -> None:
         path = str(read.node.target)
         reason = traced.opaque_modules.get(path, "")
         raise RegularizerError(
-            f"{who}: {path!r} is an opaque module{f' ({reason})' if reason else ''}, and when its code reads the parameter is not known: "
-            "checkpointing reads it again in backward, where it would not be replaced. Leave it out, or give example_inputs, with which "
-            "graphreg can see into more modules."
+            f"{who}: {path!r} is an opaque module{f' ({reason})' if reason else ''}, so it is not known when its code reads the parameter: "
+            "checkpointing, for example, reads it again in backward, where it would not be replaced. Leave the parameter out, or give "
+            "example_inputs, with which graphreg can see into more modules."
         )
     modules = traced.operations.modules
     owner = modules.get(read.module)
     if isinstance(owner, (nn.Embedding, nn.EmbeddingBag)) and owner.max_norm is not None:
         raise RegularizerError(
             f"{who}: {read.module!r} has max_norm={owner.max_norm:g}, so it writes into its weight at each call, and the write would be "
-            "lost. Leave it out, or set its max_norm to None and take the penalty max_norm."
+            "lost. Leave the parameter out, or set the module's max_norm to None and use the penalty max_norm."
         )
 
 
@@ -103,9 +107,9 @@ Acting = tuple[Site, str, Readers]  # the site, the name of the splice, and the 
 
 
 def check_order(traced: Traced, splices: Sequence[Acting]) -> None:
-    """Raise RegularizerError if of several splices at one parameter a later one acts at a read where an earlier one does not.
+    """Raise RegularizerError if a splice acts at a read of a parameter where an earlier splice at the same parameter does not.
 
-    The earlier one would then have to be computed without the later one for some reads, and after it for others.
+    The later splice would then need two results: one computed after the earlier splice, and one computed without it.
     """
     for (site, first, earlier), (_, second, later) in _pairs(splices):
         for read in _reads_of(traced, site):
@@ -125,7 +129,7 @@ def _pairs(splices: Sequence[Acting]) -> Iterator[tuple[Acting, Acting]]:
 
 
 def check_calls(traced: Traced, splices: Sequence[Acting], native: Sequence[NativeDropoutEdit]) -> None:
-    """Raise RegularizerError where a splice and ``own_dropout=`` would both replace the same call, that of attention with dropout."""
+    """Raise RegularizerError if a splice and ``own_dropout=`` would both replace the same call, such as a call of attention."""
     chosen = {edit.dropout.site.name for edit in native}
     for site, name, readers in splices if chosen else ():
         for read in _reads_of(traced, site):
@@ -137,9 +141,9 @@ def check_calls(traced: Traced, splices: Sequence[Acting], native: Sequence[Nati
 
 
 def replaced_reads(traced: Traced, splice: Splice, site: Site) -> tuple[Readers, tuple[str, ...]] | None:
-    """Return the readers at whose reads of a parameter the splice acts, and the paths of the modules that read the parameter as it is.
+    """Return the readers at whose reads of a parameter the splice acts, and the paths of the modules that read the original parameter.
 
-    None if it acts at no read of this graph, which is one of several that Dynamo captured of the model.
+    Return None if this graph is one of several that Dynamo captured of the model, and the splice acts at none of its reads.
     """
     readers = _readers(traced, splice, site)
     if traced.whole or any(read.is_by(readers) for read in _reads_of(traced, site)):

@@ -1,6 +1,6 @@
 """``plan`` decides every edit before anything changes, and returns a ``Plan``, which prints as a table.
 
-It matches the selectors of all regularizers to the sites of a traced model, and checks what they select.
+``plan`` matches the selectors of all regularizers to the sites of a traced model, and checks the selected sites.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ class Edit:
     """One regularizer at one site.
 
     Attributes:
-        site: The site. If the steps of a sequence are the calls of a recurrent cell, the site of the first call.
+        site: The site; if the calls of a recurrent cell are the steps of a sequence, the site of the first call.
         name: The regularizer's name in the plan.
         regularizer: The regularizer.
         matched: The string of the selector that matched the site.
         occurrence: How many regularizers of the same class the plan has before this one at the site.
         steps: How a regularizer on sequences reads the value as steps; None for other regularizers.
         units: How a penalty on units reads the value as samples of units; None for other regularizers.
-        at_depth: The strength at the site, where it differs by depth; None for the regularizer's own.
+        at_depth: The strength at the site if the strength differs by depth; None if the strength is the regularizer's ``weight``.
         module_input: The name of the value that the site's module gets, for a splice that takes it; None for other regularizers.
-        readers: For a splice on a parameter, the paths of the modules at whose reads it acts; None for every reader.
-        other_readers: The paths of the modules that read the parameter as it is, where ``readers`` leaves some out.
+        readers: For a splice on a parameter, the paths of the modules at whose reads it acts; None if it acts at every read.
+        other_readers: For a splice on a parameter, the paths of the modules at whose reads it does not act.
     """
 
     site: Site
@@ -73,7 +73,7 @@ class Edit:
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """The sites where the edit acts: its site, or the site of each call of a recurrent cell."""
+        """The sites where the edit acts: ``site`` alone, or the sites of all calls of a recurrent cell."""
         return self.steps.calls if self.steps and self.steps.calls else (self.site,)
 
     @property
@@ -83,7 +83,7 @@ class Edit:
 
     @property
     def place(self) -> str:
-        """The site's name, as tables show it; for the calls of a recurrent cell with their number."""
+        """The site's name as tables show it. For a recurrent cell, the number of its calls follows."""
         return f"{self.site.name} ({len(self.sites)} calls)" if self.steps and self.steps.calls else self.site.name
 
 
@@ -94,17 +94,17 @@ class Plan(RenamedAttributes):
     Attributes:
         title: The model's name.
         regularizers: The regularizers by their final names, in order.
-        edits: One for each regularizer at each of its sites.
+        edits: One edit for each regularizer at each of its sites.
         slices: The dependence slices of penalties on derivatives, by the penalty's name.
         native_dropout: What to do with native dropout.
         unmovable: Native dropouts that were chosen but cannot be moved to graphreg's streams.
         site_counts: How many sites the model has.
-        missed: The strings of selectors that match nothing, by the regularizer's name (``missing="warn"`` or ``"ignore"``).
+        missed: The strings of selectors that match nothing, by the regularizer's name. With ``missing="error"``, there are none.
         repeats: Values that splices of one kind act on several times in a row.
         missing: The option ``missing`` of ``plan``.
         own_dropout: The option ``own_dropout`` of ``plan``.
-        blocks: The paths of the modules that stay modules that are called.
-        traced: The traced model that the plan is for.
+        blocks: The paths of the modules that ``blocks=`` selects, which the rewritten module still calls as modules.
+        traced: The traced model that the plan is for; None in the plan that a rewritten module stores.
     """
 
     renamed: ClassVar[Mapping[str, str]] = {"cones": "slices", "own": "native_dropout", "stays": "unmovable", "census": "site_counts"}
@@ -137,7 +137,7 @@ class Plan(RenamedAttributes):
 
     @cached_property
     def tracked(self) -> dict[str, list[str]]:
-        """By site, the names of the penalties that differentiate with respect to its value."""
+        """By the name of a site, the names of the penalties that differentiate with respect to its value."""
         tracked: dict[str, list[str]] = {}
         for name, slice_ in self.slices.items():
             for site in slice_.wrt:
@@ -145,7 +145,7 @@ class Plan(RenamedAttributes):
         return tracked
 
     def note(self, name: str) -> str:
-        """Describe what a regularizer differentiates, its axes of units, the reads that it leaves out, its strength by depth; or ``""``."""
+        """Describe what the table leaves out: ``wrt``, reads not replaced, strength by depth, axes of units; ``""`` if there is nothing."""
         if name in self.slices:
             return self.slices[name].note()
         if stays := [f"{e.site.name} is read as it is by {listed(e.other_readers)}" for e in self.of(name) if e.other_readers]:
@@ -159,7 +159,7 @@ class Plan(RenamedAttributes):
         return tuple(edit for edit in self.by_site.get(site, ()) if isinstance(edit.regularizer, Splice))
 
     def reads_replaced(self, site: str) -> bool:
-        """Whether a penalty reads (and saves for backward) the value after a splice, or differentiates with respect to it."""
+        """Whether a penalty differentiates with respect to the value at a site, or reads it after a splice (and saves it for backward)."""
         edits = self.by_site.get(site, ())
         after = any(isinstance(edit.regularizer, Penalty) and not edit.regularizer.clean for edit in edits)
         return (after and bool(self.splices(site))) or site in self.tracked
@@ -190,7 +190,7 @@ class Plan(RenamedAttributes):
         return f"{self.title}: {edits} by {count} regularizer{'s' * (count != 1)}{after}"
 
     def repeated(self, strengths: Strengths | None = None) -> list[str]:
-        """Return lines about values that splices act on several times in a row; ``strengths``: those to use instead of the plan's."""
+        """Return lines about values that splices act on several times in a row. ``strengths``: used instead of those of the plan."""
         return lines(self.repeats, self.regularizers, strengths or _planned(self.regularizers, self.edits))
 
     def to_dict(self) -> dict[str, Any]:
@@ -223,7 +223,10 @@ def plan(
     own_dropout: OwnDropout = "keep",
     blocks: Selector | None = None,
 ) -> Plan:
-    """Make a plan and warn if splices of one kind act on one value several times in a row; see ``graphreg.plan`` in ``pipeline.py``."""
+    """Make a plan, and warn if splices of one kind act on one value several times in a row.
+
+    ``graphreg.plan`` in ``pipeline.py`` describes the arguments.
+    """
     made = decided(traced, regularizers, missing, own_dropout, blocks)
     if message := warning(made.repeats, made.regularizers, traced.values, _planned(made.regularizers, made.edits)):
         warn(message)
@@ -237,7 +240,7 @@ def decided(
     own_dropout: OwnDropout = "keep",
     blocks: Selector | None = None,
 ) -> Plan:
-    """Make the plan, as ``plan`` does, but without its warning."""
+    """Make the same plan as ``plan``, without the warning."""
     if not isinstance(traced, Traced):
         raise RegularizerError(f"plan takes what graphreg.trace(model) gives, not {type(traced).__name__}.")
     check_missing(missing)
@@ -253,7 +256,7 @@ def decided(
             more: dict[str, Any] = {"at_depth": depths.get(site), "module_input": inputs.get(site)}
             if regularizer.on == "parameters" and isinstance(regularizer, Splice):
                 reads = replaced_reads(traced, regularizer, site)
-                if reads is None:  # another graph of Dynamo's reads it
+                if reads is None:  # only other graphs that Dynamo captured have the reads
                     continue
                 more |= {"readers": reads[0], "other_readers": reads[1]}
             edits.append(Edit(site, name, regularizer, text, seen[site.name, kind], steps, units, **more))
@@ -272,13 +275,13 @@ def decided(
 
 
 def _planned(regularizers: Mapping[str, Regularizer], edits: Sequence[Edit]) -> Strengths:
-    """Return the strengths of a plan, by regularizer name, and by regularizer and site where they differ by depth."""
+    """Return the strengths of a plan by regularizer name, and those that differ by depth by (regularizer name, site name), too."""
     by_name = {name: float(regularizer.weight) for name, regularizer in regularizers.items()}
     return {**by_name, **{(edit.name, edit.site.name): edit.at_depth for edit in edits if edit.at_depth is not None}}
 
 
 def _check_layers(edits: Sequence[Edit], blocks: Sequence[str]) -> None:
-    """Raise RegularizerError for a splice on a parameter of a layer that is a block itself: it calls the layer with other parameters."""
+    """Raise RegularizerError for a splice on a parameter of a layer in ``blocks``, because the splice replaces the call of the layer."""
     for edit in edits if blocks else ():
         every = [label.name.rpartition(".")[0] for label in edit.site.labels] if edit.readers is None else edit.readers
         if edit.replaces_parameter and (layer := next((path for path in every if path in blocks), None)) is not None:
@@ -312,7 +315,7 @@ def check_missing(missing: str) -> None:
 
 
 def named_once(regularizers: Sequence[Regularizer]) -> dict[str, Regularizer]:
-    """Give each regularizer a unique name: its own, else its first key, with ``_1``, ``_2`` appended on repeats."""
+    """Give each regularizer a unique name: its ``name``, else its first key, else its class's name; repeated names get ``_1``, ``_2``."""
     named: dict[str, Regularizer] = {}
     wanted = [r.name or (r.keys[0] if r.keys else type(r).__name__.lower()) for r in regularizers]
     for base, regularizer in zip(wanted, regularizers, strict=True):

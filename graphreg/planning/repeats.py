@@ -1,6 +1,6 @@
 """Finds values that splices of one kind act on several times in a row, for example dropout before and after a view.
 
-This is rarely intended. A plan and a report show the effect, and ``plan`` warns and suggests a selector that acts once on each value.
+This is rarely intended. A plan and a report show the effect. ``plan`` also warns, and suggests a selector that matches each value once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _SHOWN = 3  # how many repeats a plan or a report shows
 _NUMBER = re.compile(r"(?<![^._])\d+(?=\.)")  # the number of a layer in a path
 
 
-Strengths = Mapping[Any, float]  # by regularizer name; where they differ by site, by (regularizer name, site name), too
+Strengths = Mapping[Any, float]  # by regularizer name; strengths that differ by site also by (regularizer name, site name)
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Repeat:
     """One value that several splices of one kind act on, one after another.
 
     Attributes:
-        sites: The sites of the value, in order. Between them are only views, dropout, norms and changes of scale.
-        acts: For each splice, the name of its site and the name of its regularizer.
+        sites: The sites of the value, in order. Only views, dropout, norms and multiplications lie between them.
+        acts: For each splice, the names of its site and of its regularizer.
     """
 
     sites: tuple[str, ...]
@@ -39,7 +39,7 @@ class Repeat:
         return Repeat(tuple(dict.fromkeys(site for site, _ in acts)), acts)
 
     def text(self, regularizers: Mapping[str, Regularizer], strengths: Strengths, more: str = "") -> str:
-        """Describe the effect of the repeat; ``""`` if there is none. ``more``: text to append to the list of sites."""
+        """Describe the effect of the splices together; ``""`` if it is harmless. ``more``: text to append to the list of sites."""
         now = self.present(strengths)
         first = regularizers[self.acts[0][1]]
         if len(now.sites) < 2 or not isinstance(first, Splice):
@@ -72,27 +72,27 @@ def repeats(traced: Traced, splices: Sequence[tuple[Site, str, Regularizer]]) ->
 
 
 def lines(repeated: Sequence[Repeat], regularizers: Mapping[str, Regularizer], strengths: Strengths) -> list[str]:
-    """Return the lines that a plan and a report show: one for each of the first three repeats, and one with the number of the others."""
+    """Return the lines that a plan and a report show: one for each of the first three repeats, then the number of other repeats."""
     texts = [text for repeat in repeated if (text := repeat.text(regularizers, strengths))]
     more = [f"and so on at {len(texts) - _SHOWN} more places"] if len(texts) > _SHOWN else []
     return [*texts[:_SHOWN], *more]
 
 
 def warning(repeated: Sequence[Repeat], regularizers: Mapping[str, Regularizer], sites: Sequence[Site], strengths: Strengths) -> str:
-    """Return one warning for all repeats, with a selector that acts once on each value; ``""`` if there is nothing to warn of."""
+    """Return one warning for all repeats, with a selector that matches each value once; ``""`` if all repeats are harmless."""
     notable = [repeat for repeat in repeated if repeat.text(regularizers, strengths)]
     if not notable:
         return ""
     notable.sort(key=lambda repeat: -len(repeat.present(strengths).acts))
     others = f", and so on at {len(notable) - 1} more place{'s' * (len(notable) > 2)}" if len(notable) > 1 else ""
-    text = notable[0].text(regularizers, strengths, f", the same but for views, dropout, norms and scale{others}")
+    text = notable[0].text(regularizers, strengths, f", which differ only by views, dropout, norms and scale{others}")
     return f"{text}. To act once, select {_one_of_each(notable, sites)}."
 
 
 def _one_of_each(repeated: Sequence[Repeat], sites: Sequence[Site]) -> str:
-    """Return, as text, selectors that match one site of each value, a hidden site if there is one.
+    """Return, as text, selectors that match one site of each value: a hidden site if the value has one, else its first site.
 
-    A layer's number becomes ``*`` if the selector then matches exactly the chosen sites.
+    The number of a layer becomes ``*`` if the selector then matches exactly the chosen sites.
     """
     known = {site.name: site for site in sites}
     alike: dict[str, set[str]] = {}

@@ -6,30 +6,32 @@
 
 The names of the arguments of ``__call__`` say what the engine passes to it:
 
-- ``z``: the value at a site; ``w``: a parameter. A splice on parameters replaces ``w`` where the forward reads it, once in each call.
-- ``values``: all selected sites at once, a dict by name.
+- ``z``: the value at a site; ``w``: a parameter. A splice on parameters runs once in each call, and replaces ``w`` where it is read.
+- ``values``: the values, or parameters, of all selected sites, in a dict by the sites' names.
 - ``weight``: the strength, a 0-d tensor.
-- ``noise``, for a splice: what to draw random numbers from, see ``Noise``.
-- ``lengths``, for a splice: how many steps of each example count, int64 [batch], or None. The option ``lengths`` names the input of the
-  model that carries them; the value is [batch, time, ...].
-- ``module_input``, for a splice at the output of a module: the value that the module got, in the shape of ``z``.
-- ``previous``, for a splice at a state that a recurrent cell returns: the state that the cell got, zeros if it got none.
-- ``steps`` and ``lengths``, for a penalty: a sequence, [time, batch, units], and its lengths, int64 [batch] or None. The options
-  ``time_axis`` and ``lengths`` say how to read a value as a sequence.
-- ``units``, for a penalty: the value as samples of units, [samples, units]. The units are axis 1 of a convolution's value, else the last
-  axis, or the axis that the option ``axis`` gives; all other axes are samples.
-- ``state``, for a penalty on parameters: what the class keeps for this parameter from call to call, tensors by name. ``init_state`` makes
-  it, and the formula may return ``(value, new_state)``.
-- ``vjp``, for a penalty: the vector-Jacobian product from all selected sites to what the option ``wrt`` selects, see ``Vjp``.
+- ``noise``, for a splice: the object that draws random numbers, see ``Noise``.
+- ``lengths``, for a splice: the number of valid (not padded) steps of each example, int64 [batch], or None. The option ``lengths`` names
+  the model's input that carries these numbers, or a mask of steps.
+- ``module_input``, for a splice at the output of a module: the value that the module got as its input, in the shape of ``z``.
+- ``previous``, for a splice at a state that a recurrent cell returns: the state that the cell got; zeros if the cell got none.
+- ``steps`` and ``lengths``, for a penalty: a sequence, [time, batch, units], and the number of valid steps of each example, int64 [batch]
+  or None. The options ``time_axis`` and ``lengths`` say how to read a value as a sequence.
+- ``units``, for a penalty: the value as a matrix, [samples, units]. The units lie along the axis that the option ``axis`` gives. Without
+  it, they lie along axis 1 of a convolution's value, and along the last axis of any other value. All other axes become samples.
+- ``state``, for a penalty on parameters: tensors by name that are kept for this parameter from call to call. ``init_state`` makes them, and
+  the formula may return ``(value, new_state)``.
+- ``vjp``, for a penalty: computes vector-Jacobian products of the values at all selected sites, with respect to the values that the
+  option ``wrt`` selects, see ``Vjp``.
 
-A splice acts in train mode. One that has a method ``in_eval`` does what that says in eval mode; it takes ``z``, ``weight``, ``previous`` or
-``module_input`` in the same way.
+A splice acts in train mode. If its class has a method ``in_eval``, the engine replaces the value by the result of this method in eval
+mode. The arguments of ``in_eval`` have the same meaning: it takes ``z``, and may take ``weight``, ``previous`` and ``module_input``.
 
-The engine averages over sites, unless the formula takes ``values`` or ``vjp``. It multiplies by the strength, and takes care of
-precision and of train and eval mode. A regularizer never sees an fx node.
+The engine averages the results of a penalty over its sites, unless the formula takes ``values`` or ``vjp``, and multiplies them by the
+strength. For all regularizers, it takes care of precision and of train and eval mode. A regularizer never sees an fx node.
 
-The engine itself reads seven options of a class that has them: ``reduction``, ``time_axis``, ``lengths``, ``wrt``, ``always``, ``axis``
-and ``share_axes``; see ``EngineOptions``. Declare one as a field, e.g. ``reduction: str = "mean"``; only the formula reads other options.
+The engine itself reads seven options, if the class has them: ``reduction``, ``time_axis``, ``lengths``, ``wrt``, ``always``, ``axis`` and
+``share_axes``; see ``EngineOptions``. Declare such an option as a field, e.g. ``reduction: str = "mean"``. Any other option concerns the
+class alone.
 """
 
 from __future__ import annotations
@@ -56,25 +58,29 @@ from graphreg.regularizer.units import check_axis
 
 On = Literal["values", "parameters"]
 SUPPLIED = {"values": ("z", "values", "weight"), "parameters": ("w", "values", "weight")}
-PLAIN = (str, int, float, tuple, NoneType)  # the types of values that ``to_dict`` leaves as they are
-IN_EVAL = ("z", "weight", "previous", "module_input")  # what a method ``in_eval`` may take
-VJP_NAMES = ("vjp", "pull")  # of the argument; the second is the name in graphreg 0.1
+PLAIN = (str, int, float, tuple, NoneType)  # the types of values that ``to_dict`` leaves unchanged
+IN_EVAL = ("z", "weight", "previous", "module_input")  # the arguments that a method ``in_eval`` may have
+VJP_NAMES = ("vjp", "pull")  # two names for one argument of a formula: "pull" is its name in graphreg 0.1
 
 
 class NotGiven(Enum):
-    """The default of an option that must be given."""
+    """The mark for an option that the user has not given."""
 
     OPTION = "not given"
 
 
 def check_flag(name: str, value: object) -> None:
-    """Raise RegularizerError unless an option is True or False."""
+    """Raise RegularizerError unless the value of the option ``name`` is True or False."""
     if not isinstance(value, bool):
         raise RegularizerError(f"{name}={shown(value)} is not allowed; give True or False.")
 
 
 def required() -> Any:
-    """Return the default of an option that must be given; ``check`` says so for it by ``require_number``. Any, for options of any type."""
+    """Return the default that marks an option as not given.
+
+    The class's ``check`` must call ``require_number`` for the option, which raises if the mark is still there. The return type is Any, so
+    that a field of any type can have this default.
+    """
     return NotGiven.OPTION
 
 
@@ -89,14 +95,14 @@ class Regularizer:
         name: The name in penalties, strengths, report and diff; None to derive it from the keyword or the class's key.
         expect: The number of sites that ``pattern`` must select; None for any number.
         on: The kind of site that the class acts on: ``"values"`` or ``"parameters"``.
-        takes: The argument names of ``__call__``, which say what the engine supplies.
-        takes_vjp: Whether the vector-Jacobian product is among them.
+        takes: The names of the arguments of ``__call__``, which say what the engine supplies.
+        takes_vjp: Whether ``__call__`` takes the vector-Jacobian product.
         keys: The keywords of ``graphreg.regularize`` that mean this class.
-        default_role: The role of the default sites of a class that acts on values: ``"hidden"``, or ``"output"``, which leaves out losses.
+        default_role: The role of the default sites of a class that acts on values. If it is ``"output"``, losses are left out.
         usual: The default sites in words, for messages.
         may_act_on: The kinds of site that a subclass may choose for ``on``.
-        must_take: An argument that ``__call__`` must have, ``""`` for none.
-        min_dims: The fewest dims of a parameter that the class acts on.
+        must_take: The name of an argument that ``__call__`` must have; ``""`` if there is no such argument.
+        min_dims: The least number of dims that a parameter must have for the class to act on it.
     """
 
     pattern: Selector = "*"
@@ -162,7 +168,7 @@ class Regularizer:
             self._check_ramp(self.weight)
 
     def _check_ramp(self, ramp: ByDepth) -> None:
-        """Raise RegularizerError if an end is out of range, or if the formula takes all sites at once."""
+        """Raise RegularizerError if one of the ramp's two strengths is out of range, or if the formula takes all sites at once."""
         for end in (ramp.first, ramp.last):
             replace(self, weight=end)
         if not self.by_site:
@@ -179,16 +185,19 @@ class Regularizer:
         raise NotImplementedError(f"{type(self).__name__} has no __call__: write the formula there.")
 
     def check(self) -> None:
-        """Raise RegularizerError for an option that is out of range. Subclasses extend it with ``self.require(...)``."""
+        """Raise RegularizerError for an option that is out of range. Subclasses extend this method with ``self.require(...)``."""
         self.require(self.weight >= 0, "weight", "0 or more")
 
     def require(self, condition: bool, field: str, allowed: str) -> None:
-        """Raise RegularizerError naming ``field`` and what is ``allowed``, unless ``condition`` holds."""
+        """Raise RegularizerError unless ``condition`` holds. The message has the option ``field``, its value, and ``allowed``."""
         if not condition:
             raise RegularizerError(f"{type(self).__name__}: {field}={getattr(self, field)!r} is not allowed; {field} must be {allowed}.")
 
     def require_number(self, field: str, fits: Callable[[float], bool], allowed: str) -> None:
-        """Raise RegularizerError unless the option ``field`` is a finite number that ``fits``; ``allowed`` says which, as ``"above 0"``."""
+        """Raise RegularizerError unless the option ``field`` is a finite number for which ``fits`` returns True.
+
+        ``allowed`` describes such numbers in the message, e.g. ``"above 0"``.
+        """
         value = getattr(self, field)
         if value is NotGiven.OPTION:
             kind, key = type(self).__name__, self.keys[0] if self.keys else "key"
@@ -206,13 +215,16 @@ class Regularizer:
         return EngineOptions.of(self)
 
     def defaults(self, sites: Sequence[Site]) -> list[Site]:
-        """Return the sites that the selector ``"*"`` means for this class, out of all ``sites`` of the kind it acts on."""
+        """Return those of ``sites`` that the selector ``"*"`` means. ``sites``: all selectable sites of the kind that the class acts on."""
         if self.on == "parameters":
             return list(sites)
         return [site for site in sites if site.role == self.default_role and not (site.loss and site.role == "output")]
 
     def why_not(self, site: Site) -> str:
-        """Return why the class cannot act at a selected site, and what to do instead; ``""`` if it can. A plan raises it as an error."""
+        """Return why the class cannot act at a selected site, and what to do instead; ``""`` if it can.
+
+        ``graphreg.plan`` raises RegularizerError with a text that is not ``""``.
+        """
         return ""
 
     def note(self, sites: Sequence[Site], weight: float) -> str:
@@ -220,7 +232,10 @@ class Regularizer:
         return ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the class and the options as plain data; a value other than a text, number, tuple or None becomes its ``repr``."""
+        """Return the name of the class and the options as plain data.
+
+        A value that is neither a text, a number, a tuple nor None becomes its ``repr``.
+        """
         options = {each.name: getattr(self, each.name) for each in fields(self)}
         plain = {k: v if isinstance(v, PLAIN) and not isinstance(v, ByDepth) else repr(v) for k, v in options.items()}
         return {"class": type(self).__name__, **plain}
@@ -236,13 +251,14 @@ class Regularizer:
 
 
 class Splice(Regularizer):
-    """A regularizer that replaces a value or a parameter in train mode: ``__call__`` takes ``z`` or ``w`` and returns a tensor like it.
+    """A regularizer that replaces a value or a parameter in train mode.
 
-    A parameter is replaced where the forward reads it; the parameter itself stays as it is, and penalties measure it.
+    ``__call__`` takes ``z`` or ``w``, and returns a tensor of the same shape and dtype. A parameter is replaced only where the forward
+    reads it. The parameter itself does not change, and penalties measure the parameter, not its replacement.
 
     Attributes:
-        rng: An int or torch.Generator that seeds this splice alone; None for a stream of the module's seed.
-        readers: For a splice on parameters, the classes of modules at whose reads it acts; ``()`` for any module.
+        rng: An int or torch.Generator that seeds this splice alone; None to draw from a stream of the rewritten module's seed.
+        readers: A splice on parameters acts only where a module of one of these classes reads the parameter; ``()`` means any module.
     """
 
     _: KW_ONLY
@@ -263,33 +279,38 @@ class Splice(Regularizer):
         super().__post_init__()
 
     def unfit(self, shape: Sequence[int]) -> str:
-        """Say what a value of this shape lacks for the formula, and what to do about it; ``""`` if the formula can take it.
+        """Return why the formula cannot take a value of this shape, and what to do about it; ``""`` if it can.
 
-        The engine asks for the shapes that a plan knows and for those of a call, and raises RegularizerError with the answer.
+        The engine calls this method with each shape that the plan knows, and again with the value's shape at each call where the splice
+        acts. If the result is not ``""``, the engine raises RegularizerError with it.
         """
         return ""
 
     def require_fit(self, shape: Sequence[int], who: str) -> None:
-        """Raise RegularizerError if ``unfit`` has something to say of a value of this shape. ``who``: the splice and its site."""
+        """Raise RegularizerError if ``unfit`` returns a reason for this shape. ``who``: the splice and its site, for the message."""
         if reason := self.unfit(shape):
             raise RegularizerError(f"{who}: the value has shape {tuple(shape)}; {reason}")
 
     def in_a_row(self, weights: Sequence[float]) -> str:
-        """Describe, for a warning, the joint effect of several such splices, with ``weights``, on one value; ``""`` if it is harmless."""
+        """Describe, for a warning, the joint effect of several splices of this class that act on one value, one after another.
+
+        ``weights``: their strengths. Return ``""`` if the effect is harmless.
+        """
         return ""
 
 
 class Penalty(Regularizer):
-    """A regularizer that measures values or parameters: ``__call__`` returns a 0-d tensor, which is averaged over the sites.
+    """A regularizer that measures values or parameters: ``__call__`` returns the measurement, a 0-d tensor.
 
-    A subclass may have an option ``reduction``, ``"mean"`` or ``"sum"``, which says how the measurements of the sites are combined.
+    The engine averages the measurements of all sites. A subclass may have an option ``reduction``, ``"mean"`` or ``"sum"``, which says
+    whether they are averaged or added.
 
     Attributes:
         clean: Whether to measure the value as it is before the splices at its own site.
-        min_samples: The fewest samples that a formula takes that asks for ``units``.
-        min_units: The fewest units that such a formula takes.
-        value_range: The least and the greatest number that a measured value may have; None for any numbers. The engine checks it at
-            each call, compiled by an assertion in the graph.
+        min_samples: For a formula that takes ``units``: the fewest samples that it accepts.
+        min_units: For a formula that takes ``units``: the fewest units that it accepts.
+        value_range: The least and the greatest number that a measured value may have; None for any numbers. The engine checks the value
+            at each call; in compiled code, an assertion in the graph does it.
     """
 
     _: KW_ONLY
@@ -300,21 +321,22 @@ class Penalty(Regularizer):
     value_range: ClassVar[tuple[float, float] | None] = None
 
     def check(self) -> None:
-        """Raise RegularizerError for an option out of range, and for ``clean`` on parameters, which no splice changes."""
+        """Raise RegularizerError for an option out of range, and for ``clean=True`` on parameters, which are always measured clean."""
         super().check()
         self.require(isinstance(self.clean, bool), "clean", "True or False")
         self.require(not (self.clean and self.on == "parameters"), "clean", "False, because penalties measure parameters as they are")
         self.require(self.engine_options.reduction in ("mean", "sum"), "reduction", "'mean' or 'sum'")
 
     def init_state(self, like: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the state for a parameter at the beginning, and at a reset: tensors by name. For a class whose formula takes ``state``.
+        """Return the state of a parameter before the first call, and after a reset: tensors by name.
 
-        ``like``: the parameter's values. A formula that returns a new state gives the same names and shapes.
+        A class must have this method if its formula takes ``state``. If the formula returns a new state, it must have the same names and
+        shapes as this one. ``like``: the parameter's values.
         """
         raise NotImplementedError(f"{type(self).__name__} has no init_state: make the state there that its formula takes.")
 
     def defaults(self, sites: Sequence[Site]) -> list[Site]:
-        """Return the hidden sites without the outputs of normalizations, whose scale is fixed; or all parameters."""
+        """Return the sites that the base class returns, without the outputs of normalizations, whose scale is fixed."""
         return [site for site in super().defaults(sites) if not site.norm]
 
 

@@ -10,7 +10,7 @@ from graphreg.errors import RegularizerError, number_of, shown
 class ByDepth(float):
     """A strength that differs by depth: ``first`` in the first block, ``last`` in the last, and evenly spaced between.
 
-    As a number it is the end that is further from 0.
+    Used as a number, it is ``first`` or ``last``, whichever is further from 0.
 
     Attributes:
         first: The strength in the first block.
@@ -34,27 +34,28 @@ class ByDepth(float):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ByDepth) and (self.first, self.last) == (other.first, other.last)
 
-    def __ne__(self, other: object) -> bool:  # float has one of its own
+    def __ne__(self, other: object) -> bool:  # replaces float.__ne__, which compares the numbers
         return not self == other
 
     def __hash__(self) -> int:
         return hash((self.first, self.last))
 
     def at(self, block: int, blocks: int) -> float:
-        """Return the strength in a block, by its number from 0, of so many."""
+        """Return the strength in block number ``block``, counted from 0, of a model that has ``blocks`` blocks."""
         return self.last if block == blocks - 1 else self.first + (self.last - self.first) * block / (blocks - 1)
 
 
 def by_depth(first: float, last: float) -> ByDepth:
-    """Return a strength that differs by depth, for the ``weight`` of any regularizer that treats each site on its own.
+    """Return a strength that differs by depth, for the ``weight`` of any regularizer whose formula takes one site at a time.
 
-    The blocks of a model are numbered in the order in which they run, and the strength is ``first`` in the first block that has a site,
+    The blocks that have a site are numbered in the order in which they run. The strength is ``first`` in the first of these blocks,
     ``last`` in the last one, and evenly spaced between: ``drop_path=by_depth(0, 0.2)`` gives the rates of timm's ``drop_path_rate=0.2``.
-    The block of a site is the innermost module around it that stands beside another of its class, layers left out; a site outside of
-    all blocks is a block of its own.
+
+    A block is a module that has submodules and a sibling of the same class, such as a layer of a transformer. A site belongs to the
+    innermost block around it; a site outside of all blocks is a block of its own.
 
     Raises:
-        RegularizerError: An end is not a finite number.
+        RegularizerError: ``first`` or ``last`` is not a finite number.
     """
     ends = number_of(first), number_of(last)
     for given, number, name in zip((first, last), ends, ("first", "last"), strict=True):

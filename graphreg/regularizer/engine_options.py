@@ -1,6 +1,6 @@
-"""The options of a regularizer that the engine itself reads, from a class that defines options with these names.
+"""The options of a regularizer that the engine itself reads, if the class has options of these names.
 
-Only the formula of the class reads its other options.
+Any other option concerns the class alone.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from graphreg.ir import Selector
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """The values of these options in one regularizer; the defaults are for a class without the option.
+    """The values of these options in one regularizer. A field has its default if the class lacks the option.
 
     Attributes:
         reduction: How measurements of several sites become one penalty: ``"mean"`` or ``"sum"``.
-        time_axis: The axis of time in a value, for a penalty that takes ``steps``.
-        lengths: The name of the model's input that carries the lengths of sequences; None where every step counts.
-        wrt: A selector of what a penalty that takes ``vjp`` differentiates with respect to; ``"*"`` means floating-point inputs.
+        time_axis: The axis of time in a value, for a regularizer that reads values as sequences.
+        lengths: The name of the model's input that carries the lengths of sequences; None if every step is valid.
+        wrt: The selector of the values that a penalty with ``vjp`` differentiates with respect to; ``"*"`` means floating-point inputs.
         always: Whether a penalty that takes ``vjp`` acts in eval mode, too.
-        axis: The axis of units in a value, for a penalty that takes ``units``; None for axis 1 of a convolution's value, else the last.
+        axis: For a penalty that takes ``units``: the axis of units in a value. None means axis 1 of a convolution's value, and the last
+            axis of any other value.
         share_axes: The axes along which a splice has one draw for all elements: ``"time"``, ``"batch"``, or numbers.
     """
 
@@ -35,6 +36,6 @@ class EngineOptions:
 
     @classmethod
     def of(cls, regularizer: object) -> EngineOptions:
-        """Read the options of a regularizer; fields, class attributes and properties count alike."""
+        """Read the options of a regularizer, each of which may be a field, a class attribute or a property."""
         options: dict[str, Any] = {each.name: getattr(regularizer, each.name) for each in fields(cls) if hasattr(regularizer, each.name)}
         return cls(**options)

@@ -1,8 +1,8 @@
 """Checks that a formula is pure: it draws from ``noise`` alone, writes into no tensor it was given, and keeps no state between calls.
 
-Otherwise frozen noise would not be frozen, a mask recomputed in backward would differ from the first, and a compiled formula would
-give other results than the eager one. torch's schemas and tags say which operations draw and which write; a dispatch mode watches for
-them while the formula runs.
+With an impure formula, frozen noise would not be frozen, a mask recomputed in backward would differ from the first, and compiled code
+would give other results than eager code. A dispatch mode examines each operation while the formula runs: the operation's tags say
+whether it may draw random numbers, and its schema says which arguments it writes into.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from graphreg.rng import compiling
 from graphreg.torch_internals import TorchDispatchMode, pytree, randomness, restore_randomness, schema_of, storage_number
 
 _CONTAINERS = (list, set, tuple, dict)
-unproven: WeakSet[type] = WeakSet()  # classes whose formula has not run under ``watched`` yet
+# the classes whose formula could not be tried before (see purity_trial.py), and has not run under ``watched`` since
+unproven: WeakSet[type] = WeakSet()
 
 
 class ImpureError(RegularizerError):
@@ -32,7 +33,7 @@ class ImpureError(RegularizerError):
 
 
 def draw_error(regularizer: Regularizer, what: str) -> ImpureError:
-    """Return the error for a formula that draws random numbers from elsewhere than its stream."""
+    """Return the error for a formula that draws random numbers without its ``noise``. ``what``: by which operation, for the message."""
     cure = (
         "Give __call__ an argument noise, and draw with noise.keep, noise.uniform or noise.normal"
         if isinstance(regularizer, Splice)
@@ -47,7 +48,7 @@ def draw_error(regularizer: Regularizer, what: str) -> ImpureError:
 
 
 def write_error(regularizer: Regularizer, what: str) -> ImpureError:
-    """Return the error for a formula that writes into a tensor that it did not make."""
+    """Return the error for a formula that writes into a tensor that it did not make. ``what``: by which operation, for the message."""
     return ImpureError(
         f"{type(regularizer).__name__}.__call__ writes into a tensor that it did not make, {what}. A formula is a function of its "
         "arguments. Use the operation that makes a new tensor (z * 2 instead of z.mul_(2)), or clone first."
@@ -55,21 +56,21 @@ def write_error(regularizer: Regularizer, what: str) -> ImpureError:
 
 
 def state_error(regularizer: Regularizer, what: str) -> ImpureError:
-    """Return the error for a formula that keeps state from call to call."""
+    """Return the error for a formula that keeps state from call to call. ``what``: what shows that it does, for the message."""
     return ImpureError(
-        f"{type(regularizer).__name__}.__call__ is no function of its arguments: {what}. A compiled module contains what it keeps or draws "
-        "elsewhere as a constant, and frozen_noise does not control it. Take all that varies as an argument: z, weight, noise."
+        f"{type(regularizer).__name__}.__call__ is no function of its arguments: {what}. A compiled module would contain the stored or "
+        "drawn values as constants, and frozen_noise does not control them. Take everything that varies as an argument: z, weight, noise."
     )
 
 
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A dispatch mode that raises ImpureError when a formula draws, or writes into a tensor made elsewhere."""
+    """A dispatch mode that raises ImpureError when a formula draws random numbers, or writes into a tensor that it did not make."""
 
     def __init__(self, regularizer: Regularizer) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.regularizer = regularizer
-        self.error: ImpureError | None = None  # stored, because a formula may catch the exception
-        self.made: set[int] = set()  # the storages that the formula made
+        self.error: ImpureError | None = None  # the error that was raised, stored because the formula may catch it
+        self.made: set[int] = set()  # the numbers of the storages that the formula made
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -85,7 +86,8 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._refuse(draw_error(self.regularizer, self._described(name)))
         inputs = {storage for each in _tensors((args, kwargs)) for storage in _storages(each)}
         new = {storage for each in _tensors(out) for storage in _storages(each)}
-        self.made |= new if name == "lift_fresh" else new - inputs  # which torch.tensor(1.) passes its new tensor through
+        # torch.tensor(1.) passes its new tensor through lift_fresh: there the storage of the input is new, too
+        self.made |= new if name == "lift_fresh" else new - inputs
         return out
 
     def _refuse(self, error: ImpureError) -> None:
@@ -93,7 +95,10 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         raise error
 
     def _described(self, operation: str) -> str:
-        """Describe the operation and the user's line that ran it: ``F.dropout`` is dispatched as ``bernoulli_``, which explains little."""
+        """Describe the operation, and the user's line that ran it.
+
+        The name of the operation alone may not help the user: ``F.dropout``, for example, is dispatched as ``bernoulli_``.
+        """
         frame = sys._getframe(2)
         while frame is not None and (frame.f_globals.get("__name__") or "").partition(".")[0] in ("torch", "graphreg"):
             frame = frame.f_back  # type: ignore[assignment]
@@ -103,7 +108,12 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextmanager
 def watched(regularizer: Regularizer) -> Iterator[Watch]:
-    """Watch the formula that runs in the block. Raises ImpureError if it draws or writes, even if the formula catches the error."""
+    """Watch the formula that runs in the block.
+
+    Raises:
+        ImpureError: The formula draws random numbers, or writes into a tensor that it did not make. The error is raised even if the
+            formula catches it.
+    """
     watch = Watch(regularizer)
     with watch:
         yield watch
@@ -112,7 +122,7 @@ def watched(regularizer: Regularizer) -> Iterator[Watch]:
 
 
 def called(regularizer: Regularizer, arguments: dict[str, Any]) -> Any:
-    """Call a formula, and watch its first call if it could not be tried on sample tensors before.
+    """Call a formula. If it could not be tried on sample tensors before, watch its first call.
 
     Args:
         regularizer: The regularizer whose formula to call.
@@ -122,7 +132,7 @@ def called(regularizer: Regularizer, arguments: dict[str, Any]) -> Any:
         The result of the formula.
 
     Raises:
-        ImpureError: The formula draws or writes in a call that is watched.
+        ImpureError: The call is watched, and the formula draws random numbers or writes into a tensor that it did not make.
     """
     if compiling() or not unproven or type(regularizer) not in unproven:
         return regularizer(**arguments)
@@ -135,7 +145,15 @@ def called(regularizer: Regularizer, arguments: dict[str, Any]) -> Any:
 
 
 def twice(regularizer: Regularizer, run: Callable[[], Tensor]) -> None:
-    """Run a formula twice on the same arguments and compare the results; raises ImpureError, or whatever the formula raises."""
+    """Run a formula twice on the same arguments, and compare the results and the state before and after.
+
+    Args:
+        regularizer: The regularizer whose formula to run.
+        run: Runs the formula; it gives the formula the same arguments each time.
+
+    Raises:
+        ImpureError: The formula is impure. An exception that the formula raises itself is raised, too.
+    """
     states, results = [_python_states()], []
     for _ in range(2):
         attributes = _attributes(regularizer)
@@ -143,7 +161,7 @@ def twice(regularizer: Regularizer, run: Callable[[], Tensor]) -> None:
             given: Any = run()
             results.append(given[0] if isinstance(given, tuple) and "state" in regularizer.takes else given)  # without the new state
         states.append(_python_states())
-    if states[0] != states[1] != states[2]:  # only if the state changed in both runs: a single change may come from another thread
+    if states[0] != states[1] != states[2]:  # the state changed in both runs: a change in one run alone may come from another thread
         raise draw_error(regularizer, "by Python's random or numpy.random")
     if changed := [name for name, what in _attributes(regularizer).items() if attributes.get(name) != what]:
         raise state_error(regularizer, f"it changes {type(regularizer).__name__}.{changed[0]}")
@@ -176,8 +194,8 @@ def _generator_states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[byt
     """Return the states of the default generators, to compare before and after a call.
 
     The tag alone does not show that a call drew: torch tags attention and recurrent layers as random even when a call draws nothing.
-    A generator that the formula passes is not included. The formula may seed it, for a fixed projection; if it does not, two calls
-    give two results, which ``twice`` finds.
+    A generator that the formula passes as an argument is not included, because the formula may seed this generator, for example for a
+    fixed projection. If the formula does not seed it, two calls give different results, which ``twice`` detects.
     """
     devices = {each.device for each in _tensors((args, kwargs))} | {torch.device(kwargs.get("device") or "cpu")}
     states = [torch.get_rng_state()]
@@ -191,7 +209,7 @@ def _python_states() -> list[Any]:
 
 @contextmanager
 def put_back() -> Iterator[None]:
-    """Restore torch's, Python's and numpy's generators if a formula turns out to be impure in the block."""
+    """Restore the states of torch's, Python's and numpy's generators if the block raises ImpureError."""
     before, numpy = randomness(), sys.modules.get("numpy")
     numpy_state = numpy.random.get_state() if numpy is not None else None
     try:
@@ -204,7 +222,10 @@ def put_back() -> Iterator[None]:
 
 
 def _attributes(regularizer: Regularizer) -> dict[str, Any]:
-    """Return the attributes of the regularizer and its classes by identity (containers by their items), to see if a call changes them."""
+    """Return the identity of each attribute of the regularizer and its classes, by name; of a container, the identities of its items, too.
+
+    A comparison of the results from before and after a call shows which attributes the call changed.
+    """
     attributes: dict[str, Any] = {}
     for kind in reversed(type(regularizer).__mro__):
         if issubclass(kind, Regularizer) and kind not in (Regularizer, Splice, Penalty):

@@ -17,22 +17,22 @@ from graphreg.regularizer.purity import ImpureError, put_back, twice, unproven
 from graphreg.regularizer.vjp import Vjp
 from graphreg.rng import Noise
 
-# common shapes: of a dense layer, a sequence, small images, and images that a window of 7 fits into
+# common shapes: the output of a dense layer, a sequence, small images, and images that a window of size 7 fits into
 _SHAPES: tuple[tuple[int, ...], ...] = ((2, 3), (2, 3, 4), (2, 3, 4, 4), (2, 3, 8, 8))
-_SMALL = 1 << 12  # elements; the whole shapes of sites are tried up to this
+_SMALL = 1 << 12  # the full shapes of sites are tried if they have at most this many elements in total
 _SETTINGS = {"pattern", "weight", "name", "expect", "rng", "clean"}  # options that no formula reads
-_known: WeakKeyDictionary[type, set[tuple[str, ...]]] = WeakKeyDictionary()  # by class, the options that were tried
+_known: WeakKeyDictionary[type, set[tuple[str, ...]]] = WeakKeyDictionary()  # by class, the combinations of options that were tried
 
 
 def require_pure(regularizer: Regularizer, sites: Sequence[Site]) -> None:
-    """Raise for a formula that draws from elsewhere than its noise, writes into its arguments, or keeps state between calls.
+    """Raise if a formula draws random numbers without its noise, writes into its arguments, or keeps state between calls.
 
     Each class is tried once for each combination of options. A formula that runs on none of the sample tensors, because it needs other
     shapes, is watched at its first eager call instead.
 
     Args:
         regularizer: The regularizer whose formula to try.
-        sites: The sites it will act on; their shapes are tried too.
+        sites: The sites that the regularizer will act on; their shapes are tried, too.
 
     Raises:
         RegularizerError: The formula is impure.
@@ -64,7 +64,10 @@ def _probed(regularizer: Regularizer, sites: Sequence[Site]) -> bool:
 
 
 def _guesses(regularizer: Regularizer, sites: Sequence[Site]) -> Iterator[dict[str, tuple[int, ...]]]:
-    """Yield the shapes to try, by name of a site: the sites' own where known (axes cut to 4, then whole if small), then common ones."""
+    """Yield combinations of shapes to try, each by the names of sites.
+
+    If the shapes of the sites are known, they come first: with each axis cut to 4, then uncut if they are small. Common shapes follow.
+    """
     if "units" in regularizer.takes:
         yield {"units": (5, 3)}
         return
@@ -82,7 +85,7 @@ def _guesses(regularizer: Regularizer, sites: Sequence[Site]) -> Iterator[dict[s
 
 
 def _sample_arguments(regularizer: Regularizer, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Return sample arguments for a formula, like those of a call: values that autograd records and that are not leaves."""
+    """Return sample arguments for a formula. As in a call, the values are tensors that autograd records and that are not leaves."""
     values = {name: _in_range(_value(shape, i), regularizer).requires_grad_().clone() for i, (name, shape) in enumerate(shapes.items())}
     first = next(iter(values.values()))
     noise = {name: Noise(torch.tensor([12345 + i, 678], dtype=torch.int32)) for i, name in enumerate(values)}
@@ -99,7 +102,7 @@ def _sample_arguments(regularizer: Regularizer, shapes: Mapping[str, tuple[int, 
 
 
 def _anew(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the same arguments for another call, with noise that draws from its beginning again."""
+    """Return the same arguments for another call, with new noise objects that draw the same numbers again."""
     again = dict(arguments)
     if "noise" in arguments:
         again["noise"] = Noise(arguments["noise"].key)
@@ -110,7 +113,7 @@ def _anew(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _in_range(value: Tensor, regularizer: Regularizer) -> Tensor:
-    """Move numbers between -1 and 1 to the range of values that the regularizer takes."""
+    """Map numbers between -1 and 1 to the regularizer's ``value_range``, if it has one."""
     if not isinstance(regularizer, Penalty) or regularizer.value_range is None:
         return value
     low, high = regularizer.value_range

@@ -25,8 +25,8 @@ _classes: dict[str, type[Regularizer]] = {}
 
 
 def register(cls: type[Regularizer]) -> None:
-    """Register a class under its keys and its name. Redefining a class, as in a notebook, replaces the earlier one."""
-    if not cls.keys:  # abstract, or not meant to be found by a keyword
+    """Register a class under its keys and its name. A class that is defined again, such as in a notebook, replaces the earlier one."""
+    if not cls.keys:  # the class is abstract, or not meant to be found by a keyword
         return
     names = [key.lower() for key in (*cls.keys, cls.__name__)]
     for name in names:
@@ -62,7 +62,7 @@ def build(key: str, **options: Any) -> Regularizer:
 
 
 def find(key: str) -> type[Regularizer]:
-    """Return the regularizer class with a key or class name. Raises NoMatchError for an unknown one."""
+    """Return the regularizer class that has the key or class name ``key``. Raises NoMatchError if there is none."""
     known = registered()
     if not isinstance(key, str) or key.lower() not in known:
         raise NoMatchError(
@@ -73,7 +73,7 @@ def find(key: str) -> type[Regularizer]:
 
 @cache
 def _discover() -> None:
-    """Import the built-ins by scanning their package, then third parties' entry points."""
+    """Import the built-in regularizers, which are found by scanning their package, then the entry points of other packages."""
     package = importlib.import_module(GROUP)
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{GROUP}.{module.name}")
@@ -86,7 +86,7 @@ def _discover() -> None:
 
 
 def _load(entry: EntryPoint) -> None:
-    """Import what an entry point names: a module that defines regularizers, or one of their classes."""
+    """Import the object that an entry point names: a module that defines regularizers, or a regularizer class."""
     loaded = entry.load()
     if not isinstance(loaded, ModuleType) and loaded not in _classes.values():
-        raise RegularizerError(f"{entry.value} is {loaded!r}; an entry point names a module, or a Regularizer class that has keys.")
+        raise RegularizerError(f"{entry.value} is {loaded!r}; an entry point must name a module, or a Regularizer class that has keys.")

@@ -1,4 +1,4 @@
-"""Decides how selected values are read as sequences: each value as one, or the calls of a recurrent cell as the steps of one."""
+"""Decides how selected values are read as sequences: each value is a sequence, or the calls of a recurrent cell are the steps of one."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import fx, nn
 from graphreg.errors import NoMatchError, RegularizerError, shown, suggestions_text
 from graphreg.ir import Graphs, Label, Operations, Pattern, Site, Steps, chains, convolution, exactly, site_nodes, strings
 
-Port = tuple[str, tuple[str, ...]]  # a module's path, and the names of a port of its output
-Sequences = dict[Site, tuple[str, Steps]]  # with the string that selected the site
+Port = tuple[str, tuple[str, ...]]  # one output of a module: the module's path, and the names of the output (``Label.ports``)
+Sequences = dict[Site, tuple[str, Steps]]  # by site: the string that selected it, and how to read its value
 
 
 def require_selector(regularizer: Any) -> None:
-    """Raise RegularizerError for a penalty on sequences without a selector."""
+    """Raise RegularizerError if the selector of a penalty on sequences has ``*`` alone in it, or only strings that exclude sites."""
     kind, texts = type(regularizer).__name__, strings(regularizer.pattern)
     if any(text.strip("! ") == "*" for text in texts) or (texts and all(Pattern.parse(text).exclude for text in texts)):
         key = regularizer.keys[0] if regularizer.keys else "key"
         raise RegularizerError(
-            f"{kind} needs a selector, {regularizer.pattern!r} does not say which values are sequences. Give "
+            f"{kind} needs a selector: {regularizer.pattern!r} does not say which values are sequences. Give "
             f"{key}={{'weight': {regularizer.weight:g}, 'pattern': 'rnn'}} or {kind}('rnn', {regularizer.weight:g}), with a name of "
             "your model in place of 'rnn'; graphreg.names(model) lists them."
         )
@@ -39,29 +39,42 @@ def check_options(regularizer: Any) -> None:
         )
     if lengths is not None and not isinstance(lengths, str):
         raise RegularizerError(
-            f"{kind}: lengths={type(lengths).__name__} is not allowed; give the name of the model's input that carries them."
+            f"{kind}: lengths={type(lengths).__name__} is not allowed; give the name of the input that carries the lengths."
         )
 
 
 def check_arguments(kind: str, names: Sequence[str], options: Sequence[str], is_splice: bool) -> None:
-    """Raise RegularizerError for contradicting arguments: two forms of one value, or in a penalty lengths that are not taken with steps."""
+    """Raise RegularizerError if arguments of ``__call__`` contradict each other or the class's options.
+
+    Only one form of a value may be taken. The option ``lengths`` needs the argument ``lengths``. The argument needs the option in a splice,
+    and the argument ``steps`` in a penalty.
+
+    Args:
+        kind: The name of the class.
+        names: The names of the arguments of ``__call__``.
+        options: The names of the class's options.
+        is_splice: Whether the class is a splice.
+    """
     for form, what in (("steps", "a sequence"), ("units", "samples of units")):
         both = [name for name in ("z", "values", "steps") if name != form and name in names and form in names]
         if both:
-            raise RegularizerError(f"{kind}.__call__ asks for {form} and for {both[0]}; it gets {what} or a value. Leave one out.")
+            raise RegularizerError(f"{kind}.__call__ asks for {form} and for {both[0]}; it gets either {what} or a value. Leave one out.")
     if is_splice and ("lengths" in names) != ("lengths" in options):
-        raise RegularizerError(f"{kind}: __call__ takes lengths if and only if the class has the option lengths, which names their input.")
+        raise RegularizerError(
+            f"{kind}: __call__ takes lengths if and only if the class has the option lengths, which names the input that carries them."
+        )
     if "lengths" in names and "steps" not in names and not is_splice:
-        raise RegularizerError(f"{kind}.__call__ asks for lengths without steps, which they are the lengths of. Ask for steps, too.")
+        raise RegularizerError(f"{kind}.__call__ asks for lengths, but not for the steps that have these lengths. Ask for steps, too.")
     if "steps" in names and "lengths" in options and "lengths" not in names:
-        raise RegularizerError(f"{kind} has the option lengths, and its __call__ does not take them: they would change nothing.")
+        raise RegularizerError(f"{kind} has the option lengths, but its __call__ does not take lengths: the option would do nothing.")
 
 
 def sequences(matched: Mapping[Site, str], regularizer: Any, values: Sequence[Site], operations: Operations, graphs: Graphs) -> Sequences:
     """Group the selected sites into sequences.
 
-    Where a selector string matches the path of a module that is a recurrent cell, calls that each read an earlier one are the steps of
-    one sequence. For any other module, each call is a sequence. A selector that is a function selects single calls.
+    If a selector string matches the path of a recurrent cell, the calls of the cell are the steps of a sequence, as long as each call reads
+    the output of an earlier one. The same holds for a module that a cell calls in each step. For any other module, each call is a sequence.
+    A selector that is a function selects single calls.
 
     Args:
         matched: The selected sites, each with the string that selected it.
@@ -71,7 +84,7 @@ def sequences(matched: Mapping[Site, str], regularizer: Any, values: Sequence[Si
         graphs: The graphs by mode.
 
     Returns:
-        By site, the string that selected it and how to read its value. The calls of a cell are listed under the first of them.
+        By site, the string that selected it and how to read its value. A sequence of calls is listed under the site of its first call.
 
     Raises:
         RegularizerError: A value is no sequence, as far as shapes are known.
@@ -97,7 +110,14 @@ def sequences(matched: Mapping[Site, str], regularizer: Any, values: Sequence[Si
 
 
 class _Calls:
-    """Answers which calls a module has and which of them are the steps of one sequence."""
+    """Finds the calls of each module, and which of them are the steps of one sequence.
+
+    Attributes:
+        operations: The operations of the graphs.
+        graphs: The model's graphs.
+        of: The sites of the calls, by module output.
+        chains: Returns, by path of a module, the calls of that module, each with the first call of its chain.
+    """
 
     def __init__(self, values: Sequence[Site], operations: Operations, graphs: Graphs) -> None:
         self.operations, self.graphs = operations, tuple(graphs.values())
@@ -113,7 +133,10 @@ class _Calls:
         return {name: node for graph in reversed(self.graphs) for name, node in site_nodes(graph, self.operations).items()}
 
     def named(self, site: Site, labels: Sequence[Label]) -> Port | None:
-        """Return the module output among ``labels`` whose calls may be steps, of a torch cell or a module with several calls; or None."""
+        """Return the module output among ``labels`` whose calls may be the steps of a sequence; None if there is no such output.
+
+        The module is one of torch's cells, or is called several times. Of several such outputs, the one with the most calls is returned.
+        """
         if site.sequence:  # a recurrent layer: each call is a sequence
             return None
         several = [port for port in map(_port, labels) if len(self.of[port]) > 1 or self._of_torch(port[0])]
@@ -140,12 +163,15 @@ class _Calls:
         return self.cell(path) is not None
 
     def runs(self, port: Port) -> list[list[Site]]:
-        """Return the calls of a module output in runs, in which each call reads an earlier one; outside of a cell, each call is a run."""
+        """Return the sites of a module output's calls, grouped into runs, each of which is a sequence.
+
+        The calls of one run of a cell read the outputs of earlier ones. If the module's calls are not the steps of a cell, each is a run.
+        """
         calls, cell = self.of[port], self.cell(port[0])
         if cell is None:
             return [[call] for call in calls]
         call_names, firsts = list(self.chains(port[0])), list(self.chains(cell).values())
-        if len(set(firsts)) == len(firsts):  # a torch cell that is called without a state
+        if len(set(firsts)) == len(firsts):  # a torch cell that is called without a state: no call reads another, and all are one run
             return [calls]
         first_of = dict(zip(call_names, firsts, strict=True))
         by_first: dict[str, list[Site]] = {}
@@ -156,7 +182,7 @@ class _Calls:
 
 
 def splice_steps(site: Site, regularizer: Any, values: Sequence[Site], operations: Operations, graphs: Graphs) -> Steps | None:
-    """Return how a splice reads the value of a site as a sequence; None if it has no use for the axes of time and batch.
+    """Return how a splice reads the value of a site as a sequence; None if the splice uses neither the axis of time nor that of the batch.
 
     Raises:
         RegularizerError: The splice needs the axis of time, and the value is no sequence, as far as its shape is known.
@@ -177,7 +203,10 @@ def _port(label: Label) -> Port:
 
 
 def _labels(text: str, values: Sequence[Site]) -> dict[str, list[Label]]:
-    """Return, by site, those of its labels that a selector string matches and that name a module whose path the string matches, too."""
+    """Return, for each site that a selector string matches, those of its labels that are outputs of modules.
+
+    A label counts if the string matches both the label and the path of its module.
+    """
     labels: dict[str, list[Label]] = {}
     pattern = Pattern.parse(text)
     for label, site in pattern.labels(values):
@@ -211,18 +240,18 @@ def _hint(site: Site, calls: _Calls) -> str:
     if calls.is_cell(path):
         return f" This is one call of {path!r}: the selector '{selector}' takes all its calls as the steps of one sequence."
     return (
-        f" This is one call of {path!r}, which reads none of its earlier outputs: each call is a sequence of its own. Where the calls are "
-        "the steps, let the model stack their values (torch.stack) and select the stack."
+        f" This is one call of {path!r}, which reads none of its earlier outputs: each call is a sequence of its own. If the calls are "
+        "the steps of one sequence, let the model stack their values (torch.stack), and select the stack."
     )
 
 
 def _layer_axis(site: Site, regularizer: Any) -> int:
-    """Return the axis of time in the output of a recurrent layer. Raises RegularizerError if the option gives another."""
+    """Return the axis of time in the output of a recurrent layer. Raises RegularizerError if ``time_axis`` gives another axis."""
     given, axis = regularizer.engine_options.time_axis, 1 if site.sequence == "batch first" else 0
     if site.sequence != "state" and given not in (1, axis, axis - 3):  # 1 is the default, so it may not have been given
         raise RegularizerError(
             f"{type(regularizer).__name__} at {site.name}: time_axis={given} is not the axis of time in the output of this layer, which is "
-            f"{axis} (batch_first={axis == 1}). Leave time_axis out: a recurrent layer tells its own."
+            f"{axis} (batch_first={axis == 1}). Leave time_axis out: graphreg reads it from the layer."
         )
     return axis
 
@@ -233,7 +262,7 @@ def _require(site: Site, steps: Steps, regularizer: Any) -> None:
         layer = replace(site.labels[0], default=True)
         raise RegularizerError(
             f"{who}: this is the state of {layer.name} after the last step, no sequence. Select '{exactly(layer)}:out'; "
-            f"where a glob finds both, add '!{exactly(site.labels[0])}'."
+            f"if a glob matches both, add '!{exactly(site.labels[0])}'."
         )
     shapes = [call.shape for call in steps.calls or (site,) if call.shape is not None]
     if shapes:
@@ -256,7 +285,7 @@ def _require_time(site: Site, steps: Steps, regularizer: Any, calls: _Calls) -> 
         )
     raise RegularizerError(
         f"{type(regularizer).__name__} at {site.name}: the value comes from a convolution ({name}), so its axis 1 is channels, and "
-        f"time_axis=1 would take them for steps. Give time_axis={axes}; where axis 1 is time all the same, time_axis={-1 - dims}."
+        f"time_axis=1 would take them for steps. Give time_axis={axes}; if axis 1 is time nevertheless, give time_axis={-1 - dims}."
     )
 
 
@@ -267,12 +296,12 @@ def check_lengths(chosen: Sequences, name: str, inputs: Mapping[str, Any], speci
         chosen: The sequences, as ``sequences`` returns them.
         name: The name of the input.
         inputs: The model's inputs by name, each (shape, dtype), or None if not known.
-        specialized: The model's specialized arguments.
+        specialized: The values of the model's specialized arguments, by name.
         who: The regularizer, for messages.
 
     Raises:
         NoMatchError: No input has the name.
-        RegularizerError: Its shape or dtype does not fit.
+        RegularizerError: The input's shape or dtype does not fit.
     """
     if name not in inputs:
         why = (

@@ -10,7 +10,11 @@ from graphreg.ir import Steps
 
 
 def share_axes(splice: Any) -> tuple[str | int, ...]:
-    """Return the option as a tuple; raise RegularizerError for what is neither a name nor a number of an axis."""
+    """Return the option as a tuple.
+
+    Raises:
+        RegularizerError: An entry is neither ``"time"`` nor ``"batch"`` nor a whole number; on parameters, it is no whole number.
+    """
     given = splice.share_axes
     axes = (given,) if isinstance(given, (str, int)) else tuple(given) if isinstance(given, Sequence) else None
     if axes is None or any(axis not in ("time", "batch") if isinstance(axis, str) else type(axis) is not int for axis in axes):
@@ -31,7 +35,7 @@ def shared_axes(axes: Sequence[str | int], steps: Steps | None, shape: Sequence[
 
     Args:
         axes: The option ``share_axes`` of the splice.
-        steps: How the value is read as a sequence, where the option has a name.
+        steps: How the value is read as a sequence; needed only if ``axes`` has a name in it.
         shape: The shape of the value.
         who: The splice and its site, for messages.
 
@@ -56,7 +60,7 @@ def shared_axes(axes: Sequence[str | int], steps: Steps | None, shape: Sequence[
 
 
 def _time(steps: Steps | None, shape: Sequence[int], who: str) -> int:
-    assert steps is not None  # the plan makes them for names
+    assert steps is not None  # the plan sets steps if the option has a name in it
     steps.require(shape, who)
     return 0 if len(shape) == 2 else steps.axis
 

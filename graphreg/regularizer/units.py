@@ -14,20 +14,20 @@ def check_axis(regularizer: Any) -> None:
     axis = regularizer.engine_options.axis
     if axis is not None and type(axis) is not int:
         raise RegularizerError(
-            f"{type(regularizer).__name__}: axis={shown(axis)} is not allowed; give the axis of the units, a whole number, or None: axis 1 "
-            "for the value of a convolution, else the last."
+            f"{type(regularizer).__name__}: axis={shown(axis)} is not allowed; give the axis of the units, a whole number, or None, which "
+            "means axis 1 for the value of a convolution, and else the last axis."
         )
 
 
 def units_at(sites: Iterable[Site], regularizer: Any) -> dict[Site, Units]:
     """Decide how to read the value of each site as samples of units.
 
-    The units are on the axis that the option ``axis`` gives. Without it, they are the channels of a value that has the axes of a
-    convolution's output, and else the last axis.
+    The units lie along the axis that the option ``axis`` gives. Without it, they are the channels of a value that has the axes of a
+    convolution's output, and lie along the last axis of any other value.
 
     Args:
         sites: The selected sites.
-        regularizer: The regularizer, which says how many samples and units its formula takes.
+        regularizer: The regularizer. Its ``min_samples`` and ``min_units`` say how many samples and units its formula needs.
 
     Returns:
         By site, how to read its value.
@@ -38,7 +38,7 @@ def units_at(sites: Iterable[Site], regularizer: Any) -> dict[Site, Units]:
     read_as, given = {}, regularizer.engine_options.axis
     for site in sites:
         channels = given is None and site.spatial > 0
-        # the channels are counted from the end, so that a value without the batch axis is read rightly
+        # the axis of the channels is counted from the end, so that it is right for a value without the batch axis, too
         axis = given if given is not None else -1 - site.spatial
         read_as[site] = Units(axis, channels, regularizer.min_samples, regularizer.min_units)
         if site.shape is not None:
@@ -47,7 +47,7 @@ def units_at(sites: Iterable[Site], regularizer: Any) -> dict[Site, Units]:
 
 
 def units_note(read_as: Sequence[tuple[str, Units]]) -> str:
-    """Describe, for plan and report, which axis of which site has the units: the sites by name, each with how its value is read."""
+    """Describe, for plan and report, which axis has the units. ``read_as``: the names of sites, each with how its value is read."""
     by_axis: dict[str, list[str]] = {}
     for name, units in read_as:
         by_axis.setdefault(units.text, []).append(name)

@@ -1,9 +1,11 @@
-"""The vector-Jacobian product (vjp) from sites to the values that ``wrt`` selects, through the forward that runs anyway.
+"""The vector-Jacobian product (vjp) of sites with respect to the values that ``wrt`` selects, through the forward that runs anyway.
 
 ``tracked`` makes autograd record the values of ``wrt`` from where they are produced, and ``torch.autograd.grad`` goes back to them from
-the sites. No second forward runs, so the product has the masks and the batch statistics of the model's own, and no operation of the
-model's graph is replaced. Dynamo does not trace ``autograd.grad``. It takes a function that was passed to ``allow_in_graph`` as one
-opaque call, through which AOTAutograd then differentiates.
+the sites. No second forward runs, so the product belongs to the masks and the batch statistics of the model's own forward. No operation of
+the model's graph is replaced.
+
+Dynamo does not trace ``autograd.grad``. But it treats a function that was passed to ``allow_in_graph`` as one opaque call, and AOTAutograd
+then differentiates through this call.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from graphreg.errors import GraphRegError, RegularizerError
 from graphreg.rng import Noise
 from graphreg.torch_internals import custom_operators, has_no_formula, is_wrapped, materialized, one_level_below, transform_level
 
-LIMIT, COMPILED_LIMIT = 1 << 13, 1 << 8  # rows of an exact Jacobian, each a backward pass; compiled, each adds code
+LIMIT, COMPILED_LIMIT = 1 << 13, 1 << 8  # the most rows of an exact Jacobian: each is a backward pass, and adds code if it is compiled
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity: Dynamo of torch 2.12 hashes it before its fields are set
@@ -32,7 +34,7 @@ class Vjp:
         wrt: The values to differentiate with respect to, by name.
         noise: The noise to draw from for each site, by name.
         caller: The penalty that computes the product, for messages.
-        suspects: Operations that may have no second derivative, for the error.
+        suspects: Operations that may have no second derivative, for messages.
         proven: Whether all operations are known to have a second derivative, so that it need not be checked.
     """
 
@@ -44,13 +46,13 @@ class Vjp:
     proven: bool = False
 
     def __call__(self, cotangents: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Compute the sum over sites of cotangent times Jacobian.
+        """Compute the product of the cotangent and the Jacobian of each site, and add the products of all sites.
 
         Args:
             cotangents: By name of a site, a tensor in the shape of its value; sites may be left out.
 
         Returns:
-            By name in ``wrt``, the product in the shape of that value; 0 where there is no path.
+            By name in ``wrt``, the sum in the shape of that value; zeros if no site depends on the value.
         """
         outputs = [self.sites[name] for name in cotangents]
         vectors = [vector.to(z.dtype) for vector, z in zip(cotangents.values(), outputs, strict=True)]
@@ -64,10 +66,10 @@ class Vjp:
             site: The name of the site.
 
         Yields:
-            One row, by name in ``wrt``, as ``__call__`` returns it.
+            One row, by name in ``wrt``, in the form that ``__call__`` returns.
 
         Raises:
-            RegularizerError: There are too many rows, each of which is a backward pass.
+            RegularizerError: There are too many rows, each of which takes a backward pass.
         """
         z = self.sites[site]
         compiled = torch.compiler.is_compiling()
@@ -99,7 +101,7 @@ class _Track(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, anchor: Tensor) -> tuple[Tensor, Any]:
-        # a new anchor would be recorded below the level that differentiates, as if somebody went back through that once more
+        # the same anchor: a new one would be recorded below the level that differentiates, as if a lower level differentiated, too
         return _Track.apply(x, anchor), in_dims[0]  # type: ignore[no-untyped-call]
 
     @staticmethod
@@ -108,19 +110,22 @@ class _Track(torch.autograd.Function):
 
 
 def tracked(x: Tensor) -> Tensor:
-    """Return ``x``, [any shape], as a new tensor that autograd records from here on."""
+    """Return a new tensor that is equal to ``x``, [any shape], and that autograd records from here on."""
     return _Track.apply(x, torch.zeros((), device=x.device, requires_grad=True))  # type: ignore[no-any-return,no-untyped-call]
 
 
 def recorded(tensor: Tensor) -> bool:
-    """Return whether autograd records the tensor at any level of torch.func's transforms; under vmap, ``requires_grad`` may be False."""
+    """Return whether autograd records the tensor at any level of torch.func's transforms.
+
+    Under vmap, ``requires_grad`` may be False for a tensor that is recorded.
+    """
     return tensor.requires_grad or (is_wrapped(tensor) and recorded(one_level_below(tensor)))
 
 
 def gradients(
     outputs: Sequence[Tensor], inputs: Sequence[Tensor], vectors: Sequence[Tensor], prove: bool, caller: str, suspects: Sequence[str]
 ) -> list[Tensor]:
-    """Compute gradients by ``torch.autograd.grad`` that can be differentiated again, with zeros where there is no path.
+    """Compute, by ``torch.autograd.grad``, gradients that can be differentiated again; zeros for an input that no output depends on.
 
     Args:
         outputs: The values to differentiate.
@@ -144,8 +149,8 @@ def gradients(
         )
     if not live:
         return [torch.zeros_like(x) for x in inputs]
-    # a once_differentiable function shows that only if its incoming gradient requires grad
     prove = prove and transform_level() is None  # torch.func allows no requires_grad_()
+    # a once_differentiable function shows that it has no second derivative only if its incoming gradient requires grad
     cotangents = [vectors[i].detach().requires_grad_() if prove else vectors[i] for i in live]
     before = history(outputs) if prove else set()
     options = {"create_graph": True, "allow_unused": True, "materialize_grads": True}
@@ -160,7 +165,7 @@ def gradients(
 
 
 def history(values: Sequence[Tensor]) -> set[Any]:
-    """Return all autograd functions that the values were computed by."""
+    """Return the autograd functions of all operations that the values were computed by."""
     functions, waiting = set[Any](), [value.grad_fn for value in values]
     while waiting:
         function = waiting.pop()
@@ -171,10 +176,10 @@ def history(values: Sequence[Tensor]) -> set[Any]:
 
 
 def once_only(values: Sequence[Tensor], before: set[Any]) -> str:
-    """Return the name of an operation in the values' history that has no derivative; ``""`` if all have one.
+    """Return the name of an operation in the history of ``values`` that has no derivative; ``""`` if all operations have one.
 
-    ``before``: the history of the values that were differentiated. It is not searched, because under torch.compile the autograd function
-    of a parameter there has no derivative.
+    ``before``: the history of the values that were differentiated. This part is not searched, because the autograd
+    functions of parameters are in it, and under torch.compile these have no derivative.
     """
     waiting, seen = [(value.grad_fn, "") for value in values], set(before)
     while waiting:
@@ -192,13 +197,16 @@ def once_only(values: Sequence[Tensor], before: set[Any]) -> str:
 
 
 def _operator(name: str) -> str:
-    """Return the qualified name of a custom operator, from autograd's name for it, which has ``_`` in place of ``::``."""
+    """Return the qualified name of a custom operator. ``name``: autograd's name for it, which has ``_`` in place of ``::``."""
     known = {each.replace("::", "_"): each for each in custom_operators()}
     return known.get(name, name)
 
 
 @cache
 def known_to_dynamo() -> None:
-    """Make Dynamo take this file's functions as opaque calls. Only a module that needs this calls it: importing Dynamo takes a second."""
+    """Make Dynamo treat ``tracked`` and ``gradients`` as opaque calls.
+
+    This imports Dynamo, which takes a second. So it is called only for a module that needs it.
+    """
     torch.compiler.allow_in_graph(tracked)  # type: ignore[no-untyped-call]
     torch.compiler.allow_in_graph(gradients)  # type: ignore[no-untyped-call]

@@ -306,7 +306,7 @@ def test_the_state_of_the_noise_can_be_set_before_the_first_trace() -> None:
     graphreg.set_rng_state(other, state)
     with torch.no_grad():
         assert torch.equal(other(X, MASK), expected)
-    with pytest.raises(RegularizerError, match="the state belongs to another model: only one of the two has a seed of its own for dropout"):
+    with pytest.raises(RegularizerError, match="another model: only the state or only the model has a seed of its own for dropout"):
         graphreg.set_rng_state(graphreg.regularize_(net(), **ASKED), state)
     with pytest.raises(RegularizerError, match="the state of a rewritten module is no state of a model that is regularized in place"):
         graphreg.set_rng_state(other, graphreg.rng_state(graphreg.regularize(net(), hidden_dropout=0.1)))

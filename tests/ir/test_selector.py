@@ -727,7 +727,7 @@ def test_a_name_that_asks_for_something_else_is_proposed_first() -> None:
 
 def test_a_state_at_an_odd_name_is_proposed_as_it_is_written() -> None:
     with pytest.raises(
-        graphreg.RegularizerError, match=re.escape(r"Select 'tuple.rnn\@1:out'; where a glob finds both, add '!tuple.rnn\@1:h_n'")
+        graphreg.RegularizerError, match=re.escape(r"Select 'tuple.rnn\@1:out'; if a glob matches both, add '!tuple.rnn\@1:h_n'")
     ):
         regularize(Odd(), recurrent_state={"weight": 1.0, "pattern": r"tuple.rnn\@1:*"})
     regularize(Odd(), recurrent_state={"weight": 1.0, "pattern": [r"tuple.rnn\@1:*", r"!tuple.rnn\@1:h_n"]})

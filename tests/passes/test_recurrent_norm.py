@@ -99,7 +99,7 @@ def test_errors() -> None:
     with pytest.raises(graphreg.RegularizerError, match="RecurrentNorm: norm='l1' is not allowed; norm must be 'squared' or 'l2'"):
         RecurrentNorm("rnn", 0.1, norm="l1")
     sentence = (
-        r"RecurrentNorm needs a selector, '\*' does not say which values are sequences\. Give recurrent_norm="
+        r"RecurrentNorm needs a selector: '\*' does not say which values are sequences\. Give recurrent_norm="
         r"\{'weight': 0\.1, 'pattern': 'rnn'\} or RecurrentNorm\('rnn', 0\.1\), with a name of your model in place of 'rnn'; "
         r"graphreg\.names\(model\) lists them\."
     )

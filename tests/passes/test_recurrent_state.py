@@ -79,7 +79,7 @@ def test_errors() -> None:
         RecurrentState("rnn", -1)
     with pytest.raises(graphreg.RegularizerError, match="RecurrentState has no option 'norm'"):
         RecurrentState("rnn", 0.1, norm="l2")  # type: ignore[call-arg]
-    sentence = r"RecurrentState needs a selector, '\*' does not say which values are sequences\. Give recurrent_state="
+    sentence = r"RecurrentState needs a selector: '\*' does not say which values are sequences\. Give recurrent_state="
     for without in (lambda: RecurrentState("*", 0.1), lambda: graphreg.regularize(nn.Linear(2, 2), recurrent_state=0.1)):
         with pytest.raises(graphreg.RegularizerError, match=sentence):
             without()

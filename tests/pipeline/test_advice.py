@@ -132,7 +132,7 @@ def given(**keywords: Any) -> Callable[[nn.Module], object]:
     (lambda m: regularize(m, RecurrentState("rnn:*", 1.0)), r"add '(.*?)'\.", lambda text: steps(["rnn:*", text])),
     (lambda m: regularize(m, RecurrentState("cell_1", 1.0))(X), r"the selector '(.*?)' takes", steps),
     (lambda m: regularize(m, RecurrentNorm("conv", 1.0)), r"Give time_axis=(-?\d+);", axis),
-    (lambda m: regularize(m, RecurrentNorm("conv", 1.0)), r"all the same, time_axis=(-?\d+)\.", axis),
+    (lambda m: regularize(m, RecurrentNorm("conv", 1.0)), r"nevertheless, give time_axis=(-?\d+)\.", axis),
     (key_as_text, r"write (keys=\(.*?\))\.", defined),
 ])  # fmt: skip
 def test_what_a_sentence_advises_is_taken(call: Any, advice: str, use: Any) -> None:

@@ -488,9 +488,9 @@ def test_a_keyword_given_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     monkeypatch.setattr(logging.getLogger("graphreg"), "warning", lambda text, *args: told.append(text % args))
     (kept,) = graphreg.from_kwargs(net(), regularizers={"dropout": 0.1}, dropout=0.2)
-    assert kept.weight == 0.1 and told[0].startswith("dropout is given twice: 0.1 in regularizers={...} is taken")
+    assert kept.weight == 0.1 and told[0].startswith("dropout is given twice: 0.1 in regularizers={...} is used")
     assert "0.2 is not used" in told[0]
-    with refused(net(), RegularizerError, "a keyword is given twice, in two cases: dropout, Dropout"):
+    with refused(net(), RegularizerError, "a keyword is given twice, in upper and lower case: dropout, Dropout"):
         graphreg.from_kwargs(net(), regularizers={"Dropout": 0.1}, dropout=0.2)
 
 
@@ -988,7 +988,7 @@ def test_definition_with_a_taken_key(key: str) -> None:
 
 def test_inputs_in_the_place_of_a_regularizer() -> None:
     model = net()
-    with refused(model, RegularizerError, r"Tensor of shape \(3, 4\) is no regularizer. Example inputs go by name"):
+    with refused(model, RegularizerError, r"Tensor of shape \(3, 4\) is no regularizer. Give example inputs by name"):
         regularize(model, torch.randn(3, 4))
 
 

@@ -161,7 +161,7 @@ def test_errors() -> None:
         DropPath("*", graphreg.by_depth(-0.1, 0.2))
     with pytest.raises(graphreg.RegularizerError, match=r"Contractive: weight=by_depth\(0, 1\) is not allowed, because the formula"):
         graphreg.build("contractive", weight=graphreg.by_depth(0, 1))
-    with pytest.raises(graphreg.RegularizerError, match=r"needs sites in two blocks .* all that 'early.0\.\*' selects are in 'early.0'"):
+    with pytest.raises(graphreg.RegularizerError, match=r"needs sites in two .* all sites that 'early.0\.\*' selects are in 'early.0'"):
         graphreg.regularize(Blocks(), DropPath("early.0.*", graphreg.by_depth(0, 0.1)))
     with pytest.raises(graphreg.RegularizerError, match=r"drop_path: weight=by_depth\(0, 0\.1\) is not allowed in a backend"):
         graphreg.backend(drop_path=graphreg.by_depth(0, 0.1))

@@ -53,8 +53,8 @@ def told(*sentences: str) -> Iterator[None]:
 
 
 IN_A_ROW = (
-    "dropout acts 3 times in a row on one value (layers.0.mlp.act, layers.0.mlp.drop, layers.0.mlp.norm, the same but for views, dropout, "
-    "norms and scale): 0.125 of it is kept, not 0.5. To act once, select '{}'."
+    "dropout acts 3 times in a row on one value (layers.0.mlp.act, layers.0.mlp.drop, layers.0.mlp.norm, which differ only by views, "
+    "dropout, norms and scale): 0.125 of it is kept, not 0.5. To act once, select '{}'."
 )
 
 
@@ -102,8 +102,8 @@ def test_the_warning_points_at_the_users_line() -> None:
 
 def test_several_regularizers_of_a_kind() -> None:
     sentence = (
-        "dropout and dropout_1 act 2 times in a row on one value (layers.0.mlp.act, layers.0.mlp.norm, the same but for views, dropout, "
-        "norms and scale): 0.72 of it is kept, not 0.8. To act once, select 'layers.0.mlp.norm'."
+        "dropout and dropout_1 act 2 times in a row on one value (layers.0.mlp.act, layers.0.mlp.norm, which differ only by views, "
+        "dropout, norms and scale): 0.72 of it is kept, not 0.8. To act once, select 'layers.0.mlp.norm'."
     )
     with told(sentence):
         graphreg.regularize(Net(), dropout={"**.act": 0.1, "**.norm": 0.2})
@@ -120,7 +120,7 @@ def test_noise_adds_up() -> None:
 
 def test_one_sentence_for_many_places_with_a_glob_that_means_one_of_each() -> None:
     sentence = (
-        "dropout acts 3 times in a row on one value (layers.0.mlp.act, layers.0.mlp.drop, layers.0.mlp.norm, the same but for views, "
+        "dropout acts 3 times in a row on one value (layers.0.mlp.act, layers.0.mlp.drop, layers.0.mlp.norm, which differ only by views, "
         "dropout, norms and scale, and so on at 4 more places): 0.729 of it is kept, not 0.9. To act once, select 'layers.*.mlp.norm'."
     )
     with told(sentence):
@@ -181,7 +181,7 @@ def test_no_alarm_at_the_default_sites(make: Any, example: Any) -> None:
 def test_insides_on_purpose_are_one_sentence() -> None:
     traced = graphreg.trace(torchvision.models.resnet18())
     sentence = (
-        "dropout acts 2 times in a row on one value (layer4.0.conv1, layer4.0.bn1, the same but for views, dropout, norms and scale, "
+        "dropout acts 2 times in a row on one value (layer4.0.conv1, layer4.0.bn1, which differ only by views, dropout, norms and scale, "
         "and so on at 4 more places): 0.81 of it is kept, not 0.9. To act once, select ['layer4.*.conv1', 'layer4.*.conv2', "
         "'layer4.0.downsample.0']."
     )

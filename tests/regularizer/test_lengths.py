@@ -241,10 +241,10 @@ def test_a_formula_of_ones_own() -> None:
 @pytest.mark.parametrize(
     ("arguments", "options", "sentence"),
     [
-        ("steps, z", {}, "Wrong.__call__ asks for steps and for z; it gets a sequence or a value. Leave one out."),
-        ("steps, values", {}, "Wrong.__call__ asks for steps and for values; it gets a sequence or a value. Leave one out."),
-        ("z, lengths", {}, "Wrong.__call__ asks for lengths without steps, which they are the lengths of. Ask for steps, too."),
-        ("steps", {"lengths": None}, "Wrong has the option lengths, and its __call__ does not take them: they would change nothing."),
+        ("steps, z", {}, "Wrong.__call__ asks for steps and for z; it gets either a sequence or a value. Leave one out."),
+        ("steps, values", {}, "Wrong.__call__ asks for steps and for values; it gets either a sequence or a value. Leave one out."),
+        ("z, lengths", {}, "Wrong.__call__ asks for lengths, but not for the steps that have these lengths. Ask for steps, too."),
+        ("steps", {"lengths": None}, "Wrong has the option lengths, but its __call__ does not take lengths: the option would do nothing."),
     ],
 )
 def test_a_formula_that_makes_no_sense(arguments: str, options: dict[str, Any], sentence: str) -> None:
@@ -309,8 +309,8 @@ def test_lengths_name_an_input() -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"lengths": LENGTHS}, "RecurrentState: lengths=Tensor is not allowed; give the name of the model's input that carries them."),
-        ({"lengths": 5}, "RecurrentState: lengths=int is not allowed; give the name of the model's input that carries them."),
+        ({"lengths": LENGTHS}, "RecurrentState: lengths=Tensor is not allowed; give the name of the input that carries the lengths."),
+        ({"lengths": 5}, "RecurrentState: lengths=int is not allowed; give the name of the input that carries the lengths."),
         ({"time_axis": "1"}, "RecurrentState: time_axis='1' is not allowed; give the axis of time in the value, a whole number: "),
         ({"time_axis": 1.0}, "RecurrentState: time_axis=1.0 is not allowed; give the axis of time in the value, a whole number: "),
         ({"time_axis": True}, "RecurrentState: time_axis=True is not allowed; give the axis of time in the value, a whole number: "),

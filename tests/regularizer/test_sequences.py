@@ -126,7 +126,7 @@ def test_a_layer_without_a_batch(kind: Any, batch_first: bool) -> None:
 def test_the_last_state_is_no_sequence(kind: Any, port: str) -> None:
     sentence = (
         rf"RecurrentState at rnn:{port}: this is the state of rnn after the last step, no sequence\. Select 'rnn:out'; "
-        rf"where a glob finds both, add '!rnn:{port}'\."
+        rf"if a glob matches both, add '!rnn:{port}'\."
     )
     with pytest.raises(RegularizerError, match=sentence):
         regularize(Layered(kind), RecurrentState(f"rnn:{port}", 1.0))
@@ -146,7 +146,7 @@ def test_a_layers_axis_is_not_overruled(batch_first: bool, axis: int) -> None:
     with pytest.raises(
         RegularizerError,
         match=rf"RecurrentState at rnn: time_axis={axis} is not the axis of time in the output of this layer, which is {own} "
-        rf"\(batch_first={batch_first}\)\. Leave time_axis out: a recurrent layer tells its own\.",
+        rf"\(batch_first={batch_first}\)\. Leave time_axis out: graphreg reads it from the layer\.",
     ):
         regularize(Layered(nn.GRU, batch_first=batch_first), RecurrentState("rnn", 1.0, time_axis=axis))
 
@@ -613,8 +613,8 @@ def test_the_calls_of_a_layer_on_rows_are_no_steps() -> None:
     """By themselves they are neither: the error says what would be one sequence."""
     with pytest.raises(
         RegularizerError,
-        match=r"This is one call of 'p', which reads none of its earlier outputs: each call is a sequence of its own\. Where the calls are "
-        r"the steps, let the model stack their values \(torch\.stack\) and select the stack\.",
+        match=r"This is one call of 'p', which reads none of its earlier outputs: each call is a sequence of its own\. If the calls are "
+        r"the steps of one sequence, let the model stack their values \(torch\.stack\), and select the stack\.",
     ):
         regularize(Twice(), RecurrentState("p", 1.0))(X[:, 0], X[:, 1])
 
@@ -709,7 +709,7 @@ def test_the_channels_of_a_convolution_are_no_steps(way: Any) -> None:
         with pytest.raises(
             RegularizerError,
             match=r"RecurrentNorm at .*value: the value comes from a convolution \(conv\), so its axis 1 is channels, and time_axis=1 "
-            r"would take them for steps\. Give time_axis=2; where axis 1 is time all the same, time_axis=-2\.",
+            r"would take them for steps\. Give time_axis=2; if axis 1 is time nevertheless, give time_axis=-2\.",
         ):
             through(way, **options)
 
@@ -725,7 +725,7 @@ def test_the_axes_that_the_error_names_are_taken() -> None:
     (nn.Conv2d(3, 4, 1), "2 or 3", -3), (nn.ConvTranspose1d(3, 32, 1), "2", -2), (nn.Conv3d(3, 4, 1), "2 or 3 or 4", -4),
 ], ids=["2d", "transposed", "3d"])  # fmt: skip
 def test_convolutions_of_more_dims(conv: nn.Module, axes: str, same: int) -> None:
-    with pytest.raises(RegularizerError, match=rf"Give time_axis={axes}; where axis 1 is time all the same, time_axis={same}\."):
+    with pytest.raises(RegularizerError, match=rf"Give time_axis={axes}; if axis 1 is time nevertheless, give time_axis={same}\."):
         regularize(nn.Sequential(conv, nn.Tanh()), RecurrentState("1", 1.0))
 
 

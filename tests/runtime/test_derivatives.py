@@ -172,7 +172,7 @@ def test_no_path_is_zero_and_the_report_says_so() -> None:
     only = graphreg.regularize(model, Contractive("b", 1.0, wrt="x"), rng=0)
     value = one(only, X, X)
     assert value.item() == 0
-    assert graphreg.report(only).regularizers[0].notes == ("with respect to x; 0 at b, which depends on none of that",)
+    assert graphreg.report(only).regularizers[0].notes == ("with respect to x; 0 at b, because no path leads there",)
     both = graphreg.regularize(model, Contractive(("a", "b"), 1.0, wrt="x", estimator="exact"))
     torch.testing.assert_close(one(both, X, X), model.a.weight.square().sum() / 2)
     all_of_it = graphreg.regularize(model, Contractive("add", 1.0, estimator="exact"))
