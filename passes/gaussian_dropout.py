@@ -10,8 +10,8 @@ from graphreg import Noise, Splice
 class GaussianDropout(Splice, keys=("gaussian_dropout",)):
     """Multiplies elements by normal noise that has the mean and the variance of dropout.
 
-    Formula: ``z (1 + sqrt(p / (1 - p)) e)``, where p is ``weight`` and e is standard normal: the factor has mean 1 and variance p / (1 -
-    p).
+    Formula: ``z (1 + sqrt(p / (1 - p)) e)``, where p is ``weight`` and e is standard normal: the factor has mean 1 and variance
+    ``p / (1 - p)``.
     Shapes: z [any shape], floating -> [same shape].
 
     Args:

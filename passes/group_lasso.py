@@ -11,8 +11,7 @@ from graphreg import Penalty, Site
 class GroupLasso(Penalty, keys=("group_lasso",), on="parameters"):
     """Penalizes the norms of groups of weights, so that all weights of a group become 0 together.
 
-    Formula: ``sum sqrt(size of g) |w_g|`` over the groups g, where |w_g| is the L2 norm. A group whose weights are all 0 has the gradient
-    0.
+    Formula: ``sum sqrt(size of g) |w_g|`` over the groups g, where |w_g| is the L2 norm. The gradient at a group of zeros is 0.
     Shapes: w [2 or more dims] -> 0-d.
 
     Args:
