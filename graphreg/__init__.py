@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from graphreg.tracing import Traced, names, trace
     from graphreg.verification import verify
 
-from graphreg.old_pickles import refuse_old_modules  # after the block above: otherwise mypy takes its names for modules
+from graphreg.old_pickles import refuse_old_modules  # above the TYPE_CHECKING block, mypy would take its names for modules
 
 __version__ = "0.1.0"
 refuse_old_modules()
@@ -67,7 +67,7 @@ _ROOMS = {
     "verification": ("verify",),
 }  # fmt: skip
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
-_RENAMED = {"Pull": "Vjp"}  # public names of 0.1
+_RENAMED = {"Pull": "Vjp"}  # public names of graphreg 0.1, each with its present name
 
 __all__ = [
     "Backend", "Diagnosis", "Diff", "Finding", "GraphRegError", "Monitor", "NoMatchError", "Noise", "Penalty", "Plan",

@@ -44,23 +44,23 @@ class RandomnessError(GraphRegError, RuntimeError):
 
 
 class UntestedTorchWarning(UserWarning):
-    """The torch that is installed is newer than every version that this graphreg was tested with."""
+    """The installed version of torch is newer than every version of torch with which this version of graphreg was tested."""
 
 
 def suggestions(word: str, words: Iterable[str], count: int = 3) -> list[str]:
-    """Suggest up to ``count`` of ``words`` for a misspelt ``word``, the closest first; wildcards around ``word`` are ignored."""
+    """Suggest up to ``count`` of ``words`` for a misspelt ``word``, the closest first. Wildcards at the ends of ``word`` are ignored."""
     bare = word.strip("!*?. ")
     return difflib.get_close_matches(bare or word, list(dict.fromkeys(words)), n=count, cutoff=0.4)
 
 
 def suggestions_text(word: str, words: Iterable[str], what: str = "Near names") -> str:
-    """Return the suggestions for ``word`` as a sentence to append, `` Near names: a, b.``, or ``""`` if nothing is close."""
+    """Return the suggestions for ``word`` as a sentence to append, such as `` Near names: a, b.``; ``""`` if nothing is close."""
     close = suggestions(word, words)
     return f" {what}: {', '.join(close)}." if close else ""
 
 
 def shown(value: object) -> str:
-    """Quote a value for an error message: a tensor by its type and shape, a long text by its beginning and end."""
+    """Return the text for a value in an error message: of a tensor the type and shape, of a long value the beginning and the end."""
     if (shape := getattr(value, "shape", None)) is not None and getattr(value, "dtype", None) is not None:
         return f"{type(value).__name__} of shape {tuple(shape)}"
     short = reprlib.Repr()
@@ -89,14 +89,12 @@ def no_number(what: str, value: Any, cure: str) -> str:
     """
     cure = numeric_text(value) + cure
     if getattr(value, "requires_grad", False):
-        cure = (
-            f"It is a tensor that requires grad, and graphreg would not train it: give {what.rpartition(' ')[2]}.item(). {cure}"
-        )
+        cure = f"It is a tensor that requires grad, and graphreg would not train it: give {what.rpartition(' ')[2]}.item(). {cure}"
     return f"{what} is {value!r}; it must be a finite number. {cure}"
 
 
 def numeric_text(value: object) -> str:
-    """Return a hint if the value is a number that was given in quotes; ``""`` for anything else."""
+    """Return a hint, to put before another sentence, if the value is a string that contains a number; ``""`` for any other value."""
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
             float(value)
@@ -116,12 +114,12 @@ class RenamedAttributes:
     """A base class for objects whose attributes had other names in graphreg 0.1: the old names work, with a DeprecationWarning.
 
     Attributes:
-        renamed: The present name of each old one.
+        renamed: For each old name of an attribute, the present name.
     """
 
     renamed: ClassVar[Mapping[str, str]] = {}
 
-    if not TYPE_CHECKING:  # a type checker should know the present names alone
+    if not TYPE_CHECKING:  # hidden from type checkers, which should know only the present names
 
         def __getattr__(self, name: str) -> Any:
             title, now = type(self).__name__, type(self).renamed.get(name)
@@ -149,5 +147,5 @@ def raising(error: GraphRegError) -> Callable[..., Any]:
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:
-    """Join up to ``most`` names for a message, and say how many more there are."""
+    """Return up to ``most`` of the names for a message, joined by commas, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,6 +1,6 @@
 """Refuses pickles made by another version of graphreg, with an error that says what to load instead.
 
-A pickle of graphreg 0.1 names modules that no longer exist. Importing one of them raises this error in place of ModuleNotFoundError.
+A pickle of graphreg 0.1 imports modules that no longer exist. Importing such a module raises OldModuleError instead of ModuleNotFoundError.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ MODULES_OF_0_1 = frozenset({
 })  # fmt: skip
 CURE = (
     "A pickle of a rewritten module loads only with the version of graphreg that made it. With that version, save module.state_dict() "
-    "and graphreg.rng_state(module). With this one, regularize the model in the same way, and load the two with module.load_state_dict "
-    "and graphreg.set_rng_state."
+    "and graphreg.rng_state(module). With the present version, regularize the model in the same way, and load both, with "
+    "module.load_state_dict and graphreg.set_rng_state."
 )
 
 
 class OldModuleError(GraphRegError, ImportError):
-    """A module of graphreg 0.1 is imported, as happens when a pickle that names it is loaded."""
+    """A module of graphreg 0.1 was imported, for example by loading a pickle that graphreg 0.1 made."""
 
 
 def refuse_other(version: int | None, made_with: str, expected: int, present: str) -> None:
@@ -47,17 +47,17 @@ def refuse_other(version: int | None, made_with: str, expected: int, present: st
 
 
 class OldModules:
-    """A finder for ``sys.meta_path`` that raises OldModuleError for a module of graphreg 0.1. It comes last, after Python's own finders."""
+    """A finder for ``sys.meta_path`` that raises OldModuleError for a module of graphreg 0.1. Python asks its own finders first."""
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
         package, _, module = name.partition(".")
         return ModuleSpec(name, self) if package == "graphreg" and module in MODULES_OF_0_1 else None  # type: ignore[arg-type]
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        raise OldModuleError(f"{spec.name} was a module of graphreg 0.1, which old pickles name, and is gone. {CURE}", name=spec.name)
+        raise OldModuleError(f"{spec.name} was a module of graphreg 0.1, and no longer exists. {CURE}", name=spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Do nothing; it is never called. Without it, importlib would use the loader's ``load_module`` instead of ``create_module``."""
+        """Do nothing: ``create_module`` raises before. If the method were missing, importlib would call ``load_module`` instead."""
 
 
 def refuse_old_modules() -> None:

@@ -60,23 +60,23 @@ def regularize(
         front_end: How to trace the model: with ``"symbolic"`` (torch.fx), with ``"export"`` (torch.export), or ``"auto"``: torch.fx
             first, then torch.export.
         missing: What to do when a selector matches nothing: ``"error"``, ``"warn"`` or ``"ignore"``.
-        penalties: ``"return"`` returns them together with the output; ``"attach"`` keeps the model's output type and adds their
-            gradients in the backward pass.
+        penalties: ``"return"`` returns the penalties together with the output. ``"attach"`` returns the output alone. If this output
+            has a loss, the penalties are added to the loss; otherwise their gradients are added in the backward pass.
         compile: True, or a dict of options for torch.compile.
-        scale: With ``penalties="attach"``, what the loss is scaled by: a number, a 0-d tensor, a GradScaler, or a function without
-            arguments that returns the factor.
+        scale: With ``penalties="attach"``, the factor by which your training code multiplies the loss: a number, a 0-d tensor, a
+            GradScaler, or a function without arguments that returns the factor.
         own_dropout: What to do with native dropout, which is the dropout, stochastic depth and attention dropout that the model
             itself contains. ``"keep"`` leaves it unchanged, ``"seeded"`` draws it from graphreg's streams, ``"off"`` turns it off,
-            and a rate in [0, 1) sets its rate and draws it from graphreg's streams. A dict maps selectors to these. Where several
+            and a rate in [0, 1) sets its rate and draws it from graphreg's streams. A dict maps selectors to these values. If several
             selectors match one dropout, the last one counts; ``*`` matches dropouts at every depth, ``!`` excludes. The rates are
-            fixed: ``set_strength`` does not change them. For a model without dropout, anything but ``"keep"`` is an error.
-        verify: Compare the result with the model on the example inputs, as ``graphreg.verify`` does.
-        recipe: What ``graphreg.recipe`` returned, or the path of a recipe's file. The recipe's regularizers come first, its options count
-            where the call leaves the default, and its strengths are set. A keyword of the call replaces the recipe's regularizers of that
-            name.
-        blocks: A selector of modules, such as ``"layers.*"``. These stay modules that are called, each with an emitted forward of its
-            own, so that FSDP2, activation checkpointing, regional compilation and hooks can act on them.
-        **keywords: Regularizers by keyword: ``hidden_dropout=0.1``, ``weight_l2=1e-4``, ….
+            fixed: ``set_strength`` does not change them. For a model without dropout, any value but ``"keep"`` is an error.
+        verify: Whether to compare the result with the model on the example inputs, as ``graphreg.verify`` does.
+        recipe: What ``graphreg.recipe`` returned, or the path of a recipe's file. The recipe's regularizers come before those of the
+            call, and its strengths are set. An option of the recipe counts only if the call leaves the default. A keyword of the call
+            replaces the recipe's regularizers of that name.
+        blocks: A selector of modules, such as ``"layers.*"``. The result calls these modules, each with an emitted forward of its own,
+            so that FSDP2, activation checkpointing, regional compilation and hooks can act on them.
+        **keywords: Regularizers by keyword, such as ``hidden_dropout=0.1`` and ``weight_l2=1e-4``.
 
     Returns:
         The rewritten module.
@@ -114,19 +114,19 @@ def plan(
 ) -> Plan:
     """Decide which regularizer acts at which sites, without changing anything.
 
-    It warns if splices of one kind act on one value several times in a row.
+    The function warns if splices of one kind act several times in a row on one value.
 
     Args:
         traced: What ``graphreg.trace`` returned.
         regularizers: A regularizer, or a sequence of them.
         missing: What to do when a string of a selector matches nothing: ``"error"``, ``"warn"`` or ``"ignore"``.
         own_dropout: What to do with native dropout, as in ``regularize``.
-        blocks: Which modules stay modules that are called, as in ``regularize``.
-        recipe: As in ``regularize``; a plan takes from it the regularizers and the three options above.
+        blocks: A selector of the modules that the result calls, as in ``regularize``.
+        recipe: A recipe, as in ``regularize``. A plan uses its regularizers and its values of the three options above.
 
     Raises:
-        NoMatchError: A string matches nothing, or a selector matches another number of sites than ``expect``.
-        RegularizerError: Something given is not a regularizer, or a penalty selects only frozen parameters.
+        NoMatchError: A string of a selector matches nothing, or a selector matches another number of sites than ``expect``.
+        RegularizerError: An object in ``regularizers`` is not a regularizer, or a penalty selects only frozen parameters.
     """
     if recipe is None:
         return planned(traced, regularizers, missing, own_dropout, blocks)
@@ -193,7 +193,7 @@ def warn_of_scale(module: RewrittenModule, penalties: Penalties, scale: Scale | 
     if joins:
         warn(
             "penalties='attach': the model returns no loss, so graphreg cannot know how the loss is scaled (by a GradScaler, or for "
-            "gradient accumulation); penalties join with scale 1. Pass scale=1 if that is right, else the scaler or factor."
+            "gradient accumulation); the penalties' gradients get the scale 1. Pass scale=1 if that is right, else the scaler or factor."
         )
 
 
@@ -211,21 +211,21 @@ def as_pass(
     """Return ``regularize`` as a torch.fx pass, to run alone or within a PassManager.
 
     The pass takes a GraphModule and returns ``PassResult(graph_module, modified)`` with the module that ``regularize`` makes; the
-    given module stays unchanged. If nothing is added, ``modified`` is False and the result is the given module. That happens if, with
-    ``penalties="attach"``, no regularizer finds a site, and in a second run of the same pass. Each added node is marked in
+    given module stays unchanged. If nothing is added, ``modified`` is False and the result is the given module. That happens in a second
+    run of the same pass, and, with ``penalties="attach"``, if no regularizer matches a site. Each added node is marked in
     ``node.meta["graphreg"]``.
 
-    The arguments are those of ``regularize``, without ``compile``, ``front_end``, ``recipe`` and ``verify``: compile what the last pass
-    returns.
+    The arguments are those of ``regularize``, without ``compile``, ``front_end``, ``recipe`` and ``verify``. To compile, compile the module
+    that the last pass returns.
 
     Raises:
-        RegularizerError: An option or a value is not allowed. This function raises it, before the pass runs.
-        NoMatchError: A keyword is unknown; this function raises it. Or a selector matches nothing; the pass raises it when it runs,
-            and a PassManager raises an Exception whose cause is the NoMatchError.
+        RegularizerError: An option or a value is not allowed.
+        NoMatchError: A keyword is unknown. If a selector matches nothing, not this function but the pass raises this error, when it
+            runs; a PassManager then raises an Exception whose cause is the NoMatchError.
     """
     if "compile" in keywords or "front_end" in keywords:
         what = "compile" if "compile" in keywords else "front_end"
-        cure = "compile what the last pass gives: module.compile(fullgraph=True)" if what == "compile" else "a pass takes a graph as it is"
+        cure = "compile what the last pass gives: module.compile(fullgraph=True)" if what == "compile" else "a pass does not trace"
         raise RegularizerError(f"{what}= is no option of a pass; {cure}.")
     check_options(rng, missing, penalties, scale, own_dropout)
     flat = tuple(instances(regularizers))
@@ -237,7 +237,10 @@ def as_pass(
 
 @dataclass(frozen=True, eq=False)
 class Regularize(PassBase):
-    """The torch.fx pass that ``as_pass`` returns. It writes ``mark`` to the modules that it makes, and leaves such modules as they are."""
+    """The torch.fx pass that ``as_pass`` returns.
+
+    It stores ``mark`` in each module that it makes, and returns a module that has this mark as it is.
+    """
 
     regularizers: tuple[Regularizer, ...]
     options: Mapping[str, Any]
@@ -254,7 +257,7 @@ class Regularize(PassBase):
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:
         if getattr(graph_module, RULES, None) is not None and rules_of(graph_module).made_by == self.mark:
-            return PassResult(graph_module, False)  # PassManager(steps=n) repeats its passes until none changes anything
+            return PassResult(graph_module, False)  # PassManager(steps=n) repeats its passes until no pass changes anything
         module = regularize(graph_module, self.regularizers, **self.options, **self.keywords)
         if not any(_adds(graph) for graph in graphs_of(module).values()):
             return PassResult(graph_module, False)

@@ -10,7 +10,7 @@ What the functions return:
 `RewrittenModule`  The module that ``graphreg.regularize`` and ``graphreg.rewrite`` return.
 `Regularized`      What a call of that module returns: ``output`` and ``penalties``.
 `Samples`          The mean, spread and values of many forward passes with noise. Made by ``graphreg.sample``.
-`Monitor`          Statistics of a module's values, by site, while it trains. Made by ``graphreg.monitor``.
+`Monitor`          Statistics of a module's values, by site, while the module trains. Made by ``graphreg.monitor``.
 `Report`           Which regularizer acts where, and what it costs. Made by ``graphreg.report``.
 `Diff`             What graphreg added to the emitted Python. Made by ``graphreg.diff``.
 `Diagnosis`        What ``graphreg.doctor`` found: `Finding` records.

@@ -1,7 +1,10 @@
 """The built-in regularizers, one file each.
 
-This list is for type checkers; the registry finds the files by scanning this folder. Open ``weight_l1.py`` first for a penalty, or
-``gaussian_noise.py`` for a splice, which replaces a value.
+The imports are for type checkers and readers: the registry does not need them, because it scans this folder. To begin, read
+``weight_l1.py``, a penalty (it measures values or parameters), and ``gaussian_noise.py``, a splice (it replaces them).
+
+Each class has a docstring of the same form: what the class does; the formula and the shapes; the options; what the penalty is averaged
+over, or how many numbers the splice draws; the default sites; the source. ``Regularizer`` documents the options that all classes have.
 """
 
 from graphreg.passes.alpha_dropout import AlphaDropout

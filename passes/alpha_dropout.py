@@ -1,4 +1,4 @@
-"""Alpha dropout, for SELU networks: Klambauer, Unterthiner, Mayr & Hochreiter, Self-normalizing neural networks, NIPS 2017, section 2."""
+"""Alpha dropout, for networks with SELU activations."""
 
 from collections.abc import Sequence
 
@@ -6,17 +6,22 @@ from torch import Tensor
 
 from graphreg import Noise, Splice
 
-LOW = -1.7580993408473766  # the value of SELU at minus infinity, alpha' in the paper
+LOW = -1.7580993408473766  # the limit of SELU at minus infinity, alpha' in the paper
 
 
 class AlphaDropout(Splice, keys=("alpha_dropout",)):
-    """Sets each element to SELU's lowest value with probability ``weight``, then scales and shifts: mean 0 and variance 1 are preserved.
+    """Sets elements to SELU's lowest value, then scales and shifts all elements so that a mean of 0 and a variance of 1 are preserved.
 
-    z: [any shape], floating -> [same shape]: ``a (z m + low (1 - m)) + b`` with m = 1 where an element is kept. ``weight`` is a
-    probability, 0 <= weight < 1. It belongs after a SELU; the output of any other activation has other lowest values.
+    Formula: ``a (z m + LOW (1 - m)) + b``, where m is 0 with probability ``weight``, else 1; a and b depend on ``weight`` alone.
+    Shapes: z [any shape], floating -> [same shape]. Select outputs of SELU: other activations have another lowest value.
 
-    Attributes:
-        share_axes: Axes along which elements are dropped together: ``"time"``, ``"batch"``, the number of an axis, or several of these.
+    Args:
+        weight: The probability that an element is set to the lowest value, 0 <= weight < 1.
+        share_axes: The axes along which all elements share one m: ``"time"``, ``"batch"``, the number of an axis, or several of these.
+
+    Draws: one m for each element.
+    Default sites: the hidden values.
+    Source: Klambauer, Unterthiner, Mayr & Hochreiter, Self-normalizing neural networks, NIPS 2017, section 2.
     """
 
     share_axes: str | int | Sequence[str | int] = ()

@@ -1,4 +1,4 @@
-"""Dropout: Srivastava et al., JMLR 15 (2014), section 4; inverted: it scales in train mode, and does nothing in eval mode."""
+"""Dropout."""
 
 import math
 from collections.abc import Sequence
@@ -9,12 +9,19 @@ from graphreg import Noise, Splice
 
 
 class BernoulliDropout(Splice, keys=("dropout",)):
-    """Zeroes each element with probability ``weight``; scales the rest by ``1 / (1 - weight)``.
+    """Zeroes elements at random, and scales the others so that the expectation is preserved.
 
-    z: [any shape], floating -> [same shape]. ``weight`` is a probability, 0 <= weight < 1.
+    Formula: ``z m / (1 - weight)``, where m is 0 with probability ``weight``, else 1.
+    Shapes: z [any shape], floating -> [same shape].
 
-    Attributes:
-        share_axes: Axes along which elements are zeroed together: ``"time"``, ``"batch"``, the number of an axis, or several of these.
+    Args:
+        weight: The probability that an element is zeroed, 0 <= weight < 1.
+        share_axes: The axes along which all elements share one m: ``"time"``, ``"batch"``, the number of an axis, or several of these.
+
+    Draws: one m for each element.
+    Default sites: the hidden values.
+    Source: Srivastava et al., Dropout: A simple way to prevent neural networks from overfitting, JMLR 15 (2014), section 4. The paper
+    scales the weights in eval mode; here the values are scaled in train mode (inverted dropout).
     """
 
     share_axes: str | int | Sequence[str | int] = ()
@@ -27,6 +34,6 @@ class BernoulliDropout(Splice, keys=("dropout",)):
 
     def __call__(self, z: Tensor, weight: Tensor, noise: Noise) -> Tensor:
         keep, scale = noise.keep(z, weight), 1 / (1 - weight)
-        # Both branches give the same numbers; they differ in what autograd saves for the gradient of z. In eager it is the scaled mask, so
-        # that backward is one product. Compiled it is the int8 mask, which has 1 byte an element where the scaled one has 4.
+        # Both branches compute the same numbers, but autograd saves different tensors for the gradient of z. In eager mode, it saves the
+        # scaled mask, so that backward is one product. In compiled code, it saves the int8 mask, a quarter of the size of a float32 mask.
         return z * keep.mul_(scale) if keep.is_floating_point() else z * keep * scale

@@ -1,7 +1,4 @@
-"""Spatial dropout: Tompson, Goroshin, Jain, LeCun & Bregler, Efficient object localization using convolutional networks, 2015, section 3.2.
-
-PyTorch has it as ``nn.Dropout1d``, ``nn.Dropout2d`` and ``nn.Dropout3d``, Keras as ``SpatialDropout2D``.
-"""
+"""Spatial dropout, which drops whole channels."""
 
 import math
 from collections.abc import Sequence
@@ -12,10 +9,18 @@ from graphreg import Noise, Site, Splice
 
 
 class ChannelDropout(Splice, keys=("channel_dropout",)):
-    """Zeroes each channel of each example as a whole, with probability ``weight``; scales the rest by ``1 / (1 - weight)``.
+    """Zeroes whole channels at random, and scales the others so that the expectation is preserved.
 
-    z: [batch, channels, one or more further axes], floating -> [same shape]. ``weight`` is a probability, 0 <= weight < 1. By default it
-    acts on the hidden values that have the axes of a convolution's output.
+    Formula: ``z m / (1 - weight)``, where m is 0 with probability ``weight``, else 1.
+    Shapes: z [batch, channels, one or more further axes], floating -> [same shape].
+
+    Args:
+        weight: The probability that a channel is zeroed, 0 <= weight < 1.
+
+    Draws: one m for each channel of each example.
+    Default sites: the hidden values that have the axes of a convolution's output.
+    Source: Tompson, Goroshin, Jain, LeCun & Bregler, Efficient object localization using convolutional networks, CVPR 2015, section 3.2. In
+    PyTorch it is ``nn.Dropout1d``, ``nn.Dropout2d`` and ``nn.Dropout3d``, in Keras ``SpatialDropout2D``.
     """
 
     usual = "the hidden values that have the axes of a convolution's output"
@@ -27,7 +32,7 @@ class ChannelDropout(Splice, keys=("channel_dropout",)):
         return [site for site in super().defaults(sites) if site.spatial]
 
     def unfit(self, shape: Sequence[int]) -> str:
-        advice = "it takes [batch, channels, ...], 3 dims or more. For a value of single units use BernoulliDropout."
+        advice = "the splice takes [batch, channels, ...], 3 dims or more. For a value of 2 dims or fewer, use BernoulliDropout."
         return advice if len(shape) < 3 else ""
 
     def in_a_row(self, weights: Sequence[float]) -> str:

@@ -1,5 +1,4 @@
-"""Outputs that are not too sure: Pereyra, Tucker, Chorowski, Kaiser & Hinton, Regularizing neural networks by penalizing confident output
-distributions, ICLR workshop 2017, section 3."""
+"""A penalty on confident outputs."""
 
 from torch import Tensor
 
@@ -7,16 +6,23 @@ from graphreg import Penalty, Site
 
 
 class ConfidencePenalty(Penalty, keys=("confidence",)):
-    """The negative entropy of the output distributions, averaged over samples: ``mean sum p log p``, p = softmax of the logits.
+    """Penalizes confident output distributions: their negative entropy.
 
-    units: the logits, [samples, classes] -> 0-d, averaged over sites; between -log(classes) and 0. ``weight`` >= 0. The default sites
-    are the model's outputs, losses left out.
+    Formula: ``sum p log p`` over the classes, where p is the softmax of the logits. It is between -log(classes) and 0.
+    Shapes: units, which are the logits, [samples, classes] -> 0-d.
 
-    Attributes:
-        axis: The axis of classes; None for axis 1 of a convolution's value, else the last. All other axes are samples.
+    Args:
+        weight: The strength, 0 or more.
+        axis: The axis of classes; all other axes are samples. None means axis 1 for a value that has the axes of a convolution's output,
+            else the last axis.
 
     Raises:
-        RegularizerError: The values are those of a softmax or a sigmoid, and no logits.
+        RegularizerError: A site is the output of a softmax or a sigmoid, or has fewer than 2 classes.
+
+    Averaged over: the samples, then the sites.
+    Default sites: the model's outputs, except losses and the outputs of normalizations.
+    Source: Pereyra, Tucker, Chorowski, Kaiser & Hinton, Regularizing neural networks by penalizing confident output distributions, ICLR
+    workshop 2017, section 3.
     """
 
     axis: int | None = None
@@ -26,7 +32,7 @@ class ConfidencePenalty(Penalty, keys=("confidence",)):
 
     def why_not(self, site: Site) -> str:
         made = {"softmax", "sigmoid"}.intersection(label.op.lower() for label in site.labels)
-        return f"these are probabilities, of {min(made)}, and it takes logits. Select the value that {min(made)} reads." if made else ""
+        return f"the penalty takes logits, and this is the output of a {min(made)}. Select what the {min(made)} reads." if made else ""
 
     def __call__(self, units: Tensor) -> Tensor:
         log_p = units.log_softmax(1)

@@ -1,8 +1,4 @@
-"""Contraction: Rifai, Vincent, Muller, Glorot & Bengio, Contractive auto-encoders, ICML 2011, equation 5.
-
-The estimate by random projections: Hoffman, Roberts & Yaida, Robust learning with Jacobian regularization, 2019,
-equation 9, but with directions of random signs (Hutchinson, 1990), which need not be normalized.
-"""
+"""The contractive penalty, on the derivatives of values."""
 
 import torch
 from torch import Tensor
@@ -11,22 +7,30 @@ from graphreg import Penalty, Selector, Vjp
 
 
 class Contractive(Penalty, keys=("contractive",)):
-    """The mean over sites of the squared Frobenius norm of the Jacobian per example: ``sum (dz/dx)² / len(x)``.
+    """Penalizes the Jacobian of the sites with respect to other values: its squared Frobenius norm, divided by the number of examples.
 
-    z, at each site, and x, the values that ``wrt`` selects: [batch, any shape] -> 0-d. The Jacobian is that of the whole batch; the
-    squares are summed over all x, and are 0 where z does not depend on x. ``weight`` >= 0.
+    Formula: ``sum (dz/dx)² / len(x)``. The Jacobian is that of the whole batch, with the dependence of one example on another. It is 0
+    where z does not depend on x.
+    Shapes: z, at each site, and x, each value that ``wrt`` selects, [batch, any shape] -> 0-d.
 
-    Attributes:
-        wrt: What to differentiate with respect to; ``"*"`` means the floating-point inputs.
-        estimator: ``"projection"`` on ``n`` random directions, unbiased, one backward pass each for all sites; ``"exact"``, one
-            backward pass for each element of z; ``"mean"``, as in theanets' code: the mean over x of (d mean(z)/dx)², averaged over
-            the values that ``wrt`` selects.
-        n: The number of random directions, >= 1.
-        always: Act in eval mode too; by default the penalty acts in train mode only.
+    Args:
+        weight: The strength, 0 or more.
+        wrt: A selector of the values x to differentiate with respect to; ``"*"`` means the model's floating-point inputs.
+        estimator: How the formula is computed. ``"projection"`` estimates it by ``n`` random directions, without bias; each direction takes
+            one backward pass for all sites together. ``"exact"`` takes one backward pass for each element of z. ``"mean"`` computes another
+            formula, that of theanets' code: ``(d mean(z)/dx)²``, averaged over the elements of x and over the values x.
+        n: The number of random directions, a whole number, 1 or more. For another estimator than ``"projection"``, leave it out.
+        always: Whether the penalty acts in eval mode, too; by default it acts in train mode alone.
 
     Raises:
-        GraphRegError: An operation on the way cannot be differentiated twice.
+        GraphRegError: An operation between x and z cannot be differentiated twice.
         NoMatchError: ``wrt`` matches nothing.
+
+    Averaged over: the sites. The squares are summed over all values x.
+    Default sites: the hidden values, except the outputs of normalizations.
+    Source: Rifai, Vincent, Muller, Glorot & Bengio, Contractive auto-encoders, ICML 2011, equation 5. The random directions: Hoffman,
+    Roberts & Yaida, Robust learning with Jacobian regularization, 2019, equation 9. Here the directions consist of random signs
+    (Hutchinson, 1990), which need not be normalized.
     """
 
     wrt: Selector = "*"
@@ -49,11 +53,11 @@ class Contractive(Penalty, keys=("contractive",)):
             rows = [gradients for name in vjp.sites for gradients in vjp.rows(name)]
             return _squared(rows) / len(vjp.sites)
         signs = {name: (2 * vjp.noise[name].keep(z.expand(self.n, *z.shape), 0.5) - 1).unbind() for name, z in vjp.sites.items()}
-        # the directions of different sites are independent, so the products between sites vanish in the mean
+        # the directions of different sites are independent, so the expectation of a product of two sites is 0
         rows = [vjp({name: drawn[i] for name, drawn in signs.items()}) for i in range(self.n)]
         return _squared(rows) / (self.n * len(vjp.sites))
 
 
 def _squared(rows: list[dict[str, Tensor]]) -> Tensor:
-    """Return the sum of squares per example, over all rows of the Jacobian and all values of ``wrt``."""
+    """Return the sum of squares over all rows of the Jacobian and all values of ``wrt``, each divided by the number of examples."""
     return torch.stack([g.square().sum() / (len(g) if g.dim() else 1) for gradients in rows for g in gradients.values()]).sum()

@@ -1,4 +1,4 @@
-"""Uncorrelated units: the covariance term of VICReg, Bardes, Ponce & LeCun, ICLR 2022, equations 3 and 4."""
+"""The covariance term of VICReg."""
 
 from torch import Tensor
 
@@ -6,15 +6,22 @@ from graphreg import Penalty
 
 
 class Covariance(Penalty, keys=("covariance",)):
-    """The sum of squared covariances of different units, divided by the number of units: ``sum (C² off the diagonal) / units``.
+    """Penalizes covariances between different units, so that the units become uncorrelated.
 
-    units: [samples, units] -> 0-d, averaged over sites. C is the unbiased covariance over the samples of the batch. ``weight`` >= 0.
+    Formula: ``sum C_ij² / units`` over all i ≠ j, where C is the unbiased covariance of the units over the samples of the batch.
+    Shapes: units [samples, units] -> 0-d.
 
-    Attributes:
-        axis: The axis of units; None for axis 1 of a convolution's value, else the last. All other axes are samples.
+    Args:
+        weight: The strength, 0 or more.
+        axis: The axis of units; all other axes are samples. None means axis 1 for a value that has the axes of a convolution's output, else
+            the last axis.
 
     Raises:
-        RegularizerError: The value has a single sample.
+        RegularizerError: A value has fewer than 2 samples, or fewer than 2 units.
+
+    Averaged over: the sites.
+    Default sites: the hidden values, except the outputs of normalizations.
+    Source: Bardes, Ponce & LeCun, VICReg, ICLR 2022, equations 3 and 4.
     """
 
     axis: int | None = None

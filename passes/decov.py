@@ -1,7 +1,4 @@
-"""Uncorrelated units: Cogswell, Ahmed, Girshick, Zitnick & Batra, Reducing overfitting by decorrelating representations, ICLR 2016.
-
-The formula is equation 2.
-"""
+"""The DeCov penalty."""
 
 from torch import Tensor
 
@@ -9,16 +6,24 @@ from graphreg import Penalty
 
 
 class DeCov(Penalty, keys=("decov",)):
-    """Half the sum of squared covariances of different units: ``(|C|² - |diag C|²) / 2``.
+    """Penalizes covariances between different units, so that the units become uncorrelated.
 
-    units: [samples, units] -> 0-d, averaged over sites. C is the covariance over the samples of the batch, divided by their number.
-    ``weight`` >= 0.
+    Formula: ``sum C_ij² / 2`` over all i ≠ j, where C is the covariance of the units over the samples of the batch, with the number of
+    samples as its divisor.
+    Shapes: units [samples, units] -> 0-d.
 
-    Attributes:
-        axis: The axis of units; None for axis 1 of a convolution's value, else the last. All other axes are samples.
+    Args:
+        weight: The strength, 0 or more.
+        axis: The axis of units; all other axes are samples. None means axis 1 for a value that has the axes of a convolution's output, else
+            the last axis.
 
     Raises:
-        RegularizerError: The value has a single sample.
+        RegularizerError: A value has fewer than 2 samples, or fewer than 2 units.
+
+    Averaged over: the sites.
+    Default sites: the hidden values, except the outputs of normalizations.
+    Source: Cogswell, Ahmed, Girshick, Zitnick & Batra, Reducing overfitting in deep networks by decorrelating representations, ICLR 2016,
+    equation 2.
     """
 
     axis: int | None = None

@@ -1,4 +1,4 @@
-"""DropBlock: Ghiasi, Lin & Le, DropBlock: A regularization method for convolutional networks, NeurIPS 2018, algorithm 1 and equation 1."""
+"""DropBlock."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,20 @@ from graphreg import Noise, Site, Splice
 
 
 class DropBlock(Splice, keys=("drop_block",)):
-    """Zeroes square blocks of each channel, about a share ``weight`` of all elements; divides the rest by the share that is kept.
+    """Zeroes square blocks of channels at random, and divides the other elements by the share that is kept.
 
-    z: [batch, channels, height, width], floating -> [same shape]. Blocks lie within the map and may overlap, and each channel of each
-    example has its own. The share that is kept is counted over the whole value, as in the paper. ``weight`` is a rate, 0 <= weight < 1. By
-    default it acts on the hidden values that are maps: those with the axes of a 2d convolution's output, without global pooling.
+    Formula: ``z m / mean(m)``, where m is 0 in the blocks, else 1, and the mean is that of the whole value. A block begins at a place with
+    the probability of the paper's equation 1, so that about a share ``weight`` of all elements is zeroed. Blocks lie within the map and may
+    overlap.
+    Shapes: z [batch, channels, height, width], floating -> [same shape].
 
-    Attributes:
-        block_size: Height and width of a block, at most those of the map. 1 gives dropout of single elements.
+    Args:
+        weight: The share of elements to zero, 0 <= weight < 1.
+        block_size: The height and the width of a block, at most those of the map. 1 gives dropout of single elements.
+
+    Draws: one for each place where a block may begin, in each channel of each example.
+    Default sites: the hidden values that have the axes of a 2d convolution's output, except the outputs of adaptive pooling.
+    Source: Ghiasi, Lin & Le, DropBlock: A regularization method for convolutional networks, NeurIPS 2018, algorithm 1 and equation 1.
     """
 
     block_size: int = 7
@@ -32,7 +38,7 @@ class DropBlock(Splice, keys=("drop_block",)):
 
     def unfit(self, shape: Sequence[int]) -> str:
         if len(shape) != 4:
-            return "it takes maps, [batch, channels, height, width]. Leave the site out, or use BernoulliDropout there."
+            return "the splice takes maps, [batch, channels, height, width]. Leave the site out, or use BernoulliDropout there."
         if min(shape[2:]) < self.block_size:
             return f"block_size={self.block_size} is larger than the map. Give block_size={min(shape[2:])} or less, or leave the site out."
         return ""

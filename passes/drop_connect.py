@@ -1,5 +1,4 @@
-"""DropConnect: Wan et al., Regularization of neural networks using DropConnect, ICML 2013, equation 2; on the hidden-to-hidden weights
-of an LSTM it is the weight drop of Merity, Keskar & Socher, Regularizing and optimizing LSTM language models, ICLR 2018, section 2."""
+"""DropConnect, also known as weight drop."""
 
 from torch import Tensor
 
@@ -7,11 +6,19 @@ from graphreg import Noise, Splice
 
 
 class DropConnect(Splice, keys=("drop_connect", "weight_dropout"), on="parameters"):
-    """Zeroes each element of a weight with probability ``weight`` wherever the forward reads it; scales the rest by ``1 / (1 - weight)``.
+    """Zeroes elements of a parameter at random wherever the forward reads it, and scales the others so that the expectation is preserved.
 
-    w: [any shape], floating -> [same shape], by default each parameter of 2 dims or more. ``weight`` is a probability, 0 <= weight < 1.
-    One mask serves all reads in a call, all examples and all steps of a sequence. As in Merity et al., weights are scaled in train mode
-    and whole in eval mode, where Wan et al. sample the activations.
+    Formula: ``w m / (1 - weight)``, where m is 0 with probability ``weight``, else 1.
+    Shapes: w [any shape], floating -> [same shape].
+
+    Args:
+        weight: The probability that an element is zeroed, 0 <= weight < 1.
+
+    Draws: one m for each element in each call. All reads of the parameter, all examples and all steps of a sequence share it.
+    Default sites: the parameters of 2 dims or more that the forward reads.
+    Source: Wan, Zeiler, Zhang, LeCun & Fergus, Regularization of neural networks using DropConnect, ICML 2013, equation 2. On the
+    hidden-to-hidden weights of an LSTM it is the weight drop of Merity, Keskar & Socher, Regularizing and optimizing LSTM language models,
+    ICLR 2018, section 2. As in the second paper, the weights are not changed in eval mode; Wan et al. sample the activations there.
     """
 
     def check(self) -> None:

@@ -1,8 +1,4 @@
-"""Stochastic depth: Huang, Sun, Liu, Sedra & Weinberger, Deep networks with stochastic depth, ECCV 2016, sections 3 and 4.
-
-The paper skips a block for a whole batch, and scales it in eval mode. Here, as in timm's ``DropPath`` and torchvision's
-``stochastic_depth``, each example has a draw of its own, and what is kept is scaled in train mode.
-"""
+"""Stochastic depth, also known as drop path."""
 
 import math
 from collections.abc import Sequence
@@ -13,13 +9,21 @@ from graphreg import Noise, Site, Splice
 
 
 class DropPath(Splice, keys=("drop_path", "stochastic_depth")):
-    """Zeroes a residual branch of each example as a whole, with probability ``weight``; scales the rest by ``1 / (1 - weight)``.
+    """Zeroes residual branches at random, and scales the others so that the expectation is preserved.
 
-    z: [batch, any further axes], floating -> [same shape]. ``weight`` is a probability, 0 <= weight < 1. By default it acts on the
-    residual branches: the values that a sum adds to the value that they were computed from, ``**#branch``.
+    Formula: ``z m / (1 - weight)``, where m is 0 with probability ``weight``, else 1.
+    Shapes: z [batch, any further axes], floating -> [same shape].
 
-    Attributes:
-        batch_axis: The axis of examples, 1 for a model that has the axis of time first.
+    Args:
+        weight: The probability that a branch is zeroed, 0 <= weight < 1.
+        batch_axis: The axis of examples: 0, or 1 for a model whose first axis is time.
+
+    Draws: one m for each example.
+    Default sites: the residual branches, ``**#branch``. A residual branch is a value that a sum adds to the value that it was computed
+    from.
+    Source: Huang, Sun, Liu, Sedra & Weinberger, Deep networks with stochastic depth, ECCV 2016, sections 3 and 4. The paper drops a branch
+    for the whole batch, and scales it in eval mode. Like timm's ``DropPath`` and torchvision's ``stochastic_depth``, this class draws for
+    each example, and scales in train mode.
     """
 
     batch_axis: int = 0
@@ -36,7 +40,7 @@ class DropPath(Splice, keys=("drop_path", "stochastic_depth")):
     def unfit(self, shape: Sequence[int]) -> str:
         if -len(shape) <= self.batch_axis < len(shape):
             return ""
-        return f"batch_axis={self.batch_axis} is no axis of it. Give the number of its axis of examples, or leave the site out."
+        return f"batch_axis={self.batch_axis} is not an axis of the value. Give the number of the axis of examples, or leave the site out."
 
     def in_a_row(self, weights: Sequence[float]) -> str:
         return f"{math.prod(1 - p for p in weights):.3g} of it is kept, not {1 - max(weights):.3g}"

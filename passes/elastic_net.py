@@ -1,4 +1,4 @@
-"""The elastic net: Zou & Hastie, J. R. Stat. Soc. B 67 (2005), equation 3, as Friedman, Hastie & Tibshirani 2010, equation 2, write it."""
+"""The elastic net."""
 
 from torch import Tensor
 
@@ -6,13 +6,20 @@ from graphreg import Penalty
 
 
 class ElasticNet(Penalty, keys=("elastic_net",), on="parameters"):
-    """The mean of ``r |w| + (1 - r) w² / 2``, averaged over the selected parameters, by default all of 2 dims or more.
+    """Penalizes large weights by a mixture of their absolute values and their squares.
 
-    w: [2 or more dims] -> 0-d. ``weight`` >= 0.
+    Formula: ``r |w| + (1 - r) w² / 2``, where r is ``l1_ratio``.
+    Shapes: w [2 or more dims] -> 0-d.
 
-    Attributes:
+    Args:
+        weight: The strength, 0 or more.
         l1_ratio: r, in [0, 1]: 1 is the lasso, 0 is ridge regression.
-        reduction: ``"mean"``, or ``"sum"``: the sum over all elements of all parameters.
+        reduction: ``"mean"``, or ``"sum"`` for the sum over all elements of all parameters.
+
+    Averaged over: the elements of each parameter, then the parameters.
+    Default sites: the parameters of 2 dims or more.
+    Source: Zou & Hastie, Regularization and variable selection via the elastic net, J. R. Stat. Soc. B 67 (2005), equation 3, in the form
+    of Friedman, Hastie & Tibshirani 2010, equation 2.
     """
 
     l1_ratio: float = 0.5

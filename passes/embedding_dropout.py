@@ -1,5 +1,4 @@
-"""Embedding dropout: Gal & Ghahramani, A theoretically grounded application of dropout in recurrent neural networks, NIPS 2016, section
-4.2; Merity, Keskar & Socher, Regularizing and optimizing LSTM language models, ICLR 2018, section 4.3."""
+"""Embedding dropout, which drops whole words."""
 
 from collections.abc import Sequence
 
@@ -9,11 +8,19 @@ from graphreg import Noise, Site, Splice
 
 
 class EmbeddingDropout(Splice, keys=("embedding_dropout",), on="parameters"):
-    """Zeroes whole rows of an embedding's table, words, with probability ``weight``; scales the rest by ``1 / (1 - weight)``.
+    """Zeroes whole rows of an embedding's table at random, so that a word is missing wherever it occurs, and scales the other rows.
 
-    w: [rows, features], floating -> [same shape]. ``weight`` is a probability, 0 <= weight < 1. By default it acts on the table of the
-    Embedding that reads token ids: that which reads an input of the model, and of several the first. A word is missing wherever it occurs
-    in the batch. It acts where an ``nn.Embedding`` or ``nn.EmbeddingBag`` reads the table; a layer that shares the table reads it whole.
+    Formula: ``w m / (1 - weight)``, where m is 0 with probability ``weight``, else 1. Only an ``nn.Embedding`` or ``nn.EmbeddingBag`` reads
+    the result. Any other layer that shares the table, such as a tied output layer, reads the table itself.
+    Shapes: w [rows, features], floating -> [same shape].
+
+    Args:
+        weight: The probability that a row is zeroed, 0 <= weight < 1.
+
+    Draws: one m for each row in each call, shared by the whole batch.
+    Default sites: of the tables that an input of the model indexes, the first, and all others that the same input indexes.
+    Source: Gal & Ghahramani, A theoretically grounded application of dropout in recurrent neural networks, NIPS 2016, section 4.2; Merity,
+    Keskar & Socher, Regularizing and optimizing LSTM language models, ICLR 2018, section 4.3.
     """
 
     usual = "the table of the Embedding that reads token ids"

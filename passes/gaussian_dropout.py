@@ -1,4 +1,4 @@
-"""Multiplicative Gaussian noise: Srivastava et al., JMLR 15 (2014), section 10, with the mean and variance of dropout."""
+"""Gaussian dropout: multiplicative Gaussian noise."""
 
 from collections.abc import Sequence
 
@@ -8,12 +8,19 @@ from graphreg import Noise, Splice
 
 
 class GaussianDropout(Splice, keys=("gaussian_dropout",)):
-    """Multiplies each element by normal noise of mean 1 and variance ``p / (1 - p)``, those of dropout with rate p, the ``weight``.
+    """Multiplies elements by normal noise that has the mean and the variance of dropout.
 
-    z: [any shape], floating -> [same shape]. ``weight`` is a rate, 0 <= weight < 1.
+    Formula: ``z (1 + sqrt(p / (1 - p)) e)``, where p is ``weight`` and e is standard normal: the factor has mean 1 and variance
+    ``p / (1 - p)``.
+    Shapes: z [any shape], floating -> [same shape].
 
-    Attributes:
-        share_axes: Axes along which all elements get the same factor: ``"time"``, ``"batch"``, the number of an axis, or several of these.
+    Args:
+        weight: The rate of the dropout that has the same mean and variance, 0 <= weight < 1.
+        share_axes: The axes along which all elements share one e: ``"time"``, ``"batch"``, the number of an axis, or several of these.
+
+    Draws: one e for each element.
+    Default sites: the hidden values.
+    Source: Srivastava et al., Dropout: A simple way to prevent neural networks from overfitting, JMLR 15 (2014), section 10.
     """
 
     share_axes: str | int | Sequence[str | int] = ()

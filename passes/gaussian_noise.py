@@ -1,4 +1,4 @@
-"""Additive Gaussian noise: Bishop, Training with noise is equivalent to Tikhonov regularization, 1995, equation 2."""
+"""Additive Gaussian noise."""
 
 import math
 from collections.abc import Sequence
@@ -9,18 +9,27 @@ from graphreg import Noise, Splice
 
 
 class GaussianNoise(Splice, keys=("noise",)):
-    """Adds independent normal noise of standard deviation ``weight`` to each element.
+    """Adds normal noise to each element.
 
-    z: [any shape], floating -> [same shape]. ``weight`` is in the units of z, weight >= 0.
+    Formula: ``z + weight e``, where e is standard normal.
+    Shapes: z [any shape], floating -> [same shape].
 
-    Attributes:
-        share_axes: Axes along which all elements get the same noise: ``"time"``, ``"batch"``, the number of an axis, or several of these.
+    Args:
+        weight: The standard deviation of the noise, in the units of z, 0 or more.
+        share_axes: The axes along which all elements share one e: ``"time"``, ``"batch"``, the number of an axis, or several of these.
+
+    Draws: one e for each element.
+    Default sites: the hidden values.
+    Source: Bishop, Training with noise is equivalent to Tikhonov regularization, 1995, equation 2.
     """
 
     share_axes: str | int | Sequence[str | int] = ()
 
     def in_a_row(self, weights: Sequence[float]) -> str:
-        return f"noise is added each time, {math.hypot(*weights):.3g} in all where nothing scales it in between, not {max(weights):.3g}"
+        return (
+            f"the noise adds up to a standard deviation of {math.hypot(*weights):.3g} (if nothing in between scales it), not "
+            f"{max(weights):.3g}"
+        )
 
     def __call__(self, z: Tensor, weight: Tensor, noise: Noise) -> Tensor:
         return z + weight * noise.normal(z)

@@ -1,4 +1,4 @@
-"""Groups of weights that vanish together: Yuan & Lin, J. R. Stat. Soc. B 68 (2006), equation 2.1, with K = size times identity."""
+"""The group lasso."""
 
 import math
 
@@ -9,17 +9,24 @@ from graphreg import Penalty, Site
 
 
 class GroupLasso(Penalty, keys=("group_lasso",), on="parameters"):
-    """The norms of groups of weights, summed over groups: ``sum sqrt(size of g) |w_g|``.
+    """Penalizes the norms of groups of weights, so that all weights of a group become 0 together.
 
-    w: [2 or more dims] -> 0-d, averaged over the selected parameters, by default all of 2 dims or more. The weights at one index of
-    ``axis`` are a group: with axis 0, those of one output unit or channel. A group of zeros has the gradient 0. ``weight`` >= 0.
+    Formula: ``sum sqrt(size of g) |w_g|`` over the groups g, where |w_g| is the L2 norm. The gradient at a group of zeros is 0.
+    Shapes: w [2 or more dims] -> 0-d.
 
-    Attributes:
-        axis: The axis whose indices number the groups.
-        reduction: ``"mean"`` or ``"sum"``, over parameters.
+    Args:
+        weight: The strength, 0 or more.
+        axis: The axis whose indices number the groups: the weights at one index are a group. With axis 0, that is one output unit or
+            channel.
+        reduction: ``"mean"`` or ``"sum"``, over the parameters.
 
     Raises:
         RegularizerError: A parameter has no such axis.
+
+    Averaged over: the parameters.
+    Default sites: the parameters of 2 dims or more.
+    Source: Yuan & Lin, Model selection and estimation in regression with grouped variables, J. R. Stat. Soc. B 68 (2006), equation 2.1,
+    where the matrix K of a group is the group's size times the identity.
     """
 
     axis: int = 0
@@ -36,6 +43,6 @@ class GroupLasso(Penalty, keys=("group_lasso",), on="parameters"):
 
     def __call__(self, w: Tensor) -> Tensor:
         groups = w.movedim(self.axis, 0).flatten(1)
-        # vector_norm has the gradient 0 at a group of zeros, where the square root of a sum has none
+        # vector_norm has the gradient 0 at a group of zeros; that of the square root of a sum of squares would be nan
         norms: Tensor = torch.linalg.vector_norm(groups, dim=1)
         return math.sqrt(groups.shape[1]) * norms.sum()

@@ -1,4 +1,4 @@
-"""Sparse activations: Glorot, Bordes & Bengio, AISTATS 2011, section 3.2 (an L1 penalty on activation values)."""
+"""An L1 penalty on activations."""
 
 from torch import Tensor
 
@@ -6,9 +6,17 @@ from graphreg import Penalty
 
 
 class HiddenL1(Penalty, keys=("hidden_l1", "hidden_sparsity")):
-    """The mean absolute value of activations, averaged over sites: ``mean |z|``.
+    """Penalizes activations by their absolute values, so that they become sparse.
 
-    z: [any shape], floating -> 0-d, averaged over all its elements. ``weight`` >= 0.
+    Formula: ``|z|``.
+    Shapes: z [any shape], floating -> 0-d.
+
+    Args:
+        weight: The strength, 0 or more.
+
+    Averaged over: the elements of each value, then the sites.
+    Default sites: the hidden values, except the outputs of normalizations.
+    Source: Glorot, Bordes & Bengio, Deep sparse rectifier neural networks, AISTATS 2011, section 3.2.
     """
 
     def __call__(self, z: Tensor) -> Tensor:

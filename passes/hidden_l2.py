@@ -1,5 +1,4 @@
-"""Small activations: the activation regularization (AR) of Merity, McCann & Socher, Revisiting activation regularization for language
-RNNs, 2017. The paper writes a norm; the mean of squares is what the authors' code of AWD-LSTM computes."""
+"""An L2 penalty on activations."""
 
 from torch import Tensor
 
@@ -7,9 +6,18 @@ from graphreg import Penalty
 
 
 class HiddenL2(Penalty, keys=("hidden_l2",)):
-    """The mean square of activations, averaged over sites: ``mean z²``.
+    """Penalizes activations by their squares, so that they stay small.
 
-    z: [any shape], floating -> 0-d, averaged over all its elements. ``weight`` >= 0.
+    Formula: ``z²``.
+    Shapes: z [any shape], floating -> 0-d.
+
+    Args:
+        weight: The strength, 0 or more.
+
+    Averaged over: the elements of each value, then the sites.
+    Default sites: the hidden values, except the outputs of normalizations.
+    Source: Merity, McCann & Socher, Revisiting activation regularization for language RNNs, 2017 (activation regularization, AR). The paper
+    has a norm; the authors' code of AWD-LSTM computes the mean of the squares, as this class does.
     """
 
     def __call__(self, z: Tensor) -> Tensor:

@@ -1,7 +1,4 @@
-"""Sparse examples, whatever their scale: the Hoyer-Square of Yang, Wen & Li, DeepHoyer, ICLR 2020, section 4.1.
-
-The paper takes it of weights; here it is taken of the activations of each example.
-"""
+"""The Hoyer-Square penalty."""
 
 import torch
 from torch import Tensor
@@ -10,10 +7,18 @@ from graphreg import Penalty
 
 
 class HoyerSquare(Penalty, keys=("hoyer_square",)):
-    """The squared ratio of the L1 norm to the L2 norm of each example, averaged over examples: ``mean (sum |z|)² / sum z²``.
+    """Penalizes examples whose activations are not sparse, whatever the scale of the activations.
 
-    z: [examples, any shape] -> 0-d, averaged over sites. The ratio is between 1, for a single element other than 0, and the number
-    of elements. It is 0 for an example of zeros, with the gradient 0. A value of one dim is one example. ``weight`` >= 0.
+    Formula: ``(sum |z|)² / sum z²``, the squared ratio of the L1 norm to the L2 norm of one example. It is 1 if a single element is not 0,
+    and at most the number of elements. For an example of zeros, the ratio and its gradient are 0.
+    Shapes: z [examples, any shape] -> 0-d. A value of one dim is one example.
+
+    Args:
+        weight: The strength, 0 or more.
+
+    Averaged over: the examples, then the sites.
+    Default sites: the hidden values, except the outputs of normalizations.
+    Source: Yang, Wen & Li, DeepHoyer, ICLR 2020, section 4.1. The paper applies the formula to weights; here it is applied to activations.
     """
 
     def __call__(self, z: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Sparse units: Ng, Sparse autoencoder, CS294A lecture notes, 2011, section 3."""
+"""The sparsity penalty of sparse autoencoders."""
 
 import torch
 from torch import Tensor
@@ -7,18 +7,25 @@ from graphreg import Penalty
 
 
 class KLSparsity(Penalty, keys=("kl_sparsity",)):
-    """The divergence of each unit's mean activation from a small target, summed over units: ``sum KL(target || mean z)``.
+    """Penalizes units whose mean activation differs from a small target.
 
-    units: [samples, units], in [0, 1] as a sigmoid gives them -> 0-d, averaged over sites. KL is that of two Bernoulli distributions,
-    ``t log(t / m) + (1 - t) log((1 - t) / (1 - m))``. A unit whose mean is 0 or 1 in floating point counts as if it were the nearest
-    number that has a logarithm. ``weight`` >= 0.
+    Formula: ``sum t log(t / m) + (1 - t) log((1 - t) / (1 - m))`` over the units, where t is ``target`` and m is the mean of the unit over
+    the samples: the Kullback-Leibler divergence of two Bernoulli distributions. m is clamped to [eps, 1 - eps], where eps is the machine
+    epsilon of the dtype.
+    Shapes: units [samples, units], in [0, 1], such as outputs of a sigmoid -> 0-d.
 
-    Attributes:
-        target: The wanted mean activation of each unit, in (0, 1).
-        axis: The axis of units; None for axis 1 of a convolution's value, else the last. All other axes are samples.
+    Args:
+        weight: The strength, 0 or more.
+        target: The mean activation that each unit should have, above 0 and below 1.
+        axis: The axis of units; all other axes are samples. None means axis 1 for a value that has the axes of a convolution's output, else
+            the last axis.
 
     Raises:
-        RegularizerError: A value is outside of [0, 1].
+        RegularizerError: A value has a number outside of [0, 1]. Compiled code fails with an error of torch instead.
+
+    Averaged over: the sites.
+    Default sites: the hidden values, except the outputs of normalizations.
+    Source: Ng, Sparse autoencoder, CS294A lecture notes, 2011, section 3.
     """
 
     target: float = 0.05
@@ -28,7 +35,7 @@ class KLSparsity(Penalty, keys=("kl_sparsity",)):
 
     def check(self) -> None:
         super().check()
-        self.require_number("target", lambda target: 0 < target < 1, "between 0 and 1, without these")
+        self.require_number("target", lambda target: 0 < target < 1, "above 0 and below 1")
 
     def __call__(self, units: Tensor) -> Tensor:
         least = torch.finfo(units.dtype).eps

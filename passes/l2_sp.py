@@ -1,5 +1,4 @@
-"""L2-SP: Li, Grandvalet & Davoine, Explicit inductive bias for transfer learning with convolutional networks, ICML 2018,
-section 3, "L2-SP"."""
+"""L2-SP, weight decay towards the start of training."""
 
 from torch import Tensor
 
@@ -7,13 +6,20 @@ from graphreg import Penalty
 
 
 class L2SP(Penalty, keys=("l2_sp",), on="parameters"):
-    """The mean square of a parameter's distance from where training began, averaged over the selected parameters: ``mean (w - w0)²``.
+    """Penalizes the distance of a parameter from its value at the start of training.
 
-    w: [2 or more dims] -> 0-d, by default each parameter of 2 dims or more. ``weight`` >= 0. w0 is the parameter when the model was
-    regularized; ``graphreg.reset_state(module)`` takes it anew, as after a checkpoint was loaded. ``rng_state`` saves it.
+    Formula: ``(w - w0)²``, where w0 is the parameter when the model was regularized. ``graphreg.reset_state(module)`` sets w0 to the
+    present parameter, for example after a checkpoint was loaded. ``graphreg.rng_state`` saves w0.
+    Shapes: w [2 or more dims] -> 0-d.
 
-    Attributes:
-        reduction: ``"mean"``, or ``"sum"``: the sum of (w - w0)² over all elements and parameters, as in the paper, without its factor ½.
+    Args:
+        weight: The strength, 0 or more.
+        reduction: ``"mean"``, or ``"sum"`` for the sum over all elements of all parameters.
+
+    Averaged over: the elements of each parameter, then the parameters.
+    Default sites: the parameters of 2 dims or more.
+    Source: Li, Grandvalet & Davoine, Explicit inductive bias for transfer learning with convolutional networks, ICML 2018, section 3,
+    "L2-SP". The paper takes the sum, times ½.
     """
 
     reduction: str = "mean"

@@ -1,4 +1,4 @@
-"""LayerDrop: Fan, Grave & Joulin, Reducing transformer depth on demand with structured dropout, ICLR 2020, section 3.2."""
+"""LayerDrop, which skips modules."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,22 @@ from graphreg import Noise, Site, Splice
 
 
 class LayerDrop(Splice, keys=("layer_drop",)):
-    """Skips a module for a whole batch, with probability ``weight``: the value that it got takes the place of its output.
+    """Skips a module for the whole batch at random: the module's input takes the place of its output.
 
-    z: [any shape], floating, the output of a module -> [same shape]: z itself, or ``module_input``, which must have its shape. Nothing is
-    scaled. ``weight`` is a probability, 0 <= weight < 1. A selector of modules is required. The module is computed all the same, and a
-    skipped one gets gradients of 0, so that all ranks of DistributedDataParallel have gradients of all parameters.
+    Formula: ``m z + (1 - m) x``, where x is the module's input, and m is 0 with probability ``weight``, else 1. Nothing is scaled. A
+    skipped module is computed all the same, and its gradients are 0: DistributedDataParallel needs gradients of all parameters on all
+    ranks.
+    Shapes: z and x [any shape], floating, the same for both -> [same shape].
+
+    Args:
+        weight: The probability that a module is skipped, 0 <= weight < 1.
+
+    Draws: one m for each site in each call.
+    Default sites: none. Give a selector of modules.
+    Source: Fan, Grave & Joulin, Reducing transformer depth on demand with structured dropout, ICLR 2020, section 3.2.
     """
 
-    usual = "none; it skips the modules that you name, as in layer_drop={'weight': 0.2, 'pattern': 'layers.*'}"
+    usual = "none: select the modules to skip, as in layer_drop={'weight': 0.2, 'pattern': 'layers.*'}"
 
     def check(self) -> None:
         self.require(0 <= self.weight < 1, "weight", "in [0, 1)")

@@ -1,4 +1,4 @@
-"""Variational dropout in recurrent networks: Gal & Ghahramani, NIPS 2016, section 4.1; "locked dropout" in Merity et al., 2017."""
+"""Variational dropout for sequences, also known as locked dropout."""
 
 import math
 from collections.abc import Sequence
@@ -10,13 +10,20 @@ from graphreg import Noise, Splice
 
 
 class LockedDropout(Splice, keys=("locked_dropout",)):
-    """Dropout with one mask for all steps of a sequence: a unit is zeroed at every step, with probability ``weight``, or at none.
+    """Zeroes units of a sequence at random, each at all steps of an example, and scales the others so that the expectation is preserved.
 
-    z: [batch, time, units] or with other order or more axes, floating -> [same shape]; kept units are scaled by ``1 / (1 - weight)``.
-    ``weight`` is a probability, 0 <= weight < 1. The output of a recurrent layer tells its own axis of time.
+    Formula: ``z m / (1 - weight)``, where m is 0 with probability ``weight``, else 1.
+    Shapes: z [batch, time, units], floating, or with another order or more axes -> [same shape].
 
-    Attributes:
-        time_axis: The axis of time, for a value that does not come from a recurrent layer.
+    Args:
+        weight: The probability that a unit is zeroed, 0 <= weight < 1.
+        time_axis: The axis of time of a value that does not come from a recurrent layer. For the output of such a layer, the layer
+            determines the axis.
+
+    Draws: one m for each unit of each example; all steps share it.
+    Default sites: the hidden values.
+    Source: Gal & Ghahramani, A theoretically grounded application of dropout in recurrent neural networks, NIPS 2016, section 4.1. Merity
+    et al., 2017, call it locked dropout.
     """
 
     time_axis: int = 1

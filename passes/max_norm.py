@@ -1,4 +1,4 @@
-"""Rows of weights that are not too long: the max-norm constraint of Srivastava et al., JMLR 15 (2014), section 5.1, as a penalty."""
+"""The max-norm constraint, as a penalty."""
 
 import torch
 from torch import Tensor
@@ -7,14 +7,21 @@ from graphreg import Penalty, required
 
 
 class MaxNorm(Penalty, keys=("max_norm",), on="parameters"):
-    """How far the norms of rows are above a limit, squared and summed over rows: ``sum max(0, |row| - limit)²``.
+    """Penalizes rows of a weight whose norm is above a limit.
 
-    w: [rows, ...] -> 0-d, averaged over the selected parameters, by default all of 2 dims or more. A row has the weights of one output
-    unit or channel, or of one entry of an Embedding. Rows within the limit cost nothing. ``weight`` >= 0.
+    Formula: ``sum max(0, |row| - limit)²`` over the rows, where |row| is the L2 norm. A row holds the weights of one output unit or
+    channel, or one entry of an embedding.
+    Shapes: w [rows, ...] -> 0-d.
 
-    Attributes:
-        limit: The norm up to which a row costs nothing, above 0; it must be given.
-        reduction: ``"mean"`` or ``"sum"``, over parameters.
+    Args:
+        weight: The strength, 0 or more.
+        limit: The norm up to which a row adds nothing to the penalty, above 0. It must be given.
+        reduction: ``"mean"`` or ``"sum"``, over the parameters.
+
+    Averaged over: the parameters.
+    Default sites: the parameters of 2 dims or more.
+    Source: Srivastava et al., Dropout: A simple way to prevent neural networks from overfitting, JMLR 15 (2014), section 5.1. The paper has
+    a constraint in place of the penalty.
     """
 
     limit: float = required()

@@ -1,4 +1,4 @@
-"""NEFTune: Jain et al., NEFTune: Noisy embeddings improve instruction finetuning, ICLR 2024, algorithm 1."""
+"""NEFTune: noise on the embeddings of tokens."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,20 @@ from graphreg import Noise, Site, Splice
 
 
 class NEFTune(Splice, keys=("neftune",)):
-    """Adds uniform noise to the embeddings of tokens: ``z + U(-1, 1) weight / sqrt(L d)``. A ``weight`` of 5 is usual.
+    """Adds uniform noise to the embeddings of tokens.
 
-    z: [batch, L, d], floating -> [same shape]. ``weight`` >= 0. By default it acts on the Embedding that reads token ids: that which reads
-    an input of the model, and of several the first. L counts padding, as in transformers' ``neftune_noise_alpha``.
+    Formula: ``z + u weight / sqrt(L d)``, where u is uniform in [-1, 1). L includes padding, as in transformers' ``neftune_noise_alpha``,
+    unless ``lengths`` is given.
+    Shapes: z [batch, L, d], floating -> [same shape].
 
-    Attributes:
-        lengths: The name of the model's input that holds the lengths: whole numbers [batch], or a bool mask [batch, L] that is True at a
-            token. Then L is the number of tokens of each example.
+    Args:
+        weight: The scale of the noise, 0 or more; 5 is usual.
+        lengths: The name of the model's input that has the lengths of the sequences, whole numbers [batch], or a bool mask [batch, L] that
+            is True at a token. L is then the number of tokens of each example.
+
+    Draws: one u for each element.
+    Default sites: of the embeddings that read an input of the model, the first, and all others that read the same input.
+    Source: Jain et al., NEFTune: Noisy embeddings improve instruction finetuning, ICLR 2024, algorithm 1.
     """
 
     lengths: str | None = None
@@ -27,7 +33,7 @@ class NEFTune(Splice, keys=("neftune",)):
         return [site for site in reading if site.reads == reading[0].reads]
 
     def unfit(self, shape: Sequence[int]) -> str:
-        return "" if len(shape) == 3 else "it takes the embeddings of sequences, [batch, length, features]. Leave the site out."
+        return "" if len(shape) == 3 else "the splice takes the embeddings of sequences, [batch, length, features]. Leave the site out."
 
     def __call__(self, z: Tensor, weight: Tensor, noise: Noise, lengths: Tensor | None) -> Tensor:
         length = z.shape[1] if lengths is None else lengths.clamp(min=1).to(weight.dtype)[:, None, None]

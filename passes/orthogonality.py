@@ -1,5 +1,4 @@
-"""Orthogonal weights: the soft orthogonality of Bansal, Chen & Wang, Can we gain more from orthogonality regularizations?, NeurIPS 2018,
-section 3.1."""
+"""Soft orthogonality of weights."""
 
 import torch
 from torch import Tensor
@@ -8,14 +7,19 @@ from graphreg import Penalty
 
 
 class Orthogonality(Penalty, keys=("orthogonality",), on="parameters"):
-    """The squared distance of the Gram matrix of a weight from the identity: ``|W Wᵀ - I|²``.
+    """Penalizes weights whose rows are not orthonormal; if a weight has more rows than columns, whose columns are not.
 
-    w: [out, in, ...], read as the matrix W [out, the rest] -> 0-d, averaged over the selected parameters, by default all of 2 dims or
-    more. W Wᵀ is taken of the smaller side: rows are made orthonormal, and columns (Wᵀ W) where there are more rows than columns.
-    ``weight`` >= 0.
+    Formula: ``|W Wᵀ - I|²``, the squared Frobenius norm, or ``|Wᵀ W - I|²`` if W has more rows than columns.
+    Shapes: w [out, in, ...], read as the matrix W [out, product of the other dims] -> 0-d.
 
-    Attributes:
-        reduction: ``"mean"``, or ``"sum"`` over parameters, as in the paper.
+    Args:
+        weight: The strength, 0 or more.
+        reduction: ``"mean"`` or ``"sum"``, over the parameters.
+
+    Averaged over: the parameters.
+    Default sites: the parameters of 2 dims or more.
+    Source: Bansal, Chen & Wang, Can we gain more from orthogonality regularizations in training deep networks?, NeurIPS 2018, section 3.1.
+    The paper takes the sum over the parameters.
     """
 
     reduction: str = "mean"

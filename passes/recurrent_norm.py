@@ -1,8 +1,4 @@
-"""The norm stabilizer: Krueger & Memisevic, Regularizing RNNs by stabilizing activations, ICLR 2016, equation 1.
-
-``norm="l2"`` is that equation. The default takes squared norms, as the formula in theanets' documentation does
-(``theanets.regularizers.RecurrentNorm``); theanets' code forgot the outer square.
-"""
+"""The norm stabilizer for sequences of states."""
 
 import torch
 from torch import Tensor
@@ -11,19 +7,28 @@ from graphreg import Penalty, mean_over_pairs
 
 
 class RecurrentNorm(Penalty, keys=("recurrent_norm",)):
-    """The mean square of the change of the squared norm from step to step: ``mean (|z_t|² - |z_t-1|²)²``.
+    """Penalizes changes of a state's norm from one step to the next.
 
-    steps: [time, batch, units] -> 0-d, averaged over sites, and at each site over all pairs of neighbouring steps of all
-    sequences together, so that a long sequence weighs more. A single step gives 0. ``weight`` >= 0. A selector is required.
+    Formula: ``(|z_t|² - |z_t-1|²)²``, where |z| is the L2 norm; with ``norm="l2"``, ``(|z_t| - |z_t-1|)²``. A sequence of a single step
+    gives 0.
+    Shapes: steps [time, batch, units] -> 0-d.
 
-    Attributes:
-        norm: ``"squared"``, or ``"l2"``: ``mean (|z_t| - |z_t-1|)²``.
-        time_axis: The axis of time, for a value that does not come from a recurrent layer.
-        lengths: The name of the model's input that holds the lengths: whole numbers [batch], or a bool mask [batch, time] that is
-            True where a step counts (torch's padding masks are the opposite). All other steps are ignored.
+    Args:
+        weight: The strength, 0 or more.
+        norm: ``"squared"`` for differences of squared norms, or ``"l2"`` for differences of norms.
+        time_axis: The axis of time of a value that does not come from a recurrent layer. For the output of such a layer, the layer
+            determines the axis.
+        lengths: The name of the model's input that has the lengths of the sequences, whole numbers [batch], or a bool mask [batch, time]
+            that is True where a step counts (the padding masks of torch are the opposite). All other steps are ignored. None means that
+            every step counts.
 
     Raises:
-        RegularizerError: The value is not a sequence, or the lengths do not fit it.
+        RegularizerError: A value is not a sequence, or the lengths do not fit it.
+
+    Averaged over: all pairs of neighbouring steps of all sequences together, so that a long sequence weighs more; then the sites.
+    Default sites: none. Give a selector of sequences.
+    Source: Krueger & Memisevic, Regularizing RNNs by stabilizing activations, ICLR 2016, equation 1, for ``norm="l2"``. The squared norms
+    are those of the formula in theanets' documentation (``theanets.regularizers.RecurrentNorm``); theanets' code lacks the outer square.
     """
 
     norm: str = "squared"
@@ -35,6 +40,6 @@ class RecurrentNorm(Penalty, keys=("recurrent_norm",)):
         self.require(self.norm in ("squared", "l2"), "norm", "'squared' or 'l2'")
 
     def __call__(self, steps: Tensor, lengths: Tensor | None) -> Tensor:
-        # vector_norm has the gradient 0 at a zero state, where the square root of a sum has none
+        # vector_norm has the gradient 0 at a zero state; that of the square root of a sum of squares would be nan
         norms = torch.linalg.vector_norm(steps, dim=-1) if self.norm == "l2" else steps.square().sum(-1)
         return mean_over_pairs(norms.diff(dim=0).square(), lengths)

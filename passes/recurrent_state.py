@@ -1,8 +1,4 @@
-"""Slow states: the mean squared change of a state from step to step, theanets' ``RecurrentState``.
-
-It is the temporal coherence loss of Jonschkowski & Brock, Autonomous Robots 39 (2015), and, averaged over units, the temporal
-activation regularization of Merity, McCann & Socher, ICLR workshop 2017.
-"""
+"""A penalty on fast changes of states."""
 
 from torch import Tensor
 
@@ -10,18 +6,27 @@ from graphreg import Penalty, mean_over_pairs
 
 
 class RecurrentState(Penalty, keys=("recurrent_state",)):
-    """The mean squared difference of neighbouring steps: ``mean (z_t - z_t-1)²``.
+    """Penalizes changes of a state from one step to the next.
 
-    steps: [time, batch, units] -> 0-d, averaged over sites, and at each site over the units and all pairs of neighbouring steps of
-    all sequences together, so that a long sequence weighs more. A single step gives 0. ``weight`` >= 0. A selector is required.
+    Formula: ``(z_t - z_t-1)²``. A sequence of a single step gives 0.
+    Shapes: steps [time, batch, units] -> 0-d.
 
-    Attributes:
-        time_axis: The axis of time, for a value that does not come from a recurrent layer.
-        lengths: The name of the model's input that holds the lengths: whole numbers [batch], or a bool mask [batch, time] that is
-            True where a step counts (torch's padding masks are the opposite). All other steps are ignored.
+    Args:
+        weight: The strength, 0 or more.
+        time_axis: The axis of time of a value that does not come from a recurrent layer. For the output of such a layer, the layer
+            determines the axis.
+        lengths: The name of the model's input that has the lengths of the sequences, whole numbers [batch], or a bool mask [batch, time]
+            that is True where a step counts (the padding masks of torch are the opposite). All other steps are ignored. None means that
+            every step counts.
 
     Raises:
-        RegularizerError: The value is not a sequence, or the lengths do not fit it.
+        RegularizerError: A value is not a sequence, or the lengths do not fit it.
+
+    Averaged over: the units and all pairs of neighbouring steps of all sequences together, so that a long sequence weighs more; then the
+    sites.
+    Default sites: none. Give a selector of sequences.
+    Source: theanets' ``RecurrentState``. It is the temporal coherence loss of Jonschkowski & Brock, Autonomous Robots 39 (2015), and,
+    averaged over the units, the temporal activation regularization of Merity, McCann & Socher, ICLR workshop 2017.
     """
 
     time_axis: int = 1

@@ -1,5 +1,4 @@
-"""Spectral norm regularization: Yoshida & Miyato, Spectral norm regularization for improving the generalizability of deep learning, 2017,
-section 3."""
+"""Spectral norm regularization."""
 
 import torch
 from torch import Tensor
@@ -7,19 +6,26 @@ from torch.nn.functional import normalize
 
 from graphreg import Penalty
 
-START = 15  # iterations for the first estimate, as in torch.nn.utils.parametrizations.spectral_norm
+START = 15  # the number of iterations for the first estimate, as in torch.nn.utils.parametrizations.spectral_norm
 
 
 class SpectralPenalty(Penalty, keys=("spectral",), on="parameters"):
-    """The square s² of a weight's largest singular value s, averaged over the selected parameters.
+    """Penalizes the largest singular value of a weight.
 
-    w: [out, in, ...], read as the matrix W [out, the rest] -> 0-d, by default each parameter of 2 dims or more. ``weight`` >= 0; it is the
-    paper's λ/2 with ``reduction="sum"``. s is estimated from below by power iteration, which goes on from call to call in train mode:
-    ``rng_state`` saves the vector that it has come to. The gradient is 2s·u vᵀ, for the singular vectors u and v as estimated.
+    Formula: ``s²``, where s is the largest singular value. Power iteration estimates s from below. In train mode, each call continues from
+    the vector that the call before has found; ``graphreg.rng_state`` saves this vector. The gradient is ``2 s u vᵀ``, with the estimates of
+    the singular vectors u and v.
+    Shapes: w [out, in, ...], read as the matrix W [out, product of the other dims] -> 0-d.
 
-    Attributes:
-        reduction: ``"mean"``, or ``"sum"`` over parameters, as in the paper.
-        iterations: How many power iterations a call makes, a whole number, 1 or more.
+    Args:
+        weight: The strength, 0 or more. With ``reduction="sum"``, it is the paper's λ/2.
+        reduction: ``"mean"`` or ``"sum"``, over the parameters.
+        iterations: The number of power iterations in each call, a whole number, 1 or more.
+
+    Averaged over: the parameters.
+    Default sites: the parameters of 2 dims or more.
+    Source: Yoshida & Miyato, Spectral norm regularization for improving the generalizability of deep learning, 2017, section 3. The paper
+    takes the sum over the parameters.
     """
 
     reduction: str = "mean"
@@ -40,7 +46,7 @@ class SpectralPenalty(Penalty, keys=("spectral",), on="parameters"):
         return (u @ matrix @ v).square(), {"u": u}
 
     def _vectors(self, matrix: Tensor, u: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-        """Estimate the first singular vectors, [out] and [the rest], from u on."""
+        """Estimate the singular vectors u, [out], and v, [the other dims], of the largest singular value, starting with the given u."""
         v = u
         for _ in range(iterations):
             v = normalize(matrix.T @ u, dim=0)

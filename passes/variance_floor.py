@@ -1,4 +1,4 @@
-"""Units that vary: the variance term of VICReg, Bardes, Ponce & LeCun, ICLR 2022, equations 1 and 2."""
+"""The variance term of VICReg."""
 
 from torch import Tensor
 
@@ -6,17 +6,23 @@ from graphreg import Penalty
 
 
 class VarianceFloor(Penalty, keys=("variance_floor",)):
-    """How far the standard deviation of each unit is below ``gamma``, averaged over units: ``mean max(0, gamma - sqrt(var z + 1e-4))``.
+    """Penalizes units whose standard deviation over the samples of the batch is small.
 
-    units: [samples, units] -> 0-d, averaged over units and sites. The variance over the samples of the batch is unbiased.
-    ``weight`` >= 0.
+    Formula: ``max(0, gamma - sqrt(var + 1e-4))``, where var is the unbiased variance of the unit over the samples.
+    Shapes: units [samples, units] -> 0-d.
 
-    Attributes:
-        gamma: The standard deviation from which on a unit costs nothing, above 0.
-        axis: The axis of units; None for axis 1 of a convolution's value, else the last. All other axes are samples.
+    Args:
+        weight: The strength, 0 or more.
+        gamma: A unit adds nothing to the penalty if ``sqrt(var + 1e-4)`` is gamma or more. Above 0.
+        axis: The axis of units; all other axes are samples. None means axis 1 for a value that has the axes of a convolution's output, else
+            the last axis.
 
     Raises:
-        RegularizerError: The value has a single sample.
+        RegularizerError: A value has fewer than 2 samples.
+
+    Averaged over: the units, then the sites.
+    Default sites: the hidden values, except the outputs of normalizations.
+    Source: Bardes, Ponce & LeCun, VICReg, ICLR 2022, equations 1 and 2.
     """
 
     gamma: float = 1.0

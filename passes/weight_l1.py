@@ -1,4 +1,4 @@
-"""Sparse weights: Tibshirani, Regression shrinkage and selection via the lasso, 1996, equation 1, as a penalty."""
+"""The lasso, as a penalty on weights."""
 
 from torch import Tensor
 
@@ -6,9 +6,19 @@ from graphreg import Penalty
 
 
 class WeightL1(Penalty, keys=("weight_l1", "weight_sparsity"), on="parameters"):
-    """The mean absolute value of a parameter, averaged over the selected parameters, by default all of 2 dims or more.
+    """Penalizes weights by their absolute values, so that they become sparse.
 
-    w: [2 or more dims] -> 0-d. ``weight`` >= 0. With ``reduction="sum"`` it is the sum of |w| instead.
+    Formula: ``|w|``.
+    Shapes: w [2 or more dims] -> 0-d.
+
+    Args:
+        weight: The strength, 0 or more.
+        reduction: ``"mean"``, or ``"sum"`` for the sum over all elements of all parameters.
+
+    Averaged over: the elements of each parameter, then the parameters.
+    Default sites: the parameters of 2 dims or more.
+    Source: Tibshirani, Regression shrinkage and selection via the lasso, J. R. Stat. Soc. B 58 (1996), equation 1. The paper has a
+    constraint in place of the penalty.
     """
 
     reduction: str = "mean"

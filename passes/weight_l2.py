@@ -1,4 +1,4 @@
-"""Weight decay as a penalty: Krogh & Hertz, NIPS 4 (1991), equation 4; averaged, as theanets' code does."""
+"""Weight decay, as a penalty."""
 
 import math
 from collections.abc import Sequence
@@ -9,10 +9,20 @@ from graphreg import Penalty, Site
 
 
 class WeightL2(Penalty, keys=("weight_l2", "weight_decay"), on="parameters"):
-    """The mean square of a parameter, averaged over the selected parameters, by default all of 2 dims or more.
+    """Penalizes weights by their squares, so that they stay small.
 
-    w: [2 or more dims] -> 0-d. ``weight`` >= 0. With ``reduction="sum"`` it is the sum of w² instead. A mean divides
-    by the number of elements, so it pulls far less at the same ``weight``. The report prints the SGD weight decay of the same effect.
+    Formula: ``w²``.
+    Shapes: w [2 or more dims] -> 0-d.
+
+    Args:
+        weight: The strength, 0 or more. A mean divides by the number of elements, so its gradient is far smaller than that of the sum at
+            the same strength. The report prints the weight decay of SGD that has the same effect.
+        reduction: ``"mean"``, or ``"sum"`` for the sum over all elements of all parameters.
+
+    Averaged over: the elements of each parameter, then the parameters.
+    Default sites: the parameters of 2 dims or more.
+    Source: Krogh & Hertz, A simple weight decay can improve generalization, NIPS 4 (1991), equation 4. theanets' code takes the mean, as
+    this class does.
     """
 
     reduction: str = "mean"
@@ -21,7 +31,7 @@ class WeightL2(Penalty, keys=("weight_l2", "weight_decay"), on="parameters"):
         return w.square().sum() if self.reduction == "sum" else w.square().mean()
 
     def note(self, sites: Sequence[Site], weight: float) -> str:
-        """Return a line with the SGD ``weight_decay`` of the same effect: the gradient of the penalty divided by w."""
+        """Return a line with the ``weight_decay`` of SGD that has the same effect: the gradient of the penalty, divided by w."""
         if self.reduction == "sum":
             return f"equivalent SGD weight_decay: {2 * weight:.3g}"
         decays = [2 * weight / (len(sites) * math.prod(site.shape or ())) for site in sites]

@@ -1,4 +1,4 @@
-"""Weight noise of a fixed variance: Graves, Practical variational inference for neural networks, NIPS 2011."""
+"""Weight noise of a fixed variance."""
 
 from torch import Tensor
 
@@ -6,10 +6,18 @@ from graphreg import Noise, Splice
 
 
 class WeightNoise(Splice, keys=("weight_noise",), on="parameters"):
-    """Adds independent normal noise of standard deviation ``weight`` to a weight wherever the forward reads it: ``w + ε``.
+    """Adds normal noise to a parameter wherever the forward reads it.
 
-    w: [any shape], floating -> [same shape], by default each parameter of 2 dims or more. ``weight`` is in the units of w, weight >= 0.
-    One draw serves all reads in a call. The parameter itself, its gradient's place and what penalties measure stay as they are.
+    Formula: ``w + weight e``, where e is standard normal. The parameter itself does not change. It gets the gradient, and penalties measure
+    it without the noise.
+    Shapes: w [any shape], floating -> [same shape].
+
+    Args:
+        weight: The standard deviation of the noise, in the units of w, 0 or more.
+
+    Draws: one e for each element in each call. All reads of the parameter share it.
+    Default sites: the parameters of 2 dims or more that the forward reads.
+    Source: Graves, Practical variational inference for neural networks, NIPS 2011.
     """
 
     def __call__(self, w: Tensor, weight: Tensor, noise: Noise) -> Tensor:

@@ -1,4 +1,4 @@
-"""Logits that don't drift: the auxiliary z-loss of Chowdhery et al., PaLM, 2022, section 5."""
+"""The auxiliary z-loss, which keeps logits from drifting."""
 
 from torch import Tensor
 
@@ -6,16 +6,22 @@ from graphreg import Penalty, Site
 
 
 class ZLoss(Penalty, keys=("z_loss",)):
-    """The squared logarithm of the softmax normalizer, averaged over samples: ``mean (log sum exp z)²``.
+    """Penalizes the logarithm of the softmax normalizer, so that the logits do not drift.
 
-    units: the logits, [samples, classes] -> 0-d, averaged over sites. ``weight`` >= 0, 1e-4 in the paper. The default sites are the
-    model's outputs, losses left out.
+    Formula: ``(log sum exp z)²``, where the sum is over the classes.
+    Shapes: units, which are the logits z, [samples, classes] -> 0-d.
 
-    Attributes:
-        axis: The axis of classes; None for axis 1 of a convolution's value, else the last. All other axes are samples.
+    Args:
+        weight: The strength, 0 or more; 1e-4 in the paper.
+        axis: The axis of classes; all other axes are samples. None means axis 1 for a value that has the axes of a convolution's output,
+            else the last axis.
 
     Raises:
-        RegularizerError: The values are those of a softmax, a log-softmax or a sigmoid, and no logits.
+        RegularizerError: A site is the output of a softmax, a log-softmax or a sigmoid, or has fewer than 2 classes.
+
+    Averaged over: the samples, then the sites.
+    Default sites: the model's outputs, except losses and the outputs of normalizations.
+    Source: Chowdhery et al., PaLM: Scaling language modeling with pathways, 2022, section 5.
     """
 
     axis: int | None = None
@@ -25,7 +31,7 @@ class ZLoss(Penalty, keys=("z_loss",)):
 
     def why_not(self, site: Site) -> str:
         made = {"softmax", "log_softmax", "logsoftmax", "sigmoid"}.intersection(label.op.lower() for label in site.labels)
-        return f"these are results of {min(made)}, and it takes logits. Select the value that {min(made)} reads." if made else ""
+        return f"the penalty takes logits, and this is the output of a {min(made)}. Select what the {min(made)} reads." if made else ""
 
     def __call__(self, units: Tensor) -> Tensor:
         return units.logsumexp(1).square().mean()

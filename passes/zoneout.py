@@ -1,4 +1,4 @@
-"""Zoneout: Krueger et al., Zoneout: Regularizing RNNs by randomly preserving hidden activations, ICLR 2017, section 3."""
+"""Zoneout, for recurrent cells."""
 
 from collections.abc import Sequence
 
@@ -11,12 +11,19 @@ CELLS = ("RNNCell", "GRUCell", "LSTMCell")
 
 
 class Zoneout(Splice, keys=("zoneout",)):
-    """Keeps units of a cell's state as they were before the step, each with probability ``weight``; in eval mode it is the expectation.
+    """Keeps units of a recurrent cell's state as they were before the step, at random.
 
-    z: [any shape], floating, a state that a recurrent cell returns -> [same shape]. In train mode each unit of the result is that of
-    ``previous``, the state that the cell got, with probability ``weight``, else that of z. In eval mode the result is
-    ``weight * previous + (1 - weight) * z``. ``weight`` is a probability, 0 <= weight < 1. By default it acts on the states of
-    ``nn.RNNCell``, ``nn.GRUCell`` and ``nn.LSTMCell``, of the last on h and c: ``"cell*:c"`` selects one of them.
+    Formula: ``m z + (1 - m) previous``, where ``previous`` is the state that the cell got, and m is 0 with probability ``weight``, else 1.
+    In eval mode, the expectation: ``(1 - weight) z + weight previous``.
+    Shapes: z, a state that a recurrent cell returns, [any shape], floating -> [same shape].
+
+    Args:
+        weight: The probability that a unit keeps the value from before the step, 0 <= weight < 1.
+
+    Draws: one m for each element.
+    Default sites: the states of ``nn.RNNCell``, ``nn.GRUCell`` and ``nn.LSTMCell``. An ``nn.LSTMCell`` has two, h and c; for one with the
+    name ``cell``, the selector ``"cell:c"`` selects c.
+    Source: Krueger et al., Zoneout: Regularizing RNNs by randomly preserving hidden activations, ICLR 2017, section 3.
     """
 
     usual = "the states of nn.RNNCell, nn.GRUCell and nn.LSTMCell"
@@ -31,5 +38,5 @@ class Zoneout(Splice, keys=("zoneout",)):
         return torch.where(noise.keep(z, weight) != 0, z, previous)
 
     def in_eval(self, z: Tensor, weight: Tensor, previous: Tensor) -> Tensor:
-        """Return the expectation, for eval mode."""
+        """Return the expectation of ``__call__``, which is the value in eval mode."""
         return torch.lerp(z, previous, weight.to(z.dtype))

@@ -1,6 +1,7 @@
-"""Blocks: makes modules that ``blocks=`` names stay modules that are called, while the flat graph of the whole model stays the truth.
+"""Keeps the modules that ``blocks=`` selects as modules that the rewritten module calls.
 
-``outlined`` is called while the forwards of a rewritten module are generated. ``homes.py`` finds the block call that each node belongs to,
+Plan, rewrite, check and pickle use the flat graph of the whole model, which does not contain these calls. ``outlined`` makes the graphs
+that contain these calls, while the forwards of a rewritten module are generated. ``homes.py`` finds the block calls of each node,
 ``outline.py`` makes a graph for each call of a block, and ``block.py`` has the objects that stand for the blocks.
 """
 

@@ -1,7 +1,7 @@
 """The objects that stand for the model's blocks in a rewritten module, and for the modules that contain blocks.
 
 Such an object shares the parameters, buffers and mode of the model's module, and has a class of the same name derived from the module's
-class, so that wrapping policies of FSDP and activation checkpointing recognize it. Only its forward is another: emitted code.
+class, so that wrapping policies of FSDP and activation checkpointing recognize it. But its forward runs emitted code.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from graphreg.errors import GraphRegError
 from graphreg.ir import RULES
 from graphreg.torch_internals import COMPILED_CALL, is_exporting, renew_hooks
 
-BLOCK, MODE = "graphreg_block", "graphreg_mode"  # the attributes with a block's record, and with the mode of a module without one
-_MADE_ANEW = (RULES, OUTSIDE, LOWERED, COMPILED_CALL)  # left out of copies and pickles
+BLOCK, MODE = "graphreg_block", "graphreg_mode"  # the attributes with the record of a block object, and with its mode if it has no record
+_MADE_ANEW = (RULES, OUTSIDE, LOWERED, COMPILED_CALL)  # attributes that copies and pickles leave out
 _classes: WeakKeyDictionary[type, type[Block]] = WeakKeyDictionary()
 
 Code = Callable[..., Any]
@@ -30,15 +30,16 @@ Code = Callable[..., Any]
 
 @dataclass(frozen=True)
 class BlockRecord:
-    """What a block object knows.
+    """The record of a block object, which is its attribute ``graphreg_block``.
 
     Attributes:
-        path: Its path in the model.
-        original: A tuple of the model's module, whose mode it shares; empty in a copy and after unpickling.
-        mode: Whether it is in train mode, for a block without an original.
-        eager: The emitted code, a function for each variant of its calls.
-        compiled: Likewise, the functions that Dynamo traces.
-        sources: The text of ``eager``.
+        path: The path of the block in the model.
+        original: The model's module that the object stands for and whose mode it shares, in a tuple; () in a copy and after unpickling.
+        mode: Whether the block is in train mode; used only if ``original`` is empty.
+        eager: The functions of the emitted code that run in eager mode. Calls of the block that have different code are different
+            variants, and each variant has a function.
+        compiled: The functions that Dynamo traces, one for each variant.
+        sources: The source text of each function in ``eager``.
     """
 
     path: str
@@ -50,21 +51,21 @@ class BlockRecord:
 
 
 class View:
-    """A namespace: emitted code calls what it has as attributes. It is no module, so what it refers to is in no state_dict."""
+    """A namespace with modules that emitted code calls. It is no module itself, so these modules are not in the block's state_dict."""
 
     def __init__(self, things: Mapping[str, Any]) -> None:
         self.__dict__.update(things)
 
 
 class Block(nn.Module):
-    """Mixed into the class of a model's module; see this file's docstring."""
+    """The class that every block object has as a base, besides the class of the model's module; see this file's docstring."""
 
     graphreg_kind: type[nn.Module]
 
     @property
     def training(self) -> bool:
         record = self.__dict__.get(BLOCK)
-        if record is None:  # a slice of a ModuleList is a new object of its class
+        if record is None:  # slicing a ModuleList makes a new object of the list's class, which has no record
             return bool(self.__dict__.get(MODE, True))
         return bool(record.original[0].training if record.original else record.mode)
 
@@ -79,12 +80,15 @@ class Block(nn.Module):
         self.__dict__[BLOCK] = replace(record, mode=mode)
 
     def forward(self, *values: Any, graphreg_keys: Sequence[Any] = (), graphreg_variant: int | None = None) -> Any:
-        """Run the emitted code of a call.
+        """Run the emitted code of one variant.
 
         Args:
             *values: The values that the code reads.
-            graphreg_keys: The rows of the keys that it draws from.
-            graphreg_variant: Which code.
+            graphreg_keys: The rows of the keys that the code draws from.
+            graphreg_variant: The number of the variant; None in a call that does not come from the rewritten module.
+
+        Raises:
+            GraphRegError: The call does not come from the rewritten module.
         """
         if graphreg_variant is None:
             raise GraphRegError(refusal(self.graphreg_kind.__name__, self.__dict__[BLOCK].path if BLOCK in self.__dict__ else ""))
@@ -92,7 +96,7 @@ class Block(nn.Module):
         codes = record.compiled if torch.compiler.is_dynamo_compiling() and not is_exporting() else record.eager
         return codes[graphreg_variant](self, *values, *graphreg_keys)
 
-    __call__ = nn.Module.__call__  # the trace recorded what a __call__ of the class does around the forward
+    __call__ = nn.Module.__call__  # the trace recorded what the class's own __call__ does around the forward
 
     def compile(self, *args: Any, **options: Any) -> None:
         """Compile this block in place, as ``nn.Module.compile`` does, with the Inductor passes that the whole module would get."""
@@ -115,8 +119,8 @@ class Block(nn.Module):
 def refusal(kind: str, path: str) -> str:
     """Return the message for a call that does not come from the rewritten module."""
     return (
-        f"{f'{path!r} ({kind})' if path else kind} is a part of a rewritten module, which alone can call it: its emitted code takes other "
-        "arguments. Call the whole module; to run this part by itself, take the one in the model that was regularized."
+        f"{f'{path!r} ({kind})' if path else kind} is a part of a rewritten module, and only that module can call this part, because "
+        "emitted code takes other arguments. Call the whole module; to run this part alone, call the same part of the original model."
     )
 
 
@@ -136,13 +140,13 @@ def _blank(kind: type[nn.Module]) -> Any:
 
 
 def original(module: nn.Module) -> nn.Module:
-    """Return the model's module for which a block object stands; any other module itself, and a block object without an original."""
+    """Return the model's module that a block object stands for; the argument itself if it is no block object or has no original."""
     record = module.__dict__.get(BLOCK)
     return record.original[0] if record is not None and record.original else module
 
 
 def with_blocks(children: Mapping[str, nn.Module | None], blocks: Iterable[str]) -> dict[str, nn.Module | None]:
-    """Return a model's children with block objects in place of the blocks and of the modules that contain some."""
+    """Return a model's children with block objects in place of the blocks and of the modules that contain blocks."""
     made, new = dict[int, nn.Module](), dict(children)
     for path in sorted({block[:end] for block in blocks for end in _ends(block)}):
         owner, _, name = path.rpartition(".")
@@ -154,7 +158,7 @@ def with_blocks(children: Mapping[str, nn.Module | None], blocks: Iterable[str])
             made[id(module)] = _twin(module, path)
         siblings[name] = made[id(module)]
     aliases = {id(original(module)): module for module in made.values()}
-    for module in (None, *made.values()):  # other names of a block in the modules that are open
+    for module in (None, *made.values()):  # a block may have further names in these modules
         siblings = new if module is None else module._modules
         siblings.update({name: aliases.get(id(child), child) for name, child in siblings.items()})
     return new
@@ -166,12 +170,12 @@ def _ends(path: str) -> Iterator[int]:
 
 
 def _twin(module: nn.Module, path: str) -> nn.Module:
-    """Make the block object for a module: it shares the dicts of parameters and buffers, and has one of its own for submodules."""
+    """Make the block object for a module. It shares the module's dicts of parameters and buffers; its dict of submodules is its own."""
     twin: nn.Module = _blank(type(module))
     source = original(module)
     twin.__dict__.update({name: value for name, value in source.__dict__.items() if name not in (*_MADE_ANEW, "training")})
     twin.__dict__["_modules"] = type(source._modules)(module._modules)
-    renew_hooks(twin)  # the trace recorded what the module's call hooks do
+    renew_hooks(twin)  # the twin needs no call hooks: the trace recorded what they do
     twin.__dict__[BLOCK] = BlockRecord(path, (source,), source.training)
     return twin
 
@@ -182,10 +186,10 @@ def block_at(root: nn.Module, path: str) -> Block:
         if isinstance(module, Block) and (record := module.__dict__.get(BLOCK)) is not None and record.path == path:
             return module
     raise GraphRegError(
-        f"the block {path!r} of the rewritten module was replaced. Put it back, or regularize the model that has the new one."
+        f"the block {path!r} of the rewritten module was replaced. Put the block back, or regularize the model with the new module."
     )
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether FSDP2 (``fully_shard``) was applied to a module."""
+    """Return whether FSDP2 (``fully_shard``) was applied to a module."""
     return any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__)

@@ -1,4 +1,4 @@
-"""Finds for each node of a graph the block calls that it belongs to."""
+"""Finds the block calls that each node of a graph belongs to."""
 
 from __future__ import annotations
 
@@ -8,24 +8,26 @@ from torch import fx
 
 from graphreg.ir import Kind, ModuleCalls, calls_of, is_kind, is_marked, nodes_in
 
-OUTSIDE_BLOCKS = (Kind.KEY, Kind.TOTAL, Kind.READ, Kind.ATTACH, Kind.ATTACHED)  # additions that belong to the whole model
+OUTSIDE_BLOCKS = (Kind.KEY, Kind.TOTAL, Kind.READ, Kind.ATTACH, Kind.ATTACHED)  # kinds of additions that are in no block
 
 
 def opened(graphs: Iterable[fx.Graph], paths: Collection[str]) -> frozenset[str]:
-    """Return those of the paths whose modules the graphs show as the operations inside. The others are called as they are already."""
+    """Return the paths of those modules that the graphs contain as single operations. Other modules are called as a whole, or never."""
     return frozenset(path for graph in graphs for node in graph.nodes for path, _ in _around(node) if path in paths)
 
 
 def _around(node: fx.Node) -> ModuleCalls:
-    """Return the recorded calls during which a node was made, without the call that the node itself is."""
+    """Return the recorded calls of modules during which a node was made, without the call that the node itself is, if any."""
     calls = calls_of(node) or ()
     return calls[:-1] if node.op == "call_module" and calls and calls[-1][0] == node.target else calls
 
 
 def homes(graph: fx.Graph, blocks: Collection[str]) -> dict[fx.Node, ModuleCalls]:
-    """Return for each node the calls of ``blocks`` that it belongs to, outermost first. Nodes that read attributes belong to their readers.
+    """Return, by node, the calls of ``blocks`` that the node belongs to, outermost first.
 
-    A trace runs in order, so a node without a record belongs to the calls that its neighbours have in common.
+    The dict does not have the ``get_attr`` nodes, because they belong to their readers. An addition without a record belongs to the calls
+    that the values in its first argument have in common. Any other node without a record belongs to the calls that its neighbours have in
+    common, because the nodes of a trace are in the order in which they run.
     """
     found: dict[fx.Node, ModuleCalls] = {}
     unknown: list[fx.Node] = []
@@ -43,14 +45,18 @@ def homes(graph: fx.Graph, blocks: Collection[str]) -> dict[fx.Node, ModuleCalls
             found[node] = _shared(found[value] for value in nodes_in(node.args[:1]) if value in found)
         else:
             found[node] = _shared(found[each] for each in _neighbours(node, found))
-    for node in graph.nodes:  # a measurement of several calls belongs to what these have in common
+    for node in graph.nodes:  # a measurement of values of several calls belongs to the calls that these values have in common
         if is_kind(node, Kind.MEASURE):
             found[node] = _shared([found[node], *(found[value] for value in nodes_in(node.args[:1]) if value in found)])
     return found
 
 
 def _neighbours(node: fx.Node, known: Collection[fx.Node]) -> list[fx.Node]:
-    """Return the readers of a node that reads attributes only, as ``choose`` does; for any other the nearest known nodes around it."""
+    """Return the nodes from which the home of a node follows; an empty list if it belongs to no block.
+
+    If the node reads nothing but attributes, such as a call of ``choose``, these are its readers, if all are known. Otherwise, they are the
+    nearest known nodes before and after it.
+    """
     if node.users and all(source.op == "get_attr" for source in node.all_input_nodes):
         readers = [reader for reader in node.users if reader in known]
         if len(readers) == len(node.users):
@@ -64,7 +70,7 @@ def _neighbours(node: fx.Node, known: Collection[fx.Node]) -> list[fx.Node]:
 
 
 def _shared(calls: Iterable[ModuleCalls]) -> ModuleCalls:
-    """Return the calls that all of these have in common, from the outermost on."""
+    """Return the calls that all of the tuples have in common, from the outermost call on."""
     every = list(calls)
     if not every:
         return ()

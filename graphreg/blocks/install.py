@@ -1,4 +1,4 @@
-"""Outlines the graphs of a rewritten module, compiles the code of its blocks, and gives it to the block objects."""
+"""Outlines the graphs of a rewritten module, compiles the code of its blocks, and gives the code to the block objects."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from graphreg.compiler import LOWERED
 from graphreg.ir import RULES, spelled
 from graphreg.torch_internals import define_named_tuples
 
-Sources = Mapping[str, tuple[fx.Graph, fx.Graph | None]]  # by mode: the flat graph, and the one with lowered recurrent layers, if any
+Sources = Mapping[str, tuple[fx.Graph, fx.Graph | None]]  # by mode: the flat graph, and its copy with lowered recurrent layers, if any
 
 
 def outlined(root: nn.Module, sources: Sources, blocks: tuple[str, ...]) -> dict[str, tuple[fx.Graph, fx.Graph | None]]:
     """Give the blocks of a module their code, and return the graphs in which the whole module calls them.
 
     Args:
-        root: The rewritten module, with block objects at these paths.
-        sources: Its graphs by mode.
+        root: The rewritten module, with block objects at the paths in ``blocks``.
+        sources: The graphs of the rewritten module, by mode.
         blocks: The paths of the blocks.
     """
     outliner, emitter = Outliner(root, blocks), _Emitter()
@@ -62,7 +62,7 @@ class _Emitter:
         self._known: dict[Any, tuple[Callable[..., Any], str]] = {}
 
     def code(self, graph: fx.Graph) -> tuple[Callable[..., Any], str]:
-        """Return a graph's function, and its text."""
+        """Return the function of a graph, and the source text of the function."""
         holder = fx.GraphModule(nn.Module(), fx.Graph())
         define_named_tuples(graph)
         holder._graph = spelled(graph)

@@ -1,6 +1,6 @@
 """Turns a flat graph into a graph that calls blocks, and a graph for each call of a block. The flat graph stays unchanged.
 
-The code in a block has names relative to it, so that equal blocks have equal code, which torch.compile then compiles once.
+The names in a block's code are relative to the block, so that equal blocks have equal code, which torch.compile then compiles once.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from graphreg.blocks.homes import homes
 from graphreg.errors import TraceError
 from graphreg.ir import COUNTED, PREFIX, RULES, Kind, ModuleCalls, blank_like, is_kind, own_labels
 
-KEYS, VARIANT = "graphreg_keys", "graphreg_variant"  # the keyword arguments of a block beside the values that it reads
-OUTSIDE = "graphreg_outside"  # the attribute of a block that holds modules from outside of it
+KEYS, VARIANT = "graphreg_keys", "graphreg_variant"  # the keyword arguments of a block's forward
+OUTSIDE = "graphreg_outside"  # the attribute of a block with the modules outside of the block that its code calls
 
 
 @dataclass(frozen=True)
 class BlockCall:
-    """A call of a block: the block's path, the graph of what it does in this call, and the node that calls it."""
+    """A call of a block: the path of the block, the graph of the operations in this call, and the node that calls the block."""
 
     path: str
     graph: fx.Graph
@@ -34,11 +34,11 @@ class BlockCall:
 
 @dataclass(frozen=True)
 class BlockNames:
-    """What the code of a block calls outside of it, by the names in its code.
+    """The modules outside of a block that the code of the block calls, by the names that they have in this code.
 
     Attributes:
         rules: The names of runtime modules in the container of the whole model.
-        outside: The paths of modules that are not in the block.
+        outside: The paths of all other modules.
     """
 
     rules: dict[str, str] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class Outliner:
     """Outlines the graphs of one module.
 
     Attributes:
-        names: By a block's path, what its code calls outside of it; the same for all calls of the block, in all graphs.
+        names: By the path of a block, its ``BlockNames``; all calls of the block, in all graphs, have the same.
     """
 
     def __init__(self, root: nn.Module, blocks: Iterable[str]) -> None:
@@ -60,10 +60,10 @@ class Outliner:
             self._paths.setdefault(id(module), []).append(path)
 
     def outline(self, graph: fx.Graph) -> tuple[fx.Graph, list[BlockCall]]:
-        """Return the graph of the whole model, which calls the blocks, and the calls in it.
+        """Return the graph of the whole model, in which blocks are called, and these calls.
 
         Raises:
-            TraceError: What a block computes depends on itself through operations outside of it.
+            TraceError: An operation outside of a block reads a value from inside, and its result is read inside, in the same call.
         """
         work = _Outlining(self, graph)
         level = work.level(work.members(), (), blank_like(graph))
@@ -82,13 +82,13 @@ class Outliner:
 
 @dataclass
 class _Level:
-    """A graph that is being made: that of the whole model, or of a call of a block.
+    """A graph that is being made: the graph of the whole model, or of a call of a block.
 
     Attributes:
         path: The block's path; "" for the whole model.
         graph: The graph.
-        made: By node of the flat graph, the node that has its value here.
-        rows: By node of the flat graph that draws, the node that has its row of the keys here.
+        made: For nodes of the flat graph: the node of ``graph`` that has the same value.
+        rows: For nodes of the flat graph that draw: the node of ``graph`` that has the row of the keys for the draw.
     """
 
     path: str
@@ -107,16 +107,16 @@ class _Outlining:
         self.calls: list[BlockCall] = []
         for node in flat.nodes:
             if node.op == "get_attr" and not all(self._readable(node, reader) for reader in node.users):
-                self.homes[node] = ()  # the whole model reads it, and passes it to the blocks
+                self.homes[node] = ()  # the whole model reads the attribute, and passes the value to the blocks
 
     def members(self) -> list[fx.Node]:
-        """Return all nodes but those that read attributes where their readers are."""
+        """Return all nodes of the flat graph, except the ``get_attr`` nodes that are copied to the levels of their readers."""
         return [node for node in self.flat.nodes if node in self.homes]
 
     def _readable(self, read: fx.Node, reader: fx.Node) -> bool:
-        """Whether the block of a reader can read an attribute by itself.
+        """Return whether the block of a reader can read an attribute itself; also True for a reader in no block.
 
-        It must, for a parameter: FSDP frees the memory of the tensor that the whole model would pass.
+        A block must read a parameter itself, because FSDP frees the memory of the tensor that the whole model would pass.
         """
         calls = self.homes.get(reader, ())
         owner, _, name = str(read.target).rpartition(".")
@@ -125,7 +125,7 @@ class _Outlining:
         return isinstance(getattr(self.outliner.module(owner), name, None), nn.Parameter)
 
     def level(self, members: Sequence[fx.Node], calls: ModuleCalls, graph: fx.Graph, inputs: _Border | None = None) -> _Level:
-        """Make the graph of the whole model, or of a call of a block, from the nodes that belong to it."""
+        """Make the graph of a level from its nodes. ``inputs``: what crosses the border of the block's call; None for the whole model."""
         level = _Level(calls[-1][0] if calls else "", graph)
         if inputs is not None:
             level.made |= {node: graph.placeholder(f"value_{i}" if i else "value") for i, node in enumerate(inputs.reads)}
@@ -138,7 +138,7 @@ class _Outlining:
         return level
 
     def _ordered(self, members: Sequence[fx.Node], calls: ModuleCalls) -> list[fx.Node | tuple[fx.Node, ...]]:
-        """Return the nodes of a level, and for each call in it a tuple of the nodes in that call, in an order in which they can run."""
+        """Return the parts of a level in an order in which they can run: nodes, and for each call, the tuple of the call's nodes."""
         inside: dict[tuple[str, int], list[fx.Node]] = {}
         item_of: dict[fx.Node, Any] = {}
         for node in members:
@@ -155,7 +155,7 @@ class _Outlining:
             path = next(step[0] for edge in nx.find_cycle(flow) for step in edge if isinstance(step, tuple))
             raise TraceError(
                 f"the block {path!r} cannot be one call: operations outside of it read values from inside, and their results are read "
-                "inside again. Leave it out of blocks=, or select a module that contains both."
+                "inside again. Leave the block out of blocks=, or select a module that contains the block and these operations."
             )
         first = {item: self.order[inside[item][0] if item in inside else item] for item in flow}
         return [tuple(inside[item]) if item in inside else item for item in nx.lexicographical_topological_sort(flow, first.__getitem__)]
@@ -181,10 +181,10 @@ class _Outlining:
         return level.graph.create_node(node.op, target, args, kwargs, _identifier(name))
 
     def _value(self, level: _Level, source: fx.Node, reader: fx.Node) -> fx.Node:
-        """Return the node that has a value at a level."""
+        """Return the node of a level that has the value of ``source``, which ``reader`` reads."""
         if reader in level.rows and is_kind(source, Kind.KEY):
             return level.rows[reader]
-        if source not in level.made:  # it reads an attribute, and this is its first reader here
+        if source not in level.made:  # source reads an attribute, and reader is its first reader at this level
             owner, _, attribute = str(source.target).rpartition(".")
             target = str(source.target)
             if level.path:
@@ -194,7 +194,7 @@ class _Outlining:
         return level.made[source]
 
     def _target(self, block: str, path: str) -> str:
-        """Return how the code of a block reaches the module at a path."""
+        """Return the target by which the code of a block calls the module at a path."""
         room, _, name = path.partition(".")
         names = self.outliner.names.get(block, BlockNames())
         if room == RULES:
@@ -205,7 +205,7 @@ class _Outlining:
         return relative if relative is not None else f"{OUTSIDE}.{_take(names.outside, _identifier(path), path)}"
 
     def _call(self, level: _Level, members: tuple[fx.Node, ...], calls: ModuleCalls) -> None:
-        """Make the graph of a call of a block, and the node that calls it."""
+        """Make the graph of a call of a block, and the node that calls the block."""
         call = self.homes[members[0]][len(calls)]
         border = self._border(members, call[0])
         inner = self.level(members, (*calls, call), fx.Graph(), border)
@@ -223,7 +223,7 @@ class _Outlining:
             level.made[leaving] = level.graph.create_node("call_function", operator.getitem, (node, i), name=_identifier(leaving.name))
 
     def _row(self, level: _Level, node: fx.Node) -> fx.Node:
-        """Make the node that takes the row of the keys from which a node draws."""
+        """Make the node that takes, out of the keys, the row from which ``node`` draws."""
         key = next(source for source in node.all_input_nodes if is_kind(source, Kind.KEY))
         slot = self.outliner.module(str(node.target)).slot
         return level.graph.create_node("call_function", operator.getitem, (level.made[key], slot), name=f"{node.name}_key")
@@ -248,9 +248,9 @@ class _Border:
     """What crosses the border of a block's call.
 
     Attributes:
-        reads: The nodes outside whose values it reads, in the order of reading.
-        draws: The nodes inside that draw.
-        leaves: The nodes inside whose values are read outside; the block's own output first.
+        reads: The nodes outside of the call whose values the call reads, in the order in which it reads them.
+        draws: The nodes in the call that draw.
+        leaves: The nodes in the call whose values are read outside of it; the block's own output first.
     """
 
     reads: tuple[fx.Node, ...]
@@ -259,7 +259,7 @@ class _Border:
 
 
 def _is_output(node: fx.Node, path: str) -> bool:
-    """Whether a value is the output of the module at a path, or a part of it, also after a splice."""
+    """Return whether a value is the output of the module at a path, or a part of that output; splices at the output are ignored."""
     while is_kind(node, Kind.SPLICE, Kind.CLONE, Kind.TRACK) and isinstance(node.args[0], fx.Node):
         node = node.args[0]
     return any(label.module == path for label in own_labels(node))
@@ -271,7 +271,7 @@ def _identifier(path: str) -> str:
 
 
 def _take(names: dict[str, str], wanted: str, path: str) -> str:
-    """Return the name for a path in a block's names; give it one if it has none."""
+    """Return the name that a path has in a block's ``names``. A path without a name gets one: ``wanted``, with ``_`` appended if taken."""
     name = _identifier(wanted)
     while names.setdefault(name, path) != path:
         name += "_"

@@ -1,7 +1,7 @@
-"""Ready to use with training libraries: callbacks that save the noise and the strengths, log the penalties, and set their scale.
+"""Callbacks for training libraries, which save the noise and the strengths, log the penalties, and set the scale of the penalties.
 
-``transformers.py`` and ``lightning.py`` have a callback each, ``accelerate.py`` an object for checkpoints. ``parts.py`` is what they share.
-Import from the file of the library that you use: ``from graphreg.integrations.transformers import RegularizerCallback``.
+``transformers.py`` and ``lightning.py`` have a callback each, ``accelerate.py`` has an object for checkpoints, and ``parts.py`` has what
+they share. Import from the file of the library that you use, such as ``from graphreg.integrations.lightning import RegularizerCallback``.
 """
 
 from graphreg.integrations.parts import Parts

@@ -11,11 +11,11 @@ from graphreg.integrations.parts import Parts, TrainerScale
 
 
 class RegularizerState:
-    """Noise and strengths of a model, for ``accelerator.register_for_checkpointing(RegularizerState(model, accelerator))``.
+    """The noise and the strengths of a model, for ``accelerator.register_for_checkpointing(RegularizerState(model, accelerator))``.
 
-    ``accelerator.save_state`` then saves them, and ``load_state`` resumes them. ``accelerator.backward`` divides the loss by
-    ``gradient_accumulation_steps`` and scales it in mixed precision; the gradients of attached penalties follow, unless you have given a
-    ``scale=`` yourself.
+    ``accelerator.save_state`` then saves both, and ``load_state`` restores both. ``accelerator.backward`` divides the loss by
+    ``gradient_accumulation_steps`` and scales it in mixed precision. The gradients of attached penalties get the same factors, unless you
+    have given a ``scale=`` yourself.
     """
 
     def __init__(self, model: nn.Module, accelerator: Any = None) -> None:
@@ -23,23 +23,23 @@ class RegularizerState:
 
         Args:
             model: The model, before or after ``accelerator.prepare``.
-            accelerator: The accelerator that calls backward. Without it, no scale is set.
+            accelerator: The accelerator that calls backward; None to set no scale.
         """
         self._parts = Parts(model)
         if accelerator is not None:
             self._parts.scale_by(_AcceleratorScale(accelerator))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state."""
+        """Return the state of the noise and the strengths."""
         return self._parts.state()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume from a state."""
+        """Restore a state that ``state_dict`` returned."""
         self._parts.load(state)
 
 
 class _AcceleratorScale(TrainerScale):
-    """Asks the accelerator at each call. A copy of it asks the same accelerator."""
+    """A scale that reads the accelerator's factors at each call."""
 
     def __init__(self, accelerator: Any) -> None:
         super().__init__()

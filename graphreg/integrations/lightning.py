@@ -15,17 +15,17 @@ except ImportError as error:
 
 
 class RegularizerCallback(Callback):
-    """Saves noise and strengths in Lightning's checkpoints and resumes them, logs the penalties, and sets their scale.
+    """Saves and restores noise and strengths in Lightning's checkpoints, logs the penalties, and sets the scale of the penalties.
 
-    Give it to the Trainer: ``Trainer(callbacks=[RegularizerCallback()])``. The LightningModule is regularized in place, or a module in it
-    is regularized. ``penalty/NAME`` and ``strength/NAME`` are logged with the LightningModule's own logs.
+    Give it to the Trainer: ``Trainer(callbacks=[RegularizerCallback()])``. Regularize the LightningModule in place, or a
+    module in it, before training. ``penalty/NAME`` and ``strength/NAME`` are logged with the LightningModule's own logs.
 
-    The gradients of the penalties are divided by ``accumulate_grad_batches``, as Lightning divides the loss, and follow the scaler of mixed
-    precision, unless you have given a ``scale=`` yourself.
+    The gradients of the penalties are divided by ``accumulate_grad_batches``, as Lightning divides the loss, and multiplied by the factor
+    of the scaler for mixed precision, unless you have given a ``scale=`` yourself.
     """
 
     def __init__(self, watch: Selector | None = None) -> None:
-        """``watch``: a selector of values for which ``kept/SITE/NAME`` is logged, too: the share that a splice has kept."""
+        """``watch``: a selector of values. Of each, ``kept/SITE/NAME`` is logged, too: the share of the value that a splice has kept."""
         super().__init__()
         self.watch = watch
         self._loaded: dict[str, Any] | None = None
@@ -33,36 +33,36 @@ class RegularizerCallback(Callback):
         self._scale = TrainerScale()
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Put noise and strengths into a checkpoint."""
+        """Put the noise and the strengths into a checkpoint."""
         checkpoint["graphreg"] = Parts(pl_module).state()
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Resume noise and strengths, if the checkpoint has them."""
+        """Restore the noise and the strengths, if the checkpoint has them."""
         if "graphreg" in checkpoint:
             Parts(pl_module).load(checkpoint["graphreg"])
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Set the scale."""
+        """Set the scale of the penalties."""
         self._parts = Parts(pl_module)
         self._parts.scale_by(self._scale)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Read what Lightning does to the loss of this batch."""
+        """Find out by what Lightning divides and multiplies the loss of this batch."""
         self._scale.batches = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
         self._scale.scaler = getattr(trainer.precision_plugin, "scaler", None)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Log the numbers, and begin to watch as soon as there is a graph."""
+        """Log penalties, strengths and shares, and begin to watch as soon as there is a graph."""
         if self._parts is not None:
             pl_module.log_dict(self._parts.numbers())
             self._parts.watch(self.watch)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Leave the scale as it was."""
+        """Take back the scale and the watches."""
         self._close()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Leave the scale as it was."""
+        """Take back the scale and the watches."""
         self._close()
 
     def _close(self) -> None:

@@ -1,4 +1,4 @@
-"""``Parts``: the regularized modules in a model, their state for a checkpoint, and the scale of their penalties."""
+"""``Parts``: the regularized modules in a model, with their states for a checkpoint and the scale of their penalties."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from graphreg.reporting import Monitor, monitor
 from graphreg.runtime import ModuleHandle, RewrittenModule, current, handle_of
 from graphreg.torch_internals import COMPILED_MODULE
 
-_WRAPPERS = (COMPILED_MODULE, "module", "_fsdp_wrapped_module")  # the attributes that hold a model inside of wrappers
+_WRAPPERS = (COMPILED_MODULE, "module", "_fsdp_wrapped_module")  # the attributes in which wrappers hold the model
 
 
 class TrainerScale:
@@ -22,7 +22,8 @@ class TrainerScale:
 
     Attributes:
         batches: The number of batches in the present step.
-        ranks: What a trainer multiplies a loss by that is divided by ``num_items_in_batch``: the number of processes, or 1.
+        ranks: The factor by which the trainer multiplies a loss that the model has divided by ``num_items_in_batch``: the number of
+            processes, or 1.
         scaler: The GradScaler that scales the loss, or None.
     """
 
@@ -30,9 +31,10 @@ class TrainerScale:
         self.batches, self.ranks, self.scaler = batches, ranks, scaler
 
     def of_call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Return the factor for gradients that join the backward pass, and that for penalties that are added to the loss.
+        """Return two factors: for penalties whose gradients join the backward pass, and for penalties that are added to the model's loss.
 
-        A model that gets ``num_items_in_batch`` divides the loss by it, and the trainer does not divide it by the number of batches.
+        A model that gets ``num_items_in_batch`` divides its loss by this number, and the trainer does not divide the loss by the number of
+        batches. The second factor is then 1 / (batches * ranks), else 1.
         """
         counted = kwargs.get("num_items_in_batch") is not None
         scale = 1.0 if self.scaler is None else current(self.scaler)
@@ -43,10 +45,10 @@ class Parts:
     """The regularized modules in a model, by path."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Find them.
+        """Find the regularized modules.
 
         Raises:
-            GraphRegError: There is none.
+            GraphRegError: No module in the model is regularized.
         """
         self.handles: dict[str, ModuleHandle] = {}
         for path, module in model.named_modules():
@@ -64,21 +66,21 @@ class Parts:
         self._stack = ExitStack()
 
     def state(self) -> dict[str, Any]:
-        """Return the state of the noise and the strengths that were changed, of each part: plain data, and the tensors of ``rng_state``."""
+        """Return, by path of a module, the state of its noise and the strengths that were changed: plain data, and tensors in ``noise``."""
         return {
             path: {"noise": handle.rng_state(), "regularizers": list(handle.strengths()), "strengths": handle.changed_strengths()}
             for path, handle in self.handles.items()
         }
 
     def keeping_tensors(self) -> list[str]:
-        """Return the names of the regularizers whose state is tensors, which JSON cannot hold."""
+        """Return the names of the regularizers that keep tensors from call to call; JSON cannot hold these."""
         return [name for handle in self.handles.values() for name in handle.saved_states()]
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Resume from a state.
+        """Restore a state that the method ``state`` returned.
 
         Raises:
-            RegularizerError: The state belongs to another model. Nothing is changed then.
+            RegularizerError: The state belongs to another model. If its modules or its regularizers are others, nothing is changed.
         """
         if state.keys() != self.handles.keys():
             other = [path or "the model itself" for path in sorted(state.keys() ^ self.handles.keys())]
@@ -97,16 +99,16 @@ class Parts:
             handle.restore_strengths(state[path]["strengths"])
 
     def scale_by(self, scale: TrainerScale) -> None:
-        """Scale attached penalties so until ``close``, except those to which the user has given a scale."""
+        """Scale attached penalties by ``scale`` until ``close``, except those for which the user has given a scale."""
         for handle in self.handles.values():
             if handle.attaches and handle.scale() is None:
                 handle.set_scale(scale)
                 self._stack.callback(handle.set_scale, None)
 
     def watch(self, selector: Selector | None) -> None:
-        """Watch the shares of values that splices keep, at the sites that a selector matches, until ``close``; with None do nothing.
+        """Watch the shares that splices keep of the values that a selector matches, until ``close``; with None do nothing.
 
-        A model that is regularized in place has a graph only once it was called, so this may be repeated.
+        A model that is regularized in place has a graph only after its first call. Until then, nothing is watched: call this method again.
         """
         if selector is None:
             return
@@ -128,6 +130,6 @@ class Parts:
             yield from ((f"{prefix}kept/{name.replace('/kept/', '/')}", value) for name, value in values if "/kept/" in name)
 
     def close(self) -> None:
-        """Take the scale and the watches back."""
+        """Remove the watches, and the scale that ``scale_by`` has set."""
         self._watched.clear()
         self._stack.close()

@@ -17,30 +17,31 @@ except ImportError as error:
 
 
 class RegularizerCallback(TrainerCallback, ExportableState):
-    """Saves noise and strengths in the Trainer's checkpoints and resumes them, logs the penalties, and sets their scale.
+    """Saves and restores noise and strengths in the Trainer's checkpoints, logs the penalties, and sets the scale of the penalties.
 
-    Give it to the Trainer: ``Trainer(model, ..., callbacks=[RegularizerCallback()])``. The model is regularized before, and so may any
-    module in it be. Each log has ``penalty/NAME``, the value of the last call, and ``strength/NAME``.
+    Give it to the Trainer: ``Trainer(model, ..., callbacks=[RegularizerCallback()])``. Regularize the model, or any module in it,
+    before. Each log of training has ``penalty/NAME``, the value of the last call, and ``strength/NAME``.
 
-    The Trainer divides the loss of each batch by the number of batches in a step; if the model gets ``num_items_in_batch``, it divides the
-    loss by that instead. In both cases a step has the mean of the penalties over its batches, unless you have given a ``scale=`` yourself.
+    The Trainer divides the loss of each batch by the number of batches in a step, except for a model that gets ``num_items_in_batch``: that
+    model divides the loss by this number. In both cases a step has the mean of the penalties over its batches, unless you have given a
+    ``scale=`` yourself.
     """
 
     def __init__(self, watch: Selector | None = None) -> None:
-        """``watch``: a selector of values for which ``kept/SITE/NAME`` is logged, too: the share that a splice has kept."""
+        """``watch``: a selector of values. Of each, ``kept/SITE/NAME`` is logged, too: the share of the value that a splice has kept."""
         self.watch = watch
         self.saved: dict[str, Any] | None = None
         self._parts: Parts | None = None
         self._scale = TrainerScale()
 
     def state(self) -> dict[str, Any]:
-        """Return what the Trainer puts into a checkpoint."""
+        """Return what the Trainer puts into a checkpoint: the noise and the strengths."""
         if self._parts is not None:
             self.saved = self._parts.state()
         return {"args": {}, "attributes": {"saved": self.saved}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """Resume noise and strengths if there is a checkpoint, and set the scale."""
+        """Restore the noise and the strengths if training resumes from a checkpoint, and set the scale of the penalties."""
         model: nn.Module = more["model"]
         self._parts = Parts(model)
         if names := self._parts.keeping_tensors():
@@ -57,12 +58,12 @@ class RegularizerCallback(TrainerCallback, ExportableState):
         self._parts.scale_by(self._scale)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **more: Any) -> None:
-        """Find out how many batches the step has: the last step of an epoch may have fewer."""
+        """Find out how many batches the step has. The last step of an epoch may have fewer than the others."""
         most = args.gradient_accumulation_steps
         self._scale.batches = most
         try:
             batches = len(train_dataloader)
-        except TypeError:  # a stream, whose end nobody knows
+        except TypeError:  # the data has no length
             return
         steps = max(-(-batches // most), 1)
         if state.global_step % steps == steps - 1:
@@ -74,7 +75,7 @@ class RegularizerCallback(TrainerCallback, ExportableState):
             self._parts.watch(self.watch)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **more: Any) -> None:
-        """Add the numbers to a log of training."""
+        """Add penalties, strengths and shares to a log of training. Other logs, such as those of evaluation, stay as they are."""
         if self._parts is None or logs is None or "loss" not in logs:
             return
         numbers = self._parts.numbers()
@@ -82,7 +83,7 @@ class RegularizerCallback(TrainerCallback, ExportableState):
         state.log_history[-1].update(numbers)
 
     def on_train_end(self, *args: Any, **more: Any) -> None:
-        """Leave the scale as it was."""
+        """Store the state, and take back the scale and the watches."""
         if self._parts is not None:
             self.saved = self._parts.state()
             self._parts.close()

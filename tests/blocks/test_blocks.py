@@ -169,7 +169,8 @@ def test_policies_find_the_blocks() -> None:
 def test_a_block_is_called_by_the_whole_module_only() -> None:
     module = regularized(Stack(2))
     for path, kind in (("layers.0", "Residual"), ("layers", "ModuleList")):
-        with pytest.raises(graphreg.GraphRegError, match=rf"'{path}' \({kind}\) is a part of a rewritten module, which alone can call it"):
+        sentence = rf"'{path}' \({kind}\) is a part of a rewritten module, and only that module can call this part"
+        with pytest.raises(graphreg.GraphRegError, match=sentence):
             module.get_submodule(path)(torch.ones(1, 8))
 
 

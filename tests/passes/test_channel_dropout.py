@@ -87,7 +87,8 @@ def test_compiled() -> None:
 
 def test_errors() -> None:
     needs_a_rate(ChannelDropout)
-    sentence = r"ChannelDropout at 0: the value has shape \(4, 3\); it takes \[batch, channels, \.\.\.\], 3 dims or more.*BernoulliDropout"
+    takes = r"the splice takes \[batch, channels, \.\.\.\], 3 dims or more.*BernoulliDropout"
+    sentence = rf"ChannelDropout at 0: the value has shape \(4, 3\); {takes}"
     refuses_value(sentence, ChannelDropout("0", 0.5), torch.ones(4, 3))
     with pytest.raises(graphreg.NoMatchError, match=r"\(the hidden values that have the axes of a convolution's output\)"):
         graphreg.regularize(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), channel_dropout=0.1)

@@ -108,7 +108,7 @@ def test_errors() -> None:
     for size in (0, 2.0, True):
         refuses(rf"DropBlock: block_size={size} is not allowed; block_size must be a whole number, 1 or more", DropBlock, "0", 0.1,
                 block_size=size)  # fmt: skip
-    refuses_value(r"DropBlock at 0: the value has shape \(2, 3, 8\); it takes maps", DropBlock("0", 0.1), torch.ones(2, 3, 8))
+    refuses_value(r"DropBlock at 0: the value has shape \(2, 3, 8\); the splice takes maps", DropBlock("0", 0.1), torch.ones(2, 3, 8))
     sentence = r"\(2, 3, 9, 5\); block_size=7 is larger than the map\. Give block_size=5 or less, or leave the site out\."
     refuses_value(sentence, DropBlock("0", 0.1), torch.ones(2, 3, 9, 5))
     with pytest.raises(graphreg.NoMatchError, match=r"\(the hidden values that are maps of a 2d convolution\)"):

@@ -106,7 +106,7 @@ def test_compiled() -> None:
 def test_errors() -> None:
     needs_a_rate(DropPath)
     refuses(r"DropPath: batch_axis='0' is not allowed; batch_axis must be the number of an axis", DropPath, "0", 0.1, batch_axis="0")
-    far = r"DropPath at 0: the value has shape \(2, 3\); batch_axis=2 is no axis of it\. Give the number of its axis of examples"
+    far = r"DropPath at 0: the value has shape \(2, 3\); batch_axis=2 is not an axis of the value\. Give the number of the axis of examples"
     refuses_value(far, DropPath("0", 0.1, batch_axis=2), torch.ones(2, 3))
     none = r"Sequential has none of the default sites of DropPath \(the residual branches, \*\*#branch\)\. Name a value by a selector"
     with pytest.raises(graphreg.NoMatchError, match=none):

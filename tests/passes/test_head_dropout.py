@@ -75,7 +75,8 @@ def test_compiled() -> None:
 def test_errors() -> None:
     needs_a_rate(HeadDropout)
     fused = r"nn\.MultiheadAttention mixes its heads before it returns.*: replace it by an attention that calls F\.scaled_dot_product"
-    refuses_value(rf"HeadDropout at 0: the value has shape \(2, 3, 8\); it takes .*{fused}", HeadDropout("0", 0.1), torch.ones(2, 3, 8))
+    sentence = rf"HeadDropout at 0: the value has shape \(2, 3, 8\); the splice takes .*{fused}"
+    refuses_value(sentence, HeadDropout("0", 0.1), torch.ones(2, 3, 8))
     with pytest.raises(graphreg.NoMatchError, match=r"nn\.MultiheadAttention mixes its heads before it returns, so it has none\)"):
         graphreg.regularize(Fused(), head_dropout=0.1)
     with pytest.raises(graphreg.RegularizerError, match=rf"HeadDropout at attention: {fused}"):

@@ -55,7 +55,7 @@ def test_what_must_not_change() -> None:
 
 
 def test_errors() -> None:
-    refused("KLSparsity: target=1.0 is not allowed; target must be a number between 0 and 1, without these.",
+    refused("KLSparsity: target=1.0 is not allowed; target must be a number above 0 and below 1.",
             lambda: KLSparsity("*", 1, target=1.0))  # fmt: skip
     refused("KLSparsity: target='low' is not allowed", lambda: KLSparsity("*", 1, target="low"))  # type: ignore[arg-type]
     refused(

@@ -169,7 +169,7 @@ def test_errors() -> None:
         ),
         ("two", graphreg.RegularizerError, r"LayerDrop at two.*: two gets several values \(twice_1, relu\) from the rest of the model"),
         ("written", graphreg.TraceError, r"layer_drop at written.*: the model writes into mul, the value that the module "),
-        ("*", graphreg.NoMatchError, r"Odd has none of the default sites of LayerDrop \(none; it skips the modules that you name, as in"),
+        ("*", graphreg.NoMatchError, r"Odd has none of the default sites of LayerDrop \(none: select the modules to skip, as in"),
     ):
         with pytest.raises(error, match=message):
             graphreg.regularize(Odd(), LayerDrop(pattern, 0.1))(x)

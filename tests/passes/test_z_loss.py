@@ -43,7 +43,7 @@ def test_what_must_not_change() -> None:
 
 
 def test_errors() -> None:
-    refused("ZLoss at 1: these are results of logsoftmax, and it takes logits. Select the value that logsoftmax reads.",
+    refused("ZLoss at 1: the penalty takes logits, and this is the output of a logsoftmax. Select what the logsoftmax reads.",
             lambda: graphreg.regularize(nn.Sequential(nn.Linear(2, 2), nn.LogSoftmax(1)), z_loss=0.1))  # fmt: skip
     refused("ZLoss at 0: axis=2 is out of range for a value of shape (1, 2); give the axis of the units, a whole number from -2 to 1.",
             lambda: graphreg.regularize(nn.Sequential(nn.Linear(2, 2)), ZLoss("*", 0.1, axis=2), example_inputs=LOGITS[:1]))  # fmt: skip

@@ -113,7 +113,7 @@ def test_several_regularizers_of_a_kind() -> None:
 
 def test_noise_adds_up() -> None:
     with pytest.warns(
-        UserWarning, match=r"noise acts 2 times .* noise is added each time, 0\.141 in all .* not 0\.1\. To act once, select"
+        UserWarning, match=r"noise acts 2 times .* the noise adds up to a standard deviation of 0\.141 .* not 0\.1\. To act once, select"
     ):
         graphreg.regularize(Net(), GaussianNoise(["**.act", "**.drop"], 0.1))
 
