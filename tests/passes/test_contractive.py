@@ -201,11 +201,11 @@ def test_the_jacobian_of_the_batch(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["mlp", "conv", "attention"])
 def test_many_projections_average_to_the_exact_value(name: str) -> None:
-    """Of 4,000, of the MLP 1,600: within four standard errors, on two sites at once; of four directions a call the variance is a quarter."""
-    many = 200 if name == "mlp" else 500
+    """Within four standard errors, on two sites at once; of four directions a call the variance is a quarter."""
+    many, other = (200, "layers.1") if name == "mlp" else (500, "tanh" if name == "conv" else "up")
     make, site, _, shape = ORACLES[name]
     torch.manual_seed(1)
-    model, x, sites = make().double(), torch.randn(shape, dtype=torch.float64), (site, {"mlp": "layers.1", "conv": "tanh", "attention": "up"}[name])
+    model, x, sites = make().double(), torch.randn(shape, dtype=torch.float64), (site, other)
     exact = number(penalty(model, Contractive(sites, 1.0, estimator="exact"), x))
     variances = []
     for n, calls in ((1, 4 * many), (4, many)):

@@ -114,7 +114,7 @@ def test_compiled_it_is_eager() -> None:
     for compiled in (False, True):
         torch.manual_seed(0)
         module = graphreg.regularize(Stack(3), layer_drop={"layers.*": graphreg.by_depth(0, 0.6)}, drop_path=0.1, rng=3)
-        step: Any = torch.compile(module, backend="aot_eager", fullgraph=True) if compiled else module
+        step = torch.compile(module, backend="aot_eager", fullgraph=True) if compiled else module
         x = torch.randn(4, 3, requires_grad=True)
         ys = [step(x).output for _ in range(4)]
         torch.stack(ys).square().sum().backward()
