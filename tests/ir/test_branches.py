@@ -216,10 +216,10 @@ def test_the_mark_beside_the_roles() -> None:
 
 
 @pytest.mark.parametrize("front_end", ["symbolic", "export"])
-def test_both_front_ends(front_end: Any) -> None:
-    for call in (pre_norm, projected, parallel):
-        traced = graphreg.trace(Model(call), X, front_end)
-        assert [site.name for site in traced.values if site.branch] == RESIDUAL[call]
+@pytest.mark.parametrize("call", [pre_norm, projected, parallel], ids=lambda call: call.__name__)
+def test_both_front_ends(call: Callable[..., Any], front_end: Any) -> None:
+    traced = graphreg.trace(Model(call), X, front_end)
+    assert [site.name for site in traced.values if site.branch] == RESIDUAL[call]
 
 
 @pytest.mark.sweep
