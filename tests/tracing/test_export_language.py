@@ -129,7 +129,7 @@ class Words(nn.Module):
         return {"logits": logits, "loss": nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())}
 
 
-@pytest.mark.parametrize("make", [Words, pytest.param(lambda: build("gpt2"), marks=pytest.mark.sweep)])
+@pytest.mark.parametrize("make", [Words, pytest.param(lambda: build("gpt2"), marks=pytest.mark.sweep, id="gpt2")])
 def test_what_the_example_did_not_carry_is_refused(make: Callable[[], nn.Module]) -> None:
     module = graphreg.regularize(make(), example_inputs={"input_ids": batch()["input_ids"]}, weight_l2=1e-3, front_end="export")
     with pytest.raises(graphreg.GraphRegError, match="labels was specialized to None when the model was traced. Give regularize"):
