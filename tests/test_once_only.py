@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import re
 import tokenize
@@ -21,6 +22,7 @@ def sources() -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): path.read_text() for path in sorted(folder.rglob("*.py"))}
 
 
+@functools.cache
 def code_lines(source: str) -> list[tuple[int, str]]:
     """The lines that do something: their number and the text.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import subprocess
@@ -120,8 +121,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         sys.modules.pop(name, None)
 
 
+READ_ONCE = functools.cache(cli_keys.written_keys)
+
+
 @pytest.fixture
-def say(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Say:
+def keys_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The keys are read in the sources once for all tests: each command line would read them four times."""
+    monkeypatch.setattr(cli_parser, "written_keys", READ_ONCE)
+
+
+@pytest.fixture
+def say(folder: Path, keys_read_once: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Say:
     """Runs a command line where the nets are: its status, stdout and stderr."""
     monkeypatch.chdir(folder)
 
@@ -136,7 +146,7 @@ def say(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 # What is right
 
 
-def test_the_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pages(keys_read_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """What docs/cli.md and docs/start.md show is what the commands print: ``python tests/cli/cli_page.py`` writes it anew."""
     monkeypatch.setenv("COLUMNS", "80")
     for name in cli_page.PAGES:
@@ -209,7 +219,7 @@ SPELLINGS: list[tuple[list[str], dict[str, object]]] = [
 
 
 @pytest.mark.parametrize(("options", "keywords"), SPELLINGS)
-def test_options_are_the_keywords(options: list[str], keywords: dict[str, object]) -> None:
+def test_options_are_the_keywords(keys_read_once: None, options: list[str], keywords: dict[str, object]) -> None:
     args = cli_parser.parser().parse_args(["plan", "net.py:Net", *options])
     traced = graphreg.trace(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)))
     assert regularizers(traced, args.keywords) == graphreg.from_kwargs(traced, **keywords)

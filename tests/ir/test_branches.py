@@ -16,10 +16,6 @@ from torch import Tensor, nn
 
 import graphreg
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    import language_models
-
 GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "branches.json").read_text())
 X = torch.randn(3, 5, 4)
 
@@ -220,14 +216,18 @@ def test_the_mark_beside_the_roles() -> None:
 
 
 @pytest.mark.parametrize("front_end", ["symbolic", "export"])
-def test_both_front_ends(front_end: Any) -> None:
-    for call in (pre_norm, projected, parallel):
-        traced = graphreg.trace(Model(call), X, front_end)
-        assert [site.name for site in traced.values if site.branch] == RESIDUAL[call]
+@pytest.mark.parametrize("call", [pre_norm, projected, parallel], ids=lambda call: call.__name__)
+def test_both_front_ends(call: Callable[..., Any], front_end: Any) -> None:
+    traced = graphreg.trace(Model(call), X, front_end)
+    assert [site.name for site in traced.values if site.branch] == RESIDUAL[call]
 
 
-@pytest.mark.parametrize("name", ["bert", *(pytest.param(name, marks=pytest.mark.sweep) for name in ("gpt2", "llama", "t5"))])
+@pytest.mark.sweep
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "t5"])
 def test_language_models(name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import language_models  # noqa: PLC0415 - it imports transformers, which takes seconds
     model = language_models.build(name)
     given = language_models.batch() | {"attention_mask": torch.ones(3, 7, dtype=torch.long)}
     assert found(model, given) == GOLDEN[name]

@@ -16,10 +16,6 @@ from torch import Tensor, nn
 import graphreg
 from graphreg.tracing.trace import FrontEnd
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    transformers = pytest.importorskip("transformers")
-
 IDS = {"input_ids": torch.tensor([[3, 5, 7, 9, 2], [4, 4, 8, 1, 0]])}
 SIZES: dict[str, Any] = {
     "vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12,
@@ -27,18 +23,25 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 
 
+def transformers() -> Any:
+    """Imported where a model of it is made: it takes seconds."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pytest.importorskip("transformers")
+
+
 def deberta() -> nn.Module:
     relative = {"relative_attention": True, "pos_att_type": "p2c|c2p", "position_biased_input": False, "position_buckets": 4}
-    return transformers.DebertaV2Model(transformers.DebertaV2Config(**SIZES, **relative))
+    return transformers().DebertaV2Model(transformers().DebertaV2Config(**SIZES, **relative))
 
 
 def t5() -> nn.Module:
-    return transformers.T5EncoderModel(transformers.T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=12, num_layers=1, num_heads=2))
+    return transformers().T5EncoderModel(transformers().T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=12, num_layers=1, num_heads=2))
 
 
 def gpt2() -> nn.Module:
     ends = {"bos_token_id": 1, "eos_token_id": 1}
-    return transformers.GPT2Model(transformers.GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2, n_positions=16, **ends))
+    return transformers().GPT2Model(transformers().GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2, n_positions=16, **ends))
 
 
 class Positions(nn.Module):
@@ -56,14 +59,14 @@ class Positions(nn.Module):
 MODELS: dict[str, tuple[Callable[[], nn.Module], Any]] = {
     "positions": (Positions, (torch.randn(2, 7, 6),)),
     "deberta": (deberta, IDS),
-    "bert": (lambda: transformers.BertModel(transformers.BertConfig(**SIZES)), IDS),
-    "llama": (lambda: transformers.LlamaModel(transformers.LlamaConfig(**SIZES)), IDS),
+    "bert": (lambda: transformers().BertModel(transformers().BertConfig(**SIZES)), IDS),
+    "llama": (lambda: transformers().LlamaModel(transformers().LlamaConfig(**SIZES)), IDS),
     "gpt2": (gpt2, IDS),
     "t5": (t5, IDS),
     "resnet": (tv.resnet18, (torch.randn(2, 3, 32, 32),)),
     "vit": (lambda: tv.VisionTransformer(16, 8, 1, 2, 8, 12), (torch.randn(2, 3, 16, 16),)),
 }
-QUICK = ("positions", "deberta", "bert", "vit")
+QUICK = ("positions", "vit")
 
 
 def hidden(sites: Any) -> list[tuple[str, bool]]:

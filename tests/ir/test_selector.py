@@ -644,22 +644,29 @@ def test_a_star_in_a_name_still_finds_something(name: str, data: Any) -> None:
     assert named(RESNET, [name])[0] in within
 
 
+@cache
+def measured() -> Traced:
+    torch.manual_seed(0)
+    return graphreg.trace(
+        nn.Sequential(OrderedDict(hid1=nn.Linear(4, 6), act1=nn.Tanh(), hid2=nn.Linear(6, 5), act2=nn.Tanh(), out=nn.Linear(5, 2)))
+    )
+
+
 @settings(max_examples=30)
 @given(st.lists(st.sampled_from(["hid1", "act1", "hid2", "*", "hid*", "act1:out", "@Tanh"]), min_size=1, max_size=5))
 def test_a_site_is_measured_once(union: list[str]) -> None:
     """However many patterns match it: the penalty is the mean over the distinct sites."""
-    torch.manual_seed(0)
-    model = nn.Sequential(OrderedDict(hid1=nn.Linear(4, 6), act1=nn.Tanh(), hid2=nn.Linear(6, 5), act2=nn.Tanh(), out=nn.Linear(5, 2)))
+    traced = measured()
     meaning = {"hid1": {"hid1"}, "act1": {"act1"}, "hid2": {"hid2"}, "*": {"act1", "act2"}, "hid*": {"hid1", "hid2"},
                "act1:out": {"act1"}, "@Tanh": {"act1", "act2"}}  # fmt: skip
     wanted = set().union(*(meaning[text] for text in union))
     x = torch.randn(3, 4)
     with torch.no_grad():
         values, y = {}, x
-        for name, layer in model.named_children():
+        for name, layer in traced.model.named_children():
             values[name] = y = layer(y)
         expected = torch.stack([values[name].abs().mean() for name in sorted(wanted)]).mean()
-        penalty = regularize(model, HiddenL1(union, 1.0))(x).penalties["hidden_l1"]
+        penalty = graphreg.rewrite(traced, graphreg.plan(traced, HiddenL1(union, 1.0)))(x).penalties["hidden_l1"]
     assert torch.allclose(penalty, expected)
 
 

@@ -199,15 +199,16 @@ def test_the_jacobian_of_the_batch(name: str) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["conv", "attention"])
-def test_4000_projections_average_to_the_exact_value(name: str) -> None:
+@pytest.mark.parametrize("name", ["mlp", "conv", "attention"])
+def test_many_projections_average_to_the_exact_value(name: str) -> None:
     """Within four standard errors, on two sites at once; of four directions a call the variance is a quarter."""
+    many, other = (200, "layers.1") if name == "mlp" else (500, "tanh" if name == "conv" else "up")
     make, site, _, shape = ORACLES[name]
     torch.manual_seed(1)
-    model, x, sites = make().double(), torch.randn(shape, dtype=torch.float64), (site, "tanh" if name == "conv" else "up")
+    model, x, sites = make().double(), torch.randn(shape, dtype=torch.float64), (site, other)
     exact = number(penalty(model, Contractive(sites, 1.0, estimator="exact"), x))
     variances = []
-    for n, calls in ((1, 2000), (4, 500)):
+    for n, calls in ((1, 4 * many), (4, many)):
         module = graphreg.regularize(model, Contractive(sites, 1.0, n=n), rng=n)
         draws = [number(module(x).penalties["contractive"]) for _ in range(calls)]
         error = statistics.stdev(draws) / math.sqrt(calls)

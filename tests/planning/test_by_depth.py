@@ -72,14 +72,14 @@ def test_a_site_outside_of_blocks_is_a_block_of_its_own() -> None:
 def test_the_rates_are_timms(kind: str) -> None:
     timm = pytest.importorskip("timm")
     models: dict[str, Any] = {
-        "vit": lambda: timm.models.VisionTransformer(32, 16, depth=12, embed_dim=16, num_heads=2, drop_path_rate=0.2),
+        "vit": lambda: timm.models.VisionTransformer(32, 16, depth=4, embed_dim=16, num_heads=2, drop_path_rate=0.2),
         "resnet": lambda: timm.models.ResNet(timm.models.resnet.BasicBlock, (2, 2, 2, 2), channels=(8, 8, 8, 8), drop_path_rate=0.2),
     }
     model = models[kind]()
     plan = graphreg.plan(graphreg.trace(model), DropPath("*", graphreg.by_depth(0, 0.2)))
     paths = {path: m.drop_prob for path, m in model.named_modules() if type(m).__name__ == "DropPath"}
     ours = {name: weight for name, weight in weights(plan).items() if weight}
-    assert ours == pytest.approx(paths, rel=1e-6) and len(paths) == {"vit": 22, "resnet": 7}[kind]
+    assert ours == pytest.approx(paths, rel=1e-6) and len(paths) == {"vit": 6, "resnet": 7}[kind]
 
 
 def test_the_values_are_dropped_at_these_rates() -> None:
@@ -112,12 +112,12 @@ def test_a_penalty_weighs_each_measurement() -> None:
 
 def test_compiled_it_is_eager() -> None:
     results = []
-    for backend in ("eager", "aot_eager"):
-        torch._dynamo.reset()
+    for compiled in (False, True):
         torch.manual_seed(0)
-        module = graphreg.regularize(Blocks(), drop_path=graphreg.by_depth(0, 0.5), hidden_l2=graphreg.by_depth(0.1, 0.2), rng=1)
+        model = nn.Sequential(Block(), Block(), nn.Linear(4, 2))
+        module = graphreg.regularize(model, drop_path=graphreg.by_depth(0.2, 0.5), hidden_l2=graphreg.by_depth(0.1, 0.2), rng=1)
         x = torch.randn(6, 4, requires_grad=True)
-        output, penalties = torch.compile(module, backend=backend, fullgraph=True)(x)
+        output, penalties = (torch.compile(module, backend="aot_eager", fullgraph=True) if compiled else module)(x)
         (output.sum() + penalties["hidden_l2"]).backward()
         results.append((output, penalties, x.grad))
     torch.testing.assert_close(results[0], results[1])

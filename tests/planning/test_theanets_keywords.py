@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Mapping
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
@@ -34,9 +35,14 @@ def given(record: Record) -> tuple[dict[str, Any], Any]:
     return found, found.pop("rng", None)
 
 
+@cache
+def traced_network(name: str) -> graphreg.Traced:
+    return graphreg.trace(network(name))
+
+
 def ours(record: Record, **changed: Any) -> Found:
     """What graphreg makes of a record's keywords."""
-    traced = graphreg.trace(network(record["network"]))
+    traced = traced_network(record["network"])
     found = graphreg.from_kwargs(traced, **given(record)[0] | changed)
     return [(type(one).__name__, selected(traced, one, record["network"]), one.weight) for one in found]
 

@@ -127,7 +127,7 @@ def regularizers(draw: st.DrawFn, kind: type[graphreg.Regularizer]) -> graphreg.
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(data=st.data())
 def test_every_regularizer(kind: type[graphreg.Regularizer], data: st.DataObject) -> None:
     made = data.draw(regularizers(kind))
@@ -316,12 +316,11 @@ def test_a_scale_that_is_no_number() -> None:
 
 @pytest.mark.parametrize("front_end", ["auto", "symbolic", "export"])
 def test_the_front_end_is_the_one_that_was_asked_for(front_end: Any) -> None:
-    """By itself, ``"auto"`` chooses torch.export for this model."""
-    model = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
-    module = graphreg.regularize(model, weight_l2=0.1, example_inputs=X[None], front_end=front_end)
+    model = net()
+    module = graphreg.regularize(model, weight_l2=0.1, example_inputs=X, front_end=front_end)
     data = graphreg.recipe(module)
     assert data.get("front_end", "auto") == front_end
-    again = graphreg.regularize(model, recipe=data, example_inputs=X[None])
+    again = graphreg.regularize(model, recipe=data, example_inputs=X)
     assert str(graphreg.report(again)) == str(graphreg.report(module))
 
 

@@ -752,11 +752,14 @@ def test_lengths_that_fit_another_axis(lengths: Tensor, hint: str) -> None:
         regularize(Measured(), RecurrentState("body", 1.0, lengths="lengths", time_axis=2))(x, lengths)
 
 
-def test_sequences_of_calls_are_the_same_compiled() -> None:
+@pytest.mark.parametrize(
+    ("make", "args", "selector"), [(lambda: TwoRuns(nn.GRUCell, True), (X,), "cell"), (Twice, (X, 2 * X), "p")], ids=["runs", "twice"]
+)
+def test_sequences_of_calls_are_the_same_compiled(make: Callable[[], nn.Module], args: tuple[Tensor, ...], selector: str) -> None:
     """Several sequences of one cell, and calls that are sequences each: the penalties and their gradients."""
-    for model, args, selector in ((TwoRuns(nn.GRUCell, True), (X,), "cell"), (Twice(), (X, 2 * X), "p")):
-        module = regularize(model, RecurrentState(selector, 1.0), RecurrentNorm(selector, 1.0), rng=0)
-        compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-        for ours, theirs in zip(compiled(*args).penalties.values(), module(*args).penalties.values(), strict=True):
-            torch.testing.assert_close(ours, theirs)
-            same_gradients(model, ours, theirs)
+    model = make()
+    module = regularize(model, RecurrentState(selector, 1.0), RecurrentNorm(selector, 1.0), rng=0)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    for ours, theirs in zip(compiled(*args).penalties.values(), module(*args).penalties.values(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+        same_gradients(model, ours, theirs)

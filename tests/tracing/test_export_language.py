@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 import graphreg
 from graphreg.runtime.rewritten_module import RewrittenModule
 from graphreg.tracing import Traced
-from language_models import MLPS, MODELS, STATES, batch, build
+from language_models import MLPS, MODELS, STATES, WORDS, batch, build
 
 
 def settings(name: str) -> dict[str, object]:
@@ -25,15 +27,50 @@ def settings(name: str) -> dict[str, object]:
     }
 
 
+class Seen(NamedTuple):
+    """A trace of a model of which a part is in eval mode, and what there was before."""
+
+    traced: Traced
+    tensors: dict[str, Tensor]
+    modes: list[bool]
+    state: Tensor
+
+
 @functools.cache
-def traced(name: str) -> Traced:
-    return graphreg.trace(build(name), batch())
+def seen(name: str) -> Seen:
+    model = build(name)
+    next(m for m in model.modules() if isinstance(m, nn.ModuleList))[0].eval()
+    tensors = {n: t.clone() for n, t in model.state_dict().items()}
+    modes, state = [m.training for m in model.modules()], torch.get_rng_state()
+    return Seen(graphreg.trace(model, batch()), tensors, modes, state)
+
+
+def rewritten(name: str, **keywords: object) -> RewrittenModule:
+    """As regularize makes it, traced once."""
+    traced = seen(name).traced
+    return graphreg.rewrite(traced, graphreg.plan(traced, graphreg.from_kwargs(traced, **keywords)), rng=0)  # type: ignore[arg-type]
 
 
 def regularized(name: str, **keywords: object) -> RewrittenModule:
-    """As regularize makes it, traced once, and with weights of its own, as they are at first."""
-    plan = graphreg.plan(traced(name), graphreg.from_kwargs(traced(name), **keywords))  # type: ignore[arg-type]
-    return copy.deepcopy(graphreg.rewrite(traced(name), plan, rng=0))
+    """With weights of its own, as they are at first, in train mode."""
+    return copy.deepcopy(rewritten(name, **keywords)).train()
+
+
+def test_the_model_is_left_as_it_was_and_shares_all_it_has() -> None:
+    seen.cache_clear()
+    traced, before, modes, state = seen("gpt2")
+    module, model = rewritten("gpt2", hidden_dropout=0.1), traced.model
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.config.use_cache is True
+    assert [m.training for m in model.modules()] == modes and False in modes and True in modes
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    assert list(module.state_dict()) == list(before)
+    assert module.lm_head.weight is module.transformer.wte.weight is model.transformer.wte.weight  # type: ignore[union-attr]
+    report = graphreg.report(module)
+    assert report.cost is not None and report.cost.kept["hidden_dropout"] > 0
+    assert "switched off: GPT2Config.use_cache, because a graph cannot return a cache" in report.text(None)
+    assert report.made == "traced by the export front end"
+    assert "front end: export, because GPT2LMHeadModel cannot be traced symbolically" in report.text(None)
 
 
 @pytest.mark.parametrize(("name", "backend"), [("gpt2", "inductor"), *((name, "aot_eager") for name in MODELS)])
@@ -76,32 +113,31 @@ def test_train_mode_and_gradients_are_the_models(name: str) -> None:
     assert all(torch.allclose(g, found[1][1][n], atol=1e-7) for n, g in found[0][1].items())
 
 
-def test_the_model_is_left_as_it_was_and_shares_all_it_has() -> None:
-    model = build("gpt2")
-    model.transformer.h[0].eval()
-    before = {n: t.clone() for n, t in model.state_dict().items()}
-    modes, state = [m.training for m in model.modules()], torch.get_rng_state()
-    module = graphreg.regularize(model, example_inputs=batch(), rng=0, hidden_dropout=0.1)
-    assert model.config.use_cache is True
-    assert [m.training for m in model.modules()] == modes and torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
-    assert list(module.state_dict()) == list(before)
-    assert module.lm_head.weight is module.transformer.wte.weight is model.transformer.wte.weight  # type: ignore[union-attr]
-    report = graphreg.report(module)
-    assert report.cost is not None and report.cost.kept["hidden_dropout"] > 0
-    assert "switched off: GPT2Config.use_cache, because a graph cannot return a cache" in report.text(None)
-    assert report.made == "traced by the export front end"
-    assert "front end: export, because GPT2LMHeadModel cannot be traced symbolically" in report.text(None)
+class Words(nn.Module):
+    """The arguments of a language model of transformers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(WORDS, 4), nn.Linear(4, WORDS)
+
+    def forward(
+        self, input_ids: Tensor, labels: Tensor | None = None, logits_to_keep: int | Tensor = 0, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        logits = self.head(self.table(input_ids))
+        if labels is None:
+            return {"logits": logits}
+        return {"logits": logits, "loss": nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())}
 
 
-def test_what_the_example_did_not_carry_is_refused() -> None:
-    module = graphreg.regularize(build("gpt2"), example_inputs={"input_ids": batch()["input_ids"]}, weight_l2=1e-3)
+@pytest.mark.parametrize("make", [Words, pytest.param(lambda: build("gpt2"), marks=pytest.mark.sweep, id="gpt2")])
+def test_what_the_example_did_not_carry_is_refused(make: Callable[[], nn.Module]) -> None:
+    module = graphreg.regularize(make(), example_inputs={"input_ids": batch()["input_ids"]}, weight_l2=1e-3, front_end="export")
     with pytest.raises(graphreg.GraphRegError, match="labels was specialized to None when the model was traced. Give regularize"):
         module(**batch())
     with pytest.raises(graphreg.GraphRegError, match="kwargs has the parts num_items_in_batch; in the example_inputs it had none"):
         module(batch()["input_ids"], num_items_in_batch=torch.tensor(3))
     assert list(inspect.signature(module.forward).parameters)[-1] == "logits_to_keep"  # trainers ask: there is no **kwargs
-    with_labels = regularized("gpt2", weight_l2=1e-3)
+    with_labels = graphreg.regularize(make(), example_inputs=batch(), weight_l2=1e-3, front_end="export")
     with pytest.raises(graphreg.GraphRegError, match="labels was carried by the example_inputs, so the graph needs it"):
         with_labels(batch()["input_ids"])
     with pytest.raises(graphreg.GraphRegError, match="labels was a tensor in the example_inputs, and is NoneType now"):

@@ -159,7 +159,7 @@ dropped = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWa
 
 
 @dropped
-@pytest.mark.parametrize("most", [12, pytest.param(10_000, marks=pytest.mark.sweep)])
+@pytest.mark.parametrize("most", [6, pytest.param(10_000, marks=pytest.mark.sweep)])
 @in_a_thread
 def test_symbolic(most: int) -> None:
     model = Net().eval()
