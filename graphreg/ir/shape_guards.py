@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -73,6 +74,9 @@ def specialized_to(value: Any, name: str, expected: Any) -> None:
         raise GraphRegError(f"{name} was {expected!r} in the example_inputs, and the graph is specialized to that. It is {value!r} now.")
 
 
+_Dimension = tuple[fx.Node, int, str]  # an input, an axis of it, the name of the input
+_Derived = tuple[fx.Node, int, str, Any]  # a dimension and the expression of its size
+
 SIZE_ASSERTIONS = (sized, alike, same_decision)  # these raise OtherInputs
 ASSERTIONS = (*SIZE_ASSERTIONS, has_keys, specialized_to)
 
@@ -94,6 +98,7 @@ def assert_sizes(graph: fx.Graph, inputs: Sequence[Place], guards: Iterable[Any]
     ``guards``: conditions that must hold, as sympy expressions in size symbols.
     """
     first: dict[Any, tuple[fx.Node, int, str]] = {}
+    derived = []
     for node, name in inputs:
         sizes: list[int | None] = []
         for axis, size in enumerate(node.meta["val"].shape):
@@ -107,26 +112,44 @@ def assert_sizes(graph: fx.Graph, inputs: Sequence[Place], guards: Iterable[Any]
                 _unnamed(graph, alike, node, axis, other, at, (name, called))
             elif symbol.is_symbol:
                 first[symbol] = node, axis, name
+            else:
+                derived.append((node, axis, name, symbol))
         _unnamed(graph, sized, node, name, tuple(sizes))
-    _assert_guards(graph, first, list(dict.fromkeys(guards)))
+    _assert_guards(graph, first, derived, list(dict.fromkeys(guards)))
 
 
-def _assert_guards(graph: fx.Graph, first: Mapping[Any, tuple[fx.Node, int, str]], guards: Collection[Any]) -> None:
+def _assert_guards(graph: fx.Graph, first: Mapping[Any, _Dimension], derived: Sequence[_Derived], guards: Collection[Any]) -> None:
+    """Append assertions of the guards, and of the expression of each size in ``derived``.
+
+    If the forward asks ``a.shape[0] == 2 * b.shape[0]``, torch.export has one symbol for both sizes.
+    """
     tracer, sizes = GraphAppendingTracer(graph), dict[Any, Proxy]()
     shown_as = {str(symbol): f"{name}.shape[{axis}]" for symbol, (_, axis, name) in first.items()}
-    for guard in guards:
-        symbols = guard.free_symbols
-        if not symbols or not symbols <= first.keys():
-            continue
-        for symbol in symbols - sizes.keys():
+
+    def value(expression: Any) -> Any:
+        unknown = expression.free_symbols - first.keys()
+        if unknown:
+            raise GraphRegError(f"the forward decides on a size that no input has as it is: {shown(expression)}.")
+        for symbol in expression.free_symbols - sizes.keys():
             node, axis, _ = first[symbol]
             sizes[symbol] = Proxy(_unnamed(graph, torch.ops.aten.sym_size.int, node, axis), tracer)
         before = set(graph.nodes)
-        condition = evaluated(guard, sizes)
+        result = evaluated(expression, sizes)
         for made in set(graph.nodes) - before:
             label_site(made, "")
+        return result
+
+    def shown(expression: Any) -> str:
+        return re.sub(r"\w+", lambda word: shown_as.get(word[0], word[0]), str(expression))
+
+    for node, axis, name, expression in derived:
+        size = _unnamed(graph, torch.ops.aten.sym_size.int, node, axis)
+        equal = _unnamed(graph, operator.eq, size, value(expression).node)
+        _unnamed(graph, same_decision, equal, f"{name}.shape[{axis}] == {shown(expression)}")
+    for guard in guards:
+        condition = value(guard)
         if isinstance(condition, Proxy):
-            _unnamed(graph, same_decision, condition.node, re.sub(r"\w+", lambda word: shown_as.get(word[0], word[0]), str(guard)))
+            _unnamed(graph, same_decision, condition.node, shown(guard))
 
 
 def _unnamed(graph: fx.Graph, function: Any, *args: Any) -> fx.Node:

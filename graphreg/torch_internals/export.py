@@ -61,6 +61,16 @@ def evaluated(condition: Any, sizes: Mapping[Any, Any]) -> Any:
     return sympy_interp(PythonReferenceAnalysis, dict(sizes), condition)
 
 
+def excludes_one(condition: Any) -> bool:
+    """Return whether a condition of torch.export, a sympy expression, only says that a size is not 0 or 1 (``s0 != 1``, ``s0 >= 2``).
+
+    torch.export decides for operations that broadcast that a size is not 1. They give the same sizes if it is, because the size of the
+    example inputs, which broadcasts too, was computed from the same symbols.
+    """
+    bounds = {"!=": (0, 1), ">=": (1, 2), ">": (0, 1)}
+    return getattr(condition, "rel_op", "") in bounds and condition.rhs in bounds[condition.rel_op]
+
+
 def example_sizes(size: Any) -> dict[Any, Any]:
     """Return all size symbols of the export that a size belongs to, with their values in the example inputs."""
     environment = size.node.shape_env

@@ -23,6 +23,7 @@ from graphreg.tracing.type_inference import ATTRIBUTES, definite_type, is_tensor
 Globals = dict[str, Any]
 
 _DATA = frozenset({bool, int, float, complex, str, bytes, type(None), tuple, list, dict, set, frozenset})  # they belong to no namespace
+_NUMBERS = {torch.SymInt: 0, torch.SymFloat: 0.0, torch.SymBool: False}
 _WRAPPERS = (functools.partial, types.MethodType, staticmethod, classmethod, property)
 
 
@@ -39,6 +40,18 @@ def isinstance_answered(places: Iterable[Globals]) -> Iterator[None]:
         for place in changed:
             changes.put(place, "isinstance", traced_isinstance)
         yield
+
+
+def sizes_are_numbers(changes: Changes, places: Iterable[Globals]) -> None:
+    """Until the changes end, answer ``isinstance`` for symbolic sizes as for the numbers they stand for, in code with these globals."""
+    for place in places:
+        if "isinstance" not in place:
+            changes.put(place, "isinstance", _number_isinstance)
+
+
+def _number_isinstance(value: object, kinds: Any) -> bool:
+    """Do what ``isinstance`` does, but take a symbolic size of torch.export for a number."""
+    return builtins.isinstance(_NUMBERS.get(type(value), value), kinds)
 
 
 def _model_code(root: nn.Module) -> Iterator[Any]:

@@ -82,7 +82,7 @@ class Exported(nn.Module):
 
 
 @canary("torch.export passes modules and values to its tracer", "the export front end", "take_module_calls", "module_behind", "proxy_of",
-        "give_proxy", "without_proxies", "size_decisions", "example_sizes")  # fmt: skip
+        "give_proxy", "without_proxies", "size_decisions", "example_sizes", "excludes_one")  # fmt: skip
 def export() -> None:
     model, seen, decided, outside = Exported(), list[Any](), list[int](), torch.ones(1)
 
@@ -113,6 +113,9 @@ def export() -> None:
     assert isinstance(size, fx.Proxy) and other is None and decided[0] < decided[-1] and door.size_decisions() == []
     batch = next(node.meta["val"].shape[0] for node in program.graph.nodes if node.name == "x")
     assert list(door.example_sizes(batch).values()) == [3]
+    symbol = batch.node.expr
+    assert door.excludes_one(sympy.Ne(symbol, 1)) and door.excludes_one(symbol >= 2)
+    assert not door.excludes_one(symbol > 2) and not door.excludes_one(sympy.Eq(symbol, 1))
     called = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert "aten.relu.default" in called and "aten.linear.default" not in called
 

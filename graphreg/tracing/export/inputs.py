@@ -10,6 +10,7 @@ from typing import Any
 from torch import fx, nn
 
 from graphreg.ir import Label, Place, assert_sizes, has_keys, label_site, specialized_to
+from graphreg.torch_internals import excludes_one
 from graphreg.tracing.export.op_record import AT, PLAIN, Built, OpRecord
 
 
@@ -46,8 +47,10 @@ class Inputs:
                 nothing: Any = {} if parameter.kind is parameter.VAR_KEYWORD else ()
                 self._take(placeholders[name], bound.get(name, nothing), name, ())
         sizes = next((node.meta["val"].fake_mode.shape_env for node, _ in self.places), None)
-        guards = [guard.expr for i, guard in enumerate(sizes.guards) if i not in record.op_guards] if sizes else []
-        assert_sizes(graph, self.places, guards)
+        # A size that turned out to be a constant, or a multiple of another size, no longer has its symbol among the inputs.
+        made = enumerate(sizes.guards if sizes else ())
+        decided = [guard.expr for i, guard in made if i not in record.op_guards or not excludes_one(guard.expr)]
+        assert_sizes(graph, self.places, [sizes.replace(guard) for guard in decided])
 
     def _take(self, holder: fx.Node, value: Any, name: str, path: tuple[str, ...]) -> None:
         """Add nodes that take the tensors out of an argument, and assertions on its other parts."""

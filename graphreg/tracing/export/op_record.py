@@ -117,7 +117,9 @@ class OpRecord:
         arguments: The model's arguments, with nodes in place of tensors.
         output: The model's output, with nodes in place of tensors.
         input_places: The places (``AT``) of the graph's inputs.
-        op_guards: Indices of the size guards that operations made. They are not asserted, because an operation decides anew at each call.
+        op_guards: Indices of the size guards that operations made. Those by which an operation only excludes
+            that it broadcasts are not asserted, because an operation decides anew at each call. The others are: the sizes of its result,
+            which the forward may read, depend on them.
         flags: By name of a parameter, its ``requires_grad``, for parameters of which the forward read it.
         final_attributes: Each namespace in which the forward may leave something (``final_state``), and its content when the forward ended.
     """

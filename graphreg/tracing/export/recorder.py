@@ -65,7 +65,7 @@ from graphreg.tracing.export.op_record import (
 )
 from graphreg.tracing.export.patches import refuse_untraceable, single_operations
 from graphreg.tracing.global_queries import Answers, EnvironmentQueries
-from graphreg.tracing.isinstance_patch import model_globals
+from graphreg.tracing.isinstance_patch import model_globals, sizes_are_numbers
 from graphreg.tracing.side_effects.state_places import REGISTERED, carries_data
 from graphreg.tracing.symbolic.factory_tape import attribute_of
 from graphreg.tracing.tensors import SavedTensor, tensors_in
@@ -114,7 +114,9 @@ class Recorder(TorchFunctionMode):
                 patches.put(owner, name, instead)
             leave_mask_unread(patches)
             self._refuse_untraced_changes(patches)
-            with self.environment.intercepted(self.model, model_globals(self.model)):
+            places = model_globals(self.model)
+            sizes_are_numbers(patches, places)
+            with self.environment.intercepted(self.model, places):
                 yield
 
     # Modules

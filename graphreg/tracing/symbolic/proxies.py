@@ -15,6 +15,7 @@ from torch import fx
 from torch.fx.proxy import Attribute
 
 from graphreg.ir import FOREIGN, IN_PLACE_NAMES, label_site, origin_now, scope_of
+from graphreg.tracing.type_inference import ATTRIBUTES
 
 
 def _tests_class(frame: types.FrameType) -> bool:
@@ -48,6 +49,12 @@ class AttributeProxy(Attribute):
 
     def __delattr__(self, name: str) -> None:
         raise AttributeError(_assignment_message(name, "deletes"))
+
+    def __hash__(self) -> int:
+        """Return the hash of a shape, a dtype or the like, by which a dict or a set finds it, as a decision on it."""
+        if self.attr in ATTRIBUTES and not issubclass(ATTRIBUTES[self.attr], torch.Tensor):
+            return hash(self.tracer.concrete(self, "a key", (ATTRIBUTES[self.attr],)))  # type: ignore[attr-defined]
+        return object.__hash__(self)
 
 
 class Value(fx.Proxy):
@@ -124,6 +131,12 @@ class Value(fx.Proxy):
 
     def __len__(self) -> int:
         return int(self.tracer.length(self))  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        """Return the hash of a size, by which a dict or a set finds it, as a decision on it. A tensor is found by its identity."""
+        if self.node in getattr(self.tracer, "sizes", ()) and not self.tracer.evaluating:  # type: ignore[attr-defined]
+            return hash(self._concrete("a key", bool, int, float, tuple))
+        return object.__hash__(self)
 
     def __round__(self, *digits: Any) -> Any:
         return self.tracer.create_proxy("call_function", round, (self, *digits), {})
