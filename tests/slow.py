@@ -38,7 +38,7 @@ SWEEP = {
     r"test_export_language\.py::test_train_mode_and_gradients_are_the_models\[bert\]": "GPT-2 stays",
     r"test_export_language\.py::test_own_dropout_seeded_draws_the_same_compiled": "test_native_models.py has a ViT",
     r"test_ten_models\.py::test_(one_step|names_contain_torchvisions)\[(vit_b_16|deeplab|googlenet)": "ResNet and DenseNet stay",
-    r"test_trainer_transformers\.py::test_(adapters_of_peft|the_first_gradient_by_hand\[1\])": "one accumulation stays",
+    r"test_trainer_transformers\.py::test_(adapters_of_peft|the_first_gradient_by_hand\[.*-1\])": "one accumulation stays",
     r"test_cost\.py::test_twice_the_model_is_twice_the_work\[Deep\]": "two of the six forms stay",
     r"test_fxpass\.py::test_names_are_the_models\[(densenet|googlenet|deeplab|vit|swin|convnext)": "the smaller models stay",
     r"test_page_selectors\.py::test_ten_selectors_on_a_real_model\[(?!mobilenet)": "one real model stays",
