@@ -13,12 +13,6 @@ from browser import Page, needs_chromium
 from drawn_pages import IDS, drawn
 from geometry import check_geometry
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("pages")
-
-
 # What it looks like: nothing overlaps
 
 GEOMETRY = """

@@ -33,11 +33,6 @@ IDS = torch.zeros(2, 7, dtype=torch.long)
 IMAGE = torch.zeros(1, 3, 64, 64)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("pages")
-
-
 @cache
 def small(folder: Path) -> Path:
     return graphreg.draw(Half(), folder / "small.html")

@@ -16,11 +16,6 @@ from drawn_pages import drawn
 pytestmark = needs_chromium
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("pages")
-
-
 @pytest.fixture
 def window() -> Iterator[Any]:
     """The window, which has its size back afterwards."""
@@ -59,7 +54,7 @@ requestAnimationFrame(() => requestAnimationFrame(() => done({...graphreg.scene.
 
 
 def test_it_fits_again_until_it_is_moved(folder: Path) -> None:
-    page = Page(drawn(folder, "resnet50"))
+    page = Page(drawn(folder, "gpt"))
     page.press("w")
     first = page.run("return {...graphreg.scene.view}")
     narrow = page.driver.execute_async_script(RESIZED, "800px")

@@ -53,7 +53,7 @@ class Cells(nn.Module):
 
 
 def vit() -> nn.Module:
-    return tv.VisionTransformer(32, 8, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64, num_classes=10)
+    return tv.VisionTransformer(32, 16, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=16, num_classes=10)
 
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -304,14 +304,14 @@ def test_the_models_own_dropout_is_seeded() -> None:
 
 def test_what_torch_compile_is_given_may_be_copied() -> None:
     """As lightning's wrapper of torch.compile does: the copy is the backend that the compiled code knows."""
-    model, _, x = made("resnet18")
+    model, _, x = made("net")
     given = {"backend": graphreg.backend(inner="eager", **HIDDEN)}
     torch.compile(model, **given)(x)
     assert copy.deepcopy(given)["backend"] is given["backend"] and given["backend"].penalties()
 
 
 def test_the_model_stays_as_it_is() -> None:
-    model, _, x = made("resnet18")
+    model, _, x = made("net")
     before = {name: id(value) for name, value in vars(model).items()}
     state, hooks = copy.deepcopy(model.state_dict()), [len(m._forward_hooks) for m in model.modules()]
     torch.compile(model, backend=graphreg.backend(inner="eager", **HIDDEN))(x)

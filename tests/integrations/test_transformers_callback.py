@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from transformers.trainer_callback import TrainerCallback  # noqa: E402
 
 from graphreg.integrations.transformers import RegularizerCallback  # noqa: E402
 from language_models import WORDS  # noqa: E402
+from tied_words import tied_words  # noqa: E402
 
 SETTINGS: dict[str, Any] = {"hidden_dropout": 0.2, "weight_l2": 3.0, "hidden_l1": 2.0, "rng": 0}
 SENTENCES = [{name: torch.arange(5) + 3 + i % 4 for name in ("input_ids", "labels")} for i in range(5)]
@@ -93,6 +95,9 @@ def trainer(model: nn.Module, folder: Path, *callbacks: TrainerCallback, **optio
     return transformers.Trainer(model, arguments, callbacks=list(callbacks), train_dataset=SENTENCES)
 
 
+Whole = tuple[Callable[[], Any], Path, list[float], dict[str, Tensor]]
+
+
 def losses(made: Any) -> list[float]:
     return [entry["loss"] for entry in made.state.log_history if "loss" in entry]
 
@@ -140,28 +145,31 @@ def test_without_num_items_in_batch_the_trainer_divides(tmp_path: Path) -> None:
     torch.testing.assert_close(watch.gradients[0], {name: p.grad for name, p in module.named_parameters()})
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float], dict[str, Tensor]]:
-    """Four steps in a row, with a checkpoint after two, and generation and saving after each."""
-    folder = tmp_path_factory.mktemp("whole")
-    model = graphreg.regularize_(gpt2(), **SETTINGS)
+@pytest.fixture(scope="module", params=[tied_words, pytest.param(gpt2, marks=pytest.mark.sweep)])
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """Four steps in a row, with a checkpoint after two, and generation and saving after each.
+
+    GPT-2, each trace of which takes five seconds, is the sweep's, and test_trainers_page.py's.
+    """
+    folder, make = tmp_path_factory.mktemp("whole"), request.param
+    model = graphreg.regularize_(make(), **SETTINGS)
     graphreg.set_strength(model, "weight_l2", 2.0)
     generates = Generates(folder / "saved")
     made = trainer(model, folder, RegularizerCallback(), generates, save_strategy="steps", save_steps=2, max_steps=4)
     made.train()
     loaded = type(model).from_pretrained(folder / "saved")
-    assert type(loaded).__bases__ == transformers.GPT2LMHeadModel.__bases__ and loaded.lm_head.weight is loaded.transformer.wte.weight
+    assert type(loaded).__bases__ == type(make()).__bases__ and loaded.lm_head.weight is loaded.get_input_embeddings().weight
     assert torch.equal(loaded.generate(SENTENCES[0]["input_ids"][None, :2], max_new_tokens=3, do_sample=False, pad_token_id=0),
                        generates.words[-1])  # fmt: skip
-    return folder / "checkpoint-2", losses(made), {name: p.detach().clone() for name, p in model.named_parameters()}
+    return make, folder / "checkpoint-2", losses(made), {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
-def test_resumed_bit_for_bit(whole: Any, tmp_path: Path) -> None:
+def test_resumed_bit_for_bit(whole: Whole, tmp_path: Path) -> None:
     """Noise, strengths and tied weights come from the checkpoint; nothing is generated in between, which makes no difference."""
-    checkpoint, expected, parameters = whole
+    make, checkpoint, expected, parameters = whole
     safetensors = pytest.importorskip("safetensors.torch")
     assert "lm_head.weight" not in safetensors.load_file(checkpoint / "model.safetensors")
-    model = graphreg.regularize_(gpt2(), **{**SETTINGS, "rng": 5})
+    model = graphreg.regularize_(make(), **{**SETTINGS, "rng": 5})
     made = trainer(model, tmp_path, RegularizerCallback(), max_steps=4)
     made.train(resume_from_checkpoint=str(checkpoint))
     assert losses(made) == expected and graphreg.strengths(model)["weight_l2"] == 2.0
@@ -179,9 +187,9 @@ def test_logs(tmp_path: Path) -> None:
     assert list(kept) == ["kept/relu/hidden_dropout"] and all(0.5 < value < 1 for value in kept.values())
 
 
-def test_another_model_is_refused(whole: Any, tmp_path: Path) -> None:
-    checkpoint = whole[0]
-    other = graphreg.regularize_(gpt2(), hidden_dropout=0.1)
+def test_another_model_is_refused(whole: Whole, tmp_path: Path) -> None:
+    make, checkpoint = whole[:2]
+    other = graphreg.regularize_(make(), hidden_dropout=0.1)
     with pytest.raises(RegularizerError, match="only one of the two has a regularizer named hidden_l1, weight_l2. Regularize the model as"):
         trainer(other, tmp_path, RegularizerCallback(), max_steps=4).train(resume_from_checkpoint=str(checkpoint))
     with pytest.raises(GraphRegError, match="no module in this Words is regularized, so there is nothing to save or to log"):

@@ -399,7 +399,7 @@ def test_no_parameter_at_all() -> None:
         regularize(model, weight_l2=0.1)
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(st.text(alphabet="hidact12.out*?[]!@:#Ltanh ", min_size=0, max_size=10) | st.text(max_size=8))
 @example("[")
 @example("hid[")

@@ -29,6 +29,7 @@ from graphreg.passes import BernoulliDropout, GaussianNoise, HiddenL1, WeightL2
 from graphreg.runtime.penalty import Measure
 from graphreg.runtime.rewritten_module import RewrittenModule
 from graphreg.runtime.runtime_module import SpliceRule
+from saved_nets import Auxiliary, Blocks, Frozen
 from ten_models import tensors
 
 ALL: dict[str, Any] = {"hidden_dropout": 0.2, "hidden_noise": 0.1, "weight_l2": 1e-2, "hidden_l1": 1e-2}
@@ -52,20 +53,6 @@ class TwoForms(Net):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor] | Tensor:
         h = torch.tanh(self.second(torch.relu(self.first(x))))
         return (self.head(h), h) if self.training else self.head(h)
-
-
-class Blocks(nn.Module):
-    """Values that belong to submodules, a batch norm, activations in place."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(inplace=True))
-        self.more = nn.Sequential(nn.Linear(16, 16), nn.BatchNorm1d(16), nn.ReLU(inplace=True))
-        self.head = nn.Linear(16, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.body(x)
-        return self.head(self.more(h) + h)
 
 
 SMALL = {"net": Net, "two_forms": TwoForms, "blocks": Blocks}
@@ -174,18 +161,6 @@ def test_a_compiled_module_is_copied_without_its_compiled_code(copied: Copied) -
     assert equal(run(copied(module), batch()), run(graphreg.regularize(copy.deepcopy(model), rng=1, **ALL), batch()))
 
 
-class Auxiliary(nn.Module):
-    """Gives a named tuple in train mode, and a tensor in eval mode."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.head, self.aux = nn.Linear(6, 5), nn.Linear(5, 3), nn.Linear(5, 3)
-
-    def forward(self, x: Tensor) -> Any:
-        h = torch.relu(self.body(x))
-        return tv.GoogLeNetOutputs(self.head(h), self.aux(h), None) if self.training else self.head(h)
-
-
 CHILD = """
 import sys, torch
 cases = torch.load(sys.argv[1], weights_only=False)
@@ -201,7 +176,7 @@ torch.save(answers, sys.argv[2])
 
 def test_a_saved_module_gives_the_same_in_a_new_process(tmp_path: Path) -> None:
     cases = {
-        "one graph": (made(lambda: tv.resnet18(num_classes=10))[1], image()),
+        "one graph": (made(Blocks)[1], batch()),
         "two graphs": (made(Auxiliary)[1], batch()),
         "root train()": (made(Frozen)[1], batch()),
     }
@@ -211,10 +186,9 @@ def test_a_saved_module_gives_the_same_in_a_new_process(tmp_path: Path) -> None:
     torch.save(cases, tmp_path / "cases.pt")
     script = tmp_path / "child.py"
     script.write_text(CHILD)
-    tests = os.pathsep.join(map(str, Path(__file__).parents[:2]))  # this file, and ten_models
     subprocess.run(
         [sys.executable, "-W", "error", str(script), str(tmp_path / "cases.pt"), str(tmp_path / "answers.pt")],
-        check=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": tests, "OMP_NUM_THREADS": "1"},
+        check=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     answers = torch.load(tmp_path / "answers.pt", weights_only=False)
     for (name, mode), (output, penalties, kind) in answers.items():
@@ -446,15 +420,6 @@ def test_a_hook_of_a_layer_is_called_once_a_call_on_tensors() -> None:
 
 
 # --- modes -------------------------------------------------------------------------------------------------------
-
-
-class Frozen(Blocks):
-    """Keeps a batch norm in eval mode, whatever mode the model is put in."""
-
-    def train(self, mode: bool = True) -> Frozen:
-        super().train(mode)
-        self.body[1].eval()
-        return self
 
 
 def statistics(norm: nn.Module) -> list[Tensor]:

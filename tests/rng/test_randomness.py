@@ -150,10 +150,10 @@ def test_normal_moments_and_independence(dtype: torch.dtype) -> None:
     assert abs(correlation(z[:-1], z[1:])) < 4 and abs(correlation(z[:-1] ** 2, z[1:] ** 2)) < 4
 
 
-def test_normal_tails() -> None:
-    """Both tails beyond 3, 4 and 5 standard deviations: of 2**26 values, 19 on each side are beyond the last."""
+@pytest.mark.parametrize("calls", [4, pytest.param(16, marks=pytest.mark.sweep)])
+def test_normal_tails(calls: int) -> None:
+    """Both tails beyond 3, 4 and 5 standard deviations: of 2**26 values (16 calls), 19 on each side are beyond the last."""
     counts = {bound: 0.0 for sign in (1, -1) for bound in (3.0 * sign, 4.0 * sign, 5.0 * sign)}
-    calls = 16
     for call in range(calls):
         z = Noise(key_of(8, call=call)).normal(torch.empty(1 << 22))
         for bound in counts:

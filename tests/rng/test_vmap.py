@@ -313,7 +313,7 @@ def test_torchs_own_dropout_that_was_moved_goes_by_the_rows_too() -> None:
 
 @pytest.mark.parametrize("function", [rows, per_sample])
 def test_compiled_whole_it_is_eager(function: Any) -> None:
-    module = regularized()
+    module = regularized(BernoulliDropout("1", 0.5))
     expected = [function(module, X) for _ in range(2)]
     module.graphreg_rules.key.seek(0)
     run = torch.compile(lambda x: function(module, x), backend="aot_eager", fullgraph=True)
@@ -333,7 +333,7 @@ def test_inductor_draws_a_rows_words() -> None:
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # Dynamo asks for it of what a vmap maps
 def test_compiled_in_chunks_it_is_drawn_outside_of_the_graphs() -> None:
-    module = regularized()
+    module = regularized(BernoulliDropout("1", 0.5))
     expected = rows(module, X)
 
     def chunked(x: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """A training run that can be killed and resumed; test_resume.py starts it.
 
-python killed_run.py CHECKPOINT LOSSES BACKEND STEPS [STOP]: goes on where CHECKPOINT stands, appends each loss to LOSSES
-as hexadecimal, and stands still in the middle of step STOP (its batch drawn, its backward done) until it is killed.
+python killed_run.py CHECKPOINT LOSSES BACKEND STEPS STOP: forks a run that appends each loss to LOSSES as hexadecimal, and
+stands still in the middle of step STOP (its batch drawn, its backward done) until it is killed. Given a line, the process
+itself, which has run nothing before, goes on where CHECKPOINT stands.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +53,7 @@ def main(checkpoint: Path, losses: Path, backend: str, steps: int, stop: int) ->
         loss = (output - x[:, :4]).square().mean() + sum(penalties.values())
         loss.backward()
         if step == stop:
-            print("standing", flush=True)
+            print("standing", os.getpid(), flush=True)
             time.sleep(600)
         optimizer.step()
         graphreg.set_strength(module, "hidden_l1", graphreg.strengths(module)["hidden_l1"] * 1.1)
@@ -64,4 +66,11 @@ def main(checkpoint: Path, losses: Path, backend: str, steps: int, stop: int) ->
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5]) if len(sys.argv) > 5 else -1)
+    given: tuple[Any, ...] = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+    run = os.fork()
+    if not run:
+        main(*given, int(sys.argv[5]))
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.waitpid(run, 0)[1]), flush=True)
+    sys.stdin.readline()
+    main(*given, -1)

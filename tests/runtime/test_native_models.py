@@ -16,7 +16,7 @@ import graphreg
 
 
 def vit(**options: Any) -> nn.Module:
-    return tv.VisionTransformer(32, 16, 2, 2, 24, 48, dropout=0.1, attention_dropout=0.2, num_classes=4, **options)
+    return tv.VisionTransformer(32, 16, 1, 2, 8, 16, dropout=0.1, attention_dropout=0.2, num_classes=4, **options)
 
 
 def timm(name: str, **options: Any) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -17,15 +18,11 @@ SCRIPT = Path(__file__).parent / "killed_run.py"
 STEPS = 12
 
 
-def started(place: Path, backend: str, *stop: int) -> subprocess.Popen[str]:
-    command = [sys.executable, str(SCRIPT), str(place / "checkpoint.pt"), str(place / "losses"), backend, str(STEPS), *map(str, stop)]
+def started(place: Path, backend: str, stop: int) -> subprocess.Popen[str]:
+    command = [sys.executable, str(SCRIPT), str(place / "checkpoint.pt"), str(place / "losses"), backend, str(STEPS), str(stop)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_LOGS": "-all"}  # a build for CUDA warns where there is none
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def finished(process: subprocess.Popen[str]) -> None:
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, env=environment, text=True, process_group=0, **pipes)  # type: ignore[call-overload, no-any-return]
 
 
 def losses(place: Path) -> list[str]:
@@ -41,12 +38,17 @@ def test_killed_and_resumed(backend: str, tmp_path: Path) -> None:
     with started(broken, backend, stop) as process, torch.random.fork_rng():
         try:
             main(whole / "checkpoint.pt", whole / "losses", backend, STEPS, -1)
-            assert process.stdout is not None and process.stdout.readline() == "standing\n"
+            assert process.stdin is not None and process.stdout is not None
+            word, run = process.stdout.readline().split()
+            assert word == "standing"
+            os.kill(int(run), signal.SIGKILL)
+            assert process.stdout.readline() == f"{-signal.SIGKILL}\n"
+            assert len(losses(broken)) == stop
+            output, _ = process.communicate("go on\n", timeout=300)
+            assert process.returncode == 0, output
         finally:
-            process.send_signal(signal.SIGKILL)
-        assert process.wait(timeout=60) == -signal.SIGKILL
-    assert len(losses(broken)) == stop
-    finished(started(broken, backend))
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     assert [line.split()[0] for line in losses(whole)] == [str(step) for step in range(STEPS)]
     assert losses(broken) == losses(whole), f"killed in step {stop}"
     assert len({line.split()[1] for line in losses(whole)}) == STEPS
