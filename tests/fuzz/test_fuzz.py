@@ -1,4 +1,4 @@
-"""Forty cases, a few injected faults, and the fuzzer's own parts. The long runs: docs/fuzz.md."""
+"""A hundred cases, a few injected faults, and the fuzzer's own parts. The long runs: docs/fuzz.md."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ from fuzz.shrink import shrunk
 PROBE = "a sum for a mean"
 
 
-@pytest.mark.parametrize("cases", [40, pytest.param(100, marks=pytest.mark.sweep)])
-def test_no_case_of_the_first_is_a_fault(cases: int) -> None:
-    tally = run(Options(seed=1, cases=cases, shrink=False, out=Path("build/fuzz")))
-    assert tally.cases == cases
+def test_a_hundred_cases() -> None:
+    tally = run(Options(seed=1, cases=100, shrink=False, out=Path("build/fuzz")))
+    assert tally.cases == 100
     assert tally.faults == []
-    assert sum(tally.refused.values()) < cases / 4
+    assert sum(tally.refused.values()) < 25
 
 
 @pytest.mark.parametrize(
