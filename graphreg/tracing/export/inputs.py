@@ -46,7 +46,7 @@ class Inputs:
             if name in bound or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 nothing: Any = {} if parameter.kind is parameter.VAR_KEYWORD else ()
                 self._take(placeholders[name], bound.get(name, nothing), name, ())
-        sizes = next((node.meta["val"].fake_mode.shape_env for node, _ in self.places), None)
+        sizes: Any = next((node.meta["val"].fake_mode.shape_env for node, _ in self.places), None)
         # A size that turned out to be a constant, or a multiple of another size, no longer has its symbol among the inputs.
         made = enumerate(sizes.guards if sizes else ())
         decided = [guard.expr for i, guard in made if i not in record.op_guards or not excludes_one(guard.expr)]
