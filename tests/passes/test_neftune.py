@@ -146,7 +146,7 @@ def test_the_check_finds_lengths_that_are_not_read() -> None:
 
 def test_errors() -> None:
     refuses(r"NEFTune: weight=-1.0 is not allowed; weight must be 0 or more", NEFTune, "0", -1)
-    refuses(r"NEFTune: lengths=int is not allowed; give the name of the model's input", NEFTune, "0", 1, lengths=3)
+    refuses(r"NEFTune: lengths=int is not allowed; give the name of the input that carries the lengths", NEFTune, "0", 1, lengths=3)
     sentence = r"NEFTune at 0: the value has shape \(4, 3\); the splice takes the embeddings of sequences, \[batch, length, features\]"
     refuses_value(sentence, NEFTune("0", 5.0), torch.ones(4, 3))
     with pytest.raises(graphreg.NoMatchError, match=r"lengths='length': no input of the model has that name\. Near names: lengths"):
