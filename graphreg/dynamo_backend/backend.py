@@ -40,7 +40,8 @@ class Backend(BackendHandle, RenamedAttributes):
         regularizers: The regularizers by name.
         model: The model, once its first graph was captured.
         subgraphs: The subgraphs, in the order of capture.
-        forced: Whether a block of ``noise_on`` is open.
+        forced: Whether a block of ``noise_on`` is open, and no block of ``noise_off`` within it.
+        silenced: Whether a block of ``noise_off`` is open, and no block of ``noise_on`` within it.
         complete: Whether the first call has ended and the selectors were checked over all its graphs.
     """
 
@@ -57,8 +58,8 @@ class Backend(BackendHandle, RenamedAttributes):
         self.model: nn.Module | None = None
         self.title = ""
         self.subgraphs: list[Subgraph] = []
-        self.forced, self.complete = False, False
-        self._forcing: dict[object, None] = {}  # the open blocks of noise_on
+        self.forced, self.silenced, self.complete = False, False, False
+        self._switches: dict[object, bool] = {}  # the open blocks of noise_on (True) and noise_off (False)
         for name, regularizer in self.regularizers.items():
             if isinstance(regularizer.weight, ByDepth):
                 raise RegularizerError(
@@ -99,13 +100,13 @@ class Backend(BackendHandle, RenamedAttributes):
         assert self.model is not None and self._maker is not None
         paths = self._maker.paths()
         place = place_of(gm, tracing, self.model, paths)
-        subgraph = self._maker.made(len(self.subgraphs) + 1, gm, inputs, place, call, self.forced, self._strength)
-        guard(tracing, place, Watched(list(subgraph.owners), self._is_forced, paths if place.local is None else None))
+        subgraph = self._maker.made(len(self.subgraphs) + 1, gm, inputs, place, call, self._switched(), self._strength)
+        guard(tracing, place, Watched(list(subgraph.owners), self._switched, paths if place.local is None else None))
         self.subgraphs.append(subgraph)
         return lambda *values: self._run(subgraph, values)
 
-    def _is_forced(self) -> bool:
-        return self.forced
+    def _switched(self) -> tuple[bool, bool]:
+        return self.forced, self.silenced
 
     def _strength(self, name: str, device: torch.device) -> Tensor:
         return brought(self._strengths[name], device)
@@ -303,19 +304,30 @@ class Backend(BackendHandle, RenamedAttributes):
         """Draw the same masks in every call of a block: see ``graphreg.frozen_noise``."""
         return self.streams.freeze()
 
-    @contextmanager
-    def noise_on(self) -> Iterator[None]:
+    def noise_on(self) -> AbstractContextManager[None]:
         """Keep every splice acting in a block, in any mode: see ``graphreg.noise_on``."""
+        return self._noise_switched(on=True)
+
+    def noise_off(self) -> AbstractContextManager[None]:
+        """Let no splice act in a block: see ``graphreg.noise_off``."""
+        return self._noise_switched(on=False)
+
+    @contextmanager
+    def _noise_switched(self, on: bool) -> Iterator[None]:
         block = object()
 
+        def switch() -> None:
+            last = next(reversed(self._switches.values()), None)
+            self.forced, self.silenced = last is True, last is False
+
         def back() -> None:
-            self._forcing.pop(block, None)
-            self.forced = bool(self._forcing)
+            self._switches.pop(block, None)
+            switch()
 
         with Changes() as changes, changes:
             changes.later(back)
-            self._forcing[block] = None
-            self.forced = True
+            self._switches[block] = on
+            switch()
             yield
 
     def report(self) -> Report:

@@ -131,7 +131,8 @@ class Maker:
         return dataclasses.replace(full, edits=tuple(_after(edit, captured, call) for edit in new), native_dropout=native)
 
     def made(
-        self, number: int, gm: fx.GraphModule, inputs: Sequence[Any], place: Place, call: Call, forced: bool, strengths: Strengths
+        self, number: int, gm: fx.GraphModule, inputs: Sequence[Any], place: Place, call: Call, noise: tuple[bool, bool],
+        strengths: Strengths,
     ) -> Subgraph:
         """Capture, plan, rewrite and compile a graph."""
         captured, traced = self.capture(gm, inputs, place, call)
@@ -145,7 +146,8 @@ class Maker:
         rules: Rules = getattr(rewritten, RULES)
         drawing = [module for module in rules.children() if isinstance(module, Drawing)]
         for module in drawing:
-            module.forced, module.element = forced, 0  # a backend has one strength for all sites
+            module.forced, module.silenced = noise
+            module.element = 0  # a backend has one strength for all sites
         emitted = emit(rewritten, gm, plan, weighed)
         device = next((v.device for v in inputs if isinstance(v, Tensor) and v.is_floating_point()), torch.device("cpu"))
         rows = _rows(rewritten, plan)

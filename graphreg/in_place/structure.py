@@ -19,7 +19,7 @@ from graphreg.ir import PLACED, RULES, SIZE_ASSERTIONS, Missing, copied_contents
 from graphreg.planning import OwnDropout, Plan, plan
 from graphreg.regularizer import Regularizer
 from graphreg.rewriting import rewrite_with
-from graphreg.runtime import Drawing, Penalties, RewrittenModule, Rules, Scale, SharedState, graphs_of, rules_of
+from graphreg.runtime import Drawing, Penalties, RewrittenModule, Rules, RuntimeModule, Scale, SharedState, graphs_of, rules_of
 from graphreg.torch_internals import CALL_HOOKS, COMPILED_CALL, Changes, at_rest, pytree
 from graphreg.tracing import DECISIONS, FrontEnd, Traced, mode_asked, trace
 
@@ -98,6 +98,8 @@ def traced_for(model: nn.Module, example: Any, options: Options, shared: SharedS
     for child in rules_of(module).children():
         if isinstance(child, Drawing):
             child.forced = shared.key.forced
+        if isinstance(child, RuntimeModule):
+            child.silenced = shared.key.silenced
     graphs = graphs_of(module).values()
     asks = [[node.target in _ASKS for node in graph.nodes] for graph in graphs]
     late = any(True in asked[_first_effect(graph) :] for graph, asked in zip(graphs, asks, strict=True))

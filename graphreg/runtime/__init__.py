@@ -14,6 +14,7 @@ from graphreg.runtime.controls import (
     asked_of,
     changed_strengths,
     frozen_noise,
+    noise_off,
     noise_on,
     reset_state,
     rng_state,
@@ -59,7 +60,7 @@ __all__ = [
     "Scale", "SharedKeyRule", "SharedState", "SpliceRule", "State", "StatefulTotal", "StreamName", "Total", "Track", "Way",
     "accumulation", "asked_of", "backend_handle", "call_within", "changed_strengths", "check_penalties", "check_scale",
     "checked_state", "collect", "current", "frozen_noise", "graphs_of", "handle_of", "identity", "in_place", "in_place_handle",
-    "key_of", "lowering", "native_draws", "no_noise", "noise_on", "record_of", "refuse_twice", "reset_state", "rewritten",
+    "key_of", "lowering", "native_draws", "no_noise", "noise_off", "noise_on", "record_of", "refuse_twice", "reset_state", "rewritten",
     "rng_state", "rules_of", "sample", "set_ranks", "set_rng_state", "set_strength", "site_strengths", "storage_of", "strength_text",
     "strengths", "strengths_now", "strengths_on", "written_scale", "written_state",
 ]  # fmt: skip

@@ -148,3 +148,19 @@ def noise_on(module: Regulated) -> Iterator[None]:
     """
     with handle_of(module).noise_on():
         yield
+
+
+@contextmanager
+def noise_off(module: Regulated) -> Iterator[None]:
+    """Let no splice act inside the block, for one batch: ``with graphreg.noise_off(module): module(x)``.
+
+    Penalties are computed as outside the block, but the state of a penalty is not replaced. A splice that has a form for eval mode
+    (``Zoneout``) takes this form. A native dropout that graphreg draws (``own_dropout="seeded"``) does not act, either; one that was left
+    to torch (``own_dropout="keep"``) follows its module's mode.
+
+    A call in train mode counts as one call, as outside the block, so that the masks of later calls stay the same. Of nested blocks of
+    ``noise_on`` and ``noise_off`` the inner one decides; of blocks of several threads, the one that was entered last. The block has no
+    effect on a module that has no splices.
+    """
+    with handle_of(module).noise_off():
+        yield

@@ -85,6 +85,8 @@ class NativeDropoutRule(Drawing):
         return float(arguments.get("dropout_p" if self.kind == "heads" else "p", 0.5))
 
     def _acts(self, arguments: Mapping[str, Any]) -> bool:
+        if self.silenced:
+            return False
         if self.forced or self.always:
             return True
         if self.is_module:

@@ -120,6 +120,9 @@ class Handle(ABC):
     def noise_on(self) -> AbstractContextManager[None]: ...
 
     @abstractmethod
+    def noise_off(self) -> AbstractContextManager[None]: ...
+
+    @abstractmethod
     def require_draws(self) -> None:
         """Raise GraphRegError if the module draws no noise."""
 

@@ -1,7 +1,7 @@
 """The handle of a rewritten module: it reads and sets strengths and the noise state, freezes noise, and keeps noise on in eval mode.
 
-A compiled module is not recompiled for a new strength, a restored state or frozen noise. ``noise_on`` and ``set_ranks`` recompile it once
-for each setting, however many calls follow.
+A compiled module is not recompiled for a new strength, a restored state or frozen noise. ``noise_on``, ``noise_off`` and ``set_ranks``
+recompile it once for each setting, however many calls follow.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -26,7 +26,7 @@ from graphreg.runtime.noise_keys import KeyRule, key_of
 from graphreg.runtime.noise_state import MODULE_STATE, checked_state, written_state
 from graphreg.runtime.owned_state import Saved, State
 from graphreg.runtime.rewritten_module import RewrittenModule
-from graphreg.runtime.runtime_module import Drawing, Rules
+from graphreg.runtime.runtime_module import Drawing, Rules, RuntimeModule
 from graphreg.runtime.site_strengths import OWN
 from graphreg.torch_internals import Changes
 
@@ -227,24 +227,37 @@ class ModuleHandle(Handle):
             key.freeze(block)
             yield
 
+    def noise_on(self) -> AbstractContextManager[None]:
+        self._drawing_key()
+        return self._noise_switched(on=True)
+
+    def noise_off(self) -> AbstractContextManager[None]:
+        return self._noise_switched(on=False)
+
     @contextmanager
-    def noise_on(self) -> Iterator[None]:
-        key, block = self._drawing_key(), object()
+    def _noise_switched(self, on: bool) -> Iterator[None]:
+        """Switch the noise on or off in a block. Of several open blocks, the one that was entered last decides."""
+        block, key = object(), self._key()
+        switches: dict[object, bool] = vars(self._containers()[0]).setdefault("noise_switches", {})
 
         def switch() -> None:
+            last = next(reversed(switches.values()), None)
             for rules in self._containers():
                 for child in rules.children():
                     if isinstance(child, (Drawing, KeyRule)):
-                        child.forced = bool(key.forcing)
+                        child.forced = last is True
+                    if isinstance(child, RuntimeModule):
+                        child.silenced = last is False
 
         def back() -> None:
-            key.forcing.pop(block, None)
+            switches.pop(block, None)
             switch()
-            key.settle()
+            if key is not None:
+                key.settle()
 
         with Changes() as changes, changes:
             changes.later(back)
-            key.forcing[block] = None
+            switches[block] = on
             switch()
             yield
 

@@ -84,7 +84,6 @@ class KeyRule(RuntimeModule):
         super().__init__("the keys of the call")
         self.names = tuple(streams)
         self.forced = False
-        self.forcing: dict[object, None] = {}  # the open blocks of controls.noise_on
         self.frozen_call: int | None = None  # the call whose masks are drawn while the noise is frozen, see controls.frozen_noise
         self.blocks: dict[object, tuple[object, int]] = {}  # by open block of frozen_noise: its thread, and its call number
         self.left: set[object] = set()  # the threads that left their blocks while another thread is still in one

@@ -99,8 +99,8 @@ class State(RuntimeModule):
 class StatefulTotal(Total):
     """Computes a penalty whose formula takes ``state``, and replaces the state if the formula returns a new one.
 
-    The state is replaced in train mode alone, and in no transform of torch.func. A forward that a backward pass repeats is refused: it
-    would go on from another state.
+    The state is replaced in train mode alone, and neither in a block of ``noise_off`` nor in a transform of torch.func. A forward that a
+    backward pass repeats is refused: it would go on from another state.
     """
 
     path = ""  # the root: a call of the whole model is one step
@@ -125,7 +125,7 @@ class StatefulTotal(Total):
 
     def _steps(self) -> bool:
         """Whether this call replaces the state."""
-        if not self.owner[0].training or transforms():
+        if self.silenced or not self.owner[0].training or transforms():
             return False
         if torch.compiler.is_compiling():
             return True

@@ -168,10 +168,11 @@ class RuntimeModule(nn.Module):
     element = 0  # the element of the strength that it reads, see site_strengths.py
     own_element = 0  # the element that its site has, if any; it reads it from when strengths are set by site, or by depth
     moves_key = True  # whether the mode that it follows decides if a call draws
+    silenced = False  # whether a block of noise_off is open: no splice acts then, and no state is replaced
 
     def __init__(self, description: str, strength: Tensor | None = None) -> None:
         super().__init__()
-        self.description = description
+        self.description, self.silenced = description, False
         self.rules: tuple[Rules, ...] = ()  # in tuples, so that they do not become submodules
         self.owner: tuple[nn.Module | LayerMode, ...] = (self,)  # until Rules.find_owners finds the owner
         self.strength: Tensor
@@ -216,7 +217,7 @@ class Drawing(RuntimeModule):
     def __init__(self, description: str, site: str, slot: int, path: str, strength: Tensor | None = None) -> None:
         super().__init__(description, strength)
         self.site, self.slot, self.path = site, slot, path
-        self.forced = False  # whether it acts in any mode, in a block of noise_on
+        self.forced = False  # whether it acts in any mode: a block of noise_on is open
         self.recomputed = False  # whether a compiled backward recomputes its result, see compiler/recompute.py
 
     def row(self, key: Tensor) -> Tensor:
@@ -242,7 +243,10 @@ class LayerMode:
 
 
 class SpliceRule(Drawing):
-    """Runs a splice at a site: it acts while the module that owns the site is in train mode, or in a block of ``noise_on``."""
+    """Runs a splice at a site: it acts while the module that owns the site is in train mode, or in a block of ``noise_on``.
+
+    It does not act in a block of ``noise_off``.
+    """
 
     overwritten = False  # whether the model may write into the value later
     apart = False  # whether it must return a copy where it does not act, because the model writes into the value: see Insertions.apart
@@ -257,8 +261,8 @@ class SpliceRule(Drawing):
         self.owner = (LayerMode(vars(owner)) if isinstance(owner, nn.RNNBase) else owner,)
 
     def acts(self) -> bool:
-        """Whether the value is replaced in the present mode."""
-        return self.forced or self.owner[0].training
+        """Whether the value is replaced now."""
+        return not self.silenced and (self.forced or self.owner[0].training)
 
     def differs_in_eval(self) -> bool:
         """Whether the splice replaces the value where it does not act, as its ``in_eval`` says."""

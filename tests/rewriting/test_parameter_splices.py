@@ -425,7 +425,7 @@ class Writes(nn.Module):
         (nn.Sequential(nn.Embedding(3, 2, max_norm=1.0)), {}, RegularizerError, r"Many at 0\.weight: '0' has max_norm=1, so it writes"),
         (Attends(0.1), {"own_dropout": "seeded"}, RegularizerError, "many acts on attention.in_proj_weight in the call of 'attention', "
          "whose dropout own_dropout= replaces, and a call is replaced once"),
-        (nn.Sequential(Decides()), {}, RegularizerError, r"Many at 0\.fc\.weight: '0' is an opaque module \(.*\), so it is not known when its code"),
+        (nn.Sequential(Decides()), {}, RegularizerError, r"Many at 0\.fc\.weight: '0' is an opaque module \(.*\), so it is not known when"),
         (Writes(), {}, TraceError, "many cannot replace the parameter w: the forward writes into it, and the write would be lost"),
     ],
 )  # fmt: skip
