@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import operator
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,16 +12,16 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from graphreg.errors import GraphRegError, TraceError, listed
+from graphreg.errors import GraphRegError, OtherInputs, TraceError, listed
 from graphreg.in_place.fingerprint import Fingerprint, reads_recorded
-from graphreg.ir import PLACED, RULES, SIZE_ASSERTIONS, Missing, copied_contents, scope_of
+from graphreg.ir import PLACED, RULES, SIZE_ASSERTIONS, Missing, copied_contents, is_in_place, is_pythons, scope_of
 from graphreg.planning import OwnDropout, Plan, plan
 from graphreg.regularizer import Regularizer
 from graphreg.rewriting import rewrite_with
 from graphreg.runtime import Drawing, Penalties, RewrittenModule, Rules, RuntimeModule, Scale, SharedState, graphs_of, rules_of
-from graphreg.torch_internals import CALL_HOOKS, COMPILED_CALL, Changes, at_rest, pytree
+from graphreg.torch_internals import CALL_HOOKS, COMPILED_CALL, Changes, at_rest, pytree, version_of
 from graphreg.tracing import DECISIONS, FrontEnd, Traced, mode_asked, trace
 
 ORIGINAL = "graphreg_original"  # the attribute of the generated class that holds the model's own class
@@ -55,7 +56,7 @@ class StructureGraph:
         plan: The plan by which the module was rewritten.
         fingerprint: What the graph was traced from.
         asks: Whether the graph asserts something about sizes, flags or modes, so that it may refuse a call of this structure.
-        late: Whether such an assertion comes after the first call of a module, which may change buffers or draw random numbers.
+        late: Whether such an assertion comes after the first operation that may change buffers or draw random numbers.
         hooks: The dicts of hooks of each module that the graph contains as operations, without a call of it; each with the module's path.
         held: A copy of the arguments without their tensors. It keeps objects alive whose ids are in the structure's text, so that no other
             object gets these ids.
@@ -124,9 +125,20 @@ def _traced(model: nn.Module, example: Any, front_end: FrontEnd) -> Traced:
         ) from error
 
 
-def _first_effect(graph: Any) -> int:
-    """Return the position of the first call of a module, which may change buffers or draw; the key rule does not count."""
-    return next((i for i, n in enumerate(graph.nodes) if n.op == "call_module" and n.target != f"{RULES}.key"), len(graph.nodes))
+def _first_effect(graph: fx.Graph) -> int:
+    """Return the position of the first node that may write or draw: a call of a module, except the key rule, or of a tensor operation.
+
+    Not each tensor operation does so. But to restore the state for nothing costs little, and only in the first call with new sizes.
+    """
+    return next((i for i, node in enumerate(graph.nodes) if _may_act(node)), len(graph.nodes))
+
+
+def _may_act(node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return node.target != f"{RULES}.key"
+    if is_pythons(node):  # reads and arithmetic of sizes, but also ``x += y`` and ``x[i] = y``
+        return node.target is operator.setitem or is_in_place(node)
+    return node.op in ("call_function", "call_method") and node.target not in _ASKS
 
 
 def _hooks(model: nn.Module, module: RewrittenModule) -> list[tuple[dict[int, Any], str]]:
@@ -197,20 +209,30 @@ def _spelled_out(model: nn.Module, example: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def restored_unless_done(model: nn.Module, shared: SharedState, late: bool) -> Iterator[None]:
-    """If the block raises, restore the call number and, if ``late``, the model's buffers and torch's random state."""
+def restored_unless_done(model: nn.Module, shared: SharedState, late: bool, arguments: Any) -> Iterator[None]:
+    """If the block raises, restore the call number and, if ``late``, the model's buffers and torch's random state.
+
+    Raise GraphRegError if the graph has written into an argument before it raised: another graph would write into it once more.
+    """
     key = shared.key
     keys, saved = (key.step, key.keys), list[tuple[Tensor, Tensor]]()
     if late:
         saved = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-        state = torch.get_rng_state()
+        given = [(leaf, version_of(leaf)) for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor)]
+        state, cuda = torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         key._buffers["step"], key._buffers["keys"] = keys
         if late:
             torch.set_rng_state(state)
+            torch.cuda.set_rng_state_all(cuda)
             with torch.no_grad():
                 for buffer, content in saved:
                     buffer.copy_(content)
+            if isinstance(error, OtherInputs) and any(version_of(leaf) != version for leaf, version in given):
+                raise GraphRegError(
+                    f"{type(model).__name__} writes into an argument, and then decides something on a shape that is new. The argument has "
+                    "changed already. Let the forward decide first, or give it a copy of the argument."
+                ) from error
         raise

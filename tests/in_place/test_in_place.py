@@ -175,6 +175,64 @@ def test_other_sizes_are_traced_anew_and_nothing_counts_twice() -> None:
     assert graphreg.rng_state(model)["call"] == 5
 
 
+class ActsThenDecides(nn.Module):
+    """Counts or draws by an operation that is no module, then decides on a size."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.head, self.kind = nn.Linear(4, 2), kind
+        self.register_buffer("n", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        factor: Any = 1.0
+        if self.kind == "method":
+            self.n.add_(1)
+        elif self.kind == "out":
+            torch.add(self.n, 1, out=self.n)
+        elif self.kind == "operator":
+            self.n += 1
+        elif self.kind == "item":
+            self.n[...] = self.n + 1
+        elif self.kind == "draw":
+            factor = torch.rand_like(x[:1, :1])
+        elif self.kind == "dropout":
+            x = torch.nn.functional.dropout(x, 0.5, self.training)
+        y: Tensor = self.head(x) * factor
+        return y * 2 if x.shape[0] > 3 else y
+
+
+@pytest.mark.parametrize("kind", ["method", "out", "operator", "item", "draw", "dropout"])
+def test_what_an_operation_did_before_a_new_size_is_found_happens_once(kind: str) -> None:
+    torch.manual_seed(0)
+    model, other = ActsThenDecides(kind), ActsThenDecides(kind)
+    other.load_state_dict(model.state_dict())
+    graphreg.regularize_(model, weight_l2=0.1, scale=1.0)
+    torch.manual_seed(5)
+    ours = [model(X[:rows]) for rows in (5, 2, 5, 3, 4)] + [torch.rand(1)]
+    torch.manual_seed(5)
+    theirs = [other(X[:rows]) for rows in (5, 2, 5, 3, 4)] + [torch.rand(1)]
+    assert all(map(torch.equal, ours, theirs)) and equal(model.state_dict(), other.state_dict())
+
+
+class WritesThenDecides(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x.mul_(2)
+        y: Tensor = self.head(x if x.shape[0] > 3 else -x)
+        return y
+
+
+def test_an_argument_that_is_written_before_a_new_size_is_found_is_refused() -> None:
+    model = WritesThenDecides()
+    graphreg.regularize_(model, weight_l2=0.1, scale=1.0)
+    model(X[:5].clone())
+    with pytest.raises(graphreg.GraphRegError, match="WritesThenDecides writes into an argument, and then decides something on a shape"):
+        model(X[:2].clone())
+
+
 # The object
 
 
