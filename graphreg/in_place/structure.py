@@ -219,7 +219,8 @@ def restored_unless_done(model: nn.Module, shared: SharedState, late: bool, argu
     if late:
         saved = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
         given = [(leaf, version_of(leaf)) for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor)]
-        state, cuda = torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        state = torch.get_rng_state()
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     try:
         yield
     except BaseException as error:

@@ -120,6 +120,6 @@ __all__ = [
     "laid_out", "loss_of", "mark", "may_change", "mean_over_pairs", "name_of", "nodes_in", "of_body", "one_value_over_again",
     "origin_in_trace", "origin_now", "origin_of", "overlaps", "own_labels", "own_name", "parameter_reads", "plain", "rate_of",
     "reached", "record_calls", "record_stacks", "registered", "reserved", "scope_of", "select", "select_among", "shape_text", "short",
-    "shown_contents", "signal_nodes", "site_nodes", "sizes_of", "specialized_arguments", "specialized_to", "spelled", "stacks", "state_before",
-    "state_of", "strings", "strings_of", "thaw", "unmark", "unmatched", "value_sites", "widest",
+    "shown_contents", "signal_nodes", "site_nodes", "sizes_of", "specialized_arguments", "specialized_to", "spelled", "stacks",
+    "state_before", "state_of", "strings", "strings_of", "thaw", "unmark", "unmatched", "value_sites", "widest",
 ]  # fmt: skip
