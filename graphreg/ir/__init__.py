@@ -95,7 +95,7 @@ from graphreg.ir.selector import (
     unmatched,
 )
 from graphreg.ir.serialize import blank_like, copied, freeze, thaw
-from graphreg.ir.shape_guards import ASSERTIONS, SIZE_ASSERTIONS, Place, assert_sizes, described, fixed, has_keys, specialized_to
+from graphreg.ir.shape_guards import ASSERTIONS, SIZE_ASSERTIONS, Assert, Place, assert_sizes, described, fixed, has_keys, specialized_to
 from graphreg.ir.site import ROLES, Label, Names, Role, Site, dtype_text, shape_text
 from graphreg.ir.source_location import LIBRARY_FOLDERS, Origin, origin_in_trace, origin_now, origin_of, short
 from graphreg.ir.text_table import Table, columns
@@ -107,7 +107,7 @@ from graphreg.ir.views_and_writes import REGION, Effects
 __all__ = [
     "ASSERTIONS", "BOUNDARY", "CELL_PORTS", "COUNTED", "FOREIGN", "IGNORED", "IN_PLACE_NAMES", "LAYER", "LIBRARY_FOLDERS", "PACKS",
     "PARAMETERS", "PLACED", "PREFIX", "REGION", "ROLES", "RULES", "SIZES", "SIZE_ASSERTIONS", "SIZE_ATTRIBUTES", "SPLITS", "STACK",
-    "STACKS", "STATE", "WRAPPED", "Addition", "Aliases", "BufferConstants", "DropoutKind", "Effects", "Graphs", "Kind", "Label",
+    "STACKS", "STATE", "WRAPPED", "Addition", "Aliases", "Assert", "BufferConstants", "DropoutKind", "Effects", "Graphs", "Kind", "Label",
     "Literals", "Missing", "ModelFacts", "ModuleCall", "ModuleCalls", "Namer", "Names", "NativeDropout", "Operations", "Origin",
     "ParameterRead", "Pattern", "Place", "Reads", "Role", "Selector", "Site", "State", "Steps", "Table", "Units", "add_label",
     "addition_of", "alias_paths", "apart", "assert_sizes", "blank_like", "blocks", "brought", "building", "builds", "call_with",

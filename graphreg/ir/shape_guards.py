@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -75,6 +75,7 @@ def specialized_to(value: Any, name: str, expected: Any) -> None:
 
 
 _Dimension = tuple[fx.Node, int, str]  # an input, an axis of it, the name of the input
+Assert = Callable[[Iterable[Any]], None]  # appends assertions of conditions, which are sympy expressions in size symbols
 _Derived = tuple[fx.Node, int, str, Any]  # a dimension and the expression of its size
 
 SIZE_ASSERTIONS = (sized, alike, same_decision)  # these raise OtherInputs
@@ -92,10 +93,10 @@ def fixed(graph: fx.Graph) -> list[str]:
     return lines
 
 
-def assert_sizes(graph: fx.Graph, inputs: Sequence[Place], guards: Iterable[Any]) -> None:
-    """Append assertions about the sizes of inputs to a graph.
+def assert_sizes(graph: fx.Graph, inputs: Sequence[Place], guards: Iterable[Any], no_zero: bool = False) -> Assert:
+    """Append assertions about the sizes of inputs to a graph. Return the function that appends assertions of conditions.
 
-    ``guards``: conditions that must hold, as sympy expressions in size symbols.
+    ``guards``: conditions that must hold, as sympy expressions in size symbols. ``no_zero``: whether a variable size must not be 0.
     """
     first: dict[Any, tuple[fx.Node, int, str]] = {}
     derived = []
@@ -115,11 +116,16 @@ def assert_sizes(graph: fx.Graph, inputs: Sequence[Place], guards: Iterable[Any]
             else:
                 derived.append((node, axis, name, symbol))
         _unnamed(graph, sized, node, name, tuple(sizes))
-    _assert_guards(graph, first, derived, list(dict.fromkeys(guards)))
+    for node, axis, name in first.values() if no_zero else ():
+        size = _unnamed(graph, torch.ops.aten.sym_size.int, node, axis)
+        _unnamed(graph, same_decision, _unnamed(graph, operator.ge, size, 1), f"{name}.shape[{axis}] >= 1")
+    insert = _assert_derived(graph, first, derived)
+    insert(guards)
+    return insert
 
 
-def _assert_guards(graph: fx.Graph, first: Mapping[Any, _Dimension], derived: Sequence[_Derived], guards: Collection[Any]) -> None:
-    """Append assertions of the guards, and of the expression of each size in ``derived``.
+def _assert_derived(graph: fx.Graph, first: Mapping[Any, _Dimension], derived: Sequence[_Derived]) -> Assert:
+    """Append an assertion of the expression of each size in ``derived``. Return a function that appends assertions of guards.
 
     If the forward asks ``a.shape[0] == 2 * b.shape[0]``, torch.export has one symbol for both sizes.
     """
@@ -140,16 +146,21 @@ def _assert_guards(graph: fx.Graph, first: Mapping[Any, _Dimension], derived: Se
         return result
 
     def shown(expression: Any) -> str:
-        return re.sub(r"\w+", lambda word: shown_as.get(word[0], word[0]), str(expression))
+        relation = getattr(expression, "rel_op", "")
+        text = f"{expression.lhs} {relation} {expression.rhs}" if relation else str(expression)  # not "Ne(a, b)"
+        return re.sub(r"\w+", lambda word: shown_as.get(word[0], word[0]), text)
 
     for node, axis, name, expression in derived:
         size = _unnamed(graph, torch.ops.aten.sym_size.int, node, axis)
         equal = _unnamed(graph, operator.eq, size, value(expression).node)
         _unnamed(graph, same_decision, equal, f"{name}.shape[{axis}] == {shown(expression)}")
-    for guard in guards:
-        condition = value(guard)
-        if isinstance(condition, Proxy):
-            _unnamed(graph, same_decision, condition.node, shown(guard))
+    def insert(guards: Iterable[Any]) -> None:
+        for guard in dict.fromkeys(guards):
+            condition = value(guard)
+            if isinstance(condition, Proxy):
+                _unnamed(graph, same_decision, condition.node, shown(guard))
+
+    return insert
 
 
 def _unnamed(graph: fx.Graph, function: Any, *args: Any) -> fx.Node:
@@ -176,7 +187,7 @@ def described(graph: fx.Graph, ones: Collection[fx.Node]) -> None:
         if not isinstance(size, torch.SymInt):
             return int(size)
         if (expression := size.node.expr) not in numbers:
-            known = expression.subs(one).xreplace(example_sizes(size))
+            known = expression.subs(one).xreplace(example_sizes(size.node.shape_env))
             numbers[expression] = int(known) if known.is_number else None
         return numbers[expression]
 

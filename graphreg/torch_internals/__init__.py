@@ -62,6 +62,7 @@ from graphreg.torch_internals.dynamo import (
 )
 from graphreg.torch_internals.export import (
     SOLVER_LOGGER,
+    SPECIALIZED_LOGGER,
     evaluated,
     example_sizes,
     excludes_one,
@@ -183,8 +184,8 @@ from graphreg.torch_internals.versions import known_versions, run_canaries, warn
 
 __all__ = [
     "CALLERS_OF_FORWARD", "CALL_HOOKS", "CHUNKED", "COMPILED_CALL", "COMPILED_MODULE", "CONFIGS", "DYNAMO", "FAKE_LOGGER",
-    "FUNCTORCH", "INDUCTOR", "NO_BACKWARD", "PRIVATE_FACTS", "PRIVATE_STORAGE", "REPLICATE", "SOLVER_LOGGER", "STATE_HOOKS",
-    "TELLS_RESULT", "TELLS_SKIPPED_CODE", "TENSOR_REGISTRIES", "BatchNormBase", "CapturedCode", "Changes", "Chunk",
+    "FUNCTORCH", "INDUCTOR", "NO_BACKWARD", "PRIVATE_FACTS", "PRIVATE_STORAGE", "REPLICATE", "SOLVER_LOGGER", "SPECIALIZED_LOGGER",
+    "STATE_HOOKS", "TELLS_RESULT", "TELLS_SKIPPED_CODE", "TENSOR_REGISTRIES", "BatchNormBase", "CapturedCode", "Changes", "Chunk",
     "CompiledCall", "ConstantPadBase", "ConvolutionBase", "DropoutBase", "FakeCopyMode", "FakeTensorMode",
     "HigherOrderOperator", "ModuleStack", "OpOverload", "OpOverloadPacket", "TorchDispatchMode", "asking_wrapper",
     "assert_async", "at_rest", "backend_in", "backend_named", "backward_task", "base_of", "batch_positions",

@@ -12,9 +12,12 @@ from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 from graphreg.torch_internals.patching import Changes
+from graphreg.torch_internals.random_state import quiet
 
 ModuleCall = Callable[..., Any]  # (tracer, module, forward, args, kwargs)
 
+_INTERPRETER = "torch.utils._sympy.interp"  # logs an operation that raises, such as a division by 0
+SPECIALIZED_LOGGER = "torch._export.non_strict_utils"  # logs each size that is fixed because it is 1
 SOLVER_LOGGER = "torch.fx.experimental.symbolic_shapes"  # logs what torch's solver of inequalities cannot solve
 
 
@@ -53,25 +56,31 @@ def silence_export(changes: Changes) -> None:
     changes.put(torch.export._trace, "print", lambda *args, **kwargs: None)
 
 
+class _PythonsOperators(PythonReferenceAnalysis):
+    @staticmethod
+    def ne(a: Any, b: Any) -> Any:
+        """Compare with ``!=``. torch's own ``sym_not(a == b)`` is refused by Dynamo."""
+        return a != b
+
+
 def evaluated(condition: Any, sizes: Mapping[Any, Any]) -> Any:
     """Evaluate a condition that torch.export found, a sympy expression, for given sizes. The sizes may be proxies of torch.fx.
 
     Like torch's guards, this applies Python's operators instead of sympy's, so that ``//`` rounds as in Python.
     """
-    return sympy_interp(PythonReferenceAnalysis, dict(sizes), condition)
+    with quiet(_INTERPRETER):
+        return sympy_interp(_PythonsOperators, dict(sizes), condition)
 
 
 def excludes_one(condition: Any) -> bool:
     """Return whether a condition of torch.export, a sympy expression, only says that a size is not 0 or 1 (``s0 != 1``, ``s0 >= 2``).
 
-    torch.export decides for operations that broadcast that a size is not 1. They give the same sizes if it is, because the size of the
-    example inputs, which broadcasts too, was computed from the same symbols.
+    torch.export makes such a guard where an operation could broadcast. The operation itself decides anew at each call.
     """
     bounds = {"!=": (0, 1), ">=": (1, 2), ">": (0, 1)}
     return getattr(condition, "rel_op", "") in bounds and condition.rhs in bounds[condition.rel_op]
 
 
-def example_sizes(size: Any) -> dict[Any, Any]:
-    """Return all size symbols of the export that a size belongs to, with their values in the example inputs."""
-    environment = size.node.shape_env
+def example_sizes(environment: Any) -> dict[Any, Any]:
+    """Return all size symbols of an export, with their values in the example inputs. ``environment``: the export's ``ShapeEnv``."""
     return dict(environment.backed_var_to_val if hasattr(environment, "backed_var_to_val") else environment.var_to_val)  # torch 2.10

@@ -23,7 +23,8 @@ from graphreg.torch_internals import Changes
 from graphreg.torch_internals.canaries.canary import canary, compiled
 
 
-@canary("fake tensors are made", "shapes at sites", "FakeTensorMode", "FakeCopyMode", "FAKE_LOGGER", "SOLVER_LOGGER")
+@canary("fake tensors are made", "shapes at sites", "FakeTensorMode", "FakeCopyMode", "FAKE_LOGGER", "SOLVER_LOGGER",
+        "SPECIALIZED_LOGGER")  # fmt: skip
 def fake_tensors() -> None:
     fake, module = door.FakeTensorMode(), nn.Linear(2, 3)
     with door.FakeCopyMode(fake):
@@ -32,7 +33,7 @@ def fake_tensors() -> None:
         assert twin(fake.from_tensor(torch.ones(4, 2))).shape == (4, 3)
     weight: Any = twin.weight
     assert weight.fake_mode is fake and fake.from_tensor(torch.ones(1), static_shapes=True).shape == (1,)
-    assert {door.FAKE_LOGGER, door.SOLVER_LOGGER} <= set(logging.root.manager.loggerDict)
+    assert {door.FAKE_LOGGER, door.SOLVER_LOGGER, door.SPECIALIZED_LOGGER} <= set(logging.root.manager.loggerDict)
 
 
 @canary("a fake tensor is given an attribute", "the export front end, which refuses it", "take_assignments")
@@ -112,7 +113,7 @@ def export() -> None:
     assert not more and inner is model.layer and isinstance(given, fx.Proxy) and given.node.op == "placeholder"
     assert isinstance(size, fx.Proxy) and other is None and decided[0] < decided[-1] and door.size_decisions() == []
     batch = next(node.meta["val"].shape[0] for node in program.graph.nodes if node.name == "x")
-    assert list(door.example_sizes(batch).values()) == [3]
+    assert list(door.example_sizes(batch.node.shape_env).values()) == [3]
     symbol = batch.node.expr
     assert door.excludes_one(sympy.Ne(symbol, 1)) and door.excludes_one(symbol >= 2)
     assert not door.excludes_one(symbol > 2) and not door.excludes_one(sympy.Eq(symbol, 1))
@@ -138,7 +139,8 @@ def evaluated() -> None:
     proxy = fx.proxy.GraphAppendingTracer(fx.Graph())
     value = fx.Proxy(proxy.graph.placeholder("n"), proxy)
     door.evaluated(sympy.Eq(size + 1, 8), {size: value})
-    assert [getattr(node.target, "__name__", node.target) for node in proxy.graph.nodes] == ["n", "add", "eq"]
+    door.evaluated(sympy.Ne(size, 8), {size: value})
+    assert [getattr(node.target, "__name__", node.target) for node in proxy.graph.nodes] == ["n", "add", "eq", "ne"]
 
 
 traced = list[bool]()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -15,7 +15,18 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 
 from graphreg.errors import GraphRegError, TraceError, first_line
 from graphreg.ir import Graphs
-from graphreg.torch_internals import FAKE_LOGGER, SOLVER_LOGGER, Changes, plain_transformers, pytree, quiet, raise_interrupt, silence_export
+from graphreg.torch_internals import (
+    FAKE_LOGGER,
+    SOLVER_LOGGER,
+    SPECIALIZED_LOGGER,
+    Changes,
+    plain_transformers,
+    pytree,
+    quiet,
+    raise_interrupt,
+    silence_export,
+)
+from graphreg.tracing.export.batch_of_one import BatchOfOne
 from graphreg.tracing.export.op_record import UnsupportedValue, UntraceableModel
 from graphreg.tracing.export.recorder import Recorder
 from graphreg.tracing.export.unlift import Unlifter
@@ -88,42 +99,43 @@ def _export_modes(
     model: nn.Module, call: Arguments, opaque: dict[str, str], constants: dict[str, torch.Tensor], wide: bool = False
 ) -> Graphs:
     """Trace both modes. ``wide``: whether a batch of one was widened to two."""
+    mode_reads = ModeReads(any=True)  # trace both modes: the second trace shows what torch.export took for a constant (a drawn number)
+    batch = BatchOfOne(wide)
 
-    def export_until_stable(into: dict[str, torch.Tensor], answers: Answers) -> tuple[fx.Graph, Recorder]:
-        """Export again and again until no further submodule becomes opaque; return the last graph and recorder."""
+    def once() -> fx.Graph:
+        recorder, made = export_until_stable(constants, {})
+        mode_reads.add(recorder.environment.mode_reads)
+
+        def again(answers: Answers, negated: Collection[str] = ()) -> Unlifter:
+            with model_restored(model):
+                return export_until_stable(dict(constants), answers, negated)[1]
+
+        batch.settle(made, partial(again, {}))
+        graph = made.graph
+        settle_queries(graph, recorder.environment.queries, lambda answers: same_graph(graph, lambda: again(answers).graph), opaque)
+        return graph
+
+    def export_until_stable(into: dict[str, torch.Tensor], answers: Answers, negated: Collection[str] = ()) -> tuple[Recorder, Unlifter]:
+        """Export again and again until no further submodule becomes opaque; return the last recorder, and what made the graph."""
         while True:
-            program, recorder = _exported_program(model, call, opaque, answers)
+            program, recorder = _exported_program(model, call, Recorder(model, opaque, answers, negated))
             unlifter = Unlifter(model, program, recorder.record, into)
-            graph = unlifter.run(wide)
+            unlifter.run(wide)
             opaque.update(recorder.record.opaque)
             new = unlifter.opaque.keys() - opaque.keys()
             if not new:
                 for attributes, final in recorder.record.final_attributes:
                     attributes.update(final)
-                return graph, recorder
+                return recorder, unlifter
             if "" in new:
                 raise UnsupportedValue(f"{unlifter.opaque['']}; move that into a submodule of its own, which then becomes an opaque module")
             opaque.update(unlifter.opaque)
 
-    mode_reads = ModeReads(any=True)  # trace both modes: the second trace shows what torch.export took for a constant (a drawn number)
-
-    def once() -> fx.Graph:
-        graph, recorder = export_until_stable(constants, {})
-        mode_reads.add(recorder.environment.mode_reads)
-
-        def same(answers: Answers) -> bool:
-            with model_restored(model):
-                return same_graph(graph, lambda: export_until_stable(dict(constants), answers)[0])
-
-        settle_queries(graph, recorder.environment.queries, same, opaque)
-        return graph
-
     return trace_both_modes(model, once, opaque, mode_reads, run=True)
 
 
-def _exported_program(model: nn.Module, call: Arguments, opaque: Mapping[str, str], answers: Answers) -> tuple[ExportedProgram, Recorder]:
+def _exported_program(model: nn.Module, call: Arguments, recorder: Recorder) -> tuple[ExportedProgram, Recorder]:
     """Run torch.export once, with a recorder."""
-    recorder = Recorder(model, opaque, answers)
     with recorder.recording(), warnings.catch_warnings(), _quiet_and_unfused():
         warnings.simplefilter("ignore")  # torch.export warns about constants and attributes
         program = torch.export.export(model, *call, dynamic_shapes=_dynamic_shapes(model, call), strict=False)
@@ -134,10 +146,10 @@ def _exported_program(model: nn.Module, call: Arguments, opaque: Mapping[str, st
 def _quiet_and_unfused() -> Iterator[None]:
     """Silence torch.export, and disable the fused kernel of nn.TransformerEncoder, which has no sites.
 
-    torch's solver of inequalities logs a message where it gives up, and a failed torch.export prints its graph to stderr. Neither is
-    needed: the error that is raised says what failed.
+    torch's solver of inequalities logs a message where it gives up, torch.export logs each size that it fixes, and prints its graph to
+    stderr if it fails. None of this is needed: the error that is raised says what failed, and a listing says which sizes are fixed.
     """
-    with Changes() as changes, changes, quiet(SOLVER_LOGGER), quiet(FAKE_LOGGER, logging.CRITICAL):
+    with Changes() as changes, changes, quiet(SOLVER_LOGGER), quiet(SPECIALIZED_LOGGER), quiet(FAKE_LOGGER, logging.CRITICAL):
         silence_export(changes)
         plain_transformers(changes)
         yield

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import fx, nn
 
-from graphreg.ir import Label, Place, assert_sizes, has_keys, label_site, specialized_to
-from graphreg.torch_internals import excludes_one
+from graphreg.ir import Assert, Label, Place, assert_sizes, has_keys, label_site, specialized_to
+from graphreg.tracing.export.conditions import Conditions
 from graphreg.tracing.export.op_record import AT, PLAIN, Built, OpRecord
 
 
@@ -21,9 +21,14 @@ class Inputs:
         graph: The graph.
         made: The nodes of input tensors, by ``meta[AT]`` of torch.export's node for the same tensor.
         places: The nodes of input tensors, each with the name that errors use.
+        conditions: The conditions on sizes that the graph asserts; None if there are no tensors.
     """
 
-    def __init__(self, graph: fx.Graph, model: nn.Module, record: OpRecord, label: Callable[[fx.Node], None]) -> None:
+    conditions: Conditions | None = None
+    _assert: Assert
+    _last: fx.Node  # the last assertion
+
+    def __init__(self, graph: fx.Graph, model: nn.Module, record: OpRecord, label: Callable[[fx.Node], None], wide: bool) -> None:
         """Add the nodes.
 
         Args:
@@ -31,6 +36,10 @@ class Inputs:
             model: The model.
             record: What was recorded while torch.export ran.
             label: Labels a placeholder.
+            wide: Whether the example was a batch of one that was widened to two.
+
+        Raises:
+            GraphRegError: The graph of the batch of two does not hold for the batch of one.
         """
         self.graph, self.made, self.places = graph, dict[int, fx.Node](), list[Place]()
         signature = inspect.signature(model.forward)
@@ -46,11 +55,19 @@ class Inputs:
             if name in bound or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 nothing: Any = {} if parameter.kind is parameter.VAR_KEYWORD else ()
                 self._take(placeholders[name], bound.get(name, nothing), name, ())
-        sizes: Any = next((node.meta["val"].fake_mode.shape_env for node, _ in self.places), None)
-        # A size that turned out to be a constant, or a multiple of another size, no longer has its symbol among the inputs.
-        made = enumerate(sizes.guards if sizes else ())
-        decided = [guard.expr for i, guard in made if i not in record.op_guards or not excludes_one(guard.expr)]
-        assert_sizes(graph, self.places, [sizes.replace(guard) for guard in decided])
+        environment = next((node.meta["val"].fake_mode.shape_env for node, _ in self.places), None)
+        if environment is None:
+            assert_sizes(graph, self.places, ())
+            return
+        batches = [node.meta["val"].shape[0] for node, _ in self.places if node.meta["val"].dim()]
+        self.conditions = Conditions(environment, record, batches, wide)
+        self._assert = assert_sizes(graph, self.places, self.conditions.asserted, self.conditions.assumes_no_zero)
+        self._last = next(iter(reversed(graph.nodes)))
+
+    def assert_more(self, conditions: Iterable[Any]) -> None:
+        """Insert assertions of more conditions behind those of the others."""
+        with self.graph.inserting_before(self._last.next):
+            self._assert(conditions)
 
     def _take(self, holder: fx.Node, value: Any, name: str, path: tuple[str, ...]) -> None:
         """Add nodes that take the tensors out of an argument, and assertions on its other parts."""

@@ -117,9 +117,10 @@ class OpRecord:
         arguments: The model's arguments, with nodes in place of tensors.
         output: The model's output, with nodes in place of tensors.
         input_places: The places (``AT``) of the graph's inputs.
-        op_guards: Indices of the size guards that operations made. Those by which an operation only excludes
-            that it broadcasts are not asserted, because an operation decides anew at each call. The others are: the sizes of its result,
-            which the forward may read, depend on them.
+        op_guards: Indices of the size guards that operations made, and not the forward itself.
+        decisions: Each condition on sizes that the forward itself asked about, a sympy expression, and the answer. torch.export makes no
+            guard of a condition if it takes the answer for certain, because it assumes that no variable size is 0 or 1.
+        squeezed: Conditions on sizes on which the shape of the result of a ``squeeze`` depends, sympy expressions.
         flags: By name of a parameter, its ``requires_grad``, for parameters of which the forward read it.
         final_attributes: Each namespace in which the forward may leave something (``final_state``), and its content when the forward ended.
     """
@@ -132,6 +133,8 @@ class OpRecord:
     output: Any = None
     input_places: list[int] = field(default_factory=list)
     op_guards: set[int] = field(default_factory=set)
+    decisions: list[tuple[Any, bool]] = field(default_factory=list)
+    squeezed: list[Any] = field(default_factory=list)
     flags: dict[str, bool] = field(default_factory=dict)
     final_attributes: list[tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=list)
 

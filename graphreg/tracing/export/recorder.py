@@ -12,7 +12,7 @@ from __future__ import annotations
 import operator
 import random
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -44,6 +44,7 @@ from graphreg.torch_internals import (
     without_modes,
     without_proxies,
 )
+from graphreg.tracing.export.conditions import note_decisions, squeezed
 from graphreg.tracing.export.final_state import final_state
 from graphreg.tracing.export.op_record import (
     AT,
@@ -80,13 +81,14 @@ class Recorder(TorchFunctionMode):
         environment: The queries of global state that the forward made.
     """
 
-    def __init__(self, model: nn.Module, opaque: Mapping[str, str], answers: Answers) -> None:
+    def __init__(self, model: nn.Module, opaque: Mapping[str, str], answers: Answers, negated: Collection[str] = ()) -> None:
         """Prepare to record.
 
         Args:
             model: The model.
             opaque: Opaque modules by path, with reasons.
             answers: Answers to queries of global state that differ from torch's own.
+            negated: Texts of conditions on sizes for which the forward gets the opposite answer.
         """
         super().__init__()
         self.record, self.model = OpRecord(opaque=dict(opaque)), model
@@ -94,7 +96,7 @@ class Recorder(TorchFunctionMode):
         self._paths = {id(module): path for path, module in model.named_modules()}
         self._scopes: list[str] = []  # empty outside the model's forward
         self._tracer: Any = None
-        self._running_op = False
+        self._running_op, self._ops, self._negated = False, 0, negated
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -114,6 +116,7 @@ class Recorder(TorchFunctionMode):
                 patches.put(owner, name, instead)
             leave_mask_unread(patches)
             self._refuse_untraced_changes(patches)
+            note_decisions(patches, lambda: self.is_recording() and not self._ops, self.record.decisions, self._negated)
             places = model_globals(self.model)
             sizes_are_numbers(patches, places)
             with self.environment.intercepted(self.model, places):
@@ -234,6 +237,8 @@ class Recorder(TorchFunctionMode):
             raise KeepOpaque("it switches whether a value requires gradients, and torch.export loses that")
         if in_unwritten_jvp() and not is_transform_step(func):
             raise KeepOpaque(DIFFERENTIATES)
+        if getattr(func, "__name__", "") in ("squeeze", "squeeze_"):
+            self.record.squeezed += squeezed(*args, **kwargs)
         # A call that returns no tensor is run again, unrecorded. A step of torch.func, such as entering vmap, must not run twice.
         call = None if is_transform_step(func) else call_of(func, by_operator, self._scopes[-1])
         with self._decisions_of_op(), self._side_effects_refused(func, args, kwargs):
@@ -277,7 +282,11 @@ class Recorder(TorchFunctionMode):
         """Note in ``op_guards`` the size guards that an operation makes within the block."""
         decisions = size_decisions()
         before = len(decisions)
-        yield
+        self._ops += 1
+        try:
+            yield
+        finally:
+            self._ops -= 1
         self.record.op_guards.update(range(before, len(decisions)))
 
     def _record_op(self, call: Call, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:

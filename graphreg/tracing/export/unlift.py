@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 import sys
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,6 +62,8 @@ class Unlifter:
         constants: Filled with the tensors that the forward makes.
         graph: The graph.
         opaque: Filled with the submodules that must become opaque first, with reasons. If there are any, the graph is not complete.
+        inputs: The inputs of the graph, with the conditions on their sizes.
+        idle: The calls of ``expand`` that would change nothing for a batch of one.
     """
 
     def __init__(self, model: nn.Module, program: ExportedProgram, record: OpRecord, constants: dict[str, torch.Tensor]) -> None:
@@ -68,6 +71,8 @@ class Unlifter:
         self.model, self.program, self.record, self.constants = model, program, record, constants
         self.graph = fx.Graph()
         self.opaque: dict[str, str] = {}
+        self.inputs: Inputs | None = None
+        self.idle = set[fx.Node]()
         self._modules = dict(model.named_modules(remove_duplicate=False))
         self._paths = {path: first for first, m in model.named_modules() for path, other in self._modules.items() if other is m}
         self._namer = Namer(self._modules.keys() - {""})
@@ -98,7 +103,8 @@ class Unlifter:
             node.meta[AT] = id(node) if spec.kind.name in ("CONSTANT_TENSOR", "CUSTOM_OBJ", "TOKEN") else next(places)
             if spec.kind.name != "USER_INPUT":
                 self._lifted[node.meta[AT]] = self._name_of(str(spec.target))
-        inputs = Inputs(self.graph, self.model, self.record, lambda node: label_node(node, "", self._modules, self._namer))
+        label = partial(label_node, scope="", modules=self._modules, namer=self._namer)
+        inputs = self.inputs = Inputs(self.graph, self.model, self.record, label, wide)
         self._made.update(inputs.made)
         for node in nodes:
             if node.op == "call_function":
@@ -116,6 +122,8 @@ class Unlifter:
         self.graph.output(self._value(self.record.output))
         self._drop()
         settle_ports(self.graph, Operations(self.model))
+        if inputs.conditions is not None:
+            self.idle = inputs.conditions.idle_expands(self.graph)
         described(self.graph, [node for node, _ in inputs.places] if wide else [])
         return self.graph
 
