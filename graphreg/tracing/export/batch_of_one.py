@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
+import torch
 from torch import fx
 from torch.fx.node import map_arg
 
@@ -53,12 +54,16 @@ class BatchOfOne:
 
 
 def _without(graph: fx.Graph, idle: Collection[fx.Node]) -> fx.Graph:
-    """Copy the operations of a graph, without those that return their first argument as it is."""
+    """Copy the operations of a graph, without those that return their first argument as it is, and without the sizes that only they take."""
+    left_out = set(idle)
+    for node in reversed(graph.nodes):
+        if node.target is torch.ops.aten.sym_size.int and left_out.issuperset(node.users):
+            left_out.add(node)
     copied, made = fx.Graph(), dict[Any, Any]()
     for node in graph.nodes:
         if node in idle:
             made[node] = made[node.args[0]]
-        else:
+        elif node not in left_out:
             args, kwargs = map_arg((node.args, node.kwargs), made.__getitem__)
             made[node] = copied.create_node(node.op, node.target, args, kwargs)
     return copied
