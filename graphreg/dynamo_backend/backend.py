@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
@@ -26,8 +26,8 @@ from graphreg.ir import RULES, Missing, brought
 from graphreg.planning import OwnDropout, check_count, check_sites, check_trainable, matching_sites
 from graphreg.regularizer import ByDepth, Penalty, Regularizer, Splice
 from graphreg.reporting import Report
-from graphreg.runtime import OWN, Asked, BackendHandle, Penalties, Scale, written_scale
-from graphreg.torch_internals import Changes, CompiledCall, compiled_call, in_backward, strict_limit, translator
+from graphreg.runtime import OWN, Asked, BackendHandle, NoiseSwitches, Penalties, Scale, written_scale
+from graphreg.torch_internals import CompiledCall, compiled_call, in_backward, strict_limit, translator
 from graphreg.tracing import Traced
 
 OTHERS = "graphreg.regularize or graphreg.regularize_"  # to use instead, for messages
@@ -59,7 +59,7 @@ class Backend(BackendHandle, RenamedAttributes):
         self.title = ""
         self.subgraphs: list[Subgraph] = []
         self.forced, self.silenced, self.complete = False, False, False
-        self._switches: dict[object, bool] = {}  # the open blocks of noise_on (True) and noise_off (False)
+        self._switches = NoiseSwitches()
         for name, regularizer in self.regularizers.items():
             if isinstance(regularizer.weight, ByDepth):
                 raise RegularizerError(
@@ -312,23 +312,11 @@ class Backend(BackendHandle, RenamedAttributes):
         """Let no splice act in a block: see ``graphreg.noise_off``."""
         return self._noise_switched(on=False)
 
-    @contextmanager
-    def _noise_switched(self, on: bool) -> Iterator[None]:
-        block = object()
+    def _noise_switched(self, on: bool) -> AbstractContextManager[None]:
+        def switch(state: bool | None) -> None:
+            self.forced, self.silenced = state is True, state is False
 
-        def switch() -> None:
-            last = next(reversed(self._switches.values()), None)
-            self.forced, self.silenced = last is True, last is False
-
-        def back() -> None:
-            self._switches.pop(block, None)
-            switch()
-
-        with Changes() as changes, changes:
-            changes.later(back)
-            self._switches[block] = on
-            switch()
-            yield
+        return self._switches.block(on, switch)
 
     def report(self) -> Report:
         """Report what acts in the graphs captured so far: see ``graphreg.report``."""

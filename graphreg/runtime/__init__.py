@@ -43,6 +43,7 @@ from graphreg.runtime.handle import (
 from graphreg.runtime.module_handle import ModuleHandle, handle_of, no_noise
 from graphreg.runtime.noise_keys import KeyRule, SharedKeyRule, key_of
 from graphreg.runtime.noise_state import BACKEND_STATE, IN_PLACE_STATE, checked_state, written_state
+from graphreg.runtime.noise_switches import NoiseSwitches
 from graphreg.runtime.owned_state import State, StatefulTotal
 from graphreg.runtime.penalty import AllSitesTotal, Measure, MeasureSteps, MeasureUnits, Total
 from graphreg.runtime.result import Regularized
@@ -56,8 +57,8 @@ from graphreg.runtime.strengths_now import strength_text, strengths_now
 __all__ = [
     "BACKEND", "BACKEND_STATE", "GIVEN_IN_THE_CALL", "IN_PLACE_STATE", "OWN", "AllSitesTotal", "Asked", "AttachRule", "BackendHandle",
     "BuildRecord", "Derivative", "Drawing", "InPlaceHandle", "KeyRule", "Measure", "MeasureSteps", "MeasureUnits", "ModuleHandle",
-    "NativeDropoutRule", "Penalties", "Places", "Regularized", "Regulated", "RewrittenModule", "Rules", "RuntimeModule", "Samples",
-    "Scale", "SharedKeyRule", "SharedState", "SpliceRule", "State", "StatefulTotal", "StreamName", "Total", "Track", "Way",
+    "NativeDropoutRule", "NoiseSwitches", "Penalties", "Places", "Regularized", "Regulated", "RewrittenModule", "Rules", "RuntimeModule",
+    "Samples", "Scale", "SharedKeyRule", "SharedState", "SpliceRule", "State", "StatefulTotal", "StreamName", "Total", "Track", "Way",
     "accumulation", "asked_of", "backend_handle", "call_within", "changed_strengths", "check_penalties", "check_scale",
     "checked_state", "collect", "current", "frozen_noise", "graphs_of", "handle_of", "identity", "in_place", "in_place_handle",
     "key_of", "lowering", "native_draws", "no_noise", "noise_off", "noise_on", "record_of", "refuse_twice", "reset_state", "rewritten",

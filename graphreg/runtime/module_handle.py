@@ -24,6 +24,7 @@ from graphreg.runtime.build_record import Asked
 from graphreg.runtime.handle import Handle, backend_handle, in_place_handle, native_draws, record_of, rewritten, rules_of
 from graphreg.runtime.noise_keys import KeyRule, key_of
 from graphreg.runtime.noise_state import MODULE_STATE, checked_state, written_state
+from graphreg.runtime.noise_switches import NoiseSwitches
 from graphreg.runtime.owned_state import Saved, State
 from graphreg.runtime.rewritten_module import RewrittenModule
 from graphreg.runtime.runtime_module import Drawing, Rules, RuntimeModule
@@ -234,32 +235,21 @@ class ModuleHandle(Handle):
     def noise_off(self) -> AbstractContextManager[None]:
         return self._noise_switched(on=False)
 
-    @contextmanager
-    def _noise_switched(self, on: bool) -> Iterator[None]:
-        """Switch the noise on or off in a block. Of several open blocks, the one that was entered last decides."""
-        block, key = object(), self._key()
-        switches: dict[object, bool] = vars(self._containers()[0]).setdefault("noise_switches", {})
+    def _noise_switched(self, on: bool) -> AbstractContextManager[None]:
+        key = self._key()
+        switches: NoiseSwitches = vars(self._containers()[0]).setdefault("noise_switches", NoiseSwitches())
 
-        def switch() -> None:
-            last = next(reversed(switches.values()), None)
+        def switch(state: bool | None) -> None:
             for rules in self._containers():
                 for child in rules.children():
                     if isinstance(child, (Drawing, KeyRule)):
-                        child.forced = last is True
+                        child.forced = state is True
                     if isinstance(child, RuntimeModule):
-                        child.silenced = last is False
-
-        def back() -> None:
-            switches.pop(block, None)
-            switch()
+                        child.silenced = state is False
             if key is not None:
                 key.settle()
 
-        with Changes() as changes, changes:
-            changes.later(back)
-            switches[block] = on
-            switch()
-            yield
+        return switches.block(on, switch)
 
     def require_draws(self) -> None:
         self._drawing_key()

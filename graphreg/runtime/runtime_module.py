@@ -179,6 +179,10 @@ class RuntimeModule(nn.Module):
         if strength is not None:
             self.register_buffer("strength", strength, persistent=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out that a block of ``noise_on`` or ``noise_off`` is open: for a copy, it would never end."""
+        return {**vars(self), **({"forced": False} if "forced" in vars(self) else {}), "silenced": False}
+
     def adopt(self, owner: nn.Module) -> None:
         """Follow the mode of ``owner``."""
         self.owner = (owner,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -116,6 +117,20 @@ def test_an_error_in_the_block_leaves_the_noise_on() -> None:
     with pytest.raises(ZeroDivisionError), graphreg.noise_off(module):
         raise ZeroDivisionError
     assert not torch.equal(step(module)[0], plain()[0])
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))], ids=["deepcopy", "pickle"])
+def test_a_copy_that_is_made_in_a_block_is_in_none(copied: Any) -> None:
+    module = noisy()
+    with graphreg.noise_off(module):
+        twin = copied(module)
+    torch.testing.assert_close(step(twin), step(module), rtol=0, atol=0)
+    with graphreg.noise_on(module.eval()):
+        twin = copied(module)
+    assert torch.equal(twin(X).output, module(X).output)
+    with graphreg.noise_on(twin):
+        assert not torch.equal(twin(X).output, module(X).output)
+    assert torch.equal(twin(X).output, module(X).output)
 
 
 def test_frozen_masks_stay_frozen() -> None:

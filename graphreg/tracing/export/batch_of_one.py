@@ -54,7 +54,7 @@ class BatchOfOne:
 
 
 def _without(graph: fx.Graph, idle: Collection[fx.Node]) -> fx.Graph:
-    """Copy the operations of a graph, without those that return their first argument as it is, and without the sizes that only they take."""
+    """Copy a graph, without the operations in ``idle``, which return their first argument, and without the sizes that only they take."""
     left_out = set(idle)
     for node in reversed(graph.nodes):
         if node.target is torch.ops.aten.sym_size.int and left_out.issuperset(node.users):

@@ -1,0 +1,43 @@
+"""``NoiseSwitches``: the open blocks of ``noise_on`` and ``noise_off`` of one module or backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from graphreg.torch_internals import Changes
+
+
+class NoiseSwitches:
+    """Knows which blocks are open. The block that was entered last decides. A copy has no open blocks, because none would ever end."""
+
+    def __init__(self) -> None:
+        self._open: dict[object, bool] = {}  # by block, in the order in which they were entered: whether it switches the noise on
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NoiseSwitches, ()
+
+    @contextmanager
+    def block(self, on: bool, switch: Callable[[bool | None], None]) -> Iterator[None]:
+        """Open a block.
+
+        Args:
+            on: Whether the block switches the noise on, or off.
+            switch: Is called when the block begins and when it ends, with True or False for noise that is on or off in every mode, and
+                with None if modes decide again.
+        """
+        block = object()
+
+        def back() -> None:
+            self._open.pop(block, None)
+            switch(self._last())
+
+        with Changes() as changes, changes:
+            changes.later(back)
+            self._open[block] = on
+            switch(self._last())
+            yield
+
+    def _last(self) -> bool | None:
+        return next(reversed(self._open.values()), None)
