@@ -15,6 +15,7 @@ transformers = pytest.importorskip("transformers")
 import graphreg  # noqa: E402
 from graphreg import TraceError  # noqa: E402
 from language_models import batch, build  # noqa: E402
+from perceptron import perceptron  # noqa: E402
 
 ASKED: dict[str, Any] = {"hidden_dropout": 0.2, "weight_l2": 0.1, "own_dropout": "seeded", "rng": 1}
 
@@ -53,21 +54,6 @@ def test_gpt2_trains_generates_and_is_saved(tmp_path: Any) -> None:
     compiled = torch.compile(model, fullgraph=True, backend=frames)
     assert [float(loss) for loss in steps(model, compiled)] == pytest.approx([float(loss) for loss in steps(other, module)])
     assert frames.frame_count == 1
-
-
-class Perceptron(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.hid, self.out = nn.Linear(4, 8), nn.Linear(8, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.out(torch.relu(self.hid(x)))
-        return y
-
-
-def perceptron() -> Perceptron:
-    torch.manual_seed(0)
-    return Perceptron()
 
 
 def test_adapters_of_peft() -> None:

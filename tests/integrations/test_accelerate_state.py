@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from perceptron import perceptron
+from torch import nn
 
 import graphreg
 from graphreg import RegularizerError
@@ -28,24 +29,9 @@ def alone() -> Iterator[None]:
     accelerate.state.AcceleratorState._reset_state(True)
 
 
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.hid, self.out = nn.Linear(4, 8), nn.Linear(8, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.out(torch.relu(self.hid(x)))
-        return y
-
-
-def net() -> Net:
-    torch.manual_seed(0)
-    return Net()
-
-
 def prepared(accumulation: int = 1, rng: int = 1, **options: Any) -> tuple[Any, Any, Any]:
     accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=accumulation, **options)
-    model = graphreg.regularize_(net(), **{**SETTINGS, "rng": rng})
+    model = graphreg.regularize_(perceptron(), **{**SETTINGS, "rng": rng})
     model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9))
     accelerator.register_for_checkpointing(RegularizerState(model, accelerator))
     return accelerator, model, optimizer
@@ -76,7 +62,7 @@ def test_resumed_bit_for_bit(tmp_path: Path) -> None:
 
 def test_the_gradient_of_an_accumulated_step_by_hand() -> None:
     accelerator, model, _ = prepared(accumulation=2)
-    oracle = net()
+    oracle = perceptron()
     module = graphreg.regularize(oracle, **SETTINGS)
     for rows in (slice(0, 2), slice(2, 4)):
         accelerator.backward(model(X[rows]).pow(2).mean())
@@ -86,7 +72,7 @@ def test_the_gradient_of_an_accumulated_step_by_hand() -> None:
 
 
 def test_a_state_of_another_model() -> None:
-    state = RegularizerState(graphreg.regularize_(net(), **SETTINGS)).state_dict()
-    other = nn.Sequential(graphreg.regularize_(net(), **SETTINGS))
+    state = RegularizerState(graphreg.regularize_(perceptron(), **SETTINGS)).state_dict()
+    other = nn.Sequential(graphreg.regularize_(perceptron(), **SETTINGS))
     with pytest.raises(RegularizerError, match="only one of the two has a regularized module at the model itself, 0. Regularize the model"):
         RegularizerState(other).load_state_dict(state)

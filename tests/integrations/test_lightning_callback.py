@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning_runs import ADVICE_IGNORED, SETTINGS, X, Y
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -17,15 +18,7 @@ from graphreg import GraphRegError
 lightning = pytest.importorskip("lightning", reason="pip install 'graphreg[trainers]'")
 from graphreg.integrations.lightning import RegularizerCallback  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*does not have many workers",  # Lightning's advice
-    "ignore:Be aware that when using .ckpt_path.",  # the checkpoint was written with a callback for writing it
-    "ignore:.*LeafSpec.*:FutureWarning",  # torch's, of what Lightning uses
-)
-
-SETTINGS: dict[str, Any] = {"rng": 0, "hidden_dropout": 0.2, "weight_l2": 3.0, "hidden_l1": 2.0}
-X = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
-Y = (X[:, 0] > 0).long()
+pytestmark = ADVICE_IGNORED
 
 
 class Classifier(lightning.LightningModule):  # type: ignore[name-defined,misc]
