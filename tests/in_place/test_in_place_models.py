@@ -12,10 +12,11 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 transformers = pytest.importorskip("transformers")
 
+from perceptron import perceptron  # noqa: E402
+
 import graphreg  # noqa: E402
 from graphreg import TraceError  # noqa: E402
 from language_models import batch, build  # noqa: E402
-from perceptron import perceptron  # noqa: E402
 
 ASKED: dict[str, Any] = {"hidden_dropout": 0.2, "weight_l2": 0.1, "own_dropout": "seeded", "rng": 1}
 
