@@ -62,6 +62,11 @@ class _PythonsOperators(PythonReferenceAnalysis):
         """Compare with ``!=``. torch's own ``sym_not(a == b)`` is refused by Dynamo."""
         return a != b
 
+    @staticmethod
+    def int_truediv(a: Any, b: Any) -> Any:
+        """Divide with ``/``. torch's own needs numbers, and cannot take the proxies of torch.fx."""
+        return a / b
+
 
 def evaluated(condition: Any, sizes: Mapping[Any, Any]) -> Any:
     """Evaluate a condition that torch.export found, a sympy expression, for given sizes. The sizes may be proxies of torch.fx.

@@ -50,6 +50,7 @@ NUMBERS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "two rows": lambda x, z: x.reshape(2, -1).shape[1] * 1.0 if x.numel() % 2 == 0 else 0.0,
     "windows": lambda x, z: x.unfold(0, 2, 2).shape[0] * 1.0,
     "pooled": lambda x, z: F.max_pool1d(x.t()[None], 2, ceil_mode=True).shape[2] * 1.0,
+    "a half": lambda x, z: 1.0 if x.shape[0] / 2 > 2.5 else 2.0,
     "is an int": lambda x, z: 1.0 if isinstance(x.shape[0], int) else 2.0,
     "is a number": lambda x, z: 1.0 if isinstance(x.shape[0] // 2, numbers.Number) else 2.0,
     "is a float": lambda x, z: 1.0 if isinstance(x.shape[0] / 2, float) else 2.0,

@@ -17,6 +17,7 @@ from typing import Any
 import sympy  # type: ignore[import-untyped]
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._sympy.functions import IntTrueDiv
 
 import graphreg.torch_internals as door
 from graphreg.torch_internals import Changes
@@ -140,6 +141,7 @@ def evaluated() -> None:
     value = fx.Proxy(proxy.graph.placeholder("n"), proxy)
     door.evaluated(sympy.Eq(size + 1, 8), {size: value})
     door.evaluated(sympy.Ne(size, 8), {size: value})
+    assert door.evaluated(IntTrueDiv(size, 2) > 1, {size: 3}) is True
     assert [getattr(node.target, "__name__", node.target) for node in proxy.graph.nodes] == ["n", "add", "eq", "ne"]
 
 

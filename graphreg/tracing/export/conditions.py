@@ -124,4 +124,4 @@ class Conditions:
                     yield None
 
     def _holds(self, condition: Any, sizes: dict[Any, int]) -> bool:
-        return bool(evaluated(condition, {symbol: sizes.get(symbol, self._examples[symbol]) for symbol in condition.free_symbols}))
+        return bool(evaluated(condition, {symbol: int(sizes.get(symbol, self._examples[symbol])) for symbol in condition.free_symbols}))
