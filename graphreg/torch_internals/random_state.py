@@ -20,6 +20,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from graphreg.torch_internals.patching import Changes, raise_interrupt
+from graphreg.torch_internals.torch_modes import without_functions
 
 _T = TypeVar("_T")
 
@@ -86,7 +87,7 @@ class Randomness:
 
 def randomness() -> Randomness:
     """Return the present state of the generators. It differs from an earlier one if this thread has drawn in between."""
-    with torch._C.DisableTorchFunction():  # because a forward that is being recorded may call this
+    with without_functions():  # because a forward that is being recorded may call this
         return Randomness((random.getstate(), torch.get_rng_state().numpy().tobytes()), _thread.watched, _thread.draws, _thread.seeds)
 
 
@@ -154,7 +155,7 @@ class _CountingGenerator(_WatchedGenerator):
 
     def _state_bytes(self) -> bytes:
         """Return the state of the generator, read outside of all modes: under a mode that records, its tensor may have no data."""
-        with torch._C.DisableTorchFunction(), _disable_current_modes():
+        with without_functions(), _disable_current_modes():
             return bytes(self._generator.get_state().numpy().tobytes())
 
 

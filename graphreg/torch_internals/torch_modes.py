@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,10 +12,10 @@ from torch._ops import _set_mode_pre_dispatch, mode_stack_state_for_pre_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 from torch.utils._python_dispatch import _disable_current_modes
 
+from graphreg.torch_internals.patching import Changes
+
 # Opens a block without any dispatch mode, also without those of tracers, so that operators get the tensors themselves.
 without_modes: Callable[[], AbstractContextManager[Any]] = _disable_current_modes
-# Opens a block in which neither function modes nor tensor subclasses intercept calls. ``DisableTorchFunctionSubclass`` leaves the modes on.
-without_functions: Callable[[], AbstractContextManager[None]] = torch._C.DisableTorchFunction
 # These return the number of active dispatch modes, and the state of a torch.jit trace (None if none runs). Each draw of noise calls them,
 # so they are torch's own functions.
 operator_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
@@ -34,6 +35,20 @@ def is_functionalized() -> bool:
 def is_gradient_switch(function: object) -> bool:
     """Return whether a function that a ``TorchFunctionMode`` sees is the one by which ``torch.no_grad`` and others switch grad mode."""
     return function is torch._C._set_grad_enabled
+
+
+@contextmanager
+def without_functions() -> Iterator[None]:
+    """Open a block in which neither function modes nor tensor subclasses intercept calls.
+
+    ``torch._C.DisableTorchFunction`` does the same. But if an interrupt comes at the end of its block, before Python calls ``__exit__``,
+    no call of the thread is intercepted any more, and torch.fx cannot trace.
+    """
+    with Changes() as changes, changes:
+        torchs: Any = torch._C
+        changes.later(partial(torchs._set_torch_function_state, torchs._get_torch_function_state()))
+        torchs._set_torch_function_state(torchs._TorchFunctionState.ALL_DISABLED)
+        yield
 
 
 @contextmanager
