@@ -193,7 +193,7 @@ def _read(file: str) -> Any:
         inputs = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises errors of many kinds for a damaged file
         raise UsageError(
-            f"--inputs {file} cannot be read; write it with torch.save, of tensors in a tuple or a dict ({raised(error)})"
+            f"--inputs {file} cannot be read; write tensors in a tuple or a dict to it with torch.save ({raised(error)})"
         ) from error
     if isinstance(inputs, dict) and not all(isinstance(key, str) for key in inputs):
         raise UsageError(f"--inputs {file} holds a dict whose keys are not all strings; name the arguments.")

@@ -81,7 +81,7 @@ def _run(args: Namespace) -> int:
     else:
         with contextlib.redirect_stdout(sys.stderr), on_the_path(Path.cwd()):  # stdout is for the result alone
             result = importlib.import_module("graphreg.cli.commands").run(args)
-        text = json.dumps(result.to_dict(), indent=2) if args.json else str(result)  # stdout may be a terminal here: str() then has colours
+        text = json.dumps(result.to_dict(), indent=2) if args.json else str(result)  # str() has colours if stdout is a terminal
     print(text, flush=True)
     return FAILED if args.command == "doctor" and not result.ok else 0
 

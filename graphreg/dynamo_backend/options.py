@@ -75,8 +75,8 @@ def backend(
     if attaches and not TELLS_RESULT:
         raise GraphRegError(
             f"penalties='attach' in a backend needs torch 2.12 or newer, and this is torch {torch.__version__}, which does not "
-            "show what a compiled call returns. An output that no graph computed would leave the penalties out, unnoticed. Use "
-            "penalties='return' and add backend.penalties() to the loss, or graphreg.regularize."
+            "show what a compiled call returns. If the model returns a tensor that no graph computed, its backward would lack the "
+            "penalties, unnoticed. Use penalties='return' and add backend.penalties() to the loss, or graphreg.regularize."
         )
     if attaches and scale is None:
         warnings.warn(
@@ -173,7 +173,8 @@ def backend_of(compiled: Any) -> Backend:
 def __getattr__(name: str) -> Any:
     """Return the function ``by_name``, which torch looks up when it first needs the backend, and watch Dynamo's compilations from then on.
 
-    So the import of this file registers nothing, and yet a call that captures no graph is noticed if the backend was given by name.
+    So the import of this file registers no callback with Dynamo, but the use of the backend by its name does. A call that captures no
+    graph is noticed then, too.
     """
     if name != "by_name":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -80,7 +80,8 @@ class Parts:
         """Restore a state that the method ``state`` returned.
 
         Raises:
-            RegularizerError: The state belongs to another model. If its modules or its regularizers are others, nothing is changed.
+            RegularizerError: The state belongs to another model. If the paths of the regularized modules or the names of the regularizers
+                differ, nothing is changed.
         """
         if state.keys() != self.handles.keys():
             other = [path or "the model itself" for path in sorted(state.keys() ^ self.handles.keys())]
@@ -106,7 +107,7 @@ class Parts:
                 self._stack.callback(handle.set_scale, None)
 
     def watch(self, selector: Selector | None) -> None:
-        """Watch the shares that splices keep of the values that a selector matches, until ``close``; with None do nothing.
+        """Until ``close``, watch what share of each value that a selector matches the splices keep. With None, do nothing.
 
         A model that is regularized in place has a graph only after its first call. Until then, nothing is watched: call this method again.
         """

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from graphreg.errors import shown
 from graphreg.torch_internals import pytree
 
-# Packages that hold no code of a model. Their class checks may see that a proxy is one; those of a model may not. functools is left
-# out, because singledispatch checks classes for the model.
+# Packages that hold no code of a model. If their code asks for the class of a proxy, it gets the proxy's class; if a model's code asks,
+# the trace raises an error. functools is left out, because singledispatch checks classes for the model.
 FOREIGN = sys.stdlib_module_names - {"__main__", "functools"} | {"torch", "graphreg", "numpy", "scipy", "pandas", "networkx", "sympy"}
 
-_HASHED = 1 << 60  # smaller whole numbers have hashes of their own, except -1
+_HASHED = 1 << 60  # whole numbers nearer to 0 have different hashes, except that hash(-1) is hash(-2)
 _FIXED = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, Enum, range, type, types.FunctionType)
 _NO_CONTENTS = (type, nn.Module, Tensor, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType)
 _NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
@@ -74,7 +74,7 @@ def _number(value: Any) -> str:
         return "float inf" if value > 0 else "float -inf"  # hash(inf) is hash(314159.0)
     if isinstance(value, int) and not -_HASHED < value < _HASHED:
         return f"({_number(value // _HASHED)}, {_number(value % _HASHED)})"
-    # by its hash: Dynamo makes a symbol of a number that has changed, and only hash() takes the number out of it again
+    # its hash, because Dynamo replaces a number that changes between calls by a symbol, and hash() turns the symbol into the number
     return f"{type(value).__name__} {hash(value)}" + ("'" if value == -1 else "")  # hash(-1) is hash(-2)
 
 

@@ -102,7 +102,7 @@ def _line(code: str, key: str, node: fx.Node, plan: Plan | None) -> Line:
     """Make the ``Line`` for the code of a node, with the regularizers and sites that it belongs to."""
     if plan is None:
         return Line(code, key)
-    if (addition := addition_of(node)) is not None and addition.kind != Kind.CALL:  # such a call reads replaced parameters
+    if (addition := addition_of(node)) is not None and addition.kind != Kind.CALL:  # Kind.CALL: a layer's own call, shown below
         return _added(code, key, node, addition, plan)
     replaced = dict.fromkeys(pair for source in node.all_input_nodes for pair in _replacing(source, plan))
     names, sites = tuple(dict.fromkeys(name for name, _ in replaced)), tuple(dict.fromkeys(site for _, site in replaced))
@@ -165,7 +165,7 @@ def _added(code: str, key: str, node: fx.Node, addition: Addition, plan: Plan) -
     elif kind in (Kind.ATTACH, Kind.ATTACHED):
         text = f"{listed} attached to the output"
     elif kind in (Kind.CLONE, Kind.COPY):
-        text = f"copy for {listed} at {sites[0]}, which is written into"
+        text = f"copy for {listed} at {sites[0]}: the model writes into it"
     elif kind == Kind.WATCH:
         text = f"{listed} at {sites[0] or 'the penalties'}"
     elif kind == Kind.TRACK:

@@ -57,7 +57,7 @@ def asked_of(module: Regulated) -> Asked:
 
 
 def changed_strengths(module: Regulated) -> dict[str, dict[str, float]]:
-    """Return the strengths that were set since the module was made, by regularizer and site, and under ``OWN`` for all other sites."""
+    """Return the strengths that were set since the module was made, by regularizer and site; under ``""`` the one for all other sites."""
     return handle_of(module).changed_strengths()
 
 
@@ -80,7 +80,7 @@ def reset_state(module: Regulated, *names: str) -> None:
 
     Args:
         module: A rewritten module, also compiled or wrapped, or a model that is regularized in place.
-        names: The regularizers' names; all that keep a state if none is given.
+        names: The regularizers' names. Without names, all regularizers that keep a state.
 
     Raises:
         NoMatchError: No regularizer that keeps a state has this name.
@@ -132,8 +132,8 @@ def frozen_noise(module: Regulated) -> Iterator[None]:
     recompiled. A native dropout that was left to torch (``own_dropout="keep"``) is not frozen; the logger ``graphreg`` warns of this once
     for each module. The block has no effect on a module that draws nothing.
 
-    A block belongs to the thread that entered it, and in eager mode the blocks of two threads have different masks. A thread that has
-    entered no block draws the frozen masks too, for as long as any thread is in a block.
+    A block belongs to the thread that entered it, and in eager mode the blocks of two threads have different masks. While a
+    thread is in a block, a thread that has entered none draws frozen masks too: those of the block that was entered first.
     """
     with handle_of(module).frozen_noise():
         yield
@@ -152,7 +152,7 @@ def noise_on(module: Regulated) -> Iterator[None]:
 
 @contextmanager
 def noise_off(module: Regulated) -> Iterator[None]:
-    """Let no splice act inside the block, for one batch: ``with graphreg.noise_off(module): module(x)``.
+    """Let no splice act inside the block, for example for one batch: ``with graphreg.noise_off(module): module(x)``.
 
     Penalties are computed as outside the block, but the state of a penalty is not replaced. A splice that has a form for eval mode
     (``Zoneout``) takes this form. A native dropout that graphreg draws (``own_dropout="seeded"``) does not act, either; one that was left

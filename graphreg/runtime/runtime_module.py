@@ -29,9 +29,11 @@ class Rules(nn.Module):
         strengths: By regularizer name: the buffer with the regularizer's strength, which all runtime modules of the regularizer share.
         exact: By regularizer name: the strength exactly as it was set, if the device can hold it only in float32.
         places: By regularizer name: the sites that have elements of their own in the strength's buffer.
-        chosen: By regularizer name: the strengths that were set since the plan, by site, and under ``OWN`` for all other sites.
+        chosen: By regularizer name: the strengths that were set after the plan was made: by site, and under ``OWN`` the one for all
+            other sites.
         build_record: How the module was made; None until the rewrite has finished.
-        seeds: The seeds that the module's streams were made with, as in ``Asked``.
+        seeds: The seeds that the module's streams were made with: that of the model under ``""``, and those of splices that have an ``rng``
+            of their own under the regularizer's name.
         watching: The monitor; None if no monitor watches the module.
         made_by: The mark of the torch.fx pass (``as_pass``) that rewrote the module; None if no pass did.
     """
@@ -126,7 +128,7 @@ class Rules(nn.Module):
     def set_by_site(self, name: str, chosen: Mapping[str, float]) -> None:
         """Change the strengths at sites in place.
 
-        ``chosen``: those that differ from the plan, by site, and under ``OWN`` the one for all other sites.
+        ``chosen``: the new strengths by site, and under ``OWN`` the one for all other sites.
         """
         self.chosen[name] = dict(chosen)
         places, tensor = self.places.get(name, Places()), self.strengths[name]
@@ -139,7 +141,7 @@ class Rules(nn.Module):
             self.exact[name] = elements[0]
 
     def by_site(self, name: str) -> dict[str, float]:
-        """Return the strength at each site; nothing for a formula that takes all of them at once."""
+        """Return the strength at each site; an empty dict if the regularizer's formula takes all sites at once."""
         return self.places.get(name, Places()).read([self.value(name), *self.strengths[name][1:].tolist()])
 
 
@@ -166,7 +168,7 @@ class RuntimeModule(nn.Module):
     path: str | None = None  # the path of the module whose mode it follows; None if it follows none
     always = False  # whether it acts in every mode
     element = 0  # the element of the strength that it reads, see site_strengths.py
-    own_element = 0  # the element that its site has, if any; it reads it from when strengths are set by site, or by depth
+    own_element = 0  # the element of its own site, 0 if there is none; with blocks, it is read only once strengths differ by site
     moves_key = True  # whether the mode that it follows decides if a call draws
     silenced = False  # whether a block of noise_off is open: no splice acts then, and no state is replaced
 
@@ -225,14 +227,15 @@ class Drawing(RuntimeModule):
         self.recomputed = False  # whether a compiled backward recomputes its result, see compiler/recompute.py
 
     def row(self, key: Tensor) -> Tensor:
-        """Return the row of the keys to draw from, int32 [2]. Within a block the key is this row already."""
+        """Return the row of the keys to draw from, int32 [2]. In the graph of a block (``blocks=``), ``key`` is this row already."""
         return key[self.slot] if key.dim() > 1 else key
 
 
 class LayerMode:
     """The mode of a recurrent layer, read from its attributes: Dynamo refuses to read the layer.
 
-    A copy keeps the mode that the layer had, until ``Rules.find_owners`` gives the runtime module the layer of its own module.
+    A copy of this object keeps the mode that the layer had at the time, until ``Rules.find_owners`` has the copied runtime module read the
+    layer of the copied model.
     """
 
     def __init__(self, attributes: dict[str, Any]) -> None:
@@ -269,13 +272,14 @@ class SpliceRule(Drawing):
         return not self.silenced and (self.forced or self.owner[0].training)
 
     def differs_in_eval(self) -> bool:
-        """Whether the splice replaces the value where it does not act, as its ``in_eval`` says."""
+        """Whether the splice has a form for eval mode (``in_eval``), which replaces the value while ``acts()`` is False."""
         return bool(self.regularizer.takes_in_eval)
 
     def forward(self, z: Tensor, key: Tensor, lengths: Tensor | None = None, **others: Tensor) -> Tensor:
-        """Replace a value: z [any shape], floating; key int32 [streams, 2]; lengths, or a mask of steps -> [same shape and dtype].
+        """Replace a value ``z`` of any shape and floating dtype. Return a tensor of the same shape and dtype.
 
-        ``others``: ``module_input`` and ``previous``, each [shape of z], for a splice that takes it. If the splice does not act, return
+        ``key``: int32 [streams, 2], or one row of it. ``lengths``: the lengths of sequences, or a mask of their steps. ``others``:
+        ``module_input`` and ``previous``, each [shape of z], for a splice that takes it. If the splice does not act, return
         ``z`` itself, or a copy if ``apart``, unless the splice has a form for eval mode.
         """
         acts = self.acts()
@@ -284,7 +288,8 @@ class SpliceRule(Drawing):
         if self.on_parameter and type(z).__name__ == "DTensor":
             raise RegularizerError(
                 f"{self.description}: the parameter is sharded here (DTensor), so that each rank would draw for a part of it. Apply "
-                "fully_shard to the whole module alone, whose forward then has whole parameters, or leave the parameter out."
+                "fully_shard to the whole module alone, not to its submodules, so that its forward has whole parameters; or leave the "
+                "parameter out."
             )
         if not isinstance(z, Tensor) or not z.is_floating_point():
             what = z.dtype if isinstance(z, Tensor) else f"a {type(z).__name__}"
@@ -327,8 +332,8 @@ class SpliceRule(Drawing):
         if self.overwritten:
             raise RegularizerError(
                 f"{self.description}: elements of the value share their place in memory (it was expanded or unfolded), and the model "
-                "writes into it. A write then changes several elements at once, which no replacement can imitate. Choose the site before, "
-                "or clone the value there."
+                "writes into it. A write then changes several elements at once, which no replacement can imitate. Choose an "
+                "earlier site, where the value is not yet expanded or unfolded, or clone the value in the model's code."
             )
         return y
 
@@ -351,7 +356,7 @@ class SpliceRule(Drawing):
 
     def _formula(self, z: Tensor, weight: Tensor, noise: Noise, lengths: Tensor | None, others: dict[str, Tensor]) -> Any:
         arguments: dict[str, Any] = {"z": z, "w": z, "weight": weight, "noise": noise, "lengths": lengths, **others}
-        if "values" in self.regularizer.takes:  # not read otherwise: Dynamo would compile blocks apart that differ in this name alone
+        if "values" in self.regularizer.takes:  # else self.site is not read: Dynamo compiles a graph for each value it reads
             arguments["values"] = {self.site: z}
         return called(self.regularizer, {name: arguments[name] for name in self.regularizer.takes})
 

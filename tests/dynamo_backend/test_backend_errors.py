@@ -87,8 +87,8 @@ def test_a_torch_that_does_not_show_results_refuses_to_attach(monkeypatch: pytes
     monkeypatch.setattr("graphreg.dynamo_backend.options.TELLS_RESULT", False)
     sentence = (
         f"penalties='attach' in a backend needs torch 2.12 or newer, and this is torch {torch.__version__}, which does not show what a "
-        "compiled call returns. An output that no graph computed would leave the penalties out, unnoticed. Use penalties='return' and add "
-        "backend.penalties() to the loss, or graphreg.regularize."
+        "compiled call returns. If the model returns a tensor that no graph computed, its backward would lack the penalties, unnoticed. "
+        "Use penalties='return' and add backend.penalties() to the loss, or graphreg.regularize."
     )
     refused(GraphRegError, sentence, lambda: graphreg.backend(inner="eager", weight_l2=0.1, penalties="attach", scale=1))
     graphreg.backend(inner="eager", hidden_dropout=0.1, penalties="attach")  # nothing attaches

@@ -1,6 +1,6 @@
 """Turns torch.export's graph and its op record into a graph like those that the symbolic tracer makes.
 
-torch.export makes parameters, buffers and constants inputs of its graph. The graph made here reads them from the model again, under the
+In torch.export's graph, parameters, buffers and constants are inputs. The graph made here reads them from the model again, under the
 model's names. Its inputs are the arguments of the model's forward, and its outputs have the model's own types.
 """
 
@@ -49,7 +49,7 @@ OPAQUE_REASONS = {
 }
 
 
-LEVELS = {"_add_batch_dim": 2, "_remove_batch_dim": 1}  # by operation: the position of the argument that is the number of a level
+LEVELS = {"_add_batch_dim": 2, "_remove_batch_dim": 1}  # the position of the argument that numbers a level of torch.func
 
 
 class Unlifter:
@@ -145,13 +145,16 @@ class Unlifter:
                 self.opaque[self._scope(node)] = f"it calls {name}, which holds a graph of its own"
 
     def _returned(self, before: int) -> None:
-        """Name the results of the modules that returned before this place. Names are numbered in the order of calls."""
+        """Name the results of the modules that returned before a place, and count the reads of sizes.
+
+        Names are numbered in the order of calls.
+        """
         while self._returns and self._returns[-1][0] < before:
             place, path, kind, value = self._returns.pop()
             if isinstance(value, list):
                 self._outputs.append((self._namer.module(path), path, kind, value))
             elif place not in self._abandoned and not self._is_constant(value.meta.get(AT, -1)):
-                self._namer.operation(kind, path)  # this is a read of a size: a symbolic trace has a node of this name
+                self._namer.operation(kind, path)  # a read of a size takes a number, as in a symbolic trace
 
     def _is_constant(self, place: int) -> bool:
         """Return whether the value at a place is a buffer, or computed from buffers alone."""
