@@ -14,6 +14,7 @@ What the functions return:
 `Report`           Which regularizer acts where, and what it costs. Made by ``graphreg.report``.
 `Diff`             What graphreg added to the emitted Python. Made by ``graphreg.diff``.
 `Diagnosis`        What ``graphreg.doctor`` found: `Finding` records.
+`Audit`            What ``graphreg.audit`` found: `Remark` records.
 =================  =====================================================================================================
 
 What the functions take: `Selector` (which sites: a string, several strings, or a function of a site), and the values of the options
@@ -24,7 +25,7 @@ What the functions take: `Selector` (which sites: a string, several strings, or 
     def costs(report: Report) -> float: ...
 """
 
-from graphreg.diagnosis import Diagnosis, Finding
+from graphreg.diagnosis import Audit, Diagnosis, Finding, Remark
 from graphreg.ir import Label, Missing, Names, Selector, Site
 from graphreg.planning import Edit, Plan
 from graphreg.reporting import Diff, Monitor, Report
@@ -32,6 +33,6 @@ from graphreg.runtime import Penalties, Regularized, RewrittenModule, Samples, S
 from graphreg.tracing import FrontEnd, Traced
 
 __all__ = [
-    "Diagnosis", "Diff", "Edit", "Finding", "FrontEnd", "Label", "Missing", "Monitor", "Names", "Penalties", "Plan", "Regularized",
-    "Report", "RewrittenModule", "Samples", "Scale", "Selector", "Site", "Traced",
+    "Audit", "Diagnosis", "Diff", "Edit", "Finding", "FrontEnd", "Label", "Missing", "Monitor", "Names", "Penalties", "Plan", "Regularized",
+    "Remark", "Report", "RewrittenModule", "Samples", "Scale", "Selector", "Site", "Traced",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Runs the commands: ``names``, ``plan``, ``report``, ``diff`` and ``draw`` on a model, ``doctor`` and ``demo``.
+"""Runs the commands: ``names``, ``plan``, ``report``, ``diff``, ``draw`` and ``audit`` on a model, ``doctor`` and ``demo``.
 
 ``graphreg.report``, ``diff`` and ``draw`` are imported on first use, so a command imports only what it calls.
 """
@@ -43,11 +43,13 @@ class Drawn:
 
 
 def run(args: Namespace) -> Any:
-    """Run ``names``, ``plan``, ``report``, ``diff``, ``draw`` or ``doctor``. Return the result; it prints as text and has ``to_dict()``."""
+    """Run a command other than ``demo`` and ``completion``. Return the result; it prints as text and has ``to_dict()``."""
     if args.command == "doctor":
         return graphreg.doctor()
     if args.command == "names":
         return _names(args)
+    if args.command == "audit":
+        return graphreg.audit(_traced(args, *_model_and_inputs(args)))
     return _drawn(args) if args.command == "draw" else _regularized(args)
 
 

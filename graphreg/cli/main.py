@@ -31,8 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; by default those of the process.
 
     Returns:
-        0 on success; 2 for an error in the command, with one line on stderr; 1 for any other error, and if ``doctor`` finds a fault;
-        130 when interrupted; 141 when stdout is closed.
+        0 on success; 2 for an error in the command, with one line on stderr; 1 for any other error, and if ``doctor`` or ``audit`` finds a
+        fault; 130 when interrupted; 141 when stdout is closed.
     """
     args = Namespace()
     try:
@@ -83,7 +83,7 @@ def _run(args: Namespace) -> int:
             result = importlib.import_module("graphreg.cli.commands").run(args)
         text = json.dumps(result.to_dict(), indent=2) if args.json else str(result)  # str() has colours if stdout is a terminal
     print(text, flush=True)
-    return FAILED if args.command == "doctor" and not result.ok else 0
+    return FAILED if args.command in ("doctor", "audit") and not result.ok else 0
 
 
 def _argcomplete() -> Any:

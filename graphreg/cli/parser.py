@@ -23,6 +23,7 @@ COMMANDS = {
     "report": "show which regularizer acts where in the regularized model",
     "diff": "compare the regularized model's code with the unregularized model's",
     "draw": "draw a model, regularized or not, to a file",
+    "audit": "look over a model's own dropout",
     "doctor": "test which parts of graphreg work with the torch that is installed",
     "demo": "run the demo",
     "completion": "print the shell code that completes graphreg's commands and options",
@@ -77,7 +78,7 @@ def parser() -> Parser:
     top = Parser(prog="graphreg", description="Regularize a PyTorch model by name, and look at it.", epilog=f"example: {EXAMPLE}")
     top.add_argument("--version", action="version", version=f"graphreg {graphreg.__version__} (torch {version('torch')})")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in ("names", "plan", "report", "diff", "draw"):
+    for command in ("names", "plan", "report", "diff", "draw", "audit"):
         text = COMMANDS[command]
         subparser = commands.add_parser(command, help=text, description=f"{text.capitalize()}.", usage=_usage(command))
         subparser.add_argument("model", metavar="MODEL", help=MODEL)
@@ -89,7 +90,7 @@ def parser() -> Parser:
         if command == "names":
             subparser.add_argument("--select", action="append", metavar="SELECTOR", help="list what this selects; repeatable")
             subparser.add_argument("--on", choices=("values", "parameters"), help="select among these only")
-        else:
+        elif command != "audit":
             _add_regularizers(subparser)
         if command == "plan":
             subparser.add_argument("--save", metavar="FILE", help="write the plan as a recipe: .json, .toml or .yaml")
@@ -108,7 +109,7 @@ def parser() -> Parser:
 
 def _usage(command: str) -> str:
     file = " FILE" if command == "draw" else ""
-    return f"graphreg {command} MODEL{file} {'' if command == 'names' else '[--REGULARIZER STRENGTH ...] '}[options]"
+    return f"graphreg {command} MODEL{file} {'' if command in ('names', 'audit') else '[--REGULARIZER STRENGTH ...] '}[options]"
 
 
 def _add_model_options(subparser: argparse.ArgumentParser) -> None:

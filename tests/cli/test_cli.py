@@ -612,3 +612,19 @@ def test_the_script_and_a_closed_pipe(folder: Path) -> None:
     done = subprocess.run([script, "plans"], cwd=folder, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.startswith("graphreg: argument COMMAND: invalid choice: 'plans'")
+
+
+# The audit
+
+
+def test_the_audit(say: Say) -> None:
+    """Its exit status tells whether there is something to do."""
+    status, out, err = say("audit", "torchvision.models:resnet18")
+    assert (status, out, err) == (0, "ResNet: 0 dropouts of its own; nothing to remark\n", "")
+    status, out, err = say("audit", "torchvision.models:densenet121", "--kwargs", '{"drop_rate": 0.1}', "--json")
+    data = json.loads(out)
+    assert (status, err, data["title"], data["remarks"][0]["kind"]) == (1, "", "DenseNet", "before batch norm")
+
+
+def test_the_audit_takes_no_regularizer(say: Say) -> None:
+    refused(say("audit", "torchvision.models:resnet18", "--hidden-dropout", "0.1"), "takes no regularizer (--hidden-dropout)")
