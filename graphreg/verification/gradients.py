@@ -14,10 +14,9 @@ from graphreg.verification.values import difference
 def freed_if_equal(
     parameters: Mapping[str, nn.Parameter], expected: MutableMapping[str, Tensor | None], near: bool
 ) -> Iterator[None]:
-    """In the block, free the gradient of a parameter, and the one expected for it, as soon as the two are found equal.
+    """In the block, free each parameter's gradient, and the gradient that is expected for it, as soon as the two are found equal.
 
-    Both are None afterwards. Gradients that differ are kept, because the error describes the
-    difference.
+    Both are None afterwards. Gradients that differ are kept, because the error describes the difference.
 
     Args:
         parameters: The parameters by name; a tied one by all its names.
@@ -35,7 +34,7 @@ def freed_if_equal(
         given, ours = expected[names[0]], parameter.grad
         if ours is None:
             return
-        if names[0] in freed:  # a checkpoint with use_reentrant=True adds a gradient in several parts; parts of zeros are freed
+        if names[0] in freed:  # a checkpoint with use_reentrant=True adds a gradient in parts: free a further part if it is zero
             parameter.grad = None if not ours.any() else ours
         elif given is not None and not difference(given, ours, near):
             parameter.grad = None

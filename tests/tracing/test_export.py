@@ -490,7 +490,7 @@ REASONS = {
     infers: "it works under torch.inference_mode, and a trace would lose that",
     differentiates: "it switches whether a value requires gradients, and torch.export loses that",
     differentiates_by_assignment: "it switches whether a value requires gradients, and torch.export loses that",
-    goes_forward: "it differentiates by torch.func, whose levels a graph would have as they were when it was traced",
+    goes_forward: "it differentiates by torch.func, and a graph would fix how deeply torch.func's transforms are nested",
     assigns: "its forward assigns or registers mean, which torch.export loses",
 }
 

@@ -40,7 +40,7 @@ from graphreg.tracing.export.op_record import AT, DIFFERENTIATES, RECORDED_OP, B
 from graphreg.tracing.shape_decisions import decided_flag
 from graphreg.tracing.symbolic.tuple_items import settle_ports
 
-DROPPED = {"_assert_tensor_metadata", "sym_constrain_range", "sym_constrain_range_for_size"}  # they assert facts about the example
+DROPPED = {"_assert_tensor_metadata", "sym_constrain_range", "sym_constrain_range_for_size"}  # they only assert facts about the example
 OPAQUE_REASONS = {
     "wrap_with_autocast": "it works under an autocast of its own, and a trace would lose that",
     "_call_custom_autograd_function_in_pre_dispatch": "it calls a torch.autograd.Function, and a trace would lose its backward",
@@ -90,7 +90,7 @@ class Unlifter:
         """Make the graph.
 
         Args:
-            wide: Whether the example was a batch of one that was widened to two. If so, the sites get the shapes for one.
+            wide: Whether the example was a batch of one that was widened to two. If so, the sites get the shapes of the batch of one.
         """
         nodes = list(self.program.graph.nodes)
         self._find_opaque(nodes)
@@ -128,7 +128,7 @@ class Unlifter:
         return self.graph
 
     def _assert_flags(self) -> None:
-        """Assert ``requires_grad`` of the parameters for which the forward read it."""
+        """Make the graph assert ``requires_grad`` of the parameters for which the forward read it."""
         for name, expected in self.record.flags.items():
             read = self.graph.get_attr(name)
             flag = self.graph.call_function(getattr, (read, "requires_grad"))
@@ -222,7 +222,7 @@ class Unlifter:
         return args, kwargs
 
     def _named(self, node: fx.Node, scope: str) -> fx.Node:
-        """Return the graph's node for one of torch.export's nodes. A lifted tensor is read where it is first used."""
+        """Return the graph's node for one of torch.export's nodes. A parameter, buffer or constant is read where it is first used."""
         place = node.meta[AT]
         if place in self._made:
             return self._made[place]
@@ -256,7 +256,7 @@ class Unlifter:
         return value
 
     def _drop(self) -> None:
-        """Erase unread sizes, and unread nodes that were made before a submodule became opaque."""
+        """Erase unread nodes without a name, if they have no effect (such as sizes) or were made before their submodule became opaque."""
         ours = {made: place for place, made in self._made.items()}
         for node in reversed(self.graph.nodes):
             unnamed = node.op == "call_function" and is_labelled(node) and not own_labels(node)
