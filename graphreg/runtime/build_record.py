@@ -18,7 +18,7 @@ PICKLE_VERSION = 2  # the version of the pickled form of a rewritten module; a p
 VERSION: str = sys.modules["graphreg"].__version__  # not imported: a room may import only rooms above it, not the whole package
 
 
-GIVEN_IN_THE_CALL = "given in the call"  # what a recipe has as the scale if the scale was not a number, but a GradScaler or a function
+GIVEN_IN_THE_CALL = "given in the call"  # stands in a recipe for a scale that is not a number, but a GradScaler or a function
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Asked:
         penalties: ``"return"`` or ``"attach"``; None for a plan.
         scale: The scale, if it was a number or a 0-d tensor; ``GIVEN_IN_THE_CALL`` if it was anything else; None if none was given.
         eval_penalties: As in ``regularize_``.
-        blocks: The paths of the modules that stay modules that are called.
+        blocks: The paths of the modules that ``blocks=`` selected, which the rewritten module calls.
     """
 
     regularizers: Mapping[str, Regularizer]
@@ -66,7 +66,7 @@ class BuildRecord:
         seeds: The seeds, as in ``Asked``.
         penalties: As in ``Asked``.
         scale: As in ``Asked``.
-        asked_front_end: ``front_end`` as in ``Asked``.
+        asked_front_end: The ``front_end`` of ``Asked``.
         version: The version of the pickled form.
         made_with: The version of graphreg that made the module.
     """

@@ -77,7 +77,7 @@ def native_draws(module: Any) -> tuple[NativeDropout, ...]:
     return tuple(each for each in native if each.when != "never" and each.rate != 0)
 
 
-# torch.compile(backend="graphreg") wraps the backend's name in an object of its own; this attribute of that object has the backend.
+# torch.compile(backend="graphreg") makes an object of its own from the backend's name. This attribute of that object has the backend.
 BACKEND = "graphreg_backend"
 
 
@@ -95,7 +95,7 @@ class Handle(ABC):
 
     @abstractmethod
     def changed_strengths(self) -> dict[str, dict[str, float]]:
-        """Return the strengths that were set since the regularizers were made, by site, and under ``OWN`` for all other sites."""
+        """Return the strengths that were set since the regularizers were made, by regularizer and site; ``OWN`` means all other sites."""
 
     @abstractmethod
     def rng_state(self) -> dict[str, Any]: ...
@@ -137,7 +137,7 @@ class BackendHandle(Handle):
         return self
 
     def require_draws(self) -> None:
-        """Do nothing: a backend may capture a graph that draws at any later call."""
+        """Do nothing: at any later call, a backend may capture a graph that draws."""
 
     @abstractmethod
     def report(self) -> Any: ...
@@ -168,7 +168,7 @@ def _placed_in(inner: Any) -> InPlaceHandle | None:
 
 
 def backend_handle(target: object) -> BackendHandle | None:
-    """Return ``target`` if it is a backend; the backend that it was compiled with, if there is one; None for anything else."""
+    """Return ``target`` if it is a backend, or the backend that it was compiled with; None for anything else."""
     if isinstance(target, BackendHandle):
         return target
     inner = target if function_in(target) is not None else backend_in(compile_record_of(target))
