@@ -149,7 +149,7 @@ def current(scale: Scale | None) -> Any:
     if scale is None:
         return 1.0
     if hasattr(scale, "get_scale"):
-        # get_scale() calls item() on the tensor, which causes a graph break; before the first scale(loss) there is no tensor
+        # get_scale() calls item() on the tensor, which causes a graph break. A GradScaler has no tensor before its first scale(loss).
         tensor = scale_tensor(scale)
         if tensor is not None:
             return tensor

@@ -14,7 +14,7 @@ from graphreg.planning import OwnDropout, Plan
 from graphreg.regularizer import Regularizer
 from graphreg.tracing import Traced
 
-PICKLE_VERSION = 2  # the version of the pickled form of a rewritten module; a pickle of graphreg 0.1 has none, and is refused
+PICKLE_VERSION = 2  # the version of the pickled form of a rewritten module; a pickle of graphreg 0.1 has no version, and is refused
 VERSION: str = sys.modules["graphreg"].__version__  # not imported: a room may import only rooms above it, not the whole package
 
 
@@ -27,12 +27,12 @@ class Asked:
 
     Attributes:
         regularizers: The regularizers by their final names.
-        seeds: The seed of the noise under ``""``, and the seeds of the splices that have one of their own, by name. Empty without noise.
+        seeds: The seed of the noise under ``""``, and by name the seed of each splice that has a seed of its own. Empty without noise.
         front_end: The front end to ask for; None leaves the choice to ``"auto"``.
         missing: As in ``regularize``.
         own_dropout: As in ``regularize``.
         penalties: ``"return"`` or ``"attach"``; None for a plan.
-        scale: The scale, if it was a number or a 0-d tensor; ``GIVEN_IN_THE_CALL`` if it was anything else; None if none was given.
+        scale: The scale, if it was a number or a 0-d tensor; ``GIVEN_IN_THE_CALL`` if it was anything else; None if no scale was given.
         eval_penalties: As in ``regularize_``.
         blocks: The paths of the modules that ``blocks=`` selected, which the rewritten module calls.
     """

@@ -27,7 +27,7 @@ class Derivative(Total):
     """Computes a penalty whose formula takes ``vjp``, the vector-Jacobian product of all its sites at once.
 
     Attributes:
-        dependence: The dependence slice, which are the operations that lead from the values of ``wrt`` to the sites.
+        dependence: The operations that lead from the values of ``wrt`` to the sites: the dependence slice.
         slots: By the name of a site, the row of the call's keys from which the random directions for this site are drawn.
         always: Whether the penalty acts in eval mode as well as in train mode.
         proven: Whether an eager call has shown that all operations of the slice have a second derivative.
@@ -96,7 +96,7 @@ class Track(RuntimeModule):
         self.site, self.readers = site, tuple(readers)
 
     def forward(self, x: Any) -> Any:
-        """Return the value; if one of the penalties acts, as a tensor from which autograd records."""
+        """Return the value. If one of the penalties acts, autograd records what is computed from the result."""
         if not isinstance(x, Tensor) or not x.is_floating_point() or not any(reader.acts() for reader in self.readers):
             return x
         return tracked(x)

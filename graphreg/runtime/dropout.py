@@ -173,7 +173,7 @@ class _Heads(TorchFunctionMode):
         if func is not F.multi_head_attention_forward:
             return func(*args, **(kwargs or {}))
         if self.drop is None:
-            return func(*args, **{**(kwargs or {}), "training": False})  # here, training=False only turns dropout off
+            return func(*args, **{**(kwargs or {}), "training": False})  # in this function, training=False only turns dropout off
         return multi_head(self.drop, *args, **(kwargs or {}))
 
 
@@ -213,7 +213,7 @@ _DEFAULTS = {name: p.default for name, p in _PARAMETERS.items() if p.default is 
 def multi_head(drop: Drop, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
     """``F.multi_head_attention_forward`` with ``drop`` as its dropout.
 
-    torch's own function checks the arguments and computes the attention weights. What comes after the dropout is computed here.
+    torch's own function checks the arguments and computes the attention weights. This function computes what follows the dropout.
     """
     a = _separate({**_DEFAULTS, **dict(zip(HEADS, args, strict=False)), **kwargs})
     needed, average = a["need_weights"], a["average_attn_weights"]

@@ -21,7 +21,7 @@ from graphreg.torch_internals import backend_in, compile_record_of, function_in,
 
 
 def rewritten(module: Any) -> fx.GraphModule:
-    """Return the rewritten module inside compiled and distributed wrappers; raises GraphRegError if there is none.
+    """Return the rewritten module inside compiled and distributed wrappers. Raise GraphRegError if they contain no rewritten module.
 
     A GraphModule that a torch.fx pass made of a rewritten module's graph (``fx.GraphModule(module, graph)``) counts as a rewritten module.
     For a model that is regularized in place, the result is the rewritten module of the model's last call.
@@ -31,7 +31,7 @@ def rewritten(module: Any) -> fx.GraphModule:
         return placed.current()
     if not isinstance(inner, fx.GraphModule) or getattr(inner, RULES, None) is None:
         within = isinstance(getattr(inner, "module", None), RewrittenModule)
-        hint = "There is one in its attribute 'module': give that." if within else "Give what graphreg.regularize returned."
+        hint = "Give its attribute 'module', which is such a module." if within else "Give what graphreg.regularize returned."
         raise GraphRegError(f"{type(module).__name__} is not a module that graphreg rewrote. {hint}")
     return inner
 
@@ -77,7 +77,7 @@ def native_draws(module: Any) -> tuple[NativeDropout, ...]:
     return tuple(each for each in native if each.when != "never" and each.rate != 0)
 
 
-# torch.compile(backend="graphreg") makes an object of its own from the backend's name. This attribute of that object has the backend.
+# torch.compile(backend="graphreg") wraps the backend's name in an object. This attribute of the object has the backend.
 BACKEND = "graphreg_backend"
 
 

@@ -58,7 +58,7 @@ class ModuleHandle(Handle):
         return record_of(self.module).plan.regularizers
 
     def _is_native(self, name: object) -> bool:
-        """Whether a name is that of a native dropout that the plan changes, or ``own_dropout``, the option for them."""
+        """Whether a name is ``own_dropout``, or the name of a native dropout, in a module whose plan changes native dropout."""
         edits = record_of(self.module).plan.native_dropout
         return any(name in (edit.dropout.site.name, "own_dropout") for edit in edits)
 
@@ -131,7 +131,7 @@ class ModuleHandle(Handle):
         return True
 
     def current(self) -> RewrittenModule:
-        """Return the rewritten module; for a model that is regularized in place, that of the last call."""
+        """Return the rewritten module. For a model that is regularized in place, it is the rewritten module of the last call."""
         return rewritten(self.module)  # type: ignore[return-value]
 
     def last_penalties(self) -> Mapping[str, Tensor]:
@@ -140,7 +140,7 @@ class ModuleHandle(Handle):
         return dict(attach.last) if isinstance(attach, AttachRule) else {}
 
     def scale(self) -> Any:
-        """Return the scale of attached penalties; None if none was given."""
+        """Return the scale of attached penalties; None if no scale was given."""
         return next((attach.scale for attach in self._attached()), None)
 
     def set_scale(self, scale: Any) -> None:

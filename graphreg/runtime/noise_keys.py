@@ -63,7 +63,7 @@ def _warn_of_export() -> None:
 
 
 def taking() -> AbstractContextManager[Any]:
-    """Return the lock under which a call takes its number, so that two threads do not take the same."""
+    """Return the lock under which a call takes its number, so that two threads do not take the same number."""
     return _Lock.now
 
 
@@ -248,7 +248,7 @@ class KeyRule(RuntimeModule):
             self.blocks[block] = (_thread.token, number)
 
     def release(self, block: object) -> None:
-        """End a block. After the last one, go on with the call after those that were drawn while the noise was frozen."""
+        """End a block. At the end of the last block, go on with the first call number that was not used while the noise was frozen."""
         with taking():
             thread, _ = self.blocks.pop(block, (None, 0))
             if thread is not None and all(thread is not other for other, _ in self.blocks.values()):

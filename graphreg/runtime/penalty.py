@@ -62,7 +62,10 @@ class MeasureUnits(Measure):
 
 
 class Total(RuntimeModule):
-    """Computes a penalty from its measurements: their mean or sum, times the strength. A penalty on parameters is measured here, too."""
+    """Computes a penalty from its measurements: their mean or sum, times the strength.
+
+    If the penalty is on parameters, ``Total`` also measures them.
+    """
 
     def __init__(self, regularizer: Penalty, name: str, strength: Tensor) -> None:
         super().__init__(f"{type(regularizer).__name__} {name}", strength)

@@ -128,7 +128,7 @@ class RewrittenModule(fx.GraphModule):
 
     @property
     def compiled_code(self) -> str:
-        """The emitted Python that torch.compile gets: that of ``graph``, with an operator for each recurrent layer, and calls of blocks."""
+        """The emitted Python that torch.compile gets: like ``code``, but with operators for recurrent layers, and with calls of blocks."""
         state = _known(self)
         return (state.compiled_codes or state.codes)[state.running(self.training)]
 

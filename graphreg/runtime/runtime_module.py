@@ -165,10 +165,10 @@ class RuntimeModule(nn.Module):
     its analysis over (TensorifyScalarRestartAnalysis), which doubles the time to compile.
     """
 
-    path: str | None = None  # the path of the module whose mode it follows; None if it follows none
+    path: str | None = None  # the path of the module whose mode it follows; None if it follows no module
     always = False  # whether it acts in every mode
     element = 0  # the element of the strength that it reads, see site_strengths.py
-    own_element = 0  # the element of its own site, 0 if there is none; with blocks, it is read only once strengths differ by site
+    own_element = 0  # the element of its site, 0 if there is none; with ``blocks=``, it is read only after strengths were set by site
     moves_key = True  # whether the mode that it follows decides if a call draws
     silenced = False  # whether a block of noise_off is open: no splice acts then, and no state is replaced
 

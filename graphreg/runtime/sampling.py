@@ -121,7 +121,7 @@ class _Running:
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Put the module into eval mode; afterwards every submodule has its own mode again."""
+    """Put the module into eval mode in the block, and restore the mode of every submodule afterwards."""
     with Changes() as changes, changes:
         for m in module.modules():
             changes.later(partial(setattr, m, "training", m.training))

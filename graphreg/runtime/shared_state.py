@@ -44,7 +44,7 @@ class SharedState:
     """Strengths, streams and the call number.
 
     Attributes:
-        seeds: The seed of the model under ``""``, and the seeds of the splices that have one of their own, by regularizer name.
+        seeds: The seed of the model under ``""``, and by name the seed of each splice that has a seed of its own.
         rules: Holds the strengths, the key rule and the states of penalties. It is not the ``graphreg_rules`` of any rewritten module; each
             rewritten module has a ``Rules`` of its own.
         key: The key rule that counts the calls; it has the streams of all rewritten modules.

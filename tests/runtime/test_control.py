@@ -390,7 +390,7 @@ def test_buffers_may_be_averaged() -> None:
     assert not torch.equal(draw(copied), draw(copied))
     with graphreg.frozen_noise(copied):
         assert torch.equal(draw(copied), draw(copied))
-    with pytest.raises(GraphRegError, match=r"AveragedModel is not a module that graphreg rewrote. There is one in its attribute 'module'"):
+    with pytest.raises(GraphRegError, match=r"AveragedModel is not a module that graphreg rewrote. Give its attribute 'module', which is"):
         graphreg.rng_state(averaged)
 
 
