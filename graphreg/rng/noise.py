@@ -68,7 +68,7 @@ def rank() -> int:
         return 0
     # Dynamo takes the results of is_initialized and get_rank as constants without a guard, but it guards on the group.
     world = dist.group.WORLD if torch.compiler.is_dynamo_compiling() else None
-    if world is not None and dist.is_initialized():  # up to torch 2.10, Dynamo has a group even if there is none
+    if world is not None and dist.is_initialized():  # up to torch 2.10, ``world`` is not None even without a group
         return dist.get_rank(world)
     return dist.get_rank() if dist.is_initialized() else 0
 

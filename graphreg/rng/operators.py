@@ -57,7 +57,7 @@ def _(streams: Tensor, step: Tensor, free: Tensor, keys: Tensor) -> Tensor:
 
 
 class _Within:
-    """Whether the inner compiler of graphreg's backend is tracing. ``torch.compiler.is_compiling()`` is False meanwhile."""
+    """Whether the inner compiler of graphreg's backend is tracing, during which ``torch.compiler.is_compiling()`` is False."""
 
     on = False
 
