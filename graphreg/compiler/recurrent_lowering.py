@@ -30,7 +30,7 @@ def why_not(kind: type, attributes: Mapping[str, Any]) -> str:
     if kind not in KINDS:
         return f"it is a {kind.__name__}, whose code is not torch's own; take nn.RNN, nn.LSTM or nn.GRU itself"
     if "forward" in attributes:
-        return "its forward was replaced; put its own back (del layer.forward)"
+        return "its forward was replaced; restore it (del layer.forward)"
     if any(len(attributes[name]) > 0 for name in CALL_HOOKS) or has_global_hook():
         return "it has hooks, which the operator would not call; remove them"
     parameters = attributes["_parameters"]
