@@ -127,7 +127,7 @@ class Placed(ModuleHandle, InPlaceHandle):
         return result
 
     def fitting(self, model: nn.Module, key: str, args: Any, kwargs: Any) -> list[StructureGraph]:
-        """Return the graphs of a structure that are not stale, the likeliest first; trace the model if there is none."""
+        """Return the graphs of a structure that are not stale, the likeliest first; trace the model if there is no such graph."""
         graphs = [graph for graph in self._made.get(key, ()) if graph.fingerprint.same()]
         if not graphs:
             graphs = [self._trace(model, key, args, kwargs)]
