@@ -101,7 +101,7 @@ def as_networkx(seen: Viewed) -> nx.DiGraph[str]:
 def _classes(seen: Viewed) -> dict[str, str]:
     """Return the class of each module, by path.
 
-    For a module that the forward calls, the class is the one in its label, because in a GraphModule the object at that path may be a plain
+    The class of a module that the forward calls comes from its label, because in a GraphModule the object at that path may be a plain
     ``nn.Module`` that only holds parameters and submodules.
     """
     classes = {path: type(module).__name__ for path, module in seen.traced.model.named_modules(remove_duplicate=False)}
