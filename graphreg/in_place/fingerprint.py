@@ -226,7 +226,7 @@ def _recording(original: Callable[[Any, str], Any], reads: Reads) -> Callable[[A
 
 
 def _is_of_model(frame: types.FrameType) -> bool:
-    """Whether code that reads a whole ``__dict__`` is a model's. A copy reads it, too, and graphreg, to find what a trace changes."""
+    """Whether the code that reads a whole ``__dict__`` is a model's, not that of a copy or pickle, nor graphreg's search for changes."""
     return not is_foreign_name(frame.f_globals.get("__name__")) and frame.f_code.co_name not in ("__getstate__", "__reduce_ex__")
 
 

@@ -65,7 +65,7 @@ def end_call(before: frozenset[int] | None) -> None:
 def join(total: Tensor, scale: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Return tensors with the same values, through which a backward pass gives ``total`` the gradient ``scale``.
 
-    Tensors that autograd does not record are returned unchanged. ``total`` and ``scale`` are 0-d.
+    If autograd records none of the tensors, or not ``total``, they are returned unchanged. ``total`` and ``scale`` are 0-d.
     """
     live = list({id(tensor): tensor for tensor in tensors if recorded(tensor)}.values())
     if _has_tangent(total):
@@ -152,7 +152,7 @@ def _apart(apply: Apply, tensors: Sequence[Tensor], live: Sequence[Tensor]) -> t
     made = {id(tensor): _like(tensor, sources[id(tensor)], joined[id(sources[id(tensor)])]) for tensor in live}
     for tensor in tensors:
         others = [other for other in live if storage_of(other) == storage_of(tensor)]
-        if id(tensor) not in made:  # autograd does not record this tensor; if a joined one had the same geometry, share its new storage
+        if id(tensor) not in made:  # not recorded by autograd; if a joined tensor had the same geometry, share its new storage
             same = next((made[id(other)] for other in others if _geometry(other) == _geometry(tensor)), None)
             made[id(tensor)] = same.detach() if same is not None else tensor.clone() if others else tensor
     return tuple(made[id(tensor)] for tensor in tensors)
