@@ -47,10 +47,10 @@ def regularize_(
     """Regularize a model in place, and return it: the same object, with its class, methods, parameters and ``state_dict``.
 
     In train mode, a call runs the graph that ``regularize`` would make. The model is traced at the first call. It is traced again for a
-    call whose arguments have another structure (other arguments are given, or tensors have another dtype or number of dimensions), and
-    after a change of the model (a layer is replaced, or a configuration value is set). All graphs share the noise and the strengths. In
-    eval mode, a call runs the model's own forward. If the model cannot be traced, the call raises; it never runs the plain forward in
-    train mode.
+    call whose arguments have another structure (other arguments are given, a tensor has another dtype or number of dimensions, or an
+    argument that is no tensor has another value), and after a change of the model (a layer is replaced, or a configuration value is set).
+    All graphs share the noise and the strengths. In eval mode, a call runs the model's own forward. If the model cannot be traced, the
+    call raises; it never runs the plain forward in train mode.
 
     ``graphreg.strip_`` restores the model. A copy or pickle of the model is regularized, too, and has its own strengths and noise.
 
@@ -154,8 +154,8 @@ def _check_model(model: nn.Module, penalties: Penalties) -> None:
         )
     if isinstance(model, fx.GraphModule):
         raise TraceError(
-            f"{type(model).__name__.removesuffix('Impl')} is a torch.fx.GraphModule, which has a graph already: torch.fx would replace the "
-            "forward in place. Use graphreg.regularize, or graphreg.as_pass."
+            f"{type(model).__name__.removesuffix('Impl')} is a torch.fx.GraphModule, which has a graph already, and torch.fx would "
+            "replace the new forward whenever the graph is recompiled. Use graphreg.regularize, or graphreg.as_pass."
         )
     if "forward" in vars(model):
         raise TraceError(
@@ -189,7 +189,7 @@ def _with_states(shared: SharedState, model: nn.Module, missing: Missing) -> Sha
 
 
 def _seeded(regularizers: Mapping[str, Regularizer], rng: Any) -> tuple[dict[str, Regularizer], dict[str, int]]:
-    """Return the regularizers with seeds in place of generators, and the seeds by regularizer name, with that of the model under ``""``."""
+    """Return the regularizers with seeds in place of generators, and the seeds by regularizer name, with the model's seed under ``""``."""
     seeds, named = {"": seed(rng)}, dict[str, Regularizer]()
     for name, regularizer in regularizers.items():
         named[name] = regularizer

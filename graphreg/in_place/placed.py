@@ -41,13 +41,13 @@ from graphreg.runtime import (
 from graphreg.torch_internals import guard_value, skip_frame, translator
 
 log = logging.getLogger("graphreg")
-_MOST = 8  # the most graphs that are kept for one structure; it has several after a change of the model, or for other sizes
+_MOST = 8  # the most graphs that are kept for one structure, which has several graphs after a change of the model, or for other sizes
 _MANY = 16  # the number of structures at which a warning is logged
 _one_at_a_time = threading.RLock()
 
 
 class _Thread(threading.local):
-    """What is known of the call that runs in this thread."""
+    """The call that runs in this thread."""
 
     # the model's state, the structure of the arguments, and the graphs that fit; None outside of ``Placed.call``
     call: tuple[Placed, str, list[StructureGraph]] | None = None
@@ -85,7 +85,7 @@ class Placed(ModuleHandle, InPlaceHandle):
     # what a call runs
 
     def call(self, model: nn.Module, form: CallForm, run: Callable[[], Any], args: Any, kwargs: Any) -> Any:
-        """Make sure that there is a graph, also for compiled code, and return ``run()``, which calls the model with its hooks."""
+        """Make sure that there is a graph, which compiled code needs, too. Return ``run()``, which calls the model with its hooks."""
         key, fitting = self._prepared(model, form, args, kwargs)
         outer, _thread.call = _thread.call, (self, key, fitting)
         try:
@@ -127,7 +127,7 @@ class Placed(ModuleHandle, InPlaceHandle):
         return result
 
     def fitting(self, model: nn.Module, key: str, args: Any, kwargs: Any) -> list[StructureGraph]:
-        """Return the graphs of a structure that are not stale, the likeliest first; trace the model if there is none."""
+        """Return the graphs of a structure that are not stale, the likeliest first; trace the model if there is no such graph."""
         graphs = [graph for graph in self._made.get(key, ()) if graph.fingerprint.same()]
         if not graphs:
             graphs = [self._trace(model, key, args, kwargs)]
@@ -195,9 +195,9 @@ class Placed(ModuleHandle, InPlaceHandle):
         self._trace(model, CallForm(inspect.signature(model.forward)).key(args, kwargs), args, kwargs)
 
     def guard(self, key: str) -> bool:
-        """Make Dynamo, which is compiling a call, compile again once the graph of the structure is stale.
+        """Add a guard to the code that Dynamo is compiling, so that Dynamo compiles again once the structure's graph is stale.
 
-        Return False, without doing so, if the graph is stale already.
+        Return False, without adding a guard, if the graph is stale already.
         """
         graph = self._made[key][0]
         if not graph.fingerprint.same():

@@ -22,7 +22,10 @@ Regulated = nn.Module | Handle | Callable[..., Any]  # what the functions of thi
 
 
 def strengths(module: Regulated) -> dict[str, float]:
-    """Return the present strengths (weights and rates) by regularizer name; where they differ by site, the one furthest from 0."""
+    """Return the present strengths (weights and rates) by regularizer name.
+
+    If a regularizer's strength differs by site, its entry is the strength furthest from 0.
+    """
     return handle_of(module).strengths()
 
 
@@ -38,11 +41,11 @@ def set_strength(module: Regulated, name: str, value: float | Mapping[str, float
     """Change a regularizer's strength (its weight or rate); nothing is recompiled.
 
     Args:
-        module: A rewritten module, also compiled or wrapped, or a backend.
+        module: A rewritten module, also compiled or wrapped, a model that is regularized in place, or a backend.
         name: The regularizer's name, one of ``strengths(module)``.
-        value: The new strength, at all sites; or a dict of selectors to strengths, as ``{"layer1.*": 0.3}``, for the sites that they
-            match. At a site that several selectors match, the last one counts. A penalty multiplies each measurement by the strength
-            at its site, and then averages.
+        value: The new strength for all sites, or a dict of selectors to strengths, such as ``{"layer1.*": 0.3}``, for the sites that the
+            selectors match. If several selectors match a site, the last of them counts. A penalty multiplies each measurement by the
+            strength at its site before it averages or sums the measurements.
 
     Raises:
         NoMatchError: No regularizer has this name, or a selector matches none of its sites.
@@ -57,7 +60,7 @@ def asked_of(module: Regulated) -> Asked:
 
 
 def changed_strengths(module: Regulated) -> dict[str, dict[str, float]]:
-    """Return the strengths that were set since the module was made, by regularizer and site; under ``""`` the one for all other sites."""
+    """Return the strengths set since the module was made: ``{regularizer: {site: strength}}``, with ``""`` for all other sites."""
     return handle_of(module).changed_strengths()
 
 
@@ -65,18 +68,18 @@ def rng_state(module: Regulated) -> dict[str, Any]:
     """Return the state of the noise: a plain dict to save beside a checkpoint, the same on every rank.
 
     The state has graphreg's noise streams and the number of the next call; all calls in a block of ``frozen_noise`` count as one. If
-    penalties keep a state (``L2SP``, ``SpectralPenalty``), it has copies of their tensors, too: then save it with ``torch.save``.
-    Strengths are not part of it: if a run changes them, save ``strengths(module)`` too. A native dropout that was left alone
-    (``own_dropout="keep"``) draws from torch's generator, whose state is ``torch.get_rng_state()``. A module that draws nothing has a
-    state without streams.
+    penalties keep tensors from call to call (``L2SP``, ``SpectralPenalty``), the dict also has copies of these: then save it with
+    ``torch.save``. Strengths are not in the dict: if a run changes them, save ``strengths(module)`` too. A native dropout that was left
+    alone (``own_dropout="keep"``) draws from torch's generator, whose state is ``torch.get_rng_state()``. A module that draws nothing has
+    a state without streams.
     """
     return handle_of(module).rng_state()
 
 
 def reset_state(module: Regulated, *names: str) -> None:
-    """Make the state of penalties anew, from the parameters as they are now: for ``L2SP``, the point that it pulls to.
+    """Make the state of penalties anew, from the parameters as they are now. For ``L2SP``, this is the point that it pulls to.
 
-    Call it after a checkpoint was loaded into a model that was regularized before.
+    Call this function after you have loaded a checkpoint into a model that was already regularized.
 
     Args:
         module: A rewritten module, also compiled or wrapped, or a model that is regularized in place.
@@ -84,7 +87,7 @@ def reset_state(module: Regulated, *names: str) -> None:
 
     Raises:
         NoMatchError: No regularizer that keeps a state has this name.
-        GraphRegError: ``module`` is a backend, whose regularizers keep none.
+        GraphRegError: ``module`` is a backend, whose regularizers keep no state.
     """
     handle_of(module).reset_state(names)
 
@@ -95,7 +98,7 @@ def set_rng_state(module: Regulated, state: dict[str, Any]) -> None:
     Streams are matched by name. They replace the module's own streams, and with them the seed that the module was built with.
 
     Args:
-        module: A rewritten module, also compiled or wrapped, or a backend.
+        module: A rewritten module, also compiled or wrapped, a model that is regularized in place, or a backend.
         state: What ``rng_state`` returned.
 
     Raises:
@@ -110,12 +113,12 @@ def set_ranks(module: Regulated, ranks: Ranks) -> None:
     Choose the same masks where the ranks work on one example together, as in tensor parallelism.
 
     Args:
-        module: A rewritten module, also compiled or wrapped, or a backend.
+        module: A rewritten module, also compiled or wrapped, a model that is regularized in place, or a backend.
         ranks: ``"differ"`` or ``"same"``.
 
     Raises:
         RegularizerError: ``ranks`` is anything else.
-        GraphRegError: The module has no splice.
+        GraphRegError: The module draws no noise.
     """
     handle = handle_of(module)
     handle.require_draws()
@@ -132,8 +135,9 @@ def frozen_noise(module: Regulated) -> Iterator[None]:
     recompiled. A native dropout that was left to torch (``own_dropout="keep"``) is not frozen; the logger ``graphreg`` warns of this once
     for each module. The block has no effect on a module that draws nothing.
 
-    A block belongs to the thread that entered it, and in eager mode the blocks of two threads have different masks. While a
-    thread is in a block, a thread that has entered none draws frozen masks too: those of the block that was entered first.
+    A block belongs to the thread that entered it, and in eager mode the blocks of two threads have different masks. While some thread is
+    in a block, a thread that has entered no block draws the masks of that block; if several threads are in blocks, it draws the masks of
+    the block that was entered first.
     """
     with handle_of(module).frozen_noise():
         yield

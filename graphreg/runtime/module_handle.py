@@ -51,14 +51,14 @@ class ModuleHandle(Handle):
         self.module = module
 
     def _containers(self) -> list[Rules]:
-        """Return the containers of runtime modules. All have the same strengths, where they have the same sites."""
+        """Return the containers of runtime modules. A site that is in several containers has the same strength in all of them."""
         return [rules_of(self.module)]
 
     def _regularizers(self) -> Mapping[str, Regularizer]:
         return record_of(self.module).plan.regularizers
 
     def _is_native(self, name: object) -> bool:
-        """Whether a name is that of a native dropout that the plan changes, or ``own_dropout``, the option for them."""
+        """Whether a name is ``own_dropout``, or the name of a native dropout, in a module whose plan changes native dropout."""
         edits = record_of(self.module).plan.native_dropout
         return any(name in (edit.dropout.site.name, "own_dropout") for edit in edits)
 
@@ -95,7 +95,7 @@ class ModuleHandle(Handle):
         return {name: dict(chosen) for name, chosen in self._containers()[0].chosen.items()}
 
     def restore_strengths(self, changed: Mapping[str, Mapping[str, float]]) -> None:
-        """Set the strengths that ``changed_strengths`` returned, and all others to those that the regularizers were made with."""
+        """Set the strengths that ``changed_strengths`` returned, and reset all others to what the regularizers were made with."""
         for name, regularizer in self._regularizers().items():
             planned = {} if isinstance(regularizer.weight, ByDepth) else {OWN: float(regularizer.weight)}
             chosen = {site: _checked(regularizer, value) for site, value in changed.get(name, planned).items()}
@@ -104,7 +104,7 @@ class ModuleHandle(Handle):
                     rules.set_by_site(name, chosen)
 
     def _at_sites(self, regularizer: Regularizer, name: str, value: Mapping[str, float]) -> dict[str, float]:
-        """Return the strengths in a dict of selectors by the sites that these match."""
+        """Turn a dict of selectors to strengths into a dict of the sites that they match to strengths."""
         if not regularizer.by_site:
             kind = type(regularizer).__name__
             raise RegularizerError(f"{name} takes all its sites at once ({kind}), so they have one strength. Give a number.")
@@ -131,7 +131,7 @@ class ModuleHandle(Handle):
         return True
 
     def current(self) -> RewrittenModule:
-        """Return the rewritten module; for a model that is regularized in place, that of the last call."""
+        """Return the rewritten module. For a model that is regularized in place, it is the rewritten module of the last call."""
         return rewritten(self.module)  # type: ignore[return-value]
 
     def last_penalties(self) -> Mapping[str, Tensor]:
@@ -140,7 +140,7 @@ class ModuleHandle(Handle):
         return dict(attach.last) if isinstance(attach, AttachRule) else {}
 
     def scale(self) -> Any:
-        """Return the scale of attached penalties; None if none was given."""
+        """Return the scale of attached penalties; None if no scale was given."""
         return next((attach.scale for attach in self._attached()), None)
 
     def set_scale(self, scale: Any) -> None:
@@ -199,12 +199,12 @@ class ModuleHandle(Handle):
         return {name: state.saved() for name, state in self._states().items()}
 
     def load_states(self, checked: Mapping[str, Any]) -> None:
-        """Take the states of penalties from a state of the noise. Raises RegularizerError, before anything changes, if they do not fit."""
+        """Load the states of penalties from a state of the noise. If they do not fit, raise RegularizerError before anything changes."""
         states, saved = self._states(), checked.get("state", {})
         if other := sorted(states.keys() ^ saved.keys()):
             raise RegularizerError(
-                f"the state belongs to another module: only one of the two keeps a state for {listed(other, 3)}. Build the module as for "
-                "the run that saved it."
+                f"the state belongs to another module: only the state or only the module has tensors of {listed(other, 3)}. Build the "
+                "module as for the run that saved the state."
             )
         for name, state in states.items():
             state.check(saved[name])
@@ -265,7 +265,7 @@ class ModuleHandle(Handle):
 
     def _warn_unfrozen(self, key: nn.Module) -> None:
         """Warn, once for each module, of the native dropouts that draw from torch's generator."""
-        if key not in _unfrozen:  # this searches all graphs, so it is done once
+        if key not in _unfrozen:  # native_draws searches all graphs, so it is called once
             _unfrozen[key] = native_draws(self.module)
         inner = rewritten(self.module) if _unfrozen[key] else None
         names = [
@@ -276,7 +276,7 @@ class ModuleHandle(Handle):
         if names:
             _unfrozen[key] = ()
             log.warning(
-                "frozen_noise does not hold %s: torch draws it, not graphreg. own_dropout='seeded' moves what can be moved.",
+                "frozen_noise does not freeze %s: torch draws it, not graphreg. With own_dropout='seeded', graphreg draws what it can.",
                 listed(names, 3),
             )
 
@@ -286,8 +286,8 @@ def _checked(regularizer: Regularizer, value: float) -> float:
     checked = dataclasses.replace(regularizer, weight=value).weight
     if isinstance(checked, ByDepth):
         raise RegularizerError(
-            f"set_strength takes a number or a dict of selectors to numbers, not {value!r}: a strength by depth is planned. To change one, "
-            "scale what graphreg.site_strengths(module) returns."
+            f"set_strength takes a number or a dict of selectors to numbers, not {value!r}: only a plan can have a strength by depth. To "
+            "change it, scale the strengths in graphreg.site_strengths(module), and set them by site."
         )
     return checked
 
@@ -295,6 +295,6 @@ def _checked(regularizer: Regularizer, value: float) -> float:
 def no_noise() -> GraphRegError:
     """Return the error for a module that draws nothing."""
     return GraphRegError(
-        "this module draws no noise: it has no splice, so there is no noise to keep on or to sample, and ranks have none to share. "
+        "this module draws no noise: it has no splice, so there is no noise to keep on, to sample, or to share between ranks. "
         "Regularize with dropout or noise first, e.g. hidden_dropout=0.1, or own_dropout='seeded'."
     )

@@ -36,7 +36,7 @@ class _Lock:
 
 
 def _new_lock() -> None:
-    _Lock.now = threading.Lock()  # a thread of the parent may have held the old one, and does not exist in the child
+    _Lock.now = threading.Lock()  # the old lock may be held by a thread that exists only in the parent process, and never releases it
 
 
 if hasattr(os, "register_at_fork"):
@@ -58,12 +58,12 @@ def _warn_of_export() -> None:
     """Warn, once per export, that the program draws the same masks at each call."""
     warn(
         "this module is exported while it draws noise, and the program will draw the same masks at each call. Export it in eval mode "
-        "(module.eval()), or what graphreg.strip(module) gives."
+        "(module.eval()), or export graphreg.strip(module)."
     )
 
 
 def taking() -> AbstractContextManager[Any]:
-    """Return the lock under which a call takes its number, so that two threads do not take the same."""
+    """Return the lock under which a call takes its number, so that two threads do not take the same number."""
     return _Lock.now
 
 
@@ -71,8 +71,8 @@ class KeyRule(RuntimeModule):
     """Returns the keys of this call and makes those of the next: one runtime module at the top of the graph.
 
     It *assigns* new buffers. An increment in place would give wrong gradients, without an error, where the partitioner recomputes the masks
-    in backward. Keys are made one call ahead. If a call computed its own, Inductor would fuse that computation into the kernels that use
-    the keys and repeat it for every element, which is slow.
+    in backward. Keys are made one call ahead. If a call computed its own keys, Inductor would fuse that computation into the kernels that
+    use the keys and repeat it for every element, which is slow.
     """
 
     streams: Tensor
@@ -103,14 +103,14 @@ class KeyRule(RuntimeModule):
         return always or self.forced or self.always or any(owner.training for owner in self.owner)
 
     def refuse_backward(self) -> None:
-        """Raise GraphRegError if a backward pass runs the forward again, unless it draws the masks of the forward, which are frozen."""
+        """Raise GraphRegError if a backward pass runs the forward again, unless frozen noise ensures that it draws the same masks."""
         if not in_backward():
             return
         if not self._is_frozen():
             raise GraphRegError(
-                "this module runs inside a backward pass: activation checkpointing around the whole of it would draw "
+                "this module runs inside a backward pass: activation checkpointing around the whole module would draw "
                 "other masks than the forward did. Put forward and backward into one block of "
-                "graphreg.frozen_noise(module), or checkpoint only blocks inside the model, and call torch.compile on the whole."
+                "graphreg.frozen_noise(module), or checkpoint only blocks inside the model, and call torch.compile on the whole module."
             )
         threads = dict(self.blocks.values())
         if len(threads) > 1 and _thread.token not in threads:
@@ -121,7 +121,7 @@ class KeyRule(RuntimeModule):
             )
 
     def _is_frozen(self) -> bool:
-        """Whether this thread draws frozen masks. While any thread is in a block, all do except those that have left their own blocks."""
+        """Whether this thread draws frozen masks: while any thread is in a block, all threads do except those that have left a block."""
         return self.frozen_call is not None and _thread.token not in self.left
 
     def forward(self, always: bool = False) -> Tensor:
@@ -151,7 +151,7 @@ class KeyRule(RuntimeModule):
         if jit_trace() is not None:
             raise GraphRegError(
                 "torch.jit.trace would freeze the masks of this call, and use them in every call. Trace the module in eval mode "
-                "(module.eval()), or what graphreg.strip(module) gives."
+                "(module.eval()), or trace graphreg.strip(module)."
             )
         if is_wrapped(self.step) or (self.frozen_call is None and is_lent(self.step)):
             raise GraphRegError(
@@ -236,7 +236,7 @@ class KeyRule(RuntimeModule):
                 self.step, self.keys = self.step.clone(), self.keys.clone()
 
     def freeze(self, block: object) -> None:
-        """Begin a block of ``frozen_noise``: until this thread's blocks end, all its calls draw the masks of one call, the next one."""
+        """Begin a block of ``frozen_noise``: until this thread's blocks end, all calls in this thread draw the masks of its next call."""
         with taking():
             mine = [number for thread, number in self.blocks.values() if thread is _thread.token]
             if self.frozen_call is None:
@@ -248,7 +248,7 @@ class KeyRule(RuntimeModule):
             self.blocks[block] = (_thread.token, number)
 
     def release(self, block: object) -> None:
-        """End a block. After the last one, go on with the call after those that were drawn while the noise was frozen."""
+        """End a block. At the end of the last block, go on with the first call number that was not used while the noise was frozen."""
         with taking():
             thread, _ = self.blocks.pop(block, (None, 0))
             if thread is not None and all(thread is not other for other, _ in self.blocks.values()):

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from graphreg.errors import RegularizerError, listed
 
-STATE_VERSION = 1  # of a state without ``state``
-WITH_STATE = 2
+STATE_VERSION = 1  # the version of a saved dict without the key ``state``, which has the tensors that regularizers keep
+WITH_STATE = 2  # the version of a saved dict with this key
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def _is_dict_of(is_value: Callable[[object], bool]) -> Callable[[object], bool]:
 
 _FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
     "call": (lambda value: is_int64(value) and _is_count(value), "not a whole number of 0 or more (below 2**63)"),
-    "seed": (_is_integer, "no whole number"),
+    "seed": (_is_integer, "not a whole number"),
     "ranks": (("differ", "same").__contains__, "not 'differ' or 'same'"),
     "streams": (_is_dict_of(is_int64), "not a dict of names to 64-bit numbers"),
     "seeds": (_is_dict_of(_is_integer), "not a dict of names to whole numbers"),
@@ -102,7 +102,7 @@ def checked_state(state: object, form: StateForm) -> Mapping[str, Any]:
             raise _damaged(f"{name}={state.get(name)!r}, {wrong}")
     more = ("state",) if state["version"] == WITH_STATE else ()
     if more and not _is_tensors(state.get("state")):
-        raise _damaged("state, not the tensors of regularizers by name and site")
+        raise _damaged("something under 'state' that is not a dict of tensors by regularizer and site")
     if foreign := [str(name) for name in state if name not in ("version", *form.fields, *more)]:
         raise _damaged(f"{listed(foreign, 3)}, which no state has")
     return state
@@ -114,4 +114,4 @@ def _is_tensors(value: object) -> bool:
 
 
 def _damaged(what: str) -> RegularizerError:
-    return RegularizerError(f"the state is damaged: it says {what}. Load the state of an older checkpoint, or start anew.")
+    return RegularizerError(f"the state is damaged: it has {what}. Load the state of an older checkpoint, or start anew.")

@@ -1,7 +1,7 @@
-"""``State``: the tensors that a regularizer keeps from call to call, for each of its parameters, such as where training began.
+"""``State``: the tensors that a penalty keeps from call to call for each parameter, such as the parameter's value at the start of training.
 
-They are buffers that are in no ``state_dict``; ``rng_state`` saves them. ``StatefulTotal`` computes a penalty from them, and replaces
-them by what the formula gives.
+These tensors are buffers that are in no ``state_dict``; ``rng_state`` saves them. ``StatefulTotal`` computes a penalty from them, and
+replaces them by the tensors that the formula returns.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ Saved = Mapping[str, Mapping[str, Tensor]]  # by site, then by name of the tenso
 
 
 class State(RuntimeModule):
-    """The state of one penalty. It is shared by the graphs of a model that is regularized in place.
+    """The state of one penalty. All graphs of a model that is regularized in place share it.
 
     Attributes:
         name: The penalty's name.
         regularizer: The penalty.
-        sites: The parameters that have a state, in the order of ``names``.
-        names: For each of them, the names of its tensors.
+        sites: The parameters that have a state.
+        names: For each of these parameters, the names of the tensors in its state.
     """
 
     def __init__(self, name: str, regularizer: Penalty) -> None:
@@ -38,17 +38,17 @@ class State(RuntimeModule):
         self.names: tuple[tuple[str, ...], ...] = ()
 
     def place(self, site: str, parameter: Tensor) -> int:
-        """Return the place of a parameter's state in ``sites``; make its state if there is none."""
+        """Return the index of a parameter in ``sites``. If the parameter has no state yet, make one."""
         if site not in self.sites:
             self._put(site, self._made(site, parameter))
         return self.sites.index(site)
 
     def of(self, place: int) -> dict[str, Tensor]:
-        """Return the state of the parameter at a place."""
+        """Return the state of the parameter at an index of ``sites``."""
         return {name: self._buffers[f"{name}_{place}"] for name in self.names[place]}  # type: ignore[misc]
 
     def replace(self, place: int, new: Mapping[str, Tensor]) -> None:
-        """Replace the state of the parameter at a place by what the formula gave."""
+        """Replace the state of the parameter at an index of ``sites`` by the state that the formula returned."""
         for name in self.names[place]:
             old = self._buffers[f"{name}_{place}"]
             assert old is not None
@@ -68,14 +68,16 @@ class State(RuntimeModule):
         if not self.sites:
             return
         if other := sorted(saved.keys() ^ set(self.sites)):
-            raise RegularizerError(f"the state of {self.name} is that of other parameters: only one of the two has {listed(other, 3)}.")
+            raise RegularizerError(
+                f"the state of {self.name} belongs to other parameters: only the state or only the module has {listed(other, 3)}."
+            )
         for i, site in enumerate(self.sites):
             mine, theirs = ({name: tuple(tensor.shape) for name, tensor in each.items()} for each in (self.of(i), saved[site]))
             if mine != theirs:
                 raise RegularizerError(f"the state of {self.name} at {site} has the shapes {theirs}, and the module needs {mine}.")
 
     def load(self, saved: Saved) -> None:
-        """Take a saved state, on the devices where the state is now."""
+        """Load a saved state, in the dtype and on the device of the present state."""
         for site, tensors in saved.items():
             old = self.of(self.sites.index(site)) if site in self.sites else tensors
             self._put(site, {name: tensor.detach().to(old[name]).clone() for name, tensor in tensors.items()})
@@ -99,8 +101,8 @@ class State(RuntimeModule):
 class StatefulTotal(Total):
     """Computes a penalty whose formula takes ``state``, and replaces the state if the formula returns a new one.
 
-    The state is replaced in train mode alone, and neither in a block of ``noise_off`` nor in a transform of torch.func. A forward that a
-    backward pass repeats is refused: it would go on from another state.
+    The state is replaced only in train mode, and neither in a block of ``noise_off`` nor under a transform of torch.func. A forward that a
+    backward pass runs again is refused, because it would start from a state that the first run has replaced.
     """
 
     path = ""  # the root: a call of the whole model is one step
@@ -131,8 +133,8 @@ class StatefulTotal(Total):
             return True
         if in_backward():
             raise GraphRegError(
-                f"{self.description}: a backward pass runs the forward again, and its state has moved on since. Checkpoint blocks inside "
-                "the model, not the whole module."
+                f"{self.description}: a backward pass runs the forward again, but the first run has replaced the penalty's state. "
+                "Checkpoint blocks inside the model, not the whole module."
             )
         return not torch.is_inference_mode_enabled()
 

@@ -23,17 +23,17 @@ from graphreg.runtime.site_strengths import OWN, Places
 
 
 class Rules(nn.Module):
-    """Container of a module's runtime modules: adds nothing to ``state_dict`` or its ``_metadata``, and keeps the dtype of buffers.
+    """Container of a module's runtime modules. It adds nothing to ``state_dict`` or its ``_metadata``, and keeps the dtype of buffers.
 
     Attributes:
-        strengths: By regularizer name: the buffer with the regularizer's strength, which all runtime modules of the regularizer share.
-        exact: By regularizer name: the strength exactly as it was set, if the device can hold it only in float32.
-        places: By regularizer name: the sites that have elements of their own in the strength's buffer.
-        chosen: By regularizer name: the strengths that were set after the plan was made: by site, and under ``OWN`` the one for all
-            other sites.
+        strengths: The buffer with each regularizer's strength, by regularizer name. All runtime modules of a regularizer share its buffer.
+        exact: The strength exactly as it was set, by regularizer name, if the device can hold it only in float32.
+        places: The sites that have elements of their own in the strength's buffer, by regularizer name.
+        chosen: The strengths that were set after the plan was made, by regularizer name and site. The key ``OWN`` instead of a site means
+            all other sites.
         build_record: How the module was made; None until the rewrite has finished.
-        seeds: The seeds that the module's streams were made with: that of the model under ``""``, and those of splices that have an ``rng``
-            of their own under the regularizer's name.
+        seeds: The seeds that the module's streams were made with. A splice that has an ``rng`` of its own has its seed under the
+            regularizer's name; the seed under ``""`` is for all others.
         watching: The monitor; None if no monitor watches the module.
         made_by: The mark of the torch.fx pass (``as_pass``) that rewrote the module; None if no pass did.
     """
@@ -50,7 +50,7 @@ class Rules(nn.Module):
         self.made_by: str | None = None
 
     def train(self, mode: bool = True) -> Rules:
-        """Set only the flags ``training``: runtime modules follow the mode of the modules that own their sites."""
+        """Set only the ``training`` flags: runtime modules follow the mode of the modules that own their sites."""
         self.training = mode
         for child in self.children():
             child.training = mode
@@ -128,7 +128,7 @@ class Rules(nn.Module):
     def set_by_site(self, name: str, chosen: Mapping[str, float]) -> None:
         """Change the strengths at sites in place.
 
-        ``chosen``: the new strengths by site, and under ``OWN`` the one for all other sites.
+        ``chosen``: the new strengths by site; the key ``OWN`` means all other sites.
         """
         self.chosen[name] = dict(chosen)
         places, tensor = self.places.get(name, Places()), self.strengths[name]
@@ -165,10 +165,10 @@ class RuntimeModule(nn.Module):
     its analysis over (TensorifyScalarRestartAnalysis), which doubles the time to compile.
     """
 
-    path: str | None = None  # the path of the module whose mode it follows; None if it follows none
+    path: str | None = None  # the path of the module whose mode it follows; None if it follows no module
     always = False  # whether it acts in every mode
     element = 0  # the element of the strength that it reads, see site_strengths.py
-    own_element = 0  # the element of its own site, 0 if there is none; with blocks, it is read only once strengths differ by site
+    own_element = 0  # the element of its site, 0 if there is none; with ``blocks=``, it is read only after strengths were set by site
     moves_key = True  # whether the mode that it follows decides if a call draws
     silenced = False  # whether a block of noise_off is open: no splice acts then, and no state is replaced
 
@@ -182,7 +182,7 @@ class RuntimeModule(nn.Module):
             self.register_buffer("strength", strength, persistent=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out that a block of ``noise_on`` or ``noise_off`` is open: for a copy, it would never end."""
+        """Return the state for a copy. No block of ``noise_on`` or ``noise_off`` is open in the copy, because it would never end."""
         return {**vars(self), **({"forced": False} if "forced" in vars(self) else {}), "silenced": False}
 
     def adopt(self, owner: nn.Module) -> None:
@@ -190,7 +190,7 @@ class RuntimeModule(nn.Module):
         self.owner = (owner,)
 
     def weight(self, dtype: torch.dtype) -> Tensor:
-        """Return the strength as a 0-d tensor of the dtype that it is used in."""
+        """Return the strength as a 0-d tensor of the given dtype."""
         return self.strength[self.element].to(dtype)
 
     def extra_repr(self) -> str:
@@ -234,8 +234,8 @@ class Drawing(RuntimeModule):
 class LayerMode:
     """The mode of a recurrent layer, read from its attributes: Dynamo refuses to read the layer.
 
-    A copy of this object keeps the mode that the layer had at the time, until ``Rules.find_owners`` has the copied runtime module read the
-    layer of the copied model.
+    A copy of this object keeps the mode that the layer had when it was copied. Then ``Rules.find_owners`` makes the copied runtime module
+    read the layer of the copied model.
     """
 
     def __init__(self, attributes: dict[str, Any]) -> None:
@@ -356,7 +356,7 @@ class SpliceRule(Drawing):
 
     def _formula(self, z: Tensor, weight: Tensor, noise: Noise, lengths: Tensor | None, others: dict[str, Tensor]) -> Any:
         arguments: dict[str, Any] = {"z": z, "w": z, "weight": weight, "noise": noise, "lengths": lengths, **others}
-        if "values" in self.regularizer.takes:  # else self.site is not read: Dynamo compiles a graph for each value it reads
+        if "values" in self.regularizer.takes:  # self.site is read only here: Dynamo would compile a graph for each site that it reads
             arguments["values"] = {self.site: z}
         return called(self.regularizer, {name: arguments[name] for name in self.regularizer.takes})
 

@@ -44,9 +44,9 @@ class SharedState:
     """Strengths, streams and the call number.
 
     Attributes:
-        seeds: The seed of the model under ``""``, and the seeds of the splices that have one of their own, by regularizer name.
-        rules: Holds the strengths. Its only runtime module is the key rule. It is not the ``graphreg_rules`` of any rewritten module; each
-            of those has a ``Rules`` of its own.
+        seeds: The seed of the model under ``""``, and by name the seed of each splice that has a seed of its own.
+        rules: Holds the strengths, the key rule and the states of penalties. It is not the ``graphreg_rules`` of any rewritten module; each
+            rewritten module has a ``Rules`` of its own.
         key: The key rule that counts the calls; it has the streams of all rewritten modules.
         names: The streams, in the order of the key rule's rows.
     """
@@ -64,7 +64,7 @@ class SharedState:
                 self.rules.add_module(f"{name}_state", State(name, regularizer))
 
     def slots(self, streams: Mapping[str, StreamName]) -> dict[str, int]:
-        """Return, by the name of a runtime module, the row of its stream in the keys of a call; add the streams that are new.
+        """Return the row of each runtime module's stream in the keys of a call, by the module's name. Add the streams that are new.
 
         ``streams``: the stream of each runtime module that draws, by the module's name.
         """
@@ -109,5 +109,5 @@ class SharedState:
 
 
 def strengths_on(device: torch.device, elements: Mapping[str, Sequence[float]]) -> dict[str, torch.Tensor]:
-    """Return the strengths of regularizers by name, as ``site_strengths.py`` says: float64, float32 on a device without float64."""
+    """Return the strengths of regularizers by name, as tensors on a device: float64, or float32 if the device has no float64."""
     return {name: brought(torch.tensor(each, dtype=torch.float64), device) for name, each in elements.items()}

@@ -212,10 +212,10 @@ def test_handle() -> None:
         ("the state of a rewritten module is no state of a backend's noise.", theirs),
         ("list is no state of a backend's noise.", []),
         ("the state has version 9; this graphreg reads versions 1 and 2.", {**state, "version": 9}),
-        ("the state is damaged: it says seed='x', no whole number.", {**state, "seed": "x"}),
-        ("the state is damaged: it says ranks='?', not 'differ' or 'same'.", {**state, "ranks": "?"}),
-        ("the state is damaged: it says epoch, which no state has.", {**state, "epoch": 3}),
-        ("the state is damaged: it says calls={'a': -1}, not a dict of streams to whole numbers", {**state, "calls": {"a": -1}}),
+        ("the state is damaged: it has seed='x', not a whole number.", {**state, "seed": "x"}),
+        ("the state is damaged: it has ranks='?', not 'differ' or 'same'.", {**state, "ranks": "?"}),
+        ("the state is damaged: it has epoch, which no state has.", {**state, "epoch": 3}),
+        ("the state is damaged: it has calls={'a': -1}, not a dict of streams to whole numbers", {**state, "calls": {"a": -1}}),
     ]:
         refused(RegularizerError, sentence, lambda given=given: graphreg.set_rng_state(backend, given))  # type: ignore[misc]
     with graphreg.frozen_noise(backend):
