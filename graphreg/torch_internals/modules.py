@@ -104,7 +104,7 @@ def kernel_weights(attributes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def read_weights_again(module: nn.Module) -> None:
-    """Make the recurrent layers of a module read their weights again. After ``functional_call``, they hold the weights of that call."""
+    """Make a module's recurrent layers read their weights again. After ``functional_call``, they still hold the weights of that call."""
     for layer in module.modules():
         if isinstance(layer, nn.RNNBase):
             layer._update_flat_weights()
