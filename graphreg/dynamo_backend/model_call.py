@@ -92,7 +92,7 @@ class Call:
         return {id(value): self.made[value] for value in inputs if isinstance(value, Tensor) and value in self.made}
 
     def weighs(self) -> dict[str, tuple[Total, tuple[str, ...]]]:
-        """Return the penalties on parameters that the graph to be captured must compute; they are computed in the call's first graph only.
+        """Return the penalties on parameters that a graph must compute: all of them in the call's first graph, and none in a later graph.
 
         Penalties on sharded parameters are left out; no graph computes them.
         """

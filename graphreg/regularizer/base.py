@@ -79,7 +79,7 @@ def check_flag(name: str, value: object) -> None:
 def required() -> Any:
     """Return the default that marks an option as not given.
 
-    The class's ``check`` must call ``require_number`` for the option, which raises if the mark is still there. The return type is Any, so
+    The class's ``check`` must call ``require_number``, which raises if the option still has the mark. The return type is Any, so
     that a field of any type can have this default.
     """
     return NotGiven.OPTION

@@ -228,13 +228,13 @@ def source_of(node: fx.Node) -> tuple[str, list[str]]:
 
 
 def copy_source(node: fx.Node, twin: fx.Node) -> None:
-    """Copy Dynamo's note on where an input comes from to its twin, the same input in another graph. AOTAutograd reads the note."""
+    """Give the twin of an input, the same input in another graph, Dynamo's note on the input's origin. AOTAutograd reads the note."""
     if hasattr(node, "_dynamo_source"):
         twin._dynamo_source = node._dynamo_source
 
 
 def without_source(twin: fx.Node) -> None:
-    """Mark an input as one that Dynamo has no source for: AOTAutograd requires the attribute, and accepts None."""
+    """Mark an input as one without a source in Dynamo. AOTAutograd requires the attribute, and accepts None."""
     twin._dynamo_source = None
 
 
