@@ -45,7 +45,7 @@ class Subgraph:
         place: The code that it was captured from.
         broken: Whether it ends at a graph break.
         traced: The captured graph as a ``Traced``, which ``plan`` and ``rewrite`` take.
-        plan: The edits in it.
+        plan: The edits in the graph.
         claimed: The site names that the graph uses. Later graphs of the call must not give them to other values.
         gives: What is known of the graph's outputs, by position.
         rows: The noise streams of the graph, in the order of the keys.
@@ -55,7 +55,7 @@ class Subgraph:
         device: The device of the keys and strengths.
         owners: The modules whose modes decide whether the graph's draws act.
         modes: The ``training`` flags of ``owners`` when the graph was captured.
-        extra: What the compiled graph assumes of each parameter that only a penalty reads. The captured graph does not read these.
+        extra: What the compiled graph assumes of each parameter that only a penalty reads, and not the captured graph.
     """
 
     number: int
@@ -166,7 +166,7 @@ class Maker:
 
 
 def _after(edit: Edit, captured: Captured, call: Call) -> Edit:
-    """Return the edit. If another graph computed the value, count how often the regularizer's class has acted there in this call."""
+    """Return the edit. If another graph computed the value, add to ``occurrence`` how often the class has acted on it in this call."""
     if edit.site.name not in captured.at_boundary:
         return edit
     return dataclasses.replace(edit, occurrence=edit.occurrence + call.occurrences[edit.site.name, type(edit.regularizer)])

@@ -16,18 +16,19 @@ The names of the arguments of ``__call__`` say what the engine passes to it:
 - ``previous``, for a splice at a state that a recurrent cell returns: the state that the cell got; zeros if the cell got none.
 - ``steps`` and ``lengths``, for a penalty: a sequence, [time, batch, units], and the number of valid steps of each example, int64 [batch]
   or None. The options ``time_axis`` and ``lengths`` say how to read a value as a sequence.
-- ``units``, for a penalty: the value as a matrix, [samples, units]. The units lie along the axis that the option ``axis`` gives. Without
-  it, they lie along axis 1 of a convolution's value, and along the last axis of any other value. All other axes become samples.
+- ``units``, for a penalty: the value as a matrix, [samples, units]. The units lie along the axis that the option ``axis`` gives. If
+  it is None, they lie along axis 1 of a convolution's value, and along the last axis of any other value. All other axes become samples.
 - ``state``, for a penalty on parameters: tensors by name that are kept for this parameter from call to call. ``init_state`` makes them, and
   the formula may return ``(value, new_state)``.
 - ``vjp``, for a penalty: computes vector-Jacobian products of the values at all selected sites, with respect to the values that the
   option ``wrt`` selects, see ``Vjp``.
 
 A splice acts in train mode. If its class has a method ``in_eval``, the engine replaces the value by the result of this method in eval
-mode. The arguments of ``in_eval`` have the same meaning: it takes ``z``, and may take ``weight``, ``previous`` and ``module_input``.
+mode. ``in_eval`` takes ``z``, and may take ``weight``, ``previous`` and ``module_input``, which have the same meanings as above.
 
-The engine averages the results of a penalty over its sites, unless the formula takes ``values`` or ``vjp``, and multiplies them by the
-strength. For all regularizers, it takes care of precision and of train and eval mode. A regularizer never sees an fx node.
+The engine averages the results of a penalty over its sites, or adds them if the option ``reduction`` is ``"sum"``; a formula that takes
+``values`` or ``vjp`` gives one result for all sites. Then the engine multiplies by the strength. For all regularizers, the engine takes
+care of precision and of train and eval mode. A regularizer never sees an fx node.
 
 The engine itself reads seven options, if the class has them: ``reduction``, ``time_axis``, ``lengths``, ``wrt``, ``always``, ``axis`` and
 ``share_axes``; see ``EngineOptions``. Declare such an option as a field, e.g. ``reduction: str = "mean"``. Any other option concerns the
@@ -78,7 +79,7 @@ def check_flag(name: str, value: object) -> None:
 def required() -> Any:
     """Return the default that marks an option as not given.
 
-    The class's ``check`` must call ``require_number`` for the option, which raises if the mark is still there. The return type is Any, so
+    The class's ``check`` must call ``require_number``, which raises if the option still has the mark. The return type is Any, so
     that a field of any type can have this default.
     """
     return NotGiven.OPTION
@@ -178,7 +179,7 @@ class Regularizer:
 
     @property
     def by_site(self) -> bool:
-        """Whether each site may have a strength of its own: the formula takes one site at a time."""
+        """Whether each site may have a strength of its own, which requires that the formula takes one site at a time."""
         return isinstance(self, Splice) or not (self.takes_vjp or "values" in self.takes)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -223,7 +224,7 @@ class Regularizer:
     def why_not(self, site: Site) -> str:
         """Return why the class cannot act at a selected site, and what to do instead; ``""`` if it can.
 
-        ``graphreg.plan`` raises RegularizerError with a text that is not ``""``.
+        If the text is not ``""``, ``graphreg.plan`` raises RegularizerError with it.
         """
         return ""
 
@@ -306,11 +307,11 @@ class Penalty(Regularizer):
     whether they are averaged or added.
 
     Attributes:
-        clean: Whether to measure the value as it is before the splices at its own site.
+        clean: Whether to measure the value that the model computed, before the splices at the same site act on it.
         min_samples: For a formula that takes ``units``: the fewest samples that it accepts.
         min_units: For a formula that takes ``units``: the fewest units that it accepts.
         value_range: The least and the greatest number that a measured value may have; None for any numbers. The engine checks the value
-            at each call; in compiled code, an assertion in the graph does it.
+            at each call; in compiled code, an assertion in the graph checks it.
     """
 
     _: KW_ONLY
@@ -330,10 +331,10 @@ class Penalty(Regularizer):
     def init_state(self, like: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the state of a parameter before the first call, and after a reset: tensors by name.
 
-        A class must have this method if its formula takes ``state``. If the formula returns a new state, it must have the same names and
-        shapes as this one. ``like``: the parameter's values.
+        A class must have this method if its formula takes ``state``. If the formula returns a new state, that state must have the names
+        and shapes of this one. ``like``: the parameter's values.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no init_state: make the state there that its formula takes.")
+        raise NotImplementedError(f"{type(self).__name__} has no init_state: write it, and return the state that the formula takes.")
 
     def defaults(self, sites: Sequence[Site]) -> list[Site]:
         """Return the sites that the base class returns, without the outputs of normalizations, whose scale is fixed."""
@@ -358,7 +359,7 @@ def _arguments(cls: type[Regularizer]) -> tuple[str, ...]:
     if vjp in names and (both := {"z", "values", "steps", "units"}.intersection(names)):
         raise RegularizerError(f"{cls.__name__}.__call__ asks for {vjp} and for {min(both)}; {vjp}.sites has the values. Leave one out.")
     if issubclass(cls, Penalty) and ("state" in names) != (cls.init_state is not Penalty.init_state):
-        raise RegularizerError(f"{cls.__name__}: __call__ takes state if and only if the class has init_state, which makes it.")
+        raise RegularizerError(f"{cls.__name__}: __call__ takes state if and only if the class has init_state, which makes the state.")
     check_arguments(cls.__name__, names, [field.name for field in fields(cls)], issubclass(cls, Splice))
     return names
 

@@ -66,7 +66,7 @@ def runtime_module_names(plan: Plan) -> dict[int | str, str]:
         names[i] = name
     clash = [name for name in plan.regularizers if name in {*dir(Rules()), "key", "attach", "strengths"}]
     if clash:
-        raise RegularizerError(f"name={clash[0]!r} is one that torch modules use for themselves; choose another.")
+        raise RegularizerError(f"name={clash[0]!r} is a name that torch modules or graphreg use for themselves; choose another name.")
     return names
 
 

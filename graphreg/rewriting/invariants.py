@@ -1,7 +1,7 @@
 """Checks, after every rewrite, that the module is the traced model with the planned additions and nothing else. The checks change nothing.
 
-A GraphRegError from here means a fault of graphreg, or of whoever edited the graph by hand. The exception is RegularizerError, which means
-that no trainable parameter reaches the sites of a penalty.
+A GraphRegError from these checks means that graphreg has a fault, or that somebody has edited the graph by hand. Only RegularizerError has
+another cause: no trainable parameter reaches the sites of a penalty.
 """
 
 from __future__ import annotations
@@ -116,7 +116,11 @@ def _runs(node: fx.Node, runtime_module: nn.Module | None, edit: Edit) -> bool:
 
 
 def _reads_others(node: fx.Node, edit: Edit, module: RewrittenModule) -> bool:
-    """Whether a splice reads what its module got, or what replaces it, and what its cell got, if it takes them; and else none."""
+    """Whether a node has the keyword arguments ``module_input`` and ``previous`` if its formula takes them, and no others.
+
+    ``module_input`` must be the value that the site's module got, or a replacement of this value; ``previous`` must be the state that the
+    cell got.
+    """
     value, takes = node.kwargs.get("module_input"), edit.regularizer.takes
     if not {"module_input", "previous"}.intersection(takes):
         return not node.kwargs
@@ -132,7 +136,7 @@ def _reads_others(node: fx.Node, edit: Edit, module: RewrittenModule) -> bool:
 
 
 def replaced_by(node: fx.Node) -> fx.Node | None:
-    """Return the value that an addition replaces, which another addition may have made; None if it replaces none."""
+    """Return the value that an addition replaces, which another addition may have made; None if it replaces no value."""
     if is_kind(node, Kind.SPLICE, Kind.CLONE, Kind.TRACK, Kind.REPLACED):
         value = node.args[0]
     elif is_kind(node, Kind.ATTACHED) and isinstance(node.args[0], fx.Node):
@@ -246,7 +250,8 @@ def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Place
         _counts(node, name, plan, placed)
         if whole_model and node.args and node.args[0] != {} and node.name not in trained:
             raise RegularizerError(
-                f"{name}: no parameter that can train reaches its sites, so it would change nothing. Unfreeze one, or leave it out."
+                f"{name}: no parameter that can train reaches its sites, so the penalty would change nothing. Unfreeze a "
+                "parameter, or leave the penalty out."
             )
 
 
@@ -266,7 +271,7 @@ def _counts(node: fx.Node, name: str, plan: Plan, placed: Placed) -> None:
 
 
 def _used_site(node: fx.Node, flow: nx.DiGraph[str], upstream: set[str]) -> bool:
-    """Whether the model uses the value that an addition replaces; True for additions that replace none."""
+    """Whether the model uses the value that an addition replaces; True for an addition that replaces no value."""
     if not is_kind(node, Kind.SPLICE, Kind.CLONE):
         return True
     value = replaced_by(node)

@@ -99,7 +99,7 @@ def kept(z: Tensor, y: Tensor) -> Tensor:
 def place(module: RewrittenModule, rules: Rules, sites: Sequence[str], near: float, clock: Clock) -> list[Watch]:
     """Put a watch at each of the sites in all graphs, and one at the penalties. The caller must recompile the module.
 
-    ``near``: an element counts as near zero if |z| is at most this. ``clock``: which calls are measured.
+    ``near``: an element counts as near zero if |z| <= ``near``. ``clock``: decides which calls are measured.
     """
     watches: dict[str, Watch] = {}
     operations = Operations(module)

@@ -32,7 +32,7 @@ def fail(sentence: str) -> None:
 def placed_in(graph: fx.Graph, original: fx.Graph, traced: Traced, plan: Plan) -> Placed:
     """Find the additions in a rewritten graph, and work out from the traced graph and the plan which copies it needs.
 
-    Raises GraphRegError where a regularizer acts twice at a site.
+    Raises GraphRegError if a regularizer acts twice at a site, or if a site is tracked twice.
     """
     first, aliases = site_nodes(original, traced.operations), Aliases(original, traced.operations)
     sites = {name for name in (*_values(plan), *plan.tracked) if name in first}
@@ -83,15 +83,15 @@ class Placed:
         plan: The plan.
         where: By site, the model's own node in ``graph``.
         aliases: Which values of ``graph`` share storage, and which nodes write into it.
-        written: The sites whose value needs a copy, because the model writes into it later. At a site with a splice whose result no
-            penalty reads, a write that is only possible does not count.
+        written: The sites whose value needs a copy, because the model writes into it later. At a site with splices whose result no
+            penalty reads, only a write that certainly happens counts.
         overwritten: The sites whose value the model may write into later.
         clones: By site of ``overwritten``, the function that copies its value.
         external: The sites of ``written`` whose value is replaced, and whose storage may belong to the caller or to the model.
         added: By regularizer and site, the node that acts there.
         tracks: By site, the node that tracks it.
         needed_copies: The copies that the checks so far have found to be needed.
-        reads: By regularizer and site, for edits on sequences: the value that is measured at each site or call of a cell.
+        reads: For each edit on sequences, by regularizer and site: the values that it measures, by the site of each value.
     """
 
     graph: fx.Graph
@@ -113,7 +113,7 @@ class Placed:
         for name in self.tracks.keys() | (self.plan.tracked.keys() & self.where.keys()):
             node = self.tracks.get(name)
             if node is None or name not in self.plan.tracked or node.args != (self.where.get(name),):
-                fail(f"the value {name}, which a penalty differentiates by, is not tracked from where it is produced.")
+                fail(f"the value {name}, with respect to which a penalty differentiates, is not tracked from where it is produced.")
         for name, edits in ({site: list[Edit]() for site in self.tracks} | _values(self.plan)).items():
             if name in self.where:
                 counted += self._chain(self.where[name], name, edits)
@@ -189,7 +189,7 @@ class Placed:
             fail(f"{start.name} is overwritten by a later operation while a penalty with clean=True needs it.")
 
     def _measured(self, name: str, edits: list[Edit], read: fx.Node, clean: fx.Node) -> int:
-        """Check that measurements read the right value, ``clean`` if they have ``clean=True``, else ``read``; return how many there are.
+        """Check that measurements with ``clean=True`` read ``clean`` if the site has splices, and all others ``read``; return their number.
 
         Measurements of sequences are only noted in ``reads``: ``_sequence`` checks them.
         """
@@ -228,7 +228,7 @@ class Placed:
         return 1
 
     def _takes_lengths(self, edit: Edit, node: fx.Node, place: int) -> None:
-        """Check that a node's arguments from ``place`` on are the input that the edit's ``lengths=`` names, or none if it names none."""
+        """Check that a node's only argument from ``place`` on is the input that ``lengths=`` names; none without ``lengths=``."""
         lengths = edit.steps.lengths if edit.steps is not None else None
         inputs = [n.target if isinstance(n, fx.Node) and n.op == "placeholder" else None for n in node.args[place:]]
         if inputs != ([lengths] if lengths is not None else []):

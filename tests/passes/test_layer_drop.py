@@ -168,7 +168,7 @@ def test_errors() -> None:
             r"LayerDrop at twice: twice is called 2 times, and its calls cannot be told apart\.",
         ),
         ("two", graphreg.RegularizerError, r"LayerDrop at two.*: two gets several values \(twice_1, relu\) from the rest of the model"),
-        ("written", graphreg.TraceError, r"layer_drop at written.*: the model writes into mul, the value that the module "),
+        ("written", graphreg.TraceError, r"layer_drop at written.*: the model later writes into mul, the value that the module "),
         ("*", graphreg.NoMatchError, r"Odd has none of the default sites of LayerDrop \(none: select the modules to skip, as in"),
     ):
         with pytest.raises(error, match=message):

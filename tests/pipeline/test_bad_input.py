@@ -793,7 +793,7 @@ def test_frozen() -> None:
     model = net().requires_grad_(False)
     with refused(model, RegularizerError, r"WeightL2\('\*'\) selects only parameters that are frozen \(hid1\.weight, .*Unfreeze one"):
         regularize(model, weight_l2=0.1)
-    with refused(model, RegularizerError, r"hidden_l1: no parameter that can train reaches its sites.*Unfreeze one"):
+    with refused(model, RegularizerError, r"hidden_l1: no parameter that can train reaches its sites.*Unfreeze a parameter"):
         regularize(model, hidden_l1=0.1)
     model.hid1.requires_grad_(True)
     with refused(model, RegularizerError, r"selects only parameters that are frozen \(hid2\.weight\)"):
@@ -916,7 +916,7 @@ def test_name_that_is_no_identifier(name: Any) -> None:
 def test_name_that_is_taken(name: str) -> None:
     model = net()
     for make in (WeightL2, BernoulliDropout):
-        with refused(model, RegularizerError, rf"name='{name}' is one that .* themselves; choose another"):
+        with refused(model, RegularizerError, rf"name='{name}' is a name that .* themselves; choose another"):
             regularize(model, make("*", 0.1, name=name))
 
 
