@@ -1,4 +1,4 @@
-"""Finds native dropout: every operation of the model's own graphs that draws random numbers. Nothing here changes a graph.
+"""Finds native dropout: every operation of the model itself that draws random numbers. Nothing here changes a graph.
 
 torch's dropouts, stochastic depth of torchvision and timm, and attention dropout can be moved: they can draw from graphreg's streams
 instead of torch's generator. Any other random operation is listed with the reason why it cannot be moved.
@@ -44,7 +44,7 @@ MODULES: dict[type, DropoutKind] = {
     nn.Dropout: "element", nn.Dropout1d: "channel", nn.Dropout2d: "channel", nn.Dropout3d: "channel",
     nn.AlphaDropout: "alpha", nn.FeatureAlphaDropout: "channel alpha", nn.MultiheadAttention: "heads",
 }  # fmt: skip
-# Other random operations, none of which is a dropout that could be moved to graphreg's streams.
+# Other random operations. None of them is a dropout that could be moved to graphreg's streams.
 RANDOM = {
     "bernoulli", "bernoulli_", "rand_like", "randn_like", "randint_like", "normal_", "uniform_", "exponential_", "geometric_", "random_",
     "log_normal_", "cauchy_", "multinomial", "normal", "poisson", "rrelu", "gumbel_softmax", "drop_block2d", "drop_block3d", "rand",
@@ -66,7 +66,7 @@ class NativeDropout:
         path: The path of the module whose mode it follows.
         why_not: Why it cannot be moved to graphreg's streams; ``""`` if it can.
         function: The bare name of the function, if the dropout is a function call that can be moved; else ``""``.
-        names: The parameters of that function.
+        names: The names of that function's parameters.
     """
 
     site: Site

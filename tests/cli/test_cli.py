@@ -441,7 +441,7 @@ def test_wrong_regularizers(say: Say, command: str) -> None:
         (["names", NET, "--jsn"], "unrecognized option --jsn. Near options: --json"),
         (["demo", "--jsn=3"], "unrecognized option --jsn. graphreg demo --help"),
         (["names", NET, "--select", "layer*"], "'layer*' matches no site of Net."),
-        (["names", NET, "--select", "hid*@ReLU"], "The name is found, the filter is not"),
+        (["names", NET, "--select", "hid*@ReLU"], "The name exists, but not with this op, port or role"),
         (["names", NET, "--select", "hid#middle"], "asks for the role 'middle'; roles are input, hidden, output, branch."),
         (["names", NET, "--on", "values"], "--on limits what --select can select; give a --select too."),
         (["names", NET, "--select", "*", "--on", "both"], "argument --on: invalid choice: 'both'"),
