@@ -82,7 +82,7 @@ class NativeDropout:
     def text(self) -> str:
         """The dropout in one line: name, operation and rate, then why it cannot be moved, or that it always or never acts."""
         rate = "" if self.rate is None else f" {self.rate:g}"
-        more = f": cannot be moved: {self.why_not}" if self.why_not else "" if self.when == "mode" else f", {self.when} acts"
+        more = f" cannot be moved: {self.why_not}" if self.why_not else "" if self.when == "mode" else f", {self.when} acts"
         return f"{self.site.name} ({self.site.op}{rate}){more}"
 
 

@@ -173,7 +173,7 @@ def test_errors() -> None:
     ):
         with pytest.raises(error, match=message):
             graphreg.regularize(Odd(), LayerDrop(pattern, 0.1))(x)
-    with pytest.raises(graphreg.RegularizerError, match=r"LayerDrop: a function cannot say which module a value is the output of"):
+    with pytest.raises(graphreg.RegularizerError, match=r"LayerDrop: a selector that is a function selects values, not modules"):
         graphreg.regularize(Stack(), LayerDrop(lambda site: "layers.0" in site.names, 0.1))
     with pytest.raises(graphreg.RegularizerError, match=r"layer_drop: LayerDrop is not possible in a backend: a graph may be a part"):
         graphreg.backend(layer_drop={"weight": 0.1, "pattern": "layers.*"})
