@@ -23,7 +23,7 @@ def line_of(text: str, data: Any, place: Place) -> int | None:
     key = str(place[-1])
     before = [found for found in _places(data) if found[-1] == key]
     matches = list(_keys(text, key))
-    if place not in before or len(matches) != len(before):  # e.g. a quoted text looks like a key
+    if place not in before or len(matches) != len(before):  # the counts differ, for example, if a quoted text looks like a key
         return None
     return text.count("\n", 0, matches[before.index(place)]) + 1
 
