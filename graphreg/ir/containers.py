@@ -56,7 +56,7 @@ def building(value: Any) -> Building | None:
     except Exception:  # a user's class may raise anything
         same = False
     if not same:
-        raise NotImplementedError(f"a {kind.__name__}, and calling {kind.__name__} with its elements makes no equal container. {_INSTEAD}")
+        raise NotImplementedError(f"a {kind.__name__}, which calling {kind.__name__} with its elements does not rebuild. {_INSTEAD}")
     return call
 
 

@@ -1,6 +1,6 @@
 """The contents of an argument that is not a tensor: as text, to compare them between calls, and as a copy, to keep them.
 
-A graph is made for the contents that an argument had when the model was traced. The same object may have others at a later call.
+A graph is made for the contents that an argument had when the model was traced. The same object may have other contents at a later call.
 """
 
 from __future__ import annotations

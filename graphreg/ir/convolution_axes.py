@@ -1,4 +1,4 @@
-"""Determines which values still have the axes of a convolution's output: batch, channels, then the spatial ones."""
+"""Determines which values still have the axes of a convolution's output: batch, channels, then the spatial axes."""
 
 from __future__ import annotations
 

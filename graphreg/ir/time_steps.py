@@ -169,7 +169,7 @@ def require_tensor(value: Any, who: str) -> None:
 def _counted(steps: Tensor, lengths: Tensor, what: str, fits: Callable[[int], str]) -> tuple[Tensor, Tensor]:
     """Move the steps that count to the front and set all others to zero; return the steps and the lengths.
 
-    ``mean_over_pairs`` ignores the others, but they must be zero: a padded step may be nan (attention over nothing), and then backward
+    ``mean_over_pairs`` ignores the other steps, but they must be zero: a padded step may be nan (attention over nothing), and then backward
     computes 0 * nan, which is nan.
     """
     time = steps.shape[0]

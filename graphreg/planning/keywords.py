@@ -46,7 +46,7 @@ def from_kwargs(model_or_traced: nn.Module | Traced, **keywords: Any) -> list[Re
 
 
 def from_keywords(keywords: Mapping[str, Any], sites: Sequence[Site] = ()) -> list[Regularizer]:
-    """Do what ``from_kwargs`` does, given the sites of a model; raise the same errors.
+    """Return what ``from_kwargs`` returns, for a model with these sites; raise the same errors.
 
     One rule of theanets needs ``sites``: in ``dropout={...}``, a tuple of selectors that names exactly the sites of a role takes the place
     of that role's keyword, such as ``hidden_dropout``. Without sites, as when there is no model yet, this rule does not apply.

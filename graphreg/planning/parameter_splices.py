@@ -53,7 +53,7 @@ def readers_of(traced: Traced, splice: Splice, site: Site) -> Readers:
     ``readers`` may exclude more reads.
 
     Raises:
-        RegularizerError: There are no such reads, or the splice cannot act at one of them.
+        RegularizerError: None of these modules reads the parameter, or the splice cannot act at one of the reads.
     """
     readers = _readers(traced, splice, site)
     reads = list(_reads_of(traced, site))

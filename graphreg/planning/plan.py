@@ -99,7 +99,7 @@ class Plan(RenamedAttributes):
         native_dropout: What to do with native dropout.
         unmovable: Native dropouts that were chosen but cannot be moved to graphreg's streams.
         site_counts: How many sites the model has.
-        missed: The strings of selectors that match nothing, by the regularizer's name. With ``missing="error"``, there are none.
+        missed: The strings of selectors that match nothing, by the regularizer's name. Empty with ``missing="error"``.
         repeats: Values that splices of one kind act on several times in a row.
         missing: The option ``missing`` of ``plan``.
         own_dropout: The option ``own_dropout`` of ``plan``.
