@@ -70,7 +70,7 @@ def _traced(args: Namespace, model: nn.Module, inputs: Any) -> Traced:
 
 def _names(args: Namespace) -> Names:
     if args.on is not None and not args.select:
-        raise UsageError("--on limits what --select can select; give a --select too.")
+        raise UsageError("--on limits what --select can select; give --select, too.")
     traced = _traced(args, *_model_and_inputs(args))
     if not args.select:
         return names(traced)
@@ -106,7 +106,7 @@ class Given:
         return cls(native_dropout, recipe, recipe is None and none_given(args.keywords, native_dropout))
 
     def option(self, name: str, given: Any, default: Any) -> Any:
-        """Return an option's value: the one that was given; if that is the default, the recipe's value, if it has one."""
+        """Return the value of an option: the given one, or the recipe's, if the given one is the default and the recipe has the option."""
         return self.recipe.options.get(name, given) if self.recipe is not None and given == default else given
 
 
@@ -154,7 +154,7 @@ def demo(which: str) -> int:
     """Run a demo as a subprocess and return its exit status. Raises UsageError if a package that it needs is not installed."""
     absent = [name for name in NEEDED if find_spec(name) is None]
     if absent:
-        raise UsageError(f"the demo needs {', '.join(absent)}, not installed here: pip install 'graphreg[demo]'.")
+        raise UsageError(f"the demo needs {', '.join(absent)}, not installed: pip install 'graphreg[demo]'.")
     return subprocess.run([sys.executable, str(script(which))], check=False).returncode
 
 

@@ -69,8 +69,8 @@ def _collector_at_rest() -> Iterator[None]:
 
 
 def _run(args: Namespace) -> int:
-    # From here on torch or an optional package is imported; --help and --version do not get here. At exit, gc.freeze excludes all objects
-    # from Python's last garbage collection, which would walk through all of torch and take a quarter of the whole time.
+    # From here on, torch or an optional package is imported; --help and --version end before this line. At exit, gc.freeze excludes all
+    # objects from Python's last garbage collection, which would walk through all of torch and take a quarter of the whole time.
     atexit.unregister(gc.freeze)
     atexit.register(gc.freeze)
     if args.command == "demo":
@@ -90,7 +90,7 @@ def _argcomplete() -> Any:
     try:
         return importlib.import_module("argcomplete")
     except ModuleNotFoundError:
-        raise UsageError("completion needs argcomplete, not installed here: pip install 'graphreg[completion]'.") from None
+        raise UsageError("completion needs argcomplete, which is not installed: pip install 'graphreg[completion]'.") from None
 
 
 @contextlib.contextmanager

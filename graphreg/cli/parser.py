@@ -35,7 +35,7 @@ SHELLS = ("bash", "zsh", "fish")
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises its errors. For a command with regularizers it accepts any option as the name of a regularizer.
 
-    If the option is no built-in key (but a class name, or a misspelt key), it is looked up later, when torch is imported.
+    An option that is no built-in key, such as a class name or a misspelt key, is looked up later, when torch has been imported.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -64,7 +64,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Keyword(argparse.Action):
-    """Appends an option and its value to ``namespace.keywords``, so that this has the regularizers in the order given."""
+    """Appends an option and its value to ``namespace.keywords``, which keeps the regularizers in the order given."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
         super().__init__(option_strings, "keywords", default=(), metavar="STRENGTH", help=help)
@@ -85,18 +85,18 @@ def parser() -> Parser:
         if command == "draw":
             subparser.add_argument("path", metavar="FILE", help="the file to write; its extension is the format: .svg, .png, .dot, .html")
             subparser.add_argument("--level", type=int, metavar="DEPTH", help="fold each module at this depth")
-            subparser.add_argument("--mode", choices=("train", "eval"), default="train", help="which forward to draw, if the two differ")
+            subparser.add_argument("--mode", choices=("train", "eval"), default="train", help="the mode whose forward is drawn")
         _add_model_options(subparser)
         if command == "names":
             subparser.add_argument("--select", action="append", metavar="SELECTOR", help="list what this selects; repeatable")
-            subparser.add_argument("--on", choices=("values", "parameters"), help="select among these only")
+            subparser.add_argument("--on", choices=("values", "parameters"), help="select only values, or only parameters")
         elif command != "audit":
             _add_regularizers(subparser)
         if command == "plan":
             subparser.add_argument("--save", metavar="FILE", help="write the plan as a recipe: .json, .toml or .yaml")
         if command in ("report", "diff"):
             subparser.add_argument("--rng", type=int, metavar="SEED", help="the seed of the noise")
-            subparser.add_argument("--verify", action="store_true", help="compare the result with the model on the example inputs first")
+            subparser.add_argument("--verify", action="store_true", help="first compare the regularized model with the model")
     doctor = commands.add_parser("doctor", help=COMMANDS["doctor"], description=f"{COMMANDS['doctor'].capitalize()}.")
     doctor.add_argument("--torch", action="store_true", required=True, help="test torch; a module is tested by graphreg.doctor(module)")
     doctor.add_argument("--json", action="store_true", help="print JSON")
@@ -118,7 +118,7 @@ def _add_model_options(subparser: argparse.ArgumentParser) -> None:
         "--input", action="append", metavar="SHAPE", help="an example input: [name=]1x3x224x224[:dtype]; integers: 'ids=1x16:int64<100'"
     )
     subparser.add_argument("--inputs", metavar="FILE", help="example inputs: a tensor, tuple or dict of tensors that torch.save wrote")
-    subparser.add_argument("--front-end", choices=("auto", "symbolic", "export"), default="auto", help="what traces the model")
+    subparser.add_argument("--front-end", choices=("auto", "symbolic", "export"), default="auto", help="which front end traces the model")
     subparser.add_argument("--json", action="store_true", help="print JSON")
     subparser.add_argument("--traceback", action="store_true", help="show where an error comes from")
 
@@ -130,7 +130,7 @@ def _add_regularizers(subparser: argparse.ArgumentParser) -> None:
     subparser.add_argument(
         "--own-dropout", action="append", metavar="CHOICE", help="native dropout: keep, seeded, off or a rate; or GLOB=CHOICE"
     )
-    subparser.add_argument("--recipe", metavar="FILE", help="a recipe, as graphreg.save_recipe wrote it; other options come first")
+    subparser.add_argument("--recipe", metavar="FILE", help="a recipe that graphreg.save_recipe wrote; other options take precedence")
     group = subparser.add_argument_group(
         "regularizers", """STRENGTH, GLOB=STRENGTH, or all options as JSON: '{"weight": 1e-4, "pattern": "fc.*"}'; repeatable"""
     )

@@ -1,4 +1,7 @@
-"""Adds assertions to a graph about the input sizes that torch.export found to be fixed, so that other inputs raise with the reason."""
+"""Adds assertions about the sizes of inputs to a graph of torch.export, so that inputs of other sizes raise an error with the reason.
+
+A graph may depend on fixed sizes, on equal sizes, and on conditions that the model's code tested.
+"""
 
 from __future__ import annotations
 
@@ -97,7 +100,7 @@ def fixed(graph: fx.Graph) -> list[str]:
 def assert_sizes(graph: fx.Graph, inputs: Sequence[Place], guards: Iterable[Any], no_zero: bool = False) -> Assert:
     """Append to a graph assertions about the sizes of its inputs. Return a function that appends assertions of further conditions.
 
-    ``guards``: conditions that must hold, as sympy expressions in size symbols. ``no_zero``: whether a variable size must not be 0.
+    ``guards``: conditions that must hold, as sympy expressions in size symbols. ``no_zero``: whether no variable size may be 0.
     """
     first: dict[Any, tuple[fx.Node, int, str]] = {}
     derived = []
@@ -152,7 +155,7 @@ def _assert_derived(graph: fx.Graph, first: Mapping[Any, _Dimension], derived: S
 
     def shown(expression: Any) -> str:
         relation = getattr(expression, "rel_op", "")
-        text = f"{expression.lhs} {relation} {expression.rhs}" if relation else str(expression)  # not "Ne(a, b)"
+        text = f"{expression.lhs} {relation} {expression.rhs}" if relation else str(expression)  # str() of "a != b" is "Ne(a, b)"
         return re.sub(r"\w+", lambda word: shown_as.get(word[0], word[0]), text)
 
     for node, axis, name, expression in derived:

@@ -285,8 +285,8 @@ class _Lowering:
         for value in values.values():
             if value is not None and self.aliases.written_later(value, is_definite=False):
                 raise TraceError(
-                    f"{edit.name} at {edit.site.name}: the model later writes into {own_name(value) or value.name}, the value that the "
-                    "module gets. Clone it before that write (inplace=False), or leave the site out."
+                    f"{edit.name} at {edit.site.name}: the model later writes into {own_name(value) or value.name}, which the splice "
+                    "reads. Clone it before that write (inplace=False), or leave the site out."
                 )
         return {name: self.present.get(value, value) for name, value in values.items() if value is not None}
 

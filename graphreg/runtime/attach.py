@@ -218,7 +218,7 @@ def check_scale(scale: Scale | None) -> None:
     """Raise RegularizerError for a ``scale=`` that is not a positive number, a 0-d tensor, a GradScaler or a function."""
     reads = hasattr(scale, "get_scale") or hasattr(scale, "of_call")
     ok = scale is None or reads or callable(scale) or (isinstance(scale, Tensor) and scale.dim() == 0)
-    number = isinstance(scale, (int, float)) and 0 < scale < float("inf")
+    number = isinstance(scale, (int, float)) and not isinstance(scale, bool) and 0 < scale < float("inf")
     if not ok and not number:
         raise RegularizerError(
             f"scale={shown(scale)} is not allowed; give a number above 0, a 0-d tensor, a GradScaler, or a function of no argument."

@@ -353,7 +353,7 @@ ANYWHERE: list[tuple[str, list[str], str]] = [  # the model, options, what is sa
     ("cli_nets.py", [], "e.g. cli_nets.py:build."),
     (":Net", [], "names no model"),
     ("cli_nets.py:", [], "names no model"),
-    ("pytest.py:Net", [], "pytest.py has the name of a module that is loaded already, pytest. Rename it."),
+    ("pytest.py:Net", [], "pytest.py has the name of a module that is loaded already, pytest. Rename the file."),
     ("cli_broken.py:net", [], "importing cli_broken.py raised ModuleNotFoundError: No module named 'a_package_that_is_not_there'"),
     ("cli_broken:net", [], "importing cli_broken raised ModuleNotFoundError: No module named 'a_package_that_is_not_there'"),
     ("cli_syntax.py:net", [], "importing cli_syntax.py raised SyntaxError: invalid syntax"),
@@ -361,7 +361,7 @@ ANYWHERE: list[tuple[str, list[str], str]] = [  # the model, options, what is sa
     ("cli_nets.py:raises", [], f"cli_nets.py:raises called with () raised ValueError: no weights (cli_nets.py, line {RAISED})"),
     ("cli_nets.py:exits", [], "raised SystemExit: 3"),
     ("cli_nets.py:gives_text", [], "cli_nets.py:gives_text gives something of type str; it must give a torch.nn.Module."),
-    ("cli_nets.py:number", [], "cli_nets.py:number is of type int; name a callable that gives a torch.nn.Module, or one itself."),
+    ("cli_nets.py:number", [], "cli_nets.py:number is of type int; name a torch.nn.Module, or a callable that returns one."),
     ("cli_nets.py:Nested.made", ["--kwargs", '{"width": 2}'], "is a model already, so --kwargs has nothing to call"),
     (NET, ["--kwargs", '{"wide": 2}'], "called with (wide=2) raised TypeError: Net.__init__() got an unexpected keyword argument 'wide'"),
     (NET, ["--kwargs", "wide=2"], "--kwargs 'wide=2' is no JSON"),
@@ -372,7 +372,7 @@ ANYWHERE: list[tuple[str, list[str], str]] = [  # the model, options, what is sa
     (NET, ["--input", "5,4"], "--input '5,4' is no shape; write [name=]SHAPE[:dtype][<bound], e.g. 1x3x224x224"),
     (NET, ["--input", "-5x4"], "expected one argument"),
     (NET, ["--input", "5x4:float23"], "there is no dtype float23. Near names: float32"),
-    (NET, ["--input", "5x4<3"], "a bound is for integers, and float32 is none. Leave it out, or write :int64<3."),
+    (NET, ["--input", "5x4<3"], "a bound is for integers, and float32 is no integer type. Leave the bound out, or write :int64<3."),
     (NET, ["--input", "5x4:int8<200"], "the bound of int8 is from 1 to 127."),
     (NET, ["--input", "5x4:int64<0"], "the bound of int64 is from 1 to"),
     (NET, ["--input", "99999999999x99999999999"], "--input '99999999999x99999999999' cannot be made: RuntimeError"),
@@ -441,9 +441,9 @@ def test_wrong_regularizers(say: Say, command: str) -> None:
         (["names", NET, "--jsn"], "unrecognized option --jsn. Near options: --json"),
         (["demo", "--jsn=3"], "unrecognized option --jsn. graphreg demo --help"),
         (["names", NET, "--select", "layer*"], "'layer*' matches no site of Net."),
-        (["names", NET, "--select", "hid*@ReLU"], "The name is found, the filter is not"),
+        (["names", NET, "--select", "hid*@ReLU"], "The name exists, but not with this op, port or role"),
         (["names", NET, "--select", "hid#middle"], "asks for the role 'middle'; roles are input, hidden, output, branch."),
-        (["names", NET, "--on", "values"], "--on limits what --select can select; give a --select too."),
+        (["names", NET, "--on", "values"], "--on limits what --select can select; give --select, too."),
         (["names", NET, "--select", "*", "--on", "both"], "argument --on: invalid choice: 'both'"),
         (["plan", NET], "no regularizer is given; write e.g. graphreg plan cli_nets.py:Net --hidden-dropout 0.1."),
         (["report", NET], "no regularizer is given"),
@@ -526,12 +526,12 @@ def test_the_demo_is_that_of_make(say: Say, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_demo_needs_its_extra(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli_demo, "find_spec", lambda name: None if name == "sklearn" else name)  # any other is there
-    refused(say("demo"), "the demo needs sklearn, not installed here: pip install 'graphreg[demo]'.")
+    refused(say("demo"), "the demo needs sklearn, not installed: pip install 'graphreg[demo]'.")
 
 
 def test_completion_needs_its_extra(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "argcomplete", None)
-    refused(say("completion", "bash"), "completion needs argcomplete, not installed here: pip install 'graphreg[completion]'.")
+    refused(say("completion", "bash"), "completion needs argcomplete, which is not installed: pip install 'graphreg[completion]'.")
 
 
 def test_help_has_every_key() -> None:

@@ -74,7 +74,7 @@ def _check_next_call(
 ) -> None:
     """Trace again from the state that the first trace left behind; raise StatefulForward if that gives another graph."""
     tables, known = before.assigned_tensors(), len(opaque)
-    changes = changed or tables or ["what it reads from a clock or the like"]
+    changes = changed or tables
     try:
         again = [trace()]
         if before.mark_counters():
@@ -169,15 +169,18 @@ class StatefulForward(TraceError):
 
         Args:
             model: The model.
-            changed: The names of the state that changes.
+            changed: The names of the state that changes; empty if nothing of the process was seen to change.
             opaque: The opaque modules by path, with reasons.
             reason: How the change was noticed, in parentheses, or ``""``.
         """
         self.paths = _submodules_of(model, changed, opaque)
+        why = (
+            f"changes {listed(changed, _SHOWN)} for its next call, which then computes something else{reason}" if changed
+            else f"computes something else at its next call{reason}, because it reads something that changes, such as a clock"
+        )  # fmt: skip
         super().__init__(
-            f"{type(model).__name__}.forward changes {listed(changed, _SHOWN)} for its next call, which then computes something "
-            f"else{reason}; a graph computes the same at each call. Make it a buffer (register_buffer) that is changed in place "
-            "(self.calls.add_(1)), or move that step into a submodule of its own, which then becomes an opaque module."
+            f"{type(model).__name__}.forward {why}; a graph computes the same at each call. Make it a buffer (register_buffer) "
+            "that is changed in place (self.calls.add_(1)), or move that step into a submodule of its own, which then becomes an opaque module."
         )
 
 
