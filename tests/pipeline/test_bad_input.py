@@ -804,7 +804,7 @@ def test_frozen() -> None:
 def test_frozen_before_the_site() -> None:
     model = net()
     model.hid1.requires_grad_(False)
-    with refused(model, RegularizerError, r"hidden_l1: no parameter that can train reaches its sites.*leave it out"):
+    with refused(model, RegularizerError, r"hidden_l1: no parameter that can train reaches its sites.*leave the penalty out"):
         regularize(model, HiddenL1("act1", 0.1))
     with refused(model, RegularizerError, r"hidden_l1: no parameter that can train reaches its sites"):
         regularize(model, HiddenL1("#input", 0.1))

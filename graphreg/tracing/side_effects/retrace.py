@@ -180,7 +180,8 @@ class StatefulForward(TraceError):
         )  # fmt: skip
         super().__init__(
             f"{type(model).__name__}.forward {why}; a graph computes the same at each call. Make it a buffer (register_buffer) "
-            "that is changed in place (self.calls.add_(1)), or move that step into a submodule of its own, which then becomes an opaque module."
+            "that is changed in place (self.calls.add_(1)), or move that step into a submodule of its own, which then becomes an "
+            "opaque module."
         )
 
 
