@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 WORKERS ?= 2
 
-.PHONY: demo demo-penalties test fuzz matrix oldest sweep bench drawings rivals zoo rng-battery lint clean
+.PHONY: demo demo-study demo-penalties test fuzz matrix oldest sweep bench drawings rivals zoo rng-battery lint clean
 
 .venv/.demo: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv .venv
@@ -27,6 +27,10 @@ WORKERS ?= 2
 
 demo: .venv/.demo
 	$(PY) examples/demo.py
+
+# Part 1 of the demo at length: ten seeds, and the strengths are chosen.
+demo-study: .venv/.demo
+	$(PY) examples/demo.py --study
 
 demo-penalties: .venv/.demo
 	$(PY) examples/demo_penalties.py

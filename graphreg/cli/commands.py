@@ -146,8 +146,8 @@ def _drawn(args: Namespace) -> Drawn:
     return Drawn(plan.title, path)
 
 
-FILES = {"regularizers": "demo.py", "penalties": "demo_penalties.py"}
-NEEDED = ("rich", "scipy", "sklearn", "torchvision")
+FILES = {"regularizers": ("demo.py",), "study": ("demo.py", "--study"), "penalties": ("demo_penalties.py",)}
+NEEDED = ("matplotlib", "pygraphviz", "rich", "scipy", "sklearn", "torchvision")
 
 
 def demo(which: str) -> int:
@@ -155,7 +155,7 @@ def demo(which: str) -> int:
     absent = [name for name in NEEDED if find_spec(name) is None]
     if absent:
         raise UsageError(f"the demo needs {', '.join(absent)}, not installed: pip install 'graphreg[demo]'.")
-    return subprocess.run([sys.executable, str(script(which))], check=False).returncode
+    return subprocess.run([sys.executable, str(script(which)), *FILES[which][1:]], check=False).returncode
 
 
 def script(which: str) -> Path:
@@ -163,4 +163,4 @@ def script(which: str) -> Path:
     package = find_spec("graphreg.examples")
     if package is None or package.origin is None:
         raise UsageError("this installation of graphreg has no demo. Install graphreg again with pip.")
-    return Path(package.origin).with_name(FILES[which])
+    return Path(package.origin).with_name(FILES[which][0])

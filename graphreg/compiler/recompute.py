@@ -67,8 +67,8 @@ def recompute_in_backward(
 
     The formula is called twice: first outside the recomputed region, only to get its draws (the compiler removes the other operations of
     this call), then inside the region, with these draws, to compute the value. With ``redraws``, the formula is called once, in the region,
-    and backward draws again from the key. This is for splices on parameters: the parameter is in memory anyway, so nothing more of its size
-    has to be saved.
+    and backward draws again from the key. This is for splices on parameters: the parameter is in memory anyway, so no further tensor as
+    large as the parameter has to be saved.
     """
     if redraws:
         return _in_region(lambda z, weight, key: formula(z, weight, Noise(key, noise.shared)), z, weight, noise.key)

@@ -41,7 +41,8 @@ from graphreg.runtime import (
 from graphreg.torch_internals import guard_value, skip_frame, translator
 
 log = logging.getLogger("graphreg")
-_MOST = 8  # the most graphs that are kept for one structure, which has several graphs after a change of the model, or for other sizes
+# The most graphs that are kept for one structure. It gets a further graph if the model has changed, or for sizes that no graph accepts.
+_MOST = 8
 _MANY = 16  # the number of structures at which a warning is logged
 _one_at_a_time = threading.RLock()
 
@@ -85,7 +86,8 @@ class Placed(ModuleHandle, InPlaceHandle):
     # what a call runs
 
     def call(self, model: nn.Module, form: CallForm, run: Callable[[], Any], args: Any, kwargs: Any) -> Any:
-        """Make sure that there is a graph, which compiled code needs, too. Return ``run()``, which calls the model with its hooks."""
+        """Make sure that there is a graph for this call. Compiled code needs one as well, and cannot trace the model by itself. Return
+        ``run()``, which calls the model with its hooks."""
         key, fitting = self._prepared(model, form, args, kwargs)
         outer, _thread.call = _thread.call, (self, key, fitting)
         try:
@@ -168,7 +170,7 @@ class Placed(ModuleHandle, InPlaceHandle):
                 raise
             made = self._made.setdefault(key, [])
             if len(self._made) == _MANY and not made:
-                log.warning("traced for arguments of %d structures so far; give numbers that change as tensors to trace less.", _MANY)
+                log.warning("traced for arguments of %d structures so far; pass a number that changes from call to call as a tensor.", _MANY)
             made.insert(0, graph)
             del made[_MOST:]
             self._choose(key, graph)

@@ -45,7 +45,8 @@ def site_nodes(graph: fx.Graph, operations: Operations) -> dict[str, fx.Node]:
 
 
 def labels_of(node: fx.Node, operations: Operations) -> tuple[Label, ...]:
-    """Return a node's labels. An element of a tuple is first named as a port of the tuple: ``rnn:h_n`` comes before ``getitem_1``."""
+    """Return a node's labels. If the node is an element of a tuple, labels made from the tuple's name and the element's place in it come
+    first: ``rnn:h_n`` before ``getitem_1``."""
     if not is_labelled(node):
         return ()
     labels = own_labels(node)
@@ -85,7 +86,7 @@ def _in_output(value: object) -> Iterator[fx.Node]:
 
 
 def acts_as_opaque(node: fx.Node) -> bool:
-    """Return whether the node calls an operator that contains a graph, or a recurrent cell. Both count as products, like opaque modules."""
+    """Return whether the node calls a recurrent cell, or an operator that contains a graph. Both count as products, like opaque modules."""
     return is_region(node) or function_name(node) in CELLS
 
 
@@ -178,7 +179,7 @@ class _Judge:
         return max((self.spatial.get(operand, 0) for operand in operands_with_its_axes(node, self.operations)), default=0)
 
     def _fill(self, node: fx.Node) -> None:
-        """Mark each value that the node writes into as filled with data, if the node's value is data.
+        """If the node's value is data, count each value that the node writes into as filled with data from then on.
 
         Also mark every value that a marked value may be a view of. If the node's value is deep, mark all these as filled with a deep value,
         too.

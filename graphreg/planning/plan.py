@@ -145,7 +145,8 @@ class Plan(RenamedAttributes):
         return tracked
 
     def note(self, name: str) -> str:
-        """Describe what the table leaves out: ``wrt``, reads that are not replaced, strength by depth, axes of units. May be ``""``."""
+        """Describe what the table leaves out: ``wrt``, reads that are not replaced, the rule of a strength that depends on depth, axes of
+        units. May be ``""``."""
         if name in self.slices:
             return self.slices[name].note()
         if stays := [f"{e.site.name} is not replaced when read by {listed(e.other_readers)}" for e in self.of(name) if e.other_readers]:
@@ -159,7 +160,8 @@ class Plan(RenamedAttributes):
         return tuple(edit for edit in self.by_site.get(site, ()) if isinstance(edit.regularizer, Splice))
 
     def reads_replaced(self, site: str) -> bool:
-        """Whether a penalty differentiates with respect to the value at a site, or reads it after a splice (and saves it for backward)."""
+        """Whether a penalty differentiates with respect to the value at a site, or reads the result of the splices there, which autograd
+        then saves."""
         edits = self.by_site.get(site, ())
         after = any(isinstance(edit.regularizer, Penalty) and not edit.regularizer.clean for edit in edits)
         return (after and bool(self.splices(site))) or site in self.tracked
@@ -275,7 +277,8 @@ def decided(
 
 
 def _planned(regularizers: Mapping[str, Regularizer], edits: Sequence[Edit]) -> Strengths:
-    """Return the strengths of a plan by regularizer name. A strength that differs by depth is added by (regularizer name, site name)."""
+    """Return the strengths of a plan by regularizer name. For a strength that differs by depth, there is a further entry for each site,
+    with the key (regularizer name, site name)."""
     by_name = {name: float(regularizer.weight) for name, regularizer in regularizers.items()}
     return {**by_name, **{(edit.name, edit.site.name): edit.at_depth for edit in edits if edit.at_depth is not None}}
 

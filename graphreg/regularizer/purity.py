@@ -43,7 +43,7 @@ def draw_error(regularizer: Regularizer, what: str) -> ImpureError:
     )
     return ImpureError(
         f"{type(regularizer).__name__}.__call__ draws random numbers itself, {what}. A formula is a function of its arguments: "
-        f"frozen_noise and rng_state do not control other draws, and a recomputation in backward would draw other numbers. {cure}."
+        f"frozen_noise and rng_state do not control these draws, and a recomputation in backward would draw different numbers. {cure}."
     )
 
 

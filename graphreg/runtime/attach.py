@@ -76,10 +76,10 @@ class AttachRule(nn.Module):
         return not (self.scale is None or isinstance(self.scale, (int, float, Tensor)))
 
     def feed(self, args: Any = (), kwargs: Mapping[str, Any] = MappingProxyType({})) -> None:
-        """Store the scale for a call with these arguments in new tensors. The tensors of an earlier call may be saved for its backward.
+        """Store, in new tensors, the scale for a call with these arguments. The tensors of an earlier call may be saved for its backward.
 
         This method runs before the forward, outside of the code that Dynamo traces. A GradScaler has no tensor before its first use. If the
-        scale is a function, Dynamo would take the number that it returns for a constant, and recompile for each new number.
+        scale is a function, Dynamo would treat the number that the function returns as a constant, and recompile for each new number.
         """
         self.now, self.share = (self._fed(value) for value in factors(self.scale, args, kwargs))
 
@@ -135,7 +135,7 @@ class CallScale(Protocol):
 def factors(scale: Scale | None, args: Sequence[Any] = (), kwargs: Mapping[str, Any] = MappingProxyType({})) -> tuple[Any, Any]:
     """Return two factors: for the gradients of penalties that join the backward pass, and for penalties that are added to a loss.
 
-    The second factor is 1 for a GradScaler, because it scales the loss with the penalties in it.
+    For a GradScaler, the second factor is 1: it scales the loss after the penalties have been added to the loss.
     """
     if scale is not None and hasattr(scale, "of_call"):
         gradient, share = scale.of_call(args, kwargs)

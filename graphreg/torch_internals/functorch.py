@@ -85,7 +85,8 @@ def transforms() -> bool:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _transforms() -> bool:  # also True if Dynamo traces the transform; Dynamo guards on transforms around the compiled code
+# True for a transform that Dynamo traces, which is active meanwhile, and for one around the compiled code, on which Dynamo guards.
+def _transforms() -> bool:
     return innermost_transform() is not None
 
 

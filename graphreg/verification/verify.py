@@ -36,7 +36,7 @@ Form = Literal["off", "copy", "native"]
 FORMS: Mapping[Form, str] = {  # the forms in which a copy of the module runs, each with its description in errors; "off" bypasses splices
     "off": "",
     "copy": ", where each splice returns a copy of what it is given",
-    "native": ", where the runtime modules that own_dropout= chose run instead of the model's native dropout",
+    "native": ", where graphreg's runtime modules replace the native dropout that own_dropout= selects",
 }
 
 
@@ -44,9 +44,10 @@ def verify(model: nn.Module, module: nn.Module, /, *args: Any, **kwargs: Any) ->
     """Check that a rewritten module computes what its model computes, apart from the regularizers.
 
     Copies of both are called several times in train and in eval mode, from equal seeds, with splices bypassed and penalties at
-    weight 0. Outputs, buffers, inputs that are written into, and gradients are compared bit for bit. A difference of 1e-6 of the largest
-    value (for float16 and bfloat16, of four times the dtype's epsilon) is allowed if torch.export traced the model, and in gradients of
-    parameters that splices replace. ``model`` and ``module`` stay unchanged; a compiled module is compared in eager mode.
+    weight 0. Outputs, buffers, inputs that are written into, and gradients are compared bit for bit. In two cases a small difference is
+    allowed: everywhere if torch.export traced the model, and in gradients of parameters that splices replace. Relative to the tensor's
+        largest value it may be 1e-6, or, for float16 and bfloat16, four times the dtype's epsilon. ``model`` and ``module`` stay unchanged;
+        a compiled module is compared in eager mode.
 
     Args:
         model: The model that ``regularize`` was given.
@@ -296,7 +297,8 @@ class Validation:
         return ""
 
     def _differing_parameter(self, theirs: nn.Module, ours: nn.Module) -> str:
-        """Describe the first parameter that the call changed in one of the two copies, but not equally in both; ``""`` if there is none."""
+        """Describe the first parameter that differs between the two copies after the call, or, if the copies share their parameters, that
+        differs from the user's model; ``""`` if there is none."""
         message = self.shared.written() if self.shared.on else differing_parameter(parameters_of(theirs), parameters_of(ours))
         return f"after the call {message}" if message else ""
 
@@ -375,7 +377,7 @@ def _seed(number: int) -> None:
 
 @contextmanager
 def _surroundings(cached: nn.Module) -> Iterator[None]:
-    """Run the block with grad mode on, and with torch's fast path of attention and the key-value caches of ``cached`` off.
+    """Run the block with grad mode on, without torch's fast path of attention, and without the key-value caches of the model ``cached``.
 
     At the end of the block, the global random generators get their old states back.
     """

@@ -518,10 +518,13 @@ def test_the_demo_is_that_of_make(say: Say, monkeypatch: pytest.MonkeyPatch) -> 
         return subprocess.CompletedProcess(command, 7)
 
     monkeypatch.setattr(cli_demo.subprocess, "run", run)
-    assert [say("demo")[0], say("demo", "penalties")[0]] == [7, 7]
+    assert [say("demo")[0], say("demo", "study")[0], say("demo", "penalties")[0]] == [7, 7, 7]
     examples = cli_page.TOP / "examples"
-    assert ran == [[sys.executable, str(examples / name)] for name in ("demo.py", "demo_penalties.py")]
-    assert all(f"$(PY) examples/{Path(path).name}" in (cli_page.TOP / "Makefile").read_text() for _, path in ran)
+    assert [" ".join(command) for command in ran] == [
+        f"{sys.executable} {examples / name}" for name in ("demo.py", "demo.py --study", "demo_penalties.py")
+    ]
+    made = (cli_page.TOP / "Makefile").read_text()
+    assert all(f"$(PY) examples/{Path(path).name} {' '.join(more)}".strip() + "\n" in made for _, path, *more in ran)
 
 
 def test_the_demo_needs_its_extra(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:

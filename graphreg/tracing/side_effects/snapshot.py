@@ -54,7 +54,8 @@ class Snapshot:
 
     Attributes:
         places: Everything that the forward may change.
-        irreversible: By the full name of state that cannot be restored (a generator's position), the name by which code mentions the state.
+        irreversible: State that cannot be restored, such as the position of a Python generator: its full name, with the name of the
+            attribute or variable that holds it.
         code: What the model's code can reach.
     """
 
@@ -161,8 +162,8 @@ class Snapshot:
     def changed(self) -> list[str]:
         """Return the names of the state whose numbers, strings or items have changed, and prepare all places for another trace.
 
-        A later call may read this state. Another trace cannot read the proxies of the last one, so a ``StaleValue`` or the content from
-        before the forward replaces them.
+        A later call may read this state. The next trace cannot use the proxies that this trace left behind. So each is replaced by a
+        ``StaleValue``, or by the content from before the forward.
         """
         self._restore_registered()
         return list(dict.fromkeys(name for place in self.places for name in place.prepare_retrace()))
@@ -186,7 +187,7 @@ class Snapshot:
         return [name for place in self.places if isinstance(place, RandomGenerator) for name in place.prepare_retrace()]
 
     def reassigned(self) -> list[str]:
-        """Return the names of attributes to which another trace assigned other tensors."""
+        """Return the names of the attributes to which a second trace assigned tensors of other content than the first trace did."""
         return [name for place in self.places if isinstance(place, Attributes) for name in place.reassigned()]
 
     def mark_counters(self) -> bool:
