@@ -170,7 +170,7 @@ class Placed(ModuleHandle, InPlaceHandle):
                 raise
             made = self._made.setdefault(key, [])
             if len(self._made) == _MANY and not made:
-                log.warning("traced for arguments of %d structures so far; pass a number that changes from call to call as a tensor.", _MANY)
+                log.warning("traced for arguments of %d structures so far; pass numbers that change from call to call as tensors.", _MANY)
             made.insert(0, graph)
             del made[_MOST:]
             self._choose(key, graph)

@@ -114,7 +114,7 @@ class Placed:
         for name in self.tracks.keys() | (self.plan.tracked.keys() & self.where.keys()):
             node = self.tracks.get(name)
             if node is None or name not in self.plan.tracked or node.args != (self.where.get(name),):
-                fail(f"the value {name} must have a track node, directly after its own node, if and only if a penalty differentiates by it.")
+                fail(f"the value {name} must have a track node, directly after its node, if and only if a penalty differentiates by it.")
         for name, edits in ({site: list[Edit]() for site in self.tracks} | _values(self.plan)).items():
             if name in self.where:
                 counted += self._chain(self.where[name], name, edits)

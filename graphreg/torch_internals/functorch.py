@@ -84,8 +84,8 @@ def transforms() -> bool:
     return bool(_transforms() if torch.compiler.is_compiling() else innermost_transform() is not None)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 # True for a transform that Dynamo traces, which is active meanwhile, and for one around the compiled code, on which Dynamo guards.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _transforms() -> bool:
     return innermost_transform() is not None
 
