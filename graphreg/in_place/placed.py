@@ -86,8 +86,10 @@ class Placed(ModuleHandle, InPlaceHandle):
     # what a call runs
 
     def call(self, model: nn.Module, form: CallForm, run: Callable[[], Any], args: Any, kwargs: Any) -> Any:
-        """Make sure that there is a graph for this call. Compiled code needs one as well, and cannot trace the model by itself. Return
-        ``run()``, which calls the model with its hooks."""
+        """Make sure that there is a graph for this call, and return ``run()``, which calls the model with its hooks.
+
+        Compiled code needs a graph as well, and cannot trace the model by itself.
+        """
         key, fitting = self._prepared(model, form, args, kwargs)
         outer, _thread.call = _thread.call, (self, key, fitting)
         try:

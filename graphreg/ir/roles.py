@@ -45,8 +45,11 @@ def site_nodes(graph: fx.Graph, operations: Operations) -> dict[str, fx.Node]:
 
 
 def labels_of(node: fx.Node, operations: Operations) -> tuple[Label, ...]:
-    """Return a node's labels. If the node is an element of a tuple, labels made from the tuple's name and the element's place in it come
-    first: ``rnn:h_n`` before ``getitem_1``."""
+    """Return a node's labels.
+
+    If the node is an element of a tuple, labels made from the tuple's name and the element's place come first: ``rnn:h_n`` before
+    ``getitem_1``.
+    """
     if not is_labelled(node):
         return ()
     labels = own_labels(node)

@@ -145,8 +145,7 @@ class Plan(RenamedAttributes):
         return tracked
 
     def note(self, name: str) -> str:
-        """Describe what the table leaves out: ``wrt``, reads that are not replaced, the rule of a strength that depends on depth, axes of
-        units. May be ``""``."""
+        """Describe what the table leaves out: ``wrt``, reads that are not replaced, how a strength depends on depth, axes of units."""
         if name in self.slices:
             return self.slices[name].note()
         if stays := [f"{e.site.name} is not replaced when read by {listed(e.other_readers)}" for e in self.of(name) if e.other_readers]:
@@ -160,8 +159,7 @@ class Plan(RenamedAttributes):
         return tuple(edit for edit in self.by_site.get(site, ()) if isinstance(edit.regularizer, Splice))
 
     def reads_replaced(self, site: str) -> bool:
-        """Whether a penalty differentiates with respect to the value at a site, or reads the result of the splices there, which autograd
-        then saves."""
+        """Whether a penalty differentiates by the value at a site, or reads the result of the splices there, which autograd then saves."""
         edits = self.by_site.get(site, ())
         after = any(isinstance(edit.regularizer, Penalty) and not edit.regularizer.clean for edit in edits)
         return (after and bool(self.splices(site))) or site in self.tracked
@@ -277,8 +275,10 @@ def decided(
 
 
 def _planned(regularizers: Mapping[str, Regularizer], edits: Sequence[Edit]) -> Strengths:
-    """Return the strengths of a plan by regularizer name. For a strength that differs by depth, there is a further entry for each site,
-    with the key (regularizer name, site name)."""
+    """Return the strengths of a plan by regularizer name.
+
+    For a strength that differs by depth, there is a further entry for each site, with the key (regularizer name, site name).
+    """
     by_name = {name: float(regularizer.weight) for name, regularizer in regularizers.items()}
     return {**by_name, **{(edit.name, edit.site.name): edit.at_depth for edit in edits if edit.at_depth is not None}}
 

@@ -190,8 +190,9 @@ class Placed:
             fail(f"{start.name} is overwritten by a later operation while a penalty with clean=True needs it.")
 
     def _measured(self, name: str, edits: list[Edit], read: fx.Node, clean: fx.Node) -> int:
-        """Check which node each measurement reads: ``clean`` if it has ``clean=True`` and the site has splices, else ``read``. Return how
-        many measurements were checked.
+        """Check which node each measurement reads, and return the number of measurements.
+
+        It is ``clean`` if the penalty has ``clean=True`` and the site has splices, else ``read``.
 
         Measurements of sequences are only noted in ``reads``: ``_sequence`` checks them.
         """
@@ -213,8 +214,9 @@ class Placed:
         return clean and name in self.overwritten and _has_splice(edits)
 
     def _sequence(self, edit: Edit, steps: Steps) -> int:
-        """Check that a penalty reads its sequence (one value, or the outputs of all calls of a cell in order) and the sequence's lengths.
-        Return 1, the number of additions.
+        """Check that a penalty reads its sequence and the sequence's lengths. Return 1, the number of additions.
+
+        A sequence is one value, or the outputs of all calls of a cell in order.
 
         Return 0 if this graph has none of the sites.
         """
@@ -231,8 +233,7 @@ class Placed:
         return 1
 
     def _takes_lengths(self, edit: Edit, node: fx.Node, place: int) -> None:
-        """Check a node's arguments from ``place`` on: exactly the input that ``lengths=`` names, or no argument if the edit names no
-        lengths."""
+        """Check a node's arguments from ``place`` on: the input that ``lengths=`` names alone, or nothing without ``lengths=``."""
         lengths = edit.steps.lengths if edit.steps is not None else None
         inputs = [n.target if isinstance(n, fx.Node) and n.op == "placeholder" else None for n in node.args[place:]]
         if inputs != ([lengths] if lengths is not None else []):
