@@ -7,22 +7,22 @@ WORKERS ?= 2
 
 .venv/.demo: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[demo]'
+	$(PY) .ci/install '.[demo]'
 	touch $@
 
 .venv/.test: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	$(PY) .ci/install '.[test]'
 	touch $@
 
 .venv/.lint: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[test,lint]'
+	$(PY) .ci/install '.[test,lint]'
 	touch $@
 
 .venv/.zoo: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[zoo]'
+	$(PY) .ci/install '.[zoo]'
 	touch $@
 
 demo: .venv/.demo
