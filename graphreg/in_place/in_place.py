@@ -88,6 +88,7 @@ def regularize_(
     check_flag("eval_penalties", eval_penalties)
     _check_model(model, penalties)
     named, seeds = _seeded(named_once([*instances(regularizers), *from_keywords(keywords)]), rng)
+    _check_states(named)
     _check_eval(named, eval_penalties)
     before = model_before(model, example_inputs, verify)
     options = Options(named, front_end, missing, penalties, scale, own_dropout, eval_penalties)
@@ -179,12 +180,28 @@ def _check_eval(regularizers: Mapping[str, Regularizer], eval_penalties: bool) -
             )
 
 
+def _check_states(regularizers: Mapping[str, Regularizer]) -> None:
+    """Raise RegularizerError for a splice that keeps a state."""
+    for name, regularizer in regularizers.items():
+        if isinstance(regularizer, Splice) and "state" in regularizer.takes:
+            raise _owner_refused(name, regularizer)
+
+
+def _owner_refused(name: str, regularizer: Regularizer) -> RegularizerError:
+    return RegularizerError(
+        f"{name}: {type(regularizer).__name__} keeps tensors of its own, which would have to be among those of the model, and a model that "
+        "is regularized in place keeps its own parameters and state_dict. Use graphreg.regularize."
+    )
+
+
 def _with_states(shared: SharedState, model: nn.Module, missing: Missing) -> SharedState:
     """Make the states of penalties from the present parameters of the model, not from those at the first call. Return ``shared``."""
     traced = Traced.untraced(model)
     for state in shared.states().values():
         for site in matching_sites(traced, state.regularizer, missing):
             state.place(site.name, model.get_parameter(site.name))
+        if state.owns_parameters:
+            raise _owner_refused(state.name, state.regularizer)
     return shared
 
 

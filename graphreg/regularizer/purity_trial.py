@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from graphreg.ir import Site
-from graphreg.regularizer.base import VJP_NAMES, Penalty, Regularizer
+from graphreg.regularizer.base import Penalty, Regularizer
+from graphreg.regularizer.formula_arguments import VJP_NAMES
 from graphreg.regularizer.purity import ImpureError, put_back, twice, unproven
 from graphreg.regularizer.vjp import Vjp
 from graphreg.rng import Noise
@@ -93,7 +94,7 @@ def _sample_arguments(regularizer: Regularizer, shapes: Mapping[str, tuple[int, 
     made["module_input"] = made["previous"] = first.clone()
     made["weight"] = torch.full((), 0.25)
     made["lengths"] = None
-    if "state" in regularizer.takes and isinstance(regularizer, Penalty):
+    if "state" in regularizer.takes:
         made["state"] = regularizer.init_state(first.detach())
     if regularizer.takes_vjp:
         vjp = Vjp({name: torch.tanh(z * 0.5) for name, z in values.items()}, {"x": first}, noise, proven=True)
