@@ -77,8 +77,8 @@ __all__ = [
     "UntestedTorchWarning", "Vjp",
     "as_pass", "backend", "backend_of", "build", "by_depth", "diff", "doctor", "draw", "from_kwargs", "frozen_noise", "load_recipe",
     "mean_over_pairs", "model_state_dict", "monitor", "names", "noise_off", "noise_on", "plan", "recipe", "registered", "regularize",
-    "regularize_", "report", "required", "reset_state", "rewrite", "rng_state", "sample", "save_recipe", "set_ranks", "set_rng_state", "set_strength",
-    "site_strengths", "strengths", "strip", "strip_", "to_networkx", "trace", "verify",
+    "regularize_", "report", "required", "reset_state", "rewrite", "rng_state", "sample", "save_recipe", "set_ranks", "set_rng_state",
+    "set_strength", "site_strengths", "strengths", "strip", "strip_", "to_networkx", "trace", "verify",
 ]  # fmt: skip
 
 
