@@ -33,6 +33,7 @@ class SiteState(nn.Module):
                 self.register_parameter(name, tensor)
             else:
                 self.register_buffer(name, tensor, persistent=False)
+        self.register_load_state_dict_pre_hook(_keep_if_absent)  # type: ignore[no-untyped-call]
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state by name, in the order of ``init_state``."""
@@ -71,11 +72,6 @@ class SiteState(nn.Module):
                 self._buffers[name] = buffer if probe.device.type == "meta" else buffer.to(probe.device, probe.dtype)
         return self
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        """Load nothing from a checkpoint that has none of the keys, as one of the model without regularizers has none."""
-        if any(f"{prefix}{name}" in state_dict for name in self._parameters):
-            super()._load_from_state_dict(state_dict, prefix, *args)
-
 
 class State(RuntimeModule):
     """The state of one regularizer at all its sites. It is shared by the graphs of a model that is regularized in place.
@@ -90,6 +86,7 @@ class State(RuntimeModule):
         super().__init__(f"the state of {name}")
         self.name, self.regularizer = name, regularizer
         self.sites: dict[str, str] = {}
+        self.register_load_state_dict_pre_hook(_report_absent)  # type: ignore[no-untyped-call]
 
     def place(self, site: str, like: Tensor) -> SiteState:
         """Return the state of a site; make it if there is none. ``like``: as in ``Regularizer.init_state``."""
@@ -162,21 +159,24 @@ class State(RuntimeModule):
         self.sites = {**self.sites, site: own}
         self.add_module(own, SiteState(tensors, like))
 
-    def _load_from_state_dict(
-        self, state_dict: Any, prefix: str, metadata: Any, strict: bool, missing: list[str], unexpected: list[str], errors: list[str]
-    ) -> None:
-        """Report keys that are missing where the checkpoint has the parameters of some of the sites, and not of all."""
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
-        absent = [key for own in self.sites.values() if not _some(keys := self._keys(own, prefix), state_dict) for key in keys]
-        if strict and any(key.startswith(prefix) for key in state_dict):
-            missing += absent
 
-    def _keys(self, own: str, prefix: str) -> list[str]:
-        return [f"{prefix}{own}.{name}" for name in self.get_submodule(own)._parameters]
+def _keep_if_absent(held: SiteState, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+    """Let a checkpoint that has none of the parameters of a site leave them as they are: one of the model alone has none."""
+    own = {f"{prefix}{name}": parameter for name, parameter in held.named_parameters()}
+    if own.keys().isdisjoint(state_dict):
+        state_dict.update(own)  # torch passes each module a dict of its own
 
 
-def _some(keys: list[str], state_dict: Any) -> bool:
-    return any(key in state_dict for key in keys)
+def _report_absent(
+    state: State, state_dict: dict[str, Tensor], prefix: str, metadata: Any, strict: bool, missing: list[str], *args: Any
+) -> None:  # fmt: skip
+    """Report the keys that are missing where a checkpoint has the parameters of some sites, and not of all."""
+    if not any(key.startswith(prefix) for key in state_dict):
+        return
+    for own in state.sites.values():
+        keys = [f"{prefix}{own}.{name}" for name, _ in state.get_submodule(own).named_parameters()]
+        if set(keys).isdisjoint(state_dict):
+            missing += keys
 
 
 def _own(tensor: Tensor, device: torch.device) -> Tensor:

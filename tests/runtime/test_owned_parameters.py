@@ -236,6 +236,9 @@ def test_checkpoints_load_strictly() -> None:
         two.load_state_dict(module.state_dict())
     with pytest.raises(RuntimeError, match=r'Unexpected key\(s\) in state_dict: "graphreg_rules\.scale_of\.state\._0\.scale"'):
         module.load_state_dict(two.state_dict())
+    for twin in (copy.deepcopy(other), pickle.loads(pickle.dumps(other))):
+        twin.load_state_dict(net().state_dict())
+        assert twin.get_parameter(KEY).tolist() == [3.0] * 4
     other.load_state_dict({name: tensor + 1 for name, tensor in module.state_dict().items()}, assign=True)
     assert other(X).penalties["scale_of"].item() == 9 * 4 * 9
 
