@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
@@ -289,6 +289,18 @@ def test_a_recipe_makes_the_same_module() -> None:
     module = made()
     twin = graphreg.regularize(net(), recipe=graphreg.recipe(module), example_inputs=X)
     assert torch.equal(twin(X).output, module(X).output) and list(twin.state_dict()) == list(module.state_dict())
+
+
+def test_later_passes_and_the_export_front_end() -> None:
+    module = made()
+    later = fx.GraphModule(module, module.graph)
+    assert dict(later.named_parameters())[KEY] is module.get_parameter(KEY)
+    assert later.to(torch.bfloat16).get_parameter(KEY).dtype == torch.bfloat16
+    assert list(graphreg.model_state_dict(later)) == list(net().state_dict())
+    result = graphreg.as_pass(ScaleOf("1", 3.0), example_inputs=X)(fx.symbolic_trace(net()))
+    assert result is not None and KEY in dict(result.graph_module.named_parameters())
+    exported = made(front_end="export", verify=True)
+    assert list(exported.state_dict()) == [*net().state_dict(), KEY] and number(exported(X).penalties["scale_of"]) == 36
 
 
 def test_the_report_names_them() -> None:
