@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         Regularized,
         Samples,
         frozen_noise,
+        model_state_dict,
         noise_off,
         noise_on,
         reset_state,
@@ -61,8 +62,8 @@ _ROOMS = {
     "rewriting": ("rewrite", "strip"),
     "rng": ("Noise",),
     "runtime": (
-        "Regularized", "Samples", "frozen_noise", "noise_off", "noise_on", "reset_state", "rng_state", "sample", "set_ranks",
-        "set_rng_state", "set_strength", "site_strengths", "strengths",
+        "Regularized", "Samples", "frozen_noise", "model_state_dict", "noise_off", "noise_on", "reset_state", "rng_state", "sample",
+        "set_ranks", "set_rng_state", "set_strength", "site_strengths", "strengths",
     ),
     "tracing": ("Traced", "names", "trace"),
     "verification": ("verify",),
@@ -75,9 +76,9 @@ __all__ = [
     "Regularized", "Regularizer", "RegularizerError", "Remark", "Report", "Samples", "Selector", "Site", "Splice", "TraceError", "Traced",
     "UntestedTorchWarning", "Vjp",
     "as_pass", "audit", "backend", "backend_of", "build", "by_depth", "diff", "doctor", "draw", "from_kwargs", "frozen_noise",
-    "load_recipe", "mean_over_pairs", "monitor", "names", "noise_off", "noise_on", "plan", "recipe", "registered", "regularize",
-    "regularize_", "report", "required", "reset_state", "rewrite", "rng_state", "sample", "save_recipe", "set_ranks",
-    "set_rng_state", "set_strength", "site_strengths", "strengths", "strip", "strip_", "to_networkx", "trace", "verify",
+    "load_recipe", "mean_over_pairs", "model_state_dict", "monitor", "names", "noise_off", "noise_on", "plan", "recipe",
+    "registered", "regularize", "regularize_", "report", "required", "reset_state", "rewrite", "rng_state", "sample", "save_recipe",
+    "set_ranks", "set_rng_state", "set_strength", "site_strengths", "strengths", "strip", "strip_", "to_networkx", "trace", "verify",
 ]  # fmt: skip
 
 

@@ -31,6 +31,7 @@ COMPARED = {
     "docs/doctor.md": 2,
     "docs/front_ends.md": 1,
     "docs/fx_pass.md": 1,
+    "docs/learned.md": 3,
     "docs/native_dropout.md": 1,
     "docs/randomness.md": 6,
     "docs/depth.md": 6,

@@ -88,7 +88,7 @@ def regularize_(
     check_flag("eval_penalties", eval_penalties)
     _check_model(model, penalties)
     named, seeds = _seeded(named_once([*instances(regularizers), *from_keywords(keywords)]), rng)
-    _check_eval(named, eval_penalties)
+    _check_splices(named, eval_penalties)
     before = model_before(model, example_inputs, verify)
     options = Options(named, front_end, missing, penalties, scale, own_dropout, eval_penalties)
     placed = Placed(options, _with_states(SharedState(named, seeds, device_of(model)), model, missing))
@@ -169,14 +169,26 @@ def _check_model(model: nn.Module, penalties: Penalties) -> None:
         )
 
 
-def _check_eval(regularizers: Mapping[str, Regularizer], eval_penalties: bool) -> None:
-    """Raise RegularizerError for a splice that has ``in_eval``, unless ``eval_penalties`` makes the model run the graph in eval mode."""
+def _check_splices(regularizers: Mapping[str, Regularizer], eval_penalties: bool) -> None:
+    """Raise RegularizerError for a splice that keeps a state.
+
+    Raise it also for a splice that has ``in_eval``, unless ``eval_penalties`` makes the model run the graph in eval mode.
+    """
     for name, regularizer in regularizers.items():
+        if isinstance(regularizer, Splice) and "state" in regularizer.takes:
+            raise _owner_refused(name, regularizer)
         if isinstance(regularizer, Splice) and regularizer.takes_in_eval and not eval_penalties:
             raise RegularizerError(
                 f"{name}: {type(regularizer).__name__} acts in eval mode, too, but in eval mode a model that is regularized in place runs "
                 "its own forward. Give eval_penalties=True, so that it runs the graph in both modes, or use graphreg.regularize."
             )
+
+
+def _owner_refused(name: str, regularizer: Regularizer) -> RegularizerError:
+    return RegularizerError(
+        f"{name}: {type(regularizer).__name__} keeps tensors of its own, and regularize_ adds none to the model. Use graphreg.regularize: "
+        "what it returns has them in parameters() and state_dict()."
+    )
 
 
 def _with_states(shared: SharedState, model: nn.Module, missing: Missing) -> SharedState:
@@ -185,6 +197,8 @@ def _with_states(shared: SharedState, model: nn.Module, missing: Missing) -> Sha
     for state in shared.states().values():
         for site in matching_sites(traced, state.regularizer, missing):
             state.place(site.name, model.get_parameter(site.name))
+        if state.owns_parameters:
+            raise _owner_refused(state.name, state.regularizer)
     return shared
 
 

@@ -16,6 +16,12 @@ from graphreg.ir.site import Label
 COUNTED = re.compile(r"_\d+$")
 
 
+def identifier(name: str) -> str:
+    """Return a site's name as a Python identifier: ``layer1.0.relu`` becomes ``layer1_0_relu``."""
+    text = re.sub(r"\W", "_", name)
+    return f"_{text}" if text[0].isdigit() else text
+
+
 class Namer:
     """Hands out unique names for values by torchvision's rules, except that a module's path is reserved for that module."""
 

@@ -127,7 +127,7 @@ def _replacing(node: fx.Node, plan: Plan) -> list[tuple[str, str]]:
 
 
 def _penalties(plan: Plan) -> list[str]:
-    return [name for name, regularizer in plan.regularizers.items() if isinstance(regularizer, Penalty)]
+    return [name for name, regularizer in plan.regularizers.items() if regularizer.has_penalty()]
 
 
 def _names(addition: Addition, plan: Plan) -> list[str]:
@@ -154,7 +154,10 @@ def _added(code: str, key: str, node: fx.Node, addition: Addition, plan: Plan) -
     names = [name for name, _ in _replacing(node, plan)] if kind == Kind.REPLACED else _names(addition, plan)
     listed = ", ".join(names)
     sites: tuple[str, ...] = (addition.site,) if addition.site is not None else ()
-    if kind == Kind.TOTAL and not (node.args and node.args[0]):
+    if kind == Kind.TOTAL and isinstance(plan.regularizers[names[0]], Splice):
+        sites = tuple(edit.site.name for edit in plan.of(names[0]))
+        text = f"{listed}: the penalty of what it learns at {sites[0] if len(sites) == 1 else f'{len(sites)} sites'}"
+    elif kind == Kind.TOTAL and not (node.args and node.args[0]):
         text = f"{listed}: 0, for none of its sites is in this forward"
     elif kind == Kind.TOTAL:
         measured = node.args[0] if isinstance(node.args[0], dict) else node.args  # a dict by site, if the penalty takes all sites at once

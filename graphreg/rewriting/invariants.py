@@ -33,11 +33,11 @@ from graphreg.ir import (
     state_before,
 )
 from graphreg.planning import Edit, Plan
-from graphreg.regularizer import Penalty
+from graphreg.regularizer import Splice
 from graphreg.rewriting.parameter_checks import check_parameters
 from graphreg.rewriting.placement import Placed, fail, placed_in
 from graphreg.rewriting.substitute import restored
-from graphreg.runtime import Measure, NativeDropoutRule, Regularized, RewrittenModule, SpliceRule, Track, graphs_of
+from graphreg.runtime import Measure, NativeDropoutRule, Regularized, RewrittenModule, SpliceRule, Track, graphs_of, owned_by
 from graphreg.tracing import Traced
 
 
@@ -173,7 +173,7 @@ def _same_owner(module: RewrittenModule, model: nn.Module) -> None:
     for name in theirs.keys() | ours.keys():
         if name not in ours or name not in theirs or original(ours[name]) is not original(theirs[name]):
             fail(f"the submodule {name!r} is not the user's own.")
-    tensors = [dict(m.named_parameters(remove_duplicate=False)) for m in (module, model)]
+    tensors = [{n: p for n, p in m.named_parameters(remove_duplicate=False) if n.partition(".")[0] != RULES} for m in (module, model)]
     if tensors[0].keys() != tensors[1].keys() or any(tensors[0][n] is not p for n, p in tensors[1].items()):
         fail("a parameter is not the user's own.")
     buffers = [{n: b for n, b in m.named_buffers(remove_duplicate=False) if n.partition(".")[0] != RULES} for m in (module, model)]
@@ -241,7 +241,7 @@ def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Place
             fail(f"{node.name} does not take the key of the call.")
         if added.kind == Kind.TOTAL:
             totals[str(added.regularizer)] = node
-    wanted = [name for name, r in plan.regularizers.items() if isinstance(r, Penalty)]
+    wanted = [name for name, r in plan.regularizers.items() if r.has_penalty()]
     returned = output.args[0].penalties if isinstance(output.args[0], Regularized) else {n: totals.get(n) for n in wanted}
     if {n: totals.get(n) for n in wanted} != dict(returned) or None in returned.values():
         fail(f"the output does not carry exactly the penalties {wanted}.")
@@ -259,7 +259,9 @@ def _counts(node: fx.Node, name: str, plan: Plan, placed: Placed) -> None:
     """Check that a penalty's total reads each of its sites once: in the order of the plan, or by name if its formula takes all at once."""
     regularizer = plan.regularizers[name]
     edits = [e for e in plan.of(name) if any(site.kind == "parameter" or site.name in placed.where for site in e.sites)]
-    if name in plan.slices:
+    if isinstance(regularizer, Splice):
+        right = not node.args and not node.kwargs
+    elif name in plan.slices:
         right = node.args == placed.derivative(name, edits)
     elif "values" in regularizer.takes:
         expected = {e.site.name: placed.read(e) for e in edits}
@@ -288,6 +290,7 @@ def _trained(graph: fx.Graph, module: RewrittenModule, flow: nx.DiGraph[str]) ->
     sources = [
         n.name for n in graph.nodes
         if (n.op == "get_attr" and n.target in trains) or (n.op == "call_module" and n.target in prefixes) or n.meta.get(BOUNDARY)
+        or (n.op == "call_module" and any(p.requires_grad for p in owned_by(module.get_submodule(str(n.target)))))
     ]  # fmt: skip
     flow.add_edges_from(("<parameters>", name) for name in sources)
     return nx.descendants(flow, "<parameters>") if sources else set()

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from graphreg.errors import RegularizerError
-from graphreg.ir import RULES, Addition, Kind, Operations, addition_of, end_of, is_added, is_kind, mark, site_nodes, widest
-from graphreg.rewriting.instantiate import identifier
+from graphreg.ir import RULES, Addition, Kind, Operations, addition_of, end_of, identifier, is_added, is_kind, mark, site_nodes, widest
 from graphreg.runtime import RewrittenModule, Rules, RuntimeModule, accumulation, graphs_of
 
 STATISTICS = ("mean", "std", "near_zero", "norm")

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from torch import fx
 
 from graphreg.errors import TraceError
-from graphreg.ir import LAYER, PARAMETERS, RULES, Aliases, Kind, ParameterRead, call_with, instead_of
+from graphreg.ir import LAYER, PARAMETERS, RULES, Aliases, Kind, ParameterRead, call_with, identifier, instead_of
 from graphreg.planning import Edit
 from graphreg.rewriting.insertions import Insertion, Position, Value
-from graphreg.rewriting.instantiate import identifier
 
 Ends = Mapping[ParameterRead, int]  # by read: how many of the splices come before it
 

@@ -11,11 +11,11 @@ from torch import fx
 
 from graphreg.compiler import recomputed
 from graphreg.errors import TraceError
-from graphreg.ir import RULES, Aliases, Kind, Reads, apart, end_of, loss_of, nodes_in, own_name, site_nodes, state_before
+from graphreg.ir import RULES, Aliases, Kind, Reads, apart, end_of, identifier, loss_of, nodes_in, own_name, site_nodes, state_before
 from graphreg.planning import Edit, Plan
 from graphreg.regularizer import Penalty, Splice
 from graphreg.rewriting.insertions import Insertion, Insertions, Position, Value
-from graphreg.rewriting.instantiate import identifier, measures
+from graphreg.rewriting.instantiate import measures
 from graphreg.rewriting.parameter_lowering import ParameterChain, chain_at, insert_chains
 from graphreg.runtime import Penalties
 from graphreg.torch_internals import node_namer
@@ -93,7 +93,7 @@ class _Lowering:
         self.top: Value | None = next(reversed(self.inputs.values()), None)
         self.key: Insertion | None = None
         self.calls: dict[int, dict[str, Value]] = {}  # by index of an edit on a cell's calls, then by site: the value to measure
-        self.measured: dict[str, dict[str, Value]] = {name: {} for name, r in plan.regularizers.items() if isinstance(r, Penalty)}
+        self.measured: dict[str, dict[str, Value]] = {name: {} for name, r in plan.regularizers.items() if r.has_penalty()}
         self.wrt: dict[str, Value] = {}  # by site: the values to differentiate with respect to
         self.recomputed, self.overwritten, self.apart = list[str](), list[str](), list[str]()
 
@@ -328,6 +328,8 @@ class _Lowering:
         """Insert the node that computes a penalty from its sites, in the plan's order; at the end, unless the penalty takes derivatives."""
         if name in self.plan.slices:
             return self._add_derivative(name, measured, end)
+        if isinstance(self.plan.regularizers[name], Splice):  # its penalty reads its state
+            return self._add_before(end, Kind.TOTAL, name, f"{RULES}.{name}", (), regularizer=name)
         edits = [edit for edit in self.plan.of(name) if edit.site.kind == "parameter" or edit.site.name in measured]
         values = {edit.site.name: measured.get(edit.site.name) or self._read(edit, end) for edit in edits}
         all_at_once = "values" in self.plan.regularizers[name].takes

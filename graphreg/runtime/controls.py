@@ -13,8 +13,9 @@ from typing import Any, Literal
 from torch import nn
 
 from graphreg.errors import RegularizerError, shown
+from graphreg.ir import RULES
 from graphreg.runtime.build_record import Asked
-from graphreg.runtime.handle import Handle
+from graphreg.runtime.handle import Handle, regularized
 from graphreg.runtime.module_handle import handle_of
 
 Ranks = Literal["differ", "same"]
@@ -68,16 +69,17 @@ def rng_state(module: Regulated) -> dict[str, Any]:
     """Return the state of the noise: a plain dict to save beside a checkpoint, the same on every rank.
 
     The state has graphreg's noise streams and the number of the next call; all calls in a block of ``frozen_noise`` count as one. If
-    penalties keep tensors from call to call (``L2SP``, ``SpectralPenalty``), the dict also has copies of these: then save it with
-    ``torch.save``. Strengths are not in the dict: if a run changes them, save ``strengths(module)`` too. A native dropout that was left
-    alone (``own_dropout="keep"``) draws from torch's generator, whose state is ``torch.get_rng_state()``. A module that draws nothing has
-    a state without streams.
+    regularizers keep a state (``L2SP``, ``SpectralPenalty``), it has copies of their tensors, too: then save it with ``torch.save``. The
+    parameters that regularizers learn are not part of it; they are in ``state_dict``.
+    Strengths are not part of it: if a run changes them, save ``strengths(module)`` too. A native dropout that was left alone
+    (``own_dropout="keep"``) draws from torch's generator, whose state is ``torch.get_rng_state()``. A module that draws nothing has a
+    state without streams.
     """
     return handle_of(module).rng_state()
 
 
 def reset_state(module: Regulated, *names: str) -> None:
-    """Make the state of penalties anew, from the parameters as they are now. For ``L2SP``, this is the point that it pulls to.
+    """Make the state of regularizers anew, from the parameters as they are now: for ``L2SP``, the point that it pulls to.
 
     Call this function after you have loaded a checkpoint into a model that was already regularized.
 
@@ -90,6 +92,24 @@ def reset_state(module: Regulated, *names: str) -> None:
         GraphRegError: ``module`` is a backend, whose regularizers keep no state.
     """
     handle_of(module).reset_state(names)
+
+
+def model_state_dict(module: nn.Module) -> dict[str, Any]:
+    """Return the ``state_dict`` of the user's model: that of the module, without the parameters that regularizers own.
+
+    Such a checkpoint loads into the model, and into the model regularized in another way. To resume training, save
+    ``module.state_dict()``.
+
+    Args:
+        module: A rewritten module, also compiled or wrapped, or a model that is regularized in place.
+
+    Raises:
+        GraphRegError: graphreg did not rewrite the module.
+    """
+    state: dict[str, Any] = regularized(module).state_dict()
+    for name in [name for name in state if name.startswith(f"{RULES}.")]:
+        del state[name]
+    return state
 
 
 def set_rng_state(module: Regulated, state: dict[str, Any]) -> None:

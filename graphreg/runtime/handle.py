@@ -36,6 +36,12 @@ def rewritten(module: Any) -> fx.GraphModule:
     return inner
 
 
+def regularized(module: Any) -> Any:
+    """Return the rewritten module, or the model that is regularized in place, inside compiled and distributed wrappers."""
+    inner = _unwrapped(module)
+    return inner if _placed_in(inner) is not None else rewritten(module)
+
+
 def _unwrapped(module: Any) -> Any:
     """Return what is inside compiled and distributed wrappers."""
     inner = module

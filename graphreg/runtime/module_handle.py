@@ -25,7 +25,7 @@ from graphreg.runtime.handle import Handle, backend_handle, in_place_handle, nat
 from graphreg.runtime.noise_keys import KeyRule, key_of
 from graphreg.runtime.noise_state import MODULE_STATE, checked_state, written_state
 from graphreg.runtime.noise_switches import NoiseSwitches
-from graphreg.runtime.owned_state import Saved, State
+from graphreg.runtime.owned_state import Saved, State, states_in
 from graphreg.runtime.rewritten_module import RewrittenModule
 from graphreg.runtime.runtime_module import Drawing, Rules, RuntimeModule
 from graphreg.runtime.site_strengths import OWN
@@ -191,16 +191,20 @@ class ModuleHandle(Handle):
             states[name].reset(parameters)
 
     def _states(self) -> dict[str, State]:
-        """Return the states of penalties, by the penalties' names."""
-        return {child.name: child for child in self._containers()[0].children() if isinstance(child, State)}
+        """Return the states of regularizers, by their names."""
+        return {state.name: state for state in states_in(self._containers()[0])}
+
+    def _saved(self) -> dict[str, State]:
+        """Return the states that ``rng_state`` has: a ``state_dict`` has those that consist of parameters."""
+        return {name: state for name, state in self._states().items() if state.is_saved}
 
     def saved_states(self) -> dict[str, Saved]:
         """Return the states of penalties as ``rng_state`` holds them, by the penalties' names."""
-        return {name: state.saved() for name, state in self._states().items()}
+        return {name: state.saved() for name, state in self._saved().items()}
 
     def load_states(self, checked: Mapping[str, Any]) -> None:
-        """Load the states of penalties from a state of the noise. If they do not fit, raise RegularizerError before anything changes."""
-        states, saved = self._states(), checked.get("state", {})
+        """Take the states of penalties from a state of the noise. Raises RegularizerError, before anything changes, if they do not fit."""
+        states, saved = self._saved(), checked.get("state", {})
         if other := sorted(states.keys() ^ saved.keys()):
             raise RegularizerError(
                 f"the state belongs to another module: only the state or only the module has tensors of {listed(other, 3)}. Build the "

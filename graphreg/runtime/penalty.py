@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -173,6 +174,13 @@ def widened(value: Tensor) -> Tensor:
     return value if value.dtype == dtype else value.to(dtype)  # a compiled graph would keep a .to() that changes nothing
 
 
+def uncast(device: str) -> AbstractContextManager[Any]:
+    """Return a context without autocast."""
+    if device != "meta" and torch.is_autocast_enabled(device):  # torch has no autocast for the meta device
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
+
+
 def formula(regularizer: Penalty, arguments: Mapping[str, Any], device: str, description: str) -> Tensor:
     """Return the formula's value, 0-d, with autocast off. The formula gets those of the ``arguments`` that it takes."""
     return result(regularizer, arguments, device, description)[0]
@@ -183,11 +191,8 @@ def result(
 ) -> tuple[Tensor, Mapping[str, Tensor] | None]:
     """Return the formula's value, as ``formula`` does, and the new state; None if the formula returned no state."""
     call = {name: arguments[name] for name in regularizer.takes}
-    if device != "meta" and torch.is_autocast_enabled(device):  # torch has no autocast for the meta device
-        with torch.autocast(device, enabled=False):
-            given: Any = called(regularizer, call)
-    else:
-        given = called(regularizer, call)
+    with uncast(device):
+        given: Any = called(regularizer, call)
     value, new = given if isinstance(given, tuple) and "state" in call else (given, None)
     if value.dim() != 0:
         raise RegularizerError(f"{description} gave a tensor of shape {tuple(value.shape)}; a penalty is a 0-d tensor. Average it.")

@@ -40,6 +40,7 @@ from graphreg.runtime.averaging import averages_follow
 from graphreg.runtime.build_record import PICKLE_VERSION, VERSION, require_readable
 from graphreg.runtime.derivative_penalty import Derivative
 from graphreg.runtime.forward import chosen, guarded, signature
+from graphreg.runtime.optimizers import watch_optimizers
 from graphreg.runtime.result import Regularized
 from graphreg.runtime.runtime_module import Rules
 from graphreg.runtime.structure import structure
@@ -87,6 +88,7 @@ class RewrittenModule(fx.GraphModule):
             # otherwise DDP would overwrite these buffers on every rank with those of rank 0, at every step
             ignored = [name for name in self.__dict__.get(IGNORED, ()) if not name.startswith(f"{RULES}.")]
             self.__dict__[IGNORED] = ignored + [f"{RULES}.{name}" for name, _ in rules.named_buffers(remove_duplicate=False)]
+            watch_optimizers(self)
         self.__dict__.update(constants or {})
         _set_graphs(self, dict(graphs))
 
@@ -243,6 +245,7 @@ class RewrittenModule(fx.GraphModule):
         frozen: Any = known.graphs
         known.graphs = {}
         _set_graphs(self, {mode: thaw(records) for mode, records in frozen.items()})
+        watch_optimizers(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickled, (type(self).__name__, PICKLE_VERSION, VERSION), self.__getstate__()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from graphreg.compiler import recompute_in_backward
 from graphreg.errors import RegularizerError
-from graphreg.ir import Steps, brought, clone, has_float64, laid_out, overlaps
+from graphreg.ir import Steps, Units, brought, clone, has_float64, laid_out, overlaps
 from graphreg.regularizer import Splice, called, shared_axes
 from graphreg.rng import Noise, recomputes
 from graphreg.runtime.build_record import BuildRecord
@@ -23,7 +23,7 @@ from graphreg.runtime.site_strengths import OWN, Places
 
 
 class Rules(nn.Module):
-    """Container of a module's runtime modules. It adds nothing to ``state_dict`` or its ``_metadata``, and keeps the dtype of buffers.
+    """Container of a module's runtime modules: keeps the dtype of buffers, and adds nothing to ``state_dict`` but regularizers' parameters.
 
     Attributes:
         strengths: The buffer with each regularizer's strength, by regularizer name. All runtime modules of a regularizer share its buffer.
@@ -72,22 +72,25 @@ class Rules(nn.Module):
             # a Drawing that always acts is not counted: for it, the graph passes ``always`` to KeyRule.forward
             key.always = any(child.always for child in placed if not isinstance(child, Drawing))
 
-    def state_dict(self, *args: Any, destination: Any = None, **more: Any) -> Any:
-        """Add nothing: the user's state_dict and its metadata stay as they are."""
-        return destination if destination is not None else {}
+    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
+        """Add the parameters of regularizers alone: the rest of the user's state_dict and its metadata stay as they are."""
+        destination = destination if destination is not None else {}
+        for name, parameter in self.named_parameters():
+            destination[f"{prefix}{name}"] = parameter if keep_vars else parameter.detach()
+        return destination
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rules:
         """Follow the model to its device, and keep dtype and value through ``.half()`` and ``.to_empty()``."""
         self.move(fn, {})
         return self
 
-    def move(self, fn: Callable[[Tensor], Tensor], moved: dict[int, Tensor]) -> None:
-        """Move all tensors as ``fn`` moves them.
+    def move(self, fn: Callable[[Tensor], Tensor], moved: dict[int, Any]) -> None:
+        """Move all tensors as ``fn`` moves them. Those of a state follow the dtype, too.
 
         Args:
             fn: Moves a tensor.
             moved: By the id of a tensor, the moved tensor. Each tensor is moved once, because several runtime modules share a strength.
-                Containers that share strengths must get the same ``moved``.
+                Containers that share strengths must get the same ``moved``. The states that were moved are in it, too.
         """
         for name, tensor in self.strengths.items():
             if id(tensor) not in moved:
@@ -98,6 +101,9 @@ class Rules(nn.Module):
                     if id(buffer) not in moved:
                         moved[id(buffer)] = brought(buffer, followed(buffer, fn))
                     child._buffers[name] = moved[id(buffer)]
+            for state in child.modules():  # the state of a site
+                if state is not child and not state._modules and id(state) not in moved:
+                    moved[id(state)] = state._apply(fn)  # type: ignore[no-untyped-call]
         self.strengths = {name: moved[id(tensor)] for name, tensor in self.strengths.items()}
 
     def _strength(self, name: str, tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
@@ -214,6 +220,9 @@ class RuntimeModule(nn.Module):
             return super()._apply(fn, recurse)  # type: ignore[no-untyped-call,no-any-return]
         if any(_moves(buffer, fn) for buffer in self._buffers.values() if buffer is not None):
             self.rules[0]._apply(fn)
+        else:  # a state follows a dtype, too
+            for child in self.children():
+                child._apply(fn)  # type: ignore[no-untyped-call]
         return self
 
 
@@ -258,9 +267,12 @@ class SpliceRule(Drawing):
     overwritten = False  # whether the model may write into the value later
     apart = False  # whether it must return a copy where it does not act, because the model writes into the value: see Insertions.apart
 
-    def __init__(self, regularizer: Splice, site: str, strength: Tensor, slot: int, path: str, steps: Steps | None = None) -> None:
+    def __init__(
+        self, regularizer: Splice, site: str, strength: Tensor, slot: int, path: str, steps: Steps | None = None,
+        units: Units | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(f"{type(regularizer).__name__} at {site}", site, slot, path, strength)
-        self.regularizer, self.steps = regularizer, steps
+        self.regularizer, self.steps, self.units = regularizer, steps, units
         self.share_axes = regularizer.engine_options.share_axes
         self.on_parameter = regularizer.on == "parameters"
 
@@ -270,6 +282,10 @@ class SpliceRule(Drawing):
     def acts(self) -> bool:
         """Whether the value is replaced now."""
         return not self.silenced and (self.forced or self.owner[0].training)
+
+    def may_recompute(self) -> bool:
+        """Whether a compiled backward may recompute the result."""
+        return self.recomputed
 
     def differs_in_eval(self) -> bool:
         """Whether the splice has a form for eval mode (``in_eval``), which replaces the value while ``acts()`` is False."""
@@ -297,13 +313,15 @@ class SpliceRule(Drawing):
                 f"{self.description}: the value is {what}, and only floating-point values can be spliced. Leave the site out."
             )
         self.regularizer.require_fit(z.shape, self.description)
+        if self.units is not None:
+            self.units.require(z.shape, self.description)
         if self.steps is not None and self.steps.lengths is not None:
             lengths = self.steps.counts(lengths, z, self.description)
         others = self._others(z, others)
         shared = shared_axes(self.share_axes, self.steps, z.shape, self.description) if self.share_axes else ()
         weight, noise = self.weight(accumulation(z.dtype)), Noise(self.row(key), shared)
         formula = partial(self._formula, lengths=lengths, others=others)
-        recompute = self.recomputed and recomputes() and not others  # a recomputed formula has z as its only input
+        recompute = self.may_recompute() and recomputes() and not others  # a recomputed formula has z as its only input
         if not acts:
             y = self._in_eval(z, weight, others)
         elif recompute:
@@ -350,15 +368,25 @@ class SpliceRule(Drawing):
                 )
         return {name: value.to(z.dtype) for name, value in others.items()}
 
-    def _in_eval(self, z: Tensor, weight: Tensor, others: dict[str, Tensor]) -> Any:
-        arguments = {"z": z, "weight": weight, **others}
-        return self.regularizer.in_eval(**{name: arguments[name] for name in self.regularizer.takes_in_eval})  # type: ignore[attr-defined]
+    def _in_eval(self, z: Tensor, weight: Tensor, others: dict[str, Any]) -> Any:
+        arguments = {"z": z, "units": self._moved(z), "weight": weight, **others}
+        y = self.regularizer.in_eval(**{name: arguments[name] for name in self.regularizer.takes_in_eval})  # type: ignore[attr-defined]
+        return self.moved_back(y)
 
-    def _formula(self, z: Tensor, weight: Tensor, noise: Noise, lengths: Tensor | None, others: dict[str, Tensor]) -> Any:
+    def _moved(self, z: Tensor) -> Tensor:
+        """Return the value with the axis of units at the end, for a formula that takes ``units``."""
+        return z if self.units is None else z.movedim(self.units.axis, -1)
+
+    def moved_back(self, y: Any) -> Any:
+        """Return a formula's result with the axes of the value; anything else that a formula may return as it is."""
+        return y if self.units is None or not isinstance(y, Tensor) or not y.dim() else y.movedim(-1, self.units.axis)
+
+    def _formula(self, z: Tensor, weight: Tensor, noise: Noise, lengths: Tensor | None, others: dict[str, Any]) -> Any:
         arguments: dict[str, Any] = {"z": z, "w": z, "weight": weight, "noise": noise, "lengths": lengths, **others}
-        if "values" in self.regularizer.takes:  # self.site is read only here: Dynamo would compile a graph for each site that it reads
+        arguments["units"] = self._moved(z)
+        if "values" in self.regularizer.takes:  # not read otherwise: Dynamo would compile blocks apart that differ in this name alone
             arguments["values"] = {self.site: z}
-        return called(self.regularizer, {name: arguments[name] for name in self.regularizer.takes})
+        return self.moved_back(called(self.regularizer, {name: arguments[name] for name in self.regularizer.takes}))
 
 
 def accumulation(dtype: torch.dtype) -> torch.dtype:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from graphreg.ir import brought, has_float64
-from graphreg.regularizer import Penalty, Regularizer
+from graphreg.regularizer import Regularizer
 from graphreg.rng import call_keys, stream
 from graphreg.runtime.noise_keys import KeyRule
 from graphreg.runtime.owned_state import State
@@ -60,7 +60,7 @@ class SharedState:
         self.rules.add_module("key", self.key)
         self.key.rules = (self.rules,)
         for name, regularizer in regularizers.items():
-            if isinstance(regularizer, Penalty) and "state" in regularizer.takes:
+            if "state" in regularizer.takes:
                 self.rules.add_module(f"{name}_state", State(name, regularizer))
 
     def slots(self, streams: Mapping[str, StreamName]) -> dict[str, int]:

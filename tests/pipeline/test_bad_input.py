@@ -945,7 +945,7 @@ def test_definition_asks_for_what_nobody_supplies() -> None:
 
 def test_definition_of_a_splice_on_parameters() -> None:
     before = graphreg.registered()
-    with pytest.raises(RegularizerError, match=r"Shake\.__call__ asks for z; the engine supplies w, values, weight, noise on parameters"):
+    with pytest.raises(RegularizerError, match=r"Shake\.__call__ asks for z; the engine supplies w, values, weight, noise, state on"):
 
         class Shake(Splice, keys=("shake",), on="parameters"):
             def __call__(self, z: Tensor, weight: Tensor) -> Tensor:

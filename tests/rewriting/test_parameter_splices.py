@@ -451,7 +451,7 @@ def test_a_parameter_that_nothing_reads_is_left_out_or_named() -> None:
 
 
 def test_what_a_formula_may_ask_for() -> None:
-    with pytest.raises(RegularizerError, match=r"Sequence\.__call__ asks for lengths; the engine supplies w, values, weight, noise on"):
+    with pytest.raises(RegularizerError, match=r"Sequence\.__call__ asks for lengths; the engine supplies w, values, weight, noise, "):
 
         class Sequence(Splice, on="parameters"):
             lengths: str | None = None

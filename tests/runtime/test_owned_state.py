@@ -161,7 +161,7 @@ def test_other_states_are_refused() -> None:
         (graphreg.rng_state(made(BernoulliDropout("0", 0.5))), r"other streams|only the state or only the module has tensors of l2_sp"),
         (
             graphreg.rng_state(made(L2SP("1.weight", 1.0))),
-            r"the state of l2_sp belongs to other parameters: only the state or only the module has 0\.weight",
+            r"the state of l2_sp is that of other sites: only one of the two has 0\.weight",
         ),
         (
             {**state, "state": {"l2_sp": {"0.weight": {"start": torch.ones(1)}}}},
