@@ -310,7 +310,8 @@ def objects() -> None:
     def read(x: Tensor, value: Attributes) -> Tensor:
         twin = copy.copy(value)
         twin.a = 10
-        return x + sum(getattr(twin, name) for name in vars(twin)) + sum(getattr(value, name) for name in value.__dict__)
+        total: int = sum([getattr(twin, name) for name in vars(twin)]) + sum([getattr(value, name) for name in value.__dict__])
+        return x + total
 
     if door.TRACES_OBJECTS:
         assert compiled(read, nothing, fullgraph=True)(torch.ones(1), Attributes()) == 16
