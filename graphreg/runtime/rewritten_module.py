@@ -48,6 +48,7 @@ from graphreg.torch_internals import (
     COMPILED_CALL,
     STATE_HOOKS,
     TENSOR_REGISTRIES,
+    define_in_copies,
     define_named_tuples,
     enters_levels,
     pytree,
@@ -57,8 +58,8 @@ from graphreg.torch_internals import (
 _REMADE = ("_graph", "_code", LOWERED, COMPILED_CALL)  # left out of copies and pickles
 _common: WeakValueDictionary[bytes, type[RewrittenModule]] = WeakValueDictionary()  # shared classes, by a digest of code and structure
 
-
 pytree.register_namedtuple(Regularized, serialized_type_name="graphreg.Regularized")  # torch.export.save writes the name down
+define_in_copies(Regularized)
 
 
 class RewrittenModule(fx.GraphModule):
@@ -168,7 +169,7 @@ class RewrittenModule(fx.GraphModule):
             forwards[mode], state.codes[mode] = type(self).forward, self._code
             if state.blocks:
                 state.compiled_codes.setdefault(mode, self._code)
-                state.codes[mode] = spelled(graph).python_code("self").src
+                state.codes[mode] = _text(graph)
             check_arguments(graph, state.codes[mode], type(self).__name__)
             self._graph, graph.owning_module = graph, self
         optional = [str(n.target) for n in self._graph.nodes if n.op == "placeholder" and n.args and not state.model.is_graph]
@@ -394,3 +395,9 @@ def _emitted(module: RewrittenModule, graph: fx.Graph) -> Any:
     define_named_tuples(graph)
     module._graph = spelled(graph)
     return super(RewrittenModule, module).recompile()
+
+
+def _text(graph: fx.Graph) -> str:
+    """Return the emitted Python of a graph that no forward is made of."""
+    define_named_tuples(graph)
+    return str(spelled(graph).python_code("self").src)
