@@ -1,14 +1,16 @@
-"""Finds the modules that ``blocks=`` selects. The rewritten module still calls these as modules."""
+"""Finds the blocks: the modules that ``blocks=`` selects, and those that checkpoint their own forward. The result calls them as modules."""
 
 from __future__ import annotations
 
 from graphreg.errors import RegularizerError
 from graphreg.ir import Label, Missing, Pattern, Selector, Site, calls_of, select, strings
-from graphreg.tracing import Traced
+from graphreg.tracing import Traced, checkpoints_itself
 
 
-def called_blocks(traced: Traced, selector: Selector | None, missing: Missing) -> tuple[str, ...]:
-    """Return the paths of the modules that a selector matches, in the order of their first calls.
+def called_blocks(traced: Traced, selector: Selector | None, missing: Missing) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the paths of the blocks, in the order of their first calls; and the paths of those that no string of the selector matches.
+
+    A module that checkpoints its own forward is a block in any case, because a graph without the module would not checkpoint.
 
     Args:
         traced: The traced model.
@@ -19,18 +21,25 @@ def called_blocks(traced: Traced, selector: Selector | None, missing: Missing) -
         NoMatchError: A string matches no module that the model calls.
         RegularizerError: A string asks for a port or a role, or is ``*`` alone.
     """
-    if selector is None:
-        return ()
+    sites = _modules(traced) if traced.whole else []
+    chosen = set[str]()
+    if selector is not None:
+        check_blocks(selector)
+        matched = select(selector, sites, sites, what="called module", model=traced.title, missing=missing, who="blocks=")
+        chosen = {site.name for site in matched}
+    unasked = {site.name for site in sites if checkpoints_itself(traced.operations.modules[site.name])} - chosen
+    names = [site.name for site in sites if site.name in chosen | unasked]
+    return tuple(names), tuple(name for name in names if name in unasked)
+
+
+def check_blocks(selector: Selector) -> None:
+    """Raise RegularizerError unless ``selector`` can select modules: it is a selector, and its strings have no port and no role."""
     for pattern in map(Pattern.parse, strings(selector)):
         if pattern.lone or pattern.port is not None or pattern.role is not None:
             raise RegularizerError(
                 f"blocks={pattern.text!r} names no modules. Give the paths of the blocks, such as blocks='layers.*', with a class after @ "
                 "if you like ('**@Block'), and no port or role."
             )
-    sites = _modules(traced)
-    return tuple(
-        site.name for site in select(selector, sites, sites, what="called module", model=traced.title, missing=missing, who="blocks=")
-    )
 
 
 def _modules(traced: Traced) -> list[Site]:

@@ -12,7 +12,7 @@ from functools import cached_property, partial
 from typing import Any, ClassVar
 
 from graphreg.errors import GraphRegError, RegularizerError, RenamedAttributes, listed, shown, warn
-from graphreg.ir import Missing, NativeDropout, Selector, Site, Steps, Units, columns, dtype_text, shape_text
+from graphreg.ir import Missing, NativeDropout, Selector, Site, Steps, Units, columns, dtype_text, escaped, shape_text
 from graphreg.planning.blocks import called_blocks
 from graphreg.planning.dependence import DependenceSlice, dependence_slice
 from graphreg.planning.depth import strengths_by_depth
@@ -103,7 +103,9 @@ class Plan(RenamedAttributes):
         repeats: Values that splices of one kind act on several times in a row.
         missing: The option ``missing`` of ``plan``.
         own_dropout: The option ``own_dropout`` of ``plan``.
-        blocks: The paths of the modules that ``blocks=`` selects, which the rewritten module still calls as modules.
+        blocks: The paths of the blocks, which the rewritten module still calls as modules: those that ``blocks=`` selects, and those that
+            checkpoint their own forward.
+        unasked: The paths of the blocks that ``blocks=`` does not select.
         traced: The traced model that the plan is for; None in the plan that a rewritten module stores.
     """
 
@@ -120,11 +122,17 @@ class Plan(RenamedAttributes):
     missing: Missing = "error"
     own_dropout: OwnDropout = "keep"
     blocks: tuple[str, ...] = ()
+    unasked: tuple[str, ...] = ()
     traced: Traced | None = field(default=None, repr=False, compare=False)
 
     def of(self, name: str) -> tuple[Edit, ...]:
         """Return the edits of one regularizer."""
         return tuple(edit for edit in self.edits if edit.name == name)
+
+    @property
+    def asked_blocks(self) -> tuple[str, ...]:
+        """Strings for ``blocks=`` that select the same blocks again."""
+        return tuple(escaped(path) for path in self.blocks if path not in self.unasked)
 
     @cached_property
     def by_site(self) -> dict[str, list[Edit]]:
@@ -186,6 +194,7 @@ class Plan(RenamedAttributes):
         edits = f"{len(self.edits)} edit{'s' * (len(self.edits) != 1)}"
         repeated = "".join(f"\n{line}" for line in self.repeated())
         blocks = f"\n{len(self.blocks)} block{'s' * (len(self.blocks) != 1)}: {', '.join(self.blocks)}" if self.blocks else ""
+        blocks += "; these checkpoint their own forward: " + ", ".join(self.unasked) if self.unasked else ""
         after = f"{rows_text}{notes}{repeated}{native}{blocks}{missed}"
         return f"{self.title}: {edits} by {count} regularizer{'s' * (count != 1)}{after}"
 
@@ -268,9 +277,9 @@ def decided(
     splices = [edit for edit in edits if isinstance(edit.regularizer, Splice) and edit.site.kind == "value"]
     again = repeats(traced, [(edit.site, edit.name, edit.regularizer) for edit in splices])
     lost = _missed(traced, named, own_dropout, missing)
-    counts, called = count_sites(traced), called_blocks(traced, blocks, missing)
+    counts, (called, unasked) = count_sites(traced), called_blocks(traced, blocks, missing)
     _check_layers(edits, called)
-    asked = (missing, own_dropout, called)
+    asked = (missing, own_dropout, called, unasked)
     return Plan(traced.title, named, tuple(edits), slices, native_dropout, unmovable, counts, lost, again, *asked, traced)
 
 

@@ -27,7 +27,7 @@ from graphreg.torch_internals.autograd import (
     version_of,
     wrap_engine,
 )
-from graphreg.torch_internals.checkpointing import before_checkpoints, next_region
+from graphreg.torch_internals.checkpointing import before_checkpoints, checkpoint_wrapped, next_region
 from graphreg.torch_internals.config import CONFIGS, DYNAMO, FUNCTORCH, INDUCTOR, default_of, has_setting
 from graphreg.torch_internals.dynamo import (
     CALLERS_OF_FORWARD,
@@ -189,7 +189,7 @@ __all__ = [
     "CompiledCall", "ConstantPadBase", "ConvolutionBase", "DropoutBase", "FakeCopyMode", "FakeTensorMode",
     "HigherOrderOperator", "ModuleStack", "OpOverload", "OpOverloadPacket", "TorchDispatchMode", "asking_wrapper",
     "assert_async", "at_rest", "backend_in", "backend_named", "backward_task", "base_of", "batch_positions",
-    "before_checkpoints", "bound_call", "captured_code", "chunks", "collector_at_rest", "compile_record_of",
+    "before_checkpoints", "bound_call", "captured_code", "checkpoint_wrapped", "chunks", "collector_at_rest", "compile_record_of",
     "compiled_call", "compiles_itself", "copy_notes", "copy_source", "custom_operators", "deep_enough", "default_of",
     "define_named_tuples", "defines_named_tuples", "draws_watched", "drop_forward_hooks", "enters_levels", "evaluated",
     "example_sizes", "excludes_one", "fake_mode", "first_arguments", "first_scale", "forward_hooks", "function_in",
