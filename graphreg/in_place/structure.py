@@ -31,11 +31,11 @@ from graphreg.ir import (
     scope_of,
     state_of,
 )
-from graphreg.planning import OwnDropout, Plan, plan
+from graphreg.planning import OwnDropout, Plan, matching_modules, plan
 from graphreg.regularizer import Regularizer
 from graphreg.rewriting import rewrite_with
 from graphreg.runtime import Drawing, Penalties, RewrittenModule, Rules, RuntimeModule, Scale, SharedState, graphs_of, rules_of
-from graphreg.torch_internals import CALL_HOOKS, COMPILED_CALL, Changes, at_rest, checkpoint_wrapped, compiles_itself, pytree, version_of
+from graphreg.torch_internals import CALL_HOOKS, COMPILED_CALL, WRAPPED_MODULE, Changes, at_rest, checkpoint_wrapped, compiles_itself, pytree, version_of
 from graphreg.tracing import DECISIONS, FrontEnd, Traced, checkpoints_itself, mode_asked, trace
 
 _ASKS = (*SIZE_ASSERTIONS, *DECISIONS, mode_asked)  # the targets of nodes that may raise OtherInputs
@@ -105,7 +105,7 @@ class StructureGraph:
 
     def follow(self, model: nn.Module) -> None:
         """Call the blocks that are submodules of the model itself through the wrappers that they have now."""
-        for path in _record(self.module).blocks:
+        for path in self.plan.blocks:
             if "." not in path and self.module._modules[path] is not model._modules[path]:
                 self.module._modules[path] = model._modules[path]
 
@@ -118,6 +118,7 @@ class StructureGraph:
 def traced_for(model: nn.Module, example: Any, options: Options, shared: SharedState) -> StructureGraph:
     """Trace the model for a call with the arguments ``example``, and return the graph with the regularizers in it."""
     held = copied_contents(pytree.tree_map_only(Tensor, lambda tensor: None, example))
+    _place_before_trace(model, options.blocks)
     with bare(model), _spelled_out(model, example):
         with reads_recorded(model) as reads:
             traced = _traced(model, example, options.front_end)
@@ -201,6 +202,16 @@ def _unwrapped(module: nn.Module) -> nn.Module:
     while (wrapped := checkpoint_wrapped(module)) is not None:
         module = wrapped
     return module
+
+
+def _place_before_trace(model: nn.Module, selector: Selector | None) -> None:
+    """Place the blocks whose calls something acts on, so that the trace does not contain what acts."""
+    if selector is None:
+        return
+    modules = {path: _unwrapped(inner) for path, inner in model.named_modules() if WRAPPED_MODULE not in path}
+    for path in matching_modules(modules, selector):
+        if not is_placed(modules[path]) and _acts_on_calls(model, path, modules[path]):
+            place(modules[path])
 
 
 def _acts_on_calls(model: nn.Module, path: str, block: nn.Module) -> bool:

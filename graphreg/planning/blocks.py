@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from torch import nn
+
 from graphreg.errors import RegularizerError
 from graphreg.ir import Label, Missing, Pattern, Selector, Site, calls_of, select, strings
 from graphreg.tracing import Traced, checkpoints_itself
@@ -51,4 +55,17 @@ def _modules(traced: Traced) -> list[Site]:
             if node.op == "call_module":
                 paths[str(node.target)] = None
     modules = traced.operations.modules
-    return [Site((Label(path, type(modules[path]).__name__, module=path),), module=path) for path in paths if path in modules]
+    return [_site(path, modules[path]) for path in paths if path in modules]
+
+
+def matching_modules(modules: Mapping[str, nn.Module], selector: Selector) -> list[str]:
+    """Return the paths that a selector matches, before the model is traced. Modules without a forward, such as an nn.ModuleList, are left out.
+
+    A trace may find other blocks: a selector that matches a module does not match the modules inside, unless the model never calls it.
+    """
+    sites = [_site(path, module) for path, module in modules.items() if path and type(module).forward is not nn.Module.forward]
+    return [site.name for site in select(selector, sites, sites, what="module", model="", missing="ignore", who="blocks=")]
+
+
+def _site(path: str, module: nn.Module) -> Site:
+    return Site((Label(path, type(module).__name__, module=path),), module=path)

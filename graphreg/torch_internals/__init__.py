@@ -27,7 +27,7 @@ from graphreg.torch_internals.autograd import (
     version_of,
     wrap_engine,
 )
-from graphreg.torch_internals.checkpointing import before_checkpoints, checkpoint_wrapped, next_region
+from graphreg.torch_internals.checkpointing import WRAPPED_MODULE, before_checkpoints, checkpoint_wrapped, next_region
 from graphreg.torch_internals.config import CONFIGS, DYNAMO, FUNCTORCH, INDUCTOR, default_of, has_setting
 from graphreg.torch_internals.dynamo import (
     CALLERS_OF_FORWARD,
@@ -185,7 +185,7 @@ from graphreg.torch_internals.versions import known_versions, run_canaries, warn
 __all__ = [
     "CALLERS_OF_FORWARD", "CALL_HOOKS", "CHUNKED", "COMPILED_CALL", "COMPILED_MODULE", "CONFIGS", "DYNAMO", "FAKE_LOGGER",
     "FUNCTORCH", "INDUCTOR", "NO_BACKWARD", "PRIVATE_FACTS", "PRIVATE_STORAGE", "REPLICATE", "SOLVER_LOGGER", "SPECIALIZED_LOGGER",
-    "STATE_HOOKS", "TELLS_RESULT", "TELLS_SKIPPED_CODE", "TENSOR_REGISTRIES", "BatchNormBase", "CapturedCode", "Changes", "Chunk",
+    "STATE_HOOKS", "TELLS_RESULT", "TELLS_SKIPPED_CODE", "TENSOR_REGISTRIES", "WRAPPED_MODULE", "BatchNormBase", "CapturedCode", "Changes", "Chunk",
     "CompiledCall", "ConstantPadBase", "ConvolutionBase", "DropoutBase", "FakeCopyMode", "FakeTensorMode",
     "HigherOrderOperator", "ModuleStack", "OpOverload", "OpOverloadPacket", "TorchDispatchMode", "asking_wrapper",
     "assert_async", "at_rest", "backend_in", "backend_named", "backward_task", "base_of", "batch_positions",

@@ -12,6 +12,9 @@ from torch._higher_order_ops.wrap import uid
 from graphreg.torch_internals.patching import Changes
 
 
+WRAPPED_MODULE = "_checkpoint_wrapped_module"  # the attribute of a wrapper that ``checkpoint_wrapper`` made
+
+
 def before_checkpoints(changes: Changes, ask: Callable[[], None]) -> None:
     """Until the changes end, call ``ask`` before each activation checkpoint; if ``ask`` raises, the checkpoint raises.
 
@@ -39,7 +42,7 @@ def begins() -> dict[str, Any]:
 
 def checkpoint_wrapped(module: nn.Module) -> nn.Module | None:
     """Return the module inside a wrapper that ``checkpoint_wrapper`` made; None for any other module."""
-    return module._modules.get("_checkpoint_wrapped_module")
+    return module._modules.get(WRAPPED_MODULE)
 
 
 def next_region() -> int:
