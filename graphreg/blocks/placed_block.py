@@ -78,7 +78,7 @@ def add_call(block: nn.Module, name: str, call: PlacedCall) -> None:
 
 
 def leave(block: nn.Module, owner: str = "") -> None:
-    """Remove the code of one rewritten module from a block. If the block has no other code, it gets its own class back, and keeps nothing of ours.
+    """Remove the code of one rewritten module from a block. A block without other code gets its own class back, and keeps nothing.
 
     Raises:
         GraphRegError: Another library has changed the class of the block.
@@ -167,6 +167,10 @@ def _reduce(made: type[nn.Module]) -> Callable[..., Any]:
         arguments = tuple(getattr(made, ORIGINAL) if argument is type(self) else argument for argument in arguments)
         if rest and isinstance(rest[0], dict):
             rest[0] = {name: value for name, value in rest[0].items() if name != CALLS}
-        return function, arguments, *rest
+        return _remade, (function, arguments), *rest  # pickle would compare the class in ``arguments`` with the block's own class
 
     return reduce
+
+
+def _remade(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    return function(*arguments)

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from graphreg.blocks import CALLS, is_placed, leave, place, unwrapped_block
+from graphreg.blocks import CALLS, is_placed, is_sharded, leave, place, unwrapped_block
 from graphreg.errors import GraphRegError, OtherInputs, TraceError, listed
 from graphreg.in_place.fingerprint import Fingerprint, reads_recorded
 from graphreg.ir import (
@@ -35,7 +35,17 @@ from graphreg.planning import OwnDropout, Plan, matching_modules, plan
 from graphreg.regularizer import Regularizer
 from graphreg.rewriting import rewrite_with
 from graphreg.runtime import Drawing, Penalties, RewrittenModule, Rules, RuntimeModule, Scale, SharedState, graphs_of, rules_of
-from graphreg.torch_internals import CALL_HOOKS, COMPILED_CALL, WRAPPED_MODULE, Changes, at_rest, checkpoint_wrapped, compiles_itself, pytree, version_of
+from graphreg.torch_internals import (
+    CALL_HOOKS,
+    COMPILED_CALL,
+    WRAPPED_MODULE,
+    Changes,
+    at_rest,
+    checkpoint_wrapped,
+    compiles_itself,
+    pytree,
+    version_of,
+)
 from graphreg.tracing import DECISIONS, FrontEnd, Traced, checkpoints_itself, mode_asked, trace
 
 _ASKS = (*SIZE_ASSERTIONS, *DECISIONS, mode_asked)  # the targets of nodes that may raise OtherInputs
@@ -99,8 +109,8 @@ class StructureGraph:
             if hooks:
                 raise GraphRegError(
                     f"{path} has a hook, and in train mode the model runs as a graph, which contains the operations of {path} but does not "
-                    f"call it: the hook would not run. Make it a block that is called: graphreg.regularize_(model, ..., blocks={path!r}). Or "
-                    "register the hook on the model itself or on a layer that the graph calls, such as an nn.Linear."
+                    f"call it: the hook would not run. Make it a block that is called: graphreg.regularize_(model, ..., blocks={path!r}); "
+                    "or register the hook on the model itself, or on a layer that the graph calls, such as an nn.Linear."
                 )
 
     def follow(self, model: nn.Module) -> None:
@@ -118,6 +128,7 @@ class StructureGraph:
 def traced_for(model: nn.Module, example: Any, options: Options, shared: SharedState) -> StructureGraph:
     """Trace the model for a call with the arguments ``example``, and return the graph with the regularizers in it."""
     held = copied_contents(pytree.tree_map_only(Tensor, lambda tensor: None, example))
+    _refuse_sharded(model)
     _place_before_trace(model, options.blocks)
     with bare(model), _spelled_out(model, example):
         with reads_recorded(model) as reads:
@@ -162,6 +173,16 @@ def _traced(model: nn.Module, example: Any, front_end: FrontEnd) -> Traced:
             "off: model.gradient_checkpointing_disable(), or leave it out of the Trainer's arguments. To save memory, compile the model "
             "and set torch._functorch.config.activation_memory_budget."
         ) from error
+
+
+def _refuse_sharded(model: nn.Module) -> None:
+    """Raise TraceError if FSDP2 was applied to the model or a part of it: a trace needs whole parameters."""
+    if (sharded := next((path for path, inner in model.named_modules() if is_sharded(inner)), None)) is not None:
+        raise TraceError(
+            f"fully_shard was applied to {repr(sharded) if sharded else 'the model'}, and the model has no graph for the arguments of this "
+            "call: it can be traced only while its parameters are whole. Before fully_shard, give graphreg.regularize_ example_inputs of "
+            "this structure, or call the model once with such arguments."
+        )
 
 
 def _first_effect(graph: fx.Graph) -> int:
@@ -222,8 +243,8 @@ def _acts_on_calls(model: nn.Module, path: str, block: nn.Module) -> bool:
     """
     if "forward" in vars(block):
         raise TraceError(
-            f"the forward of {path!r}, which is a block (blocks=), was replaced on the object, but graphs replace the forward of its class. "
-            "Regularize first."
+            f"the forward of {path!r}, which is a block (blocks=), was replaced on the object, but regularize_ replaces the forward of the "
+            "class. Regularize first."
         )
     return compiles_itself(block) or any(getattr(block, name) for name in CALL_HOOKS) or block is not model.get_submodule(path)
 

@@ -18,7 +18,7 @@ from graphreg.planning.repeats import Strengths, lines, warning
 
 __all__ = [
     "CHOICES", "FAMILIES", "OWN_DROPOUT", "DependenceSlice", "Edit", "NativeDropoutEdit", "OwnDropout", "Plan", "SiteCounts", "Strengths",
-    "check_blocks", "check_count", "check_missing", "check_option", "check_sites", "check_trainable", "count_sites", "counted", "decide", "decided",
-    "from_keywords", "from_kwargs", "instances", "lines", "matching_modules", "matching_sites", "missed", "named_once", "plan", "readers_of",
-    "require_sites", "warning",
+    "check_blocks", "check_count", "check_missing", "check_option", "check_sites", "check_trainable", "count_sites", "counted", "decide",
+    "decided", "from_keywords", "from_kwargs", "instances", "lines", "matching_modules", "matching_sites", "missed", "named_once", "plan",
+    "readers_of", "require_sites", "warning",
 ]  # fmt: skip

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
-from graphreg.errors import RegularizerError
+from graphreg.errors import RegularizerError, listed
 from graphreg.ir import Label, Missing, Pattern, Selector, Site, calls_of, select, strings
-from graphreg.tracing import Traced, checkpoints_itself
+from graphreg.planning.parameter_splices import Readers
+from graphreg.regularizer import Regularizer
+from graphreg.tracing import CHECKPOINTS, Traced, checkpoints_itself
 
 
 def called_blocks(traced: Traced, selector: Selector | None, missing: Missing) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -46,6 +48,49 @@ def check_blocks(selector: Selector) -> None:
             )
 
 
+def check_layers(replacing: Iterable[tuple[Site, str, Readers]], blocks: Sequence[str]) -> None:
+    """Raise RegularizerError for a splice on a parameter of a layer in ``blocks``, because the splice replaces the call of the layer.
+
+    ``replacing``: the site of each splice on a parameter, the regularizer's name, and the modules whose reads the splice replaces.
+    """
+    for site, name, readers in replacing if blocks else ():
+        every = [label.name.rpartition(".")[0] for label in site.labels] if readers is None else readers
+        if (layer := next((path for path in every if path in blocks), None)) is not None:
+            raise RegularizerError(
+                f"{name} replaces {site.name} where {layer!r} reads it, and {layer!r} is a block itself (blocks=). Leave the "
+                "layer out of blocks=, or name the module around it."
+            )
+
+
+def lost_to_checkpoints(traced: Traced, regularizers: Mapping[str, Regularizer]) -> str:
+    """Return a warning for selectors that would match inside modules that are opaque because they checkpoint; ``""`` for none."""
+    opaque = [path for path, reason in traced.opaque_modules.items() if CHECKPOINTS in reason]
+    modules = traced.operations.modules.items()
+    hidden = [
+        Site((Label(path, type(module).__name__, module=path),), module=path, role="hidden")
+        for path, module in modules
+        if any(path.startswith(f"{outer}.") for outer in opaque)
+    ]
+    losing = [name for name, regularizer in regularizers.items() if hidden and _loses(traced, regularizer, hidden)]
+    if not losing:
+        return ""
+    return (
+        f"there are no sites for {listed(losing, 3)} inside {listed(opaque, 3)}, because a module that checkpoints activations in its "
+        "forward is opaque. To have sites there, take the checkpoint out of the forward, name the module in blocks=, and put checkpoint_wrapper "
+        "around the block of the result."
+    )
+
+
+def _loses(traced: Traced, regularizer: Regularizer, hidden: Sequence[Site]) -> bool:
+    """Return whether a selector of values would match one of the ``hidden`` sites if the model had them."""
+    if regularizer.on != "values" or callable(regularizer.pattern):
+        return False
+    patterns = [pattern for pattern in map(Pattern.parse, strings(regularizer.pattern)) if not pattern.exclude]
+    if not patterns or any(pattern.lone for pattern in patterns):
+        return bool(regularizer.defaults(list(hidden)))
+    return any(site in hidden for pattern in patterns for site in pattern.find([*traced.values, *hidden]))
+
+
 def _modules(traced: Traced) -> list[Site]:
     """Return a site for each submodule that the model calls. Its label has the module's path and class, for selectors to match."""
     paths: dict[str, None] = {}
@@ -59,9 +104,9 @@ def _modules(traced: Traced) -> list[Site]:
 
 
 def matching_modules(modules: Mapping[str, nn.Module], selector: Selector) -> list[str]:
-    """Return the paths that a selector matches, before the model is traced. Modules without a forward, such as an nn.ModuleList, are left out.
+    """Return the paths that a selector matches before the model is traced; modules without a forward, such as an nn.ModuleList, left out.
 
-    A trace may find other blocks: a selector that matches a module does not match the modules inside, unless the model never calls it.
+    A trace may find others: a selector that matches a module does not match the modules inside, unless the model never calls the module.
     """
     sites = [_site(path, module) for path, module in modules.items() if path and type(module).forward is not nn.Module.forward]
     return [site.name for site in select(selector, sites, sites, what="module", model="", missing="ignore", who="blocks=")]

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from graphreg.errors import GraphRegError, RegularizerError, RenamedAttributes, listed, shown, warn
 from graphreg.ir import Missing, NativeDropout, Selector, Site, Steps, Units, columns, dtype_text, escaped, shape_text
-from graphreg.planning.blocks import called_blocks
+from graphreg.planning.blocks import called_blocks, check_layers, lost_to_checkpoints
 from graphreg.planning.dependence import DependenceSlice, dependence_slice
 from graphreg.planning.depth import strengths_by_depth
 from graphreg.planning.keywords import instances
@@ -232,12 +232,13 @@ def plan(
     own_dropout: OwnDropout = "keep",
     blocks: Selector | None = None,
 ) -> Plan:
-    """Make a plan, and warn if splices of one kind act on one value several times in a row.
+    """Make a plan. Warn if splices of one kind act on one value several times in a row, and if checkpoints hide sites from a selector.
 
     ``graphreg.plan`` in ``pipeline.py`` describes the arguments.
     """
     made = decided(traced, regularizers, missing, own_dropout, blocks)
-    if message := warning(made.repeats, made.regularizers, traced.values, _planned(made.regularizers, made.edits)):
+    repeated = warning(made.repeats, made.regularizers, traced.values, _planned(made.regularizers, made.edits))
+    for message in filter(None, (repeated, lost_to_checkpoints(traced, made.regularizers))):
         warn(message)
     return made
 
@@ -270,15 +271,16 @@ def decided(
                 more |= {"readers": reads[0], "other_readers": reads[1]}
             edits.append(Edit(site, name, regularizer, text, seen[site.name, kind], steps, units, **more))
             seen[site.name, kind] += 1
-    check_order(traced, [(edit.site, edit.name, edit.readers) for edit in edits if edit.replaces_parameter])
+    replacing = [(edit.site, edit.name, edit.readers) for edit in edits if edit.replaces_parameter]
+    check_order(traced, replacing)
     native_dropout, unmovable = decide(own_dropout, traced.native_dropout, traced.title, missing, traced.values)
     slices = _slices(traced, named, edits)
-    check_calls(traced, [(e.site, e.name, e.readers) for e in edits if e.replaces_parameter], native_dropout)
+    check_calls(traced, replacing, native_dropout)
     splices = [edit for edit in edits if isinstance(edit.regularizer, Splice) and edit.site.kind == "value"]
     again = repeats(traced, [(edit.site, edit.name, edit.regularizer) for edit in splices])
     lost = _missed(traced, named, own_dropout, missing)
     counts, (called, unasked) = count_sites(traced), called_blocks(traced, blocks, missing)
-    _check_layers(edits, called)
+    check_layers(replacing, called)
     asked = (missing, own_dropout, called, unasked)
     return Plan(traced.title, named, tuple(edits), slices, native_dropout, unmovable, counts, lost, again, *asked, traced)
 
@@ -287,17 +289,6 @@ def _planned(regularizers: Mapping[str, Regularizer], edits: Sequence[Edit]) -> 
     """Return the strengths of a plan by regularizer name, and those that differ by depth by (regularizer name, site name), too."""
     by_name = {name: float(regularizer.weight) for name, regularizer in regularizers.items()}
     return {**by_name, **{(edit.name, edit.site.name): edit.at_depth for edit in edits if edit.at_depth is not None}}
-
-
-def _check_layers(edits: Sequence[Edit], blocks: Sequence[str]) -> None:
-    """Raise RegularizerError for a splice on a parameter of a layer in ``blocks``, because the splice replaces the call of the layer."""
-    for edit in edits if blocks else ():
-        every = [label.name.rpartition(".")[0] for label in edit.site.labels] if edit.readers is None else edit.readers
-        if edit.replaces_parameter and (layer := next((path for path in every if path in blocks), None)) is not None:
-            raise RegularizerError(
-                f"{edit.name} replaces {edit.site.name} where {layer!r} reads it, and {layer!r} is a block itself (blocks=). Leave the "
-                "layer out of blocks=, or name the module around it."
-            )
 
 
 def _slices(traced: Traced, named: Mapping[str, Regularizer], edits: Sequence[Edit]) -> dict[str, DependenceSlice]:

@@ -11,7 +11,6 @@ from torch._higher_order_ops.wrap import uid
 
 from graphreg.torch_internals.patching import Changes
 
-
 WRAPPED_MODULE = "_checkpoint_wrapped_module"  # the attribute of a wrapper that ``checkpoint_wrapper`` made
 
 

@@ -14,5 +14,6 @@ from graphreg.tracing.train_eval_graphs import mode_asked
 
 __all__ = [
     "CHECKPOINTS", "DECISIONS", "PLAIN", "Arguments", "FrontEnd", "ReachableCode", "Traced", "arguments", "check_model",
-    "checkpoints_itself", "decisions", "is_foreign_class", "is_foreign_name", "mode_asked", "names", "reachable_code", "trace", "without_caches",
+    "checkpoints_itself", "decisions", "is_foreign_class", "is_foreign_name", "mode_asked", "names", "reachable_code", "trace",
+    "without_caches",
 ]  # fmt: skip

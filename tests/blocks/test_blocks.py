@@ -193,7 +193,7 @@ def test_operations_between() -> None:
 
 def test_where_blocks_is_no_option() -> None:
     with pytest.raises(graphreg.GraphRegError, match="'blocks' is an option of graphreg.regularize"):
-        graphreg.regularize_(Stack(1), hidden_dropout=0.1, blocks="layers.*")
+        graphreg.backend(hidden_dropout=0.1, blocks="layers.*")
 
 
 def test_of_a_graph_module_and_as_a_pass() -> None:
