@@ -95,6 +95,15 @@ def regularize_(
     before = model_before(model, example_inputs, verify)
     options = Options(named, front_end, missing, penalties, scale, own_dropout, eval_penalties, blocks)
     placed = Placed(options, _with_states(SharedState(named, seeds, device_of(model)), model, missing))
+    _install(model, placed, example_inputs, before)
+    return compile_if_asked(model, compile)
+
+
+def _install(model: nn.Module, placed: Placed, example_inputs: Any, before: nn.Module | None) -> None:
+    """Give the model its class and its state, and trace it for the example inputs if there are any. If that fails, undo it.
+
+    ``before``: a copy of the model to compare the graph with; or None.
+    """
     with Changes() as changes, changes:
         kept = [False]
         changes.later(partial(_strip_unless, model, kept))
@@ -106,7 +115,6 @@ def regularize_(
                 with bare(model):
                     validate(before, model, placed.current(), example_inputs)
         kept[0] = True
-    return compile_if_asked(model, compile)
 
 
 def strip_(model: M) -> M:

@@ -170,8 +170,8 @@ def _traced(model: nn.Module, example: Any, front_end: FrontEnd) -> Traced:
             raise
         raise TraceError(
             f"activation checkpointing is on ({listed(on, 3)}), and a trace of {title} would lose the checkpoints. Switch checkpointing "
-            "off: model.gradient_checkpointing_disable(), or leave it out of the Trainer's arguments. To save memory, compile the model "
-            "and set torch._functorch.config.activation_memory_budget."
+            "off: model.gradient_checkpointing_disable(), or leave it out of the Trainer's arguments. To save memory, name the blocks in "
+            "blocks= and put checkpoint_wrapper around them, or compile the model and set torch._functorch.config.activation_memory_budget."
         ) from error
 
 

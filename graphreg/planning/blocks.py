@@ -76,8 +76,8 @@ def lost_to_checkpoints(traced: Traced, regularizers: Mapping[str, Regularizer])
         return ""
     return (
         f"there are no sites for {listed(losing, 3)} inside {listed(opaque, 3)}, because a module that checkpoints activations in its "
-        "forward is opaque. To have sites there, take the checkpoint out of the forward, name the module in blocks=, and put checkpoint_wrapper "
-        "around the block of the result."
+        "forward is opaque. To have sites there, take the checkpoint out of the forward, name the module in blocks=, and put "
+        "checkpoint_wrapper around the block of the result."
     )
 
 

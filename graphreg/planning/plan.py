@@ -130,6 +130,12 @@ class Plan(RenamedAttributes):
         return tuple(edit for edit in self.edits if edit.name == name)
 
     @property
+    def blocks_text(self) -> str:
+        """The number of blocks and their paths, and which of them no selector asked for."""
+        unasked = f"; these checkpoint their own forward: {', '.join(self.unasked)}" if self.unasked else ""
+        return f"{len(self.blocks)} block{'s' * (len(self.blocks) != 1)}: {', '.join(self.blocks)}{unasked}"
+
+    @property
     def asked_blocks(self) -> tuple[str, ...]:
         """Strings for ``blocks=`` that select the same blocks again."""
         return tuple(escaped(path) for path in self.blocks if path not in self.unasked)
@@ -193,8 +199,7 @@ class Plan(RenamedAttributes):
         missed = "".join(f"\n{name}: {', '.join(map(repr, texts))} matches nothing" for name, texts in self.missed.items())
         edits = f"{len(self.edits)} edit{'s' * (len(self.edits) != 1)}"
         repeated = "".join(f"\n{line}" for line in self.repeated())
-        blocks = f"\n{len(self.blocks)} block{'s' * (len(self.blocks) != 1)}: {', '.join(self.blocks)}" if self.blocks else ""
-        blocks += "; these checkpoint their own forward: " + ", ".join(self.unasked) if self.unasked else ""
+        blocks = f"\n{self.blocks_text}" if self.blocks else ""
         after = f"{rows_text}{notes}{repeated}{native}{blocks}{missed}"
         return f"{self.title}: {edits} by {count} regularizer{'s' * (count != 1)}{after}"
 
@@ -205,8 +210,7 @@ class Plan(RenamedAttributes):
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain data that JSON can hold.
 
-        Its keys are ``title``, ``regularizers``, ``edits``, ``derivatives``, ``own_dropout``, ``stays``, ``missed``, ``repeats`` and
-        ``blocks``.
+        Its keys: ``title``, ``regularizers``, ``edits``, ``derivatives``, ``own_dropout``, ``stays``, ``missed``, ``repeats``, ``blocks``.
         """
         return {
             "title": self.title,

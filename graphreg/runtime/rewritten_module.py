@@ -276,9 +276,8 @@ def _no_method(name: str, model: str) -> str:
     """Say, for the error, what to do instead of calling a method that only the model has."""
     if "checkpointing" in name and not name.startswith("is_"):  # it sets a flag, and the forward read this flag when it was traced
         advice = (
-            "Call it on the model before graphreg.regularize: a block that checkpoints in its own forward (as in transformers) then "
-            "becomes an opaque module, with no sites inside; a root that checkpoints its blocks (as in timm) is refused. Called now it "
-            "would change nothing here."
+            "Call it on the model before graphreg.regularize: layers that checkpoint their own forward (as in transformers) then do so "
+            "here, too; a root that checkpoints its blocks (as in timm) is refused. Called now it would change nothing here."
         )
     else:
         advice = (

@@ -16,7 +16,8 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import Checkpoi
 
 import graphreg
 from block_nets import CASES, Case, Named, Residual, Skips, Stack
-from test_checkpoint import IMPLEMENTATIONS, checkpointed, saved_bytes
+from saved_tensors import saved_bytes
+from test_checkpoint import IMPLEMENTATIONS, checkpointed
 from test_flat import KEYWORDS, assert_equal, step
 
 X = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))

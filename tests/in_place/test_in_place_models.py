@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from perceptron import perceptron  # noqa: E402
 
 import graphreg  # noqa: E402
 from graphreg import TraceError  # noqa: E402
-from language_models import batch, build  # noqa: E402
+from language_models import batch, build, traced  # noqa: E402
 
 ASKED: dict[str, Any] = {"hidden_dropout": 0.2, "weight_l2": 0.1, "own_dropout": "seeded", "rng": 1}
 
@@ -32,10 +33,13 @@ def steps(model: nn.Module, call: Any, calls: int = 2) -> list[Tensor]:
     return losses
 
 
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_.*able. is deprecated:FutureWarning")
 def test_gpt2_trains_generates_and_is_saved(tmp_path: Any) -> None:
     model, other = build("gpt2").train(), build("gpt2").train()
     graphreg.regularize_(model, **ASKED)
-    module = graphreg.regularize(other, example_inputs=batch(), penalties="attach", **ASKED)
+    made = dataclasses.replace(traced("gpt2"), model=other)
+    asked = graphreg.from_kwargs(made, hidden_dropout=0.2, weight_l2=0.1)
+    module = graphreg.rewrite(made, graphreg.plan(made, asked, own_dropout="seeded"), 1, penalties="attach")
     assert steps(model, model) == steps(other, module)
     expected = copy.deepcopy(other.eval())
     words = batch()["input_ids"][:, :3]
@@ -48,6 +52,10 @@ def test_gpt2_trains_generates_and_is_saved(tmp_path: Any) -> None:
     model.train()
     other.train()
     assert steps(model, model) == steps(other, module)
+    model.gradient_checkpointing_enable()
+    assert steps(model, model) == steps(other, module)
+    assert model.graphreg_in_place.current().graphreg_state.blocks == ("transformer.h.0",)
+    model.gradient_checkpointing_disable()
     for cure, call in (("use_cache=True", {"use_cache": True}), ("a DynamicCache", {"past_key_values": transformers.DynamicCache()})):
         with pytest.raises(TraceError, match=f"the call .*{cure}.* Call model.eval.. first, as for generation"):
             model(**batch(), **call)

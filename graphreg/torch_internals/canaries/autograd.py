@@ -9,8 +9,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.utils.checkpoint import checkpoint
 
 import graphreg.torch_internals as door
@@ -182,3 +183,11 @@ def before_checkpoints() -> None:
 def next_region() -> None:
     first, second = door.next_region(), door.next_region()
     assert isinstance(first, int) and first != second
+
+
+@canary("a wrapper of activation checkpointing keeps its module", "blocks with wrappers around them in a model in place", "WRAPPED_MODULE",
+        "checkpoint_wrapped")  # fmt: skip
+def checkpoint_wrappers() -> None:
+    inner = nn.Linear(1, 1)
+    assert door.checkpoint_wrapped(checkpoint_wrapper(inner)) is inner and door.checkpoint_wrapped(inner) is None
+    assert door.WRAPPED_MODULE in dict(checkpoint_wrapper(inner).named_children())
