@@ -6,8 +6,8 @@ import re
 
 # A pattern of test ids (``re.search``), and what makes the case one of the sweep.
 SWEEP = {
-    r"test_own_checkpoints\.py::test_language_models_in_place": "test_in_place_models.py switches the checkpoints of GPT-2",
-    r"test_transformers_callback\.py::test_gradient_checkpointing_changes": "test_in_place_models.py switches the checkpoints of GPT-2",
+    r"test_own_checkpoints\.py::test_language_models_in_place": "GPT-2 checkpoints in test_in_place_models.py",
+    r"test_transformers_callback\.py::test_gradient_checkpointing_changes": "GPT-2 checkpoints in test_in_place_models.py",
     r"test_torch_check\.py::(test_of_a_whole_run|test_each_part_works\[.*Inductor)": "the other parts and the canaries stay",
     r"test_production\.py::test_eager_one_at_a_time\[(?!.*relu_1\]|fc|avgpool|layer4)": "layer 4 and each second ReLU stay",
     r"test_production\.py::test_compiled_each_of_all\[5\]": "sites are compiled one at a time in other tests, and all in the sweep",
