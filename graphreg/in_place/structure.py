@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from graphreg.blocks import CALLS, is_placed, is_sharded, leave, place, unwrapped_block
 from graphreg.errors import GraphRegError, OtherInputs, TraceError, listed
@@ -43,6 +44,7 @@ from graphreg.torch_internals import (
     at_rest,
     checkpoint_wrapped,
     compiles_itself,
+    has_saved_tensor_hooks,
     pytree,
     version_of,
 )
@@ -276,6 +278,8 @@ def bare(model: nn.Module) -> Iterator[None]:
         for device in devices:
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
+        if has_saved_tensor_hooks():  # the caller's hooks would get the trace's tensors, which have no data
+            stack.enter_context(saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor))
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
         yield

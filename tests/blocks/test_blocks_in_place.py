@@ -247,6 +247,13 @@ def test_equal_blocks_compile_once() -> None:
     torch._dynamo.reset()
 
 
+def test_the_first_call_may_be_under_hooks_on_saved_tensors() -> None:
+    model, module = placed(front_end="export"), flat(front_end="export", example_inputs=X)
+    (ours, size), (theirs, expected) = (saved_bytes(lambda each=each: each(X)) for each in (model, module))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert size == expected > 0
+
+
 # Changes, copies, refusals
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.autograd.graph import saved_tensors_hooks
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.utils.checkpoint import checkpoint
 
@@ -165,6 +166,13 @@ def scaler() -> None:
 @canary("private attributes of a tensor are named", "the symbolic front end", "PRIVATE_FACTS", "PRIVATE_STORAGE")
 def private_facts() -> None:
     assert {*door.PRIVATE_FACTS, door.PRIVATE_STORAGE} <= set(dir(Tensor))
+
+
+@canary("hooks on saved tensors are known", "traces in place at a call under such hooks", "has_saved_tensor_hooks")
+def saved_tensor_hooks() -> None:
+    assert not door.has_saved_tensor_hooks()
+    with saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
+        assert door.has_saved_tensor_hooks()
 
 
 @canary("activation checkpointing begins", "the front ends, which refuse it", "before_checkpoints")
