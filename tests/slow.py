@@ -9,6 +9,8 @@ import re
 
 # A pattern of test ids (``re.search``), and what makes the case one of the sweep.
 SWEEP = {
+    r"test_check_regularizer\.py::test_built_in\[(?!(HiddenL1|DropConnect|L0Gates)-).*-compiled": "three stay",
+    r"test_owned_parameters\.py::test_compiled_is_eager\[inductor": "aot_eager stays",
     r"test_own_checkpoints\.py::test_language_models_in_place": "GPT-2 checkpoints in test_in_place_models.py",
     r"test_transformers_callback\.py::test_gradient_checkpointing_changes": "GPT-2 checkpoints in test_in_place_models.py",
     r"test_torch_check\.py::(test_of_a_whole_run|test_each_part_works\[.*Inductor)": "the other parts and the canaries stay",

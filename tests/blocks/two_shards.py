@@ -95,6 +95,8 @@ WAYS: dict[str, tuple[dict[str, Any], Callable[..., Any]]] = {
     "checkpointed": ({}, lambda **more: sharded(checkpointed(made(**more)))),
     "compiled blocks": ({}, lambda **more: compiled_blocks(sharded(made(**more)))),
     "attached": (ATTACHED, lambda **more: sharded(made(**more))),
+    "learned parameters": (LEARNED, lambda **more: compiled_blocks(sharded(made(**more)))),
+    "learned parameters, checkpointed": (LEARNED, lambda **more: sharded(checkpointed(made(**more)))),
     "whole parameters": (WHOLE, lambda **more: sharded(made(**more))),
     "in place": ({}, lambda **more: sharded(placed(**more))),
     "in place, checkpointed": ({}, lambda **more: sharded(checkpointed(placed(**more)))),
@@ -106,7 +108,7 @@ WAYS: dict[str, tuple[dict[str, Any], Callable[..., Any]]] = {
 def main(rank: int, store: str, out: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    whole = {str(more): train(made(**more)) for more in ({}, ATTACHED, WHOLE)}
+    whole = {str(more): train(made(**more)) for more in ({}, ATTACHED, LEARNED, WHOLE)}
     found: dict[str, Any] = {name: (train(shard(**more)), whole[str(more)]) for name, (more, shard) in WAYS.items()}
     found["without blocks"] = error_of(lambda: train(sharded(made(blocks=None))))
     found["without blocks in place"] = error_of(lambda: train(sharded(placed(blocks=None))))
