@@ -143,6 +143,21 @@ def guarded(additions: str) -> Callable[..., Any]:
     return call
 
 
+def no_method(name: str, model: str) -> str:
+    """Say, for the error, what to do instead of calling a method that only the model has."""
+    if "checkpointing" in name and not name.startswith("is_"):  # such a method sets a flag that the forward read when it was traced
+        advice = (
+            "Call it on the model before graphreg.regularize: layers that checkpoint their own forward (as in transformers) then do so "
+            "here, too; a root that checkpoints its blocks (as in timm) is refused. Called now it would change nothing here."
+        )
+    else:
+        advice = (
+            f"Call it on the model itself, which shares its layers with this module. If {name} changes what the model's forward does, or "
+            "which modules it has, this graph does not follow: then regularize the model again."
+        )
+    return f"{name!r} belongs to {model}, and a graph has no method but its forward. {advice}"
+
+
 def _call_attaching(attach: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:
     """Call a module whose penalties attach: read the scale first, and record the arguments' storages for ``join``."""
     before = _begin(attach, args, kwargs)

@@ -39,7 +39,7 @@ from graphreg.ir import (
 from graphreg.runtime.averaging import averages_follow
 from graphreg.runtime.build_record import PICKLE_VERSION, VERSION, require_readable
 from graphreg.runtime.derivative_penalty import Derivative
-from graphreg.runtime.forward import chosen, guarded, signature
+from graphreg.runtime.forward import chosen, guarded, no_method, signature
 from graphreg.runtime.optimizers import watch_optimizers
 from graphreg.runtime.result import Regularized
 from graphreg.runtime.runtime_module import Rules
@@ -225,7 +225,7 @@ class RewrittenModule(fx.GraphModule):
         except AttributeError:
             state = self.__dict__.get(STATE)
             if state is not None and name in state.model.methods:
-                raise AttributeError(_no_method(name, state.model.class_name)) from None
+                raise AttributeError(no_method(name, state.model.class_name)) from None
             raise
 
     def __getstate__(self) -> dict[str, Any]:
@@ -274,21 +274,6 @@ class RewrittenModule(fx.GraphModule):
             state["_modules"][RULES] = copy.deepcopy(rules, {id(self): twin, **{id(each): each for each in shared}})
         twin.__setstate__(state)
         return twin
-
-
-def _no_method(name: str, model: str) -> str:
-    """Say, for the error, what to do instead of calling a method that only the model has."""
-    if "checkpointing" in name and not name.startswith("is_"):  # such a method sets a flag that the forward read when it was traced
-        advice = (
-            "Call it on the model before graphreg.regularize: layers that checkpoint their own forward (as in transformers) then do so "
-            "here, too; a root that checkpoints its blocks (as in timm) is refused. Called now it would change nothing here."
-        )
-    else:
-        advice = (
-            f"Call it on the model itself, which shares its layers with this module. If {name} changes what the model's forward does, or "
-            "which modules it has, this graph does not follow: then regularize the model again."
-        )
-    return f"{name!r} belongs to {model}, and a graph has no method but its forward. {advice}"
 
 
 def _blank(class_name: str) -> RewrittenModule:
