@@ -17,9 +17,26 @@ from graphreg.planning.blocks import called_blocks
 from graphreg.planning.dependence import DependenceSlice, dependence_slice
 from graphreg.planning.depth import strengths_by_depth
 from graphreg.planning.keywords import instances
-from graphreg.planning.matching import SiteCounts, check_count, check_sites, count_sites, matching_sites, missed
+from graphreg.planning.matching import (
+    SiteCounts,
+    check_count,
+    check_shapes,
+    check_sites,
+    check_trainable,
+    count_sites,
+    matching_sites,
+    missed,
+)
 from graphreg.planning.module_inputs import check_cells, module_inputs
-from graphreg.planning.native_dropout import OWN_DROPOUT, NativeDropoutEdit, OwnDropout, decide, nameless, table
+from graphreg.planning.native_dropout import (
+    OWN_DROPOUT,
+    NativeDropoutEdit,
+    OwnDropout,
+    decide,
+    nameless,
+    rates_are_scheduled,
+    table,
+)
 from graphreg.planning.parameter_splices import Readers, check_calls, check_order, replaced_reads
 from graphreg.planning.repeats import Repeat, Strengths, lines, repeats, warning
 from graphreg.regularizer import (
@@ -28,11 +45,11 @@ from graphreg.regularizer import (
     Splice,
     check_lengths,
     sequences,
-    shared_axes,
     splice_steps,
     units_at,
     units_note,
 )
+from graphreg.schedules import Schedule
 from graphreg.tracing import Traced
 
 
@@ -48,7 +65,7 @@ class Edit:
         occurrence: How many regularizers of the same class the plan has before this one at the site.
         steps: How a regularizer on sequences reads the value as steps; None for other regularizers.
         units: How a penalty on units reads the value as samples of units; None for other regularizers.
-        at_depth: The strength at the site if the strength differs by depth; None if the strength is the regularizer's ``weight``.
+        at_depth: The strength at the site, a number or a schedule, if it differs by depth; None if it is the regularizer's ``weight``.
         module_input: The name of the value that the site's module gets, for a splice that takes it; None for other regularizers.
         readers: For a splice on a parameter, the paths of the modules at whose reads it acts; None if it acts at every read.
         other_readers: For a splice on a parameter, the paths of the modules at whose reads it does not act.
@@ -125,6 +142,11 @@ class Plan(RenamedAttributes):
     def of(self, name: str) -> tuple[Edit, ...]:
         """Return the edits of one regularizer."""
         return tuple(edit for edit in self.edits if edit.name == name)
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether some strength changes while the model trains, so that the rewritten module has a clock."""
+        return any(r.is_scheduled for r in self.regularizers.values()) or rates_are_scheduled(self.own_dropout)
 
     @cached_property
     def by_site(self) -> dict[str, list[Edit]]:
@@ -204,7 +226,7 @@ class Plan(RenamedAttributes):
             "regularizers": {name: regularizer.to_dict() for name, regularizer in self.regularizers.items()},
             "edits": [
                 {"regularizer": e.name, "matched": e.matched, "sites": [site.to_dict() for site in e.sites]}
-                | ({} if e.at_depth is None else {"weight": e.at_depth})
+                | ({} if e.at_depth is None else {"weight": str(e.at_depth) if isinstance(e.at_depth, Schedule) else e.at_depth})
                 for e in self.edits
             ],
             "derivatives": {name: slice_.note() for name, slice_ in self.slices.items()},
@@ -364,26 +386,6 @@ def _sequences(traced: Traced, regularizer: Regularizer, matched: Mapping[Site, 
         read_as = {site: (text, steps) for site, (text, steps) in chosen.items() if steps is not None}
         check_lengths(read_as, lengths, inputs, traced.specialized, type(regularizer).__name__)
     return chosen
-
-
-def check_shapes(splice: Splice, sites: Mapping[Site, Steps | None]) -> None:
-    """Raise RegularizerError for a site whose shape is known and that the splice cannot take."""
-    for site, steps in sites.items():
-        if site.shape is None:
-            continue
-        who = f"{type(splice).__name__} at {site.name}"
-        splice.require_fit(site.shape, who)
-        shared_axes(splice.engine_options.share_axes, steps, site.shape, who)
-
-
-def check_trainable(traced: Traced, regularizer: Penalty, sites: Sequence[Site]) -> None:
-    """Raise RegularizerError if all the parameters that a penalty selects are frozen."""
-    parameters = dict(traced.model.named_parameters())
-    if sites and not any(parameters[site.name].requires_grad for site in sites):
-        raise RegularizerError(
-            f"{type(regularizer).__name__}({regularizer.pattern!r}) selects only parameters that are frozen "
-            f"({', '.join(site.name for site in sites[:3])}): it would train nothing. Unfreeze one, or leave it out."
-        )
 
 
 def require_sites(plan: Plan, traced: Traced) -> None:

@@ -50,11 +50,12 @@ from torch import nn
 from graphreg.errors import RegularizerError, no_number, number_of, shown, suggestions_text, warn
 from graphreg.ir import Role, Selector, Site, strings
 from graphreg.regularizer import registry
-from graphreg.regularizer.by_depth import ByDepth
+from graphreg.regularizer.by_depth import ByDepth, extremes, has_schedule
 from graphreg.regularizer.engine_options import EngineOptions
 from graphreg.regularizer.sequences import check_arguments, check_options, require_selector
 from graphreg.regularizer.shared_axes import share_axes
 from graphreg.regularizer.units import check_axis
+from graphreg.schedules import VaryingStrength
 
 On = Literal["values", "parameters"]
 SUPPLIED = {"values": ("z", "values", "weight"), "parameters": ("w", "values", "weight")}
@@ -91,7 +92,7 @@ class Regularizer:
 
     Attributes:
         pattern: A selector of sites; ``"*"`` means the class's default sites.
-        weight: The strength, a finite number in the class's range, or ``by_depth(first, last)``.
+        weight: The strength, a finite number in the class's range, or ``by_depth(first, last)``, or a schedule (``graphreg.schedules``).
         name: The name in penalties, strengths, report and diff; None to derive it from the keyword or the class's key.
         expect: The number of sites that ``pattern`` must select; None for any number.
         on: The kind of site that the class acts on: ``"values"`` or ``"parameters"``.
@@ -163,18 +164,36 @@ class Regularizer:
             check_options(self)
         if "units" in self.takes:
             check_axis(self)
-        self.check()
+        if self.is_scheduled:
+            self._check_schedule(self.weight)
+        else:
+            self.check()
         if isinstance(self.weight, ByDepth):
             self._check_ramp(self.weight)
 
     def _check_ramp(self, ramp: ByDepth) -> None:
         """Raise RegularizerError if one of the ramp's two strengths is out of range, or if the formula takes all sites at once."""
-        for end in (ramp.first, ramp.last):
+        for end in extremes(ramp):
             replace(self, weight=end)
         if not self.by_site:
             raise RegularizerError(
                 f"{type(self).__name__}: weight={ramp!r} is not allowed, because the formula takes all sites at once. Give a number."
             )
+
+    def _check_schedule(self, weight: float) -> None:
+        """Run ``check`` with each extreme of the schedule as the weight."""
+        for number in extremes(weight):
+            object.__setattr__(self, "weight", number)
+            try:
+                self.check()
+            except RegularizerError as error:
+                raise RegularizerError(f"{error} The schedule {weight!r} has this number.") from None
+        object.__setattr__(self, "weight", weight)
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether the strength changes while the model trains: ``weight`` is a schedule, or has one at an end of its depth."""
+        return has_schedule(self.weight)
 
     @property
     def by_site(self) -> bool:
@@ -237,12 +256,12 @@ class Regularizer:
         A value that is neither a text, a number, a tuple nor None becomes its ``repr``.
         """
         options = {each.name: getattr(self, each.name) for each in fields(self)}
-        plain = {k: v if isinstance(v, PLAIN) and not isinstance(v, ByDepth) else repr(v) for k, v in options.items()}
+        plain = {k: v if isinstance(v, PLAIN) and not isinstance(v, VaryingStrength) else repr(v) for k, v in options.items()}
         return {"class": type(self).__name__, **plain}
 
     def _number(self, field: str, value: object) -> float:
         if (number := number_of(value)) is not None:
-            return value if isinstance(value, ByDepth) else number
+            return value if isinstance(value, VaryingStrength) else number
         kind = type(self).__name__
         cure = f"Write {kind}('*', 0.1): the selector first, the {field} second."
         if value is NotGiven.OPTION:
