@@ -79,6 +79,11 @@ def has_schedule(weight: float) -> bool:
     return any(isinstance(end, Schedule) for end in ends)
 
 
+def own_strength(weight: float) -> float:
+    """Return the strength of a regularizer where no site is meant: the weight, or of a strength by depth the end that is furthest from 0."""
+    return max((weight.first, weight.last), key=abs) if isinstance(weight, ByDepth) else weight
+
+
 def extremes(weight: float) -> list[float]:
     """Return the numbers between which a strength is at all times and sites: those at the ends of schedules and of the depth."""
     ends = (weight.first, weight.last) if isinstance(weight, ByDepth) else (weight,)

@@ -71,7 +71,7 @@ class Counter(RuntimeModule):
     Attributes:
         product: The name of the buffer with what the next call needs.
         step: The number of the next call, int64 [1].
-        free: 0 while the noise is frozen, else 1, int64 [1]. Compiled graphs read it instead of ``frozen_call``: it is a tensor, so freezing
+        free: 0 while the noise is frozen, else 1, int64 [1]. Compiled graphs read it and not ``frozen_call``: it is a tensor, so freezing
             the noise does not recompile. It is not bool, because torch.optim.swa_utils.AveragedModel(use_buffers=True) subtracts buffers.
         in_backward_text: The error for a forward that runs in a backward pass.
         jit_text: The error for torch.jit.trace.

@@ -106,22 +106,22 @@ class StatefulTotal(Total):
     path = ""  # the root: a call of the whole model is one step
     moves_key = False
 
-    def __init__(self, regularizer: Penalty, name: str, strength: Tensor, state: State, places: Sequence[int]) -> None:
+    def __init__(self, regularizer: Penalty, name: str, strength: Tensor | None, state: State, places: Sequence[int]) -> None:
         super().__init__(regularizer, name, strength)
         self.state, self.state_places = (state,), tuple(places)  # in a tuple, so that it does not become a submodule
 
-    def forward(self, *values: Tensor, places: tuple[int, ...] = ()) -> Tensor:
-        """Return the penalty, [], from the parameters, each of any shape. ``places``: as in ``Total``."""
+    def forward(self, *values: Tensor, places: tuple[int, ...] = (), clock: Tensor | None = None) -> Tensor:
+        """Return the penalty, [], from the parameters, each of any shape. ``places`` and ``clock``: as in ``Total``."""
         steps = self._steps()
         measurements = []
         for place, value in zip(self.state_places, values, strict=True):
             if type(value).__name__ == "DTensor":
                 raise RegularizerError(f"{self.description}: the parameter is sharded (DTensor), and its state is not. Leave it out.")
-            measurement, new = self._measured(value, self.state[0].of(place))
+            measurement, new = self._measured(value, self.state[0].of(place), clock)
             measurements.append(measurement)
             if new is not None and steps:
                 self.state[0].replace(place, new)
-        return self.combined(measurements, places)
+        return self.combined(measurements, places, clock)
 
     def _steps(self) -> bool:
         """Whether this call replaces the state."""
@@ -136,11 +136,13 @@ class StatefulTotal(Total):
             )
         return not torch.is_inference_mode_enabled()
 
-    def _measured(self, value: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, Mapping[str, Tensor] | None]:
+    def _measured(
+        self, value: Tensor, state: Mapping[str, Tensor], clock: Tensor | None
+    ) -> tuple[Tensor, Mapping[str, Tensor] | None]:  # fmt: skip
         wide = widened(value)
         arguments: dict[str, Any] = {
             "w": wide, "values": {"": wide}, "state": {name: tensor.to(wide.dtype) for name, tensor in state.items()},
-            "weight": self.weight(wide.dtype),
+            "weight": self.weight(wide.dtype, clock),
         }  # fmt: skip
         measurement, new = result(self.regularizer, arguments, wide.device.type, self.description)
         if new is not None and {n: t.shape for n, t in new.items()} != {n: t.shape for n, t in state.items()}:

@@ -30,6 +30,8 @@ class Rules(nn.Module):
         exact: By regularizer name: the strength exactly as it was set, if the device can hold it only in float32.
         places: By regularizer name: the sites that have elements of their own in the strength's buffer.
         chosen: By regularizer name: the strengths that were set since the plan, by site, and under ``OWN`` for all other sites.
+        elements: By the name of a regularizer that has a schedule: the places of its elements in what the clock returns, first that of its
+            own strength, then those of its sites. Such a regularizer has no entry in ``strengths``.
         build_record: How the module was made; None until the rewrite has finished.
         seeds: The seeds that the module's streams were made with, as in ``Asked``.
         watching: The monitor; None if no monitor watches the module.
@@ -42,6 +44,7 @@ class Rules(nn.Module):
         self.exact: dict[str, float] = {}
         self.places: dict[str, Places] = {}
         self.chosen: dict[str, dict[str, float]] = {}
+        self.elements: dict[str, tuple[int, ...]] = {}
         self.build_record: BuildRecord | None = None
         self.seeds: dict[str, int] = {}
         self.watching: Any = None
@@ -96,6 +99,8 @@ class Rules(nn.Module):
                     if id(buffer) not in moved:
                         moved[id(buffer)] = brought(buffer, followed(buffer, fn))
                     child._buffers[name] = moved[id(buffer)]
+            if isinstance(child, RuntimeModule):
+                child.has_moved()
         self.strengths = {name: moved[id(tensor)] for name, tensor in self.strengths.items()}
 
     def _strength(self, name: str, tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
@@ -112,8 +117,14 @@ class Rules(nn.Module):
         self.exact[name] = value
         return new
 
+    def has(self, name: str) -> bool:
+        """Return whether there is a strength of this name."""
+        return name in self.strengths or name in self.elements
+
     def value(self, name: str) -> float:
-        """Return the strength exactly as it was set."""
+        """Return the strength exactly as it was set; of a schedule, that of the next call in train mode."""
+        if name in self.elements:
+            return self._clock().value(self.elements[name][0])
         tensor = self.strengths[name]
         exact = self.exact.get(name)
         stored = float(tensor[0])
@@ -129,18 +140,34 @@ class Rules(nn.Module):
         ``chosen``: those that differ from the plan, by site, and under ``OWN`` the one for all other sites.
         """
         self.chosen[name] = dict(chosen)
-        places, tensor = self.places.get(name, Places()), self.strengths[name]
-        elements = places.elements(chosen.get(OWN, self.value(name)), places.values(chosen))
-        tensor.copy_(tensor.new_tensor(elements))
+        places = self.places.get(name, Places())
+        if name in self.elements:
+            self._clock().set(self.elements[name], [chosen.get(OWN, places.own), *places.values(chosen)])
+        else:
+            self._set_elements(name, places, chosen)
         for child in self.children() if chosen.keys() - {OWN} else ():
             if isinstance(child, RuntimeModule) and child.own_element:
                 child.element = child.own_element
+
+    def _set_elements(self, name: str, places: Places, chosen: Mapping[str, float]) -> None:
+        tensor = self.strengths[name]
+        elements = places.elements(chosen.get(OWN, self.value(name)), places.values(chosen))
+        tensor.copy_(tensor.new_tensor(elements))
         if name in self.exact:
             self.exact[name] = elements[0]
 
     def by_site(self, name: str) -> dict[str, float]:
         """Return the strength at each site; nothing for a formula that takes all of them at once."""
+        if name in self.elements:
+            clock, sites = self._clock(), self.places.get(name, Places()).sites
+            return {site: clock.value(place) for site, place in zip(sites, self.elements[name][1:], strict=True)}
         return self.places.get(name, Places()).read([self.value(name), *self.strengths[name][1:].tolist()])
+
+
+    def _clock(self) -> Any:
+        """Return the clock, which other graphs may share."""
+        clock: Any = self._modules["clock"]
+        return getattr(clock, "shared", (clock,))[0]
 
 
 def followed(buffer: Tensor, fn: Callable[[Tensor], Tensor]) -> torch.device:
@@ -167,6 +194,7 @@ class RuntimeModule(nn.Module):
     always = False  # whether it acts in every mode
     element = 0  # the element of the strength that it reads, see site_strengths.py
     own_element = 0  # the element that its site has, if any; it reads it from when strengths are set by site, or by depth
+    elements: tuple[int, ...] = ()  # where the elements of a strength with a schedule are in what the clock returns, as in Rules
     moves_key = True  # whether the mode that it follows decides if a call draws
     silenced = False  # whether a block of noise_off is open: no splice acts then, and no state is replaced
 
@@ -187,9 +215,13 @@ class RuntimeModule(nn.Module):
         """Follow the mode of ``owner``."""
         self.owner = (owner,)
 
-    def weight(self, dtype: torch.dtype) -> Tensor:
-        """Return the strength as a 0-d tensor of the dtype that it is used in."""
-        return self.strength[self.element].to(dtype)
+    def weight(self, dtype: torch.dtype, clock: Tensor | None = None) -> Tensor:
+        """Return the strength as a 0-d tensor of the dtype that it is used in. ``clock``: what the clock returned, for a schedule."""
+        strength = self.strength[self.element] if clock is None else clock[self.elements[self.element]]
+        return strength.to(dtype)
+
+    def has_moved(self) -> None:
+        """Do what is to be done after the buffers were moved to another device."""
 
     def extra_repr(self) -> str:
         return self.description
@@ -255,7 +287,7 @@ class SpliceRule(Drawing):
     overwritten = False  # whether the model may write into the value later
     apart = False  # whether it must return a copy where it does not act, because the model writes into the value: see Insertions.apart
 
-    def __init__(self, regularizer: Splice, site: str, strength: Tensor, slot: int, path: str, steps: Steps | None = None) -> None:
+    def __init__(self, regularizer: Splice, site: str, strength: Tensor | None, slot: int, path: str, steps: Steps | None = None) -> None:
         super().__init__(f"{type(regularizer).__name__} at {site}", site, slot, path, strength)
         self.regularizer, self.steps = regularizer, steps
         self.share_axes = regularizer.engine_options.share_axes
@@ -272,11 +304,14 @@ class SpliceRule(Drawing):
         """Whether the splice replaces the value where it does not act, as its ``in_eval`` says."""
         return bool(self.regularizer.takes_in_eval)
 
-    def forward(self, z: Tensor, key: Tensor, lengths: Tensor | None = None, **others: Tensor) -> Tensor:
+    def forward(
+        self, z: Tensor, key: Tensor, lengths: Tensor | None = None, clock: Tensor | None = None, **others: Tensor
+    ) -> Tensor:  # fmt: skip
         """Replace a value: z [any shape], floating; key int32 [streams, 2]; lengths, or a mask of steps -> [same shape and dtype].
 
-        ``others``: ``module_input`` and ``previous``, each [shape of z], for a splice that takes it. If the splice does not act, return
-        ``z`` itself, or a copy if ``apart``, unless the splice has a form for eval mode.
+        ``clock``: what the clock returned, [elements], for a strength that has a schedule. ``others``: ``module_input`` and ``previous``,
+        each [shape of z], for a splice that takes it. If the splice does not act, return ``z`` itself, or a copy if ``apart``, unless the
+        splice has a form for eval mode.
         """
         acts = self.acts()
         if not acts and not self.differs_in_eval():
@@ -296,7 +331,7 @@ class SpliceRule(Drawing):
             lengths = self.steps.counts(lengths, z, self.description)
         others = self._others(z, others)
         shared = shared_axes(self.share_axes, self.steps, z.shape, self.description) if self.share_axes else ()
-        weight, noise = self.weight(accumulation(z.dtype)), Noise(self.row(key), shared)
+        weight, noise = self.weight(accumulation(z.dtype), clock), Noise(self.row(key), shared)
         formula = partial(self._formula, lengths=lengths, others=others)
         recompute = self.recomputed and recomputes() and not others  # a recomputed formula has z as its only input
         if not acts:

@@ -3,6 +3,8 @@
 Element 0 of the tensor is the regularizer's own strength, or the one furthest from 0 where they differ by site. Where there are several
 sites, an element for each follows: for a splice the strength itself, for a penalty its share of element 0. So a penalty whose sites have
 one strength multiplies its measurements by 1, which changes no bit of them.
+
+A strength that has a schedule has no such tensor: its elements are in the clock's (``clock.py``), and are never shares.
 """
 
 from __future__ import annotations
@@ -21,11 +23,13 @@ class Places:
         sites: The names of the sites; empty for a formula that takes all of them at once. One site alone has no element of its own.
         planned: The strength at each site that the plan has.
         relative: Whether the elements are shares, as for a penalty.
+        own: The strength that the plan has for all sites together.
     """
 
     sites: tuple[str, ...] = ()
     planned: tuple[float, ...] = ()
     relative: bool = False
+    own: float = 0.0
 
     def values(self, chosen: Mapping[str, float]) -> list[float]:
         """Return the strength at each site. ``chosen``: those that were set since, by site, and under ``OWN`` the one for all others."""
