@@ -51,7 +51,7 @@ def check_selectors(
                         readers_of(united, regularizer, site)
             except NoMatchError as error:
                 raise NoMatchError(f"{error}{_elsewhere(united, regularizer)}{left()}") from None
-    weights = {name: regularizer.weight for name, regularizer in regularizers.items()}
+    weights = {name: float(regularizer.weight) for name, regularizer in regularizers.items()}
     if again := warning([repeat for subgraph in subgraphs for repeat in subgraph.plan.repeats], regularizers, united.values, weights):
         warn(again)
     native = [dropout for subgraph in subgraphs for dropout in subgraph.traced.native_dropout]

@@ -91,7 +91,7 @@ def regularize_(
     _check_eval(named, eval_penalties)
     before = model_before(model, example_inputs, verify)
     options = Options(named, front_end, missing, penalties, scale, own_dropout, eval_penalties)
-    placed = Placed(options, _with_states(SharedState(named, seeds, device_of(model)), model, missing))
+    placed = Placed(options, _with_states(SharedState(named, seeds, device_of(model), own_dropout), model, missing))
     with Changes() as changes, changes:
         kept = [False]
         changes.later(partial(_strip_unless, model, kept))

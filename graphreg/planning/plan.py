@@ -299,7 +299,7 @@ def decided(
 def _planned(regularizers: Mapping[str, Regularizer], edits: Sequence[Edit]) -> Strengths:
     """Return the strengths of a plan by regularizer name, and those that differ by depth by (regularizer name, site name), too."""
     by_name = {name: float(regularizer.weight) for name, regularizer in regularizers.items()}
-    return {**by_name, **{(edit.name, edit.site.name): edit.at_depth for edit in edits if edit.at_depth is not None}}
+    return {**by_name, **{(edit.name, edit.site.name): float(edit.at_depth) for edit in edits if edit.at_depth is not None}}
 
 
 def _check_layers(edits: Sequence[Edit], blocks: Sequence[str]) -> None:

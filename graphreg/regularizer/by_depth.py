@@ -80,7 +80,7 @@ def has_schedule(weight: float) -> bool:
 
 
 def own_strength(weight: float) -> float:
-    """Return the strength of a regularizer where no site is meant: the weight, or of a strength by depth the end that is furthest from 0."""
+    """Return the strength of a regularizer where no site is meant: the weight; of one by depth, the end that is furthest from 0."""
     return max((weight.first, weight.last), key=abs) if isinstance(weight, ByDepth) else weight
 
 

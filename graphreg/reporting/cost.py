@@ -82,8 +82,8 @@ def _labels(graph: fx.Graph, plan: Plan) -> dict[str, str]:
     The model's own nodes have no entry, except native dropouts that graphreg moved to its streams.
     """
     kinds = {
-        Kind.NATIVE: OWN_DROPOUT, Kind.KEY: "keys", Kind.CLONE: "copies", Kind.COPY: "copies", Kind.ATTACH: "attach",
-        Kind.ATTACHED: "attach", Kind.WATCH: "monitor",
+        Kind.NATIVE: OWN_DROPOUT, Kind.KEY: "keys", Kind.CLOCK: "schedules", Kind.CLONE: "copies", Kind.COPY: "copies",
+        Kind.ATTACH: "attach", Kind.ATTACHED: "attach", Kind.WATCH: "monitor",
     }  # fmt: skip
     labels = {}
     for node in graph.nodes:

@@ -223,6 +223,11 @@ def _equal(ours: Any, theirs: Any, resolve: Callable[[fx.Node], fx.Node | None])
     return type(ours) is type(theirs) and bool(ours == theirs or (is_nan(ours) and is_nan(theirs)))
 
 
+_NEED_NO_READER = (
+    Kind.KEY, Kind.CLOCK, Kind.SPLICE, Kind.CLONE, Kind.COPY, Kind.TRACK, Kind.PARAMETER, Kind.REPLACED, Kind.LAYER,
+)  # fmt: skip
+
+
 def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Placed, flow: nx.DiGraph[str], whole_model: bool) -> None:
     """Check that additions and penalties are connected to the rest of the graph.
 
@@ -240,7 +245,7 @@ def _reaches(graph: fx.Graph, module: RewrittenModule, plan: Plan, placed: Place
         if added is None:
             continue
         if (
-            added.kind not in (Kind.KEY, Kind.CLOCK, Kind.SPLICE, Kind.CLONE, Kind.COPY, Kind.TRACK, Kind.PARAMETER, Kind.REPLACED, Kind.LAYER)
+            added.kind not in _NEED_NO_READER
             and node.name not in upstream
             and _used_site(node, flow, upstream)
         ):
