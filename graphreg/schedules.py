@@ -89,8 +89,9 @@ class Schedule(VaryingStrength):
 
     def to_plain(self) -> dict[str, Any]:
         """Return the schedule as text, numbers and lists, from which ``of_plain`` makes it again."""
-        pairs = [list(pair) for pair in zip(self.steps, self.values, strict=True)] if self.kind == "piecewise" else None
-        return {self.kind: pairs or [*self.values, *self.steps]} | ({"every": self.every} if self.every > 1 else {})
+        pairs: list[Any] = [[step, value] for step, value in zip(self.steps, self.values, strict=True)]
+        arguments = pairs if self.kind == "piecewise" else [*self.values, *self.steps]
+        return {self.kind: arguments} | ({"every": self.every} if self.every > 1 else {})
 
     def __repr__(self) -> str:
         every = f", every={self.every}" if self.every > 1 else ""
@@ -145,11 +146,7 @@ def cosine(start: float, stop: float, steps: int, *, every: int = 1) -> Schedule
 
     At step t < steps it is start + (stop - start) (1 - cos(pi t / steps)) / 2. It changes slowly at both ends.
 
-    Args:
-        start: The strength in the first call in train mode.
-        stop: The strength from step ``steps`` on.
-        steps: A whole number, 1 or more.
-        every: How many calls in train mode are a step: k for gradient accumulation over k calls.
+    The arguments are those of ``linear``.
 
     Raises:
         RegularizerError: An argument is not allowed.
@@ -200,7 +197,8 @@ def of_plain(data: Any) -> Schedule | None:
         return piecewise(dict(map(tuple, given)), every=every)
     if len(given) != 3:
         raise RegularizerError(f"{kind}={shown(given)} is not allowed; give a list [start, stop, steps], such as [0, 0.5, 1000].")
-    return _ramp(kind, *given, every)
+    start, stop, steps = given
+    return _ramp(kind, start, stop, steps, every)
 
 
 def combined(first: float, last: float, function: Callable[[float, float], float]) -> float:

@@ -164,35 +164,27 @@ class Regularizer:
             check_options(self)
         if "units" in self.takes:
             check_axis(self)
-        if self.is_scheduled:
-            self._check_schedule(self.weight)
-        else:
-            self.check()
-        if isinstance(self.weight, ByDepth):
-            self._check_ramp(self.weight)
+        self._check_weight(self.weight)
 
-    def _check_ramp(self, ramp: ByDepth) -> None:
-        """Raise RegularizerError if one of the ramp's two strengths is out of range, or if the formula takes all sites at once."""
-        for end in extremes(ramp):
-            replace(self, weight=end)
-        if not self.by_site:
-            raise RegularizerError(
-                f"{type(self).__name__}: weight={ramp!r} is not allowed, because the formula takes all sites at once. Give a number."
-            )
-
-    def _check_schedule(self, weight: float) -> None:
-        """Run ``check`` with each extreme of the schedule as the weight."""
-        for number in extremes(weight):
+    def _check_weight(self, weight: float) -> None:
+        """Run ``check``, for a schedule with each of its extremes; raise RegularizerError if the weight differs by depth and may not."""
+        for number in extremes(weight) if self.is_scheduled else [weight]:
             object.__setattr__(self, "weight", number)
             try:
                 self.check()
             except RegularizerError as error:
-                raise RegularizerError(f"{error} The schedule {weight!r} has this number.") from None
+                raise error if number is weight else RegularizerError(f"{error} The schedule {weight!r} has this number.") from None
         object.__setattr__(self, "weight", weight)
+        for end in extremes(weight) if isinstance(weight, ByDepth) else ():
+            replace(self, weight=end)
+        if isinstance(weight, ByDepth) and not self.by_site:
+            raise RegularizerError(
+                f"{type(self).__name__}: weight={weight!r} is not allowed, because the formula takes all sites at once. Give a number."
+            )
 
     @property
     def is_scheduled(self) -> bool:
-        """Whether the strength changes while the model trains: ``weight`` is a schedule, or has one at an end of its depth."""
+        """Whether the strength changes while the model trains."""
         return has_schedule(self.weight)
 
     @property

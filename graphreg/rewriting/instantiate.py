@@ -156,7 +156,7 @@ def _add_clock(
     else:
         clock = ClockRule(schedules, device)
         rules.add_module(CLOCK, clock)
-        found = {element: place for place, element in enumerate(clock.elements)}
+        found = {element: place for place, element in enumerate(clock.names)}
     return {name: tuple(found[name, site] for site in (OWN, *sites.sites)) for name, sites in scheduled.items()}
 
 

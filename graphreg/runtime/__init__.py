@@ -9,7 +9,7 @@ user calls on the finished module.
 
 from graphreg.runtime.attach import AttachRule, Penalties, Scale, check_penalties, check_scale, collect, current
 from graphreg.runtime.build_record import GIVEN_IN_THE_CALL, Asked, BuildRecord, written_scale
-from graphreg.runtime.clock import CLOCK, ClockRule, SharedClock, clock_of
+from graphreg.runtime.clock import CLOCK, ClockRule, SharedClock, clock_of, set_to_zero
 from graphreg.runtime.controls import (
     Regulated,
     asked_of,
@@ -64,6 +64,6 @@ __all__ = [
     "changed_strengths", "check_penalties", "check_scale", "checked_state", "clock_of", "clock_of_state", "collect", "current",
     "frozen_noise", "graphs_of", "handle_of", "identity", "in_place", "in_place_handle", "key_of", "lowering", "native_draws",
     "no_noise", "noise_off", "noise_on", "own_strength_of_rates", "record_of", "refuse_twice", "reset_state", "rewritten", "rng_state",
-    "rules_of", "sample", "set_ranks", "set_rng_state", "set_strength", "site_strengths", "storage_of", "strength_text", "strengths",
-    "strengths_now", "strengths_on", "written_scale", "written_state",
+    "rules_of", "sample", "set_ranks", "set_rng_state", "set_strength", "set_to_zero", "site_strengths", "storage_of", "strength_text",
+    "strengths", "strengths_now", "strengths_on", "written_scale", "written_state",
 ]  # fmt: skip

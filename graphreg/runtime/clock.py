@@ -35,7 +35,7 @@ class ClockRule(Counter):
     """Returns the scheduled strengths of this call and makes those of the next. It counts the calls of the whole module in train mode.
 
     Attributes:
-        elements: What each element is the strength of.
+        names: What each element is the strength of.
         schedules: The schedule of each element.
         numbers: The pieces of the schedules as numbers, float64 [elements, pieces, 6], or float32 on a device without float64.
         now: The strengths of the next call, [elements], in the same dtype.
@@ -63,7 +63,7 @@ class ClockRule(Counter):
 
     def __init__(self, schedules: Mapping[Element, float], device: torch.device | None = None) -> None:
         super().__init__("the clock of the schedules")
-        self.elements: tuple[Element, ...] = ()
+        self.names: tuple[Element, ...] = ()
         self.schedules: tuple[Schedule, ...] = ()
         self.to(device or torch.device("cpu"))
         for name in ("numbers", "now"):
@@ -72,11 +72,11 @@ class ClockRule(Counter):
 
     def extend(self, schedules: Mapping[Element, float]) -> dict[Element, int]:
         """Add the elements that are new, and return the place of each. A number is a schedule with one value."""
-        new = {element: constant(value) for element, value in schedules.items() if element not in self.elements}
-        if new or not self.elements:
-            self.elements, self.schedules = (*self.elements, *new), (*self.schedules, *new.values())
+        new = {element: constant(value) for element, value in schedules.items() if element not in self.names}
+        if new or not self.names:
+            self.names, self.schedules = (*self.names, *new), (*self.schedules, *new.values())
             self._write(self.schedules)
-        return {element: self.elements.index(element) for element in schedules}
+        return {element: self.names.index(element) for element in schedules}
 
     def room(self) -> int:
         """Return how many pieces a schedule may have."""
@@ -151,6 +151,15 @@ def clock_of(rules: Any) -> ClockRule | None:
     if isinstance(clock, SharedClock):
         return clock.shared[0]
     return clock if isinstance(clock, ClockRule) else None
+
+
+def set_to_zero(rules: Any) -> None:
+    """Set all strengths in a container of runtime modules to 0, without a record of it."""
+    for strength in rules.strengths.values():
+        strength.zero_()
+    if (clock := clock_of(rules)) is not None:
+        places = range(len(clock.names))
+        clock.set(places, [0.0] * len(places))
 
 
 def strengths_at(numbers: Tensor, step: Tensor) -> Tensor:

@@ -136,7 +136,7 @@ class Counter(RuntimeModule):
         if not torch.compiler.is_compiling():
             return self._taken()
         if transforms() and in_chunks():
-            return self._taken_of_chunk()
+            return self._taken_of_chunk()  # type: ignore[no-any-return]
         if is_exporting():
             self.warn_of_export()
         # Assigned in ``_buffers``: Module.__setattr__ does the same after checks, which Dynamo would have to trace.

@@ -53,7 +53,7 @@ class Derivative(Total):
         return self.always or self.owner[0].training
 
     def forward(  # type: ignore[override]
-        self, values: dict[str, Tensor], wrt: dict[str, Tensor], key: Tensor, clock: Tensor | None = None
+        self, values: dict[str, Tensor], wrt: dict[str, Tensor], key: Tensor, *, clock: Tensor | None = None
     ) -> Tensor:
         """Return the penalty, 0-d.
 

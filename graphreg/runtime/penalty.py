@@ -30,7 +30,7 @@ class Measure(RuntimeModule):
         super().__init__(f"{type(regularizer).__name__} at {site}", strength)
         self.regularizer, self.site = regularizer, site
 
-    def forward(self, value: Tensor, clock: Tensor | None = None) -> Tensor:
+    def forward(self, value: Tensor, *, clock: Tensor | None = None) -> Tensor:
         """Return the measurement of the site's value: [any shape] -> [].
 
         ``clock``: what the clock returned, [elements], if the formula takes a strength that has a schedule.
@@ -45,9 +45,7 @@ class MeasureSteps(Measure):
         super().__init__(regularizer, site, strength)
         self.steps = steps
 
-    def forward(
-        self, value: Tensor | tuple[Tensor, ...], lengths: Tensor | None = None, clock: Tensor | None = None
-    ) -> Tensor:  # fmt: skip
+    def forward(self, value: Tensor | tuple[Tensor, ...], lengths: Tensor | None = None, *, clock: Tensor | None = None) -> Tensor:
         """Return the measurement, [], of a sequence or of the tuple of its steps.
 
         ``lengths``: the lengths of the examples, or a mask of steps; None if the edit names no lengths. ``clock``: as in ``Measure``.
@@ -63,7 +61,7 @@ class MeasureUnits(Measure):
         super().__init__(regularizer, site, strength)
         self.units = units
 
-    def forward(self, value: Tensor, clock: Tensor | None = None) -> Tensor:
+    def forward(self, value: Tensor, *, clock: Tensor | None = None) -> Tensor:
         """Return the measurement, [], of a value that has an axis of units and one or more of samples. ``clock``: as in ``Measure``."""
         units = self.units.of(value, self.description)
         return measured(self.regularizer, {_ANY: units}, partial(self.weight, clock=clock), self.description)
@@ -131,7 +129,7 @@ class Total(RuntimeModule):
 class AllSitesTotal(Total):
     """Computes a penalty whose formula takes ``values``: all its sites at once, by name, so that nothing is averaged."""
 
-    def forward(self, values: dict[str, Tensor], clock: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, values: dict[str, Tensor], *, clock: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Return the penalty, [], from the values of all sites by name, each of any shape. ``clock``: as in ``Total``."""
         if not values:
             return self.weight(torch.float32, clock) * 0

@@ -124,7 +124,8 @@ class Rules(nn.Module):
     def value(self, name: str) -> float:
         """Return the strength exactly as it was set; of a schedule, that of the next call in train mode."""
         if name in self.elements:
-            return self._clock().value(self.elements[name][0])
+            own: float = self._clock().value(self.elements[name][0])
+            return own
         tensor = self.strengths[name]
         exact = self.exact.get(name)
         stored = float(tensor[0])
@@ -305,8 +306,8 @@ class SpliceRule(Drawing):
         return bool(self.regularizer.takes_in_eval)
 
     def forward(
-        self, z: Tensor, key: Tensor, lengths: Tensor | None = None, clock: Tensor | None = None, **others: Tensor
-    ) -> Tensor:  # fmt: skip
+        self, z: Tensor, key: Tensor, lengths: Tensor | None = None, *, clock: Tensor | None = None, **others: Tensor
+    ) -> Tensor:
         """Replace a value: z [any shape], floating; key int32 [streams, 2]; lengths, or a mask of steps -> [same shape and dtype].
 
         ``clock``: what the clock returned, [elements], for a strength that has a schedule. ``others``: ``module_input`` and ``previous``,
