@@ -89,8 +89,9 @@ class Schedule(VaryingStrength):
 
     def to_plain(self) -> dict[str, Any]:
         """Return the schedule as text, numbers and lists, from which ``of_plain`` makes it again."""
-        pairs: list[Any] = [[step, value] for step, value in zip(self.steps, self.values, strict=True)]
-        arguments = pairs if self.kind == "piecewise" else [*self.values, *self.steps]
+        arguments: list[Any] = [*self.values, *self.steps]
+        if self.kind == "piecewise":
+            arguments = [list(pair) for pair in zip(self.steps, self.values, strict=True)]
         return {self.kind: arguments} | ({"every": self.every} if self.every > 1 else {})
 
     def __repr__(self) -> str:
