@@ -25,6 +25,7 @@ from graphreg.runtime.controls import (
     site_strengths,
     strengths,
 )
+from graphreg.runtime.counter import Counter
 from graphreg.runtime.derivative_penalty import Derivative, Track
 from graphreg.runtime.dropout import NativeDropoutRule
 from graphreg.runtime.forward import call_within
@@ -57,7 +58,7 @@ from graphreg.runtime.strengths_now import strength_text, strengths_now
 
 __all__ = [
     "BACKEND", "BACKEND_STATE", "CLOCK", "GIVEN_IN_THE_CALL", "IN_PLACE_STATE", "OWN", "AllSitesTotal", "Asked", "AttachRule",
-    "BackendHandle", "BuildRecord", "ClockRule", "Derivative", "Drawing", "InPlaceHandle", "KeyRule", "Measure", "MeasureSteps",
+    "BackendHandle", "BuildRecord", "ClockRule", "Counter", "Derivative", "Drawing", "InPlaceHandle", "KeyRule", "Measure", "MeasureSteps",
     "MeasureUnits", "ModuleHandle", "NativeDropoutRule", "NoiseSwitches", "Penalties", "Places", "Regularized", "Regulated",
     "RewrittenModule", "Rules", "RuntimeModule", "Samples", "Scale", "SharedClock", "SharedKeyRule", "SharedState", "SpliceRule",
     "State", "StatefulTotal", "StreamName", "Total", "Track", "Way", "accumulation", "asked_of", "backend_handle", "call_within",

@@ -8,6 +8,7 @@ import math
 import pickle
 import random
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -23,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 import graphreg
 from graphreg import GraphRegError, NoMatchError, RegularizerError, schedules
 from graphreg.passes import L2SP, BernoulliDropout, Contractive, DropPath, HiddenL1, WeightL1, WeightL2
+from graphreg.rewriting.invariants import check
 from graphreg.runtime.clock import _table, strengths_at
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
@@ -724,7 +726,43 @@ def test_the_check_finds_a_lost_clock() -> None:
         nodes = {node.name: node for node in module.graph.nodes}
         nodes[name].kwargs = {key: nodes[value] for key, value in change.items()}
         with pytest.raises(GraphRegError, match=says):
-            graphreg.rewriting.invariants.check(module, traced, plan)  # type: ignore[attr-defined]
+            check(module, traced, plan)
+
+
+def test_the_clock_counts_although_nothing_reads_it() -> None:
+    model = dropping()
+    traced = graphreg.trace(model)
+    plan = graphreg.plan(traced, [], missing="ignore", own_dropout={"other": RATES})
+    module = graphreg.rewrite(traced, plan, 0)
+    module(X)
+    assert clock(module) == 1 and graphreg.strengths(module) == {"own_dropout": 0.125}
+    (node,) = (node for node in module.graph.nodes if node.name == "clock")
+    module.graph.eliminate_dead_code()
+    assert node in list(module.graph.nodes)
+    module.graph.erase_node(node)
+    with pytest.raises(GraphRegError, match=r"it does not have one clock for its schedules"):
+        check(module, traced, plan)
+
+
+def test_the_doctor_leaves_the_clock_and_finds_a_checkpoint_around_it() -> None:
+    module = graphreg.regularize(perceptron(), hidden_l1=schedules.linear(0, 1, 4))
+    compiled = torch.compile(lambda x: sum(module(x).penalties.values()), backend="eager")
+
+    def step() -> None:
+        checkpoint(compiled, X.clone().requires_grad_(), use_reentrant=True).sum().backward()
+
+    (finding,) = graphreg.doctor(module, step, backend="eager").findings
+    assert finding.observed == "calls in train mode: 1 in the forward, 1 in backward, each with scheduled strengths of its own"
+    assert clock(module) == 0 and graphreg.doctor(module, lambda: compiled(X).backward(), backend="eager").ok
+    placed = graphreg.regularize_(perceptron(), hidden_l1=schedules.linear(0, 1, 4), scale=1.0, example_inputs=X)
+    assert graphreg.doctor(placed, lambda: placed(X).sum().backward(), backend="eager").ok and clock(placed) == 0
+
+
+def test_drawn_without_its_clock(tmp_path: Path) -> None:
+    module = graphreg.regularize(perceptron(), hidden_dropout=RATES, weight_l2=WEIGHTS, rng=0)
+    graphreg.draw(module, tmp_path / "net.dot")
+    text = (tmp_path / "net.dot").read_text()
+    assert "clock" not in text and "hidden_dropout" in text
 
 
 def test_a_random_order_of_calls() -> None:
