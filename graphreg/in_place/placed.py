@@ -275,7 +275,7 @@ class Placed(ModuleHandle, InPlaceHandle):
     def rng_state(self) -> dict[str, Any]:
         key = self.shared.key
         return written_state(
-            IN_PLACE_STATE, key.alike, self.saved_states(), self._clock_call(), call=key.call(), seeds=dict(self.shared.seeds)
+            IN_PLACE_STATE, key.alike, self.saved_states(), self.clock_call(), call=key.call(), seeds=dict(self.shared.seeds)
         )
 
     def set_rng_state(self, state: Mapping[str, Any]) -> None:
@@ -288,7 +288,7 @@ class Placed(ModuleHandle, InPlaceHandle):
             )
         clock = clock_of_state(checked, self.shared.clock is not None)
         self.load_states(checked)
-        self._seek_clock(clock)
+        self.seek_clock(clock)
         self.shared.reseed(checked["seeds"])
         key.alike = checked["ranks"] == "same"
         key.seek(checked["call"])

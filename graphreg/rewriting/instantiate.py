@@ -72,8 +72,7 @@ def runtime_module_names(plan: Plan) -> dict[int | str, str]:
         names[i] = name
     clash = [name for name in plan.regularizers if name in {*dir(Rules()), *own, "strengths"}]
     if clash:
-        who = "graphreg uses for itself" if clash[0] in own else "torch modules use for themselves"
-        raise RegularizerError(f"name={clash[0]!r} is one that {who}; choose another.")
+        raise RegularizerError(f"name={clash[0]!r} is one that torch modules, or graphreg, use for themselves; choose another.")
     return names
 
 

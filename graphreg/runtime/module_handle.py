@@ -200,7 +200,7 @@ class ModuleHandle(Handle):
         key = self._key()
         streams = {} if key is None else dict(zip(key.names, key.streams.tolist(), strict=True))
         alike, call = key is not None and key.alike, 0 if key is None else key.call()
-        return written_state(MODULE_STATE, alike, self.saved_states(), self._clock_call(), call=call, streams=streams)
+        return written_state(MODULE_STATE, alike, self.saved_states(), self.clock_call(), call=call, streams=streams)
 
     def set_rng_state(self, state: Mapping[str, Any]) -> None:
         key = self._key()
@@ -217,7 +217,7 @@ class ModuleHandle(Handle):
             )
         clock = clock_of_state(checked, self._clock() is not None)
         self.load_states(checked)
-        self._seek_clock(clock)
+        self.seek_clock(clock)
         if key is None:
             return
         key.streams = key.streams.new_tensor([streams[name] for name in names])
@@ -307,12 +307,12 @@ class ModuleHandle(Handle):
         """Return the key rule and the clock, if there are any."""
         return [counter for counter in (self._key(), self._clock()) if counter is not None]
 
-    def _clock_call(self) -> int | None:
+    def clock_call(self) -> int | None:
         """Return the number of the next call in train mode; None if no strength has a schedule."""
         clock = self._clock()
         return None if clock is None else clock.call()
 
-    def _seek_clock(self, call: int | None) -> None:
+    def seek_clock(self, call: int | None) -> None:
         """Go to a call in train mode, unless the state that is restored has none."""
         clock = self._clock()
         if clock is not None and call is not None:

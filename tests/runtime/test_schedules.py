@@ -441,7 +441,7 @@ def test_native_dropout_is_reached() -> None:
         graphreg.regularize(model, own_dropout=schedules.linear(0, 1, 5))
     with pytest.raises(RegularizerError, match=r"own_dropout=by_depth\(0, 0\.5\) is not allowed; it is 'keep'"):
         graphreg.regularize(model, own_dropout=graphreg.by_depth(0, 0.5))
-    with pytest.raises(RegularizerError, match=r"name='clock' is one that graphreg uses for itself; choose another\."):
+    with pytest.raises(RegularizerError, match=r"name='clock' is one that torch modules, or graphreg, use for themselves; choose another\."):
         graphreg.regularize(model, WeightL2("*", 0.1, name="clock"), own_dropout=own)
 
 
